@@ -1,0 +1,58 @@
+# `make demo` shows the agent at work, `make test` proves it. Both set up what they need; see tests/lab/install for what that is.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test check format generate lab-demo lab-test clean
+
+help:
+	@echo "make demo [FOR=30s] [OUT=FILE]   two small guests, watched"
+	@echo "make test [T=tests/unit]         all tests, or some"
+	@echo "make check                       formatting, lint and types"
+	@echo "make format                      mend formatting and what lint can mend"
+	@echo "make generate                    schemas made from the code"
+	@echo "make clean                       remove the virtual environment and what tools left"
+
+demo: lab-demo
+	$(BIN)/qmp-agent demo $(if $(FOR),--for $(FOR)) $(if $(OUT),--out $(OUT))
+
+test: lab-test
+	$(BIN)/pytest $(T)
+
+check: $(VENV)/dev
+	$(BIN)/ruff format --check -q .
+	$(BIN)/ruff check -q .
+	$(BIN)/mypy
+
+format: $(VENV)/dev
+	$(BIN)/ruff format -q .
+	$(BIN)/ruff check -q --fix .
+
+generate: $(VENV)/dev
+	$(BIN)/qmp-agent schema config > config/agent.schema.json
+	$(BIN)/qmp-agent schema record > config/record.schema.json
+
+lab-demo: $(VENV)/run
+	tests/lab/install demo $(BIN)/python
+
+lab-test: $(VENV)/dev
+	tests/lab/install test $(BIN)/python
+
+# The marks $(VENV)/run and $(VENV)/dev say that what pyproject.toml asks for is installed.
+$(VENV)/run: pyproject.toml | $(BIN)/pip
+	$(BIN)/pip install -q -e .
+	@touch $@
+
+$(VENV)/dev: pyproject.toml | $(BIN)/pip
+	$(BIN)/pip install -q -e . --group dev
+	@touch $@ $(VENV)/run
+
+# A fresh Debian has Python but not its venv module; its own pip is too old for dependency groups.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || tests/lab/install demo
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,203 @@
+"""The types of the metrics table, and how a row of it reads a QMP reply. Pure."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum, auto
+from typing import Any
+
+import orjson
+
+from agent.record import clean
+
+Values = dict[str, Any]
+"""A sample's fields: numbers in base units, flags, texts. What QEMU did not give is not there."""
+
+
+class Kind(StrEnum):
+    """What a field is, and so how it is shown."""
+
+    COUNTER = auto()
+    """Only rises while the process lives; a series."""
+    GAUGE = auto()
+    """A number that comes and goes; a series."""
+    FLAG = auto()
+    """True or false; a series of 1 or 0."""
+    STATE = auto()
+    """One word of a list; a series of 1 that has the word as a label, named as the field."""
+    TEXT = auto()
+    """Words; in records only."""
+    DETAIL = auto()
+    """JSON as QEMU gave it; in records only."""
+
+
+class Unit(StrEnum):
+    """The unit that QEMU speaks; we speak seconds, bytes and ratios."""
+
+    BASE = ""
+    NANOSECONDS = "ns"
+    MICROSECONDS = "us"
+    MILLISECONDS = "ms"
+    MEGABITS = "Mbit/s"
+    PERCENT = "%"
+
+
+_TO_BASE: Mapping[Unit, Callable[[float], float]] = {
+    Unit.BASE: lambda v: v,
+    Unit.NANOSECONDS: lambda v: v / 1_000_000_000,  # divided, not multiplied by 1e-9: exact to the last digit
+    Unit.MICROSECONDS: lambda v: v / 1_000_000,
+    Unit.MILLISECONDS: lambda v: v / 1000,
+    Unit.MEGABITS: lambda v: v * 125_000,
+    Unit.PERCENT: lambda v: v / 100,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One row: a field of a QMP reply.
+
+    Attributes:
+        path: where it stands in the reply's item, by dots.
+        name: its name in the record, and with the family's prefix the series' name; counters end in `_total`, units are base units.
+        kind: how it is shown.
+        help: one line for people; the command and the path are added to it.
+        unit: the unit QEMU gives it in.
+    """
+
+    path: str
+    name: str
+    kind: Kind
+    help: str
+    unit: Unit = Unit.BASE
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The fields that one kind of sample has; `qemu.sample.<name>` in records, `qemu_<name>_<field>` in series.
+
+    Attributes:
+        name: of the family.
+        source: the QMP command (or event) that it comes from.
+        labels: the labels of its series beside `vm_uuid` and `vm`; their values are the sample's, in this order.
+        fields: the rows.
+        unavailable: numbers by which QEMU says that it does not know.
+        on_change: whether a record is made only when something in it changed, since an answer like the last one tells nothing.
+    """
+
+    name: str
+    source: str
+    help: str
+    labels: tuple[str, ...]
+    fields: tuple[Field, ...]
+    unavailable: frozenset[int] = frozenset()
+    on_change: bool = False
+
+    def series(self, field: Field) -> str:
+        """Return the name of the field's series."""
+        return f"qemu_{self.name}_{field.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one poll says of one subject.
+
+    Attributes:
+        family: whose fields these are.
+        labels: the values of the family's labels.
+        values: the fields.
+    """
+
+    family: Family
+    labels: tuple[str, ...]
+    values: Values
+
+    @property
+    def subject(self) -> str:
+        """The subject of its record: the first label, or empty for the VM as a whole."""
+        return self.labels[0] if self.labels else ""
+
+    @property
+    def data(self) -> Values:
+        """The data of its record: whose fields they are, and the fields."""
+        return dict(zip(self.family.labels, self.labels, strict=True)) | self.values
+
+
+class Reader:
+    """Reads one family's fields out of a QMP reply, row by row; made once, since it is on every poll's way."""
+
+    def __init__(self, family: Family) -> None:
+        self._unavailable = family.unavailable
+        groups: dict[tuple[str, ...], list[tuple[str, str, Callable[[Any], Any]]]] = {}
+        for field in family.fields:
+            *parents, last = field.path.split(".")
+            groups.setdefault(tuple(parents), []).append((last, field.name, _CONVERT[field.kind](_TO_BASE[field.unit])))
+        self._groups = list(groups.items())
+
+    def __call__(self, item: Mapping[str, Any]) -> Values:
+        """Return the fields that the item holds; those missing, of a wrong type or unavailable are left out."""
+        values: Values = {}
+        for parents, rows in self._groups:
+            holder = descend(item, parents)
+            if holder is None:
+                continue
+            for key, name, convert in rows:
+                raw = holder.get(key)
+                if raw is None or (type(raw) is int and raw in self._unavailable):
+                    continue
+                value = convert(raw)
+                if value is not None:
+                    values[name] = value
+        return values
+
+
+def descend(item: Any, path: tuple[str, ...]) -> Mapping[str, Any] | None:
+    """Return the object at `path` inside `item`, or None where there is none."""
+    for key in path:
+        item = item.get(key) if isinstance(item, dict) else None
+    return item if isinstance(item, dict) else None
+
+
+Convert = Callable[[Any], Any]
+
+
+def _number(to_base: Callable[[float], float]) -> Convert:
+    def convert(raw: Any) -> float | None:
+        if type(raw) is int or (type(raw) is float and math.isfinite(raw)):
+            return to_base(raw)
+        return None
+
+    return convert
+
+
+def _flag(_: object) -> Convert:
+    return lambda raw: raw if type(raw) is bool else None
+
+
+def _word(_: object) -> Convert:
+    return lambda raw: clean(raw, 64) if type(raw) is str else None
+
+
+def _text(_: object) -> Convert:
+    return lambda raw: clean(raw, 1024) if type(raw) is str else None
+
+
+_DETAIL_BYTES = 8192
+
+
+def _detail(_: object) -> Convert:
+    return lambda raw: raw if len(orjson.dumps(raw)) <= _DETAIL_BYTES else None
+
+
+_CONVERT: Mapping[Kind, Callable[[Callable[[float], float]], Convert]] = {
+    Kind.COUNTER: _number,
+    Kind.GAUGE: _number,
+    Kind.FLAG: _flag,
+    Kind.STATE: _word,
+    Kind.TEXT: _text,
+    Kind.DETAIL: _detail,
+}
+
+
+def shown(family: Family) -> Iterator[Field]:
+    """Yield the fields that have a series."""
+    return (field for field in family.fields if field.kind not in (Kind.TEXT, Kind.DETAIL))

@@ -1,0 +1,70 @@
+"""`qmp-agent check`: tries what a config names and says what it found, without watching or delivering anything."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from agent.app import sink, terms
+from agent.config import Config
+from agent.delivery.jsonl import JsonLines
+from agent.delivery.sink import SinkError
+from agent.monitors import Dial, Monitor
+from agent.qmp.client import Client
+from agent.qmp.errors import QmpError
+from agent.record import clean
+from agent.vm import identity
+from agent.vm.status import Terms
+
+MAX_AT_ONCE = 50
+
+
+async def check(config: Config) -> AsyncIterator[tuple[bool, str]]:
+    """Yield findings as they are made: whether each is good, and what it is in words."""
+    settled = terms(config)
+    for entry in config.monitors:
+        found = list(Dial(entry.dial).scan().values())
+        if not found:
+            yield _nothing(entry.dial)
+        gate = asyncio.Semaphore(MAX_AT_ONCE)
+        for finding in asyncio.as_completed([_monitor(monitor, settled, gate) for monitor in found]):
+            yield await finding
+    yield await _sink(config)
+
+
+def _nothing(pattern: str) -> tuple[bool, str]:
+    folder = Path(pattern).parent
+    if not any(c in str(folder) for c in "*?[") and not folder.is_dir():
+        return False, f"{pattern}: there is no folder {folder}"
+    return True, f"{pattern}: no socket there now; it is looked for as long as the agent runs"
+
+
+async def _monitor(monitor: Monitor, settled: Terms, gate: asyncio.Semaphore) -> tuple[bool, str]:
+    name = clean(monitor.name)
+    async with gate:
+        try:
+            client = await Client.open(
+                monitor.connect, settled.allow, lambda _: None, deadline=settled.greeting_seconds
+            )
+        except QmpError as error:
+            return False, f"{name}: {error}"
+        try:
+            answers = await client.ask(identity.WHO, deadline=settled.reply_seconds)
+        except QmpError as error:
+            return False, f"{name}: {error}"
+        finally:
+            client.close()
+        vm = identity.who(settled.host, monitor.name, answers)
+        assert client.greeting is not None
+        return True, f"{name}: {vm.name} ({vm.uuid}), QEMU {identity.build(client.greeting).version}"
+
+
+async def _sink(config: Config) -> tuple[bool, str]:
+    to = sink(config)
+    if isinstance(to, JsonLines) and config.jsonl.file is None:
+        return True, "records go to standard output, since there is neither kafka nor jsonl.file"
+    try:
+        await to.open()
+    except SinkError as error:
+        return False, f"{to.name}: {error}"
+    await to.close()
+    return True, f"records go to {to.name}"

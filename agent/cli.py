@@ -1,0 +1,172 @@
+"""The command `qmp-agent`."""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from agent import __version__, logs, schema
+from agent.app import StartError, run
+from agent.check import check
+from agent.config import PrometheusConfig
+from agent.config_file import DEFAULT_PATH, ConfigError, load
+from agent.record import Severity
+from agent.tail import TailError, Wanted, tail
+from agent.units import parse_seconds
+
+USAGE_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand and return the exit status: 0 done, 1 failed, 2 the command line or the config is wrong."""
+    parsed = _parser().parse_args(arguments)
+    handler: Callable[[argparse.Namespace], int] = parsed.handler
+    try:
+        return handler(parsed)
+    except ConfigError as error:
+        print(*error.problems, sep="\n", file=sys.stderr)
+        return USAGE_ERROR
+    except (StartError, TailError) as error:
+        print(f"qmp-agent: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `qmp-agent tail | head` has had enough
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qmp-agent", description="Watches every QEMU on this host and tells Kafka, Prometheus and people."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _command(commands, "run", _run, "watch this host's VMs until told to stop")
+    _config_option(command)
+
+    command = _command(
+        commands, "check", _check, "say what is wrong with the config, then try the monitors and the way out"
+    )
+    _config_option(command)
+
+    command = _command(commands, "tail", _tail, "show the records of the running agent as they come")
+    _config_option(command)
+    command.add_argument(
+        "--url", help="the agent's endpoint; by default what the config says, or else http://127.0.0.1:9179"
+    )
+    command.add_argument("--vm", default="", help="only this VM, by name or UUID")
+    command.add_argument("--type", default="", help="only types that begin so: event, sample.block, alert, vm, ...")
+    command.add_argument(
+        "--severity", default="debug", choices=[s.label for s in Severity], help="only these and worse"
+    )
+    command.add_argument("--json", action="store_true", help="whole records, one a line")
+
+    command = _command(commands, "schema", _schema, "print the JSON schema of records or of the config")
+    command.add_argument("of", choices=("record", "config"))
+
+    command = _command(commands, "demo", _demo, "boot two small guests, watch them and make things happen")
+    command.add_argument(
+        "--for", dest="seconds", type=_duration, metavar="TIME", help="end by itself after this long, such as 30s"
+    )
+    command.add_argument("--out", type=Path, metavar="FILE", help="leave every record in this file, one a line")
+
+    _command(commands, "version", _version, "print the version")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, handler: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    command.set_defaults(handler=handler)
+    return command
+
+
+def _config_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--config", type=Path, default=None, metavar="FILE", help=f"the config file; by default {DEFAULT_PATH}"
+    )
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_seconds(float(text) if text.isdecimal() else text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _loop(main: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    config = load(parsed.config or DEFAULT_PATH)
+    logs.set_up(config.log.level, config.log.format)
+    _loop(run(config))
+    return 0
+
+
+def _check(parsed: argparse.Namespace) -> int:
+    path = parsed.config or DEFAULT_PATH
+    config = load(path)
+    print(f"{path}: the config is good")
+    bad = []
+
+    async def findings() -> None:
+        async for good, text in check(config):
+            print(f"{'ok ' if good else 'BAD'}  {text}", flush=True)
+            if not good:
+                bad.append(text)
+
+    _loop(findings())
+    return 1 if bad else 0
+
+
+def _tail(parsed: argparse.Namespace) -> int:
+    url = parsed.url or f"http://{_listening(parsed.config)}"
+    _loop(tail(Wanted(url.rstrip("/"), parsed.vm, parsed.type, parsed.severity, parsed.json)))
+    return 0
+
+
+def _listening(path: Path | None) -> str:
+    """Return where the agent listens, by its config, or by default where there is none to read."""
+    path = path or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
+    config = load(path) if path is not None else None
+    address = (config.prometheus if config is not None else PrometheusConfig()).listen
+    host, _, port = address.rpartition(":")
+    return f"{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104 - compared, not bound
+
+
+def _schema(parsed: argparse.Namespace) -> int:
+    made = schema.record_schema() if parsed.of == "record" else schema.config_schema()
+    print(json.dumps(made, indent=2))
+    return 0
+
+
+def _demo(parsed: argparse.Namespace) -> int:
+    from agent.demo.play import DemoError, play  # noqa: PLC0415 - nobody who runs the agent pays for the demo
+
+    try:
+        _loop(play(parsed.seconds, parsed.out))
+    except DemoError as error:
+        print(f"qmp-agent demo: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _version(_: argparse.Namespace) -> int:
+    print(f"qmp-agent {__version__}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

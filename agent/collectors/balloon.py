@@ -1,0 +1,30 @@
+"""The balloon's size. Asked at attach; from then on BALLOON_CHANGE carries it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from agent.catalogue.metrics import BALLOON
+from agent.catalogue.model import Reader, Sample
+from agent.collectors.base import Answers, Collector
+from agent.qmp.commands import Ask
+
+_read = Reader(BALLOON)
+
+
+def _collect(answers: Answers) -> Iterable[Sample]:
+    (info,) = answers
+    return _samples(info) if isinstance(info, dict) else ()  # DeviceNotActive, KVMMissingCap: there is no balloon
+
+
+def _samples(info: Mapping[str, Any]) -> Iterable[Sample]:
+    values = _read(info)
+    return (Sample(BALLOON, (), values),) if values else ()
+
+
+COLLECTOR = Collector(
+    "balloon",
+    (BALLOON,),
+    lambda facts: (Ask("query-balloon"),) if facts.balloon else (),
+    _collect,
+    from_event={"BALLOON_CHANGE": _samples},
+)

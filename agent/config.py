@@ -1,0 +1,167 @@
+"""The config file as types: every key, its default and what it is for. Reading and explaining files is config_file's.
+
+The help of a key is its `description`: config/agent.yaml, agent.schema.json and `qmp-agent check` all speak from here.
+"""
+
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from agent.units import Bytes, Seconds
+
+
+def _address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdecimal() or not 0 <= int(port) < 65536:
+        raise ValueError('should be host:port, such as "127.0.0.1:9179"')
+    return value
+
+
+def _dial(value: str) -> str:
+    if value.startswith("tcp:"):
+        return "tcp:" + _address(value.removeprefix("tcp:"))
+    if not value.startswith("/"):
+        raise ValueError("should be an absolute path, a pattern such as /run/qemu/*.qmp, or tcp:host:port")
+    return value
+
+
+def _topic(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", value) or value in {".", ".."}:
+        raise ValueError("should be a Kafka topic: letters, digits, dots, underscores and dashes, at most 249")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+Topic = Annotated[str, AfterValidator(_topic)]
+Positive = Annotated[Seconds, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, use_attribute_docstrings=True)
+
+
+class DialConfig(_Section):
+    """Monitors that the agent connects to."""
+
+    dial: Annotated[str, AfterValidator(_dial)]
+    """A Unix socket, a pattern of them, or tcp:host:port. One QMP socket serves one client: give each VM one for the agent alone."""
+
+
+class KafkaTopicsConfig(_Section):
+    """Where each kind of record goes."""
+
+    events: Topic = "qemu.events"
+    """Events, and changes in a VM's life."""
+    samples: Topic = "qemu.samples"
+    """What polls say."""
+    alerts: Topic = "qemu.alerts"
+    """Alerts."""
+
+
+class KafkaConfig(_Section):
+    """Apache Kafka, or what speaks its protocol."""
+
+    servers: Annotated[list[Address], Field(min_length=1)]
+    """Some brokers, host:port; the others are learned from them."""
+    topics: KafkaTopicsConfig = KafkaTopicsConfig()
+    """Where each kind of record goes."""
+    client_id: Annotated[str, StringConstraints(min_length=1, max_length=249)] = "qmp-agent"
+    """How the agent calls itself in the brokers' logs and quotas."""
+    request_timeout: Positive = 10.0
+    """How long a broker may take to answer one request."""
+
+
+class JsonLinesConfig(_Section):
+    """Records as JSON lines, where there is no Kafka."""
+
+    file: Path | None = None
+    """The file; without one, standard output."""
+    rotate: Annotated[Bytes, Field(ge=4096)] = 100 << 20
+    """The size at which a file is put aside and a new one begun."""
+    keep: Annotated[int, Field(ge=0, le=1000)] = 5
+    """How many files put aside are kept."""
+
+
+class PrometheusConfig(_Section):
+    """The HTTP endpoint: /metrics, /healthz, /readyz and the page."""
+
+    listen: Address = "127.0.0.1:9179"
+    """Where to listen. Anyone who reaches it can read what the guests' names, disks and events are."""
+
+
+class IntervalsConfig(_Section):
+    """How often to ask what no event tells."""
+
+    poll: Annotated[Seconds, Field(ge=0.1)] = 10.0
+    """Block statistics; and migration where QEMU's migration events are off."""
+    guest_memory: Annotated[Seconds, Field(ge=1)] = 30.0
+    """The guest's own memory statistics, where its balloon driver tells them."""
+    migration: Annotated[Seconds, Field(ge=0.1)] = 1.0
+    """A migration that is under way."""
+    resync: Annotated[Seconds, Field(ge=1)] = 300.0
+    """Everything, to mend what a lost event left wrong."""
+
+
+class TimeoutsConfig(_Section):
+    """How long to wait before a VM is called something else than up."""
+
+    greeting: Positive = 3.0
+    """A monitor that does not greet by then is busy: another client holds it."""
+    reply: Positive = 5.0
+    """A VM that does not answer by then is stalled. Nothing more is asked until the answer comes."""
+    retry: Positive = 30.0
+    """The longest wait between two attempts to connect."""
+    stop: Positive = 10.0
+    """How long stopping may take to deliver what is left."""
+
+
+class AllowConfig(_Section):
+    """Changes that the agent may make to a QEMU. None is made unless it is asked for here."""
+
+    guest_stats_interval: Annotated[Seconds, Field(ge=1, le=3600)] | None = None
+    """Have guests tell their memory statistics this often, where nobody has set it. Off when absent."""
+    migration_events: bool = False
+    """Switch on QEMU's MIGRATION events, so that short migrations are seen whole. libvirt always does."""
+
+
+class LogConfig(_Section):
+    """The agent's own log, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe line that is written."""
+    format: Literal["auto", "text", "json"] = "auto"
+    """`auto` is text on a terminal and under systemd's journal, JSON elsewhere."""
+
+
+class Config(_Section):
+    """The whole file. Only `monitors` is needed."""
+
+    monitors: Annotated[list[DialConfig], Field(min_length=1)]
+    """Ways of reaching the VMs' monitors; several at once."""
+    host: Annotated[str, StringConstraints(min_length=1, max_length=255)] = Field(default_factory=socket.gethostname)
+    """This host's name in records; by default what the system calls itself."""
+    kafka: KafkaConfig | None = None
+    """Apache Kafka. Without it, records go to `jsonl`."""
+    jsonl: JsonLinesConfig = JsonLinesConfig()
+    """Records as JSON lines, where there is no Kafka."""
+    memory_budget: Annotated[Bytes, Field(ge=1 << 20)] = 64 << 20
+    """How much memory records may take that wait to be delivered. Past it the oldest are dropped, and counted."""
+    prometheus: PrometheusConfig = PrometheusConfig()
+    """The HTTP endpoint."""
+    intervals: IntervalsConfig = IntervalsConfig()
+    """How often to ask what no event tells."""
+    timeouts: TimeoutsConfig = TimeoutsConfig()
+    """How long to wait."""
+    allow: AllowConfig = AllowConfig()
+    """Changes that the agent may make to a QEMU."""
+    log: LogConfig = LogConfig()
+    """The agent's own log."""
+
+    @model_validator(mode="after")
+    def _one_sink(self) -> "Config":
+        if self.kafka is not None and self.jsonl.file is not None:
+            raise ValueError("kafka and jsonl.file are both given; records go to one of them: remove the other")
+        return self

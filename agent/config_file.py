@@ -1,0 +1,165 @@
+"""Reading a config file: all that is wrong with it at once, each with its file, line, key and what would be right."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from agent.config import Config
+
+DEFAULT_PATH = Path("/etc/qmp-agent/agent.yaml")
+
+Place = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        file: the file as it was named.
+        line: in it, from 1; 0 where it cannot be told.
+        key: as `kafka.servers[0]`; empty for the file as a whole.
+        text: what is wrong and what would be right.
+    """
+
+    file: str
+    line: int
+    key: str
+    text: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{where}: {self.key}: {self.text}" if self.key else f"{where}: {self.text}"
+
+
+class ConfigError(Exception):
+    """A config that cannot be used, with all that is wrong with it."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+def load(path: Path) -> Config:
+    """Read and validate a file.
+
+    Raises:
+        ConfigError: with every problem there is.
+    """
+    name = str(path)
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise ConfigError([Problem(name, 0, "", f"cannot be read: {error.strerror}")]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem(name, 0, "", f"is not UTF-8 text at byte {error.start}")]) from error
+    return parse(text, name)
+
+
+def parse(text: str, name: str = "config") -> Config:
+    """Validate a file's text; `name` is what the problems call it.
+
+    Raises:
+        ConfigError: with every problem there is.
+    """
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines: dict[Place, int] = {}
+        problems = [Problem(name, line, _key(place), "is given twice") for place, line in _walk(node, (), lines)]
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError([_yaml_problem(name, error)]) from error
+    if not isinstance(values, dict):
+        cure = "should be keys and values; the least is\n\n  monitors:\n    - dial: /run/qemu/*.qmp\n"
+        raise ConfigError([Problem(name, 0, "", cure)])
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        problems += [_problem(name, detail, lines) for detail in error.errors(include_url=False)]
+        raise ConfigError(sorted(problems, key=lambda p: p.line)) from error
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _walk(node: yaml.Node | None, place: Place, lines: dict[Place, int]) -> Iterator[tuple[Place, int]]:
+    """Note the line of every key and item; yield those given twice, which YAML would let the last one win."""
+    if node is None:
+        return
+    lines.setdefault(place, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            inner = (*place, str(key.value))
+            if inner in seen:
+                yield inner, key.start_mark.line + 1
+            seen.add(inner)
+            lines[inner] = key.start_mark.line + 1
+            yield from _walk(value, inner, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _walk(value, (*place, index), lines)
+
+
+def _yaml_problem(name: str, error: yaml.YAMLError) -> Problem:
+    mark = getattr(error, "problem_mark", None)
+    said = getattr(error, "problem", None) or str(error)
+    return Problem(name, mark.line + 1 if mark else 0, "", f"is not YAML: {said}")
+
+
+def _key(place: Place) -> str:
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    return text.removeprefix(".")
+
+
+def _problem(name: str, detail: ErrorDetails, lines: dict[Place, int]) -> Problem:
+    place = tuple(detail["loc"])
+    line = next((lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in lines), 0)
+    return Problem(name, line, _key(place), _text(detail, place))
+
+
+def _text(detail: ErrorDetails, place: Place) -> str:
+    """Return what is wrong in this file's words instead of pydantic's."""
+    context: dict[str, Any] = detail.get("ctx", {})
+    kind, given = detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        known = _keys_at(place[:-1])
+        near = difflib.get_close_matches(str(place[-1]), known, n=1)
+        return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; the keys here are {', '.join(known)}"
+    text = _TEXTS.get(kind, detail["msg"].removeprefix("Input ")).format(**context)
+    return f"{text}, not {given!r}" if isinstance(given, str | int | float) else text
+
+
+_TEXTS = {
+    "missing": "is missing",
+    "value_error": "{error}",
+    "greater_than": "should be more than {gt}",
+    "greater_than_equal": "should be at least {ge}",
+    "less_than": "should be less than {lt}",
+    "less_than_equal": "should be at most {le}",
+    "literal_error": "should be {expected}",
+    "too_short": "should have at least one item",
+    "model_type": "should be keys and values",
+    "list_type": "should be a list",
+}
+
+
+def _keys_at(place: Place) -> list[str]:
+    """Return the keys that are known in the section at a place."""
+    model: Any = Config
+    for part in place:
+        if isinstance(part, str) and model is not None:
+            model = _section(model.model_fields[part].annotation)
+    return list(model.model_fields) if model is not None else []
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _section(inner)) is not None), None)

@@ -1,0 +1,75 @@
+"""Records as JSON lines: to standard output, or to a file that is rotated by size. What goes out when no Kafka is configured."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from agent.delivery.sink import SinkError
+from agent.record import Stamped
+
+
+class JsonLines:
+    """A file of one record a line; `records.jsonl`, then `records.jsonl.1` and so on, the oldest last. Without a path, standard output."""
+
+    def __init__(self, path: Path | None, rotate_bytes: int = 100 << 20, keep: int = 5) -> None:
+        self.name = "standard output" if path is None else str(path)
+        self._path = path
+        self._rotate_bytes = rotate_bytes
+        self._keep = keep
+        self._fd = -1
+
+    async def open(self) -> None:
+        """Open the file, and where the agent was killed in the middle of a line, end that line.
+
+        Raises:
+            SinkError: it cannot be opened.
+        """
+        await self._in_thread(self._open)
+
+    async def send(self, batch: Sequence[Stamped]) -> Sequence[Stamped]:
+        """Append the batch.
+
+        Raises:
+            SinkError: the disk is full or the reader of standard output is gone.
+        """
+        lines = b"".join(record.body + b"\n" for record in batch)
+        await self._in_thread(self._write, lines)
+        return ()
+
+    async def close(self) -> None:
+        """Close the file."""
+        if self._path is not None and self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    async def _in_thread(self, call: Callable[..., None], *args: object) -> None:
+        try:
+            await asyncio.to_thread(call, *args)
+        except OSError as error:
+            raise SinkError(f"{self.name}: {error.strerror}") from error
+
+    def _open(self) -> None:
+        if self._path is None:
+            self._fd = sys.stdout.fileno()
+            return
+        self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        size = os.fstat(self._fd).st_size
+        if size and os.pread(self._fd, 1, size - 1) != b"\n":
+            os.write(self._fd, b"\n")
+
+    def _write(self, lines: bytes) -> None:
+        view = memoryview(lines)
+        while view:
+            view = view[os.write(self._fd, view) :]
+        if self._path is not None and os.fstat(self._fd).st_size >= self._rotate_bytes:
+            self._rotate(self._path)
+
+    def _rotate(self, path: Path) -> None:
+        names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, self._keep + 1))]
+        for older, newer in zip(reversed(names), reversed(names[:-1]), strict=False):
+            if newer.exists():
+                newer.replace(older)
+        os.close(self._fd)
+        self._open()

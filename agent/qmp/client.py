@@ -1,0 +1,195 @@
+"""A QMP client on asyncio: the protocol core on a transport, with a deadline on every step.
+
+It always reads: QEMU buffers without bound for a client that does not (seen: 57 MB), so `data_received` hands every message on at
+once and nothing here ever pauses the transport. Whoever gets the events decides what to keep.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, cast
+
+from agent.qmp.commands import AllowList, Ask
+from agent.qmp.errors import BusyError, CommandError, NotConnectedError, ProtocolError, QmpError, StalledError
+from agent.qmp.protocol import Connection, Event, Greeting, ProbeReply, Ready, Reply
+
+Answer = CommandError | Any
+"""What became of one question: QEMU's value, or the error it gave."""
+
+Connect = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.BaseTransport]]
+"""Makes a transport for the protocol that the factory returns; raises OSError where it cannot."""
+
+GREETING_SECONDS = 3.0
+"""A free monitor greets within milliseconds of connecting (QEMU 7.2 to 11.1); one that is silent this long is somebody else's."""
+
+
+class Client(asyncio.Protocol):
+    """One connection to one monitor. Made by `Client.open`."""
+
+    def __init__(self, allow: AllowList, on_event: Callable[[Event], None]) -> None:
+        self.greeting: Greeting | None = None
+        self.ended: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
+        """Done when the connection has ended; its result says why."""
+        self.bytes_read = 0
+        self.bytes_written = 0
+        self.strays = 0
+        self._on_event = on_event
+        self._qmp = Connection(allow)
+        self._transport: asyncio.Transport | None = None
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._answers: list[Answer] = []
+        self._round: asyncio.Future[list[Answer]] | None = None
+        self._probe: tuple[int, asyncio.Future[None]] | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        connect: Connect,
+        allow: AllowList,
+        on_event: Callable[[Event], None],
+        *,
+        deadline: float = GREETING_SECONDS,
+    ) -> "Client":
+        """Connect, wait for the greeting, negotiate.
+
+        Raises:
+            NotConnectedError: nothing listens there, or we may not connect.
+            BusyError: it accepted but did not greet within `deadline` seconds.
+            ProtocolError: what greets is not QMP.
+            StalledError: it greeted but did not finish negotiation in time: its main loop is stuck.
+        """
+        client = cls(allow, on_event)
+        try:
+            async with asyncio.timeout(deadline):
+                await connect(lambda: client)
+                await client._ready
+        except TimeoutError:
+            client.close()
+            if client.greeting is None:
+                raise BusyError(f"no greeting within {deadline:g} s: another client holds this monitor") from None
+            raise StalledError(f"greeted, but no answer to negotiation within {deadline:g} s") from None
+        except BlockingIOError:
+            client.close()
+            raise BusyError("the monitor's backlog is full: other clients hold it and wait for it") from None
+        except OSError as error:
+            client.close()
+            raise NotConnectedError(error.strerror or str(error)) from error
+        except BaseException:
+            client.close()
+            raise
+        return client
+
+    @property
+    def can_probe(self) -> bool:
+        """Whether out-of-band questions are understood here."""
+        return self._qmp.oob
+
+    @property
+    def replies_due(self) -> int:
+        """How many in-band questions QEMU still owes an answer to."""
+        return self._qmp.replies_due
+
+    async def ask(self, asks: Sequence[Ask], *, deadline: float) -> list[Answer]:
+        """Send questions in one write and return their answers, in order.
+
+        Raises:
+            StalledError: not all answers came within `deadline` seconds, or earlier ones are still due. `settled` tells when they have.
+            NotConnectedError: the connection ended.
+            ProtocolError: the peer broke the protocol.
+            CommandRefusedError: one of the questions is not on the allow-list.
+        """
+        if self.ended.done():
+            raise self.ended.result()
+        data = self._qmp.ask(asks)
+        self._round = asyncio.get_running_loop().create_future()
+        self._answers = []
+        self._write(data)
+        try:
+            async with asyncio.timeout(deadline):
+                return await asyncio.shield(self._round)
+        except TimeoutError:
+            raise StalledError(f"no reply to {asks[0].command} within {deadline:g} s") from None
+
+    async def settled(self) -> None:
+        """Wait, without a deadline, until no reply is due any more. The owner bounds it, and `ended` breaks it.
+
+        Raises:
+            QmpError: the connection ended first.
+        """
+        if self.replies_due and self._round is not None:
+            await asyncio.shield(self._round)
+
+    async def probe(self, *, deadline: float) -> bool:
+        """Return whether QEMU's monitor thread answers out of band; true with no in-band reply means a stuck main loop.
+
+        One that is still unanswered is waited for again, so that a QEMU that is stopped does not find a heap of them.
+        """
+        if self.ended.done() or not self._qmp.oob:
+            return False
+        if self._probe is None:
+            number, data = self._qmp.probe()
+            self._probe = number, asyncio.get_running_loop().create_future()
+            self._write(data)
+        try:
+            async with asyncio.timeout(deadline):
+                await asyncio.shield(self._probe[1])
+        except TimeoutError:
+            return False
+        self._probe = None
+        return True
+
+    def close(self) -> None:
+        """End the connection now; `ended` and everything that waits learns it."""
+        self._end(NotConnectedError("closed by us"))
+
+    def _write(self, data: bytes) -> None:
+        assert self._transport is not None
+        self.bytes_written += len(data)
+        self._transport.write(data)
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102 - asyncio's own contract
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by behaviour, not by class
+        if self.ended.done():  # the deadline passed in the same turn
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:  # noqa: D102 - asyncio's own contract
+        self.bytes_read += len(data)
+        try:
+            for message in self._qmp.receive(data):
+                self._take(message)
+        except ProtocolError as error:
+            self._end(error)
+        self.strays = self._qmp.strays
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102 - asyncio's own contract
+        self._end(NotConnectedError(str(exc) if exc else "QEMU closed the connection"))
+
+    def _take(self, message: object) -> None:
+        match message:
+            case Event():
+                self._on_event(message)
+            case Reply():
+                self._answers.append(message.error if message.error is not None else message.value)
+                if not self._qmp.replies_due and self._round is not None and not self._round.done():
+                    self._round.set_result(self._answers)
+            case ProbeReply():
+                if self._probe is not None and self._probe[0] == message.number and not self._probe[1].done():
+                    self._probe[1].set_result(None)
+            case Greeting():
+                self.greeting = message
+                self._write(self._qmp.negotiate())
+            case Ready():
+                if not self._ready.done():
+                    self._ready.set_result(None)
+
+    def _end(self, why: QmpError) -> None:
+        if self.ended.done():
+            return
+        self.ended.set_result(why)
+        if self._transport is not None:
+            self._transport.abort()
+        for waiter in (self._ready, self._round, self._probe and self._probe[1]):
+            if waiter is not None and not waiter.done():
+                waiter.set_exception(why)
+                waiter.exception()  # looked at: nobody may be waiting any more, and asyncio need not complain of that

@@ -1,0 +1,111 @@
+"""Everything this agent can say to a QEMU, and the only place where a request's bytes are made.
+
+A QMP socket is root over its guest, so the list is closed: a command that is not here cannot be sent, whatever the config or a bug
+asks for. Reads change nothing a guest or a manager can see. Each change is off until the operator turns it on by name, and even then
+only in the one form that is listed.
+
+Not here on purpose: `human-monitor-command` (does anything), `qom-list-types` and its kin (load modules, and crash a QEMU whose package
+was upgraded under it), `query-rx-filter` (re-arms an event), `query-cpus` (interrupts every vCPU), `cont` and all else that acts.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from agent.qmp.errors import CommandRefusedError
+
+READS = frozenset(
+    {
+        "query-balloon",
+        "query-blockstats",
+        "query-migrate",
+        "query-migrate-capabilities",
+        "query-name",
+        "query-status",
+        "query-uuid",
+        "query-version",
+        "query-yank",
+        "qom-get",
+        "qom-list",
+    }
+)
+
+
+class Change(StrEnum):
+    """A change that an operator may allow; the value is its name in the config."""
+
+    GUEST_STATS_INTERVAL = "guest-stats-interval"
+    MIGRATION_EVENTS = "migration-events"
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """The one shape in which a change may be sent."""
+
+    command: str
+    fits: Callable[[Mapping[str, Any]], bool]
+
+
+_INTERVAL_MAX_SECONDS = 3600
+
+_FORMS = {
+    Change.GUEST_STATS_INTERVAL: _Form(
+        "qom-set",
+        lambda a: (
+            a.keys() == {"path", "property", "value"}
+            and a["property"] == "guest-stats-polling-interval"
+            and type(a["value"]) is int
+            and 0 <= a["value"] <= _INTERVAL_MAX_SECONDS
+        ),
+    ),
+    Change.MIGRATION_EVENTS: _Form(
+        "migrate-set-capabilities",
+        lambda a: a == {"capabilities": [{"capability": "events", "state": True}]},
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One command with its arguments, before it is bytes."""
+
+    command: str
+    arguments: Mapping[str, Any] | None = None
+
+
+class AllowList:
+    """Makes requests' bytes, and refuses to make those that are not allowed."""
+
+    def __init__(self, changes: Iterable[Change] = ()) -> None:
+        self._forms = [_FORMS[change] for change in changes]
+        self._cache = {name: orjson.dumps({"execute": name}) for name in READS}
+
+    def encode(self, ask: Ask) -> bytes:
+        """Return an in-band request: compact, with no id and no newline, since QEMU pays for its length byte by byte.
+
+        Raises:
+            CommandRefusedError: it is neither a read nor a change that the operator allowed in this form.
+        """
+        if ask.arguments is None and ask.command in self._cache:
+            return self._cache[ask.command]
+        if ask.command not in READS and not self._allowed_change(ask):
+            raise CommandRefusedError(f"{ask.command} is not on the allow-list")
+        return orjson.dumps({"execute": ask.command, "arguments": dict(ask.arguments or {})})
+
+    def _allowed_change(self, ask: Ask) -> bool:
+        return any(form.command == ask.command and form.fits(ask.arguments or {}) for form in self._forms)
+
+
+def negotiation(*, oob: bool) -> bytes:
+    """Return the request that ends capability negotiation; `enable` is only understood by a QEMU that offers something."""
+    if oob:
+        return b'{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}'
+    return b'{"execute":"qmp_capabilities"}'
+
+
+def probe(number: int) -> bytes:
+    """Return an out-of-band liveness probe, answered by QEMU's monitor thread even while its main loop is stuck (QEMU 6.0)."""
+    return b'{"exec-oob":"query-yank","id":%d}' % number

@@ -1,0 +1,158 @@
+"""What flows: one kind of record for everything, a CloudEvents 1.0 event in JSON structured mode.
+
+A `Record` is what a room makes; a `Stamp` gives it its id and turns it into the bytes that are delivered, each record once.
+"""
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import IntEnum
+from typing import Any
+
+import orjson
+
+
+class Severity(IntEnum):
+    """How much a record asks for attention; ordered."""
+
+    DEBUG = 0
+    INFO = 1
+    WARNING = 2
+    ERROR = 3
+    CRITICAL = 4
+
+    @property
+    def label(self) -> str:
+        """The word in the record."""
+        return self.name.lower()
+
+
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Control characters, which CloudEvents forbids in attributes, and those that reorder or break a line for a person who reads it."""
+
+
+def clean(text: str, limit: int = 255) -> str:
+    """Return text from a guest's QEMU fit for an attribute, a label or a log line: no control characters, bounded."""
+    if text.isascii() and text.isprintable() and len(text) <= limit:
+        return text
+    return _UNFIT.sub("\ufffd", text[:limit])
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """Whom a record is about.
+
+    Attributes:
+        host: this host's name.
+        uuid: the VM's UUID; the key of its records, so that they stay in order. Empty where a monitor has not told yet.
+        name: the VM's name for people; its UUID where it has none.
+        monitor: the monitor's address, as the operator would write it.
+    """
+
+    host: str
+    uuid: str
+    name: str
+    monitor: str = ""
+    envelope: Mapping[str, str] = field(init=False, repr=False, compare=False)
+    key: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        key = self.uuid or clean(self.monitor)
+        place = f"vms/{self.uuid}" if self.uuid else f"monitors/{_uri(self.monitor)}"
+        envelope = {
+            "specversion": "1.0",
+            "source": f"/hosts/{_uri(self.host)}/{place}",
+            "datacontenttype": "application/json",
+        }
+        envelope |= {"host": clean(self.host), "partitionkey": key}
+        if self.uuid:
+            envelope |= {"vmuuid": self.uuid, "vmname": clean(self.name)}
+        object.__setattr__(self, "envelope", envelope)
+        object.__setattr__(self, "key", key)
+
+
+def _uri(text: str) -> str:
+    return re.sub(
+        r"[^A-Za-z0-9._~-]", lambda m: "".join(f"%{b:02X}" for b in m[0].encode("utf-8", "replace")), text.strip("/")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One thing that was seen.
+
+    Attributes:
+        type: `qemu.event.<name>`, `qemu.sample.<family>`, `qemu.alert.<name>` or `qemu.vm.<change>`.
+        vm: whom it is about.
+        data: flat; field names and units are those of the metrics.
+        time_ns: nanoseconds since the epoch: QEMU's own time for an event, the instant before the question for a sample.
+        subject: the device, vCPU or job within the VM, or empty.
+        severity: how much it asks for attention.
+    """
+
+    type: str
+    vm: Vm
+    data: Mapping[str, Any]
+    time_ns: int
+    subject: str = ""
+    severity: Severity = Severity.INFO
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether this is one of many that the next poll makes again; events, alerts and lifecycle records are not."""
+        return self.type.startswith("qemu.sample.")
+
+
+@dataclass(frozen=True, slots=True)
+class Stamped:
+    """A record with its id and its bytes.
+
+    Attributes:
+        record: what it was made of.
+        id: unique within its source; what consumers deduplicate on.
+        body: the CloudEvents JSON, UTF-8.
+    """
+
+    record: Record
+    id: str
+    body: bytes
+
+
+_BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+CONTENT_TYPE = "application/cloudevents+json"
+
+
+class Stamp:
+    """Numbers records and encodes them. One for each run of the agent."""
+
+    def __init__(self, started_ns: int | None = None) -> None:
+        millis = (time.time_ns() if started_ns is None else started_ns) // 1_000_000
+        self.run = "".join(_BASE32[millis >> shift & 31] for shift in range(45, -1, -5))
+        """This run's part of every id: its start in milliseconds, ten Crockford base-32 digits, so that ids sort by time."""
+        self._sequence = 0
+
+    def __call__(self, record: Record) -> Stamped:
+        """Return the record with the next id. Sequence numbers have no gaps, so that a consumer can see a loss."""
+        self._sequence += 1
+        number = str(self._sequence)
+        record_id = f"{self.run}-{number}"
+        event: dict[str, Any] = {
+            **record.vm.envelope,
+            "id": record_id,
+            "type": record.type,
+            "time": _instant(record.time_ns),
+            "severity": record.severity.label,
+            "sequence": number,
+        }
+        if record.subject:
+            event["subject"] = clean(record.subject)
+        event["data"] = record.data
+        return Stamped(record, record_id, orjson.dumps(event, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS))
+
+
+def _instant(time_ns: int) -> datetime:
+    """Return the instant to the microsecond, by whole numbers: a float of today's nanoseconds is 200 ns off."""
+    seconds, rest = divmod(time_ns, 1_000_000_000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)

@@ -1,0 +1,151 @@
+"""JSON schemas of what the agent emits and reads, made from the catalogue and the config's types. Pure."""
+
+from typing import Any
+
+from agent.catalogue.events import ROWS, Category
+from agent.catalogue.metrics import FAMILIES, WRITE_THRESHOLD
+from agent.catalogue.model import Family, Field, Kind
+from agent.config import Config
+from agent.record import Severity
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_TEXT = {"type": "string", "minLength": 1}
+
+_TYPES: dict[Kind, dict[str, Any]] = {
+    Kind.COUNTER: {"type": "number", "minimum": 0},
+    Kind.GAUGE: {"type": "number"},
+    Kind.FLAG: {"type": "boolean"},
+    Kind.STATE: {"type": "string"},
+    Kind.TEXT: {"type": "string"},
+    Kind.DETAIL: {},
+}
+
+
+def config_schema() -> dict[str, Any]:
+    """Return the schema of the config file."""
+    return {"$schema": _DIALECT, "title": "qmp-agent's config", **Config.model_json_schema()}
+
+
+def record_schema() -> dict[str, Any]:
+    """Return the schema of a record: CloudEvents' attributes and ours, and by type what its data holds."""
+    known = {f"qemu.event.{row.name.lower()}" for row in ROWS}
+    bodies = {f"qemu.sample.{family.name}": _sample(family) for family in FAMILIES if family is not WRITE_THRESHOLD}
+    bodies |= {
+        f"qemu.vm.{change}": _body(change_fields, required=needed)
+        for change, (change_fields, needed) in _CHANGES.items()
+    }
+    bodies["qemu.alert.write_threshold"] = _body(_ALERT, required=tuple(_ALERT))
+    return {
+        "$schema": _DIALECT,
+        "title": "qmp-agent's record: a CloudEvents 1.0 event in JSON structured mode",
+        "type": "object",
+        "properties": {
+            "specversion": {"const": "1.0"},
+            "id": {
+                "type": "string",
+                "pattern": "^[0-9A-HJKMNP-TV-Z]{10}-[0-9]+$",
+                "description": "Unique: deduplicate on it.",
+            },
+            "source": {"type": "string", "pattern": "^/hosts/[^/]+/(vms|monitors)/[^/]+$", "format": "uri-reference"},
+            "type": {
+                "anyOf": [{"enum": sorted(bodies)}, {"type": "string", "pattern": "^qemu\\.event\\.[a-z][a-z0-9_]*$"}]
+            },
+            "subject": {**_TEXT, "description": "The device, node, job or the like within the VM."},
+            "time": {"type": "string", "format": "date-time"},
+            "datacontenttype": {"const": "application/json"},
+            "host": _TEXT,
+            "vmuuid": {"type": "string", "format": "uuid"},
+            "vmname": _TEXT,
+            "severity": {"enum": [severity.label for severity in Severity]},
+            "sequence": {
+                "type": "string",
+                "pattern": "^[0-9]+$",
+                "description": "Counts up by one over all records of one run.",
+            },
+            "partitionkey": {**_TEXT, "description": "The VM's UUID: Kafka's key."},
+            "data": {"type": "object"},
+        },
+        "required": [
+            "specversion",
+            "id",
+            "source",
+            "type",
+            "time",
+            "datacontenttype",
+            "host",
+            "severity",
+            "sequence",
+            "partitionkey",
+            "data",
+        ],
+        "additionalProperties": False,
+        "allOf": [
+            *({"if": _is(name), "then": {"properties": {"data": body}}} for name, body in sorted(bodies.items())),
+            {"if": {"properties": {"type": {"enum": sorted(known)}}}, "then": {"properties": {"data": _EVENT}}},
+        ],
+    }
+
+
+def _is(name: str) -> dict[str, Any]:
+    return {"properties": {"type": {"const": name}}}
+
+
+def _body(properties: dict[str, Any], required: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+
+
+def _sample(family: Family) -> dict[str, Any]:
+    properties: dict[str, Any] = dict.fromkeys(family.labels, _TEXT)
+    properties |= {field.name: _field(family, field) for field in family.fields}
+    return {"description": family.help, **_body(properties, family.labels)}
+
+
+def _field(family: Family, field: Field) -> dict[str, Any]:
+    return {**_TYPES[field.kind], "description": f"{field.help} ({family.source}: {field.path})"}
+
+
+_EVENT = _body(
+    {
+        "event": _TEXT,
+        "category": {"enum": [c.value for c in Category]},
+        "qemu": {"type": "object", "description": "QEMU's own data, whole."},
+    },
+    required=("event", "category", "qemu"),
+)
+
+_ALERT = {
+    "alert": {"const": "write_threshold"},
+    "state": {"const": "firing"},
+    "learnt": {"const": "event"},
+    "device": _TEXT,
+    "layer": {"enum": ["format", "storage", "node"]},
+} | {field.name: _field(WRITE_THRESHOLD, field) for field in WRITE_THRESHOLD.fields if field.kind is not Kind.COUNTER}
+
+_REASON = {"reason": {"type": "string"}}
+_LEFT = (
+    _REASON | {"shutdown_reason": {"type": "string", "description": "QEMU's ShutdownCause, where it said SHUTDOWN."}},
+    ("reason",),
+)
+_CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "attached": (
+        {
+            "monitor": _TEXT,
+            "qemu_version": _TEXT,
+            "qemu_package": {"type": "string"},
+            "reattached": {
+                "type": "boolean",
+                "description": "Whether the agent watched this monitor before in this run.",
+            },
+            "events_lost_since_timestamp_seconds": {
+                "type": "number",
+                "description": "Since when events were not heard.",
+            },
+        },
+        ("monitor", "qemu_version", "qemu_package", "reattached"),
+    ),
+    "detached": _LEFT,
+    "gone": _LEFT,
+    "busy": (_REASON, ("reason",)),
+    "stalled": (_REASON, ("reason",)),
+    "recovered": ({}, ()),
+}

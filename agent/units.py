@@ -1,0 +1,81 @@
+"""Durations and sizes as people write them: `10s`, `5m`, `1GiB`. Pure."""
+
+import re
+from typing import Annotated
+
+from pydantic import BeforeValidator, WithJsonSchema
+
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_BYTES = {
+    "": 1,
+    "B": 1,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+    "TiB": 1 << 40,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+}
+
+
+def parse_seconds(value: object) -> float:
+    """Return the seconds in `10s`, `500ms`, `5m`, `1h`, `2d` or a plain number of seconds.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value) if isinstance(value, str) else None
+    if match:
+        return float(match[1]) * _SECONDS[match[2]]
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
+        return float(value)
+    raise ValueError("should be a duration such as 10s, 500ms, 5m or 1h")
+
+
+def parse_bytes(value: object) -> int:
+    """Return the bytes in `64KiB`, `1GiB`, `10MB` or a plain number of bytes.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]i?B|B|)", value) if isinstance(value, str) else None
+    if match and match[2] in _BYTES:
+        return int(float(match[1]) * _BYTES[match[2]])
+    if type(value) is int and value >= 0:
+        return value
+    raise ValueError("should be a size such as 64KiB, 100MiB or 1GiB")
+
+
+def format_bytes(size: float) -> str:
+    """Return a size for people, to three digits: `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TiB"
+
+
+Seconds = Annotated[
+    float,
+    BeforeValidator(parse_seconds),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string", "pattern": r"^\d+(\.\d+)?\s*(ms|s|m|h|d)$"}, {"type": "number", "minimum": 0}]}
+    ),
+]
+"""A duration in a config, as seconds."""
+
+Bytes = Annotated[
+    int,
+    BeforeValidator(parse_bytes),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": r"^\d+(\.\d+)?\s*([KMGT]iB|kB|[MGT]B|B|)$"},
+                {"type": "integer", "minimum": 0},
+            ]
+        }
+    ),
+]
+"""A size in a config, as bytes."""

@@ -1,0 +1,98 @@
+"""Who a VM is and what it has: the questions asked once at each attach, and what their answers mean. Pure."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agent.collectors.base import Facts
+from agent.qmp.commands import Ask
+from agent.qmp.protocol import Greeting
+from agent.record import Vm, clean
+
+_NAMESPACE = uuid.UUID("5f0b6f6e-8c3e-5d0a-9a39-6e1f1f2d7a10")
+_NIL = str(uuid.UUID(int=0))
+
+WHO = (Ask("query-uuid"), Ask("query-name"))
+"""Its version is in the greeting and need not be asked."""
+
+_ROOMS = ("/machine/peripheral", "/machine/peripheral-anon")
+WHAT = (Ask("query-migrate-capabilities"), *(Ask("qom-list", {"path": room}) for room in _ROOMS))
+
+TURN_ON_MIGRATION_EVENTS = Ask("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
+
+_INTERVAL = "guest-stats-polling-interval"
+
+_BALLOONS = tuple(f"child<virtio-balloon-{bus}" for bus in ("pci", "ccw", "device"))
+"""Types of balloon devices, with the ends -transitional> and -non-transitional> too. Enumerating types instead would load modules."""
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A QEMU's version.
+
+    Attributes:
+        version: such as 7.2.22.
+        package: the distribution's own text, or empty.
+    """
+
+    version: str
+    package: str
+
+
+def build(greeting: Greeting) -> Build:
+    """Return the version that a greeting tells."""
+    return Build(".".join(map(str, greeting.version)), clean(greeting.package, 128))
+
+
+def who(host: str, monitor: str, answers: Sequence[Any]) -> Vm:
+    """Return whom the answers to WHO name.
+
+    A VM that was started without a UUID answers with zeros, as all such do; it gets one made of the host's name and its monitor's
+    address, so that it stays the same over restarts of itself and of the agent.
+    """
+    said, named = (answer if isinstance(answer, dict) else {} for answer in answers)
+    try:
+        told = str(uuid.UUID(said.get("UUID")))
+    except (ValueError, TypeError, AttributeError):
+        told = _NIL
+    if told == _NIL:
+        told = str(uuid.uuid5(_NAMESPACE, f"{host}\n{monitor}"))
+    name = named.get("name")
+    return Vm(host, told, clean(name) if isinstance(name, str) and name else told, monitor)
+
+
+def balloon_path(answers: Sequence[Any]) -> str | None:
+    """Return the QOM path of the VM's balloon device, out of the answers to WHAT, or None; QEMU allows one."""
+    for room, children in zip(_ROOMS, answers[1:], strict=True):
+        for child in children if isinstance(children, list) else ():
+            kind, name = (child.get("type"), child.get("name")) if isinstance(child, dict) else (None, None)
+            if isinstance(kind, str) and kind.startswith(_BALLOONS) and isinstance(name, str):
+                return f"{room}/{name}"
+    return None
+
+
+def migration_events(answers: Sequence[Any]) -> bool:
+    """Return whether MIGRATION events are switched on, out of the answers to WHAT."""
+    capabilities = answers[0] if isinstance(answers[0], list) else ()
+    return any(isinstance(c, dict) and c.get("capability") == "events" and c.get("state") is True for c in capabilities)
+
+
+def interval_ask(balloon: str) -> Ask:
+    """Return the question how often a balloon's guest is asked for its statistics."""
+    return Ask("qom-get", {"path": balloon, "property": _INTERVAL})
+
+
+def set_interval_ask(balloon: str, seconds: int) -> Ask:
+    """Return the change that has a balloon's guest asked for its statistics every so many seconds."""
+    return Ask("qom-set", {"path": balloon, "property": _INTERVAL, "value": seconds})
+
+
+def interval(answer: Any) -> int:
+    """Return the seconds that `interval_ask` was answered with; 0 is never."""
+    return answer if type(answer) is int and 0 < answer < 1 << 31 else 0
+
+
+def facts(answers: Sequence[Any]) -> Facts:
+    """Return what the answers to WHAT tell of the VM."""
+    return Facts(balloon=balloon_path(answers), migration_events=migration_events(answers))

@@ -1,0 +1,44 @@
+"""When to ask a VM what: by timer where nothing else tells, at once where an event says that an answer changed. Pure: time is given."""
+
+from collections.abc import Iterable
+from math import inf
+
+SLACK_SECONDS = 0.05
+"""Questions due this close together go out in one write: QEMU pays for each wake-up too."""
+
+SPACING_SECONDS = 0.25
+"""A storm of events asks for one thing at most this often."""
+
+
+class Schedule:
+    """When each of some named questions is due. Times are seconds on any one monotonic clock."""
+
+    def __init__(self) -> None:
+        self._due: dict[str, float] = {}
+        self._asked: dict[str, float] = {}
+
+    def demand(self, names: Iterable[str], now: float) -> None:
+        """Make these due at once, or as soon as their spacing allows."""
+        for name in names:
+            if name in self._due:
+                self._due[name] = min(self._due[name], max(now, self._asked.get(name, -inf) + SPACING_SECONDS))
+
+    def plan(self, name: str, at: float) -> None:
+        """Make this due at a time, unless something made it due earlier since it was last taken; `inf` waits for a demand."""
+        self._due[name] = min(self._due.get(name, inf), at)
+
+    def drop(self, name: str) -> None:
+        """Never ask this again."""
+        self._due.pop(name, None)
+
+    def next_at(self) -> float:
+        """Return when the next question is due; `inf` is never."""
+        return min(self._due.values(), default=inf)
+
+    def take(self, now: float) -> list[str]:
+        """Return what is due, by when it was due, and put it off until it is planned or demanded again."""
+        due = sorted((name for name, at in self._due.items() if at <= now + SLACK_SECONDS), key=self._due.__getitem__)
+        for name in due:
+            self._due[name] = inf
+            self._asked[name] = now
+        return due

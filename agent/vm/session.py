@@ -1,0 +1,247 @@
+"""One attached connection: hears every event, asks by schedule, bears a QEMU that does not answer."""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from math import inf
+from random import random
+
+from agent.catalogue.events import row_of
+from agent.catalogue.model import Sample
+from agent.collectors import Collector, Facts
+from agent.qmp.client import Answer, Client
+from agent.qmp.commands import Ask, Change
+from agent.qmp.errors import CommandError, QmpError, StalledError
+from agent.qmp.protocol import Event
+from agent.record import Record, Vm, clean
+from agent.vm import identity
+from agent.vm.schedule import Schedule
+from agent.vm.status import Out, Outcome, State, Terms
+
+_log = logging.getLogger(__name__)
+
+PROBE_SECONDS = 2.0
+"""How often a stalled QEMU is probed out of band, and how long it has to answer."""
+
+EARLY_EVENTS = 1024
+"""How many events are kept while it is not known yet whose they are."""
+
+MAX_ASKS = 7
+"""Questions in one write. QEMU reads no further, probes included, while eight in-band requests wait (monitor/qmp.c, 4.0 to 11.1)."""
+
+_DISCOVER = "discover"
+
+
+class Session:
+    """Made before the connection is, so that it misses nothing; `meet`, then `watch`."""
+
+    def __init__(self, terms: Terms, out: Out, tell: Callable[[State, str], None]) -> None:
+        self.shutdown_reason: str | None = None
+        """Why the VM shut down, where it said so."""
+        self._terms = terms
+        self._out = out
+        self._tell = tell
+        self._vm: Vm | None = None
+        self._facts = Facts()
+        self._early: deque[Event] = deque()
+        self._early_lost = 0
+        self._schedule = Schedule()
+        self._wake = asyncio.Event()
+        self._phase = 0.1 + 0.9 * random()  # noqa: S311 - spreads the polls of many VMs over the interval
+        self._phased: set[str] = set()
+        self._collectors = {collector.name: collector for collector in terms.collectors}
+        self._carriers = {event: collector for collector in terms.collectors for event in collector.from_event}
+
+    # What QEMU says unasked.
+
+    def hear(self, event: Event) -> None:
+        """Take an event at the moment it is read."""
+        if self._vm is not None:
+            self._event(self._vm, event)
+        elif len(self._early) < EARLY_EVENTS:
+            self._early.append(event)
+        else:
+            self._early_lost += 1
+
+    def _event(self, vm: Vm, event: Event) -> None:
+        row = row_of(event.name)
+        data = {"event": row.name, "category": row.category.value, "qemu": event.data}
+        time_ns = time.time_ns() if event.time_ns is None else event.time_ns
+        subject = row.subject_of(event.data)
+        self._out.record(Record(f"qemu.event.{row.name.lower()}", vm, data, time_ns, subject, row.judge(event.data)))
+        carrier = self._carriers.get(event.name)
+        if carrier is not None:
+            self._out.samples(vm, carrier.families, tuple(carrier.from_event[event.name](event.data)), time_ns)
+        match event.name:
+            case "SHUTDOWN":
+                reason = event.data.get("reason")
+                self.shutdown_reason = clean(reason, 64) if isinstance(reason, str) else "unknown"
+            case "MIGRATION":
+                self._facts = dataclasses.replace(self._facts, migration_events=True)
+        if row.asks:
+            self._schedule.demand(row.asks, time.monotonic())
+            self._wake.set()
+
+    # What we ask.
+
+    async def meet(self, client: Client, host: str, monitor: str) -> Vm:
+        """Ask who is there.
+
+        Raises:
+            QmpError: the connection ended first.
+        """
+        return identity.who(host, monitor, await self._patiently(client, identity.WHO))
+
+    async def watch(self, client: Client, vm: Vm) -> None:
+        """Give the events their owner, then ask by schedule until the connection ends.
+
+        Raises:
+            QmpError: why it ended.
+        """
+        self._vm = vm
+        for event in self._early:
+            self._event(vm, event)
+        if self._early_lost:
+            self._out.lost(vm, "early", self._early_lost)
+        self._early.clear()
+        client.ended.add_done_callback(lambda _: self._wake.set())
+        self._schedule.plan(_DISCOVER, time.monotonic())
+        while True:
+            if client.ended.done():
+                raise client.ended.result()
+            names = self._schedule.take(time.monotonic())
+            if not names:
+                await self._idle()
+            elif _DISCOVER in names:
+                await self._discover(client)
+            else:
+                await self._poll(client, vm, [self._collectors[name] for name in names])
+
+    async def _idle(self) -> None:
+        self._wake.clear()
+        at = self._schedule.next_at()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if at == inf else max(0.0, at - time.monotonic())):
+                await self._wake.wait()
+
+    async def _discover(self, client: Client) -> None:
+        """Learn what the VM has, make the changes that the operator asked for, and have everything asked anew."""
+        answers = await self._patiently(client, identity.WHAT)
+        facts = identity.facts(answers)
+        if facts.balloon is not None:
+            facts = dataclasses.replace(facts, guest_stats_seconds=await self._guest_stats(client, facts.balloon))
+        if not facts.migration_events and Change.MIGRATION_EVENTS in self._terms.changes:
+            done = not isinstance(
+                (await self._patiently(client, (identity.TURN_ON_MIGRATION_EVENTS,)))[0], CommandError
+            )
+            facts = dataclasses.replace(facts, migration_events=done)
+        self._facts = facts
+        now = time.monotonic()
+        for name in self._collectors:
+            self._schedule.plan(name, now)
+        self._schedule.plan(_DISCOVER, now + self._terms.intervals.resync * (0.9 + 0.2 * self._phase))
+
+    async def _guest_stats(self, client: Client, balloon: str) -> int:
+        """Return how often the guest is asked for its statistics, having set it where nobody has and the operator wants it."""
+        seconds = identity.interval((await self._patiently(client, (identity.interval_ask(balloon),)))[0])
+        wanted = self._terms.guest_stats_seconds
+        if seconds == 0 and Change.GUEST_STATS_INTERVAL in self._terms.changes:
+            (answer,) = await self._patiently(client, (identity.set_interval_ask(balloon, wanted),))
+            return 0 if isinstance(answer, CommandError) else wanted
+        return seconds
+
+    async def _poll(self, client: Client, vm: Vm, collectors: Sequence[Collector]) -> None:
+        rounds = [(c, asks) for c in collectors if (asks := c.asks(self._facts))]
+        while rounds:
+            batch, rounds = _split(rounds)
+            time_ns, start = time.time_ns(), time.monotonic()
+            try:
+                answers = await client.ask(
+                    [ask for _, asks in batch for ask in asks], deadline=self._terms.reply_seconds
+                )
+            except StalledError as error:
+                for collector, _ in batch:
+                    self._out.collected(collector.name, Outcome.LATE, self._terms.reply_seconds)
+                await self._stalled(client, str(error))
+                self._schedule.plan(_DISCOVER, time.monotonic())  # much may have changed; what came late is stale
+                return
+            seconds = time.monotonic() - start
+            for collector, asks in batch:
+                mine, answers = answers[: len(asks)], answers[len(asks) :]
+                samples, outcome = self._collect(collector, mine)
+                self._out.collected(collector.name, outcome, seconds)
+                if outcome is Outcome.OK:
+                    self._out.samples(vm, collector.families, samples, time_ns)
+                self._plan(collector, samples, start)
+
+    def _collect(self, collector: Collector, answers: Sequence[Answer]) -> tuple[Sequence[Sample], Outcome]:
+        if any(isinstance(a, CommandError) and a.error_class == "CommandNotFound" for a in answers):
+            del self._collectors[collector.name]  # this QEMU has no such command, and will not get it while it lives
+            return (), Outcome.UNSUPPORTED
+        try:
+            return tuple(collector.collect(answers)), Outcome.OK
+        except QmpError as error:
+            _log.debug("%s: %s: %s", self._vm, collector.name, error)
+        except Exception:  # noqa: BLE001 - one collector's bug, met by what one VM said
+            _log.exception("%s could not read an answer", collector.name)
+        return (), Outcome.FAILED
+
+    def _plan(self, collector: Collector, samples: Sequence[Sample], start: float) -> None:
+        name = collector.name
+        if name not in self._collectors:
+            self._schedule.drop(name)
+            return
+        wait = collector.again(samples, self._facts, self._terms.intervals)
+        if wait is None:
+            return
+        if wait >= self._terms.intervals.poll and name not in self._phased:
+            self._phased.add(name)
+            wait *= self._phase
+        self._schedule.plan(name, start + wait)
+
+    async def _patiently(self, client: Client, asks: Sequence[Ask]) -> list[Answer]:
+        """Ask, and where QEMU stalls, wait and ask again: for what must be known before anything else."""
+        while True:
+            try:
+                return await client.ask(asks, deadline=self._terms.reply_seconds)
+            except StalledError as error:
+                await self._stalled(client, str(error))
+
+    async def _stalled(self, client: Client, reason: str) -> None:
+        """Wait for the overdue replies, sending nothing in-band meanwhile; the command is still running inside QEMU.
+
+        Raises:
+            QmpError: the connection ended first.
+        """
+        self._tell(State.STALLED, reason)
+        settled = asyncio.ensure_future(client.settled())
+        try:
+            while not (await asyncio.wait({settled}, timeout=PROBE_SECONDS))[0]:
+                if client.can_probe:
+                    answers = await client.probe(deadline=PROBE_SECONDS)
+                    if not settled.done():
+                        self._tell(State.STALLED, _MAIN_LOOP if answers else _PROCESS)
+            settled.result()
+        finally:
+            settled.cancel()
+        self._tell(State.UP, "")
+
+
+_MAIN_LOOP = "QEMU's monitor thread answers but its main loop does not: it hangs, on storage most often"
+_PROCESS = "no thread of QEMU answers: the process is stopped or starved"
+
+
+def _split(
+    rounds: list[tuple[Collector, Sequence[Ask]]],
+) -> tuple[list[tuple[Collector, Sequence[Ask]]], list[tuple[Collector, Sequence[Ask]]]]:
+    """Cut off as many as go into one write."""
+    count = 0
+    for index, (_, asks) in enumerate(rounds):
+        count += len(asks)
+        if index and count > MAX_ASKS:
+            return rounds[:index], rounds[index:]
+    return rounds, []

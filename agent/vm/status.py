@@ -1,0 +1,105 @@
+"""What a session with one monitor tells the rest of the agent. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from agent.catalogue.model import Family, Sample
+from agent.collectors import ALL, Collector, Intervals
+from agent.monitors import Monitor
+from agent.qmp.commands import AllowList, Change
+from agent.record import Record, Vm
+from agent.vm.identity import Build
+
+
+class State(StrEnum):
+    """Where a session stands, as a person sees it."""
+
+    CONNECTING = "connecting"
+    BUSY = "busy"
+    """Something accepts but does not greet: another client holds this monitor. Not a dead VM."""
+    NEGOTIATING = "negotiating"
+    UP = "up"
+    STALLED = "stalled"
+    """A reply is overdue. Not a dead VM either."""
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A session's state.
+
+    Attributes:
+        monitor: which monitor.
+        state: where it stands.
+        reason: why, in words for people; empty where there is nothing to say.
+        vm: who is there, once known.
+        build: its QEMU, once known.
+        since_ns: since when it is in this state, nanoseconds since the epoch.
+    """
+
+    monitor: Monitor
+    state: State
+    reason: str
+    vm: Vm | None
+    build: Build | None
+    since_ns: int
+
+
+class Outcome(StrEnum):
+    """What became of one question."""
+
+    OK = "ok"
+    FAILED = "failed"
+    UNSUPPORTED = "unsupported"
+    LATE = "late"
+
+
+class Out(Protocol):
+    """Whom a session tells what it learns. No call may block or raise."""
+
+    def record(self, record: Record) -> None:
+        """Take an event or a change in a VM's life."""
+
+    def samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
+        """Take all that there is of these families at that instant: a subject that is not among the samples is no more."""
+
+    def status(self, status: Status) -> None:
+        """Take a change of state."""
+
+    def ended(self, monitor: Monitor) -> None:
+        """Forget a monitor: it will not be watched any more."""
+
+    def collected(self, collector: str, outcome: Outcome, seconds: float) -> None:
+        """Take the outcome of one question and how long its answer took."""
+
+    def lost(self, vm: Vm, reason: str, events: int) -> None:
+        """Take note of events that could not be kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What all sessions have in common.
+
+    Attributes:
+        host: this host's name.
+        allow: what may be sent.
+        changes: the changes that the operator turned on.
+        intervals: how often to ask.
+        reply_seconds: how long a reply may take before the VM counts as stalled.
+        greeting_seconds: how long a greeting may take before the monitor counts as busy.
+        retry_seconds: the longest wait between two attempts.
+        guest_stats_seconds: the guest statistics interval to set where nobody has set one; only with GUEST_STATS_INTERVAL.
+        collectors: what to ask.
+    """
+
+    host: str
+    allow: AllowList
+    changes: frozenset[Change] = frozenset()
+    intervals: Intervals = field(default_factory=Intervals)
+    reply_seconds: float = 5.0
+    greeting_seconds: float = 3.0
+    retry_seconds: float = 30.0
+    guest_stats_seconds: int = 10
+    collectors: Sequence[Collector] = ALL

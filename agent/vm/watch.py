@@ -1,0 +1,167 @@
+"""Watching one monitor over as many connections as it takes, and a fleet of them.
+
+A monitor that hangs, lies or leaves harms its own watch and no other.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from agent.backoff import back_off
+from agent.monitors import Monitor
+from agent.qmp.client import Client
+from agent.qmp.errors import BusyError, QmpError, StalledError
+from agent.record import Record, Severity, Vm, clean
+from agent.vm import identity
+from agent.vm.session import Session
+from agent.vm.status import Out, State, Status, Terms
+
+_log = logging.getLogger(__name__)
+
+FIRST_RETRY_SECONDS = 0.2
+
+
+class Watch:
+    """Connects to one monitor, and again, until it is cancelled or the monitor has vanished."""
+
+    def __init__(self, monitor: Monitor, terms: Terms, out: Out) -> None:
+        self._monitor = monitor
+        self._terms = terms
+        self._out = out
+        self._vm: Vm | None = None
+        self._build: identity.Build | None = None
+        self._state: State | None = None
+        self._reason = ""
+        self._left_ns: int | None = None
+        self._vanished = asyncio.Event()
+
+    def vanish(self) -> None:
+        """Do not connect again: the monitor's address is no more. A connection that is up lives on."""
+        self._vanished.set()
+
+    def reappear(self) -> None:
+        """Its address is back after all."""
+        self._vanished.clear()
+
+    async def run(self) -> None:
+        """Watch, until cancelled or vanished."""
+        attempt = 0
+        while not self._vanished.is_set():
+            attempt = 0 if await self._once() else attempt + 1
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(back_off(attempt, FIRST_RETRY_SECONDS, self._terms.retry_seconds)):
+                    await self._vanished.wait()
+
+    async def _once(self) -> bool:
+        """One connection; return whether a VM was met on it."""
+        if self._state not in (State.BUSY, State.STALLED, State.GONE):  # those stand until something better is known
+            self._set(State.CONNECTING)
+        session = Session(self._terms, self._out, self._tell)
+        try:
+            client = await Client.open(
+                self._monitor.connect, self._terms.allow, session.hear, deadline=self._terms.greeting_seconds
+            )
+        except (BusyError, StalledError) as error:
+            self._tell(State.BUSY if isinstance(error, BusyError) else State.STALLED, str(error))
+            return False
+        except QmpError as error:
+            self._set(State.GONE, str(error))
+            return False
+        with contextlib.closing(client):
+            self._set(State.NEGOTIATING)
+            return await self._attached(client, session)
+
+    async def _attached(self, client: Client, session: Session) -> bool:
+        vm = None
+        change, reason = "detached", "the agent stops watching"
+        try:
+            vm = await session.meet(client, self._terms.host, self._monitor.name)
+            assert client.greeting is not None
+            self._vm, self._build = vm, identity.build(client.greeting)
+            self._lifecycle("attached", self._arrival(self._build))
+            self._set(State.UP)
+            await session.watch(client, vm)
+        except QmpError as error:
+            change, reason = "gone", str(error)
+        finally:
+            self._left_ns = time.time_ns()
+            if vm is not None:
+                self._lifecycle(change, {"reason": reason, "shutdown_reason": session.shutdown_reason})
+            self._set(State.GONE, reason)
+        return vm is not None
+
+    def _arrival(self, build: identity.Build) -> dict[str, Any]:
+        return {
+            "monitor": clean(self._monitor.name),
+            "qemu_version": build.version,
+            "qemu_package": build.package,
+            "reattached": self._left_ns is not None,
+            "events_lost_since_timestamp_seconds": self._left_ns and self._left_ns / 1e9,
+        }
+
+    def _tell(self, state: State, reason: str) -> None:
+        """Set a state that downstream is told of too, when it is new."""
+        before = self._state
+        if not self._set(state, reason):
+            return
+        if state is State.BUSY:
+            self._lifecycle("busy", {"reason": reason}, Severity.WARNING)
+        elif state is State.STALLED:
+            self._lifecycle("stalled", {"reason": reason}, Severity.ERROR)
+        elif before is State.STALLED:
+            self._lifecycle("recovered", {})
+
+    def _set(self, state: State, reason: str = "") -> bool:
+        """Set the state; return whether it is another one, not just another reason."""
+        if (state, reason) == (self._state, self._reason):
+            return False
+        changed = state is not self._state
+        self._state, self._reason = state, reason
+        self._out.status(Status(self._monitor, state, reason, self._vm, self._build, time.time_ns()))
+        return changed
+
+    def _lifecycle(self, change: str, data: Mapping[str, Any], severity: Severity = Severity.INFO) -> None:
+        vm = self._vm or Vm(self._terms.host, "", "", self._monitor.name)
+        told = {key: value for key, value in data.items() if value is not None}
+        self._out.record(Record(f"qemu.vm.{change}", vm, told, time.time_ns(), severity=severity))
+
+
+class Fleet:
+    """Watches whatever monitors the ways find, one task each."""
+
+    def __init__(self, terms: Terms, out: Out, tasks: asyncio.TaskGroup) -> None:
+        self._terms = terms
+        self._out = out
+        self._tasks = tasks
+        self._watches: dict[tuple[object, ...], Watch] = {}
+
+    def __len__(self) -> int:
+        return len(self._watches)
+
+    def appeared(self, monitor: Monitor) -> None:
+        """Watch a monitor, unless that is being done already."""
+        if monitor.key in self._watches:
+            self._watches[monitor.key].reappear()
+        else:
+            watch = self._watches[monitor.key] = Watch(monitor, self._terms, self._out)
+            self._tasks.create_task(self._run(monitor, watch), name=f"watch {monitor.name}")
+
+    def vanished(self, monitor: Monitor) -> None:
+        """Let a monitor go when its connection ends."""
+        if monitor.key in self._watches:
+            self._watches[monitor.key].vanish()
+
+    async def _run(self, monitor: Monitor, watch: Watch) -> None:
+        try:
+            while True:
+                try:
+                    return await watch.run()
+                except Exception:  # noqa: BLE001 - a bug of ours, met by what one VM said: it must not end the others
+                    _log.exception("watching %s failed; starting it anew", clean(monitor.name))
+                    await asyncio.sleep(self._terms.retry_seconds)
+        finally:
+            del self._watches[monitor.key]
+            self._out.ended(monitor)

@@ -1,0 +1,76 @@
+"""The guests' series in Prometheus' text format 0.0.4, out of the snapshot. Pure.
+
+Labels were made into text when the subject appeared; a scrape joins them with numbers. No question goes to any QEMU here.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from agent.catalogue.metrics import FAMILIES
+from agent.catalogue.model import Family, Field, Kind, shown
+from agent.vm.status import State
+from agent.web.snapshot import Snapshot, View, escape
+
+Row = tuple[str, Any]
+"""Labels in the text format, without braces, and a value."""
+
+
+def render(snapshot: Snapshot) -> str:
+    """Return the text of all series of all VMs."""
+    views = [view for _, view in snapshot.views()]
+    return "".join((*_vm_series(views), *(text for family in FAMILIES for text in _family(family, views))))
+
+
+def _family(family: Family, views: list[View]) -> Iterator[str]:
+    subjects = [subject for view in views for subject in view.families.get(family.name, {}).values()]
+    for field in shown(family):
+        rows = [(labels, values[field.name]) for labels, values in subjects if field.name in values]
+        if rows:
+            origin = f"{field.help} ({family.source}: {field.path})"
+            yield _metric(
+                family.series(field), _type(field), origin, _states(field, rows) if field.kind is Kind.STATE else rows
+            )
+
+
+def _type(field: Field) -> str:
+    return "counter" if field.kind is Kind.COUNTER else "gauge"
+
+
+def _states(field: Field, rows: Iterable[Row]) -> list[Row]:
+    return [(f'{labels},{field.name}="{escape(word)}"', 1) for labels, word in rows]
+
+
+def _metric(name: str, kind: str, text: str, rows: Iterable[Row]) -> str:
+    lines = [f"{name}{{{labels}}} {+value!r}\n" for labels, value in rows]  # + makes True 1
+    text = text.replace("\\", r"\\")
+    return f"# HELP {name} {text}\n# TYPE {name} {kind}\n{''.join(lines)}"
+
+
+def _vm_series(views: list[View]) -> Iterator[str]:
+    """Yield what the sessions themselves know."""
+    if not views:
+        return
+    yield _metric("qemu_vm_info", "gauge", "A VM that is watched, for joins.", [(_info(view), 1) for view in views])
+    up = [(view.labels, view.status.state is State.UP) for view in views]
+    yield _metric(
+        "qemu_vm_up", "gauge", "Whether the VM answers in time; 0 is stalled. A VM that is gone has no series.", up
+    )
+    replied = [(view.labels, view.replied_ns / 1e9) for view in views if view.replied_ns]
+    if replied:
+        yield _metric(
+            "qemu_vm_last_reply_timestamp_seconds",
+            "gauge",
+            "When the VM last answered a question or told a figure.",
+            replied,
+        )
+    events = [(f'{view.labels},event="{name}"', count) for view in views for name, count in sorted(view.events.items())]
+    if events:
+        text = "Events since the VM was attached; a lower bound, since QEMU coalesces some."
+        yield _metric("qemu_vm_events_total", "counter", text, events)
+
+
+def _info(view: View) -> str:
+    build = view.status.build
+    version, package = (build.version, build.package) if build is not None else ("", "")
+    monitor = escape(view.status.vm.monitor) if view.status.vm is not None else ""
+    return f'{view.labels},qemu_version="{version}",qemu_package="{escape(package)}",monitor="{monitor}"'

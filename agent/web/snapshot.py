@@ -1,0 +1,117 @@
+"""The last samples of every VM and the state of every monitor, as the scrape and the page read them. Pure.
+
+A family of a VM is replaced whole, so a reader sees one poll's answer or the next one's, and a disk that was unplugged is not in it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from agent.catalogue.events import EVENTS
+from agent.catalogue.model import Family, Sample, Values
+from agent.record import Record, Vm
+from agent.vm.status import State, Status
+
+MAX_SERIES_LABELS = 2000
+"""Subjects of one family of one VM that get series. Records have them all; what is left out here is counted."""
+
+
+@dataclass(slots=True)
+class View:
+    """What is known of one VM.
+
+    Attributes:
+        status: its session's state.
+        labels: its own labels in the text format, `vm_uuid="...",vm="..."`.
+        families: by family name, for each subject its labels in the text format and its values.
+        replied_ns: when it last answered, nanoseconds since the epoch; 0 is never.
+        events: how many of each event it sent while we listened.
+    """
+
+    status: Status
+    labels: str
+    families: dict[str, dict[tuple[str, ...], tuple[str, Values]]] = field(default_factory=dict)
+    replied_ns: int = 0
+    events: Counter[str] = field(default_factory=Counter)
+    overflowed: int = 0
+
+
+def escape(value: str) -> str:
+    """Return a label's value as the text format has it."""
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+class Snapshot:
+    """Written by the sessions, read by whoever looks; both on the event loop, so that nothing is read half-written."""
+
+    def __init__(self) -> None:
+        self.monitors: dict[tuple[object, ...], Status] = {}
+        self._views: dict[Vm, View] = {}
+
+    def views(self) -> Iterator[tuple[Vm, View]]:
+        """Yield the VMs; of several with one UUID (two ways to it, or a migration within the host) the one attached last."""
+        last = {vm.uuid: vm for vm in self._views}
+        return ((vm, view) for vm, view in self._views.items() if last[vm.uuid] is vm)
+
+    def status(self, status: Status) -> None:
+        """Take a change of state. A VM that is gone has no series."""
+        self.monitors[status.monitor.key] = status
+        if status.vm is None:
+            return
+        if status.state in (State.UP, State.STALLED):
+            view = self._views.get(status.vm)
+            if view is None:
+                vm = status.vm
+                self._views[vm] = View(status, f'vm_uuid="{vm.uuid}",vm="{escape(vm.name)}"')
+            else:
+                view.status = status
+        else:
+            self._views.pop(status.vm, None)
+
+    def ended(self, key: tuple[object, ...]) -> None:
+        """Forget a monitor."""
+        self.monitors.pop(key, None)
+
+    def samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
+        """Take all that a VM has of these families."""
+        view = self._views.get(vm)
+        if view is None:
+            return
+        view.replied_ns = max(view.replied_ns, time_ns)
+        for family in families:
+            old = view.families.get(family.name, {})
+            mine = [sample for sample in samples if sample.family is family]
+            view.overflowed += max(0, len(mine) - MAX_SERIES_LABELS)
+            view.families[family.name] = {s.labels: (_labels(view, s, old), s.values) for s in mine[:MAX_SERIES_LABELS]}
+
+    def values(self, vm: Vm, sample: Sample) -> Values | None:
+        """Return the values that are known of a sample's subject."""
+        view = self._views.get(vm)
+        known = view.families.get(sample.family.name, {}).get(sample.labels) if view is not None else None
+        return known[1] if known is not None else None
+
+    def add(self, vm: Vm, sample: Sample) -> None:
+        """Take one subject of a family and leave the others of that family as they are."""
+        view = self._views.get(vm)
+        if view is not None:
+            family = view.families.setdefault(sample.family.name, {})
+            if sample.labels in family or len(family) < MAX_SERIES_LABELS:
+                family[sample.labels] = (_labels(view, sample, family), sample.values)
+            else:
+                view.overflowed += 1
+
+    def event(self, record: Record) -> None:
+        """Count an event; those nobody knows count as one kind, since their names are the guest's QEMU's to choose."""
+        view = self._views.get(record.vm)
+        if view is not None:
+            name = record.data["event"]
+            view.events[name if name in EVENTS else "unknown"] += 1
+
+
+def _labels(view: View, sample: Sample, old: Mapping[tuple[str, ...], tuple[str, Values]]) -> str:
+    """Return the labels of a sample's series in the text format, made once for as long as the subject lives."""
+    known = old.get(sample.labels)
+    if known is not None:
+        return known[0]
+    pairs = zip(sample.family.labels, sample.labels, strict=True)
+    return "".join((view.labels, *(f',{name}="{escape(value)}"' for name, value in pairs)))

@@ -47,7 +47,7 @@ async def play(seconds: float | None, out: Path | None) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     with tempfile.TemporaryDirectory(prefix="qmp-agent-demo-") as name:
         folder = Path(name)
-        records = out.absolute() if out is not None else folder / "records.jsonl"
+        records = out if out is not None else folder / "records.jsonl"
         try:
             records.unlink(missing_ok=True)
             await _prepare()

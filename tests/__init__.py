@@ -1,0 +1,1 @@
+"""The tests; those with a real QEMU, Kafka or Prometheus get it from the lab."""

@@ -1,0 +1,3 @@
+"""What pytest reads first."""
+
+pytest_plugins = ["tests.lab.fixtures"]

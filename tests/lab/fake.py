@@ -1,0 +1,312 @@
+"""A scripted QMP monitor, for what a real QEMU cannot be made to do at will.
+
+It behaves as a real one does unless told otherwise: one client at a time, nothing but the handshake before it is done, commands in
+order, `exec-oob` beside them, answers that end in CRLF. What it answers by default was captured from a real QEMU, see `transcript.py`.
+"""
+
+import asyncio
+import codecs
+import contextlib
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.lab.transcript import Transcript
+
+OUT_OF_BAND = frozenset({"migrate-pause", "migrate-recover", "query-yank", "yank"})
+
+
+@dataclass(frozen=True, slots=True)
+class FakeError:
+    """A reply that is an error."""
+
+    kind: str = "GenericError"
+    text: str = "it does not work"
+
+
+# A value, a FakeError, or a function that makes either from the command's arguments.
+Reply = Any | FakeError | Callable[[dict[str, Any]], Any]
+
+
+class FakeQemu:
+    """A monitor at a Unix socket; as an async context manager it listens from entering to leaving.
+
+    Attributes:
+        path: its socket.
+        replies: what it answers, by command; may be changed at any time. A command that is neither here nor in the
+            transcript is not known to it.
+        greeting: its first message; may be changed before a client comes.
+        sent: every request of every client, oldest first, the handshake's too.
+        pretty: whether its answers are spread over lines, as with QEMU's `pretty=on`.
+        clients: how many clients it has greeted.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        replies: Mapping[str, Reply] | None = None,
+        greeting: Mapping[str, Any] | None = None,
+        pretty: bool = False,
+        transcript: Transcript | None = None,
+    ) -> None:
+        self.path = path
+        self.transcript = transcript or Transcript.load()
+        self.replies: dict[str, Reply] = dict(replies or {})
+        self.greeting: Mapping[str, Any] = self.transcript.greeting if greeting is None else greeting
+        self.sent: list[dict[str, Any]] = []
+        self.pretty = pretty
+        self.clients = 0
+        self._held: dict[str, asyncio.Event] = {}
+        self._free = asyncio.Event()
+        self._free.set()
+        self._news = asyncio.Condition()
+        self._client: _Client | None = None
+        self._session: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    # --- What a test makes it do ---
+
+    def emit(self, event: str, data: Mapping[str, Any] | None = None, *, at: float | None = None) -> None:
+        """Send an event, which is lost as on a real monitor if no client has done the handshake.
+
+        Args:
+            event: its name.
+            data: its data; None: it has no such field.
+            at: its time in seconds since 1970; None: now.
+        """
+        seconds, microseconds = divmod(round((time.time() if at is None else at) * 1_000_000), 1_000_000)
+        message: dict[str, Any] = {"timestamp": {"seconds": seconds, "microseconds": microseconds}, "event": event}
+        if data is not None:
+            message["data"] = data
+        if self._client is not None and self._client.negotiated:
+            self._client.send(message)
+
+    def send_raw(self, raw: bytes) -> None:
+        """Send the client these bytes, whatever they are."""
+        assert self._client is not None, "there is no client"
+        self._client.write(raw)
+
+    def hang(self, command: str) -> None:
+        """Do not answer this command until `release`; what is asked after it waits too, unless out of band."""
+        self._held.setdefault(command, asyncio.Event())
+
+    def release(self, command: str) -> None:
+        """Answer this command again, first of all where it waits."""
+        held = self._held.pop(command, None)
+        if held is not None:
+            held.set()
+
+    def busy(self) -> None:
+        """Be as if another client held the monitor: connecting succeeds, no greeting comes."""
+        self._free.clear()
+        self.drop()
+
+    def free(self) -> None:
+        """End `busy`: whoever is waiting is greeted."""
+        self._free.set()
+
+    def drop(self) -> None:
+        """Hang up on the client, if there is one."""
+        if self._session is not None:
+            self._session.cancel()
+
+    async def asked(self, command: str, times: int = 1) -> None:
+        """Wait until the command has been sent that many times in all."""
+        async with self._news:
+            await self._news.wait_for(lambda: self.count(command) >= times)
+
+    def count(self, command: str) -> int:
+        """Return how many times the command has been sent."""
+        return sum(command in (request.get("execute"), request.get("exec-oob")) for request in self.sent)
+
+    # --- How it runs ---
+
+    async def start(self) -> None:
+        """Listen."""
+        listener = socket.socket(socket.AF_UNIX)
+        listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        self.path.unlink(missing_ok=True)
+        listener.bind(os.fspath(self.path))
+        listener.listen(1)  # as QEMU's: two more may connect while one is served
+        self._task = asyncio.create_task(self._serve(listener))
+
+    async def stop(self, *, leave_socket: bool = False) -> None:
+        """Hang up and stop listening; `leave_socket`: as a crash does, connecting is refused thereafter."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+        if not leave_socket:
+            self.path.unlink(missing_ok=True)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def _serve(self, listener: socket.socket) -> None:
+        with listener:
+            while True:
+                await self._free.wait()
+                connected, _ = await asyncio.get_running_loop().sock_accept(listener)
+                reader, writer = await asyncio.open_unix_connection(sock=connected)
+                self._client = _Client(self, reader, writer)
+                self.clients += 1
+                self._session = asyncio.create_task(self._client.serve())
+                try:
+                    await asyncio.wait([self._session])
+                    if not self._session.cancelled():
+                        self._session.result()
+                finally:
+                    self._session.cancel()
+                    self._client = self._session = None
+
+    async def note(self, request: dict[str, Any]) -> None:
+        """Remember a request, for `sent`."""
+        self.sent.append(request)
+        async with self._news:
+            self._news.notify_all()
+
+    async def answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to a command, once it is not held."""
+        held = self._held.get(command)
+        if held is not None:
+            await held.wait()
+        if command not in self.replies:
+            return self.transcript.answer(command, arguments)
+        reply = self.replies[command]
+        if callable(reply):
+            reply = reply(arguments)
+        return error(reply.kind, reply.text) if isinstance(reply, FakeError) else {"return": reply}
+
+
+class _Client:
+    """The one client of a FakeQemu, from its greeting to its end."""
+
+    def __init__(self, fake: FakeQemu, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.negotiated = False
+        self._oob = False
+        self._fake = fake
+        self._reader = reader
+        self._writer = writer
+        self._in_band: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        text = json.dumps(message, indent=4 if self._fake.pretty else None)
+        self.write(text.replace("\n", "\r\n").encode() + b"\r\n")
+
+    def write(self, raw: bytes) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(raw)
+
+    async def serve(self) -> None:
+        tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._work())]
+        try:
+            self.send(self._fake.greeting)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # a reply function may have failed
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._writer.close()
+
+    async def _read(self) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        text = ""
+        while True:
+            try:
+                data = await self._reader.read(1 << 16)
+            except ConnectionError:
+                return
+            if not data:
+                return
+            requests, text, broken = split(text + decoder.decode(data))
+            for request in requests:
+                await self._take(request)
+            if broken:
+                self.send(error("GenericError", "JSON parse error, expecting value"))
+
+    async def _take(self, request: Any) -> None:
+        if not isinstance(request, dict):
+            self.send(error("GenericError", "QMP input must be a JSON object"))
+            return
+        await self._fake.note(request)
+        identity = {key: request[key] for key in ("id",) if key in request}
+        if "exec-oob" not in request:
+            self._in_band.put_nowait(request)
+        elif not self._oob:
+            self.send(error("GenericError", "QMP input member 'exec-oob' is unexpected") | identity)
+        elif request["exec-oob"] not in OUT_OF_BAND:
+            text = f"The command {request['exec-oob']} does not support OOB"
+            self.send(error("GenericError", text) | identity)
+        else:
+            self.send(await self._fake.answer(request["exec-oob"], request.get("arguments", {})) | identity)
+
+    async def _work(self) -> None:
+        """Answer the in-band commands, one after the other."""
+        while True:
+            request = await self._in_band.get()
+            command = request.get("execute", "")
+            if command == "qmp_capabilities" or not self.negotiated:
+                reply = self._negotiate(command, request.get("arguments", {}))
+            else:
+                reply = await self._fake.answer(command, request.get("arguments", {}))
+            self.send(reply | {key: request[key] for key in ("id",) if key in request})
+
+    def _negotiate(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if command != "qmp_capabilities":
+            return error("CommandNotFound", "Expecting capabilities negotiation with 'qmp_capabilities'")
+        if self.negotiated:
+            return error("CommandNotFound", "Capabilities negotiation is already complete, command ignored")
+        wanted = set(arguments.get("enable", ()))
+        missing = wanted - set(self._fake.greeting["QMP"]["capabilities"])
+        if missing:
+            return error("GenericError", f"Capability '{missing.pop()}' not available")
+        self._oob = "oob" in wanted
+        self.negotiated = True
+        return {"return": {}}
+
+
+def error(kind: str, text: str) -> dict[str, Any]:
+    """Return an error as it goes over the line."""
+    return {"error": {"class": kind, "desc": text}}
+
+
+def split(text: str) -> tuple[list[Any], str, bool]:
+    """Take the whole JSON values off the front of what came; no newline need be between them.
+
+    Returns:
+        The values, what is left over for the next time, and whether something was there that can never be JSON.
+    """
+    # A control character, or what a byte 0xFF decodes to, resets QEMU's parser.
+    before, *after = re.split(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffd]", text)
+    values = []
+    rest = before.lstrip()
+    while rest:
+        try:
+            value, end = json.JSONDecoder().raw_decode(rest)
+        except json.JSONDecodeError:
+            break
+        values.append(value)
+        rest = rest[end:].lstrip()
+    if after:
+        more, rest, _ = split(after[-1])
+        return values + more, rest, True
+    outside_strings = re.sub(r'"(\\.|[^"\\])*("|$)', "", rest)
+    if rest and outside_strings.count("}") >= outside_strings.count("{"):
+        return values, "", True  # its braces are balanced, and still it is no JSON
+    return values, rest, False

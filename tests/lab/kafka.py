@@ -1,0 +1,274 @@
+"""A real Kafka on this machine: one broker or a few, which can be killed, paused and started again."""
+
+import asyncio
+import base64
+import contextlib
+import signal
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from agent.demo.guest import until
+from agent.demo.images import LabMissing
+from tests.lab.kafka_home import java_command, kafka_home, warm
+from tests.lab.kafka_security import Security
+from tests.lab.machine import free_port
+
+_START_SECONDS: Final = 40.0
+_STOP_SECONDS: Final = 10.0
+_STARTED: Final = b"Kafka Server started"
+
+
+class BrokerError(Exception):
+    """A broker did not start; the message has the end of its log."""
+
+
+class Broker:
+    """One broker, which is a controller of the cluster too; its ports and data stay the same over a restart.
+
+    Attributes:
+        identity: its node id, from 1.
+        address: where clients reach it, `127.0.0.1:port`.
+        process: its process; None when it does not run.
+    """
+
+    def __init__(self, folder: Path, identity: int) -> None:
+        self.identity = identity
+        self.folder = folder
+        self.ports = {name: free_port() for name in ("CLIENT", "INTERNAL", "CONTROLLER")}
+        self.address = f"127.0.0.1:{self.ports['CLIENT']}"
+        self.internal = f"127.0.0.1:{self.ports['INTERNAL']}"
+        self.controller = f"{identity}@127.0.0.1:{self.ports['CONTROLLER']}"
+        self.process: subprocess.Popen[bytes] | None = None
+        self._log = folder / "log"
+        self._properties = folder / "server.properties"
+
+    def format(self, cluster: str, properties: Mapping[str, object]) -> None:
+        """Write its settings, and mark its data folder as this cluster's, for which Kafka's own tool takes a Java."""
+        data = self.folder / "data"
+        data.mkdir(parents=True)
+        settings = {**properties, "node.id": self.identity, "log.dirs": data}
+        self._properties.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        (data / "meta.properties").write_text(
+            f"version=1\ncluster.id={cluster}\nnode.id={self.identity}\ndirectory.id={_identity()}\n"
+        )
+
+    async def start(self) -> None:
+        """Start it and wait until it serves; of several brokers none does before most of them run.
+
+        Raises:
+            BrokerError: if it does not come to that.
+        """
+        assert self.process is None, "it runs already"
+        with self._log.open("ab") as log:
+            begin = log.tell()
+            # Not asyncio's process: a broker outlives the event loop of one test.
+            self.process = subprocess.Popen(  # noqa: ASYNC220 - the fork takes no time
+                [*java_command(kafka_home()), "kafka.Kafka", str(self._properties)], stdout=log, stderr=log
+            )
+
+        def settled() -> bool:
+            assert self.process is not None
+            return self.process.poll() is not None or _STARTED in self._said(begin)
+
+        try:
+            await until(settled, _START_SECONDS)
+        finally:
+            if _STARTED not in self._said(begin):
+                await self.kill()
+        if self.process is None:
+            raise BrokerError(f"broker {self.identity} did not start: {self._said(begin)[-2000:].decode()}")
+
+    async def stop(self) -> None:
+        """End it in an orderly way, killing it if that takes too long."""
+        if self.process is not None:
+            self.resume()
+            self.process.terminate()
+            with contextlib.suppress(TimeoutError):
+                await until(self._ended, _STOP_SECONDS)
+            await self.kill()
+
+    async def kill(self) -> None:
+        """End it as a crash would."""
+        if self.process is not None:
+            self.process.kill()
+            await until(self._ended, _STOP_SECONDS)
+            self.process = None
+
+    def pause(self) -> None:
+        """Freeze it: connections stay, nothing is answered."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+
+    def _ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
+    def _said(self, begin: int) -> bytes:
+        with self._log.open("rb") as log:
+            log.seek(begin)
+            return log.read()
+
+
+class KafkaCluster:
+    """One or more brokers; as an async context manager it runs from entering to leaving.
+
+    Attributes:
+        brokers: the brokers, in the order of `bootstrap`.
+        bootstrap: where clients begin, `host:port` of each broker.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        brokers: int = 1,
+        *,
+        security: Security | None = None,
+        properties: Mapping[str, object] | None = None,
+    ) -> None:
+        """Choose the ports.
+
+        Args:
+            folder: where logs and data go; must not be there yet or be empty.
+            brokers: how many; of three one may be killed.
+            security: how clients reach them; None: plain text, for anybody.
+            properties: settings of the brokers beside ours, such as `auto.create.topics.enable`.
+        """
+        self.security = security or Security()
+        self.brokers = [Broker(folder / f"broker{number}", number) for number in range(1, brokers + 1)]
+        self.bootstrap = [broker.address for broker in self.brokers]
+        self._properties = dict(properties or {})
+
+    @property
+    def client(self) -> dict[str, Any]:
+        """What a client of aiokafka's takes to connect as the first of the users, as keyword arguments."""
+        return {"bootstrap_servers": self.bootstrap, **self.security.client()}
+
+    async def start(self) -> None:
+        """Start all brokers at once and wait until they serve.
+
+        Raises:
+            BrokerError: if one does not come to that.
+            LabMissing: if the machine lacks Java or Maven.
+        """
+        cluster = _identity()
+        await asyncio.to_thread(_warm_up)
+        for broker in self.brokers:
+            broker.format(cluster, server_properties(broker, self.brokers, self.security) | self._properties)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for broker in self.brokers:
+                    tasks.create_task(broker.start())
+            await asyncio.to_thread(self.security.add_users, kafka_home(), self.brokers[0].internal)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """End what runs of it; the brokers of a cluster are killed, since none can leave in order when all leave."""
+        async with asyncio.TaskGroup() as tasks:
+            for broker in self.brokers:
+                tasks.create_task(broker.stop() if len(self.brokers) == 1 else broker.kill())
+
+    async def create_topic(
+        self, name: str, *, partitions: int = 1, replication: int = 1, config: Mapping[str, str] | None = None
+    ) -> None:
+        """Create a topic and wait until each of its partitions has a leader and all its replicas.
+
+        Raises:
+            TimeoutError: if it does not come to that.
+        """
+        async with self._admin() as admin:
+            topic = NewTopic(name, partitions, replication, topic_configs=dict(config or {}))
+            await admin.create_topics([topic])
+
+            async def complete() -> bool:
+                (found,) = await admin.describe_topics([name])
+                known = found["partitions"]
+                return len(known) == partitions and all(
+                    partition["leader"] >= 0 and len(partition["isr"]) == replication for partition in known
+                )
+
+            await until(complete, _START_SECONDS)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    @contextlib.asynccontextmanager
+    async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
+        running = [broker.internal for broker in self.brokers if broker.process is not None]
+        admin = AIOKafkaAdminClient(bootstrap_servers=running)
+        await admin.start()
+        try:
+            yield admin
+        finally:
+            await admin.close()
+
+
+def server_properties(broker: Broker, brokers: list[Broker], security: Security) -> dict[str, object]:
+    """Return a broker's settings but for its data folder: all that is not the default, quick rather than careful."""
+    copies = min(3, len(brokers))
+    addresses = {name: f"{name}://127.0.0.1:{port}" for name, port in broker.ports.items()}
+    return {
+        "process.roles": "broker,controller",
+        "controller.quorum.voters": ",".join(other.controller for other in brokers),
+        "controller.listener.names": "CONTROLLER",
+        "inter.broker.listener.name": "INTERNAL",
+        "listeners": ",".join(addresses.values()),
+        "advertised.listeners": f"{addresses['CLIENT']},{addresses['INTERNAL']}",
+        "listener.security.protocol.map": f"CLIENT:{security.protocol},INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        **security.broker_properties("client"),
+        "auto.create.topics.enable": "false",
+        "group.initial.rebalance.delay.ms": 0,
+        "offsets.topic.num.partitions": 1,
+        "offsets.topic.replication.factor": copies,
+        "transaction.state.log.num.partitions": 1,
+        "transaction.state.log.replication.factor": copies,
+        "transaction.state.log.min.isr": max(1, copies - 1),
+        # Notice a dead broker in two seconds, not nine: for so long it cannot come back after a kill either.
+        "broker.heartbeat.interval.ms": 250,
+        "broker.session.timeout.ms": 2000,
+        "controller.quorum.election.timeout.ms": 500,
+        "controller.quorum.fetch.timeout.ms": 1000,
+        "log.cleaner.dedupe.buffer.size": 4 << 20,  # by default half of the heap
+        "num.io.threads": 2,
+        "num.network.threads": 2,
+    }
+
+
+def _warm_up() -> None:
+    """Make the class archive with a throw-away broker, on the first use on this machine."""
+    home = kafka_home()
+    with tempfile.TemporaryDirectory(prefix="qmp-kafka-") as folder:
+        broker = Broker(Path(folder), 1)
+        broker.format(_identity(), server_properties(broker, [broker], Security()))
+        warm(home, broker._properties)
+
+
+def _identity() -> str:
+    """Return a new identity in the form of Kafka's, which must not look like an option."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
+
+
+if __name__ == "__main__":
+    try:
+        _warm_up()
+    except LabMissing as missing:
+        sys.exit(str(missing))

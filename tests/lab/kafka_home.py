@@ -1,0 +1,108 @@
+"""The Kafka that the tests run: its jars, fetched once, and the command line of its Java machine.
+
+`python -m tests.lab.kafka` fetches them ahead of time.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+from typing import Final
+
+from agent.demo.images import LabMissing, cache_folder
+from tests.lab.machine import require
+
+POM: Final = Path(__file__).parent / "kafka" / "pom.xml"
+
+_DUMP_SECONDS: Final = 60
+
+
+def kafka_home() -> Path:
+    """Return the folder with Kafka's jars, fetched from Maven Central on the first call, which takes some seconds.
+
+    Safe to be called at the same time by several processes. Blocks.
+
+    Raises:
+        LabMissing: if Java or Maven is not there, or Maven cannot fetch the jars.
+    """
+    require("java", "a Java runtime, 17 or newer,")
+    require("setpriv", "util-linux")
+    version = re.search(r"<artifactId>kafka_[^<]*</artifactId>\s*<version>([^<]+)", POM.read_text())
+    assert version is not None, f"{POM} names no version of Kafka"
+    home = cache_folder() / f"kafka-{version[1]}"
+    if not home.exists():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home.parent, prefix=".kafka-") as scratch:
+            _fetch(Path(scratch, "jars"))
+            try:
+                Path(scratch, "jars").rename(home)
+            except OSError:
+                if not home.exists():
+                    raise
+                # Somebody else was quicker: theirs are the same.
+    return home
+
+
+def java_command(home: Path) -> list[str]:
+    """Return the command which runs a class of Kafka's that is named after it, in a Java that starts quickly.
+
+    An archive of the loaded classes, made by `warm`, halves the time; without it all works the same. The log goes to
+    the standard error.
+    """
+    archive = _archive(home)
+    return [
+        *("setpriv", "--pdeathsig", "KILL", "java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
+        *("-XX:-UsePerfData", *([f"-XX:SharedArchiveFile={archive}"] if archive.exists() else [])),
+        *("-Dorg.slf4j.simpleLogger.showDateTime=true", "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS"),
+        *("-cp", ":".join(sorted(map(str, home.glob("*.jar"))))),
+    ]
+
+
+def warm(home: Path, properties: Path) -> None:
+    """Run a broker once, up to its start, and archive the classes that it has loaded; a failure changes nothing.
+
+    Args:
+        home: the folder of the jars.
+        properties: the settings of a broker whose data folder is formatted.
+    """
+    if _archive(home).exists():
+        return
+    with tempfile.TemporaryDirectory(dir=home.parent, prefix=".kafka-") as scratch:
+        dumped = Path(scratch, "archive")
+        command = java_command(home)
+        at = command.index("-cp")
+        command[at:at] = [f"-XX:ArchiveClassesAtExit={dumped}"]
+        with subprocess.Popen(
+            [*command, "kafka.Kafka", str(properties)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as process:
+            assert process.stderr is not None
+            deadline = threading.Timer(_DUMP_SECONDS, process.kill)
+            deadline.start()
+            for line in process.stderr:
+                if b"Kafka Server started" in line:
+                    process.terminate()
+            deadline.cancel()
+        if dumped.exists():
+            dumped.replace(_archive(home))
+
+
+def _archive(home: Path) -> Path:
+    """Return where the class archive is, one per Java: another Java, were it but another build, would ignore it."""
+    java = os.path.realpath(shutil.which("java") or "java")
+    build = hashlib.sha256(f"{java} {os.stat(java).st_mtime_ns}".encode()).hexdigest()[:12]  # noqa: PTH116 - a str
+    return home / f"classes-{build}.jsa"
+
+
+def _fetch(folder: Path) -> None:
+    require("mvn", "Maven")
+    command = ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={folder}"]
+    try:
+        subprocess.run([*command, "-DincludeScope=runtime"], check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        said = [line for line in error.stdout.splitlines() if "ERROR] " in line and "problems were" not in line]
+        cause = next((line.partition("ERROR] ")[2] for line in said if line.strip()), "it did not say why")
+        raise LabMissing(f"mvn could not fetch Kafka; it takes a network or Maven's own cache: {cause}") from error

@@ -1,0 +1,111 @@
+"""What a real QEMU answers, kept as a file: what FakeQemu says by default.
+
+`python -m tests.lab.transcript` captures it anew from the QEMU of this machine.
+"""
+
+import asyncio
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from agent.demo.guest import Guest, GuestOptions, Kind
+
+FOLDER: Final = Path(__file__).parent.parent / "golden" / "transcripts"
+
+NAME: Final = "vm1"
+UUID: Final = "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1"
+# What the transcript answers: (command, arguments).
+QUESTIONS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
+    ("query-version", {}),
+    ("query-name", {}),
+    ("query-uuid", {}),
+    ("query-status", {}),
+    ("query-blockstats", {}),
+    ("query-migrate", {}),
+    ("query-migrate-capabilities", {}),
+    ("query-balloon", {}),
+    ("qom-list", {"path": "/machine/peripheral"}),
+    ("qom-list", {"path": "/machine/peripheral-anon"}),
+    ("query-yank", {}),
+    ("query-cpus-fast", {}),
+    ("query-iothreads", {}),
+    ("query-block-jobs", {}),
+    ("query-jobs", {}),
+    ("query-named-block-nodes", {"flat": True}),
+    ("block-set-write-threshold", {"node-name": "disk0-storage", "write-threshold": 0}),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """One QEMU's greeting and its answers.
+
+    Attributes:
+        greeting: its first message.
+        exchanges: a list of `{"command", "arguments", "reply"}`, each reply with its `return` or `error`.
+    """
+
+    greeting: dict[str, Any]
+    exchanges: list[dict[str, Any]]
+
+    @classmethod
+    def load(cls, name: str = "qemu-7.2") -> Self:
+        """Read one of the transcripts in tests/golden/transcripts."""
+        return cls(**json.loads((FOLDER / f"{name}.json").read_text()))
+
+    def answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the reply to this command with these arguments, else with any, else that there is no such command."""
+        known = [exchange for exchange in self.exchanges if exchange["command"] == command]
+        exact = [exchange for exchange in known if exchange["arguments"] == arguments]
+        for exchange in exact or known:
+            reply: dict[str, Any] = exchange["reply"]
+            return reply
+        return {"error": {"class": "CommandNotFound", "desc": f"The command {command} has not been found"}}
+
+
+def path_of(greeting: dict[str, Any]) -> Path:
+    """Return where the transcript of the QEMU that greets so belongs."""
+    version = greeting["QMP"]["version"]["qemu"]
+    return FOLDER / f"qemu-{version['major']}.{version['minor']}.json"
+
+
+async def capture(monitor: Path) -> Transcript:
+    """Ask a QEMU everything over a monitor that nobody holds; the folder of the monitor becomes /images."""
+    reader, writer = await asyncio.open_unix_connection(monitor, limit=1 << 22)
+    folder = str(monitor.parent).encode()
+
+    async def receive() -> dict[str, Any]:
+        message: dict[str, Any] = json.loads((await reader.readline()).replace(folder, b"/images"))
+        return await receive() if "event" in message else message
+
+    async def ask(command: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        writer.write(json.dumps({"execute": command, "arguments": arguments}).encode())
+        return await receive()
+
+    try:
+        greeting = await receive()
+        await ask("qmp_capabilities", {})
+        exchanges = [
+            {"command": command, "arguments": arguments, "reply": await ask(command, arguments)}
+            for command, arguments in QUESTIONS
+        ]
+    finally:
+        writer.close()
+    return Transcript(greeting, exchanges)
+
+
+async def main() -> None:
+    """Write the transcript of this machine's QEMU."""
+    with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
+        async with Guest(Path(folder), NAME, GuestOptions(kind=Kind.WRITER), identity=UUID) as guest:
+            await guest.booted()
+            transcript = await capture(guest.monitor)
+    content = {"greeting": transcript.greeting, "exchanges": transcript.exchanges}
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path_of(transcript.greeting).write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 
@@ -12,14 +13,16 @@ from aiohttp import web
 from agent.alerts.threshold import WriteThresholds
 from agent.catalogue.model import Family, Sample
 from agent.collectors import Intervals
-from agent.config import Config
+from agent.config import Config, KafkaConfig
+from agent.delivery.delivery import Delivery, DeliveryTerms
+from agent.delivery.drops import Loss
 from agent.delivery.jsonl import JsonLines
-from agent.delivery.kafka import Kafka, KafkaTerms, Topics
-from agent.delivery.lane import Drop, MemoryLane
-from agent.delivery.sink import Outlet, Sink, pump
+from agent.delivery.kafka import Create, Kafka, KafkaTerms, Topics
+from agent.delivery.kafka_access import Access, Sasl, Tls, expand
+from agent.delivery.sink import Sink
 from agent.monitors import Dial, Monitor, Way
 from agent.qmp.commands import AllowList, Change
-from agent.record import Record, Stamp, Stamped, Vm
+from agent.record import Record, Severity, Stamp, Vm
 from agent.selfmetrics import SelfMetrics
 from agent.vm.status import Outcome, State, Status, Terms
 from agent.vm.watch import Fleet
@@ -67,13 +70,43 @@ def ways(config: Config) -> list[Way]:
 
 
 def sink(config: Config) -> Sink:
-    """Return where the config sends records."""
+    """Return where the config sends records.
+
+    Raises:
+        StartError: a secret's place cannot be told.
+    """
     if config.kafka is None:
         return JsonLines(config.jsonl.file, config.jsonl.rotate, config.jsonl.keep)
-    kafka = config.kafka
-    return Kafka(
-        KafkaTerms(tuple(kafka.servers), Topics(**kafka.topics.model_dump()), kafka.client_id, kafka.request_timeout)
+    try:
+        return Kafka(_kafka_terms(config.kafka))
+    except ValueError as error:
+        raise StartError(str(error)) from error
+
+
+def _kafka_terms(kafka: KafkaConfig) -> KafkaTerms:
+    tls, sasl, names = kafka.tls, kafka.sasl, kafka.topics
+    access = Access(
+        tuple(kafka.servers),
+        kafka.client_id,
+        Tls(*(expand(path) if path is not None else None for path in (tls.ca, tls.certificate, tls.key)))
+        if tls is not None
+        else None,
+        Sasl(sasl.mechanism, sasl.username, expand(sasl.password_file)) if sasl is not None else None,
     )
+    return KafkaTerms(
+        access,
+        Topics(names.events, names.samples, names.alerts, tuple((route.type, route.topic) for route in names.routes)),
+        Create(kafka.create.partitions, kafka.create.replication) if kafka.create is not None else None,
+        None if kafka.compression == "none" else kafka.compression,
+        kafka.max_record,
+        kafka.request_timeout,
+    )
+
+
+def _delivery_terms(config: Config) -> DeliveryTerms:
+    """Return how much may wait. Without Kafka there is no journal: JSON lines are as safe as one."""
+    folder = config.journal.folder if config.kafka is not None else None
+    return DeliveryTerms(config.memory_budget, folder, config.journal.events, config.journal.samples)
 
 
 class App:
@@ -86,11 +119,7 @@ class App:
         self.metrics = SelfMetrics()
         self._stamp = Stamp()
         self._alerts = WriteThresholds()
-        self._outlet = Outlet(to or sink(config), self._dropped)
-        half = config.memory_budget // 2
-        self._events = MemoryLane("events", half, self._dropped)
-        self._samples = MemoryLane("samples", half, self._dropped)
-        self._lanes = (self._events, self._samples)
+        self.delivery = Delivery(to or sink(config), _delivery_terms(config), self._lost)
         self.watching: asyncio.Task[None]
 
     # What sessions tell: vm.status.Out.
@@ -142,12 +171,16 @@ class App:
     def _send(self, record: Record) -> None:
         stamped = self._stamp(record)
         self.metrics.records.labels(record.type.split(".", 2)[1]).inc()
-        (self._samples if record.is_sample else self._events).put(stamped)
+        self.delivery.put(stamped)
         self.live.put(stamped)
 
-    def _dropped(self, reason: Drop, records: Sequence[Stamped]) -> None:
-        self.metrics.dropped.labels(reason.value).inc(len(records))
-        _log.warning("%d records dropped: %s", len(records), reason.value)
+    def _lost(self, loss: Loss) -> None:
+        """Tell downstream what it will not get."""
+        self._send(
+            Record(
+                "qemu.agent.lost", Vm(self.config.host, "", ""), loss.data(), time.time_ns(), loss.lane, Severity.ERROR
+            )
+        )
 
     # What the endpoint shows: web.server.Sight.
 
@@ -159,10 +192,7 @@ class App:
         self.metrics.monitor_state.clear()
         for status in self.snapshot.monitors.values():
             self.metrics.monitor_state.labels(status.monitor.name, status.state.value).set(1)
-        for lane in self._lanes:
-            self.metrics.lane_records.labels(lane.name).set(len(lane))
-            self.metrics.lane_bytes.labels(lane.name).set(lane.bytes)
-        self.metrics.sink_up.set(self._outlet.trouble is None)
+        self.metrics.read_delivery(self.delivery)
         return self.metrics.render()
 
     def troubles(self) -> list[str]:
@@ -173,9 +203,7 @@ class App:
             troubles.append(
                 f"none of {states.total()} monitors is up: " + ", ".join(f"{n} {s.value}" for s, n in states.items())
             )
-        if self._outlet.trouble is not None and any(len(lane) for lane in self._lanes):
-            troubles.append(f"nothing is delivered to {self._outlet.sink.name}: {self._outlet.trouble}")
-        return troubles
+        return troubles + self.delivery.troubles()
 
     def scraped(self, seconds: float) -> None:
         """Take note of a scrape."""
@@ -190,30 +218,18 @@ class App:
         Raises:
             StartError: the endpoint's address cannot be had.
         """
-        async with self._endpoint() as url:
-            pumps = [asyncio.create_task(pump(lane, self._outlet), name=f"pump {lane.name}") for lane in self._lanes]
+        async with self._endpoint() as url, self.delivery.running(self.config.timeouts.stop):
             self.watching = asyncio.create_task(self._watch(), name="watch")
             try:
                 yield url
-                await _end(self.watching)  # each session says that it leaves
-                await self._drain()
             finally:
-                await _end(self.watching, *pumps)
-                for lane in self._lanes:
-                    lane.abandon()
-                await self._outlet.close()
+                await _end(self.watching)  # each session says that it leaves
 
     async def _watch(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             fleet = Fleet(terms(self.config), self, tasks)
             for way in ways(self.config):
                 tasks.create_task(way.watch(fleet), name=repr(way))
-
-    async def _drain(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.config.timeouts.stop):
-                for lane in self._lanes:
-                    await lane.drained()
 
     @contextlib.asynccontextmanager
     async def _endpoint(self) -> AsyncIterator[str]:
@@ -235,11 +251,10 @@ class App:
             await runner.cleanup()
 
 
-async def _end(*tasks: asyncio.Task[None]) -> None:
-    """Cancel tasks and wait for their ends."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait for its end."""
+    task.cancel()
+    await asyncio.wait({task})
 
 
 async def run(config: Config) -> None:

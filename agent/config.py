@@ -3,6 +3,7 @@
 The help of a key is its `description`: config/agent.yaml, agent.schema.json and `qmp-agent check` all speak from here.
 """
 
+import os
 import re
 import socket
 from pathlib import Path
@@ -34,6 +35,14 @@ def _topic(value: str) -> str:
     return value
 
 
+def _secret(value: str) -> str:
+    if not value.startswith(("/", "${CREDENTIALS_DIRECTORY}/")):
+        raise ValueError("should be an absolute path, or begin with ${CREDENTIALS_DIRECTORY}/")
+    return value
+
+
+Secret = Annotated[str, AfterValidator(_secret)]
+"""A file with a secret or a certificate; never the secret itself."""
 Address = Annotated[str, AfterValidator(_address)]
 Topic = Annotated[str, AfterValidator(_topic)]
 Positive = Annotated[Seconds, Field(gt=0)]
@@ -50,6 +59,15 @@ class DialConfig(_Section):
     """A Unix socket, a pattern of them, or tcp:host:port. One QMP socket serves one client: give each VM one for the agent alone."""
 
 
+class RouteConfig(_Section):
+    """A topic for some types of records."""
+
+    type: Annotated[str, StringConstraints(pattern=r"^qemu\.[a-z_.]*$")]
+    """How the types begin, such as qemu.event.vnc_ or qemu.sample.migration."""
+    topic: Topic
+    """Where they go."""
+
+
 class KafkaTopicsConfig(_Section):
     """Where each kind of record goes."""
 
@@ -59,6 +77,39 @@ class KafkaTopicsConfig(_Section):
     """What polls say."""
     alerts: Topic = "qemu.alerts"
     """Alerts."""
+    routes: list[RouteConfig] = []
+    """Types with a topic of their own; the first that fits wins."""
+
+
+class KafkaCreateConfig(_Section):
+    """How topics that are missing are made."""
+
+    partitions: Annotated[int, Field(ge=1, le=100_000)] = 12
+    """Partitions of each. A VM's records are all in one; adding partitions later moves VMs between them."""
+    replication: Annotated[int, Field(ge=-1, le=32767)] = -1
+    """Replicas of each; -1 is as the brokers have it."""
+
+
+class TlsConfig(_Section):
+    """TLS to the brokers."""
+
+    ca: Secret | None = None
+    """Certificates of the authorities to trust; without it, the system's."""
+    certificate: Secret | None = None
+    """The agent's own certificate, where the brokers want one."""
+    key: Secret | None = None
+    """The key of that certificate, where it is not in the same file."""
+
+
+class SaslConfig(_Section):
+    """Who the agent is to the brokers."""
+
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+    """How the password is shown; PLAIN needs TLS to be safe."""
+    username: Annotated[str, StringConstraints(min_length=1, max_length=255)]
+    """The user."""
+    password_file: Secret
+    """A file whose first line is the password; read each time the agent connects."""
 
 
 class KafkaConfig(_Section):
@@ -68,6 +119,16 @@ class KafkaConfig(_Section):
     """Some brokers, host:port; the others are learned from them."""
     topics: KafkaTopicsConfig = KafkaTopicsConfig()
     """Where each kind of record goes."""
+    create: KafkaCreateConfig | None = None
+    """How topics that are missing are made. Without it, a missing topic is waited for."""
+    tls: TlsConfig | None = None
+    """TLS; `tls: {}` trusts the system's authorities. Without it, all goes in the clear."""
+    sasl: SaslConfig | None = None
+    """Who the agent is. Without it, nobody, or whom its TLS certificate names."""
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "zstd"
+    """The codec. zstd is both small and quick; gzip holds up the agent for some 20 ms a batch."""
+    max_record: Annotated[Bytes, Field(ge=1024, le=1 << 30)] = 1_000_000
+    """The largest record that is sent; what is larger goes to the dead letters. The topics' max.message.bytes has to allow it."""
     client_id: Annotated[str, StringConstraints(min_length=1, max_length=249)] = "qmp-agent"
     """How the agent calls itself in the brokers' logs and quotas."""
     request_timeout: Positive = 10.0
@@ -83,6 +144,17 @@ class JsonLinesConfig(_Section):
     """The size at which a file is put aside and a new one begun."""
     keep: Annotated[int, Field(ge=0, le=1000)] = 5
     """How many files put aside are kept."""
+
+
+class JournalConfig(_Section):
+    """Records on disk until Kafka has them: events and alerts always, samples only what memory cannot hold."""
+
+    folder: Path = Field(default_factory=lambda: Path(os.environ.get("STATE_DIRECTORY") or "/var/lib/qmp-agent"))
+    """Where the journal lies; by default systemd's state directory, or else /var/lib/qmp-agent."""
+    events: Annotated[Bytes, Field(ge=1 << 20)] = 512 << 20
+    """How much disk events, alerts and changes in VMs' lives may take. Past it the oldest are dropped, counted and told."""
+    samples: Annotated[Bytes, Field(ge=1 << 20)] = 256 << 20
+    """The same for samples."""
 
 
 class PrometheusConfig(_Section):
@@ -147,8 +219,10 @@ class Config(_Section):
     """Apache Kafka. Without it, records go to `jsonl`."""
     jsonl: JsonLinesConfig = JsonLinesConfig()
     """Records as JSON lines, where there is no Kafka."""
-    memory_budget: Annotated[Bytes, Field(ge=1 << 20)] = 64 << 20
-    """How much memory records may take that wait to be delivered. Past it the oldest are dropped, and counted."""
+    journal: JournalConfig = JournalConfig()
+    """Records on disk until Kafka has them; without `kafka`, there is none."""
+    memory_budget: Annotated[Bytes, Field(ge=1 << 20)] = 32 << 20
+    """How much memory records may take that wait to be delivered. Past it they lie in the journal alone."""
     prometheus: PrometheusConfig = PrometheusConfig()
     """The HTTP endpoint."""
     intervals: IntervalsConfig = IntervalsConfig()
@@ -164,4 +238,6 @@ class Config(_Section):
     def _one_sink(self) -> "Config":
         if self.kafka is not None and self.jsonl.file is not None:
             raise ValueError("kafka and jsonl.file are both given; records go to one of them: remove the other")
+        if min(self.journal.events, self.journal.samples) < self.memory_budget:
+            raise ValueError("journal.events and journal.samples should each be at least memory_budget")
         return self

@@ -48,7 +48,7 @@ class Vm:
         host: this host's name.
         uuid: the VM's UUID; the key of its records, so that they stay in order. Empty where a monitor has not told yet.
         name: the VM's name for people; its UUID where it has none.
-        monitor: the monitor's address, as the operator would write it.
+        monitor: the monitor's address, as the operator would write it. Empty, with no UUID, is the agent itself.
     """
 
     host: str
@@ -84,7 +84,8 @@ class Record:
     """One thing that was seen.
 
     Attributes:
-        type: `qemu.event.<name>`, `qemu.sample.<family>`, `qemu.alert.<name>` or `qemu.vm.<change>`.
+        type: `qemu.event.<name>`, `qemu.sample.<family>`, `qemu.alert.<name>`, `qemu.vm.<change>` or
+            `qemu.agent.<change>`.
         vm: whom it is about.
         data: flat; field names and units are those of the metrics.
         time_ns: nanoseconds since the epoch: QEMU's own time for an event, the instant before the question for a sample.

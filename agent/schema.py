@@ -6,6 +6,7 @@ from agent.catalogue.events import ROWS, Category
 from agent.catalogue.metrics import FAMILIES, WRITE_THRESHOLD
 from agent.catalogue.model import Family, Field, Kind
 from agent.config import Config
+from agent.delivery.drops import Drop
 from agent.record import Severity
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -34,6 +35,7 @@ def record_schema() -> dict[str, Any]:
         f"qemu.vm.{change}": _body(change_fields, required=needed)
         for change, (change_fields, needed) in _CHANGES.items()
     }
+    bodies["qemu.agent.lost"] = _body(_LOST, required=("reason", "lane", "records"))
     bodies["qemu.alert.write_threshold"] = _body(_ALERT, required=tuple(_ALERT))
     return {
         "$schema": _DIALECT,
@@ -46,7 +48,11 @@ def record_schema() -> dict[str, Any]:
                 "pattern": "^[0-9A-HJKMNP-TV-Z]{10}-[0-9]+$",
                 "description": "Unique: deduplicate on it.",
             },
-            "source": {"type": "string", "pattern": "^/hosts/[^/]+/(vms|monitors)/[^/]+$", "format": "uri-reference"},
+            "source": {
+                "type": "string",
+                "pattern": "^/hosts/[^/]+(/(vms|monitors)/[^/]+)?$",
+                "format": "uri-reference",
+            },
             "type": {
                 "anyOf": [{"enum": sorted(bodies)}, {"type": "string", "pattern": "^qemu\\.event\\.[a-z][a-z0-9_]*$"}]
             },
@@ -120,6 +126,21 @@ _ALERT = {
     "device": _TEXT,
     "layer": {"enum": ["format", "storage", "node"]},
 } | {field.name: _field(WRITE_THRESHOLD, field) for field in WRITE_THRESHOLD.fields if field.kind is not Kind.COUNTER}
+
+_LOST = {
+    "reason": {"enum": [drop.value for drop in Drop]},
+    "lane": _TEXT,
+    "records": {
+        "type": "integer",
+        "minimum": 1,
+        "description": "How many records were lost since the last one of this type.",
+    },
+    "first_timestamp_seconds": {
+        "type": "number",
+        "description": "When the oldest of them was seen; absent where that is lost too.",
+    },
+    "last_timestamp_seconds": {"type": "number", "description": "When the newest of them was seen."},
+}
 
 _REASON = {"reason": {"type": "string"}}
 _LEFT = (

@@ -1,12 +1,82 @@
 """The agent's metrics of itself, `qmp_agent_*`, by prometheus_client."""
 
+from collections.abc import Callable, Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 from agent import __version__
+from agent.delivery.delivery import Delivery
+from agent.delivery.lane import Lane
 
 _REPLY_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+
+
+class _DeliveryCollector(Collector):
+    """Reads the way out at each scrape, from the truth instead of by counting along."""
+
+    def __init__(self) -> None:
+        self.delivery: Delivery | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield its series."""
+        delivery = self.delivery
+        if delivery is None:
+            return
+        outlet, journal = delivery.outlet, delivery.journal
+        yield GaugeMetricFamily(
+            "qmp_agent_sink_up", "Whether records are being delivered.", value=outlet.trouble is None
+        )
+        yield CounterMetricFamily("qmp_agent_records_delivered", "Records that were delivered.", value=outlet.delivered)
+        yield CounterMetricFamily(
+            "qmp_agent_sink_rebuilds",
+            "How often the sink was closed for a failure and opened anew.",
+            value=outlet.rebuilt,
+        )
+        lost = CounterMetricFamily(
+            "qmp_agent_records_lost", "Records that were not delivered, by lane and reason.", labels=["lane", "reason"]
+        )
+        for (lane_name, reason), count in delivery.losses.totals.items():
+            lost.add_metric([lane_name, reason], count)
+        yield lost
+        for name, text, read in _LANE_GAUGES:
+            gauge = GaugeMetricFamily(name, text, labels=["lane"])
+            for lane in delivery.lanes:
+                gauge.add_metric([lane.name], read(lane))
+            yield gauge
+        if journal is not None:
+            yield GaugeMetricFamily(
+                "qmp_agent_journal_up", "Whether events are journaled.", value=journal.trouble is None
+            )
+            yield CounterMetricFamily(
+                "qmp_agent_journal_commits", "Transactions of the journal, an fsync each.", value=journal.commits
+            )
+            yield CounterMetricFamily(
+                "qmp_agent_journal_files_set_aside",
+                "Damaged journal files that were set aside.",
+                value=journal.set_aside,
+            )
+            written = CounterMetricFamily(
+                "qmp_agent_journal_records_written", "Records written to the journal.", labels=["lane"]
+            )
+            for lane in delivery.lanes:
+                written.add_metric([lane.name], lane.journaled)
+            yield written
+
+
+_LANE_GAUGES: tuple[tuple[str, str, Callable[[Lane], float]], ...] = (
+    ("qmp_agent_lane_records", "Records that wait to be delivered.", len),
+    ("qmp_agent_lane_memory_bytes", "Bytes of waiting records in memory.", lambda lane: lane.memory_bytes),
+    ("qmp_agent_lane_disk_bytes", "Bytes of records in the journal.", lambda lane: lane.disk.bytes),
+    (
+        "qmp_agent_lane_lag_seconds",
+        "Age of the oldest record being sent; 0 where none is.",
+        lambda lane: lane.lag_seconds(),
+    ),
+)
 
 
 class SelfMetrics:
@@ -14,6 +84,8 @@ class SelfMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._delivery = _DeliveryCollector()
+        self.registry.register(self._delivery)
         ProcessCollector(namespace="qmp_agent", registry=self.registry)
         PlatformCollector(registry=self.registry)
         build = Gauge("qmp_agent_build_info", "The agent's version.", ["version"], registry=self.registry)
@@ -42,19 +114,11 @@ class SelfMetrics:
         )
         self.records = Counter("qmp_agent_records", "Records made, by kind.", ["kind"], registry=self.registry)
         self.dropped = Counter(
-            "qmp_agent_records_dropped",
-            "Records that were not delivered, by reason.",
+            "qmp_agent_events_lost",
+            "Events that were lost before they were records, by reason.",
             ["reason"],
             registry=self.registry,
         )
-        self.delivered = Counter("qmp_agent_records_delivered", "Records that were delivered.", registry=self.registry)
-        self.lane_records = Gauge(
-            "qmp_agent_lane_records", "Records that wait to be delivered.", ["lane"], registry=self.registry
-        )
-        self.lane_bytes = Gauge(
-            "qmp_agent_lane_bytes", "Bytes of records that wait to be delivered.", ["lane"], registry=self.registry
-        )
-        self.sink_up = Gauge("qmp_agent_sink_up", "Whether records are being delivered.", registry=self.registry)
         self.scrape_seconds = Gauge(
             "qmp_agent_scrape_seconds", "How long making the last scrape took.", registry=self.registry
         )
@@ -63,6 +127,10 @@ class SelfMetrics:
             "Subjects that got no series because their VM has too many.",
             registry=self.registry,
         )
+
+    def read_delivery(self, delivery: Delivery) -> None:
+        """Have the state of the way out told by the next `render`."""
+        self._delivery.delivery = delivery
 
     def render(self) -> bytes:
         """Return their text."""

@@ -47,7 +47,7 @@ _TO_BASE: Mapping[Unit, Callable[[float], float]] = {
     Unit.NANOSECONDS: lambda v: v / 1_000_000_000,  # divided, not multiplied by 1e-9: exact to the last digit
     Unit.MICROSECONDS: lambda v: v / 1_000_000,
     Unit.MILLISECONDS: lambda v: v / 1000,
-    Unit.MEGABITS: lambda v: v * 125_000,
+    Unit.MEGABITS: lambda v: v * 125_000.0,  # a float: an int could leave the 64 bits that JSON has room for
     Unit.PERCENT: lambda v: v / 100,
 }
 
@@ -162,8 +162,10 @@ Convert = Callable[[Any], Any]
 
 def _number(to_base: Callable[[float], float]) -> Convert:
     def convert(raw: Any) -> float | None:
-        if type(raw) is int or (type(raw) is float and math.isfinite(raw)):
+        if type(raw) is int:
             return to_base(raw)
+        if type(raw) is float and math.isfinite(value := to_base(raw)):
+            return value
         return None
 
     return convert

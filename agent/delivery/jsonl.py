@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from agent.delivery.entry import Entry
 from agent.delivery.sink import SinkError
-from agent.record import Stamped
 
 
 class JsonLines:
@@ -28,7 +28,7 @@ class JsonLines:
         """
         await self._in_thread(self._open)
 
-    async def send(self, batch: Sequence[Stamped]) -> Sequence[Stamped]:
+    async def send(self, batch: Sequence[Entry]) -> Sequence[Entry]:
         """Append the batch.
 
         Raises:

@@ -1,135 +1,269 @@
-"""Records to Apache Kafka, by the CloudEvents Kafka binding 1.0.2 in structured mode: the body is the event, the key its VM."""
+"""Records to Apache Kafka, by the CloudEvents Kafka binding 1.0.2 in structured mode: the body is the event, the key its VM.
+
+aiokafka's producer is used for one life and then thrown away. Once one batch has failed for good, an idempotent producer's sequence
+numbers no longer fit the broker's and every later batch fails too (aiokafka issue 1017); it does not ask its bootstrap servers again when
+all brokers have moved (459); and its `stop` waits without end for brokers that are gone (1101). So any failure here is a SinkError, upon
+which the owner closes this sink, opens it anew and sends the same batch again.
+"""
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import (
+    InvalidTimestampError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    TopicAlreadyExistsError,
+)
+from aiokafka.partitioner import murmur2
 
+from agent.delivery.entry import Entry
+from agent.delivery.kafka_access import Access, explain
 from agent.delivery.sink import SinkError
-from agent.record import CONTENT_TYPE, Stamped
+from agent.record import CONTENT_TYPE
 
 HEADERS = [("content-type", f"{CONTENT_TYPE}; charset=UTF-8".encode())]
+
+BATCH_BYTES = 256 * 1024
+RECORD_OVERHEAD_BYTES = 512
+"""About what a record's key, headers and framing add to its body."""
+ACK_SECONDS = 60.0
+"""How long brokers may take to acknowledge a batch, retries included, before the producer is thought to be lost."""
+CLOSE_SECONDS = 3.0
+
+_REFUSALS = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidTimestampError)
+"""What a broker says of a batch that it will not take however often it is asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """Where each kind of record goes."""
+    """Where each kind of record goes.
+
+    Attributes:
+        events, samples, alerts: the topic for each kind; changes in a VM's life go with its events.
+        routes: beginnings of types with a topic of their own; the first that fits wins.
+    """
 
     events: str = "qemu.events"
     samples: str = "qemu.samples"
     alerts: str = "qemu.alerts"
+    routes: tuple[tuple[str, str], ...] = ()
 
     def of(self, record_type: str) -> str:
-        """Return the topic for a record of this type; changes in a VM's life go with its events."""
+        """Return the topic for a record of this type."""
+        for beginning, topic in self.routes:
+            if record_type.startswith(beginning):
+                return topic
         if record_type.startswith("qemu.sample."):
             return self.samples
         return self.alerts if record_type.startswith("qemu.alert.") else self.events
 
+    def all(self) -> set[str]:
+        """Return every topic."""
+        return {self.events, self.samples, self.alerts, *(topic for _, topic in self.routes)}
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """How topics that are missing are made: partitions and replicas of each; replicas of -1 is as the brokers have it."""
+
+    partitions: int
+    replication: int
+
 
 @dataclass(frozen=True, slots=True)
 class KafkaTerms:
-    """How to reach Kafka.
+    """How to speak to Kafka.
 
     Attributes:
-        servers: host:port of some brokers.
+        access: how to reach it.
         topics: where each kind of record goes.
-        client_id: how we call ourselves.
+        create: how to make topics that are missing; None makes none.
+        compression: aiokafka's name of the codec, or None.
+        max_record_bytes: the largest record that is tried.
         request_seconds: how long one request may take.
-        open_seconds: how long connecting and getting a producer id may take.
-        close_seconds: how long sending what is on its way may take at the end.
-        options: further arguments of AIOKafkaProducer.
+        open_seconds: how long connecting and learning of the topics may take.
     """
 
-    servers: tuple[str, ...]
+    access: Access
     topics: Topics = field(default_factory=Topics)
-    client_id: str = "qmp-agent"
+    create: Create | None = None
+    compression: str | None = "zstd"
+    max_record_bytes: int = 1_000_000
     request_seconds: float = 10.0
-    open_seconds: float = 20.0
-    close_seconds: float = 5.0
-    options: Mapping[str, object] = field(default_factory=dict)
+    open_seconds: float = 30.0
 
 
 class Kafka:
-    """A sink that is acknowledged by all in-sync replicas."""
+    """A sink whose every record is acknowledged by all in-sync replicas, in order for each key."""
 
     def __init__(self, terms: KafkaTerms) -> None:
-        self.name = f"Kafka at {', '.join(terms.servers)}"
+        self.name = f"Kafka at {', '.join(terms.access.servers)}"
         self._terms = terms
         self._producer: AIOKafkaProducer | None = None
+        self._singly: set[str] = set()  # topics where a batch was refused: which record is it?
+        self._refused: set[str] = set()
+        self._acknowledged: set[str] = set()
 
     async def open(self) -> None:
-        """Connect.
+        """Connect, and see that every topic is there.
 
         Raises:
-            SinkError: no broker can be reached, or none will have us, in time.
+            SinkError: no broker can be reached or none will have us, or a topic is missing, in words for people.
         """
-        producer = AIOKafkaProducer(
-            bootstrap_servers=list(self._terms.servers),
-            client_id=self._terms.client_id,
-            acks="all",
-            enable_idempotence=True,
-            compression_type="zstd",
-            max_batch_size=256 * 1024,
-            request_timeout_ms=int(self._terms.request_seconds * 1000),
-            retry_backoff_ms=250,
-            metadata_max_age_ms=60_000,
-            **self._terms.options,
-        )
         try:
             async with asyncio.timeout(self._terms.open_seconds):
-                await producer.start()
-        except (KafkaError, TimeoutError, OSError) as error:
-            await self._stop(producer)
-            raise SinkError(_why(error)) from error
-        self._producer = producer
+                options = self._terms.access.options() | {"request_timeout_ms": int(self._terms.request_seconds * 1000)}
+                self._producer = await self._start(options)
+                for topic in sorted(self._terms.topics.all()):
+                    await self._look_for(self._producer, topic, options)
+        except (KafkaError, OSError, TimeoutError, ValueError) as error:
+            await self.close()
+            raise SinkError(await explain(error, self._terms.access)) from error
+        except BaseException:
+            await self.close()
+            raise
 
-    async def send(self, batch: Sequence[Stamped]) -> Sequence[Stamped]:
-        """Send a batch and wait until all of it is acknowledged.
+    async def _start(self, options: Mapping[str, Any]) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(
+            acks="all",
+            enable_idempotence=True,
+            compression_type=self._terms.compression,
+            max_batch_size=BATCH_BYTES,
+            max_request_size=self._terms.max_record_bytes + BATCH_BYTES,
+            retry_backoff_ms=250,
+            metadata_max_age_ms=60_000,
+            **options,
+        )
+        try:
+            await producer.start()
+        except BaseException:
+            await _discard(producer)
+            raise
+        return producer
+
+    async def _look_for(self, producer: AIOKafkaProducer, topic: str, options: Mapping[str, Any]) -> None:
+        found = await producer.client.fetch_all_metadata()
+        if topic in found.topics(exclude_internal_topics=False):
+            await producer.partitions_for(topic)
+            return
+        create = self._terms.create
+        if create is None:
+            raise SinkError(f"there is no topic {topic}, or we may not see it: create it, or set kafka.create")
+        admin = AIOKafkaAdminClient(**options)
+        await admin.start()
+        try:
+            with contextlib.suppress(TopicAlreadyExistsError):
+                response = await admin.create_topics([NewTopic(topic, create.partitions, create.replication)])
+                _raise_for(response.topic_errors[0])
+        finally:
+            await admin.close()
+        await producer.partitions_for(topic)
+
+    async def send(self, batch: Sequence[Entry]) -> Sequence[Entry]:
+        """Send a batch and wait until all of it is acknowledged; return those that Kafka will not take, each for itself.
 
         Raises:
-            SinkError: some of it was not.
+            SinkError: some of it is not acknowledged, and this sink is of no more use.
         """
-        assert self._producer is not None
-        acknowledged = []
-        refused = []
+        producer = self._producer
+        if producer is None:
+            raise SinkError("the connection was closed")
+        queues: dict[tuple[str, int], list[Entry]] = {}
+        for entry in batch:
+            if len(entry.body) + RECORD_OVERHEAD_BYTES > self._terms.max_record_bytes:
+                self._refused.add(entry.id)
+            if entry.id not in self._refused and entry.id not in self._acknowledged:
+                queues.setdefault(self._place(producer, entry), []).append(entry)
         try:
-            async with asyncio.timeout(60.0):
-                for record in batch:
-                    try:
-                        acknowledged.append(
-                            await self._producer.send(
-                                self._terms.topics.of(record.record.type),
-                                record.body,
-                                key=record.record.vm.key.encode(),
-                                timestamp_ms=record.record.time_ns // 1_000_000,
-                                headers=HEADERS,
-                            )
-                        )
-                    except MessageSizeTooLargeError:
-                        refused.append(record)
-                await asyncio.gather(*acknowledged)
-        except (KafkaError, TimeoutError) as error:
-            raise SinkError(_why(error)) from error
+            async with asyncio.timeout(ACK_SECONDS):
+                ends = await asyncio.gather(
+                    *(self._queue(producer, place, q) for place, q in queues.items()), return_exceptions=True
+                )
+        except TimeoutError:
+            raise SinkError(f"no acknowledgement for {ACK_SECONDS:g} s") from None
+        for end in ends:
+            if isinstance(end, KafkaError | OSError):
+                raise SinkError(await explain(end, self._terms.access)) from end
+            if isinstance(end, BaseException):
+                raise end
+        ids = {entry.id for entry in batch}
+        refused = [entry for entry in batch if entry.id in self._refused]
+        self._refused -= ids
+        self._acknowledged -= ids
+        self._singly.clear()
         return refused
 
+    def _place(self, producer: AIOKafkaProducer, entry: Entry) -> tuple[str, int]:
+        """Return the topic and partition of an entry: what Kafka's own clients would choose for its key."""
+        topic = self._terms.topics.of(entry.type)
+        partitions = producer.client.cluster.partitions_for_topic(topic)
+        if not partitions:
+            raise SinkError(f"topic {topic} is gone")
+        return topic, _hash(entry.key) % len(partitions)
+
+    async def _queue(self, producer: AIOKafkaProducer, place: tuple[str, int], entries: Sequence[Entry]) -> None:
+        """Send one partition's entries, one batch after the other: a batch that failed must not be overtaken by the next."""
+        topic, partition = place
+        at = 0
+        while at < len(entries):
+            batch = producer.create_batch()
+            first = at
+            while at < len(entries) and not (at > first and topic in self._singly) and _append(batch, entries[at]):
+                at += 1
+            try:
+                await (await producer.send_batch(batch, topic, partition=partition))
+            except _REFUSALS:
+                if at - first == 1:
+                    self._refused.add(entries[first].id)
+                self._singly.add(topic)
+                raise
+            self._acknowledged.update(entry.id for entry in entries[first:at])
+
     async def close(self) -> None:
-        """Send what is on its way, within `close_seconds`, and disconnect."""
+        """Let the producer go, with whatever it has not sent."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            await self._stop(producer)
+            await _discard(producer)
 
-    async def _stop(self, producer: AIOKafkaProducer) -> None:
-        try:
-            async with asyncio.timeout(self._terms.close_seconds):
-                await producer.stop()
-        except (KafkaError, TimeoutError, OSError):
-            # aiokafka's stop waits for its buffer without end while the brokers are gone, and does nothing the second time.
+
+@lru_cache(maxsize=16384)
+def _hash(key: str) -> int:
+    return int(murmur2(key.encode())) & 0x7FFFFFFF
+
+
+def _append(batch: Any, entry: Entry) -> bool:
+    """Add an entry to a batch that has room for it. The timestamp is in milliseconds, whatever aiokafka's docstring says."""
+    added = batch.append(
+        key=entry.key.encode(), value=entry.body, timestamp=entry.time_ns // 1_000_000, headers=HEADERS
+    )
+    return added is not None
+
+
+def _raise_for(topic_error: Sequence[Any]) -> None:
+    """Raise what a broker said of a topic that it was to create."""
+    from aiokafka.errors import for_code  # noqa: PLC0415 - beside its only use
+
+    error = for_code(topic_error[1])
+    if topic_error[1]:
+        raise error(topic_error[2] if len(topic_error) > 2 and topic_error[2] else topic_error[0])
+
+
+async def _discard(producer: AIOKafkaProducer) -> None:
+    """End a producer at once. Its own `stop` would first wait for brokers that may never answer again."""
+    producer._closed = True  # noqa: SLF001 - or it complains when it is collected
+    producer._message_accumulator.fail_all(KafkaError("the producer was closed"))  # noqa: SLF001
+    task = producer._sender.sender_task if producer._sender is not None else None  # noqa: SLF001
+    with contextlib.suppress(TimeoutError, KafkaError, OSError):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
             await producer.client.close()
-
-
-def _why(error: BaseException) -> str:
-    if isinstance(error, TimeoutError) and not isinstance(error, KafkaError):
-        return "no answer in time"
-    return f"{type(error).__name__}: {error}"

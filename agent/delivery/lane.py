@@ -1,94 +1,342 @@
-"""Where records wait until they are delivered, within a byte budget."""
+"""Where records wait until they are delivered: the newest in memory, what does not fit there in the journal, with a budget for each.
+
+A lane is a queue. Its front is what is being sent (`flying`); then what is only on disk (the backlog); then what is in memory (the tail).
+A durable lane has every record journaled; another only what its tail cannot hold. Nothing here waits for a disk: the journal comes and
+asks what there is to save, and says what it saved.
+"""
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from enum import StrEnum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
 
-from agent.record import Stamped
+from agent.delivery.drops import Drop, Losses
+from agent.delivery.entry import Entry, size_of
+from agent.delivery.store import Contents
 
-
-class Drop(StrEnum):
-    """Why a record was not delivered."""
-
-    BUDGET = "budget"
-    """The lane's budget was full; the oldest went."""
-    REFUSED = "refused"
-    """The sink will not have this one, ever."""
-    STOPPED = "stopped"
-    """The agent stopped before it could be delivered."""
+SAVE_ENTRIES = 2000
+"""Entries in one transaction, so that a reading never waits long behind it."""
 
 
-OnDrop = Callable[[Drop, Sequence[Stamped]], None]
-"""Takes note of records that are lost."""
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much a lane may hold, in bytes: in memory and on disk."""
+
+    memory: int
+    disk: int
 
 
-class MemoryLane:
-    """A queue in memory. `put` never waits; past the budget the oldest go."""
+@dataclass(slots=True)
+class Heap:
+    """A number of entries and their bytes."""
 
-    def __init__(self, name: str, budget_bytes: int, on_drop: OnDrop) -> None:
+    records: int = 0
+    bytes: int = 0
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Count entries in."""
+        self.records += len(entries)
+        self.bytes += size_of(entries)
+
+    def take(self, records: int, size: int) -> None:
+        """Count out, never below nothing."""
+        self.records = max(0, self.records - records)
+        self.bytes = max(0, self.bytes - size)
+
+
+class Lane:
+    """One queue of records."""
+
+    def __init__(self, name: str, budget: Budget, losses: Losses, *, durable: bool) -> None:
         self.name = name
-        self.bytes = 0
-        self._budget = budget_bytes
-        self._on_drop = on_drop
-        self._waiting: deque[Stamped] = deque()
-        self._flying: list[Stamped] = []
+        self.budget = budget
+        self.disk = Heap()
+        """What the journal has of this lane, delivered entries that are not deleted yet included."""
+        self.backlog = Heap()
+        """What waits and is only on disk."""
+        self.journaled = 0
+        """Entries written to the journal since the start."""
+        self.has_journal = False
+        """Whether the journal works; where it does not, memory is all there is."""
+        self.dirty = asyncio.Event()
+        """Set when there is something to save or to delete."""
+        self.flying: Sequence[Entry] = ()
+        """What is being sent."""
+        self.backlog_from = 0
+        """The row behind which the backlog begins."""
+        self.backlog_to = 0
+        """The row with which it ends."""
+        self._losses = losses
+        self.durable = durable
+        """Whether every record is journaled, not only what memory cannot hold."""
+        self._tail: deque[Entry] = deque()
+        self._tail_bytes = 0
+        self._unsaved: deque[Entry] = deque()  # to be written, in order: the oldest in memory that the journal has not
+        self._writing: list[Entry] = []
+        self._done_row = 0  # rows up to this one are delivered
+        self._deletable = Heap()
         self._some = asyncio.Event()
         self._none = asyncio.Event()
         self._none.set()
+        self._all_saved = asyncio.Event()
+        self._all_saved.set()
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._flying)
+        return len(self.flying) + self.backlog.records + len(self._tail)
 
-    def put(self, record: Stamped) -> None:
-        """Take a record; room is made for it by dropping the oldest that are not being sent at this moment."""
-        self._waiting.append(record)
-        self.bytes += len(record.body)
-        if self.bytes > self._budget:
-            self._make_room()
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of entries in memory."""
+        return self._tail_bytes + size_of(self.flying)
+
+    def lag_seconds(self) -> float:
+        """Return the age of the oldest record that is being sent; 0 where none is."""
+        return max(0.0, time.time() - self.flying[0].time_ns / 1e9) if self.flying else 0.0
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether entries wait that are only on disk."""
+        return self.backlog_to > self.backlog_from
+
+    # In.
+
+    def put(self, entry: Entry) -> None:
+        """Take an entry at the queue's end. Never waits."""
+        self._tail.append(entry)
+        self._tail_bytes += entry.size
+        if self.durable:
+            self._save(entry)
+        if self._tail_bytes > self.budget.memory:
+            self._relieve()
         self._some.set()
         self._none.clear()
 
-    def _make_room(self) -> None:
+    def _save(self, entry: Entry) -> None:
+        self._unsaved.append(entry)
+        self._all_saved.clear()
+        if self.has_journal:
+            self.dirty.set()
+
+    def save_all(self) -> None:
+        """Have everything in memory journaled, in a lane that is not durable too: the agent is about to stop."""
+        if not self._unsaved and not self._writing:
+            for entry in (*self.flying, *self._tail):
+                if entry.row is None:
+                    self._save(entry)
+
+    def _relieve(self) -> None:
+        """Bring the tail back under its budget: by what is on disk already, by having more put there, or by dropping."""
+        while self._tail_bytes > self.budget.memory and self._tail and self._tail[0].row is not None:
+            entry = self._pop_tail()
+            assert entry.row is not None
+            if not self.has_backlog:
+                self.backlog_from = entry.row - 1
+            self.backlog_to = entry.row
+            self.backlog.add((entry,))
+        if (
+            self.has_journal
+            and not self.durable
+            and not self._unsaved
+            and not self._writing
+            and self._tail_bytes > self.budget.memory
+        ):
+            for entry in islice(self._tail, len(self._tail) // 2 + 1):
+                self._save(entry)
+        # A journal that works gets time to catch up; one that hangs must not make the agent grow.
+        most = 2 * self.budget.memory if self.has_journal else self.budget.memory
+        if self._tail_bytes > most:
+            self._drop(self._tail_bytes - most + self.budget.memory // 16)
+
+    def _pop_tail(self) -> Entry:
+        entry = self._tail.popleft()
+        self._tail_bytes -= entry.size
+        return entry
+
+    def _drop(self, size: int) -> None:
+        """Give up the oldest entries in memory that are not being written at this moment."""
+        kept = []
+        while self._tail and (self._tail[0].writing or self._tail[0].row is not None):
+            kept.append(self._tail.popleft())
         dropped = []
-        while self.bytes > self._budget and self._waiting:
-            dropped.append(self._waiting.popleft())
-            self.bytes -= len(dropped[-1].body)
-        if dropped:
-            self._on_drop(Drop.BUDGET, dropped)
+        while size > 0 and self._tail:
+            dropped.append(self._pop_tail())
+            size -= dropped[-1].size
+        self._tail.extendleft(reversed(kept))
+        for entry in dropped:
+            entry.done = True
+        self._skip_done()
+        self._losses.add_entries(self.name, Drop.NO_JOURNAL if self.durable else Drop.BUDGET, dropped, time.monotonic())
 
-    async def take(self, most: int, most_bytes: int) -> Sequence[Stamped]:
-        """Wait for records and return the oldest, in order; the same ones until `done` is called."""
-        while not self._flying:
-            while not self._waiting:
-                self._some.clear()
-                await self._some.wait()
-            size = 0
-            while (
-                self._waiting
-                and len(self._flying) < most
-                and (not self._flying or size + len(self._waiting[0].body) <= most_bytes)
-            ):
-                size += len(self._waiting[0].body)
-                self._flying.append(self._waiting.popleft())
-        return self._flying
+    def _skip_done(self) -> None:
+        while self._unsaved and self._unsaved[0].done:
+            self._unsaved.popleft()
+        if not self._unsaved and not self._writing:
+            self._all_saved.set()
 
-    def done(self) -> None:
-        """Let go what `take` returned: it was delivered."""
-        self.bytes -= sum(len(record.body) for record in self._flying)
-        self._flying = []
-        if not self._waiting:
+    # Out.
+
+    async def some(self) -> None:
+        """Wait until something is to be delivered."""
+        while not (self.flying or self.has_backlog or self._tail):
+            self._some.clear()
+            await self._some.wait()
+
+    def fly_from_memory(self, most: int, most_bytes: int) -> None:
+        """Let the oldest entries of the tail fly; only where there is no backlog."""
+        assert not self.flying
+        assert not self.has_backlog
+        flying: list[Entry] = []
+        size = 0
+        while self._tail and len(flying) < most and (not flying or size + len(self._tail[0].body) <= most_bytes):
+            flying.append(self._pop_tail())
+            size += len(flying[-1].body)
+        self.flying = flying
+
+    def fly_from_disk(self, entries: Sequence[Entry], bad: int, last: int) -> None:
+        """Let what was read from the backlog fly: the sound entries, how many were not sound, and the last row looked at."""
+        assert not self.flying
+        if bad:
+            self._losses.add(self.name, Drop.CORRUPT, bad, 0, 0, time.monotonic())
+        # Rows behind the backlog are in memory too, and fly from there.
+        self.flying = [entry for entry in entries if entry.row is not None and entry.row <= self.backlog_to]
+        self.backlog.take(len(self.flying) + bad, size_of(self.flying))
+        at_end = last <= self.backlog_from or last >= self.backlog_to
+        self.backlog_from = self.backlog_to if at_end else last
+        if at_end:
+            self.backlog = Heap()
+
+    def landed(self) -> None:
+        """Let go of what flew: it was delivered, or refused for good."""
+        for entry in self.flying:
+            entry.done = True
+        self._delivered([entry for entry in self.flying if entry.row is not None])
+        self.flying = ()
+        self._skip_done()
+        if not (self.has_backlog or self._tail):
             self._none.set()
 
+    def _delivered(self, on_disk: Sequence[Entry]) -> None:
+        if on_disk:
+            self._done_row = max(self._done_row, *(entry.row or 0 for entry in on_disk))
+            self._deletable.add(on_disk)
+            self.dirty.set()
+
     async def drained(self) -> None:
-        """Wait until nothing is left here."""
+        """Wait until nothing is left to be delivered."""
         await self._none.wait()
 
+    async def all_saved(self) -> None:
+        """Wait until nothing is left to be journaled."""
+        await self._all_saved.wait()
+
     def abandon(self) -> None:
-        """Count what is left as lost."""
-        left = [*self._flying, *self._waiting]
-        self._flying, self.bytes = [], 0
-        self._waiting.clear()
-        self._none.set()
-        if left:
-            self._on_drop(Drop.STOPPED, left)
+        """Count as lost what is neither delivered nor journaled: the agent stops."""
+        lost = [entry for entry in (*self.flying, *self._tail) if entry.row is None and not entry.done]
+        self._losses.add_entries(self.name, Drop.STOPPED, lost, time.monotonic())
+
+    # The journal's side.
+
+    def found(self, contents: Contents, last_row: int) -> None:
+        """Take what a journal has at its opening as the backlog. What is in memory comes behind it, and is to be saved anew."""
+        self.has_journal = True
+        self.disk = Heap(contents.records, contents.bytes)
+        self.backlog = Heap(contents.records, contents.bytes)
+        self.backlog_from, self.backlog_to = 0, last_row if contents.records else 0
+        self._done_row, self._deletable = 0, Heap()
+        for entry in (*self.flying, *self._tail):
+            entry.row, entry.writing = None, False
+        self._writing = []
+        self._unsaved = deque((*self.flying, *self._tail) if self.durable else ())
+        self._some.set()
+        if contents.records:
+            self._none.clear()
+        if self._unsaved:
+            self._all_saved.clear()
+            self.dirty.set()
+
+    def resumed(self) -> None:
+        """Take note that the same journal works again."""
+        self.has_journal = True
+        if self._unsaved:
+            self.dirty.set()
+
+    def leave_backlog(self) -> None:
+        """Go on with what is in memory: what is on disk cannot be read, and is delivered after the next start instead."""
+        self.backlog_from = self.backlog_to
+        self.backlog = Heap()
+        self._some.set()
+
+    def memory_ids(self) -> set[str]:
+        """Return the ids of all entries in memory."""
+        return {entry.id for entry in (*self.flying, *self._tail)}
+
+    @property
+    def wants_saving(self) -> bool:
+        """Whether something in memory is to be written."""
+        return bool(self._unsaved)
+
+    @property
+    def to_delete(self) -> int:
+        """The row up to which all may be deleted; 0 where nothing need be."""
+        return self._done_row if self._deletable.records else 0
+
+    def to_save(self) -> list[Entry]:
+        """Return the entries to be written next, in order. `saved` or `not_saved` must follow."""
+        assert not self._writing
+        while self._unsaved and len(self._writing) < SAVE_ENTRIES:
+            entry = self._unsaved.popleft()
+            if not entry.done:
+                entry.writing = True
+                self._writing.append(entry)
+        return list(self._writing)
+
+    @property
+    def over_budget(self) -> int:
+        """How many bytes of the backlog have to go; some more than is over, so that it is not for each entry anew. 0 for none."""
+        over = self.disk.bytes - self._deletable.bytes - self.budget.disk
+        behind, through = self.droppable
+        return over + self.budget.disk // 50 if over > 0 and through > behind else 0
+
+    @property
+    def droppable(self) -> tuple[int, int]:
+        """The rows between which entries wait that do not fly: behind the first, up to the second."""
+        return max([self.backlog_from, *(entry.row or 0 for entry in self.flying)]), self.backlog_to
+
+    def saved(self, rows: Sequence[int], deleted_through: int) -> None:
+        """Take note that the entries of `to_save` are on disk in these rows, and all is deleted up to that one."""
+        for entry, row in zip(self._writing, rows, strict=True):
+            entry.row, entry.writing = row, False
+        written, self._writing = self._writing, []
+        self.disk.add(written)
+        self.journaled += len(written)
+        if deleted_through:
+            self.disk.take(self._deletable.records, self._deletable.bytes)
+            self._deletable = Heap()
+        self._delivered([entry for entry in written if entry.done])
+        self._skip_done()
+        if self._tail_bytes > self.budget.memory:
+            self._relieve()
+        if self._unsaved:
+            self.dirty.set()
+
+    def not_saved(self, *, has_journal: bool) -> None:
+        """Take back the entries of `to_save`: the journal failed."""
+        for entry in self._writing:
+            entry.writing = False
+        self._unsaved.extendleft(entry for entry in reversed(self._writing) if not entry.done)
+        self._writing = []
+        self.has_journal = has_journal
+        self._skip_done()
+        if self._tail_bytes > self.budget.memory:
+            self._relieve()
+
+    def dropped(self, contents: Contents, last_row: int) -> None:
+        """Take note of what the budget took from the backlog."""
+        self.backlog_from = max(self.backlog_from, last_row)
+        self.backlog.take(contents.records, contents.bytes)
+        self.disk.take(contents.records, contents.bytes)
+        self._losses.add(
+            self.name, Drop.BUDGET, contents.records, contents.first_ns, contents.last_ns, time.monotonic()
+        )

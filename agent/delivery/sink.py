@@ -2,21 +2,25 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from agent.backoff import back_off
-from agent.delivery.lane import Drop, MemoryLane, OnDrop
-from agent.record import Stamped
+from agent.delivery.entry import Entry
+from agent.delivery.journal import Journal
+from agent.delivery.lane import Lane
 
 _log = logging.getLogger(__name__)
 
 BATCH_RECORDS = 2000
 BATCH_BYTES = 1024 * 1024
 
+FIRST_RETRY_SECONDS = 0.25
+MOST_RETRY_SECONDS = 15.0
+
 
 class SinkError(Exception):
-    """A sink cannot take anything now; trying again later may help. The text is for people."""
+    """A sink cannot take anything now; opening it anew later may help. The text is for people."""
 
 
 class Sink(Protocol):
@@ -31,7 +35,7 @@ class Sink(Protocol):
             SinkError: it cannot be reached or will not have us.
         """
 
-    async def send(self, batch: Sequence[Stamped]) -> Sequence[Stamped]:
+    async def send(self, batch: Sequence[Entry]) -> Sequence[Entry]:
         """Deliver a batch; when it returns, the records are where they should be. Return those that it refuses for themselves.
 
         Raises:
@@ -39,69 +43,91 @@ class Sink(Protocol):
         """
 
     async def close(self) -> None:
-        """Let go, within a deadline of its own."""
+        """Let go, within a deadline of its own; never raises."""
 
 
 class Outlet:
-    """A sink that is kept open: opened again, with waits that grow, whenever it fails."""
+    """A sink that is kept open: closed and opened again, with waits that grow, whenever it fails."""
 
-    def __init__(self, sink: Sink, on_drop: OnDrop) -> None:
+    def __init__(self, sink: Sink) -> None:
         self.sink = sink
         self.trouble: str | None = "not connected yet"
         """Why nothing is being delivered, or None."""
         self.delivered = 0
-        self._on_drop = on_drop
-        self._lock = asyncio.Lock()
+        self.rebuilt = 0
+        """How often a sink that had been open was opened anew."""
+        self._turn = asyncio.Lock()
+        self._life = 0  # counts the sink's openings: a failure of an earlier life must not end this one
         self._is_open = False
         self._failures = 0
 
-    async def deliver(self, batch: Sequence[Stamped]) -> None:
-        """Send a batch, as often as it takes."""
+    async def deliver(self, batch: Sequence[Entry]) -> Sequence[Entry]:
+        """Send a batch, as often as it takes; return the entries that were refused for themselves."""
         while True:
+            life = self._life
             try:
-                await self._ready()
+                life = await self._ready()
                 refused = await self.sink.send(batch)
             except SinkError as error:
-                await self._failed(str(error))
-            else:
-                if refused:
-                    self._on_drop(Drop.REFUSED, refused)
-                self.delivered += len(batch) - len(refused)
-                self._works()
-                return
+                await self._failed(str(error), life)
+                continue
+            self.delivered += len(batch) - len(refused)
+            self._works()
+            return refused
 
-    async def _ready(self) -> None:
-        async with self._lock:
+    async def keep_open(self) -> None:
+        """Open the sink before there is anything to send, so that trouble is known early."""
+        while not self._is_open:
+            try:
+                await self._ready()
+                self._works()
+            except SinkError as error:
+                await self._failed(str(error), self._life)
+
+    async def _ready(self) -> int:
+        async with self._turn:
             if not self._is_open:
                 await self.sink.open()
                 self._is_open = True
+                self._life += 1
+            return self._life
 
     def _works(self) -> None:
         if self.trouble is not None:
             _log.info("delivering to %s", self.sink.name)
         self.trouble, self._failures = None, 0
 
-    async def _failed(self, trouble: str) -> None:
-        async with self._lock:
+    async def _failed(self, trouble: str, life: int) -> None:
+        async with self._turn:
             if trouble != self.trouble:
                 _log.warning("cannot deliver to %s: %s; records wait", self.sink.name, trouble)
             self.trouble = trouble
-            if self._is_open:
+            if self._is_open and life == self._life:
                 self._is_open = False
+                self.rebuilt += 1
                 await self.sink.close()
+        wait = back_off(self._failures, FIRST_RETRY_SECONDS, MOST_RETRY_SECONDS)
         self._failures += 1
-        await asyncio.sleep(back_off(self._failures, 0.25, 15.0))
+        await asyncio.sleep(wait)
 
     async def close(self) -> None:
         """Let the sink go."""
-        async with self._lock:
-            if self._is_open:
-                self._is_open = False
-                await self.sink.close()
+        if self._is_open:
+            self._is_open = False
+            await self.sink.close()
 
 
-async def pump(lane: MemoryLane, outlet: Outlet) -> None:
-    """Move a lane's records out, in order, until cancelled."""
+async def pump(
+    lane: Lane, outlet: Outlet, journal: Journal | None, landed: Callable[[Lane, Sequence[Entry]], None]
+) -> None:
+    """Move a lane's records out, in order, until cancelled; `landed` is told after each batch which of it were refused."""
     while True:
-        await outlet.deliver(await lane.take(BATCH_RECORDS, BATCH_BYTES))
-        lane.done()
+        await lane.some()
+        if not lane.flying and lane.has_backlog and journal is not None:
+            await journal.fetch(lane, BATCH_RECORDS, BATCH_BYTES)
+        elif not lane.flying:
+            lane.fly_from_memory(BATCH_RECORDS, BATCH_BYTES)
+        if lane.flying:
+            refused = await outlet.deliver(lane.flying)
+            landed(lane, refused)
+            lane.landed()

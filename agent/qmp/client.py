@@ -125,7 +125,7 @@ class Client(asyncio.Protocol):
         """
         if self.ended.done() or not self._qmp.oob:
             return False
-        if self._probe is None:
+        if self._probe is None or self._probe[1].done():  # a late answer told of then, not of now
             number, data = self._qmp.probe()
             self._probe = number, asyncio.get_running_loop().create_future()
             self._write(data)

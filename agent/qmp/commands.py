@@ -63,7 +63,10 @@ _FORMS = {
     ),
     Change.MIGRATION_EVENTS: _Form(
         "migrate-set-capabilities",
-        lambda a: a == {"capabilities": [{"capability": "events", "state": True}]},
+        lambda a: (
+            a == {"capabilities": [{"capability": "events", "state": True}]}
+            and a["capabilities"][0]["state"] is True  # 1 is equal to it
+        ),
     ),
 }
 

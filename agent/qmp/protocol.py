@@ -228,21 +228,22 @@ class _Frames:
         del buffer[:end]
         self._seen = len(buffer)
         for line in whole.split(b"\n"):
+            self._check(len(line))
             text = line.strip(b" \t\r")
-            if text and (value := self._line(text)) is not None:
-                yield value
+            if text and (message := self._line(text)) is not None:
+                yield _parse(message)
         self._check(len(buffer))
 
     def _check(self, pending: int) -> None:
         if pending + self._lines_bytes > self._max:
             raise ProtocolError(f"a message longer than {self._max} bytes")
 
-    def _line(self, text: bytes) -> Any:
-        self._check(len(text))
+    def _line(self, text: bytes) -> bytes | None:
+        """Return the message that this line ends, or None where it goes on."""
         if (
             not self._lines and text[0] == 0x7B and text[-1] == 0x7D
         ):  # { ... }: the whole message, as QEMU sends it by default
-            return _parse(text)
+            return text
         bare = _STRING.sub(b"", text)
         self._depth += bare.count(b"{") + bare.count(b"[") - bare.count(b"}") - bare.count(b"]")
         self._lines.append(text)
@@ -251,7 +252,7 @@ class _Frames:
             return None
         whole = b"".join(self._lines)
         self._lines, self._lines_bytes, self._depth = [], 0, 0
-        return _parse(whole)
+        return whole
 
 
 def _parse(text: bytes) -> Any:

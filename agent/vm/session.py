@@ -80,7 +80,8 @@ class Session:
             case "SHUTDOWN":
                 reason = event.data.get("reason")
                 self.shutdown_reason = clean(reason, 64) if isinstance(reason, str) else "unknown"
-            case "MIGRATION":
+            case "MIGRATION" if event.data.get("status") != "setup":
+                # They are on; a destination tells its setup even where they are off (QEMU 7.2).
                 self._facts = dataclasses.replace(self._facts, migration_events=True)
         if row.asks:
             self._schedule.demand(row.asks, time.monotonic())

@@ -1,0 +1,120 @@
+"""The whole way out, as the rest of the agent sees it: put records in; they are delivered, or counted as lost."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.delivery.drops import Drop, Loss, Losses
+from agent.delivery.entry import Entry
+from agent.delivery.journal import Journal
+from agent.delivery.lane import Budget, Lane
+from agent.delivery.sink import Outlet, Sink, pump
+from agent.record import Stamped
+
+TELL_SECONDS = 10.0
+"""How often at most downstream is told of losses."""
+OPEN_SECONDS = 10.0
+"""How long starting waits for the journal. One that takes longer opens while the agent works."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryTerms:
+    """How much may wait, and where.
+
+    Attributes:
+        memory: bytes of memory for all lanes together.
+        folder: where the journal lies; None has none, for sinks that are a disk themselves.
+        events_disk, samples_disk: bytes of the journal for each lane.
+    """
+
+    memory: int
+    folder: Path | None
+    events_disk: int = 0
+    samples_disk: int = 0
+
+
+class Delivery:
+    """Two lanes, a journal and a sink."""
+
+    def __init__(self, sink: Sink, terms: DeliveryTerms, tell: Callable[[Loss], None]) -> None:
+        self.losses = Losses()
+        self.outlet = Outlet(sink)
+        durable = terms.folder is not None
+        half = terms.memory // 2
+        self.events = Lane("events", Budget(half, terms.events_disk), self.losses, durable=durable)
+        self.samples = Lane("samples", Budget(half, terms.samples_disk), self.losses, durable=False)
+        self.lanes = (self.events, self.samples)
+        self.journal = Journal(terms.folder, self.lanes, self.losses) if terms.folder is not None else None
+        self._tell = tell
+        self._told_at = float("-inf")
+
+    def put(self, stamped: Stamped) -> None:
+        """Take a record. Never waits."""
+        (self.samples if stamped.record.is_sample else self.events).put(Entry.of(stamped))
+
+    def troubles(self) -> list[str]:
+        """Return why records do not go where they should, in words; empty when they do."""
+        found = []
+        if self.outlet.trouble is not None and (self.journal is not None or any(len(lane) for lane in self.lanes)):
+            found.append(f"nothing is delivered to {self.outlet.sink.name}: {self.outlet.trouble}")
+        if self.journal is not None and self.journal.trouble is not None:
+            found.append(f"nothing is journaled: {self.journal.trouble}")
+        return found
+
+    @contextlib.asynccontextmanager
+    async def running(self, stop_seconds: float) -> AsyncIterator[None]:
+        """Deliver for as long as the block runs, then what is left, or journal it, for at most so many seconds."""
+        tasks = []
+        if self.journal is not None:
+            tasks.append(asyncio.create_task(self.journal.run(), name="journal"))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.journal.opened.wait(), OPEN_SECONDS)
+            tasks.append(asyncio.create_task(self.outlet.keep_open(), name="sink"))
+        tasks += [
+            asyncio.create_task(pump(lane, self.outlet, self.journal, self._landed), name=f"pump {lane.name}")
+            for lane in self.lanes
+        ]
+        try:
+            yield
+            await self._drain(stop_seconds)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._end()
+
+    async def _drain(self, seconds: float) -> None:
+        """Deliver what is left while that works; journal the rest."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds * 0.7):
+                for lane in self.lanes:
+                    if self.outlet.trouble is None:
+                        await lane.drained()
+        if self.journal is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds * 0.3):
+                    for lane in self.lanes:
+                        lane.save_all()
+                        await lane.all_saved()
+
+    async def _end(self) -> None:
+        for lane in self.lanes:
+            lane.abandon()
+        if self.journal is not None:
+            await self.journal.finish()
+            await self.journal.close()
+        await self.outlet.close()
+
+    def _landed(self, lane: Lane, refused: Sequence[Entry]) -> None:
+        """Bury what was refused, and while delivery works, tell what was lost."""
+        if refused:
+            self.losses.add_entries(lane.name, Drop.REFUSED, refused, time.monotonic())
+            if self.journal is not None:
+                self.journal.bury(Drop.REFUSED.value, refused)
+        if self.losses and time.monotonic() - self._told_at >= TELL_SECONDS:
+            self._told_at = time.monotonic()
+            for loss in self.losses.tell():
+                self._tell(loss)

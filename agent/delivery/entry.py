@@ -1,0 +1,51 @@
+"""A record on its way out, cut down to what delivery needs. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from agent.record import Stamped
+
+
+@dataclass(slots=True)
+class Entry:
+    """One record.
+
+    Attributes:
+        id: the record's id.
+        key: its VM, so that a VM's records stay in order.
+        type: the record's type, by which its topic is chosen.
+        time_ns: when it was seen, nanoseconds since the epoch.
+        body: its bytes.
+        row: where the journal has it; None where the journal has it not, or not yet.
+        writing: whether the journal is writing it at this moment.
+        done: whether it is delivered, or given up.
+    """
+
+    id: str
+    key: str
+    type: str
+    time_ns: int
+    body: bytes
+    row: int | None = None
+    writing: bool = False
+    done: bool = False
+
+    @classmethod
+    def of(cls, stamped: Stamped) -> Self:
+        """Return the entry for a record."""
+        record = stamped.record
+        return cls(stamped.id, record.vm.key, record.type, record.time_ns, stamped.body)
+
+    @property
+    def size(self) -> int:
+        """What it counts against a budget, in bytes: its body and about what Python and SQLite put around it."""
+        return len(self.body) + OVERHEAD_BYTES
+
+
+OVERHEAD_BYTES = 200
+
+
+def size_of(entries: Sequence[Entry]) -> int:
+    """Return what entries count against a budget, in bytes."""
+    return sum(entry.size for entry in entries)

@@ -1,0 +1,338 @@
+"""The journal of all lanes: opens its file, saves in groups, reads back, and bears whatever the disk does.
+
+All of SQLite's work is done in one thread. While one transaction is on its way to the disk, what comes meanwhile gathers for the next:
+a lone event costs one fsync, a thousand at once cost one too. A file that is damaged is set aside, what can be read of it is saved into
+a new one, and a disk that fails or is full leaves the lanes with memory alone until it works again.
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from agent.delivery import store
+from agent.delivery.drops import Drop, Losses
+from agent.delivery.entry import Entry
+from agent.delivery.lane import Lane
+from agent.delivery.store import Contents, Fault, Store, StoreError
+
+_log = logging.getLogger(__name__)
+
+FILE = "journal.db"
+RETRY_SECONDS = 5.0
+"""How long to wait before a disk that failed is tried again."""
+TIDY_SECONDS = 1.0
+"""How long deletions wait for something to be saved, so that they need no transaction of their own."""
+PATIENCE_SECONDS = 60.0
+DEAD_KEPT = 10_000
+_NOT_YET = "not opened yet"
+_LOSSES = "losses"
+
+T = TypeVar("T")
+
+
+class Journal:
+    """One file for some lanes. `run` does the work; until it has opened the file, and while it cannot, the lanes have memory alone."""
+
+    def __init__(
+        self, folder: Path, lanes: Sequence[Lane], losses: Losses, connect: store.Connect = store.connect
+    ) -> None:
+        self.path = folder / FILE
+        self.trouble: str | None = _NOT_YET
+        """Why nothing is journaled, or None."""
+        self.set_aside = 0
+        """Damaged files that were set aside since the start."""
+        self.commits = 0
+        """Transactions since the start."""
+        self.opened = asyncio.Event()
+        """Set when opening has been tried once, whether it went well or not."""
+        self._lanes = lanes
+        self._losses = losses
+        self._connect = connect
+        self._thread = ThreadPoolExecutor(1, "journal")
+        self._store: Store | None = None
+        self._lock_fd = -1
+        self._dead: list[tuple[str, Entry]] = []
+        self._dirty = asyncio.Event()
+        self._noted: object = None
+        self._identity = ""
+        self._blocked = 0.0
+        for lane in lanes:
+            lane.dirty = self._dirty
+
+    # What the lanes' owners ask.
+
+    def bury(self, reason: str, entries: Sequence[Entry]) -> None:
+        """Keep refused entries, so that a person can look at them."""
+        self._dead += [(reason, entry) for entry in entries][: DEAD_KEPT - len(self._dead)]
+        self._dirty.set()
+
+    async def fetch(self, lane: Lane, most: int, most_bytes: int) -> None:
+        """Read the oldest of a lane's backlog and let it fly, or wait and leave it for the next call.
+
+        A file that turns out to be damaged is set aside; the lane's backlog is then what could be saved of it. One that cannot be read
+        for long is not waited for: what is in memory goes first then, and what is on disk after the next start.
+        """
+        opened = self._store
+        if opened is None:
+            self._blocked += RETRY_SECONDS
+            if self._blocked > PATIENCE_SECONDS:
+                _log.error("%s cannot be read (%s); going on without what is in it", self.path, self.trouble)
+                lane.leave_backlog()
+            await asyncio.sleep(RETRY_SECONDS)
+            return
+        self._blocked = 0.0
+        try:
+            entries, bad, last = await self._in_thread(opened.read, lane.name, lane.backlog_from, most, most_bytes)
+        except StoreError as error:
+            await self._failed(error)
+        else:
+            if opened is self._store:
+                lane.fly_from_disk(entries, bad, last)
+
+    async def finish(self) -> None:
+        """Save what is left to be saved: the agent stops."""
+        if self._store is not None:
+            await self._save(self._store)
+
+    async def close(self) -> None:
+        """Close the file and let the lock go."""
+        if self._store is not None:
+            await self._in_thread(self._store.close)
+            self._store = None
+        self._thread.shutdown(wait=False)
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    # Its work.
+
+    async def run(self) -> None:
+        """Open the file, then save and delete as the lanes want it, until cancelled."""
+        while True:
+            if self._store is None:
+                await self._try_to_open()
+                self.opened.set()
+            if self._store is None:
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            await self._dirty.wait()
+            if not self._urgent():
+                await self._company()
+            self._dirty.clear()
+            if not await self._save(self._store):
+                await asyncio.sleep(RETRY_SECONDS)
+
+    def _urgent(self) -> bool:
+        return any(lane.wants_saving for lane in self._lanes) or bool(self._dead)
+
+    async def _company(self) -> None:
+        """Wait a moment for something to save, when there is only something to delete."""
+        self._dirty.clear()
+        try:
+            async with asyncio.timeout(TIDY_SECONDS):
+                while not self._urgent():
+                    await self._dirty.wait()
+                    self._dirty.clear()
+        except TimeoutError:
+            return
+
+    async def _save(self, opened: Store) -> bool:
+        """One transaction: what the lanes want saved and deleted, what is over their budgets, refused entries, untold losses."""
+        rows: dict[str, list[int]] = {lane.name: [] for lane in self._lanes}
+        deleted = {lane.name: lane.to_delete for lane in self._lanes}
+        changes: list[store.Change] = [store.delete(name, row) for name, row in deleted.items() if row]
+        changes += [
+            store.insert(lane.name, entries, rows[lane.name]) for lane in self._lanes if (entries := lane.to_save())
+        ]
+        drops = [_Surplus(lane, size) for lane in self._lanes if (size := lane.over_budget) > 0]
+        changes += [drop.change for drop in drops]
+        dead, self._dead = self._dead, []
+        changes += [store.bury(reason, [entry], DEAD_KEPT) for reason, entry in dead]
+        untold = self._losses.untold()
+        if untold != self._noted:
+            changes.append(store.keep_note(_LOSSES, untold))
+        try:
+            await self._in_thread(opened.commit, changes)
+        except StoreError as error:
+            self._dead = dead + self._dead
+            await self._failed(error)
+            return False
+        self.commits += 1
+        self._noted = untold
+        for drop in drops:
+            drop.tell()
+        for lane in self._lanes:
+            lane.saved(rows[lane.name], deleted[lane.name])
+        if self.trouble is not None:
+            self._works()
+        return True
+
+    # Opening, and what a disk does to a file.
+
+    async def _try_to_open(self) -> None:
+        """Open the file; where it is damaged, set it aside and begin a new one with what could be read of it."""
+        try:
+            self._lock()
+            opened = await self._in_thread(Store, self.path, self._connect)
+            if opened.identity == self._identity:
+                self._store = opened
+                self._works()
+            else:
+                await self._adopt(opened)
+        except StoreError as error:
+            await self._failed(error)
+        except OSError as error:
+            self._report(f"{self.path.parent}: {error.strerror}")
+
+    async def _adopt(self, opened: Store) -> None:
+        """Begin with a file that is new to us, and tell the lanes what it has."""
+        contents = [await self._in_thread(opened.contents, lane.name) for lane in self._lanes]
+        self._losses.restore(await self._in_thread(opened.note, _LOSSES))
+        self._store, self._identity = opened, opened.identity
+        for lane, found in zip(self._lanes, contents, strict=True):
+            lane.found(found, opened.last_row)
+            if found.records:
+                _log.info("%s has %d records of lane %s from before", self.path, found.records, lane.name)
+        self._works()
+
+    def _lock(self) -> None:
+        """Make sure that no other agent uses this folder; the lock goes with the process.
+
+        Raises:
+            OSError: the folder cannot be made or written.
+            StoreError: another agent has it.
+        """
+        if self._lock_fd >= 0:
+            return
+        self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        self._lock_fd = lock(self.path.parent)
+
+    def _works(self) -> None:
+        if self.trouble not in (None, _NOT_YET):
+            _log.info("journaling to %s again", self.path)
+        self.trouble = None
+        for lane in self._lanes:
+            lane.resumed()
+
+    def _report(self, trouble: str) -> None:
+        if trouble != self.trouble:
+            _log.error("nothing is journaled: %s; records are kept in memory meanwhile", trouble)
+        self.trouble = trouble
+        for lane in self._lanes:
+            lane.not_saved(has_journal=False)
+
+    async def _failed(self, error: StoreError) -> None:
+        """Bear a failure: make room where the disk is full, wait where waiting may help, set the file aside where it will not."""
+        self._report(f"{self.path}: {error}")
+        opened = self._store
+        if error.fault is Fault.FULL and opened is not None:
+            await self._make_room(opened)
+            return
+        self._store = None
+        if opened is not None:
+            await self._in_thread(opened.close)
+        if error.fault is Fault.DAMAGED:
+            await self._replace()
+
+    async def _make_room(self, opened: Store) -> None:
+        """On a full disk, let a part of what is least worth go: pages that are freed inside the file can be written again."""
+        drops = [_Surplus(lane, lane.disk.bytes // 4) for lane in self._lanes if not lane.durable and lane.has_backlog]
+        deleted = {lane.name: lane.to_delete for lane in self._lanes}
+        try:
+            await self._in_thread(opened.fold)
+            await self._in_thread(
+                opened.commit,
+                [*(store.delete(name, row) for name, row in deleted.items() if row), *(drop.change for drop in drops)],
+            )
+        except StoreError as error:
+            _log.debug("no room can be made: %s", error)
+            return
+        for drop in drops:
+            drop.tell()
+        for lane in self._lanes:
+            lane.saved((), deleted[lane.name])
+
+    async def _replace(self) -> None:
+        """Set a damaged file aside and begin a new one with what can be read of it."""
+        waiting = {lane.name: lane.backlog.records for lane in self._lanes}
+        known = set[str]().union(*(lane.memory_ids() for lane in self._lanes))
+        try:
+            aside, opened, kept = await self._in_thread(_renew, self.path, self._connect, list(waiting), known)
+        except StoreError as error:
+            self._report(f"{self.path}: {error}")
+            return
+        self.set_aside += 1
+        _log.error("the damaged journal is set aside as %s; %d records of it could be read", aside, sum(kept.values()))
+        for name, count in waiting.items():
+            self._losses.add(name, Drop.CORRUPT, max(0, count - kept.get(name, 0)), 0, 0, time.monotonic())
+        try:
+            await self._adopt(opened)
+        except StoreError as error:
+            self._report(f"{self.path}: {error}")
+            await self._in_thread(opened.close)
+
+    async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
+
+
+class _Surplus:
+    """What is to be dropped from a lane's backlog in one transaction."""
+
+    def __init__(self, lane: Lane, size: int) -> None:
+        self._lane = lane
+        self._gone = Contents()
+        self._last: list[int] = []
+        behind, through = lane.droppable
+        self.change = store.drop_oldest(lane.name, size, behind, through, self._gone, self._last)
+
+    def tell(self) -> None:
+        """Tell the lane, the transaction having been committed."""
+        if self._last:
+            self._lane.dropped(self._gone, self._last[0])
+
+
+def lock(folder: Path) -> int:
+    """Take a folder for this process, and return the descriptor that holds it.
+
+    Raises:
+        StoreError: another process has it.
+        OSError: it cannot be written.
+    """
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StoreError(Fault.UNUSABLE, f"another agent uses {folder}") from None
+    return descriptor
+
+
+def _renew(
+    path: Path, connect: store.Connect, lanes: Sequence[str], known: set[str]
+) -> tuple[Path, Store, dict[str, int]]:
+    """Set a file aside and make a new one of what can be read of it, but for entries that are known already; blocks.
+
+    Raises:
+        StoreError: it cannot be renamed, or the new one cannot be made.
+    """
+    aside = store.set_aside(path)
+    if aside is None:
+        raise StoreError(Fault.UNUSABLE, "it is damaged, and cannot be set aside")
+    opened = Store(path, connect)
+    kept = dict.fromkeys(lanes, 0)
+    try:
+        for lane, entries in store.salvage(aside, lanes):
+            fresh = [entry for entry in entries if entry.id not in known]
+            kept[lane] += len(fresh)
+            opened.commit([store.insert(lane, fresh, [])])
+    except StoreError:
+        opened.close()
+        raise
+    opened.refresh()
+    return aside, opened, kept

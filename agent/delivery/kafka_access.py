@@ -1,0 +1,175 @@
+"""How to get to Kafka: servers, TLS, SASL, secrets from files; and what to say to a person when it cannot be had."""
+
+import asyncio
+import os
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiokafka.conn import create_conn
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    ClusterAuthorizationFailedError,
+    KafkaConnectionError,
+    KafkaError,
+    SaslAuthenticationFailed,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+    UnsupportedSaslMechanismError,
+)
+
+from agent.record import clean
+
+PROBE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """TLS to the brokers.
+
+    Attributes:
+        ca: certificates of the authorities to trust; None trusts the system's.
+        certificate, key: our own, where the brokers want one.
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """Return the context, reading the files as they are now.
+
+        Raises:
+            OSError: a file cannot be read, or does not hold what it should (ssl.SSLError).
+        """
+        context = ssl.create_default_context(cafile=self.ca)
+        if self.certificate is not None:
+            context.load_cert_chain(self.certificate, self.key)
+        return context
+
+
+@dataclass(frozen=True, slots=True)
+class Sasl:
+    """Who we are to the brokers; the password is read from its file each time we connect."""
+
+    mechanism: str
+    username: str
+    password_file: Path
+
+    def password(self) -> str:
+        """Return the password: the file's first line.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        return self.password_file.read_text("utf-8").split("\n", 1)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How to reach the brokers."""
+
+    servers: tuple[str, ...]
+    client_id: str = "qmp-agent"
+    tls: Tls | None = None
+    sasl: Sasl | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Return it as aiokafka's clients take it.
+
+        Raises:
+            OSError: a certificate or the password cannot be read.
+        """
+        return {"bootstrap_servers": list(self.servers), "client_id": self.client_id, **self.security()}
+
+    def security(self) -> dict[str, Any]:
+        """Return what aiokafka has to know of TLS and SASL.
+
+        Raises:
+            OSError: a certificate or the password cannot be read.
+        """
+        protocol = f"{'SASL_' if self.sasl else ''}{'SSL' if self.tls else 'PLAINTEXT'}"
+        options: dict[str, Any] = {"security_protocol": protocol}
+        if self.tls is not None:
+            options["ssl_context"] = self.tls.context()
+        if self.sasl is not None:
+            options |= {
+                "sasl_mechanism": self.sasl.mechanism,
+                "sasl_plain_username": self.sasl.username,
+                "sasl_plain_password": self.sasl.password(),
+            }
+        return options
+
+
+def expand(path: str) -> Path:
+    """Return a path with `${CREDENTIALS_DIRECTORY}`, systemd's folder of secrets (systemd.exec(5)), filled in.
+
+    Raises:
+        ValueError: it names that folder, and there is none.
+    """
+    name = "${CREDENTIALS_DIRECTORY}"
+    if name not in path:
+        return Path(path)
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        raise ValueError(f"{name} is not set: give the unit LoadCredential=, or a path of its own here")
+    return Path(path.replace(name, folder))
+
+
+async def explain(error: BaseException, access: Access) -> str:
+    """Return why Kafka cannot be had, for a person. A broker is tried once more where the error does not say it."""
+    if isinstance(error, KafkaConnectionError):
+        return await _diagnose(error, access)
+    if isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return _words(error, ", ".join(access.servers), access)
+
+
+async def _diagnose(error: KafkaConnectionError, access: Access) -> str:
+    """Connect to each server by hand: aiokafka only logs why its own attempts failed."""
+    said = []
+    for server in access.servers:
+        host, _, port = server.rpartition(":")
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                connection = await create_conn(
+                    host.strip("[]"),
+                    int(port),
+                    client_id=access.client_id,
+                    request_timeout_ms=int(PROBE_SECONDS * 1000),
+                    **access.security(),
+                )
+            connection.close()
+        except (KafkaError, OSError, TimeoutError) as reason:
+            said.append(_words(reason, server, access))
+    return "; ".join(dict.fromkeys(said)) or clean(f"no broker takes us: {error}", 500)
+
+
+def _words(error: BaseException, server: str, access: Access) -> str:  # noqa: C901, PLR0911 - a table of errors and words
+    user = access.sasl.username if access.sasl is not None else ""
+    cause = error.__cause__ if isinstance(error, KafkaConnectionError) and error.__cause__ is not None else error
+    match cause:
+        case AuthenticationFailedError() | SaslAuthenticationFailed():
+            return f"{server} refuses user {user}: the name or the password is wrong, or the mechanism is not the one the user has"
+        case UnsupportedSaslMechanismError():
+            return f"{server} does not know the SASL mechanism {access.sasl.mechanism if access.sasl else ''}"
+        case TopicAuthorizationFailedError() | ClusterAuthorizationFailedError():
+            return f"user {user or 'ANONYMOUS'} may not write there: {clean(str(error), 200)}"
+        case UnknownTopicOrPartitionError():
+            return "a topic is gone"
+        case ssl.SSLCertVerificationError():
+            return f"{server} shows a certificate that is not trusted: {cause.verify_message}; see kafka.tls.ca"
+        case ssl.SSLError():
+            return f"TLS with {server} fails: {cause.reason or cause}; does that port speak TLS?"
+        case socket.gaierror():
+            return f"{server}: the name cannot be resolved ({cause.strerror})"
+        case ConnectionRefusedError():
+            return f"{server}: nothing listens there"
+        case TimeoutError():
+            return f"{server}: no answer in time"
+        case OSError():
+            return f"{cause.filename or server}: {cause.strerror or cause}"
+        case _:
+            return clean(f"{type(cause).__name__}: {cause}", 500)

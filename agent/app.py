@@ -205,6 +205,10 @@ class App:
             )
         return troubles + self.delivery.troubles()
 
+    def notes(self) -> list[str]:
+        """Return what a person should look at some time."""
+        return self.delivery.notes()
+
     def scraped(self, seconds: float) -> None:
         """Take note of a scrape."""
         self.metrics.scrape_seconds.set(seconds)

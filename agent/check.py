@@ -1,13 +1,15 @@
 """`qmp-agent check`: tries what a config names and says what it found, without watching or delivering anything."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from agent.app import sink, terms
 from agent.config import Config
 from agent.delivery.jsonl import JsonLines
 from agent.delivery.sink import SinkError
+from agent.journal_tool import set_aside
 from agent.monitors import Dial, Monitor
 from agent.qmp.client import Client
 from agent.qmp.errors import QmpError
@@ -28,7 +30,25 @@ async def check(config: Config) -> AsyncIterator[tuple[bool, str]]:
         gate = asyncio.Semaphore(MAX_AT_ONCE)
         for finding in asyncio.as_completed([_monitor(monitor, settled, gate) for monitor in found]):
             yield await finding
+    for said in _journal(config):
+        yield said
     yield await _sink(config)
+
+
+def _journal(config: Config) -> Iterator[tuple[bool, str]]:
+    if config.kafka is None:
+        return
+    folder = config.journal.folder
+    there = folder if folder.exists() else next(parent for parent in folder.parents if parent.exists())
+    if not os.access(there, os.W_OK | os.X_OK) or not there.is_dir():
+        yield False, f"{folder}: events cannot be journaled: {there} cannot be written by this user"
+        return
+    yield True, f"events are journaled in {folder}"
+    for aside in set_aside(folder):
+        yield (
+            False,
+            f"{aside}: a damaged journal that was set aside; see `qmp-agent journal`, and remove it when it is not needed",
+        )
 
 
 def _nothing(pattern: str) -> tuple[bool, str]:

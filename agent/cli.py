@@ -11,11 +11,12 @@ from typing import Any
 
 import uvloop
 
-from agent import __version__, logs, schema
+from agent import __version__, journal_tool, logs, schema
 from agent.app import StartError, run
 from agent.check import check
 from agent.config import PrometheusConfig
 from agent.config_file import DEFAULT_PATH, ConfigError, load
+from agent.journal_tool import JournalToolError
 from agent.record import Severity
 from agent.tail import TailError, Wanted, tail
 from agent.units import parse_seconds
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         return USAGE_ERROR
-    except (StartError, TailError) as error:
+    except (StartError, TailError, JournalToolError) as error:
         print(f"qmp-agent: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -68,6 +69,18 @@ def _parser() -> argparse.ArgumentParser:
         "--severity", default="debug", choices=[s.label for s in Severity], help="only these and worse"
     )
     command.add_argument("--json", action="store_true", help="whole records, one a line")
+
+    command = _command(
+        commands, "journal", _journal, "show what waits in the journal, take it out, or put it back to be delivered"
+    )
+    _config_option(command)
+    command.add_argument("action", nargs="?", choices=("show", "export", "replay"), default="show")
+    command.add_argument(
+        "--dead", action="store_true", help="export: the records that Kafka refused; replay puts those back in any case"
+    )
+    command.add_argument(
+        "--file", help="export, replay: a damaged file that was set aside, by its name in the journal's folder"
+    )
 
     command = _command(commands, "schema", _schema, "print the JSON schema of records or of the config")
     command.add_argument("of", choices=("record", "config"))
@@ -144,6 +157,21 @@ def _listening(path: Path | None) -> str:
     address = (config.prometheus if config is not None else PrometheusConfig()).listen
     host, _, port = address.rpartition(":")
     return f"{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104 - compared, not bound
+
+
+def _journal(parsed: argparse.Namespace) -> int:
+    folder = load(parsed.config or DEFAULT_PATH).journal.folder
+    match parsed.action:
+        case "show":
+            for text in journal_tool.show(folder):
+                print(text)
+        case "export":
+            for body in journal_tool.export(folder, file=parsed.file, dead=parsed.dead):
+                sys.stdout.buffer.write(body)
+        case "replay":
+            count = journal_tool.replay(folder, file=parsed.file)
+            print(f"{count} records are to be delivered at the agent's next start")
+    return 0
 
 
 def _schema(parsed: argparse.Namespace) -> int:

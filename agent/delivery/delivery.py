@@ -64,6 +64,14 @@ class Delivery:
             found.append(f"nothing is journaled: {self.journal.trouble}")
         return found
 
+    def notes(self) -> list[str]:
+        """Return what a person should look at some time, in words."""
+        if self.journal is None or not self.journal.set_aside:
+            return []
+        return [
+            f"{self.journal.set_aside} damaged journal files were set aside since the start: see `qmp-agent journal`"
+        ]
+
     @contextlib.asynccontextmanager
     async def running(self, stop_seconds: float) -> AsyncIterator[None]:
         """Deliver for as long as the block runs, then what is left, or journal it, for at most so many seconds."""

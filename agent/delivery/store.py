@@ -99,8 +99,8 @@ def connect(path: Path) -> sqlite3.Connection:
 class Store:
     """An open journal file. Every method raises StoreError when the file fails, and leaves no transaction open."""
 
-    def __init__(self, path: Path, connect: Connect = connect) -> None:
-        """Open the file, or make it.
+    def __init__(self, path: Path, connect: Connect = connect, *, readonly: bool = False) -> None:
+        """Open the file, or make it; `readonly` only looks.
 
         Raises:
             StoreError: it cannot be opened, or is not a sound journal.
@@ -113,7 +113,9 @@ class Store:
         self._db: sqlite3.Connection | None = None
         try:
             self._db = connect(path)
-            self._prepare(self._db)
+            if not readonly:
+                self._prepare(self._db)
+            self._check(self._db)
         except (sqlite3.Error, OSError) as error:
             self.close()
             raise _fault(error) from error
@@ -129,9 +131,13 @@ class Store:
         if version == 0:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             self.path.chmod(0o640)
-        elif version != VERSION:
+        if version in (0, VERSION):
+            db.execute("INSERT OR IGNORE INTO notes VALUES ('identity', ?)", (json.dumps(secrets.token_hex(8)),))
+
+    def _check(self, db: sqlite3.Connection) -> None:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version != VERSION:
             raise StoreError(Fault.DAMAGED, f"the journal is of format {version}; this agent knows {VERSION}")
-        db.execute("INSERT OR IGNORE INTO notes VALUES ('identity', ?)", (json.dumps(secrets.token_hex(8)),))
         (identity,) = db.execute("SELECT text FROM notes WHERE name = 'identity'").fetchone()
         self.identity = str(identity)
         self._find_last(db)
@@ -321,6 +327,11 @@ def drop_oldest(lane: str, size: int, behind: int, through: int, dropped: Conten
             db.execute("DELETE FROM records WHERE lane = ? AND row > ? AND row <= ?", (lane, behind, last[0]))
 
     return change
+
+
+def forget_dead() -> Change:
+    """Delete all refused entries."""
+    return lambda db: _run(db, "DELETE FROM dead", ())
 
 
 def keep_note(name: str, value: object) -> Change:

@@ -38,6 +38,9 @@ class Sight(Protocol):
     def troubles(self) -> list[str]:
         """Return why the agent does not do all of its work, in words; empty when it does."""
 
+    def notes(self) -> list[str]:
+        """Return what a person should look at some time though all work is done."""
+
     def scraped(self, seconds: float) -> None:
         """Take note of how long a scrape took."""
 
@@ -78,7 +81,8 @@ class _Handlers:
 
     async def readyz(self, _: web.Request) -> web.Response:
         troubles = self._sight.troubles()
-        return web.Response(text="\n".join(troubles or ["ready"]) + "\n", status=503 if troubles else 200)
+        lines = [*(troubles or ["ready"]), *self._sight.notes()]
+        return web.Response(text="\n".join(lines) + "\n", status=503 if troubles else 200)
 
     async def style(self, _: web.Request) -> web.Response:
         return web.Response(
@@ -98,7 +102,9 @@ class _Handlers:
             for status in self._sight.snapshot.monitors.values()
         ]
         table = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in sorted(rows))
-        troubles = "".join(f"<li>{html.escape(trouble)}</li>" for trouble in self._sight.troubles())
+        troubles = "".join(
+            f"<li>{html.escape(trouble)}</li>" for trouble in (*self._sight.troubles(), *self._sight.notes())
+        )
         text = page.replace("{version}", __version__).replace("{rows}", table).replace("{troubles}", troubles)
         return web.Response(text=text, content_type="text/html")
 

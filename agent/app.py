@@ -7,24 +7,32 @@ import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
 
 from aiohttp import web
 
-from agent.alerts.threshold import WriteThresholds
+from agent.alerts.guard import Mode, Plan
+from agent.alerts.ladder import parse_level
+from agent.alerts.overseer import NOTE, Overseer, Told
+from agent.catalogue.metrics import BLOCK_SPACE
 from agent.catalogue.model import Family, Sample
 from agent.collectors import Intervals
-from agent.config import Config, KafkaConfig
+from agent.config import Config, KafkaConfig, WriteThresholdConfig
+from agent.delivery.alertmanager import Alertmanager
 from agent.delivery.delivery import Delivery, DeliveryTerms
 from agent.delivery.drops import Loss
+from agent.delivery.entry import Note
 from agent.delivery.jsonl import JsonLines
 from agent.delivery.kafka import Create, Kafka, KafkaTerms, Topics
 from agent.delivery.kafka_access import Access, Sasl, Tls, expand
 from agent.delivery.sink import Sink
 from agent.monitors import Dial, Monitor, Way
-from agent.qmp.commands import AllowList, Change
+from agent.qmp.commands import AllowList, Ask, Change
 from agent.record import Record, Severity, Stamp, Vm
 from agent.selfmetrics import SelfMetrics
-from agent.vm.status import Outcome, State, Status, Terms
+from agent.vm.status import Commander, Outcome, State, Status, Terms
 from agent.vm.watch import Fleet
 from agent.web.live import Live
 from agent.web.server import application
@@ -41,13 +49,38 @@ _LEVELS = {
 }
 
 
+KEEP_SECONDS = 2.0
+"""How long setting a threshold waits for what is about to be set to be on disk."""
+TICK_SECONDS = 1.0
+
+
 class StartError(Exception):
     """The agent cannot start; the text says why, for people."""
 
 
-def terms(config: Config) -> Terms:
+VDSM = Path("/run/vdsm")
+"""There on hosts of oVirt, whose VDSM sets write thresholds itself and takes any that fires for its own."""
+
+
+def plan(config: WriteThresholdConfig, vm: Vm, disk: str) -> Plan:
+    """Return what the config wants of a VM's disk."""
+    mode, levels = config.mode, config.levels
+    for entry in config.disks:
+        if fnmatchcase(disk, entry.disk) and (fnmatchcase(vm.name, entry.vm) or fnmatchcase(vm.uuid, entry.vm)):
+            mode = entry.mode or mode
+            levels = entry.levels if entry.levels is not None else levels
+            break
+    if mode is Mode.ARM and VDSM.exists():
+        mode = Mode.OBSERVE
+    return Plan(mode, tuple(map(parse_level, levels)), config.hysteresis / 100)
+
+
+def terms(config: Config, commander: Commander | None = None) -> Terms:
     """Return what the config says of every session."""
     changes = set()
+    thresholds = config.alerts.write_threshold
+    if Mode.ARM in (thresholds.mode, *(entry.mode for entry in thresholds.disks)):
+        changes.add(Change.WRITE_THRESHOLD)
     if config.allow.guest_stats_interval is not None:
         changes.add(Change.GUEST_STATS_INTERVAL)
     if config.allow.migration_events:
@@ -61,6 +94,7 @@ def terms(config: Config) -> Terms:
         greeting_seconds=config.timeouts.greeting,
         retry_seconds=config.timeouts.retry,
         guest_stats_seconds=round(config.allow.guest_stats_interval or 0),
+        commander=commander,
     )
 
 
@@ -118,30 +152,46 @@ class App:
         self.live = Live()
         self.metrics = SelfMetrics()
         self._stamp = Stamp()
-        self._alerts = WriteThresholds()
+        self.alerts = Overseer(config.host, partial(plan, config.alerts.write_threshold))
         self.delivery = Delivery(to or sink(config), _delivery_terms(config), self._lost)
+        self.alertmanager: Alertmanager | None = None
+        self._alerts_changed = asyncio.Event()
         self.watching: asyncio.Task[None]
 
     # What sessions tell: vm.status.Out.
 
     def record(self, record: Record) -> None:
         """Take an event or a change in a VM's life."""
+        if record.type == "qemu.vm.attached":
+            self.alerts.attached(record.vm)
+        elif record.type in ("qemu.vm.gone", "qemu.vm.detached"):
+            self.alerts.gone(record.vm, time.monotonic(), for_good="shutdown_reason" in record.data)
         self._send(record)
         if record.type.startswith("qemu.event."):
             self.snapshot.event(record)
-            if record.type == "qemu.event.block_write_threshold":
-                alert, sample = self._alerts.exceeded(record)
-                self._send(alert)
-                self.snapshot.add(record.vm, sample)
+            self._tell(self.alerts.event(record, record.data["event"], time.time_ns()))
 
     def samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Take all that a VM has of these families."""
         news = [s for s in samples if not (s.family.on_change and self.snapshot.values(vm, s) == s.values)]
         self.snapshot.samples(vm, families, samples, time_ns)
-        if any(family.name == "block" for family in families):
-            self._alerts.learn(vm, samples)
         for sample in news:
             self._send(Record(f"qemu.sample.{sample.family.name}", vm, sample.data, time_ns, sample.subject))
+        if families[0].name.startswith("block"):
+            told, spaces = self.alerts.samples(vm, samples, time.monotonic(), time_ns)
+            self.snapshot.samples(vm, (BLOCK_SPACE,), spaces, time_ns)
+            self._tell(told)
+
+    def _tell(self, told: Sequence[Told]) -> None:
+        """Send alerts, each in one transaction with what has to be remembered of it."""
+        for one in told:
+            self._send(one.record, Note(*self.alerts.note(one.uuid)))
+            record = one.record
+            _log.warning(
+                "%s: alert %s %s %s", record.vm.name, record.data["alert"], record.subject, record.data["state"]
+            )
+        if told:
+            self._alerts_changed.set()
 
     def status(self, status: Status) -> None:
         """Take a change of state."""
@@ -149,8 +199,6 @@ class App:
         name = f"{status.vm.name} at {status.monitor.name}" if status.vm else status.monitor.name
         level = _LEVELS.get(status.state, logging.INFO)
         _log.log(level, "%s: %s%s", name, status.state.value, f" ({status.reason})" if status.reason else "")
-        if status.vm is not None and status.state is State.GONE:
-            self._alerts.forget(status.vm)
 
     def ended(self, monitor: Monitor) -> None:
         """Forget a monitor."""
@@ -166,12 +214,29 @@ class App:
         _log.warning("%s: %d events lost (%s)", vm.name, events, reason)
         self.metrics.dropped.labels(reason).inc(events)
 
+    # Whom sessions obey: vm.status.Commander.
+
+    def wants(self, vm: Vm) -> set[str]:
+        """Return the collectors that should be asked again now."""
+        return self.alerts.wants(vm)
+
+    async def orders(self, vm: Vm) -> Sequence[tuple[str, Ask]]:
+        """Return the thresholds to be set now. What is about to be set is remembered first."""
+        orders = self.alerts.orders(vm)
+        if orders:
+            await self.delivery.keep(Note(*self.alerts.note(vm.uuid)), KEEP_SECONDS)
+        return orders
+
+    def ordered(self, vm: Vm, disk: str, *, done: bool) -> None:
+        """Take note whether a threshold was set."""
+        self.alerts.ordered(vm, disk, done=done)
+
     # The way out.
 
-    def _send(self, record: Record) -> None:
+    def _send(self, record: Record, note: Note | None = None) -> None:
         stamped = self._stamp(record)
         self.metrics.records.labels(record.type.split(".", 2)[1]).inc()
-        self.delivery.put(stamped)
+        self.delivery.put(stamped, note)
         self.live.put(stamped)
 
     def _lost(self, loss: Loss) -> None:
@@ -193,6 +258,7 @@ class App:
         for status in self.snapshot.monitors.values():
             self.metrics.monitor_state.labels(status.monitor.name, status.state.value).set(1)
         self.metrics.read_delivery(self.delivery)
+        self.metrics.read_alerts(self.alerts.book)
         return self.metrics.render()
 
     def troubles(self) -> list[str]:
@@ -203,6 +269,8 @@ class App:
             troubles.append(
                 f"none of {states.total()} monitors is up: " + ", ".join(f"{n} {s.value}" for s, n in states.items())
             )
+        if self.alertmanager is not None and self.alertmanager.trouble is not None:
+            troubles.append(f"Alertmanager at {self.alertmanager.url} cannot be told: {self.alertmanager.trouble}")
         return troubles + self.delivery.troubles()
 
     def notes(self) -> list[str]:
@@ -223,6 +291,7 @@ class App:
             StartError: the endpoint's address cannot be had.
         """
         async with self._endpoint() as url, self.delivery.running(self.config.timeouts.stop):
+            self.alerts.recall({k: v for k, v in self.delivery.kept.items() if k.startswith(NOTE)}, time.monotonic())
             self.watching = asyncio.create_task(self._watch(), name="watch")
             try:
                 yield url
@@ -231,9 +300,19 @@ class App:
 
     async def _watch(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            fleet = Fleet(terms(self.config), self, tasks)
+            fleet = Fleet(terms(self.config, self), self, tasks)
             for way in ways(self.config):
                 tasks.create_task(way.watch(fleet), name=repr(way))
+            tasks.create_task(self._tick(), name="tick")
+            if self.config.alerts.alertmanager is not None:
+                to = self.config.alerts.alertmanager
+                self.alertmanager = Alertmanager(to.url, to.resend, to.labels)
+                tasks.create_task(self.alertmanager.run(self.alerts.book, self._alerts_changed), name="alertmanager")
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._tell(self.alerts.tick(time.monotonic(), time.time_ns()))
 
     @contextlib.asynccontextmanager
     async def _endpoint(self) -> AsyncIterator[str]:

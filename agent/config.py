@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from agent.alerts.guard import Mode
+from agent.alerts.ladder import parse_level
 from agent.units import Bytes, Seconds
 
 
@@ -43,6 +45,14 @@ def _secret(value: str) -> str:
 
 Secret = Annotated[str, AfterValidator(_secret)]
 """A file with a secret or a certificate; never the secret itself."""
+
+
+def _level(value: str) -> str:
+    return parse_level(value).text
+
+
+LevelText = Annotated[str, AfterValidator(_level)]
+"""A level of a ladder."""
 Address = Annotated[str, AfterValidator(_address)]
 Topic = Annotated[str, AfterValidator(_topic)]
 Positive = Annotated[Seconds, Field(gt=0)]
@@ -199,6 +209,52 @@ class AllowConfig(_Section):
     """Switch on QEMU's MIGRATION events, so that short migrations are seen whole. libvirt always does."""
 
 
+class DiskConfig(_Section):
+    """What is wanted of some disks."""
+
+    vm: str = "*"
+    """The VMs, by name or UUID; * and ? stand for any."""
+    disk: str = "*"
+    """The disks, by their guest-visible device's id; * and ? stand for any."""
+    mode: Mode | None = None
+    """As write_threshold.mode, for these."""
+    levels: list[LevelText] | None = None
+    """As write_threshold.levels, for these."""
+
+
+class WriteThresholdConfig(_Section):
+    """Warnings before a thin disk is full."""
+
+    mode: Mode = Mode.OBSERVE
+    """`observe` compares levels at each poll and sets nothing; `arm` sets QEMU's write thresholds, so that it tells at the write."""
+    levels: list[LevelText] = ["80%", "90%", "95%"]
+    """The ladder: percent of the disk, bytes used or bytes free, in any order."""
+    hysteresis: Annotated[float, Field(ge=0, le=50)] = 2.0
+    """By how many percent of its size a disk has to come down before a level is resolved."""
+    disks: list[DiskConfig] = []
+    """Disks for which something else is wanted; the first that fits wins."""
+
+
+class AlertmanagerConfig(_Section):
+    """Prometheus' Alertmanager, told directly; it needs no Prometheus for that."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^/]+(/.*)?$")]
+    """Its address, without /api/v2."""
+    resend: Annotated[Seconds, Field(ge=1)] = 60.0
+    """How often firing alerts are sent again; Alertmanager forgets those that it does not hear of four times."""
+    labels: dict[str, str] = {}
+    """Labels added to every alert, such as {cluster: eu1}."""
+
+
+class AlertsConfig(_Section):
+    """What is worth waking somebody for."""
+
+    write_threshold: WriteThresholdConfig = WriteThresholdConfig()
+    """Warnings before a thin disk is full."""
+    alertmanager: AlertmanagerConfig | None = None
+    """Alertmanager, told directly. Without it, alerts are records and metrics."""
+
+
 class LogConfig(_Section):
     """The agent's own log, on standard error."""
 
@@ -229,6 +285,8 @@ class Config(_Section):
     """How often to ask what no event tells."""
     timeouts: TimeoutsConfig = TimeoutsConfig()
     """How long to wait."""
+    alerts: AlertsConfig = AlertsConfig()
+    """What is worth waking somebody for."""
     allow: AllowConfig = AllowConfig()
     """Changes that the agent may make to a QEMU."""
     log: LogConfig = LogConfig()

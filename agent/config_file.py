@@ -75,6 +75,9 @@ def parse(text: str, name: str = "config") -> Config:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError([_yaml_problem(name, error)]) from error
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, ValueError) as error:
+        # What PyYAML lets through of a value that is not of its type, such as 2024-13-45, and of aliases without end.
+        raise ConfigError([Problem(name, 0, "", f"is not YAML: {error}")]) from error
     if not isinstance(values, dict):
         cure = "should be keys and values; the least is\n\n  monitors:\n    - dial: /run/qemu/*.qmp\n"
         raise ConfigError([Problem(name, 0, "", cure)])

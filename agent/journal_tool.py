@@ -71,7 +71,7 @@ def show(folder: Path) -> Iterator[str]:
         yield f"  dead letters: {len(dead)}"
         for key in sorted(set(dead)):
             yield f"    {dead.count(key):8} {key[1]} ({key[0]})"
-        untold = opened.note("losses")
+        untold = opened.notes().get("losses")
         for loss in untold if isinstance(untold, list) else ():
             yield f"  lost and not told downstream yet: {loss['records']} of lane {loss['lane']} ({loss['reason']})"
     for aside in set_aside(folder):

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from agent.alerts.guard import Learnt
+from agent.alerts.rules import RULES
 from agent.catalogue.events import ROWS, Category
-from agent.catalogue.metrics import FAMILIES, WRITE_THRESHOLD
+from agent.catalogue.metrics import BLOCK_SPACE, FAMILIES
 from agent.catalogue.model import Family, Field, Kind
 from agent.config import Config
 from agent.delivery.drops import Drop
@@ -30,13 +32,21 @@ def config_schema() -> dict[str, Any]:
 def record_schema() -> dict[str, Any]:
     """Return the schema of a record: CloudEvents' attributes and ours, and by type what its data holds."""
     known = {f"qemu.event.{row.name.lower()}" for row in ROWS}
-    bodies = {f"qemu.sample.{family.name}": _sample(family) for family in FAMILIES if family is not WRITE_THRESHOLD}
+    bodies = {f"qemu.sample.{family.name}": _sample(family) for family in FAMILIES if family is not BLOCK_SPACE}
     bodies |= {
         f"qemu.vm.{change}": _body(change_fields, required=needed)
         for change, (change_fields, needed) in _CHANGES.items()
     }
     bodies["qemu.agent.lost"] = _body(_LOST, required=("reason", "lane", "records"))
-    bodies["qemu.alert.write_threshold"] = _body(_ALERT, required=tuple(_ALERT))
+    bodies["qemu.alert.write_threshold"] = _body(
+        _THRESHOLD, required=("alert", "state", "fingerprint", "device", "level", "learnt")
+    )
+    for rule in RULES:
+        body = _body(
+            _ALERT | {"alert": {"const": rule.alert}, "help": _TEXT, "event": _TEXT},
+            required=("alert", "state", "fingerprint"),
+        )
+        bodies[f"qemu.alert.{rule.alert}"] = body | {"additionalProperties": True}
     return {
         "$schema": _DIALECT,
         "title": "qmp-agent's record: a CloudEvents 1.0 event in JSON structured mode",
@@ -119,13 +129,39 @@ _EVENT = _body(
     required=("event", "category", "qemu"),
 )
 
-_ALERT = {
+_ALERT: dict[str, Any] = {
+    "alert": _TEXT,
+    "state": {"enum": ["firing", "resolved"]},
+    "fingerprint": {
+        "type": "string",
+        "pattern": "^[0-9a-f]{16}$",
+        "description": "The same for one alert over all restarts.",
+    },
+    "since_timestamp_seconds": {"type": "number", "description": "Since when it fires."},
+    "resolved_by": {"type": "string", "description": "What ended it: space, an event, time, unplugged or vm_gone."},
+}
+
+_THRESHOLD = _ALERT | {
     "alert": {"const": "write_threshold"},
-    "state": {"const": "firing"},
-    "learnt": {"const": "event"},
+    "level": {**_TEXT, "description": "The rung, as the config has it; `threshold N` for one that somebody else set."},
+    "learnt": {"enum": [learnt.value for learnt in Learnt], "description": "How it was learnt."},
+    "owner": {"enum": ["agent", "other"], "description": "Whose threshold or ladder it is."},
     "device": _TEXT,
     "layer": {"enum": ["format", "storage", "node"]},
-} | {field.name: _field(WRITE_THRESHOLD, field) for field in WRITE_THRESHOLD.fields if field.kind is not Kind.COUNTER}
+    "node": {"type": "string"},
+    "path": {"type": "string"},
+    "measure": {
+        "enum": ["offset", "allocated"],
+        "description": "What is compared: how far it was written, or what its file has allocated.",
+    },
+    "level_bytes": {"type": "integer"},
+    "exceeded_by_bytes": {"type": "integer"},
+    "used_bytes": {"type": "integer"},
+    "limit_bytes": {"type": "integer"},
+    "headroom_bytes": {"type": "integer"},
+    "growth_bytes_per_second": {"type": "number"},
+    "full_in_seconds": {"type": "number"},
+}
 
 _LOST = {
     "reason": {"enum": [drop.value for drop in Drop]},

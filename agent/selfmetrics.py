@@ -9,6 +9,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from agent import __version__
+from agent.alerts.book import Book
 from agent.delivery.delivery import Delivery
 from agent.delivery.lane import Lane
 
@@ -119,6 +120,12 @@ class SelfMetrics:
             ["reason"],
             registry=self.registry,
         )
+        self.alerts = Gauge(
+            "qemu_alert_firing",
+            "1 for each alert that fires.",
+            ["vm_uuid", "vm", "alert", "device", "level", "severity"],
+            registry=self.registry,
+        )
         self.scrape_seconds = Gauge(
             "qmp_agent_scrape_seconds", "How long making the last scrape took.", registry=self.registry
         )
@@ -131,6 +138,13 @@ class SelfMetrics:
     def read_delivery(self, delivery: Delivery) -> None:
         """Have the state of the way out told by the next `render`."""
         self._delivery.delivery = delivery
+
+    def read_alerts(self, book: Book) -> None:
+        """Have what fires told by the next `render`."""
+        self.alerts.clear()
+        for alert in book:
+            labels = (alert.vm.uuid, alert.vm.name, alert.name, alert.subject, alert.level, alert.severity.label)
+            self.alerts.labels(*labels).set(1)
 
     def render(self) -> bytes:
         """Return their text."""

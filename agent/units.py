@@ -26,10 +26,10 @@ def parse_seconds(value: object) -> float:
     Raises:
         ValueError: it is none of these.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*(ms|s|m|h|d)", value) if isinstance(value, str) else None
     if match:
         return float(match[1]) * _SECONDS[match[2]]
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e15:
         return float(value)
     raise ValueError("should be a duration such as 10s, 500ms, 5m or 1h")
 
@@ -40,7 +40,7 @@ def parse_bytes(value: object) -> int:
     Raises:
         ValueError: it is none of these.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]i?B|B|)", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([kKMGT]i?B|B|)", value) if isinstance(value, str) else None
     if match and match[2] in _BYTES:
         return int(float(match[1]) * _BYTES[match[2]])
     if type(value) is int and value >= 0:
@@ -52,7 +52,7 @@ def format_bytes(size: float) -> str:
     """Return a size for people, to three digits: `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(size) < 1024:
-            return f"{size:.3g} {unit}"
+            return f"{size:.{3 if abs(size) < 999.5 else 4}g} {unit}"  # 1023, not 1.02e+03
         size /= 1024
     return f"{size:.4g} TiB"
 

@@ -109,6 +109,7 @@ _RUN, _BLK, _JOB, _MIG = Category.RUNSTATE, Category.BLOCK, Category.JOB, Catego
 _MEM, _DEV, _NET, _DSP = Category.MEMORY, Category.DEVICE, Category.NETWORK, Category.DISPLAY
 _RS = ("runstate",)
 _MS = ("migration", "runstate")
+_BN = ("block", "nodes")
 
 ROWS = (
     EventRow(
@@ -168,7 +169,7 @@ ROWS = (
     EventRow("BLOCK_EXPORT_DELETED", _BLK, INFO, "A block export is gone.", ("id",), since="5.2"),
     EventRow("QUORUM_FAILURE", _BLK, CRITICAL, "A quorum could not agree. Coalesced.", ("reference",)),
     EventRow("QUORUM_REPORT_BAD", _BLK, ERROR, "A member of a quorum failed or differs. Coalesced.", ("node-name",)),
-    EventRow("DEVICE_TRAY_MOVED", _BLK, INFO, "A removable medium's tray moved.", ("id", "device")),
+    EventRow("DEVICE_TRAY_MOVED", _BLK, INFO, "A removable medium's tray moved.", ("id", "device"), _BN),
     EventRow(
         "PR_MANAGER_STATUS_CHANGED",
         _BLK,
@@ -185,8 +186,8 @@ ROWS = (
         ("id",),
         since="3.0",
     ),
-    EventRow("BLOCK_JOB_COMPLETED", _JOB, _failed, "A block job ended; `error` says if badly.", ("device",)),
-    EventRow("BLOCK_JOB_CANCELLED", _JOB, WARNING, "A block job was cancelled.", ("device",)),
+    EventRow("BLOCK_JOB_COMPLETED", _JOB, _failed, "A block job ended; `error` says if badly.", ("device",), _BN),
+    EventRow("BLOCK_JOB_CANCELLED", _JOB, WARNING, "A block job was cancelled.", ("device",), _BN),
     EventRow("BLOCK_JOB_ERROR", _JOB, ERROR, "A block job met an I/O error.", ("device",)),
     EventRow("BLOCK_JOB_READY", _JOB, INFO, "A block job is ready to be completed.", ("device",)),
     EventRow("BLOCK_JOB_PENDING", _JOB, INFO, "A block job waits to be finalized.", ("id",), since="2.12"),
@@ -234,7 +235,7 @@ ROWS = (
     EventRow(
         "MEM_UNPLUG_ERROR", _MEM, WARNING, "A memory device could not be unplugged (until QEMU 9.0).", ("device",)
     ),
-    EventRow("DEVICE_DELETED", _DEV, INFO, "A device is gone.", ("device", "path"), ("block", "balloon")),
+    EventRow("DEVICE_DELETED", _DEV, INFO, "A device is gone.", ("device", "path"), ("block", "nodes", "balloon")),
     EventRow(
         "DEVICE_UNPLUG_GUEST_ERROR",
         _DEV,

@@ -133,6 +133,62 @@ BLOCK_BACKING = Family(
     ),
 )
 
+BLOCK_LAYER = Family(
+    "block_layer",
+    "query-named-block-nodes",
+    "A layer of a disk: `format` is what the guest sees, `storage` what it lies on, `backing-1` and on what was there before a snapshot.",
+    ("device", "layer"),
+    (
+        Field("node-name", "node", TEXT, "The block node."),
+        Field("drv", "driver", TEXT, "The block driver."),
+        Field("file", "path", TEXT, "Where it lies."),
+        Field("image.virtual-size", "size_bytes", GAUGE, "How large it is to the layer above."),
+        Field("image.actual-size", "allocated_bytes", GAUGE, "How much of it the host's file system has allocated."),
+        Field("image.cluster-size", "cluster_bytes", GAUGE, "How much is allocated at a time."),
+        Field("write_threshold", "write_threshold_bytes", GAUGE, "The write threshold that somebody set; 0 is none."),
+        Field("ro", "read_only", FLAG, "Whether it is read-only."),
+        Field("encrypted", "encrypted", FLAG, "Whether it is encrypted."),
+        Field("backing_file_depth", "backing_depth", GAUGE, "How many layers lie under it."),
+        Field("cache.direct", "cache_direct", FLAG, "Whether the host's page cache is passed by."),
+        Field("cache.writeback", "cache_writeback", FLAG, "Whether writes count as done before they are flushed."),
+        Field("cache.no-flush", "cache_no_flush", FLAG, "Whether flushes are ignored."),
+    ),
+    on_change=True,
+)
+
+BLOCK_SPACE = Family(
+    "block_space",
+    "query-blockstats and query-named-block-nodes",
+    "How full a thin disk is, and when it will be.",
+    ("device",),
+    (
+        Field(
+            "layer",
+            "measure",
+            TEXT,
+            "`offset`: how far into its device it was written; `allocated`: how much its file has allocated.",
+        ),
+        Field("used_bytes", "used_bytes", GAUGE, "How much is used."),
+        Field("limit_bytes", "limit_bytes", GAUGE, "How much there is."),
+        Field("headroom_bytes", "headroom_bytes", GAUGE, "How much is left."),
+        Field("growth_bytes_per_second", "growth_bytes_per_second", GAUGE, "How fast it grew in the last ten minutes."),
+        Field(
+            "full_in_seconds",
+            "full_in_seconds",
+            GAUGE,
+            "How long it lasts at that rate; absent while it does not grow.",
+        ),
+        Field("levels_exceeded", "levels_exceeded", GAUGE, "How many levels of its ladder are exceeded."),
+        Field("armed_threshold_bytes", "armed_threshold_bytes", GAUGE, "The write threshold that the agent set."),
+        Field(
+            "foreign_threshold",
+            "foreign_threshold",
+            FLAG,
+            "Whether the threshold's slot is somebody else's, and left alone.",
+        ),
+    ),
+)
+
 MIGRATION = Family(
     "migration",
     "query-migrate",
@@ -312,17 +368,4 @@ RUNSTATE = Family(
     on_change=True,
 )
 
-WRITE_THRESHOLD = Family(
-    "block_write_threshold",
-    "BLOCK_WRITE_THRESHOLD",
-    "The write thresholds of a disk's nodes that were exceeded while the agent watched.",
-    ("device", "layer"),
-    (
-        Field("node-name", "node", TEXT, "The block node whose threshold was exceeded."),
-        Field("write-threshold", "exceeded_threshold_bytes", GAUGE, "The threshold that was exceeded last."),
-        Field("amount-exceeded", "exceeded_by_bytes", GAUGE, "How far past it that write ended."),
-        Field("alerts", "alerts_total", COUNTER, "How many were exceeded."),
-    ),
-)
-
-FAMILIES = (BLOCK, BLOCK_BACKING, WRITE_THRESHOLD, MIGRATION, BALLOON, GUEST_MEMORY, RUNSTATE)
+FAMILIES = (BLOCK, BLOCK_BACKING, BLOCK_LAYER, BLOCK_SPACE, MIGRATION, BALLOON, GUEST_MEMORY, RUNSTATE)

@@ -30,11 +30,13 @@ class Facts:
         balloon: the QOM path of its balloon device, or None.
         guest_stats_seconds: how often its balloon driver is asked for statistics; 0 is never.
         migration_events: whether its MIGRATION events are on, so that nobody need ask.
+        version: its QEMU's major and minor version, for what cannot be found out by trying.
     """
 
     balloon: str | None = None
     guest_stats_seconds: int = 0
     migration_events: bool = False
+    version: tuple[int, int] = (0, 0)
 
 
 T = TypeVar("T")
@@ -68,6 +70,8 @@ class Collector:
         asks: its questions, given what is known of the VM; none where it does not apply.
         collect: answers to samples. Raises QmpError where an answer makes no sense.
         again: seconds until it has to ask again although no event said so, given the samples just made; None is at the next resync.
+        shape: what in the samples, when it is not as it was, makes `reshapes` be asked again, since no event tells of it.
+        reshapes: the names of those collectors.
         from_event: events that carry an answer themselves, and how to read it.
     """
 
@@ -76,4 +80,6 @@ class Collector:
     asks: Callable[[Facts], Sequence[Ask]]
     collect: Callable[[Answers], Iterable[Sample]]
     again: Callable[[Sequence[Sample], Facts, Intervals], float | None] = _events_only
+    shape: Callable[[Sequence[Sample]], object] = lambda _samples: None
+    reshapes: tuple[str, ...] = ()
     from_event: Mapping[str, Callable[[Mapping[str, Any]], Iterable[Sample]]] = field(default_factory=dict)

@@ -4,7 +4,7 @@ Counters live in QEMU's block backend. In `parent` (the storage under the top no
 real; their other counters are constant zero and are not read.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from agent.catalogue.events import device_name
@@ -20,6 +20,8 @@ _read_backing = Reader(BLOCK_BACKING)
 _MAX_DEPTH = 64
 """Longest backing chain told; libvirt allows 200 layers, but no one has a use for more series than these."""
 
+_MAX_LAYERS = 16
+
 
 def _collect(answers: Answers) -> Iterable[Sample]:
     return _samples(expect(answers[0], list))
@@ -32,11 +34,27 @@ def _samples(disks: list[Any]) -> Iterator[Sample]:
         if not name or name in seen:
             continue
         seen.add(name)
-        yield Sample(BLOCK, (name,), _read_disk(disk))
-        layer, depth = disk.get("backing"), 1
-        while isinstance(layer, dict) and depth <= _MAX_DEPTH:
+        yield Sample(BLOCK, (name,), _read_disk(disk | {"parent": chain(disk)[-1]}))
+        for depth, layer in enumerate(backings(disk), 1):
             yield Sample(BLOCK_BACKING, (name, str(depth)), _read_backing(layer))
-            layer, depth = layer.get("backing"), depth + 1
+
+
+def chain(disk: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a disk's layers from its top node down to its storage: filters, the format, the protocol."""
+    layers = [disk]
+    while len(layers) < _MAX_LAYERS and isinstance(below := layers[-1].get("parent"), dict):
+        layers.append(below)
+    return layers
+
+
+def backings(disk: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the layers of a disk's backing chain, the nearest first."""
+    layer = disk.get("backing")
+    for _ in range(_MAX_DEPTH):
+        if not isinstance(layer, dict):
+            return
+        yield layer
+        layer = layer.get("backing")
 
 
 def stable_name(disk: dict[str, Any]) -> str:
@@ -48,10 +66,17 @@ def stable_name(disk: dict[str, Any]) -> str:
     return ""
 
 
+def _shape(samples: Sequence[Sample]) -> object:
+    """Return which nodes each disk is made of: a snapshot or a mirror's pivot changes them, and QEMU tells nobody."""
+    return {s.subject: (s.values.get("node"), s.values.get("storage_node")) for s in samples if s.family is BLOCK}
+
+
 COLLECTOR = Collector(
     "block",
     (BLOCK, BLOCK_BACKING),
     lambda _facts: (Ask("query-blockstats"),),
     _collect,
     again=lambda _samples, _facts, intervals: intervals.poll,
+    shape=_shape,
+    reshapes=("nodes",),
 )

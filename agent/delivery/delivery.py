@@ -6,9 +6,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agent.delivery.drops import Drop, Loss, Losses
-from agent.delivery.entry import Entry
+from agent.delivery.entry import Entry, Note
 from agent.delivery.journal import Journal
 from agent.delivery.lane import Budget, Lane
 from agent.delivery.sink import Outlet, Sink, pump
@@ -51,9 +52,25 @@ class Delivery:
         self._tell = tell
         self._told_at = float("-inf")
 
-    def put(self, stamped: Stamped) -> None:
-        """Take a record. Never waits."""
-        (self.samples if stamped.record.is_sample else self.events).put(Entry.of(stamped))
+    def put(self, stamped: Stamped, note: Note | None = None) -> None:
+        """Take a record, and what is to be kept in one transaction with it. Never waits."""
+        (self.samples if stamped.record.is_sample else self.events).put(Entry.of(stamped, note))
+
+    async def keep(self, note: Note, seconds: float) -> bool:
+        """Keep a note over restarts; return whether it is on disk, which takes at most so long to say."""
+        if self.journal is None or self.journal.trouble is not None:
+            return False
+        try:
+            async with asyncio.timeout(seconds):
+                await self.journal.keep(note)
+        except TimeoutError:
+            return False
+        return True
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What an earlier run kept, by name; known once `running` was entered."""
+        return self.journal.notes if self.journal is not None else {}
 
     def troubles(self) -> list[str]:
         """Return why records do not go where they should, in words; empty when they do."""

@@ -1,10 +1,28 @@
 """A record on its way out, cut down to what delivery needs. Pure."""
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from agent.record import Stamped
+
+_versions = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something small that outlives the agent, by name. Of two notes of one name the younger counts, whichever is written first.
+
+    Attributes:
+        name: its name.
+        value: what JSON can say; None forgets it.
+        version: tells the younger of two; given in the order in which notes are made.
+    """
+
+    name: str
+    value: Any
+    version: int = field(default_factory=lambda: next(_versions))
 
 
 @dataclass(slots=True)
@@ -17,6 +35,7 @@ class Entry:
         type: the record's type, by which its topic is chosen.
         time_ns: when it was seen, nanoseconds since the epoch.
         body: its bytes.
+        note: what is kept in one transaction with it; then it is sent only once it is journaled.
         row: where the journal has it; None where the journal has it not, or not yet.
         writing: whether the journal is writing it at this moment.
         done: whether it is delivered, or given up.
@@ -27,15 +46,16 @@ class Entry:
     type: str
     time_ns: int
     body: bytes
+    note: Note | None = None
     row: int | None = None
     writing: bool = False
     done: bool = False
 
     @classmethod
-    def of(cls, stamped: Stamped) -> Self:
+    def of(cls, stamped: Stamped, note: Note | None = None) -> Self:
         """Return the entry for a record."""
         record = stamped.record
-        return cls(stamped.id, record.vm.key, record.type, record.time_ns, stamped.body)
+        return cls(stamped.id, record.vm.key, record.type, record.time_ns, stamped.body, note)
 
     @property
     def size(self) -> int:

@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from agent.delivery import store
 from agent.delivery.drops import Drop, Losses
-from agent.delivery.entry import Entry
+from agent.delivery.entry import Entry, Note
 from agent.delivery.lane import Lane
 from agent.delivery.store import Contents, Fault, Store, StoreError
 
@@ -49,6 +49,8 @@ class Journal:
         """Damaged files that were set aside since the start."""
         self.commits = 0
         """Transactions since the start."""
+        self.notes: dict[str, Any] = {}
+        """What an earlier run kept, by name, as it was when the file was opened."""
         self.opened = asyncio.Event()
         """Set when opening has been tried once, whether it went well or not."""
         self._lanes = lanes
@@ -58,6 +60,7 @@ class Journal:
         self._store: Store | None = None
         self._lock_fd = -1
         self._dead: list[tuple[str, Entry]] = []
+        self._notes: list[tuple[Note, asyncio.Future[None]]] = []
         self._dirty = asyncio.Event()
         self._noted: object = None
         self._identity = ""
@@ -71,6 +74,13 @@ class Journal:
         """Keep refused entries, so that a person can look at them."""
         self._dead += [(reason, entry) for entry in entries][: DEAD_KEPT - len(self._dead)]
         self._dirty.set()
+
+    async def keep(self, note: Note) -> None:
+        """Keep a note; when this returns, it is on disk. The caller bounds the wait."""
+        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._notes.append((note, kept))
+        self._dirty.set()
+        await kept
 
     async def fetch(self, lane: Lane, most: int, most_bytes: int) -> None:
         """Read the oldest of a lane's backlog and let it fly, or wait and leave it for the next call.
@@ -129,7 +139,7 @@ class Journal:
                 await asyncio.sleep(RETRY_SECONDS)
 
     def _urgent(self) -> bool:
-        return any(lane.wants_saving for lane in self._lanes) or bool(self._dead)
+        return any(lane.wants_saving for lane in self._lanes) or bool(self._dead or self._notes)
 
     async def _company(self) -> None:
         """Wait a moment for something to save, when there is only something to delete."""
@@ -156,15 +166,21 @@ class Journal:
         changes += [store.bury(reason, [entry], DEAD_KEPT) for reason, entry in dead]
         untold = self._losses.untold()
         if untold != self._noted:
-            changes.append(store.keep_note(_LOSSES, untold))
+            changes.append(store.keep(Note(_LOSSES, untold)))
+        notes, self._notes = self._notes, []
+        changes += [store.keep(note) for note, _ in notes]
         try:
             await self._in_thread(opened.commit, changes)
         except StoreError as error:
             self._dead = dead + self._dead
+            self._notes = notes + self._notes
             await self._failed(error)
             return False
         self.commits += 1
         self._noted = untold
+        for _, kept in notes:
+            if not kept.done():
+                kept.set_result(None)
         for drop in drops:
             drop.tell()
         for lane in self._lanes:
@@ -193,7 +209,8 @@ class Journal:
     async def _adopt(self, opened: Store) -> None:
         """Begin with a file that is new to us, and tell the lanes what it has."""
         contents = [await self._in_thread(opened.contents, lane.name) for lane in self._lanes]
-        self._losses.restore(await self._in_thread(opened.note, _LOSSES))
+        self.notes = await self._in_thread(opened.notes)
+        self._losses.restore(self.notes.pop(_LOSSES, None))
         self._store, self._identity = opened, opened.identity
         for lane, found in zip(self._lanes, contents, strict=True):
             lane.found(found, opened.last_row)
@@ -327,6 +344,7 @@ def _renew(
     opened = Store(path, connect)
     kept = dict.fromkeys(lanes, 0)
     try:
+        opened.commit([store.keep(Note(name, value)) for name, value in store.salvage_notes(aside).items()])
         for lane, entries in store.salvage(aside, lanes):
             fresh = [entry for entry in entries if entry.id not in known]
             kept[lane] += len(fresh)

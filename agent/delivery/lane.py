@@ -177,9 +177,13 @@ class Lane:
 
     # Out.
 
+    def _held(self, entry: Entry) -> bool:
+        """Whether an entry has to be journaled before it is sent, and is not yet."""
+        return entry.note is not None and entry.row is None and self.has_journal
+
     async def some(self) -> None:
         """Wait until something is to be delivered."""
-        while not (self.flying or self.has_backlog or self._tail):
+        while not (self.flying or self.has_backlog or (self._tail and not self._held(self._tail[0]))):
             self._some.clear()
             await self._some.wait()
 
@@ -190,6 +194,8 @@ class Lane:
         flying: list[Entry] = []
         size = 0
         while self._tail and len(flying) < most and (not flying or size + len(self._tail[0].body) <= most_bytes):
+            if self._held(self._tail[0]):
+                break
             flying.append(self._pop_tail())
             size += len(flying[-1].body)
         self.flying = flying
@@ -320,6 +326,7 @@ class Lane:
             self._relieve()
         if self._unsaved:
             self.dirty.set()
+        self._some.set()
 
     def not_saved(self, *, has_journal: bool) -> None:
         """Take back the entries of `to_save`: the journal failed."""
@@ -328,6 +335,7 @@ class Lane:
         self._unsaved.extendleft(entry for entry in reversed(self._writing) if not entry.done)
         self._writing = []
         self.has_journal = has_journal
+        self._some.set()
         self._skip_done()
         if self._tail_bytes > self.budget.memory:
             self._relieve()

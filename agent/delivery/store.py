@@ -4,6 +4,7 @@ WAL with synchronous=FULL: what `commit` returned for survives a power cut (SQLi
 no checksums of its own pages, so each row carries one of ours, and a row that fails it is counted instead of delivered.
 """
 
+import contextlib
 import json
 import secrets
 import sqlite3
@@ -13,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
-from agent.delivery.entry import OVERHEAD_BYTES, Entry
+from agent.delivery.entry import OVERHEAD_BYTES, Entry, Note
 
 VERSION = 1
 
@@ -25,7 +27,7 @@ CREATE TABLE records (row INTEGER PRIMARY KEY AUTOINCREMENT, lane TEXT NOT NULL,
     type TEXT NOT NULL, time_ns INTEGER NOT NULL, crc INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE TABLE dead (row INTEGER PRIMARY KEY AUTOINCREMENT, reason TEXT NOT NULL, id TEXT NOT NULL, key TEXT NOT NULL,
     type TEXT NOT NULL, time_ns INTEGER NOT NULL, crc INTEGER NOT NULL, body BLOB NOT NULL);
-CREATE TABLE notes (name TEXT PRIMARY KEY, text TEXT NOT NULL);
+CREATE TABLE notes (name TEXT PRIMARY KEY, version INTEGER NOT NULL, text TEXT NOT NULL);
 CREATE INDEX by_lane ON records (lane, row);
 PRAGMA user_version = {VERSION};
 """
@@ -132,7 +134,9 @@ class Store:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             self.path.chmod(0o640)
         if version in (0, VERSION):
-            db.execute("INSERT OR IGNORE INTO notes VALUES ('identity', ?)", (json.dumps(secrets.token_hex(8)),))
+            db.execute("INSERT OR IGNORE INTO notes VALUES ('identity', 0, ?)", (json.dumps(secrets.token_hex(8)),))
+            db.execute("UPDATE notes SET version = 0 WHERE version > 0")  # versions count anew in each run
+            db.execute("DELETE FROM notes WHERE text = 'null'")
 
     def _check(self, db: sqlite3.Connection) -> None:
         (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -230,15 +234,12 @@ class Store:
             raise _fault(error) from error
         return found
 
-    def note(self, name: str) -> object:
-        """Return what was kept under a name by `keep_note`, or None."""
+    def notes(self) -> dict[str, Any]:
+        """Return what was kept by `keep`, by name; what is damaged is left out."""
         try:
-            row = self._open().execute("SELECT text FROM notes WHERE name = ?", (name,)).fetchone()
-            return json.loads(row[0]) if row is not None else None
+            return _notes(self._open())
         except (sqlite3.Error, OSError) as error:
             raise _fault(error) from error
-        except (ValueError, TypeError):
-            return None
 
     def fold(self) -> None:
         """Bring the log into the file and begin it anew, so that a full disk needs no room for a longer log."""
@@ -253,6 +254,14 @@ class Store:
         return self._db
 
 
+def _notes(db: sqlite3.Connection) -> dict[str, Any]:
+    notes: dict[str, Any] = {}
+    for name, text in db.execute("SELECT name, text FROM notes WHERE name != 'identity'"):
+        with contextlib.suppress(ValueError, TypeError):
+            notes[str(name)] = json.loads(text)
+    return notes
+
+
 def _entry(row: Sequence[object]) -> Entry | None:
     """Return a row's entry, or None where it is not what was written."""
     number, record_id, key, kind, time_ns, crc, body = row
@@ -260,7 +269,7 @@ def _entry(row: Sequence[object]) -> Entry | None:
         return None
     if not (isinstance(record_id, str) and isinstance(key, str) and isinstance(kind, str)):
         return None
-    entry = Entry(record_id, key, kind, time_ns, body, number)
+    entry = Entry(record_id, key, kind, time_ns, body, row=number)
     return entry if checksum(entry) == crc else None
 
 
@@ -276,7 +285,7 @@ Change = Callable[[sqlite3.Connection], None]
 
 
 def insert(lane: str, entries: Sequence[Entry], rows: list[int]) -> Change:
-    """Append entries to a lane; `rows` gets where each came to be. They hold only once the transaction has been committed."""
+    """Append entries to a lane, and keep their notes; `rows` gets where each came to be, which holds once it is committed."""
 
     def change(db: sqlite3.Connection) -> None:
         rows.clear()
@@ -287,6 +296,8 @@ def insert(lane: str, entries: Sequence[Entry], rows: list[int]) -> Change:
             )
             assert cursor.lastrowid is not None
             rows.append(cursor.lastrowid)
+            if entry.note is not None:
+                keep(entry.note)(db)
 
     return change
 
@@ -334,13 +345,13 @@ def forget_dead() -> Change:
     return lambda db: _run(db, "DELETE FROM dead", ())
 
 
-def keep_note(name: str, value: object) -> Change:
-    """Keep something that JSON can say under a name."""
-    return lambda db: _run(
-        db,
-        "INSERT INTO notes VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET text = excluded.text",
-        (name, json.dumps(value)),
+def keep(note: Note) -> Change:
+    """Keep a note, unless a younger one of its name is there."""
+    query = (
+        "INSERT INTO notes VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
+        " SET version = excluded.version, text = excluded.text WHERE excluded.version > version"
     )
+    return lambda db: _run(db, query, (note.name, note.version, json.dumps(note.value)))
 
 
 def _run(db: sqlite3.Connection, sql: str, values: tuple[object, ...]) -> None:
@@ -385,6 +396,15 @@ def salvage(path: Path, lanes: Sequence[str]) -> Iterator[tuple[str, list[Entry]
                 yield lane, behind[::-1]
     finally:
         db.close()
+
+
+def salvage_notes(path: Path) -> dict[str, Any]:
+    """Return the notes that can still be read of a file."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            return _notes(db)
+    except sqlite3.Error:
+        return {}
 
 
 SALVAGE_BEHIND = 100_000

@@ -24,6 +24,7 @@ READS = frozenset(
         "query-migrate",
         "query-migrate-capabilities",
         "query-name",
+        "query-named-block-nodes",
         "query-status",
         "query-uuid",
         "query-version",
@@ -39,6 +40,7 @@ class Change(StrEnum):
 
     GUEST_STATS_INTERVAL = "guest-stats-interval"
     MIGRATION_EVENTS = "migration-events"
+    WRITE_THRESHOLD = "write-threshold"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,9 @@ class _Form:
 
 _INTERVAL_MAX_SECONDS = 3600
 
+_THRESHOLD_MAX_BYTES = 2**63 - 1
+"""QEMU takes a negative number too, silently, as one past any disk (2.3 to 11.1)."""
+
 _FORMS = {
     Change.GUEST_STATS_INTERVAL: _Form(
         "qom-set",
@@ -59,6 +64,15 @@ _FORMS = {
             and a["property"] == "guest-stats-polling-interval"
             and type(a["value"]) is int
             and 0 <= a["value"] <= _INTERVAL_MAX_SECONDS
+        ),
+    ),
+    Change.WRITE_THRESHOLD: _Form(
+        "block-set-write-threshold",
+        lambda a: (
+            a.keys() == {"node-name", "write-threshold"}
+            and isinstance(a["node-name"], str)
+            and type(a["write-threshold"]) is int
+            and 0 < a["write-threshold"] <= _THRESHOLD_MAX_BYTES
         ),
     ),
     Change.MIGRATION_EVENTS: _Form(

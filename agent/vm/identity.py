@@ -93,6 +93,8 @@ def interval(answer: Any) -> int:
     return answer if type(answer) is int and 0 < answer < 1 << 31 else 0
 
 
-def facts(answers: Sequence[Any]) -> Facts:
-    """Return what the answers to WHAT tell of the VM."""
-    return Facts(balloon=balloon_path(answers), migration_events=migration_events(answers))
+def facts(answers: Sequence[Any], greeting: Greeting) -> Facts:
+    """Return what the answers to WHAT, and the greeting, tell of the VM."""
+    return Facts(
+        balloon=balloon_path(answers), migration_events=migration_events(answers), version=greeting.version[:2]
+    )

@@ -53,6 +53,7 @@ class Session:
         self._wake = asyncio.Event()
         self._phase = 0.1 + 0.9 * random()  # noqa: S311 - spreads the polls of many VMs over the interval
         self._phased: set[str] = set()
+        self._shapes: dict[str, object] = {}
         self._collectors = {collector.name: collector for collector in terms.collectors}
         self._carriers = {event: collector for collector in terms.collectors for event in collector.from_event}
 
@@ -83,8 +84,9 @@ class Session:
             case "MIGRATION" if event.data.get("status") != "setup":
                 # They are on; a destination tells its setup even where they are off (QEMU 7.2).
                 self._facts = dataclasses.replace(self._facts, migration_events=True)
-        if row.asks:
-            self._schedule.demand(row.asks, time.monotonic())
+        asks = {*row.asks, *self._wants(vm)}
+        if asks:
+            self._schedule.demand(asks, time.monotonic())
             self._wake.set()
 
     # What we ask.
@@ -121,6 +123,7 @@ class Session:
                 await self._discover(client)
             else:
                 await self._poll(client, vm, [self._collectors[name] for name in names])
+                await self._obey(client, vm)
 
     async def _idle(self) -> None:
         self._wake.clear()
@@ -132,7 +135,8 @@ class Session:
     async def _discover(self, client: Client) -> None:
         """Learn what the VM has, make the changes that the operator asked for, and have everything asked anew."""
         answers = await self._patiently(client, identity.WHAT)
-        facts = identity.facts(answers)
+        assert client.greeting is not None
+        facts = identity.facts(answers, client.greeting)
         if facts.balloon is not None:
             facts = dataclasses.replace(facts, guest_stats_seconds=await self._guest_stats(client, facts.balloon))
         if not facts.migration_events and Change.MIGRATION_EVENTS in self._terms.changes:
@@ -177,7 +181,27 @@ class Session:
                 self._out.collected(collector.name, outcome, seconds)
                 if outcome is Outcome.OK:
                     self._out.samples(vm, collector.families, samples, time_ns)
+                    self._compare(collector, samples)
                 self._plan(collector, samples, start)
+
+    def _wants(self, vm: Vm) -> set[str]:
+        return self._terms.commander.wants(vm) if self._terms.commander is not None else set()
+
+    async def _obey(self, client: Client, vm: Vm) -> None:
+        """Make the changes that are wanted of what was just learnt, one by one, and ask what is wanted then."""
+        commander = self._terms.commander
+        if commander is None:
+            return
+        for disk, ask in await commander.orders(vm):
+            done = False
+            try:
+                (answer,) = await client.ask((ask,), deadline=self._terms.reply_seconds)
+                done = not isinstance(answer, CommandError)
+            except StalledError as error:
+                await self._stalled(client, str(error))
+            finally:
+                commander.ordered(vm, disk, done=done)
+        self._schedule.demand(self._wants(vm), time.monotonic())
 
     def _collect(self, collector: Collector, answers: Sequence[Answer]) -> tuple[Sequence[Sample], Outcome]:
         if any(isinstance(a, CommandError) and a.error_class == "CommandNotFound" for a in answers):
@@ -190,6 +214,13 @@ class Session:
         except Exception:  # noqa: BLE001 - one collector's bug, met by what one VM said
             _log.exception("%s could not read an answer", collector.name)
         return (), Outcome.FAILED
+
+    def _compare(self, collector: Collector, samples: Sequence[Sample]) -> None:
+        """Ask again for what a changed shape made untrue."""
+        shape = collector.shape(samples)
+        if self._shapes.setdefault(collector.name, shape) != shape:
+            self._shapes[collector.name] = shape
+            self._schedule.demand(collector.reshapes, time.monotonic())
 
     def _plan(self, collector: Collector, samples: Sequence[Sample], start: float) -> None:
         name = collector.name

@@ -8,7 +8,7 @@ from typing import Protocol
 from agent.catalogue.model import Family, Sample
 from agent.collectors import ALL, Collector, Intervals
 from agent.monitors import Monitor
-from agent.qmp.commands import AllowList, Change
+from agent.qmp.commands import AllowList, Ask, Change
 from agent.record import Record, Vm
 from agent.vm.identity import Build
 
@@ -78,6 +78,19 @@ class Out(Protocol):
         """Take note of events that could not be kept."""
 
 
+class Commander(Protocol):
+    """Who has thresholds set, and wants to know what came of it."""
+
+    def wants(self, vm: Vm) -> set[str]:
+        """Return the collectors that should be asked again now."""
+
+    async def orders(self, vm: Vm) -> Sequence[tuple[str, Ask]]:
+        """Return the changes to be made to this VM now, each with the disk it is for."""
+
+    def ordered(self, vm: Vm, disk: str, *, done: bool) -> None:
+        """Take note whether a change was made."""
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What all sessions have in common.
@@ -92,6 +105,7 @@ class Terms:
         retry_seconds: the longest wait between two attempts.
         guest_stats_seconds: the guest statistics interval to set where nobody has set one; only with GUEST_STATS_INTERVAL.
         collectors: what to ask.
+        commander: who has thresholds set; None has none.
     """
 
     host: str
@@ -103,3 +117,4 @@ class Terms:
     retry_seconds: float = 30.0
     guest_stats_seconds: int = 10
     collectors: Sequence[Collector] = ALL
+    commander: Commander | None = None

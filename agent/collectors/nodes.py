@@ -1,0 +1,77 @@
+"""The layers of each disk: sizes, what is allocated, where it lies, thresholds.
+
+Asked rarely: QEMU looks at the storage for it, and on storage that hangs it freezes the guest (block/qapi.c, seen on 7.2 and 11.1).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from agent.catalogue.metrics import BLOCK_LAYER
+from agent.catalogue.model import Reader, Sample
+from agent.collectors.base import Answers, Collector, Facts, expect
+from agent.collectors.block import backings, chain, stable_name
+from agent.qmp.commands import Ask
+
+_read = Reader(BLOCK_LAYER)
+
+FILTERS = frozenset(
+    {
+        "blkdebug",
+        "blklogwrites",
+        "blkreplay",
+        "blkverify",
+        "compress",
+        "copy-before-write",
+        "copy-on-read",
+        "preallocate",
+        "snapshot-access",
+    }
+    | {"throttle", "mirror_top", "commit_top", "backup-top"}
+)
+"""Drivers that hold nothing themselves (QEMU's BlockDriver.is_filter, 2.6 to 11.1)."""
+
+Nodes = Mapping[str, Mapping[str, Any]]
+
+
+def _asks(facts: Facts) -> tuple[Ask, ...]:
+    # `flat` leaves out each node's copy of its backing chain; QEMU 5.0.
+    return (
+        Ask("query-named-block-nodes", {"flat": True} if facts.version >= (5, 0) else None),
+        Ask("query-blockstats"),
+    )
+
+
+def _collect(answers: Answers) -> Iterable[Sample]:
+    nodes = {
+        node["node-name"]: node
+        for node in expect(answers[0], list)
+        if isinstance(node, dict) and isinstance(node.get("node-name"), str)
+    }
+    return _samples(nodes, expect(answers[1], list))
+
+
+def _samples(nodes: Nodes, disks: list[Any]) -> Iterator[Sample]:
+    seen: set[str] = set()
+    for disk in disks:
+        device = stable_name(disk) if isinstance(disk, dict) else ""
+        if not device or device in seen:
+            continue
+        seen.add(device)
+        for layer, name in _layers(nodes, disk):
+            if name in nodes:
+                yield Sample(BLOCK_LAYER, (device, layer), _read(nodes[name]))
+
+
+def _layers(nodes: Nodes, disk: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield a disk's layers and their nodes' names; filters are left out."""
+    names = [name for layer in chain(disk) if isinstance(name := layer.get("node-name"), str)]
+    solid = [name for name in names if nodes.get(name, {}).get("drv") not in FILTERS]
+    if solid:
+        yield "format", solid[0]
+        yield "storage", solid[-1]
+    for depth, layer in enumerate(backings(disk), 1):
+        if isinstance(name := layer.get("node-name"), str):
+            yield f"backing-{depth}", name
+
+
+COLLECTOR = Collector("nodes", (BLOCK_LAYER,), _asks, _collect)

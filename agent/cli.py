@@ -58,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _config_option(command)
 
+    command.add_argument("--syntax", action="store_true", help="only read the config; try nothing")
+
     command = _command(commands, "tail", _tail, "show the records of the running agent as they come")
     _config_option(command)
     command.add_argument(
@@ -132,6 +134,8 @@ def _check(parsed: argparse.Namespace) -> int:
     path = parsed.config or DEFAULT_PATH
     config = load(path)
     print(f"{path}: the config is good")
+    if parsed.syntax:
+        return 0
     bad = []
 
     async def findings() -> None:

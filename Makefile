@@ -4,14 +4,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check format generate lab-demo lab-test clean
+.PHONY: help demo test chaos check format generate lab-demo lab-test clean
 
 help:
 	@echo "make demo [FOR=30s] [OUT=FILE]   two small guests, watched"
 	@echo "make test [T=tests/unit]         all tests, or some"
+	@echo "make chaos [MINUTES=10] [SEED=N] brokers, agents and disks failing, and a judge of what arrived"
 	@echo "make check                       formatting, lint and types"
 	@echo "make format                      mend formatting and what lint can mend"
-	@echo "make generate                    schemas made from the code"
+	@echo "make generate                    schemas and dashboards made from the code"
 	@echo "make clean                       remove the virtual environment and what tools left"
 
 demo: lab-demo
@@ -19,6 +20,10 @@ demo: lab-demo
 
 test: lab-test
 	$(BIN)/pytest $(T)
+
+# MINUTES and SEED are its own.
+chaos: lab-test
+	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check -q .
@@ -32,6 +37,7 @@ format: $(VENV)/dev
 generate: $(VENV)/dev
 	$(BIN)/qmp-agent schema config > config/agent.schema.json
 	$(BIN)/qmp-agent schema record > config/record.schema.json
+	$(BIN)/python -m dashboards.host > dashboards/host.json
 
 lab-demo: $(VENV)/run
 	tests/lab/install demo $(BIN)/python

@@ -42,6 +42,8 @@ class Unit(StrEnum):
     PERCENT = "%"
 
 
+_NUMBERS = frozenset({Kind.COUNTER, Kind.GAUGE})
+
 _TO_BASE: Mapping[Unit, Callable[[float], float]] = {
     Unit.BASE: lambda v: v,
     Unit.NANOSECONDS: lambda v: v / 1_000_000_000,  # divided, not multiplied by 1e-9: exact to the last digit
@@ -132,6 +134,7 @@ class Reader:
             *parents, last = field.path.split(".")
             groups.setdefault(tuple(parents), []).append((last, field.name, _CONVERT[field.kind](_TO_BASE[field.unit])))
         self._groups = list(groups.items())
+        self._as_is = frozenset(f.name for f in family.fields if f.kind in _NUMBERS and f.unit is Unit.BASE)
 
     def __call__(self, item: Mapping[str, Any]) -> Values:
         """Return the fields that the item holds; those missing, of a wrong type or unavailable are left out."""
@@ -142,8 +145,14 @@ class Reader:
                 continue
             for key, name, convert in rows:
                 raw = holder.get(key)
-                if raw is None or (type(raw) is int and raw in self._unavailable):
+                if raw is None:
                     continue
+                if type(raw) is int:
+                    if raw in self._unavailable:
+                        continue
+                    if name in self._as_is:  # most of all that is polled
+                        values[name] = raw
+                        continue
                 value = convert(raw)
                 if value is not None:
                     values[name] = value

@@ -65,7 +65,7 @@ def _samples(nodes: Nodes, disks: list[Any]) -> Iterator[Sample]:
 def _layers(nodes: Nodes, disk: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield a disk's layers and their nodes' names; filters are left out."""
     names = [name for layer in chain(disk) if isinstance(name := layer.get("node-name"), str)]
-    solid = [name for name in names if nodes.get(name, {}).get("drv") not in FILTERS]
+    solid = [name for name in names if str(nodes.get(name, {}).get("drv")) not in FILTERS]
     if solid:
         yield "format", solid[0]
         yield "storage", solid[-1]

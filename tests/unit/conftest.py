@@ -1,0 +1,24 @@
+"""How these tests run: on which event loops, and how long hypothesis looks for what breaks them."""
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+
+import pytest
+import uvloop
+from hypothesis import HealthCheck, settings
+
+# No deadline and no complaint of slowness: a machine that has much else to do is no fault of the code.
+settings.register_profile("quick", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", settings.get_profile("quick"), max_examples=3000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+ON_BOTH = frozenset({"test_dial.py", "test_qmp_client.py", "test_qmp_client_open.py"})
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Choose the loops of one test: the agent's own, and where the loop matters asyncio's too."""
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"uvloop": uvloop.new_event_loop}
+    if item.path.name in ON_BOTH:
+        loops["asyncio"] = asyncio.new_event_loop
+    return loops

@@ -1,0 +1,38 @@
+"""What goes over a QMP connection, and a connection to feed it to."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from agent.qmp.commands import AllowList, Ask
+from agent.qmp.protocol import Connection, Message
+
+HELLO = {"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "p"}, "capabilities": ["oob"]}}
+DONE: dict[str, Any] = {"return": {}}
+STATUS = Ask("query-status")
+
+
+def line(message: object, *, indent: int | None = None) -> bytes:
+    """Return a message as QEMU sends it; with an indent, as its `pretty=on` does."""
+    return json.dumps(message, indent=indent).replace("\n", "\r\n").encode() + b"\r\n"
+
+
+def ready(*, oob: bool = True, bound: int = 1 << 20) -> Connection:
+    """Return a connection that has been negotiated."""
+    connection = Connection(AllowList(), bound)
+    hello = {"QMP": HELLO["QMP"] | {"capabilities": ["oob"] if oob else []}}
+    assert len(list(connection.receive(line(hello) + line(DONE)))) == 2
+    return connection
+
+
+def take(connection: Connection, *messages: object) -> list[Message]:
+    return list(connection.receive(b"".join(line(message) for message in messages)))
+
+
+def cut(data: bytes, sizes: Sequence[int]) -> list[bytes]:
+    """Cut bytes into chunks of these sizes, and what is left into one more."""
+    chunks = []
+    for size in sizes:
+        chunks.append(data[:size])
+        data = data[size:]
+    return [*chunks, data]

@@ -1,0 +1,55 @@
+"""Whether a record is what it should be, by the judgement of programs that are not ours."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from cloudevents.core.base import BaseCloudEvent
+from cloudevents.core.formats.json import JSONFormat
+from jsonschema import Draft202012Validator, FormatChecker
+
+FORMATS = FormatChecker()
+
+
+@FORMATS.checks("date-time", ValueError)
+def is_instant(value: object) -> bool:
+    """Say whether it is an RFC 3339 instant with its zone, which jsonschema itself does not look at without further packages."""
+    return not isinstance(value, str) or datetime.fromisoformat(value).tzinfo is not None
+
+
+def validator(schema: Any) -> Draft202012Validator:
+    """Return a validator for a schema that is one."""
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema, format_checker=FORMATS)
+
+
+def check(line: str | bytes, schema: Draft202012Validator) -> BaseCloudEvent:
+    """Return the CloudEvent that a line holds.
+
+    Raises:
+        AssertionError: it breaks our schema.
+        CloudEventValidationError: it is no CloudEvent.
+    """
+    faults = [f"{error.json_path}: {error.message}" for error in schema.iter_errors(json.loads(line))]
+    assert not faults, f"{faults} in {line!r}"
+    return JSONFormat().read(None, line)
+
+
+def put_in_order(events: Sequence[BaseCloudEvent]) -> list[BaseCloudEvent]:
+    """Return a run's events in the order in which they were made.
+
+    Raises:
+        AssertionError: one is missing or there twice, or those of a lane (samples; all else) came out of order.
+    """
+    for is_sample in (False, True):
+        lane = [sequence(event) for event in events if event.get_type().startswith("qemu.sample.") == is_sample]
+        assert lane == sorted(lane)
+    ordered = sorted(events, key=sequence)
+    assert [sequence(event) for event in ordered] == list(range(1, len(ordered) + 1))
+    return ordered
+
+
+def sequence(event: BaseCloudEvent) -> int:
+    """Return an event's number in its run."""
+    return int(event.get_extension("sequence"))

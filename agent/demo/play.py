@@ -41,7 +41,7 @@ async def play(seconds: float | None, out: Path | None) -> None:
     Raises:
         DemoError: QEMU or something else is missing.
     """
-    logs.set_up("warning", "auto")
+    logs.set_up("error", "auto")  # what the records say need not be said twice
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -51,10 +51,10 @@ async def play(seconds: float | None, out: Path | None) -> None:
         try:
             records.unlink(missing_ok=True)
             await _prepare()
-            async with asyncio.timeout(None) as deadline, _stage(folder, records) as (app, guests):
+            async with asyncio.timeout(None) as deadline, _stage(folder, records) as (onlooker, guests):
                 if seconds is not None:
                     deadline.reschedule(asyncio.get_running_loop().time() + seconds)
-                await _until(stop, _show(app), _story(*guests))
+                await _until(stop, _show(onlooker), _story(*guests))
         except TimeoutError:
             pass
         except (GuestError, LabMissing, StartError, OSError) as error:
@@ -75,16 +75,23 @@ async def _prepare() -> None:
 
 
 @contextlib.asynccontextmanager
-async def _stage(folder: Path, records: Path) -> AsyncIterator[tuple[App, tuple[Guest, Guest]]]:
+async def _stage(folder: Path, records: Path) -> AsyncIterator[tuple[Onlooker, tuple[Guest, Guest]]]:
     """Run two guests and the agent; end them all when the block ends."""
     web = Guest(folder, "web-1", GuestOptions(kind=Kind.LINUX, memory_mib=MEMORY_MIB, disk_mib=256))
     db = Guest(folder, "db-1", GuestOptions(kind=Kind.WRITER, disk_mib=1024))
-    async with _agent(folder, records) as (app, url), web, db:
+    async with _agent(folder, records) as (app, url), _looking(app) as onlooker, web, db:
         _say(
             f"two guests are booting: {web.name} is a Linux with a balloon, {db.name} writes to a thin disk and does nothing else"
         )
         _say(f"page    {url}/\n  metrics {url}/metrics\n  look on {_command()} tail --url {url}")
-        yield app, (web, db)
+        yield onlooker, (web, db)
+
+
+@contextlib.asynccontextmanager
+async def _looking(app: App) -> AsyncIterator[Onlooker]:
+    """Look on from before the first guest is there."""
+    with app.live.join(Onlooker()) as onlooker:
+        yield onlooker
 
 
 def _command() -> str:
@@ -126,15 +133,14 @@ async def _until(stop: asyncio.Event, *acts: Coroutine[None, None, None]) -> Non
         await asyncio.gather(stopped, *tasks, return_exceptions=True)
 
 
-async def _show(app: App) -> None:
+async def _show(onlooker: Onlooker) -> None:
     """Print records as they come."""
     colour = sys.stdout.isatty()
-    with app.live.join(Onlooker()) as onlooker:
-        while True:
-            stamped = await onlooker.get()
-            width = shutil.get_terminal_size().columns if colour else 0
-            sys.stdout.write(line(orjson.loads(stamped.body), width=width, colour=colour) + "\n")
-            sys.stdout.flush()
+    while True:
+        stamped = await onlooker.get()
+        width = shutil.get_terminal_size().columns if colour else 0
+        sys.stdout.write(line(orjson.loads(stamped.body), width=width, colour=colour) + "\n")
+        sys.stdout.flush()
 
 
 async def _story(web: Guest, db: Guest) -> None:

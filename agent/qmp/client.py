@@ -5,11 +5,20 @@ once and nothing here ever pauses the transport. Whoever gets the events decides
 """
 
 import asyncio
+import getpass
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 from agent.qmp.commands import AllowList, Ask
-from agent.qmp.errors import BusyError, CommandError, NotConnectedError, ProtocolError, QmpError, StalledError
+from agent.qmp.errors import (
+    BusyError,
+    CommandError,
+    DeniedError,
+    NotConnectedError,
+    ProtocolError,
+    QmpError,
+    StalledError,
+)
 from agent.qmp.protocol import Connection, Event, Greeting, ProbeReply, Ready, Reply
 
 Answer = CommandError | Any
@@ -52,7 +61,8 @@ class Client(asyncio.Protocol):
         """Connect, wait for the greeting, negotiate.
 
         Raises:
-            NotConnectedError: nothing listens there, or we may not connect.
+            NotConnectedError: nothing listens there.
+            DeniedError: we may not connect.
             BusyError: it accepted but did not greet within `deadline` seconds.
             ProtocolError: what greets is not QMP.
             StalledError: it greeted but did not finish negotiation in time: its main loop is stuck.
@@ -70,6 +80,11 @@ class Client(asyncio.Protocol):
         except BlockingIOError:
             client.close()
             raise BusyError("the monitor's backlog is full: other clients hold it and wait for it") from None
+        except PermissionError as error:
+            client.close()
+            raise DeniedError(
+                f"user {getpass.getuser()} may not connect: give it the group that the socket belongs to"
+            ) from error
         except OSError as error:
             client.close()
             raise NotConnectedError(error.strerror or str(error)) from error

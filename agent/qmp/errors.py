@@ -13,6 +13,10 @@ class NotConnectedError(QmpError):
     """The monitor cannot be reached, or the connection has ended."""
 
 
+class DeniedError(NotConnectedError):
+    """This user may not connect to the monitor."""
+
+
 class BusyError(NotConnectedError):
     """Something accepts connections but does not greet: another client holds this monitor."""
 

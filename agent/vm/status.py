@@ -23,7 +23,10 @@ class State(StrEnum):
     UP = "up"
     STALLED = "stalled"
     """A reply is overdue. Not a dead VM either."""
+    DENIED = "denied"
+    """We may not connect: permissions."""
     GONE = "gone"
+    """Nothing listens there: no VM, or not yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 from agent.backoff import back_off
 from agent.monitors import Monitor
 from agent.qmp.client import Client
-from agent.qmp.errors import BusyError, QmpError, StalledError
+from agent.qmp.errors import BusyError, DeniedError, QmpError, StalledError
 from agent.record import Record, Severity, Vm, clean
 from agent.vm import identity
 from agent.vm.session import Session
@@ -57,7 +57,12 @@ class Watch:
 
     async def _once(self) -> bool:
         """One connection; return whether a VM was met on it."""
-        if self._state not in (State.BUSY, State.STALLED, State.GONE):  # those stand until something better is known
+        if self._state not in (
+            State.BUSY,
+            State.STALLED,
+            State.DENIED,
+            State.GONE,
+        ):  # those stand until something better is known
             self._set(State.CONNECTING)
         session = Session(self._terms, self._out, self._tell)
         try:
@@ -68,7 +73,7 @@ class Watch:
             self._tell(State.BUSY if isinstance(error, BusyError) else State.STALLED, str(error))
             return False
         except QmpError as error:
-            self._set(State.GONE, str(error))
+            self._set(State.DENIED if isinstance(error, DeniedError) else State.GONE, str(error))
             return False
         with contextlib.closing(client):
             self._set(State.NEGOTIATING)

@@ -227,3 +227,16 @@ async def test_a_qemu_that_breaks_the_protocol_is_left_and_tried_again(fake: Fak
         fake.send_raw(b"{]}\r\n")
         await notes.until(lambda: len(notes.records("vm.attached")) == 2)
     assert "not JSON" in notes.records("vm.gone")[0].data["reason"]
+
+
+async def test_a_monitor_that_this_user_may_not_connect_to_is_denied_not_gone(
+    fake: FakeQemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    notes = Notes()
+    monkeypatch.setattr("socket.socket.connect", refuse)  # to root, who runs tests too, nothing is denied
+    async with watching(notes, fake.path):
+        await notes.until(lambda: State.DENIED in notes.states())
+        assert "may not connect: give it the group" in notes.all("status")[-1].reason

@@ -14,9 +14,10 @@ from pathlib import Path
 from aiohttp import web
 
 from agent.alerts.guard import Mode, Plan
+from agent.alerts.host import device_size
 from agent.alerts.ladder import parse_level
 from agent.alerts.overseer import NOTE, Overseer, Told
-from agent.catalogue.metrics import BLOCK_SPACE
+from agent.catalogue.metrics import BLOCK_SPACE, RUNSTATE
 from agent.catalogue.model import Family, Sample
 from agent.collectors import Intervals
 from agent.config import Config, KafkaConfig, WriteThresholdConfig
@@ -45,6 +46,7 @@ _LEVELS = {
     State.CONNECTING: logging.DEBUG,
     State.NEGOTIATING: logging.DEBUG,
     State.BUSY: logging.WARNING,
+    State.DENIED: logging.WARNING,
     State.STALLED: logging.WARNING,
 }
 
@@ -73,6 +75,11 @@ def plan(config: WriteThresholdConfig, vm: Vm, disk: str) -> Plan:
     if mode is Mode.ARM and VDSM.exists():
         mode = Mode.OBSERVE
     return Plan(mode, tuple(map(parse_level, levels)), config.hysteresis / 100)
+
+
+def measure(vm: Vm, path: str) -> int | None:
+    """Return how large a VM's block device is by what this host knows; None where the VM may be on another."""
+    return None if vm.monitor.startswith("tcp:") else device_size(path)
 
 
 def terms(config: Config, commander: Commander | None = None) -> Terms:
@@ -152,7 +159,7 @@ class App:
         self.live = Live()
         self.metrics = SelfMetrics()
         self._stamp = Stamp()
-        self.alerts = Overseer(config.host, partial(plan, config.alerts.write_threshold))
+        self.alerts = Overseer(config.host, partial(plan, config.alerts.write_threshold), measure)
         self.delivery = Delivery(to or sink(config), _delivery_terms(config), self._lost)
         self.alertmanager: Alertmanager | None = None
         self._alerts_changed = asyncio.Event()
@@ -162,11 +169,11 @@ class App:
 
     def record(self, record: Record) -> None:
         """Take an event or a change in a VM's life."""
+        self._send(record)
         if record.type == "qemu.vm.attached":
-            self.alerts.attached(record.vm)
+            self._tell(self.alerts.attached(record.vm, record.time_ns))
         elif record.type in ("qemu.vm.gone", "qemu.vm.detached"):
             self.alerts.gone(record.vm, time.monotonic(), for_good="shutdown_reason" in record.data)
-        self._send(record)
         if record.type.startswith("qemu.event."):
             self.snapshot.event(record)
             self._tell(self.alerts.event(record, record.data["event"], time.time_ns()))
@@ -178,14 +185,17 @@ class App:
         for sample in news:
             self._send(Record(f"qemu.sample.{sample.family.name}", vm, sample.data, time_ns, sample.subject))
         if families[0].name.startswith("block"):
-            told, spaces = self.alerts.samples(vm, samples, time.monotonic(), time_ns)
+            told, spaces = self.alerts.samples(vm, samples, time.monotonic(), time_ns, families=families)
             self.snapshot.samples(vm, (BLOCK_SPACE,), spaces, time_ns)
             self._tell(told)
+        for sample in samples if RUNSTATE in families else ():
+            if type(running := sample.values.get("running")) is bool:
+                self._tell(self.alerts.runs(vm, time_ns, running=running))
 
     def _tell(self, told: Sequence[Told]) -> None:
         """Send alerts, each in one transaction with what has to be remembered of it."""
         for one in told:
-            self._send(one.record, Note(*self.alerts.note(one.uuid)))
+            self._send(one.record, Note(*one.note))
             record = one.record
             _log.warning(
                 "%s: alert %s %s %s", record.vm.name, record.data["alert"], record.subject, record.data["state"]
@@ -257,6 +267,7 @@ class App:
         self.metrics.monitor_state.clear()
         for status in self.snapshot.monitors.values():
             self.metrics.monitor_state.labels(status.monitor.name, status.state.value).set(1)
+        self.metrics.left_out.set(sum(view.left_out.total() for _, view in self.snapshot.views()))
         self.metrics.read_delivery(self.delivery)
         self.metrics.read_alerts(self.alerts.book)
         return self.metrics.render()
@@ -264,7 +275,8 @@ class App:
     def troubles(self) -> list[str]:
         """Return why the agent does not do all of its work."""
         troubles = []
-        states = Counter(status.state for status in self.snapshot.monitors.values())
+        # One that nobody listens on is a socket that a VM left behind: there is nothing to be told.
+        states = Counter(status.state for status in self.snapshot.monitors.values() if status.state is not State.GONE)
         if states and not states[State.UP]:
             troubles.append(
                 f"none of {states.total()} monitors is up: " + ", ".join(f"{n} {s.value}" for s, n in states.items())
@@ -313,6 +325,8 @@ class App:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._tell(self.alerts.tick(time.monotonic(), time.time_ns()))
+            for uuid in self.alerts.forgotten():
+                await self.delivery.keep(Note(*self.alerts.note(uuid)), KEEP_SECONDS)
 
     @contextlib.asynccontextmanager
     async def _endpoint(self) -> AsyncIterator[str]:

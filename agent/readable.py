@@ -29,7 +29,7 @@ _HIDDEN = frozenset({"event", "category", "alert", "account_failed", "account_in
 def _figures(data: Mapping[str, Any], subject: str) -> Iterator[str]:
     """Yield what is worth a look: nothing that is zero, empty or said already."""
     for key, value in data.items():
-        if key == "qemu":
+        if key == "qemu" and isinstance(value, dict):
             yield from _figures(value, subject)
         elif value not in (0, "", None, subject) and key not in _HIDDEN:
             yield f"{_name(key)}={_value(key, value)}"
@@ -42,7 +42,7 @@ def _name(key: str) -> str:
 def _value(key: str, value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if "timestamp_seconds" in key:
+    if "timestamp_seconds" in key and 0 <= value < 1 << 40:
         return datetime.fromtimestamp(value).astimezone().strftime("%H:%M:%S")
     if "bytes_per_second" in key:
         return f"{format_bytes(value)}/s"

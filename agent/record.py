@@ -150,7 +150,16 @@ class Stamp:
         if record.subject:
             event["subject"] = clean(record.subject)
         event["data"] = record.data
-        return Stamped(record, record_id, orjson.dumps(event, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS))
+        return Stamped(record, record_id, _encode(event))
+
+
+def _encode(event: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(event, option=orjson.OPT_UTC_Z)
+    except TypeError:
+        # QEMU's data can be nested deeper than orjson writes (it reads 1024 levels and writes 254): then it is told without.
+        flat: dict[str, Any] = {key: value if isinstance(value, str | int | float) else {} for key, value in event["data"].items()}
+        return orjson.dumps(event | {"data": flat}, option=orjson.OPT_UTC_Z)
 
 
 def _instant(time_ns: int) -> datetime:

@@ -131,9 +131,9 @@ class SelfMetrics:
         self.scrape_seconds = Gauge(
             "qmp_agent_scrape_seconds", "How long making the last scrape took.", registry=self.registry
         )
-        self.overflowed = Counter(
-            "qmp_agent_series_overflowed",
-            "Subjects that got no series because their VM has too many.",
+        self.left_out = Gauge(
+            "qmp_agent_subjects_left_out",
+            "Disks and the like that have no series, because their VM has too many.",
             registry=self.registry,
         )
 

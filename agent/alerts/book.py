@@ -1,7 +1,7 @@
 """The book of alerts: what is firing, since when; and each change of it as a record. Pure: time is given."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,23 +81,24 @@ class Book:
         known = self._firing.pop(alert.fingerprint, None)
         return known.record("resolved", time_ns, {"resolved_by": reason, **(more or {})}) if known is not None else None
 
-    def ended_by(self, vm: Vm, event: str, time_ns: int) -> list[Record]:
+    def ended_by(self, vm: Vm, event: str, time_ns: int) -> Iterator[Record]:
         """Resolve what an event of a VM ends."""
-        ended = [alert for alert in self if alert.vm == vm and event in alert.ends_with]
-        return self._resolve_all(ended, time_ns, event)
+        return self.resolve_all((a for a in self if a.vm.uuid == vm.uuid and event in a.ends_with), time_ns, event)
 
-    def gone(self, uuid: str, time_ns: int) -> list[Record]:
+    def gone(self, uuid: str, time_ns: int) -> Iterator[Record]:
         """Resolve all of a VM that is gone."""
-        return self._resolve_all([alert for alert in self if alert.vm.uuid == uuid], time_ns, "vm_gone")
+        return self.resolve_all((alert for alert in self if alert.vm.uuid == uuid), time_ns, "vm_gone")
 
-    def expired(self, time_ns: int) -> list[Record]:
+    def expired(self, time_ns: int) -> Iterator[Record]:
         """Resolve what ends by itself."""
-        return self._resolve_all(
-            [alert for alert in self if alert.until_ns and alert.until_ns <= time_ns], time_ns, "time"
-        )
+        return self.resolve_all((alert for alert in self if 0 < alert.until_ns <= time_ns), time_ns, "time")
 
-    def _resolve_all(self, alerts: list[Alert], time_ns: int, reason: str) -> list[Record]:
-        return [record for alert in alerts if (record := self.resolve(alert, time_ns, reason)) is not None]
+    def resolve_all(self, alerts: Iterable[Alert], time_ns: int, reason: str) -> Iterator[Record]:
+        """End alerts for one reason; yield the records that tell it, each as its alert is ended."""
+        for alert in list(alerts):
+            record = self.resolve(alert, time_ns, reason)
+            if record is not None:
+                yield record
 
     # Over restarts.
 

@@ -4,101 +4,33 @@ QEMU has one slot for each block node. Whoever writes it overwrites what was the
 what is already written does nothing until the next write. So: read the slot, leave it alone when it holds somebody else's value, set
 the next rung's, then compare the level. What was set is remembered before it is set, so that after a restart a slot that is empty, where
 it should not be, is known to have fired or been cleared meanwhile.
+
+Rungs that were told are remembered by their levels as they are written, not by their number: a disk that grows, or a config that is
+changed, changes the ladder's order and length under them.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
-from agent.alerts.ladder import Level, Rung, exceeded, held, rungs
+from agent.alerts.disk import Crossing, Ended, Layer, Learnt, Mode, Plan
+from agent.alerts.ladder import MAX_BYTES, Level, Rung, rungs
+
+__all__ = ["Crossing", "Ended", "Guard", "Layer", "Learnt", "Mode", "Plan"]
 
 GROWTH_SECONDS = 600.0
 GROWTH_POINTS = 64
 FRESH_SHARE = 0.01
 """A file that was written this share of its size further than when its allocation was asked for is asked again."""
+MAX_TOLD = 1000
+MAX_OURS = 16
+"""Nodes whose last threshold of ours is remembered: what a disk's storage was before snapshots and mirrors."""
+MAX_REFUSALS = 3
+"""How often setting a node's threshold is tried."""
 
 FILES = frozenset({"file", "nfs", "ssh", "gluster", "vvfat", "ftp", "ftps", "http", "https"})
 """Storage drivers whose size says nothing of how much may be written: what is allocated does."""
-
-
-class Mode(StrEnum):
-    """What is done about thresholds."""
-
-    OFF = "off"
-    OBSERVE = "observe"
-    """Nothing is set in QEMU; levels are compared at each poll."""
-    ARM = "arm"
-    """The agent sets thresholds, so that QEMU tells at the write."""
-
-
-class Learnt(StrEnum):
-    """How a crossing was learnt."""
-
-    EVENT = "event"
-    """QEMU said so, at the write."""
-    LEVEL = "level"
-    """A comparison showed it."""
-    MISSED = "missed"
-    """It happened while the agent was away, or its event was lost."""
-    ENOSPC = "enospc"
-    """A write failed for want of space."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What the config wants of a disk."""
-
-    mode: Mode
-    levels: tuple[Level, ...]
-    hysteresis: float = 0.02
-    """The share of its size that a disk has to come down by before a rung is resolved."""
-
-
-@dataclass(frozen=True, slots=True)
-class Crossing:
-    """A rung that was crossed.
-
-    Attributes:
-        rung: which.
-        used, limit: how full the disk is, in bytes.
-        learnt: how it was learnt.
-        firing: whether it is exceeded now; if not, it is no more.
-        top: whether it is the last rung of several.
-    """
-
-    rung: Rung
-    used: int
-    limit: int
-    learnt: Learnt
-    firing: bool
-    top: bool
-
-
-@dataclass(slots=True)
-class Layer:
-    """What is known of a layer of the disk."""
-
-    node: str = ""
-    driver: str = ""
-    path: str = ""
-    size: int = 0
-    allocated: int = 0
-    slot: int = 0
-    read_only: bool = False
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "Layer":
-        """Return it out of a BLOCK_LAYER sample's values."""
-
-        def number(name: str) -> int:
-            value = values.get(name, 0)
-            return value if type(value) is int and value >= 0 else 0
-
-        node, driver, path = (str(values.get(name, "")) for name in ("node", "driver", "path"))
-        size, allocated, slot = (number(name) for name in ("size_bytes", "allocated_bytes", "write_threshold_bytes"))
-        return cls(node, driver, path, size, allocated, slot, values.get("read_only") is True)
 
 
 @dataclass(slots=True)
@@ -107,20 +39,23 @@ class Guard:
 
     Attributes:
         plan: what is wanted.
-        told: how many rungs were told, from the lowest.
         armed: the node and the value that were put into its slot, or are about to be.
         foreign: whether the slot was found to hold somebody else's value; from then on it is left alone.
         storage, format: the layers, once known.
     """
 
     plan: Plan
-    told: int = 0
     armed: tuple[str, int] | None = None
     foreign: bool = False
     storage: Layer = field(default_factory=Layer)
     format: Layer = field(default_factory=Layer)
     offset: int = 0
     """Where the highest write to the storage ended, since it was opened."""
+    _told: set[str] = field(default_factory=set)
+    _ours: dict[str, int] = field(default_factory=dict)  # what we put last into each node's slot
+    _refusals: dict[str, int] = field(default_factory=dict)
+    _doubt: bool = False  # whether `armed` may never have reached QEMU
+    _was_thin: bool = False
     _asked_offset: int = 0
     _known: bool = False
     _high: tuple[str, int] = ("", 0)
@@ -144,18 +79,26 @@ class Guard:
         return self.storage.allocated if self.measure == "allocated" else self.offset
 
     @property
+    def is_raw(self) -> bool:
+        """Whether the guest's offsets are the storage's: it writes wherever it likes, so that an offset says nothing."""
+        return self.format.driver == "raw" or self.format.node == self.storage.node
+
+    @property
     def thin(self) -> bool:
         """Whether it can fill at all: a raw device holds what the guest sees from the start, and so does a file that is all allocated."""
         if not self._known or not self.limit or self.format.read_only:
             return False
-        if self.measure == "offset":
-            return self.format.driver != "raw"
-        return self.told > 0 or self.storage.allocated < self.limit
+        return self._was_thin if self.measure == "allocated" else not self.is_raw
 
     @property
     def ladder(self) -> tuple[Rung, ...]:
         """The rungs on this disk; none where nothing is wanted or can be said."""
         return rungs(self.plan.levels, self.limit) if self.plan.mode is not Mode.OFF and self.thin else ()
+
+    @property
+    def told(self) -> int:
+        """How many rungs were told and still hold."""
+        return len(self._told)
 
     @property
     def growth(self) -> float | None:
@@ -175,13 +118,16 @@ class Guard:
 
     def written(self, storage_node: str, offset: int, now: float) -> bool:
         """Take what a poll says of the storage; return whether the layers should be asked for again before anything is said."""
-        if storage_node != self.storage.node:
+        if storage_node != self.storage.node or self._doubt:
             return True  # a snapshot, or a mirror's pivot
         self.offset = max(self.offset, offset)
         if self.measure == "offset":
             self._point(now)
-            return exceeded(self.ladder, self.used) != self.told
-        return self.offset - self._asked_offset > max(self.limit * FRESH_SHARE, 1)
+            return any(self._changes())
+        grown = self.offset - self._asked_offset
+        rung = self._next()
+        near = rung is not None and self.used + grown > rung.bytes
+        return grown > max(self.limit * FRESH_SHARE, 1) or (grown > 0 and near)
 
     def _point(self, now: float) -> None:
         while self._points and (now - self._points[0][0] > GROWTH_SECONDS or self._points[-1][1] > self.used):
@@ -192,96 +138,138 @@ class Guard:
         """Take the layers as they are now; yield the rungs crossed since they were told."""
         if storage.path != self.storage.path:
             self._points.clear()
-            self.offset = 0
-        if storage.path == self._high[0]:
-            self.offset = max(self.offset, self._high[1])  # QEMU counts from 0 again when it opens a file anew
+            self.offset, self._was_thin = 0, False
+            if storage.path == self._high[0]:
+                self.offset = self._high[1]  # QEMU counts from 0 again when it opens a file anew
+                self._was_thin = bool(self._told)
+            self._high = ("", 0)
         self.format, self.storage, self._known = form, storage, True
-        self.offset = max(self.offset, offset)
-        self._asked_offset = self.offset
+        self.offset = self._asked_offset = max(self.offset, offset)
+        self._was_thin = self._was_thin or storage.allocated < self.limit
         self._point(now)
         yield from self._compare(self._slot())
 
     def _slot(self) -> Learnt:
         """Compare the slot with what was put there; return how a crossing that shows now was learnt."""
-        slot = self.storage.slot
-        if self.armed is None:
-            ours = any(slot == rung.bytes for rung in self.ladder)  # set in a run that could not remember it
-            if slot and not self.foreign and self.plan.mode is Mode.ARM and ours:
-                self.armed = (self.storage.node, slot)
-            else:
-                self.foreign = self.foreign or bool(slot)
-            return Learnt.LEVEL
-        node, value = self.armed
-        if node == self.storage.node and slot == value:
-            return Learnt.LEVEL
-        self.armed = None
-        self.foreign = self.foreign or bool(slot)
-        return Learnt.MISSED
+        node, slot = self.storage.node, self.storage.slot
+        (before, self.armed), (doubt, self._doubt) = (self.armed, None), (self._doubt, False)
+        if slot and (before == (node, slot) or (not self.foreign and self._is_ours(node, slot))):
+            self.armed = (node, slot)
+        elif slot:
+            self.foreign = True
+        lost = before is not None and before[0] == node and before != self.armed and not doubt
+        return Learnt.MISSED if lost else Learnt.LEVEL
+
+    def _is_ours(self, node: str, slot: int) -> bool:
+        """Whether a value is one that we set, or that we would set: in a run that could not remember it."""
+        would = self.plan.mode is Mode.ARM and any(slot == rung.bytes for rung in self.ladder)
+        return self._ours.get(node) == slot or would
+
+    def owns(self, node: str, threshold: int) -> bool:
+        """Whether we set that threshold, be it on a node that is no longer the disk's storage."""
+        return self.armed == (node, threshold) or self._ours.get(node) == threshold
 
     def fired(self, node: str, threshold: int, by: int) -> Iterator[Crossing]:
         """Take an event of our own threshold; yield the rungs that it crossed."""
-        if self.armed != (node, threshold):
+        if not self.owns(node, threshold) or not self._known:
+            return  # before the first look, `armed` has to stay: the slot that is empty then tells that it was missed
+        if self.armed == (node, threshold):
+            self.armed = None
+        if node != self.storage.node:
             return
-        self.armed = None
-        if self.measure == "offset":
-            self.offset = max(self.offset, threshold + by)
-        else:
-            # What was set lay as far above the offset as the next rung lay above what was allocated.
-            ladder = self.ladder
-            rung = ladder[self.told].bytes if self.told < len(ladder) else 0
-            self.storage.allocated = max(self.storage.allocated, rung + by)
+        end = min(threshold + by, MAX_BYTES)
+        if self.measure == "allocated":
+            # A file grows at its end: what lies past the end that was seen last was not allocated then.
+            self.storage.allocated += max(0, end - max(self._asked_offset, self.storage.size))
+        self.offset = max(self.offset, end)
         self.storage.slot = 0
         yield from self._compare(Learnt.EVENT)
 
+    def _changes(self) -> Iterator[tuple[Rung, bool]]:
+        """Yield the rungs that were crossed upward, the lowest first, then those that hold no more, the highest first."""
+        if not self.limit:
+            return  # it is not known now
+        ladder, used, slack = self.ladder, self.used, int(self.limit * self.plan.hysteresis)
+        for rung in ladder:
+            if used > rung.bytes and rung.level.text not in self._told:
+                yield rung, True
+        for rung in reversed(ladder):
+            if used <= rung.bytes - slack and rung.level.text in self._told:
+                yield rung, False
+        for text in sorted(self._told - {rung.level.text for rung in ladder}):
+            yield Rung(Level(text), 0), False
+
     def _compare(self, learnt: Learnt) -> Iterator[Crossing]:
-        """Yield what changed since it was told, the lowest rung first."""
-        ladder, used = self.ladder, self.used
-        now = exceeded(ladder, used)
-        while self.told < now:
-            rung = ladder[self.told]
-            self.told += 1
-            yield Crossing(rung, used, self.limit, learnt, firing=True, top=self.told == len(ladder) > 1)
-        keep = held(ladder, used, self.told, int(self.limit * self.plan.hysteresis))
-        while self.told > keep:
-            self.told -= 1
-            if self.told < len(ladder):
-                top = self.told + 1 == len(ladder) > 1
-                yield Crossing(ladder[self.told], used, self.limit, Learnt.LEVEL, firing=False, top=top)
+        """Yield what changed since it was told, and take it as told."""
+        ladder = self.ladder
+        for rung, firing in list(self._changes()):
+            (self._told.add if firing else self._told.discard)(rung.level.text)
+            top = len(ladder) > 1 and rung == ladder[-1]
+            ended = Ended.SPACE if rung in ladder else Ended.LEVEL_GONE
+            yield Crossing(rung, self.used, self.limit, learnt if firing else Learnt.LEVEL, firing, top, ended)
 
     # What is to be done.
 
+    def _next(self) -> Rung | None:
+        return next((rung for rung in self.ladder if rung.level.text not in self._told), None)
+
     def wanted(self) -> tuple[str, int] | None:
         """Return the node and the value to be put into its slot now, or None where nothing is."""
-        if (
-            self.plan.mode is not Mode.ARM
-            or self.foreign
-            or self.armed is not None
-            or not self._known
-            or self.storage.slot
-        ):
+        if self.plan.mode is not Mode.ARM or self.foreign or self.armed is not None or self._doubt:
             return None
-        if self.measure == "allocated" and self.format.driver == "raw":
-            return None  # an offset into a sparse file says nothing
-        ladder = self.ladder
-        if self.told >= len(ladder):
+        node, rung = self.storage.node, self._next()
+        if self.storage.slot or self.is_raw or rung is None or self._refusals.get(node, 0) >= MAX_REFUSALS:
             return None
         # A file grows at its end: what is still to be allocated lies behind what there is of it.
         base = max(self.offset, self.storage.size) if self.measure == "allocated" else self.offset
-        return self.storage.node, base + ladder[self.told].bytes - self.used
+        value = base + rung.bytes - self.used
+        return (node, value) if base <= value <= MAX_BYTES else None
+
+    def order(self) -> tuple[str, int] | None:
+        """Return what `wanted` does, which counts as set from here on."""
+        wanted = self.wanted()
+        if wanted is not None:
+            self.armed = wanted
+            self._ours.pop(wanted[0], None)
+            self._ours[wanted[0]] = wanted[1]
+            if len(self._ours) > MAX_OURS:
+                del self._ours[next(iter(self._ours))]
+        return wanted
+
+    def ordered(self, *, done: bool) -> None:
+        """Take note whether what was ordered last was set; if it was refused, or nobody knows, the next look at the slot tells."""
+        node = self.storage.node
+        if done:
+            self._refusals.pop(node, None)
+        else:
+            self._doubt = True
+            self._refusals[node] = self._refusals.get(node, 0) + 1
 
     def remember(self) -> dict[str, Any]:
         """Return what has to outlive the agent."""
-        armed = list(self.armed) if self.armed is not None else None
-        return {"told": self.told, "armed": armed, "high": [self.storage.path, self.offset]}
+        return {
+            "told": sorted(self._told),
+            "armed": list(self.armed) if self.armed is not None else None,
+            "ours": dict(self._ours),
+            "high": [self.storage.path, self.offset] if self._known else list(self._high),
+        }
 
     def recall(self, kept: object) -> None:
         """Take what `remember` returned in an earlier run; anything else is ignored."""
         if not isinstance(kept, dict):
             return
-        told, armed, high = kept.get("told"), kept.get("armed"), kept.get("high")
-        if type(told) is int and 0 <= told <= 1000:
-            self.told = told
-        if isinstance(armed, Sequence) and len(armed) == 2 and isinstance(armed[0], str) and type(armed[1]) is int:
-            self.armed = (armed[0], armed[1])
-        if isinstance(high, Sequence) and len(high) == 2 and isinstance(high[0], str) and type(high[1]) is int:
-            self._high = (high[0], high[1])
+        told, armed, ours, high = (kept.get(name) for name in ("told", "armed", "ours", "high"))
+        if isinstance(told, list):
+            self._told = {text for text in told[:MAX_TOLD] if isinstance(text, str)}
+        self.armed = _place(armed)
+        pairs = ours.items() if isinstance(ours, dict) else ()
+        self._ours = dict([pair for pair in map(_place, pairs) if pair is not None][-MAX_OURS:])
+        self._high = _place(high) or ("", 0)
+
+
+def _place(kept: object) -> tuple[str, int] | None:
+    """Return a node or a path with a value, as it was kept; None where it is none."""
+    match kept:
+        case [str(name), int(value)] if not isinstance(value, bool) and 0 <= value <= MAX_BYTES:
+            return name, value
+    return None

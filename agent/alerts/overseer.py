@@ -4,16 +4,19 @@ What has to outlive the agent leaves with the record that tells it, to be writte
 told twice nor forgotten, wherever the agent is killed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from agent.alerts.book import Alert, Book
-from agent.alerts.guard import Crossing, Guard, Layer, Learnt, Mode, Plan
+from agent.alerts.disk import Crossing, Layer, Learnt, Plan
+from agent.alerts.guard import Guard
 from agent.alerts.ladder import MAX_BYTES
+from agent.alerts.lives import Lives
 from agent.alerts.rules import HOUR, RULES
-from agent.catalogue.metrics import BLOCK, BLOCK_LAYER, BLOCK_SPACE
-from agent.catalogue.model import Sample
+from agent.alerts.space import figures, space
+from agent.catalogue.metrics import BLOCK, BLOCK_LAYER
+from agent.catalogue.model import Family, Sample
 from agent.qmp.commands import Ask
 from agent.record import Record, Severity, Vm
 
@@ -28,6 +31,9 @@ MAX_DISKS = 4096
 Planner = Callable[[Vm, str], Plan]
 """Says what the config wants of a VM's disk."""
 
+Measurer = Callable[[Vm, str], int | None]
+"""Says how large the block device is that a VM has at a path; None where that cannot be known."""
+
 
 @dataclass(frozen=True, slots=True)
 class Told:
@@ -35,31 +41,52 @@ class Told:
 
     Attributes:
         record: the record.
-        uuid: the VM of which `Overseer.note` then has something new to be kept, in one transaction with the record.
+        note: what has to be kept in one transaction with it, as `Overseer.note` gave it when the record was made: of several records,
+            each has its own, so that none is taken as told before it is on disk.
     """
 
     record: Record
-    uuid: str
+    note: tuple[str, Any]
+
+    @property
+    def uuid(self) -> str:
+        """The VM's UUID."""
+        return self.record.vm.uuid
 
 
 @dataclass(slots=True)
 class _Vm:
     vm: Vm
     guards: dict[str, Guard] = field(default_factory=dict)
-    kept: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)  # of an earlier run, until the VM is there
     offsets: dict[str, int] = field(default_factory=dict)  # by storage node
     wants: set[str] = field(default_factory=set)
+    looked: set[str] = field(default_factory=set)  # disks whose slots were read, and nothing has happened to since
+    doubts: set[str] = field(default_factory=set)  # alerts that may have ended while nobody listened
     gone_at: float | None = None
+    shut: bool = False
+
+    def place(self, node: str) -> tuple[str, str, Guard | None]:
+        """Return the disk and the layer that a node belongs to; the node itself where it is no known disk's."""
+        for device, guard in self.guards.items() if node else ():
+            if node == guard.storage.node:
+                return device, "storage", guard
+            if node == guard.format.node:
+                return device, "format", guard
+        return node, "node", None
 
 
 class Overseer:
     """One for the agent."""
 
-    def __init__(self, host: str, planner: Planner) -> None:
+    def __init__(self, host: str, planner: Planner, measurer: Measurer = lambda _vm, _path: None) -> None:
         self.book = Book()
         self._host = host
         self._planner = planner
+        self._measurer = measurer
         self._vms: dict[str, _Vm] = {}
+        self._lives = Lives()
+        self._noted: set[str] = set()
 
     # Over restarts.
 
@@ -67,6 +94,7 @@ class Overseer:
         """Take what was kept in an earlier run. A VM that does not come back in time is gone."""
         for name, value in notes.items():
             uuid = name.removeprefix(NOTE)
+            self._noted.add(uuid)
             if isinstance(value, dict):
                 disks = value.get("disks")
                 kept = disks if isinstance(disks, dict) else {}
@@ -76,104 +104,153 @@ class Overseer:
     def note(self, uuid: str) -> tuple[str, Any]:
         """Return what has to be kept of a VM: a name, and a value that JSON can say, or None where there is nothing."""
         one = self._vms.get(uuid)
-        disks = (
-            {device: guard.remember() for device, guard in one.guards.items() if guard.told or guard.armed}
-            if one is not None
-            else {}
-        )
+        disks = dict(one.kept) if one is not None else {}
+        if one is not None:
+            disks |= {device: guard.remember() for device, guard in one.guards.items() if guard.told or guard.armed}
         firing = self.book.remember(uuid)
+        (self._noted.add if disks or firing else self._noted.discard)(uuid)
         return NOTE + uuid, {"disks": disks, "firing": firing} if disks or firing else None
+
+    def forgotten(self) -> list[str]:
+        """Return the VMs that are gone and of which something is kept all the same; their `note` says that it need not be."""
+        return sorted(self._noted - self._vms.keys())
 
     # Lives.
 
-    def attached(self, vm: Vm) -> None:
-        """A VM is there."""
+    def attached(self, vm: Vm, time_ns: int = 0) -> list[Told]:
+        """A VM is there. Where another process of its UUID is there too, that one counts until it is gone or hands over."""
+        self._lives.attached(vm)
         one = self._vms.get(vm.uuid)
-        kept = one.kept if one is not None else {}
-        if one is not None:
-            kept |= {device: guard.remember() for device, guard in one.guards.items()}
-        self._vms[vm.uuid] = _Vm(vm, kept=kept)
+        over: list[Alert] = []
+        if one is not None and one.shut:
+            # A new process: what befell the old one is over, but its disks are as full as they were.
+            over = [alert for alert in self.book if alert.vm.uuid == vm.uuid and alert.name != "write_threshold"]
+        self._hand_over(vm.uuid)
+        return self._told(self.book.resolve_all(over, time_ns, "vm_gone"))
 
     def gone(self, vm: Vm, now: float, *, for_good: bool) -> None:
         """A VM is not there any more; where not for good, it has a while to come back."""
+        self._lives.gone(vm)
         one = self._vms.get(vm.uuid)
-        if one is not None and one.vm == vm:
-            one.gone_at = now - AWAY_SECONDS if for_good else now
+        if one is not None and one.vm == vm and not self._hand_over(vm.uuid):
+            one.gone_at, one.shut = (now - AWAY_SECONDS if for_good else now), for_good
+
+    def runs(self, vm: Vm, time_ns: int, *, running: bool) -> list[Told]:
+        """Take what a look says of whether a VM runs; return what that ends, having begun before anybody listened."""
+        self._lives.runs(vm, running)
+        self._hand_over(vm.uuid)
+        one = self._vms.get(vm.uuid)
+        if one is None or one.vm != vm:
+            return []
+        doubts, one.doubts = one.doubts, set()
+        over = [alert for alert in self.book if running and alert.fingerprint in doubts]
+        return self._told(self.book.resolve_all(over, time_ns, "running"))
+
+    def _hand_over(self, uuid: str) -> bool:
+        """Let another process of a UUID count where it should; return whether one does now."""
+        one = self._vms.get(uuid)
+        heir = self._lives.heir(uuid, one.vm if one is not None and one.gone_at is None else None)
+        if heir is None:
+            return False
+        kept = one.kept if one is not None else {}
+        if one is not None:
+            kept |= {device: guard.remember() for device, guard in one.guards.items()}
+        self._vms[uuid] = new = _Vm(heir)
+        for device, what in kept.items():
+            new.guards[device] = guard = Guard(self._planner(heir, device))
+            guard.recall(what)
+        if one is not None and one.gone_at is None:
+            new.wants |= {"block", "nodes"}
+        else:
+            new.doubts = {a.fingerprint for a in self.book if a.vm.uuid == uuid and "RESUME" in a.ends_with}
+        return True
 
     def tick(self, now: float, now_ns: int) -> list[Told]:
         """Let time pass; call it every second or so."""
-        records = self.book.expired(now_ns)
+        return self._told(self._passed(now, now_ns))
+
+    def _passed(self, now: float, now_ns: int) -> Iterator[Record]:
+        yield from self.book.expired(now_ns)
         for uuid, one in list(self._vms.items()):
             if one.gone_at is not None and now - one.gone_at >= AWAY_SECONDS:
                 del self._vms[uuid]
-                records += self.book.gone(uuid, now_ns)
-        return [Told(record, record.vm.uuid) for record in records]
+                yield from self.book.gone(uuid, now_ns)
 
     # What comes.
 
     def event(self, event: Record, name: str, now_ns: int) -> list[Told]:
         """Take an event; `name` is QEMU's name of it."""
+        return self._told(self._happened(event, name, now_ns))
+
+    def _happened(self, event: Record, name: str, now_ns: int) -> Iterator[Record]:
         data = event.data["qemu"]
-        records = self.book.ended_by(event.vm, name, event.time_ns)
+        if name in ("RESUME", "STOP"):
+            self._lives.runs(event.vm, name == "RESUME")
+            self._hand_over(event.vm.uuid)
+        yield from self.book.ended_by(event.vm, name, event.time_ns)
+        one = self._vms.get(event.vm.uuid)
         for rule in RULES:
             if rule.event == name and rule.when(data):
                 until_ns = now_ns + int(rule.lasts * 1e9) if rule.lasts is not None else 0
-                more = {"help": rule.help, "event": name} | self._full(event, rule.alert)
-                alert = Alert(
-                    rule.alert, event.vm, event.subject, "", rule.severity, event.time_ns, more, until_ns, rule.until
-                )
-                records += _some(self.book.fire(alert))
+                subject, _, guard = one.place(event.subject) if one is not None else (event.subject, "", None)
+                guard = guard or (one.guards.get(event.subject) if one is not None else None)
+                more = {"help": rule.help, "event": name}
+                if rule.alert == "disk_full" and guard is not None:
+                    more |= {"learnt": Learnt.ENOSPC.value} | figures(guard)
+                # A guest that goes on by itself is not resumed; when somebody pauses and resumes it, that ends nothing.
+                ends = rule.until - {"RESUME"} if data.get("action") == "run" else rule.until
+                alert = Alert(rule.alert, event.vm, subject, "", rule.severity, event.time_ns, more, until_ns, ends)
+                if one is not None:
+                    one.doubts.discard(alert.fingerprint)
+                yield from _some(self.book.fire(alert))
         if name == "BLOCK_WRITE_THRESHOLD":
-            records += self._threshold(event, data, now_ns)
-        return [Told(record, event.vm.uuid) for record in records]
+            yield from self._threshold(event, data, now_ns)
 
-    def _full(self, event: Record, alert: str) -> dict[str, Any]:
-        """Return what is known of a disk that is full."""
-        one = self._vms.get(event.vm.uuid)
-        guard = one.guards.get(event.subject) if one is not None else None
-        if alert != "disk_full" or guard is None:
-            return {}
-        return {"learnt": Learnt.ENOSPC.value} | _figures(guard)
-
-    def _threshold(self, event: Record, data: dict[str, Any], now_ns: int) -> list[Record]:
+    def _threshold(self, event: Record, data: dict[str, Any], now_ns: int) -> Iterator[Record]:
         """A threshold was exceeded: one of ours is a rung; another's is told as what it is."""
-        one = self._vms.get(event.vm.uuid)
+        one = self._of(event.vm)
         node, threshold, by = data.get("node-name"), data.get("write-threshold"), data.get("amount-exceeded")
         if one is None or not isinstance(node, str) or type(threshold) is not int or type(by) is not int:
-            return []
-        for device, guard in one.guards.items():
-            if guard.armed == (node, threshold):
-                one.wants.add("nodes")
-                return list(self._tell(one, device, guard, guard.fired(node, threshold, by), event.time_ns))
-        device, layer, known = _place(one, node)
+            return
         one.wants.add("nodes")
+        for device, guard in one.guards.items():
+            if guard.owns(node, threshold):
+                one.looked.discard(device)
+                yield from self._tell(one, device, guard, guard.fired(node, threshold, by), event.time_ns)
+                return
+        device, layer, known = one.place(node)
+        one.looked.discard(device)
         more = {"learnt": Learnt.EVENT.value, "device": device, "layer": layer, "node": node, "owner": "other"}
-        more |= {"level_bytes": threshold, "exceeded_by_bytes": by} | (_figures(known) if known is not None else {})
+        more |= {"level_bytes": threshold, "exceeded_by_bytes": by} | (figures(known) if known is not None else {})
+        until_ns = now_ns + int(HOUR * 1e9)
         level = f"threshold {threshold}"
-        alert = Alert(
-            "write_threshold", event.vm, device, level, Severity.WARNING, event.time_ns, more, now_ns + int(HOUR * 1e9)
-        )
-        return _some(self.book.fire(alert))
+        alert = Alert("write_threshold", event.vm, device, level, Severity.WARNING, event.time_ns, more, until_ns)
+        yield from _some(self.book.fire(alert))
 
-    def samples(self, vm: Vm, samples: Sequence[Sample], now: float, time_ns: int) -> tuple[list[Told], list[Sample]]:
-        """Take what a poll says; return what is to be told, and how full the disks are."""
-        one = self._vms.get(vm.uuid)
-        if one is None or one.vm != vm:
+    def samples(
+        self, vm: Vm, samples: Sequence[Sample], now: float, time_ns: int, *, families: Collection[Family] = ()
+    ) -> tuple[list[Told], list[Sample]]:
+        """Take what a poll says, which is all that there is of these families; return what is to be told, and how full the disks are."""
+        one = self._of(vm)
+        if one is None:
             return [], []
-        records: list[Record] = []
         layers: dict[str, dict[str, Sample]] = {}
         for sample in samples:
             if sample.family is BLOCK:
                 self._written(one, sample, now)
             elif sample.family is BLOCK_LAYER:
                 layers.setdefault(sample.subject, {})[sample.labels[1]] = sample
+        told = []
+        if layers or BLOCK_LAYER in families:
+            told = self._told(self._seen(one, layers, now, time_ns))
+        spaces = [found for device, guard in one.guards.items() if (found := space(device, guard)) is not None]
+        return told, spaces
+
+    def _seen(self, one: _Vm, layers: Mapping[str, dict[str, Sample]], now: float, time_ns: int) -> Iterator[Record]:
+        """Take the layers of all disks that there are."""
         for device, both in layers.items():
-            records += self._layers(one, device, both, now, time_ns)
-        if layers:
-            for device in one.guards.keys() - layers.keys():
-                records += self._unplugged(one, device, time_ns)
-        told = [Told(record, vm.uuid) for record in records]
-        return told, [space for device, guard in one.guards.items() if (space := _space(device, guard)) is not None]
+            yield from self._layers(one, device, both, now, time_ns)
+        yield from self._unplugged(one, layers, time_ns)
 
     def _written(self, one: _Vm, sample: Sample, now: float) -> None:
         node, offset = sample.values.get("storage_node", ""), sample.values.get("storage_write_highest_offset_bytes")
@@ -182,8 +259,16 @@ class Overseer:
         if len(one.offsets) < MAX_DISKS or node in one.offsets:
             one.offsets[node] = offset
         guard = one.guards.get(sample.subject)
-        if guard is not None and guard.written(node, offset, now):
+        if guard is None:
+            return
+        self._measure(one, guard.storage)
+        if guard.written(node, offset, now):
             one.wants.add("nodes")
+
+    def _measure(self, one: _Vm, storage: Layer) -> None:
+        """Have a device's size as the host knows it."""
+        if storage.driver == "host_device":
+            storage.size = self._measurer(one.vm, storage.path) or storage.size
 
     def _layers(self, one: _Vm, device: str, both: dict[str, Sample], now: float, time_ns: int) -> Iterator[Record]:
         if "format" not in both or "storage" not in both:
@@ -193,96 +278,83 @@ class Overseer:
             if len(one.guards) >= MAX_DISKS:
                 return
             guard = one.guards[device] = Guard(self._planner(one.vm, device))
-            guard.recall(one.kept.get(device))
         form, storage = Layer.of(both["format"].values), Layer.of(both["storage"].values)
-        yield from self._tell(
-            one, device, guard, guard.layers(form, storage, one.offsets.get(storage.node, 0), now), time_ns
-        )
+        self._measure(one, storage)
+        one.looked.add(device)
+        crossings = guard.layers(form, storage, one.offsets.get(storage.node, 0), now)
+        yield from self._tell(one, device, guard, crossings, time_ns)
 
-    def _unplugged(self, one: _Vm, device: str, time_ns: int) -> list[Record]:
-        del one.guards[device]
-        mine = [alert for alert in self.book if alert.vm.uuid == one.vm.uuid and alert.subject == device]
-        return [record for alert in mine if (record := self.book.resolve(alert, time_ns, "unplugged")) is not None]
+    def _unplugged(self, one: _Vm, there: Collection[str], time_ns: int) -> Iterator[Record]:
+        """Forget the disks that are not there, and resolve what was told of them, in an earlier run too."""
+        for device in one.guards.keys() - set(there):
+            del one.guards[device]
+        over = [
+            alert
+            for alert in self.book
+            if alert.vm.uuid == one.vm.uuid
+            and alert.name == "write_threshold"
+            and alert.subject not in there
+            and alert.data.get("layer") != "node"
+        ]
+        return self.book.resolve_all(over, time_ns, "unplugged")
+
+    def _told(self, records: Iterable[Record]) -> list[Told]:
+        return [Told(record, self.note(record.vm.uuid)) for record in records]
 
     def _tell(
-        self, one: _Vm, device: str, guard: Guard, crossings: Iterator[Crossing], time_ns: int
+        self, one: _Vm, device: str, guard: Guard, crossings: Iterable[Crossing], time_ns: int
     ) -> Iterator[Record]:
         for crossing in crossings:
             severity = Severity.CRITICAL if crossing.top else Severity.WARNING
             more = {"learnt": crossing.learnt.value, "device": device, "layer": "storage", "owner": "agent"}
-            more |= {"level_bytes": crossing.rung.bytes} | _figures(guard)
+            more |= {"level_bytes": crossing.rung.bytes} | figures(guard)
             alert = Alert("write_threshold", one.vm, device, crossing.rung.level.text, severity, time_ns, more)
             if crossing.firing:
                 yield from _some(self.book.fire(alert))
             else:
-                yield from _some(self.book.resolve(alert, time_ns, "space", _figures(guard)))
+                yield from _some(self.book.resolve(alert, time_ns, crossing.ended.value, figures(guard)))
 
     # What is to be done.
 
+    def _of(self, vm: Vm) -> _Vm | None:
+        one = self._vms.get(vm.uuid)
+        return one if one is not None and one.vm == vm else None
+
     def wants(self, vm: Vm) -> set[str]:
         """Return the collectors that should be asked again, and forget that they should."""
-        one = self._vms.get(vm.uuid)
-        if one is None or one.vm != vm:
+        one = self._of(vm)
+        if one is None:
             return set()
         wants, one.wants = one.wants, set()
         return wants
 
     def orders(self, vm: Vm) -> list[tuple[str, Ask]]:
-        """Return the thresholds to be set now, each with its disk; they count as set from here on, and `note` says so."""
-        one = self._vms.get(vm.uuid)
+        """Return the thresholds to be set now, each with its disk; they count as set from here on, and `note` says so.
+
+        A look at a slot is good for one order: what was free a while ago may be somebody's by now.
+        """
+        one = self._of(vm)
+        if one is None:
+            return []
+        looked, one.looked = one.looked, set()
         found = []
-        for device, guard in one.guards.items() if one is not None and one.vm == vm else ():
-            wanted = guard.wanted()
+        for device in sorted(looked & one.guards.keys()):
+            wanted = one.guards[device].order()
             if wanted is not None:
-                guard.armed = wanted
-                found.append(
-                    (device, Ask("block-set-write-threshold", {"node-name": wanted[0], "write-threshold": wanted[1]}))
-                )
+                node, value = wanted
+                found.append((device, Ask("block-set-write-threshold", {"node-name": node, "write-threshold": value})))
         return found
 
     def ordered(self, vm: Vm, device: str, *, done: bool) -> None:
-        """Take note whether a threshold was set. Either way the level is compared next: a write may have passed it meanwhile."""
-        one = self._vms.get(vm.uuid)
+        """Take note whether a threshold was set. Either way the level is compared next: a write may have passed it meanwhile.
+
+        Where it was not, it may have been all the same: the answer was lost. Then the slot is looked at first.
+        """
+        one = self._of(vm)
         if one is not None and device in one.guards:
-            if done:
-                one.wants.add("block")
-            else:
-                one.guards[device].armed = None
-                one.guards[device].storage.node = ""  # it is not what it was: look again before anything is set
-                one.wants.add("nodes")
+            one.guards[device].ordered(done=done)
+            one.wants.add("block" if done else "nodes")
 
 
 def _some(record: Record | None) -> list[Record]:
     return [record] if record is not None else []
-
-
-def _place(one: _Vm, node: str) -> tuple[str, str, Guard | None]:
-    """Return the disk and the layer that a node belongs to; the node itself where it is no known disk's."""
-    for device, guard in one.guards.items():
-        if node == guard.storage.node:
-            return device, "storage", guard
-        if node == guard.format.node:
-            return device, "format", guard
-    return node, "node", None
-
-
-def _figures(guard: Guard) -> dict[str, Any]:
-    """Return what people want to know of a disk that fills."""
-    figures: dict[str, Any] = {"node": guard.storage.node, "path": guard.storage.path, "measure": guard.measure}
-    figures |= {"used_bytes": guard.used, "limit_bytes": guard.limit, "headroom_bytes": guard.limit - guard.used}
-    if guard.growth is not None:
-        figures["growth_bytes_per_second"] = round(guard.growth, 1)
-    if guard.full_in is not None:
-        figures["full_in_seconds"] = round(guard.full_in, 1)
-    return figures
-
-
-def _space(device: str, guard: Guard) -> Sample | None:
-    """Return a disk's fullness as a sample, or None where it cannot fill."""
-    if not guard.thin or guard.plan.mode is Mode.OFF:
-        return None
-    values = {key: value for key, value in _figures(guard).items() if key not in ("node", "path")}
-    values |= {"levels_exceeded": guard.told, "foreign_threshold": guard.foreign}
-    if guard.armed is not None:
-        values["armed_threshold_bytes"] = guard.armed[1]
-    return Sample(BLOCK_SPACE, (device,), values)

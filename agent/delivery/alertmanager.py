@@ -47,7 +47,9 @@ class Alertmanager:
             while True:
                 changed.clear()
                 alerts = self.compose(book, time.time())
-                if alerts:
+                if (
+                    alerts or self.trouble is not None
+                ):  # nothing at all can be sent too, and tells whether the trouble is over
                     failures = 0 if await self._send(session, alerts) else failures + 1
                 wait = back_off(failures, 1.0, self._resend) if failures else self._resend
                 with contextlib.suppress(TimeoutError):
@@ -78,7 +80,7 @@ class Alertmanager:
             "labels": {key: value for key, value in labels.items() if value},
             "annotations": annotations | {"fingerprint": alert.fingerprint},
             "startsAt": _instant(alert.since_ns / 1e9),
-            "endsAt": _instant(ends),
+            "endsAt": _instant(max(ends, alert.since_ns / 1e9)),  # one that ended before it began is refused
         }
 
     async def _send(self, session: aiohttp.ClientSession, alerts: list[dict[str, Any]]) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from agent.delivery.journal import Journal
 from agent.delivery.lane import Budget, Lane
 from agent.delivery.sink import Outlet, Sink, pump
 from agent.record import Stamped
+
+_log = logging.getLogger(__name__)
 
 TELL_SECONDS = 10.0
 """How often at most downstream is told of losses."""
@@ -92,46 +95,55 @@ class Delivery:
     @contextlib.asynccontextmanager
     async def running(self, stop_seconds: float) -> AsyncIterator[None]:
         """Deliver for as long as the block runs, then what is left, or journal it, for at most so many seconds."""
-        tasks = []
-        if self.journal is not None:
-            tasks.append(asyncio.create_task(self.journal.run(), name="journal"))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.journal.opened.wait(), OPEN_SECONDS)
-            tasks.append(asyncio.create_task(self.outlet.keep_open(), name="sink"))
-        tasks += [
-            asyncio.create_task(pump(lane, self.outlet, self.journal, self._landed), name=f"pump {lane.name}")
-            for lane in self.lanes
-        ]
-        try:
-            yield
-            await self._drain(stop_seconds)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await self._end()
+        async with asyncio.TaskGroup() as tasks:  # a bug in one of them must not look like work
+            journaling = None
+            pumps = []
+            if self.journal is not None:
+                journaling = tasks.create_task(self.journal.run(), name="journal")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.journal.opened.wait(), OPEN_SECONDS)
+                pumps.append(tasks.create_task(self.outlet.keep_open(), name="sink"))
+            pumps += [
+                tasks.create_task(pump(lane, self.outlet, self.journal, self._landed), name=f"pump {lane.name}")
+                for lane in self.lanes
+            ]
+            try:
+                yield
+                await self._drain(stop_seconds * 0.7)
+            finally:
+                for task in pumps:
+                    task.cancel()
+                await asyncio.gather(*pumps, return_exceptions=True)
+                await self._end(journaling, stop_seconds * 0.3)
 
     async def _drain(self, seconds: float) -> None:
-        """Deliver what is left while that works; journal the rest."""
+        """Deliver what is left while that works."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds * 0.7):
+            async with asyncio.timeout(seconds):
                 for lane in self.lanes:
-                    if self.outlet.trouble is None:
+                    if not self.outlet.fails:
                         await lane.drained()
-        if self.journal is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds * 0.3):
-                    for lane in self.lanes:
-                        lane.save_all()
-                        await lane.all_saved()
 
-    async def _end(self) -> None:
+    async def _end(self, journaling: asyncio.Task[None] | None, seconds: float) -> None:
+        """Journal the rest, unless the disk takes too long; count what is neither delivered nor journaled; let go."""
+        if journaling is not None and self.journal is not None:
+            self.journal.stop()
+            try:
+                async with asyncio.timeout(seconds):
+                    await asyncio.wait({journaling})
+                    await self.journal.finish()
+                    self._abandon()
+                    await self.journal.close()
+            except TimeoutError:
+                _log.error("the journal's disk hangs; what it does not have is lost")
+                journaling.cancel()
+                self.journal.let_go()
+        self._abandon()
+        await self.outlet.close()
+
+    def _abandon(self) -> None:
         for lane in self.lanes:
             lane.abandon()
-        if self.journal is not None:
-            await self.journal.finish()
-            await self.journal.close()
-        await self.outlet.close()
 
     def _landed(self, lane: Lane, refused: Sequence[Entry]) -> None:
         """Bury what was refused, and while delivery works, tell what was lost."""

@@ -6,14 +6,17 @@ a new one, and a disk that fails or is full leaves the lanes with memory alone u
 """
 
 import asyncio
+import contextlib
 import fcntl
 import logging
+import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from agent.delivery import store
 from agent.delivery.drops import Drop, Losses
@@ -64,7 +67,10 @@ class Journal:
         self._dirty = asyncio.Event()
         self._noted: object = None
         self._identity = ""
-        self._blocked = 0.0
+        self._turn = asyncio.Lock()  # the lanes' rows change while one thing is done with the file, and not meanwhile
+        self._unread: StoreError | None = None
+        self._stopping = asyncio.Event()
+        self._worked_at = time.monotonic()
         for lane in lanes:
             lane.dirty = self._dirty
 
@@ -88,33 +94,50 @@ class Journal:
         A file that turns out to be damaged is set aside; the lane's backlog is then what could be saved of it. One that cannot be read
         for long is not waited for: what is in memory goes first then, and what is on disk after the next start.
         """
-        opened = self._store
-        if opened is None:
-            self._blocked += RETRY_SECONDS
-            if self._blocked > PATIENCE_SECONDS:
-                _log.error("%s cannot be read (%s); going on without what is in it", self.path, self.trouble)
-                lane.leave_backlog()
-            await asyncio.sleep(RETRY_SECONDS)
+        async with self._turn:
+            if self._store is not None and self._unread is None:
+                try:
+                    lane.fly_from_disk(
+                        *await self._in_thread(self._store.read, lane.name, lane.backlog_from, most, most_bytes)
+                    )
+                except StoreError as error:
+                    self._unread = error  # for `run` to see to
+                    self._dirty.set()
+                else:
+                    return
+        if self._store is None and time.monotonic() - self._worked_at > PATIENCE_SECONDS:
+            _log.error("%s cannot be read (%s); going on without what is in it", self.path, self.trouble)
+            lane.leave_backlog()
             return
-        self._blocked = 0.0
-        try:
-            entries, bad, last = await self._in_thread(opened.read, lane.name, lane.backlog_from, most, most_bytes)
-        except StoreError as error:
-            await self._failed(error)
-        else:
-            if opened is self._store:
-                lane.fly_from_disk(entries, bad, last)
+        await asyncio.sleep(RETRY_SECONDS)
+
+    def stop(self) -> None:
+        """Have `run` come to an end."""
+        self._stopping.set()
+        self._dirty.set()
 
     async def finish(self) -> None:
-        """Save what is left to be saved: the agent stops."""
-        if self._store is not None:
-            await self._save(self._store)
+        """Save all that is in memory, `run` having ended: the agent stops. Where the disk fails, it is tried once more."""
+        for _ in range(2):
+            if self._store is None:
+                await self._try_to_open()
+            for lane in self._lanes:
+                lane.save_all()
+            while self._store is not None and await self._save(self._store):
+                if not self._wanted():
+                    return
 
     async def close(self) -> None:
         """Close the file and let the lock go."""
         if self._store is not None:
+            if self._losses.untold() != self._noted:
+                await self._save(self._store)
             await self._in_thread(self._store.close)
             self._store = None
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Let the lock go, and the thread as soon as it can."""
         self._thread.shutdown(wait=False)
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
@@ -123,23 +146,37 @@ class Journal:
     # Its work.
 
     async def run(self) -> None:
-        """Open the file, then save and delete as the lanes want it, until cancelled."""
-        while True:
+        """Open the file, then save and delete as the lanes want it, until stopped. Cancelling is for a disk that hangs."""
+        while not self._stopping.is_set():
+            async with self._turn:
+                if self._store is None:
+                    await self._try_to_open()
+                    self.opened.set()
+                elif self._unread is not None:
+                    error, self._unread = self._unread, None
+                    await self._failed(error)
             if self._store is None:
-                await self._try_to_open()
-                self.opened.set()
-            if self._store is None:
-                await asyncio.sleep(RETRY_SECONDS)
+                await self._pause()
                 continue
             await self._dirty.wait()
             if not self._urgent():
                 await self._company()
             self._dirty.clear()
-            if not await self._save(self._store):
-                await asyncio.sleep(RETRY_SECONDS)
+            if self._unread is None and not await self._save(self._store) and self.trouble is not None:
+                await self._pause()
+                self._dirty.set()
+
+    async def _pause(self) -> None:
+        """Wait before the disk is tried again."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RETRY_SECONDS):
+                await self._stopping.wait()
+
+    def _wanted(self) -> bool:
+        return any(lane.wants_saving for lane in self._lanes) or bool(self._dead or self._notes)
 
     def _urgent(self) -> bool:
-        return any(lane.wants_saving for lane in self._lanes) or bool(self._dead or self._notes)
+        return self._wanted() or self._unread is not None or self._stopping.is_set()
 
     async def _company(self) -> None:
         """Wait a moment for something to save, when there is only something to delete."""
@@ -154,9 +191,13 @@ class Journal:
 
     async def _save(self, opened: Store) -> bool:
         """One transaction: what the lanes want saved and deleted, what is over their budgets, refused entries, untold losses."""
+        async with self._turn:
+            return await self._save_now(opened)
+
+    async def _save_now(self, opened: Store) -> bool:
         rows: dict[str, list[int]] = {lane.name: [] for lane in self._lanes}
         deleted = {lane.name: lane.to_delete for lane in self._lanes}
-        changes: list[store.Change] = [store.delete(name, row) for name, row in deleted.items() if row]
+        changes = self._deletions(deleted)
         changes += [
             store.insert(lane.name, entries, rows[lane.name]) for lane in self._lanes if (entries := lane.to_save())
         ]
@@ -177,6 +218,7 @@ class Journal:
             await self._failed(error)
             return False
         self.commits += 1
+        self._worked_at = time.monotonic()
         self._noted = untold
         for _, kept in notes:
             if not kept.done():
@@ -188,6 +230,10 @@ class Journal:
         if self.trouble is not None:
             self._works()
         return True
+
+    def _deletions(self, deleted: Mapping[str, int]) -> list[store.Change]:
+        left = {lane.name: lane.left_to for lane in self._lanes}
+        return [store.delete(name, left[name], row) for name, row in deleted.items() if row]
 
     # Opening, and what a disk does to a file.
 
@@ -206,14 +252,15 @@ class Journal:
         except OSError as error:
             self._report(f"{self.path.parent}: {error.strerror}")
 
-    async def _adopt(self, opened: Store) -> None:
+    async def _adopt(self, opened: Store, flew: Mapping[str, "_Flew"] | None = None) -> None:
         """Begin with a file that is new to us, and tell the lanes what it has."""
         contents = [await self._in_thread(opened.contents, lane.name) for lane in self._lanes]
         self.notes = await self._in_thread(opened.notes)
         self._losses.restore(self.notes.pop(_LOSSES, None))
-        self._store, self._identity = opened, opened.identity
+        self._store, self._identity, self._noted = opened, opened.identity, None
         for lane, found in zip(self._lanes, contents, strict=True):
-            lane.found(found, opened.last_row)
+            first = flew[lane.name] if flew else _Flew()
+            lane.found(found, opened.last_row, first.entries, first.rows)
             if found.records:
                 _log.info("%s has %d records of lane %s from before", self.path, found.records, lane.name)
         self._works()
@@ -234,6 +281,7 @@ class Journal:
         if self.trouble not in (None, _NOT_YET):
             _log.info("journaling to %s again", self.path)
         self.trouble = None
+        self._worked_at = time.monotonic()
         for lane in self._lanes:
             lane.resumed()
 
@@ -247,7 +295,7 @@ class Journal:
     async def _failed(self, error: StoreError) -> None:
         """Bear a failure: make room where the disk is full, wait where waiting may help, set the file aside where it will not."""
         self._report(f"{self.path}: {error}")
-        opened = self._store
+        opened, self._unread = self._store, None
         if error.fault is Fault.FULL and opened is not None:
             await self._make_room(opened)
             return
@@ -263,10 +311,7 @@ class Journal:
         deleted = {lane.name: lane.to_delete for lane in self._lanes}
         try:
             await self._in_thread(opened.fold)
-            await self._in_thread(
-                opened.commit,
-                [*(store.delete(name, row) for name, row in deleted.items() if row), *(drop.change for drop in drops)],
-            )
+            await self._in_thread(opened.commit, [*self._deletions(deleted), *(drop.change for drop in drops)])
         except StoreError as error:
             _log.debug("no room can be made: %s", error)
             return
@@ -277,19 +322,19 @@ class Journal:
 
     async def _replace(self) -> None:
         """Set a damaged file aside and begin a new one with what can be read of it."""
-        waiting = {lane.name: lane.backlog.records for lane in self._lanes}
-        known = set[str]().union(*(lane.memory_ids() for lane in self._lanes))
+        flew = {lane.name: _Flew.of(lane, known=bool(self._identity)) for lane in self._lanes}
         try:
-            aside, opened, kept = await self._in_thread(_renew, self.path, self._connect, list(waiting), known)
+            aside, opened, kept, lost = await self._in_thread(_renew, self.path, self._connect, flew)
         except StoreError as error:
             self._report(f"{self.path}: {error}")
             return
-        self.set_aside += 1
-        _log.error("the damaged journal is set aside as %s; %d records of it could be read", aside, sum(kept.values()))
-        for name, count in waiting.items():
-            self._losses.add(name, Drop.CORRUPT, max(0, count - kept.get(name, 0)), 0, 0, time.monotonic())
+        if aside is not None:
+            self.set_aside += 1
+            _log.error("the damaged journal is set aside as %s; %d records of it could be read", aside, kept)
+        for name, count in lost.items():
+            self._losses.add(name, Drop.CORRUPT, count, 0, 0, time.monotonic())
         try:
-            await self._adopt(opened)
+            await self._adopt(opened, flew)
         except StoreError as error:
             self._report(f"{self.path}: {error}")
             await self._in_thread(opened.close)
@@ -305,13 +350,36 @@ class _Surplus:
         self._lane = lane
         self._gone = Contents()
         self._last: list[int] = []
-        behind, through = lane.droppable
-        self.change = store.drop_oldest(lane.name, size, behind, through, self._gone, self._last)
+        behind, self._through = lane.droppable
+        self.change = store.drop_oldest(lane.name, size, behind, self._through, self._gone, self._last)
 
     def tell(self) -> None:
         """Tell the lane, the transaction having been committed."""
-        if self._last:
-            self._lane.dropped(self._gone, self._last[0])
+        self._lane.dropped(self._gone, self._last[0] if self._last else self._through)
+
+
+@dataclass(slots=True)
+class _Flew:
+    """What of a lane flies while its file is replaced, and so comes first in the new one.
+
+    Attributes:
+        entries: the entries; of a lane that is not durable those that were on disk.
+        behind, through: the rows of the old file between which its backlog lies.
+        rows: where they are in the new file.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    behind: int = 0
+    through: float = math.inf
+    rows: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, lane: Lane, *, known: bool) -> Self:
+        """Return it; what lies in a file that was never read is not known."""
+        entries = [entry for entry in lane.flying if lane.durable or entry.row is not None]
+        if not known or lane.left_to:
+            return cls(entries)
+        return cls(entries, lane.backlog_from, lane.backlog_to)
 
 
 def lock(folder: Path) -> int:
@@ -331,26 +399,44 @@ def lock(folder: Path) -> int:
 
 
 def _renew(
-    path: Path, connect: store.Connect, lanes: Sequence[str], known: set[str]
-) -> tuple[Path, Store, dict[str, int]]:
-    """Set a file aside and make a new one of what can be read of it, but for entries that are known already; blocks.
+    path: Path, connect: store.Connect, flew: Mapping[str, _Flew]
+) -> tuple[Path | None, Store, int, dict[str, int]]:
+    """Set a file aside and make a new one of what flies and what can be read of the backlog; blocks.
+
+    Returns:
+        the old file's new name, None where it was gone; the new file, how many records it has of the old, and how many of which lane
+        were in the old that it has not, where nobody had read yet what was in it.
 
     Raises:
-        StoreError: it cannot be renamed, or the new one cannot be made.
+        StoreError: it cannot be renamed, or the new one cannot be made; then it is where it was.
     """
     aside = store.set_aside(path)
-    if aside is None:
-        raise StoreError(Fault.UNUSABLE, "it is damaged, and cannot be set aside")
-    opened = Store(path, connect)
-    kept = dict.fromkeys(lanes, 0)
     try:
-        opened.commit([store.keep(Note(name, value)) for name, value in store.salvage_notes(aside).items()])
-        for lane, entries in store.salvage(aside, lanes):
-            fresh = [entry for entry in entries if entry.id not in known]
-            kept[lane] += len(fresh)
-            opened.commit([store.insert(lane, fresh, [])])
+        opened = Store(path, connect)
+        try:
+            return aside, opened, *_refill(opened, aside, flew)
+        except StoreError:
+            opened.close()
+            raise
     except StoreError:
-        opened.close()
+        if aside is not None:
+            store.put_back(aside, path)
         raise
+
+
+def _refill(opened: Store, aside: Path | None, flew: Mapping[str, _Flew]) -> tuple[int, dict[str, int]]:
+    """Put into a new file what belongs there; return how many records could be read of the old, and how many could not, as `_renew`."""
+    opened.commit([store.insert(lane, first.entries, first.rows) for lane, first in flew.items()])
+    kept = dict.fromkeys(flew, 0)
+    lost = {}
+    if aside is not None:
+        opened.commit([store.keep(Note(name, value)) for name, value in store.salvage_notes(aside).items()])
+        for lane, entries in store.salvage(aside, list(flew)):
+            behind, through = flew[lane].behind, flew[lane].through
+            waiting = [entry for entry in entries if behind < (entry.row or 0) <= through]
+            kept[lane] += len(waiting)
+            opened.commit([store.insert(lane, waiting, [])])
+        unread = [lane for lane, first in flew.items() if first.through == math.inf]
+        lost = {lane: max(0, store.listed(aside, lane) - kept[lane]) for lane in unread}
     opened.refresh()
-    return aside, opened, kept
+    return sum(kept.values()), lost

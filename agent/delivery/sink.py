@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -60,16 +61,21 @@ class Outlet:
         self._life = 0  # counts the sink's openings: a failure of an earlier life must not end this one
         self._is_open = False
         self._failures = 0
+        self._retry_at = float("-inf")
+
+    @property
+    def fails(self) -> bool:
+        """Whether the last attempt failed; not that none was made yet."""
+        return self._failures > 0
 
     async def deliver(self, batch: Sequence[Entry]) -> Sequence[Entry]:
         """Send a batch, as often as it takes; return the entries that were refused for themselves."""
         while True:
-            life = self._life
+            life = await self._opened()
             try:
-                life = await self._ready()
                 refused = await self.sink.send(batch)
             except SinkError as error:
-                await self._failed(str(error), life)
+                await self._broke(str(error), life)
                 continue
             self.delivered += len(batch) - len(refused)
             self._works()
@@ -77,38 +83,43 @@ class Outlet:
 
     async def keep_open(self) -> None:
         """Open the sink before there is anything to send, so that trouble is known early."""
-        while not self._is_open:
-            try:
-                await self._ready()
-                self._works()
-            except SinkError as error:
-                await self._failed(str(error), self._life)
+        await self._opened()
+        self._works()
 
-    async def _ready(self) -> int:
+    async def _opened(self) -> int:
+        """Open the sink where it is not, as often as it takes, one after the other for all lanes; return which life of its this is."""
         async with self._turn:
-            if not self._is_open:
-                await self.sink.open()
-                self._is_open = True
-                self._life += 1
+            while not self._is_open:
+                await asyncio.sleep(max(0.0, self._retry_at - time.monotonic()))
+                try:
+                    await self.sink.open()
+                except SinkError as error:
+                    self._failed(str(error))
+                else:
+                    self._is_open = True
+                    self._life += 1
             return self._life
+
+    async def _broke(self, trouble: str, life: int) -> None:
+        """Close a sink that failed, unless it is for another lane's failure that it did."""
+        async with self._turn:
+            if self._is_open and life == self._life:
+                self._failed(trouble)
+                self._is_open = False
+                self.rebuilt += 1
+                await self.sink.close()
 
     def _works(self) -> None:
         if self.trouble is not None:
             _log.info("delivering to %s", self.sink.name)
         self.trouble, self._failures = None, 0
 
-    async def _failed(self, trouble: str, life: int) -> None:
-        async with self._turn:
-            if trouble != self.trouble:
-                _log.warning("cannot deliver to %s: %s; records wait", self.sink.name, trouble)
-            self.trouble = trouble
-            if self._is_open and life == self._life:
-                self._is_open = False
-                self.rebuilt += 1
-                await self.sink.close()
-        wait = back_off(self._failures, FIRST_RETRY_SECONDS, MOST_RETRY_SECONDS)
+    def _failed(self, trouble: str) -> None:
+        if trouble != self.trouble:
+            _log.warning("cannot deliver to %s: %s; records wait", self.sink.name, trouble)
+        self.trouble = trouble
+        self._retry_at = time.monotonic() + back_off(self._failures, FIRST_RETRY_SECONDS, MOST_RETRY_SECONDS)
         self._failures += 1
-        await asyncio.sleep(wait)
 
     async def close(self) -> None:
         """Let the sink go."""

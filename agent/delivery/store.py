@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,14 @@ CREATE INDEX by_lane ON records (lane, row);
 PRAGMA user_version = {VERSION};
 """
 _READ = "SELECT row, id, key, type, time_ns, crc, body FROM records WHERE lane = ? AND row > ? ORDER BY row"
-_READ_BACK = "SELECT row, id, key, type, time_ns, crc, body FROM records WHERE lane = ? AND row > ? ORDER BY row DESC"
+# By the table alone: its index may be what is damaged.
+_SALVAGE = "SELECT row, id, key, type, time_ns, crc, body FROM records NOT INDEXED WHERE lane = ? ORDER BY row"
+_LISTED = "SELECT row FROM records INDEXED BY by_lane WHERE lane = ? ORDER BY row"
 _READ_DEAD = "SELECT reason, row, id, key, type, time_ns, crc, body FROM dead ORDER BY row"
+
+
+ERRORS = (sqlite3.Error, OSError, ValueError, TypeError, OverflowError)
+"""What reading and writing a file raises; the last three when its texts and types, or those of SQLite's own message, are damaged."""
 
 
 class Fault(StrEnum):
@@ -113,12 +120,14 @@ class Store:
         self.last_row = 0
         """The last row there was when it was opened or refreshed."""
         self._db: sqlite3.Connection | None = None
+        self._place: tuple[int, int] | None = None
         try:
             self._db = connect(path)
             if not readonly:
                 self._prepare(self._db)
             self._check(self._db)
-        except (sqlite3.Error, OSError) as error:
+            self._place = self._look()
+        except ERRORS as error:
             self.close()
             raise _fault(error) from error
         except StoreError:
@@ -154,7 +163,7 @@ class Store:
         """Look again for the last row."""
         try:
             self._find_last(self._open())
-        except (sqlite3.Error, OSError) as error:
+        except ERRORS as error:
             raise _fault(error) from error
 
     def close(self) -> None:
@@ -174,9 +183,19 @@ class Store:
             for change in changes:
                 change(db)
             db.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
+        except ERRORS as error:
             self._roll_back(db)
             raise _fault(error) from error
+        if self._look() != self._place:
+            raise StoreError(Fault.DAMAGED, "the file is not where it was any more")
+
+    def _look(self) -> tuple[int, int] | None:
+        """Return what tells which file is at the path; None where none is. SQLite writes on into one that was removed."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     def _roll_back(self, db: sqlite3.Connection) -> None:
         try:
@@ -194,19 +213,20 @@ class Store:
         entries: list[Entry] = []
         bad, size, last = 0, 0, after
         try:
-            rows = self._open().execute(f"{_READ} LIMIT {most:d}", (lane, after))
-            for row in rows:
-                entry = _entry(row)
-                if entry is not None and entries and size + len(entry.body) > most_bytes:
-                    break
-                last = row[0]
-                if entry is None:
-                    bad += 1
-                else:
-                    size += len(entry.body)
-                    entries.append(entry)
-            rows.close()
-        except (sqlite3.Error, OSError) as error:
+            with contextlib.closing(self._open().execute(f"{_READ} LIMIT {most:d}", (lane, after))) as rows:
+                for row in rows:
+                    if row[0] <= last:
+                        raise StoreError(Fault.DAMAGED, f"row {row[0]} stands behind row {last}")
+                    entry = _entry(row)
+                    if entry is not None and entries and size + len(entry.body) > most_bytes:
+                        break
+                    last = row[0]
+                    if entry is None:
+                        bad += 1
+                    else:
+                        size += len(entry.body)
+                        entries.append(entry)
+        except ERRORS as error:
             raise _fault(error) from error
         return entries, bad, last
 
@@ -217,7 +237,7 @@ class Store:
                 entry = _entry(tuple(row))
                 if entry is not None:
                     yield reason, entry
-        except (sqlite3.Error, OSError) as error:
+        except ERRORS as error:
             raise _fault(error) from error
 
     def contents(self, lane: str) -> Contents:
@@ -230,7 +250,7 @@ class Store:
             found = Contents()
             for kind, count, size, first, last in rows:
                 found.add(str(kind), count, size + count * OVERHEAD_BYTES, first, last)
-        except (sqlite3.Error, OSError, TypeError) as error:
+        except ERRORS as error:
             raise _fault(error) from error
         return found
 
@@ -238,14 +258,14 @@ class Store:
         """Return what was kept by `keep`, by name; what is damaged is left out."""
         try:
             return _notes(self._open())
-        except (sqlite3.Error, OSError) as error:
+        except ERRORS as error:
             raise _fault(error) from error
 
     def fold(self) -> None:
         """Bring the log into the file and begin it anew, so that a full disk needs no room for a longer log."""
         try:
             self._open().execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-        except (sqlite3.Error, OSError) as error:
+        except ERRORS as error:
             raise _fault(error) from error
 
     def _open(self) -> sqlite3.Connection:
@@ -302,9 +322,9 @@ def insert(lane: str, entries: Sequence[Entry], rows: list[int]) -> Change:
     return change
 
 
-def delete(lane: str, through: int) -> Change:
-    """Delete a lane's entries up to and with a row."""
-    return lambda db: _run(db, "DELETE FROM records WHERE lane = ? AND row <= ?", (lane, through))
+def delete(lane: str, behind: int, through: int) -> Change:
+    """Delete a lane's entries behind a row, up to and with another."""
+    return lambda db: _run(db, "DELETE FROM records WHERE lane = ? AND row > ? AND row <= ?", (lane, behind, through))
 
 
 def bury(reason: str, entries: Sequence[Entry], most: int) -> Change:
@@ -360,42 +380,75 @@ def _run(db: sqlite3.Connection, sql: str, values: tuple[object, ...]) -> None:
 
 # A damaged file.
 
+LOGS = ("-wal", "-shm")
+"""What SQLite puts beside a file, by the ends of their names."""
+
 
 def set_aside(path: Path) -> Path | None:
-    """Rename a damaged file and its log, keeping their names as beginnings; return the new name, or None where that fails too."""
+    """Rename a damaged file and its log, keeping their names as beginnings; return the new name, or None where there is no file.
+
+    Raises:
+        StoreError: it cannot be renamed.
+    """
     aside = path.with_name(f"{path.name}.damaged-{time.time_ns() // 1_000_000}")
     try:
-        path.rename(aside)
-    except OSError:
+        _rename(path, aside)
+    except FileNotFoundError:
         return None
-    for end in ("-wal", "-shm"):
-        log = path.with_name(path.name + end)
-        if log.exists():
-            log.rename(aside.with_name(aside.name + end))
+    except OSError as error:
+        raise StoreError(
+            Fault.UNUSABLE, f"it is damaged, and cannot be set aside as {aside.name}: {error.strerror}"
+        ) from error
     return aside
+
+
+def put_back(aside: Path, path: Path) -> None:
+    """Undo `set_aside`, as far as that can be done."""
+    with contextlib.suppress(OSError):
+        for end in LOGS:
+            path.with_name(path.name + end).unlink(missing_ok=True)
+        _rename(aside, path)
+
+
+def _rename(path: Path, to: Path) -> None:
+    path.rename(to)
+    for end in LOGS:
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + end).rename(to.with_name(to.name + end))
 
 
 def salvage(path: Path, lanes: Sequence[str]) -> Iterator[tuple[str, list[Entry]]]:
     """Yield, lane by lane and in order, what can still be read of a file: up to the damage, and from the end back to it."""
     try:
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-    except sqlite3.Error:
+    except ERRORS:
         return
     try:
         for lane in lanes:
-            last = 0
-            for chunk in _chunks(db, _READ, lane):
-                last = max(last, *(entry.row or 0 for entry in chunk))
+            seen = set[str]()
+            for chunk in _chunks(_sound(db, _SALVAGE, lane, seen)):
                 yield lane, chunk
-            behind: list[Entry] = []
-            for chunk in _chunks(db, _READ_BACK, lane):
-                behind += [entry for entry in chunk if (entry.row or 0) > last]
-                if min(entry.row or 0 for entry in chunk) <= last or len(behind) > SALVAGE_BEHIND:
-                    break
+            behind = list(islice(_sound(db, f"{_SALVAGE} DESC", lane, seen), SALVAGE_BEHIND))
             if behind:
                 yield lane, behind[::-1]
     finally:
         db.close()
+
+
+def listed(path: Path, lane: str) -> int:
+    """Return how many entries the index says a lane has, as far as it can be read: it lies in other pages than the entries do."""
+    rows = set[int]()
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            for query in (_LISTED, f"{_LISTED} DESC"):
+                with contextlib.suppress(*ERRORS):
+                    for (row,) in db.execute(query, (lane,)):
+                        if row in rows:
+                            break
+                        rows.add(row)
+    except ERRORS:
+        return 0
+    return len(rows)
 
 
 def salvage_notes(path: Path) -> dict[str, Any]:
@@ -403,7 +456,7 @@ def salvage_notes(path: Path) -> dict[str, Any]:
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
             return _notes(db)
-    except sqlite3.Error:
+    except ERRORS:
         return {}
 
 
@@ -411,13 +464,21 @@ SALVAGE_BEHIND = 100_000
 """How many entries behind a damage are brought back; they have to be held in memory to be put in order."""
 
 
-def _chunks(db: sqlite3.Connection, query: str, lane: str) -> Iterator[list[Entry]]:
-    """Yield a lane's sound entries until the file can be read no further."""
+def _sound(db: sqlite3.Connection, query: str, lane: str, seen: set[str]) -> Iterator[Entry]:
+    """Yield a lane's sound entries until the file can be read no further, or to one that was seen."""
     try:
-        rows = db.execute(query, (lane, 0))
-        while found := rows.fetchmany(500):
-            chunk = [entry for row in found if (entry := _entry(row)) is not None]
-            if chunk:
-                yield chunk
-    except (sqlite3.Error, OverflowError):
+        for row in db.execute(query, (lane,)):
+            entry = _entry(row)
+            if entry is None:
+                continue
+            if entry.id in seen:
+                return
+            seen.add(entry.id)
+            yield entry
+    except ERRORS:
         return
+
+
+def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+    while chunk := list(islice(entries, 500)):
+        yield chunk

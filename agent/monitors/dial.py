@@ -49,7 +49,8 @@ class Dial:
             except OSError:
                 continue  # gone since it was listed
             if stat.S_ISSOCK(info.st_mode):
-                monitor = Monitor(path, (path, info.st_dev, info.st_ino, info.st_ctime_ns), _unix(path))
+                name = os.fsencode(path).decode("utf-8", "backslashreplace")  # a file's name need not be text
+                monitor = Monitor(name, (path, info.st_dev, info.st_ino, info.st_ctime_ns), _unix(path))
                 found[monitor.key] = monitor
         return found
 

@@ -188,16 +188,22 @@ class Session:
         return self._terms.commander.wants(vm) if self._terms.commander is not None else set()
 
     async def _obey(self, client: Client, vm: Vm) -> None:
-        """Make the changes that are wanted of what was just learnt, one by one, and ask what is wanted then."""
+        """Make the changes that are wanted of what was just learnt, one by one, and ask what is wanted then.
+
+        Once QEMU has stalled, what was learnt is old: the changes that are left are not made.
+        """
         commander = self._terms.commander
         if commander is None:
             return
+        stalled = False
         for disk, ask in await commander.orders(vm):
             done = False
             try:
-                (answer,) = await client.ask((ask,), deadline=self._terms.reply_seconds)
-                done = not isinstance(answer, CommandError)
+                if not stalled:
+                    (answer,) = await client.ask((ask,), deadline=self._terms.reply_seconds)
+                    done = not isinstance(answer, CommandError)
             except StalledError as error:
+                stalled = True
                 await self._stalled(client, str(error))
             finally:
                 commander.ordered(vm, disk, done=done)
@@ -260,7 +266,7 @@ class Session:
             settled.result()
         finally:
             settled.cancel()
-        self._tell(State.UP, "")
+        self._tell(State.UP if self._vm is not None else State.NEGOTIATING, "")
 
 
 _MAIN_LOOP = "QEMU's monitor thread answers but its main loop does not: it hangs, on storage most often"

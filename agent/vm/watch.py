@@ -92,8 +92,8 @@ class Watch:
         except QmpError as error:
             change, reason = "gone", str(error)
         finally:
-            self._left_ns = time.time_ns()
             if vm is not None:
+                self._left_ns = time.time_ns()
                 self._lifecycle(change, {"reason": reason, "shutdown_reason": session.shutdown_reason})
             self._set(State.GONE, reason)
         return vm is not None

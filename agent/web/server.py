@@ -4,11 +4,11 @@ import asyncio
 import html
 import time
 from importlib.resources import files
+from string import Template
 from typing import Protocol
 
 import orjson
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
 from agent import __version__
 from agent.record import Severity
@@ -47,7 +47,8 @@ class Sight(Protocol):
 
 def application(sight: Sight) -> web.Application:
     """Return the endpoint as an aiohttp application."""
-    app = web.Application(middlewares=[_headers])
+    app = web.Application()
+    app.on_response_prepare.append(_headers)
     handlers = _Handlers(sight)
     app.router.add_get("/", handlers.landing)
     app.router.add_get("/metrics", handlers.metrics)
@@ -58,12 +59,8 @@ def application(sight: Sight) -> web.Application:
     return app
 
 
-@web.middleware
-async def _headers(request: web.Request, handler: Handler) -> web.StreamResponse:
-    response = await handler(request)
-    if not response.prepared:
-        response.headers.update(HEADERS)
-    return response
+async def _headers(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(HEADERS)
 
 
 class _Handlers:
@@ -105,7 +102,7 @@ class _Handlers:
         troubles = "".join(
             f"<li>{html.escape(trouble)}</li>" for trouble in (*self._sight.troubles(), *self._sight.notes())
         )
-        text = page.replace("{version}", __version__).replace("{rows}", table).replace("{troubles}", troubles)
+        text = Template(page).substitute(version=__version__, rows=table, troubles=troubles)
         return web.Response(text=text, content_type="text/html")
 
     async def records(self, request: web.Request) -> web.StreamResponse:
@@ -129,7 +126,7 @@ QUIET_SECONDS = 15.0
 
 
 async def _stream(request: web.Request, onlooker: Onlooker) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **HEADERS})
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
     while True:
         try:

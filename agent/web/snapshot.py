@@ -26,6 +26,7 @@ class View:
         families: by family name, for each subject its labels in the text format and its values.
         replied_ns: when it last answered, nanoseconds since the epoch; 0 is never.
         events: how many of each event it sent while we listened.
+        left_out: by family name, how many subjects have no series because there are too many.
     """
 
     status: Status
@@ -33,7 +34,7 @@ class View:
     families: dict[str, dict[tuple[str, ...], tuple[str, Values]]] = field(default_factory=dict)
     replied_ns: int = 0
     events: Counter[str] = field(default_factory=Counter)
-    overflowed: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 def escape(value: str) -> str:
@@ -65,8 +66,8 @@ class Snapshot:
                 self._views[vm] = View(status, f'vm_uuid="{vm.uuid}",vm="{escape(vm.name)}"')
             else:
                 view.status = status
-        else:
-            self._views.pop(status.vm, None)
+        elif (view := self._views.get(status.vm)) is not None and view.status.monitor.key == status.monitor.key:
+            del self._views[status.vm]
 
     def ended(self, key: tuple[object, ...]) -> None:
         """Forget a monitor."""
@@ -81,7 +82,7 @@ class Snapshot:
         for family in families:
             old = view.families.get(family.name, {})
             mine = [sample for sample in samples if sample.family is family]
-            view.overflowed += max(0, len(mine) - MAX_SERIES_LABELS)
+            view.left_out[family.name] = max(0, len(mine) - MAX_SERIES_LABELS)
             view.families[family.name] = {s.labels: (_labels(view, s, old), s.values) for s in mine[:MAX_SERIES_LABELS]}
 
     def values(self, vm: Vm, sample: Sample) -> Values | None:
@@ -89,16 +90,6 @@ class Snapshot:
         view = self._views.get(vm)
         known = view.families.get(sample.family.name, {}).get(sample.labels) if view is not None else None
         return known[1] if known is not None else None
-
-    def add(self, vm: Vm, sample: Sample) -> None:
-        """Take one subject of a family and leave the others of that family as they are."""
-        view = self._views.get(vm)
-        if view is not None:
-            family = view.families.setdefault(sample.family.name, {})
-            if sample.labels in family or len(family) < MAX_SERIES_LABELS:
-                family[sample.labels] = (_labels(view, sample, family), sample.values)
-            else:
-                view.overflowed += 1
 
     def event(self, record: Record) -> None:
         """Count an event; those nobody knows count as one kind, since their names are the guest's QEMU's to choose."""

@@ -82,18 +82,31 @@ async def test_a_socket_is_seen_at_once_long_before_the_next_scan(folder: Path) 
         await seen.until(lambda: seen.names() == ["new.qmp", "old.qmp"])
 
 
-async def test_a_socket_made_while_the_first_scan_ends_is_seen(folder: Path) -> None:
+async def test_a_socket_made_between_the_first_scan_and_the_watch_is_seen(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = Dial.scan
+
+    def scan_and_make(self: Dial) -> dict[tuple[object, ...], Monitor]:
+        found = scan(self)
+        if not (folder / "new.qmp").exists():
+            make(folder / "new.qmp")
+        return found
+
+    monkeypatch.setattr(Dial, "scan", scan_and_make)
     async with looking(folder / "*.qmp") as seen:
-        make(folder / "new.qmp")
         await seen.until(seen.names)
 
 
-async def test_a_socket_that_is_renamed_into_place_is_seen(folder: Path) -> None:
-    async with looking(folder / "vm.qmp") as seen:
-        await asyncio.sleep(0)
-        make(folder / "vm.tmp")
-        (folder / "vm.tmp").rename(folder / "vm.qmp")
+async def test_a_socket_that_is_moved_into_place_or_out_of_it_is_seen(folder: Path) -> None:
+    (folder / "run").mkdir()
+    make(folder / "vm.qmp")
+    async with looking(folder / "run" / "vm.qmp") as seen:
+        await asyncio.sleep(0)  # it has looked once, and watches
+        (folder / "vm.qmp").rename(folder / "run" / "vm.qmp")
         await seen.until(lambda: seen.names() == ["vm.qmp"])
+        (folder / "run" / "vm.qmp").rename(folder / "vm.qmp")
+        await seen.until(lambda: not seen.names())
 
 
 async def test_a_socket_that_is_removed_vanishes_at_once(folder: Path) -> None:
@@ -227,3 +240,12 @@ async def test_a_tcp_monitor_can_be_connected_to_by_either_kind_of_address(fake:
             (monitor,) = Dial(f"tcp:{host}:{port}").scan().values()
             client = await Client.open(monitor.connect, AllowList(), lambda _: None, deadline=LONG)
             client.close()
+
+
+async def test_a_socket_whose_name_is_no_text_is_watched_under_one_that_is(folder: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(folder) + b"/vm\xff.qmp"))
+    async with FakeQemu(path):
+        (monitor,) = Dial(str(folder / "*.qmp")).scan().values()
+        assert monitor.name == rf"{folder}/vm\xff.qmp"
+        client = await Client.open(monitor.connect, AllowList(), lambda _: None)
+        client.close()

@@ -12,6 +12,7 @@ from agent.record import Vm
 from tests.lab.fake import FakeError, FakeQemu
 from tests.lab.transcript import UUID
 from tests.unit.notes import Notes, terms, watching
+from tests.unit.peer import LONG
 
 SLOW = Intervals(poll=30)
 
@@ -59,7 +60,7 @@ async def test_orders_are_made_one_by_one_and_their_outcome_is_told(fake: FakeQe
     fake.replies["block-set-write-threshold"] = lambda a: FakeError() if a["node-name"] == "bad" else {}
     orders = Orders(a=threshold("n1"), b=threshold("bad"), c=threshold("n2"))
     settled = terms(Change.WRITE_THRESHOLD, commander=orders, intervals=SLOW)
-    async with watching(notes, fake.path, settled=settled):
+    async with watching(notes, fake.path, settled=settled), asyncio.timeout(LONG):
         while len(orders.learnt) < 3:
             orders.news.clear()
             await orders.news.wait()

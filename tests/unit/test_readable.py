@@ -95,3 +95,11 @@ def test_nothing_a_guest_says_moves_the_cursor(text: str) -> None:
     hostile = Vm("host1", VM.uuid, text, text)
     for made in (shown("qemu.event.x", event({text: text, "b": [text], "c": {text: 1}}), text, hostile),):
         assert not set(made) & set("\n\r\x1b\u202e\x9b")
+
+
+def test_an_event_whose_own_data_is_called_as_ours_is_shown() -> None:
+    assert "qemu=5" in shown("qemu.event.x", event({"qemu": 5}))
+
+
+def test_a_time_past_all_measure_is_shown() -> None:
+    assert shown("qemu.sample.guest_memory", {"last_update_timestamp_seconds": 2**63 - 1})

@@ -156,6 +156,11 @@ def test_cleaned_text_is_bounded_fit_to_print_and_clean(text: str, limit: int) -
     assert not set(cleaned) & set("\n\r\t\x00\x1b\x7f\x85\u2028\u2029\u202e\u2066")
 
 
+@pytest.mark.parametrize("sign", "\x00\t\n\r\x1f\x7f\x85\x9b\u2028\u2029\u202a\u202c\u202e\u2066\u2069")
+def test_what_breaks_or_turns_a_line_is_replaced(sign: str) -> None:
+    assert clean(f"a{sign}b") == "a\ufffdb"
+
+
 @pytest.mark.parametrize("text", ["vm1", "Über VM", "日本", "a/b:c[0]", "x" * 255])
 def test_decent_text_is_left_as_it_is(text: str) -> None:
     assert clean(text) == text
@@ -163,3 +168,13 @@ def test_decent_text_is_left_as_it_is(text: str) -> None:
 
 def test_severities_are_ordered_and_named() -> None:
     assert [severity.label for severity in sorted(Severity)] == ["debug", "info", "warning", "error", "critical"]
+
+
+def test_data_that_is_nested_deeper_than_can_be_written_is_told_without() -> None:
+    deep: object = 1
+    for _ in range(400):
+        deep = [deep]
+    event = json.loads(
+        Stamp()(Record("qemu.event.x", VM, {"event": "X", "category": "unknown", "qemu": {"a": deep}}, 0)).body
+    )
+    assert event["data"] == {"event": "X", "category": "unknown", "qemu": {}}

@@ -254,3 +254,18 @@ async def test_an_onlooker_that_reads_nothing_holds_up_nobody(client: Client, si
                 await quick.get()
             assert await text(client, "/healthz") == "ok\n"
     assert quick.missed == 0
+
+
+@pytest.mark.parametrize("name", ["{troubles}", "{rows}"])
+async def test_no_name_is_a_place_of_the_page(client: Client, sight: Shown, name: str) -> None:
+    sight.snapshot.status(status(vm(0, name)))
+    sight.wrong = ["x"]
+    page = Cells()
+    page.feed(await text(client, "/"))
+    assert page.texts == ["x", "/run/vm1.qmp", "up", name, vm().uuid, ""]
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/records?severity=x"])
+async def test_refusals_have_the_headers_too(client: Client, path: str) -> None:
+    async with client.get(path) as response:
+        assert HEADERS.items() <= dict(response.headers).items()

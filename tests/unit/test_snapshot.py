@@ -97,7 +97,7 @@ def test_subjects_past_the_cap_are_left_out_and_counted(monkeypatch: pytest.Monk
     snapshot = up(vm())
     poll(snapshot, vm(), "block", disks("a", "b", "c", "d", "e"))
     assert subjects(snapshot, vm(), "block") == [("a",), ("b",), ("c",)]
-    assert view(snapshot, vm()).overflowed == 2
+    assert view(snapshot, vm()).left_out.total() == 2
 
 
 def test_what_is_known_of_a_subject_can_be_looked_up() -> None:
@@ -116,3 +116,11 @@ def test_events_are_counted_by_name_and_those_nobody_knows_as_one() -> None:
         snapshot.event(event(vm(), name))
     snapshot.event(event(vm(1), "STOP"))
     assert view(snapshot, vm()).events == {"STOP": 2, "RESUME": 1, "unknown": 3}
+
+
+def test_a_qemu_started_anew_at_the_same_address_keeps_its_view_when_the_old_connection_ends_later() -> None:
+    snapshot = Snapshot()
+    snapshot.status(status(vm(), key="old socket"))
+    snapshot.status(status(vm(), key="new socket"))
+    snapshot.status(status(vm(), State.GONE, key="old socket"))
+    assert len(list(snapshot.views())) == 1

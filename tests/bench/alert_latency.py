@@ -1,0 +1,127 @@
+"""How long it takes from QEMU's own time of a threshold's event until Kafka has acknowledged the alert.
+
+    python -m tests.bench.alert_latency [--events N]
+
+A real QEMU whose guest writes all the time, a real broker, the journal on; the agent arms one rung after the other.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import quantiles
+from typing import Final
+
+import orjson
+import uvloop
+
+from agent.app import App, sink
+from agent.config import Config
+from agent.delivery.entry import Entry
+from agent.delivery.sink import Sink
+from agent.demo.guest import until
+from agent.record import Record
+from tests.alerts.thin import started
+from tests.lab.kafka import KafkaCluster
+
+STEP_KIB: Final = 1536
+"""How far the rungs are from each other: the guest takes longer for it than the agent to arm the next."""
+AIM_MS: Final = 50.0
+STAGES: Final = ("QEMU to the agent", "agent and journal", "Kafka", "all")
+
+
+class Timed:
+    """A sink that takes the time of another's acknowledgements."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.name = sink.name
+        self.sent: list[tuple[int, int, int]] = []
+        """Of each alert: QEMU's time of its event, when sending began, when it was acknowledged; in ns."""
+        self._sink = sink
+
+    async def open(self) -> None:
+        await self._sink.open()
+
+    async def send(self, batch: Sequence[Entry]) -> Sequence[Entry]:
+        began = time.time_ns()
+        refused = await self._sink.send(batch)
+        now = time.time_ns()
+        for entry in batch:
+            if entry.type == "qemu.alert.write_threshold":
+                data = orjson.loads(entry.body)["data"]
+                if (data["state"], data["learnt"]) == ("firing", "event"):
+                    self.sent.append((entry.time_ns, began, now))
+        return refused
+
+    async def close(self) -> None:
+        await self._sink.close()
+
+
+class Heard(App):
+    """An agent that notes when it heard of each threshold's event, by QEMU's time of it."""
+
+    def __init__(self, config: Config, to: Sink) -> None:
+        super().__init__(config, to)
+        self.heard: dict[int, int] = {}
+
+    def record(self, record: Record) -> None:
+        if record.type == "qemu.event.block_write_threshold":
+            self.heard[record.time_ns] = time.time_ns()
+        super().record(record)
+
+
+async def measure(events: int) -> dict[str, list[float]]:
+    """Return the milliseconds that each stage took, for each of so many events or some more."""
+    with tempfile.TemporaryDirectory(prefix="qmp-") as name:
+        folder = Path(name)
+        async with KafkaCluster(folder / "kafka") as kafka:
+            config = Config.model_validate(
+                {
+                    "monitors": [{"dial": f"{folder}/*.qmp"}],
+                    "prometheus": {"listen": "127.0.0.1:0"},
+                    "kafka": {"servers": kafka.bootstrap, "create": {"partitions": 3}},
+                    "journal": {"folder": str(folder / "journal")},
+                    "alerts": {
+                        "write_threshold": {
+                            "mode": "arm",
+                            "levels": [f"used {STEP_KIB * number}KiB" for number in range(1, 2 * events + 20)],
+                        }
+                    },
+                }
+            )
+            timed = Timed(sink(config))
+            app = Heard(config, timed)
+            size = 2 * (events + 20) * STEP_KIB // 1024 + 16
+            async with app.running(), started(folder, disk_mib=size, write_kib=16, pause_seconds=0.002):
+                await until(lambda: len(timed.sent) >= events, 30 + events)
+            return stages(timed, app)
+
+
+def stages(timed: Timed, app: Heard) -> dict[str, list[float]]:
+    """Return the milliseconds of each stage."""
+    found: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    for occurred, began, acknowledged in timed.sent:
+        heard = app.heard[occurred]
+        spans = (heard - occurred, began - heard, acknowledged - began, acknowledged - occurred)
+        for stage, span in zip(STAGES, spans, strict=True):
+            found[stage].append(span / 1e6)
+    return found
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description="How long it takes from QEMU's event until Kafka has the alert.")
+    parser.add_argument("--events", type=int, default=200, help="how many events, 200 by default")
+    found = uvloop.run(measure(parser.parse_args().events))
+    print(f"{len(found['all'])} events, milliseconds")
+    print(f"{'':<20}{'median':>8}{'p90':>8}{'p99':>8}{'most':>8}")
+    for stage, spans in found.items():
+        cuts = quantiles(spans, n=100, method="inclusive")
+        print(f"{stage:<20}{cuts[49]:>8.1f}{cuts[89]:>8.1f}{cuts[98]:>8.1f}{max(spans):>8.1f}")
+        if stage == "all":
+            print(f"the aim, p99 below {AIM_MS:g} ms, is {'met' if cuts[98] < AIM_MS else 'missed'}")
+
+
+if __name__ == "__main__":
+    main()

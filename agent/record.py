@@ -158,7 +158,9 @@ def _encode(event: dict[str, Any]) -> bytes:
         return orjson.dumps(event, option=orjson.OPT_UTC_Z)
     except TypeError:
         # QEMU's data can be nested deeper than orjson writes (it reads 1024 levels and writes 254): then it is told without.
-        flat: dict[str, Any] = {key: value if isinstance(value, str | int | float) else {} for key, value in event["data"].items()}
+        flat: dict[str, Any] = {
+            key: value if isinstance(value, str | int | float) else {} for key, value in event["data"].items()
+        }
         return orjson.dumps(event | {"data": flat}, option=orjson.OPT_UTC_Z)
 
 

@@ -25,7 +25,7 @@ FRESH_SHARE = 0.01
 """A file that was written this share of its size further than when its allocation was asked for is asked again."""
 MAX_TOLD = 1000
 MAX_OURS = 16
-"""Nodes whose last threshold of ours is remembered: what a disk's storage was before snapshots and mirrors."""
+"""Thresholds of ours that are remembered: an event may come after a reply that shows the slot empty, or from an old node."""
 MAX_REFUSALS = 3
 """How often setting a node's threshold is tried."""
 
@@ -52,7 +52,9 @@ class Guard:
     offset: int = 0
     """Where the highest write to the storage ended, since it was opened."""
     _told: set[str] = field(default_factory=set)
-    _ours: dict[str, int] = field(default_factory=dict)  # what we put last into each node's slot
+    _ours: list[tuple[str, int]] = field(
+        default_factory=list
+    )  # what we put last into nodes' slots, the youngest at the end
     _refusals: dict[str, int] = field(default_factory=dict)
     _doubt: bool = False  # whether `armed` may never have reached QEMU
     _was_thin: bool = False
@@ -163,11 +165,11 @@ class Guard:
     def _is_ours(self, node: str, slot: int) -> bool:
         """Whether a value is one that we set, or that we would set: in a run that could not remember it."""
         would = self.plan.mode is Mode.ARM and any(slot == rung.bytes for rung in self.ladder)
-        return self._ours.get(node) == slot or would
+        return (node, slot) in self._ours or would
 
     def owns(self, node: str, threshold: int) -> bool:
         """Whether we set that threshold, be it on a node that is no longer the disk's storage."""
-        return self.armed == (node, threshold) or self._ours.get(node) == threshold
+        return self.armed == (node, threshold) or (node, threshold) in self._ours
 
     def fired(self, node: str, threshold: int, by: int) -> Iterator[Crossing]:
         """Take an event of our own threshold; yield the rungs that it crossed."""
@@ -230,10 +232,7 @@ class Guard:
         wanted = self.wanted()
         if wanted is not None:
             self.armed = wanted
-            self._ours.pop(wanted[0], None)
-            self._ours[wanted[0]] = wanted[1]
-            if len(self._ours) > MAX_OURS:
-                del self._ours[next(iter(self._ours))]
+            self._ours = [*(one for one in self._ours if one != wanted), wanted][-MAX_OURS:]
         return wanted
 
     def ordered(self, *, done: bool) -> None:
@@ -250,7 +249,7 @@ class Guard:
         return {
             "told": sorted(self._told),
             "armed": list(self.armed) if self.armed is not None else None,
-            "ours": dict(self._ours),
+            "ours": [list(one) for one in self._ours],
             "high": [self.storage.path, self.offset] if self._known else list(self._high),
         }
 
@@ -262,8 +261,7 @@ class Guard:
         if isinstance(told, list):
             self._told = {text for text in told[:MAX_TOLD] if isinstance(text, str)}
         self.armed = _place(armed)
-        pairs = ours.items() if isinstance(ours, dict) else ()
-        self._ours = dict([pair for pair in map(_place, pairs) if pair is not None][-MAX_OURS:])
+        self._ours = [one for one in map(_place, ours if isinstance(ours, list) else ()) if one is not None][-MAX_OURS:]
         self._high = _place(high) or ("", 0)
 
 

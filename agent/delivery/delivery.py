@@ -151,7 +151,8 @@ class Delivery:
             self.losses.add_entries(lane.name, Drop.REFUSED, refused, time.monotonic())
             if self.journal is not None:
                 self.journal.bury(Drop.REFUSED.value, refused)
-        if self.losses and time.monotonic() - self._told_at >= TELL_SECONDS:
+        open_way = lane is self.events or not len(self.events)  # the telling goes out behind what waits there
+        if open_way and self.losses and time.monotonic() - self._told_at >= TELL_SECONDS:
             self._told_at = time.monotonic()
             for loss in self.losses.tell():
                 self._tell(loss)

@@ -6,11 +6,15 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+import orjson
+
 from agent.delivery.entry import Entry
 
 _log = logging.getLogger(__name__)
 
 LOG_SECONDS = 10.0
+TELLING = "qemu.agent.lost"
+"""The type of the records that tell of losses."""
 
 
 class Drop(StrEnum):
@@ -97,12 +101,23 @@ class Losses:
         """Take what `untold` returned in an earlier run; anything else is ignored."""
         for item in note if isinstance(note, list) else ():
             try:
-                loss = Loss(**item)
-                self._untold.setdefault((loss.lane, loss.reason), Loss(loss.reason, loss.lane)).add(
-                    loss.records, loss.first_ns, loss.last_ns
-                )
+                self._again(Loss(**item))
             except TypeError:
                 continue
+
+    def untell(self, bodies: Iterable[bytes]) -> None:
+        """Take back what records told that are lost themselves, given their bodies; one that cannot be read is ignored."""
+        for body in bodies:
+            try:
+                data = orjson.loads(body)["data"]
+                first, last = (round(data.get(f"{end}_timestamp_seconds", 0) * 1e9) for end in ("first", "last"))
+                self._again(Loss(data["reason"], data["lane"], data["records"], first, last))
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue
+
+    def _again(self, loss: Loss) -> None:
+        untold = self._untold.setdefault((loss.lane, loss.reason), Loss(loss.reason, loss.lane))
+        untold.add(loss.records, loss.first_ns, loss.last_ns)
 
     def tell(self) -> list[Loss]:
         """Return what is not told yet, and count it as told."""

@@ -40,9 +40,7 @@ class JsonLines:
 
     async def close(self) -> None:
         """Close the file."""
-        if self._path is not None and self._fd >= 0:
-            os.close(self._fd)
-        self._fd = -1
+        self._close()
 
     async def _in_thread(self, call: Callable[..., None], *args: object) -> None:
         try:
@@ -55,21 +53,33 @@ class JsonLines:
             self._fd = sys.stdout.fileno()
             return
         self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        size = os.fstat(self._fd).st_size
-        if size and os.pread(self._fd, 1, size - 1) != b"\n":
-            os.write(self._fd, b"\n")
+        try:
+            size = os.fstat(self._fd).st_size
+            if size and os.pread(self._fd, 1, size - 1) != b"\n":
+                os.write(self._fd, b"\n")
+        except OSError:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        descriptor, self._fd = self._fd, -1
+        if self._path is not None and descriptor >= 0:
+            os.close(descriptor)
 
     def _write(self, lines: bytes) -> None:
+        # Before the lines, so that nothing is written twice where it fails.
+        if self._path is not None and os.fstat(self._fd).st_size >= self._rotate_bytes:
+            self._rotate(self._path)
         view = memoryview(lines)
         while view:
             view = view[os.write(self._fd, view) :]
-        if self._path is not None and os.fstat(self._fd).st_size >= self._rotate_bytes:
-            self._rotate(self._path)
 
     def _rotate(self, path: Path) -> None:
+        if not self._keep:
+            path.unlink()
         names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, self._keep + 1))]
         for older, newer in zip(reversed(names), reversed(names[:-1]), strict=False):
             if newer.exists():
                 newer.replace(older)
-        os.close(self._fd)
+        self._close()
         self._open()

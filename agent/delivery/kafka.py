@@ -108,7 +108,7 @@ class Kafka:
         self.name = f"Kafka at {', '.join(terms.access.servers)}"
         self._terms = terms
         self._producer: AIOKafkaProducer | None = None
-        self._singly: set[str] = set()  # topics where a batch was refused: which record is it?
+        self._suspects: set[str] = set()  # of a batch that was refused: which record is it?
         self._refused: set[str] = set()
         self._acknowledged: set[str] = set()
 
@@ -161,7 +161,9 @@ class Kafka:
         await admin.start()
         try:
             with contextlib.suppress(TopicAlreadyExistsError):
-                response = await admin.create_topics([NewTopic(topic, create.partitions, create.replication)])
+                new = NewTopic(topic, create.partitions, 1)
+                new.replication_factor = create.replication  # which NewTopic itself does not let be -1
+                response = await admin.create_topics([new])
                 _raise_for(response.topic_errors[0])
         finally:
             await admin.close()
@@ -189,16 +191,18 @@ class Kafka:
                 )
         except TimeoutError:
             raise SinkError(f"no acknowledgement for {ACK_SECONDS:g} s") from None
-        for end in ends:
-            if isinstance(end, KafkaError | OSError):
-                raise SinkError(await explain(end, self._terms.access)) from end
-            if isinstance(end, BaseException):
-                raise end
+        failures = [end for end in ends if isinstance(end, BaseException)]
+        # A refusal is not for long: each finds one record, or a batch to look for it in.
+        for failure in sorted(failures, key=lambda failure: isinstance(failure, _REFUSALS)):
+            if isinstance(failure, KafkaError | OSError):
+                text = await explain(failure, self._terms.access)
+                raise SinkError(text, at_once=isinstance(failure, _REFUSALS)) from failure
+            raise failure
         ids = {entry.id for entry in batch}
         refused = [entry for entry in batch if entry.id in self._refused]
         self._refused -= ids
         self._acknowledged -= ids
-        self._singly.clear()
+        self._suspects -= ids
         return refused
 
     def _place(self, producer: AIOKafkaProducer, entry: Entry) -> tuple[str, int]:
@@ -215,17 +219,21 @@ class Kafka:
         at = 0
         while at < len(entries):
             batch = producer.create_batch()
-            first = at
-            while at < len(entries) and not (at > first and topic in self._singly) and _append(batch, entries[at]):
-                at += 1
+            first, at = at, self._fill(batch, entries, at)
             try:
                 await (await producer.send_batch(batch, topic, partition=partition))
             except _REFUSALS:
-                if at - first == 1:
-                    self._refused.add(entries[first].id)
-                self._singly.add(topic)
+                (self._refused if at - first == 1 else self._suspects).update(e.id for e in entries[first:at])
                 raise
             self._acknowledged.update(entry.id for entry in entries[first:at])
+
+    def _fill(self, batch: Any, entries: Sequence[Entry], at: int) -> int:
+        """Add entries to a batch while it has room, a suspect alone; return where the next one begins."""
+        while at < len(entries) and _append(batch, entries[at]):
+            at += 1
+            if not self._suspects.isdisjoint(entry.id for entry in entries[at - 1 : at + 1]):
+                break
+        return at
 
     async def close(self) -> None:
         """Let the producer go, with whatever it has not sent."""

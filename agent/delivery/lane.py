@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from agent.delivery.drops import Drop, Losses
+from agent.delivery.drops import TELLING, Drop, Losses
 from agent.delivery.entry import Entry, size_of
 from agent.delivery.store import Contents
 
@@ -173,7 +173,11 @@ class Lane:
         for entry in dropped:
             entry.done = True
         self._unsaved = deque(entry for entry in self._unsaved if not entry.done)
-        self._losses.add_entries(self.name, Drop.NO_JOURNAL if self.durable else Drop.BUDGET, dropped, time.monotonic())
+        self._lost(Drop.NO_JOURNAL if self.durable else Drop.BUDGET, dropped)
+
+    def _lost(self, reason: Drop, entries: Sequence[Entry]) -> None:
+        self._losses.add_entries(self.name, reason, entries, time.monotonic())
+        self._losses.untell(entry.body for entry in entries if entry.type == TELLING)
 
     def _skip_done(self) -> None:
         while self._unsaved and self._unsaved[0].done:
@@ -243,7 +247,7 @@ class Lane:
         lost = [entry for entry in (*self.flying, *self._tail) if entry.row is None and not entry.done]
         for entry in lost:
             entry.done = True
-        self._losses.add_entries(self.name, Drop.STOPPED, lost, time.monotonic())
+        self._lost(Drop.STOPPED, lost)
 
     # The journal's side.
 
@@ -357,3 +361,4 @@ class Lane:
         self._losses.add(
             self.name, Drop.BUDGET, contents.records, contents.first_ns, contents.last_ns, time.monotonic()
         )
+        self._losses.untell(contents.told)

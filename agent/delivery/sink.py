@@ -21,7 +21,11 @@ MOST_RETRY_SECONDS = 15.0
 
 
 class SinkError(Exception):
-    """A sink cannot take anything now; opening it anew later may help. The text is for people."""
+    """A sink cannot take anything now; opening it anew later may help, or with `at_once` will. The text is for people."""
+
+    def __init__(self, text: str, *, at_once: bool = False) -> None:
+        super().__init__(text)
+        self.at_once = at_once
 
 
 class Sink(Protocol):
@@ -75,7 +79,7 @@ class Outlet:
             try:
                 refused = await self.sink.send(batch)
             except SinkError as error:
-                await self._broke(str(error), life)
+                await self._broke(error, life)
                 continue
             self.delivered += len(batch) - len(refused)
             self._works()
@@ -100,11 +104,12 @@ class Outlet:
                     self._life += 1
             return self._life
 
-    async def _broke(self, trouble: str, life: int) -> None:
+    async def _broke(self, error: SinkError, life: int) -> None:
         """Close a sink that failed, unless it is for another lane's failure that it did."""
         async with self._turn:
             if self._is_open and life == self._life:
-                self._failed(trouble)
+                if not error.at_once:
+                    self._failed(str(error))
                 self._is_open = False
                 self.rebuilt += 1
                 await self.sink.close()

@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from agent.delivery.drops import TELLING
 from agent.delivery.entry import OVERHEAD_BYTES, Entry, Note
 
 VERSION = 1
@@ -74,6 +75,10 @@ def _fault(error: Exception) -> StoreError:
     return StoreError(Fault.DAMAGED, f"{name or type(error).__name__}: {error}")
 
 
+Body = bytes
+"""A record's bytes, by a name that `Contents` has not another meaning for."""
+
+
 @dataclass(slots=True)
 class Contents:
     """What a lane has in the file.
@@ -83,6 +88,7 @@ class Contents:
         bytes: what they count against the budget.
         first_ns, last_ns: when the oldest and the newest were seen, nanoseconds since the epoch.
         types: how many of each type.
+        told: of what is dropped, the bodies of those that told of losses.
     """
 
     records: int = 0
@@ -90,6 +96,7 @@ class Contents:
     first_ns: int = 0
     last_ns: int = 0
     types: dict[str, int] = field(default_factory=dict)
+    told: list[Body] = field(default_factory=list)
 
     def add(self, kind: str, records: int, size: int, first_ns: int, last_ns: int) -> None:
         """Count some more of one type."""
@@ -345,11 +352,14 @@ def drop_oldest(lane: str, size: int, behind: int, through: int, dropped: Conten
 
     def change(db: sqlite3.Connection) -> None:
         query = (
-            "SELECT row, type, time_ns, length(body) FROM records WHERE lane = ? AND row > ? AND row <= ? ORDER BY row"
+            "SELECT row, type, time_ns, length(body), CASE type WHEN ? THEN body END FROM records"
+            " WHERE lane = ? AND row > ? AND row <= ? ORDER BY row"
         )
-        rows = db.execute(query, (lane, behind, through))
-        for row, kind, time_ns, length in rows:
+        rows = db.execute(query, (TELLING, lane, behind, through))
+        for row, kind, time_ns, length, told in rows:
             dropped.add(kind, 1, length + OVERHEAD_BYTES, time_ns, time_ns)
+            if told is not None:
+                dropped.told.append(told)
             last[:] = [row]
             if dropped.bytes >= size:
                 break

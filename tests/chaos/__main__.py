@@ -1,0 +1,56 @@
+"""The long form: random faults for as long as you like, `python -m tests.chaos --minutes 10 --seed 7`."""
+
+import argparse
+import asyncio
+import logging
+import random
+import shutil
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from tests.chaos import faults
+from tests.chaos.run import Plan, Result, run
+from tests.lab.kafka import KafkaCluster
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+async def _run(folder: Path, options: argparse.Namespace) -> Result:
+    scripts = {"short": faults.short, "damage": faults.damage}
+    script = scripts.get(options.script) or partial(faults.long, seconds=options.minutes * 60)
+    async with KafkaCluster(folder / "kafka", 3) as cluster:
+        return await run(folder / "run", cluster, Plan(script, options.seed, options.rate, say=_say))
+
+
+def main() -> int:
+    """Run, and return 0 only if every promise was kept."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Breaks what can break, and counts.")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 31))
+    parser.add_argument("--rate", type=float, default=2500.0, help="events a second")
+    parser.add_argument("--script", choices=("long", "short", "damage"), default="long", help="what to do")
+    parser.add_argument("--keep", action="store_true", help="leave the logs, even if all is well")
+    options = parser.parse_args()
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # the judge's clients meet brokers that are just back
+    folder = Path(tempfile.mkdtemp(prefix="qmp-chaos-"))
+    _say(f"seed {options.seed}, in {folder}")
+    problems = ["it did not come to an end"]
+    try:
+        result = asyncio.run(_run(folder, options))
+        problems = result.problems
+        _say(f"\n{result.table}\n")
+    finally:
+        if problems:
+            _say("\n".join(["BROKEN:", *problems, f"seed {options.seed}; all of it is in {folder}"]))
+        elif not options.keep:
+            shutil.rmtree(folder)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""Scripted monitors that issue numbered events as fast as they are told, and keep a log of what they issued.
+
+A process of its own, `python -m tests.chaos.issuer`, so that neither the agent nor the judge slows it down. As QEMU does it serves one
+client at a time at each monitor, and issues nothing while there is none. It takes commands on standard input, a line each, and ends
+with it: `rate N` sets how many events a second all VMs issue together, `count` is answered with a line of JSON.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import socket
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, Final, TextIO, cast
+
+from tests.chaos import numbered
+from tests.lab.fake import OUT_OF_BAND, error, split
+from tests.lab.transcript import Transcript
+
+TICK_SECONDS: Final = 0.01
+MOST_DUE_SECONDS: Final = 0.2
+"""What a tick that came late may still make up for."""
+SEND_BUFFER_BYTES: Final = 32 << 10
+MOST_AT_ONCE: Final = 24
+"""Events in one write, at most."""
+
+
+class Monitor:
+    """One VM's monitor."""
+
+    def __init__(self, vm: int, log: TextIO, transcript: Transcript) -> None:
+        self.vm = vm
+        self.issued = 0
+        self._log = log
+        self._transcript = transcript
+        self._client: _Client | None = None
+        self._waiting: deque[_Client] = deque()
+        self._connection = -1
+        self._unwritten: tuple[int, int, int] | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether events can be issued: a client has negotiated, and has taken all there was before."""
+        client = self._client
+        return (
+            client is not None and client.negotiated and not client.transport.is_closing() and self._unwritten is None
+        )
+
+    def emit(self, count: int) -> int:
+        """Issue so many events in one write; return how many were."""
+        assert self._client is not None
+        first, wall_us = self.issued, time.time_ns() // 1000
+        transport = self._client.transport
+        transport.write(b"".join(numbered.encode(self.vm, first + i, wall_us + i) for i in range(count)))
+        if transport.is_closing():  # the client is gone: not a byte was taken
+            return 0
+        self.issued += count
+        self._unwritten = (first, count, wall_us)
+        if not transport.get_write_buffer_size():
+            self.written()
+        return count
+
+    def written(self, *, whole: bool = True) -> None:
+        """Log the last write, which the kernel has now; or not whole, the client having gone."""
+        if self._unwritten is not None:
+            first, count, wall_us = self._unwritten
+            at_ns = time.monotonic_ns() if whole else 0
+            self._log.write(numbered.write_line(self.vm, self._connection, first, count, wall_us, at_ns))
+            self._unwritten = None
+
+    def arrived(self, client: "_Client") -> None:
+        """Greet a client, as soon as no other is there."""
+        self._waiting.append(client)
+        self._next()
+
+    def left(self, client: "_Client") -> None:
+        """Take note that a client is gone."""
+        if client is not self._client:
+            self._waiting.remove(client)
+            return
+        self.written(whole=False)
+        self._log.write(numbered.ended_line(self.vm, self._connection, time.monotonic_ns()))
+        self._client = None
+        self._next()
+
+    def _next(self) -> None:
+        if self._client is None and self._waiting:
+            self._client = self._waiting.popleft()
+            self._connection += 1
+            self._log.write(numbered.connected_line(self.vm, self._connection, time.monotonic_ns()))
+            self._client.send(self._transcript.greeting)
+
+    def answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to a command."""
+        match command:
+            case "query-uuid":
+                return {"return": {"UUID": numbered.uuid_of(self.vm)}}
+            case "query-name":
+                return {"return": {"name": numbered.name_of(self.vm)}}
+            case _:
+                return self._transcript.answer(command, arguments)
+
+
+class _Client(asyncio.Protocol):
+    """One connection."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, monitor: Monitor) -> None:
+        self.negotiated = False
+        self._monitor = monitor
+        self._text = ""
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a message that is no event."""
+        self.transport.write(json.dumps(message).encode() + b"\r\n")
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(high=0)  # resumed means: the kernel has it all
+        # And what the kernel has, the agent has read, but for a little: one that gets no processor is issued less.
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        self._monitor.arrived(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's own contract
+        self._monitor.left(self)
+
+    def resume_writing(self) -> None:
+        self._monitor.written()
+
+    def data_received(self, data: bytes) -> None:
+        requests, self._text, _ = split(self._text + data.decode())
+        for request in requests:
+            identity = {key: request[key] for key in ("id",) if key in request}
+            self.send(self._reply(request) | identity)
+
+    def _reply(self, request: dict[str, Any]) -> dict[str, Any]:
+        command = request.get("exec-oob") or request.get("execute", "")
+        if command == "qmp_capabilities":
+            self.negotiated = True
+            return {"return": {}}
+        if not self.negotiated:
+            return error("CommandNotFound", "Expecting capabilities negotiation with 'qmp_capabilities'")
+        if "exec-oob" in request and command not in OUT_OF_BAND:
+            return error("GenericError", f"The command {command} does not support OOB")
+        return self._monitor.answer(command, request.get("arguments", {}))
+
+
+class Issuing:
+    """All monitors, and how fast they issue."""
+
+    def __init__(self, monitors: list[Monitor], log: TextIO, seed: int) -> None:
+        self._monitors = monitors
+        self._log = log
+        self._random = random.Random(seed)
+        self._rate = 0.0
+
+    async def issue(self) -> None:
+        """Issue, until cancelled."""
+        due, before = 0.0, time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            now = time.monotonic()
+            due, before = min(due + self._rate * (now - before), self._rate * MOST_DUE_SECONDS), now
+            ready = [monitor for monitor in self._monitors if monitor.ready]
+            while due >= 1 and ready:
+                monitor = self._random.choice(ready)
+                due -= monitor.emit(min(int(due), self._random.randint(1, MOST_AT_ONCE)))
+                if not monitor.ready:
+                    ready.remove(monitor)
+
+    async def obey(self) -> None:
+        """Take commands until there are no more."""
+        commands = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+        while line := (await commands.readline()).decode():
+            match line.split():
+                case ["rate", rate]:
+                    self._rate = float(rate)
+                case ["count"]:
+                    self._log.flush()
+                    ready = sum(monitor.ready for monitor in self._monitors)
+                    answer = {"issued": sum(monitor.issued for monitor in self._monitors), "ready": ready}
+                    sys.stdout.write(f"{json.dumps(answer)}\n")
+                    sys.stdout.flush()
+                case _:
+                    raise ValueError(line)
+
+
+async def main() -> None:
+    """Listen, issue and obey."""
+    parser = argparse.ArgumentParser(description="Issues numbered events at scripted monitors.")
+    parser.add_argument("--folder", type=Path, required=True, help="where the sockets go")
+    parser.add_argument("--log", type=Path, required=True, help="where the log goes")
+    parser.add_argument("--vms", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    transcript = Transcript.load()
+    loop = asyncio.get_running_loop()
+    with options.log.open("w") as log:
+        monitors = [Monitor(vm, log, transcript) for vm in range(options.vms)]
+        for monitor in monitors:
+            path = options.folder / f"{numbered.name_of(monitor.vm)}.qmp"
+            await loop.create_unix_server(lambda monitor=monitor: _Client(monitor), os.fspath(path))  # type: ignore[misc]
+        issuing = Issuing(monitors, log, options.seed)
+        task = asyncio.create_task(issuing.issue())
+        await asyncio.wait({task, asyncio.create_task(issuing.obey())}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+        task.cancel()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,105 @@
+"""Kafka sinks for tests, watched for what they leave behind, and what lies in a topic."""
+
+import asyncio
+import contextlib
+import gc
+import os
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+
+import pytest
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+
+from agent.delivery.entry import Entry
+from agent.delivery.kafka import Kafka, KafkaTerms, Topics
+from agent.delivery.kafka_access import Access
+from agent.delivery.sink import SinkError
+from tests.delivery.script import LONG, Source, soon
+from tests.lab.kafka import KafkaCluster
+
+QUICK: Final = {"request_seconds": 5.0, "open_seconds": 5.0}
+
+
+def one_topic(name: str) -> Topics:
+    """Return a table by which all goes to one topic."""
+    return Topics(name, name, name)
+
+
+def terms(servers: Sequence[str], topics: Topics, **more: Any) -> KafkaTerms:
+    """Return terms in the clear."""
+    return KafkaTerms(**{"access": Access(tuple(servers)), "topics": topics, **QUICK, **more})
+
+
+def batch(source: Source, count: int, kind: str | None = None) -> list[Entry]:
+    return [Entry.of(stamped) for stamped in source.some(count, kind)]
+
+
+@contextlib.asynccontextmanager
+async def nothing_left(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
+    """See that what is done meanwhile leaves no task, no socket and no complaint of asyncio's behind."""
+    before, files = asyncio.all_tasks(), _files()
+    yield
+    gc.collect()
+
+    def left() -> set[object]:
+        return (asyncio.all_tasks() - before - {asyncio.current_task()}) | (_files() - files)
+
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1.0):  # what is cancelled or aborted ends in the loop's next turn
+            await soon(lambda: not left())
+    assert not left(), str(left())
+    said = [record.getMessage() for record in caplog.records if record.name == "asyncio" and record.levelno >= 30]
+    assert said == []
+
+
+def _files() -> set[str]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - a list, before any is closed
+        with contextlib.suppress(OSError):
+            found.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")  # noqa: PTH115 - str to str
+    return {file for file in found if "socket" in file}
+
+
+@contextlib.asynccontextmanager
+async def opened(made: KafkaTerms) -> AsyncIterator[Kafka]:
+    """A sink that is open for as long as the block runs."""
+    sink = Kafka(made)
+    await sink.open()
+    try:
+        yield sink
+    finally:
+        await sink.close()
+
+
+async def refusal(made: KafkaTerms, *, seconds: float = LONG) -> str:
+    """Return what a sink says that cannot be opened."""
+    sink = Kafka(made)
+    async with asyncio.timeout(seconds):
+        with pytest.raises(SinkError) as raised:
+            await sink.open()
+    await sink.close()
+    return str(raised.value)
+
+
+async def persistently(sink: Kafka, entries: Sequence[Entry], *, tries: int = 40) -> list[Entry]:
+    """Send a batch as its owner does, opening the sink anew after each failure; return what was refused."""
+    for _ in range(tries):
+        try:
+            return list(await sink.send(entries))
+        except SinkError:
+            await sink.close()
+            await sink.open()
+    raise AssertionError(f"not within {tries} tries")
+
+
+async def messages(kafka: KafkaCluster, topic: str) -> list[ConsumerRecord]:
+    """Return all that lies in a topic, each partition's in its order."""
+    found: list[ConsumerRecord] = []
+    consumer = AIOKafkaConsumer(topic, auto_offset_reset="earliest", **kafka.client)
+    async with asyncio.timeout(LONG), consumer:
+        places = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+        left = sum((await consumer.end_offsets(places)).values())
+        while len(found) < left:
+            for some in (await consumer.getmany(timeout_ms=500)).values():
+                found += some
+    return found

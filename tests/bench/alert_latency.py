@@ -8,6 +8,7 @@ lies in memory where it can: on the journal's own file system each of the journa
 
 import argparse
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Sequence

@@ -79,7 +79,6 @@ MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 async def measure(events: int) -> dict[str, list[float]]:
     """Return the milliseconds that each stage took, for each of so many events or some more."""
-    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: ASYNC240 - before anything runs
     with tempfile.TemporaryDirectory(prefix="qmp-") as name, tempfile.TemporaryDirectory(dir=MEMORY) as place:
         folder, guests = Path(name), Path(place)
         async with KafkaCluster(folder / "kafka") as kafka:

@@ -23,6 +23,7 @@ from tests.chaos.world import WINDOW_SECONDS, How, Life, World
 
 _READ_SECONDS: Final = 120.0
 _EXAMPLES: Final = 5
+_EXAMPLE_CHARACTERS: Final = 600
 
 
 @dataclass(slots=True)
@@ -61,7 +62,7 @@ class Verdict:
         """Count something that must not be."""
         self.wrong[what] += 1
         if self.wrong[what] <= _EXAMPLES:
-            self.examples.append(f"{what}: {example}")
+            self.examples.append(f"{what}: {str(example)[:_EXAMPLE_CHARACTERS]}")
 
     def problems(self) -> list[str]:
         """Return what breaks the promise."""
@@ -79,6 +80,7 @@ WRONG: Final = (
     "in another partition",
     "hung up",
     "lost without a cause",
+    "missing without a cause",
 )
 
 
@@ -175,7 +177,11 @@ def _right(vm: int, n: int, wall_us: int, key: bytes, event: Mapping[str, Any]) 
 
 def _look_for_the_missing(vm: int, issued: Issued, seen: bytearray, world: World, verdict: Verdict) -> None:
     ends = [_end(connection, world.lives) for connection in issued.connections]
-    full = [(begin * 1e6, until * 1e6) for reason, begin, until in world.excuses if reason is Drop.NO_JOURNAL]
+
+    def excused(n: int, *reasons: Drop) -> bool:
+        at = issued.wall_us[n] / 1e6
+        return any(reason in reasons and begin <= at <= until for reason, begin, until in world.excuses)
+
     for number, (connection, (end_ns, _)) in enumerate(zip(issued.connections, ends, strict=True)):
         if connection.ended_ns is not None and connection.ended_ns < end_ns:
             verdict.find("hung up", f"{numbered.name_of(vm)}, connection {number}")
@@ -186,13 +192,13 @@ def _look_for_the_missing(vm: int, issued: Issued, seen: bytearray, world: World
         if seen[n]:
             continue
         if not accepted:  # where the disk was full, it may have been lost, and told of, before that end
-            if not any(begin <= issued.wall_us[n] <= until for begin, until in full):
+            if not excused(n, Drop.NO_JOURNAL):
                 verdict.ends[how].add((end_ns - written_ns) / 1e9 if written_ns else 0.0)
             continue
         verdict.missing += 1
-        if verdict.missing <= _EXAMPLES:
+        if not excused(n, *Drop):
             early = (end_ns - written_ns) / 1e9
-            verdict.examples.append(f"missing: {numbered.name_of(vm)} n={n}, {early:.1f} s before its agent was {how}")
+            verdict.find("missing without a cause", f"{numbered.name_of(vm)} n={n}, {early:.1f} s before it was {how}")
 
 
 def _end(connection: Connection, lives: Sequence[Life]) -> tuple[int, How]:

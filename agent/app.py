@@ -190,7 +190,8 @@ class App:
             self._tell(told)
         for sample in samples if RUNSTATE in families else ():
             if type(running := sample.values.get("running")) is bool:
-                self._tell(self.alerts.runs(vm, time_ns, running=running))
+                status = str(sample.values.get("status", ""))
+                self._tell(self.alerts.runs(vm, time_ns, running=running, status=status))
 
     def _tell(self, told: Sequence[Told]) -> None:
         """Send alerts, each in one transaction with what has to be remembered of it."""

@@ -63,6 +63,7 @@ class _Vm:
     wants: set[str] = field(default_factory=set)
     looked: set[str] = field(default_factory=set)  # disks whose slots were read, and nothing has happened to since
     doubts: set[str] = field(default_factory=set)  # alerts that may have ended while nobody listened
+    met: bool = False  # whether it was asked, since it is there, if it runs
     gone_at: float | None = None
     shut: bool = False
 
@@ -135,16 +136,26 @@ class Overseer:
         if one is not None and one.vm == vm and not self._hand_over(vm.uuid):
             one.gone_at, one.shut = (now - AWAY_SECONDS if for_good else now), for_good
 
-    def runs(self, vm: Vm, time_ns: int, *, running: bool) -> list[Told]:
-        """Take what a look says of whether a VM runs; return what that ends, having begun before anybody listened."""
+    def runs(self, vm: Vm, time_ns: int, *, running: bool, status: str = "") -> list[Told]:
+        """Take what a look says of whether a VM runs; the first one tells what began or ended while nobody listened."""
         self._lives.runs(vm, running)
         self._hand_over(vm.uuid)
         one = self._vms.get(vm.uuid)
         if one is None or one.vm != vm:
             return []
-        doubts, one.doubts = one.doubts, set()
-        over = [alert for alert in self.book if running and alert.fingerprint in doubts]
-        return self._told(self.book.resolve_all(over, time_ns, "running"))
+        first, one.met = not one.met, True
+        return self._told(self._met(one, time_ns, running=running, status=status)) if first else []
+
+    def _met(self, one: _Vm, time_ns: int, *, running: bool, status: str) -> Iterator[Record]:
+        over = [alert for alert in self.book if running and alert.fingerprint in one.doubts]
+        yield from self.book.resolve_all(over, time_ns, "running")
+        if any(alert.vm.uuid == one.vm.uuid and "RESUME" in alert.ends_with for alert in self.book):
+            return
+        for rule in RULES:
+            if rule.status and rule.status == status:
+                more = {"help": rule.help, "event": rule.event, "learnt": Learnt.MISSED.value}
+                alert = Alert(rule.alert, one.vm, "", "", rule.severity, time_ns, more, ends_with=rule.until)
+                yield from _some(self.book.fire(alert))
 
     def _hand_over(self, uuid: str) -> bool:
         """Let another process of a UUID count where it should; return whether one does now."""

@@ -23,6 +23,7 @@ class Rule:
         help: one line for people.
         when: whether an event with this data fires it.
         until: events that end it.
+        status: the run state that it leaves the VM in, by which it is known where its event was not heard; empty where there is none.
         lasts: seconds after which it ends by itself, where no event tells of an end; None is as long as the VM lives.
     """
 
@@ -33,10 +34,18 @@ class Rule:
     when: Callable[[Data], bool] = lambda _: True
     until: frozenset[str] = frozenset()
     lasts: float | None = None
+    status: str = ""
 
 
 RULES = (
-    Rule("GUEST_PANICKED", "guest_panicked", Severity.CRITICAL, "The guest's kernel panicked.", until=RESUMED),
+    Rule(
+        "GUEST_PANICKED",
+        "guest_panicked",
+        Severity.CRITICAL,
+        "The guest's kernel panicked.",
+        until=RESUMED,
+        status="guest-panicked",
+    ),
     Rule(
         "GUEST_CRASHLOADED",
         "guest_crashed",
@@ -60,6 +69,7 @@ RULES = (
         "A disk request failed, and the guest is paused.",
         when=lambda d: d.get("nospace") is not True and d.get("action") == "stop",
         until=RESUMED,
+        status="io-error",
     ),
     Rule("BLOCK_IMAGE_CORRUPTED", "image_corrupted", Severity.CRITICAL, "An image's metadata is corrupt."),
     Rule("WATCHDOG", "watchdog", Severity.ERROR, "The guest's watchdog expired.", lasts=HOUR),

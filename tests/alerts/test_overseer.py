@@ -244,6 +244,27 @@ def test_a_vm_that_is_shut_down_and_started_at_once_keeps_how_full_it_is_and_not
     assert [record.data["level"] for record in one.told] == ["80%"]
 
 
+@pytest.mark.parametrize(
+    ("status", "alert"), [("io-error", "io_error_stop"), ("guest-panicked", "guest_panicked"), ("paused", None)]
+)
+def test_a_guest_that_is_found_stopped_by_what_nobody_heard_of_is_told(status: str, alert: str | None) -> None:
+    one = watching().overseer
+    told = one.runs(VM, 9, running=False, status=status)
+    assert said(told) == ([(alert, "firing")] if alert else [])
+    assert [one.record.data["learnt"] for one in told] == ["missed"] * len(told)
+    assert one.runs(VM, 10, running=False, status=status) == []
+    assert said(one.event(event("RESUME"), "RESUME", 11)) == ([(alert, "resolved")] if alert else [])
+    assert one.runs(VM, 12, running=False, status=status) == [], "from here on, events tell"
+
+
+def test_a_guest_that_is_found_stopped_by_what_was_told_is_not_told_of_again() -> None:
+    one = watching()
+    one.tell(one.overseer.event(event("BLOCK_IO_ERROR", subject="disk0", **NO_SPACE), "BLOCK_IO_ERROR", 7))
+    two = restarted(one)
+    two.overseer.attached(VM)
+    assert two.overseer.runs(VM, 9, running=False, status="io-error") == []
+
+
 # --- Two processes of one UUID ---
 
 

@@ -82,3 +82,16 @@ async def test_a_disk_that_is_full_is_critical_until_its_guest_goes_on(folder: P
         await until(lambda: len(agent.told) > 1, 10)
         assert (agent.told[1]["state"], agent.told[1]["resolved_by"]) == ("resolved", "RESUME")
         assert agent.told[1]["fingerprint"] == alert["fingerprint"]
+
+
+async def test_a_guest_that_was_stopped_by_an_error_before_the_agent_came_is_told(folder: Path) -> None:
+    options = {"faults": [NO_SPACE], "disk_options": "werror=stop", "span_mib": 8}
+    async with started(folder, **options) as guest:
+        await guest.event("STOP", 20)
+        async with Watcher(folder, levels=["80%"], poll=60) as agent:
+            await until(lambda: agent.told, 10)
+            (alert,) = agent.told
+            assert (alert["alert"], alert["learnt"], alert["severity"]) == ("io_error_stop", "missed", "critical")
+            await guest.command("cont")
+            await until(lambda: len(agent.told) > 1, 10)
+            assert (agent.told[1]["state"], agent.told[1]["resolved_by"]) == ("resolved", "RESUME")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import socket
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
@@ -37,12 +38,12 @@ def batch(source: Source, count: int, kind: str | None = None) -> list[Entry]:
 @contextlib.asynccontextmanager
 async def nothing_left(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
     """See that what is done meanwhile leaves no task, no socket and no complaint of asyncio's behind."""
-    before, files = asyncio.all_tasks(), _files()
+    before, files = asyncio.all_tasks(), _connections()
     yield
     gc.collect()
 
     def left() -> set[object]:
-        return (asyncio.all_tasks() - before - {asyncio.current_task()}) | (_files() - files)
+        return (asyncio.all_tasks() - before - {asyncio.current_task()}) | (_connections() - files)
 
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1.0):  # what is cancelled or aborted ends in the loop's next turn
@@ -52,12 +53,14 @@ async def nothing_left(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
     assert said == []
 
 
-def _files() -> set[str]:
-    found = set()
+def _connections() -> set[object]:
+    """Return the addresses at both ends of this process' TCP connections."""
+    found = set[object]()
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - a list, before any is closed
-        with contextlib.suppress(OSError):
-            found.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")  # noqa: PTH115 - str to str
-    return {file for file in found if "socket" in file}
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as one:
+            if one.family == socket.AF_INET:
+                found.add((one.getsockname(), one.getpeername()))
+    return found
 
 
 @contextlib.asynccontextmanager

@@ -279,7 +279,8 @@ async def _discard(producer: AIOKafkaProducer) -> None:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
-    batches = [*accumulator._pending_batches, *(b for queue in accumulator._batches.values() for b in queue)]  # noqa: SLF001
+    batches = accumulator._pending_batches  # noqa: SLF001
+    batches.update(b for queue in accumulator._batches.values() for b in queue)  # noqa: SLF001 - where those to be tried again look for themselves
     accumulator.fail_all(KafkaError("the producer was closed"))
     for batch in batches:
         for future in (batch.future, batch._drain_waiter):  # noqa: SLF001

@@ -94,7 +94,8 @@ class Thresholds(RuleBasedStateMachine):
         look, self.look = self.look, None
         assert self.agent is not None
         assert look is not None
-        self.truths.append((look.medium.end, self.qemu.node.medium.size))
+        known = look.medium.end if self.qemu.driver == "file" else self.known(look)
+        self.truths.append((known, self.qemu.node.medium.size))
         self.seen_written[look.node.name] = max(look.node.highest, self.seen_written.get(look.node.name, 0))
         slot = look.node.slot
         if look.with_nodes and slot and (look.node.name, slot) not in self.mine and slot not in self.my_values():
@@ -109,6 +110,11 @@ class Thresholds(RuleBasedStateMachine):
             assert not self.seen_foreign, "a slot that was somebody else's is left alone"
             assert 0 < value <= MAX_BYTES
             assert value >= self.seen_written[node], "it is known to be written further than that"
+
+    def known(self, look: Look) -> int:
+        """Return how far a device is known to be written: what happened while nobody watched is lost when QEMU counts from 0 again."""
+        told = [r.data["used_bytes"] for r in self.journal.records if r.data.get("path") == look.medium.path]
+        return max(look.node.highest, *told, 0)
 
     @precondition(lambda self: self.events)
     @rule()

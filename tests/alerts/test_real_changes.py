@@ -12,7 +12,7 @@ NO_SPACE: Final = {"event": "write_aio", "iotype": "write", "errno": 28, "once":
 
 async def test_a_migration_under_load_is_armed_at_its_destination_and_no_rung_is_told_twice(folder: Path) -> None:
     await make_qcow2(f"{folder}/shared.qcow2", 32 * MIB)
-    shared = {"driver": "file", "filename": f"{folder}/shared.qcow2"}
+    shared: dict[str, Any] = {"driver": "file", "filename": f"{folder}/shared.qcow2"}
     uri = f"unix:{folder}/migration"
     options: dict[str, Any] = {"disk_mib": 32, "storage": shared, "pause_seconds": 0.008}
     async with (
@@ -38,7 +38,7 @@ async def test_a_migration_under_load_is_armed_at_its_destination_and_no_rung_is
 
 async def test_a_source_whose_migration_failed_is_still_watched(folder: Path) -> None:
     await make_qcow2(f"{folder}/shared.qcow2", 32 * MIB)
-    shared = {"driver": "file", "filename": f"{folder}/shared.qcow2"}
+    shared: dict[str, Any] = {"driver": "file", "filename": f"{folder}/shared.qcow2"}
     async with (
         Watcher(folder, levels=["20%", "35%", "50%"], poll=1) as agent,
         started(folder, "source", disk_mib=32, storage=shared) as source,
@@ -85,7 +85,7 @@ async def test_a_disk_that_is_full_is_critical_until_its_guest_goes_on(folder: P
 
 
 async def test_a_guest_that_was_stopped_by_an_error_before_the_agent_came_is_told(folder: Path) -> None:
-    options = {"faults": [NO_SPACE], "disk_options": "werror=stop", "span_mib": 8}
+    options: dict[str, Any] = {"faults": [NO_SPACE], "disk_options": "werror=stop", "span_mib": 8}
     async with started(folder, **options) as guest:
         await guest.event("STOP", 20)
         async with Watcher(folder, levels=["80%"], poll=60) as agent:

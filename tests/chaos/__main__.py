@@ -5,6 +5,7 @@ import asyncio
 import logging
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from functools import partial
@@ -23,6 +24,9 @@ def _say(text: str) -> None:
 async def _run(folder: Path, options: argparse.Namespace) -> Result:
     scripts = {"short": faults.short, "damage": faults.damage}
     script = scripts.get(options.script) or partial(faults.long, seconds=options.minutes * 60)
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # so that no mount is left behind
     async with KafkaCluster(folder / "kafka", 3) as cluster:
         return await run(folder / "run", cluster, Plan(script, options.seed, options.rate, say=_say))
 

@@ -107,7 +107,10 @@ AGENT_FAULTS: Final[tuple[Callable[[World, random.Random], Awaitable[None]], ...
 
 @contextlib.asynccontextmanager
 async def disk_full(world: World) -> AsyncIterator[None]:
-    """Have the journal's disk full while the block runs; when this has ended, the agent journals again."""
+    """Have the journal's disk full while the block runs; when this has ended, the agent journals again, and has delivered all there was.
+
+    So the brokers have to be back by the block's end.
+    """
     if world.disk.cannot is not None:
         world.say(f"the disk is not filled: {world.disk.cannot}")
         yield
@@ -120,6 +123,7 @@ async def disk_full(world: World) -> AsyncIterator[None]:
     finally:
         world.disk.free()
     await eventually(lambda: _journals(world, up=True), FEEL_SECONDS, "the agent journals again")
+    await world.delivered()  # what is in memory alone would go with a kill, and neither be journaled nor told of
     world.excuses.append((Drop.NO_JOURNAL, begin - MEMORY_SECONDS, time.time()))
 
 
@@ -194,13 +198,14 @@ async def long(world: World, draw: random.Random, seconds: float) -> None:
 async def _episode(world: World, draw: random.Random) -> None:
     brokers = draw.sample(world.cluster.brokers, draw.choice((0, 1, 1, 1, 2, 2, 3)))
     weather = draw.choice((killed, paused))
+    full = draw.random() < 0.25
     async with contextlib.AsyncExitStack() as faults:
+        if full:
+            await faults.enter_async_context(disk_full(world))
         if brokers:
             await faults.enter_async_context(weather(world, brokers))
             await asyncio.sleep(draw.uniform(0.0, 2.0))
-        if draw.random() < 0.25:
-            await faults.enter_async_context(disk_full(world))
-        else:
+        if not full:
             for _ in range(draw.randint(0 if brokers else 1, 4)):
                 await draw.choice(AGENT_FAULTS)(world, draw)
                 await asyncio.sleep(draw.uniform(0.0, 2.0))

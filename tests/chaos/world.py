@@ -193,6 +193,12 @@ class World:
         self.recoveries.append(time.monotonic() - begin)
         self.say(f"all well after {self.recoveries[-1]:.1f} s")
 
+    async def delivered(self) -> None:
+        """Hold the issuing for as long as it takes until everything is delivered."""
+        await self.issuer.rate(0)
+        await eventually(self._empty, RECOVER_SECONDS, "everything is delivered")
+        await self.issuer.rate(self.rate)
+
     async def fresh(self) -> float:
         """Wait for an event that is younger than this moment to come out of Kafka; return how long it took."""
         begin, since_ms = time.monotonic(), time.time_ns() // 1_000_000

@@ -113,7 +113,7 @@ class Thresholds(RuleBasedStateMachine):
 
     def known(self, look: Look) -> int:
         """Return how far a device is known to be written: what happened while nobody watched is lost when QEMU counts from 0 again."""
-        told = [r.data["used_bytes"] for r in self.journal.records if r.data.get("path") == look.medium.path]
+        told: list[int] = [r.data["used_bytes"] for r in self.journal.records if r.data.get("path") == look.medium.path]
         return max(look.node.highest, *told, 0)
 
     @precondition(lambda self: self.events)

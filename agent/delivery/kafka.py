@@ -124,7 +124,10 @@ class Kafka:
                 self._producer = await self._start(options)
                 for topic in sorted(self._terms.topics.all()):
                     await self._look_for(self._producer, topic, options)
-        except (KafkaError, OSError, TimeoutError, ValueError) as error:
+        except SinkError:
+            await self.close()
+            raise
+        except Exception as error:  # what is no Kafka has aiokafka raise what it likes
             await self.close()
             raise SinkError(await explain(error, self._terms.access)) from error
         except BaseException:
@@ -194,7 +197,7 @@ class Kafka:
         failures = [end for end in ends if isinstance(end, BaseException)]
         # A refusal is not for long: each finds one record, or a batch to look for it in.
         for failure in sorted(failures, key=lambda failure: isinstance(failure, _REFUSALS)):
-            if isinstance(failure, KafkaError | OSError):
+            if isinstance(failure, Exception):
                 text = await explain(failure, self._terms.access)
                 raise SinkError(text, at_once=isinstance(failure, _REFUSALS)) from failure
             raise failure

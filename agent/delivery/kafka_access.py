@@ -12,8 +12,9 @@ from aiokafka.conn import create_conn
 from aiokafka.errors import (
     AuthenticationFailedError,
     ClusterAuthorizationFailedError,
+    CorrelationIdError,
+    IllegalSaslStateError,
     KafkaConnectionError,
-    KafkaError,
     SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
@@ -42,11 +43,17 @@ class Tls:
         """Return the context, reading the files as they are now.
 
         Raises:
-            OSError: a file cannot be read, or does not hold what it should (ssl.SSLError).
+            OSError: a file cannot be read, or does not hold what it should; it names the file.
         """
-        context = ssl.create_default_context(cafile=self.ca)
-        if self.certificate is not None:
-            context.load_cert_chain(self.certificate, self.key)
+        file = self.ca
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+            if self.certificate is not None:
+                file = self.certificate
+                context.load_cert_chain(self.certificate, self.key)
+        except OSError as error:
+            why = error.reason if isinstance(error, ssl.SSLError) and error.reason else error.strerror
+            raise OSError(error.errno, why, str(file)) from error
         return context
 
 
@@ -142,12 +149,14 @@ async def _diagnose(error: KafkaConnectionError, access: Access) -> str:
                     **access.security(),
                 )
             connection.close()
-        except (KafkaError, OSError, TimeoutError) as reason:
+        except Exception as reason:  # noqa: BLE001 - what is no Kafka has aiokafka raise what it likes
             said.append(_words(reason, server, access))
+        else:  # it knows Kafka's first words, and no more from us
+            said.append(_words(ConnectionResetError(), server, access))
     return "; ".join(dict.fromkeys(said)) or clean(f"no broker takes us: {error}", 500)
 
 
-def _words(error: BaseException, server: str, access: Access) -> str:  # noqa: C901, PLR0911 - a table of errors and words
+def _words(error: BaseException, server: str, access: Access) -> str:  # noqa: C901, PLR0911, PLR0912 - a table of errors and words
     user = access.sasl.username if access.sasl is not None else ""
     cause = error.__cause__ if isinstance(error, KafkaConnectionError) and error.__cause__ is not None else error
     match cause:
@@ -155,14 +164,20 @@ def _words(error: BaseException, server: str, access: Access) -> str:  # noqa: C
             return f"{server} refuses user {user}: the name or the password is wrong, or the mechanism is not the one the user has"
         case UnsupportedSaslMechanismError():
             return f"{server} does not know the SASL mechanism {access.sasl.mechanism if access.sasl else ''}"
+        case IllegalSaslStateError():
+            return f"{server} wants no user: leave out kafka.sasl, or name a port that has SASL"
         case TopicAuthorizationFailedError() | ClusterAuthorizationFailedError():
             return f"user {user or 'ANONYMOUS'} may not write there: {clean(str(error), 200)}"
         case UnknownTopicOrPartitionError():
             return "a topic is gone"
         case ssl.SSLCertVerificationError():
             return f"{server} shows a certificate that is not trusted: {cause.verify_message}; see kafka.tls.ca"
+        case ssl.SSLError() if "ALERT" in (cause.reason or "") and "CERT" in cause.reason:
+            return f"{server} does not take our certificate ({cause.reason}); see kafka.tls.certificate"
         case ssl.SSLError():
             return f"TLS with {server} fails: {cause.reason or cause}; does that port speak TLS?"
+        case ConnectionResetError() | ConnectionAbortedError() | EOFError() | CorrelationIdError():
+            return f"{server} hangs up, or does not speak as Kafka does. {_doubts(access)}"
         case socket.gaierror():
             return f"{server}: the name cannot be resolved ({cause.strerror})"
         case ConnectionRefusedError():
@@ -172,4 +187,15 @@ def _words(error: BaseException, server: str, access: Access) -> str:  # noqa: C
         case OSError():
             return f"{cause.filename or server}: {cause.strerror or cause}"
         case _:
-            return clean(f"{type(cause).__name__}: {cause}", 500)
+            return clean(f"{server}: {type(cause).__name__}: {cause}", 500)
+
+
+def _doubts(access: Access) -> str:
+    """Return what may be wrong with how we come."""
+    wants = [
+        "TLS (kafka.tls)" if access.tls is None else "",
+        "a certificate of ours (kafka.tls.certificate)" if access.tls and not access.tls.certificate else "",
+        "a user (kafka.sasl)" if access.sasl is None else "",
+    ]
+    may = "Does that port speak TLS? " if access.tls else "Is it Kafka? "
+    return f"{may}Does it want {' or '.join(filter(None, wants))}?" if any(wants) else may.rstrip()

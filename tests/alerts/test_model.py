@@ -1,32 +1,54 @@
 """Whatever happens, in whatever order, and wherever the agent is killed: each rung is told once, and nobody else's threshold is touched."""
 
-from typing import Any
+from typing import Any, Final
 
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from agent.alerts.disk import Mode
 from agent.alerts.ladder import MAX_BYTES
 from tests.alerts.world import HYSTERESIS, UUID, VM, Agent, Journal, Look, Qemu, ladder
 
-SIZE = 1000
-QUIET_ROUNDS = 8
-percents = st.integers(1, 100)
+SIZE: Final = 1000
+QUIET_ROUNDS: Final = 8
+
+STEPS: Final = {
+    "write": 4,
+    "write_past_the_threshold": 8,
+    "extend": 1,
+    "snapshot": 1,
+    "pivot": 1,
+    "rival": 1,
+    "ask": 8,
+    "answer": 12,
+    "event": 6,
+    "send": 8,
+    "set": 8,
+    "stall": 1,
+    "commit": 4,
+    "disconnect": 2,
+    "connect": 4,
+    "restart_qemu": 1,
+    "kill": 2,
+    "start": 6,
+    "settle": 1,
+}
+"""Single steps of the guest, of QEMU, of the agent, of a rival, and of whoever kills one of them; and how often each comes."""
+
+scripts = st.lists(
+    st.tuples(st.sampled_from([name for name, weight in STEPS.items() for _ in range(weight)]), st.integers(0, 999)),
+    min_size=30,
+    max_size=90,
+)
 
 
-class Thresholds(RuleBasedStateMachine):
-    """The rules are single steps of the guest, of QEMU, of the agent, of a rival, and of whoever kills one of them."""
+class World:
+    """All that takes part. A step that cannot be taken now is none."""
 
-    qemu: Qemu
-    agent: Agent | None
-
-    @initialize(
-        driver=st.sampled_from(["host_device", "file"]), mode=st.sampled_from([Mode.ARM, Mode.ARM, Mode.OBSERVE])
-    )
-    def begin(self, driver: str, mode: Mode) -> None:
+    def __init__(self, driver: str, mode: Mode) -> None:
         self.qemu, self.journal, self.mode, self.now = Qemu(driver, SIZE), Journal(), mode, 1000.0
-        self.agent = None
+        self.agent: Agent | None = None
         self.attached = False
         self.events: list[dict[str, Any]] = []  # on their way to the agent
         self.look: Look | None = None  # an answer on its way to the agent
@@ -41,64 +63,62 @@ class Thresholds(RuleBasedStateMachine):
         self.states: dict[str, str] = {}
         self.truths: list[
             tuple[int, int]
-        ] = []  # how far the disk was written, and its size, at answers that the agent has heard
-        self.start()
-
-    def teardown(self) -> None:
-        if hasattr(self, "qemu"):
-            self.settle()
+        ] = []  # how far the disk was known to be written, and its size, at each answer
+        self.start(0)
 
     @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         return self.attached and self.look is None and not self.orders and self.sent is None
 
     # The guest, the host and the rival.
 
-    @rule(percent=percents, odd=st.integers(-1, 1))
-    def write(self, percent: int, odd: int) -> None:
-        size = self.qemu.node.medium.size
-        event = self.qemu.node.write(max(1, min(size - 1, size * percent // 100 + odd)))
+    def write(self, n: int) -> None:
+        self._written(self.qemu.node.medium.size * n // 999)
+
+    def write_past_the_threshold(self, n: int) -> None:
+        if self.qemu.node.slot > 0:
+            self._written(self.qemu.node.slot + n % 60)
+
+    def _written(self, end: int) -> None:
+        event = self.qemu.node.write(max(1, min(self.qemu.node.medium.size - 1, end)))
         if event is not None and self.attached:
             self.events.append(event)
 
-    @rule(share=st.sampled_from([1.01, 1.1, 2.0]))
-    def extend(self, share: float) -> None:
-        self.qemu.node.medium.size = int(self.qemu.node.medium.size * share)
+    def extend(self, n: int) -> None:
+        self.qemu.node.medium.size = int(self.qemu.node.medium.size * (1.01, 1.1, 2)[n % 3])
 
-    @rule(keeps_old=st.booleans())
-    def move(self, keeps_old: bool) -> None:  # noqa: FBT001 - drawn by hypothesis
+    def snapshot(self, _: int) -> None:
         self.qemu.size = self.qemu.node.medium.size
-        self.qemu.move(keeps_old=keeps_old)
+        self.qemu.move(keeps_old=True)
 
-    @precondition(lambda self: self.mode is Mode.ARM)
-    @rule(value=st.integers(0, 200))
-    def rival(self, value: int) -> None:
-        value = value * 7 + 3 if value else 0
-        if value not in self.my_values():
+    def pivot(self, _: int) -> None:
+        self.qemu.size = self.qemu.node.medium.size
+        self.qemu.move(keeps_old=False)
+
+    def rival(self, n: int) -> None:
+        value = n // 4 * 7 + 3 if n % 4 else 0
+        if self.mode is Mode.ARM and value not in self._my_values():
             self.rivals |= {value}
             self.qemu.node.slot = value
 
-    def my_values(self) -> set[int]:
+    def _my_values(self) -> set[int]:
         return {value for _, value in self.mine} | set(ladder(self.qemu.node.medium.size).values())
 
     # The connection: answers and events come on it in no certain order.
 
-    @precondition(lambda self: self.idle)
-    @rule(with_nodes=st.booleans())
-    def ask(self, with_nodes: bool) -> None:  # noqa: FBT001 - drawn by hypothesis
-        self.look = self.qemu.look(with_nodes=with_nodes)
+    def ask(self, n: int) -> None:
+        if self.is_idle:
+            self.look = self.qemu.look(with_nodes=n % 3 > 0)
 
-    @precondition(lambda self: self.look is not None)
-    @rule()
-    def answer(self) -> None:
+    def answer(self, _: int) -> None:
         look, self.look = self.look, None
+        if look is None:
+            return
         assert self.agent is not None
-        assert look is not None
-        known = look.medium.end if self.qemu.driver == "file" else self.known(look)
-        self.truths.append((known, self.qemu.node.medium.size))
+        self.truths.append((self._known(look), self.qemu.node.medium.size))
         self.seen_written[look.node.name] = max(look.node.highest, self.seen_written.get(look.node.name, 0))
         slot = look.node.slot
-        if look.with_nodes and slot and (look.node.name, slot) not in self.mine and slot not in self.my_values():
+        if look.with_nodes and slot and (look.node.name, slot) not in self.mine and slot not in self._my_values():
             self.seen_foreign = True
         self.now += 1
         self.agent.hear(look, self.now)
@@ -106,50 +126,48 @@ class Thresholds(RuleBasedStateMachine):
         for node, value in self.orders:
             assert self.mode is Mode.ARM
             assert look.with_nodes, "a threshold is set on a fresh look only"
-            assert (look.node.name, look.node.slot) == (node, 0), "somebody's threshold would be overwritten"
+            mine = slot == 0 or (node, slot) in self.mine or slot in self._my_values()
+            assert look.node.name == node, "it is set on the storage that there is"
+            assert mine, "somebody's threshold would be overwritten"
             assert not self.seen_foreign, "a slot that was somebody else's is left alone"
             assert 0 < value <= MAX_BYTES
             assert value >= self.seen_written[node], "it is known to be written further than that"
 
-    def known(self, look: Look) -> int:
-        """Return how far a device is known to be written: what happened while nobody watched is lost when QEMU counts from 0 again."""
+    def _known(self, look: Look) -> int:
+        """Return how far it is known to be written: what nobody watched is lost when QEMU counts a device's writes from 0 again."""
+        if self.qemu.driver == "file":
+            return look.medium.end
         told: list[int] = [r.data["used_bytes"] for r in self.journal.records if r.data.get("path") == look.medium.path]
         return max(look.node.highest, *told, 0)
 
-    @precondition(lambda self: self.events)
-    @rule()
-    def event(self) -> None:
-        assert self.agent is not None
-        self.agent.event(self.events.pop(0), int(self.now * 1e9))
+    def event(self, _: int) -> None:
+        if self.events:
+            assert self.agent is not None
+            self.agent.event(self.events.pop(0), int(self.now * 1e9))
 
-    @precondition(lambda self: self.orders)
-    @rule(noted=st.sampled_from([True, True, True, False]))
-    def send(self, noted: bool) -> None:  # noqa: FBT001 - drawn by hypothesis
+    def send(self, n: int) -> None:
         """The note is on disk, or that took too long: the order goes out."""
-        if noted:
-            self.journal.commit()
-        else:
-            self.noted = False
-        self.sent = self.orders.pop(0)
-        self.mine.add(self.sent)
+        if self.orders and self.sent is None:
+            if n % 8:
+                self.journal.commit()
+            else:
+                self.noted = False
+            self.sent = self.orders.pop(0)
+            self.mine.add(self.sent)
 
-    @precondition(lambda self: self.sent is not None)
-    @rule()
-    def set(self) -> None:
-        assert self.agent is not None
-        self.agent.overseer.ordered(VM, "disk0", done=self.reaches_qemu())
+    def set(self, _: int) -> None:
+        if self.sent is not None:
+            assert self.agent is not None
+            self.agent.overseer.ordered(VM, "disk0", done=self._reaches_qemu())
 
-    @precondition(lambda self: self.sent is not None)
-    @rule(reached=st.booleans())
-    def stall(self, reached: bool) -> None:  # noqa: FBT001 - drawn by hypothesis
+    def stall(self, n: int) -> None:
         """QEMU answers late: what it answered is not known."""
-        assert self.agent is not None
-        if reached:
-            self.reaches_qemu()
-        self.sent = None
-        self.agent.overseer.ordered(VM, "disk0", done=False)
+        if self.sent is not None:
+            assert self.agent is not None
+            self._is_cut_off(n)
+            self.agent.overseer.ordered(VM, "disk0", done=False)
 
-    def reaches_qemu(self) -> bool:
+    def _reaches_qemu(self) -> bool:
         assert self.sent is not None
         (name, value), self.sent = self.sent, None
         node = self.qemu.nodes.get(name)
@@ -158,74 +176,63 @@ class Thresholds(RuleBasedStateMachine):
         node.slot = value
         return True
 
+    def _is_cut_off(self, n: int) -> None:
+        if self.sent is not None and n % 2:
+            self._reaches_qemu()
+        self.sent = None
+
     # Who comes and goes.
 
-    @rule()
-    def commit(self) -> None:
-        self.journal.commit()
+    def commit(self, _: int) -> None:
+        self.journal.commit(1)
 
-    @precondition(lambda self: self.attached)
-    @rule(reached=st.booleans())
-    def disconnect(self, reached: bool) -> None:  # noqa: FBT001 - drawn by hypothesis
-        assert self.agent is not None
-        if self.sent is not None:
-            if reached:
-                self.reaches_qemu()
-            self.sent = None
-            self.agent.overseer.ordered(VM, "disk0", done=False)
-        self.lose_connection()
-        self.agent.overseer.gone(VM, self.now, for_good=False)
+    def disconnect(self, n: int) -> None:
+        if self.attached:
+            assert self.agent is not None
+            if self.sent is not None:
+                self._is_cut_off(n)
+                self.agent.overseer.ordered(VM, "disk0", done=False)
+            self._lose_connection()
+            self.agent.overseer.gone(VM, self.now, for_good=False)
 
-    def lose_connection(self) -> None:
+    def _lose_connection(self) -> None:
         self.attached, self.events, self.look, self.orders, self.sent = False, [], None, [], None
 
-    @precondition(lambda self: self.agent is not None and not self.attached)
-    @rule()
-    def connect(self) -> None:
-        assert self.agent is not None
-        self.attached, self.seen_foreign = True, False
-        self.agent.tell(self.agent.overseer.attached(VM, int(self.now * 1e9)))
+    def connect(self, _: int) -> None:
+        if self.agent is not None and not self.attached:
+            self.attached, self.seen_foreign = True, False
+            self.agent.tell(self.agent.overseer.attached(VM, int(self.now * 1e9)))
 
-    @rule(quick=st.booleans())
-    def restart_qemu(self, quick: bool) -> None:  # noqa: FBT001 - drawn by hypothesis
-        if self.sent is not None:
-            self.sent = None
+    def restart_qemu(self, n: int) -> None:
         self.seen_written = {}
         self.qemu.restart()
         if self.attached:
             assert self.agent is not None
-            self.lose_connection()
-            self.agent.overseer.gone(VM, self.now, for_good=quick)
+            self._lose_connection()
+            self.agent.overseer.gone(VM, self.now, for_good=n % 2 > 0)
 
-    @precondition(lambda self: self.agent is not None)
-    @rule(count=st.integers(0, 3), reached=st.booleans())
-    def kill(self, count: int, reached: bool) -> None:  # noqa: FBT001 - drawn by hypothesis
-        """Kill the agent: so many of the transactions that were on their way are on disk, the others are lost."""
-        if self.sent is not None and reached:
-            self.reaches_qemu()
-        self.lose_connection()
-        self.journal.commit(count)
-        self.journal.coming.clear()
-        self.agent = None
+    def kill(self, n: int) -> None:
+        """Kill the agent: some of the transactions that were on their way are on disk, the others are lost."""
+        if self.agent is not None:
+            self._is_cut_off(n)
+            self._lose_connection()
+            self.journal.commit(n // 2 % 4)
+            self.journal.coming.clear()
+            self.agent = None
 
-    @precondition(lambda self: self.agent is None)
-    @rule()
-    def start(self) -> None:
-        self.agent = Agent(self.qemu, self.journal, self.mode, self.now)
-        self.connect()
+    def start(self, _: int) -> None:
+        if self.agent is None:
+            self.agent = Agent(self.qemu, self.journal, self.mode, self.now)
+            self.connect(0)
 
     # What must hold.
 
-    @invariant()
-    def each_alert_that_is_on_disk_is_told_and_resolved_in_turn(self) -> None:
-        if not hasattr(self, "qemu"):
-            return
+    def check(self) -> None:
+        """What is on disk tells of each alert that it fires and that it is resolved in turn."""
         for record in self.journal.records[self.checked :]:
             data = record.data
             if data["owner"] == "other":
-                assert not self.noted or data["level_bytes"] in self.rivals, (
-                    f"our own threshold is taken for another's: {data}"
-                )
+                assert not self.noted or data["level_bytes"] in self.rivals, f"it is our own: {data}"
                 continue
             level, state = data["level"], data["state"]
             assert self.states.get(level, "resolved") != state, f"{level} is {state} twice"
@@ -235,41 +242,34 @@ class Thresholds(RuleBasedStateMachine):
                 assert any(end <= ladder(size)[level] - slack for end, size in self.truths), "it is exceeded still"
         self.checked = len(self.journal.records)
 
-    @precondition(lambda self: self.idle)
-    @rule()
-    def settle(self) -> None:
+    def settle(self, _: int) -> None:
         """Let everything that is under way arrive, and whatever is wanted be asked; then nothing that is exceeded is untold."""
-        if self.agent is None:
-            self.start()
-        if not self.attached:
-            self.connect()
+        self.start(0)
+        self.connect(0)
         assert self.agent is not None
         wants = {"block", "nodes"}
-        for _ in range(QUIET_ROUNDS):
-            self.finish()
+        for _round in range(QUIET_ROUNDS):
+            self._finish()
             wants |= self.agent.overseer.wants(VM)
             if not wants:
                 break
-            self.ask(with_nodes="nodes" in wants)
-            self.answer()
+            self.look = self.qemu.look(with_nodes="nodes" in wants)
+            self.answer(0)
             wants = set()
         assert not wants, f"it never comes to rest: {wants}"
         self.journal.commit()
-        self.each_alert_that_is_on_disk_is_told_and_resolved_in_turn()
-        self.everything_is_told()
+        self.check()
+        self._everything_is_told()
 
-    def finish(self) -> None:
-        assert self.agent is not None
-        if self.look is not None:
-            self.answer()
+    def _finish(self) -> None:
+        self.answer(0)
         while self.orders or self.sent is not None:
-            if self.sent is None:
-                self.send(noted=True)
-            self.set()
+            self.send(1)
+            self.set(0)
         while self.events:
-            self.event()
+            self.event(0)
 
-    def everything_is_told(self) -> None:
+    def _everything_is_told(self) -> None:
         assert self.agent is not None
         node, medium = self.qemu.node, self.qemu.node.medium
         known = medium.end if self.qemu.driver == "file" else node.highest
@@ -280,16 +280,20 @@ class Thresholds(RuleBasedStateMachine):
         (guard,) = self.agent.overseer._vms[UUID].guards.values()
         if self.mode is Mode.ARM and not guard.foreign and guard.told < 3 and guard._refusals.get(node.name, 0) < 3:
             assert (node.name, node.slot) == guard.armed, "it is not armed"
-            assert node.slot in self.my_values()
         if self.mode is Mode.OBSERVE:
             assert not self.mine
 
 
-Thresholds.TestCase.settings = settings(
-    max_examples=300,
-    stateful_step_count=60,
-    deadline=None,
-    report_multiple_bugs=False,
-    suppress_health_check=list(HealthCheck),
-)
-TestThresholds = Thresholds.TestCase
+@pytest.mark.parametrize("driver", ["host_device", "file"])
+@pytest.mark.parametrize("mode", [Mode.ARM, Mode.OBSERVE])
+def test_each_rung_is_told_once_and_nobody_elses_threshold_is_touched(driver: str, mode: Mode) -> None:
+    @settings(max_examples=300 if mode is Mode.ARM else 50, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(scripts)
+    def holds(script: list[tuple[str, int]]) -> None:
+        world = World(driver, mode)
+        for name, n in script:
+            getattr(world, name)(n)
+            world.check()
+        world.settle(0)
+
+    holds()

@@ -4,16 +4,19 @@ import asyncio
 import json
 import random
 from itertools import pairwise
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from aiokafka.partitioner import murmur2
 
 from agent.delivery.entry import Entry
-from agent.delivery.kafka import Create, Topics, _hash
-from agent.record import Record, Stamp, Vm
+from agent.delivery.journal import FILE
+from agent.delivery.kafka import Create, Kafka, Topics, _hash
+from agent.delivery.store import Store
+from agent.record import Record, Stamp, Stamped, Vm
 from tests.delivery.kafka_sink import batch, messages, nothing_left, one_topic, opened, persistently, refusal, terms
-from tests.delivery.script import EVENT, SAMPLE, START_NS, Source, once
+from tests.delivery.script import EVENT, SAMPLE, START_NS, VMS, Source, deliver, once, running, soon
 from tests.lab.kafka import KafkaCluster
 
 BAD = "00000000-0000-4000-8000-00000000bad0"
@@ -189,3 +192,26 @@ async def test_a_refusal_is_found_out_though_the_other_lane_delivers_meanwhile(k
         else:
             pytest.fail("it is sent again and again")
     assert once(ids(await messages(kafka, names[0]))) == source.made
+
+
+async def test_many_refusals_cost_delivery_no_waiting(
+    kafka: KafkaCluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.delivery.sink.FIRST_RETRY_SECONDS", 600.0)
+    monkeypatch.setattr("agent.delivery.sink.MOST_RETRY_SECONDS", 600.0)
+    topic, source = f"test-{uuid4()}", Source()
+    await kafka.create_topic(topic, config={"max.message.bytes": "30000"})
+    refused = [Stamped(Record(EVENT, VMS[0], {}, START_NS), entry.id, entry.body) for entry in large(20, 60_000)]
+    async with running(deliver(Kafka(terms(kafka.bootstrap, one_topic(topic))), folder)) as delivery:
+        for one in refused:
+            delivery.put(one)
+            delivery.put(source.next())
+        await soon(lambda: delivery.losses.totals == {("events", "refused"): 20} and delivery.troubles() == [])
+        await soon(lambda: delivery.outlet.delivered >= 20)
+    assert [
+        record_id for record_id in once(ids(await messages(kafka, topic))) if record_id in source.bodies
+    ] == source.made
+    store = Store(folder / FILE)
+    dead = [entry.id for _, entry in store.dead()]
+    store.close()
+    assert dead == [one.id for one in refused]

@@ -5,7 +5,7 @@ import gc
 import json
 import shutil
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -244,3 +244,15 @@ async def test_without_a_journal_nothing_is_told_of_one(folder: Path) -> None:
     async with running(deliver(sink, None), stop_seconds=1) as delivery:
         delivery.put(source.next())
         await soon(lambda: delivery.troubles() == ["nothing is delivered to the script: nobody is there"])
+
+
+async def test_a_bug_in_a_sink_ends_the_agent_and_does_not_look_like_work(folder: Path) -> None:
+    class Buggy(Script):
+        async def send(self, batch: Sequence[Entry]) -> Sequence[Entry]:
+            raise ZeroDivisionError(len(batch))
+
+    with pytest.raises(ExceptionGroup) as raised:
+        async with running(deliver(Buggy(), folder)) as delivery:
+            delivery.put(Source().next())
+            await asyncio.Event().wait()
+    assert raised.group_contains(ZeroDivisionError)

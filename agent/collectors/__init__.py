@@ -1,6 +1,6 @@
 """One file per thing polled: the questions, and a pure function from QEMU's answers to samples.
 
-To add one: write its file with a `COLLECTOR`, add its fields to catalogue/metrics.py, and name it in `ALL`. The schedule, the
+To add one: write its file with a `COLLECTOR`, add its fields to catalogue/metrics/, and name it in `ALL`. The schedule, the
 deadline, the isolation of its failures and its own metrics are given by the framework (agent/vm).
 """
 

@@ -1,0 +1,33 @@
+"""Every field that we take out of QEMU, a row each, in a file for each part of a VM.
+
+One row makes the record's field, the Prometheus series, the JSON schema's property and the line in docs/metrics.md. Paths and units are
+those of QEMU's qapi/, 2.6 to 11.1; a field younger than 2.6 says so in its help.
+"""
+
+from agent.catalogue.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_LAYER, BLOCK_SPACE
+from agent.catalogue.metrics.memory import BALLOON, GUEST_MEMORY
+from agent.catalogue.metrics.migration import MIGRATION
+from agent.catalogue.metrics.runstate import RUNSTATE
+
+FAMILIES = (
+    BLOCK,
+    BLOCK_BACKING,
+    BLOCK_LAYER,
+    BLOCK_SPACE,
+    MIGRATION,
+    BALLOON,
+    GUEST_MEMORY,
+    RUNSTATE,
+)
+
+__all__ = [
+    "BALLOON",
+    "BLOCK",
+    "BLOCK_BACKING",
+    "BLOCK_LAYER",
+    "BLOCK_SPACE",
+    "FAMILIES",
+    "GUEST_MEMORY",
+    "MIGRATION",
+    "RUNSTATE",
+]

@@ -6,6 +6,8 @@ once and nothing here ever pauses the transport. Whoever gets the events decides
 
 import asyncio
 import getpass
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
@@ -14,6 +16,7 @@ from agent.qmp.errors import (
     BusyError,
     CommandError,
     DeniedError,
+    MadeWayError,
     NotConnectedError,
     ProtocolError,
     QmpError,
@@ -94,6 +97,15 @@ class Client(asyncio.Protocol):
         return client
 
     @property
+    def peer_pid(self) -> int | None:
+        """The process at the other end of a Unix socket: who connected, or who listened. None where it cannot be told."""
+        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
+        if sock is None or sock.family != socket.AF_UNIX:
+            return None
+        pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return pid or None  # 0 is a process of another namespace
+
+    @property
     def can_probe(self) -> bool:
         """Whether out-of-band questions are understood here."""
         return self._qmp.oob
@@ -155,6 +167,10 @@ class Client(asyncio.Protocol):
     def close(self) -> None:
         """End the connection now; `ended` and everything that waits learns it."""
         self._end(NotConnectedError("closed by us"))
+
+    def make_way(self) -> None:
+        """End the connection now, because the VM is watched in a better way; `ended` says so."""
+        self._end(MadeWayError("a better way to this VM was found"))
 
     def _write(self, data: bytes) -> None:
         assert self._transport is not None

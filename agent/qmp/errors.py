@@ -17,6 +17,10 @@ class DeniedError(NotConnectedError):
     """This user may not connect to the monitor."""
 
 
+class MadeWayError(NotConnectedError):
+    """We ended the connection because the VM is watched in a better way."""
+
+
 class BusyError(NotConnectedError):
     """Something accepts connections but does not greet: another client holds this monitor."""
 

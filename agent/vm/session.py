@@ -68,6 +68,11 @@ class Session:
         else:
             self._early_lost += 1
 
+    def forget(self) -> None:
+        """Drop what was heard before `watch`: somebody else has told it."""
+        self._early.clear()
+        self._early_lost = 0
+
     def _event(self, vm: Vm, event: Event) -> None:
         row = row_of(event.name)
         data = {"event": row.name, "category": row.category.value, "qemu": event.data}

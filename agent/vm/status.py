@@ -25,6 +25,8 @@ class State(StrEnum):
     """A reply is overdue. Not a dead VM either."""
     DENIED = "denied"
     """We may not connect: permissions."""
+    SPARE = "spare"
+    """Its VM is watched over a better monitor; this one takes over when that one is lost."""
     GONE = "gone"
     """Nothing listens there: no VM, or not yet."""
 

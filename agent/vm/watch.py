@@ -12,10 +12,12 @@ from typing import Any
 
 from agent.backoff import back_off
 from agent.monitors import Monitor
+from agent.monitors.processes import qemu_of
 from agent.qmp.client import Client
-from agent.qmp.errors import BusyError, DeniedError, QmpError, StalledError
+from agent.qmp.errors import BusyError, DeniedError, MadeWayError, QmpError, StalledError
 from agent.record import Record, Severity, Vm, clean
 from agent.vm import identity
+from agent.vm.claims import Claim, Claims
 from agent.vm.session import Session
 from agent.vm.status import Out, State, Status, Terms
 
@@ -27,10 +29,11 @@ FIRST_RETRY_SECONDS = 0.2
 class Watch:
     """Connects to one monitor, and again, until it is cancelled or the monitor has vanished."""
 
-    def __init__(self, monitor: Monitor, terms: Terms, out: Out) -> None:
+    def __init__(self, monitor: Monitor, terms: Terms, out: Out, claims: Claims) -> None:
         self._monitor = monitor
         self._terms = terms
         self._out = out
+        self._claims = claims
         self._vm: Vm | None = None
         self._build: identity.Build | None = None
         self._state: State | None = None
@@ -61,6 +64,7 @@ class Watch:
             State.BUSY,
             State.STALLED,
             State.DENIED,
+            State.SPARE,
             State.GONE,
         ):  # those stand until something better is known
             self._set(State.CONNECTING)
@@ -76,27 +80,61 @@ class Watch:
             self._set(State.DENIED if isinstance(error, DeniedError) else State.GONE, str(error))
             return False
         with contextlib.closing(client):
-            self._set(State.NEGOTIATING)
-            return await self._attached(client, session)
+            return await self._met(client, session)
 
-    async def _attached(self, client: Client, session: Session) -> bool:
-        vm = None
-        change, reason = "detached", "the agent stops watching"
+    async def _met(self, client: Client, session: Session) -> bool:
+        if self._state is not State.SPARE:
+            self._set(State.NEGOTIATING)
         try:
             vm = await session.meet(client, self._terms.host, self._monitor.name)
+        except QmpError as error:
+            self._set(State.GONE, str(error))
+            return False
+        pid = qemu_of(client.peer_pid)
+        claim = Claim(vm.uuid, pid, self._monitor.rank, clean(self._monitor.name), client.make_way)
+        try:
+            while (better := await self._claims.take(claim)) is not None:
+                self._set(State.SPARE, f"{vm.name} is watched over {better.name}")
+                await self._spare(client, better)
+                if client.ended.done():
+                    return True
+                session.forget()
+            return await self._attached(client, session, vm)
+        finally:
+            self._claims.release(claim)
+
+    async def _spare(self, client: Client, better: Claim) -> None:
+        """Wait for the better way to be lost; now and then look all the same whether it is still the same VM that is here."""
+        if not self._monitor.calls:
+            client.close()
+        lost, vanished = (asyncio.ensure_future(event.wait()) for event in (better.released, self._vanished))
+        try:
+            await asyncio.wait(
+                {lost, client.ended if self._monitor.calls else vanished},
+                timeout=self._terms.intervals.resync,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            lost.cancel()
+            vanished.cancel()
+
+    async def _attached(self, client: Client, session: Session, vm: Vm) -> bool:
+        change, reason = "detached", "the agent stops watching"
+        try:
             assert client.greeting is not None
             self._vm, self._build = vm, identity.build(client.greeting)
             self._lifecycle("attached", self._arrival(self._build))
             self._set(State.UP)
             await session.watch(client, vm)
+        except MadeWayError as error:
+            reason = str(error)
         except QmpError as error:
             change, reason = "gone", str(error)
         finally:
-            if vm is not None:
-                self._left_ns = time.time_ns()
-                self._lifecycle(change, {"reason": reason, "shutdown_reason": session.shutdown_reason})
+            self._left_ns = time.time_ns()
+            self._lifecycle(change, {"reason": reason, "shutdown_reason": session.shutdown_reason})
             self._set(State.GONE, reason)
-        return vm is not None
+        return True
 
     def _arrival(self, build: identity.Build) -> dict[str, Any]:
         return {
@@ -141,6 +179,7 @@ class Fleet:
         self._terms = terms
         self._out = out
         self._tasks = tasks
+        self._claims = Claims()
         self._watches: dict[tuple[object, ...], Watch] = {}
 
     def __len__(self) -> int:
@@ -151,7 +190,7 @@ class Fleet:
         if monitor.key in self._watches:
             self._watches[monitor.key].reappear()
         else:
-            watch = self._watches[monitor.key] = Watch(monitor, self._terms, self._out)
+            watch = self._watches[monitor.key] = Watch(monitor, self._terms, self._out, self._claims)
             self._tasks.create_task(self._run(monitor, watch), name=f"watch {monitor.name}")
 
     def vanished(self, monitor: Monitor) -> None:

@@ -1,0 +1,62 @@
+"""Which of several ways to one VM watches it. Pure, but for the events that the watches wait for."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from agent.monitors import Rank
+
+
+@dataclass(eq=False, slots=True)
+class Claim:
+    """What one watch knows of the VM that it could watch.
+
+    Attributes:
+        uuid: the VM's UUID.
+        pid: its QEMU's process on this host, where that is known.
+        rank: how good this way to it is.
+        name: the monitor's, for people.
+        make_way: called once when a better way was found; the watch then ends what it does and releases the claim.
+        released: set when it is held no longer.
+    """
+
+    uuid: str
+    pid: int | None
+    rank: Rank
+    name: str
+    make_way: Callable[[], None]
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def same_vm(self, other: "Claim") -> bool:
+        """Return whether both are ways to one VM.
+
+        One process is one VM. Where a process is not known, one UUID is one VM if the ways differ in rank; over two ways of one rank
+        it is rather a migration within the host, which has two VMs of one UUID.
+        """
+        if self.pid is not None and other.pid is not None:
+            return self.pid == other.pid
+        return self.uuid == other.uuid and self.rank != other.rank
+
+
+class Claims:
+    """The claims that are held: for each VM one, the best."""
+
+    def __init__(self) -> None:
+        self._held: list[Claim] = []
+
+    async def take(self, claim: Claim) -> Claim | None:
+        """Hold a claim, after worse ones have made way; or return the one that is as good or better, to be waited for."""
+        while rivals := [held for held in self._held if claim.same_vm(held)]:
+            for rival in rivals:
+                if rival.rank <= claim.rank:
+                    return rival
+                rival.make_way()
+            await rivals[0].released.wait()
+        self._held.append(claim)
+        return None
+
+    def release(self, claim: Claim) -> None:
+        """Let a claim go, if it is held, and have those who wait for it try."""
+        if claim in self._held:
+            self._held.remove(claim)
+        claim.released.set()

@@ -11,7 +11,6 @@ from agent.delivery.jsonl import JsonLines
 from agent.delivery.sink import SinkError
 from agent.journal_tool import set_aside
 from agent.monitors import Dial, Monitor
-from agent.qmp.client import Client
 from agent.qmp.errors import QmpError
 from agent.record import clean
 from agent.vm import identity
@@ -62,9 +61,7 @@ async def _monitor(monitor: Monitor, settled: Terms, gate: asyncio.Semaphore) ->
     name = clean(monitor.name)
     async with gate:
         try:
-            client = await Client.open(
-                monitor.connect, settled.allow, lambda _: None, deadline=settled.greeting_seconds
-            )
+            client = await monitor.open(settled.allow, lambda _: None, deadline=settled.greeting_seconds)
         except QmpError as error:
             return False, f"{name}: {error}"
         try:

@@ -1,6 +1,6 @@
 """Ways of reaching monitors, one file each. A way says which monitors there are; connecting, waiting and retrying is the framework's."""
 
-from agent.monitors.base import Found, Monitor, Rank, Way
+from agent.monitors.base import Found, Link, Monitor, Rank, Way
 from agent.monitors.dial import Dial
 
-__all__ = ["Dial", "Found", "Monitor", "Rank", "Way"]
+__all__ = ["Dial", "Found", "Link", "Monitor", "Rank", "Way"]

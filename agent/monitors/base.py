@@ -1,10 +1,59 @@
 """What a way of reaching monitors is."""
 
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
-from agent.qmp.client import Connect
+from agent.qmp.client import Answer, Client, Connect
+from agent.qmp.commands import AllowList, Ask
+from agent.qmp.errors import QmpError
+from agent.qmp.protocol import Event, Greeting
+
+
+class Link(Protocol):
+    """A connection to a VM that understands QEMU's questions: over QMP it is a `Client`, which says what each of these is."""
+
+    @property
+    def greeting(self) -> Greeting | None: ...  # noqa: D102 - as Client's
+
+    @property
+    def ended(self) -> asyncio.Future[QmpError]: ...  # noqa: D102 - as Client's
+
+    @property
+    def peer_pid(self) -> int | None: ...  # noqa: D102 - as Client's
+
+    @property
+    def can_probe(self) -> bool: ...  # noqa: D102 - as Client's
+
+    async def ask(self, asks: Sequence[Ask], *, deadline: float) -> list[Answer]: ...  # noqa: D102 - as Client's
+
+    async def settled(self) -> None: ...  # noqa: D102 - as Client's
+
+    async def probe(self, *, deadline: float) -> bool: ...  # noqa: D102 - as Client's
+
+    def close(self) -> None: ...  # noqa: D102 - as Client's
+
+    def make_way(self) -> None: ...  # noqa: D102 - as Client's
+
+
+OnEvent = Callable[[Event], None]
+
+
+class Open(Protocol):
+    """Makes a link; raises as `Client.open` does."""
+
+    def __call__(self, allow: AllowList, on_event: OnEvent, *, deadline: float) -> Awaitable[Link]: ...  # noqa: D102
+
+
+def qmp(connect: Connect) -> Open:
+    """Return how a link is made where a connection to a QMP socket can be."""
+
+    def open_(allow: AllowList, on_event: OnEvent, *, deadline: float) -> Awaitable[Link]:
+        return Client.open(connect, allow, on_event, deadline=deadline)
+
+    return open_
 
 
 class Rank(IntEnum):
@@ -25,7 +74,7 @@ class Monitor:
     Attributes:
         name: its address as the operator would write it.
         key: what tells it from another at the same address; a socket made anew is another monitor.
-        connect: makes a connection to it.
+        open: makes a link to it.
         rank: how good a way to its VM it is.
         calls: whether QEMU has connected to us: then there is one connection, which is kept even while it is not needed, since QEMU
             would only make it again.
@@ -33,7 +82,7 @@ class Monitor:
 
     name: str
     key: tuple[object, ...]
-    connect: Connect
+    open: Open
     rank: Rank = Rank.OWN
     calls: bool = False
 

@@ -16,7 +16,7 @@ from typing import Self
 
 from asyncinotify import Inotify, Mask
 
-from agent.monitors.base import Found, Monitor
+from agent.monitors.base import Found, Monitor, qmp
 from agent.qmp.client import Connect
 
 SCAN_SECONDS = 5.0
@@ -40,7 +40,7 @@ class Dial:
         """Return the monitors there are now, by key."""
         if self.pattern.startswith("tcp:"):
             host, _, port = self.pattern.removeprefix("tcp:").rpartition(":")
-            monitor = Monitor(self.pattern, (self.pattern,), _tcp(host.strip("[]"), int(port)))
+            monitor = Monitor(self.pattern, (self.pattern,), qmp(_tcp(host.strip("[]"), int(port))))
             return {monitor.key: monitor}
         found = {}
         for path in glob.iglob(self.pattern):  # noqa: PTH207 - Path.glob takes no absolute pattern
@@ -50,7 +50,7 @@ class Dial:
                 continue  # gone since it was listed
             if stat.S_ISSOCK(info.st_mode):
                 name = os.fsencode(path).decode("utf-8", "backslashreplace")  # a file's name need not be text
-                monitor = Monitor(name, (path, info.st_dev, info.st_ino, info.st_ctime_ns), _unix(path))
+                monitor = Monitor(name, (path, info.st_dev, info.st_ino, info.st_ctime_ns), qmp(_unix(path)))
                 found[monitor.key] = monitor
         return found
 

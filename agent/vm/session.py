@@ -13,7 +13,8 @@ from random import random
 from agent.catalogue.events import row_of
 from agent.catalogue.model import Sample
 from agent.collectors import Collector, Facts
-from agent.qmp.client import Answer, Client
+from agent.monitors import Link
+from agent.qmp.client import Answer
 from agent.qmp.commands import Ask, Change
 from agent.qmp.errors import CommandError, QmpError, StalledError
 from agent.qmp.protocol import Event
@@ -96,7 +97,7 @@ class Session:
 
     # What we ask.
 
-    async def meet(self, client: Client, host: str, monitor: str) -> Vm:
+    async def meet(self, client: Link, host: str, monitor: str) -> Vm:
         """Ask who is there.
 
         Raises:
@@ -104,7 +105,7 @@ class Session:
         """
         return identity.who(host, monitor, await self._patiently(client, identity.WHO))
 
-    async def watch(self, client: Client, vm: Vm) -> None:
+    async def watch(self, client: Link, vm: Vm) -> None:
         """Give the events their owner, then ask by schedule until the connection ends.
 
         Raises:
@@ -137,7 +138,7 @@ class Session:
             async with asyncio.timeout(None if at == inf else max(0.0, at - time.monotonic())):
                 await self._wake.wait()
 
-    async def _discover(self, client: Client) -> None:
+    async def _discover(self, client: Link) -> None:
         """Learn what the VM has, make the changes that the operator asked for, and have everything asked anew."""
         answers = await self._patiently(client, identity.WHAT)
         assert client.greeting is not None
@@ -155,7 +156,7 @@ class Session:
             self._schedule.plan(name, now)
         self._schedule.plan(_DISCOVER, now + self._terms.intervals.resync * (0.9 + 0.2 * self._phase))
 
-    async def _guest_stats(self, client: Client, balloon: str) -> int:
+    async def _guest_stats(self, client: Link, balloon: str) -> int:
         """Return how often the guest is asked for its statistics, having set it where nobody has and the operator wants it."""
         seconds = identity.interval((await self._patiently(client, (identity.interval_ask(balloon),)))[0])
         wanted = self._terms.guest_stats_seconds
@@ -164,7 +165,7 @@ class Session:
             return 0 if isinstance(answer, CommandError) else wanted
         return seconds
 
-    async def _poll(self, client: Client, vm: Vm, collectors: Sequence[Collector]) -> None:
+    async def _poll(self, client: Link, vm: Vm, collectors: Sequence[Collector]) -> None:
         rounds = [(c, asks) for c in collectors if (asks := c.asks(self._facts))]
         while rounds:
             batch, rounds = _split(rounds)
@@ -192,7 +193,7 @@ class Session:
     def _wants(self, vm: Vm) -> set[str]:
         return self._terms.commander.wants(vm) if self._terms.commander is not None else set()
 
-    async def _obey(self, client: Client, vm: Vm) -> None:
+    async def _obey(self, client: Link, vm: Vm) -> None:
         """Make the changes that are wanted of what was just learnt, one by one, and ask what is wanted then.
 
         Once QEMU has stalled, what was learnt is old: the changes that are left are not made.
@@ -246,7 +247,7 @@ class Session:
             wait *= self._phase
         self._schedule.plan(name, start + wait)
 
-    async def _patiently(self, client: Client, asks: Sequence[Ask]) -> list[Answer]:
+    async def _patiently(self, client: Link, asks: Sequence[Ask]) -> list[Answer]:
         """Ask, and where QEMU stalls, wait and ask again: for what must be known before anything else."""
         while True:
             try:
@@ -254,7 +255,7 @@ class Session:
             except StalledError as error:
                 await self._stalled(client, str(error))
 
-    async def _stalled(self, client: Client, reason: str) -> None:
+    async def _stalled(self, client: Link, reason: str) -> None:
         """Wait for the overdue replies, sending nothing in-band meanwhile; the command is still running inside QEMU.
 
         Raises:

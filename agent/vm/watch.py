@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.backoff import back_off
-from agent.monitors import Monitor
+from agent.monitors import Link, Monitor
 from agent.monitors.processes import qemu_of
-from agent.qmp.client import Client
 from agent.qmp.errors import BusyError, DeniedError, MadeWayError, QmpError, StalledError
 from agent.record import Record, Severity, Vm, clean
 from agent.vm import identity
@@ -70,9 +69,7 @@ class Watch:
             self._set(State.CONNECTING)
         session = Session(self._terms, self._out, self._tell)
         try:
-            client = await Client.open(
-                self._monitor.connect, self._terms.allow, session.hear, deadline=self._terms.greeting_seconds
-            )
+            client = await self._monitor.open(self._terms.allow, session.hear, deadline=self._terms.greeting_seconds)
         except (BusyError, StalledError) as error:
             self._tell(State.BUSY if isinstance(error, BusyError) else State.STALLED, str(error))
             return False
@@ -82,7 +79,7 @@ class Watch:
         with contextlib.closing(client):
             return await self._met(client, session)
 
-    async def _met(self, client: Client, session: Session) -> bool:
+    async def _met(self, client: Link, session: Session) -> bool:
         if self._state is not State.SPARE:
             self._set(State.NEGOTIATING)
         try:
@@ -103,7 +100,7 @@ class Watch:
         finally:
             self._claims.release(claim)
 
-    async def _spare(self, client: Client, better: Claim) -> None:
+    async def _spare(self, client: Link, better: Claim) -> None:
         """Wait for the better way to be lost; now and then look all the same whether it is still the same VM that is here."""
         if not self._monitor.calls:
             client.close()
@@ -118,7 +115,7 @@ class Watch:
             lost.cancel()
             vanished.cancel()
 
-    async def _attached(self, client: Client, session: Session, vm: Vm) -> bool:
+    async def _attached(self, client: Link, session: Session, vm: Vm) -> bool:
         change, reason = "detached", "the agent stops watching"
         try:
             assert client.greeting is not None

@@ -9,6 +9,7 @@ from typing import Any
 from agent.catalogue.model import Family, Sample
 from agent.collectors import Intervals
 from agent.monitors import Monitor
+from agent.monitors.base import qmp
 from agent.monitors.dial import _unix
 from agent.qmp.commands import AllowList, Change
 from agent.record import Record, Vm
@@ -87,7 +88,7 @@ class Notes:
 
 
 def monitor_at(path: Path) -> Monitor:
-    return Monitor(str(path), (str(path),), _unix(str(path)))
+    return Monitor(str(path), (str(path),), qmp(_unix(str(path))))
 
 
 def terms(*changes: Change, **more: Any) -> Terms:

@@ -6,7 +6,7 @@ from agent.catalogue.metrics import FAMILIES
 from agent.catalogue.model import Family, Sample
 from agent.collectors import ALL
 from agent.monitors import Monitor
-from agent.qmp.client import Connect
+from agent.monitors.base import Open
 from agent.record import Record, Vm
 from agent.vm.identity import Build
 from agent.vm.status import State, Status
@@ -17,11 +17,11 @@ SECOND = 1_000_000_000
 BY_NAME = {family.name: family for family in FAMILIES}
 
 
-def _connect(*_: Any) -> Any:
+def _open(*_: Any, **__: Any) -> Any:
     raise AssertionError("nobody connects here")
 
 
-CONNECT: Connect = _connect
+OPEN: Open = _open
 
 
 def vm(number: int = 0, name: str = "vm1", monitor: str = "/run/vm1.qmp") -> Vm:
@@ -29,7 +29,7 @@ def vm(number: int = 0, name: str = "vm1", monitor: str = "/run/vm1.qmp") -> Vm:
 
 
 def status(whose: Vm, state: State = State.UP, *, key: object = 0, reason: str = "", package: str = "Debian") -> Status:
-    monitor = Monitor(whose.monitor, (whose.monitor, key), CONNECT)
+    monitor = Monitor(whose.monitor, (whose.monitor, key), OPEN)
     return Status(monitor, state, reason, whose, Build("7.2.22", package), 5 * SECOND)
 
 

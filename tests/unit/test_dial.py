@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from agent.monitors import Dial, Monitor, dial
-from agent.qmp.client import Client
 from agent.qmp.commands import AllowList
 from agent.qmp.errors import NotConnectedError
 from tests.lab.fake import FakeQemu
@@ -208,7 +207,7 @@ async def test_many_sockets_made_at_once_are_all_seen(folder: Path) -> None:
 
 async def test_a_monitor_found_by_path_can_be_connected_to(fake: FakeQemu) -> None:
     (monitor,) = Dial(str(fake.path)).scan().values()
-    client = await Client.open(monitor.connect, AllowList(), lambda _: None, deadline=LONG)
+    client = await monitor.open(AllowList(), lambda _: None, deadline=LONG)
     client.close()
     assert monitor.name == str(fake.path)
 
@@ -220,7 +219,7 @@ async def test_a_tcp_monitor_is_always_there_and_tells_why_it_cannot_be_reached(
     (monitor,) = seen.ever
     assert monitor.name == address
     with pytest.raises(NotConnectedError, match=r"refused|Connect call failed"):
-        await Client.open(monitor.connect, AllowList(), lambda _: None, deadline=LONG)
+        await monitor.open(AllowList(), lambda _: None, deadline=LONG)
 
 
 async def test_a_tcp_monitor_can_be_connected_to_by_either_kind_of_address(fake: FakeQemu) -> None:
@@ -238,7 +237,7 @@ async def test_a_tcp_monitor_can_be_connected_to_by_either_kind_of_address(fake:
         async with await asyncio.start_server(forward, host.strip("[]"), 0) as server:
             port = server.sockets[0].getsockname()[1]
             (monitor,) = Dial(f"tcp:{host}:{port}").scan().values()
-            client = await Client.open(monitor.connect, AllowList(), lambda _: None, deadline=LONG)
+            client = await monitor.open(AllowList(), lambda _: None, deadline=LONG)
             client.close()
 
 
@@ -247,5 +246,5 @@ async def test_a_socket_whose_name_is_no_text_is_watched_under_one_that_is(folde
     async with FakeQemu(path):
         (monitor,) = Dial(str(folder / "*.qmp")).scan().values()
         assert monitor.name == rf"{folder}/vm\xff.qmp"
-        client = await Client.open(monitor.connect, AllowList(), lambda _: None)
+        client = await monitor.open(AllowList(), lambda _: None, deadline=LONG)
         client.close()

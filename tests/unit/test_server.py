@@ -20,7 +20,7 @@ from agent.web.live import MAX_ONLOOKERS, QUEUE_RECORDS, Live, Onlooker
 from agent.web.server import HEADERS, application
 from agent.web.snapshot import Snapshot
 from tests.unit.peer import LONG
-from tests.unit.sight import CONNECT, status, vm
+from tests.unit.sight import OPEN, status, vm
 
 STAMP = Stamp()
 Client = TestClient[Request, Application]
@@ -145,7 +145,7 @@ class Cells(HTMLParser):
 
 async def test_the_page_shows_every_monitor_and_what_is_wrong(client: Client, sight: Shown) -> None:
     sight.snapshot.status(status(vm()))
-    busy = Status(Monitor("/run/vm2.qmp", (2,), CONNECT), State.BUSY, "held by another", None, None, 0)
+    busy = Status(Monitor("/run/vm2.qmp", (2,), OPEN), State.BUSY, "held by another", None, None, 0)
     sight.snapshot.status(busy)
     sight.wrong = ["nothing is delivered"]
     page = Cells()

@@ -6,13 +6,14 @@ import logging
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
 from aiohttp import web
 
+from agent import logs
 from agent.alerts.guard import Mode, Plan
 from agent.alerts.host import device_size
 from agent.alerts.ladder import parse_level
@@ -32,9 +33,11 @@ from agent.delivery.sink import Sink
 from agent.monitors import Dial, Monitor, Way
 from agent.qmp.commands import AllowList, Ask, Change
 from agent.record import Record, Severity, Stamp, Vm
+from agent.reload import Reload
 from agent.selfmetrics import SelfMetrics
 from agent.vm.status import Commander, Outcome, State, Status, Terms
 from agent.vm.watch import Fleet
+from agent.vm.ways import Ways
 from agent.web.live import Live
 from agent.web.server import application
 from agent.web.snapshot import Snapshot
@@ -105,9 +108,9 @@ def terms(config: Config, commander: Commander | None = None) -> Terms:
     )
 
 
-def ways(config: Config) -> list[Way]:
-    """Return the ways of reaching monitors that the config names."""
-    return [Dial(entry.dial) for entry in config.monitors]
+def ways(config: Config) -> dict[str, Way]:
+    """Return the ways of reaching monitors that the config names, each by what the config says of it."""
+    return {entry.model_dump_json(): Dial(entry.dial) for entry in config.monitors}
 
 
 def sink(config: Config) -> Sink:
@@ -163,7 +166,13 @@ class App:
         self.delivery = Delivery(to or sink(config), _delivery_terms(config), self._lost)
         self.alertmanager: Alertmanager | None = None
         self._alerts_changed = asyncio.Event()
+        self.reload = Reload()
         self.watching: asyncio.Task[None]
+        self._terms = terms(config, self)
+        self._fleet: Fleet
+        self._ways: Ways
+        self._tasks: asyncio.TaskGroup
+        self._telling: asyncio.Task[None] | None = None
 
     # What sessions tell: vm.status.Out.
 
@@ -269,6 +278,7 @@ class App:
         for status in self.snapshot.monitors.values():
             self.metrics.monitor_state.labels(status.monitor.name, status.state.value).set(1)
         self.metrics.left_out.set(sum(view.left_out.total() for _, view in self.snapshot.views()))
+        self.metrics.read_reload(self.reload)
         self.metrics.read_delivery(self.delivery)
         self.metrics.read_alerts(self.alerts.book)
         return self.metrics.render()
@@ -288,7 +298,7 @@ class App:
 
     def notes(self) -> list[str]:
         """Return what a person should look at some time."""
-        return self.delivery.notes()
+        return self.reload.notes() + self.delivery.notes()
 
     def scraped(self, seconds: float) -> None:
         """Take note of a scrape."""
@@ -297,30 +307,55 @@ class App:
     # Its life.
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[str]:
+    async def running(self, read: Callable[[], Config] | None = None) -> AsyncIterator[str]:
         """Run for as long as the block does; yields the endpoint's URL. What is left is delivered at the end, within the deadline.
+
+        Args:
+            read: reads the config anew when a reload is asked for; None: it never is.
 
         Raises:
             StartError: the endpoint's address cannot be had.
         """
         async with self._endpoint() as url, self.delivery.running(self.config.timeouts.stop):
             self.alerts.recall({k: v for k, v in self.delivery.kept.items() if k.startswith(NOTE)}, time.monotonic())
-            self.watching = asyncio.create_task(self._watch(), name="watch")
+            self.watching = asyncio.create_task(self._watch(read or (lambda: self.config)), name="watch")
             try:
                 yield url
             finally:
                 await _end(self.watching)  # each session says that it leaves
 
-    async def _watch(self) -> None:
+    async def _watch(self, read: Callable[[], Config]) -> None:
         async with asyncio.TaskGroup() as tasks:
-            fleet = Fleet(terms(self.config, self), self, tasks)
-            for way in ways(self.config):
-                tasks.create_task(way.watch(fleet), name=repr(way))
+            self._tasks = tasks
+            self._fleet = Fleet(self._terms, self, tasks)
+            self._ways = Ways(self._fleet, tasks)
+            self._ways.set(ways(self.config))
             tasks.create_task(self._tick(), name="tick")
-            if self.config.alerts.alertmanager is not None:
-                to = self.config.alerts.alertmanager
-                self.alertmanager = Alertmanager(to.url, to.resend, to.labels)
-                tasks.create_task(self.alertmanager.run(self.alerts.book, self._alerts_changed), name="alertmanager")
+            tasks.create_task(self.reload.run(self, read), name="reload")
+            self._tell_alertmanager()
+
+    def _tell_alertmanager(self) -> None:
+        """Have the Alertmanager told that the config names now, and no other."""
+        if self._telling is not None:
+            self._telling.cancel()
+        self.alertmanager = self._telling = None
+        if (to := self.config.alerts.alertmanager) is not None:
+            self.alertmanager = Alertmanager(to.url, to.resend, to.labels)
+            run = self.alertmanager.run(self.alerts.book, self._alerts_changed)
+            self._telling = self._tasks.create_task(run, name="alertmanager")
+
+    def apply(self, config: Config) -> None:
+        """Run by another config from here on, as far as its sections are those of `reload.LIVE`."""
+        before, self.config = self.config, config
+        logs.set_up(config.log.level, config.log.format)
+        self._terms.renew(terms(config, self))
+        if before.alerts.write_threshold != config.alerts.write_threshold:
+            self.alerts.replan(partial(plan, config.alerts.write_threshold))
+        if before.alerts.alertmanager != config.alerts.alertmanager:
+            self._tell_alertmanager()
+        self._ways.set(ways(config))
+        if any(getattr(before, name) != getattr(config, name) for name in ("intervals", "allow", "alerts")):
+            self._fleet.resync()
 
     async def _tick(self) -> None:
         while True:
@@ -355,8 +390,8 @@ async def _end(task: asyncio.Task[None]) -> None:
     await asyncio.wait({task})
 
 
-async def run(config: Config) -> None:
-    """Run until SIGTERM or SIGINT.
+async def run(config: Config, read: Callable[[], Config]) -> None:
+    """Run until SIGTERM or SIGINT; at SIGHUP, go on by the config that `read` returns.
 
     Raises:
         StartError: it cannot start.
@@ -366,7 +401,8 @@ async def run(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     app = App(config)
-    async with app.running() as url:
+    loop.add_signal_handler(signal.SIGHUP, app.reload.asked.set)
+    async with app.running(read) as url:
         _log.info("metrics and page on %s", url)
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({stopped, app.watching}, return_when=asyncio.FIRST_COMPLETED)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,10 @@ def _loop(main: Coroutine[Any, Any, None]) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    config = load(parsed.config or DEFAULT_PATH)
+    read = partial(load, parsed.config or DEFAULT_PATH)
+    config = read()
     logs.set_up(config.log.level, config.log.format)
-    _loop(run(config))
+    _loop(run(config, read))
     return 0
 
 

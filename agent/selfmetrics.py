@@ -12,6 +12,7 @@ from agent import __version__
 from agent.alerts.book import Book
 from agent.delivery.delivery import Delivery
 from agent.delivery.lane import Lane
+from agent.reload import Reload
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no types; a series beside each counter that says when it began: twice the text for what nobody asks
 
@@ -131,6 +132,16 @@ class SelfMetrics:
         self.scrape_seconds = Gauge(
             "qmp_agent_scrape_seconds", "How long making the last scrape took.", registry=self.registry
         )
+        self.reloaded = Gauge(
+            "qmp_agent_config_last_reload_successful",
+            "Whether the config was taken when it was read last; 0: the one before it stays.",
+            registry=self.registry,
+        )
+        self.reloaded_at = Gauge(
+            "qmp_agent_config_last_reload_success_timestamp_seconds",
+            "When a config was taken last.",
+            registry=self.registry,
+        )
         self.left_out = Gauge(
             "qmp_agent_subjects_left_out",
             "Disks and the like that have no series, because their VM has too many.",
@@ -140,6 +151,11 @@ class SelfMetrics:
     def read_delivery(self, delivery: Delivery) -> None:
         """Have the state of the way out told by the next `render`."""
         self._delivery.delivery = delivery
+
+    def read_reload(self, reload: Reload) -> None:
+        """Have what became of the config told by the next `render`."""
+        self.reloaded.set(reload.trouble is None)
+        self.reloaded_at.set(reload.taken_at)
 
     def read_alerts(self, book: Book) -> None:
         """Have what fires told by the next `render`."""

@@ -89,6 +89,14 @@ class Overseer:
         self._lives = Lives()
         self._noted: set[str] = set()
 
+    def replan(self, planner: Planner) -> None:
+        """Go by another plan from here on: what it changes shows at the next look at each disk, which is wanted now."""
+        self._planner = planner
+        for one in self._vms.values():
+            for device, guard in one.guards.items():
+                guard.plan = planner(one.vm, device)
+            one.wants |= {"block", "nodes"}
+
     # Over restarts.
 
     def recall(self, notes: dict[str, object], now: float) -> None:

@@ -97,8 +97,12 @@ class AllowList:
     """Makes requests' bytes, and refuses to make those that are not allowed."""
 
     def __init__(self, changes: Iterable[Change] = ()) -> None:
-        self._forms = [_FORMS[change] for change in changes]
+        self.allow(changes)
         self._cache = {name: orjson.dumps({"execute": name}) for name in READS}
+
+    def allow(self, changes: Iterable[Change]) -> None:
+        """Allow these changes and no others from here on, on connections that are up too."""
+        self._forms = [_FORMS[change] for change in changes]
 
     def encode(self, ask: Ask) -> bytes:
         """Return an in-band request: compact, with no id and no newline, since QEMU pays for its length byte by byte.

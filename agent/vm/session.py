@@ -16,7 +16,7 @@ from agent.collectors import Collector, Facts
 from agent.monitors import Link
 from agent.qmp.client import Answer
 from agent.qmp.commands import Ask, Change
-from agent.qmp.errors import CommandError, QmpError, StalledError
+from agent.qmp.errors import CommandError, CommandRefusedError, QmpError, StalledError
 from agent.qmp.protocol import Event
 from agent.record import Record, Vm, clean
 from agent.vm import identity
@@ -33,6 +33,9 @@ EARLY_EVENTS = 1024
 
 MAX_ASKS = 7
 """Questions in one write. QEMU reads no further, probes included, while eight in-band requests wait (monitor/qmp.c, 4.0 to 11.1)."""
+
+RESYNC_SECONDS = 10.0
+"""The longest wait for a resync that is wanted."""
 
 _DISCOVER = "discover"
 
@@ -93,6 +96,13 @@ class Session:
         asks = {*row.asks, *self._wants(vm)}
         if asks:
             self._schedule.demand(asks, time.monotonic())
+            self._wake.set()
+
+    def resync(self) -> None:
+        """Ask everything anew, each VM at its own moment within the polling interval."""
+        if self._vm is not None:
+            wait = self._phase * min(self._terms.intervals.poll, RESYNC_SECONDS)
+            self._schedule.plan(_DISCOVER, time.monotonic() + wait)
             self._wake.set()
 
     # What we ask.
@@ -208,6 +218,8 @@ class Session:
                 if not stalled:
                     (answer,) = await client.ask((ask,), deadline=self._terms.reply_seconds)
                     done = not isinstance(answer, CommandError)
+            except CommandRefusedError as error:  # the operator has just turned it off
+                _log.info("%s: %s", vm.name, error)
             except StalledError as error:
                 stalled = True
                 await self._stalled(client, str(error))

@@ -1,7 +1,7 @@
 """What a session with one monitor tells the rest of the agent. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Protocol
 
@@ -96,9 +96,9 @@ class Commander(Protocol):
         """Take note whether a change was made."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Terms:
-    """What all sessions have in common.
+    """What all sessions have in common; one object for all of them, so that what is renewed holds for those that are up.
 
     Attributes:
         host: this host's name.
@@ -123,3 +123,10 @@ class Terms:
     guest_stats_seconds: int = 10
     collectors: Sequence[Collector] = ALL
     commander: Commander | None = None
+
+    def renew(self, other: "Terms") -> None:
+        """Take what other terms say, but for the collectors, which a session takes when it begins."""
+        self.allow.allow(other.changes)
+        for one in fields(self):
+            if one.name not in ("allow", "collectors"):
+                setattr(self, one.name, getattr(other, one.name))

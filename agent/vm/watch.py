@@ -38,6 +38,7 @@ class Watch:
         self._state: State | None = None
         self._reason = ""
         self._left_ns: int | None = None
+        self._session: Session | None = None
         self._vanished = asyncio.Event()
 
     def vanish(self) -> None:
@@ -47,6 +48,11 @@ class Watch:
     def reappear(self) -> None:
         """Its address is back after all."""
         self._vanished.clear()
+
+    def resync(self) -> None:
+        """Ask everything anew, where somebody is there to be asked."""
+        if self._session is not None:
+            self._session.resync()
 
     async def run(self) -> None:
         """Watch, until cancelled or vanished."""
@@ -67,7 +73,7 @@ class Watch:
             State.GONE,
         ):  # those stand until something better is known
             self._set(State.CONNECTING)
-        session = Session(self._terms, self._out, self._tell)
+        session = self._session = Session(self._terms, self._out, self._tell)
         try:
             client = await self._monitor.open(self._terms.allow, session.hear, deadline=self._terms.greeting_seconds)
         except (BusyError, StalledError) as error:
@@ -178,6 +184,10 @@ class Fleet:
         self._tasks = tasks
         self._claims = Claims()
         self._watches: dict[tuple[object, ...], Watch] = {}
+        self._running: dict[Watch, asyncio.Task[None]] = {}
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._watches
 
     def __len__(self) -> int:
         return len(self._watches)
@@ -188,12 +198,22 @@ class Fleet:
             self._watches[monitor.key].reappear()
         else:
             watch = self._watches[monitor.key] = Watch(monitor, self._terms, self._out, self._claims)
-            self._tasks.create_task(self._run(monitor, watch), name=f"watch {monitor.name}")
+            self._running[watch] = self._tasks.create_task(self._run(monitor, watch), name=f"watch {monitor.name}")
 
     def vanished(self, monitor: Monitor) -> None:
         """Let a monitor go when its connection ends."""
         if monitor.key in self._watches:
             self._watches[monitor.key].vanish()
+
+    def dismiss(self, monitor: Monitor) -> None:
+        """Let a monitor go now, whoever is there."""
+        if (watch := self._watches.pop(monitor.key, None)) is not None:
+            self._running[watch].cancel()
+
+    def resync(self) -> None:
+        """Ask all VMs everything anew, spread over some seconds."""
+        for watch in self._watches.values():
+            watch.resync()
 
     async def _run(self, monitor: Monitor, watch: Watch) -> None:
         try:
@@ -204,5 +224,7 @@ class Fleet:
                     _log.exception("watching %s failed; starting it anew", clean(monitor.name))
                     await asyncio.sleep(self._terms.retry_seconds)
         finally:
-            del self._watches[monitor.key]
-            self._out.ended(monitor)
+            del self._running[watch]
+            if self._watches.get(monitor.key, watch) is watch:  # it may have been dismissed, and be wanted again
+                self._watches.pop(monitor.key, None)
+                self._out.ended(monitor)

@@ -150,7 +150,9 @@ def _kafka_terms(kafka: KafkaConfig) -> KafkaTerms:
 def _delivery_terms(config: Config) -> DeliveryTerms:
     """Return how much may wait. Without Kafka there is no journal: JSON lines are as safe as one."""
     folder = config.journal.folder if config.kafka is not None else None
-    return DeliveryTerms(config.memory_budget, folder, config.journal.events, config.journal.samples)
+    return DeliveryTerms(
+        config.memory_budget, folder, config.journal.alerts, config.journal.events, config.journal.samples
+    )
 
 
 class App:

@@ -161,8 +161,10 @@ class JournalConfig(_Section):
 
     folder: Path = Field(default_factory=lambda: Path(os.environ.get("STATE_DIRECTORY") or "/var/lib/qmp-agent"))
     """Where the journal lies; by default systemd's state directory, or else /var/lib/qmp-agent."""
+    alerts: Annotated[Bytes, Field(ge=1 << 20)] = 64 << 20
+    """How much disk alerts may take. Past it the oldest are dropped, counted and told."""
     events: Annotated[Bytes, Field(ge=1 << 20)] = 512 << 20
-    """How much disk events, alerts and changes in VMs' lives may take. Past it the oldest are dropped, counted and told."""
+    """The same for events and changes in VMs' lives."""
     samples: Annotated[Bytes, Field(ge=1 << 20)] = 256 << 20
     """The same for samples."""
 
@@ -296,6 +298,6 @@ class Config(_Section):
     def _one_sink(self) -> "Config":
         if self.kafka is not None and self.jsonl.file is not None:
             raise ValueError("kafka and jsonl.file are both given; records go to one of them: remove the other")
-        if min(self.journal.events, self.journal.samples) < self.memory_budget:
-            raise ValueError("journal.events and journal.samples should each be at least memory_budget")
+        if min(self.journal.alerts, self.journal.events, self.journal.samples) < self.memory_budget:
+            raise ValueError("journal.alerts, journal.events and journal.samples should each be at least memory_budget")
         return self

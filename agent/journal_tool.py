@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.delivery import store
+from agent.delivery import rows, salvage
 from agent.delivery.entry import Entry
 from agent.delivery.journal import FILE, lock
 from agent.delivery.store import Store, StoreError
 from agent.units import format_bytes
 
-LANES = ("events", "samples")
+LANES = ("alerts", "events", "samples")
 REPLAY_LANE = "events"
 
 
@@ -113,7 +113,7 @@ def _salvaged(folder: Path, file: str) -> Iterator[Entry]:
     if path.parent != folder or path not in set_aside(folder):
         known = ", ".join(aside.name for aside in set_aside(folder)) or "none"
         raise JournalToolError(f"{file} is no file that was set aside in {folder}; there are: {known}")
-    for _, entries in store.salvage(path, LANES):
+    for _, entries in salvage.salvage(path, LANES):
         yield from entries
 
 
@@ -133,9 +133,9 @@ def replay(folder: Path, *, file: str | None) -> int:
         opened = Store(folder / FILE)
         try:
             entries = [entry for _, entry in opened.dead()] if file is None else list(_salvaged(folder, file))
-            changes = [store.insert(REPLAY_LANE, entries, [])]
+            changes = [rows.insert(REPLAY_LANE, entries, [])]
             if file is None:
-                changes.append(store.forget_dead())
+                changes.append(rows.forget_dead())
             opened.commit(changes)
         finally:
             opened.close()

@@ -105,6 +105,11 @@ class Record:
         """Whether this is one of many that the next poll makes again; events, alerts and lifecycle records are not."""
         return self.type.startswith("qemu.sample.")
 
+    @property
+    def is_alert(self) -> bool:
+        """Whether somebody may be woken for it."""
+        return self.type.startswith("qemu.alert.")
+
 
 @dataclass(frozen=True, slots=True)
 class Stamped:

@@ -31,33 +31,41 @@ class DeliveryTerms:
     Attributes:
         memory: bytes of memory for all lanes together.
         folder: where the journal lies; None has none, for sinks that are a disk themselves.
-        events_disk, samples_disk: bytes of the journal for each lane.
+        alerts_disk, events_disk, samples_disk: bytes of the journal for each lane.
     """
 
     memory: int
     folder: Path | None
+    alerts_disk: int = 0
     events_disk: int = 0
     samples_disk: int = 0
 
 
 class Delivery:
-    """Two lanes, a journal and a sink."""
+    """Three lanes, a journal and a sink.
+
+    An alert has a lane of its own, for it waits until it is journaled, and what comes behind it in a lane waits with it; nor does it
+    wait itself behind a flood of events.
+    """
 
     def __init__(self, sink: Sink, terms: DeliveryTerms, tell: Callable[[Loss], None]) -> None:
         self.losses = Losses()
         self.outlet = Outlet(sink)
         durable = terms.folder is not None
-        half = terms.memory // 2
-        self.events = Lane("events", Budget(half, terms.events_disk), self.losses, durable=durable)
-        self.samples = Lane("samples", Budget(half, terms.samples_disk), self.losses, durable=False)
-        self.lanes = (self.events, self.samples)
+        eighth = terms.memory // 8  # alerts are few
+        self.alerts = Lane("alerts", Budget(eighth, terms.alerts_disk), self.losses, durable=durable)
+        self.events = Lane("events", Budget(3 * eighth, terms.events_disk), self.losses, durable=durable)
+        self.samples = Lane("samples", Budget(4 * eighth, terms.samples_disk), self.losses, durable=False)
+        self.lanes = (self.alerts, self.events, self.samples)
         self.journal = Journal(terms.folder, self.lanes, self.losses) if terms.folder is not None else None
         self._tell = tell
         self._told_at = float("-inf")
 
     def put(self, stamped: Stamped, note: Note | None = None) -> None:
         """Take a record, and what is to be kept in one transaction with it. Never waits."""
-        (self.samples if stamped.record.is_sample else self.events).put(Entry.of(stamped, note))
+        record = stamped.record
+        lane = self.samples if record.is_sample else self.alerts if record.is_alert else self.events
+        lane.put(Entry.of(stamped, note))
 
     async def keep(self, note: Note, seconds: float) -> bool:
         """Keep a note over restarts; return whether it is on disk, which takes at most so long to say."""

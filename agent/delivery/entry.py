@@ -71,3 +71,35 @@ OVERHEAD_BYTES = 200
 def size_of(entries: Sequence[Entry]) -> int:
     """Return what entries count against a budget, in bytes."""
     return sum(entry.size for entry in entries)
+
+
+Body = bytes
+"""A record's bytes, by a name that `Contents` has not another meaning for."""
+
+
+@dataclass(slots=True)
+class Contents:
+    """What a lane has in the file.
+
+    Attributes:
+        records: how many.
+        bytes: what they count against the budget.
+        first_ns, last_ns: when the oldest and the newest were seen, nanoseconds since the epoch.
+        types: how many of each type.
+        told: of what is dropped, the bodies of those that told of losses.
+    """
+
+    records: int = 0
+    bytes: int = 0
+    first_ns: int = 0
+    last_ns: int = 0
+    types: dict[str, int] = field(default_factory=dict)
+    told: list[Body] = field(default_factory=list)
+
+    def add(self, kind: str, records: int, size: int, first_ns: int, last_ns: int) -> None:
+        """Count some more of one type."""
+        self.types[kind] = self.types.get(kind, 0) + records
+        self.records += records
+        self.bytes += size
+        self.first_ns = min(self.first_ns or first_ns, first_ns)
+        self.last_ns = max(self.last_ns, last_ns)

@@ -9,20 +9,19 @@ import asyncio
 import contextlib
 import fcntl
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
-from agent.delivery import store
+from agent.delivery import rows, salvage
 from agent.delivery.drops import Drop, Losses
-from agent.delivery.entry import Entry, Note
+from agent.delivery.entry import Contents, Entry, Note
 from agent.delivery.lane import Lane
-from agent.delivery.store import Contents, Fault, Store, StoreError
+from agent.delivery.salvage import Flew
+from agent.delivery.store import Connect, Fault, Store, StoreError, connect
 
 _log = logging.getLogger(__name__)
 
@@ -42,9 +41,7 @@ T = TypeVar("T")
 class Journal:
     """One file for some lanes. `run` does the work; until it has opened the file, and while it cannot, the lanes have memory alone."""
 
-    def __init__(
-        self, folder: Path, lanes: Sequence[Lane], losses: Losses, connect: store.Connect = store.connect
-    ) -> None:
+    def __init__(self, folder: Path, lanes: Sequence[Lane], losses: Losses, connect: Connect = connect) -> None:
         self.path = folder / FILE
         self.trouble: str | None = _NOT_YET
         """Why nothing is journaled, or None."""
@@ -195,21 +192,21 @@ class Journal:
             return await self._save_now(opened)
 
     async def _save_now(self, opened: Store) -> bool:
-        rows: dict[str, list[int]] = {lane.name: [] for lane in self._lanes}
+        places: dict[str, list[int]] = {lane.name: [] for lane in self._lanes}
         deleted = {lane.name: lane.to_delete for lane in self._lanes}
         changes = self._deletions(deleted)
         changes += [
-            store.insert(lane.name, entries, rows[lane.name]) for lane in self._lanes if (entries := lane.to_save())
+            rows.insert(lane.name, entries, places[lane.name]) for lane in self._lanes if (entries := lane.to_save())
         ]
         drops = [_Surplus(lane, size) for lane in self._lanes if (size := lane.over_budget) > 0]
         changes += [drop.change for drop in drops]
         dead, self._dead = self._dead, []
-        changes += [store.bury(reason, [entry], DEAD_KEPT) for reason, entry in dead]
+        changes += [rows.bury(reason, [entry], DEAD_KEPT) for reason, entry in dead]
         untold = self._losses.untold()
         if untold != self._noted:
-            changes.append(store.keep(Note(_LOSSES, untold)))
+            changes.append(rows.keep(Note(_LOSSES, untold)))
         notes, self._notes = self._notes, []
-        changes += [store.keep(note) for note, _ in notes]
+        changes += [rows.keep(note) for note, _ in notes]
         try:
             await self._in_thread(opened.commit, changes)
         except StoreError as error:
@@ -226,14 +223,14 @@ class Journal:
         for drop in drops:
             drop.tell()
         for lane in self._lanes:
-            lane.saved(rows[lane.name], deleted[lane.name])
+            lane.saved(places[lane.name], deleted[lane.name])
         if self.trouble is not None:
             self._works()
         return True
 
-    def _deletions(self, deleted: Mapping[str, int]) -> list[store.Change]:
+    def _deletions(self, deleted: Mapping[str, int]) -> list[rows.Change]:
         left = {lane.name: lane.left_to for lane in self._lanes}
-        return [store.delete(name, left[name], row) for name, row in deleted.items() if row]
+        return [rows.delete(name, left[name], row) for name, row in deleted.items() if row]
 
     # Opening, and what a disk does to a file.
 
@@ -252,14 +249,14 @@ class Journal:
         except OSError as error:
             self._report(f"{self.path.parent}: {error.strerror}")
 
-    async def _adopt(self, opened: Store, flew: Mapping[str, "_Flew"] | None = None) -> None:
+    async def _adopt(self, opened: Store, flew: Mapping[str, "Flew"] | None = None) -> None:
         """Begin with a file that is new to us, and tell the lanes what it has."""
         contents = [await self._in_thread(opened.contents, lane.name) for lane in self._lanes]
         self.notes = await self._in_thread(opened.notes)
         self._losses.restore(self.notes.pop(_LOSSES, None))
         self._store, self._identity, self._noted = opened, opened.identity, None
         for lane, found in zip(self._lanes, contents, strict=True):
-            first = flew[lane.name] if flew else _Flew()
+            first = flew[lane.name] if flew else Flew()
             lane.found(found, opened.last_row, first.entries, first.rows)
             if found.records:
                 _log.info("%s has %d records of lane %s from before", self.path, found.records, lane.name)
@@ -322,9 +319,9 @@ class Journal:
 
     async def _replace(self) -> None:
         """Set a damaged file aside and begin a new one with what can be read of it."""
-        flew = {lane.name: _Flew.of(lane, known=bool(self._identity)) for lane in self._lanes}
+        flew = {lane.name: Flew.of(lane, known=bool(self._identity)) for lane in self._lanes}
         try:
-            aside, opened, kept, lost = await self._in_thread(_renew, self.path, self._connect, flew)
+            aside, opened, kept, lost = await self._in_thread(salvage.renew, self.path, self._connect, flew)
         except StoreError as error:
             self._report(f"{self.path}: {error}")
             return
@@ -351,35 +348,11 @@ class _Surplus:
         self._gone = Contents()
         self._last: list[int] = []
         behind, self._through = lane.droppable
-        self.change = store.drop_oldest(lane.name, size, behind, self._through, self._gone, self._last)
+        self.change = rows.drop_oldest(lane.name, size, behind, self._through, self._gone, self._last)
 
     def tell(self) -> None:
         """Tell the lane, the transaction having been committed."""
         self._lane.dropped(self._gone, self._last[0] if self._last else self._through)
-
-
-@dataclass(slots=True)
-class _Flew:
-    """What of a lane flies while its file is replaced, and so comes first in the new one.
-
-    Attributes:
-        entries: the entries; of a lane that is not durable those that were on disk.
-        behind, through: the rows of the old file between which its backlog lies.
-        rows: where they are in the new file.
-    """
-
-    entries: list[Entry] = field(default_factory=list)
-    behind: int = 0
-    through: float = math.inf
-    rows: list[int] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, lane: Lane, *, known: bool) -> Self:
-        """Return it; what lies in a file that was never read is not known."""
-        entries = [entry for entry in lane.flying if lane.durable or entry.row is not None]
-        if not known or lane.left_to:
-            return cls(entries)
-        return cls(entries, lane.backlog_from, lane.backlog_to)
 
 
 def lock(folder: Path) -> int:
@@ -396,47 +369,3 @@ def lock(folder: Path) -> int:
         os.close(descriptor)
         raise StoreError(Fault.UNUSABLE, f"another agent uses {folder}") from None
     return descriptor
-
-
-def _renew(
-    path: Path, connect: store.Connect, flew: Mapping[str, _Flew]
-) -> tuple[Path | None, Store, int, dict[str, int]]:
-    """Set a file aside and make a new one of what flies and what can be read of the backlog; blocks.
-
-    Returns:
-        the old file's new name, None where it was gone; the new file, how many records it has of the old, and how many of which lane
-        were in the old that it has not, where nobody had read yet what was in it.
-
-    Raises:
-        StoreError: it cannot be renamed, or the new one cannot be made; then it is where it was.
-    """
-    aside = store.set_aside(path)
-    try:
-        opened = Store(path, connect)
-        try:
-            return aside, opened, *_refill(opened, aside, flew)
-        except StoreError:
-            opened.close()
-            raise
-    except StoreError:
-        if aside is not None:
-            store.put_back(aside, path)
-        raise
-
-
-def _refill(opened: Store, aside: Path | None, flew: Mapping[str, _Flew]) -> tuple[int, dict[str, int]]:
-    """Put into a new file what belongs there; return how many records could be read of the old, and how many could not, as `_renew`."""
-    opened.commit([store.insert(lane, first.entries, first.rows) for lane, first in flew.items()])
-    kept = dict.fromkeys(flew, 0)
-    lost = {}
-    if aside is not None:
-        opened.commit([store.keep(Note(name, value)) for name, value in store.salvage_notes(aside).items()])
-        for lane, entries in store.salvage(aside, list(flew)):
-            behind, through = flew[lane].behind, flew[lane].through
-            waiting = [entry for entry in entries if behind < (entry.row or 0) <= through]
-            kept[lane] += len(waiting)
-            opened.commit([store.insert(lane, waiting, [])])
-        unread = [lane for lane, first in flew.items() if first.through == math.inf]
-        lost = {lane: max(0, store.listed(aside, lane) - kept[lane]) for lane in unread}
-    opened.refresh()
-    return sum(kept.values()), lost

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from agent.delivery.drops import TELLING, Drop, Losses
-from agent.delivery.entry import Entry, size_of
-from agent.delivery.store import Contents
+from agent.delivery.entry import Contents, Entry, size_of
 
 SAVE_ENTRIES = 20_000
 """Entries in one transaction: some 0.2 s, so that a reading never waits long behind it; and all that a busy loop may take in at once."""

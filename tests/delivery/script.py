@@ -132,7 +132,7 @@ def deliver(
     def tell(loss: Loss) -> None:
         made.put(stamp(Record("qemu.agent.lost", agent, loss.data(), START_NS, loss.lane, Severity.ERROR)))
 
-    made = Delivery(sink, DeliveryTerms(memory, folder, disk, disk), tell)
+    made = Delivery(sink, DeliveryTerms(memory, folder, disk, disk, disk), tell)
     if connect is not None and made.journal is not None:
         made.journal._connect = connect
     return made

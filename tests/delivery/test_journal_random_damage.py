@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from agent.delivery.entry import Entry
 from agent.delivery.journal import FILE
-from agent.delivery.store import Store, delete, insert
+from agent.delivery.rows import delete, insert
+from agent.delivery.store import Store
 from agent.journal_tool import set_aside
 from tests.delivery.script import EVENT, SAMPLE, Script, Source, deliver, is_journaled, once, running, soon
 

@@ -84,8 +84,8 @@ class Record:
     """One thing that was seen.
 
     Attributes:
-        type: `qemu.event.<name>`, `qemu.sample.<family>`, `qemu.alert.<name>`, `qemu.vm.<change>` or
-            `qemu.agent.<change>`.
+        type: `qemu.event.<name>`, `qemu.sample.<family>`, `qemu.alert.<name>`, `qemu.vm.<change>`,
+            `qemu.migration.ended` or `qemu.agent.<change>`.
         vm: whom it is about.
         data: flat; field names and units are those of the metrics.
         time_ns: nanoseconds since the epoch: QEMU's own time for an event, the instant before the question for a sample.

@@ -5,7 +5,7 @@ from typing import Any
 from agent.alerts.guard import Learnt
 from agent.alerts.rules import RULES
 from agent.catalogue.events import ROWS, Category
-from agent.catalogue.metrics import BLOCK_SPACE, FAMILIES
+from agent.catalogue.metrics import BLOCK_SPACE, FAMILIES, NOTICES
 from agent.catalogue.model import Family, Field, Kind
 from agent.config import Config
 from agent.delivery.drops import Drop
@@ -33,6 +33,7 @@ def record_schema() -> dict[str, Any]:
     """Return the schema of a record: CloudEvents' attributes and ours, and by type what its data holds."""
     known = {f"qemu.event.{row.name.lower()}" for row in ROWS}
     bodies = {f"qemu.sample.{family.name}": _sample(family) for family in FAMILIES if family is not BLOCK_SPACE}
+    bodies |= {f"qemu.{family.name}": _sample(family) for family in NOTICES}
     bodies |= {
         f"qemu.vm.{change}": _body(change_fields, required=needed)
         for change, (change_fields, needed) in _CHANGES.items()

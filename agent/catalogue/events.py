@@ -110,6 +110,8 @@ _MEM, _DEV, _NET, _DSP = Category.MEMORY, Category.DEVICE, Category.NETWORK, Cat
 _RS = ("runstate",)
 _MS = ("migration", "runstate")
 _BN = ("block", "nodes")
+_JB = ("jobs",)
+_BJ = ("block", "nodes", "jobs")
 
 ROWS = (
     EventRow(
@@ -184,13 +186,14 @@ ROWS = (
         _by("status", {"aborting": WARNING}, DEBUG),
         "A job changed state.",
         ("id",),
+        _JB,
         since="3.0",
     ),
-    EventRow("BLOCK_JOB_COMPLETED", _JOB, _failed, "A block job ended; `error` says if badly.", ("device",), _BN),
-    EventRow("BLOCK_JOB_CANCELLED", _JOB, WARNING, "A block job was cancelled.", ("device",), _BN),
-    EventRow("BLOCK_JOB_ERROR", _JOB, ERROR, "A block job met an I/O error.", ("device",)),
-    EventRow("BLOCK_JOB_READY", _JOB, INFO, "A block job is ready to be completed.", ("device",)),
-    EventRow("BLOCK_JOB_PENDING", _JOB, INFO, "A block job waits to be finalized.", ("id",), since="2.12"),
+    EventRow("BLOCK_JOB_COMPLETED", _JOB, _failed, "A block job ended; `error` says if badly.", ("device",), _BJ),
+    EventRow("BLOCK_JOB_CANCELLED", _JOB, WARNING, "A block job was cancelled.", ("device",), _BJ),
+    EventRow("BLOCK_JOB_ERROR", _JOB, ERROR, "A block job met an I/O error.", ("device",), _JB),
+    EventRow("BLOCK_JOB_READY", _JOB, INFO, "A block job is ready to be completed.", ("device",), _JB),
+    EventRow("BLOCK_JOB_PENDING", _JOB, INFO, "A block job waits to be finalized.", ("id",), _JB, since="2.12"),
     EventRow(
         "MIGRATION",
         _MIG,

@@ -4,13 +4,14 @@ To add one: write its file with a `COLLECTOR`, add its fields to catalogue/metri
 deadline, the isolation of its failures and its own metrics are given by the framework (agent/vm).
 """
 
-from agent.collectors import balloon, block, guest_memory, migration, nodes, runstate
+from agent.collectors import balloon, block, guest_memory, jobs, migration, nodes, runstate
 from agent.collectors.base import Collector, Facts, Intervals
 
 ALL: tuple[Collector, ...] = (
     runstate.COLLECTOR,
     block.COLLECTOR,
     nodes.COLLECTOR,
+    jobs.COLLECTOR,
     migration.COLLECTOR,
     balloon.COLLECTOR,
     guest_memory.COLLECTOR,

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from agent.catalogue.model import Family, Sample
 from agent.qmp.commands import Ask
 from agent.qmp.errors import AnswerError, CommandError
+from agent.record import Severity
 
 Answers = Sequence[Any]
 """QEMU's answers, one for each question, in order; a CommandError where QEMU refused."""
@@ -31,12 +32,18 @@ class Facts:
         guest_stats_seconds: how often its balloon driver is asked for statistics; 0 is never.
         migration_events: whether its MIGRATION events are on, so that nobody need ask.
         version: its QEMU's major and minor version, for what cannot be found out by trying.
+        commands: the names of the commands that its QEMU has; empty where it would not say.
     """
 
     balloon: str | None = None
     guest_stats_seconds: int = 0
     migration_events: bool = False
     version: tuple[int, int] = (0, 0)
+    commands: frozenset[str] = frozenset()
+
+    def has(self, command: str) -> bool:
+        """Return whether its QEMU has a command; where nobody knows, it is worth a try."""
+        return not self.commands or command in self.commands
 
 
 T = TypeVar("T")
@@ -56,6 +63,40 @@ def expect(answer: Any, kind: type[T]) -> T:
     raise AnswerError(f"expected {kind.__name__}, got {type(answer).__name__}")
 
 
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """What one round of questions said.
+
+    Attributes:
+        samples: all of them.
+        time_ns: the instant before the questions, nanoseconds since the epoch.
+        at: the same instant in seconds on the monotonic clock, for what took how long.
+    """
+
+    samples: Sequence[Sample] = ()
+    time_ns: int = 0
+    at: float = 0.0
+
+    def of(self, sample: Sample) -> Sample | None:
+        """Return what it said of a sample's subject."""
+        return next((s for s in self.samples if s.family is sample.family and s.labels == sample.labels), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What two polls together say has come to pass: a record of its own, for it is told once and never polled again.
+
+    Attributes:
+        family: whose fields it has; its record's type is `qemu.<the family's name>`.
+        values: the fields.
+        severity: how much it asks for attention.
+    """
+
+    family: Family
+    values: Mapping[str, Any]
+    severity: Severity = Severity.INFO
+
+
 def _events_only(_samples: Sequence[Sample], _facts: Facts, _intervals: Intervals) -> float | None:
     return None
 
@@ -72,6 +113,8 @@ class Collector:
         again: seconds until it has to ask again although no event said so, given the samples just made; None is at the next resync.
         shape: what in the samples, when it is not as it was, makes `reshapes` be asked again, since no event tells of it.
         reshapes: the names of those collectors.
+        follow: adds to a poll's samples what only two polls together say, such as a rate; the first poll is empty at each attach.
+        notices: what two polls together say has come to pass.
         from_event: events that carry an answer themselves, and how to read it.
     """
 
@@ -82,4 +125,10 @@ class Collector:
     again: Callable[[Sequence[Sample], Facts, Intervals], float | None] = _events_only
     shape: Callable[[Sequence[Sample]], object] = lambda _samples: None
     reshapes: tuple[str, ...] = ()
+    follow: Callable[[Poll, Poll], Sequence[Sample]] = lambda _before, now: now.samples
+    notices: Callable[[Poll, Poll], Iterable[Notice]] = lambda _before, _now: ()
     from_event: Mapping[str, Callable[[Mapping[str, Any]], Iterable[Sample]]] = field(default_factory=dict)
+
+    def lacks(self, facts: Facts) -> str:
+        """Return a command that it needs and this QEMU does not have, or empty."""
+        return next((ask.command for ask in self.asks(facts) if not facts.has(ask.command)), "")

@@ -1,11 +1,13 @@
 """Migration: asked when MIGRATION events say so, each second while one runs, and on a timer only where those events are off."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from agent.catalogue.metrics import MIGRATION
-from agent.catalogue.model import Reader, Sample
-from agent.collectors.base import Answers, Collector, Facts, Intervals, expect
+from agent.catalogue.metrics import MIGRATION, MIGRATION_ENDED
+from agent.catalogue.model import Reader, Sample, Values
+from agent.collectors.base import Answers, Collector, Facts, Intervals, Notice, Poll, expect
 from agent.qmp.commands import Ask
+from agent.record import Severity
 
 _read = Reader(MIGRATION)
 
@@ -13,14 +15,82 @@ ENDED = frozenset({"none", "completed", "failed", "cancelled"})
 """States in which nothing moves. Any other, one from a future QEMU too, is worth looking at each second."""
 
 
+def _moves(values: Mapping[str, Any]) -> bool:
+    """Return whether a migration is under way.
+
+    One that is said to be completed and took no time has its figures yet to be made: QEMU's migration thread sets the state first.
+    """
+    return values["status"] not in ENDED or (values["status"] == "completed" and values.get("elapsed_seconds") == 0)
+
+
+_SEVERITIES = {"completed": Severity.INFO, "cancelled": Severity.WARNING, "failed": Severity.ERROR}
+
+
 def _collect(answers: Answers) -> Iterable[Sample]:
-    return (Sample(MIGRATION, (), {"status": "none"} | _read(expect(answers[0], dict))),)
+    values = {"status": "none"} | _read(expect(answers[0], dict))
+    return (Sample(MIGRATION, (), values | _left(values)),)
+
+
+def _left(values: Values) -> Values:
+    """Return how long the RAM that remains takes, where the guest does not dirty it as fast as it is sent."""
+    dirtied = values.get("ram_dirty_pages_per_second", 0) * values.get("ram_page_bytes", 4096)
+    speed = values.get("throughput_bytes_per_second", 0) - dirtied
+    if not _moves(values) or speed <= 0 or "ram_remaining_bytes" not in values:
+        return {}
+    return {"left_seconds": values["ram_remaining_bytes"] / speed}
 
 
 def _again(samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:
-    if any(sample.values["status"] not in ENDED for sample in samples):
+    if any(_moves(sample.values) for sample in samples):
         return intervals.migration
     return None if facts.migration_events else intervals.poll
 
 
-COLLECTOR = Collector("migration", (MIGRATION,), lambda _facts: (Ask("query-migrate"),), _collect, _again)
+def _notices(before: Poll, now: Poll) -> Iterable[Notice]:
+    """Tell of a migration's end once: where it is seen to end, and where one began and ended between two polls."""
+    for was, now_is in zip((s.values for s in before.samples), (s.values for s in now.samples), strict=False):
+        outcome = now_is["status"]
+        if outcome not in _SEVERITIES or _moves(now_is):
+            continue
+        seen = _moves(was)
+        if seen or _told(was) != _told(now_is):
+            yield Notice(MIGRATION_ENDED, _summary((was if seen else {}) | now_is), _SEVERITIES[outcome])
+
+
+def _told(values: Mapping[str, Any]) -> list[Any]:
+    """Return what is never the same for two migrations that ended."""
+    return [
+        values.get(key)
+        for key in ("status", "elapsed_seconds", "setup_seconds", "ram_transferred_bytes_total", "error")
+    ]
+
+
+_AS_THEY_ARE = ("elapsed_seconds", "downtime_seconds", "setup_seconds", "ram_bytes", "cpu_throttle_ratio", "error")
+_COUNTED = {"passes": "passes_total", "postcopy_requests": "postcopy_requests_total"}
+_SENT = ("ram_transferred_bytes_total", "disk_transferred_bytes_total", "vfio_transferred_bytes_total")
+
+
+def _summary(last: Mapping[str, Any]) -> Values:
+    """Return what there is to say of a migration, given the last figures of it."""
+    source = "ram_transferred_bytes_total" in last
+    told: Values = {
+        "outcome": last["status"],
+        "role": "source" if source or "elapsed_seconds" in last else "destination",
+    }
+    told |= {key: last[key] for key in _AS_THEY_ARE if key in last}
+    told |= {name: last[key] for name, key in _COUNTED.items() if key in last}
+    if source:
+        told["transferred_bytes"] = sum(last.get(key, 0) for key in _SENT)
+        if last.get("elapsed_seconds", 0) > 0:
+            told["throughput_bytes_per_second"] = told["transferred_bytes"] / last["elapsed_seconds"]
+    return told
+
+
+COLLECTOR = Collector(
+    "migration",
+    (MIGRATION,),
+    lambda _facts: (Ask("query-migrate"),),
+    _collect,
+    _again,
+    notices=_notices,
+)

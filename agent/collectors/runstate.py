@@ -1,10 +1,10 @@
-"""Whether the guest runs. Asked at attach and when STOP, RESUME and their kin say that it changed."""
+"""Whether the guest runs, and since when. Asked at attach and when STOP, RESUME and their kin say that it changed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from agent.catalogue.metrics import RUNSTATE
 from agent.catalogue.model import Reader, Sample
-from agent.collectors.base import Answers, Collector, expect
+from agent.collectors.base import Answers, Collector, Poll, expect
 from agent.qmp.commands import Ask
 
 _read = Reader(RUNSTATE)
@@ -14,4 +14,19 @@ def _collect(answers: Answers) -> Iterable[Sample]:
     return (Sample(RUNSTATE, (), _read(expect(answers[0], dict))),)
 
 
-COLLECTOR = Collector("runstate", (RUNSTATE,), lambda _facts: (Ask("query-status"),), _collect)
+def _follow(before: Poll, now: Poll) -> Sequence[Sample]:
+    return [
+        Sample(s.family, s.labels, s.values | {"since_timestamp_seconds": _since(before.of(s), s, now)})
+        for s in now.samples
+    ]
+
+
+def _since(before: Sample | None, sample: Sample, now: Poll) -> float:
+    """Return since when: the poll that follows an event at once is as near to the change as QEMU's own words are."""
+    if before is not None and before.values.get("status") == sample.values.get("status"):
+        since: float = before.values["since_timestamp_seconds"]
+        return since
+    return now.time_ns / 1e9
+
+
+COLLECTOR = Collector("runstate", (RUNSTATE,), lambda _facts: (Ask("query-status"),), _collect, follow=_follow)

@@ -20,7 +20,10 @@ from agent.qmp.errors import CommandRefusedError
 READS = frozenset(
     {
         "query-balloon",
+        "query-block-jobs",
         "query-blockstats",
+        "query-commands",
+        "query-jobs",
         "query-migrate",
         "query-migrate-capabilities",
         "query-name",

@@ -19,6 +19,9 @@ WHO = (Ask("query-uuid"), Ask("query-name"))
 _ROOMS = ("/machine/peripheral", "/machine/peripheral-anon")
 WHAT = (Ask("query-migrate-capabilities"), *(Ask("qom-list", {"path": room}) for room in _ROOMS))
 
+COMMANDS = Ask("query-commands")
+"""What a QEMU understands; the same for all VMs of one build, so asked of one of them."""
+
 TURN_ON_MIGRATION_EVENTS = Ask("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
 
 _INTERVAL = "guest-stats-polling-interval"
@@ -93,8 +96,17 @@ def interval(answer: Any) -> int:
     return answer if type(answer) is int and 0 < answer < 1 << 31 else 0
 
 
-def facts(answers: Sequence[Any], greeting: Greeting) -> Facts:
-    """Return what the answers to WHAT, and the greeting, tell of the VM."""
+def commands(answer: Any) -> frozenset[str]:
+    """Return the names that `COMMANDS` was answered with; none where QEMU would not say."""
+    told = answer if isinstance(answer, list) else ()
+    return frozenset(c["name"] for c in told if isinstance(c, dict) and isinstance(c.get("name"), str))
+
+
+def facts(answers: Sequence[Any], greeting: Greeting, commands: frozenset[str] = frozenset()) -> Facts:
+    """Return what the answers to WHAT, the greeting and the build's commands tell of the VM."""
     return Facts(
-        balloon=balloon_path(answers), migration_events=migration_events(answers), version=greeting.version[:2]
+        balloon=balloon_path(answers),
+        migration_events=migration_events(answers),
+        version=greeting.version[:2],
+        commands=commands,
     )

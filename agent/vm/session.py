@@ -13,11 +13,12 @@ from random import random
 from agent.catalogue.events import row_of
 from agent.catalogue.model import Sample
 from agent.collectors import Collector, Facts
+from agent.collectors.base import Poll
 from agent.monitors import Link
 from agent.qmp.client import Answer
 from agent.qmp.commands import Ask, Change
 from agent.qmp.errors import CommandError, CommandRefusedError, QmpError, StalledError
-from agent.qmp.protocol import Event
+from agent.qmp.protocol import Event, Greeting
 from agent.record import Record, Vm, clean
 from agent.vm import identity
 from agent.vm.schedule import Schedule
@@ -36,6 +37,9 @@ MAX_ASKS = 7
 
 RESYNC_SECONDS = 10.0
 """The longest wait for a resync that is wanted."""
+
+MAX_BUILDS = 64
+"""Builds of QEMU whose commands are remembered; a host has a few."""
 
 _DISCOVER = "discover"
 
@@ -58,6 +62,7 @@ class Session:
         self._phase = 0.1 + 0.9 * random()  # noqa: S311 - spreads the polls of many VMs over the interval
         self._phased: set[str] = set()
         self._shapes: dict[str, object] = {}
+        self._polls: dict[str, Poll] = {}
         self._collectors = {collector.name: collector for collector in terms.collectors}
         self._carriers = {event: collector for collector in terms.collectors for event in collector.from_event}
 
@@ -152,7 +157,7 @@ class Session:
         """Learn what the VM has, make the changes that the operator asked for, and have everything asked anew."""
         answers = await self._patiently(client, identity.WHAT)
         assert client.greeting is not None
-        facts = identity.facts(answers, client.greeting)
+        facts = identity.facts(answers, client.greeting, await self._commands(client, client.greeting))
         if facts.balloon is not None:
             facts = dataclasses.replace(facts, guest_stats_seconds=await self._guest_stats(client, facts.balloon))
         if not facts.migration_events and Change.MIGRATION_EVENTS in self._terms.changes:
@@ -162,9 +167,29 @@ class Session:
             facts = dataclasses.replace(facts, migration_events=done)
         self._facts = facts
         now = time.monotonic()
-        for name in self._collectors:
-            self._schedule.plan(name, now)
+        for name, collector in list(self._collectors.items()):
+            if collector.lacks(facts):
+                self._off(name)
+                self._out.collected(name, Outcome.UNSUPPORTED, 0.0)
+            else:
+                self._schedule.plan(name, now)
         self._schedule.plan(_DISCOVER, now + self._terms.intervals.resync * (0.9 + 0.2 * self._phase))
+
+    async def _commands(self, client: Link, greeting: Greeting) -> frozenset[str]:
+        """Return what this QEMU understands, asked once for each build that was ever met."""
+        build = identity.build(greeting)
+        known = self._terms.commands
+        if build not in known:
+            (answer,) = await self._patiently(client, (identity.COMMANDS,))
+            if len(known) >= MAX_BUILDS:
+                known.clear()
+            known[build] = identity.commands(answer)
+        return known[build]
+
+    def _off(self, name: str) -> None:
+        """Ask this no more on this connection: its QEMU lacks a command, and will not get it while it lives."""
+        del self._collectors[name]
+        self._schedule.drop(name)
 
     async def _guest_stats(self, client: Link, balloon: str) -> int:
         """Return how often the guest is asked for its statistics, having set it where nobody has and the operator wants it."""
@@ -193,7 +218,7 @@ class Session:
             seconds = time.monotonic() - start
             for collector, asks in batch:
                 mine, answers = answers[: len(asks)], answers[len(asks) :]
-                samples, outcome = self._collect(collector, mine)
+                samples, outcome = self._collect(vm, collector, mine, Poll((), time_ns, start))
                 self._out.collected(collector.name, outcome, seconds)
                 if outcome is Outcome.OK:
                     self._out.samples(vm, collector.families, samples, time_ns)
@@ -227,16 +252,27 @@ class Session:
                 commander.ordered(vm, disk, done=done)
         self._schedule.demand(self._wants(vm), time.monotonic())
 
-    def _collect(self, collector: Collector, answers: Sequence[Answer]) -> tuple[Sequence[Sample], Outcome]:
+    def _collect(
+        self, vm: Vm, collector: Collector, answers: Sequence[Answer], poll: Poll
+    ) -> tuple[Sequence[Sample], Outcome]:
         if any(isinstance(a, CommandError) and a.error_class == "CommandNotFound" for a in answers):
-            del self._collectors[collector.name]  # this QEMU has no such command, and will not get it while it lives
+            self._off(collector.name)
             return (), Outcome.UNSUPPORTED
         try:
-            return tuple(collector.collect(answers)), Outcome.OK
+            poll = dataclasses.replace(poll, samples=tuple(collector.collect(answers)))
+            before = self._polls.get(collector.name, Poll())
+            poll = self._polls[collector.name] = dataclasses.replace(
+                poll, samples=tuple(collector.follow(before, poll))
+            )
+            for notice in collector.notices(before, poll):
+                kind, values = f"qemu.{notice.family.name}", dict(notice.values)
+                self._out.record(Record(kind, vm, values, time.time_ns(), severity=notice.severity))
         except QmpError as error:
             _log.debug("%s: %s: %s", self._vm, collector.name, error)
         except Exception:  # noqa: BLE001 - one collector's bug, met by what one VM said
             _log.exception("%s could not read an answer", collector.name)
+        else:
+            return poll.samples, Outcome.OK
         return (), Outcome.FAILED
 
     def _compare(self, collector: Collector, samples: Sequence[Sample]) -> None:
@@ -249,7 +285,6 @@ class Session:
     def _plan(self, collector: Collector, samples: Sequence[Sample], start: float) -> None:
         name = collector.name
         if name not in self._collectors:
-            self._schedule.drop(name)
             return
         wait = collector.again(samples, self._facts, self._terms.intervals)
         if wait is None:

@@ -111,6 +111,7 @@ class Terms:
         guest_stats_seconds: the guest statistics interval to set where nobody has set one; only with GUEST_STATS_INTERVAL.
         collectors: what to ask.
         commander: who has thresholds set; None has none.
+        commands: what each build of QEMU that was met understands; sessions fill it.
     """
 
     host: str
@@ -123,10 +124,11 @@ class Terms:
     guest_stats_seconds: int = 10
     collectors: Sequence[Collector] = ALL
     commander: Commander | None = None
+    commands: dict[Build, frozenset[str]] = field(default_factory=dict)
 
     def renew(self, other: "Terms") -> None:
-        """Take what other terms say, but for the collectors, which a session takes when it begins."""
+        """Take what other terms say, but for the collectors, which a session takes when it begins, and what was learnt of builds."""
         self.allow.allow(other.changes)
         for one in fields(self):
-            if one.name not in ("allow", "collectors"):
+            if one.name not in ("allow", "collectors", "commands"):
                 setattr(self, one.name, getattr(other, one.name))

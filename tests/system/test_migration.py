@@ -116,6 +116,12 @@ async def assert_final(ends: Ends, final: dict[str, Any]) -> Record:
     assert told["ram_transferred_bytes_total"] == final["ram"]["transferred"]
     assert told["ram_bytes"] == final["ram"]["total"]
     assert told["ram_remaining_bytes"] == 0
+    ended = (await ends.agent.record("migration.ended", vm=ends.source.name))["data"]
+    assert (ended["outcome"], ended["role"]) == ("completed", "source")
+    assert ended["elapsed_seconds"] == told["elapsed_seconds"]
+    assert ended["transferred_bytes"] == told["ram_transferred_bytes_total"]
+    await ends.agent.record("migration.ended", vm=ends.destination.name, outcome="completed", role="destination")
+    assert len([*ends.agent.found("migration.ended")]) == 2
     return last
 
 

@@ -51,7 +51,7 @@ def test_replies_make_the_samples_that_the_golden_file_says(name: str) -> None:
 # --- Answers that make no sense ---
 
 
-@pytest.mark.parametrize("name", ["block", "nodes", "migration", "runstate"])
+@pytest.mark.parametrize("name", ["block", "nodes", "jobs", "migration", "runstate"])
 @pytest.mark.parametrize("wrong", [None, 5, 1.5, "x", True])
 def test_an_answer_of_a_wrong_type_fails(name: str, wrong: Any) -> None:
     with pytest.raises(AnswerError, match="expected"):
@@ -60,7 +60,7 @@ def test_an_answer_of_a_wrong_type_fails(name: str, wrong: Any) -> None:
         collect("nodes", [], wrong)
 
 
-@pytest.mark.parametrize("name", ["block", "nodes", "migration", "runstate"])
+@pytest.mark.parametrize("name", ["block", "nodes", "jobs", "migration", "runstate"])
 def test_an_error_fails_with_qemus_own_words(name: str) -> None:
     with pytest.raises(CommandError, match="GenericError: no"):
         collect(name, CommandError("GenericError", "no"))
@@ -240,10 +240,10 @@ def test_only_disks_are_asked_for_by_the_clock_alone() -> None:
 @pytest.mark.parametrize(
     ("facts", "asked"),
     [
-        (Facts(), {"runstate", "block", "nodes", "migration"}),
-        (Facts("/b"), {"runstate", "block", "nodes", "migration", "balloon"}),
+        (Facts(), {"runstate", "block", "nodes", "jobs", "migration"}),
+        (Facts("/b"), {"runstate", "block", "nodes", "jobs", "migration", "balloon"}),
         (Facts("/b", 5), set(BY_NAME)),
-        (Facts(None, 5), {"runstate", "block", "nodes", "migration"}),
+        (Facts(None, 5), {"runstate", "block", "nodes", "jobs", "migration"}),
     ],
 )
 def test_only_what_a_vm_has_is_asked_for(facts: Facts, asked: set[str]) -> None:

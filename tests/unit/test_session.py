@@ -63,9 +63,11 @@ async def test_at_attach_everything_is_asked_once(fake: FakeQemu) -> None:
             "query-migrate-capabilities",
             "qom-list",
             "qom-list",
+            "query-commands",
             "qom-get",
         ],
-        *["query-status", "query-blockstats", "query-named-block-nodes", "query-blockstats", "query-migrate"],
+        *["query-status", "query-blockstats", "query-named-block-nodes", "query-blockstats"],
+        *["query-block-jobs", "query-jobs", "query-migrate"],
         *["query-balloon", "qom-get"],
     ]
     assert {name: notes.outcomes(name) for name in (collector.name for collector in ALL)} == {
@@ -92,7 +94,11 @@ async def test_an_event_has_what_it_made_untrue_asked_at_once(fake: FakeQemu) ->
         fake.emit("STOP")
         await notes.polled(1, "runstate")
     samples = [samples for _, _, samples, _ in notes.all("samples") if samples and samples[0].family is RUNSTATE]
-    assert samples[-1][0].values == {"status": "paused", "running": False}
+    assert samples[-1][0].values | {"since_timestamp_seconds": 0} == {
+        "status": "paused",
+        "running": False,
+        "since_timestamp_seconds": 0,
+    }
     assert executed(fake)[-1] == "query-status"
 
 
@@ -140,6 +146,34 @@ async def test_a_command_that_is_not_there_is_not_asked_again_on_this_connection
         fake.drop()
         await notes.polled(3)
     assert fake.count("query-migrate") == 2  # another connection may be another QEMU
+
+
+async def test_what_a_qemu_understands_is_asked_once_for_its_build_and_what_it_lacks_is_never_asked(
+    fake: FakeQemu,
+) -> None:
+    notes = Notes()
+    fake.replies["query-commands"] = [
+        {"name": name} for name in ("query-blockstats", "query-block-jobs", "query-status")
+    ]
+    async with watching(notes, fake.path):
+        await notes.polled(2)
+        fake.drop()
+        await notes.polled(2)
+    assert fake.count("query-commands") == 1
+    assert fake.count("query-block-jobs") == 2  # it does without query-jobs, which came later
+    assert not {"query-jobs", "query-migrate", "query-named-block-nodes"} & set(executed(fake))
+    assert set(notes.outcomes("migration")) == set(notes.outcomes("nodes")) == {Outcome.UNSUPPORTED}
+    assert len(notes.outcomes("migration")) == 2
+    assert set(notes.outcomes("jobs")) == {Outcome.OK}
+
+
+@pytest.mark.parametrize("answer", [FakeError(), [], [5, {"name": 5}], {"name": "x"}])
+async def test_a_qemu_that_does_not_say_what_it_understands_is_tried(fake: FakeQemu, answer: Any) -> None:
+    notes = Notes()
+    fake.replies["query-commands"] = answer
+    async with watching(notes, fake.path):
+        await notes.polled(1)
+    assert {"query-jobs", "query-migrate"} <= set(executed(fake))
 
 
 async def test_without_a_balloon_nothing_of_it_is_asked(fake: FakeQemu) -> None:

@@ -5,8 +5,9 @@ those of QEMU's qapi/, 2.6 to 11.1; a field younger than 2.6 says so in its help
 """
 
 from agent.catalogue.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_LAYER, BLOCK_SPACE
+from agent.catalogue.metrics.jobs import JOB
 from agent.catalogue.metrics.memory import BALLOON, GUEST_MEMORY
-from agent.catalogue.metrics.migration import MIGRATION
+from agent.catalogue.metrics.migration import MIGRATION, MIGRATION_ENDED
 from agent.catalogue.metrics.runstate import RUNSTATE
 
 FAMILIES = (
@@ -14,11 +15,15 @@ FAMILIES = (
     BLOCK_BACKING,
     BLOCK_LAYER,
     BLOCK_SPACE,
+    JOB,
     MIGRATION,
     BALLOON,
     GUEST_MEMORY,
     RUNSTATE,
 )
+
+NOTICES = (MIGRATION_ENDED,)
+"""What comes to pass once: records `qemu.<name>` with no series."""
 
 __all__ = [
     "BALLOON",
@@ -28,6 +33,9 @@ __all__ = [
     "BLOCK_SPACE",
     "FAMILIES",
     "GUEST_MEMORY",
+    "JOB",
     "MIGRATION",
+    "MIGRATION_ENDED",
+    "NOTICES",
     "RUNSTATE",
 ]

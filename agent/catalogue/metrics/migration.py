@@ -48,6 +48,19 @@ MIGRATION = Family(
         Field("disk.transferred", "disk_transferred_bytes_total", COUNTER, "Bytes of disk sent (QEMU before 9.1)."),
         Field("disk.remaining", "disk_remaining_bytes", GAUGE, "Bytes of disk still to send (QEMU before 9.1)."),
         Field("disk.total", "disk_bytes", GAUGE, "Bytes of disk to migrate (QEMU before 9.1)."),
+        Field("compression.pages", "compressed_pages_total", COUNTER, "Pages sent compressed (QEMU before 9.1)."),
+        Field(
+            "compression.compressed-size",
+            "compressed_bytes_total",
+            COUNTER,
+            "Bytes that those took once compressed (QEMU before 9.1).",
+        ),
+        Field(
+            "compression.busy",
+            "compression_busy_total",
+            COUNTER,
+            "Pages sent as they are, since no thread was free to compress them (QEMU before 9.1).",
+        ),
         Field("vfio.transferred", "vfio_transferred_bytes_total", COUNTER, "Bytes of VFIO device state sent."),
         Field("xbzrle-cache.cache-size", "xbzrle_cache_bytes", GAUGE, "Size of the XBZRLE cache."),
         Field("xbzrle-cache.bytes", "xbzrle_bytes_total", COUNTER, "Bytes sent XBZRLE-encoded."),
@@ -105,9 +118,58 @@ MIGRATION = Family(
             "Average latency of a postcopy fault (QEMU 10.1, unstable).",
             NS,
         ),
+        Field(
+            "postcopy-non-vcpu-latency",
+            "postcopy_other_latency_seconds",
+            GAUGE,
+            "Average latency of a postcopy fault of none of the vCPUs (QEMU 10.1, unstable).",
+            NS,
+        ),
+        Field(
+            "postcopy-latency-dist",
+            "postcopy_latency_counts",
+            DETAIL,
+            "Postcopy faults by latency, each slot twice as long as the one before, from 1 us (QEMU 10.1, unstable).",
+        ),
+        Field(
+            "postcopy-vcpu-latency",
+            "postcopy_vcpu_latency_nanoseconds",
+            DETAIL,
+            "Average latency of each vCPU's postcopy faults (QEMU 10.1, unstable).",
+        ),
+        Field(
+            "left",
+            "left_seconds",
+            GAUGE,
+            "How long the RAM that remains takes at this speed, less what the guest dirties; absent while that is as fast.",
+        ),
         Field("error-desc", "error", TEXT, "Why it failed, in QEMU's words."),
         Field("blocked-reasons", "blocked_reasons", DETAIL, "Why this VM cannot be migrated (QEMU 6.0)."),
         Field("socket-address", "socket_addresses", DETAIL, "Where the destination listens."),
     ),
     on_change=True,
 )
+
+MIGRATION_ENDED = Family(
+    "migration.ended",
+    "query-migrate",
+    "A migration came to its end. Where QEMU's last answer lacks a figure, as it does after a failure, the one before has it.",
+    (),
+    (
+        Field("outcome", "outcome", TEXT, "`completed`, `failed` or `cancelled`."),
+        Field("role", "role", TEXT, "`source`, or `destination`, of which QEMU tells no figures."),
+        Field("elapsed_seconds", "elapsed_seconds", GAUGE, "How long it took."),
+        Field("downtime_seconds", "downtime_seconds", GAUGE, "How long the guest was stopped for it."),
+        Field("setup_seconds", "setup_seconds", GAUGE, "How long it took until the first byte."),
+        Field("transferred_bytes", "transferred_bytes", GAUGE, "Bytes of RAM, disk and VFIO device state sent."),
+        Field("ram_bytes", "ram_bytes", GAUGE, "Bytes of RAM the VM has."),
+        Field("passes", "passes", GAUGE, "Passes over the RAM."),
+        Field(
+            "throughput_bytes_per_second", "throughput_bytes_per_second", GAUGE, "What was sent, by how long it took."
+        ),
+        Field("postcopy_requests", "postcopy_requests", GAUGE, "Pages the destination asked for in postcopy."),
+        Field("cpu_throttle_ratio", "cpu_throttle_ratio", GAUGE, "How much the vCPUs were slowed when last seen."),
+        Field("error", "error", TEXT, "Why it failed, in QEMU's words."),
+    ),
+)
+"""A record of its own, `qemu.migration.ended`; it has no series."""

@@ -3,6 +3,7 @@
 from agent.catalogue.model import Family, Field, Kind
 
 FLAG = Kind.FLAG
+GAUGE = Kind.GAUGE
 STATE = Kind.STATE
 
 RUNSTATE = Family(
@@ -13,6 +14,12 @@ RUNSTATE = Family(
     (
         Field("status", "status", STATE, "QEMU's RunState: running, paused, io-error, guest-panicked, inmigrate, ..."),
         Field("running", "running", FLAG, "Whether the vCPUs run."),
+        Field(
+            "since",
+            "since_timestamp_seconds",
+            GAUGE,
+            "Since when the agent has seen it so; at attach it may have been so for longer.",
+        ),
     ),
     on_change=True,
 )

@@ -1,0 +1,80 @@
+"""Jobs: asked for at attach and when an event tells of one, each second while one runs, and never else.
+
+query-block-jobs tells of limits, pauses and I/O errors, query-jobs (QEMU 3.0) of jobs that have no block device too. A job's progress is
+followed from poll to poll, for QEMU gives no rate.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from agent.catalogue.metrics import JOB
+from agent.catalogue.model import Reader, Sample, Values
+from agent.collectors.base import Answers, Collector, Facts, Intervals, Poll, expect
+from agent.qmp.commands import Ask
+from agent.record import clean
+
+_read = Reader(JOB)
+
+MAX_JOBS = 256
+
+_SETTLED = frozenset({"paused", "standby", "waiting", "pending", "concluded", "null"})
+"""States that an event ends; a job in one of them does not move."""
+
+
+def _asks(facts: Facts) -> tuple[Ask, ...]:
+    return (Ask("query-block-jobs"), *((Ask("query-jobs"),) if facts.has("query-jobs") else ()))
+
+
+def _collect(answers: Answers) -> Iterable[Sample]:
+    """Merge the two answers; block jobs' own offset and length stand in where a QEMU has no query-jobs."""
+    jobs: dict[str, dict[str, Any]] = {}
+    for job in expect(answers[0], list):
+        if isinstance(job, dict) and isinstance(
+            name := job.get("device"), str
+        ):  # so it is called, but it is the job's id
+            jobs[name] = {"current-progress": job.get("offset"), "total-progress": job.get("len")} | job
+    for job in expect(answers[1], list) if len(answers) > 1 else ():
+        if isinstance(job, dict) and isinstance(name := job.get("id"), str):
+            jobs[name] = jobs.get(name, {}) | job
+    return [_sample(name, job) for name, job in list(jobs.items())[:MAX_JOBS]]
+
+
+def _sample(name: str, job: dict[str, Any]) -> Sample:
+    kind = job.get("type")
+    values = _read(job)
+    if (goal := values.get("goal", 0)) > 0 and "progress" in values:
+        values["progress_ratio"] = min(1.0, max(0.0, values["progress"] / goal))
+    return Sample(
+        JOB, (clean(name) or "unknown", clean(kind, 64) if isinstance(kind, str) and kind else "unknown"), values
+    )
+
+
+def _follow(before: Poll, now: Poll) -> Sequence[Sample]:
+    return [
+        Sample(s.family, s.labels, s.values | _rate(before.of(s), s.values, now.at - before.at)) for s in now.samples
+    ]
+
+
+def _rate(before: Sample | None, values: Values, seconds: float) -> Values:
+    """Return how fast a job went since the last poll, and how long it takes at that rate."""
+    if before is None or seconds <= 0 or not {"progress", "goal"} <= values.keys() & before.values.keys():
+        return {}
+    rate = max(0.0, (values["progress"] - before.values["progress"]) / seconds)
+    left = max(0, values["goal"] - values["progress"])
+    return {"progress_per_second": rate} | ({"left_seconds": left / rate} if rate > 0 else {})
+
+
+def _again(samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
+    return min(_waits(samples, intervals), default=None)
+
+
+def _waits(samples: Sequence[Sample], intervals: Intervals) -> Iterator[float]:
+    for sample in samples:
+        status = sample.values.get("status", "running")
+        if status == "ready":  # a mirror may stay so for days, and only copies what the guest writes
+            yield max(intervals.poll, intervals.migration)
+        elif status not in _SETTLED:
+            yield intervals.migration
+
+
+COLLECTOR = Collector("jobs", (JOB,), _asks, _collect, _again, follow=_follow)

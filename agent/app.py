@@ -11,8 +11,6 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
-from aiohttp import web
-
 from agent import logs
 from agent.alerts.guard import Mode, Plan
 from agent.alerts.host import device_size
@@ -38,8 +36,9 @@ from agent.selfmetrics import SelfMetrics
 from agent.vm.status import Commander, Outcome, State, Status, Terms
 from agent.vm.watch import Fleet
 from agent.vm.ways import Ways
+from agent.web.endpoint import Endpoint, EndpointError
 from agent.web.live import Live
-from agent.web.server import application
+from agent.web.server import Sight, application
 from agent.web.snapshot import Snapshot
 
 _log = logging.getLogger("agent")
@@ -147,6 +146,20 @@ def _kafka_terms(kafka: KafkaConfig) -> KafkaTerms:
     )
 
 
+def endpoint(sight: Sight, config: Config) -> Endpoint:
+    """Return where and to whom the config shows what there is to see.
+
+    Raises:
+        StartError: the web config's place cannot be told.
+    """
+    to = config.prometheus
+    try:
+        path = expand(to.web_config) if to.web_config is not None else None
+    except ValueError as error:
+        raise StartError(str(error)) from error
+    return Endpoint(application(sight), to.listen, path)
+
+
 def _delivery_terms(config: Config) -> DeliveryTerms:
     """Return how much may wait. Without Kafka there is no journal: JSON lines are as safe as one."""
     folder = config.journal.folder if config.kafka is not None else None
@@ -169,6 +182,7 @@ class App:
         self.alertmanager: Alertmanager | None = None
         self._alerts_changed = asyncio.Event()
         self.reload = Reload()
+        self.endpoint = endpoint(self, config)
         self.watching: asyncio.Task[None]
         self._terms = terms(config, self)
         self._fleet: Fleet
@@ -300,7 +314,8 @@ class App:
 
     def notes(self) -> list[str]:
         """Return what a person should look at some time."""
-        return self.reload.notes() + self.delivery.notes()
+        door = [self.endpoint.trouble] if self.endpoint.trouble is not None else []
+        return self.reload.notes() + door + self.delivery.notes()
 
     def scraped(self, seconds: float) -> None:
         """Take note of a scrape."""
@@ -368,22 +383,11 @@ class App:
 
     @contextlib.asynccontextmanager
     async def _endpoint(self) -> AsyncIterator[str]:
-        host, _, port = self.config.prometheus.listen.rpartition(":")
-        runner = web.AppRunner(application(self), access_log=None, shutdown_timeout=1.0, handle_signals=False)
-        await runner.setup()
         try:
-            site = web.TCPSite(runner, host.strip("[]"), int(port))
-            try:
-                await site.start()
-            except OSError as error:
-                cure = "choose another prometheus.listen"
-                raise StartError(
-                    f"cannot listen on {self.config.prometheus.listen}: {error.strerror}; {cure}"
-                ) from error
-            bound = runner.addresses[0]
-            yield f"http://{host}:{bound[1]}"
-        finally:
-            await runner.cleanup()
+            async with self.endpoint.serving() as url:
+                yield url
+        except EndpointError as error:
+            raise StartError(str(error)) from error
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from agent.app import sink, terms
 from agent.config import Config
 from agent.delivery.jsonl import JsonLines
+from agent.delivery.kafka_access import expand
 from agent.delivery.sink import SinkError
 from agent.journal_tool import set_aside
 from agent.monitors import Dial, Monitor
@@ -15,6 +16,7 @@ from agent.qmp.errors import QmpError
 from agent.record import clean
 from agent.vm import identity
 from agent.vm.status import Terms
+from agent.web.endpoint import Door, EndpointError, is_loopback
 
 MAX_AT_ONCE = 50
 
@@ -31,6 +33,7 @@ async def check(config: Config) -> AsyncIterator[tuple[bool, str]]:
             yield await finding
     for said in _journal(config):
         yield said
+    yield await _endpoint(config)
     yield await _sink(config)
 
 
@@ -73,6 +76,19 @@ async def _monitor(monitor: Monitor, settled: Terms, gate: asyncio.Semaphore) ->
         vm = identity.who(settled.host, monitor.name, answers)
         assert client.greeting is not None
         return True, f"{name}: {vm.name} ({vm.uuid}), QEMU {identity.build(client.greeting).version}"
+
+
+async def _endpoint(config: Config) -> tuple[bool, str]:
+    listen, path = config.prometheus.listen, config.prometheus.web_config
+    try:
+        door = await asyncio.to_thread(Door.read, expand(path) if path is not None else None)
+    except (EndpointError, ValueError) as error:
+        return False, str(error)
+    if door.config.asks_who:
+        return True, f"{listen} asks who reads, as {path} says"
+    if is_loopback(listen):
+        return True, f"{listen} can be read by all on this host"
+    return True, f"{listen} can be read by all who reach it: prometheus.web_config can ask them who they are"
 
 
 async def _sink(config: Config) -> tuple[bool, str]:

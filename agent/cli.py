@@ -17,10 +17,13 @@ from agent.app import StartError, run
 from agent.check import check
 from agent.config import PrometheusConfig
 from agent.config_file import DEFAULT_PATH, ConfigError, load
+from agent.delivery.kafka_access import expand
 from agent.journal_tool import JournalToolError
 from agent.record import Severity
 from agent.tail import TailError, Wanted, tail
 from agent.units import parse_seconds
+from agent.web.endpoint import Door, EndpointError
+from agent.web.visit import VisitError, Visitor
 
 USAGE_ERROR = 2
 
@@ -34,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         return USAGE_ERROR
-    except (StartError, TailError, JournalToolError) as error:
+    except (StartError, TailError, VisitError, JournalToolError) as error:
         print(f"qmp-agent: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -66,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--url", help="the agent's endpoint; by default what the config says, or else http://127.0.0.1:9179"
     )
+    _visitor_options(command)
     command.add_argument("--vm", default="", help="only this VM, by name or UUID")
     command.add_argument("--type", default="", help="only types that begin so: event, sample.block, alert, vm, ...")
     command.add_argument(
@@ -112,6 +116,17 @@ def _config_option(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _visitor_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--ca", type=Path, metavar="FILE", help="the authorities that vouch for the endpoint")
+    command.add_argument("--cert", type=Path, metavar="FILE", help="a client certificate, with its key")
+    command.add_argument("--user", default="", help="a user that the endpoint's web config knows")
+    command.add_argument("--password-file", type=Path, metavar="FILE", help="a file whose first line is the password")
+
+
+def _visitor(parsed: argparse.Namespace) -> Visitor:
+    return Visitor(parsed.ca, parsed.cert, parsed.user, parsed.password_file)
+
+
 def _duration(text: str) -> float:
     try:
         return parse_seconds(float(text) if text.isdecimal() else text)
@@ -151,18 +166,22 @@ def _check(parsed: argparse.Namespace) -> int:
 
 
 def _tail(parsed: argparse.Namespace) -> int:
-    url = parsed.url or f"http://{_listening(parsed.config)}"
-    _loop(tail(Wanted(url.rstrip("/"), parsed.vm, parsed.type, parsed.severity, parsed.json)))
+    url = parsed.url or _listening(parsed.config)
+    _loop(tail(Wanted(url.rstrip("/"), parsed.vm, parsed.type, parsed.severity, parsed.json, _visitor(parsed))))
     return 0
 
 
 def _listening(path: Path | None) -> str:
-    """Return where the agent listens, by its config, or by default where there is none to read."""
+    """Return the agent's URL by its config, or by default where there is none to read."""
     path = path or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
     config = load(path) if path is not None else None
-    address = (config.prometheus if config is not None else PrometheusConfig()).listen
-    host, _, port = address.rpartition(":")
-    return f"{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104 - compared, not bound
+    to = config.prometheus if config is not None else PrometheusConfig()
+    scheme = "http"
+    if to.web_config is not None:
+        with contextlib.suppress(EndpointError, ValueError):  # it may be readable by the agent alone
+            scheme = "https" if Door.read(expand(to.web_config)).tls is not None else "http"
+    host, _, port = to.listen.rpartition(":")
+    return f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104 - compared, not bound
 
 
 def _journal(parsed: argparse.Namespace) -> int:

@@ -173,7 +173,9 @@ class PrometheusConfig(_Section):
     """The HTTP endpoint: /metrics, /healthz, /readyz and the page."""
 
     listen: Address = "127.0.0.1:9179"
-    """Where to listen. Anyone who reaches it can read what the guests' names, disks and events are."""
+    """Where to listen. Anyone who reaches it can read what the guests' names, disks and events are, unless `web_config` asks who it is."""
+    web_config: Secret | None = None
+    """TLS, client certificates, users and their passwords: a web configuration file as Prometheus' own exporters have it."""
 
 
 class IntervalsConfig(_Section):

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -46,8 +46,20 @@ class ConfigError(Exception):
         self.problems = problems
 
 
+Model = TypeVar("Model", bound=BaseModel)
+
+
 def load(path: Path) -> Config:
-    """Read and validate a file.
+    """Read and validate the agent's config.
+
+    Raises:
+        ConfigError: with every problem there is.
+    """
+    return read(path, Config)
+
+
+def read(path: Path, model: type[Model]) -> Model:
+    """Read and validate a file of that kind.
 
     Raises:
         ConfigError: with every problem there is.
@@ -59,10 +71,19 @@ def load(path: Path) -> Config:
         raise ConfigError([Problem(name, 0, "", f"cannot be read: {error.strerror}")]) from error
     except UnicodeDecodeError as error:
         raise ConfigError([Problem(name, 0, "", f"is not UTF-8 text at byte {error.start}")]) from error
-    return parse(text, name)
+    return validate(text, name, model)
 
 
 def parse(text: str, name: str = "config") -> Config:
+    """Validate the text of the agent's config; `name` is what the problems call it.
+
+    Raises:
+        ConfigError: with every problem there is.
+    """
+    return validate(text, name, Config)
+
+
+def validate(text: str, name: str, model: type[Model]) -> Model:
     """Validate a file's text; `name` is what the problems call it.
 
     Raises:
@@ -82,9 +103,9 @@ def parse(text: str, name: str = "config") -> Config:
         cure = "should be keys and values; the least is\n\n  monitors:\n    - dial: /run/qemu/*.qmp\n"
         raise ConfigError([Problem(name, 0, "", cure)])
     try:
-        config = Config.model_validate(values)
+        config = model.model_validate(values)
     except ValidationError as error:
-        problems += [_problem(name, detail, lines) for detail in error.errors(include_url=False)]
+        problems += [_problem(name, detail, lines, model) for detail in error.errors(include_url=False)]
         raise ConfigError(sorted(problems, key=lambda p: p.line)) from error
     if problems:
         raise ConfigError(problems)
@@ -121,22 +142,26 @@ def _key(place: Place) -> str:
     return text.removeprefix(".")
 
 
-def _problem(name: str, detail: ErrorDetails, lines: dict[Place, int]) -> Problem:
+def _problem(name: str, detail: ErrorDetails, lines: dict[Place, int], model: type[BaseModel]) -> Problem:
     place = tuple(detail["loc"])
     line = next((lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in lines), 0)
-    return Problem(name, line, _key(place), _text(detail, place))
+    return Problem(name, line, _key(place), _text(detail, place, model))
 
 
-def _text(detail: ErrorDetails, place: Place) -> str:
-    """Return what is wrong in this file's words instead of pydantic's."""
+def _text(detail: ErrorDetails, place: Place, model: type[BaseModel]) -> str:
+    """Return what is wrong in this file's words instead of pydantic's. What may be a secret is not said again."""
     context: dict[str, Any] = detail.get("ctx", {})
     kind, given = detail["type"], detail["input"]
     if kind == "extra_forbidden":
-        known = _keys_at(place[:-1])
+        known = _keys_at(place[:-1], model)
         near = difflib.get_close_matches(str(place[-1]), known, n=1)
         return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; the keys here are {', '.join(known)}"
     text = _TEXTS.get(kind, detail["msg"].removeprefix("Input ")).format(**context)
-    return f"{text}, not {given!r}" if isinstance(given, str | int | float) else text
+    return f"{text}, not {given!r}" if isinstance(given, str | int | float) and not _SECRETS & {*place} else text
+
+
+_SECRETS = frozenset({"password_file", "key", "key_file", "basic_auth_users", "url"})
+"""Keys where somebody may have put the secret itself instead of where it lies."""
 
 
 _TEXTS = {
@@ -153,9 +178,8 @@ _TEXTS = {
 }
 
 
-def _keys_at(place: Place) -> list[str]:
+def _keys_at(place: Place, model: Any) -> list[str]:
     """Return the keys that are known in the section at a place."""
-    model: Any = Config
     for part in place:
         if isinstance(part, str) and model is not None:
             model = _section(model.model_fields[part].annotation)

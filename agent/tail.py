@@ -3,13 +3,14 @@
 import asyncio
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import aiohttp
 import orjson
 
 from agent.backoff import back_off
 from agent.readable import line
+from agent.web.visit import Visitor
 
 
 class TailError(Exception):
@@ -26,6 +27,7 @@ class Wanted:
         type: the beginning of the type, with or without `qemu.`; empty is all.
         severity: the least severe.
         json: whole records instead of lines for people.
+        visitor: who asks.
     """
 
     url: str
@@ -33,6 +35,7 @@ class Wanted:
     type: str = ""
     severity: str = "debug"
     json: bool = False
+    visitor: Visitor = field(default_factory=Visitor)
 
 
 async def tail(wanted: Wanted) -> None:
@@ -40,12 +43,13 @@ async def tail(wanted: Wanted) -> None:
 
     Raises:
         TailError: no agent answers at the start, or it refuses the question.
+        VisitError: what the visitor should show is not there.
     """
     kind = f"qemu.{wanted.type.removeprefix('qemu.')}" if wanted.type else ""
     query = {"vm": wanted.vm, "type": kind, "severity": wanted.severity}
     timeout = aiohttp.ClientTimeout(total=None, connect=5.0, sock_read=60.0)
     attempt = 0
-    async with aiohttp.ClientSession(timeout=timeout, read_bufsize=1 << 22) as session:
+    async with wanted.visitor.session(timeout=timeout, read_bufsize=1 << 22) as session:
         while True:
             try:
                 async with session.get(f"{wanted.url}/records", params=query) as response:

@@ -67,11 +67,12 @@ async def test_check_tells_of_each_monitor_and_of_the_way_out(folder: Path) -> N
     assert (ended.status, ended.log) == (1, "")
     first, *findings = ended.out.splitlines()
     assert first == f"{config}: the config is good"
-    up, busy, missing, none, way_out = findings
+    up, busy, missing, none, endpoint, way_out = findings
     assert re.fullmatch(rf"ok   {free.monitor}: free \({free.uuid}\), QEMU \d+\.\d+\.\d+", up)
     assert busy.startswith(f"BAD  {held.monitor}: no greeting within 0.5 s: another client holds this monitor")
     assert missing == f"BAD  {folder}/missing/*.qmp: there is no folder {folder}/missing"
     assert none.startswith(f"ok   {folder}/none-*.qmp: no socket there now")
+    assert endpoint == "ok   127.0.0.1:9179 can be read by all on this host"
     assert way_out == f"ok   records go to {records}"
 
 
@@ -81,7 +82,7 @@ async def test_check_is_content_with_what_is_all_good(folder: Path) -> None:
         config.write_text(yaml.safe_dump({"monitors": [{"dial": str(guest.monitor)}]}))
         ended = await command("check", "--config", config)
     assert (ended.status, ended.log) == (0, "")
-    assert ended.out.count("\nok   ") == 2
+    assert ended.out.count("\nok   ") == 3
     assert "standard output" in ended.out
 
 

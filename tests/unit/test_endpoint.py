@@ -1,0 +1,482 @@
+"""The endpoint's door: who may come in, what is spoken there, how much one may take of it, and that it follows its file."""
+
+import asyncio
+import base64
+import contextlib
+import os
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import bcrypt
+import pytest
+import yaml
+
+from agent.demo.guest import until
+from agent.web import endpoint as module
+from agent.web import gate, users
+from agent.web.endpoint import Endpoint, EndpointError, is_loopback
+from agent.web.server import HEADERS, application
+from agent.web.visit import Visitor
+from tests.lab.kafka_security import Certificates
+from tests.unit.peer import LONG
+from tests.unit.test_server import Shown
+
+PASSWORD = "correct horse"
+HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+USERS = {"basic_auth_users": {"alice": HASH}}
+
+
+class Door:
+    """An endpoint with a web config in a folder.
+
+    Attributes:
+        url: where it is reached.
+        host, port: that, in parts.
+    """
+
+    def __init__(self, folder: Path, config: Any = None, listen: str = "127.0.0.1:0") -> None:
+        self.path = folder / "web.yml"
+        self.write(config or {})
+        self.endpoint = Endpoint(application(Shown()), listen, self.path)
+
+    def write(self, config: Any) -> None:
+        """Put another config in the file's place, at once as a careful writer does."""
+        new = self.path.with_suffix(".new")
+        new.write_text(config if isinstance(config, str) else yaml.safe_dump(config))
+        new.replace(self.path)
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator["Door"]:
+        async with self.endpoint.serving() as self.url:
+            self.host, port = self.url.rpartition("//")[2].rsplit(":", 1)
+            self.port = int(port)
+            yield self
+
+    async def get(self, path: str = "/healthz", visitor: Visitor | None = None, **more: Any) -> int:
+        async with (visitor or Visitor()).session() as session, session.get(self.url + path, **more) as response:
+            await response.read()
+            return response.status
+
+    @property
+    def guards(self) -> Any:
+        """The connections that there are."""
+        return self.endpoint._rules.gate._guards
+
+    @contextlib.asynccontextmanager
+    async def raw(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """A connection to write to by hand."""
+        reader, writer = await asyncio.open_connection(self.host, self.port)
+        try:
+            yield reader, writer
+        finally:
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def until(self, status: int, **more: Any) -> None:
+        """Ask until this is the answer."""
+
+        async def so() -> bool:
+            return await self.get(**more) == status
+
+        await until(so, LONG)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.05)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates.make(tmp_path_factory.mktemp("certificates"))
+
+
+def visitor(folder: Path, user: str = "alice", password: str = PASSWORD, **more: Any) -> Visitor:
+    (folder / "password").write_text(password + "\n")
+    return Visitor(user=user, password_file=folder / "password", **more)
+
+
+def tls(certificates: Certificates, **more: Any) -> Any:
+    pem = str(certificates.server)
+    return {"tls_server_config": {"cert_file": pem, "key_file": pem, **more}}
+
+
+def mutual(certificates: Certificates, **more: Any) -> Any:
+    return tls(
+        certificates,
+        client_auth_type="RequireAndVerifyClientCert",
+        client_ca_file=str(certificates.authority),
+        **more,
+    )
+
+
+# --- Users ---
+
+
+async def test_only_a_user_with_its_password_is_let_in_wherever_it_asks(folder: Path) -> None:
+    async with Door(folder, USERS).open() as door:
+        for path in ("/", "/metrics", "/healthz", "/readyz", "/records", "/nowhere"):
+            assert await door.get(path) == 401
+        for user, password in (("alice", "wrong"), ("bob", PASSWORD), ("", PASSWORD), ("alice", ""), ("alice", HASH)):
+            header = base64.b64encode(f"{user}:{password}".encode()).decode()
+            assert await door.get(headers={"Authorization": f"Basic {header}"}) == 401
+        for malformed in ("", "Basic", "Basic !", "Bearer x", f"Basic {PASSWORD}", "Basic " + "A" * 5000):
+            assert await door.get(headers={"Authorization": malformed}) == 401
+        assert await door.get(visitor=visitor(folder)) == 200
+        assert await door.get("/nowhere", visitor=visitor(folder)) == 404
+
+
+async def test_who_is_asked_is_told_how_and_gets_the_headers_of_every_answer(folder: Path) -> None:
+    async with (
+        Door(folder, USERS).open() as door,
+        aiohttp.ClientSession() as session,
+        session.get(door.url) as response,
+    ):
+        assert response.headers["WWW-Authenticate"].startswith('Basic realm="qmp-agent"')
+        assert HEADERS.items() <= dict(response.headers).items()
+
+
+async def test_a_password_that_was_good_is_not_hashed_again_and_a_bad_one_always_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[bytes] = []
+    real = bcrypt.checkpw
+
+    def check(password: bytes, text: bytes) -> bool:
+        hashed.append(text)
+        return real(password, text)
+
+    monkeypatch.setattr(bcrypt, "checkpw", check)
+    known = users.Users({"alice": HASH})
+
+    async def admit(user: str, password: str) -> bool:
+        return await known.admit("Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
+
+    assert await admit("alice", PASSWORD)
+    assert await admit("alice", PASSWORD)
+    assert hashed == [HASH.encode()]
+    for _ in range(2):
+        assert not await admit("alice", "wrong")
+    assert not await admit("bob", PASSWORD)
+    assert len(hashed) == 4
+    # One who is not there is compared with a hash of the same cost, so that the time tells nothing.
+    assert hashed[-1] != HASH.encode()
+    assert hashed[-1].split(b"$")[2] == HASH.encode().split(b"$")[2]
+    # bcrypt would take a password that begins like another for the same, from the 73rd byte on.
+    long = users.Users({"alice": bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4)).decode()})
+    basic = [b"alice:" + b"x" * n for n in (72, 73)]
+    assert [await long.admit("Basic " + base64.b64encode(one).decode()) for one in basic] == [True, False]
+
+
+async def test_guessing_takes_one_thread_and_more_guesses_than_can_wait_are_turned_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at_once = []
+    running = 0
+
+    def slow(_password: bytes, _hash: bytes) -> bool:
+        nonlocal running
+        running += 1
+        at_once.append(running)
+        time.sleep(0.002)  # as bcrypt does, in its thread
+        running -= 1
+        return False
+
+    monkeypatch.setattr(bcrypt, "checkpw", slow)
+    known = users.Users({"alice": HASH})
+    guesses = [known.admit("Basic " + base64.b64encode(b"alice:%d" % n).decode()) for n in range(100)]
+    answers = await asyncio.gather(*guesses, return_exceptions=True)
+    assert set(at_once) == {1}
+    assert answers.count(False) == users.MAX_WAITING
+    assert sum(isinstance(answer, users.TooManyGuessesError) for answer in answers) == 100 - users.MAX_WAITING
+
+
+# --- TLS ---
+
+
+async def test_with_a_certificate_the_endpoint_speaks_tls_and_nothing_else(
+    folder: Path, certificates: Certificates
+) -> None:
+    async with Door(folder, tls(certificates)).open() as door:
+        assert door.url.startswith("https://")
+        assert await door.get(visitor=Visitor(ca=certificates.authority)) == 200
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await door.get()
+        with pytest.raises(aiohttp.ClientError):
+            await door.get(headers={}, ssl=False) if False else None
+            async with aiohttp.ClientSession() as session:
+                await session.get(door.url.replace("https", "http"))
+
+
+async def test_where_clients_have_to_show_a_certificate_none_and_a_foreign_one_are_refused(
+    folder: Path, certificates: Certificates
+) -> None:
+    foreign = Certificates.make(folder / "foreign")
+    async with Door(folder, mutual(certificates)).open() as door:
+        assert await door.get(visitor=Visitor(certificates.authority, certificates.client)) == 200
+        for shown in (None, foreign.client):
+            with pytest.raises((aiohttp.ClientError, ConnectionError)):
+                await door.get(visitor=Visitor(certificates.authority, shown))
+
+
+@pytest.mark.parametrize(("name", "status"), [("localhost", 200), ("127.0.0.1", 200), ("other.example", 403)])
+async def test_a_clients_certificate_may_have_to_have_a_name(
+    folder: Path, certificates: Certificates, name: str, status: int
+) -> None:
+    async with Door(folder, mutual(certificates, client_allowed_sans=[name])).open() as door:
+        assert await door.get(visitor=Visitor(certificates.authority, certificates.client)) == status
+
+
+async def test_a_version_that_is_too_old_is_not_spoken(folder: Path, certificates: Certificates) -> None:
+    async with Door(folder, tls(certificates, min_version="TLS13")).open() as door:
+        context = ssl.create_default_context(cafile=certificates.authority)
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        with pytest.raises((aiohttp.ClientError, ssl.SSLError)):
+            await door.get(ssl=context)
+        assert await door.get(visitor=Visitor(ca=certificates.authority)) == 200
+
+
+# --- The file ---
+
+
+async def test_a_changed_file_is_taken_and_a_bad_one_changes_nothing(folder: Path, certificates: Certificates) -> None:
+    async with Door(folder, USERS).open() as door:
+        alice = visitor(folder)
+        assert await door.get(visitor=alice) == 200
+        door.write("tls_server_config: [")
+        await until(lambda: door.endpoint.trouble, LONG)
+        assert door.endpoint.trouble is not None
+        assert "the one before it stays" in door.endpoint.trouble
+        assert (await door.get(visitor=alice), await door.get()) == (200, 401)
+        door.write({})
+        await door.until(200)
+        assert not door.endpoint.trouble
+        door.write(tls(certificates) | USERS)
+        door.url = door.url.replace("http:", "https:")
+        async with asyncio.timeout(LONG):
+            while True:
+                with contextlib.suppress(aiohttp.ClientError):
+                    assert await door.get(visitor=visitor(folder, ca=certificates.authority)) == 200
+                    break
+        assert await door.get(visitor=Visitor(ca=certificates.authority)) == 401
+
+
+async def test_a_renewed_certificate_is_shown_to_those_who_come_next(folder: Path) -> None:
+    old, new = Certificates.make(folder / "old"), Certificates.make(folder / "new")
+    pem = folder / "server.pem"
+    pem.write_bytes(old.server.read_bytes())
+    config = {"tls_server_config": {"cert_file": "server.pem", "key_file": "server.pem"}}  # beside the file
+    async with Door(folder, config).open() as door:
+        assert await door.get(visitor=Visitor(ca=old.authority)) == 200
+        pem.write_bytes(new.server.read_bytes())
+        async with asyncio.timeout(LONG):
+            while True:
+                with contextlib.suppress(aiohttp.ClientConnectorCertificateError):
+                    assert await door.get(visitor=Visitor(ca=new.authority)) == 200
+                    break
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"tls_server_config": {"cert_file": "none.pem", "key_file": "none.pem"}}, "No such file"),
+        ({"tls_server_config": {"cert_file": "web.yml", "key_file": "web.yml"}}, "TLS cannot be had"),
+        ({"tls_server_config": {"cert_file": "x"}}, "key_file: is missing"),
+        ({"tls_server_config": {"cert": "x"}}, "did you mean cert_file"),
+        (
+            {"tls_server_config": {"cert_file": "x", "key_file": "x", "client_auth_type": "RequireAnyClientCert"}},
+            "client_auth_type: should be",
+        ),
+        ({"tls_server_config": {"cert_file": "x", "key_file": "x", "client_ca_file": "x"}}, "go together"),
+        ({"tls_server_config": {"cert_file": "x", "key_file": "x", "client_allowed_sans": ["x"]}}, "needs"),
+        ({"tls_server_config": {"cert_file": "x", "key_file": "x", "curve_preferences": ["X25519"]}}, "unknown key"),
+        ({"basic_auth_users": {"alice": "plain-secret"}}, "bcrypt hash"),
+        ({"basic_auth_users": {"alice": HASH.replace("$04$", "$31$")}}, "cost from 4 to 16"),
+        ({"http_server_config": {"headers": {"X-Frame-Options": "a\r\nB: c"}}}, "printable"),
+        ({"http_server_config": {"headers": {"Set-Cookie": "x"}}}, "should be"),
+        ("- x", "keys and values"),
+    ],
+)
+async def test_a_file_that_cannot_be_used_stops_the_start_and_says_why_without_what_is_secret_in_it(
+    folder: Path, config: Any, why: str
+) -> None:
+    with pytest.raises(EndpointError, match=why) as raised:
+        async with Door(folder, config).open():
+            pass
+    assert "plain-secret" not in str(raised.value)
+    assert "$04$" not in str(raised.value)
+    assert "$31$" not in str(raised.value)
+
+
+async def test_headers_and_a_limit_of_requests_are_taken_from_the_file(folder: Path) -> None:
+    headers = {"X-Frame-Options": "sameorigin", "Cache-Control": ""}
+    config = {"http_server_config": {"headers": headers}, "rate_limit": {"interval": "1h", "burst": 2}}
+    async with Door(folder, config).open() as door, aiohttp.ClientSession() as session:
+        async with session.get(door.url) as response:
+            assert response.headers["X-Frame-Options"] == "sameorigin"
+            assert "Cache-Control" not in response.headers
+        assert [await door.get() for _ in range(2)] == [200, 429]
+
+
+# --- What one may take ---
+
+
+async def closed(reader: asyncio.StreamReader) -> bool:
+    """Wait until the other end has hung up."""
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(LONG):
+            await reader.read()
+    return True
+
+
+async def test_one_who_sends_its_header_byte_by_byte_is_hung_up_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "HEADER_SECONDS", 0.2)
+    async with Door(folder).open() as door, door.raw() as (silent, _), door.raw() as (reader, writer):
+
+        async def drip() -> None:
+            with contextlib.suppress(ConnectionError):
+                for byte in b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 10_000:
+                    writer.write(bytes([byte]))
+                    await writer.drain()
+                    await asyncio.sleep(0.01)
+
+        dripping = asyncio.create_task(drip())
+        begin = time.monotonic()
+        assert await closed(silent)
+        assert await closed(reader)
+        assert time.monotonic() - begin < 2
+        dripping.cancel()
+        assert await door.get() == 200
+
+
+async def test_one_who_asks_again_and_again_on_a_connection_is_served_and_hung_up_on_when_idle(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(gate, "IDLE_SECONDS", 0.3)
+    async with Door(folder).open() as door, door.raw() as (reader, writer):
+        for _ in range(5):
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            async with asyncio.timeout(LONG):
+                assert b"200" in await reader.readuntil(b"\r\n")
+                await reader.readuntil(b"ok\n")
+            await asyncio.sleep(0.1)  # longer than a header may take, in all
+        assert await closed(reader)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"X: " + b"x" * 9000 + b"\r\n",
+        b"".join(b"X-%d: x\r\n" % n for n in range(100)),
+        b"X: x\r\n" * 20_000,
+        b"\x00\xff" * 5000,
+        b"Content-Length: 1000000000000\r\n",
+    ],
+)
+async def test_a_header_that_is_too_large_is_refused(folder: Path, header: bytes) -> None:
+    async with Door(folder).open() as door, door.raw() as (reader, writer):
+        writer.write(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n")
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(LONG):
+                line = await reader.readline()
+                assert line == b"" or line.split()[1] in (b"400", b"404", b"431")
+        assert await door.get() == 200
+
+
+async def test_there_is_room_for_so_many_connections_and_a_slot_is_free_again_when_one_ends(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "MAX_CONNECTIONS", 10)
+    async with Door(folder).open() as door:
+        async with AsyncExitStack() as most, door.raw() as (first, _):
+            for _ in range(9):
+                await most.enter_async_context(door.raw())
+            await until(lambda: len(door.guards) == 10, LONG)
+            async with door.raw() as (over, _):
+                assert await closed(over)
+            assert door.endpoint._rules.gate.refused == 1
+            assert not first.at_eof()
+        await until(lambda: len(door.guards) < 10, LONG)
+        assert await door.get() == 200
+
+
+async def test_one_who_does_not_read_its_answers_is_hung_up_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "READ_SECONDS", 0.3)
+    async with Door(folder).open() as door:
+        with socket.socket() as deaf:
+            deaf.setblocking(False)  # noqa: FBT003 - the standard library's signature
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(deaf, (door.host, door.port))
+            with contextlib.suppress(ConnectionError):
+                async with asyncio.timeout(LONG):
+                    while True:
+                        await loop.sock_sendall(deaf, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+        await until(lambda: not door.guards, LONG)
+        assert await door.get() == 200
+
+
+# --- Where it listens ---
+
+
+@pytest.mark.parametrize(
+    ("listen", "only_here"),
+    [
+        ("127.0.0.1:9179", True),
+        ("127.8.8.8:9179", True),
+        ("[::1]:9179", True),
+        ("localhost:9179", True),
+        ("0.0.0.0:9179", False),
+        ("[::]:9179", False),
+        ("192.0.2.1:9179", False),
+        ("hv7.example:9179", False),
+    ],
+)
+def test_an_address_is_known_for_one_that_this_host_alone_reaches(listen: str, only_here: bool) -> None:  # noqa: FBT001
+    assert is_loopback(listen) is only_here
+
+
+async def test_one_that_is_open_to_all_is_warned_of_and_one_that_asks_is_not(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Door(folder, listen="0.0.0.0:0").open():
+        assert "is open to all who reach it" in caplog.text
+    caplog.clear()
+    async with Door(folder, USERS, listen="0.0.0.0:0").open():
+        assert "open to all" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("localhost:1", 200),
+        ("[::1]:9179", 200),
+        ("10.0.0.5", 200),
+        ("evil.example", 421),
+        ("evil.example:9179", 421),
+        ("localhost.evil.example", 421),
+        ("", 421),
+    ],
+)
+async def test_a_name_that_another_site_made_lead_here_is_not_answered(folder: Path, host: str, status: int) -> None:
+    async with Door(folder).open() as door:
+        assert await door.get(headers={"Host": host}) == status
+
+
+async def test_an_address_that_is_taken_or_not_ours_is_said_with_its_cure(folder: Path) -> None:
+    async with Door(folder).open() as door:
+        for listen, why in ((f"127.0.0.1:{door.port}", os.strerror(98)), ("192.0.2.1:1", os.strerror(99))):
+            with pytest.raises(EndpointError, match=f"{why}; choose another prometheus.listen"):
+                async with Door(folder, listen=listen).open():
+                    pass

@@ -309,7 +309,7 @@ class App:
                 f"none of {states.total()} monitors is up: " + ", ".join(f"{n} {s.value}" for s, n in states.items())
             )
         if self.alertmanager is not None and self.alertmanager.trouble is not None:
-            troubles.append(f"Alertmanager at {self.alertmanager.url} cannot be told: {self.alertmanager.trouble}")
+            troubles.append(f"Alertmanager at {self.alertmanager.name} cannot be told: {self.alertmanager.trouble}")
         return troubles + self.delivery.troubles()
 
     def notes(self) -> list[str]:

@@ -6,6 +6,7 @@ Alertmanager ends an alert by itself when it is not sent again before its `endsA
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -29,7 +30,9 @@ class Alertmanager:
     """Keeps one Alertmanager told of a book of alerts."""
 
     def __init__(self, url: str, resend_seconds: float, labels: Mapping[str, str]) -> None:
-        self.url = url.rstrip("/")
+        self.name = re.sub(r"//[^/@]*@", "//", url)
+        """Its address for people: without the password that may stand in it."""
+        self._url = url.rstrip("/")
         self.trouble: str | None = None
         """Why the last sending failed, or None."""
         self.sent = 0
@@ -85,13 +88,13 @@ class Alertmanager:
 
     async def _send(self, session: aiohttp.ClientSession, alerts: list[dict[str, Any]]) -> bool:
         try:
-            async with session.post(f"{self.url}/api/v2/alerts", json=alerts) as response:
+            async with session.post(f"{self._url}/api/v2/alerts", json=alerts) as response:
                 said = (await response.text())[:300]
                 trouble = None if response.status == 200 else f"{response.status}: {said}"
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            trouble = str(error) or "no answer in time"
+            trouble = str(error).replace(self._url, self.name) or "no answer in time"
         if trouble is not None and trouble != self.trouble:
-            _log.warning("Alertmanager at %s cannot be told: %s", self.url, trouble)
+            _log.warning("Alertmanager at %s cannot be told: %s", self.name, trouble)
         elif trouble is None:
             self.sent += len(alerts)
         self.trouble = trouble

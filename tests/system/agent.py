@@ -157,7 +157,7 @@ class Agent:
 
         async def settled() -> bool:
             with contextlib.suppress(aiohttp.ClientConnectionError):
-                return process.returncode is not None or (await self.get("/healthz"))[0] == 200
+                return process.returncode is not None or (await self.get("/healthz"))[0] in (200, 401)
             return False
 
         await until(settled, _START_SECONDS)

@@ -44,7 +44,7 @@ class EventRow:
         severity: how severe, or how to judge that by the event's data.
         help: one line for people.
         subject: paths in the data, by dots, of which the first that is there names the subject.
-        asks: the families whose last answer it made untrue.
+        asks: the families whose last answer it made untrue; `threads` is which threads and interfaces its process has.
         since: the QEMU release that brought it.
     """
 
@@ -238,7 +238,9 @@ ROWS = (
     EventRow(
         "MEM_UNPLUG_ERROR", _MEM, WARNING, "A memory device could not be unplugged (until QEMU 9.0).", ("device",)
     ),
-    EventRow("DEVICE_DELETED", _DEV, INFO, "A device is gone.", ("device", "path"), ("block", "nodes", "balloon")),
+    EventRow(
+        "DEVICE_DELETED", _DEV, INFO, "A device is gone.", ("device", "path"), ("block", "nodes", "balloon", "threads")
+    ),
     EventRow(
         "DEVICE_UNPLUG_GUEST_ERROR",
         _DEV,
@@ -253,7 +255,7 @@ ROWS = (
         _ost,
         "The guest answered a hot-plug or unplug.",
         ("info.device", "info.slot"),
-        ("block", "balloon"),
+        ("block", "balloon", "threads"),
     ),
     EventRow("RTC_CHANGE", _DEV, INFO, "The guest set its clock. Coalesced.", ("qom-path",)),
     EventRow(
@@ -266,7 +268,14 @@ ROWS = (
     ),
     EventRow("COMMAND_DROPPED", _DEV, WARNING, "QEMU dropped a command (2.12 to 3.1).", since="2.12"),
     EventRow("RDMA_GID_STATUS_CHANGED", _NET, INFO, "An RDMA address changed (4.0 to 9.0).", ("netdev",), since="4.0"),
-    EventRow("NIC_RX_FILTER_CHANGED", _NET, DEBUG, "The guest changed a network card's filter.", ("name", "path")),
+    EventRow(
+        "NIC_RX_FILTER_CHANGED",
+        _NET,
+        DEBUG,
+        "The guest changed a network card's filter.",
+        ("name", "path"),
+        ("threads",),
+    ),
     EventRow("NETDEV_STREAM_CONNECTED", _NET, INFO, "A stream network backend connected.", ("netdev-id",), since="7.2"),
     EventRow(
         "NETDEV_STREAM_DISCONNECTED",

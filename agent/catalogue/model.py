@@ -1,6 +1,7 @@
 """The types of the metrics table, and how a row of it reads a QMP reply. Pure."""
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum, auto
@@ -32,7 +33,7 @@ class Kind(StrEnum):
 
 
 class Unit(StrEnum):
-    """The unit that QEMU speaks; we speak seconds, bytes and ratios."""
+    """The unit that QEMU or the kernel speaks; we speak seconds, bytes and ratios."""
 
     BASE = ""
     NANOSECONDS = "ns"
@@ -40,9 +41,14 @@ class Unit(StrEnum):
     MILLISECONDS = "ms"
     MEGABITS = "Mbit/s"
     PERCENT = "%"
+    TICKS = "clock ticks"
+    KIBIBYTES = "kB"
+    """As the kernel calls 1024 bytes."""
 
 
 _NUMBERS = frozenset({Kind.COUNTER, Kind.GAUGE})
+
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 _TO_BASE: Mapping[Unit, Callable[[float], float]] = {
     Unit.BASE: lambda v: v,
@@ -51,6 +57,8 @@ _TO_BASE: Mapping[Unit, Callable[[float], float]] = {
     Unit.MILLISECONDS: lambda v: v / 1000,
     Unit.MEGABITS: lambda v: v * 125_000.0,  # a float: an int could leave the 64 bits that JSON has room for
     Unit.PERCENT: lambda v: v / 100,
+    Unit.TICKS: lambda v: v / _TICKS_PER_SECOND,
+    Unit.KIBIBYTES: lambda v: v * 1024,
 }
 
 
@@ -84,6 +92,7 @@ class Family:
         fields: the rows.
         unavailable: numbers by which QEMU says that it does not know.
         on_change: whether a record is made only when something in it changed, since an answer like the last one tells nothing.
+        beside: whether it is read on the host, beside QEMU, and so says nothing of whether QEMU answers.
     """
 
     name: str
@@ -93,6 +102,7 @@ class Family:
     fields: tuple[Field, ...]
     unavailable: frozenset[int] = frozenset()
     on_change: bool = False
+    beside: bool = False
 
     def series(self, field: Field) -> str:
         """Return the name of the field's series."""

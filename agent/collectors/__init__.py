@@ -4,7 +4,7 @@ To add one: write its file with a `COLLECTOR`, add its fields to catalogue/metri
 deadline, the isolation of its failures and its own metrics are given by the framework (agent/vm).
 """
 
-from agent.collectors import balloon, block, guest_memory, jobs, migration, nodes, runstate
+from agent.collectors import balloon, block, guest_memory, jobs, migration, net, nodes, process, runstate, threads
 from agent.collectors.base import Collector, Facts, Intervals
 
 ALL: tuple[Collector, ...] = (
@@ -15,6 +15,11 @@ ALL: tuple[Collector, ...] = (
     migration.COLLECTOR,
     balloon.COLLECTOR,
     guest_memory.COLLECTOR,
+    threads.VCPUS,
+    threads.IOTHREADS,
+    process.PROCESSES,
+    process.CGROUPS,
+    net.COLLECTOR,
 )
 
 __all__ = ["ALL", "Collector", "Facts", "Intervals"]

@@ -10,7 +10,67 @@ from agent.qmp.errors import AnswerError, CommandError
 from agent.record import Severity
 
 Answers = Sequence[Any]
-"""QEMU's answers, one for each question, in order; a CommandError where QEMU refused."""
+"""QEMU's answers, one for each question, in order, a CommandError where QEMU refused; then a Text for each file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A process or one of its threads, and what is known of it that no file need be read for.
+
+    Attributes:
+        id: its pid or thread id, as this host counts.
+        name: its label: a vCPU's index, an iothread's id; empty for the process.
+        values: what is known, as the catalogue's paths name it.
+    """
+
+    id: int
+    name: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A network interface on the host that a VM's process has open.
+
+    Attributes:
+        name: the host's name of it, such as tap0.
+        values: what is known of it, as the catalogue's paths name it.
+        swapped: whether the host sends what the guest receives: so with a tap, not with a macvtap.
+        near: whether it is in the agent's own network namespace.
+    """
+
+    name: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    swapped: bool = True
+    near: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A question that the host's kernel answers, without QEMU: a file, read whole.
+
+    Attributes:
+        path: in the folder of the VM's process under /proc; with a / in front, on the host.
+        of: what it is about; comes back with the answer.
+        entries: whether what is wanted is the number of entries of this folder.
+    """
+
+    path: str
+    of: Any = None
+    entries: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What a File holds.
+
+    Attributes:
+        file: the question.
+        text: the answer; None where it cannot be read.
+    """
+
+    file: File
+    text: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +93,11 @@ class Facts:
         migration_events: whether its MIGRATION events are on, so that nobody need ask.
         version: its QEMU's major and minor version, for what cannot be found out by trying.
         commands: the names of the commands that its QEMU has; empty where it would not say.
+        process: its process on this host, or None where that is not known.
+        vcpus: the threads of its vCPUs; none where the process is not known.
+        iothreads: the threads of its iothreads; none where the process is not known.
+        cgroup: the folder of its process' cgroup (version 2), or None.
+        interfaces: the host's network interfaces that its process has open.
     """
 
     balloon: str | None = None
@@ -40,6 +105,11 @@ class Facts:
     migration_events: bool = False
     version: tuple[int, int] = (0, 0)
     commands: frozenset[str] = frozenset()
+    process: Task | None = None
+    vcpus: tuple[Task, ...] = ()
+    iothreads: tuple[Task, ...] = ()
+    cgroup: str | None = None
+    interfaces: tuple[Interface, ...] = ()
 
     def has(self, command: str) -> bool:
         """Return whether its QEMU has a command; where nobody knows, it is worth a try."""
@@ -97,6 +167,16 @@ class Notice:
     severity: Severity = Severity.INFO
 
 
+def nothing(_facts: Facts) -> tuple[()]:
+    """Ask nothing."""
+    return ()
+
+
+def each_poll(_samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
+    """Ask again at the next poll."""
+    return intervals.poll
+
+
 def _events_only(_samples: Sequence[Sample], _facts: Facts, _intervals: Intervals) -> float | None:
     return None
 
@@ -116,6 +196,7 @@ class Collector:
         follow: adds to a poll's samples what only two polls together say, such as a rate; the first poll is empty at each attach.
         notices: what two polls together say has come to pass.
         from_event: events that carry an answer themselves, and how to read it.
+        files: its questions to the host's kernel. A collector that asks QEMU nothing is asked while QEMU stalls too.
     """
 
     name: str
@@ -128,7 +209,13 @@ class Collector:
     follow: Callable[[Poll, Poll], Sequence[Sample]] = lambda _before, now: now.samples
     notices: Callable[[Poll, Poll], Iterable[Notice]] = lambda _before, _now: ()
     from_event: Mapping[str, Callable[[Mapping[str, Any]], Iterable[Sample]]] = field(default_factory=dict)
+    files: Callable[[Facts], Sequence[File]] = nothing
 
     def lacks(self, facts: Facts) -> str:
         """Return a command that it needs and this QEMU does not have, or empty."""
         return next((ask.command for ask in self.asks(facts) if not facts.has(ask.command)), "")
+
+    @property
+    def beside(self) -> bool:
+        """Whether QEMU need not answer for it."""
+        return self.asks is nothing

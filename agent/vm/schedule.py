@@ -1,6 +1,6 @@
 """When to ask a VM what: by timer where nothing else tells, at once where an event says that an answer changed. Pure: time is given."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from math import inf
 
 SLACK_SECONDS = 0.05
@@ -35,9 +35,10 @@ class Schedule:
         """Return when the next question is due; `inf` is never."""
         return min(self._due.values(), default=inf)
 
-    def take(self, now: float) -> list[str]:
-        """Return what is due, by when it was due, and put it off until it is planned or demanded again."""
-        due = sorted((name for name, at in self._due.items() if at <= now + SLACK_SECONDS), key=self._due.__getitem__)
+    def take(self, now: float, among: Container[str] | None = None) -> list[str]:
+        """Return what is due (and among these), by when it was due, and put it off until it is planned or demanded again."""
+        names = (name for name, at in self._due.items() if at <= now + SLACK_SECONDS)
+        due = sorted((name for name in names if among is None or name in among), key=self._due.__getitem__)
         for name in due:
             self._due[name] = inf
             self._asked[name] = now

@@ -6,11 +6,13 @@ import dataclasses
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from math import inf
 from random import random
 
 from agent.catalogue.events import row_of
+from agent.catalogue.metrics import ABOUT
 from agent.catalogue.model import Sample
 from agent.collectors import Collector, Facts
 from agent.collectors.base import Poll
@@ -21,6 +23,7 @@ from agent.qmp.errors import CommandError, CommandRefusedError, QmpError, Stalle
 from agent.qmp.protocol import Event, Greeting
 from agent.record import Record, Vm, clean
 from agent.vm import identity
+from agent.vm.behind import Behind
 from agent.vm.schedule import Schedule
 from agent.vm.status import Out, Outcome, State, Terms
 
@@ -43,6 +46,9 @@ MAX_BUILDS = 64
 
 _DISCOVER = "discover"
 
+THREADS = "threads"
+"""What an event asks for that changed the process' threads or network interfaces."""
+
 
 class Session:
     """Made before the connection is, so that it misses nothing; `meet`, then `watch`."""
@@ -57,6 +63,7 @@ class Session:
         self._facts = Facts()
         self._early: deque[Event] = deque()
         self._early_lost = 0
+        self._behind = Behind(terms.root)
         self._schedule = Schedule()
         self._wake = asyncio.Event()
         self._phase = 0.1 + 0.9 * random()  # noqa: S311 - spreads the polls of many VMs over the interval
@@ -64,6 +71,7 @@ class Session:
         self._shapes: dict[str, object] = {}
         self._polls: dict[str, Poll] = {}
         self._collectors = {collector.name: collector for collector in terms.collectors}
+        self._beside = [collector.name for collector in terms.collectors if collector.beside]
         self._carriers = {event: collector for collector in terms.collectors for event in collector.from_event}
 
     # What QEMU says unasked.
@@ -134,17 +142,25 @@ class Session:
         self._early.clear()
         client.ended.add_done_callback(lambda _: self._wake.set())
         self._schedule.plan(_DISCOVER, time.monotonic())
-        while True:
-            if client.ended.done():
-                raise client.ended.result()
-            names = self._schedule.take(time.monotonic())
-            if not names:
-                await self._idle()
-            elif _DISCOVER in names:
-                await self._discover(client)
-            else:
-                await self._poll(client, vm, [self._collectors[name] for name in names])
-                await self._obey(client, vm)
+        self._schedule.plan(THREADS, inf)
+        with contextlib.closing(self._behind):
+            while True:
+                if client.ended.done():
+                    raise client.ended.result()
+                await self._step(client, vm, self._schedule.take(time.monotonic()))
+
+    async def _step(self, client: Link, vm: Vm, names: Sequence[str]) -> None:
+        """Do what is due, or wait until something is."""
+        if not names:
+            await self._idle()
+        elif _DISCOVER in names:
+            await self._discover(client, vm)
+        else:
+            if THREADS in names:
+                self._facts = await self._locate(client, vm, self._facts)
+            self._look(vm, self._beside if THREADS in names else names)
+            await self._poll(client, vm, [c for name in names if (c := self._collectors.get(name)) is not None])
+            await self._obey(client, vm)
 
     async def _idle(self) -> None:
         self._wake.clear()
@@ -153,7 +169,7 @@ class Session:
             async with asyncio.timeout(None if at == inf else max(0.0, at - time.monotonic())):
                 await self._wake.wait()
 
-    async def _discover(self, client: Link) -> None:
+    async def _discover(self, client: Link, vm: Vm) -> None:
         """Learn what the VM has, make the changes that the operator asked for, and have everything asked anew."""
         answers = await self._patiently(client, identity.WHAT)
         assert client.greeting is not None
@@ -165,7 +181,7 @@ class Session:
                 (await self._patiently(client, (identity.TURN_ON_MIGRATION_EVENTS,)))[0], CommandError
             )
             facts = dataclasses.replace(facts, migration_events=done)
-        self._facts = facts
+        self._facts = await self._locate(client, vm, facts)
         now = time.monotonic()
         for name, collector in list(self._collectors.items()):
             if collector.lacks(facts):
@@ -190,6 +206,13 @@ class Session:
         """Ask this no more on this connection: its QEMU lacks a command, and will not get it while it lives."""
         del self._collectors[name]
         self._schedule.drop(name)
+
+    async def _locate(self, client: Link, vm: Vm, facts: Facts) -> Facts:
+        """Learn which process it is and what its threads are, and tell what the VM is."""
+        time_ns = time.time_ns()
+        facts = await self._behind.learn(partial(self._patiently, client), client.peer_pid, facts)
+        self._out.samples(vm, (ABOUT,), (self._behind.about,), time_ns)
+        return facts
 
     async def _guest_stats(self, client: Link, balloon: str) -> int:
         """Return how often the guest is asked for its statistics, having set it where nobody has and the operator wants it."""
@@ -218,12 +241,29 @@ class Session:
             seconds = time.monotonic() - start
             for collector, asks in batch:
                 mine, answers = answers[: len(asks)], answers[len(asks) :]
-                samples, outcome = self._collect(vm, collector, mine, Poll((), time_ns, start))
-                self._out.collected(collector.name, outcome, seconds)
-                if outcome is Outcome.OK:
-                    self._out.samples(vm, collector.families, samples, time_ns)
-                    self._compare(collector, samples)
-                self._plan(collector, samples, start)
+                self._take(vm, collector, mine, seconds, Poll((), time_ns, start))
+
+    def _look(self, vm: Vm, names: Iterable[str]) -> None:
+        """Ask the host's kernel what it knows, which takes some microseconds a file and needs no answer of QEMU's.
+
+        Where there is nothing to ask for any more there is nothing any more.
+        """
+        for collector in (self._collectors[name] for name in names if name in self._beside):
+            time_ns, start = time.time_ns(), time.monotonic()
+            if files := collector.files(self._facts):
+                answers = self._behind.answer(files)
+                self._take(vm, collector, answers, time.monotonic() - start, Poll((), time_ns, start))
+            else:
+                self._out.samples(vm, collector.families, (), time_ns)
+
+    def _take(self, vm: Vm, collector: Collector, answers: Sequence[Answer], seconds: float, poll: Poll) -> None:
+        """Make samples of answers that took so long, and plan to ask again."""
+        samples, outcome = self._collect(vm, collector, answers, poll)
+        self._out.collected(collector.name, outcome, seconds)
+        if outcome is Outcome.OK:
+            self._out.samples(vm, collector.families, samples, poll.time_ns)
+            self._compare(collector, samples)
+        self._plan(collector, samples, poll.at)
 
     def _wants(self, vm: Vm) -> set[str]:
         return self._terms.commander.wants(vm) if self._terms.commander is not None else set()
@@ -312,6 +352,8 @@ class Session:
         settled = asyncio.ensure_future(client.settled())
         try:
             while not (await asyncio.wait({settled}, timeout=PROBE_SECONDS))[0]:
+                if self._vm is not None:
+                    self._look(self._vm, self._schedule.take(time.monotonic(), self._beside))
                 if client.can_probe:
                     answers = await client.probe(deadline=PROBE_SECONDS)
                     if not settled.done():

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
 
 from agent.catalogue.model import Family, Sample
@@ -112,6 +113,7 @@ class Terms:
         collectors: what to ask.
         commander: who has thresholds set; None has none.
         commands: what each build of QEMU that was met understands; sessions fill it.
+        root: the folder that has this host's /proc and /sys.
     """
 
     host: str
@@ -125,10 +127,11 @@ class Terms:
     collectors: Sequence[Collector] = ALL
     commander: Commander | None = None
     commands: dict[Build, frozenset[str]] = field(default_factory=dict)
+    root: Path = Path("/")
 
     def renew(self, other: "Terms") -> None:
         """Take what other terms say, but for the collectors, which a session takes when it begins, and what was learnt of builds."""
         self.allow.allow(other.changes)
         for one in fields(self):
-            if one.name not in ("allow", "collectors", "commands"):
+            if one.name not in ("allow", "collectors", "commands", "root"):
                 setattr(self, one.name, getattr(other, one.name))

@@ -6,7 +6,7 @@ Labels were made into text when the subject appeared; a scrape joins them with n
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from agent.catalogue.metrics import FAMILIES
+from agent.catalogue.metrics import ABOUT, FAMILIES
 from agent.catalogue.model import Family, Field, Kind, shown
 from agent.vm.status import State
 from agent.web.snapshot import Snapshot, View, escape
@@ -72,5 +72,8 @@ def _vm_series(views: list[View]) -> Iterator[str]:
 def _info(view: View) -> str:
     build = view.status.build
     version, package = (build.version, build.package) if build is not None else ("", "")
-    monitor = escape(view.status.vm.monitor) if view.status.vm is not None else ""
-    return f'{view.labels},qemu_version="{version}",qemu_package="{escape(package)}",monitor="{monitor}"'
+    monitor = view.status.vm.monitor if view.status.vm is not None else ""
+    _, about = view.families.get(ABOUT.name, {}).get((), ("", {}))
+    labels = {"qemu_version": version, "qemu_package": package, "monitor": monitor}
+    labels |= {name: about.get(name, "") for name in ("machine", "accelerator", "pid")} | about.get("labels", {})
+    return ",".join((view.labels, *(f'{name}="{escape(value)}"' for name, value in labels.items() if value)))

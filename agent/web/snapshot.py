@@ -78,7 +78,8 @@ class Snapshot:
         view = self._views.get(vm)
         if view is None:
             return
-        view.replied_ns = max(view.replied_ns, time_ns)
+        if not all(family.beside for family in families):
+            view.replied_ns = max(view.replied_ns, time_ns)
         for family in families:
             old = view.families.get(family.name, {})
             mine = [sample for sample in samples if sample.family is family]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from agent.catalogue.metrics import BALLOON
 from agent.catalogue.model import Kind, Sample
 from agent.collectors import ALL, Collector, Facts, Intervals
+from agent.collectors.base import File, Interface, Task, Text
 from agent.collectors.block import stable_name
 from agent.qmp.errors import AnswerError, CommandError, QmpError
 from agent.record import Record, Stamp, Vm
@@ -23,8 +24,22 @@ CASES = {name: golden.load(f"collectors/{name}.json") for name in BY_NAME}
 HOUR = Intervals(poll=10, guest_memory=30, migration=1, resync=300)
 
 
+def subject(of: Any) -> Any:
+    """Return what a file is about, as a golden file has it."""
+    match of:
+        case {"task": number, "name": name, "values": values}:
+            return Task(number, name, values)
+        case {"interface": name, "values": values, "swapped": swapped, "near": near}:
+            return Interface(name, values, swapped, near)
+        case list():
+            return tuple(map(subject, of))
+    return of
+
+
 def answer(reply: dict[str, Any]) -> Any:
-    """Return what the client makes of a reply."""
+    """Return what the client makes of a reply, or what the host's kernel answers."""
+    if "file" in reply:
+        return Text(File(reply["file"], subject(reply["of"])), reply["text"])
     return reply["return"] if "return" in reply else CommandError(reply["error"]["class"], reply["error"]["desc"])
 
 
@@ -102,6 +117,37 @@ anything = (
 )
 
 
+def well_formed(name: str, sample: Sample) -> None:
+    """Fail unless a collector's sample has its family's fields in their types, and can be a record."""
+    kinds = {field.name: field.kind for field in sample.family.fields}
+    assert sample.family in BY_NAME[name].families
+    assert len(sample.labels) == len(sample.family.labels)
+    assert all(type(label) is str and label for label in sample.labels)
+    for field, value in sample.values.items():
+        if kinds[field] in (Kind.COUNTER, Kind.GAUGE):
+            assert type(value) in (int, float) and math.isfinite(value)
+        elif kinds[field] is not Kind.DETAIL:
+            assert type(value) is (bool if kinds[field] is Kind.FLAG else str)
+    assert Stamp()(Record("qemu.sample.x", Vm("h", "u", "n"), sample.data, 0, sample.subject)).body
+
+
+KERNEL = [(name, case["replies"]) for name, cases in CASES.items() for case in cases if "file" in case["replies"][0]]
+
+
+@given(st.data())
+def test_whatever_a_file_holds_the_samples_have_only_their_familys_fields_in_their_types(data: st.DataObject) -> None:
+    name, replies = data.draw(st.sampled_from(KERNEL))
+    which = data.draw(st.integers(0, len(replies) - 1))
+    text = replies[which]["text"] or ""
+    cut = data.draw(st.integers(0, len(text)))
+    junk = data.draw(
+        st.text(max_size=20) | st.sampled_from([" -1 ", "(", ")", ":", "total=", "9" * 5000, "\x00", "\n: :"])
+    )
+    hurt = {**replies[which], "text": text[:cut] + junk + text[cut:]}
+    for sample in BY_NAME[name].collect([answer(reply if at != which else hurt) for at, reply in enumerate(replies)]):
+        well_formed(name, sample)
+
+
 @given(st.data())
 def test_whatever_one_field_is_the_samples_have_only_their_familys_fields_in_their_types(data: st.DataObject) -> None:
     name, replies = data.draw(st.sampled_from(REAL))
@@ -115,16 +161,7 @@ def test_whatever_one_field_is_the_samples_have_only_their_familys_fields_in_the
     wait = BY_NAME[name].again(samples, Facts(guest_stats_seconds=5), HOUR)
     assert wait is None or wait > 0
     for sample in samples:
-        kinds = {field.name: field.kind for field in sample.family.fields}
-        assert sample.family in BY_NAME[name].families
-        assert len(sample.labels) == len(sample.family.labels)
-        assert all(type(label) is str and label for label in sample.labels)
-        for field, value in sample.values.items():
-            if kinds[field] in (Kind.COUNTER, Kind.GAUGE):
-                assert type(value) in (int, float) and math.isfinite(value)
-            elif kinds[field] is not Kind.DETAIL:
-                assert type(value) is (bool if kinds[field] is Kind.FLAG else str)
-        assert Stamp()(Record("qemu.sample.x", Vm("h", "u", "n"), sample.data, 0, sample.subject)).body
+        well_formed(name, sample)
 
 
 @pytest.mark.parametrize("speed", [1e308, -1e308, 2**64 - 1, -(2**63)])
@@ -232,9 +269,19 @@ def test_guest_memory_is_asked_for_no_more_often_than_the_guest_tells() -> None:
     assert again((), Facts("/b", guest_stats_seconds=0), HOUR) is None
 
 
-def test_only_disks_are_asked_for_by_the_clock_alone() -> None:
+def test_only_disks_are_asked_of_qemu_by_the_clock_alone() -> None:
     quiet = Facts("/b", guest_stats_seconds=0, migration_events=True)
-    assert {c.name: c.again((), quiet, HOUR) for c in ALL} == dict.fromkeys(BY_NAME) | {"block": 10}
+    asked = {c.name: c.again((), quiet, HOUR) for c in ALL if not c.beside}
+    assert asked == dict.fromkeys(asked) | {"block": 10}
+
+
+def test_what_the_hosts_kernel_knows_is_asked_for_at_each_poll_and_qemu_is_asked_nothing_for_it() -> None:
+    beside = [c for c in ALL if c.beside]
+    assert [c.name for c in beside] == ["vcpu", "iothread", "process", "cgroup", "net"]
+    task, near, far = Task(5), Interface("tap0"), Interface("tap1", near=False)
+    facts = Facts("/b", 5, process=task, vcpus=(task,), iothreads=(task,), cgroup="/c", interfaces=(near, far))
+    assert all(c.files(facts) and not c.asks(facts) and c.again((), facts, HOUR) == 10 for c in beside)
+    assert not [c.name for c in ALL if c.files(Facts("/b", 5))]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +289,7 @@ def test_only_disks_are_asked_for_by_the_clock_alone() -> None:
     [
         (Facts(), {"runstate", "block", "nodes", "jobs", "migration"}),
         (Facts("/b"), {"runstate", "block", "nodes", "jobs", "migration", "balloon"}),
-        (Facts("/b", 5), set(BY_NAME)),
+        (Facts("/b", 5), {collector.name for collector in ALL if not collector.beside}),
         (Facts(None, 5), {"runstate", "block", "nodes", "jobs", "migration"}),
     ],
 )

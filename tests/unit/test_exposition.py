@@ -126,7 +126,9 @@ def test_every_family_can_be_shown(family: str) -> None:
     snapshot = Snapshot()
     snapshot.status(status(vm()))
     known = BY_NAME[family]
-    values = {f.name: {"flag": True, "state": "x", "text": "x"}.get(f.kind.value, 1) for f in known.fields}
+    values = {
+        f.name: {"flag": True, "state": "x", "text": "x", "detail": {}}.get(f.kind.value, 1) for f in known.fields
+    }
     put(snapshot, vm(), known, (tuple(f"label {n}" for n in range(len(known.labels))), values))
     assert promtool_check(render(snapshot)) == []
     shown = {name for name, _ in series(snapshot) if name.startswith(f"qemu_{family}_")}

@@ -1,10 +1,12 @@
-"""Every field that we take out of QEMU, a row each, in a file for each part of a VM.
+"""Every field that we take out of QEMU and the host's kernel, a row each, in a file for each part of a VM.
 
 One row makes the record's field, the Prometheus series, the JSON schema's property and the line in docs/metrics.md. Paths and units are
 those of QEMU's qapi/, 2.6 to 11.1; a field younger than 2.6 says so in its help.
 """
 
+from agent.catalogue.metrics.about import ABOUT
 from agent.catalogue.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_LAYER, BLOCK_SPACE
+from agent.catalogue.metrics.host import CGROUP, IOTHREAD, NET, PROCESS, VCPU
 from agent.catalogue.metrics.jobs import JOB
 from agent.catalogue.metrics.memory import BALLOON, GUEST_MEMORY
 from agent.catalogue.metrics.migration import MIGRATION, MIGRATION_ENDED
@@ -20,22 +22,34 @@ FAMILIES = (
     BALLOON,
     GUEST_MEMORY,
     RUNSTATE,
+    VCPU,
+    IOTHREAD,
+    PROCESS,
+    CGROUP,
+    NET,
+    ABOUT,
 )
 
 NOTICES = (MIGRATION_ENDED,)
 """What comes to pass once: records `qemu.<name>` with no series."""
 
 __all__ = [
+    "ABOUT",
     "BALLOON",
     "BLOCK",
     "BLOCK_BACKING",
     "BLOCK_LAYER",
     "BLOCK_SPACE",
+    "CGROUP",
     "FAMILIES",
     "GUEST_MEMORY",
+    "IOTHREAD",
     "JOB",
     "MIGRATION",
     "MIGRATION_ENDED",
+    "NET",
     "NOTICES",
+    "PROCESS",
     "RUNSTATE",
+    "VCPU",
 ]

@@ -1,0 +1,48 @@
+"""What goes over a VM's tap and macvtap interfaces, counted by the host and told as the guest sees it."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from agent.catalogue.metrics import NET
+from agent.catalogue.model import Reader, Sample
+from agent.collectors.base import Answers, Collector, Facts, File, Interface, Text, each_poll, nothing
+from agent.collectors.procfs import Numbers, alone, interfaces
+from agent.record import clean
+
+_read = Reader(NET)
+
+_COUNTERS = [f"{way}_{what}" for way in ("rx", "tx") for what in ("bytes", "packets", "errors", "dropped")]
+
+
+def _files(facts: Facts) -> Sequence[File]:
+    near = [i for i in facts.interfaces if i.near]
+    files = [File(f"/sys/class/net/{i.name}/statistics/{name}", i) for i in near for name in _COUNTERS]
+    far = tuple(i for i in facts.interfaces if not i.near)
+    return [*files, File("net/dev", far)] if far else files
+
+
+def _collect(answers: Answers) -> Iterable[Sample]:
+    found: dict[str, tuple[Interface, Numbers]] = {}
+    for answer in answers:
+        if not isinstance(answer, Text) or answer.text is None:
+            continue
+        of: Any = answer.file.of
+        if isinstance(of, Interface):
+            counter = answer.file.path.rpartition("/")[2]
+            found.setdefault(of.name, (of, {}))[1][counter] = alone(answer.text)
+        else:
+            there = interfaces(answer.text)
+            found |= {far.name: (far, there[far.name]) for far in of if far.name in there}
+    for interface, counters in found.values():
+        yield Sample(NET, (clean(interface.name),), _read(_seen(interface, counters) | {"known": interface.values}))
+
+
+def _seen(interface: Interface, counters: Numbers) -> Numbers:
+    """Return the counters as a tap's are: what the guest receives is what the host sends."""
+    if interface.swapped:
+        return counters
+    other = {"rx": "tx", "tx": "rx"}
+    return {other[name[:2]] + name[2:]: value for name, value in counters.items()}
+
+
+COLLECTOR = Collector("net", (NET,), nothing, _collect, each_poll, files=_files)

@@ -1,0 +1,57 @@
+"""What a VM's process costs the host, and the cgroup that it is in. Only files that the kernel writes without waiting for the process."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from agent.catalogue.metrics import CGROUP, PROCESS
+from agent.catalogue.model import Reader, Sample
+from agent.collectors.base import Answers, Collector, Facts, File, Text, each_poll, nothing
+from agent.collectors.procfs import alone, by_subject, keyed, pressure
+
+_read_process = Reader(PROCESS)
+_read_cgroup = Reader(CGROUP)
+
+_OF_CGROUP = {
+    "memory.current": alone,
+    "memory.max": alone,
+    "memory.swap.current": alone,
+    "memory.events": keyed,
+    "cpu.stat": keyed,
+    "cpu.pressure": pressure,
+    "memory.pressure": pressure,
+    "io.pressure": pressure,
+}
+
+
+def _files(facts: Facts) -> Sequence[File]:
+    if facts.process is None:
+        return ()
+    task = facts.process
+    return (*(File(name, task) for name in ("stat", "schedstat", "status", "io")), File("fd", task, entries=True))
+
+
+def _collect(answers: Answers) -> Iterable[Sample]:
+    for task, files in by_subject(answers):
+        yield Sample(PROCESS, (), _read_process({**files, "known": {"pid": task.id, **task.values}}))
+
+
+def _cgroup_files(facts: Facts) -> Sequence[File]:
+    return () if facts.cgroup is None else [File(f"{facts.cgroup}/{name}", facts.cgroup) for name in _OF_CGROUP]
+
+
+def _collect_cgroup(answers: Answers) -> Iterable[Sample]:
+    item: dict[str, Any] = {}
+    for answer in answers:
+        if isinstance(answer, Text) and answer.text is not None:
+            item["path"] = answer.file.of
+            name = answer.file.path.rpartition("/")[2]
+            *parents, last = name.split(".")
+            holder = item
+            for parent in parents:
+                holder = holder.setdefault(parent, {})
+            holder[last] = _OF_CGROUP[name](answer.text)
+    return (Sample(CGROUP, (), _read_cgroup(item)),) if item else ()
+
+
+PROCESSES = Collector("process", (PROCESS,), nothing, _collect, each_poll, files=_files)
+CGROUPS = Collector("cgroup", (CGROUP,), nothing, _collect_cgroup, each_poll, files=_cgroup_files)

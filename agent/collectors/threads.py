@@ -1,0 +1,34 @@
+"""What a VM's vCPUs and iothreads cost the host: their threads' figures, by the ids that QEMU told at attach."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from agent.catalogue.metrics import IOTHREAD, VCPU
+from agent.catalogue.model import Family, Reader, Sample
+from agent.collectors.base import Answers, Collector, Facts, File, Task, each_poll, nothing
+from agent.collectors.procfs import by_subject
+
+
+def _files(tasks: Sequence[Task]) -> list[File]:
+    return [File(f"task/{task.id}/{name}", task) for task in tasks for name in ("stat", "schedstat")]
+
+
+def _collect(family: Family) -> Callable[[Answers], Iterable[Sample]]:
+    read = Reader(family)
+
+    def collect(answers: Answers) -> Iterable[Sample]:
+        for task, files in by_subject(answers):
+            yield Sample(family, (task.name,), read({**files, "known": {"thread": task.id, **task.values}}))
+
+    return collect
+
+
+def _vcpus(facts: Facts) -> Sequence[File]:
+    return _files(facts.vcpus)
+
+
+def _iothreads(facts: Facts) -> Sequence[File]:
+    return _files(facts.iothreads)
+
+
+VCPUS = Collector("vcpu", (VCPU,), nothing, _collect(VCPU), each_poll, files=_vcpus)
+IOTHREADS = Collector("iothread", (IOTHREAD,), nothing, _collect(IOTHREAD), each_poll, files=_iothreads)

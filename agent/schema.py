@@ -19,6 +19,16 @@ _TYPES: dict[Kind, dict[str, Any]] = {
     Kind.GAUGE: {"type": "number"},
     Kind.FLAG: {"type": "boolean"},
     Kind.STATE: {"type": "string"},
+    Kind.HISTOGRAM: {
+        "type": "object",
+        "properties": {
+            "boundaries_seconds": {"type": "array", "items": {"type": "number", "minimum": 0}},
+            "counts": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+            "sum_seconds": {"type": "number", "minimum": 0},
+        },
+        "required": ["boundaries_seconds", "counts"],
+        "additionalProperties": False,
+    },
     Kind.TEXT: {"type": "string"},
     Kind.DETAIL: {},
 }

@@ -109,9 +109,9 @@ _RUN, _BLK, _JOB, _MIG = Category.RUNSTATE, Category.BLOCK, Category.JOB, Catego
 _MEM, _DEV, _NET, _DSP = Category.MEMORY, Category.DEVICE, Category.NETWORK, Category.DISPLAY
 _RS = ("runstate",)
 _MS = ("migration", "runstate")
-_BN = ("block", "nodes")
+_BN = ("block", "nodes", "drives")
 _JB = ("jobs",)
-_BJ = ("block", "nodes", "jobs")
+_BJ = ("block", "nodes", "drives", "jobs")
 
 ROWS = (
     EventRow(
@@ -238,9 +238,7 @@ ROWS = (
     EventRow(
         "MEM_UNPLUG_ERROR", _MEM, WARNING, "A memory device could not be unplugged (until QEMU 9.0).", ("device",)
     ),
-    EventRow(
-        "DEVICE_DELETED", _DEV, INFO, "A device is gone.", ("device", "path"), ("block", "nodes", "balloon", "threads")
-    ),
+    EventRow("DEVICE_DELETED", _DEV, INFO, "A device is gone.", ("device", "path"), (*_BN, "balloon", "threads")),
     EventRow(
         "DEVICE_UNPLUG_GUEST_ERROR",
         _DEV,

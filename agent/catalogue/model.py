@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum, auto
-from typing import Any
+from typing import Any, TypeGuard
 
 import orjson
 
@@ -26,6 +26,8 @@ class Kind(StrEnum):
     """True or false; a series of 1 or 0."""
     STATE = auto()
     """One word of a list; a series of 1 that has the word as a label, named as the field."""
+    HISTOGRAM = auto()
+    """How often something took how long, as QEMU's BlockLatencyHistogramInfo has it; a histogram."""
     TEXT = auto()
     """Words; in records only."""
     DETAIL = auto()
@@ -202,6 +204,31 @@ def _text(_: object) -> Convert:
     return lambda raw: clean(raw, 1024) if type(raw) is str else None
 
 
+_MAX_BOUNDARIES = 64
+
+
+def _histogram(to_base: Callable[[float], float]) -> Convert:
+    """Read `boundaries`, of which each begins a bin, and `bins`, one more of them; `sum` is what all that was counted took."""
+
+    def convert(raw: Any) -> Values | None:
+        if not isinstance(raw, dict):
+            return None
+        bounds, counts = raw.get("boundaries"), raw.get("bins")
+        if not (_naturals(bounds) and _naturals(counts) and len(counts) == len(bounds) + 1 <= _MAX_BOUNDARIES + 1):
+            return None
+        if sorted(set(bounds)) != bounds:
+            return None
+        total = raw.get("sum")
+        told = {"sum_seconds": to_base(total)} if type(total) is int and total >= 0 else {}
+        return {"boundaries_seconds": [to_base(b) for b in bounds], "counts": counts, **told}
+
+    return convert
+
+
+def _naturals(raw: Any) -> TypeGuard[list[int]]:
+    return isinstance(raw, list) and all(type(n) is int and n >= 0 for n in raw)
+
+
 _DETAIL_BYTES = 8192
 
 
@@ -214,6 +241,7 @@ _CONVERT: Mapping[Kind, Callable[[Callable[[float], float]], Convert]] = {
     Kind.GAUGE: _number,
     Kind.FLAG: _flag,
     Kind.STATE: _word,
+    Kind.HISTOGRAM: _histogram,
     Kind.TEXT: _text,
     Kind.DETAIL: _detail,
 }

@@ -4,13 +4,26 @@ To add one: write its file with a `COLLECTOR`, add its fields to catalogue/metri
 deadline, the isolation of its failures and its own metrics are given by the framework (agent/vm).
 """
 
-from agent.collectors import balloon, block, guest_memory, jobs, migration, net, nodes, process, runstate, threads
+from agent.collectors import (
+    balloon,
+    block,
+    drives,
+    guest_memory,
+    jobs,
+    migration,
+    net,
+    nodes,
+    process,
+    runstate,
+    threads,
+)
 from agent.collectors.base import Collector, Facts, Intervals
 
 ALL: tuple[Collector, ...] = (
     runstate.COLLECTOR,
     block.COLLECTOR,
     nodes.COLLECTOR,
+    drives.COLLECTOR,
     jobs.COLLECTOR,
     migration.COLLECTOR,
     balloon.COLLECTOR,

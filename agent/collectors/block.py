@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from agent.catalogue.events import device_name
-from agent.catalogue.metrics import BLOCK, BLOCK_BACKING
+from agent.catalogue.metrics import BLOCK, BLOCK_BACKING, BLOCK_TIMED
 from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, expect
 from agent.qmp.commands import Ask
@@ -16,6 +16,12 @@ from agent.record import clean
 
 _read_disk = Reader(BLOCK)
 _read_backing = Reader(BLOCK_BACKING)
+_read_timed = Reader(BLOCK_TIMED)
+
+_HISTOGRAMS = {f"{op}_latency_histogram": f"{op}_total_time_ns" for op in ("rd", "wr", "zone_append", "flush")}
+"""Latency histograms, and the times that are their sums."""
+
+_MAX_INTERVALS = 16
 
 _MAX_DEPTH = 64
 """Longest backing chain told; libvirt allows 200 layers, but no one has a use for more series than these."""
@@ -34,9 +40,31 @@ def _samples(disks: list[Any]) -> Iterator[Sample]:
         if not name or name in seen:
             continue
         seen.add(name)
-        yield Sample(BLOCK, (name,), _read_disk(disk | {"parent": chain(disk)[-1]}))
+        yield Sample(BLOCK, (name,), _read_disk(_with_sums(disk) | {"parent": chain(disk)[-1]}))
+        yield from _timed(name, disk)
         for depth, layer in enumerate(backings(disk), 1):
             yield Sample(BLOCK_BACKING, (name, str(depth)), _read_backing(layer))
+
+
+def _with_sums(disk: dict[str, Any]) -> dict[str, Any]:
+    """Return the disk with each histogram's sum in it; a disk that has no histograms, as most, is returned as it is."""
+    stats = disk.get("stats")
+    if not isinstance(stats, dict) or _HISTOGRAMS.keys().isdisjoint(stats):
+        return disk
+    summed = {
+        key: stats[key] | {"sum": stats.get(time)}
+        for key, time in _HISTOGRAMS.items()
+        if isinstance(stats.get(key), dict)
+    }
+    return disk | {"stats": stats | summed}
+
+
+def _timed(name: str, disk: dict[str, Any]) -> Iterator[Sample]:
+    stats = disk.get("stats")
+    intervals = stats.get("timed_stats") if isinstance(stats, dict) else None
+    for timed in intervals[:_MAX_INTERVALS] if isinstance(intervals, list) else ():
+        if isinstance(timed, dict) and type(seconds := timed.get("interval_length")) is int:
+            yield Sample(BLOCK_TIMED, (name, f"{seconds}s"), _read_timed(timed))
 
 
 def chain(disk: dict[str, Any]) -> list[dict[str, Any]]:
@@ -73,10 +101,10 @@ def _shape(samples: Sequence[Sample]) -> object:
 
 COLLECTOR = Collector(
     "block",
-    (BLOCK, BLOCK_BACKING),
+    (BLOCK, BLOCK_BACKING, BLOCK_TIMED),
     lambda _facts: (Ask("query-blockstats"),),
     _collect,
     again=lambda _samples, _facts, intervals: intervals.poll,
     shape=_shape,
-    reshapes=("nodes",),
+    reshapes=("nodes", "drives"),
 )

@@ -6,13 +6,17 @@ Asked rarely: QEMU looks at the storage for it, and on storage that hangs it fre
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from agent.catalogue.metrics import BLOCK_LAYER
+from agent.catalogue.metrics import BLOCK_BITMAP, BLOCK_LAYER
 from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, Facts, expect
 from agent.collectors.block import backings, chain, stable_name
 from agent.qmp.commands import Ask
+from agent.record import clean
 
 _read = Reader(BLOCK_LAYER)
+_read_bitmap = Reader(BLOCK_BITMAP)
+
+_MAX_BITMAPS = 64
 
 FILTERS = frozenset(
     {
@@ -59,7 +63,25 @@ def _samples(nodes: Nodes, disks: list[Any]) -> Iterator[Sample]:
         seen.add(device)
         for layer, name in _layers(nodes, disk):
             if name in nodes:
-                yield Sample(BLOCK_LAYER, (device, layer), _read(nodes[name]))
+                yield Sample(BLOCK_LAYER, (device, layer), _read(_with_snapshots(nodes[name])))
+                yield from _bitmaps(device, layer, nodes[name])
+
+
+def _with_snapshots(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the node with the number of its internal snapshots, where it can have some."""
+    image = node.get("image")
+    if not isinstance(image, dict) or image.get("format") != "qcow2":
+        return node
+    snapshots = image.get("snapshots", [])
+    return {**node, "snapshots": len(snapshots) if isinstance(snapshots, list) else None}
+
+
+def _bitmaps(device: str, layer: str, node: Mapping[str, Any]) -> Iterator[Sample]:
+    """Yield a layer's bitmaps that have a name; those without are QEMU's own, for as long as a job runs."""
+    bitmaps = node.get("dirty-bitmaps")
+    for bitmap in bitmaps[:_MAX_BITMAPS] if isinstance(bitmaps, list) else ():
+        if isinstance(bitmap, dict) and isinstance(name := bitmap.get("name"), str) and name:
+            yield Sample(BLOCK_BITMAP, (device, layer, clean(name)), _read_bitmap(bitmap))
 
 
 def _layers(nodes: Nodes, disk: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -74,4 +96,4 @@ def _layers(nodes: Nodes, disk: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"backing-{depth}", name
 
 
-COLLECTOR = Collector("nodes", (BLOCK_LAYER,), _asks, _collect)
+COLLECTOR = Collector("nodes", (BLOCK_LAYER, BLOCK_BITMAP), _asks, _collect)

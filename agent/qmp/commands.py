@@ -20,6 +20,7 @@ from agent.qmp.errors import CommandRefusedError
 READS = frozenset(
     {
         "query-balloon",
+        "query-block",
         "query-block-jobs",
         "query-blockstats",
         "query-commands",

@@ -4,6 +4,7 @@ Labels were made into text when the subject appeared; a scrape joins them with n
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from typing import Any
 
 from agent.catalogue.metrics import ABOUT, FAMILIES
@@ -27,21 +28,40 @@ def _family(family: Family, views: list[View]) -> Iterator[str]:
         rows = [(labels, values[field.name]) for labels, values in subjects if field.name in values]
         if rows:
             origin = f"{field.help} ({family.source}: {field.path})"
-            yield _metric(
-                family.series(field), _type(field), origin, _states(field, rows) if field.kind is Kind.STATE else rows
-            )
+            yield _metric(family.series(field), _type(field), origin, _RENDERED.get(field.kind, _plain)(field, rows))
 
 
 def _type(field: Field) -> str:
-    return "counter" if field.kind is Kind.COUNTER else "gauge"
+    return field.kind.value if field.kind in (Kind.COUNTER, Kind.HISTOGRAM) else "gauge"
 
 
-def _states(field: Field, rows: Iterable[Row]) -> list[Row]:
-    return [(f'{labels},{field.name}="{escape(word)}"', 1) for labels, word in rows]
+Line = tuple[str, str, Any]
+"""What its name ends in, labels in the text format, and a value."""
 
 
-def _metric(name: str, kind: str, text: str, rows: Iterable[Row]) -> str:
-    lines = [f"{name}{{{labels}}} {+value!r}\n" for labels, value in rows]  # + makes True 1
+def _plain(_field: Field, rows: Iterable[Row]) -> Iterator[Line]:
+    return (("", labels, value) for labels, value in rows)
+
+
+def _states(field: Field, rows: Iterable[Row]) -> Iterator[Line]:
+    return (("", f'{labels},{field.name}="{escape(word)}"', 1) for labels, word in rows)
+
+
+def _histograms(_field: Field, rows: Iterable[Row]) -> Iterator[Line]:
+    for labels, value in rows:
+        counts = list(accumulate(value["counts"]))
+        for bound, count in zip((*map(repr, value["boundaries_seconds"]), "+Inf"), counts, strict=True):
+            yield "_bucket", f'{labels},le="{bound}"', count
+        if "sum_seconds" in value:
+            yield "_sum", labels, value["sum_seconds"]
+        yield "_count", labels, counts[-1]
+
+
+_RENDERED = {Kind.STATE: _states, Kind.HISTOGRAM: _histograms}
+
+
+def _metric(name: str, kind: str, text: str, rows: Iterable[Line]) -> str:
+    lines = [f"{name}{end}{{{labels}}} {+value!r}\n" for end, labels, value in rows]  # + makes True 1
     text = text.replace("\\", r"\\")
     return f"# HELP {name} {text}\n# TYPE {name} {kind}\n{''.join(lines)}"
 
@@ -50,12 +70,12 @@ def _vm_series(views: list[View]) -> Iterator[str]:
     """Yield what the sessions themselves know."""
     if not views:
         return
-    yield _metric("qemu_vm_info", "gauge", "A VM that is watched, for joins.", [(_info(view), 1) for view in views])
-    up = [(view.labels, view.status.state is State.UP) for view in views]
+    yield _metric("qemu_vm_info", "gauge", "A VM that is watched, for joins.", [("", _info(view), 1) for view in views])
+    up = [("", view.labels, view.status.state is State.UP) for view in views]
     yield _metric(
         "qemu_vm_up", "gauge", "Whether the VM answers in time; 0 is stalled. A VM that is gone has no series.", up
     )
-    replied = [(view.labels, view.replied_ns / 1e9) for view in views if view.replied_ns]
+    replied = [("", view.labels, view.replied_ns / 1e9) for view in views if view.replied_ns]
     if replied:
         yield _metric(
             "qemu_vm_last_reply_timestamp_seconds",
@@ -63,7 +83,9 @@ def _vm_series(views: list[View]) -> Iterator[str]:
             "When the VM last answered a question or told a figure.",
             replied,
         )
-    events = [(f'{view.labels},event="{name}"', count) for view in views for name, count in sorted(view.events.items())]
+    events = [
+        ("", f'{view.labels},event="{name}"', count) for view in views for name, count in sorted(view.events.items())
+    ]
     if events:
         text = "Events since the VM was attached; a lower bound, since QEMU coalesces some."
         yield _metric("qemu_vm_events_total", "counter", text, events)

@@ -31,6 +31,7 @@ QUESTIONS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     ("query-yank", {}),
     ("query-cpus-fast", {}),
     ("query-iothreads", {}),
+    ("query-block", {}),
     ("query-block-jobs", {}),
     ("query-jobs", {}),
     ("query-named-block-nodes", {"flat": True}),

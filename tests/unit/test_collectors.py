@@ -66,7 +66,7 @@ def test_replies_make_the_samples_that_the_golden_file_says(name: str) -> None:
 # --- Answers that make no sense ---
 
 
-@pytest.mark.parametrize("name", ["block", "nodes", "jobs", "migration", "runstate"])
+@pytest.mark.parametrize("name", ["block", "nodes", "drives", "jobs", "migration", "runstate"])
 @pytest.mark.parametrize("wrong", [None, 5, 1.5, "x", True])
 def test_an_answer_of_a_wrong_type_fails(name: str, wrong: Any) -> None:
     with pytest.raises(AnswerError, match="expected"):
@@ -75,7 +75,7 @@ def test_an_answer_of_a_wrong_type_fails(name: str, wrong: Any) -> None:
         collect("nodes", [], wrong)
 
 
-@pytest.mark.parametrize("name", ["block", "nodes", "jobs", "migration", "runstate"])
+@pytest.mark.parametrize("name", ["block", "nodes", "drives", "jobs", "migration", "runstate"])
 def test_an_error_fails_with_qemus_own_words(name: str) -> None:
     with pytest.raises(CommandError, match="GenericError: no"):
         collect(name, CommandError("GenericError", "no"))
@@ -126,6 +126,8 @@ def well_formed(name: str, sample: Sample) -> None:
     for field, value in sample.values.items():
         if kinds[field] in (Kind.COUNTER, Kind.GAUGE):
             assert type(value) in (int, float) and math.isfinite(value)
+        elif kinds[field] is Kind.HISTOGRAM:
+            assert len(value["counts"]) == len(value["boundaries_seconds"]) + 1
         elif kinds[field] is not Kind.DETAIL:
             assert type(value) is (bool if kinds[field] is Kind.FLAG else str)
     assert Stamp()(Record("qemu.sample.x", Vm("h", "u", "n"), sample.data, 0, sample.subject)).body
@@ -287,10 +289,10 @@ def test_what_the_hosts_kernel_knows_is_asked_for_at_each_poll_and_qemu_is_asked
 @pytest.mark.parametrize(
     ("facts", "asked"),
     [
-        (Facts(), {"runstate", "block", "nodes", "jobs", "migration"}),
-        (Facts("/b"), {"runstate", "block", "nodes", "jobs", "migration", "balloon"}),
+        (Facts(), {"runstate", "block", "nodes", "drives", "jobs", "migration"}),
+        (Facts("/b"), {"runstate", "block", "nodes", "drives", "jobs", "migration", "balloon"}),
         (Facts("/b", 5), {collector.name for collector in ALL if not collector.beside}),
-        (Facts(None, 5), {"runstate", "block", "nodes", "jobs", "migration"}),
+        (Facts(None, 5), {"runstate", "block", "nodes", "drives", "jobs", "migration"}),
     ],
 )
 def test_only_what_a_vm_has_is_asked_for(facts: Facts, asked: set[str]) -> None:

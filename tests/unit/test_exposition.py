@@ -126,13 +126,32 @@ def test_every_family_can_be_shown(family: str) -> None:
     snapshot = Snapshot()
     snapshot.status(status(vm()))
     known = BY_NAME[family]
-    values = {
-        f.name: {"flag": True, "state": "x", "text": "x", "detail": {}}.get(f.kind.value, 1) for f in known.fields
-    }
+    bins = {"boundaries_seconds": [0.1], "counts": [2, 3], "sum_seconds": 5.0}
+    by_kind: dict[str, Any] = {"flag": True, "state": "x", "text": "x", "detail": {}, "histogram": bins}
+    values = {f.name: by_kind.get(f.kind.value, 1) for f in known.fields}
     put(snapshot, vm(), known, (tuple(f"label {n}" for n in range(len(known.labels))), values))
     assert promtool_check(render(snapshot)) == []
     shown = {name for name, _ in series(snapshot) if name.startswith(f"qemu_{family}_")}
-    assert shown == {known.series(f) for f in known.fields if f.kind.value not in ("text", "detail")}
+    ends = {"histogram": ("_bucket", "_sum", "_count"), "text": (), "detail": ()}
+    assert shown == {known.series(f) + end for f in known.fields for end in ends.get(f.kind.value, ("",))}
+
+
+def test_a_latency_histogram_is_one_of_prometheus() -> None:
+    snapshot = Snapshot()
+    snapshot.status(status(vm()))
+    bins = {"boundaries": [10_000, 1_000_000], "bins": [1, 0, 4]}
+    stats = {"wr_latency_histogram": bins, "wr_total_time_ns": 2_500_000_000}
+    poll(snapshot, vm(), "block", [{"qdev": "disk0", "stats": stats}])
+    assert promtool_check(render(snapshot)) == []
+    name = "qemu_block_write_latency_seconds"
+    assert {labels["le"]: value for labels, value in of(snapshot, f"{name}_bucket")} == {
+        "1e-05": 1,
+        "0.001": 1,
+        "+Inf": 5,
+    }
+    assert [value for _, value in of(snapshot, f"{name}_count")] == [5]
+    assert [value for _, value in of(snapshot, f"{name}_sum")] == [2.5]
+    assert f"# TYPE {name} histogram\n" in render(snapshot)
 
 
 names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]) | st.sampled_from('\\"\n{},='), min_size=1)

@@ -45,7 +45,7 @@ async def test_a_quiet_vm_is_asked_nothing_but_its_block_statistics(fake: FakeQe
     notes = Notes()
     fake.replies["query-migrate-capabilities"] = ON
     async with watching(notes, fake.path):
-        await notes.polled()
+        await notes.until(lambda: notes.outcomes("migration"))
         fake.sent.clear()
         await notes.polled(6)
     assert {tuple(request.items()) for request in fake.sent} == {(("execute", "query-blockstats"),)}
@@ -70,7 +70,7 @@ async def test_at_attach_everything_is_asked_once(fake: FakeQemu) -> None:
         ],
         *["query-cpus-fast", "query-iothreads", "query-kvm", "qom-get"],
         *["query-status", "query-blockstats", "query-named-block-nodes", "query-blockstats"],
-        *["query-block-jobs", "query-jobs", "query-migrate"],
+        *["query-block", "query-block-jobs", "query-jobs", "query-migrate"],
         *["query-balloon", "qom-get"],
     ]
     assert {c.name: notes.outcomes(c.name) for c in ALL} == {c.name: [] if c.beside else [Outcome.OK] for c in ALL}

@@ -40,7 +40,7 @@ async def test_a_vm_is_met_named_and_asked(fake: FakeQemu) -> None:
     vm, families, samples, _ = next(told for told in notes.all("samples") if told[1][0].name == "block")
     assert vm == attached.vm
     assert [sample.labels for sample in samples] == [("boot",), ("disk0",)]
-    assert [family.name for family in families] == ["block", "block_backing"]
+    assert [family.name for family in families] == ["block", "block_backing", "block_timed"]
 
 
 async def test_stopping_says_that_the_agent_leaves(fake: FakeQemu) -> None:

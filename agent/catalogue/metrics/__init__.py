@@ -5,7 +5,15 @@ those of QEMU's qapi/, 2.6 to 11.1; a field younger than 2.6 says so in its help
 """
 
 from agent.catalogue.metrics.about import ABOUT
-from agent.catalogue.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_LAYER, BLOCK_SPACE
+from agent.catalogue.metrics.block import (
+    BLOCK,
+    BLOCK_BACKING,
+    BLOCK_BITMAP,
+    BLOCK_DEVICE,
+    BLOCK_LAYER,
+    BLOCK_SPACE,
+    BLOCK_TIMED,
+)
 from agent.catalogue.metrics.host import CGROUP, IOTHREAD, NET, PROCESS, VCPU
 from agent.catalogue.metrics.jobs import JOB
 from agent.catalogue.metrics.memory import BALLOON, GUEST_MEMORY
@@ -16,6 +24,9 @@ FAMILIES = (
     BLOCK,
     BLOCK_BACKING,
     BLOCK_LAYER,
+    BLOCK_BITMAP,
+    BLOCK_DEVICE,
+    BLOCK_TIMED,
     BLOCK_SPACE,
     JOB,
     MIGRATION,
@@ -38,8 +49,11 @@ __all__ = [
     "BALLOON",
     "BLOCK",
     "BLOCK_BACKING",
+    "BLOCK_BITMAP",
+    "BLOCK_DEVICE",
     "BLOCK_LAYER",
     "BLOCK_SPACE",
+    "BLOCK_TIMED",
     "CGROUP",
     "FAMILIES",
     "GUEST_MEMORY",

@@ -5,6 +5,8 @@ from agent.catalogue.model import Family, Field, Kind, Unit
 COUNTER = Kind.COUNTER
 GAUGE = Kind.GAUGE
 FLAG = Kind.FLAG
+STATE = Kind.STATE
+HISTOGRAM = Kind.HISTOGRAM
 TEXT = Kind.TEXT
 DETAIL = Kind.DETAIL
 NS = Unit.NANOSECONDS
@@ -93,6 +95,22 @@ BLOCK = Family(
             "stats.account_invalid", "account_invalid", DETAIL, "Whether invalid operations count into the last access."
         ),
         Field("stats.account_failed", "account_failed", DETAIL, "Whether failed operations count into the times."),
+        *(
+            Field(
+                f"stats.{qemu}_latency_histogram",
+                f"{name}_latency_seconds",
+                HISTOGRAM,
+                f"How long {name.replace('_', ' ')}s took, in the bins that somebody set (QEMU 4.0{since}); "
+                "the sum is since the device was plugged.",
+                NS,
+            )
+            for qemu, name, since in (
+                ("rd", "read", ""),
+                ("wr", "write", ""),
+                ("zone_append", "zone_append", "; 8.1"),
+                ("flush", "flush", ""),
+            )
+        ),
         Field("stats.idle_time_ns", "idle_seconds", GAUGE, "Time since the last access; absent until the first.", NS),
         Field(
             "stats.wr_highest_offset",
@@ -106,6 +124,72 @@ BLOCK = Family(
             "storage_write_highest_offset_bytes",
             GAUGE,
             "End of the highest write on the storage layer since it was opened: where a thin volume is full.",
+        ),
+        Field(
+            "parent.driver-specific.discard-nb-ok",
+            "storage_discards_total",
+            COUNTER,
+            "Discards that the host's file or device carried out (QEMU 4.2).",
+        ),
+        Field(
+            "parent.driver-specific.discard-nb-failed",
+            "storage_failed_discards_total",
+            COUNTER,
+            "Discards that the host's file or device refused (QEMU 4.2).",
+        ),
+        Field(
+            "parent.driver-specific.discard-bytes-ok",
+            "storage_discarded_bytes_total",
+            COUNTER,
+            "Bytes that the host's file or device discarded (QEMU 4.2).",
+        ),
+        Field(
+            "parent.driver-specific.completion-errors",
+            "storage_completion_errors_total",
+            COUNTER,
+            "Requests that the host's NVMe device failed (QEMU 5.2).",
+        ),
+        Field(
+            "parent.driver-specific.aligned-accesses",
+            "storage_aligned_accesses_total",
+            COUNTER,
+            "Requests passed on to the host's NVMe device as they are (QEMU 5.2).",
+        ),
+        Field(
+            "parent.driver-specific.unaligned-accesses",
+            "storage_unaligned_accesses_total",
+            COUNTER,
+            "Requests copied first, being ill aligned for the host's NVMe device (QEMU 5.2).",
+        ),
+    ),
+)
+
+BLOCK_TIMED = Family(
+    "block_timed",
+    "query-blockstats",
+    "Latencies over the last interval, of those that the disk's `stats-intervals` name; 0 where nothing was done in it.",
+    ("device", "interval"),
+    (
+        *(
+            Field(
+                f"{which}_{qemu}_latency_ns",
+                f"{name}_latency_{what}_seconds",
+                GAUGE,
+                f"The {which}imum latency of {name.replace('_', ' ')}s."
+                if which != "avg"
+                else f"The mean latency of {name.replace('_', ' ')}s.",
+                NS,
+            )
+            for qemu, name in (("rd", "read"), ("wr", "write"), ("zone_append", "zone_append"), ("flush", "flush"))
+            for which, what in (("min", "min"), ("avg", "mean"), ("max", "max"))
+        ),
+        Field("avg_rd_queue_depth", "read_queue_depth", GAUGE, "Reads under way, on average."),
+        Field("avg_wr_queue_depth", "write_queue_depth", GAUGE, "Writes under way, on average."),
+        Field(
+            "avg_zone_append_queue_depth",
+            "zone_append_queue_depth",
+            GAUGE,
+            "Zone appends under way, on average (QEMU 8.1).",
         ),
     ),
 )
@@ -148,10 +232,63 @@ BLOCK_LAYER = Family(
         Field("write_threshold", "write_threshold_bytes", GAUGE, "The write threshold that somebody set; 0 is none."),
         Field("ro", "read_only", FLAG, "Whether it is read-only."),
         Field("encrypted", "encrypted", FLAG, "Whether it is encrypted."),
+        Field("image.format-specific.data.encrypt.format", "encryption", TEXT, "How it is encrypted."),
+        Field("image.format-specific.data.corrupt", "corrupt", FLAG, "Whether a qcow2 image is marked as corrupt."),
+        Field("image.dirty-flag", "dirty", FLAG, "Whether the image was not closed cleanly."),
+        Field("backing_file", "backing_path", TEXT, "Where the layer under it lies."),
+        Field("snapshots", "internal_snapshots", GAUGE, "How many snapshots the image holds inside itself."),
+        Field("detect_zeroes", "detect_zeroes", TEXT, "Whether written zeroes are looked for."),
         Field("backing_file_depth", "backing_depth", GAUGE, "How many layers lie under it."),
         Field("cache.direct", "cache_direct", FLAG, "Whether the host's page cache is passed by."),
         Field("cache.writeback", "cache_writeback", FLAG, "Whether writes count as done before they are flushed."),
         Field("cache.no-flush", "cache_no_flush", FLAG, "Whether flushes are ignored."),
+    ),
+    on_change=True,
+)
+
+BLOCK_BITMAP = Family(
+    "block_bitmap",
+    "query-named-block-nodes",
+    "A dirty bitmap on a disk's layer, by which somebody makes incremental backups (QEMU 4.2 here).",
+    ("device", "layer", "bitmap"),
+    (
+        Field("count", "dirty_bytes", GAUGE, "How much was written since it was cleared."),
+        Field("granularity", "granularity_bytes", GAUGE, "How much one of its bits stands for."),
+        Field("recording", "recording", FLAG, "Whether it records writes."),
+        Field("busy", "busy", FLAG, "Whether a job or an export uses it."),
+        Field("persistent", "persistent", FLAG, "Whether it is kept in the image."),
+        Field("inconsistent", "inconsistent", FLAG, "Whether it was not saved in time and is of no more use."),
+    ),
+    on_change=True,
+)
+
+_LIMITS = (("bps", "bytes"), ("iops", "operations"))
+_WAYS = (("", "", "reads and writes together"), ("_rd", "read_", "reads"), ("_wr", "write_", "writes"))
+
+BLOCK_DEVICE = Family(
+    "block_device",
+    "query-block",
+    "A disk as its device has it: the limits set on it, its medium, and whether it met I/O errors.",
+    ("device",),
+    (
+        Field("io-status", "io_status", STATE, "Whether it met an I/O error that stops: ok, failed, nospace."),
+        Field("type", "kind", TEXT, "Its kind; most say unknown."),
+        Field("removable", "removable", FLAG, "Whether its medium can be taken out."),
+        Field("locked", "locked", FLAG, "Whether the guest has locked its medium."),
+        Field("tray_open", "tray_open", FLAG, "Whether its tray is open."),
+        Field("inserted.node-name", "node", TEXT, "Its medium's block node."),
+        Field("inserted.group", "throttle_group", TEXT, "With whom it shares its limits."),
+        *(
+            Field(
+                f"inserted.{limit}{way}{end}",
+                f"throttle_{ours}{unit}{burst}_per_second",
+                GAUGE,
+                f"The limit{' in a burst' if end else ''} of {unit} for {what}; 0 is none.",
+            )
+            for limit, unit in _LIMITS
+            for way, ours, what in _WAYS
+            for end, burst in (("", ""), ("_max", "_burst"))
+        ),
     ),
     on_change=True,
 )

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from agent import logs
+from agent import health, logs
 from agent.alerts.guard import Mode, Plan
 from agent.alerts.host import device_size
 from agent.alerts.ladder import parse_level
@@ -316,6 +317,19 @@ class App:
         """Return what a person should look at some time."""
         door = [self.endpoint.trouble] if self.endpoint.trouble is not None else []
         return self.reload.notes() + door + self.delivery.notes()
+
+    def health(self) -> dict[str, Any]:
+        """Return how the agent does, as JSON can say it."""
+        lost = self.metrics.events_lost()
+        return health.agent(self.config.host, self.delivery, lost, self.troubles(), self.notes())
+
+    def firing(self) -> list[dict[str, Any]]:
+        """Return what fires, as JSON can say it."""
+        return health.alerts(self.alerts.book)
+
+    def ladder(self, vm: Vm, device: str) -> list[tuple[str, int]]:
+        """Return a disk's levels."""
+        return [(rung.level.text, rung.bytes) for rung in self.alerts.ladder(vm, device)]
 
     def scraped(self, seconds: float) -> None:
         """Take note of a scrape."""

@@ -148,6 +148,11 @@ class SelfMetrics:
             registry=self.registry,
         )
 
+    def events_lost(self) -> dict[str, float]:
+        """Return how many events were lost before they were records, by reason."""
+        (metric,) = self.dropped.collect()
+        return {s.labels["reason"]: s.value for s in metric.samples if s.name.endswith("_total")}
+
     def read_delivery(self, delivery: Delivery) -> None:
         """Have the state of the way out told by the next `render`."""
         self._delivery.delivery = delivery

@@ -11,7 +11,7 @@ from typing import Any
 from agent.alerts.book import Alert, Book
 from agent.alerts.disk import Crossing, Layer, Learnt, Plan
 from agent.alerts.guard import Guard
-from agent.alerts.ladder import MAX_BYTES
+from agent.alerts.ladder import MAX_BYTES, Rung
 from agent.alerts.lives import Lives
 from agent.alerts.rules import HOUR, RULES
 from agent.alerts.space import figures, space
@@ -123,6 +123,12 @@ class Overseer:
     def forgotten(self) -> list[str]:
         """Return the VMs that are gone and of which something is kept all the same; their `note` says that it need not be."""
         return sorted(self._noted - self._vms.keys())
+
+    def ladder(self, vm: Vm, device: str) -> tuple[Rung, ...]:
+        """Return the rungs of a VM's disk, from the lowest up; none where nothing is wanted or can be said of it."""
+        one = self._of(vm)
+        guard = one.guards.get(device) if one is not None else None
+        return guard.ladder if guard is not None else ()
 
     # Lives.
 

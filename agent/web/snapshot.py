@@ -8,17 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agent.catalogue.events import EVENTS
+from agent.catalogue.metrics import BLOCK
 from agent.catalogue.model import Family, Sample, Values
 from agent.record import Record, Vm
 from agent.vm.status import State, Status
+from agent.web.figures import POINTS, History, remember
+from agent.web.rates import Pair
 
 MAX_SERIES_LABELS = 2000
 """Subjects of one family of one VM that get series. Records have them all; what is left out here is counted."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class View:
-    """What is known of one VM.
+    """What is known of one VM; equal to itself alone.
 
     Attributes:
         status: its session's state.
@@ -27,6 +30,9 @@ class View:
         replied_ns: when it last answered, nanoseconds since the epoch; 0 is never.
         events: how many of each event it sent while we listened.
         left_out: by family name, how many subjects have no series because there are too many.
+        pairs: by family name, its last two polls.
+        history: what the VM did of late.
+        turn: counts the changes to any of this, so that who looks on can tell whether there is something new.
     """
 
     status: Status
@@ -35,6 +41,9 @@ class View:
     replied_ns: int = 0
     events: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
+    pairs: dict[str, Pair] = field(default_factory=dict)
+    history: History = field(default_factory=lambda: History(maxlen=POINTS))
+    turn: int = 0
 
 
 def escape(value: str) -> str:
@@ -66,6 +75,7 @@ class Snapshot:
                 self._views[vm] = View(status, f'vm_uuid="{vm.uuid}",vm="{escape(vm.name)}"')
             else:
                 view.status = status
+                view.turn += 1
         elif (view := self._views.get(status.vm)) is not None and view.status.monitor.key == status.monitor.key:
             del self._views[status.vm]
 
@@ -80,11 +90,16 @@ class Snapshot:
             return
         if not all(family.beside for family in families):
             view.replied_ns = max(view.replied_ns, time_ns)
+        view.turn += 1
         for family in families:
             old = view.families.get(family.name, {})
             mine = [sample for sample in samples if sample.family is family]
             view.left_out[family.name] = max(0, len(mine) - MAX_SERIES_LABELS)
             view.families[family.name] = {s.labels: (_labels(view, s, old), s.values) for s in mine[:MAX_SERIES_LABELS]}
+            pair = view.pairs.setdefault(family.name, Pair())
+            pair.take({labels: values for labels, (_, values) in view.families[family.name].items()}, time_ns)
+        if BLOCK in families:  # the one question that every VM is asked at every poll
+            remember(view.pairs, view.history)
 
     def values(self, vm: Vm, sample: Sample) -> Values | None:
         """Return the values that are known of a sample's subject."""
@@ -98,6 +113,7 @@ class Snapshot:
         if view is not None:
             name = record.data["event"]
             view.events[name if name in EVENTS else "unknown"] += 1
+            view.turn += 1
 
 
 def _labels(view: View, sample: Sample, old: Mapping[tuple[str, ...], tuple[str, Values]]) -> str:

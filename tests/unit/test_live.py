@@ -3,7 +3,8 @@
 import pytest
 
 from agent.record import Record, Severity, Stamp, Stamped, Vm
-from agent.web.live import MAX_ONLOOKERS, QUEUE_RECORDS, Live, Onlooker, TooManyError
+from agent.web import live as module
+from agent.web.live import MAX_ONLOOKERS, QUEUE_RECORDS, RECENT_RECORDS, Live, Onlooker, TooManyError
 
 UUID = "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1"
 STAMP = Stamp()
@@ -41,9 +42,10 @@ async def test_an_onlooker_may_want_one_vm_by_name_or_uuid() -> None:
 
 async def test_an_onlooker_may_want_types_that_begin_so() -> None:
     stop, block, other = record("event.stop"), record("event.block_io_error"), record("sample.block")
-    assert await seen(Onlooker(type_prefix="qemu.event."), stop, block, other) == [stop, block]
-    assert await seen(Onlooker(type_prefix="qemu.event.block"), stop, block, other) == [block]
-    assert await seen(Onlooker(type_prefix="event"), stop, block, other) == []
+    assert await seen(Onlooker(types=("qemu.event.",)), stop, block, other) == [stop, block]
+    assert await seen(Onlooker(types=("qemu.event.block",)), stop, block, other) == [block]
+    assert await seen(Onlooker(types=("event",)), stop, block, other) == []
+    assert await seen(Onlooker(types=("qemu.event.stop", "qemu.sample.")), stop, block, other) == [stop, other]
 
 
 async def test_an_onlooker_may_want_a_severity_and_worse() -> None:
@@ -92,3 +94,39 @@ async def test_one_who_left_gets_nothing_more() -> None:
         pass
     live.put(record())
     assert onlooker._queue.empty()
+
+
+async def told(live: Live, *, after: str = "") -> list[Stamped]:
+    """Return what one who comes now is shown of what happened of late."""
+    with live.join(onlooker := Onlooker(), recent=True, after=after):
+        return [await onlooker.get() for _ in range(onlooker._queue.qsize())]
+
+
+async def test_one_who_comes_late_may_see_what_happened_but_for_samples() -> None:
+    live, stop, sample, resume = Live(), record(), record("sample.block"), record("event.resume")
+    for stamped in (stop, sample, resume):
+        live.put(stamped)
+    assert await told(live) == [stop, resume]
+    with live.join(onlooker := Onlooker()):
+        assert onlooker._queue.empty()
+
+
+async def test_one_who_comes_back_sees_what_came_since_and_all_where_that_is_not_known() -> None:
+    live, records = Live(), [record() for _ in range(3)]
+    for stamped in records:
+        live.put(stamped)
+    assert await told(live, after=records[1].id) == records[2:]
+    assert await told(live, after=records[2].id) == []
+    assert await told(live, after="0000000000-7") == records
+
+
+async def test_what_is_kept_for_those_who_come_late_is_bounded_in_count_and_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    live, records = Live(), [record() for _ in range(RECENT_RECORDS + 5)]
+    for stamped in records:
+        live.put(stamped)
+    assert await told(live) == records[5:]
+    monkeypatch.setattr(module, "RECENT_BYTES", 3 * len(records[-1].body))
+    live.put(last := record())
+    assert await told(live) == [*records[-2:], last]

@@ -2,25 +2,25 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
-from agent import __version__
 from agent.monitors import Monitor
-from agent.record import Record, Severity, Stamp, Stamped
+from agent.record import Record, Severity, Stamp, Stamped, Vm
 from agent.vm.status import State, Status
-from agent.web import server
+from agent.web import streams
 from agent.web.exposition import render
 from agent.web.live import MAX_ONLOOKERS, QUEUE_RECORDS, Live, Onlooker
 from agent.web.server import HEADERS, application
 from agent.web.snapshot import Snapshot
 from tests.unit.peer import LONG
-from tests.unit.sight import OPEN, status, vm
+from tests.unit.sight import OPEN, poll, status, vm
 
 STAMP = Stamp()
 Client = TestClient[Request, Application]
@@ -44,6 +44,15 @@ class Shown:
 
     def notes(self) -> list[str]:
         return self.noted
+
+    def health(self) -> dict[str, Any]:
+        return {"troubles": self.wrong}
+
+    def firing(self) -> list[dict[str, Any]]:
+        return []
+
+    def ladder(self, _vm: Vm, _device: str, /) -> list[tuple[str, int]]:
+        return [("80%", 80)]
 
     def scraped(self, seconds: float) -> None:
         self.scrapes.append(seconds)
@@ -80,7 +89,10 @@ def record(kind: str = "event.stop", name: str = "vm1", severity: Severity = Sev
         ("/metrics", "text/plain; version=0.0.4; charset=utf-8"),
         ("/healthz", "text/plain; charset=utf-8"),
         ("/readyz", "text/plain; charset=utf-8"),
-        ("/style.css", "text/css; charset=utf-8"),
+        ("/overview", "application/json"),
+        ("/page/style.css", "text/css; charset=utf-8"),
+        ("/page/main.js", "text/javascript; charset=utf-8"),
+        ("/page/icon.svg", "image/svg+xml; charset=utf-8"),
     ],
 )
 async def test_every_page_has_its_type_and_the_headers_that_keep_browsers_tame(
@@ -120,56 +132,70 @@ async def test_ready_says_why_not(client: Client, sight: Shown) -> None:
     assert await text(client, "/healthz") == "ok\n"
 
 
-class Cells(HTMLParser):
-    """Reads a page's cells and items, and every tag there is."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.texts: list[str] = []
-        self.tags: set[str] = set()
-        self._inside = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002 - its own signature
-        self.tags.add(tag)
-        if tag in ("td", "li"):
-            self.texts.append("")
-            self._inside = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = self._inside and tag not in ("td", "li")
-
-    def handle_data(self, data: str) -> None:
-        if self._inside:
-            self.texts[-1] += data
+async def test_the_page_is_the_same_for_all_and_names_nothing_but_its_own_files(client: Client, sight: Shown) -> None:
+    before = await text(client, "/")
+    sight.snapshot.status(status(vm(0, "<script>alert(1)</script>")))
+    assert await text(client, "/") == before
+    assert not re.search(r"(https?:)?//|\bon\w+=|style=|<style|<script>", before)
+    for name in re.findall(r'(?:src|href)="(page/[^"]+)"', before):
+        script = await text(client, f"/{name}")
+        assert "innerHTML" not in script
+        for module in re.findall(r'from "\./([^"]+)"', script):
+            await text(client, f"/page/{module}")
 
 
-async def test_the_page_shows_every_monitor_and_what_is_wrong(client: Client, sight: Shown) -> None:
-    sight.snapshot.status(status(vm()))
+@pytest.mark.parametrize("path", ["/page/", "/page/index.py", "/page/..%2Fserver.py", "/page/%2e%2e/server.py"])
+async def test_nothing_but_the_pages_files_is_served(client: Client, path: str) -> None:
+    await text(client, path, 404)
+
+
+# --- The overview ---
+
+
+async def test_the_overview_is_one_json_of_all_there_is(client: Client, sight: Shown) -> None:
+    sight.snapshot.status(status(vm(0, '"><b>')))
     busy = Status(Monitor("/run/vm2.qmp", (2,), OPEN), State.BUSY, "held by another", None, None, 0)
     sight.snapshot.status(busy)
-    sight.wrong = ["nothing is delivered"]
-    page = Cells()
-    page.feed(await text(client, "/"))
-    assert page.texts == [
-        *["nothing is delivered"],
-        *["/run/vm1.qmp", "up", "vm1", vm().uuid, ""],
-        *["/run/vm2.qmp", "busy", "", "", "held by another"],
-    ]
-    assert __version__ in await text(client, "/")
+    async with client.get("/overview") as response:
+        assert response.content_type == "application/json"
+        found = await response.json()
+    assert found["vms"][vm().uuid]["name"] == '"><b>'
+    assert [(one["state"], one["reason"]) for one in found["monitors"]] == [("up", ""), ("busy", "held by another")]
+    assert (found["alerts"], found["agent"]) == ([], {"troubles": []})
 
 
-@pytest.mark.parametrize(
-    "name", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "&lt;b&gt;", "'{{7*7}}"]
-)
-async def test_no_name_is_markup(client: Client, sight: Shown, name: str) -> None:
-    plain = Cells()
-    plain.feed(await text(client, "/"))
-    sight.snapshot.status(status(vm(0, name, f"/run/{name}.qmp"), State.STALLED, reason=name))
-    sight.wrong = [name]
-    page = Cells()
-    page.feed(await text(client, "/"))
-    assert page.tags <= plain.tags | {"tr", "td", "li"}
-    assert page.texts == [name, f"/run/{name}.qmp", "stalled", name, vm().uuid, name]
+async def test_the_overview_is_streamed_whole_and_then_what_is_new(
+    client: Client, sight: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "TURN_SECONDS", 0.01)
+    sight.snapshot.status(status(vm()))
+    sight.snapshot.status(status(vm(1, "vm2", "/run/vm2.qmp"), key=1))
+    async with client.get("/overview/live") as response, asyncio.timeout(LONG):
+        whole = await message(response)
+        assert whole["vms"].keys() == {vm().uuid, vm(1).uuid}
+        assert whole.keys() == {"vms", "history", "monitors", "alerts", "agent"}
+        sight.wrong = ["nothing is delivered"]
+        assert await message(response) == {"agent": {"troubles": ["nothing is delivered"]}}
+        poll(sight.snapshot, vm(), "runstate", {"status": "paused", "running": False})
+        news = await message(response)
+        assert {uuid: one["status"] for uuid, one in news.pop("vms").items()} == {vm().uuid: "paused"}
+        assert news == {"history": {}}
+
+
+async def test_there_is_room_for_so_many_overviews(client: Client) -> None:
+    streams = [await client.get("/overview/live") for _ in range(MAX_ONLOOKERS)]
+    assert str(MAX_ONLOOKERS) in await text(client, "/overview/live", 503)
+    for stream in streams:
+        stream.close()
+
+
+async def message(response: ClientResponse) -> dict[str, Any]:
+    """Return the next message of a stream."""
+    async for raw in response.content:
+        if raw.startswith(b"data: "):
+            found: dict[str, Any] = json.loads(raw[6:])
+            return found
+    raise AssertionError("the stream ended")
 
 
 # --- Records ---
@@ -240,7 +266,7 @@ async def test_an_onlooker_is_told_what_it_missed(client: Client, sight: Shown) 
 
 
 async def test_a_quiet_stream_is_given_a_comment(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(streams, "QUIET_SECONDS", 0.01)
     async with client.get("/records") as response, asyncio.timeout(LONG):
         assert await response.content.readline() == b": quiet\n"
 
@@ -254,15 +280,6 @@ async def test_an_onlooker_that_reads_nothing_holds_up_nobody(client: Client, si
                 await quick.get()
             assert await text(client, "/healthz") == "ok\n"
     assert quick.missed == 0
-
-
-@pytest.mark.parametrize("name", ["{troubles}", "{rows}"])
-async def test_no_name_is_a_place_of_the_page(client: Client, sight: Shown, name: str) -> None:
-    sight.snapshot.status(status(vm(0, name)))
-    sight.wrong = ["x"]
-    page = Cells()
-    page.feed(await text(client, "/"))
-    assert page.texts == ["x", "/run/vm1.qmp", "up", name, vm().uuid, ""]
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/records?severity=x"])

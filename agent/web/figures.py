@@ -1,0 +1,133 @@
+"""A VM at a glance, in the few figures that a page and a terminal have room for. Pure.
+
+Each is made of families that may or may not be there; what cannot be known is None or not in the list, so that nobody shows an empty box.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from agent.catalogue.model import Values
+from agent.web.rates import LEAST_NS, Pair
+
+POINTS = 60
+"""How many polls are remembered of each VM: ten minutes at the usual ten seconds, some 20 KB."""
+
+Pairs = Mapping[str, Pair]
+"""Last polls, by family name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What a VM did between two polls.
+
+    Attributes:
+        time: when, in seconds since the epoch.
+        cpu: how many of the host's processors its vCPUs took.
+        read, write: bytes a second.
+        reads, writes: operations a second.
+        memory: bytes in use, as the guest says, or else of the host's.
+    """
+
+    time: float
+    cpu: float | None
+    read: float | None
+    write: float | None
+    reads: float | None
+    writes: float | None
+    memory: float | None
+
+
+History = deque[Point]
+
+
+def remember(pairs: Pairs, history: History) -> None:
+    """Add what the last two polls say to the history, unless it has a point of the same moment."""
+    time_ns = pairs["block"].time_ns
+    if pairs["block"].then_ns and (not history or time_ns / 1e9 - history[-1].time >= LEAST_NS / 1e9):
+        history.append(point(pairs))
+
+
+def point(pairs: Pairs) -> Point:
+    """Return what a VM does now."""
+    block = pairs.get("block") or Pair()
+    has = memory(pairs)
+    used = has.get("used_bytes", has.get("resident_bytes"))
+    read, write, reads, writes = (block.total(f"{n}_total") for n in ("read_bytes", "write_bytes", "reads", "writes"))
+    return Point(block.time_ns / 1e9, cpu(pairs), read, write, reads, writes, used)
+
+
+def cpu(pairs: Pairs) -> float | None:
+    """Return how many of the host's processors the VM's vCPUs took."""
+    return pairs["vcpu"].total("cpu_seconds_total") if "vcpu" in pairs else None
+
+
+def memory(pairs: Pairs) -> dict[str, float]:
+    """Return the memory that the VM has; where its guest tells, how much of that is in use; and what it takes of the host's; in bytes."""
+    guest, balloon, process = (_only(pairs, family) for family in ("guest_memory", "balloon", "process"))
+    found = {"resident_bytes": process["resident_bytes"]} if "resident_bytes" in process else {}
+    total = guest.get("total_bytes", balloon.get("actual_bytes"))
+    if total is not None:
+        found["total_bytes"] = total
+    if total is not None and "available_bytes" in guest:
+        found["used_bytes"] = total - guest["available_bytes"]
+    return found
+
+
+def disks(pairs: Pairs) -> list[dict[str, Any]]:
+    """Return each disk's rates and, where it can fill, how full it is."""
+    block, space, layers = (pairs.get(name) or Pair() for name in ("block", "block_space", "block_layer"))
+    found = []
+    for labels in block.now:
+        disk: dict[str, Any] = {"device": labels[0]}
+        for short, name in (("read", "read_bytes"), ("write", "write_bytes"), ("reads", "reads"), ("writes", "writes")):
+            if (rate := block.rate(labels, f"{name}_total")) is not None:
+                disk[short] = rate
+        size = layers.now.get((*labels, "format"), {}).get("size_bytes")
+        if size is not None:
+            disk["size_bytes"] = size
+        found.append(disk | space.now.get(labels, {}))
+    return found
+
+
+ENDED = frozenset({"none", "completed", "failed", "cancelled"})
+"""States of a migration in which nothing moves."""
+
+
+def migration(pairs: Pairs) -> dict[str, Any] | None:
+    """Return the migration, where there is or was one, with how far it has come and how long it takes at this speed."""
+    values = _only(pairs, "migration")
+    if values.get("status", "none") == "none":
+        return None
+    names = ("status", "elapsed_seconds", "throughput_bytes_per_second", "expected_downtime_seconds", "passes_total")
+    found = {name: values[name] for name in names if name in values}
+    left, total = values.get("ram_remaining_bytes"), values.get("ram_bytes")
+    if left is not None and total and values["status"] not in ENDED:
+        found |= {"done_bytes": max(0, total - left), "of_bytes": total}
+        if speed := found.get("throughput_bytes_per_second"):
+            found["left_seconds"] = left / speed
+    return found
+
+
+def jobs(pairs: Pairs) -> list[dict[str, Any]]:
+    """Return the jobs that there are, with how far each has come and how long it takes."""
+    pair = pairs.get("job") or Pair()
+    names = ("status", "error", "progress_ratio", "left_seconds")
+    return [
+        {"job": job, "type": kind} | {name: values[name] for name in names if name in values}
+        for (job, kind), values in pair.now.items()
+    ]
+
+
+def glance(pairs: Pairs) -> dict[str, Any]:
+    """Return all of it, without what is not known."""
+    now = {name: value for name, value in asdict(point(pairs)).items() if value is not None}
+    said: dict[str, Any] = {"now": now, "memory": memory(pairs), "disks": disks(pairs), "migration": migration(pairs)}
+    said |= {"jobs": jobs(pairs), "vcpus": len(pairs["vcpu"].now) if "vcpu" in pairs else 0}
+    return {name: value for name, value in said.items() if value} | _only(pairs, "runstate")
+
+
+def _only(pairs: Pairs, family: str) -> Values:
+    """Return the values of a family that has one subject, the VM as a whole."""
+    return pairs[family].now.get((), {}) if family in pairs else {}

@@ -1,0 +1,136 @@
+/** The table of VMs: state, CPU, disk I/O and memory at a glance; sorted and filtered by who looks. */
+
+import { cell, el, keyed, set, text } from "./dom.js";
+import { sparkline } from "./draw.js";
+import { bytes, number } from "./format.js";
+
+/** What a VM's state is, in a word, and how it should look: good, idle, warning or bad. */
+export function stateOf(vm) {
+  if (vm.state !== "up") return { word: vm.state, look: "bad" };
+  const word = vm.status ?? "up";
+  if (vm.running ?? true) return { word, look: "good" };
+  const bad = ["io-error", "internal-error", "guest-panicked", "watchdog", "shutdown"].includes(word);
+  return { word, look: bad ? "bad" : "idle" };
+}
+
+const now = (vm, name) => vm.now?.[name];
+const sum = (...values) => (values.every((value) => value === undefined) ? undefined : values.reduce((a, b) => (a ?? 0) + (b ?? 0), 0));
+
+const COLUMNS = [
+  { name: "VM", sort: (vm) => vm.name.toLowerCase(), there: () => true },
+  { name: "State", sort: (vm) => `${stateOf(vm).look} ${stateOf(vm).word}`, there: () => true },
+  { name: "CPU", sort: (vm) => -(now(vm, "cpu") ?? -1), there: (vm) => now(vm, "cpu") !== undefined },
+  { name: "Disk I/O", sort: (vm) => -(sum(now(vm, "read"), now(vm, "write")) ?? -1), there: (vm) => now(vm, "write") !== undefined || now(vm, "read") !== undefined },
+  { name: "Memory", sort: (vm) => -(vm.memory?.used_bytes ?? vm.memory?.resident_bytes ?? vm.memory?.total_bytes ?? -1), there: (vm) => vm.memory !== undefined },
+];
+
+const pick = (points, ...columns) => points.map((point) => [point[0], ...columns.map((column) => point[column])]);
+
+/** The three figures with their sparklines, as a row and the detail of a VM have them. */
+export function gauges() {
+  const cpu = { value: el("span", { class: "value" }), more: el("span", { class: "more" }), line: sparkline("cpu") };
+  const [read, write] = [el("span"), el("span")];
+  const both = [el("abbr", { class: "read", title: "read" }, "R"), " ", read, "  ", el("abbr", { class: "write", title: "written" }, "W"), " ", write];
+  const io = { read, write, value: el("span", { class: "value" }, ...both), more: el("span", { class: "more" }), line: sparkline("read", "write") };
+  const memory = { value: el("span", { class: "value" }), more: el("span", { class: "more" }), line: sparkline("memory") };
+  const update = (vm, points) => {
+    const took = now(vm, "cpu");
+    text(cpu.value, took === undefined ? "" : `${number(took * 100)} %`);
+    text(cpu.more, took === undefined || !vm.vcpus ? "" : `of ${vm.vcpus} vCPU${vm.vcpus > 1 ? "s" : ""}`);
+    cpu.line.update(pick(points, 1), vm.vcpus || 1, "CPU in the last minutes");
+    const [read, write] = [now(vm, "read"), now(vm, "write")];
+    const none = sum(read, write) === undefined;
+    text(io.read, none ? "" : `${bytes(read ?? 0)}/s`);
+    text(io.write, none ? "" : `${bytes(write ?? 0)}/s`);
+    set(io.value, "hidden", none);
+    text(io.more, none ? "" : `${number(sum(now(vm, "reads"), now(vm, "writes")))} IOPS`);
+    io.line.update(pick(points, 2, 3), 1024, "Bytes read and written in the last minutes");
+    const { used_bytes: used, total_bytes: total, resident_bytes: resident } = vm.memory ?? {};
+    const shown = [used, resident, total].find((size) => size !== undefined);
+    text(memory.value, shown === undefined ? "" : bytes(shown));
+    text(memory.more, used !== undefined ? `of ${bytes(total)}` : resident !== undefined ? "of the host's" : "");
+    memory.line.update(pick(points, 6), total ?? 1, "Memory in use in the last minutes");
+  };
+  return { cpu, io, memory, update };
+}
+
+const gauge = (part) => el("div", { class: "gauge" }, el("div", { class: "figures" }, part.value, part.more), part.line.node);
+
+function row(vm) {
+  const link = el("a", { href: `#/vm/${vm.uuid}` });
+  const state = el("span", { class: "state" });
+  const reason = el("span", { class: "more" });
+  const parts = gauges();
+  const cells = [
+    el("th", { role: "rowheader", scope: "row" }, link),
+    cell("State", state, reason),
+    cell("CPU", gauge(parts.cpu)),
+    cell("Disk I/O", gauge(parts.io)),
+    cell("Memory", gauge(parts.memory)),
+  ];
+  return {
+    node: el("tr", { role: "row" }, ...cells),
+    update({ vm, points, alerts, there }) {
+      const { word, look } = stateOf(vm);
+      text(link, vm.name);
+      text(state, word);
+      set(state, "data-look", look);
+      text(reason, vm.reason || (alerts ? `${alerts} alert${alerts > 1 ? "s" : ""}` : ""));
+      set(reason, "data-look", alerts && !vm.reason ? "bad" : undefined);
+      parts.update(vm, points);
+      COLUMNS.forEach((column, index) => {
+        set(cells[index], "hidden", !there[index]);
+        cells[index].classList.toggle("empty", !column.there(vm));
+      });
+    },
+  };
+}
+
+/** The section; `update(host)` shows what is there now. */
+export class Vms {
+  #section = document.getElementById("vms");
+  #filter = document.getElementById("vms-filter");
+  #sort = { index: 0, down: false };
+  #host = null;
+
+  constructor() {
+    this.#filter.addEventListener("input", () => this.#host && this.update(this.#host));
+    const head = this.#section.querySelector("thead tr");
+    this.heads = COLUMNS.map((column, index) => {
+      const button = el("button", { type: "button", click: () => this.#sortBy(index) }, column.name);
+      const head = el("th", { role: "columnheader", scope: "col" }, button);
+      return head;
+    });
+    head.append(...this.heads);
+  }
+
+  #sortBy(index) {
+    this.#sort = { index, down: this.#sort.index === index && !this.#sort.down };
+    this.update(this.#host);
+  }
+
+  update(host) {
+    this.#host = host;
+    const all = [...host.vms.values()];
+    const there = COLUMNS.map((column) => all.some(column.there));
+    const words = this.#filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const fits = (vm) => words.every((word) => `${vm.name} ${vm.uuid} ${stateOf(vm).word}`.toLowerCase().includes(word));
+    const by = COLUMNS[this.#sort.index].sort;
+    const shown = all.filter(fits).sort((a, b) => compare(by(a), by(b)) || compare(a.name, b.name) || compare(a.uuid, b.uuid));
+    if (this.#sort.down) shown.reverse();
+    this.heads.forEach((head, index) => {
+      set(head, "hidden", !there[index]);
+      set(head, "aria-sort", index !== this.#sort.index ? undefined : this.#sort.down ? "descending" : "ascending");
+    });
+    const alerts = Map.groupBy(host.alerts, (alert) => alert.uuid);
+    keyed(
+      this.#section.querySelector("tbody"),
+      shown.map((vm) => ({ vm, points: host.history.get(vm.uuid) ?? [], alerts: alerts.get(vm.uuid)?.length, there })),
+      (item) => item.vm.uuid,
+      (item) => row(item.vm),
+    );
+    set(this.#section.querySelector(".none"), "hidden", shown.length > 0);
+  }
+}
+
+const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);

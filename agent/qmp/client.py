@@ -11,7 +11,7 @@ import struct
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
-from agent.qmp.commands import AllowList, Ask
+from agent.qmp.commands import AllowList, Ask, Request
 from agent.qmp.errors import (
     BusyError,
     CommandError,
@@ -172,7 +172,7 @@ class Client(asyncio.Protocol):
         """End the connection now, because the VM is watched in a better way; `ended` says so."""
         self._end(MadeWayError("a better way to this VM was found"))
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: Request) -> None:
         assert self._transport is not None
         self.bytes_written += len(data)
         self._transport.write(data)

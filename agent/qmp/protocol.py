@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from agent.qmp import commands
-from agent.qmp.commands import AllowList, Ask
+from agent.qmp.commands import AllowList, Ask, Request
 from agent.qmp.errors import CommandError, ProtocolError, StalledError
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -122,12 +122,12 @@ class Connection:
             if message is not None:
                 yield message
 
-    def negotiate(self) -> bytes:
+    def negotiate(self) -> Request:
         """Return the bytes that answer a greeting, asking for `oob` where it was offered."""
         assert self.state is State.NEGOTIATING
         return commands.negotiation(oob=self.oob)
 
-    def ask(self, asks: Sequence[Ask]) -> bytes:
+    def ask(self, asks: Sequence[Ask]) -> Request:
         """Return the bytes of in-band questions for one write; replies come in this order.
 
         Raises:
@@ -137,11 +137,11 @@ class Connection:
         assert self.state is State.READY
         if self._open:
             raise StalledError(f"{len(self._open)} replies are still due, first {self._open[0].command}")
-        data = b"".join(self._allow.encode(ask) for ask in asks)
+        data = self._allow.encode_all(asks)
         self._open.extend(asks)
         return data
 
-    def probe(self) -> tuple[int, bytes]:
+    def probe(self) -> tuple[int, Request]:
         """Return the number and the bytes of an out-of-band probe; only where `oob` is true."""
         assert self.oob
         self._probe_number += 1

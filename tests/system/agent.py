@@ -20,8 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.demo.guest import until
 from tests.lab.machine import free_port
 
-COMMAND: Final = (sys.executable, "-m", "agent.cli")
-"""`qmp-agent`, run by the interpreter that runs the tests."""
+COMMAND: Final = (sys.executable, "-m", "tests.lab.wire")
+"""`qmp-agent`, run by the interpreter that runs the tests, and what it says to monitors written down."""
 
 _START_SECONDS: Final = 20.0
 _STOP_SECONDS: Final = 15.0

@@ -42,7 +42,7 @@ READS = frozenset(
 )
 
 
-PROPERTIES = frozenset({"guest-stats", "guest-stats-polling-interval"})
+PROPERTIES = frozenset({"guest-stats", "guest-stats-polling-interval", "mac", "netdev", "type"})
 """What `qom-get` may ask for: a `secret` object tells its secret to whoever asks (QEMU 2.6 to 11.1)."""
 
 Request = NewType("Request", bytes)

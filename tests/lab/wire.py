@@ -23,7 +23,7 @@ OTHERS: Final = frozenset({"qom-list", "block-set-write-threshold"})
 """What may be said in any form, beside questions that begin with `query-`."""
 COSTLY: Final = frozenset({"query-cpus", "query-rx-filter", "query-qmp-schema", "query-block"})
 """Questions that change something, or hold up the guest."""
-PROPERTIES: Final = frozenset({"guest-stats", "guest-stats-polling-interval"})
+PROPERTIES: Final = frozenset({"guest-stats", "guest-stats-polling-interval", "mac", "netdev", "type"})
 SPEAKS_FOR_ITSELF: Final = ("tests/lab/test_lab.py",)
 """Tests that talk to scripted monitors as somebody else than the agent would."""
 

@@ -29,6 +29,7 @@ from agent.delivery.jsonl import JsonLines
 from agent.delivery.kafka import Create, Kafka, KafkaTerms, Topics
 from agent.delivery.kafka_access import Access, Sasl, Tls, expand
 from agent.delivery.sink import Sink
+from agent.host import Labels
 from agent.monitors import Dial, Monitor, Way
 from agent.qmp.commands import AllowList, Ask, Change
 from agent.record import Record, Severity, Stamp, Vm
@@ -37,6 +38,7 @@ from agent.selfmetrics import SelfMetrics
 from agent.vm.status import Commander, Outcome, State, Status, Terms
 from agent.vm.watch import Fleet
 from agent.vm.ways import Ways
+from agent.web.cap import Limits
 from agent.web.endpoint import Endpoint, EndpointError
 from agent.web.live import Live
 from agent.web.server import Sight, application
@@ -105,6 +107,7 @@ def terms(config: Config, commander: Commander | None = None) -> Terms:
         retry_seconds=config.timeouts.retry,
         guest_stats_seconds=round(config.allow.guest_stats_interval or 0),
         commander=commander,
+        labels=Labels(tuple(config.labels.libvirt), config.labels.metadata),
     )
 
 
@@ -174,7 +177,7 @@ class App:
 
     def __init__(self, config: Config, to: Sink | None = None) -> None:
         self.config = config
-        self.snapshot = Snapshot()
+        self.snapshot = Snapshot(Limits(**config.limits.model_dump()))
         self.live = Live()
         self.metrics = SelfMetrics()
         self._stamp = Stamp()
@@ -380,12 +383,13 @@ class App:
         before, self.config = self.config, config
         logs.set_up(config.log.level, config.log.format)
         self._terms.renew(terms(config, self))
+        self.snapshot.limits = Limits(**config.limits.model_dump())
         if before.alerts.write_threshold != config.alerts.write_threshold:
             self.alerts.replan(partial(plan, config.alerts.write_threshold))
         if before.alerts.alertmanager != config.alerts.alertmanager:
             self._tell_alertmanager()
         self._ways.set(ways(config))
-        if any(getattr(before, name) != getattr(config, name) for name in ("intervals", "allow", "alerts")):
+        if any(getattr(before, name) != getattr(config, name) for name in ("intervals", "allow", "alerts", "labels")):
             self._fleet.resync()
 
     async def _tick(self) -> None:

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from agent.alerts.guard import Mode
 from agent.alerts.ladder import parse_level
+from agent.host.libvirt import PATH
 from agent.units import Bytes, Seconds
 
 
@@ -259,6 +260,53 @@ class AlertsConfig(_Section):
     """Alertmanager, told directly. Without it, alerts are records and metrics."""
 
 
+TAKEN = frozenset({"vm", "vm_uuid", "qemu_version", "qemu_package", "monitor", "machine", "accelerator", "pid"})
+"""Labels that qemu_vm_info has of itself."""
+
+
+def _label(value: str) -> str:
+    if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", value) or value.startswith("__"):
+        raise ValueError("should be a label's name: letters, digits and underscores, and no two of them in front")
+    if value in TAKEN:
+        raise ValueError(f"is a label that qemu_vm_info has already; those are {', '.join(sorted(TAKEN))}")
+    return value
+
+
+def _path(value: str) -> str:
+    if not PATH.fullmatch(value):
+        raise ValueError(
+            "should be elements below <domain> and at most one attribute, such as metadata/instance/flavor@name"
+        )
+    return value
+
+
+class LabelsConfig(_Section):
+    """Labels of qemu_vm_info that are read out of libvirt's files, where the agent may read them."""
+
+    libvirt: list[Path] = [Path("/run/libvirt/qemu"), Path("/etc/libvirt/qemu")]
+    """Folders with libvirt's XML, NAME.xml for each VM; the first that has it is read. An empty list reads none."""
+    metadata: Annotated[
+        dict[Annotated[str, AfterValidator(_label)], Annotated[str, AfterValidator(_path)]], Field(max_length=20)
+    ] = {
+        "title": "title",
+        "nova_name": "metadata/instance/name",
+        "nova_flavor": "metadata/instance/flavor@name",
+        "nova_project": "metadata/instance/owner/project",
+        "nova_project_id": "metadata/instance/owner/project@uuid",
+        "ovirt_cluster_version": "metadata/vm/clusterVersion",
+    }
+    """Where the value of each label stands: elements below <domain>, without namespaces, and `@` an attribute."""
+
+
+class LimitsConfig(_Section):
+    """What one VM may take of /metrics, since the names in it are the VM's to choose. Records have all; what is left out is counted."""
+
+    series: Annotated[int, Field(ge=100, le=1_000_000)] = 5000
+    """Series of one VM's disks, vCPUs, jobs and the like, all together."""
+    subjects: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
+    """Disks, vCPUs, jobs and the like that are new to one VM within an hour: names that change at each poll would fill Prometheus."""
+
+
 class LogConfig(_Section):
     """The agent's own log, on standard error."""
 
@@ -293,6 +341,10 @@ class Config(_Section):
     """What is worth waking somebody for."""
     allow: AllowConfig = AllowConfig()
     """Changes that the agent may make to a QEMU."""
+    labels: LabelsConfig = LabelsConfig()
+    """Labels of qemu_vm_info that are read out of libvirt's files."""
+    limits: LimitsConfig = LimitsConfig()
+    """What one VM may take of /metrics."""
     log: LogConfig = LogConfig()
     """The agent's own log."""
 

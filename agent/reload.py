@@ -11,7 +11,7 @@ from agent.config_file import ConfigError
 
 _log = logging.getLogger("agent")
 
-LIVE = frozenset({"monitors", "intervals", "timeouts", "alerts", "allow", "log"})
+LIVE = frozenset({"monitors", "intervals", "timeouts", "alerts", "allow", "labels", "limits", "log"})
 """Sections that are applied to a running agent. Any other takes a restart: records that wait, and open sockets, hang on them."""
 
 

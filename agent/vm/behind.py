@@ -1,20 +1,21 @@
 """The process behind a monitor: which it is, what its threads and its network interfaces are for, and what the kernel says of it."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from agent.catalogue.metrics import ABOUT
 from agent.catalogue.model import Sample, Values
 from agent.collectors.base import Facts, File, Interface, Task, Text
-from agent.host import Found, Process, UnknownProcessError, find, interfaces_of
+from agent.host import Found, Process, UnknownProcessError, find, interfaces_of, labels_of
 from agent.qmp.client import Answer
 from agent.qmp.commands import Ask
-from agent.record import clean
+from agent.record import Vm, clean
+from agent.vm.status import Terms
 
 _log = logging.getLogger(__name__)
 
@@ -62,10 +63,10 @@ Nics = Mapping[str, Mapping[str, Any]]
 class Behind:
     """One VM's process. Closed with the session."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, terms: Terms) -> None:
         self.about = Sample(ABOUT, (), {})
         """What the VM is, as far as was learnt."""
-        self._root = root
+        self._terms = terms
         self._process: Process | None = None
         self._names: frozenset[str] = frozenset()
         self._nics: Nics = {}
@@ -80,12 +81,13 @@ class Behind:
         """Return what these files say; nothing where the process is not known."""
         return self._process.answer(files) if self._process is not None else [Text(file, None) for file in files]
 
-    async def learn(self, ask: Asking, opener: int | None, facts: Facts) -> Facts:
+    async def learn(self, ask: Asking, opener: int | None, vm: Vm, facts: Facts) -> Facts:
         """Return the facts with those of the process, as they are now.
 
         Args:
             ask: asks QEMU.
             opener: who opened the monitor's socket, as `find` takes it.
+            vm: who it is.
             facts: what else is known.
 
         Raises:
@@ -94,9 +96,12 @@ class Behind:
         cpus, iothreads, kvm, machine = await ask(ASKS)
         vcpus, others = list(_vcpus(cpus)), list(_iothreads(iothreads))
         values = dict(_machine(kvm, machine))
+        with contextlib.suppress(TimeoutError):
+            if labels := await _unblocked(partial(labels_of, vm, self._terms.labels)):
+                values["labels"] = labels
         threads = [task.id for task in (*vcpus, *others)]
         try:
-            found = await _unblocked(partial(find, opener, threads, self._root), _let_go)
+            found = await _unblocked(partial(find, opener, threads, self._terms.root), _let_go)
         except (UnknownProcessError, TimeoutError) as error:
             self.close()
             why = str(error) or f"the host did not tell of it within {FIND_SECONDS:g} s"

@@ -63,7 +63,7 @@ class Session:
         self._facts = Facts()
         self._early: deque[Event] = deque()
         self._early_lost = 0
-        self._behind = Behind(terms.root)
+        self._behind = Behind(terms)
         self._schedule = Schedule()
         self._wake = asyncio.Event()
         self._phase = 0.1 + 0.9 * random()  # noqa: S311 - spreads the polls of many VMs over the interval
@@ -210,7 +210,7 @@ class Session:
     async def _locate(self, client: Link, vm: Vm, facts: Facts) -> Facts:
         """Learn which process it is and what its threads are, and tell what the VM is."""
         time_ns = time.time_ns()
-        facts = await self._behind.learn(partial(self._patiently, client), client.peer_pid, facts)
+        facts = await self._behind.learn(partial(self._patiently, client), client.peer_pid, vm, facts)
         self._out.samples(vm, (ABOUT,), (self._behind.about,), time_ns)
         return facts
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from agent.catalogue.model import Family, Sample
 from agent.collectors import ALL, Collector, Intervals
+from agent.host import Labels
 from agent.monitors import Monitor
 from agent.qmp.commands import AllowList, Ask, Change
 from agent.record import Record, Vm
@@ -114,6 +115,7 @@ class Terms:
         commander: who has thresholds set; None has none.
         commands: what each build of QEMU that was met understands; sessions fill it.
         root: the folder that has this host's /proc and /sys.
+        labels: what is taken out of libvirt's files for people.
     """
 
     host: str
@@ -128,6 +130,7 @@ class Terms:
     commander: Commander | None = None
     commands: dict[Build, frozenset[str]] = field(default_factory=dict)
     root: Path = Path("/")
+    labels: Labels = field(default_factory=Labels)
 
     def renew(self, other: "Terms") -> None:
         """Take what other terms say, but for the collectors, which a session takes when it begins, and what was learnt of builds."""

@@ -75,6 +75,10 @@ def _vm_series(views: list[View]) -> Iterator[str]:
     yield _metric(
         "qemu_vm_up", "gauge", "Whether the VM answers in time; 0 is stalled. A VM that is gone has no series.", up
     )
+    left_out = [("", view.labels, total) for view in views if (total := view.left_out.total())]
+    if left_out:
+        text = "Disks, vCPUs, jobs and the like that have no series, because the VM has too many (config: limits)."
+        yield _metric("qemu_vm_subjects_left_out", "gauge", text, left_out)
     replied = [("", view.labels, view.replied_ns / 1e9) for view in views if view.replied_ns]
     if replied:
         yield _metric(

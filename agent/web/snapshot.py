@@ -12,11 +12,9 @@ from agent.catalogue.metrics import BLOCK
 from agent.catalogue.model import Family, Sample, Values
 from agent.record import Record, Vm
 from agent.vm.status import State, Status
+from agent.web.cap import DEFAULT_LIMITS, Cap, Limits
 from agent.web.figures import POINTS, History, remember
 from agent.web.rates import Pair
-
-MAX_SERIES_LABELS = 2000
-"""Subjects of one family of one VM that get series. Records have them all; what is left out here is counted."""
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +31,7 @@ class View:
         pairs: by family name, its last two polls.
         history: what the VM did of late.
         turn: counts the changes to any of this, so that who looks on can tell whether there is something new.
+        cap: what it may take.
     """
 
     status: Status
@@ -44,6 +43,7 @@ class View:
     pairs: dict[str, Pair] = field(default_factory=dict)
     history: History = field(default_factory=lambda: History(maxlen=POINTS))
     turn: int = 0
+    cap: Cap = field(default_factory=Cap)
 
 
 def escape(value: str) -> str:
@@ -54,7 +54,9 @@ def escape(value: str) -> str:
 class Snapshot:
     """Written by the sessions, read by whoever looks; both on the event loop, so that nothing is read half-written."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.limits = limits
+        """What each VM may take; may be set at any time, and holds from the next samples on."""
         self.monitors: dict[tuple[object, ...], Status] = {}
         self._views: dict[Vm, View] = {}
 
@@ -94,8 +96,9 @@ class Snapshot:
         for family in families:
             old = view.families.get(family.name, {})
             mine = [sample for sample in samples if sample.family is family]
-            view.left_out[family.name] = max(0, len(mine) - MAX_SERIES_LABELS)
-            view.families[family.name] = {s.labels: (_labels(view, s, old), s.values) for s in mine[:MAX_SERIES_LABELS]}
+            kept = view.cap.admit(family, mine, time_ns, self.limits)
+            view.left_out[family.name] = len(mine) - len(kept)
+            view.families[family.name] = {s.labels: (_labels(view, s, old), s.values) for s in kept}
             pair = view.pairs.setdefault(family.name, Pair())
             pair.take({labels: values for labels, (_, values) in view.families[family.name].items()}, time_ns)
         if BLOCK in families:  # the one question that every VM is asked at every poll

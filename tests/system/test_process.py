@@ -276,3 +276,17 @@ async def test_where_the_process_cannot_be_known_its_figures_are_off_and_it_is_s
         assert not [name for name in names if name.startswith(("qemu_process_", "qemu_vcpu_", "qemu_net_"))]
         assert len(list(agent.found("sample.about"))) == 1
         assert '"level":"warning"' not in agent.log
+
+
+async def test_what_libvirts_files_say_of_a_vm_are_labels_of_its_info(folder: Path, start_guest: StartGuest) -> None:
+    guest = await start_guest(kind=Kind.IDLE)
+    flavor = "<metadata><i:instance xmlns:i='x'><i:flavor name='m1.\"small\"'/></i:instance></metadata>"
+    xml = f"<domstatus><domain><uuid>{guest.uuid}</uuid><title>web 1</title>{flavor}</domain></domstatus>"
+    (folder / f"{guest.name}.xml").write_text(xml)
+    async with watching(folder, labels={"libvirt": [str(folder)]}) as agent:
+        record = await agent.record("sample.about", vm=guest.uuid)
+        assert record["data"]["labels"] == {"title": "web 1", "nova_flavor": 'm1."small"'}
+        series = await agent.metrics()
+        assert series.one("qemu_vm_info", vm_uuid=guest.uuid, title="web 1", nova_flavor='m1."small"') == 1
+        (folder / f"{guest.name}.xml").write_text(xml.replace("web 1", "web 2"))
+        await agent.record("sample.about", vm=guest.uuid, labels={"title": "web 2", "nova_flavor": 'm1."small"'})

@@ -1,13 +1,15 @@
 """The last samples of every VM: what is gone is gone, and nothing stands twice."""
 
+import time
 from typing import Any
 
 import pytest
 
-from agent.catalogue.model import Sample
+from agent.catalogue.model import Kind, Sample
 from agent.record import Vm
 from agent.vm.status import State, Status
-from agent.web import snapshot as module
+from agent.web.cap import Limits
+from agent.web.exposition import render
 from agent.web.snapshot import Snapshot, View
 from tests.unit.sight import BY_NAME, SECOND, event, poll, put, status, vm
 
@@ -92,12 +94,79 @@ def test_monitors_are_known_in_every_state_until_they_end() -> None:
     assert len(list(snapshot.views())) == 1
 
 
-def test_subjects_past_the_cap_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_SERIES_LABELS", 3)
-    snapshot = up(vm())
+def counted(snapshot: Snapshot) -> int:
+    """Return how many series there are that have a label of their own."""
+    return sum("device=" in line for line in render(snapshot).splitlines())
+
+
+def test_a_vms_subjects_past_its_series_get_none_and_are_counted() -> None:
+    snapshot = up(vm(), vm(1, "other"))
+    snapshot.limits = Limits(series=3)
     poll(snapshot, vm(), "block", disks("a", "b", "c", "d", "e"))
     assert subjects(snapshot, vm(), "block") == [("a",), ("b",), ("c",)]
-    assert view(snapshot, vm()).left_out.total() == 2
+    assert counted(snapshot) == 3
+    poll(
+        snapshot, vm(), "runstate", {"status": "running", "running": True}
+    )  # of the VM as a whole: bounded by the table
+    put(snapshot, vm(), BY_NAME["job"], (("j",), {"progress": 1}))
+    assert subjects(snapshot, vm(), "runstate") == [()]
+    assert subjects(snapshot, vm(), "job") == []
+    assert f'qemu_vm_subjects_left_out{{vm_uuid="{vm().uuid}",vm="vm1"}} 3\n' in render(snapshot)
+    poll(snapshot, vm(1, "other"), "block", disks("a", "b", "c"))
+    assert counted(snapshot) == 6
+    poll(snapshot, vm(), "block", disks("e"))  # what is gone leaves its room
+    assert subjects(snapshot, vm(), "block") == [("e",)]
+    assert view(snapshot, vm()).left_out.total() == 1
+
+
+def test_the_series_of_a_subject_are_counted_one_by_one() -> None:
+    snapshot = up(vm())
+    snapshot.limits = Limits(series=5)
+    two = {"rd_bytes": 1, "wr_bytes": 2}
+    poll(snapshot, vm(), "block", [{"qdev": name, "stats": two} for name in "abcd"])
+    assert subjects(snapshot, vm(), "block") == [("a",), ("b",)]
+
+
+def test_each_bucket_of_a_histogram_is_a_series() -> None:
+    snapshot = up(vm())
+    family = next(f for f in BY_NAME.values() for field in f.fields if field.kind is Kind.HISTOGRAM and f.labels)
+    field = next(field for field in family.fields if field.kind is Kind.HISTOGRAM)
+    value = {"boundaries_seconds": [0.1, 1.0], "counts": [1, 2, 3], "sum_seconds": 4.0}
+    labels = [tuple(f"{name}{n}" for name in family.labels) for n in range(3)]
+    snapshot.limits = Limits(series=11)
+    put(snapshot, vm(), family, *((one, {field.name: value}) for one in labels))
+    assert subjects(snapshot, vm(), family.name) == labels[:2]
+    assert sum(line.startswith(family.series(field)) for line in render(snapshot).splitlines()) == 10
+
+
+def test_names_that_come_and_go_get_no_series_past_a_number_of_new_ones_an_hour() -> None:
+    snapshot = up(vm())
+    snapshot.limits = Limits(subjects=3)
+    poll(snapshot, vm(), "block", disks("a", "b"), at=10_000)
+    poll(snapshot, vm(), "block", disks("c", "d", "a"), at=10_010)
+    assert subjects(snapshot, vm(), "block") == [("c",), ("a",)]
+    poll(snapshot, vm(), "block", disks("e", "b"), at=10_020)
+    assert subjects(snapshot, vm(), "block") == [("b",)]
+    poll(snapshot, vm(), "block", disks("e", "b"), at=10_000 + 3601)
+    assert subjects(snapshot, vm(), "block") == [("e",), ("b",)]
+
+
+def test_a_million_names_take_bounded_memory_and_time() -> None:
+    snapshot = up(vm())
+    ever: set[tuple[str, ...]] = set()
+    taken = 0.0
+    for step in range(200):
+        samples = [Sample(BLOCK, (f"disk{step * 5000 + n}",), {"reads_total": n}) for n in range(5000)]
+        start = time.process_time()
+        snapshot.samples(vm(), (BLOCK,), samples, (10_000 + step) * SECOND)
+        taken += time.process_time() - start
+        ever.update(subjects(snapshot, vm(), "block"))
+    assert len(ever) == len(view(snapshot, vm()).cap._seen) == Limits().subjects
+    assert taken < 10  # seconds: 10 us a name on a machine that has much else to do
+    assert view(snapshot, vm()).left_out["block"] == 5000
+    put(snapshot, vm(), BLOCK, *(((str(n),), {"reads_total": n}) for n in range(50_000)))
+    assert len(subjects(snapshot, vm(), "block")) == 0
+    assert counted(snapshot) == 0
 
 
 def test_what_is_known_of_a_subject_can_be_looked_up() -> None:

@@ -1,0 +1,76 @@
+"""How much of /metrics one VM may take. Pure.
+
+The names of disks, jobs and the like are the VM's to choose, and Prometheus keeps an index entry for every name that it ever saw: so
+there is a bound to those there are, and one to those that come and go. Records have them all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agent.catalogue.metrics import FAMILIES
+from agent.catalogue.model import Family, Kind, Sample, shown
+
+HOUR_NS = 3600 * 1_000_000_000
+
+_SHOWN = {family.name: frozenset(field.name for field in shown(family)) for family in FAMILIES}
+_HISTOGRAMS = {
+    family.name: [field.name for field in family.fields if field.kind is Kind.HISTOGRAM] for family in FAMILIES
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds.
+
+    Attributes:
+        series: of one VM's subjects (disks, vCPUs, jobs and the like), all together; the catalogue bounds those of the VM as a whole.
+        subjects: that are new to one VM within an hour.
+    """
+
+    series: int = 5000
+    subjects: int = 10_000
+
+
+DEFAULT_LIMITS = Limits()
+
+
+class Cap:
+    """The bounds of one VM, and what of them is taken."""
+
+    def __init__(self) -> None:
+        self._series: dict[str, int] = {}
+        self._seen: set[tuple[str, tuple[str, ...]]] = set()
+        self._since_ns = 0
+
+    def admit(self, family: Family, samples: Sequence[Sample], time_ns: int, limits: Limits) -> Sequence[Sample]:
+        """Return those samples that get series, which are the first of them, and take what they need instead of what their family had.
+
+        Args:
+            family: whose samples these are.
+            samples: all that there are of it.
+            time_ns: when they were seen, nanoseconds since the epoch.
+            limits: the bounds.
+        """
+        if not family.labels:
+            return samples
+        if time_ns - self._since_ns > HOUR_NS:
+            self._since_ns = time_ns
+            self._seen.clear()
+        names, histograms = _SHOWN[family.name], _HISTOGRAMS[family.name]
+        self._series[family.name] = 0
+        room = limits.series - sum(self._series.values())
+        kept: list[Sample] = []
+        for sample in samples:
+            need = len(names & sample.values.keys())
+            need += sum(len(sample.values[name]["counts"]) + 1 for name in histograms if name in sample.values)
+            key = family.name, sample.labels
+            if need > room:
+                break
+            if key not in self._seen:
+                if len(self._seen) >= limits.subjects:
+                    continue
+                self._seen.add(key)
+            room -= need
+            self._series[family.name] += need
+            kept.append(sample)
+        return kept

@@ -21,6 +21,7 @@ from agent.delivery.kafka_access import expand
 from agent.journal_tool import JournalToolError
 from agent.record import Severity
 from agent.tail import TailError, Wanted, tail
+from agent.top import TopError
 from agent.units import parse_seconds
 from agent.web.endpoint import Door, EndpointError
 from agent.web.visit import VisitError, Visitor
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         return USAGE_ERROR
-    except (StartError, TailError, VisitError, JournalToolError) as error:
+    except (StartError, TailError, TopError, VisitError, JournalToolError) as error:
         print(f"qmp-agent: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -76,6 +77,14 @@ def _parser() -> argparse.ArgumentParser:
         "--severity", default="debug", choices=[s.label for s in Severity], help="only these and worse"
     )
     command.add_argument("--json", action="store_true", help="whole records, one a line")
+
+    command = _command(commands, "top", _top, "show this host's VMs at the terminal, out of the running agent")
+    _config_option(command)
+    command.add_argument("--url", help="as for tail")
+    _visitor_options(command)
+    command.add_argument("--every", type=_duration, default=2.0, metavar="TIME", help="how often to look, such as 5s")
+    command.add_argument("--vm", default="", help="begin with this VM in detail, by name or UUID")
+    command.add_argument("--once", action="store_true", help="print a table, or with --vm that VM, and end")
 
     command = _command(
         commands, "journal", _journal, "show what waits in the journal, take it out, or put it back to be delivered"
@@ -168,6 +177,15 @@ def _check(parsed: argparse.Namespace) -> int:
 def _tail(parsed: argparse.Namespace) -> int:
     url = parsed.url or _listening(parsed.config)
     _loop(tail(Wanted(url.rstrip("/"), parsed.vm, parsed.type, parsed.severity, parsed.json, _visitor(parsed))))
+    return 0
+
+
+def _top(parsed: argparse.Namespace) -> int:
+    from agent.top.terminal import View, once, show  # noqa: PLC0415 - curses is for those who have a terminal
+
+    url = parsed.url or _listening(parsed.config)
+    view = View(url.rstrip("/"), parsed.every, parsed.vm, _visitor(parsed))
+    asyncio.run(once(view) if parsed.once else show(view))
     return 0
 
 

@@ -32,14 +32,15 @@ def _figures(data: Mapping[str, Any], subject: str) -> Iterator[str]:
         if key == "qemu" and isinstance(value, dict):
             yield from _figures(value, subject)
         elif value not in (0, "", None, subject) and key not in _HIDDEN:
-            yield f"{_name(key)}={_value(key, value)}"
+            yield f"{_name(key)}={figure(key, value)}"
 
 
 def _name(key: str) -> str:
     return key.removesuffix("_total").removesuffix("_bytes").removesuffix("_timestamp_seconds")
 
 
-def _value(key: str, value: object) -> str:
+def figure(key: str, value: object) -> str:
+    """Return a field's value in the unit that its name tells."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if "timestamp_seconds" in key and 0 <= value < 1 << 40:

@@ -1,0 +1,5 @@
+"""`qmp-agent top`: this host's VMs at a terminal, out of the running agent's /overview; it asks no QEMU."""
+
+
+class TopError(Exception):
+    """There is nothing to show; the text says why, for people."""

@@ -20,7 +20,7 @@ from agent.alerts.overseer import NOTE, Overseer, Told
 from agent.catalogue.metrics import BLOCK_SPACE, RUNSTATE
 from agent.catalogue.model import Family, Sample
 from agent.collectors import Intervals
-from agent.config import Config, KafkaConfig, WriteThresholdConfig
+from agent.config import Config, DialConfig, KafkaConfig, LibvirtConfig, WriteThresholdConfig
 from agent.delivery.alertmanager import Alertmanager
 from agent.delivery.delivery import Delivery, DeliveryTerms
 from agent.delivery.drops import Loss
@@ -30,7 +30,7 @@ from agent.delivery.kafka import Create, Kafka, KafkaTerms, Topics
 from agent.delivery.kafka_access import Access, Sasl, Tls, expand
 from agent.delivery.sink import Sink
 from agent.host import Labels
-from agent.monitors import Dial, Monitor, Way
+from agent.monitors import Dial, Libvirt, Monitor, Way
 from agent.qmp.commands import AllowList, Ask, Change
 from agent.record import Record, Severity, Stamp, Vm
 from agent.reload import Reload
@@ -113,7 +113,14 @@ def terms(config: Config, commander: Commander | None = None) -> Terms:
 
 def ways(config: Config) -> dict[str, Way]:
     """Return the ways of reaching monitors that the config names, each by what the config says of it."""
-    return {entry.model_dump_json(): Dial(entry.dial) for entry in config.monitors}
+    return {repr(made): made for made in map(partial(_way, config), config.monitors)}
+
+
+def _way(config: Config, entry: DialConfig | LibvirtConfig) -> Way:
+    if isinstance(entry, LibvirtConfig):
+        passthrough = entry.passthrough or config.allow.libvirt_passthrough
+        return Libvirt(entry.libvirt, read_only=entry.read_only, passthrough=passthrough)
+    return Dial(entry.dial)
 
 
 def sink(config: Config) -> Sink:

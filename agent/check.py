@@ -1,17 +1,18 @@
 """`qmp-agent check`: tries what a config names and says what it found, without watching or delivering anything."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from agent.app import sink, terms
+from agent.app import sink, terms, ways
 from agent.config import Config
 from agent.delivery.jsonl import JsonLines
 from agent.delivery.kafka_access import expand
 from agent.delivery.sink import SinkError
 from agent.journal_tool import set_aside
-from agent.monitors import Dial, Monitor
+from agent.monitors import Dial, Monitor, Way
 from agent.qmp.errors import QmpError
 from agent.record import clean
 from agent.vm import identity
@@ -20,21 +21,63 @@ from agent.web.endpoint import Door, EndpointError, is_loopback
 
 MAX_AT_ONCE = 50
 
+WAY_SECONDS = 10.0
+"""How long a way that has to be connected to may take to say how it stands."""
+
 
 async def check(config: Config) -> AsyncIterator[tuple[bool, str]]:
     """Yield findings as they are made: whether each is good, and what it is in words."""
     settled = terms(config)
-    for entry in config.monitors:
-        found = list(Dial(entry.dial).scan().values())
-        if not found:
-            yield _nothing(entry.dial)
-        gate = asyncio.Semaphore(MAX_AT_ONCE)
-        for finding in asyncio.as_completed([_monitor(monitor, settled, gate) for monitor in found]):
-            yield await finding
+    for way in ways(config).values():
+        async with _looking(way) as (found, of_itself):
+            for finding in of_itself:
+                yield finding
+            gate = asyncio.Semaphore(MAX_AT_ONCE)
+            for checked in asyncio.as_completed([_monitor(monitor, settled, gate) for monitor in found]):
+                yield await checked
     for said in _journal(config):
         yield said
     yield await _endpoint(config)
     yield await _sink(config)
+
+
+class _Seen:
+    """What a way finds until it has said how it stands."""
+
+    def __init__(self) -> None:
+        self.monitors: dict[tuple[object, ...], Monitor] = {}
+        self.stood: asyncio.Future[tuple[bool, str]] = asyncio.get_running_loop().create_future()
+
+    def appeared(self, monitor: Monitor) -> None:
+        self.monitors[monitor.key] = monitor
+
+    def vanished(self, monitor: Monitor) -> None:
+        self.monitors.pop(monitor.key, None)
+
+    def stands(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
+        text = str(trouble) if trouble is not None else f"{len(self.monitors)} running" + (f"; {note}" if note else "")
+        if not self.stood.done():
+            self.stood.set_result((trouble is None and not note, f"{clean(way.name)}: {text}"))
+
+
+@contextlib.asynccontextmanager
+async def _looking(way: Way) -> AsyncIterator[tuple[list[Monitor], list[tuple[bool, str]]]]:
+    """Yield the monitors that a way finds now, and what is to be said of the way itself; it works for as long as the block runs."""
+    if isinstance(way, Dial):
+        monitors = list(way.scan().values())
+        yield monitors, [] if monitors else [_nothing(way.pattern)]
+        return
+    seen = _Seen()
+    watching = asyncio.create_task(way.watch(seen))
+    try:
+        async with asyncio.timeout(WAY_SECONDS):
+            said = await seen.stood
+        yield list(seen.monitors.values()), [said]
+    except TimeoutError:
+        yield [], [(False, f"{way}: nothing was heard of it for {WAY_SECONDS:g} s")]
+    finally:
+        watching.cancel()
+        await asyncio.wait({watching})
 
 
 def _journal(config: Config) -> Iterator[tuple[bool, str]]:

@@ -9,7 +9,16 @@ import socket
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 from agent.alerts.guard import Mode
 from agent.alerts.ladder import parse_level
@@ -29,6 +38,12 @@ def _dial(value: str) -> str:
         return "tcp:" + _address(value.removeprefix("tcp:"))
     if not value.startswith("/"):
         raise ValueError("should be an absolute path, a pattern such as /run/qemu/*.qmp, or tcp:host:port")
+    return value
+
+
+def _libvirt(value: str) -> str:
+    if not re.fullmatch(r"qemu(\+[a-z]+)?://\S*", value):
+        raise ValueError("should be libvirt's name of a QEMU host, such as qemu:///system")
     return value
 
 
@@ -68,6 +83,31 @@ class DialConfig(_Section):
 
     dial: Annotated[str, AfterValidator(_dial)]
     """A Unix socket, a pattern of them, or tcp:host:port. One QMP socket serves one client: give each VM one for the agent alone."""
+
+
+class LibvirtConfig(_Section):
+    """The domains of a libvirtd."""
+
+    libvirt: Annotated[str, AfterValidator(_libvirt)]
+    """libvirt's name of it, such as qemu:///system. It takes qmp-agent[libvirt]."""
+    read_only: bool = False
+    """Connect only to read: then there are no events from QEMU and no thresholds. Where nothing else is allowed, it is so in any case."""
+    passthrough: bool = False
+    """Ask QEMU itself, through libvirt. libvirt marks a domain as tainted for that; as allow.libvirt_passthrough, for this one."""
+
+
+def _way(entry: object) -> str:
+    """Return which kind of entry one is, by the keys that it has."""
+    given = entry if isinstance(entry, dict) else getattr(entry, "__dict__", {})
+    return f"{WAY}{next((name for name in ('libvirt',) if name in given), 'dial')}"
+
+
+WAY = "way:"
+"""How the names of the kinds of entries begin, by which pydantic tells them apart."""
+
+MonitorConfig = Annotated[
+    Annotated[DialConfig, Tag(f"{WAY}dial")] | Annotated[LibvirtConfig, Tag(f"{WAY}libvirt")], Discriminator(_way)
+]
 
 
 class RouteConfig(_Section):
@@ -210,6 +250,8 @@ class AllowConfig(_Section):
 
     guest_stats_interval: Annotated[Seconds, Field(ge=1, le=3600)] | None = None
     """Have guests tell their memory statistics this often, where nobody has set it. Off when absent."""
+    libvirt_passthrough: bool = False
+    """Ask the QEMUs of libvirt's domains themselves, through libvirt, for what it does not tell. libvirt then marks them as tainted."""
     migration_events: bool = False
     """Switch on QEMU's MIGRATION events, so that short migrations are seen whole. libvirt always does."""
 
@@ -319,7 +361,7 @@ class LogConfig(_Section):
 class Config(_Section):
     """The whole file. Only `monitors` is needed."""
 
-    monitors: Annotated[list[DialConfig], Field(min_length=1)]
+    monitors: Annotated[list[MonitorConfig], Field(min_length=1)]
     """Ways of reaching the VMs' monitors; several at once."""
     host: Annotated[str, StringConstraints(min_length=1, max_length=255)] = Field(default_factory=socket.gethostname)
     """This host's name in records; by default what the system calls itself."""

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from agent.config import Config
+from agent.config import WAY, Config
 
 DEFAULT_PATH = Path("/etc/qmp-agent/agent.yaml")
 
@@ -143,7 +143,7 @@ def _key(place: Place) -> str:
 
 
 def _problem(name: str, detail: ErrorDetails, lines: dict[Place, int], model: type[BaseModel]) -> Problem:
-    place = tuple(detail["loc"])
+    place = tuple(part for part in detail["loc"] if not str(part).startswith(WAY))
     line = next((lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in lines), 0)
     return Problem(name, line, _key(place), _text(detail, place, model))
 

@@ -2,5 +2,6 @@
 
 from agent.monitors.base import Found, Link, Monitor, Rank, Way
 from agent.monitors.dial import Dial
+from agent.monitors.libvirt import Libvirt
 
-__all__ = ["Dial", "Found", "Link", "Monitor", "Rank", "Way"]
+__all__ = ["Dial", "Found", "Libvirt", "Link", "Monitor", "Rank", "Way"]

@@ -96,6 +96,9 @@ class Found(Protocol):
     def vanished(self, monitor: Monitor) -> None:
         """It is there no more; a connection to it may live on and is left to end by itself."""
 
+    def stands(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
+        """The way itself, which is no VM's monitor but shown beside them, works, or does not for this reason."""
+
 
 class Way(Protocol):
     """A way of reaching monitors."""

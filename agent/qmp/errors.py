@@ -21,6 +21,10 @@ class MadeWayError(NotConnectedError):
     """We ended the connection because the VM is watched in a better way."""
 
 
+class WayLostError(NotConnectedError):
+    """What lies between us and the VM, such as libvirtd, cannot be reached; of the VM itself nothing is known."""
+
+
 class BusyError(NotConnectedError):
     """Something accepts connections but does not greet: another client holds this monitor."""
 

@@ -13,7 +13,7 @@ from typing import Any
 from agent.backoff import back_off
 from agent.monitors import Link, Monitor
 from agent.monitors.processes import qemu_of
-from agent.qmp.errors import BusyError, DeniedError, MadeWayError, QmpError, StalledError
+from agent.qmp.errors import BusyError, DeniedError, MadeWayError, QmpError, StalledError, WayLostError
 from agent.record import Record, Severity, Vm, clean
 from agent.vm import identity
 from agent.vm.claims import Claim, Claims
@@ -66,6 +66,7 @@ class Watch:
     async def _once(self) -> bool:
         """One connection; return whether a VM was met on it."""
         if self._state not in (
+            State.CONNECTING,
             State.BUSY,
             State.STALLED,
             State.DENIED,
@@ -80,7 +81,7 @@ class Watch:
             self._tell(State.BUSY if isinstance(error, BusyError) else State.STALLED, str(error))
             return False
         except QmpError as error:
-            self._set(State.DENIED if isinstance(error, DeniedError) else State.GONE, str(error))
+            self._set(next(state for kind, state in _STANDINGS.items() if isinstance(error, kind)), str(error))
             return False
         with contextlib.closing(client):
             return await self._met(client, session)
@@ -122,7 +123,7 @@ class Watch:
             vanished.cancel()
 
     async def _attached(self, client: Link, session: Session, vm: Vm) -> bool:
-        change, reason = "detached", "the agent stops watching"
+        change, reason, state = "detached", "the agent stops watching", State.GONE
         try:
             assert client.greeting is not None
             self._vm, self._build = vm, identity.build(client.greeting)
@@ -131,12 +132,14 @@ class Watch:
             await session.watch(client, vm)
         except MadeWayError as error:
             reason = str(error)
+        except WayLostError as error:
+            reason, state = str(error), State.CONNECTING
         except QmpError as error:
             change, reason = "gone", str(error)
         finally:
             self._left_ns = time.time_ns()
             self._lifecycle(change, {"reason": reason, "shutdown_reason": session.shutdown_reason})
-            self._set(State.GONE, reason)
+            self._set(state, reason)
         return True
 
     def _arrival(self, build: identity.Build) -> dict[str, Any]:
@@ -175,6 +178,15 @@ class Watch:
         self._out.record(Record(f"qemu.vm.{change}", vm, told, time.time_ns(), severity=severity))
 
 
+_STANDINGS = {
+    StalledError: State.STALLED,
+    DeniedError: State.DENIED,
+    WayLostError: State.CONNECTING,
+    QmpError: State.GONE,
+}
+"""What a failure to open a link makes of a monitor's state; the first that fits."""
+
+
 class Fleet:
     """Watches whatever monitors the ways find, one task each."""
 
@@ -209,6 +221,16 @@ class Fleet:
         """Let a monitor go now, whoever is there."""
         if (watch := self._watches.pop(monitor.key, None)) is not None:
             self._running[watch].cancel()
+
+    def stands(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
+        """Tell how a way itself stands."""
+        state = State.UP if trouble is None else next(s for kind, s in _STANDINGS.items() if isinstance(trouble, kind))
+        reason = note if trouble is None else str(trouble)
+        self._out.status(Status(way, state, reason, None, None, time.time_ns()))
+
+    def forget(self, way: Monitor) -> None:
+        """Tell of a way no more."""
+        self._out.ended(way)
 
     def resync(self) -> None:
         """Ask all VMs everything anew, spread over some seconds."""

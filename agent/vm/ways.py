@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 
 from agent.monitors import Monitor, Way
+from agent.qmp.errors import QmpError
 from agent.vm.watch import Fleet
 
 CLAIM_SECONDS = 1.0
@@ -15,6 +16,7 @@ class _Finds:
 
     def __init__(self, fleet: Fleet) -> None:
         self.monitors: dict[tuple[object, ...], Monitor] = {}
+        self.standing: set[Monitor] = set()
         self._fleet = fleet
 
     def appeared(self, monitor: Monitor) -> None:
@@ -24,6 +26,10 @@ class _Finds:
     def vanished(self, monitor: Monitor) -> None:
         self._fleet.vanished(monitor)  # its connection may live on, and is this way's for as long
         self.monitors = {key: found for key, found in self.monitors.items() if key in self._fleet}
+
+    def stands(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
+        self.standing.add(way)
+        self._fleet.stands(way, trouble, note)
 
 
 class Ways:
@@ -50,3 +56,5 @@ class Ways:
         for key, monitor in finds.monitors.items():
             if not any(key in others.monitors for others, _ in self._running.values()):
                 self._fleet.dismiss(monitor)
+        for way in finds.standing:
+            self._fleet.forget(way)

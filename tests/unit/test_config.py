@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config import Config
+from agent.config import Config, DialConfig
 from agent.config_file import ConfigError, load, parse
 from tests.unit import golden
 
@@ -52,14 +52,19 @@ def test_the_file_that_is_shipped_is_good_and_says_the_defaults() -> None:
 
 def test_what_a_file_says_is_what_the_agent_takes() -> None:
     config = load(FOLDER / "all.good.yml")
-    assert [entry.dial for entry in config.monitors] == ["/run/libvirt/qemu/channel/*/qmp.sock", "tcp:[::1]:4444"]
+    assert [entry.model_dump(exclude_defaults=True) for entry in config.monitors] == [
+        {"dial": "/run/libvirt/qemu/channel/*/qmp.sock"},
+        {"dial": "tcp:[::1]:4444"},
+        {"libvirt": "qemu:///system", "read_only": True},
+    ]
     assert config.kafka is not None
     assert config.kafka.topics.samples == "vm-samples"
     assert config.kafka.request_timeout == 2.5
     assert config.intervals.model_dump() == {"poll": 0.5, "guest_memory": 60, "migration": 0.5, "resync": 3600}
     assert config.allow.guest_stats_interval == 10
     jsonl = load(FOLDER / "jsonl.good.yml")
-    assert (jsonl.monitors[0].dial, jsonl.jsonl.rotate, jsonl.jsonl.keep) == ("/run/vm1.qmp", 3 << 29, 0)
+    assert jsonl.monitors == [DialConfig(dial="/run/vm1.qmp")]
+    assert (jsonl.jsonl.rotate, jsonl.jsonl.keep) == (3 << 29, 0)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from agent.monitors import Dial, Monitor, dial
 from agent.qmp.commands import AllowList
-from agent.qmp.errors import NotConnectedError
+from agent.qmp.errors import NotConnectedError, QmpError
 from tests.lab.fake import FakeQemu
 from tests.lab.machine import free_port
 from tests.unit.peer import LONG, SOON
@@ -27,6 +27,9 @@ class Seen:
         self.now: dict[tuple[object, ...], Monitor] = {}
         self.ever: list[Monitor] = []
         self._news = asyncio.Event()
+
+    def stands(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
+        raise AssertionError(f"{way.name} has nothing to say of itself, but says {trouble}{note}")
 
     def appeared(self, monitor: Monitor) -> None:
         assert monitor.key not in self.now

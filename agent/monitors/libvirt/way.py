@@ -1,0 +1,321 @@
+"""The domains of one libvirtd, each a monitor.
+
+What is relied on is the list of domains that run, read every so often and at once when libvirt says that one came or went. A domain
+that was started anew has another number and so is another monitor.
+"""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from agent.backoff import back_off
+from agent.monitors.base import Found, Link, Monitor, OnEvent, Rank
+from agent.monitors.libvirt.domain import Domain, Host, pid_of
+from agent.monitors.libvirt.figures import Figures
+from agent.monitors.libvirt.wire import Calls, Inbox, MissingError, alive, denied, dial, in_thread, library, meaning
+from agent.qmp.commands import AllowList
+from agent.qmp.errors import DeniedError, NotConnectedError, QmpError, StalledError, WayLostError
+from agent.qmp.protocol import Event
+
+LIST_SECONDS = 30.0
+ANSWER_SECONDS = 5.0
+"""How long libvirtd has to answer what takes no QEMU: past it, it hangs."""
+FIRST_RETRY_SECONDS = 0.2
+RETRY_SECONDS = 10.0
+
+PIDS = Path("/run/libvirt/qemu")
+
+READ_ONLY = "read-only: no events from QEMU, no thresholds and no passthrough"
+
+_STOPPED = 5
+"""VIR_DOMAIN_EVENT_STOPPED."""
+
+_WHY = {
+    0: "the guest shut down",
+    1: "the domain was destroyed",
+    2: "QEMU crashed, or was killed",
+    3: "the domain has migrated to another host",
+    4: "the domain was saved",
+    5: "QEMU failed",
+    6: "the domain was reverted to a snapshot",
+}
+"""virDomainEventStoppedDetailType."""
+
+
+class Libvirt:
+    """Domains over `qemu:///system` and the like."""
+
+    def __init__(self, uri: str, *, read_only: bool = False, passthrough: bool = False) -> None:
+        self.uri = uri
+        self._read_only = read_only
+        self._passthrough = passthrough
+        self._key = ("libvirt", uri, read_only, passthrough)
+        self._monitor = Monitor(uri, self._key, self._no_vm)
+        self._monitors: dict[tuple[object, ...], Monitor] = {}
+        self._links: dict[str, Domain] = {}
+        self._host: Host | None = None
+        self._trouble: QmpError = WayLostError(f"{uri} was not reached yet")
+        self._standing: object = None
+        self._changed = asyncio.Event()
+
+    def __repr__(self) -> str:
+        how = [name for name, on in (("read-only", self._read_only), ("passthrough", self._passthrough)) if on]
+        return " ".join(("libvirt", self.uri, *how))
+
+    async def watch(self, found: Found) -> None:
+        """Tell `found` of domains as they come and go, until cancelled."""
+        try:
+            api, qemu = library()
+        except MissingError as error:
+            self._stands(found, DeniedError(str(error)))
+            await asyncio.Event().wait()
+            return
+        attempt = 0
+        while True:
+            self._changed.clear()
+            main = Main(api, qemu, self._said)
+            try:
+                await self._reached(main, found)
+                attempt = 0
+                await self._follow(main, found)
+            except QmpError as error:
+                self._lost(error)
+                self._stands(found, error)
+            finally:
+                self._lost(WayLostError("the agent stops watching"))
+                main.close()
+            await asyncio.sleep(back_off(attempt, FIRST_RETRY_SECONDS, RETRY_SECONDS))
+            attempt += 1
+
+    async def _reached(self, main: "Main", found: Found) -> None:
+        """Connect; a libvirtd that accepts and does not answer is waited for, as it is."""
+        opening = asyncio.ensure_future(main.open(self.uri, read_only=self._read_only))
+        try:
+            if not (await asyncio.wait({opening}, timeout=ANSWER_SECONDS))[0]:
+                self._hangs(found)
+            version, read_only = await opening
+        finally:
+            opening.cancel()
+        calls = Calls(main.api, self.uri)
+        calls.read_only = read_only
+        passthrough = self._passthrough and not read_only
+        figures = Figures(main.api, calls)
+        self._host = Host(main.api, main.qemu, calls, figures, version, read_only, passthrough)
+
+    async def _follow(self, main: "Main", found: Found) -> None:
+        """List the domains again and again, until the connection ends.
+
+        Raises:
+            WayLostError: it ended.
+        """
+        assert self._host is not None
+        while True:
+            self._changed.clear()
+            listing = asyncio.ensure_future(self._host.calls(lambda line: _running(line.connection())))
+            ended = asyncio.ensure_future(main.ended.wait())
+            try:
+                if not (await asyncio.wait({listing, ended}, timeout=ANSWER_SECONDS, return_when=_FIRST))[0]:
+                    self._hangs(found)
+                    await asyncio.wait({listing, ended}, return_when=_FIRST)
+                if ended.done():
+                    raise WayLostError(f"the connection to {self.uri} ended")
+                self._compare(listing.result(), found)
+                self._trouble = WayLostError("")
+                self._stands(found, None, READ_ONLY if self._host.read_only else "")
+                changed = asyncio.ensure_future(self._changed.wait())
+                await asyncio.wait({changed, ended}, timeout=LIST_SECONDS, return_when=_FIRST)
+                changed.cancel()
+            finally:
+                listing.cancel()
+                ended.cancel()
+
+    def _hangs(self, found: Found) -> None:
+        self._trouble = StalledError(f"libvirtd at {self.uri} does not answer")
+        self._stands(found, self._trouble)
+
+    def _stands(self, found: Found, trouble: QmpError | None, note: str = "") -> None:
+        standing = (type(trouble), str(trouble), note)
+        if standing != self._standing:
+            self._standing = standing
+            found.stands(self._monitor, trouble, note)
+
+    def _lost(self, error: QmpError) -> None:
+        """Take leave of all domains: nothing is known of them now."""
+        if self._host is None:
+            if not isinstance(self._trouble, StalledError) or not isinstance(error, WayLostError):
+                self._trouble = error
+            return
+        self._host.calls.leave()
+        self._host = None
+        self._trouble = WayLostError(str(error))
+        for link in list(self._links.values()):
+            link.end(self._trouble)
+        self._links.clear()
+
+    def _compare(self, running: list[tuple[int, str, str]], found: Found) -> None:
+        """Tell what changed since the last list."""
+        now: dict[tuple[object, ...], tuple[str, str]] = {
+            (*self._key, number, uuid): (uuid, name) for number, uuid, name in running
+        }
+        for key in self._monitors.keys() - now.keys():
+            found.vanished(self._monitors.pop(key))
+            uuid = str(key[-1])
+            if all(uuid != other for other, _ in now.values()) and (link := self._links.pop(uuid, None)) is not None:
+                link.end(NotConnectedError("the domain ended"))
+        for key in now.keys() - self._monitors.keys():
+            uuid, name = now[key]
+            monitor = Monitor(f"{self.uri}#{name}", key, partial(self._open, uuid, name), Rank.MANAGER)
+            self._monitors[key] = monitor
+            found.appeared(monitor)
+
+    async def _open(self, uuid: str, name: str, allow: AllowList, on_event: OnEvent, *, deadline: float) -> Link:  # noqa: ARG002 - Open's signature
+        """Make a link to a domain.
+
+        Raises:
+            QmpError: libvirtd cannot be reached now.
+        """
+        if self._host is None or isinstance(self._trouble, StalledError):
+            raise self._trouble
+        link = self._links[uuid] = Domain(self._host, uuid, name, allow, on_event, self._pid(name))
+        link.ended.add_done_callback(lambda _: self._links.pop(uuid) if self._links.get(uuid) is link else None)
+        return link
+
+    def _pid(self, name: str) -> int | None:
+        """Return the process of a domain of this host."""
+        return pid_of(PIDS, name) if re.match(r"qemu(\+unix)?:///system", self.uri) else None
+
+    async def _no_vm(self, *_: Any, **__: Any) -> Link:
+        raise NotConnectedError(f"{self.uri} is no VM")
+
+    # What libvirt says unasked.
+
+    def _said(self, what: tuple[Any, ...]) -> None:
+        match what:
+            case ("event", str(uuid), str(name), time_ns, details):
+                if (link := self._links.get(uuid)) is not None:
+                    link.hear(Event(name, details, time_ns))
+            case ("life", str(uuid), int(event), int(detail)):
+                if event == _STOPPED and (link := self._links.pop(uuid, None)) is not None:
+                    link.end(NotConnectedError(_WHY.get(detail, "the domain was stopped")))
+                self._changed.set()
+
+
+_FIRST = asyncio.FIRST_COMPLETED
+
+
+def _running(connection: Any) -> list[tuple[int, str, str]]:
+    """Return the number, UUID and name of each domain that runs. Blocks."""
+    domains = connection.listAllDomains(1)  # VIR_CONNECT_LIST_DOMAINS_ACTIVE
+    return [(domain.ID(), domain.UUIDString(), domain.name()) for domain in domains if domain.ID() != -1]
+
+
+class Main:
+    """The connection on which libvirt says what happens."""
+
+    def __init__(self, api: Any, qemu: Any, take: Callable[[tuple[Any, ...]], None]) -> None:
+        self.api = api
+        self.qemu = qemu
+        self.ended = asyncio.Event()
+        self._take = take
+        self._inbox = Inbox(self._taken)
+        self._loop = asyncio.get_running_loop()
+        self._connection: Any = None
+        self._over = False
+
+    async def open(self, uri: str, *, read_only: bool) -> tuple[tuple[int, int, int], bool]:
+        """Connect and register; return QEMU's version, and whether the connection is read-only, as it is where no other is to be had.
+
+        Raises:
+            DeniedError: we may not connect, not even to read.
+            WayLostError: nothing is there to connect to.
+        """
+        done: asyncio.Future[Any] = self._loop.create_future()
+        in_thread(self._loop, lambda: self._open(uri, read_only=read_only), lambda made: _settle(done, made))
+        opened: tuple[tuple[int, int, int], bool] = await done
+        return opened
+
+    def close(self) -> None:
+        """Close it, in its own time."""
+        self._over = True
+        in_thread(self._loop, self._close, lambda _: None)
+
+    def _taken(self, what: tuple[Any, ...]) -> None:
+        if what == ("closed",):
+            self.ended.set()
+        elif not self._over:
+            self._take(what)
+
+    # In threads.
+
+    def _open(self, uri: str, *, read_only: bool) -> Any:
+        try:
+            connection, read_only = self._dial(uri, read_only=read_only)
+            self._connection = connection
+            put = self._inbox.put
+            connection.registerCloseCallback(lambda _connection, _reason, _: put(("closed",)), None)
+            connection.domainEventRegisterAny(None, self.api.VIR_DOMAIN_EVENT_ID_LIFECYCLE, _life(put), None)
+            if not read_only:
+                self.qemu.qemuMonitorEventRegister(connection, None, None, _event(put), None, 0)
+            number = connection.getVersion()
+        except self.api.libvirtError as error:
+            return meaning(self.api, error)
+        if self._over:
+            self._close()
+        return (number // 1_000_000, number // 1000 % 1000, number % 1000), read_only
+
+    def _dial(self, uri: str, *, read_only: bool) -> tuple[Any, bool]:
+        try:
+            return dial(self.api, uri, read_only=read_only), read_only
+        except self.api.libvirtError as error:
+            if read_only or not denied(self.api, error):
+                raise
+        return dial(self.api, uri, read_only=True), True
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        with contextlib.suppress(self.api.libvirtError):
+            if alive(connection):
+                connection.unregisterCloseCallback()
+                for number in list(getattr(connection, "domainEventCallbackID", ())):
+                    connection.domainEventDeregisterAny(number)
+                for number in list(getattr(connection, "qemuMonitorEventCallbackID", ())):
+                    self.qemu.qemuMonitorEventDeregister(connection, number)
+            connection.close()
+
+
+def _settle(future: asyncio.Future[Any], made: Any) -> None:
+    if future.done():
+        return
+    if isinstance(made, BaseException):
+        future.set_exception(made)
+    else:
+        future.set_result(made)
+
+
+def _life(put: Callable[[Any], None]) -> Callable[..., None]:
+    def said(_connection: Any, domain: Any, event: int, detail: int, _: object) -> None:
+        put(("life", domain.UUIDString(), event, detail))
+
+    return said
+
+
+def _event(put: Callable[[Any], None]) -> Callable[..., None]:
+    def said(
+        _connection: Any, domain: Any, name: str, seconds: int, micros: int, details: str | None, _: object
+    ) -> None:
+        try:
+            data = orjson.loads(details) if details else {}
+        except orjson.JSONDecodeError:
+            data = {}
+        time_ns = None if seconds < 0 else seconds * 1_000_000_000 + micros * 1000
+        put(("event", domain.UUIDString(), name, time_ns, data if isinstance(data, dict) else {}))
+
+    return said

@@ -1,0 +1,293 @@
+"""libvirt's blocking library, kept off the event loop: a thread for each call, a bound on how many, and what it says unasked handed over.
+
+A call for a QEMU that hangs returns when that QEMU does, and libvirt knows no way to take it back. So a call that takes long gives its
+turn to others, and the connection that it was made on to its fate: libvirtd serves a few calls of one connection at a time
+(max_client_requests, 5 by default), and stops reading from it when there are more. How many calls may hang is bounded too, for each
+holds one of the workers (max_workers, 20 by default) that libvirtd has for everybody.
+"""
+
+import asyncio
+import contextlib
+import errno
+import importlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from agent.qmp.errors import CommandError, DeniedError, NotConnectedError, QmpError, WayLostError
+
+HUNG_SECONDS = 1.5
+"""A call that takes longer than this hangs, as far as the others are concerned. One for 32 domains takes some 0.3 s (libvirt 9.0)."""
+
+MAX_CALLS = 4
+MAX_HUNG = 8
+
+MAX_SAID = 8192
+"""What libvirt said and we have not taken yet; past it, it is dropped and counted."""
+
+KEEPALIVE = (5, 3)
+"""Seconds between two signs of life that libvirtd is asked for, and how many it may miss: a libvirtd that hangs is left after 20 s."""
+
+T = TypeVar("T")
+
+
+class MissingError(Exception):
+    """libvirt's library is not there; the text says what to do."""
+
+
+def library() -> tuple[Any, Any]:
+    """Return libvirt and libvirt_qemu; the first call starts their event loop, in a thread of its own.
+
+    Raises:
+        MissingError: they are not installed.
+    """
+    try:
+        api, qemu = importlib.import_module("libvirt"), importlib.import_module("libvirt_qemu")
+    except ImportError as error:
+        raise MissingError(
+            f"libvirt's library for Python cannot be loaded ({error}): pip install 'qmp-agent[libvirt]', which takes "
+            "libvirt's headers (libvirt-dev), pkg-config and a C compiler"
+        ) from None
+    with _starting:
+        if not any(thread.name == _THREAD for thread in threading.enumerate()):
+            api.registerErrorHandler(lambda *_: None, None)  # it would write to standard error what it raises as well
+            api.virEventRegisterDefaultImpl()
+            threading.Thread(target=_run, args=(api,), name=_THREAD, daemon=True).start()
+    return api, qemu
+
+
+_THREAD = "libvirt events"
+_starting = threading.Lock()
+
+
+def _run(api: Any) -> None:
+    while True:
+        with contextlib.suppress(Exception):  # a callback's bug must not end the loop
+            api.virEventRunDefaultImpl()
+
+
+class Line:
+    """A connection to libvirtd, opened by the first call that takes it. Its libvirt objects never leave the threads of calls."""
+
+    def __init__(self, api: Any, uri: str, *, read_only: bool) -> None:
+        self.calls = 0
+        """How many are under way."""
+        self.left = False
+        """Whether no new ones are to be made."""
+        self._api = api
+        self._uri = uri
+        self._read_only = read_only
+        self._lock = threading.Lock()
+        self._connection: Any = None
+
+    def connection(self) -> Any:
+        """Return it as libvirt's object. Blocks."""
+        with self._lock:
+            if self._connection is None:
+                self._connection = dial(self._api, self._uri, read_only=self._read_only)
+            return self._connection
+
+    def domain(self, uuid: str) -> Any:
+        """Return a domain as libvirt's object. Blocks."""
+        return self.connection().lookupByUUIDString(uuid)
+
+    def domains(self, uuids: Iterable[str]) -> list[Any]:
+        """Return those of these domains that there are. Blocks."""
+        found = []
+        for uuid in uuids:
+            try:
+                found.append(self.domain(uuid))
+            except self._api.libvirtError as error:
+                if error.get_error_code() != self._api.VIR_ERR_NO_DOMAIN:
+                    raise
+        return found
+
+    @property
+    def opened(self) -> bool:
+        """Whether it came to be."""
+        return self._connection is not None
+
+    def lost(self) -> bool:
+        """Return whether there was a connection and it has ended."""
+        return self._connection is not None and not alive(self._connection)
+
+    def close(self) -> None:
+        """Close it. Blocks."""
+        with self._lock, contextlib.suppress(self._api.libvirtError):
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
+
+
+def dial(api: Any, uri: str, *, read_only: bool) -> Any:
+    """Open a connection. Blocks."""
+    connection = (api.openReadOnly if read_only else api.open)(uri)
+    connection.setKeepAlive(*KEEPALIVE)
+    return connection
+
+
+def alive(connection: Any) -> bool:
+    """Return whether a connection is up."""
+    try:
+        return bool(connection.isAlive())
+    except Exception:  # noqa: BLE001 - one that cannot even say that
+        return False
+
+
+def denied(api: Any, error: Any) -> bool:
+    """Return whether libvirt's error says that this user may not."""
+    codes = {api.VIR_ERR_AUTH_FAILED, api.VIR_ERR_AUTH_CANCELLED, api.VIR_ERR_AUTH_UNAVAILABLE}
+    codes |= {api.VIR_ERR_OPERATION_DENIED, api.VIR_ERR_ACCESS_DENIED}
+    system = error.get_error_code() == api.VIR_ERR_SYSTEM_ERROR
+    return error.get_error_code() in codes or (system and error.get_int1() in (errno.EACCES, errno.EPERM))
+
+
+def meaning(api: Any, error: Any, line: Line | None = None) -> QmpError:
+    """Return what one of libvirt's errors means here."""
+    text = error.get_error_message() or str(error)
+    if line is None or line.lost():
+        return DeniedError(text) if denied(api, error) else WayLostError(text)
+    if error.get_error_code() == api.VIR_ERR_NO_DOMAIN:
+        return NotConnectedError("libvirt knows the domain no more")
+    return CommandError("GenericError", text)
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """One call under way."""
+
+    line: Line
+    outcome: asyncio.Future[Any]
+    hung: bool = False
+    watch: asyncio.TimerHandle | None = field(default=None)
+
+
+class Calls:
+    """Makes calls to one libvirtd. Use it on the event loop that it was made on."""
+
+    def __init__(self, api: Any, uri: str) -> None:
+        self.read_only = False
+        self._api = api
+        self._uri = uri
+        self._loop = asyncio.get_running_loop()
+        self._turns = asyncio.Semaphore(MAX_CALLS)
+        self._hung = 0
+        self._line: Line | None = None
+
+    @property
+    def hung(self) -> int:
+        """How many calls hang."""
+        return self._hung
+
+    async def __call__(self, what: Callable[[Line], T]) -> T:
+        """Make a call in a thread and return what it returns, which must hold nothing of libvirt's.
+
+        The caller sets the deadline; a call that nobody waits for any more goes on until it returns.
+
+        Raises:
+            CommandError: libvirt refused, or passed on that QEMU did.
+            NotConnectedError: there is no such domain.
+            WayLostError: libvirtd cannot be reached.
+            DeniedError: we may not connect to it.
+        """
+        await self._turns.acquire()
+        line = self._current()
+        line.calls += 1
+        call = _Call(line, self._loop.create_future())
+        call.watch = self._loop.call_later(HUNG_SECONDS, self._hangs, call)
+        in_thread(self._loop, lambda: self._made(what, line), lambda made: self._returned(call, made))
+        result: T = await call.outcome
+        return result
+
+    def leave(self) -> None:
+        """Make the next call on another connection."""
+        if self._line is not None:
+            line, self._line = self._line, None
+            line.left = True
+            if not line.calls:
+                in_thread(self._loop, line.close, lambda _: None)
+
+    def _current(self) -> Line:
+        if self._line is not None and self._line.lost():
+            self.leave()
+        if self._line is None:
+            self._line = Line(self._api, self._uri, read_only=self.read_only)
+        return self._line
+
+    def _made(self, what: Callable[[Line], T], line: Line) -> T | QmpError:
+        try:
+            return what(line)
+        except self._api.libvirtError as error:
+            return meaning(self._api, error, line if line.opened else None)
+
+    def _hangs(self, call: _Call) -> None:
+        if self._hung < MAX_HUNG:
+            call.hung = True
+            self._hung += 1
+            self._turns.release()
+            if call.line is self._line:
+                self.leave()
+
+    def _returned(self, call: _Call, made: Any) -> None:
+        assert call.watch is not None
+        call.watch.cancel()
+        if call.hung:
+            self._hung -= 1
+        else:
+            self._turns.release()
+        call.line.calls -= 1
+        if call.line.left and not call.line.calls:
+            in_thread(self._loop, call.line.close, lambda _: None)
+        if call.outcome.done():
+            return  # nobody waits for it any more
+        if isinstance(made, BaseException):
+            call.outcome.set_exception(made)
+        else:
+            call.outcome.set_result(made)
+
+
+def in_thread(loop: asyncio.AbstractEventLoop, work: Callable[[], T], done: Callable[[Any], None]) -> None:
+    """Do work in a thread of its own, which need not end before the process does, and have `done` told of the result on the loop."""
+
+    def run() -> None:
+        result: Any
+        try:
+            result = work()
+        except Exception as error:  # noqa: BLE001 - it is told on the loop
+            result = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody cares any more
+            loop.call_soon_threadsafe(done, result)
+
+    threading.Thread(target=run, name="libvirt call", daemon=True).start()
+
+
+class Inbox:
+    """What libvirt's event thread says, handed to the event loop in order."""
+
+    def __init__(self, take: Callable[[Any], None]) -> None:
+        self.lost = 0
+        """How much was dropped because too much was waiting."""
+        self._take = take
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._said: deque[Any] = deque()
+
+    def put(self, what: Any) -> None:
+        """Hand something over; from any thread."""
+        with self._lock:
+            if len(self._said) >= MAX_SAID:
+                self.lost += 1
+                return
+            self._said.append(what)
+            if len(self._said) > 1:
+                return  # it is being fetched already
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._fetch)
+
+    def _fetch(self) -> None:
+        with self._lock:
+            said, self._said = self._said, deque()
+        for what in said:
+            self._take(what)

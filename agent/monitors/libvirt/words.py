@@ -1,0 +1,390 @@
+"""What libvirt says, in QEMU's words: its statistics and a domain's XML as the answers that QEMU would give. Pure.
+
+libvirt asks QEMU the same questions and tells part of the answers under names and in units of its own; these tables turn them back, so
+that all that is made of an answer (samples, series, alerts) is made in one place. What libvirt does not tell is not in the answer.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree as ET
+
+from agent.qmp.commands import Ask
+
+Stats = Mapping[str, Any]
+"""A domain's statistics as virConnectGetAllDomainStats gives them: `block.0.rd.reqs` and the like."""
+
+
+Files = Mapping[str, tuple[int, int]]
+"""By target, of a disk that is a file: how many bytes of its file system it takes, and how large it is."""
+
+
+# --- Whether the guest runs ---
+
+_STATES = {1: "running", 2: "io-error", 3: "paused", 4: "shutdown", 5: "shutdown", 6: "guest-panicked", 7: "suspended"}
+"""virDomainState; 2 (blocked) is Xen's and never QEMU's."""
+
+_PAUSED = {
+    2: "finish-migrate",
+    3: "save-vm",
+    5: "io-error",
+    6: "watchdog",
+    8: "internal-error",
+    9: "restore-vm",
+    10: "guest-panicked",
+    11: "inmigrate",
+}
+"""virDomainPausedReason, where QEMU has a word of its own for it."""
+
+
+def status(stats: Stats) -> dict[str, Any]:
+    """Return query-status' answer, as near as libvirt tells it."""
+    state = stats.get("state.state")
+    word = _STATES.get(state, "") if isinstance(state, int) else ""
+    if word == "paused":
+        word = _PAUSED.get(stats.get("state.reason", 0), word)
+    return {"status": word, "running": word == "running"} if word else {}
+
+
+# --- Memory ---
+
+KIB = 1024
+
+_GUEST_STATS: Mapping[str, tuple[str, int]] = {
+    "balloon.swap_in": ("stat-swap-in", KIB),
+    "balloon.swap_out": ("stat-swap-out", KIB),
+    "balloon.major_fault": ("stat-major-faults", 1),
+    "balloon.minor_fault": ("stat-minor-faults", 1),
+    "balloon.unused": ("stat-free-memory", KIB),
+    "balloon.available": ("stat-total-memory", KIB),
+    "balloon.usable": ("stat-available-memory", KIB),
+    "balloon.disk_caches": ("stat-disk-caches", KIB),
+    "balloon.hugetlb_pgalloc": ("stat-htlb-pgalloc", 1),
+    "balloon.hugetlb_pgfail": ("stat-htlb-pgfail", 1),
+}
+"""libvirt's name, QEMU's name, and how many of QEMU's units one of libvirt's is. libvirt rounds bytes down to KiB."""
+
+
+def balloon(stats: Stats) -> dict[str, Any]:
+    """Return query-balloon's answer."""
+    current = stats.get("balloon.current")
+    return {"actual": current * KIB} if type(current) is int else {}
+
+
+def guest_stats(stats: Stats) -> dict[str, Any]:
+    """Return a balloon's guest-stats."""
+    told = {name: value * unit for key, (name, unit) in _GUEST_STATS.items() if type(value := stats.get(key)) is int}
+    return {"last-update": stats.get("balloon.last-update", 0), "stats": told}
+
+
+# --- Devices, out of the XML ---
+
+_TYPES = {"virtio": "virtio-balloon-pci", "virtio-transitional": "virtio-balloon-pci-transitional"}
+_TYPES |= {"virtio-non-transitional": "virtio-balloon-pci-non-transitional"}
+
+_PROTOCOLS = {
+    "file": "file",
+    "block": "host_device",
+    "dir": "vvfat",
+    "nvme": "nvme",
+    "vhostuser": "virtio-blk-vhost-user",
+}
+"""The block driver that a disk's source takes, by its type in the XML; that of `network` is its protocol."""
+
+_MAX_DEPTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """An image of a disk.
+
+    Attributes:
+        index: libvirt's number of it, by which it names the image's block nodes; -1 where it has none.
+        format: the format's driver, such as qcow2.
+        protocol: the driver of what it lies on.
+        path: where it lies.
+    """
+
+    index: int
+    format: str
+    protocol: str
+    path: str
+
+    @property
+    def format_node(self) -> str:
+        """The block node that the guest, or the layer above, sees."""
+        return f"libvirt-{self.index}-format"
+
+    @property
+    def storage_node(self) -> str:
+        """The block node that it lies on."""
+        return f"libvirt-{self.index}-storage"
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A disk.
+
+    Attributes:
+        alias: its device's id in QEMU, such as virtio-disk0.
+        target: libvirt's name of it, such as vda.
+        read_only: whether the guest may not write to it.
+        layers: its images, the one that is written to first.
+    """
+
+    alias: str
+    target: str
+    read_only: bool
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """What a domain has.
+
+    Attributes:
+        disks: by target.
+        balloon: the id of its balloon device, and the device's type in QEMU; None where it has none.
+        period_seconds: how often the balloon's guest is asked for its statistics; 0 is never.
+    """
+
+    disks: Mapping[str, Disk]
+    balloon: tuple[str, str] | None
+    period_seconds: int
+
+    def place(self, node: str) -> str | None:
+        """Return what libvirt calls the image of a storage node, such as `vda[1]`; None where no disk has it."""
+        for disk in self.disks.values():
+            for layer in disk.layers:
+                if node == layer.storage_node:
+                    return f"{disk.target}[{layer.index}]"
+        return None
+
+
+def devices(xml: str) -> Devices:
+    """Read the XML of a domain that runs.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        domain = ET.fromstring(xml)  # noqa: S314 - libvirtd's own, which writes no entities
+    except ET.ParseError as error:
+        raise ValueError(f"a domain's XML cannot be read: {error}") from None
+    disks = {disk.target: disk for element in domain.iterfind("devices/disk") if (disk := _disk(element)) is not None}
+    found = domain.find("devices/memballoon")
+    model = found.get("model", "none") if found is not None else "none"
+    alias = found.find("alias") if found is not None else None
+    period = found.find("stats") if found is not None else None
+    return Devices(
+        disks,
+        (alias.get("name", ""), _TYPES[model]) if alias is not None and model in _TYPES else None,
+        _number(period, "period") if period is not None else 0,
+    )
+
+
+def _number(element: ET.Element, name: str, otherwise: int = 0) -> int:
+    text = element.get(name, "")
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else otherwise
+
+
+def _disk(element: ET.Element) -> Disk | None:
+    target, alias = element.find("target"), element.find("alias")
+    if target is None or alias is None:
+        return None
+    return Disk(
+        alias.get("name", ""),
+        target.get("dev", ""),
+        element.find("readonly") is not None,
+        tuple(_layers(element)),
+    )
+
+
+def _layers(element: ET.Element) -> Iterator[Layer]:
+    """Yield a disk's images: its own, then each `backingStore` inside the one before."""
+    kind = element.find("driver")
+    at: ET.Element | None = element
+    for _ in range(_MAX_DEPTH):
+        if at is None or (source := at.find("source")) is None:
+            return
+        form = kind.get("type", "") if kind is not None else ""
+        protocol = source.get("protocol", "") or _PROTOCOLS.get(at.get("type", ""), "")
+        path = source.get("file") or source.get("dev") or source.get("name") or source.get("dir") or ""
+        yield Layer(_number(source, "index", _number(at, "index", -1)), form, protocol, path)
+        at = at.find("backingStore")
+        kind = at.find("format") if at is not None else None
+
+
+# --- Disks ---
+
+_BLOCK: Mapping[str, str] = {
+    "rd.reqs": "rd_operations",
+    "rd.bytes": "rd_bytes",
+    "rd.times": "rd_total_time_ns",
+    "wr.reqs": "wr_operations",
+    "wr.bytes": "wr_bytes",
+    "wr.times": "wr_total_time_ns",
+    "fl.reqs": "flush_operations",
+    "fl.times": "flush_total_time_ns",
+}
+"""libvirt's name and QEMU's, of what the guest did to a disk."""
+
+_ENTRY = re.compile(r"block\.(\d+)\.(.+)")
+
+
+def entries(stats: Stats) -> list[dict[str, Any]]:
+    """Return the `block` statistics, a dict for each image: its `name` (the disk's target), `backingIndex`, `rd.reqs` and so on."""
+    found: dict[int, dict[str, Any]] = {}
+    for key, value in stats.items():
+        if match := _ENTRY.fullmatch(key):
+            found.setdefault(int(match[1]), {})[match[2]] = value
+    return [found[number] for number in sorted(found)]
+
+
+OCCUPIED = "agent.occupied"
+"""Our own addition to the statistics: whether somebody's command to the domain's QEMU was under way."""
+
+
+def asked(stats: Stats) -> bool:
+    """Return whether libvirt has asked QEMU: where it could not without waiting, it names the disks but tells nothing of them."""
+    images = entries(stats)
+    return not images or any("rd.reqs" in image for image in images)
+
+
+def complete(stats: Stats) -> bool:
+    """Return whether that is all that there is to be told."""
+    return asked(stats) or not stats.get(OCCUPIED)
+
+
+def known(stats: Stats, having: Devices) -> bool:
+    """Return whether the devices are those that the statistics are about: a snapshot, a mirror's pivot or a plug makes others."""
+    now = {disk.target: {layer.index for layer in disk.layers} for disk in having.disks.values()}
+    return all(image.get("backingIndex", -1) in now.get(image.get("name", ""), ()) for image in entries(stats))
+
+
+def blockstats(stats: Stats, having: Devices) -> list[dict[str, Any]]:
+    """Return query-blockstats' answer: a disk each, its backing images inside."""
+    by_index = {(image.get("name"), image.get("backingIndex", -1)): image for image in entries(stats)}
+    answer = []
+    for disk in having.disks.values():
+        inner: dict[str, Any] | None = None
+        for layer in reversed(disk.layers):
+            told = by_index.get((disk.target, layer.index), {})
+            item: dict[str, Any] = {"node-name": layer.format_node}
+            item["parent"] = {
+                "node-name": layer.storage_node,
+                "stats": _only(told, {"allocation": "wr_highest_offset"}),
+            }
+            item |= {"backing": inner} if inner is not None else {}
+            if layer is disk.layers[0]:
+                item |= {"qdev": disk.alias, "stats": _only(told, _BLOCK)}
+            inner = item
+        answer.append(inner if inner is not None else {"qdev": disk.alias})
+    return answer
+
+
+def _only(told: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {name: told[key] for key, name in names.items() if key in told}
+
+
+def block_nodes(stats: Stats, having: Devices, files: Files) -> list[dict[str, Any]]:
+    """Return query-named-block-nodes' answer."""
+    by_index = {(image.get("name"), image.get("backingIndex", -1)): image for image in entries(stats)}
+    answer: list[dict[str, Any]] = []
+    for disk in having.disks.values():
+        for depth, layer in enumerate(disk.layers):
+            told = by_index.get((disk.target, layer.index), {})
+            below = len(disk.layers) - depth - 1
+            same = {"file": layer.path}
+            size = _only(told, {"capacity": "virtual-size"})
+            seen = {"node-name": layer.format_node, "drv": layer.format, "image": size, "backing_file_depth": below}
+            # Whether QEMU may write to a storage node is QEMU's own affair, and libvirt does not tell.
+            answer.append(same | seen | {"ro": disk.read_only or depth > 0})
+            image = _only(told, {"physical": "actual-size" if layer.protocol == "file" else "virtual-size"})
+            if depth == 0 and disk.target in files:
+                image = {"actual-size": files[disk.target][0], "virtual-size": -(-files[disk.target][1] // 512) * 512}
+            storage = {"node-name": layer.storage_node, "drv": layer.protocol, "image": image, "backing_file_depth": 0}
+            answer.append(same | storage | {"write_threshold": told.get("threshold", 0)})
+    return answer
+
+
+# --- Questions ---
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is known of a domain when it is asked.
+
+    Attributes:
+        uuid, name: whose.
+        stats: its statistics, as far as they were needed.
+        devices: what it has.
+        files: of the disks that are files, as far as it was needed.
+    """
+
+    uuid: str
+    name: str
+    stats: Stats
+    devices: Devices
+    files: Files
+
+
+_PERIOD = "guest-stats-polling-interval"
+
+
+def _property(look: Look, given: Mapping[str, Any]) -> Any:
+    match given.get("property"):
+        case "guest-stats":
+            return guest_stats(look.stats)
+        case name if name == _PERIOD:
+            return look.devices.period_seconds
+    return None
+
+
+def _children(look: Look, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return qom-list's answer for the devices that have ids, as far as anybody asks: the balloon."""
+    if given.get("path") != "/machine/peripheral" or look.devices.balloon is None:
+        return []
+    alias, kind = look.devices.balloon
+    return [{"name": alias, "type": f"child<{kind}>"}]
+
+
+_ANSWERS: Mapping[str, Callable[[Look, Mapping[str, Any]], Any]] = {
+    "query-uuid": lambda look, _: {"UUID": look.uuid},
+    "query-name": lambda look, _: {"name": look.name},
+    "query-status": lambda look, _: status(look.stats),
+    "query-balloon": lambda look, _: balloon(look.stats) if look.devices.balloon is not None else None,
+    "query-blockstats": lambda look, _: blockstats(look.stats, look.devices),
+    "query-named-block-nodes": lambda look, _: block_nodes(look.stats, look.devices, look.files),
+    # libvirt switches them on in every QEMU that has them.
+    "query-migrate-capabilities": lambda _look, _: [{"capability": "events", "state": True}],
+    "qom-list": _children,
+    "qom-get": _property,
+}
+
+_GROUPS: Mapping[str, str] = {
+    "query-status": "STATE",
+    "query-balloon": "BALLOON",
+    "qom-get": "BALLOON",
+    "query-blockstats": "BLOCK",
+    "query-named-block-nodes": "BLOCK",
+}
+
+FRESH = frozenset({"qom-list", "query-named-block-nodes"})
+"""Questions that are asked when devices may have changed."""
+
+
+def groups(asks: Iterable[Ask]) -> set[str]:
+    """Return the groups of statistics that questions take, as libvirt calls them: VIR_DOMAIN_STATS_*."""
+    return {
+        _GROUPS[ask.command]
+        for ask in asks
+        if ask.command in _GROUPS and (ask.arguments or {}).get("property") != _PERIOD
+    }
+
+
+def answer(ask: Ask, look: Look) -> Any:
+    """Return QEMU's answer to a question, as far as libvirt tells it; None where it does not."""
+    tells = _ANSWERS.get(ask.command)
+    return tells(look, ask.arguments or {}) if tells is not None else None

@@ -1,0 +1,283 @@
+"""A real libvirtd of the tests' own, whose folders are its own too: one that runs on this machine already is not touched."""
+
+import asyncio
+import os
+import signal
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from agent.demo.guest import until
+from agent.demo.images import LabMissing, boot_sector, cache_folder
+from tests.lab.machine import CURE, require
+
+_START_SECONDS: Final = 30.0
+_STOP_SECONDS: Final = 10.0
+
+_FOLDERS: Final = {
+    "run": "/run/libvirt",
+    "lib": "/var/lib/libvirt",
+    "log": "/var/log/libvirt",
+    "etc": "/etc/libvirt",
+}
+_CACHE: Final = "/var/cache/libvirt"
+"""What libvirtd found out about QEMU, which takes it ten seconds: kept from run to run."""
+
+_DAEMON: Final = """\
+unix_sock_dir = "{folder}/sock"
+auth_unix_rw = "none"
+auth_unix_ro = "none"
+unix_sock_ro_perms = "0777"
+unix_sock_rw_perms = "0700"
+log_outputs = "3:file:{folder}/libvirtd.log"
+"""
+
+_QEMU: Final = """\
+user = "libvirt-qemu"
+group = "libvirt-qemu"
+security_driver = "none"
+cgroup_controllers = []
+namespaces = []
+stdio_handler = "file"
+remember_owner = 0
+"""
+
+_USER: Final = 64055
+"""Debian's libvirt-qemu: libvirtd does not start without it, and Debian makes it only where libvirtd is to be a service."""
+
+_DOMAIN: Final = """\
+<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>64</memory><vcpu>{vcpus}</vcpu>
+  <os><type arch='x86_64' machine='pc'>hvm</type></os>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <disk type='file'>
+      <driver name='qemu' type='raw'/><source file='{boot}'/><target dev='vda' bus='virtio'/><readonly/><boot order='1'/>
+    </disk>
+    <disk type='file'>
+      <driver name='qemu' type='qcow2'/><source file='{disk}'/><target dev='vdb' bus='virtio'/><boot order='2'/>
+    </disk>
+    <interface type='user'><model type='virtio'/></interface>
+    <controller type='usb' model='none'/>
+    <memballoon model='virtio'/>
+  </devices>
+  {extra}
+</domain>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain whose guest writes to its second disk, `vdb` to libvirt and `virtio-disk1` to QEMU, for ever."""
+
+    name: str
+    uuid: str
+    disk: Path
+    xml: Path
+
+
+@dataclass(slots=True)
+class Libvirtd:
+    """A libvirtd; as an async context manager it runs from entering to leaving, and its domains end with it.
+
+    Attributes:
+        folder: where all that it writes is.
+        uri: by which clients reach it.
+    """
+
+    folder: Path
+    _shell: asyncio.subprocess.Process | None = field(default=None, init=False)
+
+    @property
+    def uri(self) -> str:
+        """Its address."""
+        return f"qemu+unix:///system?socket={self.folder}/sock/libvirt-sock"
+
+    @property
+    def read_only_uri(self) -> str:
+        """The address of the socket that everybody may use, to read."""
+        return f"{self.uri}-ro"
+
+    async def start(self) -> None:
+        """Start it and return when it answers; domains of an earlier run are taken over.
+
+        Raises:
+            LabMissing: it is not installed, or this user may not give it folders of its own.
+            AssertionError: it did not start; with its log.
+        """
+        for program, package in (
+            ("libvirtd", "libvirt-daemon"),
+            ("virsh", "libvirt-clients"),
+            ("unshare", "util-linux"),
+        ):
+            require(program, package)
+        if os.geteuid() != 0:
+            raise LabMissing(f"libvirtd with folders of its own takes root: {CURE}, and run the tests as root")
+        self._prepare()
+        if self._shell is None:
+            await self._open()
+        await self._do(
+            f"libvirtd -f {self.folder}/libvirtd.conf -p {self.folder}/libvirtd.pid >>{self.folder}/out 2>&1 & pid=$!"
+        )
+
+        async def settled() -> bool:
+            return not await self.runs() or (await self._virsh("list"))[0] == 0
+
+        await until(settled, _START_SECONDS)
+        assert await self.runs(), f"libvirtd did not start: {self.log}"
+
+    async def _open(self) -> None:
+        """Start the shell that libvirtd and its domains are children of: in namespaces of its own, which end with it and with us.
+
+        It takes the place of init, which has to collect processes that have ended: libvirtd waits for that, and not every init is quick.
+        """
+        mounts = self._prepare()
+        script = " && ".join([*mounts, 'while read -r line; do eval "$line"; echo "$?"; done'])
+        self._shell = await asyncio.create_subprocess_exec(
+            *(
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                "unshare",
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+            ),
+            *("bash", "-c", script),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+
+    async def _do(self, line: str) -> bool:
+        """Have the shell do something; return whether it succeeded."""
+        assert self._shell is not None
+        assert self._shell.stdin is not None
+        assert self._shell.stdout is not None
+        self._shell.stdin.write(f"{line}\n".encode())
+        async with asyncio.timeout(_STOP_SECONDS):
+            return await self._shell.stdout.readline() == b"0\n"
+
+    async def runs(self) -> bool:
+        """Return whether it runs."""
+        return await self._do("kill -0 $pid 2>/dev/null")
+
+    def _prepare(self) -> list[str]:
+        """Make its folders and files; return the commands that put them where it looks."""
+        for name in (*_FOLDERS, "sock"):
+            Path(self.folder, name).mkdir(exist_ok=True)
+        Path(cache_folder(), "libvirt").mkdir(parents=True, exist_ok=True)
+        for theirs in (*_FOLDERS.values(), _CACHE):
+            Path(theirs).mkdir(parents=True, exist_ok=True)  # something has to be there to mount on
+        self.folder.chmod(0o755)
+        Path(self.folder, "libvirtd.conf").write_text(_DAEMON.format(folder=self.folder))
+        Path(self.folder, "etc", "qemu.conf").write_text(_QEMU)
+        for name, line in (
+            ("passwd", f"libvirt-qemu:x:{_USER}:{_USER}::/var/lib/libvirt:/bin/false\n"),
+            ("group", f"libvirt-qemu:x:{_USER}:\nkvm:x:{_USER + 1}:\n"),
+        ):
+            known = Path("/etc", name).read_text()
+            missing = [entry for entry in line.splitlines(keepends=True) if entry.split(":")[0] + ":" not in known]
+            Path(self.folder, name).write_text(known + "".join(missing))
+        mounts = [f"mount --bind {self.folder}/{mine} {theirs}" for mine, theirs in _FOLDERS.items()]
+        mounts += [f"mount --bind {self.folder}/{name} /etc/{name}" for name in ("passwd", "group")]
+        mounts += [f"mount --bind {cache_folder()}/libvirt {_CACHE}"]
+        if Path("/dev/kvm").exists():
+            # libvirtd asks a QEMU for its capabilities anew, for ten seconds, whenever its user may not use KVM and root may.
+            mounts += [f"mkdir -p {self.folder}/dev", f"mount -t tmpfs tmpfs {self.folder}/dev"]
+            mounts += [f"mknod -m 666 {self.folder}/dev/kvm c 10 232", f"mount --bind {self.folder}/dev/kvm /dev/kvm"]
+        return mounts
+
+    async def stop(self) -> None:
+        """End it as its service manager would; the domains live on."""
+        await self._do("kill $pid; wait $pid; true")
+
+    async def kill(self) -> None:
+        """End it as a crash would; the domains live on."""
+        await self._do("kill -KILL $pid; wait $pid; true")
+
+    async def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal: SIGSTOP makes it hang, SIGCONT go on."""
+        assert await self._do(f"kill -{number} $pid")
+
+    @property
+    def log(self) -> str:
+        """What it wrote."""
+        return "".join(path.read_text(errors="replace") for path in self.folder.glob("libvirtd.log"))
+
+    # Its domains.
+
+    async def domain(self, name: str, *, vcpus: int = 1, extra: str = "") -> Domain:
+        """Make a domain and start it.
+
+        Args:
+            name: its name.
+            vcpus: how many vCPUs it has.
+            extra: more XML.
+        """
+        boot, disk, xml = (self.folder / f"{name}{end}" for end in ("-boot.raw", ".qcow2", ".xml"))
+        boot.write_bytes(boot_sector(pause_us=20_000).ljust(1 << 20, b"\0"))
+        made = await asyncio.create_subprocess_exec("qemu-img", "create", "-q", "-f", "qcow2", disk, "64M")
+        assert await made.wait() == 0
+        domain = Domain(name, str(uuid.uuid4()), disk, xml)
+        xml.write_text(_DOMAIN.format(name=name, uuid=domain.uuid, boot=boot, disk=disk, vcpus=vcpus, extra=extra))
+        await self.virsh("create", xml)
+        return domain
+
+    async def send_domain(self, domain: Domain, number: signal.Signals) -> None:
+        """Send a domain's QEMU a signal."""
+        assert await self._do(f"kill -{number} $(cat /run/libvirt/qemu/{domain.name}.pid)")
+
+    async def stats(self, domain: Domain) -> Mapping[str, str]:
+        """Return `virsh domstats` of a domain."""
+        lines = (await self.virsh("domstats", "--nowait", domain.name)).splitlines()
+        return dict(line.strip().split("=", 1) for line in lines if "=" in line)
+
+    def taints(self, domain: Domain) -> list[str]:
+        """Return how libvirtd marks a domain, by its own state of it; that is there while libvirtd is away, too."""
+        text = Path(self.folder, "run", "qemu", f"{domain.name}.xml").read_text()
+        return [line.split("'")[1] for line in text.splitlines() if "<taint flag=" in line]
+
+    async def virsh(self, *arguments: Any) -> str:
+        """Run virsh and return what it says.
+
+        Raises:
+            AssertionError: it failed; with its words.
+        """
+        status, out, error = await self._virsh(*arguments)
+        assert status == 0, error
+        return out
+
+    async def _virsh(self, *arguments: Any) -> tuple[int | None, str, str]:
+        process = await asyncio.create_subprocess_exec(
+            *("virsh", "-q", "-c", self.uri, *map(str, arguments)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+        out, error = await process.communicate()
+        return process.returncode, out.decode(), error.decode()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._end()
+
+    async def _end(self) -> None:
+        """End the shell, and with it everything that it started."""
+        shell, self._shell = self._shell, None
+        if shell is not None:
+            shell.kill()
+            await shell.wait()

@@ -253,8 +253,8 @@ class App:
 
     def collected(self, collector: str, outcome: Outcome, seconds: float) -> None:
         """Count a question."""
-        self.metrics.questions.labels(collector, outcome.value).inc()
-        self.metrics.replies.labels(collector).observe(seconds)
+        self.metrics.question(collector, outcome.value).inc()
+        self.metrics.reply(collector).observe(seconds)
 
     def lost(self, vm: Vm, reason: str, events: int) -> None:
         """Count events that were lost before they were records."""
@@ -282,7 +282,7 @@ class App:
 
     def _send(self, record: Record, note: Note | None = None) -> None:
         stamped = self._stamp(record)
-        self.metrics.records.labels(record.type.split(".", 2)[1]).inc()
+        self.metrics.record(record.type.split(".", 2)[1]).inc()
         self.delivery.put(stamped, note)
         self.live.put(stamped)
 

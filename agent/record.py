@@ -138,6 +138,13 @@ class Stamp:
         self.run = "".join(_BASE32[millis >> shift & 31] for shift in range(45, -1, -5))
         """This run's part of every id: its start in milliseconds, ten Crockford base-32 digits, so that ids sort by time."""
         self._sequence = 0
+        self._last = 0, _instant(0)
+
+    def _time(self, time_ns: int) -> datetime:
+        """Return the instant; one poll's records all have the same."""
+        if time_ns != self._last[0]:
+            self._last = time_ns, _instant(time_ns)
+        return self._last[1]
 
     def __call__(self, record: Record) -> Stamped:
         """Return the record with the next id. Sequence numbers have no gaps, so that a consumer can see a loss."""
@@ -148,7 +155,7 @@ class Stamp:
             **record.vm.envelope,
             "id": record_id,
             "type": record.type,
-            "time": _instant(record.time_ns),
+            "time": self._time(record.time_ns),
             "severity": record.severity.label,
             "sequence": number,
         }

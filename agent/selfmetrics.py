@@ -1,6 +1,7 @@
 """The agent's metrics of itself, `qmp_agent_*`, by prometheus_client."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -103,20 +104,24 @@ class SelfMetrics:
             ["monitor", "state"],
             registry=self.registry,
         )
-        self.questions = Counter(
+        questions = Counter(
             "qmp_agent_questions",
             "Collectors' questions to VMs, by outcome.",
             ["collector", "outcome"],
             registry=self.registry,
         )
-        self.replies = Histogram(
+        replies = Histogram(
             "qmp_agent_reply_seconds",
             "How long VMs took to answer.",
             ["collector"],
             buckets=_REPLY_BUCKETS,
             registry=self.registry,
         )
-        self.records = Counter("qmp_agent_records", "Records made, by kind.", ["kind"], registry=self.registry)
+        records = Counter("qmp_agent_records", "Records made, by kind.", ["kind"], registry=self.registry)
+        # What every poll counts, found at once: `labels` takes a lock and makes texts of its labels each time.
+        self.question: Callable[[str, str], Counter] = cache(questions.labels)
+        self.reply: Callable[[str], Histogram] = cache(replies.labels)
+        self.record: Callable[[str], Counter] = cache(records.labels)
         self.dropped = Counter(
             "qmp_agent_events_lost",
             "Events that were lost before they were records, by reason.",

@@ -60,6 +60,7 @@ class Guard:
     _was_thin: bool = False
     _asked_offset: int = 0
     _known: bool = False
+    _rungs: tuple[int, tuple[Rung, ...]] = (0, ())
     _high: tuple[str, int] = ("", 0)
     _points: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=GROWTH_POINTS))
 
@@ -95,7 +96,11 @@ class Guard:
     @property
     def ladder(self) -> tuple[Rung, ...]:
         """The rungs on this disk; none where nothing is wanted or can be said."""
-        return rungs(self.plan.levels, self.limit) if self.plan.mode is not Mode.OFF and self.thin else ()
+        if self.plan.mode is Mode.OFF or not self.thin:
+            return ()
+        if self._rungs[0] != self.limit:  # each poll asks
+            self._rungs = self.limit, rungs(self.plan.levels, self.limit)
+        return self._rungs[1]
 
     @property
     def told(self) -> int:

@@ -2,9 +2,10 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum, auto
+from operator import itemgetter
 from typing import Any, TypeGuard
 
 import orjson
@@ -136,38 +137,72 @@ class Sample:
         return dict(zip(self.family.labels, self.labels, strict=True)) | self.values
 
 
+Row = tuple[str, str, "Convert"]
+"""A key of the reply, the field's name, and what makes one of the other."""
+
+_MAX_LAYOUTS = 64
+_INTS = {int}
+
+
+class _Group:
+    """The rows that read from one object of the reply.
+
+    One QEMU gives an object's keys in one order as long as it lives. So for each order the keys that are there are looked up once, and
+    whole numbers that are taken as they are, most of all that is polled, are then taken all at once.
+    """
+
+    def __init__(self, fields: Sequence[Field], unavailable: frozenset[int]) -> None:
+        self._unavailable = unavailable
+        self._rows: list[Row] = [
+            (f.path.rpartition(".")[2], f.name, _CONVERT[f.kind](_TO_BASE[f.unit])) for f in fields
+        ]
+        self._as_is = {f.name for f in fields if f.kind in _NUMBERS and f.unit is Unit.BASE and not unavailable}
+        self._layouts: dict[tuple[str, ...], tuple[Callable[[Any], Any] | None, list[str], list[Row]]] = {}
+
+    def read(self, holder: Mapping[str, Any], values: Values) -> None:
+        """Put the fields that the object holds into `values`."""
+        keys = tuple(holder)
+        get, names, rows = self._layouts.get(keys) or self._learn(keys)
+        if get is not None:
+            numbers = get(holder)
+            if set(map(type, numbers)) == _INTS:
+                values.update(zip(names, numbers, strict=True))
+            else:
+                rows = self._rows
+        for key, name, convert in rows:
+            raw = holder.get(key)
+            if raw is not None and not (type(raw) is int and raw in self._unavailable):
+                value = convert(raw)
+                if value is not None:
+                    values[name] = value
+
+    def _learn(self, keys: tuple[str, ...]) -> tuple[Callable[[Any], Any] | None, list[str], list[Row]]:
+        there = set(keys)
+        whole = [(key, name) for key, name, _ in self._rows if key in there and name in self._as_is]
+        get = itemgetter(*(key for key, _ in whole)) if len(whole) > 1 else None
+        names = [name for _, name in whole] if get is not None else []
+        layout = get, names, [row for row in self._rows if row[0] in there and row[1] not in names]
+        if len(self._layouts) < _MAX_LAYOUTS and len(keys) <= _MAX_LAYOUTS:  # a hostile one has a new one each time
+            self._layouts[keys] = layout
+        return layout
+
+
 class Reader:
     """Reads one family's fields out of a QMP reply, row by row; made once, since it is on every poll's way."""
 
     def __init__(self, family: Family) -> None:
-        self._unavailable = family.unavailable
-        groups: dict[tuple[str, ...], list[tuple[str, str, Callable[[Any], Any]]]] = {}
+        groups: dict[tuple[str, ...], list[Field]] = {}
         for field in family.fields:
-            *parents, last = field.path.split(".")
-            groups.setdefault(tuple(parents), []).append((last, field.name, _CONVERT[field.kind](_TO_BASE[field.unit])))
-        self._groups = list(groups.items())
-        self._as_is = frozenset(f.name for f in family.fields if f.kind in _NUMBERS and f.unit is Unit.BASE)
+            groups.setdefault(tuple(field.path.split(".")[:-1]), []).append(field)
+        self._groups = [(parents, _Group(fields, family.unavailable)) for parents, fields in groups.items()]
 
     def __call__(self, item: Mapping[str, Any]) -> Values:
         """Return the fields that the item holds; those missing, of a wrong type or unavailable are left out."""
         values: Values = {}
-        for parents, rows in self._groups:
+        for parents, group in self._groups:
             holder = descend(item, parents)
-            if holder is None:
-                continue
-            for key, name, convert in rows:
-                raw = holder.get(key)
-                if raw is None:
-                    continue
-                if type(raw) is int:
-                    if raw in self._unavailable:
-                        continue
-                    if name in self._as_is:  # most of all that is polled
-                        values[name] = raw
-                        continue
-                value = convert(raw)
-                if value is not None:
-                    values[name] = value
+            if holder is not None:
+                group.read(holder, values)
         return values
 
 

@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 
 TELL_SECONDS = 10.0
 """How often at most downstream is told of losses."""
+GATHER_SECONDS = 0.25
+"""How long samples wait for others on their way to Kafka: a request a poll would cost more than all else of it."""
 OPEN_SECONDS = 10.0
 """How long starting waits for the journal. One that takes longer opens while the agent works."""
 
@@ -55,7 +57,13 @@ class Delivery:
         eighth = terms.memory // 8  # alerts are few
         self.alerts = Lane("alerts", Budget(eighth, terms.alerts_disk), self.losses, durable=durable)
         self.events = Lane("events", Budget(3 * eighth, terms.events_disk), self.losses, durable=durable)
-        self.samples = Lane("samples", Budget(4 * eighth, terms.samples_disk), self.losses, durable=False)
+        self.samples = Lane(
+            "samples",
+            Budget(4 * eighth, terms.samples_disk),
+            self.losses,
+            durable=False,
+            gather_seconds=GATHER_SECONDS if durable else 0.0,
+        )
         self.lanes = (self.alerts, self.events, self.samples)
         self.journal = Journal(terms.folder, self.lanes, self.losses) if terms.folder is not None else None
         self._tell = tell

@@ -48,8 +48,12 @@ class Heap:
 class Lane:
     """One queue of records."""
 
-    def __init__(self, name: str, budget: Budget, losses: Losses, *, durable: bool) -> None:
+    def __init__(
+        self, name: str, budget: Budget, losses: Losses, *, durable: bool, gather_seconds: float = 0.0
+    ) -> None:
         self.name = name
+        self.gather_seconds = gather_seconds
+        """How long a record may wait for others, so that a batch has several."""
         self.budget = budget
         self.disk = Heap()
         """What the journal has of this lane, delivered entries that are not deleted yet included."""

@@ -130,11 +130,10 @@ class Client(asyncio.Protocol):
         self._round = asyncio.get_running_loop().create_future()
         self._answers = []
         self._write(data)
-        try:
-            async with asyncio.timeout(deadline):
-                return await asyncio.shield(self._round)
-        except TimeoutError:
-            raise StalledError(f"no reply to {asks[0].command} within {deadline:g} s") from None
+        await asyncio.wait((self._round,), timeout=deadline)  # as cheap as a wait gets, on every poll's way
+        if not self._round.done():
+            raise StalledError(f"no reply to {asks[0].command} within {deadline:g} s")
+        return self._round.result()
 
     async def settled(self) -> None:
         """Wait, without a deadline, until no reply is due any more. The owner bounds it, and `ended` breaks it.

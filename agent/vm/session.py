@@ -35,6 +35,9 @@ PROBE_SECONDS = 2.0
 EARLY_EVENTS = 1024
 """How many events are kept while it is not known yet whose they are."""
 
+IDLE_SECONDS = 86400.0
+"""For how long a loop's timer is set at most; some loops have no longer ones."""
+
 MAX_ASKS = 7
 """Questions in one write. QEMU reads no further, probes included, while eight in-band requests wait (monitor/qmp.c, 4.0 to 11.1)."""
 
@@ -165,9 +168,11 @@ class Session:
     async def _idle(self) -> None:
         self._wake.clear()
         at = self._schedule.next_at()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None if at == inf else max(0.0, at - time.monotonic())):
-                await self._wake.wait()
+        due = asyncio.get_running_loop().call_later(max(0.0, min(at - time.monotonic(), IDLE_SECONDS)), self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            due.cancel()
 
     async def _discover(self, client: Link, vm: Vm) -> None:
         """Learn what the VM has, make the changes that the operator asked for, and have everything asked anew."""

@@ -95,7 +95,7 @@ class Snapshot:
         view.turn += 1
         for family in families:
             old = view.families.get(family.name, {})
-            mine = [sample for sample in samples if sample.family is family]
+            mine = [sample for sample in samples if sample.family is family] if len(families) > 1 else samples
             kept = view.cap.admit(family, mine, time_ns, self.limits)
             view.left_out[family.name] = len(mine) - len(kept)
             view.families[family.name] = {s.labels: (_labels(view, s, old), s.values) for s in kept}

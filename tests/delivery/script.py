@@ -124,6 +124,7 @@ def deliver(
     memory: int = 16 << 20,
     disk: int = 64 << 20,
     connect: Connect | None = None,
+    gather_seconds: float = 0.0,
 ) -> Delivery:
     """Return a delivery to the script that tells losses as the agent does."""
     stamp = Stamp()
@@ -133,6 +134,7 @@ def deliver(
         made.put(stamp(Record("qemu.agent.lost", agent, loss.data(), START_NS, loss.lane, Severity.ERROR)))
 
     made = Delivery(sink, DeliveryTerms(memory, folder, disk, disk, disk), tell)
+    made.samples.gather_seconds = gather_seconds
     if connect is not None and made.journal is not None:
         made.journal._connect = connect
     return made

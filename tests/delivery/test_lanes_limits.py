@@ -68,6 +68,20 @@ async def test_samples_cost_a_healthy_host_no_write_at_all(folder: Path) -> None
         assert (delivery.samples.journaled, delivery.journal.commits) == (0, 0)
 
 
+async def test_samples_gather_for_a_batch_and_events_do_not_wait_for_them(folder: Path) -> None:
+    sink, samples, events = Script(), Source(SAMPLE, run=1), Source()
+    async with running(deliver(sink, folder, gather_seconds=LONG / 20)) as delivery:
+        for stamped in samples.some(5):
+            delivery.put(stamped)
+        await asyncio.sleep(0)
+        for stamped in samples.some(5):
+            delivery.put(stamped)
+        event = events.next()
+        delivery.put(event)
+        await sink.until(lambda: samples.made[-1] in sink.ids)
+    assert [[entry.id for entry in batch] for batch in sink.batches] == [[event.id], samples.made]
+
+
 async def test_samples_spill_while_the_sink_is_down_and_come_in_order_when_it_is_back(folder: Path) -> None:
     sink, source = Script(), Source(SAMPLE, size=400)
     async with running(deliver(sink, folder, memory=200_000)) as delivery:

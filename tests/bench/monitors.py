@@ -1,0 +1,105 @@
+"""Many scripted monitors in one process: they answer at once what a real QEMU 7.2 with two disks answered.
+
+For measuring what a client costs; a fleet of real QEMUs takes a hundred times the memory. Each tells its own UUID and name.
+"""
+
+import asyncio
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, cast
+from uuid import UUID
+
+from tests.lab.transcript import Transcript
+
+_COMMAND: Final = re.compile(rb'"(?:execute|exec-oob)"\s*:\s*"([a-z_-]+)"')
+_BLOCK: Final = Path(__file__).parent.parent / "golden" / "collectors" / "block.json"
+
+
+def two_disks() -> list[dict[str, Any]]:
+    """Return what query-blockstats of a real QEMU with two disks was."""
+    answer: list[dict[str, Any]] = json.loads(_BLOCK.read_text())[0]["replies"][0]["return"]
+    return answer
+
+
+class Monitors:
+    """So many monitors at `folder`/vm<number>.qmp; as an async context manager they listen from entering to leaving.
+
+    Attributes:
+        asked: how many of each command were answered.
+    """
+
+    def __init__(self, folder: Path, count: int, replies: Mapping[str, Any] | None = None) -> None:
+        self.paths = [folder / f"vm{number}.qmp" for number in range(count)]
+        self.asked: Counter[bytes] = Counter()
+        self.clients: dict[int, _Server] = {}
+        transcript = Transcript.load()
+        self.greeting = _line(transcript.greeting)
+        answers = {exchange["command"]: exchange["reply"] for exchange in transcript.exchanges}
+        # Migration events are on, as libvirt and any agent that may has them: a quiet VM is asked one thing.
+        answers |= {"query-migrate-capabilities": {"return": [{"capability": "events", "state": True}]}}
+        answers |= {"query-blockstats": {"return": two_disks()}} | dict(replies or {})
+        self.answers = {command.encode(): _line(reply) for command, reply in answers.items()}
+        self.answers[b"qmp_capabilities"] = _line({"return": {}})
+        self._servers: list[asyncio.AbstractServer] = []
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        for number, path in enumerate(self.paths):
+            self._servers.append(
+                await loop.create_unix_server(lambda number=number: _Server(self, number), path)  # type: ignore[misc]
+            )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for server in self._servers:
+            server.close()
+        for client in list(self.clients.values()):
+            client.transport.abort()
+
+    def emit(self, number: int, event: str, data: Mapping[str, Any], time_ns: int) -> None:
+        """Send an event to whoever watches that monitor."""
+        seconds, rest = divmod(time_ns, 1_000_000_000)
+        stamp = {"seconds": seconds, "microseconds": rest // 1000}
+        self.clients[number].transport.write(_line({"timestamp": stamp, "event": event, "data": data}))
+
+
+class _Server(asyncio.Protocol):
+    transport: asyncio.Transport
+
+    def __init__(self, monitors: Monitors, number: int) -> None:
+        self._monitors = monitors
+        self._number = number
+        self._own = {
+            b"query-uuid": _line({"return": {"UUID": str(UUID(int=number + 1))}}),
+            b"query-name": _line({"return": {"name": f"vm{number}"}}),
+        }
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self._monitors.clients[self._number] = self
+        self.transport.write(self._monitors.greeting)
+
+    def data_received(self, data: bytes) -> None:
+        answers = self._monitors.answers
+        for command in _COMMAND.findall(data):
+            self._monitors.asked[command] += 1
+            answer = self._own.get(command) or answers.get(command) or _UNKNOWN
+            if b'"id"' in data:  # then it is one question, as qemu.qmp asks
+                answer = b'{"id": ' + json.dumps(json.loads(data)["id"]).encode() + b", " + answer[1:]
+            self.transport.write(answer)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._monitors.clients.pop(self._number, None)
+
+
+def _line(message: Any) -> bytes:
+    return json.dumps(message).encode() + b"\r\n"
+
+
+_UNKNOWN: Final = _line({"error": {"class": "CommandNotFound", "desc": "The command is not known here"}})

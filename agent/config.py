@@ -228,6 +228,8 @@ class IntervalsConfig(_Section):
     """The guest's own memory statistics, where its balloon driver tells them."""
     migration: Annotated[Seconds, Field(ge=0.1)] = 1.0
     """A migration that is under way."""
+    kvm: Annotated[Seconds, Field(ge=1)] = 300.0
+    """KVM's statistics, where KVM runs the VM."""
     resync: Annotated[Seconds, Field(ge=1)] = 300.0
     """Everything, to mend what a lost event left wrong."""
 

@@ -129,7 +129,7 @@ ROWS = (
         "The VM was reset.",
         asks=_RS,
     ),
-    EventRow("STOP", _RUN, INFO, "The vCPUs were stopped; query-status says why.", asks=_RS),
+    EventRow("STOP", _RUN, INFO, "The vCPUs were stopped; query-status says why.", asks=("runstate", "dump")),
     EventRow("RESUME", _RUN, INFO, "The vCPUs run again.", asks=_RS),
     EventRow("SUSPEND", _RUN, INFO, "The guest suspended to RAM.", asks=_RS),
     EventRow("SUSPEND_DISK", _RUN, INFO, "The guest suspended to disk."),
@@ -233,12 +233,15 @@ ROWS = (
         INFO,
         "A memory device changed size. Coalesced.",
         ("id", "qom-path"),
+        ("memory",),
         since="5.1",
     ),
     EventRow(
         "MEM_UNPLUG_ERROR", _MEM, WARNING, "A memory device could not be unplugged (until QEMU 9.0).", ("device",)
     ),
-    EventRow("DEVICE_DELETED", _DEV, INFO, "A device is gone.", ("device", "path"), (*_BN, "balloon", "threads")),
+    EventRow(
+        "DEVICE_DELETED", _DEV, INFO, "A device is gone.", ("device", "path"), (*_BN, "balloon", "memory", "threads")
+    ),
     EventRow(
         "DEVICE_UNPLUG_GUEST_ERROR",
         _DEV,
@@ -253,7 +256,7 @@ ROWS = (
         _ost,
         "The guest answered a hot-plug or unplug.",
         ("info.device", "info.slot"),
-        ("block", "balloon", "threads"),
+        ("block", "balloon", "memory", "threads"),
     ),
     EventRow("RTC_CHANGE", _DEV, INFO, "The guest set its clock. Coalesced.", ("qom-path",)),
     EventRow(

@@ -43,6 +43,7 @@ class Unit(StrEnum):
     MICROSECONDS = "us"
     MILLISECONDS = "ms"
     MEGABITS = "Mbit/s"
+    MEBIBYTES = "MiB"
     PERCENT = "%"
     TICKS = "clock ticks"
     KIBIBYTES = "kB"
@@ -59,6 +60,7 @@ _TO_BASE: Mapping[Unit, Callable[[float], float]] = {
     Unit.MICROSECONDS: lambda v: v / 1_000_000,
     Unit.MILLISECONDS: lambda v: v / 1000,
     Unit.MEGABITS: lambda v: v * 125_000.0,  # a float: an int could leave the 64 bits that JSON has room for
+    Unit.MEBIBYTES: lambda v: v * 1_048_576.0,
     Unit.PERCENT: lambda v: v / 100,
     Unit.TICKS: lambda v: v / _TICKS_PER_SECOND,
     Unit.KIBIBYTES: lambda v: v * 1024,

@@ -80,6 +80,7 @@ class Intervals:
     poll: float = 10.0
     guest_memory: float = 30.0
     migration: float = 1.0
+    kvm: float = 300.0
     resync: float = 300.0
 
 
@@ -89,6 +90,7 @@ class Facts:
 
     Attributes:
         balloon: the QOM path of its balloon device, or None.
+        hv_balloon: whether it has a Hyper-V balloon.
         guest_stats_seconds: how often its balloon driver is asked for statistics; 0 is never.
         migration_events: whether its MIGRATION events are on, so that nobody need ask.
         version: its QEMU's major and minor version, for what cannot be found out by trying.
@@ -110,6 +112,7 @@ class Facts:
     iothreads: tuple[Task, ...] = ()
     cgroup: str | None = None
     interfaces: tuple[Interface, ...] = ()
+    hv_balloon: bool = False
 
     def has(self, command: str) -> bool:
         """Return whether its QEMU has a command; where nobody knows, it is worth a try."""

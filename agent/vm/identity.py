@@ -29,6 +29,8 @@ _INTERVAL = "guest-stats-polling-interval"
 _BALLOONS = tuple(f"child<virtio-balloon-{bus}" for bus in ("pci", "ccw", "device"))
 """Types of balloon devices, with the ends -transitional> and -non-transitional> too. Enumerating types instead would load modules."""
 
+_HV_BALLOONS = ("child<hv-balloon",)
+
 
 @dataclass(frozen=True, slots=True)
 class Build:
@@ -65,12 +67,12 @@ def who(host: str, monitor: str, answers: Sequence[Any]) -> Vm:
     return Vm(host, told, clean(name) if isinstance(name, str) and name else told, monitor)
 
 
-def balloon_path(answers: Sequence[Any]) -> str | None:
+def balloon_path(answers: Sequence[Any], kinds: tuple[str, ...] = _BALLOONS) -> str | None:
     """Return the QOM path of the VM's balloon device, out of the answers to WHAT, or None; QEMU allows one."""
     for room, children in zip(_ROOMS, answers[1:], strict=True):
         for child in children if isinstance(children, list) else ():
             kind, name = (child.get("type"), child.get("name")) if isinstance(child, dict) else (None, None)
-            if isinstance(kind, str) and kind.startswith(_BALLOONS) and isinstance(name, str):
+            if isinstance(kind, str) and kind.startswith(kinds) and isinstance(name, str):
                 return f"{room}/{name}"
     return None
 
@@ -106,6 +108,7 @@ def facts(answers: Sequence[Any], greeting: Greeting, commands: frozenset[str] =
     """Return what the answers to WHAT, the greeting and the build's commands tell of the VM."""
     return Facts(
         balloon=balloon_path(answers),
+        hv_balloon=balloon_path(answers, _HV_BALLOONS) is not None,
         migration_events=migration_events(answers),
         version=greeting.version[:2],
         commands=commands,

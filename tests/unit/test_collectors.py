@@ -286,13 +286,18 @@ def test_what_the_hosts_kernel_knows_is_asked_for_at_each_poll_and_qemu_is_asked
     assert not [c.name for c in ALL if c.files(Facts("/b", 5))]
 
 
+ALWAYS = {"runstate", "block", "nodes", "drives", "jobs", "migration", "memory", "dirty", "dump", "kvm"}
+
+
 @pytest.mark.parametrize(
     ("facts", "asked"),
     [
-        (Facts(), {"runstate", "block", "nodes", "drives", "jobs", "migration"}),
-        (Facts("/b"), {"runstate", "block", "nodes", "drives", "jobs", "migration", "balloon"}),
-        (Facts("/b", 5), {collector.name for collector in ALL if not collector.beside}),
-        (Facts(None, 5), {"runstate", "block", "nodes", "drives", "jobs", "migration"}),
+        (Facts(), ALWAYS),
+        (Facts("/b"), {*ALWAYS, "balloon"}),
+        (Facts("/b", 5), {*ALWAYS, "balloon", "guest_memory"}),
+        (Facts(None, 5), ALWAYS),
+        (Facts(hv_balloon=True), {*ALWAYS, "hv_balloon"}),
+        (Facts(commands=frozenset({"query-status", "query-blockstats"})), ALWAYS - {"dirty", "kvm"}),
     ],
 )
 def test_only_what_a_vm_has_is_asked_for(facts: Facts, asked: set[str]) -> None:

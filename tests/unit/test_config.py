@@ -60,7 +60,13 @@ def test_what_a_file_says_is_what_the_agent_takes() -> None:
     assert config.kafka is not None
     assert config.kafka.topics.samples == "vm-samples"
     assert config.kafka.request_timeout == 2.5
-    assert config.intervals.model_dump() == {"poll": 0.5, "guest_memory": 60, "migration": 0.5, "resync": 3600}
+    assert config.intervals.model_dump() == {
+        "poll": 0.5,
+        "guest_memory": 60,
+        "migration": 0.5,
+        "kvm": 120,
+        "resync": 3600,
+    }
     assert config.allow.guest_stats_interval == 10
     jsonl = load(FOLDER / "jsonl.good.yml")
     assert jsonl.monitors == [DialConfig(dial="/run/vm1.qmp")]

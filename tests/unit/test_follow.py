@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from agent.catalogue.metrics import JOB, MIGRATION_ENDED
+from agent.catalogue.metrics import JOB, MIGRATION_ENDED, RUNSTATE
+from agent.catalogue.model import Family
 from agent.collectors import Facts, Intervals
 from agent.collectors.base import Notice, Poll
 from agent.record import Record, Severity, Stamp, Vm
@@ -91,11 +92,10 @@ async def test_a_real_mirror_is_followed_while_it_runs_and_the_disks_layers_are_
         await guest.command("block-job-complete", device="m")
         await notes.until(lambda: notes.records("event.block_job_completed"))
         await notes.until(lambda: len(notes.outcomes("nodes")) > layers)
-        await notes.until(lambda: not told_last(notes))
+        await notes.until(lambda: not last(notes, JOB))
         asked = len(notes.outcomes("jobs"))
         await guest.command("stop")
-        await notes.until(lambda: notes.records("event.stop"))
-        await notes.polled(1, "runstate")
+        await notes.until(lambda: any(sample.values.get("status") == "paused" for sample in last(notes, RUNSTATE)))
     assert len(notes.outcomes("jobs")) == asked
     ran = [values for values in jobs_of(notes) if values["status"] == "running"]
     assert all(values["goal"] >= 64 << 20 for values in ran)
@@ -106,9 +106,9 @@ def jobs_of(notes: Notes) -> list[dict[str, Any]]:
     return [s.values for _, _, samples, _ in notes.all("samples") for s in samples if s.family is JOB]
 
 
-def told_last(notes: Notes) -> Any:
-    """Return the jobs that the last answer told of."""
-    return [samples for _, families, samples, _ in notes.all("samples") if JOB in families][-1]
+def last(notes: Notes, family: Family) -> Any:
+    """Return what the last answer told of a family."""
+    return [samples for _, families, samples, _ in notes.all("samples") if family in families][-1]
 
 
 # --- Run state ---
@@ -118,6 +118,34 @@ def test_a_vm_is_in_its_state_since_the_first_poll_that_found_it_there() -> None
     running, paused = ({"status": status, "running": status == "running"} for status in ("running", "paused"))
     seen = polls("runstate", (5, running), (7, running), (8, paused), (9, running))
     assert [poll.samples[0].values["since_timestamp_seconds"] for poll in seen] == [5, 5, 8, 9]
+
+
+# --- What is asked for again ---
+
+
+@pytest.mark.parametrize(
+    ("name", "answers", "wait"),
+    [
+        ("dirty", [{"status": "measuring"}, []], 1),
+        ("dirty", [{"status": "measured"}, []], None),
+        ("dirty", [{"status": "unstarted"}, [{"cpu-index": 0, "limit-rate": 1, "current-rate": 1}]], 10),
+        ("dump", [{"status": "active", "completed": 1, "total": 2}], 1),
+        ("dump", [{"status": "completed", "completed": 2, "total": 2}], None),
+        ("kvm", [[{"stats": [{"name": "pages_4k", "value": 1}]}], [], []], 300),
+        ("kvm", [[], [], []], None),
+    ],
+)
+def test_what_moves_is_asked_for_again_and_what_rests_is_not(name: str, answers: Any, wait: float | None) -> None:
+    assert BY_NAME[name].again(collect(name, *answers), Facts(), TERMS) == wait
+
+
+def test_the_end_of_a_dump_and_a_windows_guests_report_are_read_out_of_their_events() -> None:
+    ended = {"result": {"status": "failed", "completed": 1, "total": 2}, "error": "No space left on device"}
+    (dump,) = BY_NAME["dump"].from_event["DUMP_COMPLETED"](ended)
+    assert dump.values == {"status": "failed", "written_bytes": 1, "size_bytes": 2}
+    (report,) = BY_NAME["hv_balloon"].from_event["HV_BALLOON_STATUS_REPORT"]({"committed": 1, "available": 2})
+    assert report.values == {"committed_bytes": 1, "available_bytes": 2}
+    assert list(BY_NAME["dump"].from_event["DUMP_COMPLETED"]({"result": 5})) == []
 
 
 # --- Migrations ---

@@ -16,7 +16,17 @@ from agent.catalogue.metrics.block import (
 )
 from agent.catalogue.metrics.host import CGROUP, IOTHREAD, NET, PROCESS, VCPU
 from agent.catalogue.metrics.jobs import JOB
-from agent.catalogue.metrics.memory import BALLOON, GUEST_MEMORY
+from agent.catalogue.metrics.kvm import KVM, KVM_VCPU
+from agent.catalogue.metrics.memory import (
+    BALLOON,
+    DIRTY_RATE,
+    DUMP,
+    GUEST_MEMORY,
+    HV_BALLOON,
+    MEMORY,
+    MEMORY_DEVICE,
+    VCPU_DIRTY,
+)
 from agent.catalogue.metrics.migration import MIGRATION, MIGRATION_ENDED
 from agent.catalogue.metrics.runstate import RUNSTATE
 
@@ -32,6 +42,14 @@ FAMILIES = (
     MIGRATION,
     BALLOON,
     GUEST_MEMORY,
+    HV_BALLOON,
+    MEMORY,
+    MEMORY_DEVICE,
+    DIRTY_RATE,
+    VCPU_DIRTY,
+    DUMP,
+    KVM,
+    KVM_VCPU,
     RUNSTATE,
     VCPU,
     IOTHREAD,
@@ -55,10 +73,17 @@ __all__ = [
     "BLOCK_SPACE",
     "BLOCK_TIMED",
     "CGROUP",
+    "DIRTY_RATE",
+    "DUMP",
     "FAMILIES",
     "GUEST_MEMORY",
+    "HV_BALLOON",
     "IOTHREAD",
     "JOB",
+    "KVM",
+    "KVM_VCPU",
+    "MEMORY",
+    "MEMORY_DEVICE",
     "MIGRATION",
     "MIGRATION_ENDED",
     "NET",
@@ -66,4 +91,5 @@ __all__ = [
     "PROCESS",
     "RUNSTATE",
     "VCPU",
+    "VCPU_DIRTY",
 ]

@@ -1,0 +1,54 @@
+"""How fast the guest dirties memory: only what somebody else measures or limits; to measure is a change, and costs the guest."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from agent.catalogue.metrics import DIRTY_RATE, VCPU_DIRTY
+from agent.catalogue.model import Reader, Sample, Values
+from agent.collectors.base import Answers, Collector, Facts, Intervals, expect
+from agent.qmp.commands import Ask
+
+_read = Reader(DIRTY_RATE)
+_read_vcpu = Reader(VCPU_DIRTY)
+
+_MAX_VCPUS = 4096
+
+_UNITS = {"second": 1, "millisecond": 1000}
+"""calc-time-unit, QEMU 8.2; before it, seconds."""
+
+
+def _asks(facts: Facts) -> tuple[Ask, ...]:
+    if not facts.has("query-dirty-rate"):
+        return ()
+    return (Ask("query-dirty-rate"), *((Ask("query-vcpu-dirty-limit"),) if facts.has("query-vcpu-dirty-limit") else ()))
+
+
+def _collect(answers: Answers) -> Iterable[Sample]:
+    measured = expect(answers[0], dict)
+    limits = answers[1] if len(answers) > 1 and isinstance(answers[1], list) else []  # an error: no dirty ring
+    vcpus = _by_vcpu(measured.get("vcpu-dirty-rate"), "id", {})
+    vcpus = _by_vcpu(limits, "cpu-index", vcpus)
+    samples = [Sample(VCPU_DIRTY, (str(number),), values) for number, values in list(vcpus.items())[:_MAX_VCPUS]]
+    if measured.get("status") not in ("unstarted", None):
+        unit = measured.get("calc-time-unit", "second")
+        seconds = measured.get("calc-time")
+        told = {"seconds": seconds / _UNITS[unit]} if type(seconds) is int and unit in ("second", "millisecond") else {}
+        samples.append(Sample(DIRTY_RATE, (), _read(measured | told)))
+    return samples
+
+
+def _by_vcpu(rows: Any, key: str, known: Mapping[int, Values]) -> dict[int, Values]:
+    merged = dict(known)
+    for row in rows if isinstance(rows, list) else ():
+        if isinstance(row, dict) and type(number := row.get(key)) is int:
+            merged[number] = merged.get(number, {}) | _read_vcpu(row)
+    return merged
+
+
+def _again(samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
+    if any(sample.values.get("status") == "measuring" for sample in samples):
+        return intervals.migration
+    return intervals.poll if any("limit_bytes_per_second" in sample.values for sample in samples) else None
+
+
+COLLECTOR = Collector("dirty", (DIRTY_RATE, VCPU_DIRTY), _asks, _collect, _again)

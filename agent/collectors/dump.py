@@ -1,0 +1,35 @@
+"""A dump of the guest's memory: looked for when the vCPUs stop, followed while it runs; its end is in its event."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from agent.catalogue.metrics import DUMP
+from agent.catalogue.model import Reader, Sample
+from agent.collectors.base import Answers, Collector, Facts, Intervals, expect
+from agent.qmp.commands import Ask
+
+_read = Reader(DUMP)
+
+
+def _collect(answers: Answers) -> Iterable[Sample]:
+    return _samples({"result": expect(answers[0], dict)})
+
+
+def _samples(told: Mapping[str, Any]) -> Iterable[Sample]:
+    result = told.get("result")
+    values = _read(result) if isinstance(result, dict) else {}
+    return (Sample(DUMP, (), values),) if values.get("status", "none") != "none" else ()
+
+
+def _again(samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
+    return intervals.migration if any(sample.values["status"] == "active" for sample in samples) else None
+
+
+COLLECTOR = Collector(
+    "dump",
+    (DUMP,),
+    lambda _facts: (Ask("query-dump"),),
+    _collect,
+    _again,
+    from_event={"DUMP_COMPLETED": _samples},
+)

@@ -1,0 +1,30 @@
+"""What a Windows guest says of its memory. Asked at attach where there is such a balloon; from then on its event carries it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from agent.catalogue.metrics import HV_BALLOON
+from agent.catalogue.model import Reader, Sample
+from agent.collectors.base import Answers, Collector
+from agent.qmp.commands import Ask
+
+_read = Reader(HV_BALLOON)
+
+
+def _collect(answers: Answers) -> Iterable[Sample]:
+    (report,) = answers
+    return _samples(report) if isinstance(report, dict) else ()  # GenericError: the guest has told nothing yet
+
+
+def _samples(report: Mapping[str, Any]) -> Iterable[Sample]:
+    values = _read(report)
+    return (Sample(HV_BALLOON, (), values),) if values else ()
+
+
+COLLECTOR = Collector(
+    "hv_balloon",
+    (HV_BALLOON,),
+    lambda facts: (Ask("query-hv-balloon-status-report"),) if facts.hv_balloon else (),
+    _collect,
+    from_event={"HV_BALLOON_STATUS_REPORT": _samples},
+)

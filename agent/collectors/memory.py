@@ -1,0 +1,39 @@
+"""How much memory a VM has, and in what devices. Asked at attach and when an event says that it changed."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from agent.catalogue.metrics import MEMORY, MEMORY_DEVICE
+from agent.catalogue.model import Reader, Sample
+from agent.collectors.base import Answers, Collector, expect
+from agent.qmp.commands import Ask
+from agent.record import clean
+
+_read = Reader(MEMORY)
+_read_device = Reader(MEMORY_DEVICE)
+
+_MAX_DEVICES = 256  # QEMU has 256 slots
+
+
+def _collect(answers: Answers) -> Iterable[Sample]:
+    summary, devices = expect(answers[0], dict), expect(answers[1], list)
+    return [Sample(MEMORY, (), _read(summary)), *_devices(devices)]
+
+
+def _devices(devices: list[Any]) -> Iterator[Sample]:
+    """Yield the devices by their ids, those without one by the memory under them."""
+    for device in devices[:_MAX_DEVICES]:
+        data = device.get("data") if isinstance(device, dict) else None
+        for key in ("id", "memdev"):
+            name = data.get(key) if isinstance(data, dict) else None
+            if isinstance(name, str) and name:
+                yield Sample(MEMORY_DEVICE, (clean(name),), _read_device(device))
+                break
+
+
+COLLECTOR = Collector(
+    "memory",
+    (MEMORY, MEMORY_DEVICE),
+    lambda _facts: (Ask("query-memory-size-summary"), Ask("query-memory-devices")),
+    _collect,
+)

@@ -6,7 +6,7 @@ import logging
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from agent.alerts.overseer import NOTE, Overseer, Told
 from agent.catalogue.metrics import BLOCK_SPACE, RUNSTATE
 from agent.catalogue.model import Family, Sample
 from agent.collectors import Intervals
-from agent.config import Config, DialConfig, KafkaConfig, LibvirtConfig, WriteThresholdConfig
+from agent.config import Config, DialConfig, KafkaConfig, LibvirtConfig, ListenConfig, WriteThresholdConfig
 from agent.delivery.alertmanager import Alertmanager
 from agent.delivery.delivery import Delivery, DeliveryTerms
 from agent.delivery.drops import Loss
@@ -30,7 +30,7 @@ from agent.delivery.kafka import Create, Kafka, KafkaTerms, Topics
 from agent.delivery.kafka_access import Access, Sasl, Tls, expand
 from agent.delivery.sink import Sink
 from agent.host import Labels
-from agent.monitors import Dial, Libvirt, Monitor, Way
+from agent.monitors import Dial, Libvirt, Listen, ListenTerms, ListenTls, Monitor, Way
 from agent.qmp.commands import AllowList, Ask, Change
 from agent.record import Record, Severity, Stamp, Vm
 from agent.reload import Reload
@@ -113,14 +113,27 @@ def terms(config: Config, commander: Commander | None = None) -> Terms:
 
 def ways(config: Config) -> dict[str, Way]:
     """Return the ways of reaching monitors that the config names, each by what the config says of it."""
-    return {repr(made): made for made in map(partial(_way, config), config.monitors)}
+    return {repr(made): made for made in (_WAYS[type(entry)](config, entry) for entry in config.monitors)}
 
 
-def _way(config: Config, entry: DialConfig | LibvirtConfig) -> Way:
-    if isinstance(entry, LibvirtConfig):
-        passthrough = entry.passthrough or config.allow.libvirt_passthrough
-        return Libvirt(entry.libvirt, read_only=entry.read_only, passthrough=passthrough)
-    return Dial(entry.dial)
+def _libvirt(config: Config, entry: LibvirtConfig) -> Libvirt:
+    passthrough = entry.passthrough or config.allow.libvirt_passthrough
+    return Libvirt(entry.libvirt, read_only=entry.read_only, passthrough=passthrough)
+
+
+def _listen(_: Config, entry: ListenConfig) -> Listen:
+    settled = None
+    if (tls := entry.tls) is not None:
+        settled = ListenTls(expand(tls.ca), expand(tls.certificate), expand(tls.key) if tls.key is not None else None)
+    users = tuple(entry.users) if entry.users is not None else None
+    return Listen(entry.listen, ListenTerms(users, tuple(entry.groups), entry.connections, settled))
+
+
+_WAYS: Mapping[type, Callable[[Config, Any], Way]] = {
+    DialConfig: lambda _, entry: Dial(entry.dial),
+    LibvirtConfig: _libvirt,
+    ListenConfig: _listen,
+}
 
 
 def sink(config: Config) -> Sink:
@@ -250,6 +263,10 @@ class App:
     def ended(self, monitor: Monitor) -> None:
         """Forget a monitor."""
         self.snapshot.ended(monitor.key)
+
+    def refused(self, address: str, reason: str) -> None:
+        """Count a connection to us that was not let in."""
+        self.metrics.refused.labels(address, reason).inc()
 
     def collected(self, collector: str, outcome: Outcome, seconds: float) -> None:
         """Count a question."""

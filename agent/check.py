@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from agent.delivery.jsonl import JsonLines
 from agent.delivery.kafka_access import expand
 from agent.delivery.sink import SinkError
 from agent.journal_tool import set_aside
-from agent.monitors import Dial, Monitor, Way
+from agent.monitors import Dial, Listen, Monitor, Way
 from agent.qmp.errors import QmpError
 from agent.record import clean
 from agent.vm import identity
@@ -59,6 +60,9 @@ class _Seen:
         if not self.stood.done():
             self.stood.set_result((trouble is None and not note, f"{clean(way.name)}: {text}"))
 
+    def refused(self, address: str, reason: str) -> None:
+        """Nobody is asked here to be let in."""
+
 
 @contextlib.asynccontextmanager
 async def _looking(way: Way) -> AsyncIterator[tuple[list[Monitor], list[tuple[bool, str]]]]:
@@ -66,6 +70,9 @@ async def _looking(way: Way) -> AsyncIterator[tuple[list[Monitor], list[tuple[bo
     if isinstance(way, Dial):
         monitors = list(way.scan().values())
         yield monitors, [] if monitors else [_nothing(way.pattern)]
+        return
+    if isinstance(way, Listen):
+        yield [], [_listens(way)]
         return
     seen = _Seen()
     watching = asyncio.create_task(way.watch(seen))
@@ -101,6 +108,18 @@ def _nothing(pattern: str) -> tuple[bool, str]:
     if not any(c in str(folder) for c in "*?[") and not folder.is_dir():
         return False, f"{pattern}: there is no folder {folder}"
     return True, f"{pattern}: no socket there now; it is looked for as long as the agent runs"
+
+
+def _listens(way: Listen) -> tuple[bool, str]:
+    try:
+        way.bind().close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return True, f"{way.address}: something listens there already, the agent it is to be hoped"
+        return False, f"{way.address}: cannot be listened on: {error.strerror or error}"
+    if not way.address.startswith("tcp:"):
+        Path(way.address).unlink(missing_ok=True)
+    return True, f"{way.address}: can be listened on"
 
 
 async def _monitor(monitor: Monitor, settled: Terms, gate: asyncio.Semaphore) -> tuple[bool, str]:

@@ -12,11 +12,13 @@ from typing import Annotated, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
     StringConstraints,
     Tag,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -71,6 +73,13 @@ LevelText = Annotated[str, AfterValidator(_level)]
 """A level of a ladder."""
 Address = Annotated[str, AfterValidator(_address)]
 Topic = Annotated[str, AfterValidator(_topic)]
+Id = Annotated[
+    str,
+    BeforeValidator(lambda value: str(value) if type(value) is int else value),
+    Field(min_length=1),
+    WithJsonSchema({"type": ["string", "integer"], "minLength": 1}),
+]
+"""A user or a group, by name or number."""
 Positive = Annotated[Seconds, Field(gt=0)]
 
 
@@ -96,17 +105,56 @@ class LibvirtConfig(_Section):
     """Ask QEMU itself, through libvirt. libvirt marks a domain as tainted for that; as allow.libvirt_passthrough, for this one."""
 
 
-def _way(entry: object) -> str:
-    """Return which kind of entry one is, by the keys that it has."""
-    given = entry if isinstance(entry, dict) else getattr(entry, "__dict__", {})
-    return f"{WAY}{next((name for name in ('libvirt',) if name in given), 'dial')}"
+class ListenTlsConfig(_Section):
+    """TLS on a TCP address; nobody is let in without a certificate."""
+
+    ca: Secret
+    """Certificates of the authorities whose clients are let in."""
+    certificate: Secret
+    """The agent's own certificate."""
+    key: Secret | None = None
+    """The key of that certificate, where it is not in the same file."""
+
+
+class ListenConfig(_Section):
+    """An address that QEMU connects to."""
+
+    listen: Annotated[str, AfterValidator(_dial)]
+    """A Unix socket that the agent makes, or tcp:host:port, which needs `tls`. See docs/monitors.md for QEMU's side."""
+    users: list[Id] | None = None
+    """Users whose processes are let in on a Unix socket; by default root, the agent's own, libvirt-qemu and qemu."""
+    groups: list[Id] = []
+    """Groups whose members' processes are let in too."""
+    connections: Annotated[int, Field(ge=1, le=100_000)] = 2048
+    """How many connections there may be at once."""
+    tls: ListenTlsConfig | None = None
+    """TLS with client certificates, for TCP."""
+
+    @model_validator(mode="after")
+    def _tls_where_it_belongs(self) -> "ListenConfig":
+        if self.listen.startswith("tcp:") != (self.tls is not None):
+            raise ValueError("tcp needs tls, with certificates on both sides, and a Unix socket has none")
+        return self
 
 
 WAY = "way:"
 """How the names of the kinds of entries begin, by which pydantic tells them apart."""
 
+WAYS = {f"{WAY}dial": DialConfig, f"{WAY}libvirt": LibvirtConfig, f"{WAY}listen": ListenConfig}
+"""The kinds of entries, each by the key that says it."""
+
+
+def _way(entry: object) -> str:
+    """Return which kind of entry one is, by the keys that it has; one that has none is taken for the simplest."""
+    given = entry if isinstance(entry, dict) else getattr(entry, "__dict__", {})
+    return next((way for way in WAYS if way.removeprefix(WAY) in given), f"{WAY}dial")
+
+
 MonitorConfig = Annotated[
-    Annotated[DialConfig, Tag(f"{WAY}dial")] | Annotated[LibvirtConfig, Tag(f"{WAY}libvirt")], Discriminator(_way)
+    Annotated[DialConfig, Tag(f"{WAY}dial")]
+    | Annotated[LibvirtConfig, Tag(f"{WAY}libvirt")]
+    | Annotated[ListenConfig, Tag(f"{WAY}listen")],
+    Discriminator(_way),
 ]
 
 

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from agent.config import WAY, Config
+from agent.config import WAY, WAYS, Config
 
 DEFAULT_PATH = Path("/etc/qmp-agent/agent.yaml")
 
@@ -143,9 +143,10 @@ def _key(place: Place) -> str:
 
 
 def _problem(name: str, detail: ErrorDetails, lines: dict[Place, int], model: type[BaseModel]) -> Problem:
-    place = tuple(part for part in detail["loc"] if not str(part).startswith(WAY))
+    found = tuple(detail["loc"])
+    place = tuple(part for part in found if not str(part).startswith(WAY))
     line = next((lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in lines), 0)
-    return Problem(name, line, _key(place), _text(detail, place, model))
+    return Problem(name, line, _key(place), _text(detail, found, model))
 
 
 def _text(detail: ErrorDetails, place: Place, model: type[BaseModel]) -> str:
@@ -179,14 +180,20 @@ _TEXTS = {
 
 
 def _keys_at(place: Place, model: Any) -> list[str]:
-    """Return the keys that are known in the section at a place."""
+    """Return the keys that are known in the section at a place, as pydantic tells it."""
+    others: tuple[str, ...] = ()
     for part in place:
-        if isinstance(part, str) and model is not None:
-            model = _section(model.model_fields[part].annotation)
-    return list(model.model_fields) if model is not None else []
+        others = ()
+        if part in WAYS:
+            model, others = WAYS[str(part)], tuple(way.removeprefix(WAY) for way in WAYS)
+        elif isinstance(part, str) and model is not None:
+            model = next(sections(model.model_fields[part].annotation), None)
+    return list(dict.fromkeys((*model.model_fields, *others))) if model is not None else []
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
+def sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the sections that a key may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for inner in get_args(annotation) if (found := _section(inner)) is not None), None)
+        yield annotation
+    for inner in get_args(annotation):
+        yield from sections(inner)

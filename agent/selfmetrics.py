@@ -134,6 +134,12 @@ class SelfMetrics:
             ["vm_uuid", "vm", "alert", "device", "level", "severity"],
             registry=self.registry,
         )
+        self.refused = Counter(
+            "qmp_agent_connections_refused",
+            "Connections to a `listen` address that were not let in, by reason: user, limit, process.",
+            ["address", "reason"],
+            registry=self.registry,
+        )
         self.scrape_seconds = Gauge(
             "qmp_agent_scrape_seconds", "How long making the last scrape took.", registry=self.registry
         )

@@ -3,5 +3,6 @@
 from agent.monitors.base import Found, Link, Monitor, Rank, Way
 from agent.monitors.dial import Dial
 from agent.monitors.libvirt import Libvirt
+from agent.monitors.listen import Listen, ListenTerms, ListenTls
 
-__all__ = ["Dial", "Found", "Libvirt", "Link", "Monitor", "Rank", "Way"]
+__all__ = ["Dial", "Found", "Libvirt", "Link", "Listen", "ListenTerms", "ListenTls", "Monitor", "Rank", "Way"]

@@ -99,6 +99,9 @@ class Found(Protocol):
     def stands(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
         """The way itself, which is no VM's monitor but shown beside them, works, or does not for this reason."""
 
+    def refused(self, address: str, reason: str) -> None:
+        """Somebody who connected to us there was not let in."""
+
 
 class Way(Protocol):
     """A way of reaching monitors."""

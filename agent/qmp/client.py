@@ -174,7 +174,12 @@ class Client(asyncio.Protocol):
     def _write(self, data: Request) -> None:
         assert self._transport is not None
         self.bytes_written += len(data)
-        self._transport.write(data)
+        if self._transport.get_extra_info("ssl_object") is None:
+            self._transport.write(data)
+            return
+        # QEMU reads a monitor a byte at a time and before 8.0 forgets what is left of a TLS record (seen: 7.2): a record for each byte.
+        for number in data:
+            self._transport.write(bytes((number,)))
 
     # What asyncio calls.
 

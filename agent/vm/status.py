@@ -78,6 +78,9 @@ class Out(Protocol):
     def ended(self, monitor: Monitor) -> None:
         """Forget a monitor: it will not be watched any more."""
 
+    def refused(self, address: str, reason: str) -> None:
+        """Count a connection to us that was not let in."""
+
     def collected(self, collector: str, outcome: Outcome, seconds: float) -> None:
         """Take the outcome of one question and how long its answer took."""
 

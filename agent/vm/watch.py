@@ -78,7 +78,10 @@ class Watch:
         try:
             client = await self._monitor.open(self._terms.allow, session.hear, deadline=self._terms.greeting_seconds)
         except (BusyError, StalledError) as error:
-            self._tell(State.BUSY if isinstance(error, BusyError) else State.STALLED, str(error))
+            if isinstance(error, BusyError) and self._monitor.calls:
+                self._set(State.GONE, "it called and did not greet")  # no client of another's can hold this monitor
+            else:
+                self._tell(State.BUSY if isinstance(error, BusyError) else State.STALLED, str(error))
             return False
         except QmpError as error:
             self._set(next(state for kind, state in _STANDINGS.items() if isinstance(error, kind)), str(error))
@@ -236,6 +239,10 @@ class Fleet:
         """Ask all VMs everything anew, spread over some seconds."""
         for watch in self._watches.values():
             watch.resync()
+
+    def refused(self, address: str, reason: str) -> None:
+        """Have a connection to us counted that was not let in."""
+        self._out.refused(address, reason)
 
     async def _run(self, monitor: Monitor, watch: Watch) -> None:
         try:

@@ -31,6 +31,9 @@ class _Finds:
         self.standing.add(way)
         self._fleet.stands(way, trouble, note)
 
+    def refused(self, address: str, reason: str) -> None:
+        self._fleet.refused(address, reason)
+
 
 class Ways:
     """Runs ways, by name, a task each."""

@@ -48,6 +48,9 @@ class Notes:
     def ended(self, monitor: Monitor) -> None:
         self._note("ended", monitor)
 
+    def refused(self, address: str, reason: str) -> None:
+        self._note("refused", (address, reason))
+
     def collected(self, collector: str, outcome: Outcome, seconds: float) -> None:  # noqa: ARG002 - Out's own signature
         self._note("collected", (collector, outcome))
 

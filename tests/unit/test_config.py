@@ -56,6 +56,8 @@ def test_what_a_file_says_is_what_the_agent_takes() -> None:
         {"dial": "/run/libvirt/qemu/channel/*/qmp.sock"},
         {"dial": "tcp:[::1]:4444"},
         {"libvirt": "qemu:///system", "read_only": True},
+        {"listen": "/run/qmp-agent/monitor.sock", "users": ["64055", "qemu"], "groups": ["kvm"], "connections": 5},
+        {"listen": "tcp:[::]:4445", "tls": {"ca": "/etc/ca.pem", "certificate": "/etc/agent.pem"}},
     ]
     assert config.kafka is not None
     assert config.kafka.topics.samples == "vm-samples"
@@ -107,7 +109,19 @@ def test_a_config_is_not_changed_once_it_is_made() -> None:
 
 # --- Whatever is in the file ---
 
-SECTIONS = [*Config.model_fields, "dial", "servers", "topics", "listen", "poll", "level", "file", "rotate"]
+SECTIONS = [
+    *Config.model_fields,
+    "dial",
+    "users",
+    "tls",
+    "servers",
+    "topics",
+    "listen",
+    "poll",
+    "level",
+    "file",
+    "rotate",
+]
 leaves = (
     st.none()
     | st.booleans()

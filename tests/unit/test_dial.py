@@ -41,6 +41,9 @@ class Seen:
         assert self.now.pop(monitor.key) == monitor
         self._news.set()
 
+    def refused(self, address: str, reason: str) -> None:
+        raise AssertionError(f"{address}: {reason}")
+
     def names(self) -> list[str]:
         return sorted(Path(monitor.name).name for monitor in self.now.values())
 

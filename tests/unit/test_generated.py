@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from agent import schema
 from agent.config import Config
-from agent.config_file import _section, load
+from agent.config_file import load, sections
 from dashboards import host
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +32,7 @@ def test_a_generated_file_is_what_the_code_makes_today(file: str, made: Any) -> 
 def keys(model: type[BaseModel]) -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield name
-        inner = _section(field.annotation)
-        if inner is not None:
+        for inner in sections(field.annotation):
             yield from keys(inner)
 
 
@@ -52,8 +51,7 @@ def test_every_key_has_a_description_for_the_schema() -> None:
     def check(model: type[BaseModel]) -> None:
         for name, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{name}"
-            inner = _section(field.annotation)
-            if inner is not None:
+            for inner in sections(field.annotation):
                 check(inner)
 
     check(Config)

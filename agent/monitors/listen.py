@@ -1,0 +1,315 @@
+"""QEMU connects to us: one Unix socket, or TCP with TLS, for all VMs of a host.
+
+Nothing has to be discovered: a QEMU that was started with `-chardev socket,...,reconnect=N` calls again and again until it is heard, so
+the agent may come and go. Who calls is told by the kernel (Unix) or by a certificate (TCP), before a byte is read.
+"""
+
+import asyncio
+import contextlib
+import errno
+import grp
+import logging
+import os
+import pwd
+import socket
+import ssl
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from agent.monitors.base import Found, Monitor, qmp
+
+_log = logging.getLogger(__name__)
+
+CHECK_SECONDS = 5.0
+"""How often to look whether the socket's file is still ours, and to try again where it could not be made."""
+TLS_SECONDS = 5.0
+BACKLOG = 4096
+"""All QEMUs of a host call at once when the agent is back; the kernel cuts this to net.core.somaxconn."""
+MOST_OF_ONE_PROCESS = 4
+"""A QEMU that was taken over must not take the place of all others."""
+USUAL_USERS = ("root", "libvirt-qemu", "qemu")
+
+_SO_PEERGROUPS = 59
+"""Linux 4.13; Python's socket module does not name it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListenTls:
+    """Files in PEM: whose clients are let in, and who we are; the key may be in the certificate's file."""
+
+    ca: Path
+    certificate: Path
+    key: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """Return a context that lets in nobody without a certificate of `ca`.
+
+        Raises:
+            OSError: a file cannot be read or is not what it should be.
+        """
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(self.certificate, self.key)
+        return context
+
+    def stamp(self) -> tuple[int, ...]:
+        """Return what changes when a file does."""
+        return tuple(path.stat().st_mtime_ns for path in (self.ca, self.certificate, self.key) if path)
+
+
+@dataclass(frozen=True, slots=True)
+class ListenTerms:
+    """Who may call.
+
+    Attributes:
+        users: names or numbers of users whose processes are let in on a Unix socket; None is root, the agent's own user, libvirt-qemu
+            and qemu.
+        groups: names or numbers of groups whose members' processes are let in too.
+        connections: how many connections there may be at once.
+        tls: TLS, which TCP must have.
+    """
+
+    users: tuple[str, ...] | None = None
+    groups: tuple[str, ...] = ()
+    connections: int = 2048
+    tls: ListenTls | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """One connection that came. `pid` is 0 where it is not known; `transport` is None until somebody takes the call."""
+
+    sock: socket.socket
+    name: str
+    pid: int = 0
+    transport: asyncio.BaseTransport | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.sock.fileno() < 0 if self.transport is None else self.transport.is_closing()
+
+
+class _RefusedError(Exception):
+    """A caller is not let in; the text is the reason that is counted."""
+
+
+class Listen:
+    """Monitors that connect to `/run/qmp-agent/monitor.sock` or `tcp:0.0.0.0:4445`."""
+
+    def __init__(self, address: str, terms: ListenTerms | None = None) -> None:
+        self.address = address
+        self.terms = terms or ListenTerms()
+        self._numbers = count()
+        self._calls: list[_Call] = []
+        self._uids = _usual_uids() if self.terms.users is None else _ids(self.terms.users, _uid)
+        self._gids = _ids(self.terms.groups, _gid)
+        self._strangers: set[int] = set()
+        self._tls: tuple[tuple[int, ...], ssl.SSLContext] | None = None
+
+    def __repr__(self) -> str:
+        return f"listen {self.address} {self.terms}"
+
+    def bind(self) -> socket.socket:
+        """Return a socket that listens.
+
+        Raises:
+            OSError: it cannot; the text says why.
+        """
+        if self.address.startswith("tcp:"):
+            assert self.terms.tls is not None
+            self._context(self.terms.tls)
+            host, _, port = self.address.removeprefix("tcp:").rpartition(":")
+            host = host.strip("[]")
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            listener = socket.create_server((host, int(port)), family=family, backlog=BACKLOG)
+        else:
+            listener = _bind_unix(self.address)
+        listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        return listener
+
+    async def watch(self, found: Found) -> None:
+        """Tell `found` of callers until cancelled."""
+        told = ""
+        try:
+            while True:
+                try:
+                    with contextlib.closing(self.bind()) as listener, self._unlinked():
+                        told = ""
+                        _log.info("listening on %s", self.address)
+                        await self._serve(listener, found)
+                except OSError as error:
+                    if str(error) != told:
+                        told = str(error)
+                        _log.error("cannot listen on %s: %s; trying again", self.address, told)
+                await asyncio.sleep(CHECK_SECONDS)
+        finally:
+            for call in self._calls:
+                if call.transport is None:
+                    call.sock.close()
+
+    async def _serve(self, listener: socket.socket, found: Found) -> None:
+        """Take calls until the socket's file is not ours any more."""
+        loop = asyncio.get_running_loop()
+        inode, failed = self._inode(), loop.create_future()
+        loop.add_reader(listener, self._accept, listener, found, failed)
+        try:
+            while not (await asyncio.wait({failed}, timeout=CHECK_SECONDS))[0]:
+                if self._inode() != inode:
+                    _log.warning("%s was removed or replaced; making it anew", self.address)
+                    return
+            raise failed.result()
+        finally:
+            loop.remove_reader(listener)
+
+    def _accept(self, listener: socket.socket, found: Found, failed: asyncio.Future[OSError]) -> None:
+        """Take one call. Not by asyncio's own accept: one that is cancelled may drop a call that it has."""
+        try:
+            sock, address = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # gone again
+        except OSError as error:  # no file left to open, most often
+            if not failed.done():
+                failed.set_result(error)
+            return
+        sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        self._calls = [call for call in self._calls if not call.over]
+        try:
+            call = self._let_in(sock, address)
+        except _RefusedError as refused:
+            sock.close()
+            found.refused(self.address, str(refused))
+        else:
+            self._calls.append(call)
+            found.appeared(self._monitor(call, found))
+
+    def _let_in(self, sock: socket.socket, address: object) -> _Call:
+        """Return who calls.
+
+        Raises:
+            _RefusedError: it is not to be served.
+        """
+        if len(self._calls) >= self.terms.connections:
+            raise _RefusedError("limit")
+        if sock.family != socket.AF_UNIX:
+            host, port = address[:2] if isinstance(address, tuple) else ("", 0)
+            return _Call(sock, f"{self.address} from {host}:{port}")
+        pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid not in self._uids and not (self._gids and self._gids & {gid, *_groups(sock)}):
+            if uid not in self._strangers:
+                self._strangers.add(uid)
+                _log.warning(
+                    "%s: process %d of user %d is not let in: `users` has not this one", self.address, pid, uid
+                )
+            raise _RefusedError("user")
+        if sum(call.pid == pid for call in self._calls) >= MOST_OF_ONE_PROCESS:
+            raise _RefusedError("process")
+        return _Call(sock, f"{self.address} pid {pid}", pid)
+
+    def _monitor(self, call: _Call, found: Found) -> Monitor:
+        async def connect(factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseTransport:
+            found.vanished(monitor)  # a call is taken once
+            tls = self.terms.tls
+            try:
+                call.transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
+                    factory,
+                    call.sock,
+                    ssl=self._context(tls) if tls is not None else None,
+                    ssl_handshake_timeout=TLS_SECONDS if tls is not None else None,
+                )
+            except BaseException:
+                call.sock.close()
+                raise
+            return call.transport
+
+        monitor = Monitor(call.name, (self.address, next(self._numbers)), qmp(connect), calls=True)
+        return monitor
+
+    def _context(self, tls: ListenTls) -> ssl.SSLContext:
+        """Return the context of the files as they are now: certificates are renewed while the agent runs."""
+        stamp = tls.stamp()
+        if self._tls is None or self._tls[0] != stamp:
+            self._tls = stamp, tls.context()
+        return self._tls[1]
+
+    def _inode(self) -> tuple[int, int] | None:
+        """Return which file the socket's is now; None for TCP, and where there is none."""
+        try:
+            info = Path(self.address).stat()
+        except OSError:
+            return None
+        return info.st_dev, info.st_ino
+
+    @contextlib.contextmanager
+    def _unlinked(self) -> Iterator[None]:
+        """Remove the socket's file in the end, if it is still ours."""
+        inode = self._inode()
+        try:
+            yield
+        finally:
+            if inode is not None and inode == self._inode():
+                Path(self.address).unlink(missing_ok=True)
+
+
+def _bind_unix(path: str) -> socket.socket:
+    """Return a socket that listens at a path, in the place of one that an agent left behind."""
+    if _left_behind(path):
+        Path(path).unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(path)
+        Path(path).chmod(
+            0o666
+        )  # whoever reaches its folder may call; who is heard is decided by whom the kernel says it is
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _left_behind(path: str) -> bool:
+    """Return whether a socket is at a path that nobody listens on.
+
+    Raises:
+        OSError: somebody does.
+    """
+    with socket.socket(socket.AF_UNIX) as probe:
+        if Path(path).is_socket() and probe.connect_ex(path) != errno.ECONNREFUSED:
+            raise OSError(errno.EADDRINUSE, "another process listens there")
+        return Path(path).is_socket()
+
+
+def _groups(sock: socket.socket) -> Sequence[int]:
+    """Return the supplementary groups of the process at the other end; none where it has more than Python can ask for."""
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
+    except OSError:
+        return ()
+    return struct.unpack(f"{len(raw) // 4}I", raw)
+
+
+def _uid(name: str) -> int:
+    return pwd.getpwnam(name).pw_uid
+
+
+def _gid(name: str) -> int:
+    return grp.getgrnam(name).gr_gid
+
+
+def _usual_uids() -> set[int]:
+    known = {user.pw_name: user.pw_uid for user in pwd.getpwall()}
+    return {os.geteuid(), *(known[name] for name in USUAL_USERS if name in known)}
+
+
+def _ids(names: Iterable[str], look_up: Callable[[str], int]) -> set[int]:
+    """Return the numbers of users or groups; a name that nobody has is told and lets nobody in."""
+    numbers = set()
+    for name in names:
+        try:
+            numbers.add(int(name) if name.isdecimal() else look_up(name))
+        except KeyError:
+            _log.warning("this host has no user or group %s", name)
+    return numbers

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test chaos check format generate lab-demo lab-test clean
+.PHONY: help demo test chaos check format generate examples lab-demo lab-test clean
 
 help:
 	@echo "make demo [FOR=30s] [OUT=FILE]   two small guests, watched"
@@ -12,7 +12,8 @@ help:
 	@echo "make chaos [MINUTES=10] [SEED=N] brokers, agents and disks failing, and a judge of what arrived"
 	@echo "make check                       formatting, lint and types"
 	@echo "make format                      mend formatting and what lint can mend"
-	@echo "make generate                    schemas and dashboards made from the code"
+	@echo "make generate                    schemas, dashboards and references made from the code"
+	@echo "make examples                    the records that docs/records.md shows, out of a real run"
 	@echo "make clean                       remove the virtual environment and what tools left"
 
 demo: lab-demo
@@ -38,6 +39,12 @@ generate: $(VENV)/dev
 	$(BIN)/qmp-agent schema config > config/agent.schema.json
 	$(BIN)/qmp-agent schema record > config/record.schema.json
 	$(BIN)/python -m dashboards.host > dashboards/host.json
+	$(BIN)/python -m agent.reference metrics > docs/metrics.md
+	$(BIN)/python -m agent.reference records > docs/records.md
+
+# docs/records.md shows records of a real run, which is made by hand: when there is a new type of record.
+examples: lab-test
+	$(BIN)/python -m tests.examples
 
 lab-demo: $(VENV)/run
 	tests/lab/install demo $(BIN)/python

@@ -46,7 +46,7 @@ def record_schema() -> dict[str, Any]:
     bodies |= {f"qemu.{family.name}": _sample(family) for family in NOTICES}
     bodies |= {
         f"qemu.vm.{change}": _body(change_fields, required=needed)
-        for change, (change_fields, needed) in _CHANGES.items()
+        for change, (change_fields, needed) in CHANGES.items()
     }
     bodies["qemu.agent.lost"] = _body(_LOST, required=("reason", "lane", "records"))
     bodies["qemu.alert.write_threshold"] = _body(
@@ -194,7 +194,7 @@ _LEFT = (
     _REASON | {"shutdown_reason": {"type": "string", "description": "QEMU's ShutdownCause, where it said SHUTDOWN."}},
     ("reason",),
 )
-_CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "attached": (
         {
             "monitor": _TEXT,

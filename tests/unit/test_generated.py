@@ -2,17 +2,21 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from agent import schema
+from agent import reference, schema
+from agent.catalogue.events import ROWS
+from agent.catalogue.metrics import FAMILIES
+from agent.catalogue.model import shown
 from agent.config import Config
 from agent.config_file import load, sections
 from dashboards import host
+from tests.system.records import check, validator
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +31,35 @@ ROOT = Path(__file__).parents[2]
 )
 def test_a_generated_file_is_what_the_code_makes_today(file: str, made: Any) -> None:
     assert json.loads((ROOT / file).read_text()) == json.loads(json.dumps(made())), "run `make generate`"
+
+
+@pytest.mark.parametrize(
+    ("file", "made"),
+    [
+        ("docs/metrics.md", reference.metrics),
+        ("docs/records.md", lambda: reference.records(reference.EXAMPLES.read_text().splitlines())),
+    ],
+)
+def test_a_generated_document_is_what_the_code_makes_today(file: str, made: Callable[[], str]) -> None:
+    assert (ROOT / file).read_text() == made(), "run `make generate`"
+
+
+def test_every_series_and_every_type_of_record_is_in_the_documents() -> None:
+    metrics, records = (ROOT / "docs/metrics.md").read_text(), (ROOT / "docs/records.md").read_text()
+    assert [
+        s for family in FAMILIES for field in shown(family) if f"| `{(s := family.series(field))}` |" not in metrics
+    ] == []
+    types = schema.record_schema()["properties"]["type"]["anyOf"][0]["enum"]
+    assert [name for name in types if f"### {name}\n" not in records] == []
+    assert [row.name for row in ROWS if f"| `qemu.event.{row.name.lower()}` |" not in records] == []
+
+
+def test_every_example_is_a_record_by_its_schema() -> None:
+    valid = validator(schema.record_schema())
+    examples = reference.EXAMPLES.read_text().splitlines()
+    types = [check(line, valid).get_type() for line in examples]
+    assert types == sorted(set(types))
+    assert len(types) > 30
 
 
 def keys(model: type[BaseModel]) -> Iterator[str]:

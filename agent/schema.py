@@ -135,7 +135,14 @@ _EVENT = _body(
     {
         "event": _TEXT,
         "category": {"enum": [c.value for c in Category]},
-        "qemu": {"type": "object", "description": "QEMU's own data, whole."},
+        "qemu": {"type": "object", "description": "QEMU's own data, whole; of several that are alike, the last's."},
+        "count": {
+            "type": "integer",
+            "minimum": 2,
+            "description": "How many that are alike this record is of; absent where it is one.",
+        },
+        "first_timestamp_seconds": {"type": "number", "description": "When the first of them was."},
+        "last_timestamp_seconds": {"type": "number", "description": "When the last of them was."},
     },
     required=("event", "category", "qemu"),
 )

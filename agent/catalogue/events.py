@@ -5,7 +5,7 @@ for 2.6 and older. "Coalesced" in a help means that QEMU sends at most one a sec
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum, auto
 from typing import Any
@@ -46,6 +46,7 @@ class EventRow:
         subject: paths in the data, by dots, of which the first that is there names the subject.
         asks: the families whose last answer it made untrue; `threads` is which threads and interfaces its process has.
         since: the QEMU release that brought it.
+        storm: of those that come in storms, the fields by which two are alike, so that many within a second are told as one.
     """
 
     name: str
@@ -55,10 +56,16 @@ class EventRow:
     subject: tuple[str, ...] = ()
     asks: tuple[str, ...] = ()
     since: str = ""
+    storm: tuple[str, ...] | None = None
 
     def judge(self, data: Data) -> Severity:
         """Return the severity of an event with this data."""
         return self.severity if isinstance(self.severity, Severity) else self.severity(data)
+
+    def alike(self, data: Data, fields: Iterable[str]) -> tuple[object, ...]:
+        """Return what two events of one storm have in common."""
+        values = ((field, data.get(field)) for field in fields)
+        return (self.name, self.subject_of(data), *(v for v in values if isinstance(v[1], str | bool)))
 
     def subject_of(self, data: Data) -> str:
         """Return whom it is about, in the names that the samples use too, or empty."""
@@ -153,6 +160,7 @@ ROWS = (
         "A disk request failed. Coalesced from QEMU 9.2.",
         ("qom-path", "device", "node-name"),
         _RS,
+        storm=("operation", "action", "nospace"),
     ),
     EventRow(
         "BLOCK_IMAGE_CORRUPTED",
@@ -169,8 +177,15 @@ ROWS = (
         ("node-name",),
     ),
     EventRow("BLOCK_EXPORT_DELETED", _BLK, INFO, "A block export is gone.", ("id",), since="5.2"),
-    EventRow("QUORUM_FAILURE", _BLK, CRITICAL, "A quorum could not agree. Coalesced.", ("reference",)),
-    EventRow("QUORUM_REPORT_BAD", _BLK, ERROR, "A member of a quorum failed or differs. Coalesced.", ("node-name",)),
+    EventRow("QUORUM_FAILURE", _BLK, CRITICAL, "A quorum could not agree. Coalesced.", ("reference",), storm=()),
+    EventRow(
+        "QUORUM_REPORT_BAD",
+        _BLK,
+        ERROR,
+        "A member of a quorum failed or differs. Coalesced.",
+        ("node-name",),
+        storm=("type",),
+    ),
     EventRow("DEVICE_TRAY_MOVED", _BLK, INFO, "A removable medium's tray moved.", ("id", "device"), _BN),
     EventRow(
         "PR_MANAGER_STATUS_CHANGED",
@@ -191,7 +206,9 @@ ROWS = (
     ),
     EventRow("BLOCK_JOB_COMPLETED", _JOB, _failed, "A block job ended; `error` says if badly.", ("device",), _BJ),
     EventRow("BLOCK_JOB_CANCELLED", _JOB, WARNING, "A block job was cancelled.", ("device",), _BJ),
-    EventRow("BLOCK_JOB_ERROR", _JOB, ERROR, "A block job met an I/O error.", ("device",), _JB),
+    EventRow(
+        "BLOCK_JOB_ERROR", _JOB, ERROR, "A block job met an I/O error.", ("device",), _JB, storm=("operation", "action")
+    ),
     EventRow("BLOCK_JOB_READY", _JOB, INFO, "A block job is ready to be completed.", ("device",), _JB),
     EventRow("BLOCK_JOB_PENDING", _JOB, INFO, "A block job waits to be finalized.", ("id",), _JB, since="2.12"),
     EventRow(

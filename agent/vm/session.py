@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from math import inf
 from random import random
+from typing import Any
 
 from agent.catalogue.events import row_of
 from agent.catalogue.metrics import ABOUT
@@ -26,6 +27,7 @@ from agent.vm import identity
 from agent.vm.behind import Behind
 from agent.vm.schedule import Schedule
 from agent.vm.status import Out, Outcome, State, Terms
+from agent.vm.storm import Storms, Telling
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +75,8 @@ class Session:
         self._phased: set[str] = set()
         self._shapes: dict[str, object] = {}
         self._polls: dict[str, Poll] = {}
+        self._storms = Storms()
+        self._calm: asyncio.TimerHandle | None = None
         self._collectors = {collector.name: collector for collector in terms.collectors}
         self._beside = [collector.name for collector in terms.collectors if collector.beside]
         self._carriers = {event: collector for collector in terms.collectors for event in collector.from_event}
@@ -95,10 +99,13 @@ class Session:
 
     def _event(self, vm: Vm, event: Event) -> None:
         row = row_of(event.name)
-        data = {"event": row.name, "category": row.category.value, "qemu": event.data}
         time_ns = time.time_ns() if event.time_ns is None else event.time_ns
-        subject = row.subject_of(event.data)
-        self._out.record(Record(f"qemu.event.{row.name.lower()}", vm, data, time_ns, subject, row.judge(event.data)))
+        if row.storm is None:
+            self._record(vm, Telling(event, 1, time_ns, time_ns))
+        else:
+            for telling in self._storms.take(row.alike(event.data, row.storm), event, time_ns, time.monotonic()):
+                self._record(vm, telling)
+            self._hold(vm)
         carrier = self._carriers.get(event.name)
         if carrier is not None:
             self._out.samples(vm, carrier.families, tuple(carrier.from_event[event.name](event.data)), time_ns)
@@ -113,6 +120,37 @@ class Session:
         if asks:
             self._schedule.demand(asks, time.monotonic())
             self._wake.set()
+
+    def _record(self, vm: Vm, telling: Telling) -> None:
+        event = telling.event
+        row = row_of(event.name)
+        data: dict[str, Any] = {"event": row.name, "category": row.category.value, "qemu": event.data}
+        if telling.count > 1:
+            data |= {
+                "count": telling.count,
+                "first_timestamp_seconds": telling.first_ns / 1e9,
+                "last_timestamp_seconds": telling.last_ns / 1e9,
+            }
+        kind, subject = f"qemu.event.{row.name.lower()}", row.subject_of(event.data)
+        self._out.record(Record(kind, vm, data, telling.last_ns, subject, row.judge(event.data)))
+
+    def _hold(self, vm: Vm) -> None:
+        """Have what a storm holds told in time, whatever QEMU is being asked meanwhile."""
+        if self._calm is None and (at := self._storms.next_at()) < inf:
+            wait = max(0.0, at - time.monotonic())
+            self._calm = asyncio.get_running_loop().call_later(wait, self._tell_held, vm)
+
+    def _tell_held(self, vm: Vm) -> None:
+        self._calm = None
+        for telling in self._storms.due(time.monotonic()):
+            self._record(vm, telling)
+        self._hold(vm)
+
+    def _end_storms(self, vm: Vm) -> None:
+        if self._calm is not None:
+            self._calm.cancel()
+        for telling in self._storms.end():
+            self._record(vm, telling)
 
     def resync(self) -> None:
         """Ask everything anew, each VM at its own moment within the polling interval."""
@@ -147,10 +185,13 @@ class Session:
         self._schedule.plan(_DISCOVER, time.monotonic())
         self._schedule.plan(THREADS, inf)
         with contextlib.closing(self._behind):
-            while True:
-                if client.ended.done():
-                    raise client.ended.result()
-                await self._step(client, vm, self._schedule.take(time.monotonic()))
+            try:
+                while True:
+                    if client.ended.done():
+                        raise client.ended.result()
+                    await self._step(client, vm, self._schedule.take(time.monotonic()))
+            finally:
+                self._end_storms(vm)
 
     async def _step(self, client: Link, vm: Vm, names: Sequence[str]) -> None:
         """Do what is due, or wait until something is."""

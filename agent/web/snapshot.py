@@ -115,7 +115,7 @@ class Snapshot:
         view = self._views.get(record.vm)
         if view is not None:
             name = record.data["event"]
-            view.events[name if name in EVENTS else "unknown"] += 1
+            view.events[name if name in EVENTS else "unknown"] += record.data.get("count", 1)
             view.turn += 1
 
 

@@ -56,7 +56,7 @@ def test_replies_make_the_samples_that_the_golden_file_says(name: str) -> None:
     cases = CASES[name]
     for case in cases:
         made = shown(collect(name, *map(answer, case["replies"])))
-        if golden.WRITE:
+        if golden.WRITE and made != case["samples"]:  # the order of keys is no difference
             case["samples"] = made
         assert made == case["samples"], case["case"]
     if golden.WRITE:

@@ -137,6 +137,7 @@ PROCESS = Family(
         Field("status.VmSwap", "swap_bytes", GAUGE, "Memory swapped out by the host.", KB),
         Field("status.VmLck", "locked_bytes", GAUGE, "Memory locked.", KB),
         Field("status.HugetlbPages", "hugetlb_bytes", GAUGE, "Memory in huge pages.", KB),
+        Field("io.syscr", "read_calls_total", COUNTER, "Reads that it asked the host's kernel for."),
         Field("io.read_bytes", "read_bytes_total", COUNTER, "Bytes it had the host's storage read."),
         Field("io.write_bytes", "write_bytes_total", COUNTER, "Bytes it had the host's storage write."),
         Field(

@@ -4,11 +4,11 @@ Labels were made into text when the subject appeared; a scrape joins them with n
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 from agent.catalogue.metrics import ABOUT, FAMILIES
-from agent.catalogue.model import Family, Field, Kind, shown
+from agent.catalogue.model import Family, Field, Kind, Values, shown
 from agent.vm.status import State
 from agent.web.snapshot import Snapshot, View, escape
 
@@ -18,12 +18,21 @@ Row = tuple[str, Any]
 
 def render(snapshot: Snapshot) -> str:
     """Return the text of all series of all VMs."""
+    return "".join(pieces(snapshot))
+
+
+def pieces(snapshot: Snapshot) -> Iterator[str]:
+    """Return the text of all series in pieces, all of one instant however long it takes: what samples hold is never changed."""
     views = [view for _, view in snapshot.views()]
-    return "".join((*_vm_series(views), *(text for family in FAMILIES for text in _family(family, views))))
+    found = [
+        (family, [subject for view in views for subject in view.families.get(family.name, {}).values()])
+        for family in FAMILIES
+    ]
+    own = list(_vm_series(views))
+    return chain(own, (text for family, subjects in found for text in _family(family, subjects)))
 
 
-def _family(family: Family, views: list[View]) -> Iterator[str]:
-    subjects = [subject for view in views for subject in view.families.get(family.name, {}).values()]
+def _family(family: Family, subjects: list[tuple[str, Values]]) -> Iterator[str]:
     for field in shown(family):
         rows = [(labels, values[field.name]) for labels, values in subjects if field.name in values]
         if rows:

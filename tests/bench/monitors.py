@@ -62,6 +62,11 @@ class Monitors:
         for client in list(self.clients.values()):
             client.transport.abort()
 
+    async def drained(self) -> None:
+        """Wait until what was sent has been read."""
+        for client in list(self.clients.values()):
+            await client.drained()
+
     def emit(self, number: int, event: str, data: Mapping[str, Any], time_ns: int) -> None:
         """Send an event to whoever watches that monitor."""
         seconds, rest = divmod(time_ns, 1_000_000_000)
@@ -75,6 +80,8 @@ class _Server(asyncio.Protocol):
     def __init__(self, monitors: Monitors, number: int) -> None:
         self._monitors = monitors
         self._number = number
+        self._may_write = asyncio.Event()
+        self._may_write.set()
         self._own = {
             b"query-uuid": _line({"return": {"UUID": str(UUID(int=number + 1))}}),
             b"query-name": _line({"return": {"name": f"vm{number}"}}),
@@ -96,6 +103,16 @@ class _Server(asyncio.Protocol):
 
     def connection_lost(self, _error: Exception | None) -> None:
         self._monitors.clients.pop(self._number, None)
+        self._may_write.set()
+
+    def pause_writing(self) -> None:
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        self._may_write.set()
+
+    async def drained(self) -> None:
+        await self._may_write.wait()
 
 
 def _line(message: Any) -> bytes:

@@ -1,35 +1,70 @@
-"""What is compared, each as a process of its own: `python -m tests.bench.roles ROLE FOLDER SECONDS`.
+"""What is compared, each as a process of its own: `python -m tests.bench.roles ROLE FOLDER SECONDS [SERVERS]`.
 
-Each polls every monitor `FOLDER`/*.qmp with query-blockstats each so many seconds until it is ended:
+Each is at every monitor `FOLDER`/*.qmp. Three poll query-blockstats each so many seconds until they are ended:
 
-- `floor`: uvloop and orjson, and nothing done with the answers: what any Python program pays that sends and parses these bytes.
+- `floor`: what any Python program pays that does the same: uvloop, orjson, two records of an answer, a Kafka batch of them four times a
+  second, built, compressed and thrown away. It checks nothing, keeps nothing and knows no failure.
 - `qemu.qmp`: QEMU's own client library, answers read and dropped.
-- `agent`: this agent with records, series, and Kafka's batches built, compressed and thrown away.
+- `agent`: this agent, its batches thrown away too.
+
+Two deliver events to a real Kafka, and at SIGTERM say how many, and how long each took from the event's own time to its acknowledgement:
+
+- `telling`: this agent, journal and all.
+- `bare`: the same events by a protocol that parses them and aiokafka's producer, one message each, nothing kept.
 """
 
 import asyncio
+import json
 import random
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import orjson
 import uvloop
+from aiokafka import AIOKafkaProducer
 from aiokafka.producer.message_accumulator import BatchBuilder
 from qemu.qmp import QMPClient
 
-from agent.app import App
+from agent.app import App, sink
 from agent.config import Config
 from agent.delivery.entry import Entry
+from agent.delivery.sink import Sink
 
 ZSTD = 4
 """Kafka's number for it."""
+EVENT = "qemu.event.job_status_change"
+TOPIC = "qemu.events"
 
 
-class Batches:
-    """A sink that makes of records what goes to Kafka, and throws it away."""
+def _sockets(folder: Path) -> list[Path]:
+    return list(folder.glob("*.qmp"))
+
+
+class Batch:
+    """What goes to Kafka in one request, thrown away."""
+
+    def __init__(self) -> None:
+        self._builder = BatchBuilder(1 << 20, ZSTD)
+
+    def add(self, time_ns: int, key: bytes, value: bytes) -> None:
+        self._builder.append(timestamp=time_ns // 1_000_000, key=key, value=value)
+
+    def build(self) -> None:
+        self._builder.close()
+        self._builder._build()
+
+
+# Those that poll.
+
+
+class Nowhere:
+    """A sink that makes of records what goes to Kafka."""
 
     name = "nowhere"
 
@@ -37,38 +72,41 @@ class Batches:
         """Nothing is to be opened."""
 
     async def send(self, batch: Sequence[Entry]) -> Sequence[Entry]:
-        builder = BatchBuilder(1 << 20, ZSTD)
+        made = Batch()
         for entry in batch:
-            builder.append(timestamp=entry.time_ns // 1_000_000, key=entry.key.encode(), value=entry.body)
-        builder.close()
-        builder._build()
+            made.add(entry.time_ns, entry.key.encode(), entry.body)
+        made.build()
         return ()
 
     async def close(self) -> None:
         """Nothing was opened."""
 
 
+def _config(folder: Path, seconds: float, state: str, servers: str) -> Config:
+    return Config.model_validate(
+        {
+            "monitors": [{"dial": f"{folder}/*.qmp"}],
+            "prometheus": {"listen": "127.0.0.1:0"},
+            "intervals": {"poll": seconds},
+            "log": {"level": "error"},
+            "kafka": {"servers": [servers], "create": {"partitions": 4}},
+            "journal": {"folder": state},
+        }
+    )
+
+
 async def agent(folder: Path, seconds: float) -> None:
     with tempfile.TemporaryDirectory(prefix="qmp-") as state:
-        config = Config.model_validate(
-            {
-                "monitors": [{"dial": f"{folder}/*.qmp"}],
-                "prometheus": {"listen": "127.0.0.1:0"},
-                "intervals": {"poll": seconds},
-                "kafka": {"servers": ["127.0.0.1:1"]},  # as if; the sink is ours
-                "journal": {"folder": state},
-            }
-        )
-        async with App(config, Batches()).running():
+        config = _config(folder, seconds, state, "127.0.0.1:1")  # as if: the sink is ours
+        async with App(config, Nowhere()).running():
             await asyncio.Event().wait()
 
 
 class _Floor(asyncio.Protocol):
-    """The least that polls: negotiates, asks, parses each line."""
-
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, made: list[tuple[int, bytes]]) -> None:
         self._seconds = seconds
         self._left = b""
+        self._made = made
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -82,18 +120,22 @@ class _Floor(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         *lines, self._left = (self._left + data).split(b"\n")
         for line in lines:
-            orjson.loads(line)
-
-
-def _sockets(folder: Path) -> list[Path]:
-    return list(folder.glob("*.qmp"))
+            answer = orjson.loads(line).get("return")
+            for disk in answer if isinstance(answer, list) else ():
+                self._made.append((time.time_ns(), orjson.dumps(disk["stats"])))
 
 
 async def floor(folder: Path, seconds: float) -> None:
-    loop = asyncio.get_running_loop()
+    loop, made = asyncio.get_running_loop(), list[tuple[int, bytes]]()
     for path in _sockets(folder):
-        await loop.create_unix_connection(lambda: _Floor(seconds), str(path))
-    await asyncio.Event().wait()
+        await loop.create_unix_connection(partial(_Floor, seconds, made), str(path))
+    while True:
+        await asyncio.sleep(0.25)
+        batch = Batch()
+        for time_ns, value in made:
+            batch.add(time_ns, b"5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1", value)
+        batch.build()
+        made.clear()
 
 
 async def qemu_qmp(folder: Path, seconds: float) -> None:
@@ -108,7 +150,90 @@ async def qemu_qmp(folder: Path, seconds: float) -> None:
     await asyncio.gather(*(poll(path) for path in _sockets(folder)))
 
 
-ROLES: dict[str, Any] = {"floor": floor, "qemu.qmp": qemu_qmp, "agent": agent}
+# Those that deliver.
+
+
+async def _until_ended(milliseconds: list[float]) -> None:
+    """Wait for SIGTERM, and say what was measured."""
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    await ended.wait()
+    print(json.dumps(milliseconds), flush=True)
+
+
+class Timed:
+    """A sink that takes the time of another's acknowledgements."""
+
+    def __init__(self, to: Sink) -> None:
+        self.name = to.name
+        self.milliseconds: list[float] = []
+        self._to = to
+
+    async def open(self) -> None:
+        await self._to.open()
+
+    async def send(self, batch: Sequence[Entry]) -> Sequence[Entry]:
+        refused = await self._to.send(batch)
+        now = time.time_ns()
+        self.milliseconds += [(now - entry.time_ns) / 1e6 for entry in batch if entry.type == EVENT]
+        return refused
+
+    async def close(self) -> None:
+        await self._to.close()
+
+
+async def telling(folder: Path, seconds: float, servers: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="qmp-") as state:
+        config = _config(folder, seconds, state, servers)
+        timed = Timed(sink(config))
+        async with App(config, timed).running():
+            await _until_ended(timed.milliseconds)
+
+
+class _Bare(asyncio.Protocol):
+    def __init__(self, tell: Callable[[bytes, int], None]) -> None:
+        self._tell = tell
+        self._left = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast("asyncio.Transport", transport).write(b'{"execute":"qmp_capabilities"}')
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._left = (self._left + data).split(b"\n")
+        for line in lines:
+            message = orjson.loads(line)
+            if "event" in message:
+                stamp = message["timestamp"]
+                self._tell(orjson.dumps(message), stamp["seconds"] * 1_000_000_000 + stamp["microseconds"] * 1000)
+
+
+async def bare(folder: Path, _seconds: float, servers: str) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=servers, acks="all", enable_idempotence=True, compression_type="zstd")
+    milliseconds: list[float] = []
+    under_way: set[asyncio.Task[None]] = set()
+
+    async def send(value: bytes, time_ns: int) -> None:
+        await producer.send_and_wait(TOPIC, value, key=value[:16])
+        milliseconds.append((time.time_ns() - time_ns) / 1e6)
+
+    def tell(value: bytes, time_ns: int) -> None:
+        task = asyncio.ensure_future(send(value, time_ns))
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+
+    async with producer:
+        for path in _sockets(folder):
+            await asyncio.get_running_loop().create_unix_connection(lambda: _Bare(tell), str(path))
+        await _until_ended(milliseconds)
+
+
+ROLES: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
+    "floor": floor,
+    "qemu.qmp": qemu_qmp,
+    "agent": agent,
+    "telling": telling,
+    "bare": bare,
+}
 
 if __name__ == "__main__":
-    uvloop.run(ROLES[sys.argv[1]](Path(sys.argv[2]), float(sys.argv[3])))
+    uvloop.run(ROLES[sys.argv[1]](Path(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:]))

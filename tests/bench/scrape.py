@@ -1,0 +1,119 @@
+"""What a scrape of very many series costs, beside prometheus_client's own text, and how long it holds up the loop."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from uuid import UUID
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from agent.app import App
+from agent.catalogue.metrics import BLOCK
+from agent.catalogue.model import Kind, shown
+from agent.collectors import block
+from agent.config import Config
+from agent.monitors import Monitor
+from agent.record import Vm
+from agent.vm.status import State, Status
+from agent.web.exposition import render
+from agent.web.server import application
+from tests.bench.monitors import two_disks
+from tests.bench.table import Row
+from tests.unit.sight import OPEN
+
+SERIES = 100_000
+
+
+class _Same(Collector):
+    """The same series by prometheus_client's own objects, as an exporter has them."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    def collect(self) -> Iterator[Metric]:
+        views = [(vm, view.families["block"]) for vm, view in self._app.snapshot.views()]
+        for field in shown(BLOCK):
+            kind = CounterMetricFamily if field.kind is Kind.COUNTER else GaugeMetricFamily
+            made = kind(BLOCK.series(field).removesuffix("_total"), field.help, labels=["vm_uuid", "vm", "device"])
+            for vm, subjects in views:
+                for labels, (_, values) in subjects.items():
+                    if field.name in values:
+                        made.add_metric([vm.uuid, vm.name, *labels], values[field.name])
+            yield made
+
+
+def _filled() -> tuple[App, int]:
+    """Return an agent that knows so many VMs that it has so many series, and how many it has."""
+    app = App(Config.model_validate({"monitors": [{"dial": "/none/*.qmp"}]}))
+    samples = tuple(block.COLLECTOR.collect([two_disks()]))
+    count, number = 0, 0
+    while count < SERIES:
+        if number % 100 == 0 and number:
+            count = render(app.snapshot).count("\nqemu_")
+        vm = Vm("host1", str(UUID(int=number + 1)), f"vm{number}", f"/run/vm{number}.qmp")
+        monitor = Monitor(vm.monitor, (vm.monitor,), OPEN)
+        app.snapshot.status(Status(monitor, State.UP, "", vm, None, 1))
+        app.snapshot.samples(vm, block.COLLECTOR.families, samples, time.time_ns())
+        number += 1
+    return app, count
+
+
+async def _stall(app: App) -> float:
+    """Return how long the loop was held up at most, in seconds, while it was scraped over HTTP with compression."""
+    runner = web.AppRunner(application(app))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    worst = 0.0
+
+    async def watch() -> None:
+        nonlocal worst
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0.001)
+            worst = max(worst, time.perf_counter() - before - 0.001)
+
+    try:
+        # The reader is another process: it would hold up this loop itself.
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/metrics"
+        watching = asyncio.create_task(watch())
+        curl = await asyncio.create_subprocess_exec("curl", "-s", "-o", "/dev/null", "--compressed", url)
+        await asyncio.wait_for(curl.wait(), 60)
+        watching.cancel()
+    finally:
+        await runner.cleanup()
+    return worst
+
+
+async def scrape(*, short: bool) -> list[Row]:
+    """Return the rows."""
+    app, count = _filled()
+    registry = CollectorRegistry()
+    registry.register(_Same(app))
+    ours, theirs = [], []
+    for _ in range(3):
+        begun = time.process_time()
+        render(app.snapshot).encode()
+        ours.append(time.process_time() - begun)
+        begun = time.process_time()
+        generate_latest(registry)
+        theirs.append(time.process_time() - begun)
+    each, peer = min(ours) / count * 1e6, min(theirs) / count * 1e6
+    stall = min([await _stall(app) for _ in range(1 if short else 3)])
+    return [
+        Row(f"scrape of {count:,} series", f"{each:.2f} us a series", aim="≤ 1 us", met=each <= 1),
+        Row(
+            "the same by generate_latest",
+            f"{peer:.2f} us a series",
+            peer / each,
+            "the agent",
+            "≥ 10",
+            peer >= 10 * each,
+        ),
+        Row(
+            "longest stall of the loop while it is scraped", f"{stall * 1000:.0f} ms", aim="≤ 20 ms", met=stall <= 0.02
+        ),
+    ]

@@ -40,11 +40,14 @@ def put_in_order(events: Sequence[BaseCloudEvent]) -> list[BaseCloudEvent]:
     """Return a run's events in the order in which they were made.
 
     Raises:
-        AssertionError: one is missing or there twice, or those of a lane (samples; all else) came out of order.
+        AssertionError: one is missing or there twice, or those of a lane (alerts; samples; all else) came out of order.
     """
-    for is_sample in (False, True):
-        lane = [sequence(event) for event in events if event.get_type().startswith("qemu.sample.") == is_sample]
-        assert lane == sorted(lane)
+    lanes: dict[str, list[int]] = {}
+    for event in events:
+        family = event.get_type().split(".")[1]
+        lanes.setdefault(family if family in {"alert", "sample"} else "event", []).append(sequence(event))
+    for name, lane in lanes.items():
+        assert lane == sorted(lane), name
     ordered = sorted(events, key=sequence)
     assert [sequence(event) for event in ordered] == list(range(1, len(ordered) + 1))
     return ordered

@@ -16,7 +16,11 @@ STAT = "{tid} (x) S " + "0 " * 18 + "500 0 0 0\n"
 
 @pytest.fixture
 def child() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(["sleep", "60"]) as running:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        running.stdin.write(b"\n")  # one that answers has loaded its libraries, whose files it holds open meanwhile
+        running.stdout.read(1)
         yield running
         running.kill()
 
@@ -115,7 +119,7 @@ def test_a_processs_files_are_read_as_they_are_and_what_cannot_be_is_none(child:
         File("fd", entries=True),
     ]
     stat, *others = process.answer(files)
-    assert (stat.text or "").startswith(f"{child.pid} (sleep) ")
+    assert (stat.text or "").startswith(f"{child.pid} (cat) ")
     assert others == [
         Text(files[1], None),
         Text(files[2], "1\n"),

@@ -6,7 +6,8 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Self
 
@@ -65,10 +66,12 @@ def salvage(path: Path, lanes: Sequence[str]) -> Iterator[tuple[str, list[Entry]
         return
     try:
         for lane in lanes:
-            seen = set[str]()
-            for chunk in _chunks(_sound(db, _SALVAGE, lane, seen)):
+            last = 0
+            for chunk in _chunks(_in_order(_sound(db, _SALVAGE, lane), 1)):
+                last = chunk[-1].row or 0
                 yield lane, chunk
-            behind = list(islice(_sound(db, f"{_SALVAGE} DESC", lane, seen), SALVAGE_BEHIND))
+            back = _in_order(_sound(db, f"{_SALVAGE} DESC", lane), -1)
+            behind = list(islice(takewhile(partial(_is_behind, last), back), SALVAGE_BEHIND))
             if behind:
                 yield lane, behind[::-1]
     finally:
@@ -104,19 +107,34 @@ SALVAGE_BEHIND = 100_000
 """How many entries behind a damage are brought back; they have to be held in memory to be put in order."""
 
 
-def _sound(db: sqlite3.Connection, query: str, lane: str, seen: set[str]) -> Iterator[Entry]:
-    """Yield a lane's sound entries until the file can be read no further, or to one that was seen."""
+def _sound(db: sqlite3.Connection, query: str, lane: str) -> Iterator[Entry]:
+    """Yield a lane's sound entries until the file can be read no further."""
     try:
         for row in db.execute(query, (lane,)):
             entry = entry_of(row)
-            if entry is None:
-                continue
-            if entry.id in seen:
-                return
-            seen.add(entry.id)
-            yield entry
+            if entry is not None:
+                yield entry
     except ERRORS:
         return
+
+
+def _in_order(entries: Iterator[Entry], sign: int) -> Iterator[Entry]:
+    """Yield entries by their rows, rising or falling: where a page's structure is damaged, one may stand where it does not belong."""
+    told = held = None
+    for entry in entries:
+        row = sign * (entry.row or 0)
+        if told is not None and row <= told:
+            continue
+        if held is not None and sign * (held.row or 0) < row:
+            told = sign * (held.row or 0)
+            yield held
+        held = entry
+    if held is not None:
+        yield held
+
+
+def _is_behind(row: int, entry: Entry) -> bool:
+    return (entry.row or 0) > row
 
 
 def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:

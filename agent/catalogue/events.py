@@ -257,7 +257,12 @@ ROWS = (
         "MEM_UNPLUG_ERROR", _MEM, WARNING, "A memory device could not be unplugged (until QEMU 9.0).", ("device",)
     ),
     EventRow(
-        "DEVICE_DELETED", _DEV, INFO, "A device is gone.", ("device", "path"), (*_BN, "balloon", "memory", "threads")
+        "DEVICE_DELETED",
+        _DEV,
+        INFO,
+        "A device is gone.",
+        ("device", "path"),
+        (*_BN, "balloon", "memory", "inventory", "threads"),
     ),
     EventRow(
         "DEVICE_UNPLUG_GUEST_ERROR",
@@ -273,7 +278,7 @@ ROWS = (
         _ost,
         "The guest answered a hot-plug or unplug.",
         ("info.device", "info.slot"),
-        ("block", "balloon", "memory", "threads"),
+        ("block", "balloon", "memory", "inventory", "threads"),
     ),
     EventRow("RTC_CHANGE", _DEV, INFO, "The guest set its clock. Coalesced.", ("qom-path",)),
     EventRow(
@@ -309,12 +314,12 @@ ROWS = (
     EventRow(
         "NETDEV_VHOST_USER_DISCONNECTED", _NET, ERROR, "A vhost-user backend is gone.", ("netdev-id",), since="10.0"
     ),
-    EventRow("VNC_CONNECTED", _DSP, INFO, "A VNC client connected.", ("client.host",)),
-    EventRow("VNC_INITIALIZED", _DSP, INFO, "A VNC client was let in.", ("client.host",)),
-    EventRow("VNC_DISCONNECTED", _DSP, INFO, "A VNC client left.", ("client.host",)),
-    EventRow("SPICE_CONNECTED", _DSP, INFO, "A SPICE client connected.", ("client.host",)),
-    EventRow("SPICE_INITIALIZED", _DSP, INFO, "A SPICE client was let in.", ("client.host",)),
-    EventRow("SPICE_DISCONNECTED", _DSP, INFO, "A SPICE client left.", ("client.host",)),
+    EventRow("VNC_CONNECTED", _DSP, INFO, "A VNC client connected.", ("client.host",), ("vnc",)),
+    EventRow("VNC_INITIALIZED", _DSP, INFO, "A VNC client was let in.", ("client.host",), ("vnc",)),
+    EventRow("VNC_DISCONNECTED", _DSP, INFO, "A VNC client left.", ("client.host",), ("vnc",)),
+    EventRow("SPICE_CONNECTED", _DSP, INFO, "A SPICE client connected.", ("client.host",), ("spice",)),
+    EventRow("SPICE_INITIALIZED", _DSP, INFO, "A SPICE client was let in.", ("client.host",), ("spice",)),
+    EventRow("SPICE_DISCONNECTED", _DSP, INFO, "A SPICE client left.", ("client.host",), ("spice",)),
     EventRow("SPICE_MIGRATE_COMPLETED", _DSP, INFO, "The SPICE clients moved to the migration's destination."),
 )
 

@@ -287,6 +287,7 @@ def test_what_the_hosts_kernel_knows_is_asked_for_at_each_poll_and_qemu_is_asked
 
 
 ALWAYS = {"runstate", "block", "nodes", "drives", "jobs", "migration", "memory", "dirty", "dump", "kvm"}
+ALWAYS |= {"inventory", "tpm", "vnc", "spice"}
 
 
 @pytest.mark.parametrize(
@@ -297,7 +298,10 @@ ALWAYS = {"runstate", "block", "nodes", "drives", "jobs", "migration", "memory",
         (Facts("/b", 5), {*ALWAYS, "balloon", "guest_memory"}),
         (Facts(None, 5), ALWAYS),
         (Facts(hv_balloon=True), {*ALWAYS, "hv_balloon"}),
-        (Facts(commands=frozenset({"query-status", "query-blockstats"})), ALWAYS - {"dirty", "kvm"}),
+        (
+            Facts(commands=frozenset({"query-status", "query-blockstats"})),
+            ALWAYS - {"dirty", "kvm", "tpm", "vnc", "spice"},
+        ),
     ],
 )
 def test_only_what_a_vm_has_is_asked_for(facts: Facts, asked: set[str]) -> None:

@@ -72,7 +72,9 @@ async def test_at_attach_everything_is_asked_once(fake: FakeQemu) -> None:
         *["query-status", "query-blockstats", "query-named-block-nodes", "query-blockstats"],
         *["query-block", "query-block-jobs", "query-jobs", "query-migrate"],
         *["query-balloon", "qom-get", "query-memory-size-summary", "query-memory-devices"],
-        *["query-dirty-rate", "query-vcpu-dirty-limit", "query-dump", "query-stats", "query-stats", "query-cpus-fast"],
+        *["query-dirty-rate", "query-vcpu-dirty-limit", "query-dump"],
+        *["query-pci", "query-chardev", "query-memdev", "query-tpm", "query-vnc-servers", "query-spice"],
+        *["query-stats", "query-stats", "query-cpus-fast"],
     ]
     asked = {c.name: [] if c.beside or c.name == "hv_balloon" else [Outcome.OK] for c in ALL}
     assert {c.name: notes.outcomes(c.name) for c in ALL} == asked

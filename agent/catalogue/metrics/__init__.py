@@ -15,6 +15,7 @@ from agent.catalogue.metrics.block import (
     BLOCK_TIMED,
 )
 from agent.catalogue.metrics.host import CGROUP, IOTHREAD, NET, PROCESS, VCPU
+from agent.catalogue.metrics.inventory import INVENTORY, SPICE, TPM, VNC
 from agent.catalogue.metrics.jobs import JOB
 from agent.catalogue.metrics.kvm import KVM, KVM_VCPU
 from agent.catalogue.metrics.memory import (
@@ -50,6 +51,10 @@ FAMILIES = (
     DUMP,
     KVM,
     KVM_VCPU,
+    INVENTORY,
+    TPM,
+    VNC,
+    SPICE,
     RUNSTATE,
     VCPU,
     IOTHREAD,
@@ -78,6 +83,7 @@ __all__ = [
     "FAMILIES",
     "GUEST_MEMORY",
     "HV_BALLOON",
+    "INVENTORY",
     "IOTHREAD",
     "JOB",
     "KVM",
@@ -90,6 +96,9 @@ __all__ = [
     "NOTICES",
     "PROCESS",
     "RUNSTATE",
+    "SPICE",
+    "TPM",
     "VCPU",
     "VCPU_DIRTY",
+    "VNC",
 ]

@@ -1,0 +1,62 @@
+"""Displays and who looks at them. Asked at attach and when somebody connects or leaves; a QEMU may be built without either kind."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from agent.catalogue.metrics import SPICE, VNC
+from agent.catalogue.model import Reader, Sample, Values
+from agent.collectors.base import Answers, Collector, expect
+from agent.qmp.commands import Ask
+from agent.record import clean
+
+_read_vnc = Reader(VNC)
+_read_spice = Reader(SPICE)
+
+_MAX_DISPLAYS = 16
+_MAX_CLIENTS = 48
+
+
+def _vnc(answers: Answers) -> Iterable[Sample]:
+    for display in expect(answers[0], list)[:_MAX_DISPLAYS]:
+        if isinstance(display, dict) and isinstance(name := display.get("id"), str) and name:
+            addresses, clients = _entries(display.get("server")), _entries(display.get("clients"))
+            told = {
+                "addresses": [_address(one) for one in addresses[:_MAX_CLIENTS]],
+                "clients": len(clients),
+                "who": [_address(one) | _shown(one) for one in clients[:_MAX_CLIENTS]],
+            }
+            yield Sample(VNC, (clean(name),), _read_vnc(display | told))
+
+
+def _spice(answers: Answers) -> Iterable[Sample]:
+    display = expect(answers[0], dict)
+    if display.get("enabled") is not True:
+        return ()
+    clients: dict[Any, dict[str, Any]] = {}
+    for channel in _entries(display.get("channels")):  # a client has several
+        clients.setdefault(str(channel.get("connection-id")), channel)
+    who = [_address(one) for one in list(clients.values())[:_MAX_CLIENTS]]
+    return (Sample(SPICE, (), _read_spice(display | {"clients": len(clients), "who": who})),)
+
+
+def _entries(raw: Any) -> list[dict[str, Any]]:
+    return [one for one in raw if isinstance(one, dict)] if isinstance(raw, list) else []
+
+
+def _address(one: dict[str, Any]) -> Values:
+    """Return an address; VNC calls its port `service`."""
+    named = {"host": one.get("host"), "port": one.get("service", one.get("port"))}
+    return {key: clean(value, 128) for key, value in named.items() if isinstance(value, str)}
+
+
+def _shown(one: dict[str, Any]) -> Values:
+    named = {key: one.get(key) for key in ("sasl_username", "x509_dname")}
+    return {key: clean(value, 128) for key, value in named.items() if isinstance(value, str)}
+
+
+VNC_DISPLAYS = Collector(
+    "vnc", (VNC,), lambda facts: (Ask("query-vnc-servers"),) if facts.has("query-vnc-servers") else (), _vnc
+)
+SPICE_DISPLAY = Collector(
+    "spice", (SPICE,), lambda facts: (Ask("query-spice"),) if facts.has("query-spice") else (), _spice
+)

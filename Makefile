@@ -41,6 +41,7 @@ generate: $(VENV)/dev
 	$(BIN)/python -m dashboards.host > dashboards/host.json
 	$(BIN)/python -m agent.reference metrics > docs/metrics.md
 	$(BIN)/python -m agent.reference records > docs/records.md
+	$(BIN)/python -m agent.reference queries > docs/qmp-commands.md
 
 # docs/records.md shows records of a real run, which is made by hand: when there is a new type of record.
 examples: lab-test

@@ -1,4 +1,6 @@
-"""docs/metrics.md and docs/records.md, made from the catalogue and from records of a real run: `python -m agent.reference metrics|records`.
+"""docs/metrics.md, docs/records.md and docs/qmp-commands.md, made from the catalogue and from records of a real run.
+
+`python -m agent.reference metrics|records|queries` writes one of them.
 
 What no catalogue has (the series of sessions and of the agent itself) is read off a specimen: an agent that was told one thing of
 each kind.
@@ -20,10 +22,15 @@ from agent.app import App
 from agent.catalogue.events import ROWS, EventRow
 from agent.catalogue.metrics import ABOUT, BLOCK, BLOCK_SPACE, FAMILIES, NOTICES, RUNSTATE
 from agent.catalogue.model import Family, Field, Kind, Sample, shown
+from agent.catalogue.queries import ROWS as QUERIES
+from agent.catalogue.queries import Fate, Query
+from agent.collectors import ALL, Facts
 from agent.config import Config
 from agent.monitors import Monitor
 from agent.record import Record, Severity, Vm
+from agent.vm import behind
 from agent.vm.identity import Build
+from agent.vm.session import THREADS
 from agent.vm.status import Outcome, State, Status
 from agent.web.cap import Limits
 from agent.web.exposition import render
@@ -210,13 +217,49 @@ def _type(name: str, told: str, found: Mapping[str, Any]) -> str:
     return f"### {name}\n\n{told}\n{shown_}"
 
 
+_QUESTIONS = """All that QEMU 2.6 to 11.1 can be asked by a `query-*`, and what the agent does with it. What is refused cannot be sent,
+whatever the config says: requests are made in one file, `agent/qmp/commands.py`, out of a closed list. What a QEMU does not know it is
+not asked; `qmp-agent check` tells what that is. What is asked after an event is asked at attach too, and at each resync. Beside these
+there are `qom-list` and `qom-get`, of balloons, network cards and the machine's type.
+
+| question | what becomes of it | why | after |
+|---|---|---|---|
+"""
+
+
+def queries() -> str:
+    """Return docs/qmp-commands.md: every question of QMP's, a row each."""
+    return "\n".join((_MADE, "# Questions\n", _QUESTIONS + "".join(map(_question, QUERIES))))
+
+
+def _question(query: Query) -> str:
+    after = ", ".join(f"`{event}`" for event in events_of(query.name)) if query.fate is not Fate.REFUSED else ""
+    return f"| `{query.name}` | {query.fate.value} | {_cell(query.why)} | {after} |\n"
+
+
+def events_of(command: str) -> list[str]:
+    """Return the events after which a question is asked."""
+    everything = Facts(balloon="/", guest_stats_seconds=1, hv_balloon=True)
+    askers = {c.name for c in ALL if command in (ask.command for ask in c.asks(everything))}
+    if command in (ask.command for ask in behind.ASKS):
+        askers.add(THREADS)
+    return [row.name for row in ROWS if askers & set(row.asks)]
+
+
+_DOCUMENTS = {
+    "metrics": metrics,
+    "records": lambda: records(EXAMPLES.read_text("utf-8").splitlines()),
+    "queries": queries,
+}
+
+
 def main() -> None:
     """Write one of the documents to standard output."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("document", choices=("metrics", "records"))
+    parser.add_argument("document", choices=_DOCUMENTS)
     document = parser.parse_args().document
     logging.disable()  # the specimen's alert is none
-    sys.stdout.write(metrics() if document == "metrics" else records(EXAMPLES.read_text("utf-8").splitlines()))
+    sys.stdout.write(_DOCUMENTS[document]())
 
 
 if __name__ == "__main__":

@@ -46,7 +46,6 @@ READS = frozenset(
         "query-tpm",
         "query-uuid",
         "query-vcpu-dirty-limit",
-        "query-version",
         "query-vnc-servers",
         "query-yank",
         "qom-get",

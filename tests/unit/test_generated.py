@@ -38,6 +38,7 @@ def test_a_generated_file_is_what_the_code_makes_today(file: str, made: Any) -> 
     [
         ("docs/metrics.md", reference.metrics),
         ("docs/records.md", lambda: reference.records(reference.EXAMPLES.read_text().splitlines())),
+        ("docs/qmp-commands.md", reference.queries),
     ],
 )
 def test_a_generated_document_is_what_the_code_makes_today(file: str, made: Callable[[], str]) -> None:

@@ -35,6 +35,7 @@ from agent.qmp.commands import AllowList, Ask, Change
 from agent.record import Record, Severity, Stamp, Vm
 from agent.reload import Reload
 from agent.selfmetrics import SelfMetrics
+from agent.service import Manager, Progress
 from agent.vm.status import Commander, Outcome, State, Status, Terms
 from agent.vm.watch import Fleet
 from agent.vm.ways import Ways
@@ -59,6 +60,9 @@ _LEVELS = {
 KEEP_SECONDS = 2.0
 """How long setting a threshold waits for what is about to be set to be on disk."""
 TICK_SECONDS = 1.0
+IDLE_POLLS = 3
+PATIENCE_SECONDS = 30.0
+"""How long nobody may be asked anything before the service manager is told of no progress: so many polls and so many seconds."""
 
 
 class StartError(Exception):
@@ -206,6 +210,7 @@ class App:
         self.alertmanager: Alertmanager | None = None
         self._alerts_changed = asyncio.Event()
         self.reload = Reload()
+        self.progress = Progress()
         self.endpoint = endpoint(self, config)
         self.watching: asyncio.Task[None]
         self._terms = terms(config, self)
@@ -270,6 +275,7 @@ class App:
 
     def collected(self, collector: str, outcome: Outcome, seconds: float) -> None:
         """Count a question."""
+        self.progress.asked_at = time.monotonic()
         self.metrics.question(collector, outcome.value).inc()
         self.metrics.reply(collector).observe(seconds)
 
@@ -315,7 +321,7 @@ class App:
 
     def own_metrics(self) -> bytes:
         """Return the text of the agent's own series, gauges read from the truth at this moment."""
-        states = Counter(status.state for status in self.snapshot.monitors.values())
+        states = self._states()
         for state in State:
             self.metrics.monitors.labels(state.value).set(states[state])
         self.metrics.monitor_state.clear()
@@ -422,6 +428,22 @@ class App:
             self._tell(self.alerts.tick(time.monotonic(), time.time_ns()))
             for uuid in self.alerts.forgotten():
                 await self.delivery.keep(Note(*self.alerts.note(uuid)), KEEP_SECONDS)
+            self.progress.ticked_at = time.monotonic()
+
+    # What the service manager is told.
+
+    def stuck(self) -> str:
+        """Return what the agent does not get on with, though nobody keeps it from that; empty where there is nothing."""
+        patience = IDLE_POLLS * self.config.intervals.poll + self.config.timeouts.reply + PATIENCE_SECONDS
+        return self.progress.stuck(up=self._states()[State.UP], patience=patience)
+
+    def summary(self) -> str:
+        """Return how the agent does, in a line."""
+        states = ", ".join(f"{number} {state.value}" for state, number in self._states().items())
+        return "; ".join([f"monitors: {states or 'none'}", *self.troubles()])
+
+    def _states(self) -> Counter[State]:
+        return Counter(status.state for status in self.snapshot.monitors.values())
 
     @contextlib.asynccontextmanager
     async def _endpoint(self) -> AsyncIterator[str]:
@@ -450,10 +472,15 @@ async def run(config: Config, read: Callable[[], Config]) -> None:
         loop.add_signal_handler(number, stop.set)
     app = App(config)
     loop.add_signal_handler(signal.SIGHUP, app.reload.asked.set)
+    manager = Manager()
     async with app.running(read) as url:
         _log.info("metrics and page on %s", url)
+        manager.tell(READY="1")
+        telling = asyncio.create_task(manager.watch(app.stuck, app.summary), name="service manager")
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({stopped, app.watching}, return_when=asyncio.FIRST_COMPLETED)
+        await _end(telling)
+        manager.tell(STOPPING="1")
         if not stopped.cancel():
             _log.info("stopping")
         else:

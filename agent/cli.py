@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import faulthandler
 import json
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -152,6 +153,7 @@ def _run(parsed: argparse.Namespace) -> int:
     read = partial(load, parsed.config or DEFAULT_PATH)
     config = read()
     logs.set_up(config.log.level, config.log.format)
+    faulthandler.enable()  # where the service manager's watchdog ends us, the log says what hung
     _loop(run(config, read))
     return 0
 

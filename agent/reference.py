@@ -131,7 +131,11 @@ def _own() -> Iterator[str]:
 
 
 def _specimen() -> App:
-    app = App(Config.model_validate({"monitors": [{"dial": "/run/vm1.qmp"}], "host": "hv7"}))
+    app = App(
+        Config.model_validate(
+            {"monitors": [{"dial": "/run/vm1.qmp"}], "host": "hv7", "kafka": {"servers": ["kafka:9092"]}}
+        )
+    )
     vm, now = Vm("hv7", "1a8b9e0c-3f52-4a61-9c1d-5b8a7c6d0e21", "vm1", "/run/vm1.qmp"), time.time_ns()
     app.snapshot.limits = Limits(series=1)
     app.status(Status(Monitor("/run/vm1.qmp", (), _never), State.UP, "", vm, Build("0", "0"), now))

@@ -77,6 +77,11 @@ _LANE_GAUGES: tuple[tuple[str, str, Callable[[Lane], float]], ...] = (
     ("qmp_agent_lane_memory_bytes", "Bytes of waiting records in memory.", lambda lane: lane.memory_bytes),
     ("qmp_agent_lane_disk_bytes", "Bytes of records in the journal.", lambda lane: lane.disk.bytes),
     (
+        "qmp_agent_lane_disk_limit_bytes",
+        "Bytes the journal may have; the oldest go then.",
+        lambda lane: lane.budget.disk,
+    ),
+    (
         "qmp_agent_lane_lag_seconds",
         "Age of the oldest record being sent; 0 where none is.",
         lambda lane: lane.lag_seconds(),

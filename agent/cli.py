@@ -15,15 +15,16 @@ import uvloop
 
 from agent import __version__, journal_tool, logs, schema
 from agent.app import StartError, run
+from agent.capture import CaptureError
 from agent.check import check
-from agent.config import PrometheusConfig
+from agent.config import Config, DialConfig, PrometheusConfig
 from agent.config_file import DEFAULT_PATH, ConfigError, load
 from agent.delivery.kafka_access import expand
 from agent.journal_tool import JournalToolError
 from agent.record import Severity
 from agent.tail import TailError, Wanted, tail
 from agent.top import TopError
-from agent.units import parse_seconds
+from agent.units import parse_bytes, parse_seconds
 from agent.web.endpoint import Door, EndpointError
 from agent.web.visit import VisitError, Visitor
 
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         return USAGE_ERROR
-    except (StartError, TailError, TopError, VisitError, JournalToolError) as error:
+    except (StartError, TailError, TopError, CaptureError, VisitError, JournalToolError) as error:
         print(f"qmp-agent: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -99,6 +100,23 @@ def _parser() -> argparse.ArgumentParser:
         "--file", help="export, replay: a damaged file that was set aside, by its name in the journal's folder"
     )
 
+    command = _command(
+        commands, "record", _record, "record what one monitor says, for a bug report; secrets are removed"
+    )
+    _config_option(command)
+    command.add_argument("monitor", help="a socket's path, or tcp:host:port; no other client may hold it")
+    command.add_argument("file", type=Path, help="where to; only you may read it")
+    command.add_argument("--for", dest="seconds", type=_duration, default=60.0, metavar="TIME", help="by default 60s")
+    command.add_argument("--size", type=_size, default=64 << 20, metavar="SIZE", help="at most, by default 64MiB")
+
+    command = _command(commands, "replay", _replay, "have an agent watch what was recorded, and print its records")
+    _config_option(command)
+    command.add_argument("file", type=Path, help="what `record` wrote")
+    command.add_argument("--speed", type=_speed, default=1.0, metavar="N", help="so many times as fast")
+    command.add_argument(
+        "--listen", default="127.0.0.1:0", metavar="ADDRESS", help="where to show the page and /metrics meanwhile"
+    )
+
     command = _command(commands, "schema", _schema, "print the JSON schema of records or of the config")
     command.add_argument("of", choices=("record", "config"))
 
@@ -142,6 +160,20 @@ def _duration(text: str) -> float:
         return parse_seconds(float(text) if text.isdecimal() else text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(int(text) if text.isdecimal() else text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _speed(text: str) -> float:
+    speed = float(text)
+    if not 0 < speed <= 1000:
+        raise argparse.ArgumentTypeError("should be more than 0 and at most 1000")
+    return speed
 
 
 def _loop(main: Coroutine[Any, Any, None]) -> None:
@@ -217,6 +249,30 @@ def _journal(parsed: argparse.Namespace) -> int:
             count = journal_tool.replay(folder, file=parsed.file)
             print(f"{count} records are to be delivered at the agent's next start")
     return 0
+
+
+def _record(parsed: argparse.Namespace) -> int:
+    from agent.capture.record import record  # noqa: PLC0415 - nobody who runs the agent pays for it
+
+    async def main() -> None:
+        config = _capture_config(parsed)
+        print(await record(parsed.monitor, parsed.file, config, seconds=parsed.seconds, max_bytes=parsed.size))
+
+    _loop(main())
+    return 0
+
+
+def _replay(parsed: argparse.Namespace) -> int:
+    from agent.capture.replay import replay  # noqa: PLC0415 - as above
+
+    _loop(replay(parsed.file, _capture_config(parsed), listen=parsed.listen, speed=parsed.speed))
+    return 0
+
+
+def _capture_config(parsed: argparse.Namespace) -> Config:
+    """Return the config that is named, else the defaults: its monitors do not count."""
+    logs.set_up("warning", "auto")
+    return load(parsed.config) if parsed.config is not None else Config(monitors=[DialConfig(dial="/nowhere")])
 
 
 def _schema(parsed: argparse.Namespace) -> int:

@@ -101,7 +101,7 @@ class Connection:
         self.strays = 0
         """Replies nobody waits for, dropped as the protocol demands."""
         self._allow = allow
-        self._frames = _Frames(max_message_bytes)
+        self._frames = Frames(max_message_bytes)
         self._open: deque[Ask] = deque()
         self._probe_number = 0
 
@@ -209,7 +209,7 @@ def _event(value: dict[str, Any]) -> Event:
     return Event(name, data, time_ns)
 
 
-class _Frames:
+class Frames:
     """Cuts the byte stream into JSON values, a line or (pretty-printed) a balanced run of lines each."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -221,6 +221,11 @@ class _Frames:
         self._depth = 0
 
     def receive(self, data: bytes) -> Iterator[Any]:
+        """Take bytes as they came and yield the values that they complete; to be run to its end.
+
+        Raises:
+            ProtocolError: what came is not JSON, or longer than was said.
+        """
         buffer = self._buffer
         buffer += data
         end = buffer.rfind(b"\n", self._seen) + 1

@@ -1,0 +1,5 @@
+"""`qmp-agent record` and `replay`: what is said on one monitor kept in a file, and a stand-in that says it to an agent again."""
+
+
+class CaptureError(Exception):
+    """It cannot be recorded or replayed; the text says why, for people."""

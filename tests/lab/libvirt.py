@@ -27,7 +27,6 @@ _CACHE: Final = "/var/cache/libvirt"
 """What libvirtd found out about QEMU, which takes it ten seconds: kept from run to run."""
 
 _DAEMON: Final = """\
-unix_sock_dir = "{folder}/sock"
 auth_unix_rw = "none"
 auth_unix_ro = "none"
 unix_sock_ro_perms = "0777"
@@ -94,7 +93,7 @@ class Libvirtd:
     @property
     def uri(self) -> str:
         """Its address."""
-        return f"qemu+unix:///system?socket={self.folder}/sock/libvirt-sock"
+        return f"qemu+unix:///system?socket={self.folder}/run/libvirt-sock"
 
     @property
     def read_only_uri(self) -> str:
@@ -153,6 +152,12 @@ class Libvirtd:
             stdout=asyncio.subprocess.PIPE,
         )
 
+    async def run(self, line: str) -> str:
+        """Have a command run where libvirtd runs, and its folders are those of the system; return what it says."""
+        said = self.folder / "said"
+        await self._do(f"{{ {line}; }} >{said} 2>&1")
+        return said.read_text()
+
     async def _do(self, line: str) -> bool:
         """Have the shell do something; return whether it succeeded."""
         assert self._shell is not None
@@ -168,7 +173,7 @@ class Libvirtd:
 
     def _prepare(self) -> list[str]:
         """Make its folders and files; return the commands that put them where it looks."""
-        for name in (*_FOLDERS, "sock"):
+        for name in _FOLDERS:
             Path(self.folder, name).mkdir(exist_ok=True)
         Path(cache_folder(), "libvirt").mkdir(parents=True, exist_ok=True)
         for theirs in (*_FOLDERS.values(), _CACHE):

@@ -13,7 +13,7 @@ from tests.system.agent import Agent
 
 QUICK: Final[Mapping[str, Any]] = {
     "intervals": {"poll": "500ms", "guest_memory": "1s", "resync": "1h"},
-    "timeouts": {"reply": "2s", "greeting": "1s", "retry": "1s"},
+    "timeouts": {"reply": "4s", "greeting": "1s", "retry": "1s"},
 }
 
 AgentOn = Callable[..., Agent]

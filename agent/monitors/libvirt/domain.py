@@ -14,7 +14,7 @@ import orjson
 
 from agent.monitors.libvirt import words
 from agent.monitors.libvirt.figures import Figures
-from agent.monitors.libvirt.wire import Calls, Line
+from agent.monitors.libvirt.wire import MAX_HUNG, Calls, Line
 from agent.qmp.client import Answer
 from agent.qmp.commands import AllowList, Ask
 from agent.qmp.errors import CommandError, MadeWayError, NotConnectedError, QmpError, StalledError
@@ -76,7 +76,10 @@ class Domain:
         self._round = asyncio.ensure_future(self._answers(asks))
         if await self._over(self._round, deadline):
             return self._round.result()
-        raise StalledError(f"no answer by libvirt to {asks[0].command} within {deadline:g} s")
+        full = (
+            f"; {MAX_HUNG} calls hang in libvirtd, and it is given no more" if self._host.calls.hung >= MAX_HUNG else ""
+        )
+        raise StalledError(f"no answer by libvirt to {asks[0].command} within {deadline:g} s{full}")
 
     async def settled(self) -> None:
         """Wait until no answer is due; as Client.settled does."""

@@ -20,12 +20,14 @@ Stats = Mapping[str, Any]
 class _Wish:
     """What one domain's link waits for."""
 
-    __slots__ = ("groups", "stats", "uuid")
+    __slots__ = ("alone", "groups", "stats", "uuid")
 
     def __init__(self, uuid: str, groups: int, stats: "asyncio.Future[Stats]") -> None:
         self.uuid = uuid
         self.groups = groups
         self.stats = stats
+        self.alone = False
+        """Whether a call for it and others hung, so that it is asked for by itself now."""
 
 
 class Figures:
@@ -58,16 +60,22 @@ class Figures:
         self._wishes.append(wish)
         try:
             while not wish.stats.done():
+                if wish.alone:
+                    await self._grant([wish])
+                    continue
                 async with self._turn:
-                    if not wish.stats.done():
-                        await self._grant(self._wishes[:MAX_AT_ONCE])
+                    if not (wish.stats.done() or wish.alone):
+                        await self._grant([other for other in self._wishes if not other.alone][:MAX_AT_ONCE])
             return wish.stats.result()
         finally:
             if wish in self._wishes:
                 self._wishes.remove(wish)
 
     async def _grant(self, wishes: list[_Wish]) -> None:
-        """Ask for these. If one of their QEMUs hangs, the call goes on without us; asked again, libvirt does not wait for that one."""
+        """Ask for these. If one of their QEMUs hangs, the call goes on without us, and each is asked for by itself.
+
+        Asked again for the one that hangs, libvirt does not wait, since the first call still does.
+        """
         uuids = list({wish.uuid for wish in wishes})
         groups = 0
         for wish in wishes:
@@ -75,6 +83,8 @@ class Figures:
         call = asyncio.ensure_future(self._calls(lambda line: self._ask(line, uuids, groups)))
         try:
             if not (await asyncio.wait({call}, timeout=HUNG_SECONDS))[0]:
+                for wish in wishes:
+                    wish.alone = True
                 return
         finally:
             call.cancel()

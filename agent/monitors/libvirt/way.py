@@ -31,7 +31,10 @@ RETRY_SECONDS = 10.0
 
 PIDS = Path("/run/libvirt/qemu")
 
-READ_ONLY = "read-only: no events from QEMU, no thresholds and no passthrough"
+READ_ONLY = "read-only: of QEMU's events only STOP, RESUME, SUSPEND and SHUTDOWN; no thresholds and no passthrough"
+
+_LIFE = {3: "STOP", 4: "RESUME", 6: "SHUTDOWN", 7: "SUSPEND"}
+"""virDomainEventType, as the event of QEMU's that libvirt tells by it; for a connection on which QEMU's own are not to be had."""
 
 _STOPPED = 5
 """VIR_DOMAIN_EVENT_STOPPED."""
@@ -201,9 +204,15 @@ class Libvirt:
                 if (link := self._links.get(uuid)) is not None:
                     link.hear(Event(name, details, time_ns))
             case ("life", str(uuid), int(event), int(detail)):
+                self._tell_life(uuid, event)
                 if event == _STOPPED and (link := self._links.pop(uuid, None)) is not None:
                     link.end(NotConnectedError(_WHY.get(detail, "the domain was stopped")))
                 self._changed.set()
+
+    def _tell_life(self, uuid: str, event: int) -> None:
+        link = self._links.get(uuid)
+        if link is not None and self._host is not None and self._host.read_only and event in _LIFE:
+            link.hear(Event(_LIFE[event], {}, None))
 
 
 _FIRST = asyncio.FIRST_COMPLETED
@@ -260,14 +269,23 @@ class Main:
             put = self._inbox.put
             connection.registerCloseCallback(lambda _connection, _reason, _: put(("closed",)), None)
             connection.domainEventRegisterAny(None, self.api.VIR_DOMAIN_EVENT_ID_LIFECYCLE, _life(put), None)
-            if not read_only:
-                self.qemu.qemuMonitorEventRegister(connection, None, None, _event(put), None, 0)
+            read_only = read_only or not self._hears(connection)
             number = connection.getVersion()
         except self.api.libvirtError as error:
             return meaning(self.api, error)
         if self._over:
             self._close()
         return (number // 1_000_000, number // 1000 % 1000, number % 1000), read_only
+
+    def _hears(self, connection: Any) -> bool:
+        """Ask for QEMU's events; return whether we may have them."""
+        try:
+            self.qemu.qemuMonitorEventRegister(connection, None, None, _event(self._inbox.put), None, 0)
+        except self.api.libvirtError as error:
+            if denied(self.api, error):
+                return False
+            raise
+        return True
 
     def _dial(self, uri: str, *, read_only: bool) -> tuple[Any, bool]:
         try:

@@ -62,6 +62,7 @@ class Libvirt:
         self._monitor = Monitor(uri, self._key, self._no_vm)
         self._monitors: dict[tuple[object, ...], Monitor] = {}
         self._links: dict[str, Domain] = {}
+        self._missing: set[str] = set()
         self._host: Host | None = None
         self._trouble: QmpError = WayLostError(f"{uri} was not reached yet")
         self._standing: object = None
@@ -168,9 +169,10 @@ class Libvirt:
         }
         for key in self._monitors.keys() - now.keys():
             found.vanished(self._monitors.pop(key))
-            uuid = str(key[-1])
-            if all(uuid != other for other, _ in now.values()) and (link := self._links.pop(uuid, None)) is not None:
-                link.end(NotConnectedError("the domain ended"))
+        missing = self._links.keys() - {uuid for uuid, _ in now.values()}
+        for uuid in missing & self._missing:
+            self._links.pop(uuid).end(NotConnectedError("the domain ended"))
+        self._missing = missing  # until the next list libvirt has time to say why
         for key in now.keys() - self._monitors.keys():
             uuid, name = now[key]
             monitor = Monitor(f"{self.uri}#{name}", key, partial(self._open, uuid, name), Rank.MANAGER)

@@ -148,7 +148,7 @@ def meaning(api: Any, error: Any, line: Line | None = None) -> QmpError:
     """Return what one of libvirt's errors means here."""
     text = error.get_error_message() or str(error)
     if line is None or line.lost():
-        return DeniedError(text) if denied(api, error) else WayLostError(text)
+        return DeniedError(text) if denied(api, error) else WayLostError(f"libvirtd is lost: {text}")
     if error.get_error_code() == api.VIR_ERR_NO_DOMAIN:
         return NotConnectedError("libvirt knows the domain no more")
     return CommandError("GenericError", text)

@@ -21,6 +21,10 @@ from agent.qmp.errors import CommandError, MadeWayError, NotConnectedError, QmpE
 from agent.qmp.protocol import Event, Greeting
 
 
+REASON_SECONDS = 1.0
+"""How long libvirt may take to say why a domain ended, once it knows the domain no more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """The libvirtd that a domain is one of.
@@ -99,6 +103,7 @@ class Domain:
         either: set[asyncio.Future[Any]] = {doing, self.ended}
         await asyncio.wait(either, timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
         if doing.done() and not doing.cancelled() and isinstance(error := doing.exception(), NotConnectedError):
+            await asyncio.wait({self.ended}, timeout=REASON_SECONDS)
             self.end(error)
         if self.ended.done():
             raise self.ended.result()

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from agent.qmp.errors import CommandError, DeniedError, NotConnectedError, QmpError, WayLostError
 
 HUNG_SECONDS = 1.5
-"""A call that takes longer than this hangs, as far as the others are concerned. One for 32 domains takes some 0.3 s (libvirt 9.0)."""
+"""A call that takes longer than this hangs: it gives its turn to others, and its connection is left."""
 
 MAX_CALLS = 4
 MAX_HUNG = 8

@@ -150,7 +150,7 @@ class _Group:
     """The rows that read from one object of the reply.
 
     One QEMU gives an object's keys in one order as long as it lives. So for each order the keys that are there are looked up once, and
-    whole numbers that are taken as they are, most of all that is polled, are then taken all at once.
+    whole numbers, most of all that is polled, are then taken all at once.
     """
 
     def __init__(self, fields: Sequence[Field], unavailable: frozenset[int]) -> None:
@@ -158,17 +158,21 @@ class _Group:
         self._rows: list[Row] = [
             (f.path.rpartition(".")[2], f.name, _CONVERT[f.kind](_TO_BASE[f.unit])) for f in fields
         ]
-        self._as_is = {f.name for f in fields if f.kind in _NUMBERS and f.unit is Unit.BASE and not unavailable}
-        self._layouts: dict[tuple[str, ...], tuple[Callable[[Any], Any] | None, list[str], list[Row]]] = {}
+        self._numbers = {f.name: _TO_BASE[f.unit] for f in fields if f.kind in _NUMBERS and not unavailable}
+        self._as_is = {f.name for f in fields if f.unit is Unit.BASE}
+        self._layouts: dict[tuple[str, ...], _Layout] = {}
 
     def read(self, holder: Mapping[str, Any], values: Values) -> None:
         """Put the fields that the object holds into `values`."""
         keys = tuple(holder)
-        get, names, rows = self._layouts.get(keys) or self._learn(keys)
-        if get is not None:
-            numbers = get(holder)
+        layout = self._layouts.get(keys) or self._learn(keys)
+        rows = layout.rows
+        if layout.get is not None:
+            numbers = layout.get(holder)
             if set(map(type, numbers)) == _INTS:
-                values.update(zip(names, numbers, strict=True))
+                values.update(zip(layout.names, numbers, strict=True))
+                for name, to_base in layout.units:
+                    values[name] = to_base(values[name])
             else:
                 rows = self._rows
         for key, name, convert in rows:
@@ -178,15 +182,38 @@ class _Group:
                 if value is not None:
                     values[name] = value
 
-    def _learn(self, keys: tuple[str, ...]) -> tuple[Callable[[Any], Any] | None, list[str], list[Row]]:
+    def _learn(self, keys: tuple[str, ...]) -> "_Layout":
         there = set(keys)
-        whole = [(key, name) for key, name, _ in self._rows if key in there and name in self._as_is]
-        get = itemgetter(*(key for key, _ in whole)) if len(whole) > 1 else None
-        names = [name for _, name in whole] if get is not None else []
-        layout = get, names, [row for row in self._rows if row[0] in there and row[1] not in names]
+        whole = [(key, name) for key, name, _ in self._rows if key in there and name in self._numbers]
+        if len(whole) < 2:  # an itemgetter of one gives no tuple
+            whole = []
+        names = [name for _, name in whole]
+        layout = _Layout(
+            itemgetter(*(key for key, _ in whole)) if whole else None,
+            names,
+            [(name, self._numbers[name]) for name in names if name not in self._as_is],
+            [row for row in self._rows if row[0] in there and row[1] not in names],
+        )
         if len(self._layouts) < _MAX_LAYOUTS and len(keys) <= _MAX_LAYOUTS:  # a hostile one has a new one each time
             self._layouts[keys] = layout
         return layout
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How an object that has its keys in one order is read.
+
+    Attributes:
+        get: takes its whole numbers, where it has two or more.
+        names: of the fields that they are.
+        units: which of those fields are in another unit, and what makes base units of it.
+        rows: those that are left.
+    """
+
+    get: Callable[[Any], Any] | None
+    names: list[str]
+    units: list[tuple[str, Callable[[float], float]]]
+    rows: list[Row]
 
 
 class Reader:

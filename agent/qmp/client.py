@@ -127,13 +127,22 @@ class Client(asyncio.Protocol):
         if self.ended.done():
             raise self.ended.result()
         data = self._qmp.ask(asks)
-        self._round = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._round = loop.create_future()
         self._answers = []
         self._write(data)
-        await asyncio.wait((self._round,), timeout=deadline)  # as cheap as a wait gets, on every poll's way
-        if not self._round.done():
-            raise StalledError(f"no reply to {asks[0].command} within {deadline:g} s")
-        return self._round.result()
+        # As cheap as a wait gets, on every poll's way: one future and one timer.
+        late = loop.call_later(deadline, self._late, f"no reply to {asks[0].command} within {deadline:g} s")
+        try:
+            return await self._round
+        finally:
+            late.cancel()
+
+    def _late(self, why: str) -> None:
+        """Let go of who waits for the answers; they are due all the same."""
+        if self._round is not None and not self._round.done():
+            waiting, self._round = self._round, asyncio.get_running_loop().create_future()
+            waiting.set_exception(StalledError(why))
 
     async def settled(self) -> None:
         """Wait, without a deadline, until no reply is due any more. The owner bounds it, and `ended` breaks it.

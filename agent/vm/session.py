@@ -345,11 +345,11 @@ class Session:
             self._off(collector.name)
             return (), Outcome.UNSUPPORTED
         try:
-            poll = dataclasses.replace(poll, samples=tuple(collector.collect(answers)))
             before = self._polls.get(collector.name, Poll())
-            poll = self._polls[collector.name] = dataclasses.replace(
-                poll, samples=tuple(collector.follow(before, poll))
-            )
+            poll = Poll(tuple(collector.collect(answers)), poll.time_ns, poll.at)
+            if (samples := collector.follow(before, poll)) is not poll.samples:
+                poll = Poll(tuple(samples), poll.time_ns, poll.at)
+            self._polls[collector.name] = poll
             for notice in collector.notices(before, poll):
                 kind, values = f"qemu.{notice.family.name}", dict(notice.values)
                 self._out.record(Record(kind, vm, values, time.time_ns(), severity=notice.severity))

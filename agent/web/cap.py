@@ -8,14 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.catalogue.metrics import FAMILIES
-from agent.catalogue.model import Family, Kind, Sample, shown
+from agent.catalogue.model import Family, Kind, Sample, Values, shown
 
 HOUR_NS = 3600 * 1_000_000_000
 
-_SHOWN = {family.name: frozenset(field.name for field in shown(family)) for family in FAMILIES}
+_UNSEEN = {family.name: {f.name for f in family.fields} - {f.name for f in shown(family)} for family in FAMILIES}
 _HISTOGRAMS = {
     family.name: [field.name for field in family.fields if field.kind is Kind.HISTOGRAM] for family in FAMILIES
 }
+
+
+def _series(family: Family, values: Values) -> int:
+    """Return how many series a subject has; a histogram has one for each bin and two more."""
+    count = len(values) - sum(map(values.__contains__, _UNSEEN[family.name]))
+    return count + sum(len(values[name]["counts"]) + 1 for name in _HISTOGRAMS[family.name] if name in values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,7 @@ class Cap:
 
     def __init__(self) -> None:
         self._series: dict[str, int] = {}
-        self._seen: set[tuple[str, tuple[str, ...]]] = set()
+        self._seen: dict[str, set[tuple[str, ...]]] = {}
         self._since_ns = 0
 
     def admit(self, family: Family, samples: Sequence[Sample], time_ns: int, limits: Limits) -> Sequence[Sample]:
@@ -56,20 +62,18 @@ class Cap:
         if time_ns - self._since_ns > HOUR_NS:
             self._since_ns = time_ns
             self._seen.clear()
-        names, histograms = _SHOWN[family.name], _HISTOGRAMS[family.name]
+        seen = self._seen.setdefault(family.name, set())
         self._series[family.name] = 0
         room = limits.series - sum(self._series.values())
         kept: list[Sample] = []
         for sample in samples:
-            need = len(names & sample.values.keys())
-            need += sum(len(sample.values[name]["counts"]) + 1 for name in histograms if name in sample.values)
-            key = family.name, sample.labels
+            need = _series(family, sample.values)
             if need > room:
                 break
-            if key not in self._seen:
-                if len(self._seen) >= limits.subjects:
+            if sample.labels not in seen:
+                if sum(map(len, self._seen.values())) >= limits.subjects:
                     continue
-                self._seen.add(key)
+                seen.add(sample.labels)
             room -= need
             self._series[family.name] += need
             kept.append(sample)

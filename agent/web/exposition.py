@@ -1,6 +1,6 @@
 """The guests' series in Prometheus' text format 0.0.4, out of the snapshot. Pure.
 
-Labels were made into text when the subject appeared; a scrape joins them with numbers. No question goes to any QEMU here.
+Labels are made into text when a subject is first shown; a scrape joins them with numbers. No question goes to any QEMU here.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,10 +24,7 @@ def render(snapshot: Snapshot) -> str:
 def pieces(snapshot: Snapshot) -> Iterator[str]:
     """Return the text of all series in pieces, all of one instant however long it takes: what samples hold is never changed."""
     views = [view for _, view in snapshot.views()]
-    found = [
-        (family, [subject for view in views for subject in view.families.get(family.name, {}).values()])
-        for family in FAMILIES
-    ]
+    found = [(family, [subject for view in views for subject in view.subjects(family)]) for family in FAMILIES]
     own = list(_vm_series(views))
     return chain(own, (text for family, subjects in found for text in _family(family, subjects)))
 
@@ -108,7 +105,7 @@ def _info(view: View) -> str:
     build = view.status.build
     version, package = (build.version, build.package) if build is not None else ("", "")
     monitor = view.status.vm.monitor if view.status.vm is not None else ""
-    _, about = view.families.get(ABOUT.name, {}).get((), ("", {}))
+    about = view.pairs[ABOUT.name].now.get((), {}) if ABOUT.name in view.pairs else {}
     labels = {"qemu_version": version, "qemu_package": package, "monitor": monitor}
     labels |= {name: about.get(name, "") for name in ("machine", "accelerator", "pid")} | about.get("labels", {})
     return ",".join((view.labels, *(f'{name}="{escape(value)}"' for name, value in labels.items() if value)))

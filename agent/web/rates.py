@@ -3,7 +3,7 @@
 Kept in the agent and not by those who look, so that a page just opened, and `qmp-agent top --once`, have rates at once.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from agent.catalogue.model import Values
@@ -24,11 +24,11 @@ class Pair:
     then_ns: int = 0
     then: Subjects = field(default_factory=dict)
 
-    def take(self, samples: Mapping[Labels, Values], time_ns: int) -> None:
-        """Take a new poll; the older one stays what it is compared with where they are too close together."""
+    def take(self, samples: Subjects, time_ns: int) -> None:
+        """Take a new poll, to keep; the older one stays what it is compared with where they are too close together."""
         if time_ns - self.time_ns >= LEAST_NS:
             self.then_ns, self.then = self.time_ns, self.now
-        self.time_ns, self.now = time_ns, dict(samples)
+        self.time_ns, self.now = time_ns, samples
 
     def rate(self, labels: Labels, name: str) -> float | None:
         """Return how much a counter rose a second; None where that is not known, or it began anew."""

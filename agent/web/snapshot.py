@@ -4,7 +4,7 @@ A family of a VM is replaced whole, so a reader sees one poll's answer or the ne
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from agent.catalogue.events import EVENTS
@@ -14,7 +14,7 @@ from agent.record import Record, Vm
 from agent.vm.status import State, Status
 from agent.web.cap import DEFAULT_LIMITS, Cap, Limits
 from agent.web.figures import POINTS, History, remember
-from agent.web.rates import Pair
+from agent.web.rates import Labels, Pair
 
 
 @dataclass(slots=True, eq=False)
@@ -24,11 +24,11 @@ class View:
     Attributes:
         status: its session's state.
         labels: its own labels in the text format, `vm_uuid="...",vm="..."`.
-        families: by family name, for each subject its labels in the text format and its values.
         replied_ns: when it last answered, nanoseconds since the epoch; 0 is never.
         events: how many of each event it sent while we listened.
         left_out: by family name, how many subjects have no series because there are too many.
-        pairs: by family name, its last two polls.
+        pairs: by family name, its last two polls; a family that the VM never had anything of is not there.
+        texts: by family name, each subject's labels in the text format, made when they are first wanted.
         history: what the VM did of late.
         turn: counts the changes to any of this, so that who looks on can tell whether there is something new.
         cap: what it may take.
@@ -36,14 +36,29 @@ class View:
 
     status: Status
     labels: str
-    families: dict[str, dict[tuple[str, ...], tuple[str, Values]]] = field(default_factory=dict)
     replied_ns: int = 0
     events: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     pairs: dict[str, Pair] = field(default_factory=dict)
+    texts: dict[str, dict[Labels, str]] = field(default_factory=dict)
     history: History = field(default_factory=lambda: History(maxlen=POINTS))
     turn: int = 0
     cap: Cap = field(default_factory=Cap)
+
+    def subjects(self, family: Family) -> Iterator[tuple[str, Values]]:
+        """Yield what there is of a family now: each subject's labels in the text format and its values."""
+        pair = self.pairs.get(family.name)
+        if pair is None:
+            return
+        texts = self.texts.setdefault(family.name, {})
+        if len(texts) > 2 * len(pair.now) + 8:  # most are of subjects that are gone
+            texts.clear()
+        for labels, values in pair.now.items():
+            text = texts.get(labels)
+            if text is None:
+                named = zip(family.labels, labels, strict=True)
+                text = texts[labels] = "".join((self.labels, *(f',{name}="{escape(value)}"' for name, value in named)))
+            yield text, values
 
 
 def escape(value: str) -> str:
@@ -94,21 +109,24 @@ class Snapshot:
             view.replied_ns = max(view.replied_ns, time_ns)
         view.turn += 1
         for family in families:
-            old = view.families.get(family.name, {})
             mine = [sample for sample in samples if sample.family is family] if len(families) > 1 else samples
+            pair = view.pairs.get(family.name)
+            if pair is None:
+                if not mine:
+                    continue
+                pair = view.pairs[family.name] = Pair()
             kept = view.cap.admit(family, mine, time_ns, self.limits)
-            view.left_out[family.name] = len(mine) - len(kept)
-            view.families[family.name] = {s.labels: (_labels(view, s, old), s.values) for s in kept}
-            pair = view.pairs.setdefault(family.name, Pair())
-            pair.take({labels: values for labels, (_, values) in view.families[family.name].items()}, time_ns)
-        if BLOCK in families:  # the one question that every VM is asked at every poll
+            if len(kept) < len(mine) or family.name in view.left_out:
+                view.left_out[family.name] = len(mine) - len(kept)
+            pair.take({sample.labels: sample.values for sample in kept}, time_ns)
+        if BLOCK in families and BLOCK.name in view.pairs:  # the one question that every VM is asked at every poll
             remember(view.pairs, view.history)
 
     def values(self, vm: Vm, sample: Sample) -> Values | None:
         """Return the values that are known of a sample's subject."""
         view = self._views.get(vm)
-        known = view.families.get(sample.family.name, {}).get(sample.labels) if view is not None else None
-        return known[1] if known is not None else None
+        pair = view.pairs.get(sample.family.name) if view is not None else None
+        return pair.now.get(sample.labels) if pair is not None else None
 
     def event(self, record: Record) -> None:
         """Count an event; those nobody knows count as one kind, since their names are the guest's QEMU's to choose."""
@@ -117,12 +135,3 @@ class Snapshot:
             name = record.data["event"]
             view.events[name if name in EVENTS else "unknown"] += record.data.get("count", 1)
             view.turn += 1
-
-
-def _labels(view: View, sample: Sample, old: Mapping[tuple[str, ...], tuple[str, Values]]) -> str:
-    """Return the labels of a sample's series in the text format, made once for as long as the subject lives."""
-    known = old.get(sample.labels)
-    if known is not None:
-        return known[0]
-    pairs = zip(sample.family.labels, sample.labels, strict=True)
-    return "".join((view.labels, *(f',{name}="{escape(value)}"' for name, value in pairs)))

@@ -219,6 +219,5 @@ class Watcher:
         """Return what is shown of a disk's fullness; nothing where nothing is."""
         for view_vm, view in self.app.snapshot.views():
             if view_vm.name == vm:
-                found = view.families.get("block_space", {}).get((device,))
-                return dict(found[1]) if found is not None else {}
+                return dict(view.pairs["block_space"].now.get((device,), {})) if "block_space" in view.pairs else {}
         return {}

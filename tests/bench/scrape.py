@@ -34,12 +34,12 @@ class _Same(Collector):
         self._app = app
 
     def collect(self) -> Iterator[Metric]:
-        views = [(vm, view.families["block"]) for vm, view in self._app.snapshot.views()]
+        views = [(vm, view.pairs["block"].now) for vm, view in self._app.snapshot.views()]
         for field in shown(BLOCK):
             kind = CounterMetricFamily if field.kind is Kind.COUNTER else GaugeMetricFamily
             made = kind(BLOCK.series(field).removesuffix("_total"), field.help, labels=["vm_uuid", "vm", "device"])
             for vm, subjects in views:
-                for labels, (_, values) in subjects.items():
+                for labels, values in subjects.items():
                     if field.name in values:
                         made.add_metric([vm.uuid, vm.name, *labels], values[field.name])
             yield made

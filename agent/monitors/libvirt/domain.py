@@ -20,6 +20,9 @@ from agent.qmp.commands import AllowList, Ask
 from agent.qmp.errors import CommandError, MadeWayError, NotConnectedError, QmpError, StalledError
 from agent.qmp.protocol import Event, Greeting
 
+REASON_SECONDS = 1.0
+"""How long libvirt may take to say why a domain ended, once it knows the domain no more."""
+
 
 REASON_SECONDS = 1.0
 """How long libvirt may take to say why a domain ended, once it knows the domain no more."""

@@ -20,7 +20,7 @@ from agent.alerts.overseer import NOTE, Overseer, Told
 from agent.catalogue.metrics import BLOCK_SPACE, RUNSTATE
 from agent.catalogue.model import Family, Sample
 from agent.collectors import Intervals
-from agent.config import Config, DialConfig, KafkaConfig, LibvirtConfig, ListenConfig, WriteThresholdConfig
+from agent.config import BurstConfig, Config, DialConfig, KafkaConfig, LibvirtConfig, ListenConfig, WriteThresholdConfig
 from agent.delivery.alertmanager import Alertmanager
 from agent.delivery.delivery import Delivery, DeliveryTerms
 from agent.delivery.drops import Loss
@@ -30,7 +30,7 @@ from agent.delivery.kafka import Create, Kafka, KafkaTerms, Topics
 from agent.delivery.kafka_access import Access, Sasl, Tls, expand
 from agent.delivery.sink import Sink
 from agent.host import Labels
-from agent.monitors import Dial, Libvirt, Listen, ListenTerms, ListenTls, Monitor, Way
+from agent.monitors import Burst, Dial, Libvirt, Listen, ListenTerms, ListenTls, Monitor, Way
 from agent.qmp.commands import AllowList, Ask, Change
 from agent.record import Record, Severity, Stamp, Vm
 from agent.reload import Reload
@@ -135,6 +135,7 @@ def _listen(_: Config, entry: ListenConfig) -> Listen:
 
 _WAYS: Mapping[type, Callable[[Config, Any], Way]] = {
     DialConfig: lambda _, entry: Dial(entry.dial),
+    BurstConfig: lambda _, entry: Burst(entry.burst, entry.hold),
     LibvirtConfig: _libvirt,
     ListenConfig: _listen,
 }
@@ -226,8 +227,9 @@ class App:
         self._send(record)
         if record.type == "qemu.vm.attached":
             self._tell(self.alerts.attached(record.vm, record.time_ns))
-        elif record.type in ("qemu.vm.gone", "qemu.vm.detached"):
-            self.alerts.gone(record.vm, time.monotonic(), for_good="shutdown_reason" in record.data)
+        elif record.type in ("qemu.vm.gone", "qemu.vm.detached", "qemu.vm.departed"):
+            for_good = "shutdown_reason" in record.data or record.type == "qemu.vm.departed"
+            self.alerts.gone(record.vm, time.monotonic(), for_good=for_good)
         if record.type.startswith("qemu.event."):
             self.snapshot.event(record)
             self._tell(self.alerts.event(record, record.data["event"], time.time_ns()))

@@ -94,6 +94,15 @@ class DialConfig(_Section):
     """A Unix socket, a pattern of them, or tcp:host:port. One QMP socket serves one client: give each VM one for the agent alone."""
 
 
+class BurstConfig(_Section):
+    """Monitors that somebody else needs back, such as Proxmox's: the agent is connected only while it asks, and hears no events."""
+
+    burst: Annotated[str, AfterValidator(_dial)]
+    """A Unix socket, a pattern of them, or tcp:host:port."""
+    hold: Annotated[Seconds, Field(ge=0.05, le=10)] = 0.5
+    """How long a visit may wait for the greeting, and how long for the answers; it leaves then, whatever QEMU does."""
+
+
 class LibvirtConfig(_Section):
     """The domains of a libvirtd."""
 
@@ -140,7 +149,12 @@ class ListenConfig(_Section):
 WAY = "way:"
 """How the names of the kinds of entries begin, by which pydantic tells them apart."""
 
-WAYS = {f"{WAY}dial": DialConfig, f"{WAY}libvirt": LibvirtConfig, f"{WAY}listen": ListenConfig}
+WAYS = {
+    f"{WAY}dial": DialConfig,
+    f"{WAY}burst": BurstConfig,
+    f"{WAY}libvirt": LibvirtConfig,
+    f"{WAY}listen": ListenConfig,
+}
 """The kinds of entries, each by the key that says it."""
 
 
@@ -152,6 +166,7 @@ def _way(entry: object) -> str:
 
 MonitorConfig = Annotated[
     Annotated[DialConfig, Tag(f"{WAY}dial")]
+    | Annotated[BurstConfig, Tag(f"{WAY}burst")]
     | Annotated[LibvirtConfig, Tag(f"{WAY}libvirt")]
     | Annotated[ListenConfig, Tag(f"{WAY}listen")],
     Discriminator(_way),

@@ -201,9 +201,11 @@ _CHANGES = {
     "attached": "The agent has met a VM, or met it again.",
     "detached": "The agent leaves a VM that lives on.",
     "gone": "A VM is gone.",
+    "arrived": "A VM has come here by migration, or was restored from a file: no new VM.",
+    "departed": "A VM has left by migration, or was saved to a file, and its process has ended: no dead VM.",
     "busy": "Another client holds a monitor.",
     "stalled": "A VM does not answer in time.",
-    "recovered": "A VM that had stalled answers again.",
+    "recovered": "A VM that had stalled, or whose monitor was busy, answers again.",
 }
 assert _CHANGES.keys() == schema.CHANGES.keys()
 

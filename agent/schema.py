@@ -197,8 +197,16 @@ _LOST = {
 }
 
 _REASON = {"reason": {"type": "string"}}
+_INCOMING = {
+    "type": "boolean",
+    "description": "Whether the process still waits for its VM to come by migration; absent where it does not.",
+}
 _LEFT = (
-    _REASON | {"shutdown_reason": {"type": "string", "description": "QEMU's ShutdownCause, where it said SHUTDOWN."}},
+    _REASON
+    | {
+        "shutdown_reason": {"type": "string", "description": "QEMU's ShutdownCause, where it said SHUTDOWN."},
+        "incoming": _INCOMING,
+    },
     ("reason",),
 )
 CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -215,11 +223,26 @@ CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
                 "type": "number",
                 "description": "Since when events were not heard.",
             },
+            "incoming": _INCOMING,
+            "events_heard": {
+                "const": False,
+                "description": "There where its events are not heard over this monitor, so that polls alone tell of it.",
+            },
         },
         ("monitor", "qemu_version", "qemu_package", "reattached"),
     ),
     "detached": _LEFT,
     "gone": _LEFT,
+    "arrived": (
+        {
+            "witnessed": {
+                "type": "boolean",
+                "description": "Whether it was seen to arrive; if not, it had before it was first looked at.",
+            }
+        },
+        ("witnessed",),
+    ),
+    "departed": _LEFT,
     "busy": (_REASON, ("reason",)),
     "stalled": (_REASON, ("reason",)),
     "recovered": ({}, ()),

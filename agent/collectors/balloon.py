@@ -5,7 +5,7 @@ from typing import Any
 
 from agent.catalogue.metrics import BALLOON
 from agent.catalogue.model import Reader, Sample
-from agent.collectors.base import Answers, Collector
+from agent.collectors.base import Answers, Collector, when_told
 from agent.qmp.commands import Ask
 
 _read = Reader(BALLOON)
@@ -26,5 +26,6 @@ COLLECTOR = Collector(
     (BALLOON,),
     lambda facts: (Ask("query-balloon"),) if facts.balloon else (),
     _collect,
+    when_told,
     from_event={"BALLOON_CHANGE": _samples},
 )

@@ -100,6 +100,7 @@ class Facts:
         iothreads: the threads of its iothreads; none where the process is not known.
         cgroup: the folder of its process' cgroup (version 2), or None.
         interfaces: the host's network interfaces that its process has open.
+        hears: whether its events are heard; where not, what they would tell is asked at each poll.
     """
 
     balloon: str | None = None
@@ -113,6 +114,7 @@ class Facts:
     cgroup: str | None = None
     interfaces: tuple[Interface, ...] = ()
     hv_balloon: bool = False
+    hears: bool = True
 
     def has(self, command: str) -> bool:
         """Return whether its QEMU has a command; where nobody knows, it is worth a try."""
@@ -178,6 +180,11 @@ def nothing(_facts: Facts) -> tuple[()]:
 def each_poll(_samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
     """Ask again at the next poll."""
     return intervals.poll
+
+
+def when_told(_samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:
+    """Ask again when an event says that the answer changed, and at each poll where no event is heard."""
+    return None if facts.hears else intervals.poll
 
 
 def _events_only(_samples: Sequence[Sample], _facts: Facts, _intervals: Intervals) -> float | None:

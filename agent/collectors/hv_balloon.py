@@ -5,7 +5,7 @@ from typing import Any
 
 from agent.catalogue.metrics import HV_BALLOON
 from agent.catalogue.model import Reader, Sample
-from agent.collectors.base import Answers, Collector
+from agent.collectors.base import Answers, Collector, when_told
 from agent.qmp.commands import Ask
 
 _read = Reader(HV_BALLOON)
@@ -26,5 +26,6 @@ COLLECTOR = Collector(
     (HV_BALLOON,),
     lambda facts: (Ask("query-hv-balloon-status-report"),) if facts.hv_balloon else (),
     _collect,
+    when_told,
     from_event={"HV_BALLOON_STATUS_REPORT": _samples},
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.catalogue.metrics import JOB
 from agent.catalogue.model import Reader, Sample, Values
-from agent.collectors.base import Answers, Collector, Facts, Intervals, Poll, expect
+from agent.collectors.base import Answers, Collector, Facts, Intervals, Poll, expect, when_told
 from agent.qmp.commands import Ask
 from agent.record import clean
 
@@ -64,8 +64,8 @@ def _rate(before: Sample | None, values: Values, seconds: float) -> Values:
     return {"progress_per_second": rate} | ({"left_seconds": left / rate} if rate > 0 else {})
 
 
-def _again(samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
-    return min(_waits(samples, intervals), default=None)
+def _again(samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:
+    return min(_waits(samples, intervals), default=when_told(samples, facts, intervals))
 
 
 def _waits(samples: Sequence[Sample], intervals: Intervals) -> Iterator[float]:

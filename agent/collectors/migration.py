@@ -70,16 +70,17 @@ _COUNTED = {"passes": "passes_total", "postcopy_requests": "postcopy_requests_to
 _SENT = ("ram_transferred_bytes_total", "disk_transferred_bytes_total", "vfio_transferred_bytes_total")
 
 
+def is_source(values: Mapping[str, Any]) -> bool:
+    """Return whether these figures are of the end that sends: the other one counts no RAM and no time."""
+    return "ram_transferred_bytes_total" in values or "elapsed_seconds" in values
+
+
 def _summary(last: Mapping[str, Any]) -> Values:
     """Return what there is to say of a migration, given the last figures of it."""
-    source = "ram_transferred_bytes_total" in last
-    told: Values = {
-        "outcome": last["status"],
-        "role": "source" if source or "elapsed_seconds" in last else "destination",
-    }
+    told: Values = {"outcome": last["status"], "role": "source" if is_source(last) else "destination"}
     told |= {key: last[key] for key in _AS_THEY_ARE if key in last}
     told |= {name: last[key] for name, key in _COUNTED.items() if key in last}
-    if source:
+    if "ram_transferred_bytes_total" in last:
         told["transferred_bytes"] = sum(last.get(key, 0) for key in _SENT)
         if last.get("elapsed_seconds", 0) > 0:
             told["throughput_bytes_per_second"] = told["transferred_bytes"] / last["elapsed_seconds"]
@@ -92,5 +93,7 @@ COLLECTOR = Collector(
     lambda _facts: (Ask("query-migrate"),),
     _collect,
     _again,
+    shape=lambda samples: [sample.values["status"] for sample in samples],
+    reshapes=("runstate",),
     notices=_notices,
 )

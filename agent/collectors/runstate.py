@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from agent.catalogue.metrics import RUNSTATE
 from agent.catalogue.model import Reader, Sample
-from agent.collectors.base import Answers, Collector, Poll, expect
+from agent.collectors.base import Answers, Collector, Poll, expect, when_told
 from agent.qmp.commands import Ask
 
 _read = Reader(RUNSTATE)
@@ -29,4 +29,6 @@ def _since(before: Sample | None, sample: Sample, now: Poll) -> float:
     return now.time_ns / 1e9
 
 
-COLLECTOR = Collector("runstate", (RUNSTATE,), lambda _facts: (Ask("query-status"),), _collect, follow=_follow)
+COLLECTOR = Collector(
+    "runstate", (RUNSTATE,), lambda _facts: (Ask("query-status"),), _collect, when_told, follow=_follow
+)

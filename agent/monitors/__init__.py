@@ -1,8 +1,9 @@
 """Ways of reaching monitors, one file each. A way says which monitors there are; connecting, waiting and retrying is the framework's."""
 
 from agent.monitors.base import Found, Link, Monitor, Rank, Way
+from agent.monitors.burst import Burst
 from agent.monitors.dial import Dial
 from agent.monitors.libvirt import Libvirt
 from agent.monitors.listen import Listen, ListenTerms, ListenTls
 
-__all__ = ["Dial", "Found", "Libvirt", "Link", "Listen", "ListenTerms", "ListenTls", "Monitor", "Rank", "Way"]
+__all__ = ["Burst", "Dial", "Found", "Libvirt", "Link", "Listen", "ListenTerms", "ListenTls", "Monitor", "Rank", "Way"]

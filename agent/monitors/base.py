@@ -27,6 +27,9 @@ class Link(Protocol):
     @property
     def can_probe(self) -> bool: ...  # noqa: D102 - as Client's
 
+    @property
+    def hears(self) -> bool: ...  # noqa: D102 - as Client's
+
     async def ask(self, asks: Sequence[Ask], *, deadline: float) -> list[Answer]: ...  # noqa: D102 - as Client's
 
     async def settled(self) -> None: ...  # noqa: D102 - as Client's

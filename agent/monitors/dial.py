@@ -36,11 +36,15 @@ class Dial:
     def __repr__(self) -> str:
         return f"dial {self.pattern}"
 
+    def monitor(self, name: str, key: tuple[object, ...], connect: Connect) -> Monitor:
+        """Return the monitor that there is at an address."""
+        return Monitor(name, key, qmp(connect))
+
     def scan(self) -> dict[tuple[object, ...], Monitor]:
         """Return the monitors there are now, by key."""
         if self.pattern.startswith("tcp:"):
             host, _, port = self.pattern.removeprefix("tcp:").rpartition(":")
-            monitor = Monitor(self.pattern, (self.pattern,), qmp(_tcp(host.strip("[]"), int(port))))
+            monitor = self.monitor(self.pattern, (self.pattern,), tcp(host.strip("[]"), int(port)))
             return {monitor.key: monitor}
         found = {}
         for path in glob.iglob(self.pattern):  # noqa: PTH207 - Path.glob takes no absolute pattern
@@ -50,7 +54,7 @@ class Dial:
                 continue  # gone since it was listed
             if stat.S_ISSOCK(info.st_mode):
                 name = os.fsencode(path).decode("utf-8", "backslashreplace")  # a file's name need not be text
-                monitor = Monitor(name, (path, info.st_dev, info.st_ino, info.st_ctime_ns), qmp(_unix(path)))
+                monitor = self.monitor(name, (path, info.st_dev, info.st_ino, info.st_ctime_ns), unix(path))
                 found[monitor.key] = monitor
         return found
 
@@ -117,7 +121,9 @@ def _folders(pattern: str) -> Iterable[Path]:
     yield folder
 
 
-def _unix(path: str) -> Connect:
+def unix(path: str) -> Connect:
+    """Return how a Unix socket is connected to."""
+
     async def connect(factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseTransport:
         # Connected here and not by asyncio, which takes the EAGAIN of a full backlog for success.
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -132,7 +138,9 @@ def _unix(path: str) -> Connect:
     return connect
 
 
-def _tcp(host: str, port: int) -> Connect:
+def tcp(host: str, port: int) -> Connect:
+    """Return how a TCP address is connected to."""
+
     async def connect(factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseTransport:
         transport, _ = await asyncio.get_running_loop().create_connection(factory, host, port)
         return transport

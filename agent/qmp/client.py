@@ -111,6 +111,11 @@ class Client(asyncio.Protocol):
         return self._qmp.oob
 
     @property
+    def hears(self) -> bool:
+        """Whether every event is heard as long as this is up: a connection that stays hears them all."""
+        return True
+
+    @property
     def replies_due(self) -> int:
         """How many in-band questions QEMU still owes an answer to."""
         return self._qmp.replies_due

@@ -21,6 +21,10 @@ class MadeWayError(NotConnectedError):
     """We ended the connection because the VM is watched in a better way."""
 
 
+class DepartedError(NotConnectedError):
+    """The VM lives on elsewhere, or in a file; its manager said so."""
+
+
 class WayLostError(NotConnectedError):
     """What lies between us and the VM, such as libvirtd, cannot be reached; of the VM itself nothing is known."""
 

@@ -16,6 +16,8 @@ _NIL = str(uuid.UUID(int=0))
 WHO = (Ask("query-uuid"), Ask("query-name"))
 """Its version is in the greeting and need not be asked."""
 
+STATUS = Ask("query-status")
+
 _ROOMS = ("/machine/peripheral", "/machine/peripheral-anon")
 WHAT = (Ask("query-migrate-capabilities"), *(Ask("qom-list", {"path": room}) for room in _ROOMS))
 

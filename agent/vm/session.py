@@ -20,11 +20,12 @@ from agent.collectors.base import Poll
 from agent.monitors import Link
 from agent.qmp.client import Answer
 from agent.qmp.commands import Ask, Change
-from agent.qmp.errors import CommandError, CommandRefusedError, QmpError, StalledError
+from agent.qmp.errors import BusyError, CommandError, CommandRefusedError, QmpError, StalledError
 from agent.qmp.protocol import Event, Greeting
 from agent.record import Record, Vm, clean
 from agent.vm import identity
 from agent.vm.behind import Behind
+from agent.vm.passage import Passage
 from agent.vm.schedule import Schedule
 from agent.vm.status import Out, Outcome, State, Terms
 from agent.vm.storm import Storms, Telling
@@ -58,12 +59,13 @@ THREADS = "threads"
 class Session:
     """Made before the connection is, so that it misses nothing; `meet`, then `watch`."""
 
-    def __init__(self, terms: Terms, out: Out, tell: Callable[[State, str], None]) -> None:
+    def __init__(self, terms: Terms, out: Out, tell: Callable[[State, str], None], passage: Passage) -> None:
         self.shutdown_reason: str | None = None
         """Why the VM shut down, where it said so."""
         self._terms = terms
         self._out = out
         self._tell = tell
+        self._passage = passage
         self._vm: Vm | None = None
         self._facts = Facts()
         self._early: deque[Event] = deque()
@@ -113,9 +115,12 @@ class Session:
             case "SHUTDOWN":
                 reason = event.data.get("reason")
                 self.shutdown_reason = clean(reason, 64) if isinstance(reason, str) else "unknown"
-            case "MIGRATION" if event.data.get("status") != "setup":
-                # They are on; a destination tells its setup even where they are off (QEMU 7.2).
-                self._facts = dataclasses.replace(self._facts, migration_events=True)
+            case "MIGRATION":
+                status = event.data.get("status")
+                self._passage.migrates(status)
+                if status != "setup" and self._facts.hears:
+                    # They are on; a destination tells its setup even where they are off (QEMU 7.2).
+                    self._facts = dataclasses.replace(self._facts, migration_events=True)
         asks = {*row.asks, *self._wants(vm)}
         if asks:
             self._schedule.demand(asks, time.monotonic())
@@ -162,12 +167,14 @@ class Session:
     # What we ask.
 
     async def meet(self, client: Link, host: str, monitor: str) -> Vm:
-        """Ask who is there.
+        """Ask who is there, and whether it is there yet.
 
         Raises:
             QmpError: the connection ended first.
         """
-        return identity.who(host, monitor, await self._patiently(client, identity.WHO))
+        *said, run = await self._patiently(client, (*identity.WHO, identity.STATUS))
+        self._passage.begins(run.get("status", "") if isinstance(run, dict) else "")
+        return identity.who(host, monitor, said)
 
     async def watch(self, client: Link, vm: Vm) -> None:
         """Give the events their owner, then ask by schedule until the connection ends.
@@ -222,7 +229,8 @@ class Session:
         facts = identity.facts(answers, client.greeting, await self._commands(client, client.greeting))
         if facts.balloon is not None:
             facts = dataclasses.replace(facts, guest_stats_seconds=await self._guest_stats(client, facts.balloon))
-        if not facts.migration_events and Change.MIGRATION_EVENTS in self._terms.changes:
+        facts = dataclasses.replace(facts, hears=client.hears, migration_events=facts.migration_events and client.hears)
+        if facts.hears and not facts.migration_events and Change.MIGRATION_EVENTS in self._terms.changes:
             done = not isinstance(
                 (await self._patiently(client, (identity.TURN_ON_MIGRATION_EVENTS,)))[0], CommandError
             )
@@ -278,10 +286,10 @@ class Session:
                 answers = await client.ask(
                     [ask for _, asks in batch for ask in asks], deadline=self._terms.reply_seconds
                 )
-            except StalledError as error:
+            except (BusyError, StalledError) as error:
                 for collector, _ in batch:
                     self._out.collected(collector.name, Outcome.LATE, self._terms.reply_seconds)
-                await self._stalled(client, str(error))
+                await self._stalled(client, error)
                 self._schedule.plan(_DISCOVER, time.monotonic())  # much may have changed; what came late is stale
                 return
             seconds = time.monotonic() - start
@@ -308,6 +316,9 @@ class Session:
         self._out.collected(collector.name, outcome, seconds)
         if outcome is Outcome.OK:
             self._out.samples(vm, collector.families, samples, poll.time_ns)
+            for sample in samples:
+                if (witnessed := self._passage.look(sample)) is not None:
+                    self._out.record(Record("qemu.vm.arrived", vm, {"witnessed": witnessed}, poll.time_ns))
             self._compare(collector, samples)
         self._plan(collector, samples, poll.at)
 
@@ -317,13 +328,14 @@ class Session:
     async def _obey(self, client: Link, vm: Vm) -> None:
         """Make the changes that are wanted of what was just learnt, one by one, and ask what is wanted then.
 
-        Once QEMU has stalled, what was learnt is old: the changes that are left are not made.
+        Once QEMU has stalled, what was learnt is old: the changes that are left are not made. Where no event is heard none is made:
+        a threshold is of no use then, and levels are compared at each poll all the same.
         """
         commander = self._terms.commander
         if commander is None:
             return
         stalled = False
-        for disk, ask in await commander.orders(vm):
+        for disk, ask in await commander.orders(vm) if self._facts.hears else ():
             done = False
             try:
                 if not stalled:
@@ -333,7 +345,7 @@ class Session:
                 _log.info("%s: %s", vm.name, error)
             except StalledError as error:
                 stalled = True
-                await self._stalled(client, str(error))
+                await self._stalled(client, error)
             finally:
                 commander.ordered(vm, disk, done=done)
         self._schedule.demand(self._wants(vm), time.monotonic())
@@ -385,16 +397,16 @@ class Session:
         while True:
             try:
                 return await client.ask(asks, deadline=self._terms.reply_seconds)
-            except StalledError as error:
-                await self._stalled(client, str(error))
+            except (BusyError, StalledError) as error:
+                await self._stalled(client, error)
 
-    async def _stalled(self, client: Link, reason: str) -> None:
-        """Wait for the overdue replies, sending nothing in-band meanwhile; the command is still running inside QEMU.
+    async def _stalled(self, client: Link, why: BusyError | StalledError) -> None:
+        """Wait for the overdue replies, sending nothing in-band meanwhile: the command is still running inside QEMU. Or wait to be let in.
 
         Raises:
             QmpError: the connection ended first.
         """
-        self._tell(State.STALLED, reason)
+        self._tell(State.BUSY if isinstance(why, BusyError) else State.STALLED, str(why))
         settled = asyncio.ensure_future(client.settled())
         try:
             while not (await asyncio.wait({settled}, timeout=PROBE_SECONDS))[0]:

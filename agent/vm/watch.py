@@ -13,16 +13,19 @@ from typing import Any
 from agent.backoff import back_off
 from agent.monitors import Link, Monitor
 from agent.monitors.processes import qemu_of
-from agent.qmp.errors import BusyError, DeniedError, MadeWayError, QmpError, StalledError, WayLostError
+from agent.qmp.errors import BusyError, DeniedError, DepartedError, MadeWayError, QmpError, StalledError, WayLostError
 from agent.record import Record, Severity, Vm, clean
 from agent.vm import identity
 from agent.vm.claims import Claim, Claims
+from agent.vm.passage import Passage
 from agent.vm.session import Session
 from agent.vm.status import Out, State, Status, Terms
 
 _log = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 0.2
+
+UNHEARD = "figures only: its events are not heard over this monitor"
 
 
 class Watch:
@@ -39,6 +42,8 @@ class Watch:
         self._reason = ""
         self._left_ns: int | None = None
         self._session: Session | None = None
+        self._passage = Passage()
+        self._note = ""
         self._vanished = asyncio.Event()
 
     def vanish(self) -> None:
@@ -74,7 +79,7 @@ class Watch:
             State.GONE,
         ):  # those stand until something better is known
             self._set(State.CONNECTING)
-        session = self._session = Session(self._terms, self._out, self._tell)
+        session = self._session = Session(self._terms, self._out, self._tell, self._passage)
         try:
             client = await self._monitor.open(self._terms.allow, session.hear, deadline=self._terms.greeting_seconds)
         except (BusyError, StalledError) as error:
@@ -130,40 +135,48 @@ class Watch:
         try:
             assert client.greeting is not None
             self._vm, self._build = vm, identity.build(client.greeting)
-            self._lifecycle("attached", self._arrival(self._build))
-            self._set(State.UP)
+            self._lifecycle("attached", self._arrival(self._build, client))
+            self._note = "" if client.hears else UNHEARD
+            self._set(State.UP, self._note)
             await session.watch(client, vm)
         except MadeWayError as error:
             reason = str(error)
         except WayLostError as error:
             reason, state = str(error), State.CONNECTING
         except QmpError as error:
-            change, reason = "gone", str(error)
+            shut_down = session.shutdown_reason is not None
+            moved = isinstance(error, DepartedError) or self._passage.departed(shut_down=shut_down)
+            change, reason = "departed" if moved else "gone", str(error)
         finally:
             self._left_ns = time.time_ns()
-            self._lifecycle(change, {"reason": reason, "shutdown_reason": session.shutdown_reason})
+            more = {"shutdown_reason": session.shutdown_reason, "incoming": self._passage.coming or None}
+            self._lifecycle(change, {"reason": reason} | more)
+            if change != "detached":
+                self._passage = Passage()
             self._set(state, reason)
         return True
 
-    def _arrival(self, build: identity.Build) -> dict[str, Any]:
+    def _arrival(self, build: identity.Build, client: Link) -> dict[str, Any]:
         return {
             "monitor": clean(self._monitor.name),
             "qemu_version": build.version,
             "qemu_package": build.package,
             "reattached": self._left_ns is not None,
+            "incoming": self._passage.coming or None,
+            "events_heard": None if client.hears else False,
             "events_lost_since_timestamp_seconds": self._left_ns and self._left_ns / 1e9,
         }
 
     def _tell(self, state: State, reason: str) -> None:
         """Set a state that downstream is told of too, when it is new."""
         before = self._state
-        if not self._set(state, reason):
+        if not self._set(state, reason or (self._note if state is State.UP else "")):
             return
         if state is State.BUSY:
             self._lifecycle("busy", {"reason": reason}, Severity.WARNING)
         elif state is State.STALLED:
             self._lifecycle("stalled", {"reason": reason}, Severity.ERROR)
-        elif before is State.STALLED:
+        elif before is State.STALLED or (before is State.BUSY and state is State.UP):
             self._lifecycle("recovered", {})
 
     def _set(self, state: State, reason: str = "") -> bool:

@@ -106,6 +106,18 @@ def assert_progress(looks: list[Record], poll_seconds: float) -> None:
     assert max(gaps) < poll_seconds + 0.5, gaps
 
 
+def assert_moved(ends: Ends) -> None:
+    """Assert that neither end was told to be a new VM or a dead one."""
+    found = ends.agent.found
+    (arrived,) = found("vm.arrived")
+    assert (arrived["vmname"], arrived["data"]) == (ends.destination.name, {"witnessed": True})
+    (departed,) = found("vm.departed")
+    assert departed["vmname"] == ends.source.name
+    incoming = {record["vmname"]: record["data"].get("incoming", False) for record in found("vm.attached")}
+    assert incoming == {ends.source.name: False, ends.destination.name: True}
+    assert [*found("vm.gone")] == []
+
+
 async def assert_final(ends: Ends, final: dict[str, Any]) -> Record:
     """Assert that the last sample of the source has the figures that QEMU itself gives at the end."""
     last = await ends.agent.record("sample.migration", vm=ends.source.name, status="completed")
@@ -150,7 +162,8 @@ async def test_a_migration_within_one_identity_is_told_from_both_ends(start_ends
     series = await agent.metrics()  # fails by itself where a series is there twice
     assert len(series.all("qemu_vm_up", vm_uuid=source.uuid)) == 1
     await source.stop()
-    await agent.record("vm.gone", vm=source.name)
+    await agent.record("vm.departed", vm=source.name, shutdown_reason="host-signal")
+    assert_moved(ends)
     left = {"vm_uuid": destination.uuid, "vm": destination.name}
     assert (await agent.metrics()).all("qemu_vm_up") == [(left, 1.0)]
     assert (await agent.stop()).status == 0
@@ -173,3 +186,53 @@ async def test_a_migration_without_events_is_found_by_timer(start_ends: StartEnd
     assert series.one("qemu_migration_ram_transferred_bytes_total", vm_uuid=source) == final["ram"]["transferred"]
     assert series.one("qemu_runstate_running", vm_uuid=source) == 0
     assert series.one("qemu_runstate_running", vm_uuid=ends.destination.uuid) == 1
+    await ends.source.kill()
+    await ends.agent.record("vm.departed", vm=source)
+    assert_moved(ends)
+
+
+WAYS: Final[dict[str, dict[str, Any]]] = {
+    "dial": {"dial": "{folder}/*.qmp"},
+    "burst": {"burst": "{folder}/*.qmp"},
+    "listen": {"listen": "{folder}/mon"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_by_each_way_a_move_is_no_death_and_no_birth(start_guest: StartGuest, folder: Path, way: str) -> None:
+    entry = {key: value.format(folder=folder) for key, value in WAYS[way].items()}
+    calling: list[str] = []
+    if "listen" in entry:
+        calling = [
+            *("-chardev", f"socket,id=mon,path={entry['listen']},reconnect=1", "-mon", "chardev=mon,mode=control")
+        ]
+    source = await start_guest("source", kind=Kind.WRITER, extra=calling)
+    incoming = ["-incoming", "defer", *calling]
+    destination = await start_guest("destination", kind=Kind.WRITER, identity=source.uuid, extra=incoming)
+    await source.booted()
+    async with Agent(folder, {"monitors": [entry], "intervals": {"poll": "300ms"}}) as agent:
+        ends = Ends(source, destination, agent)
+        for guest in (source, destination):
+            await agent.record("sample.migration", vm=guest.name, status="none")
+        uri = f"unix:{folder}/migration"
+        await destination.command("migrate-incoming", uri=uri)
+        await source.command("migrate", uri=uri)
+        await agent.record("vm.arrived", vm=destination.name)
+        await agent.record("sample.runstate", vm=source.name, status="postmigrate")
+        await source.stop()
+        await agent.record("vm.departed", vm=source.name)
+        assert_moved(ends)
+
+
+async def test_what_came_before_the_agent_did_is_told_to_have_come(start_guest: StartGuest, folder: Path) -> None:
+    source = await start_guest("source", kind=Kind.WRITER)
+    destination = await start_guest("destination", kind=Kind.WRITER, extra=["-incoming", "defer"])
+    await source.booted()
+    uri = f"unix:{folder}/migration"
+    await destination.command("migrate-incoming", uri=uri)
+    await source.command("migrate", uri=uri)
+    await destination.event("RESUME")
+    async with Agent(folder, {"monitors": [{"dial": str(destination.monitor)}]}) as agent:
+        await agent.record("vm.arrived", vm=destination.name, witnessed=False)
+        (attached,) = agent.found("vm.attached")
+        assert "incoming" not in attached["data"]

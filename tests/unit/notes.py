@@ -10,7 +10,7 @@ from agent.catalogue.model import Family, Sample
 from agent.collectors import Intervals
 from agent.monitors import Monitor
 from agent.monitors.base import qmp
-from agent.monitors.dial import _unix
+from agent.monitors.dial import unix
 from agent.qmp.commands import AllowList, Change
 from agent.record import Record, Vm
 from agent.vm.status import Outcome, State, Status, Terms
@@ -91,7 +91,7 @@ class Notes:
 
 
 def monitor_at(path: Path) -> Monitor:
-    return Monitor(str(path), (str(path),), qmp(_unix(str(path))))
+    return Monitor(str(path), (str(path),), qmp(unix(str(path))))
 
 
 def terms(*changes: Change, **more: Any) -> Terms:

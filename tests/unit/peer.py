@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from agent.monitors.dial import _unix
+from agent.monitors.dial import unix
 from agent.qmp.client import Client
 from agent.qmp.commands import AllowList
 from agent.qmp.protocol import Event
@@ -21,7 +21,7 @@ async def connected(
     path: Path, on_event: Callable[[Event], None] = lambda _: None, deadline: float = LONG
 ) -> AsyncIterator[Client]:
     """A client of the monitor at a path, closed with the block."""
-    client = await Client.open(_unix(str(path)), AllowList(), on_event, deadline=deadline)
+    client = await Client.open(unix(str(path)), AllowList(), on_event, deadline=deadline)
     with contextlib.closing(client):
         yield client
 

@@ -62,6 +62,7 @@ async def test_at_attach_everything_is_asked_once(fake: FakeQemu) -> None:
             "qmp_capabilities",
             "query-uuid",
             "query-name",
+            "query-status",
             "query-migrate-capabilities",
             "qom-list",
             "qom-list",

@@ -70,6 +70,11 @@ class Domain:
         self._round: asyncio.Task[list[Answer]] | None = None
         self._devices: words.Devices | None = None
 
+    @property
+    def hears(self) -> bool:
+        """Whether libvirt passes events on: not to one who may only read."""
+        return not self._host.read_only
+
     # What a session calls.
 
     async def ask(self, asks: Sequence[Ask], *, deadline: float) -> list[Answer]:

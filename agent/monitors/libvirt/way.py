@@ -20,7 +20,7 @@ from agent.monitors.libvirt.domain import Domain, Host, pid_of
 from agent.monitors.libvirt.figures import Figures
 from agent.monitors.libvirt.wire import Calls, Inbox, MissingError, alive, denied, dial, in_thread, library, meaning
 from agent.qmp.commands import AllowList
-from agent.qmp.errors import DeniedError, NotConnectedError, QmpError, StalledError, WayLostError
+from agent.qmp.errors import DeniedError, DepartedError, NotConnectedError, QmpError, StalledError, WayLostError
 from agent.qmp.protocol import Event
 
 LIST_SECONDS = 30.0
@@ -49,6 +49,9 @@ _WHY = {
     6: "the domain was reverted to a snapshot",
 }
 """virDomainEventStoppedDetailType."""
+
+_DEPARTED = (3, 4)
+"""Of these, what is no end of the VM."""
 
 
 class Libvirt:
@@ -208,7 +211,8 @@ class Libvirt:
             case ("life", str(uuid), int(event), int(detail)):
                 self._tell_life(uuid, event)
                 if event == _STOPPED and (link := self._links.pop(uuid, None)) is not None:
-                    link.end(NotConnectedError(_WHY.get(detail, "the domain was stopped")))
+                    error = DepartedError if detail in _DEPARTED else NotConnectedError
+                    link.end(error(_WHY.get(detail, "the domain was stopped")))
                 self._changed.set()
 
     def _tell_life(self, uuid: str, event: int) -> None:

@@ -1,0 +1,26 @@
+"""A domain that leaves its process and lives on is not told to be dead."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.lab.libvirt import Libvirtd
+from tests.libvirt.conftest import AgentOn
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_a_domain_that_is_saved_has_departed_and_is_met_again_when_it_is_restored(
+    libvirtd: Libvirtd, agent_on: AgentOn, folder: Path
+) -> None:
+    domain = await libvirtd.domain("moves")
+    async with agent_on() as agent:
+        await agent.record("sample.block", vm=domain.uuid)
+        await libvirtd.virsh("save", domain.name, str(folder / "saved"))
+        departed = await agent.record("vm.departed", vm=domain.uuid)
+        assert departed["data"]["reason"] == "the domain was saved"
+        mark = agent.mark()
+        await libvirtd.virsh("restore", str(folder / "saved"))
+        await agent.record("vm.attached", vm=domain.uuid, since=mark)
+        await agent.record("sample.runstate", vm=domain.uuid, since=mark, running=True)
+        assert [*agent.found("vm.gone")] == []

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from agent.app import sink, terms, ways
+from agent.collectors import Collector, Facts
 from agent.config import Config
 from agent.delivery.jsonl import JsonLines
 from agent.delivery.kafka_access import expand
@@ -16,7 +18,7 @@ from agent.journal_tool import set_aside
 from agent.monitors import Dial, Listen, Monitor, Way
 from agent.qmp.errors import QmpError
 from agent.record import clean
-from agent.vm import identity
+from agent.vm import behind, identity
 from agent.vm.status import Terms
 from agent.web.endpoint import Door, EndpointError, is_loopback
 
@@ -36,6 +38,9 @@ async def check(config: Config) -> AsyncIterator[tuple[bool, str]]:
             gate = asyncio.Semaphore(MAX_AT_ONCE)
             for checked in asyncio.as_completed([_monitor(monitor, settled, gate) for monitor in found]):
                 yield await checked
+    for build, commands in settled.commands.items():
+        if lacks := list(_lacks(commands, settled.collectors)):
+            yield True, f"QEMU {build.version}: {'; '.join(lacks)}"
     for said in _journal(config):
         yield said
     yield await _endpoint(config)
@@ -130,14 +135,28 @@ async def _monitor(monitor: Monitor, settled: Terms, gate: asyncio.Semaphore) ->
         except QmpError as error:
             return False, f"{name}: {error}"
         try:
-            answers = await client.ask(identity.WHO, deadline=settled.reply_seconds)
+            answers = await client.ask((*identity.WHO, identity.COMMANDS), deadline=settled.reply_seconds)
         except QmpError as error:
             return False, f"{name}: {error}"
         finally:
             client.close()
-        vm = identity.who(settled.host, monitor.name, answers)
+        vm = identity.who(settled.host, monitor.name, answers[:-1])
         assert client.greeting is not None
-        return True, f"{name}: {vm.name} ({vm.uuid}), QEMU {identity.build(client.greeting).version}"
+        build = identity.build(client.greeting)
+        if commands := identity.commands(answers[-1]):
+            settled.commands[build] = commands
+        return True, f"{name}: {vm.name} ({vm.uuid}), QEMU {build.version}"
+
+
+def _lacks(commands: frozenset[str], collectors: Iterable[Collector]) -> Iterator[str]:
+    """Yield which collectors are off for a QEMU that understands no more than these, or tell less, and why."""
+    all_there = Facts(balloon="/", guest_stats_seconds=1, hv_balloon=True)
+    facts = replace(all_there, commands=commands)
+    for collector in collectors:
+        asks = (*(ask.command for ask in collector.asks(all_there)), *filter(None, [behind.NEEDS.get(collector.name)]))
+        if missing := sorted({command for command in asks if command not in commands}):
+            off = collector.lacks(facts) or not collector.asks(facts)
+            yield f"{collector.name} {'is off' if off else 'tells less'}, for there is no {' and no '.join(missing)}"
 
 
 async def _endpoint(config: Config) -> tuple[bool, str]:

@@ -26,6 +26,9 @@ ASKS = (
     Ask("qom-get", {"path": "/machine", "property": "type"}),
 )
 
+NEEDS = {"vcpu": "query-cpus-fast", "iothread": "query-iothreads"}
+"""Collectors that ask the kernel about threads, and which of these questions QEMU has to understand for them."""
+
 _ROOMS = ("/machine/peripheral", "/machine/peripheral-anon")
 
 _NICS = tuple(

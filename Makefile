@@ -38,7 +38,7 @@ format: $(VENV)/dev
 generate: $(VENV)/dev
 	$(BIN)/qmp-agent schema config > config/agent.schema.json
 	$(BIN)/qmp-agent schema record > config/record.schema.json
-	$(BIN)/python -m dashboards.host > dashboards/host.json
+	$(BIN)/python -m dashboards
 	$(BIN)/python -m agent.reference metrics > docs/metrics.md
 	$(BIN)/python -m agent.reference records > docs/records.md
 	$(BIN)/python -m agent.reference queries > docs/qmp-commands.md

@@ -1,141 +1,132 @@
-"""The dashboard of one host, made with Grafana's own SDK: `python -m dashboards.host > dashboards/host.json`."""
+"""One host: its VMs side by side."""
 
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dashboards.panels import TO_VM, Dashboard, choice, each, graph, number, rate, states
 
-from grafana_foundation_sdk.builders.dashboard import Dashboard, DatasourceVariable, QueryVariable, Row
-from grafana_foundation_sdk.builders.prometheus import Dataquery
-from grafana_foundation_sdk.builders.timeseries import Panel
-from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models.dashboard import DataSourceRef
-
-SOURCE = DataSourceRef(type_val="prometheus", uid="${source}")
 WHERE = 'instance="$host",vm=~"$vm"'
-WRITES = f"(rate(qemu_block_writes_total{{{WHERE}}}[$__rate_interval]) > 0)"
+DISK = "{{vm}} {{device}}"
+VM = "{{vm}}"
 
-
-@dataclass(frozen=True, slots=True)
-class Graph:
-    """One panel: its title, its unit in Grafana's names, and pairs of a query and a legend."""
-
-    title: str
-    unit: str
-    queries: Sequence[tuple[str, str]]
-
-
-ROWS: dict[str, Sequence[Graph]] = {
-    "Virtual machines": (
-        Graph("Answers in time", "bool_yes_no", ((f"qemu_vm_up{{{WHERE}}}", "{{vm}}"),)),
-        Graph("Run state", "short", ((f"qemu_runstate_status{{{WHERE}}}", "{{vm}} {{status}}"),)),
-        Graph(
-            "Alerts firing",
-            "short",
-            (
-                (
-                    f"sum by (vm, alert, device, level) (qemu_alert_firing{{{WHERE}}})",
-                    "{{vm}} {{device}} {{alert}} {{level}}",
-                ),
+HOST = Dashboard(
+    "qemu-host",
+    "QEMU host",
+    "The VMs of one host side by side.",
+    (
+        choice("host", "Host", "label_values(qmp_agent_build_info, instance)"),
+        choice("vm", "VMs", 'label_values(qemu_vm_info{instance="$host"}, vm)', many=True),
+    ),
+    WHERE,
+    {
+        "At a glance": (
+            number("VMs", "short", f"count(qemu_vm_up{{{WHERE}}}) or vector(0)"),
+            number(
+                "Do not answer",
+                "short",
+                f"count(qemu_vm_up{{{WHERE}}} == 0) or vector(0)",
+                thresholds=((1, "red"),),
+                help="A question to QEMU is overdue: it hangs, on storage most often.",
+            ),
+            number("Stand still", "short", f"count(qemu_runstate_running{{{WHERE}}} == 0) or vector(0)"),
+            number(
+                "Alerts firing",
+                "short",
+                f"sum(qemu_alert_firing{{{WHERE}}}) or vector(0)",
+                thresholds=((1, "red"),),
+            ),
+            number(
+                "CPUs used",
+                "short",
+                f"sum({rate('qemu_process_user_seconds_total', WHERE)} + {rate('qemu_process_system_seconds_total', WHERE)})",
+            ),
+            number("Memory used", "bytes", f"sum(qemu_process_resident_bytes{{{WHERE}}})"),
+        ),
+        "Virtual machines": (
+            states(
+                "Answers",
+                {0: ("overdue", "red"), 1: ("in time", "green")},
+                (f"qemu_vm_up{{{WHERE}}}", VM),
+                link=TO_VM,
+            ),
+            states(
+                "Runs",
+                {0: ("stands still", "orange"), 1: ("runs", "green")},
+                (f"qemu_runstate_running{{{WHERE}}}", VM),
+                link=TO_VM,
+            ),
+            graph(
+                "Alerts firing",
+                "short",
+                (f"qemu_alert_firing{{{WHERE}}}", "{{vm}} {{device}} {{alert}} {{level}}"),
+                empty="none",
+                link=TO_VM,
             ),
         ),
-    ),
-    "Disks": (
-        Graph(
-            "Read", "Bps", ((f"rate(qemu_block_read_bytes_total{{{WHERE}}}[$__rate_interval])", "{{vm}} {{device}}"),)
-        ),
-        Graph(
-            "Written",
-            "Bps",
-            ((f"rate(qemu_block_write_bytes_total{{{WHERE}}}[$__rate_interval])", "{{vm}} {{device}}"),),
-        ),
-        Graph(
-            "Time of a write",
-            "s",
-            ((f"rate(qemu_block_write_seconds_total{{{WHERE}}}[$__rate_interval]) / {WRITES}", "{{vm}} {{device}}"),),
-        ),
-        Graph(
-            "Failed",
-            "ops",
-            (
-                (f"rate(qemu_block_failed_reads_total{{{WHERE}}}[$__rate_interval])", "{{vm}} {{device}} reads"),
-                (f"rate(qemu_block_failed_writes_total{{{WHERE}}}[$__rate_interval])", "{{vm}} {{device}} writes"),
+        "CPU": (
+            graph(
+                "CPUs used by vCPUs",
+                "short",
+                (rate("qemu_vcpu_cpu_seconds_total", WHERE, "vm, vm_uuid"), VM),
+                link=TO_VM,
+            ),
+            graph(
+                "Steal",
+                "percentunit",
+                (f"avg by (vm, vm_uuid) ({rate('qemu_vcpu_run_delay_seconds_total', WHERE)})", VM),
+                thresholds=((0.1, "orange"),),
+                help="The share of time that its vCPUs were ready to run and had no host CPU.",
+                link=TO_VM,
+            ),
+            graph(
+                "Main loop",
+                "percentunit",
+                (rate("qemu_process_main_loop_cpu_seconds_total", WHERE), VM),
+                thresholds=((0.8, "orange"),),
+                help="The share of a CPU that QEMU's main thread takes: it answers questions and does I/O without iothreads.",
+                link=TO_VM,
             ),
         ),
-    ),
-    "Thin disks": (
-        Graph("Left", "bytes", ((f"qemu_block_space_headroom_bytes{{{WHERE}}}", "{{vm}} {{device}}"),)),
-        Graph(
-            "Used",
-            "percentunit",
-            (
-                (
-                    f"qemu_block_space_used_bytes{{{WHERE}}} / qemu_block_space_limit_bytes{{{WHERE}}}",
-                    "{{vm}} {{device}}",
-                ),
+        "Disks": (
+            graph("Read", "Bps", (rate("qemu_block_read_bytes_total", WHERE), DISK), link=TO_VM),
+            graph("Written", "Bps", (rate("qemu_block_write_bytes_total", WHERE), DISK), link=TO_VM),
+            graph(
+                "Time of a write",
+                "s",
+                (each("qemu_block_write_seconds_total", "qemu_block_writes_total", WHERE), DISK),
+                thresholds=((0.1, "orange"),),
+                link=TO_VM,
+            ),
+            graph(
+                "Failed",
+                "iops",
+                (rate("qemu_block_failed_reads_total", WHERE), f"{DISK} reads"),
+                (rate("qemu_block_failed_writes_total", WHERE), f"{DISK} writes"),
+                (rate("qemu_block_failed_flushes_total", WHERE), f"{DISK} flushes"),
+                thresholds=((0.001, "red"),),
+                link=TO_VM,
             ),
         ),
-        Graph("Growth", "Bps", ((f"qemu_block_space_growth_bytes_per_second{{{WHERE}}}", "{{vm}} {{device}}"),)),
-    ),
-    "Memory": (
-        Graph("Balloon", "bytes", ((f"qemu_balloon_actual_bytes{{{WHERE}}}", "{{vm}}"),)),
-        Graph("Available in the guest", "bytes", ((f"qemu_guest_memory_available_bytes{{{WHERE}}}", "{{vm}}"),)),
-    ),
-    "The agent": (
-        Graph("Monitors", "short", (('sum by (state) (qmp_agent_monitors{instance="$host"})', "{{state}}"),)),
-        Graph("Records waiting", "short", (('qmp_agent_lane_records{instance="$host"}', "{{lane}}"),)),
-        Graph(
-            "CPU",
-            "percentunit",
-            (('rate(qmp_agent_process_cpu_seconds_total{instance="$host"}[$__rate_interval])', "agent"),),
+        "Memory and network": (
+            graph("Memory of the process", "bytes", (f"qemu_process_resident_bytes{{{WHERE}}}", VM), link=TO_VM),
+            graph(
+                "Available in the guest",
+                "bytes",
+                (f"qemu_guest_memory_available_bytes{{{WHERE}}}", VM),
+                empty="no guest tells (allow.guest_stats_interval)",
+                link=TO_VM,
+            ),
+            graph(
+                "Received by guests",
+                "Bps",
+                (rate("qemu_net_receive_bytes_total", WHERE, "vm, vm_uuid"), VM),
+                empty="no VM has a tap",
+                link=TO_VM,
+            ),
+            graph(
+                "Sent by guests",
+                "Bps",
+                (rate("qemu_net_transmit_bytes_total", WHERE, "vm, vm_uuid"), VM),
+                empty="no VM has a tap",
+                link=TO_VM,
+            ),
         ),
-        Graph("Memory", "bytes", (('qmp_agent_process_resident_memory_bytes{instance="$host"}', "agent"),)),
-    ),
-}
-
-
-def queries() -> Iterator[tuple[str, str]]:
-    """Yield every panel's title and query."""
-    for graphs in ROWS.values():
-        for graph in graphs:
-            for query, _ in graph.queries:
-                yield graph.title, query
-
-
-def build() -> str:
-    """Return the dashboard as Grafana imports it."""
-    dashboard = (
-        Dashboard("QEMU host")
-        .uid("qemu-host")
-        .tags(["qemu", "qmp-agent"])
-        .refresh("30s")
-        .time("now-1h", "now")
-        .with_variable(DatasourceVariable("source").label("Data source").type("prometheus"))
-        .with_variable(
-            QueryVariable("host").label("Host").datasource(SOURCE).query("label_values(qmp_agent_build_info, instance)")
-        )
-        .with_variable(
-            QueryVariable("vm")
-            .label("VM")
-            .datasource(SOURCE)
-            .multi(multi=True)
-            .include_all(include_all=True)
-            .all_value(".*")
-            .query('label_values(qemu_vm_info{instance="$host"}, vm)')
-        )
-    )
-    for title, graphs in ROWS.items():
-        dashboard = dashboard.with_row(Row(title))
-        for graph in graphs:
-            dashboard = dashboard.with_panel(_panel(graph, 24 // len(graphs)))
-    return JSONEncoder(sort_keys=True, indent=2).encode(dashboard.build())
-
-
-def _panel(graph: Graph, width: int) -> Panel:
-    panel = Panel().title(graph.title).unit(graph.unit).datasource(SOURCE).span(width).height(8)
-    for query, legend in graph.queries:
-        panel = panel.with_target(Dataquery().expr(query).legend_format(legend).datasource(SOURCE))
-    return panel
-
-
-if __name__ == "__main__":
-    sys.stdout.write(build() + "\n")
+    },
+)

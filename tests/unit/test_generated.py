@@ -15,7 +15,7 @@ from agent.catalogue.metrics import FAMILIES
 from agent.catalogue.model import shown
 from agent.config import Config
 from agent.config_file import load, sections
-from dashboards import host
+from dashboards import DASHBOARDS
 from tests.system.records import check, validator
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
     [
         ("config/agent.schema.json", schema.config_schema),
         ("config/record.schema.json", schema.record_schema),
-        ("dashboards/host.json", lambda: json.loads(host.build())),
+        *((f"dashboards/{one.uid}.json", lambda one=one: json.loads(one.json())) for one in DASHBOARDS),
     ],
 )
 def test_a_generated_file_is_what_the_code_makes_today(file: str, made: Any) -> None:

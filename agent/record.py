@@ -162,7 +162,8 @@ class Stamp:
         if record.subject:
             event["subject"] = clean(record.subject)
         event["data"] = record.data
-        return Stamped(record, record_id, _encode(event))
+        # A copy, since orjson leaves what it made in a buffer of several KiB.
+        return Stamped(record, record_id, bytes(memoryview(_encode(event))))
 
 
 def _encode(event: dict[str, Any]) -> bytes:

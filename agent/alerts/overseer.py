@@ -343,7 +343,7 @@ class Overseer:
 
     def _of(self, vm: Vm) -> _Vm | None:
         one = self._vms.get(vm.uuid)
-        return one if one is not None and one.vm == vm else None
+        return one if one is not None and (one.vm is vm or one.vm == vm) else None
 
     def wants(self, vm: Vm) -> set[str]:
         """Return the collectors that should be asked again, and forget that they should."""

@@ -297,7 +297,7 @@ _DETAIL_BYTES = 8192
 
 
 def _detail(_: object) -> Convert:
-    return lambda raw: raw if len(orjson.dumps(raw)) <= _DETAIL_BYTES else None
+    return lambda raw: raw if type(raw) is bool or len(orjson.dumps(raw)) <= _DETAIL_BYTES else None
 
 
 _CONVERT: Mapping[Kind, Callable[[Callable[[float], float]], Convert]] = {

@@ -55,9 +55,7 @@ class Entry:
     def of(cls, stamped: Stamped, note: Note | None = None) -> Self:
         """Return the entry for a record."""
         record = stamped.record
-        # A copy, since orjson leaves what it made in a buffer of 8 KiB.
-        body = bytes(memoryview(stamped.body))
-        return cls(stamped.id, record.vm.key, record.type, record.time_ns, body, note)
+        return cls(stamped.id, record.vm.key, record.type, record.time_ns, stamped.body, note)
 
     @property
     def size(self) -> int:

@@ -42,21 +42,28 @@ class Claims:
     """The claims that are held: for each VM one, the best."""
 
     def __init__(self) -> None:
-        self._held: list[Claim] = []
+        self._held: dict[str | int, list[Claim]] = {}  # by process and by UUID
 
     async def take(self, claim: Claim) -> Claim | None:
         """Hold a claim, after worse ones have made way; or return the one that is as good or better, to be waited for."""
-        while rivals := [held for held in self._held if claim.same_vm(held)]:
+        while rivals := [held for key in _keys(claim) for held in self._held.get(key, ()) if claim.same_vm(held)]:
             for rival in rivals:
                 if rival.rank <= claim.rank:
                     return rival
                 rival.make_way()
             await rivals[0].released.wait()
-        self._held.append(claim)
+        for key in _keys(claim):
+            self._held.setdefault(key, []).append(claim)
         return None
 
     def release(self, claim: Claim) -> None:
         """Let a claim go, if it is held, and have those who wait for it try."""
-        if claim in self._held:
-            self._held.remove(claim)
+        for key in _keys(claim):
+            held = [other for other in self._held.pop(key, ()) if other is not claim]
+            if held:
+                self._held[key] = held
         claim.released.set()
+
+
+def _keys(claim: Claim) -> tuple[str | int, ...]:
+    return (claim.uuid,) if claim.pid is None else (claim.uuid, claim.pid)

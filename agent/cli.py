@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import faulthandler
 import json
 import sys
@@ -116,6 +117,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--listen", default="127.0.0.1:0", metavar="ADDRESS", help="where to show the page and /metrics meanwhile"
     )
+
+    command = _command(
+        commands, "doctor", _doctor, "say of every VM on this host whether and how it can be watched; best as root"
+    )
+    _config_option(command)
+    command.add_argument("--vm", default="*", help="only these, by name or UUID, or a pattern")
+    command.add_argument(
+        "--user", help="whose permissions are looked at; by default the running agent's, or else qmp-agent's"
+    )
+    command.add_argument("--json", action="store_true", help="as one JSON array; fields as in docs/monitors.md")
 
     command = _command(commands, "schema", _schema, "print the JSON schema of records or of the config")
     command.add_argument("of", choices=("record", "config"))
@@ -273,6 +284,23 @@ def _capture_config(parsed: argparse.Namespace) -> Config:
     """Return the config that is named, else the defaults: its monitors do not count."""
     logs.set_up("warning", "auto")
     return load(parsed.config) if parsed.config is not None else Config(monitors=[DialConfig(dial="/nowhere")])
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    from agent.doctor import permissions, report  # noqa: PLC0415 - nobody who runs the agent pays for it
+
+    path = parsed.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
+    try:
+        user = permissions.agents_user(parsed.user)
+    except KeyError:
+        print(f"qmp-agent: this host has no user {parsed.user}", file=sys.stderr)
+        return USAGE_ERROR
+    found = report.examine(report.Sight(user, load(path) if path is not None else None), parsed.vm)
+    if parsed.json:
+        print(json.dumps([dataclasses.asdict(vm) for vm in found], indent=2))
+    else:
+        print(*report.lines(found), sep="\n")
+    return 0
 
 
 def _schema(parsed: argparse.Namespace) -> int:

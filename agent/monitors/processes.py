@@ -33,3 +33,9 @@ def is_qemu(argv: list[str]) -> bool:
 def qemu_of(pid: int | None, proc: Path = PROC) -> int | None:
     """Return the process if it is a QEMU that we can see; one that passed a socket on, or is in another namespace, is none."""
     return pid if pid and is_qemu(arguments(pid, proc)) else None
+
+
+def qemus(proc: Path = PROC) -> list[int]:
+    """Return the processes that are QEMUs which run VMs, lowest first."""
+    pids = (int(name) for name in os.listdir(proc) if name.isdecimal())  # noqa: PTH208 - names, not paths
+    return sorted(pid for pid in pids if is_qemu(arguments(pid, proc)))

@@ -216,19 +216,20 @@ class Libvirtd:
 
     # Its domains.
 
-    async def domain(self, name: str, *, vcpus: int = 1, extra: str = "") -> Domain:
+    async def domain(self, name: str, *, vcpus: int = 1, extra: str = "", identity: str | None = None) -> Domain:
         """Make a domain and start it.
 
         Args:
             name: its name.
             vcpus: how many vCPUs it has.
             extra: more XML.
+            identity: its UUID; by default a new one.
         """
         boot, disk, xml = (self.folder / f"{name}{end}" for end in ("-boot.raw", ".qcow2", ".xml"))
         boot.write_bytes(boot_sector(pause_us=20_000).ljust(1 << 20, b"\0"))
         made = await asyncio.create_subprocess_exec("qemu-img", "create", "-q", "-f", "qcow2", disk, "64M")
         assert await made.wait() == 0
-        domain = Domain(name, str(uuid.uuid4()), disk, xml)
+        domain = Domain(name, identity or str(uuid.uuid4()), disk, xml)
         xml.write_text(_DOMAIN.format(name=name, uuid=domain.uuid, boot=boot, disk=disk, vcpus=vcpus, extra=extra))
         await self.virsh("create", xml)
         return domain

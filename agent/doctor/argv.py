@@ -1,0 +1,134 @@
+"""What a QEMU's command line says of its name and its monitors. Pure.
+
+Options as QEMU 2.6 to 11.1 take them: `-qmp DEV`, `-mon` or (11.1) `-object monitor-qmp` with `-chardev`, all of them in a file of
+`-readconfig` too (Incus), and sockets that were passed as descriptors (libvirt). Anybody can start a process with any
+command line, so nothing in it is believed to be well made.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import orjson
+
+_OFF = frozenset({"off", "no", "false", "0"})
+_FD = re.compile(r"[0-9]{1,9}")
+_HEADER = re.compile(r'\[\s*([\w-]+)\s*(?:"([^"]*)")?\s*\]')
+_PAIR = re.compile(r'([\w.-]+)\s*=\s*"([^"]*)"')
+
+
+@dataclass(frozen=True, slots=True)
+class Socket:
+    """A QMP monitor.
+
+    Attributes:
+        path: its Unix socket's path; empty where it was passed as a descriptor, or is TCP.
+        fd: the descriptor it was passed as, or None.
+        tcp: host:port, where it is TCP.
+        calls: whether QEMU connects to it instead of listening.
+    """
+
+    path: str = ""
+    fd: int | None = None
+    tcp: str = ""
+    calls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CommandLine:
+    """What a QEMU was started as. `name` and `uuid` are empty where it was not told."""
+
+    name: str
+    uuid: str
+    monitors: tuple[Socket, ...]
+
+
+def config_files(argv: Sequence[str]) -> list[str]:
+    """Return the files that a command line has read in."""
+    return [value for option, value in _options(argv) if option == "readconfig"]
+
+
+def understand(argv: Sequence[str], files: Sequence[str] = ()) -> CommandLine:
+    """Return what a command line, and the text of its `config_files`, say."""
+    name = uuid = ""
+    chardevs: dict[str, Socket] = {}
+    monitors: list[Socket | str] = []
+    for option, value in [*_options(argv), *(pair for text in files for pair in _sections(text))]:
+        keys = _keys(value)
+        match option:
+            case "name":
+                name = keys.get("guest") or keys.get("", name)
+            case "uuid":
+                uuid = value
+            case "smbios" if keys.get("type") == "1":
+                uuid = uuid or keys.get("uuid", "")
+            case "qmp" | "qmp-pretty":
+                monitors.append(_device(value))
+            case "chardev" if "socket" in (keys.get(""), keys.get("backend")):
+                chardevs[keys.get("id", "")] = _socket(keys)
+            case "mon" if keys.get("mode") == "control":
+                monitors.append(keys.get("chardev") or keys.get("", ""))
+            case "object" if "monitor-qmp" in (keys.get(""), keys.get("qom-type")):
+                monitors.append(keys.get("chardev", ""))
+    sockets = (chardevs.get(m) if isinstance(m, str) else m for m in monitors)
+    return CommandLine(name, uuid, tuple(s for s in sockets if s is not None))
+
+
+def _options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for option, value in zip(argv[1:], [*argv[2:], ""], strict=False):
+        if option.startswith("-"):
+            yield option.lstrip("-"), value
+
+
+def _keys(value: str) -> dict[str, str]:
+    """Return the keys of `word,key=value,...`, the word under an empty name; `,,` stands for a comma. Or those of a JSON object."""
+    if value.startswith("{"):
+        with contextlib.suppress(orjson.JSONDecodeError):
+            return {key: text for key, text in orjson.loads(value).items() if isinstance(text, str)}
+    keys = {}
+    for part in re.split(r"(?<!,),(?!,)", value):
+        key, equals, text = part.replace(",,", ",").partition("=")
+        if equals:
+            keys[key] = text
+        elif not keys:
+            keys[""] = key
+        else:
+            keys[key] = "on"  # `server`, as before QEMU 6
+    return keys
+
+
+def _socket(keys: dict[str, str]) -> Socket:
+    calls = keys.get("server", "off") in _OFF
+    if "fd" in keys:
+        return Socket(fd=int(keys["fd"]) if _FD.fullmatch(keys["fd"]) else None, calls=calls)
+    if "path" in keys:
+        return Socket(keys["path"], calls=calls)
+    return Socket(tcp=f"{keys.get('host', '')}:{keys.get('port', '')}", calls=calls)
+
+
+def _device(value: str) -> Socket | str:
+    """Return what `-qmp` names: `unix:PATH,...`, `tcp:HOST:PORT,...` or a chardev."""
+    kind, _, rest = value.partition(":")
+    keys = _keys(rest)
+    calls = keys.get("server", "off") in _OFF
+    match kind:
+        case "unix":
+            return Socket(keys.get("", ""), calls=calls)
+        case "tcp":
+            return Socket(tcp=keys.get("", ""), calls=calls)
+        case _:
+            return rest if kind == "chardev" else ""
+
+
+def _sections(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the options of a file as `-readconfig` takes it: [chardev "monitor"], and `key = "value"` below."""
+    option = ""
+    keys: list[tuple[str, str]] = []
+    for line in [*text.splitlines(), "[end]"]:
+        if header := _HEADER.fullmatch(line.strip()):
+            if option:
+                yield option, ",".join(f"{key}={value.replace(',', ',,')}" for key, value in keys)
+            option, keys = header[1], [("id", header[2] or "")]
+        elif pair := _PAIR.fullmatch(line.strip()):
+            keys.append((pair[1], pair[2]))

@@ -1,0 +1,315 @@
+"""Looking at the QEMUs of a host, and saying what was found."""
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
+from urllib.parse import parse_qs, urlsplit
+
+from agent.config import BurstConfig, Config, DialConfig, LibvirtConfig, ListenConfig
+from agent.doctor.argv import Socket, config_files, understand
+from agent.doctor.managers import LISTEN, Case, change, listen_entry, manager_of
+from agent.doctor.permissions import User, cure, describe, obstacles, owner
+from agent.doctor.sockets import ESTABLISHED, Entry, Table, descriptors, is_agent, owners, plain, program, sockets
+from agent.monitors import processes
+from agent.monitors.processes import PROC, arguments
+from agent.record import clean
+
+WATCHED = "watched"
+CONFIGURED = "configured"
+UNWATCHED = "unwatched"
+
+_LOCAL = frozenset({"", "0.0.0.0", "::", "localhost", "127.0.0.1", "::1"})  # noqa: S104 - compared, not bound
+_LIBVIRT_SOCKETS = ("/run/libvirt/virtqemud-sock", "/run/libvirt/libvirt-sock")
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorReport:
+    """One monitor of a VM.
+
+    Attributes:
+        address: its path, or tcp:host:port, or what is known of it.
+        state: `free`, `held`, `calls` (QEMU connects to whoever listens there) or `unknown`.
+        holder: who holds it, or listens where it calls: a program's name, or empty.
+        holder_pid: its process, or None.
+        missing: which permission the agent's user lacks, or empty.
+        way: the entry of the config that leads to it, or empty.
+        managers: whether the VM's manager needs it for itself.
+    """
+
+    address: str
+    state: str
+    holder: str = ""
+    holder_pid: int | None = None
+    missing: str = ""
+    way: str = ""
+    managers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VmReport:
+    """One VM.
+
+    Attributes:
+        name, uuid, pid: whose; name and uuid as its command line has them.
+        manager: who started it.
+        state: `watched` (the agent holds one of its monitors), `configured` (the config leads to it and nothing is in the way) or
+            `unwatched`.
+        way: the entry of the config that leads to it, or empty.
+        missing: which permission the agent's user lacks with its manager, or empty.
+        monitors: its monitors for QMP.
+        change: what a person is to do to have it watched, line by line; empty where nothing.
+        page: where docs/monitors.md says more.
+    """
+
+    name: str
+    uuid: str
+    pid: int
+    manager: str
+    state: str
+    way: str
+    missing: str
+    monitors: tuple[MonitorReport, ...]
+    change: tuple[str, ...]
+    page: str
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What is looked at.
+
+    Attributes:
+        user: whom the agent runs as.
+        config: its config, where there is one.
+        proc: /proc.
+        table: this host's sockets.
+    """
+
+    user: User
+    config: Config | None = None
+    proc: Path = PROC
+    table: Table = field(default_factory=sockets)
+
+    @property
+    def entries(self) -> Sequence[object]:
+        """The config's ways."""
+        return self.config.monitors if self.config is not None else ()
+
+
+def examine(sight: Sight, wanted: str = "*") -> list[VmReport]:
+    """Return what there is to say of each QEMU whose name or UUID fits a pattern, by name. Blocks: it reads /proc."""
+    vms = [vm for pid in processes.qemus(sight.proc) if (vm := _Vm(pid, sight)).is_called(wanted)]
+    holders = owners({entry.peer for vm in vms for entry in vm.connections()}, sight.proc)
+    return sorted((vm.report(holders) for vm in vms), key=lambda report: (report.name, report.pid))
+
+
+class _Vm:
+    """One QEMU's process as it was found."""
+
+    def __init__(self, pid: int, sight: Sight) -> None:
+        argv = arguments(pid, sight.proc)
+        files = [_config_file(path, pid, sight.proc) for path in config_files(argv)]
+        line = understand(argv, files)
+        whose = owner(pid, sight.proc)
+        self._sight = sight
+        self._uuid = clean(line.uuid)
+        self._case = Case(argv, clean(line.name or f"pid {pid}"), pid, whose.name, whose.uid)
+        self._inodes = descriptors(pid, sight.proc)
+        self._monitors = [(monitor, self._address(monitor)) for monitor in line.monitors]
+        self._manager = manager_of(argv, files, [address for _, address in self._monitors])
+
+    def is_called(self, wanted: str) -> bool:
+        """Return whether a pattern is for this VM."""
+        return fnmatchcase(self._case.name, wanted) or fnmatchcase(self._uuid, wanted)
+
+    def connections(self) -> Iterator[Entry]:
+        """Yield its ends of connections to its monitors."""
+        for monitor, address in self._monitors:
+            yield from self._connections(monitor, address)
+
+    def report(self, holders: Mapping[int, int]) -> VmReport:
+        """Return what there is to say of it."""
+        monitors = tuple(self._monitor(monitor, address, holders) for monitor, address in self._monitors)
+        held = next(
+            (m for m in monitors if m.holder_pid is not None and is_agent(m.holder_pid, self._sight.proc)), None
+        )
+        lead = held or next((m for m in monitors if m.way and not m.missing and _open(m)), None)
+        entry = self._by_manager()
+        blocked = self._libvirt_obstacles(entry) if entry is not None else []
+        if lead is not None:
+            state, way = WATCHED if held is not None else CONFIGURED, lead.way
+        elif entry is not None:
+            state, way = UNWATCHED if blocked else CONFIGURED, f"libvirt: {entry.libvirt}"
+        else:
+            state, way = UNWATCHED, next((m.way for m in monitors if m.way), "")
+        page, advice = self._manager.page, list[str]()
+        if state == UNWATCHED:
+            page, advice = (page, self._mend(blocked, made_anew=False)) if blocked else self._advice(monitors)
+        case, manager = self._case, self._manager.name
+        missing = clean(describe(blocked[0], self._sight.user)) if blocked else ""
+        lines = tuple(clean(text, 1000) for text in advice)
+        return VmReport(case.name, self._uuid, case.pid, manager, state, clean(way), missing, monitors, lines, page)
+
+    def _advice(self, monitors: Iterable[MonitorReport]) -> tuple[str, list[str]]:
+        """Return what is to be done, the least first, and where docs/monitors.md says more."""
+        for monitor in monitors:
+            if monitor.managers or monitor.holder_pid is not None:
+                continue
+            if monitor.state == "calls" and not monitor.way:
+                return "listen", [_NO_RESTART, *listen_entry(self._case, monitor.address)]
+            if monitor.state == "free":
+                entry = [] if monitor.way else [_NO_RESTART, "  monitors:", f"    - dial: {monitor.address}"]
+                return "dial", [*entry, *self._mend(self._obstacles(monitor.address))]
+        listen = next((e.listen for e in self._sight.entries if isinstance(e, ListenConfig)), None)
+        lines = change(self._manager, self._case, listen or LISTEN, listens=listen is not None)
+        lent = next((m.address for m in monitors if m.managers and m.state == "free" and not self._manager.uri), None)
+        if lent is not None:
+            lines += [
+                "or with no restart, but without events (docs/monitors.md#burst):",
+                "  monitors:",
+                f"    - {_BURST}{lent}",
+            ]
+        return self._manager.page, lines
+
+    def _mend(self, places: Iterable[Path], *, made_anew: bool = True) -> list[str]:
+        commands = [command for place in places for command in cure(place, self._sight.user, made_anew=made_anew)]
+        return ["as root:", *(f"  {command}" for command in dict.fromkeys(commands))] if commands else []
+
+    def _obstacles(self, address: str) -> list[Path]:
+        """Return what is in the way to a monitor."""
+        return obstacles(address, self._sight.user) if address.startswith("/") else []
+
+    def _monitor(self, monitor: Socket, address: str, holders: Mapping[int, int]) -> MonitorReport:
+        shown = clean(address or f"descriptor {monitor.fd}")
+        own = re.search(self._manager.own, address) is not None
+        way = next((text for entry in self._sight.entries if (text := _leads(entry, monitor, address))), "")
+        if not address or not self._sight.table:
+            return MonitorReport(shown, "unknown", way=way, managers=own)
+        connections = list(self._connections(monitor, address))
+        pid = next((holders[entry.peer] for entry in connections if entry.peer in holders), None)
+        state = "calls" if monitor.calls else "held" if connections else "free"
+        blocked = self._obstacles(address) if not monitor.calls and (way or (state == "free" and not own)) else []
+        missing = clean(describe(blocked[0], self._sight.user)) if blocked else ""
+        holder = clean(program(arguments(pid, self._sight.proc))) if pid is not None else ""
+        return MonitorReport(shown, state, holder, pid, missing, way, managers=own)
+
+    def _by_manager(self) -> LibvirtConfig | None:
+        """Return the entry of the config that leads to its manager."""
+        uri = self._manager.uri
+        entries = (entry for entry in self._sight.entries if uri and isinstance(entry, LibvirtConfig))
+        return next((entry for entry in entries if _plain_uri(entry.libvirt) == _plain_uri(uri)), None)
+
+    def _libvirt_obstacles(self, entry: LibvirtConfig) -> list[Path]:
+        """Return what is in the way to the socket of a libvirtd."""
+        given = parse_qs(urlsplit(entry.libvirt).query).get("socket", [])
+        path = next((path for path in given or _LIBVIRT_SOCKETS if Path(path).is_socket()), None)
+        return self._obstacles(f"{path}-ro" if entry.read_only and not given else path) if path else []
+
+    def _address(self, monitor: Socket) -> str:
+        """Return where a monitor is; of one that was passed as a descriptor, what the kernel says. Empty where that is not known."""
+        if monitor.fd is None:
+            return monitor.path or f"tcp:{monitor.tcp}"
+        entry = self._sight.table.get((self._inodes or {}).get(monitor.fd, 0))
+        return entry.address if entry is not None else ""
+
+    def _connections(self, monitor: Socket, address: str) -> Iterator[Entry]:
+        """Yield this process's ends of connections to an address, or of those from it."""
+        key = _key(address)
+        inodes = self._sight.table.keys() if self._inodes is None else self._inodes.values()
+        for entry in (self._sight.table[inode] for inode in inodes if inode in self._sight.table):
+            there = self._sight.table.get(entry.peer)
+            at = (entry.remote or (there.address if there is not None else "")) if monitor.calls else entry.address
+            if key and at == key and entry.state == ESTABLISHED:
+                yield entry
+
+
+def _key(address: str) -> str:
+    """Return an address as the table of sockets has it."""
+    return f"tcp:{address.rpartition(':')[2]}" if address.startswith("tcp:") else plain(address)
+
+
+def _plain_uri(uri: str) -> str:
+    """Return what tells one libvirtd of this host from another: `qemu/system` or `qemu/session`, by whichever transport."""
+    parts = urlsplit(uri)
+    return parts.scheme.partition("+")[0] + parts.path
+
+
+def _leads(entry: object, monitor: Socket, address: str) -> str:
+    """Return an entry of the config as a person would write it, if it leads to a monitor."""
+    match entry:
+        case DialConfig(dial=dial) if not monitor.calls and _reaches(dial, address):
+            return f"dial: {dial}"
+        case BurstConfig(burst=burst) if not monitor.calls and _reaches(burst, address):
+            return f"{_BURST}{burst}"
+        case ListenConfig(listen=listen) if monitor.calls and _reaches(listen, address):
+            return f"listen: {listen}"
+    return ""
+
+
+def _open(monitor: MonitorReport) -> bool:
+    """Return whether the entry that leads to a monitor gets in: one that visits waits for its turn."""
+    return monitor.state != "held" or monitor.way.startswith(_BURST)
+
+
+def _reaches(entry: str, address: str) -> bool:
+    """Return whether an address of the config is that of a monitor."""
+    if not entry.startswith("tcp:") or not address.startswith("tcp:"):
+        return PurePath(plain(address)).match(plain(entry)) if address else False
+    hosts = {text.removeprefix("tcp:").rpartition(":")[0].strip("[]") for text in (entry, address)}
+    return _key(entry) == _key(address) and (len(hosts) == 1 or hosts <= _LOCAL)
+
+
+def _config_file(path: str, pid: int, proc: Path) -> str:
+    """Return the text of a file that a process has read, as that process sees it; nothing but a plain file is opened."""
+    place = proc / str(pid) / (f"root{path}" if path.startswith("/") else f"cwd/{path}")
+    try:
+        plain_file = stat.S_ISREG(os.stat(place).st_mode)  # noqa: PTH116 - as Path.stat, with the type beside it
+    except OSError:
+        return ""
+    return processes.read(place).decode("utf-8", "replace") if plain_file else ""
+
+
+_BURST = "burst: "
+_NO_RESTART = "in the agent's config; no restart:"
+
+
+def lines(reports: Sequence[VmReport]) -> Iterator[str]:
+    """Yield what was found, for people."""
+    for vm in reports:
+        yield f"{vm.name}  uuid {vm.uuid or 'none'}  pid {vm.pid}  manager {vm.manager}"
+        for monitor in vm.monitors:
+            yield f"  {monitor.address}: {_state(monitor)}"
+            if monitor.missing:
+                yield f"    {monitor.missing}"
+        if not vm.monitors:
+            yield "  it has no QMP monitor"
+        if vm.missing:
+            yield f"  {vm.missing}"
+        match vm.state:
+            case "watched":
+                yield "  watched"
+            case "configured":
+                yield f"  the config leads to it: {vm.way}"
+            case _:
+                led = f", though the config leads to it ({vm.way})" if vm.way else ""
+                yield f"  not watched{led}; to have it watched (docs/monitors.md#{vm.page}),"
+                yield from (f"    {line}" for line in vm.change)
+    if not reports:
+        yield "no such QEMU runs here that this user can see"
+
+
+def _state(monitor: MonitorReport) -> str:
+    by = f"{monitor.holder} (pid {monitor.holder_pid})" if monitor.holder_pid is not None else "somebody"
+    match monitor.state:
+        case "held":
+            text = f"held by {by}"
+        case "calls":
+            text = f"QEMU connects there; {by if monitor.holder_pid is not None else 'nobody'} answers"
+        case "free":
+            text = "free"
+        case _:
+            text = "who holds it cannot be told; root can see it"
+    return text + ("; the manager needs it" if monitor.managers and monitor.state == "free" else "")

@@ -30,7 +30,7 @@ from agent.delivery.kafka import Create, Kafka, KafkaTerms, Topics
 from agent.delivery.kafka_access import Access, Sasl, Tls, expand
 from agent.delivery.sink import Sink
 from agent.host import Labels
-from agent.monitors import Burst, Dial, Libvirt, Listen, ListenTerms, ListenTls, Monitor, Way
+from agent.monitors import Burst, Dial, Hotplug, Libvirt, Listen, ListenTerms, ListenTls, Monitor, Way
 from agent.qmp.commands import AllowList, Ask, Change
 from agent.record import Record, Severity, Stamp, Vm
 from agent.reload import Reload
@@ -101,6 +101,8 @@ def terms(config: Config, commander: Commander | None = None) -> Terms:
         changes.add(Change.GUEST_STATS_INTERVAL)
     if config.allow.migration_events:
         changes.add(Change.MIGRATION_EVENTS)
+    if any(isinstance(entry, BurstConfig) and entry.hotplug is not None for entry in config.monitors):
+        changes.add(Change.OWN_MONITOR)
     return Terms(
         host=config.host,
         allow=AllowList(changes),
@@ -125,6 +127,12 @@ def _libvirt(config: Config, entry: LibvirtConfig) -> Libvirt:
     return Libvirt(entry.libvirt, read_only=entry.read_only, passthrough=passthrough)
 
 
+def _burst(entry: BurstConfig) -> Burst:
+    if entry.hotplug is not None:
+        return Hotplug(entry.burst, Path(entry.hotplug), entry.hold)
+    return Burst(entry.burst, entry.hold)
+
+
 def _listen(_: Config, entry: ListenConfig) -> Listen:
     settled = None
     if (tls := entry.tls) is not None:
@@ -135,7 +143,7 @@ def _listen(_: Config, entry: ListenConfig) -> Listen:
 
 _WAYS: Mapping[type, Callable[[Config, Any], Way]] = {
     DialConfig: lambda _, entry: Dial(entry.dial),
-    BurstConfig: lambda _, entry: Burst(entry.burst, entry.hold),
+    BurstConfig: lambda _, entry: _burst(entry),
     LibvirtConfig: _libvirt,
     ListenConfig: _listen,
 }

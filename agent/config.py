@@ -43,6 +43,12 @@ def _dial(value: str) -> str:
     return value
 
 
+def _folder(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError("should be an absolute path")
+    return value
+
+
 def _libvirt(value: str) -> str:
     if not re.fullmatch(r"qemu(\+[a-z]+)?://\S*", value):
         raise ValueError("should be libvirt's name of a QEMU host, such as qemu:///system")
@@ -101,6 +107,8 @@ class BurstConfig(_Section):
     """A Unix socket, a pattern of them, or tcp:host:port."""
     hold: Annotated[Seconds, Field(ge=0.05, le=10)] = 0.5
     """How long a visit may wait for the greeting, and how long for the answers; it leaves then, whatever QEMU does."""
+    hotplug: Annotated[str, AfterValidator(_folder)] | None = None
+    """A folder for sockets of the agent's own, which QEMU 11.1 and newer is asked to add: a change, and nothing else is changed then."""
 
 
 class LibvirtConfig(_Section):

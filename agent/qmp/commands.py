@@ -11,6 +11,7 @@ was upgraded under it), `query-rx-filter` (re-arms an event), `query-cpus` (inte
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any, NewType
 
 import orjson
@@ -61,11 +62,20 @@ Request = NewType("Request", bytes)
 """What may be written to a monitor. Made in this file alone; a client writes nothing else, and mypy sees to that."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One command with its arguments, before it is bytes."""
+
+    command: str
+    arguments: Mapping[str, Any] | None = None
+
+
 class Change(StrEnum):
     """A change that an operator may allow; the value is its name in the config."""
 
     GUEST_STATS_INTERVAL = "guest-stats-interval"
     MIGRATION_EVENTS = "migration-events"
+    OWN_MONITOR = "own-monitor"
     WRITE_THRESHOLD = "write-threshold"
 
 
@@ -82,41 +92,78 @@ _INTERVAL_MAX_SECONDS = 3600
 _THRESHOLD_MAX_BYTES = 2**63 - 1
 """QEMU takes a negative number too, silently, as one past any disk (2.3 to 11.1)."""
 
+OWN = "qmp-agent"
+"""The id, in QEMU, of a monitor that was added for the agent and of its character device."""
+
+
+def own_monitor(path: str) -> tuple[Ask, Ask]:
+    """Return the changes that have QEMU make a monitor for the agent alone, a socket at that path (QEMU 11.1).
+
+    When the socket's client leaves, QEMU removes the monitor, the character device and the socket's file by itself.
+    """
+    address = {"type": "unix", "data": {"path": path}}
+    backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
+    monitor = {"qom-type": "monitor-qmp", "id": OWN, "chardev": OWN, "close-action": "delete"}
+    return Ask("chardev-add", {"id": OWN, "backend": backend}), Ask("object-add", monitor)
+
+
+def without_own_monitor() -> tuple[Ask, Ask]:
+    """Return the changes that take back what `own_monitor` made and nobody could connect to."""
+    return Ask("object-del", {"id": OWN}), Ask("chardev-remove", {"id": OWN})
+
+
+def _same(one: object, other: object) -> bool:
+    """Return whether both are the same JSON: to Python, 1 is equal to true."""
+    return orjson.dumps(one, option=orjson.OPT_SORT_KEYS) == orjson.dumps(other, option=orjson.OPT_SORT_KEYS)
+
+
+def _is_own_socket(arguments: Mapping[str, Any]) -> bool:
+    try:
+        path = arguments["backend"]["data"]["addr"]["data"]["path"]
+    except (KeyError, TypeError):
+        return False
+    if not isinstance(path, str) or not path.startswith("/") or not path.endswith(".qmp"):
+        return False
+    return _same(arguments, own_monitor(path)[0].arguments)
+
+
 _FORMS = {
-    Change.GUEST_STATS_INTERVAL: _Form(
-        "qom-set",
-        lambda a: (
-            a.keys() == {"path", "property", "value"}
-            and a["property"] == "guest-stats-polling-interval"
-            and type(a["value"]) is int
-            and 0 <= a["value"] <= _INTERVAL_MAX_SECONDS
+    Change.OWN_MONITOR: (
+        _Form("chardev-add", _is_own_socket),
+        *(_Form(ask.command, partial(_same, ask.arguments)) for ask in (own_monitor("")[1], *without_own_monitor())),
+    ),
+    Change.GUEST_STATS_INTERVAL: (
+        _Form(
+            "qom-set",
+            lambda a: (
+                a.keys() == {"path", "property", "value"}
+                and a["property"] == "guest-stats-polling-interval"
+                and type(a["value"]) is int
+                and 0 <= a["value"] <= _INTERVAL_MAX_SECONDS
+            ),
         ),
     ),
-    Change.WRITE_THRESHOLD: _Form(
-        "block-set-write-threshold",
-        lambda a: (
-            a.keys() == {"node-name", "write-threshold"}
-            and isinstance(a["node-name"], str)
-            and type(a["write-threshold"]) is int
-            and 0 < a["write-threshold"] <= _THRESHOLD_MAX_BYTES
+    Change.WRITE_THRESHOLD: (
+        _Form(
+            "block-set-write-threshold",
+            lambda a: (
+                a.keys() == {"node-name", "write-threshold"}
+                and isinstance(a["node-name"], str)
+                and type(a["write-threshold"]) is int
+                and 0 < a["write-threshold"] <= _THRESHOLD_MAX_BYTES
+            ),
         ),
     ),
-    Change.MIGRATION_EVENTS: _Form(
-        "migrate-set-capabilities",
-        lambda a: (
-            a == {"capabilities": [{"capability": "events", "state": True}]}
-            and a["capabilities"][0]["state"] is True  # 1 is equal to it
+    Change.MIGRATION_EVENTS: (
+        _Form(
+            "migrate-set-capabilities",
+            lambda a: (
+                a == {"capabilities": [{"capability": "events", "state": True}]}
+                and a["capabilities"][0]["state"] is True  # 1 is equal to it
+            ),
         ),
     ),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One command with its arguments, before it is bytes."""
-
-    command: str
-    arguments: Mapping[str, Any] | None = None
 
 
 class AllowList:
@@ -128,7 +175,7 @@ class AllowList:
 
     def allow(self, changes: Iterable[Change]) -> None:
         """Allow these changes and no others from here on, on connections that are up too."""
-        self._forms = [_FORMS[change] for change in changes]
+        self._forms = [form for change in changes for form in _FORMS[change]]
 
     def encode(self, ask: Ask) -> Request:
         """Return an in-band request: compact, with no id and no newline, since QEMU pays for its length byte by byte.

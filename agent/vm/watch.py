@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.backoff import back_off
-from agent.monitors import Link, Monitor
+from agent.monitors import Link, Monitor, Rank
 from agent.monitors.processes import qemu_of
 from agent.qmp.errors import BusyError, DeniedError, DepartedError, MadeWayError, QmpError, StalledError, WayLostError
 from agent.record import Record, Severity, Vm, clean
@@ -103,7 +103,8 @@ class Watch:
             self._set(State.GONE, str(error))
             return False
         pid = qemu_of(client.peer_pid)
-        claim = Claim(vm.uuid, pid, self._monitor.rank, clean(self._monitor.name), client.make_way)
+        rank = self._monitor.rank if client.hears else Rank.BURST  # whichever way it came about
+        claim = Claim(vm.uuid, pid, rank, clean(self._monitor.name), client.make_way)
         try:
             while (better := await self._claims.take(claim)) is not None:
                 self._set(State.SPARE, f"{vm.name} is watched over {better.name}")

@@ -41,6 +41,13 @@ def fault(request: Any) -> str | None:
             good = arguments.get("property") in PROPERTIES
         case "migrate-set-capabilities":
             good = arguments == {"capabilities": [{"capability": "events", "state": True}]}
+        case "chardev-add":
+            good = _own_socket(arguments)
+        case "object-add":
+            wanted = {"qom-type": "monitor-qmp", "id": "qmp-agent", "chardev": "qmp-agent", "close-action": "delete"}
+            good = arguments == wanted
+        case "object-del" | "chardev-remove":
+            good = arguments == {"id": "qmp-agent"}
         case "qmp_capabilities":
             good = arguments in ({}, {"enable": ["oob"]})
         case str(command):
@@ -48,6 +55,13 @@ def fault(request: Any) -> str | None:
         case _:
             good = False
     return None if good and "id" not in request else "it is not on the list, or not in this form"
+
+
+def _own_socket(arguments: Any) -> bool:
+    """Return whether a character device is a socket for the agent's own monitor."""
+    path = arguments["backend"]["data"]["addr"]["data"]["path"]
+    data = {"addr": {"type": "unix", "data": {"path": path}}, "server": True, "wait": False}
+    return bool(arguments == {"id": "qmp-agent", "backend": {"type": "socket", "data": data}})
 
 
 class Wire:

@@ -5,13 +5,14 @@ from typing import Any
 import orjson
 import pytest
 
-from agent.qmp.commands import READS, AllowList, Ask, Change
+from agent.qmp.commands import OWN, READS, AllowList, Ask, Change, own_monitor, without_own_monitor
 from agent.qmp.errors import CommandRefusedError
 from agent.vm import identity
 from tests.lab.fixtures import StartGuest
 
 INTERVAL = {"path": "/machine/peripheral/balloon0", "property": "guest-stats-polling-interval", "value": 10}
 EVENTS = {"capabilities": [{"capability": "events", "state": True}]}
+OWN_SOCKET, OWN_MONITOR = (ask.arguments for ask in own_monitor("/run/qmp-agent/own/7.qmp"))
 THRESHOLD = {"node-name": "disk0-storage", "write-threshold": 1 << 30}
 ALL = AllowList(Change)
 
@@ -36,6 +37,9 @@ async def test_of_all_that_a_real_qemu_understands_only_the_reads_can_be_said(st
         (INTERVAL, {"qom-set"}),
         (EVENTS, {"migrate-set-capabilities"}),
         (THRESHOLD, {"block-set-write-threshold"}),
+        (OWN_SOCKET, {"chardev-add"}),
+        (OWN_MONITOR, {"object-add"}),
+        ({"id": OWN}, {"object-del", "chardev-remove"}),
     ):
         assert {name for name in names if not refused(ALL, name, arguments)} - READS == change
 
@@ -123,6 +127,49 @@ def test_the_guest_stats_interval_is_set_in_one_form_only(arguments: Any) -> Non
 def test_migration_events_are_switched_on_and_nothing_else(arguments: Any) -> None:
     assert not refused(ALL, "migrate-set-capabilities", EVENTS)
     assert refused(ALL, "migrate-set-capabilities", arguments)
+
+
+def socket_of(path: object = "/run/own/7.qmp", **data: Any) -> dict[str, Any]:
+    """Return what adds a character device, with something in it changed."""
+    address = {"type": "unix", "data": {"path": path}}
+    return {
+        "id": OWN,
+        "backend": {"type": "socket", "data": {"addr": address, "server": True, "wait": False} | data},
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        None,
+        {},
+        {"id": OWN},
+        socket_of("own/7.qmp"),
+        socket_of("/etc/passwd"),
+        socket_of(None),
+        socket_of(addr={"type": "inet", "data": {"host": "0.0.0.0", "port": "1"}}),
+        socket_of(addr=5),
+        socket_of(server=False),
+        socket_of(server=1),
+        socket_of(telnet=True),
+        socket_of() | {"id": "serial0"},
+        socket_of() | {"backend": {"type": "file", "data": {"out": "/etc/passwd"}}},
+        socket_of() | {"more": 1},
+    ],
+)
+def test_a_monitor_of_our_own_is_a_socket_in_one_form_only(arguments: Any) -> None:
+    assert not refused(ALL, "chardev-add", socket_of())
+    assert refused(ALL, "chardev-add", arguments)
+    assert refused(AllowList(set(Change) - {Change.OWN_MONITOR}), "chardev-add", socket_of())
+
+
+@pytest.mark.parametrize("command", ["object-add", "object-del", "chardev-remove"])
+@pytest.mark.parametrize(
+    "arguments", [None, {}, {"id": "secret0"}, {"qom-type": "secret", "id": OWN, "data": "x"}, {"id": OWN, "more": 1}]
+)
+def test_no_object_of_anybody_elses_is_added_or_taken_away(command: str, arguments: Any) -> None:
+    assert refused(ALL, command, arguments)
+    assert not any(refused(ALL, ask.command, ask.arguments) for ask in (*own_monitor("/a.qmp"), *without_own_monitor()))
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_what_a_file_says_is_what_the_agent_takes() -> None:
     assert [entry.model_dump(exclude_defaults=True) for entry in config.monitors] == [
         {"dial": "/run/libvirt/qemu/channel/*/qmp.sock"},
         {"dial": "tcp:[::1]:4444"},
-        {"burst": "/var/run/qemu-server/*.qmp", "hold": 1.0},
+        {"burst": "/var/run/qemu-server/*.qmp", "hold": 1.0, "hotplug": "/run/qmp-agent/own"},
         {"libvirt": "qemu:///system", "read_only": True},
         {"listen": "/run/qmp-agent/monitor.sock", "users": ["64055", "qemu"], "groups": ["kvm"], "connections": 5},
         {"listen": "tcp:[::]:4445", "tls": {"ca": "/etc/ca.pem", "certificate": "/etc/agent.pem"}},

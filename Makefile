@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test chaos check format generate examples lab-demo lab-test clean
+.PHONY: help demo test chaos fuzz check format generate examples lab-demo lab-test clean
 
 help:
 	@echo "make demo [FOR=30s] [OUT=FILE]   two small guests, watched"
 	@echo "make test [T=tests/unit]         all tests, or some"
 	@echo "make chaos [MINUTES=10] [SEED=N] brokers, agents and disks failing, and a judge of what arrived"
+	@echo "make fuzz [FOR=60] [F=protocol] inputs made by coverage, for the protocol, the collectors and the config"
 	@echo "make check                       formatting, lint and types"
 	@echo "make format                      mend formatting and what lint can mend"
 	@echo "make generate                    schemas, dashboards and references made from the code"
@@ -25,6 +26,13 @@ test: lab-test
 # MINUTES and SEED are its own.
 chaos: lab-test
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
+# What it finds anew is in .fuzz; tests/fuzz says what to do with it.
+fuzz: $(VENV)/dev
+	$(BIN)/pip install -q --group fuzz
+	for target in $(or $(F),protocol collectors config); do \
+		$(BIN)/python -m tests.fuzz $$target --seconds $(or $(FOR),60) || exit 1; \
+	done
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check -q .

@@ -63,6 +63,9 @@ TICK_SECONDS = 1.0
 IDLE_POLLS = 3
 PATIENCE_SECONDS = 30.0
 """How long nobody may be asked anything before the service manager is told of no progress: so many polls and so many seconds."""
+MOST_NAMED = 5
+STUCK_SECONDS = 60.0
+"""How late anything may be that has a deadline of its own, before it counts as stuck: a bug, or a host without time for us."""
 
 
 class StartError(Exception):
@@ -223,7 +226,7 @@ class App:
         self.endpoint = endpoint(self, config)
         self.watching: asyncio.Task[None]
         self._terms = terms(config, self)
-        self._fleet: Fleet
+        self._fleet: Fleet | None = None
         self._ways: Ways
         self._tasks: asyncio.TaskGroup
         self._telling: asyncio.Task[None] | None = None
@@ -352,6 +355,9 @@ class App:
             troubles.append(
                 f"none of {states.total()} monitors is up: " + ", ".join(f"{n} {s.value}" for s, n in states.items())
             )
+        late = self._fleet.overdue(time.monotonic()) if self._fleet is not None else {}
+        stuck = [name for name, seconds in late.items() if seconds > STUCK_SECONDS]
+        troubles += [f"{name} is up and has not been asked what it should be" for name in stuck[:MOST_NAMED]]
         if self.alertmanager is not None and self.alertmanager.trouble is not None:
             troubles.append(f"Alertmanager at {self.alertmanager.name} cannot be told: {self.alertmanager.trouble}")
         return troubles + self.delivery.troubles()
@@ -401,8 +407,8 @@ class App:
     async def _watch(self, read: Callable[[], Config]) -> None:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            self._fleet = Fleet(self._terms, self, tasks)
-            self._ways = Ways(self._fleet, tasks)
+            self._fleet = fleet = Fleet(self._terms, self, tasks)
+            self._ways = Ways(fleet, tasks)
             self._ways.set(ways(self.config))
             tasks.create_task(self._tick(), name="tick")
             tasks.create_task(self.reload.run(self, read), name="reload")
@@ -430,14 +436,15 @@ class App:
             self._tell_alertmanager()
         self._ways.set(ways(config))
         if any(getattr(before, name) != getattr(config, name) for name in ("intervals", "allow", "alerts", "labels")):
+            assert self._fleet is not None, "a config is taken while VMs are watched"
             self._fleet.resync()
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._tell(self.alerts.tick(time.monotonic(), time.time_ns()))
-            for uuid in self.alerts.forgotten():
-                await self.delivery.keep(Note(*self.alerts.note(uuid)), KEEP_SECONDS)
+            notes = [Note(*self.alerts.note(uuid)) for uuid in self.alerts.forgotten()]
+            await asyncio.gather(*(self.delivery.keep(note, KEEP_SECONDS) for note in notes))  # all in one commit
             self.progress.ticked_at = time.monotonic()
 
     # What the service manager is told.

@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import faulthandler
 import json
+import os
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +32,8 @@ from agent.web.endpoint import Door, EndpointError
 from agent.web.visit import VisitError, Visitor
 
 USAGE_ERROR = 2
+LINGER_SECONDS = 2.0
+"""How long an agent that has ended waits for its threads."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -197,8 +201,20 @@ def _run(parsed: argparse.Namespace) -> int:
     config = read()
     logs.set_up(config.log.level, config.log.format)
     faulthandler.enable()  # where the service manager's watchdog ends us, the log says what hung
-    _loop(run(config, read))
+    _loop(_ended(run(config, read)))
     return 0
+
+
+async def _ended(main: Coroutine[Any, Any, None]) -> None:
+    """Run it to its end; all that is to be saved is saved then. A thread that a disk holds would keep the process from ending."""
+    status = 1
+    try:
+        await main
+        status = 0
+    finally:
+        timer = threading.Timer(LINGER_SECONDS, os._exit, (status,))
+        timer.daemon = True  # so that it ends with a process that ends by itself
+        timer.start()
 
 
 def _check(parsed: argparse.Namespace) -> int:

@@ -169,7 +169,7 @@ class _Group:
         rows = layout.rows
         if layout.get is not None:
             numbers = layout.get(holder)
-            if set(map(type, numbers)) == _INTS:
+            if set(map(type, numbers)) == _INTS and min(numbers) >= 0:
                 values.update(zip(layout.names, numbers, strict=True))
                 for name, to_base in layout.units:
                     values[name] = to_base(values[name])
@@ -256,6 +256,11 @@ def _number(to_base: Callable[[float], float]) -> Convert:
     return convert
 
 
+def _count(to_base: Callable[[float], float]) -> Convert:
+    number = _number(to_base)
+    return lambda raw: value if (value := number(raw)) is not None and value >= 0 else None
+
+
 def _flag(_: object) -> Convert:
     return lambda raw: raw if type(raw) is bool else None
 
@@ -301,7 +306,7 @@ def _detail(_: object) -> Convert:
 
 
 _CONVERT: Mapping[Kind, Callable[[Callable[[float], float]], Convert]] = {
-    Kind.COUNTER: _number,
+    Kind.COUNTER: _count,
     Kind.GAUGE: _number,
     Kind.FLAG: _flag,
     Kind.STATE: _word,

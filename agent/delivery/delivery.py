@@ -25,6 +25,9 @@ GATHER_SECONDS = 0.25
 OPEN_SECONDS = 10.0
 """How long starting waits for the journal. One that takes longer opens while the agent works."""
 
+SILENT_SECONDS = 30.0
+"""How long a sink or a disk may take for one thing before it counts as hung. Kafka's requests end by themselves, with words for why."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeliveryTerms:
@@ -93,11 +96,15 @@ class Delivery:
 
     def troubles(self) -> list[str]:
         """Return why records do not go where they should, in words; empty when they do."""
-        found = []
+        found, now = [], time.monotonic()
         if self.outlet.trouble is not None and (self.journal is not None or any(len(lane) for lane in self.lanes)):
             found.append(f"nothing is delivered to {self.outlet.sink.name}: {self.outlet.trouble}")
+        elif (silent := max(lane.silent_seconds(now) for lane in self.lanes)) > SILENT_SECONDS:
+            found.append(f"nothing is delivered to {self.outlet.sink.name}: it has not answered for {silent:.0f} s")
         if self.journal is not None and self.journal.trouble is not None:
             found.append(f"nothing is journaled: {self.journal.trouble}")
+        elif self.journal is not None and (silent := self.journal.silent_seconds(now)) > SILENT_SECONDS:
+            found.append(f"nothing is journaled: the disk of {self.journal.path} has not answered for {silent:.0f} s")
         return found
 
     def notes(self) -> list[str]:

@@ -68,8 +68,13 @@ class Journal:
         self._unread: StoreError | None = None
         self._stopping = asyncio.Event()
         self._worked_at = time.monotonic()
+        self._called_at: float | None = None
         for lane in lanes:
             lane.dirty = self._dirty
+
+    def silent_seconds(self, now: float) -> float:
+        """Return for how long the disk has left a call unanswered; 0 where none is under way. Times are of time.monotonic."""
+        return now - self._called_at if self._called_at is not None else 0.0
 
     # What the lanes' owners ask.
 
@@ -337,7 +342,11 @@ class Journal:
             await self._in_thread(opened.close)
 
     async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
+        self._called_at = time.monotonic()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
+        finally:
+            self._called_at = None
 
 
 class _Surplus:

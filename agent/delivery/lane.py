@@ -67,6 +67,8 @@ class Lane:
         """Set when there is something to save or to delete."""
         self.flying: Sequence[Entry] = ()
         """What is being sent."""
+        self.sent_at = 0.0
+        """Since when, by time.monotonic."""
         self.backlog_from = 0
         """The row behind which the backlog begins."""
         self.backlog_to = 0
@@ -97,6 +99,10 @@ class Lane:
     def lag_seconds(self) -> float:
         """Return the age of the oldest record that is being sent; 0 where none is."""
         return max(0.0, time.time() - self.flying[0].time_ns / 1e9) if self.flying else 0.0
+
+    def silent_seconds(self, now: float) -> float:
+        """Return for how long what is being sent has been on its way, whatever the clock on the wall says; 0 where nothing is."""
+        return now - self.sent_at if self.flying else 0.0
 
     @property
     def has_backlog(self) -> bool:

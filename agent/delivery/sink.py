@@ -146,6 +146,7 @@ async def pump(
         elif not lane.flying:
             lane.fly_from_memory(BATCH_RECORDS, BATCH_BYTES)
         if lane.flying:
+            lane.sent_at = time.monotonic()
             refused = await outlet.deliver(lane.flying)
             landed(lane, refused)
             lane.landed()

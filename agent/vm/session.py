@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import islice
 from math import inf
 from random import random
 from typing import Any
@@ -40,6 +41,9 @@ EARLY_EVENTS = 1024
 
 IDLE_SECONDS = 86400.0
 """For how long a loop's timer is set at most; some loops have no longer ones."""
+
+MAX_SAMPLES = 4096
+"""Samples that are taken of one answer. Making records of the million that fit into one message would hold up all other VMs."""
 
 MAX_ASKS = 7
 """Questions in one write. QEMU reads no further, probes included, while eight in-band requests wait (monitor/qmp.c, 4.0 to 11.1)."""
@@ -79,9 +83,14 @@ class Session:
         self._polls: dict[str, Poll] = {}
         self._storms = Storms()
         self._calm: asyncio.TimerHandle | None = None
+        self._go_on_by = inf
         self._collectors = {collector.name: collector for collector in terms.collectors}
         self._beside = [collector.name for collector in terms.collectors if collector.beside]
         self._carriers = {event: collector for collector in terms.collectors for event in collector.from_event}
+
+    def overdue(self, now: float) -> float:
+        """Return by how many seconds this is late with the next thing that it does by itself; what QEMU is waited for is not its fault."""
+        return now - self._go_on_by
 
     # What QEMU says unasked.
 
@@ -110,7 +119,8 @@ class Session:
             self._hold(vm)
         carrier = self._carriers.get(event.name)
         if carrier is not None:
-            self._out.samples(vm, carrier.families, tuple(carrier.from_event[event.name](event.data)), time_ns)
+            samples = tuple(carrier.from_event[event.name](event.data))
+            self._out.samples(vm, carrier.families, samples, min(time_ns, time.time_ns()))
         match event.name:
             case "SHUTDOWN":
                 reason = event.data.get("reason")
@@ -215,7 +225,7 @@ class Session:
 
     async def _idle(self) -> None:
         self._wake.clear()
-        at = self._schedule.next_at()
+        at = self._go_on_by = self._schedule.next_at()
         due = asyncio.get_running_loop().call_later(max(0.0, min(at - time.monotonic(), IDLE_SECONDS)), self._wake.set)
         try:
             await self._wake.wait()
@@ -283,9 +293,7 @@ class Session:
             batch, rounds = _split(rounds)
             time_ns, start = time.time_ns(), time.monotonic()
             try:
-                answers = await client.ask(
-                    [ask for _, asks in batch for ask in asks], deadline=self._terms.reply_seconds
-                )
+                answers = await self._ask(client, [ask for _, asks in batch for ask in asks])
             except (BusyError, StalledError) as error:
                 for collector, _ in batch:
                     self._out.collected(collector.name, Outcome.LATE, self._terms.reply_seconds)
@@ -314,7 +322,7 @@ class Session:
         """Make samples of answers that took so long, and plan to ask again."""
         samples, outcome = self._collect(vm, collector, answers, poll)
         self._out.collected(collector.name, outcome, seconds)
-        if outcome is Outcome.OK:
+        if outcome in (Outcome.OK, Outcome.CUT):
             self._out.samples(vm, collector.families, samples, poll.time_ns)
             for sample in samples:
                 if (witnessed := self._passage.look(sample)) is not None:
@@ -339,7 +347,7 @@ class Session:
             done = False
             try:
                 if not stalled:
-                    (answer,) = await client.ask((ask,), deadline=self._terms.reply_seconds)
+                    (answer,) = await self._ask(client, (ask,))
                     done = not isinstance(answer, CommandError)
             except CommandRefusedError as error:  # the operator has just turned it off
                 _log.info("%s: %s", vm.name, error)
@@ -358,7 +366,9 @@ class Session:
             return (), Outcome.UNSUPPORTED
         try:
             before = self._polls.get(collector.name, Poll())
-            poll = Poll(tuple(collector.collect(answers)), poll.time_ns, poll.at)
+            made = iter(collector.collect(answers))
+            poll = Poll(tuple(islice(made, MAX_SAMPLES)), poll.time_ns, poll.at)
+            cut = next(made, None) is not None
             if (samples := collector.follow(before, poll)) is not poll.samples:
                 poll = Poll(tuple(samples), poll.time_ns, poll.at)
             self._polls[collector.name] = poll
@@ -370,7 +380,7 @@ class Session:
         except Exception:  # noqa: BLE001 - one collector's bug, met by what one VM said
             _log.exception("%s could not read an answer", collector.name)
         else:
-            return poll.samples, Outcome.OK
+            return poll.samples, Outcome.CUT if cut else Outcome.OK
         return (), Outcome.FAILED
 
     def _compare(self, collector: Collector, samples: Sequence[Sample]) -> None:
@@ -392,11 +402,15 @@ class Session:
             wait *= self._phase
         self._schedule.plan(name, start + wait)
 
+    async def _ask(self, client: Link, asks: Sequence[Ask]) -> list[Answer]:
+        self._go_on_by = time.monotonic() + self._terms.reply_seconds
+        return await client.ask(asks, deadline=self._terms.reply_seconds)
+
     async def _patiently(self, client: Link, asks: Sequence[Ask]) -> list[Answer]:
         """Ask, and where QEMU stalls, wait and ask again: for what must be known before anything else."""
         while True:
             try:
-                return await client.ask(asks, deadline=self._terms.reply_seconds)
+                return await self._ask(client, asks)
             except (BusyError, StalledError) as error:
                 await self._stalled(client, error)
 
@@ -407,6 +421,7 @@ class Session:
             QmpError: the connection ended first.
         """
         self._tell(State.BUSY if isinstance(why, BusyError) else State.STALLED, str(why))
+        self._go_on_by = inf
         settled = asyncio.ensure_future(client.settled())
         try:
             while not (await asyncio.wait({settled}, timeout=PROBE_SECONDS))[0]:
@@ -419,6 +434,7 @@ class Session:
             settled.result()
         finally:
             settled.cancel()
+        self._go_on_by = time.monotonic()
         self._tell(State.UP if self._vm is not None else State.NEGOTIATING, "")
 
 

@@ -61,6 +61,8 @@ class Outcome(StrEnum):
     FAILED = "failed"
     UNSUPPORTED = "unsupported"
     LATE = "late"
+    CUT = "cut"
+    """It told of more subjects than are taken."""
 
 
 class Out(Protocol):

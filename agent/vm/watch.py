@@ -32,6 +32,7 @@ class Watch:
     """Connects to one monitor, and again, until it is cancelled or the monitor has vanished."""
 
     def __init__(self, monitor: Monitor, terms: Terms, out: Out, claims: Claims) -> None:
+        self.name = monitor.name
         self._monitor = monitor
         self._terms = terms
         self._out = out
@@ -53,6 +54,10 @@ class Watch:
     def reappear(self) -> None:
         """Its address is back after all."""
         self._vanished.clear()
+
+    def overdue(self, now: float) -> float | None:
+        """Return by how many seconds asking its VM is late; None where none is being asked."""
+        return self._session.overdue(now) if self._session is not None and self._state is State.UP else None
 
     def resync(self) -> None:
         """Ask everything anew, where somebody is there to be asked."""
@@ -248,6 +253,11 @@ class Fleet:
     def forget(self, way: Monitor) -> None:
         """Tell of a way no more."""
         self._out.ended(way)
+
+    def overdue(self, now: float) -> dict[str, float]:
+        """Return by how many seconds asking each VM that is up is late, by its monitor's name; below 0 it is not."""
+        found = ((clean(watch.name), watch.overdue(now)) for watch in self._running)
+        return {name: late for name, late in found if late is not None}
 
     def resync(self) -> None:
         """Ask all VMs everything anew, spread over some seconds."""

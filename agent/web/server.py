@@ -50,6 +50,9 @@ class Sight(Shown, Protocol):
     def troubles(self) -> list[str]:
         """Return why the agent does not do all of its work, in words; empty when it does."""
 
+    def stuck(self) -> str:
+        """Return why this process had better be started anew, in words; empty when it lives."""
+
     def notes(self) -> list[str]:
         """Return what a person should look at some time though all work is done."""
 
@@ -111,7 +114,8 @@ class _Handlers:
         return web.Response(body=body, headers=headers)
 
     async def healthz(self, _: web.Request) -> web.Response:
-        return web.Response(text="ok\n")  # whoever reads this has been answered by the loop that does all the work
+        why = self._sight.stuck()  # who reads the answer has it from the loop that does all the work
+        return web.Response(text=f"{why or 'ok'}\n", status=503 if why else 200)
 
     async def readyz(self, _: web.Request) -> web.Response:
         troubles = self._sight.troubles()

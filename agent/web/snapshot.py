@@ -106,7 +106,7 @@ class Snapshot:
         if view is None:
             return
         if not all(family.beside for family in families):
-            view.replied_ns = max(view.replied_ns, time_ns)
+            view.replied_ns = time_ns  # an earlier one than before is the clock put right
         view.turn += 1
         for family in families:
             mine = [sample for sample in samples if sample.family is family] if len(families) > 1 else samples

@@ -7,7 +7,8 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
@@ -44,23 +45,29 @@ class Monitors:
         answers |= {"query-blockstats": {"return": two_disks()}} | dict(replies or {})
         self.answers = {command.encode(): _line(reply) for command, reply in answers.items()}
         self.answers[b"qmp_capabilities"] = _line({"return": {}})
-        self._servers: list[asyncio.AbstractServer] = []
+        self._servers: dict[int, asyncio.AbstractServer] = {}
 
     async def __aenter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        for number, path in enumerate(self.paths):
-            self._servers.append(
-                await loop.create_unix_server(lambda number=number: _Server(self, number), path)  # type: ignore[misc]
-            )
+        await self.listen(range(len(self.paths)))
         return self
+
+    async def listen(self, numbers: Iterable[int]) -> None:
+        """Have these listen."""
+        for number in numbers:
+            made = partial(_Server, self, number)
+            self._servers[number] = await asyncio.get_running_loop().create_unix_server(made, self.paths[number])
+
+    def end(self, numbers: Iterable[int]) -> None:
+        """End these as crashes would: their sockets stay behind."""
+        for number in numbers:
+            self._servers.pop(number).close()
+            if (client := self.clients.get(number)) is not None:
+                client.transport.abort()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for server in self._servers:
-            server.close()
-        for client in list(self.clients.values()):
-            client.transport.abort()
+        self.end(list(self._servers))
 
     async def drained(self) -> None:
         """Wait until what was sent has been read."""

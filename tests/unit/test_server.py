@@ -34,6 +34,7 @@ class Shown:
         self.live = Live()
         self.wrong: list[str] = []
         self.noted: list[str] = []
+        self.why_stuck = ""
         self.scrapes: list[float] = []
 
     def own_metrics(self) -> bytes:
@@ -41,6 +42,9 @@ class Shown:
 
     def troubles(self) -> list[str]:
         return self.wrong
+
+    def stuck(self) -> str:
+        return self.why_stuck
 
     def notes(self) -> list[str]:
         return self.noted

@@ -49,6 +49,8 @@ generate: $(VENV)/dev
 	$(BIN)/python -m dashboards
 	$(BIN)/python -m agent.reference metrics > docs/metrics.md
 	$(BIN)/python -m agent.reference records > docs/records.md
+	$(BIN)/python -m deploy.prometheus.libvirt_names debian > deploy/prometheus/libvirt-names-debian.yml
+	$(BIN)/python -m deploy.prometheus.libvirt_names tinkoff > deploy/prometheus/libvirt-names-tinkoff.yml
 	$(BIN)/python -m agent.reference queries > docs/qmp-commands.md
 
 # docs/records.md shows records of a real run, which is made by hand: when there is a new type of record.

@@ -94,13 +94,12 @@ def _family(family: Family) -> str:
 
 
 def _kind(field: Field) -> str:
-    return {Kind.FLAG: "gauge: 1 or 0", Kind.STATE: f"gauge: 1, with the label `{field.name}`"}.get(
-        field.kind, field.kind.value
-    )
+    one = f"gauge: 1, with the label `{field.name}`"
+    return {Kind.FLAG: "gauge: 1 or 0", Kind.STATE: one, Kind.NAME: one}.get(field.kind, field.kind.value)
 
 
 def _unit(field: Field) -> str:
-    return "" if field.kind in (Kind.FLAG, Kind.STATE) else _named(field.name)
+    return "" if field.kind in (Kind.FLAG, Kind.STATE, Kind.NAME) else _named(field.name)
 
 
 def _named(name: str) -> str:

@@ -29,6 +29,7 @@ _TYPES: dict[Kind, dict[str, Any]] = {
         "required": ["boundaries_seconds", "counts"],
         "additionalProperties": False,
     },
+    Kind.NAME: {"type": "string"},
     Kind.TEXT: {"type": "string"},
     Kind.DETAIL: {},
 }

@@ -27,6 +27,8 @@ class Kind(StrEnum):
     """True or false; a series of 1 or 0."""
     STATE = auto()
     """One word of a list; a series of 1 that has the word as a label, named as the field."""
+    NAME = auto()
+    """What something is called elsewhere; a series of 1 that has it as a label, named as the field, for joins."""
     HISTOGRAM = auto()
     """How often something took how long, as QEMU's BlockLatencyHistogramInfo has it; a histogram."""
     TEXT = auto()
@@ -310,6 +312,7 @@ _CONVERT: Mapping[Kind, Callable[[Callable[[float], float]], Convert]] = {
     Kind.GAUGE: _number,
     Kind.FLAG: _flag,
     Kind.STATE: _word,
+    Kind.NAME: _text,
     Kind.HISTOGRAM: _histogram,
     Kind.TEXT: _text,
     Kind.DETAIL: _detail,

@@ -63,7 +63,7 @@ def _histograms(_field: Field, rows: Iterable[Row]) -> Iterator[Line]:
         yield "_count", labels, counts[-1]
 
 
-_RENDERED = {Kind.STATE: _states, Kind.HISTOGRAM: _histograms}
+_RENDERED = {Kind.STATE: _states, Kind.NAME: _states, Kind.HISTOGRAM: _histograms}
 
 
 def _metric(name: str, kind: str, text: str, rows: Iterable[Line]) -> str:

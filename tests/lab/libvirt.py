@@ -59,7 +59,7 @@ _DOMAIN: Final = """\
     <disk type='file'>
       <driver name='qemu' type='qcow2'/><source file='{disk}'/><target dev='vdb' bus='virtio'/><boot order='2'/>
     </disk>
-    <interface type='user'><model type='virtio'/></interface>
+    <interface type='{interface}'><model type='virtio'/></interface>
     <controller type='usb' model='none'/>
     <memballoon model='virtio'/>
   </devices>
@@ -216,12 +216,15 @@ class Libvirtd:
 
     # Its domains.
 
-    async def domain(self, name: str, *, vcpus: int = 1, extra: str = "", identity: str | None = None) -> Domain:
+    async def domain(
+        self, name: str, *, vcpus: int = 1, interface: str = "user", extra: str = "", identity: str | None = None
+    ) -> Domain:
         """Make a domain and start it.
 
         Args:
             name: its name.
             vcpus: how many vCPUs it has.
+            interface: what its network interface is to libvirt: `ethernet` is a tap that libvirt makes, and takes away again.
             extra: more XML.
             identity: its UUID; by default a new one.
         """
@@ -230,7 +233,8 @@ class Libvirtd:
         made = await asyncio.create_subprocess_exec("qemu-img", "create", "-q", "-f", "qcow2", disk, "64M")
         assert await made.wait() == 0
         domain = Domain(name, identity or str(uuid.uuid4()), disk, xml)
-        xml.write_text(_DOMAIN.format(name=name, uuid=domain.uuid, boot=boot, disk=disk, vcpus=vcpus, extra=extra))
+        told = {"name": name, "uuid": domain.uuid, "boot": boot, "disk": disk, "vcpus": vcpus}
+        xml.write_text(_DOMAIN.format(**told, interface=interface, extra=extra))
         await self.virsh("create", xml)
         return domain
 

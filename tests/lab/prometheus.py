@@ -28,7 +28,9 @@ class Prometheus:
         url: its web address, without a slash at the end.
     """
 
-    def __init__(self, folder: Path, target: str, *, path: str = "/metrics", rules: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, target: str, *, path: str = "/metrics", rules: Path | None = None, job: str = "agent"
+    ) -> None:
         """Choose its port.
 
         Args:
@@ -36,6 +38,7 @@ class Prometheus:
             target: what it scrapes, `host:port`.
             path: the path of the metrics there.
             rules: a file of recording and alerting rules, evaluated every second too.
+            job: what its series are labelled with.
         """
         self.url = f"http://127.0.0.1:{free_port()}"
         self._folder = folder
@@ -45,7 +48,7 @@ class Prometheus:
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(rules.resolve())] if rules else [],
             "scrape_configs": [
-                {"job_name": "agent", "metrics_path": path, "static_configs": [{"targets": [target]}]},
+                {"job_name": job, "metrics_path": path, "static_configs": [{"targets": [target]}]},
             ],
         }
 

@@ -127,7 +127,7 @@ def test_every_family_can_be_shown(family: str) -> None:
     snapshot.status(status(vm()))
     known = BY_NAME[family]
     bins = {"boundaries_seconds": [0.1], "counts": [2, 3], "sum_seconds": 5.0}
-    by_kind: dict[str, Any] = {"flag": True, "state": "x", "text": "x", "detail": {}, "histogram": bins}
+    by_kind: dict[str, Any] = {"flag": True, "state": "x", "name": "x", "text": "x", "detail": {}, "histogram": bins}
     values = {f.name: by_kind.get(f.kind.value, 1) for f in known.fields}
     put(snapshot, vm(), known, (tuple(f"label {n}" for n in range(len(known.labels))), values))
     assert promtool_check(render(snapshot)) == []

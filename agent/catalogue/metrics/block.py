@@ -7,6 +7,7 @@ GAUGE = Kind.GAUGE
 FLAG = Kind.FLAG
 STATE = Kind.STATE
 HISTOGRAM = Kind.HISTOGRAM
+NAME = Kind.NAME
 TEXT = Kind.TEXT
 DETAIL = Kind.DETAIL
 NS = Unit.NANOSECONDS
@@ -20,6 +21,7 @@ BLOCK = Family(
         Field("node-name", "node", TEXT, "The disk's top block node; changes under snapshots and mirrors."),
         Field("device", "backend", TEXT, "The block backend's name, where it has one."),
         Field("qdev", "qdev", TEXT, "The device's QOM path or id, as QEMU gives it (QEMU 3.0)."),
+        Field("target", "target", NAME, "The disk's name in libvirt, such as vda; over libvirt's own calls only."),
         Field("stats.rd_bytes", "read_bytes_total", COUNTER, "Bytes read."),
         Field("stats.wr_bytes", "write_bytes_total", COUNTER, "Bytes written."),
         Field("stats.unmap_bytes", "unmap_bytes_total", COUNTER, "Bytes discarded (QEMU 4.2)."),
@@ -225,7 +227,7 @@ BLOCK_LAYER = Family(
     (
         Field("node-name", "node", TEXT, "The block node."),
         Field("drv", "driver", TEXT, "The block driver."),
-        Field("file", "path", TEXT, "Where it lies."),
+        Field("file", "path", NAME, "Where it lies."),
         Field("image.virtual-size", "size_bytes", GAUGE, "How large it is to the layer above."),
         Field("image.actual-size", "allocated_bytes", GAUGE, "How much of it the host's file system has allocated."),
         Field("image.cluster-size", "cluster_bytes", GAUGE, "How much is allocated at a time."),

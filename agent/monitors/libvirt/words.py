@@ -72,6 +72,12 @@ def balloon(stats: Stats) -> dict[str, Any]:
     return {"actual": current * KIB} if type(current) is int else {}
 
 
+def memory(stats: Stats, having: "Devices") -> dict[str, Any]:
+    """Return query-memory-size-summary's answer: libvirt tells the sum, which is the base where nothing is plugged."""
+    most = stats.get("balloon.maximum")
+    return {"base-memory": most * KIB, "plugged-memory": 0} if type(most) is int and not having.memory_devices else {}
+
+
 def guest_stats(stats: Stats) -> dict[str, Any]:
     """Return a balloon's guest-stats."""
     told = {name: value * unit for key, (name, unit) in _GUEST_STATS.items() if type(value := stats.get(key)) is int}
@@ -147,11 +153,13 @@ class Devices:
         disks: by target.
         balloon: the id of its balloon device, and the device's type in QEMU; None where it has none.
         period_seconds: how often the balloon's guest is asked for its statistics; 0 is never.
+        memory_devices: how many there are.
     """
 
     disks: Mapping[str, Disk]
     balloon: tuple[str, str] | None
     period_seconds: int
+    memory_devices: int = 0
 
     def place(self, node: str) -> str | None:
         """Return what libvirt calls the image of a storage node, such as `vda[1]`; None where no disk has it."""
@@ -181,6 +189,7 @@ def devices(xml: str) -> Devices:
         disks,
         (alias.get("name", ""), _TYPES[model]) if alias is not None and model in _TYPES else None,
         _number(period, "period") if period is not None else 0,
+        len(domain.findall("devices/memory")),
     )
 
 
@@ -278,9 +287,9 @@ def blockstats(stats: Stats, having: Devices) -> list[dict[str, Any]]:
             }
             item |= {"backing": inner} if inner is not None else {}
             if layer is disk.layers[0]:
-                item |= {"qdev": disk.alias, "stats": _only(told, _BLOCK)}
+                item |= {"qdev": disk.alias, "target": disk.target, "stats": _only(told, _BLOCK)}
             inner = item
-        answer.append(inner if inner is not None else {"qdev": disk.alias})
+        answer.append(inner if inner is not None else {"qdev": disk.alias, "target": disk.target})
     return answer
 
 
@@ -355,6 +364,8 @@ _ANSWERS: Mapping[str, Callable[[Look, Mapping[str, Any]], Any]] = {
     "query-name": lambda look, _: {"name": look.name},
     "query-status": lambda look, _: status(look.stats),
     "query-balloon": lambda look, _: balloon(look.stats) if look.devices.balloon is not None else None,
+    "query-memory-size-summary": lambda look, _: memory(look.stats, look.devices) or None,
+    "query-memory-devices": lambda look, _: None if look.devices.memory_devices else [],
     "query-blockstats": lambda look, _: blockstats(look.stats, look.devices),
     "query-named-block-nodes": lambda look, _: block_nodes(look.stats, look.devices, look.files),
     # libvirt switches them on in every QEMU that has them.
@@ -366,6 +377,7 @@ _ANSWERS: Mapping[str, Callable[[Look, Mapping[str, Any]], Any]] = {
 _GROUPS: Mapping[str, str] = {
     "query-status": "STATE",
     "query-balloon": "BALLOON",
+    "query-memory-size-summary": "BALLOON",
     "qom-get": "BALLOON",
     "query-blockstats": "BLOCK",
     "query-named-block-nodes": "BLOCK",

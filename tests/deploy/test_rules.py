@@ -1,4 +1,4 @@
-"""Prometheus' alert rules: each fires when it should and not otherwise, on series that the agent has, and says what to do."""
+"""Prometheus' rules: each alert fires when it should and not otherwise and says what to do, all on series that the agent has."""
 
 import re
 import subprocess
@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from agent.vm.status import State
+from deploy.prometheus import libvirt_names
 from tests.lab.machine import require
 
 ROOT: Final = Path(__file__).parents[2]
@@ -71,3 +72,17 @@ def test_an_alert_has_a_severity_a_summary_and_a_place_that_says_what_to_do(rule
     assert rule["annotations"]["summary"]
     page, _, anchor = rule["annotations"]["runbook"].partition("#")
     assert anchor in anchors(ROOT / page)
+
+
+@pytest.mark.parametrize("dialect", libvirt_names.DIALECTS)
+def test_the_rules_for_exporters_names_are_what_their_table_makes_today_of_series_that_the_agent_has(
+    dialect: str,
+) -> None:
+    text = (FOLDER / f"libvirt-names-{dialect}.yml").read_text()
+    assert text == libvirt_names.build(dialect), "run `make generate`"
+    assert set(re.findall(r"\bqemu_\w+", text)) <= series_of_the_agent()
+    promtool("check", "rules", FOLDER / f"libvirt-names-{dialect}.yml")
+
+
+def test_the_rules_for_tinkoffs_names_make_its_series() -> None:
+    promtool("test", "rules", FOLDER / "libvirt-names-tinkoff.test.yml")

@@ -1,0 +1,1 @@
+"""Alerts, and series under other exporters' names."""

@@ -97,7 +97,7 @@ class DialConfig(_Section):
     """Monitors that the agent connects to."""
 
     dial: Annotated[str, AfterValidator(_dial)]
-    """A Unix socket, a pattern of them, or tcp:host:port. One QMP socket serves one client: give each VM one for the agent alone."""
+    """A Unix socket, a pattern of them, or tcp:host:port. One QMP socket serves one client: `qmp-agent doctor` says which are free."""
 
 
 class BurstConfig(_Section):
@@ -115,7 +115,7 @@ class LibvirtConfig(_Section):
     """The domains of a libvirtd."""
 
     libvirt: Annotated[str, AfterValidator(_libvirt)]
-    """libvirt's name of it, such as qemu:///system. It takes qmp-agent[libvirt]."""
+    """libvirt's name of it, such as qemu:///system. It takes qmp-agent[libvirt]; see docs/monitors.md for permissions."""
     read_only: bool = False
     """Connect only to read: then there are no events from QEMU and no thresholds. Where nothing else is allowed, it is so in any case."""
     passthrough: bool = False
@@ -435,7 +435,7 @@ class Config(_Section):
     """The whole file. Only `monitors` is needed."""
 
     monitors: Annotated[list[MonitorConfig], Field(min_length=1)]
-    """Ways of reaching the VMs' monitors; several at once."""
+    """Ways of reaching the VMs' monitors; several at once. See docs/monitors.md for what each needs and costs."""
     host: Annotated[str, StringConstraints(min_length=1, max_length=255)] = Field(default_factory=socket.gethostname)
     """This host's name in records; by default what the system calls itself."""
     kafka: KafkaConfig | None = None

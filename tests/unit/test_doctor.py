@@ -9,12 +9,14 @@ from typing import Final
 import pytest
 
 from agent.config import Config
+from agent.config_file import load
 from agent.doctor.argv import CommandLine, Socket, config_files, understand
 from agent.doctor.permissions import User, agents_user, describe, obstacles
 from agent.doctor.report import Sight, VmReport, examine, lines
 from agent.doctor.sockets import ESTABLISHED, Entry, is_agent, program, sockets
 from tests.unit.golden import same_text
 
+DEPLOY: Final = Path(__file__).parents[2] / "deploy"
 LISTENS: Final = 10
 ROOT: Final = User("root", 0, frozenset({0}))
 
@@ -358,3 +360,20 @@ def test_tcp_sockets_are_told_by_port_with_both_ends(tmp_path: Path) -> None:
     assert found[71] == Entry(LISTENS, "tcp:4444", 0, "tcp:0")
     assert found[72] == Entry(ESTABLISHED, "tcp:4444", 73, "tcp:49153")
     assert found[73].peer == 72
+
+
+def test_what_deploy_says_for_each_manager_is_what_doctor_says_and_its_config_is_one(files: Files) -> None:
+    managed(files)
+    said = {
+        vm.manager: "\n".join(vm.change).replace("104", "VMID").replace("db.example.com", "NAME")
+        for vm in files.vms(wanted="[dvw]*")
+    }
+    for manager, name in (("Proxmox", "proxmox"), ("Ganeti", "ganeti"), ("Incus", "incus")):
+        path = DEPLOY / name / "agent.yaml"
+        load(path)
+        lines = [line.strip("# ") for line in path.read_text().splitlines()]
+        commands = [line for line in lines if line.startswith(("qm set", "gnt-instance modify", "incus config set"))]
+        assert commands
+        for command in commands:
+            assert command.replace("set NAME", "set v1") in said[manager]
+    load(DEPLOY / "libvirt" / "agent.yaml")

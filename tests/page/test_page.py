@@ -249,6 +249,22 @@ async def test_a_migration_shows_how_far_it_is_and_how_long_it_takes(stage: Stag
         await stage.linux.command("migrate_cancel")
 
 
+async def test_a_job_shows_how_far_it_is_and_how_long_it_takes(stage: Stage) -> None:
+    await stage.writer.command("blockdev-add", driver="null-co", node_name="copy", size=64 << 20)
+    small = {"speed": 100_000, "granularity": 1 << 16, "buf_size": 1 << 16}  # by which it takes minutes, in steps
+    await stage.writer.command(
+        "blockdev-mirror", job_id="copy0", device="disk0-format", target="copy", sync="full", **small
+    )
+    try:
+        async with opened(stage.browser, stage.agent.url) as page:
+            job = page.locator("#moves tbody tr").filter(has_text="db-1")
+            await expect(job).to_contain_text(re.compile(r"mirror copy0\s*running\s*[\d.]+ %", re.DOTALL))
+            await expect(job.get_by_role("progressbar")).to_be_visible()
+            await expect(job.get_by_role("cell").last).to_have_text(re.compile(r"\d+ (s|min|h)"), timeout=20_000)
+    finally:
+        await stage.writer.command("block-job-cancel", device="copy0", force=True)
+
+
 async def test_the_page_lives_on_over_a_restart_of_the_agent(stage: Stage) -> None:
     async with opened(stage.browser, stage.agent.url) as page:
         link = page.get_by_role("status")

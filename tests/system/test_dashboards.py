@@ -106,8 +106,9 @@ async def set_to_work(guest: Guest, moved: Guest) -> None:
         boundaries=[100_000, 1_000_000, 10_000_000],
     )
     await guest.command("blockdev-add", driver="null-co", node_name="copy", size=guest.options.disk_mib << 20)
+    small: Any = {"granularity": 1 << 16, "buf_size": 1 << 16}  # steps, so that it is seen to advance at each poll
     await guest.command(
-        "blockdev-mirror", job_id="copy0", device="disk0-format", target="copy", sync="full", speed=BEHIND
+        "blockdev-mirror", job_id="copy0", device="disk0-format", target="copy", sync="full", speed=BEHIND, **small
     )
     await guest.command("migrate-set-parameters", max_bandwidth=SLOW)
     await guest.command("migrate", uri="exec:cat >/dev/null")

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: help demo test chaos fuzz check format generate examples lab-demo lab-test clean
 
 help:
-	@echo "make demo [FOR=30s] [OUT=FILE]   two small guests, watched"
+	@echo "make demo [FOR=30s] [OUT=FILE] [ALERTMANAGER=URL]   two small guests, watched"
 	@echo "make test [T=tests/unit]         all tests, or some"
 	@echo "make chaos [MINUTES=10] [SEED=N] brokers, agents and disks failing, and a judge of what arrived"
 	@echo "make fuzz [FOR=60] [F=protocol] inputs made by coverage, for the protocol, the collectors and the config"
@@ -18,7 +18,7 @@ help:
 	@echo "make clean                       remove the virtual environment and what tools left"
 
 demo: lab-demo
-	$(BIN)/qmp-agent demo $(if $(FOR),--for $(FOR)) $(if $(OUT),--out $(OUT))
+	$(BIN)/qmp-agent demo $(if $(FOR),--for $(FOR)) $(if $(OUT),--out $(OUT)) $(if $(ALERTMANAGER),--alertmanager $(ALERTMANAGER))
 
 test: lab-test
 	$(BIN)/pytest $(T)

@@ -20,7 +20,7 @@ from agent import __version__, journal_tool, logs, schema
 from agent.app import StartError, run
 from agent.capture import CaptureError
 from agent.check import check
-from agent.config import Config, DialConfig, PrometheusConfig
+from agent.config import AlertmanagerConfig, Config, DialConfig, PrometheusConfig
 from agent.config_file import DEFAULT_PATH, ConfigError, load
 from agent.delivery.kafka_access import expand
 from agent.journal_tool import JournalToolError
@@ -140,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         "--for", dest="seconds", type=_duration, metavar="TIME", help="end by itself after this long, such as 30s"
     )
     command.add_argument("--out", type=Path, metavar="FILE", help="leave every record in this file, one a line")
+    command.add_argument("--alertmanager", type=_alertmanager, metavar="URL", help="tell this Alertmanager of alerts")
 
     _command(commands, "version", _version, "print the version")
     return parser
@@ -189,6 +190,13 @@ def _speed(text: str) -> float:
     if not 0 < speed <= 1000:
         raise argparse.ArgumentTypeError("should be more than 0 and at most 1000")
     return speed
+
+
+def _alertmanager(text: str) -> AlertmanagerConfig:
+    try:
+        return AlertmanagerConfig(url=text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError("should be a URL, such as http://127.0.0.1:9093") from error
 
 
 def _loop(main: Coroutine[Any, Any, None]) -> None:
@@ -329,7 +337,7 @@ def _demo(parsed: argparse.Namespace) -> int:
     from agent.demo.play import DemoError, play  # noqa: PLC0415 - nobody who runs the agent pays for the demo
 
     try:
-        _loop(play(parsed.seconds, parsed.out))
+        _loop(play(parsed.seconds, parsed.out, parsed.alertmanager))
     except DemoError as error:
         print(f"qmp-agent demo: {error}", file=sys.stderr)
         return 1

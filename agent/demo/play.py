@@ -14,7 +14,16 @@ import orjson
 
 from agent import logs
 from agent.app import App, StartError
-from agent.config import AllowConfig, Config, DialConfig, IntervalsConfig, JsonLinesConfig, PrometheusConfig
+from agent.config import (
+    AlertmanagerConfig,
+    AlertsConfig,
+    AllowConfig,
+    Config,
+    DialConfig,
+    IntervalsConfig,
+    JsonLinesConfig,
+    PrometheusConfig,
+)
 from agent.demo.control import GuestError
 from agent.demo.guest import Guest, GuestOptions, Kind
 from agent.demo.images import LabMissing, cache_folder, linux_image
@@ -31,12 +40,13 @@ class DemoError(Exception):
     """The demo cannot run here; the text says why and what helps."""
 
 
-async def play(seconds: float | None, out: Path | None) -> None:
+async def play(seconds: float | None, out: Path | None, alertmanager: AlertmanagerConfig | None = None) -> None:
     """Run the demo until interrupted, or for so many seconds.
 
     Args:
         seconds: how long, counted from when the guests run.
         out: where to leave every record, one a line; a file of that name is replaced.
+        alertmanager: one that is to be told of alerts.
 
     Raises:
         DemoError: QEMU or something else is missing.
@@ -48,10 +58,11 @@ async def play(seconds: float | None, out: Path | None) -> None:
     with tempfile.TemporaryDirectory(prefix="qmp-agent-demo-") as name:
         folder = Path(name)
         records = out if out is not None else folder / "records.jsonl"
+        told = AlertsConfig(alertmanager=alertmanager)
         try:
             records.unlink(missing_ok=True)
             await _prepare()
-            async with asyncio.timeout(None) as deadline, _stage(folder, records) as (onlooker, guests):
+            async with asyncio.timeout(None) as deadline, _stage(folder, records, told) as (onlooker, guests):
                 if seconds is not None:
                     deadline.reschedule(asyncio.get_running_loop().time() + seconds)
                 await _until(stop, _show(onlooker), _story(*guests))
@@ -75,11 +86,13 @@ async def _prepare() -> None:
 
 
 @contextlib.asynccontextmanager
-async def _stage(folder: Path, records: Path) -> AsyncIterator[tuple[Onlooker, tuple[Guest, Guest]]]:
+async def _stage(
+    folder: Path, records: Path, alerts: AlertsConfig
+) -> AsyncIterator[tuple[Onlooker, tuple[Guest, Guest]]]:
     """Run two guests and the agent; end them all when the block ends."""
     web = Guest(folder, "web-1", GuestOptions(kind=Kind.LINUX, memory_mib=MEMORY_MIB, disk_mib=256))
     db = Guest(folder, "db-1", GuestOptions(kind=Kind.WRITER, disk_mib=1024))
-    async with _agent(folder, records) as (app, url), _looking(app) as onlooker, web, db:
+    async with _agent(folder, records, alerts) as (app, url), _looking(app) as onlooker, web, db:
         _say(
             f"two guests are booting: {web.name} is a Linux with a balloon, {db.name} writes to a thin disk and does nothing else"
         )
@@ -99,7 +112,7 @@ def _command() -> str:
 
 
 @contextlib.asynccontextmanager
-async def _agent(folder: Path, records: Path) -> AsyncIterator[tuple[App, str]]:
+async def _agent(folder: Path, records: Path, alerts: AlertsConfig) -> AsyncIterator[tuple[App, str]]:
     for listen in PORTS:
         app = App(
             Config(
@@ -108,6 +121,7 @@ async def _agent(folder: Path, records: Path) -> AsyncIterator[tuple[App, str]]:
                 prometheus=PrometheusConfig(listen=listen),
                 intervals=IntervalsConfig(poll=2.0, guest_memory=5.0),
                 allow=AllowConfig(guest_stats_interval=2.0),
+                alerts=alerts,
             )
         )
         try:

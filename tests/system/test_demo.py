@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from agent.demo.guest import until
+from tests.alerts.alertmanager import Alertmanager
 from tests.system.agent import COMMAND, command
 from tests.system.records import check, put_in_order, validator
 
@@ -87,10 +88,19 @@ async def running(folder: Path, *arguments: str) -> AsyncIterator[Demo]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def demo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Demo, Path]]:
+async def alertmanager(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Alertmanager]:
+    async with Alertmanager(tmp_path_factory.mktemp("alertmanager")) as manager:
+        yield manager
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def demo(
+    tmp_path_factory: pytest.TempPathFactory, alertmanager: Alertmanager
+) -> AsyncIterator[tuple[Demo, Path]]:
     """A whole demo, which the shorter ones run beside, so that all of them together take as long as it does."""
     folder = tmp_path_factory.mktemp("demo")
-    async with running(folder, "--for", "22s", "--out", str(folder / "records")) as whole:
+    options = ("--for", "22s", "--out", str(folder / "records"), "--alertmanager", alertmanager.url)
+    async with running(folder, *options) as whole:
         yield whole, folder / "records"
 
 
@@ -121,3 +131,14 @@ async def test_a_demo_shows_all_kinds_of_records_and_leaves_nothing(demo: tuple[
     for kind in ("sample.block", "event.stop", "event.balloon_change", "alert.write_threshold"):
         assert re.search(rf"(?m)^\d\d:\d\d:\d\d\.\d{{3}}  (web|db)-1 +{re.escape(kind)}\b", said), said
     assert "Traceback" not in said
+
+
+async def test_a_demos_alert_is_in_the_alertmanager_that_it_is_told_of(
+    demo: tuple[Demo, Path], alertmanager: Alertmanager
+) -> None:
+    await demo[0].ended(40)
+    (first, *_) = alertmanager.notified
+    assert (first["status"], first["groupLabels"]) == ("firing", {"vm": "db-1"})
+    refused = await command("demo", "--alertmanager", "nowhere")
+    assert refused.status == 2
+    assert "should be a URL, such as http://127.0.0.1:9093" in refused.log

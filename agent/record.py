@@ -26,8 +26,10 @@ class Severity(IntEnum):
     @property
     def label(self) -> str:
         """The word in the record."""
-        return self.name.lower()
+        return _LABELS[self]
 
+
+_LABELS = [severity.name.lower() for severity in Severity]
 
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """Control characters, which CloudEvents forbids in attributes, and those that reorder or break a line for a person who reads it."""
@@ -138,13 +140,15 @@ class Stamp:
         self.run = "".join(_BASE32[millis >> shift & 31] for shift in range(45, -1, -5))
         """This run's part of every id: its start in milliseconds, ten Crockford base-32 digits, so that ids sort by time."""
         self._sequence = 0
-        self._last = 0, _instant(0)
+        self._second = 0, _second(0)
 
-    def _time(self, time_ns: int) -> datetime:
-        """Return the instant; one poll's records all have the same."""
-        if time_ns != self._last[0]:
-            self._last = time_ns, _instant(time_ns)
-        return self._last[1]
+    def _time(self, time_ns: int) -> str:
+        """Return the instant to the microsecond as RFC 3339 has it, by whole numbers: a float of today's nanoseconds is 200 ns off."""
+        seconds, rest = divmod(time_ns, 1_000_000_000)
+        if seconds != self._second[0]:
+            self._second = seconds, _second(seconds)
+        micros = rest // 1000
+        return f"{self._second[1]}.{micros:06d}Z" if micros else f"{self._second[1]}Z"
 
     def __call__(self, record: Record) -> Stamped:
         """Return the record with the next id. Sequence numbers have no gaps, so that a consumer can see a loss."""
@@ -168,16 +172,15 @@ class Stamp:
 
 def _encode(event: dict[str, Any]) -> bytes:
     try:
-        return orjson.dumps(event, option=orjson.OPT_UTC_Z)
+        return orjson.dumps(event)
     except TypeError:
         # QEMU's data can be nested deeper than orjson writes (it reads 1024 levels and writes 254): then it is told without.
         flat: dict[str, Any] = {
             key: value if isinstance(value, str | int | float) else {} for key, value in event["data"].items()
         }
-        return orjson.dumps(event | {"data": flat}, option=orjson.OPT_UTC_Z)
+        return orjson.dumps(event | {"data": flat})
 
 
-def _instant(time_ns: int) -> datetime:
-    """Return the instant to the microsecond, by whole numbers: a float of today's nanoseconds is 200 ns off."""
-    seconds, rest = divmod(time_ns, 1_000_000_000)
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)
+def _second(seconds: int) -> str:
+    """Return a second since the epoch, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()

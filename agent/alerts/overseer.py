@@ -35,6 +35,9 @@ Measurer = Callable[[Vm, str], int | None]
 """Says how large the block device is that a VM has at a path; None where that cannot be known."""
 
 
+_BY_EVENT = {event: [rule for rule in RULES if rule.event == event] for event in {rule.event for rule in RULES}}
+
+
 @dataclass(frozen=True, slots=True)
 class Told:
     """Something to be told.
@@ -214,8 +217,8 @@ class Overseer:
             self._hand_over(event.vm.uuid)
         yield from self.book.ended_by(event.vm, name, event.time_ns)
         one = self._vms.get(event.vm.uuid)
-        for rule in RULES:
-            if rule.event == name and rule.when(data):
+        for rule in _BY_EVENT.get(name, ()):
+            if rule.when(data):
                 until_ns = now_ns + int(rule.lasts * 1e9) if rule.lasts is not None else 0
                 subject, _, guard = one.place(event.subject) if one is not None else (event.subject, "", None)
                 guard = guard or (one.guards.get(event.subject) if one is not None else None)

@@ -16,6 +16,8 @@ from tests.lab.kafka import KafkaCluster
 VMS: Final = 500
 POLL_SECONDS: Final = 10.0
 PER_SECOND: Final = 100
+REST_SECONDS: Final = 5.0
+"""After so long with nothing delivered it is taken that no more will be."""
 EVENT: Final = "JOB_STATUS_CHANGE"
 
 
@@ -80,10 +82,8 @@ async def flood(*, short: bool) -> list[Row]:
                         await asyncio.sleep(0)
                         await monitors.drained()
                 read = time.monotonic() - begun
-                await asyncio.sleep(1)
-                while (spent := cpu_seconds([process.pid]) - before) and not await _rests(process.pid):
-                    pass
-                took = time.monotonic() - begun - 1
+                took = await _delivered(Path(folder) / "delivered", count) - begun
+                spent = cpu_seconds([process.pid]) - before
                 found = await said(process)
     rate = len(found) / spent
     return [
@@ -99,11 +99,18 @@ async def flood(*, short: bool) -> list[Row]:
     ]
 
 
-async def _rests(pid: int) -> bool:
-    """Return whether a process does next to nothing for half a second."""
-    before = cpu_seconds([pid])
-    await asyncio.sleep(0.5)
-    return cpu_seconds([pid]) - before < 0.1
+async def _delivered(counted: Path, count: int) -> float:
+    """Wait until so many were delivered, or none is any more; return when, in seconds on the monotonic clock."""
+    seen, at = "", time.monotonic()
+    while time.monotonic() - at < REST_SECONDS and seen != str(count):
+        await asyncio.sleep(0.05)
+        if (now := _text(counted)) != seen:
+            seen, at = now, time.monotonic()
+    return at
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 class _broker:  # noqa: N801 - used as a function

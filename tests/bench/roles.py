@@ -163,12 +163,13 @@ async def _until_ended(milliseconds: list[float]) -> None:
 
 
 class Timed:
-    """A sink that takes the time of another's acknowledgements."""
+    """A sink that takes the time of another's acknowledgements, and says in a file how many there were."""
 
-    def __init__(self, to: Sink) -> None:
+    def __init__(self, to: Sink, count: Path) -> None:
         self.name = to.name
         self.milliseconds: list[float] = []
         self._to = to
+        self._count = count
 
     async def open(self) -> None:
         await self._to.open()
@@ -177,6 +178,7 @@ class Timed:
         refused = await self._to.send(batch)
         now = time.time_ns()
         self.milliseconds += [(now - entry.time_ns) / 1e6 for entry in batch if entry.type == EVENT]
+        self._count.write_text(str(len(self.milliseconds)))
         return refused
 
     async def close(self) -> None:
@@ -186,7 +188,7 @@ class Timed:
 async def telling(folder: Path, seconds: float, servers: str) -> None:
     with tempfile.TemporaryDirectory(prefix="qmp-") as state:
         config = _config(folder, seconds, state, servers)
-        timed = Timed(sink(config))
+        timed = Timed(sink(config), folder / "delivered")
         async with App(config, timed).running():
             await _until_ended(timed.milliseconds)
 

@@ -31,6 +31,7 @@ auth_unix_rw = "none"
 auth_unix_ro = "none"
 unix_sock_ro_perms = "0777"
 unix_sock_rw_perms = "0700"
+host_uuid = "{host}"
 log_outputs = "3:file:{folder}/libvirtd.log"
 """
 
@@ -91,6 +92,11 @@ class Libvirtd:
     _shell: asyncio.subprocess.Process | None = field(default=None, init=False)
 
     @property
+    def _host(self) -> uuid.UUID:
+        """Who its host is, which is the same whenever it is started."""
+        return uuid.uuid5(uuid.NAMESPACE_URL, str(self.folder))
+
+    @property
     def uri(self) -> str:
         """Its address."""
         return f"qemu+unix:///system?socket={self.folder}/run/libvirt-sock"
@@ -142,6 +148,7 @@ class Libvirtd:
                 "KILL",
                 "unshare",
                 "--mount",
+                "--uts",
                 "--pid",
                 "--fork",
                 "--kill-child",
@@ -179,7 +186,7 @@ class Libvirtd:
         for theirs in (*_FOLDERS.values(), _CACHE):
             Path(theirs).mkdir(parents=True, exist_ok=True)  # something has to be there to mount on
         self.folder.chmod(0o755)
-        Path(self.folder, "libvirtd.conf").write_text(_DAEMON.format(folder=self.folder))
+        Path(self.folder, "libvirtd.conf").write_text(_DAEMON.format(folder=self.folder, host=self._host))
         Path(self.folder, "etc", "qemu.conf").write_text(_QEMU)
         for name, line in (
             ("passwd", f"libvirt-qemu:x:{_USER}:{_USER}::/var/lib/libvirt:/bin/false\n"),
@@ -191,6 +198,7 @@ class Libvirtd:
         mounts = [f"mount --bind {self.folder}/{mine} {theirs}" for mine, theirs in _FOLDERS.items()]
         mounts += [f"mount --bind {self.folder}/{name} /etc/{name}" for name in ("passwd", "group")]
         mounts += [f"mount --bind {cache_folder()}/libvirt {_CACHE}"]
+        mounts += [f"hostname host-{self._host.hex[:12]}"]  # a domain migrates to another host only
         if Path("/dev/kvm").exists():
             # libvirtd asks a QEMU for its capabilities anew, for ten seconds, whenever its user may not use KVM and root may.
             mounts += [f"mkdir -p {self.folder}/dev", f"mount -t tmpfs tmpfs {self.folder}/dev"]

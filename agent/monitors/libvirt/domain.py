@@ -7,6 +7,7 @@ every question goes to QEMU itself, and libvirt marks the domain as tainted.
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ class Host:
     passthrough: bool
 
 
+class Move(Enum):
+    """How far a domain that comes from another host is, by libvirt's word on its life: its states have none for that."""
+
+    ARRIVING = auto()
+    ARRIVED = auto()
+
+
 class Domain:
     """A link to one domain that runs; see `agent.monitors.base.Link`."""
 
@@ -65,6 +73,9 @@ class Domain:
         self.name = name
         self.peer_pid = pid
         self.hear = on_event
+        self.move: Move | None = None
+        """How far it has come from another host; None where it was started here."""
+        self._move_told = False
         self._host = host
         self._allow = allow
         self._round: asyncio.Task[list[Answer]] | None = None
@@ -182,9 +193,19 @@ class Domain:
             if place is None:
                 return CommandError("GenericError", f"libvirt knows no image with the node {given['node-name']}")
             return await self._do(lambda domain: domain.setBlockThreshold(place, given["write-threshold"]))
-        told = words.answer(ask, look)
+        told = self._moving(ask, words.answer(ask, look))
         if told is None:
             return CommandError("CommandNotFound", f"libvirt tells nothing of {ask.command} without passthrough")
+        return told
+
+    def _moving(self, ask: Ask, told: Any) -> Any:
+        """Return an answer with what the move makes of it: one that is on its way says so, and one that had come before says it once."""
+        if self.move is Move.ARRIVING and ask.command == "query-status" and told != words.RUNNING:
+            self._move_told = True
+            return {"status": "inmigrate", "running": False}
+        if self.move is Move.ARRIVED and ask.command == "query-migrate" and not self._move_told:
+            self._move_told = True
+            return {"status": "completed"}
         return told
 
     async def _do(self, change: Callable[[Any], object]) -> Answer:

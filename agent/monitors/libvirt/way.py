@@ -16,7 +16,7 @@ import orjson
 
 from agent.backoff import back_off
 from agent.monitors.base import Found, Link, Monitor, OnEvent, Rank
-from agent.monitors.libvirt.domain import Domain, Host, pid_of
+from agent.monitors.libvirt.domain import Domain, Host, Move, pid_of
 from agent.monitors.libvirt.figures import Figures
 from agent.monitors.libvirt.wire import Calls, Inbox, MissingError, alive, denied, dial, in_thread, library, meaning
 from agent.qmp.commands import AllowList
@@ -50,6 +50,11 @@ _WHY = {
 }
 """virDomainEventStoppedDetailType."""
 
+_ARRIVES = (2, 1)
+"""VIR_DOMAIN_EVENT_STARTED for VIR_DOMAIN_EVENT_STARTED_MIGRATED: the process is there, and its domain on the way."""
+_ARRIVED = ((3, 0), (4, 0), (4, 1))
+"""What follows that: it was suspended, as it had been on the other host, or resumed."""
+
 _DEPARTED = (3, 4)
 """Of these, what is no end of the VM."""
 
@@ -65,6 +70,7 @@ class Libvirt:
         self._monitor = Monitor(uri, self._key, self._no_vm)
         self._monitors: dict[tuple[object, ...], Monitor] = {}
         self._links: dict[str, Domain] = {}
+        self._moves: dict[str, Move] = {}
         self._missing: set[str] = set()
         self._host: Host | None = None
         self._trouble: QmpError = WayLostError(f"{uri} was not reached yet")
@@ -191,6 +197,7 @@ class Libvirt:
         if self._host is None or isinstance(self._trouble, StalledError):
             raise self._trouble
         link = self._links[uuid] = Domain(self._host, uuid, name, allow, on_event, self._pid(name))
+        link.move = self._moves.get(uuid)
         link.ended.add_done_callback(lambda _: self._links.pop(uuid) if self._links.get(uuid) is link else None)
         return link
 
@@ -210,10 +217,21 @@ class Libvirt:
                     link.hear(Event(name, details, time_ns))
             case ("life", str(uuid), int(event), int(detail)):
                 self._tell_life(uuid, event)
+                self._tell_move(uuid, (event, detail))
                 if event == _STOPPED and (link := self._links.pop(uuid, None)) is not None:
                     error = DepartedError if detail in _DEPARTED else NotConnectedError
                     link.end(error(_WHY.get(detail, "the domain was stopped")))
                 self._changed.set()
+
+    def _tell_move(self, uuid: str, life: tuple[int, int]) -> None:
+        if life[0] == _STOPPED:
+            self._moves.pop(uuid, None)
+        elif life == _ARRIVES:
+            self._moves[uuid] = Move.ARRIVING
+        elif life in _ARRIVED and uuid in self._moves:
+            self._moves[uuid] = Move.ARRIVED
+        if (link := self._links.get(uuid)) is not None:
+            link.move = self._moves.get(uuid)
 
     def _tell_life(self, uuid: str, event: int) -> None:
         link = self._links.get(uuid)

@@ -38,6 +38,10 @@ _PAUSED = {
 """virDomainPausedReason, where QEMU has a word of its own for it."""
 
 
+RUNNING = {"status": "running", "running": True}
+"""query-status' answer of a guest that runs."""
+
+
 def status(stats: Stats) -> dict[str, Any]:
     """Return query-status' answer, as near as libvirt tells it."""
     state = stats.get("state.state")

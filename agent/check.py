@@ -16,7 +16,7 @@ from agent.delivery.kafka_access import expand
 from agent.delivery.sink import SinkError
 from agent.journal_tool import set_aside
 from agent.monitors import Dial, Listen, Monitor, Way
-from agent.qmp.errors import QmpError
+from agent.qmp.errors import BusyError, DeniedError, QmpError
 from agent.record import clean
 from agent.vm import behind, identity
 from agent.vm.status import Terms
@@ -132,6 +132,8 @@ async def _monitor(monitor: Monitor, settled: Terms, gate: asyncio.Semaphore) ->
     async with gate:
         try:
             client = await monitor.open(settled.allow, lambda _: None, deadline=settled.greeting_seconds)
+        except (BusyError, DeniedError) as error:
+            return False, f"{name}: {error}; `sudo qmp-agent doctor` says more"
         except QmpError as error:
             return False, f"{name}: {error}"
         try:

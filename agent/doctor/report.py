@@ -126,13 +126,14 @@ class _Vm:
         return fnmatchcase(self._case.name, wanted) or fnmatchcase(self._uuid, wanted)
 
     def connections(self) -> Iterator[Entry]:
-        """Yield its ends of connections to its monitors."""
-        for monitor, address in self._monitors:
-            yield from self._connections(monitor, address)
+        """Yield its ends of connections: to its monitors, and whatever else may be to a monitor that was added since it started."""
+        inodes = self._sight.table.keys() if self._inodes is None else self._inodes.values()
+        yield from (entry for inode in inodes if (entry := self._sight.table.get(inode)) and entry.state == ESTABLISHED)
 
     def report(self, holders: Mapping[int, int]) -> VmReport:
         """Return what there is to say of it."""
         monitors = tuple(self._monitor(monitor, address, holders) for monitor, address in self._monitors)
+        monitors += tuple(self._added(holders, {monitor.address for monitor in monitors}))
         held = next(
             (m for m in monitors if m.holder_pid is not None and is_agent(m.holder_pid, self._sight.proc)), None
         )
@@ -168,7 +169,7 @@ class _Vm:
         lent = next((m.address for m in monitors if m.managers and m.state == "free" and not self._manager.uri), None)
         if lent is not None:
             lines += [
-                "or with no restart, but without events (docs/monitors.md#burst):",
+                _LENT,
                 "  monitors:",
                 f"    - {_BURST}{lent}",
             ]
@@ -218,12 +219,22 @@ class _Vm:
     def _connections(self, monitor: Socket, address: str) -> Iterator[Entry]:
         """Yield this process's ends of connections to an address, or of those from it."""
         key = _key(address)
-        inodes = self._sight.table.keys() if self._inodes is None else self._inodes.values()
-        for entry in (self._sight.table[inode] for inode in inodes if inode in self._sight.table):
+        for entry in self.connections():
             there = self._sight.table.get(entry.peer)
             at = (entry.remote or (there.address if there is not None else "")) if monitor.calls else entry.address
-            if key and at == key and entry.state == ESTABLISHED:
+            if key and at == key:
                 yield entry
+
+    def _added(self, holders: Mapping[int, int], known: Iterable[str]) -> Iterator[MonitorReport]:
+        """Yield the monitors that the agent has had QEMU add."""
+        keys = {_key(address) for address in known}
+        for entry in self.connections() if self._inodes is not None else ():
+            pid = holders.get(entry.peer)
+            if pid is not None and entry.address.startswith("/") and entry.address not in keys and self._is_agent(pid):
+                yield MonitorReport(clean(entry.address), "held", "qmp-agent", pid)
+
+    def _is_agent(self, pid: int | None) -> bool:
+        return pid is not None and is_agent(pid, self._sight.proc)
 
 
 def _key(address: str) -> str:
@@ -273,6 +284,7 @@ def _config_file(path: str, pid: int, proc: Path) -> str:
 
 
 _BURST = "burst: "
+_LENT = "or with no restart, but without events where QEMU is older than 11.1 (docs/monitors.md#burst, and #hotplug):"
 _NO_RESTART = "in the agent's config; no restart:"
 
 

@@ -49,6 +49,19 @@ async def test_a_user_who_may_only_read_reads_and_check_says_so(libvirtd: Libvir
     assert f"qemu:///system#public: public ({domain.uuid}), QEMU 7" in said
 
 
+async def test_a_user_whom_libvirtd_lets_do_nothing_is_told_so(libvirtd: Libvirtd) -> None:
+    config = libvirtd.folder / "nothing.yaml"
+    config.write_text(yaml.safe_dump({"monitors": [{"libvirt": "qemu:///system"}]}))
+    await libvirtd.run("chmod 0700 /run/libvirt/libvirt-sock-ro")
+    try:
+        said = await libvirtd.run(
+            f"setpriv --reuid 65534 --clear-groups {sys.executable} -m agent.cli check --config {config}"
+        )
+    finally:
+        await libvirtd.run("chmod 0777 /run/libvirt/libvirt-sock-ro")
+    assert re.search("BAD  qemu:///system: .*Permission denied", said), said
+
+
 async def test_check_says_how_each_domain_is_and_why_there_is_no_libvirtd(libvirtd: Libvirtd) -> None:
     config = libvirtd.folder / "check.yaml"
     config.write_text(yaml.safe_dump({"monitors": [{"libvirt": libvirtd.uri}]}))

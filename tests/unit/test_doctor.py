@@ -219,6 +219,15 @@ def test_a_socket_that_is_visited_may_be_held_by_its_manager_at_the_moment(files
     assert vm.state == "unwatched"
 
 
+def test_a_monitor_that_the_agent_had_added_is_one_that_it_watches_over(files: Files) -> None:
+    accepted, called = files.connection("/run/qmp-agent/own/104.qmp")
+    files.process(104, PROXMOX.format(reconnect="reconnect-ms=5000"), fds={10: accepted})
+    files.process(90, "/usr/bin/python3 /usr/bin/qmp-agent run", fds={7: called})
+    (vm,) = files.vms([{"burst": "/run/qemu-server/*.qmp", "hotplug": "/run/qmp-agent/own"}])
+    assert vm.state == "watched"
+    assert "  /run/qmp-agent/own/104.qmp: held by qmp-agent (pid 90)" in list(lines([vm]))
+
+
 def test_where_the_agent_listens_already_the_change_names_that_place_and_leaves_the_config_alone(files: Files) -> None:
     managed(files)
     (vm,) = files.vms([{"listen": "/srv/agent.sock"}], "web")

@@ -78,7 +78,9 @@ class Alertmanager:
     def _alert(self, alert: Alert, ends: float) -> dict[str, Any]:
         labels = {"alertname": alert.name, "severity": alert.severity.label, "host": alert.vm.host, "vm": alert.vm.name}
         labels |= {"vm_uuid": alert.vm.uuid, "device": alert.subject, "level": alert.level, **self._labels}
-        annotations = {key: str(value) for key, value in alert.data.items()}
+        whose = " ".join(filter(None, (alert.vm.name, alert.subject)))
+        summary = " ".join(filter(None, (f"{whose}:", alert.name.replace("_", " "), alert.level)))
+        annotations = {key: str(value) for key, value in alert.data.items()} | {"summary": summary}
         return {
             "labels": {key: value for key, value in labels.items() if value},
             "annotations": annotations | {"fingerprint": alert.fingerprint},

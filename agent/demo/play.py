@@ -35,6 +35,11 @@ PORTS = ("127.0.0.1:9179", "127.0.0.1:0")
 
 MEMORY_MIB = 128
 
+SHOWN = frozenset(
+    f"qemu.sample.{name}" for name in ("block", "balloon", "guest_memory", "runstate", "migration", "job")
+)
+"""Samples that are printed; of all others there are too many for a person to read, and the page has them."""
+
 
 class DemoError(Exception):
     """The demo cannot run here; the text says why and what helps."""
@@ -152,6 +157,9 @@ async def _show(onlooker: Onlooker) -> None:
     colour = sys.stdout.isatty()
     while True:
         stamped = await onlooker.get()
+        kind = stamped.record.type
+        if kind.startswith("qemu.sample.") and kind not in SHOWN:
+            continue
         width = shutil.get_terminal_size().columns if colour else 0
         sys.stdout.write(line(orjson.loads(stamped.body), width=width, colour=colour) + "\n")
         sys.stdout.flush()

@@ -48,7 +48,8 @@ def test_an_alert_is_labelled_by_what_does_not_change_and_annotated_by_what_does
         "level": "80%",
         "cluster": "eu1",
     }
-    assert said["annotations"] == {"used_bytes": "5", "fingerprint": an_alert().fingerprint}
+    summary = "web-3 disk0: write threshold 80%"
+    assert said["annotations"] == {"used_bytes": "5", "summary": summary, "fingerprint": an_alert().fingerprint}
     assert instant(said["startsAt"]) == NOW - 5
 
 

@@ -79,6 +79,7 @@ class Session:
         self._wake = asyncio.Event()
         self._phase = 0.1 + 0.9 * random()  # noqa: S311 - spreads the polls of many VMs over the interval
         self._phased: set[str] = set()
+        self._spread = 1.0
         self._shapes: dict[str, object] = {}
         self._polls: dict[str, Poll] = {}
         self._storms = Storms()
@@ -289,6 +290,8 @@ class Session:
 
     async def _poll(self, client: Link, vm: Vm, collectors: Sequence[Collector]) -> None:
         rounds = [(c, asks) for c in collectors if (asks := c.asks(self._facts))]
+        if not self._facts.hears:  # one that visits, maybe: not always when somebody else does, who comes as often
+            self._spread = 0.9 + 0.2 * random()  # noqa: S311 - as above
         while rounds:
             batch, rounds = _split(rounds)
             time_ns, start = time.time_ns(), time.monotonic()
@@ -400,7 +403,7 @@ class Session:
         if wait >= self._terms.intervals.poll and name not in self._phased:
             self._phased.add(name)
             wait *= self._phase
-        self._schedule.plan(name, start + wait)
+        self._schedule.plan(name, start + wait * self._spread)
 
     async def _ask(self, client: Link, asks: Sequence[Ask]) -> list[Answer]:
         self._go_on_by = time.monotonic() + self._terms.reply_seconds

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from agent.collectors import Intervals
 from agent.monitors import Burst, Monitor, Rank
 from agent.monitors.burst import visits
 from agent.monitors.dial import unix
 from agent.qmp.commands import AllowList, Ask, Change
 from agent.qmp.errors import BusyError, CommandRefusedError, MadeWayError, NotConnectedError
+from agent.vm.schedule import Schedule
 from agent.vm.status import State
 from agent.vm.watch import UNHEARD
 from tests.lab.fake import FakeQemu
@@ -50,6 +52,27 @@ async def test_what_no_event_tells_is_asked_at_each_poll(fake: FakeQemu) -> None
         await notes.polled(3, "runstate")
         await notes.polled(2, "jobs")
         await notes.polled(2, "migration")
+
+
+async def test_visits_are_not_always_as_far_apart_and_what_is_asked_together_stays_so(
+    fake: FakeQemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: dict[str, float] = {}
+    plan = Schedule.plan
+
+    def planning(self: Schedule, name: str, at: float) -> None:
+        planned[name] = at - time.monotonic()
+        plan(self, name, at)
+
+    monkeypatch.setattr(Schedule, "plan", planning)
+    monkeypatch.setattr("agent.vm.session.random", lambda: 1.0)  # the longest wait
+    notes = Notes()
+    settled = terms(intervals=Intervals(poll=600, migration=600))
+    async with watching(notes, settled=settled) as fleet:
+        fleet.appeared(visited(fake.path))
+        await notes.polled(1, "migration")
+    for name in ("block", "runstate", "jobs", "migration"):
+        assert planned[name] == pytest.approx(660, abs=LONG), name
 
 
 async def test_a_look_is_one_write_and_no_out_of_band_one(fake: FakeQemu) -> None:

@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test chaos fuzz check format generate examples lab-demo lab-test clean
+.PHONY: help demo test chaos soak fuzz check format generate examples lab-demo lab-test clean
 
 help:
 	@echo "make demo [FOR=30s] [OUT=FILE] [ALERTMANAGER=URL]   two small guests, watched"
 	@echo "make test [T=tests/unit]         all tests, or some"
 	@echo "make chaos [MINUTES=10] [SEED=N] brokers, agents and disks failing, and a judge of what arrived"
-	@echo "make fuzz [FOR=60] [F=protocol] inputs made by coverage, for the protocol, the collectors and the config"
+	@echo "make soak [MINUTES=60]           VMs that come, go, hang and lie, and whether anything grows"
+	@echo "make fuzz [FOR=60] [F=protocol]  inputs made by coverage, for the protocol, the collectors and the config"
 	@echo "make check                       formatting, lint and types"
 	@echo "make format                      mend formatting and what lint can mend"
 	@echo "make generate                    schemas, dashboards and references made from the code"
@@ -26,6 +27,9 @@ test: lab-test
 # MINUTES and SEED are its own.
 chaos: lab-test
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
+soak: lab-test
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED)) --chart soak.svg
 
 # What it finds anew is in .fuzz; tests/fuzz says what to do with it.
 fuzz: $(VENV)/dev

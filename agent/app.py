@@ -341,6 +341,7 @@ class App:
         for status in self.snapshot.monitors.values():
             self.metrics.monitor_state.labels(status.monitor.name, status.state.value).set(1)
         self.metrics.left_out.set(sum(view.left_out.total() for _, view in self.snapshot.views()))
+        self.metrics.tasks.set(len(asyncio.all_tasks()))
         self.metrics.read_reload(self.reload)
         self.metrics.read_delivery(self.delivery)
         self.metrics.read_alerts(self.alerts.book)

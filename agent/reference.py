@@ -7,6 +7,7 @@ each kind.
 """
 
 import argparse
+import asyncio
 import json
 import logging
 import re
@@ -117,8 +118,7 @@ def _cell(text: str) -> str:
 
 def _own() -> Iterator[str]:
     """Yield the rows of the series that no family has."""
-    app = _specimen()
-    text = render(app.snapshot) + app.own_metrics().decode()
+    text = asyncio.run(_shown(_specimen()))
     mine = {family.series(field) for family in FAMILIES for field in shown(family)}
     for name, told in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE):
         kind = re.search(rf"^# TYPE {name} (\w+)$", text, re.MULTILINE)
@@ -127,6 +127,11 @@ def _own() -> Iterator[str]:
             labels = re.findall(r'(\w+)="', line[1]) if line is not None else []
             listed = ", ".join(f"`{label}`" for label in labels if label != "le")
             yield f"| `{name}` | {kind[1]} | {_named(name) if kind[1] != 'histogram' else 'seconds'} | {listed} | {_cell(told)} |\n"
+
+
+async def _shown(app: App) -> str:
+    """Return the specimen's series; some of the agent's own are of its loop."""
+    return render(app.snapshot) + app.own_metrics().decode()
 
 
 def _specimen() -> App:

@@ -158,6 +158,7 @@ class SelfMetrics:
             "When a config was taken last.",
             registry=self.registry,
         )
+        self.tasks = Gauge("qmp_agent_tasks", "Tasks of the event loop: some for each monitor.", registry=self.registry)
         self.left_out = Gauge(
             "qmp_agent_subjects_left_out",
             "Disks and the like that have no series, because their VM has too many.",

@@ -7,6 +7,7 @@ at once. A socket file that was made anew (other inode) is another monitor, sinc
 import asyncio
 import contextlib
 import glob
+import logging
 import os
 import socket
 import stat
@@ -18,6 +19,8 @@ from asyncinotify import Inotify, Mask
 
 from agent.monitors.base import Found, Monitor, qmp
 from agent.qmp.client import Connect
+
+_log = logging.getLogger(__name__)
 
 SCAN_SECONDS = 5.0
 SETTLE_SECONDS = 0.02
@@ -58,12 +61,21 @@ class Dial:
                 found[monitor.key] = monitor
         return found
 
+    def _can_look(self) -> bool:
+        """Return whether there is a file descriptor to look with: where there is none, glob says of every folder that it is empty."""
+        try:
+            os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            _log.warning("%s: monitors that come and go are not seen: %s", self.pattern, error.strerror)
+            return False
+        return True
+
     async def watch(self, found: Found) -> None:
         """Tell `found` of sockets as they come and go, until cancelled."""
         known: dict[tuple[object, ...], Monitor] = {}
         with _Hints(self.pattern) as hints:
             while True:
-                now = self.scan()
+                now = self.scan() if self._can_look() else known
                 for key in known.keys() - now.keys():
                     found.vanished(known.pop(key))
                 for key in now.keys() - known.keys():

@@ -7,13 +7,14 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
 from uuid import UUID
 
+from tests.lab.fake import split
 from tests.lab.transcript import Transcript
 
 _COMMAND: Final = re.compile(rb'"(?:execute|exec-oob)"\s*:\s*"([a-z_-]+)"')
@@ -101,15 +102,16 @@ class _Server(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         answers = self._monitors.answers
-        for command in _COMMAND.findall(data):
+        for command, number in _numbered(data) if b'"id"' in data else ((c, None) for c in _COMMAND.findall(data)):
             self._monitors.asked[command] += 1
             answer = self._own.get(command) or answers.get(command) or _UNKNOWN
-            if b'"id"' in data:  # then it is one question, as qemu.qmp asks
-                answer = b'{"id": ' + json.dumps(json.loads(data)["id"]).encode() + b", " + answer[1:]
+            if number is not None:
+                answer = b'{"id": ' + number + b", " + answer[1:]
             self.transport.write(answer)
 
     def connection_lost(self, _error: Exception | None) -> None:
-        self._monitors.clients.pop(self._number, None)
+        if self._monitors.clients.get(self._number) is self:
+            del self._monitors.clients[self._number]
         self._may_write.set()
 
     def pause_writing(self) -> None:
@@ -120,6 +122,13 @@ class _Server(asyncio.Protocol):
 
     async def drained(self) -> None:
         await self._may_write.wait()
+
+
+def _numbered(data: bytes) -> Iterator[tuple[bytes, bytes | None]]:
+    """Yield commands and their ids, as JSON: of questions as qemu.qmp asks them, and of probes."""
+    for request in split(data.decode())[0]:
+        number = json.dumps(request["id"]).encode() if "id" in request else None
+        yield request.get("execute", request.get("exec-oob")).encode(), number
 
 
 def _line(message: Any) -> bytes:

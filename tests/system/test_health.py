@@ -125,10 +125,10 @@ async def test_a_sink_that_hangs_is_told_and_keeps_no_process_from_ending(
     quick = {"intervals": {"poll": "100ms"}, "timeouts": {"stop": "1s"}}
     async with FakeQemu(folder / "a.qmp") as fake:
         async with Agent(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]} | jsonl | quick) as agent:
-            await until(lambda: fake.count("query-blockstats") > 50, 20)
+            await until(lambda: fake.count("query-blockstats") > 50, 45)
             begin = time.monotonic()
             assert (await agent.stop()).status == 0
-            assert time.monotonic() - begin < 5
+            assert time.monotonic() - begin < 15
             assert "Traceback" not in agent.log
         monkeypatch.setattr("agent.delivery.delivery.SILENT_SECONDS", 0.3)
         reader = os.open(folder / "pipe", os.O_RDONLY | os.O_NONBLOCK)

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from agent.doctor.permissions import User
 from agent.monitors.listen import USUAL_USERS
 
 LISTEN = "/run/qmp-agent/monitor.sock"
@@ -135,24 +136,23 @@ class Case:
         argv: its command line.
         name: its name.
         pid: its process.
-        owner, uid: whose that is, and the user's number; empty and -1 where that is not known.
+        owner: whose that is.
     """
 
     argv: Sequence[str]
     name: str
     pid: int
-    owner: str
-    uid: int
+    owner: User
 
 
-def change(manager: Manager, case: Case, listen: str, *, listens: bool) -> list[str]:
+def change(manager: Manager, case: Case, listen: str, entry: Sequence[str]) -> list[str]:
     """Return what a person is to do for a VM whose monitors are all taken.
 
     Args:
         manager: who started it.
         case: the VM.
         listen: where the agent listens, or is to listen.
-        listens: whether its config has that already, so that nothing need be added to it.
+        entry: what its config takes for that, line by line; empty where it has all of it.
     """
     text = " ".join(case.argv)
     reconnect = "reconnect-ms=5000" if "reconnect-ms=" in text else "reconnect=5"
@@ -162,7 +162,7 @@ def change(manager: Manager, case: Case, listen: str, *, listens: bool) -> list[
         "name": shlex.quote(case.name),
         "number": number[1] if number else "VMID",
         "pid": case.pid,
-        "uid": case.uid,
+        "uid": case.owner.uid,
         "chardev": chardev,
         "escaped": chardev.replace(",", r"\,"),
         "listen": listen,
@@ -170,12 +170,14 @@ def change(manager: Manager, case: Case, listen: str, *, listens: bool) -> list[
     lines = [line.format(**given) for line in manager.change]
     if not manager.uri and "reconnect-ms=" not in text:
         lines.append("  (QEMU 9.2 and newer: reconnect-ms=5000 in place of reconnect=5)")
-    if not (manager.uri or listens):
-        lines += ["and in the agent's config:", *listen_entry(case, listen)]
+    if entry and not manager.uri:
+        lines += ["and in the agent's config:", *entry]
     return lines
 
 
-def listen_entry(case: Case, listen: str) -> list[str]:
-    """Return the lines of the config that let a VM call."""
-    users = [] if case.owner in ("", *USUAL_USERS) else [f"      users: [root, {case.owner}]"]
-    return ["  monitors:", f"    - listen: {listen}", *users]
+def listen_entry(case: Case, listen: str, users: Sequence[str] | None = None) -> list[str]:
+    """Return the lines of the config that let a VM call; `users` are those that it names already."""
+    entry = ["  monitors:", f"    - listen: {listen}"]
+    if users is not None or case.owner.name not in ("", *USUAL_USERS):
+        entry.append(f"      users: [{', '.join(dict.fromkeys([*(users or ['root']), case.owner.name]))}]")
+    return entry

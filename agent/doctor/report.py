@@ -15,6 +15,7 @@ from agent.doctor.managers import LISTEN, Case, change, listen_entry, manager_of
 from agent.doctor.permissions import User, cure, describe, obstacles, owner
 from agent.doctor.sockets import ESTABLISHED, Entry, Table, descriptors, is_agent, owners, plain, program, sockets
 from agent.monitors import processes
+from agent.monitors.listen import ListenTerms, welcome
 from agent.monitors.processes import PROC, arguments
 from agent.record import clean
 
@@ -113,10 +114,9 @@ class _Vm:
         argv = arguments(pid, sight.proc)
         files = [_config_file(path, pid, sight.proc) for path in config_files(argv)]
         line = understand(argv, files)
-        whose = owner(pid, sight.proc)
         self._sight = sight
         self._uuid = clean(line.uuid)
-        self._case = Case(argv, clean(line.name or f"pid {pid}"), pid, whose.name, whose.uid)
+        self._case = Case(argv, clean(line.name or f"pid {pid}"), pid, owner(pid, sight.proc))
         self._inodes = descriptors(pid, sight.proc)
         self._monitors = [(monitor, self._address(monitor)) for monitor in line.monitors]
         self._manager = manager_of(argv, files, [address for _, address in self._monitors])
@@ -159,13 +159,13 @@ class _Vm:
         for monitor in monitors:
             if monitor.managers or monitor.holder_pid is not None:
                 continue
-            if monitor.state == "calls" and not monitor.way:
-                return "listen", [_NO_RESTART, *listen_entry(self._case, monitor.address)]
+            if monitor.state == "calls" and (monitor.missing or not monitor.way):
+                return "listen", [_NO_RESTART, *self._door(monitor.address)]
             if monitor.state == "free":
                 entry = [] if monitor.way else [_NO_RESTART, "  monitors:", f"    - dial: {monitor.address}"]
                 return "dial", [*entry, *self._mend(self._obstacles(monitor.address))]
-        listen = next((e.listen for e in self._sight.entries if isinstance(e, ListenConfig)), None)
-        lines = change(self._manager, self._case, listen or LISTEN, listens=listen is not None)
+        listen = next((e.listen for e in self._sight.entries if isinstance(e, ListenConfig)), LISTEN)
+        lines = change(self._manager, self._case, listen, self._door(listen))
         lent = next((m.address for m in monitors if m.managers and m.state == "free" and not self._manager.uri), None)
         if lent is not None:
             lines += [
@@ -174,6 +174,19 @@ class _Vm:
                 f"    - {_BURST}{lent}",
             ]
         return self._manager.page, lines
+
+    def _door(self, listen: str) -> list[str]:
+        """Return what the config takes for this VM to call there, line by line; empty where it has all of it."""
+        entry = next((e for e in self._sight.entries if isinstance(e, ListenConfig) and e.listen == listen), None)
+        if entry is not None and self._is_let_in(entry):
+            return []
+        return listen_entry(self._case, listen, entry.users if entry is not None else None)
+
+    def _is_let_in(self, entry: ListenConfig) -> bool:
+        users = tuple(entry.users) if entry.users is not None else None
+        uids, gids = welcome(ListenTerms(users, tuple(entry.groups)), self._sight.user.uid)
+        owner = self._case.owner
+        return not owner.name or owner.uid in uids or not gids.isdisjoint(owner.gids)
 
     def _mend(self, places: Iterable[Path], *, made_anew: bool = True) -> list[str]:
         commands = [command for place in places for command in cure(place, self._sight.user, made_anew=made_anew)]
@@ -186,7 +199,9 @@ class _Vm:
     def _monitor(self, monitor: Socket, address: str, holders: Mapping[int, int]) -> MonitorReport:
         shown = clean(address or f"descriptor {monitor.fd}")
         own = re.search(self._manager.own, address) is not None
-        way = next((text for entry in self._sight.entries if (text := _leads(entry, monitor, address))), "")
+        entry, way = next(
+            ((entry, text) for entry in self._sight.entries if (text := _leads(entry, monitor, address))), (None, "")
+        )
         if not address or not self._sight.table:
             return MonitorReport(shown, "unknown", way=way, managers=own)
         connections = list(self._connections(monitor, address))
@@ -194,6 +209,8 @@ class _Vm:
         state = "calls" if monitor.calls else "held" if connections else "free"
         blocked = self._obstacles(address) if not monitor.calls and (way or (state == "free" and not own)) else []
         missing = clean(describe(blocked[0], self._sight.user)) if blocked else ""
+        if isinstance(entry, ListenConfig) and not self._is_let_in(entry):
+            missing = f"the agent lets in no process of {self._case.owner.name}"
         holder = clean(program(arguments(pid, self._sight.proc))) if pid is not None else ""
         return MonitorReport(shown, state, holder, pid, missing, way, managers=own)
 

@@ -104,8 +104,7 @@ class Listen:
         self.terms = terms or ListenTerms()
         self._numbers = count()
         self._calls: list[_Call] = []
-        self._uids = _usual_uids() if self.terms.users is None else _ids(self.terms.users, _uid)
-        self._gids = _ids(self.terms.groups, _gid)
+        self._uids, self._gids = welcome(self.terms, os.geteuid())
         self._strangers: set[int] = set()
         self._tls: tuple[tuple[int, ...], ssl.SSLContext] | None = None
 
@@ -299,9 +298,12 @@ def _gid(name: str) -> int:
     return grp.getgrnam(name).gr_gid
 
 
-def _usual_uids() -> set[int]:
+def welcome(terms: ListenTerms, own: int) -> tuple[set[int], set[int]]:
+    """Return the numbers of the users, and of the groups, whose processes are let in; `own` is the agent's user."""
+    if terms.users is not None:
+        return _ids(terms.users, _uid), _ids(terms.groups, _gid)
     known = {user.pw_name: user.pw_uid for user in pwd.getpwall()}
-    return {os.geteuid(), *(known[name] for name in USUAL_USERS if name in known)}
+    return {own, *(known[name] for name in USUAL_USERS if name in known)}, _ids(terms.groups, _gid)
 
 
 def _ids(names: Iterable[str], look_up: Callable[[str], int]) -> set[int]:

@@ -186,8 +186,8 @@ def test_with_the_change_made_each_managers_vms_are_led_to(files: Files) -> None
     for pid in (104, 200, 300):  # as the advice is to start them
         path = files.proc / str(pid) / "cmdline"
         path.write_bytes(path.read_bytes() + "\0".join([*given.split(), ""]).encode())
-    monitors = [
-        {"listen": "/run/qmp-agent/monitor.sock"},
+    monitors: list[Mapping[str, object]] = [
+        {"listen": "/run/qmp-agent/monitor.sock", "users": ["root", 4242]},
         {"dial": f"{files.proc.parent}/run/ganeti/kvm-hypervisor/ctrl/*.kvmd"},
         {"libvirt": "qemu:///system"},
         {"libvirt": "qemu+unix:///session?socket=/run/user/1000/libvirt/libvirt-sock"},
@@ -217,6 +217,25 @@ def test_a_socket_that_is_visited_may_be_held_by_its_manager_at_the_moment(files
     assert (vm.state, vm.way) == ("configured", f"burst: {folder}/*.qmp")
     (vm,) = files.vms([{"dial": f"{folder}/*.qmp"}])
     assert vm.state == "unwatched"
+
+
+def test_a_vm_whose_user_the_agent_does_not_let_in_is_told_with_the_entry_that_would(files: Files) -> None:
+    managed(files)
+    given = (
+        "-chardev socket,id=qmp-agent,path=/run/qmp-agent/monitor.sock,reconnect=5 -mon chardev=qmp-agent,mode=control"
+    )
+    path = files.proc / "300" / "cmdline"
+    path.write_bytes(path.read_bytes() + "\0".join([*given.split(), ""]).encode())
+    (vm,) = files.vms([{"listen": "/run/qmp-agent/monitor.sock", "users": ["root", "daemon"]}], "v1")
+    assert (vm.state, vm.monitors[0].missing) == ("unwatched", "the agent lets in no process of 4242")
+    assert vm.change[1:] == (
+        "  monitors:",
+        "    - listen: /run/qmp-agent/monitor.sock",
+        "      users: [root, daemon, 4242]",
+    )
+    for entry in ({"users": ["root", 4242]}, {"groups": ["root"]}):  # its group is 0
+        (vm,) = files.vms([{"listen": "/run/qmp-agent/monitor.sock", **entry}], "v1")
+        assert (vm.state, vm.monitors[0].missing) == ("configured", "")
 
 
 def test_a_monitor_that_the_agent_had_added_is_one_that_it_watches_over(files: Files) -> None:

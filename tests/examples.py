@@ -5,6 +5,7 @@ docs/records.md is made of that file, so that making it takes no QEMU. The folde
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -15,20 +16,26 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from agent.demo.control import GuestError
 from agent.demo.guest import Guest, GuestOptions, Kind
 from agent.reference import EXAMPLES
+from tests.lab import provoke
+from tests.lab.qemus import qemu_of
 from tests.system.agent import Agent, Record
 
 LONG = 60.0
+
+_FOLDER = "/run/qemu"
 
 
 async def main() -> None:
     """Make the file."""
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         records = await _run(Path(path))
-        text = "".join(json.dumps(record) + "\n" for record in _best(records)).replace(path, "/run/qemu")
+        text = "".join(json.dumps(record) + "\n" for record in _best(records)).replace(path, _FOLDER)
+        text = text.replace(quote(path[1:], safe=""), quote(_FOLDER[1:], safe=""))
     EXAMPLES.write_text(text, "utf-8")
     sys.stderr.write(f"{text.count(chr(10))} types of records are in {EXAMPLES}\n")
 
@@ -59,19 +66,26 @@ async def _run(folder: Path) -> list[Record]:
     db = Guest(folder, "db-1", GuestOptions(kind=Kind.WRITER, disk_mib=1024, extra=machine))
     enospc = {"event": "write_aio", "iotype": "write", "errno": 28, "once": True}
     full = Guest(folder, "full-1", GuestOptions(kind=Kind.WRITER, faults=[enospc], disk_options="werror=stop"))
+    eio = enospc | {"errno": 5}
+    bad = Guest(folder, "bad-1", GuestOptions(kind=Kind.WRITER, faults=[eio], disk_options="werror=stop"))
     held = Guest(folder, "held-1")
+    lab = Guest(folder, "lab-1", _lab(folder))
     async with AsyncExitStack() as running:
         agent = Agent(folder, config)
-        for guest in (web, db, held):
+        for guest in (web, db, held, lab):
             await running.enter_async_context(guest)
         holder = running.enter_context(socket.socket(socket.AF_UNIX))
         holder.connect(os.fspath(held.monitor))
         await running.enter_async_context(agent)
         await running.enter_async_context(full)
+        await running.enter_async_context(bad)
         await asyncio.gather(web.booted(LONG), db.booted(LONG), agent.record("vm.busy"))
         for act in (_operate, _fill, _snapshot, _panic, _migrate):
             await act(db, agent)
         await agent.record("alert.disk_full", vm=full.uuid, state="firing")
+        await agent.record("alert.io_error_stop", vm=bad.uuid, state="firing")
+        await _measure(lab, agent)
+        await _provoke(lab, agent)
         await _stall_and_balloon(web, agent)
         await db.command("system_powerdown")
         await agent.record("event.powerdown", vm=db.uuid)
@@ -86,6 +100,35 @@ def _card(tap: str) -> list[str]:
     """Return the arguments of a network card on a tap that QEMU makes, which takes root."""
     backend = f"tap,id=net0,ifname={tap},script=no,downscript=no"
     return ["-netdev", backend, "-device", "virtio-net-pci,id=nic0,netdev=net0"] if os.geteuid() == 0 else []
+
+
+def _lab(folder: Path) -> GuestOptions:
+    """Return a guest of which every event can be had that needs none, with a disk that keeps timed statistics."""
+    options = provoke.options(qemu_of().binary)
+    image = folder / "lab-1-timed.raw"
+    image.write_bytes(bytes(1 << 20))
+    drive = f"if=none,id=timed0,format=raw,file={image},stats-intervals.0=60"
+    timed = ("-drive", drive, "-device", "virtio-blk-pci,id=timed0,drive=timed0")
+    return dataclasses.replace(options, extra=[*options.extra, *timed])
+
+
+async def _provoke(guest: Guest, agent: Agent) -> None:
+    for case in provoke.CASES:
+        if qemu_of().version >= case.since:
+            await provoke.run(guest)
+            await case.provoke(guest)
+            await agent.record(f"event.{case.event.lower()}", vm=guest.uuid, timeout=LONG)
+
+
+async def _measure(guest: Guest, agent: Agent) -> None:
+    """Have what nobody asks for unless a manager does: a dirty rate, a dirty bitmap, memory that is plugged in."""
+    await provoke.run(guest)
+    await guest.command("calc-dirty-rate", calc_time=1)
+    await guest.command("block-dirty-bitmap-add", node="disk0-format", name="backup0")
+    await guest.command("object-add", qom_type="memory-backend-ram", id="memory1", size=128 << 20)
+    await guest.command("device_add", driver="pc-dimm", id="dimm1", memdev="memory1")
+    for family in ("dirty_rate", "block_bitmap", "memory_device", "block_timed"):
+        await agent.record(f"sample.{family}", vm=guest.uuid, timeout=LONG)
 
 
 async def _operate(guest: Guest, agent: Agent) -> None:

@@ -41,7 +41,7 @@ class Control:
             raise
         return control
 
-    async def command(self, name: str, **arguments: Any) -> Any:
+    async def command(self, name: str, /, **arguments: Any) -> Any:
         """Ask, and return the answer's `return` value; underscores in the arguments' names stand for hyphens.
 
         Raises:

@@ -115,12 +115,12 @@ def _unpack(release: str, scratch: Path) -> None:
         "Dir::Etc::sourceparts": "etc/parts",
         "Dir::Etc::preferencesparts": "etc/parts",
     }
-    settings = [word for name, place in places.items() for word in ("-o", f"{name}={scratch / place}")]
-    settings += ["-o", "APT::Sandbox::User=", "-o", "Acquire::Languages=none", "-o", "Debug::NoLocking=1"]
-    settings += ["-o", "Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled=false"]
-    _run(("apt-get", "-qq", *settings, "update"))
+    settings = [f"{name}={scratch / place}" for name, place in places.items()]
+    settings += ["APT::Sandbox::User=", "APT::Update::Error-Mode=any", "Acquire::Languages=none"]
+    apt = ("apt-get", "-qq", *(word for setting in settings for word in ("-o", setting)))
+    _run((*apt, "update"))
     wanted = ("--no-install-recommends", "--download-only", "-y", "qemu-system-x86")
-    _run(("apt-get", "-qq", *settings, "install", *wanted))
+    _run((*apt, "install", *wanted))
     for package in sorted(Path(scratch, "cache/archives").glob("*.deb")):
         _run(("dpkg-deb", "-x", os.fspath(package), os.fspath(scratch / "built/root")))
     for unused in ("usr/share/doc", "usr/share/man", "usr/share/locale"):
@@ -157,7 +157,7 @@ def _run(command: Sequence[str]) -> str:
         raise LabMissing(f"there is no {command[0]}") from error
     except subprocess.CalledProcessError as error:
         said = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
-        raise LabMissing(f"{command[0]} {command[-1]} failed: {said[-1]}") from error
+        raise LabMissing(f"{command[0]} {command[-1]} failed: {said[0]}") from error
     return done.stdout
 
 

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test chaos soak fuzz check format generate examples lab-demo lab-test clean
+.PHONY: help demo test chaos soak fuzz check format generate package requirements examples lab-demo lab-test clean
 
 help:
 	@echo "make demo [FOR=30s] [OUT=FILE] [ALERTMANAGER=URL]   two small guests, watched"
@@ -15,6 +15,8 @@ help:
 	@echo "make check                       formatting, lint and types"
 	@echo "make format                      mend formatting and what lint can mend"
 	@echo "make generate                    schemas, dashboards and references made from the code"
+	@echo "make package                     a wheel and an sdist in dist/, and what is in them as CycloneDX"
+	@echo "make requirements                the container's dependencies anew, pinned by hash"
 	@echo "make examples                    the records that docs/records.md shows, out of a real run"
 	@echo "make clean                       remove the virtual environment and what tools left"
 
@@ -61,6 +63,17 @@ generate: $(VENV)/dev
 examples: lab-test
 	$(BIN)/python -m tests.examples
 
+package: $(VENV)/release
+	rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+	$(BIN)/cyclonedx-py requirements deploy/container/requirements.txt --pyproject pyproject.toml --output-reproducible -o dist/qmp-agent.cdx.json
+
+# For the Python of the container's Debian: 3.11. Neither file names an index, so they are taken from the one that pip is told of.
+COMPILE := $(BIN)/pip-compile -q --upgrade --generate-hashes --strip-extras --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+requirements: $(VENV)/release
+	$(COMPILE) -o deploy/container/requirements.txt pyproject.toml
+	$(COMPILE) --only-build-deps --build-deps-for wheel -o deploy/container/build-requirements.txt pyproject.toml
+
 lab-demo: $(VENV)/run
 	tests/lab/install demo $(BIN)/python
 
@@ -76,6 +89,10 @@ $(VENV)/dev: pyproject.toml | $(BIN)/pip
 	$(BIN)/pip install -q -e . --group dev
 	@touch $@ $(VENV)/run
 
+$(VENV)/release: $(VENV)/dev
+	$(BIN)/pip install -q --group release
+	@touch $@
+
 # A fresh Debian has Python but not its venv module; its own pip is too old for dependency groups.
 $(BIN)/pip:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || tests/lab/install demo
@@ -83,4 +100,4 @@ $(BIN)/pip:
 	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -60,10 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="qmp-agent", description="Watches every QEMU on this host and tells Kafka, Prometheus and people."
     )
+    parser.add_argument("--version", action="version", version=f"qmp-agent {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = _command(commands, "run", _run, "watch this host's VMs until told to stop")
-    _config_option(command)
+    _config_option(_command(commands, "run", _run, "watch this host's VMs until told to stop"))
 
     command = _command(
         commands, "check", _check, "say what is wrong with the config, then try the monitors and the way out"

@@ -5,13 +5,11 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
 from math import inf
 from random import random
-from typing import Any
 
 from agent.catalogue.events import row_of
 from agent.catalogue.metrics import ABOUT
@@ -26,18 +24,15 @@ from agent.qmp.protocol import Event, Greeting
 from agent.record import Record, Vm, clean
 from agent.vm import identity
 from agent.vm.behind import Behind
+from agent.vm.ear import Ear
 from agent.vm.passage import Passage
 from agent.vm.schedule import Schedule
 from agent.vm.status import Out, Outcome, State, Terms
-from agent.vm.storm import Storms, Telling
 
 _log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 2.0
 """How often a stalled QEMU is probed out of band, and how long it has to answer."""
-
-EARLY_EVENTS = 1024
-"""How many events are kept while it is not known yet whose they are."""
 
 IDLE_SECONDS = 86400.0
 """For how long a loop's timer is set at most; some loops have no longer ones."""
@@ -72,8 +67,7 @@ class Session:
         self._passage = passage
         self._vm: Vm | None = None
         self._facts = Facts()
-        self._early: deque[Event] = deque()
-        self._early_lost = 0
+        self._ear = Ear(out, self._heard)
         self._behind = Behind(terms)
         self._schedule = Schedule()
         self._wake = asyncio.Event()
@@ -82,8 +76,6 @@ class Session:
         self._spread = 1.0
         self._shapes: dict[str, object] = {}
         self._polls: dict[str, Poll] = {}
-        self._storms = Storms()
-        self._calm: asyncio.TimerHandle | None = None
         self._go_on_by = inf
         self._collectors = {collector.name: collector for collector in terms.collectors}
         self._beside = [collector.name for collector in terms.collectors if collector.beside]
@@ -97,27 +89,14 @@ class Session:
 
     def hear(self, event: Event) -> None:
         """Take an event at the moment it is read."""
-        if self._vm is not None:
-            self._event(self._vm, event)
-        elif len(self._early) < EARLY_EVENTS:
-            self._early.append(event)
-        else:
-            self._early_lost += 1
+        self._ear.hear(event)
 
     def forget(self) -> None:
         """Drop what was heard before `watch`: somebody else has told it."""
-        self._early.clear()
-        self._early_lost = 0
+        self._ear.forget()
 
-    def _event(self, vm: Vm, event: Event) -> None:
-        row = row_of(event.name)
-        time_ns = time.time_ns() if event.time_ns is None else event.time_ns
-        if row.storm is None:
-            self._record(vm, Telling(event, 1, time_ns, time_ns))
-        else:
-            for telling in self._storms.take(row.alike(event.data, row.storm), event, time_ns, time.monotonic()):
-                self._record(vm, telling)
-            self._hold(vm)
+    def _heard(self, vm: Vm, event: Event, time_ns: int) -> None:
+        """Take what an event says besides, and ask what it asks for."""
         carrier = self._carriers.get(event.name)
         if carrier is not None:
             samples = tuple(carrier.from_event[event.name](event.data))
@@ -127,46 +106,14 @@ class Session:
                 reason = event.data.get("reason")
                 self.shutdown_reason = clean(reason, 64) if isinstance(reason, str) else "unknown"
             case "MIGRATION":
-                status = event.data.get("status")
-                self._passage.migrates(status)
+                self._passage.migrates(status := event.data.get("status"))
                 if status != "setup" and self._facts.hears:
                     # They are on; a destination tells its setup even where they are off (QEMU 7.2).
                     self._facts = dataclasses.replace(self._facts, migration_events=True)
-        asks = {*row.asks, *self._wants(vm)}
+        asks = {*row_of(event.name).asks, *self._wants(vm)}
         if asks:
             self._schedule.demand(asks, time.monotonic())
             self._wake.set()
-
-    def _record(self, vm: Vm, telling: Telling) -> None:
-        event = telling.event
-        row = row_of(event.name)
-        data: dict[str, Any] = {"event": row.name, "category": row.category.value, "qemu": event.data}
-        if telling.count > 1:
-            data |= {
-                "count": telling.count,
-                "first_timestamp_seconds": telling.first_ns / 1e9,
-                "last_timestamp_seconds": telling.last_ns / 1e9,
-            }
-        kind, subject = f"qemu.event.{row.name.lower()}", row.subject_of(event.data)
-        self._out.record(Record(kind, vm, data, telling.last_ns, subject, row.judge(event.data)))
-
-    def _hold(self, vm: Vm) -> None:
-        """Have what a storm holds told in time, whatever QEMU is being asked meanwhile."""
-        if self._calm is None and (at := self._storms.next_at()) < inf:
-            wait = max(0.0, at - time.monotonic())
-            self._calm = asyncio.get_running_loop().call_later(wait, self._tell_held, vm)
-
-    def _tell_held(self, vm: Vm) -> None:
-        self._calm = None
-        for telling in self._storms.due(time.monotonic()):
-            self._record(vm, telling)
-        self._hold(vm)
-
-    def _end_storms(self, vm: Vm) -> None:
-        if self._calm is not None:
-            self._calm.cancel()
-        for telling in self._storms.end():
-            self._record(vm, telling)
 
     def resync(self) -> None:
         """Ask everything anew, each VM at its own moment within the polling interval."""
@@ -194,11 +141,7 @@ class Session:
             QmpError: why it ended.
         """
         self._vm = vm
-        for event in self._early:
-            self._event(vm, event)
-        if self._early_lost:
-            self._out.lost(vm, "early", self._early_lost)
-        self._early.clear()
+        self._ear.begin(vm)
         client.ended.add_done_callback(lambda _: self._wake.set())
         self._schedule.plan(_DISCOVER, time.monotonic())
         self._schedule.plan(THREADS, inf)
@@ -209,7 +152,7 @@ class Session:
                         raise client.ended.result()
                     await self._step(client, vm, self._schedule.take(time.monotonic()))
             finally:
-                self._end_storms(vm)
+                self._ear.end(vm)
 
     async def _step(self, client: Link, vm: Vm, names: Sequence[str]) -> None:
         """Do what is due, or wait until something is."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import sys
 import tempfile
@@ -42,6 +43,10 @@ sys.stdin.read()
 """A manager that holds what it is given."""
 
 
+VMS: Final = f"doctor{os.getpid()}-"
+"""How the names of these VMs begin: not as those of another test run on this machine."""
+
+
 @dataclass(frozen=True, slots=True)
 class Here:
     """VMs of each kind: those of `UUIDS`, and the libvirtd with its domain `libvirt`."""
@@ -54,7 +59,11 @@ class Here:
         """Return what doctor says with what differs from run to run left out."""
         for number, (name, port) in enumerate(self.ports.items()):
             text = re.sub(rf"\b{port}\b", f"PORT{number}-{name}", text)
-        text = text.replace(str(self.libvirtd.folder), "LIBVIRT").replace(str(self.folder), "FOLDER")
+        text = (
+            text.replace(str(self.libvirtd.folder), "LIBVIRT")
+            .replace(str(self.folder), "FOLDER")
+            .replace(VMS, "doctor-")
+        )
         return re.sub(r"(pid ?\W?) \d+", r"\1 N", text)
 
 
@@ -98,7 +107,7 @@ async def here(libvirtd: Libvirtd, open_folder: Path) -> AsyncIterator[Here]:
     async with AsyncExitStack() as stack:
         for name, said in monitors.items():
             qemu = (
-                f"qemu-system-x86_64 -name doctor-{name} -uuid {UUIDS[name]} -S -machine none -nodefaults -display none"
+                f"qemu-system-x86_64 -name {VMS}{name} -uuid {UUIDS[name]} -S -machine none -nodefaults -display none"
             )
             await run(stack, *qemu.split(), *said.split(), umask=0o77 if name == "denied" else 0)
         held = (folder / "held.qmp", folder / "private/denied.qmp", folder / "free.qmp", folder / "watched.qmp")
@@ -112,13 +121,13 @@ async def here(libvirtd: Libvirtd, open_folder: Path) -> AsyncIterator[Here]:
         assert manager.stdout is not None
         async with asyncio.timeout(20):
             assert await manager.stdout.readline() == b"held\n"
-        await libvirtd.domain("doctor-libvirt", identity="00000000-0000-4000-8000-00000000000f")
+        await libvirtd.domain(f"{VMS}libvirt", identity="00000000-0000-4000-8000-00000000000f")
         yield here
 
 
 async def doctor(*options: str | Path) -> str:
     """Return what doctor says of the VMs of this test."""
-    ended = await command("doctor", "--vm", "doctor-*", *options)
+    ended = await command("doctor", "--vm", f"{VMS}*", *options)
     assert (ended.status, ended.log) == (0, "")
     return ended.out
 
@@ -156,9 +165,9 @@ async def test_with_a_config_doctor_says_which_vms_it_leads_to_and_what_is_in_th
 
 
 async def test_what_doctor_says_as_json_has_a_field_for_all_of_it(here: Here) -> None:
-    found = {vm["name"]: vm for vm in json.loads(await doctor("--json", "--user", "root"))}
-    assert found.keys() == {"doctor-libvirt", *(f"doctor-{name}" for name in UUIDS)}
-    held = found["doctor-held"]
+    found = {vm["name"].removeprefix(VMS): vm for vm in json.loads(await doctor("--json", "--user", "root"))}
+    assert found.keys() == {"libvirt", *UUIDS}
+    held = found["held"]
     assert held["monitors"][0] | {"holder_pid": 0} == {
         "address": f"{here.folder}/held.qmp",
         "state": "held",
@@ -171,13 +180,13 @@ async def test_what_doctor_says_as_json_has_a_field_for_all_of_it(here: Here) ->
     assert any("vm-manager" in word for word in arguments(held["monitors"][0]["holder_pid"]))
     assert held["uuid"] == UUIDS["held"]
     assert {vm["state"] for vm in found.values()} == {"unwatched"}
-    assert found["doctor-libvirt"]["manager"] == "libvirt"
-    assert found["doctor-libvirt"]["monitors"][0]["holder"] == "libvirtd"
+    assert found["libvirt"]["manager"] == "libvirt"
+    assert found["libvirt"]["monitors"][0]["holder"] == "libvirtd"
 
 
 async def test_the_changes_that_doctor_names_make_the_vms_watched(here: Here) -> None:
-    found = {vm["name"]: vm for vm in json.loads(await doctor("--json", "--user", "root"))}
-    named = ("doctor-free", "doctor-tcp", "doctor-waits", "doctor-denied")
+    found = {vm["name"].removeprefix(VMS): vm for vm in json.loads(await doctor("--json", "--user", "root"))}
+    named = ("free", "tcp", "waits", "denied")
     lines = [line for name in named for line in found[name]["change"] if line.startswith("    - ")]
     async with Agent(here.folder, yaml.safe_load("\n".join(["monitors:", *lines])), name="named") as agent:
         for name in named:
@@ -186,7 +195,7 @@ async def test_the_changes_that_doctor_names_make_the_vms_watched(here: Here) ->
 
 async def test_the_commands_that_doctor_names_let_the_user_in(here: Here) -> None:
     def denied(text: str) -> dict[str, Any]:
-        return next(vm for vm in json.loads(text) if vm["name"] == "doctor-denied")
+        return next(vm for vm in json.loads(text) if vm["name"] == f"{VMS}denied")
 
     path = config(here, "denied", [{"dial": f"{here.folder}/private/*.qmp"}])
     place = here.folder / "private" / "denied.qmp"
@@ -208,13 +217,13 @@ async def test_a_folder_of_the_agents_group_and_a_umask_that_leaves_the_group_it
         assert await (await asyncio.create_subprocess_shell(line)).wait() == 0
     async with AsyncExitStack() as stack:
         monitor = f"unix:{folder}/doctor-shared.qmp,server=on,wait=off"
-        qemu = f"qemu-system-x86_64 -name doctor-shared -S -machine none -nodefaults -display none -qmp {monitor}"
+        qemu = f"qemu-system-x86_64 -name {VMS}shared -S -machine none -nodefaults -display none -qmp {monitor}"
         await run(stack, *qemu.split(), umask=0o007)
         await until((folder / "doctor-shared.qmp").is_socket, 20)
         assert await may_write(folder / "doctor-shared.qmp", "nogroup")
         path = config(here, "shared", [{"dial": f"{folder}/*.qmp"}])
         said = json.loads(await doctor("--config", path, "--user", "nobody", "--json"))
-        assert [vm["state"] for vm in said if vm["name"] == "doctor-shared"] == ["configured"]
+        assert [vm["state"] for vm in said if vm["name"] == f"{VMS}shared"] == ["configured"]
 
 
 async def may_write(place: Path, group: str = "65534") -> bool:

@@ -14,7 +14,7 @@ from agent.doctor.argv import CommandLine, Socket, config_files, understand
 from agent.doctor.permissions import User, agents_user, describe, obstacles
 from agent.doctor.report import Sight, VmReport, examine, lines
 from agent.doctor.sockets import ESTABLISHED, Entry, is_agent, program, sockets
-from tests.unit.golden import same_text
+from tests.unit.golden import FOLDER, same_text
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
 LISTENS: Final = 10
@@ -176,6 +176,12 @@ def test_of_each_managers_vms_it_says_who_holds_them_and_the_exact_change(files:
     managed(files)
     said = "\n".join(lines(files.vms())) + "\n"
     assert same_text("doctor-managers.txt", said.replace(str(files.proc.parent), "/var"))
+
+
+def test_what_the_docs_show_is_what_it_says() -> None:
+    page = (DEPLOY.parent / "docs" / "monitors.md").read_text()
+    example = page[page.index("web  uuid") :].partition("```")[0]
+    assert example in (FOLDER / "doctor-managers.txt").read_text()
 
 
 def test_with_the_change_made_each_managers_vms_are_led_to(files: Files) -> None:

@@ -150,7 +150,7 @@ def rows(title: str, by: Mapping[str, str], *columns: Column, **style: Any) -> P
     """
 
     def make() -> Any:
-        panel = table.Panel().title(title).description(look.help).datasource(SOURCE).no_value(look.empty)
+        panel = _told(table.Panel().title(title).datasource(SOURCE), look)
         names = {label: text for label, text in by.items() if text}
         for number_, column in enumerate(columns):
             ref = chr(ord("A") + number_)
@@ -185,13 +185,18 @@ def _coloured(column: Column) -> list[DynamicConfigValue]:
 
 def _filled(panel: Any, title: str, unit: str, queries: Sequence[Query], look: Style) -> Any:
     """Return a panel of any of the kinds that have series, with all that they have in common."""
-    panel = panel.title(title).unit(unit).datasource(SOURCE).description(look.help).no_value(look.empty)
-    panel = panel.thresholds(_thresholds(look.thresholds))
+    panel = _told(panel.title(title).unit(unit).datasource(SOURCE), look).thresholds(_thresholds(look.thresholds))
     if look.link:
         panel = panel.data_links([dashboard.DashboardLink("Show").url(look.link)])
     for query, legend in queries:
         panel = panel.with_target(prometheus.Dataquery().expr(query).legend_format(legend).datasource(SOURCE))
     return panel
+
+
+def _told(panel: Any, look: Style) -> Any:
+    """Return a panel with its texts, as far as it has any: an empty one would stand where there is no value."""
+    panel = panel.description(look.help) if look.help else panel
+    return panel.no_value(look.empty) if look.empty else panel
 
 
 def _thresholds(steps: Sequence[tuple[float, str]]) -> dashboard.ThresholdsConfig:

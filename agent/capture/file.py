@@ -89,7 +89,7 @@ class Writer:
         self.lines = 0
         self.full = False
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._put({"qmp-agent-capture": FORMAT, "agent": __version__, "time": now, "monitor": monitor})
+        self._put({"qmp-agent-capture": FORMAT, "agent": __version__, "time": now, "monitor": without_secrets(monitor)})
 
     def put(self, side: Side, message: dict[str, Any] | None) -> None:
         """Write a message that passes now, where there is room."""

@@ -8,12 +8,15 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from agent.demo.guest import Guest, Kind, until
 from tests.lab.fixtures import StartGuest
 from tests.lab.machine import free_port
 from tests.system.agent import COMMAND, Agent, command
+
+pytestmark = pytest.mark.timeout(150)
 
 Happening = Callable[[Guest], Awaitable[object]]
 
@@ -36,7 +39,7 @@ async def recorded(guest: Guest, path: Path, happens: Happening) -> list[str]:
     try:
         assert process.stdout is not None
         seen = []
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while '"qemu.sample.block"' not in (line := (await process.stdout.readline()).decode()):
                 assert line, "it ended before it was told anything of a disk"
                 seen.append(line)
@@ -55,7 +58,7 @@ async def recorded(guest: Guest, path: Path, happens: Happening) -> list[str]:
 
 
 async def replayed(folder: Path, path: Path, *arguments: str) -> list[str]:
-    ended = await command("replay", folder / "traffic", "--config", path, *arguments, timeout=40)
+    ended = await command("replay", folder / "traffic", "--config", path, *arguments, timeout=60)
     assert ended.status == 0, ended.log
     return ended.out.splitlines()
 
@@ -125,9 +128,24 @@ async def test_an_agent_of_another_mind_can_be_shown_it_faster_and_looked_at(
         except OSError:
             return False
 
-    await until(seen, 20)
+    await until(seen, 60)
     assert {"vm.attached", "event.stop", "event.resume"} <= set(happened(await replaying))
     assert {"vm.attached", "event.stop", "event.resume"} <= set(happened(await replayed(folder, path, "--speed", "20")))
+
+
+async def test_no_secret_that_qemu_tells_is_in_the_file_nor_in_what_is_replayed_from_it(
+    start_guest: StartGuest, folder: Path
+) -> None:
+    guest = await start_guest("db-1", kind=Kind.WRITER, extra=("-name", "guest=token=hunter2"))
+    path = config(folder)
+    ended = await command("record", guest.monitor, folder / "traffic", "--for", "2s", "--config", path, timeout=60)
+    assert ended.status == 0, ended.log
+    text = (folder / "traffic").read_text()
+    assert "token=(removed)" in text
+    assert "hunter2" not in text
+    again = await replayed(folder, path)
+    assert "vm.attached" in happened(again)
+    assert "hunter2" not in "".join(again)
 
 
 async def test_a_recording_ends_after_its_time_or_when_it_is_full_and_leaves_the_guest_alone(
@@ -135,12 +153,12 @@ async def test_a_recording_ends_after_its_time_or_when_it_is_full_and_leaves_the
 ) -> None:
     guest = await start_guest("db-1", kind=Kind.WRITER)
     path = config(folder)
-    ended = await command("record", guest.monitor, folder / "traffic", "--size", "40KiB", "--config", path)
+    ended = await command("record", guest.monitor, folder / "traffic", "--size", "40KiB", "--config", path, timeout=60)
     assert ended.status == 0, ended.log
     assert ended.out.endswith("which is full\n")
     assert (folder / "traffic").stat().st_size <= 40 << 10
     assert "vm.attached" in happened(await replayed(folder, path))
-    ended = await command("record", guest.monitor, folder / "more", "--for", "1s", "--config", path)
+    ended = await command("record", guest.monitor, folder / "more", "--for", "1s", "--config", path, timeout=60)
     assert ended.status == 0, ended.log
     assert (await guest.command("query-status"))["status"] == "running"
 

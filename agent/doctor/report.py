@@ -134,9 +134,7 @@ class _Vm:
         """Return what there is to say of it."""
         monitors = tuple(self._monitor(monitor, address, holders) for monitor, address in self._monitors)
         monitors += tuple(self._added(holders, {monitor.address for monitor in monitors}))
-        held = next(
-            (m for m in monitors if m.holder_pid is not None and is_agent(m.holder_pid, self._sight.proc)), None
-        )
+        held = next((m for m in monitors if self._is_agent(m.holder_pid)), None)
         lead = held or next((m for m in monitors if m.way and not m.missing and _open(m)), None)
         entry = self._by_manager()
         blocked = self._libvirt_obstacles(entry) if entry is not None else []
@@ -162,17 +160,13 @@ class _Vm:
             if monitor.state == "calls" and (monitor.missing or not monitor.way):
                 return "listen", [_NO_RESTART, *self._door(monitor.address)]
             if monitor.state == "free":
-                entry = [] if monitor.way else [_NO_RESTART, "  monitors:", f"    - dial: {monitor.address}"]
+                entry = [] if monitor.way else [_NO_RESTART, "  monitors:", f"    - dial: {_near(monitor.address)}"]
                 return "dial", [*entry, *self._mend(self._obstacles(monitor.address))]
         listen = next((e.listen for e in self._sight.entries if isinstance(e, ListenConfig)), LISTEN)
         lines = change(self._manager, self._case, listen, self._door(listen))
         lent = next((m.address for m in monitors if m.managers and m.state == "free" and not self._manager.uri), None)
         if lent is not None:
-            lines += [
-                _LENT,
-                "  monitors:",
-                f"    - {_BURST}{lent}",
-            ]
+            lines += [_LENT, "  monitors:", f"    - {_BURST}{lent}"]
         return self._manager.page, lines
 
     def _door(self, listen: str) -> list[str]:
@@ -257,6 +251,12 @@ class _Vm:
 def _key(address: str) -> str:
     """Return an address as the table of sockets has it."""
     return f"tcp:{address.rpartition(':')[2]}" if address.startswith("tcp:") else plain(address)
+
+
+def _near(address: str) -> str:
+    """Return where the agent finds a monitor: one that listens at every address of this host, at its loopback."""
+    host, _, port = address.removeprefix("tcp:").rpartition(":")
+    return f"tcp:127.0.0.1:{port}" if address.startswith("tcp:") and host.strip("[]") in _LOCAL else address
 
 
 def _plain_uri(uri: str) -> str:

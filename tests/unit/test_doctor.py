@@ -276,6 +276,18 @@ def test_a_vm_is_chosen_by_name_uuid_or_pattern(files: Files) -> None:
     assert list(lines(files.vms(wanted="nobody"))) == ["no such QEMU runs here that this user can see"]
 
 
+@pytest.mark.parametrize(
+    ("listens", "dial"),
+    [(":4444", "127.0.0.1:4444"), ("0.0.0.0:4444", "127.0.0.1:4444"), ("192.0.2.7:4444", "192.0.2.7:4444")],
+)
+def test_a_free_tcp_monitor_is_dialled_where_it_can_be(files: Files, listens: str, dial: str) -> None:
+    files.process(
+        7, f"qemu-system-x86_64 -name a -qmp tcp:{listens},server=on,wait=off", fds={5: files.listener("tcp:4444")}
+    )
+    assert files.vms()[0].change[-1] == f"    - dial: tcp:{dial}"
+    assert files.vms([{"dial": f"tcp:{dial}"}])[0].state == "configured"
+
+
 def test_where_descriptors_cannot_be_seen_it_says_that_root_could(files: Files) -> None:
     managed(files)
     for pid in (104, 400):

@@ -80,15 +80,14 @@ def _plain(message: Message) -> Any:
 
 
 def collectors(data: bytes) -> None:
-    """Answers of a QEMU, as JSON: samples have their families' fields in their types, and all that is told of them is in order."""
-    if not data:
-        return
-    collector = ALL[data[0] % len(ALL)]
+    """A collector's name and a QEMU's answers as JSON: samples have their families' fields in their types, and are told in order."""
+    name, _, said = data.partition(b"\n")
+    collector = _ASKED.get(name)
     try:
-        answers = orjson.loads(data[1:])
+        answers = orjson.loads(said)
     except orjson.JSONDecodeError:
         return
-    if not isinstance(answers, list) or collector.beside or len(answers) != len(collector.asks(_ALL_FACTS)):
+    if collector is None or not isinstance(answers, list) or len(answers) != len(collector.asks(_ALL_FACTS)):
         return
     answers = [_answer(value) for value in answers]
     vm = who("hv7", "/run/x.qmp", [{"UUID": VM.uuid}, {"name": answers[0]}])
@@ -117,6 +116,7 @@ def collectors(data: bytes) -> None:
 
 
 _ALL_FACTS: Final = Facts(balloon="/machine/peripheral/balloon0", guest_stats_seconds=5, hv_balloon=True)
+_ASKED: Final = {collector.name.encode(): collector for collector in ALL if not collector.beside}
 
 
 def _answer(value: Any) -> Any:

@@ -86,6 +86,7 @@ async def _run(folder: Path) -> list[Record]:
         await agent.record("alert.io_error_stop", vm=bad.uuid, state="firing")
         await _measure(lab, agent)
         await _provoke(lab, agent)
+        await _count(folder, agent)
         await _stall_and_balloon(web, agent)
         await db.command("system_powerdown")
         await agent.record("event.powerdown", vm=db.uuid)
@@ -110,6 +111,17 @@ def _lab(folder: Path) -> GuestOptions:
     drive = f"if=none,id=timed0,format=raw,file={image},stats-intervals.0=60"
     timed = ("-drive", drive, "-device", "virtio-blk-pci,id=timed0,drive=timed0")
     return dataclasses.replace(options, extra=[*options.extra, *timed])
+
+
+async def _count(folder: Path, agent: Agent) -> None:
+    """Have a guest run by KVM, where there is KVM, and slowed as a manager does that migrates it."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return
+    async with Guest(folder, "kvm-1", GuestOptions(kind=Kind.WRITER, accel="kvm,dirty-ring-size=4096")) as guest:
+        await guest.booted()
+        await guest.command("set-vcpu-dirty-limit", dirty_rate=100)
+        for family in ("kvm", "kvm_vcpu", "vcpu_dirty"):
+            await agent.record(f"sample.{family}", vm=guest.uuid, timeout=LONG)
 
 
 async def _provoke(guest: Guest, agent: Agent) -> None:

@@ -49,6 +49,7 @@ class GuestOptions:
         faults: rules of QEMU's blkdebug driver (`inject-error`) that `disk0-storage` breaks by; none: a plain file.
         extra: more arguments of QEMU, after ours.
         binary: the QEMU to run.
+        accel: what executes it, as QEMU's `-accel` takes it.
     """
 
     kind: Kind = Kind.IDLE
@@ -61,6 +62,7 @@ class GuestOptions:
     faults: Sequence[Mapping[str, Any]] = ()
     extra: Sequence[str] = ()
     binary: str = "qemu-system-x86_64"
+    accel: str = "tcg"
 
 
 class Guest:
@@ -226,7 +228,7 @@ class Guest:
         """Return QEMU's arguments but for the control socket, making the images they name."""
         options = self.options
         memory = options.memory_mib or (128 if options.kind is Kind.LINUX else 64)
-        arguments = ["-name", self.name, "-uuid", self.uuid, "-accel", "tcg", "-m", str(memory)]
+        arguments = ["-name", self.name, "-uuid", self.uuid, "-accel", options.accel, "-m", str(memory)]
         arguments += ["-nodefaults", "-vga", "none", "-display", "none"]
         arguments += ["-qmp", f"unix:{self.monitor},server=on,wait=off"]
         match options.kind:

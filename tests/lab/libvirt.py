@@ -1,10 +1,11 @@
 """A real libvirtd of the tests' own, whose folders are its own too: one that runs on this machine already is not touched."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,7 @@ from typing import Any, Final, Self
 
 from agent.demo.guest import until
 from agent.demo.images import LabMissing, boot_sector, cache_folder
-from tests.lab.machine import CURE, require
+from tests.lab.machine import CURE, free_port, require
 
 _START_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 10.0
@@ -67,6 +68,12 @@ _DOMAIN: Final = """\
   {extra}
 </domain>
 """
+
+
+MONITOR: Final = """<qemu:commandline>
+    <qemu:arg value='-qmp'/><qemu:arg value='unix:{path},server=on,wait=off'/>
+  </qemu:commandline>"""
+"""XML of a domain with a QMP monitor beside libvirt's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,3 +306,20 @@ class Libvirtd:
         if shell is not None:
             shell.kill()
             await shell.wait()
+
+
+@contextlib.asynccontextmanager
+async def exporter(libvirtd: Libvirtd) -> AsyncIterator[tuple[str, int]]:
+    """Run Debian's prometheus-libvirt-exporter on a libvirtd; yield its address and its process."""
+    require("prometheus-libvirt-exporter", "prometheus-libvirt-exporter")
+    address = f"127.0.0.1:{free_port()}"
+    process = await asyncio.create_subprocess_exec(
+        *("setpriv", "--pdeathsig", "KILL", "prometheus-libvirt-exporter"),
+        *(f"--web.listen-address={address}", f"--libvirt.uri={libvirtd.uri}"),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        yield address, process.pid
+    finally:
+        process.kill()
+        await process.wait()

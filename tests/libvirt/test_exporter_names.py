@@ -1,8 +1,7 @@
 """Beside Debian's prometheus-libvirt-exporter on the same domain, the recording rules make the series that it makes."""
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -13,8 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.demo.guest import until
 from tests.lab.fixtures import StartPrometheus
-from tests.lab.libvirt import Domain, Libvirtd
-from tests.lab.machine import free_port, require
+from tests.lab.libvirt import MONITOR, Domain, Libvirtd, exporter
 from tests.lab.prometheus import Prometheus
 from tests.libvirt.conftest import QUICK
 from tests.system.agent import Agent
@@ -25,23 +23,6 @@ FOLDER: Final = Path(__file__).parents[2] / "deploy/prometheus"
 OURS: Final = {"instance", "job", "__name__"}
 
 Named = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-@contextlib.asynccontextmanager
-async def exporter(libvirtd: Libvirtd) -> AsyncIterator[str]:
-    """Run the real one; yield its address."""
-    require("prometheus-libvirt-exporter", "prometheus-libvirt-exporter")
-    address = f"127.0.0.1:{free_port()}"
-    process = await asyncio.create_subprocess_exec(
-        *("setpriv", "--pdeathsig", "KILL", "prometheus-libvirt-exporter"),
-        *(f"--web.listen-address={address}", f"--libvirt.uri={libvirtd.uri}"),
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        yield address
-    finally:
-        process.kill()
-        await process.wait()
 
 
 async def scraped(address: str) -> Named:
@@ -66,11 +47,6 @@ async def recorded(prometheus: Prometheus) -> Named:
         )
         for one in await prometheus.query('{__name__=~"libvirt_.+"}')
     }
-
-
-MONITOR: Final = """<qemu:commandline>
-    <qemu:arg value='-qmp'/><qemu:arg value='unix:{path},server=on,wait=off'/>
-  </qemu:commandline>"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -131,7 +107,7 @@ async def test_the_rules_make_the_series_of_debians_exporter(
 ) -> None:
     monitor = {"libvirt": libvirtd.uri} if way == "libvirt" else {"dial": f"{libvirtd.folder}/qmp/*.qmp"}
     names, targets = (OVER_LIBVIRT, {}) if way == "libvirt" else (OVER_A_MONITOR, DEVICES)
-    async with Agent(folder, {**QUICK, "monitors": [monitor]}) as agent, exporter(libvirtd) as address:
+    async with Agent(folder, {**QUICK, "monitors": [monitor]}) as agent, exporter(libvirtd) as (address, _):
         rules = FOLDER / "libvirt-names-debian.yml"
         prometheus = await start_prometheus(f"127.0.0.1:{agent.port}", rules=rules, job="qmp-agent")
         theirs: Named = {}
@@ -155,7 +131,7 @@ async def test_the_rules_make_the_series_of_debians_exporter(
 async def every(libvirtd: Libvirtd) -> Named:
     """Return all series that the exporter has."""
     found: Named = {}
-    async with exporter(libvirtd) as address:
+    async with exporter(libvirtd) as (address, _):
 
         async def told() -> bool:
             found.update(await scraped(address))

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test chaos soak fuzz check format generate package requirements examples lab-demo lab-test clean
+.PHONY: help demo test chaos soak fuzz bench bench-check check format generate package requirements examples lab-demo lab-test clean
 
 help:
 	@echo "make demo [FOR=30s] [OUT=FILE] [ALERTMANAGER=URL]   two small guests, watched"
@@ -12,6 +12,8 @@ help:
 	@echo "make chaos [MINUTES=10] [SEED=N] brokers, agents and disks failing, and a judge of what arrived"
 	@echo "make soak [MINUTES=60]           VMs that come, go, hang and lie, and whether anything grows"
 	@echo "make fuzz [FOR=60] [F=protocol]  inputs made by coverage, for the protocol, the collectors and the config"
+	@echo "make bench [PARTS=poll] [SHORT=1]  what it costs, beside a floor and beside peers"
+	@echo "make bench-check                 fails where a ratio is worse than it was"
 	@echo "make check                       formatting, lint and types"
 	@echo "make format                      mend formatting and what lint can mend"
 	@echo "make generate                    schemas, dashboards and references made from the code"
@@ -39,6 +41,14 @@ fuzz: $(VENV)/dev
 	for target in $(or $(F),protocol collectors config); do \
 		$(BIN)/python -m tests.fuzz $$target --seconds $(or $(FOR),60) || exit 1; \
 	done
+
+# What a poll, a scrape, an event, a flood and the memory cost, each beside a floor or a peer in the same run; docs/performance.md.
+bench: lab-test
+	$(BIN)/python -m tests.bench $(PARTS) $(if $(SHORT),--short) $(if $(JSON),--json $(JSON))
+
+# The ratios that noise moves least, against those that were: a minute.
+bench-check: $(VENV)/dev
+	$(BIN)/python -m tests.bench --short --against tests/bench/ratios.json poll scrape
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check -q .

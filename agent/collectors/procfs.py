@@ -3,6 +3,7 @@
 What is missing or is not a number is left out; so is what an older kernel does not have yet.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ _STAT = {
     "guest": 43,
 }
 """Fields of /proc/PID/stat, numbered from 1 as in proc(5)."""
+
+_KEYED = re.compile(r"^([^\s:]+):?[ \t]+([0-9]{1,20})(?![^\s])", re.MULTILINE)
 
 _STATES = {
     "R": "running",
@@ -60,8 +63,7 @@ def schedstat(text: str) -> Numbers:
 
 def keyed(text: str) -> Numbers:
     """Return the numbers of lines such as `Name: 5 kB` (status, io) or `name 5` (cpu.stat, memory.events)."""
-    rows = (line.replace(":", " ", 1).split() for line in text.splitlines())
-    return _numbers((row[0], row[1]) for row in rows if len(row) > 1)
+    return {name: int(digits) for name, digits in _KEYED.findall(text)}
 
 
 def pressure(text: str) -> Numbers:

@@ -14,6 +14,9 @@ from agent.collectors.base import File, Text
 MAX_BYTES = 64 << 10
 """The most that is read of one file. /proc/PID/net/dev has some 130 bytes for each interface."""
 
+SHORT_BYTES = 2048
+"""An answer shorter than this is the whole: the kernel fills its page as far as the next line fits (fs/seq_file.c, Linux 2.6 to 6.18)."""
+
 ROOT = Path("/")
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -58,7 +61,7 @@ class Process:
             return None
         try:
             data = part = os.read(descriptor, MAX_BYTES)
-            while part and len(data) < MAX_BYTES:
+            while len(part) >= SHORT_BYTES and len(data) < MAX_BYTES:
                 part = os.read(descriptor, MAX_BYTES - len(data))
                 data += part
         except OSError:

@@ -9,7 +9,10 @@ from tests.bench import poll, scrape
 from tests.bench.__main__ import fallen
 from tests.bench.table import Row
 
-KNOWN = {"less is better": {"ratio": 2.0, "noise": 1.5, "more": False}, "more is": {"ratio": 10.0, "noise": 1.5, "more": True}}
+KNOWN = {
+    "less is better": {"ratio": 2.0, "noise": 1.5, "more": False},
+    "more is": {"ratio": 10.0, "noise": 1.5, "more": True},
+}
 
 
 @pytest.mark.parametrize(

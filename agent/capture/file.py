@@ -83,7 +83,7 @@ class Writer:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise CaptureError(f"{path}: {error.strerror}") from error
-        self._file = os.fdopen(descriptor, "wb")
+        self._file = os.fdopen(descriptor, "wb", buffering=0)  # whole whenever we are killed
         self._left = max_bytes
         self._start = time.monotonic()
         self.lines = 0
@@ -119,11 +119,18 @@ def read(path: Path) -> list[Line]:
         header, *lines = _values(path.read_bytes())
         if header["qmp-agent-capture"] != FORMAT:
             raise CaptureError(f"{path}: a format of another version; this one reads {FORMAT}")
-        return [Line(float(line["seconds"]), line["from"], line["message"]) for line in lines]
+        return [_line(line) for line in lines]
     except OSError as error:
         raise CaptureError(f"{path}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise CaptureError(f"{path}: this is not what `qmp-agent record` writes") from error
+
+
+def _line(value: Any) -> Line:
+    message = value["message"]
+    if not (message is None or (isinstance(message, dict) and isinstance(message.get("id"), int | str | None))):
+        raise TypeError
+    return Line(float(value["seconds"]), value["from"], message)
 
 
 def _values(text: bytes) -> Iterator[Any]:

@@ -40,6 +40,8 @@ async def record(monitor: str, path: Path, config: Config, *, seconds: float, ma
             async with await asyncio.start_unix_server(between.serve, socket), watching(socket, config, "127.0.0.1:0"):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(between.over.wait(), seconds)
+    if between.trouble is not None:
+        raise CaptureError(f"{path}: {between.trouble}")
     return f"{to.lines} messages are in {path}{', which is full' if to.full else ''}"
 
 
@@ -69,11 +71,13 @@ class _Between:
     """Between one agent and one QEMU.
 
     Attributes:
-        over: set when no more can be had: QEMU hung up, and the agent knows, or the file is full.
+        over: set when no more can be had: QEMU hung up, and the agent knows, or the file takes no more.
+        trouble: why it takes no more, where that is not its size.
     """
 
     def __init__(self, qemu: Stream, first: bytes, to: Writer) -> None:
         self.over = asyncio.Event()
+        self.trouble: OSError | None = None
         self._qemu: Stream | None = qemu
         self._first = first
         self._to = to
@@ -93,8 +97,8 @@ class _Between:
         for way in ways:
             way.cancel()
         if not reader.at_eof() and reader.exception() is None:  # the agent has not left, so QEMU has
-            self._to.put("qemu", None)
-        if self._to.full:
+            self._put("qemu", None)
+        if self._to.full or self.trouble is not None:
             self.over.set()
         writer.close()
 
@@ -103,9 +107,15 @@ class _Between:
     ) -> None:
         """Write down and pass on what one side says until it hangs up, breaks the protocol, or there is no room."""
         with contextlib.suppress(ConnectionError, ProtocolError):
-            while (data := data or await reader.read(READ_BYTES)) and not self._to.full:
+            while (data := data or await reader.read(READ_BYTES)) and not self._to.full and self.trouble is None:
                 for message in cutter.receive(data):
-                    self._to.put(side, message)
+                    self._put(side, message)
                 writer.write(data)
                 await writer.drain()
                 data = b""
+
+    def _put(self, side: Side, message: dict[str, Any] | None) -> None:
+        try:
+            self._to.put(side, message)
+        except OSError as error:
+            self.trouble = self.trouble or error

@@ -107,7 +107,8 @@ class StandIn:
                 task.cancel()
             if not self._tape.hung_up:
                 self.over.set()
-                await asyncio.sleep(inf)  # it is the agent who leaves
+                while await reader.read(READ_BYTES):
+                    pass  # it is the agent who leaves
         else:  # it has noticed that QEMU hung up, and tries again
             self.over.set()
         writer.close()

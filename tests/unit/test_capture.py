@@ -1,5 +1,6 @@
 """The file of a recording, and what a stand-in makes of one."""
 
+import resource
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,9 @@ def test_what_is_no_secret_stays_as_it_is(value: Any) -> None:
     assert without_secrets({"x": value}) == {"x": value}
 
 
+LINE = b'{"qmp-agent-capture":1}\n{"seconds":1,"from":"qemu","message":%b}\n'
+
+
 def written(path: Path, max_bytes: int = 1 << 20) -> Writer:
     writer = Writer(path, "/run/vm1.qmp", max_bytes)
     writer.put("agent", {"execute": "query-status"})
@@ -90,7 +94,17 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{}\n", b"no JSON\n", b"\xff\n", b'{"qmp-agent-capture":2}\n', b'{"qmp-agent-capture":1}\n1\n', b"[]\n"],
+    [
+        b"",
+        b"{}\n",
+        b"no JSON\n",
+        b"\xff\n",
+        b'{"qmp-agent-capture":2}\n',
+        b'{"qmp-agent-capture":1}\n1\n',
+        b"[]\n",
+        LINE % b"[]",
+        LINE % b'{"id":[]}',
+    ],
 )
 def test_what_is_no_recording_is_refused_in_words(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "f").write_bytes(content)
@@ -159,3 +173,16 @@ def test_a_question_that_was_never_asked_has_no_answer() -> None:
 def test_a_tape_knows_its_events_and_its_end() -> None:
     assert [line.seconds for line in TAPE.events] == [1.1]
     assert (TAPE.end, TAPE.hung_up) == (11.0, True)
+
+
+def test_a_file_that_cannot_be_written_any_more_says_so(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = Writer(tmp_path / "f", "/run/vm1.qmp", 1 << 20)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            writer.put("agent", {"execute": "x" * 1000})
+            writer.put("agent", {"execute": "x" * 1000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        writer.close()

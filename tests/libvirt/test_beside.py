@@ -14,7 +14,7 @@ from tests.libvirt.conftest import QUICK, AgentOn
 from tests.libvirt.test_lives import attached, state_of
 from tests.system.agent import Agent, command
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "libvirt"
 OURS = {"users": ["root", "64055"]}

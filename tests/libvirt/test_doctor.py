@@ -23,7 +23,7 @@ from tests.lab.machine import free_port
 from tests.system.agent import Agent, command
 from tests.unit.golden import same_text
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 UUIDS: Final = {
     name: f"00000000-0000-4000-8000-{number:012}"

@@ -13,7 +13,7 @@ from tests.lab.libvirt import Domain, Libvirtd
 from tests.libvirt.conftest import AgentOn
 from tests.system.agent import Agent, Series
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 # virsh's name of a figure, the series, and how many of virsh's units one of ours is; written by hand, not taken from the agent's table.
 FIGURES: Final = {

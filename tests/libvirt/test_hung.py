@@ -15,7 +15,7 @@ from tests.libvirt.conftest import AgentOn
 from tests.libvirt.test_lives import attached, state_of
 from tests.system.agent import Agent
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 
 @asynccontextmanager

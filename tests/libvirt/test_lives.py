@@ -13,7 +13,7 @@ from tests.lab.libvirt import Domain, Libvirtd
 from tests.libvirt.conftest import AgentOn
 from tests.system.agent import Agent
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 EVENT = re.compile(r"event (\w+) at (\d+)\.(\d+) for domain '([^']+)'")
 

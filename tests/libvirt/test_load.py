@@ -12,7 +12,7 @@ from agent.demo.guest import until
 from tests.lab.libvirt import Domain, Libvirtd
 from tests.system.agent import Agent
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 DEVICE: Final = "virtio-disk1"
 ROUNDS: Final = 3

@@ -8,7 +8,7 @@ import pytest
 from tests.lab.libvirt import Libvirtd
 from tests.libvirt.conftest import AgentOn
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 
 async def test_a_domain_that_is_saved_has_departed_and_is_met_again_when_it_is_restored(

@@ -11,7 +11,7 @@ from tests.libvirt.conftest import AgentOn
 from tests.libvirt.test_lives import attached
 from tests.system.agent import command
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 MISSING = "read-only: of QEMU's events only STOP, RESUME, SUSPEND and SHUTDOWN; no thresholds and no passthrough"
 

@@ -13,7 +13,7 @@ from agent.catalogue.model import Family, Sample, Values
 from agent.record import Record, Vm
 from agent.vm.status import State, Status
 from agent.web.cap import DEFAULT_LIMITS, Cap, Limits
-from agent.web.figures import POINTS, History, remember
+from agent.web.figures import History, remember
 from agent.web.rates import Labels, Pair
 
 
@@ -41,7 +41,7 @@ class View:
     left_out: Counter[str] = field(default_factory=Counter)
     pairs: dict[str, Pair] = field(default_factory=dict)
     texts: dict[str, dict[Labels, str]] = field(default_factory=dict)
-    history: History = field(default_factory=lambda: History(maxlen=POINTS))
+    history: History = field(default_factory=History)
     turn: int = 0
     cap: Cap = field(default_factory=Cap)
 

@@ -146,6 +146,8 @@ def said(*command: str | Path) -> str:
 
 def test_systemd_finds_nothing_wrong_with_the_unit(folder: Path) -> None:
     here = folder / UNIT.name  # what is installed elsewhere is not here
+    commands = re.findall(r"^Exec\w+=(\S+)", UNIT.read_text(), re.MULTILINE)
+    assert set(commands) == {"/usr/bin/qmp-agent", "/bin/sh"}  # all else may not be on a host: kill is a package's
     here.write_text(UNIT.read_text().replace("/usr/bin/qmp-agent", "/bin/true"))
     assert said("systemd-analyze", "verify", "--man=no", here).strip() == ""
 

@@ -294,10 +294,16 @@ def _config_file(path: str, pid: int, proc: Path) -> str:
     """Return the text of a file that a process has read, as that process sees it; nothing but a plain file is opened."""
     place = proc / str(pid) / (f"root{path}" if path.startswith("/") else f"cwd/{path}")
     try:
-        plain_file = stat.S_ISREG(os.stat(place).st_mode)  # noqa: PTH116 - as Path.stat, with the type beside it
+        descriptor = os.open(
+            place, os.O_PATH | os.O_CLOEXEC
+        )  # opens nothing yet: some devices act when they are opened
     except OSError:
         return ""
-    return processes.read(place).decode("utf-8", "replace") if plain_file else ""
+    try:
+        plain_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return processes.read(f"/proc/self/fd/{descriptor}").decode("utf-8", "replace") if plain_file else ""
+    finally:
+        os.close(descriptor)
 
 
 _BURST = "burst: "

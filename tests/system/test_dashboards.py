@@ -97,7 +97,7 @@ async def reading(guest: Guest) -> AsyncIterator[None]:
 
 
 async def set_to_work(guest: Guest, moved: Guest) -> None:
-    """Have a Linux be copied and moved, slowly; stopped and let go on; its latencies counted; and another moved at once."""
+    """Have a Linux be copied and moved, slowly, its latencies counted; and another moved at once."""
     await moved.command("migrate", uri="exec:cat >/dev/null")
     await guest.booted()
     await guest.command(
@@ -112,8 +112,6 @@ async def set_to_work(guest: Guest, moved: Guest) -> None:
     )
     await guest.command("migrate-set-parameters", max_bandwidth=SLOW)
     await guest.command("migrate", uri="exec:cat >/dev/null")
-    await guest.command("stop")
-    await guest.command("cont")
 
 
 async def found(prometheus: Prometheus, query: str) -> bool:
@@ -121,7 +119,7 @@ async def found(prometheus: Prometheus, query: str) -> bool:
     return any(series["value"][1] != "NaN" for series in await prometheus.query(query))
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 async def test_every_query_of_every_panel_finds_what_there_is(
     start_guest: StartGuest,
     start_prometheus: StartPrometheus,
@@ -140,7 +138,7 @@ async def test_every_query_of_every_panel_finds_what_there_is(
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": "1s", "guest_memory": "1s", "resync": "5s"},
         "allow": {"guest_stats_interval": "1s"},
-        "alerts": {"write_threshold": {"mode": "arm", "levels": ["1%", "99%"]}},
+        "alerts": {"write_threshold": {"mode": "arm", "levels": ["1%", "20%", "50%", "99%"]}},
         "kafka": {"servers": kafka.bootstrap, "topics": topics},
     }
     async with Agent(folder, config) as agent, reading(linux):
@@ -156,13 +154,15 @@ async def test_every_query_of_every_panel_finds_what_there_is(
         assert len(empty) > 100
 
         async def nothing_is_empty() -> bool:
+            await linux.command("stop")  # marks are of the last minute
+            await linux.command("cont")
             for one in sorted(empty):
                 if await found(prometheus, one[2]):
                     empty.remove(one)
             return not empty
 
         try:
-            await until(nothing_is_empty, 90)
+            await until(nothing_is_empty, 150)
         except TimeoutError:
             raise AssertionError("these find nothing:\n" + "\n".join(": ".join(one) for one in sorted(empty))) from None
         (vm,) = (v for one in made for v in one["templating"]["list"] if v["name"] == "uuid")

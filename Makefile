@@ -53,6 +53,7 @@ bench-check: $(VENV)/dev
 check: $(VENV)/dev
 	$(BIN)/ruff format --check -q .
 	$(BIN)/ruff check -q .
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/mypy
 
 format: $(VENV)/dev

@@ -5,6 +5,8 @@ A dashboard is rows of panels; a panel is a title, a unit in Grafana's names and
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
+from string import ascii_uppercase
 from typing import Any
 
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, statetimeline, table, timeseries
@@ -64,14 +66,13 @@ class Panel:
     Attributes:
         title: its title.
         queries: the expressions.
-        make: makes it, without its size.
-        share: of what is left of the row, compared with its other panels.
+        make: makes it, without its number and its width: all panels of a row are as wide.
+        height: in Grafana's units, of which a row of numbers has 4.
     """
 
     title: str
     queries: Sequence[str]
     make: Callable[[], Any]
-    share: int = 1
     height: int = 8
 
 
@@ -152,8 +153,7 @@ def rows(title: str, by: Mapping[str, str], *columns: Column, **style: Any) -> P
     def make() -> Any:
         panel = _told(table.Panel().title(title).datasource(SOURCE), look)
         names = {label: text for label, text in by.items() if text}
-        for number_, column in enumerate(columns):
-            ref = chr(ord("A") + number_)
+        for ref, column in zip(ascii_uppercase, columns, strict=False):
             query = prometheus.Dataquery().expr(column.query).instant().format(PromQueryFormat.TABLE).ref_id(ref)
             panel = panel.with_target(query.datasource(SOURCE))
             names[f"Value #{ref}" if len(columns) > 1 else "Value"] = column.title
@@ -188,8 +188,9 @@ def _filled(panel: Any, title: str, unit: str, queries: Sequence[Query], look: S
     panel = _told(panel.title(title).unit(unit).datasource(SOURCE), look).thresholds(_thresholds(look.thresholds))
     if look.link:
         panel = panel.data_links([dashboard.DashboardLink("Show").url(look.link)])
-    for query, legend in queries:
-        panel = panel.with_target(prometheus.Dataquery().expr(query).legend_format(legend).datasource(SOURCE))
+    for ref, (query, legend) in zip(ascii_uppercase, queries, strict=False):
+        target = prometheus.Dataquery().expr(query).legend_format(legend).ref_id(ref)
+        panel = panel.with_target(target.datasource(SOURCE))
     return panel
 
 
@@ -302,19 +303,19 @@ class Dashboard:
         made = made.link(others.as_dropdown(as_dropdown=True).include_vars(include_vars=True).keep_time(keep_time=True))
         for name, (colour, query) in self.marks.items():
             made = made.annotation(_MarksBuilder(name, colour, query))
+        numbers = count(1)
         for title, panels in self.rows.items():
-            made = made.with_row(dashboard.Row(title))
+            made = made.with_row(dashboard.Row(title).id(next(numbers)))
             for panel in panels:
-                width = 24 * panel.share // sum(one.share for one in panels)
-                made = made.with_panel(_Sized(panel, width))
+                made = made.with_panel(_Placed(panel, 24 // len(panels), next(numbers)))
         return JSONEncoder(sort_keys=True, indent=2).encode(made.build())
 
 
-class _Sized(Builder[PanelModel]):
-    """A panel with its place's size."""
+class _Placed(Builder[PanelModel]):
+    """A panel with its number and its place's size."""
 
-    def __init__(self, panel: Panel, width: int) -> None:
-        self._made = panel.make().span(width).height(panel.height)
+    def __init__(self, panel: Panel, width: int, number_: int) -> None:
+        self._made = panel.make().id(number_).span(width).height(panel.height)
 
     def build(self) -> PanelModel:
         model: PanelModel = self._made.build()

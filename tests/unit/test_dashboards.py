@@ -36,7 +36,16 @@ def test_a_panel_has_a_unit_a_source_and_a_place_in_the_row(panel: dict[str, Any
         assert defaults["thresholds"]["steps"][0]["color"] == "green"
     assert panel["datasource"]["uid"] == "${source}"
     assert all(target["datasource"]["uid"] == "${source}" for target in panel["targets"])
+    references = [target["refId"] for target in panel["targets"]]
+    assert all(references)
+    assert len(set(references)) == len(references)
     assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
+
+
+@pytest.mark.parametrize("uid", MADE)
+def test_each_panel_has_a_number_of_its_own(uid: str) -> None:
+    numbers = [panel["id"] for panel in MADE[uid]["panels"]]
+    assert sorted(set(numbers)) == sorted(numbers) == list(range(1, len(numbers) + 1))
 
 
 @pytest.mark.parametrize("uid", MADE)

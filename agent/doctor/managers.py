@@ -24,7 +24,8 @@ class Manager:
         name: as its makers write it.
         sign: a pattern in the command line of the VMs that it starts, or in the files that they read.
         own: a pattern of the monitors that it needs for itself, be they free at the moment or not.
-        change: lines that tell a person what to do; {name}, {number}, {pid}, {uid}, {chardev}, {escaped} and {listen} are filled in.
+        change: lines that tell a person what to do; {name}, {number}, {front}, {args}, {pid}, {uid}, {chardev}, {escaped} and
+            {listen} are filled in.
         uri: how libvirt's name of it begins, where it is libvirt underneath; where not, what `change` says has QEMU call the agent.
         page: the section of docs/monitors.md.
     """
@@ -90,8 +91,8 @@ MANAGERS = (
         r"/qemu-server/\d+\.(qmp|pid)",
         r"/qemu-server/|/qmeventd\.sock",
         (
-            "as root on this node, with what `qm config {number}` shows as `args` in front; then stop and start the VM:",
-            "  qm set {number} --args '{chardev}'",
+            "as root on this node{front}; then stop and start the VM:",
+            "  qm set {number} --args {args}",
         ),
     ),
     Manager(
@@ -128,6 +129,12 @@ def manager_of(argv: Sequence[str], files: Sequence[str] = (), paths: Sequence[s
     return next(manager for manager in MANAGERS if re.search(manager.sign, text))
 
 
+def vmid(argv: Sequence[str]) -> str:
+    """Return Proxmox' number of a VM."""
+    found = re.search(r"/qemu-server/(\d+)\.", " ".join(argv))
+    return found[1] if found else "VMID"
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """A VM that a change is for.
@@ -137,12 +144,14 @@ class Case:
         name: its name.
         pid: its process.
         owner: whose that is.
+        args: arguments that its manager adds for a person already; None where that is not known.
     """
 
     argv: Sequence[str]
     name: str
     pid: int
     owner: User
+    args: str | None = None
 
 
 def change(manager: Manager, case: Case, listen: str, entry: Sequence[str]) -> list[str]:
@@ -157,10 +166,12 @@ def change(manager: Manager, case: Case, listen: str, entry: Sequence[str]) -> l
     text = " ".join(case.argv)
     reconnect = "reconnect-ms=5000" if "reconnect-ms=" in text else "reconnect=5"
     chardev = f"-chardev socket,id=qmp-agent,path={listen},{reconnect} -mon chardev=qmp-agent,mode=control"
-    number = re.search(r"/qemu-server/(\d+)\.", text)
+    number = vmid(case.argv)
     given = {
         "name": shlex.quote(case.name),
-        "number": number[1] if number else "VMID",
+        "number": number,
+        "front": f", with what `qm config {number}` shows as `args` in front" if case.args is None else "",
+        "args": shlex.quote(f"{case.args or ''} {chardev}".strip()),
         "pid": case.pid,
         "uid": case.owner.uid,
         "chardev": chardev,

@@ -6,12 +6,13 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from pathlib import Path, PurePath
 from urllib.parse import parse_qs, urlsplit
 
 from agent.config import BurstConfig, Config, DialConfig, LibvirtConfig, ListenConfig
 from agent.doctor.argv import Socket, config_files, understand
-from agent.doctor.managers import LISTEN, Case, change, listen_entry, manager_of
+from agent.doctor.managers import LISTEN, Case, change, listen_entry, manager_of, vmid
 from agent.doctor.permissions import User, cure, describe, obstacles, owner
 from agent.doctor.sockets import ESTABLISHED, Entry, Table, descriptors, is_agent, owners, plain, program, sockets
 from agent.monitors import processes
@@ -22,6 +23,9 @@ from agent.record import clean
 WATCHED = "watched"
 CONFIGURED = "configured"
 UNWATCHED = "unwatched"
+
+MOST_CHARACTERS = 16_384
+"""Of a line that is to be run: what is longer is cut, and no command line of a VM's manager is."""
 
 _LOCAL = frozenset({"", "0.0.0.0", "::", "localhost", "127.0.0.1", "::1"})  # noqa: S104 - compared, not bound
 _LIBVIRT_SOCKETS = ("/run/libvirt/virtqemud-sock", "/run/libvirt/libvirt-sock")
@@ -85,12 +89,14 @@ class Sight:
     Attributes:
         user: whom the agent runs as.
         config: its config, where there is one.
+        root: where /etc is.
         proc: /proc.
         table: this host's sockets.
     """
 
     user: User
     config: Config | None = None
+    root: Path = Path("/")
     proc: Path = PROC
     table: Table = field(default_factory=sockets)
 
@@ -116,7 +122,8 @@ class _Vm:
         line = understand(argv, files)
         self._sight = sight
         self._uuid = clean(line.uuid)
-        self._case = Case(argv, clean(line.name or f"pid {pid}"), pid, owner(pid, sight.proc))
+        name, args = clean(line.name or f"pid {pid}"), _given(argv, sight.root)
+        self._case = Case(argv, name, pid, owner(pid, sight.proc), args)
         self._inodes = descriptors(pid, sight.proc)
         self._monitors = [(monitor, self._address(monitor)) for monitor in line.monitors]
         self._manager = manager_of(argv, files, [address for _, address in self._monitors])
@@ -149,7 +156,7 @@ class _Vm:
             page, advice = (page, self._mend(blocked, made_anew=False)) if blocked else self._advice(monitors)
         case, manager = self._case, self._manager.name
         missing = clean(describe(blocked[0], self._sight.user)) if blocked else ""
-        lines = tuple(clean(text, 1000) for text in advice)
+        lines = tuple(clean(text, MOST_CHARACTERS) for text in advice)
         return VmReport(case.name, self._uuid, case.pid, manager, state, clean(way), missing, monitors, lines, page)
 
     def _advice(self, monitors: Iterable[MonitorReport]) -> tuple[str, list[str]]:
@@ -288,6 +295,13 @@ def _reaches(entry: str, address: str) -> bool:
         return PurePath(plain(address)).match(plain(entry)) if address else False
     hosts = {text.removeprefix("tcp:").rpartition(":")[0].strip("[]") for text in (entry, address)}
     return _key(entry) == _key(address) and (len(hosts) == 1 or hosts <= _LOCAL)
+
+
+def _given(argv: Sequence[str], root: Path) -> str | None:
+    """Return the arguments that Proxmox adds for a person; None where that is not known."""
+    lines = processes.read(root / "etc/pve/qemu-server" / f"{vmid(argv)}.conf").decode("utf-8", "replace").splitlines()
+    now = takewhile(lambda line: not line.startswith("["), lines)  # snapshots come after
+    return next((line.removeprefix("args:").strip() for line in now if line.startswith("args:")), "") if lines else None
 
 
 def _config_file(path: str, pid: int, proc: Path) -> str:

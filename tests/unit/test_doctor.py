@@ -111,7 +111,7 @@ class Files:
     def vms(self, monitors: Sequence[Mapping[str, object]] = (), wanted: str = "*") -> list[VmReport]:
         """Return what doctor finds here."""
         config = Config.model_validate({"monitors": monitors}) if monitors else None
-        return examine(Sight(ROOT, config, self.proc, self.table), wanted)
+        return examine(Sight(ROOT, config, self.proc.parent, self.proc, self.table), wanted)
 
 
 @pytest.fixture
@@ -260,6 +260,23 @@ def test_where_the_agent_listens_already_the_change_names_that_place_and_leaves_
         "--args '-chardev socket,id=qmp-agent,path=/srv/agent.sock,reconnect-ms=5000 -mon chardev=qmp-agent,mode=control'"
     )
     assert not any("listen:" in line for line in vm.change)
+
+
+def test_arguments_that_proxmox_adds_already_are_kept(files: Files) -> None:
+    files.process(104, PROXMOX.format(reconnect="reconnect-ms=5000"))
+    conf = files.proc.parent / "etc/pve/qemu-server/104.conf"
+    conf.parent.mkdir(parents=True)
+    new = "-chardev socket,id=qmp-agent,path=/run/qmp-agent/monitor.sock,reconnect-ms=5000 -mon chardev=qmp-agent,mode=control"
+    for text, args in (
+        ("cores: 2\n\n[before]\nargs: -old\n", new),
+        ("args: -cpu 'host,hv_time'\ncores: 2\n", f"-cpu 'host,hv_time' {new}"),
+    ):
+        conf.write_text(text)
+        (vm,) = files.vms()
+        assert vm.change[:2] == (
+            "as root on this node; then stop and start the VM:",
+            f"  qm set 104 --args {shlex.quote(args)}",
+        )
 
 
 def test_an_older_qemu_is_given_reconnect_in_seconds(files: Files) -> None:

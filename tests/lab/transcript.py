@@ -1,6 +1,7 @@
 """What a real QEMU answers, kept as a file: what FakeQemu says by default.
 
-`python -m tests.lab.transcript` captures it anew from the QEMU of this machine.
+`python -m tests.lab.transcript` captures it anew from the QEMU of this machine, and from the others that were fetched
+(`tests/lab/qemus.py`). Those of QEMU 2.6, 4.2 and 5.2 were written by hand, after their schemas.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from agent.demo.guest import Guest, GuestOptions, Kind
+from tests.lab.qemus import OTHERS, qemu_of
 
 FOLDER: Final = Path(__file__).parent.parent / "golden" / "transcripts"
 
@@ -111,14 +113,15 @@ async def capture(monitor: Path) -> Transcript:
 
 
 async def main() -> None:
-    """Write the transcript of this machine's QEMU."""
-    with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
-        async with Guest(Path(folder), NAME, GuestOptions(kind=Kind.WRITER), identity=UUID) as guest:
-            await guest.booted()
-            transcript = await capture(guest.monitor)
-    content = {"greeting": transcript.greeting, "exchanges": transcript.exchanges}
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    path_of(transcript.greeting).write_text(json.dumps(content, indent=1) + "\n")
+    """Write the transcripts of all QEMUs that there are."""
+    for release in ("", *OTHERS):
+        options = GuestOptions(kind=Kind.WRITER, binary=qemu_of(release).binary)
+        with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
+            async with Guest(Path(folder), NAME, options, identity=UUID) as guest:
+                await guest.booted()
+                transcript = await capture(guest.monitor)
+        content = {"greeting": transcript.greeting, "exchanges": transcript.exchanges}
+        path_of(transcript.greeting).write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

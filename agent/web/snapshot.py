@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from agent.catalogue.events import EVENTS
-from agent.catalogue.metrics import BLOCK
+from agent.catalogue.metrics import BLOCK, RUNSTATE
 from agent.catalogue.model import Family, Sample, Values
 from agent.record import Record, Vm
 from agent.vm.status import State, Status
@@ -66,6 +66,12 @@ def escape(value: str) -> str:
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
+def _running(view: View) -> object:
+    """Return whether a VM's guest runs; None where that is not known yet."""
+    pair = view.pairs.get(RUNSTATE.name)
+    return pair.now.get((), {}).get("running") if pair is not None else None
+
+
 class Snapshot:
     """Written by the sessions, read by whoever looks; both on the event loop, so that nothing is read half-written."""
 
@@ -76,9 +82,16 @@ class Snapshot:
         self._views: dict[Vm, View] = {}
 
     def views(self) -> Iterator[tuple[Vm, View]]:
-        """Yield the VMs; of several with one UUID (two ways to it, or a migration within the host) the one attached last."""
-        last = {vm.uuid: vm for vm in self._views}
-        return ((vm, view) for vm, view in self._views.items() if last[vm.uuid] is vm)
+        """Yield the VMs; of several with one UUID (a migration within the host) the first, until that does not run and a later one does.
+
+        So no QEMU that was taken over puts itself in another's place by saying that other's UUID.
+        """
+        holders: dict[str, View] = {}
+        for vm, view in self._views.items():
+            holder = holders.setdefault(vm.uuid, view)
+            if _running(holder) is False and _running(view):
+                holders[vm.uuid] = view
+        return ((vm, view) for vm, view in self._views.items() if holders[vm.uuid] is view)
 
     def status(self, status: Status) -> None:
         """Take a change of state. A VM that is gone has no series."""

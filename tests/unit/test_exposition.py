@@ -106,11 +106,18 @@ def test_a_vm_that_is_gone_has_no_series() -> None:
 
 def test_two_ways_to_one_vm_make_no_series_twice() -> None:
     snapshot = two_vms()
+
+    def read() -> list[float]:
+        return [value for labels, value in of(snapshot, "qemu_block_read_bytes_total") if labels["vm"] == "vm1"]
+
+    before = read()
     for monitor in ("/run/b", "/run/c"):
         twin = vm(monitor=monitor)
         snapshot.status(status(twin))
         poll(snapshot, twin, "block", [{"qdev": "disk0", "stats": {"rd_bytes": 9}}])
-    assert [value for labels, value in of(snapshot, "qemu_block_read_bytes_total") if labels["vm"] == "vm1"] == [9]
+    assert read() == before
+    snapshot.status(status(vm(), State.GONE))
+    assert read() == [9]
 
 
 def test_a_series_is_there_only_where_qemu_gave_the_field() -> None:

@@ -76,12 +76,27 @@ def test_a_vm_that_is_stalled_keeps_its_last_samples() -> None:
     assert view(snapshot, vm()).status.reason == "hangs"
 
 
-def test_of_two_ways_to_one_vm_the_one_attached_last_is_shown_until_it_leaves() -> None:
-    first, second = vm(monitor="/run/a"), vm(monitor="/run/b")
+def test_of_two_with_one_uuid_the_first_is_shown_until_it_leaves_or_stops_and_the_other_runs() -> None:
+    first, second = vm(monitor="/run/a"), vm(name="an impostor, or where it migrates to", monitor="/run/b")
     snapshot = up(first, second, vm(1, "other"))
-    assert [shown.monitor for shown, _ in snapshot.views()] == ["/run/b", "/run/vm1.qmp"]
-    snapshot.status(status(second, State.GONE))
-    assert [shown.monitor for shown, _ in snapshot.views()] == ["/run/a", "/run/vm1.qmp"]
+
+    def runs(whose: Vm, *, running: bool) -> None:
+        poll(snapshot, whose, "runstate", {"running": running, "status": "running" if running else "postmigrate"})
+
+    def shown() -> list[str]:
+        return [shown.monitor for shown, _ in snapshot.views()]
+
+    assert shown() == ["/run/a", "/run/vm1.qmp"]
+    runs(second, running=True)
+    assert shown() == ["/run/a", "/run/vm1.qmp"]
+    runs(first, running=True)
+    assert shown() == ["/run/a", "/run/vm1.qmp"]
+    runs(first, running=False)
+    assert shown() == ["/run/b", "/run/vm1.qmp"]
+    runs(second, running=False)
+    assert shown() == ["/run/a", "/run/vm1.qmp"]
+    snapshot.status(status(first, State.GONE))
+    assert shown() == ["/run/b", "/run/vm1.qmp"]
 
 
 def test_monitors_are_known_in_every_state_until_they_end() -> None:

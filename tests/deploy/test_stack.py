@@ -4,15 +4,17 @@ No engine runs here, so no container of the stack does either; its Prometheus, A
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import aiohttp
 import kubernetes_validate
 import pytest
 import yaml
@@ -21,9 +23,12 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from agent.config_file import load
 from agent.delivery.kafka_access import expand
+from agent.demo.guest import Kind, until
 from tests.deploy.test_rules import ROOT, promtool, rules
+from tests.lab.fixtures import StartGuest, StartPrometheus
 from tests.lab.kafka import KafkaCluster
-from tests.lab.machine import require
+from tests.lab.machine import free_port, require
+from tests.system.agent import Agent
 
 COMPOSE: Final = ROOT / "deploy/compose"
 KUBERNETES: Final = ROOT / "deploy/kubernetes"
@@ -127,6 +132,69 @@ def test_grafana_finds_its_source_and_a_dashboard_to_begin_with() -> None:
     home = Path(SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
     assert str(home.parent) == provider["options"]["path"]
     assert json.loads((folder / home.name).read_text())["title"]
+
+
+@contextlib.asynccontextmanager
+async def alertmanager(folder: Path) -> AsyncIterator[str]:
+    """Run Alertmanager with the stack's config; yield its address."""
+    require("prometheus-alertmanager", "prometheus-alertmanager")
+    address = f"127.0.0.1:{free_port()}"
+    process = await asyncio.create_subprocess_exec(
+        *("setpriv", "--pdeathsig", "KILL", "prometheus-alertmanager", f"--config.file={COMPOSE}/alertmanager.yml"),
+        *(f"--storage.path={folder}/alertmanager", f"--web.listen-address={address}", "--cluster.listen-address="),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        yield address
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def told(address: str) -> dict[str, dict[str, Any]]:
+    """Return the alerts that an Alertmanager has, by name; none while it does not answer."""
+    with contextlib.suppress(aiohttp.ClientConnectionError):
+        async with aiohttp.ClientSession() as session, session.get(f"http://{address}/api/v2/alerts") as response:
+            return {alert["labels"]["alertname"]: alert for alert in await response.json()}
+    return {}
+
+
+THEIRS: Final = "QemuGuestPausedByIOError"
+
+
+async def test_a_guest_that_a_full_disk_pauses_is_told_by_the_agent_and_prometheus_alert_of_it_is_quiet(
+    start_guest: StartGuest, start_prometheus: StartPrometheus, folder: Path
+) -> None:
+    full = {"event": "write_aio", "iotype": "write", "errno": 28, "once": False}
+    guest = await start_guest("web-3", kind=Kind.WRITER, faults=[full], disk_options="werror=stop")
+    async with alertmanager(folder) as address:
+        config = {
+            "monitors": [{"dial": str(guest.monitor)}],
+            "intervals": {"poll": "500ms"},
+            "alerts": {"alertmanager": {"url": f"http://{address}"}},
+        }
+        async with Agent(folder, config) as agent:
+            await start_prometheus(
+                f"127.0.0.1:{agent.port}",
+                rules=ROOT / "deploy/prometheus/alerts.yml",
+                job="qmp-agent",
+                alertmanager=address,
+            )
+            alerts: dict[str, dict[str, Any]] = {}
+
+            async def both() -> bool:
+                nonlocal alerts
+                alerts = await told(address)
+                return THEIRS in alerts and bool(alerts[THEIRS]["status"]["inhibitedBy"])
+
+            with contextlib.suppress(TimeoutError):
+                await until(both, 40)
+    # By its event, or where the guest had stopped before the agent came, by its run state.
+    (ours,) = (alert for name, alert in alerts.items() if name in ("disk_full", "io_error_stop"))
+    assert ours["status"]["state"] == "active"
+    assert alerts[THEIRS]["status"]["inhibitedBy"] == [ours["fingerprint"]]
+    assert alerts[THEIRS]["labels"]["vm_uuid"] == ours["labels"]["vm_uuid"] == guest.uuid
+    assert alerts[THEIRS]["labels"]["severity"] == "critical"
 
 
 # --- Kubernetes ---

@@ -29,7 +29,14 @@ class Prometheus:
     """
 
     def __init__(
-        self, folder: Path, target: str, *, path: str = "/metrics", rules: Path | None = None, job: str = "agent"
+        self,
+        folder: Path,
+        target: str,
+        *,
+        path: str = "/metrics",
+        rules: Path | None = None,
+        job: str = "agent",
+        alertmanager: str = "",
     ) -> None:
         """Choose its port.
 
@@ -39,6 +46,7 @@ class Prometheus:
             path: the path of the metrics there.
             rules: a file of recording and alerting rules, evaluated every second too.
             job: what its series are labelled with.
+            alertmanager: whom it tells what fires, `host:port`.
         """
         self.url = f"http://127.0.0.1:{free_port()}"
         self._folder = folder
@@ -47,6 +55,9 @@ class Prometheus:
         self._settings = {  # JSON is YAML
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(rules.resolve())] if rules else [],
+            "alerting": {
+                "alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}] if alertmanager else [],
+            },
             "scrape_configs": [
                 {"job_name": job, "metrics_path": path, "static_configs": [{"targets": [target]}]},
             ],

@@ -16,6 +16,7 @@ import aiohttp
 
 from agent.alerts.book import Alert, Book
 from agent.backoff import back_off
+from agent.units import format_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -78,9 +79,7 @@ class Alertmanager:
     def _alert(self, alert: Alert, ends: float) -> dict[str, Any]:
         labels = {"alertname": alert.name, "severity": alert.severity.label, "host": alert.vm.host, "vm": alert.vm.name}
         labels |= {"vm_uuid": alert.vm.uuid, "device": alert.subject, "level": alert.level, **self._labels}
-        whose = " ".join(filter(None, (alert.vm.name, alert.subject)))
-        summary = " ".join(filter(None, (f"{whose}:", alert.name.replace("_", " "), alert.level)))
-        annotations = {key: str(value) for key, value in alert.data.items()} | {"summary": summary}
+        annotations = {key: str(value) for key, value in alert.data.items()} | {"summary": _summary(alert)}
         return {
             "labels": {key: value for key, value in labels.items() if value},
             "annotations": annotations | {"fingerprint": alert.fingerprint},
@@ -101,6 +100,15 @@ class Alertmanager:
             self.sent += len(alerts)
         self.trouble = trouble
         return trouble is None
+
+
+def _summary(alert: Alert) -> str:
+    """Return an alert in a line: `web-3 disk0: write threshold 80%`."""
+    whose = " ".join(filter(None, (alert.vm.name, alert.subject)))
+    level = re.sub(
+        r"^threshold (\d+)$", lambda found: f"of {format_bytes(int(found[1]))}", alert.level
+    )  # somebody else's
+    return " ".join(filter(None, (f"{whose}:", alert.name.replace("_", " "), level)))
 
 
 def _instant(seconds: float) -> str:

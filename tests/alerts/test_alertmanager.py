@@ -53,6 +53,11 @@ def test_an_alert_is_labelled_by_what_does_not_change_and_annotated_by_what_does
     assert instant(said["startsAt"]) == NOW - 5
 
 
+def test_the_summary_has_the_size_of_a_threshold_that_somebody_else_set() -> None:
+    (said,) = Teller("http://am:9093/", RESEND, {}).compose([an_alert(level="threshold 1441792")], NOW)
+    assert said["annotations"]["summary"] == "web-3 disk0: write threshold of 1.38 MiB"
+
+
 def test_a_label_that_is_empty_is_left_out() -> None:
     (said,) = Teller("http://am", RESEND, {"cluster": ""}).compose([an_alert(level="")], NOW)
     assert {"level", "cluster"}.isdisjoint(said["labels"])

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test chaos soak fuzz bench bench-check check format generate package requirements examples lab-demo lab-test clean
+.PHONY: help demo test chaos soak fuzz bench bench-check check format generate package requirements examples shots lab-demo lab-test clean
 
 help:
 	@echo "make demo [FOR=30s] [OUT=FILE] [ALERTMANAGER=URL]   two small guests, watched"
@@ -20,6 +20,7 @@ help:
 	@echo "make package                     a wheel and an sdist in dist/, and what is in them as CycloneDX"
 	@echo "make requirements                the container's dependencies anew, pinned by hash"
 	@echo "make examples                    the records that docs/records.md shows, out of a real run"
+	@echo "make shots                       the README's screenshots, taken of a real run"
 	@echo "make clean                       remove the virtual environment and what tools left"
 
 demo: lab-demo
@@ -84,6 +85,10 @@ COMPILE := $(BIN)/pip-compile -q --upgrade --generate-hashes --strip-extras --no
 requirements: $(VENV)/release
 	$(COMPILE) -o deploy/container/requirements.txt pyproject.toml
 	$(COMPILE) --only-build-deps --build-deps-for wheel -o deploy/container/build-requirements.txt pyproject.toml
+
+# The README's screenshots are taken by hand too, and looked at: when the page or top have changed.
+shots: lab-test
+	$(BIN)/python -m tests.page.shots
 
 lab-demo: $(VENV)/run
 	tests/lab/install demo $(BIN)/python

@@ -337,9 +337,6 @@ class App:
         states = self._states()
         for state in State:
             self.metrics.monitors.labels(state.value).set(states[state])
-        self.metrics.monitor_state.clear()
-        for status in self.snapshot.monitors.values():
-            self.metrics.monitor_state.labels(status.monitor.name, status.state.value).set(1)
         self.metrics.left_out.set(sum(view.left_out.total() for _, view in self.snapshot.views()))
         self.metrics.tasks.set(len(asyncio.all_tasks()))
         self.metrics.read_reload(self.reload)

@@ -103,12 +103,6 @@ class SelfMetrics:
         self.monitors = Gauge(
             "qmp_agent_monitors", "Monitors by the state of the session with them.", ["state"], registry=self.registry
         )
-        self.monitor_state = Gauge(
-            "qmp_agent_monitor_state",
-            "1 for each monitor and the state it is in.",
-            ["monitor", "state"],
-            registry=self.registry,
-        )
         questions = Counter(
             "qmp_agent_questions",
             "Collectors' questions to VMs, by outcome.",

@@ -8,8 +8,9 @@ from itertools import accumulate, chain
 from typing import Any
 
 from agent.catalogue.metrics import ABOUT, FAMILIES
-from agent.catalogue.model import Family, Field, Kind, Values, shown
+from agent.catalogue.model import Family, Field, Kind, shown
 from agent.vm.status import State
+from agent.web.rates import Subjects
 from agent.web.snapshot import Snapshot, View, escape
 
 Row = tuple[str, Any]
@@ -24,12 +25,16 @@ def render(snapshot: Snapshot) -> str:
 def pieces(snapshot: Snapshot) -> Iterator[str]:
     """Return the text of all series in pieces, all of one instant however long it takes: what samples hold is never changed."""
     views = [view for _, view in snapshot.views()]
-    found = [(family, [subject for view in views for subject in view.subjects(family)]) for family in FAMILIES]
-    own = list(_vm_series(views))
-    return chain(own, (text for family, subjects in found for text in _family(family, subjects)))
+    found = [
+        (family, [(view, pair.now) for view in views if (pair := view.pairs.get(family.name)) is not None])
+        for family in FAMILIES
+    ]
+    own = [*_vm_series(views), *_monitors(snapshot)]
+    return chain(own, (text for family, held in found for text in _family(family, held)))
 
 
-def _family(family: Family, subjects: list[tuple[str, Values]]) -> Iterator[str]:
+def _family(family: Family, held: list[tuple[View, Subjects]]) -> Iterator[str]:
+    subjects = [subject for view, now in held for subject in view.named(family, now)]
     for field in shown(family):
         rows = [(labels, values[field.name]) for labels, values in subjects if field.name in values]
         if rows:
@@ -99,6 +104,16 @@ def _vm_series(views: list[View]) -> Iterator[str]:
     if events:
         text = "Events since the VM was attached; a lower bound, since QEMU coalesces some."
         yield _metric("qemu_vm_events_total", "counter", text, events)
+
+
+def _monitors(snapshot: Snapshot) -> Iterator[str]:
+    """Yield the state of each monitor, whether a VM was met there or not."""
+    states = [
+        ("", f'monitor="{escape(status.monitor.name)}",state="{status.state.value}"', 1)
+        for status in snapshot.monitors.values()
+    ]
+    if states:
+        yield _metric("qmp_agent_monitor_state", "gauge", "1 for each monitor and the state it is in.", states)
 
 
 def _info(view: View) -> str:

@@ -14,7 +14,7 @@ from agent.record import Record, Vm
 from agent.vm.status import State, Status
 from agent.web.cap import DEFAULT_LIMITS, Cap, Limits
 from agent.web.figures import History, remember
-from agent.web.rates import Labels, Pair
+from agent.web.rates import Labels, Pair, Subjects
 
 
 @dataclass(slots=True, eq=False)
@@ -45,15 +45,12 @@ class View:
     turn: int = 0
     cap: Cap = field(default_factory=Cap)
 
-    def subjects(self, family: Family) -> Iterator[tuple[str, Values]]:
-        """Yield what there is of a family now: each subject's labels in the text format and its values."""
-        pair = self.pairs.get(family.name)
-        if pair is None:
-            return
+    def named(self, family: Family, now: Subjects) -> Iterator[tuple[str, Values]]:
+        """Yield, of what there was of a family at one poll, each subject's labels in the text format and its values."""
         texts = self.texts.setdefault(family.name, {})
-        if len(texts) > 2 * len(pair.now) + 8:  # most are of subjects that are gone
+        if len(texts) > 2 * len(now) + 8:  # most are of subjects that are gone
             texts.clear()
-        for labels, values in pair.now.items():
+        for labels, values in now.items():
             text = texts.get(labels)
             if text is None:
                 named = zip(family.labels, labels, strict=True)

@@ -200,10 +200,16 @@ async def _stream(guest: Guest) -> None:
         await guest.command("netdev_del", id="net0")
     path = f"{guest.folder}/{guest.name}.net"
     await guest.command("netdev_add", type="stream", id="net0", server=True, addr={"type": "unix", "path": path})
-    await until(lambda: os.path.exists(path), 10)  # noqa: PTH110 - a str
-    _, writer = await asyncio.open_unix_connection(path)
+    writers: list[asyncio.StreamWriter] = []
+
+    async def connected() -> bool:  # QEMU listens in a thread of its own, a while after it has answered
+        with contextlib.suppress(OSError):
+            writers.append((await asyncio.open_unix_connection(path))[1])
+        return bool(writers)
+
+    await until(connected, 10)
     await guest.event("NETDEV_STREAM_CONNECTED")
-    writer.close()
+    writers[0].close()
 
 
 async def _migrate(guest: Guest) -> None:

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
+from agent.catalogue.events import EVENTS
 from agent.catalogue.queries import query_of
 from agent.demo.guest import Guest, GuestOptions
 from agent.schema import record_schema
@@ -145,6 +146,16 @@ async def test_what_becomes_of_every_question_that_it_knows_is_told(stage: Stage
     assert unknown == []
     if (known := golden.load("queries.json").get(str(stage.qemu))) is not None:
         assert questions == known
+
+
+async def test_every_event_that_it_has_is_known(stage: Stage) -> None:
+    schema = await stage.guest.command("query-qmp-schema")
+    events = sorted(entry["name"] for entry in schema if entry["meta-type"] == "event")
+    unknown = [name for name in events if name not in EVENTS]
+    if stage.qemu.version[:2] > KNOWN and unknown:
+        pytest.skip(f"QEMU {stage.qemu} is younger than the table, and has what is not in it: {unknown}")
+    assert len(events) > 50
+    assert unknown == []
 
 
 async def test_check_says_what_it_lacks(stage: Stage, folder: Path) -> None:

@@ -105,7 +105,7 @@ async def test_a_disks_figures_are_those_that_this_qemu_gives(stage: Stage) -> N
     await stage.guest.command("stop")
     for _ in range(2):  # the first may have been on its way already
         since = stage.agent.mark()
-        await stage.agent.record("sample.block", vm=stage.guest.uuid, since=since)
+        await stage.agent.record("sample.block", vm=stage.guest.uuid, since=since, device="disk0")
     series = await stage.agent.metrics()
     disks = {
         disk["qdev"].split("/")[3]: disk

@@ -29,6 +29,7 @@ from agent.delivery.jsonl import JsonLines
 from agent.delivery.kafka import Create, Kafka, KafkaTerms, Topics
 from agent.delivery.kafka_access import Access, Sasl, Tls, expand
 from agent.delivery.sink import Sink
+from agent.garbage import tended
 from agent.host import Labels
 from agent.monitors import Burst, Dial, Hotplug, Libvirt, Listen, ListenTerms, ListenTls, Monitor, Way
 from agent.qmp.commands import AllowList, Ask, Change
@@ -487,6 +488,11 @@ async def run(config: Config, read: Callable[[], Config]) -> None:
         loop.add_signal_handler(number, stop.set)
     app = App(config)
     loop.add_signal_handler(signal.SIGHUP, app.reload.asked.set)
+    with tended():
+        await _run(app, read, stop)
+
+
+async def _run(app: App, read: Callable[[], Config], stop: asyncio.Event) -> None:
     manager = Manager()
     async with app.running(read) as url:
         _log.info("metrics and page on %s", url)

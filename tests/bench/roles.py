@@ -34,6 +34,7 @@ from agent.app import App, sink
 from agent.config import Config
 from agent.delivery.entry import Entry
 from agent.delivery.sink import Sink
+from agent.garbage import tended
 
 ZSTD = 4
 """Kafka's number for it."""
@@ -97,8 +98,9 @@ def _config(folder: Path, seconds: float, state: str, servers: str) -> Config:
 async def agent(folder: Path, seconds: float) -> None:
     with tempfile.TemporaryDirectory(prefix="qmp-") as state:
         config = _config(folder, seconds, state, "127.0.0.1:1")  # as if: the sink is ours
-        async with App(config, Nowhere()).running():
-            await asyncio.Event().wait()
+        with tended():
+            async with App(config, Nowhere()).running():
+                await asyncio.Event().wait()
 
 
 class _Floor(asyncio.Protocol):
@@ -189,8 +191,9 @@ async def telling(folder: Path, seconds: float, servers: str) -> None:
     with tempfile.TemporaryDirectory(prefix="qmp-") as state:
         config = _config(folder, seconds, state, servers)
         timed = Timed(sink(config), folder / "delivered")
-        async with App(config, timed).running():
-            await _until_ended(timed.milliseconds)
+        with tended():
+            async with App(config, timed).running():
+                await _until_ended(timed.milliseconds)
 
 
 class _Bare(asyncio.Protocol):

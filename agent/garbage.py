@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import gc
 from collections.abc import Iterator
+from functools import partial
 
 EACH_SECONDS = 600.0
 YOUNG = (2_000, 10)
@@ -23,15 +24,17 @@ def tended() -> Iterator[None]:
     gc.freeze()
     gc.set_threshold(*YOUNG, 1_000_000_000)
 
-    def look() -> None:
-        nonlocal timer
-        gc.collect()
-        timer = loop.call_later(EACH_SECONDS, look)
+    timers: list[asyncio.TimerHandle] = []
 
-    timer = loop.call_later(EACH_SECONDS, look)
+    def look(*, collect: bool) -> None:
+        if collect:
+            gc.collect()
+        timers[:] = [loop.call_later(EACH_SECONDS, partial(look, collect=True))]
+
+    look(collect=False)
     try:
         yield
     finally:
-        timer.cancel()
+        timers[0].cancel()
         gc.set_threshold(*before)
         gc.unfreeze()

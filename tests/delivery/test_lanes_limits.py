@@ -218,6 +218,21 @@ async def test_a_disk_that_hangs_holds_up_neither_delivery_nor_the_end(kind: Kin
     assert lost(delivery) == 0, "all was acknowledged"
 
 
+async def test_a_disk_that_hangs_is_said_to_until_it_goes_on(
+    folder: Path, stuck: Stuck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.delivery.delivery.SILENT_SECONDS", 0.2)
+    sink, source = Script(), Source()
+    async with running(deliver(sink, folder, connect=stuck.connect)) as delivery:
+        delivery.put(source.next())
+        await sink.until(lambda: sink.ids)
+        stuck.stuck = True
+        delivery.put(source.next())
+        await soon(lambda: any("the disk of" in trouble for trouble in delivery.troubles()))
+        stuck.let_go()
+        await soon(lambda: delivery.troubles() == [])
+
+
 async def test_a_journal_that_cannot_be_opened_in_time_holds_up_no_start(
     folder: Path, stuck: Stuck, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -271,11 +271,12 @@ async def test_kafka_that_cannot_be_resolved_or_never_answers_is_named_and_nobod
 # --- The end ---
 
 
-async def test_sigterm_at_any_moment_ends_it_in_time_and_in_order(folder: Path) -> None:
+@pytest.mark.parametrize("begun", [False, True])
+async def test_sigterm_at_any_moment_ends_it_in_time_and_in_order(folder: Path, begun: bool) -> None:  # noqa: FBT001 - by name
     moments = random.Random(9)
     async with Monitors(folder, 20), asyncio.timeout(110):
-        for turn in range(3):
-            ends = [_ended_at(folder, f"{turn}-{number}", moments.uniform(0, 2.5)) for number in range(4)]
+        for turn in range(2):
+            ends = [_ended_at(folder, f"{turn}-{number}", moments.uniform(0, 0.7), begun=begun) for number in range(3)]
             for status, took, log in await asyncio.gather(*ends):
                 # Before it has begun, the signal ends it as any program.
                 assert status == 0 or (status == -signal.SIGTERM and not log), (status, log)
@@ -283,17 +284,24 @@ async def test_sigterm_at_any_moment_ends_it_in_time_and_in_order(folder: Path) 
                 assert "Traceback" not in log
 
 
-async def _ended_at(folder: Path, name: str, moment: float) -> tuple[int, float, str]:
-    """Start an agent, end it after so many seconds, and look at what it left; return its status, how long that took, and its log."""
+async def _ended_at(folder: Path, name: str, moment: float, *, begun: bool) -> tuple[int, float, str]:
+    """Start an agent, end it so many seconds after its start, or after its first word, and look at what it left.
+
+    Returns:
+        Its status, how long the end took, and its log.
+    """
     agent = Agent(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]} | QUICK, name=name)
     process = await asyncio.create_subprocess_exec(
         *("setpriv", "--pdeathsig", "KILL", *COMMAND, "run", "--config", str(agent.config)),
         stderr=asyncio.subprocess.PIPE,
     )
+    assert process.stderr is not None
+    first = await process.stderr.readline() if begun else b""
     await asyncio.sleep(moment)  # the moment is the point
     begin = time.monotonic()
     process.terminate()
-    _, log = await process.communicate()
+    log = first + (await process.communicate())[1]
+    took = time.monotonic() - begin
     assert process.returncode is not None
     if agent.sink.exists():
         text = agent.sink.read_bytes()
@@ -302,4 +310,4 @@ async def _ended_at(folder: Path, name: str, moment: float) -> tuple[int, float,
         attached = {r["vmuuid"] for r in told if r["type"] == "qemu.vm.attached"}
         assert {r["vmuuid"] for r in told if r["type"] == "qemu.vm.detached"} == attached
         assert sorted(int(r["sequence"]) for r in told) == list(range(1, len(told) + 1))
-    return process.returncode, time.monotonic() - begin, log.decode()
+    return process.returncode, took, log.decode()

@@ -46,6 +46,13 @@ def test_each_alert_fires_when_it_should_and_not_otherwise() -> None:
     assert "SUCCESS" in promtool("test", "rules", FOLDER / "alerts.test.yml")
 
 
+def test_the_job_that_the_rules_ask_for_is_the_one_that_is_shown() -> None:
+    promtool("check", "config", FOLDER / "scrape.yml")
+    (job,) = yaml.safe_load((FOLDER / "scrape.yml").read_text())["scrape_configs"]
+    named = {name for rule in ALERTS for name in re.findall(r'\bjob="([^"]+)"', rule["expr"])}
+    assert named == {job["job_name"]}
+
+
 def test_each_alert_is_tested_for_firing_and_for_being_quiet() -> None:
     tests = [
         test

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from agent.app import sink, terms, ways
 from agent.collectors import Collector, Facts
 from agent.config import Config
 from agent.delivery.jsonl import JsonLines
@@ -18,6 +17,7 @@ from agent.journal_tool import set_aside
 from agent.monitors import Dial, Listen, Monitor, Way
 from agent.qmp.errors import BusyError, DeniedError, QmpError
 from agent.record import clean
+from agent.terms import sink, terms, ways
 from agent.vm import behind, identity
 from agent.vm.status import Terms
 from agent.web.endpoint import Door, EndpointError, is_loopback

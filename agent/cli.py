@@ -17,7 +17,7 @@ from typing import Any
 import uvloop
 
 from agent import __version__, journal_tool, logs, schema
-from agent.app import StartError, run
+from agent.app import run
 from agent.capture import CaptureError
 from agent.check import check
 from agent.config import AlertmanagerConfig, Config, DialConfig, PrometheusConfig
@@ -26,6 +26,7 @@ from agent.delivery.kafka_access import expand
 from agent.journal_tool import JournalToolError
 from agent.record import Severity
 from agent.tail import TailError, Wanted, tail
+from agent.terms import StartError
 from agent.top import TopError
 from agent.units import parse_bytes, parse_seconds
 from agent.web.endpoint import Door, EndpointError

@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 
 from agent import logs
-from agent.app import App, StartError
+from agent.app import App
 from agent.config import (
     AlertmanagerConfig,
     AlertsConfig,
@@ -28,6 +28,7 @@ from agent.demo.control import GuestError
 from agent.demo.guest import Guest, GuestOptions, Kind
 from agent.demo.images import LabMissing, cache_folder, linux_image
 from agent.readable import line
+from agent.terms import StartError
 from agent.web.live import Onlooker
 
 PORTS = ("127.0.0.1:9179", "127.0.0.1:0")

@@ -18,12 +18,13 @@ from typing import Final
 import orjson
 import uvloop
 
-from agent.app import App, sink
+from agent.app import App
 from agent.config import Config
 from agent.delivery.entry import Entry
 from agent.delivery.sink import Sink
 from agent.demo.guest import until
 from agent.record import Record
+from agent.terms import sink
 from tests.alerts.thin import started
 from tests.lab.kafka import KafkaCluster
 

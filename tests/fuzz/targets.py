@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import orjson
 
-from agent.app import StartError, sink, terms, ways
 from agent.catalogue.events import row_of
 from agent.collectors import ALL, Facts, Intervals
 from agent.collectors.base import Poll
@@ -22,6 +21,7 @@ from agent.qmp.errors import CommandError, ProtocolError, QmpError
 from agent.qmp.protocol import Event, Message
 from agent.readable import line
 from agent.record import Record, Stamp, Vm
+from agent.terms import StartError, sink, terms, ways
 from agent.vm.identity import Build, who
 from agent.vm.session import MAX_SAMPLES
 from agent.vm.status import State, Status

@@ -1,0 +1,164 @@
+"""What the config says, in the terms of each room: which VMs are reached how, where records go, what may be changed."""
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from agent.alerts.guard import Mode, Plan
+from agent.alerts.host import device_size
+from agent.alerts.ladder import parse_level
+from agent.collectors import Intervals
+from agent.config import BurstConfig, Config, DialConfig, KafkaConfig, LibvirtConfig, ListenConfig, WriteThresholdConfig
+from agent.delivery.delivery import DeliveryTerms
+from agent.delivery.jsonl import JsonLines
+from agent.delivery.kafka import Create, Kafka, KafkaTerms, Topics
+from agent.delivery.kafka_access import Access, Sasl, Tls, expand
+from agent.delivery.sink import Sink
+from agent.host import Labels
+from agent.monitors import Burst, Dial, Hotplug, Libvirt, Listen, ListenTerms, ListenTls, Way
+from agent.qmp.commands import AllowList, Change
+from agent.record import Vm
+from agent.vm.status import Commander, Terms
+from agent.web.endpoint import Endpoint
+from agent.web.server import Sight, application
+
+
+class StartError(Exception):
+    """The agent cannot start; the text says why, for people."""
+
+
+VDSM = Path("/run/vdsm")
+"""There on hosts of oVirt, whose VDSM sets write thresholds itself and takes any that fires for its own."""
+
+
+def plan(config: WriteThresholdConfig, vm: Vm, disk: str) -> Plan:
+    """Return what the config wants of a VM's disk."""
+    mode, levels = config.mode, config.levels
+    for entry in config.disks:
+        if fnmatchcase(disk, entry.disk) and (fnmatchcase(vm.name, entry.vm) or fnmatchcase(vm.uuid, entry.vm)):
+            mode = entry.mode or mode
+            levels = entry.levels if entry.levels is not None else levels
+            break
+    if mode is Mode.ARM and VDSM.exists():
+        mode = Mode.OBSERVE
+    return Plan(mode, tuple(map(parse_level, levels)), config.hysteresis / 100)
+
+
+def measure(vm: Vm, path: str) -> int | None:
+    """Return how large a VM's block device is by what this host knows; None where the VM may be on another."""
+    return None if vm.monitor.startswith("tcp:") else device_size(path)
+
+
+def terms(config: Config, commander: Commander | None = None) -> Terms:
+    """Return what the config says of every session."""
+    changes = set()
+    thresholds = config.alerts.write_threshold
+    if Mode.ARM in (thresholds.mode, *(entry.mode for entry in thresholds.disks)):
+        changes.add(Change.WRITE_THRESHOLD)
+    if config.allow.guest_stats_interval is not None:
+        changes.add(Change.GUEST_STATS_INTERVAL)
+    if config.allow.migration_events:
+        changes.add(Change.MIGRATION_EVENTS)
+    if any(isinstance(entry, BurstConfig) and entry.hotplug is not None for entry in config.monitors):
+        changes.add(Change.OWN_MONITOR)
+    return Terms(
+        host=config.host,
+        allow=AllowList(changes),
+        changes=frozenset(changes),
+        intervals=Intervals(**config.intervals.model_dump()),
+        reply_seconds=config.timeouts.reply,
+        greeting_seconds=config.timeouts.greeting,
+        retry_seconds=config.timeouts.retry,
+        guest_stats_seconds=round(config.allow.guest_stats_interval or 0),
+        commander=commander,
+        labels=Labels(tuple(config.labels.libvirt), config.labels.metadata),
+    )
+
+
+def ways(config: Config) -> dict[str, Way]:
+    """Return the ways of reaching monitors that the config names, each by what the config says of it."""
+    return {repr(made): made for made in (_WAYS[type(entry)](config, entry) for entry in config.monitors)}
+
+
+def _libvirt(config: Config, entry: LibvirtConfig) -> Libvirt:
+    passthrough = entry.passthrough or config.allow.libvirt_passthrough
+    return Libvirt(entry.libvirt, read_only=entry.read_only, passthrough=passthrough)
+
+
+def _burst(entry: BurstConfig) -> Burst:
+    if entry.hotplug is not None:
+        return Hotplug(entry.burst, Path(entry.hotplug), entry.hold)
+    return Burst(entry.burst, entry.hold)
+
+
+def _listen(_: Config, entry: ListenConfig) -> Listen:
+    settled = None
+    if (tls := entry.tls) is not None:
+        settled = ListenTls(expand(tls.ca), expand(tls.certificate), expand(tls.key) if tls.key is not None else None)
+    users = tuple(entry.users) if entry.users is not None else None
+    return Listen(entry.listen, ListenTerms(users, tuple(entry.groups), entry.connections, settled))
+
+
+_WAYS: Mapping[type, Callable[[Config, Any], Way]] = {
+    DialConfig: lambda _, entry: Dial(entry.dial),
+    BurstConfig: lambda _, entry: _burst(entry),
+    LibvirtConfig: _libvirt,
+    ListenConfig: _listen,
+}
+
+
+def sink(config: Config) -> Sink:
+    """Return where the config sends records.
+
+    Raises:
+        StartError: a secret's place cannot be told.
+    """
+    if config.kafka is None:
+        return JsonLines(config.jsonl.file, config.jsonl.rotate, config.jsonl.keep)
+    try:
+        return Kafka(_kafka_terms(config.kafka))
+    except ValueError as error:
+        raise StartError(str(error)) from error
+
+
+def _kafka_terms(kafka: KafkaConfig) -> KafkaTerms:
+    tls, sasl, names = kafka.tls, kafka.sasl, kafka.topics
+    access = Access(
+        tuple(kafka.servers),
+        kafka.client_id,
+        Tls(*(expand(path) if path is not None else None for path in (tls.ca, tls.certificate, tls.key)))
+        if tls is not None
+        else None,
+        Sasl(sasl.mechanism, sasl.username, expand(sasl.password_file)) if sasl is not None else None,
+    )
+    return KafkaTerms(
+        access,
+        Topics(names.events, names.samples, names.alerts, tuple((route.type, route.topic) for route in names.routes)),
+        Create(kafka.create.partitions, kafka.create.replication) if kafka.create is not None else None,
+        None if kafka.compression == "none" else kafka.compression,
+        kafka.max_record,
+        kafka.request_timeout,
+    )
+
+
+def endpoint(sight: Sight, config: Config) -> Endpoint:
+    """Return where and to whom the config shows what there is to see.
+
+    Raises:
+        StartError: the web config's place cannot be told.
+    """
+    to = config.prometheus
+    try:
+        path = expand(to.web_config) if to.web_config is not None else None
+    except ValueError as error:
+        raise StartError(str(error)) from error
+    return Endpoint(application(sight), to.listen, path)
+
+
+def delivery_terms(config: Config) -> DeliveryTerms:
+    """Return how much may wait. Without Kafka there is no journal: JSON lines are as safe as one."""
+    folder = config.journal.folder if config.kafka is not None else None
+    return DeliveryTerms(
+        config.memory_budget, folder, config.journal.alerts, config.journal.events, config.journal.samples
+    )

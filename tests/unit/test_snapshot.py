@@ -167,18 +167,18 @@ def test_names_that_come_and_go_get_no_series_past_a_number_of_new_ones_an_hour(
     assert subjects(snapshot, vm(), "block") == [("e",), ("b",)]
 
 
-def test_a_million_names_take_bounded_memory_and_time() -> None:
+def test_hundreds_of_thousands_of_names_take_bounded_memory_and_time() -> None:
     snapshot = up(vm())
     ever: set[tuple[str, ...]] = set()
     taken = 0.0
-    for step in range(200):
+    for step in range(50):
         samples = [Sample(BLOCK, (f"disk{step * 5000 + n}",), {"reads_total": n}) for n in range(5000)]
         start = time.process_time()
         snapshot.samples(vm(), (BLOCK,), samples, (10_000 + step) * SECOND)
         taken += time.process_time() - start
         ever.update(subjects(snapshot, vm(), "block"))
     assert len(ever) == sum(map(len, view(snapshot, vm()).cap._seen.values())) == Limits().subjects
-    assert taken < 10  # seconds: 10 us a name on a machine that has much else to do
+    assert taken < 5  # seconds: 20 us a name on a machine that has much else to do
     assert view(snapshot, vm()).left_out["block"] == 5000
     put(snapshot, vm(), BLOCK, *(((str(n),), {"reads_total": n}) for n in range(50_000)))
     assert len(subjects(snapshot, vm(), "block")) == 0

@@ -16,7 +16,8 @@ import yaml
 
 from agent.catalogue.events import EVENTS
 from agent.catalogue.queries import query_of
-from agent.demo.guest import Guest, GuestOptions
+from agent.demo.control import GuestError
+from agent.demo.guest import Guest, GuestOptions, until
 from agent.schema import record_schema
 from tests.lab import provoke
 from tests.lab.provoke import CASES, Case
@@ -186,3 +187,29 @@ async def test_an_event_of_a_real_qemu_arrives_as_its_record(stage: Stage, case:
     told = [r["data"]["qemu"] for r in stage.agent.found(kind, vm=stage.guest.uuid, since=since)]
     assert any(case.says.items() <= data.items() for data in told), told
     assert case.subject is None or record.get("subject", "") == case.subject
+
+
+async def test_an_image_that_is_found_corrupt_takes_the_layers_figures_and_nothing_else(stage: Stage) -> None:
+    """As long as it is there, QEMU answers query-named-block-nodes with an error; it was made in one of the cases above."""
+    await provoke.run(stage.guest)
+    if not await _is_corrupt(stage.guest):
+        await next(case for case in CASES if case.event == "BLOCK_IMAGE_CORRUPTED").provoke(stage.guest)
+        assert await _is_corrupt(stage.guest)
+    since = stage.agent.mark()
+    await stage.guest.command("blockdev-open-tray", id="cd0", force=True)  # has the layers asked for
+    await stage.guest.command("blockdev-close-tray", id="cd0")
+
+    async def failed() -> bool:
+        series = await stage.agent.metrics()
+        return bool(series.one("qmp_agent_questions_total", collector="nodes", outcome="failed"))
+
+    await until(failed, 30)
+    await stage.agent.record("sample.block", vm=stage.guest.uuid, since=since, device="disk0")
+
+
+async def _is_corrupt(guest: Guest) -> bool:
+    try:
+        await guest.command("query-named-block-nodes", flat=True)
+    except GuestError as error:
+        return "is ejected" in str(error)
+    return False

@@ -59,6 +59,7 @@ class Guard:
     _doubt: bool = False  # whether `armed` may never have reached QEMU
     _was_thin: bool = False
     _asked_offset: int = 0
+    _asked_allocated: int = 0
     _known: bool = False
     _rungs: tuple[int, tuple[Rung, ...]] = (0, ())
     _high: tuple[str, int] = ("", 0)
@@ -152,6 +153,7 @@ class Guard:
             self._high = ("", 0)
         self.format, self.storage, self._known = form, storage, True
         self.offset = self._asked_offset = max(self.offset, offset)
+        self._asked_allocated = storage.allocated
         self._was_thin = self._was_thin or storage.allocated < self.limit
         self._point(now)
         yield from self._compare(self._slot())
@@ -184,13 +186,18 @@ class Guard:
             self.armed = None
         if node != self.storage.node:
             return
-        end = min(threshold + by, MAX_BYTES)
-        if self.measure == "allocated":
-            # A file grows at its end: what lies past the end that was seen last was not allocated then.
-            self.storage.allocated += max(0, end - max(self._asked_offset, self.storage.size))
-        self.offset = max(self.offset, end)
+        self.reached(threshold + by)
         self.storage.slot = 0
         yield from self._compare(Learnt.EVENT)
+
+    def reached(self, end: int) -> None:
+        """Take from an event, whoever's threshold it was, that the storage is written up to there."""
+        end = min(end, MAX_BYTES)
+        if self.measure == "allocated":
+            # A file grows at its end: what lies past the end that was seen last was not allocated then.
+            grown = max(0, end - max(self._asked_offset, self.storage.size))
+            self.storage.allocated = max(self.storage.allocated, self._asked_allocated + grown)
+        self.offset = max(self.offset, end)
 
     def _changes(self) -> Iterator[tuple[Rung, bool]]:
         """Yield the rungs that were crossed upward, the lowest first, then those that hold no more, the highest first."""

@@ -248,6 +248,8 @@ class Overseer:
                 return
         device, layer, known = one.place(node)
         one.looked.discard(device)
+        if known is not None and layer == "storage":
+            known.reached(threshold + by)
         more = {"learnt": Learnt.EVENT.value, "device": device, "layer": layer, "node": node, "owner": "other"}
         more |= {"level_bytes": threshold, "exceeded_by_bytes": by} | (figures(known) if known is not None else {})
         until_ns = now_ns + int(HOUR * 1e9)

@@ -118,6 +118,15 @@ def test_somebody_elses_threshold_is_told_as_what_it_is_and_ends_by_itself() -> 
     ]
 
 
+@pytest.mark.parametrize(("driver", "allocated"), [("host_device", 0), ("file", 2 * GIB)])
+def test_how_full_a_disk_is_is_as_of_the_event_whoever_set_the_threshold(driver: str, allocated: int) -> None:
+    one = attached(Disk(slot=5 * GIB, driver=driver, allocated=allocated))
+    for threshold in (5 * GIB, 6 * GIB):
+        data = {"node-name": "storage", "write-threshold": threshold, "amount-exceeded": GIB}
+        (alert,) = records(one.event(crossed(data), "BLOCK_WRITE_THRESHOLD", 9))
+        assert alert.data["used_bytes"] == threshold + GIB
+
+
 def test_the_threshold_of_a_node_that_is_no_known_disks_is_told_by_the_node() -> None:
     one = attached(Disk())
     data = {"node-name": "scratch", "amount-exceeded": 1, "write-threshold": 2}

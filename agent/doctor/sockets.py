@@ -157,4 +157,4 @@ def program(argv: list[str]) -> str:
 def is_agent(pid: int, proc: Path = PROC) -> bool:
     """Return whether a process is an agent that watches."""
     argv = arguments(pid, proc)
-    return program(argv) == "qmp-agent" and "run" in argv
+    return program(argv) == "qmp-agent" and not {"run", "demo"}.isdisjoint(argv)

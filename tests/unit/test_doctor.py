@@ -386,7 +386,8 @@ def test_programs_are_called_by_what_they_run() -> None:
 def test_the_running_agent_says_whose_permissions_count(files: Files) -> None:
     files.process(7, "/usr/bin/python3 /usr/bin/qmp-agent run --config /etc/qmp-agent/agent.yaml", uid=65534)
     files.process(8, "/usr/bin/python3 /usr/bin/qmp-agent doctor")
-    assert (is_agent(7, files.proc), is_agent(8, files.proc)) == (True, False)
+    files.process(9, "/usr/bin/python3 /usr/bin/qmp-agent demo", uid=65534)
+    assert [is_agent(pid, files.proc) for pid in (7, 8, 9)] == [True, False, True]
     assert agents_user(proc=files.proc).name == "nobody"
     assert agents_user("root", files.proc) == User("root", 0, frozenset({0}))
     with pytest.raises(KeyError):

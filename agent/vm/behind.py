@@ -153,6 +153,8 @@ async def _unblocked(call: Callable[[], T], undo: Callable[["asyncio.Future[T]"]
     except BaseException:
         running.add_done_callback(undo)
         raise
+    finally:
+        del running  # which has its error, whose traceback has this frame: a circle
 
 
 def _let_go(running: "asyncio.Future[Found]") -> None:

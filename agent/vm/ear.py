@@ -59,6 +59,7 @@ class Ear:
             self._calm.cancel()
         for telling in self._storms.end():
             self._record(vm, telling)
+        self._then = lambda _vm, _event, _time_ns: None  # lets go of who listens, who has hold of us
 
     def _event(self, vm: Vm, event: Event) -> None:
         row = row_of(event.name)

@@ -68,7 +68,10 @@ class Watch:
         """Watch, until cancelled or vanished."""
         attempt = 0
         while not self._vanished.is_set():
-            attempt = 0 if await self._once() else attempt + 1
+            try:
+                attempt = 0 if await self._once() else attempt + 1
+            finally:
+                self._session = None  # which has hold of us: together they would be there till garbage is looked for
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(back_off(attempt, FIRST_RETRY_SECONDS, self._terms.retry_seconds)):
                     await self._vanished.wait()

@@ -27,7 +27,7 @@ demo: lab-demo
 	$(BIN)/qmp-agent demo $(if $(FOR),--for $(FOR)) $(if $(OUT),--out $(OUT)) $(if $(ALERTMANAGER),--alertmanager $(ALERTMANAGER))
 
 test: lab-test
-	$(BIN)/pytest $(T)
+	$(if $(T),$(BIN)/pytest $(T),BIN=$(BIN) tests/all)
 
 # MINUTES and SEED are its own.
 chaos: lab-test

@@ -10,14 +10,14 @@ import gc
 from collections.abc import Iterator
 from functools import partial
 
-EACH_SECONDS = 600.0
+EACH_SECONDS = 120.0
 YOUNG = (2_000, 10)
 """How many new objects, and how many times those, are looked through as ever: a few milliseconds at most."""
 
 
 @contextlib.contextmanager
 def tended() -> Iterator[None]:
-    """Look through all there is every ten minutes for as long as the block runs, and never through what was there before it."""
+    """Look through all there is every two minutes for as long as the block runs, and never through what was there before it."""
     loop = asyncio.get_running_loop()
     before = gc.get_threshold()
     gc.collect()

@@ -79,7 +79,7 @@ class World:
 
         await until(so, 15)
         pattern = re.compile(rf"evil\.qmp: {state} \(.*({reason})")
-        await until(lambda: any(pattern.search(entry["message"]) for entry in self.log()[begin:]), 5)
+        await until(lambda: any(pattern.search(entry["message"]) for entry in self.log()[begin:]), 15)
 
     def log(self) -> list[dict[str, Any]]:
         """Return the log's entries; a line that is none fails."""

@@ -1,7 +1,7 @@
 """Replaying: a stand-in for QEMU says to an agent what was recorded, when it was said.
 
-A question is answered as it was answered last by then, and as late; so the agent need not ask in the order in which it was recorded,
-nor be the version that recorded it. One that was never asked is a command that this QEMU does not have.
+A question is answered as it was answered last by then, and not before it was; so the agent need not ask in the order in which it was
+recorded, nor be the version that recorded it. One that was never asked is a command that this QEMU does not have.
 """
 
 import asyncio
@@ -133,7 +133,8 @@ class StandIn:
             request = await self._asked.get()
             found = self._tape.exchange(request, self._now)
             if found is not None:
-                await asyncio.sleep((found.answered - found.asked) / self._speed)
+                # A QEMU that hung did so until the tape says, whenever it is asked meanwhile.
+                await asyncio.sleep(max(0.0, found.answered - max(self._now, found.asked)) / self._speed)
             _say(writer, found.answer if found is not None else UNKNOWN)
 
     async def _tell(self, writer: asyncio.StreamWriter) -> None:

@@ -85,8 +85,7 @@ async def test_a_replay_tells_what_was_told_live(start_guest: StartGuest, folder
     assert {"vm.attached", "event.stop", "event.resume", "alert.write_threshold"} <= set(happened(live))
     again = await replayed(folder, path)
     assert happened(again) == happened(live)
-    # It is asked at moments of its own, and so hears some answers that the live one's next question overtook.
-    assert min(disks(live)) <= min(disks(again)) <= max(disks(again)) <= max(disks(live))
+    assert disks(again) <= disks(live)
     assert len(disks(again)) > 3
 
 
@@ -109,8 +108,7 @@ async def test_a_guest_that_hung_hangs_again(start_guest: StartGuest, folder: Pa
     path = config(folder, timeouts={"reply": "500ms"})
     live = await recorded(guest, path, hangs)
     assert {"vm.stalled", "vm.recovered", "vm.gone"} <= set(happened(live))
-    # On a busy machine the end may come before it is seen that it answers again.
-    assert set(happened(live)) - set(happened(await replayed(folder, path))) <= {"vm.recovered"}
+    assert set(happened(await replayed(folder, path))) == set(happened(live))
 
 
 async def test_an_agent_of_another_mind_can_be_shown_it_faster_and_looked_at(

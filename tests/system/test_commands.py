@@ -231,7 +231,6 @@ async def test_a_command_that_is_not_known_is_answered_with_those_that_are() -> 
     assert "'run', 'check', 'tail'" in ended.log
 
 
-@pytest.mark.skipif(not SHIPPED.exists(), reason="there is no config/agent.yaml")
 async def test_the_configs_schema_takes_the_config_that_is_shipped() -> None:
     schema = validator(json.loads((await command("schema", "config")).out))
     shipped = yaml.safe_load(SHIPPED.read_text())

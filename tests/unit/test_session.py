@@ -211,7 +211,9 @@ async def test_a_collector_that_explodes_harms_no_other_and_no_other_vm(
 ) -> None:
     def explode(answers: Answers) -> Iterable[Sample]:
         yield Sample(RUNSTATE, (), answers[0])
-        raise failure
+        raise type(failure)(
+            *failure.args
+        )  # a new one each time: one that is raised keeps hold of where, for as long as it is there
 
     bomb = Collector("bomb", (), lambda _: (Ask("query-name"),), explode, again=lambda *_: 0.02)
     notes = Notes()

@@ -178,7 +178,7 @@ def test_hundreds_of_thousands_of_names_take_bounded_memory_and_time() -> None:
         taken += time.process_time() - start
         ever.update(subjects(snapshot, vm(), "block"))
     assert len(ever) == sum(map(len, view(snapshot, vm()).cap._seen.values())) == Limits().subjects
-    assert taken < 5  # seconds: 20 us a name on a machine that has much else to do
+    assert taken < 2.5  # seconds: 10 us a name on a machine that has much else to do
     assert view(snapshot, vm()).left_out["block"] == 5000
     put(snapshot, vm(), BLOCK, *(((str(n),), {"reads_total": n}) for n in range(50_000)))
     assert len(subjects(snapshot, vm(), "block")) == 0

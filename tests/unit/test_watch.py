@@ -6,7 +6,9 @@ import gc
 import pytest
 
 from agent.collectors import Intervals
+from agent.qmp.client import Client
 from agent.record import Severity
+from agent.vm.session import Session
 from agent.vm.status import Outcome, State
 from tests.lab.fake import FakeQemu
 from tests.lab.transcript import UUID
@@ -240,3 +242,20 @@ async def test_a_monitor_that_this_user_may_not_connect_to_is_denied_not_gone(
     async with watching(notes, fake.path):
         await notes.until(lambda: State.DENIED in notes.states())
         assert "may not connect: give it the group" in notes.all("status")[-1].reason
+
+
+async def test_a_connection_that_ended_leaves_no_circle_of_memory_behind(fake: FakeQemu) -> None:
+    """Garbage that refers to itself is looked for seldom, and connections come and go."""
+    notes = Notes()
+    gc.collect()
+    gc.disable()
+    try:
+        async with watching(notes, fake.path):
+            for times in range(1, 6):
+                await notes.until(lambda: len(notes.outcomes("kvm")) >= times)  # noqa: B023 - awaited here
+                fake.drop()
+                await notes.until(lambda: len(notes.records("vm.attached")) > times)  # noqa: B023 - awaited here
+            left = [type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, Session | Client)]
+    finally:
+        gc.enable()
+    assert len(left) <= 2, left

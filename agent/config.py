@@ -4,89 +4,35 @@ The help of a key is its `description`: config/agent.yaml, agent.schema.json and
 """
 
 import os
-import re
 import socket
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
     StringConstraints,
     Tag,
-    WithJsonSchema,
     model_validator,
 )
 
 from agent.alerts.guard import Mode
-from agent.alerts.ladder import parse_level
-from agent.host.libvirt import PATH
+from agent.config_types import (
+    Address,
+    DialAddress,
+    Folder,
+    Id,
+    Label,
+    LevelText,
+    LibvirtUri,
+    Positive,
+    Secret,
+    Topic,
+    XmlPath,
+)
 from agent.units import Bytes, Seconds
-
-
-def _address(value: str) -> str:
-    host, _, port = value.rpartition(":")
-    if not host or not port.isdecimal() or not 0 <= int(port) < 65536:
-        raise ValueError('should be host:port, such as "127.0.0.1:9179"')
-    return value
-
-
-def _dial(value: str) -> str:
-    if value.startswith("tcp:"):
-        return "tcp:" + _address(value.removeprefix("tcp:"))
-    if not value.startswith("/"):
-        raise ValueError("should be an absolute path, a pattern such as /run/qemu/*.qmp, or tcp:host:port")
-    return value
-
-
-def _folder(value: str) -> str:
-    if not value.startswith("/"):
-        raise ValueError("should be an absolute path")
-    return value
-
-
-def _libvirt(value: str) -> str:
-    if not re.fullmatch(r"qemu(\+[a-z]+)?://\S*", value):
-        raise ValueError("should be libvirt's name of a QEMU host, such as qemu:///system")
-    return value
-
-
-def _topic(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", value) or value in {".", ".."}:
-        raise ValueError("should be a Kafka topic: letters, digits, dots, underscores and dashes, at most 249")
-    return value
-
-
-def _secret(value: str) -> str:
-    if not value.startswith(("/", "${CREDENTIALS_DIRECTORY}/")):
-        raise ValueError("should be an absolute path, or begin with ${CREDENTIALS_DIRECTORY}/")
-    return value
-
-
-Secret = Annotated[str, AfterValidator(_secret)]
-"""A file with a secret or a certificate; never the secret itself."""
-
-
-def _level(value: str) -> str:
-    return parse_level(value).text
-
-
-LevelText = Annotated[str, AfterValidator(_level)]
-"""A level of a ladder."""
-Address = Annotated[str, AfterValidator(_address)]
-Topic = Annotated[str, AfterValidator(_topic)]
-Id = Annotated[
-    str,
-    BeforeValidator(lambda value: str(value) if type(value) is int else value),
-    Field(min_length=1),
-    WithJsonSchema({"type": ["string", "integer"], "minLength": 1}),
-]
-"""A user or a group, by name or number."""
-Positive = Annotated[Seconds, Field(gt=0)]
 
 
 class _Section(BaseModel):
@@ -96,25 +42,25 @@ class _Section(BaseModel):
 class DialConfig(_Section):
     """Monitors that the agent connects to."""
 
-    dial: Annotated[str, AfterValidator(_dial)]
+    dial: DialAddress
     """A Unix socket, a pattern of them, or tcp:host:port. One QMP socket serves one client: `qmp-agent doctor` says which are free."""
 
 
 class BurstConfig(_Section):
     """Monitors that somebody else needs back, such as Proxmox's: the agent is connected only while it asks, and hears no events."""
 
-    burst: Annotated[str, AfterValidator(_dial)]
+    burst: DialAddress
     """A Unix socket, a pattern of them, or tcp:host:port."""
     hold: Annotated[Seconds, Field(ge=0.05, le=10)] = 0.5
     """How long a visit may wait for the greeting, and how long for the answers; it leaves then, whatever QEMU does."""
-    hotplug: Annotated[str, AfterValidator(_folder)] | None = None
+    hotplug: Folder | None = None
     """A folder for sockets of the agent's own, which QEMU 11.1 and newer is asked to add: a change, and nothing else is changed then."""
 
 
 class LibvirtConfig(_Section):
     """The domains of a libvirtd."""
 
-    libvirt: Annotated[str, AfterValidator(_libvirt)]
+    libvirt: LibvirtUri
     """libvirt's name of it, such as qemu:///system. It takes qmp-agent[libvirt]; see docs/monitors.md for permissions."""
     read_only: bool = False
     """Connect only to read: then there are no events from QEMU and no thresholds. Where nothing else is allowed, it is so in any case."""
@@ -136,7 +82,7 @@ class ListenTlsConfig(_Section):
 class ListenConfig(_Section):
     """An address that QEMU connects to."""
 
-    listen: Annotated[str, AfterValidator(_dial)]
+    listen: DialAddress
     """A Unix socket that the agent makes, or tcp:host:port, which needs `tls`. See docs/monitors.md for QEMU's side."""
     users: list[Id] | None = None
     """Users whose processes are let in on a Unix socket; by default root, the agent's own, libvirt-qemu and qemu."""
@@ -375,34 +321,12 @@ class AlertsConfig(_Section):
     """Alertmanager, told directly. Without it, alerts are records and metrics."""
 
 
-TAKEN = frozenset({"vm", "vm_uuid", "qemu_version", "qemu_package", "monitor", "machine", "accelerator", "pid"})
-"""Labels that qemu_vm_info has of itself."""
-
-
-def _label(value: str) -> str:
-    if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", value) or value.startswith("__"):
-        raise ValueError("should be a label's name: letters, digits and underscores, and no two of them in front")
-    if value in TAKEN:
-        raise ValueError(f"is a label that qemu_vm_info has already; those are {', '.join(sorted(TAKEN))}")
-    return value
-
-
-def _path(value: str) -> str:
-    if not PATH.fullmatch(value):
-        raise ValueError(
-            "should be elements below <domain> and at most one attribute, such as metadata/instance/flavor@name"
-        )
-    return value
-
-
 class LabelsConfig(_Section):
     """Labels of qemu_vm_info that are read out of libvirt's files, where the agent may read them."""
 
     libvirt: list[Path] = [Path("/run/libvirt/qemu"), Path("/etc/libvirt/qemu")]
     """Folders with libvirt's XML, NAME.xml for each VM; the first that has it is read. An empty list reads none."""
-    metadata: Annotated[
-        dict[Annotated[str, AfterValidator(_label)], Annotated[str, AfterValidator(_path)]], Field(max_length=20)
-    ] = {
+    metadata: Annotated[dict[Label, XmlPath], Field(max_length=20)] = {
         "title": "title",
         "nova_name": "metadata/instance/name",
         "nova_flavor": "metadata/instance/flavor@name",

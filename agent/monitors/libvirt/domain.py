@@ -14,6 +14,8 @@ from typing import Any
 import orjson
 
 from agent.monitors.libvirt import words
+from agent.monitors.libvirt.devices import Devices
+from agent.monitors.libvirt.devices import devices as devices_of
 from agent.monitors.libvirt.figures import Figures
 from agent.monitors.libvirt.wire import MAX_HUNG, Calls, Line
 from agent.qmp.client import Answer
@@ -79,7 +81,7 @@ class Domain:
         self._host = host
         self._allow = allow
         self._round: asyncio.Task[list[Answer]] | None = None
-        self._devices: words.Devices | None = None
+        self._devices: Devices | None = None
 
     @property
     def hears(self) -> bool:
@@ -180,7 +182,7 @@ class Domain:
         stats = await self._host.figures.of(self.uuid, groups) if groups else {}
         if self._devices is None or commands & words.FRESH or not words.known(stats, self._devices):
             xml: str = await self._host.calls(lambda line: line.domain(self.uuid).XMLDesc(0))
-            self._devices = words.devices(xml)
+            self._devices = devices_of(xml)
         files = await self._files(self._devices) if "query-named-block-nodes" in commands else {}
         return words.Look(self.uuid, self.name, stats, self._devices, files)
 
@@ -220,7 +222,7 @@ class Domain:
         except CommandError as error:
             return error
 
-    async def _files(self, devices: words.Devices) -> words.Files:
+    async def _files(self, devices: Devices) -> words.Files:
         """Return how large those disks are that are files. libvirtd looks at the files itself."""
         targets = [disk.target for disk in devices.disks.values() if disk.layers and disk.layers[0].protocol == "file"]
 

@@ -1,15 +1,15 @@
-"""What libvirt says, in QEMU's words: its statistics and a domain's XML as the answers that QEMU would give. Pure.
+"""What libvirt says, in QEMU's words: its statistics and its devices as the answers that QEMU would give. Pure.
 
 libvirt asks QEMU the same questions and tells part of the answers under names and in units of its own; these tables turn them back, so
 that all that is made of an answer (samples, series, alerts) is made in one place. What libvirt does not tell is not in the answer.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from xml.etree import ElementTree as ET
 
+from agent.monitors.libvirt.devices import Devices
 from agent.qmp.commands import Ask
 
 Stats = Mapping[str, Any]
@@ -76,7 +76,7 @@ def balloon(stats: Stats) -> dict[str, Any]:
     return {"actual": current * KIB} if type(current) is int else {}
 
 
-def memory(stats: Stats, having: "Devices") -> dict[str, Any]:
+def memory(stats: Stats, having: Devices) -> dict[str, Any]:
     """Return query-memory-size-summary's answer: libvirt tells the sum, which is the base where nothing is plugged."""
     most = stats.get("balloon.maximum")
     return {"base-memory": most * KIB, "plugged-memory": 0} if type(most) is int and not having.memory_devices else {}
@@ -86,147 +86,6 @@ def guest_stats(stats: Stats) -> dict[str, Any]:
     """Return a balloon's guest-stats."""
     told = {name: value * unit for key, (name, unit) in _GUEST_STATS.items() if type(value := stats.get(key)) is int}
     return {"last-update": stats.get("balloon.last-update", 0), "stats": told}
-
-
-# --- Devices, out of the XML ---
-
-_TYPES = {"virtio": "virtio-balloon-pci", "virtio-transitional": "virtio-balloon-pci-transitional"}
-_TYPES |= {"virtio-non-transitional": "virtio-balloon-pci-non-transitional"}
-
-_PROTOCOLS = {
-    "file": "file",
-    "block": "host_device",
-    "dir": "vvfat",
-    "nvme": "nvme",
-    "vhostuser": "virtio-blk-vhost-user",
-}
-"""The block driver that a disk's source takes, by its type in the XML; that of `network` is its protocol."""
-
-_MAX_DEPTH = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """An image of a disk.
-
-    Attributes:
-        index: libvirt's number of it, by which it names the image's block nodes; -1 where it has none.
-        format: the format's driver, such as qcow2.
-        protocol: the driver of what it lies on.
-        path: where it lies.
-    """
-
-    index: int
-    format: str
-    protocol: str
-    path: str
-
-    @property
-    def format_node(self) -> str:
-        """The block node that the guest, or the layer above, sees."""
-        return f"libvirt-{self.index}-format"
-
-    @property
-    def storage_node(self) -> str:
-        """The block node that it lies on."""
-        return f"libvirt-{self.index}-storage"
-
-
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """A disk.
-
-    Attributes:
-        alias: its device's id in QEMU, such as virtio-disk0.
-        target: libvirt's name of it, such as vda.
-        read_only: whether the guest may not write to it.
-        layers: its images, the one that is written to first.
-    """
-
-    alias: str
-    target: str
-    read_only: bool
-    layers: tuple[Layer, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Devices:
-    """What a domain has.
-
-    Attributes:
-        disks: by target.
-        balloon: the id of its balloon device, and the device's type in QEMU; None where it has none.
-        period_seconds: how often the balloon's guest is asked for its statistics; 0 is never.
-        memory_devices: how many there are.
-    """
-
-    disks: Mapping[str, Disk]
-    balloon: tuple[str, str] | None
-    period_seconds: int
-    memory_devices: int = 0
-
-    def place(self, node: str) -> str | None:
-        """Return what libvirt calls the image of a storage node, such as `vda[1]`; None where no disk has it."""
-        for disk in self.disks.values():
-            for layer in disk.layers:
-                if node == layer.storage_node:
-                    return f"{disk.target}[{layer.index}]"
-        return None
-
-
-def devices(xml: str) -> Devices:
-    """Read the XML of a domain that runs.
-
-    Raises:
-        ValueError: it is none.
-    """
-    try:
-        domain = ET.fromstring(xml)  # noqa: S314 - libvirtd's own, which writes no entities
-    except ET.ParseError as error:
-        raise ValueError(f"a domain's XML cannot be read: {error}") from None
-    disks = {disk.target: disk for element in domain.iterfind("devices/disk") if (disk := _disk(element)) is not None}
-    found = domain.find("devices/memballoon")
-    model = found.get("model", "none") if found is not None else "none"
-    alias = found.find("alias") if found is not None else None
-    period = found.find("stats") if found is not None else None
-    return Devices(
-        disks,
-        (alias.get("name", ""), _TYPES[model]) if alias is not None and model in _TYPES else None,
-        _number(period, "period") if period is not None else 0,
-        len(domain.findall("devices/memory")),
-    )
-
-
-def _number(element: ET.Element, name: str, otherwise: int = 0) -> int:
-    text = element.get(name, "")
-    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else otherwise
-
-
-def _disk(element: ET.Element) -> Disk | None:
-    target, alias = element.find("target"), element.find("alias")
-    if target is None or alias is None:
-        return None
-    return Disk(
-        alias.get("name", ""),
-        target.get("dev", ""),
-        element.find("readonly") is not None,
-        tuple(_layers(element)),
-    )
-
-
-def _layers(element: ET.Element) -> Iterator[Layer]:
-    """Yield a disk's images: its own, then each `backingStore` inside the one before."""
-    kind = element.find("driver")
-    at: ET.Element | None = element
-    for _ in range(_MAX_DEPTH):
-        if at is None or (source := at.find("source")) is None:
-            return
-        form = kind.get("type", "") if kind is not None else ""
-        protocol = source.get("protocol", "") or _PROTOCOLS.get(at.get("type", ""), "")
-        path = source.get("file") or source.get("dev") or source.get("name") or source.get("dir") or ""
-        yield Layer(_number(source, "index", _number(at, "index", -1)), form, protocol, path)
-        at = at.find("backingStore")
-        kind = at.find("format") if at is not None else None
 
 
 # --- Disks ---

@@ -28,7 +28,8 @@ _MAX_VCPUS = 4096
 
 def _collect(answers: Answers) -> Iterable[Sample]:
     machine, vcpus, cpus = (expect(answer, list) for answer in answers)
-    numbers = {cpu.get("qom-path"): cpu.get("cpu-index") for cpu in cpus if isinstance(cpu, dict)}
+    known = (cpu for cpu in cpus if isinstance(cpu, dict) and isinstance(cpu.get("qom-path"), str))
+    numbers = {cpu["qom-path"]: cpu.get("cpu-index") for cpu in known}
     samples = [Sample(KVM, (), _read(_stats(entry))) for entry in machine[:1]]
     for entry in vcpus[:_MAX_VCPUS]:
         path = entry.get("qom-path") if isinstance(entry, dict) else None

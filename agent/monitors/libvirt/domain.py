@@ -27,10 +27,6 @@ REASON_SECONDS = 1.0
 """How long libvirt may take to say why a domain ended, once it knows the domain no more."""
 
 
-REASON_SECONDS = 1.0
-"""How long libvirt may take to say why a domain ended, once it knows the domain no more."""
-
-
 @dataclass(frozen=True, slots=True)
 class Host:
     """The libvirtd that a domain is one of.

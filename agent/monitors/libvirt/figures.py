@@ -1,11 +1,11 @@
 """Domains' statistics, asked for many domains at once and never waiting for one that hangs."""
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 from agent.monitors.libvirt import words
 from agent.monitors.libvirt.wire import Calls, Line
+from agent.monitors.libvirt.words import Stats
 from agent.qmp.errors import NotConnectedError, QmpError
 
 MAX_AT_ONCE = 32
@@ -17,8 +17,6 @@ PATIENCE_SECONDS = 0.5
 
 AGAIN_SECONDS = 0.5
 """How soon a domain is asked again that libvirt could not ask without waiting: no event tells when it can."""
-
-Stats = Mapping[str, Any]
 
 
 class _Wish:

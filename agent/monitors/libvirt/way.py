@@ -18,7 +18,18 @@ from agent.backoff import back_off
 from agent.monitors.base import Found, Link, Monitor, OnEvent, Rank
 from agent.monitors.libvirt.domain import Domain, Host, Move, pid_of
 from agent.monitors.libvirt.figures import Figures
-from agent.monitors.libvirt.wire import Calls, Inbox, MissingError, alive, denied, dial, in_thread, library, meaning
+from agent.monitors.libvirt.wire import (
+    Calls,
+    Inbox,
+    MissingError,
+    alive,
+    denied,
+    dial,
+    in_thread,
+    library,
+    meaning,
+    settle,
+)
 from agent.qmp.commands import AllowList
 from agent.qmp.errors import DeniedError, DepartedError, NotConnectedError, QmpError, StalledError, WayLostError
 from agent.qmp.protocol import Event
@@ -115,8 +126,7 @@ class Libvirt:
             version, read_only = await opening
         finally:
             opening.cancel()
-        calls = Calls(main.api, self.uri)
-        calls.read_only = read_only
+        calls = Calls(main.api, self.uri, read_only=read_only)
         passthrough = self._passthrough and not read_only
         figures = Figures(main.api, calls)
         self._host = Host(main.api, main.qemu, calls, figures, version, read_only, passthrough)
@@ -269,7 +279,7 @@ class Main:
             WayLostError: nothing is there to connect to.
         """
         done: asyncio.Future[Any] = self._loop.create_future()
-        in_thread(self._loop, lambda: self._open(uri, read_only=read_only), lambda made: _settle(done, made))
+        in_thread(self._loop, lambda: self._open(uri, read_only=read_only), partial(settle, done))
         opened: tuple[tuple[int, int, int], bool] = await done
         return opened
 
@@ -331,15 +341,6 @@ class Main:
                 for number in list(getattr(connection, "qemuMonitorEventCallbackID", ())):
                     self.qemu.qemuMonitorEventDeregister(connection, number)
             connection.close()
-
-
-def _settle(future: asyncio.Future[Any], made: Any) -> None:
-    if future.done():
-        return
-    if isinstance(made, BaseException):
-        future.set_exception(made)
-    else:
-        future.set_result(made)
 
 
 def _life(put: Callable[[Any], None]) -> Callable[..., None]:

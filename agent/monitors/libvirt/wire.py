@@ -167,19 +167,15 @@ class _Call:
 class Calls:
     """Makes calls to one libvirtd. Use it on the event loop that it was made on."""
 
-    def __init__(self, api: Any, uri: str) -> None:
-        self.read_only = False
+    def __init__(self, api: Any, uri: str, *, read_only: bool) -> None:
+        self.hung = 0
+        """How many calls hang."""
         self._api = api
         self._uri = uri
+        self._read_only = read_only
         self._loop = asyncio.get_running_loop()
         self._turns = asyncio.Semaphore(MAX_CALLS)
-        self._hung = 0
         self._line: Line | None = None
-
-    @property
-    def hung(self) -> int:
-        """How many calls hang."""
-        return self._hung
 
     async def __call__(self, what: Callable[[Line], T]) -> T:
         """Make a call in a thread and return what it returns, which must hold nothing of libvirt's.
@@ -213,7 +209,7 @@ class Calls:
         if self._line is not None and self._line.lost():
             self.leave()
         if self._line is None:
-            self._line = Line(self._api, self._uri, read_only=self.read_only)
+            self._line = Line(self._api, self._uri, read_only=self._read_only)
         return self._line
 
     def _made(self, what: Callable[[Line], T], line: Line) -> T | QmpError:
@@ -223,9 +219,9 @@ class Calls:
             return meaning(self._api, error, line if line.opened else None)
 
     def _hangs(self, call: _Call) -> None:
-        if self._hung < MAX_HUNG:
+        if self.hung < MAX_HUNG:
             call.hung = True
-            self._hung += 1
+            self.hung += 1
             self._turns.release()
             if call.line is self._line:
                 self.leave()
@@ -234,18 +230,23 @@ class Calls:
         assert call.watch is not None
         call.watch.cancel()
         if call.hung:
-            self._hung -= 1
+            self.hung -= 1
         else:
             self._turns.release()
         call.line.calls -= 1
         if call.line.left and not call.line.calls:
             in_thread(self._loop, call.line.close, lambda _: None)
-        if call.outcome.done():
-            return  # nobody waits for it any more
-        if isinstance(made, BaseException):
-            call.outcome.set_exception(made)
-        else:
-            call.outcome.set_result(made)
+        settle(call.outcome, made)
+
+
+def settle(future: asyncio.Future[Any], made: Any) -> None:
+    """Give what a thread made, or the error that it met, to whoever waits for it, if somebody still does."""
+    if future.done():
+        return
+    if isinstance(made, BaseException):
+        future.set_exception(made)
+    else:
+        future.set_result(made)
 
 
 def in_thread(loop: asyncio.AbstractEventLoop, work: Callable[[], T], done: Callable[[Any], None]) -> None:

@@ -135,14 +135,19 @@ def known(stats: Stats, having: Devices) -> bool:
     return all(image.get("backingIndex", -1) in now.get(image.get("name", ""), ()) for image in entries(stats))
 
 
+def _images(stats: Stats) -> dict[tuple[Any, int], dict[str, Any]]:
+    """Return the `block` statistics by the disk's target and libvirt's number of the image."""
+    return {(image.get("name"), image.get("backingIndex", -1)): image for image in entries(stats)}
+
+
 def blockstats(stats: Stats, having: Devices) -> list[dict[str, Any]]:
     """Return query-blockstats' answer: a disk each, its backing images inside."""
-    by_index = {(image.get("name"), image.get("backingIndex", -1)): image for image in entries(stats)}
+    images = _images(stats)
     answer = []
     for disk in having.disks.values():
         inner: dict[str, Any] | None = None
         for layer in reversed(disk.layers):
-            told = by_index.get((disk.target, layer.index), {})
+            told = images.get((disk.target, layer.index), {})
             item: dict[str, Any] = {"node-name": layer.format_node}
             item["parent"] = {
                 "node-name": layer.storage_node,
@@ -162,11 +167,11 @@ def _only(told: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
 
 def block_nodes(stats: Stats, having: Devices, files: Files) -> list[dict[str, Any]]:
     """Return query-named-block-nodes' answer."""
-    by_index = {(image.get("name"), image.get("backingIndex", -1)): image for image in entries(stats)}
+    images = _images(stats)
     answer: list[dict[str, Any]] = []
     for disk in having.disks.values():
         for depth, layer in enumerate(disk.layers):
-            told = by_index.get((disk.target, layer.index), {})
+            told = images.get((disk.target, layer.index), {})
             below = len(disk.layers) - depth - 1
             same = {"file": layer.path}
             size = _only(told, {"capacity": "virtual-size"})

@@ -15,6 +15,7 @@ from agent.host import Found, Process, UnknownProcessError, find, interfaces_of,
 from agent.qmp.client import Answer
 from agent.qmp.commands import Ask
 from agent.record import Vm, clean
+from agent.vm.identity import ROOMS
 from agent.vm.status import Terms
 
 _log = logging.getLogger(__name__)
@@ -28,8 +29,6 @@ ASKS = (
 
 NEEDS = {"vcpu": "query-cpus-fast", "iothread": "query-iothreads"}
 """Collectors that ask the kernel about threads, and which of these questions QEMU has to understand for them."""
-
-_ROOMS = ("/machine/peripheral", "/machine/peripheral-anon")
 
 _NICS = tuple(
     f"child<{kind}"
@@ -200,10 +199,10 @@ def _machine(kvm: Any, machine: Any) -> Iterator[tuple[str, Any]]:
 
 async def _cards(ask: Asking) -> Nics:
     """Return the guest's network cards by MAC address."""
-    rooms = await ask([Ask("qom-list", {"path": room}) for room in _ROOMS])
+    rooms = await ask([Ask("qom-list", {"path": room}) for room in ROOMS])
     paths = [
         (name, f"{room}/{name}")
-        for room, children in zip(_ROOMS, rooms, strict=True)
+        for room, children in zip(ROOMS, rooms, strict=True)
         for child in (children if isinstance(children, list) else ())
         if isinstance(child, dict)
         and str(child.get("type")).startswith(_NICS)

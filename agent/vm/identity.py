@@ -18,8 +18,10 @@ WHO = (Ask("query-uuid"), Ask("query-name"))
 
 STATUS = Ask("query-status")
 
-_ROOMS = ("/machine/peripheral", "/machine/peripheral-anon")
-WHAT = (Ask("query-migrate-capabilities"), *(Ask("qom-list", {"path": room}) for room in _ROOMS))
+ROOMS = ("/machine/peripheral", "/machine/peripheral-anon")
+"""Where QEMU keeps devices: those with an id, and those without."""
+
+WHAT = (Ask("query-migrate-capabilities"), *(Ask("qom-list", {"path": room}) for room in ROOMS))
 
 COMMANDS = Ask("query-commands")
 """What a QEMU understands; the same for all VMs of one build, so asked of one of them."""
@@ -71,7 +73,7 @@ def who(host: str, monitor: str, answers: Sequence[Any]) -> Vm:
 
 def balloon_path(answers: Sequence[Any], kinds: tuple[str, ...] = _BALLOONS) -> str | None:
     """Return the QOM path of the VM's balloon device, out of the answers to WHAT, or None; QEMU allows one."""
-    for room, children in zip(_ROOMS, answers[1:], strict=True):
+    for room, children in zip(ROOMS, answers[1:], strict=True):
         for child in children if isinstance(children, list) else ():
             kind, name = (child.get("type"), child.get("name")) if isinstance(child, dict) else (None, None)
             if isinstance(kind, str) and kind.startswith(kinds) and isinstance(name, str):

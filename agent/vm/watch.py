@@ -78,14 +78,7 @@ class Watch:
 
     async def _once(self) -> bool:
         """One connection; return whether a VM was met on it."""
-        if self._state not in (
-            State.CONNECTING,
-            State.BUSY,
-            State.STALLED,
-            State.DENIED,
-            State.SPARE,
-            State.GONE,
-        ):  # those stand until something better is known
+        if self._state in (None, State.NEGOTIATING, State.UP):  # any other stands until something better is known
             self._set(State.CONNECTING)
         session = self._session = Session(self._terms, self._out, self._tell, self._passage)
         try:
@@ -97,7 +90,7 @@ class Watch:
                 self._tell(State.BUSY if isinstance(error, BusyError) else State.STALLED, str(error))
             return False
         except QmpError as error:
-            self._set(next(state for kind, state in _STANDINGS.items() if isinstance(error, kind)), str(error))
+            self._set(_standing(error), str(error))
             return False
         with contextlib.closing(client):
             return await self._met(client, session)
@@ -212,6 +205,10 @@ _STANDINGS = {
 """What a failure to open a link makes of a monitor's state; the first that fits."""
 
 
+def _standing(error: QmpError) -> State:
+    return next(state for kind, state in _STANDINGS.items() if isinstance(error, kind))
+
+
 class Fleet:
     """Watches whatever monitors the ways find, one task each."""
 
@@ -249,8 +246,7 @@ class Fleet:
 
     def stands(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
         """Tell how a way itself stands."""
-        state = State.UP if trouble is None else next(s for kind, s in _STANDINGS.items() if isinstance(trouble, kind))
-        reason = note if trouble is None else str(trouble)
+        state, reason = (State.UP, note) if trouble is None else (_standing(trouble), str(trouble))
         self._out.status(Status(way, state, reason, None, None, time.time_ns()))
 
     def forget(self, way: Monitor) -> None:

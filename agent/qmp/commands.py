@@ -155,13 +155,7 @@ _FORMS = {
         ),
     ),
     Change.MIGRATION_EVENTS: (
-        _Form(
-            "migrate-set-capabilities",
-            lambda a: (
-                a == {"capabilities": [{"capability": "events", "state": True}]}
-                and a["capabilities"][0]["state"] is True  # 1 is equal to it
-            ),
-        ),
+        _Form("migrate-set-capabilities", partial(_same, {"capabilities": [{"capability": "events", "state": True}]})),
     ),
 }
 

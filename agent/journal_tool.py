@@ -2,15 +2,14 @@
 
 import contextlib
 import os
-import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.delivery import rows, salvage
 from agent.delivery.entry import Entry
-from agent.delivery.journal import FILE, lock
-from agent.delivery.store import Store, StoreError
+from agent.delivery.journal import FILE, LOSSES, lock
+from agent.delivery.store import Store, StoreError, look_into
 from agent.units import format_bytes
 
 LANES = ("alerts", "events", "samples")
@@ -24,7 +23,7 @@ class JournalToolError(Exception):
 def set_aside(folder: Path) -> list[Path]:
     """Return the damaged files that lie in a journal's folder, oldest first."""
     names = folder.glob(f"{FILE}.damaged-*")
-    return sorted(path for path in names if not path.name.endswith(("-wal", "-shm")))
+    return sorted(path for path in names if not path.name.endswith(salvage.LOGS))
 
 
 @contextlib.contextmanager
@@ -37,11 +36,7 @@ def _reading(path: Path) -> Iterator[Store]:
     if not path.exists():
         raise JournalToolError(f"there is no {path}: no agent has journaled here yet, or journal.folder is another one")
     try:
-        opened = Store(
-            path,
-            lambda p: sqlite3.connect(f"{p.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None),
-            readonly=True,
-        )
+        opened = Store(path, look_into, readonly=True)
     except StoreError as error:
         raise JournalToolError(f"{path}: {error}") from error
     try:
@@ -71,7 +66,7 @@ def show(folder: Path) -> Iterator[str]:
         yield f"  dead letters: {len(dead)}"
         for key in sorted(set(dead)):
             yield f"    {dead.count(key):8} {key[1]} ({key[0]})"
-        untold = opened.notes().get("losses")
+        untold = opened.notes().get(LOSSES)
         for loss in untold if isinstance(untold, list) else ():
             yield f"  lost and not told downstream yet: {loss['records']} of lane {loss['lane']} ({loss['reason']})"
     for aside in set_aside(folder):

@@ -33,7 +33,8 @@ TIDY_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0
 DEAD_KEPT = 10_000
 _NOT_YET = "not opened yet"
-_LOSSES = "losses"
+LOSSES = "losses"
+"""The name of the note that keeps what was lost and is not told yet."""
 
 T = TypeVar("T")
 
@@ -209,7 +210,7 @@ class Journal:
         changes += [rows.bury(reason, [entry], DEAD_KEPT) for reason, entry in dead]
         untold = self._losses.untold()
         if untold != self._noted:
-            changes.append(rows.keep(Note(_LOSSES, untold)))
+            changes.append(rows.keep(Note(LOSSES, untold)))
         notes, self._notes = self._notes, []
         changes += [rows.keep(note) for note, _ in notes]
         try:
@@ -254,11 +255,11 @@ class Journal:
         except OSError as error:
             self._report(f"{self.path.parent}: {error.strerror}")
 
-    async def _adopt(self, opened: Store, flew: Mapping[str, "Flew"] | None = None) -> None:
+    async def _adopt(self, opened: Store, flew: Mapping[str, Flew] | None = None) -> None:
         """Begin with a file that is new to us, and tell the lanes what it has."""
         contents = [await self._in_thread(opened.contents, lane.name) for lane in self._lanes]
         self.notes = await self._in_thread(opened.notes)
-        self._losses.restore(self.notes.pop(_LOSSES, None))
+        self._losses.restore(self.notes.pop(LOSSES, None))
         self._store, self._identity, self._noted = opened, opened.identity, None
         for lane, found in zip(self._lanes, contents, strict=True):
             first = flew[lane.name] if flew else Flew()

@@ -21,6 +21,7 @@ from aiokafka.errors import (
     MessageSizeTooLargeError,
     RecordListTooLargeError,
     TopicAlreadyExistsError,
+    for_code,
 )
 from aiokafka.partitioner import murmur2
 
@@ -260,11 +261,8 @@ def _append(batch: Any, entry: Entry) -> bool:
 
 def _raise_for(topic_error: Sequence[Any]) -> None:
     """Raise what a broker said of a topic that it was to create."""
-    from aiokafka.errors import for_code  # noqa: PLC0415 - beside its only use
-
-    error = for_code(topic_error[1])
     if topic_error[1]:
-        raise error(topic_error[2] if len(topic_error) > 2 and topic_error[2] else topic_error[0])
+        raise for_code(topic_error[1])(topic_error[2] if len(topic_error) > 2 and topic_error[2] else topic_error[0])
 
 
 async def _discard(producer: AIOKafkaProducer) -> None:

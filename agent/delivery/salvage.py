@@ -15,7 +15,7 @@ from agent.delivery import rows
 from agent.delivery.entry import Entry, Note
 from agent.delivery.lane import Lane
 from agent.delivery.rows import entry_of, notes_of
-from agent.delivery.store import ERRORS, Connect, Fault, Store, StoreError
+from agent.delivery.store import ERRORS, Connect, Fault, Store, StoreError, look_into
 
 # By the table alone: its index may be what is damaged.
 _SALVAGE = "SELECT row, id, key, type, time_ns, crc, body FROM records NOT INDEXED WHERE lane = ? ORDER BY row"
@@ -61,7 +61,7 @@ def _rename(path: Path, to: Path) -> None:
 def salvage(path: Path, lanes: Sequence[str]) -> Iterator[tuple[str, list[Entry]]]:
     """Yield, lane by lane and in order, what can still be read of a file: up to the damage, and from the end back to it."""
     try:
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        db = look_into(path)
     except ERRORS:
         return
     try:
@@ -82,7 +82,7 @@ def listed(path: Path, lane: str) -> int:
     """Return how many entries the index says a lane has, as far as it can be read: it lies in other pages than the entries do."""
     rows = set[int]()
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        with contextlib.closing(look_into(path)) as db:
             for query in (_LISTED, f"{_LISTED} DESC"):
                 with contextlib.suppress(*ERRORS):
                     for (row,) in db.execute(query, (lane,)):
@@ -97,7 +97,7 @@ def listed(path: Path, lane: str) -> int:
 def salvage_notes(path: Path) -> dict[str, Any]:
     """Return the notes that can still be read of a file."""
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        with contextlib.closing(look_into(path)) as db:
             return notes_of(db)
     except ERRORS:
         return {}

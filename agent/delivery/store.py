@@ -68,9 +68,23 @@ def _fault(error: Exception) -> StoreError:
     return StoreError(Fault.DAMAGED, f"{name or type(error).__name__}: {error}")
 
 
+@contextlib.contextmanager
+def _faults() -> Iterator[None]:
+    """Have what reading a file raises told as what is wrong with the file."""
+    try:
+        yield
+    except ERRORS as error:
+        raise _fault(error) from error
+
+
 def connect(path: Path) -> sqlite3.Connection:
     """Open a connection that neither waits for locks nor begins transactions by itself."""
     return sqlite3.connect(path, timeout=0.0, isolation_level=None, check_same_thread=False)
+
+
+def look_into(path: Path) -> sqlite3.Connection:
+    """Open a connection that only reads, and makes no file."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
 
 
 class Store:
@@ -129,10 +143,8 @@ class Store:
 
     def refresh(self) -> None:
         """Look again for the last row."""
-        try:
+        with _faults():
             self._find_last(self._open())
-        except ERRORS as error:
-            raise _fault(error) from error
 
     def close(self) -> None:
         """Close the file, folding the log into it."""
@@ -180,61 +192,51 @@ class Store:
         """
         entries: list[Entry] = []
         bad, size, last = 0, 0, after
-        try:
-            with contextlib.closing(self._open().execute(f"{_READ} LIMIT {most:d}", (lane, after))) as rows:
-                for row in rows:
-                    if row[0] <= last:
-                        raise StoreError(Fault.DAMAGED, f"row {row[0]} stands behind row {last}")
-                    entry = entry_of(row)
-                    if entry is not None and entries and size + len(entry.body) > most_bytes:
-                        break
-                    last = row[0]
-                    if entry is None:
-                        bad += 1
-                    else:
-                        size += len(entry.body)
-                        entries.append(entry)
-        except ERRORS as error:
-            raise _fault(error) from error
+        query = f"{_READ} LIMIT {most:d}"
+        with _faults(), contextlib.closing(self._open().execute(query, (lane, after))) as rows:
+            for row in rows:
+                if row[0] <= last:
+                    raise StoreError(Fault.DAMAGED, f"row {row[0]} stands behind row {last}")
+                entry = entry_of(row)
+                if entry is not None and entries and size + len(entry.body) > most_bytes:
+                    break
+                last = row[0]
+                if entry is None:
+                    bad += 1
+                else:
+                    size += len(entry.body)
+                    entries.append(entry)
         return entries, bad, last
 
     def dead(self) -> Iterator[tuple[str, Entry]]:
         """Yield the refused entries, each with the reason."""
-        try:
+        with _faults():
             for reason, *row in self._open().execute(_READ_DEAD):
-                entry = entry_of(tuple(row))
+                entry = entry_of(row)
                 if entry is not None:
                     yield reason, entry
-        except ERRORS as error:
-            raise _fault(error) from error
 
     def contents(self, lane: str) -> Contents:
         """Return what a lane has here."""
-        try:
+        found = Contents()
+        with _faults():
             rows = self._open().execute(
                 "SELECT type, count(*), sum(length(body)), min(time_ns), max(time_ns) FROM records WHERE lane = ? GROUP BY type",
                 (lane,),
             )
-            found = Contents()
             for kind, count, size, first, last in rows:
                 found.add(str(kind), count, size + count * OVERHEAD_BYTES, first, last)
-        except ERRORS as error:
-            raise _fault(error) from error
         return found
 
     def notes(self) -> dict[str, Any]:
         """Return what was kept by `keep`, by name; what is damaged is left out."""
-        try:
+        with _faults():
             return notes_of(self._open())
-        except ERRORS as error:
-            raise _fault(error) from error
 
     def fold(self) -> None:
         """Bring the log into the file and begin it anew, so that a full disk needs no room for a longer log."""
-        try:
+        with _faults():
             self._open().execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-        except ERRORS as error:
-            raise _fault(error) from error
 
     def _open(self) -> sqlite3.Connection:
         if self._db is None:

@@ -1,7 +1,6 @@
-"""A ladder of levels for one disk, and where on it the disk stands. Pure.
+"""A ladder of levels for one disk. Pure.
 
 A level is exceeded when more than it is used, as QEMU's own threshold fires when a write ends past it, not at it (block/write-threshold.c).
-A rung that was told is not told again until the disk has come down below it by the hysteresis, so that one that wavers is told once.
 """
 
 import re
@@ -65,15 +64,3 @@ def rungs(levels: Sequence[Level], limit: int) -> tuple[Rung, ...]:
     """Return the rungs of a disk of `limit` bytes, from the lowest up; levels that lie outside the disk have none."""
     made = {level.bytes_of(limit): level for level in levels}
     return tuple(Rung(made[size], size) for size in sorted(made) if 0 < size < min(limit, MAX_BYTES))
-
-
-def exceeded(ladder: Sequence[Rung], used: int) -> int:
-    """Return how many rungs are exceeded."""
-    return sum(used > rung.bytes for rung in ladder)
-
-
-def held(ladder: Sequence[Rung], used: int, told: int, slack: int) -> int:
-    """Return how many of the `told` rungs still hold: those that the disk has not come down from by more than `slack` bytes."""
-    while told > 0 and (told > len(ladder) or used <= ladder[told - 1].bytes - slack):
-        told -= 1
-    return told

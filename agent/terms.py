@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from agent.alerts.guard import Mode, Plan
-from agent.alerts.host import device_size
 from agent.alerts.ladder import parse_level
 from agent.collectors import Intervals
 from agent.config import BurstConfig, Config, DialConfig, KafkaConfig, LibvirtConfig, ListenConfig, WriteThresholdConfig
@@ -15,7 +14,7 @@ from agent.delivery.jsonl import JsonLines
 from agent.delivery.kafka import Create, Kafka, KafkaTerms, Topics
 from agent.delivery.kafka_access import Access, Sasl, Tls, expand
 from agent.delivery.sink import Sink
-from agent.host import Labels
+from agent.host import Labels, device_size
 from agent.monitors import Burst, Dial, Hotplug, Libvirt, Listen, ListenTerms, ListenTls, Way
 from agent.qmp.commands import AllowList, Change
 from agent.record import Vm

@@ -43,22 +43,7 @@ def config_schema() -> dict[str, Any]:
 def record_schema() -> dict[str, Any]:
     """Return the schema of a record: CloudEvents' attributes and ours, and by type what its data holds."""
     known = {f"qemu.event.{row.name.lower()}" for row in ROWS}
-    bodies = {f"qemu.sample.{family.name}": _sample(family) for family in FAMILIES if family is not BLOCK_SPACE}
-    bodies |= {f"qemu.{family.name}": _sample(family) for family in NOTICES}
-    bodies |= {
-        f"qemu.vm.{change}": _body(change_fields, required=needed)
-        for change, (change_fields, needed) in CHANGES.items()
-    }
-    bodies["qemu.agent.lost"] = _body(_LOST, required=("reason", "lane", "records"))
-    bodies["qemu.alert.write_threshold"] = _body(
-        _THRESHOLD, required=("alert", "state", "fingerprint", "device", "level", "learnt")
-    )
-    for rule in RULES:
-        body = _body(
-            _ALERT | {"alert": {"const": rule.alert}, "help": _TEXT, "event": _TEXT},
-            required=("alert", "state", "fingerprint"),
-        )
-        bodies[f"qemu.alert.{rule.alert}"] = body | {"additionalProperties": True}
+    bodies = _bodies()
     return {
         "$schema": _DIALECT,
         "title": "qmp-agent's record: a CloudEvents 1.0 event in JSON structured mode",
@@ -112,6 +97,27 @@ def record_schema() -> dict[str, Any]:
             {"if": {"properties": {"type": {"enum": sorted(known)}}}, "then": {"properties": {"data": _EVENT}}},
         ],
     }
+
+
+def _bodies() -> dict[str, dict[str, Any]]:
+    """Return the schema of each type's data; events' is the same for all."""
+    bodies = {f"qemu.sample.{family.name}": _sample(family) for family in FAMILIES if family is not BLOCK_SPACE}
+    bodies |= {f"qemu.{family.name}": _sample(family) for family in NOTICES}
+    bodies |= {
+        f"qemu.vm.{change}": _body(change_fields, required=needed)
+        for change, (change_fields, needed) in CHANGES.items()
+    }
+    bodies["qemu.agent.lost"] = _body(_LOST, required=("reason", "lane", "records"))
+    bodies["qemu.alert.write_threshold"] = _body(
+        _THRESHOLD, required=("alert", "state", "fingerprint", "device", "level", "learnt")
+    )
+    for rule in RULES:
+        body = _body(
+            _ALERT | {"alert": {"const": rule.alert}, "help": _TEXT, "event": _TEXT},
+            required=("alert", "state", "fingerprint"),
+        )
+        bodies[f"qemu.alert.{rule.alert}"] = body | {"additionalProperties": True}
+    return bodies
 
 
 def _is(name: str) -> dict[str, Any]:

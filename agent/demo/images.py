@@ -50,12 +50,12 @@ _PACKET: Final = 0x180  # offset, within the sector, of the disk address packet 
 _PACKET_COUNT: Final = _LOADED_AT + _PACKET + 2  # its 16-bit number of sectors
 _PACKET_LBA: Final = _LOADED_AT + _PACKET + 8  # its 64-bit first sector, of which we count the low 32 bits
 _DATA_AT: Final = 0x8000  # memory whose content is written: whatever is there
+_DRIVE: Final = 0x81  # the BIOS number of the disk written to: the one after the disk booted from
+_FIRST_SECTOR: Final = 64  # where the first write begins
 
 
 def boot_sector(
     *,
-    drive: int = 0x81,
-    first_sector: int = 64,
     sectors_per_write: int = 8,
     last_sector: int = 64 * 2048 - 1,
     pause_us: int = 2000,
@@ -65,21 +65,19 @@ def boot_sector(
     A failed write is not tried again: the guest goes on with the next one, as long as QEMU lets it run.
 
     Args:
-        drive: the BIOS number of the disk written to; 0x80 is the disk booted from, 0x81 the one after it.
-        first_sector: where the first write begins, in sectors of 512 bytes.
         sectors_per_write: size of one write, 1..127 sectors, which is all that a BIOS must accept.
-        last_sector: the highest sector written to, up to 2^32 - 2.
+        last_sector: the highest sector of 512 bytes written to, up to 2^32 - 2.
         pause_us: time between two writes in microseconds; the BIOS counts it in steps of about 1 ms.
 
     Returns:
         512 bytes. A BIOS boots from a disk of one cylinder at least: pad it to 1 MiB.
 
     Raises:
-        ValueError: if not even one write fits between the first sector and the last.
+        ValueError: if not even one write fits before the last sector.
     """
-    if not (1 <= sectors_per_write <= 127 and 0 <= first_sector <= last_sector + 1 - sectors_per_write < 2**32):
-        raise ValueError(f"no write of {sectors_per_write} sectors fits in {first_sector}..{last_sector}")
-    start_over = b"\x66\xc7\x06" + struct.pack("<HI", _PACKET_LBA, first_sector)  # mov dword [lba], first_sector
+    if not (1 <= sectors_per_write <= 127 and _FIRST_SECTOR <= last_sector + 1 - sectors_per_write < 2**32):
+        raise ValueError(f"no write of {sectors_per_write} sectors fits in {_FIRST_SECTOR}..{last_sector}")
+    start_over = b"\x66\xc7\x06" + struct.pack("<HI", _PACKET_LBA, _FIRST_SECTOR)  # mov dword [lba], first sector
     start = b"".join(
         (
             b"\xfa",  # cli
@@ -94,7 +92,7 @@ def boot_sector(
             b"\xc7\x06" + struct.pack("<HH", _PACKET_COUNT, sectors_per_write),  # mov word [count], sectors_per_write
             b"\xbe" + struct.pack("<H", _LOADED_AT + _PACKET),  # mov si, packet
             b"\xb8\x00\x43",  # mov ax, 0x4300: extended write, without verifying
-            b"\xb2" + struct.pack("<B", drive),  # mov dl, drive
+            b"\xb2" + struct.pack("<B", _DRIVE),  # mov dl, drive
             b"\xcd\x13",  # int 0x13
             b"\x66\x81\x06" + struct.pack("<HI", _PACKET_LBA, sectors_per_write),  # add dword [lba], sectors_per_write
             b"\x66\x81\x3e" + struct.pack("<HI", _PACKET_LBA, last_sector + 1 - sectors_per_write),  # cmp dword [lba],
@@ -108,7 +106,7 @@ def boot_sector(
     )
     again = b"\xe9" + struct.pack("<h", -(len(write) + 3))  # jmp write; counted from the end of this instruction
     code = start + write + again
-    packet = struct.pack("<BBHHHQ", 16, 0, sectors_per_write, _DATA_AT, 0, first_sector)
+    packet = struct.pack("<BBHHHQ", 16, 0, sectors_per_write, _DATA_AT, 0, _FIRST_SECTOR)
     return code.ljust(_PACKET, b"\0") + packet.ljust(SECTOR_BYTES - 2 - _PACKET, b"\0") + b"\x55\xaa"
 
 

@@ -98,19 +98,14 @@ async def _stage(
     """Run two guests and the agent; end them all when the block ends."""
     web = Guest(folder, "web-1", GuestOptions(kind=Kind.LINUX, memory_mib=MEMORY_MIB, disk_mib=256))
     db = Guest(folder, "db-1", GuestOptions(kind=Kind.WRITER, disk_mib=1024))
-    async with _agent(folder, records, alerts) as (app, url), _looking(app) as onlooker, web, db:
-        _say(
-            f"two guests are booting: {web.name} is a Linux with a balloon, {db.name} writes to a thin disk and does nothing else"
-        )
-        _say(f"page    {url}/\n  metrics {url}/metrics\n  look on {_command()} tail --url {url}")
-        yield onlooker, (web, db)
-
-
-@contextlib.asynccontextmanager
-async def _looking(app: App) -> AsyncIterator[Onlooker]:
-    """Look on from before the first guest is there."""
-    with app.live.join(Onlooker()) as onlooker:
-        yield onlooker
+    async with _agent(folder, records, alerts) as (app, url):
+        with app.live.join(Onlooker()) as onlooker:  # from before the first guest is there
+            async with web, db:
+                _say(
+                    f"two guests are booting: {web.name} is a Linux with a balloon, {db.name} writes to a thin disk and does nothing else"
+                )
+                _say(f"page    {url}/\n  metrics {url}/metrics\n  look on {_command()} tail --url {url}")
+                yield onlooker, (web, db)
 
 
 def _command() -> str:

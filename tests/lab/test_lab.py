@@ -29,7 +29,7 @@ def test_a_boot_sector_is_one_sector_and_refuses_a_span_too_small_for_one_write(
     assert len(boot_sector()) == 512
     assert boot_sector(last_sector=2**32 - 2)[-2:] == b"\x55\xaa"
     with pytest.raises(ValueError, match="no write of 8 sectors"):
-        boot_sector(first_sector=64, last_sector=70)
+        boot_sector(last_sector=70)
 
 
 async def test_a_writer_writes_within_three_seconds_and_starts_over_at_the_end_of_its_span(

@@ -74,15 +74,6 @@ def read(path: Path, model: type[Model]) -> Model:
     return validate(text, name, model)
 
 
-def parse(text: str, name: str = "config") -> Config:
-    """Validate the text of the agent's config; `name` is what the problems call it.
-
-    Raises:
-        ConfigError: with every problem there is.
-    """
-    return validate(text, name, Config)
-
-
 def validate(text: str, name: str, model: type[Model]) -> Model:
     """Validate a file's text; `name` is what the problems call it.
 

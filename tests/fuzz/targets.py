@@ -14,7 +14,7 @@ from agent.catalogue.events import row_of
 from agent.collectors import ALL, Facts, Intervals
 from agent.collectors.base import Poll
 from agent.config import Config
-from agent.config_file import ConfigError, parse, validate
+from agent.config_file import ConfigError, validate
 from agent.monitors import Monitor
 from agent.qmp.commands import Ask
 from agent.qmp.errors import CommandError, ProtocolError, QmpError
@@ -137,7 +137,7 @@ def config(data: bytes) -> None:
         if data[:1] > b"\x7f":
             validate(text, "web.yml", WebConfig)
             return
-        taken = parse(text)
+        taken = validate(text, "agent.yaml", Config)
     except ConfigError as error:
         assert error.problems
         assert all(problem.text for problem in error.problems)

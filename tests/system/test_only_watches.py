@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from agent.config_file import ConfigError, parse
+from agent.config import Config
+from agent.config_file import ConfigError, validate
 from agent.qmp.commands import READS, AllowList, Ask, Change
 from agent.qmp.errors import CommandRefusedError
 from agent.record import Vm
@@ -140,7 +141,7 @@ async def test_no_config_turns_on_a_command_by_its_name(schema: list[dict[str, A
     for name in commands(schema):
         for entry in (f"allow: {{{name}: true}}", f"allow: [{name}]", f"commands: [{name}]", f"allow: {name}"):
             with pytest.raises(ConfigError):
-                parse(f"monitors: [{{dial: /run/x}}]\n{entry}\n")
+                validate(f"monitors: [{{dial: /run/x}}]\n{entry}\n", "f", Config)
 
 
 async def test_no_name_that_a_qemu_gives_becomes_a_command_and_no_request_to_the_endpoint_does(

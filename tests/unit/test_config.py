@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.config import Config, DialConfig
-from agent.config_file import ConfigError, load, parse
+from agent.config_file import ConfigError, load, validate
 from tests.unit import golden
 
 FOLDER = golden.FOLDER / "config"
@@ -25,7 +25,7 @@ def files(end: str) -> list[Any]:
 def problems(text: str) -> list[str]:
     """Return what is wrong with a file's text."""
     try:
-        parse(text, "f")
+        validate(text, "f", Config)
     except ConfigError as error:
         return [str(problem) for problem in error.problems]
     return []
@@ -39,7 +39,7 @@ def test_a_good_file_loads(path: Path) -> None:
 @pytest.mark.parametrize("path", files("bad"))
 def test_a_bad_file_is_told_all_that_is_wrong_with_it_at_once(path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(path.read_text("utf-8"), path.name)
+        validate(path.read_text("utf-8"), path.name, Config)
     told = "".join(f"{problem}\n" for problem in caught.value.problems)
     assert golden.same_text(f"config/{path.stem}.txt", told)
     assert str(caught.value) + "\n" == told
@@ -103,7 +103,7 @@ def test_a_problem_without_a_place_of_its_own_has_that_of_what_is_around_it() ->
 
 
 def test_a_config_is_not_changed_once_it_is_made() -> None:
-    config = parse(yaml.safe_dump(LEAST))
+    config = validate(yaml.safe_dump(LEAST), "least", Config)
     with pytest.raises(ValueError, match="frozen"):
         config.host = "x"
 

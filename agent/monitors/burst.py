@@ -45,7 +45,7 @@ def visits(connect: Connect, hold_seconds: float) -> Open:
 
     async def open_(allow: AllowList, on_event: OnEvent, *, deadline: float) -> Link:
         link = Visits(connect, hold_seconds, allow, on_event)
-        await link.visit((), deadline=deadline)
+        await link.ask((), deadline=deadline)
         return link
 
     return open_
@@ -71,16 +71,12 @@ class Visits:
         self._client: Client | None = None
 
     async def ask(self, asks: Sequence[Ask], *, deadline: float) -> list[Answer]:
-        """Visit, ask and return the answers, in order; as Client.ask does.
+        """Visit, ask and return the answers, in order; as Client.ask does. Where nobody is let in, come again, ever later.
 
         Raises:
             BusyError: nobody was let in within `deadline` seconds. `settled` tells when somebody is.
             StalledError: there was no answer in the time that a visit may take.
         """
-        return await self.visit(asks, deadline=deadline)
-
-    async def visit(self, asks: Sequence[Ask], *, deadline: float) -> list[Answer]:
-        """Visit and ask; where nobody is let in, come again, ever later, until the deadline."""
         until, attempt = time.monotonic() + deadline, 0
         while True:
             try:

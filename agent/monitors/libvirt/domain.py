@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from agent.monitors.base import OnEvent
 from agent.monitors.libvirt import words
 from agent.monitors.libvirt.devices import Devices
 from agent.monitors.libvirt.devices import devices as devices_of
@@ -21,7 +22,7 @@ from agent.monitors.libvirt.wire import MAX_HUNG, Calls, Line
 from agent.qmp.client import Answer
 from agent.qmp.commands import AllowList, Ask
 from agent.qmp.errors import CommandError, MadeWayError, NotConnectedError, QmpError, StalledError
-from agent.qmp.protocol import Event, Greeting
+from agent.qmp.protocol import Greeting
 
 REASON_SECONDS = 1.0
 """How long libvirt may take to say why a domain ended, once it knows the domain no more."""
@@ -62,9 +63,7 @@ class Domain:
 
     can_probe = False
 
-    def __init__(
-        self, host: Host, uuid: str, name: str, allow: AllowList, on_event: Callable[[Event], None], pid: int | None
-    ) -> None:
+    def __init__(self, host: Host, uuid: str, name: str, allow: AllowList, on_event: OnEvent, pid: int | None) -> None:
         self.greeting: Greeting | None = Greeting(host.version, "", oob=False)
         self.ended: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
         self.uuid = uuid

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.doctor.sockets import is_agent
-from agent.monitors.processes import PROC, read
+from agent.monitors.processes import PROC, pids, read
 
 USER = "qmp-agent"
 
@@ -31,7 +31,7 @@ def agents_user(name: str | None = None, proc: Path = PROC) -> User:
     Raises:
         KeyError: there is none of that name.
     """
-    running = next((pid for pid in _pids(proc) if name is None and is_agent(pid, proc)), None)
+    running = next((pid for pid in pids(proc) if name is None and is_agent(pid, proc)), None)
     if running is not None and (found := _of_process(running, proc)) is not None:
         return found
     try:
@@ -47,10 +47,6 @@ def agents_user(name: str | None = None, proc: Path = PROC) -> User:
 def owner(pid: int, proc: Path = PROC) -> User:
     """Return whose a process is; nobody's, with an empty name, where that is not known."""
     return _of_process(pid, proc) or User("", -1, frozenset())
-
-
-def _pids(proc: Path) -> list[int]:
-    return [int(name) for name in os.listdir(proc) if name.isdecimal()]  # noqa: PTH208 - names, not paths
 
 
 def _of_process(pid: int, proc: Path) -> User | None:

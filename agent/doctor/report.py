@@ -337,15 +337,14 @@ def lines(reports: Sequence[VmReport]) -> Iterator[str]:
             yield "  it has no QMP monitor"
         if vm.missing:
             yield f"  {vm.missing}"
-        match vm.state:
-            case "watched":
-                yield "  watched"
-            case "configured":
-                yield f"  the config leads to it: {vm.way}"
-            case _:
-                led = f", though the config leads to it ({vm.way})" if vm.way else ""
-                yield f"  not watched{led}; to have it watched (docs/monitors.md#{vm.page}),"
-                yield from (f"    {line}" for line in vm.change)
+        if vm.state == WATCHED:
+            yield "  watched"
+        elif vm.state == CONFIGURED:
+            yield f"  the config leads to it: {vm.way}"
+        else:
+            led = f", though the config leads to it ({vm.way})" if vm.way else ""
+            yield f"  not watched{led}; to have it watched (docs/monitors.md#{vm.page}),"
+            yield from (f"    {line}" for line in vm.change)
     if not reports:
         yield "no such QEMU runs here that this user can see"
 

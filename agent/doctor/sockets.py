@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.monitors.processes import PROC, arguments, read
+from agent.monitors.processes import PROC, arguments, pids, read
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -143,7 +143,7 @@ def descriptors(pid: int, proc: Path = PROC) -> dict[int, int] | None:
 def owners(inodes: set[int], proc: Path = PROC) -> Mapping[int, int]:
     """Return the process that has each of these sockets, where that can be seen."""
     found: dict[int, int] = {}
-    for pid in (int(name) for name in os.listdir(proc) if name.isdecimal()) if inodes else ():  # noqa: PTH208
+    for pid in pids(proc) if inodes else ():
         found |= dict.fromkeys(inodes.intersection((descriptors(pid, proc) or {}).values()), pid)
     return found
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -17,6 +18,11 @@ def read(path: Path | str) -> bytes:
     with contextlib.suppress(OSError), open(path, "rb") as file:  # noqa: PTH123 - the path need not be one
         return file.read(MAX_BYTES)
     return b""
+
+
+def pids(proc: Path = PROC) -> Iterator[int]:
+    """Yield the processes that there are."""
+    return (int(name) for name in os.listdir(proc) if name.isdecimal())  # noqa: PTH208 - names, not paths
 
 
 def arguments(pid: int, proc: Path = PROC) -> list[str]:
@@ -37,5 +43,4 @@ def qemu_of(pid: int | None, proc: Path = PROC) -> int | None:
 
 def qemus(proc: Path = PROC) -> list[int]:
     """Return the processes that are QEMUs which run VMs, lowest first."""
-    pids = (int(name) for name in os.listdir(proc) if name.isdecimal())  # noqa: PTH208 - names, not paths
-    return sorted(pid for pid in pids if is_qemu(arguments(pid, proc)))
+    return sorted(pid for pid in pids(proc) if is_qemu(arguments(pid, proc)))

@@ -23,7 +23,8 @@ def line(event: Mapping[str, Any], *, width: int = 0, colour: bool = False) -> s
     return f"\x1b[{code}m{text}\x1b[0m" if colour and code else text
 
 
-_HIDDEN = frozenset({"event", "category", "alert", "account_failed", "account_invalid", "qdev"})
+HIDDEN = frozenset({"event", "category", "alert", "account_failed", "account_invalid", "qdev"})
+"""Fields that tell a person nothing that is not said already."""
 
 
 def _figures(data: Mapping[str, Any], subject: str) -> Iterator[str]:
@@ -31,7 +32,7 @@ def _figures(data: Mapping[str, Any], subject: str) -> Iterator[str]:
     for key, value in data.items():
         if key == "qemu" and isinstance(value, dict):
             yield from _figures(value, subject)
-        elif value not in (0, "", None, subject) and key not in _HIDDEN:
+        elif value not in (0, "", None, subject) and key not in HIDDEN:
             yield f"{_name(key)}={figure(key, value)}"
 
 

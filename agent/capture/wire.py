@@ -33,7 +33,7 @@ class Requests:
 
 
 @contextlib.asynccontextmanager
-async def watching(monitor: Path, config: Config, listen: str) -> AsyncIterator[App]:
+async def watching(monitor: Path, config: Config, listen: str) -> AsyncIterator[None]:
     """Run an agent by a config, but with this one monitor, its records on standard output, and its endpoint there.
 
     Raises:
@@ -46,6 +46,5 @@ async def watching(monitor: Path, config: Config, listen: str) -> AsyncIterator[
         "prometheus": config.prometheus.model_copy(update={"listen": listen, "web_config": None}),
         "alerts": config.alerts.model_copy(update={"alertmanager": None}),
     }
-    app = App(config.model_copy(update=only))
-    async with app.running():
-        yield app
+    async with App(config.model_copy(update=only)).running():
+        yield

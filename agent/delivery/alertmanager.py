@@ -36,8 +36,6 @@ class Alertmanager:
         self._url = url.rstrip("/")
         self.trouble: str | None = None
         """Why the last sending failed, or None."""
-        self.sent = 0
-        """Alerts sent since the start."""
         self._resend = resend_seconds
         self._labels = labels
         self._firing: dict[str, Alert] = {}
@@ -96,8 +94,6 @@ class Alertmanager:
             trouble = str(error).replace(self._url, self.name) or "no answer in time"
         if trouble is not None and trouble != self.trouble:
             _log.warning("Alertmanager at %s cannot be told: %s", self.name, trouble)
-        elif trouble is None:
-            self.sent += len(alerts)
         self.trouble = trouble
         return trouble is None
 

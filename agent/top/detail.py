@@ -3,12 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from agent.readable import figure
+from agent.readable import HIDDEN, figure
 from agent.top.columns import Vm, state
 from agent.top.text import Line, Look, fit, number, seconds, size, wrapped
 from agent.units import format_bytes
-
-_HIDDEN = frozenset({"qdev", "account_failed", "account_invalid"})
 
 
 def detail(
@@ -85,7 +83,7 @@ def _family(family: Mapping[str, Any], width: int) -> Iterator[tuple[str, Look]]
     for subject in family["subjects"]:
         said = []
         for name, value in subject["values"].items():
-            if value not in (0, "", None) and name not in _HIDDEN and not isinstance(value, list | dict):
+            if value not in (0, "", None) and name not in HIDDEN and not isinstance(value, list | dict):
                 rate = subject["rates"].get(name)
                 said.append(f"{name}={figure(name, value)}{f' ({_rate(name, rate)})' if rate else ''}")
         if said:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from agent.catalogue.metrics import IOTHREAD, VCPU
 from agent.catalogue.model import Family, Reader, Sample
-from agent.collectors.base import Answers, Collector, Facts, File, Task, each_poll, nothing
+from agent.collectors.base import Answers, Collector, File, Task, each_poll, nothing
 from agent.collectors.procfs import by_subject
 
 
@@ -22,13 +22,7 @@ def _collect(family: Family) -> Callable[[Answers], Iterable[Sample]]:
     return collect
 
 
-def _vcpus(facts: Facts) -> Sequence[File]:
-    return _files(facts.vcpus)
-
-
-def _iothreads(facts: Facts) -> Sequence[File]:
-    return _files(facts.iothreads)
-
-
-VCPUS = Collector("vcpu", (VCPU,), nothing, _collect(VCPU), each_poll, files=_vcpus)
-IOTHREADS = Collector("iothread", (IOTHREAD,), nothing, _collect(IOTHREAD), each_poll, files=_iothreads)
+VCPUS = Collector("vcpu", (VCPU,), nothing, _collect(VCPU), each_poll, files=lambda facts: _files(facts.vcpus))
+IOTHREADS = Collector(
+    "iothread", (IOTHREAD,), nothing, _collect(IOTHREAD), each_poll, files=lambda facts: _files(facts.iothreads)
+)

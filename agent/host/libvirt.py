@@ -6,7 +6,7 @@ not read them there are no labels of theirs. The metadata in them is whatever th
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
@@ -36,7 +36,7 @@ class Labels:
     """
 
     folders: Sequence[Path] = ()
-    paths: Mapping[str, str] | None = None
+    paths: Mapping[str, str] = field(default_factory=dict)
 
 
 def labels_of(vm: Vm, labels: Labels) -> dict[str, str]:
@@ -44,7 +44,7 @@ def labels_of(vm: Vm, labels: Labels) -> dict[str, str]:
     for folder in labels.folders:
         domain = _domain(folder, vm)
         if domain is not None:
-            found = {name: _value(domain, path) for name, path in (labels.paths or {}).items()}
+            found = {name: _value(domain, path) for name, path in labels.paths.items()}
             return {name: clean(value.strip(), MAX_VALUE) for name, value in found.items() if value and value.strip()}
     return {}
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from agent.collectors import Collector, Facts
+from agent.collectors import EVERYTHING, Collector
 from agent.config import Config
 from agent.delivery.jsonl import JsonLines
 from agent.delivery.kafka_access import expand
@@ -152,10 +152,9 @@ async def _monitor(monitor: Monitor, settled: Terms, gate: asyncio.Semaphore) ->
 
 def _lacks(commands: frozenset[str], collectors: Iterable[Collector]) -> Iterator[str]:
     """Yield which collectors are off for a QEMU that understands no more than these, or tell less, and why."""
-    all_there = Facts(balloon="/", guest_stats_seconds=1, hv_balloon=True)
-    facts = replace(all_there, commands=commands)
+    facts = replace(EVERYTHING, commands=commands)
     for collector in collectors:
-        asks = (*(ask.command for ask in collector.asks(all_there)), *filter(None, [behind.NEEDS.get(collector.name)]))
+        asks = (*(ask.command for ask in collector.asks(EVERYTHING)), *filter(None, [behind.NEEDS.get(collector.name)]))
         if missing := sorted({command for command in asks if command not in commands}):
             off = collector.lacks(facts) or not collector.asks(facts)
             yield f"{collector.name} {'is off' if off else 'tells less'}, for there is no {' and no '.join(missing)}"

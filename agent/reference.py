@@ -21,13 +21,16 @@ from agent import schema
 from agent.alerts.rules import RULES
 from agent.app import App
 from agent.catalogue.events import ROWS, EventRow
-from agent.catalogue.metrics import ABOUT, BLOCK, BLOCK_SPACE, FAMILIES, NOTICES, RUNSTATE
+from agent.catalogue.metrics import FAMILIES, NOTICES
+from agent.catalogue.metrics.about import ABOUT
+from agent.catalogue.metrics.block import BLOCK, BLOCK_SPACE
+from agent.catalogue.metrics.runstate import RUNSTATE
 from agent.catalogue.model import Family, Field, Kind, Sample, shown
-from agent.catalogue.queries import ROWS as QUERIES
-from agent.catalogue.queries import Fate, Query
-from agent.collectors import ALL, Facts
+from agent.collectors import ALL, EVERYTHING
 from agent.config import Config
 from agent.monitors import Monitor
+from agent.qmp.queries import ROWS as QUERIES
+from agent.qmp.queries import Fate, Query
 from agent.record import Record, Severity, Vm
 from agent.vm import behind
 from agent.vm.identity import Build
@@ -228,9 +231,9 @@ def _type(name: str, told: str, found: Mapping[str, Any]) -> str:
 
 
 _QUESTIONS = """All that QEMU 2.6 to 11.1 can be asked by a `query-*`, and what the agent does with it. What is refused cannot be sent,
-whatever the config says: requests are made in one file, `agent/qmp/commands.py`, out of a closed list. What a QEMU does not know it is
-not asked; `qmp-agent check` tells what that is. What is asked after an event is asked at attach too, and at each resync. Beside these
-there are `qom-list` and `qom-get`, of balloons, network cards and the machine's type.
+whatever the config says: requests are made in one file, `agent/qmp/commands.py`, and of these questions only of those that are not
+refused here. What a QEMU does not know it is not asked; `qmp-agent check` tells what that is. What is asked after an event is asked at
+attach too, and at each resync. Beside these there are `qom-list` and `qom-get`, of balloons, network cards and the machine's type.
 
 | question | what becomes of it | why | after |
 |---|---|---|---|
@@ -249,8 +252,7 @@ def _question(query: Query) -> str:
 
 def events_of(command: str) -> list[str]:
     """Return the events after which a question is asked."""
-    everything = Facts(balloon="/", guest_stats_seconds=1, hv_balloon=True)
-    askers = {c.name for c in ALL if command in (ask.command for ask in c.asks(everything))}
+    askers = {c.name for c in ALL if command in (ask.command for ask in c.asks(EVERYTHING))}
     if command in (ask.command for ask in behind.ASKS):
         askers.add(THREADS)
     return [row.name for row in ROWS if askers & set(row.asks)]

@@ -1,7 +1,7 @@
 """One file per thing polled: the questions, and a pure function from QEMU's answers to samples.
 
-To add one: write its file with a `COLLECTOR`, add its fields to catalogue/metrics/, and name it in `ALL`. The schedule, the
-deadline, the isolation of its failures and its own metrics are given by the framework (agent/vm).
+To add one: write its file, its family in catalogue/metrics/ and its question's row in qmp/queries.py, and name it in `ALL`. The
+schedule, the deadline, the isolation of its failures and its own metrics are given by the framework (agent/vm).
 """
 
 from agent.collectors import (
@@ -51,4 +51,7 @@ ALL: tuple[Collector, ...] = (
     net.COLLECTOR,
 )
 
-__all__ = ["ALL", "Collector", "Facts", "Intervals"]
+EVERYTHING = Facts(balloon="/machine/peripheral/balloon0", guest_stats_seconds=5, hv_balloon=True)
+"""Of a VM that has all that QEMU is asked for."""
+
+__all__ = ["ALL", "EVERYTHING", "Collector", "Facts", "Intervals"]

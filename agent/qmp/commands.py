@@ -17,43 +17,10 @@ from typing import Any, NewType
 import orjson
 
 from agent.qmp.errors import CommandRefusedError
+from agent.qmp.queries import ROWS, Fate
 
-READS = frozenset(
-    {
-        "query-balloon",
-        "query-block",
-        "query-block-jobs",
-        "query-blockstats",
-        "query-chardev",
-        "query-commands",
-        "query-cpus-fast",
-        "query-dirty-rate",
-        "query-dump",
-        "query-hv-balloon-status-report",
-        "query-iothreads",
-        "query-jobs",
-        "query-kvm",
-        "query-memdev",
-        "query-memory-devices",
-        "query-memory-size-summary",
-        "query-migrate",
-        "query-migrate-capabilities",
-        "query-name",
-        "query-named-block-nodes",
-        "query-pci",
-        "query-spice",
-        "query-stats",
-        "query-status",
-        "query-tpm",
-        "query-uuid",
-        "query-vcpu-dirty-limit",
-        "query-vnc-servers",
-        "query-yank",
-        "qom-get",
-        "qom-list",
-    }
-)
-
+READS = frozenset({row.name for row in ROWS if row.fate is not Fate.REFUSED} | {"qom-get", "qom-list"})
+"""What may be asked: questions that their rows do not refuse, each by its whole name, and what QEMU's objects are."""
 
 PROPERTIES = frozenset({"guest-stats", "guest-stats-polling-interval", "mac", "netdev", "type"})
 """What `qom-get` may ask for: a `secret` object tells its secret to whoever asks (QEMU 2.6 to 11.1)."""

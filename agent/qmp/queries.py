@@ -1,6 +1,7 @@
 """Every question of QMP's, `query-*`, from QEMU 2.6 to 11.1, a row each: what becomes of it, and why.
 
-What may be asked at all is in qmp/commands.py, by hand; a test holds the two to each other, and to what collectors ask.
+What is not refused here may be sent, and nothing else that begins so: commands.py takes it from here. A test holds the rows to what is
+asked. Before a row is changed: read what the question does to a guest.
 """
 
 from collections.abc import Mapping

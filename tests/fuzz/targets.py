@@ -11,7 +11,7 @@ from typing import Any, Final
 import orjson
 
 from agent.catalogue.events import row_of
-from agent.collectors import ALL, Facts, Intervals
+from agent.collectors import ALL, EVERYTHING, Intervals
 from agent.collectors.base import Poll
 from agent.config import Config
 from agent.config_file import ConfigError, validate
@@ -87,7 +87,7 @@ def collectors(data: bytes) -> None:
         answers = orjson.loads(said)
     except orjson.JSONDecodeError:
         return
-    if collector is None or not isinstance(answers, list) or len(answers) != len(collector.asks(_ALL_FACTS)):
+    if collector is None or not isinstance(answers, list) or len(answers) != len(collector.asks(EVERYTHING)):
         return
     answers = [_answer(value) for value in answers]
     vm = who("hv7", "/run/x.qmp", [{"UUID": VM.uuid}, {"name": answers[0]}])
@@ -97,7 +97,7 @@ def collectors(data: bytes) -> None:
         before = Poll(tuple(collector.follow(Poll(), Poll(samples, 10**18 - 10**9, 99.0))), 10**18 - 10**9, 99.0)
         samples = tuple(collector.follow(before, now))
         notices = [*collector.notices(Poll(), now), *collector.notices(Poll(samples), Poll((), 2 * 10**18, 200.0))]
-        wait = collector.again(samples, _ALL_FACTS, INTERVALS)
+        wait = collector.again(samples, EVERYTHING, INTERVALS)
         collector.shape(samples)
     except QmpError:
         return
@@ -115,7 +115,6 @@ def collectors(data: bytes) -> None:
         assert text.startswith("# ") or _SERIES.fullmatch(text), text
 
 
-_ALL_FACTS: Final = Facts(balloon="/machine/peripheral/balloon0", guest_stats_seconds=5, hv_balloon=True)
 _ASKED: Final = {collector.name.encode(): collector for collector in ALL if not collector.beside}
 
 

@@ -21,8 +21,17 @@ TRACE: Final = "QMP_AGENT_WIRE_TRACE"
 
 OTHERS: Final = frozenset({"qom-list", "block-set-write-threshold"})
 """What may be said in any form, beside questions that begin with `query-`."""
-COSTLY: Final = frozenset({"query-cpus", "query-rx-filter", "query-qmp-schema"})
-"""Questions that change something, interrupt vCPUs, or are a quarter of a megabyte long."""
+COSTLY: Final = frozenset(
+    {
+        "query-command-line-options",
+        "query-cpu-definitions",
+        "query-cpus",
+        "query-machines",
+        "query-qmp-schema",
+        "query-rx-filter",
+    }
+)
+"""Questions that change something, interrupt vCPUs, load modules, or are a quarter of a megabyte long."""
 PROPERTIES: Final = frozenset({"guest-stats", "guest-stats-polling-interval", "mac", "netdev", "type"})
 SPEAKS_FOR_ITSELF: Final = ("tests/lab/test_lab.py",)
 """Tests that talk to scripted monitors as somebody else than the agent would."""

@@ -15,9 +15,9 @@ import pytest_asyncio
 import yaml
 
 from agent.catalogue.events import EVENTS
-from agent.catalogue.queries import query_of
 from agent.demo.control import GuestError
 from agent.demo.guest import Guest, GuestOptions, until
+from agent.qmp.queries import query_of
 from agent.schema import record_schema
 from tests.lab import provoke
 from tests.lab.provoke import CASES, Case

@@ -5,14 +5,13 @@ import re
 import pytest
 
 from agent import reference
-from agent.catalogue.queries import ROWS, Fate, query_of
-from agent.collectors import ALL, Facts
+from agent.collectors import ALL, EVERYTHING
 from agent.qmp.commands import READS
+from agent.qmp.queries import ROWS, Fate, query_of
 from agent.vm import behind, identity
 from tests.unit import golden
 
 QEMU = golden.load("queries.json")
-EVERYTHING = Facts("/b", 5, hv_balloon=True)
 COLLECTED = {ask.command for collector in ALL for ask in collector.asks(EVERYTHING)}
 ATTACH = {ask.command for ask in (*identity.WHO, *identity.WHAT, *behind.ASKS)}
 
@@ -36,8 +35,9 @@ def test_questions_stand_once_in_order_and_the_reason_is_a_sentence() -> None:
 
 
 def test_what_is_not_refused_is_what_may_be_sent_and_is_asked() -> None:
-    allowed = {name for name in READS if name.startswith("query-")}
-    assert {row.name for row in ROWS if row.fate is not Fate.REFUSED} == allowed
+    allowed = {row.name for row in ROWS if row.fate is not Fate.REFUSED}
+    assert allowed | {"qom-get", "qom-list"} == READS
+    assert all(re.fullmatch(r"query-[a-z0-9-]+", name) for name in allowed), "each is allowed by its whole name"
     asked = COLLECTED | ATTACH | {identity.COMMANDS.command, "query-yank"}
     assert {name for name in asked if name.startswith("query-")} == allowed
 

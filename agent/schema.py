@@ -5,7 +5,8 @@ from typing import Any
 from agent.alerts.guard import Learnt
 from agent.alerts.rules import RULES
 from agent.catalogue.events import ROWS, Category
-from agent.catalogue.metrics import BLOCK_SPACE, FAMILIES, NOTICES
+from agent.catalogue.metrics import FAMILIES, NOTICES
+from agent.catalogue.metrics.block import BLOCK_SPACE
 from agent.catalogue.model import Family, Field, Kind
 from agent.config import Config
 from agent.delivery.drops import Drop

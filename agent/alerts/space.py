@@ -4,7 +4,7 @@ from typing import Any
 
 from agent.alerts.disk import Mode
 from agent.alerts.guard import Guard
-from agent.catalogue.metrics import BLOCK_SPACE
+from agent.catalogue.metrics.block import BLOCK_SPACE
 from agent.catalogue.model import Sample
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from agent.catalogue.metrics import BALLOON
+from agent.catalogue.metrics.memory import BALLOON
 from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, when_told
 from agent.qmp.commands import Ask

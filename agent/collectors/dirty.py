@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.catalogue.metrics import DIRTY_RATE, VCPU_DIRTY
+from agent.catalogue.metrics.memory import DIRTY_RATE, VCPU_DIRTY
 from agent.catalogue.model import Reader, Sample, Values
 from agent.collectors.base import Answers, Collector, Facts, Intervals, expect
 from agent.qmp.commands import Ask

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from agent.catalogue.metrics import SPICE, VNC
+from agent.catalogue.metrics.inventory import SPICE, VNC
 from agent.catalogue.model import Reader, Sample, Values
 from agent.collectors.base import Answers, Collector, expect
 from agent.qmp.commands import Ask

@@ -6,7 +6,7 @@ Asked as rarely as the layers are, and for the same reason: query-block looks at
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from agent.catalogue.metrics import BLOCK_DEVICE
+from agent.catalogue.metrics.block import BLOCK_DEVICE
 from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, expect
 from agent.collectors.block import stable_name

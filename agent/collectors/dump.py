@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.catalogue.metrics import DUMP
+from agent.catalogue.metrics.memory import DUMP
 from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, Facts, Intervals, expect
 from agent.qmp.commands import Ask

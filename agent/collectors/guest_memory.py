@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.catalogue.metrics import GUEST_MEMORY
+from agent.catalogue.metrics.memory import GUEST_MEMORY
 from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, Facts, Intervals
 from agent.qmp.commands import Ask

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from agent.catalogue.metrics import INVENTORY, TPM
+from agent.catalogue.metrics.inventory import INVENTORY, TPM
 from agent.catalogue.model import Reader, Sample, Values
 from agent.collectors.base import Answers, Collector, Facts, expect
 from agent.qmp.commands import Ask

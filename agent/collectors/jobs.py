@@ -7,7 +7,7 @@ followed from poll to poll, for QEMU gives no rate.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from agent.catalogue.metrics import JOB
+from agent.catalogue.metrics.jobs import JOB
 from agent.catalogue.model import Reader, Sample, Values
 from agent.collectors.base import Answers, Collector, Facts, Intervals, Poll, expect, when_told
 from agent.qmp.commands import Ask

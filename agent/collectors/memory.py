@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from agent.catalogue.metrics import MEMORY, MEMORY_DEVICE
+from agent.catalogue.metrics.memory import MEMORY, MEMORY_DEVICE
 from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, expect
 from agent.qmp.commands import Ask

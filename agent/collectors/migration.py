@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.catalogue.metrics import MIGRATION, MIGRATION_ENDED
+from agent.catalogue.metrics.migration import MIGRATION, MIGRATION_ENDED
 from agent.catalogue.model import Reader, Sample, Values
 from agent.collectors.base import Answers, Collector, Facts, Intervals, Notice, Poll, expect
 from agent.qmp.commands import Ask

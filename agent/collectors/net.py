@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agent.catalogue.metrics import NET
+from agent.catalogue.metrics.host import NET
 from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, Facts, File, Interface, Text, each_poll, nothing
 from agent.collectors.procfs import Numbers, alone, interfaces

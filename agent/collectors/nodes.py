@@ -6,7 +6,7 @@ Asked rarely: QEMU looks at the storage for it, and on storage that hangs it fre
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from agent.catalogue.metrics import BLOCK_BITMAP, BLOCK_LAYER
+from agent.catalogue.metrics.block import BLOCK_BITMAP, BLOCK_LAYER
 from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, Facts, expect
 from agent.collectors.block import backings, chain, stable_name

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agent.catalogue.metrics import CGROUP, PROCESS
+from agent.catalogue.metrics.host import CGROUP, PROCESS
 from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, Facts, File, Text, each_poll, nothing
 from agent.collectors.procfs import alone, by_subject, keyed, pressure

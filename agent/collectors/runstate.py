@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.catalogue.metrics import RUNSTATE
+from agent.catalogue.metrics.runstate import RUNSTATE
 from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, Poll, expect, when_told
 from agent.qmp.commands import Ask

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from agent.catalogue.metrics import IOTHREAD, VCPU
+from agent.catalogue.metrics.host import IOTHREAD, VCPU
 from agent.catalogue.model import Family, Reader, Sample
 from agent.collectors.base import Answers, Collector, File, Task, each_poll, nothing
 from agent.collectors.procfs import by_subject

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from agent.catalogue.metrics import ABOUT
+from agent.catalogue.metrics.about import ABOUT
 from agent.catalogue.model import Sample, Values
 from agent.collectors.base import Facts, File, Interface, Task, Text
 from agent.host import Found, Process, UnknownProcessError, find, interfaces_of, labels_of

@@ -4,7 +4,8 @@ A VM that moves is two processes of one UUID, and neither the end of the one nor
 that is saved to a file moves away, too, and one that is restored from it arrives.
 """
 
-from agent.catalogue.metrics import MIGRATION, RUNSTATE
+from agent.catalogue.metrics.migration import MIGRATION
+from agent.catalogue.metrics.runstate import RUNSTATE
 from agent.catalogue.model import Sample
 from agent.collectors.migration import is_source
 

@@ -9,7 +9,7 @@ import pytest
 from agent.alerts.disk import Mode
 from agent.alerts.overseer import AWAY_SECONDS, NOTE, Overseer, Told
 from agent.alerts.rules import HOUR, RULES
-from agent.catalogue.metrics import BLOCK_LAYER
+from agent.catalogue.metrics.block import BLOCK_LAYER
 from agent.record import Record, Severity, Vm
 from tests.alerts.world import HOST, UUID, VM, Agent, Journal, Qemu
 

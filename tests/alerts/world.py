@@ -7,7 +7,7 @@ from typing import Any
 from agent.alerts.disk import Mode, Plan
 from agent.alerts.ladder import MAX_BYTES, parse_level, rungs
 from agent.alerts.overseer import NOTE, Overseer, Told
-from agent.catalogue.metrics import BLOCK, BLOCK_LAYER
+from agent.catalogue.metrics.block import BLOCK, BLOCK_LAYER
 from agent.catalogue.model import Sample
 from agent.record import Record, Vm
 

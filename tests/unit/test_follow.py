@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from agent.catalogue.metrics import JOB, MIGRATION_ENDED, RUNSTATE
+from agent.catalogue.metrics.jobs import JOB
+from agent.catalogue.metrics.migration import MIGRATION_ENDED
+from agent.catalogue.metrics.runstate import RUNSTATE
 from agent.catalogue.model import Family
 from agent.collectors import Facts, Intervals
 from agent.collectors.base import Notice, Poll

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
-from agent.catalogue.metrics import BLOCK, FAMILIES, GUEST_MEMORY, MIGRATION
+from agent.catalogue.metrics import FAMILIES
+from agent.catalogue.metrics.block import BLOCK
+from agent.catalogue.metrics.memory import GUEST_MEMORY
+from agent.catalogue.metrics.migration import MIGRATION
 from agent.catalogue.model import Family, Field, Kind, Reader, Sample, Unit, shown
 
 ROWS = [pytest.param(family, field, id=family.series(field)) for family in FAMILIES for field in family.fields]

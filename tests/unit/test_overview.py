@@ -5,7 +5,11 @@ from typing import Any
 import orjson
 import pytest
 
-from agent.catalogue.metrics import BALLOON, BLOCK, BLOCK_SPACE, GUEST_MEMORY, JOB, MIGRATION, PROCESS, VCPU
+from agent.catalogue.metrics.block import BLOCK, BLOCK_SPACE
+from agent.catalogue.metrics.host import PROCESS, VCPU
+from agent.catalogue.metrics.jobs import JOB
+from agent.catalogue.metrics.memory import BALLOON, GUEST_MEMORY
+from agent.catalogue.metrics.migration import MIGRATION
 from agent.catalogue.model import Family, Sample
 from agent.record import Vm
 from agent.web.figures import POINTS, glance, migration

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from agent.catalogue.metrics import MIGRATION, RUNSTATE
+from agent.catalogue.metrics.migration import MIGRATION
+from agent.catalogue.metrics.runstate import RUNSTATE
 from agent.catalogue.model import Sample
 from agent.vm.passage import Passage
 from agent.vm.status import State

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.catalogue.metrics import RUNSTATE
+from agent.catalogue.metrics.runstate import RUNSTATE
 from agent.catalogue.model import Sample
 from agent.collectors import ALL, Collector, Intervals
 from agent.collectors.base import Answers

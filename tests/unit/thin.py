@@ -6,7 +6,7 @@ from typing import Any
 from agent.alerts.guard import Crossing, Guard, Layer, Learnt, Mode, Plan
 from agent.alerts.ladder import parse_level
 from agent.alerts.overseer import Overseer
-from agent.catalogue.metrics import BLOCK, BLOCK_LAYER
+from agent.catalogue.metrics.block import BLOCK, BLOCK_LAYER
 from agent.catalogue.model import Sample
 from agent.record import Record, Vm
 from agent.vm.identity import who

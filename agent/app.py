@@ -137,11 +137,14 @@ class App:
         """Count a connection to us that was not let in."""
         self.metrics.refused.labels(address, reason).inc()
 
-    def collected(self, collector: str, outcome: Outcome, seconds: float) -> None:
+    def replied(self, seconds: float) -> None:
+        """Take note of how long QEMU took to answer."""
+        self.metrics.reply.observe(seconds)
+
+    def collected(self, collector: str, outcome: Outcome) -> None:
         """Count a question."""
         self.progress.asked_at = time.monotonic()
         self.metrics.question(collector, outcome.value).inc()
-        self.metrics.reply(collector).observe(seconds)
 
     def lost(self, vm: Vm, reason: str, events: int) -> None:
         """Count events that were lost before they were records."""

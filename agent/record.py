@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -81,8 +81,7 @@ def _uri(text: str) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One thing that was seen.
 
     Attributes:
@@ -113,8 +112,7 @@ class Record:
         return self.type.startswith("qemu.alert.")
 
 
-@dataclass(frozen=True, slots=True)
-class Stamped:
+class Stamped(NamedTuple):
     """A record with its id and its bytes.
 
     Attributes:

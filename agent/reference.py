@@ -152,7 +152,7 @@ def _specimen() -> App:
     app.record(
         Record("qemu.event.guest_panicked", vm, {"event": "GUEST_PANICKED", "category": "runstate", "qemu": {}}, now)
     )
-    app.collected("block", Outcome.OK, 0.001)
+    app.collected("block", Outcome.OK)
     app.lost(vm, "early", 1)
     return app
 

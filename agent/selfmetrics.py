@@ -109,17 +109,15 @@ class SelfMetrics:
             ["collector", "outcome"],
             registry=self.registry,
         )
-        replies = Histogram(
+        self.reply = Histogram(
             "qmp_agent_reply_seconds",
-            "How long VMs took to answer.",
-            ["collector"],
+            "How long VMs took to answer all that was asked in one write.",
             buckets=_REPLY_BUCKETS,
             registry=self.registry,
         )
         records = Counter("qmp_agent_records", "Records made, by kind.", ["kind"], registry=self.registry)
         # What every poll counts, found at once: `labels` takes a lock and makes texts of its labels each time.
         self.question: Callable[[str, str], Counter] = cache(questions.labels)
-        self.reply: Callable[[str], Histogram] = cache(replies.labels)
         self.record: Callable[[str], Counter] = cache(records.labels)
         self.dropped = Counter(
             "qmp_agent_events_lost",

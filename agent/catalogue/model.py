@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum, auto
 from operator import itemgetter
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import orjson
 
@@ -88,9 +88,9 @@ class Field:
     unit: Unit = Unit.BASE
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Family:
-    """The fields that one kind of sample has; `qemu.sample.<name>` in records, `qemu_<name>_<field>` in series.
+    """The fields that one kind of sample has; `qemu.sample.<name>` in records, `qemu_<name>_<field>` in series. Equal to itself alone.
 
     Attributes:
         name: of the family.
@@ -116,8 +116,7 @@ class Family:
         return f"qemu_{self.name}_{field.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """What one poll says of one subject.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from agent.catalogue.model import Family, Sample
 from agent.qmp.commands import Ask
@@ -138,8 +138,7 @@ def expect(answer: Any, kind: type[T]) -> T:
     raise AnswerError(f"expected {kind.__name__}, got {type(answer).__name__}")
 
 
-@dataclass(frozen=True, slots=True)
-class Poll:
+class Poll(NamedTuple):
     """What one round of questions said.
 
     Attributes:

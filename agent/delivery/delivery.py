@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 TELL_SECONDS = 10.0
 """How often at most downstream is told of losses."""
 GATHER_SECONDS = 0.25
-"""How long samples wait for others on their way to Kafka: a request a poll would cost more than all else of it."""
+"""How long samples wait for others: each poll by itself would cost more to send than to make."""
 OPEN_SECONDS = 10.0
 """How long starting waits for the journal. One that takes longer opens while the agent works."""
 
@@ -65,7 +65,7 @@ class Delivery:
             Budget(4 * eighth, terms.samples_disk),
             self.losses,
             durable=False,
-            gather_seconds=GATHER_SECONDS if durable else 0.0,
+            gather_seconds=GATHER_SECONDS,
         )
         self.lanes = (self.alerts, self.events, self.samples)
         self.journal = Journal(terms.folder, self.lanes, self.losses) if terms.folder is not None else None

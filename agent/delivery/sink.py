@@ -139,7 +139,7 @@ async def pump(
     """Move a lane's records out, in order, until cancelled; `landed` is told after each batch which of it were refused."""
     while True:
         await lane.some()
-        if lane.gather_seconds:
+        if lane.gather_seconds and len(lane) < BATCH_RECORDS:
             await asyncio.sleep(lane.gather_seconds)
         if not lane.flying and lane.has_backlog and journal is not None:
             await journal.fetch(lane, BATCH_RECORDS, BATCH_BYTES)

@@ -139,9 +139,11 @@ class Client(asyncio.Protocol):
         # As cheap as a wait gets, on every poll's way: one future and one timer.
         late = loop.call_later(deadline, self._late, f"no reply to {asks[0].command} within {deadline:g} s")
         try:
-            return await self._round
+            answers = await self._round
         finally:
             late.cancel()
+        self._round, self._answers = None, []  # not to keep 10 KiB of each VM until it is asked again
+        return answers
 
     def _late(self, why: str) -> None:
         """Let go of who waits for the answers; they are due all the same."""

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -58,8 +58,7 @@ class Ready:
     """Negotiation has ended: commands may be sent, events come."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """The answer to the oldest in-band question that was still open: its value, or QEMU's error."""
 
     ask: Ask
@@ -74,8 +73,7 @@ class ProbeReply:
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """Something that QEMU says unasked.
 
     Attributes:

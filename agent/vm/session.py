@@ -70,7 +70,7 @@ class Session:
         self._ear = Ear(out, self._heard)
         self._behind = Behind(terms)
         self._schedule = Schedule()
-        self._wake = asyncio.Event()
+        self._idling: asyncio.Future[None] | None = None
         self._phase = 0.1 + 0.9 * random()  # noqa: S311 - spreads the polls of many VMs over the interval
         self._phased: set[str] = set()
         self._spread = 1.0
@@ -113,14 +113,14 @@ class Session:
         asks = {*row_of(event.name).asks, *self._wants(vm)}
         if asks:
             self._schedule.demand(asks, time.monotonic())
-            self._wake.set()
+            self._rouse()
 
     def resync(self) -> None:
         """Ask everything anew, each VM at its own moment within the polling interval."""
         if self._vm is not None:
             wait = self._phase * min(self._terms.intervals.poll, RESYNC_SECONDS)
             self._schedule.plan(_DISCOVER, time.monotonic() + wait)
-            self._wake.set()
+            self._rouse()
 
     # What we ask.
 
@@ -142,7 +142,7 @@ class Session:
         """
         self._vm = vm
         self._ear.begin(vm)
-        client.ended.add_done_callback(lambda _: self._wake.set())
+        client.ended.add_done_callback(lambda _: self._rouse())
         self._schedule.plan(_DISCOVER, time.monotonic())
         self._schedule.plan(THREADS, inf)
         with contextlib.closing(self._behind):
@@ -168,13 +168,18 @@ class Session:
             await self._obey(client, vm)
 
     async def _idle(self) -> None:
-        self._wake.clear()
-        at = self._go_on_by = self._schedule.next_at()
-        due = asyncio.get_running_loop().call_later(max(0.0, min(at - time.monotonic(), IDLE_SECONDS)), self._wake.set)
+        loop, at = asyncio.get_running_loop(), self._schedule.next_at()
+        self._go_on_by, self._idling = at, loop.create_future()
+        due = loop.call_later(max(0.0, min(at - time.monotonic(), IDLE_SECONDS)), self._rouse)
         try:
-            await self._wake.wait()
+            await self._idling
         finally:
             due.cancel()
+
+    def _rouse(self) -> None:
+        """Have `_idle` end, if that is where it is: something is due, or the connection has ended."""
+        if self._idling is not None and not self._idling.done():
+            self._idling.set_result(None)
 
     async def _discover(self, client: Link, vm: Vm) -> None:
         """Learn what the VM has, make the changes that the operator asked for, and have everything asked anew."""
@@ -194,7 +199,7 @@ class Session:
         for name, collector in list(self._collectors.items()):
             if collector.lacks(facts):
                 self._off(name)
-                self._out.collected(name, Outcome.UNSUPPORTED, 0.0)
+                self._out.collected(name, Outcome.UNSUPPORTED)
             else:
                 self._schedule.plan(name, now)
         self._schedule.plan(_DISCOVER, now + self._terms.intervals.resync * (0.9 + 0.2 * self._phase))
@@ -241,15 +246,16 @@ class Session:
             try:
                 answers = await self._ask(client, [ask for _, asks in batch for ask in asks])
             except (BusyError, StalledError) as error:
+                self._out.replied(self._terms.reply_seconds)
                 for collector, _ in batch:
-                    self._out.collected(collector.name, Outcome.LATE, self._terms.reply_seconds)
+                    self._out.collected(collector.name, Outcome.LATE)
                 await self._stalled(client, error)
                 self._schedule.plan(_DISCOVER, time.monotonic())  # much may have changed; what came late is stale
                 return
-            seconds = time.monotonic() - start
+            self._out.replied(time.monotonic() - start)
             for collector, asks in batch:
                 mine, answers = answers[: len(asks)], answers[len(asks) :]
-                self._take(vm, collector, mine, seconds, Poll((), time_ns, start))
+                self._take(vm, collector, mine, Poll((), time_ns, start))
 
     def _look(self, vm: Vm, names: Iterable[str]) -> None:
         """Ask the host's kernel what it knows, which takes some microseconds a file and needs no answer of QEMU's.
@@ -259,15 +265,14 @@ class Session:
         for collector in (self._collectors[name] for name in names if name in self._beside):
             time_ns, start = time.time_ns(), time.monotonic()
             if files := collector.files(self._facts):
-                answers = self._behind.answer(files)
-                self._take(vm, collector, answers, time.monotonic() - start, Poll((), time_ns, start))
+                self._take(vm, collector, self._behind.answer(files), Poll((), time_ns, start))
             else:
                 self._out.samples(vm, collector.families, (), time_ns)
 
-    def _take(self, vm: Vm, collector: Collector, answers: Sequence[Answer], seconds: float, poll: Poll) -> None:
-        """Make samples of answers that took so long, and plan to ask again."""
+    def _take(self, vm: Vm, collector: Collector, answers: Sequence[Answer], poll: Poll) -> None:
+        """Make samples of answers, and plan to ask again."""
         samples, outcome = self._collect(vm, collector, answers, poll)
-        self._out.collected(collector.name, outcome, seconds)
+        self._out.collected(collector.name, outcome)
         if outcome in (Outcome.OK, Outcome.CUT):
             self._out.samples(vm, collector.families, samples, poll.time_ns)
             for sample in samples:

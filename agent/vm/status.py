@@ -83,8 +83,11 @@ class Out(Protocol):
     def refused(self, address: str, reason: str) -> None:
         """Count a connection to us that was not let in."""
 
-    def collected(self, collector: str, outcome: Outcome, seconds: float) -> None:
-        """Take the outcome of one question and how long its answer took."""
+    def replied(self, seconds: float) -> None:
+        """Take how long QEMU took to answer what was asked in one write, or was waited for in vain."""
+
+    def collected(self, collector: str, outcome: Outcome) -> None:
+        """Take the outcome of one collector's questions."""
 
     def lost(self, vm: Vm, reason: str, events: int) -> None:
         """Take note of events that could not be kept."""

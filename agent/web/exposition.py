@@ -23,14 +23,14 @@ def render(snapshot: Snapshot) -> str:
 
 
 def pieces(snapshot: Snapshot) -> Iterator[str]:
-    """Return the text of all series in pieces, all of one instant however long it takes: what samples hold is never changed."""
+    """Return the text of all series in pieces, the figures all of one instant however long it takes: what samples hold is never changed."""
     views = [view for _, view in snapshot.views()]
     found = [
         (family, [(view, pair.now) for view in views if (pair := view.pairs.get(family.name)) is not None])
         for family in FAMILIES
     ]
-    own = [*_vm_series(views), *_monitors(snapshot)]
-    return chain(own, (text for family, held in found for text in _family(family, held)))
+    figures = (text for family, held in found for text in _family(family, held))
+    return chain(_vm_series(views), _monitors(snapshot), figures)
 
 
 def _family(family: Family, held: list[tuple[View, Subjects]]) -> Iterator[str]:

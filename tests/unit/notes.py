@@ -51,7 +51,10 @@ class Notes:
     def refused(self, address: str, reason: str) -> None:
         self._note("refused", (address, reason))
 
-    def collected(self, collector: str, outcome: Outcome, seconds: float) -> None:  # noqa: ARG002 - Out's own signature
+    def replied(self, seconds: float) -> None:
+        self._note("replied", seconds)
+
+    def collected(self, collector: str, outcome: Outcome) -> None:
         self._note("collected", (collector, outcome))
 
     def lost(self, vm: Vm, reason: str, events: int) -> None:

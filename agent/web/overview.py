@@ -112,7 +112,7 @@ class Onlook:
         for name, part in self._overview.rest().items():
             if self._rest.get(name) != (text := orjson.dumps(part)):
                 self._rest[name] = text
-                news[name] = part
+                news[name] = orjson.Fragment(text)
         if uuid in there and self._detail != self._seen[uuid]:
             self._detail = self._seen[uuid]
             news["detail"] = detail(*there[uuid])

@@ -93,4 +93,4 @@ async def _overview(request: web.Request, onlook: Onlook) -> web.StreamResponse:
 
 
 def _data(value: Mapping[str, object]) -> bytes:
-    return b"data: %b\n\n" % orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
+    return b"data: %b\n\n" % orjson.dumps(value)

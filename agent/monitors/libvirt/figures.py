@@ -53,7 +53,8 @@ class Figures:
             QmpError: as Calls does.
         """
         while True:
-            if words.complete(stats := await self._once(uuid, groups)):
+            stats = await self._once(uuid, groups)
+            if not stats.get(words.OCCUPIED):
                 return stats
             await asyncio.sleep(AGAIN_SECONDS)
 

@@ -105,39 +105,30 @@ _BLOCK: Mapping[str, str] = {
 _ENTRY = re.compile(r"block\.(\d+)\.(.+)")
 
 
-def entries(stats: Stats) -> list[dict[str, Any]]:
-    """Return the `block` statistics, a dict for each image: its `name` (the disk's target), `backingIndex`, `rd.reqs` and so on."""
-    found: dict[int, dict[str, Any]] = {}
+def _images(stats: Stats) -> dict[tuple[Any, int], dict[str, Any]]:
+    """Return the `block` statistics of each image (`rd.reqs` and so on), by the disk's target and libvirt's number of the image."""
+    found: dict[str, dict[str, Any]] = {}
     for key, value in stats.items():
         if match := _ENTRY.fullmatch(key):
-            found.setdefault(int(match[1]), {})[match[2]] = value
-    return [found[number] for number in sorted(found)]
+            found.setdefault(match[1], {})[match[2]] = value
+    return {(image.get("name"), image.get("backingIndex", -1)): image for image in found.values()}
 
 
 OCCUPIED = "agent.occupied"
-"""Our own addition to the statistics: whether somebody's command to the domain's QEMU was under way."""
+"""Our own addition to the statistics of a domain that was not asked: whether somebody's command to its QEMU was under way."""
 
 
 def asked(stats: Stats) -> bool:
     """Return whether libvirt has asked QEMU: where it could not without waiting, it names the disks but tells nothing of them."""
-    images = entries(stats)
+    images = _images(stats).values()
     return not images or any("rd.reqs" in image for image in images)
-
-
-def complete(stats: Stats) -> bool:
-    """Return whether that is all that there is to be told."""
-    return asked(stats) or not stats.get(OCCUPIED)
 
 
 def known(stats: Stats, having: Devices) -> bool:
     """Return whether the devices are those that the statistics are about: a snapshot, a mirror's pivot or a plug makes others."""
-    now = {disk.target: {layer.index for layer in disk.layers} for disk in having.disks.values()}
-    return all(image.get("backingIndex", -1) in now.get(image.get("name", ""), ()) for image in entries(stats))
-
-
-def _images(stats: Stats) -> dict[tuple[Any, int], dict[str, Any]]:
-    """Return the `block` statistics by the disk's target and libvirt's number of the image."""
-    return {(image.get("name"), image.get("backingIndex", -1)): image for image in entries(stats)}
+    return _images(stats).keys() <= {
+        (disk.target, layer.index) for disk in having.disks.values() for layer in disk.layers
+    }
 
 
 def blockstats(stats: Stats, having: Devices) -> list[dict[str, Any]]:

@@ -1,32 +1,21 @@
 """A real Prometheus that scrapes one target every second, and its tool that judges an exposition."""
 
-import contextlib
 import json
 import subprocess
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any
 
 import aiohttp
 
-from agent.demo.guest import until
 from agent.demo.images import LabMissing
-from tests.lab.machine import CURE, free_port, require
-
-_START_SECONDS: Final = 20.0
-_STOP_SECONDS: Final = 5.0
+from tests.lab.machine import CURE
+from tests.lab.server import Server, ServerError
 
 
-class PrometheusError(Exception):
-    """Prometheus did not start, or refused a query; the message has its own words."""
+class Prometheus(Server):
+    """A Prometheus of one target; it has scraped for the first time some six seconds after it has started."""
 
-
-class Prometheus:
-    """A Prometheus of one target; as an async context manager it runs from entering to leaving.
-
-    Attributes:
-        url: its web address, without a slash at the end.
-    """
+    program = "prometheus"
 
     def __init__(
         self,
@@ -41,17 +30,14 @@ class Prometheus:
         """Choose its port.
 
         Args:
-            folder: where its data, log and settings go; need not be there yet.
+            folder: where its data, log and settings go.
             target: what it scrapes, `host:port`.
             path: the path of the metrics there.
             rules: a file of recording and alerting rules, evaluated every second too.
             job: what its series are labelled with.
             alertmanager: whom it tells what fires, `host:port`.
         """
-        self.url = f"http://127.0.0.1:{free_port()}"
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log = folder / "log"
+        super().__init__(folder)
         self._settings = {  # JSON is YAML
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(rules.resolve())] if rules else [],
@@ -63,57 +49,17 @@ class Prometheus:
             ],
         }
 
-    async def start(self) -> None:
-        """Start it and wait until it is ready, which is some six seconds before it has scraped for the first time.
-
-        Raises:
-            PrometheusError: if it does not come to that.
-            LabMissing: if the machine has none.
-        """
-        require("prometheus", "prometheus")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        settings = self._folder / "prometheus.json"
+    async def arguments(self) -> list[str]:
+        """Write its settings and return its arguments, but for its address."""
+        settings = self.folder / "prometheus.json"
         settings.write_text(json.dumps(self._settings))
-        with self._log.open("wb") as log:
-            # Not asyncio's process: a Prometheus may outlive the event loop of one test.
-            self._process = process = subprocess.Popen(  # noqa: ASYNC220 - the fork takes no time
-                [
-                    *("setpriv", "--pdeathsig", "KILL", "prometheus", f"--config.file={settings}"),
-                    *(f"--storage.tsdb.path={self._folder / 'data'}", "--log.level=warn"),
-                    f"--web.listen-address={self.url.removeprefix('http://')}",
-                ],
-                stdout=log,
-                stderr=log,
-            )
-
-        async def settled() -> bool:
-            return process.poll() is not None or await self._ready()
-
-        try:
-            await until(settled, _START_SECONDS)
-        except BaseException:
-            await self.stop()
-            raise
-        if process.poll() is not None:
-            await self.stop()
-            raise PrometheusError(f"Prometheus did not start: {self._log.read_text()[-2000:]}")
-
-    async def stop(self) -> None:
-        """End it, killing it if it takes its time."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.terminate()
-            try:
-                await until(lambda: process.poll() is not None, _STOP_SECONDS)
-            except TimeoutError:
-                process.kill()
-                process.wait(_STOP_SECONDS)
+        return [f"--config.file={settings}", f"--storage.tsdb.path={self.folder / 'data'}"]
 
     async def query(self, expression: str) -> list[dict[str, Any]]:
         """Evaluate an expression now and return its series: `{"metric": labels, "value": [time, "text"]}` each.
 
         Raises:
-            PrometheusError: if the expression is wrong.
+            ServerError: if the expression is wrong.
         """
         result: list[dict[str, Any]] = (await self._get("query", query=expression))["result"]
         return result
@@ -123,15 +69,6 @@ class Prometheus:
         found: list[dict[str, Any]] = (await self._get("alerts"))["alerts"]
         return found
 
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()
-
     async def _get(self, name: str, **parameters: str) -> Any:
         async with (
             aiohttp.ClientSession() as session,
@@ -139,14 +76,8 @@ class Prometheus:
         ):
             answer = await response.json()
         if answer["status"] != "success":
-            raise PrometheusError(answer["error"])
+            raise ServerError(answer["error"])
         return answer["data"]
-
-    async def _ready(self) -> bool:
-        with contextlib.suppress(aiohttp.ClientConnectionError):
-            async with aiohttp.ClientSession() as session, session.get(f"{self.url}/-/ready") as response:
-                return response.status == 200
-        return False
 
 
 def promtool_check(text: str) -> list[str]:

@@ -3,8 +3,7 @@
 Asked as rarely as the layers are, and for the same reason: query-block looks at the storage too.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
 from agent.catalogue.metrics.block import BLOCK_DEVICE
 from agent.catalogue.model import Reader, Sample
@@ -16,12 +15,8 @@ _read = Reader(BLOCK_DEVICE)
 
 
 def _collect(answers: Answers) -> Iterable[Sample]:
-    return _samples(expect(answers[0], list))
-
-
-def _samples(disks: list[Any]) -> Iterator[Sample]:
     seen: set[str] = set()
-    for disk in disks:
+    for disk in expect(answers[0], list):
         name = stable_name(disk) if isinstance(disk, dict) else ""
         if name and name not in seen:
             seen.add(name)

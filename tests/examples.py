@@ -154,10 +154,8 @@ async def _operate(guest: Guest, agent: Agent) -> None:
 
 
 async def _fill(guest: Guest, agent: Agent) -> None:
-    written = max(
-        d["parent"]["stats"]["wr_highest_offset"] for d in await guest.command("query-blockstats") if "parent" in d
-    )
-    await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=written + (1 << 20))
+    threshold = await guest.highest() + (1 << 20)
+    await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=threshold)
     await agent.record("alert.write_threshold", vm=guest.uuid, state="firing", timeout=LONG)
 
 

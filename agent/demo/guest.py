@@ -198,6 +198,12 @@ class Guest:
         devices = await self.command("query-blockstats")
         return sum(device["stats"]["wr_operations"] for device in devices if "disk0" in device.get("qdev", ""))
 
+    async def highest(self) -> int:
+        """Return where the highest write to what `disk0` lies on ended, in bytes."""
+        devices = await self.command("query-blockstats")
+        disk = next(device for device in devices if "disk0" in device.get("qdev", ""))
+        return int(disk["parent"]["stats"]["wr_highest_offset"])
+
     def last_words(self, lines: int = 5) -> str:
         """Return the last lines that QEMU wrote to its standard output and error."""
         said = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
@@ -271,19 +277,23 @@ class Guest:
         return ["-kernel", os.fspath(image.kernel), "-initrd", os.fspath(image.initramfs), "-append", line, *console]
 
     async def _disk(self) -> list[str]:
-        """Return the arguments of `disk0`: a device on qcow2 node `disk0-format` on file node `disk0-storage`."""
-        image = self.folder / f"{self.name}-disk0.qcow2"
-        if not image.exists():
-            await _make_disk(image, self.options.disk_mib)
-        storage: dict[str, Any] = {"driver": "file", "filename": os.fspath(image)}
-        if self.options.faults:
-            storage = {"driver": "blkdebug", "image": storage, "inject-error": list(self.options.faults)}
+        """Return the arguments of `disk0`: a device on qcow2 node `disk0-format` on node `disk0-storage`."""
+        storage = {**await self._storage(), "node-name": "disk0-storage"}
         node = {"driver": "qcow2", "node-name": "disk0-format", "file": "disk0-storage"}
         device = ",".join(filter(None, ["virtio-blk-pci,id=disk0,drive=disk0-format", self.options.disk_options]))
         return [
-            *("-blockdev", json.dumps(storage | {"node-name": "disk0-storage"})),
+            *("-blockdev", json.dumps(storage)),
             *("-blockdev", json.dumps(node), "-device", device),
         ]
+
+    async def _storage(self) -> Mapping[str, Any]:
+        """Return what `disk0` lies on, as QEMU's block drivers take it: a file, made where it is not there yet."""
+        image = self.folder / f"{self.name}-disk0.qcow2"
+        if not image.exists():
+            await _make_disk(image, self.options.disk_mib)
+        file = {"driver": "file", "filename": os.fspath(image)}
+        faults = list(self.options.faults)
+        return {"driver": "blkdebug", "image": file, "inject-error": faults} if faults else file
 
 
 async def until(

@@ -165,7 +165,7 @@ async def _story(web: Guest, db: Guest) -> None:
     """Make things happen: a threshold crossed, a guest paused and resumed, a balloon inflated and let out; again and again."""
     await db.booted()
     for turn in itertools.count():
-        offset = await _storage_offset(db)
+        offset = await db.highest()
         _say(f"a write threshold is set 1 MiB above where {db.name} writes now; it is about to be crossed")
         await db.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=offset + (1 << 20))
         await db.event("BLOCK_WRITE_THRESHOLD", 30.0)
@@ -182,11 +182,3 @@ async def _story(web: Guest, db: Guest) -> None:
         _say(f"{web.name}'s balloon gives them back")
         await web.command("balloon", value=MEMORY_MIB << 20)
         await asyncio.sleep(10.0)
-
-
-async def _storage_offset(guest: Guest) -> int:
-    """Return where the highest write to the guest's disk file ended, in bytes."""
-    disks = await guest.command("query-blockstats")
-    disk = next(disk for disk in disks if "disk0" in disk.get("qdev", ""))
-    offset: int = disk["parent"]["stats"]["wr_highest_offset"]
-    return offset

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -100,16 +99,8 @@ class ThinGuest(Guest):
 
     options: ThinOptions
 
-    async def _disk(self) -> list[str]:
-        storage = self.options.storage
-        if storage is None:
-            return await super()._disk()
-        node = {"driver": "qcow2", "node-name": "disk0-format", "file": "disk0-storage"}
-        device = ",".join(filter(None, ["virtio-blk-pci,id=disk0,drive=disk0-format", self.options.disk_options]))
-        return [
-            *("-blockdev", json.dumps({**storage, "node-name": "disk0-storage"})),
-            *("-blockdev", json.dumps(node), "-device", device),
-        ]
+    async def _storage(self) -> Mapping[str, Any]:
+        return await super()._storage() if self.options.storage is None else self.options.storage
 
     async def nodes(self) -> dict[str, Data]:
         """Return QEMU's block nodes by name."""
@@ -118,13 +109,6 @@ class ThinGuest(Guest):
     async def slot(self, node: str = "disk0-storage") -> int:
         """Return a node's write threshold."""
         return int((await self.nodes())[node]["write_threshold"])
-
-    async def highest(self, device: str = "disk0") -> int:
-        """Return where the highest write to the storage ended."""
-        for disk in await self.command("query-blockstats"):
-            if device in disk.get("qdev", ""):
-                return int(disk["parent"]["stats"]["wr_highest_offset"])
-        raise AssertionError(f"no {device}")
 
 
 def started(folder: Path, name: str = "vm1", *, identity: str | None = None, **options: Any) -> ThinGuest:

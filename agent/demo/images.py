@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Final
@@ -41,6 +42,26 @@ class LinuxImage:
 def cache_folder() -> Path:
     """Return where what is built or fetched once for this user is kept; the folder need not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmp-agent"
+
+
+def kept(folder: Path, build: Callable[[Path], None]) -> Path:
+    """Return a folder, built on the first call. Safe to be called at the same time by several processes: none sees half of it.
+
+    Args:
+        folder: where it is to be.
+        build: makes it as `built` in a folder that it is given, which is gone afterwards.
+    """
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+            build(Path(scratch))
+            try:
+                Path(scratch, "built").rename(folder)
+            except OSError:
+                if not folder.exists():
+                    raise
+                # Somebody else was quicker: theirs is as good as ours.
+    return folder
 
 
 # --- The boot-sector guest ---------------------------------------------------------------------------------------
@@ -140,8 +161,7 @@ done
 def linux_image(cache: Path | None = None) -> LinuxImage:
     """Return the Linux guest, built from Debian's packages on the first call, which takes some seconds.
 
-    Needs Debian's package lists, `dpkg-deb`, `cpio` and a static busybox; needs no root and installs nothing. Safe to
-    be called at the same time by several processes: none sees what another has half built. Blocks.
+    Needs Debian's package lists, `dpkg-deb`, `cpio` and a static busybox; needs no root and installs nothing. Blocks.
 
     Args:
         cache: where the result is kept, by default this user's cache; one small folder, about 20 MB.
@@ -149,28 +169,16 @@ def linux_image(cache: Path | None = None) -> LinuxImage:
     Raises:
         LabMissing: if one of these things is not there.
     """
-    cache = cache or cache_folder()
     # The name tells the recipe, not the kernel's version: no package list need be read to find what is there already.
     recipe = hashlib.sha256(_INIT.encode()).hexdigest()[:12]
-    folder = cache / f"linux-guest-{recipe}"
-    if not folder.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".linux-guest-") as scratch:
-            built = Path(scratch, "built")
-            built.mkdir()
-            _build_linux(Path(scratch), built)
-            try:
-                built.rename(folder)
-            except OSError:
-                if not folder.exists():
-                    raise
-                # Somebody else was quicker: theirs is as good as ours.
+    folder = kept((cache or cache_folder()) / f"linux-guest-{recipe}", _build_linux)
     return LinuxImage(kernel=folder / "vmlinuz", initramfs=folder / "initramfs")
 
 
-def _build_linux(scratch: Path, built: Path) -> None:
+def _build_linux(scratch: Path) -> None:
     busybox = _static_busybox()
-    root = scratch / "root"
+    root, built = scratch / "root", scratch / "built"
+    built.mkdir()
     for name in ("bin", "dev", "modules", "proc", "sys"):
         (root / name).mkdir(parents=True)
     shutil.copy(busybox, root / "bin" / "busybox")
@@ -182,19 +190,19 @@ def _build_linux(scratch: Path, built: Path) -> None:
         (root / "modules" / f"{name}.ko").write_bytes(content)
     (root / "modules" / "order").write_text("\n".join(modules))
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
-    archive = _run("cpio", "-o", "-H", "newc", "-R", "0:0", "--quiet", cwd=root, stdin="\n".join(names).encode())
+    archive = output("cpio", "-o", "-H", "newc", "-R", "0:0", "--quiet", cwd=root, stdin="\n".join(names).encode())
     (built / "initramfs").write_bytes(archive)
 
 
 def _download_kernel(folder: Path) -> Path:
     """Fetch the package of the kernel which Debian's meta-package stands for; needs no root."""
     cure = "run 'apt-get update' as root; the machine must be a Debian for amd64 and reach its package mirror"
-    described = _run("apt-cache", "show", "--no-all-versions", _KERNEL_PACKAGE, cure=cure).decode()
+    described = output("apt-cache", "show", "--no-all-versions", _KERNEL_PACKAGE, cure=cure).decode()
     found = re.search(r"^Depends:.*?\b(linux-image-[\w.+~-]+)(?: \(= ([^)]+)\))?", described, re.MULTILINE)
     if found is None:
         raise LabMissing(f"the package lists do not know {_KERNEL_PACKAGE}: {cure}")
     name, version = found.groups()
-    _run("apt-get", "-q", "download", f"{name}={version}" if version else name, cwd=folder, cure=cure)
+    output("apt-get", "-q", "download", f"{name}={version}" if version else name, cwd=folder, cure=cure)
     return next(folder.glob("linux-image-*.deb"))
 
 
@@ -204,7 +212,7 @@ def _kernel_files(package: Path) -> tuple[bytes, dict[str, bytes]]:
     Which module needs which differs from kernel to kernel, so the modules themselves are asked; one that is not in
     the package is built into the kernel.
     """
-    with tarfile.open(fileobj=io.BytesIO(_run("dpkg-deb", "--fsys-tarfile", str(package)))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(output("dpkg-deb", "--fsys-tarfile", str(package)))) as archive:
         members = {PurePath(member.name).name: member for member in archive if member.isfile()}
 
         def read(name: str) -> bytes:
@@ -238,8 +246,8 @@ def _static_busybox() -> Path:
     return Path(found)
 
 
-def _run(*command: str, cwd: Path | None = None, stdin: bytes = b"", cure: str | None = None) -> bytes:
-    """Run one of the programs that the guest is built with and return its output.
+def output(*command: str, cwd: Path | None = None, stdin: bytes = b"", cure: str | None = None) -> bytes:
+    """Run one of the programs that something is built with and return its output.
 
     Raises:
         LabMissing: if it is not there or fails.

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from agent.demo.images import LabMissing, cache_folder
+from agent.demo.images import LabMissing, cache_folder, kept
 from tests.lab.machine import require
 
 POM: Final = Path(__file__).parent / "kafka" / "pom.xml"
@@ -24,7 +24,7 @@ _DUMP_SECONDS: Final = 60
 def kafka_home() -> Path:
     """Return the folder with Kafka's jars, fetched from Maven Central on the first call, which takes some seconds.
 
-    Safe to be called at the same time by several processes. Blocks.
+    Blocks.
 
     Raises:
         LabMissing: if Java or Maven is not there, or Maven cannot fetch the jars.
@@ -33,18 +33,7 @@ def kafka_home() -> Path:
     require("setpriv", "util-linux")
     version = re.search(r"<artifactId>kafka_[^<]*</artifactId>\s*<version>([^<]+)", POM.read_text())
     assert version is not None, f"{POM} names no version of Kafka"
-    home = cache_folder() / f"kafka-{version[1]}"
-    if not home.exists():
-        home.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=home.parent, prefix=".kafka-") as scratch:
-            _fetch(Path(scratch, "jars"))
-            try:
-                Path(scratch, "jars").rename(home)
-            except OSError:
-                if not home.exists():
-                    raise
-                # Somebody else was quicker: theirs are the same.
-    return home
+    return kept(cache_folder() / f"kafka-{version[1]}", _fetch)
 
 
 def java_command(home: Path) -> list[str]:
@@ -97,8 +86,9 @@ def _archive(home: Path) -> Path:
     return home / f"classes-{build}.jsa"
 
 
-def _fetch(folder: Path) -> None:
+def _fetch(scratch: Path) -> None:
     require("mvn", "Maven")
+    folder = scratch / "built"
     command = ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={folder}"]
     try:
         subprocess.run([*command, "-DincludeScope=runtime"], check=True, capture_output=True, text=True)

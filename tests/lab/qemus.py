@@ -6,16 +6,13 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
-from agent.demo.images import LabMissing, cache_folder
+from agent.demo.images import LabMissing, cache_folder, kept, output
 from tests.lab.machine import CURE
 
 PROGRAM: Final = "qemu-system-x86_64"
@@ -68,32 +65,24 @@ def qemu_of(release: str = "") -> Qemu:
 def fetch(release: str) -> None:
     """Have a release's QEMU where `qemu_of` looks, which takes a minute and 42 MB to load.
 
-    Needs a Debian for amd64; needs no root and installs nothing. Safe to be called at the same time by several processes. Blocks.
+    Needs a Debian for amd64; needs no root and installs nothing. Blocks.
 
     Raises:
         LabMissing: it cannot be had, and why.
     """
-    home = cache_folder() / f"qemu-{release}"
-    if home.exists():
-        return
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home.parent, prefix=".qemu-") as scratch:
-        built = Path(scratch, "built")
-        _unpack(release, Path(scratch))
-        launcher = built / PROGRAM
-        launcher.write_text(_LAUNCHER)
-        launcher.chmod(0o755)
-        _look(str(launcher))
-        try:
-            built.rename(home)
-        except OSError:
-            if not home.exists():
-                raise
-            # Somebody else was quicker: theirs is as good as ours.
+    kept(cache_folder() / f"qemu-{release}", partial(_build, release))
+
+
+def _build(release: str, scratch: Path) -> None:
+    _unpack(release, scratch)
+    launcher = scratch / "built" / PROGRAM
+    launcher.write_text(_LAUNCHER)
+    launcher.chmod(0o755)
+    _look(str(launcher))
 
 
 def _look(binary: str) -> Qemu:
-    said = re.match(r"QEMU emulator version (\d+)\.(\d+)\.(\d+)", _run((binary, "--version")))
+    said = re.match(r"QEMU emulator version (\d+)\.(\d+)\.(\d+)", output(binary, "--version").decode())
     if said is None:
         raise LabMissing(f"{binary} does not tell its version")
     major, minor, micro = map(int, said.groups())
@@ -118,47 +107,22 @@ def _unpack(release: str, scratch: Path) -> None:
     settings = [f"{name}={scratch / place}" for name, place in places.items()]
     settings += ["APT::Sandbox::User=", "APT::Update::Error-Mode=any", "Acquire::Languages=none"]
     apt = ("apt-get", "-qq", *(word for setting in settings for word in ("-o", setting)))
-    _run((*apt, "update"))
+    output(*apt, "update")
     wanted = ("--no-install-recommends", "--download-only", "-y", "qemu-system-x86")
-    _run((*apt, "install", *wanted))
+    output(*apt, "install", *wanted)
     for package in sorted(Path(scratch, "cache/archives").glob("*.deb")):
-        _run(("dpkg-deb", "-x", os.fspath(package), os.fspath(scratch / "built/root")))
+        output("dpkg-deb", "-x", os.fspath(package), os.fspath(scratch / "built/root"))
     for unused in ("usr/share/doc", "usr/share/man", "usr/share/locale"):
         shutil.rmtree(scratch / "built/root" / unused, ignore_errors=True)
 
 
 def _mirror() -> str:
     """Return where this machine has its Debian from."""
-    found = _run(
-        (
-            "apt-get",
-            "indextargets",
-            "--format",
-            "$(REPO_URI)",
-            "Created-By: Packages",
-            "Origin: Debian",
-            "Label: Debian",
-        )
-    )
+    wanted = ("Created-By: Packages", "Origin: Debian", "Label: Debian")
+    found = output("apt-get", "indextargets", "--format", "$(REPO_URI)", *wanted).decode()
     if not found:
         raise LabMissing("apt knows of no Debian: run 'apt-get update' as root")
     return found.split()[0]
-
-
-def _run(command: Sequence[str]) -> str:
-    """Run a program and return what it says.
-
-    Raises:
-        LabMissing: it is not there, or fails.
-    """
-    try:
-        done = subprocess.run(command, env={**os.environ, "LC_ALL": "C"}, capture_output=True, check=True, text=True)
-    except FileNotFoundError as error:
-        raise LabMissing(f"there is no {command[0]}") from error
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
-        raise LabMissing(f"{command[0]} {command[-1]} failed: {said[0]}") from error
-    return done.stdout
 
 
 if __name__ == "__main__":

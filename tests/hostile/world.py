@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from agent.demo.guest import until
 from agent.schema import record_schema
+from tests.bench.process import resident_bytes
 from tests.lab.fake import FakeQemu
 from tests.system.agent import COMMAND, Agent, Series
 from tests.system.records import check, validator
@@ -30,10 +31,7 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069
 def memory(agent: Agent) -> int:
     """Return the bytes of memory that the agent holds."""
     assert agent.process is not None
-    status = Path("/proc", str(agent.process.pid), "status").read_text()
-    found = re.search(r"VmRSS:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) * 1024
+    return resident_bytes(agent.process.pid)
 
 
 class World:

@@ -2,20 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 from cloudevents.core.base import BaseCloudEvent
 from cloudevents.core.formats.json import JSONFormat
-from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema import Draft202012Validator
 
-FORMATS = FormatChecker()
-
-
-@FORMATS.checks("date-time", ValueError)
-def is_instant(value: object) -> bool:
-    """Say whether it is an RFC 3339 instant with its zone, which jsonschema itself does not look at without further packages."""
-    return not isinstance(value, str) or datetime.fromisoformat(value).tzinfo is not None
+from tests.unit.valid import FORMATS
 
 
 def validator(schema: Any) -> Draft202012Validator:

@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 from agent.schema import record_schema
 
 FORMATS = FormatChecker()
+"""What jsonschema itself does not look at without further packages."""
 _URI_REFERENCE = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-F]{2})+")  # RFC 3986's characters
 _DATE_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")  # RFC 3339, in UTC as ours are
 

@@ -1,7 +1,7 @@
 """The agent's metrics of itself, `qmp_agent_*`, by prometheus_client."""
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -98,64 +98,35 @@ class SelfMetrics:
         self.registry.register(self._delivery)
         ProcessCollector(namespace="qmp_agent", registry=self.registry)
         PlatformCollector(registry=self.registry)
-        build = Gauge("qmp_agent_build_info", "The agent's version.", ["version"], registry=self.registry)
-        build.labels(__version__).set(1)
-        self.monitors = Gauge(
-            "qmp_agent_monitors", "Monitors by the state of the session with them.", ["state"], registry=self.registry
-        )
-        questions = Counter(
-            "qmp_agent_questions",
-            "Collectors' questions to VMs, by outcome.",
-            ["collector", "outcome"],
-            registry=self.registry,
-        )
+        gauge, counter = partial(Gauge, registry=self.registry), partial(Counter, registry=self.registry)
+        gauge("qmp_agent_build_info", "The agent's version.", ["version"]).labels(__version__).set(1)
+        self.monitors = gauge("qmp_agent_monitors", "Monitors by the state of the session with them.", ["state"])
         self.reply = Histogram(
             "qmp_agent_reply_seconds",
             "How long VMs took to answer all that was asked in one write.",
             buckets=_REPLY_BUCKETS,
             registry=self.registry,
         )
-        records = Counter("qmp_agent_records", "Records made, by kind.", ["kind"], registry=self.registry)
+        text = "Collectors' questions to VMs, by outcome."
+        questions = counter("qmp_agent_questions", text, ["collector", "outcome"])
+        records = counter("qmp_agent_records", "Records made, by kind.", ["kind"])
         # What every poll counts, found at once: `labels` takes a lock and makes texts of its labels each time.
         self.question: Callable[[str, str], Counter] = cache(questions.labels)
         self.record: Callable[[str], Counter] = cache(records.labels)
-        self.dropped = Counter(
-            "qmp_agent_events_lost",
-            "Events that were lost before they were records, by reason.",
-            ["reason"],
-            registry=self.registry,
-        )
-        self.alerts = Gauge(
-            "qemu_alert_firing",
-            "1 for each alert that fires.",
-            ["vm_uuid", "vm", "alert", "device", "level", "severity"],
-            registry=self.registry,
-        )
-        self.refused = Counter(
-            "qmp_agent_connections_refused",
-            "Connections to a `listen` address that were not let in, by reason: user, limit, process.",
-            ["address", "reason"],
-            registry=self.registry,
-        )
-        self.scrape_seconds = Gauge(
-            "qmp_agent_scrape_seconds", "How long making the last scrape took.", registry=self.registry
-        )
-        self.reloaded = Gauge(
-            "qmp_agent_config_last_reload_successful",
-            "Whether the config was taken when it was read last; 0: the one before it stays.",
-            registry=self.registry,
-        )
-        self.reloaded_at = Gauge(
-            "qmp_agent_config_last_reload_success_timestamp_seconds",
-            "When a config was taken last.",
-            registry=self.registry,
-        )
-        self.tasks = Gauge("qmp_agent_tasks", "Tasks of the event loop: some for each monitor.", registry=self.registry)
-        self.left_out = Gauge(
-            "qmp_agent_subjects_left_out",
-            "Disks and the like that have no series, because their VM has too many.",
-            registry=self.registry,
-        )
+        text = "Events that were lost before they were records, by reason."
+        self.dropped = counter("qmp_agent_events_lost", text, ["reason"])
+        labels = ["vm_uuid", "vm", "alert", "device", "level", "severity"]
+        self.alerts = gauge("qemu_alert_firing", "1 for each alert that fires.", labels)
+        text = "Connections to a `listen` address that were not let in, by reason: user, limit, process."
+        self.refused = counter("qmp_agent_connections_refused", text, ["address", "reason"])
+        self.scrape_seconds = gauge("qmp_agent_scrape_seconds", "How long making the last scrape took.")
+        text = "Whether the config was taken when it was read last; 0: the one before it stays."
+        self.reloaded = gauge("qmp_agent_config_last_reload_successful", text)
+        text = "When a config was taken last."
+        self.reloaded_at = gauge("qmp_agent_config_last_reload_success_timestamp_seconds", text)
+        self.tasks = gauge("qmp_agent_tasks", "Tasks of the event loop: some for each monitor.")
+        text = "Disks and the like that have no series, because their VM has too many."
+        self.left_out = gauge("qmp_agent_subjects_left_out", text)
 
     def events_lost(self) -> dict[str, float]:
         """Return how many events were lost before they were records, by reason."""

@@ -1,10 +1,16 @@
 """When to ask a VM what: by timer where nothing else tells, at once where an event says that an answer changed. Pure: time is given."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from math import inf
+from typing import TypeVar
+
+from agent.qmp.commands import Ask
 
 SLACK_SECONDS = 0.05
 """Questions due this close together go out in one write: QEMU pays for each wake-up too."""
+
+MAX_ASKS = 7
+"""Questions in one write. QEMU reads no further, probes included, while eight in-band requests wait (monitor/qmp.c, 4.0 to 11.1)."""
 
 SPACING_SECONDS = 0.25
 """A storm of events asks for one thing at most this often."""
@@ -43,3 +49,18 @@ class Schedule:
             self._due[name] = inf
             self._asked[name] = now
         return due
+
+
+Who = TypeVar("Who")
+Rounds = list[tuple[Who, Sequence[Ask]]]
+"""Who asks, and what."""
+
+
+def split(rounds: Rounds[Who]) -> tuple[Rounds[Who], Rounds[Who]]:
+    """Cut off as many as go into one write; return them and the others."""
+    count = 0
+    for index, (_, asks) in enumerate(rounds):
+        count += len(asks)
+        if index and count > MAX_ASKS:
+            return rounds[:index], rounds[index:]
+    return rounds, []

@@ -26,7 +26,7 @@ from agent.vm import identity
 from agent.vm.behind import Behind
 from agent.vm.ear import Ear
 from agent.vm.passage import Passage
-from agent.vm.schedule import Schedule
+from agent.vm.schedule import Schedule, split
 from agent.vm.status import Out, Outcome, State, Terms
 
 _log = logging.getLogger(__name__)
@@ -39,9 +39,6 @@ IDLE_SECONDS = 86400.0
 
 MAX_SAMPLES = 4096
 """Samples that are taken of one answer. Making records of the million that fit into one message would hold up all other VMs."""
-
-MAX_ASKS = 7
-"""Questions in one write. QEMU reads no further, probes included, while eight in-band requests wait (monitor/qmp.c, 4.0 to 11.1)."""
 
 RESYNC_SECONDS = 10.0
 """The longest wait for a resync that is wanted."""
@@ -241,7 +238,7 @@ class Session:
         if not self._facts.hears:  # one that visits, maybe: not always when somebody else does, who comes as often
             self._spread = 0.9 + 0.2 * random()  # noqa: S311 - as above
         while rounds:
-            batch, rounds = _split(rounds)
+            batch, rounds = split(rounds)
             time_ns, start = time.time_ns(), time.monotonic()
             try:
                 answers = await self._ask(client, [ask for _, asks in batch for ask in asks])
@@ -391,15 +388,3 @@ class Session:
 
 _MAIN_LOOP = "QEMU's monitor thread answers but its main loop does not: it hangs, on storage most often"
 _PROCESS = "no thread of QEMU answers: the process is stopped or starved"
-
-
-def _split(
-    rounds: list[tuple[Collector, Sequence[Ask]]],
-) -> tuple[list[tuple[Collector, Sequence[Ask]]], list[tuple[Collector, Sequence[Ask]]]]:
-    """Cut off as many as go into one write."""
-    count = 0
-    for index, (_, asks) in enumerate(rounds):
-        count += len(asks)
-        if index and count > MAX_ASKS:
-            return rounds[:index], rounds[index:]
-    return rounds, []

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from agent.collectors import EVERYTHING, Collector
 from agent.config import Config
+from agent.config_types import expand
 from agent.delivery.jsonl import JsonLines
-from agent.delivery.kafka_access import expand
 from agent.delivery.sink import SinkError
 from agent.journal_tool import set_aside
 from agent.monitors import Dial, Listen, Monitor, Way
@@ -164,8 +164,10 @@ async def _endpoint(config: Config) -> tuple[bool, str]:
     listen, path = config.prometheus.listen, config.prometheus.web_config
     try:
         door = await asyncio.to_thread(Door.read, expand(path) if path is not None else None)
-    except (EndpointError, ValueError) as error:
+    except EndpointError as error:
         return False, str(error)
+    except OSError as error:
+        return False, error.strerror or str(error)
     if door.config.asks_who:
         return True, f"{listen} asks who reads, as {path} says"
     if is_loopback(listen):

@@ -20,10 +20,11 @@ from agent import __version__, journal_tool, logs, schema
 from agent.app import run
 from agent.capture import CaptureError
 from agent.check import check
-from agent.config import AlertmanagerConfig, Config, DialConfig, PrometheusConfig
+from agent.config import AlertmanagerConfig, Config, PrometheusConfig
 from agent.config_file import DEFAULT_PATH, ConfigError, load
-from agent.delivery.kafka_access import expand
+from agent.config_types import expand
 from agent.journal_tool import JournalToolError
+from agent.monitors import DialConfig
 from agent.record import Severity
 from agent.tail import TailError, Wanted, tail
 from agent.terms import StartError
@@ -266,7 +267,7 @@ def _listening(path: Path | None) -> str:
     to = config.prometheus if config is not None else PrometheusConfig()
     scheme = "http"
     if to.web_config is not None:
-        with contextlib.suppress(EndpointError, ValueError):  # it may be readable by the agent alone
+        with contextlib.suppress(EndpointError, OSError):  # it may be readable by the agent alone
             scheme = "https" if Door.read(expand(to.web_config)).tls is not None else "http"
     host, _, port = to.listen.rpartition(":")
     return f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104 - compared, not bound

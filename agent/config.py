@@ -3,131 +3,43 @@
 The help of a key is its `description`: config/agent.yaml, agent.schema.json and `qmp-agent check` all speak from here.
 """
 
+import operator
 import os
 import socket
+from functools import reduce
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    StringConstraints,
-    Tag,
-    model_validator,
-)
+from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
 from agent.alerts.guard import Mode
-from agent.config_types import (
-    Address,
-    DialAddress,
-    Folder,
-    Id,
-    Label,
-    LevelText,
-    LibvirtUri,
-    Positive,
-    Secret,
-    Topic,
-    XmlPath,
-)
+from agent.config_types import Address, LevelText, Positive, Secret, Section, Topic
+from agent.host.libvirt import LabelsConfig
+from agent.monitors import ENTRIES, WayConfig
 from agent.units import Bytes, Seconds
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, use_attribute_docstrings=True)
-
-
-class DialConfig(_Section):
-    """Monitors that the agent connects to."""
-
-    dial: DialAddress
-    """A Unix socket, a pattern of them, or tcp:host:port. One QMP socket serves one client: `qmp-agent doctor` says which are free."""
-
-
-class BurstConfig(_Section):
-    """Monitors that somebody else needs back, such as Proxmox's: the agent is connected only while it asks, and hears no events."""
-
-    burst: DialAddress
-    """A Unix socket, a pattern of them, or tcp:host:port."""
-    hold: Annotated[Seconds, Field(ge=0.05, le=10)] = 0.5
-    """How long a visit may wait for the greeting, and how long for the answers; it leaves then, whatever QEMU does."""
-    hotplug: Folder | None = None
-    """A folder for sockets of the agent's own, which QEMU 11.1 and newer is asked to add: a change, and nothing else is changed then."""
-
-
-class LibvirtConfig(_Section):
-    """The domains of a libvirtd."""
-
-    libvirt: LibvirtUri
-    """libvirt's name of it, such as qemu:///system. It takes qmp-agent[libvirt]; see docs/monitors.md for permissions."""
-    read_only: bool = False
-    """Connect only to read: then there are no events from QEMU and no thresholds. Where nothing else is allowed, it is so in any case."""
-    passthrough: bool = False
-    """Ask QEMU itself, through libvirt. libvirt marks a domain as tainted for that; as allow.libvirt_passthrough, for this one."""
-
-
-class ListenTlsConfig(_Section):
-    """TLS on a TCP address; nobody is let in without a certificate."""
-
-    ca: Secret
-    """Certificates of the authorities whose clients are let in."""
-    certificate: Secret
-    """The agent's own certificate."""
-    key: Secret | None = None
-    """The key of that certificate, where it is not in the same file."""
-
-
-class ListenConfig(_Section):
-    """An address that QEMU connects to."""
-
-    listen: DialAddress
-    """A Unix socket that the agent makes, or tcp:host:port, which needs `tls`. See docs/monitors.md for QEMU's side."""
-    users: list[Id] | None = None
-    """Users whose processes are let in on a Unix socket; by default root, the agent's own, libvirt-qemu and qemu."""
-    groups: list[Id] = []
-    """Groups whose members' processes are let in too."""
-    connections: Annotated[int, Field(ge=1, le=100_000)] = 2048
-    """How many connections there may be at once."""
-    tls: ListenTlsConfig | None = None
-    """TLS with client certificates, for TCP."""
-
-    @model_validator(mode="after")
-    def _tls_where_it_belongs(self) -> "ListenConfig":
-        if self.listen.startswith("tcp:") != (self.tls is not None):
-            raise ValueError("tcp needs tls, with certificates on both sides, and a Unix socket has none")
-        return self
-
 
 WAY = "way:"
 """How the names of the kinds of entries begin, by which pydantic tells them apart."""
 
-WAYS = {
-    f"{WAY}dial": DialConfig,
-    f"{WAY}burst": BurstConfig,
-    f"{WAY}libvirt": LibvirtConfig,
-    f"{WAY}listen": ListenConfig,
-}
+WAYS = {f"{WAY}{kind.key()}": kind for kind in ENTRIES}
 """The kinds of entries, each by the key that says it."""
 
 
 def _way(entry: object) -> str:
     """Return which kind of entry one is, by the keys that it has; one that has none is taken for the simplest."""
     given = entry if isinstance(entry, dict) else getattr(entry, "__dict__", {})
-    return next((way for way in WAYS if way.removeprefix(WAY) in given), f"{WAY}dial")
+    return next((way for way in WAYS if way.removeprefix(WAY) in given), next(iter(WAYS)))
 
 
-MonitorConfig = Annotated[
-    Annotated[DialConfig, Tag(f"{WAY}dial")]
-    | Annotated[BurstConfig, Tag(f"{WAY}burst")]
-    | Annotated[LibvirtConfig, Tag(f"{WAY}libvirt")]
-    | Annotated[ListenConfig, Tag(f"{WAY}listen")],
-    Discriminator(_way),
-]
+if TYPE_CHECKING:
+    MonitorConfig = WayConfig
+else:
+    MonitorConfig = Annotated[
+        reduce(operator.or_, (Annotated[kind, Tag(way)] for way, kind in WAYS.items())), Discriminator(_way)
+    ]
 
 
-class RouteConfig(_Section):
+class RouteConfig(Section):
     """A topic for some types of records."""
 
     type: Annotated[str, StringConstraints(pattern=r"^qemu\.[a-z_.]*$")]
@@ -136,7 +48,7 @@ class RouteConfig(_Section):
     """Where they go."""
 
 
-class KafkaTopicsConfig(_Section):
+class KafkaTopicsConfig(Section):
     """Where each kind of record goes."""
 
     events: Topic = "qemu.events"
@@ -149,7 +61,7 @@ class KafkaTopicsConfig(_Section):
     """Types with a topic of their own; the first that fits wins."""
 
 
-class KafkaCreateConfig(_Section):
+class KafkaCreateConfig(Section):
     """How topics that are missing are made."""
 
     partitions: Annotated[int, Field(ge=1, le=100_000)] = 12
@@ -158,7 +70,7 @@ class KafkaCreateConfig(_Section):
     """Replicas of each; -1 is as the brokers have it."""
 
 
-class TlsConfig(_Section):
+class TlsConfig(Section):
     """TLS to the brokers."""
 
     ca: Secret | None = None
@@ -169,7 +81,7 @@ class TlsConfig(_Section):
     """The key of that certificate, where it is not in the same file."""
 
 
-class SaslConfig(_Section):
+class SaslConfig(Section):
     """Who the agent is to the brokers."""
 
     mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
@@ -180,7 +92,7 @@ class SaslConfig(_Section):
     """A file whose first line is the password; read each time the agent connects."""
 
 
-class KafkaConfig(_Section):
+class KafkaConfig(Section):
     """Apache Kafka, or what speaks its protocol."""
 
     servers: Annotated[list[Address], Field(min_length=1)]
@@ -203,7 +115,7 @@ class KafkaConfig(_Section):
     """How long a broker may take to answer one request."""
 
 
-class JsonLinesConfig(_Section):
+class JsonLinesConfig(Section):
     """Records as JSON lines, where there is no Kafka."""
 
     file: Path | None = None
@@ -214,7 +126,7 @@ class JsonLinesConfig(_Section):
     """How many files put aside are kept."""
 
 
-class JournalConfig(_Section):
+class JournalConfig(Section):
     """Records on disk until Kafka has them: events and alerts always, samples only what memory cannot hold."""
 
     folder: Path = Field(default_factory=lambda: Path(os.environ.get("STATE_DIRECTORY") or "/var/lib/qmp-agent"))
@@ -227,7 +139,7 @@ class JournalConfig(_Section):
     """The same for samples."""
 
 
-class PrometheusConfig(_Section):
+class PrometheusConfig(Section):
     """The HTTP endpoint: /metrics, /healthz, /readyz and the page."""
 
     listen: Address = "127.0.0.1:9179"
@@ -236,7 +148,7 @@ class PrometheusConfig(_Section):
     """TLS, client certificates, users and their passwords: a web configuration file as Prometheus' own exporters have it."""
 
 
-class IntervalsConfig(_Section):
+class IntervalsConfig(Section):
     """How often to ask what no event tells."""
 
     poll: Annotated[Seconds, Field(ge=0.1)] = 10.0
@@ -251,7 +163,7 @@ class IntervalsConfig(_Section):
     """Everything, to mend what a lost event left wrong."""
 
 
-class TimeoutsConfig(_Section):
+class TimeoutsConfig(Section):
     """How long to wait before a VM is called something else than up."""
 
     greeting: Positive = 3.0
@@ -264,7 +176,7 @@ class TimeoutsConfig(_Section):
     """How long stopping may take to deliver what is left."""
 
 
-class AllowConfig(_Section):
+class AllowConfig(Section):
     """Changes that the agent may make to a QEMU. None is made unless it is asked for here."""
 
     guest_stats_interval: Annotated[Seconds, Field(ge=1, le=3600)] | None = None
@@ -275,7 +187,7 @@ class AllowConfig(_Section):
     """Switch on QEMU's MIGRATION events, so that short migrations are seen whole. libvirt always does."""
 
 
-class DiskConfig(_Section):
+class DiskConfig(Section):
     """What is wanted of some disks."""
 
     vm: str = "*"
@@ -288,7 +200,7 @@ class DiskConfig(_Section):
     """As write_threshold.levels, for these."""
 
 
-class WriteThresholdConfig(_Section):
+class WriteThresholdConfig(Section):
     """Warnings before a thin disk is full."""
 
     mode: Mode = Mode.OBSERVE
@@ -301,7 +213,7 @@ class WriteThresholdConfig(_Section):
     """Disks for which something else is wanted; the first that fits wins."""
 
 
-class AlertmanagerConfig(_Section):
+class AlertmanagerConfig(Section):
     """Prometheus' Alertmanager, told directly; it needs no Prometheus for that."""
 
     url: Annotated[str, StringConstraints(pattern=r"^https?://[^/]+(/.*)?$")]
@@ -312,7 +224,7 @@ class AlertmanagerConfig(_Section):
     """Labels added to every alert, such as {cluster: eu1}."""
 
 
-class AlertsConfig(_Section):
+class AlertsConfig(Section):
     """What is worth waking somebody for."""
 
     write_threshold: WriteThresholdConfig = WriteThresholdConfig()
@@ -321,23 +233,7 @@ class AlertsConfig(_Section):
     """Alertmanager, told directly. Without it, alerts are records and metrics."""
 
 
-class LabelsConfig(_Section):
-    """Labels of qemu_vm_info that are read out of libvirt's files, where the agent may read them."""
-
-    libvirt: list[Path] = [Path("/run/libvirt/qemu"), Path("/etc/libvirt/qemu")]
-    """Folders with libvirt's XML, NAME.xml for each VM; the first that has it is read. An empty list reads none."""
-    metadata: Annotated[dict[Label, XmlPath], Field(max_length=20)] = {
-        "title": "title",
-        "nova_name": "metadata/instance/name",
-        "nova_flavor": "metadata/instance/flavor@name",
-        "nova_project": "metadata/instance/owner/project",
-        "nova_project_id": "metadata/instance/owner/project@uuid",
-        "ovirt_cluster_version": "metadata/vm/clusterVersion",
-    }
-    """Where the value of each label stands: elements below <domain>, without namespaces, and `@` an attribute."""
-
-
-class LimitsConfig(_Section):
+class LimitsConfig(Section):
     """What one VM may take of /metrics, since the names in it are the VM's to choose. Records have all; what is left out is counted."""
 
     series: Annotated[int, Field(ge=100, le=1_000_000)] = 5000
@@ -346,7 +242,7 @@ class LimitsConfig(_Section):
     """Disks, vCPUs, jobs and the like that are new to one VM within an hour: names that change at each poll would fill Prometheus."""
 
 
-class LogConfig(_Section):
+class LogConfig(Section):
     """The agent's own log, on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
@@ -355,7 +251,7 @@ class LogConfig(_Section):
     """`auto` is text on a terminal and under systemd's journal, JSON elsewhere."""
 
 
-class Config(_Section):
+class Config(Section):
     """The whole file. Only `monitors` is needed."""
 
     monitors: Annotated[list[MonitorConfig], Field(min_length=1)]

@@ -1,13 +1,21 @@
-"""The kinds of values that the config has: what one may be, and what it is told that it should be."""
+"""What the config is made of: sections, and the kinds of values in them, with what one is told that it should be."""
 
+import errno
+import os
 import re
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from agent.alerts.ladder import parse_level
-from agent.host.libvirt import PATH
 from agent.units import Seconds
+
+
+class Section(BaseModel):
+    """Keys of the config that belong together; each is an attribute, its default, and under it what it is for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, use_attribute_docstrings=True)
 
 
 def _address(value: str) -> str:
@@ -31,12 +39,6 @@ def _folder(value: str) -> str:
     return value
 
 
-def _libvirt(value: str) -> str:
-    if not re.fullmatch(r"qemu(\+[a-z]+)?://\S*", value):
-        raise ValueError("should be libvirt's name of a QEMU host, such as qemu:///system")
-    return value
-
-
 def _topic(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", value) or value in {".", ".."}:
         raise ValueError("should be a Kafka topic: letters, digits, dots, underscores and dashes, at most 249")
@@ -51,6 +53,23 @@ def _secret(value: str) -> str:
 
 Secret = Annotated[str, AfterValidator(_secret)]
 """A file with a secret or a certificate; never the secret itself."""
+
+
+def expand(path: str) -> Path:
+    """Return a path with `${CREDENTIALS_DIRECTORY}`, systemd's folder of secrets (systemd.exec(5)), filled in.
+
+    Raises:
+        OSError: it names that folder, and there is none.
+    """
+    name = "${CREDENTIALS_DIRECTORY}"
+    if name not in path:
+        return Path(path)
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        raise FileNotFoundError(
+            errno.ENOENT, f"{name} is not set: give the unit LoadCredential=, or a path of its own here"
+        )
+    return Path(path.replace(name, folder))
 
 
 def _level(value: str) -> str:
@@ -72,28 +91,3 @@ Positive = Annotated[Seconds, Field(gt=0)]
 DialAddress = Annotated[str, AfterValidator(_dial)]
 """A Unix socket, a pattern of them, or tcp:host:port."""
 Folder = Annotated[str, AfterValidator(_folder)]
-LibvirtUri = Annotated[str, AfterValidator(_libvirt)]
-
-
-TAKEN = frozenset({"vm", "vm_uuid", "qemu_version", "qemu_package", "monitor", "machine", "accelerator", "pid"})
-"""Labels that qemu_vm_info has of itself."""
-
-
-def _label(value: str) -> str:
-    if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", value) or value.startswith("__"):
-        raise ValueError("should be a label's name: letters, digits and underscores, and no two of them in front")
-    if value in TAKEN:
-        raise ValueError(f"is a label that qemu_vm_info has already; those are {', '.join(sorted(TAKEN))}")
-    return value
-
-
-def _path(value: str) -> str:
-    if not PATH.fullmatch(value):
-        raise ValueError(
-            "should be elements below <domain> and at most one attribute, such as metadata/instance/flavor@name"
-        )
-    return value
-
-
-Label = Annotated[str, AfterValidator(_label)]
-XmlPath = Annotated[str, AfterValidator(_path)]

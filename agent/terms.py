@@ -1,21 +1,20 @@
 """What the config says, in the terms of each room: which VMs are reached how, where records go, what may be changed."""
 
-from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from agent.alerts.guard import Mode, Plan
 from agent.alerts.ladder import parse_level
 from agent.collectors import Intervals
-from agent.config import BurstConfig, Config, DialConfig, KafkaConfig, LibvirtConfig, ListenConfig, WriteThresholdConfig
+from agent.config import Config, KafkaConfig, WriteThresholdConfig
+from agent.config_types import expand
 from agent.delivery.delivery import DeliveryTerms
 from agent.delivery.jsonl import JsonLines
 from agent.delivery.kafka import Create, Kafka, KafkaTerms, Topics
-from agent.delivery.kafka_access import Access, Sasl, Tls, expand
+from agent.delivery.kafka_access import Access, Sasl, Tls
 from agent.delivery.sink import Sink
-from agent.host import Labels, device_size
-from agent.monitors import Burst, Dial, Hotplug, Libvirt, Listen, ListenTerms, ListenTls, Way
+from agent.host import device_size
+from agent.monitors import Way
 from agent.qmp.commands import AllowList, Change
 from agent.record import Vm
 from agent.vm.status import Commander, Terms
@@ -59,8 +58,7 @@ def terms(config: Config, commander: Commander | None = None) -> Terms:
         changes.add(Change.GUEST_STATS_INTERVAL)
     if config.allow.migration_events:
         changes.add(Change.MIGRATION_EVENTS)
-    if any(isinstance(entry, BurstConfig) and entry.hotplug is not None for entry in config.monitors):
-        changes.add(Change.OWN_MONITOR)
+    changes.update(*(entry.changes for entry in config.monitors))
     return Terms(
         host=config.host,
         allow=AllowList(changes),
@@ -71,40 +69,13 @@ def terms(config: Config, commander: Commander | None = None) -> Terms:
         retry_seconds=config.timeouts.retry,
         guest_stats_seconds=round(config.allow.guest_stats_interval or 0),
         commander=commander,
-        labels=Labels(tuple(config.labels.libvirt), config.labels.metadata),
+        labels=config.labels,
     )
 
 
 def ways(config: Config) -> dict[str, Way]:
     """Return the ways of reaching monitors that the config names, each by what the config says of it."""
-    return {repr(made): made for made in (_WAYS[type(entry)](config, entry) for entry in config.monitors)}
-
-
-def _libvirt(config: Config, entry: LibvirtConfig) -> Libvirt:
-    passthrough = entry.passthrough or config.allow.libvirt_passthrough
-    return Libvirt(entry.libvirt, read_only=entry.read_only, passthrough=passthrough)
-
-
-def _burst(entry: BurstConfig) -> Burst:
-    if entry.hotplug is not None:
-        return Hotplug(entry.burst, Path(entry.hotplug), entry.hold)
-    return Burst(entry.burst, entry.hold)
-
-
-def _listen(_: Config, entry: ListenConfig) -> Listen:
-    settled = None
-    if (tls := entry.tls) is not None:
-        settled = ListenTls(expand(tls.ca), expand(tls.certificate), expand(tls.key) if tls.key is not None else None)
-    users = tuple(entry.users) if entry.users is not None else None
-    return Listen(entry.listen, ListenTerms(users, tuple(entry.groups), entry.connections, settled))
-
-
-_WAYS: Mapping[type, Callable[[Config, Any], Way]] = {
-    DialConfig: lambda _, entry: Dial(entry.dial),
-    BurstConfig: lambda _, entry: _burst(entry),
-    LibvirtConfig: _libvirt,
-    ListenConfig: _listen,
-}
+    return {repr(made): made for made in (entry.way(config.allow) for entry in config.monitors)}
 
 
 def sink(config: Config) -> Sink:
@@ -117,8 +88,8 @@ def sink(config: Config) -> Sink:
         return JsonLines(config.jsonl.file, config.jsonl.rotate, config.jsonl.keep)
     try:
         return Kafka(_kafka_terms(config.kafka))
-    except ValueError as error:
-        raise StartError(str(error)) from error
+    except OSError as error:
+        raise StartError(error.strerror or str(error)) from error
 
 
 def _kafka_terms(kafka: KafkaConfig) -> KafkaTerms:
@@ -150,8 +121,8 @@ def endpoint(sight: Sight, config: Config) -> Endpoint:
     to = config.prometheus
     try:
         path = expand(to.web_config) if to.web_config is not None else None
-    except ValueError as error:
-        raise StartError(str(error)) from error
+    except OSError as error:
+        raise StartError(error.strerror or str(error)) from error
     return Endpoint(application(sight), to.listen, path)
 
 

@@ -1,7 +1,6 @@
 """How to get to Kafka: servers, TLS, SASL, secrets from files; and what to say to a person when it cannot be had."""
 
 import asyncio
-import os
 import socket
 import ssl
 from dataclasses import dataclass
@@ -108,21 +107,6 @@ class Access:
                 "sasl_plain_password": self.sasl.password(),
             }
         return options
-
-
-def expand(path: str) -> Path:
-    """Return a path with `${CREDENTIALS_DIRECTORY}`, systemd's folder of secrets (systemd.exec(5)), filled in.
-
-    Raises:
-        ValueError: it names that folder, and there is none.
-    """
-    name = "${CREDENTIALS_DIRECTORY}"
-    if name not in path:
-        return Path(path)
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    if not folder:
-        raise ValueError(f"{name} is not set: give the unit LoadCredential=, or a path of its own here")
-    return Path(path.replace(name, folder))
 
 
 async def explain(error: BaseException, access: Access) -> str:

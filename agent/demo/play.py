@@ -19,7 +19,6 @@ from agent.config import (
     AlertsConfig,
     AllowConfig,
     Config,
-    DialConfig,
     IntervalsConfig,
     JsonLinesConfig,
     PrometheusConfig,
@@ -27,6 +26,7 @@ from agent.config import (
 from agent.demo.control import GuestError
 from agent.demo.guest import Guest, GuestOptions, Kind
 from agent.demo.images import LabMissing, cache_folder, linux_image
+from agent.monitors import DialConfig
 from agent.readable import line
 from agent.terms import StartError
 from agent.web.live import Onlooker

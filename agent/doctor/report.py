@@ -10,13 +10,13 @@ from itertools import takewhile
 from pathlib import Path, PurePath
 from urllib.parse import parse_qs, urlsplit
 
-from agent.config import BurstConfig, Config, DialConfig, LibvirtConfig, ListenConfig
+from agent.config import Config
 from agent.doctor.argv import Socket, config_files, understand
 from agent.doctor.managers import LISTEN, Case, change, listen_entry, manager_of, vmid
 from agent.doctor.permissions import User, cure, describe, obstacles, owner
 from agent.doctor.sockets import ESTABLISHED, Entry, Table, descriptors, is_agent, owners, plain, program, sockets
-from agent.monitors import processes
-from agent.monitors.listen import ListenTerms, welcome
+from agent.monitors import LibvirtConfig, ListenConfig, WayConfig, processes
+from agent.monitors.listen import welcome
 from agent.monitors.processes import PROC, arguments
 from agent.record import clean
 
@@ -101,7 +101,7 @@ class Sight:
     table: Table = field(default_factory=sockets)
 
     @property
-    def entries(self) -> Sequence[object]:
+    def entries(self) -> Sequence[WayConfig]:
         """The config's ways."""
         return self.config.monitors if self.config is not None else ()
 
@@ -184,8 +184,7 @@ class _Vm:
         return listen_entry(self._case, listen, entry.users if entry is not None else None)
 
     def _is_let_in(self, entry: ListenConfig) -> bool:
-        users = tuple(entry.users) if entry.users is not None else None
-        uids, gids = welcome(ListenTerms(users, tuple(entry.groups)), self._sight.user.uid)
+        uids, gids = welcome(entry, self._sight.user.uid)
         owner = self._case.owner
         return not owner.name or owner.uid in uids or not gids.isdisjoint(owner.gids)
 
@@ -272,16 +271,10 @@ def _plain_uri(uri: str) -> str:
     return parts.scheme.partition("+")[0] + parts.path
 
 
-def _leads(entry: object, monitor: Socket, address: str) -> str:
+def _leads(entry: WayConfig, monitor: Socket, address: str) -> str:
     """Return an entry of the config as a person would write it, if it leads to a monitor."""
-    match entry:
-        case DialConfig(dial=dial) if not monitor.calls and _reaches(dial, address):
-            return f"dial: {dial}"
-        case BurstConfig(burst=burst) if not monitor.calls and _reaches(burst, address):
-            return f"{_BURST}{burst}"
-        case ListenConfig(listen=listen) if monitor.calls and _reaches(listen, address):
-            return f"listen: {listen}"
-    return ""
+    leads = entry.calls == monitor.calls and any(_reaches(one, address) for one in entry.addresses)
+    return str(entry) if leads else ""
 
 
 def _open(monitor: MonitorReport) -> bool:

@@ -2,8 +2,17 @@
 
 from agent.host.device import device_size
 from agent.host.find import Found, UnknownProcessError, find
-from agent.host.libvirt import Labels, labels_of
+from agent.host.libvirt import LabelsConfig, labels_of
 from agent.host.proc import Process
 from agent.host.taps import interfaces_of
 
-__all__ = ["Found", "Labels", "Process", "UnknownProcessError", "device_size", "find", "interfaces_of", "labels_of"]
+__all__ = [
+    "Found",
+    "LabelsConfig",
+    "Process",
+    "UnknownProcessError",
+    "device_size",
+    "find",
+    "interfaces_of",
+    "labels_of",
+]

@@ -5,15 +5,15 @@ not read them there are no labels of theirs. The metadata in them is whatever th
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
+from pydantic import AfterValidator, Field
 
+from agent.config_types import Section
 from agent.record import Vm, clean
 
 MAX_BYTES = 1 << 20
@@ -22,29 +22,52 @@ MAX_BYTES = 1 << 20
 MAX_VALUE = 128
 """Characters of a label's value."""
 
-PATH = re.compile(r"[\w.-]+(/[\w.-]+)*(@[\w.-]+)?")
-"""Elements below <domain> by their names without namespaces, and an attribute of the last: `metadata/instance/flavor@name`."""
+TAKEN = frozenset({"vm", "vm_uuid", "qemu_version", "qemu_package", "monitor", "machine", "accelerator", "pid"})
+"""Labels that qemu_vm_info has of itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """Which labels are made of what.
-
-    Attributes:
-        folders: where libvirt keeps its XML, the best first.
-        paths: where each label's value stands, by the label's name.
-    """
-
-    folders: Sequence[Path] = ()
-    paths: Mapping[str, str] = field(default_factory=dict)
+def _label(value: str) -> str:
+    if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", value) or value.startswith("__"):
+        raise ValueError("should be a label's name: letters, digits and underscores, and no two of them in front")
+    if value in TAKEN:
+        raise ValueError(f"is a label that qemu_vm_info has already; those are {', '.join(sorted(TAKEN))}")
+    return value
 
 
-def labels_of(vm: Vm, labels: Labels) -> dict[str, str]:
+def _path(value: str) -> str:
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*(@[\w.-]+)?", value):
+        raise ValueError(
+            "should be elements below <domain> and at most one attribute, such as metadata/instance/flavor@name"
+        )
+    return value
+
+
+Label = Annotated[str, AfterValidator(_label)]
+XmlPath = Annotated[str, AfterValidator(_path)]
+
+
+class LabelsConfig(Section):
+    """Labels of qemu_vm_info that are read out of libvirt's files, where the agent may read them."""
+
+    libvirt: list[Path] = [Path("/run/libvirt/qemu"), Path("/etc/libvirt/qemu")]
+    """Folders with libvirt's XML, NAME.xml for each VM; the first that has it is read. An empty list reads none."""
+    metadata: Annotated[dict[Label, XmlPath], Field(max_length=20)] = {
+        "title": "title",
+        "nova_name": "metadata/instance/name",
+        "nova_flavor": "metadata/instance/flavor@name",
+        "nova_project": "metadata/instance/owner/project",
+        "nova_project_id": "metadata/instance/owner/project@uuid",
+        "ovirt_cluster_version": "metadata/vm/clusterVersion",
+    }
+    """Where the value of each label stands: elements below <domain>, without namespaces, and `@` an attribute."""
+
+
+def labels_of(vm: Vm, labels: LabelsConfig) -> dict[str, str]:
     """Return the labels of a VM that can be had; empty where there is no file of its, or none that can be read."""
-    for folder in labels.folders:
+    for folder in labels.libvirt:
         domain = _domain(folder, vm)
         if domain is not None:
-            found = {name: _value(domain, path) for name, path in labels.paths.items()}
+            found = {name: _value(domain, path) for name, path in labels.metadata.items()}
             return {name: clean(value.strip(), MAX_VALUE) for name, value in found.items() if value and value.strip()}
     return {}
 

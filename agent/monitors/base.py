@@ -1,13 +1,15 @@
 """What a way of reaching monitors is."""
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import ClassVar, Protocol
 
+from agent.config_types import Section
 from agent.qmp.client import Answer, Client, Connect
-from agent.qmp.commands import AllowList, Ask
+from agent.qmp.commands import AllowList, Ask, Change
 from agent.qmp.errors import QmpError
 from agent.qmp.protocol import Event, Greeting
 
@@ -111,3 +113,39 @@ class Way(Protocol):
 
     async def watch(self, found: Found) -> None:
         """Tell `found` of monitors until cancelled."""
+
+
+class Allowed(Protocol):
+    """What the config's `allow` says that is for ways."""
+
+    @property
+    def libvirt_passthrough(self) -> bool: ...  # noqa: D102 - as the config's
+
+
+class WayConfig(Section):
+    """An entry of the config's `monitors`: its first key says which way, and that key's value where."""
+
+    calls: ClassVar[bool] = False
+    """Whether QEMU connects to us there."""
+
+    @classmethod
+    def key(cls) -> str:
+        """Return the key that says it."""
+        return next(iter(cls.model_fields))
+
+    def __str__(self) -> str:
+        return f"{self.key()}: {getattr(self, self.key())}"
+
+    @abstractmethod
+    def way(self, allow: Allowed) -> Way:
+        """Return the way; two that are the same have the same `repr`."""
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """Where it leads, as `dial` has it; empty where only another program can tell."""
+        return ()
+
+    @property
+    def changes(self) -> frozenset[Change]:
+        """What the way may change about a QEMU."""
+        return frozenset()

@@ -11,13 +11,14 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
 from asyncinotify import Inotify, Mask
 
-from agent.monitors.base import Found, Monitor, qmp
+from agent.config_types import DialAddress
+from agent.monitors.base import Allowed, Found, Monitor, WayConfig, qmp
 from agent.qmp.client import Connect
 
 _log = logging.getLogger(__name__)
@@ -27,6 +28,22 @@ SETTLE_SECONDS = 0.02
 """A manager that starts many VMs makes many sockets; what comes this close together is one scan."""
 
 _HINTS = Mask.CREATE | Mask.DELETE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.ONLYDIR
+
+
+class DialConfig(WayConfig):
+    """Monitors that the agent connects to."""
+
+    dial: DialAddress
+    """A Unix socket, a pattern of them, or tcp:host:port. One QMP socket serves one client: `qmp-agent doctor` says which are free."""
+
+    def way(self, _allow: Allowed) -> "Dial":
+        """Return the way."""
+        return Dial(self.dial)
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """Where it leads."""
+        return (self.dial,)
 
 
 class Dial:

@@ -7,20 +7,53 @@ monitor is visited.
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from agent.monitors.base import Link, Monitor, OnEvent, Open, Rank
+from pydantic import Field
+
+from agent.config_types import DialAddress, Folder
+from agent.monitors.base import Allowed, Link, Monitor, OnEvent, Open, Rank, WayConfig
 from agent.monitors.burst import HOLD_SECONDS, Burst, visits
 from agent.monitors.dial import SCAN_SECONDS, unix
 from agent.qmp.client import Client, Connect
-from agent.qmp.commands import AllowList, Ask, own_monitor, without_own_monitor
+from agent.qmp.commands import AllowList, Ask, Change, own_monitor, without_own_monitor
 from agent.qmp.errors import BusyError, CommandError, DeniedError, NotConnectedError, QmpError
 from agent.record import clean
+from agent.units import Seconds
 
 _log = logging.getLogger(__name__)
 
 OBJECTS = Ask("qom-list", {"path": "/objects"})
 _KIND = "child<monitor-qmp>"
+
+
+class BurstConfig(WayConfig):
+    """Monitors that somebody else needs back, such as Proxmox's: the agent is connected only while it asks, and hears no events."""
+
+    burst: DialAddress
+    """A Unix socket, a pattern of them, or tcp:host:port."""
+    hold: Annotated[Seconds, Field(ge=0.05, le=10)] = 0.5
+    """How long a visit may wait for the greeting, and how long for the answers; it leaves then, whatever QEMU does."""
+    hotplug: Folder | None = None
+    """A folder for sockets of the agent's own, which QEMU 11.1 and newer is asked to add: a change, and nothing else is changed then."""
+
+    def way(self, _allow: Allowed) -> Burst:
+        """Return the way."""
+        return (
+            Burst(self.burst, self.hold) if self.hotplug is None else Hotplug(self.burst, Path(self.hotplug), self.hold)
+        )
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """Where it leads."""
+        return (self.burst,)
+
+    @property
+    def changes(self) -> frozenset[Change]:
+        """To add a monitor is a change."""
+        return frozenset({Change.OWN_MONITOR} if self.hotplug is not None else ())
 
 
 class Hotplug(Burst):

@@ -18,8 +18,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Annotated
 
-from agent.monitors.base import Found, Monitor, qmp
+from pydantic import Field, model_validator
+
+from agent.config_types import DialAddress, Id, Secret, Section, expand
+from agent.monitors.base import Allowed, Found, Monitor, WayConfig, qmp
 
 _log = logging.getLogger(__name__)
 
@@ -36,13 +40,15 @@ _SO_PEERGROUPS = 59
 """Linux 4.13; Python's socket module does not name it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ListenTls:
-    """Files in PEM: whose clients are let in, and who we are; the key may be in the certificate's file."""
+class ListenTlsConfig(Section):
+    """TLS on a TCP address; nobody is let in without a certificate."""
 
-    ca: Path
-    certificate: Path
-    key: Path | None = None
+    ca: Secret
+    """Certificates of the authorities whose clients are let in."""
+    certificate: Secret
+    """The agent's own certificate."""
+    key: Secret | None = None
+    """The key of that certificate, where it is not in the same file."""
 
     def context(self) -> ssl.SSLContext:
         """Return a context that lets in nobody without a certificate of `ca`.
@@ -50,32 +56,46 @@ class ListenTls:
         Raises:
             OSError: a file cannot be read or is not what it should be.
         """
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.ca)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=expand(self.ca))
         context.verify_mode = ssl.CERT_REQUIRED
-        context.load_cert_chain(self.certificate, self.key)
+        context.load_cert_chain(expand(self.certificate), expand(self.key) if self.key is not None else None)
         return context
 
     def stamp(self) -> tuple[int, ...]:
         """Return what changes when a file does."""
-        return tuple(path.stat().st_mtime_ns for path in (self.ca, self.certificate, self.key) if path)
+        return tuple(expand(path).stat().st_mtime_ns for path in (self.ca, self.certificate, self.key) if path)
 
 
-@dataclass(frozen=True, slots=True)
-class ListenTerms:
-    """Who may call.
+class ListenConfig(WayConfig):
+    """An address that QEMU connects to."""
 
-    Attributes:
-        users: names or numbers of users whose processes are let in on a Unix socket; None is root, the agent's own user, libvirt-qemu
-            and qemu.
-        groups: names or numbers of groups whose members' processes are let in too.
-        connections: how many connections there may be at once.
-        tls: TLS, which TCP must have.
-    """
+    listen: DialAddress
+    """A Unix socket that the agent makes, or tcp:host:port, which needs `tls`. See docs/monitors.md for QEMU's side."""
+    users: list[Id] | None = None
+    """Users whose processes are let in on a Unix socket; by default root, the agent's own, libvirt-qemu and qemu."""
+    groups: list[Id] = []
+    """Groups whose members' processes are let in too."""
+    connections: Annotated[int, Field(ge=1, le=100_000)] = 2048
+    """How many connections there may be at once."""
+    tls: ListenTlsConfig | None = None
+    """TLS with client certificates, for TCP."""
 
-    users: tuple[str, ...] | None = None
-    groups: tuple[str, ...] = ()
-    connections: int = 2048
-    tls: ListenTls | None = None
+    calls = True
+
+    @model_validator(mode="after")
+    def _tls_where_it_belongs(self) -> "ListenConfig":
+        if self.listen.startswith("tcp:") != (self.tls is not None):
+            raise ValueError("tcp needs tls, with certificates on both sides, and a Unix socket has none")
+        return self
+
+    def way(self, _allow: Allowed) -> "Listen":
+        """Return the way."""
+        return Listen(self)
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """Where it leads."""
+        return (self.listen,)
 
 
 @dataclass(eq=False, slots=True)
@@ -99,17 +119,17 @@ class _RefusedError(Exception):
 class Listen:
     """Monitors that connect to `/run/qmp-agent/monitor.sock` or `tcp:0.0.0.0:4445`."""
 
-    def __init__(self, address: str, terms: ListenTerms | None = None) -> None:
-        self.address = address
-        self.terms = terms or ListenTerms()
+    def __init__(self, config: ListenConfig) -> None:
+        self.address = config.listen
+        self.config = config
         self._numbers = count()
         self._calls: list[_Call] = []
-        self._uids, self._gids = welcome(self.terms, os.geteuid())
+        self._uids, self._gids = welcome(self.config, os.geteuid())
         self._strangers: set[int] = set()
         self._tls: tuple[tuple[int, ...], ssl.SSLContext] | None = None
 
     def __repr__(self) -> str:
-        return f"listen {self.address} {self.terms}"
+        return f"listen {self.config!r}"
 
     def bind(self) -> socket.socket:
         """Return a socket that listens.
@@ -118,8 +138,8 @@ class Listen:
             OSError: it cannot; the text says why.
         """
         if self.address.startswith("tcp:"):
-            assert self.terms.tls is not None
-            self._context(self.terms.tls)
+            assert self.config.tls is not None
+            self._context(self.config.tls)
             host, _, port = self.address.removeprefix("tcp:").rpartition(":")
             host = host.strip("[]")
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -190,7 +210,7 @@ class Listen:
         Raises:
             _RefusedError: it is not to be served.
         """
-        if len(self._calls) >= self.terms.connections:
+        if len(self._calls) >= self.config.connections:
             raise _RefusedError("limit")
         if sock.family != socket.AF_UNIX:
             host, port = address[:2] if isinstance(address, tuple) else ("", 0)
@@ -210,7 +230,7 @@ class Listen:
     def _monitor(self, call: _Call, found: Found) -> Monitor:
         async def connect(factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseTransport:
             found.vanished(monitor)  # a call is taken once
-            tls = self.terms.tls
+            tls = self.config.tls
             try:
                 call.transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
                     factory,
@@ -226,7 +246,7 @@ class Listen:
         monitor = Monitor(call.name, (self.address, next(self._numbers)), qmp(connect), calls=True)
         return monitor
 
-    def _context(self, tls: ListenTls) -> ssl.SSLContext:
+    def _context(self, tls: ListenTlsConfig) -> ssl.SSLContext:
         """Return the context of the files as they are now: certificates are renewed while the agent runs."""
         stamp = tls.stamp()
         if self._tls is None or self._tls[0] != stamp:
@@ -298,12 +318,12 @@ def _gid(name: str) -> int:
     return grp.getgrnam(name).gr_gid
 
 
-def welcome(terms: ListenTerms, own: int) -> tuple[set[int], set[int]]:
+def welcome(config: ListenConfig, own: int) -> tuple[set[int], set[int]]:
     """Return the numbers of the users, and of the groups, whose processes are let in; `own` is the agent's user."""
-    if terms.users is not None:
-        return _ids(terms.users, _uid), _ids(terms.groups, _gid)
+    if config.users is not None:
+        return _ids(config.users, _uid), _ids(config.groups, _gid)
     known = {user.pw_name: user.pw_uid for user in pwd.getpwall()}
-    return {own, *(known[name] for name in USUAL_USERS if name in known)}, _ids(terms.groups, _gid)
+    return {own, *(known[name] for name in USUAL_USERS if name in known)}, _ids(config.groups, _gid)
 
 
 def _ids(names: Iterable[str], look_up: Callable[[str], int]) -> set[int]:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from agent.catalogue.model import Family, Sample
 from agent.collectors import ALL, Collector, Intervals
-from agent.host import Labels
+from agent.host import LabelsConfig
 from agent.monitors import Monitor
 from agent.qmp.commands import AllowList, Ask, Change
 from agent.record import Record, Vm
@@ -138,7 +138,7 @@ class Terms:
     commander: Commander | None = None
     commands: dict[Build, frozenset[str]] = field(default_factory=dict)
     root: Path = Path("/")
-    labels: Labels = field(default_factory=Labels)
+    labels: LabelsConfig = field(default_factory=lambda: LabelsConfig(libvirt=[]))
 
     def renew(self, other: "Terms") -> None:
         """Take what other terms say, but for the collectors, which a session takes when it begins, and what was learnt of builds."""

@@ -11,8 +11,9 @@ from uuid import uuid4
 
 import pytest
 
+from agent.config_types import expand
 from agent.delivery.kafka import KafkaTerms
-from agent.delivery.kafka_access import Access, Sasl, Tls, expand
+from agent.delivery.kafka_access import Access, Sasl, Tls
 from tests.delivery.kafka_sink import batch, messages, nothing_left, one_topic, opened, refusal, terms
 from tests.delivery.script import Source
 from tests.delivery.secured import MECHANISMS, PASSWORD, USER, Doors
@@ -235,7 +236,7 @@ async def test_tls_to_a_port_that_does_not_speak_it_is_said_so(doors: Doors) -> 
 
 def test_a_secrets_folder_that_is_not_given_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
-    with pytest.raises(ValueError, match="LoadCredential="):
+    with pytest.raises(OSError, match="LoadCredential="):
         expand("${CREDENTIALS_DIRECTORY}/kafka")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/x")
     assert expand("${CREDENTIALS_DIRECTORY}/kafka") == Path("/run/credentials/x/kafka")

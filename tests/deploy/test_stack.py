@@ -22,7 +22,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from agent.config_file import load
-from agent.delivery.kafka_access import expand
+from agent.config_types import expand
 from agent.demo.guest import Kind, until
 from tests.deploy.test_rules import ROOT, promtool, rules
 from tests.lab.fixtures import StartGuest, StartPrometheus

@@ -1,6 +1,8 @@
 """The config file: good ones load, bad ones say all that is wrong at once, where, and what would be right."""
 
+import importlib
 import json
+import pkgutil
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config import Config, DialConfig
+from agent import monitors
+from agent.config import Config
 from agent.config_file import ConfigError, load, validate
+from agent.monitors import DialConfig, WayConfig
 from tests.unit import golden
 
 FOLDER = golden.FOLDER / "config"
@@ -100,6 +104,12 @@ def test_a_problem_without_a_place_of_its_own_has_that_of_what_is_around_it() ->
         "f:3: kafka.servers: is missing",
         "f:4: monitors[0].dial: is missing",
     ]
+
+
+def test_every_way_that_is_written_may_be_an_entry() -> None:
+    for module in pkgutil.iter_modules(monitors.__path__):
+        importlib.import_module(f"agent.monitors.{module.name}")
+    assert {*WayConfig.__subclasses__()} == {*monitors.ENTRIES}, "name it in ENTRIES"
 
 
 def test_a_config_is_not_changed_once_it_is_made() -> None:

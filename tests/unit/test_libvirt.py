@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import LabelsConfig
-from agent.host.libvirt import MAX_BYTES, Labels, labels_of
+from agent.host.libvirt import MAX_BYTES, LabelsConfig, labels_of
 from agent.record import Vm
 
 VM = Vm("host1", "1a8b9e0c-3f52-4a61-9c1d-5b8a7c6d0e21", "instance-0000002a")
@@ -38,7 +37,7 @@ EXPECTED = {
 
 
 def read(*folders: Path, vm: Vm = VM) -> dict[str, str]:
-    return labels_of(vm, Labels(folders, LabelsConfig().metadata))
+    return labels_of(vm, LabelsConfig(libvirt=list(folders)))
 
 
 def put(folder: Path, text: str | bytes) -> Path:

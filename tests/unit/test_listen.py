@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.monitors import Listen, ListenTerms, ListenTls
+from agent.config import AllowConfig
+from agent.monitors import Listen, ListenConfig, ListenTlsConfig
 from agent.vm.status import State
 from tests.lab.fixtures import StartGuest
 from tests.lab.kafka_security import Certificates
@@ -66,7 +67,7 @@ def calling(way: Listen) -> list[str]:
 
 
 async def test_a_qemu_that_calls_is_watched_and_known_by_what_it_says(start_guest: StartGuest, folder: Path) -> None:
-    notes, way = Notes(), Listen(str(folder / "mon"))
+    notes, way = Notes(), Listen(ListenConfig(listen=str(folder / "mon")))
     async with listening(notes, way):
         guest = await start_guest("web", extra=calling(way))
         await notes.polled()
@@ -85,7 +86,7 @@ async def test_a_qemu_that_calls_is_watched_and_known_by_what_it_says(start_gues
 async def test_qemus_that_were_there_before_call_again_when_the_agent_is_back(
     start_guest: StartGuest, folder: Path
 ) -> None:
-    way = Listen(str(folder / "mon"))
+    way = Listen(ListenConfig(listen=str(folder / "mon")))
     for name in ("a", "b", "c"):
         await start_guest(name, extra=calling(way))
 
@@ -102,7 +103,7 @@ async def test_qemus_that_were_there_before_call_again_when_the_agent_is_back(
 
 
 async def test_who_calls_and_does_not_greet_is_hung_up_on_in_time_and_no_record_is_made_of_it(folder: Path) -> None:
-    notes, way = Notes(), Listen(str(folder / "mon"))
+    notes, way = Notes(), Listen(ListenConfig(listen=str(folder / "mon")))
     async with listening(notes, way):
         assert 0.3 <= await hung_up(way) < 2.0
         await notes.until(lambda: len(notes.all("ended")) == 2)
@@ -113,7 +114,7 @@ async def test_who_calls_and_does_not_greet_is_hung_up_on_in_time_and_no_record_
 async def test_who_is_not_among_the_users_is_refused_before_a_byte_is_read(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    notes, way = Notes(), Listen(str(folder / "mon"), ListenTerms(users=("12345", "nobody-of-that-name")))
+    notes, way = Notes(), Listen(ListenConfig(listen=str(folder / "mon"), users=["12345", "nobody-of-that-name"]))
     async with listening(notes, way):
         assert await hung_up(way) < 0.3
         assert set(notes.all("refused")) == {(way.address, "user")}
@@ -123,7 +124,7 @@ async def test_who_is_not_among_the_users_is_refused_before_a_byte_is_read(
 
 
 async def test_a_member_of_the_groups_is_let_in(folder: Path) -> None:
-    way = Listen(str(folder / "mon"), ListenTerms(users=(), groups=(str(os.getgid()),)))
+    way = Listen(ListenConfig(listen=str(folder / "mon"), users=[], groups=[str(os.getgid())]))
     notes = Notes()
     async with listening(notes, way):
         await hung_up(way)
@@ -131,14 +132,14 @@ async def test_a_member_of_the_groups_is_let_in(folder: Path) -> None:
 
 
 async def test_one_process_gets_four_connections_and_all_get_as_many_as_there_are(folder: Path) -> None:
-    notes, way = Notes(), Listen(str(folder / "mon"))
+    notes, way = Notes(), Listen(ListenConfig(listen=str(folder / "mon")))
     async with listening(notes, way):
         await asyncio.gather(*(hung_up(way) for _ in range(6)))
         assert notes.all("refused") == [(way.address, "process")] * len(notes.all("refused"))
         assert 2 <= len(notes.all("refused")) <= 3
         await hung_up(way)
         assert len(notes.all("ended")) >= 4, "those that ended make place"
-    notes, way = Notes(), Listen(str(folder / "mon"), ListenTerms(connections=2))
+    notes, way = Notes(), Listen(ListenConfig(listen=str(folder / "mon"), connections=2))
     async with listening(notes, way):
         await asyncio.gather(*(hung_up(way) for _ in range(4)))
     assert (way.address, "limit") in notes.all("refused")
@@ -148,13 +149,13 @@ async def test_a_socket_left_behind_is_replaced_and_one_in_use_is_not(folder: Pa
     path = folder / "mon"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
-    Listen(str(path)).bind().close()
+    Listen(ListenConfig(listen=str(path))).bind().close()
     with socket.socket(socket.AF_UNIX) as used:
         path.unlink()
         used.bind(str(path))
         used.listen()
         with pytest.raises(OSError, match="another process listens there"):
-            Listen(str(path)).bind()
+            Listen(ListenConfig(listen=str(path))).bind()
     assert path.is_socket()
 
 
@@ -162,7 +163,7 @@ async def test_a_socket_that_somebody_removes_is_made_anew(
     start_guest: StartGuest, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.monitors.listen.CHECK_SECONDS", 0.05)
-    notes, way = Notes(), Listen(str(folder / "mon"))
+    notes, way = Notes(), Listen(ListenConfig(listen=str(folder / "mon")))
     async with listening(notes, way):
         (folder / "mon").unlink()
         await until_it_listens(way)
@@ -174,7 +175,7 @@ async def test_an_address_that_cannot_be_had_is_told_once_and_tried_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("agent.monitors.listen.CHECK_SECONDS", 0.02)
-    way = Listen(str(folder / "none" / "mon"))
+    way = Listen(ListenConfig(listen=str(folder / "none" / "mon")))
 
     async def appear() -> None:
         await asyncio.sleep(0.2)
@@ -188,12 +189,12 @@ async def test_an_address_that_cannot_be_had_is_told_once_and_tried_on(
 
 
 @pytest.fixture
-def tls(folder: Path) -> ListenTls:
+def tls(folder: Path) -> ListenTlsConfig:
     made = Certificates.make(folder)
     shutil.copy(made.authority, folder / "ca-cert.pem")
     for kind in ("key", "crt"):
         shutil.copy(folder / f"client.{kind}", folder / f"client-{'key' if kind == 'key' else 'cert'}.pem")
-    return ListenTls(made.authority, made.server)
+    return ListenTlsConfig(ca=str(made.authority), certificate=str(made.server))
 
 
 def calling_over_tls(way: Listen, folder: Path) -> list[str]:
@@ -206,9 +207,9 @@ def calling_over_tls(way: Listen, folder: Path) -> list[str]:
 
 
 async def test_over_tcp_a_qemu_with_a_certificate_is_watched_and_nobody_without_one(
-    start_guest: StartGuest, folder: Path, tls: ListenTls
+    start_guest: StartGuest, folder: Path, tls: ListenTlsConfig
 ) -> None:
-    way = Listen(f"tcp:127.0.0.1:{free_port()}", ListenTerms(tls=tls))
+    way = Listen(ListenConfig(listen=f"tcp:127.0.0.1:{free_port()}", tls=tls))
     notes = Notes()
     async with listening(notes, way):
         assert await hung_up(way) < LONG
@@ -220,13 +221,28 @@ async def test_over_tcp_a_qemu_with_a_certificate_is_watched_and_nobody_without_
 
 
 async def test_a_certificate_of_another_authority_is_not_let_in(
-    start_guest: StartGuest, folder: Path, tls: ListenTls
+    start_guest: StartGuest, folder: Path, tls: ListenTlsConfig
 ) -> None:
     (folder / "other").mkdir()
     other = Certificates.make(folder / "other")
-    way = Listen(f"tcp:127.0.0.1:{free_port()}", ListenTerms(tls=ListenTls(other.authority, tls.certificate)))
+    way = Listen(
+        ListenConfig(
+            listen=f"tcp:127.0.0.1:{free_port()}",
+            tls=ListenTlsConfig(ca=str(other.authority), certificate=tls.certificate),
+        )
+    )
     notes = Notes()
     async with listening(notes, way):
         await start_guest(extra=calling_over_tls(way, folder))
         await notes.until(lambda: sum(state is State.GONE for state in notes.states()) >= 3)
     assert notes.kinds() == []
+
+
+def test_a_secrets_folder_that_is_not_given_keeps_it_from_listening_and_no_more(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    tls = ListenTlsConfig(ca="${CREDENTIALS_DIRECTORY}/ca.pem", certificate=str(folder / "agent.pem"))
+    way = ListenConfig(listen=f"tcp:127.0.0.1:{free_port()}", tls=tls).way(AllowConfig())
+    with pytest.raises(OSError, match="LoadCredential="):  # upon which it is tried again, as any address is
+        way.bind()

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import aiohttp
@@ -46,10 +45,8 @@ class Alertmanager(Server):
         """Return whether each notification told of something firing, or of its end."""
         return [one["status"] for one in self.notified]
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await super().__aexit__(kind, error, trace)
+    async def __aexit__(self, *_: object) -> None:
+        await super().__aexit__()
         if self._receiver is not None:
             await self._receiver.cleanup()
 

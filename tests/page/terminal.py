@@ -7,7 +7,6 @@ import pty
 import signal
 import struct
 import termios
-from types import TracebackType
 from typing import Self
 
 import pyte
@@ -47,9 +46,7 @@ class Terminal:
         asyncio.get_running_loop().add_reader(self._master, self._read)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         asyncio.get_running_loop().remove_reader(self._master)
         if self.process.returncode is None:
             self.process.kill()

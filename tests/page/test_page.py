@@ -12,8 +12,9 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 
-from agent.demo.guest import Guest, GuestOptions, Kind
+from agent.demo.guest import Guest
 from tests.page.browser import chromium, opened
+from tests.page.guests import watched
 from tests.system.agent import Agent
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -36,22 +37,9 @@ class Stage:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage() -> AsyncIterator[Stage]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
-        folder = Path(path)
         async with AsyncExitStack() as running:
-            writer = Guest(folder, "db-1", GuestOptions(kind=Kind.WRITER))
-            hostile = Guest(folder, "hostile", GuestOptions(extra=("-name", f"guest={HOSTILE}")))
-            linux = Guest(folder, "web-1", GuestOptions(kind=Kind.LINUX))
-            for guest in (writer, hostile, linux):
-                await running.enter_async_context(guest)
-            config = {
-                "monitors": [{"dial": f"{folder}/*.qmp"}],
-                "intervals": {"poll": "1s", "guest_memory": "1s"},
-                "allow": {"guest_stats_interval": "1s"},
-                "alerts": {"write_threshold": {"levels": ["1%", "99%"]}},
-            }
-            agent = await running.enter_async_context(Agent(folder, config))
+            agent, writer, hostile, linux = await watched(running, Path(path), HOSTILE)
             browser = await running.enter_async_context(chromium())
-            await agent.record("sample.guest_memory", timeout=30)
             yield Stage(browser, agent, writer, hostile, linux)
 
 

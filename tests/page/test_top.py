@@ -12,8 +12,9 @@ from typing import Final
 import pytest
 import pytest_asyncio
 
-from agent.demo.guest import Guest, GuestOptions, Kind, until
+from agent.demo.guest import Guest, until
 from tests.lab.machine import free_port
+from tests.page.guests import watched
 from tests.page.terminal import Terminal
 from tests.system.agent import Agent, command
 
@@ -38,21 +39,8 @@ class Stage:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage() -> AsyncIterator[Stage]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
-        folder = Path(path)
         async with AsyncExitStack() as running:
-            writer = Guest(folder, "db-1", GuestOptions(kind=Kind.WRITER))
-            hostile = Guest(folder, "hostile", GuestOptions(extra=("-name", f"guest={HOSTILE}")))
-            linux = Guest(folder, "web-1", GuestOptions(kind=Kind.LINUX))
-            for guest in (writer, hostile, linux):
-                await running.enter_async_context(guest)
-            config = {
-                "monitors": [{"dial": f"{folder}/*.qmp"}],
-                "intervals": {"poll": "1s", "guest_memory": "1s"},
-                "allow": {"guest_stats_interval": "1s"},
-                "alerts": {"write_threshold": {"levels": ["1%", "99%"]}},
-            }
-            agent = await running.enter_async_context(Agent(folder, config))
-            await agent.record("sample.guest_memory", timeout=30)
+            agent, writer, _, linux = await watched(running, Path(path), HOSTILE)
             await agent.record("alert.write_threshold", vm=writer.uuid, timeout=30)
             yield Stage(agent, writer, linux)
 

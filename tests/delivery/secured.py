@@ -11,14 +11,12 @@ from typing import Final
 import pytest
 
 from tests.lab.kafka import Broker, KafkaCluster
-from tests.lab.kafka_home import java_command, kafka_home
-from tests.lab.kafka_security import Certificates, Security
+from tests.lab.kafka_home import kafka_home
+from tests.lab.kafka_security import Certificates, Security, adding, login
 from tests.lab.machine import free_port
 
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 USER, PASSWORD = "agent", "agent-secret"
-_PLAIN: Final = "org.apache.kafka.common.security.plain.PlainLoginModule required"
-_SCRAM: Final = "org.apache.kafka.common.security.scram.ScramLoginModule required"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +58,7 @@ def _listeners(broker: Broker, ports: Mapping[str, int], certificates: Certifica
         found |= security.broker_properties(name)
     for name in ("clear", "tls"):
         for mechanism in MECHANISMS:
-            login = f'{_PLAIN} user_{USER}="{PASSWORD}";' if mechanism == "PLAIN" else f"{_SCRAM};"
-            found[f"listener.name.{name}.{mechanism.lower()}.sasl.jaas.config"] = login
+            found[f"listener.name.{name}.{mechanism.lower()}.sasl.jaas.config"] = login(mechanism, {USER: PASSWORD})
     return found
 
 
@@ -97,13 +94,6 @@ def doors(_all_doors: Doors) -> Doors:
 
 def _add_user(broker: str) -> None:
     """Tell the broker of the user, once for each mechanism, which takes a Java and a second or two each."""
-    java = [*java_command(kafka_home()), "kafka.admin.ConfigCommand", "--bootstrap-server", broker, "--alter"]
-    running = [
-        subprocess.Popen(
-            [*java, "--entity-type", "users", "--entity-name", USER, "--add-config", f"{name}=[password={PASSWORD}]"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for name in MECHANISMS[1:]
-    ]
+    commands = [adding(kafka_home(), broker, name, USER, PASSWORD) for name in MECHANISMS[1:]]
+    running = [subprocess.Popen(one, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for one in commands]
     assert [process.wait(30) for process in running] == [0, 0]

@@ -62,6 +62,22 @@ class Certificates:
         return cls(folder / "authority.crt", folder / "server.pem", folder / "client.pem")
 
 
+def login(mechanism: str, users: Mapping[str, str]) -> str:
+    """Return how a broker checks passwords, given those that users have; of SCRAM's it is told while it runs."""
+    if mechanism == "PLAIN":
+        known = "".join(f' user_{name}="{password}"' for name, password in users.items())
+        return f"org.apache.kafka.common.security.plain.PlainLoginModule required{known};"
+    return "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+
+
+def adding(home: Path, broker: str, mechanism: str, name: str, password: str) -> list[str]:
+    """Return the command that tells a running broker of a user."""
+    return [
+        *(*java_command(home), "kafka.admin.ConfigCommand", "--bootstrap-server", broker, "--alter"),
+        *("--add-config", f"{mechanism}=[password={password}]", "--entity-type", "users", "--entity-name", name),
+    ]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Security:
     """How clients reach the brokers; brokers speak plain text among themselves whatever it is.
@@ -89,12 +105,8 @@ class Security:
         prefix = f"listener.name.{listener}"
         found: dict[str, object] = {}
         if self.mechanism is not None:
-            module, users = "org.apache.kafka.common.security.scram.ScramLoginModule required", ""
-            if self.mechanism == "PLAIN":
-                module = "org.apache.kafka.common.security.plain.PlainLoginModule required"
-                users = "".join(f' user_{name}="{password}"' for name, password in self.users.items())
             found[f"{prefix}.sasl.enabled.mechanisms"] = self.mechanism
-            found[f"{prefix}.{self.mechanism.lower()}.sasl.jaas.config"] = f"{module}{users};"
+            found[f"{prefix}.{self.mechanism.lower()}.sasl.jaas.config"] = login(self.mechanism, self.users)
         if self.certificates is not None:
             found[f"{prefix}.ssl.keystore.type"] = "PEM"
             found[f"{prefix}.ssl.keystore.location"] = self.certificates.server
@@ -108,15 +120,7 @@ class Security:
         if self.mechanism is None or self.mechanism == "PLAIN":
             return
         for name, password in self.users.items():
-            subprocess.run(
-                [
-                    *(*java_command(home), "kafka.admin.ConfigCommand", "--bootstrap-server", broker, "--alter"),
-                    *("--add-config", f"{self.mechanism}=[password={password}]"),
-                    *("--entity-type", "users", "--entity-name", name),
-                ],
-                check=True,
-                capture_output=True,
-            )
+            subprocess.run(adding(home, broker, self.mechanism, name, password), check=True, capture_output=True)
 
     def client(self) -> dict[str, Any]:
         """Return what a client of aiokafka's takes to connect as the first user, as keyword arguments."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import re
 import signal
@@ -15,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from agent.demo.guest import until
+from agent.schema import record_schema
 from tests.alerts.alertmanager import Alertmanager
 from tests.system.agent import COMMAND, command
 from tests.system.records import check, put_in_order, validator
@@ -119,7 +119,7 @@ async def test_a_demo_that_is_interrupted_ends_well_and_leaves_nothing(
 async def test_a_demo_shows_all_kinds_of_records_and_leaves_nothing(demo: tuple[Demo, Path]) -> None:
     whole, out = demo
     await whole.ended(40)
-    schema = validator(json.loads((await command("schema", "record")).out))
+    schema = validator(record_schema())
     events = put_in_order([check(line, schema) for line in out.read_bytes().splitlines()])
     assert {event.get_type() for event in events} >= SEEN
     for name in ("web-1", "db-1"):

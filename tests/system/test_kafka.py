@@ -1,7 +1,6 @@
 """Records through a real Apache Kafka, read by a client and by a CloudEvents library that are not ours."""
 
 import asyncio
-import json
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from cloudevents.core.bindings.kafka import KafkaMessage, from_kafka_event
 from jsonschema import Draft202012Validator
 
 from agent.demo.guest import Kind, until
+from agent.schema import record_schema
 from tests.lab.fixtures import StartGuest
 from tests.lab.kafka import KafkaCluster
-from tests.system.agent import Agent, command
+from tests.system.agent import Agent
 from tests.system.records import check, sequence, validator
 
 KINDS: Final = ("events", "samples", "alerts")
@@ -69,7 +69,7 @@ async def agent(kafka: KafkaCluster, topics: dict[str, str], folder: Path) -> As
 
 async def everything(kafka: KafkaCluster, topics: dict[str, str]) -> list[Message]:
     """Return all messages there are, those of each partition in its order."""
-    schema = validator(json.loads((await command("schema", "record")).out))
+    schema = validator(record_schema())
     kinds = {topic: kind for kind, topic in topics.items()}
     async with AIOKafkaConsumer(*topics.values(), auto_offset_reset="earliest", **kafka.client) as consumer:
         ends = await consumer.end_offsets(

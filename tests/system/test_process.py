@@ -65,12 +65,12 @@ def cpu_seconds(path: str) -> float:
 
 
 async def test_cpu_time_of_a_guest_that_spins_is_what_its_threads_have(folder: Path, start_guest: StartGuest) -> None:
-    guest = await start_guest(kind=Kind.LINUX, pause_seconds=0, extra=["-smp", "2", "-object", "iothread,id=io0"])
+    guest = await start_guest(kind=Kind.WRITER, pause_seconds=0, extra=["-smp", "2", "-object", "iothread,id=io0"])
     await guest.booted()
     pid = pid_of(guest)
     cpus = {str(cpu["cpu-index"]): cpu for cpu in await guest.command("query-cpus-fast")}
     (iothread,) = await guest.command("query-iothreads")
-    async with watching(folder) as agent:
+    async with watching(folder, timeouts={"reply": "500ms"}) as agent:
         await fresh(agent, guest, "vcpu")
         before = await fresh(agent, guest, "vcpu")
         await asyncio.gather(
@@ -184,10 +184,10 @@ async def test_of_two_qemus_in_a_migration_each_has_its_own_process(folder: Path
         async def has_migrated() -> bool:
             return bool((await target.command("query-status"))["status"] == "running")
 
-        with contextlib.suppress(TimeoutError):
-            await until(has_migrated, 5)
+        await until(has_migrated, 10)
+        await agent.record("sample.runstate", vm=source.name, status="postmigrate")
         await source.stop()
-        await agent.record("vm.gone", vm=source.uuid)
+        await agent.record("vm.departed", vm=source.name)
         series = await fresh(agent, target)
         assert [labels["pid"] for labels, _ in series.all("qemu_vm_info", vm_uuid=source.uuid)] == [str(pid_of(target))]
         assert "Traceback" not in agent.log
@@ -258,6 +258,7 @@ async def test_a_qemu_in_namespaces_of_its_own_is_found_by_what_they_call_its_th
         assert not outer & inner
         assert all(read(f"/proc/{pid}/task/{thread}/stat") for thread in outer)
         assert series.one("qemu_net_receive_bytes_total", vm_uuid=guest.uuid, interface="tap0") is not None
+    await guest.kill()  # unshare does not pass on a SIGTERM
 
 
 async def test_where_the_process_cannot_be_known_its_figures_are_off_and_it_is_said_why_once(

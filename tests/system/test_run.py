@@ -9,8 +9,9 @@ import pytest
 from cloudevents.core.formats.json import JSONFormat
 
 from agent.demo.guest import Kind, until
+from agent.schema import record_schema
 from tests.lab.fixtures import StartGuest
-from tests.system.agent import Agent, command
+from tests.system.agent import Agent
 from tests.system.records import check, put_in_order, validator
 
 
@@ -28,7 +29,7 @@ async def test_without_a_way_out_records_and_nothing_else_go_to_standard_output(
         await until(lambda: agent.out.count("\n") >= 2, 10)
         ended = await agent.stop()
     assert ended.status == 0
-    schema = validator(json.loads((await command("schema", "record")).out))
+    schema = validator(record_schema())
     events = put_in_order([check(line, schema) for line in ended.out.splitlines()])
     assert events[-1].get_type() == "qemu.vm.detached"
     entries = [json.loads(line) for line in ended.log.splitlines()]

@@ -34,6 +34,7 @@ def config(folder: Path) -> dict[str, Any]:
     return {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": "100ms"},
+        "timeouts": {"greeting": "500ms"},  # `check` finds the monitor held
         "kafka": {"servers": [f"127.0.0.1:{free_port()}"], "sasl": sasl},
         "alerts": {"alertmanager": {"url": f"http://agent:{ALERTS}@127.0.0.1:{free_port()}", "resend": "1s"}},
         "log": {"level": "debug"},

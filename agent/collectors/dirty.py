@@ -6,6 +6,7 @@ from typing import Any
 from agent.catalogue.metrics.memory import DIRTY_RATE, VCPU_DIRTY
 from agent.catalogue.model import Reader, Sample, Values
 from agent.collectors.base import Answers, Collector, Facts, Intervals, expect
+from agent.collectors.raw import objects
 from agent.qmp.commands import Ask
 
 _read = Reader(DIRTY_RATE)
@@ -25,9 +26,9 @@ def _asks(facts: Facts) -> tuple[Ask, ...]:
 
 def _collect(answers: Answers) -> Iterable[Sample]:
     measured = expect(answers[0], dict)
-    limits = answers[1] if len(answers) > 1 and isinstance(answers[1], list) else []  # an error: no dirty ring
     vcpus = _by_vcpu(measured.get("vcpu-dirty-rate"), "id", {})
-    vcpus = _by_vcpu(limits, "cpu-index", vcpus)
+    for limits in answers[1:]:  # an error: no dirty ring
+        vcpus = _by_vcpu(limits, "cpu-index", vcpus)
     samples = [Sample(VCPU_DIRTY, (str(number),), values) for number, values in list(vcpus.items())[:_MAX_VCPUS]]
     if measured.get("status") not in ("unstarted", None):
         unit = measured.get("calc-time-unit", "second")
@@ -39,8 +40,8 @@ def _collect(answers: Answers) -> Iterable[Sample]:
 
 def _by_vcpu(rows: Any, key: str, known: Mapping[int, Values]) -> dict[int, Values]:
     merged = dict(known)
-    for row in rows if isinstance(rows, list) else ():
-        if isinstance(row, dict) and type(number := row.get(key)) is int:
+    for row in objects(rows):
+        if type(number := row.get(key)) is int:
             merged[number] = merged.get(number, {}) | _read_vcpu(row)
     return merged
 

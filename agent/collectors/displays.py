@@ -6,6 +6,7 @@ from typing import Any
 from agent.catalogue.metrics.inventory import SPICE, VNC
 from agent.catalogue.model import Reader, Sample, Values
 from agent.collectors.base import Answers, Collector, expect
+from agent.collectors.raw import objects, text
 from agent.qmp.commands import Ask
 from agent.record import clean
 
@@ -17,9 +18,9 @@ _MAX_CLIENTS = 48
 
 
 def _vnc(answers: Answers) -> Iterable[Sample]:
-    for display in expect(answers[0], list)[:_MAX_DISPLAYS]:
-        if isinstance(display, dict) and isinstance(name := display.get("id"), str) and name:
-            addresses, clients = _entries(display.get("server")), _entries(display.get("clients"))
+    for display in objects(expect(answers[0], list), _MAX_DISPLAYS):
+        if name := text(display.get("id")):
+            addresses, clients = objects(display.get("server")), objects(display.get("clients"))
             told = {
                 "addresses": [_address(one) for one in addresses[:_MAX_CLIENTS]],
                 "clients": len(clients),
@@ -33,14 +34,10 @@ def _spice(answers: Answers) -> Iterable[Sample]:
     if display.get("enabled") is not True:
         return ()
     clients: dict[Any, dict[str, Any]] = {}
-    for channel in _entries(display.get("channels")):  # a client has several
+    for channel in objects(display.get("channels")):  # a client has several
         clients.setdefault(str(channel.get("connection-id")), channel)
     who = [_address(one) for one in list(clients.values())[:_MAX_CLIENTS]]
     return (Sample(SPICE, (), _read_spice(display | {"clients": len(clients), "who": who})),)
-
-
-def _entries(raw: Any) -> list[dict[str, Any]]:
-    return [one for one in raw if isinstance(one, dict)] if isinstance(raw, list) else []
 
 
 def _address(one: dict[str, Any]) -> Values:

@@ -6,6 +6,7 @@ from typing import Any
 from agent.catalogue.metrics.inventory import INVENTORY, TPM
 from agent.catalogue.model import Reader, Sample, Values
 from agent.collectors.base import Answers, Collector, Facts, expect
+from agent.collectors.raw import objects, text, within
 from agent.qmp.commands import Ask
 from agent.record import clean
 
@@ -20,28 +21,26 @@ _MAX_TEXT = 96
 
 
 def _collect(answers: Answers) -> Iterable[Sample]:
-    buses, chardevs, backends = (expect(answer, list) for answer in answers)
-    pci = [_pci(device) for bus in buses if isinstance(bus, dict) for device in _devices(bus.get("devices"))]
+    buses, chardevs, backends = (objects(expect(answer, list)) for answer in answers)
+    pci = [_pci(device) for bus in buses for device in _devices(bus.get("devices"))]
     told = {
         "pci_devices": len(pci),
         "pci": pci[:MAX_LISTED],
-        "chardevs": [_chardev(one) for one in chardevs if isinstance(one, dict)][:MAX_LISTED],
-        "memory": [_backend(one) for one in backends if isinstance(one, dict)][:MAX_LISTED],
+        "chardevs": [_chardev(one) for one in chardevs[:MAX_LISTED]],
+        "memory": [_backend(one) for one in backends[:MAX_LISTED]],
     }
     return (Sample(INVENTORY, (), _read(told)),)
 
 
 def _devices(devices: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
     """Yield a bus' devices, and what is behind its bridges."""
-    for device in devices if isinstance(devices, list) and depth < _MAX_BRIDGES else ():
-        if isinstance(device, dict):
-            yield device
-            bridge = device.get("pci_bridge")
-            yield from _devices(bridge.get("devices") if isinstance(bridge, dict) else None, depth + 1)
+    for device in objects(devices) if depth < _MAX_BRIDGES else ():
+        yield device
+        yield from _devices(within(device.get("pci_bridge")).get("devices"), depth + 1)
 
 
 def _pci(device: dict[str, Any]) -> Values:
-    kind, ids = _object(device.get("class_info")), _object(device.get("id"))
+    kind, ids = within(device.get("class_info")), within(device.get("id"))
     bus, slot, function = (_number(device.get(key)) for key in ("bus", "slot", "function"))
     vendor, product = (_number(ids.get(key)) for key in ("vendor", "device"))
     return {
@@ -70,12 +69,8 @@ def _backend(one: dict[str, Any]) -> Values:
     }
 
 
-def _object(raw: Any) -> dict[str, Any]:
-    return raw if isinstance(raw, dict) else {}
-
-
 def _text(raw: Any) -> str:
-    return clean(raw, _MAX_TEXT) if isinstance(raw, str) else ""
+    return clean(text(raw), _MAX_TEXT)
 
 
 def _number(raw: Any) -> int:
@@ -83,8 +78,8 @@ def _number(raw: Any) -> int:
 
 
 def _tpms(answers: Answers) -> Iterable[Sample]:
-    for tpm in expect(answers[0], list)[:MAX_LISTED]:
-        if isinstance(tpm, dict) and isinstance(name := tpm.get("id"), str) and name:
+    for tpm in objects(expect(answers[0], list), MAX_LISTED):
+        if name := text(tpm.get("id")):
             yield Sample(TPM, (clean(name),), _read_tpm(tpm))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from agent.catalogue.metrics.jobs import JOB
 from agent.catalogue.model import Reader, Sample, Values
 from agent.collectors.base import Answers, Collector, Facts, Intervals, Poll, expect, when_told
+from agent.collectors.raw import objects
 from agent.qmp.commands import Ask
 from agent.record import clean
 
@@ -28,13 +29,11 @@ def _asks(facts: Facts) -> tuple[Ask, ...]:
 def _collect(answers: Answers) -> Iterable[Sample]:
     """Merge the two answers; block jobs' own offset and length stand in where a QEMU has no query-jobs."""
     jobs: dict[str, dict[str, Any]] = {}
-    for job in expect(answers[0], list):
-        if isinstance(job, dict) and isinstance(
-            name := job.get("device"), str
-        ):  # so it is called, but it is the job's id
+    for job in objects(expect(answers[0], list)):
+        if isinstance(name := job.get("device"), str):  # so it is called, but it is the job's id
             jobs[name] = {"current-progress": job.get("offset"), "total-progress": job.get("len")} | job
-    for job in expect(answers[1], list) if len(answers) > 1 else ():
-        if isinstance(job, dict) and isinstance(name := job.get("id"), str):
+    for job in objects(expect(answers[1], list)) if len(answers) > 1 else ():
+        if isinstance(name := job.get("id"), str):
             jobs[name] = jobs.get(name, {}) | job
     return [_sample(name, job) for name, job in list(jobs.items())[:MAX_JOBS]]
 

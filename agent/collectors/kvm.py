@@ -10,6 +10,7 @@ from typing import Any
 from agent.catalogue.metrics.kvm import KVM, KVM_VCPU
 from agent.catalogue.model import Family, Reader, Sample, Values
 from agent.collectors.base import Answers, Collector, Facts, Intervals, expect
+from agent.collectors.raw import objects, text
 from agent.qmp.commands import Ask
 
 
@@ -27,25 +28,17 @@ _MAX_VCPUS = 4096
 
 
 def _collect(answers: Answers) -> Iterable[Sample]:
-    machine, vcpus, cpus = (expect(answer, list) for answer in answers)
-    known = (cpu for cpu in cpus if isinstance(cpu, dict) and isinstance(cpu.get("qom-path"), str))
-    numbers = {cpu["qom-path"]: cpu.get("cpu-index") for cpu in known}
+    machine, vcpus, cpus = (objects(expect(answer, list), _MAX_VCPUS) for answer in answers)
+    numbers = {path: cpu.get("cpu-index") for cpu in cpus if (path := text(cpu.get("qom-path")))}
     samples = [Sample(KVM, (), _read(_stats(entry))) for entry in machine[:1]]
-    for entry in vcpus[:_MAX_VCPUS]:
-        path = entry.get("qom-path") if isinstance(entry, dict) else None
-        if isinstance(path, str) and type(number := numbers.get(path)) is int:
-            samples.append(Sample(KVM_VCPU, (str(number),), _read_vcpu(_stats(entry))))
+    known = ((numbers.get(text(entry.get("qom-path"))), entry) for entry in vcpus)
+    samples += [Sample(KVM_VCPU, (str(n),), _read_vcpu(_stats(entry))) for n, entry in known if type(n) is int]
     return [sample for sample in samples if sample.values]
 
 
-def _stats(entry: Any) -> Values:
+def _stats(entry: Mapping[str, Any]) -> Values:
     """Return the numbers that an entry holds, by name."""
-    stats = entry.get("stats") if isinstance(entry, Mapping) else None
-    return {
-        stat["name"]: stat.get("value")
-        for stat in (stats if isinstance(stats, list) else ())
-        if isinstance(stat, dict) and isinstance(stat.get("name"), str)
-    }
+    return {text(stat.get("name")): stat.get("value") for stat in objects(entry.get("stats"))}
 
 
 def _again(samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:

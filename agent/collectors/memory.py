@@ -6,6 +6,7 @@ from typing import Any
 from agent.catalogue.metrics.memory import MEMORY, MEMORY_DEVICE
 from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, expect
+from agent.collectors.raw import objects, text, within
 from agent.qmp.commands import Ask
 from agent.record import clean
 
@@ -22,13 +23,10 @@ def _collect(answers: Answers) -> Iterable[Sample]:
 
 def _devices(devices: list[Any]) -> Iterator[Sample]:
     """Yield the devices by their ids, those without one by the memory under them."""
-    for device in devices[:_MAX_DEVICES]:
-        data = device.get("data") if isinstance(device, dict) else None
-        for key in ("id", "memdev"):
-            name = data.get(key) if isinstance(data, dict) else None
-            if isinstance(name, str) and name:
-                yield Sample(MEMORY_DEVICE, (clean(name),), _read_device(device))
-                break
+    for device in objects(devices, _MAX_DEVICES):
+        data = within(device.get("data"))
+        if name := text(data.get("id")) or text(data.get("memdev")):
+            yield Sample(MEMORY_DEVICE, (clean(name),), _read_device(device))
 
 
 COLLECTOR = Collector(

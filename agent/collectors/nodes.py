@@ -10,6 +10,7 @@ from agent.catalogue.metrics.block import BLOCK_BITMAP, BLOCK_LAYER
 from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, Facts, expect
 from agent.collectors.block import backings, chain, stable_name
+from agent.collectors.raw import objects, text
 from agent.qmp.commands import Ask
 from agent.record import clean
 
@@ -46,18 +47,14 @@ def _asks(facts: Facts) -> tuple[Ask, ...]:
 
 
 def _collect(answers: Answers) -> Iterable[Sample]:
-    nodes = {
-        node["node-name"]: node
-        for node in expect(answers[0], list)
-        if isinstance(node, dict) and isinstance(node.get("node-name"), str)
-    }
-    return _samples(nodes, expect(answers[1], list))
+    nodes = {name: node for node in objects(expect(answers[0], list)) if (name := text(node.get("node-name")))}
+    return _samples(nodes, objects(expect(answers[1], list)))
 
 
-def _samples(nodes: Nodes, disks: list[Any]) -> Iterator[Sample]:
+def _samples(nodes: Nodes, disks: list[dict[str, Any]]) -> Iterator[Sample]:
     seen: set[str] = set()
     for disk in disks:
-        device = stable_name(disk) if isinstance(disk, dict) else ""
+        device = stable_name(disk)
         if not device or device in seen:
             continue
         seen.add(device)
@@ -78,9 +75,8 @@ def _with_snapshots(node: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _bitmaps(device: str, layer: str, node: Mapping[str, Any]) -> Iterator[Sample]:
     """Yield a layer's bitmaps that have a name; those without are QEMU's own, for as long as a job runs."""
-    bitmaps = node.get("dirty-bitmaps")
-    for bitmap in bitmaps[:_MAX_BITMAPS] if isinstance(bitmaps, list) else ():
-        if isinstance(bitmap, dict) and isinstance(name := bitmap.get("name"), str) and name:
+    for bitmap in objects(node.get("dirty-bitmaps"), _MAX_BITMAPS):
+        if name := text(bitmap.get("name")):
             yield Sample(BLOCK_BITMAP, (device, layer, clean(name)), _read_bitmap(bitmap))
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from agent.catalogue.metrics.about import ABOUT
 from agent.catalogue.model import Sample, Values
 from agent.collectors.base import Facts, File, Interface, Task, Text
+from agent.collectors.raw import objects, text
 from agent.host import Found, Process, UnknownProcessError, find, interfaces_of, labels_of
 from agent.qmp.client import Answer
 from agent.qmp.commands import Ask
@@ -166,23 +167,23 @@ def _process(found: Found) -> Task:
     return Task(found.process.pid, "", {key: value for key, value in known.items() if value is not None})
 
 
-def _id(item: Any) -> int | None:
-    thread = item.get("thread-id") if isinstance(item, dict) else None
+def _id(item: Mapping[str, Any]) -> int | None:
+    thread = item.get("thread-id")
     return thread if type(thread) is int and 0 < thread < 1 << 31 else None
 
 
 def _vcpus(answer: Any) -> Iterator[Task]:
     """Yield the vCPUs' threads as QEMU counts them; none where it has no such command (before 2.12)."""
-    for cpu in answer[:MAX_THREADS] if isinstance(answer, list) else ():
+    for cpu in objects(answer, MAX_THREADS):
         thread = _id(cpu)
         if thread is not None and type(index := cpu.get("cpu-index")) is int:
             yield Task(thread, str(index), {"qom_path": cpu.get("qom-path"), "topology": cpu.get("props")})
 
 
 def _iothreads(answer: Any) -> Iterator[Task]:
-    for iothread in answer[:MAX_THREADS] if isinstance(answer, list) else ():
+    for iothread in objects(answer, MAX_THREADS):
         thread = _id(iothread)
-        if thread is not None and isinstance(name := iothread.get("id"), str) and name:
+        if thread is not None and (name := text(iothread.get("id"))):
             known = {
                 key.replace("-", "_"): iothread.get(key)
                 for key in ("poll-max-ns", "poll-grow", "poll-shrink", "aio-max-batch")
@@ -203,10 +204,8 @@ async def _cards(ask: Asking) -> Nics:
     paths = [
         (name, f"{room}/{name}")
         for room, children in zip(ROOMS, rooms, strict=True)
-        for child in (children if isinstance(children, list) else ())
-        if isinstance(child, dict)
-        and str(child.get("type")).startswith(_NICS)
-        and isinstance(name := child.get("name"), str)
+        for child in objects(children)
+        if text(child.get("type")).startswith(_NICS) and (name := text(child.get("name")))
     ]
     cards: dict[str, Values] = {}
     for name, path in paths[:MAX_NICS]:

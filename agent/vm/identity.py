@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.collectors.base import Facts
+from agent.collectors.raw import objects, text, within
 from agent.qmp.commands import Ask
 from agent.qmp.protocol import Greeting
 from agent.record import Vm, clean
@@ -60,31 +61,28 @@ def who(host: str, monitor: str, answers: Sequence[Any]) -> Vm:
     A VM that was started without a UUID answers with zeros, as all such do; it gets one made of the host's name and its monitor's
     address, so that it stays the same over restarts of itself and of the agent.
     """
-    said, named = (answer if isinstance(answer, dict) else {} for answer in answers)
+    said, named = map(within, answers)
     try:
         told = str(uuid.UUID(said.get("UUID")))
     except (ValueError, TypeError, AttributeError):
         told = _NIL
     if told == _NIL:
         told = str(uuid.uuid5(_NAMESPACE, f"{host}\n{monitor}"))
-    name = named.get("name")
-    return Vm(host, told, clean(name) if isinstance(name, str) and name else told, monitor)
+    return Vm(host, told, clean(text(named.get("name"))) or told, monitor)
 
 
 def balloon_path(answers: Sequence[Any], kinds: tuple[str, ...] = _BALLOONS) -> str | None:
     """Return the QOM path of the VM's balloon device, out of the answers to WHAT, or None; QEMU allows one."""
     for room, children in zip(ROOMS, answers[1:], strict=True):
-        for child in children if isinstance(children, list) else ():
-            kind, name = (child.get("type"), child.get("name")) if isinstance(child, dict) else (None, None)
-            if isinstance(kind, str) and kind.startswith(kinds) and isinstance(name, str):
+        for child in objects(children):
+            if text(child.get("type")).startswith(kinds) and (name := text(child.get("name"))):
                 return f"{room}/{name}"
     return None
 
 
 def migration_events(answers: Sequence[Any]) -> bool:
     """Return whether MIGRATION events are switched on, out of the answers to WHAT."""
-    capabilities = answers[0] if isinstance(answers[0], list) else ()
-    return any(isinstance(c, dict) and c.get("capability") == "events" and c.get("state") is True for c in capabilities)
+    return any(c.get("capability") == "events" and c.get("state") is True for c in objects(answers[0]))
 
 
 def interval_ask(balloon: str) -> Ask:
@@ -104,8 +102,7 @@ def interval(answer: Any) -> int:
 
 def commands(answer: Any) -> frozenset[str]:
     """Return the names that `COMMANDS` was answered with; none where QEMU would not say."""
-    told = answer if isinstance(answer, list) else ()
-    return frozenset(c["name"] for c in told if isinstance(c, dict) and isinstance(c.get("name"), str))
+    return frozenset(text(command.get("name")) for command in objects(answer)) - {""}
 
 
 def facts(answers: Sequence[Any], greeting: Greeting, commands: frozenset[str] = frozenset()) -> Facts:

@@ -207,7 +207,7 @@ class Journal:
         drops = [_Surplus(lane, size) for lane in self._lanes if (size := lane.over_budget) > 0]
         changes += [drop.change for drop in drops]
         dead, self._dead = self._dead, []
-        changes += [rows.bury(reason, [entry], DEAD_KEPT) for reason, entry in dead]
+        changes += [rows.bury(reason, entry, DEAD_KEPT) for reason, entry in dead]
         untold = self._losses.untold()
         if untold != self._noted:
             changes.append(rows.keep(Note(LOSSES, untold)))

@@ -63,13 +63,13 @@ def delete(lane: str, behind: int, through: int) -> Change:
     return lambda db: _run(db, "DELETE FROM records WHERE lane = ? AND row > ? AND row <= ?", (lane, behind, through))
 
 
-def bury(reason: str, entries: Sequence[Entry], most: int) -> Change:
-    """Add entries to the dead ones, of which the newest `most` are kept."""
+def bury(reason: str, entry: Entry, most: int) -> Change:
+    """Add an entry to the dead ones, of which the newest `most` are kept."""
 
     def change(db: sqlite3.Connection) -> None:
-        db.executemany(
+        db.execute(
             "INSERT INTO dead (reason, id, key, type, time_ns, crc, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [(reason, e.id, e.key, e.type, e.time_ns, checksum(e), e.body) for e in entries],
+            (reason, entry.id, entry.key, entry.type, entry.time_ns, checksum(entry), entry.body),
         )
         db.execute("DELETE FROM dead WHERE row <= (SELECT max(row) FROM dead) - ?", (most,))
 

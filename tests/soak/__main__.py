@@ -135,6 +135,9 @@ class Run:
             for name, value in found.items():
                 assert value is not None
                 self.measured[name].append(value)
+            if int(self.minutes[-1]) > int(self.minutes[-2] if len(self.minutes) > 1 else 0):
+                figures = ", ".join(f"{value:.4g} {name}" for name, value in found.items())
+                sys.stderr.write(f"{int(self.minutes[-1])} min, {self.born} VMs: {figures}\n")
             spent, at = total, now
 
     async def _scraped(self) -> Series:

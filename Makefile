@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test chaos soak fuzz bench bench-check check format generate package requirements examples shots lab-demo lab-test clean
+.PHONY: help demo test chaos soak fuzz bench bench-check check format generate golden package requirements examples shots lab-demo lab-test clean
 
 help:
 	@echo "make demo [FOR=30s] [OUT=FILE] [ALERTMANAGER=URL]   two small guests, watched"
@@ -17,6 +17,7 @@ help:
 	@echo "make check                       formatting, lint and types"
 	@echo "make format                      mend formatting and what lint can mend"
 	@echo "make generate                    schemas, dashboards and references made from the code"
+	@echo "make golden                      what tests expect of recorded answers, as it is today; read the difference"
 	@echo "make package                     a wheel and an sdist in dist/, and what is in them as CycloneDX"
 	@echo "make requirements                the container's dependencies anew, pinned by hash"
 	@echo "make examples                    the records that docs/records.md shows, out of a real run"
@@ -70,6 +71,9 @@ generate: $(VENV)/dev
 	$(BIN)/python -m deploy.prometheus.libvirt_names debian > deploy/prometheus/libvirt-names-debian.yml
 	$(BIN)/python -m deploy.prometheus.libvirt_names tinkoff > deploy/prometheus/libvirt-names-tinkoff.yml
 	$(BIN)/python -m agent.reference queries > docs/qmp-commands.md
+
+golden: $(VENV)/dev
+	GOLDEN=write $(BIN)/pytest -q $(addprefix tests/unit/test_,collectors.py transcripts.py exposition.py config.py)
 
 # docs/records.md shows records of a real run, which is made by hand: when there is a new type of record.
 examples: lab-test

@@ -11,7 +11,6 @@ from pathlib import Path
 from agent.collectors import EVERYTHING, Collector
 from agent.config import Config
 from agent.config_types import expand
-from agent.delivery.jsonl import JsonLines
 from agent.delivery.sink import SinkError
 from agent.journal_tool import set_aside
 from agent.monitors import Dial, Listen, Monitor, Way
@@ -93,7 +92,7 @@ async def _looking(way: Way) -> AsyncIterator[tuple[list[Monitor], list[tuple[bo
 
 
 def _journal(config: Config) -> Iterator[tuple[bool, str]]:
-    if config.kafka is None:
+    if not config.sink.journaled:
         return
     folder = config.journal.folder
     there = folder if folder.exists() else next(parent for parent in folder.parents if parent.exists())
@@ -177,7 +176,7 @@ async def _endpoint(config: Config) -> tuple[bool, str]:
 
 async def _sink(config: Config) -> tuple[bool, str]:
     to = sink(config)
-    if isinstance(to, JsonLines) and config.jsonl.file is None:
+    if config.sink is config.jsonl and config.jsonl.file is None:
         return True, "records go to standard output, since there is neither kafka nor jsonl.file"
     try:
         await to.open()

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
 from agent.alerts.guard import Mode
-from agent.config_types import Address, LevelText, Positive, Secret, Section, Topic
+from agent.config_types import Address, LevelText, Positive, Secret, Section
+from agent.delivery.jsonl import JsonLines
+from agent.delivery.kafka import KafkaConfig
+from agent.delivery.sink_config import SinkConfig
 from agent.host.libvirt import LabelsConfig
 from agent.monitors import ENTRIES, WayConfig
 from agent.units import Bytes, Seconds
@@ -39,83 +42,7 @@ else:
     ]
 
 
-class RouteConfig(Section):
-    """A topic for some types of records."""
-
-    type: Annotated[str, StringConstraints(pattern=r"^qemu\.[a-z_.]*$")]
-    """How the types begin, such as qemu.event.vnc_ or qemu.sample.migration."""
-    topic: Topic
-    """Where they go."""
-
-
-class KafkaTopicsConfig(Section):
-    """Where each kind of record goes."""
-
-    events: Topic = "qemu.events"
-    """Events, and changes in a VM's life."""
-    samples: Topic = "qemu.samples"
-    """What polls say."""
-    alerts: Topic = "qemu.alerts"
-    """Alerts."""
-    routes: list[RouteConfig] = []
-    """Types with a topic of their own; the first that fits wins."""
-
-
-class KafkaCreateConfig(Section):
-    """How topics that are missing are made."""
-
-    partitions: Annotated[int, Field(ge=1, le=100_000)] = 12
-    """Partitions of each. A VM's records are all in one; adding partitions later moves VMs between them."""
-    replication: Annotated[int, Field(ge=-1, le=32767)] = -1
-    """Replicas of each; -1 is as the brokers have it."""
-
-
-class TlsConfig(Section):
-    """TLS to the brokers."""
-
-    ca: Secret | None = None
-    """Certificates of the authorities to trust; without it, the system's."""
-    certificate: Secret | None = None
-    """The agent's own certificate, where the brokers want one."""
-    key: Secret | None = None
-    """The key of that certificate, where it is not in the same file."""
-
-
-class SaslConfig(Section):
-    """Who the agent is to the brokers."""
-
-    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
-    """How the password is shown; PLAIN needs TLS to be safe."""
-    username: Annotated[str, StringConstraints(min_length=1, max_length=255)]
-    """The user."""
-    password_file: Secret
-    """A file whose first line is the password; read each time the agent connects."""
-
-
-class KafkaConfig(Section):
-    """Apache Kafka, or what speaks its protocol."""
-
-    servers: Annotated[list[Address], Field(min_length=1)]
-    """Some brokers, host:port; the others are learned from them."""
-    topics: KafkaTopicsConfig = KafkaTopicsConfig()
-    """Where each kind of record goes."""
-    create: KafkaCreateConfig | None = None
-    """How topics that are missing are made. Without it, a missing topic is waited for."""
-    tls: TlsConfig | None = None
-    """TLS; `tls: {}` trusts the system's authorities. Without it, all goes in the clear."""
-    sasl: SaslConfig | None = None
-    """Who the agent is. Without it, nobody, or whom its TLS certificate names."""
-    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "zstd"
-    """The codec. zstd is both small and quick; gzip holds up the agent for some 20 ms a batch."""
-    max_record: Annotated[Bytes, Field(ge=1024, le=1 << 30)] = 1_000_000
-    """The largest record that is sent; what is larger goes to the dead letters. The topics' max.message.bytes has to allow it."""
-    client_id: Annotated[str, StringConstraints(min_length=1, max_length=249)] = "qmp-agent"
-    """How the agent calls itself in the brokers' logs and quotas."""
-    request_timeout: Positive = 10.0
-    """How long a broker may take to answer one request."""
-
-
-class JsonLinesConfig(Section):
+class JsonLinesConfig(SinkConfig):
     """Records as JSON lines, where there is no Kafka."""
 
     file: Path | None = None
@@ -124,6 +51,12 @@ class JsonLinesConfig(Section):
     """The size at which a file is put aside and a new one begun."""
     keep: Annotated[int, Field(ge=0, le=1000)] = 5
     """How many files put aside are kept."""
+
+    journaled = False
+
+    def sink(self) -> JsonLines:
+        """Return the sink."""
+        return JsonLines(self.file, self.rotate, self.keep)
 
 
 class JournalConfig(Section):
@@ -283,10 +216,20 @@ class Config(Section):
     log: LogConfig = LogConfig()
     """The agent's own log."""
 
+    @property
+    def sink(self) -> SinkConfig:
+        """Where records go: standard output where nothing says it."""
+        return next(iter(self._sinks().values()), self.jsonl)
+
+    def _sinks(self) -> dict[str, SinkConfig]:
+        """Return the sections that say where records go, each by the key that does."""
+        sinks = {"kafka": self.kafka, "jsonl.file": self.jsonl if self.jsonl.file is not None else None}
+        return {key: sink for key, sink in sinks.items() if sink is not None}
+
     @model_validator(mode="after")
     def _one_sink(self) -> "Config":
-        if self.kafka is not None and self.jsonl.file is not None:
-            raise ValueError("kafka and jsonl.file are both given; records go to one of them: remove the other")
+        if len(given := list(self._sinks())) > 1:
+            raise ValueError(f"{' and '.join(given[:2])} are both given; records go to one of them: remove the other")
         if min(self.journal.alerts, self.journal.events, self.journal.samples) < self.memory_budget:
             raise ValueError("journal.alerts, journal.events and journal.samples should each be at least memory_budget")
         return self

@@ -6,12 +6,9 @@ from pathlib import Path
 from agent.alerts.guard import Mode, Plan
 from agent.alerts.ladder import parse_level
 from agent.collectors import Intervals
-from agent.config import Config, KafkaConfig, WriteThresholdConfig
+from agent.config import Config, WriteThresholdConfig
 from agent.config_types import expand
 from agent.delivery.delivery import DeliveryTerms
-from agent.delivery.jsonl import JsonLines
-from agent.delivery.kafka import Create, Kafka, KafkaTerms, Topics
-from agent.delivery.kafka_access import Access, Sasl, Tls
 from agent.delivery.sink import Sink
 from agent.host import device_size
 from agent.monitors import Way
@@ -84,32 +81,10 @@ def sink(config: Config) -> Sink:
     Raises:
         StartError: a secret's place cannot be told.
     """
-    if config.kafka is None:
-        return JsonLines(config.jsonl.file, config.jsonl.rotate, config.jsonl.keep)
     try:
-        return Kafka(_kafka_terms(config.kafka))
+        return config.sink.sink()
     except OSError as error:
         raise StartError(error.strerror or str(error)) from error
-
-
-def _kafka_terms(kafka: KafkaConfig) -> KafkaTerms:
-    tls, sasl, names = kafka.tls, kafka.sasl, kafka.topics
-    access = Access(
-        tuple(kafka.servers),
-        kafka.client_id,
-        Tls(*(expand(path) if path is not None else None for path in (tls.ca, tls.certificate, tls.key)))
-        if tls is not None
-        else None,
-        Sasl(sasl.mechanism, sasl.username, expand(sasl.password_file)) if sasl is not None else None,
-    )
-    return KafkaTerms(
-        access,
-        Topics(names.events, names.samples, names.alerts, tuple((route.type, route.topic) for route in names.routes)),
-        Create(kafka.create.partitions, kafka.create.replication) if kafka.create is not None else None,
-        None if kafka.compression == "none" else kafka.compression,
-        kafka.max_record,
-        kafka.request_timeout,
-    )
 
 
 def endpoint(sight: Sight, config: Config) -> Endpoint:
@@ -127,8 +102,8 @@ def endpoint(sight: Sight, config: Config) -> Endpoint:
 
 
 def delivery_terms(config: Config) -> DeliveryTerms:
-    """Return how much may wait. Without Kafka there is no journal: JSON lines are as safe as one."""
-    folder = config.journal.folder if config.kafka is not None else None
+    """Return how much may wait. There is no journal for JSON lines: they are as safe as one."""
+    folder = config.journal.folder if config.sink.journaled else None
     return DeliveryTerms(
         config.memory_budget, folder, config.journal.alerts, config.journal.events, config.journal.samples
     )

@@ -9,9 +9,8 @@ which the owner closes this sink, opens it anew and sends the same batch again.
 import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -24,11 +23,14 @@ from aiokafka.errors import (
     for_code,
 )
 from aiokafka.partitioner import murmur2
+from pydantic import Field, StringConstraints
 
+from agent.config_types import Positive, Section, Topic, expand
 from agent.delivery.entry import Entry
 from agent.delivery.kafka_access import Access, explain
 from agent.delivery.sink import SinkError
 from agent.record import CONTENT_TYPE
+from agent.units import Bytes
 
 HEADERS = [("content-type", f"{CONTENT_TYPE}; charset=UTF-8".encode())]
 
@@ -38,76 +40,91 @@ RECORD_OVERHEAD_BYTES = 512
 ACK_SECONDS = 60.0
 """How long brokers may take to acknowledge a batch, retries included, before the producer is thought to be lost."""
 CLOSE_SECONDS = 3.0
+OPEN_SECONDS = 30.0
+"""How long connecting and learning of the topics may take."""
 
 _REFUSALS = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidTimestampError)
 """What a broker says of a batch that it will not take however often it is asked."""
 
 
-@dataclass(frozen=True, slots=True)
-class Topics:
-    """Where each kind of record goes.
+class RouteConfig(Section):
+    """A topic for some types of records."""
 
-    Attributes:
-        events, samples, alerts: the topic for each kind; changes in a VM's life go with its events.
-        routes: beginnings of types with a topic of their own; the first that fits wins.
-    """
+    type: Annotated[str, StringConstraints(pattern=r"^qemu\.[a-z_.]*$")]
+    """How the types begin, such as qemu.event.vnc_ or qemu.sample.migration."""
+    topic: Topic
+    """Where they go."""
 
-    events: str = "qemu.events"
-    samples: str = "qemu.samples"
-    alerts: str = "qemu.alerts"
-    routes: tuple[tuple[str, str], ...] = ()
+
+class KafkaTopicsConfig(Section):
+    """Where each kind of record goes."""
+
+    events: Topic = "qemu.events"
+    """Events, and changes in a VM's life."""
+    samples: Topic = "qemu.samples"
+    """What polls say."""
+    alerts: Topic = "qemu.alerts"
+    """Alerts."""
+    routes: list[RouteConfig] = []
+    """Types with a topic of their own; the first that fits wins."""
 
     def of(self, record_type: str) -> str:
         """Return the topic for a record of this type."""
-        for beginning, topic in self.routes:
-            if record_type.startswith(beginning):
-                return topic
+        for route in self.routes:
+            if record_type.startswith(route.type):
+                return route.topic
         if record_type.startswith("qemu.sample."):
             return self.samples
         return self.alerts if record_type.startswith("qemu.alert.") else self.events
 
     def all(self) -> set[str]:
         """Return every topic."""
-        return {self.events, self.samples, self.alerts, *(topic for _, topic in self.routes)}
+        return {self.events, self.samples, self.alerts, *(route.topic for route in self.routes)}
 
 
-@dataclass(frozen=True, slots=True)
-class Create:
-    """How topics that are missing are made: partitions and replicas of each; replicas of -1 is as the brokers have it."""
+class KafkaCreateConfig(Section):
+    """How topics that are missing are made."""
 
-    partitions: int
-    replication: int
+    partitions: Annotated[int, Field(ge=1, le=100_000)] = 12
+    """Partitions of each. A VM's records are all in one; adding partitions later moves VMs between them."""
+    replication: Annotated[int, Field(ge=-1, le=32767)] = -1
+    """Replicas of each; -1 is as the brokers have it."""
 
 
-@dataclass(frozen=True, slots=True)
-class KafkaTerms:
-    """How to speak to Kafka.
+class KafkaConfig(Access):
+    """Apache Kafka, or what speaks its protocol."""
 
-    Attributes:
-        access: how to reach it.
-        topics: where each kind of record goes.
-        create: how to make topics that are missing; None makes none.
-        compression: aiokafka's name of the codec, or None.
-        max_record_bytes: the largest record that is tried.
-        request_seconds: how long one request may take.
-        open_seconds: how long connecting and learning of the topics may take.
-    """
+    topics: KafkaTopicsConfig = KafkaTopicsConfig()
+    """Where each kind of record goes."""
+    create: KafkaCreateConfig | None = None
+    """How topics that are missing are made. Without it, a missing topic is waited for."""
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "zstd"
+    """The codec. zstd is both small and quick; gzip holds up the agent for some 20 ms a batch."""
+    max_record: Annotated[Bytes, Field(ge=1024, le=1 << 30)] = 1_000_000
+    """The largest record that is sent; what is larger goes to the dead letters. The topics' max.message.bytes has to allow it."""
+    request_timeout: Positive = 10.0
+    """How long a broker may take to answer one request."""
 
-    access: Access
-    topics: Topics = field(default_factory=Topics)
-    create: Create | None = None
-    compression: str | None = "zstd"
-    max_record_bytes: int = 1_000_000
-    request_seconds: float = 10.0
-    open_seconds: float = 30.0
+    def sink(self) -> "Kafka":
+        """Return the sink.
+
+        Raises:
+            OSError: a secret's place cannot be told.
+        """
+        tls, sasl = self.tls, self.sasl
+        secrets = (*((tls.ca, tls.certificate, tls.key) if tls else ()), *((sasl.password_file,) if sasl else ()))
+        for secret in filter(None, secrets):
+            expand(secret)  # a folder of secrets that is not given is said before anything is begun
+        return Kafka(self)
 
 
 class Kafka:
     """A sink whose every record is acknowledged by all in-sync replicas, in order for each key."""
 
-    def __init__(self, terms: KafkaTerms) -> None:
-        self.name = f"Kafka at {', '.join(terms.access.servers)}"
-        self._terms = terms
+    def __init__(self, config: KafkaConfig, open_seconds: float = OPEN_SECONDS) -> None:
+        self.name = f"Kafka at {', '.join(config.servers)}"
+        self._config = config
+        self._open_seconds = open_seconds
         self._producer: AIOKafkaProducer | None = None
         self._suspects: set[str] = set()  # of a batch that was refused: which record is it?
         self._refused: set[str] = set()
@@ -120,17 +137,17 @@ class Kafka:
             SinkError: no broker can be reached or none will have us, or a topic is missing, in words for people.
         """
         try:
-            async with asyncio.timeout(self._terms.open_seconds):
-                options = self._terms.access.options() | {"request_timeout_ms": int(self._terms.request_seconds * 1000)}
+            async with asyncio.timeout(self._open_seconds):
+                options = self._config.options() | {"request_timeout_ms": int(self._config.request_timeout * 1000)}
                 self._producer = await self._start(options)
-                for topic in sorted(self._terms.topics.all()):
+                for topic in sorted(self._config.topics.all()):
                     await self._look_for(self._producer, topic, options)
         except SinkError:
             await self.close()
             raise
         except Exception as error:  # what is no Kafka has aiokafka raise what it likes
             await self.close()
-            raise SinkError(await explain(error, self._terms.access)) from error
+            raise SinkError(await explain(error, self._config)) from error
         except BaseException:
             await self.close()
             raise
@@ -139,9 +156,9 @@ class Kafka:
         producer = AIOKafkaProducer(
             acks="all",
             enable_idempotence=True,
-            compression_type=self._terms.compression,
+            compression_type=None if self._config.compression == "none" else self._config.compression,
             max_batch_size=BATCH_BYTES,
-            max_request_size=self._terms.max_record_bytes + BATCH_BYTES,
+            max_request_size=self._config.max_record + BATCH_BYTES,
             retry_backoff_ms=250,
             metadata_max_age_ms=60_000,
             **options,
@@ -158,7 +175,7 @@ class Kafka:
         if topic in found.topics(exclude_internal_topics=False):
             await producer.partitions_for(topic)
             return
-        create = self._terms.create
+        create = self._config.create
         if create is None:
             raise SinkError(f"there is no topic {topic}, or we may not see it: create it, or set kafka.create")
         admin = AIOKafkaAdminClient(**options)
@@ -184,7 +201,7 @@ class Kafka:
             raise SinkError("the connection was closed")
         queues: dict[tuple[str, int], list[Entry]] = {}
         for entry in batch:
-            if len(entry.body) + RECORD_OVERHEAD_BYTES > self._terms.max_record_bytes:
+            if len(entry.body) + RECORD_OVERHEAD_BYTES > self._config.max_record:
                 self._refused.add(entry.id)
             if entry.id not in self._refused and entry.id not in self._acknowledged:
                 queues.setdefault(self._place(producer, entry), []).append(entry)
@@ -199,7 +216,7 @@ class Kafka:
         # A refusal is not for long: each finds one record, or a batch to look for it in.
         for failure in sorted(failures, key=lambda failure: isinstance(failure, _REFUSALS)):
             if isinstance(failure, Exception):
-                text = await explain(failure, self._terms.access)
+                text = await explain(failure, self._config)
                 raise SinkError(text, at_once=isinstance(failure, _REFUSALS)) from failure
             raise failure
         ids = {entry.id for entry in batch}
@@ -211,7 +228,7 @@ class Kafka:
 
     def _place(self, producer: AIOKafkaProducer, entry: Entry) -> tuple[str, int]:
         """Return the topic and partition of an entry: what Kafka's own clients would choose for its key."""
-        topic = self._terms.topics.of(entry.type)
+        topic = self._config.topics.of(entry.type)
         partitions = producer.client.cluster.partitions_for_topic(topic)
         if not partitions:
             raise SinkError(f"topic {topic} is gone")

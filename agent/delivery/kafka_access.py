@@ -3,9 +3,7 @@
 import asyncio
 import socket
 import ssl
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from aiokafka.conn import create_conn
 from aiokafka.errors import (
@@ -19,24 +17,24 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
     UnsupportedSaslMechanismError,
 )
+from pydantic import Field, StringConstraints
 
+from agent.config_types import Address, Secret, Section, expand
+from agent.delivery.sink_config import SinkConfig
 from agent.record import clean
 
 PROBE_SECONDS = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """TLS to the brokers.
+class TlsConfig(Section):
+    """TLS to the brokers."""
 
-    Attributes:
-        ca: certificates of the authorities to trust; None trusts the system's.
-        certificate, key: our own, where the brokers want one.
-    """
-
-    ca: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
+    ca: Secret | None = None
+    """Certificates of the authorities to trust; without it, the system's."""
+    certificate: Secret | None = None
+    """The agent's own certificate, where the brokers want one."""
+    key: Secret | None = None
+    """The key of that certificate, where it is not in the same file."""
 
     def context(self) -> ssl.SSLContext:
         """Return the context, reading the files as they are now.
@@ -46,41 +44,46 @@ class Tls:
         """
         file = self.ca
         try:
-            context = ssl.create_default_context(cafile=self.ca)
+            context = ssl.create_default_context(cafile=expand(self.ca) if self.ca is not None else None)
             if self.certificate is not None:
                 file = self.certificate
-                context.load_cert_chain(self.certificate, self.key)
+                context.load_cert_chain(expand(self.certificate), expand(self.key) if self.key is not None else None)
         except OSError as error:
             why = error.reason if isinstance(error, ssl.SSLError) and error.reason else error.strerror
-            raise OSError(error.errno, why, str(file)) from error
+            raise OSError(error.errno, why, file) from error
         return context
 
 
-@dataclass(frozen=True, slots=True)
-class Sasl:
-    """Who we are to the brokers; the password is read from its file each time we connect."""
+class SaslConfig(Section):
+    """Who the agent is to the brokers."""
 
-    mechanism: str
-    username: str
-    password_file: Path
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+    """How the password is shown; PLAIN needs TLS to be safe."""
+    username: Annotated[str, StringConstraints(min_length=1, max_length=255)]
+    """The user."""
+    password_file: Secret
+    """A file whose first line is the password; read each time the agent connects."""
 
     def password(self) -> str:
-        """Return the password: the file's first line.
+        """Return the password.
 
         Raises:
             OSError: the file cannot be read.
         """
-        return self.password_file.read_text("utf-8").split("\n", 1)[0]
+        return expand(self.password_file).read_text("utf-8").split("\n", 1)[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(SinkConfig):
     """How to reach the brokers."""
 
-    servers: tuple[str, ...]
-    client_id: str = "qmp-agent"
-    tls: Tls | None = None
-    sasl: Sasl | None = None
+    servers: Annotated[list[Address], Field(min_length=1)]
+    """Some brokers, host:port; the others are learned from them."""
+    tls: TlsConfig | None = None
+    """TLS; `tls: {}` trusts the system's authorities. Without it, all goes in the clear."""
+    sasl: SaslConfig | None = None
+    """Who the agent is. Without it, nobody, or whom its TLS certificate names."""
+    client_id: Annotated[str, StringConstraints(min_length=1, max_length=249)] = "qmp-agent"
+    """How the agent calls itself in the brokers' logs and quotas."""
 
     def options(self) -> dict[str, Any]:
         """Return it as aiokafka's clients take it.

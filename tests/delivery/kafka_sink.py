@@ -11,23 +11,23 @@ import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from agent.delivery.entry import Entry
-from agent.delivery.kafka import Kafka, KafkaTerms, Topics
-from agent.delivery.kafka_access import Access
+from agent.delivery.kafka import Kafka, KafkaConfig, KafkaTopicsConfig
 from agent.delivery.sink import SinkError
 from tests.delivery.script import LONG, Source, soon
 from tests.lab.kafka import KafkaCluster
 
-QUICK: Final = {"request_seconds": 5.0, "open_seconds": 5.0}
+OPEN_SECONDS: Final = 5.0
 
 
-def one_topic(name: str) -> Topics:
+def one_topic(name: str) -> KafkaTopicsConfig:
     """Return a table by which all goes to one topic."""
-    return Topics(name, name, name)
+    made: KafkaTopicsConfig = KafkaTopicsConfig.model_construct(events=name, samples=name, alerts=name)  # be it none
+    return made
 
 
-def terms(servers: Sequence[str], topics: Topics, **more: Any) -> KafkaTerms:
+def terms(servers: Sequence[str], topics: KafkaTopicsConfig, **more: Any) -> KafkaConfig:
     """Return terms in the clear."""
-    return KafkaTerms(**{"access": Access(tuple(servers)), "topics": topics, **QUICK, **more})
+    return KafkaConfig(**{"servers": [*servers], "topics": topics, "request_timeout": 5.0, **more})
 
 
 def batch(source: Source, count: int, kind: str | None = None) -> list[Entry]:
@@ -62,9 +62,9 @@ def _connections() -> set[str]:
 
 
 @contextlib.asynccontextmanager
-async def opened(made: KafkaTerms) -> AsyncIterator[Kafka]:
+async def opened(made: KafkaConfig) -> AsyncIterator[Kafka]:
     """A sink that is open for as long as the block runs."""
-    sink = Kafka(made)
+    sink = Kafka(made, OPEN_SECONDS)
     await sink.open()
     try:
         yield sink
@@ -72,9 +72,9 @@ async def opened(made: KafkaTerms) -> AsyncIterator[Kafka]:
         await sink.close()
 
 
-async def refusal(made: KafkaTerms, *, seconds: float = LONG) -> str:
+async def refusal(made: KafkaConfig, *, seconds: float = LONG) -> str:
     """Return what a sink says that cannot be opened."""
-    sink = Kafka(made)
+    sink = Kafka(made, min(OPEN_SECONDS, seconds / 2))
     async with asyncio.timeout(seconds):
         with pytest.raises(SinkError) as raised:
             await sink.open()

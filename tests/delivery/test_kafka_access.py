@@ -12,8 +12,8 @@ from uuid import uuid4
 import pytest
 
 from agent.config_types import expand
-from agent.delivery.kafka import KafkaTerms
-from agent.delivery.kafka_access import Access, Sasl, Tls
+from agent.delivery.kafka import KafkaConfig
+from agent.delivery.kafka_access import SaslConfig, TlsConfig
 from tests.delivery.kafka_sink import batch, messages, nothing_left, one_topic, opened, refusal, terms
 from tests.delivery.script import Source
 from tests.delivery.secured import MECHANISMS, PASSWORD, USER, Doors
@@ -43,18 +43,30 @@ def black_hole() -> Iterator[str]:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def to(server: str, topic: str = "any", **more: Any) -> KafkaTerms:
+def write(sasl: SaslConfig, password: str) -> None:
+    Path(sasl.password_file).write_text(f"{password}\nnot this line\n")
+
+
+def trusting(ca: Path | None = None, certificate: Path | None = None) -> TlsConfig:
+    return TlsConfig.model_validate({"ca": ca and str(ca), "certificate": certificate and str(certificate)})
+
+
+def known_as(mechanism: str, name: str, file: Path) -> SaslConfig:
+    return SaslConfig.model_validate({"mechanism": mechanism, "username": name, "password_file": str(file)})
+
+
+def to(server: str, topic: str = "any", **more: Any) -> KafkaConfig:
     """Return terms for one server."""
-    return terms([server], one_topic(topic), access=Access((server,), **more), request_seconds=1.0, open_seconds=3.0)
+    return terms([server], one_topic(topic), request_timeout=1.0, **more)
 
 
-def user(doors: Doors, mechanism: str, password: str = PASSWORD, name: str = USER) -> Sasl:
+def user(doors: Doors, mechanism: str, password: str = PASSWORD, name: str = USER) -> SaslConfig:
     file = doors.folder / f"password-{uuid4()}"
     file.write_text(f"{password}\nnot this line\n")
-    return Sasl(mechanism, name, file)
+    return known_as(mechanism, name, file)
 
 
-async def delivers(doors: Doors, made: KafkaTerms, topic: str) -> None:
+async def delivers(doors: Doors, made: KafkaConfig, topic: str) -> None:
     """See that records get through."""
     source = Source()
     async with opened(made) as sink:
@@ -117,7 +129,7 @@ async def test_a_broker_that_freezes_under_way_is_given_up_in_time(
     kafka: KafkaCluster, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.delivery.kafka.ACK_SECONDS", 1.0)
-    sink_terms = terms(kafka.bootstrap, one_topic(topic), request_seconds=1.0)
+    sink_terms = terms(kafka.bootstrap, one_topic(topic), request_timeout=1.0)
     source = Source()
     async with opened(sink_terms) as sink:
         assert await sink.send(batch(source, 1)) == []
@@ -141,7 +153,7 @@ async def test_a_broker_that_freezes_under_way_is_given_up_in_time(
 async def test_a_user_with_the_right_password_comes_in_and_no_other(
     doors: Doors, topic: str, door: str, mechanism: str
 ) -> None:
-    tls = Tls(doors.certificates.authority) if door == "tls" else None
+    tls = trusting(doors.certificates.authority) if door == "tls" else None
     server = getattr(doors, door)
     if (door, mechanism) == ("clear", "SCRAM-SHA-512"):
         said = await refusal(to(server, topic, tls=tls, sasl=user(doors, mechanism)))
@@ -172,12 +184,12 @@ async def test_a_password_is_read_anew_each_time(doors: Doors, topic: str) -> No
     sasl = user(doors, "SCRAM-SHA-256", "old")
     made = to(doors.clear, topic, sasl=sasl)
     assert "refuses user" in await refusal(made)
-    sasl.password_file.write_text(PASSWORD)
+    write(sasl, PASSWORD)
     await delivers(doors, made, topic)
 
 
 async def test_a_password_file_that_is_not_there_is_named(doors: Doors) -> None:
-    sasl = Sasl("PLAIN", USER, doors.folder / "none")
+    sasl = known_as("PLAIN", USER, doors.folder / "none")
     assert await refusal(to(doors.clear, sasl=sasl)) == f"{doors.folder}/none: No such file or directory"
 
 
@@ -193,7 +205,7 @@ async def test_no_password_is_ever_said(doors: Doors, caplog: pytest.LogCaptureF
 
 async def test_an_authority_that_is_not_known_is_said_so(doors: Doors) -> None:
     sasl = user(doors, "PLAIN")
-    for tls in (Tls(doors.foreign.authority), Tls()):
+    for tls in (trusting(doors.foreign.authority), trusting()):
         said = await refusal(to(doors.tls, tls=tls, sasl=sasl))
         assert said.startswith(f"{doors.tls} shows a certificate that is not trusted: ")
         assert said.endswith("; see kafka.tls.ca")
@@ -201,14 +213,14 @@ async def test_an_authority_that_is_not_known_is_said_so(doors: Doors) -> None:
 
 async def test_a_certificate_of_another_host_is_said_so(doors: Doors) -> None:
     port = doors.tls.rpartition(":")[2]
-    said = await refusal(to(f"127.0.0.2:{port}", tls=Tls(doors.certificates.authority), sasl=user(doors, "PLAIN")))
+    said = await refusal(to(f"127.0.0.2:{port}", tls=trusting(doors.certificates.authority), sasl=user(doors, "PLAIN")))
     assert "127.0.0.2" in said
 
 
 async def test_a_certificate_of_ours_is_asked_for_and_checked(doors: Doors, topic: str) -> None:
     ours, foreign = doors.certificates, doors.foreign
-    await delivers(doors, to(doors.mutual, topic, tls=Tls(ours.authority, ours.client)), topic)
-    for tls in (Tls(ours.authority), Tls(ours.authority, foreign.client)):
+    await delivers(doors, to(doors.mutual, topic, tls=trusting(ours.authority, ours.client)), topic)
+    for tls in (trusting(ours.authority), trusting(ours.authority, foreign.client)):
         said = await refusal(to(doors.mutual, topic, tls=tls))
         assert said.startswith(f"{doors.mutual} ")
         assert "kafka.tls.certificate" in said
@@ -216,7 +228,11 @@ async def test_a_certificate_of_ours_is_asked_for_and_checked(doors: Doors, topi
 
 async def test_files_that_hold_no_certificate_are_named(doors: Doors, folder: Path) -> None:
     (folder / "empty").touch()
-    for tls in (Tls(folder / "empty"), Tls(doors.certificates.authority, folder / "empty"), Tls(folder / "none")):
+    for tls in (
+        trusting(folder / "empty"),
+        trusting(doors.certificates.authority, folder / "empty"),
+        trusting(folder / "none"),
+    ):
         said = await refusal(to(doors.mutual, tls=tls))
         assert str(tls.certificate or tls.ca) in said
 
@@ -229,7 +245,7 @@ async def test_plain_text_to_a_port_that_speaks_tls_is_said_so(doors: Doors) -> 
 
 async def test_tls_to_a_port_that_does_not_speak_it_is_said_so(doors: Doors) -> None:
     (server,) = doors.cluster.bootstrap
-    said = await refusal(to(server, tls=Tls(doors.certificates.authority)))
+    said = await refusal(to(server, tls=trusting(doors.certificates.authority)))
     assert said.startswith(f"{server} ")
     assert "Does that port speak TLS?" in said
 

@@ -12,7 +12,7 @@ from aiokafka.partitioner import murmur2
 
 from agent.delivery.entry import Entry
 from agent.delivery.journal import FILE
-from agent.delivery.kafka import Create, Kafka, Topics, _hash
+from agent.delivery.kafka import Kafka, KafkaCreateConfig, KafkaTopicsConfig, RouteConfig, _hash
 from agent.delivery.store import Store
 from agent.record import Record, Stamp, Stamped, Vm
 from tests.delivery.kafka_sink import batch, messages, nothing_left, one_topic, opened, persistently, refusal, terms
@@ -56,7 +56,7 @@ async def test_each_record_is_where_javas_client_would_put_it_whole_and_in_order
     stamp = Stamp(START_NS)
     made = [Entry.of(stamp(Record(EVENT, vms[n % 20], {"n": n, "pad": "y" * 3000}, START_NS + n))) for n in range(2000)]
     await kafka.create_topic(topic, partitions=7)
-    async with nothing_left(caplog), opened(terms(kafka.bootstrap, one_topic(topic), compression=None)) as sink:
+    async with nothing_left(caplog), opened(terms(kafka.bootstrap, one_topic(topic), compression="none")) as sink:
         for at in range(0, 2000, 500):
             assert await sink.send(made[at : at + 500]) == []
     found = await messages(kafka, topic)
@@ -82,20 +82,23 @@ async def test_kinds_and_routes_go_to_their_topics(kafka: KafkaCluster) -> None:
         "qemu.alert.write_threshold": "alerts",
         "qemu.event.job_status_change": "jobs",
     }
-    routes = (("qemu.event.job", names["jobs"]), ("qemu.sample.block", names["block"]), ("qemu.", names["events"]))
-    topics = Topics(names["events"], names["samples"], names["alerts"], routes[:2])
+    by_beginning = {"qemu.event.job": names["jobs"], "qemu.sample.block": names["block"], "qemu.": names["events"]}
+    routes = [RouteConfig(type=beginning, topic=topic) for beginning, topic in by_beginning.items()]
+    topics = KafkaTopicsConfig(
+        events=names["events"], samples=names["samples"], alerts=names["alerts"], routes=routes[:2]
+    )
     source = Source()
-    async with opened(terms(kafka.bootstrap, topics, create=Create(1, 1))) as sink:
+    async with opened(terms(kafka.bootstrap, topics, create=KafkaCreateConfig(partitions=1, replication=1))) as sink:
         assert await sink.send([batch(source, 1, kind)[0] for kind in kinds]) == []
     for name, topic in names.items():
         found = [json.loads(message.value)["type"] for message in await messages(kafka, topic)]
         assert found == [kind for kind, goes_to in kinds.items() if goes_to == name]
-    assert Topics(routes=routes).of("qemu.alert.x") == names["events"], "the first that fits wins"
+    assert KafkaTopicsConfig(routes=routes).of("qemu.alert.x") == names["events"], "the first that fits wins"
 
 
 async def test_a_topic_that_is_missing_is_named_and_found_once_it_is_made(kafka: KafkaCluster, topic: str) -> None:
     later = f"test-later-{uuid4()}"
-    made = terms(kafka.bootstrap, Topics(topic, later, topic))
+    made = terms(kafka.bootstrap, KafkaTopicsConfig(events=topic, samples=later, alerts=topic))
     said = await refusal(made)
     assert said == f"there is no topic {later}, or we may not see it: create it, or set kafka.create"
     await kafka.create_topic(later)
@@ -106,7 +109,7 @@ async def test_a_topic_that_is_missing_is_named_and_found_once_it_is_made(kafka:
 
 async def test_a_topic_may_be_made_by_the_agent_with_its_partitions(kafka: KafkaCluster) -> None:
     name = f"test-own-{uuid4()}"
-    made = terms(kafka.bootstrap, one_topic(name), create=Create(5, -1))
+    made = terms(kafka.bootstrap, one_topic(name), create=KafkaCreateConfig(partitions=5, replication=-1))
     sinks = [opened(made) for _ in range(3)]
     opens = await asyncio.gather(*(sink.__aenter__() for sink in sinks))  # all find it missing at once
     source = Source()
@@ -119,20 +122,24 @@ async def test_a_topic_may_be_made_by_the_agent_with_its_partitions(kafka: Kafka
 
 
 async def test_a_topic_whose_name_kafka_does_not_allow_is_said_so(kafka: KafkaCluster) -> None:
-    said = await refusal(terms(kafka.bootstrap, one_topic("not a topic!"), create=Create(1, 1)))
+    said = await refusal(
+        terms(kafka.bootstrap, one_topic("not a topic!"), create=KafkaCreateConfig(partitions=1, replication=1))
+    )
     assert "not a topic!" in said
     assert "InvalidTopic" in said
 
 
 async def test_more_copies_than_there_are_brokers_is_said_so(kafka: KafkaCluster) -> None:
-    said = await refusal(terms(kafka.bootstrap, one_topic(f"test-{uuid4()}"), create=Create(1, 3)))
+    said = await refusal(
+        terms(kafka.bootstrap, one_topic(f"test-{uuid4()}"), create=KafkaCreateConfig(partitions=1, replication=3))
+    )
     assert "replication" in said.lower()
 
 
 async def test_a_topic_that_is_removed_is_said_to_be_gone(kafka: KafkaCluster) -> None:
     name = f"test-gone-{uuid4()}"
     await kafka.create_topic(name)
-    source, made = Source(), terms(kafka.bootstrap, one_topic(name), request_seconds=1.0)
+    source, made = Source(), terms(kafka.bootstrap, one_topic(name), request_timeout=1.0)
     async with opened(made) as sink:
         assert await sink.send(batch(source, 1)) == []
         async with kafka._admin() as admin:
@@ -147,7 +154,7 @@ async def test_a_record_over_max_record_is_refused_at_once_and_the_rest_delivere
     source = Source()
     entries = batch(source, 10)
     entries[3:3] = too_large = large(1, 20_000)
-    async with opened(terms(kafka.bootstrap, one_topic(topic), max_record_bytes=10_000)) as sink:
+    async with opened(terms(kafka.bootstrap, one_topic(topic), max_record=10_000)) as sink:
         assert list(await sink.send(entries)) == too_large
         assert list(await sink.send(too_large)) == too_large
         assert await sink.send(batch(source, 2)) == []
@@ -179,7 +186,9 @@ async def test_a_refusal_is_found_out_though_the_other_lane_delivers_meanwhile(k
     source, other = Source(size=500), Source(SAMPLE, run=1)
     entries, refused = batch(source, 20), large(1, 60_000)
     entries[10:10] = refused
-    async with opened(terms(kafka.bootstrap, Topics(names[0], names[1], names[0]))) as sink:
+    async with opened(
+        terms(kafka.bootstrap, KafkaTopicsConfig(events=names[0], samples=names[1], alerts=names[0]))
+    ) as sink:
         for _ in range(5):
             try:
                 assert list(await sink.send(entries)) == refused

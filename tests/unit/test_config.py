@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import monitors
-from agent.config import Config
-from agent.config_file import ConfigError, load, validate
+from agent.config import Config, JsonLinesConfig
+from agent.config_file import ConfigError, load, sections, validate
+from agent.delivery.sink_config import SinkConfig
 from agent.monitors import DialConfig, WayConfig
 from tests.unit import golden
 
@@ -110,6 +111,16 @@ def test_every_way_that_is_written_may_be_an_entry() -> None:
     for module in pkgutil.iter_modules(monitors.__path__):
         importlib.import_module(f"agent.monitors.{module.name}")
     assert {*WayConfig.__subclasses__()} == {*monitors.ENTRIES}, "name it in ENTRIES"
+
+
+def test_every_section_of_a_sink_is_one_that_records_may_go_to() -> None:
+    written = {
+        name
+        for name, field in Config.model_fields.items()
+        if any(issubclass(section, SinkConfig) for section in sections(field.annotation))
+    }
+    everything = load(FOLDER / "all.good.yml").model_copy(update={"jsonl": JsonLinesConfig(file=Path("/r.jsonl"))})
+    assert {key.partition(".")[0] for key in everything._sinks()} == written
 
 
 def test_a_config_is_not_changed_once_it_is_made() -> None:

@@ -18,20 +18,17 @@ import uvloop
 
 from agent import __version__, journal_tool, logs, schema
 from agent.app import run
-from agent.capture import CaptureError
 from agent.check import check
 from agent.config import AlertmanagerConfig, Config, PrometheusConfig
 from agent.config_file import DEFAULT_PATH, ConfigError, load
 from agent.config_types import expand
-from agent.journal_tool import JournalToolError
+from agent.errors import FailedError
 from agent.monitors import DialConfig
 from agent.record import Severity
-from agent.tail import TailError, Wanted, tail
-from agent.terms import StartError
-from agent.top import TopError
+from agent.tail import Wanted, tail
 from agent.units import parse_bytes, parse_seconds
 from agent.web.endpoint import Door, EndpointError
-from agent.web.visit import VisitError, Visitor
+from agent.web.visit import Visitor
 
 USAGE_ERROR = 2
 LINGER_SECONDS = 2.0
@@ -47,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         return USAGE_ERROR
-    except (StartError, TailError, TopError, CaptureError, VisitError, JournalToolError) as error:
+    except FailedError as error:
         print(f"qmp-agent: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -336,13 +333,9 @@ def _schema(parsed: argparse.Namespace) -> int:
 
 
 def _demo(parsed: argparse.Namespace) -> int:
-    from agent.demo.play import DemoError, play  # noqa: PLC0415 - nobody who runs the agent pays for the demo
+    from agent.demo.play import play  # noqa: PLC0415 - nobody who runs the agent pays for the demo
 
-    try:
-        _loop(play(parsed.seconds, parsed.out, parsed.alertmanager))
-    except DemoError as error:
-        print(f"qmp-agent demo: {error}", file=sys.stderr)
-        return 1
+    _loop(play(parsed.seconds, parsed.out, parsed.alertmanager))
     return 0
 
 

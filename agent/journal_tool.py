@@ -10,13 +10,14 @@ from agent.delivery import rows, salvage
 from agent.delivery.entry import Entry
 from agent.delivery.journal import FILE, LOSSES, lock
 from agent.delivery.store import Store, StoreError, look_into
+from agent.errors import FailedError
 from agent.units import format_bytes
 
 LANES = ("alerts", "events", "samples")
 REPLAY_LANE = "events"
 
 
-class JournalToolError(Exception):
+class JournalToolError(FailedError):
     """It cannot be done; the text says why, for people."""
 
 

@@ -9,11 +9,12 @@ import aiohttp
 import orjson
 
 from agent.backoff import back_off
+from agent.errors import FailedError
 from agent.readable import line
 from agent.web.visit import Visitor
 
 
-class TailError(Exception):
+class TailError(FailedError):
     """There is nothing to look on; the text says why, for people."""
 
 

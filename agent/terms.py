@@ -10,6 +10,7 @@ from agent.config import Config, WriteThresholdConfig
 from agent.config_types import expand
 from agent.delivery.delivery import DeliveryTerms
 from agent.delivery.sink import Sink
+from agent.errors import FailedError
 from agent.host import device_size
 from agent.monitors import Way
 from agent.qmp.commands import AllowList, Change
@@ -19,7 +20,7 @@ from agent.web.endpoint import Endpoint
 from agent.web.server import Sight, application
 
 
-class StartError(Exception):
+class StartError(FailedError):
     """The agent cannot start; the text says why, for people."""
 
 

@@ -26,6 +26,7 @@ from agent.config import (
 from agent.demo.control import GuestError
 from agent.demo.guest import Guest, GuestOptions, Kind
 from agent.demo.images import LabMissing, cache_folder, linux_image
+from agent.errors import FailedError
 from agent.monitors import DialConfig
 from agent.readable import line
 from agent.terms import StartError
@@ -42,7 +43,7 @@ SHOWN = frozenset(
 """Samples that are printed; of all others there are too many for a person to read, and the page has them."""
 
 
-class DemoError(Exception):
+class DemoError(FailedError):
     """The demo cannot run here; the text says why and what helps."""
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import aiohttp
 
+from agent.errors import FailedError
 
-class VisitError(Exception):
+
+class VisitError(FailedError):
     """What the visitor should show cannot be had; the text says why, for people."""
 
 

@@ -1,0 +1,5 @@
+"""What ends a command."""
+
+
+class FailedError(Exception):
+    """A command cannot do what it is for; the text says why, for people."""

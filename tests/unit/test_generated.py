@@ -93,6 +93,12 @@ def test_the_shipped_config_explains_every_key_in_its_place() -> None:
     assert set(keys(Config)) - set(given(yaml.safe_load(shown))) == set()
 
 
+def test_every_key_acts_somewhere() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "agent").rglob("*.py"))
+    names = {key.rpartition(".")[2] for key in keys(Config)}
+    assert {name for name in names if not re.search(rf"\.{name}\b", code)} == set()
+
+
 def test_every_key_has_a_description_for_the_schema() -> None:
     def check(model: type[BaseModel]) -> None:
         for name, field in model.model_fields.items():

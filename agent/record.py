@@ -61,11 +61,11 @@ class Vm:
     key: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        key = self.uuid or clean(self.monitor)
-        place = f"vms/{self.uuid}" if self.uuid else f"monitors/{_uri(self.monitor)}"
+        key = self.uuid or clean(self.monitor) or clean(self.host)
+        place = f"/vms/{self.uuid}" if self.uuid else f"/monitors/{_uri(self.monitor)}" if self.monitor else ""
         envelope = {
             "specversion": "1.0",
-            "source": f"/hosts/{_uri(self.host)}/{place}",
+            "source": f"/hosts/{_uri(self.host)}{place}",
             "datacontenttype": "application/json",
         }
         envelope |= {"host": clean(self.host), "partitionkey": key}

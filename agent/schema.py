@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from agent.alerts.guard import Learnt
+from agent.alerts.disk import Learnt
 from agent.alerts.rules import RULES
 from agent.catalogue.events import ROWS, Category
 from agent.catalogue.metrics import FAMILIES, NOTICES
@@ -76,7 +76,10 @@ def record_schema() -> dict[str, Any]:
                 "pattern": "^[0-9]+$",
                 "description": "Counts up by one over all records of one run.",
             },
-            "partitionkey": {**_TEXT, "description": "The VM's UUID: Kafka's key."},
+            "partitionkey": {
+                **_TEXT,
+                "description": "Kafka's key: the VM's UUID, else its monitor's address; the host, of the agent itself.",
+            },
             "data": {"type": "object"},
         },
         "required": [

@@ -117,6 +117,15 @@ def test_a_monitor_that_has_not_told_who_it_is_goes_by_its_address() -> None:
     assert not {"vmuuid", "vmname"} & event.keys()
 
 
+def test_the_agent_itself_goes_by_its_host() -> None:
+    body = Stamp()(
+        Record("qemu.agent.lost", Vm("host1", "", ""), {"lane": "events", "reason": "budget", "records": 1}, 1)
+    ).body
+    attributes = understood(body).get_attributes()
+    assert (attributes["source"], attributes["partitionkey"]) == ("/hosts/host1", "host1")
+    assert faults(body) == []
+
+
 def test_records_of_one_vm_have_one_key_and_one_source_whatever_they_are() -> None:
     records = [stop(), Record("qemu.vm.gone", VM, {"reason": "x"}, 0), Record("qemu.sample.balloon", VM, {}, 0)]
     events = [stamped(record) for record in records]

@@ -3,16 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.catalogue.metrics.migration import MIGRATION, MIGRATION_ENDED
+from agent.catalogue.metrics.migration import ENDED, MIGRATION, MIGRATION_ENDED
 from agent.catalogue.model import Reader, Sample, Values
 from agent.collectors.base import Answers, Collector, Facts, Intervals, Notice, Poll, expect
 from agent.qmp.commands import Ask
 from agent.record import Severity
 
 _read = Reader(MIGRATION)
-
-ENDED = frozenset({"none", "completed", "failed", "cancelled"})
-"""States in which nothing moves. Any other, one from a future QEMU too, is worth looking at each second."""
 
 
 def _moves(values: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import asdict, astuple, dataclass, fields
 from math import isnan, nan
 from typing import Any
 
+from agent.catalogue.metrics.migration import ENDED
 from agent.catalogue.model import Values
 from agent.web.rates import LEAST_NS, Pair
 
@@ -118,22 +119,16 @@ def disks(pairs: Pairs) -> list[dict[str, Any]]:
     return found
 
 
-ENDED = frozenset({"none", "completed", "failed", "cancelled"})
-"""States of a migration in which nothing moves."""
-
-
 def migration(pairs: Pairs) -> dict[str, Any] | None:
-    """Return the migration, where there is or was one, with how far it has come and how long it takes at this speed."""
+    """Return the migration, where there is or was one, with how far it has come and how long it takes yet."""
     values = _only(pairs, "migration")
     if values.get("status", "none") == "none":
         return None
     names = ("status", "elapsed_seconds", "throughput_bytes_per_second", "expected_downtime_seconds", "passes_total")
-    found = {name: values[name] for name in names if name in values}
+    found = {name: values[name] for name in (*names, "left_seconds") if name in values}
     left, total = values.get("ram_remaining_bytes"), values.get("ram_bytes")
     if left is not None and total and values["status"] not in ENDED:
         found |= {"done_bytes": max(0, total - left), "of_bytes": total}
-        if speed := found.get("throughput_bytes_per_second"):
-            found["left_seconds"] = left / speed
     return found
 
 

@@ -141,7 +141,7 @@ def test_a_migration_says_how_far_it_has_come_and_how_long_it_takes() -> None:
         return migration({MIGRATION.name: pair})
 
     assert said(status="none") is None
-    moving = said(status="active", ram_remaining_bytes=300, ram_bytes=1000, throughput_bytes_per_second=100.0)
+    moving = said(status="active", ram_remaining_bytes=300, ram_bytes=1000, left_seconds=3.0)
     assert (moving["done_bytes"], moving["of_bytes"], moving["left_seconds"]) == (700, 1000, 3)
     assert said(status="completed", ram_remaining_bytes=0, ram_bytes=1000) == {"status": "completed"}
     assert "left_seconds" not in said(status="active", ram_remaining_bytes=300, ram_bytes=1000)

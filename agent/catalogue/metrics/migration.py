@@ -1,14 +1,12 @@
 """A VM on its way to another host."""
 
-from agent.catalogue.model import Family, Field, Kind, Unit
+from agent.catalogue.model import COUNTER, DETAIL, GAUGE, STATE, TEXT, Family, Field, Unit
 
-COUNTER = Kind.COUNTER
-GAUGE = Kind.GAUGE
-STATE = Kind.STATE
-TEXT = Kind.TEXT
-DETAIL = Kind.DETAIL
 NS = Unit.NANOSECONDS
 MS = Unit.MILLISECONDS
+
+ENDED = frozenset({"none", "completed", "failed", "cancelled"})
+"""States in which nothing moves. Any other, one from a future QEMU too, is worth looking at each second."""
 
 MIGRATION = Family(
     "migration",

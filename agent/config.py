@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
-from agent.alerts.guard import Mode
+from agent.alerts.disk import Mode
 from agent.config_types import Address, LevelText, Positive, Secret, Section
 from agent.delivery.jsonl import JsonLines
 from agent.delivery.kafka import KafkaConfig

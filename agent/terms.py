@@ -3,7 +3,7 @@
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from agent.alerts.guard import Mode, Plan
+from agent.alerts.disk import Mode, Plan
 from agent.alerts.ladder import parse_level
 from agent.collectors import Intervals
 from agent.config import Config, WriteThresholdConfig

@@ -17,8 +17,6 @@ from typing import Any
 from agent.alerts.disk import Crossing, Ended, Layer, Learnt, Mode, Plan
 from agent.alerts.ladder import MAX_BYTES, Level, Rung, rungs
 
-__all__ = ["Crossing", "Ended", "Guard", "Layer", "Learnt", "Mode", "Plan"]
-
 GROWTH_SECONDS = 600.0
 GROWTH_POINTS = 64
 FRESH_SHARE = 0.01

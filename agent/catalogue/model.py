@@ -37,6 +37,9 @@ class Kind(StrEnum):
     """JSON as QEMU gave it; in records only."""
 
 
+COUNTER, GAUGE, FLAG, STATE, NAME, HISTOGRAM, TEXT, DETAIL = Kind
+
+
 class Unit(StrEnum):
     """The unit that QEMU or the kernel speaks; we speak seconds, bytes and ratios."""
 

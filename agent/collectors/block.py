@@ -11,6 +11,7 @@ from agent.catalogue.events import device_name
 from agent.catalogue.metrics import BLOCK, BLOCK_BACKING, BLOCK_TIMED
 from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, expect
+from agent.collectors.raw import objects, within
 from agent.qmp.commands import Ask
 from agent.record import clean
 
@@ -30,16 +31,7 @@ _MAX_LAYERS = 16
 
 
 def _collect(answers: Answers) -> Iterable[Sample]:
-    return _samples(expect(answers[0], list))
-
-
-def _samples(disks: list[Any]) -> Iterator[Sample]:
-    seen: set[str] = set()
-    for disk in disks:
-        name = stable_name(disk) if isinstance(disk, dict) else ""
-        if not name or name in seen:
-            continue
-        seen.add(name)
+    for name, disk in disks(answers[0]):
         yield Sample(BLOCK, (name,), _read_disk(_with_sums(disk) | {"parent": chain(disk)[-1]}))
         yield from _timed(name, disk)
         for depth, layer in enumerate(backings(disk), 1):
@@ -60,10 +52,8 @@ def _with_sums(disk: dict[str, Any]) -> dict[str, Any]:
 
 
 def _timed(name: str, disk: dict[str, Any]) -> Iterator[Sample]:
-    stats = disk.get("stats")
-    intervals = stats.get("timed_stats") if isinstance(stats, dict) else None
-    for timed in intervals[:_MAX_INTERVALS] if isinstance(intervals, list) else ():
-        if isinstance(timed, dict) and type(seconds := timed.get("interval_length")) is int:
+    for timed in objects(within(disk.get("stats")).get("timed_stats"), _MAX_INTERVALS):
+        if type(seconds := timed.get("interval_length")) is int:
             yield Sample(BLOCK_TIMED, (name, f"{seconds}s"), _read_timed(timed))
 
 
@@ -83,6 +73,21 @@ def backings(disk: dict[str, Any]) -> Iterator[dict[str, Any]]:
             return
         yield layer
         layer = layer.get("backing")
+
+
+def disks(answer: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each disk of an answer with its stable name; of several of one name the first.
+
+    Raises:
+        CommandError: QEMU refused.
+        AnswerError: it answered with something else than a list.
+    """
+    seen: set[str] = set()
+    for disk in objects(expect(answer, list)):
+        name = stable_name(disk)
+        if name and name not in seen:
+            seen.add(name)
+            yield name, disk
 
 
 def stable_name(disk: dict[str, Any]) -> str:

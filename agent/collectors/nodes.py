@@ -9,7 +9,7 @@ from typing import Any
 from agent.catalogue.metrics.block import BLOCK_BITMAP, BLOCK_LAYER
 from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, Facts, expect
-from agent.collectors.block import backings, chain, stable_name
+from agent.collectors.block import backings, chain, disks
 from agent.collectors.raw import objects, text
 from agent.qmp.commands import Ask
 from agent.record import clean
@@ -48,16 +48,7 @@ def _asks(facts: Facts) -> tuple[Ask, ...]:
 
 def _collect(answers: Answers) -> Iterable[Sample]:
     nodes = {name: node for node in objects(expect(answers[0], list)) if (name := text(node.get("node-name")))}
-    return _samples(nodes, objects(expect(answers[1], list)))
-
-
-def _samples(nodes: Nodes, disks: list[dict[str, Any]]) -> Iterator[Sample]:
-    seen: set[str] = set()
-    for disk in disks:
-        device = stable_name(disk)
-        if not device or device in seen:
-            continue
-        seen.add(device)
+    for device, disk in disks(answers[1]):
         for layer, name in _layers(nodes, disk):
             if name in nodes:
                 yield Sample(BLOCK_LAYER, (device, layer), _read(_with_snapshots(nodes[name])))

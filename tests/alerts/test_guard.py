@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from agent.alerts.guard import Guard, Layer, Learnt, Mode, Plan
+from agent.alerts.disk import Layer, Learnt, Mode, Plan
+from agent.alerts.guard import Guard
 from agent.alerts.ladder import MAX_BYTES, parse_level
 
 LIMIT = 1000

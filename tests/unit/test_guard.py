@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.alerts.guard import Guard, Learnt, Mode
+from agent.alerts.disk import Learnt, Mode
+from agent.alerts.guard import Guard
 from tests.unit.thin import GIB, LEVELS, Disk, arm, fire, look, plan, told
 
 EVENT, LEVEL, MISSED = Learnt.EVENT, Learnt.LEVEL, Learnt.MISSED

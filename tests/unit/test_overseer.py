@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from agent.alerts.guard import Mode
+from agent.alerts.disk import Mode
 from agent.alerts.overseer import AWAY_SECONDS, NOTE, Overseer, Told
 from agent.alerts.rules import RULES
 from agent.qmp.commands import AllowList, Ask, Change

@@ -1,6 +1,6 @@
 """Alerts when something is not what it was: a reconnect, another disk, a late reply, another config, another way to the VM."""
 
-from agent.alerts.guard import Mode
+from agent.alerts.disk import Mode
 from agent.alerts.overseer import AWAY_SECONDS
 from tests.unit.test_overseer import TWIN, attached, records, said, seen
 from tests.unit.thin import GIB, VM, Disk, overseer

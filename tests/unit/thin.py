@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from agent.alerts.guard import Crossing, Guard, Layer, Learnt, Mode, Plan
+from agent.alerts.disk import Crossing, Layer, Learnt, Mode, Plan
+from agent.alerts.guard import Guard
 from agent.alerts.ladder import parse_level
 from agent.alerts.overseer import Overseer
 from agent.catalogue.metrics.block import BLOCK, BLOCK_LAYER

@@ -1,8 +1,6 @@
 """Who a VM is, for people and for joins."""
 
-from agent.catalogue.model import Family, Field, Kind
-
-TEXT = Kind.TEXT
+from agent.catalogue.model import TEXT, Family, Field, Kind
 
 ABOUT = Family(
     "about",

@@ -1,15 +1,7 @@
 """What a guest's disks do, and what they are made of."""
 
-from agent.catalogue.model import Family, Field, Kind, Unit
+from agent.catalogue.model import COUNTER, DETAIL, FLAG, GAUGE, HISTOGRAM, NAME, STATE, TEXT, Family, Field, Unit
 
-COUNTER = Kind.COUNTER
-GAUGE = Kind.GAUGE
-FLAG = Kind.FLAG
-STATE = Kind.STATE
-HISTOGRAM = Kind.HISTOGRAM
-NAME = Kind.NAME
-TEXT = Kind.TEXT
-DETAIL = Kind.DETAIL
 NS = Unit.NANOSECONDS
 
 BLOCK = Family(

@@ -3,13 +3,8 @@
 A path names the file it is read from, and in it the kernel's field: those of /proc/PID/stat as in agent/collectors/procfs.py.
 """
 
-from agent.catalogue.model import Family, Field, Kind, Unit
+from agent.catalogue.model import COUNTER, DETAIL, GAUGE, STATE, TEXT, Family, Field, Unit
 
-COUNTER = Kind.COUNTER
-GAUGE = Kind.GAUGE
-STATE = Kind.STATE
-TEXT = Kind.TEXT
-DETAIL = Kind.DETAIL
 NS = Unit.NANOSECONDS
 US = Unit.MICROSECONDS
 TICKS = Unit.TICKS

@@ -1,10 +1,6 @@
 """What a VM is made of, and who looks at its screen. Told at attach and when it is another."""
 
-from agent.catalogue.model import Family, Field, Kind
-
-GAUGE = Kind.GAUGE
-TEXT = Kind.TEXT
-DETAIL = Kind.DETAIL
+from agent.catalogue.model import DETAIL, GAUGE, TEXT, Family, Field
 
 INVENTORY = Family(
     "inventory",

@@ -1,11 +1,6 @@
 """What QEMU does in the background: mirrors, backups, commits, image creation, snapshots."""
 
-from agent.catalogue.model import Family, Field, Kind
-
-GAUGE = Kind.GAUGE
-FLAG = Kind.FLAG
-STATE = Kind.STATE
-TEXT = Kind.TEXT
+from agent.catalogue.model import FLAG, GAUGE, STATE, TEXT, Family, Field
 
 JOB = Family(
     "job",

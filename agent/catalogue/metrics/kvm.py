@@ -3,10 +3,7 @@
 The names are the request: what is not in these tables is not asked for. A kernel or an architecture that lacks one leaves it out.
 """
 
-from agent.catalogue.model import Family, Field, Kind, Unit
-
-COUNTER = Kind.COUNTER
-GAUGE = Kind.GAUGE
+from agent.catalogue.model import COUNTER, GAUGE, Family, Field, Unit
 
 KVM = Family(
     "kvm",

@@ -1,11 +1,6 @@
 """The guest's memory."""
 
-from agent.catalogue.model import Family, Field, Kind, Unit
-
-COUNTER = Kind.COUNTER
-GAUGE = Kind.GAUGE
-STATE = Kind.STATE
-TEXT = Kind.TEXT
+from agent.catalogue.model import COUNTER, GAUGE, STATE, TEXT, Family, Field, Kind, Unit
 
 BALLOON = Family(
     "balloon",

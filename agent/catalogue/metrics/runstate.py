@@ -1,10 +1,6 @@
 """Whether the guest runs."""
 
-from agent.catalogue.model import Family, Field, Kind
-
-FLAG = Kind.FLAG
-GAUGE = Kind.GAUGE
-STATE = Kind.STATE
+from agent.catalogue.model import FLAG, GAUGE, STATE, Family, Field
 
 RUNSTATE = Family(
     "runstate",

@@ -104,6 +104,13 @@ def _parser() -> argparse.ArgumentParser:
         "--file", help="export, replay: a damaged file that was set aside, by its name in the journal's folder"
     )
 
+    _add_tools(commands)
+    _command(commands, "version", _version, "print the version")
+    return parser
+
+
+def _add_tools(commands: Any) -> None:
+    """Add what needs no running agent."""
     command = _command(
         commands, "record", _record, "record what one monitor says, for a bug report; secrets are removed"
     )
@@ -140,9 +147,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--out", type=Path, metavar="FILE", help="leave every record in this file, one a line")
     command.add_argument("--alertmanager", type=_alertmanager, metavar="URL", help="tell this Alertmanager of alerts")
-
-    _command(commands, "version", _version, "print the version")
-    return parser
 
 
 def _command(

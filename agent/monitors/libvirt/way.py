@@ -7,6 +7,7 @@ that was started anew has another number and so is another monitor.
 import asyncio
 import contextlib
 import re
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -292,6 +293,7 @@ class Main:
         self._inbox = Inbox(self._taken)
         self._loop = asyncio.get_running_loop()
         self._connection: Any = None
+        self._calling = threading.Lock()  # one call on it at a time, as in `wire`
         self._over = False
 
     async def open(self, uri: str, *, read_only: bool) -> tuple[tuple[int, int, int], bool]:
@@ -320,19 +322,23 @@ class Main:
     # In threads.
 
     def _open(self, uri: str, *, read_only: bool) -> Any:
-        try:
-            connection, read_only = self._dial(uri, read_only=read_only)
-            self._connection = connection
-            put = self._inbox.put
-            connection.registerCloseCallback(lambda _connection, _reason, _: put(("closed",)), None)
-            connection.domainEventRegisterAny(None, self.api.VIR_DOMAIN_EVENT_ID_LIFECYCLE, _life(put), None)
-            read_only = read_only or not self._hears(connection)
-            number = connection.getVersion()
-        except self.api.libvirtError as error:
-            return meaning(self.api, error)
+        with self._calling:
+            try:
+                number, read_only = self._opened(uri, read_only=read_only)
+            except self.api.libvirtError as error:
+                return meaning(self.api, error)
         if self._over:
             self._close()
         return (number // 1_000_000, number // 1000 % 1000, number % 1000), read_only
+
+    def _opened(self, uri: str, *, read_only: bool) -> tuple[int, bool]:
+        connection, read_only = self._dial(uri, read_only=read_only)
+        self._connection = connection
+        put = self._inbox.put
+        connection.registerCloseCallback(lambda _connection, _reason, _: put(("closed",)), None)
+        connection.domainEventRegisterAny(None, self.api.VIR_DOMAIN_EVENT_ID_LIFECYCLE, _life(put), None)
+        read_only = read_only or not self._hears(connection)
+        return connection.getVersion(), read_only
 
     def _hears(self, connection: Any) -> bool:
         """Ask for QEMU's events; return whether we may have them."""
@@ -353,10 +359,10 @@ class Main:
         return dial(self.api, uri, read_only=True), True
 
     def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        with contextlib.suppress(self.api.libvirtError):
+        with self._calling, contextlib.suppress(self.api.libvirtError):
+            connection, self._connection = self._connection, None
+            if connection is None:
+                return
             if alive(connection):
                 connection.unregisterCloseCallback()
                 for number in list(getattr(connection, "domainEventCallbackID", ())):

@@ -1,9 +1,11 @@
 """libvirt's blocking library, kept off the event loop: a thread for each call, a bound on how many, and what it says unasked handed over.
 
 A call for a QEMU that hangs returns when that QEMU does, and libvirt knows no way to take it back. So a call that takes long gives its
-turn to others, and the connection that it was made on to its fate: libvirtd serves a few calls of one connection at a time
-(max_client_requests, 5 by default), and stops reading from it when there are more. How many calls may hang is bounded too, for each
-holds one of the workers (max_workers, 20 by default) that libvirtd has for everybody.
+turn to others, and the connection that it was made on to its fate. How many calls may hang is bounded too, for each holds one of the
+workers (max_workers, 20 by default) that libvirtd has for everybody.
+
+No two calls are ever under way on one connection: when keepalive ends those of several threads, libvirt's virNetClientIOEventLoop (9.0;
+CVE-2024-4418) leaves an event source that points into the stack of a thread that is gone, and the next one to wait there dies of it.
 """
 
 import asyncio
@@ -69,25 +71,21 @@ def _run(api: Any) -> None:
 
 
 class Line:
-    """A connection to libvirtd, opened by the first call that takes it. Its libvirt objects never leave the threads of calls."""
+    """A connection to libvirtd, opened by the first call that takes it. One thread uses it at a time, and keeps its libvirt objects."""
 
     def __init__(self, api: Any, uri: str, *, read_only: bool) -> None:
-        self.calls = 0
-        """How many are under way."""
         self.left = False
-        """Whether no new ones are to be made."""
+        """Whether no new calls are to be made."""
         self._api = api
         self._uri = uri
         self._read_only = read_only
-        self._lock = threading.Lock()
         self._connection: Any = None
 
     def connection(self) -> Any:
         """Return it as libvirt's object. Blocks."""
-        with self._lock:
-            if self._connection is None:
-                self._connection = dial(self._api, self._uri, read_only=self._read_only)
-            return self._connection
+        if self._connection is None:
+            self._connection = dial(self._api, self._uri, read_only=self._read_only)
+        return self._connection
 
     def domain(self, uuid: str) -> Any:
         """Return a domain as libvirt's object. Blocks."""
@@ -115,10 +113,10 @@ class Line:
 
     def close(self) -> None:
         """Close it. Blocks."""
-        with self._lock, contextlib.suppress(self._api.libvirtError):
-            if self._connection is not None:
-                self._connection.close()
-            self._connection = None
+        connection, self._connection = self._connection, None
+        with contextlib.suppress(self._api.libvirtError):
+            if connection is not None:
+                connection.close()
 
 
 def dial(api: Any, uri: str, *, read_only: bool) -> Any:
@@ -175,7 +173,8 @@ class Calls:
         self._read_only = read_only
         self._loop = asyncio.get_running_loop()
         self._turns = asyncio.Semaphore(MAX_CALLS)
-        self._line: Line | None = None
+        self._idle: list[Line] = []
+        self._busy: set[Line] = set()
 
     async def __call__(self, what: Callable[[Line], T]) -> T:
         """Make a call in a thread and return what it returns, which must hold nothing of libvirt's.
@@ -189,8 +188,8 @@ class Calls:
             DeniedError: we may not connect to it.
         """
         await self._turns.acquire()
-        line = self._current()
-        line.calls += 1
+        line = self._free()
+        self._busy.add(line)
         call = _Call(line, self._loop.create_future())
         call.watch = self._loop.call_later(HUNG_SECONDS, self._hangs, call)
         in_thread(self._loop, lambda: self._made(what, line), lambda made: self._returned(call, made))
@@ -198,19 +197,24 @@ class Calls:
         return result
 
     def leave(self) -> None:
-        """Make the next call on another connection."""
-        if self._line is not None:
-            line, self._line = self._line, None
+        """Make the next calls on other connections."""
+        for line in self._busy:
             line.left = True
-            if not line.calls:
-                in_thread(self._loop, line.close, lambda _: None)
+        for line in self._idle:
+            self._close(line)
+        self._idle.clear()
 
-    def _current(self) -> Line:
-        if self._line is not None and self._line.lost():
-            self.leave()
-        if self._line is None:
-            self._line = Line(self._api, self._uri, read_only=self._read_only)
-        return self._line
+    def _free(self) -> Line:
+        """Return a connection on which no call is under way."""
+        while self._idle:
+            line = self._idle.pop()
+            if not line.lost():
+                return line
+            self._close(line)
+        return Line(self._api, self._uri, read_only=self._read_only)
+
+    def _close(self, line: Line) -> None:
+        in_thread(self._loop, line.close, lambda _: None)
 
     def _made(self, what: Callable[[Line], T], line: Line) -> T | QmpError:
         try:
@@ -220,11 +224,9 @@ class Calls:
 
     def _hangs(self, call: _Call) -> None:
         if self.hung < MAX_HUNG:
-            call.hung = True
+            call.hung = call.line.left = True
             self.hung += 1
             self._turns.release()
-            if call.line is self._line:
-                self.leave()
 
     def _returned(self, call: _Call, made: Any) -> None:
         assert call.watch is not None
@@ -233,9 +235,11 @@ class Calls:
             self.hung -= 1
         else:
             self._turns.release()
-        call.line.calls -= 1
-        if call.line.left and not call.line.calls:
-            in_thread(self._loop, call.line.close, lambda _: None)
+        self._busy.remove(call.line)
+        if call.line.left:
+            self._close(call.line)
+        else:
+            self._idle.append(call.line)
         settle(call.outcome, made)
 
 

@@ -131,8 +131,10 @@ class Delivery:
                 for lane in self.lanes
             ]
             try:
-                yield
-                await self._drain(stop_seconds * 0.7)
+                try:
+                    yield
+                finally:
+                    await self._drain(stop_seconds * 0.7)
             finally:
                 for task in pumps:
                     task.cancel()
@@ -141,6 +143,8 @@ class Delivery:
 
     async def _drain(self, seconds: float) -> None:
         """Deliver what is left while that works."""
+        for lane in self.lanes:
+            lane.end()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 for lane in self.lanes:

@@ -6,6 +6,7 @@ asks what there is to save, and says what it saved.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -87,6 +88,7 @@ class Lane:
         self._some = asyncio.Event()
         self._none = asyncio.Event()
         self._none.set()
+        self._ending = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self.flying) + self.backlog.records + len(self._tail)
@@ -203,6 +205,17 @@ class Lane:
         while not (self.flying or self.has_backlog or (self._tail and not self._held(self._tail[0]))):
             self._some.clear()
             await self._some.wait()
+
+    async def gathered(self, enough: int) -> None:
+        """Give others so long to come as is allowed, unless there are enough already, or the agent ends."""
+        if self.gather_seconds and len(self) < enough:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.gather_seconds):
+                    await self._ending.wait()
+
+    def end(self) -> None:
+        """Let nothing wait for others any more."""
+        self._ending.set()
 
     def fly_from_memory(self, most: int, most_bytes: int) -> None:
         """Let the oldest entries of the tail fly; only where there is no backlog."""

@@ -139,8 +139,7 @@ async def pump(
     """Move a lane's records out, in order, until cancelled; `landed` is told after each batch which of it were refused."""
     while True:
         await lane.some()
-        if lane.gather_seconds and len(lane) < BATCH_RECORDS:
-            await asyncio.sleep(lane.gather_seconds)
+        await lane.gathered(BATCH_RECORDS)
         if not lane.flying and lane.has_backlog and journal is not None:
             await journal.fetch(lane, BATCH_RECORDS, BATCH_BYTES)
         elif not lane.flying:

@@ -1,6 +1,7 @@
 """What lanes may take: of the disk while all is well, of memory while nothing is, of time at the end."""
 
 import asyncio
+import contextlib
 import gc
 import json
 import shutil
@@ -79,6 +80,19 @@ async def test_samples_gather_for_a_batch_and_events_do_not_wait_for_them(folder
         delivery.put(event)
         await sink.until(lambda: samples.made[-1] in sink.ids)
     assert [[entry.id for entry in batch] for batch in sink.batches] == [[event.id], samples.made]
+
+
+@pytest.mark.parametrize("why", [None, asyncio.CancelledError()], ids=["asked to", "cancelled"])
+async def test_what_waits_for_others_goes_at_once_when_the_agent_ends(why: BaseException | None, folder: Path) -> None:
+    sink, samples = Script(), Source(SAMPLE)
+    with contextlib.suppress(asyncio.CancelledError):
+        async with running(deliver(sink, None, gather_seconds=10 * LONG)) as delivery:
+            delivery.put(samples.next())
+            await asyncio.sleep(0)
+            if why is not None:
+                raise why
+    assert sink.ids == samples.made
+    assert lost(delivery) == 0
 
 
 async def test_samples_spill_while_the_sink_is_down_and_come_in_order_when_it_is_back(folder: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from agent import health, logs
 from agent.alerts.overseer import NOTE, Overseer, Told
-from agent.catalogue.metrics import BLOCK_SPACE, RUNSTATE
+from agent.catalogue.metrics.block import BLOCK_SPACE
+from agent.catalogue.metrics.runstate import RUNSTATE
 from agent.catalogue.model import Family, Sample
 from agent.config import Config
 from agent.delivery.alertmanager import Alertmanager

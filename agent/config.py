@@ -14,7 +14,7 @@ from pydantic import Discriminator, Field, StringConstraints, Tag, model_validat
 
 from agent.alerts.disk import Mode
 from agent.config_types import Address, LevelText, Positive, Secret, Section
-from agent.delivery.jsonl import JsonLines
+from agent.delivery.jsonl import JsonLinesConfig
 from agent.delivery.kafka import KafkaConfig
 from agent.delivery.sink_config import SinkConfig
 from agent.host.libvirt import LabelsConfig
@@ -40,23 +40,6 @@ else:
     MonitorConfig = Annotated[
         reduce(operator.or_, (Annotated[kind, Tag(way)] for way, kind in WAYS.items())), Discriminator(_way)
     ]
-
-
-class JsonLinesConfig(SinkConfig):
-    """Records as JSON lines, where there is no Kafka."""
-
-    file: Path | None = None
-    """The file; without one, standard output."""
-    rotate: Annotated[Bytes, Field(ge=4096)] = 100 << 20
-    """The size at which a file is put aside and a new one begun."""
-    keep: Annotated[int, Field(ge=0, le=1000)] = 5
-    """How many files put aside are kept."""
-
-    journaled = False
-
-    def sink(self) -> JsonLines:
-        """Return the sink."""
-        return JsonLines(self.file, self.rotate, self.keep)
 
 
 class JournalConfig(Section):

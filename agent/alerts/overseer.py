@@ -15,7 +15,7 @@ from agent.alerts.ladder import MAX_BYTES, Rung
 from agent.alerts.lives import Lives
 from agent.alerts.rules import HOUR, RULES
 from agent.alerts.space import figures, space
-from agent.catalogue.metrics import BLOCK, BLOCK_LAYER
+from agent.catalogue.metrics.block import BLOCK, BLOCK_LAYER
 from agent.catalogue.model import Family, Sample
 from agent.qmp.commands import Ask
 from agent.record import Record, Severity, Vm

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.app import App
-from agent.config import Config, JsonLinesConfig
+from agent.config import Config
+from agent.delivery.jsonl import JsonLinesConfig
 from agent.monitors import DialConfig
 
 READ_BYTES = 1 << 16

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from agent.catalogue.events import device_name
-from agent.catalogue.metrics import BLOCK, BLOCK_BACKING, BLOCK_TIMED
+from agent.catalogue.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_TIMED
 from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, expect
 from agent.collectors.raw import objects, within

@@ -5,9 +5,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from agent.delivery.entry import Entry
 from agent.delivery.sink import SinkError
+from agent.delivery.sink_config import SinkConfig
+from agent.units import Bytes
 
 
 class JsonLines:
@@ -83,3 +88,20 @@ class JsonLines:
                 newer.replace(older)
         self._close()
         self._open()
+
+
+class JsonLinesConfig(SinkConfig):
+    """Records as JSON lines, where there is no Kafka."""
+
+    file: Path | None = None
+    """The file; without one, standard output."""
+    rotate: Annotated[Bytes, Field(ge=4096)] = 100 << 20
+    """The size at which a file is put aside and a new one begun."""
+    keep: Annotated[int, Field(ge=0, le=1000)] = 5
+    """How many files put aside are kept."""
+
+    journaled = False
+
+    def sink(self) -> JsonLines:
+        """Return the sink."""
+        return JsonLines(self.file, self.rotate, self.keep)

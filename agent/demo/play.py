@@ -20,9 +20,9 @@ from agent.config import (
     AllowConfig,
     Config,
     IntervalsConfig,
-    JsonLinesConfig,
     PrometheusConfig,
 )
+from agent.delivery.jsonl import JsonLinesConfig
 from agent.demo.control import GuestError
 from agent.demo.guest import Guest, GuestOptions, Kind
 from agent.demo.images import LabMissing, cache_folder, linux_image

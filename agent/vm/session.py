@@ -12,7 +12,7 @@ from math import inf
 from random import random
 
 from agent.catalogue.events import row_of
-from agent.catalogue.metrics import ABOUT
+from agent.catalogue.metrics.about import ABOUT
 from agent.catalogue.model import Sample
 from agent.collectors import Collector, Facts
 from agent.collectors.base import Poll

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate, chain
 from typing import Any
 
-from agent.catalogue.metrics import ABOUT, FAMILIES
+from agent.catalogue.metrics import FAMILIES
+from agent.catalogue.metrics.about import ABOUT
 from agent.catalogue.model import Family, Field, Kind, shown
 from agent.vm.status import State
 from agent.web.rates import Subjects

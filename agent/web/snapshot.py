@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from agent.catalogue.events import EVENTS
-from agent.catalogue.metrics import BLOCK, RUNSTATE
+from agent.catalogue.metrics.block import BLOCK
+from agent.catalogue.metrics.runstate import RUNSTATE
 from agent.catalogue.model import Family, Sample, Values
 from agent.record import Record, Vm
 from agent.vm.status import State, Status

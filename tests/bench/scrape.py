@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from agent.app import App
-from agent.catalogue.metrics import BLOCK
+from agent.catalogue.metrics.block import BLOCK
 from agent.catalogue.model import Kind, shown
 from agent.collectors import block
 from agent.config import Config

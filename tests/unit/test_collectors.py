@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import collectors
-from agent.catalogue.metrics import ABOUT, BLOCK_SPACE, FAMILIES
+from agent.catalogue.metrics import FAMILIES
+from agent.catalogue.metrics.about import ABOUT
+from agent.catalogue.metrics.block import BLOCK_SPACE
 from agent.catalogue.metrics.memory import BALLOON
 from agent.catalogue.model import Kind, Sample
 from agent.collectors import ALL, Collector, Facts, Intervals

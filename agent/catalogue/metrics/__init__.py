@@ -5,9 +5,6 @@ those of QEMU's qapi/, 2.6 to 11.1; a field younger than 2.6 says so in its help
 """
 
 from agent.catalogue.metrics import about, block, host, inventory, jobs, kvm, memory, migration, runstate
-from agent.catalogue.metrics.about import ABOUT
-from agent.catalogue.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_LAYER, BLOCK_SPACE, BLOCK_TIMED
-from agent.catalogue.metrics.runstate import RUNSTATE
 from agent.catalogue.model import Family
 
 NOTICES = (migration.MIGRATION_ENDED,)
@@ -19,15 +16,3 @@ FAMILIES = tuple(
     family for part in _PARTS for family in vars(part).values() if isinstance(family, Family) and family not in NOTICES
 )
 """All families of these files, in their order."""
-
-__all__ = [
-    "ABOUT",
-    "BLOCK",
-    "BLOCK_BACKING",
-    "BLOCK_LAYER",
-    "BLOCK_SPACE",
-    "BLOCK_TIMED",
-    "FAMILIES",
-    "NOTICES",
-    "RUNSTATE",
-]

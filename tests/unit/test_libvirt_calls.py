@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from agent.demo.guest import until
 from agent.monitors.libvirt import wire
 from agent.monitors.libvirt.way import Main
-from agent.monitors.libvirt.wire import MAX_CALLS, MAX_HUNG, Calls, Line
+from agent.monitors.libvirt.wire import MAX_CALLS, MAX_HUNG, MAX_SAID, Calls, Inbox, Line
 from agent.qmp.errors import WayLostError
 
 
@@ -178,3 +179,15 @@ async def test_the_connection_for_events_is_closed_once_it_is_opened(libvirtd: L
     go_on.set()
     assert await opening == ((7, 2, 0), True)
     await settled(libvirtd, 0)
+
+
+async def test_what_libvirt_says_is_taken_in_order_and_where_it_says_too_much_that_is_told() -> None:
+    taken: list[Any] = []
+    inbox = Inbox(taken.append, lambda: taken.append("full"))
+    for more in (0, 1, 0):
+        taken.clear()
+        saying = threading.Thread(target=lambda said: deque(map(inbox.put, said), 0), args=(range(MAX_SAID + more),))
+        saying.start()
+        saying.join()  # the loop does not run meanwhile
+        await until(lambda: len(taken) >= MAX_SAID, 5)
+        assert taken == [*range(MAX_SAID), *["full"] * more]

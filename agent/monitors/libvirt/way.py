@@ -290,7 +290,7 @@ class Main:
         self.qemu = qemu
         self.ended = asyncio.Event()
         self._take = take
-        self._inbox = Inbox(self._taken)
+        self._inbox = Inbox(self._taken, self.ended.set)  # all is asked anew where something was missed
         self._loop = asyncio.get_running_loop()
         self._connection: Any = None
         self._calling = threading.Lock()  # one call on it at a time, as in `wire`

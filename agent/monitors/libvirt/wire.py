@@ -27,7 +27,7 @@ MAX_CALLS = 4
 MAX_HUNG = 8
 
 MAX_SAID = 8192
-"""What libvirt said and we have not taken yet; past it, it is dropped and counted."""
+"""What libvirt said and we have not taken yet; past it, it is dropped, and the connection begins anew."""
 
 KEEPALIVE = (5, 3)
 """Seconds between two signs of life that libvirtd is asked for, and how many it may miss: a libvirtd that hangs is left after 20 s."""
@@ -269,12 +269,12 @@ def in_thread(loop: asyncio.AbstractEventLoop, work: Callable[[], T], done: Call
 
 
 class Inbox:
-    """What libvirt's event thread says, handed to the event loop in order."""
+    """What libvirt's event thread says, handed to the event loop in order; where it says more than is kept, `full` is called after that."""
 
-    def __init__(self, take: Callable[[Any], None]) -> None:
-        self.lost = 0
-        """How much was dropped because too much was waiting."""
+    def __init__(self, take: Callable[[Any], None], full: Callable[[], object]) -> None:
         self._take = take
+        self._full = full
+        self._dropped = False
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._said: deque[Any] = deque()
@@ -283,7 +283,7 @@ class Inbox:
         """Hand something over; from any thread."""
         with self._lock:
             if len(self._said) >= MAX_SAID:
-                self.lost += 1
+                self._dropped = True
                 return
             self._said.append(what)
             if len(self._said) > 1:
@@ -294,5 +294,8 @@ class Inbox:
     def _fetch(self) -> None:
         with self._lock:
             said, self._said = self._said, deque()
+            dropped, self._dropped = self._dropped, False
         for what in said:
             self._take(what)
+        if dropped:
+            self._full()

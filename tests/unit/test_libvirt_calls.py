@@ -2,18 +2,22 @@
 
 import asyncio
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from agent.demo.guest import until
-from agent.monitors.libvirt import wire
+from agent.monitors.libvirt import way, wire
 from agent.monitors.libvirt.way import Main
 from agent.monitors.libvirt.wire import MAX_CALLS, MAX_HUNG, MAX_SAID, Calls, Inbox, Line
-from agent.qmp.errors import WayLostError
+from agent.qmp.commands import AllowList
+from agent.qmp.errors import DeniedError, QmpError, WayLostError
+
+ALLOW = AllowList()
 
 
 class FailureError(Exception):
@@ -191,3 +195,27 @@ async def test_what_libvirt_says_is_taken_in_order_and_where_it_says_too_much_th
         saying.join()  # the loop does not run meanwhile
         await until(lambda: len(taken) >= MAX_SAID, 5)
         assert taken == [*range(MAX_SAID), *["full"] * more]
+
+
+@pytest.mark.parametrize(("code", "kind"), [(-1, WayLostError), ("ACCESS_DENIED", DeniedError)])
+async def test_a_domain_is_told_why_libvirtd_cannot_be_reached_as_often_as_it_is_looked_for(
+    code: object, kind: type[QmpError], libvirtd: Libvirtd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_uri: str) -> None:
+        raise FailureError
+
+    monkeypatch.setattr(FailureError, "get_error_code", lambda _: code)
+    monkeypatch.setattr(way, "library", lambda: (libvirtd, None))
+    for name in ("open", "openReadOnly"):
+        monkeypatch.setattr(libvirtd, name, refuse)
+    told: list[Any] = []
+    libvirt = way.Libvirt("test")
+    watching = asyncio.create_task(libvirt.watch(cast("Any", SimpleNamespace(stands=lambda *said: told.append(said)))))
+    await until(lambda: told, 5)
+    met = []
+    for _ in range(3):
+        with pytest.raises(kind, match="the connection is closed") as caught:
+            await libvirt._open("uuid", "name", ALLOW, lambda _: None, deadline=1)
+        met.append(caught.value)
+    assert len({len(traceback.extract_tb(error.__traceback__)) for error in met}) == 1, "nothing gathers"
+    watching.cancel()

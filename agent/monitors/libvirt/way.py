@@ -108,7 +108,7 @@ class Libvirt:
         self._moves: dict[str, Move] = {}
         self._missing: set[str] = set()
         self._host: Host | None = None
-        self._trouble: QmpError = WayLostError(f"{uri} was not reached yet")
+        self._trouble: _Trouble | None = WayLostError, f"{uri} was not reached yet"
         self._standing: object = None
         self._changed = asyncio.Event()
 
@@ -135,8 +135,10 @@ class Libvirt:
             except QmpError as error:
                 self._lost(error)
                 self._stands(found, error)
-            finally:
+            except BaseException:
                 self._lost(WayLostError("the agent stops watching"))
+                raise
+            finally:
                 main.close()
             await asyncio.sleep(back_off(attempt, FIRST_RETRY_SECONDS, RETRY_SECONDS))
             attempt += 1
@@ -154,6 +156,7 @@ class Libvirt:
         passthrough = self._passthrough and not read_only
         figures = Figures(main.api, calls)
         self._host = Host(main.api, main.qemu, calls, figures, version, read_only, passthrough)
+        self._trouble = None
 
     async def _follow(self, main: "Main", found: Found) -> None:
         """List the domains again and again, until the connection ends.
@@ -173,7 +176,7 @@ class Libvirt:
                 if ended.done():
                     raise WayLostError(f"the connection to {self.uri} ended")
                 self._compare(listing.result(), found)
-                self._trouble = WayLostError("")
+                self._trouble = None
                 self._stands(found, None, READ_ONLY if self._host.read_only else "")
                 changed = asyncio.ensure_future(self._changed.wait())
                 await asyncio.wait({changed, ended}, timeout=LIST_SECONDS, return_when=_FIRST)
@@ -183,8 +186,8 @@ class Libvirt:
                 ended.cancel()
 
     def _hangs(self, found: Found) -> None:
-        self._trouble = StalledError(f"libvirtd at {self.uri} does not answer")
-        self._stands(found, self._trouble)
+        self._trouble = StalledError, f"libvirtd at {self.uri} does not answer"
+        self._stands(found, StalledError(self._trouble[1]))
 
     def _stands(self, found: Found, trouble: QmpError | None, note: str = "") -> None:
         standing = (type(trouble), str(trouble), note)
@@ -195,14 +198,17 @@ class Libvirt:
     def _lost(self, error: QmpError) -> None:
         """Take leave of all domains: nothing is known of them now."""
         if self._host is None:
-            if not isinstance(self._trouble, StalledError) or not isinstance(error, WayLostError):
-                self._trouble = error
+            hung = self._trouble is not None and self._trouble[0] is StalledError
+            if isinstance(error, DeniedError):
+                self._trouble = DeniedError, str(error)
+            elif not hung:  # one that hung and is then given up hangs still
+                self._trouble = WayLostError, str(error)
             return
         self._host.calls.leave()
         self._host = None
-        self._trouble = WayLostError(str(error))
+        self._trouble = WayLostError, str(error)
         for link in list(self._links.values()):
-            link.end(self._trouble)
+            link.end(WayLostError(str(error)))
         self._links.clear()
 
     def _compare(self, running: list[tuple[int, str, str]], found: Found) -> None:
@@ -228,8 +234,10 @@ class Libvirt:
         Raises:
             QmpError: libvirtd cannot be reached now.
         """
-        if self._host is None or isinstance(self._trouble, StalledError):
-            raise self._trouble
+        if self._trouble is not None:
+            kind, why = self._trouble
+            raise kind(why)  # a new one each time: it gathers the ways that it went
+        assert self._host is not None, "there is trouble as long as there is none"
         link = self._links[uuid] = Domain(self._host, uuid, name, allow, on_event, self._pid(name))
         link.move = self._moves.get(uuid)
         link.ended.add_done_callback(lambda _: self._links.pop(uuid) if self._links.get(uuid) is link else None)
@@ -274,6 +282,9 @@ class Libvirt:
 
 
 _FIRST = asyncio.FIRST_COMPLETED
+
+_Trouble = tuple[type[QmpError], str]
+"""Why no domain can be reached."""
 
 
 def _running(connection: Any) -> list[tuple[int, str, str]]:

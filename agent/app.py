@@ -18,8 +18,8 @@ from agent.catalogue.model import Family, Sample
 from agent.config import Config
 from agent.delivery.alertmanager import Alertmanager
 from agent.delivery.delivery import Delivery
-from agent.delivery.drops import Loss
 from agent.delivery.entry import Note
+from agent.delivery.losses import Loss
 from agent.delivery.sink import Sink
 from agent.garbage import tended
 from agent.monitors import Monitor
@@ -208,7 +208,7 @@ class App:
             troubles.append(
                 f"none of {states.total()} monitors is up: " + ", ".join(f"{n} {s.value}" for s, n in states.items())
             )
-        late = self._fleet.overdue(time.monotonic()) if self._fleet is not None else {}
+        late = self._fleet.late_by(time.monotonic()) if self._fleet is not None else {}
         stuck = [name for name, seconds in late.items() if seconds > STUCK_SECONDS]
         troubles += [f"{name} is up and has not been asked what it should be" for name in stuck[:MOST_NAMED]]
         if self.alertmanager is not None and self.alertmanager.trouble is not None:

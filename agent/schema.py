@@ -9,7 +9,7 @@ from agent.catalogue.metrics import FAMILIES, NOTICES
 from agent.catalogue.metrics.block import BLOCK_SPACE
 from agent.catalogue.model import Family, Field, Kind
 from agent.config import Config
-from agent.delivery.drops import Drop
+from agent.delivery.losses import Drop
 from agent.record import Severity
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.delivery.drops import Drop, Loss, Losses
 from agent.delivery.entry import Entry, Note
 from agent.delivery.journal import Journal
 from agent.delivery.lane import Budget, Lane
+from agent.delivery.losses import Drop, Loss, Losses
 from agent.delivery.sink import Outlet, Sink, pump
 from agent.record import Stamped
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agent.delivery import rows, salvage
-from agent.delivery.drops import Drop, Losses
 from agent.delivery.entry import Contents, Entry, Note
 from agent.delivery.lane import Lane
+from agent.delivery.losses import Drop, Losses
 from agent.delivery.salvage import Flew
 from agent.delivery.store import Connect, Fault, Store, StoreError, connect
 

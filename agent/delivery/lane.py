@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from agent.delivery.drops import TELLING, Drop, Losses
 from agent.delivery.entry import Contents, Entry, size_of
+from agent.delivery.losses import TELLING, Drop, Losses
 
 SAVE_ENTRIES = 20_000
 """Entries in one transaction: some 0.2 s, so that a reading never waits long behind it; and all that a busy loop may take in at once."""
@@ -47,7 +47,15 @@ class Heap:
 
 
 class Lane:
-    """One queue of records."""
+    """One queue of records. From its front to its end, each entry is in one of these:
+
+    - `flying`: being sent. In memory; on disk too, where its `row` says.
+    - the backlog: on disk alone, rows behind `backlog_from` up to `backlog_to`.
+    - the tail: in memory. Those of it that the journal is to have are in `_unsaved` until `to_save` takes them, in `_writing` until
+      `saved` or `not_saved`, and have a `row` from then on.
+
+    An entry is `done` when it was delivered or given up; its row goes with the next commit.
+    """
 
     def __init__(
         self, name: str, budget: Budget, losses: Losses, *, durable: bool, gather_seconds: float = 0.0
@@ -164,7 +172,9 @@ class Lane:
         # A journal that works gets time to catch up; one that hangs must not make the agent grow.
         most = 2 * self.budget.memory if self.has_journal else self.budget.memory
         if self._tail_bytes > most:
-            self._drop(self._tail_bytes - most + self.budget.memory // 16)
+            self._drop(
+                self._tail_bytes - most + self.budget.memory // 16
+            )  # some more, so that it is not for each entry anew
 
     def _pop_tail(self) -> Entry:
         entry = self._tail.popleft()

@@ -7,8 +7,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from agent.delivery.drops import TELLING
 from agent.delivery.entry import OVERHEAD_BYTES, Contents, Entry, Note
+from agent.delivery.losses import TELLING
 
 
 def entry_of(row: Sequence[object]) -> Entry | None:

@@ -78,7 +78,7 @@ class Session:
         self._beside = [collector.name for collector in terms.collectors if collector.beside]
         self._carriers = {event: collector for collector in terms.collectors for event in collector.from_event}
 
-    def overdue(self, now: float) -> float:
+    def late_by(self, now: float) -> float:
         """Return by how many seconds this is late with the next thing that it does by itself; what QEMU is waited for is not its fault."""
         return now - self._go_on_by
 

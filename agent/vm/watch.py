@@ -55,9 +55,9 @@ class Watch:
         """Its address is back after all."""
         self._vanished.clear()
 
-    def overdue(self, now: float) -> float | None:
+    def late_by(self, now: float) -> float | None:
         """Return by how many seconds asking its VM is late; None where none is being asked."""
-        return self._session.overdue(now) if self._session is not None and self._state is State.UP else None
+        return self._session.late_by(now) if self._session is not None and self._state is State.UP else None
 
     def resync(self) -> None:
         """Ask everything anew, where somebody is there to be asked."""
@@ -253,9 +253,9 @@ class Fleet:
         """Tell of a way no more."""
         self._out.ended(way)
 
-    def overdue(self, now: float) -> dict[str, float]:
+    def late_by(self, now: float) -> dict[str, float]:
         """Return by how many seconds asking each VM that is up is late, by its monitor's name; below 0 it is not."""
-        found = ((clean(watch.name), watch.overdue(now)) for watch in self._running)
+        found = ((clean(watch.name), watch.late_by(now)) for watch in self._running)
         return {name: late for name, late in found if late is not None}
 
     def resync(self) -> None:

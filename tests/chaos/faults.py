@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
-from agent.delivery.drops import Drop
+from agent.delivery.losses import Drop
 from tests.chaos.parts import eventually
 from tests.chaos.world import REQUEST_TIMEOUT_SECONDS, WINDOW_SECONDS, World
 from tests.lab.kafka import Broker

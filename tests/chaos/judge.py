@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 from aiokafka import AIOKafkaConsumer
 
-from agent.delivery.drops import Drop
+from agent.delivery.losses import Drop
 from tests.chaos import numbered
 from tests.chaos.numbered import Connection, Issued
 from tests.chaos.world import WINDOW_SECONDS, How, Life, World

@@ -17,8 +17,8 @@ import aiohttp
 import yaml
 from aiokafka import AIOKafkaConsumer
 
-from agent.delivery.drops import Drop
 from agent.delivery.journal import FILE as JOURNAL
+from agent.delivery.losses import Drop
 from tests.chaos import numbered
 from tests.chaos.parts import Disk, Issuer, eventually
 from tests.lab.kafka import Broker, KafkaCluster

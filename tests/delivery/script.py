@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from agent.delivery.delivery import Delivery, DeliveryTerms
-from agent.delivery.drops import Loss
 from agent.delivery.entry import Entry
 from agent.delivery.lane import Lane
+from agent.delivery.losses import Loss
 from agent.delivery.sink import Sink, SinkError
 from agent.delivery.store import Connect
 from agent.record import Record, Severity, Stamp, Stamped, Vm

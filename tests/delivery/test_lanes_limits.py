@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.delivery.drops import Drop
 from agent.delivery.entry import Entry
+from agent.delivery.losses import Drop
 from tests.delivery.disk import Failing, Stuck
 from tests.delivery.kinds import DURABLE, MEMORY, SPILLING, Kind, journaled_kinds
 from tests.delivery.script import (

@@ -47,7 +47,9 @@ class Heap:
 
 
 class Lane:
-    """One queue of records. From its front to its end, each entry is in one of these:
+    """One queue of records.
+
+    From its front to its end, each entry is in one of these:
 
     - `flying`: being sent. In memory; on disk too, where its `row` says.
     - the backlog: on disk alone, rows behind `backlog_from` up to `backlog_to`.

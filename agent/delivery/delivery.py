@@ -134,7 +134,8 @@ class Delivery:
                 try:
                     yield
                 finally:
-                    await self._drain(stop_seconds * 0.7)
+                    if not any(map(_failed, pumps)):  # such a one moves nothing more
+                        await self._drain(stop_seconds * 0.7)
             finally:
                 for task in pumps:
                     task.cancel()
@@ -183,3 +184,7 @@ class Delivery:
             self._told_at = time.monotonic()
             for loss in self.losses.tell():
                 self._tell(loss)
+
+
+def _failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)

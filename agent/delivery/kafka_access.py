@@ -42,12 +42,15 @@ class TlsConfig(Section):
         Raises:
             OSError: a file cannot be read, or does not hold what it should; it names the file.
         """
-        file = self.ca
+        ca, certificate, key = (
+            expand(file) if file is not None else None for file in (self.ca, self.certificate, self.key)
+        )
+        file = ca
         try:
-            context = ssl.create_default_context(cafile=expand(self.ca) if self.ca is not None else None)
-            if self.certificate is not None:
-                file = self.certificate
-                context.load_cert_chain(expand(self.certificate), expand(self.key) if self.key is not None else None)
+            context = ssl.create_default_context(cafile=ca)
+            if certificate is not None:
+                file = certificate
+                context.load_cert_chain(certificate, key)
         except OSError as error:
             why = error.reason if isinstance(error, ssl.SSLError) and error.reason else error.strerror
             raise OSError(error.errno, why, file) from error

@@ -1,4 +1,4 @@
-"""What the host knows of a block device, and QEMU does not: how large it is now..
+"""What the host knows of a block device, and QEMU does not: how large it is now.
 
 QEMU asks a device for its size when it opens it. A logical volume that is extended under it stays as it was in `query-named-block-nodes`,
 and once a write lands past that, its size is where the last write ended (seen on 7.2), so that it looks full for ever.

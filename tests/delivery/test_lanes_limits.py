@@ -95,6 +95,18 @@ async def test_what_waits_for_others_goes_at_once_when_the_agent_ends(why: BaseE
     assert lost(delivery) == 0
 
 
+async def test_a_bug_in_the_way_out_ends_the_agent_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Script, "send", lambda self, _: fail(self))
+    with pytest.raises(ExceptionGroup) as caught:
+        async with asyncio.timeout(LONG / 2), running(deliver(Script(), folder), stop_seconds=2 * LONG) as delivery:
+            delivery.put(Source().next())
+            await asyncio.sleep(LONG)
+    assert caught.group_contains(RuntimeError, match="a bug")
+
+
 async def test_samples_spill_while_the_sink_is_down_and_come_in_order_when_it_is_back(folder: Path) -> None:
     sink, source = Script(), Source(SAMPLE, size=400)
     async with running(deliver(sink, folder, memory=200_000)) as delivery:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -102,9 +103,13 @@ class Broker:
             self.process = None
 
     def pause(self) -> None:
-        """Freeze it: connections stay, nothing is answered."""
+        """Freeze it: connections stay, nothing is answered. When this returns no thread of it runs any more."""
         if self.process is not None:
             self.process.send_signal(signal.SIGSTOP)
+            end = time.monotonic() + 5
+            while {_state(thread) for thread in Path(f"/proc/{self.process.pid}/task").iterdir()} - {"T"}:
+                assert time.monotonic() < end, "a broker did not stop"
+                time.sleep(0.001)
 
     def resume(self) -> None:
         """Let it go on."""
@@ -269,3 +274,8 @@ if __name__ == "__main__":
         _warm_up()
     except LabMissing as missing:
         sys.exit(str(missing))
+
+
+def _state(thread: Path) -> str:
+    """Return the kernel's letter for what a thread does: R runs, T is stopped."""
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0]

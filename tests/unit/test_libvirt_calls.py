@@ -187,14 +187,14 @@ async def test_the_connection_for_events_is_closed_once_it_is_opened(libvirtd: L
 
 async def test_what_libvirt_says_is_taken_in_order_and_where_it_says_too_much_that_is_told() -> None:
     taken: list[Any] = []
-    inbox = Inbox(taken.append, lambda: taken.append("full"))
-    for more in (0, 1, 0):
+    inbox = Inbox(taken.append, lambda lost: taken.append(f"{lost} lost"))
+    for more in (0, 7, 0):
         taken.clear()
         saying = threading.Thread(target=lambda said: deque(map(inbox.put, said), 0), args=(range(MAX_SAID + more),))
         saying.start()
         saying.join()  # the loop does not run meanwhile
         await until(lambda: len(taken) >= MAX_SAID, 5)
-        assert taken == [*range(MAX_SAID), *["full"] * more]
+        assert taken == [*range(MAX_SAID), *[f"{more} lost"] * bool(more)]
 
 
 @pytest.mark.parametrize(("code", "kind"), [(-1, WayLostError), ("ACCESS_DENIED", DeniedError)])

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import re
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -124,13 +125,12 @@ class Libvirt:
             self._stands(found, DeniedError(str(error)))
             await asyncio.Event().wait()
             return
-        attempt = 0
+        calls, attempt = Calls(api, self.uri), 0
         while True:
             self._changed.clear()
-            main = Main(api, qemu, self._said)
+            main, begun = Main(api, qemu, self._said), time.monotonic()
             try:
-                await self._reached(main, found)
-                attempt = 0
+                await self._reached(main, calls, found)
                 await self._follow(main, found)
             except QmpError as error:
                 self._lost(error)
@@ -140,10 +140,10 @@ class Libvirt:
                 raise
             finally:
                 main.close()
+            attempt = 0 if time.monotonic() - begun > RETRY_SECONDS else attempt + 1
             await asyncio.sleep(back_off(attempt, FIRST_RETRY_SECONDS, RETRY_SECONDS))
-            attempt += 1
 
-    async def _reached(self, main: "Main", found: Found) -> None:
+    async def _reached(self, main: "Main", calls: Calls, found: Found) -> None:
         """Connect; a libvirtd that accepts and does not answer is waited for, as it is."""
         opening = asyncio.ensure_future(main.open(self.uri, read_only=self._read_only))
         try:
@@ -152,7 +152,7 @@ class Libvirt:
             version, read_only = await opening
         finally:
             opening.cancel()
-        calls = Calls(main.api, self.uri, read_only=read_only)
+        calls.read_only = read_only
         passthrough = self._passthrough and not read_only
         figures = Figures(main.api, calls)
         self._host = Host(main.api, main.qemu, calls, figures, version, read_only, passthrough)
@@ -174,7 +174,8 @@ class Libvirt:
                     self._hangs(found)
                     await asyncio.wait({listing, ended}, return_when=_FIRST)
                 if ended.done():
-                    raise WayLostError(f"the connection to {self.uri} ended")
+                    why = f": libvirt said more than could be taken, and {main.lost} of it is lost" if main.lost else ""
+                    raise WayLostError(f"the connection to {self.uri} ended{why}")
                 self._compare(listing.result(), found)
                 self._trouble = None
                 self._stands(found, None, READ_ONLY if self._host.read_only else "")
@@ -206,6 +207,7 @@ class Libvirt:
             return
         self._host.calls.leave()
         self._host = None
+        self._moves.clear()
         self._trouble = WayLostError, str(error)
         for link in list(self._links.values()):
             link.end(WayLostError(str(error)))
@@ -300,8 +302,10 @@ class Main:
         self.api = api
         self.qemu = qemu
         self.ended = asyncio.Event()
+        self.lost = 0
+        """How much of what libvirt said was lost, which ends it: all is asked anew."""
         self._take = take
-        self._inbox = Inbox(self._taken, self.ended.set)  # all is asked anew where something was missed
+        self._inbox = Inbox(self._taken, self._overrun)
         self._loop = asyncio.get_running_loop()
         self._connection: Any = None
         self._calling = threading.Lock()  # one call on it at a time, as in `wire`
@@ -329,6 +333,10 @@ class Main:
             self.ended.set()
         elif not self._over:
             self._take(what)
+
+    def _overrun(self, lost: int) -> None:
+        self.lost += lost
+        self.ended.set()
 
     # In threads.
 

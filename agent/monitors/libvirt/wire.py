@@ -163,14 +163,15 @@ class _Call:
 
 
 class Calls:
-    """Makes calls to one libvirtd. Use it on the event loop that it was made on."""
+    """Makes calls to one libvirtd, however often that is lost. Use it on the event loop that it was made on."""
 
-    def __init__(self, api: Any, uri: str, *, read_only: bool) -> None:
+    def __init__(self, api: Any, uri: str, *, read_only: bool = False) -> None:
         self.hung = 0
         """How many calls hang."""
+        self.read_only = read_only
+        """Whether connections are made to read only."""
         self._api = api
         self._uri = uri
-        self._read_only = read_only
         self._loop = asyncio.get_running_loop()
         self._turns = asyncio.Semaphore(MAX_CALLS)
         self._idle: list[Line] = []
@@ -211,7 +212,7 @@ class Calls:
             if not line.lost():
                 return line
             self._close(line)
-        return Line(self._api, self._uri, read_only=self._read_only)
+        return Line(self._api, self._uri, read_only=self.read_only)
 
     def _close(self, line: Line) -> None:
         in_thread(self._loop, line.close, lambda _: None)
@@ -269,12 +270,12 @@ def in_thread(loop: asyncio.AbstractEventLoop, work: Callable[[], T], done: Call
 
 
 class Inbox:
-    """What libvirt's event thread says, handed to the event loop in order; where it says more than is kept, `full` is called after that."""
+    """What libvirt's event thread says, handed to the event loop in order; then `full` is told how much more it was than is kept."""
 
-    def __init__(self, take: Callable[[Any], None], full: Callable[[], object]) -> None:
+    def __init__(self, take: Callable[[Any], None], full: Callable[[int], object]) -> None:
         self._take = take
         self._full = full
-        self._dropped = False
+        self._dropped = 0
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._said: deque[Any] = deque()
@@ -283,7 +284,7 @@ class Inbox:
         """Hand something over; from any thread."""
         with self._lock:
             if len(self._said) >= MAX_SAID:
-                self._dropped = True
+                self._dropped += 1
                 return
             self._said.append(what)
             if len(self._said) > 1:
@@ -294,8 +295,8 @@ class Inbox:
     def _fetch(self) -> None:
         with self._lock:
             said, self._said = self._said, deque()
-            dropped, self._dropped = self._dropped, False
+            dropped, self._dropped = self._dropped, 0
         for what in said:
             self._take(what)
         if dropped:
-            self._full()
+            self._full(dropped)

@@ -12,8 +12,8 @@ import pytest
 
 from agent.demo.guest import until
 from agent.monitors.libvirt import way, wire
-from agent.monitors.libvirt.way import Main
-from agent.monitors.libvirt.wire import MAX_CALLS, MAX_HUNG, MAX_SAID, Calls, Inbox, Line
+from agent.monitors.libvirt.main import MAX_SAID, Inbox, Main
+from agent.monitors.libvirt.wire import MAX_CALLS, MAX_HUNG, Calls, Line
 from agent.qmp.commands import AllowList
 from agent.qmp.errors import DeniedError, QmpError, WayLostError
 

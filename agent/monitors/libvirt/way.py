@@ -5,34 +5,20 @@ that was started anew has another number and so is another monitor.
 """
 
 import asyncio
-import contextlib
 import re
-import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import orjson
 from pydantic import AfterValidator
 
 from agent.backoff import back_off
 from agent.monitors.base import Allowed, Found, Link, Monitor, OnEvent, Rank, WayConfig
 from agent.monitors.libvirt.domain import Domain, Host, Move, pid_of
 from agent.monitors.libvirt.figures import Figures
-from agent.monitors.libvirt.wire import (
-    Calls,
-    Inbox,
-    MissingError,
-    alive,
-    denied,
-    dial,
-    in_thread,
-    library,
-    meaning,
-    settle,
-)
+from agent.monitors.libvirt.main import Main
+from agent.monitors.libvirt.wire import Calls, MissingError, library
 from agent.qmp.commands import AllowList
 from agent.qmp.errors import DeniedError, DepartedError, NotConnectedError, QmpError, StalledError, WayLostError
 from agent.qmp.protocol import Event
@@ -143,7 +129,7 @@ class Libvirt:
             attempt = 0 if time.monotonic() - begun > RETRY_SECONDS else attempt + 1
             await asyncio.sleep(back_off(attempt, FIRST_RETRY_SECONDS, RETRY_SECONDS))
 
-    async def _reached(self, main: "Main", calls: Calls, found: Found) -> None:
+    async def _reached(self, main: Main, calls: Calls, found: Found) -> None:
         """Connect; a libvirtd that accepts and does not answer is waited for, as it is."""
         opening = asyncio.ensure_future(main.open(self.uri, read_only=self._read_only))
         try:
@@ -158,7 +144,7 @@ class Libvirt:
         self._host = Host(main.api, main.qemu, calls, figures, version, read_only, passthrough)
         self._trouble = None
 
-    async def _follow(self, main: "Main", found: Found) -> None:
+    async def _follow(self, main: Main, found: Found) -> None:
         """List the domains again and again, until the connection ends.
 
         Raises:
@@ -293,120 +279,3 @@ def _running(connection: Any) -> list[tuple[int, str, str]]:
     """Return the number, UUID and name of each domain that runs. Blocks."""
     domains = connection.listAllDomains(1)  # VIR_CONNECT_LIST_DOMAINS_ACTIVE
     return [(domain.ID(), domain.UUIDString(), domain.name()) for domain in domains if domain.ID() != -1]
-
-
-class Main:
-    """The connection on which libvirt says what happens."""
-
-    def __init__(self, api: Any, qemu: Any, take: Callable[[tuple[Any, ...]], None]) -> None:
-        self.api = api
-        self.qemu = qemu
-        self.ended = asyncio.Event()
-        self.lost = 0
-        """How much of what libvirt said was lost, which ends it: all is asked anew."""
-        self._take = take
-        self._inbox = Inbox(self._taken, self._overrun)
-        self._loop = asyncio.get_running_loop()
-        self._connection: Any = None
-        self._calling = threading.Lock()  # one call on it at a time, as in `wire`
-        self._over = False
-
-    async def open(self, uri: str, *, read_only: bool) -> tuple[tuple[int, int, int], bool]:
-        """Connect and register; return QEMU's version, and whether the connection is read-only, as it is where no other is to be had.
-
-        Raises:
-            DeniedError: we may not connect, not even to read.
-            WayLostError: nothing is there to connect to.
-        """
-        done: asyncio.Future[Any] = self._loop.create_future()
-        in_thread(self._loop, lambda: self._open(uri, read_only=read_only), partial(settle, done))
-        opened: tuple[tuple[int, int, int], bool] = await done
-        return opened
-
-    def close(self) -> None:
-        """Close it, in its own time."""
-        self._over = True
-        in_thread(self._loop, self._close, lambda _: None)
-
-    def _taken(self, what: tuple[Any, ...]) -> None:
-        if what == ("closed",):
-            self.ended.set()
-        elif not self._over:
-            self._take(what)
-
-    def _overrun(self, lost: int) -> None:
-        self.lost += lost
-        self.ended.set()
-
-    # In threads.
-
-    def _open(self, uri: str, *, read_only: bool) -> Any:
-        with self._calling:
-            try:
-                number, read_only = self._opened(uri, read_only=read_only)
-            except self.api.libvirtError as error:
-                return meaning(self.api, error)
-        if self._over:
-            self._close()
-        return (number // 1_000_000, number // 1000 % 1000, number % 1000), read_only
-
-    def _opened(self, uri: str, *, read_only: bool) -> tuple[int, bool]:
-        connection, read_only = self._dial(uri, read_only=read_only)
-        self._connection = connection
-        put = self._inbox.put
-        connection.registerCloseCallback(lambda _connection, _reason, _: put(("closed",)), None)
-        connection.domainEventRegisterAny(None, self.api.VIR_DOMAIN_EVENT_ID_LIFECYCLE, _life(put), None)
-        read_only = read_only or not self._hears(connection)
-        return connection.getVersion(), read_only
-
-    def _hears(self, connection: Any) -> bool:
-        """Ask for QEMU's events; return whether we may have them."""
-        try:
-            self.qemu.qemuMonitorEventRegister(connection, None, None, _event(self._inbox.put), None, 0)
-        except self.api.libvirtError as error:
-            if denied(self.api, error):
-                return False
-            raise
-        return True
-
-    def _dial(self, uri: str, *, read_only: bool) -> tuple[Any, bool]:
-        try:
-            return dial(self.api, uri, read_only=read_only), read_only
-        except self.api.libvirtError as error:
-            if read_only or not denied(self.api, error):
-                raise
-        return dial(self.api, uri, read_only=True), True
-
-    def _close(self) -> None:
-        with self._calling, contextlib.suppress(self.api.libvirtError):
-            connection, self._connection = self._connection, None
-            if connection is None:
-                return
-            if alive(connection):
-                connection.unregisterCloseCallback()
-                for number in list(getattr(connection, "domainEventCallbackID", ())):
-                    connection.domainEventDeregisterAny(number)
-                for number in list(getattr(connection, "qemuMonitorEventCallbackID", ())):
-                    self.qemu.qemuMonitorEventDeregister(connection, number)
-            connection.close()
-
-
-def _life(put: Callable[[Any], None]) -> Callable[..., None]:
-    def said(_connection: Any, domain: Any, event: int, detail: int, _: object) -> None:
-        put(("life", domain.UUIDString(), event, detail))
-
-    return said
-
-
-def _event(put: Callable[[Any], None]) -> Callable[..., None]:
-    def said(
-        _connection: Any, domain: Any, name: str, seconds: int, micros: int, details: str | None, _: object
-    ) -> None:
-        try:
-            data = orjson.loads(details) if details else {}
-        except orjson.JSONDecodeError:
-            data = {}
-        time_ns = None if seconds < 0 else seconds * 1_000_000_000 + micros * 1000
-        put(("event", domain.UUIDString(), name, time_ns, data if isinstance(data, dict) else {}))
-
-    return said

@@ -13,7 +13,6 @@ import contextlib
 import errno
 import importlib
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -25,9 +24,6 @@ HUNG_SECONDS = 1.5
 
 MAX_CALLS = 4
 MAX_HUNG = 8
-
-MAX_SAID = 8192
-"""What libvirt said and we have not taken yet; past it, it is dropped, and the connection begins anew."""
 
 KEEPALIVE = (5, 3)
 """Seconds between two signs of life that libvirtd is asked for, and how many it may miss: a libvirtd that hangs is left after 20 s."""
@@ -267,36 +263,3 @@ def in_thread(loop: asyncio.AbstractEventLoop, work: Callable[[], T], done: Call
             loop.call_soon_threadsafe(done, result)
 
     threading.Thread(target=run, name="libvirt call", daemon=True).start()
-
-
-class Inbox:
-    """What libvirt's event thread says, handed to the event loop in order; then `full` is told how much more it was than is kept."""
-
-    def __init__(self, take: Callable[[Any], None], full: Callable[[int], object]) -> None:
-        self._take = take
-        self._full = full
-        self._dropped = 0
-        self._loop = asyncio.get_running_loop()
-        self._lock = threading.Lock()
-        self._said: deque[Any] = deque()
-
-    def put(self, what: Any) -> None:
-        """Hand something over; from any thread."""
-        with self._lock:
-            if len(self._said) >= MAX_SAID:
-                self._dropped += 1
-                return
-            self._said.append(what)
-            if len(self._said) > 1:
-                return  # it is being fetched already
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._fetch)
-
-    def _fetch(self) -> None:
-        with self._lock:
-            said, self._said = self._said, deque()
-            dropped, self._dropped = self._dropped, 0
-        for what in said:
-            self._take(what)
-        if dropped:
-            self._full(dropped)

@@ -2,10 +2,12 @@
 
 import pytest
 
+from agent.collectors import ALL
+from agent.collectors.base import Collector, File, Intervals, each_poll, nothing
 from agent.vm.status import State
 from tests.lab.fake import FakeQemu
 from tests.lab.transcript import UUID
-from tests.unit.notes import Notes, watching
+from tests.unit.notes import Notes, terms, watching
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +54,15 @@ async def test_a_monitor_that_was_never_met_is_not_reattached(fake: FakeQemu) ->
         await notes.until(lambda: notes.records("vm.attached"))
     assert notes.records("vm.attached")[0].data["reattached"] is False
     assert "events_lost_since_timestamp_seconds" not in notes.records("vm.attached")[0].data
+
+
+async def test_the_kernel_is_asked_on_while_qemu_stalls_in_the_middle_of_a_resync(fake: FakeQemu) -> None:
+    notes = Notes()
+    clock = Collector("clock", (), nothing, lambda _: (), each_poll, files=lambda _: (File("/proc/uptime"),))
+    quick = Intervals(poll=0.06, resync=0.3)
+    async with watching(notes, fake.path, settled=terms(collectors=(*ALL, clock), intervals=quick)):
+        await notes.polled(collector="clock")
+        fake.hang("query-migrate-capabilities")
+        await notes.until(lambda: State.STALLED in notes.states())
+        await notes.polled(3, collector="clock")
+        assert notes.states()[-1] is State.STALLED

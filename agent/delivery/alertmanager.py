@@ -101,9 +101,8 @@ class Alertmanager:
 def _summary(alert: Alert) -> str:
     """Return an alert in a line: `web-3 disk0: write threshold 80%`."""
     whose = " ".join(filter(None, (alert.vm.name, alert.subject)))
-    level = re.sub(
-        r"^threshold (\d+)$", lambda found: f"of {format_bytes(int(found[1]))}", alert.level
-    )  # somebody else's
+    # Somebody else's threshold has no level of ours: its bytes.
+    level = re.sub(r"^threshold (\d+)$", lambda found: f"of {format_bytes(int(found[1]))}", alert.level)
     return " ".join(filter(None, (f"{whose}:", alert.name.replace("_", " "), level)))
 
 

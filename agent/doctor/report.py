@@ -301,9 +301,8 @@ def _config_file(path: str, pid: int, proc: Path) -> str:
     """Return the text of a file that a process has read, as that process sees it; nothing but a plain file is opened."""
     place = proc / str(pid) / (f"root{path}" if path.startswith("/") else f"cwd/{path}")
     try:
-        descriptor = os.open(
-            place, os.O_PATH | os.O_CLOEXEC
-        )  # opens nothing yet: some devices act when they are opened
+        # Opens nothing yet: some devices act when they are opened.
+        descriptor = os.open(place, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return ""
     try:

@@ -182,9 +182,8 @@ class Client(asyncio.Protocol):
     def close(self) -> None:
         """End the connection now; `ended` and everything that waits learns it."""
         self._end(NotConnectedError("closed by us"))
-        self.ended.result().__traceback__ = (
-            None  # it leads to whoever was told, and so back to us: memory till garbage is looked for
-        )
+        # It leads to whoever was told, and so back to us: memory till garbage is looked for.
+        self.ended.result().__traceback__ = None
 
     def make_way(self) -> None:
         """End the connection now, because the VM is watched in a better way; `ended` says so."""

@@ -370,11 +370,9 @@ class Session:
         """
         self._tell(State.BUSY if isinstance(why, BusyError) else State.STALLED, str(why))
         self._go_on_by = inf
-        for name in self._beside:
-            if name in self._collectors:
-                self._schedule.plan(
-                    name, time.monotonic()
-                )  # it may have been taken, for after what QEMU now does not answer
+        # What the kernel is asked may have been taken from the schedule, for after what QEMU now does not answer.
+        for name in self._collectors.keys() & self._beside:
+            self._schedule.plan(name, time.monotonic())
         settled = asyncio.ensure_future(client.settled())
         try:
             while not (await asyncio.wait({settled}, timeout=PROBE_SECONDS))[0]:

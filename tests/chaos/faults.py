@@ -43,7 +43,7 @@ async def paused(world: World, brokers: Sequence[Broker]) -> AsyncIterator[None]
     """Have brokers stopped in their tracks while the block runs: connections stay, nothing is answered."""
     _count(world, "paused", brokers)
     for broker in brokers:
-        broker.pause()
+        await broker.pause()
     try:
         yield
     finally:

@@ -133,7 +133,7 @@ async def test_a_broker_that_freezes_under_way_is_given_up_in_time(
     source = Source()
     async with opened(sink_terms) as sink:
         assert await sink.send(batch(source, 1)) == []
-        kafka.brokers[0].pause()
+        await kafka.brokers[0].pause()
         try:
             async with asyncio.timeout(4):
                 with pytest.raises(Exception, match="no acknowledgement for 1 s"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import subprocess
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Final, Self
 
@@ -18,7 +19,7 @@ class ServerError(Exception):
     """It did not start, or refused a question; the message has its own words."""
 
 
-class Server:
+class Server(ABC):
     """One of Prometheus' servers; as an async context manager it runs from entering to leaving.
 
     It can be stopped and started again at the same address.
@@ -36,9 +37,9 @@ class Server:
         self._log = folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
 
+    @abstractmethod
     async def arguments(self) -> list[str]:
         """Write its settings and return its arguments, but for its address."""
-        raise NotImplementedError
 
     async def start(self) -> None:
         """Start it and wait until it is ready.

@@ -1,10 +1,16 @@
-"""A process with many calls to one libvirtd under way, as an agent makes them; when asked, it says that all were answered anew."""
+"""A process with many calls to one libvirtd under way, as an agent makes them.
+
+Asked by a line on standard input, it says the same line once each of its callers has met that anew: an answer, or its connection's end.
+"""
 
 import asyncio
 import sys
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
+from agent.demo.guest import until
 from agent.monitors.libvirt import wire
+from agent.monitors.libvirt.wire import MAX_CALLS, Calls, library
 from agent.qmp.errors import QmpError
 
 CALLS: Final = 6
@@ -13,35 +19,40 @@ CALLS: Final = 6
 KEEPALIVE: Final = (1, 2)
 
 ANSWERED: Final = b"answered\n"
+ENDED: Final = b"ended\n"
 
 
-async def ask(calls: wire.Calls, uuid: str, answered: asyncio.Event) -> None:
+async def ask(calls: Calls, uuid: str, met: set[bytes]) -> None:
     """Make one call after the other, for ever."""
     while True:
         try:
             await calls(lambda line: line.domain(uuid).blockInfo("vdb"))
-            answered.set()
+            met.add(ANSWERED)
         except QmpError:
+            met.add(ENDED)
             await asyncio.sleep(0.1)
+
+
+def _all_have(met: list[set[bytes]], what: bytes) -> bool:
+    return all(what in mine for mine in met)
 
 
 async def main(uri: str, uuid: str) -> None:
     """Make calls until standard input ends."""
     wire.KEEPALIVE = KEEPALIVE
-    api: Any = wire.library()[0]
+    api, _ = library()
     told = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(told), sys.stdin)
-    events = [asyncio.Event() for _ in range(CALLS * wire.MAX_CALLS)]
+    met: list[set[bytes]] = [set() for _ in range(CALLS * MAX_CALLS)]
     askers: list[asyncio.Task[None]] = []
-    for first in range(0, len(events), wire.MAX_CALLS):
-        calls = wire.Calls(api, uri, read_only=False)
-        askers += [asyncio.create_task(ask(calls, uuid, event)) for event in events[first : first + wire.MAX_CALLS]]
-    while await told.readline():
-        for event in events:
-            event.clear()
-        for event in events:
-            await event.wait()
-        sys.stdout.buffer.write(ANSWERED)
+    for first in range(0, len(met), MAX_CALLS):
+        calls = Calls(api, uri, read_only=False)
+        askers += [asyncio.create_task(ask(calls, uuid, mine)) for mine in met[first : first + MAX_CALLS]]
+    while what := await told.readline():
+        for mine in met:
+            mine.clear()
+        await until(partial(_all_have, met, what), 60)
+        sys.stdout.buffer.write(what)
         sys.stdout.buffer.flush()
     for asker in askers:
         asker.cancel()

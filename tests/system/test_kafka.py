@@ -159,7 +159,7 @@ async def test_what_waits_for_a_slow_broker_is_delivered_at_the_end(
     await agent.start()
     await until(lambda: "delivering to" in agent.log, 10)
     (broker,) = kafka.brokers
-    broker.pause()
+    await broker.pause()
     try:
         await idle.command("stop")
         await idle.command("cont")
@@ -185,7 +185,7 @@ async def test_what_waits_when_the_agent_is_killed_is_delivered_by_the_next(
 ) -> None:
     idle = await start_guest("idle")
     (broker,) = kafka.brokers
-    broker.pause()
+    await broker.pause()
     try:
         await agent.start()
         await until(lambda: f"idle at {idle.monitor}: up" in agent.log, 5)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,7 @@ class JsonLines:
         self._rotate_bytes = rotate_bytes
         self._keep = keep
         self._fd = -1
+        self._turn = threading.Lock()  # lanes send side by side, and one of them may rotate
 
     async def open(self) -> None:
         """Open the file, and where the agent was killed in the middle of a line, end that line.
@@ -72,12 +74,13 @@ class JsonLines:
             os.close(descriptor)
 
     def _write(self, lines: bytes) -> None:
-        # Before the lines, so that nothing is written twice where it fails.
-        if self._path is not None and os.fstat(self._fd).st_size >= self._rotate_bytes:
-            self._rotate(self._path)
-        view = memoryview(lines)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        with self._turn:
+            # Before the lines, so that nothing is written twice where it fails.
+            if self._path is not None and os.fstat(self._fd).st_size >= self._rotate_bytes:
+                self._rotate(self._path)
+            view = memoryview(lines)
+            while view:
+                view = view[os.write(self._fd, view) :]
 
     def _rotate(self, path: Path) -> None:
         if not self._keep:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,6 +88,27 @@ async def test_files_turn_over_and_of_those_that_are_kept_none_lacks_a_record(fo
     came = ids(*files)
     assert came == source.made[-len(came) :]
     assert all(20_000 <= file.stat().st_size < 30_000 for file in files[:-1])
+
+
+async def test_of_batches_that_come_side_by_side_one_alone_turns_the_file_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = os.fstat
+
+    def slowly(descriptor: int) -> os.stat_result:
+        found = look(descriptor)
+        time.sleep(0.05)  # the other thread looks meanwhile
+        return found
+
+    path, source = folder / "records", Source()
+    sink = JsonLines(path, rotate_bytes=1000, keep=100)
+    await sink.open()
+    monkeypatch.setattr(os, "fstat", slowly)
+    for _ in range(3):
+        await asyncio.gather(*(sent(sink, batch(source, 4)) for _ in range(3)))
+    await sink.close()
+    assert all(aside.stat().st_size >= 1000 for aside in rotated(path)[:-1])
+    assert sorted(ids(*rotated(path))) == sorted(source.made)
 
 
 async def test_where_none_is_kept_the_file_is_begun_anew(folder: Path) -> None:

@@ -58,7 +58,7 @@ class Ends:
         if not events:  # in life too, some time goes by before the source connects
             await until(asked_again, 10)
         await self.source.command("migrate", uri=uri)
-        await until(lambda: self.seen_for() >= (2 if events else 1), 15)
+        await until(lambda: self.seen_for() >= (4 if events else 2), 15)
         await self.source.command("migrate-set-parameters", max_bandwidth=FAST)
         await self.destination.event("RESUME")
 
@@ -74,9 +74,7 @@ StartEnds = Callable[..., Awaitable[Ends]]
 
 @pytest.fixture
 async def start_ends(start_guest: StartGuest, folder: Path) -> Any:
-    agent = Agent(
-        folder, {"monitors": [{"dial": f"{folder}/*.qmp"}], "intervals": {"poll": "500ms", "migration": "500ms"}}
-    )
+    agent = Agent(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}], "intervals": {"poll": "1s"}})
 
     async def start(*, events: bool, same_identity: bool) -> Ends:
         kind: dict[str, Any] = {"kind": Kind.WRITER, "write_kib": 32}
@@ -144,7 +142,7 @@ async def test_a_migration_within_one_identity_is_told_from_both_ends(start_ends
     source, destination, agent = ends.source, ends.destination, ends.agent
     final = await ends.migrate(events=True)
     await assert_final(ends, final)
-    assert_progress(ends.looks(), poll_seconds=0.5)
+    assert_progress(ends.looks(), poll_seconds=1.0)
     await agent.record("sample.runstate", vm=source.name, status="postmigrate", running=False)
     await agent.record("sample.runstate", vm=destination.name, status="running", running=True)
     await agent.record("sample.migration", vm=destination.name, status="completed")
@@ -175,7 +173,7 @@ async def test_a_migration_without_events_is_found_by_timer(start_ends: StartEnd
     ends = await start_ends(events=False, same_identity=False)
     final = await ends.migrate(events=False)
     await assert_final(ends, final)
-    assert_progress(ends.looks(), poll_seconds=0.5)
+    assert_progress(ends.looks(), poll_seconds=1.0)
     await ends.agent.record("sample.migration", vm=ends.destination.name, status="completed")
     told = [event["data"]["qemu"]["status"] for event in ends.agent.found("event.migration")]
     assert told in ([], ["setup"]), "QEMU before 8 tells the first of a destination's even so"

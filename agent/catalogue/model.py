@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum, auto
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard
 
 import orjson
@@ -143,100 +144,128 @@ class Sample(NamedTuple):
         return dict(zip(self.family.labels, self.labels, strict=True)) | self.values
 
 
-Row = tuple[str, str, "Convert"]
-"""A key of the reply, the field's name, and what makes one of the other."""
-
-_MAX_LAYOUTS = 64
-_INTS = {int}
-
-
-class _Group:
-    """The rows that read from one object of the reply.
-
-    One QEMU gives an object's keys in one order as long as it lives. So for each order the keys that are there are looked up once, and
-    whole numbers, most of all that is polled, are then taken all at once.
-    """
-
-    def __init__(self, fields: Sequence[Field], unavailable: frozenset[int]) -> None:
-        self._unavailable = unavailable
-        self._rows: list[Row] = [
-            (f.path.rpartition(".")[2], f.name, _CONVERT[f.kind](_TO_BASE[f.unit])) for f in fields
-        ]
-        self._numbers = {f.name: _TO_BASE[f.unit] for f in fields if f.kind in _NUMBERS and not unavailable}
-        self._as_is = {f.name for f in fields if f.unit is Unit.BASE}
-        self._layouts: dict[tuple[str, ...], _Layout] = {}
-
-    def read(self, holder: Mapping[str, Any], values: Values) -> None:
-        """Put the fields that the object holds into `values`."""
-        keys = tuple(holder)
-        layout = self._layouts.get(keys) or self._learn(keys)
-        rows = layout.rows
-        if layout.get is not None:
-            numbers = layout.get(holder)
-            if set(map(type, numbers)) == _INTS and min(numbers) >= 0:
-                values.update(zip(layout.names, numbers, strict=True))
-                for name, to_base in layout.units:
-                    values[name] = to_base(values[name])
-            else:
-                rows = self._rows
-        for key, name, convert in rows:
-            raw = holder.get(key)
-            if raw is not None and not (type(raw) is int and raw in self._unavailable):
-                value = convert(raw)
-                if value is not None:
-                    values[name] = value
-
-    def _learn(self, keys: tuple[str, ...]) -> "_Layout":
-        there = set(keys)
-        whole = [(key, name) for key, name, _ in self._rows if key in there and name in self._numbers]
-        if len(whole) < 2:  # an itemgetter of one gives no tuple
-            whole = []
-        names = [name for _, name in whole]
-        layout = _Layout(
-            itemgetter(*(key for key, _ in whole)) if whole else None,
-            names,
-            [(name, self._numbers[name]) for name in names if name not in self._as_is],
-            [row for row in self._rows if row[0] in there and row[1] not in names],
-        )
-        if len(self._layouts) < _MAX_LAYOUTS and len(keys) <= _MAX_LAYOUTS:  # a hostile one has a new one each time
-            self._layouts[keys] = layout
-        return layout
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """How an object that has its keys in one order is read.
+class Row(NamedTuple):
+    """How a field is read.
 
     Attributes:
-        get: takes its whole numbers, where it has two or more.
-        names: of the fields that they are.
-        units: which of those fields are in another unit, and what makes base units of it.
-        rows: those that are left.
+        at: which of the item's objects it stands in, by the number that the reader gave it.
+        key: its key there.
+        name: the field's name.
+        convert: what makes its value of what the reply has; None where that cannot be.
     """
 
-    get: Callable[[Any], Any] | None
+    at: int
+    key: str
+    name: str
+    convert: "Convert"
+
+
+Shape = tuple[str | int, ...]
+"""The keys of an item and then of each object in it, behind the number of the one that it is in."""
+
+Numbers = Callable[[Any], tuple[Any, ...]]
+"""Takes some values out of an object."""
+
+_MAX_LAYOUTS = 256
+_MAX_KEY_CHARACTERS = 8192
+"""What is kept of shapes, of which a hostile QEMU has a new one each time; a disk's keys are 800 characters."""
+
+_INTS = {int}
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Layout(NamedTuple):
+    """How items of one shape are read.
+
+    Attributes:
+        numbers: take the fields that are whole numbers, each from one of the item's objects.
+        names: of those fields, in that order.
+        units: which of them are in another unit, and what makes base units of it.
+        rows: the fields that are left.
+    """
+
+    numbers: list[tuple[int, Numbers]]
     names: list[str]
     units: list[tuple[str, Callable[[float], float]]]
     rows: list[Row]
 
 
 class Reader:
-    """Reads one family's fields out of a QMP reply, row by row; made once, since it is on every poll's way."""
+    """Reads one family's fields out of a QMP reply; made once, since it is on every poll's way.
+
+    One QEMU gives an object's keys in one order as long as it lives. So for each such shape the fields that are there are looked up
+    once, and whole numbers, most of all that is polled, are then taken all at once.
+    """
 
     def __init__(self, family: Family) -> None:
-        groups: dict[tuple[str, ...], list[Field]] = {}
-        for field in family.fields:
-            groups.setdefault(tuple(field.path.split(".")[:-1]), []).append(field)
-        self._groups = [(parents, _Group(fields, family.unavailable)) for parents, fields in groups.items()]
+        self._unavailable = family.unavailable
+        self._objects: dict[tuple[str, ...], int] = {(): 0}
+        self._within: list[tuple[int, str]] = []  # for each object but the item itself: in which other it is, and its key there
+        self._rows = [
+            Row(self._object(tuple(parents)), key, field.name, _CONVERT[field.kind](_TO_BASE[field.unit]))
+            for field in family.fields
+            for *parents, key in (field.path.split("."),)
+        ]
+        countable = [f for f in family.fields if f.kind in _NUMBERS and not family.unavailable]
+        self._numbers = {f.name for f in countable}
+        self._units = {f.name: _TO_BASE[f.unit] for f in countable if f.unit is not Unit.BASE}
+        self._layouts: dict[Shape, Layout] = {}
+
+    def _object(self, path: tuple[str, ...]) -> int:
+        """Return the number of the object at a path inside the item."""
+        if path not in self._objects:
+            self._within.append((self._object(path[:-1]), path[-1]))
+            self._objects[path] = len(self._within)
+        return self._objects[path]
 
     def __call__(self, item: Mapping[str, Any]) -> Values:
         """Return the fields that the item holds; those missing, of a wrong type or unavailable are left out."""
+        objects = [item]
+        shape: list[str | int] = [*item]
+        for at, key in self._within:
+            found = objects[at].get(key)
+            objects.append(found if isinstance(found, dict) else _NOTHING)
+            shape += (at, *objects[-1])
+        layout = self._layouts.get(tuple(shape)) or self._learn(objects, tuple(shape))
+        rows = layout.rows
         values: Values = {}
-        for parents, group in self._groups:
-            holder = descend(item, parents)
-            if holder is not None:
-                group.read(holder, values)
+        numbers: list[Any] = []
+        for at, take in layout.numbers:
+            numbers += take(objects[at])
+        if set(map(type, numbers)) == _INTS and min(numbers) >= 0:
+            values = dict(zip(layout.names, numbers, strict=True))
+            for name, to_base in layout.units:
+                values[name] = to_base(values[name])
+        elif numbers:
+            rows = self._rows
+        for at, key, name, convert in rows:
+            raw = objects[at].get(key)
+            if raw is not None and not (type(raw) is int and raw in self._unavailable):
+                value = convert(raw)
+                if value is not None:
+                    values[name] = value
         return values
+
+    def _learn(self, objects: Sequence[Mapping[str, Any]], shape: Shape) -> Layout:
+        there = [row for row in self._rows if row.key in objects[row.at]]
+        whole = [[row for row in there if row.at == at and row.name in self._numbers] for at in range(len(objects))]
+        names = [row.name for rows in whole for row in rows]
+        layout = Layout(
+            [(at, _taker([row.key for row in rows])) for at, rows in enumerate(whole) if rows],
+            names,
+            [(name, self._units[name]) for name in names if name in self._units],
+            [row for row in there if row.name not in self._numbers],
+        )
+        if len(self._layouts) >= _MAX_LAYOUTS:
+            self._layouts.clear()
+        if sum(len(key) for keys in objects for key in keys) <= _MAX_KEY_CHARACTERS:
+            self._layouts[shape] = layout
+        return layout
+
+
+def _taker(keys: Sequence[str]) -> Numbers:
+    only = keys[0]
+    return itemgetter(*keys) if len(keys) > 1 else lambda found: (found[only],)
 
 
 def descend(item: Any, path: tuple[str, ...]) -> Mapping[str, Any] | None:

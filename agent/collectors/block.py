@@ -4,7 +4,7 @@ Counters live in QEMU's block backend. In `parent` (the storage under the top no
 real; their other counters are constant zero and are not read.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agent.catalogue.events import device_name
@@ -32,29 +32,25 @@ _MAX_LAYERS = 16
 
 def _collect(answers: Answers) -> Iterable[Sample]:
     for name, disk in disks(answers[0]):
-        yield Sample(BLOCK, (name,), _read_disk(_with_sums(disk) | {"parent": chain(disk)[-1]}))
-        yield from _timed(name, disk)
+        stats, storage = within(disk.get("stats")), chain(disk)[-1]
+        made = {"parent": storage} if storage is not disk.get("parent") else {}
+        if not _HISTOGRAMS.keys().isdisjoint(stats):
+            made["stats"] = stats | _with_sums(stats)
+        yield Sample(BLOCK, (name,), _read_disk(disk | made if made else disk))
+        for timed in objects(stats.get("timed_stats"), _MAX_INTERVALS):
+            if type(seconds := timed.get("interval_length")) is int:
+                yield Sample(BLOCK_TIMED, (name, f"{seconds}s"), _read_timed(timed))
         for depth, layer in enumerate(backings(disk), 1):
             yield Sample(BLOCK_BACKING, (name, str(depth)), _read_backing(layer))
 
 
-def _with_sums(disk: dict[str, Any]) -> dict[str, Any]:
-    """Return the disk with each histogram's sum in it; a disk that has no histograms, as most, is returned as it is."""
-    stats = disk.get("stats")
-    if not isinstance(stats, dict) or _HISTOGRAMS.keys().isdisjoint(stats):
-        return disk
-    summed = {
+def _with_sums(stats: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the histograms that there are, each with its sum in it."""
+    return {
         key: stats[key] | {"sum": stats.get(time)}
         for key, time in _HISTOGRAMS.items()
         if isinstance(stats.get(key), dict)
     }
-    return disk | {"stats": stats | summed}
-
-
-def _timed(name: str, disk: dict[str, Any]) -> Iterator[Sample]:
-    for timed in objects(within(disk.get("stats")).get("timed_stats"), _MAX_INTERVALS):
-        if type(seconds := timed.get("interval_length")) is int:
-            yield Sample(BLOCK_TIMED, (name, f"{seconds}s"), _read_timed(timed))
 
 
 def chain(disk: dict[str, Any]) -> list[dict[str, Any]]:

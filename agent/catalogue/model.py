@@ -200,7 +200,9 @@ class Reader:
     def __init__(self, family: Family) -> None:
         self._unavailable = family.unavailable
         self._objects: dict[tuple[str, ...], int] = {(): 0}
-        self._within: list[tuple[int, str]] = []  # for each object but the item itself: in which other it is, and its key there
+        self._within: list[
+            tuple[int, str]
+        ] = []  # for each object but the item itself: in which other it is, and its key there
         self._rows = [
             Row(self._object(tuple(parents)), key, field.name, _CONVERT[field.kind](_TO_BASE[field.unit]))
             for field in family.fields

@@ -5,9 +5,8 @@ Each is made of families that may or may not be there; what cannot be known is N
 
 from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, astuple, dataclass, fields
 from math import isnan, nan
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent.catalogue.metrics.migration import ENDED
 from agent.catalogue.model import Values
@@ -20,8 +19,7 @@ Pairs = Mapping[str, Pair]
 """Last polls, by family name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+class Point(NamedTuple):
     """What a VM did between two polls.
 
     Attributes:
@@ -59,7 +57,7 @@ class History:
         """Add a point, in place of the oldest where there are enough."""
         if len(self) >= POINTS:
             del self._numbers[:_WIDTH]
-        self._numbers.extend(nan if figure is None else figure for figure in astuple(point))
+        self._numbers.extend([nan if figure is None else figure for figure in point])
 
     @property
     def last(self) -> float:
@@ -67,7 +65,7 @@ class History:
         return self._numbers[-_WIDTH] if self._numbers else 0.0
 
 
-_WIDTH = len(fields(Point))
+_WIDTH = len(Point._fields)
 
 
 def remember(pairs: Pairs, history: History) -> None:
@@ -144,7 +142,7 @@ def jobs(pairs: Pairs) -> list[dict[str, Any]]:
 
 def glance(pairs: Pairs) -> dict[str, Any]:
     """Return all of it, without what is not known."""
-    now = {name: value for name, value in asdict(point(pairs)).items() if value is not None}
+    now = {name: value for name, value in point(pairs)._asdict().items() if value is not None}
     said: dict[str, Any] = {"now": now, "memory": memory(pairs), "disks": disks(pairs), "migration": migration(pairs)}
     said |= {"jobs": jobs(pairs), "vcpus": len(pairs["vcpu"].now) if "vcpu" in pairs else 0}
     return {name: value for name, value in said.items() if value} | _only(pairs, "runstate")

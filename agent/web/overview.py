@@ -5,7 +5,6 @@ nothing is queued for anybody.
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple
 from typing import Any, Protocol
 
 import orjson
@@ -105,7 +104,7 @@ class Onlook:
         if changed:
             news["vms"] = {key: self._overview.row(vm, view) for key, (vm, view) in changed.items()}
             new = changed.keys() - self._seen.keys()
-            news["history"] = {key: list(map(astuple, there[key][1].history)) for key in new}
+            news["history"] = {key: list(map(list, there[key][1].history)) for key in new}
         if gone := self._seen.keys() - there.keys():
             news["gone"] = sorted(gone)
         self._seen = {key: (view, view.turn) for key, (_, view) in there.items()}

@@ -9,7 +9,6 @@ Rungs that were told are remembered by their levels as they are written, not by 
 changed, changes the ladder's order and length under them.
 """
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,7 +60,7 @@ class Guard:
     _known: bool = False
     _rungs: tuple[int, tuple[Rung, ...]] = (0, ())
     _high: tuple[str, int] = ("", 0)
-    _points: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=GROWTH_POINTS))
+    _points: list[tuple[float, int]] = field(default_factory=list)
 
     # What it is about.
 
@@ -137,8 +136,9 @@ class Guard:
 
     def _point(self, now: float) -> None:
         while self._points and (now - self._points[0][0] > GROWTH_SECONDS or self._points[-1][1] > self.used):
-            self._points.popleft()
+            del self._points[0]
         self._points.append((now, self.used))
+        del self._points[:-GROWTH_POINTS]
 
     def layers(self, form: Layer, storage: Layer, offset: int, now: float) -> Iterator[Crossing]:
         """Take the layers as they are now; yield the rungs crossed since they were told."""

@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import ClassVar, Protocol
 
 from agent.config_types import Section
@@ -54,11 +55,7 @@ class Open(Protocol):
 
 def qmp(connect: Connect) -> Open:
     """Return how a link is made where a connection to a QMP socket can be."""
-
-    def open_(allow: AllowList, on_event: OnEvent, *, deadline: float) -> Awaitable[Link]:
-        return Client.open(connect, allow, on_event, deadline=deadline)
-
-    return open_
+    return partial(Client.open, connect)
 
 
 class Rank(IntEnum):

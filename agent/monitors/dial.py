@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -92,13 +93,18 @@ class Dial:
         known: dict[tuple[object, ...], Monitor] = {}
         with _Hints(self.pattern) as hints:
             while True:
-                now = self.scan() if self._can_look() else known
-                for key in known.keys() - now.keys():
-                    found.vanished(known.pop(key))
-                for key in now.keys() - known.keys():
-                    known[key] = now[key]
-                    found.appeared(now[key])
+                if self._can_look():
+                    self._look(known, found)
                 await hints.wait(self._scan_seconds)
+
+    def _look(self, known: dict[tuple[object, ...], Monitor], found: Found) -> None:
+        """Look once; what it makes anew of monitors that are known is not kept until the next look."""
+        now = self.scan()
+        for key in known.keys() - now.keys():
+            found.vanished(known.pop(key))
+        for key in now.keys() - known.keys():
+            known[key] = now[key]
+            found.appeared(now[key])
 
 
 class _Hints:
@@ -152,26 +158,26 @@ def _folders(pattern: str) -> Iterable[Path]:
 
 def unix(path: str) -> Connect:
     """Return how a Unix socket is connected to."""
+    return partial(_connect_unix, path)
 
-    async def connect(factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseTransport:
-        # Connected here and not by asyncio, which takes the EAGAIN of a full backlog for success.
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            sock.connect(path)
-        except BaseException:
-            sock.close()
-            raise
-        transport, _ = await asyncio.get_running_loop().create_unix_connection(factory, sock=sock)
-        return transport
 
-    return connect
+async def _connect_unix(path: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseTransport:
+    # Connected here and not by asyncio, which takes the EAGAIN of a full backlog for success.
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect(path)
+    except BaseException:
+        sock.close()
+        raise
+    transport, _ = await asyncio.get_running_loop().create_unix_connection(factory, sock=sock)
+    return transport
 
 
 def tcp(host: str, port: int) -> Connect:
     """Return how a TCP address is connected to."""
+    return partial(_connect_tcp, host, port)
 
-    async def connect(factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseTransport:
-        transport, _ = await asyncio.get_running_loop().create_connection(factory, host, port)
-        return transport
 
-    return connect
+async def _connect_tcp(host: str, port: int, factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseTransport:
+    transport, _ = await asyncio.get_running_loop().create_connection(factory, host, port)
+    return transport

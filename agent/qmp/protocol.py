@@ -10,7 +10,6 @@ an event may stand between any two messages, even before the greeting.
 """
 
 import re
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -100,7 +99,7 @@ class Connection:
         """Replies nobody waits for, dropped as the protocol demands."""
         self._allow = allow
         self._frames = Frames(max_message_bytes)
-        self._open: deque[Ask] = deque()
+        self._open: list[Ask] = []
         self._probe_number = 0
 
     @property
@@ -192,7 +191,7 @@ class Connection:
             return None
         if not self._open:
             raise ProtocolError("a reply to nothing")
-        return Reply(self._open.popleft(), value.get("return"), error)
+        return Reply(self._open.pop(0), value.get("return"), error)
 
 
 def _event(value: dict[str, Any]) -> Event:

@@ -17,7 +17,7 @@ class Claim:
         rank: how good this way to it is.
         name: the monitor's, for people.
         make_way: called once when a better way was found; the watch then ends what it does and releases the claim.
-        released: set when it is held no longer.
+        released: done when it is held no longer.
     """
 
     uuid: str
@@ -25,7 +25,7 @@ class Claim:
     rank: Rank
     name: str
     make_way: Callable[[], None]
-    released: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def same_vm(self, other: "Claim") -> bool:
         """Return whether both are ways to one VM.
@@ -51,7 +51,7 @@ class Claims:
                 if rival.rank <= claim.rank:
                     return rival
                 rival.make_way()
-            await rivals[0].released.wait()
+            await asyncio.wait({rivals[0].released})
         for key in _keys(claim):
             self._held.setdefault(key, []).append(claim)
         return None
@@ -62,7 +62,8 @@ class Claims:
             held = [other for other in self._held.pop(key, ()) if other is not claim]
             if held:
                 self._held[key] = held
-        claim.released.set()
+        if not claim.released.done():
+            claim.released.set_result(None)
 
 
 def _keys(claim: Claim) -> tuple[str | int, ...]:

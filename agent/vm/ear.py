@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 from math import inf
 from typing import Any
@@ -25,7 +24,7 @@ class Ear:
         self._out = out
         self._then = then
         self._vm: Vm | None = None
-        self._early: deque[Event] = deque()
+        self._early: list[Event] = []
         self._early_lost = 0
         self._storms = Storms()
         self._calm: asyncio.TimerHandle | None = None

@@ -45,15 +45,17 @@ class Watch:
         self._session: Session | None = None
         self._passage = Passage()
         self._note = ""
-        self._vanished = asyncio.Event()
+        self._vanished = asyncio.get_running_loop().create_future()  # an Event has 0.7 KB ready for those who wait
 
     def vanish(self) -> None:
         """Do not connect again: the monitor's address is no more. A connection that is up lives on."""
-        self._vanished.set()
+        if not self._vanished.done():
+            self._vanished.set_result(None)
 
     def reappear(self) -> None:
         """Its address is back after all."""
-        self._vanished.clear()
+        if self._vanished.done():
+            self._vanished = asyncio.get_running_loop().create_future()
 
     def late_by(self, now: float) -> float | None:
         """Return by how many seconds asking its VM is late; None where none is being asked."""
@@ -67,14 +69,13 @@ class Watch:
     async def run(self) -> None:
         """Watch, until cancelled or vanished."""
         attempt = 0
-        while not self._vanished.is_set():
+        while not self._vanished.done():
             try:
                 attempt = 0 if await self._once() else attempt + 1
             finally:
                 self._session = None  # which has hold of us: together they would be there till garbage is looked for
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(back_off(attempt, FIRST_RETRY_SECONDS, self._terms.retry_seconds)):
-                    await self._vanished.wait()
+            wait = back_off(attempt, FIRST_RETRY_SECONDS, self._terms.retry_seconds)
+            await asyncio.wait({self._vanished}, timeout=wait)
 
     async def _once(self) -> bool:
         """One connection; return whether a VM was met on it."""
@@ -121,16 +122,10 @@ class Watch:
         """Wait for the better way to be lost; now and then look all the same whether it is still the same VM that is here."""
         if not self._monitor.calls:
             client.close()
-        lost, vanished = (asyncio.ensure_future(event.wait()) for event in (better.released, self._vanished))
-        try:
-            await asyncio.wait(
-                {lost, client.ended if self._monitor.calls else vanished},
-                timeout=self._terms.intervals.resync,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-        finally:
-            lost.cancel()
-            vanished.cancel()
+        over: asyncio.Future[Any] = client.ended if self._monitor.calls else self._vanished
+        await asyncio.wait(
+            {better.released, over}, timeout=self._terms.intervals.resync, return_when=asyncio.FIRST_COMPLETED
+        )
 
     async def _attached(self, client: Link, session: Session, vm: Vm) -> bool:
         change, reason, state = "detached", "the agent stops watching", State.GONE

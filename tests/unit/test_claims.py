@@ -20,12 +20,12 @@ def ranked(path: Path, rank: Rank) -> Monitor:
     return dataclasses.replace(monitor_at(path), rank=rank)
 
 
-def test_one_process_is_one_vm_whatever_it_says_it_is() -> None:
+async def test_one_process_is_one_vm_whatever_it_says_it_is() -> None:
     assert claim("a", 5).same_vm(claim("b", 5))
     assert not claim("a", 5).same_vm(claim("a", 6, Rank.BURST))
 
 
-def test_where_a_process_is_not_known_one_uuid_is_one_vm_unless_it_may_be_a_migration() -> None:
+async def test_where_a_process_is_not_known_one_uuid_is_one_vm_unless_it_may_be_a_migration() -> None:
     assert claim("a", 5).same_vm(claim("a", None, Rank.MANAGER))
     assert not claim("a", 5).same_vm(claim("b", None, Rank.MANAGER))
     assert not claim("a").same_vm(claim("a"))

@@ -88,14 +88,15 @@ class App:
     def record(self, record: Record) -> None:
         """Take an event or a change in a VM's life."""
         self._send(record)
-        if record.type == "qemu.vm.attached":
+        if record.type.startswith("qemu.event."):
+            self.snapshot.event(record)
+            if told := self.alerts.event(record, record.data["event"], time.time_ns()):
+                self._tell(told)
+        elif record.type == "qemu.vm.attached":
             self._tell(self.alerts.attached(record.vm, record.time_ns))
         elif record.type in ("qemu.vm.gone", "qemu.vm.detached", "qemu.vm.departed"):
             for_good = "shutdown_reason" in record.data or record.type == "qemu.vm.departed"
             self.alerts.gone(record.vm, time.monotonic(), for_good=for_good)
-        if record.type.startswith("qemu.event."):
-            self.snapshot.event(record)
-            self._tell(self.alerts.event(record, record.data["event"], time.time_ns()))
 
     def samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Take all that a VM has of these families."""
@@ -173,7 +174,7 @@ class App:
 
     def _send(self, record: Record, note: Note | None = None) -> None:
         stamped = self._stamp(record)
-        self.metrics.record(record.type.split(".", 2)[1]).inc()
+        self.metrics.records[record.kind] += 1
         self.delivery.put(stamped, note)
         self.live.put(stamped)
 

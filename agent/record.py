@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
@@ -51,14 +52,17 @@ class Vm:
         uuid: the VM's UUID; the key of its records, so that they stay in order. Empty where a monitor has not told yet.
         name: the VM's name for people; its UUID where it has none.
         monitor: the monitor's address, as the operator would write it. Empty, with no UUID, is the agent itself.
+        key: what its records are put in order by.
+        head: how each of its records begins: what is the same in all of them, made once.
     """
 
     host: str
     uuid: str
     name: str
     monitor: str = ""
-    envelope: Mapping[str, str] = field(init=False, repr=False, compare=False)
     key: str = field(init=False, repr=False, compare=False)
+    head: bytes = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         key = self.uuid or clean(self.monitor) or clean(self.host)
@@ -71,8 +75,13 @@ class Vm:
         envelope |= {"host": clean(self.host), "partitionkey": key}
         if self.uuid:
             envelope |= {"vmuuid": self.uuid, "vmname": clean(self.name)}
-        object.__setattr__(self, "envelope", envelope)
         object.__setattr__(self, "key", key)
+        object.__setattr__(self, "head", orjson.dumps(envelope)[:-1])
+        object.__setattr__(self, "_hash", hash((self.host, self.uuid, self.name, self.monitor)))
+
+    def __hash__(self) -> int:
+        """Return what was reckoned once: every event and every sample looks its VM up."""
+        return self._hash
 
 
 def _uri(text: str) -> str:
@@ -102,14 +111,19 @@ class Record(NamedTuple):
     severity: Severity = Severity.INFO
 
     @property
-    def is_sample(self) -> bool:
-        """Whether this is one of many that the next poll makes again; events, alerts and lifecycle records are not."""
-        return self.type.startswith("qemu.sample.")
+    def kind(self) -> str:
+        """What its type says of whom it is for: `event`, `sample`, `alert`, `vm`, `migration` or `agent`."""
+        return _kind(self.type)
 
     @property
-    def is_alert(self) -> bool:
-        """Whether somebody may be woken for it."""
-        return self.type.startswith("qemu.alert.")
+    def is_sample(self) -> bool:
+        """Whether this is one of many that the next poll makes again; events, alerts and lifecycle records are not."""
+        return _kind(self.type) == "sample"
+
+
+@lru_cache(maxsize=1024)
+def _kind(kind: str) -> str:
+    return kind.split(".", 2)[1]
 
 
 class Stamped(NamedTuple):
@@ -150,33 +164,29 @@ class Stamp:
 
     def __call__(self, record: Record) -> Stamped:
         """Return the record with the next id. Sequence numbers have no gaps, so that a consumer can see a loss."""
-        self._sequence += 1
-        number = str(self._sequence)
+        self._sequence = number = self._sequence + 1
+        kind, vm, data, time_ns, about, severity = record
         record_id = f"{self.run}-{number}"
-        event: dict[str, Any] = {
-            **record.vm.envelope,
-            "id": record_id,
-            "type": record.type,
-            "time": self._time(record.time_ns),
-            "severity": record.severity.label,
-            "sequence": number,
-        }
-        if record.subject:
-            event["subject"] = clean(record.subject)
-        event["data"] = record.data
-        # A copy, since orjson leaves what it made in a buffer of several KiB.
-        return Stamped(record, record_id, bytes(memoryview(_encode(event))))
+        subject = f',"subject":{orjson.dumps(clean(about)).decode()}' if about else ""
+        # By hand, for a third of what a dict of it all takes to make and to encode.
+        middle = (
+            f',"id":"{record_id}","type":{_quoted(kind)},"time":"{self._time(time_ns)}"'
+            f',"severity":"{_LABELS[severity]}","sequence":"{number}"{subject},"data":'
+        )
+        return Stamped(record, record_id, b"".join((vm.head, middle.encode(), _encode(data), b"}")))
 
 
-def _encode(event: dict[str, Any]) -> bytes:
+@lru_cache(maxsize=1024)
+def _quoted(text: str) -> str:
+    return orjson.dumps(text).decode()
+
+
+def _encode(data: Mapping[str, Any]) -> bytes:
     try:
-        return orjson.dumps(event)
+        return orjson.dumps(data)
     except TypeError:
         # QEMU's data can be nested deeper than orjson writes (it reads 1024 levels and writes 254): then it is told without.
-        flat: dict[str, Any] = {
-            key: value if isinstance(value, str | int | float) else {} for key, value in event["data"].items()
-        }
-        return orjson.dumps(event | {"data": flat})
+        return orjson.dumps({key: value if isinstance(value, str | int | float) else {} for key, value in data.items()})
 
 
 def _second(seconds: int) -> str:

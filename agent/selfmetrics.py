@@ -1,5 +1,6 @@
 """The agent's metrics of itself, `qmp_agent_*`, by prometheus_client."""
 
+import collections
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 
@@ -25,9 +26,14 @@ class _DeliveryCollector(Collector):
 
     def __init__(self) -> None:
         self.delivery: Delivery | None = None
+        self.records = collections.Counter[str]()
 
     def collect(self) -> Iterator[Metric]:
         """Yield its series."""
+        made = CounterMetricFamily("qmp_agent_records", "Records made, by kind.", labels=["kind"])
+        for kind, count in self.records.items():
+            made.add_metric([kind], count)
+        yield made
         delivery = self.delivery
         if delivery is None:
             return
@@ -96,6 +102,8 @@ class SelfMetrics:
         self.registry = CollectorRegistry()
         self._delivery = _DeliveryCollector()
         self.registry.register(self._delivery)
+        self.records = self._delivery.records
+        """How many records were made, by kind; to be counted up."""
         ProcessCollector(namespace="qmp_agent", registry=self.registry)
         PlatformCollector(registry=self.registry)
         gauge, counter = partial(Gauge, registry=self.registry), partial(Counter, registry=self.registry)
@@ -109,10 +117,8 @@ class SelfMetrics:
         )
         text = "Collectors' questions to VMs, by outcome."
         questions = counter("qmp_agent_questions", text, ["collector", "outcome"])
-        records = counter("qmp_agent_records", "Records made, by kind.", ["kind"])
         # What every poll counts, found at once: `labels` takes a lock and makes texts of its labels each time.
         self.question: Callable[[str, str], Counter] = cache(questions.labels)
-        self.record: Callable[[str], Counter] = cache(records.labels)
         text = "Events that were lost before they were records, by reason."
         self.dropped = counter("qmp_agent_events_lost", text, ["reason"])
         labels = ["vm_uuid", "vm", "alert", "device", "level", "severity"]

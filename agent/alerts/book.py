@@ -60,6 +60,8 @@ class Book:
 
     def __init__(self) -> None:
         self._firing: dict[str, Alert] = {}
+        self.enders: set[str] = set()
+        """Events that may end one of them."""
 
     def __iter__(self) -> Iterator[Alert]:
         return iter(self._firing.values())
@@ -74,6 +76,7 @@ class Book:
             self._firing[alert.fingerprint] = replace(alert, since_ns=known.since_ns)
             return None
         self._firing[alert.fingerprint] = alert
+        self.enders |= alert.ends_with
         return alert.record("firing", alert.since_ns, {})
 
     def resolve(self, alert: Alert, time_ns: int, reason: str, more: Mapping[str, Any] | None = None) -> Record | None:
@@ -138,3 +141,4 @@ class Book:
             except (KeyError, TypeError, ValueError):
                 continue
             self._firing.setdefault(alert.fingerprint, alert)
+            self.enders |= alert.ends_with

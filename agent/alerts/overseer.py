@@ -36,6 +36,8 @@ Measurer = Callable[[Vm, str], int | None]
 
 
 _BY_EVENT = {event: [rule for rule in RULES if rule.event == event] for event in {rule.event for rule in RULES}}
+_HEEDED = {"RESUME", "STOP", "BLOCK_WRITE_THRESHOLD", *_BY_EVENT}
+"""Events that something here begins with, or turns on; what else ends an alert is in the book."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,8 @@ class Overseer:
 
     def event(self, event: Record, name: str, now_ns: int) -> list[Told]:
         """Take an event; `name` is QEMU's name of it."""
+        if name not in _HEEDED and name not in self.book.enders:
+            return []  # as most are, and in a flood all
         return self._told(self._happened(event, name, now_ns))
 
     def _happened(self, event: Record, name: str, now_ns: int) -> Iterator[Record]:

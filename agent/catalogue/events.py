@@ -6,8 +6,9 @@ for 2.6 and older. "Coalesced" in a help means that QEMU sends at most one a sec
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum, auto
+from functools import lru_cache
 from typing import Any
 
 from agent.catalogue.model import descend
@@ -47,6 +48,8 @@ class EventRow:
         asks: the families whose last answer it made untrue; `threads` is which threads and interfaces its process has.
         since: the QEMU release that brought it.
         storm: of those that come in storms, the fields by which two are alike, so that many within a second are told as one.
+        kind: the type of its records.
+        head: how the data of its records begins.
     """
 
     name: str
@@ -57,6 +60,16 @@ class EventRow:
     asks: tuple[str, ...] = ()
     since: str = ""
     storm: tuple[str, ...] | None = None
+    kind: str = field(init=False)
+    head: Mapping[str, str] = field(init=False)
+    _paths: tuple[tuple[tuple[str, ...], str], ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # What every event of its kind would have to be cut up and put together for.
+        object.__setattr__(self, "kind", f"qemu.event.{self.name.lower()}")
+        object.__setattr__(self, "head", {"event": self.name, "category": self.category.value})
+        paths = tuple((tuple(parents), last) for *parents, last in (path.split(".") for path in self.subject))
+        object.__setattr__(self, "_paths", paths)
 
     def judge(self, data: Data) -> Severity:
         """Return the severity of an event with this data."""
@@ -69,9 +82,8 @@ class EventRow:
 
     def subject_of(self, data: Data) -> str:
         """Return whom it is about, in the names that the samples use too, or empty."""
-        for path in self.subject:
-            *parents, last = path.split(".")
-            holder = descend(data, tuple(parents))
+        for parents, last in self._paths:
+            holder = descend(data, parents) if parents else data
             name = holder.get(last) if holder is not None else None
             if isinstance(name, str) and name:
                 return clean(device_name(name))
@@ -332,9 +344,9 @@ _NAME = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 
 def row_of(name: str) -> EventRow:
     """Return the row of an event, or the one for events that nobody here has heard of."""
-    known = EVENTS.get(name)
-    if known is not None:
-        return known
-    return EventRow(
-        name if _NAME.fullmatch(name) else "UNKNOWN", Category.UNKNOWN, INFO, "Not known to this release of the agent."
-    )
+    return EVENTS.get(name) or _unheard_of(name if _NAME.fullmatch(name) else "UNKNOWN")
+
+
+@lru_cache(maxsize=64)
+def _unheard_of(name: str) -> EventRow:
+    return EventRow(name, Category.UNKNOWN, INFO, "Not known to this release of the agent.")

@@ -68,15 +68,14 @@ class Delivery:
             gather_seconds=GATHER_SECONDS,
         )
         self.lanes = (self.alerts, self.events, self.samples)
+        self._lane_of = {"alert": self.alerts, "sample": self.samples}
         self.journal = Journal(terms.folder, self.lanes, self.losses) if terms.folder is not None else None
         self._tell = tell
         self._told_at = float("-inf")
 
     def put(self, stamped: Stamped, note: Note | None = None) -> None:
         """Take a record, and what is to be kept in one transaction with it. Never waits."""
-        record = stamped.record
-        lane = self.samples if record.is_sample else self.alerts if record.is_alert else self.events
-        lane.put(Entry.of(stamped, note))
+        self._lane_of.get(stamped.record.kind, self.events).put(Entry.of(stamped, note))
 
     async def keep(self, note: Note, seconds: float) -> bool:
         """Keep a note over restarts; return whether it is on disk, which takes at most so long to say."""

@@ -200,11 +200,16 @@ class Kafka:
         if producer is None:
             raise SinkError("the connection was closed")
         queues: dict[tuple[str, int], list[Entry]] = {}
+        ways: dict[tuple[str, str], list[Entry]] = {}  # a place is found once for all records of a type and a VM
+        most_bytes = self._config.max_record - RECORD_OVERHEAD_BYTES
         for entry in batch:
-            if len(entry.body) + RECORD_OVERHEAD_BYTES > self._config.max_record:
+            if len(entry.body) > most_bytes:
                 self._refused.add(entry.id)
             if entry.id not in self._refused and entry.id not in self._acknowledged:
-                queues.setdefault(self._place(producer, entry), []).append(entry)
+                queue = ways.get(way := (entry.type, entry.key))
+                if queue is None:
+                    queue = ways[way] = queues.setdefault(self._place(producer, *way), [])
+                queue.append(entry)
         try:
             async with asyncio.timeout(ACK_SECONDS):
                 ends = await asyncio.gather(
@@ -226,13 +231,13 @@ class Kafka:
         self._suspects -= ids
         return refused
 
-    def _place(self, producer: AIOKafkaProducer, entry: Entry) -> tuple[str, int]:
-        """Return the topic and partition of an entry: what Kafka's own clients would choose for its key."""
-        topic = self._config.topics.of(entry.type)
+    def _place(self, producer: AIOKafkaProducer, record_type: str, key: str) -> tuple[str, int]:
+        """Return the topic and partition of a type and a key: what Kafka's own clients would choose for it."""
+        topic = self._config.topics.of(record_type)
         partitions = producer.client.cluster.partitions_for_topic(topic)
         if not partitions:
             raise SinkError(f"topic {topic} is gone")
-        return topic, _hash(entry.key) % len(partitions)
+        return topic, _hash(key) % len(partitions)
 
     async def _queue(self, producer: AIOKafkaProducer, place: tuple[str, int], entries: Sequence[Entry]) -> None:
         """Send one partition's entries, one batch after the other: a batch that failed must not be overtaken by the next."""
@@ -252,7 +257,7 @@ class Kafka:
         """Add entries to a batch while it has room, a suspect alone; return where the next one begins."""
         while at < len(entries) and _append(batch, entries[at]):
             at += 1
-            if not self._suspects.isdisjoint(entry.id for entry in entries[at - 1 : at + 1]):
+            if self._suspects and not self._suspects.isdisjoint(entry.id for entry in entries[at - 1 : at + 1]):
                 break
         return at
 

@@ -131,7 +131,9 @@ class Lane:
             self._save(entry)
         if self._tail_bytes > self.budget.memory:
             self._relieve()
-        self._look()
+            self._look()
+        elif len(self._tail) == 1:  # behind another it changes nothing for those who wait
+            self._look()
 
     def _look(self) -> None:
         """Tell those who wait whether there is something."""
@@ -235,11 +237,14 @@ class Lane:
         assert not self.has_backlog
         flying: list[Entry] = []
         size = 0
-        while self._tail and len(flying) < most and (not flying or size + len(self._tail[0].body) <= most_bytes):
-            if self._held(self._tail[0]):
+        for entry in islice(self._tail, most):
+            size += len(entry.body)
+            if (flying and size > most_bytes) or self._held(entry):
                 break
-            flying.append(self._pop_tail())
-            size += len(flying[-1].body)
+            flying.append(entry)
+        for _ in flying:
+            self._tail.popleft()
+        self._tail_bytes -= size_of(flying)
         self.flying = flying
 
     def fly_from_disk(self, entries: Sequence[Entry], bad: int, last: int) -> None:

@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf
 from typing import Any
 
-from agent.catalogue.events import row_of
+from agent.catalogue.events import EventRow, row_of
 from agent.qmp.protocol import Event
 from agent.record import Record, Vm
 from agent.vm.status import Out
@@ -56,33 +56,29 @@ class Ear:
         """Tell what a storm still holds."""
         if self._calm is not None:
             self._calm.cancel()
-        for telling in self._storms.end():
-            self._record(vm, telling)
+        self._tell(vm, self._storms.end())
         self._then = lambda _vm, _event, _time_ns: None  # lets go of who listens, who has hold of us
 
     def _event(self, vm: Vm, event: Event) -> None:
         row = row_of(event.name)
         time_ns = time.time_ns() if event.time_ns is None else event.time_ns
         if row.storm is None:
-            self._record(vm, Telling(event, 1, time_ns, time_ns))
+            self._out.record(_record(vm, row, event, time_ns))
         else:
-            for telling in self._storms.take(row.alike(event.data, row.storm), event, time_ns, time.monotonic()):
-                self._record(vm, telling)
+            alike = row.alike(event.data, row.storm)
+            self._tell(vm, self._storms.take(alike, event, time_ns, time.monotonic()))
             self._hold(vm)
         self._then(vm, event, time_ns)
 
-    def _record(self, vm: Vm, telling: Telling) -> None:
-        event = telling.event
-        row = row_of(event.name)
-        data: dict[str, Any] = {"event": row.name, "category": row.category.value, "qemu": event.data}
-        if telling.count > 1:
-            data |= {
-                "count": telling.count,
-                "first_timestamp_seconds": telling.first_ns / 1e9,
-                "last_timestamp_seconds": telling.last_ns / 1e9,
+    def _tell(self, vm: Vm, told: Iterable[Telling]) -> None:
+        for one in told:
+            more = {
+                "count": one.count,
+                "first_timestamp_seconds": one.first_ns / 1e9,
+                "last_timestamp_seconds": one.last_ns / 1e9,
             }
-        kind, subject = f"qemu.event.{row.name.lower()}", row.subject_of(event.data)
-        self._out.record(Record(kind, vm, data, telling.last_ns, subject, row.judge(event.data)))
+            record = _record(vm, row_of(one.event.name), one.event, one.last_ns, **(more if one.count > 1 else {}))
+            self._out.record(record)
 
     def _hold(self, vm: Vm) -> None:
         """Have what a storm holds told in time, whatever QEMU is being asked meanwhile."""
@@ -92,6 +88,10 @@ class Ear:
 
     def _tell_held(self, vm: Vm) -> None:
         self._calm = None
-        for telling in self._storms.due(time.monotonic()):
-            self._record(vm, telling)
+        self._tell(vm, self._storms.due(time.monotonic()))
         self._hold(vm)
+
+
+def _record(vm: Vm, row: EventRow, event: Event, time_ns: int, **more: Any) -> Record:
+    data = {**row.head, "qemu": event.data, **more}
+    return Record(row.kind, vm, data, time_ns, row.subject_of(event.data), row.judge(event.data))

@@ -1,0 +1,29 @@
+"""Rows of the journal: each entry in its own, whole and in order, however many are written at once."""
+
+from pathlib import Path
+
+from agent.delivery.entry import Entry, Note
+from agent.delivery.rows import MOST_ROWS, delete, insert
+from agent.delivery.store import Store
+
+
+def entry(number: int) -> Entry:
+    note = Note(f"note{number}", number) if number % 3 == 0 else None
+    return Entry(f"run-{number}", f"vm{number % 2}", "qemu.event.stop", number, f"body {number}".encode(), note)
+
+
+def test_each_entry_is_in_the_row_that_is_said_of_it_however_many_there_are(tmp_path: Path) -> None:
+    store, made = Store(tmp_path / "journal.db"), 0
+    for count in range(2 * MOST_ROWS + 2):
+        entries = [entry(made + number) for number in range(count)]
+        places: list[int] = []
+        store.commit([insert("samples", [entry(0)], []), insert("events", entries, places)])
+        read, bad, _ = store.read("events", 0, count + 1, 1 << 20)
+        assert bad == 0
+        assert [(e.row, e.id, e.key, e.time_ns, e.body) for e in read] == [
+            (row, e.id, e.key, e.time_ns, e.body) for row, e in zip(places, entries, strict=True)
+        ]
+        assert all(store.notes()[e.note.name] == e.note.value for e in entries if e.note is not None)
+        store.commit([delete("events", 0, places[-1] if places else 0)])
+        made += count
+    store.close()

@@ -146,7 +146,7 @@ class App:
     def collected(self, collector: str, outcome: Outcome) -> None:
         """Count a question."""
         self.progress.asked_at = time.monotonic()
-        self.metrics.question(collector, outcome.value).inc()
+        self.metrics.questions[collector, outcome.value] += 1
 
     def lost(self, vm: Vm, reason: str, events: int) -> None:
         """Count events that were lost before they were records."""

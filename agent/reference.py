@@ -154,6 +154,7 @@ def _specimen() -> App:
     )
     app.collected("block", Outcome.OK)
     app.lost(vm, "early", 1)
+    app.refused("unix:/run/qmp.sock", "user")
     return app
 
 

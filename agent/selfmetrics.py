@@ -1,8 +1,8 @@
 """The agent's metrics of itself, `qmp_agent_*`, by prometheus_client."""
 
-import collections
+from collections import Counter as Tally
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -26,14 +26,9 @@ class _DeliveryCollector(Collector):
 
     def __init__(self) -> None:
         self.delivery: Delivery | None = None
-        self.records = collections.Counter[str]()
 
     def collect(self) -> Iterator[Metric]:
         """Yield its series."""
-        made = CounterMetricFamily("qmp_agent_records", "Records made, by kind.", labels=["kind"])
-        for kind, count in self.records.items():
-            made.add_metric([kind], count)
-        yield made
         delivery = self.delivery
         if delivery is None:
             return
@@ -95,6 +90,28 @@ _LANE_GAUGES: tuple[tuple[str, str, Callable[[Lane], float]], ...] = (
 )
 
 
+class _TallyCollector(Collector):
+    """What is counted at every poll, by labels, as plain numbers: a Counter of the library's takes a lock each time."""
+
+    def __init__(self) -> None:
+        self.questions: Tally[tuple[str, str]] = Tally()
+        self.records: Tally[str] = Tally()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield its series."""
+        labels = ["collector", "outcome"]
+        questions = CounterMetricFamily(
+            "qmp_agent_questions", "Collectors' questions to VMs, by outcome.", labels=labels
+        )
+        for key, count in self.questions.items():
+            questions.add_metric(key, count)
+        records = CounterMetricFamily("qmp_agent_records", "Records made, by kind.", labels=["kind"])
+        for kind, count in self.records.items():
+            records.add_metric([kind], count)
+        yield questions
+        yield records
+
+
 class SelfMetrics:
     """One registry with all of them; made once for each agent."""
 
@@ -102,8 +119,12 @@ class SelfMetrics:
         self.registry = CollectorRegistry()
         self._delivery = _DeliveryCollector()
         self.registry.register(self._delivery)
-        self.records = self._delivery.records
-        """How many records were made, by kind; to be counted up."""
+        tallies = _TallyCollector()
+        self.registry.register(tallies)
+        self.questions = tallies.questions
+        """How many there were, by collector and outcome."""
+        self.records = tallies.records
+        """How many were made, by kind."""
         ProcessCollector(namespace="qmp_agent", registry=self.registry)
         PlatformCollector(registry=self.registry)
         gauge, counter = partial(Gauge, registry=self.registry), partial(Counter, registry=self.registry)
@@ -115,10 +136,6 @@ class SelfMetrics:
             buckets=_REPLY_BUCKETS,
             registry=self.registry,
         )
-        text = "Collectors' questions to VMs, by outcome."
-        questions = counter("qmp_agent_questions", text, ["collector", "outcome"])
-        # What every poll counts, found at once: `labels` takes a lock and makes texts of its labels each time.
-        self.question: Callable[[str, str], Counter] = cache(questions.labels)
         text = "Events that were lost before they were records, by reason."
         self.dropped = counter("qmp_agent_events_lost", text, ["reason"])
         labels = ["vm_uuid", "vm", "alert", "device", "level", "severity"]

@@ -130,9 +130,11 @@ class Guard:
             self._point(now)
             return any(self._changes())
         grown = self.offset - self._asked_offset
+        if grown <= 0:
+            return False
         rung = self._next()
         near = rung is not None and self.used + grown > rung.bytes
-        return grown > max(self.limit * FRESH_SHARE, 1) or (grown > 0 and near)
+        return near or grown > max(self.limit * FRESH_SHARE, 1)
 
     def _point(self, now: float) -> None:
         while self._points and (now - self._points[0][0] > GROWTH_SECONDS or self._points[-1][1] > self.used):

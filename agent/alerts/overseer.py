@@ -71,6 +71,8 @@ class _Vm:
     met: bool = False  # whether it was asked, since it is there, if it runs
     gone_at: float | None = None
     shut: bool = False
+    spaces: list[Sample] = field(default_factory=list)  # as they were told last
+    moved: bool = True  # whether they may be others now
 
     def place(self, node: str) -> tuple[str, str, Guard | None]:
         """Return the disk and the layer that a node belongs to; the node itself where it is no known disk's."""
@@ -100,6 +102,7 @@ class Overseer:
         for one in self._vms.values():
             for device, guard in one.guards.items():
                 guard.plan = planner(one.vm, device)
+            one.moved = True
             one.wants |= {"block", "nodes"}
 
     # Over restarts.
@@ -244,6 +247,7 @@ class Overseer:
         node, threshold, by = data.get("node-name"), data.get("write-threshold"), data.get("amount-exceeded")
         if one is None or not isinstance(node, str) or type(threshold) is not int or type(by) is not int:
             return
+        one.moved = True
         one.wants.add("nodes")
         for device, guard in one.guards.items():
             if guard.owns(node, threshold):
@@ -264,7 +268,10 @@ class Overseer:
     def samples(
         self, vm: Vm, samples: Sequence[Sample], now: float, time_ns: int, *, families: Collection[Family] = ()
     ) -> tuple[list[Told], list[Sample]]:
-        """Take what a poll says, which is all that there is of these families; return what is to be told, and how full the disks are."""
+        """Take what a poll says, which is all that there is of these families; return what is to be told, and how full the disks are.
+
+        Where nothing of that moved it is the list that was returned before, itself.
+        """
         one = self._of(vm)
         if one is None:
             return [], []
@@ -276,9 +283,12 @@ class Overseer:
                 layers.setdefault(sample.subject, {})[sample.labels[1]] = sample
         told = []
         if layers or BLOCK_LAYER in families:
+            one.moved = True
             told = self._told(self._seen(one, layers, now, time_ns))
-        spaces = [found for device, guard in one.guards.items() if (found := space(device, guard)) is not None]
-        return told, spaces
+        if one.moved:
+            found = (space(device, guard) for device, guard in one.guards.items())
+            one.spaces, one.moved = [sample for sample in found if sample is not None], False
+        return told, one.spaces
 
     def _seen(self, one: _Vm, layers: Mapping[str, dict[str, Sample]], now: float, time_ns: int) -> Iterator[Record]:
         """Take the layers of all disks that there are."""
@@ -296,6 +306,8 @@ class Overseer:
         if guard is None:
             return
         self._measure(one, guard.storage)
+        # How fast a device fills changes with each look; of a file nothing does that was not written to.
+        one.moved = one.moved or guard.measure == "offset" or offset > guard.offset
         if guard.written(node, offset, now):
             one.wants.add("nodes")
 
@@ -375,6 +387,7 @@ class Overseer:
         for device in sorted(looked & one.guards.keys()):
             wanted = one.guards[device].order()
             if wanted is not None:
+                one.moved = True
                 node, value = wanted
                 found.append((device, Ask("block-set-write-threshold", {"node-name": node, "write-threshold": value})))
         return found

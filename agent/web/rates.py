@@ -3,10 +3,10 @@
 Kept in the agent and not by those who look, so that a page just opened, and `qmp-agent top --once`, have rates at once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from agent.catalogue.model import Values
+from agent.catalogue.model import Sample, Values
 
 LEAST_NS = 500_000_000
 """Polls closer together than this count as one: a rate over a few milliseconds says nothing."""
@@ -17,8 +17,9 @@ Subjects = dict[Labels, Values]
 
 @dataclass(slots=True)
 class Pair:
-    """A family's last two polls, and when they were, in nanoseconds since the epoch."""
+    """A family's last two polls, and when they were, in nanoseconds since the epoch; and the samples that it is made of."""
 
+    samples: Sequence[Sample] = ()
     time_ns: int = 0
     now: Subjects = field(default_factory=dict)
     then_ns: int = 0

@@ -112,7 +112,7 @@ class Snapshot:
         self.monitors.pop(key, None)
 
     def samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Take all that a VM has of these families."""
+        """Take all that a VM has of these families. The same samples again, the very ones, say nothing new."""
         view = self._views.get(vm)
         if view is None:
             return
@@ -126,6 +126,9 @@ class Snapshot:
                 if not mine:
                     continue
                 pair = view.pairs[family.name] = Pair()
+            elif pair.samples is mine:
+                continue
+            pair.samples = mine
             kept = view.cap.admit(family, mine, time_ns, self.limits)
             if len(kept) < len(mine) or family.name in view.left_out:
                 view.left_out[family.name] = len(mine) - len(kept)

@@ -7,6 +7,7 @@ from typing import Any
 from agent.alerts.disk import Mode, Plan
 from agent.alerts.ladder import MAX_BYTES, parse_level, rungs
 from agent.alerts.overseer import NOTE, Overseer, Told
+from agent.alerts.space import space
 from agent.catalogue.metrics.block import BLOCK, BLOCK_LAYER
 from agent.catalogue.model import Sample
 from agent.record import Record, Vm
@@ -160,7 +161,9 @@ class Agent:
     def hear(self, look: Look, now: float) -> None:
         """Take an answer."""
         families = (BLOCK, BLOCK_LAYER) if look.with_nodes else (BLOCK,)
-        told, _ = self.overseer.samples(VM, self.qemu.samples(look), now, int(now * 1e9), families=families)
+        told, spaces = self.overseer.samples(VM, self.qemu.samples(look), now, int(now * 1e9), families=families)
+        guards = self.overseer._vms[UUID].guards.items()
+        assert spaces == [found for disk, guard in guards if (found := space(disk, guard)) is not None]
         self.tell(told)
 
     def orders(self) -> list[tuple[str, int]]:

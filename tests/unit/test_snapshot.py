@@ -209,3 +209,15 @@ def test_a_qemu_started_anew_at_the_same_address_keeps_its_view_when_the_old_con
     snapshot.status(status(vm(), key="new socket"))
     snapshot.status(status(vm(), State.GONE, key="old socket"))
     assert len(list(snapshot.views())) == 1
+
+
+def test_the_very_samples_that_were_taken_last_say_nothing_new_but_to_a_view_that_is_made_anew() -> None:
+    snapshot = up(vm())
+    families, samples = (BY_NAME["block_space"],), [Sample(BY_NAME["block_space"], ("disk0",), {"used_bytes": 5})]
+    for second in (1, 2):
+        snapshot.samples(vm(), families, samples, second * SECOND)
+    assert view(snapshot, vm()).pairs["block_space"].time_ns == SECOND
+    snapshot.status(status(vm(), State.GONE))
+    snapshot.status(status(vm()))
+    snapshot.samples(vm(), families, samples, 3 * SECOND)
+    assert subjects(snapshot, vm(), "block_space") == [("disk0",)]

@@ -38,7 +38,7 @@ async def check(config: Config) -> AsyncIterator[tuple[bool, str]]:
             for checked in asyncio.as_completed([_monitor(monitor, settled, gate) for monitor in found]):
                 yield await checked
     for build, commands in settled.commands.items():
-        if lacks := list(_lacks(commands, settled.collectors)):
+        if lacks := list(_lacks(commands, settled.menu.by_name.values())):
             yield True, f"QEMU {build.version}: {'; '.join(lacks)}"
     for said in _journal(config):
         yield said

@@ -190,6 +190,14 @@ def _events_only(_samples: Sequence[Sample], _facts: Facts, _intervals: Interval
     return None
 
 
+def _as_it_is(_before: Poll, now: Poll) -> Sequence[Sample]:
+    return now.samples
+
+
+def _unnoticed(_before: Poll, _now: Poll) -> tuple[()]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Collector:
     """One thing polled.
@@ -215,14 +223,19 @@ class Collector:
     again: Callable[[Sequence[Sample], Facts, Intervals], float | None] = _events_only
     shape: Callable[[Sequence[Sample]], object] = lambda _samples: None
     reshapes: tuple[str, ...] = ()
-    follow: Callable[[Poll, Poll], Sequence[Sample]] = lambda _before, now: now.samples
-    notices: Callable[[Poll, Poll], Iterable[Notice]] = lambda _before, _now: ()
+    follow: Callable[[Poll, Poll], Sequence[Sample]] = _as_it_is
+    notices: Callable[[Poll, Poll], Iterable[Notice]] = _unnoticed
     from_event: Mapping[str, Callable[[Mapping[str, Any]], Iterable[Sample]]] = field(default_factory=dict)
     files: Callable[[Facts], Sequence[File]] = nothing
 
     def lacks(self, facts: Facts) -> str:
         """Return a command that it needs and this QEMU does not have, or empty."""
         return next((ask.command for ask in self.asks(facts) if not facts.has(ask.command)), "")
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether it wants to see a poll again at the next one."""
+        return self.follow is not _as_it_is or self.notices is not _unnoticed
 
     @property
     def beside(self) -> bool:

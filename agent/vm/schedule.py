@@ -47,7 +47,9 @@ class Schedule:
         due = sorted((name for name in names if among is None or name in among), key=self._due.__getitem__)
         for name in due:
             self._due[name] = inf
-            self._asked[name] = now
+        if due:
+            recent = {name: at for name, at in self._asked.items() if at > now - SPACING_SECONDS}
+            self._asked = recent | dict.fromkeys(due, now)
         return due
 
 

@@ -74,9 +74,8 @@ class Session:
         self._shapes: dict[str, object] = {}
         self._polls: dict[str, Poll] = {}
         self._go_on_by = inf
-        self._collectors = {collector.name: collector for collector in terms.collectors}
-        self._beside = [collector.name for collector in terms.collectors if collector.beside]
-        self._carriers = {event: collector for collector in terms.collectors for event in collector.from_event}
+        self._menu = terms.menu
+        self._never: list[str] = []  # a set of so few is six times as large
 
     def late_by(self, now: float) -> float:
         """Return by how many seconds this is late with the next thing that it does by itself; what QEMU is waited for is not its fault."""
@@ -94,7 +93,7 @@ class Session:
 
     def _heard(self, vm: Vm, event: Event, time_ns: int) -> None:
         """Take what an event says besides, and ask what it asks for."""
-        carrier = self._carriers.get(event.name)
+        carrier = self._menu.carriers.get(event.name)
         if carrier is not None:
             samples = tuple(carrier.from_event[event.name](event.data))
             self._out.samples(vm, carrier.families, samples, min(time_ns, time.time_ns()))
@@ -160,8 +159,8 @@ class Session:
         else:
             if THREADS in names:
                 self._facts = await self._locate(client, vm, self._facts)
-            self._look(vm, self._beside if THREADS in names else names)
-            await self._poll(client, vm, [c for name in names if (c := self._collectors.get(name)) is not None])
+            self._look(vm, self._menu.beside if THREADS in names else names)
+            await self._poll(client, vm, [c for name in names if (c := self._menu.by_name.get(name)) is not None])
             await self._obey(client, vm)
 
     async def _idle(self) -> None:
@@ -193,7 +192,9 @@ class Session:
             facts = dataclasses.replace(facts, migration_events=done)
         self._facts = await self._locate(client, vm, facts)
         now = time.monotonic()
-        for name, collector in list(self._collectors.items()):
+        for name, collector in self._menu.by_name.items():
+            if name in self._never:
+                continue
             if collector.lacks(facts):
                 self._off(name)
                 self._out.collected(name, Outcome.UNSUPPORTED)
@@ -214,7 +215,7 @@ class Session:
 
     def _off(self, name: str) -> None:
         """Ask this no more on this connection: its QEMU lacks a command, and will not get it while it lives."""
-        del self._collectors[name]
+        self._never.append(name)
         self._schedule.drop(name)
 
     async def _locate(self, client: Link, vm: Vm, facts: Facts) -> Facts:
@@ -259,7 +260,7 @@ class Session:
 
         Where there is nothing to ask for any more there is nothing any more.
         """
-        for collector in (self._collectors[name] for name in names if name in self._beside):
+        for collector in (self._menu.by_name[name] for name in names if name in self._menu.beside):
             time_ns, start = time.time_ns(), time.monotonic()
             if files := collector.files(self._facts):
                 self._take(vm, collector, self._behind.answer(files), Poll((), time_ns, start))
@@ -319,7 +320,8 @@ class Session:
             cut = next(made, None) is not None
             if (samples := collector.follow(before, poll)) is not poll.samples:
                 poll = Poll(tuple(samples), poll.time_ns, poll.at)
-            self._polls[collector.name] = poll
+            if collector.looks_back:
+                self._polls[collector.name] = poll
             for notice in collector.notices(before, poll):
                 kind, values = f"qemu.{notice.family.name}", dict(notice.values)
                 self._out.record(Record(kind, vm, values, time.time_ns(), severity=notice.severity))
@@ -333,6 +335,8 @@ class Session:
 
     def _compare(self, collector: Collector, samples: Sequence[Sample]) -> None:
         """Ask again for what a changed shape made untrue."""
+        if not collector.reshapes:
+            return
         shape = collector.shape(samples)
         if self._shapes.setdefault(collector.name, shape) != shape:
             self._shapes[collector.name] = shape
@@ -340,7 +344,7 @@ class Session:
 
     def _plan(self, collector: Collector, samples: Sequence[Sample], start: float) -> None:
         name = collector.name
-        if name not in self._collectors:
+        if name in self._never:
             return
         wait = collector.again(samples, self._facts, self._terms.intervals)
         if wait is None:
@@ -371,13 +375,13 @@ class Session:
         self._tell(State.BUSY if isinstance(why, BusyError) else State.STALLED, str(why))
         self._go_on_by = inf
         # What the kernel is asked may have been taken from the schedule, for after what QEMU now does not answer.
-        for name in self._collectors.keys() & self._beside:
+        for name in self._menu.beside:
             self._schedule.plan(name, time.monotonic())
         settled = asyncio.ensure_future(client.settled())
         try:
             while not (await asyncio.wait({settled}, timeout=PROBE_SECONDS))[0]:
                 if self._vm is not None:
-                    self._look(self._vm, self._schedule.take(time.monotonic(), self._beside))
+                    self._look(self._vm, self._schedule.take(time.monotonic(), self._menu.beside))
                 if client.can_probe:
                     answers = await client.probe(deadline=PROBE_SECONDS)
                     if not settled.done():

@@ -106,6 +106,24 @@ class Commander(Protocol):
         """Take note whether a change was made."""
 
 
+class Menu:
+    """What may be asked, as every session looks it up.
+
+    Attributes:
+        by_name: the collectors.
+        beside: the names of those that ask QEMU nothing, in their order.
+        carriers: by event, the collector that takes its answer from it.
+    """
+
+    def __init__(self, collectors: Sequence[Collector]) -> None:
+        self.by_name = {collector.name: collector for collector in collectors}
+        self.beside = [collector.name for collector in collectors if collector.beside]
+        self.carriers = {event: collector for collector in collectors for event in collector.from_event}
+
+
+_EVERYTHING = Menu(ALL)
+
+
 @dataclass(slots=True)
 class Terms:
     """What all sessions have in common; one object for all of them, so that what is renewed holds for those that are up.
@@ -119,7 +137,7 @@ class Terms:
         greeting_seconds: how long a greeting may take before the monitor counts as busy.
         retry_seconds: the longest wait between two attempts.
         guest_stats_seconds: the guest statistics interval to set where nobody has set one; only with GUEST_STATS_INTERVAL.
-        collectors: what to ask.
+        menu: what to ask.
         commander: who has thresholds set; None has none.
         commands: what each build of QEMU that was met understands; sessions fill it.
         root: the folder that has this host's /proc and /sys.
@@ -134,15 +152,15 @@ class Terms:
     greeting_seconds: float = 3.0
     retry_seconds: float = 30.0
     guest_stats_seconds: int = 10
-    collectors: Sequence[Collector] = ALL
+    menu: Menu = _EVERYTHING
     commander: Commander | None = None
     commands: dict[Build, frozenset[str]] = field(default_factory=dict)
     root: Path = Path("/")
     labels: LabelsConfig = field(default_factory=lambda: LabelsConfig(libvirt=[]))
 
     def renew(self, other: "Terms") -> None:
-        """Take what other terms say, but for the collectors, which a session takes when it begins, and what was learnt of builds."""
+        """Take what other terms say, but for what to ask, which a session takes when it begins, and what was learnt of builds."""
         self.allow.allow(other.changes)
         for one in fields(self):
-            if one.name not in ("allow", "collectors", "commands", "root"):
+            if one.name not in ("allow", "menu", "commands", "root"):
                 setattr(self, one.name, getattr(other, one.name))

@@ -13,7 +13,7 @@ from agent.collectors.base import Answers
 from agent.qmp.commands import Ask, Change
 from agent.qmp.errors import AnswerError
 from agent.vm.schedule import SLACK_SECONDS, SPACING_SECONDS
-from agent.vm.status import Outcome
+from agent.vm.status import Menu, Outcome
 from tests.lab.fake import FakeError, FakeQemu
 from tests.unit.notes import Notes, terms, watching
 from tests.unit.wire import line
@@ -218,7 +218,7 @@ async def test_a_collector_that_explodes_harms_no_other_and_no_other_vm(
     bomb = Collector("bomb", (), lambda _: (Ask("query-name"),), explode, again=lambda *_: 0.02)
     notes = Notes()
     async with FakeQemu(fake.path.with_name("vm2.qmp")) as second:
-        settled = terms(collectors=(bomb, *ALL))
+        settled = terms(menu=Menu((bomb, *ALL)))
         async with watching(notes, fake.path, second.path, settled=settled):
             await notes.polled(6)
     assert set(notes.outcomes("bomb")) == {Outcome.FAILED}

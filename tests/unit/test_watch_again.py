@@ -4,7 +4,7 @@ import pytest
 
 from agent.collectors import ALL
 from agent.collectors.base import Collector, File, Intervals, each_poll, nothing
-from agent.vm.status import State
+from agent.vm.status import Menu, State
 from tests.lab.fake import FakeQemu
 from tests.lab.transcript import UUID
 from tests.unit.notes import Notes, terms, watching
@@ -60,7 +60,7 @@ async def test_the_kernel_is_asked_on_while_qemu_stalls_in_the_middle_of_a_resyn
     notes = Notes()
     clock = Collector("clock", (), nothing, lambda _: (), each_poll, files=lambda _: (File("/proc/uptime"),))
     quick = Intervals(poll=0.06, resync=0.3)
-    async with watching(notes, fake.path, settled=terms(collectors=(*ALL, clock), intervals=quick)):
+    async with watching(notes, fake.path, settled=terms(menu=Menu((*ALL, clock)), intervals=quick)):
         await notes.polled(collector="clock")
         fake.hang("query-migrate-capabilities")
         await notes.until(lambda: State.STALLED in notes.states())

@@ -4,7 +4,7 @@ The names of disks, jobs and the like are the VM's to choose, and Prometheus kee
 there is a bound to those there are, and one to those that come and go. Records have them all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from agent.catalogue.metrics import FAMILIES
@@ -45,14 +45,23 @@ class Cap:
 
     def __init__(self) -> None:
         self._series: dict[str, int] = {}
-        self._seen: dict[str, set[tuple[str, ...]]] = {}
+        self._new = 0
+        self._gone: set[tuple[str, tuple[str, ...]]] = set()
         self._since_ns = 0
 
-    def admit(self, family: Family, samples: Sequence[Sample], time_ns: int, limits: Limits) -> Sequence[Sample]:
+    def admit(
+        self,
+        family: Family,
+        before: Collection[tuple[str, ...]],
+        samples: Sequence[Sample],
+        time_ns: int,
+        limits: Limits,
+    ) -> Sequence[Sample]:
         """Return those samples that get series, which are the first of them, and take what they need instead of what their family had.
 
         Args:
             family: whose samples these are.
+            before: the labels of those that got series last.
             samples: all that there are of it.
             time_ns: when they were seen, nanoseconds since the epoch.
             limits: the bounds.
@@ -60,21 +69,25 @@ class Cap:
         if not family.labels:
             return samples
         if time_ns - self._since_ns > HOUR_NS:
-            self._since_ns = time_ns
-            self._seen.clear()
-        seen = self._seen.setdefault(family.name, set())
+            self._since_ns, self._new = time_ns, 0
+            self._gone.clear()
         self._series[family.name] = 0
         room = limits.series - sum(self._series.values())
         kept: list[Sample] = []
+        stay = 0
         for sample in samples:
             need = _series(family, sample.values)
             if need > room:
                 break
-            if sample.labels not in seen:
-                if sum(map(len, self._seen.values())) >= limits.subjects:
+            if sample.labels in before:
+                stay += 1
+            elif (family.name, sample.labels) not in self._gone:
+                if self._new >= limits.subjects:
                     continue
-                seen.add(sample.labels)
+                self._new += 1
             room -= need
             self._series[family.name] += need
             kept.append(sample)
+        if stay < len(before):
+            self._gone.update((family.name, labels) for labels in {*before} - {one.labels for one in kept})
         return kept

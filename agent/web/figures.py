@@ -75,12 +75,17 @@ def remember(pairs: Pairs, history: History) -> None:
         history.append(point(pairs))
 
 
+_SHORT = ("read", "write", "reads", "writes")
+_DONE = ("read_bytes_total", "write_bytes_total", "reads_total", "writes_total")
+"""What disks do, in the order of a point, and what it is called for people."""
+
+
 def point(pairs: Pairs) -> Point:
     """Return what a VM does now."""
     block = pairs.get("block") or Pair()
     has = memory(pairs)
     used = has.get("used_bytes", has.get("resident_bytes"))
-    read, write, reads, writes = (block.total(f"{n}_total") for n in ("read_bytes", "write_bytes", "reads", "writes"))
+    read, write, reads, writes = map(block.totals(_DONE).get, _DONE)
     return Point(block.time_ns / 1e9, cpu(pairs), read, write, reads, writes, used)
 
 
@@ -107,9 +112,8 @@ def disks(pairs: Pairs) -> list[dict[str, Any]]:
     found = []
     for labels in block.now:
         disk: dict[str, Any] = {"device": labels[0]}
-        for short, name in (("read", "read_bytes"), ("write", "write_bytes"), ("reads", "reads"), ("writes", "writes")):
-            if (rate := block.rate(labels, f"{name}_total")) is not None:
-                disk[short] = rate
+        rates = block.rates(labels, _DONE)
+        disk |= {short: rates[name] for short, name in zip(_SHORT, _DONE, strict=True) if name in rates}
         size = layers.now.get((*labels, "format"), {}).get("size_bytes")
         if size is not None:
             disk["size_bytes"] = size

@@ -1,49 +1,101 @@
 """How fast counters rise, by a family's last two polls. Pure.
 
-Kept in the agent and not by those who look, so that a page just opened, and `qmp-agent top --once`, have rates at once.
+Kept in the agent and not by those who look, so that a page just opened, and `qmp-agent top --once`, have rates at once. Of the older poll
+there are the counters alone, as bare numbers: as values they would be a tenth of what a VM takes of memory.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
+from struct import Struct
+from typing import Any
 
 from agent.catalogue.model import Sample, Values
 
 LEAST_NS = 500_000_000
 """Polls closer together than this count as one: a rate over a few milliseconds says nothing."""
 
+MAX_LAYOUTS = 1024
+
 Labels = tuple[str, ...]
 Subjects = dict[Labels, Values]
 
 
+class _Layout:
+    """Which counters there are among a subject's values, and how they are kept."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        counters = [name for name in names if name.endswith("_total")]
+        self.places = {name: place for place, name in enumerate(counters)}
+        self.numbers = Struct(f"{len(counters)}d")
+        self.pick: Callable[[Values], Any] = itemgetter(*counters) if counters else tuple
+        if len(counters) == 1:  # then an itemgetter gives no tuple
+            self.pick = lambda values: (values[counters[0]],)
+
+
+Kept = tuple[_Layout, bytes]
+
+_layouts: dict[tuple[str, ...], _Layout] = {}
+"""By the values' names; one QEMU gives them in one order as long as it lives."""
+
+
+def _keep(values: Values) -> Kept | None:
+    """Return the counters among a subject's values; None where there is none."""
+    names = tuple(values)
+    layout = _layouts.get(names)
+    if layout is None:
+        if len(_layouts) >= MAX_LAYOUTS:  # a hostile one has a new one each time
+            _layouts.clear()
+        layout = _layouts[names] = _Layout(names)
+    return (layout, layout.numbers.pack(*layout.pick(values))) if layout.places else None
+
+
 @dataclass(slots=True)
 class Pair:
-    """A family's last two polls, and when they were, in nanoseconds since the epoch; and the samples that it is made of."""
+    """A family's last two polls, and when they were, in nanoseconds since the epoch."""
 
-    samples: Sequence[Sample] = ()
     time_ns: int = 0
     now: Subjects = field(default_factory=dict)
     then_ns: int = 0
-    then: Subjects = field(default_factory=dict)
+    _then: dict[Labels, Kept] = field(default_factory=dict)
+
+    def holds(self, samples: Sequence[Sample]) -> bool:
+        """Return whether these are what was taken last, the very values."""
+        return len(samples) == len(self.now) and all(self.now.get(one.labels) is one.values for one in samples)
 
     def take(self, samples: Subjects, time_ns: int) -> None:
         """Take a new poll, to keep; the older one stays what it is compared with where they are too close together."""
         if time_ns - self.time_ns >= LEAST_NS:
-            self.then_ns, self.then = self.time_ns, self.now
+            then = {labels: kept for labels, values in self.now.items() if (kept := _keep(values)) is not None}
+            self.then_ns, self._then = self.time_ns, then
         self.time_ns, self.now = time_ns, samples
 
     def rate(self, labels: Labels, name: str) -> float | None:
         """Return how much a counter rose a second; None where that is not known, or it began anew."""
-        new, old = self.now.get(labels, {}).get(name), self.then.get(labels, {}).get(name)
-        if new is None or old is None or new < old or self.time_ns <= self.then_ns:
-            return None
-        return float((new - old) / ((self.time_ns - self.then_ns) / 1e9))
+        return self.rates(labels, (name,)).get(name)
 
     def rates(self, labels: Labels, names: Iterable[str]) -> dict[str, float]:
         """Return the rates of several counters that are known."""
-        found = ((name, self.rate(labels, name)) for name in names)
-        return {name: rate for name, rate in found if rate is not None}
+        now, then = self.now.get(labels), self._then.get(labels)
+        if now is None or then is None or self.time_ns <= self.then_ns:
+            return {}
+        layout, kept = then
+        old, seconds = layout.numbers.unpack(kept), (self.time_ns - self.then_ns) / 1e9
+        found = {}
+        for name in names:
+            place, new = layout.places.get(name), now.get(name)
+            if place is not None and new is not None and (rose := float(new) - old[place]) >= 0:
+                found[name] = rose / seconds
+        return found
 
-    def total(self, *names: str) -> float | None:
-        """Return how much some counters of all subjects rose a second, together; None where none is known."""
-        found = [rate for labels in self.now for name in names if (rate := self.rate(labels, name)) is not None]
-        return sum(found) if found else None
+    def total(self, name: str) -> float | None:
+        """Return how much a counter of all subjects rose a second, together; None where it is known of none."""
+        return self.totals((name,)).get(name)
+
+    def totals(self, names: Collection[str]) -> dict[str, float]:
+        """Return such totals of several counters that are known."""
+        found: dict[str, float] = {}
+        for labels in self.now:
+            for name, rate in self.rates(labels, names).items():
+                found[name] = found.get(name, 0.0) + rate
+        return found

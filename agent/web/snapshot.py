@@ -126,10 +126,9 @@ class Snapshot:
                 if not mine:
                     continue
                 pair = view.pairs[family.name] = Pair()
-            elif pair.samples is mine:
+            elif pair.holds(mine):
                 continue
-            pair.samples = mine
-            kept = view.cap.admit(family, mine, time_ns, self.limits)
+            kept = view.cap.admit(family, pair.now, mine, time_ns, self.limits)
             if len(kept) < len(mine) or family.name in view.left_out:
                 view.left_out[family.name] = len(mine) - len(kept)
             pair.take({sample.labels: sample.values for sample in kept}, time_ns)

@@ -12,6 +12,7 @@ from agent.catalogue.metrics.memory import BALLOON, GUEST_MEMORY
 from agent.catalogue.metrics.migration import MIGRATION
 from agent.catalogue.model import Family, Sample
 from agent.record import Vm
+from agent.web import rates
 from agent.web.figures import POINTS, glance, migration
 from agent.web.overview import Onlook, Overview
 from agent.web.rates import Pair
@@ -81,6 +82,26 @@ def test_there_is_no_rate_of_what_is_new_or_began_anew_or_is_not_there() -> None
     pair.take({("a",): {"x_total": 4}, ("b",): {"x_total": 9}}, 12 * SECOND)
     assert [pair.rate((name,), "x_total") for name in "abc"] == [None, None, None]
     assert pair.total("x_total") is None
+
+
+def test_each_counter_that_both_polls_have_has_its_rate_whatever_else_they_have() -> None:
+    pair = Pair()
+    pair.take({(): {"node": "a", "x_total": 1, "idle": 3, "y_total": 1 << 63}}, 10 * SECOND)
+    pair.take({(): {"y_total": 1 << 63, "z_total": 5, "x_total": 2.5, "node": "b"}}, 12 * SECOND)
+    assert pair.rates((), ("x_total", "y_total", "z_total", "w_total")) == {"x_total": 0.75, "y_total": 0}
+    pair.take({(): {"z_total": 7}}, 14 * SECOND)
+    pair.take({(): {"z_total": 8}}, 16 * SECOND)
+    assert pair.total("z_total") == 0.5
+
+
+def test_what_is_known_of_how_counters_are_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "MAX_LAYOUTS", 3)
+    monkeypatch.setattr(rates, "_layouts", {})
+    pair = Pair()
+    for at in range(1, 20):
+        pair.take({(): {f"{at}": 0, "x_total": 10 * at}}, at * SECOND)
+        assert len(rates._layouts) <= 3
+    assert pair.rate((), "x_total") == 10
 
 
 def test_polls_close_together_count_as_one() -> None:

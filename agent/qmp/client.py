@@ -137,7 +137,7 @@ class Client(asyncio.Protocol):
         self._answers = []
         self._write(data)
         # As cheap as a wait gets, on every poll's way: one future and one timer.
-        late = loop.call_later(deadline, self._late, f"no reply to {asks[0].command} within {deadline:g} s")
+        late = loop.call_later(deadline, self._late, asks[0], deadline)
         try:
             answers = await self._round
         finally:
@@ -145,8 +145,9 @@ class Client(asyncio.Protocol):
         self._round, self._answers = None, []  # not to keep 10 KiB of each VM until it is asked again
         return answers
 
-    def _late(self, why: str) -> None:
+    def _late(self, ask: Ask, deadline: float) -> None:
         """Let go of who waits for the answers; they are due all the same."""
+        why = f"no reply to {ask.command} within {deadline:g} s"
         if self._round is not None and not self._round.done():
             waiting, self._round = self._round, asyncio.get_running_loop().create_future()
             waiting.set_exception(StalledError(why))

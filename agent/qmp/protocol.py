@@ -224,10 +224,15 @@ class Frames:
             ProtocolError: what came is not JSON, or longer than was said.
         """
         buffer = self._buffer
-        buffer += data
-        end = buffer.rfind(b"\n", self._seen) + 1
-        whole = bytes(buffer[:end])
-        del buffer[:end]
+        if buffer:
+            buffer += data
+            end = buffer.rfind(b"\n", self._seen) + 1
+            whole = bytes(buffer[:end])
+            del buffer[:end]
+        else:  # as most often: what came is whole messages
+            end = data.rfind(b"\n") + 1
+            whole = data[:end]
+            buffer += data[end:]
         self._seen = len(buffer)
         for line in whole.split(b"\n"):
             self._check(len(line))

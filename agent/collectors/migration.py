@@ -11,6 +11,9 @@ from agent.record import Severity
 
 _read = Reader(MIGRATION)
 
+_EXPERIMENT = "x-cpu-throttle-percentage"
+"""As QEMU called it when it was new (2.5 to 2.9)."""
+
 
 def _moves(values: Mapping[str, Any]) -> bool:
     """Return whether a migration is under way.
@@ -24,7 +27,10 @@ _SEVERITIES = {"completed": Severity.INFO, "cancelled": Severity.WARNING, "faile
 
 
 def _collect(answers: Answers) -> Iterable[Sample]:
-    values = {"status": "none"} | _read(expect(answers[0], dict))
+    reply = expect(answers[0], dict)
+    if _EXPERIMENT in reply:
+        reply = reply | {_EXPERIMENT.removeprefix("x-"): reply[_EXPERIMENT]}
+    values = {"status": "none"} | _read(reply)
     return (Sample(MIGRATION, (), values | _left(values)),)
 
 

@@ -100,7 +100,7 @@ def assert_progress(looks: list[Record], poll_seconds: float) -> None:
     transferred = [look["data"]["ram_transferred_bytes_total"] for look in looks]
     assert transferred == sorted(transferred)
     assert transferred[-1] > transferred[0]
-    assert all(look["data"]["ram_remaining_bytes"] > 0 for look in looks)
+    assert all(look["data"]["ram_remaining_bytes"] > 0 for look in looks[:-1])  # the last may fall into the switchover
     times = [seconds(look) for look in looks]
     gaps = [after - before for before, after in pairwise(times)]
     assert max(gaps) < poll_seconds + 0.5, gaps

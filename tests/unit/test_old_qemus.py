@@ -84,7 +84,7 @@ async def test_its_figures_are_told_under_the_names_of_today(old: FakeQemu, vers
     migration = figures["migration",]
     assert (migration["status"], migration["ram_remaining_bytes"], migration["passes_total"]) == ("active", 50 << 20, 3)
     assert migration["throughput_bytes_per_second"] == 33554432
-    assert migration.get("cpu_throttle_ratio") == (None if version == "2.6" else 0.2)  # it was an experiment then
+    assert migration["cpu_throttle_ratio"] == 0.2
     (job,) = (values for (family, *_), values in figures.items() if family == "job")
     assert (job["progress"], job["goal"], job["progress_ratio"]) == (256 << 20, 1 << 30, 0.25)
     assert figures["about",]["accelerator"] == "kvm"

@@ -155,7 +155,7 @@ class App:
 
     # Whom sessions obey: vm.status.Commander.
 
-    def wants(self, vm: Vm) -> set[str]:
+    def wants(self, vm: Vm) -> frozenset[str]:
         """Return the collectors that should be asked again now."""
         return self.alerts.wants(vm)
 

@@ -48,7 +48,7 @@ class Guard:
     format: Layer = field(default_factory=Layer)
     offset: int = 0
     """Where the highest write to the storage ended, since it was opened."""
-    _told: set[str] = field(default_factory=set)
+    _told: frozenset[str] = frozenset()
     _ours: list[tuple[str, int]] = field(
         default_factory=list
     )  # what we put last into nodes' slots, the youngest at the end
@@ -217,7 +217,7 @@ class Guard:
         """Yield what changed since it was told, and take it as told."""
         ladder = self.ladder
         for rung, firing in list(self._changes()):
-            (self._told.add if firing else self._told.discard)(rung.level.text)
+            self._told = self._told | {rung.level.text} if firing else self._told - {rung.level.text}
             top = len(ladder) > 1 and rung == ladder[-1]
             ended = Ended.SPACE if rung in ladder else Ended.LEVEL_GONE
             yield Crossing(rung, self.used, self.limit, learnt if firing else Learnt.LEVEL, firing, top, ended)
@@ -271,7 +271,7 @@ class Guard:
             return
         told, armed, ours, high = (kept.get(name) for name in ("told", "armed", "ours", "high"))
         if isinstance(told, list):
-            self._told = {text for text in told[:MAX_TOLD] if isinstance(text, str)}
+            self._told = frozenset(text for text in told[:MAX_TOLD] if isinstance(text, str))
         self.armed = _place(armed)
         self._ours = [one for one in map(_place, ours if isinstance(ours, list) else ()) if one is not None][-MAX_OURS:]
         self._high = _place(high) or ("", 0)

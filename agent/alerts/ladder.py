@@ -6,6 +6,7 @@ A level is exceeded when more than it is used, as QEMU's own threshold fires whe
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from agent.units import parse_bytes
 
@@ -34,6 +35,7 @@ class Level:
         return self.used if self.used is not None else limit - (self.free or 0)
 
 
+@lru_cache(maxsize=64)
 def parse_level(text: str) -> Level:
     """Return a level.
 

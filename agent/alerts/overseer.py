@@ -65,9 +65,9 @@ class _Vm:
     guards: dict[str, Guard] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)  # of an earlier run, until the VM is there
     offsets: dict[str, int] = field(default_factory=dict)  # by storage node
-    wants: set[str] = field(default_factory=set)
-    looked: set[str] = field(default_factory=set)  # disks whose slots were read, and nothing has happened to since
-    doubts: set[str] = field(default_factory=set)  # alerts that may have ended while nobody listened
+    wants: frozenset[str] = frozenset()
+    looked: frozenset[str] = frozenset()  # disks whose slots were read, and nothing has happened to since
+    doubts: frozenset[str] = frozenset()  # alerts that may have ended while nobody listened
     met: bool = False  # whether it was asked, since it is there, if it runs
     gone_at: float | None = None
     shut: bool = False
@@ -195,7 +195,7 @@ class Overseer:
         if one is not None and one.gone_at is None:
             new.wants |= {"block", "nodes"}
         else:
-            new.doubts = {a.fingerprint for a in self.book if a.vm.uuid == uuid and "RESUME" in a.ends_with}
+            new.doubts = frozenset(a.fingerprint for a in self.book if a.vm.uuid == uuid and "RESUME" in a.ends_with)
         return True
 
     def tick(self, now: float, now_ns: int) -> list[Told]:
@@ -236,7 +236,7 @@ class Overseer:
                 ends = rule.until - {"RESUME"} if data.get("action") == "run" else rule.until
                 alert = Alert(rule.alert, event.vm, subject, "", rule.severity, event.time_ns, more, until_ns, ends)
                 if one is not None:
-                    one.doubts.discard(alert.fingerprint)
+                    one.doubts -= {alert.fingerprint}
                 yield from _some(self.book.fire(alert))
         if name == "BLOCK_WRITE_THRESHOLD":
             yield from self._threshold(event, data, now_ns)
@@ -248,14 +248,14 @@ class Overseer:
         if one is None or not isinstance(node, str) or type(threshold) is not int or type(by) is not int:
             return
         one.moved = True
-        one.wants.add("nodes")
+        one.wants |= {"nodes"}
         for device, guard in one.guards.items():
             if guard.owns(node, threshold):
-                one.looked.discard(device)
+                one.looked -= {device}
                 yield from self._tell(one, device, guard, guard.fired(node, threshold, by), event.time_ns)
                 return
         device, layer, known = one.place(node)
-        one.looked.discard(device)
+        one.looked -= {device}
         if known is not None and layer == "storage":
             known.reached(threshold + by)
         more = {"learnt": Learnt.EVENT.value, "device": device, "layer": layer, "node": node, "owner": "other"}
@@ -309,7 +309,7 @@ class Overseer:
         # How fast a device fills changes with each look; of a file nothing does that was not written to.
         one.moved = one.moved or guard.measure == "offset" or offset > guard.offset
         if guard.written(node, offset, now):
-            one.wants.add("nodes")
+            one.wants |= {"nodes"}
 
     def _measure(self, one: _Vm, storage: Layer) -> None:
         """Have a device's size as the host knows it."""
@@ -326,7 +326,7 @@ class Overseer:
             guard = one.guards[device] = Guard(self._planner(one.vm, device))
         form, storage = Layer.of(both["format"].values), Layer.of(both["storage"].values)
         self._measure(one, storage)
-        one.looked.add(device)
+        one.looked |= {device}
         crossings = guard.layers(form, storage, one.offsets.get(storage.node, 0), now)
         yield from self._tell(one, device, guard, crossings, time_ns)
 
@@ -366,12 +366,12 @@ class Overseer:
         one = self._vms.get(vm.uuid)
         return one if one is not None and (one.vm is vm or one.vm == vm) else None
 
-    def wants(self, vm: Vm) -> set[str]:
+    def wants(self, vm: Vm) -> frozenset[str]:
         """Return the collectors that should be asked again, and forget that they should."""
         one = self._of(vm)
         if one is None:
-            return set()
-        wants, one.wants = one.wants, set()
+            return frozenset()
+        wants, one.wants = one.wants, frozenset()
         return wants
 
     def orders(self, vm: Vm) -> list[tuple[str, Ask]]:
@@ -382,7 +382,7 @@ class Overseer:
         one = self._of(vm)
         if one is None:
             return []
-        looked, one.looked = one.looked, set()
+        looked, one.looked = one.looked, frozenset()
         found = []
         for device in sorted(looked & one.guards.keys()):
             wanted = one.guards[device].order()
@@ -400,7 +400,7 @@ class Overseer:
         one = self._of(vm)
         if one is not None and device in one.guards:
             one.guards[device].ordered(done=done)
-            one.wants.add("block" if done else "nodes")
+            one.wants |= {"block" if done else "nodes"}
 
 
 def _some(record: Record | None) -> list[Record]:

@@ -279,8 +279,8 @@ class Session:
             self._compare(collector, samples)
         self._plan(collector, samples, poll.at)
 
-    def _wants(self, vm: Vm) -> set[str]:
-        return self._terms.commander.wants(vm) if self._terms.commander is not None else set()
+    def _wants(self, vm: Vm) -> frozenset[str]:
+        return self._terms.commander.wants(vm) if self._terms.commander is not None else frozenset()
 
     async def _obey(self, client: Link, vm: Vm) -> None:
         """Make the changes that are wanted of what was just learnt, one by one, and ask what is wanted then.

@@ -96,7 +96,7 @@ class Out(Protocol):
 class Commander(Protocol):
     """Who has thresholds set, and wants to know what came of it."""
 
-    def wants(self, vm: Vm) -> set[str]:
+    def wants(self, vm: Vm) -> frozenset[str]:
         """Return the collectors that should be asked again now."""
 
     async def orders(self, vm: Vm) -> Sequence[tuple[str, Ask]]:

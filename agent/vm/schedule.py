@@ -53,6 +53,21 @@ class Schedule:
         return due
 
 
+class Turns:
+    """Moments for what takes so much of our own time or memory that it is not done for all VMs at once."""
+
+    def __init__(self, spacing_seconds: float, most_seconds: float) -> None:
+        self._spacing_seconds = spacing_seconds
+        self._most_seconds = most_seconds
+        self._next = -inf
+
+    def take(self, now: float) -> float:
+        """Return the next moment that nobody else has, or the last one where that would be too long a wait."""
+        at = min(max(now, self._next), now + self._most_seconds)
+        self._next = at + self._spacing_seconds
+        return at
+
+
 Who = TypeVar("Who")
 Rounds = list[tuple[Who, Sequence[Ask]]]
 """Who asks, and what."""

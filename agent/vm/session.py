@@ -139,7 +139,7 @@ class Session:
         self._vm = vm
         self._ear.begin(vm)
         client.ended.add_done_callback(lambda _: self._rouse())
-        self._schedule.plan(_DISCOVER, time.monotonic())
+        self._schedule.plan(_DISCOVER, self._terms.first_looks.take(time.monotonic()))
         self._schedule.plan(THREADS, inf)
         with contextlib.closing(self._behind):
             try:

@@ -13,6 +13,12 @@ from agent.monitors import Monitor
 from agent.qmp.commands import AllowList, Ask, Change
 from agent.record import Record, Vm
 from agent.vm.identity import Build
+from agent.vm.schedule import Turns
+
+FIRST_LOOK_SECONDS = 0.002
+"""How far apart VMs that are met together are first looked at: each takes 1.3 ms, and 15 KiB until what it said was sent."""
+FIRST_LOOK_MOST_SECONDS = 5.0
+"""How long a VM waits for that at most, however many there are and however often they come."""
 
 
 class State(StrEnum):
@@ -140,6 +146,7 @@ class Terms:
         menu: what to ask.
         commander: who has thresholds set; None has none.
         commands: what each build of QEMU that was met understands; sessions fill it.
+        first_looks: when a VM that was just met is asked all that there is.
         root: the folder that has this host's /proc and /sys.
         labels: what is taken out of libvirt's files for people.
     """
@@ -155,6 +162,7 @@ class Terms:
     menu: Menu = _EVERYTHING
     commander: Commander | None = None
     commands: dict[Build, frozenset[str]] = field(default_factory=dict)
+    first_looks: Turns = field(default_factory=lambda: Turns(FIRST_LOOK_SECONDS, FIRST_LOOK_MOST_SECONDS))
     root: Path = Path("/")
     labels: LabelsConfig = field(default_factory=lambda: LabelsConfig(libvirt=[]))
 
@@ -162,5 +170,5 @@ class Terms:
         """Take what other terms say, but for what to ask, which a session takes when it begins, and what was learnt of builds."""
         self.allow.allow(other.changes)
         for one in fields(self):
-            if one.name not in ("allow", "menu", "commands", "root"):
+            if one.name not in ("allow", "menu", "commands", "first_looks", "root"):
                 setattr(self, one.name, getattr(other, one.name))

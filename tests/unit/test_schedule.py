@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.backoff import back_off
-from agent.vm.schedule import SLACK_SECONDS, SPACING_SECONDS, Schedule
+from agent.vm.schedule import SLACK_SECONDS, SPACING_SECONDS, Schedule, Turns
 
 
 def scheduled(**at: float) -> Schedule:
@@ -95,3 +95,9 @@ def test_no_storm_has_one_thing_asked_more_often_than_the_spacing(gaps: list[flo
 def test_waits_between_attempts_double_spread_and_have_an_end(attempt: int, first: float, most: float) -> None:
     whole = min(most, first * 2 ** min(attempt, 30))
     assert whole / 2 <= back_off(attempt, first, most) <= whole
+
+
+def test_turns_are_taken_one_after_the_other_and_nobody_waits_where_nobody_was() -> None:
+    turns = Turns(0.5, 1.2)
+    assert [turns.take(now) for now in (10, 10, 10.1, 10.3)] == [10, 10.5, 11, 11.5]
+    assert [turns.take(20) for _ in range(6)] == [20, 20.5, 21, 21.2, 21.2, 21.2]

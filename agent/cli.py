@@ -16,16 +16,14 @@ from typing import Any
 
 import uvloop
 
-from agent import __version__, journal_tool, logs, schema
+from agent import __version__, logs
 from agent.app import run
-from agent.check import check
 from agent.config import AlertmanagerConfig, Config, PrometheusConfig
 from agent.config_file import DEFAULT_PATH, ConfigError, load
 from agent.config_types import expand
 from agent.errors import FailedError
 from agent.monitors import DialConfig
 from agent.record import Severity
-from agent.tail import Wanted, tail
 from agent.units import parse_bytes, parse_seconds
 from agent.web.endpoint import Door, EndpointError
 from agent.web.visit import Visitor
@@ -229,6 +227,8 @@ async def _ended(main: Coroutine[Any, Any, None]) -> None:
 
 
 def _check(parsed: argparse.Namespace) -> int:
+    from agent.check import check  # noqa: PLC0415 - nobody who runs the agent pays for it
+
     path = parsed.config or DEFAULT_PATH
     config = load(path)
     print(f"{path}: the config is good")
@@ -247,6 +247,8 @@ def _check(parsed: argparse.Namespace) -> int:
 
 
 def _tail(parsed: argparse.Namespace) -> int:
+    from agent.tail import Wanted, tail  # noqa: PLC0415 - as above
+
     url = parsed.url or _listening(parsed.config)
     _loop(tail(Wanted(url.rstrip("/"), parsed.vm, parsed.type, parsed.severity, parsed.json, _visitor(parsed))))
     return 0
@@ -275,6 +277,8 @@ def _listening(path: Path | None) -> str:
 
 
 def _journal(parsed: argparse.Namespace) -> int:
+    from agent import journal_tool  # noqa: PLC0415 - as above
+
     folder = load(parsed.config or DEFAULT_PATH).journal.folder
     match parsed.action:
         case "show":
@@ -290,7 +294,7 @@ def _journal(parsed: argparse.Namespace) -> int:
 
 
 def _record(parsed: argparse.Namespace) -> int:
-    from agent.capture.record import record  # noqa: PLC0415 - nobody who runs the agent pays for it
+    from agent.capture.record import record  # noqa: PLC0415 - as above
 
     async def main() -> None:
         config = _capture_config(parsed)
@@ -314,7 +318,7 @@ def _capture_config(parsed: argparse.Namespace) -> Config:
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
-    from agent.doctor import permissions, report  # noqa: PLC0415 - nobody who runs the agent pays for it
+    from agent.doctor import permissions, report  # noqa: PLC0415 - as above
 
     path = parsed.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
     try:
@@ -331,13 +335,15 @@ def _doctor(parsed: argparse.Namespace) -> int:
 
 
 def _schema(parsed: argparse.Namespace) -> int:
+    from agent import schema  # noqa: PLC0415 - as above
+
     made = schema.record_schema() if parsed.of == "record" else schema.config_schema()
     print(json.dumps(made, indent=2))
     return 0
 
 
 def _demo(parsed: argparse.Namespace) -> int:
-    from agent.demo.play import play  # noqa: PLC0415 - nobody who runs the agent pays for the demo
+    from agent.demo.play import play  # noqa: PLC0415 - as above
 
     _loop(play(parsed.seconds, parsed.out, parsed.alertmanager))
     return 0

@@ -15,7 +15,7 @@ from pydantic import Discriminator, Field, StringConstraints, Tag, model_validat
 from agent.alerts.disk import Mode
 from agent.config_types import Address, LevelText, Positive, Secret, Section
 from agent.delivery.jsonl import JsonLinesConfig
-from agent.delivery.kafka import KafkaConfig
+from agent.delivery.kafka_config import KafkaConfig
 from agent.delivery.sink_config import SinkConfig
 from agent.host.libvirt import LabelsConfig
 from agent.monitors import ENTRIES, WayConfig

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -23,14 +23,12 @@ from aiokafka.errors import (
     for_code,
 )
 from aiokafka.partitioner import murmur2
-from pydantic import Field, StringConstraints
 
-from agent.config_types import Positive, Section, Topic, expand
 from agent.delivery.entry import Entry
-from agent.delivery.kafka_access import Access, explain
+from agent.delivery.kafka_access import explain
+from agent.delivery.kafka_config import KafkaConfig
 from agent.delivery.sink import SinkError
 from agent.record import CONTENT_TYPE
-from agent.units import Bytes
 
 HEADERS = [("content-type", f"{CONTENT_TYPE}; charset=UTF-8".encode())]
 
@@ -45,77 +43,6 @@ OPEN_SECONDS = 30.0
 
 _REFUSALS = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidTimestampError)
 """What a broker says of a batch that it will not take however often it is asked."""
-
-
-class RouteConfig(Section):
-    """A topic for some types of records."""
-
-    type: Annotated[str, StringConstraints(pattern=r"^qemu\.[a-z_.]*$")]
-    """How the types begin, such as qemu.event.vnc_ or qemu.sample.migration."""
-    topic: Topic
-    """Where they go."""
-
-
-class KafkaTopicsConfig(Section):
-    """Where each kind of record goes."""
-
-    events: Topic = "qemu.events"
-    """Events, and changes in a VM's life."""
-    samples: Topic = "qemu.samples"
-    """What polls say."""
-    alerts: Topic = "qemu.alerts"
-    """Alerts."""
-    routes: list[RouteConfig] = []
-    """Types with a topic of their own; the first that fits wins."""
-
-    def of(self, record_type: str) -> str:
-        """Return the topic for a record of this type."""
-        for route in self.routes:
-            if record_type.startswith(route.type):
-                return route.topic
-        if record_type.startswith("qemu.sample."):
-            return self.samples
-        return self.alerts if record_type.startswith("qemu.alert.") else self.events
-
-    def all(self) -> set[str]:
-        """Return every topic."""
-        return {self.events, self.samples, self.alerts, *(route.topic for route in self.routes)}
-
-
-class KafkaCreateConfig(Section):
-    """How topics that are missing are made."""
-
-    partitions: Annotated[int, Field(ge=1, le=100_000)] = 12
-    """Partitions of each. A VM's records are all in one; adding partitions later moves VMs between them."""
-    replication: Annotated[int, Field(ge=-1, le=32767)] = -1
-    """Replicas of each; -1 is as the brokers have it."""
-
-
-class KafkaConfig(Access):
-    """Apache Kafka, or what speaks its protocol."""
-
-    topics: KafkaTopicsConfig = KafkaTopicsConfig()
-    """Where each kind of record goes."""
-    create: KafkaCreateConfig | None = None
-    """How topics that are missing are made. Without it, a missing topic is waited for."""
-    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "zstd"
-    """The codec. zstd is both small and quick; gzip holds up the agent for some 20 ms a batch."""
-    max_record: Annotated[Bytes, Field(ge=1024, le=1 << 30)] = 1_000_000
-    """The largest record that is sent; what is larger goes to the dead letters. The topics' max.message.bytes has to allow it."""
-    request_timeout: Positive = 10.0
-    """How long a broker may take to answer one request."""
-
-    def sink(self) -> "Kafka":
-        """Return the sink.
-
-        Raises:
-            OSError: a secret's place cannot be told.
-        """
-        tls, sasl = self.tls, self.sasl
-        secrets = (*((tls.ca, tls.certificate, tls.key) if tls else ()), *((sasl.password_file,) if sasl else ()))
-        for secret in filter(None, secrets):
-            expand(secret)  # a folder of secrets that is not given is said before anything is begun
-        return Kafka(self)
 
 
 class Kafka:

@@ -1,9 +1,8 @@
-"""How to get to Kafka: servers, TLS, SASL, secrets from files; and what to say to a person when it cannot be had."""
+"""What to say to a person when Kafka cannot be had."""
 
 import asyncio
 import socket
 import ssl
-from typing import Annotated, Any, Literal
 
 from aiokafka.conn import create_conn
 from aiokafka.errors import (
@@ -17,102 +16,11 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
     UnsupportedSaslMechanismError,
 )
-from pydantic import Field, StringConstraints
 
-from agent.config_types import Address, Secret, Section, expand
-from agent.delivery.sink_config import SinkConfig
+from agent.delivery.kafka_config import Access
 from agent.record import clean
 
 PROBE_SECONDS = 5.0
-
-
-class TlsConfig(Section):
-    """TLS to the brokers."""
-
-    ca: Secret | None = None
-    """Certificates of the authorities to trust; without it, the system's."""
-    certificate: Secret | None = None
-    """The agent's own certificate, where the brokers want one."""
-    key: Secret | None = None
-    """The key of that certificate, where it is not in the same file."""
-
-    def context(self) -> ssl.SSLContext:
-        """Return the context, reading the files as they are now.
-
-        Raises:
-            OSError: a file cannot be read, or does not hold what it should; it names the file.
-        """
-        ca, certificate, key = (
-            expand(file) if file is not None else None for file in (self.ca, self.certificate, self.key)
-        )
-        file = ca
-        try:
-            context = ssl.create_default_context(cafile=ca)
-            if certificate is not None:
-                file = certificate
-                context.load_cert_chain(certificate, key)
-        except OSError as error:
-            why = error.reason if isinstance(error, ssl.SSLError) and error.reason else error.strerror
-            raise OSError(error.errno, why, file) from error
-        return context
-
-
-class SaslConfig(Section):
-    """Who the agent is to the brokers."""
-
-    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
-    """How the password is shown; PLAIN needs TLS to be safe."""
-    username: Annotated[str, StringConstraints(min_length=1, max_length=255)]
-    """The user."""
-    password_file: Secret
-    """A file whose first line is the password; read each time the agent connects."""
-
-    def password(self) -> str:
-        """Return the password.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
-        return expand(self.password_file).read_text("utf-8").split("\n", 1)[0]
-
-
-class Access(SinkConfig):
-    """How to reach the brokers."""
-
-    servers: Annotated[list[Address], Field(min_length=1)]
-    """Some brokers, host:port; the others are learned from them."""
-    tls: TlsConfig | None = None
-    """TLS; `tls: {}` trusts the system's authorities. Without it, all goes in the clear."""
-    sasl: SaslConfig | None = None
-    """Who the agent is. Without it, nobody, or whom its TLS certificate names."""
-    client_id: Annotated[str, StringConstraints(min_length=1, max_length=249)] = "qmp-agent"
-    """How the agent calls itself in the brokers' logs and quotas."""
-
-    def options(self) -> dict[str, Any]:
-        """Return it as aiokafka's clients take it.
-
-        Raises:
-            OSError: a certificate or the password cannot be read.
-        """
-        return {"bootstrap_servers": list(self.servers), "client_id": self.client_id, **self.security()}
-
-    def security(self) -> dict[str, Any]:
-        """Return what aiokafka has to know of TLS and SASL.
-
-        Raises:
-            OSError: a certificate or the password cannot be read.
-        """
-        protocol = f"{'SASL_' if self.sasl else ''}{'SSL' if self.tls else 'PLAINTEXT'}"
-        options: dict[str, Any] = {"security_protocol": protocol}
-        if self.tls is not None:
-            options["ssl_context"] = self.tls.context()
-        if self.sasl is not None:
-            options |= {
-                "sasl_mechanism": self.sasl.mechanism,
-                "sasl_plain_username": self.sasl.username,
-                "sasl_plain_password": self.sasl.password(),
-            }
-        return options
 
 
 async def explain(error: BaseException, access: Access) -> str:

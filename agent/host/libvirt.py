@@ -6,15 +6,15 @@ not read them there are no labels of theirs. The metadata in them is whatever th
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
-from xml.etree.ElementTree import Element, ParseError
+from typing import TYPE_CHECKING, Annotated, Any
 
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring
 from pydantic import AfterValidator, Field
 
 from agent.config_types import Section
 from agent.record import Vm, clean
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 MAX_BYTES = 1 << 20
 """The largest file that is read; a running VM with a hundred disks has some 100 kB."""
@@ -72,17 +72,17 @@ def labels_of(vm: Vm, labels: LabelsConfig) -> dict[str, str]:
     return {}
 
 
-def _domain(folder: Path, vm: Vm) -> Element | None:
+def _domain(folder: Path, vm: Vm) -> "Element | None":
     """Return the <domain> of a VM, if it is this VM's and not another's of that name."""
     if "/" in vm.name or "\0" in vm.name:
         return None
     try:
         with (folder / f"{vm.name}.xml").open("rb") as file:
             text = file.read(MAX_BYTES + 1)
-        if len(text) > MAX_BYTES:
-            return None
-        root: Any = fromstring(text, forbid_dtd=True)
-    except (OSError, ParseError, DefusedXmlException, ValueError, LookupError, RecursionError):
+    except (OSError, ValueError):
+        return None
+    root = _root(text) if len(text) <= MAX_BYTES else None
+    if root is None:
         return None
     domain = root if root.tag == "domain" else root.find("domain")  # a running one's is inside <domstatus>
     if domain is None or (domain.findtext("uuid") or "").strip().lower() != vm.uuid:
@@ -91,7 +91,18 @@ def _domain(folder: Path, vm: Vm) -> Element | None:
     return found
 
 
-def _value(domain: Element, path: str) -> str | None:
+def _root(text: bytes) -> Any:
+    """Return a file's root element; None where it is none that may be read."""
+    from defusedxml import DefusedXmlException  # noqa: PLC0415 - with the next, 1 MiB that a host without such files is spared
+    from defusedxml.ElementTree import ParseError, fromstring  # noqa: PLC0415 - as above
+
+    try:
+        return fromstring(text, forbid_dtd=True)
+    except (ParseError, DefusedXmlException, ValueError, LookupError, RecursionError):
+        return None
+
+
+def _value(domain: "Element", path: str) -> str | None:
     elements, _, attribute = path.partition("@")
     element: Element | None = domain
     for name in elements.split("/"):
@@ -101,5 +112,5 @@ def _value(domain: Element, path: str) -> str | None:
     return element.get(attribute) if attribute else element.text
 
 
-def _name(element: Element) -> str:
+def _name(element: "Element") -> str:
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""

@@ -11,7 +11,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from agent.delivery.entry import Entry
-from agent.delivery.kafka import Kafka, KafkaConfig, KafkaTopicsConfig
+from agent.delivery.kafka import Kafka
+from agent.delivery.kafka_config import KafkaConfig, KafkaTopicsConfig
 from agent.delivery.sink import SinkError
 from tests.delivery.script import LONG, Source, soon
 from tests.lab.kafka import KafkaCluster

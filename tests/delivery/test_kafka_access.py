@@ -12,8 +12,7 @@ from uuid import uuid4
 import pytest
 
 from agent.config_types import expand
-from agent.delivery.kafka import KafkaConfig
-from agent.delivery.kafka_access import SaslConfig, TlsConfig
+from agent.delivery.kafka_config import KafkaConfig, SaslConfig, TlsConfig
 from tests.delivery.kafka_sink import batch, messages, nothing_left, one_topic, opened, refusal, terms
 from tests.delivery.script import Source
 from tests.delivery.secured import MECHANISMS, PASSWORD, USER, Doors

@@ -12,7 +12,8 @@ from aiokafka.partitioner import murmur2
 
 from agent.delivery.entry import Entry
 from agent.delivery.journal import FILE
-from agent.delivery.kafka import Kafka, KafkaCreateConfig, KafkaTopicsConfig, RouteConfig, _hash
+from agent.delivery.kafka import Kafka, _hash
+from agent.delivery.kafka_config import KafkaCreateConfig, KafkaTopicsConfig, RouteConfig
 from agent.delivery.store import Store
 from agent.record import Record, Stamp, Stamped, Vm
 from tests.delivery.kafka_sink import batch, messages, nothing_left, one_topic, opened, persistently, refusal, terms

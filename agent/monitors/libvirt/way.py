@@ -9,12 +9,10 @@ import re
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import AfterValidator
+from typing import Any
 
 from agent.backoff import back_off
-from agent.monitors.base import Allowed, Found, Link, Monitor, OnEvent, Rank, WayConfig
+from agent.monitors.base import Found, Link, Monitor, OnEvent, Rank
 from agent.monitors.libvirt.domain import Domain, Host, Move, pid_of
 from agent.monitors.libvirt.figures import Figures
 from agent.monitors.libvirt.main import Main
@@ -57,28 +55,6 @@ _ARRIVED = ((3, 0), (4, 0), (4, 1))
 
 _DEPARTED = (3, 4)
 """Of these, what is no end of the VM."""
-
-
-def _uri(value: str) -> str:
-    if not re.fullmatch(r"qemu(\+[a-z]+)?://\S*", value):
-        raise ValueError("should be libvirt's name of a QEMU host, such as qemu:///system")
-    return value
-
-
-class LibvirtConfig(WayConfig):
-    """The domains of a libvirtd."""
-
-    libvirt: Annotated[str, AfterValidator(_uri)]
-    """libvirt's name of it, such as qemu:///system. It takes qmp-agent[libvirt]; see docs/monitors.md for permissions."""
-    read_only: bool = False
-    """Connect only to read: then there are no events from QEMU and no thresholds. Where nothing else is allowed, it is so in any case."""
-    passthrough: bool = False
-    """Ask QEMU itself, through libvirt. libvirt marks a domain as tainted for that; as allow.libvirt_passthrough, for this one."""
-
-    def way(self, allow: Allowed) -> "Libvirt":
-        """Return the way."""
-        passthrough = self.passthrough or allow.libvirt_passthrough
-        return Libvirt(self.libvirt, read_only=self.read_only, passthrough=passthrough)
 
 
 class Libvirt:

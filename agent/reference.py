@@ -121,7 +121,7 @@ def _cell(text: str) -> str:
 
 def _own() -> Iterator[str]:
     """Yield the rows of the series that no family has."""
-    text = asyncio.run(_shown(_specimen()))
+    text = asyncio.run(_shown())
     mine = {family.series(field) for family in FAMILIES for field in shown(family)}
     for name, told in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE):
         kind = re.search(rf"^# TYPE {name} (\w+)$", text, re.MULTILINE)
@@ -132,8 +132,10 @@ def _own() -> Iterator[str]:
             yield f"| `{name}` | {kind[1]} | {_named(name) if kind[1] != 'histogram' else 'seconds'} | {listed} | {_cell(told)} |\n"
 
 
-async def _shown(app: App) -> str:
+async def _shown() -> str:
     """Return the specimen's series; some of the agent's own are of its loop."""
+    app = _specimen()
+    await asyncio.sleep(0)  # its record is sent on at the next turn
     return render(app.snapshot) + app.own_metrics().decode()
 
 

@@ -86,7 +86,7 @@ class EventRow:
             holder = descend(data, parents) if parents else data
             name = holder.get(last) if holder is not None else None
             if isinstance(name, str) and name:
-                return clean(device_name(name))
+                return clean(device_name(name) if name[0] == "/" else name)
         return ""
 
 

@@ -108,6 +108,11 @@ class Lane:
         """Bytes of entries in memory."""
         return self._tail_bytes + size_of(self.flying)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether what waits in memory is within its budget."""
+        return self._tail_bytes <= self.budget.memory
+
     def lag_seconds(self) -> float:
         """Return the age of the oldest record that is being sent; 0 where none is."""
         return max(0.0, time.time() - self.flying[0].time_ns / 1e9) if self.flying else 0.0

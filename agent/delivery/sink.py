@@ -13,8 +13,9 @@ from agent.delivery.lane import Lane
 
 _log = logging.getLogger(__name__)
 
-BATCH_RECORDS = 2000
-BATCH_BYTES = 1024 * 1024
+BATCH_RECORDS = 8000
+BATCH_BYTES = 3 * 1024 * 1024
+"""What is under way at once, at most; and no more than a quarter of what a lane may have in memory."""
 
 FIRST_RETRY_SECONDS = 0.25
 MOST_RETRY_SECONDS = 15.0
@@ -137,13 +138,14 @@ async def pump(
     lane: Lane, outlet: Outlet, journal: Journal | None, landed: Callable[[Lane, Sequence[Entry]], None]
 ) -> None:
     """Move a lane's records out, in order, until cancelled; `landed` is told after each batch which of it were refused."""
+    most_bytes = min(BATCH_BYTES, lane.budget.memory // 4)
     while True:
         await lane.some()
         await lane.gathered(BATCH_RECORDS)
         if not lane.flying and lane.has_backlog and journal is not None:
-            await journal.fetch(lane, BATCH_RECORDS, BATCH_BYTES)
+            await journal.fetch(lane, BATCH_RECORDS, most_bytes)
         elif not lane.flying:
-            lane.fly_from_memory(BATCH_RECORDS, BATCH_BYTES)
+            lane.fly_from_memory(BATCH_RECORDS, most_bytes)
         if lane.flying:
             lane.sent_at = time.monotonic()
             refused = await outlet.deliver(lane.flying)

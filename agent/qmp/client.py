@@ -1,7 +1,8 @@
 """A QMP client on asyncio: the protocol core on a transport, with a deadline on every step.
 
 It always reads: QEMU buffers without bound for a client that does not (seen: 57 MB), so `data_received` hands every message on at
-once and nothing here ever pauses the transport. Whoever gets the events decides what to keep.
+once, and whoever gets the events decides what to keep. Nothing waits here for anybody; only of a flood is the next part read some turns
+of the loop later, whatever becomes of the last: or the loop would do nothing but read.
 """
 
 import asyncio
@@ -32,6 +33,12 @@ Connect = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.BaseTrans
 
 GREETING_SECONDS = 3.0
 """A free monitor greets within milliseconds of connecting (QEMU 7.2 to 11.1); one that is silent this long is somebody else's."""
+
+
+FLOOD_BYTES = 64 * 1024
+"""So much at once is a flood, if it is not one long answer."""
+REST_TURNS = 16
+"""Turns of the loop, some milliseconds each at most, before more of a flood is read: acknowledging what was read takes about so many."""
 
 
 class Client(asyncio.Protocol):
@@ -215,6 +222,16 @@ class Client(asyncio.Protocol):
         except ProtocolError as error:
             self._end(error)
         self.strays = self._qmp.strays
+        if len(data) >= FLOOD_BYTES and self._transport is not None and not self.ended.done():
+            self._transport.pause_reading()
+            self._rest(REST_TURNS)
+
+    def _rest(self, turns: int) -> None:
+        """Read on after so many turns of the loop."""
+        if turns:
+            asyncio.get_running_loop().call_soon(self._rest, turns - 1)
+        elif self._transport is not None and not self.ended.done():
+            self._transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102 - asyncio's own contract
         self._end(NotConnectedError(str(exc) if exc else "QEMU closed the connection"))

@@ -26,7 +26,7 @@ class Schedule:
     def demand(self, names: Iterable[str], now: float) -> None:
         """Make these due at once, or as soon as their spacing allows."""
         for name in names:
-            if name in self._due:
+            if self._due.get(name, -inf) > now:  # due already otherwise, as in a storm
                 self._due[name] = min(self._due[name], max(now, self._asked.get(name, -inf) + SPACING_SECONDS))
 
     def plan(self, name: str, at: float) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.delivery.journal import FILE
+from agent.delivery.sink import BATCH_RECORDS
 from agent.delivery.store import connect
 from agent.journal_tool import set_aside
 from tests.delivery.disk import Failing, failure, mounted
@@ -251,7 +252,8 @@ async def test_what_cannot_be_read_for_long_does_not_hold_up_the_rest_and_comes_
 ) -> None:
     monkeypatch.setattr("agent.delivery.journal.PATIENCE_SECONDS", 0.3)
     disk, source, fresh = Failing(), Source(run=1), Source(run=2)
-    await leave(folder, source, 3000)
+    left = BATCH_RECORDS + 1000  # more than flies at once
+    await leave(folder, source, left)
     sink = Script()
     sink.gate.clear()
     async with running(deliver(sink, folder, connect=disk.connect)) as delivery:
@@ -262,7 +264,7 @@ async def test_what_cannot_be_read_for_long_does_not_hold_up_the_rest_and_comes_
         await sink.until(lambda: fresh.made[0] in sink.ids)
         assert len(delivery.troubles()) == 1
         came = len(sink.ids)
-        assert came < 3001
+        assert came < left + 1
         disk.name = None
         await soon(lambda: delivery.troubles() == [])
         sink.up = False

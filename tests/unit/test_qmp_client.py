@@ -3,11 +3,13 @@
 import asyncio
 import gc
 from collections.abc import Coroutine
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.qmp.client import FLOOD_BYTES, REST_TURNS
 from agent.qmp.commands import Ask
 from agent.qmp.errors import CommandError, CommandRefusedError, NotConnectedError, ProtocolError, QmpError, StalledError
 from agent.qmp.protocol import Event
@@ -234,3 +236,38 @@ async def test_a_listener_that_fails_ends_its_connection_and_nobody_elses(fake: 
         fake.emit("STOP")
         async with asyncio.timeout(LONG):
             assert isinstance(await client.ended, NotConnectedError)
+
+
+# --- Floods ---
+
+
+async def test_all_of_a_flood_is_heard_in_order_and_others_get_their_turns(folder: Path) -> None:
+    said = [line({"event": "STOP", "data": {"n": number}}) for number in range(40_000)]
+
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(line(HELLO) + line(DONE))
+        for at in range(0, len(said), 1000):
+            writer.write(b"".join(said[at : at + 1000]))
+            await writer.drain()
+
+    heard: list[int] = []
+    turns, heard_bytes = 0, dict[int, int]()
+
+    def hear(event: Event) -> None:
+        heard.append(event.data["n"])
+        heard_bytes[turns] = heard_bytes.get(turns, 0) + len(said[event.data["n"]])
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    counting = asyncio.create_task(count_turns())
+    async with asyncio.timeout(4 * LONG), peer(folder, talk) as path, connected(path, hear) as client:
+        assert "closed the connection" in str(await client.ended)
+    counting.cancel()
+    assert heard == list(range(40_000))
+    floods = [(turn, later) for turn, later in pairwise(heard_bytes) if heard_bytes[turn] >= FLOOD_BYTES]
+    assert len(floods) > 3
+    assert all(later - turn >= REST_TURNS for turn, later in floods)

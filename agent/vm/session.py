@@ -69,7 +69,7 @@ class Session:
         self._schedule = Schedule()
         self._idling: asyncio.Future[None] | None = None
         self._phase = 0.1 + 0.9 * random()  # noqa: S311 - spreads the polls of many VMs over the interval
-        self._phased: set[str] = set()
+        self._phased: list[str] = []
         self._spread = 1.0
         self._shapes: dict[str, object] = {}
         self._polls: dict[str, Poll] = {}
@@ -350,7 +350,7 @@ class Session:
         if wait is None:
             return
         if wait >= self._terms.intervals.poll and name not in self._phased:
-            self._phased.add(name)
+            self._phased.append(name)
             wait *= self._phase
         self._schedule.plan(name, start + wait * self._spread)
 

@@ -46,7 +46,7 @@ class Cap:
     def __init__(self) -> None:
         self._series: dict[str, int] = {}
         self._new = 0
-        self._gone: set[tuple[str, tuple[str, ...]]] = set()
+        self._gone: dict[tuple[str, tuple[str, ...]], None] = {}  # an empty set is three times as large
         self._since_ns = 0
 
     def admit(
@@ -89,5 +89,5 @@ class Cap:
             self._series[family.name] += need
             kept.append(sample)
         if stay < len(before):
-            self._gone.update((family.name, labels) for labels in {*before} - {one.labels for one in kept})
+            self._gone |= {(family.name, labels): None for labels in {*before} - {one.labels for one in kept}}
         return kept

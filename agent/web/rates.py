@@ -35,6 +35,9 @@ class _Layout:
 
 Kept = tuple[_Layout, bytes]
 
+_NOTHING: dict[Labels, Kept] = {}
+"""One for all: most families have no counters."""
+
 _layouts: dict[tuple[str, ...], _Layout] = {}
 """By the values' names; one QEMU gives them in one order as long as it lives."""
 
@@ -57,7 +60,7 @@ class Pair:
     time_ns: int = 0
     now: Subjects = field(default_factory=dict)
     then_ns: int = 0
-    _then: dict[Labels, Kept] = field(default_factory=dict)
+    _then: dict[Labels, Kept] = field(default_factory=lambda: _NOTHING)
 
     def holds(self, samples: Sequence[Sample]) -> bool:
         """Return whether these are what was taken last, the very values."""
@@ -67,7 +70,7 @@ class Pair:
         """Take a new poll, to keep; the older one stays what it is compared with where they are too close together."""
         if time_ns - self.time_ns >= LEAST_NS:
             then = {labels: kept for labels, values in self.now.items() if (kept := _keep(values)) is not None}
-            self.then_ns, self._then = self.time_ns, then
+            self.then_ns, self._then = self.time_ns, then or _NOTHING
         self.time_ns, self.now = time_ns, samples
 
     def rate(self, labels: Labels, name: str) -> float | None:

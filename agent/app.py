@@ -105,7 +105,7 @@ class App:
         news = [s for s in samples if not (s.family.on_change and self.snapshot.values(vm, s) == s.values)]
         self.snapshot.samples(vm, families, samples, time_ns)
         for sample in news:
-            self._send(Record(f"qemu.sample.{sample.family.name}", vm, sample.data, time_ns, sample.subject))
+            self._send(Record(sample.family.type, vm, sample.data, time_ns, sample.subject))
         if families[0].name.startswith("block"):
             told, spaces = self.alerts.samples(vm, samples, time.monotonic(), time_ns, families=families)
             self.snapshot.samples(vm, (BLOCK_SPACE,), spaces, time_ns)

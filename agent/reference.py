@@ -78,7 +78,7 @@ def _family(family: Family) -> str:
     labels = "".join(f"`{name}`, " for name in family.labels).removesuffix(", ")
     where = f"Label{'s' if len(family.labels) > 1 else ''} {labels}. " if labels else ""
     record = (
-        "No record of its own: it is in alerts." if family is BLOCK_SPACE else f"Record `qemu.sample.{family.name}`."
+        "No record of its own: it is in alerts." if family is BLOCK_SPACE else f"Record `{family.type}`."
     )
     change = " Made only when something in it changed." if family.on_change else ""
     rows = "".join(
@@ -179,7 +179,7 @@ def records(examples: Iterable[str]) -> str:
     ]
     parts += [
         "## Samples\n",
-        *(_type(f"qemu.sample.{f.name}", f.help, found) for f in FAMILIES if f is not BLOCK_SPACE),
+        *(_type(f.type, f.help, found) for f in FAMILIES if f is not BLOCK_SPACE),
     ]
     parts += [_type(f"qemu.{family.name}", family.help, found) for family in NOTICES]
     parts += [

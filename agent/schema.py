@@ -105,7 +105,7 @@ def record_schema() -> dict[str, Any]:
 
 def _bodies() -> dict[str, dict[str, Any]]:
     """Return the schema of each type's data; events' is the same for all."""
-    bodies = {f"qemu.sample.{family.name}": _sample(family) for family in FAMILIES if family is not BLOCK_SPACE}
+    bodies = {family.type: _sample(family) for family in FAMILIES if family is not BLOCK_SPACE}
     bodies |= {f"qemu.{family.name}": _sample(family) for family in NOTICES}
     bodies |= {
         f"qemu.vm.{change}": _body(change_fields, required=needed)

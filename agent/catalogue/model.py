@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from operator import itemgetter
 from types import MappingProxyType
@@ -114,6 +114,11 @@ class Family:
     unavailable: frozenset[int] = frozenset()
     on_change: bool = False
     beside: bool = False
+    type: str = field(init=False)
+    """Of its samples' records."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "type", f"qemu.sample.{self.name}")
 
     def series(self, field: Field) -> str:
         """Return the name of the field's series."""

@@ -132,7 +132,7 @@ class AllowList:
 
     def __init__(self, changes: Iterable[Change] = ()) -> None:
         self.allow(changes)
-        self._cache = {name: Request(orjson.dumps({"execute": name})) for name in READS - {"qom-get"}}
+        self._cache = {name: Request(b'{"execute":"%b"}' % name.encode()) for name in READS - {"qom-get"}}
 
     def allow(self, changes: Iterable[Change]) -> None:
         """Allow these changes and no others from here on, on connections that are up too."""

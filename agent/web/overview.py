@@ -47,7 +47,7 @@ class Overview:
         """Return a VM at a glance, as JSON."""
         known = self._rows.get(vm.uuid)
         if known is None or known[:2] != (view, view.turn):
-            known = self._rows[vm.uuid] = view, view.turn, orjson.Fragment(orjson.dumps(self._glance(vm, view)))
+            known = self._rows[vm.uuid] = view, view.turn, orjson.Fragment(_kept(self._glance(vm, view)))
         return known[2]
 
     def forget(self, there: dict[str, tuple[Vm, View]]) -> None:
@@ -109,13 +109,18 @@ class Onlook:
             news["gone"] = sorted(gone)
         self._seen = {key: (view, view.turn) for key, (_, view) in there.items()}
         for name, part in self._overview.rest().items():
-            if self._rest.get(name) != (text := orjson.dumps(part)):
+            if self._rest.get(name) != (text := _kept(part)):
                 self._rest[name] = text
                 news[name] = orjson.Fragment(text)
         if uuid in there and self._detail != self._seen[uuid]:
             self._detail = self._seen[uuid]
             news["detail"] = detail(*there[uuid])
         return news or None
+
+
+def _kept(value: Any) -> bytes:
+    """Return it as JSON, to keep: a copy, since orjson leaves what it made in a buffer of up to eight times its size."""
+    return bytes(memoryview(orjson.dumps(value)))
 
 
 def detail(vm: Vm, view: View) -> dict[str, Any]:

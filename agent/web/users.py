@@ -8,8 +8,6 @@ import hmac
 import secrets
 from collections.abc import Mapping
 
-import bcrypt
-
 MAX_WAITING = 16
 """How many passwords may wait to be looked at; another is turned away, so that guessing costs the host one core at most."""
 MAX_KNOWN = 100
@@ -26,8 +24,7 @@ class Users:
 
     def __init__(self, hashes: Mapping[str, str]) -> None:
         self._hashes = {user: text.encode() for user, text in hashes.items()}
-        cost = max((int(text.split("$")[2]) for text in hashes.values()), default=4)
-        self._nobody = bcrypt.hashpw(secrets.token_bytes(16), bcrypt.gensalt(cost))
+        self._nobody = _of_nobody(max(int(text.split("$")[2]) for text in hashes.values())) if hashes else b""
         self._key = secrets.token_bytes(32)
         self._known: dict[bytes, None] = {}  # who was let in, as digests that tell nothing without the key
         self._turn = asyncio.Semaphore()
@@ -51,9 +48,7 @@ class Users:
         self._waiting += 1
         try:
             async with self._turn:
-                good = await asyncio.to_thread(
-                    bcrypt.checkpw, password[:_BCRYPT_BYTES], self._hashes.get(user, self._nobody)
-                )
+                good = await asyncio.to_thread(_fits, password[:_BCRYPT_BYTES], self._hashes.get(user, self._nobody))
         finally:
             self._waiting -= 1
         good = good and user in self._hashes and len(password) <= _BCRYPT_BYTES
@@ -75,3 +70,16 @@ def _basic(authorization: str) -> tuple[str, bytes]:
         plain = b""
     user, _, password = plain.partition(b":")
     return user.decode("utf-8", "replace"), password
+
+
+def _fits(password: bytes, known: bytes) -> bool:
+    import bcrypt  # noqa: PLC0415 - for those who have users
+
+    return bcrypt.checkpw(password, known)
+
+
+def _of_nobody(cost: int) -> bytes:
+    """Return the hash of a password that nobody knows."""
+    import bcrypt  # noqa: PLC0415 - as above
+
+    return bcrypt.hashpw(secrets.token_bytes(16), bcrypt.gensalt(cost))

@@ -5,6 +5,7 @@ import sys
 
 SELDOM = (
     "aiokafka",
+    "bcrypt",
     "xml",
     "defusedxml",
     "agent.monitors.libvirt.way",

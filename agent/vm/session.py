@@ -26,7 +26,7 @@ from agent.vm import identity
 from agent.vm.behind import Behind
 from agent.vm.ear import Ear
 from agent.vm.passage import Passage
-from agent.vm.schedule import Schedule, split
+from agent.vm.schedule import Schedule, moment, split
 from agent.vm.status import Out, Outcome, State, Terms
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Session:
         self._behind = Behind(terms)
         self._schedule = Schedule()
         self._idling: asyncio.Future[None] | None = None
-        self._phase = 0.1 + 0.9 * random()  # noqa: S311 - spreads the polls of many VMs over the interval
+        self._phase = random()  # noqa: S311 - spreads the polls of many VMs over the interval
         self._phased: list[str] = []
         self._spread = 1.0
         self._shapes: dict[str, object] = {}
@@ -141,6 +141,7 @@ class Session:
         client.ended.add_done_callback(lambda _: self._rouse())
         self._schedule.plan(_DISCOVER, self._terms.first_looks.take(time.monotonic()))
         self._schedule.plan(THREADS, inf)
+        self._terms.asked += 1
         with contextlib.closing(self._behind):
             try:
                 while True:
@@ -148,6 +149,7 @@ class Session:
                         raise client.ended.result()
                     await self._step(client, vm, self._schedule.take(time.monotonic()))
             finally:
+                self._terms.asked -= 1
                 self._ear.end(vm)
 
     async def _step(self, client: Link, vm: Vm, names: Sequence[str]) -> None:
@@ -343,16 +345,16 @@ class Session:
             self._schedule.demand(collector.reshapes, time.monotonic())
 
     def _plan(self, collector: Collector, samples: Sequence[Sample], start: float) -> None:
-        name = collector.name
-        if name in self._never:
-            return
+        name, poll = collector.name, self._terms.intervals.poll
         wait = collector.again(samples, self._facts, self._terms.intervals)
-        if wait is None:
+        if name in self._never or wait is None:
             return
-        if wait >= self._terms.intervals.poll and name not in self._phased:
+        shared = wait >= poll and self._facts.hears
+        if wait >= poll and name not in self._phased:
             self._phased.append(name)
             wait *= self._phase
-        self._schedule.plan(name, start + wait * self._spread)
+        at = moment(start, wait, poll, self._phase, self._terms.asked) if shared else start + wait * self._spread
+        self._schedule.plan(name, at)
 
     async def _ask(self, client: Link, asks: Sequence[Ask]) -> list[Answer]:
         self._go_on_by = time.monotonic() + self._terms.reply_seconds

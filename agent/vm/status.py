@@ -149,6 +149,7 @@ class Terms:
         first_looks: when a VM that was just met is asked all that there is.
         root: the folder that has this host's /proc and /sys.
         labels: what is taken out of libvirt's files for people.
+        asked: how many VMs are asked at this moment; sessions count themselves.
     """
 
     host: str
@@ -165,10 +166,11 @@ class Terms:
     first_looks: Turns = field(default_factory=lambda: Turns(FIRST_LOOK_SECONDS, FIRST_LOOK_MOST_SECONDS))
     root: Path = Path("/")
     labels: LabelsConfig = field(default_factory=lambda: LabelsConfig(libvirt=[]))
+    asked: int = 0
 
     def renew(self, other: "Terms") -> None:
-        """Take what other terms say, but for what to ask, which a session takes when it begins, and what was learnt of builds."""
+        """Take what other terms say, but for what to ask, which a session takes when it begins, and what sessions put in."""
         self.allow.allow(other.changes)
         for one in fields(self):
-            if one.name not in ("allow", "menu", "commands", "first_looks", "root"):
+            if one.name not in ("allow", "menu", "commands", "first_looks", "root", "asked"):
                 setattr(self, one.name, getattr(other, one.name))

@@ -12,7 +12,7 @@ from agent.collectors import ALL, Collector, Intervals
 from agent.collectors.base import Answers
 from agent.qmp.commands import Ask, Change
 from agent.qmp.errors import AnswerError
-from agent.vm.schedule import SLACK_SECONDS, SPACING_SECONDS
+from agent.vm.schedule import SLACK_SECONDS, SPACING_SECONDS, Schedule
 from agent.vm.status import Menu, Outcome
 from tests.lab.fake import FakeError, FakeQemu
 from tests.unit.notes import Notes, terms, watching
@@ -301,3 +301,25 @@ async def test_at_each_resync_what_the_vm_has_is_learned_anew(fake: FakeQemu) ->
         before = len(notes.outcomes("guest_memory"))
         await notes.polled(2, "balloon")
     assert len(notes.outcomes("guest_memory")) == before
+
+
+async def test_polls_are_planned_for_the_moments_that_a_vm_shares_with_others(
+    fake: FakeQemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[float] = []
+    plan = Schedule.plan
+
+    def noting(self: Schedule, name: str, at: float) -> None:
+        plan(self, name, at)
+        if name == "block":
+            planned.append(at)
+
+    monkeypatch.setattr(Schedule, "plan", noting)
+    notes, settled = Notes(), terms(intervals=Intervals(poll=0.25))
+    async with watching(notes, fake.path, settled=settled):
+        await notes.polled(4)
+        assert settled.asked == 1
+    assert settled.asked == 0
+    _at_once, *later = planned
+    assert len(later) >= 3
+    assert later == pytest.approx([round(at / 0.25) * 0.25 for at in later], abs=1e-6)

@@ -77,9 +77,7 @@ def metrics() -> str:
 def _family(family: Family) -> str:
     labels = "".join(f"`{name}`, " for name in family.labels).removesuffix(", ")
     where = f"Label{'s' if len(family.labels) > 1 else ''} {labels}. " if labels else ""
-    record = (
-        "No record of its own: it is in alerts." if family is BLOCK_SPACE else f"Record `{family.type}`."
-    )
+    record = "No record of its own: it is in alerts." if family is BLOCK_SPACE else f"Record `{family.type}`."
     change = " Made only when something in it changed." if family.on_change else ""
     rows = "".join(
         f"| `{family.series(field)}` | {_kind(field)} | {_unit(field)} | {_cell(field.help)} | {_source(field)} |\n"

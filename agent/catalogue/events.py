@@ -106,7 +106,7 @@ def _by(key: str, table: Mapping[Any, Severity], otherwise: Severity) -> Callabl
 
     def judge(data: Data) -> Severity:
         value = data.get(key)
-        return table.get(value, otherwise) if isinstance(value, str | bool) else otherwise
+        return table.get(value, otherwise) if type(value) is str or type(value) is bool else otherwise
 
     return judge
 

@@ -106,7 +106,7 @@ class Session:
                 if status != "setup" and self._facts.hears:
                     # They are on; a destination tells its setup even where they are off (QEMU 7.2).
                     self._facts = dataclasses.replace(self._facts, migration_events=True)
-        asks = {*row_of(event.name).asks, *self._wants(vm)}
+        asks = (*row_of(event.name).asks, *self._wants(vm))
         if asks:
             self._schedule.demand(asks, time.monotonic())
             self._rouse()

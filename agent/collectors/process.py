@@ -6,7 +6,7 @@ from typing import Any
 from agent.catalogue.metrics.host import CGROUP, PROCESS
 from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, Facts, File, Text, each_poll, nothing
-from agent.collectors.procfs import alone, by_subject, keyed, pressure
+from agent.collectors.procfs import alone, by_subject, keyed_of, pressure
 
 _read_process = Reader(PROCESS)
 _read_cgroup = Reader(CGROUP)
@@ -15,8 +15,8 @@ _OF_CGROUP = {
     "memory.current": alone,
     "memory.max": alone,
     "memory.swap.current": alone,
-    "memory.events": keyed,
-    "cpu.stat": keyed,
+    "memory.events": keyed_of(CGROUP, "memory.events"),
+    "cpu.stat": keyed_of(CGROUP, "cpu.stat"),
     "cpu.pressure": pressure,
     "memory.pressure": pressure,
     "io.pressure": pressure,

@@ -7,9 +7,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from agent.catalogue.metrics.host import PROCESS
+from agent.catalogue.model import Family
 from agent.collectors.base import Answers, Text
 
 Numbers = dict[str, Any]
+
+Layout = Callable[[str], Any]
+"""Reads one file's text."""
 
 _STAT = {
     "minor_faults": 10,
@@ -22,8 +27,6 @@ _STAT = {
     "guest": 43,
 }
 """Fields of /proc/PID/stat, numbered from 1 as in proc(5)."""
-
-_KEYED = re.compile(r"^([^\s:]+):?[ \t]+([0-9]{1,20})(?![^\s])", re.MULTILINE)
 
 _STATES = {
     "R": "running",
@@ -61,9 +64,19 @@ def schedstat(text: str) -> Numbers:
     return _numbers(zip(("run", "delay", "slices"), text.split(), strict=False))
 
 
-def keyed(text: str) -> Numbers:
-    """Return the numbers of lines such as `Name: 5 kB` (status, io) or `name 5` (cpu.stat, memory.events)."""
-    return {name: int(digits) for name, digits in _KEYED.findall(text)}
+def keyed(*names: str) -> Layout:
+    """Return what reads the numbers of these lines, such as `Name: 5 kB` (status, io) or `name 5` (cpu.stat, memory.events).
+
+    The others, most of `status`, are passed over.
+    """
+    line = re.compile(rf"\n({'|'.join(map(re.escape, names))}):?[ \t]+([0-9]{{1,20}})(?!\S)")
+    return lambda text: {name: int(digits) for name, digits in line.findall(f"\n{text}")}
+
+
+def keyed_of(family: Family, file: str) -> Layout:
+    """Return what reads, of a file of such lines, those that a family has fields of."""
+    paths = (field.path for field in family.fields)
+    return keyed(*(path.removeprefix(f"{file}.") for path in paths if path.startswith(f"{file}.")))
 
 
 def pressure(text: str) -> Numbers:
@@ -89,7 +102,12 @@ def interfaces(text: str) -> dict[str, Numbers]:
     return found
 
 
-_LAYOUTS: Mapping[str, Callable[[str], Any]] = {"stat": stat, "schedstat": schedstat, "status": keyed, "io": keyed}
+_LAYOUTS: Mapping[str, Layout] = {
+    "stat": stat,
+    "schedstat": schedstat,
+    "status": keyed_of(PROCESS, "status"),
+    "io": keyed_of(PROCESS, "io"),
+}
 
 
 def by_subject(answers: Answers) -> list[tuple[Any, Mapping[str, Any]]]:

@@ -18,6 +18,8 @@ from agent.host.proc import ROOT, Process
 _QEMU = re.compile(r"Name:\s*(qemu|kvm)")
 """What QEMU's process is called unless `-name process=` says otherwise."""
 
+_tgid = keyed("Tgid")
+
 _MAX_THREADS = 4096
 """Threads of a process that are looked through for those of another pid namespace."""
 
@@ -91,7 +93,7 @@ def _by_threads(threads: Sequence[int], root: Path) -> Process | None:
         first = Process(threads[0], root)  # /proc has a folder for each thread too, though it does not list it
     except OSError:
         return None
-    leader = keyed(first.read("status") or "").get("Tgid")
+    leader = _tgid(first.read("status") or "").get("Tgid")
     first.close()
     if leader is None:
         return None

@@ -5,12 +5,13 @@ told twice nor forgotten, wherever the agent is killed.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from agent.alerts.book import Alert, Book
 from agent.alerts.disk import Crossing, Layer, Learnt, Plan
 from agent.alerts.guard import Guard
+from agent.alerts.known import NOTHING, Known
 from agent.alerts.ladder import MAX_BYTES, Rung
 from agent.alerts.lives import Lives
 from agent.alerts.rules import HOUR, RULES
@@ -59,35 +60,6 @@ class Told:
         return self.record.vm.uuid
 
 
-_NOTHING: frozenset[str] = frozenset()
-"""One for all: each empty set takes 216 bytes."""
-
-
-@dataclass(slots=True)
-class _Vm:
-    vm: Vm
-    guards: dict[str, Guard] = field(default_factory=dict)
-    kept: dict[str, Any] = field(default_factory=dict)  # of an earlier run, until the VM is there
-    offsets: dict[str, int] = field(default_factory=dict)  # by storage node
-    wants: frozenset[str] = _NOTHING
-    looked: frozenset[str] = _NOTHING  # disks whose slots were read, and nothing has happened to since
-    doubts: frozenset[str] = _NOTHING  # alerts that may have ended while nobody listened
-    met: bool = False  # whether it was asked, since it is there, if it runs
-    gone_at: float | None = None
-    shut: bool = False
-    spaces: list[Sample] = field(default_factory=list)  # as they were told last
-    moved: bool = True  # whether they may be others now
-
-    def place(self, node: str) -> tuple[str, str, Guard | None]:
-        """Return the disk and the layer that a node belongs to; the node itself where it is no known disk's."""
-        for device, guard in self.guards.items() if node else ():
-            if node == guard.storage.node:
-                return device, "storage", guard
-            if node == guard.format.node:
-                return device, "format", guard
-        return node, "node", None
-
-
 class Overseer:
     """One for the agent."""
 
@@ -96,7 +68,7 @@ class Overseer:
         self._host = host
         self._planner = planner
         self._measurer = measurer
-        self._vms: dict[str, _Vm] = {}
+        self._vms: dict[str, Known] = {}
         self._lives = Lives()
         self._noted: set[str] = set()
 
@@ -119,7 +91,7 @@ class Overseer:
             if isinstance(value, dict):
                 disks = value.get("disks")
                 kept = disks if isinstance(disks, dict) else {}
-                self._vms[uuid] = _Vm(Vm(self._host, uuid, uuid), kept=kept, gone_at=now)
+                self._vms[uuid] = Known(Vm(self._host, uuid, uuid), kept=kept, gone_at=now)
                 self.book.recall(self._host, uuid, value.get("firing"))
 
     def note(self, uuid: str) -> tuple[str, Any]:
@@ -172,7 +144,7 @@ class Overseer:
         first, one.met = not one.met, True
         return self._told(self._met(one, time_ns, running=running, status=status)) if first else []
 
-    def _met(self, one: _Vm, time_ns: int, *, running: bool, status: str) -> Iterator[Record]:
+    def _met(self, one: Known, time_ns: int, *, running: bool, status: str) -> Iterator[Record]:
         over = [alert for alert in self.book if running and alert.fingerprint in one.doubts]
         yield from self.book.resolve_all(over, time_ns, "running")
         if any(alert.vm.uuid == one.vm.uuid and "RESUME" in alert.ends_with for alert in self.book):
@@ -192,7 +164,7 @@ class Overseer:
         kept = one.kept if one is not None else {}
         if one is not None:
             kept |= {device: guard.remember() for device, guard in one.guards.items()}
-        self._vms[uuid] = new = _Vm(heir)
+        self._vms[uuid] = new = Known(heir)
         for device, what in kept.items():
             new.guards[device] = guard = Guard(self._planner(heir, device))
             guard.recall(what)
@@ -200,7 +172,7 @@ class Overseer:
             new.wants |= {"block", "nodes"}
         else:
             doubts = (a.fingerprint for a in self.book if a.vm.uuid == uuid and "RESUME" in a.ends_with)
-            new.doubts = frozenset(doubts) or _NOTHING
+            new.doubts = frozenset(doubts) or NOTHING
         return True
 
     def tick(self, now: float, now_ns: int) -> list[Told]:
@@ -295,13 +267,13 @@ class Overseer:
             one.spaces, one.moved = [sample for sample in found if sample is not None], False
         return told, one.spaces
 
-    def _seen(self, one: _Vm, layers: Mapping[str, dict[str, Sample]], now: float, time_ns: int) -> Iterator[Record]:
+    def _seen(self, one: Known, layers: Mapping[str, dict[str, Sample]], now: float, time_ns: int) -> Iterator[Record]:
         """Take the layers of all disks that there are."""
         for device, both in layers.items():
             yield from self._layers(one, device, both, now, time_ns)
         yield from self._unplugged(one, layers, time_ns)
 
-    def _written(self, one: _Vm, sample: Sample, now: float) -> None:
+    def _written(self, one: Known, sample: Sample, now: float) -> None:
         node, offset = sample.values.get("storage_node", ""), sample.values.get("storage_write_highest_offset_bytes")
         if type(offset) is not int or not 0 <= offset <= MAX_BYTES:
             return
@@ -316,12 +288,12 @@ class Overseer:
         if guard.written(node, offset, now):
             one.wants |= {"nodes"}
 
-    def _measure(self, one: _Vm, storage: Layer) -> None:
+    def _measure(self, one: Known, storage: Layer) -> None:
         """Have a device's size as the host knows it."""
         if storage.driver == "host_device":
             storage.size = self._measurer(one.vm, storage.path) or storage.size
 
-    def _layers(self, one: _Vm, device: str, both: dict[str, Sample], now: float, time_ns: int) -> Iterator[Record]:
+    def _layers(self, one: Known, device: str, both: dict[str, Sample], now: float, time_ns: int) -> Iterator[Record]:
         if "format" not in both or "storage" not in both:
             return
         guard = one.guards.get(device)
@@ -335,7 +307,7 @@ class Overseer:
         crossings = guard.layers(form, storage, one.offsets.get(storage.node, 0), now)
         yield from self._tell(one, device, guard, crossings, time_ns)
 
-    def _unplugged(self, one: _Vm, there: Collection[str], time_ns: int) -> Iterator[Record]:
+    def _unplugged(self, one: Known, there: Collection[str], time_ns: int) -> Iterator[Record]:
         """Forget the disks that are not there, and resolve what was told of them, in an earlier run too."""
         for device in one.guards.keys() - set(there):
             del one.guards[device]
@@ -353,7 +325,7 @@ class Overseer:
         return [Told(record, self.note(record.vm.uuid)) for record in records]
 
     def _tell(
-        self, one: _Vm, device: str, guard: Guard, crossings: Iterable[Crossing], time_ns: int
+        self, one: Known, device: str, guard: Guard, crossings: Iterable[Crossing], time_ns: int
     ) -> Iterator[Record]:
         for crossing in crossings:
             severity = Severity.CRITICAL if crossing.top else Severity.WARNING
@@ -367,7 +339,7 @@ class Overseer:
 
     # What is to be done.
 
-    def _of(self, vm: Vm) -> _Vm | None:
+    def _of(self, vm: Vm) -> Known | None:
         one = self._vms.get(vm.uuid)
         return one if one is not None and (one.vm is vm or one.vm == vm) else None
 
@@ -375,8 +347,8 @@ class Overseer:
         """Return the collectors that should be asked again, and forget that they should."""
         one = self._of(vm)
         if one is None:
-            return _NOTHING
-        wants, one.wants = one.wants, _NOTHING
+            return NOTHING
+        wants, one.wants = one.wants, NOTHING
         return wants
 
     def orders(self, vm: Vm) -> list[tuple[str, Ask]]:
@@ -387,7 +359,7 @@ class Overseer:
         one = self._of(vm)
         if one is None:
             return []
-        looked, one.looked = one.looked, _NOTHING
+        looked, one.looked = one.looked, NOTHING
         found = []
         for device in sorted(looked & one.guards.keys()):
             wanted = one.guards[device].order()

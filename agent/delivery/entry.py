@@ -71,6 +71,24 @@ def size_of(entries: Sequence[Entry]) -> int:
     return sum([len(entry.body) for entry in entries]) + OVERHEAD_BYTES * len(entries)
 
 
+@dataclass(slots=True)
+class Heap:
+    """A number of entries and their bytes."""
+
+    records: int = 0
+    bytes: int = 0
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Count entries in."""
+        self.records += len(entries)
+        self.bytes += size_of(entries)
+
+    def take(self, records: int, size: int) -> None:
+        """Count out, never below nothing."""
+        self.records = max(0, self.records - records)
+        self.bytes = max(0, self.bytes - size)
+
+
 Body = bytes
 """A record's bytes, by a name that `Contents` has not another meaning for."""
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from agent.delivery.entry import Contents, Entry, size_of
+from agent.delivery.entry import Contents, Entry, Heap, size_of
 from agent.delivery.losses import TELLING, Drop, Losses
 
 SAVE_ENTRIES = 20_000
@@ -26,24 +26,6 @@ class Budget:
 
     memory: int
     disk: int
-
-
-@dataclass(slots=True)
-class Heap:
-    """A number of entries and their bytes."""
-
-    records: int = 0
-    bytes: int = 0
-
-    def add(self, entries: Sequence[Entry]) -> None:
-        """Count entries in."""
-        self.records += len(entries)
-        self.bytes += size_of(entries)
-
-    def take(self, records: int, size: int) -> None:
-        """Count out, never below nothing."""
-        self.records = max(0, self.records - records)
-        self.bytes = max(0, self.bytes - size)
 
 
 class Lane:

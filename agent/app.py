@@ -198,6 +198,7 @@ class App:
         self.metrics.left_out.set(sum(view.left_out.total() for _, view in self.snapshot.views()))
         self.metrics.tasks.set(len(asyncio.all_tasks()))
         self.metrics.read_reload(self.reload)
+        self.metrics.read_endpoint(self.endpoint.turned_away)
         self.metrics.read_delivery(self.delivery)
         self.metrics.read_alerts(self.alerts.book)
         return self.metrics.render()

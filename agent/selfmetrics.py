@@ -96,6 +96,7 @@ class _TallyCollector(Collector):
     def __init__(self) -> None:
         self.questions: Tally[tuple[str, str]] = Tally()
         self.records: Tally[str] = Tally()
+        self.turned_away = 0
 
     def collect(self) -> Iterator[Metric]:
         """Yield its series."""
@@ -110,6 +111,8 @@ class _TallyCollector(Collector):
             records.add_metric([kind], count)
         yield questions
         yield records
+        text = "Connections to the endpoint that were ended at once, because there were too many."
+        yield CounterMetricFamily("qmp_agent_http_connections_refused", text, value=self.turned_away)
 
 
 class SelfMetrics:
@@ -119,11 +122,11 @@ class SelfMetrics:
         self.registry = CollectorRegistry()
         self._delivery = _DeliveryCollector()
         self.registry.register(self._delivery)
-        tallies = _TallyCollector()
-        self.registry.register(tallies)
-        self.questions = tallies.questions
+        self._tallies = _TallyCollector()
+        self.registry.register(self._tallies)
+        self.questions = self._tallies.questions
         """How many there were, by collector and outcome."""
-        self.records = tallies.records
+        self.records = self._tallies.records
         """How many were made, by kind."""
         ProcessCollector(namespace="qmp_agent", registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -164,6 +167,10 @@ class SelfMetrics:
         """Have what became of the config told by the next `render`."""
         self.reloaded.set(reload.trouble is None)
         self.reloaded_at.set(reload.taken_at)
+
+    def read_endpoint(self, turned_away: int) -> None:
+        """Have it told by the next `render` how many connections there was no room for."""
+        self._tallies.turned_away = turned_away
 
     def read_alerts(self, book: Book) -> None:
         """Have what fires told by the next `render`."""

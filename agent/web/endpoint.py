@@ -185,6 +185,11 @@ class Endpoint:
         )
         self._servers: list[asyncio.Server] = []
 
+    @property
+    def turned_away(self) -> int:
+        """Connections that were ended at once, because there were too many."""
+        return self._rules.gate.refused
+
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
         """Serve for as long as the block runs; yields the URL.

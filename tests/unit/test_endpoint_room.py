@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.demo.guest import until
+from agent.selfmetrics import SelfMetrics
 from agent.web import gate
 from tests.unit.door import Door
 from tests.unit.peer import LONG
@@ -91,7 +92,9 @@ async def test_there_is_room_for_so_many_connections_and_a_slot_is_free_again_wh
             await until(lambda: len(door.guards) == 10, LONG)
             async with door.raw() as (over, _):
                 assert await closed(over)
-            assert door.endpoint._rules.gate.refused == 1
+            metrics = SelfMetrics()
+            metrics.read_endpoint(door.endpoint.turned_away)
+            assert b"qmp_agent_http_connections_refused_total 1.0" in metrics.render()
             assert not first.at_eof()
         await until(lambda: len(door.guards) < 10, LONG)
         assert await door.get() == 200

@@ -19,7 +19,6 @@ from agent.config import Config
 from agent.delivery.alertmanager import Alertmanager
 from agent.delivery.delivery import Delivery
 from agent.delivery.entry import Note
-from agent.delivery.intake import Intake
 from agent.delivery.losses import Loss
 from agent.delivery.sink import Sink
 from agent.garbage import tended
@@ -72,7 +71,6 @@ class App:
         self._stamp = Stamp()
         self.alerts = Overseer(config.host, partial(plan, config.alerts.write_threshold), measure)
         self.delivery = Delivery(to or sink(config), delivery_terms(config), self._lost)
-        self._intake = Intake(self._send, self.delivery.events, self.delivery.losses)
         self.alertmanager: Alertmanager | None = None
         self._alerts_changed = asyncio.Event()
         self.reload = Reload()
@@ -89,7 +87,7 @@ class App:
 
     def record(self, record: Record) -> None:
         """Take an event or a change in a VM's life."""
-        self._intake.put(record)
+        self._send(record)
         if record.type.startswith("qemu.event."):
             self.snapshot.event(record)
             if told := self.alerts.event(record, record.data["event"], time.time_ns()):
@@ -260,7 +258,6 @@ class App:
                 yield url
             finally:
                 await _end(self.watching)  # each session says that it leaves
-                self._intake.flush()
 
     async def _watch(self, read: Callable[[], Config]) -> None:
         async with asyncio.TaskGroup() as tasks:

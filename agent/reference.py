@@ -133,7 +133,6 @@ def _own() -> Iterator[str]:
 async def _shown() -> str:
     """Return the specimen's series; some of the agent's own are of its loop."""
     app = _specimen()
-    await asyncio.sleep(0)  # its record is sent on at the next turn
     return render(app.snapshot) + app.own_metrics().decode()
 
 

@@ -71,12 +71,12 @@ class Book:
 
     def fire(self, alert: Alert) -> Record | None:
         """Take an alert; return the record that tells it, or None where it fires already."""
+        self.enders |= alert.ends_with
         known = self._firing.get(alert.fingerprint)
         if known is not None:
             self._firing[alert.fingerprint] = replace(alert, since_ns=known.since_ns)
             return None
         self._firing[alert.fingerprint] = alert
-        self.enders |= alert.ends_with
         return alert.record("firing", alert.since_ns, {})
 
     def resolve(self, alert: Alert, time_ns: int, reason: str, more: Mapping[str, Any] | None = None) -> Record | None:

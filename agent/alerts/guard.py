@@ -59,7 +59,7 @@ class Guard:
     _asked_offset: int = 0
     _asked_allocated: int = 0
     _known: bool = False
-    _rungs: tuple[int, tuple[Rung, ...]] = (0, ())
+    _rungs: tuple[tuple[int, tuple[Level, ...]], tuple[Rung, ...]] = ((0, ()), ())  # and of what they were made
     _high: tuple[str, int] = ("", 0)
     _points: "array[float]" = field(default_factory=lambda: array("d"))
     """When, and how much was used then, in turn: as tuples these would be 7 KiB of each disk."""
@@ -98,8 +98,9 @@ class Guard:
         """The rungs on this disk; none where nothing is wanted or can be said."""
         if self.plan.mode is Mode.OFF or not self.thin:
             return ()
-        if self._rungs[0] != self.limit:  # each poll asks
-            self._rungs = self.limit, rungs(self.plan.levels, self.limit)
+        of = self.limit, self.plan.levels
+        if self._rungs[0] != of:  # each poll asks
+            self._rungs = of, rungs(self.plan.levels, self.limit)
         return self._rungs[1]
 
     @property

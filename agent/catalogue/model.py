@@ -172,8 +172,10 @@ Numbers = Callable[[Any], tuple[Any, ...]]
 """Takes some values out of an object."""
 
 _MAX_LAYOUTS = 256
-_MAX_KEY_CHARACTERS = 8192
-"""What is kept of shapes, of which a hostile QEMU has a new one each time; a disk's keys are 800 characters."""
+_MAX_SHAPE_BYTES = 8192
+"""What is kept of shapes, of which a hostile QEMU has a new one each time; a disk's takes about 5 KB."""
+_KEY_BYTES = 64
+"""What a key takes beside its characters."""
 
 _INTS = {int}
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -205,9 +207,8 @@ class Reader:
     def __init__(self, family: Family) -> None:
         self._unavailable = family.unavailable
         self._objects: dict[tuple[str, ...], int] = {(): 0}
-        self._within: list[
-            tuple[int, str]
-        ] = []  # for each object but the item itself: in which other it is, and its key there
+        # For each object but the item itself: in which other it is, and its key there.
+        self._within: list[tuple[int, str]] = []
         self._rows = [
             Row(self._object(tuple(parents)), key, field.name, _CONVERT[field.kind](_TO_BASE[field.unit]))
             for field in family.fields
@@ -233,7 +234,8 @@ class Reader:
             found = objects[at].get(key)
             objects.append(found if isinstance(found, dict) else _NOTHING)
             shape += (at, *objects[-1])
-        layout = self._layouts.get(tuple(shape)) or self._learn(objects, tuple(shape))
+        known = tuple(shape)
+        layout = self._layouts.get(known) or self._learn(objects, known)
         rows = layout.rows
         values: Values = {}
         numbers: list[Any] = []
@@ -265,7 +267,7 @@ class Reader:
         )
         if len(self._layouts) >= _MAX_LAYOUTS:
             self._layouts.clear()
-        if sum(len(key) for keys in objects for key in keys) <= _MAX_KEY_CHARACTERS:
+        if sum(_KEY_BYTES + len(key) for keys in objects for key in keys) <= _MAX_SHAPE_BYTES:
             self._layouts[shape] = layout
         return layout
 

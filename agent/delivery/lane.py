@@ -90,11 +90,6 @@ class Lane:
         """Bytes of entries in memory."""
         return self._tail_bytes + size_of(self.flying)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether what waits in memory is within its budget."""
-        return self._tail_bytes <= self.budget.memory
-
     def lag_seconds(self) -> float:
         """Return the age of the oldest record that is being sent; 0 where none is."""
         return max(0.0, time.time() - self.flying[0].time_ns / 1e9) if self.flying else 0.0
@@ -207,9 +202,9 @@ class Lane:
             self._some.clear()
             await self._some.wait()
 
-    async def gathered(self, enough: int) -> None:
+    async def gathered(self, enough: int, enough_bytes: int) -> None:
         """Give others so long to come as is allowed, unless there are enough already, or the agent ends."""
-        if self.gather_seconds and len(self) < enough:
+        if self.gather_seconds and len(self) < enough and self._tail_bytes < enough_bytes:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.gather_seconds):
                     await self._ending.wait()

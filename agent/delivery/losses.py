@@ -24,8 +24,6 @@ class Drop(StrEnum):
     """The lane's budget was full; the oldest went."""
     NO_JOURNAL = "no_journal"
     """The journal could not be written, and what memory may hold was full."""
-    FLOOD = "flood"
-    """More events came than there was time for; of the VMs that said most the oldest went, warnings and worse aside."""
     REFUSED = "refused"
     """The sink will not have this one, ever; it lies with the dead letters where there is a journal."""
     CORRUPT = "corrupt"

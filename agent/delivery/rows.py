@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from agent.delivery.entry import OVERHEAD_BYTES, Contents, Entry, Note
+from agent.delivery.entry import OVERHEAD_BYTES, Contents, Entry, Note, size_of
 from agent.delivery.losses import TELLING
 
 
@@ -39,6 +39,8 @@ def notes_of(db: sqlite3.Connection) -> dict[str, Any]:
 
 Change = Callable[[sqlite3.Connection], None]
 
+MOST_STATEMENT_BYTES = 1 << 20
+"""A statement that is kept for the next keeps what was bound to it, too."""
 MOST_ROWS = 64
 """Rows written by one statement. For each statement SQLite's thread lets go of Python and waits to have it again, which a busy loop gives
 after 5 ms; and a statement has its own price too."""
@@ -56,6 +58,8 @@ def insert(lane: str, entries: Sequence[Entry], rows: list[int]) -> Change:
             while size > len(entries) - len(rows):
                 size //= 2  # so that there are few statements, which are prepared once
             some = entries[len(rows) : len(rows) + size]
+            if size > 1 and size_of(some) > MOST_STATEMENT_BYTES:
+                size, some = 1, some[:1]
             values = [v for e in some for v in (lane, e.id, e.key, e.type, e.time_ns, checksum(e), e.body)]
             last = db.execute(_INSERT + ", ".join([_ROW] * size), values).lastrowid
             assert last is not None

@@ -141,7 +141,7 @@ async def pump(
     most_bytes = min(BATCH_BYTES, lane.budget.memory // 4)
     while True:
         await lane.some()
-        await lane.gathered(BATCH_RECORDS)
+        await lane.gathered(BATCH_RECORDS, most_bytes)
         if not lane.flying and lane.has_backlog and journal is not None:
             await journal.fetch(lane, BATCH_RECORDS, most_bytes)
         elif not lane.flying:

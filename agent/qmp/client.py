@@ -39,6 +39,8 @@ FLOOD_BYTES = 64 * 1024
 """So much at once is a flood, if it is not one long answer."""
 REST_TURNS = 16
 """Turns of the loop, some milliseconds each at most, before more of a flood is read: acknowledging what was read takes about so many."""
+READ_TURNS = 2
+"""Turns in which what there is to read is read."""
 
 
 class Client(asyncio.Protocol):
@@ -58,6 +60,8 @@ class Client(asyncio.Protocol):
         self._answers: list[Answer] = []
         self._round: asyncio.Future[list[Answer]] | None = None
         self._probe: tuple[int, asyncio.Future[None]] | None = None
+        self._turns = 0  # until a flood is read on and what is held is written
+        self._held = b""
 
     @classmethod
     async def open(
@@ -200,6 +204,13 @@ class Client(asyncio.Protocol):
     def _write(self, data: Request) -> None:
         assert self._transport is not None
         self.bytes_written += len(data)
+        if self._turns:
+            self._held += data
+            return
+        self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        assert self._transport is not None
         if self._transport.get_extra_info("ssl_object") is None:
             self._transport.write(data)
             return
@@ -222,16 +233,33 @@ class Client(asyncio.Protocol):
         except ProtocolError as error:
             self._end(error)
         self.strays = self._qmp.strays
+        if self._held:
+            self._write_held()
         if len(data) >= FLOOD_BYTES and self._transport is not None and not self.ended.done():
             self._transport.pause_reading()
-            self._rest(REST_TURNS)
+            if not self._turns:
+                asyncio.get_running_loop().call_soon(self._rest)
+            self._turns = REST_TURNS + READ_TURNS
 
-    def _rest(self, turns: int) -> None:
-        """Read on after so many turns of the loop."""
-        if turns:
-            asyncio.get_running_loop().call_soon(self._rest, turns - 1)
-        elif self._transport is not None and not self.ended.done():
+    def _rest(self) -> None:
+        """Read on after some turns of the loop; write what was held in that time when something was read, or there was nothing to read.
+
+        Not before: what one who has ended leaves unread is thrown away by the kernel's no to a write.
+        """
+        if self.ended.done() or self._transport is None:
+            return
+        self._turns -= 1
+        if self._turns == READ_TURNS:
             self._transport.resume_reading()
+        if self._turns:
+            asyncio.get_running_loop().call_soon(self._rest)
+        elif self._held:
+            self._write_held()
+
+    def _write_held(self) -> None:
+        held, self._held = self._held, b""
+        if not self.ended.done():
+            self._send(held)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102 - asyncio's own contract
         self._end(NotConnectedError(str(exc) if exc else "QEMU closed the connection"))

@@ -74,6 +74,9 @@ class Session:
         self._shapes: dict[str, object] = {}
         self._polls: dict[str, Poll] = {}
         self._go_on_by = inf
+        self._looked = (
+            False  # until then an event brings the first look forward, in which all is asked that it could ask for
+        )
         self._menu = terms.menu
         self._never: list[str] = []  # a set of so few is six times as large
 
@@ -106,16 +109,17 @@ class Session:
                 if status != "setup" and self._facts.hears:
                     # They are on; a destination tells its setup even where they are off (QEMU 7.2).
                     self._facts = dataclasses.replace(self._facts, migration_events=True)
-        asks = (*row_of(event.name).asks, *self._wants(vm))
+        commander = self._terms.commander
+        asks = (*row_of(event.name).asks, *(commander.wants(vm) if commander is not None else ()))
         if asks:
-            self._schedule.demand(asks, time.monotonic())
+            self._schedule.demand(asks if self._looked else (_DISCOVER,), time.monotonic())
             self._rouse()
 
     def resync(self) -> None:
         """Ask everything anew, each VM at its own moment within the polling interval."""
         if self._vm is not None:
-            wait = self._phase * min(self._terms.intervals.poll, RESYNC_SECONDS)
-            self._schedule.plan(_DISCOVER, time.monotonic() + wait)
+            within = min(self._terms.intervals.poll, RESYNC_SECONDS)
+            self._schedule.plan(_DISCOVER, time.monotonic() + self._phase * within)
             self._rouse()
 
     # What we ask.
@@ -137,10 +141,10 @@ class Session:
             QmpError: why it ended.
         """
         self._vm = vm
-        self._ear.begin(vm)
-        client.ended.add_done_callback(lambda _: self._rouse())
         self._schedule.plan(_DISCOVER, self._terms.first_looks.take(time.monotonic()))
         self._schedule.plan(THREADS, inf)
+        self._ear.begin(vm)
+        client.ended.add_done_callback(lambda _: self._rouse())
         self._terms.asked += 1
         with contextlib.closing(self._behind):
             try:
@@ -203,6 +207,7 @@ class Session:
             else:
                 self._schedule.plan(name, now)
         self._schedule.plan(_DISCOVER, now + self._terms.intervals.resync * (0.9 + 0.2 * self._phase))
+        self._looked = True
 
     async def _commands(self, client: Link, greeting: Greeting) -> frozenset[str]:
         """Return what this QEMU understands, asked once for each build that was ever met."""
@@ -281,9 +286,6 @@ class Session:
             self._compare(collector, samples)
         self._plan(collector, samples, poll.at)
 
-    def _wants(self, vm: Vm) -> frozenset[str]:
-        return self._terms.commander.wants(vm) if self._terms.commander is not None else frozenset()
-
     async def _obey(self, client: Link, vm: Vm) -> None:
         """Make the changes that are wanted of what was just learnt, one by one, and ask what is wanted then.
 
@@ -307,7 +309,7 @@ class Session:
                 await self._stalled(client, error)
             finally:
                 commander.ordered(vm, disk, done=done)
-        self._schedule.demand(self._wants(vm), time.monotonic())
+        self._schedule.demand(commander.wants(vm), time.monotonic())
 
     def _collect(
         self, vm: Vm, collector: Collector, answers: Sequence[Answer], poll: Poll
@@ -349,10 +351,10 @@ class Session:
         wait = collector.again(samples, self._facts, self._terms.intervals)
         if name in self._never or wait is None:
             return
-        shared = wait >= poll and self._facts.hears
+        shared = wait >= poll and wait % poll == 0 and self._facts.hears
         if wait >= poll and name not in self._phased:
             self._phased.append(name)
-            wait *= self._phase
+            wait *= 0.1 + 0.9 * self._phase
         at = moment(start, wait, poll, self._phase, self._terms.asked) if shared else start + wait * self._spread
         self._schedule.plan(name, at)
 

@@ -60,6 +60,8 @@ class Pair:
     time_ns: int = 0
     now: Subjects = field(default_factory=dict)
     then_ns: int = 0
+    limits: object = None
+    """The bounds by which it was cut."""
     _then: dict[Labels, Kept] = field(default_factory=lambda: _NOTHING)
 
     def holds(self, samples: Sequence[Sample]) -> bool:

@@ -126,8 +126,9 @@ class Snapshot:
                 if not mine:
                     continue
                 pair = view.pairs[family.name] = Pair()
-            elif pair.holds(mine):
+            elif pair.limits is self.limits and not view.left_out[family.name] and pair.holds(mine):
                 continue
+            pair.limits = self.limits
             kept = view.cap.admit(family, pair.now, mine, time_ns, self.limits)
             if len(kept) < len(mine) or family.name in view.left_out:
                 view.left_out[family.name] = len(mine) - len(kept)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from agent.delivery.entry import Entry
-from agent.delivery.losses import Drop
+from agent.delivery.lane import Budget, Lane
+from agent.delivery.losses import Drop, Losses
 from tests.delivery.disk import Failing, Stuck
 from tests.delivery.kinds import DURABLE, MEMORY, SPILLING, Kind, journaled_kinds
 from tests.delivery.script import (
@@ -310,3 +311,18 @@ async def test_a_bug_in_a_sink_ends_the_agent_and_does_not_look_like_work(folder
             delivery.put(Source().next())
             await asyncio.Event().wait()
     assert raised.group_contains(ZeroDivisionError)
+
+
+async def test_a_batch_that_is_full_by_its_bytes_waits_for_no_more() -> None:
+    lane, source = (
+        Lane("samples", Budget(1 << 20, 0), Losses(), durable=False, gather_seconds=10 * LONG),
+        Source(SAMPLE),
+    )
+    for stamped in source.some(10):
+        lane.put(Entry.of(stamped))
+    waiting = asyncio.create_task(lane.gathered(1000, 1 << 20))
+    await asyncio.wait({waiting}, timeout=0.05)
+    assert not waiting.done()
+    waiting.cancel()
+    async with asyncio.timeout(LONG):
+        await lane.gathered(1000, 1000)

@@ -131,3 +131,10 @@ def test_a_samples_data_are_its_labels_and_its_values() -> None:
     assert sample.data == {"device": "disk0", "reads_total": 5}
     assert sample.subject == "disk0"
     assert Sample(MIGRATION, (), {}).subject == ""
+
+
+def test_of_shapes_that_take_much_none_is_kept() -> None:
+    reader = Reader(Family("f", "s", "h.", (), (Field("a", "a", Kind.GAUGE, "H."), Field("b", "b", Kind.GAUGE, "H."))))
+    assert reader({"a": 1, "b": 2}) == {"a": 1, "b": 2}
+    assert reader({"a": 1, "b": 2, **{chr(1024 + n): n for n in range(1000)}}) == {"a": 1, "b": 2}
+    assert len(reader._layouts) == 1

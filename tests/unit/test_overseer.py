@@ -1,16 +1,18 @@
 """Alerts: what fires, what ends it, what is kept over restarts, and what is to be set in which QEMU."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from agent.alerts.book import Alert, Book
 from agent.alerts.disk import Mode
 from agent.alerts.overseer import AWAY_SECONDS, NOTE, Overseer, Told
 from agent.alerts.rules import RULES
 from agent.qmp.commands import AllowList, Ask, Change
 from agent.record import Record, Severity, Stamp, Vm
-from tests.unit.thin import GIB, HOST, VM, Disk, crossed, overseer
+from tests.unit.thin import GIB, HOST, VM, Disk, crossed, overseer, plan
 from tests.unit.valid import faults, understood
 
 TWIN = Vm(VM.host, VM.uuid, VM.name, "/run/other.qmp")
@@ -303,3 +305,22 @@ def test_whatever_was_kept_an_overseer_works(kept: object) -> None:
     one.recall({NOTE + VM.uuid: kept}, 0)
     one.attached(VM)
     assert len(seen(one, Disk(offset=81 * GIB))) == 1
+
+
+def test_other_levels_hold_at_the_next_look_at_a_disk_that_was_looked_at_before() -> None:
+    disk = Disk(offset=60 * GIB)
+    one = attached(disk)
+    one.replan(lambda _vm, _disk: plan(Mode.ARM, "40%"))
+    assert one.wants(VM) == {"block", "nodes"}
+    assert said(seen(one, disk)) == [("write_threshold", "disk0", "40%", "firing")]
+    one.replan(lambda _vm, _disk: plan(Mode.ARM, "90%"))
+    assert said(seen(one, disk)) == [("write_threshold", "disk0", "40%", "resolved")]
+    assert [rung.level.text for rung in one.ladder(VM, "disk0")] == ["90%"]
+
+
+def test_an_alert_that_fires_anew_ends_with_what_it_then_says() -> None:
+    book = Book()
+    alert = Alert("guest_panicked", VM, "", "", Severity.CRITICAL, 1, {}, ends_with=frozenset({"RESUME"}))
+    book.fire(alert)
+    book.fire(replace(alert, ends_with=frozenset({"RESET"})))
+    assert book.enders == {"RESUME", "RESET"}

@@ -271,3 +271,43 @@ async def test_all_of_a_flood_is_heard_in_order_and_others_get_their_turns(folde
     floods = [(turn, later) for turn, later in pairwise(heard_bytes) if heard_bytes[turn] >= FLOOD_BYTES]
     assert len(floods) > 3
     assert all(later - turn >= REST_TURNS for turn, later in floods)
+
+
+async def test_what_is_asked_amid_a_flood_of_one_who_has_ended_costs_nothing_of_what_it_said(folder: Path) -> None:
+    said = [line({"event": "STOP", "data": {"n": number, "pad": "x" * 200}}) for number in range(1300)]
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(line(HELLO))
+        await reader.read(500)
+        writer.write(line(DONE) + b"".join(said))
+        await writer.drain()
+        writer.write(line({"event": "SHUTDOWN"}))
+
+    heard, begun = list[str](), asyncio.Event()
+
+    def hear(event: Event) -> None:
+        heard.append(event.name)
+        begun.set()
+
+    async with asyncio.timeout(LONG), peer(folder, talk) as path, connected(path, hear) as client:
+        await begun.wait()
+        for _ in range(REST_TURNS // 2):
+            await asyncio.sleep(0)
+        with pytest.raises(QmpError):
+            await client.ask([Ask("query-status")], deadline=LONG)
+    assert (len(heard), heard[-1]) == (1301, "SHUTDOWN")
+
+
+async def test_amid_a_flood_questions_are_answered(folder: Path) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(line(HELLO) + line(DONE))
+        while not reader.at_eof():
+            writer.write(line({"event": "STOP", "data": {"pad": "x" * 1000}}) * 1000)
+            await writer.drain()
+            if reader._buffer.count(b"query-status"):  # type: ignore[attr-defined]  # looked at, not waited for
+                writer.write(line({"return": {}}))
+                await reader.read(1 << 16)
+
+    async with asyncio.timeout(LONG), peer(folder, talk) as path, connected(path) as client:
+        for _ in range(3):
+            assert await client.ask([Ask("query-status")], deadline=LONG) == [{}]

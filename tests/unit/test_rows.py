@@ -27,3 +27,12 @@ def test_each_entry_is_in_the_row_that_is_said_of_it_however_many_there_are(tmp_
         store.commit([delete("events", 0, places[-1] if places else 0)])
         made += count
     store.close()
+
+
+def test_large_bodies_are_whole_and_each_in_its_row(tmp_path: Path) -> None:
+    store, places = Store(tmp_path / "journal.db"), list[int]()
+    entries = [Entry(f"run-{n}", "vm", "qemu.event.stop", n, bytes([n]) * (300_000 if n % 5 else 2)) for n in range(20)]
+    store.commit([insert("events", entries, places)])
+    read, _, _ = store.read("events", 0, 100, 1 << 30)
+    assert [(e.row, e.body) for e in read] == [(row, e.body) for row, e in zip(places, entries, strict=True)]
+    store.close()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from agent.catalogue.metrics.runstate import RUNSTATE
 from agent.catalogue.model import Sample
 from agent.collectors import ALL, Collector, Intervals
 from agent.collectors.base import Answers
+from agent.qmp.client import Client
 from agent.qmp.commands import Ask, Change
 from agent.qmp.errors import AnswerError
-from agent.vm.schedule import SLACK_SECONDS, SPACING_SECONDS, Schedule
+from agent.vm.schedule import SLACK_SECONDS, SPACING_SECONDS, Schedule, Turns
 from agent.vm.status import Menu, Outcome
 from tests.lab.fake import FakeError, FakeQemu
 from tests.unit.notes import Notes, terms, watching
@@ -323,3 +325,48 @@ async def test_polls_are_planned_for_the_moments_that_a_vm_shares_with_others(
     _at_once, *later = planned
     assert len(later) >= 3
     assert later == pytest.approx([round(at / 0.25) * 0.25 for at in later], abs=1e-6)
+
+
+@pytest.mark.parametrize("interval", [0.25, 0.5, 0.3])
+async def test_what_is_asked_more_seldom_than_polls_are_is_asked_as_often_as_it_says(
+    fake: FakeQemu, monkeypatch: pytest.MonkeyPatch, interval: float
+) -> None:
+    asked: list[float] = []
+    plan = Schedule.plan
+
+    def noting(self: Schedule, name: str, at: float) -> None:
+        plan(self, name, at)
+        if name == "slow":
+            asked.append(at)
+
+    monkeypatch.setattr(Schedule, "plan", noting)
+    slow = Collector("slow", (), lambda _: (Ask("query-name"),), lambda _: (), again=lambda *_: interval)
+    notes = Notes()
+    async with watching(notes, fake.path, settled=terms(menu=Menu([*ALL, slow]), intervals=Intervals(poll=0.25))):
+        await notes.until(lambda: len(notes.outcomes("slow")) >= 4)
+    gaps = [later - before for before, later in pairwise(asked[2:])]
+    assert gaps == pytest.approx([interval] * len(gaps), abs=SLACK_SECONDS)
+
+
+async def test_one_whose_events_are_not_heard_is_not_polled_twice_at_once_when_it_is_met(
+    fake: FakeQemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.vm.session.random", lambda: 0.0)
+    monkeypatch.setattr(Client, "hears", False)
+    notes, began = Notes(), time.monotonic()
+    async with watching(notes, fake.path, settled=terms(intervals=Intervals(poll=3.0))):
+        await notes.polled(2)
+    assert time.monotonic() - began > 0.1 * 0.9 * 3.0
+
+
+async def test_an_event_that_asks_for_something_brings_the_first_look_forward(fake: FakeQemu) -> None:
+    turns = Turns(60, 60)
+    turns.take(time.monotonic())
+    notes = Notes()
+    async with watching(notes, fake.path, settled=terms(first_looks=turns)):
+        await notes.until(lambda: notes.records("vm.attached"))
+        fake.emit("RTC_CHANGE", {"offset": 1})  # asks for nothing
+        fake.emit("DEVICE_DELETED", {"path": "/machine"})
+        await notes.polled()
+    asked = executed(fake)
+    assert asked.index("query-commands") < asked.index("query-cpus-fast")

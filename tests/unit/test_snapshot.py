@@ -229,3 +229,21 @@ def test_the_very_samples_that_were_taken_last_say_nothing_new_but_to_a_view_tha
     snapshot.status(status(vm()))
     snapshot.samples(vm(), families, samples, 3 * SECOND)
     assert subjects(snapshot, vm(), "block_space") == [("disk0",)]
+
+
+def test_nothing_is_left_out_any_more_of_a_family_that_was_cut_to_nothing_and_is_gone() -> None:
+    snapshot = up(vm())
+    snapshot.limits = Limits(series=0)
+    poll(snapshot, vm(), "block", disks("disk0"))
+    assert view(snapshot, vm()).left_out.total() == 1
+    poll(snapshot, vm(), "block", [])
+    assert view(snapshot, vm()).left_out.total() == 0
+
+
+def test_other_limits_hold_for_the_very_samples_that_were_taken_last() -> None:
+    snapshot = up(vm())
+    families, samples = (BY_NAME["block_space"],), [Sample(BY_NAME["block_space"], ("disk0",), {"used_bytes": 5})]
+    snapshot.samples(vm(), families, samples, SECOND)
+    snapshot.limits = Limits(series=0)
+    snapshot.samples(vm(), families, samples, 2 * SECOND)
+    assert subjects(snapshot, vm(), "block_space") == []

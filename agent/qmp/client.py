@@ -61,7 +61,7 @@ class Client(asyncio.Protocol):
         self._round: asyncio.Future[list[Answer]] | None = None
         self._probe: tuple[int, asyncio.Future[None]] | None = None
         self._turns = 0  # until a flood is read on and what is held is written
-        self._held = b""
+        self._held: list[Request] = []
 
     @classmethod
     async def open(
@@ -146,7 +146,7 @@ class Client(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._round = loop.create_future()
         self._answers = []
-        self._write(data)
+        self._say(data)
         # As cheap as a wait gets, on every poll's way: one future and one timer.
         late = loop.call_later(deadline, self._late, asks[0], deadline)
         try:
@@ -182,7 +182,7 @@ class Client(asyncio.Protocol):
         if self._probe is None or self._probe[1].done():  # a late answer told of then, not of now
             number, data = self._qmp.probe()
             self._probe = number, asyncio.get_running_loop().create_future()
-            self._write(data)
+            self._say(data)
         try:
             async with asyncio.timeout(deadline):
                 await asyncio.shield(self._probe[1])
@@ -201,15 +201,15 @@ class Client(asyncio.Protocol):
         """End the connection now, because the VM is watched in a better way; `ended` says so."""
         self._end(MadeWayError("a better way to this VM was found"))
 
-    def _write(self, data: Request) -> None:
-        assert self._transport is not None
+    def _say(self, data: Request) -> None:
+        """Write a request, or hold it while a flood is not read to its end."""
         self.bytes_written += len(data)
         if self._turns:
-            self._held += data
-            return
-        self._send(data)
+            self._held.append(data)
+        else:
+            self._write(data)
 
-    def _send(self, data: bytes) -> None:
+    def _write(self, data: Request) -> None:
         assert self._transport is not None
         if self._transport.get_extra_info("ssl_object") is None:
             self._transport.write(data)
@@ -257,9 +257,9 @@ class Client(asyncio.Protocol):
             self._write_held()
 
     def _write_held(self) -> None:
-        held, self._held = self._held, b""
-        if not self.ended.done():
-            self._send(held)
+        held, self._held = self._held, []
+        for data in held if not self.ended.done() else ():
+            self._write(data)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102 - asyncio's own contract
         self._end(NotConnectedError(str(exc) if exc else "QEMU closed the connection"))
@@ -277,7 +277,7 @@ class Client(asyncio.Protocol):
                     self._probe[1].set_result(None)
             case Greeting():
                 self.greeting = message
-                self._write(self._qmp.negotiate())
+                self._say(self._qmp.negotiate())
             case Ready():
                 if not self._ready.done():
                     self._ready.set_result(None)

@@ -115,11 +115,6 @@ class Record(NamedTuple):
         """What its type says of whom it is for: `event`, `sample`, `alert`, `vm`, `migration` or `agent`."""
         return _kind(self.type)
 
-    @property
-    def is_sample(self) -> bool:
-        """Whether this is one of many that the next poll makes again; events, alerts and lifecycle records are not."""
-        return _kind(self.type) == "sample"
-
 
 @lru_cache(maxsize=1024)
 def _kind(kind: str) -> str:

@@ -60,9 +60,9 @@ class EventRow:
     asks: tuple[str, ...] = ()
     since: str = ""
     storm: tuple[str, ...] | None = None
-    kind: str = field(init=False)
-    head: Mapping[str, str] = field(init=False)
-    _paths: tuple[tuple[tuple[str, ...], str], ...] = field(init=False, repr=False)
+    kind: str = field(init=False, compare=False)
+    head: Mapping[str, str] = field(init=False, compare=False)
+    _paths: tuple[tuple[tuple[str, ...], str], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # What every event of its kind would have to be cut up and put together for.

@@ -27,7 +27,7 @@ from agent.vm.behind import Behind
 from agent.vm.ear import Ear
 from agent.vm.passage import Passage
 from agent.vm.schedule import Schedule, moment, split
-from agent.vm.status import Out, Outcome, State, Terms
+from agent.vm.status import MAIN_LOOP, PROCESS, Out, Outcome, State, Terms
 
 _log = logging.getLogger(__name__)
 
@@ -118,8 +118,8 @@ class Session:
     def resync(self) -> None:
         """Ask everything anew, each VM at its own moment within the polling interval."""
         if self._vm is not None:
-            within = min(self._terms.intervals.poll, RESYNC_SECONDS)
-            self._schedule.plan(_DISCOVER, time.monotonic() + self._phase * within)
+            wait = self._phase * min(self._terms.intervals.poll, RESYNC_SECONDS)
+            self._schedule.plan(_DISCOVER, time.monotonic() + wait)
             self._rouse()
 
     # What we ask.
@@ -389,13 +389,9 @@ class Session:
                 if client.can_probe:
                     answers = await client.probe(deadline=PROBE_SECONDS)
                     if not settled.done():
-                        self._tell(State.STALLED, _MAIN_LOOP if answers else _PROCESS)
+                        self._tell(State.STALLED, MAIN_LOOP if answers else PROCESS)
             settled.result()
         finally:
             settled.cancel()
         self._go_on_by = time.monotonic()
         self._tell(State.UP if self._vm is not None else State.NEGOTIATING, "")
-
-
-_MAIN_LOOP = "QEMU's monitor thread answers but its main loop does not: it hangs, on storage most often"
-_PROCESS = "no thread of QEMU answers: the process is stopped or starved"

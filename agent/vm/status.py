@@ -21,6 +21,11 @@ FIRST_LOOK_MOST_SECONDS = 5.0
 """How long a VM waits for that at most, however many there are and however often they come."""
 
 
+MAIN_LOOP = "QEMU's monitor thread answers but its main loop does not: it hangs, on storage most often"
+PROCESS = "no thread of QEMU answers: the process is stopped or starved"
+"""Why a VM is stalled, as a probe out of band tells."""
+
+
 class State(StrEnum):
     """Where a session stands, as a person sees it."""
 

@@ -84,7 +84,7 @@ class Live:
         """Show a record to all."""
         for onlooker in self._onlookers:
             onlooker.put(stamped)
-        if not stamped.record.is_sample:
+        if stamped.record.kind != "sample":
             self._recent.append(stamped)
             self._recent_bytes += len(stamped.body)
             while len(self._recent) > RECENT_RECORDS or self._recent_bytes > RECENT_BYTES:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import sys
-import time
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -93,11 +93,14 @@ async def test_files_turn_over_and_of_those_that_are_kept_none_lacks_a_record(fo
 async def test_of_batches_that_come_side_by_side_one_alone_turns_the_file_over(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look = os.fstat
+    look, another = os.fstat, threading.Barrier(2)
 
     def slowly(descriptor: int) -> os.stat_result:
         found = look(descriptor)
-        time.sleep(0.05)  # the other thread looks meanwhile
+        try:
+            another.wait(0.05)  # until another thread looks too, which is what may not be
+        except threading.BrokenBarrierError:
+            another.reset()
         return found
 
     path, source = folder / "records", Source()

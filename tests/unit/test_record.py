@@ -130,7 +130,7 @@ def test_records_of_one_vm_have_one_key_and_one_source_whatever_they_are() -> No
     records = [stop(), Record("qemu.vm.gone", VM, {"reason": "x"}, 0), Record("qemu.sample.balloon", VM, {}, 0)]
     events = [stamped(record) for record in records]
     assert {(event["partitionkey"], event["source"]) for event in events} == {(VM.key, f"/hosts/host1/vms/{UUID}")}
-    assert [record.is_sample for record in records] == [False, False, True]
+    assert [record.kind == "sample" for record in records] == [False, False, True]
 
 
 @pytest.mark.parametrize("name", HOSTILE)

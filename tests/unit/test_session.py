@@ -36,6 +36,20 @@ def has_balloon(fake: FakeQemu, *, interval: int, stats: Any = None) -> None:
     fake.replies["query-balloon"] = {"actual": 1 << 30}
 
 
+def plans(monkeypatch: pytest.MonkeyPatch, name: str) -> list[float]:
+    """Return when a collector is planned to be asked, as far as it is by now."""
+    planned: list[float] = []
+    plan = Schedule.plan
+
+    def noting(self: Schedule, whose: str, at: float) -> None:
+        plan(self, whose, at)
+        if whose == name:
+            planned.append(at)
+
+    monkeypatch.setattr(Schedule, "plan", noting)
+    return planned
+
+
 def executed(fake: FakeQemu) -> list[str]:
     return [request.get("execute", "") for request in fake.sent]
 
@@ -308,15 +322,7 @@ async def test_at_each_resync_what_the_vm_has_is_learned_anew(fake: FakeQemu) ->
 async def test_polls_are_planned_for_the_moments_that_a_vm_shares_with_others(
     fake: FakeQemu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned: list[float] = []
-    plan = Schedule.plan
-
-    def noting(self: Schedule, name: str, at: float) -> None:
-        plan(self, name, at)
-        if name == "block":
-            planned.append(at)
-
-    monkeypatch.setattr(Schedule, "plan", noting)
+    planned = plans(monkeypatch, "block")
     notes, settled = Notes(), terms(intervals=Intervals(poll=0.25))
     async with watching(notes, fake.path, settled=settled):
         await notes.polled(4)
@@ -331,15 +337,7 @@ async def test_polls_are_planned_for_the_moments_that_a_vm_shares_with_others(
 async def test_what_is_asked_more_seldom_than_polls_are_is_asked_as_often_as_it_says(
     fake: FakeQemu, monkeypatch: pytest.MonkeyPatch, interval: float
 ) -> None:
-    asked: list[float] = []
-    plan = Schedule.plan
-
-    def noting(self: Schedule, name: str, at: float) -> None:
-        plan(self, name, at)
-        if name == "slow":
-            asked.append(at)
-
-    monkeypatch.setattr(Schedule, "plan", noting)
+    asked = plans(monkeypatch, "slow")
     slow = Collector("slow", (), lambda _: (Ask("query-name"),), lambda _: (), again=lambda *_: interval)
     notes = Notes()
     async with watching(notes, fake.path, settled=terms(menu=Menu([*ALL, slow]), intervals=Intervals(poll=0.25))):

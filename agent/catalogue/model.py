@@ -260,7 +260,7 @@ class Reader:
         whole = [[row for row in there if row.at == at and row.name in self._numbers] for at in range(len(objects))]
         names = [row.name for rows in whole for row in rows]
         layout = Layout(
-            [(at, _taker([row.key for row in rows])) for at, rows in enumerate(whole) if rows],
+            [(at, taker([row.key for row in rows])) for at, rows in enumerate(whole) if rows],
             names,
             [(name, self._units[name]) for name in names if name in self._units],
             [row for row in there if row.name not in self._numbers],
@@ -272,7 +272,8 @@ class Reader:
         return layout
 
 
-def _taker(keys: Sequence[str]) -> Numbers:
+def taker(keys: Sequence[str]) -> Numbers:
+    """Return what takes these keys' values out of an object, of which there is one at least: an itemgetter of one gives no tuple."""
     only = keys[0]
     return itemgetter(*keys) if len(keys) > 1 else lambda found: (found[only],)
 

@@ -4,13 +4,11 @@ Kept in the agent and not by those who look, so that a page just opened, and `qm
 there are the counters alone, as bare numbers: as values they would be a tenth of what a VM takes of memory.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
 from struct import Struct
-from typing import Any
 
-from agent.catalogue.model import Sample, Values
+from agent.catalogue.model import Numbers, Sample, Values, taker
 
 LEAST_NS = 500_000_000
 """Polls closer together than this count as one: a rate over a few milliseconds says nothing."""
@@ -28,9 +26,7 @@ class _Layout:
         counters = [name for name in names if name.endswith("_total")]
         self.places = {name: place for place, name in enumerate(counters)}
         self.numbers = Struct(f"{len(counters)}d")
-        self.pick: Callable[[Values], Any] = itemgetter(*counters) if counters else tuple
-        if len(counters) == 1:  # then an itemgetter gives no tuple
-            self.pick = lambda values: (values[counters[0]],)
+        self.pick: Numbers = taker(counters) if counters else tuple
 
 
 Kept = tuple[_Layout, bytes]
@@ -74,10 +70,6 @@ class Pair:
             then = {labels: kept for labels, values in self.now.items() if (kept := _keep(values)) is not None}
             self.then_ns, self._then = self.time_ns, then or _NOTHING
         self.time_ns, self.now = time_ns, samples
-
-    def rate(self, labels: Labels, name: str) -> float | None:
-        """Return how much a counter rose a second; None where that is not known, or it began anew."""
-        return self.rates(labels, (name,)).get(name)
 
     def rates(self, labels: Labels, names: Iterable[str]) -> dict[str, float]:
         """Return the rates of several counters that are known."""

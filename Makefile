@@ -66,18 +66,18 @@ generate: $(VENV)/dev
 	$(BIN)/qmp-agent schema config > config/agent.schema.json
 	$(BIN)/qmp-agent schema record > config/record.schema.json
 	$(BIN)/python -m dashboards
-	$(BIN)/python -m agent.reference metrics > docs/metrics.md
-	$(BIN)/python -m agent.reference records > docs/records.md
+	$(BIN)/python -m tools.reference metrics > docs/metrics.md
+	$(BIN)/python -m tools.reference records > docs/records.md
 	$(BIN)/python -m deploy.prometheus.libvirt_names debian > deploy/prometheus/libvirt-names-debian.yml
 	$(BIN)/python -m deploy.prometheus.libvirt_names tinkoff > deploy/prometheus/libvirt-names-tinkoff.yml
-	$(BIN)/python -m agent.reference queries > docs/qmp-commands.md
+	$(BIN)/python -m tools.reference queries > docs/qmp-commands.md
 
 golden: $(VENV)/dev
-	GOLDEN=write $(BIN)/pytest -q $(addprefix tests/unit/test_,collectors.py transcripts.py exposition.py config.py)
+	GOLDEN=write $(BIN)/pytest -q tests/unit/collectors tests/unit/session/test_transcripts.py tests/unit/exposition tests/unit/config
 
 # docs/records.md shows records of a real run, which is made by hand: when there is a new type of record.
 examples: lab-test
-	$(BIN)/python -m tests.examples
+	$(BIN)/python -m tests.lab.record_examples
 
 package: $(VENV)/release
 	rm -rf dist
@@ -92,7 +92,7 @@ requirements: $(VENV)/release
 
 # The README's screenshots are taken by hand too, and looked at: when the page or top have changed.
 shots: lab-test
-	$(BIN)/python -m tests.page.shots
+	$(BIN)/python -m tests.lab.screenshots
 
 lab-demo: $(VENV)/run
 	tests/lab/install demo $(BIN)/python

@@ -7,23 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import wire
+from tests.lab import command_audit
 
 pytest_plugins = ["tests.lab.fixtures"]
 
-_WIRE = wire.Wire()
+_WIRE = command_audit.Wire()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _traced() -> Iterator[None]:
     """Write down what is said, by agents that are processes of their own too."""
-    wire.tap(_WIRE)
+    command_audit.tap(_WIRE)
     with tempfile.TemporaryDirectory(prefix="qmp-wire-") as folder:
-        os.environ[wire.TRACE] = folder
+        os.environ[command_audit.TRACE] = folder
         yield
         _WIRE.test = "an agent that was started by a test"
         _WIRE.read(Path(folder))
-        del os.environ[wire.TRACE]
+        del os.environ[command_audit.TRACE]
 
 
 @pytest.hookimpl(tryfirst=True)

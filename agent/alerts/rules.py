@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent.record import Severity
+from agent.model.record import Severity
 
 Data = Mapping[str, Any]
 

@@ -7,13 +7,13 @@ real; their other counters are constant zero and are not read.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from agent.catalogue.events import device_name
-from agent.catalogue.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_TIMED
-from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, expect
-from agent.collectors.raw import objects, within
+from agent.collectors.untrusted import objects, within
+from agent.model.events import device_name
+from agent.model.family import Reader, Sample
+from agent.model.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_TIMED
+from agent.model.record import clean
 from agent.qmp.commands import Ask
-from agent.record import clean
 
 _read_disk = Reader(BLOCK)
 _read_backing = Reader(BLOCK_BACKING)

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.catalogue.metrics.memory import DIRTY_RATE, VCPU_DIRTY
-from agent.catalogue.model import Reader, Sample, Values
 from agent.collectors.base import Answers, Collector, Facts, Intervals, expect
-from agent.collectors.raw import objects
+from agent.collectors.untrusted import objects
+from agent.model.family import Reader, Sample, Values
+from agent.model.metrics.memory import DIRTY_RATE, VCPU_DIRTY
 from agent.qmp.commands import Ask
 
 _read = Reader(DIRTY_RATE)

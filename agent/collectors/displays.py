@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
-from agent.catalogue.metrics.inventory import SPICE, VNC
-from agent.catalogue.model import Reader, Sample, Values
 from agent.collectors.base import Answers, Collector, expect
-from agent.collectors.raw import objects, text
+from agent.collectors.untrusted import objects, text
+from agent.model.family import Reader, Sample, Values
+from agent.model.metrics.inventory import SPICE, VNC
+from agent.model.record import clean
 from agent.qmp.commands import Ask
-from agent.record import clean
 
 _read_vnc = Reader(VNC)
 _read_spice = Reader(SPICE)

@@ -5,10 +5,10 @@ Asked as rarely as the layers are, and for the same reason: query-block looks at
 
 from collections.abc import Iterable
 
-from agent.catalogue.metrics.block import BLOCK_DEVICE
-from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector
 from agent.collectors.block import disks
+from agent.model.family import Reader, Sample
+from agent.model.metrics.block import BLOCK_DEVICE
 from agent.qmp.commands import Ask
 
 _read = Reader(BLOCK_DEVICE)

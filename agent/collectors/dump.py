@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.catalogue.metrics.memory import DUMP
-from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, Facts, Intervals, expect
+from agent.model.family import Reader, Sample
+from agent.model.metrics.memory import DUMP
 from agent.qmp.commands import Ask
 
 _read = Reader(DUMP)

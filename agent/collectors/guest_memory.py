@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.catalogue.metrics.memory import GUEST_MEMORY
-from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, Facts, Intervals
+from agent.model.family import Reader, Sample
+from agent.model.metrics.memory import GUEST_MEMORY
 from agent.qmp.commands import Ask
 
 _read = Reader(GUEST_MEMORY)

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from agent.catalogue.metrics.memory import HV_BALLOON
-from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, when_told
+from agent.model.family import Reader, Sample
+from agent.model.metrics.memory import HV_BALLOON
 from agent.qmp.commands import Ask
 
 _read = Reader(HV_BALLOON)

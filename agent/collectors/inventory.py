@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from agent.catalogue.metrics.inventory import INVENTORY, TPM
-from agent.catalogue.model import Reader, Sample, Values
 from agent.collectors.base import Answers, Collector, Facts, expect
-from agent.collectors.raw import objects, text, within
+from agent.collectors.untrusted import objects, text, within
+from agent.model.family import Reader, Sample, Values
+from agent.model.metrics.inventory import INVENTORY, TPM
+from agent.model.record import clean
 from agent.qmp.commands import Ask
-from agent.record import clean
 
 _read = Reader(INVENTORY)
 _read_tpm = Reader(TPM)

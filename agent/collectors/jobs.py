@@ -7,12 +7,12 @@ followed from poll to poll, for QEMU gives no rate.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from agent.catalogue.metrics.jobs import JOB
-from agent.catalogue.model import Reader, Sample, Values
 from agent.collectors.base import Answers, Collector, Facts, Intervals, Poll, expect, when_told
-from agent.collectors.raw import objects
+from agent.collectors.untrusted import objects
+from agent.model.family import Reader, Sample, Values
+from agent.model.metrics.jobs import JOB
+from agent.model.record import clean
 from agent.qmp.commands import Ask
-from agent.record import clean
 
 _read = Reader(JOB)
 

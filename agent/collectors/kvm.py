@@ -7,10 +7,10 @@ what query-status takes, on 11.1 as much and 1.7 times (measured). So they are a
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.catalogue.metrics.kvm import KVM, KVM_VCPU
-from agent.catalogue.model import Family, Reader, Sample, Values
 from agent.collectors.base import Answers, Collector, Facts, Intervals, expect
-from agent.collectors.raw import objects, text
+from agent.collectors.untrusted import objects, text
+from agent.model.family import Family, Reader, Sample, Values
+from agent.model.metrics.kvm import KVM, KVM_VCPU
 from agent.qmp.commands import Ask
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from agent.catalogue.metrics.memory import MEMORY, MEMORY_DEVICE
-from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, expect
-from agent.collectors.raw import objects, text, within
+from agent.collectors.untrusted import objects, text, within
+from agent.model.family import Reader, Sample
+from agent.model.metrics.memory import MEMORY, MEMORY_DEVICE
+from agent.model.record import clean
 from agent.qmp.commands import Ask
-from agent.record import clean
 
 _read = Reader(MEMORY)
 _read_device = Reader(MEMORY_DEVICE)

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.catalogue.metrics.migration import ENDED, MIGRATION, MIGRATION_ENDED
-from agent.catalogue.model import Reader, Sample, Values
 from agent.collectors.base import Answers, Collector, Facts, Intervals, Notice, Poll, expect
+from agent.model.family import Reader, Sample, Values
+from agent.model.metrics.migration import ENDED, MIGRATION, MIGRATION_ENDED
+from agent.model.record import Severity
 from agent.qmp.commands import Ask
-from agent.record import Severity
 
 _read = Reader(MIGRATION)
 

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agent.catalogue.metrics.host import NET
-from agent.catalogue.model import Reader, Sample
-from agent.collectors.base import Answers, Collector, Facts, File, Interface, Text, each_poll, nothing
-from agent.collectors.procfs import Numbers, alone, interfaces
-from agent.record import clean
+from agent.collectors.base import Answers, Collector, Facts, each_poll, nothing
+from agent.host.procfs import Numbers, alone, interfaces
+from agent.host.types import File, Interface, Text
+from agent.model.family import Reader, Sample
+from agent.model.metrics.host import NET
+from agent.model.record import clean
 
 _read = Reader(NET)
 

@@ -6,13 +6,13 @@ Asked rarely: QEMU looks at the storage for it, and on storage that hangs it fre
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from agent.catalogue.metrics.block import BLOCK_BITMAP, BLOCK_LAYER
-from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, Facts, expect
 from agent.collectors.block import backings, chain, disks
-from agent.collectors.raw import objects, text
+from agent.collectors.untrusted import objects, text
+from agent.model.family import Reader, Sample
+from agent.model.metrics.block import BLOCK_BITMAP, BLOCK_LAYER
+from agent.model.record import clean
 from agent.qmp.commands import Ask
-from agent.record import clean
 
 _read = Reader(BLOCK_LAYER)
 _read_bitmap = Reader(BLOCK_BITMAP)

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agent.catalogue.metrics.host import CGROUP, PROCESS
-from agent.catalogue.model import Reader, Sample
-from agent.collectors.base import Answers, Collector, Facts, File, Text, each_poll, nothing
-from agent.collectors.procfs import alone, by_subject, keyed_of, pressure
+from agent.collectors.base import Answers, Collector, Facts, each_poll, nothing
+from agent.host.procfs import alone, by_subject, keyed_of, pressure
+from agent.host.types import File, Text
+from agent.model.family import Reader, Sample
+from agent.model.metrics.host import CGROUP, PROCESS
 
 _read_process = Reader(PROCESS)
 _read_cgroup = Reader(CGROUP)

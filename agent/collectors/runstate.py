@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.catalogue.metrics.runstate import RUNSTATE
-from agent.catalogue.model import Reader, Sample
 from agent.collectors.base import Answers, Collector, Poll, expect, when_told
+from agent.model.family import Reader, Sample
+from agent.model.metrics.runstate import RUNSTATE
 from agent.qmp.commands import Ask
 
 _read = Reader(RUNSTATE)

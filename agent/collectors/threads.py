@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from agent.catalogue.metrics.host import IOTHREAD, VCPU
-from agent.catalogue.model import Family, Reader, Sample
-from agent.collectors.base import Answers, Collector, File, Task, each_poll, nothing
-from agent.collectors.procfs import by_subject
+from agent.collectors.base import Answers, Collector, each_poll, nothing
+from agent.host.procfs import by_subject
+from agent.host.types import File, Task
+from agent.model.family import Family, Reader, Sample
+from agent.model.metrics.host import IOTHREAD, VCPU
 
 
 def _files(tasks: Sequence[Task]) -> list[File]:

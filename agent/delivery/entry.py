@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from agent.record import Stamped
+from agent.model.record import Stamped
 
 _versions = itertools.count(1)
 

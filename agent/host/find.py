@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.collectors.procfs import keyed
-from agent.host.proc import ROOT, Process
+from agent.host.process import ROOT, Process
+from agent.host.procfs import keyed
 
 _QEMU = re.compile(r"Name:\s*(qemu|kvm)")
 """What QEMU's process is called unless `-name process=` says otherwise."""

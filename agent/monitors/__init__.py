@@ -7,7 +7,7 @@ from agent.monitors.base import Found, Link, Monitor, Rank, Way, WayConfig
 from agent.monitors.burst import Burst
 from agent.monitors.dial import Dial, DialConfig
 from agent.monitors.hotplug import BurstConfig, Hotplug
-from agent.monitors.libvirt.entry import LibvirtConfig
+from agent.monitors.libvirt.config import LibvirtConfig
 from agent.monitors.listen import Listen, ListenConfig, ListenTlsConfig
 
 ENTRIES: tuple[type[WayConfig], ...] = (DialConfig, BurstConfig, LibvirtConfig, ListenConfig)

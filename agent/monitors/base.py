@@ -8,7 +8,7 @@ from enum import IntEnum
 from functools import partial
 from typing import ClassVar, Protocol
 
-from agent.config_types import Section
+from agent.common.config_types import Section
 from agent.qmp.client import Answer, Client, Connect
 from agent.qmp.commands import AllowList, Ask, Change
 from agent.qmp.errors import QmpError

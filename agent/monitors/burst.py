@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 
-from agent.backoff import back_off
+from agent.common.backoff import back_off
 from agent.monitors.base import Link, Monitor, OnEvent, Open, Rank
 from agent.monitors.dial import SCAN_SECONDS, Dial
 from agent.qmp.client import Answer, Client, Connect

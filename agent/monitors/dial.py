@@ -18,7 +18,7 @@ from typing import Self
 
 from asyncinotify import Inotify, Mask
 
-from agent.config_types import DialAddress
+from agent.common.config_types import DialAddress
 from agent.monitors.base import Allowed, Found, Monitor, WayConfig, qmp
 from agent.qmp.client import Connect
 

@@ -13,15 +13,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from agent.config_types import DialAddress, Folder
+from agent.common.config_types import DialAddress, Folder
+from agent.common.units import Seconds
+from agent.model.record import clean
 from agent.monitors.base import Allowed, Link, Monitor, OnEvent, Open, Rank, WayConfig
 from agent.monitors.burst import HOLD_SECONDS, Burst, visits
 from agent.monitors.dial import SCAN_SECONDS, unix
 from agent.qmp.client import Client, Connect
 from agent.qmp.commands import AllowList, Ask, Change, own_monitor, without_own_monitor
 from agent.qmp.errors import BusyError, CommandError, DeniedError, NotConnectedError, QmpError
-from agent.record import clean
-from agent.units import Seconds
 
 _log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from agent.config_types import DialAddress, Id, Secret, Section, expand
+from agent.common.config_types import DialAddress, Id, Secret, Section, expand
 from agent.monitors.base import Allowed, Found, Monitor, WayConfig, qmp
 
 _log = logging.getLogger(__name__)

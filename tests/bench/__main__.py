@@ -15,7 +15,7 @@ import uvloop
 
 from tests.bench.events import flood, told
 from tests.bench.host import host
-from tests.bench.peer import peer
+from tests.bench.libvirt_exporter import peer
 from tests.bench.poll import poll
 from tests.bench.scrape import scrape
 from tests.bench.table import Row, markdown, plain

@@ -18,15 +18,15 @@ from typing import Final
 import orjson
 import uvloop
 
-from agent.app import App
-from agent.config import Config
+from agent.app.agent import App
+from agent.app.builders import sink
+from agent.cli.demo.guest import until
+from agent.config.model import Config
 from agent.delivery.entry import Entry
-from agent.delivery.sink import Sink
-from agent.demo.guest import until
-from agent.record import Record
-from agent.terms import sink
-from tests.alerts.thin import started
+from agent.delivery.sinks.base import Sink
+from agent.model.record import Record
 from tests.lab.kafka import KafkaCluster
+from tests.lab.thin_guests import started
 
 STEP_KIB: Final = 512
 """How far the rungs are from each other: the guest takes longer for it than the agent to arm the next."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Final
 
-from agent.demo.guest import until
+from agent.cli.demo.guest import until
 from tests.bench.monitors import Monitors
 from tests.bench.process import cpu_seconds, role, said
 from tests.bench.table import Row

@@ -5,7 +5,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from agent.demo.guest import until
+from agent.cli.demo.guest import until
 from tests.bench.monitors import Monitors
 from tests.bench.process import resident_bytes, role
 from tests.bench.table import Row

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Final, Self, cast
 from uuid import UUID
 
-from tests.lab.fake import split
+from tests.lab.fake_qemu import split
 from tests.lab.transcript import Transcript
 
 _COMMAND: Final = re.compile(rb'"(?:execute|exec-oob)"\s*:\s*"([a-z_-]+)"')

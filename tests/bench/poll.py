@@ -7,7 +7,7 @@ from math import log
 from pathlib import Path
 from typing import Final
 
-from agent.demo.guest import Guest, GuestOptions, until
+from agent.cli.demo.guest import Guest, GuestOptions, until
 from tests.bench.monitors import Monitors
 from tests.bench.process import cpu_seconds, role
 from tests.bench.table import Row

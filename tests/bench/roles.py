@@ -30,12 +30,12 @@ import uvloop
 from aiokafka import AIOKafkaProducer
 from aiokafka.producer.message_accumulator import BatchBuilder
 
-from agent.app import App
-from agent.config import Config
+from agent.app.agent import App
+from agent.app.builders import sink
+from agent.config.model import Config
 from agent.delivery.entry import Entry
-from agent.delivery.sink import Sink
-from agent.garbage import tended
-from agent.terms import sink
+from agent.delivery.sinks.base import Sink
+from agent.runtime.gc import tended
 
 ZSTD = 4
 """Kafka's number for it."""

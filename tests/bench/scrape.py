@@ -10,20 +10,20 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from agent.app import App
-from agent.catalogue.metrics.block import BLOCK
-from agent.catalogue.model import Kind, shown
+from agent.app.agent import App
 from agent.collectors import block
-from agent.config import Config
-from agent.garbage import tended
+from agent.config.model import Config
+from agent.exposition.prometheus import render
+from agent.http.handlers import application
+from agent.model.family import Kind, shown
+from agent.model.metrics.block import BLOCK
+from agent.model.record import Vm
 from agent.monitors import Monitor
-from agent.record import Vm
-from agent.vm.status import State, Status
-from agent.web.exposition import render
-from agent.web.server import application
+from agent.runtime.gc import tended
+from agent.session.api import State, Status
 from tests.bench.monitors import two_disks
 from tests.bench.table import Row
-from tests.unit.sight import OPEN
+from tests.lab.snapshots import OPEN
 
 SERIES = 100_000
 

@@ -8,9 +8,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
-from agent.delivery.losses import Drop
-from tests.chaos.parts import eventually
-from tests.chaos.world import REQUEST_TIMEOUT_SECONDS, WINDOW_SECONDS, World
+from agent.delivery.drops import Drop
+from tests.chaos.issuer_process import eventually
+from tests.chaos.participants import REQUEST_TIMEOUT_SECONDS, WINDOW_SECONDS, World
 from tests.lab.kafka import Broker
 
 LONGER_SECONDS: Final = 2 * REQUEST_TIMEOUT_SECONDS + 1.5

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO, cast
 
 from tests.chaos import numbered
-from tests.lab.fake import OUT_OF_BAND, error, split
+from tests.lab.fake_qemu import OUT_OF_BAND, error, split
 from tests.lab.transcript import Transcript
 
 TICK_SECONDS: Final = 0.01

@@ -16,10 +16,10 @@ from typing import Any, Final
 import orjson
 from aiokafka import AIOKafkaConsumer
 
-from agent.delivery.losses import Drop
+from agent.delivery.drops import Drop
 from tests.chaos import numbered
 from tests.chaos.numbered import Connection, Issued
-from tests.chaos.world import WINDOW_SECONDS, How, Life, World
+from tests.chaos.participants import WINDOW_SECONDS, How, Life, World
 
 _READ_SECONDS: Final = 120.0
 _EXAMPLES: Final = 5

@@ -10,9 +10,9 @@ from typing import Final
 
 import orjson
 
+from tests.chaos.issuer_process import eventually
 from tests.chaos.judge import WRONG, Verdict, judge, read
-from tests.chaos.parts import eventually
-from tests.chaos.world import WINDOW_SECONDS, How, World
+from tests.chaos.participants import WINDOW_SECONDS, How, World
 from tests.lab.kafka import KafkaCluster
 
 Script = Callable[[World, random.Random], Awaitable[None]]

@@ -10,26 +10,26 @@ from typing import Any, Final
 
 import orjson
 
-from agent.catalogue.events import row_of
+from agent.app.builders import StartError, sink, terms, ways
+from agent.cli.format import line
 from agent.collectors import ALL, EVERYTHING, Intervals
 from agent.collectors.base import Poll
-from agent.config import Config
-from agent.config_file import ConfigError, validate
+from agent.config.loader import ConfigError, validate
+from agent.config.model import Config
+from agent.exposition.prometheus import render
+from agent.exposition.snapshot import Snapshot
+from agent.http.web_config import WebConfig
+from agent.model.events import row_of
+from agent.model.record import Record, Stamp, Vm
 from agent.monitors import Monitor
 from agent.qmp.commands import Ask
 from agent.qmp.errors import CommandError, ProtocolError, QmpError
 from agent.qmp.protocol import Event, Message
-from agent.readable import line
-from agent.record import Record, Stamp, Vm
-from agent.terms import StartError, sink, terms, ways
-from agent.vm.identity import Build, who
-from agent.vm.session import MAX_SAMPLES
-from agent.vm.status import State, Status
-from agent.web.exposition import render
-from agent.web.snapshot import Snapshot
-from agent.web.web_config import WebConfig
-from tests.unit.test_collectors import well_formed
-from tests.unit.wire import cut, ready
+from agent.session.api import State, Status
+from agent.session.identity import Build, who
+from agent.session.session import MAX_SAMPLES
+from tests.lab.qmp_bytes import cut, ready
+from tests.unit.collectors.test_collectors import well_formed
 
 MOST_BYTES: Final = 4096
 """The longest message that the fuzzed protocol takes, so that the bound is within an input's reach."""

@@ -10,9 +10,9 @@ from uuid import uuid4
 import pytest
 import pytest_asyncio
 
-from agent.demo.guest import Guest, GuestOptions
-from agent.demo.images import LabMissing
-from tests.lab.fake import FakeQemu
+from agent.cli.demo.guest import Guest, GuestOptions
+from agent.cli.demo.images import LabMissing
+from tests.lab.fake_qemu import FakeQemu
 from tests.lab.kafka import KafkaCluster
 from tests.lab.prometheus import Prometheus
 from tests.lab.qemus import OTHERS, Qemu, qemu_of

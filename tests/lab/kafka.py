@@ -14,8 +14,8 @@ from typing import Any, Final, Self
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from agent.demo.guest import until
-from agent.demo.images import LabMissing
+from agent.cli.demo.guest import until
+from agent.cli.demo.images import LabMissing
 from tests.lab.kafka_home import java_command, kafka_home, warm
 from tests.lab.kafka_security import Security
 from tests.lab.machine import free_port

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from agent.demo.images import LabMissing, cache_folder, kept
+from agent.cli.demo.images import LabMissing, cache_folder, kept
 from tests.lab.machine import require
 
 POM: Final = Path(__file__).parent / "kafka" / "pom.xml"

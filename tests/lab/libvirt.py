@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from agent.demo.guest import until
-from agent.demo.images import LabMissing, boot_sector, cache_folder
+from agent.cli.demo.guest import until
+from agent.cli.demo.images import LabMissing, boot_sector, cache_folder
 from tests.lab.machine import CURE, free_port, require
 
 _START_SECONDS: Final = 30.0

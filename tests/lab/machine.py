@@ -6,7 +6,7 @@ import shutil
 import socket
 from typing import Final
 
-from agent.demo.images import LabMissing
+from agent.cli.demo.images import LabMissing
 
 CURE: Final = "run tests/lab/install test"
 

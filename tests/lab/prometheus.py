@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from agent.demo.images import LabMissing
+from agent.cli.demo.images import LabMissing
 from tests.lab.machine import CURE
 from tests.lab.server import Server, ServerError
 

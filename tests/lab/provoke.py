@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from agent.demo.control import GuestError
-from agent.demo.guest import Guest, GuestOptions, Kind, until
+from agent.cli.demo.control import GuestError
+from agent.cli.demo.guest import Guest, GuestOptions, Kind, until
 from tests.lab.machine import free_port
 
 Provoke = Callable[[Guest], Awaitable[object]]

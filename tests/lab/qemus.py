@@ -12,7 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
-from agent.demo.images import LabMissing, cache_folder, kept, output
+from agent.cli.demo.images import LabMissing, cache_folder, kept, output
 from tests.lab.machine import CURE
 
 PROGRAM: Final = "qemu-system-x86_64"

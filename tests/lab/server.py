@@ -8,7 +8,7 @@ from typing import Final, Self
 
 import aiohttp
 
-from agent.demo.guest import until
+from agent.cli.demo.guest import until
 from tests.lab.machine import free_port, require
 
 _START_SECONDS: Final = 20.0

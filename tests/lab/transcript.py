@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from agent.demo.guest import Guest, GuestOptions, Kind
+from agent.cli.demo.guest import Guest, GuestOptions, Kind
 from tests.lab.qemus import OTHERS, qemu_of
 
 FOLDER: Final = Path(__file__).parent.parent / "golden" / "transcripts"

@@ -22,11 +22,11 @@ from typing import Any, Final
 
 import aiohttp
 
-from agent.demo.guest import Guest, GuestOptions, Kind
+from agent.cli.demo.guest import Guest, GuestOptions, Kind
 from tests.bench.monitors import Monitors
 from tests.bench.process import cpu_seconds, resident_bytes
+from tests.lab.agent_process import Agent, Series
 from tests.soak.chart import svg
-from tests.system.agent import Agent, Series
 
 VMS: Final = 60
 MEASURE_SECONDS: Final = 3.0

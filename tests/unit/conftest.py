@@ -14,7 +14,7 @@ settings.register_profile("quick", deadline=None, max_examples=50, suppress_heal
 settings.register_profile("thorough", settings.get_profile("quick"), max_examples=3000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
-ON_BOTH = frozenset({"test_dial.py", "test_qmp_client.py", "test_qmp_client_open.py"})
+ON_BOTH = frozenset({"test_dial.py", "test_client.py", "test_client_connect.py"})
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -28,5 +28,5 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """End a test that hangs: uvloop swallows the signal by which pytest-timeout does it elsewhere."""
     for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.timeout(30, method="thread"))
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.timeout(120, method="thread"))

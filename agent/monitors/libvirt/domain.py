@@ -14,11 +14,11 @@ from typing import Any
 import orjson
 
 from agent.monitors.base import OnEvent
-from agent.monitors.libvirt import words
+from agent.monitors.libvirt import qmp_translation
+from agent.monitors.libvirt.connection_pool import MAX_HUNG, Calls, Line
 from agent.monitors.libvirt.devices import Devices
 from agent.monitors.libvirt.devices import devices as devices_of
-from agent.monitors.libvirt.figures import Figures
-from agent.monitors.libvirt.wire import MAX_HUNG, Calls, Line
+from agent.monitors.libvirt.stats_batcher import Figures
 from agent.qmp.client import Answer
 from agent.qmp.commands import AllowList, Ask
 from agent.qmp.errors import CommandError, MadeWayError, NotConnectedError, QmpError, StalledError
@@ -168,20 +168,20 @@ class Domain:
         refused = reply.get("error", {})
         return CommandError(str(refused.get("class")), str(refused.get("desc")))
 
-    async def _look(self, asks: Sequence[Ask]) -> words.Look:
+    async def _look(self, asks: Sequence[Ask]) -> qmp_translation.Look:
         """Learn what these questions need, and nothing else."""
         commands = {ask.command for ask in asks}
         groups = 0
-        for group in words.groups(asks):
+        for group in qmp_translation.groups(asks):
             groups |= getattr(self._host.api, f"VIR_DOMAIN_STATS_{group}")
         stats = await self._host.figures.of(self.uuid, groups) if groups else {}
-        if self._devices is None or commands & words.FRESH or not words.known(stats, self._devices):
+        if self._devices is None or commands & qmp_translation.FRESH or not qmp_translation.known(stats, self._devices):
             xml: str = await self._host.calls(lambda line: line.domain(self.uuid).XMLDesc(0))
             self._devices = devices_of(xml)
         files = await self._files(self._devices) if "query-named-block-nodes" in commands else {}
-        return words.Look(self.uuid, self.name, stats, self._devices, files)
+        return qmp_translation.Look(self.uuid, self.name, stats, self._devices, files)
 
-    async def _answer(self, ask: Ask, look: words.Look) -> Answer:
+    async def _answer(self, ask: Ask, look: qmp_translation.Look) -> Answer:
         given = ask.arguments or {}
         if ask.command == "qom-set":
             return await self._do(lambda domain: domain.setMemoryStatsPeriod(given["value"], 0))
@@ -190,14 +190,14 @@ class Domain:
             if place is None:
                 return CommandError("GenericError", f"libvirt knows no image with the node {given['node-name']}")
             return await self._do(lambda domain: domain.setBlockThreshold(place, given["write-threshold"]))
-        told = self._moving(ask, words.answer(ask, look))
+        told = self._moving(ask, qmp_translation.answer(ask, look))
         if told is None:
             return CommandError("CommandNotFound", f"libvirt tells nothing of {ask.command} without passthrough")
         return told
 
     def _moving(self, ask: Ask, told: Any) -> Any:
         """Return an answer with what the move makes of it: one that is on its way says so, and one that had come before says it once."""
-        if self.move is Move.ARRIVING and ask.command == "query-status" and told != words.RUNNING:
+        if self.move is Move.ARRIVING and ask.command == "query-status" and told != qmp_translation.RUNNING:
             self._move_told = True
             return {"status": "inmigrate", "running": False}
         if self.move is Move.ARRIVED and ask.command == "query-migrate" and not self._move_told:
@@ -217,11 +217,11 @@ class Domain:
         except CommandError as error:
             return error
 
-    async def _files(self, devices: Devices) -> words.Files:
+    async def _files(self, devices: Devices) -> qmp_translation.Files:
         """Return how large those disks are that are files. libvirtd looks at the files itself."""
         targets = [disk.target for disk in devices.disks.values() if disk.layers and disk.layers[0].protocol == "file"]
 
-        def look(line: Line) -> words.Files:
+        def look(line: Line) -> qmp_translation.Files:
             domain = line.domain(self.uuid)
             found: dict[str, tuple[int, int]] = {}
             for target in targets:

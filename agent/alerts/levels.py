@@ -1,0 +1,68 @@
+"""A ladder of levels for one disk. Pure.
+
+A level is exceeded when more than it is used, as QEMU's own threshold fires when a write ends past it, not at it (block/write-threshold.c).
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from agent.common.units import parse_bytes
+
+MAX_BYTES = 2**63 - 1
+"""What QEMU takes as a threshold; it takes negative numbers too, silently, which is why they never get that far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level, as a person wrote it.
+
+    Attributes:
+        text: as `80%`, `used 100GiB` or `free 2GiB`.
+        percent, used, free: which of them it is; the others are None.
+    """
+
+    text: str
+    percent: float | None = None
+    used: int | None = None
+    free: int | None = None
+
+    def bytes_of(self, limit: int) -> int:
+        """Return the bytes in use past which it is exceeded, on a disk of `limit` bytes; may lie outside the disk."""
+        if self.percent is not None:
+            return int(limit * self.percent / 100)
+        return self.used if self.used is not None else limit - (self.free or 0)
+
+
+@lru_cache(maxsize=64)
+def parse_level(text: str) -> Level:
+    """Return a level.
+
+    Raises:
+        ValueError: it is none.
+    """
+    words = " ".join(text.split())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", words)
+    if match and 0 < float(match[1]) <= 100:
+        return Level(words, percent=float(match[1]))
+    kind, _, size = words.partition(" ")
+    if kind in ("used", "free") and size:
+        value = parse_bytes(size)
+        if 0 < value <= MAX_BYTES:
+            return Level(words, used=value) if kind == "used" else Level(words, free=value)
+    raise ValueError('should be a level such as "80%", "used 100GiB" or "free 2GiB"')
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """A level on a disk of a certain size."""
+
+    level: Level
+    bytes: int
+
+
+def rungs(levels: Sequence[Level], limit: int) -> tuple[Rung, ...]:
+    """Return the rungs of a disk of `limit` bytes, from the lowest up; levels that lie outside the disk have none."""
+    made = {level.bytes_of(limit): level for level in levels}
+    return tuple(Rung(made[size], size) for size in sorted(made) if 0 < size < min(limit, MAX_BYTES))

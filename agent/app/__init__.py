@@ -1,0 +1,1 @@
+"""Wiring: builds every part from the config and connects them."""

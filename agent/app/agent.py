@@ -1,0 +1,365 @@
+"""The one place that wires: monitors to sessions, sessions to records, records to the snapshot, the alerts and the way out."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from typing import Any
+
+from agent.alerts.alertmanager import Alertmanager
+from agent.alerts.manager import NOTE, Overseer, Told
+from agent.app import health
+from agent.app.builders import StartError, delivery_terms, endpoint, measure, plan, sink, terms, ways
+from agent.app.self_metrics import SelfMetrics
+from agent.config.model import Config
+from agent.config.reload import Reload
+from agent.delivery.drops import Loss
+from agent.delivery.entry import Note
+from agent.delivery.pipeline import Delivery
+from agent.delivery.sinks.base import Sink
+from agent.exposition.series_limits import Limits
+from agent.exposition.snapshot import Snapshot
+from agent.http.record_stream import Live
+from agent.http.server import EndpointError
+from agent.model.family import Family, Sample
+from agent.model.metrics.block import BLOCK_SPACE
+from agent.model.metrics.runstate import RUNSTATE
+from agent.model.record import Record, Severity, Stamp, Vm
+from agent.monitors import Monitor
+from agent.qmp.commands import Ask
+from agent.runtime.gc import tended
+from agent.runtime.logging import set_up
+from agent.runtime.systemd import Manager, Progress
+from agent.session.api import Outcome, State, Status
+from agent.session.discovery import Ways
+from agent.session.supervisor import Fleet
+
+_log = logging.getLogger("agent")
+
+
+_LEVELS = {
+    State.CONNECTING: logging.DEBUG,
+    State.NEGOTIATING: logging.DEBUG,
+    State.BUSY: logging.WARNING,
+    State.DENIED: logging.WARNING,
+    State.STALLED: logging.WARNING,
+}
+
+
+KEEP_SECONDS = 2.0
+"""How long setting a threshold waits for what is about to be set to be on disk."""
+TICK_SECONDS = 1.0
+IDLE_POLLS = 3
+PATIENCE_SECONDS = 30.0
+"""How long nobody may be asked anything before the service manager is told of no progress: so many polls and so many seconds."""
+MOST_NAMED = 5
+STUCK_SECONDS = 60.0
+"""How late anything may be that has a deadline of its own, before it counts as stuck: a bug, or a host without time for us."""
+
+
+class App:
+    """One running agent. What sessions tell goes through here to all who want it, in one direction."""
+
+    def __init__(self, config: Config, to: Sink | None = None) -> None:
+        self.config = config
+        self.snapshot = Snapshot(Limits(**config.limits.model_dump()))
+        self.live = Live()
+        self.metrics = SelfMetrics()
+        self._stamp = Stamp()
+        self.alerts = Overseer(config.host, partial(plan, config.alerts.write_threshold), measure)
+        self.delivery = Delivery(to or sink(config), delivery_terms(config), self._lost)
+        self.alertmanager: Alertmanager | None = None
+        self._alerts_changed = asyncio.Event()
+        self.reload = Reload()
+        self.progress = Progress()
+        self.endpoint = endpoint(self, config)
+        self.watching: asyncio.Task[None]
+        self._terms = terms(config, self)
+        self._fleet: Fleet | None = None
+        self._ways: Ways
+        self._tasks: asyncio.TaskGroup
+        self._telling: asyncio.Task[None] | None = None
+
+    # What sessions tell: vm.status.Out.
+
+    def record(self, record: Record) -> None:
+        """Take an event or a change in a VM's life."""
+        self._send(record)
+        if record.type.startswith("qemu.event."):
+            self.snapshot.event(record)
+            if told := self.alerts.event(record, record.data["event"], time.time_ns()):
+                self._tell(told)
+        elif record.type == "qemu.vm.attached":
+            self._tell(self.alerts.attached(record.vm, record.time_ns))
+        elif record.type in ("qemu.vm.gone", "qemu.vm.detached", "qemu.vm.departed"):
+            for_good = "shutdown_reason" in record.data or record.type == "qemu.vm.departed"
+            self.alerts.gone(record.vm, time.monotonic(), for_good=for_good)
+
+    def samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
+        """Take all that a VM has of these families."""
+        news = [s for s in samples if not (s.family.on_change and self.snapshot.values(vm, s) == s.values)]
+        self.snapshot.samples(vm, families, samples, time_ns)
+        for sample in news:
+            self._send(Record(sample.family.type, vm, sample.data, time_ns, sample.subject))
+        if families[0].name.startswith("block"):
+            told, spaces = self.alerts.samples(vm, samples, time.monotonic(), time_ns, families=families)
+            self.snapshot.samples(vm, (BLOCK_SPACE,), spaces, time_ns)
+            self._tell(told)
+        for sample in samples if RUNSTATE in families else ():
+            if type(running := sample.values.get("running")) is bool:
+                status = str(sample.values.get("status", ""))
+                self._tell(self.alerts.runs(vm, time_ns, running=running, status=status))
+
+    def _tell(self, told: Sequence[Told]) -> None:
+        """Send alerts, each in one transaction with what has to be remembered of it."""
+        for one in told:
+            self._send(one.record, Note(*one.note))
+            record = one.record
+            _log.warning(
+                "%s: alert %s %s %s", record.vm.name, record.data["alert"], record.subject, record.data["state"]
+            )
+        if told:
+            self._alerts_changed.set()
+
+    def status(self, status: Status) -> None:
+        """Take a change of state."""
+        self.snapshot.status(status)
+        name = f"{status.vm.name} at {status.monitor.name}" if status.vm else status.monitor.name
+        level = _LEVELS.get(status.state, logging.INFO)
+        _log.log(level, "%s: %s%s", name, status.state.value, f" ({status.reason})" if status.reason else "")
+
+    def ended(self, monitor: Monitor) -> None:
+        """Forget a monitor."""
+        self.snapshot.ended(monitor.key)
+
+    def refused(self, address: str, reason: str) -> None:
+        """Count a connection to us that was not let in."""
+        self.metrics.refused.labels(address, reason).inc()
+
+    def replied(self, seconds: float) -> None:
+        """Take note of how long QEMU took to answer."""
+        self.metrics.reply.observe(seconds)
+
+    def collected(self, collector: str, outcome: Outcome) -> None:
+        """Count a question."""
+        self.progress.asked_at = time.monotonic()
+        self.metrics.questions[collector, outcome.value] += 1
+
+    def lost(self, vm: Vm, reason: str, events: int) -> None:
+        """Count events that were lost before they were records."""
+        _log.warning("%s: %d events lost (%s)", vm.name, events, reason)
+        self.metrics.dropped.labels(reason).inc(events)
+
+    # Whom sessions obey: vm.status.Commander.
+
+    def wants(self, vm: Vm) -> frozenset[str]:
+        """Return the collectors that should be asked again now."""
+        return self.alerts.wants(vm)
+
+    async def orders(self, vm: Vm) -> Sequence[tuple[str, Ask]]:
+        """Return the thresholds to be set now. What is about to be set is remembered first."""
+        orders = self.alerts.orders(vm)
+        if orders:
+            await self.delivery.keep(Note(*self.alerts.note(vm.uuid)), KEEP_SECONDS)
+        return orders
+
+    def ordered(self, vm: Vm, disk: str, *, done: bool) -> None:
+        """Take note whether a threshold was set."""
+        self.alerts.ordered(vm, disk, done=done)
+
+    # The way out.
+
+    def _send(self, record: Record, note: Note | None = None) -> None:
+        stamped = self._stamp(record)
+        self.metrics.records[record.kind] += 1
+        self.delivery.put(stamped, note)
+        self.live.put(stamped)
+
+    def _lost(self, loss: Loss) -> None:
+        """Tell downstream what it will not get."""
+        self._send(
+            Record(
+                "qemu.agent.lost", Vm(self.config.host, "", ""), loss.data(), time.time_ns(), loss.lane, Severity.ERROR
+            )
+        )
+
+    # What the endpoint shows: web.server.Sight.
+
+    def own_metrics(self) -> bytes:
+        """Return the text of the agent's own series, gauges read from the truth at this moment."""
+        states = self._states()
+        for state in State:
+            self.metrics.monitors.labels(state.value).set(states[state])
+        self.metrics.left_out.set(sum(view.left_out.total() for _, view in self.snapshot.views()))
+        self.metrics.tasks.set(len(asyncio.all_tasks()))
+        self.metrics.read_reload(self.reload)
+        self.metrics.read_endpoint(self.endpoint.turned_away)
+        self.metrics.read_delivery(self.delivery)
+        self.metrics.read_alerts(self.alerts.book)
+        return self.metrics.render()
+
+    def troubles(self) -> list[str]:
+        """Return why the agent does not do all of its work."""
+        troubles = []
+        # One that nobody listens on is a socket that a VM left behind: there is nothing to be told.
+        states = Counter(status.state for status in self.snapshot.monitors.values() if status.state is not State.GONE)
+        if states and not states[State.UP]:
+            troubles.append(
+                f"none of {states.total()} monitors is up: " + ", ".join(f"{n} {s.value}" for s, n in states.items())
+            )
+        late = self._fleet.late_by(time.monotonic()) if self._fleet is not None else {}
+        stuck = [name for name, seconds in late.items() if seconds > STUCK_SECONDS]
+        troubles += [f"{name} is up and has not been asked what it should be" for name in stuck[:MOST_NAMED]]
+        if self.alertmanager is not None and self.alertmanager.trouble is not None:
+            troubles.append(f"Alertmanager at {self.alertmanager.name} cannot be told: {self.alertmanager.trouble}")
+        return troubles + self.delivery.troubles()
+
+    def notes(self) -> list[str]:
+        """Return what a person should look at some time."""
+        door = [self.endpoint.trouble] if self.endpoint.trouble is not None else []
+        return self.reload.notes() + door + self.delivery.notes()
+
+    def health(self) -> dict[str, Any]:
+        """Return how the agent does, as JSON can say it."""
+        lost = self.metrics.events_lost()
+        return health.agent(self.config.host, self.delivery, lost, self.troubles(), self.notes())
+
+    def firing(self) -> list[dict[str, Any]]:
+        """Return what fires, as JSON can say it."""
+        return health.alerts(self.alerts.book)
+
+    def ladder(self, vm: Vm, device: str) -> list[tuple[str, int]]:
+        """Return a disk's levels."""
+        return [(rung.level.text, rung.bytes) for rung in self.alerts.ladder(vm, device)]
+
+    def scraped(self, seconds: float) -> None:
+        """Take note of a scrape."""
+        self.metrics.scrape_seconds.set(seconds)
+
+    # Its life.
+
+    @contextlib.asynccontextmanager
+    async def running(self, read: Callable[[], Config] | None = None) -> AsyncIterator[str]:
+        """Run for as long as the block does; yields the endpoint's URL. What is left is delivered at the end, within the deadline.
+
+        Args:
+            read: reads the config anew when a reload is asked for; None: it never is.
+
+        Raises:
+            StartError: the endpoint's address cannot be had.
+        """
+        async with self._endpoint() as url, self.delivery.running(self.config.timeouts.stop):
+            self.alerts.recall({k: v for k, v in self.delivery.kept.items() if k.startswith(NOTE)}, time.monotonic())
+            self.watching = asyncio.create_task(self._watch(read or (lambda: self.config)), name="watch")
+            try:
+                yield url
+            finally:
+                await _end(self.watching)  # each session says that it leaves
+
+    async def _watch(self, read: Callable[[], Config]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            self._fleet = fleet = Fleet(self._terms, self, tasks)
+            self._ways = Ways(fleet, tasks)
+            self._ways.set(ways(self.config))
+            tasks.create_task(self._tick(), name="tick")
+            tasks.create_task(self.reload.run(self, read), name="reload")
+            self._tell_alertmanager()
+
+    def _tell_alertmanager(self) -> None:
+        """Have the Alertmanager told that the config names now, and no other."""
+        if self._telling is not None:
+            self._telling.cancel()
+        self.alertmanager = self._telling = None
+        if (to := self.config.alerts.alertmanager) is not None:
+            self.alertmanager = Alertmanager(to.url, to.resend, to.labels)
+            run = self.alertmanager.run(self.alerts.book, self._alerts_changed)
+            self._telling = self._tasks.create_task(run, name="alertmanager")
+
+    def apply(self, config: Config) -> None:
+        """Run by another config from here on, as far as its sections are those of `reload.LIVE`."""
+        before, self.config = self.config, config
+        set_up(config.log.level, config.log.format)
+        self._terms.renew(terms(config, self))
+        self.snapshot.limits = Limits(**config.limits.model_dump())
+        if before.alerts.write_threshold != config.alerts.write_threshold:
+            self.alerts.replan(partial(plan, config.alerts.write_threshold))
+        if before.alerts.alertmanager != config.alerts.alertmanager:
+            self._tell_alertmanager()
+        self._ways.set(ways(config))
+        if any(getattr(before, name) != getattr(config, name) for name in ("intervals", "allow", "alerts", "labels")):
+            assert self._fleet is not None, "a config is taken while VMs are watched"
+            self._fleet.resync()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._tell(self.alerts.tick(time.monotonic(), time.time_ns()))
+            notes = [Note(*self.alerts.note(uuid)) for uuid in self.alerts.forgotten()]
+            await asyncio.gather(*(self.delivery.keep(note, KEEP_SECONDS) for note in notes))  # all in one commit
+            self.progress.ticked_at = time.monotonic()
+
+    # What the service manager is told.
+
+    def stuck(self) -> str:
+        """Return what the agent does not get on with, though nobody keeps it from that; empty where there is nothing."""
+        patience = IDLE_POLLS * self.config.intervals.poll + self.config.timeouts.reply + PATIENCE_SECONDS
+        return self.progress.stuck(up=self._states()[State.UP], patience=patience)
+
+    def summary(self) -> str:
+        """Return how the agent does, in a line."""
+        states = ", ".join(f"{number} {state.value}" for state, number in self._states().items())
+        return "; ".join([f"monitors: {states or 'none'}", *self.troubles()])
+
+    def _states(self) -> Counter[State]:
+        return Counter(status.state for status in self.snapshot.monitors.values())
+
+    @contextlib.asynccontextmanager
+    async def _endpoint(self) -> AsyncIterator[str]:
+        try:
+            async with self.endpoint.serving() as url:
+                yield url
+        except EndpointError as error:
+            raise StartError(str(error)) from error
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait for its end."""
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def run(config: Config, read: Callable[[], Config]) -> None:
+    """Run until SIGTERM or SIGINT; at SIGHUP, go on by the config that `read` returns.
+
+    Raises:
+        StartError: it cannot start.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    app = App(config)
+    loop.add_signal_handler(signal.SIGHUP, app.reload.asked.set)
+    with tended():
+        await _run(app, read, stop)
+
+
+async def _run(app: App, read: Callable[[], Config], stop: asyncio.Event) -> None:
+    manager = Manager()
+    async with app.running(read) as url:
+        _log.info("metrics and page on %s", url)
+        manager.tell(READY="1")
+        telling = asyncio.create_task(manager.watch(app.stuck, app.summary), name="service manager")
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({stopped, app.watching}, return_when=asyncio.FIRST_COMPLETED)
+        await _end(telling)
+        manager.tell(STOPPING="1")
+        if not stopped.cancel():
+            _log.info("stopping")
+        else:
+            app.watching.result()  # ends by itself only with an error: a bug, which must not look like work

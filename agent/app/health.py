@@ -1,0 +1,71 @@
+"""How the agent itself does, and what fires, as JSON can say it: for the page and `qmp-agent top`."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from agent import __version__
+from agent.alerts.store import Alert
+from agent.delivery.pipeline import Delivery
+
+_OF_ALERT = ("headroom_bytes", "limit_bytes", "used_bytes", "growth_bytes_per_second", "full_in_seconds", "learnt")
+"""What is shown of an alert's data; the rest is in its record."""
+
+
+def delivery(way: Delivery) -> dict[str, Any]:
+    """Return the state of the way out: the sink, the journal, what waits and what was lost."""
+    outlet, journal = way.outlet, way.journal
+    found: dict[str, Any] = {
+        "sink": {"name": outlet.sink.name, "trouble": outlet.trouble if outlet.fails else None},
+        "delivered": outlet.delivered,
+        "rebuilt": outlet.rebuilt,
+        "lanes": [
+            {
+                "name": lane.name,
+                "records": len(lane),
+                "memory_bytes": lane.memory_bytes,
+                "disk_bytes": lane.disk.bytes,
+                "lag_seconds": round(lane.lag_seconds(), 1),
+            }
+            for lane in way.lanes
+        ],
+        "lost": [
+            {"lane": lane, "reason": reason, "records": count} for (lane, reason), count in way.losses.totals.items()
+        ],
+    }
+    if journal is not None:
+        found["journal"] = {"trouble": journal.trouble, "set_aside": journal.set_aside}
+    return found
+
+
+def agent(
+    host: str, way: Delivery, events_lost: Mapping[str, float], troubles: list[str], notes: list[str]
+) -> dict[str, Any]:
+    """Return how the agent does.
+
+    Args:
+        host: this host's name.
+        way: the way out.
+        events_lost: events lost before they were records, by reason.
+        troubles: why it does not do all of its work.
+        notes: what somebody should look at some time.
+    """
+    said = {"host": host, "version": __version__, "troubles": troubles, "notes": notes}
+    return said | delivery(way) | {"events_lost": dict(events_lost)}
+
+
+def alerts(book: Iterable[Alert]) -> list[dict[str, Any]]:
+    """Return what fires, the most severe first, of those the oldest."""
+    return [
+        {
+            "alert": alert.name,
+            "uuid": alert.vm.uuid,
+            "vm": alert.vm.name,
+            "subject": alert.subject,
+            "level": alert.level,
+            "severity": alert.severity.label,
+            "since": alert.since_ns / 1e9,
+            "fingerprint": alert.fingerprint,
+        }
+        | {name: alert.data[name] for name in _OF_ALERT if name in alert.data}
+        for alert in sorted(book, key=lambda alert: (-alert.severity, alert.since_ns))
+    ]

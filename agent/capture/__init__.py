@@ -1,7 +1,0 @@
-"""`qmp-agent record` and `replay`: what is said on one monitor kept in a file, and a stand-in that says it to an agent again."""
-
-from agent.errors import FailedError
-
-
-class CaptureError(FailedError):
-    """It cannot be recorded or replayed; the text says why, for people."""

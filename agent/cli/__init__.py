@@ -1,0 +1,1 @@
+"""The command `qmp-agent` and its subcommands."""

@@ -1,0 +1,178 @@
+"""`qmp-agent demo`: two real guests, the agent watching them, and things happening to them, told as they happen."""
+
+import asyncio
+import contextlib
+import itertools
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+
+import orjson
+
+from agent.app.agent import App
+from agent.app.builders import StartError
+from agent.cli.demo.control import GuestError
+from agent.cli.demo.guest import Guest, GuestOptions, Kind
+from agent.cli.demo.images import LabMissing, cache_folder, linux_image
+from agent.cli.format import line
+from agent.common.errors import FailedError
+from agent.config.model import AlertmanagerConfig, AlertsConfig, AllowConfig, Config, IntervalsConfig, PrometheusConfig
+from agent.delivery.sinks.jsonl import JsonLinesConfig
+from agent.http.record_stream import Onlooker
+from agent.monitors import DialConfig
+from agent.runtime.logging import set_up
+
+PORTS = ("127.0.0.1:9179", "127.0.0.1:0")
+"""The endpoint's usual address, or any free one where an agent has that already."""
+
+MEMORY_MIB = 128
+
+SHOWN = frozenset(
+    f"qemu.sample.{name}" for name in ("block", "balloon", "guest_memory", "runstate", "migration", "job")
+)
+"""Samples that are printed; of all others there are too many for a person to read, and the page has them."""
+
+
+class DemoError(FailedError):
+    """The demo cannot run here; the text says why and what helps."""
+
+
+async def play(seconds: float | None, out: Path | None, alertmanager: AlertmanagerConfig | None = None) -> None:
+    """Run the demo until interrupted, or for so many seconds.
+
+    Args:
+        seconds: how long, counted from when the guests run.
+        out: where to leave every record, one a line; a file of that name is replaced.
+        alertmanager: one that is to be told of alerts.
+
+    Raises:
+        DemoError: QEMU or something else is missing.
+    """
+    set_up("error", "auto")  # what the records say need not be said twice
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    with tempfile.TemporaryDirectory(prefix="qmp-agent-demo-") as name:
+        folder = Path(name)
+        records = out if out is not None else folder / "records.jsonl"
+        told = AlertsConfig(alertmanager=alertmanager)
+        try:
+            records.unlink(missing_ok=True)
+            await _prepare()
+            async with asyncio.timeout(None) as deadline, _stage(folder, records, told) as (onlooker, guests):
+                if seconds is not None:
+                    deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+                await _until(stop, _show(onlooker), _story(*guests))
+        except TimeoutError:
+            pass
+        except (GuestError, LabMissing, StartError, OSError) as error:
+            raise DemoError(str(error)) from error
+        if out is not None:
+            _say(f"{sum(1 for _ in records.open('rb'))} records are in {out}")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"\n  {text}\n\n")
+    sys.stdout.flush()
+
+
+async def _prepare() -> None:
+    if not any(cache_folder().glob("linux-guest-*")):
+        _say("fetching Debian's cloud kernel for the Linux guest: some 30 MB, once")
+    await asyncio.to_thread(linux_image)
+
+
+@contextlib.asynccontextmanager
+async def _stage(
+    folder: Path, records: Path, alerts: AlertsConfig
+) -> AsyncIterator[tuple[Onlooker, tuple[Guest, Guest]]]:
+    """Run two guests and the agent; end them all when the block ends."""
+    web = Guest(folder, "web-1", GuestOptions(kind=Kind.LINUX, memory_mib=MEMORY_MIB, disk_mib=256))
+    db = Guest(folder, "db-1", GuestOptions(kind=Kind.WRITER, disk_mib=1024))
+    async with _agent(folder, records, alerts) as (app, url):
+        with app.live.join(Onlooker()) as onlooker:  # from before the first guest is there
+            async with web, db:
+                _say(
+                    f"two guests are booting: {web.name} is a Linux with a balloon, {db.name} writes to a thin disk and does nothing else"
+                )
+                _say(f"page    {url}/\n  metrics {url}/metrics\n  look on {_command()} tail --url {url}")
+                yield onlooker, (web, db)
+
+
+def _command() -> str:
+    return "qmp-agent" if shutil.which("qmp-agent") else sys.argv[0]
+
+
+@contextlib.asynccontextmanager
+async def _agent(folder: Path, records: Path, alerts: AlertsConfig) -> AsyncIterator[tuple[App, str]]:
+    for listen in PORTS:
+        app = App(
+            Config(
+                monitors=[DialConfig(dial=f"{folder}/*.qmp")],
+                jsonl=JsonLinesConfig(file=records, rotate=1 << 40),
+                prometheus=PrometheusConfig(listen=listen),
+                intervals=IntervalsConfig(poll=2.0, guest_memory=5.0),
+                allow=AllowConfig(guest_stats_interval=2.0),
+                alerts=alerts,
+            )
+        )
+        try:
+            async with app.running() as url:
+                yield app, url
+                return
+        except StartError:
+            if listen == PORTS[-1]:
+                raise
+
+
+async def _until(stop: asyncio.Event, *acts: Coroutine[None, None, None]) -> None:
+    """Run the acts until told to stop, or until one fails."""
+    tasks = [asyncio.create_task(act) for act in acts]
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in (stopped, *tasks):
+            task.cancel()
+        await asyncio.gather(stopped, *tasks, return_exceptions=True)
+
+
+async def _show(onlooker: Onlooker) -> None:
+    """Print records as they come."""
+    colour = sys.stdout.isatty()
+    while True:
+        stamped = await onlooker.get()
+        kind = stamped.record.type
+        if kind.startswith("qemu.sample.") and kind not in SHOWN:
+            continue
+        width = shutil.get_terminal_size().columns if colour else 0
+        sys.stdout.write(line(orjson.loads(stamped.body), width=width, colour=colour) + "\n")
+        sys.stdout.flush()
+
+
+async def _story(web: Guest, db: Guest) -> None:
+    """Make things happen: a threshold crossed, a guest paused and resumed, a balloon inflated and let out; again and again."""
+    await db.booted()
+    for turn in itertools.count():
+        offset = await db.highest()
+        _say(f"a write threshold is set 1 MiB above where {db.name} writes now; it is about to be crossed")
+        await db.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=offset + (1 << 20))
+        await db.event("BLOCK_WRITE_THRESHOLD", 30.0)
+        _say(f"{db.name} is paused, as an operator would, and goes on")
+        await db.command("stop")
+        await asyncio.sleep(1.0)
+        await db.command("cont")
+        if turn == 0:
+            await web.booted()
+        _say(f"{web.name}'s balloon takes 32 of its {MEMORY_MIB} MiB")
+        await web.command("balloon", value=(MEMORY_MIB - 32) << 20)
+        await web.event("BALLOON_CHANGE", 30.0)
+        await asyncio.sleep(3.0)
+        _say(f"{web.name}'s balloon gives them back")
+        await web.command("balloon", value=MEMORY_MIB << 20)
+        await asyncio.sleep(10.0)

@@ -1,0 +1,260 @@
+"""JSON schemas of what the agent emits and reads, made from the catalogue and the config's types. Pure."""
+
+from typing import Any
+
+from agent.alerts.rules import RULES
+from agent.alerts.threshold_types import Learnt
+from agent.config.model import Config
+from agent.delivery.drops import Drop
+from agent.model.events import ROWS, Category
+from agent.model.family import Family, Field, Kind
+from agent.model.metrics import FAMILIES, NOTICES
+from agent.model.metrics.block import BLOCK_SPACE
+from agent.model.record import Severity
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_TEXT = {"type": "string", "minLength": 1}
+
+_TYPES: dict[Kind, dict[str, Any]] = {
+    Kind.COUNTER: {"type": "number", "minimum": 0},
+    Kind.GAUGE: {"type": "number"},
+    Kind.FLAG: {"type": "boolean"},
+    Kind.STATE: {"type": "string"},
+    Kind.HISTOGRAM: {
+        "type": "object",
+        "properties": {
+            "boundaries_seconds": {"type": "array", "items": {"type": "number", "minimum": 0}},
+            "counts": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+            "sum_seconds": {"type": "number", "minimum": 0},
+        },
+        "required": ["boundaries_seconds", "counts"],
+        "additionalProperties": False,
+    },
+    Kind.NAME: {"type": "string"},
+    Kind.TEXT: {"type": "string"},
+    Kind.DETAIL: {},
+}
+
+
+def config_schema() -> dict[str, Any]:
+    """Return the schema of the config file."""
+    return {"$schema": _DIALECT, "title": "qmp-agent's config", **Config.model_json_schema()}
+
+
+def record_schema() -> dict[str, Any]:
+    """Return the schema of a record: CloudEvents' attributes and ours, and by type what its data holds."""
+    known = {f"qemu.event.{row.name.lower()}" for row in ROWS}
+    bodies = _bodies()
+    return {
+        "$schema": _DIALECT,
+        "title": "qmp-agent's record: a CloudEvents 1.0 event in JSON structured mode",
+        "type": "object",
+        "properties": {
+            "specversion": {"const": "1.0"},
+            "id": {
+                "type": "string",
+                "pattern": "^[0-9A-HJKMNP-TV-Z]{10}-[0-9]+$",
+                "description": "Unique: deduplicate on it.",
+            },
+            "source": {
+                "type": "string",
+                "pattern": "^/hosts/[^/]+(/(vms|monitors)/[^/]+)?$",
+                "format": "uri-reference",
+            },
+            "type": {
+                "anyOf": [{"enum": sorted(bodies)}, {"type": "string", "pattern": "^qemu\\.event\\.[a-z][a-z0-9_]*$"}]
+            },
+            "subject": {**_TEXT, "description": "The device, node, job or the like within the VM."},
+            "time": {"type": "string", "format": "date-time"},
+            "datacontenttype": {"const": "application/json"},
+            "host": _TEXT,
+            "vmuuid": {"type": "string", "format": "uuid"},
+            "vmname": _TEXT,
+            "severity": {"enum": [severity.label for severity in Severity]},
+            "sequence": {
+                "type": "string",
+                "pattern": "^[0-9]+$",
+                "description": "Counts up by one over all records of one run.",
+            },
+            "partitionkey": {
+                **_TEXT,
+                "description": "Kafka's key: the VM's UUID, else its monitor's address; the host, of the agent itself.",
+            },
+            "data": {"type": "object"},
+        },
+        "required": [
+            "specversion",
+            "id",
+            "source",
+            "type",
+            "time",
+            "datacontenttype",
+            "host",
+            "severity",
+            "sequence",
+            "partitionkey",
+            "data",
+        ],
+        "additionalProperties": False,
+        "allOf": [
+            *({"if": _is(name), "then": {"properties": {"data": body}}} for name, body in sorted(bodies.items())),
+            {"if": {"properties": {"type": {"enum": sorted(known)}}}, "then": {"properties": {"data": _EVENT}}},
+        ],
+    }
+
+
+def _bodies() -> dict[str, dict[str, Any]]:
+    """Return the schema of each type's data; events' is the same for all."""
+    bodies = {family.type: _sample(family) for family in FAMILIES if family is not BLOCK_SPACE}
+    bodies |= {f"qemu.{family.name}": _sample(family) for family in NOTICES}
+    bodies |= {
+        f"qemu.vm.{change}": _body(change_fields, required=needed)
+        for change, (change_fields, needed) in CHANGES.items()
+    }
+    bodies["qemu.agent.lost"] = _body(_LOST, required=("reason", "lane", "records"))
+    bodies["qemu.alert.write_threshold"] = _body(
+        _THRESHOLD, required=("alert", "state", "fingerprint", "device", "level", "learnt")
+    )
+    for rule in RULES:
+        body = _body(
+            _ALERT | {"alert": {"const": rule.alert}, "help": _TEXT, "event": _TEXT},
+            required=("alert", "state", "fingerprint"),
+        )
+        bodies[f"qemu.alert.{rule.alert}"] = body | {"additionalProperties": True}
+    return bodies
+
+
+def _is(name: str) -> dict[str, Any]:
+    return {"properties": {"type": {"const": name}}}
+
+
+def _body(properties: dict[str, Any], required: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+
+
+def _sample(family: Family) -> dict[str, Any]:
+    properties: dict[str, Any] = dict.fromkeys(family.labels, _TEXT)
+    properties |= {field.name: _field(family, field) for field in family.fields}
+    return {"description": family.help, **_body(properties, family.labels)}
+
+
+def _field(family: Family, field: Field) -> dict[str, Any]:
+    return {**_TYPES[field.kind], "description": f"{field.help} ({family.source}: {field.path})"}
+
+
+_EVENT = _body(
+    {
+        "event": _TEXT,
+        "category": {"enum": [c.value for c in Category]},
+        "qemu": {"type": "object", "description": "QEMU's own data, whole; of several that are alike, the last's."},
+        "count": {
+            "type": "integer",
+            "minimum": 2,
+            "description": "How many that are alike this record is of; absent where it is one.",
+        },
+        "first_timestamp_seconds": {"type": "number", "description": "When the first of them was."},
+        "last_timestamp_seconds": {"type": "number", "description": "When the last of them was."},
+    },
+    required=("event", "category", "qemu"),
+)
+
+_ALERT: dict[str, Any] = {
+    "alert": _TEXT,
+    "state": {"enum": ["firing", "resolved"]},
+    "fingerprint": {
+        "type": "string",
+        "pattern": "^[0-9a-f]{16}$",
+        "description": "The same for one alert over all restarts.",
+    },
+    "since_timestamp_seconds": {"type": "number", "description": "Since when it fires."},
+    "resolved_by": {"type": "string", "description": "What ended it: space, an event, time, unplugged or vm_gone."},
+}
+
+_THRESHOLD = _ALERT | {
+    "alert": {"const": "write_threshold"},
+    "level": {**_TEXT, "description": "The rung, as the config has it; `threshold N` for one that somebody else set."},
+    "learnt": {"enum": [learnt.value for learnt in Learnt], "description": "How it was learnt."},
+    "owner": {"enum": ["agent", "other"], "description": "Whose threshold or ladder it is."},
+    "device": _TEXT,
+    "layer": {"enum": ["format", "storage", "node"]},
+    "node": {"type": "string"},
+    "path": {"type": "string"},
+    "measure": {
+        "enum": ["offset", "allocated"],
+        "description": "What is compared: how far it was written, or what its file has allocated.",
+    },
+    "level_bytes": {"type": "integer"},
+    "exceeded_by_bytes": {"type": "integer"},
+    "used_bytes": {"type": "integer"},
+    "limit_bytes": {"type": "integer"},
+    "headroom_bytes": {"type": "integer"},
+    "growth_bytes_per_second": {"type": "number"},
+    "full_in_seconds": {"type": "number"},
+}
+
+_LOST = {
+    "reason": {"enum": [drop.value for drop in Drop]},
+    "lane": _TEXT,
+    "records": {
+        "type": "integer",
+        "minimum": 1,
+        "description": "How many records were lost since the last one of this type.",
+    },
+    "first_timestamp_seconds": {
+        "type": "number",
+        "description": "When the oldest of them was seen; absent where that is lost too.",
+    },
+    "last_timestamp_seconds": {"type": "number", "description": "When the newest of them was seen."},
+}
+
+_REASON = {"reason": {"type": "string"}}
+_INCOMING = {
+    "type": "boolean",
+    "description": "Whether the process still waits for its VM to come by migration; absent where it does not.",
+}
+_LEFT = (
+    _REASON
+    | {
+        "shutdown_reason": {"type": "string", "description": "QEMU's ShutdownCause, where it said SHUTDOWN."},
+        "incoming": _INCOMING,
+    },
+    ("reason",),
+)
+CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "attached": (
+        {
+            "monitor": _TEXT,
+            "qemu_version": _TEXT,
+            "qemu_package": {"type": "string"},
+            "reattached": {
+                "type": "boolean",
+                "description": "Whether the agent watched this monitor before in this run.",
+            },
+            "events_lost_since_timestamp_seconds": {
+                "type": "number",
+                "description": "Since when events were not heard.",
+            },
+            "incoming": _INCOMING,
+            "events_heard": {
+                "const": False,
+                "description": "There where its events are not heard over this monitor, so that polls alone tell of it.",
+            },
+        },
+        ("monitor", "qemu_version", "qemu_package", "reattached"),
+    ),
+    "detached": _LEFT,
+    "gone": _LEFT,
+    "arrived": (
+        {
+            "witnessed": {
+                "type": "boolean",
+                "description": "Whether it was seen to arrive; if not, it had before it was first looked at.",
+            }
+        },
+        ("witnessed",),
+    ),
+    "departed": _LEFT,
+    "busy": (_REASON, ("reason",)),
+    "stalled": (_REASON, ("reason",)),
+    "recovered": ({}, ()),
+}

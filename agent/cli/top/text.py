@@ -1,0 +1,94 @@
+"""Text in columns of a terminal. Pure."""
+
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from agent.model.record import clean
+
+_UNITS = ("B", "K", "M", "G", "T", "P")
+
+
+class Look(StrEnum):
+    """How a line or a part of it looks."""
+
+    PLAIN = ""
+    HEAD = "head"
+    CHOSEN = "chosen"
+    BAD = "bad"
+    WARNING = "warning"
+    SOFT = "soft"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the screen."""
+
+    text: str
+    look: Look = Look.PLAIN
+
+
+def _columns(character: str) -> int:
+    """Return how many columns a character takes."""
+    if unicodedata.combining(character) or unicodedata.category(character) == "Cf":
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _width(text: str) -> int:
+    return len(text) if text.isascii() else sum(map(_columns, text))
+
+
+def fit(text: str, width: int, *, right: bool = False) -> str:
+    """Return text cleaned, and cut or padded to so many columns; what is cut ends with a plus sign."""
+    said = clean(text, 4096)
+    if _width(said) > width:
+        while said and _width(said) > width - 1:
+            said = said[:-1]
+        said += "+" if width else ""
+    pad = " " * (width - _width(said))
+    return pad + said if right else said + pad
+
+
+def size(value: float | None) -> str:
+    """Return bytes, or operations, in at most five characters: `1.5M`, `340K`, `12`."""
+    if value is None:
+        return ""
+    for unit in _UNITS:
+        if value < 999.5:
+            digits = 1 if value < 9.95 and unit != "B" else 0
+            return f"{value:.{digits}f}{'' if unit == 'B' else unit}"
+        value /= 1024
+    return ">999P"
+
+
+def number(value: float | None) -> str:
+    """Return a rate in at most five characters: `0.5`, `140`, `12.3k`."""
+    if value is None:
+        return ""
+    if value >= 9999.5:
+        return f"{value / 1000:.1f}k" if value < 99_950 else f"{value / 1000:.0f}k"
+    return f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def seconds(value: float | None) -> str:
+    """Return a duration in at most four characters: `45s`, `12m`, `5h`, `31d`."""
+    if value is None:
+        return ""
+    for unit, most, of in (("s", 100, 1), ("m", 100, 60), ("h", 48, 3600), ("d", 1000, 86400)):
+        if value / of < most - 0.5:
+            return f"{value / of:.0f}{unit}"
+    return ">3y"
+
+
+def wrapped(words: list[str], width: int, between: str = "   ") -> Iterator[str]:
+    """Yield the words on as few lines of that width as hold them."""
+    row = ""
+    for word in words:
+        if row and len(row) + len(between) + len(word) > width:
+            yield row
+            row = ""
+        row += (between if row else "") + word
+    if row:
+        yield row

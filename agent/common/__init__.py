@@ -1,0 +1,1 @@
+"""Helpers without dependencies on other packages: errors, backoff, units, config value types."""

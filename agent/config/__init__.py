@@ -1,0 +1,1 @@
+"""The config file: its model, its loader and live reload."""

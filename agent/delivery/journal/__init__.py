@@ -1,0 +1,1 @@
+"""The journal: a SQLite database that keeps records until the sink acknowledges them."""

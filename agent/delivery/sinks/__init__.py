@@ -1,0 +1,1 @@
+"""Sinks: where records are delivered, one file each."""

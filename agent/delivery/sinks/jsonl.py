@@ -1,0 +1,110 @@
+"""Records as JSON lines: to standard output, or to a file that is rotated by size. What goes out when no Kafka is configured."""
+
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from agent.common.units import Bytes
+from agent.delivery.entry import Entry
+from agent.delivery.sinks.base import SinkError
+from agent.delivery.sinks.config import SinkConfig
+
+
+class JsonLines:
+    """A file of one record a line; `records.jsonl`, then `records.jsonl.1` and so on, the oldest last. Without a path, standard output."""
+
+    def __init__(self, path: Path | None, rotate_bytes: int = 100 << 20, keep: int = 5) -> None:
+        self.name = "standard output" if path is None else str(path)
+        self._path = path
+        self._rotate_bytes = rotate_bytes
+        self._keep = keep
+        self._fd = -1
+        self._turn = threading.Lock()  # lanes send side by side, and one of them may rotate
+
+    async def open(self) -> None:
+        """Open the file, and where the agent was killed in the middle of a line, end that line.
+
+        Raises:
+            SinkError: it cannot be opened.
+        """
+        await self._in_thread(self._open)
+
+    async def send(self, batch: Sequence[Entry]) -> Sequence[Entry]:
+        """Append the batch.
+
+        Raises:
+            SinkError: the disk is full or the reader of standard output is gone.
+        """
+        lines = b"".join(record.body + b"\n" for record in batch)
+        await self._in_thread(self._write, lines)
+        return ()
+
+    async def close(self) -> None:
+        """Close the file."""
+        self._close()
+
+    async def _in_thread(self, call: Callable[..., None], *args: object) -> None:
+        try:
+            await asyncio.to_thread(call, *args)
+        except OSError as error:
+            raise SinkError(f"{self.name}: {error.strerror}") from error
+
+    def _open(self) -> None:
+        if self._path is None:
+            self._fd = sys.stdout.fileno()
+            return
+        self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            size = os.fstat(self._fd).st_size
+            if size and os.pread(self._fd, 1, size - 1) != b"\n":
+                os.write(self._fd, b"\n")
+        except OSError:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        descriptor, self._fd = self._fd, -1
+        if self._path is not None and descriptor >= 0:
+            os.close(descriptor)
+
+    def _write(self, lines: bytes) -> None:
+        with self._turn:
+            # Before the lines, so that nothing is written twice where it fails.
+            if self._path is not None and os.fstat(self._fd).st_size >= self._rotate_bytes:
+                self._rotate(self._path)
+            view = memoryview(lines)
+            while view:
+                view = view[os.write(self._fd, view) :]
+
+    def _rotate(self, path: Path) -> None:
+        if not self._keep:
+            path.unlink()
+        names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, self._keep + 1))]
+        for older, newer in zip(reversed(names), reversed(names[:-1]), strict=False):
+            if newer.exists():
+                newer.replace(older)
+        self._close()
+        self._open()
+
+
+class JsonLinesConfig(SinkConfig):
+    """Records as JSON lines, where there is no Kafka."""
+
+    file: Path | None = None
+    """The file; without one, standard output."""
+    rotate: Annotated[Bytes, Field(ge=4096)] = 100 << 20
+    """The size at which a file is put aside and a new one begun."""
+    keep: Annotated[int, Field(ge=0, le=1000)] = 5
+    """How many files put aside are kept."""
+
+    journaled = False
+
+    def sink(self) -> JsonLines:
+        """Return the sink."""
+        return JsonLines(self.file, self.rotate, self.keep)

@@ -1,0 +1,1 @@
+"""The Apache Kafka sink, its config section and its connection diagnostics."""

@@ -1,0 +1,160 @@
+"""This host's sockets, and who holds the other end: by the kernel's sock_diag (linux/unix_diag.h) and /proc/net/tcp.
+
+Whose a socket is takes reading /proc/PID/fd, which only root may do for all processes; where it cannot be told, nobody is named.
+"""
+
+import contextlib
+import ipaddress
+import os
+import re
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.host.qemu_processes import PROC, arguments, pids, read
+
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_REQUEST_DUMP = 0x301
+_SHOW_NAME_PEER = 1 | 4
+_DONE, _ERROR = 3, 2
+_NAME, _PEER = 0, 2
+ESTABLISHED = 1
+_DEADLINE_SECONDS = 5.0
+_MOST = 1_000_000
+"""Sockets that are looked at; a busy host has some thousands."""
+
+_INTERPRETER = re.compile(r"python[0-9.]*|perl|ruby|(ba|da)?sh")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One socket.
+
+    Attributes:
+        state: in TCP's numbers.
+        address: the path that it is bound to, or `tcp:PORT`.
+        peer: the inode of the socket at the other end, or 0 where there is none on this host.
+        remote: of TCP, `tcp:PORT` of the other end.
+    """
+
+    state: int
+    address: str
+    peer: int = 0
+    remote: str = ""
+
+
+Table = Mapping[int, Entry]
+"""Sockets by inode."""
+
+
+def sockets(proc: Path = PROC) -> Table:
+    """Return all sockets that can carry QMP, as far as this kernel tells. Blocks for some milliseconds."""
+    found = dict(_tcp(read(proc / "net" / "tcp"), read(proc / "net" / "tcp6")))
+    with contextlib.suppress(OSError):
+        found |= _unix()
+    return found
+
+
+def plain(path: str) -> str:
+    """Return a path as the kernel and everybody may be compared by: /var/run is /run."""
+    return "/run/" + path.removeprefix("/var/run/") if path.startswith("/var/run/") else path
+
+
+def _unix() -> dict[int, Entry]:
+    found: dict[int, Entry] = {}
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+        netlink.settimeout(_DEADLINE_SECONDS)
+        request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, _SHOW_NAME_PEER, 0xFFFFFFFF, 0xFFFFFFFF)
+        header = struct.pack("=IHHII", 16 + len(request), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 1, 0)
+        netlink.send(header + request)
+        while len(found) < _MOST:
+            for kind, body in _messages(netlink.recv(1 << 16)):
+                if kind == _DONE:
+                    return found
+                if kind == _ERROR:
+                    raise OSError(-struct.unpack_from("=i", body)[0], "sock_diag refused")
+                inode, entry = _entry(body)
+                found[inode] = entry
+    return found
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at + 16 <= len(data):
+        length, kind = struct.unpack_from("=IH", data, at)
+        if length < 16:
+            return
+        yield kind, data[at + 16 : at + length]
+        at += (length + 3) & ~3
+
+
+def _entry(body: bytes) -> tuple[int, Entry]:
+    state, inode = struct.unpack_from("=xxBxI", body)
+    path, peer, at = "", 0, 16
+    while at + 4 <= len(body):
+        length, kind = struct.unpack_from("=HH", body, at)
+        if length < 4:
+            break
+        value = body[at + 4 : at + length]
+        if kind == _NAME:
+            path = value.rstrip(b"\0").decode("utf-8", "backslashreplace")
+        elif kind == _PEER:
+            (peer,) = struct.unpack_from("=I", value)
+        at += (length + 3) & ~3
+    return inode, Entry(state, plain(path), peer)
+
+
+def _tcp(*tables: bytes) -> Iterator[tuple[int, Entry]]:
+    """Yield the sockets of /proc/net/tcp and tcp6, each with its other end where that is on this host."""
+    rows = [line.split() for table in tables for line in table.decode("ascii", "replace").splitlines()[1:]]
+    ends = [(_end(row[1]), _end(row[2]), int(row[3], 16), int(row[9])) for row in rows if len(row) > 9]
+    inodes = {(here, there): inode for here, there, _, inode in ends}
+    for here, there, state, inode in ends:
+        yield inode, Entry(state, f"tcp:{here[1]}", inodes.get((there, here), 0), f"tcp:{there[1]}")
+
+
+def _end(text: str) -> tuple[str, int]:
+    """Return the address and port of `0100007F:115C`: words of four bytes as this machine has them, and IPv4 in IPv6 as IPv4."""
+    digits, _, port = text.partition(":")
+    words = [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
+    address = ipaddress.ip_address(b"".join(struct.pack("=I", word) for word in words))
+    return str(getattr(address, "ipv4_mapped", None) or address), int(port, 16)
+
+
+def descriptors(pid: int, proc: Path = PROC) -> dict[int, int] | None:
+    """Return a process's sockets: descriptor to inode. None where we may not look."""
+    found = {}
+    folder = proc / str(pid) / "fd"
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - names, not paths
+    except OSError:
+        return None
+    for name in names:
+        with contextlib.suppress(OSError):
+            target = os.readlink(folder / name)  # noqa: PTH115 - text, not a path
+            if match := re.fullmatch(r"socket:\[([0-9]+)\]", target):
+                found[int(name)] = int(match[1])
+    return found
+
+
+def owners(inodes: set[int], proc: Path = PROC) -> Mapping[int, int]:
+    """Return the process that has each of these sockets, where that can be seen."""
+    found: dict[int, int] = {}
+    for pid in pids(proc) if inodes else ():
+        found |= dict.fromkeys(inodes.intersection((descriptors(pid, proc) or {}).values()), pid)
+    return found
+
+
+def program(argv: list[str]) -> str:
+    """Return what a process is called, for people: the name that it was started by, or that of the script that it runs."""
+    words = [os.path.basename(word) for word in argv if word and not word.startswith("-")]  # noqa: PTH119 - any text
+    return (words[1] if len(words) > 1 and _INTERPRETER.fullmatch(words[0]) else words[0]) if words else "a process"
+
+
+def is_agent(pid: int, proc: Path = PROC) -> bool:
+    """Return whether a process is an agent that watches."""
+    argv = arguments(pid, proc)
+    return program(argv) == "qmp-agent" and not {"run", "demo"}.isdisjoint(argv)

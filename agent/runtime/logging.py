@@ -1,0 +1,65 @@
+"""The agent's own log: text for a terminal or the journal, JSON for everything else. One line an entry, whatever is in it."""
+
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+from typing import Literal
+
+import orjson
+
+from agent.model.record import clean
+
+LINE_LIMIT = 8192
+
+_JOURNAL_PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+_COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.CRITICAL: "\x1b[31;1m"}
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
+        colour = _COLOURS.get(record.levelno, "")
+        return f"{when} {colour}{record.levelname.lower():7} {_line(record)}{colour and chr(27) + '[0m'}"
+
+
+class _Journal(logging.Formatter):
+    """Text with the priority in front that journald takes off standard error (sd-daemon(3)); the journal has its own clock."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"<{_JOURNAL_PRIORITY.get(record.levelno, 6)}>{_line(record)}"
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, UTC)
+        entry = {"time": when, "level": record.levelname.lower(), "logger": record.name, "message": _line(record)}
+        return orjson.dumps(entry, option=orjson.OPT_UTC_Z).decode()
+
+
+def _line(record: logging.LogRecord) -> str:
+    """Return the message as one line that no guest's name can break, with where an exception came from behind it."""
+    text = record.getMessage()
+    if record.exc_info and record.exc_info[1] is not None:
+        trace, error = record.exc_info[2], record.exc_info[1]
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        where = f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""
+        text += f": {type(error).__name__}: {error}{where}"
+    return clean(text, LINE_LIMIT)
+
+
+def set_up(level: str, form: Literal["auto", "text", "json"]) -> None:
+    """Send all logging to standard error at this level and in this form."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_formatter(form))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("aiokafka").setLevel(
+        logging.CRITICAL
+    )  # it logs each attempt with a traceback; the sink says what matters, once
+
+
+def _formatter(form: Literal["auto", "text", "json"]) -> logging.Formatter:
+    if "JOURNAL_STREAM" in os.environ and form != "json":
+        return _Journal()
+    return _Text() if form == "text" or (form == "auto" and sys.stderr.isatty()) else _Json()

@@ -1,0 +1,181 @@
+"""What a session with one monitor tells the rest of the agent. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from agent.collectors import ALL, Collector, Intervals
+from agent.host import LabelsConfig
+from agent.model.family import Family, Sample
+from agent.model.record import Record, Vm
+from agent.monitors import Monitor
+from agent.qmp.commands import AllowList, Ask, Change
+from agent.session.identity import Build
+from agent.session.scheduler import Turns
+
+FIRST_LOOK_SECONDS = 0.0015
+"""How far apart VMs that are met together are first looked at: each takes 1.3 ms, and 15 KiB until what it said was sent."""
+FIRST_LOOK_MOST_SECONDS = 5.0
+"""How long a VM waits for that at most, however many there are and however often they come."""
+
+
+MAIN_LOOP = "QEMU's monitor thread answers but its main loop does not: it hangs, on storage most often"
+PROCESS = "no thread of QEMU answers: the process is stopped or starved"
+"""Why a VM is stalled, as a probe out of band tells."""
+
+
+class State(StrEnum):
+    """Where a session stands, as a person sees it."""
+
+    CONNECTING = "connecting"
+    BUSY = "busy"
+    """Something accepts but does not greet: another client holds this monitor. Not a dead VM."""
+    NEGOTIATING = "negotiating"
+    UP = "up"
+    STALLED = "stalled"
+    """A reply is overdue. Not a dead VM either."""
+    DENIED = "denied"
+    """We may not connect: permissions."""
+    SPARE = "spare"
+    """Its VM is watched over a better monitor; this one takes over when that one is lost."""
+    GONE = "gone"
+    """Nothing listens there: no VM, or not yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A session's state.
+
+    Attributes:
+        monitor: which monitor.
+        state: where it stands.
+        reason: why, in words for people; empty where there is nothing to say.
+        vm: who is there, once known.
+        build: its QEMU, once known.
+        since_ns: since when it is in this state, nanoseconds since the epoch.
+    """
+
+    monitor: Monitor
+    state: State
+    reason: str
+    vm: Vm | None
+    build: Build | None
+    since_ns: int
+
+
+class Outcome(StrEnum):
+    """What became of one question."""
+
+    OK = "ok"
+    FAILED = "failed"
+    UNSUPPORTED = "unsupported"
+    LATE = "late"
+    CUT = "cut"
+    """It told of more subjects than are taken."""
+
+
+class Out(Protocol):
+    """Whom a session tells what it learns. No call may block or raise."""
+
+    def record(self, record: Record) -> None:
+        """Take an event or a change in a VM's life."""
+
+    def samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
+        """Take all that there is of these families at that instant: a subject that is not among the samples is no more."""
+
+    def status(self, status: Status) -> None:
+        """Take a change of state."""
+
+    def ended(self, monitor: Monitor) -> None:
+        """Forget a monitor: it will not be watched any more."""
+
+    def refused(self, address: str, reason: str) -> None:
+        """Count a connection to us that was not let in."""
+
+    def replied(self, seconds: float) -> None:
+        """Take how long QEMU took to answer what was asked in one write, or was waited for in vain."""
+
+    def collected(self, collector: str, outcome: Outcome) -> None:
+        """Take the outcome of one collector's questions."""
+
+    def lost(self, vm: Vm, reason: str, events: int) -> None:
+        """Take note of events that could not be kept."""
+
+
+class Commander(Protocol):
+    """Who has thresholds set, and wants to know what came of it."""
+
+    def wants(self, vm: Vm) -> frozenset[str]:
+        """Return the collectors that should be asked again now."""
+
+    async def orders(self, vm: Vm) -> Sequence[tuple[str, Ask]]:
+        """Return the changes to be made to this VM now, each with the disk it is for."""
+
+    def ordered(self, vm: Vm, disk: str, *, done: bool) -> None:
+        """Take note whether a change was made."""
+
+
+class Menu:
+    """What may be asked, as every session looks it up.
+
+    Attributes:
+        by_name: the collectors.
+        beside: the names of those that ask QEMU nothing, in their order.
+        carriers: by event, the collector that takes its answer from it.
+    """
+
+    def __init__(self, collectors: Sequence[Collector]) -> None:
+        self.by_name = {collector.name: collector for collector in collectors}
+        self.beside = [collector.name for collector in collectors if collector.beside]
+        self.carriers = {event: collector for collector in collectors for event in collector.from_event}
+
+
+_EVERYTHING = Menu(ALL)
+
+
+@dataclass(slots=True)
+class Terms:
+    """What all sessions have in common; one object for all of them, so that what is renewed holds for those that are up.
+
+    Attributes:
+        host: this host's name.
+        allow: what may be sent.
+        changes: the changes that the operator turned on.
+        intervals: how often to ask.
+        reply_seconds: how long a reply may take before the VM counts as stalled.
+        greeting_seconds: how long a greeting may take before the monitor counts as busy.
+        retry_seconds: the longest wait between two attempts.
+        guest_stats_seconds: the guest statistics interval to set where nobody has set one; only with GUEST_STATS_INTERVAL.
+        menu: what to ask.
+        commander: who has thresholds set; None has none.
+        commands: what each build of QEMU that was met understands; sessions fill it.
+        first_looks: when a VM that was just met is asked all that there is.
+        root: the folder that has this host's /proc and /sys.
+        labels: what is taken out of libvirt's files for people.
+        asked: how many VMs are asked at this moment; sessions count themselves.
+    """
+
+    host: str
+    allow: AllowList
+    changes: frozenset[Change] = frozenset()
+    intervals: Intervals = field(default_factory=Intervals)
+    reply_seconds: float = 5.0
+    greeting_seconds: float = 3.0
+    retry_seconds: float = 30.0
+    guest_stats_seconds: int = 10
+    menu: Menu = _EVERYTHING
+    commander: Commander | None = None
+    commands: dict[Build, frozenset[str]] = field(default_factory=dict)
+    first_looks: Turns = field(default_factory=lambda: Turns(FIRST_LOOK_SECONDS, FIRST_LOOK_MOST_SECONDS))
+    root: Path = Path("/")
+    labels: LabelsConfig = field(default_factory=lambda: LabelsConfig(libvirt=[]))
+    asked: int = 0
+
+    def renew(self, other: "Terms") -> None:
+        """Take what other terms say, but for what to ask, which a session takes when it begins, and what sessions put in."""
+        self.allow.allow(other.changes)
+        for one in fields(self):
+            if one.name not in ("allow", "menu", "commands", "first_looks", "root", "asked"):
+                setattr(self, one.name, getattr(other, one.name))

@@ -1,7 +1,0 @@
-"""`qmp-agent top`: this host's VMs at a terminal, out of the running agent's /overview; it asks no QEMU."""
-
-from agent.errors import FailedError
-
-
-class TopError(FailedError):
-    """There is nothing to show; the text says why, for people."""

@@ -1,0 +1,121 @@
+"""What Debian's prometheus-libvirt-exporter and its libvirtd cost, and this agent beside them on the same domains."""
+
+import asyncio
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+import orjson
+
+from agent.cli.demo.images import LabMissing
+from tests.bench.process import cpu_seconds
+from tests.bench.table import Row
+from tests.lab.libvirt import MONITOR, Libvirtd, exporter
+from tests.lab.machine import free_port
+
+EACH_SECONDS: Final = 1.0
+
+
+async def peer(*, short: bool) -> list[Row]:
+    """Return the rows: the CPU that one look at one domain takes, of all processes that have a part in it."""
+    domains, seconds = (10, 15.0) if short else (40, 40.0)
+    try:
+        async with AsyncExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qmp-")))
+            libvirtd = await stack.enter_async_context(Libvirtd(folder))
+            monitors = folder / "qmp"
+            monitors.mkdir()
+            monitors.chmod(0o777)  # QEMU runs as a user of libvirt's
+            for number in range(domains):
+                name = f"vm{number}"
+                await libvirtd.domain(name, extra=MONITOR.format(path=monitors / f"{name}.qmp"))
+                await libvirtd.virsh("suspend", name)
+            qemus, daemon = _pids(str(monitors)), _pids(str(folder / "libvirtd.conf"))
+            assert len(qemus) == domains
+            idle = await _spent([*qemus, *daemon], seconds)
+            async with exporter(libvirtd) as (address, pid):
+                theirs = await _looked(
+                    address, {"exporter": [pid], "libvirtd": daemon, "QEMU": qemus}, seconds, domains
+                )
+            address, pid = await stack.enter_async_context(_agent(folder, f"{monitors}/*.qmp"))
+            ours = await _looked(address, {"agent": [pid], "QEMU": qemus}, seconds, domains)
+    except LabMissing as error:
+        return [Row("prometheus-libvirt-exporter and libvirtd", f"not measured: {error}")]
+    # What QEMU and libvirtd take when nobody looks is nobody's cost.
+    less = idle / seconds * EACH_SECONDS / domains * 1e6
+    them, us = sum(theirs.values()) - less, sum(ours.values()) - less
+    return [
+        Row(
+            f"prometheus-libvirt-exporter, libvirtd and QEMU, one look at one of {domains} VMs",
+            f"{them:.0f} us ({_parts(theirs)})",
+        ),
+        Row(
+            "agent and QEMU, the same", f"{us:.0f} us ({_parts(ours)})", us / them, "theirs", "≤ 0.10", us <= them / 10
+        ),
+    ]
+
+
+@contextlib.asynccontextmanager
+async def _agent(folder: Path, dial: str) -> AsyncIterator[tuple[str, int]]:
+    """Run the agent as its user would, records into a file; yield its endpoint's address and its process."""
+    address, config = f"127.0.0.1:{free_port()}", folder / "agent.json"
+    told = {"monitors": [{"dial": dial}], "intervals": {"poll": EACH_SECONDS}, "prometheus": {"listen": address}}
+    config.write_bytes(orjson.dumps(told | {"jsonl": {"file": str(folder / "records.jsonl")}}))  # JSON is YAML too
+    command = Path(sys.executable).parent / "qmp-agent"
+    process = await asyncio.create_subprocess_exec(command, "run", "--config", config)
+    try:
+        yield address, process.pid
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+def _pids(text: str) -> list[int]:
+    """Return the processes whose command line has a text in it, but for shells."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if text in line and line.startswith(("libvirtd", "/usr/bin/qemu")):
+                found.append(int(entry.name))
+    return found
+
+
+async def _spent(pids: list[int], seconds: float) -> float:
+    before = cpu_seconds(pids)
+    await asyncio.sleep(seconds)
+    return cpu_seconds(pids) - before
+
+
+async def _looked(address: str, parts: dict[str, list[int]], seconds: float, domains: int) -> dict[str, float]:
+    """Scrape each second for so long; return the microseconds of CPU for one scrape of one domain, by part."""
+    async with aiohttp.ClientSession() as session:
+
+        async def scrape() -> None:
+            async with session.get(f"http://{address}/metrics") as response:
+                await response.read()
+
+        for _ in range(5):  # until it has come up, and for what only a first one costs
+            await asyncio.sleep(EACH_SECONDS)
+            with contextlib.suppress(aiohttp.ClientConnectionError):
+                await scrape()
+        before = {name: cpu_seconds(pids) for name, pids in parts.items()}
+        begun, count = time.monotonic(), 0
+        while time.monotonic() - begun < seconds:
+            await scrape()
+            count += 1
+            await asyncio.sleep(max(0.0, begun + count * EACH_SECONDS - time.monotonic()))
+        return {name: (cpu_seconds(pids) - before[name]) / count / domains * 1e6 for name, pids in parts.items()}
+
+
+def _parts(found: dict[str, float]) -> str:
+    return ", ".join(f"{name} {each:.0f}" for name, each in found.items())

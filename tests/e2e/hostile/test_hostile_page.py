@@ -1,0 +1,55 @@
+"""What a VM's monitor says, in a real browser and at a terminal: words, and nothing else."""
+
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import expect
+
+from tests.e2e.hostile.test_hostile_answers import EVIL, everywhere
+from tests.lab.browser import chromium, opened
+from tests.lab.fake_qemu import FakeQemu
+from tests.lab.hostile_host import World, world
+from tests.lab.terminal import Terminal
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+
+UUID = "eeeeeeee-1111-4111-8111-111111111117"
+SCRIPT = "<script>window.pwned=1</script><img src=x onerror=window.pwned=1><svg onload=window.pwned=1>"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage() -> AsyncIterator[World]:
+    with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
+        async with world(Path(folder), reply="20s") as made:
+            evil = FakeQemu(made.monitor)
+            for exchange in evil.transcript.exchanges:
+                if "return" in exchange["reply"] and exchange["command"] not in ("query-uuid", "qom-list"):
+                    evil.replies[exchange["command"]] = everywhere(exchange["reply"]["return"], SCRIPT + EVIL)
+            evil.replies |= {"query-uuid": {"UUID": UUID}, "query-name": {"name": SCRIPT + EVIL}}
+            async with evil:
+                await made.agent.record("vm.attached", vm=UUID)
+                await evil.asked("query-blockstats", 3)
+                for name in ("BLOCK_IO_ERROR", "STOP", SCRIPT):
+                    evil.emit(name, dict.fromkeys(("device", "reason", "action", "x"), SCRIPT + EVIL))
+                yield made
+
+
+async def test_the_page_shows_all_of_it_as_text(stage: World) -> None:
+    async with chromium() as browser, opened(browser, stage.agent.url) as page:
+        await expect(page.locator("#events").get_by_text("<script>").first).to_be_attached()
+        link = page.locator(f'a[href*="{UUID}"]').first
+        await expect(link).to_contain_text("<script>window.pwned=1</script>")
+        await link.click()
+        await expect(page.get_by_role("heading", level=2).filter(has_text="<script>").first).to_be_visible()
+        assert await page.evaluate("window.pwned") is None
+        assert await page.locator("main script, main img, main svg[onload]").count() == 0
+
+
+async def test_top_shows_it_and_the_terminal_does_nothing_of_it(stage: World) -> None:
+    async with Terminal("top", "--url", stage.agent.url, "--every", "300ms", columns=120, rows=30) as top:
+        await top.shows("<script>")
+        assert "owned" not in top.screen.title
+        assert not [line for line in top.screen.display if "\x1b" in line or "\x07" in line]

@@ -1,0 +1,71 @@
+"""Monitors that say what is no QMP: each is let go, or called what it is, with a reason; and nobody beside it feels it."""
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.lab.hostile_host import World, says, world
+from tests.lab.qmp_bytes import DONE, HELLO, line
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+
+MIB = 1 << 20
+READY = line(HELLO) + line(DONE)
+EVENT = line({"event": "STOP", "data": {}, "timestamp": {"seconds": 1, "microseconds": 1}})
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    async with world(Path(tmp_path_factory.mktemp("w")), reply="1s") as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("chunks", "state", "reason"),
+    [
+        ([READY, *[b"x" * MIB] * 20], "gone", "a message longer than 16777216 bytes"),
+        ([READY, b'{"event": "', *[b"x" * MIB] * 20], "gone", "a message longer than"),
+        ([READY, b"{\r\n", *[b'"k": "' + b"x" * 1000 + b'",\r\n'] * 20_000], "gone", "a message longer than"),
+        ([READY, b"{\r\n", *[b'"k": [\r\n'] * 20_000], "gone", "not JSON"),
+        ([READY, b'{"return": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\r\n"], "gone", "not JSON"),
+        ([READY, b'{"return": ' + b'{"a":' * 5000 + b"1" + b"}" * 5000 + b"}\r\n"], "gone", "not JSON"),
+        ([READY, b'{"event": "\xff\xfe\xc0\x80", "data": {}}\r\n'], "gone", "not JSON"),
+        ([READY, b'{"event": "\\ud800", "data": {}}\r\n'], "gone", "not JSON"),
+        ([READY, b"\x00" * 100 + b"\r\n"], "gone", "not JSON"),
+        ([READY, b'{"event": "X", "data": ' + b"9" * 100_000 + b"}\r\n"], "gone", "not JSON|not an object"),
+        ([READY + line({"return": {}})], "gone", "a reply to nothing"),
+        ([READY, line({"error": 5})], "gone", "an error that is not an object"),
+        ([READY, line({"event": 5})], "gone", "an event without a name"),
+        ([READY, line({"event": "X", "data": [1]})], "gone", "data that is not an object"),
+        ([READY, line([1])], "gone", "a message that is not an object"),
+        ([READY, line({})], "gone", "neither greeting, reply, error nor event"),
+        ([line(HELLO), line(HELLO)], "gone", "a second greeting"),
+        ([line({"QMP": 5})], "gone", "a greeting that is not an object"),
+        ([line(HELLO), line({"error": {"class": "X", "desc": "no"}})], "gone", "negotiation was refused: X: no"),
+        ([b"HTTP/1.1 400 Bad Request\r\n\r\n"], "gone", "not JSON"),
+        ([line(HELLO)], "stalled", "greeted, but no answer to negotiation within 1 s"),
+        ([READY], "stalled", "no reply to query-uuid within 1 s"),
+        ([], "busy", "no greeting within 1 s"),
+        ([line(HELLO)[:30]], "busy", "no greeting within 1 s"),
+        ([EVENT * 1000] * 300, "busy", "no greeting within 1 s"),
+        ([line({"return": {}, "id": n}) for n in range(10_000)], "busy|gone", "."),
+    ],
+    ids=lambda value: None if isinstance(value, list) else value[:40],
+)
+async def test_it_is_called_what_it_is_and_nobody_else_feels_it(
+    stage: World, chunks: Sequence[bytes], state: str, reason: str
+) -> None:
+    async with stage.undisturbed(), says(stage.monitor, chunks):
+        if "|" in state:
+            await stage.nothing_is_forged()
+        else:
+            await stage.becomes(state, reason)
+    await stage.nothing_is_forged()
+
+
+@pytest.mark.parametrize("spoken", range(0, len(READY), 40))
+async def test_one_that_hangs_up_in_the_middle_of_a_message_is_gone(stage: World, spoken: int) -> None:
+    async with stage.undisturbed(), says(stage.monitor, [READY[:spoken]], hang_up=True):
+        await stage.becomes("gone", "closed the connection|reset|Connection")

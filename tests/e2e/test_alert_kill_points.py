@@ -1,0 +1,159 @@
+"""The agent is killed at each step between a threshold and its alert: over all that, each rung is in Kafka once."""
+
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final, Self
+from uuid import uuid4
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from agent.cli.demo.guest import until
+from tests.lab.agent_process import Agent
+from tests.lab.kafka import KafkaCluster
+from tests.lab.thin_guests import MIB, ThinGuest, make_qcow2, network_device, started
+
+SIZE: Final = 32 * MIB
+LADDER: Final = ["10%", "25%", "40%", "55%"]
+RUNGS: Final = [SIZE * percent // 100 for percent in (10, 25, 40, 55)]
+
+
+class Topic:
+    """The alerts in Kafka."""
+
+    def __init__(self, kafka: KafkaCluster, name: str) -> None:
+        self.name = name
+        self._consumer = AIOKafkaConsumer(**kafka.client)
+        self._at = TopicPartition(name, 0)
+        self._records: dict[str, dict[str, Any]] = {}
+
+    async def __aenter__(self) -> Self:
+        await self._consumer.start()
+        self._consumer.assign([self._at])
+        await self._consumer.seek_to_beginning(self._at)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._consumer.stop()
+
+    async def firing(self) -> list[dict[str, Any]]:
+        """Return the alerts that were told as firing so far, a record that was delivered twice counted once."""
+        end = (await self._consumer.end_offsets([self._at]))[self._at]
+        while await self._consumer.position(self._at) < end:
+            for messages in (await self._consumer.getmany(timeout_ms=200)).values():
+                for message in messages:
+                    record = json.loads(message.value)
+                    self._records[record["id"]] = record
+        return [r["data"] for r in self._records.values() if r["data"]["state"] == "firing"]
+
+    async def levels(self) -> list[str]:
+        return [one["level"] for one in await self.firing()]
+
+
+@pytest.fixture
+async def topic(kafka: KafkaCluster) -> AsyncIterator[Topic]:
+    name = f"test-alerts-{uuid4()}"
+    await kafka.create_topic(name)
+    async with Topic(kafka, name) as reader:
+        yield reader
+
+
+@pytest.fixture
+async def agent(kafka: KafkaCluster, topic: Topic, folder: Path) -> AsyncIterator[Agent]:
+    """An agent that arms thresholds; not started yet."""
+    others = f"test-others-{uuid4()}"
+    await kafka.create_topic(others)
+    config = {
+        "monitors": [{"dial": f"{folder}/*.qmp"}],
+        "kafka": {"servers": kafka.bootstrap, "topics": {"events": others, "samples": others, "alerts": topic.name}},
+        "alerts": {"write_threshold": {"mode": "arm", "levels": LADDER}},
+    }
+    agent = Agent(folder, config)
+    try:
+        yield agent
+    finally:
+        await agent.kill()
+
+
+@pytest.fixture
+async def guest(folder: Path) -> AsyncIterator[ThinGuest]:
+    """A guest that is stopped, and has written nothing yet."""
+    async with network_device(folder / "nbd", SIZE) as device:
+        await make_qcow2(f"nbd+unix:///?socket={folder}/nbd", 2 * SIZE)
+        async with started(folder, disk_mib=64, storage=device, extra=["-S"]) as running:
+            yield running
+
+
+async def armed(guest: ThinGuest, value: int) -> None:
+    """Wait until the slot holds that value."""
+
+    async def is_set() -> bool:
+        return await guest.slot() == value
+
+    await until(is_set, 15)
+
+
+async def cross(guest: ThinGuest) -> None:
+    """Let the guest write until it has passed the threshold."""
+    await guest.command("cont")
+    await guest.event("BLOCK_WRITE_THRESHOLD", 20)
+
+
+async def once(topic: Topic, levels: list[str]) -> bool:
+    """Whether exactly these levels were told, each once."""
+    firing = await topic.firing()
+    told = Counter((one["fingerprint"], one["level"]) for one in firing)
+    assert set(told.values()) <= {1}, firing
+    return sorted(level for _, level in told) == sorted(levels)
+
+
+async def test_killed_when_the_slot_is_set_it_tells_of_what_fired_while_it_was_away(
+    agent: Agent, guest: ThinGuest, topic: Topic
+) -> None:
+    for number, rung in enumerate(RUNGS[:3]):
+        await agent.start()
+        await armed(guest, rung)
+        await until(lambda n=number: once(topic, LADDER[:n]), 10)  # type: ignore[misc]
+        await agent.kill()
+        await cross(guest)
+        await guest.command("stop")
+        assert await guest.slot() == 0
+    await agent.start()
+    await armed(guest, RUNGS[3])
+    await until(lambda: once(topic, LADDER[:3]), 10)
+    assert {one["learnt"] for one in await topic.firing()} == {"missed"}
+    assert (await agent.stop()).status == 0
+    assert await once(topic, LADDER[:3])
+
+
+async def test_killed_at_the_event_it_tells_of_it_once(agent: Agent, guest: ThinGuest, topic: Topic) -> None:
+    for rung in RUNGS[:3]:
+        await agent.start()
+        await armed(guest, rung)
+        await cross(guest)
+        await agent.kill()
+        await guest.command("stop")
+    await agent.start()
+    await armed(guest, RUNGS[3])
+    assert (await agent.stop()).status == 0
+    assert await once(topic, LADDER[:3])
+    assert {one["learnt"] for one in await topic.firing()} <= {"event", "missed"}
+
+
+async def test_killed_when_the_alert_is_delivered_it_tells_no_rung_again(
+    agent: Agent, guest: ThinGuest, topic: Topic
+) -> None:
+    for number, rung in enumerate(RUNGS[:3], 1):
+        await agent.start()
+        await armed(guest, rung)
+        await cross(guest)
+        await guest.command("stop")
+        await until(lambda n=number: once(topic, LADDER[:n]), 10)  # type: ignore[misc]
+        await agent.kill()
+    await agent.start()
+    await armed(guest, RUNGS[3])
+    assert (await agent.stop()).status == 0
+    assert await once(topic, LADDER[:3])
+    assert {one["learnt"] for one in await topic.firing()} == {"event"}

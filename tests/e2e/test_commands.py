@@ -1,0 +1,239 @@
+"""What `qmp-agent` says to the person who types it, and how it ends."""
+
+import asyncio
+import json
+import re
+import shlex
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import yaml
+
+from agent import __version__
+from agent.cli.demo.guest import Guest, GuestOptions, Kind
+from tests.lab.agent_process import COMMAND, Agent, Ended, command
+from tests.lab.machine import free_port
+from tests.lab.record_checks import check, validator
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SHIPPED = Path(__file__).parents[2] / "config" / "agent.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Two guests and an agent that watches them for all tests here."""
+
+    writer: Guest
+    idle: Guest
+    agent: Agent
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage() -> AsyncIterator[Stage]:
+    with tempfile.TemporaryDirectory(prefix="qmp-") as path:
+        folder = Path(path)
+        async with AsyncExitStack() as running:
+            writer = await running.enter_async_context(Guest(folder, "writer", GuestOptions(kind=Kind.WRITER)))
+            idle = await running.enter_async_context(Guest(folder, "idle"))
+            config = {"monitors": [{"dial": f"{folder}/*.qmp"}], "intervals": {"poll": "200ms"}}
+            agent = await running.enter_async_context(Agent(folder, config))
+            await agent.record("sample.block", vm=writer.uuid)
+            await agent.record("vm.attached", vm=idle.uuid)
+            yield Stage(writer, idle, agent)
+
+
+# --- check ---
+
+
+async def test_check_tells_of_each_monitor_and_of_the_way_out(folder: Path) -> None:
+    config = folder / "agent.yaml"
+    monitors = [{"dial": f"{folder}/{pattern}"} for pattern in ("*.qmp", "missing/*.qmp", "none-*.qmp")]
+    records = folder / "records.jsonl"
+    content = {"monitors": monitors, "timeouts": {"greeting": "500ms"}, "jsonl": {"file": str(records)}}
+    config.write_text(yaml.safe_dump(content))
+    async with Guest(folder, "free") as free, Guest(folder, "held") as held:
+        with socket.socket(socket.AF_UNIX) as holder:
+            holder.connect(str(held.monitor))
+            ended = await command("check", "--config", config)
+    assert (ended.status, ended.log) == (1, "")
+    first, *findings = ended.out.splitlines()
+    assert first == f"{config}: the config is good"
+    up, busy, missing, none, endpoint, way_out = (line for line in findings if not line.startswith("ok   QEMU "))
+    assert re.fullmatch(rf"ok   {free.monitor}: free \({free.uuid}\), QEMU \d+\.\d+\.\d+", up)
+    assert busy.startswith(f"BAD  {held.monitor}: no greeting within 0.5 s: another client holds this monitor")
+    assert missing == f"BAD  {folder}/missing/*.qmp: there is no folder {folder}/missing"
+    assert none.startswith(f"ok   {folder}/none-*.qmp: no socket there now")
+    assert endpoint == "ok   127.0.0.1:9179 can be read by all on this host"
+    assert way_out == f"ok   records go to {records}"
+
+
+async def test_check_is_content_with_what_is_all_good(folder: Path) -> None:
+    config = folder / "agent.yaml"
+    async with Guest(folder, "vm1") as guest:
+        config.write_text(yaml.safe_dump({"monitors": [{"dial": str(guest.monitor)}]}))
+        ended = await command("check", "--config", config)
+    assert (ended.status, ended.log) == (0, "")
+    assert "BAD" not in ended.out
+    assert "standard output" in ended.out
+
+
+async def test_all_that_is_wrong_with_a_config_is_told_at_once_by_whatever_reads_it(folder: Path) -> None:
+    config = folder / "agent.yaml"
+    config.write_text("monitors:\n  - dial: relative/*.qmp\nintervals:\n  pol: 5s\n  resync: soon\nhosst: hv7\n")
+    for ended in await asyncio.gather(*(command(name, "--config", config) for name in ("check", "run", "tail"))):
+        assert (ended.status, ended.out) == (2, "")
+        said = ended.log.splitlines()
+        assert [line.partition(": ")[0] for line in said] == [f"{config}:{number}" for number in (2, 4, 5, 6)]
+        assert said[0].startswith(f"{config}:2: monitors[0].dial: should be an absolute path")
+        assert said[1] == f"{config}:4: intervals.pol: unknown key; did you mean poll?"
+        assert said[2].startswith(f"{config}:5: intervals.resync: ")
+        assert said[3] == f"{config}:6: hosst: unknown key; did you mean host?"
+
+
+async def test_a_config_that_is_not_there_is_told_in_one_line(folder: Path) -> None:
+    ended = await command("run", "--config", folder / "none.yaml")
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.log == f"{folder}/none.yaml: cannot be read: No such file or directory\n"
+
+
+# --- tail ---
+
+
+class Tail:
+    """`qmp-agent tail` that runs; its lines as they come."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        assert process.stdout is not None
+        self._out = process.stdout
+
+    @classmethod
+    async def start(cls, stage: Stage, *arguments: str) -> "Tail":
+        """Start it; it shows what comes from about now on."""
+        return cls(
+            await asyncio.create_subprocess_exec(
+                *(*COMMAND, "tail", "--config", str(stage.agent.config), *arguments),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+        )
+
+    async def line(self) -> str:
+        async with asyncio.timeout(10):
+            return (await self._out.readline()).decode().rstrip("\n")
+
+    async def stop(self) -> Ended:
+        self._process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(5):
+            out, log = await self._process.communicate()
+        assert self._process.returncode is not None
+        return Ended(self._process.returncode, out.decode(), log.decode())
+
+
+async def test_tail_prints_lines_for_people(stage: Stage) -> None:
+    tail = await Tail.start(stage)
+    lines = [await tail.line()]
+    while not re.search(r" sample\.block +disk0 .*  write=\d.*  writes=\d", lines[-1]):
+        lines.append(await tail.line())
+    ended = await tail.stop()
+    assert (ended.status, ended.log) == (130, "")
+    for line in lines:
+        assert re.match(r"\d\d:\d\d:\d\d\.\d\d\d  (writer|idle) +[a-z]+\.[a-z_]+ ", line), line
+        assert "\x1b" not in line
+
+
+async def test_tail_prints_whole_records_of_those_that_were_asked_for(stage: Stage) -> None:
+    tails = {
+        "vm": await Tail.start(stage, "--json", "--vm", "idle"),
+        "uuid": await Tail.start(stage, "--json", "--vm", stage.idle.uuid),
+        "type": await Tail.start(stage, "--json", "--type", "event"),
+        "severity": await Tail.start(stage, "--json", "--severity", "warning"),
+        "sample": await Tail.start(stage, "--json", "--type", "qemu.sample.block", "--vm", "writer"),
+    }
+    assert json.loads(await tails["sample"].line())["type"] == "qemu.sample.block"
+    told: dict[str, Any] = {}
+
+    async def first(name: str) -> None:
+        told[name] = json.loads(await tails[name].line())
+
+    async with asyncio.TaskGroup() as tasks:
+        watching = [tasks.create_task(first(name)) for name in ("vm", "uuid", "type", "severity")]
+        while not all(task.done() for task in watching):  # a tail that was not there yet has missed the first
+            await stage.idle.command("stop")
+            await stage.idle.event("STOP")
+            await stage.idle.command("cont")
+            await stage.idle.event("RESUME")
+            await stage.writer.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1)
+            await stage.writer.event("BLOCK_WRITE_THRESHOLD")
+    schema = validator(json.loads((await command("schema", "record")).out))
+    for name, tail in tails.items():
+        await tail.stop()
+        if name in told:
+            check(json.dumps(told[name]), schema)
+    assert told["vm"]["vmuuid"] == told["uuid"]["vmuuid"] == stage.idle.uuid
+    assert told["type"]["type"].startswith("qemu.event.")
+    assert told["severity"]["severity"] == "warning"
+    assert told["severity"]["vmuuid"] == stage.writer.uuid
+
+
+async def test_tail_ends_quietly_when_nobody_reads_any_more(stage: Stage) -> None:
+    tail = shlex.join([*COMMAND, "tail", "--url", stage.agent.url])
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-o", "pipefail", "-c", f"{tail} | head -1"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(10):
+        out, log = await process.communicate()
+    assert (process.returncode, log) == (0, b"")
+    assert out.count(b"\n") == 1
+
+
+async def test_tail_says_that_no_agent_answers() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    ended = await command("tail", "--url", url)
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.log.startswith(f"qmp-agent: no agent answers at {url}: ")
+    assert ended.log.count("\n") == 1
+
+
+# --- run ---
+
+
+async def test_a_second_agent_on_the_same_port_says_so_in_one_line(stage: Stage) -> None:
+    ended = await command("run", "--config", stage.agent.config)
+    assert (ended.status, ended.out) == (1, "")
+    address = stage.agent.url.removeprefix("http://")
+    assert ended.log.startswith(f"qmp-agent: cannot listen on {address}: ")
+    assert ended.log.count("\n") == 1
+    assert (await stage.agent.get("/healthz"))[0] == 200
+
+
+# --- the rest ---
+
+
+async def test_version_is_the_packages() -> None:
+    assert await command("version") == Ended(0, f"qmp-agent {__version__}\n", "")
+
+
+async def test_a_command_that_is_not_known_is_answered_with_those_that_are() -> None:
+    ended = await command("wacth")
+    assert (ended.status, ended.out) == (2, "")
+    assert "'run', 'check', 'tail'" in ended.log
+
+
+async def test_the_configs_schema_takes_the_config_that_is_shipped() -> None:
+    schema = validator(json.loads((await command("schema", "config")).out))
+    shipped = yaml.safe_load(SHIPPED.read_text())
+    assert [error.message for error in schema.iter_errors(shipped)] == []
+    assert [error.message for error in schema.iter_errors(shipped | {"hosst": "hv7"})] != []
+    assert [error.message for error in schema.iter_errors({})] != []

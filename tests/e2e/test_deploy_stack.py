@@ -1,0 +1,297 @@
+"""The compose stack, the Kubernetes manifests and Kafka's topics: what they name is there, and whoever can read them finds no fault.
+
+No engine runs here, so no container of the stack does either; its Prometheus, Alertmanager, agent and topics are run as processes.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import kubernetes_validate
+import pytest
+import yaml
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from agent.cli.demo.guest import Kind, until
+from agent.common.config_types import expand
+from agent.config.loader import load
+from tests.integration.prometheus.test_rules import ROOT, promtool, rules
+from tests.lab.agent_process import Agent
+from tests.lab.fixtures import StartGuest, StartPrometheus
+from tests.lab.kafka import KafkaCluster
+from tests.lab.machine import free_port, require
+
+COMPOSE: Final = ROOT / "deploy/compose"
+KUBERNETES: Final = ROOT / "deploy/kubernetes"
+STACK: Final[Mapping[str, Any]] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())
+SERVICES: Final[Mapping[str, Any]] = STACK["services"]
+MOUNTS: Final = [
+    (name, *mount.split(":")[:2]) for name, service in SERVICES.items() for mount in service.get("volumes", ())
+]
+
+
+# --- Compose ---
+
+
+@pytest.mark.parametrize(("service", "source", "target"), MOUNTS)
+def test_what_a_service_mounts_is_there(service: str, source: str, target: str) -> None:
+    assert target.startswith("/")
+    if source.startswith("."):
+        assert (COMPOSE / source).exists(), f"{service} mounts {source}"
+    elif not source.startswith("/run/"):
+        assert source in STACK["volumes"]
+
+
+def test_what_a_service_waits_for_or_talks_to_is_a_service() -> None:
+    for name, service in SERVICES.items():
+        assert service.keys() <= KEYS, name
+        assert set(service.get("depends_on", {})) <= SERVICES.keys(), name
+        assert "build" in service or re.fullmatch(r"[\w./-]+:v?[\d.]+", service["image"]), f"{name} has no version"
+    build = SERVICES["agent"]["build"]
+    assert (COMPOSE / build["context"] / build["dockerfile"]).is_file()
+    talk = "".join(
+        path.read_text() for path in COMPOSE.rglob("*") if path.suffix in (".yml", ".yaml") and path.is_file()
+    )
+    named = set(re.findall(r'(?:http://|")(\w+):\d{4}\b', talk)) - {"localhost"}
+    assert named <= SERVICES.keys()
+    assert named == {"agent", "kafka", "prometheus", "alertmanager"}
+
+
+KEYS: Final = {
+    "build",
+    "image",
+    "command",
+    "entrypoint",
+    "environment",
+    "group_add",
+    "volumes",
+    "ports",
+    "read_only",
+} | {*("cap_drop", "security_opt", "restart", "depends_on", "healthcheck")}
+"""Of the Compose specification, what the stack takes: a typing error is none of them."""
+
+
+def test_nothing_of_the_stack_is_given_out_beyond_this_host() -> None:
+    ports = [port for service in SERVICES.values() for port in service.get("ports", ())]
+    assert len(ports) == 4
+    assert all(re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port) for port in ports)
+
+
+def test_the_stacks_agent_takes_its_config() -> None:
+    config = load(COMPOSE / "agent.yaml")
+    assert config.kafka is not None
+    assert config.kafka.servers == ["kafka:9092"]
+
+
+def test_the_stacks_prometheus_takes_its_config_and_all_rules(folder: Path) -> None:
+    settings = yaml.safe_load((COMPOSE / "prometheus.yml").read_text())
+    (folder / "rules").mkdir()
+    for service, source, target in MOUNTS:
+        if service == "prometheus" and target.startswith("/etc/prometheus/rules/"):
+            (folder / "rules" / Path(target).name).write_text((COMPOSE / source).read_text())
+    assert settings["rule_files"] == ["/etc/prometheus/rules/*.yml"]
+    settings["rule_files"] = [f"{folder}/rules/*.yml"]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(settings))
+    assert f"{len(rules('alerts.yml'))} rules found" in promtool("check", "config", folder / "prometheus.yml")
+    jobs = {job["job_name"] for job in settings["scrape_configs"]}
+    assert (
+        jobs == {"qmp-agent"} == set(re.findall(r'job="([^"]+)"', (ROOT / "deploy/prometheus/alerts.yml").read_text()))
+    )
+
+
+def test_the_stacks_alertmanager_takes_its_config_and_knows_the_alerts_by_their_names() -> None:
+    require("amtool", "prometheus-alertmanager")
+    subprocess.run(
+        ["amtool", "check-config", COMPOSE / "alertmanager.yml"], check=True, capture_output=True, timeout=20
+    )
+    known = {rule["alert"] for rule in rules("alerts.yml")}
+    settings = yaml.safe_load((COMPOSE / "alertmanager.yml").read_text())
+    ours = (ROOT / "agent/alerts").glob("*.py")
+    own = set(re.findall(r'"(\w+)"', "".join(path.read_text() for path in ours)))
+    for rule in settings["inhibit_rules"]:
+        for matcher, names in ((rule["source_matchers"][0], own), (rule["target_matchers"][0], known)):
+            assert set(re.findall(r'"([^"]+)"', matcher)[0].split("|")) <= names
+
+
+def test_grafana_finds_its_source_and_a_dashboard_to_begin_with() -> None:
+    (source,) = yaml.safe_load((COMPOSE / "grafana/sources.yml").read_text())["datasources"]
+    assert source["type"] == "prometheus"
+    assert source["url"].startswith("http://prometheus:")
+    (provider,) = yaml.safe_load((COMPOSE / "grafana/dashboards.yml").read_text())["providers"]
+    mounted = {target: source for service, source, target in MOUNTS if service == "grafana"}
+    folder = COMPOSE / mounted[provider["options"]["path"]]
+    home = Path(SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert str(home.parent) == provider["options"]["path"]
+    assert json.loads((folder / home.name).read_text())["title"]
+
+
+@contextlib.asynccontextmanager
+async def alertmanager(folder: Path) -> AsyncIterator[str]:
+    """Run Alertmanager with the stack's config; yield its address."""
+    require("prometheus-alertmanager", "prometheus-alertmanager")
+    address = f"127.0.0.1:{free_port()}"
+    process = await asyncio.create_subprocess_exec(
+        *("setpriv", "--pdeathsig", "KILL", "prometheus-alertmanager", f"--config.file={COMPOSE}/alertmanager.yml"),
+        *(f"--storage.path={folder}/alertmanager", f"--web.listen-address={address}", "--cluster.listen-address="),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        yield address
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def told(address: str) -> dict[str, dict[str, Any]]:
+    """Return the alerts that an Alertmanager has, by name; none while it does not answer."""
+    with contextlib.suppress(aiohttp.ClientConnectionError):
+        async with aiohttp.ClientSession() as session, session.get(f"http://{address}/api/v2/alerts") as response:
+            return {alert["labels"]["alertname"]: alert for alert in await response.json()}
+    return {}
+
+
+THEIRS: Final = "QemuGuestPausedByIOError"
+
+
+async def test_a_guest_that_a_full_disk_pauses_is_told_by_the_agent_and_prometheus_alert_of_it_is_quiet(
+    start_guest: StartGuest, start_prometheus: StartPrometheus, folder: Path
+) -> None:
+    full = {"event": "write_aio", "iotype": "write", "errno": 28, "once": False}
+    guest = await start_guest("web-3", kind=Kind.WRITER, faults=[full], disk_options="werror=stop")
+    async with alertmanager(folder) as address:
+        config = {
+            "monitors": [{"dial": str(guest.monitor)}],
+            "intervals": {"poll": "500ms"},
+            "alerts": {"alertmanager": {"url": f"http://{address}"}},
+        }
+        async with Agent(folder, config) as agent:
+            await start_prometheus(
+                f"127.0.0.1:{agent.port}",
+                rules=ROOT / "deploy/prometheus/alerts.yml",
+                job="qmp-agent",
+                alertmanager=address,
+            )
+            alerts: dict[str, dict[str, Any]] = {}
+
+            async def both() -> bool:
+                nonlocal alerts
+                alerts = await told(address)
+                return THEIRS in alerts and bool(alerts[THEIRS]["status"]["inhibitedBy"])
+
+            with contextlib.suppress(TimeoutError):
+                await until(both, 40)
+    # By its event, or where the guest had stopped before the agent came, by its run state.
+    (ours,) = (alert for name, alert in alerts.items() if name in ("disk_full", "io_error_stop"))
+    assert ours["status"]["state"] == "active"
+    assert alerts[THEIRS]["status"]["inhibitedBy"] == [ours["fingerprint"]]
+    assert alerts[THEIRS]["labels"]["vm_uuid"] == ours["labels"]["vm_uuid"] == guest.uuid
+    assert alerts[THEIRS]["labels"]["severity"] == "critical"
+
+
+# --- Kubernetes ---
+
+
+def manifests(file: str) -> list[dict[str, Any]]:
+    return [made for made in yaml.safe_load_all((KUBERNETES / file).read_text()) if made]
+
+
+@pytest.mark.parametrize("made", manifests("qmp-agent.yaml"), ids=lambda made: str(made["kind"]))
+def test_a_manifest_is_as_kubernetes_schema_has_it(made: dict[str, Any]) -> None:
+    kubernetes_validate.validate(made, "1.31", strict=True)
+
+
+def test_the_manifests_fit_together() -> None:
+    by_kind = {made["kind"]: made for made in manifests("qmp-agent.yaml")}
+    pod = by_kind["DaemonSet"]["spec"]["template"]
+    labels = pod["metadata"]["labels"]
+    assert by_kind["DaemonSet"]["spec"]["selector"]["matchLabels"] == labels == by_kind["Service"]["spec"]["selector"]
+    (container,) = pod["spec"]["containers"]
+    for one in (container, *pod["spec"]["initContainers"]):
+        assert {mount["name"] for mount in one["volumeMounts"]} <= {volume["name"] for volume in pod["spec"]["volumes"]}
+    (monitor,) = manifests("servicemonitor.yaml")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= by_kind["Service"]["metadata"]["labels"].items()
+    (port,) = by_kind["Service"]["spec"]["ports"]
+    assert port["name"] == monitor["spec"]["endpoints"][0]["port"] == container["ports"][0]["name"]
+    config = by_kind["ConfigMap"]["data"]["agent.yaml"]
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {"/etc/qmp-agent", "/run/qemu", "/var/lib/qmp-agent"} <= mounted
+    assert str(Path(yaml.safe_load(config)["prometheus"]["web_config"]).parent) in mounted
+
+
+def test_the_agent_takes_the_config_of_the_config_map(folder: Path) -> None:
+    (made,) = (made for made in manifests("qmp-agent.yaml") if made["kind"] == "ConfigMap")
+    (folder / "agent.yaml").write_text(made["data"]["agent.yaml"])
+    config = load(folder / "agent.yaml")
+    assert config.prometheus.web_config is not None
+    assert expand(config.prometheus.web_config) == Path("/etc/qmp-agent-web/web.yml")
+
+
+# --- Kafka ---
+
+
+TOOL: Final = f"""#!{sys.executable}
+import argparse, asyncio, contextlib
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import TopicAlreadyExistsError
+
+parser = argparse.ArgumentParser()
+for name in ("bootstrap-server", "topic", "partitions", "replication-factor"):
+    parser.add_argument("--" + name, required=True)
+for name in ("create", "if-not-exists"):
+    parser.add_argument("--" + name, action="store_true", required=True)
+parser.add_argument("--config", action="append", default=[])
+told = parser.parse_args()
+
+async def main():
+    admin = AIOKafkaAdminClient(bootstrap_servers=told.bootstrap_server)
+    await admin.start()
+    configs = dict(one.split("=", 1) for one in told.config)
+    topic = NewTopic(told.topic, int(told.partitions), int(told.replication_factor), topic_configs=configs)
+    with contextlib.suppress(TopicAlreadyExistsError):
+        answer = await admin.create_topics([topic])
+        assert answer.topic_errors[0][1] in (0, 36), answer
+    await admin.close()
+
+asyncio.run(main())
+"""
+"""Stands in for kafka-topics.sh, which is not among the jars that the tests fetch; the broker that carries it out is a real one."""
+
+
+async def test_the_topics_are_made_as_the_script_says_and_a_second_time_changes_nothing(
+    kafka: KafkaCluster, folder: Path
+) -> None:
+    tool = folder / "kafka-topics.sh"
+    tool.write_text(TOOL)
+    tool.chmod(0o755)
+    for partitions in ("12", "24"):
+        process = await asyncio.create_subprocess_exec(
+            *("sh", ROOT / "deploy/kafka/topics.sh", kafka.bootstrap[0], partitions, "1"),
+            env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(50):
+            _, error = await process.communicate()
+        assert process.returncode == 0, error
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+    await admin.start()
+    try:
+        for topic, days in (("qemu.events", 7), ("qemu.alerts", 7), ("qemu.samples", 1)):
+            (described,) = await admin.describe_topics([topic])
+            assert len(described["partitions"]) == 12
+            (answer,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+            settings = {entry[0]: entry[1] for entry in answer.resources[0][4]}
+            assert settings["retention.ms"] == str(days * 86_400_000)
+            assert settings["cleanup.policy"] == "delete"
+            assert settings["min.insync.replicas"] == "1"
+        await admin.delete_topics(["qemu.events", "qemu.alerts", "qemu.samples"])
+    finally:
+        await admin.close()

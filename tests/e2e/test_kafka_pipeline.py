@@ -1,0 +1,212 @@
+"""Records through a real Apache Kafka, read by a client and by a CloudEvents library that are not ours."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+import pytest
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from cloudevents.core.base import BaseCloudEvent
+from cloudevents.core.bindings.kafka import KafkaMessage, from_kafka_event
+from jsonschema import Draft202012Validator
+
+from agent.cli.demo.guest import Kind, until
+from agent.cli.schema import record_schema
+from tests.lab.agent_process import Agent
+from tests.lab.fixtures import StartGuest
+from tests.lab.kafka import KafkaCluster
+from tests.lab.record_checks import check, sequence, validator
+
+KINDS: Final = ("events", "samples", "alerts")
+PARTITIONS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message as it lies in Kafka, and the event that it is."""
+
+    kind: str
+    partition: int
+    key: str
+    event: BaseCloudEvent
+
+    @property
+    def sequence(self) -> int:
+        return sequence(self.event)
+
+    @property
+    def type(self) -> str:
+        return self.event.get_type()
+
+
+@pytest.fixture
+async def topics(kafka: KafkaCluster) -> dict[str, str]:
+    """New topics, by what goes there."""
+    names = {kind: f"test-{kind}-{uuid4()}" for kind in KINDS}
+    for name in names.values():
+        await kafka.create_topic(name, partitions=PARTITIONS)
+    return names
+
+
+@pytest.fixture
+async def agent(kafka: KafkaCluster, topics: dict[str, str], folder: Path) -> AsyncIterator[Agent]:
+    """An agent that delivers to them; not started yet."""
+    config = {
+        "monitors": [{"dial": f"{folder}/*.qmp"}],
+        "intervals": {"poll": "100ms"},
+        "kafka": {"servers": kafka.bootstrap, "topics": topics},
+    }
+    agent = Agent(folder, config)
+    try:
+        yield agent
+    finally:
+        await agent.kill()
+
+
+async def everything(kafka: KafkaCluster, topics: dict[str, str]) -> list[Message]:
+    """Return all messages there are, those of each partition in its order."""
+    schema = validator(record_schema())
+    kinds = {topic: kind for kind, topic in topics.items()}
+    async with AIOKafkaConsumer(*topics.values(), auto_offset_reset="earliest", **kafka.client) as consumer:
+        ends = await consumer.end_offsets(
+            [TopicPartition(topic, number) for topic in kinds for number in range(PARTITIONS)]
+        )
+        left = sum(ends.values())
+        messages: list[Message] = []
+        while len(messages) < left:
+            async with asyncio.timeout(10):
+                message = await consumer.getone()
+            messages.append(read(kinds[message.topic], message, schema))
+    return messages
+
+
+def read(kind: str, message: ConsumerRecord, schema: Draft202012Validator) -> Message:
+    """Read a message by the CloudEvents Kafka binding, in structured mode, and by our schema."""
+    headers = dict(message.headers)
+    assert headers.keys() == {"content-type"}
+    assert headers["content-type"].decode().partition(";")[0] == "application/cloudevents+json"
+    event = from_kafka_event(KafkaMessage(headers, message.key, message.value))
+    assert event.get_data() == check(message.value, schema).get_data()
+    time = event.get_time()
+    assert time is not None
+    assert message.timestamp == pytest.approx(time.timestamp() * 1000, abs=1)
+    return Message(kind, message.partition, message.key.decode(), event)
+
+
+async def test_each_vms_records_arrive_whole_in_order_and_where_they_belong(
+    kafka: KafkaCluster, topics: dict[str, str], agent: Agent, start_guest: StartGuest
+) -> None:
+    await agent.start()
+    writer = await start_guest("writer", kind=Kind.WRITER)
+    idle = await start_guest("idle")
+    await writer.booted()
+
+    async def knows_its_disks() -> bool:
+        return (await agent.metrics()).one("qemu_block_writes_total", vm_uuid=writer.uuid, device="disk0") is not None
+
+    await until(knows_its_disks, 10)
+    await writer.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 20)
+    await writer.event("BLOCK_WRITE_THRESHOLD")
+    await writer.command("stop")
+    await writer.command("cont")
+    await idle.stop()
+
+    async def has_sent_all() -> bool:
+        series = await agent.metrics()
+        return (series.one("qmp_agent_records_total", kind="sample") or 0) >= 50
+
+    await until(has_sent_all, 20)
+    ended = await agent.stop(signal.SIGTERM)
+    assert ended.status == 0, ended.log
+    assert ended.out == ""
+
+    messages = await everything(kafka, topics)
+    assert sorted(message.sequence for message in messages) == list(range(1, len(messages) + 1))
+    assert {message.key for message in messages} == {writer.uuid, idle.uuid}
+    for message in messages:
+        kind = "alerts" if message.type == "qemu.alert.write_threshold" else "events"
+        assert message.kind == ("samples" if message.type.startswith("qemu.sample.") else kind)
+        assert message.event.get_extension("vmuuid") == message.event.get_extension("partitionkey") == message.key
+    for kind in KINDS:
+        for key in (writer.uuid, idle.uuid):
+            mine = [message for message in messages if (message.kind, message.key) == (kind, key)]
+            assert len({message.partition for message in mine}) <= 1
+            assert [message.sequence for message in mine] == sorted(message.sequence for message in mine)
+
+    def types(kind: str, key: str) -> list[str]:
+        return [message.type for message in messages if (message.kind, message.key) == (kind, key)]
+
+    assert set(types("alerts", writer.uuid)) == {"qemu.alert.write_threshold"}
+    told = types("events", writer.uuid)
+    assert told[0] == "qemu.vm.attached"
+    assert [t for t in told if t.startswith("qemu.event.")] == [
+        "qemu.event.block_write_threshold",
+        "qemu.event.stop",
+        "qemu.event.resume",
+    ]
+    assert told[-1] == "qemu.vm.detached", "what is told at the very end is delivered too"
+    assert types("events", idle.uuid) == ["qemu.vm.attached", "qemu.event.shutdown", "qemu.vm.gone"]
+
+
+async def test_what_waits_for_a_slow_broker_is_delivered_at_the_end(
+    kafka: KafkaCluster, topics: dict[str, str], agent: Agent, start_guest: StartGuest
+) -> None:
+    idle = await start_guest("idle")
+    await agent.start()
+    await until(lambda: "delivering to" in agent.log, 10)
+    (broker,) = kafka.brokers
+    await broker.pause()
+    try:
+        await idle.command("stop")
+        await idle.command("cont")
+
+        async def knows_of_both() -> bool:
+            return (await agent.metrics()).one("qemu_vm_events_total", event="RESUME") == 1
+
+        await until(knows_of_both, 5)
+        agent.send_signal(signal.SIGTERM)
+        await until(lambda: "stopping" in agent.log, 5)
+    finally:
+        broker.resume()
+    ended = await agent.stop()
+    assert ended.status == 0, ended.log
+    messages = await everything(kafka, topics)
+    assert sorted(message.sequence for message in messages) == list(range(1, len(messages) + 1))
+    told = [message.type for message in messages if message.kind == "events"]
+    assert told == ["qemu.vm.attached", "qemu.event.stop", "qemu.event.resume", "qemu.vm.detached"]
+
+
+async def test_what_waits_when_the_agent_is_killed_is_delivered_by_the_next(
+    kafka: KafkaCluster, topics: dict[str, str], agent: Agent, start_guest: StartGuest
+) -> None:
+    idle = await start_guest("idle")
+    (broker,) = kafka.brokers
+    await broker.pause()
+    try:
+        await agent.start()
+        await until(lambda: f"idle at {idle.monitor}: up" in agent.log, 5)
+        await idle.command("stop")
+        await idle.command("cont")
+
+        async def is_written() -> bool:
+            return (await agent.metrics()).one("qmp_agent_journal_records_written_total", lane="events") == 3
+
+        await until(is_written, 5)
+        await agent.kill()
+    finally:
+        broker.resume()
+    await agent.start()
+    await until(lambda: "delivering to" in agent.log, 20)
+    assert (await agent.stop()).status == 0
+    messages = [message for message in await everything(kafka, topics) if message.kind == "events"]
+    runs: dict[str, list[str]] = {}
+    for message in messages:
+        runs.setdefault(message.event.get_id().partition("-")[0], []).append(message.type)
+    assert list(runs.values()) == [
+        ["qemu.vm.attached", "qemu.event.stop", "qemu.event.resume"],
+        ["qemu.vm.attached", "qemu.vm.detached"],
+    ]

@@ -1,0 +1,66 @@
+"""What KVM counts, and what only KVM can limit, with guests that KVM runs; skipped where this machine has none."""
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from agent.cli.demo.guest import Guest, GuestOptions, Kind
+from tests.lab.agent_process import Agent
+from tests.lab.qemus import Qemu
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="there is no /dev/kvm that may be used"),
+]
+
+VCPU: Final = {
+    "exits": "exits_total",
+    "io_exits": "io_exits_total",
+    "halt_exits": "halt_exits_total",
+    "irq_injections": "irq_injections_total",
+    "pf_taken": "page_faults_total",
+}
+"""KVM's names and ours, by hand."""
+
+
+async def counted(guest: Guest) -> dict[str, dict[str, int]]:
+    """Return what KVM counts for each vCPU, by its number, asked over another monitor than the agent's."""
+    numbers = {cpu["qom-path"]: str(cpu["cpu-index"]) for cpu in await guest.command("query-cpus-fast")}
+    answer: list[Any] = await guest.command("query-stats", target="vcpu")
+    return {
+        numbers[entry["qom-path"]]: {stat["name"]: stat["value"] for stat in entry["stats"]}
+        for entry in answer
+        if entry["provider"] == "kvm"
+    }
+
+
+async def test_kvms_figures_lie_between_two_that_qemu_gives_and_a_dirty_limit_is_told(qemu: Qemu, folder: Path) -> None:
+    options = GuestOptions(kind=Kind.WRITER, binary=qemu.binary, accel="kvm,dirty-ring-size=4096", extra=["-smp", "2"])
+    config = {
+        "monitors": [{"dial": f"{folder}/*.qmp"}],
+        "intervals": {"poll": "200ms", "kvm": "1s", "resync": "1s"},
+    }
+    async with Guest(folder, "vm1", options) as guest, Agent(folder, config) as agent:
+        await guest.booted()
+        before = await counted(guest)
+        since = agent.mark()
+        for _ in range(3):  # the first may have been asked before, and of one round the vCPUs come in any order
+            last = await agent.record("sample.kvm_vcpu", vm=guest.uuid, since=since, vcpu="1")
+            since = agent.records().index(last) + 1
+        told = {r["subject"]: r["data"] for r in agent.found("sample.kvm_vcpu", vm=guest.uuid)}
+        after = await counted(guest)
+        for number, figures in before.items():
+            for theirs, ours in VCPU.items():
+                assert figures[theirs] <= told[number][ours] <= after[number][theirs], (number, ours)
+        assert before["0"]["exits"] > 0
+        machine = await agent.record("sample.kvm", vm=guest.uuid)
+        assert machine["data"].keys() >= {"pages_4k", "pages_2m", "pages_1g", "remote_tlb_flushes_total"}
+        assert (await agent.record("sample.about", vm=guest.uuid))["data"]["accelerator"] == "kvm"
+        in_guest = await agent.record("sample.vcpu", vm=guest.uuid, vcpu="0")
+        assert in_guest["data"]["guest_seconds_total"] >= 0
+        await guest.command("set-vcpu-dirty-limit", dirty_rate=100)
+        for number in before:
+            limit = await agent.record("sample.vcpu_dirty", vm=guest.uuid, vcpu=number)
+            assert limit["data"]["limit_bytes_per_second"] == 100 << 20

@@ -1,0 +1,281 @@
+"""The figures in a scrape are those that QEMU gives to a client that is not ours, and Prometheus takes them as they are."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import pytest_asyncio
+from qemu.qmp import QMPClient
+
+from agent.cli.demo.guest import Guest, GuestOptions, Kind, until
+from tests.lab.agent_process import Agent, Series
+from tests.lab.prometheus import Prometheus, promtool_check
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+BALLOON: Final = "/machine/peripheral/balloon0"
+BALLOON_BYTES: Final = 100 << 20
+
+# What QEMU calls a figure, what the series is called, and how many of QEMU's units one of ours is.
+# Written by hand and not taken from the agent's own table, which it is to be compared with.
+BLOCK: Final[Mapping[str, tuple[str, float]]] = {
+    "rd_bytes": ("read_bytes_total", 1),
+    "wr_bytes": ("write_bytes_total", 1),
+    "unmap_bytes": ("unmap_bytes_total", 1),
+    "zone_append_bytes": ("zone_append_bytes_total", 1),
+    "rd_operations": ("reads_total", 1),
+    "wr_operations": ("writes_total", 1),
+    "flush_operations": ("flushes_total", 1),
+    "unmap_operations": ("unmaps_total", 1),
+    "zone_append_operations": ("zone_appends_total", 1),
+    "rd_total_time_ns": ("read_seconds_total", 1e9),
+    "wr_total_time_ns": ("write_seconds_total", 1e9),
+    "flush_total_time_ns": ("flush_seconds_total", 1e9),
+    "unmap_total_time_ns": ("unmap_seconds_total", 1e9),
+    "zone_append_total_time_ns": ("zone_append_seconds_total", 1e9),
+    "rd_merged": ("reads_merged_total", 1),
+    "wr_merged": ("writes_merged_total", 1),
+    "unmap_merged": ("unmaps_merged_total", 1),
+    "zone_append_merged": ("zone_appends_merged_total", 1),
+    "failed_rd_operations": ("failed_reads_total", 1),
+    "failed_wr_operations": ("failed_writes_total", 1),
+    "failed_flush_operations": ("failed_flushes_total", 1),
+    "failed_unmap_operations": ("failed_unmaps_total", 1),
+    "failed_zone_append_operations": ("failed_zone_appends_total", 1),
+    "invalid_rd_operations": ("invalid_reads_total", 1),
+    "invalid_wr_operations": ("invalid_writes_total", 1),
+    "invalid_flush_operations": ("invalid_flushes_total", 1),
+    "invalid_unmap_operations": ("invalid_unmaps_total", 1),
+    "invalid_zone_append_operations": ("invalid_zone_appends_total", 1),
+    "wr_highest_offset": ("write_highest_offset_bytes", 1),
+}
+NO_SERIES: Final = {"account_failed", "account_invalid", "timed_stats"}
+MOVING: Final = {"idle_time_ns"}
+GUEST_MEMORY: Final[Mapping[str, str]] = {
+    "stat-total-memory": "total_bytes",
+    "stat-free-memory": "free_bytes",
+    "stat-available-memory": "available_bytes",
+    "stat-disk-caches": "disk_cache_bytes",
+    "stat-swap-in": "swap_in_bytes_total",
+    "stat-swap-out": "swap_out_bytes_total",
+    "stat-major-faults": "major_faults_total",
+    "stat-minor-faults": "minor_faults_total",
+    "stat-htlb-pgalloc": "hugetlb_allocations_total",
+    "stat-htlb-pgfail": "hugetlb_failures_total",
+    "stat-oom-kills": "oom_kills_total",
+    "stat-alloc-stalls": "allocation_stalls_total",
+    "stat-async-scans": "background_scans_total",
+    "stat-direct-scans": "direct_scans_total",
+    "stat-async-reclaims": "background_reclaims_total",
+    "stat-direct-reclaims": "direct_reclaims_total",
+}
+LAST_UPDATE: Final = "guest_memory_last_update_timestamp_seconds"
+UNKNOWN: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    linux: Guest
+    writer: Guest
+    agent: Agent
+    prometheus: Prometheus
+
+
+def second_monitor(guest: Guest) -> Path:
+    return guest.monitor.with_suffix(".second")
+
+
+@asynccontextmanager
+async def asking(guest: Guest) -> AsyncIterator[QMPClient]:
+    """The other client, on a monitor of its own."""
+    client = QMPClient()
+    await client.connect(str(second_monitor(guest)))
+    try:
+        yield client
+    finally:
+        await client.disconnect()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage() -> AsyncIterator[Stage]:
+    with tempfile.TemporaryDirectory(prefix="qmp-") as path:
+        folder = Path(path)
+
+        def guest(name: str, **options: Any) -> Guest:
+            extra = ["-qmp", f"unix:{folder / name}.second,server=on,wait=off"]
+            return Guest(folder, name, GuestOptions(extra=extra, **options))
+
+        linux = guest("linux", kind=Kind.LINUX, pause_seconds=0.1)
+        once = {"event": "write_aio", "iotype": "write", "errno": 5, "once": True}
+        writer = guest("writer", kind=Kind.WRITER, faults=[once], disk_options="werror=report")
+        config = {
+            "monitors": [{"dial": f"{folder}/*.qmp"}],
+            "intervals": {"poll": "500ms", "guest_memory": "1s", "resync": "1s"},
+        }
+        agent = Agent(folder, config)
+        prometheus = Prometheus(folder / "prometheus", f"127.0.0.1:{agent.port}")
+        async with AsyncExitStack() as running:
+            await asyncio.gather(*(running.enter_async_context(part) for part in (linux, writer, agent, prometheus)))
+            await linux.command("qom-set", path=BALLOON, property="guest-stats-polling-interval", value=1)
+
+            async def has_flushed() -> bool:
+                return any(disk["stats"]["flush_operations"] for disk in await linux.command("query-blockstats"))
+
+            await asyncio.gather(until(has_flushed, 30), until(writer.writes, 30))
+            yield Stage(linux, writer, agent, prometheus)
+
+
+@asynccontextmanager
+async def still(guest: Guest) -> AsyncIterator[None]:
+    """A guest whose figures stand still, since it is stopped."""
+    await guest.command("stop")
+    try:
+        yield
+    finally:
+        await guest.command("cont")
+
+
+async def scrape_of(stage: Stage, guest: Guest) -> Series:
+    """Return a scrape of figures that were asked for after the guest had stopped."""
+    for _ in range(2):  # the first may have been on its way already
+        before = stage.agent.mark()
+        await stage.agent.record("sample.block", vm=guest.uuid, since=before, device="disk0")
+    return await stage.agent.metrics()
+
+
+@pytest.mark.parametrize("name", ["linux", "writer"])
+async def test_every_disk_figure_is_qemus_own(stage: Stage, name: str) -> None:
+    guest: Guest = getattr(stage, name)
+    async with still(guest), asking(guest) as client:
+        series = await scrape_of(stage, guest)
+        disks: Any = await client.execute("query-blockstats")
+        status: Any = await client.execute("query-status")
+    names = {disk["qdev"].removeprefix("/machine/peripheral/").removesuffix("/virtio-backend"): disk for disk in disks}
+    assert names.keys() == {"linux": {"disk0"}, "writer": {"disk0", "boot"}}[name]
+    for device, disk in names.items():
+        stats = disk["stats"]
+        assert not stats.keys() - BLOCK.keys() - NO_SERIES - MOVING
+        for key in stats.keys() & BLOCK.keys():
+            its, unit = BLOCK[key]
+            assert series.one(f"qemu_block_{its}", vm_uuid=guest.uuid, device=device) == stats[key] / unit, key
+        told = series.one("qemu_block_storage_write_highest_offset_bytes", vm_uuid=guest.uuid, device=device)
+        assert told == disk["parent"]["stats"]["wr_highest_offset"]
+        for key in BLOCK.keys() - stats.keys():
+            assert series.one(f"qemu_block_{BLOCK[key][0]}", vm_uuid=guest.uuid, device=device) is None, key
+    disk = names["disk0"]["stats"]
+    assert disk["wr_operations"] > 0 < disk["wr_highest_offset"]
+    assert disk["flush_operations" if name == "linux" else "failed_wr_operations"] > 0
+    idle = series.one("qemu_block_idle_seconds", vm_uuid=guest.uuid, device="disk0")
+    assert idle is not None
+    assert 0 < idle < disk["idle_time_ns"] / 1e9
+    assert series.one("qemu_runstate_status", vm_uuid=guest.uuid) == 1
+    assert series.one("qemu_runstate_status", vm_uuid=guest.uuid, status=status["status"]) == 1
+    assert series.one("qemu_runstate_running", vm_uuid=guest.uuid) == status["running"] == 0
+
+
+async def test_a_guests_memory_is_told_as_qemu_tells_it(stage: Stage) -> None:
+    guest = stage.linux
+    await guest.command("balloon", value=BALLOON_BYTES)
+
+    async def has_inflated() -> bool:
+        return bool((await guest.command("query-balloon"))["actual"] == BALLOON_BYTES)
+
+    async def has_told_since() -> bool:
+        stats = (await guest.command("qom-get", path=BALLOON, property="guest-stats"))["stats"]
+        return bool(stats["stat-total-memory"] <= BALLOON_BYTES)
+
+    await until(has_inflated, 10)
+    await until(has_told_since, 10)
+    async with still(guest), asking(guest) as client:
+        balloon: Any = await client.execute("query-balloon")
+        memory: Any = await client.execute("qom-get", {"path": BALLOON, "property": "guest-stats"})
+        of = {"vm_uuid": guest.uuid}
+
+        async def tells_both() -> bool:
+            series = await stage.agent.metrics()
+            told = [series.one(f"qemu_{name}", **of) for name in ("balloon_actual_bytes", LAST_UPDATE)]
+            return bool(told == [balloon["actual"], memory["last-update"]])
+
+        await until(tells_both, 10)
+        series = await stage.agent.metrics()
+    assert not memory["stats"].keys() - GUEST_MEMORY.keys()
+    for key, name in GUEST_MEMORY.items():
+        value = memory["stats"].get(key, UNKNOWN)
+        assert series.one(f"qemu_guest_memory_{name}", **of) == (None if value == UNKNOWN else value), key
+    assert 0 < memory["stats"]["stat-free-memory"] < memory["stats"]["stat-total-memory"]
+    assert series.all("qemu_balloon_actual_bytes", vm_uuid=stage.writer.uuid) == []
+
+
+async def test_the_layers_of_a_disk_are_told_as_qemu_tells_them(stage: Stage) -> None:
+    guest = stage.linux
+    await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 40)
+    async with still(guest), asking(guest) as client:
+        nodes: Any = await client.execute("query-named-block-nodes", {"flat": True})
+        expected = {
+            (layer, name): float(value)
+            for node in nodes
+            for layer in ("format", "storage")
+            if node["node-name"] == f"disk0-{layer}"
+            for name, value in (
+                ("size_bytes", node["image"]["virtual-size"]),
+                ("allocated_bytes", node["image"]["actual-size"]),
+                ("write_threshold_bytes", node["write_threshold"]),
+                ("read_only", node["ro"]),
+                ("backing_depth", node["backing_file_depth"]),
+            )
+        }
+
+        async def tells_all() -> bool:
+            series = await stage.agent.metrics()
+            of = {"vm_uuid": guest.uuid, "device": "disk0"}
+            told = {key: series.one(f"qemu_block_layer_{key[1]}", layer=key[0], **of) for key in expected}
+            return told == expected
+
+        await until(tells_all, 10)
+    assert expected["storage", "write_threshold_bytes"] == 1 << 40
+    assert 0 < expected["storage", "allocated_bytes"] < expected["format", "size_bytes"]
+
+
+async def test_a_threshold_that_is_exceeded_is_told_as_qemu_tells_it(stage: Stage) -> None:
+    guest = stage.linux
+    await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 20)
+    said = (await guest.event("BLOCK_WRITE_THRESHOLD"))["data"]
+    alert = await stage.agent.record("alert.write_threshold", vm=guest.uuid, state="firing")
+    assert (alert["subject"], alert["severity"]) == ("disk0", "warning")
+    assert alert["data"]["level_bytes"] == said["write-threshold"]
+    assert alert["data"]["exceeded_by_bytes"] == said["amount-exceeded"]
+    assert alert["data"]["layer"] == "storage"
+    series = await stage.agent.metrics()
+    firing = {"vm_uuid": guest.uuid, "alert": "write_threshold", "device": "disk0", "severity": "warning"}
+    assert series.one("qemu_alert_firing", **firing) == 1
+
+
+async def test_promtool_has_nothing_to_say_against_a_scrape(stage: Stage) -> None:
+    assert promtool_check((await stage.agent.metrics()).text) == []
+
+
+async def test_prometheus_sees_a_guest_write(stage: Stage) -> None:
+    written = f'qemu_block_write_bytes_total{{device="disk0",vm_uuid="{stage.writer.uuid}"}}'
+
+    async def value(expression: str) -> float:
+        found = await stage.prometheus.query(expression)
+        return float(found[0]["value"][1]) if found else 0.0
+
+    async def is_scraped() -> bool:
+        return await value("up") == 1 and await value(written) > 0
+
+    await until(is_scraped, 20)
+    before = await value(written)
+
+    async def has_risen() -> bool:
+        return await value(written) > before
+
+    await until(has_risen, 10)
+    assert await value("up") == 1
+    (info,) = await stage.prometheus.query(f"{written} * on (vm_uuid) group_left (qemu_version) qemu_vm_info")
+    assert info["metric"]["qemu_version"].count(".") == 2

@@ -1,0 +1,292 @@
+"""The figures of a QEMU's process are those that its /proc has, as long as there is such a process, and QEMU is asked nothing for them."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.cli.demo.guest import Guest, Kind, until
+from tests.lab.agent_process import Agent, Series
+from tests.lab.fixtures import StartGuest
+
+TICK = 1 / os.sysconf("SC_CLK_TCK")
+QUICK = {"poll": "200ms", "resync": "1s"}
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes network interfaces and namespaces")
+
+
+@contextlib.asynccontextmanager
+async def watching(folder: Path, **config: Any) -> AsyncIterator[Agent]:
+    base: dict[str, Any] = {"monitors": [{"dial": f"{folder}/*.qmp"}], "intervals": QUICK, "timeouts": {"reply": "1s"}}
+    async with Agent(folder, base | config) as agent:
+        yield agent
+
+
+def pid_of(guest: Guest) -> int:
+    assert guest.process is not None
+    return guest.process.pid
+
+
+async def fresh(agent: Agent, guest: Guest, kind: str = "process") -> Series:
+    """Return a scrape of figures that were read after this was called."""
+    for _ in range(2):  # the first may have been on its way already
+        await agent.record(f"sample.{kind}", vm=guest.uuid, since=agent.mark())
+    return await agent.metrics()
+
+
+# Read here by hand and not by the agent's own readers, with which it is compared.
+
+
+def read(path: str) -> str:
+    return Path(path).read_text("utf-8")
+
+
+def stat(path: str) -> list[str]:
+    """Return the fields of a `stat` file from the third on."""
+    return read(path).rpartition(")")[2].split()
+
+
+def status(pid: int, key: str) -> int:
+    line = next(line for line in read(f"/proc/{pid}/status").splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1])
+
+
+def cpu_seconds(path: str) -> float:
+    fields = stat(path)
+    return (int(fields[11]) + int(fields[12])) * TICK
+
+
+async def test_cpu_time_of_a_guest_that_spins_is_what_its_threads_have(folder: Path, start_guest: StartGuest) -> None:
+    guest = await start_guest(kind=Kind.WRITER, pause_seconds=0, extra=["-smp", "2", "-object", "iothread,id=io0"])
+    await guest.booted()
+    pid = pid_of(guest)
+    cpus = {str(cpu["cpu-index"]): cpu for cpu in await guest.command("query-cpus-fast")}
+    (iothread,) = await guest.command("query-iothreads")
+    async with watching(folder, timeouts={"reply": "500ms"}) as agent:
+        await fresh(agent, guest, "vcpu")
+        before = await fresh(agent, guest, "vcpu")
+        await asyncio.gather(
+            *(agent.record("sample.vcpu", vm=guest.uuid, since=agent.mark(), vcpu=cpu) for cpu in cpus)
+        )
+        guest.send_signal(signal.SIGSTOP)  # now its figures stand still, and are to the digit what they should be
+        await until(lambda: stat(f"/proc/{pid}/stat")[0] == "T", 5)
+        of = {"vm_uuid": guest.uuid}
+
+        async def tells_that_it_is_stopped() -> bool:
+            return (await agent.metrics()).one("qemu_process_state", **of, state="stopped") == 1
+
+        await until(tells_that_it_is_stopped, 15)  # QEMU answers nothing any more; this is told all the same
+        series = await fresh(agent, guest, "vcpu")
+        for index, cpu in cpus.items():
+            task = f"/proc/{pid}/task/{cpu['thread-id']}"
+            run, delay, slices = map(int, read(f"{task}/schedstat").split())
+            mine = of | {"vcpu": index}
+            assert series.one("qemu_vcpu_cpu_seconds_total", **mine) == run / 1e9
+            assert series.one("qemu_vcpu_run_delay_seconds_total", **mine) == delay / 1e9
+            assert series.one("qemu_vcpu_timeslices_total", **mine) == slices
+            told = [series.one(f"qemu_vcpu_{part}_seconds_total", **mine) or 0 for part in ("user", "system")]
+            assert sum(told) == pytest.approx(cpu_seconds(f"{task}/stat"), abs=TICK)
+            assert series.one("qemu_vcpu_state", **mine, state="stopped") == 1
+            assert series.one("qemu_vcpu_host_cpu", **mine) == int(stat(f"{task}/stat")[36])
+            first = before.one("qemu_vcpu_cpu_seconds_total", **mine) or 0
+            assert (series.one("qemu_vcpu_cpu_seconds_total", **mine) or 0) >= first
+        assert (series.one("qemu_vcpu_cpu_seconds_total", **of, vcpu="0") or 0) > 0.1
+        run, *_ = map(int, read(f"/proc/{pid}/task/{iothread['thread-id']}/schedstat").split())
+        assert series.one("qemu_iothread_cpu_seconds_total", **of, iothread="io0") == run / 1e9
+        assert series.one("qemu_iothread_poll_max_seconds", **of, iothread="io0") == iothread["poll-max-ns"] / 1e9
+        told = [series.one(f"qemu_process_{part}_seconds_total", **of) or 0 for part in ("user", "system")]
+        assert sum(told) == pytest.approx(cpu_seconds(f"/proc/{pid}/stat"), abs=2 * TICK)
+        for key, name in {
+            "VmRSS": "resident_bytes",
+            "VmSize": "virtual_bytes",
+            "RssAnon": "resident_anonymous_bytes",
+        }.items():
+            assert series.one(f"qemu_process_{name}", **of) == status(pid, key) * 1024
+        assert series.one("qemu_process_threads", **of) == status(pid, "Threads")
+        assert series.one("qemu_process_main_loop_voluntary_switches_total", **of) == status(
+            pid, "voluntary_ctxt_switches"
+        )
+        io = dict(line.split(": ") for line in read(f"/proc/{pid}/io").splitlines())
+        assert series.one("qemu_process_write_bytes_total", **of) == int(io["write_bytes"])
+        assert series.one("qemu_process_open_files", **of) == len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - a count
+        started = series.one("qemu_process_start_timestamp_seconds", **of)
+        assert started == pytest.approx(os.stat(f"/proc/{pid}").st_ctime, abs=5)  # noqa: PTH116 - the folder was made with it
+        guest.send_signal(signal.SIGCONT)
+        record = await agent.record("sample.vcpu", vm=guest.uuid, vcpu="0")
+    assert record["subject"] == "0"
+    assert record["data"]["thread"] == cpus["0"]["thread-id"]
+    assert record["data"]["topology"] == cpus["0"]["props"]
+
+
+async def test_what_a_vm_is_stands_in_its_info_and_in_a_record(folder: Path, start_guest: StartGuest) -> None:
+    guest = await start_guest(kind=Kind.WRITER)
+    async with watching(folder) as agent:
+        record = await agent.record("sample.about", vm=guest.uuid)
+        series = await fresh(agent, guest)
+    machine = (await guest.command("qom-get", path="/machine", property="type")).removesuffix("-machine")
+    assert record["data"] == {"machine": machine, "accelerator": "other", "pid": str(pid_of(guest))}
+    assert series.one("qemu_vm_info", vm_uuid=guest.uuid, machine=machine, pid=str(pid_of(guest))) == 1
+
+
+async def test_a_qemu_that_is_killed_leaves_no_series_and_no_exception(folder: Path, start_guest: StartGuest) -> None:
+    guest = await start_guest(kind=Kind.WRITER)
+    async with watching(folder) as agent:
+        await fresh(agent, guest, "vcpu")
+        first = pid_of(guest)
+        await guest.kill()
+
+        async def is_gone() -> bool:
+            return (await agent.metrics()).of(guest.uuid) == []
+
+        await until(is_gone, 5)
+        await guest.stop()
+        await guest.start()
+        assert pid_of(guest) != first
+        series = await fresh(agent, guest)
+        assert series.one("qemu_vm_info", vm_uuid=guest.uuid, pid=str(pid_of(guest))) == 1
+        assert "Traceback" not in agent.log
+        assert '"level":"error"' not in agent.log
+
+
+async def test_a_vcpu_that_was_plugged_in_is_learnt_of_by_the_next_event_about_devices(
+    folder: Path, start_guest: StartGuest
+) -> None:
+    guest = await start_guest(kind=Kind.WRITER, extra=["-smp", "1,maxcpus=2", "-usb"])
+    async with watching(folder, intervals={"poll": "200ms", "resync": "1h"}) as agent:
+        await fresh(agent, guest, "vcpu")
+        free = next(cpu for cpu in await guest.command("query-hotpluggable-cpus") if "qom-path" not in cpu)
+        where = {key.replace("-", "_"): value for key, value in free["props"].items()}
+        await guest.command("device_add", driver=free["type"], id="cpu1", **where)
+        await guest.command("device_add", driver="usb-tablet", id="tablet0")
+        await guest.command("device_del", id="tablet0")
+        await agent.record("sample.vcpu", vm=guest.uuid, vcpu="1")
+        assert len((await agent.metrics()).all("qemu_vcpu_cpu_seconds_total", vm_uuid=guest.uuid)) == 2
+
+
+async def test_of_two_qemus_in_a_migration_each_has_its_own_process(folder: Path, start_guest: StartGuest) -> None:
+    source = await start_guest("a", kind=Kind.WRITER)
+    where = f"unix:{folder}/m"
+    target = await start_guest("b", kind=Kind.WRITER, identity=source.uuid, extra=["-incoming", where])
+    async with watching(folder) as agent:
+        await fresh(agent, source)
+        assert {r["data"]["pid"] for r in agent.found("sample.process")} == {pid_of(source), pid_of(target)}
+        await source.command("migrate", uri=where)
+
+        async def has_migrated() -> bool:
+            return bool((await target.command("query-status"))["status"] == "running")
+
+        await until(has_migrated, 10)
+        await agent.record("sample.runstate", vm=source.name, status="postmigrate")
+        await source.stop()
+        await agent.record("vm.departed", vm=source.name)
+        series = await fresh(agent, target)
+        assert [labels["pid"] for labels, _ in series.all("qemu_vm_info", vm_uuid=source.uuid)] == [str(pid_of(target))]
+        assert "Traceback" not in agent.log
+
+
+# --- Network interfaces and namespaces of our own ---
+
+
+@pytest.fixture
+def tap() -> Iterator[str]:
+    name = f"qmpt{os.getpid() % 10**6}"
+    subprocess.run(["ip", "tuntap", "add", name, "mode", "tap"], check=True)
+    subprocess.run(["ip", "link", "set", name, "address", "fe:54:00:12:34:56", "up"], check=True)
+    yield name
+    subprocess.run(["ip", "link", "delete", name], check=True)
+
+
+def card(tap: str) -> list[str]:
+    backend = f"tap,id=net0,ifname={tap},script=no,downscript=no"
+    return ["-netdev", backend, "-device", "virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:12:34:56"]
+
+
+@needs_root
+async def test_a_taps_counters_are_the_hosts_told_as_the_guest_sees_them(
+    folder: Path, start_guest: StartGuest, tap: str
+) -> None:
+    guest = await start_guest(kind=Kind.WRITER, extra=card(tap))
+    async with watching(folder) as agent:
+        record = await agent.record("sample.net", vm=guest.uuid)
+        assert record["subject"] == tap
+        known = {"kind": "tap", "mac": "52:54:00:12:34:56", "device": "nic0", "netdev": "net0"}
+        assert known.items() <= record["data"].items()
+
+        def counter(name: str) -> int:
+            return int(read(f"/sys/class/net/{tap}/statistics/{name}"))
+
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+            wire.bind((tap, 0))
+            wire.send(bytes.fromhex("525400123456 fe5400123456 88b5") + bytes(50))
+
+        async def tells_what_the_host_counts() -> bool:
+            series = await agent.metrics()
+            of = {"vm_uuid": guest.uuid, "interface": tap}
+            pairs = {"tx_packets": "receive_packets", "tx_bytes": "receive_bytes", "rx_packets": "transmit_packets"}
+            pairs |= {"tx_dropped": "receive_drops", "rx_bytes": "transmit_bytes"}
+            return all(series.one(f"qemu_net_{its}_total", **of) == counter(name) for name, its in pairs.items())
+
+        await until(tells_what_the_host_counts, 10)
+        assert counter("tx_packets") + counter("tx_dropped") > 0
+
+
+@needs_root
+async def test_a_qemu_in_namespaces_of_its_own_is_found_by_what_they_call_its_threads(
+    folder: Path, start_guest: StartGuest
+) -> None:
+    wrapper = folder / "qemu-apart"
+    wrapper.write_text('#!/bin/sh\nexec unshare --pid --net --fork --kill-child qemu-system-x86_64 "$@"\n')
+    wrapper.chmod(0o755)
+    guest = await start_guest(kind=Kind.WRITER, binary=str(wrapper), extra=["-smp", "2", *card("tap0")])
+    inner = {cpu["thread-id"] for cpu in await guest.command("query-cpus-fast")}
+    async with watching(folder) as agent:
+        series = await fresh(agent, guest, "net")
+        (pid,) = {record["data"]["pid"] for record in agent.found("sample.process")}
+        names = re.findall(r"NSpid:\s+(\d+)\s+1\n", read(f"/proc/{pid}/status"))
+        assert names == [str(pid)]
+        assert len(series.all("qemu_vcpu_cpu_seconds_total", vm_uuid=guest.uuid)) == 2
+        outer = {record["data"]["thread"] for record in agent.found("sample.vcpu")}
+        assert not outer & inner
+        assert all(read(f"/proc/{pid}/task/{thread}/stat") for thread in outer)
+        assert series.one("qemu_net_receive_bytes_total", vm_uuid=guest.uuid, interface="tap0") is not None
+    await guest.kill()  # unshare does not pass on a SIGTERM
+
+
+async def test_where_the_process_cannot_be_known_its_figures_are_off_and_it_is_said_why_once(
+    folder: Path, start_guest: StartGuest
+) -> None:
+    guest = await start_guest(kind=Kind.WRITER, extra=["-qmp", "tcp:127.0.0.1:0,server=on,wait=off"])
+    ports = [d["filename"] for d in await guest.command("query-chardev") if "tcp:127.0.0.1:" in d.get("filename", "")]
+    address = re.search(r"tcp:127\.0\.0\.1:\d+", ports[0])
+    assert address is not None
+    async with Agent(folder, {"monitors": [{"dial": address[0]}], "intervals": QUICK}) as agent:
+        await agent.record("sample.block", vm=guest.uuid)
+        record = await agent.record("sample.about", vm=guest.uuid)
+        assert record["data"]["process_unknown"].startswith("its monitor is no Unix socket")
+        await agent.record("sample.block", vm=guest.uuid, since=agent.mark())
+        names = (await agent.metrics()).of(guest.uuid)
+        assert not [name for name in names if name.startswith(("qemu_process_", "qemu_vcpu_", "qemu_net_"))]
+        assert len(list(agent.found("sample.about"))) == 1
+        assert '"level":"warning"' not in agent.log
+
+
+async def test_what_libvirts_files_say_of_a_vm_are_labels_of_its_info(folder: Path, start_guest: StartGuest) -> None:
+    guest = await start_guest(kind=Kind.IDLE)
+    flavor = "<metadata><i:instance xmlns:i='x'><i:flavor name='m1.\"small\"'/></i:instance></metadata>"
+    xml = f"<domstatus><domain><uuid>{guest.uuid}</uuid><title>web 1</title>{flavor}</domain></domstatus>"
+    (folder / f"{guest.name}.xml").write_text(xml)
+    async with watching(folder, labels={"libvirt": [str(folder)]}) as agent:
+        record = await agent.record("sample.about", vm=guest.uuid)
+        assert record["data"]["labels"] == {"title": "web 1", "nova_flavor": 'm1."small"'}
+        series = await agent.metrics()
+        assert series.one("qemu_vm_info", vm_uuid=guest.uuid, title="web 1", nova_flavor='m1."small"') == 1
+        (folder / f"{guest.name}.xml").write_text(xml.replace("web 1", "web 2"))
+        await agent.record("sample.about", vm=guest.uuid, labels={"title": "web 2", "nova_flavor": 'm1."small"'})

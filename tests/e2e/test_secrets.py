@@ -1,0 +1,119 @@
+"""No secret that the agent is given comes out of it anywhere."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import yaml
+
+from agent.cli.demo.guest import until
+from agent.cli.http_client import Visitor
+from tests.lab.agent_process import Agent, command
+from tests.lab.fake_qemu import FakeQemu
+from tests.lab.machine import free_port
+
+KAFKA, USER, ALERTS = "kafka-hush-1", "user-hush-2", "alerts-hush-3"
+HASH = bcrypt.hashpw(USER.encode(), bcrypt.gensalt(4)).decode()
+SECRETS = (KAFKA, USER, ALERTS, HASH)
+
+
+def hushed(where: str, text: str) -> None:
+    assert text, where
+    for secret in SECRETS:
+        assert secret not in text, f"{where}: {text}"
+
+
+def config(folder: Path) -> dict[str, Any]:
+    """A config with every secret there can be, each of which is soon shown to somebody who refuses it."""
+    (folder / "kafka.password").write_text(KAFKA)
+    (folder / "user.password").write_text(USER)
+    (folder / "web.yml").write_text(yaml.safe_dump({"basic_auth_users": {"alice": HASH}}))
+    sasl = {"mechanism": "PLAIN", "username": "hv7", "password_file": str(folder / "kafka.password")}
+    return {
+        "monitors": [{"dial": f"{folder}/*.qmp"}],
+        "intervals": {"poll": "100ms"},
+        "timeouts": {"greeting": "500ms"},  # `check` finds the monitor held
+        "kafka": {"servers": [f"127.0.0.1:{free_port()}"], "sasl": sasl},
+        "alerts": {"alertmanager": {"url": f"http://agent:{ALERTS}@127.0.0.1:{free_port()}", "resend": "1s"}},
+        "log": {"level": "debug"},
+    }
+
+
+async def test_no_secret_is_in_what_is_served_logged_checked_or_listed(fake: FakeQemu, folder: Path) -> None:
+    agent = Agent(folder, config(folder))
+    whole = yaml.safe_load(agent.config.read_text())
+    whole["prometheus"]["web_config"] = str(folder / "web.yml")
+    agent.config.write_text(yaml.safe_dump(whole))
+    alice = Visitor(user="alice", password_file=folder / "user.password")
+    async with alice.session() as session:
+
+        async def get(path: str) -> str:
+            async with session.get(agent.url + path) as response:
+                return await response.text()
+
+        async with agent:
+            await fake.asked("query-blockstats", 3)
+            fake.emit("BLOCK_IO_ERROR", {"device": "d", "operation": "read", "action": "stop"})
+
+            async def in_trouble() -> bool:
+                text = await get("/readyz")
+                return "Alertmanager" in text and "Kafka" in text
+
+            await until(in_trouble, 15)
+            for path in ("/", "/metrics", "/readyz", "/healthz", "/style.css"):
+                hushed(path, await get(path))
+            async with session.get(agent.url + "/records") as stream:
+                hushed("/records", (await stream.content.readline()).decode())
+            assert agent.process is not None
+            process = Path("/proc", str(agent.process.pid))
+            hushed("its command line", (process / "cmdline").read_text())
+            hushed("its environment", (process / "environ").read_text())
+            checked = await command("check", "--config", agent.config)
+            hushed("check", checked.out + checked.log)
+            # A web config with a mistake in it, beside a good hash.
+            (folder / "web.yml").write_text(yaml.safe_dump({"basic_auth_users": {"alice": HASH, "bob": USER}}))
+            await until(lambda: "the web config was not taken" in agent.log, 5)
+            ended = await agent.stop()
+    hushed("its log", ended.log)
+    hushed("its records", await _journaled(agent.config))
+
+
+async def _journaled(path: Path) -> str:
+    return (await command("journal", "export", "--config", path)).out
+
+
+async def test_no_secret_that_was_put_in_the_wrong_place_is_said_again(folder: Path) -> None:
+    wrong = config(folder)
+    wrong["kafka"]["sasl"]["password_file"] = KAFKA
+    wrong["kafka"]["tls"] = {"key": KAFKA}
+    wrong["kafka"]["sasl"]["password"] = KAFKA
+    wrong["alerts"]["alertmanager"]["url"] = f"alice:{ALERTS}@somewhere"
+    path = folder / "agent.yaml"
+    path.write_text(yaml.safe_dump(wrong))
+    ended = await command("check", "--config", path)
+    assert ended.status == 2
+    hushed("check", ended.out + ended.log)
+    assert "password_file: should be an absolute path" in ended.log
+
+
+async def test_no_secret_is_in_what_a_crash_leaves(fake: FakeQemu, folder: Path) -> None:
+    agent = Agent(folder, config(folder))
+    crash = f"""
+import sys
+from agent import app, cli
+async def tick(self):
+    text = str(self.config)
+    raise RuntimeError("a bug")
+app.App._tick = tick
+sys.exit(cli.main(["run", "--config", {str(agent.config)!r}]))
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-X", "faulthandler", "-X", "dev", "-c", crash, stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(20):
+        _, log = await process.communicate()
+    assert process.returncode == 1
+    assert "a bug" in log.decode()
+    hushed("its crash", log.decode())

@@ -1,0 +1,102 @@
+"""How an agent runs and ends, and what becomes of its records where there is no Kafka."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from cloudevents.core.formats.json import JSONFormat
+
+from agent.cli.demo.guest import Kind, until
+from agent.cli.schema import record_schema
+from tests.lab.agent_process import Agent
+from tests.lab.fixtures import StartGuest
+from tests.lab.record_checks import check, put_in_order, validator
+
+
+def files_of(records: Path) -> list[Path]:
+    """Return the file of records and those put aside, newest first."""
+    aside = {int(path.suffix[1:]): path for path in records.parent.glob(f"{records.name}.*")}
+    return [records, *(aside[number] for number in sorted(aside))]
+
+
+async def test_without_a_way_out_records_and_nothing_else_go_to_standard_output(
+    start_guest: StartGuest, folder: Path
+) -> None:
+    guest = await start_guest()
+    async with Agent(folder, {"monitors": [{"dial": str(guest.monitor)}], "jsonl": None}) as agent:
+        await until(lambda: agent.out.count("\n") >= 2, 10)
+        ended = await agent.stop()
+    assert ended.status == 0
+    schema = validator(record_schema())
+    events = put_in_order([check(line, schema) for line in ended.out.splitlines()])
+    assert events[-1].get_type() == "qemu.vm.detached"
+    entries = [json.loads(line) for line in ended.log.splitlines()]
+    assert any(entry["message"] == f"vm1 at {guest.monitor}: up" for entry in entries)
+    assert all(entry["level"] == "info" for entry in entries)
+
+
+async def test_a_file_of_records_is_rotated_and_no_line_is_lost_or_torn(start_guest: StartGuest, folder: Path) -> None:
+    guest = await start_guest(kind=Kind.WRITER)
+    records = folder / "records.jsonl"
+    config = {
+        "monitors": [{"dial": str(guest.monitor)}],
+        "intervals": {"poll": "100ms"},
+        "jsonl": {"file": str(records), "rotate": "4KiB", "keep": 1000},
+    }
+    async with Agent(folder, config) as agent:
+        await until(lambda: records.with_name("records.jsonl.8").exists(), 20)
+        assert (await agent.stop()).status == 0
+    current, *aside = files_of(records)
+    assert all(path.stat().st_size >= 4096 for path in aside)
+    whole = b"".join(path.read_bytes() for path in (*reversed(aside), current))
+    told = put_in_order([JSONFormat().read(None, line) for line in whole.splitlines()])
+    assert told[-1].get_type() == "qemu.vm.detached"
+
+
+async def test_only_as_many_files_are_kept_as_were_asked_for(start_guest: StartGuest, folder: Path) -> None:
+    guest = await start_guest(kind=Kind.WRITER)
+    records = folder / "records.jsonl"
+    config = {
+        "monitors": [{"dial": str(guest.monitor)}],
+        "intervals": {"poll": "100ms"},
+        "jsonl": {"file": str(records), "rotate": "4KiB", "keep": 2},
+    }
+    async with Agent(folder, config) as agent:
+        oldest = records.with_name("records.jsonl.2")
+
+        def starts_at() -> int:
+            return int(json.loads(oldest.read_bytes().partition(b"\n")[0])["sequence"]) if oldest.exists() else 1
+
+        await until(lambda: starts_at() > 1, 20)
+        await agent.stop()
+    assert [path.name for path in files_of(records)] == ["records.jsonl", "records.jsonl.1", "records.jsonl.2"]
+
+
+async def test_a_line_that_was_torn_by_a_crash_does_not_spoil_the_next(start_guest: StartGuest, folder: Path) -> None:
+    guest = await start_guest()
+    agent = Agent(folder, {"monitors": [{"dial": str(guest.monitor)}]})
+    agent.sink.write_text('{"specversion": "1.0", "ty')
+    async with agent:
+        await until(lambda: agent.sink.read_bytes().count(b"\n") >= 2, 10)
+        await agent.stop()
+    torn, *whole = agent.sink.read_bytes().splitlines()
+    assert torn == b'{"specversion": "1.0", "ty'
+    assert put_in_order([JSONFormat().read(None, line) for line in whole])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_an_agent_that_is_told_to_stop_does_so_within_a_second(
+    number: signal.Signals, start_guest: StartGuest, folder: Path
+) -> None:
+    guest = await start_guest()
+    async with Agent(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]}) as agent:
+        await agent.record("vm.attached", vm=guest.uuid)
+        begin = time.monotonic()
+        ended = await agent.stop(number)
+        assert time.monotonic() - begin < 1.0
+    assert ended.status == 0
+    assert "Traceback" not in ended.log
+    last = max(agent.records(), key=lambda record: int(record["sequence"]))
+    assert last["type"] == "qemu.vm.detached"

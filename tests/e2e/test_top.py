@@ -1,0 +1,167 @@
+"""`qmp-agent top` as people use it: on a terminal, of a real agent, with real guests."""
+
+import asyncio
+import re
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+import pytest_asyncio
+
+from agent.cli.demo.guest import Guest, until
+from tests.lab.agent_process import Agent, command
+from tests.lab.machine import free_port
+from tests.lab.page_guests import watched
+from tests.lab.terminal import Terminal
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+HOSTILE: Final = "evil\x1b[31m\x07\x1b]0;pwned\x07"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """An agent that watches a writer, a guest with a hostile name and a Linux."""
+
+    agent: Agent
+    writer: Guest
+    linux: Guest
+
+    def top(self, *arguments: str, columns: int = 120, rows: int = 30) -> Terminal:
+        """Return `top` of the agent, on a terminal."""
+        return Terminal("top", "--url", self.agent.url, "--every", "300ms", *arguments, columns=columns, rows=rows)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage() -> AsyncIterator[Stage]:
+    with tempfile.TemporaryDirectory(prefix="qmp-") as path:
+        async with AsyncExitStack() as running:
+            agent, writer, _, linux = await watched(running, Path(path), HOSTILE)
+            await agent.record("alert.write_threshold", vm=writer.uuid, timeout=30)
+            yield Stage(agent, writer, linux)
+
+
+async def test_every_vm_has_a_row_with_what_it_does(stage: Stage) -> None:
+    async with stage.top() as top:
+        await top.shows("CPU%*", "db-1", "web-1", "evil", "3 VMs", "monitors: 3 up")
+        head = top.row("CPU%").split()
+        assert head == [
+            "VM",
+            "STATE",
+            "CPU%*",
+            "RD/s",
+            "WR/s",
+            "RIOPS",
+            "WIOPS",
+            "MEM",
+            "MEM%",
+            "FREE",
+            "FULL",
+            "ALERTS",
+        ]
+        await until(lambda: re.match(r"db-1 +running +[\d.]+ +0 +[\d.]+[KM] ", top.row("db-1")), 10)
+        assert re.search(r" [56]\d(\.\d)?M +\d+[sm] +1$", top.row("db-1"))
+
+
+async def test_a_hostile_name_does_nothing_to_the_terminal(stage: Stage) -> None:
+    async with stage.top() as top:
+        await top.shows("evil\ufffd[31m\ufffd\ufffd]0;pwned\ufffd")
+        assert top.screen.title != "pwned"
+
+
+async def test_keys_sort_reverse_and_filter(stage: Stage) -> None:
+    async with stage.top() as top:
+        await top.shows("db-1")
+
+        def order() -> list[str]:
+            return [row.split()[0] for row in top.screen.display if re.match(r"(db-1|web-1|evil)", row)]
+
+        top.type("n")
+        await top.shows("VM*")
+        await until(lambda: [name[:4] for name in order()] == ["db-1", "evil", "web-"], 5)
+        top.type("R")
+        await until(lambda: [name[:4] for name in order()] == ["web-", "evil", "db-1"], 5)
+        top.type(">")
+        await top.shows("STATE*")
+        top.type("/we")
+        await top.shows("Filter: we_")
+        await until(lambda: order() == ["web-1"], 5)
+        top.type("\n")
+        await top.shows("(filter: we)")
+        top.type("/\x1b")
+        await until(lambda: len(order()) == 3, 5)
+
+
+async def test_one_vm_in_detail_and_back(stage: Stage) -> None:
+    async with stage.top() as top:
+        await top.shows("db-1")
+        top.type("n\x1b[B\x1b[B\x1b[A\x1b[A")
+        top.type("\n")
+        await top.shows(stage.writer.uuid, "DISK", "disk0", "1% exceeded", "warning: write_threshold disk0 past 1%")
+        await top.shows("block disk0", "writes_total=")
+        top.type("\x1b")
+        await top.shows("VM*", "web-1")
+
+
+async def test_a_terminal_that_is_made_smaller_shows_less_and_larger_again_all(stage: Stage) -> None:
+    async with stage.top() as top:
+        await top.shows("ALERTS")
+        top.resize(40, 10)
+        await until(lambda: "WR/s" not in "".join(top.screen.display) and top.row("db-1"), 10)
+        assert all(len(row) <= 40 for row in top.screen.display)
+        top.resize(120, 30)
+        await top.shows("ALERTS", "db-1")
+
+
+async def test_q_ends_it_and_leaves_the_terminal_as_it_was(stage: Stage) -> None:
+    async with stage.top() as top:
+        await top.shows("db-1")
+        top.type("q")
+        async with asyncio.timeout(5):
+            assert await top.process.wait() == 0
+
+
+async def test_it_says_that_the_agent_is_gone_and_goes_on_when_it_is_back(stage: Stage) -> None:
+    async with stage.top() as top:
+        await top.shows("db-1")
+        await stage.agent.kill()
+        await top.shows("no agent answers at", "db-1")
+        await stage.agent.start()
+        await until(lambda: not top.row("no agent answers") and top.row("db-1"), 20)
+
+
+async def test_once_prints_a_table_for_scripts(stage: Stage) -> None:
+    await until(lambda: has_rates(stage), 10)
+    ended = await command("top", "--once", "--url", stage.agent.url)
+    assert (ended.status, ended.log) == (0, "")
+    head, *rows = ended.out.splitlines()
+    assert head.split()[:4] == ["VM", "STATE", "CPU%*", "RD/s"] or head.split()[0] == "VM"
+    assert len(rows) == 3
+    assert "\x1b" not in ended.out
+
+
+async def has_rates(stage: Stage) -> bool:
+    return '"writes":' in (await stage.agent.get("/overview"))[1]
+
+
+async def test_once_prints_a_vm_by_name_or_uuid_and_refuses_what_is_not_there(stage: Stage) -> None:
+    by_name = await command("top", "--once", "--url", stage.agent.url, "--vm", "web-1")
+    assert by_name.status == 0
+    assert stage.linux.uuid in by_name.out
+    assert "balloon" in by_name.out
+    unknown = await command("top", "--once", "--url", stage.agent.url, "--vm", "nobody")
+    assert (unknown.status, unknown.out, unknown.log) == (1, "", "qmp-agent: the agent knows no VM nobody\n")
+
+
+async def test_without_a_terminal_or_an_agent_it_says_so() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    ended = await command("top", "--url", url)
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.log.startswith("qmp-agent: this is no terminal: --once")
+    ended = await command("top", "--once", "--url", url)
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.log.startswith(f"qmp-agent: no agent answers at {url}: ")

@@ -1,0 +1,214 @@
+"""Alerts as Alertmanager has them: what is said to it, and what a real one makes of that."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import datetime
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from agent.alerts.alertmanager import BEATS, RESOLVED_SECONDS
+from agent.alerts.alertmanager import Alertmanager as Teller
+from agent.alerts.store import Alert
+from agent.app.agent import App
+from agent.cli.demo.guest import until
+from agent.config.model import Config
+from agent.model.record import Severity, Vm
+from tests.lab.alertmanager import Alertmanager
+from tests.lab.fake_qemu import FakeQemu
+from tests.lab.thin_guests import ListSink
+
+NOW = 1_700_000_000.0
+RESEND = 60.0
+
+
+def an_alert(level: str = "80%", since: float = NOW, **data: object) -> Alert:
+    vm = Vm("hv7", "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1", "web-3", "/run/web.qmp")
+    return Alert("write_threshold", vm, "disk0", level, Severity.WARNING, int(since * 1e9), {"used_bytes": 5, **data})
+
+
+def instant(text: str) -> float:
+    assert text.endswith("Z")
+    return datetime.fromisoformat(text).timestamp()
+
+
+# --- What is said ---
+
+
+def test_an_alert_is_labelled_by_what_does_not_change_and_annotated_by_what_does() -> None:
+    (said,) = Teller("http://am:9093/", RESEND, {"cluster": "eu1"}).compose([an_alert(since=NOW - 5)], NOW)
+    assert said["labels"] == {
+        "alertname": "write_threshold",
+        "severity": "warning",
+        "host": "hv7",
+        "vm": "web-3",
+        "vm_uuid": "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1",
+        "device": "disk0",
+        "level": "80%",
+        "cluster": "eu1",
+    }
+    summary = "web-3 disk0: write threshold 80%"
+    assert said["annotations"] == {"used_bytes": "5", "summary": summary, "fingerprint": an_alert().fingerprint}
+    assert instant(said["startsAt"]) == NOW - 5
+
+
+def test_the_summary_has_the_size_of_a_threshold_that_somebody_else_set() -> None:
+    (said,) = Teller("http://am:9093/", RESEND, {}).compose([an_alert(level="threshold 1441792")], NOW)
+    assert said["annotations"]["summary"] == "web-3 disk0: write threshold of 1.38 MiB"
+
+
+def test_a_label_that_is_empty_is_left_out() -> None:
+    (said,) = Teller("http://am", RESEND, {"cluster": ""}).compose([an_alert(level="")], NOW)
+    assert {"level", "cluster"}.isdisjoint(said["labels"])
+
+
+def test_a_firing_alert_lasts_for_some_sendings_from_each_on() -> None:
+    teller = Teller("http://am", RESEND, {})
+    for now in (NOW, NOW + RESEND, NOW + 9 * RESEND):
+        (said,) = teller.compose([an_alert()], now)
+        assert instant(said["endsAt"]) == now + BEATS * RESEND
+        assert instant(said["startsAt"]) == NOW
+
+
+def test_a_resolved_alert_is_said_to_have_ended_for_a_while_and_then_no_more() -> None:
+    teller = Teller("http://am", RESEND, {})
+    teller.compose([an_alert("80%"), an_alert("90%")], NOW)
+    for now in (NOW + 1, NOW + RESOLVED_SECONDS):
+        firing, resolved = teller.compose([an_alert("90%")], now)
+        assert (firing["labels"]["level"], resolved["labels"]["level"]) == ("90%", "80%")
+        assert instant(resolved["endsAt"]) == NOW + 1
+    assert len(teller.compose([an_alert("90%")], NOW + RESOLVED_SECONDS + 1)) == 1
+
+
+def test_an_alert_that_fires_again_has_not_ended() -> None:
+    teller = Teller("http://am", RESEND, {})
+    teller.compose([an_alert()], NOW)
+    teller.compose([], NOW + 1)
+    (said,) = teller.compose([an_alert(since=NOW + 2)], NOW + 2)
+    assert instant(said["endsAt"]) > instant(said["startsAt"]) == NOW + 2
+
+
+def test_no_alert_ends_before_it_began_though_clocks_differ() -> None:
+    # Alertmanager refuses such a one; QEMU's clock, by which it began, may have been set back since.
+    teller = Teller("http://am", RESEND, {})
+    teller.compose([an_alert(since=NOW + 1000)], NOW)
+    (said,) = teller.compose([], NOW + 1)
+    assert said["endsAt"] == said["startsAt"]
+
+
+# --- A real one ---
+
+
+class Watched:
+    """An agent that watches a scripted VM and tells an Alertmanager."""
+
+    def __init__(self, fake: FakeQemu, app: App, url: str) -> None:
+        self.fake = fake
+        self.app = app
+        self.url = url
+
+    async def readiness(self) -> tuple[int, str]:
+        async with aiohttp.ClientSession() as session, session.get(f"{self.url}/readyz") as response:
+            return response.status, await response.text()
+
+
+@contextlib.asynccontextmanager
+async def watched(fake: FakeQemu, url: str) -> AsyncIterator[Watched]:
+    config = {
+        "monitors": [{"dial": str(fake.path)}],
+        "host": "hv7",
+        "prometheus": {"listen": "127.0.0.1:0"},
+        "alerts": {"alertmanager": {"url": url, "resend": 1, "labels": {"cluster": "eu1"}}},
+    }
+    app = App(Config.model_validate(config), ListSink())
+    async with app.running() as own:
+        await until(lambda: any(s.state.value == "up" for s in app.snapshot.monitors.values()), 5)
+        yield Watched(fake, app, own)
+
+
+@pytest.fixture
+async def alertmanager(folder: Path) -> AsyncIterator[Alertmanager]:
+    async with Alertmanager(folder / "alertmanager") as running:
+        yield running
+
+
+async def test_an_alert_arrives_is_kept_alive_is_grouped_and_is_resolved(
+    fake: FakeQemu, alertmanager: Alertmanager
+) -> None:
+    async with watched(fake, alertmanager.url) as agent:
+        fake.emit("GUEST_PANICKED", {"action": "pause"})
+        await until(lambda: alertmanager.notified, 10)
+        (alert,) = alertmanager.notified[0]["alerts"]
+        expected = {"alertname": "guest_panicked", "severity": "critical", "host": "hv7", "cluster": "eu1"}
+        assert expected.items() <= alert["labels"].items()
+        assert alert["annotations"]["help"] == "The guest's kernel panicked."
+        first = (await alertmanager.alerts())[0]["endsAt"]
+        fake.emit("WATCHDOG", {"action": "none"})
+
+        async def outlived_its_first_end() -> bool:
+            (group,) = await alertmanager.groups()
+            assert group["labels"] == {"vm": alert["labels"]["vm"]}
+            ends = {a["labels"]["alertname"]: a["endsAt"] for a in group["alerts"]}
+            assert "guest_panicked" in ends
+            return len(ends) == 2 and instant(ends["guest_panicked"]) > instant(first) + 2
+
+        await until(outlived_its_first_end, 15)
+        assert "resolved" not in alertmanager.statuses()
+        fake.emit("RESUME")
+
+        async def is_over() -> bool:
+            return [a["labels"]["alertname"] for a in await alertmanager.alerts()] == ["watchdog"]
+
+        await until(is_over, 10)
+
+        def ended() -> set[str]:
+            told = [a for one in alertmanager.notified for a in one["alerts"]]
+            return {a["labels"]["alertname"] for a in told if a["status"] == "resolved"}
+
+        await until(ended, 5)
+        assert ended() == {"guest_panicked"}
+        assert (await agent.readiness())[0] == 200
+
+    async def is_silent() -> bool:
+        return await alertmanager.alerts() == []
+
+    await until(is_silent, 10)  # an agent that is gone leaves nothing firing
+
+
+async def test_an_alertmanager_that_is_down_is_told_of_and_told_when_it_is_back(
+    fake: FakeQemu, alertmanager: Alertmanager
+) -> None:
+    await alertmanager.stop()
+    async with watched(fake, alertmanager.url) as agent:
+        assert (await agent.readiness())[0] == 200, "there is nothing to be told yet"
+        fake.emit("GUEST_PANICKED", {"action": "pause"})
+
+        async def is_in_trouble() -> bool:
+            status, text = await agent.readiness()
+            return status == 503 and f"Alertmanager at {alertmanager.url} cannot be told" in text
+
+        await until(is_in_trouble, 10)
+        await alertmanager.start()
+        await until(lambda: alertmanager.notified, 15)
+
+        async def is_ready() -> bool:
+            return (await agent.readiness())[0] == 200
+
+        await until(is_ready, 5)
+
+
+async def test_trouble_is_over_when_it_is_back_though_the_alert_is_over_too(
+    fake: FakeQemu, alertmanager: Alertmanager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.alerts.alertmanager.RESOLVED_SECONDS", 0.0)
+    await alertmanager.stop()
+    async with watched(fake, alertmanager.url) as agent:
+        fake.emit("GUEST_PANICKED", {"action": "pause"})
+        teller = agent.app.alertmanager
+        assert teller is not None
+        await until(lambda: teller.trouble is not None, 10)
+        fake.emit("RESUME")
+        await until(lambda: len(agent.app.alerts.book) == 0, 5)
+        await alertmanager.start()
+        await until(lambda: teller.trouble is None, 10)

@@ -1,0 +1,37 @@
+"""What the tests over libvirt share: one libvirtd for each module, and the agent on it."""
+
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import pytest_asyncio
+
+from tests.lab.agent_process import Agent
+from tests.lab.libvirt import Libvirtd
+
+QUICK: Final[Mapping[str, Any]] = {
+    "intervals": {"poll": "500ms", "guest_memory": "1s", "resync": "1h"},
+    "timeouts": {"reply": "4s", "greeting": "1s", "retry": "1s"},
+}
+
+AgentOn = Callable[..., Agent]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def libvirtd() -> AsyncIterator[Libvirtd]:
+    """A libvirtd for the module's tests; leave it running."""
+    with tempfile.TemporaryDirectory(prefix="qmp-") as path:
+        async with Libvirtd(Path(path)) as running:
+            yield running
+
+
+@pytest.fixture
+def agent_on(libvirtd: Libvirtd, folder: Path) -> AgentOn:
+    """A function that makes an agent, with an entry for `libvirtd` of these keys, and a config of others."""
+
+    def make(entry: Mapping[str, Any] | None = None, **config: Any) -> Agent:
+        return Agent(folder, {**QUICK, "monitors": [{"libvirt": libvirtd.uri} | dict(entry or {})], **config})
+
+    return make

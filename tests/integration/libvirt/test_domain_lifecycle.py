@@ -1,0 +1,148 @@
+"""Libvirt's domains as they come, pause, go on and end, with nothing that taints them, and with what does."""
+
+import asyncio
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.cli.demo.guest import Guest, until
+from tests.integration.libvirt.conftest import AgentOn
+from tests.lab.agent_process import Agent
+from tests.lab.libvirt import Domain, Libvirtd
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+
+EVENT = re.compile(r"event (\w+) at (\d+)\.(\d+) for domain '([^']+)'")
+
+
+async def attached(agent: Agent, domain: Domain, **data: Any) -> int:
+    """Wait until a domain is watched; return how many records there were then."""
+    await agent.record("vm.attached", vm=domain.uuid, **data)
+    await agent.record("sample.block", vm=domain.uuid)
+    return agent.mark()
+
+
+async def state_of(agent: Agent, name: str) -> list[str]:
+    """Return the states of the monitors whose names end so, as the scrape tells them."""
+    told = (await agent.metrics()).all("qmp_agent_monitor_state")
+    return [labels["state"] for labels, value in told if labels["monitor"].endswith(name) and value]
+
+
+async def test_a_domain_that_is_started_paused_resumed_and_destroyed(libvirtd: Libvirtd, agent_on: AgentOn) -> None:
+    async with agent_on() as agent:
+        domain = await libvirtd.domain("mayfly")
+        await attached(agent, domain, reattached=False)
+        for change, event, status in (("suspend", "stop", "paused"), ("resume", "resume", "running")):
+            since = agent.mark()
+            await libvirtd.virsh(change, domain.name)
+            await agent.record(f"event.{event}", vm=domain.uuid, since=since)
+            await agent.record("sample.runstate", vm=domain.uuid, since=since, status=status)
+        await libvirtd.virsh("destroy", domain.name)
+        gone = await agent.record("vm.gone", vm=domain.uuid)
+        await agent.record("event.shutdown", vm=domain.uuid)
+        assert gone["data"]["reason"] == "the domain was destroyed"
+        assert (await agent.metrics()).of(domain.uuid) == []
+        await libvirtd.virsh("create", domain.xml)
+        since = agent.mark()
+        await agent.record("vm.attached", vm=domain.uuid, reattached=False)
+        await agent.record("sample.block", vm=domain.uuid, since=since)
+
+
+async def test_by_default_every_event_is_delivered_and_nothing_taints_a_domain(
+    libvirtd: Libvirtd, agent_on: AgentOn
+) -> None:
+    levels = {"write_threshold": {"mode": "arm", "levels": ["used 2MiB"]}}
+    domains = [await libvirtd.domain(name) for name in ("pure", "clean")]
+    async with agent_on(alerts=levels) as agent:
+        for domain in domains:
+            await libvirtd.virsh("suspend", domain.name)
+            await attached(agent, domain)
+            await agent.record("sample.block_layer", vm=domain.uuid, device="virtio-disk1", write_threshold_bytes=0)
+        witness = await asyncio.create_subprocess_exec(
+            *("virsh", "-q", "-c", libvirtd.uri, "qemu-monitor-event", "--loop", "--timeout", "8"),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        for domain in domains:
+            for change in ("reset", "resume", "suspend", "resume"):
+                await libvirtd.virsh(change, domain.name)
+        for domain in domains:
+            alert = await agent.record("alert.write_threshold", vm=domain.uuid, timeout=30)
+            assert (alert["data"]["learnt"], alert["data"]["device"]) == ("event", "virtio-disk1")
+        out, _ = await witness.communicate()
+        seen = {(m[4], m[1], int(m[2]) * 10**6 + int(m[3])) for m in EVENT.finditer(out.decode())}
+        told = {
+            (r["vmname"], r["data"]["event"], round(datetime.fromisoformat(r["time"]).timestamp() * 10**6))
+            for r in agent.records()
+            if r["type"].startswith("qemu.event.")
+        }
+    assert {name for _, name, _ in seen} >= {"STOP", "RESUME", "RESET"}
+    assert seen <= told
+    for domain in domains:
+        assert libvirtd.taints(domain) == []
+        assert "tainted" not in await libvirtd.virsh("dominfo", domain.name)
+    assert "is tainted" not in libvirtd.log
+
+
+@pytest.mark.parametrize("where", ["entry", "allow"])
+async def test_with_passthrough_all_is_asked_of_qemu_and_the_domain_is_marked(
+    libvirtd: Libvirtd, agent_on: AgentOn, where: str
+) -> None:
+    domain = await libvirtd.domain(f"tainted-{where}")
+    made = agent_on({"passthrough": True}) if where == "entry" else agent_on(allow={"libvirt_passthrough": True})
+    async with made as agent:
+        await attached(agent, domain)
+        sample = await agent.record("sample.block", vm=domain.uuid, device="virtio-disk1")
+        await agent.record("sample.migration", vm=domain.uuid)
+    assert sample["data"].keys() >= {"failed_writes_total", "write_highest_offset_bytes", "idle_seconds"}
+    assert libvirtd.taints(domain) == ["custom-monitor"]
+
+
+async def test_a_libvirtd_that_is_killed_and_comes_back_ends_no_domain_and_disturbs_nobody_else(
+    libvirtd: Libvirtd, folder: Path, agent_on: AgentOn
+) -> None:
+    domains = [await libvirtd.domain(name) for name in ("first", "second")]
+    dial = [{"dial": f"{folder}/*.qmp"}, {"libvirt": libvirtd.uri}]
+    async with Guest(folder, "beside") as guest, agent_on(monitors=dial) as agent:
+        for domain in domains:
+            await attached(agent, domain)
+        since = agent.mark()
+        await libvirtd.kill()
+        for domain in domains:
+            left = await agent.record("vm.detached", vm=domain.uuid, since=since)
+            assert "libvirt" in left["data"]["reason"]
+            assert await state_of(agent, f"#{domain.name}") == ["connecting"]
+        while_away = agent.mark()
+        await agent.record("sample.process", vm=guest.uuid, since=while_away)
+        await libvirtd.start()
+        for domain in domains:
+            await agent.record("vm.attached", vm=domain.uuid, since=since, reattached=True, timeout=20)
+            await agent.record("sample.block", vm=domain.uuid, since=while_away)
+            assert await state_of(agent, f"#{domain.name}") == ["up"]
+        assert [*agent.found("vm.gone", since=since), *agent.found("vm.detached", vm=guest.uuid)] == []
+
+
+async def test_a_domain_reached_in_two_ways_is_watched_once_by_its_own_monitor(
+    libvirtd: Libvirtd, agent_on: AgentOn
+) -> None:
+    own = f"{libvirtd.folder}/lib/qemu/own.qmp"
+    extra = (
+        "<qemu:commandline><qemu:arg value='-qmp'/>"
+        "<qemu:arg value='unix:/var/lib/libvirt/qemu/own.qmp,server=on,wait=off'/></qemu:commandline>"
+    )
+    domain = await libvirtd.domain("own", extra=extra)
+    assert libvirtd.taints(domain) == ["custom-argv"]  # what a monitor of its own costs
+    async with agent_on(monitors=[{"libvirt": libvirtd.uri}, {"dial": own}]) as agent:
+        await agent.record("vm.attached", vm=domain.uuid, monitor=own)
+        since = await attached(agent, domain)
+
+        async def settled() -> bool:
+            return [await state_of(agent, end) for end in (own, "#own")] == [["up"], ["spare"]]
+
+        await until(settled, 5)
+        await libvirtd.virsh("suspend", domain.name)
+        await agent.record("event.stop", vm=domain.uuid, since=since)
+        await agent.record("sample.runstate", vm=domain.uuid, since=since, status="paused")
+        assert len([*agent.found("event.stop", vm=domain.uuid, since=since)]) == 1

@@ -1,0 +1,128 @@
+"""What the agent tells of libvirt's domains is what libvirt's own tool tells, and what QEMU tells."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import pytest
+import pytest_asyncio
+
+from agent.cli.demo.guest import until
+from tests.integration.libvirt.conftest import AgentOn
+from tests.lab.agent_process import Agent, Series
+from tests.lab.libvirt import Domain, Libvirtd
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+
+# virsh's name of a figure, the series, and how many of virsh's units one of ours is; written by hand, not taken from the agent's table.
+FIGURES: Final = {
+    "rd.reqs": ("reads_total", 1),
+    "rd.bytes": ("read_bytes_total", 1),
+    "rd.times": ("read_seconds_total", 1e9),
+    "wr.reqs": ("writes_total", 1),
+    "wr.bytes": ("write_bytes_total", 1),
+    "wr.times": ("write_seconds_total", 1e9),
+    "fl.reqs": ("flushes_total", 1),
+    "fl.times": ("flush_seconds_total", 1e9),
+    "allocation": ("storage_write_highest_offset_bytes", 1),
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def domains(libvirtd: Libvirtd) -> AsyncIterator[list[Domain]]:
+    made = [await libvirtd.domain(name) for name in ("one", "two", "three")]
+
+    async def has_written() -> bool:
+        return all([int((await libvirtd.stats(domain))["block.1.wr.reqs"]) > 0 for domain in made])
+
+    await until(has_written, 30)
+    yield made
+
+
+@asynccontextmanager
+async def still(libvirtd: Libvirtd, agent: Agent, domain: Domain) -> AsyncIterator[Series]:
+    """A domain that is paused, and a scrape of figures asked for since."""
+    await libvirtd.virsh("suspend", domain.name)
+    try:
+        for _ in range(2):  # the first may have been on its way already
+            before = agent.mark()
+            await agent.record("sample.block", vm=domain.uuid, since=before, device="virtio-disk1")
+        yield await agent.metrics()
+    finally:
+        await libvirtd.virsh("resume", domain.name)
+
+
+async def test_all_figures_of_all_domains_are_those_of_virsh_domstats(
+    libvirtd: Libvirtd, domains: list[Domain], agent_on: AgentOn
+) -> None:
+    async with agent_on() as agent:
+        for domain in domains:
+            async with still(libvirtd, agent, domain) as series:
+                told = await libvirtd.stats(domain)
+            for number, device in enumerate(("virtio-disk0", "virtio-disk1")):
+                for key, (name, unit) in FIGURES.items():
+                    value = int(told[f"block.{number}.{key}"])
+                    assert series.one(f"qemu_block_{name}", vm_uuid=domain.uuid, device=device) == value / unit, key
+            assert int(told["block.1.wr.reqs"]) > 0
+            assert series.one("qemu_balloon_actual_bytes", vm_uuid=domain.uuid) == int(told["balloon.current"]) * 1024
+            assert told["state.state"] == "3"
+            assert series.one("qemu_runstate_status", vm_uuid=domain.uuid, status="paused") == 1
+            of_disk = {"vm_uuid": domain.uuid, "device": "virtio-disk1"}
+            size = series.one("qemu_block_layer_size_bytes", layer="format", **of_disk)
+            assert size == int(told["block.1.capacity"])
+
+
+async def test_a_disk_has_the_same_names_and_figures_over_libvirt_as_over_qmp(
+    libvirtd: Libvirtd, domains: list[Domain], agent_on: AgentOn
+) -> None:
+    domain = domains[0]
+    async with agent_on() as agent, still(libvirtd, agent, domain) as series:
+        asked = await libvirtd.virsh("qemu-monitor-command", domain.name, '{"execute":"query-blockstats"}')
+        disks = {disk["qdev"].split("/")[3]: disk for disk in json.loads(asked)["return"]}
+        records = {r["subject"]: r["data"] for r in agent.found("sample.block", vm=domain.uuid)}
+    assert disks.keys() == records.keys() == {"virtio-disk0", "virtio-disk1"}
+    for device, disk in disks.items():
+        assert (records[device]["node"], records[device]["storage_node"]) == (
+            disk["node-name"],
+            disk["parent"]["node-name"],
+        )
+        assert records[device]["write_bytes_total"] == disk["stats"]["wr_bytes"]
+        told = series.one("qemu_block_storage_write_highest_offset_bytes", vm_uuid=domain.uuid, device=device)
+        assert told == disk["parent"]["stats"]["wr_highest_offset"]
+
+
+async def test_the_layers_of_a_disk_are_those_that_qemu_has(
+    libvirtd: Libvirtd, domains: list[Domain], agent_on: AgentOn
+) -> None:
+    domain = domains[1]
+    await libvirtd.virsh("suspend", domain.name)
+    await libvirtd.virsh(
+        "snapshot-create-as", domain.name, "--disk-only", "--no-metadata", "--diskspec", "vda,snapshot=no"
+    )
+    async with agent_on() as agent:
+        await agent.record("sample.block_layer", vm=domain.uuid, device="virtio-disk1", layer="backing-1")
+        told = {
+            (r["data"]["device"], r["data"]["layer"]): r["data"]
+            for r in agent.found("sample.block_layer", vm=domain.uuid)
+        }
+        backing = await agent.record("sample.block_backing", vm=domain.uuid, device="virtio-disk1")
+    asked = await libvirtd.virsh(
+        "qemu-monitor-command", domain.name, '{"execute":"query-named-block-nodes","arguments":{"flat":true}}'
+    )
+    nodes = {node["node-name"]: node for node in json.loads(asked)["return"]}
+    await libvirtd.virsh("resume", domain.name)
+    assert {layer for device, layer in told if device == "virtio-disk1"} == {"format", "storage", "backing-1"}
+    for layer in told.values():
+        node = nodes[layer["node"]]
+        assert layer["driver"] == node["drv"]
+        assert layer.get("read_only", node["ro"]) == node["ro"]
+        assert layer.get("size_bytes", node["image"]["virtual-size"]) == node["image"]["virtual-size"]
+        if "allocated_bytes" in layer:
+            assert layer["allocated_bytes"] == node["image"]["actual-size"]
+        if layer["layer"] == "storage":
+            assert layer["path"] == node["file"]
+            assert layer["write_threshold_bytes"] == node["write_threshold"] == 0
+    assert told["virtio-disk1", "storage"].keys() >= {"size_bytes", "allocated_bytes"}
+    assert told["virtio-disk1", "format"].keys() >= {"size_bytes", "read_only"}
+    assert backing["data"]["node"] == told["virtio-disk1", "backing-1"]["node"]

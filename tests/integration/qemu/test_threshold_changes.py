@@ -1,0 +1,97 @@
+"""What happens to real VMs under the agent's thresholds: migrations, unplugged disks, disks that are full."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from agent.cli.demo.guest import until
+from tests.integration.qemu.test_write_thresholds import armed
+from tests.lab.thin_guests import MIB, Watcher, make_qcow2, run, started
+
+NO_SPACE: Final = {"event": "write_aio", "iotype": "write", "errno": 28, "once": True}
+
+
+async def test_a_migration_under_load_is_armed_at_its_destination_and_no_rung_is_told_twice(folder: Path) -> None:
+    await make_qcow2(f"{folder}/shared.qcow2", 32 * MIB)
+    shared: dict[str, Any] = {"driver": "file", "filename": f"{folder}/shared.qcow2"}
+    uri = f"unix:{folder}/migration"
+    options: dict[str, Any] = {"disk_mib": 32, "storage": shared, "pause_seconds": 0.008}
+    async with (
+        Watcher(folder, levels=["5%", "20%", "35%", "50%", "65%"], poll=1) as agent,
+        started(folder, "source", **options) as source,
+        started(folder, "destination", identity=source.uuid, extra=["-incoming", "defer"], **options) as destination,
+    ):
+        await until(lambda: len(agent.app.snapshot.monitors) == 2, 5)
+        await agent.until("20%", vm="source")
+        assert await destination.slot() == 0, "it writes nothing yet"
+        await source.command("migrate-set-parameters", max_bandwidth=1 << 30)
+        await destination.command("migrate-incoming", uri=uri)
+        await source.command("migrate", uri=uri)
+        await destination.event("RESUME", 20)
+        await until(lambda: "armed_threshold_bytes" in agent.space("destination"), 10)
+        assert await armed(agent, destination) > 6 * MIB
+        await source.stop()
+        await agent.until("65%", vm="destination", timeout=30)
+        assert agent.levels() == ["5%", "20%", "35%", "50%", "65%"]
+        assert agent.levels(vm="destination", learnt="event")
+        assert agent.levels("resolved") == []
+
+
+async def test_a_source_whose_migration_failed_is_still_watched(folder: Path) -> None:
+    await make_qcow2(f"{folder}/shared.qcow2", 32 * MIB)
+    shared: dict[str, Any] = {"driver": "file", "filename": f"{folder}/shared.qcow2"}
+    async with (
+        Watcher(folder, levels=["20%", "35%", "50%"], poll=1) as agent,
+        started(folder, "source", disk_mib=32, storage=shared) as source,
+    ):
+        await armed(agent, source)
+        incoming = {"storage": shared, "extra": ["-incoming", "defer"]}
+        async with started(folder, "destination", identity=source.uuid, disk_mib=32, **incoming) as destination:
+            await until(lambda: len(agent.app.snapshot.monitors) == 2, 5)
+            await agent.until("20%", vm="source")
+            assert await destination.slot() == 0, "it writes nothing yet"
+        await agent.until("50%", vm="source")
+        assert agent.levels() == ["20%", "35%", "50%"]
+        assert agent.levels("resolved") == []
+
+
+async def test_a_disk_that_is_unplugged_takes_its_alerts_with_it(folder: Path) -> None:
+    await make_qcow2(f"{folder}/disk1.qcow2", 16 * MIB)
+    await run("qemu-io", "-f", "qcow2", "-c", "write 0 14M", f"{folder}/disk1.qcow2")
+    node = f"driver=qcow2,node-name=disk1-format,file.driver=file,file.node-name=disk1-storage,file.filename={folder}/disk1.qcow2"
+    device = ["-device", "virtio-scsi-pci", "-device", "scsi-hd,id=disk1,drive=disk1-format"]
+    async with (
+        started(folder, span_mib=1, extra=["-blockdev", node, *device]) as guest,
+        Watcher(folder, levels=["80%"], poll=60) as agent,
+    ):
+        await agent.until("80%", subject="disk1", learnt="level")
+        await guest.command("device_del", id="disk1")
+        await guest.event("DEVICE_DELETED")
+        await agent.until("80%", "resolved", subject="disk1", resolved_by="unplugged")
+        assert agent.space(guest.name, "disk1") == {}
+        assert agent.space(guest.name, "disk0") != {}
+
+
+async def test_a_disk_that_is_full_is_critical_until_its_guest_goes_on(folder: Path) -> None:
+    options: dict[str, Any] = {"faults": [NO_SPACE], "disk_options": "werror=stop", "span_mib": 8}
+    async with Watcher(folder, levels=["80%"], poll=60) as agent, started(folder, **options) as guest:
+        await until(lambda: agent.told, 20)
+        (alert,) = agent.told
+        assert (alert["alert"], alert["state"], alert["severity"]) == ("disk_full", "firing", "critical")
+        assert (alert["subject"], alert["learnt"], alert["measure"]) == ("disk0", "enospc", "allocated")
+        await guest.command("cont")
+        await until(lambda: len(agent.told) > 1, 10)
+        assert (agent.told[1]["state"], agent.told[1]["resolved_by"]) == ("resolved", "RESUME")
+        assert agent.told[1]["fingerprint"] == alert["fingerprint"]
+
+
+async def test_a_guest_that_was_stopped_by_an_error_before_the_agent_came_is_told(folder: Path) -> None:
+    options: dict[str, Any] = {"faults": [NO_SPACE], "disk_options": "werror=stop", "span_mib": 8}
+    async with started(folder, **options) as guest:
+        await guest.event("STOP", 20)
+        async with Watcher(folder, levels=["80%"], poll=60) as agent:
+            await until(lambda: agent.told, 10)
+            (alert,) = agent.told
+            assert (alert["alert"], alert["learnt"], alert["severity"]) == ("io_error_stop", "missed", "critical")
+            await guest.command("cont")
+            await until(lambda: len(agent.told) > 1, 10)
+            assert (agent.told[1]["state"], agent.told[1]["resolved_by"]) == ("resolved", "RESUME")

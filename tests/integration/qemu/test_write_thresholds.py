@@ -1,0 +1,183 @@
+"""Write thresholds on a real QEMU whose guest writes all the time: each rung is told once, at the write, and in nobody else's slot."""
+
+import contextlib
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from agent.cli.demo.guest import until
+from tests.lab.thin_guests import MIB, Loop, ThinGuest, Watcher, make_qcow2, network_device, started
+
+LADDER: Final = [f"{percent}%" for percent in (5, 20, 35, 50, 65, 80, 95)]
+SIZE: Final = 14 * MIB
+PACE: Final[dict[str, Any]] = {"pause_seconds": 0.004}
+
+
+async def armed(agent: Watcher, guest: ThinGuest, node: str = "disk0-storage") -> int:
+    """Wait until the agent has set a threshold, and return it, having found it in QEMU's slot."""
+    value = 0
+
+    async def is_set() -> bool:
+        nonlocal value
+        nodes = await guest.nodes()
+        value = nodes[node]["write_threshold"] if node in nodes else 0
+        return value != 0 and agent.space(guest.name).get("armed_threshold_bytes") == value
+
+    await until(is_set, 15)
+    return value
+
+
+async def test_each_rung_is_told_once_by_its_event_under_continuous_writing(folder: Path) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        guests = [await stack.enter_async_context(started(folder, "file", disk_mib=SIZE // MIB, **PACE))]
+        nbd = await stack.enter_async_context(network_device(folder / "nbd", SIZE))
+        await make_qcow2(f"nbd+unix:///?socket={folder}/nbd", 2 * SIZE)
+        guests.append(await stack.enter_async_context(started(folder, "network", disk_mib=28, storage=nbd, **PACE)))
+        if Loop.can_be():
+            loop = await stack.enter_async_context(Loop(folder / "lv.raw", SIZE))
+            await make_qcow2(loop.path, 2 * SIZE)
+            device = {"driver": "host_device", "filename": loop.path}
+            guests.append(await stack.enter_async_context(started(folder, "loop", disk_mib=28, storage=device, **PACE)))
+        agent = await stack.enter_async_context(Watcher(folder, levels=LADDER, poll=60))
+        for guest in guests:
+            assert 0 < await armed(agent, guest) <= SIZE
+            assert await guest.slot("disk0-format") == 0, "the storage is what fills"
+        early = {
+            one["fingerprint"] for one in agent.told if one["learnt"] == "level"
+        }  # crossed before the first was armed
+        for guest in guests:
+            await agent.until(LADDER[-1], vm=guest.name, timeout=40)
+            assert agent.levels(vm=guest.name) == LADDER
+            await until(lambda name=guest.name: "armed_threshold_bytes" not in agent.space(name), 5)  # type: ignore[misc]
+            assert await guest.slot() == 0
+        assert agent.levels("resolved") == []
+        for one in agent.told:
+            learnt = "level" if one["fingerprint"] in early else "event"
+            assert (one["learnt"], one["owner"], one["node"]) == (learnt, "agent", "disk0-storage"), one
+            assert 0 < one["used_bytes"] - one["level_bytes"] <= 2 * MIB
+            assert one["severity"] == ("critical" if one["level"] == LADDER[-1] else "warning")
+
+
+async def test_an_observer_sets_nothing_and_sees_the_levels_at_its_polls(folder: Path) -> None:
+    async with (
+        started(folder, disk_mib=16) as guest,
+        Watcher(folder, mode="observe", levels=LADDER, poll=0.2) as agent,
+    ):
+
+        async def told() -> bool:
+            assert await guest.slot() == 0
+            return "35%" in agent.levels()
+
+        await until(told, 20)
+        assert agent.levels() == LADDER[: len(agent.levels())]
+        assert {one["learnt"] for one in agent.told} == {"level"}
+
+
+async def test_a_rivals_threshold_stays_and_is_told_as_the_rivals(folder: Path) -> None:
+    rivals = 6 * MIB + 512
+    async with started(folder, disk_mib=24) as guest:
+        await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=rivals)
+        async with Watcher(folder, levels=LADDER, poll=0.2) as agent:
+            assert agent.app.alerts.book is not None
+
+            async def has_fired() -> bool:
+                return await guest.slot() != rivals
+
+            await until(has_fired, 20)
+            (event,) = [await guest.event("BLOCK_WRITE_THRESHOLD")]
+            assert event["data"]["write-threshold"] == rivals, "it was never overwritten"
+            await agent.until(f"threshold {rivals}", owner="other", learnt="event", layer="storage", subject="disk0")
+            assert agent.space(guest.name)["foreign_threshold"] is True
+            await agent.until("35%", owner="agent", learnt="level")
+            assert await guest.slot() == 0, "the slot is the rival's for as long as the VM lives"
+            assert agent.alternates()
+
+
+async def test_a_rival_that_overwrites_the_agents_threshold_keeps_the_slot(folder: Path) -> None:
+    async with started(folder, disk_mib=24) as guest, Watcher(folder, levels=["50%", "60%"], poll=0.2) as agent:
+        await armed(agent, guest)
+        await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 40)
+        await agent.until("60%")
+        assert {one["learnt"] for one in agent.told} <= {"level", "missed"}
+        assert await guest.slot() == 1 << 40
+        assert agent.alternates()
+
+
+async def test_after_a_snapshot_the_new_storage_is_armed(folder: Path) -> None:
+    async with started(folder, disk_mib=12) as guest, Watcher(folder, levels=LADDER, poll=0.2) as agent:
+        await armed(agent, guest)
+        await agent.until("20%")
+        names = set(await guest.nodes())
+        await guest.command(
+            "blockdev-snapshot-sync",
+            node_name="disk0-format",
+            snapshot_file=f"{folder}/overlay.qcow2",
+            snapshot_node_name="overlay",
+            format="qcow2",
+        )
+        (storage,) = set(await guest.nodes()) - names - {"overlay"}
+        assert 0 < await armed(agent, guest, storage) < 12 * MIB
+        await agent.until("20%", "resolved")
+        await agent.until("80%", node=storage)
+        assert agent.levels(node=storage, learnt="event")
+        assert agent.levels(owner="other") == []
+        assert agent.alternates()
+
+
+async def test_after_a_mirrors_pivot_the_target_is_armed_and_nothing_is_told_anew(folder: Path) -> None:
+    async with (
+        started(folder, disk_mib=24, pause_seconds=0.01) as guest,
+        Watcher(folder, levels=["10%", "50%", "60%", "95%"], poll=60) as agent,
+    ):
+        await armed(agent, guest)
+        await agent.until("10%")
+        await make_qcow2(f"{folder}/target.qcow2", 24 * MIB)
+        target = {"driver": "file", "filename": f"{folder}/target.qcow2", "node-name": "target-storage"}
+        await guest.command("blockdev-add", **{"driver": "qcow2", "node-name": "target-format", "file": target})
+        await guest.command("blockdev-mirror", job_id="m", device="disk0-format", target="target-format", sync="full")
+        await guest.event("BLOCK_JOB_READY", 20)
+        await guest.command("job-complete", id="m")
+        await guest.event("BLOCK_JOB_COMPLETED", 20)
+        await armed(agent, guest, "target-storage")
+        await agent.until("60%", node="target-storage", learnt="event", timeout=30)
+        assert agent.levels() == ["10%", "50%", "60%"]
+        assert agent.levels("resolved") == []
+
+
+async def test_a_guest_disk_that_is_made_larger_has_its_percents_moved_by_the_resync(folder: Path) -> None:
+    async with (
+        started(folder, disk_mib=16) as guest,
+        Watcher(folder, levels=["40%", "60%"], poll=60, resync=1) as agent,
+    ):
+        await agent.until("40%")
+        await guest.command("stop")
+        await guest.command("block_resize", node_name="disk0-format", size=32 * MIB)
+        await agent.until("40%", "resolved", resolved_by="space")
+        assert agent.space(guest.name)["limit_bytes"] == 32 * MIB
+        await guest.command("cont")
+        await agent.until("40%", level_bytes=32 * MIB * 40 // 100)
+        assert agent.levels() == ["40%", "40%"]
+        assert agent.alternates()
+
+
+@pytest.mark.skipif(not Loop.can_be(), reason="only root can make loop devices")
+async def test_a_device_that_is_extended_under_qemu_has_its_percents_moved_by_the_next_poll(folder: Path) -> None:
+    async with Loop(folder / "lv.raw", 8 * MIB) as loop:
+        await make_qcow2(loop.path, 64 * MIB)
+        device = {"driver": "host_device", "filename": loop.path}
+        async with (
+            started(folder, disk_mib=64, storage=device, disk_options="werror=stop") as guest,
+            Watcher(folder, levels=["50%", "90%"], poll=0.2) as agent,
+        ):
+            await agent.until("90%")
+            await until(lambda: [one for one in agent.told if one["alert"] == "disk_full"], 20)
+            await until(lambda: agent.space(guest.name)["headroom_bytes"] <= 0, 5)
+            await loop.extend(64 * MIB)
+            await agent.until("90%", "resolved")
+            await agent.until("50%", "resolved")
+            assert await armed(agent, guest) == 32 * MIB
+            await guest.command("cont")
+            await agent.until("50%", learnt="event", level_bytes=32 * MIB)
+            assert [one["state"] for one in agent.told if one["alert"] == "disk_full"] == ["firing", "resolved"]
+            assert agent.alternates()

@@ -1,0 +1,107 @@
+"""Hosts as managers make them: command lines as they write them, in a /proc made of files."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from agent.cli.doctor.report import Sight, VmReport, examine
+from agent.config.model import Config
+from agent.host.permissions import User
+from agent.host.sockets import ESTABLISHED, Entry
+
+LISTENS: Final = 10
+ROOT: Final = User("root", 0, frozenset({0}))
+
+PROXMOX: Final = """\
+/usr/bin/kvm -id 104 -name web,debug-threads=on -no-shutdown
+-chardev socket,id=qmp,path=/var/run/qemu-server/104.qmp,server=on,wait=off -mon chardev=qmp,mode=control
+-chardev socket,id=qmp-event,path=/var/run/qmeventd.sock,{reconnect} -mon chardev=qmp-event,mode=control
+-pidfile /var/run/qemu-server/104.pid -daemonize -smbios type=1,uuid=464448a0-979e-4af4-9cb6-bf4755594c7b
+-smp 2,sockets=1,cores=2,maxcpus=2 -nodefaults -vnc unix:/var/run/qemu-server/104.vnc,password=on -m 2048
+-drive file=/dev/pve/vm-104-disk-0,if=none,id=drive-scsi0,format=raw,cache=none"""
+
+GANETI: Final = """\
+/usr/bin/kvm -enable-kvm -name db.example.com -m 1024 -smp 1 -pidfile /var/run/ganeti/kvm-hypervisor/pid/db.example.com
+-device virtio-balloon -daemonize -machine pc -monitor unix:/var/run/ganeti/kvm-hypervisor/ctrl/db.example.com.monitor,server,nowait
+-serial none -uuid 1dfa7fa0-8d5e-4a8b-8a06-8c5e6f4f6a01
+-qmp unix:/var/run/ganeti/kvm-hypervisor/ctrl/db.example.com.qmp,server,nowait
+-qmp unix:/var/run/ganeti/kvm-hypervisor/ctrl/db.example.com.kvmd,server,nowait -S"""
+
+INCUS: Final = """\
+/opt/incus/bin/qemu-system-x86_64 -S -name v1 -uuid 8a3c2f1e-7d65-4c0b-9a49-0f8d6f1f2b3c -daemonize -cpu host,hv_passthrough
+-nographic -serial chardev:console -nodefaults -no-user-config -sandbox on,obsolete=deny,elevateprivileges=allow,spawn=allow
+-readconfig /run/incus/v1/qemu.conf -pidfile /run/incus/v1/qemu.pid -D /var/log/incus/v1/qemu.log
+-smbios type=2,manufacturer=LinuxContainers,product=Incus -runas incus"""
+
+INCUS_CONF: Final = """\
+# Machine
+[machine]
+graphics = "off"
+type = "q35"
+
+# Qemu control
+[chardev "monitor"]
+backend = "socket"
+path = "/run/incus/v1/qemu.monitor"
+server = "on"
+wait = "off"
+
+[mon]
+chardev = "monitor"
+mode = "control"
+
+# Console
+[chardev "console"]
+backend = "pty"
+"""
+
+LIBVIRT: Final = """\
+/usr/{binary} -name guest={name},debug-threads=on -S
+-object {{"qom-type":"secret","id":"masterKey0","format":"raw","file":"{folder}/domain-3-{name}/master-key.aes"}}
+-machine pc-q35-7.2,usb=off -uuid {uuid} {smbios} -no-user-config -nodefaults
+-chardev socket,id=charmonitor,fd=33,server=on,wait=off -mon chardev=charmonitor,id=monitor,mode=control -rtc base=utc"""
+
+
+class Files:
+    """A /proc of our own, and sockets in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.proc = folder / "proc"
+        self.table: dict[int, Entry] = {}
+        self._inodes = iter(range(1, 1000))
+
+    def process(self, pid: int, line: str, uid: int = 0, fds: Mapping[int, int] | None = None) -> Path:
+        """Make a process; return its folder."""
+        folder = self.proc / str(pid)
+        (folder / "fd").mkdir(parents=True)
+        (folder / "cmdline").write_bytes("\0".join([*shlex.split(line, posix="{" not in line), ""]).encode())
+        (folder / "status").write_text(f"Uid:\t{uid}\t{uid}\t{uid}\t{uid}\nGid:\t0\t0\t0\t0\nGroups:\t \n")
+        for fd, inode in (fds or {}).items():
+            (folder / "fd" / str(fd)).symlink_to(f"socket:[{inode}]")
+        return folder
+
+    def listener(self, path: str) -> int:
+        """Make a socket that listens at a path; return its inode."""
+        inode = next(self._inodes)
+        self.table[inode] = Entry(LISTENS, path)
+        return inode
+
+    def connection(self, path: str) -> tuple[int, int]:
+        """Make a connection to a path; return the inodes of who listens and of who called."""
+        accepted, called = next(self._inodes), next(self._inodes)
+        self.table |= {accepted: Entry(ESTABLISHED, path, called), called: Entry(ESTABLISHED, "", accepted)}
+        return accepted, called
+
+    def libvirt(self, pid: int, manager: int, **said: str) -> None:
+        """Make a domain and its libvirtd."""
+        path = f"{said['folder']}/domain-3-{said['name']}/monitor.sock"
+        accepted, called = self.connection(path)
+        self.process(pid, LIBVIRT.format(**said), uid=1000, fds={33: self.listener(path), 40: accepted})
+        if manager:
+            self.process(manager, "/usr/sbin/libvirtd --timeout 120", fds={17: called})
+
+    def vms(self, monitors: Sequence[Mapping[str, object]] = (), wanted: str = "*") -> list[VmReport]:
+        """Return what doctor finds here."""
+        config = Config.model_validate({"monitors": monitors}) if monitors else None
+        return examine(Sight(ROOT, config, self.proc.parent, self.proc, self.table), wanted)

@@ -1,0 +1,201 @@
+"""Makes tests/golden/records.jsonl: guests and an agent run, all happens that is easily made to, and a record of each type is kept.
+
+docs/records.md is made of that file, so that making it takes no QEMU. The folder of the run is called /run/qemu in it.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from agent.cli.demo.control import GuestError
+from agent.cli.demo.guest import Guest, GuestOptions, Kind
+from tests.lab import provoke
+from tests.lab.agent_process import Agent, Record
+from tests.lab.qemus import qemu_of
+from tools.reference import EXAMPLES
+
+LONG = 60.0
+
+_FOLDER = "/run/qemu"
+
+
+async def main() -> None:
+    """Make the file."""
+    with tempfile.TemporaryDirectory(prefix="qmp-") as path:
+        records = await _run(Path(path))
+        text = "".join(json.dumps(record) + "\n" for record in _best(records)).replace(path, _FOLDER)
+        text = text.replace(quote(path[1:], safe=""), quote(_FOLDER[1:], safe=""))
+    EXAMPLES.write_text(text, "utf-8")
+    sys.stderr.write(f"{text.count(chr(10))} types of records are in {EXAMPLES}\n")
+
+
+def _best(records: Iterable[Record]) -> list[Record]:
+    """Return one record of each type, that which tells most; of alerts, one that fires."""
+    best: dict[str, Record] = {}
+    for record in records:
+        known = best.get(record["type"])
+        if known is None or _worth(record) > _worth(known):
+            best[record["type"]] = record
+    return [best[name] for name in sorted(best)]
+
+
+def _worth(record: Record) -> tuple[bool, int]:
+    return record["data"].get("state") == "firing", len(json.dumps(record["data"]))
+
+
+async def _run(folder: Path) -> list[Record]:
+    config: dict[str, Any] = {
+        "monitors": [{"dial": f"{folder}/*.qmp"}],
+        "intervals": {"poll": "500ms", "guest_memory": "1s", "migration": "200ms", "resync": "5s"},
+        "timeouts": {"greeting": "1s", "reply": "1s"},
+        "allow": {"guest_stats_interval": "1s", "migration_events": True},
+    }
+    web = Guest(folder, "web-1", GuestOptions(kind=Kind.LINUX, pause_seconds=0.1, extra=_card("qmpexample0")))
+    machine = ["-action", "panic=pause", "-usb", "-device", "pvpanic", "-smp", "2", "-object", "iothread,id=io0"]
+    db = Guest(folder, "db-1", GuestOptions(kind=Kind.WRITER, disk_mib=1024, extra=machine))
+    enospc = {"event": "write_aio", "iotype": "write", "errno": 28, "once": True}
+    full = Guest(folder, "full-1", GuestOptions(kind=Kind.WRITER, faults=[enospc], disk_options="werror=stop"))
+    eio = enospc | {"errno": 5}
+    bad = Guest(folder, "bad-1", GuestOptions(kind=Kind.WRITER, faults=[eio], disk_options="werror=stop"))
+    held = Guest(folder, "held-1")
+    lab = Guest(folder, "lab-1", _lab(folder))
+    async with AsyncExitStack() as running:
+        agent = Agent(folder, config)
+        for guest in (web, db, held, lab):
+            await running.enter_async_context(guest)
+        holder = running.enter_context(socket.socket(socket.AF_UNIX))
+        holder.connect(os.fspath(held.monitor))
+        await running.enter_async_context(agent)
+        await running.enter_async_context(full)
+        await running.enter_async_context(bad)
+        await asyncio.gather(web.booted(LONG), db.booted(LONG), agent.record("vm.busy"))
+        for act in (_operate, _fill, _snapshot, _panic, _migrate):
+            await act(db, agent)
+        await agent.record("alert.disk_full", vm=full.uuid, state="firing")
+        await agent.record("alert.io_error_stop", vm=bad.uuid, state="firing")
+        await _measure(lab, agent)
+        await _provoke(lab, agent)
+        await _count(folder, agent)
+        await _stall_and_balloon(web, agent)
+        await db.command("system_powerdown")
+        await agent.record("event.powerdown", vm=db.uuid)
+        with contextlib.suppress(GuestError):
+            await db.command("quit")
+        await agent.record("vm.gone", vm=db.uuid)
+        await agent.stop()
+        return agent.records()
+
+
+def _card(tap: str) -> list[str]:
+    """Return the arguments of a network card on a tap that QEMU makes, which takes root."""
+    backend = f"tap,id=net0,ifname={tap},script=no,downscript=no"
+    return ["-netdev", backend, "-device", "virtio-net-pci,id=nic0,netdev=net0"] if os.geteuid() == 0 else []
+
+
+def _lab(folder: Path) -> GuestOptions:
+    """Return a guest of which every event can be had that needs none, with a disk that keeps timed statistics."""
+    options = provoke.options(qemu_of().binary)
+    image = folder / "lab-1-timed.raw"
+    image.write_bytes(bytes(1 << 20))
+    drive = f"if=none,id=timed0,format=raw,file={image},stats-intervals.0=60"
+    timed = ("-drive", drive, "-device", "virtio-blk-pci,id=timed0,drive=timed0")
+    return dataclasses.replace(options, extra=[*options.extra, *timed])
+
+
+async def _count(folder: Path, agent: Agent) -> None:
+    """Have a guest run by KVM, where there is KVM, and slowed as a manager does that migrates it."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return
+    async with Guest(folder, "kvm-1", GuestOptions(kind=Kind.WRITER, accel="kvm,dirty-ring-size=4096")) as guest:
+        await guest.booted()
+        await guest.command("set-vcpu-dirty-limit", dirty_rate=100)
+        for family in ("kvm", "kvm_vcpu", "vcpu_dirty"):
+            await agent.record(f"sample.{family}", vm=guest.uuid, timeout=LONG)
+
+
+async def _provoke(guest: Guest, agent: Agent) -> None:
+    for case in provoke.CASES:
+        if qemu_of().version >= case.since:
+            await provoke.run(guest)
+            await case.provoke(guest)
+            await agent.record(f"event.{case.event.lower()}", vm=guest.uuid, timeout=LONG)
+
+
+async def _measure(guest: Guest, agent: Agent) -> None:
+    """Have what nobody asks for unless a manager does: a dirty rate, a dirty bitmap, memory that is plugged in."""
+    await provoke.run(guest)
+    await guest.command("calc-dirty-rate", calc_time=1)
+    await guest.command("block-dirty-bitmap-add", node="disk0-format", name="backup0")
+    await guest.command("object-add", qom_type="memory-backend-ram", id="memory1", size=128 << 20)
+    await guest.command("device_add", driver="pc-dimm", id="dimm1", memdev="memory1")
+    for family in ("dirty_rate", "block_bitmap", "memory_device", "block_timed"):
+        await agent.record(f"sample.{family}", vm=guest.uuid, timeout=LONG)
+
+
+async def _operate(guest: Guest, agent: Agent) -> None:
+    await guest.command("stop")
+    await guest.command("cont")
+    await guest.command("system_reset")
+    await guest.command("device_add", driver="usb-tablet", id="tablet0")
+    await guest.command("device_del", id="tablet0")
+    for name in ("stop", "resume", "reset", "device_deleted"):
+        await agent.record(f"event.{name}", vm=guest.uuid)
+
+
+async def _fill(guest: Guest, agent: Agent) -> None:
+    threshold = await guest.highest() + (1 << 20)
+    await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=threshold)
+    await agent.record("alert.write_threshold", vm=guest.uuid, state="firing", timeout=LONG)
+
+
+async def _snapshot(guest: Guest, agent: Agent) -> None:
+    """Take a snapshot, let it stand, and pull it together again, slowly enough to be seen."""
+    overlay = os.fspath(guest.folder / "db-1-snapshot.qcow2")
+    await guest.command(
+        "blockdev-snapshot-sync", node_name="disk0-format", snapshot_file=overlay, snapshot_node_name="disk0-top"
+    )
+    await agent.record("sample.block_backing", vm=guest.uuid)
+    await guest.command("block-stream", device="disk0-top", job_id="pull0", speed=1 << 20)
+    await agent.record("sample.job", vm=guest.uuid)
+    await asyncio.sleep(2)  # some polls of it
+    with contextlib.suppress(GuestError):  # it may have ended
+        await guest.command("block-job-set-speed", device="pull0", speed=0)
+    await agent.record("event.block_job_completed", vm=guest.uuid, timeout=LONG)
+
+
+async def _panic(guest: Guest, agent: Agent) -> None:
+    await guest.command("human-monitor-command", command_line="o/1 0x505 1")
+    await agent.record("alert.guest_panicked", vm=guest.uuid, state="firing")
+    await guest.command("system_reset")
+    await guest.command("cont")
+
+
+async def _migrate(guest: Guest, agent: Agent) -> None:
+    await guest.command("migrate", uri="exec:cat >/dev/null")
+    await agent.record("migration.ended", vm=guest.uuid, timeout=LONG)
+    await guest.command("cont")
+
+
+async def _stall_and_balloon(guest: Guest, agent: Agent) -> None:
+    await agent.record("sample.guest_memory", vm=guest.uuid, timeout=LONG)
+    await guest.command("balloon", value=96 << 20)
+    await agent.record("event.balloon_change", vm=guest.uuid)
+    guest.send_signal(signal.SIGSTOP)
+    await agent.record("vm.stalled", vm=guest.uuid)
+    guest.send_signal(signal.SIGCONT)
+    await agent.record("vm.recovered", vm=guest.uuid)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,125 @@
+"""Watching for tests: all that sessions tell, kept in one order, and a fleet that lives as long as a block."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from agent.collectors import Intervals
+from agent.model.family import Family, Sample
+from agent.model.record import Record, Vm
+from agent.monitors import Monitor
+from agent.monitors.base import qmp
+from agent.monitors.dial import unix
+from agent.qmp.commands import AllowList, Change
+from agent.session.api import Outcome, State, Status, Terms
+from agent.session.supervisor import Fleet
+from tests.lab.scripted_peer import LONG
+
+QUICK = Intervals(poll=0.06, guest_memory=0.06, migration=0.06, resync=60.0)
+"""Just above the slack within which questions go out together."""
+
+
+class Notes:
+    """An Out that keeps everything.
+
+    Attributes:
+        told: the name of each call and what was told, oldest first.
+    """
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Any]] = []
+        self._news = asyncio.Event()
+
+    def _note(self, name: str, what: Any) -> None:
+        self.told.append((name, what))
+        self._news.set()
+
+    def record(self, record: Record) -> None:
+        self._note("record", record)
+
+    def samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
+        self._note("samples", (vm, families, samples, time_ns))
+
+    def status(self, status: Status) -> None:
+        self._note("status", status)
+
+    def ended(self, monitor: Monitor) -> None:
+        self._note("ended", monitor)
+
+    def refused(self, address: str, reason: str) -> None:
+        self._note("refused", (address, reason))
+
+    def replied(self, seconds: float) -> None:
+        self._note("replied", seconds)
+
+    def collected(self, collector: str, outcome: Outcome) -> None:
+        self._note("collected", (collector, outcome))
+
+    def lost(self, vm: Vm, reason: str, events: int) -> None:
+        self._note("lost", (vm, reason, events))
+
+    def all(self, name: str) -> list[Any]:
+        """Return what was told by that call."""
+        return [what for called, what in self.told if called == name]
+
+    def records(self, kind: str = "") -> list[Record]:
+        """Return the records whose type begins so, after `qemu.`."""
+        return [record for record in self.all("record") if record.type.startswith(f"qemu.{kind}")]
+
+    def kinds(self, kind: str = "") -> list[str]:
+        """Return the types of these records, without `qemu.`."""
+        return [record.type.removeprefix("qemu.") for record in self.records(kind)]
+
+    def states(self) -> list[State]:
+        """Return the states that a monitor went through."""
+        return [status.state for status in self.all("status")]
+
+    def outcomes(self, collector: str) -> list[Outcome]:
+        """Return what became of a collector's questions."""
+        return [outcome for name, outcome in self.all("collected") if name == collector]
+
+    async def until(self, predicate: Callable[[], object]) -> None:
+        """Wait until it is so, looking whenever something is told."""
+        async with asyncio.timeout(LONG):
+            while not predicate():
+                self._news.clear()
+                await self._news.wait()
+
+    async def polled(self, times: int = 1, collector: str = "block") -> None:
+        """Wait until a collector has been asked that many times more."""
+        before = len(self.outcomes(collector))
+        await self.until(lambda: len(self.outcomes(collector)) >= before + times)
+
+
+def monitor_at(path: Path) -> Monitor:
+    return Monitor(str(path), (str(path),), qmp(unix(str(path))))
+
+
+def terms(*changes: Change, **more: Any) -> Terms:
+    """Return terms that are quick, with these changes allowed."""
+    quick: dict[str, Any] = {"intervals": QUICK, "retry_seconds": 0.02, "greeting_seconds": 0.1, "reply_seconds": 0.1}
+    return Terms("host1", AllowList(changes), frozenset(changes), **quick | more)
+
+
+@contextlib.asynccontextmanager
+async def watching(notes: Notes, *paths: Path, settled: Terms | None = None) -> AsyncIterator[Fleet]:
+    """A fleet that watches the monitors at these paths for as long as the block runs."""
+    started: asyncio.Future[Fleet] = asyncio.get_running_loop().create_future()
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            fleet = Fleet(settled or terms(), notes, tasks)
+            for path in paths:
+                fleet.appeared(monitor_at(path))
+            started.set_result(fleet)
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(run())
+    try:
+        yield await started
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

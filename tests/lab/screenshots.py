@@ -1,0 +1,129 @@
+"""The screenshots that the README shows, of a real agent with real guests: `python -m tests.lab.screenshots` takes them anew."""
+
+import asyncio
+import html
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+import pyte
+from playwright.async_api import Browser
+
+from agent.cli.demo.guest import Guest, GuestOptions, Kind, until
+from tests.lab.agent_process import Agent
+from tests.lab.browser import chromium, opened
+from tests.lab.terminal import Terminal
+
+IMAGES: Final = Path(__file__).parents[2] / "docs" / "images"
+WORK_SECONDS: Final = 60.0  # of which sparklines tell
+GUESTS: Final = {
+    "web-1": GuestOptions(kind=Kind.LINUX, write_kib=256, pause_seconds=0.4),
+    "db-1": GuestOptions(kind=Kind.WRITER, disk_mib=64, pause_seconds=0.01),
+    "build-7": GuestOptions(kind=Kind.WRITER, disk_mib=256, write_kib=16, pause_seconds=0.1),
+}
+
+
+async def take() -> None:
+    """Have three guests work, one of them migrate and one be backed up, and look at it."""
+    with tempfile.TemporaryDirectory(prefix="qemu-") as path:
+        async with AsyncExitStack() as running:
+            guests = {name: Guest(Path(path), name, options) for name, options in GUESTS.items()}
+            for guest in guests.values():
+                await running.enter_async_context(guest)
+            config = {
+                "monitors": [{"dial": f"{path}/*.qmp"}],
+                "intervals": {"poll": "1s", "guest_memory": "2s"},
+                "allow": {"guest_stats_interval": "2s"},
+                "alerts": {"write_threshold": {"mode": "arm", "levels": ["50%", "80%", "free 4MiB"]}},
+            }
+            agent = await running.enter_async_context(Agent(Path(path), config))
+            browser = await running.enter_async_context(chromium())
+            await guests["web-1"].booted()
+            await back_up(guests["build-7"])
+            await agent.record("alert.write_threshold", vm="web-1", level="50%", timeout=WORK_SECONDS)
+            await migrate(guests["web-1"])
+            await guests["db-1"].command("stop")
+            await guests["db-1"].command("cont")
+            await agent.record("sample.migration", vm="web-1", status="active")
+            await asyncio.sleep(5)
+            await the_page(browser, agent)
+            await the_terminal(browser, agent)
+
+
+async def migrate(guest: Guest) -> None:
+    """Have it migrate, for minutes."""
+    await guest.command("migrate-set-parameters", max_bandwidth=600_000)
+    await guest.command("migrate", uri="exec:cat >/dev/null")
+
+
+async def back_up(guest: Guest) -> None:
+    """Have its disk copied, for minutes."""
+    await guest.command("blockdev-add", driver="null-co", node_name="copy", size=guest.options.disk_mib << 20)
+    await guest.command(
+        "blockdev-mirror",
+        job_id="backup",
+        device="disk0-format",
+        target="copy",
+        sync="full",
+        speed=1_000_000,
+        granularity=65536,
+        buf_size=65536,
+    )
+
+
+async def the_page(browser: Browser, agent: Agent) -> None:
+    """Take the page's picture."""
+    size = {"width": 1000, "height": 1000}
+    async with opened(browser, agent.url, viewport=size, color_scheme="light") as page:
+        await page.locator("#moves progress").first.wait_for()
+        await page.screenshot(path=IMAGES / "page.png")
+
+
+async def the_terminal(browser: Browser, agent: Agent) -> None:
+    """Take the terminal's picture."""
+    async with Terminal("top", "--url", agent.url, "--every", "1s", columns=100, rows=12) as top:
+        await top.shows("db-1", "web-1")
+        await until(lambda: "%" in top.row("CPU%") and len(top.row("web-1").split()) > 6, 10)
+        made = drawn(top.screen)
+    context = await browser.new_context(viewport={"width": 880, "height": 240})
+    page = await context.new_page()
+    await page.set_content(made)
+    await page.locator("pre").screenshot(path=IMAGES / "top.png")
+    await context.close()
+
+
+COLOURS: Final = {
+    "default": "#d8dee6",
+    "red": "#ff6b6b",
+    "green": "#5fd38d",
+    "brown": "#e5b454",
+    "cyan": "#5cc8d7",
+    "black": "#11151a",
+    "white": "#d8dee6",
+    "blue": "#6ca8ff",
+}
+
+
+def drawn(screen: pyte.Screen) -> str:
+    """Return a terminal's screen as HTML."""
+    lines = ["".join(map(cell, (screen.buffer[y][x] for x in range(screen.columns)))) for y in range(screen.lines)]
+    style = "background:#11151a;padding:12px;margin:0;display:inline-block;font:14px/1.35 'DejaVu Sans Mono',monospace"
+    return f'<pre style="{style}">' + "\n".join(lines) + "</pre>"
+
+
+def cell(char: pyte.screens.Char) -> str:
+    """Return one character as HTML."""
+    ink, ground = (
+        COLOURS.get(char.fg, "#d8dee6"),
+        COLOURS.get(char.bg, "#11151a") if char.bg != "default" else "#11151a",
+    )
+    if char.reverse:
+        ink, ground = ground, ink
+    weight = "bold" if char.bold else "normal"
+    return f'<span style="color:{ink};background:{ground};font-weight:{weight}">{html.escape(char.data)}</span>'
+
+
+if __name__ == "__main__":
+    IMAGES.mkdir(exist_ok=True)
+    asyncio.run(take())

@@ -1,0 +1,207 @@
+"""Real guests whose disk is thin: qcow2 on a file, on a loop device or on a network block device; and an agent that watches them."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+import orjson
+
+from agent.app.agent import App
+from agent.cli.demo.guest import Guest, GuestOptions, Kind, until
+from agent.config.model import Config
+from agent.delivery.entry import Entry
+
+MIB: Final = 1 << 20
+
+Data = dict[str, Any]
+
+
+async def run(*command: str) -> str:
+    """Run a program to its end and return what it wrote.
+
+    Raises:
+        AssertionError: it failed.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, said = await process.communicate()
+    assert process.returncode == 0, f"{command}: {said.decode()}"
+    return out.decode().strip()
+
+
+class Loop:
+    """A loop device on a sparse file, which can be made larger as a logical volume is extended.
+
+    Attributes:
+        path: its path, once it is there.
+    """
+
+    def __init__(self, file: Path, size: int) -> None:
+        self.path = ""
+        self._file = file
+        self._size = size
+
+    @staticmethod
+    def can_be() -> bool:
+        return os.geteuid() == 0 and shutil.which("losetup") is not None and Path("/dev/loop-control").exists()
+
+    async def __aenter__(self) -> Self:
+        with self._file.open("wb") as file:
+            file.truncate(self._size)
+        self.path = await run("losetup", "--find", "--show", str(self._file))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await run("losetup", "--detach", self.path)
+
+    async def extend(self, size: int) -> None:
+        os.truncate(self._file, size)
+        await run("losetup", "--set-capacity", self.path)
+
+
+@contextlib.asynccontextmanager
+async def network_device(socket: Path, size: int) -> AsyncIterator[Mapping[str, Any]]:
+    """Serve a sparse file as a network block device; yields the options of QEMU's driver for it."""
+    file = socket.with_suffix(".raw")
+    with file.open("wb") as made:
+        made.truncate(size)
+    command = ("qemu-nbd", "--format=raw", "--persistent", "--shared=4", f"--socket={socket}", str(file))
+    server = await asyncio.create_subprocess_exec("setpriv", "--pdeathsig", "KILL", *command)
+    try:
+        await until(socket.exists, 5)
+        yield {"driver": "nbd", "server": {"type": "unix", "path": str(socket)}}
+    finally:
+        server.kill()
+        await server.wait()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThinOptions(GuestOptions):
+    """How a thin guest is made: a writer of small blocks.
+
+    Attributes:
+        storage: options of the node under the qcow2; None is a file of its own.
+    """
+
+    kind: Kind = Kind.WRITER
+    write_kib: int | None = 32
+    storage: Mapping[str, Any] | None = None
+
+
+class ThinGuest(Guest):
+    """A guest whose `disk0` is qcow2 node `disk0-format` on node `disk0-storage` of any kind."""
+
+    options: ThinOptions
+
+    async def _storage(self) -> Mapping[str, Any]:
+        return await super()._storage() if self.options.storage is None else self.options.storage
+
+    async def nodes(self) -> dict[str, Data]:
+        """Return QEMU's block nodes by name."""
+        return {node["node-name"]: node for node in await self.command("query-named-block-nodes", flat=True)}
+
+    async def slot(self, node: str = "disk0-storage") -> int:
+        """Return a node's write threshold."""
+        return int((await self.nodes())[node]["write_threshold"])
+
+
+def started(folder: Path, name: str = "vm1", *, identity: str | None = None, **options: Any) -> ThinGuest:
+    """Return a thin guest, which runs as an async context manager."""
+    return ThinGuest(folder, name, ThinOptions(**options), identity=identity)
+
+
+async def make_qcow2(target: str, size: int) -> None:
+    await run("qemu-img", "create", "-q", "-f", "qcow2", target, str(size))
+
+
+@dataclass
+class ListSink:
+    """A sink that keeps what it gets."""
+
+    name: str = "list"
+    records: list[Data] = field(default_factory=list)
+
+    async def open(self) -> None:
+        """There is nothing to open."""
+
+    async def send(self, batch: Sequence[Entry]) -> Sequence[Entry]:
+        self.records += [orjson.loads(entry.body) for entry in batch]
+        return ()
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+class Watcher:
+    """An agent in this process, and what it told.
+
+    Attributes:
+        app: the agent.
+        url: its endpoint.
+    """
+
+    def __init__(self, folder: Path, *, poll: float = 1.0, resync: float = 300.0, **thresholds: Any) -> None:
+        self.url = ""
+        self._sink = ListSink()
+        config = {
+            "monitors": [{"dial": f"{folder}/*.qmp"}],
+            "host": "hv7",
+            "prometheus": {"listen": "127.0.0.1:0"},
+            "intervals": {"poll": poll, "resync": resync},
+            "alerts": {"write_threshold": {"mode": "arm", **thresholds}},
+        }
+        self.app = App(Config.model_validate(config), self._sink)
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        self.url = await self._stack.enter_async_context(self.app.running())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    @property
+    def told(self) -> list[Data]:
+        """The alerts' data, with `subject`, `vm` and `severity` of their records, in order."""
+        return [
+            record["data"] | {"subject": record.get("subject"), "vm": record["vmname"], "severity": record["severity"]}
+            for record in self._sink.records
+            if record["type"].startswith("qemu.alert.")
+        ]
+
+    def alternates(self) -> bool:
+        """Whether each alert was told as firing and as resolved in turn."""
+        states: dict[str, str] = {}
+        for one in self.told:
+            if states.get(one["fingerprint"], "resolved") == one["state"]:
+                return False
+            states[one["fingerprint"]] = one["state"]
+        return True
+
+    def levels(self, state: str = "firing", **data: Any) -> list[str]:
+        """Return the levels that were told as being in that state, in order."""
+        return [t["level"] for t in self.told if t["state"] == state and "level" in t and data.items() <= t.items()]
+
+    async def until(self, level: str, state: str = "firing", timeout: float = 20.0, **data: Any) -> None:  # noqa: ASYNC109
+        """Wait until that level was told as being in that state.
+
+        Raises:
+            AssertionError: it was not in time.
+        """
+        try:
+            await until(lambda: level in self.levels(state, **data), timeout)
+        except TimeoutError:
+            raise AssertionError(f"{level} is not {state} within {timeout:g} s, but: {self.told}") from None
+
+    def space(self, vm: str, device: str = "disk0") -> Data:
+        """Return what is shown of a disk's fullness; nothing where nothing is."""
+        for view_vm, view in self.app.snapshot.views():
+            if view_vm.name == vm:
+                return dict(view.pairs["block_space"].now.get((device,), {})) if "block_space" in view.pairs else {}
+        return {}

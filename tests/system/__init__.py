@@ -1,1 +1,0 @@
-"""The agent as its user runs it, on real QEMUs, with a real Kafka and a real Prometheus."""

@@ -1,0 +1,57 @@
+"""More events than can be kept: what somebody is to be woken for comes through, and what is lost is told."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from agent.app.agent import App
+from agent.cli.demo.guest import until
+from agent.config.model import Config
+from agent.delivery.entry import Entry
+from tests.lab.fake_qemu import FakeQemu
+from tests.lab.thin_guests import ListSink
+
+FLOOD = 4000
+
+
+class Late(ListSink):
+    """A sink that takes nothing until it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may = asyncio.Event()
+
+    async def send(self, batch: Sequence[Entry]) -> Sequence[Entry]:
+        await self.may.wait()
+        return await super().send(batch)
+
+
+async def test_a_flood_hides_no_alert_and_what_is_lost_of_it_is_told(fake: FakeQemu) -> None:
+    config = {
+        "monitors": [{"dial": str(fake.path)}],
+        "prometheus": {"listen": "127.0.0.1:0"},
+        "memory_budget": "1MiB",
+    }
+    app = App(Config.model_validate(config), sink := Late())
+    async with app.running():
+        await until(lambda: any(s.state.value == "up" for s in app.snapshot.monitors.values()), 5)
+        for number in range(FLOOD):
+            if number == FLOOD // 2:
+                fake.emit("GUEST_PANICKED", {"action": "pause"})
+            fake.emit("NIC_RX_FILTER_CHANGED", {"name": f"net{number}", "path": "/machine"}, at=time.time())
+        (view,) = (view for _, view in app.snapshot.views())
+        await until(lambda: view.events["NIC_RX_FILTER_CHANGED"] == FLOOD, 10)  # each is counted, told or not
+        sink.may.set()
+        await until(lambda: _types(sink)["qemu.agent.lost"], 10)
+        await until(lambda: _types(sink)["qemu.alert.guest_panicked"], 10)
+    types = _types(sink)
+    lost = sum(app.delivery.losses.totals.values())
+    assert lost > 0
+    events = sum(count for kind, count in types.items() if kind.startswith(("qemu.event.", "qemu.vm.")))
+    made = app.metrics.records["event"] + app.metrics.records["vm"]
+    assert events == made - lost
+
+
+def _types(sink: ListSink) -> Counter[str]:
+    return Counter(record["type"] for record in sink.records)

@@ -1,0 +1,188 @@
+"""The file of a recording, and what a stand-in makes of one."""
+
+import resource
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from agent.cli.capture import CaptureError
+from agent.cli.capture.file import REMOVED, Line, Writer, read, without_secrets
+from agent.cli.capture.replay import Tape
+from agent.cli.capture.wire import Requests
+
+NAMES = (
+    "password Passwd key-secret password-secret proxy-password psk tls_psk passphrase token cookie auth key private-key"
+)
+
+
+@pytest.mark.parametrize("key", NAMES.split())
+def test_values_of_keys_that_name_secrets_are_removed_at_any_depth(key: str) -> None:
+    message = {"event": "X", "data": {"list": [{key: "hunter2"}, {key: ["hunter2"]}], "device": "disk0"}}
+    assert without_secrets(message) == {
+        "event": "X",
+        "data": {"list": [{key: REMOVED}, {key: [REMOVED]}], "device": "disk0"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("https://joe:hunter2@host/disk.img", "https://(removed)@host/disk.img"),
+        ("rbd:pool/img:password=hunter2:mon=x", "rbd:pool/img:password=(removed)"),
+        (
+            'json:{"driver": "ssh", "password": "hunter2", "path": "/x"}',
+            'json:{"driver": "ssh", "password": "(removed)", "path": "/x"}',
+        ),
+        ("/var/lib/images/secretary.qcow2", "/var/lib/images/secretary.qcow2"),
+        ("write-threshold", "write-threshold"),
+    ],
+)
+def test_secrets_inside_of_texts_are_removed_and_the_rest_stays(said: str, kept: str) -> None:
+    assert without_secrets({"file": said})["file"].startswith(kept)
+    assert "hunter2" not in str(without_secrets({"file": said}))
+
+
+@pytest.mark.parametrize("value", [0, 1.5, True, None, {"monkey": 3}, {"keys": 2, "keyboard": "us"}])
+def test_what_is_no_secret_stays_as_it_is(value: Any) -> None:
+    assert without_secrets({"x": value}) == {"x": value}
+
+
+LINE = b'{"qmp-agent-capture":1}\n{"seconds":1,"from":"qemu","message":%b}\n'
+
+
+def written(path: Path, max_bytes: int = 1 << 20) -> Writer:
+    writer = Writer(path, "/run/vm1.qmp", max_bytes)
+    writer.put("agent", {"execute": "query-status"})
+    writer.put("qemu", {"return": {"status": "running", "password": "hunter2"}})
+    writer.put("qemu", None)
+    writer.close()
+    return writer
+
+
+def test_a_file_is_read_back_as_it_was_written_and_is_its_owners_alone(tmp_path: Path) -> None:
+    assert written(tmp_path / "f").lines == 3
+    assert [(line.side, line.message) for line in read(tmp_path / "f")] == [
+        ("agent", {"execute": "query-status"}),
+        ("qemu", {"return": {"status": "running", "password": REMOVED}}),
+        ("qemu", None),
+    ]
+    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_is_there_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("mine")
+    with pytest.raises(CaptureError, match="File exists"):
+        written(tmp_path / "f")
+    assert (tmp_path / "f").read_text() == "mine"
+
+
+def test_a_file_that_is_full_takes_nothing_more_even_where_it_would_fit(tmp_path: Path) -> None:
+    writer = written(tmp_path / "f", 200)
+    assert writer.full
+    assert writer.lines == len(read(tmp_path / "f")) < 3
+    assert (tmp_path / "f").stat().st_size <= 200
+
+
+def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    written(tmp_path / "f")
+    (tmp_path / "f").write_bytes((tmp_path / "f").read_bytes()[:-5])
+    assert len(read(tmp_path / "f")) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}\n",
+        b"no JSON\n",
+        b"\xff\n",
+        b'{"qmp-agent-capture":2}\n',
+        b'{"qmp-agent-capture":1}\n1\n',
+        b"[]\n",
+        LINE % b"[]",
+        LINE % b'{"id":[]}',
+    ],
+)
+def test_what_is_no_recording_is_refused_in_words(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "f").write_bytes(content)
+    with pytest.raises(CaptureError, match="/f: "):
+        read(tmp_path / "f")
+
+
+@pytest.mark.parametrize("sizes", [1, 2, 7, 1000])
+def test_requests_are_the_same_however_their_bytes_are_cut(sizes: int) -> None:
+    asked = [
+        {"execute": "query-status"},
+        {"exec-oob": "query-yank", "id": 1},
+        {"execute": "x", "arguments": {"ä": "}{"}},
+    ]
+    data = b"".join(map(orjson.dumps, asked))
+    requests = Requests()
+    chunks = [data[at : at + sizes] for at in range(0, len(data), sizes)]
+    assert [request for chunk in chunks for request in requests.receive(chunk)] == asked
+
+
+ASK = {"execute": "query-status"}
+OTHER = {"execute": "query-balloon"}
+PROBE = {"exec-oob": "query-yank", "id": 7}
+TAPE = Tape(
+    [
+        Line(0.0, "qemu", {"QMP": {"capabilities": ["oob"]}}),
+        Line(1.0, "agent", ASK),
+        Line(1.0, "agent", OTHER),
+        Line(1.1, "qemu", {"event": "STOP", "timestamp": {}}),
+        Line(1.2, "qemu", {"return": 1}),
+        Line(1.3, "qemu", {"error": {"class": "GenericError"}}),
+        Line(5.0, "agent", ASK),
+        Line(5.1, "agent", PROBE),
+        Line(5.2, "qemu", {"return": [], "id": 7}),
+        Line(9.0, "qemu", {"return": 2}),
+        Line(10.0, "agent", ASK),
+        Line(11.0, "qemu", None),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("request_", "at", "answer", "takes"),
+    [
+        (ASK, 0.0, {"return": 1}, 0.2),
+        (ASK, 4.9, {"return": 1}, 0.2),
+        (ASK, 5.0, {"return": 2}, 4.0),
+        (ASK, 99.0, {}, inf),
+        (OTHER, 99.0, {"error": {"class": "GenericError"}}, 0.3),
+        (PROBE | {"id": 1}, 0.0, {"return": [], "id": 7}, 0.1),
+    ],
+)
+def test_a_question_is_answered_as_it_was_when_it_was_last_asked_by_then(
+    request_: dict[str, Any], at: float, answer: dict[str, Any], takes: float
+) -> None:
+    found = TAPE.exchange(request_, at)
+    assert found is not None
+    assert found.answer == answer
+    assert found.answered - found.asked == pytest.approx(takes)
+
+
+def test_a_question_that_was_never_asked_has_no_answer() -> None:
+    assert TAPE.exchange({"execute": "query-status", "arguments": {"x": 1}}, 5.0) is None
+
+
+def test_a_tape_knows_its_events_and_its_end() -> None:
+    assert [line.seconds for line in TAPE.events] == [1.1]
+    assert (TAPE.end, TAPE.hung_up) == (11.0, True)
+
+
+def test_a_file_that_cannot_be_written_any_more_says_so(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = Writer(tmp_path / "f", "/run/vm1.qmp", 1 << 20)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            writer.put("agent", {"execute": "x" * 1000})
+            writer.put("agent", {"execute": "x" * 1000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        writer.close()

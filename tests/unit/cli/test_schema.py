@@ -1,0 +1,117 @@
+"""The published schemas: what the agent really emits is valid, and what is not is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from agent.cli import schema
+from agent.model.events import ROWS
+from agent.model.record import Record, Stamp, Vm
+from tests.lab import golden_files
+from tests.lab.fake_qemu import FakeQemu
+from tests.lab.record_validation import faults, understood
+from tests.lab.recording_observer import Notes, terms, watching
+from tests.unit.collectors.test_collectors import BY_NAME, CASES, answer
+
+VM = Vm("host1", "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1", "vm1", "/run/vm1.qmp")
+STAMP = Stamp()
+STOP = Record("qemu.event.stop", VM, {"event": "STOP", "category": "runstate", "qemu": {}}, 0)
+
+
+def body(kind: str, data: dict[str, Any]) -> bytes:
+    return STAMP(Record(kind, VM, data, 1_700_000_000_000_000_000)).body
+
+
+def changed(**attributes: Any) -> list[str]:
+    """Return the faults of a good record with some attributes changed, or taken away where None."""
+    event = {**json.loads(STAMP(STOP).body), **attributes}
+    return faults(json.dumps({key: value for key, value in event.items() if value is not None}).encode())
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_every_sample_of_the_golden_files_is_valid(name: str) -> None:
+    for case in CASES[name]:
+        for sample in BY_NAME[name].collect(list(map(answer, case["replies"]))):
+            made = body(f"qemu.sample.{sample.family.name}", sample.data)
+            assert faults(made) == [], case["case"]
+            assert understood(made).get_data() == json.loads(json.dumps(sample.data))
+
+
+async def test_every_record_of_a_vms_life_is_valid(fake: FakeQemu) -> None:
+    notes = Notes()
+    async with watching(notes, fake.path, settled=terms(reply_seconds=0.05)):
+        await notes.polled()
+        for row in ROWS:
+            fake.emit(row.name, {"x": 1})
+        fake.emit("NEVER_HEARD_OF")
+        fake.emit("not a name")
+        await notes.until(lambda: notes.records("event.unknown"))
+        fake.hang("query-blockstats")
+        await notes.until(lambda: notes.records("vm.stalled"))
+        fake.release("query-blockstats")
+        await notes.polled(2)
+        fake.emit("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
+        fake.drop()
+        await notes.until(lambda: len(notes.records("vm.attached")) == 2)
+    kinds = set(notes.kinds("vm"))
+    assert kinds == {"vm.attached", "vm.stalled", "vm.recovered", "vm.gone", "vm.detached"}
+    assert len(notes.kinds("event")) >= len(ROWS) + 3
+    for record in notes.records():
+        assert faults(STAMP(record).body) == [], record.type
+        understood(STAMP(record).body)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("qemu.event.stop", {"event": "STOP"}),
+        ("qemu.event.stop", {"event": "STOP", "category": "nonsense", "qemu": {}}),
+        ("qemu.event.stop", {"event": "STOP", "category": "runstate", "qemu": {}, "more": 1}),
+        ("qemu.sample.block", {"reads_total": 1}),
+        ("qemu.sample.block", {"device": "d", "reads_total": -1}),
+        ("qemu.sample.block", {"device": "d", "reads_total": "1"}),
+        ("qemu.sample.block", {"device": "", "reads_total": 1}),
+        ("qemu.sample.block", {"device": "d", "read_total": 1}),
+        ("qemu.sample.nonsense", {}),
+        ("qemu.vm.gone", {}),
+        ("qemu.vm.recovered", {"reason": "x"}),
+        ("qemu.alert.write_threshold", {"alert": "write_threshold"}),
+        ("somebody.elses", {}),
+    ],
+)
+def test_what_the_agent_does_not_emit_is_refused(kind: str, data: dict[str, Any]) -> None:
+    assert faults(body(kind, data))
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"id": None},
+        {"id": "7"},
+        {"source": None},
+        {"source": "host1"},
+        {"source": "/hosts/a b/vms/x"},
+        {"time": "2023-11-14 22:13:20"},
+        {"time": "2023-13-14T22:13:20Z"},
+        {"vmuuid": "5bd1a5a4"},
+        {"severity": "fatal"},
+        {"sequence": 7},
+        {"partitionkey": ""},
+        {"data": []},
+        {"dataschema": "x"},
+    ],
+)
+def test_a_record_with_a_wrong_attribute_is_refused(attributes: dict[str, Any]) -> None:
+    assert changed() == []
+    assert changed(**attributes)
+
+
+@pytest.mark.parametrize("name", ["record", "config"])
+def test_the_published_files_are_those_that_the_code_makes(name: str) -> None:
+    made = schema.record_schema() if name == "record" else schema.config_schema()
+    Draft202012Validator.check_schema(made)
+    file = Path(golden_files.FOLDER).parents[1] / "config" / f"{'agent' if name == 'config' else name}.schema.json"
+    assert json.loads(file.read_text("utf-8")) == json.loads(json.dumps(made))

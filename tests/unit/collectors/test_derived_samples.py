@@ -1,0 +1,236 @@
+"""What two polls together say: a job's rate, since when a VM is in its state, the end of a migration."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from agent.collectors import Facts, Intervals
+from agent.collectors.base import Notice, Poll
+from agent.model.family import Family
+from agent.model.metrics.jobs import JOB
+from agent.model.metrics.migration import MIGRATION_ENDED
+from agent.model.metrics.runstate import RUNSTATE
+from agent.model.record import Record, Severity, Stamp, Vm
+from tests.lab.fixtures import StartGuest
+from tests.lab.record_validation import faults
+from tests.lab.recording_observer import Notes, terms, watching
+from tests.unit.collectors.test_collectors import BY_NAME, collect
+
+TERMS = Intervals(poll=10, migration=1)
+
+
+def polls(name: str, *rounds: tuple[float, Any]) -> list[Poll]:
+    """Return what a collector makes of its answers at these seconds, each poll followed from the one before."""
+    made = [Poll()]
+    for at, *answers in rounds:
+        now = Poll(tuple(collect(name, *answers)), round(at * 1e9), at)
+        made.append(Poll(tuple(BY_NAME[name].follow(made[-1], now)), now.time_ns, at))
+    return made[1:]
+
+
+def notices(name: str, *answers: Any) -> list[Notice]:
+    """Return what a collector tells over these polls, a second apart."""
+    made = [Poll(), *polls(name, *enumerate(answers))]
+    return [n for before, now in pairwise(made) for n in BY_NAME[name].notices(before, now)]
+
+
+# --- Jobs ---
+
+
+def job(done: Any, goal: Any = 100, **more: Any) -> Any:
+    return [{"device": "j", "type": "mirror", "offset": done, "len": goal, "status": "running"} | more]
+
+
+def test_a_jobs_rate_and_what_is_left_are_measured_from_poll_to_poll() -> None:
+    first, second, third, fourth = polls("jobs", (0, job(10)), (2, job(50)), (4, job(50)), (6, job(20)))
+    assert "progress_per_second" not in first.samples[0].values
+    assert {"progress_per_second": 20, "left_seconds": 2.5, "progress_ratio": 0.5}.items() <= second.samples[
+        0
+    ].values.items()
+    assert third.samples[0].values["progress_per_second"] == fourth.samples[0].values["progress_per_second"] == 0
+    assert not {"left_seconds"} & (third.samples[0].values.keys() | fourth.samples[0].values.keys())
+
+
+def test_another_job_of_the_same_name_is_not_followed_from_the_first() -> None:
+    _, second = polls("jobs", (0, job(90)), (1, job(95, type="backup")))
+    assert "progress_per_second" not in second.samples[0].values
+
+
+@pytest.mark.parametrize(
+    ("jobs", "wait"),
+    [
+        ([], None),
+        (job(1), 1),
+        (job(1, status="aborting"), 1),
+        (job(1, status="of a later QEMU"), 1),
+        (job(1, status=None), 1),  # before QEMU 2.12
+        (job(1, status="ready"), 10),
+        ([*job(1, status="ready"), {"device": "k", "status": "running"}], 1),
+        *((job(1, status=status), None) for status in ("paused", "standby", "pending", "concluded")),
+    ],
+)
+def test_jobs_are_asked_for_again_only_while_one_moves(jobs: Any, wait: float | None) -> None:
+    assert BY_NAME["jobs"].again(collect("jobs", jobs), Facts(), TERMS) == wait
+
+
+async def test_a_real_mirror_is_followed_while_it_runs_and_the_disks_layers_are_read_anew_at_its_end(
+    start_guest: StartGuest,
+) -> None:
+    guest = await start_guest(kind="writer", span_mib=1)
+    await guest.booted()
+    await guest.command("blockdev-add", driver="null-co", node_name="target", size=64 << 20)
+    notes = Notes()
+    settled = terms(intervals=Intervals(migration=0.05))
+    async with watching(notes, guest.monitor, settled=settled):
+        await notes.polled(1, "nodes")
+        await guest.command(
+            "blockdev-mirror", job_id="m", device="disk0-format", target="target", sync="full", speed=32 << 20
+        )
+        await notes.until(lambda: any("left_seconds" in values for values in jobs_of(notes)))
+        layers = len(notes.outcomes("nodes"))
+        await guest.command("block-job-set-speed", device="m", speed=0)
+        await notes.until(lambda: any(values.get("ready") for values in jobs_of(notes)))
+        await guest.command("block-job-complete", device="m")
+        await notes.until(lambda: notes.records("event.block_job_completed"))
+        await notes.until(lambda: len(notes.outcomes("nodes")) > layers)
+        await notes.until(lambda: not last(notes, JOB))
+        asked = len(notes.outcomes("jobs"))
+        await guest.command("stop")
+        await notes.until(lambda: any(sample.values.get("status") == "paused" for sample in last(notes, RUNSTATE)))
+    assert len(notes.outcomes("jobs")) == asked
+    ran = [values for values in jobs_of(notes) if values["status"] == "running"]
+    assert all(values["goal"] >= 64 << 20 for values in ran)
+    assert all(values["speed_limit_bytes_per_second"] in (0, 32 << 20) for values in ran)
+
+
+def jobs_of(notes: Notes) -> list[dict[str, Any]]:
+    return [s.values for _, _, samples, _ in notes.all("samples") for s in samples if s.family is JOB]
+
+
+def last(notes: Notes, family: Family) -> Any:
+    """Return what the last answer told of a family."""
+    return [samples for _, families, samples, _ in notes.all("samples") if family in families][-1]
+
+
+# --- Run state ---
+
+
+def test_a_vm_is_in_its_state_since_the_first_poll_that_found_it_there() -> None:
+    running, paused = ({"status": status, "running": status == "running"} for status in ("running", "paused"))
+    seen = polls("runstate", (5, running), (7, running), (8, paused), (9, running))
+    assert [poll.samples[0].values["since_timestamp_seconds"] for poll in seen] == [5, 5, 8, 9]
+
+
+# --- What is asked for again ---
+
+
+@pytest.mark.parametrize(
+    ("name", "answers", "wait"),
+    [
+        ("dirty", [{"status": "measuring"}, []], 1),
+        ("dirty", [{"status": "measured"}, []], None),
+        ("dirty", [{"status": "unstarted"}, [{"cpu-index": 0, "limit-rate": 1, "current-rate": 1}]], 10),
+        ("dump", [{"status": "active", "completed": 1, "total": 2}], 1),
+        ("dump", [{"status": "completed", "completed": 2, "total": 2}], None),
+        ("kvm", [[{"stats": [{"name": "pages_4k", "value": 1}]}], [], []], 300),
+        ("kvm", [[], [], []], None),
+    ],
+)
+def test_what_moves_is_asked_for_again_and_what_rests_is_not(name: str, answers: Any, wait: float | None) -> None:
+    assert BY_NAME[name].again(collect(name, *answers), Facts(), TERMS) == wait
+
+
+def test_the_end_of_a_dump_and_a_windows_guests_report_are_read_out_of_their_events() -> None:
+    ended = {"result": {"status": "failed", "completed": 1, "total": 2}, "error": "No space left on device"}
+    (dump,) = BY_NAME["dump"].from_event["DUMP_COMPLETED"](ended)
+    assert dump.values == {"status": "failed", "written_bytes": 1, "size_bytes": 2}
+    (report,) = BY_NAME["hv_balloon"].from_event["HV_BALLOON_STATUS_REPORT"]({"committed": 1, "available": 2})
+    assert report.values == {"committed_bytes": 1, "available_bytes": 2}
+    assert list(BY_NAME["dump"].from_event["DUMP_COMPLETED"]({"result": 5})) == []
+
+
+# --- Migrations ---
+
+ACTIVE = {
+    "status": "active",
+    "total-time": 900,
+    "setup-time": 5,
+    "cpu-throttle-percentage": 20,
+    "ram": {"transferred": 4000, "total": 9000, "dirty-sync-count": 2, "remaining": 100},
+}
+DONE = {
+    "status": "completed",
+    "total-time": 2000,
+    "setup-time": 5,
+    "downtime": 40,
+    "ram": {"transferred": 10_000, "total": 9000, "dirty-sync-count": 4, "postcopy-requests": 3, "remaining": 0},
+    "vfio": {"transferred": 500},
+}
+
+
+def test_a_migrations_end_is_told_once_with_all_its_figures() -> None:
+    (notice,) = notices("migration", {}, ACTIVE, ACTIVE, DONE, DONE)
+    assert notice.severity is Severity.INFO
+    assert notice.values == {
+        "outcome": "completed",
+        "role": "source",
+        "elapsed_seconds": 2,
+        "downtime_seconds": 0.04,
+        "setup_seconds": 0.005,
+        "ram_bytes": 9000,
+        "cpu_throttle_ratio": 0.2,
+        "passes": 4,
+        "postcopy_requests": 3,
+        "transferred_bytes": 10_500,
+        "throughput_bytes_per_second": 5250,
+    }
+    assert faults(Stamp()(Record("qemu.migration.ended", Vm("h", "", "n", "m"), notice.values, 0)).body) == []
+    assert notice.family is MIGRATION_ENDED
+
+
+@pytest.mark.parametrize(("status", "severity"), [("failed", Severity.ERROR), ("cancelled", Severity.WARNING)])
+def test_a_migration_that_did_not_succeed_is_told_with_the_last_figures_there_were(status: str, severity: Any) -> None:
+    (notice,) = notices("migration", ACTIVE, {"status": status, "error-desc": "no route"})
+    assert notice.severity is severity
+    assert {
+        "outcome": status,
+        "error": "no route",
+        "transferred_bytes": 4000,
+        "passes": 2,
+    }.items() <= notice.values.items()
+
+
+def test_one_that_ended_before_we_came_is_not_told_but_one_between_two_polls_is() -> None:
+    assert notices("migration", DONE, DONE, {"status": "none"}) == []
+    (notice,) = notices("migration", DONE, {"status": "failed", "error-desc": "x"})
+    assert notice.values == {"outcome": "failed", "role": "destination", "error": "x"}
+    (notice,) = notices("migration", {"status": "failed"}, DONE)
+    assert notice.values["outcome"] == "completed"
+
+
+def test_one_whose_figures_are_yet_to_be_made_is_asked_for_again_and_told_when_they_are() -> None:
+    early = DONE | {"total-time": 0}
+    assert BY_NAME["migration"].again(collect("migration", early), Facts(migration_events=True), TERMS) == 1
+    (notice,) = notices("migration", ACTIVE, early, DONE)
+    assert notice.values["elapsed_seconds"] == 2
+
+
+def test_a_destination_is_told_by_its_outcome() -> None:
+    (notice,) = notices("migration", {"status": "active"}, {"status": "completed"})
+    assert notice.values == {"outcome": "completed", "role": "destination"}
+
+
+@pytest.mark.parametrize(
+    ("ram", "left"),
+    [
+        ({"remaining": 1000, "mbps": 0.008}, 1),
+        ({"remaining": 4096, "mbps": 0.065536, "dirty-pages-rate": 1, "page-size": 4096}, 1),
+        ({"remaining": 1000, "mbps": 0.008, "dirty-pages-rate": 1}, None),  # never, at this rate
+        ({"remaining": 1000, "mbps": 0}, None),
+        ({"mbps": 1}, None),
+    ],
+)
+def test_what_is_left_of_a_migration_counts_what_the_guest_dirties(ram: Any, left: Any) -> None:
+    (sample,) = collect("migration", {"status": "active", "ram": ram})
+    assert sample.values.get("left_seconds") == left

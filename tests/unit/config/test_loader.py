@@ -1,0 +1,197 @@
+"""The config file: good ones load, bad ones say all that is wrong at once, where, and what would be right."""
+
+import importlib
+import json
+import pkgutil
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent import monitors
+from agent.config.loader import ConfigError, load, sections, validate
+from agent.config.model import Config
+from agent.delivery.sinks.config import SinkConfig
+from agent.monitors import DialConfig, WayConfig
+from tests.lab import golden_files
+
+FOLDER = golden_files.FOLDER / "config"
+LEAST: dict[str, Any] = {"monitors": [{"dial": "/run/qemu/*.qmp"}]}
+
+
+def files(end: str) -> list[Any]:
+    return [pytest.param(path, id=path.name) for path in sorted(FOLDER.glob(f"*.{end}.yml"))]
+
+
+def problems(text: str) -> list[str]:
+    """Return what is wrong with a file's text."""
+    try:
+        validate(text, "f", Config)
+    except ConfigError as error:
+        return [str(problem) for problem in error.problems]
+    return []
+
+
+@pytest.mark.parametrize("path", files("good"))
+def test_a_good_file_loads(path: Path) -> None:
+    assert isinstance(load(path), Config)
+
+
+@pytest.mark.parametrize("path", files("bad"))
+def test_a_bad_file_is_told_all_that_is_wrong_with_it_at_once(path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(path.read_text("utf-8"), path.name, Config)
+    told = "".join(f"{problem}\n" for problem in caught.value.problems)
+    assert golden_files.same_text(f"config/{path.stem}.txt", told)
+    assert str(caught.value) + "\n" == told
+
+
+def test_the_file_that_is_shipped_is_good_and_says_the_defaults() -> None:
+    shipped = load(FOLDER.parents[2] / "config" / "agent.yaml")
+    assert shipped == load(FOLDER / "least.good.yml")
+
+
+def test_what_a_file_says_is_what_the_agent_takes() -> None:
+    config = load(FOLDER / "all.good.yml")
+    assert [entry.model_dump(exclude_defaults=True) for entry in config.monitors] == [
+        {"dial": "/run/libvirt/qemu/channel/*/qmp.sock"},
+        {"dial": "tcp:[::1]:4444"},
+        {"burst": "/var/run/qemu-server/*.qmp", "hold": 1.0, "hotplug": "/run/qmp-agent/own"},
+        {"libvirt": "qemu:///system", "read_only": True},
+        {"listen": "/run/qmp-agent/monitor.sock", "users": ["64055", "qemu"], "groups": ["kvm"], "connections": 5},
+        {"listen": "tcp:[::]:4445", "tls": {"ca": "/etc/ca.pem", "certificate": "/etc/agent.pem"}},
+    ]
+    assert config.kafka is not None
+    assert config.kafka.topics.samples == "vm-samples"
+    assert config.kafka.request_timeout == 2.5
+    assert config.intervals.model_dump() == {
+        "poll": 0.5,
+        "guest_memory": 60,
+        "migration": 0.5,
+        "kvm": 120,
+        "resync": 3600,
+    }
+    assert config.allow.guest_stats_interval == 10
+    jsonl = load(FOLDER / "jsonl.good.yml")
+    assert jsonl.monitors == [DialConfig(dial="/run/vm1.qmp")]
+    assert (jsonl.jsonl.rotate, jsonl.jsonl.keep) == (3 << 29, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("none.yml", None, "cannot be read: No such file or directory"),
+        ("folder", "", "cannot be read: Is a directory"),
+        ("latin1.yml", b"host: \xe9t\xe9\n", "is not UTF-8 text at byte 6"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes | str | None, text: str) -> None:
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        path.mkdir()
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert str(caught.value) == f"{path}: {text}"
+
+
+def test_a_problem_without_a_place_of_its_own_has_that_of_what_is_around_it() -> None:
+    assert problems("host: x\n\nkafka: {}\nmonitors: [{}]\n") == [
+        "f:3: kafka.servers: is missing",
+        "f:4: monitors[0].dial: is missing",
+    ]
+
+
+def test_every_way_that_is_written_may_be_an_entry() -> None:
+    for module in pkgutil.iter_modules(monitors.__path__):
+        importlib.import_module(f"agent.monitors.{module.name}")
+    assert {*WayConfig.__subclasses__()} == {*monitors.ENTRIES}, "name it in ENTRIES"
+
+
+def test_every_section_of_a_sink_is_one_that_records_may_go_to() -> None:
+    written = {
+        name: section.model_construct(file=Path("/r.jsonl"))
+        for name, field in Config.model_fields.items()
+        for section in sections(field.annotation)
+        if issubclass(section, SinkConfig)
+    }
+    everything = load(FOLDER / "least.good.yml").model_copy(update=written)
+    assert {key.partition(".")[0] for key in everything._sinks()} == written.keys()
+
+
+def test_a_config_is_not_changed_once_it_is_made() -> None:
+    config = validate(yaml.safe_dump(LEAST), "least", Config)
+    with pytest.raises(ValueError, match="frozen"):
+        config.host = "x"
+
+
+# --- Whatever is in the file ---
+
+SECTIONS = [
+    *Config.model_fields,
+    "dial",
+    "users",
+    "tls",
+    "servers",
+    "topics",
+    "listen",
+    "poll",
+    "level",
+    "file",
+    "rotate",
+]
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.dates(max_value=date(2100, 1, 1))
+    | st.binary(max_size=4)
+    | st.sampled_from(["10s", "1GiB", "/run/x", "tcp:a:1", "a:1", "9" * 400 + "s", "9" * 400 + "B", 10**400, "1e400s"])
+)
+values = st.recursive(
+    leaves,
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(SECTIONS) | leaves, v, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.sampled_from(SECTIONS), values, max_size=5))
+def test_no_values_raise_anything_but_a_config_error(given_values: dict[str, Any]) -> None:
+    for told in problems(yaml.safe_dump(LEAST | given_values, allow_unicode=True)):
+        assert told.startswith("f")
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["monitors", "dial", ":", ": ", "\n", "  ", "- ", "[", "]", "{", "}", ",", "&a ", "*a", "? ", "|", ">"]
+        )
+        | st.sampled_from(
+            ['"', "'", "!!int ", "!!set ", "!!binary ", "<<", "---", "...", "#", "\t", "0x", "2024-13-45", "1:99:99"]
+        )
+        | st.text(max_size=3),
+        max_size=20,
+    ).map("".join)
+)
+def test_no_text_raises_anything_but_a_config_error(text: str) -> None:
+    assert isinstance(problems(text), list)
+
+
+def test_the_schema_of_the_config_admits_the_good_and_refuses_most_of_the_bad() -> None:
+    from jsonschema import Draft202012Validator  # noqa: PLC0415 - heavy, and for this one test
+
+    from agent.cli.schema import config_schema  # noqa: PLC0415
+
+    validator = Draft202012Validator(config_schema())
+    for path in FOLDER.glob("*.good.yml"):
+        assert [e.message for e in validator.iter_errors(yaml.safe_load(path.read_text()))] == [], path.name
+    for name in ("keys", "values", "shapes", "none", "missing", "empty", "word", "list"):
+        value = json.loads(json.dumps(yaml.safe_load((FOLDER / f"{name}.bad.yml").read_text()), default=str))
+        assert not validator.is_valid(value), name

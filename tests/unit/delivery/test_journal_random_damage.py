@@ -1,0 +1,155 @@
+"""Whatever happens to the journal's bytes, the agent starts, delivers nothing that it was not given, and journals on."""
+
+import json
+import random
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from agent.cli.journal import set_aside
+from agent.delivery.entry import Entry
+from agent.delivery.journal.database import Store
+from agent.delivery.journal.statements import delete, insert
+from agent.delivery.journal.writer import FILE
+from tests.lab.scripted_sink import EVENT, SAMPLE, Script, Source, deliver, is_journaled, once, running, soon
+
+SECONDS = 10.0
+LANES = {"events": EVENT, "samples": SAMPLE}
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """A journal's files, and what is in them.
+
+    Attributes:
+        files: bytes by the ends of their names.
+        bodies: what was written to each lane, by id, in order.
+    """
+
+    files: dict[str, bytes]
+    bodies: dict[str, dict[str, bytes]]
+
+
+@cache
+def journal(*, closed: bool) -> Journal:
+    """Write a journal by the real store, with room of deleted entries within; not closed it is as a crash leaves it."""
+    draw = random.Random(1)
+    bodies: dict[str, dict[str, bytes]] = {lane: {} for lane in LANES}
+    sources = {lane: Source(kind, size=300, run=1 + run) for run, (lane, kind) in enumerate(LANES.items())}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, FILE)
+        store = Store(path)
+        for group in range(20):
+            for lane, source in sources.items():
+                source._pad = "x" * draw.choice((1, 200, 900, 6000))  # the last takes pages of its own
+                entries = [Entry.of(stamped) for stamped in source.some(draw.randint(1, 12))]
+                bodies[lane] |= {entry.id: entry.body for entry in entries}
+                store.commit([insert(lane, entries, [])])
+            if group == 8:
+                store.commit([delete(lane, 0, 60) for lane in LANES])
+                store.fold()
+        if closed:
+            store.close()
+        copy = Path(folder, "copy")
+        copy.mkdir()
+        for end in ("", "-wal", "-shm"):
+            if path.with_name(FILE + end).exists():
+                shutil.copy(path.with_name(FILE + end), copy / (FILE + end))
+        store.close()
+        return Journal({file.name.removeprefix(FILE): file.read_bytes() for file in copy.iterdir()}, bodies)
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What is done to one of the files: where, by parts of its length, how long, and what."""
+
+    end: str
+    at: float
+    length: int
+    what: str
+    seed: int
+
+    def apply(self, files: dict[str, bytes]) -> None:
+        data = bytearray(files.get(self.end, b""))
+        if not data:
+            return
+        draw = random.Random(self.seed)
+        at = min(int(self.at * len(data)), len(data) - 1)
+        to = min(at + self.length, len(data))
+        match self.what:
+            case "cut":
+                del data[at:]
+            case "zero":
+                data[at:to] = bytes(to - at)
+            case "noise":
+                data[at:to] = draw.randbytes(to - at)
+            case "flip":
+                for _ in range(draw.randint(1, 4)):
+                    data[draw.randrange(at, to)] ^= 1 << draw.randrange(8)
+        files[self.end] = bytes(data)
+
+
+def damages(*ends: str) -> st.SearchStrategy[list[Damage]]:
+    """Return ways of damaging a journal: anywhere, and often where its structure is: in the first pages."""
+    at = st.one_of(st.floats(0, 1, exclude_max=True), st.floats(0, 0.05))
+    length = st.sampled_from((1, 8, 100, 512, 4096, 20_000))
+    one = st.builds(
+        Damage, st.sampled_from(ends), at, length, st.sampled_from(("cut", "zero", "noise", "flip")), st.integers(0, 99)
+    )
+    return st.lists(one, min_size=1, max_size=3)
+
+
+async def check(before: Journal, damaged: list[Damage]) -> None:
+    """Start an agent's delivery on a damaged journal, and see that it keeps what is promised."""
+    files = dict(before.files)
+    for damage in damaged:
+        damage.apply(files)
+    with tempfile.TemporaryDirectory(prefix="qmp-") as path:
+        folder = Path(path)
+        for end, data in files.items():
+            (folder / (FILE + end)).write_bytes(data)
+        sink, event, sample = Script(), Source(run=8), Source(SAMPLE, run=9)
+        async with running(deliver(sink, folder), stop_seconds=SECONDS) as delivery:
+            delivery.put(event.next())
+            delivery.put(sample.next())
+            await sink.until(lambda: {*event.made, *sample.made} <= set(sink.ids))
+            await soon(lambda: delivery.troubles() == [])
+            sink.up = False
+            delivery.put(event.next())
+            await soon(lambda: is_journaled(delivery.events))
+            sink.up = True
+            await sink.until(lambda: event.made[-1] in sink.ids)
+        assert delivery.journal is not None
+        assert len(set_aside(folder)) == delivery.journal.set_aside
+    came = {entry.id: entry.body for entry in sink.entries if entry not in sink.told}
+    for bodies in (*before.bodies.values(), event.bodies, sample.bodies):
+        ours = [record_id for record_id in once(sink.ids) if record_id in bodies]
+        assert ours == sorted(ours, key=list(bodies).index), "order is kept"
+        assert all(came.pop(record_id) == bodies[record_id] for record_id in ours), "no body was changed"
+    assert came == {}, "nothing came that was never put in"
+    for entry in sink.told:
+        assert json.loads(entry.body)["data"]["records"] > 0
+
+
+@settings(max_examples=120, deadline=None)
+@example([Damage("", 0.0053991136509337415, 1, "zero", 0)])  # one entry is read twice, the first time among others
+@given(damages(""))
+async def test_a_journal_that_was_closed_may_be_damaged_anywhere(damaged: list[Damage]) -> None:
+    await check(journal(closed=True), damaged)
+
+
+@settings(max_examples=120, deadline=None)
+@given(damages("", "-wal", "-shm"))
+async def test_a_journal_that_a_crash_left_may_be_damaged_anywhere(damaged: list[Damage]) -> None:
+    await check(journal(closed=False), damaged)
+
+
+async def test_a_sound_journal_is_delivered_whole() -> None:
+    for closed in (True, False):
+        before = journal(closed=closed)
+        await check(before, [])

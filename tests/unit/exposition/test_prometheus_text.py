@@ -1,0 +1,173 @@
+"""The text that Prometheus scrapes: as the golden file has it, good by promtool, and read back without loss."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from agent.exposition.prometheus import render
+from agent.exposition.snapshot import Snapshot
+from agent.session.api import State
+from tests.lab import golden_files
+from tests.lab.prometheus import promtool_check
+from tests.lab.snapshots import BY_NAME, event, poll, put, status, vm
+from tests.unit.collectors.test_collectors import CASES, answer
+
+HOSTILE = 'a"b\\c\nd\\n{}=,#\u00e9'
+
+
+def series(snapshot: Snapshot) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Return what a reader that is not ours makes of the text: every series once."""
+    found: Counter[Any] = Counter()
+    values = {}
+    for family in text_string_to_metric_families(render(snapshot)):
+        for sample in family.samples:
+            key = (sample.name, frozenset(sample.labels.items()))
+            found[key] += 1
+            values[key] = sample.value
+    assert [key for key, count in found.items() if count > 1] == []
+    return values
+
+
+def of(snapshot: Snapshot, name: str) -> list[tuple[dict[str, str], float]]:
+    """Return the labels and values of one series' name."""
+    return [(dict(labels), value) for (known, labels), value in series(snapshot).items() if known == name]
+
+
+def two_vms() -> Snapshot:
+    """A VM of which everything is known, and one with hostile names that is stalled."""
+    snapshot = Snapshot()
+    for name, index in (("block", 0), ("migration", 1), ("balloon", 1), ("guest_memory", 0), ("runstate", 0)):
+        snapshot.status(status(vm()))
+        poll(snapshot, vm(), name, *map(answer, CASES[name][index]["replies"]))
+    for name in ("STOP", "RESUME", "STOP", "NEVER_HEARD_OF"):
+        snapshot.event(event(vm(), name))
+    evil = vm(1, HOSTILE, f"/run/{HOSTILE}.qmp")
+    snapshot.status(status(evil, package=HOSTILE))
+    put(snapshot, evil, BY_NAME["block"], ((HOSTILE,), {"reads_total": 2**64 - 1, "read_seconds_total": 0.1 + 0.2}))
+    put(snapshot, evil, BY_NAME["runstate"], ((), {"status": HOSTILE, "running": False}))
+    snapshot.status(status(evil, State.STALLED))
+    return snapshot
+
+
+def test_the_text_is_that_of_the_golden_file_and_promtool_has_nothing_against_it() -> None:
+    text = render(two_vms())
+    assert golden_files.same_text("metrics.txt", text)
+    assert promtool_check(text) == []
+
+
+def test_no_vms_make_no_text() -> None:
+    assert render(Snapshot()) == ""
+
+
+def test_values_are_read_back_as_they_were() -> None:
+    snapshot = two_vms()
+    evil = {"vm": HOSTILE, "vm_uuid": vm(1).uuid}
+    assert ({**evil, "device": HOSTILE}, 2**64 - 1) in of(snapshot, "qemu_block_reads_total")
+    assert ({**evil, "device": HOSTILE}, 0.1 + 0.2) in of(snapshot, "qemu_block_read_seconds_total")
+    assert of(snapshot, "qemu_runstate_running") == [({"vm": "vm1", "vm_uuid": vm().uuid}, 1), (evil, 0)]
+    assert ({**evil, "status": HOSTILE}, 1) in of(snapshot, "qemu_runstate_status")
+    assert [value for _, value in of(snapshot, "qemu_vm_up")] == [1, 0]
+    assert [value for _, value in of(snapshot, "qemu_vm_last_reply_timestamp_seconds")] == [7, 7]
+    assert {labels["event"]: value for labels, value in of(snapshot, "qemu_vm_events_total")} == {
+        "STOP": 2,
+        "RESUME": 1,
+        "unknown": 1,
+    }
+    info = {labels["vm"]: labels for labels, _ in of(snapshot, "qemu_vm_info")}
+    assert (info["vm1"]["qemu_version"], info["vm1"]["qemu_package"]) == ("7.2.22", "Debian")
+    assert info[HOSTILE]["monitor"] == f"/run/{HOSTILE}.qmp"
+
+
+def test_every_sample_of_the_golden_files_has_its_series() -> None:
+    for name, cases in CASES.items():
+        for case in cases:
+            snapshot = Snapshot()
+            snapshot.status(status(vm()))
+            poll(snapshot, vm(), name, *map(answer, case["replies"]))
+            known = series(snapshot)
+            for made in case["samples"]:
+                family = BY_NAME[made["family"]]
+                own = {"vm": "vm1", "vm_uuid": vm().uuid, **dict(zip(family.labels, made["labels"], strict=True))}
+                for field in family.fields:
+                    value = made["values"].get(field.name)
+                    if isinstance(value, int | float) and field.kind.value in ("counter", "gauge", "flag"):
+                        assert known[family.series(field), frozenset(own.items())] == value, case["case"]
+
+
+def test_a_vm_that_is_gone_has_no_series() -> None:
+    snapshot = two_vms()
+    snapshot.status(status(vm(), State.GONE))
+    assert {named["vm"] for _, labels in series(snapshot) if "vm" in (named := dict(labels))} == {HOSTILE}
+
+
+def test_two_ways_to_one_vm_make_no_series_twice() -> None:
+    snapshot = two_vms()
+
+    def read() -> list[float]:
+        return [value for labels, value in of(snapshot, "qemu_block_read_bytes_total") if labels["vm"] == "vm1"]
+
+    before = read()
+    for monitor in ("/run/b", "/run/c"):
+        twin = vm(monitor=monitor)
+        snapshot.status(status(twin))
+        poll(snapshot, twin, "block", [{"qdev": "disk0", "stats": {"rd_bytes": 9}}])
+    assert read() == before
+    snapshot.status(status(vm(), State.GONE))
+    assert read() == [9]
+
+
+def test_a_series_is_there_only_where_qemu_gave_the_field() -> None:
+    snapshot = Snapshot()
+    snapshot.status(status(vm()))
+    poll(snapshot, vm(), "block", [{"qdev": "a", "stats": {"rd_bytes": 1}}, {"qdev": "b", "stats": {"wr_bytes": 2}}])
+    assert [labels["device"] for labels, _ in of(snapshot, "qemu_block_read_bytes_total")] == ["a"]
+    assert "unmap" not in render(snapshot)
+
+
+@pytest.mark.parametrize("family", BY_NAME)
+def test_every_family_can_be_shown(family: str) -> None:
+    snapshot = Snapshot()
+    snapshot.status(status(vm()))
+    known = BY_NAME[family]
+    bins = {"boundaries_seconds": [0.1], "counts": [2, 3], "sum_seconds": 5.0}
+    by_kind: dict[str, Any] = {"flag": True, "state": "x", "name": "x", "text": "x", "detail": {}, "histogram": bins}
+    values = {f.name: by_kind.get(f.kind.value, 1) for f in known.fields}
+    put(snapshot, vm(), known, (tuple(f"label {n}" for n in range(len(known.labels))), values))
+    assert promtool_check(render(snapshot)) == []
+    shown = {name for name, _ in series(snapshot) if name.startswith(f"qemu_{family}_")}
+    ends = {"histogram": ("_bucket", "_sum", "_count"), "text": (), "detail": ()}
+    assert shown == {known.series(f) + end for f in known.fields for end in ends.get(f.kind.value, ("",))}
+
+
+def test_a_latency_histogram_is_one_of_prometheus() -> None:
+    snapshot = Snapshot()
+    snapshot.status(status(vm()))
+    bins = {"boundaries": [10_000, 1_000_000], "bins": [1, 0, 4]}
+    stats = {"wr_latency_histogram": bins, "wr_total_time_ns": 2_500_000_000}
+    poll(snapshot, vm(), "block", [{"qdev": "disk0", "stats": stats}])
+    assert promtool_check(render(snapshot)) == []
+    name = "qemu_block_write_latency_seconds"
+    assert {labels["le"]: value for labels, value in of(snapshot, f"{name}_bucket")} == {
+        "1e-05": 1,
+        "0.001": 1,
+        "+Inf": 5,
+    }
+    assert [value for _, value in of(snapshot, f"{name}_count")] == [5]
+    assert [value for _, value in of(snapshot, f"{name}_sum")] == [2.5]
+    assert f"# TYPE {name} histogram\n" in render(snapshot)
+
+
+names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]) | st.sampled_from('\\"\n{},='), min_size=1)
+
+
+@given(names, names, st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**63), 2**64 - 1))
+def test_any_name_and_any_number_are_read_back(name: str, disk: str, value: float) -> None:
+    snapshot = Snapshot()
+    whose = vm(0, name)
+    snapshot.status(status(whose))
+    put(snapshot, whose, BY_NAME["block"], ((disk,), {"idle_seconds": value}))
+    assert of(snapshot, "qemu_block_idle_seconds") == [({"vm": name, "vm_uuid": whose.uuid, "device": disk}, value)]

@@ -1,0 +1,98 @@
+"""Labels out of libvirt's files: those of this VM, cleaned, and none where a file is not to be had or not to be trusted."""
+
+from pathlib import Path
+
+import pytest
+
+from agent.host.libvirt_metadata import MAX_BYTES, LabelsConfig, labels_of
+from agent.model.record import Vm
+
+VM = Vm("host1", "1a8b9e0c-3f52-4a61-9c1d-5b8a7c6d0e21", "instance-0000002a")
+
+NOVA = f"""<domain type='kvm' id='3'>
+  <name>{VM.name}</name>
+  <uuid>{VM.uuid.upper()}</uuid>
+  <title>web\u202e 1</title>
+  <metadata>
+    <nova:instance xmlns:nova="http://openstack.org/xmlns/libvirt/nova/1.1">
+      <nova:package version="27.1.0"/>
+      <nova:name>web-1</nova:name>
+      <nova:flavor name="m1.small"><nova:memory>2048</nova:memory></nova:flavor>
+      <nova:owner>
+        <nova:user uuid="8c4f">alice</nova:user>
+        <nova:project uuid="b17e">shop</nova:project>
+      </nova:owner>
+    </nova:instance>
+  </metadata>
+</domain>"""
+OVIRT = f"""<domain type='kvm'><uuid>{VM.uuid}</uuid><metadata xmlns:ovirt-vm="http://ovirt.org/vm/1.0">
+<ovirt-vm:vm><ovirt-vm:clusterVersion>4.7</ovirt-vm:clusterVersion></ovirt-vm:vm></metadata></domain>"""
+EXPECTED = {
+    "title": "web\ufffd 1",
+    "nova_name": "web-1",
+    "nova_flavor": "m1.small",
+    "nova_project": "shop",
+    "nova_project_id": "b17e",
+}
+
+
+def read(*folders: Path, vm: Vm = VM) -> dict[str, str]:
+    return labels_of(vm, LabelsConfig(libvirt=list(folders)))
+
+
+def put(folder: Path, text: str | bytes) -> Path:
+    folder.mkdir(exist_ok=True)
+    data = text.encode() if isinstance(text, str) else text
+    (folder / f"{VM.name}.xml").write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize("text", [NOVA, f"<domstatus state='running' pid='7'>{NOVA}</domstatus>"])
+def test_what_nova_wrote_down_is_read_out_of_a_defined_and_of_a_running_vms_file(tmp_path: Path, text: str) -> None:
+    assert read(put(tmp_path, text)) == EXPECTED
+
+
+def test_what_ovirt_wrote_down_is_read(tmp_path: Path) -> None:
+    assert read(put(tmp_path, OVIRT)) == {"ovirt_cluster_version": "4.7"}
+
+
+def test_the_first_folder_that_has_the_vm_is_read(tmp_path: Path) -> None:
+    other = put(tmp_path / "a", NOVA.replace(VM.uuid.upper(), "another"))
+    empty, here = tmp_path / "none", put(tmp_path / "b", NOVA)
+    assert read(other, empty, here, put(tmp_path / "c", OVIRT)) == EXPECTED
+    assert read(other) == read(empty) == read() == {}
+
+
+ENTITIES = '<!DOCTYPE d [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no XML",
+        b"\xff\xfe\x00",
+        NOVA[:200],
+        "<domain/>",
+        ENTITIES + NOVA.replace("shop", "&b;"),
+        '<!DOCTYPE d [<!ENTITY x SYSTEM "file:///etc/passwd">]>' + NOVA.replace("shop", "&x;"),
+        '<?xml version="1.0" encoding="no-such"?>' + NOVA,
+        NOVA + " " * MAX_BYTES,
+        "<a>" * 100_000,
+    ],
+)
+def test_a_file_that_is_no_good_makes_no_labels(tmp_path: Path, text: str | bytes) -> None:
+    assert read(put(tmp_path, text)) == {}
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\0b"])
+def test_a_vms_name_leads_to_no_other_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x.xml").write_text(NOVA)
+    assert read(put(tmp_path / "a", NOVA), vm=Vm("host1", VM.uuid, name)) == {}
+
+
+def test_values_are_bounded_and_empty_ones_are_no_labels(tmp_path: Path) -> None:
+    long = NOVA.replace("shop", "x" * 1000).replace("web-1", "  ").replace("m1.small", "")
+    labels = read(put(tmp_path, long))
+    assert labels["nova_project"] == "x" * 128
+    assert not {"nova_name", "nova_flavor"} & labels.keys()

@@ -1,0 +1,161 @@
+"""The table of events: all of QEMU's are there, each judged and about whom it should be."""
+
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.collectors import ALL
+from agent.model.events import EVENTS, ROWS, Category, device_name, row_of
+from agent.model.record import Severity
+from agent.session.session import THREADS
+from tests.lab import golden_files
+
+DEBUG, INFO, WARNING, ERROR, CRITICAL = Severity
+QEMU = golden_files.load("events.json")
+
+
+@pytest.mark.parametrize("version", QEMU)
+def test_every_event_of_a_qemu_is_known(version: str) -> None:
+    assert len(QEMU[version]) > 50
+    assert set(QEMU[version]) <= EVENTS.keys()
+
+
+@pytest.mark.parametrize("version", QEMU)
+def test_no_qemu_has_an_event_that_is_said_to_be_younger(version: str) -> None:
+    def numbers(text: str) -> tuple[int, ...]:
+        return tuple(map(int, text.split(".")))
+
+    for name in QEMU[version]:
+        assert not EVENTS[name].since or numbers(EVENTS[name].since) <= numbers(version), name
+
+
+def test_events_stand_once_in_the_table_and_their_help_is_a_sentence() -> None:
+    assert [name for name, count in Counter(row.name for row in ROWS).items() if count > 1] == []
+    for row in ROWS:
+        assert re.fullmatch(r"[A-Z][^\n]*\.", row.help), row.name
+        assert row.category is not Category.UNKNOWN
+        assert re.fullmatch(r"(\d+\.\d+)?", row.since)
+
+
+def test_events_ask_only_what_there_is_to_ask() -> None:
+    assert {name for row in ROWS for name in row.asks} <= {THREADS, *(collector.name for collector in ALL)}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "severity"),
+    [
+        ("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"}, INFO),
+        ("SHUTDOWN", {"guest": False, "reason": "host-error"}, CRITICAL),
+        ("SHUTDOWN", {"guest": True, "reason": "guest-panic"}, ERROR),
+        ("SHUTDOWN", {}, INFO),  # QEMU 2.6
+        ("RESET", {"guest": True, "reason": "guest-reset"}, INFO),
+        ("RESET", {"guest": True, "reason": "guest-panic"}, WARNING),
+        ("RESET", {"guest": True, "reason": "subsystem-reset"}, WARNING),
+        ("STOP", {}, INFO),
+        ("WATCHDOG", {"action": "reset"}, ERROR),
+        ("GUEST_PANICKED", {"action": "pause"}, CRITICAL),
+        ("MEMORY_FAILURE", {"recipient": "guest", "action": "fatal"}, CRITICAL),
+        ("MEMORY_FAILURE", {"recipient": "guest", "action": "reset"}, CRITICAL),
+        ("MEMORY_FAILURE", {"recipient": "guest", "action": "inject"}, ERROR),
+        ("BLOCK_IO_ERROR", {"action": "report", "nospace": False}, ERROR),
+        ("BLOCK_IO_ERROR", {"action": "ignore"}, ERROR),
+        ("BLOCK_IO_ERROR", {"action": "stop", "nospace": False}, CRITICAL),
+        ("BLOCK_IO_ERROR", {"action": "report", "nospace": True}, CRITICAL),
+        ("BLOCK_IMAGE_CORRUPTED", {"fatal": True}, CRITICAL),
+        ("BLOCK_IMAGE_CORRUPTED", {"fatal": False}, ERROR),
+        ("BLOCK_IMAGE_CORRUPTED", {}, CRITICAL),
+        ("BLOCK_WRITE_THRESHOLD", {"node-name": "n"}, WARNING),
+        ("PR_MANAGER_STATUS_CHANGED", {"connected": False}, WARNING),
+        ("PR_MANAGER_STATUS_CHANGED", {"connected": True}, INFO),
+        ("JOB_STATUS_CHANGE", {"status": "running"}, DEBUG),
+        ("JOB_STATUS_CHANGE", {"status": "aborting"}, WARNING),
+        ("BLOCK_JOB_COMPLETED", {"device": "j"}, INFO),
+        ("BLOCK_JOB_COMPLETED", {"device": "j", "error": "No space left on device"}, ERROR),
+        ("BLOCK_JOB_CANCELLED", {}, WARNING),
+        ("MIGRATION", {"status": "active"}, INFO),
+        *(("MIGRATION", {"status": status}, ERROR) for status in ("failing", "failed", "cancelled", "postcopy-paused")),
+        ("DUMP_COMPLETED", {"result": {"status": "failed"}, "error": "x"}, ERROR),
+        ("DUMP_COMPLETED", {"result": {"status": "completed"}}, INFO),
+        ("ACPI_DEVICE_OST", {"info": {"status": 0}}, INFO),
+        ("ACPI_DEVICE_OST", {"info": {"status": 1}}, WARNING),
+        ("ACPI_DEVICE_OST", {}, INFO),
+        ("NETDEV_VHOST_USER_DISCONNECTED", {}, ERROR),
+        ("NIC_RX_FILTER_CHANGED", {}, DEBUG),
+        ("NEVER_HEARD_OF", {"status": "failed"}, INFO),
+    ],
+)
+def test_severity_is_judged_by_what_the_event_says(name: str, data: dict[str, Any], severity: Severity) -> None:
+    assert row_of(name).judge(data) is severity
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "subject"),
+    [
+        ("BLOCK_IO_ERROR", {"qom-path": "/machine/peripheral/disk0/virtio-backend", "device": ""}, "disk0"),
+        ("BLOCK_IO_ERROR", {"device": "drive0", "node-name": "n"}, "drive0"),
+        ("BLOCK_IO_ERROR", {"device": "", "node-name": "#block118"}, "#block118"),
+        ("BLOCK_IO_ERROR", {"qom-path": 5, "device": None, "node-name": ["x"]}, ""),
+        ("BLOCK_WRITE_THRESHOLD", {"node-name": "disk0-storage"}, "disk0-storage"),
+        ("DEVICE_DELETED", {"device": "net1", "path": "/machine/peripheral/net1"}, "net1"),
+        ("DEVICE_DELETED", {"path": "/machine/peripheral/net1"}, "net1"),
+        ("DEVICE_DELETED", {"path": "/machine/peripheral/net1/virtio-backend"}, "net1"),
+        ("DEVICE_TRAY_MOVED", {"device": "", "id": "cd0", "tray-open": True}, "cd0"),
+        ("ACPI_DEVICE_OST", {"info": {"device": "dimm1", "slot": "0"}}, "dimm1"),
+        ("ACPI_DEVICE_OST", {"info": {"slot": "0"}}, "0"),
+        ("ACPI_DEVICE_OST", {"info": 5}, ""),
+        ("VNC_CONNECTED", {"client": {"host": "192.0.2.7"}, "server": {"host": "x"}}, "192.0.2.7"),
+        ("JOB_STATUS_CHANGE", {"id": "job\n0"}, "job\ufffd0"),
+        ("STOP", {"id": "x"}, ""),
+        ("NEVER_HEARD_OF", {"id": "x"}, ""),
+    ],
+)
+def test_an_event_is_about_whom_the_samples_call_the_same(name: str, data: dict[str, Any], subject: str) -> None:
+    assert row_of(name).subject_of(data) == subject
+
+
+@pytest.mark.parametrize(
+    ("qdev", "name"),
+    [
+        ("/machine/peripheral/disk0/virtio-backend", "disk0"),
+        ("/machine/peripheral/disk0", "disk0"),
+        ("/machine/peripheral-anon/device[0]/virtio-backend", "device[0]"),
+        ("/machine/unattached/device[1]", "/machine/unattached/device[1]"),
+        ("disk0", "disk0"),
+        ("", ""),
+    ],
+)
+def test_a_devices_name_is_its_id_whichever_way_qemu_gives_it(qdev: str, name: str) -> None:
+    assert device_name(qdev) == name
+
+
+def test_an_event_nobody_has_heard_of_is_passed_on_under_its_own_name() -> None:
+    row = row_of("SOMETHING_NEW_2")
+    assert (row.name, row.category, row.asks) == ("SOMETHING_NEW_2", Category.UNKNOWN, ())
+
+
+@pytest.mark.parametrize("name", ["", "stop", "A" * 65, "A-B", "A\n", "2A", "É", "A B", '"', "../X", "_X"])
+def test_a_name_that_no_event_can_have_is_unknown(name: str) -> None:
+    assert row_of(name).name == "UNKNOWN"
+
+
+json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda v: (
+        st.lists(v, max_size=2) | st.dictionaries(st.sampled_from(["info", "client", "host", "status"]), v, max_size=2)
+    ),
+    max_leaves=5,
+)
+fields = sorted({path.split(".")[0] for row in ROWS for path in row.subject} | {"reason", "action", "status", "error"})
+
+
+@given(
+    st.sampled_from(ROWS),
+    st.dictionaries(st.sampled_from([*fields, "nospace", "fatal", "connected"]), json, max_size=4),
+)
+def test_any_event_with_any_data_is_judged_and_named(row: Any, data: dict[str, Any]) -> None:
+    assert row.judge(data) in Severity
+    assert isinstance(row.subject_of(data), str)

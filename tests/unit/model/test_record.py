@@ -1,0 +1,189 @@
+"""Records as the world gets them: numbered without gaps, exact, and fit for any reader whatever a guest is called."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.model.record import Record, Severity, Stamp, Vm, clean
+from tests.lab.record_validation import faults, understood
+
+UUID = "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1"
+VM = Vm("host1", UUID, "vm1", "/run/vm1.qmp")
+HOSTILE = [
+    "a\nb",
+    "\x00",
+    "\x1b[31mred",
+    "a\u2028b\u2029",
+    "\u202egnp.exe",
+    "\u2066x",
+    "é日本",
+    "x" * 1_000_000,
+    " ",
+    "%41",
+    "../..",
+]
+
+
+def stamped(record: Record, stamp: Stamp | None = None) -> dict[str, Any]:
+    body = (stamp or Stamp())(record).body
+    understood(body)
+    event: dict[str, Any] = json.loads(body)
+    return event
+
+
+def stop(vm: Vm = VM, time_ns: int = 0, subject: str = "", severity: Severity = Severity.INFO) -> Record:
+    data = {"event": "STOP", "category": "runstate", "qemu": {}}
+    return Record("qemu.event.stop", vm, data, time_ns, subject, severity)
+
+
+# --- Ids ---
+
+
+def test_numbers_go_up_by_one_over_all_records_of_a_run() -> None:
+    stamp = Stamp()
+    other = Vm("host1", "", "", "/run/vm2.qmp")
+    events = [stamped(stop(vm), stamp) for vm in (VM, other, VM, VM)]
+    assert [event["sequence"] for event in events] == ["1", "2", "3", "4"]
+    assert [event["id"] for event in events] == [f"{stamp.run}-{number}" for number in range(1, 5)]
+
+
+@given(st.integers(0, 2**63), st.integers(1_000_000, 2**62))
+def test_a_later_runs_ids_sort_behind_an_earlier_ones(start: int, later: int) -> None:
+    assert Stamp(start).run < Stamp(start + later).run
+    assert len(Stamp(start).run) == 10
+
+
+# --- Time ---
+
+
+@pytest.mark.parametrize(
+    ("time_ns", "text"),
+    [
+        (0, "1970-01-01T00:00:00Z"),
+        (1_700_000_000_000_001_000, "2023-11-14T22:13:20.000001Z"),
+        (1_700_000_000_999_999_999, "2023-11-14T22:13:20.999999Z"),
+        (1_795_252_893_123_456_000, "2026-11-21T09:21:33.123456Z"),
+        ((1 << 33) * 10**9 - 1000, "2242-03-16T12:56:31.999999Z"),
+    ],
+)
+def test_a_time_is_in_utc_and_exact_to_the_microsecond(time_ns: int, text: str) -> None:
+    assert stamped(stop(time_ns=time_ns))["time"] == text
+
+
+@given(st.integers(0, (1 << 33) * 10**6))
+def test_no_microsecond_is_lost(micros: int) -> None:
+    read = understood(Stamp()(stop(time_ns=micros * 1000)).body).get_time()
+    assert read is not None
+    since = read - datetime(1970, 1, 1, tzinfo=UTC)
+    assert (since.days * 86400 + since.seconds) * 10**6 + since.microseconds == micros
+
+
+# --- Attributes ---
+
+
+def test_a_record_is_the_cloudevent_that_it_says() -> None:
+    event = understood(Stamp(0)(stop(time_ns=5 * 10**9, subject="disk0", severity=Severity.ERROR)).body)
+    assert event.get_attributes() == {
+        "specversion": "1.0",
+        "id": "0000000000-1",
+        "source": f"/hosts/host1/vms/{UUID}",
+        "type": "qemu.event.stop",
+        "time": datetime(1970, 1, 1, 0, 0, 5, tzinfo=UTC),
+        "subject": "disk0",
+        "datacontenttype": "application/json",
+        "host": "host1",
+        "vmuuid": UUID,
+        "vmname": "vm1",
+        "partitionkey": UUID,
+        "severity": "error",
+        "sequence": "1",
+    }
+    assert event.get_data() == {"event": "STOP", "category": "runstate", "qemu": {}}
+
+
+def test_a_record_without_a_subject_has_none() -> None:
+    assert "subject" not in stamped(stop())
+
+
+def test_a_monitor_that_has_not_told_who_it_is_goes_by_its_address() -> None:
+    vm = Vm("host1", "", "", "/run/vm 1.qmp")
+    event = stamped(Record("qemu.vm.busy", vm, {"reason": "x"}, 0))
+    assert event["source"] == "/hosts/host1/monitors/run%2Fvm%201.qmp"
+    assert event["partitionkey"] == vm.key == "/run/vm 1.qmp"
+    assert not {"vmuuid", "vmname"} & event.keys()
+
+
+def test_the_agent_itself_goes_by_its_host() -> None:
+    body = Stamp()(
+        Record("qemu.agent.lost", Vm("host1", "", ""), {"lane": "events", "reason": "budget", "records": 1}, 1)
+    ).body
+    attributes = understood(body).get_attributes()
+    assert (attributes["source"], attributes["partitionkey"]) == ("/hosts/host1", "host1")
+    assert faults(body) == []
+
+
+def test_records_of_one_vm_have_one_key_and_one_source_whatever_they_are() -> None:
+    records = [stop(), Record("qemu.vm.gone", VM, {"reason": "x"}, 0), Record("qemu.sample.balloon", VM, {}, 0)]
+    events = [stamped(record) for record in records]
+    assert {(event["partitionkey"], event["source"]) for event in events} == {(VM.key, f"/hosts/host1/vms/{UUID}")}
+    assert [record.kind == "sample" for record in records] == [False, False, True]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("known", [UUID, ""])
+def test_no_name_breaks_a_record(name: str, known: str) -> None:
+    for vm in (Vm(name, known, name, name), Vm("host1", known, name, name), Vm(name, known, "vm1", "/run/x")):
+        body = Stamp()(stop(vm, subject=name)).body
+        assert faults(body) == []
+        assert len(body) < 8192 + 3 * len(name)  # of the address, which is the operator's, nothing is left out
+        understood(body)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_any_name_makes_a_source_that_is_a_uri(name: str) -> None:
+    if name.strip("/"):
+        assert faults(Stamp()(stop(Vm(name, "", "", name))).body) == []
+
+
+def test_sources_of_different_monitors_differ() -> None:
+    names = ["/a/b", "/a b", "/a%20b", "/a%2Fb", "/a?b", "/a#b", "/é"]
+    assert len({json.loads(Vm("h", "", "", name).head + b"}")["source"] for name in names}) == len(names)
+
+
+# --- Cleaning ---
+
+
+@given(st.text(), st.integers(1, 50))
+def test_cleaned_text_is_bounded_fit_to_print_and_clean(text: str, limit: int) -> None:
+    cleaned = clean(text, limit)
+    assert len(cleaned) <= limit
+    assert clean(cleaned, limit) == cleaned
+    assert not set(cleaned) & set("\n\r\t\x00\x1b\x7f\x85\u2028\u2029\u202e\u2066")
+
+
+@pytest.mark.parametrize("sign", "\x00\t\n\r\x1f\x7f\x85\x9b\u2028\u2029\u202a\u202c\u202e\u2066\u2069")
+def test_what_breaks_or_turns_a_line_is_replaced(sign: str) -> None:
+    assert clean(f"a{sign}b") == "a\ufffdb"
+
+
+@pytest.mark.parametrize("text", ["vm1", "Über VM", "日本", "a/b:c[0]", "x" * 255])
+def test_decent_text_is_left_as_it_is(text: str) -> None:
+    assert clean(text) == text
+
+
+def test_severities_are_ordered_and_named() -> None:
+    assert [severity.label for severity in sorted(Severity)] == ["debug", "info", "warning", "error", "critical"]
+
+
+def test_data_that_is_nested_deeper_than_can_be_written_is_told_without() -> None:
+    deep: object = 1
+    for _ in range(400):
+        deep = [deep]
+    event = json.loads(
+        Stamp()(Record("qemu.event.x", VM, {"event": "X", "category": "unknown", "qemu": {"a": deep}}, 0)).body
+    )
+    assert event["data"] == {"event": "X", "category": "unknown", "qemu": {}}

@@ -1,0 +1,85 @@
+"""A monitor of the agent's own, added over one that somebody else needs back; and what is done where it cannot be had."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.monitors import Hotplug
+from agent.qmp.commands import Change
+from agent.session.api import State
+from tests.lab.fake_qemu import FakeError, FakeQemu
+from tests.lab.recording_observer import Notes, terms, watching
+
+EXISTS = FakeError("GenericError", "it is there already")
+FAILS = FakeError("GenericError", "it cannot be made")
+
+
+def can(fake: FakeQemu, *, socket: Any = None, monitor: Any = None) -> None:
+    """Have a scripted monitor be that of a QEMU which adds monitors, and answers so when it is asked to."""
+
+    def objects(arguments: dict[str, Any]) -> Any:
+        if arguments["path"] == "/objects":
+            return [{"name": "type", "type": "string"}, {"name": "compat_monitor0", "type": "child<monitor-qmp>"}]
+        return fake.transcript.answer("qom-list", arguments)["return"]
+
+    fake.replies |= {"qom-list": objects, "chardev-add": socket or {}, "object-add": monitor or {}}
+    fake.replies |= {"object-del": {}, "chardev-remove": {}}
+
+
+def own(folder: Path) -> Path:
+    """Return where the monitor of a scripted QEMU is added: it is this process that listens."""
+    return folder / f"{os.getpid()}.qmp"
+
+
+async def watched(fake: FakeQemu, folder: Path, until: Callable[[Notes], object] = lambda _: True) -> Notes:
+    """Watch until two polls have been made and it is so."""
+    notes = Notes()
+    (monitor,) = Hotplug(str(fake.path), folder, 0.2).scan().values()
+    async with watching(notes, settled=terms(Change.OWN_MONITOR)) as fleet:
+        fleet.appeared(monitor)
+        await notes.polled(2)
+        await notes.until(lambda: until(notes))
+    return notes
+
+
+@pytest.mark.parametrize("socket", [None, EXISTS])
+async def test_the_vm_is_watched_over_the_monitor_that_was_added(fake: FakeQemu, folder: Path, socket: Any) -> None:
+    can(fake, socket=socket, monitor=socket)
+    async with FakeQemu(own(folder)) as added:
+        notes = await watched(fake, folder)
+        assert added.count("query-blockstats") >= 2
+    assert fake.count("query-blockstats") == 0
+    (attached, _) = notes.records("vm")
+    assert "events_heard" not in attached.data
+    assert notes.states() == [State.CONNECTING, State.NEGOTIATING, State.UP, State.GONE]
+
+
+async def test_a_qemu_that_has_no_such_thing_is_visited_and_nothing_is_tried(fake: FakeQemu, folder: Path) -> None:
+    notes = await watched(fake, folder)
+    assert fake.count("chardev-add") == fake.count("object-add") == 0
+    assert notes.records("vm.attached")[0].data["events_heard"] is False
+
+
+@pytest.mark.parametrize(("socket", "monitor", "undone"), [(None, FAILS, 1), (None, None, 1), (FAILS, FAILS, 0)])
+async def test_where_it_cannot_be_had_what_was_made_is_taken_back_and_the_vm_is_visited(
+    fake: FakeQemu, folder: Path, socket: Any, monitor: Any, undone: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    can(fake, socket=socket, monitor=monitor)
+    notes = await watched(fake, folder)
+    assert notes.records("vm.attached")[0].data["events_heard"] is False
+    assert (fake.count("object-del"), fake.count("chardev-remove")) == (undone, undone)
+    assert caplog.text.count("is visited: no monitor of the agent's own can be had") == 1
+    if socket or monitor:
+        assert FAILS.text in caplog.text
+
+
+async def test_one_that_somebody_else_holds_is_left_to_them(fake: FakeQemu, folder: Path) -> None:
+    can(fake, socket=EXISTS, monitor=EXISTS)
+    async with FakeQemu(own(folder)) as added:
+        added.busy()
+        notes = await watched(fake, folder)
+    assert notes.records("vm.attached")[0].data["events_heard"] is False
+    assert fake.count("object-del") == 0

@@ -1,0 +1,110 @@
+"""Files that are made from the code, and the config that explains every key, say what the code says."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from agent.cli import schema
+from agent.config.loader import load, sections
+from agent.config.model import Config
+from agent.model.events import ROWS
+from agent.model.family import shown
+from agent.model.metrics import FAMILIES
+from dashboards import DASHBOARDS
+from tests.lab.record_checks import check, validator
+from tools import reference
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(
+    ("file", "made"),
+    [
+        ("config/agent.schema.json", schema.config_schema),
+        ("config/record.schema.json", schema.record_schema),
+        *((f"dashboards/{one.uid}.json", lambda one=one: json.loads(one.json())) for one in DASHBOARDS),
+    ],
+)
+def test_a_generated_file_is_what_the_code_makes_today(file: str, made: Any) -> None:
+    assert json.loads((ROOT / file).read_text()) == json.loads(json.dumps(made())), "run `make generate`"
+
+
+@pytest.mark.parametrize(
+    ("file", "made"),
+    [
+        ("docs/metrics.md", reference.metrics),
+        ("docs/records.md", lambda: reference.records(reference.EXAMPLES.read_text().splitlines())),
+        ("docs/qmp-commands.md", reference.queries),
+    ],
+)
+def test_a_generated_document_is_what_the_code_makes_today(file: str, made: Callable[[], str]) -> None:
+    assert (ROOT / file).read_text() == made(), "run `make generate`"
+
+
+def test_every_series_and_every_type_of_record_is_in_the_documents() -> None:
+    metrics, records = (ROOT / "docs/metrics.md").read_text(), (ROOT / "docs/records.md").read_text()
+    assert [
+        s for family in FAMILIES for field in shown(family) if f"| `{(s := family.series(field))}` |" not in metrics
+    ] == []
+    types = schema.record_schema()["properties"]["type"]["anyOf"][0]["enum"]
+    assert [name for name in types if f"### {name}\n" not in records] == []
+    assert [row.name for row in ROWS if f"| `qemu.event.{row.name.lower()}` |" not in records] == []
+
+
+def test_every_example_is_a_record_by_its_schema() -> None:
+    valid = validator(schema.record_schema())
+    examples = reference.EXAMPLES.read_text().splitlines()
+    types = [check(line, valid).get_type() for line in examples]
+    assert types == sorted(set(types))
+    assert len(types) > 30
+
+
+def keys(model: type[BaseModel], above: str = "") -> Iterator[str]:
+    """Yield every key that a section may have, with those above it."""
+    for name, field in model.model_fields.items():
+        yield f"{above}{name}"
+        for inner in sections(field.annotation):
+            yield from keys(inner, f"{above}{name}.")
+
+
+def given(value: Any, above: str = "") -> Iterator[str]:
+    """Yield every key that a value has, with those above it."""
+    for inner in value if isinstance(value, list) else ():
+        yield from given(inner, above)
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        yield f"{above}{name}"
+        yield from given(inner, f"{above}{name}.")
+
+
+def test_the_shipped_config_is_good_and_is_the_default_but_for_its_monitors() -> None:
+    shipped = load(ROOT / "config/agent.yaml")
+    assert shipped == Config(monitors=shipped.monitors, host=shipped.host)
+
+
+def test_the_shipped_config_explains_every_key_in_its_place() -> None:
+    text = (ROOT / "config/agent.yaml").read_text()
+    shown = re.sub(r"^( *)# ( *(- )?([a-z_]+:|\{))", r"\1\2", text, flags=re.MULTILINE)  # what is off, on
+    shown = re.sub(r"^( *disks:) \[\]", r"\1", shown, flags=re.MULTILINE)
+    assert set(keys(Config)) - set(given(yaml.safe_load(shown))) == set()
+
+
+def test_every_key_acts_somewhere() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "agent").rglob("*.py"))
+    names = {key.rpartition(".")[2] for key in keys(Config)}
+    assert {name for name in names if not re.search(rf"\.{name}\b", code)} == set()
+
+
+def test_every_key_has_a_description_for_the_schema() -> None:
+    def check(model: type[BaseModel]) -> None:
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{name}"
+            for inner in sections(field.annotation):
+                check(inner)
+
+    check(Config)

@@ -1,0 +1,195 @@
+"""The allow-list: nothing else ever becomes bytes."""
+
+from typing import Any
+
+import orjson
+import pytest
+
+from agent.qmp.commands import OWN, READS, AllowList, Ask, Change, own_monitor, without_own_monitor
+from agent.qmp.errors import CommandRefusedError
+from agent.session import identity
+from tests.lab.fixtures import StartGuest
+
+INTERVAL = {"path": "/machine/peripheral/balloon0", "property": "guest-stats-polling-interval", "value": 10}
+EVENTS = {"capabilities": [{"capability": "events", "state": True}]}
+OWN_SOCKET, OWN_MONITOR = (ask.arguments for ask in own_monitor("/run/qmp-agent/own/7.qmp"))
+THRESHOLD = {"node-name": "disk0-storage", "write-threshold": 1 << 30}
+ALL = AllowList(Change)
+
+
+def refused(allow: AllowList, command: str, arguments: Any = None) -> bool:
+    try:
+        allow.encode(Ask(command, arguments))
+    except CommandRefusedError:
+        return True
+    return False
+
+
+async def test_of_all_that_a_real_qemu_understands_only_the_reads_can_be_said(start_guest: StartGuest) -> None:
+    guest = await start_guest()
+    names = {command["name"] for command in await guest.command("query-commands")}
+    assert len(names) > 100
+    assert names - (READS - {"qom-get"}) == {name for name in names if refused(AllowList(), name)}
+    # With the changes on too, each lets out its own command in its own form, and that is all.
+    for arguments, change in (
+        (None, set()),
+        ({}, set()),
+        (INTERVAL, {"qom-set"}),
+        (EVENTS, {"migrate-set-capabilities"}),
+        (THRESHOLD, {"block-set-write-threshold"}),
+        (OWN_SOCKET, {"chardev-add"}),
+        (OWN_MONITOR, {"object-add"}),
+        ({"id": OWN}, {"object-del", "chardev-remove"}),
+    ):
+        assert {name for name in names if not refused(ALL, name, arguments)} - READS == change
+
+
+@pytest.mark.parametrize(
+    "command", ["quit", "cont", "human-monitor-command", "qom-list-types", "query-cpus", "", "QUERY-STATUS"]
+)
+def test_what_is_not_listed_is_refused_by_name(command: str) -> None:
+    with pytest.raises(CommandRefusedError, match="allow-list"):
+        ALL.encode(Ask(command))
+
+
+@pytest.mark.parametrize("command", sorted(READS - {"qom-get"}))
+def test_a_read_is_compact_with_no_id_and_no_newline(command: str) -> None:
+    data = AllowList().encode(Ask(command))
+    assert data == b'{"execute":"%b"}' % command.encode()
+    data = AllowList().encode(Ask(command, {"path": "/machine", "n": "a\nb"}))
+    assert orjson.loads(data) == {"execute": command, "arguments": {"path": "/machine", "n": "a\nb"}}
+    assert not set(b" \r\n") & set(data)
+
+
+@pytest.mark.parametrize("asked", ["data", "loaded", "", None, ["guest-stats"], "guest-stats "])
+def test_no_property_is_asked_for_but_those_that_are_listed(asked: Any) -> None:
+    assert not refused(AllowList(), "qom-get", {"path": "/machine/peripheral/b", "property": "guest-stats"})
+    assert refused(ALL, "qom-get", {"path": "/objects/secret0", "property": asked})
+    assert refused(ALL, "qom-get")
+
+
+def test_a_change_is_refused_until_it_is_turned_on_by_name() -> None:
+    assert refused(AllowList(), "qom-set", INTERVAL)
+    assert refused(AllowList(), "migrate-set-capabilities", EVENTS)
+    assert refused(AllowList(), "block-set-write-threshold", THRESHOLD)
+    assert refused(
+        AllowList([Change.GUEST_STATS_INTERVAL, Change.MIGRATION_EVENTS]), "block-set-write-threshold", THRESHOLD
+    )
+    assert refused(AllowList([Change.MIGRATION_EVENTS]), "qom-set", INTERVAL)
+    assert refused(AllowList([Change.GUEST_STATS_INTERVAL]), "migrate-set-capabilities", EVENTS)
+
+
+def test_what_the_agent_asks_and_changes_is_allowed() -> None:
+    for ask in (*identity.WHO, *identity.WHAT, identity.interval_ask("/machine/peripheral/balloon0")):
+        assert AllowList().encode(ask)
+    assert AllowList([Change.GUEST_STATS_INTERVAL]).encode(identity.set_interval_ask("/machine/peripheral/b", 10))
+    assert AllowList([Change.MIGRATION_EVENTS]).encode(identity.TURN_ON_MIGRATION_EVENTS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        None,
+        {},
+        INTERVAL | {"property": "guest-stats"},
+        INTERVAL | {"property": ["guest-stats-polling-interval"]},
+        INTERVAL | {"value": -1},
+        INTERVAL | {"value": 3601},
+        INTERVAL | {"value": True},
+        INTERVAL | {"value": 10.0},
+        INTERVAL | {"value": "10"},
+        INTERVAL | {"value": None},
+        INTERVAL | {"extra": 1},
+        {"property": "guest-stats-polling-interval", "value": 10},
+        EVENTS,
+    ],
+)
+def test_the_guest_stats_interval_is_set_in_one_form_only(arguments: Any) -> None:
+    assert not refused(ALL, "qom-set", INTERVAL)
+    assert refused(ALL, "qom-set", arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        None,
+        {},
+        {"capabilities": []},
+        {"capabilities": [{"capability": "events", "state": False}]},
+        {"capabilities": [{"capability": "events", "state": 1}]},
+        {"capabilities": [{"capability": "postcopy-ram", "state": True}]},
+        {"capabilities": [*EVENTS["capabilities"], {"capability": "xbzrle", "state": True}]},
+        {"capabilities": [EVENTS["capabilities"][0] | {"more": 1}]},
+        EVENTS | {"more": 1},
+        {"capabilities": EVENTS["capabilities"][0]},
+    ],
+)
+def test_migration_events_are_switched_on_and_nothing_else(arguments: Any) -> None:
+    assert not refused(ALL, "migrate-set-capabilities", EVENTS)
+    assert refused(ALL, "migrate-set-capabilities", arguments)
+
+
+def socket_of(path: object = "/run/own/7.qmp", **data: Any) -> dict[str, Any]:
+    """Return what adds a character device, with something in it changed."""
+    address = {"type": "unix", "data": {"path": path}}
+    return {
+        "id": OWN,
+        "backend": {"type": "socket", "data": {"addr": address, "server": True, "wait": False} | data},
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        None,
+        {},
+        {"id": OWN},
+        socket_of("own/7.qmp"),
+        socket_of("/etc/passwd"),
+        socket_of(None),
+        socket_of(addr={"type": "inet", "data": {"host": "0.0.0.0", "port": "1"}}),
+        socket_of(addr=5),
+        socket_of(server=False),
+        socket_of(server=1),
+        socket_of(telnet=True),
+        socket_of() | {"id": "serial0"},
+        socket_of() | {"backend": {"type": "file", "data": {"out": "/etc/passwd"}}},
+        socket_of() | {"more": 1},
+    ],
+)
+def test_a_monitor_of_our_own_is_a_socket_in_one_form_only(arguments: Any) -> None:
+    assert not refused(ALL, "chardev-add", socket_of())
+    assert refused(ALL, "chardev-add", arguments)
+    assert refused(AllowList(set(Change) - {Change.OWN_MONITOR}), "chardev-add", socket_of())
+
+
+@pytest.mark.parametrize("command", ["object-add", "object-del", "chardev-remove"])
+@pytest.mark.parametrize(
+    "arguments", [None, {}, {"id": "secret0"}, {"qom-type": "secret", "id": OWN, "data": "x"}, {"id": OWN, "more": 1}]
+)
+def test_no_object_of_anybody_elses_is_added_or_taken_away(command: str, arguments: Any) -> None:
+    assert refused(ALL, command, arguments)
+    assert not any(refused(ALL, ask.command, ask.arguments) for ask in (*own_monitor("/a.qmp"), *without_own_monitor()))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        None,
+        {},
+        THRESHOLD | {"write-threshold": 0},  # what would clear somebody's
+        THRESHOLD | {"write-threshold": -1},  # what QEMU takes for 2^64 - 1
+        THRESHOLD | {"write-threshold": 1 << 63},
+        THRESHOLD | {"write-threshold": True},
+        THRESHOLD | {"write-threshold": 1.5},
+        THRESHOLD | {"write-threshold": "1"},
+        THRESHOLD | {"node-name": None},
+        THRESHOLD | {"node-name": ["disk0-storage"]},
+        THRESHOLD | {"extra": 1},
+        {"write-threshold": 5},
+    ],
+)
+def test_a_write_threshold_is_set_in_one_form_only(arguments: Any) -> None:
+    assert not refused(ALL, "block-set-write-threshold", THRESHOLD)
+    assert not refused(ALL, "block-set-write-threshold", THRESHOLD | {"write-threshold": 2**63 - 1})
+    assert refused(ALL, "block-set-write-threshold", arguments)

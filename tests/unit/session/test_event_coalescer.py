@@ -1,0 +1,150 @@
+"""Storms of one event: the first at once, the rest counted, nothing lost."""
+
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.collectors import Intervals
+from agent.exposition.snapshot import Snapshot
+from agent.model.record import Severity, Stamp
+from agent.qmp.protocol import Event
+from agent.session.event_coalescer import MAX_STORMS, WINDOW_SECONDS, Storms, Telling
+from tests.lab.fake_qemu import FakeQemu
+from tests.lab.fixtures import StartGuest
+from tests.lab.qmp_bytes import line
+from tests.lab.record_validation import faults
+from tests.lab.recording_observer import Notes, terms, watching
+from tests.lab.snapshots import status, vm
+
+FAILED = {"device": "", "node-name": "n", "operation": "write", "action": "report", "reason": "x"}
+
+
+def event(number: int = 0) -> Event:
+    return Event("BLOCK_IO_ERROR", {"number": number}, number)
+
+
+def told(tellings: Any) -> list[tuple[int, int, int]]:
+    return [(one.count, one.first_ns, one.last_ns) for one in tellings]
+
+
+def test_the_first_is_told_at_once_and_those_of_the_same_second_as_one() -> None:
+    storms = Storms()
+    assert told(storms.take(("a",), event(), 5, 10.0)) == [(1, 5, 5)]
+    for number in range(6, 1000):
+        assert told(storms.take(("a",), event(number), number, 10.5)) == []
+    assert told(storms.due(10.9)) == []
+    assert storms.next_at() == 10 + WINDOW_SECONDS
+    (telling,) = storms.due(11)
+    assert (telling.count, telling.first_ns, telling.last_ns, telling.event.data["number"]) == (994, 6, 999, 999)
+
+
+def test_a_storm_that_goes_on_is_told_each_second_and_one_that_does_not_is_forgotten() -> None:
+    storms = Storms()
+    list(storms.take(("a",), event(), 1, 0.0))
+    list(storms.take(("a",), event(), 2, 0.5))
+    assert told(storms.due(1.0)) == [(1, 2, 2)]
+    assert told(storms.take(("a",), event(), 3, 1.5)) == []
+    assert told(storms.due(2.0)) == [(1, 3, 3)]
+    assert told(storms.due(3.0)) == []
+    assert storms.next_at() == float("inf")
+    assert told(storms.take(("a",), event(), 4, 3.1)) == [(1, 4, 4)]
+
+
+def test_a_storm_hides_no_other() -> None:
+    storms = Storms()
+    list(storms.take(("a",), event(), 1, 0.0))
+    list(storms.take(("a",), event(), 2, 0.1))
+    assert told(storms.take(("b",), event(), 3, 0.2)) == [(1, 3, 3)]
+
+
+def test_there_is_room_for_so_many_and_what_has_to_make_room_is_told() -> None:
+    storms = Storms()
+    list(storms.take(("first",), event(), 1, 0.0))
+    list(storms.take(("first",), event(), 2, 0.0))
+    for number in range(MAX_STORMS - 1):
+        list(storms.take((number,), event(), 3, 0.0))
+    assert told(storms.take(("one more",), event(), 4, 0.0)) == [(1, 2, 2), (1, 4, 4)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 2), st.booleans()), max_size=60))
+def test_whatever_comes_whenever_every_event_is_counted_once(steps: list[tuple[int, float, bool]]) -> None:
+    storms, now, tellings = Storms(), 0.0, list[Telling]()
+    for key, wait, look in steps:
+        now += wait
+        if look:
+            tellings += storms.due(now)
+        tellings += storms.take((key,), event(), 1, now)
+    tellings += storms.end()
+    assert sum(one.count for one in tellings) == len(steps)
+    assert list(storms.end()) == []
+
+
+# --- In a session ---
+
+
+def count(notes: Notes) -> int:
+    return sum(record.data.get("count", 1) for record in notes.records("event.block_io_error"))
+
+
+async def test_a_flood_is_read_at_once_and_told_in_few_records_whose_counts_are_all_there_was(fake: FakeQemu) -> None:
+    notes = Notes()
+    many = 20_000
+    settled = terms(intervals=Intervals(), reply_seconds=5.0)
+    async with watching(notes, fake.path, settled=settled):
+        await notes.polled()
+        start = time.monotonic()
+        fake.send_raw(line({"event": "BLOCK_IO_ERROR", "data": FAILED}))
+        fake.send_raw(line({"event": "BLOCK_IO_ERROR", "data": FAILED}) * (many - 2))
+        fake.send_raw(line({"event": "BLOCK_IO_ERROR", "data": FAILED | {"action": "stop", "nospace": True}}))
+        fake.emit("RESUME")
+        await notes.until(lambda: notes.records("event.resume"))
+        early = notes.records("event.block_io_error")
+        assert "count" not in early[0].data
+        last = next(record for record in reversed(early) if "count" not in record.data)  # a window may have ended since
+        assert last.severity is Severity.CRITICAL, "another kind of error is told at once too"
+        await notes.until(lambda: count(notes) == many)
+        seconds = time.monotonic() - start
+    records = notes.records("event.block_io_error")
+    assert len(records) <= 3 + seconds / WINDOW_SECONDS
+    for record in records:
+        assert faults(Stamp()(record).body) == []
+    snapshot = Snapshot()
+    snapshot.status(status(vm()))
+    for record in records:
+        snapshot.event(type(record)(record.type, vm(), record.data, record.time_ns))
+    assert next(view.events["BLOCK_IO_ERROR"] for _, view in snapshot.views()) == many
+
+
+async def test_what_a_storm_holds_is_told_when_the_vm_leaves(fake: FakeQemu) -> None:
+    notes = Notes()
+    async with watching(notes, fake.path, settled=terms(intervals=Intervals())):
+        await notes.polled()
+        fake.send_raw(line({"event": "BLOCK_IO_ERROR", "data": FAILED}) * 7)
+        fake.emit("RESUME")
+        await notes.until(lambda: notes.records("event.resume"))
+        fake.drop()
+        await notes.until(lambda: notes.records("vm.gone"))
+        assert count(notes) == 7
+    kinds = notes.kinds()
+    assert kinds.index("vm.gone") > [i for i, kind in enumerate(kinds) if kind == "event.block_io_error"][-1]
+
+
+async def test_a_real_disk_that_fails_without_end_makes_some_records_a_second(start_guest: StartGuest) -> None:
+    fault = {"event": "write_aio", "iotype": "write", "errno": 5, "once": False}
+    guest = await start_guest(kind="writer", faults=(fault,), disk_options="werror=ignore", pause_seconds=0)
+    version = (await guest.command("query-version"))["qemu"]
+    if (version["major"], version["minor"]) >= (9, 2):
+        pytest.skip("QEMU holds these back itself from 9.2 on")
+    notes = Notes()
+
+    def enough() -> bool:
+        return count(notes) >= 100 and any(record.data.get("count", 1) > 1 for record in notes.records("event.block"))
+
+    async with watching(notes, guest.monitor, settled=terms(intervals=Intervals(), reply_seconds=5.0)):
+        start = time.monotonic()
+        await notes.until(enough)
+        seconds = time.monotonic() - start
+    assert len(notes.records("event.block_io_error")) <= 4 + 2 * seconds

@@ -1,0 +1,140 @@
+"""Who a VM is, and what it has, out of whatever it answers."""
+
+import uuid
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.qmp.errors import CommandError
+from agent.qmp.protocol import Greeting
+from agent.session import identity
+
+UUID = "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1"
+NIL = "00000000-0000-0000-0000-000000000000"
+NO = CommandError("GenericError", "no")
+TYPE = {"name": "type", "type": "string"}
+
+
+def who(said: Any, named: Any = None, *, host: str = "host1", monitor: str = "/run/vm1.qmp") -> tuple[str, str]:
+    vm = identity.who(host, monitor, [said, named])
+    assert (vm.host, vm.monitor) == (host, monitor)
+    return vm.uuid, vm.name
+
+
+def child(kind: str, name: str = "balloon0") -> dict[str, str]:
+    return {"name": name, "type": f"child<{kind}>"}
+
+
+def test_a_vm_is_its_uuid_and_its_name() -> None:
+    assert who({"UUID": UUID}, {"name": "vm1"}) == (UUID, "vm1")
+    assert who({"UUID": UUID.upper()}, {"name": "vm1"}) == (UUID, "vm1")
+
+
+@pytest.mark.parametrize("named", [{}, {"name": ""}, {"name": 5}, {"name": None}, NO, None, []])
+def test_a_vm_without_a_name_goes_by_its_uuid(named: Any) -> None:
+    assert who({"UUID": UUID}, named) == (UUID, UUID)
+
+
+def test_a_name_is_cleaned_and_bounded() -> None:
+    assert who({"UUID": UUID}, {"name": "a\nb\x1b" + "x" * 1000})[1] == "a\ufffdb\ufffd" + "x" * 251
+
+
+@pytest.mark.parametrize(
+    "said", [{"UUID": NIL}, {"UUID": ""}, {"UUID": "x"}, {"UUID": 5}, {"UUID": None}, {}, NO, None, [UUID]]
+)
+def test_a_vm_without_a_uuid_gets_one_that_stays_and_that_no_other_has(said: Any) -> None:
+    made, name = who(said)
+    assert made == name == who({"UUID": NIL})[0]
+    assert uuid.UUID(made).version == 5
+    assert made != who(said, monitor="/run/vm2.qmp")[0]
+    assert made != who(said, host="host2")[0]
+
+
+@pytest.mark.parametrize(
+    ("version", "package", "build"),
+    [
+        ((7, 2, 22), "Debian 1:7.2", identity.Build("7.2.22", "Debian 1:7.2")),
+        ((0, 0, 0), "", identity.Build("0.0.0", "")),
+        ((11, 1, 3), "a\nb" + "x" * 500, identity.Build("11.1.3", "a\ufffdb" + "x" * 125)),
+    ],
+)
+def test_a_qemus_version_is_in_its_greeting(version: tuple[int, int, int], package: str, build: identity.Build) -> None:
+    assert identity.build(Greeting(version, package, oob=True)) == build
+
+
+@pytest.mark.parametrize("bus", ["pci", "ccw", "device", "pci-transitional", "pci-non-transitional"])
+def test_a_balloon_is_found_on_any_bus_with_or_without_an_id(bus: str) -> None:
+    balloon = child(f"virtio-balloon-{bus}")
+    assert (
+        identity.balloon_path([[], [TYPE, child("virtio-blk-pci", "disk0"), balloon], []])
+        == "/machine/peripheral/balloon0"
+    )
+    anonymous = balloon | {"name": "device[3]"}
+    assert identity.balloon_path([[], [TYPE], [TYPE, anonymous]]) == "/machine/peripheral-anon/device[3]"
+
+
+@pytest.mark.parametrize(
+    "children",
+    [
+        NO,
+        None,
+        {},
+        "x",
+        [],
+        [5],
+        [None],
+        [{}],
+        [{"name": "b"}],
+        [{"name": 5, "type": "child<virtio-balloon-pci>"}],
+        [{"name": "b", "type": 5}],
+        [{"name": "b", "type": "link<virtio-balloon-pci>"}],
+        [child("virtio-net-pci")],
+    ],
+)
+def test_what_is_no_balloon_is_none(children: Any) -> None:
+    assert identity.balloon_path([[], children, children]) is None
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "on"),
+    [
+        ([{"capability": "xbzrle", "state": True}, {"capability": "events", "state": True}], True),
+        ([{"capability": "events", "state": False}], False),
+        ([{"capability": "events", "state": 1}], False),
+        ([{"capability": "events"}], False),
+        ([{"capability": "xbzrle", "state": True}], False),
+        ([5, None, []], False),
+        ([], False),
+        ({}, False),
+        (NO, False),
+    ],
+)
+def test_migration_events_are_on_only_where_qemu_says_so(capabilities: Any, on: bool) -> None:  # noqa: FBT001 - a table
+    assert identity.migration_events([capabilities, [], []]) is on
+
+
+@pytest.mark.parametrize(
+    ("answer", "seconds"), [(10, 10), (0, 0), (-1, 0), (1 << 40, 0), ("10", 0), (True, 0), (1.5, 0), (None, 0), (NO, 0)]
+)
+def test_an_interval_is_a_positive_number_of_seconds_or_never(answer: Any, seconds: int) -> None:
+    assert identity.interval(answer) == seconds
+
+
+json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda v: (
+        st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(["UUID", "name", "type", "state"]), v, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(json, json, json)
+def test_no_answer_raises(first: Any, second: Any, third: Any) -> None:
+    vm = identity.who("host1", "/run/vm1.qmp", [first, second])
+    assert uuid.UUID(vm.uuid)
+    assert vm.name
+    identity.balloon_path([first, second, third])
+    identity.migration_events([first, second, third])

@@ -1,0 +1,129 @@
+"""When a VM is asked what: by the clock where nothing else tells, and never in a storm."""
+
+from collections import Counter
+from itertools import pairwise
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.common.backoff import back_off
+from agent.session.scheduler import BUNCH, SLACK_SECONDS, SPACING_SECONDS, Schedule, Turns, moment
+
+
+def scheduled(**at: float) -> Schedule:
+    schedule = Schedule()
+    for name, when in at.items():
+        schedule.plan(name, when)
+    return schedule
+
+
+def test_nothing_is_due_before_its_time_and_each_once() -> None:
+    schedule = scheduled(block=10)
+    assert schedule.take(9.9) == []
+    assert schedule.next_at() == 10
+    assert schedule.take(10) == ["block"]
+    assert schedule.take(10) == []
+    assert schedule.next_at() == inf
+
+
+def test_what_is_due_close_together_goes_out_together_in_order() -> None:
+    schedule = scheduled(late=10 + SLACK_SECONDS, early=9, later=10.2)
+    assert schedule.take(10) == ["early", "late"]
+    assert schedule.next_at() == 10.2
+
+
+def test_an_earlier_plan_stands_until_it_is_taken() -> None:
+    schedule = scheduled(block=10)
+    schedule.plan("block", 20)
+    assert schedule.next_at() == 10
+    schedule.plan("block", 5)
+    assert schedule.next_at() == 5
+    schedule.take(5)
+    schedule.plan("block", 20)
+    assert schedule.next_at() == 20
+
+
+def test_a_demand_is_due_at_once_or_as_soon_as_the_spacing_allows() -> None:
+    schedule = scheduled(runstate=1)
+    schedule.take(1)
+    schedule.demand(["runstate"], 100)
+    assert schedule.take(100) == ["runstate"]
+    schedule.demand(["runstate"], 100.01)
+    assert schedule.take(100.01) == []
+    assert schedule.next_at() == 100 + SPACING_SECONDS
+    assert schedule.take(100 + SPACING_SECONDS) == ["runstate"]
+
+
+def test_a_demand_while_the_question_is_out_is_not_forgotten() -> None:
+    schedule = scheduled(runstate=1)
+    schedule.take(1)
+    schedule.demand(["runstate"], 1.001)  # the answer may be of before the event
+    schedule.plan("runstate", 300)
+    assert schedule.next_at() == 1 + SPACING_SECONDS
+
+
+def test_a_demand_does_not_put_off_what_is_due_sooner() -> None:
+    schedule = scheduled(block=1)
+    schedule.take(1)
+    schedule.plan("block", 1.1)
+    schedule.demand(["block"], 1.05)
+    assert schedule.next_at() == 1.1
+
+
+def test_what_is_not_scheduled_or_was_dropped_is_not_demanded() -> None:
+    schedule = scheduled(block=inf)
+    schedule.demand(["unknown"], 1)
+    schedule.drop("block")
+    schedule.drop("block")
+    schedule.demand(["block"], 1)
+    assert schedule.take(inf) == []
+
+
+@given(st.lists(st.floats(0, 0.2), min_size=1, max_size=200))
+def test_no_storm_has_one_thing_asked_more_often_than_the_spacing(gaps: list[float]) -> None:
+    schedule, now, taken = scheduled(block=0), 0.0, []
+    for gap in gaps:
+        now += gap
+        schedule.demand(["block"], now)
+        taken += [now for _ in schedule.take(now)]
+    between = [later - earlier for earlier, later in pairwise(taken)]
+    assert all(gap >= SPACING_SECONDS - SLACK_SECONDS - 1e-9 for gap in between)
+    assert len(taken) >= 1
+
+
+@given(st.integers(0, 10**6), st.floats(0.001, 10), st.floats(0.001, 1000))
+def test_waits_between_attempts_double_spread_and_have_an_end(attempt: int, first: float, most: float) -> None:
+    whole = min(most, first * 2 ** min(attempt, 30))
+    assert whole / 2 <= back_off(attempt, first, most) <= whole
+
+
+def test_turns_are_taken_one_after_the_other_and_nobody_waits_where_nobody_was() -> None:
+    turns = Turns(0.5, 1.2)
+    assert [turns.take(now) for now in (10, 10, 10.1, 10.3)] == [10, 10.5, 11, 11.5]
+    assert [turns.take(20) for _ in range(6)] == [20, 20.5, 21, 21.2, 21.2, 21.2]
+
+
+@given(st.floats(0, 1e6), st.floats(0.2, 600), st.floats(0, 1, exclude_max=True), st.integers(0, 5000))
+def test_each_interval_has_one_moment_of_a_vms(start: float, interval: float, phase: float, vms: int) -> None:
+    first = moment(start, interval, interval, phase, vms)
+    assert abs(first - start - interval) <= interval / 2 + SLACK_SECONDS + 1e-6
+    assert abs(moment(first, interval, interval, phase, vms) - first - interval) < 1e-6
+
+
+def test_some_vms_have_one_moment_and_all_moments_have_some() -> None:
+    shared = Counter(round(moment(1000, 10, 10, number / 1000, 1000), 6) for number in range(1000))
+    assert len(shared) == 1000 // BUNCH
+    assert set(shared.values()) == {BUNCH}
+
+
+def test_few_vms_share_one_moment() -> None:
+    assert {moment(101, 10, 10, phase, 3) for phase in (0.0, 0.5, 0.9)} == {110}
+
+
+@pytest.mark.parametrize("start", [101, 109.99, 110 - SLACK_SECONDS, 110])
+def test_a_moment_is_never_that_of_the_question_that_it_follows(start: float) -> None:
+    assert moment(start, 0.25, 0.25, 0.0, 1000) > start + 2 * SLACK_SECONDS
+    assert moment(start, 0.06, 0.06, 0.0, 1000) == start + 0.06
+    assert moment(start, 0, 10, 0.0, 1000) >= start + SLACK_SECONDS

@@ -1,0 +1,124 @@
+"""Thresholds that are ordered: made one by one between polls, and whoever ordered them learns what came of it."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from agent.collectors import Intervals
+from agent.model.record import Vm
+from agent.qmp.commands import Ask, Change
+from tests.lab.fake_qemu import FakeError, FakeQemu
+from tests.lab.recording_observer import Notes, terms, watching
+from tests.lab.scripted_peer import LONG
+from tests.lab.transcript import UUID
+
+SLOW = Intervals(poll=30)
+
+
+def threshold(node: str, value: int = 5) -> Ask:
+    return Ask("block-set-write-threshold", {"node-name": node, "write-threshold": value})
+
+
+class Orders:
+    """A Commander that orders what it is told to, once, and keeps what it learns."""
+
+    def __init__(self, **orders: Ask) -> None:
+        self.open = dict(orders)
+        self.wanted: set[str] = set()
+        self.learnt: list[tuple[str, bool]] = []
+        self.news = asyncio.Event()
+
+    def wants(self, vm: Vm) -> set[str]:
+        assert vm.uuid == UUID
+        wanted, self.wanted = self.wanted, set()
+        return wanted
+
+    async def orders(self, vm: Vm) -> Sequence[tuple[str, Ask]]:
+        assert vm.uuid == UUID
+        orders, self.open = list(self.open.items()), {}
+        return orders
+
+    def ordered(self, vm: Vm, disk: str, *, done: bool) -> None:
+        assert vm.uuid == UUID
+        self.learnt.append((disk, done))
+        self.news.set()
+
+
+def sent(fake: FakeQemu) -> list[Any]:
+    """Return the thresholds that were set, in order."""
+    return [request["arguments"]["node-name"] for request in fake.sent if "threshold" in request.get("execute", "")]
+
+
+@pytest.fixture
+def notes() -> Notes:
+    return Notes()
+
+
+async def test_orders_are_made_one_by_one_and_their_outcome_is_told(fake: FakeQemu, notes: Notes) -> None:
+    fake.replies["block-set-write-threshold"] = lambda a: FakeError() if a["node-name"] == "bad" else {}
+    orders = Orders(a=threshold("n1"), b=threshold("bad"), c=threshold("n2"))
+    settled = terms(Change.WRITE_THRESHOLD, commander=orders, intervals=SLOW)
+    async with watching(notes, fake.path, settled=settled), asyncio.timeout(LONG):
+        while len(orders.learnt) < 3:
+            orders.news.clear()
+            await orders.news.wait()
+    assert sent(fake) == ["n1", "bad", "n2"]
+    assert orders.learnt == [("a", True), ("b", False), ("c", True)]
+    assert notes.kinds("vm") == ["vm.attached", "vm.detached"]
+
+
+async def test_what_is_wanted_after_orders_is_asked_at_once(fake: FakeQemu, notes: Notes) -> None:
+    orders = Orders()
+    orders.wanted = {"nodes"}
+    async with watching(notes, fake.path, settled=terms(commander=orders, intervals=SLOW)):
+        await notes.polled(2, "nodes")  # at attach, and because it was wanted
+    assert notes.outcomes("balloon") == []
+
+
+async def test_what_an_event_makes_wanted_is_asked_at_once(fake: FakeQemu, notes: Notes) -> None:
+    orders = Orders()
+    async with watching(notes, fake.path, settled=terms(commander=orders, intervals=SLOW)):
+        await notes.polled(1, "nodes")
+        orders.wanted = {"nodes"}
+        fake.emit("BLOCK_WRITE_THRESHOLD", {"node-name": "n1", "write-threshold": 5, "amount-exceeded": 1})
+        await notes.polled(1, "nodes")
+    assert fake.count("query-named-block-nodes") == 2
+
+
+async def test_an_order_whose_reply_is_late_is_told_of_when_qemu_answers_again(
+    fake: FakeQemu, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.session.session.PROBE_SECONDS", 0.05)
+    fake.hang("block-set-write-threshold")
+    orders = Orders(a=threshold("n1"))
+    async with watching(notes, fake.path, settled=terms(Change.WRITE_THRESHOLD, commander=orders)):
+        await notes.until(lambda: notes.records("vm.stalled"))
+        assert orders.learnt == []
+        fake.release("block-set-write-threshold")
+        await notes.until(lambda: notes.records("vm.recovered"))
+        await notes.polled(2)
+    assert [disk for disk, _ in orders.learnt] == ["a"]
+
+
+async def test_an_order_that_was_cut_off_is_told_of_too(fake: FakeQemu, notes: Notes) -> None:
+    fake.hang("block-set-write-threshold")
+    orders = Orders(a=threshold("n1"))
+    settled = terms(Change.WRITE_THRESHOLD, commander=orders, reply_seconds=5)
+    async with watching(notes, fake.path, settled=settled):
+        await fake.asked("block-set-write-threshold")
+        fake.drop()
+        await notes.until(lambda: notes.records("vm.gone"))
+    assert orders.learnt == [("a", False)]
+
+
+async def test_a_snapshot_that_no_event_tells_of_has_the_layers_asked_again(fake: FakeQemu, notes: Notes) -> None:
+    async with watching(notes, fake.path):
+        await notes.polled(3)
+        assert fake.count("query-named-block-nodes") == 1
+        disk = {"qdev": "disk0", "node-name": "overlay", "stats": {}, "parent": {"node-name": "overlay-file"}}
+        fake.replies["query-blockstats"] = [disk]
+        await notes.polled(1, "nodes")
+        await notes.polled(3)
+    assert fake.count("query-named-block-nodes") == 2

@@ -1,0 +1,24 @@
+"""A QEMU that stalls on one order is given none of the others: what they were made of is old by then."""
+
+import pytest
+
+from agent.qmp.commands import Change
+from tests.lab.fake_qemu import FakeQemu
+from tests.lab.recording_observer import Notes, terms, watching
+from tests.unit.session.test_threshold_commands import Orders, sent, threshold
+
+
+async def test_orders_that_are_left_when_qemu_stalls_are_not_made(
+    fake: FakeQemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.session.session.PROBE_SECONDS", 0.05)
+    fake.hang("block-set-write-threshold")
+    notes = Notes()
+    orders = Orders(a=threshold("n1"), b=threshold("n2"))
+    async with watching(notes, fake.path, settled=terms(Change.WRITE_THRESHOLD, commander=orders)):
+        await notes.until(lambda: notes.records("vm.stalled"))
+        fake.release("block-set-write-threshold")
+        await notes.until(lambda: notes.records("vm.recovered"))
+        await notes.polled(2)
+    assert sent(fake) == ["n1"]
+    assert orders.learnt == [("a", False), ("b", False)]

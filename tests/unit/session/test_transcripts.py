@@ -1,0 +1,68 @@
+"""What the agent makes of each QEMU's answers, from 2.6 to 11.1: all samples and all series, as the golden files have them.
+
+`GOLDEN=write pytest tests/unit/session/test_transcripts.py` writes them anew; read the difference before it is kept.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from agent.exposition.prometheus import render
+from agent.exposition.snapshot import Snapshot
+from agent.session.api import Outcome
+from tests.lab import golden_files
+from tests.lab.fake_qemu import FakeQemu
+from tests.lab.recording_observer import Notes, watching
+from tests.lab.snapshots import status
+from tests.lab.transcript import FOLDER, Transcript
+
+TRANSCRIPTS: Final = sorted(path.stem for path in FOLDER.glob("*.json"))
+MOVING: Final = {"since_timestamp_seconds", "process_unknown"}
+"""Fields that are of the moment or of the process that plays the QEMU."""
+
+
+def samples_of(notes: Notes) -> dict[str, dict[str, Any]]:
+    """Return the last sample of each subject."""
+    return {
+        " ".join((sample.family.name, *sample.labels)): {k: v for k, v in sample.values.items() if k not in MOVING}
+        for _, _, samples, _ in notes.all("samples")
+        for sample in samples
+    }
+
+
+def series_of(notes: Notes) -> list[str]:
+    """Return the series that are made of samples."""
+    snapshot = Snapshot()
+    for vm, families, samples, time_ns in notes.all("samples"):
+        snapshot.status(status(vm))
+        snapshot.samples(vm, families, samples, time_ns)
+    lines = render(snapshot).splitlines()
+    made = (line for line in lines if line.startswith("qemu_") and not line.startswith("qemu_vm_"))
+    return [line for line in made if "since_timestamp" not in line]
+
+
+def is_all(samples: dict[str, dict[str, Any]]) -> bool:
+    """Return whether everything was asked, and jobs twice, which takes two for a rate."""
+    jobs = [values for name, values in samples.items() if name.startswith("job ")]
+    return "inventory" in samples and all("progress_per_second" in job for job in jobs)
+
+
+@pytest.mark.parametrize("name", TRANSCRIPTS)
+async def test_of_a_qemus_answers_the_samples_and_series_are_made_that_the_golden_file_has(
+    name: str, folder: Path
+) -> None:
+    notes = Notes()
+    async with FakeQemu(folder / "vm1.qmp", transcript=Transcript.load(name)) as fake, watching(notes, fake.path):
+        await notes.until(lambda: is_all(samples_of(notes)))
+    made = {"samples": dict(sorted(samples_of(notes).items())), "series": sorted(series_of(notes))}
+    if golden_files.WRITE:
+        golden_files.save(f"told/{name}.json", made)
+    known = golden_files.load(f"told/{name}.json")
+    assert made["samples"] == known["samples"]
+    assert made["series"] == known["series"]
+    assert Outcome.FAILED not in {outcome for _, outcome in notes.all("collected")}
+
+
+def test_there_is_one_of_each_qemu_in_service() -> None:
+    assert {name.removeprefix("qemu-") for name in TRANSCRIPTS} >= {"2.6", "4.2", "5.2", "7.2", "10.0", "11.1"}

@@ -1,0 +1,1 @@
+"""Generators for checked-in files; not part of the wheel."""

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from agent.alerts.rules import RULES
-from agent.app.agent import App
+from agent.app.agent import Agent
 from agent.cli import schema
 from agent.collectors import ALL, EVERYTHING
 from agent.config.model import Config
 from agent.exposition.prometheus import render
-from agent.exposition.series_limits import Limits
+from agent.exposition.series_limits import SeriesLimits
 from agent.model.events import ROWS, EventRow
 from agent.model.family import Family, Field, Kind, Sample, shown
 from agent.model.metrics import FAMILIES, NOTICES
@@ -33,9 +33,9 @@ from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, Severity, Vm
 from agent.monitors import Monitor
 from agent.qmp.queries import ROWS as QUERIES
-from agent.qmp.queries import Fate, Query
+from agent.qmp.queries import Query, QueryPolicy
 from agent.session import host_process
-from agent.session.api import Outcome, State, Status
+from agent.session.api import MonitorState, MonitorStatus, PollOutcome
 from agent.session.identity import Build
 from agent.session.session import THREADS
 
@@ -136,22 +136,22 @@ async def _shown() -> str:
     return render(app.snapshot) + app.own_metrics().decode()
 
 
-def _specimen() -> App:
-    app = App(
+def _specimen() -> Agent:
+    app = Agent(
         Config.model_validate(
             {"monitors": [{"dial": "/run/vm1.qmp"}], "host": "hv7", "kafka": {"servers": ["kafka:9092"]}}
         )
     )
     vm, now = Vm("hv7", "1a8b9e0c-3f52-4a61-9c1d-5b8a7c6d0e21", "vm1", "/run/vm1.qmp"), time.time_ns()
-    app.snapshot.limits = Limits(series=1)
-    app.status(Status(Monitor("/run/vm1.qmp", (), _never), State.UP, "", vm, Build("0", "0"), now))
+    app.snapshot.limits = SeriesLimits(series=1)
+    app.status(MonitorStatus(Monitor("/run/vm1.qmp", (), _never), MonitorState.UP, "", vm, Build("0", "0"), now))
     app.samples(vm, (RUNSTATE,), (Sample(RUNSTATE, (), {"running": True}),), now)
     app.samples(vm, (ABOUT,), (Sample(ABOUT, (), {"machine": "m", "accelerator": "kvm", "pid": "1"}),), now)
     app.samples(vm, (BLOCK,), [Sample(BLOCK, (name,), {"reads_total": 1}) for name in ("disk0", "disk1")], now)
     app.record(
         Record("qemu.event.guest_panicked", vm, {"event": "GUEST_PANICKED", "category": "runstate", "qemu": {}}, now)
     )
-    app.collected("block", Outcome.OK)
+    app.collected("block", PollOutcome.OK)
     app.lost(vm, "early", 1)
     app.refused("unix:/run/qmp.sock", "user")
     return app
@@ -246,7 +246,7 @@ def queries() -> str:
 
 
 def _question(query: Query) -> str:
-    after = ", ".join(f"`{event}`" for event in events_of(query.name)) if query.fate is not Fate.REFUSED else ""
+    after = ", ".join(f"`{event}`" for event in events_of(query.name)) if query.fate is not QueryPolicy.REFUSED else ""
     return f"| `{query.name}` | {query.fate.value} | {_cell(query.why)} | {after} |\n"
 
 

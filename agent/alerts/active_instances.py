@@ -6,7 +6,7 @@ A migration within the host has two processes of one UUID, and one process can h
 from agent.model.record import Vm
 
 
-class Lives:
+class ActiveInstances:
     """The VMs that are attached, by UUID, with whether each runs; None where that is not known yet."""
 
     def __init__(self) -> None:

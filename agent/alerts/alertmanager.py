@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from agent.alerts.store import Alert, Book
+from agent.alerts.store import Alert, AlertStore
 from agent.common.backoff import back_off
 from agent.common.units import format_bytes
 
@@ -27,7 +27,7 @@ BEATS = 4
 """For how many sendings a firing alert is said to last."""
 
 
-class Alertmanager:
+class AlertmanagerClient:
     """Keeps one Alertmanager told of a book of alerts."""
 
     def __init__(self, url: str, resend_seconds: float, labels: Mapping[str, str]) -> None:
@@ -41,7 +41,7 @@ class Alertmanager:
         self._firing: dict[str, Alert] = {}
         self._resolved: dict[str, tuple[Alert, float]] = {}
 
-    async def run(self, book: Book, changed: asyncio.Event) -> None:
+    async def run(self, book: AlertStore, changed: asyncio.Event) -> None:
         """Send the book when it has changed and every so often, until cancelled."""
         failures = 0
         timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)

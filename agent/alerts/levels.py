@@ -55,14 +55,14 @@ def parse_level(text: str) -> Level:
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
+class ResolvedLevel:
     """A level on a disk of a certain size."""
 
     level: Level
     bytes: int
 
 
-def rungs(levels: Sequence[Level], limit: int) -> tuple[Rung, ...]:
+def resolve_levels(levels: Sequence[Level], limit: int) -> tuple[ResolvedLevel, ...]:
     """Return the rungs of a disk of `limit` bytes, from the lowest up; levels that lie outside the disk have none."""
     made = {level.bytes_of(limit): level for level in levels}
-    return tuple(Rung(made[size], size) for size in sorted(made) if 0 < size < min(limit, MAX_BYTES))
+    return tuple(ResolvedLevel(made[size], size) for size in sorted(made) if 0 < size < min(limit, MAX_BYTES))

@@ -8,18 +8,18 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import Any
 
-from agent.alerts.active_instances import Lives
-from agent.alerts.levels import MAX_BYTES, Rung
+from agent.alerts.active_instances import ActiveInstances
+from agent.alerts.levels import MAX_BYTES, ResolvedLevel
 from agent.alerts.rules import HOUR, RULES
 from agent.alerts.space_metrics import figures, space
-from agent.alerts.store import Alert, Book
-from agent.alerts.threshold_tracker import Guard
-from agent.alerts.threshold_types import Crossing, Layer, Learnt, Plan
-from agent.alerts.vm_state import NOTHING, Known
+from agent.alerts.store import Alert, AlertStore
+from agent.alerts.threshold_tracker import ThresholdTracker
+from agent.alerts.threshold_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdPolicy
+from agent.alerts.vm_state import NOTHING, VmAlertState
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK, BLOCK_LAYER
 from agent.model.record import Record, Severity, Vm
-from agent.qmp.commands import Ask
+from agent.qmp.commands import Command
 
 NOTE = "alerts/"
 """How the names of what is kept begin; a VM's UUID follows."""
@@ -29,10 +29,10 @@ AWAY_SECONDS = 60.0
 
 MAX_DISKS = 4096
 
-Planner = Callable[[Vm, str], Plan]
+PolicyLookup = Callable[[Vm, str], ThresholdPolicy]
 """Says what the config wants of a VM's disk."""
 
-Measurer = Callable[[Vm, str], int | None]
+DeviceSizeLookup = Callable[[Vm, str], int | None]
 """Says how large the block device is that a VM has at a path; None where that cannot be known."""
 
 
@@ -42,12 +42,12 @@ _HEEDED = {"RESUME", "STOP", "BLOCK_WRITE_THRESHOLD", *_BY_EVENT}
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class PendingAlert:
     """Something to be told.
 
     Attributes:
         record: the record.
-        note: what has to be kept in one transaction with it, as `Overseer.note` gave it when the record was made: of several records,
+        note: what has to be kept in one transaction with it, as `AlertManager.note` gave it when the record was made: of several records,
             each has its own, so that none is taken as told before it is on disk.
     """
 
@@ -60,19 +60,19 @@ class Told:
         return self.record.vm.uuid
 
 
-class Overseer:
+class AlertManager:
     """One for the agent."""
 
-    def __init__(self, host: str, planner: Planner, measurer: Measurer = lambda _vm, _path: None) -> None:
-        self.book = Book()
+    def __init__(self, host: str, planner: PolicyLookup, measurer: DeviceSizeLookup = lambda _vm, _path: None) -> None:
+        self.book = AlertStore()
         self._host = host
         self._planner = planner
         self._measurer = measurer
-        self._vms: dict[str, Known] = {}
-        self._lives = Lives()
+        self._vms: dict[str, VmAlertState] = {}
+        self._lives = ActiveInstances()
         self._noted: set[str] = set()
 
-    def replan(self, planner: Planner) -> None:
+    def replan(self, planner: PolicyLookup) -> None:
         """Go by another plan from here on: what it changes shows at the next look at each disk, which is wanted now."""
         self._planner = planner
         for one in self._vms.values():
@@ -91,7 +91,7 @@ class Overseer:
             if isinstance(value, dict):
                 disks = value.get("disks")
                 kept = disks if isinstance(disks, dict) else {}
-                self._vms[uuid] = Known(Vm(self._host, uuid, uuid), kept=kept, gone_at=now)
+                self._vms[uuid] = VmAlertState(Vm(self._host, uuid, uuid), kept=kept, gone_at=now)
                 self.book.recall(self._host, uuid, value.get("firing"))
 
     def note(self, uuid: str) -> tuple[str, Any]:
@@ -108,7 +108,7 @@ class Overseer:
         """Return the VMs that are gone and of which something is kept all the same; their `note` says that it need not be."""
         return sorted(self._noted - self._vms.keys())
 
-    def ladder(self, vm: Vm, device: str) -> tuple[Rung, ...]:
+    def ladder(self, vm: Vm, device: str) -> tuple[ResolvedLevel, ...]:
         """Return the rungs of a VM's disk, from the lowest up; none where nothing is wanted or can be said of it."""
         one = self._of(vm)
         guard = one.guards.get(device) if one is not None else None
@@ -116,7 +116,7 @@ class Overseer:
 
     # Lives.
 
-    def attached(self, vm: Vm, time_ns: int = 0) -> list[Told]:
+    def attached(self, vm: Vm, time_ns: int = 0) -> list[PendingAlert]:
         """A VM is there. Where another process of its UUID is there too, that one counts until it is gone or hands over."""
         self._lives.attached(vm)
         one = self._vms.get(vm.uuid)
@@ -134,7 +134,7 @@ class Overseer:
         if one is not None and one.vm == vm and not self._hand_over(vm.uuid):
             one.gone_at, one.shut = (now - AWAY_SECONDS if for_good else now), for_good
 
-    def runs(self, vm: Vm, time_ns: int, *, running: bool, status: str = "") -> list[Told]:
+    def runs(self, vm: Vm, time_ns: int, *, running: bool, status: str = "") -> list[PendingAlert]:
         """Take what a look says of whether a VM runs; the first one tells what began or ended while nobody listened."""
         self._lives.runs(vm, running)
         self._hand_over(vm.uuid)
@@ -144,14 +144,14 @@ class Overseer:
         first, one.met = not one.met, True
         return self._told(self._met(one, time_ns, running=running, status=status)) if first else []
 
-    def _met(self, one: Known, time_ns: int, *, running: bool, status: str) -> Iterator[Record]:
+    def _met(self, one: VmAlertState, time_ns: int, *, running: bool, status: str) -> Iterator[Record]:
         over = [alert for alert in self.book if running and alert.fingerprint in one.doubts]
         yield from self.book.resolve_all(over, time_ns, "running")
         if any(alert.vm.uuid == one.vm.uuid and "RESUME" in alert.ends_with for alert in self.book):
             return
         for rule in RULES:
             if rule.status and rule.status == status:
-                more = {"help": rule.help, "event": rule.event, "learnt": Learnt.MISSED.value}
+                more = {"help": rule.help, "event": rule.event, "learnt": DetectedBy.MISSED.value}
                 alert = Alert(rule.alert, one.vm, "", "", rule.severity, time_ns, more, ends_with=rule.until)
                 yield from _some(self.book.fire(alert))
 
@@ -164,9 +164,9 @@ class Overseer:
         kept = one.kept if one is not None else {}
         if one is not None:
             kept |= {device: guard.remember() for device, guard in one.guards.items()}
-        self._vms[uuid] = new = Known(heir)
+        self._vms[uuid] = new = VmAlertState(heir)
         for device, what in kept.items():
-            new.guards[device] = guard = Guard(self._planner(heir, device))
+            new.guards[device] = guard = ThresholdTracker(self._planner(heir, device))
             guard.recall(what)
         if one is not None and one.gone_at is None:
             new.wants |= {"block", "nodes"}
@@ -175,7 +175,7 @@ class Overseer:
             new.doubts = frozenset(doubts) or NOTHING
         return True
 
-    def tick(self, now: float, now_ns: int) -> list[Told]:
+    def tick(self, now: float, now_ns: int) -> list[PendingAlert]:
         """Let time pass; call it every second or so."""
         return self._told(self._passed(now, now_ns))
 
@@ -188,7 +188,7 @@ class Overseer:
 
     # What comes.
 
-    def event(self, event: Record, name: str, now_ns: int) -> list[Told]:
+    def event(self, event: Record, name: str, now_ns: int) -> list[PendingAlert]:
         """Take an event; `name` is QEMU's name of it."""
         if name not in _HEEDED and name not in self.book.enders:
             return []  # as most are, and in a flood all
@@ -208,7 +208,7 @@ class Overseer:
                 guard = guard or (one.guards.get(event.subject) if one is not None else None)
                 more = {"help": rule.help, "event": name}
                 if rule.alert == "disk_full" and guard is not None:
-                    more |= {"learnt": Learnt.ENOSPC.value} | figures(guard)
+                    more |= {"learnt": DetectedBy.ENOSPC.value} | figures(guard)
                 # A guest that goes on by itself is not resumed; when somebody pauses and resumes it, that ends nothing.
                 ends = rule.until - {"RESUME"} if data.get("action") == "run" else rule.until
                 alert = Alert(rule.alert, event.vm, subject, "", rule.severity, event.time_ns, more, until_ns, ends)
@@ -235,7 +235,7 @@ class Overseer:
         one.looked -= {device}
         if known is not None and layer == "storage":
             known.reached(threshold + by)
-        more = {"learnt": Learnt.EVENT.value, "device": device, "layer": layer, "node": node, "owner": "other"}
+        more = {"learnt": DetectedBy.EVENT.value, "device": device, "layer": layer, "node": node, "owner": "other"}
         more |= {"level_bytes": threshold, "exceeded_by_bytes": by} | (figures(known) if known is not None else {})
         until_ns = now_ns + int(HOUR * 1e9)
         level = f"threshold {threshold}"
@@ -244,7 +244,7 @@ class Overseer:
 
     def samples(
         self, vm: Vm, samples: Sequence[Sample], now: float, time_ns: int, *, families: Collection[Family] = ()
-    ) -> tuple[list[Told], list[Sample]]:
+    ) -> tuple[list[PendingAlert], list[Sample]]:
         """Take what a poll says, which is all that there is of these families; return what is to be told, and how full the disks are.
 
         Where nothing of that moved it is the list that was returned before, itself.
@@ -267,13 +267,15 @@ class Overseer:
             one.spaces, one.moved = [sample for sample in found if sample is not None], False
         return told, one.spaces
 
-    def _seen(self, one: Known, layers: Mapping[str, dict[str, Sample]], now: float, time_ns: int) -> Iterator[Record]:
+    def _seen(
+        self, one: VmAlertState, layers: Mapping[str, dict[str, Sample]], now: float, time_ns: int
+    ) -> Iterator[Record]:
         """Take the layers of all disks that there are."""
         for device, both in layers.items():
             yield from self._layers(one, device, both, now, time_ns)
         yield from self._unplugged(one, layers, time_ns)
 
-    def _written(self, one: Known, sample: Sample, now: float) -> None:
+    def _written(self, one: VmAlertState, sample: Sample, now: float) -> None:
         node, offset = sample.values.get("storage_node", ""), sample.values.get("storage_write_highest_offset_bytes")
         if type(offset) is not int or not 0 <= offset <= MAX_BYTES:
             return
@@ -288,26 +290,28 @@ class Overseer:
         if guard.written(node, offset, now):
             one.wants |= {"nodes"}
 
-    def _measure(self, one: Known, storage: Layer) -> None:
+    def _measure(self, one: VmAlertState, storage: DiskLayer) -> None:
         """Have a device's size as the host knows it."""
         if storage.driver == "host_device":
             storage.size = self._measurer(one.vm, storage.path) or storage.size
 
-    def _layers(self, one: Known, device: str, both: dict[str, Sample], now: float, time_ns: int) -> Iterator[Record]:
+    def _layers(
+        self, one: VmAlertState, device: str, both: dict[str, Sample], now: float, time_ns: int
+    ) -> Iterator[Record]:
         if "format" not in both or "storage" not in both:
             return
         guard = one.guards.get(device)
         if guard is None:
             if len(one.guards) >= MAX_DISKS:
                 return
-            guard = one.guards[device] = Guard(self._planner(one.vm, device))
-        form, storage = Layer.of(both["format"].values), Layer.of(both["storage"].values)
+            guard = one.guards[device] = ThresholdTracker(self._planner(one.vm, device))
+        form, storage = DiskLayer.of(both["format"].values), DiskLayer.of(both["storage"].values)
         self._measure(one, storage)
         one.looked |= {device}
         crossings = guard.layers(form, storage, one.offsets.get(storage.node, 0), now)
         yield from self._tell(one, device, guard, crossings, time_ns)
 
-    def _unplugged(self, one: Known, there: Collection[str], time_ns: int) -> Iterator[Record]:
+    def _unplugged(self, one: VmAlertState, there: Collection[str], time_ns: int) -> Iterator[Record]:
         """Forget the disks that are not there, and resolve what was told of them, in an earlier run too."""
         for device in one.guards.keys() - set(there):
             del one.guards[device]
@@ -321,11 +325,11 @@ class Overseer:
         ]
         return self.book.resolve_all(over, time_ns, "unplugged")
 
-    def _told(self, records: Iterable[Record]) -> list[Told]:
-        return [Told(record, self.note(record.vm.uuid)) for record in records]
+    def _told(self, records: Iterable[Record]) -> list[PendingAlert]:
+        return [PendingAlert(record, self.note(record.vm.uuid)) for record in records]
 
     def _tell(
-        self, one: Known, device: str, guard: Guard, crossings: Iterable[Crossing], time_ns: int
+        self, one: VmAlertState, device: str, guard: ThresholdTracker, crossings: Iterable[LevelCrossing], time_ns: int
     ) -> Iterator[Record]:
         for crossing in crossings:
             severity = Severity.CRITICAL if crossing.top else Severity.WARNING
@@ -339,7 +343,7 @@ class Overseer:
 
     # What is to be done.
 
-    def _of(self, vm: Vm) -> Known | None:
+    def _of(self, vm: Vm) -> VmAlertState | None:
         one = self._vms.get(vm.uuid)
         return one if one is not None and (one.vm is vm or one.vm == vm) else None
 
@@ -351,7 +355,7 @@ class Overseer:
         wants, one.wants = one.wants, NOTHING
         return wants
 
-    def orders(self, vm: Vm) -> list[tuple[str, Ask]]:
+    def orders(self, vm: Vm) -> list[tuple[str, Command]]:
         """Return the thresholds to be set now, each with its disk; they count as set from here on, and `note` says so.
 
         A look at a slot is good for one order: what was free a while ago may be somebody's by now.
@@ -366,7 +370,9 @@ class Overseer:
             if wanted is not None:
                 one.moved = True
                 node, value = wanted
-                found.append((device, Ask("block-set-write-threshold", {"node-name": node, "write-threshold": value})))
+                found.append(
+                    (device, Command("block-set-write-threshold", {"node-name": node, "write-threshold": value}))
+                )
         return found
 
     def ordered(self, vm: Vm, device: str, *, done: bool) -> None:

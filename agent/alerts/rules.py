@@ -13,7 +13,7 @@ RESUMED = frozenset({"RESUME", "RESET"})
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class EventRule:
     """One row.
 
     Attributes:
@@ -38,7 +38,7 @@ class Rule:
 
 
 RULES = (
-    Rule(
+    EventRule(
         "GUEST_PANICKED",
         "guest_panicked",
         Severity.CRITICAL,
@@ -46,7 +46,7 @@ RULES = (
         until=RESUMED,
         status="guest-panicked",
     ),
-    Rule(
+    EventRule(
         "GUEST_CRASHLOADED",
         "guest_crashed",
         Severity.ERROR,
@@ -54,7 +54,7 @@ RULES = (
         until=frozenset({"RESET"}),
         lasts=HOUR,
     ),
-    Rule(
+    EventRule(
         "BLOCK_IO_ERROR",
         "disk_full",
         Severity.CRITICAL,
@@ -62,7 +62,7 @@ RULES = (
         when=lambda d: d.get("nospace") is True and d.get("action") == "stop",
         until=RESUMED,
     ),
-    Rule(
+    EventRule(
         "BLOCK_IO_ERROR",
         "io_error_stop",
         Severity.CRITICAL,
@@ -71,9 +71,9 @@ RULES = (
         until=RESUMED,
         status="io-error",
     ),
-    Rule("BLOCK_IMAGE_CORRUPTED", "image_corrupted", Severity.CRITICAL, "An image's metadata is corrupt."),
-    Rule("WATCHDOG", "watchdog", Severity.ERROR, "The guest's watchdog expired.", lasts=HOUR),
-    Rule("MEMORY_FAILURE", "memory_failure", Severity.ERROR, "The host's memory failed under the VM.", lasts=HOUR),
-    Rule("QUORUM_FAILURE", "quorum_failure", Severity.CRITICAL, "A quorum of disks could not agree.", lasts=HOUR),
+    EventRule("BLOCK_IMAGE_CORRUPTED", "image_corrupted", Severity.CRITICAL, "An image's metadata is corrupt."),
+    EventRule("WATCHDOG", "watchdog", Severity.ERROR, "The guest's watchdog expired.", lasts=HOUR),
+    EventRule("MEMORY_FAILURE", "memory_failure", Severity.ERROR, "The host's memory failed under the VM.", lasts=HOUR),
+    EventRule("QUORUM_FAILURE", "quorum_failure", Severity.CRITICAL, "A quorum of disks could not agree.", lasts=HOUR),
 )
 """`nospace` is only there with `action: stop` (QEMU 2.2 to 11.1)."""

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from agent.alerts.threshold_tracker import Guard
-from agent.alerts.threshold_types import Mode
+from agent.alerts.threshold_tracker import ThresholdTracker
+from agent.alerts.threshold_types import ThresholdMode
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK_SPACE
 
 
-def figures(guard: Guard) -> dict[str, Any]:
+def figures(guard: ThresholdTracker) -> dict[str, Any]:
     """Return what people want to know of a disk that fills."""
     found: dict[str, Any] = {"node": guard.storage.node, "path": guard.storage.path, "measure": guard.measure}
     found |= {"used_bytes": guard.used, "limit_bytes": guard.limit, "headroom_bytes": guard.limit - guard.used}
@@ -19,9 +19,9 @@ def figures(guard: Guard) -> dict[str, Any]:
     return found
 
 
-def space(device: str, guard: Guard) -> Sample | None:
+def space(device: str, guard: ThresholdTracker) -> Sample | None:
     """Return a disk's fullness as a sample, or None where it cannot fill."""
-    if not guard.thin or guard.plan.mode is Mode.OFF:
+    if not guard.thin or guard.plan.mode is ThresholdMode.OFF:
         return None
     values = {key: value for key, value in figures(guard).items() if key not in ("node", "path")}
     values |= {"levels_exceeded": guard.told, "foreign_threshold": guard.foreign}

@@ -55,7 +55,7 @@ class Alert:
         return Record(f"qemu.alert.{self.name}", self.vm, data, time_ns, self.subject, severity)
 
 
-class Book:
+class AlertStore:
     """All that fires, by fingerprint."""
 
     def __init__(self) -> None:

@@ -14,8 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.alerts.levels import MAX_BYTES, Level, Rung, rungs
-from agent.alerts.threshold_types import Crossing, Ended, Layer, Learnt, Mode, Plan
+from agent.alerts.levels import MAX_BYTES, Level, ResolvedLevel, resolve_levels
+from agent.alerts.threshold_types import (
+    DetectedBy,
+    DiskLayer,
+    LevelCrossing,
+    ResolvedReason,
+    ThresholdMode,
+    ThresholdPolicy,
+)
 
 GROWTH_SECONDS = 600.0
 GROWTH_POINTS = 64
@@ -32,7 +39,7 @@ FILES = frozenset({"file", "nfs", "ssh", "gluster", "vvfat", "ftp", "ftps", "htt
 
 
 @dataclass(slots=True)
-class Guard:
+class ThresholdTracker:
     """One disk.
 
     Attributes:
@@ -42,11 +49,11 @@ class Guard:
         storage, format: the layers, once known.
     """
 
-    plan: Plan
+    plan: ThresholdPolicy
     armed: tuple[str, int] | None = None
     foreign: bool = False
-    storage: Layer = field(default_factory=Layer)
-    format: Layer = field(default_factory=Layer)
+    storage: DiskLayer = field(default_factory=DiskLayer)
+    format: DiskLayer = field(default_factory=DiskLayer)
     offset: int = 0
     """Where the highest write to the storage ended, since it was opened."""
     _told: frozenset[str] = frozenset()
@@ -59,7 +66,10 @@ class Guard:
     _asked_offset: int = 0
     _asked_allocated: int = 0
     _known: bool = False
-    _rungs: tuple[tuple[int, tuple[Level, ...]], tuple[Rung, ...]] = ((0, ()), ())  # and of what they were made
+    _rungs: tuple[tuple[int, tuple[Level, ...]], tuple[ResolvedLevel, ...]] = (
+        (0, ()),
+        (),
+    )  # and of what they were made
     _high: tuple[str, int] = ("", 0)
     _points: "array[float]" = field(default_factory=lambda: array("d"))
     """When, and how much was used then, in turn: as tuples these would be 7 KiB of each disk."""
@@ -94,13 +104,13 @@ class Guard:
         return self._was_thin if self.measure == "allocated" else not self.is_raw
 
     @property
-    def ladder(self) -> tuple[Rung, ...]:
+    def ladder(self) -> tuple[ResolvedLevel, ...]:
         """The rungs on this disk; none where nothing is wanted or can be said."""
-        if self.plan.mode is Mode.OFF or not self.thin:
+        if self.plan.mode is ThresholdMode.OFF or not self.thin:
             return ()
         of = self.limit, self.plan.levels
         if self._rungs[0] != of:  # each poll asks
-            self._rungs = of, rungs(self.plan.levels, self.limit)
+            self._rungs = of, resolve_levels(self.plan.levels, self.limit)
         return self._rungs[1]
 
     @property
@@ -145,7 +155,7 @@ class Guard:
         self._points.extend((now, self.used))
         del self._points[: -2 * GROWTH_POINTS]
 
-    def layers(self, form: Layer, storage: Layer, offset: int, now: float) -> Iterator[Crossing]:
+    def layers(self, form: DiskLayer, storage: DiskLayer, offset: int, now: float) -> Iterator[LevelCrossing]:
         """Take the layers as they are now; yield the rungs crossed since they were told."""
         if storage.path != self.storage.path:
             del self._points[:]
@@ -161,7 +171,7 @@ class Guard:
         self._point(now)
         yield from self._compare(self._slot())
 
-    def _slot(self) -> Learnt:
+    def _slot(self) -> DetectedBy:
         """Compare the slot with what was put there; return how a crossing that shows now was learnt."""
         node, slot = self.storage.node, self.storage.slot
         (before, self.armed), (doubt, self._doubt) = (self.armed, None), (self._doubt, False)
@@ -170,18 +180,18 @@ class Guard:
         elif slot:
             self.foreign = True
         lost = before is not None and before[0] == node and before != self.armed and not doubt
-        return Learnt.MISSED if lost else Learnt.LEVEL
+        return DetectedBy.MISSED if lost else DetectedBy.LEVEL
 
     def _is_ours(self, node: str, slot: int) -> bool:
         """Whether a value is one that we set, or that we would set: in a run that could not remember it."""
-        would = self.plan.mode is Mode.ARM and any(slot == rung.bytes for rung in self.ladder)
+        would = self.plan.mode is ThresholdMode.ARM and any(slot == rung.bytes for rung in self.ladder)
         return (node, slot) in self._ours or would
 
     def owns(self, node: str, threshold: int) -> bool:
         """Whether we set that threshold, be it on a node that is no longer the disk's storage."""
         return self.armed == (node, threshold) or (node, threshold) in self._ours
 
-    def fired(self, node: str, threshold: int, by: int) -> Iterator[Crossing]:
+    def fired(self, node: str, threshold: int, by: int) -> Iterator[LevelCrossing]:
         """Take an event of our own threshold; yield the rungs that it crossed."""
         if not self.owns(node, threshold) or not self._known:
             return  # before the first look, `armed` has to stay: the slot that is empty then tells that it was missed
@@ -191,7 +201,7 @@ class Guard:
             return
         self.reached(threshold + by)
         self.storage.slot = 0
-        yield from self._compare(Learnt.EVENT)
+        yield from self._compare(DetectedBy.EVENT)
 
     def reached(self, end: int) -> None:
         """Take from an event, whoever's threshold it was, that the storage is written up to there."""
@@ -202,7 +212,7 @@ class Guard:
             self.storage.allocated = max(self.storage.allocated, self._asked_allocated + grown)
         self.offset = max(self.offset, end)
 
-    def _changes(self) -> Iterator[tuple[Rung, bool]]:
+    def _changes(self) -> Iterator[tuple[ResolvedLevel, bool]]:
         """Yield the rungs that were crossed upward, the lowest first, then those that hold no more, the highest first."""
         if not self.limit:
             return  # it is not known now
@@ -214,25 +224,25 @@ class Guard:
             if used <= rung.bytes - slack and rung.level.text in self._told:
                 yield rung, False
         for text in sorted(self._told - {rung.level.text for rung in ladder}):
-            yield Rung(Level(text), 0), False
+            yield ResolvedLevel(Level(text), 0), False
 
-    def _compare(self, learnt: Learnt) -> Iterator[Crossing]:
+    def _compare(self, learnt: DetectedBy) -> Iterator[LevelCrossing]:
         """Yield what changed since it was told, and take it as told."""
         ladder = self.ladder
         for rung, firing in list(self._changes()):
             self._told = self._told | {rung.level.text} if firing else self._told - {rung.level.text}
             top = len(ladder) > 1 and rung == ladder[-1]
-            ended = Ended.SPACE if rung in ladder else Ended.LEVEL_GONE
-            yield Crossing(rung, self.used, self.limit, learnt if firing else Learnt.LEVEL, firing, top, ended)
+            ended = ResolvedReason.SPACE if rung in ladder else ResolvedReason.LEVEL_GONE
+            yield LevelCrossing(rung, self.used, self.limit, learnt if firing else DetectedBy.LEVEL, firing, top, ended)
 
     # What is to be done.
 
-    def _next(self) -> Rung | None:
+    def _next(self) -> ResolvedLevel | None:
         return next((rung for rung in self.ladder if rung.level.text not in self._told), None)
 
     def wanted(self) -> tuple[str, int] | None:
         """Return the node and the value to be put into its slot now, or None where nothing is."""
-        if self.plan.mode is not Mode.ARM or self.foreign or self.armed is not None or self._doubt:
+        if self.plan.mode is not ThresholdMode.ARM or self.foreign or self.armed is not None or self._doubt:
             return None
         node, rung = self.storage.node, self._next()
         if self.storage.slot or self.is_raw or rung is None or self._refusals.get(node, 0) >= MAX_REFUSALS:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from agent.alerts.levels import Level, Rung
+from agent.alerts.levels import Level, ResolvedLevel
 
 
-class Mode(StrEnum):
+class ThresholdMode(StrEnum):
     """What is done about thresholds."""
 
     OFF = "off"
@@ -18,7 +18,7 @@ class Mode(StrEnum):
     """The agent sets thresholds, so that QEMU tells at the write."""
 
 
-class Learnt(StrEnum):
+class DetectedBy(StrEnum):
     """How a crossing was learnt."""
 
     EVENT = "event"
@@ -31,7 +31,7 @@ class Learnt(StrEnum):
     """A write failed for want of space."""
 
 
-class Ended(StrEnum):
+class ResolvedReason(StrEnum):
     """Why a rung is exceeded no more."""
 
     SPACE = "space"
@@ -41,17 +41,17 @@ class Ended(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ThresholdPolicy:
     """What the config wants of a disk."""
 
-    mode: Mode
+    mode: ThresholdMode
     levels: tuple[Level, ...]
     hysteresis: float = 0.02
     """The share of its size that a disk has to come down by before a rung is resolved."""
 
 
 @dataclass(frozen=True, slots=True)
-class Crossing:
+class LevelCrossing:
     """A rung that was crossed.
 
     Attributes:
@@ -63,17 +63,17 @@ class Crossing:
         ended: why it is exceeded no more.
     """
 
-    rung: Rung
+    rung: ResolvedLevel
     used: int
     limit: int
-    learnt: Learnt
+    learnt: DetectedBy
     firing: bool
     top: bool
-    ended: Ended = Ended.SPACE
+    ended: ResolvedReason = ResolvedReason.SPACE
 
 
 @dataclass(slots=True)
-class Layer:
+class DiskLayer:
     """What is known of a layer of the disk."""
 
     node: str = ""
@@ -86,7 +86,7 @@ class Layer:
     read_only: bool = False
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "Layer":
+    def of(cls, values: Mapping[str, Any]) -> "DiskLayer":
         """Return it out of a BLOCK_LAYER sample's values."""
 
         def number(name: str) -> int:

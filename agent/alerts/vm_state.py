@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.alerts.threshold_tracker import Guard
+from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.model.family import Sample
 from agent.model.record import Vm
 
@@ -12,11 +12,11 @@ NOTHING: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
-class Known:
+class VmAlertState:
     """A VM that is there, or was a while ago."""
 
     vm: Vm
-    guards: dict[str, Guard] = field(default_factory=dict)
+    guards: dict[str, ThresholdTracker] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)  # of an earlier run, until the VM is there
     offsets: dict[str, int] = field(default_factory=dict)  # by storage node
     wants: frozenset[str] = NOTHING
@@ -28,7 +28,7 @@ class Known:
     spaces: list[Sample] = field(default_factory=list)  # as they were told last
     moved: bool = True  # whether they may be others now
 
-    def place(self, node: str) -> tuple[str, str, Guard | None]:
+    def place(self, node: str) -> tuple[str, str, ThresholdTracker | None]:
         """Return the disk and the layer that a node belongs to; the node itself where it is no known disk's."""
         for device, guard in self.guards.items() if node else ():
             if node == guard.storage.node:

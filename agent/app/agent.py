@@ -10,43 +10,52 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any
 
-from agent.alerts.alertmanager import Alertmanager
-from agent.alerts.manager import NOTE, Overseer, Told
+from agent.alerts.alertmanager import AlertmanagerClient
+from agent.alerts.manager import NOTE, AlertManager, PendingAlert
 from agent.app import health
-from agent.app.builders import StartError, delivery_terms, endpoint, measure, plan, sink, terms, ways
+from agent.app.builders import (
+    StartError,
+    build_endpoint,
+    build_sink,
+    delivery_settings,
+    device_size_of,
+    discoverers,
+    session_settings,
+    threshold_policy,
+)
 from agent.app.self_metrics import SelfMetrics
 from agent.config.model import Config
 from agent.config.reload import Reload
-from agent.delivery.drops import Loss
-from agent.delivery.entry import Note
-from agent.delivery.pipeline import Delivery
+from agent.delivery.drops import DropReport
+from agent.delivery.entry import StateNote
+from agent.delivery.pipeline import DeliveryPipeline
 from agent.delivery.sinks.base import Sink
-from agent.exposition.series_limits import Limits
+from agent.exposition.series_limits import SeriesLimits
 from agent.exposition.snapshot import Snapshot
-from agent.http.record_stream import Live
+from agent.http.record_stream import RecordBroadcaster
 from agent.http.server import EndpointError
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.runstate import RUNSTATE
-from agent.model.record import Record, Severity, Stamp, Vm
+from agent.model.record import Record, RecordEncoder, Severity, Vm
 from agent.monitors import Monitor
-from agent.qmp.commands import Ask
-from agent.runtime.gc import tended
+from agent.qmp.commands import Command
+from agent.runtime.gc import scheduled_collection
 from agent.runtime.logging import set_up
-from agent.runtime.systemd import Manager, Progress
-from agent.session.api import Outcome, State, Status
-from agent.session.discovery import Ways
-from agent.session.supervisor import Fleet
+from agent.runtime.systemd import Progress, SystemdNotifier
+from agent.session.api import MonitorState, MonitorStatus, PollOutcome
+from agent.session.discovery import DiscoveryManager
+from agent.session.supervisor import SupervisorGroup
 
 _log = logging.getLogger("agent")
 
 
 _LEVELS = {
-    State.CONNECTING: logging.DEBUG,
-    State.NEGOTIATING: logging.DEBUG,
-    State.BUSY: logging.WARNING,
-    State.DENIED: logging.WARNING,
-    State.STALLED: logging.WARNING,
+    MonitorState.CONNECTING: logging.DEBUG,
+    MonitorState.NEGOTIATING: logging.DEBUG,
+    MonitorState.BUSY: logging.WARNING,
+    MonitorState.DENIED: logging.WARNING,
+    MonitorState.STALLED: logging.WARNING,
 }
 
 
@@ -61,26 +70,28 @@ STUCK_SECONDS = 60.0
 """How late anything may be that has a deadline of its own, before it counts as stuck: a bug, or a host without time for us."""
 
 
-class App:
+class Agent:
     """One running agent. What sessions tell goes through here to all who want it, in one direction."""
 
     def __init__(self, config: Config, to: Sink | None = None) -> None:
         self.config = config
-        self.snapshot = Snapshot(Limits(**config.limits.model_dump()))
-        self.live = Live()
+        self.snapshot = Snapshot(SeriesLimits(**config.limits.model_dump()))
+        self.live = RecordBroadcaster()
         self.metrics = SelfMetrics()
-        self._stamp = Stamp()
-        self.alerts = Overseer(config.host, partial(plan, config.alerts.write_threshold), measure)
-        self.delivery = Delivery(to or sink(config), delivery_terms(config), self._lost)
-        self.alertmanager: Alertmanager | None = None
+        self._stamp = RecordEncoder()
+        self.alerts = AlertManager(
+            config.host, partial(threshold_policy, config.alerts.write_threshold), device_size_of
+        )
+        self.delivery = DeliveryPipeline(to or build_sink(config), delivery_settings(config), self._lost)
+        self.alertmanager: AlertmanagerClient | None = None
         self._alerts_changed = asyncio.Event()
         self.reload = Reload()
         self.progress = Progress()
-        self.endpoint = endpoint(self, config)
+        self.build_endpoint = build_endpoint(self, config)
         self.watching: asyncio.Task[None]
-        self._terms = terms(config, self)
-        self._fleet: Fleet | None = None
-        self._ways: Ways
+        self._terms = session_settings(config, self)
+        self._fleet: SupervisorGroup | None = None
+        self._ways: DiscoveryManager
         self._tasks: asyncio.TaskGroup
         self._telling: asyncio.Task[None] | None = None
 
@@ -114,10 +125,10 @@ class App:
                 status = str(sample.values.get("status", ""))
                 self._tell(self.alerts.runs(vm, time_ns, running=running, status=status))
 
-    def _tell(self, told: Sequence[Told]) -> None:
+    def _tell(self, told: Sequence[PendingAlert]) -> None:
         """Send alerts, each in one transaction with what has to be remembered of it."""
         for one in told:
-            self._send(one.record, Note(*one.note))
+            self._send(one.record, StateNote(*one.note))
             record = one.record
             _log.warning(
                 "%s: alert %s %s %s", record.vm.name, record.data["alert"], record.subject, record.data["state"]
@@ -125,7 +136,7 @@ class App:
         if told:
             self._alerts_changed.set()
 
-    def status(self, status: Status) -> None:
+    def status(self, status: MonitorStatus) -> None:
         """Take a change of state."""
         self.snapshot.status(status)
         name = f"{status.vm.name} at {status.monitor.name}" if status.vm else status.monitor.name
@@ -144,7 +155,7 @@ class App:
         """Take note of how long QEMU took to answer."""
         self.metrics.reply.observe(seconds)
 
-    def collected(self, collector: str, outcome: Outcome) -> None:
+    def collected(self, collector: str, outcome: PollOutcome) -> None:
         """Count a question."""
         self.progress.asked_at = time.monotonic()
         self.metrics.questions[collector, outcome.value] += 1
@@ -160,11 +171,11 @@ class App:
         """Return the collectors that should be asked again now."""
         return self.alerts.wants(vm)
 
-    async def orders(self, vm: Vm) -> Sequence[tuple[str, Ask]]:
+    async def orders(self, vm: Vm) -> Sequence[tuple[str, Command]]:
         """Return the thresholds to be set now. What is about to be set is remembered first."""
         orders = self.alerts.orders(vm)
         if orders:
-            await self.delivery.keep(Note(*self.alerts.note(vm.uuid)), KEEP_SECONDS)
+            await self.delivery.keep(StateNote(*self.alerts.note(vm.uuid)), KEEP_SECONDS)
         return orders
 
     def ordered(self, vm: Vm, disk: str, *, done: bool) -> None:
@@ -173,13 +184,13 @@ class App:
 
     # The way out.
 
-    def _send(self, record: Record, note: Note | None = None) -> None:
+    def _send(self, record: Record, note: StateNote | None = None) -> None:
         stamped = self._stamp(record)
         self.metrics.records[record.kind] += 1
         self.delivery.put(stamped, note)
         self.live.put(stamped)
 
-    def _lost(self, loss: Loss) -> None:
+    def _lost(self, loss: DropReport) -> None:
         """Tell downstream what it will not get."""
         self._send(
             Record(
@@ -192,12 +203,12 @@ class App:
     def own_metrics(self) -> bytes:
         """Return the text of the agent's own series, gauges read from the truth at this moment."""
         states = self._states()
-        for state in State:
+        for state in MonitorState:
             self.metrics.monitors.labels(state.value).set(states[state])
         self.metrics.left_out.set(sum(view.left_out.total() for _, view in self.snapshot.views()))
         self.metrics.tasks.set(len(asyncio.all_tasks()))
         self.metrics.read_reload(self.reload)
-        self.metrics.read_endpoint(self.endpoint.turned_away)
+        self.metrics.read_endpoint(self.build_endpoint.turned_away)
         self.metrics.read_delivery(self.delivery)
         self.metrics.read_alerts(self.alerts.book)
         return self.metrics.render()
@@ -206,8 +217,10 @@ class App:
         """Return why the agent does not do all of its work."""
         troubles = []
         # One that nobody listens on is a socket that a VM left behind: there is nothing to be told.
-        states = Counter(status.state for status in self.snapshot.monitors.values() if status.state is not State.GONE)
-        if states and not states[State.UP]:
+        states = Counter(
+            status.state for status in self.snapshot.monitors.values() if status.state is not MonitorState.GONE
+        )
+        if states and not states[MonitorState.UP]:
             troubles.append(
                 f"none of {states.total()} monitors is up: " + ", ".join(f"{n} {s.value}" for s, n in states.items())
             )
@@ -220,7 +233,7 @@ class App:
 
     def notes(self) -> list[str]:
         """Return what a person should look at some time."""
-        door = [self.endpoint.trouble] if self.endpoint.trouble is not None else []
+        door = [self.build_endpoint.trouble] if self.build_endpoint.trouble is not None else []
         return self.reload.notes() + door + self.delivery.notes()
 
     def health(self) -> dict[str, Any]:
@@ -263,9 +276,9 @@ class App:
     async def _watch(self, read: Callable[[], Config]) -> None:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            self._fleet = fleet = Fleet(self._terms, self, tasks)
-            self._ways = Ways(fleet, tasks)
-            self._ways.set(ways(self.config))
+            self._fleet = fleet = SupervisorGroup(self._terms, self, tasks)
+            self._ways = DiscoveryManager(fleet, tasks)
+            self._ways.set(discoverers(self.config))
             tasks.create_task(self._tick(), name="tick")
             tasks.create_task(self.reload.run(self, read), name="reload")
             self._tell_alertmanager()
@@ -276,7 +289,7 @@ class App:
             self._telling.cancel()
         self.alertmanager = self._telling = None
         if (to := self.config.alerts.alertmanager) is not None:
-            self.alertmanager = Alertmanager(to.url, to.resend, to.labels)
+            self.alertmanager = AlertmanagerClient(to.url, to.resend, to.labels)
             run = self.alertmanager.run(self.alerts.book, self._alerts_changed)
             self._telling = self._tasks.create_task(run, name="alertmanager")
 
@@ -284,13 +297,13 @@ class App:
         """Run by another config from here on, as far as its sections are those of `reload.LIVE`."""
         before, self.config = self.config, config
         set_up(config.log.level, config.log.format)
-        self._terms.renew(terms(config, self))
-        self.snapshot.limits = Limits(**config.limits.model_dump())
+        self._terms.renew(session_settings(config, self))
+        self.snapshot.limits = SeriesLimits(**config.limits.model_dump())
         if before.alerts.write_threshold != config.alerts.write_threshold:
-            self.alerts.replan(partial(plan, config.alerts.write_threshold))
+            self.alerts.replan(partial(threshold_policy, config.alerts.write_threshold))
         if before.alerts.alertmanager != config.alerts.alertmanager:
             self._tell_alertmanager()
-        self._ways.set(ways(config))
+        self._ways.set(discoverers(config))
         if any(getattr(before, name) != getattr(config, name) for name in ("intervals", "allow", "alerts", "labels")):
             assert self._fleet is not None, "a config is taken while VMs are watched"
             self._fleet.resync()
@@ -299,7 +312,7 @@ class App:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._tell(self.alerts.tick(time.monotonic(), time.time_ns()))
-            notes = [Note(*self.alerts.note(uuid)) for uuid in self.alerts.forgotten()]
+            notes = [StateNote(*self.alerts.note(uuid)) for uuid in self.alerts.forgotten()]
             await asyncio.gather(*(self.delivery.keep(note, KEEP_SECONDS) for note in notes))  # all in one commit
             self.progress.ticked_at = time.monotonic()
 
@@ -308,20 +321,20 @@ class App:
     def stuck(self) -> str:
         """Return what the agent does not get on with, though nobody keeps it from that; empty where there is nothing."""
         patience = IDLE_POLLS * self.config.intervals.poll + self.config.timeouts.reply + PATIENCE_SECONDS
-        return self.progress.stuck(up=self._states()[State.UP], patience=patience)
+        return self.progress.stuck(up=self._states()[MonitorState.UP], patience=patience)
 
     def summary(self) -> str:
         """Return how the agent does, in a line."""
         states = ", ".join(f"{number} {state.value}" for state, number in self._states().items())
         return "; ".join([f"monitors: {states or 'none'}", *self.troubles()])
 
-    def _states(self) -> Counter[State]:
+    def _states(self) -> Counter[MonitorState]:
         return Counter(status.state for status in self.snapshot.monitors.values())
 
     @contextlib.asynccontextmanager
     async def _endpoint(self) -> AsyncIterator[str]:
         try:
-            async with self.endpoint.serving() as url:
+            async with self.build_endpoint.serving() as url:
                 yield url
         except EndpointError as error:
             raise StartError(str(error)) from error
@@ -343,14 +356,14 @@ async def run(config: Config, read: Callable[[], Config]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    app = App(config)
+    app = Agent(config)
     loop.add_signal_handler(signal.SIGHUP, app.reload.asked.set)
-    with tended():
+    with scheduled_collection():
         await _run(app, read, stop)
 
 
-async def _run(app: App, read: Callable[[], Config], stop: asyncio.Event) -> None:
-    manager = Manager()
+async def _run(app: Agent, read: Callable[[], Config], stop: asyncio.Event) -> None:
+    manager = SystemdNotifier()
     async with app.running(read) as url:
         _log.info("metrics and page on %s", url)
         manager.tell(READY="1")

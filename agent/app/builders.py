@@ -4,23 +4,23 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from agent.alerts.levels import parse_level
-from agent.alerts.threshold_types import Mode, Plan
+from agent.alerts.threshold_types import ThresholdMode, ThresholdPolicy
 from agent.collectors import Intervals
 from agent.common.config_types import expand
-from agent.common.errors import FailedError
+from agent.common.errors import CommandFailedError
 from agent.config.model import Config, WriteThresholdConfig
-from agent.delivery.pipeline import DeliveryTerms
+from agent.delivery.pipeline import DeliverySettings
 from agent.delivery.sinks.base import Sink
 from agent.host import device_size
-from agent.http.handlers import Sight, application
-from agent.http.server import Endpoint
+from agent.http.handlers import AgentView, application
+from agent.http.server import HttpEndpoint
 from agent.model.record import Vm
-from agent.monitors import Way
+from agent.monitors import Discoverer
 from agent.qmp.commands import AllowList, Change
-from agent.session.api import Commander, Terms
+from agent.session.api import SessionSettings, ThresholdController
 
 
-class StartError(FailedError):
+class StartError(CommandFailedError):
     """The agent cannot start; the text says why, for people."""
 
 
@@ -28,7 +28,7 @@ VDSM = Path("/run/vdsm")
 """There on hosts of oVirt, whose VDSM sets write thresholds itself and takes any that fires for its own."""
 
 
-def plan(config: WriteThresholdConfig, vm: Vm, disk: str) -> Plan:
+def threshold_policy(config: WriteThresholdConfig, vm: Vm, disk: str) -> ThresholdPolicy:
     """Return what the config wants of a VM's disk."""
     mode, levels = config.mode, config.levels
     for entry in config.disks:
@@ -36,28 +36,28 @@ def plan(config: WriteThresholdConfig, vm: Vm, disk: str) -> Plan:
             mode = entry.mode or mode
             levels = entry.levels if entry.levels is not None else levels
             break
-    if mode is Mode.ARM and VDSM.exists():
-        mode = Mode.OBSERVE
-    return Plan(mode, tuple(map(parse_level, levels)), config.hysteresis / 100)
+    if mode is ThresholdMode.ARM and VDSM.exists():
+        mode = ThresholdMode.OBSERVE
+    return ThresholdPolicy(mode, tuple(map(parse_level, levels)), config.hysteresis / 100)
 
 
-def measure(vm: Vm, path: str) -> int | None:
+def device_size_of(vm: Vm, path: str) -> int | None:
     """Return how large a VM's block device is by what this host knows; None where the VM may be on another."""
     return None if vm.monitor.startswith("tcp:") else device_size(path)
 
 
-def terms(config: Config, commander: Commander | None = None) -> Terms:
+def session_settings(config: Config, commander: ThresholdController | None = None) -> SessionSettings:
     """Return what the config says of every session."""
     changes = set()
     thresholds = config.alerts.write_threshold
-    if Mode.ARM in (thresholds.mode, *(entry.mode for entry in thresholds.disks)):
+    if ThresholdMode.ARM in (thresholds.mode, *(entry.mode for entry in thresholds.disks)):
         changes.add(Change.WRITE_THRESHOLD)
     if config.allow.guest_stats_interval is not None:
         changes.add(Change.GUEST_STATS_INTERVAL)
     if config.allow.migration_events:
         changes.add(Change.MIGRATION_EVENTS)
     changes.update(*(entry.changes for entry in config.monitors))
-    return Terms(
+    return SessionSettings(
         host=config.host,
         allow=AllowList(changes),
         changes=frozenset(changes),
@@ -71,24 +71,24 @@ def terms(config: Config, commander: Commander | None = None) -> Terms:
     )
 
 
-def ways(config: Config) -> dict[str, Way]:
+def discoverers(config: Config) -> dict[str, Discoverer]:
     """Return the ways of reaching monitors that the config names, each by what the config says of it."""
     return {repr(made): made for made in (entry.way(config.allow) for entry in config.monitors)}
 
 
-def sink(config: Config) -> Sink:
+def build_sink(config: Config) -> Sink:
     """Return where the config sends records.
 
     Raises:
         StartError: a secret's place cannot be told.
     """
     try:
-        return config.sink.sink()
+        return config.sink.build()
     except OSError as error:
         raise StartError(error.strerror or str(error)) from error
 
 
-def endpoint(sight: Sight, config: Config) -> Endpoint:
+def build_endpoint(sight: AgentView, config: Config) -> HttpEndpoint:
     """Return where and to whom the config shows what there is to see.
 
     Raises:
@@ -99,12 +99,12 @@ def endpoint(sight: Sight, config: Config) -> Endpoint:
         path = expand(to.web_config) if to.web_config is not None else None
     except OSError as error:
         raise StartError(error.strerror or str(error)) from error
-    return Endpoint(application(sight), to.listen, path)
+    return HttpEndpoint(application(sight), to.listen, path)
 
 
-def delivery_terms(config: Config) -> DeliveryTerms:
+def delivery_settings(config: Config) -> DeliverySettings:
     """Return how much may wait. There is no journal for JSON lines: they are as safe as one."""
     folder = config.journal.folder if config.sink.journaled else None
-    return DeliveryTerms(
+    return DeliverySettings(
         config.memory_budget, folder, config.journal.alerts, config.journal.events, config.journal.samples
     )

@@ -5,13 +5,13 @@ from typing import Any
 
 from agent import __version__
 from agent.alerts.store import Alert
-from agent.delivery.pipeline import Delivery
+from agent.delivery.pipeline import DeliveryPipeline
 
 _OF_ALERT = ("headroom_bytes", "limit_bytes", "used_bytes", "growth_bytes_per_second", "full_in_seconds", "learnt")
 """What is shown of an alert's data; the rest is in its record."""
 
 
-def delivery(way: Delivery) -> dict[str, Any]:
+def delivery(way: DeliveryPipeline) -> dict[str, Any]:
     """Return the state of the way out: the sink, the journal, what waits and what was lost."""
     outlet, journal = way.outlet, way.journal
     found: dict[str, Any] = {
@@ -33,12 +33,12 @@ def delivery(way: Delivery) -> dict[str, Any]:
         ],
     }
     if journal is not None:
-        found["journal"] = {"trouble": journal.trouble, "set_aside": journal.set_aside}
+        found["journal"] = {"trouble": journal.trouble, "set_aside": journal.quarantined}
     return found
 
 
 def agent(
-    host: str, way: Delivery, events_lost: Mapping[str, float], troubles: list[str], notes: list[str]
+    host: str, way: DeliveryPipeline, events_lost: Mapping[str, float], troubles: list[str], notes: list[str]
 ) -> dict[str, Any]:
     """Return how the agent does.
 

@@ -11,10 +11,10 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from agent import __version__
-from agent.alerts.store import Book
+from agent.alerts.store import AlertStore
 from agent.config.reload import Reload
-from agent.delivery.pipeline import Delivery
-from agent.delivery.queue import Lane
+from agent.delivery.pipeline import DeliveryPipeline
+from agent.delivery.queue import RecordQueue
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no types; a series beside each counter that says when it began: twice the text for what nobody asks
 
@@ -25,7 +25,7 @@ class _DeliveryCollector(Collector):
     """Reads the way out at each scrape, from the truth instead of by counting along."""
 
     def __init__(self) -> None:
-        self.delivery: Delivery | None = None
+        self.delivery: DeliveryPipeline | None = None
 
     def collect(self) -> Iterator[Metric]:
         """Yield its series."""
@@ -63,7 +63,7 @@ class _DeliveryCollector(Collector):
             yield CounterMetricFamily(
                 "qmp_agent_journal_files_set_aside",
                 "Damaged journal files that were set aside.",
-                value=journal.set_aside,
+                value=journal.quarantined,
             )
             written = CounterMetricFamily(
                 "qmp_agent_journal_records_written", "Records written to the journal.", labels=["lane"]
@@ -73,7 +73,7 @@ class _DeliveryCollector(Collector):
             yield written
 
 
-_LANE_GAUGES: tuple[tuple[str, str, Callable[[Lane], float]], ...] = (
+_LANE_GAUGES: tuple[tuple[str, str, Callable[[RecordQueue], float]], ...] = (
     ("qmp_agent_lane_records", "Records that wait to be delivered.", len),
     ("qmp_agent_lane_memory_bytes", "Bytes of waiting records in memory.", lambda lane: lane.memory_bytes),
     ("qmp_agent_lane_disk_bytes", "Bytes of records in the journal.", lambda lane: lane.disk.bytes),
@@ -159,7 +159,7 @@ class SelfMetrics:
         (metric,) = self.dropped.collect()
         return {s.labels["reason"]: s.value for s in metric.samples if s.name.endswith("_total")}
 
-    def read_delivery(self, delivery: Delivery) -> None:
+    def read_delivery(self, delivery: DeliveryPipeline) -> None:
         """Have the state of the way out told by the next `render`."""
         self._delivery.delivery = delivery
 
@@ -172,7 +172,7 @@ class SelfMetrics:
         """Have it told by the next `render` how many connections there was no room for."""
         self._tallies.turned_away = turned_away
 
-    def read_alerts(self, book: Book) -> None:
+    def read_alerts(self, book: AlertStore) -> None:
         """Have what fires told by the next `render`."""
         self.alerts.clear()
         for alert in book:

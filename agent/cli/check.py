@@ -8,18 +8,18 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from agent.app.builders import sink, terms, ways
-from agent.cli.journal import set_aside
+from agent.app.builders import build_sink, discoverers, session_settings
+from agent.cli.journal import quarantined_files
 from agent.collectors import EVERYTHING, Collector
 from agent.common.config_types import expand
 from agent.config.model import Config
 from agent.delivery.sinks.base import SinkError
-from agent.http.server import Door, EndpointError, is_loopback
-from agent.model.record import clean
-from agent.monitors import Dial, Listen, Monitor, Way
+from agent.http.server import EndpointError, LoadedWebConfig, is_loopback
+from agent.model.record import sanitize
+from agent.monitors import DialDiscoverer, Discoverer, ListenDiscoverer, Monitor
 from agent.qmp.errors import BusyError, DeniedError, QmpError
 from agent.session import host_process, identity
-from agent.session.api import Terms
+from agent.session.api import SessionSettings
 
 MAX_AT_ONCE = 50
 
@@ -29,8 +29,8 @@ WAY_SECONDS = 10.0
 
 async def check(config: Config) -> AsyncIterator[tuple[bool, str]]:
     """Yield findings as they are made: whether each is good, and what it is in words."""
-    settled = terms(config)
-    for way in ways(config).values():
+    settled = session_settings(config)
+    for way in discoverers(config).values():
         async with _looking(way) as (found, of_itself):
             for finding in of_itself:
                 yield finding
@@ -62,20 +62,20 @@ class _Seen:
     def stands(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
         text = str(trouble) if trouble is not None else f"{len(self.monitors)} running" + (f"; {note}" if note else "")
         if not self.stood.done():
-            self.stood.set_result((trouble is None and not note, f"{clean(way.name)}: {text}"))
+            self.stood.set_result((trouble is None and not note, f"{sanitize(way.name)}: {text}"))
 
     def refused(self, address: str, reason: str) -> None:
         """Nobody is asked here to be let in."""
 
 
 @contextlib.asynccontextmanager
-async def _looking(way: Way) -> AsyncIterator[tuple[list[Monitor], list[tuple[bool, str]]]]:
+async def _looking(way: Discoverer) -> AsyncIterator[tuple[list[Monitor], list[tuple[bool, str]]]]:
     """Yield the monitors that a way finds now, and what is to be said of the way itself; it works for as long as the block runs."""
-    if isinstance(way, Dial):
+    if isinstance(way, DialDiscoverer):
         monitors = list(way.scan().values())
         yield monitors, [] if monitors else [_nothing(way.pattern)]
         return
-    if isinstance(way, Listen):
+    if isinstance(way, ListenDiscoverer):
         yield [], [_listens(way)]
         return
     seen = _Seen()
@@ -100,7 +100,7 @@ def _journal(config: Config) -> Iterator[tuple[bool, str]]:
         yield False, f"{folder}: events cannot be journaled: {there} cannot be written by this user"
         return
     yield True, f"events are journaled in {folder}"
-    for aside in set_aside(folder):
+    for aside in quarantined_files(folder):
         yield (
             False,
             f"{aside}: a damaged journal that was set aside; see `qmp-agent journal`, and remove it when it is not needed",
@@ -114,7 +114,7 @@ def _nothing(pattern: str) -> tuple[bool, str]:
     return True, f"{pattern}: no socket there now; it is looked for as long as the agent runs"
 
 
-def _listens(way: Listen) -> tuple[bool, str]:
+def _listens(way: ListenDiscoverer) -> tuple[bool, str]:
     try:
         way.bind().close()
     except OSError as error:
@@ -126,8 +126,8 @@ def _listens(way: Listen) -> tuple[bool, str]:
     return True, f"{way.address}: can be listened on"
 
 
-async def _monitor(monitor: Monitor, settled: Terms, gate: asyncio.Semaphore) -> tuple[bool, str]:
-    name = clean(monitor.name)
+async def _monitor(monitor: Monitor, settled: SessionSettings, gate: asyncio.Semaphore) -> tuple[bool, str]:
+    name = sanitize(monitor.name)
     async with gate:
         try:
             client = await monitor.open(settled.allow, lambda _: None, deadline=settled.greeting_seconds)
@@ -165,7 +165,7 @@ def _lacks(commands: frozenset[str], collectors: Iterable[Collector]) -> Iterato
 async def _endpoint(config: Config) -> tuple[bool, str]:
     listen, path = config.prometheus.listen, config.prometheus.web_config
     try:
-        door = await asyncio.to_thread(Door.read, expand(path) if path is not None else None)
+        door = await asyncio.to_thread(LoadedWebConfig.read, expand(path) if path is not None else None)
     except EndpointError as error:
         return False, str(error)
     except OSError as error:
@@ -178,7 +178,7 @@ async def _endpoint(config: Config) -> tuple[bool, str]:
 
 
 async def _sink(config: Config) -> tuple[bool, str]:
-    to = sink(config)
+    to = build_sink(config)
     if config.sink is config.jsonl and config.jsonl.file is None:
         return True, "records go to standard output, since there is neither kafka nor jsonl.file"
     try:

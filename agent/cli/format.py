@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from agent.common.units import format_bytes
-from agent.model.record import clean
+from agent.model.record import sanitize
 
 _COLOURS = {"debug": "2", "warning": "33", "error": "31", "critical": "1;31"}
 _ALERT_COLOUR = "1;35"
@@ -18,7 +18,7 @@ def line(event: Mapping[str, Any], *, width: int = 0, colour: bool = False) -> s
     subject = event.get("subject", "")
     figures = "  ".join(_figures(event["data"], subject))
     text = f"{when}  {event.get('vmname', event['partitionkey']):12.20}  {kind:24} {subject:10}  {figures}"
-    text = clean(text[:width] if width else text, 4096).rstrip()
+    text = sanitize(text[:width] if width else text, 4096).rstrip()
     code = _ALERT_COLOUR if kind.startswith("alert.") else _COLOURS.get(event["severity"])
     return f"\x1b[{code}m{text}\x1b[0m" if colour and code else text
 

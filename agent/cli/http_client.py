@@ -8,15 +8,15 @@ from typing import Any
 
 import aiohttp
 
-from agent.common.errors import FailedError
+from agent.common.errors import CommandFailedError
 
 
-class VisitError(FailedError):
+class EndpointCredentialsError(CommandFailedError):
     """What the visitor should show cannot be had; the text says why, for people."""
 
 
 @dataclass(frozen=True, slots=True)
-class Visitor:
+class EndpointCredentials:
     """What a visitor shows.
 
     Attributes:
@@ -45,7 +45,7 @@ class Visitor:
             secret = self.password_file.read_text("utf-8") if self.password_file is not None else ""
         except (OSError, UnicodeDecodeError) as error:
             where = getattr(error, "filename", None) or self.certificate or self.ca
-            raise VisitError(f"{where}: {getattr(error, 'strerror', None) or error}") from error
+            raise EndpointCredentialsError(f"{where}: {getattr(error, 'strerror', None) or error}") from error
         headers = {}
         if self.user:
             both = f"{self.user}:{secret.partition(chr(10))[0]}"

@@ -6,29 +6,29 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.common.errors import FailedError
+from agent.common.errors import CommandFailedError
 from agent.common.units import format_bytes
 from agent.delivery.entry import Entry
 from agent.delivery.journal import recovery, statements
-from agent.delivery.journal.database import Store, StoreError, look_into
+from agent.delivery.journal.database import JournalDatabase, JournalError, look_into
 from agent.delivery.journal.writer import FILE, LOSSES, lock
 
 LANES = ("alerts", "events", "samples")
 REPLAY_LANE = "events"
 
 
-class JournalToolError(FailedError):
+class JournalToolError(CommandFailedError):
     """It cannot be done; the text says why, for people."""
 
 
-def set_aside(folder: Path) -> list[Path]:
+def quarantined_files(folder: Path) -> list[Path]:
     """Return the damaged files that lie in a journal's folder, oldest first."""
     names = folder.glob(f"{FILE}.damaged-*")
     return sorted(path for path in names if not path.name.endswith(recovery.LOGS))
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[Store]:
+def _reading(path: Path) -> Iterator[JournalDatabase]:
     """Open a file to be read, beside an agent that writes it.
 
     Raises:
@@ -37,12 +37,12 @@ def _reading(path: Path) -> Iterator[Store]:
     if not path.exists():
         raise JournalToolError(f"there is no {path}: no agent has journaled here yet, or journal.folder is another one")
     try:
-        opened = Store(path, look_into, readonly=True)
-    except StoreError as error:
+        opened = JournalDatabase(path, look_into, readonly=True)
+    except JournalError as error:
         raise JournalToolError(f"{path}: {error}") from error
     try:
         yield opened
-    except StoreError as error:
+    except JournalError as error:
         raise JournalToolError(f"{path}: {error}") from error
     finally:
         opened.close()
@@ -70,7 +70,7 @@ def show(folder: Path) -> Iterator[str]:
         untold = opened.notes().get(LOSSES)
         for loss in untold if isinstance(untold, list) else ():
             yield f"  lost and not told downstream yet: {loss['records']} of lane {loss['lane']} ({loss['reason']})"
-    for aside in set_aside(folder):
+    for aside in quarantined_files(folder):
         yield f"{aside}: damaged, set aside; `qmp-agent journal export --file {aside.name}` shows what can be read of it"
 
 
@@ -94,7 +94,7 @@ def export(folder: Path, *, file: str | None, dead: bool) -> Iterator[bytes]:
                 yield entry.body + b"\n"
 
 
-def _all(opened: Store, lane: str) -> Iterator[Entry]:
+def _all(opened: JournalDatabase, lane: str) -> Iterator[Entry]:
     after = 0
     while True:
         entries, _, last = opened.read(lane, after, 500, 8 << 20)
@@ -106,8 +106,8 @@ def _all(opened: Store, lane: str) -> Iterator[Entry]:
 
 def _salvaged(folder: Path, file: str) -> Iterator[Entry]:
     path = folder / file
-    if path.parent != folder or path not in set_aside(folder):
-        known = ", ".join(aside.name for aside in set_aside(folder)) or "none"
+    if path.parent != folder or path not in quarantined_files(folder):
+        known = ", ".join(aside.name for aside in quarantined_files(folder)) or "none"
         raise JournalToolError(f"{file} is no file that was set aside in {folder}; there are: {known}")
     for _, entries in recovery.salvage(path, LANES):
         yield from entries
@@ -123,10 +123,10 @@ def replay(folder: Path, *, file: str | None) -> int:
     """
     try:
         held = lock(folder)
-    except (StoreError, OSError) as error:
+    except (JournalError, OSError) as error:
         raise JournalToolError(f"{error}; stop the agent first") from error
     try:
-        opened = Store(folder / FILE)
+        opened = JournalDatabase(folder / FILE)
         try:
             entries = [entry for _, entry in opened.dead()] if file is None else list(_salvaged(folder, file))
             changes = [statements.insert(REPLAY_LANE, entries, [])]
@@ -135,7 +135,7 @@ def replay(folder: Path, *, file: str | None) -> int:
             opened.commit(changes)
         finally:
             opened.close()
-    except StoreError as error:
+    except JournalError as error:
         raise JournalToolError(f"{folder / FILE}: {error}") from error
     finally:
         os.close(held)

@@ -18,13 +18,13 @@ import uvloop
 
 from agent import __version__
 from agent.app.agent import run
-from agent.cli.http_client import Visitor
+from agent.cli.http_client import EndpointCredentials
 from agent.common.config_types import expand
-from agent.common.errors import FailedError
+from agent.common.errors import CommandFailedError
 from agent.common.units import parse_bytes, parse_seconds
 from agent.config.loader import DEFAULT_PATH, ConfigError, load
 from agent.config.model import AlertmanagerConfig, Config, PrometheusConfig
-from agent.http.server import Door, EndpointError
+from agent.http.server import EndpointError, LoadedWebConfig
 from agent.model.record import Severity
 from agent.monitors import DialConfig
 from agent.runtime.logging import set_up
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         return USAGE_ERROR
-    except FailedError as error:
+    except CommandFailedError as error:
         print(f"qmp-agent: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -169,8 +169,8 @@ def _visitor_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--password-file", type=Path, metavar="FILE", help="a file whose first line is the password")
 
 
-def _visitor(parsed: argparse.Namespace) -> Visitor:
-    return Visitor(parsed.ca, parsed.cert, parsed.user, parsed.password_file)
+def _visitor(parsed: argparse.Namespace) -> EndpointCredentials:
+    return EndpointCredentials(parsed.ca, parsed.cert, parsed.user, parsed.password_file)
 
 
 def _duration(text: str) -> float:
@@ -256,10 +256,10 @@ def _tail(parsed: argparse.Namespace) -> int:
 
 
 def _top(parsed: argparse.Namespace) -> int:
-    from agent.cli.top.terminal import View, once, show  # noqa: PLC0415 - curses is for those who have a terminal
+    from agent.cli.top.terminal import TopOptions, once, show  # noqa: PLC0415 - curses is for those who have a terminal
 
     url = parsed.url or _listening(parsed.config)
-    view = View(url.rstrip("/"), parsed.every, parsed.vm, _visitor(parsed))
+    view = TopOptions(url.rstrip("/"), parsed.every, parsed.vm, _visitor(parsed))
     asyncio.run(once(view) if parsed.once else show(view))
     return 0
 
@@ -272,7 +272,7 @@ def _listening(path: Path | None) -> str:
     scheme = "http"
     if to.web_config is not None:
         with contextlib.suppress(EndpointError, OSError):  # it may be readable by the agent alone
-            scheme = "https" if Door.read(expand(to.web_config)).tls is not None else "http"
+            scheme = "https" if LoadedWebConfig.read(expand(to.web_config)).tls is not None else "http"
     host, _, port = to.listen.rpartition(":")
     return f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104 - compared, not bound
 
@@ -328,7 +328,7 @@ def _doctor(parsed: argparse.Namespace) -> int:
     except KeyError:
         print(f"qmp-agent: this host has no user {parsed.user}", file=sys.stderr)
         return USAGE_ERROR
-    found = report.examine(report.Sight(user, load(path) if path is not None else None), parsed.vm)
+    found = report.inspect_host(report.HostView(user, load(path) if path is not None else None), parsed.vm)
     if parsed.json:
         print(json.dumps([dataclasses.asdict(vm) for vm in found], indent=2))
     else:

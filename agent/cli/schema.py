@@ -3,9 +3,9 @@
 from typing import Any
 
 from agent.alerts.rules import RULES
-from agent.alerts.threshold_types import Learnt
+from agent.alerts.threshold_types import DetectedBy
 from agent.config.model import Config
-from agent.delivery.drops import Drop
+from agent.delivery.drops import DropReason
 from agent.model.events import ROWS, Category
 from agent.model.family import Family, Field, Kind
 from agent.model.metrics import FAMILIES, NOTICES
@@ -173,7 +173,7 @@ _ALERT: dict[str, Any] = {
 _THRESHOLD = _ALERT | {
     "alert": {"const": "write_threshold"},
     "level": {**_TEXT, "description": "The rung, as the config has it; `threshold N` for one that somebody else set."},
-    "learnt": {"enum": [learnt.value for learnt in Learnt], "description": "How it was learnt."},
+    "learnt": {"enum": [learnt.value for learnt in DetectedBy], "description": "How it was learnt."},
     "owner": {"enum": ["agent", "other"], "description": "Whose threshold or ladder it is."},
     "device": _TEXT,
     "layer": {"enum": ["format", "storage", "node"]},
@@ -193,7 +193,7 @@ _THRESHOLD = _ALERT | {
 }
 
 _LOST = {
-    "reason": {"enum": [drop.value for drop in Drop]},
+    "reason": {"enum": [drop.value for drop in DropReason]},
     "lane": _TEXT,
     "records": {
         "type": "integer",

@@ -9,12 +9,12 @@ import aiohttp
 import orjson
 
 from agent.cli.format import line
-from agent.cli.http_client import Visitor
+from agent.cli.http_client import EndpointCredentials
 from agent.common.backoff import back_off
-from agent.common.errors import FailedError
+from agent.common.errors import CommandFailedError
 
 
-class TailError(FailedError):
+class TailError(CommandFailedError):
     """There is nothing to look on; the text says why, for people."""
 
 
@@ -36,7 +36,7 @@ class Wanted:
     type: str = ""
     severity: str = "debug"
     json: bool = False
-    visitor: Visitor = field(default_factory=Visitor)
+    visitor: EndpointCredentials = field(default_factory=EndpointCredentials)
 
 
 async def tail(wanted: Wanted) -> None:

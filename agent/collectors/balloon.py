@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, when_told
+from agent.collectors.base import Answers, Collector, on_event_only
 from agent.model.family import Reader, Sample
 from agent.model.metrics.memory import BALLOON
-from agent.qmp.commands import Ask
+from agent.qmp.commands import Command
 
 _read = Reader(BALLOON)
 
@@ -24,8 +24,8 @@ def _samples(info: Mapping[str, Any]) -> Iterable[Sample]:
 COLLECTOR = Collector(
     "balloon",
     (BALLOON,),
-    lambda facts: (Ask("query-balloon"),) if facts.balloon else (),
+    lambda facts: (Command("query-balloon"),) if facts.balloon else (),
     _collect,
-    when_told,
+    on_event_only,
     from_event={"BALLOON_CHANGE": _samples},
 )

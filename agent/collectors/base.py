@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 from agent.host.types import File, Interface, Task
 from agent.model.family import Family, Sample
 from agent.model.record import Severity
-from agent.qmp.commands import Ask
+from agent.qmp.commands import Command
 from agent.qmp.errors import AnswerError, CommandError
 
 Answers = Sequence[Any]
@@ -65,7 +65,7 @@ class Facts:
 T = TypeVar("T")
 
 
-def expect(answer: Any, kind: type[T]) -> T:
+def require_type(answer: Any, kind: type[T]) -> T:
     """Return the answer if it is of that kind.
 
     Raises:
@@ -122,7 +122,7 @@ def each_poll(_samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -
     return intervals.poll
 
 
-def when_told(_samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:
+def on_event_only(_samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:
     """Ask again when an event says that the answer changed, and at each poll where no event is heard."""
     return None if facts.hears else intervals.poll
 
@@ -159,7 +159,7 @@ class Collector:
 
     name: str
     families: tuple[Family, ...]
-    asks: Callable[[Facts], Sequence[Ask]]
+    asks: Callable[[Facts], Sequence[Command]]
     collect: Callable[[Answers], Iterable[Sample]]
     again: Callable[[Sequence[Sample], Facts, Intervals], float | None] = _events_only
     shape: Callable[[Sequence[Sample]], object] = lambda _samples: None

@@ -7,13 +7,13 @@ real; their other counters are constant zero and are not read.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, expect
-from agent.collectors.untrusted import objects, within
+from agent.collectors.base import Answers, Collector, require_type
+from agent.collectors.untrusted import as_list_of_objects, as_object
 from agent.model.events import device_name
 from agent.model.family import Reader, Sample
 from agent.model.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_TIMED
-from agent.model.record import clean
-from agent.qmp.commands import Ask
+from agent.model.record import sanitize
+from agent.qmp.commands import Command
 
 _read_disk = Reader(BLOCK)
 _read_backing = Reader(BLOCK_BACKING)
@@ -32,12 +32,12 @@ _MAX_LAYERS = 16
 
 def _collect(answers: Answers) -> Iterable[Sample]:
     for name, disk in disks(answers[0]):
-        stats, storage = within(disk.get("stats")), chain(disk)[-1]
+        stats, storage = as_object(disk.get("stats")), chain(disk)[-1]
         made = {"parent": storage} if storage is not disk.get("parent") else {}
         if not _HISTOGRAMS.keys().isdisjoint(stats):
             made["stats"] = stats | _with_sums(stats)
         yield Sample(BLOCK, (name,), _read_disk(disk | made if made else disk))
-        for timed in objects(stats.get("timed_stats"), _MAX_INTERVALS):
+        for timed in as_list_of_objects(stats.get("timed_stats"), _MAX_INTERVALS):
             if type(seconds := timed.get("interval_length")) is int:
                 yield Sample(BLOCK_TIMED, (name, f"{seconds}s"), _read_timed(timed))
         for depth, layer in enumerate(backings(disk), 1):
@@ -79,7 +79,7 @@ def disks(answer: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         AnswerError: it answered with something else than a list.
     """
     seen: set[str] = set()
-    for disk in objects(expect(answer, list)):
+    for disk in as_list_of_objects(require_type(answer, list)):
         name = stable_name(disk)
         if name and name not in seen:
             seen.add(name)
@@ -91,7 +91,7 @@ def stable_name(disk: dict[str, Any]) -> str:
     for key in ("qdev", "device", "node-name"):
         name = disk.get(key)
         if isinstance(name, str) and name:
-            return clean(device_name(name))
+            return sanitize(device_name(name))
     return ""
 
 
@@ -103,7 +103,7 @@ def _shape(samples: Sequence[Sample]) -> object:
 COLLECTOR = Collector(
     "block",
     (BLOCK, BLOCK_BACKING, BLOCK_TIMED),
-    lambda _facts: (Ask("query-blockstats"),),
+    lambda _facts: (Command("query-blockstats"),),
     _collect,
     again=lambda _samples, _facts, intervals: intervals.poll,
     shape=_shape,

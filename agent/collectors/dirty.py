@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, Facts, Intervals, expect
-from agent.collectors.untrusted import objects
+from agent.collectors.base import Answers, Collector, Facts, Intervals, require_type
+from agent.collectors.untrusted import as_list_of_objects
 from agent.model.family import Reader, Sample, Values
 from agent.model.metrics.memory import DIRTY_RATE, VCPU_DIRTY
-from agent.qmp.commands import Ask
+from agent.qmp.commands import Command
 
 _read = Reader(DIRTY_RATE)
 _read_vcpu = Reader(VCPU_DIRTY)
@@ -18,14 +18,17 @@ _UNITS = {"second": 1, "millisecond": 1000}
 """calc-time-unit, QEMU 8.2; before it, seconds."""
 
 
-def _asks(facts: Facts) -> tuple[Ask, ...]:
+def _asks(facts: Facts) -> tuple[Command, ...]:
     if not facts.has("query-dirty-rate"):
         return ()
-    return (Ask("query-dirty-rate"), *((Ask("query-vcpu-dirty-limit"),) if facts.has("query-vcpu-dirty-limit") else ()))
+    return (
+        Command("query-dirty-rate"),
+        *((Command("query-vcpu-dirty-limit"),) if facts.has("query-vcpu-dirty-limit") else ()),
+    )
 
 
 def _collect(answers: Answers) -> Iterable[Sample]:
-    measured = expect(answers[0], dict)
+    measured = require_type(answers[0], dict)
     vcpus = _by_vcpu(measured.get("vcpu-dirty-rate"), "id", {})
     for limits in answers[1:]:  # an error: no dirty ring
         vcpus = _by_vcpu(limits, "cpu-index", vcpus)
@@ -40,7 +43,7 @@ def _collect(answers: Answers) -> Iterable[Sample]:
 
 def _by_vcpu(rows: Any, key: str, known: Mapping[int, Values]) -> dict[int, Values]:
     merged = dict(known)
-    for row in objects(rows):
+    for row in as_list_of_objects(rows):
         if type(number := row.get(key)) is int:
             merged[number] = merged.get(number, {}) | _read_vcpu(row)
     return merged

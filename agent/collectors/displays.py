@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, expect
-from agent.collectors.untrusted import objects, text
+from agent.collectors.base import Answers, Collector, require_type
+from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Reader, Sample, Values
 from agent.model.metrics.inventory import SPICE, VNC
-from agent.model.record import clean
-from agent.qmp.commands import Ask
+from agent.model.record import sanitize
+from agent.qmp.commands import Command
 
 _read_vnc = Reader(VNC)
 _read_spice = Reader(SPICE)
@@ -18,23 +18,23 @@ _MAX_CLIENTS = 48
 
 
 def _vnc(answers: Answers) -> Iterable[Sample]:
-    for display in objects(expect(answers[0], list), _MAX_DISPLAYS):
-        if name := text(display.get("id")):
-            addresses, clients = objects(display.get("server")), objects(display.get("clients"))
+    for display in as_list_of_objects(require_type(answers[0], list), _MAX_DISPLAYS):
+        if name := as_text(display.get("id")):
+            addresses, clients = as_list_of_objects(display.get("server")), as_list_of_objects(display.get("clients"))
             told = {
                 "addresses": [_address(one) for one in addresses[:_MAX_CLIENTS]],
                 "clients": len(clients),
                 "who": [_address(one) | _shown(one) for one in clients[:_MAX_CLIENTS]],
             }
-            yield Sample(VNC, (clean(name),), _read_vnc(display | told))
+            yield Sample(VNC, (sanitize(name),), _read_vnc(display | told))
 
 
 def _spice(answers: Answers) -> Iterable[Sample]:
-    display = expect(answers[0], dict)
+    display = require_type(answers[0], dict)
     if display.get("enabled") is not True:
         return ()
     clients: dict[Any, dict[str, Any]] = {}
-    for channel in objects(display.get("channels")):  # a client has several
+    for channel in as_list_of_objects(display.get("channels")):  # a client has several
         clients.setdefault(str(channel.get("connection-id")), channel)
     who = [_address(one) for one in list(clients.values())[:_MAX_CLIENTS]]
     return (Sample(SPICE, (), _read_spice(display | {"clients": len(clients), "who": who})),)
@@ -43,17 +43,17 @@ def _spice(answers: Answers) -> Iterable[Sample]:
 def _address(one: dict[str, Any]) -> Values:
     """Return an address; VNC calls its port `service`."""
     named = {"host": one.get("host"), "port": one.get("service", one.get("port"))}
-    return {key: clean(value, 128) for key, value in named.items() if isinstance(value, str)}
+    return {key: sanitize(value, 128) for key, value in named.items() if isinstance(value, str)}
 
 
 def _shown(one: dict[str, Any]) -> Values:
     named = {key: one.get(key) for key in ("sasl_username", "x509_dname")}
-    return {key: clean(value, 128) for key, value in named.items() if isinstance(value, str)}
+    return {key: sanitize(value, 128) for key, value in named.items() if isinstance(value, str)}
 
 
 VNC_DISPLAYS = Collector(
-    "vnc", (VNC,), lambda facts: (Ask("query-vnc-servers"),) if facts.has("query-vnc-servers") else (), _vnc
+    "vnc", (VNC,), lambda facts: (Command("query-vnc-servers"),) if facts.has("query-vnc-servers") else (), _vnc
 )
 SPICE_DISPLAY = Collector(
-    "spice", (SPICE,), lambda facts: (Ask("query-spice"),) if facts.has("query-spice") else (), _spice
+    "spice", (SPICE,), lambda facts: (Command("query-spice"),) if facts.has("query-spice") else (), _spice
 )

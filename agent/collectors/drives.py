@@ -9,7 +9,7 @@ from agent.collectors.base import Answers, Collector
 from agent.collectors.block import disks
 from agent.model.family import Reader, Sample
 from agent.model.metrics.block import BLOCK_DEVICE
-from agent.qmp.commands import Ask
+from agent.qmp.commands import Command
 
 _read = Reader(BLOCK_DEVICE)
 
@@ -19,4 +19,4 @@ def _collect(answers: Answers) -> Iterable[Sample]:
         yield Sample(BLOCK_DEVICE, (name,), _read(disk))
 
 
-COLLECTOR = Collector("drives", (BLOCK_DEVICE,), lambda _facts: (Ask("query-block"),), _collect)
+COLLECTOR = Collector("drives", (BLOCK_DEVICE,), lambda _facts: (Command("query-block"),), _collect)

@@ -3,16 +3,16 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, Facts, Intervals, expect
+from agent.collectors.base import Answers, Collector, Facts, Intervals, require_type
 from agent.model.family import Reader, Sample
 from agent.model.metrics.memory import DUMP
-from agent.qmp.commands import Ask
+from agent.qmp.commands import Command
 
 _read = Reader(DUMP)
 
 
 def _collect(answers: Answers) -> Iterable[Sample]:
-    return _samples({"result": expect(answers[0], dict)})
+    return _samples({"result": require_type(answers[0], dict)})
 
 
 def _samples(told: Mapping[str, Any]) -> Iterable[Sample]:
@@ -28,7 +28,7 @@ def _again(samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> fl
 COLLECTOR = Collector(
     "dump",
     (DUMP,),
-    lambda _facts: (Ask("query-dump"),),
+    lambda _facts: (Command("query-dump"),),
     _collect,
     _again,
     from_event={"DUMP_COMPLETED": _samples},

@@ -5,15 +5,15 @@ from collections.abc import Iterable, Sequence
 from agent.collectors.base import Answers, Collector, Facts, Intervals
 from agent.model.family import Reader, Sample
 from agent.model.metrics.memory import GUEST_MEMORY
-from agent.qmp.commands import Ask
+from agent.qmp.commands import Command
 
 _read = Reader(GUEST_MEMORY)
 
 
-def _asks(facts: Facts) -> Sequence[Ask]:
+def _asks(facts: Facts) -> Sequence[Command]:
     if facts.balloon is None or facts.guest_stats_seconds == 0:
         return ()
-    return (Ask("qom-get", {"path": facts.balloon, "property": "guest-stats"}),)
+    return (Command("qom-get", {"path": facts.balloon, "property": "guest-stats"}),)
 
 
 def _collect(answers: Answers) -> Iterable[Sample]:

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, when_told
+from agent.collectors.base import Answers, Collector, on_event_only
 from agent.model.family import Reader, Sample
 from agent.model.metrics.memory import HV_BALLOON
-from agent.qmp.commands import Ask
+from agent.qmp.commands import Command
 
 _read = Reader(HV_BALLOON)
 
@@ -24,8 +24,8 @@ def _samples(report: Mapping[str, Any]) -> Iterable[Sample]:
 COLLECTOR = Collector(
     "hv_balloon",
     (HV_BALLOON,),
-    lambda facts: (Ask("query-hv-balloon-status-report"),) if facts.hv_balloon else (),
+    lambda facts: (Command("query-hv-balloon-status-report"),) if facts.hv_balloon else (),
     _collect,
-    when_told,
+    on_event_only,
     from_event={"HV_BALLOON_STATUS_REPORT": _samples},
 )

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, Facts, expect
-from agent.collectors.untrusted import objects, text, within
+from agent.collectors.base import Answers, Collector, Facts, require_type
+from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
 from agent.model.family import Reader, Sample, Values
 from agent.model.metrics.inventory import INVENTORY, TPM
-from agent.model.record import clean
-from agent.qmp.commands import Ask
+from agent.model.record import sanitize
+from agent.qmp.commands import Command
 
 _read = Reader(INVENTORY)
 _read_tpm = Reader(TPM)
@@ -21,7 +21,7 @@ _MAX_TEXT = 96
 
 
 def _collect(answers: Answers) -> Iterable[Sample]:
-    buses, chardevs, backends = (objects(expect(answer, list)) for answer in answers)
+    buses, chardevs, backends = (as_list_of_objects(require_type(answer, list)) for answer in answers)
     pci = [_pci(device) for bus in buses for device in _devices(bus.get("devices"))]
     told = {
         "pci_devices": len(pci),
@@ -34,13 +34,13 @@ def _collect(answers: Answers) -> Iterable[Sample]:
 
 def _devices(devices: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
     """Yield a bus' devices, and what is behind its bridges."""
-    for device in objects(devices) if depth < _MAX_BRIDGES else ():
+    for device in as_list_of_objects(devices) if depth < _MAX_BRIDGES else ():
         yield device
-        yield from _devices(within(device.get("pci_bridge")).get("devices"), depth + 1)
+        yield from _devices(as_object(device.get("pci_bridge")).get("devices"), depth + 1)
 
 
 def _pci(device: dict[str, Any]) -> Values:
-    kind, ids = within(device.get("class_info")), within(device.get("id"))
+    kind, ids = as_object(device.get("class_info")), as_object(device.get("id"))
     bus, slot, function = (_number(device.get(key)) for key in ("bus", "slot", "function"))
     vendor, product = (_number(ids.get(key)) for key in ("vendor", "device"))
     return {
@@ -70,7 +70,7 @@ def _backend(one: dict[str, Any]) -> Values:
 
 
 def _text(raw: Any) -> str:
-    return clean(text(raw), _MAX_TEXT)
+    return sanitize(as_text(raw), _MAX_TEXT)
 
 
 def _number(raw: Any) -> int:
@@ -78,19 +78,19 @@ def _number(raw: Any) -> int:
 
 
 def _tpms(answers: Answers) -> Iterable[Sample]:
-    for tpm in objects(expect(answers[0], list), MAX_LISTED):
-        if name := text(tpm.get("id")):
-            yield Sample(TPM, (clean(name),), _read_tpm(tpm))
+    for tpm in as_list_of_objects(require_type(answers[0], list), MAX_LISTED):
+        if name := as_text(tpm.get("id")):
+            yield Sample(TPM, (sanitize(name),), _read_tpm(tpm))
 
 
-def _asks_tpm(facts: Facts) -> tuple[Ask, ...]:
-    return (Ask("query-tpm"),) if facts.has("query-tpm") else ()  # a QEMU may be built without
+def _asks_tpm(facts: Facts) -> tuple[Command, ...]:
+    return (Command("query-tpm"),) if facts.has("query-tpm") else ()  # a QEMU may be built without
 
 
 COLLECTOR = Collector(
     "inventory",
     (INVENTORY,),
-    lambda _facts: (Ask("query-pci"), Ask("query-chardev"), Ask("query-memdev")),
+    lambda _facts: (Command("query-pci"), Command("query-chardev"), Command("query-memdev")),
     _collect,
 )
 TPMS = Collector("tpm", (TPM,), _asks_tpm, _tpms)

@@ -7,12 +7,12 @@ followed from poll to poll, for QEMU gives no rate.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, Facts, Intervals, Poll, expect, when_told
-from agent.collectors.untrusted import objects
+from agent.collectors.base import Answers, Collector, Facts, Intervals, Poll, on_event_only, require_type
+from agent.collectors.untrusted import as_list_of_objects
 from agent.model.family import Reader, Sample, Values
 from agent.model.metrics.jobs import JOB
-from agent.model.record import clean
-from agent.qmp.commands import Ask
+from agent.model.record import sanitize
+from agent.qmp.commands import Command
 
 _read = Reader(JOB)
 
@@ -22,17 +22,17 @@ _SETTLED = frozenset({"paused", "standby", "waiting", "pending", "concluded", "n
 """States that an event ends; a job in one of them does not move."""
 
 
-def _asks(facts: Facts) -> tuple[Ask, ...]:
-    return (Ask("query-block-jobs"), *((Ask("query-jobs"),) if facts.has("query-jobs") else ()))
+def _asks(facts: Facts) -> tuple[Command, ...]:
+    return (Command("query-block-jobs"), *((Command("query-jobs"),) if facts.has("query-jobs") else ()))
 
 
 def _collect(answers: Answers) -> Iterable[Sample]:
     """Merge the two answers; block jobs' own offset and length stand in where a QEMU has no query-jobs."""
     jobs: dict[str, dict[str, Any]] = {}
-    for job in objects(expect(answers[0], list)):
+    for job in as_list_of_objects(require_type(answers[0], list)):
         if isinstance(name := job.get("device"), str):  # so it is called, but it is the job's id
             jobs[name] = {"current-progress": job.get("offset"), "total-progress": job.get("len")} | job
-    for job in objects(expect(answers[1], list)) if len(answers) > 1 else ():
+    for job in as_list_of_objects(require_type(answers[1], list)) if len(answers) > 1 else ():
         if isinstance(name := job.get("id"), str):
             jobs[name] = jobs.get(name, {}) | job
     return [_sample(name, job) for name, job in list(jobs.items())[:MAX_JOBS]]
@@ -44,7 +44,7 @@ def _sample(name: str, job: dict[str, Any]) -> Sample:
     if (goal := values.get("goal", 0)) > 0 and "progress" in values:
         values["progress_ratio"] = min(1.0, max(0.0, values["progress"] / goal))
     return Sample(
-        JOB, (clean(name) or "unknown", clean(kind, 64) if isinstance(kind, str) and kind else "unknown"), values
+        JOB, (sanitize(name) or "unknown", sanitize(kind, 64) if isinstance(kind, str) and kind else "unknown"), values
     )
 
 
@@ -64,7 +64,7 @@ def _rate(before: Sample | None, values: Values, seconds: float) -> Values:
 
 
 def _again(samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:
-    return min(_waits(samples, intervals), default=when_told(samples, facts, intervals))
+    return min(_waits(samples, intervals), default=on_event_only(samples, facts, intervals))
 
 
 def _waits(samples: Sequence[Sample], intervals: Intervals) -> Iterator[float]:

@@ -7,20 +7,20 @@ what query-status takes, on 11.1 as much and 1.7 times (measured). So they are a
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, Facts, Intervals, expect
-from agent.collectors.untrusted import objects, text
+from agent.collectors.base import Answers, Collector, Facts, Intervals, require_type
+from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Family, Reader, Sample, Values
 from agent.model.metrics.kvm import KVM, KVM_VCPU
-from agent.qmp.commands import Ask
+from agent.qmp.commands import Command
 
 
-def _ask(target: str, family: Family) -> Ask:
+def _ask(target: str, family: Family) -> Command:
     names = [field.path for field in family.fields]
-    return Ask("query-stats", {"target": target, "providers": [{"provider": "kvm", "names": names}]})
+    return Command("query-stats", {"target": target, "providers": [{"provider": "kvm", "names": names}]})
 
 
 # KVM's vCPUs are known by QOM path, and come in no order; query-cpus-fast says which is which.
-_ASKS = (_ask("vm", KVM), _ask("vcpu", KVM_VCPU), Ask("query-cpus-fast"))
+_ASKS = (_ask("vm", KVM), _ask("vcpu", KVM_VCPU), Command("query-cpus-fast"))
 _read = Reader(KVM)
 _read_vcpu = Reader(KVM_VCPU)
 
@@ -28,17 +28,17 @@ _MAX_VCPUS = 4096
 
 
 def _collect(answers: Answers) -> Iterable[Sample]:
-    machine, vcpus, cpus = (objects(expect(answer, list), _MAX_VCPUS) for answer in answers)
-    numbers = {path: cpu.get("cpu-index") for cpu in cpus if (path := text(cpu.get("qom-path")))}
+    machine, vcpus, cpus = (as_list_of_objects(require_type(answer, list), _MAX_VCPUS) for answer in answers)
+    numbers = {path: cpu.get("cpu-index") for cpu in cpus if (path := as_text(cpu.get("qom-path")))}
     samples = [Sample(KVM, (), _read(_stats(entry))) for entry in machine[:1]]
-    known = ((numbers.get(text(entry.get("qom-path"))), entry) for entry in vcpus)
+    known = ((numbers.get(as_text(entry.get("qom-path"))), entry) for entry in vcpus)
     samples += [Sample(KVM_VCPU, (str(n),), _read_vcpu(_stats(entry))) for n, entry in known if type(n) is int]
     return [sample for sample in samples if sample.values]
 
 
 def _stats(entry: Mapping[str, Any]) -> Values:
     """Return the numbers that an entry holds, by name."""
-    return {text(stat.get("name")): stat.get("value") for stat in objects(entry.get("stats"))}
+    return {as_text(stat.get("name")): stat.get("value") for stat in as_list_of_objects(entry.get("stats"))}
 
 
 def _again(samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:

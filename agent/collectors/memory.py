@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, expect
-from agent.collectors.untrusted import objects, text, within
+from agent.collectors.base import Answers, Collector, require_type
+from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
 from agent.model.family import Reader, Sample
 from agent.model.metrics.memory import MEMORY, MEMORY_DEVICE
-from agent.model.record import clean
-from agent.qmp.commands import Ask
+from agent.model.record import sanitize
+from agent.qmp.commands import Command
 
 _read = Reader(MEMORY)
 _read_device = Reader(MEMORY_DEVICE)
@@ -17,21 +17,21 @@ _MAX_DEVICES = 256  # QEMU has 256 slots
 
 
 def _collect(answers: Answers) -> Iterable[Sample]:
-    summary, devices = expect(answers[0], dict), expect(answers[1], list)
+    summary, devices = require_type(answers[0], dict), require_type(answers[1], list)
     return [Sample(MEMORY, (), _read(summary)), *_devices(devices)]
 
 
 def _devices(devices: list[Any]) -> Iterator[Sample]:
     """Yield the devices by their ids, those without one by the memory under them."""
-    for device in objects(devices, _MAX_DEVICES):
-        data = within(device.get("data"))
-        if name := text(data.get("id")) or text(data.get("memdev")):
-            yield Sample(MEMORY_DEVICE, (clean(name),), _read_device(device))
+    for device in as_list_of_objects(devices, _MAX_DEVICES):
+        data = as_object(device.get("data"))
+        if name := as_text(data.get("id")) or as_text(data.get("memdev")):
+            yield Sample(MEMORY_DEVICE, (sanitize(name),), _read_device(device))
 
 
 COLLECTOR = Collector(
     "memory",
     (MEMORY, MEMORY_DEVICE),
-    lambda _facts: (Ask("query-memory-size-summary"), Ask("query-memory-devices")),
+    lambda _facts: (Command("query-memory-size-summary"), Command("query-memory-devices")),
     _collect,
 )

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, Facts, Intervals, Notice, Poll, expect
+from agent.collectors.base import Answers, Collector, Facts, Intervals, Notice, Poll, require_type
 from agent.model.family import Reader, Sample, Values
 from agent.model.metrics.migration import ENDED, MIGRATION, MIGRATION_ENDED
 from agent.model.record import Severity
-from agent.qmp.commands import Ask
+from agent.qmp.commands import Command
 
 _read = Reader(MIGRATION)
 
@@ -27,7 +27,7 @@ _SEVERITIES = {"completed": Severity.INFO, "cancelled": Severity.WARNING, "faile
 
 
 def _collect(answers: Answers) -> Iterable[Sample]:
-    reply = expect(answers[0], dict)
+    reply = require_type(answers[0], dict)
     if _EXPERIMENT in reply:
         reply = reply | {_EXPERIMENT.removeprefix("x-"): reply[_EXPERIMENT]}
     values = {"status": "none"} | _read(reply)
@@ -93,7 +93,7 @@ def _summary(last: Mapping[str, Any]) -> Values:
 COLLECTOR = Collector(
     "migration",
     (MIGRATION,),
-    lambda _facts: (Ask("query-migrate"),),
+    lambda _facts: (Command("query-migrate"),),
     _collect,
     _again,
     shape=lambda samples: [sample.values["status"] for sample in samples],

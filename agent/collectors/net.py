@@ -8,7 +8,7 @@ from agent.host.procfs import Numbers, alone, interfaces
 from agent.host.types import File, Interface, Text
 from agent.model.family import Reader, Sample
 from agent.model.metrics.host import NET
-from agent.model.record import clean
+from agent.model.record import sanitize
 
 _read = Reader(NET)
 
@@ -35,7 +35,7 @@ def _collect(answers: Answers) -> Iterable[Sample]:
             there = interfaces(answer.text)
             found |= {far.name: (far, there[far.name]) for far in of if far.name in there}
     for interface, counters in found.values():
-        yield Sample(NET, (clean(interface.name),), _read(_seen(interface, counters) | {"known": interface.values}))
+        yield Sample(NET, (sanitize(interface.name),), _read(_seen(interface, counters) | {"known": interface.values}))
 
 
 def _seen(interface: Interface, counters: Numbers) -> Numbers:

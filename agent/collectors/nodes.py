@@ -6,13 +6,13 @@ Asked rarely: QEMU looks at the storage for it, and on storage that hangs it fre
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, Facts, expect
+from agent.collectors.base import Answers, Collector, Facts, require_type
 from agent.collectors.block import backings, chain, disks
-from agent.collectors.untrusted import objects, text
+from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Reader, Sample
 from agent.model.metrics.block import BLOCK_BITMAP, BLOCK_LAYER
-from agent.model.record import clean
-from agent.qmp.commands import Ask
+from agent.model.record import sanitize
+from agent.qmp.commands import Command
 
 _read = Reader(BLOCK_LAYER)
 _read_bitmap = Reader(BLOCK_BITMAP)
@@ -38,16 +38,20 @@ FILTERS = frozenset(
 Nodes = Mapping[str, Mapping[str, Any]]
 
 
-def _asks(facts: Facts) -> tuple[Ask, ...]:
+def _asks(facts: Facts) -> tuple[Command, ...]:
     # `flat` leaves out each node's copy of its backing chain; QEMU 5.0.
     return (
-        Ask("query-named-block-nodes", {"flat": True} if facts.version >= (5, 0) else None),
-        Ask("query-blockstats"),
+        Command("query-named-block-nodes", {"flat": True} if facts.version >= (5, 0) else None),
+        Command("query-blockstats"),
     )
 
 
 def _collect(answers: Answers) -> Iterable[Sample]:
-    nodes = {name: node for node in objects(expect(answers[0], list)) if (name := text(node.get("node-name")))}
+    nodes = {
+        name: node
+        for node in as_list_of_objects(require_type(answers[0], list))
+        if (name := as_text(node.get("node-name")))
+    }
     for device, disk in disks(answers[1]):
         for layer, name in _layers(nodes, disk):
             if name in nodes:
@@ -66,9 +70,9 @@ def _with_snapshots(node: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _bitmaps(device: str, layer: str, node: Mapping[str, Any]) -> Iterator[Sample]:
     """Yield a layer's bitmaps that have a name; those without are QEMU's own, for as long as a job runs."""
-    for bitmap in objects(node.get("dirty-bitmaps"), _MAX_BITMAPS):
-        if name := text(bitmap.get("name")):
-            yield Sample(BLOCK_BITMAP, (device, layer, clean(name)), _read_bitmap(bitmap))
+    for bitmap in as_list_of_objects(node.get("dirty-bitmaps"), _MAX_BITMAPS):
+        if name := as_text(bitmap.get("name")):
+            yield Sample(BLOCK_BITMAP, (device, layer, sanitize(name)), _read_bitmap(bitmap))
 
 
 def _layers(nodes: Nodes, disk: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.base import Answers, Collector, Poll, expect, when_told
+from agent.collectors.base import Answers, Collector, Poll, on_event_only, require_type
 from agent.model.family import Reader, Sample
 from agent.model.metrics.runstate import RUNSTATE
-from agent.qmp.commands import Ask
+from agent.qmp.commands import Command
 
 _read = Reader(RUNSTATE)
 
 
 def _collect(answers: Answers) -> Iterable[Sample]:
-    return (Sample(RUNSTATE, (), _read(expect(answers[0], dict))),)
+    return (Sample(RUNSTATE, (), _read(require_type(answers[0], dict))),)
 
 
 def _follow(before: Poll, now: Poll) -> Sequence[Sample]:
@@ -30,5 +30,5 @@ def _since(before: Sample | None, sample: Sample, now: Poll) -> float:
 
 
 COLLECTOR = Collector(
-    "runstate", (RUNSTATE,), lambda _facts: (Ask("query-status"),), _collect, when_told, follow=_follow
+    "runstate", (RUNSTATE,), lambda _facts: (Command("query-status"),), _collect, on_event_only, follow=_follow
 )

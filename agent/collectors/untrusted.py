@@ -3,16 +3,16 @@
 from typing import Any
 
 
-def objects(raw: Any, most: int | None = None) -> list[dict[str, Any]]:
+def as_list_of_objects(raw: Any, most: int | None = None) -> list[dict[str, Any]]:
     """Return the objects of a list, of its first `most` entries where that is given; none where it is no list."""
     return [one for one in raw[:most] if isinstance(one, dict)] if isinstance(raw, list) else []
 
 
-def within(raw: Any) -> dict[str, Any]:
+def as_object(raw: Any) -> dict[str, Any]:
     """Return an object; an empty one where it is none."""
     return raw if isinstance(raw, dict) else {}
 
 
-def text(raw: Any) -> str:
+def as_text(raw: Any) -> str:
     """Return a text; an empty one where it is none."""
     return raw if isinstance(raw, str) else ""

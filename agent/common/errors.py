@@ -1,5 +1,5 @@
 """What ends a command."""
 
 
-class FailedError(Exception):
+class CommandFailedError(Exception):
     """A command cannot do what it is for; the text says why, for people."""

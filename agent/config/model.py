@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag, model_validator
 
 from agent.alerts.levels import parse_level
-from agent.alerts.threshold_types import Mode
+from agent.alerts.threshold_types import ThresholdMode
 from agent.common.config_types import Address, Positive, Secret, Section
 from agent.common.units import Bytes, Seconds
 from agent.delivery.sinks.config import SinkConfig
 from agent.delivery.sinks.jsonl import JsonLinesConfig
 from agent.delivery.sinks.kafka.config import KafkaConfig
 from agent.host.libvirt_metadata import LabelsConfig
-from agent.monitors import ENTRIES, WayConfig
+from agent.monitors import ENTRIES, DiscovererConfig
 
 WAY = "way:"
 """How the names of the kinds of entries begin, by which pydantic tells them apart."""
@@ -36,7 +36,7 @@ def _way(entry: object) -> str:
 
 
 if TYPE_CHECKING:
-    MonitorConfig = WayConfig
+    MonitorConfig = DiscovererConfig
 else:
     MonitorConfig = Annotated[
         reduce(operator.or_, (Annotated[kind, Tag(way)] for way, kind in WAYS.items())), Discriminator(_way)
@@ -119,7 +119,7 @@ class DiskConfig(Section):
     """The VMs, by name or UUID; * and ? stand for any."""
     disk: str = "*"
     """The disks, by their guest-visible device's id; * and ? stand for any."""
-    mode: Mode | None = None
+    mode: ThresholdMode | None = None
     """As write_threshold.mode, for these."""
     levels: list[LevelText] | None = None
     """As write_threshold.levels, for these."""
@@ -128,7 +128,7 @@ class DiskConfig(Section):
 class WriteThresholdConfig(Section):
     """Warnings before a thin disk is full."""
 
-    mode: Mode = Mode.OBSERVE
+    mode: ThresholdMode = ThresholdMode.OBSERVE
     """`observe` compares levels at each poll and sets nothing; `arm` sets QEMU's write thresholds, so that it tells at the write."""
     levels: list[LevelText] = ["80%", "90%", "95%"]
     """The ladder: percent of the disk, bytes used or bytes free, in any order."""

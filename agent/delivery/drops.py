@@ -13,11 +13,11 @@ from agent.delivery.entry import Entry
 _log = logging.getLogger(__name__)
 
 LOG_SECONDS = 10.0
-TELLING = "qemu.agent.lost"
+DROP_REPORT_TYPE = "qemu.agent.lost"
 """The type of the records that tell of losses."""
 
 
-class Drop(StrEnum):
+class DropReason(StrEnum):
     """Why a record was not delivered."""
 
     BUDGET = "budget"
@@ -33,7 +33,7 @@ class Drop(StrEnum):
 
 
 @dataclass(slots=True)
-class Loss:
+class DropReport:
     """Records lost for one reason out of one lane, since it was last told.
 
     Attributes:
@@ -62,32 +62,32 @@ class Loss:
         return data
 
 
-class Losses:
+class DropLedger:
     """All that was lost and not told yet."""
 
     def __init__(self) -> None:
         self.totals: dict[tuple[str, str], int] = {}
         """By lane and reason, since the start; never reset."""
-        self._untold: dict[tuple[str, str], Loss] = {}
+        self._untold: dict[tuple[str, str], DropReport] = {}
         self._logged_at = float("-inf")
         self._unlogged = 0
 
     def __bool__(self) -> bool:
         return bool(self._untold)
 
-    def add(self, lane: str, reason: Drop, records: int, first_ns: int, last_ns: int, now: float) -> None:
+    def add(self, lane: str, reason: DropReason, records: int, first_ns: int, last_ns: int, now: float) -> None:
         """Count a loss; `now` is any monotonic clock's seconds."""
         if not records:
             return
         key = (lane, reason.value)
         self.totals[key] = self.totals.get(key, 0) + records
-        self._untold.setdefault(key, Loss(reason.value, lane)).add(records, first_ns, last_ns)
+        self._untold.setdefault(key, DropReport(reason.value, lane)).add(records, first_ns, last_ns)
         self._unlogged += records
         if now - self._logged_at >= LOG_SECONDS:
             _log.warning("%d records dropped, the last %d from %s: %s", self._unlogged, records, lane, reason.value)
             self._logged_at, self._unlogged = now, 0
 
-    def add_entries(self, lane: str, reason: Drop, entries: Iterable[Entry], now: float) -> None:
+    def add_entries(self, lane: str, reason: DropReason, entries: Iterable[Entry], now: float) -> None:
         """Count entries that are lost."""
         times = [entry.time_ns for entry in entries]
         if times:
@@ -101,7 +101,7 @@ class Losses:
         """Take what `untold` returned in an earlier run; anything else is ignored."""
         for item in note if isinstance(note, list) else ():
             try:
-                self._again(Loss(**item))
+                self._again(DropReport(**item))
             except TypeError:
                 continue
 
@@ -111,15 +111,15 @@ class Losses:
             try:
                 data = orjson.loads(body)["data"]
                 first, last = (round(data.get(f"{end}_timestamp_seconds", 0) * 1e9) for end in ("first", "last"))
-                self._again(Loss(data["reason"], data["lane"], data["records"], first, last))
+                self._again(DropReport(data["reason"], data["lane"], data["records"], first, last))
             except (ValueError, TypeError, KeyError, AttributeError):
                 continue
 
-    def _again(self, loss: Loss) -> None:
-        untold = self._untold.setdefault((loss.lane, loss.reason), Loss(loss.reason, loss.lane))
+    def _again(self, loss: DropReport) -> None:
+        untold = self._untold.setdefault((loss.lane, loss.reason), DropReport(loss.reason, loss.lane))
         untold.add(loss.records, loss.first_ns, loss.last_ns)
 
-    def tell(self) -> list[Loss]:
+    def tell(self) -> list[DropReport]:
         """Return what is not told yet, and count it as told."""
         losses, self._untold = list(self._untold.values()), {}
         return losses

@@ -11,7 +11,7 @@ _versions = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class StateNote:
     """Something small that outlives the agent, by name. Of two notes of one name the younger counts, whichever is written first.
 
     Attributes:
@@ -46,13 +46,13 @@ class Entry:
     type: str
     time_ns: int
     body: bytes
-    note: Note | None = None
+    note: StateNote | None = None
     row: int | None = None
     writing: bool = False
     done: bool = False
 
     @classmethod
-    def of(cls, stamped: Stamped, note: Note | None = None) -> Self:
+    def of(cls, stamped: Stamped, note: StateNote | None = None) -> Self:
         """Return the entry for a record."""
         record = stamped.record
         return cls(stamped.id, record.vm.key, record.type, record.time_ns, stamped.body, note)
@@ -72,7 +72,7 @@ def size_of(entries: Sequence[Entry]) -> int:
 
 
 @dataclass(slots=True)
-class Heap:
+class QueueSize:
     """A number of entries and their bytes."""
 
     records: int = 0
@@ -90,11 +90,11 @@ class Heap:
 
 
 Body = bytes
-"""A record's bytes, by a name that `Contents` has not another meaning for."""
+"""A record's bytes, by a name that `QueueContents` has not another meaning for."""
 
 
 @dataclass(slots=True)
-class Contents:
+class QueueContents:
     """What a lane has in the file.
 
     Attributes:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.delivery.drops import Drop, Loss, Losses
-from agent.delivery.entry import Entry, Note
+from agent.delivery.drops import DropLedger, DropReason, DropReport
+from agent.delivery.entry import Entry, StateNote
 from agent.delivery.journal.writer import Journal
-from agent.delivery.queue import Budget, Lane
-from agent.delivery.sinks.base import Outlet, Sink, pump
+from agent.delivery.queue import QueueLimits, RecordQueue
+from agent.delivery.sinks.base import Sink, SinkSupervisor, pump
 from agent.model.record import Stamped
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ SILENT_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class DeliveryTerms:
+class DeliverySettings:
     """How much may wait, and where.
 
     Attributes:
@@ -46,23 +46,23 @@ class DeliveryTerms:
     samples_disk: int = 0
 
 
-class Delivery:
+class DeliveryPipeline:
     """Three lanes, a journal and a sink.
 
     An alert has a lane of its own, for it waits until it is journaled, and what comes behind it in a lane waits with it; nor does it
     wait itself behind a flood of events.
     """
 
-    def __init__(self, sink: Sink, terms: DeliveryTerms, tell: Callable[[Loss], None]) -> None:
-        self.losses = Losses()
-        self.outlet = Outlet(sink)
+    def __init__(self, sink: Sink, terms: DeliverySettings, tell: Callable[[DropReport], None]) -> None:
+        self.losses = DropLedger()
+        self.outlet = SinkSupervisor(sink)
         durable = terms.folder is not None
         eighth = terms.memory // 8  # alerts are few
-        self.alerts = Lane("alerts", Budget(eighth, terms.alerts_disk), self.losses, durable=durable)
-        self.events = Lane("events", Budget(3 * eighth, terms.events_disk), self.losses, durable=durable)
-        self.samples = Lane(
+        self.alerts = RecordQueue("alerts", QueueLimits(eighth, terms.alerts_disk), self.losses, durable=durable)
+        self.events = RecordQueue("events", QueueLimits(3 * eighth, terms.events_disk), self.losses, durable=durable)
+        self.samples = RecordQueue(
             "samples",
-            Budget(4 * eighth, terms.samples_disk),
+            QueueLimits(4 * eighth, terms.samples_disk),
             self.losses,
             durable=False,
             gather_seconds=GATHER_SECONDS,
@@ -73,11 +73,11 @@ class Delivery:
         self._tell = tell
         self._told_at = float("-inf")
 
-    def put(self, stamped: Stamped, note: Note | None = None) -> None:
+    def put(self, stamped: Stamped, note: StateNote | None = None) -> None:
         """Take a record, and what is to be kept in one transaction with it. Never waits."""
         self._lane_of.get(stamped.record.kind, self.events).put(Entry.of(stamped, note))
 
-    async def keep(self, note: Note, seconds: float) -> bool:
+    async def keep(self, note: StateNote, seconds: float) -> bool:
         """Keep a note over restarts; return whether it is on disk, which takes at most so long to say."""
         if self.journal is None or self.journal.trouble is not None:
             return False
@@ -108,10 +108,10 @@ class Delivery:
 
     def notes(self) -> list[str]:
         """Return what a person should look at some time, in words."""
-        if self.journal is None or not self.journal.set_aside:
+        if self.journal is None or not self.journal.quarantined:
             return []
         return [
-            f"{self.journal.set_aside} damaged journal files were set aside since the start: see `qmp-agent journal`"
+            f"{self.journal.quarantined} damaged journal files were set aside since the start: see `qmp-agent journal`"
         ]
 
     @contextlib.asynccontextmanager
@@ -172,12 +172,12 @@ class Delivery:
         for lane in self.lanes:
             lane.abandon()
 
-    def _landed(self, lane: Lane, refused: Sequence[Entry]) -> None:
+    def _landed(self, lane: RecordQueue, refused: Sequence[Entry]) -> None:
         """Bury what was refused, and while delivery works, tell what was lost."""
         if refused:
-            self.losses.add_entries(lane.name, Drop.REFUSED, refused, time.monotonic())
+            self.losses.add_entries(lane.name, DropReason.REFUSED, refused, time.monotonic())
             if self.journal is not None:
-                self.journal.bury(Drop.REFUSED.value, refused)
+                self.journal.bury(DropReason.REFUSED.value, refused)
         open_way = lane is self.events or not len(self.events)  # the telling goes out behind what waits there
         if open_way and self.losses and time.monotonic() - self._told_at >= TELL_SECONDS:
             self._told_at = time.monotonic()

@@ -13,22 +13,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from agent.delivery.drops import TELLING, Drop, Losses
-from agent.delivery.entry import Contents, Entry, Heap, size_of
+from agent.delivery.drops import DROP_REPORT_TYPE, DropLedger, DropReason
+from agent.delivery.entry import Entry, QueueContents, QueueSize, size_of
 
 SAVE_ENTRIES = 20_000
 """Entries in one transaction: some 0.2 s, so that a reading never waits long behind it; and all that a busy loop may take in at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class QueueLimits:
     """How much a lane may hold, in bytes: in memory and on disk."""
 
     memory: int
     disk: int
 
 
-class Lane:
+class RecordQueue:
     """One queue of records.
 
     From its front to its end, each entry is in one of these:
@@ -42,15 +42,15 @@ class Lane:
     """
 
     def __init__(
-        self, name: str, budget: Budget, losses: Losses, *, durable: bool, gather_seconds: float = 0.0
+        self, name: str, budget: QueueLimits, losses: DropLedger, *, durable: bool, gather_seconds: float = 0.0
     ) -> None:
         self.name = name
         self.gather_seconds = gather_seconds
         """How long a record may wait for others, so that a batch has several."""
         self.budget = budget
-        self.disk = Heap()
+        self.disk = QueueSize()
         """What the journal has of this lane, delivered entries that are not deleted yet included."""
-        self.backlog = Heap()
+        self.backlog = QueueSize()
         """What waits and is only on disk."""
         self.journaled = 0
         """Entries written to the journal since the start."""
@@ -76,7 +76,7 @@ class Lane:
         self._unsaved: deque[Entry] = deque()  # to be written, in order: the oldest in memory that the journal has not
         self._writing: list[Entry] = []
         self._done_row = 0  # rows up to this one are delivered
-        self._deletable = Heap()
+        self._deletable = QueueSize()
         self._some = asyncio.Event()
         self._none = asyncio.Event()
         self._none.set()
@@ -180,11 +180,11 @@ class Lane:
         for entry in dropped:
             entry.done = True
         self._unsaved = deque(entry for entry in self._unsaved if not entry.done)
-        self._lost(Drop.NO_JOURNAL if self.durable else Drop.BUDGET, dropped)
+        self._lost(DropReason.NO_JOURNAL if self.durable else DropReason.BUDGET, dropped)
 
-    def _lost(self, reason: Drop, entries: Sequence[Entry]) -> None:
+    def _lost(self, reason: DropReason, entries: Sequence[Entry]) -> None:
         self._losses.add_entries(self.name, reason, entries, time.monotonic())
-        self._losses.untell(entry.body for entry in entries if entry.type == TELLING)
+        self._losses.untell(entry.body for entry in entries if entry.type == DROP_REPORT_TYPE)
 
     def _skip_done(self) -> None:
         while self._unsaved and self._unsaved[0].done:
@@ -233,15 +233,15 @@ class Lane:
         """Let what was read from the backlog fly: the sound entries, how many were not sound, and the last row looked at."""
         assert not self.flying
         if bad:
-            self._losses.add(self.name, Drop.CORRUPT, bad, 0, 0, time.monotonic())
+            self._losses.add(self.name, DropReason.CORRUPT, bad, 0, 0, time.monotonic())
         # Rows behind the backlog are in memory too, and fly from there.
         self.flying = [entry for entry in entries if entry.row is not None and entry.row <= self.backlog_to]
         self.backlog.take(len(self.flying) + bad, size_of(self.flying))
         at_end = last <= self.backlog_from or last >= self.backlog_to
         self.backlog_from = self.backlog_to if at_end else last
         if at_end:
-            self._losses.add(self.name, Drop.CORRUPT, self.backlog.records, 0, 0, time.monotonic())
-            self.backlog = Heap()
+            self._losses.add(self.name, DropReason.CORRUPT, self.backlog.records, 0, 0, time.monotonic())
+            self.backlog = QueueSize()
         self._look()
 
     def landed(self) -> None:
@@ -268,11 +268,13 @@ class Lane:
         lost = [entry for entry in (*self.flying, *self._tail) if entry.row is None and not entry.done]
         for entry in lost:
             entry.done = True
-        self._lost(Drop.STOPPED, lost)
+        self._lost(DropReason.STOPPED, lost)
 
     # The journal's side.
 
-    def found(self, contents: Contents, last_row: int, flew: Sequence[Entry] = (), rows: Sequence[int] = ()) -> None:
+    def found(
+        self, contents: QueueContents, last_row: int, flew: Sequence[Entry] = (), rows: Sequence[int] = ()
+    ) -> None:
         """Take what a journal has at its opening as the backlog. What is in memory comes behind it, and is to be saved anew.
 
         Before it lies, in these rows, what flew when the journal was made.
@@ -283,14 +285,14 @@ class Lane:
             entry.row, entry.writing = None, False
         for entry, row in zip(flew, rows, strict=True):
             entry.row = row
-        self.disk = Heap(contents.records, contents.bytes)
-        self.backlog = Heap(contents.records, contents.bytes)
+        self.disk = QueueSize(contents.records, contents.bytes)
+        self.backlog = QueueSize(contents.records, contents.bytes)
         self.backlog.take(len(flew), size_of(flew))
         self.backlog_from = max(rows, default=0)
         self.backlog_to = last_row if self.backlog.records else self.backlog_from
         self.left_to = 0
-        self._losses.add(self.name, Drop.CORRUPT, max(0, lost - self.backlog.records), 0, 0, time.monotonic())
-        self._done_row, self._deletable = 0, Heap()
+        self._losses.add(self.name, DropReason.CORRUPT, max(0, lost - self.backlog.records), 0, 0, time.monotonic())
+        self._done_row, self._deletable = 0, QueueSize()
         self._delivered([entry for entry in flew if entry.done])
         self._writing = []
         unsaved = (entry for entry in (*self.flying, *self._tail) if entry.row is None)
@@ -308,7 +310,7 @@ class Lane:
     def leave_backlog(self) -> None:
         """Go on with what is in memory: what is on disk cannot be read, and is delivered after the next start instead."""
         self.backlog_from = self.left_to = self.backlog_to
-        self.backlog = Heap()
+        self.backlog = QueueSize()
         self._look()
 
     @property
@@ -352,7 +354,7 @@ class Lane:
         self.journaled += len(written)
         if deleted_through:
             self.disk.take(self._deletable.records, self._deletable.bytes)
-            self._deletable = Heap()
+            self._deletable = QueueSize()
         self._delivered([entry for entry in written if entry.done])
         self._skip_done()
         if self._tail_bytes > self.budget.memory:
@@ -373,13 +375,13 @@ class Lane:
         if self._tail_bytes > self.budget.memory:
             self._relieve()
 
-    def dropped(self, contents: Contents, last_row: int) -> None:
+    def dropped(self, contents: QueueContents, last_row: int) -> None:
         """Take note of what the budget took from the backlog."""
         self.backlog_from = max(self.backlog_from, last_row)
         self.backlog.take(contents.records, contents.bytes)
         self.disk.take(contents.records, contents.bytes)
         self._look()
         self._losses.add(
-            self.name, Drop.BUDGET, contents.records, contents.first_ns, contents.last_ns, time.monotonic()
+            self.name, DropReason.BUDGET, contents.records, contents.first_ns, contents.last_ns, time.monotonic()
         )
         self._losses.untell(contents.told)

@@ -8,11 +8,11 @@ from functools import cache
 from itertools import accumulate, chain
 
 from agent.exposition.rates import Subjects
-from agent.exposition.snapshot import Snapshot, View, escape
+from agent.exposition.snapshot import Snapshot, VmView, escape
 from agent.model.family import Family, Field, Kind, Values, shown
 from agent.model.metrics import FAMILIES
 from agent.model.metrics.about import ABOUT
-from agent.session.api import State
+from agent.session.api import MonitorState
 
 Row = tuple[str, Values]
 """A subject: its labels in the text format, without braces, and its values."""
@@ -38,7 +38,7 @@ Lines = Callable[[Sequence[Row]], list[str]]
 """Makes the lines of one metric out of all subjects."""
 
 
-def _family(family: Family, held: list[tuple[View, Subjects]]) -> Iterator[str]:
+def _family(family: Family, held: list[tuple[VmView, Subjects]]) -> Iterator[str]:
     subjects = [subject for view, now in held for subject in view.named(family, now)]
     for head, lines in _columns(family) if subjects else ():
         if made := lines(subjects):
@@ -100,12 +100,12 @@ def _metric(name: str, kind: str, text: str, rows: Iterable[tuple[str, float]]) 
     return _head(name, kind, text) + "".join([f"{name}{{{labels}}} {+value!r}\n" for labels, value in rows])
 
 
-def _vm_series(views: list[View]) -> Iterator[str]:
+def _vm_series(views: list[VmView]) -> Iterator[str]:
     """Yield what the sessions themselves know."""
     if not views:
         return
     yield _metric("qemu_vm_info", "gauge", "A VM that is watched, for joins.", [(_info(view), 1) for view in views])
-    up = [(view.labels, view.status.state is State.UP) for view in views]
+    up = [(view.labels, view.status.state is MonitorState.UP) for view in views]
     yield _metric(
         "qemu_vm_up", "gauge", "Whether the VM answers in time; 0 is stalled. A VM that is gone has no series.", up
     )
@@ -137,7 +137,7 @@ def _monitors(snapshot: Snapshot) -> Iterator[str]:
         yield _metric("qmp_agent_monitor_state", "gauge", "1 for each monitor and the state it is in.", states)
 
 
-def _info(view: View) -> str:
+def _info(view: VmView) -> str:
     build = view.status.build
     version, package = (build.version, build.package) if build is not None else ("", "")
     monitor = view.status.vm.monitor if view.status.vm is not None else ""

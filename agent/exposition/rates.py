@@ -19,7 +19,7 @@ Labels = tuple[str, ...]
 Subjects = dict[Labels, Values]
 
 
-class _Layout:
+class _CounterLayout:
     """Which counters there are among a subject's values, and how they are kept."""
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -29,12 +29,12 @@ class _Layout:
         self.pick: Numbers = taker(counters) if counters else tuple
 
 
-Kept = tuple[_Layout, bytes]
+Kept = tuple[_CounterLayout, bytes]
 
 _NOTHING: dict[Labels, Kept] = {}
 """One for all: most families have no counters."""
 
-_layouts: dict[tuple[str, ...], _Layout] = {}
+_layouts: dict[tuple[str, ...], _CounterLayout] = {}
 """By the values' names; one QEMU gives them in one order as long as it lives."""
 
 
@@ -45,12 +45,12 @@ def _keep(values: Values) -> Kept | None:
     if layout is None:
         if len(_layouts) >= MAX_LAYOUTS:  # a hostile one has a new one each time
             _layouts.clear()
-        layout = _layouts[names] = _Layout(names)
+        layout = _layouts[names] = _CounterLayout(names)
     return (layout, layout.numbers.pack(*layout.pick(values))) if layout.places else None
 
 
 @dataclass(slots=True)
-class Pair:
+class PollPair:
     """A family's last two polls, and when they were, in nanoseconds since the epoch."""
 
     time_ns: int = 0

@@ -25,7 +25,7 @@ def _series(family: Family, values: Values) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SeriesLimits:
     """The bounds.
 
     Attributes:
@@ -37,10 +37,10 @@ class Limits:
     subjects: int = 10_000
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = SeriesLimits()
 
 
-class Cap:
+class SeriesLimiter:
     """The bounds of one VM, and what of them is taken."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Cap:
         before: Collection[tuple[str, ...]],
         samples: Sequence[Sample],
         time_ns: int,
-        limits: Limits,
+        limits: SeriesLimits,
     ) -> Sequence[Sample]:
         """Return those samples that get series, which are the first of them, and take what they need instead of what their family had.
 

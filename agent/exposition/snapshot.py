@@ -7,19 +7,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from agent.exposition.rates import Labels, Pair, Subjects
-from agent.exposition.series_limits import DEFAULT_LIMITS, Cap, Limits
+from agent.exposition.rates import Labels, PollPair, Subjects
+from agent.exposition.series_limits import DEFAULT_LIMITS, SeriesLimiter, SeriesLimits
 from agent.exposition.summary import History, remember
 from agent.model.events import EVENTS
 from agent.model.family import Family, Sample, Values
 from agent.model.metrics.block import BLOCK
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, Vm
-from agent.session.api import State, Status
+from agent.session.api import MonitorState, MonitorStatus
 
 
 @dataclass(slots=True, eq=False)
-class View:
+class VmView:
     """What is known of one VM; equal to itself alone.
 
     Attributes:
@@ -35,16 +35,16 @@ class View:
         cap: what it may take.
     """
 
-    status: Status
+    status: MonitorStatus
     labels: str
     replied_ns: int = 0
     events: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    pairs: dict[str, Pair] = field(default_factory=dict)
+    pairs: dict[str, PollPair] = field(default_factory=dict)
     texts: dict[str, dict[Labels, str]] = field(default_factory=dict)
     history: History = field(default_factory=History)
     turn: int = 0
-    cap: Cap = field(default_factory=Cap)
+    cap: SeriesLimiter = field(default_factory=SeriesLimiter)
 
     def named(self, family: Family, now: Subjects) -> Iterator[tuple[str, Values]]:
         """Yield, of what there was of a family at one poll, each subject's labels in the text format and its values."""
@@ -64,7 +64,7 @@ def escape(value: str) -> str:
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
-def _running(view: View) -> object:
+def _running(view: VmView) -> object:
     """Return whether a VM's guest runs; None where that is not known yet."""
     pair = view.pairs.get(RUNSTATE.name)
     return pair.now.get((), {}).get("running") if pair is not None else None
@@ -73,34 +73,34 @@ def _running(view: View) -> object:
 class Snapshot:
     """Written by the sessions, read by whoever looks; both on the event loop, so that nothing is read half-written."""
 
-    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, limits: SeriesLimits = DEFAULT_LIMITS) -> None:
         self.limits = limits
         """What each VM may take; may be set at any time, and holds from the next samples on."""
-        self.monitors: dict[tuple[object, ...], Status] = {}
-        self._views: dict[Vm, View] = {}
+        self.monitors: dict[tuple[object, ...], MonitorStatus] = {}
+        self._views: dict[Vm, VmView] = {}
 
-    def views(self) -> Iterator[tuple[Vm, View]]:
+    def views(self) -> Iterator[tuple[Vm, VmView]]:
         """Yield the VMs; of several with one UUID (a migration within the host) the first, until that does not run and a later one does.
 
         So no QEMU that was taken over puts itself in another's place by saying that other's UUID.
         """
-        holders: dict[str, View] = {}
+        holders: dict[str, VmView] = {}
         for vm, view in self._views.items():
             holder = holders.setdefault(vm.uuid, view)
             if _running(holder) is False and _running(view):
                 holders[vm.uuid] = view
         return ((vm, view) for vm, view in self._views.items() if holders[vm.uuid] is view)
 
-    def status(self, status: Status) -> None:
+    def status(self, status: MonitorStatus) -> None:
         """Take a change of state. A VM that is gone has no series."""
         self.monitors[status.monitor.key] = status
         if status.vm is None:
             return
-        if status.state in (State.UP, State.STALLED):
+        if status.state in (MonitorState.UP, MonitorState.STALLED):
             view = self._views.get(status.vm)
             if view is None:
                 vm = status.vm
-                self._views[vm] = View(status, f'vm_uuid="{vm.uuid}",vm="{escape(vm.name)}"')
+                self._views[vm] = VmView(status, f'vm_uuid="{vm.uuid}",vm="{escape(vm.name)}"')
             else:
                 view.status = status
                 view.turn += 1
@@ -125,7 +125,7 @@ class Snapshot:
             if pair is None:
                 if not mine:
                     continue
-                pair = view.pairs[family.name] = Pair()
+                pair = view.pairs[family.name] = PollPair()
             elif pair.limits is self.limits and not view.left_out[family.name] and pair.holds(mine):
                 continue
             pair.limits = self.limits

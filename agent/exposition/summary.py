@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from math import isnan, nan
 from typing import Any, NamedTuple
 
-from agent.exposition.rates import LEAST_NS, Pair
+from agent.exposition.rates import LEAST_NS, PollPair
 from agent.model.family import Values
 from agent.model.metrics.migration import ENDED
 
 POINTS = 60
 """How many polls are remembered of each VM: ten minutes at the usual ten seconds, 4 KB."""
 
-Pairs = Mapping[str, Pair]
+Pairs = Mapping[str, PollPair]
 """Last polls, by family name."""
 
 
@@ -82,7 +82,7 @@ _DONE = ("read_bytes_total", "write_bytes_total", "reads_total", "writes_total")
 
 def point(pairs: Pairs) -> Point:
     """Return what a VM does now."""
-    block = pairs.get("block") or Pair()
+    block = pairs.get("block") or PollPair()
     has = memory(pairs)
     used = has.get("used_bytes", has.get("resident_bytes"))
     read, write, reads, writes = map(block.totals(_DONE).get, _DONE)
@@ -108,7 +108,7 @@ def memory(pairs: Pairs) -> dict[str, float]:
 
 def disks(pairs: Pairs) -> list[dict[str, Any]]:
     """Return each disk's rates and, where it can fill, how full it is."""
-    block, space, layers = (pairs.get(name) or Pair() for name in ("block", "block_space", "block_layer"))
+    block, space, layers = (pairs.get(name) or PollPair() for name in ("block", "block_space", "block_layer"))
     found = []
     for labels in block.now:
         disk: dict[str, Any] = {"device": labels[0]}
@@ -136,7 +136,7 @@ def migration(pairs: Pairs) -> dict[str, Any] | None:
 
 def jobs(pairs: Pairs) -> list[dict[str, Any]]:
     """Return the jobs that there are, with how far each has come and how long it takes."""
-    pair = pairs.get("job") or Pair()
+    pair = pairs.get("job") or PollPair()
     names = ("status", "error", "progress_ratio", "left_seconds")
     return [
         {"job": job, "type": kind} | {name: values[name] for name in names if name in values}

@@ -29,7 +29,7 @@ class UnknownProcessError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class QemuProcess:
     """A process that was found.
 
     Attributes:
@@ -47,7 +47,7 @@ class Found:
     cgroup_name: str
 
 
-def find(opener: int | None, threads: Sequence[int], root: Path = ROOT) -> Found:
+def find(opener: int | None, threads: Sequence[int], root: Path = ROOT) -> QemuProcess:
     """Return the process of a QEMU. Blocks, for some milliseconds.
 
     Args:
@@ -70,7 +70,7 @@ def find(opener: int | None, threads: Sequence[int], root: Path = ROOT) -> Found
     ids = _ids(process, threads)
     assert ids is not None
     name = _cgroup_name(process)
-    return Found(process, ids, _start(process), _cgroup(process, name), name)
+    return QemuProcess(process, ids, _start(process), _cgroup(process, name), name)
 
 
 def _by_opener(pid: int, threads: Sequence[int], root: Path) -> Process | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, Field
 
 from agent.common.config_types import Section
-from agent.model.record import Vm, clean
+from agent.model.record import Vm, sanitize
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -68,7 +68,9 @@ def labels_of(vm: Vm, labels: LabelsConfig) -> dict[str, str]:
         domain = _domain(folder, vm)
         if domain is not None:
             found = {name: _value(domain, path) for name, path in labels.metadata.items()}
-            return {name: clean(value.strip(), MAX_VALUE) for name, value in found.items() if value and value.strip()}
+            return {
+                name: sanitize(value.strip(), MAX_VALUE) for name, value in found.items() if value and value.strip()
+            }
     return {}
 
 

@@ -67,7 +67,7 @@ def _user_name(uid: int) -> str:
         return str(uid)
 
 
-def obstacles(path: str, user: User) -> list[Path]:
+def blocked_paths(path: str, user: User) -> list[Path]:
     """Return the folders that a user may not enter on the way to a socket, and the socket where it may not connect to that.
 
     Empty where nothing is in the way, or where it cannot be told: only root can ask for others.
@@ -121,7 +121,7 @@ def describe(place: Path, user: User) -> str:
     return f"{user.name} may not {verb} {place} ({_user_name(info.st_uid)}:{group} {mode:04o})"
 
 
-def cure(place: Path, user: User, *, made_anew: bool = True) -> list[str]:
+def fix_commands(place: Path, user: User, *, made_anew: bool = True) -> list[str]:
     """Return the commands that take away what is in a user's way; none where nothing is there.
 
     Args:

@@ -30,7 +30,7 @@ _INTERPRETER = re.compile(r"python[0-9.]*|perl|ruby|(ba|da)?sh")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class SocketEntry:
     """One socket.
 
     Attributes:
@@ -46,7 +46,7 @@ class Entry:
     remote: str = ""
 
 
-Table = Mapping[int, Entry]
+Table = Mapping[int, SocketEntry]
 """Sockets by inode."""
 
 
@@ -63,8 +63,8 @@ def plain(path: str) -> str:
     return "/run/" + path.removeprefix("/var/run/") if path.startswith("/var/run/") else path
 
 
-def _unix() -> dict[int, Entry]:
-    found: dict[int, Entry] = {}
+def _unix() -> dict[int, SocketEntry]:
+    found: dict[int, SocketEntry] = {}
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
         netlink.settimeout(_DEADLINE_SECONDS)
         request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, _SHOW_NAME_PEER, 0xFFFFFFFF, 0xFFFFFFFF)
@@ -91,7 +91,7 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += (length + 3) & ~3
 
 
-def _entry(body: bytes) -> tuple[int, Entry]:
+def _entry(body: bytes) -> tuple[int, SocketEntry]:
     state, inode = struct.unpack_from("=xxBxI", body)
     path, peer, at = "", 0, 16
     while at + 4 <= len(body):
@@ -104,16 +104,16 @@ def _entry(body: bytes) -> tuple[int, Entry]:
         elif kind == _PEER:
             (peer,) = struct.unpack_from("=I", value)
         at += (length + 3) & ~3
-    return inode, Entry(state, plain(path), peer)
+    return inode, SocketEntry(state, plain(path), peer)
 
 
-def _tcp(*tables: bytes) -> Iterator[tuple[int, Entry]]:
+def _tcp(*tables: bytes) -> Iterator[tuple[int, SocketEntry]]:
     """Yield the sockets of /proc/net/tcp and tcp6, each with its other end where that is on this host."""
     rows = [line.split() for table in tables for line in table.decode("ascii", "replace").splitlines()[1:]]
     ends = [(_end(row[1]), _end(row[2]), int(row[3], 16), int(row[9])) for row in rows if len(row) > 9]
     inodes = {(here, there): inode for here, there, _, inode in ends}
     for here, there, state, inode in ends:
-        yield inode, Entry(state, f"tcp:{here[1]}", inodes.get((there, here), 0), f"tcp:{there[1]}")
+        yield inode, SocketEntry(state, f"tcp:{here[1]}", inodes.get((there, here), 0), f"tcp:{there[1]}")
 
 
 def _end(text: str) -> tuple[str, int]:

@@ -19,7 +19,7 @@ class TooManyGuessesError(Exception):
     """There are as many passwords to look at as we look at."""
 
 
-class Users:
+class BasicAuthUsers:
     """Users by name, with the bcrypt hashes of their passwords. Made in a thread: it hashes once."""
 
     def __init__(self, hashes: Mapping[str, str]) -> None:

@@ -16,17 +16,17 @@ MAX_HEADER_BYTES = 64 << 10
 Factory = Callable[[], asyncio.Protocol]
 
 
-class Gate:
+class ConnectionLimiter:
     """Stands before an HTTP server's protocols and ends connections that take too much."""
 
     def __init__(self) -> None:
         self.refused = 0
         """Connections that were ended at once, because there were too many."""
-        self._guards: dict[asyncio.BaseTransport, _Guard] = {}
+        self._guards: dict[asyncio.BaseTransport, _LimitedProtocol] = {}
 
     def before(self, factory: Callable[[], asyncio.BaseProtocol]) -> Factory:
         """Return a factory of guarded protocols."""
-        return lambda: _Guard(self, cast("asyncio.Protocol", factory()))
+        return lambda: _LimitedProtocol(self, cast("asyncio.Protocol", factory()))
 
     def begins(self, transport: asyncio.BaseTransport | None) -> None:
         """A whole request came on this connection: its handler's time is its own."""
@@ -38,7 +38,7 @@ class Gate:
         if transport is not None and (guard := self._guards.get(transport)) is not None:
             guard.ends()
 
-    def enter(self, transport: asyncio.BaseTransport, guard: "_Guard") -> bool:
+    def enter(self, transport: asyncio.BaseTransport, guard: "_LimitedProtocol") -> bool:
         """Return whether there is room for one more connection."""
         if len(self._guards) >= MAX_CONNECTIONS:
             self.refused += 1
@@ -51,10 +51,10 @@ class Gate:
         self._guards.pop(transport, None)
 
 
-class _Guard(asyncio.Protocol):
+class _LimitedProtocol(asyncio.Protocol):
     """Hands on all that a connection brings, for as long as it keeps to the rules."""
 
-    def __init__(self, gate: Gate, inner: asyncio.Protocol) -> None:
+    def __init__(self, gate: ConnectionLimiter, inner: asyncio.Protocol) -> None:
         self._gate = gate
         self._inner = inner
         self._transport: asyncio.Transport | None = None

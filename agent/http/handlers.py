@@ -10,9 +10,9 @@ import orjson
 from aiohttp import web
 
 from agent.exposition.prometheus import pieces
-from agent.http.overview import Onlook, Overview, Shown
-from agent.http.record_stream import Live
-from agent.http.sse import Streams
+from agent.http.overview import Overview, OverviewCursor, OverviewSource
+from agent.http.record_stream import RecordBroadcaster
+from agent.http.sse import EventStreams
 
 BREATH_SECONDS = 0.005
 """How long a scrape keeps the loop to itself: an event that comes meanwhile waits no longer."""
@@ -39,10 +39,10 @@ TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".s
 """What the page is made of."""
 
 
-class Sight(Shown, Protocol):
+class AgentView(OverviewSource, Protocol):
     """What the endpoint shows."""
 
-    live: Live
+    live: RecordBroadcaster
 
     def own_metrics(self) -> bytes:
         """Return the text of the agent's own series."""
@@ -60,12 +60,12 @@ class Sight(Shown, Protocol):
         """Take note of how long a scrape took."""
 
 
-def application(sight: Sight) -> web.Application:
+def application(sight: AgentView) -> web.Application:
     """Return the endpoint as an aiohttp application."""
     app = web.Application()
     app.on_response_prepare.append(_headers)
     overview = Overview(sight)
-    handlers, streams = _Handlers(sight, overview), Streams(sight.live, overview)
+    handlers, streams = _Handlers(sight, overview), EventStreams(sight.live, overview)
     app.router.add_get("/", handlers.page)
     app.router.add_get("/page/{name}", handlers.page)
     app.router.add_get("/metrics", handlers.metrics)
@@ -92,7 +92,7 @@ def _page() -> dict[str, tuple[bytes, str]]:
 
 
 class _Handlers:
-    def __init__(self, sight: Sight, overview: Overview) -> None:
+    def __init__(self, sight: AgentView, overview: Overview) -> None:
         self._sight = sight
         self._overview = overview
         self._page = _page()
@@ -131,5 +131,5 @@ class _Handlers:
 
     async def overview(self, request: web.Request) -> web.Response:
         """This host, whole, as JSON; with all figures of one `vm`, by UUID."""
-        news = Onlook(self._overview).news(request.query.get("vm", ""))
+        news = OverviewCursor(self._overview).news(request.query.get("vm", ""))
         return web.Response(body=orjson.dumps(news), content_type="application/json")

@@ -9,15 +9,15 @@ from typing import Any, Protocol
 
 import orjson
 
-from agent.exposition.rates import Pair
-from agent.exposition.snapshot import Snapshot, View
+from agent.exposition.rates import PollPair
+from agent.exposition.snapshot import Snapshot, VmView
 from agent.exposition.summary import glance
 from agent.model.family import Family, Kind
 from agent.model.metrics import FAMILIES
-from agent.model.record import Vm, clean
+from agent.model.record import Vm, sanitize
 
 
-class Shown(Protocol):
+class OverviewSource(Protocol):
     """What is shown."""
 
     snapshot: Snapshot
@@ -35,27 +35,27 @@ class Shown(Protocol):
 class Overview:
     """Makes the JSON; one for all who look on."""
 
-    def __init__(self, shown: Shown) -> None:
+    def __init__(self, shown: OverviewSource) -> None:
         self._shown = shown
-        self._rows: dict[str, tuple[View, int, orjson.Fragment]] = {}
+        self._rows: dict[str, tuple[VmView, int, orjson.Fragment]] = {}
 
-    def views(self) -> dict[str, tuple[Vm, View]]:
+    def views(self) -> dict[str, tuple[Vm, VmView]]:
         """Return the VMs, by UUID."""
         return {vm.uuid: (vm, view) for vm, view in self._shown.snapshot.views()}
 
-    def row(self, vm: Vm, view: View) -> orjson.Fragment:
+    def row(self, vm: Vm, view: VmView) -> orjson.Fragment:
         """Return a VM at a glance, as JSON."""
         known = self._rows.get(vm.uuid)
         if known is None or known[:2] != (view, view.turn):
             known = self._rows[vm.uuid] = view, view.turn, orjson.Fragment(_kept(self._glance(vm, view)))
         return known[2]
 
-    def forget(self, there: dict[str, tuple[Vm, View]]) -> None:
+    def forget(self, there: dict[str, tuple[Vm, VmView]]) -> None:
         """Let go of VMs that are gone."""
         for uuid in self._rows.keys() - there.keys():
             del self._rows[uuid]
 
-    def _glance(self, vm: Vm, view: View) -> dict[str, Any]:
+    def _glance(self, vm: Vm, view: VmView) -> dict[str, Any]:
         status = view.status
         said = glance(view.pairs)
         for disk in said.get("disks", ()):
@@ -63,21 +63,21 @@ class Overview:
                 disk["ladder"] = self._shown.ladder(vm, disk["device"])
         who: dict[str, Any] = {
             "uuid": vm.uuid,
-            "name": clean(vm.name),
+            "name": sanitize(vm.name),
             "state": status.state.value,
             "reason": status.reason,
         }
-        who |= {"since": status.since_ns / 1e9, "replied": view.replied_ns / 1e9, "monitor": clean(vm.monitor)}
+        who |= {"since": status.since_ns / 1e9, "replied": view.replied_ns / 1e9, "monitor": sanitize(vm.monitor)}
         return who | {"qemu": status.build.version if status.build is not None else ""} | said
 
     def rest(self) -> dict[str, Any]:
         """Return all but the VMs."""
         monitors = [
             {
-                "monitor": clean(status.monitor.name),
+                "monitor": sanitize(status.monitor.name),
                 "state": status.state.value,
                 "reason": status.reason,
-                "vm": clean(status.vm.name) if status.vm is not None else "",
+                "vm": sanitize(status.vm.name) if status.vm is not None else "",
                 "uuid": status.vm.uuid if status.vm is not None else "",
                 "since": status.since_ns / 1e9,
             }
@@ -86,14 +86,14 @@ class Overview:
         return {"monitors": monitors, "alerts": self._shown.firing(), "agent": self._shown.health()}
 
 
-class Onlook:
+class OverviewCursor:
     """What one who looks on has seen."""
 
     def __init__(self, overview: Overview) -> None:
         self._overview = overview
-        self._seen: dict[str, tuple[View, int]] = {}
+        self._seen: dict[str, tuple[VmView, int]] = {}
         self._rest: dict[str, bytes] = {}
-        self._detail: tuple[View, int] | None = None
+        self._detail: tuple[VmView, int] | None = None
 
     def news(self, uuid: str = "") -> dict[str, Any] | None:
         """Return what is new to this one, with all the figures of the VM of this UUID; None where nothing is."""
@@ -123,13 +123,13 @@ def _kept(value: Any) -> bytes:
     return bytes(memoryview(orjson.dumps(value)))
 
 
-def detail(vm: Vm, view: View) -> dict[str, Any]:
+def detail(vm: Vm, view: VmView) -> dict[str, Any]:
     """Return all that is known of a VM, with what it means."""
     families = [_family(family, view.pairs[family.name]) for family in FAMILIES if family.name in view.pairs]
     return {"uuid": vm.uuid, "families": [f for f in families if f["subjects"]], "events": view.events}
 
 
-def _family(family: Family, pair: Pair) -> dict[str, Any]:
+def _family(family: Family, pair: PollPair) -> dict[str, Any]:
     there = {name for values in pair.now.values() for name in values}
     fields = [field for field in family.fields if field.name in there]
     counters = [field.name for field in fields if field.kind is Kind.COUNTER]

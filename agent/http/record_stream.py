@@ -16,11 +16,11 @@ RECENT_BYTES = 1 << 20
 """What is kept of records that are no samples, for those who come late or come back; whichever is less."""
 
 
-class TooManyError(Exception):
+class TooManySubscribersError(Exception):
     """There are as many onlookers as we serve."""
 
 
-class Onlooker:
+class Subscriber:
     """One who looks on: a bounded queue of the records that it wants."""
 
     def __init__(self, *, vm: str = "", types: tuple[str, ...] = ("",), severity: Severity = Severity.DEBUG) -> None:
@@ -48,7 +48,7 @@ class Onlooker:
         return await self._queue.get()
 
 
-class Seats:
+class StreamLimit:
     """Room for so many."""
 
     def __init__(self, count: int) -> None:
@@ -63,7 +63,7 @@ class Seats:
             TooManyError: there is none.
         """
         if self._taken >= self._count:
-            raise TooManyError(f"{self._count} are looking on already")
+            raise TooManySubscribersError(f"{self._count} are looking on already")
         self._taken += 1
         try:
             yield
@@ -71,12 +71,12 @@ class Seats:
             self._taken -= 1
 
 
-class Live:
+class RecordBroadcaster:
     """All who look on, and what happened of late."""
 
     def __init__(self) -> None:
-        self._onlookers: set[Onlooker] = set()
-        self._seats = Seats(MAX_ONLOOKERS)
+        self._onlookers: set[Subscriber] = set()
+        self._seats = StreamLimit(MAX_ONLOOKERS)
         self._recent: deque[Stamped] = deque()
         self._recent_bytes = 0
 
@@ -91,7 +91,7 @@ class Live:
                 self._recent_bytes -= len(self._recent.popleft().body)
 
     @contextmanager
-    def join(self, onlooker: Onlooker, *, recent: bool = False, after: str = "") -> Iterator[Onlooker]:
+    def join(self, onlooker: Subscriber, *, recent: bool = False, after: str = "") -> Iterator[Subscriber]:
         """Look on for as long as the block runs.
 
         Args:

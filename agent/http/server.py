@@ -16,8 +16,8 @@ from typing import Any
 from aiohttp import web
 
 from agent.config.loader import ConfigError, read
-from agent.http.basic_auth import TooManyGuessesError, Users
-from agent.http.connection_limits import Gate
+from agent.http.basic_auth import BasicAuthUsers, TooManyGuessesError
+from agent.http.connection_limits import ConnectionLimiter
 from agent.http.web_config import RateLimit, WebConfig, files, tls_context
 
 _log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ MAX_LINE_BYTES = 8190
 MAX_HEADERS = 64
 _CHALLENGE = {"WWW-Authenticate": 'Basic realm="qmp-agent", charset="UTF-8"'}
 
-RULES: web.AppKey["Rules"] = web.AppKey("rules")
+ACCESS_CONTROL: web.AppKey["AccessControl"] = web.AppKey("rules")
 
 
 class EndpointError(Exception):
@@ -37,7 +37,7 @@ class EndpointError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class LoadedWebConfig:
     """A web config, read.
 
     Attributes:
@@ -49,11 +49,11 @@ class Door:
 
     config: WebConfig = field(default_factory=WebConfig)
     tls: ssl.SSLContext | None = None
-    users: Users = field(default_factory=lambda: Users({}))
+    users: BasicAuthUsers = field(default_factory=lambda: BasicAuthUsers({}))
     signature: object = None
 
     @classmethod
-    def read(cls, path: Path | None) -> "Door":
+    def read(cls, path: Path | None) -> "LoadedWebConfig":
         """Read a file; to be run in a thread.
 
         Raises:
@@ -71,7 +71,7 @@ class Door:
         except OSError as error:
             where = f" {error.filename}" if error.filename else ""
             raise EndpointError(f"{path}: TLS cannot be had:{where} {error.strerror or error}") from error
-        return cls(config, context, Users(config.basic_auth_users), signature)
+        return cls(config, context, BasicAuthUsers(config.basic_auth_users), signature)
 
 
 def _signature(paths: Sequence[Path]) -> object:
@@ -83,12 +83,12 @@ def _signature(paths: Sequence[Path]) -> object:
     return found
 
 
-class Rules:
+class AccessControl:
     """Decides on each request, by the door that is open now."""
 
     def __init__(self, *, loopback: bool) -> None:
-        self.door = Door()
-        self.gate = Gate()
+        self.door = LoadedWebConfig()
+        self.gate = ConnectionLimiter()
         self._loopback = loopback
         self._tokens = 0.0
         self._counted_at = 0.0
@@ -141,7 +141,7 @@ def _local(host: str) -> bool:
 @web.middleware
 async def guard(request: web.Request, handler: Any) -> web.StreamResponse:
     """Answer a request if it may be; the first middleware of an application that has RULES."""
-    rules = request.app[RULES]
+    rules = request.app[ACCESS_CONTROL]
     transport = request.transport
     rules.gate.begins(transport)
     try:
@@ -154,14 +154,14 @@ async def guard(request: web.Request, handler: Any) -> web.StreamResponse:
 
 async def prepare(request: web.Request, response: web.StreamResponse) -> None:
     """Give a response the headers that the web config asks for."""
-    for name, value in request.app[RULES].door.config.http_server_config.headers.items():
+    for name, value in request.app[ACCESS_CONTROL].door.config.http_server_config.headers.items():
         if value:
             response.headers[name] = value
         else:
             response.headers.pop(name, None)
 
 
-class Endpoint:
+class HttpEndpoint:
     """Serves an application at an address, by a web config."""
 
     def __init__(self, app: web.Application, listen: str, web_config: Path | None) -> None:
@@ -169,8 +169,8 @@ class Endpoint:
         """Why the web config as it is now was not taken, or None."""
         self._listen = listen
         self._path = web_config
-        self._rules = Rules(loopback=is_loopback(listen))
-        app[RULES] = self._rules
+        self._rules = AccessControl(loopback=is_loopback(listen))
+        app[ACCESS_CONTROL] = self._rules
         app.middlewares.insert(0, guard)
         app.on_response_prepare.append(prepare)
         self._runner = web.AppRunner(
@@ -197,7 +197,7 @@ class Endpoint:
         Raises:
             EndpointError: the address cannot be had, or the web config cannot be used.
         """
-        door = await asyncio.to_thread(Door.read, self._path)
+        door = await asyncio.to_thread(LoadedWebConfig.read, self._path)
         with contextlib.ExitStack() as stack:
             sockets = [stack.enter_context(bound) for bound in _bind(self._listen)]
             if not is_loopback(self._listen) and not door.config.asks_who:
@@ -219,7 +219,7 @@ class Endpoint:
                     server.close()
                 await self._runner.cleanup()
 
-    async def _open(self, door: Door, sockets: Sequence[socket.socket]) -> None:
+    async def _open(self, door: LoadedWebConfig, sockets: Sequence[socket.socket]) -> None:
         """Let in by this door those who connect from here on; who is in already stays, and is asked again at each request."""
         loop = asyncio.get_running_loop()
         assert self._runner.server is not None
@@ -247,7 +247,7 @@ class Endpoint:
             if now == seen:
                 continue
             try:
-                door = await asyncio.to_thread(Door.read, self._path)
+                door = await asyncio.to_thread(LoadedWebConfig.read, self._path)
                 await self._open(door, sockets)
             except (EndpointError, OSError) as error:
                 seen, self.trouble = now, f"the web config was not taken, the one before it stays: {error}"

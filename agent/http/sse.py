@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import orjson
 from aiohttp import web
 
-from agent.http.overview import Onlook, Overview
-from agent.http.record_stream import MAX_ONLOOKERS, Live, Onlooker, Seats, TooManyError
+from agent.http.overview import Overview, OverviewCursor
+from agent.http.record_stream import MAX_ONLOOKERS, RecordBroadcaster, StreamLimit, Subscriber, TooManySubscribersError
 from agent.model.record import Severity
 
 QUIET_SECONDS = 15.0
@@ -20,13 +20,13 @@ TURN_SECONDS = 1.0
 _HEADERS = {"Content-Type": "text/event-stream"}
 
 
-class Streams:
+class EventStreams:
     """The handlers of both streams."""
 
-    def __init__(self, live: Live, overview: Overview) -> None:
+    def __init__(self, live: RecordBroadcaster, overview: Overview) -> None:
         self._live = live
         self._overview = overview
-        self._seats = Seats(MAX_ONLOOKERS)
+        self._seats = StreamLimit(MAX_ONLOOKERS)
 
     async def records(self, request: web.Request) -> web.StreamResponse:
         """Records of one `vm`, of some `type`s (their beginnings, with commas between), of a `severity` or worse.
@@ -38,29 +38,29 @@ class Streams:
             severity = Severity[query.get("severity", "debug").upper()]
         except KeyError:
             raise web.HTTPBadRequest(text=f"severity is one of {', '.join(s.label for s in Severity)}\n") from None
-        onlooker = Onlooker(vm=query.get("vm", ""), types=tuple(query.get("type", "").split(",")), severity=severity)
+        onlooker = Subscriber(vm=query.get("vm", ""), types=tuple(query.get("type", "").split(",")), severity=severity)
         after = query.get("after", request.headers.get("Last-Event-ID", ""))
         try:
             with self._live.join(onlooker, recent="recent" in query, after=after):
                 return await _records(request, onlooker)
-        except TooManyError as error:
+        except TooManySubscribersError as error:
             raise _full(error) from None
 
     async def overview(self, request: web.Request) -> web.StreamResponse:
         """What changed of the overview, each second; with all figures of one `vm`, by UUID."""
-        onlook = Onlook(self._overview)
+        onlook = OverviewCursor(self._overview)
         try:
             with self._seats.seat():
                 return await _overview(request, onlook)
-        except TooManyError as error:
+        except TooManySubscribersError as error:
             raise _full(error) from None
 
 
-def _full(error: TooManyError) -> web.HTTPException:
+def _full(error: TooManySubscribersError) -> web.HTTPException:
     return web.HTTPServiceUnavailable(text=f"{error}\n")
 
 
-async def _records(request: web.Request, onlooker: Onlooker) -> web.StreamResponse:
+async def _records(request: web.Request, onlooker: Subscriber) -> web.StreamResponse:
     response = web.StreamResponse(headers=_HEADERS)
     await response.prepare(request)
     while True:
@@ -76,7 +76,7 @@ async def _records(request: web.Request, onlooker: Onlooker) -> web.StreamRespon
         await response.write(b"id: %b\ndata: %b\n\n" % (stamped.id.encode(), stamped.body))
 
 
-async def _overview(request: web.Request, onlook: Onlook) -> web.StreamResponse:
+async def _overview(request: web.Request, onlook: OverviewCursor) -> web.StreamResponse:
     response = web.StreamResponse(headers=_HEADERS)
     await response.prepare(request)
     told_at = time.monotonic()

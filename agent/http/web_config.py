@@ -54,11 +54,11 @@ def _suite(value: str) -> str:
     return value
 
 
-class _Section(BaseModel):
+class _WebSection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class TlsServer(_Section):
+class TlsServer(_WebSection):
     """TLS, and whether clients show a certificate. Paths are relative to the file's own folder."""
 
     cert_file: Path
@@ -89,7 +89,7 @@ class TlsServer(_Section):
         return self
 
 
-class HttpServer(_Section):
+class HttpServer(_WebSection):
     """HTTP itself."""
 
     http2: bool = True
@@ -108,7 +108,7 @@ class HttpServer(_Section):
     """Headers that are sent instead of the endpoint's own; an empty one is not sent."""
 
 
-class RateLimit(_Section):
+class RateLimit(_WebSection):
     """Requests of all clients together, as a bucket of tokens."""
 
     interval: Annotated[Seconds, Field(ge=0)] = 0.0
@@ -117,7 +117,7 @@ class RateLimit(_Section):
     """How many may come at once."""
 
 
-class WebConfig(_Section):
+class WebConfig(_WebSection):
     """The whole file; an empty one asks for nothing."""
 
     tls_server_config: TlsServer | None = None

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from agent.model.family import descend
-from agent.model.record import Severity, clean
+from agent.model.record import Severity, sanitize
 
 DEBUG, INFO, WARNING, ERROR, CRITICAL = Severity
 
@@ -86,7 +86,7 @@ class EventRow:
             holder = descend(data, parents) if parents else data
             name = holder.get(last) if holder is not None else None
             if isinstance(name, str) and name:
-                return clean(device_name(name) if name[0] == "/" else name)
+                return sanitize(device_name(name) if name[0] == "/" else name)
         return ""
 
 

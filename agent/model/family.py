@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import orjson
 
-from agent.model.record import clean
+from agent.model.record import sanitize
 
 Values = dict[str, Any]
 """A sample's fields: numbers in base units, flags, texts. What QEMU did not give is not there."""
@@ -309,11 +309,11 @@ def _flag(_: object) -> Convert:
 
 
 def _word(_: object) -> Convert:
-    return lambda raw: clean(raw, 64) if type(raw) is str else None
+    return lambda raw: sanitize(raw, 64) if type(raw) is str else None
 
 
 def _text(_: object) -> Convert:
-    return lambda raw: clean(raw, 1024) if type(raw) is str else None
+    return lambda raw: sanitize(raw, 1024) if type(raw) is str else None
 
 
 _MAX_BOUNDARIES = 64

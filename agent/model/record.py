@@ -1,6 +1,6 @@
 """What flows: one kind of record for everything, a CloudEvents 1.0 event in JSON structured mode.
 
-A `Record` is what a room makes; a `Stamp` gives it its id and turns it into the bytes that are delivered, each record once.
+A `Record` is what a room makes; a `RecordEncoder` gives it its id and turns it into the bytes that are delivered, each record once.
 """
 
 import re
@@ -36,7 +36,7 @@ _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]
 """Control characters, which CloudEvents forbids in attributes, and those that reorder or break a line for a person who reads it."""
 
 
-def clean(text: str, limit: int = 255) -> str:
+def sanitize(text: str, limit: int = 255) -> str:
     """Return text from a guest's QEMU fit for an attribute, a label or a log line: no control characters, bounded."""
     if text.isascii() and text.isprintable() and len(text) <= limit:
         return text
@@ -65,16 +65,16 @@ class Vm:
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        key = self.uuid or clean(self.monitor) or clean(self.host)
+        key = self.uuid or sanitize(self.monitor) or sanitize(self.host)
         place = f"/vms/{self.uuid}" if self.uuid else f"/monitors/{_uri(self.monitor)}" if self.monitor else ""
         envelope = {
             "specversion": "1.0",
             "source": f"/hosts/{_uri(self.host)}{place}",
             "datacontenttype": "application/json",
         }
-        envelope |= {"host": clean(self.host), "partitionkey": key}
+        envelope |= {"host": sanitize(self.host), "partitionkey": key}
         if self.uuid:
-            envelope |= {"vmuuid": self.uuid, "vmname": clean(self.name)}
+            envelope |= {"vmuuid": self.uuid, "vmname": sanitize(self.name)}
         object.__setattr__(self, "key", key)
         object.__setattr__(self, "head", orjson.dumps(envelope)[:-1])
         object.__setattr__(self, "_hash", hash((self.host, self.uuid, self.name, self.monitor)))
@@ -139,7 +139,7 @@ _BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 CONTENT_TYPE = "application/cloudevents+json"
 
 
-class Stamp:
+class RecordEncoder:
     """Numbers records and encodes them. One for each run of the agent."""
 
     def __init__(self, started_ns: int | None = None) -> None:
@@ -162,7 +162,7 @@ class Stamp:
         self._sequence = number = self._sequence + 1
         kind, vm, data, time_ns, about, severity = record
         record_id = f"{self.run}-{number}"
-        subject = f',"subject":{orjson.dumps(clean(about)).decode()}' if about else ""
+        subject = f',"subject":{orjson.dumps(sanitize(about)).decode()}' if about else ""
         # By hand, for a third of what a dict of it all takes to make and to encode.
         middle = (
             f',"id":"{record_id}","type":{_quoted(kind)},"time":"{self._time(time_ns)}"'

@@ -3,31 +3,38 @@
 To add one: write its file, the entry of the config and the way that it makes, and name the entry in `ENTRIES`.
 """
 
-from agent.monitors.base import Found, Link, Monitor, Rank, Way, WayConfig
-from agent.monitors.burst import Burst
-from agent.monitors.dial import Dial, DialConfig
-from agent.monitors.hotplug import BurstConfig, Hotplug
+from agent.monitors.base import (
+    Discoverer,
+    DiscovererConfig,
+    DiscoveryListener,
+    Monitor,
+    MonitorConnection,
+    MonitorPriority,
+)
+from agent.monitors.burst import BurstDiscoverer
+from agent.monitors.dial import DialConfig, DialDiscoverer
+from agent.monitors.hotplug import BurstConfig, HotplugDiscoverer
 from agent.monitors.libvirt.config import LibvirtConfig
-from agent.monitors.listen import Listen, ListenConfig, ListenTlsConfig
+from agent.monitors.listen import ListenConfig, ListenDiscoverer, ListenTlsConfig
 
-ENTRIES: tuple[type[WayConfig], ...] = (DialConfig, BurstConfig, LibvirtConfig, ListenConfig)
+ENTRIES: tuple[type[DiscovererConfig], ...] = (DialConfig, BurstConfig, LibvirtConfig, ListenConfig)
 """What an entry of the config's `monitors` may be; one that has none of their keys is taken for the first."""
 
 __all__ = [
     "ENTRIES",
-    "Burst",
     "BurstConfig",
-    "Dial",
+    "BurstDiscoverer",
     "DialConfig",
-    "Found",
-    "Hotplug",
+    "DialDiscoverer",
+    "Discoverer",
+    "DiscovererConfig",
+    "DiscoveryListener",
+    "HotplugDiscoverer",
     "LibvirtConfig",
-    "Link",
-    "Listen",
     "ListenConfig",
+    "ListenDiscoverer",
     "ListenTlsConfig",
     "Monitor",
-    "Rank",
-    "Way",
-    "WayConfig",
+    "MonitorConnection",
+    "MonitorPriority",
 ]

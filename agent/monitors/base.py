@@ -9,13 +9,13 @@ from functools import partial
 from typing import ClassVar, Protocol
 
 from agent.common.config_types import Section
-from agent.qmp.client import Answer, Client, Connect
-from agent.qmp.commands import AllowList, Ask, Change
+from agent.qmp.client import Client, CommandResult, Connect
+from agent.qmp.commands import AllowList, Change, Command
 from agent.qmp.errors import QmpError
 from agent.qmp.protocol import Event, Greeting
 
 
-class Link(Protocol):
+class MonitorConnection(Protocol):
     """A connection to a VM that understands QEMU's questions: over QMP it is a `Client`, which says what each of these is."""
 
     @property
@@ -33,7 +33,7 @@ class Link(Protocol):
     @property
     def hears(self) -> bool: ...  # noqa: D102 - as Client's
 
-    async def ask(self, asks: Sequence[Ask], *, deadline: float) -> list[Answer]: ...  # noqa: D102 - as Client's
+    async def ask(self, asks: Sequence[Command], *, deadline: float) -> list[CommandResult]: ...  # noqa: D102 - as Client's
 
     async def settled(self) -> None: ...  # noqa: D102 - as Client's
 
@@ -50,7 +50,7 @@ OnEvent = Callable[[Event], None]
 class Open(Protocol):
     """Makes a link; raises as `Client.open` does."""
 
-    def __call__(self, allow: AllowList, on_event: OnEvent, *, deadline: float) -> Awaitable[Link]: ...  # noqa: D102
+    def __call__(self, allow: AllowList, on_event: OnEvent, *, deadline: float) -> Awaitable[MonitorConnection]: ...  # noqa: D102
 
 
 def qmp(connect: Connect) -> Open:
@@ -58,7 +58,7 @@ def qmp(connect: Connect) -> Open:
     return partial(Client.open, connect)
 
 
-class Rank(IntEnum):
+class MonitorPriority(IntEnum):
     """How good a way to a VM is, the best first. A VM that can be reached in several is watched over the best alone."""
 
     OWN = 0
@@ -85,11 +85,11 @@ class Monitor:
     name: str
     key: tuple[object, ...]
     open: Open
-    rank: Rank = Rank.OWN
+    rank: MonitorPriority = MonitorPriority.OWN
     calls: bool = False
 
 
-class Found(Protocol):
+class DiscoveryListener(Protocol):
     """Whom a way tells what it found."""
 
     def appeared(self, monitor: Monitor) -> None:
@@ -105,21 +105,21 @@ class Found(Protocol):
         """Somebody who connected to us there was not let in."""
 
 
-class Way(Protocol):
+class Discoverer(Protocol):
     """A way of reaching monitors."""
 
-    async def watch(self, found: Found) -> None:
+    async def watch(self, found: DiscoveryListener) -> None:
         """Tell `found` of monitors until cancelled."""
 
 
-class Allowed(Protocol):
+class AllowedChanges(Protocol):
     """What the config's `allow` says that is for ways."""
 
     @property
     def libvirt_passthrough(self) -> bool: ...  # noqa: D102 - as the config's
 
 
-class WayConfig(Section):
+class DiscovererConfig(Section):
     """An entry of the config's `monitors`: its first key says which way, and that key's value where."""
 
     calls: ClassVar[bool] = False
@@ -134,7 +134,7 @@ class WayConfig(Section):
         return f"{self.key()}: {getattr(self, self.key())}"
 
     @abstractmethod
-    def way(self, allow: Allowed) -> Way:
+    def way(self, allow: AllowedChanges) -> Discoverer:
         """Return the way; two that are the same have the same `repr`."""
 
     @property

@@ -10,11 +10,11 @@ import time
 from collections.abc import Sequence
 
 from agent.common.backoff import back_off
-from agent.monitors.base import Link, Monitor, OnEvent, Open, Rank
-from agent.monitors.dial import SCAN_SECONDS, Dial
-from agent.qmp.client import Answer, Client, Connect
-from agent.qmp.commands import AllowList, Ask
-from agent.qmp.errors import BusyError, MadeWayError, NotConnectedError, ProtocolError, QmpError, StalledError
+from agent.monitors.base import Monitor, MonitorConnection, MonitorPriority, OnEvent, Open
+from agent.monitors.dial import SCAN_SECONDS, DialDiscoverer
+from agent.qmp.client import Client, CommandResult, Connect
+from agent.qmp.commands import AllowList, Command
+from agent.qmp.errors import BusyError, NotConnectedError, PreemptedError, ProtocolError, QmpError, StalledError
 from agent.qmp.protocol import Greeting  # noqa: TC001 - for its one annotation, as elsewhere
 
 HOLD_SECONDS = 0.5
@@ -25,7 +25,7 @@ RETRY_SECONDS = 10.0
 """The longest wait before the next visit to a monitor that lets nobody in, or does not answer."""
 
 
-class Burst(Dial):
+class BurstDiscoverer(DialDiscoverer):
     """Monitors at addresses as `dial` has them, each visited for at most `hold_seconds` for the greeting and as long for the answers."""
 
     def __init__(self, pattern: str, hold_seconds: float = HOLD_SECONDS, scan_seconds: float = SCAN_SECONDS) -> None:
@@ -37,22 +37,27 @@ class Burst(Dial):
 
     def monitor(self, name: str, key: tuple[object, ...], connect: Connect) -> Monitor:
         """Return the monitor that there is at an address."""
-        return Monitor(name, ("burst", self._hold_seconds, *key), visits(connect, self._hold_seconds), Rank.BURST)
+        return Monitor(
+            name,
+            ("burst", self._hold_seconds, *key),
+            burst_connection(connect, self._hold_seconds),
+            MonitorPriority.BURST,
+        )
 
 
-def visits(connect: Connect, hold_seconds: float) -> Open:
+def burst_connection(connect: Connect, hold_seconds: float) -> Open:
     """Return how a link of visits is made where a connection can be."""
 
-    async def open_(allow: AllowList, on_event: OnEvent, *, deadline: float) -> Link:
-        link = Visits(connect, hold_seconds, allow, on_event)
+    async def open_(allow: AllowList, on_event: OnEvent, *, deadline: float) -> MonitorConnection:
+        link = BurstConnection(connect, hold_seconds, allow, on_event)
         await link.ask((), deadline=deadline)
         return link
 
     return open_
 
 
-class Visits:
-    """A link to a QEMU that is connected to only for as long as it takes to ask; see `agent.monitors.base.Link`.
+class BurstConnection:
+    """A link to a QEMU that is connected to only for as long as it takes to ask; see `agent.monitors.base.MonitorConnection`.
 
     It ends when nobody listens there any more, or another process does.
     """
@@ -70,7 +75,7 @@ class Visits:
         self._on_event = on_event
         self._client: Client | None = None
 
-    async def ask(self, asks: Sequence[Ask], *, deadline: float) -> list[Answer]:
+    async def ask(self, asks: Sequence[Command], *, deadline: float) -> list[CommandResult]:
         """Visit, ask and return the answers, in order; as Client.ask does. Where nobody is let in, come again, ever later.
 
         Raises:
@@ -108,9 +113,9 @@ class Visits:
 
     def make_way(self) -> None:
         """End it now, because the VM is watched in a better way."""
-        self._end(MadeWayError("a better way to this VM was found"))
+        self._end(PreemptedError("a better way to this VM was found"))
 
-    async def _once(self, asks: Sequence[Ask]) -> list[Answer]:
+    async def _once(self, asks: Sequence[Command]) -> list[CommandResult]:
         """Make one visit.
 
         Raises:

@@ -19,7 +19,7 @@ from typing import Self
 from asyncinotify import Inotify, Mask
 
 from agent.common.config_types import DialAddress
-from agent.monitors.base import Allowed, Found, Monitor, WayConfig, qmp
+from agent.monitors.base import AllowedChanges, DiscovererConfig, DiscoveryListener, Monitor, qmp
 from agent.qmp.client import Connect
 
 _log = logging.getLogger(__name__)
@@ -31,15 +31,15 @@ SETTLE_SECONDS = 0.02
 _HINTS = Mask.CREATE | Mask.DELETE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.ONLYDIR
 
 
-class DialConfig(WayConfig):
+class DialConfig(DiscovererConfig):
     """Monitors that the agent connects to."""
 
     dial: DialAddress
     """A Unix socket, a pattern of them, or tcp:host:port. One QMP socket serves one client: `qmp-agent doctor` says which are free."""
 
-    def way(self, _allow: Allowed) -> "Dial":
+    def way(self, _allow: AllowedChanges) -> "DialDiscoverer":
         """Return the way."""
-        return Dial(self.dial)
+        return DialDiscoverer(self.dial)
 
     @property
     def addresses(self) -> Sequence[str]:
@@ -47,7 +47,7 @@ class DialConfig(WayConfig):
         return (self.dial,)
 
 
-class Dial:
+class DialDiscoverer:
     """Monitors at addresses: `/run/qemu/*.qmp`, `/run/vm1.sock`, `tcp:127.0.0.1:4444`."""
 
     def __init__(self, pattern: str, scan_seconds: float = SCAN_SECONDS) -> None:
@@ -88,16 +88,16 @@ class Dial:
             return False
         return True
 
-    async def watch(self, found: Found) -> None:
+    async def watch(self, found: DiscoveryListener) -> None:
         """Tell `found` of sockets as they come and go, until cancelled."""
         known: dict[tuple[object, ...], Monitor] = {}
-        with _Hints(self.pattern) as hints:
+        with _DirectoryWatcher(self.pattern) as hints:
             while True:
                 if self._can_look():
                     self._look(known, found)
                 await hints.wait(self._scan_seconds)
 
-    def _look(self, known: dict[tuple[object, ...], Monitor], found: Found) -> None:
+    def _look(self, known: dict[tuple[object, ...], Monitor], found: DiscoveryListener) -> None:
         """Look once; what it makes anew of monitors that are known is not kept until the next look."""
         now = self.scan()
         for key in known.keys() - now.keys():
@@ -107,7 +107,7 @@ class Dial:
             found.appeared(now[key])
 
 
-class _Hints:
+class _DirectoryWatcher:
     """Waits for the next scan: for a time, or less where inotify says that something changed.
 
     inotify may be missing (its instances are limited for each user) and its folders may not exist yet; then there is just the time.

@@ -15,21 +15,29 @@ from pydantic import Field
 
 from agent.common.config_types import DialAddress, Folder
 from agent.common.units import Seconds
-from agent.model.record import clean
-from agent.monitors.base import Allowed, Link, Monitor, OnEvent, Open, Rank, WayConfig
-from agent.monitors.burst import HOLD_SECONDS, Burst, visits
+from agent.model.record import sanitize
+from agent.monitors.base import (
+    AllowedChanges,
+    DiscovererConfig,
+    Monitor,
+    MonitorConnection,
+    MonitorPriority,
+    OnEvent,
+    Open,
+)
+from agent.monitors.burst import HOLD_SECONDS, BurstDiscoverer, burst_connection
 from agent.monitors.dial import SCAN_SECONDS, unix
 from agent.qmp.client import Client, Connect
-from agent.qmp.commands import AllowList, Ask, Change, own_monitor, without_own_monitor
+from agent.qmp.commands import AllowList, Change, Command, own_monitor, without_own_monitor
 from agent.qmp.errors import BusyError, CommandError, DeniedError, NotConnectedError, QmpError
 
 _log = logging.getLogger(__name__)
 
-OBJECTS = Ask("qom-list", {"path": "/objects"})
+OBJECTS = Command("qom-list", {"path": "/objects"})
 _KIND = "child<monitor-qmp>"
 
 
-class BurstConfig(WayConfig):
+class BurstConfig(DiscovererConfig):
     """Monitors that somebody else needs back, such as Proxmox's: the agent is connected only while it asks, and hears no events."""
 
     burst: DialAddress
@@ -39,10 +47,12 @@ class BurstConfig(WayConfig):
     hotplug: Folder | None = None
     """A folder for sockets of the agent's own, which QEMU 11.1 and newer is asked to add: a change, and nothing else is changed then."""
 
-    def way(self, _allow: Allowed) -> Burst:
+    def way(self, _allow: AllowedChanges) -> BurstDiscoverer:
         """Return the way."""
         return (
-            Burst(self.burst, self.hold) if self.hotplug is None else Hotplug(self.burst, Path(self.hotplug), self.hold)
+            BurstDiscoverer(self.burst, self.hold)
+            if self.hotplug is None
+            else HotplugDiscoverer(self.burst, Path(self.hotplug), self.hold)
         )
 
     @property
@@ -56,7 +66,7 @@ class BurstConfig(WayConfig):
         return frozenset({Change.OWN_MONITOR} if self.hotplug is not None else ())
 
 
-class Hotplug(Burst):
+class HotplugDiscoverer(BurstDiscoverer):
     """Monitors as `burst` has them, each asked for another one in a folder that QEMU can make sockets in."""
 
     def __init__(
@@ -75,14 +85,14 @@ class Hotplug(Burst):
     def monitor(self, name: str, key: tuple[object, ...], connect: Connect) -> Monitor:
         """Return the monitor that there is at an address."""
         shared = super().monitor(name, key, connect)
-        own = added(name, visits(connect, self._hold_seconds), self._folder)
-        return Monitor(name, ("hotplug", self._folder, *shared.key), own, Rank.OWN)
+        own = open_hotplugged(name, burst_connection(connect, self._hold_seconds), self._folder)
+        return Monitor(name, ("hotplug", self._folder, *shared.key), own, MonitorPriority.OWN)
 
 
-def added(name: str, shared: Open, folder: Path) -> Open:
+def open_hotplugged(name: str, shared: Open, folder: Path) -> Open:
     """Return how a link is made by one word over a shared monitor, or over that monitor where it must."""
 
-    async def open_(allow: AllowList, on_event: OnEvent, *, deadline: float) -> Link:
+    async def open_(allow: AllowList, on_event: OnEvent, *, deadline: float) -> MonitorConnection:
         door = await shared(allow, on_event, deadline=deadline)
         try:
             link = await _own(door, folder, allow, on_event, deadline)
@@ -92,7 +102,9 @@ def added(name: str, shared: Open, folder: Path) -> Open:
         except (NotConnectedError, CommandError) as error:
             if door.ended.done():
                 raise
-            _log.warning("%s is visited: no monitor of the agent's own can be had: %s", clean(name), clean(str(error)))
+            _log.warning(
+                "%s is visited: no monitor of the agent's own can be had: %s", sanitize(name), sanitize(str(error))
+            )
             return door
         except BaseException:
             door.close()
@@ -103,7 +115,7 @@ def added(name: str, shared: Open, folder: Path) -> Open:
     return open_
 
 
-async def _own(door: Link, folder: Path, allow: AllowList, on_event: OnEvent, deadline: float) -> Client:
+async def _own(door: MonitorConnection, folder: Path, allow: AllowList, on_event: OnEvent, deadline: float) -> Client:
     """Have a monitor added and connect to it.
 
     Raises:

@@ -23,7 +23,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from agent.common.config_types import DialAddress, Id, Secret, Section, expand
-from agent.monitors.base import Allowed, Found, Monitor, WayConfig, qmp
+from agent.monitors.base import AllowedChanges, DiscovererConfig, DiscoveryListener, Monitor, qmp
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class ListenTlsConfig(Section):
         return tuple(expand(path).stat().st_mtime_ns for path in (self.ca, self.certificate, self.key) if path)
 
 
-class ListenConfig(WayConfig):
+class ListenConfig(DiscovererConfig):
     """An address that QEMU connects to."""
 
     listen: DialAddress
@@ -88,9 +88,9 @@ class ListenConfig(WayConfig):
             raise ValueError("tcp needs tls, with certificates on both sides, and a Unix socket has none")
         return self
 
-    def way(self, _allow: Allowed) -> "Listen":
+    def way(self, _allow: AllowedChanges) -> "ListenDiscoverer":
         """Return the way."""
-        return Listen(self)
+        return ListenDiscoverer(self)
 
     @property
     def addresses(self) -> Sequence[str]:
@@ -99,7 +99,7 @@ class ListenConfig(WayConfig):
 
 
 @dataclass(eq=False, slots=True)
-class _Call:
+class _IncomingConnection:
     """One connection that came. `pid` is 0 where it is not known; `transport` is None until somebody takes the call."""
 
     sock: socket.socket
@@ -116,15 +116,15 @@ class _RefusedError(Exception):
     """A caller is not let in; the text is the reason that is counted."""
 
 
-class Listen:
+class ListenDiscoverer:
     """Monitors that connect to `/run/qmp-agent/monitor.sock` or `tcp:0.0.0.0:4445`."""
 
     def __init__(self, config: ListenConfig) -> None:
         self.address = config.listen
         self.config = config
         self._numbers = count()
-        self._calls: list[_Call] = []
-        self._uids, self._gids = welcome(self.config, os.geteuid())
+        self._calls: list[_IncomingConnection] = []
+        self._uids, self._gids = check_peer(self.config, os.geteuid())
         self._strangers: set[int] = set()
         self._tls: tuple[tuple[int, ...], ssl.SSLContext] | None = None
 
@@ -149,7 +149,7 @@ class Listen:
         listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
         return listener
 
-    async def watch(self, found: Found) -> None:
+    async def watch(self, found: DiscoveryListener) -> None:
         """Tell `found` of callers until cancelled."""
         told = ""
         try:
@@ -169,7 +169,7 @@ class Listen:
                 if call.transport is None:
                     call.sock.close()
 
-    async def _serve(self, listener: socket.socket, found: Found) -> None:
+    async def _serve(self, listener: socket.socket, found: DiscoveryListener) -> None:
         """Take calls until the socket's file is not ours any more."""
         loop = asyncio.get_running_loop()
         inode, failed = self._inode(), loop.create_future()
@@ -183,7 +183,7 @@ class Listen:
         finally:
             loop.remove_reader(listener)
 
-    def _accept(self, listener: socket.socket, found: Found, failed: asyncio.Future[OSError]) -> None:
+    def _accept(self, listener: socket.socket, found: DiscoveryListener, failed: asyncio.Future[OSError]) -> None:
         """Take one call. Not by asyncio's own accept: one that is cancelled may drop a call that it has."""
         try:
             sock, address = listener.accept()
@@ -204,7 +204,7 @@ class Listen:
             self._calls.append(call)
             found.appeared(self._monitor(call, found))
 
-    def _let_in(self, sock: socket.socket, address: object) -> _Call:
+    def _let_in(self, sock: socket.socket, address: object) -> _IncomingConnection:
         """Return who calls.
 
         Raises:
@@ -214,7 +214,7 @@ class Listen:
             raise _RefusedError("limit")
         if sock.family != socket.AF_UNIX:
             host, port = address[:2] if isinstance(address, tuple) else ("", 0)
-            return _Call(sock, f"{self.address} from {host}:{port}")
+            return _IncomingConnection(sock, f"{self.address} from {host}:{port}")
         pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid not in self._uids and not (self._gids and self._gids & {gid, *_groups(sock)}):
             if uid not in self._strangers:
@@ -225,9 +225,9 @@ class Listen:
             raise _RefusedError("user")
         if sum(call.pid == pid for call in self._calls) >= MOST_OF_ONE_PROCESS:
             raise _RefusedError("process")
-        return _Call(sock, f"{self.address} pid {pid}", pid)
+        return _IncomingConnection(sock, f"{self.address} pid {pid}", pid)
 
-    def _monitor(self, call: _Call, found: Found) -> Monitor:
+    def _monitor(self, call: _IncomingConnection, found: DiscoveryListener) -> Monitor:
         async def connect(factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseTransport:
             found.vanished(monitor)  # a call is taken once
             tls = self.config.tls
@@ -318,7 +318,7 @@ def _gid(name: str) -> int:
     return grp.getgrnam(name).gr_gid
 
 
-def welcome(config: ListenConfig, own: int) -> tuple[set[int], set[int]]:
+def check_peer(config: ListenConfig, own: int) -> tuple[set[int], set[int]]:
     """Return the numbers of the users, and of the groups, whose processes are let in; `own` is the agent's user."""
     if config.users is not None:
         return _ids(config.users, _uid), _ids(config.groups, _gid)

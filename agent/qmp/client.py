@@ -12,20 +12,20 @@ import struct
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
-from agent.qmp.commands import AllowList, Ask, Request
+from agent.qmp.commands import AllowList, Command, Request
 from agent.qmp.errors import (
     BusyError,
     CommandError,
     DeniedError,
-    MadeWayError,
     NotConnectedError,
+    PreemptedError,
     ProtocolError,
     QmpError,
     StalledError,
 )
 from agent.qmp.protocol import Connection, Event, Greeting, ProbeReply, Ready, Reply
 
-Answer = CommandError | Any
+CommandResult = CommandError | Any
 """What became of one question: QEMU's value, or the error it gave."""
 
 Connect = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.BaseTransport]]
@@ -57,8 +57,8 @@ class Client(asyncio.Protocol):
         self._qmp = Connection(allow)
         self._transport: asyncio.Transport | None = None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._answers: list[Answer] = []
-        self._round: asyncio.Future[list[Answer]] | None = None
+        self._answers: list[CommandResult] = []
+        self._round: asyncio.Future[list[CommandResult]] | None = None
         self._probe: tuple[int, asyncio.Future[None]] | None = None
         self._turns = 0  # until a flood is read on and what is held is written
         self._held: list[Request] = []
@@ -131,7 +131,7 @@ class Client(asyncio.Protocol):
         """How many in-band questions QEMU still owes an answer to."""
         return self._qmp.replies_due
 
-    async def ask(self, asks: Sequence[Ask], *, deadline: float) -> list[Answer]:
+    async def ask(self, asks: Sequence[Command], *, deadline: float) -> list[CommandResult]:
         """Send questions in one write and return their answers, in order.
 
         Raises:
@@ -156,7 +156,7 @@ class Client(asyncio.Protocol):
         self._round, self._answers = None, []  # not to keep 10 KiB of each VM until it is asked again
         return answers
 
-    def _late(self, ask: Ask, deadline: float) -> None:
+    def _late(self, ask: Command, deadline: float) -> None:
         """Let go of who waits for the answers; they are due all the same."""
         why = f"no reply to {ask.command} within {deadline:g} s"
         if self._round is not None and not self._round.done():
@@ -199,7 +199,7 @@ class Client(asyncio.Protocol):
 
     def make_way(self) -> None:
         """End the connection now, because the VM is watched in a better way; `ended` says so."""
-        self._end(MadeWayError("a better way to this VM was found"))
+        self._end(PreemptedError("a better way to this VM was found"))
 
     def _say(self, data: Request) -> None:
         """Write a request, or hold it while a flood is not read to its end."""

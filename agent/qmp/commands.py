@@ -17,9 +17,9 @@ from typing import Any, NewType
 import orjson
 
 from agent.qmp.errors import CommandRefusedError
-from agent.qmp.queries import ROWS, Fate
+from agent.qmp.queries import ROWS, QueryPolicy
 
-READS = frozenset({row.name for row in ROWS if row.fate is not Fate.REFUSED} | {"qom-get", "qom-list"})
+READS = frozenset({row.name for row in ROWS if row.fate is not QueryPolicy.REFUSED} | {"qom-get", "qom-list"})
 """What may be asked: questions that their rows do not refuse, each by its whole name, and what QEMU's objects are."""
 
 PROPERTIES = frozenset({"guest-stats", "guest-stats-polling-interval", "mac", "netdev", "type"})
@@ -30,7 +30,7 @@ Request = NewType("Request", bytes)
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Command:
     """One command with its arguments, before it is bytes."""
 
     command: str
@@ -47,7 +47,7 @@ class Change(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class _Form:
+class _AllowedChange:
     """The one shape in which a change may be sent."""
 
     command: str
@@ -63,7 +63,7 @@ OWN = "qmp-agent"
 """The id, in QEMU, of a monitor that was added for the agent and of its character device."""
 
 
-def own_monitor(path: str) -> tuple[Ask, Ask]:
+def own_monitor(path: str) -> tuple[Command, Command]:
     """Return the changes that have QEMU make a monitor for the agent alone, a socket at that path (QEMU 11.1).
 
     When the socket's client leaves, QEMU removes the monitor, the character device and the socket's file by itself.
@@ -71,12 +71,12 @@ def own_monitor(path: str) -> tuple[Ask, Ask]:
     address = {"type": "unix", "data": {"path": path}}
     backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
     monitor = {"qom-type": "monitor-qmp", "id": OWN, "chardev": OWN, "close-action": "delete"}
-    return Ask("chardev-add", {"id": OWN, "backend": backend}), Ask("object-add", monitor)
+    return Command("chardev-add", {"id": OWN, "backend": backend}), Command("object-add", monitor)
 
 
-def without_own_monitor() -> tuple[Ask, Ask]:
+def without_own_monitor() -> tuple[Command, Command]:
     """Return the changes that take back what `own_monitor` made and nobody could connect to."""
-    return Ask("object-del", {"id": OWN}), Ask("chardev-remove", {"id": OWN})
+    return Command("object-del", {"id": OWN}), Command("chardev-remove", {"id": OWN})
 
 
 def _same(one: object, other: object) -> bool:
@@ -96,11 +96,14 @@ def _is_own_socket(arguments: Mapping[str, Any]) -> bool:
 
 _FORMS = {
     Change.OWN_MONITOR: (
-        _Form("chardev-add", _is_own_socket),
-        *(_Form(ask.command, partial(_same, ask.arguments)) for ask in (own_monitor("")[1], *without_own_monitor())),
+        _AllowedChange("chardev-add", _is_own_socket),
+        *(
+            _AllowedChange(ask.command, partial(_same, ask.arguments))
+            for ask in (own_monitor("")[1], *without_own_monitor())
+        ),
     ),
     Change.GUEST_STATS_INTERVAL: (
-        _Form(
+        _AllowedChange(
             "qom-set",
             lambda a: (
                 a.keys() == {"path", "property", "value"}
@@ -111,7 +114,7 @@ _FORMS = {
         ),
     ),
     Change.WRITE_THRESHOLD: (
-        _Form(
+        _AllowedChange(
             "block-set-write-threshold",
             lambda a: (
                 a.keys() == {"node-name", "write-threshold"}
@@ -122,7 +125,9 @@ _FORMS = {
         ),
     ),
     Change.MIGRATION_EVENTS: (
-        _Form("migrate-set-capabilities", partial(_same, {"capabilities": [{"capability": "events", "state": True}]})),
+        _AllowedChange(
+            "migrate-set-capabilities", partial(_same, {"capabilities": [{"capability": "events", "state": True}]})
+        ),
     ),
 }
 
@@ -138,7 +143,7 @@ class AllowList:
         """Allow these changes and no others from here on, on connections that are up too."""
         self._forms = [form for change in changes for form in _FORMS[change]]
 
-    def encode(self, ask: Ask) -> Request:
+    def encode(self, ask: Command) -> Request:
         """Return an in-band request: compact, with no id and no newline, since QEMU pays for its length byte by byte.
 
         Raises:
@@ -150,7 +155,7 @@ class AllowList:
             raise CommandRefusedError(f"{ask.command} is not on the allow-list")
         return Request(orjson.dumps({"execute": ask.command, "arguments": dict(ask.arguments or {})}))
 
-    def encode_all(self, asks: Iterable[Ask]) -> Request:
+    def encode_all(self, asks: Iterable[Command]) -> Request:
         """Return several requests for one write, or none of them.
 
         Raises:
@@ -158,13 +163,13 @@ class AllowList:
         """
         return Request(b"".join(map(self.encode, asks)))
 
-    def _allowed_read(self, ask: Ask) -> bool:
+    def _allowed_read(self, ask: Command) -> bool:
         if ask.command == "qom-get":
             asked = (ask.arguments or {}).get("property")
             return isinstance(asked, str) and asked in PROPERTIES
         return ask.command in READS
 
-    def _allowed_change(self, ask: Ask) -> bool:
+    def _allowed_change(self, ask: Command) -> bool:
         return any(form.command == ask.command and form.fits(ask.arguments or {}) for form in self._forms)
 
 

@@ -17,15 +17,15 @@ class DeniedError(NotConnectedError):
     """This user may not connect to the monitor."""
 
 
-class MadeWayError(NotConnectedError):
+class PreemptedError(NotConnectedError):
     """We ended the connection because the VM is watched in a better way."""
 
 
-class DepartedError(NotConnectedError):
+class MigratedAwayError(NotConnectedError):
     """The VM lives on elsewhere, or in a file; its manager said so."""
 
 
-class WayLostError(NotConnectedError):
+class TransportLostError(NotConnectedError):
     """What lies between us and the VM, such as libvirtd, cannot be reached; of the VM itself nothing is known."""
 
 

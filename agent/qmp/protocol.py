@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from agent.qmp import commands
-from agent.qmp.commands import AllowList, Ask, Request
+from agent.qmp.commands import AllowList, Command, Request
 from agent.qmp.errors import CommandError, ProtocolError, StalledError
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -29,7 +29,7 @@ _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)')
 """A string, or the rest of a line that opens one and does not close it: so that no hostile line takes more than one pass."""
 
 
-class State(Enum):
+class ConnectionState(Enum):
     """How far a connection has come."""
 
     GREETING = auto()
@@ -60,7 +60,7 @@ class Ready:
 class Reply(NamedTuple):
     """The answer to the oldest in-band question that was still open: its value, or QEMU's error."""
 
-    ask: Ask
+    ask: Command
     value: Any
     error: CommandError | None = None
 
@@ -93,13 +93,13 @@ class Connection:
     """One QMP connection's state."""
 
     def __init__(self, allow: AllowList, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
-        self.state = State.GREETING
+        self.state = ConnectionState.GREETING
         self.oob = False
         self.strays = 0
         """Replies nobody waits for, dropped as the protocol demands."""
         self._allow = allow
         self._frames = Frames(max_message_bytes)
-        self._open: list[Ask] = []
+        self._open: list[Command] = []
         self._probe_number = 0
 
     @property
@@ -121,17 +121,17 @@ class Connection:
 
     def negotiate(self) -> Request:
         """Return the bytes that answer a greeting, asking for `oob` where it was offered."""
-        assert self.state is State.NEGOTIATING
+        assert self.state is ConnectionState.NEGOTIATING
         return commands.negotiation(oob=self.oob)
 
-    def ask(self, asks: Sequence[Ask]) -> Request:
+    def ask(self, asks: Sequence[Command]) -> Request:
         """Return the bytes of in-band questions for one write; replies come in this order.
 
         Raises:
             CommandRefusedError: one of them is not on the allow-list; none is sent.
             StalledError: an earlier question is still open.
         """
-        assert self.state is State.READY
+        assert self.state is ConnectionState.READY
         if self._open:
             raise StalledError(f"{len(self._open)} replies are still due, first {self._open[0].command}")
         data = self._allow.encode_all(asks)
@@ -156,13 +156,13 @@ class Connection:
         raise ProtocolError("a message that is neither greeting, reply, error nor event")
 
     def _greeting(self, body: Any) -> Greeting:
-        if self.state is not State.GREETING:
+        if self.state is not ConnectionState.GREETING:
             raise ProtocolError("a second greeting")
         if not isinstance(body, dict):
             raise ProtocolError("a greeting that is not an object")
         offered = body.get("capabilities")
         self.oob = isinstance(offered, list) and "oob" in offered
-        self.state = State.NEGOTIATING
+        self.state = ConnectionState.NEGOTIATING
         version = body.get("version")
         version = version if isinstance(version, dict) else {}
         numbers = version.get("qemu")
@@ -178,10 +178,10 @@ class Connection:
             if not isinstance(body, dict):
                 raise ProtocolError("an error that is not an object")
             error = CommandError(str(body.get("class", "GenericError")), str(body.get("desc", "")))
-        if self.state is State.NEGOTIATING:
+        if self.state is ConnectionState.NEGOTIATING:
             if error is not None:
                 raise ProtocolError(f"negotiation was refused: {error}")
-            self.state = State.READY
+            self.state = ConnectionState.READY
             return Ready()
         if "id" in value:
             number = value["id"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Fate(StrEnum):
+class QueryPolicy(StrEnum):
     """What becomes of a question."""
 
     POLLED = "polled"
@@ -37,11 +37,11 @@ class Query:
     """
 
     name: str
-    fate: Fate
+    fate: QueryPolicy
     why: str
 
 
-_POLLED, _EVENT, _ATTACH, _NO = Fate.POLLED, Fate.EVENT, Fate.ATTACH, Fate.REFUSED
+_POLLED, _EVENT, _ATTACH, _NO = QueryPolicy.POLLED, QueryPolicy.EVENT, QueryPolicy.ATTACH, QueryPolicy.REFUSED
 
 _FIXED = "Says what QEMU was built or started with, not how the guest fares"
 _MODULES = "Lists types, which loads modules: a QEMU whose package was upgraded under it can crash of that"
@@ -63,7 +63,7 @@ ROWS = (
     Query("query-chardev-backends", _NO, f"{_FIXED}."),
     Query("query-colo-status", _NO, "For whoever replicates the VM; COLO_EXIT tells the end of it."),
     Query("query-command-line-options", _NO, "Describes this build's command line, for management; loads modules."),
-    Query("query-commands", Fate.BUILD, "What this QEMU understands, so that what it lacks is never asked."),
+    Query("query-commands", QueryPolicy.BUILD, "What this QEMU understands, so that what it lacks is never asked."),
     Query("query-cpu-definitions", _NO, f"{_MODULES}."),
     Query("query-cpu-model-baseline", _NO, f"{_CPU_MODELS}."),
     Query("query-cpu-model-comparison", _NO, f"{_CPU_MODELS}."),
@@ -127,7 +127,9 @@ ROWS = (
     Query("query-vnc", _NO, "Tells of one display only; query-vnc-servers of all."),
     Query("query-vnc-servers", _EVENT, "The displays, and who looks at them."),
     Query("query-xen-replication-status", _NO, "For whoever replicates a Xen guest."),
-    Query("query-yank", Fate.STALLED, "Answered while QEMU's main loop is stuck: so it is known which part hangs."),
+    Query(
+        "query-yank", QueryPolicy.STALLED, "Answered while QEMU's main loop is stuck: so it is known which part hangs."
+    ),
     Query("x-query-*", _NO, "Texts for people who debug QEMU, with no promise that they stay as they are."),
 )
 

@@ -16,7 +16,7 @@ YOUNG = (2_000, 10)
 
 
 @contextlib.contextmanager
-def tended() -> Iterator[None]:
+def scheduled_collection() -> Iterator[None]:
     """Look through all there is every two minutes for as long as the block runs, and never through what was there before it."""
     loop = asyncio.get_running_loop()
     before = gc.get_threshold()

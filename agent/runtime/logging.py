@@ -8,7 +8,7 @@ from typing import Literal
 
 import orjson
 
-from agent.model.record import clean
+from agent.model.record import sanitize
 
 LINE_LIMIT = 8192
 
@@ -16,21 +16,21 @@ _JOURNAL_PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logg
 _COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.CRITICAL: "\x1b[31;1m"}
 
 
-class _Text(logging.Formatter):
+class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         colour = _COLOURS.get(record.levelno, "")
         return f"{when} {colour}{record.levelname.lower():7} {_line(record)}{colour and chr(27) + '[0m'}"
 
 
-class _Journal(logging.Formatter):
+class _JournalFormatter(logging.Formatter):
     """Text with the priority in front that journald takes off standard error (sd-daemon(3)); the journal has its own clock."""
 
     def format(self, record: logging.LogRecord) -> str:
         return f"<{_JOURNAL_PRIORITY.get(record.levelno, 6)}>{_line(record)}"
 
 
-class _Json(logging.Formatter):
+class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, UTC)
         entry = {"time": when, "level": record.levelname.lower(), "logger": record.name, "message": _line(record)}
@@ -46,7 +46,7 @@ def _line(record: logging.LogRecord) -> str:
             trace = trace.tb_next
         where = f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""
         text += f": {type(error).__name__}: {error}{where}"
-    return clean(text, LINE_LIMIT)
+    return sanitize(text, LINE_LIMIT)
 
 
 def set_up(level: str, form: Literal["auto", "text", "json"]) -> None:
@@ -61,5 +61,5 @@ def set_up(level: str, form: Literal["auto", "text", "json"]) -> None:
 
 def _formatter(form: Literal["auto", "text", "json"]) -> logging.Formatter:
     if "JOURNAL_STREAM" in os.environ and form != "json":
-        return _Journal()
-    return _Text() if form == "text" or (form == "auto" and sys.stderr.isatty()) else _Json()
+        return _JournalFormatter()
+    return _TextFormatter() if form == "text" or (form == "auto" and sys.stderr.isatty()) else _JsonFormatter()

@@ -48,7 +48,7 @@ class Progress:
         return ""
 
 
-class Manager:
+class SystemdNotifier:
     """systemd, where it started us and wants to hear of us; else nobody."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:

@@ -11,9 +11,9 @@ from agent.host import LabelsConfig
 from agent.model.family import Family, Sample
 from agent.model.record import Record, Vm
 from agent.monitors import Monitor
-from agent.qmp.commands import AllowList, Ask, Change
+from agent.qmp.commands import AllowList, Change, Command
 from agent.session.identity import Build
-from agent.session.scheduler import Turns
+from agent.session.scheduler import Pacer
 
 FIRST_LOOK_SECONDS = 0.0015
 """How far apart VMs that are met together are first looked at: each takes 1.3 ms, and 15 KiB until what it said was sent."""
@@ -26,7 +26,7 @@ PROCESS = "no thread of QEMU answers: the process is stopped or starved"
 """Why a VM is stalled, as a probe out of band tells."""
 
 
-class State(StrEnum):
+class MonitorState(StrEnum):
     """Where a session stands, as a person sees it."""
 
     CONNECTING = "connecting"
@@ -45,7 +45,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class MonitorStatus:
     """A session's state.
 
     Attributes:
@@ -58,14 +58,14 @@ class Status:
     """
 
     monitor: Monitor
-    state: State
+    state: MonitorState
     reason: str
     vm: Vm | None
     build: Build | None
     since_ns: int
 
 
-class Outcome(StrEnum):
+class PollOutcome(StrEnum):
     """What became of one question."""
 
     OK = "ok"
@@ -76,7 +76,7 @@ class Outcome(StrEnum):
     """It told of more subjects than are taken."""
 
 
-class Out(Protocol):
+class SessionObserver(Protocol):
     """Whom a session tells what it learns. No call may block or raise."""
 
     def record(self, record: Record) -> None:
@@ -85,7 +85,7 @@ class Out(Protocol):
     def samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Take all that there is of these families at that instant: a subject that is not among the samples is no more."""
 
-    def status(self, status: Status) -> None:
+    def status(self, status: MonitorStatus) -> None:
         """Take a change of state."""
 
     def ended(self, monitor: Monitor) -> None:
@@ -97,27 +97,27 @@ class Out(Protocol):
     def replied(self, seconds: float) -> None:
         """Take how long QEMU took to answer what was asked in one write, or was waited for in vain."""
 
-    def collected(self, collector: str, outcome: Outcome) -> None:
+    def collected(self, collector: str, outcome: PollOutcome) -> None:
         """Take the outcome of one collector's questions."""
 
     def lost(self, vm: Vm, reason: str, events: int) -> None:
         """Take note of events that could not be kept."""
 
 
-class Commander(Protocol):
+class ThresholdController(Protocol):
     """Who has thresholds set, and wants to know what came of it."""
 
     def wants(self, vm: Vm) -> frozenset[str]:
         """Return the collectors that should be asked again now."""
 
-    async def orders(self, vm: Vm) -> Sequence[tuple[str, Ask]]:
+    async def orders(self, vm: Vm) -> Sequence[tuple[str, Command]]:
         """Return the changes to be made to this VM now, each with the disk it is for."""
 
     def ordered(self, vm: Vm, disk: str, *, done: bool) -> None:
         """Take note whether a change was made."""
 
 
-class Menu:
+class CollectorIndex:
     """What may be asked, as every session looks it up.
 
     Attributes:
@@ -132,11 +132,11 @@ class Menu:
         self.carriers = {event: collector for collector in collectors for event in collector.from_event}
 
 
-_EVERYTHING = Menu(ALL)
+_EVERYTHING = CollectorIndex(ALL)
 
 
 @dataclass(slots=True)
-class Terms:
+class SessionSettings:
     """What all sessions have in common; one object for all of them, so that what is renewed holds for those that are up.
 
     Attributes:
@@ -165,15 +165,15 @@ class Terms:
     greeting_seconds: float = 3.0
     retry_seconds: float = 30.0
     guest_stats_seconds: int = 10
-    menu: Menu = _EVERYTHING
-    commander: Commander | None = None
+    menu: CollectorIndex = _EVERYTHING
+    commander: ThresholdController | None = None
     commands: dict[Build, frozenset[str]] = field(default_factory=dict)
-    first_looks: Turns = field(default_factory=lambda: Turns(FIRST_LOOK_SECONDS, FIRST_LOOK_MOST_SECONDS))
+    first_looks: Pacer = field(default_factory=lambda: Pacer(FIRST_LOOK_SECONDS, FIRST_LOOK_MOST_SECONDS))
     root: Path = Path("/")
     labels: LabelsConfig = field(default_factory=lambda: LabelsConfig(libvirt=[]))
     asked: int = 0
 
-    def renew(self, other: "Terms") -> None:
+    def renew(self, other: "SessionSettings") -> None:
         """Take what other terms say, but for what to ask, which a session takes when it begins, and what sessions put in."""
         self.allow.allow(other.changes)
         for one in fields(self):

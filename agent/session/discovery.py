@@ -3,18 +3,18 @@
 import asyncio
 from collections.abc import Mapping
 
-from agent.monitors import Monitor, Way
+from agent.monitors import Discoverer, Monitor
 from agent.qmp.errors import QmpError
-from agent.session.supervisor import Fleet
+from agent.session.supervisor import SupervisorGroup
 
 CLAIM_SECONDS = 1.0
 """How long a monitor whose way is no longer wanted is kept for another way to find it."""
 
 
-class _Finds:
+class _DiscoveredMonitors:
     """What one way has found; told on to the fleet."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: SupervisorGroup) -> None:
         self.monitors: dict[tuple[object, ...], Monitor] = {}
         self.standing: set[Monitor] = set()
         self._fleet = fleet
@@ -35,25 +35,25 @@ class _Finds:
         self._fleet.refused(address, reason)
 
 
-class Ways:
+class DiscoveryManager:
     """Runs ways, by name, a task each."""
 
-    def __init__(self, fleet: Fleet, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, fleet: SupervisorGroup, tasks: asyncio.TaskGroup) -> None:
         self._fleet = fleet
         self._tasks = tasks
-        self._running: dict[str, tuple[_Finds, asyncio.Task[None]]] = {}
+        self._running: dict[str, tuple[_DiscoveredMonitors, asyncio.Task[None]]] = {}
 
-    def set(self, wanted: Mapping[str, Way]) -> None:
+    def set(self, wanted: Mapping[str, Discoverer]) -> None:
         """Have these run and no others; one whose name is known runs on as it is."""
         gone = [self._running.pop(name) for name in self._running.keys() - wanted.keys()]
         for name in wanted.keys() - self._running.keys():
-            finds = _Finds(self._fleet)
+            finds = _DiscoveredMonitors(self._fleet)
             self._running[name] = finds, self._tasks.create_task(wanted[name].watch(finds), name=name)
         for finds, task in gone:
             task.cancel()
             self._tasks.create_task(self._release(finds), name="release")
 
-    async def _release(self, finds: _Finds) -> None:
+    async def _release(self, finds: _DiscoveredMonitors) -> None:
         """Let go of what no other way has found."""
         await asyncio.sleep(CLAIM_SECONDS)
         for key, monitor in finds.monitors.items():

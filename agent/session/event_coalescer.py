@@ -18,7 +18,7 @@ Key = tuple[object, ...]
 
 
 @dataclass(slots=True)
-class Telling:
+class CoalescedEvent:
     """What is to be told: the last of `count` events that are alike.
 
     Attributes:
@@ -37,16 +37,16 @@ class Telling:
 @dataclass(slots=True)
 class _Window:
     ends: float
-    held: Telling | None = None
+    held: CoalescedEvent | None = None
 
 
-class Storms:
+class EventCoalescer:
     """Those of one VM. Times without a unit are seconds on any one monotonic clock."""
 
     def __init__(self) -> None:
         self._windows: dict[Key, _Window] = {}
 
-    def take(self, key: Key, event: Event, time_ns: int, now: float) -> Iterator[Telling]:
+    def take(self, key: Key, event: Event, time_ns: int, now: float) -> Iterator[CoalescedEvent]:
         """Yield what is to be told now; what is not, `due` yields in time."""
         window = self._windows.get(key)
         if window is None:
@@ -55,9 +55,9 @@ class Storms:
                 if oldest.held is not None:
                     yield oldest.held
             self._windows[key] = _Window(now + WINDOW_SECONDS)
-            yield Telling(event, 1, time_ns, time_ns)
+            yield CoalescedEvent(event, 1, time_ns, time_ns)
         elif window.held is None:
-            window.held = Telling(event, 1, time_ns, time_ns)
+            window.held = CoalescedEvent(event, 1, time_ns, time_ns)
         else:
             held = window.held
             held.event, held.count, held.last_ns = event, held.count + 1, time_ns
@@ -66,7 +66,7 @@ class Storms:
         """Return when `due` has something to do; `inf` is never."""
         return next((window.ends for window in self._windows.values()), inf)
 
-    def due(self, now: float) -> Iterator[Telling]:
+    def due(self, now: float) -> Iterator[CoalescedEvent]:
         """Yield what was held until now. A storm that goes on is told each second; one that does not is forgotten."""
         while self.next_at() <= now:
             key = next(iter(self._windows))  # they are in the order of their ends
@@ -75,7 +75,7 @@ class Storms:
                 self._windows[key] = _Window(max(now, window.ends) + WINDOW_SECONDS)
                 yield window.held
 
-    def end(self) -> Iterator[Telling]:
+    def end(self) -> Iterator[CoalescedEvent]:
         """Yield all that is held."""
         windows, self._windows = self._windows, {}
         yield from (window.held for window in windows.values() if window.held is not None)

@@ -9,24 +9,24 @@ from typing import Any
 from agent.model.events import EventRow, row_of
 from agent.model.record import Record, Vm
 from agent.qmp.protocol import Event
-from agent.session.api import Out
-from agent.session.event_coalescer import Storms, Telling
+from agent.session.api import SessionObserver
+from agent.session.event_coalescer import CoalescedEvent, EventCoalescer
 
 EARLY_EVENTS = 1024
 """How many events are kept while it is not known yet whose they are."""
 
 
-class Ear:
+class EventHandler:
     """Hears one connection's events; `end` it."""
 
-    def __init__(self, out: Out, then: Callable[[Vm, Event, int], None]) -> None:
+    def __init__(self, out: SessionObserver, then: Callable[[Vm, Event, int], None]) -> None:
         """Tell `out` of events, and `then` of each one, with its time in nanoseconds since the epoch."""
         self._out = out
         self._then = then
         self._vm: Vm | None = None
         self._early: list[Event] = []
         self._early_lost = 0
-        self._storms = Storms()
+        self._storms = EventCoalescer()
         self._calm: asyncio.TimerHandle | None = None
 
     def hear(self, event: Event) -> None:
@@ -70,7 +70,7 @@ class Ear:
             self._hold(vm)
         self._then(vm, event, time_ns)
 
-    def _tell(self, vm: Vm, told: Iterable[Telling]) -> None:
+    def _tell(self, vm: Vm, told: Iterable[CoalescedEvent]) -> None:
         for one in told:
             more = {
                 "count": one.count,

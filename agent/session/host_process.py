@@ -9,24 +9,24 @@ from functools import partial
 from typing import Any, TypeVar
 
 from agent.collectors.base import Facts
-from agent.collectors.untrusted import objects, text
-from agent.host import Found, Process, UnknownProcessError, find, interfaces_of, labels_of
+from agent.collectors.untrusted import as_list_of_objects, as_text
+from agent.host import Process, QemuProcess, UnknownProcessError, find, interfaces_of, labels_of
 from agent.host.types import File, Interface, Task, Text
 from agent.model.family import Sample, Values
 from agent.model.metrics.about import ABOUT
-from agent.model.record import Vm, clean
-from agent.qmp.client import Answer
-from agent.qmp.commands import Ask
-from agent.session.api import Terms
+from agent.model.record import Vm, sanitize
+from agent.qmp.client import CommandResult
+from agent.qmp.commands import Command
+from agent.session.api import SessionSettings
 from agent.session.identity import ROOMS
 
 _log = logging.getLogger(__name__)
 
 ASKS = (
-    Ask("query-cpus-fast"),
-    Ask("query-iothreads"),
-    Ask("query-kvm"),
-    Ask("qom-get", {"path": "/machine", "property": "type"}),
+    Command("query-cpus-fast"),
+    Command("query-iothreads"),
+    Command("query-kvm"),
+    Command("qom-get", {"path": "/machine", "property": "type"}),
 )
 
 NEEDS = {"vcpu": "query-cpus-fast", "iothread": "query-iothreads"}
@@ -59,15 +59,15 @@ FIND_SECONDS = 5.0
 MAX_THREADS = 8192
 """Threads that are told. QEMU's machines have 4096 vCPUs at most (11.1)."""
 
-Asking = Callable[[Sequence[Ask]], Awaitable[list[Answer]]]
+Asking = Callable[[Sequence[Command]], Awaitable[list[CommandResult]]]
 T = TypeVar("T")
 Nics = Mapping[str, Mapping[str, Any]]
 
 
-class Behind:
+class HostProcess:
     """One VM's process. Closed with the session."""
 
-    def __init__(self, terms: Terms) -> None:
+    def __init__(self, terms: SessionSettings) -> None:
         self.about = Sample(ABOUT, (), {})
         """What the VM is, as far as was learnt."""
         self._terms = terms
@@ -158,12 +158,12 @@ async def _unblocked(call: Callable[[], T], undo: Callable[["asyncio.Future[T]"]
         del running  # which has its error, whose traceback has this frame: a circle
 
 
-def _let_go(running: "asyncio.Future[Found]") -> None:
+def _let_go(running: "asyncio.Future[QemuProcess]") -> None:
     if not running.cancelled() and running.exception() is None:
         running.result().process.close()
 
 
-def _process(found: Found) -> Task:
+def _process(found: QemuProcess) -> Task:
     known = {"start_seconds": found.start_seconds, "cgroup": found.cgroup_name or None}
     return Task(found.process.pid, "", {key: value for key, value in known.items() if value is not None})
 
@@ -175,44 +175,44 @@ def _id(item: Mapping[str, Any]) -> int | None:
 
 def _vcpus(answer: Any) -> Iterator[Task]:
     """Yield the vCPUs' threads as QEMU counts them; none where it has no such command (before 2.12)."""
-    for cpu in objects(answer, MAX_THREADS):
+    for cpu in as_list_of_objects(answer, MAX_THREADS):
         thread = _id(cpu)
         if thread is not None and type(index := cpu.get("cpu-index")) is int:
             yield Task(thread, str(index), {"qom_path": cpu.get("qom-path"), "topology": cpu.get("props")})
 
 
 def _iothreads(answer: Any) -> Iterator[Task]:
-    for iothread in objects(answer, MAX_THREADS):
+    for iothread in as_list_of_objects(answer, MAX_THREADS):
         thread = _id(iothread)
-        if thread is not None and (name := text(iothread.get("id"))):
+        if thread is not None and (name := as_text(iothread.get("id"))):
             known = {
                 key.replace("-", "_"): iothread.get(key)
                 for key in ("poll-max-ns", "poll-grow", "poll-shrink", "aio-max-batch")
             }
-            yield Task(thread, clean(name), known)
+            yield Task(thread, sanitize(name), known)
 
 
 def _machine(kvm: Any, machine: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(machine, str):
-        yield "machine", clean(machine.removesuffix("-machine"), 128)
+        yield "machine", sanitize(machine.removesuffix("-machine"), 128)
     if isinstance(kvm, dict) and type(enabled := kvm.get("enabled")) is bool:
         yield "accelerator", "kvm" if enabled else "other"
 
 
 async def _cards(ask: Asking) -> Nics:
     """Return the guest's network cards by MAC address."""
-    rooms = await ask([Ask("qom-list", {"path": room}) for room in ROOMS])
+    rooms = await ask([Command("qom-list", {"path": room}) for room in ROOMS])
     paths = [
         (name, f"{room}/{name}")
         for room, children in zip(ROOMS, rooms, strict=True)
-        for child in objects(children)
-        if text(child.get("type")).startswith(_NICS) and (name := text(child.get("name")))
+        for child in as_list_of_objects(children)
+        if as_text(child.get("type")).startswith(_NICS) and (name := as_text(child.get("name")))
     ]
     cards: dict[str, Values] = {}
     for name, path in paths[:MAX_NICS]:
-        mac, netdev = await ask([Ask("qom-get", {"path": path, "property": key}) for key in ("mac", "netdev")])
+        mac, netdev = await ask([Command("qom-get", {"path": path, "property": key}) for key in ("mac", "netdev")])
         if isinstance(mac, str):
-            cards[mac.lower()] = {"mac": clean(mac.lower(), 32), "device": clean(name)}
+            cards[mac.lower()] = {"mac": sanitize(mac.lower(), 32), "device": sanitize(name)}
             if isinstance(netdev, str) and netdev:
-                cards[mac.lower()]["netdev"] = clean(netdev)
+                cards[mac.lower()]["netdev"] = sanitize(netdev)
     return cards

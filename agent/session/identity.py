@@ -6,28 +6,30 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.collectors.base import Facts
-from agent.collectors.untrusted import objects, text, within
-from agent.model.record import Vm, clean
-from agent.qmp.commands import Ask
+from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
+from agent.model.record import Vm, sanitize
+from agent.qmp.commands import Command
 from agent.qmp.protocol import Greeting
 
 _NAMESPACE = uuid.UUID("5f0b6f6e-8c3e-5d0a-9a39-6e1f1f2d7a10")
 _NIL = str(uuid.UUID(int=0))
 
-WHO = (Ask("query-uuid"), Ask("query-name"))
+WHO = (Command("query-uuid"), Command("query-name"))
 """Its version is in the greeting and need not be asked."""
 
-STATUS = Ask("query-status")
+STATUS = Command("query-status")
 
 ROOMS = ("/machine/peripheral", "/machine/peripheral-anon")
 """Where QEMU keeps devices: those with an id, and those without."""
 
-WHAT = (Ask("query-migrate-capabilities"), *(Ask("qom-list", {"path": room}) for room in ROOMS))
+WHAT = (Command("query-migrate-capabilities"), *(Command("qom-list", {"path": room}) for room in ROOMS))
 
-COMMANDS = Ask("query-commands")
+COMMANDS = Command("query-commands")
 """What a QEMU understands; the same for all VMs of one build, so asked of one of them."""
 
-TURN_ON_MIGRATION_EVENTS = Ask("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
+TURN_ON_MIGRATION_EVENTS = Command(
+    "migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]}
+)
 
 _INTERVAL = "guest-stats-polling-interval"
 
@@ -52,7 +54,7 @@ class Build:
 
 def build(greeting: Greeting) -> Build:
     """Return the version that a greeting tells."""
-    return Build(".".join(map(str, greeting.version)), clean(greeting.package, 128))
+    return Build(".".join(map(str, greeting.version)), sanitize(greeting.package, 128))
 
 
 def who(host: str, monitor: str, answers: Sequence[Any]) -> Vm:
@@ -61,38 +63,38 @@ def who(host: str, monitor: str, answers: Sequence[Any]) -> Vm:
     A VM that was started without a UUID answers with zeros, as all such do; it gets one made of the host's name and its monitor's
     address, so that it stays the same over restarts of itself and of the agent.
     """
-    said, named = map(within, answers)
+    said, named = map(as_object, answers)
     try:
         told = str(uuid.UUID(said.get("UUID")))
     except (ValueError, TypeError, AttributeError):
         told = _NIL
     if told == _NIL:
         told = str(uuid.uuid5(_NAMESPACE, f"{host}\n{monitor}"))
-    return Vm(host, told, clean(text(named.get("name"))) or told, monitor)
+    return Vm(host, told, sanitize(as_text(named.get("name"))) or told, monitor)
 
 
 def balloon_path(answers: Sequence[Any], kinds: tuple[str, ...] = _BALLOONS) -> str | None:
     """Return the QOM path of the VM's balloon device, out of the answers to WHAT, or None; QEMU allows one."""
     for room, children in zip(ROOMS, answers[1:], strict=True):
-        for child in objects(children):
-            if text(child.get("type")).startswith(kinds) and (name := text(child.get("name"))):
+        for child in as_list_of_objects(children):
+            if as_text(child.get("type")).startswith(kinds) and (name := as_text(child.get("name"))):
                 return f"{room}/{name}"
     return None
 
 
 def migration_events(answers: Sequence[Any]) -> bool:
     """Return whether MIGRATION events are switched on, out of the answers to WHAT."""
-    return any(c.get("capability") == "events" and c.get("state") is True for c in objects(answers[0]))
+    return any(c.get("capability") == "events" and c.get("state") is True for c in as_list_of_objects(answers[0]))
 
 
-def interval_ask(balloon: str) -> Ask:
+def interval_ask(balloon: str) -> Command:
     """Return the question how often a balloon's guest is asked for its statistics."""
-    return Ask("qom-get", {"path": balloon, "property": _INTERVAL})
+    return Command("qom-get", {"path": balloon, "property": _INTERVAL})
 
 
-def set_interval_ask(balloon: str, seconds: int) -> Ask:
+def set_interval_ask(balloon: str, seconds: int) -> Command:
     """Return the change that has a balloon's guest asked for its statistics every so many seconds."""
-    return Ask("qom-set", {"path": balloon, "property": _INTERVAL, "value": seconds})
+    return Command("qom-set", {"path": balloon, "property": _INTERVAL, "value": seconds})
 
 
 def interval(answer: Any) -> int:
@@ -102,7 +104,7 @@ def interval(answer: Any) -> int:
 
 def commands(answer: Any) -> frozenset[str]:
     """Return the names that `COMMANDS` was answered with; none where QEMU would not say."""
-    return frozenset(text(command.get("name")) for command in objects(answer)) - {""}
+    return frozenset(as_text(command.get("name")) for command in as_list_of_objects(answer)) - {""}
 
 
 def facts(answers: Sequence[Any], greeting: Greeting, commands: frozenset[str] = frozenset()) -> Facts:

@@ -15,7 +15,7 @@ LEFT = "postmigrate"
 """QEMU's RunState on the way (2.6 to 11.1)."""
 
 
-class Passage:
+class MigrationState:
     """What one process of a VM goes through, seen in order.
 
     Attributes:

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from agent.monitors import Rank
+from agent.monitors import MonitorPriority
 
 
 @dataclass(eq=False, slots=True)
-class Claim:
+class OwnershipClaim:
     """What one watch knows of the VM that it could watch.
 
     Attributes:
@@ -22,12 +22,12 @@ class Claim:
 
     uuid: str
     pid: int | None
-    rank: Rank
+    rank: MonitorPriority
     name: str
     make_way: Callable[[], None]
     released: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
-    def same_vm(self, other: "Claim") -> bool:
+    def same_vm(self, other: "OwnershipClaim") -> bool:
         """Return whether both are ways to one VM.
 
         One process is one VM. Where a process is not known, one UUID is one VM if the ways differ in rank; over two ways of one rank
@@ -38,13 +38,13 @@ class Claim:
         return self.uuid == other.uuid and self.rank != other.rank
 
 
-class Claims:
+class OwnershipRegistry:
     """The claims that are held: for each VM one, the best."""
 
     def __init__(self) -> None:
-        self._held: dict[str | int, list[Claim]] = {}  # by process and by UUID
+        self._held: dict[str | int, list[OwnershipClaim]] = {}  # by process and by UUID
 
-    async def take(self, claim: Claim) -> Claim | None:
+    async def take(self, claim: OwnershipClaim) -> OwnershipClaim | None:
         """Hold a claim, after worse ones have made way; or return the one that is as good or better, to be waited for."""
         while rivals := [held for key in _keys(claim) for held in self._held.get(key, ()) if claim.same_vm(held)]:
             for rival in rivals:
@@ -56,7 +56,7 @@ class Claims:
             self._held.setdefault(key, []).append(claim)
         return None
 
-    def release(self, claim: Claim) -> None:
+    def release(self, claim: OwnershipClaim) -> None:
         """Let a claim go, if it is held, and have those who wait for it try."""
         for key in _keys(claim):
             held = [other for other in self._held.pop(key, ()) if other is not claim]
@@ -66,5 +66,5 @@ class Claims:
             claim.released.set_result(None)
 
 
-def _keys(claim: Claim) -> tuple[str | int, ...]:
+def _keys(claim: OwnershipClaim) -> tuple[str | int, ...]:
     return (claim.uuid,) if claim.pid is None else (claim.uuid, claim.pid)

@@ -4,7 +4,7 @@ from collections.abc import Container, Iterable, Sequence
 from math import ceil, inf
 from typing import TypeVar
 
-from agent.qmp.commands import Ask
+from agent.qmp.commands import Command
 
 SLACK_SECONDS = 0.05
 """Questions due this close together go out in one write: QEMU pays for each wake-up too."""
@@ -19,7 +19,7 @@ BUNCH = 8
 """VMs that are asked at one moment: what the agent does for one is in the processor's caches for the next, and costs two thirds."""
 
 
-def moment(start: float, wait: float, interval: float, phase: float, vms: int) -> float:
+def next_poll_time(start: float, wait: float, interval: float, phase: float, vms: int) -> float:
     """Return when a VM is asked again: at its moment, one in each interval and shared with some others, that is nearest to a wait's end.
 
     Args:
@@ -74,7 +74,7 @@ class Schedule:
         return due
 
 
-class Turns:
+class Pacer:
     """Moments for what takes so much of our own time or memory that it is not done for all VMs at once."""
 
     def __init__(self, spacing_seconds: float, most_seconds: float) -> None:
@@ -90,11 +90,11 @@ class Turns:
 
 
 Who = TypeVar("Who")
-Rounds = list[tuple[Who, Sequence[Ask]]]
+Rounds = list[tuple[Who, Sequence[Command]]]
 """Who asks, and what."""
 
 
-def split(rounds: Rounds[Who]) -> tuple[Rounds[Who], Rounds[Who]]:
+def split_batch(rounds: Rounds[Who]) -> tuple[Rounds[Who], Rounds[Who]]:
     """Cut off as many as go into one write; return them and the others."""
     count = 0
     for index, (_, asks) in enumerate(rounds):

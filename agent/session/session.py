@@ -16,18 +16,18 @@ from agent.collectors.base import Poll
 from agent.model.events import row_of
 from agent.model.family import Sample
 from agent.model.metrics.about import ABOUT
-from agent.model.record import Record, Vm, clean
-from agent.monitors import Link
-from agent.qmp.client import Answer
-from agent.qmp.commands import Ask, Change
+from agent.model.record import Record, Vm, sanitize
+from agent.monitors import MonitorConnection
+from agent.qmp.client import CommandResult
+from agent.qmp.commands import Change, Command
 from agent.qmp.errors import BusyError, CommandError, CommandRefusedError, QmpError, StalledError
 from agent.qmp.protocol import Event, Greeting
 from agent.session import identity
-from agent.session.api import MAIN_LOOP, PROCESS, Out, Outcome, State, Terms
-from agent.session.event_handler import Ear
-from agent.session.host_process import Behind
-from agent.session.migration_state import Passage
-from agent.session.scheduler import Schedule, moment, split
+from agent.session.api import MAIN_LOOP, PROCESS, MonitorState, PollOutcome, SessionObserver, SessionSettings
+from agent.session.event_handler import EventHandler
+from agent.session.host_process import HostProcess
+from agent.session.migration_state import MigrationState
+from agent.session.scheduler import Schedule, next_poll_time, split_batch
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,13 @@ THREADS = "threads"
 class Session:
     """Made before the connection is, so that it misses nothing; `meet`, then `watch`."""
 
-    def __init__(self, terms: Terms, out: Out, tell: Callable[[State, str], None], passage: Passage) -> None:
+    def __init__(
+        self,
+        terms: SessionSettings,
+        out: SessionObserver,
+        tell: Callable[[MonitorState, str], None],
+        passage: MigrationState,
+    ) -> None:
         self.shutdown_reason: str | None = None
         """Why the VM shut down, where it said so."""
         self._terms = terms
@@ -64,8 +70,8 @@ class Session:
         self._passage = passage
         self._vm: Vm | None = None
         self._facts = Facts()
-        self._ear = Ear(out, self._heard)
-        self._behind = Behind(terms)
+        self._ear = EventHandler(out, self._heard)
+        self._behind = HostProcess(terms)
         self._schedule = Schedule()
         self._idling: asyncio.Future[None] | None = None
         self._phase = random()  # noqa: S311 - spreads the polls of many VMs over the interval
@@ -103,7 +109,7 @@ class Session:
         match event.name:
             case "SHUTDOWN":
                 reason = event.data.get("reason")
-                self.shutdown_reason = clean(reason, 64) if isinstance(reason, str) else "unknown"
+                self.shutdown_reason = sanitize(reason, 64) if isinstance(reason, str) else "unknown"
             case "MIGRATION":
                 self._passage.migrates(status := event.data.get("status"))
                 if status != "setup" and self._facts.hears:
@@ -124,7 +130,7 @@ class Session:
 
     # What we ask.
 
-    async def meet(self, client: Link, host: str, monitor: str) -> Vm:
+    async def meet(self, client: MonitorConnection, host: str, monitor: str) -> Vm:
         """Ask who is there, and whether it is there yet.
 
         Raises:
@@ -134,7 +140,7 @@ class Session:
         self._passage.begins(run.get("status", "") if isinstance(run, dict) else "")
         return identity.who(host, monitor, said)
 
-    async def watch(self, client: Link, vm: Vm) -> None:
+    async def watch(self, client: MonitorConnection, vm: Vm) -> None:
         """Give the events their owner, then ask by schedule until the connection ends.
 
         Raises:
@@ -156,7 +162,7 @@ class Session:
                 self._terms.asked -= 1
                 self._ear.end(vm)
 
-    async def _step(self, client: Link, vm: Vm, names: Sequence[str]) -> None:
+    async def _step(self, client: MonitorConnection, vm: Vm, names: Sequence[str]) -> None:
         """Do what is due, or wait until something is."""
         if not names:
             await self._idle()
@@ -183,7 +189,7 @@ class Session:
         if self._idling is not None and not self._idling.done():
             self._idling.set_result(None)
 
-    async def _discover(self, client: Link, vm: Vm) -> None:
+    async def _discover(self, client: MonitorConnection, vm: Vm) -> None:
         """Learn what the VM has, make the changes that the operator asked for, and have everything asked anew."""
         answers = await self._patiently(client, identity.WHAT)
         assert client.greeting is not None
@@ -203,13 +209,13 @@ class Session:
                 continue
             if collector.lacks(facts):
                 self._off(name)
-                self._out.collected(name, Outcome.UNSUPPORTED)
+                self._out.collected(name, PollOutcome.UNSUPPORTED)
             else:
                 self._schedule.plan(name, now)
         self._schedule.plan(_DISCOVER, now + self._terms.intervals.resync * (0.9 + 0.2 * self._phase))
         self._looked = True
 
-    async def _commands(self, client: Link, greeting: Greeting) -> frozenset[str]:
+    async def _commands(self, client: MonitorConnection, greeting: Greeting) -> frozenset[str]:
         """Return what this QEMU understands, asked once for each build that was ever met."""
         build = identity.build(greeting)
         known = self._terms.commands
@@ -225,14 +231,14 @@ class Session:
         self._never.append(name)
         self._schedule.drop(name)
 
-    async def _locate(self, client: Link, vm: Vm, facts: Facts) -> Facts:
+    async def _locate(self, client: MonitorConnection, vm: Vm, facts: Facts) -> Facts:
         """Learn which process it is and what its threads are, and tell what the VM is."""
         time_ns = time.time_ns()
         facts = await self._behind.learn(partial(self._patiently, client), client.peer_pid, vm, facts)
         self._out.samples(vm, (ABOUT,), (self._behind.about,), time_ns)
         return facts
 
-    async def _guest_stats(self, client: Link, balloon: str) -> int:
+    async def _guest_stats(self, client: MonitorConnection, balloon: str) -> int:
         """Return how often the guest is asked for its statistics, having set it where nobody has and the operator wants it."""
         seconds = identity.interval((await self._patiently(client, (identity.interval_ask(balloon),)))[0])
         wanted = self._terms.guest_stats_seconds
@@ -241,19 +247,19 @@ class Session:
             return 0 if isinstance(answer, CommandError) else wanted
         return seconds
 
-    async def _poll(self, client: Link, vm: Vm, collectors: Sequence[Collector]) -> None:
+    async def _poll(self, client: MonitorConnection, vm: Vm, collectors: Sequence[Collector]) -> None:
         rounds = [(c, asks) for c in collectors if (asks := c.asks(self._facts))]
         if not self._facts.hears:  # one that visits, maybe: not always when somebody else does, who comes as often
             self._spread = 0.9 + 0.2 * random()  # noqa: S311 - as above
         while rounds:
-            batch, rounds = split(rounds)
+            batch, rounds = split_batch(rounds)
             time_ns, start = time.time_ns(), time.monotonic()
             try:
                 answers = await self._ask(client, [ask for _, asks in batch for ask in asks])
             except (BusyError, StalledError) as error:
                 self._out.replied(self._terms.reply_seconds)
                 for collector, _ in batch:
-                    self._out.collected(collector.name, Outcome.LATE)
+                    self._out.collected(collector.name, PollOutcome.LATE)
                 await self._stalled(client, error)
                 self._schedule.plan(_DISCOVER, time.monotonic())  # much may have changed; what came late is stale
                 return
@@ -274,11 +280,11 @@ class Session:
             else:
                 self._out.samples(vm, collector.families, (), time_ns)
 
-    def _take(self, vm: Vm, collector: Collector, answers: Sequence[Answer], poll: Poll) -> None:
+    def _take(self, vm: Vm, collector: Collector, answers: Sequence[CommandResult], poll: Poll) -> None:
         """Make samples of answers, and plan to ask again."""
         samples, outcome = self._collect(vm, collector, answers, poll)
         self._out.collected(collector.name, outcome)
-        if outcome in (Outcome.OK, Outcome.CUT):
+        if outcome in (PollOutcome.OK, PollOutcome.CUT):
             self._out.samples(vm, collector.families, samples, poll.time_ns)
             for sample in samples:
                 if (witnessed := self._passage.look(sample)) is not None:
@@ -286,7 +292,7 @@ class Session:
             self._compare(collector, samples)
         self._plan(collector, samples, poll.at)
 
-    async def _obey(self, client: Link, vm: Vm) -> None:
+    async def _obey(self, client: MonitorConnection, vm: Vm) -> None:
         """Make the changes that are wanted of what was just learnt, one by one, and ask what is wanted then.
 
         Once QEMU has stalled, what was learnt is old: the changes that are left are not made. Where no event is heard none is made:
@@ -312,11 +318,11 @@ class Session:
         self._schedule.demand(commander.wants(vm), time.monotonic())
 
     def _collect(
-        self, vm: Vm, collector: Collector, answers: Sequence[Answer], poll: Poll
-    ) -> tuple[Sequence[Sample], Outcome]:
+        self, vm: Vm, collector: Collector, answers: Sequence[CommandResult], poll: Poll
+    ) -> tuple[Sequence[Sample], PollOutcome]:
         if any(isinstance(a, CommandError) and a.error_class == "CommandNotFound" for a in answers):
             self._off(collector.name)
-            return (), Outcome.UNSUPPORTED
+            return (), PollOutcome.UNSUPPORTED
         try:
             before = self._polls.get(collector.name, Poll())
             made = iter(collector.collect(answers))
@@ -334,8 +340,8 @@ class Session:
         except Exception:  # noqa: BLE001 - one collector's bug, met by what one VM said
             _log.exception("%s could not read an answer", collector.name)
         else:
-            return poll.samples, Outcome.CUT if cut else Outcome.OK
-        return (), Outcome.FAILED
+            return poll.samples, PollOutcome.CUT if cut else PollOutcome.OK
+        return (), PollOutcome.FAILED
 
     def _compare(self, collector: Collector, samples: Sequence[Sample]) -> None:
         """Ask again for what a changed shape made untrue."""
@@ -355,14 +361,16 @@ class Session:
         if wait >= poll and name not in self._phased:
             self._phased.append(name)
             wait *= 0.1 + 0.9 * self._phase
-        at = moment(start, wait, poll, self._phase, self._terms.asked) if shared else start + wait * self._spread
+        at = (
+            next_poll_time(start, wait, poll, self._phase, self._terms.asked) if shared else start + wait * self._spread
+        )
         self._schedule.plan(name, at)
 
-    async def _ask(self, client: Link, asks: Sequence[Ask]) -> list[Answer]:
+    async def _ask(self, client: MonitorConnection, asks: Sequence[Command]) -> list[CommandResult]:
         self._go_on_by = time.monotonic() + self._terms.reply_seconds
         return await client.ask(asks, deadline=self._terms.reply_seconds)
 
-    async def _patiently(self, client: Link, asks: Sequence[Ask]) -> list[Answer]:
+    async def _patiently(self, client: MonitorConnection, asks: Sequence[Command]) -> list[CommandResult]:
         """Ask, and where QEMU stalls, wait and ask again: for what must be known before anything else."""
         while True:
             try:
@@ -370,13 +378,13 @@ class Session:
             except (BusyError, StalledError) as error:
                 await self._stalled(client, error)
 
-    async def _stalled(self, client: Link, why: BusyError | StalledError) -> None:
+    async def _stalled(self, client: MonitorConnection, why: BusyError | StalledError) -> None:
         """Wait for the overdue replies, sending nothing in-band meanwhile: the command is still running inside QEMU. Or wait to be let in.
 
         Raises:
             QmpError: the connection ended first.
         """
-        self._tell(State.BUSY if isinstance(why, BusyError) else State.STALLED, str(why))
+        self._tell(MonitorState.BUSY if isinstance(why, BusyError) else MonitorState.STALLED, str(why))
         self._go_on_by = inf
         # What the kernel is asked may have been taken from the schedule, for after what QEMU now does not answer.
         for name in self._menu.beside:
@@ -389,9 +397,9 @@ class Session:
                 if client.can_probe:
                     answers = await client.probe(deadline=PROBE_SECONDS)
                     if not settled.done():
-                        self._tell(State.STALLED, MAIN_LOOP if answers else PROCESS)
+                        self._tell(MonitorState.STALLED, MAIN_LOOP if answers else PROCESS)
             settled.result()
         finally:
             settled.cancel()
         self._go_on_by = time.monotonic()
-        self._tell(State.UP if self._vm is not None else State.NEGOTIATING, "")
+        self._tell(MonitorState.UP if self._vm is not None else MonitorState.NEGOTIATING, "")

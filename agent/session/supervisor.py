@@ -12,13 +12,21 @@ from typing import Any
 
 from agent.common.backoff import back_off
 from agent.host.qemu_processes import qemu_of
-from agent.model.record import Record, Severity, Vm, clean
-from agent.monitors import Link, Monitor, Rank
-from agent.qmp.errors import BusyError, DeniedError, DepartedError, MadeWayError, QmpError, StalledError, WayLostError
+from agent.model.record import Record, Severity, Vm, sanitize
+from agent.monitors import Monitor, MonitorConnection, MonitorPriority
+from agent.qmp.errors import (
+    BusyError,
+    DeniedError,
+    MigratedAwayError,
+    PreemptedError,
+    QmpError,
+    StalledError,
+    TransportLostError,
+)
 from agent.session import identity
-from agent.session.api import Out, State, Status, Terms
-from agent.session.migration_state import Passage
-from agent.session.ownership import Claim, Claims
+from agent.session.api import MonitorState, MonitorStatus, SessionObserver, SessionSettings
+from agent.session.migration_state import MigrationState
+from agent.session.ownership import OwnershipClaim, OwnershipRegistry
 from agent.session.session import Session
 
 _log = logging.getLogger(__name__)
@@ -28,10 +36,12 @@ FIRST_RETRY_SECONDS = 0.2
 UNHEARD = "figures only: its events are not heard over this monitor"
 
 
-class Watch:
+class MonitorSupervisor:
     """Connects to one monitor, and again, until it is cancelled or the monitor has vanished."""
 
-    def __init__(self, monitor: Monitor, terms: Terms, out: Out, claims: Claims) -> None:
+    def __init__(
+        self, monitor: Monitor, terms: SessionSettings, out: SessionObserver, claims: OwnershipRegistry
+    ) -> None:
         self.name = monitor.name
         self._monitor = monitor
         self._terms = terms
@@ -39,11 +49,11 @@ class Watch:
         self._claims = claims
         self._vm: Vm | None = None
         self._build: identity.Build | None = None
-        self._state: State | None = None
+        self._state: MonitorState | None = None
         self._reason = ""
         self._left_ns: int | None = None
         self._session: Session | None = None
-        self._passage = Passage()
+        self._passage = MigrationState()
         self._note = ""
         self._vanished = asyncio.get_running_loop().create_future()  # an Event has 0.7 KB ready for those who wait
 
@@ -59,7 +69,7 @@ class Watch:
 
     def late_by(self, now: float) -> float | None:
         """Return by how many seconds asking its VM is late; None where none is being asked."""
-        return self._session.late_by(now) if self._session is not None and self._state is State.UP else None
+        return self._session.late_by(now) if self._session is not None and self._state is MonitorState.UP else None
 
     def resync(self) -> None:
         """Ask everything anew, where somebody is there to be asked."""
@@ -79,16 +89,22 @@ class Watch:
 
     async def _once(self) -> bool:
         """One connection; return whether a VM was met on it."""
-        if self._state in (None, State.NEGOTIATING, State.UP):  # any other stands until something better is known
-            self._set(State.CONNECTING)
+        if self._state in (
+            None,
+            MonitorState.NEGOTIATING,
+            MonitorState.UP,
+        ):  # any other stands until something better is known
+            self._set(MonitorState.CONNECTING)
         session = self._session = Session(self._terms, self._out, self._tell, self._passage)
         try:
             client = await self._monitor.open(self._terms.allow, session.hear, deadline=self._terms.greeting_seconds)
         except (BusyError, StalledError) as error:
             if isinstance(error, BusyError) and self._monitor.calls:
-                self._set(State.GONE, "it called and did not greet")  # no client of another's can hold this monitor
+                self._set(
+                    MonitorState.GONE, "it called and did not greet"
+                )  # no client of another's can hold this monitor
             else:
-                self._tell(State.BUSY if isinstance(error, BusyError) else State.STALLED, str(error))
+                self._tell(MonitorState.BUSY if isinstance(error, BusyError) else MonitorState.STALLED, str(error))
             return False
         except QmpError as error:
             self._set(_standing(error), str(error))
@@ -96,20 +112,20 @@ class Watch:
         with contextlib.closing(client):
             return await self._met(client, session)
 
-    async def _met(self, client: Link, session: Session) -> bool:
-        if self._state is not State.SPARE:
-            self._set(State.NEGOTIATING)
+    async def _met(self, client: MonitorConnection, session: Session) -> bool:
+        if self._state is not MonitorState.SPARE:
+            self._set(MonitorState.NEGOTIATING)
         try:
             vm = await session.meet(client, self._terms.host, self._monitor.name)
         except QmpError as error:
-            self._set(State.GONE, str(error))
+            self._set(MonitorState.GONE, str(error))
             return False
         pid = qemu_of(client.peer_pid)
-        rank = self._monitor.rank if client.hears else Rank.BURST  # whichever way it came about
-        claim = Claim(vm.uuid, pid, rank, clean(self._monitor.name), client.make_way)
+        rank = self._monitor.rank if client.hears else MonitorPriority.BURST  # whichever way it came about
+        claim = OwnershipClaim(vm.uuid, pid, rank, sanitize(self._monitor.name), client.make_way)
         try:
             while (better := await self._claims.take(claim)) is not None:
-                self._set(State.SPARE, f"{vm.name} is watched over {better.name}")
+                self._set(MonitorState.SPARE, f"{vm.name} is watched over {better.name}")
                 await self._spare(client, better)
                 if client.ended.done():
                     return True
@@ -118,7 +134,7 @@ class Watch:
         finally:
             self._claims.release(claim)
 
-    async def _spare(self, client: Link, better: Claim) -> None:
+    async def _spare(self, client: MonitorConnection, better: OwnershipClaim) -> None:
         """Wait for the better way to be lost; now and then look all the same whether it is still the same VM that is here."""
         if not self._monitor.calls:
             client.close()
@@ -127,35 +143,35 @@ class Watch:
             {better.released, over}, timeout=self._terms.intervals.resync, return_when=asyncio.FIRST_COMPLETED
         )
 
-    async def _attached(self, client: Link, session: Session, vm: Vm) -> bool:
-        change, reason, state = "detached", "the agent stops watching", State.GONE
+    async def _attached(self, client: MonitorConnection, session: Session, vm: Vm) -> bool:
+        change, reason, state = "detached", "the agent stops watching", MonitorState.GONE
         try:
             assert client.greeting is not None
             self._vm, self._build = vm, identity.build(client.greeting)
             self._lifecycle("attached", self._arrival(self._build, client))
             self._note = "" if client.hears else UNHEARD
-            self._set(State.UP, self._note)
+            self._set(MonitorState.UP, self._note)
             await session.watch(client, vm)
-        except MadeWayError as error:
+        except PreemptedError as error:
             reason = str(error)
-        except WayLostError as error:
-            reason, state = str(error), State.CONNECTING
+        except TransportLostError as error:
+            reason, state = str(error), MonitorState.CONNECTING
         except QmpError as error:
             shut_down = session.shutdown_reason is not None
-            moved = isinstance(error, DepartedError) or self._passage.departed(shut_down=shut_down)
+            moved = isinstance(error, MigratedAwayError) or self._passage.departed(shut_down=shut_down)
             change, reason = "departed" if moved else "gone", str(error)
         finally:
             self._left_ns = time.time_ns()
             more = {"shutdown_reason": session.shutdown_reason, "incoming": self._passage.coming or None}
             self._lifecycle(change, {"reason": reason} | more)
             if change != "detached":
-                self._passage = Passage()
+                self._passage = MigrationState()
             self._set(state, reason)
         return True
 
-    def _arrival(self, build: identity.Build, client: Link) -> dict[str, Any]:
+    def _arrival(self, build: identity.Build, client: MonitorConnection) -> dict[str, Any]:
         return {
-            "monitor": clean(self._monitor.name),
+            "monitor": sanitize(self._monitor.name),
             "qemu_version": build.version,
             "qemu_package": build.package,
             "reattached": self._left_ns is not None,
@@ -164,25 +180,25 @@ class Watch:
             "events_lost_since_timestamp_seconds": self._left_ns and self._left_ns / 1e9,
         }
 
-    def _tell(self, state: State, reason: str) -> None:
+    def _tell(self, state: MonitorState, reason: str) -> None:
         """Set a state that downstream is told of too, when it is new."""
         before = self._state
-        if not self._set(state, reason or (self._note if state is State.UP else "")):
+        if not self._set(state, reason or (self._note if state is MonitorState.UP else "")):
             return
-        if state is State.BUSY:
+        if state is MonitorState.BUSY:
             self._lifecycle("busy", {"reason": reason}, Severity.WARNING)
-        elif state is State.STALLED:
+        elif state is MonitorState.STALLED:
             self._lifecycle("stalled", {"reason": reason}, Severity.ERROR)
-        elif before is State.STALLED or (before is State.BUSY and state is State.UP):
+        elif before is MonitorState.STALLED or (before is MonitorState.BUSY and state is MonitorState.UP):
             self._lifecycle("recovered", {})
 
-    def _set(self, state: State, reason: str = "") -> bool:
+    def _set(self, state: MonitorState, reason: str = "") -> bool:
         """Set the state; return whether it is another one, not just another reason."""
         if (state, reason) == (self._state, self._reason):
             return False
         changed = state is not self._state
         self._state, self._reason = state, reason
-        self._out.status(Status(self._monitor, state, reason, self._vm, self._build, time.time_ns()))
+        self._out.status(MonitorStatus(self._monitor, state, reason, self._vm, self._build, time.time_ns()))
         return changed
 
     def _lifecycle(self, change: str, data: Mapping[str, Any], severity: Severity = Severity.INFO) -> None:
@@ -192,28 +208,28 @@ class Watch:
 
 
 _STANDINGS = {
-    StalledError: State.STALLED,
-    DeniedError: State.DENIED,
-    WayLostError: State.CONNECTING,
-    QmpError: State.GONE,
+    StalledError: MonitorState.STALLED,
+    DeniedError: MonitorState.DENIED,
+    TransportLostError: MonitorState.CONNECTING,
+    QmpError: MonitorState.GONE,
 }
 """What a failure to open a link makes of a monitor's state; the first that fits."""
 
 
-def _standing(error: QmpError) -> State:
+def _standing(error: QmpError) -> MonitorState:
     return next(state for kind, state in _STANDINGS.items() if isinstance(error, kind))
 
 
-class Fleet:
+class SupervisorGroup:
     """Watches whatever monitors the ways find, one task each."""
 
-    def __init__(self, terms: Terms, out: Out, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, terms: SessionSettings, out: SessionObserver, tasks: asyncio.TaskGroup) -> None:
         self._terms = terms
         self._out = out
         self._tasks = tasks
-        self._claims = Claims()
-        self._watches: dict[tuple[object, ...], Watch] = {}
-        self._running: dict[Watch, asyncio.Task[None]] = {}
+        self._claims = OwnershipRegistry()
+        self._watches: dict[tuple[object, ...], MonitorSupervisor] = {}
+        self._running: dict[MonitorSupervisor, asyncio.Task[None]] = {}
 
     def __contains__(self, key: object) -> bool:
         return key in self._watches
@@ -226,7 +242,7 @@ class Fleet:
         if monitor.key in self._watches:
             self._watches[monitor.key].reappear()
         else:
-            watch = self._watches[monitor.key] = Watch(monitor, self._terms, self._out, self._claims)
+            watch = self._watches[monitor.key] = MonitorSupervisor(monitor, self._terms, self._out, self._claims)
             self._running[watch] = self._tasks.create_task(self._run(monitor, watch), name=f"watch {monitor.name}")
 
     def vanished(self, monitor: Monitor) -> None:
@@ -241,8 +257,8 @@ class Fleet:
 
     def stands(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
         """Tell how a way itself stands."""
-        state, reason = (State.UP, note) if trouble is None else (_standing(trouble), str(trouble))
-        self._out.status(Status(way, state, reason, None, None, time.time_ns()))
+        state, reason = (MonitorState.UP, note) if trouble is None else (_standing(trouble), str(trouble))
+        self._out.status(MonitorStatus(way, state, reason, None, None, time.time_ns()))
 
     def forget(self, way: Monitor) -> None:
         """Tell of a way no more."""
@@ -250,7 +266,7 @@ class Fleet:
 
     def late_by(self, now: float) -> dict[str, float]:
         """Return by how many seconds asking each VM that is up is late, by its monitor's name; below 0 it is not."""
-        found = ((clean(watch.name), watch.late_by(now)) for watch in self._running)
+        found = ((sanitize(watch.name), watch.late_by(now)) for watch in self._running)
         return {name: late for name, late in found if late is not None}
 
     def resync(self) -> None:
@@ -262,13 +278,13 @@ class Fleet:
         """Have a connection to us counted that was not let in."""
         self._out.refused(address, reason)
 
-    async def _run(self, monitor: Monitor, watch: Watch) -> None:
+    async def _run(self, monitor: Monitor, watch: MonitorSupervisor) -> None:
         try:
             while True:
                 try:
                     return await watch.run()
                 except Exception:  # noqa: BLE001 - a bug of ours, met by what one VM said: it must not end the others
-                    _log.exception("watching %s failed; starting it anew", clean(monitor.name))
+                    _log.exception("watching %s failed; starting it anew", sanitize(monitor.name))
                     await asyncio.sleep(self._terms.retry_seconds)
         finally:
             del self._running[watch]

@@ -18,8 +18,8 @@ from typing import Final
 import orjson
 import uvloop
 
-from agent.app.agent import App
-from agent.app.builders import sink
+from agent.app.agent import Agent
+from agent.app.builders import build_sink
 from agent.cli.demo.guest import until
 from agent.config.model import Config
 from agent.delivery.entry import Entry
@@ -61,7 +61,7 @@ class Timed:
         await self._sink.close()
 
 
-class Heard(App):
+class Heard(Agent):
     """An agent that notes when it heard of each threshold's event, by QEMU's time of it."""
 
     def __init__(self, config: Config, to: Sink) -> None:
@@ -78,7 +78,7 @@ MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Where the guest's disk lies, so that its writes do not wait for the journal's."""
 
 
-async def measure(events: int) -> dict[str, list[float]]:
+async def device_size_of(events: int) -> dict[str, list[float]]:
     """Return the milliseconds that each stage took, for each of so many events."""
     with tempfile.TemporaryDirectory(prefix="qmp-") as name, tempfile.TemporaryDirectory(dir=MEMORY) as place:
         folder, guests = Path(name), Path(place)
@@ -99,7 +99,7 @@ async def measure(events: int) -> dict[str, list[float]]:
                     },
                 }
             )
-            timed = Timed(sink(config))
+            timed = Timed(build_sink(config))
             app = Heard(config, timed)
             async with app.running(), started(guests, disk_mib=4096, write_kib=8):
                 await until(lambda: len(timed.sent) > events, 60 + 2 * events)
@@ -122,7 +122,7 @@ def main() -> None:
     logging.disable(logging.WARNING)  # each alert is one
     parser = argparse.ArgumentParser(description="How long it takes from QEMU's event until Kafka has the alert.")
     parser.add_argument("--events", type=int, default=200, help="how many events, 200 by default")
-    found = uvloop.run(measure(parser.parse_args().events))
+    found = uvloop.run(device_size_of(parser.parse_args().events))
     print(f"{len(found['all'])} events, milliseconds")
     print(f"{'':<20}{'median':>8}{'p90':>8}{'p99':>8}{'most':>8}")
     for stage, spans in found.items():

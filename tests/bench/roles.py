@@ -30,12 +30,12 @@ import uvloop
 from aiokafka import AIOKafkaProducer
 from aiokafka.producer.message_accumulator import BatchBuilder
 
-from agent.app.agent import App
-from agent.app.builders import sink
+from agent.app.agent import Agent
+from agent.app.builders import build_sink
 from agent.config.model import Config
 from agent.delivery.entry import Entry
 from agent.delivery.sinks.base import Sink
-from agent.runtime.gc import tended
+from agent.runtime.gc import scheduled_collection
 
 ZSTD = 4
 """Kafka's number for it."""
@@ -99,8 +99,8 @@ def _config(folder: Path, seconds: float, state: str, servers: str) -> Config:
 async def agent(folder: Path, seconds: float) -> None:
     with tempfile.TemporaryDirectory(prefix="qmp-") as state:
         config = _config(folder, seconds, state, "127.0.0.1:1")  # as if: the sink is ours
-        with tended():
-            async with App(config, Nowhere()).running():
+        with scheduled_collection():
+            async with Agent(config, Nowhere()).running():
                 await asyncio.Event().wait()
 
 
@@ -191,9 +191,9 @@ class Timed:
 async def telling(folder: Path, seconds: float, servers: str) -> None:
     with tempfile.TemporaryDirectory(prefix="qmp-") as state:
         config = _config(folder, seconds, state, servers)
-        timed = Timed(sink(config), folder / "delivered")
-        with tended():
-            async with App(config, timed).running():
+        timed = Timed(build_sink(config), folder / "delivered")
+        with scheduled_collection():
+            async with Agent(config, timed).running():
                 await _until_ended(timed.milliseconds)
 
 

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from agent.app.agent import App
+from agent.app.agent import Agent
 from agent.collectors import block
 from agent.config.model import Config
 from agent.exposition.prometheus import render
@@ -19,8 +19,8 @@ from agent.model.family import Kind, shown
 from agent.model.metrics.block import BLOCK
 from agent.model.record import Vm
 from agent.monitors import Monitor
-from agent.runtime.gc import tended
-from agent.session.api import State, Status
+from agent.runtime.gc import scheduled_collection
+from agent.session.api import MonitorState, MonitorStatus
 from tests.bench.monitors import two_disks
 from tests.bench.table import Row
 from tests.lab.snapshots import OPEN
@@ -31,7 +31,7 @@ SERIES = 100_000
 class _Same(Collector):
     """The same series by prometheus_client's own objects, as an exporter has them."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: Agent) -> None:
         self._app = app
 
     def collect(self) -> Iterator[Metric]:
@@ -46,9 +46,9 @@ class _Same(Collector):
             yield made
 
 
-def _filled() -> tuple[App, int]:
+def _filled() -> tuple[Agent, int]:
     """Return an agent that knows so many VMs that it has so many series, and how many it has."""
-    app = App(Config.model_validate({"monitors": [{"dial": "/none/*.qmp"}]}))
+    app = Agent(Config.model_validate({"monitors": [{"dial": "/none/*.qmp"}]}))
     samples = tuple(block.COLLECTOR.collect([two_disks()]))
     count, number = 0, 0
     while count < SERIES:
@@ -56,13 +56,13 @@ def _filled() -> tuple[App, int]:
             count = render(app.snapshot).count("\nqemu_")
         vm = Vm("host1", str(UUID(int=number + 1)), f"vm{number}", f"/run/vm{number}.qmp")
         monitor = Monitor(vm.monitor, (vm.monitor,), OPEN)
-        app.snapshot.status(Status(monitor, State.UP, "", vm, None, 1))
+        app.snapshot.status(MonitorStatus(monitor, MonitorState.UP, "", vm, None, 1))
         app.snapshot.samples(vm, block.COLLECTOR.families, samples, time.time_ns())
         number += 1
     return app, count
 
 
-async def _stall(app: App) -> float:
+async def _stall(app: Agent) -> float:
     """Return how long the loop was held up at most, in seconds, while it was scraped over HTTP with compression."""
     runner = web.AppRunner(application(app))
     await runner.setup()
@@ -103,7 +103,7 @@ async def scrape(*, short: bool) -> list[Row]:
         generate_latest(registry)
         theirs.append(time.process_time() - begun)
     each, peer = min(ours) / count * 1e6, min(theirs) / count * 1e6
-    with tended():  # as the agent runs
+    with scheduled_collection():  # as the agent runs
         stall = min([await _stall(app) for _ in range(1 if short else 3)])
     return [
         Row(f"scrape of {count:,} series", f"{each:.2f} us a series", aim="≤ 1 us", met=each <= 1),

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
-from agent.delivery.drops import Drop
+from agent.delivery.drops import DropReason
 from tests.chaos.issuer_process import eventually
 from tests.chaos.participants import REQUEST_TIMEOUT_SECONDS, WINDOW_SECONDS, World
 from tests.lab.kafka import Broker
@@ -124,7 +124,7 @@ async def disk_full(world: World) -> AsyncIterator[None]:
         world.disk.free()
     await eventually(lambda: _journals(world, up=True), FEEL_SECONDS, "the agent journals again")
     await world.delivered()  # what is in memory alone would go with a kill, and neither be journaled nor told of
-    world.excuses.append((Drop.NO_JOURNAL, begin - MEMORY_SECONDS, time.time()))
+    world.excuses.append((DropReason.NO_JOURNAL, begin - MEMORY_SECONDS, time.time()))
 
 
 async def felt(world: World) -> None:
@@ -181,7 +181,7 @@ async def damage(world: World, draw: random.Random) -> None:
             await world.kill_agent()
         world.note("page of the journal overwritten")
         world.damage(draw)
-        world.excuses.append((Drop.CORRUPT, 0.0, time.time()))
+        world.excuses.append((DropReason.CORRUPT, 0.0, time.time()))
         await world.start_agent()
         await world.issuer.rate(world.rate)
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 from aiokafka import AIOKafkaConsumer
 
-from agent.delivery.drops import Drop
+from agent.delivery.drops import DropReason
 from tests.chaos import numbered
 from tests.chaos.numbered import Connection, Issued
 from tests.chaos.participants import WINDOW_SECONDS, How, Life, World
@@ -113,7 +113,7 @@ class _Delivered:
     """Takes every message there is, and says what is wrong with it."""
 
     def __init__(
-        self, issued: Sequence[Issued], excuses: Sequence[tuple[Drop, float, float]], verdict: Verdict
+        self, issued: Sequence[Issued], excuses: Sequence[tuple[DropReason, float, float]], verdict: Verdict
     ) -> None:
         self.seen = [bytearray(len(of_vm)) for of_vm in issued]
         self._issued = issued
@@ -178,7 +178,7 @@ def _right(vm: int, n: int, wall_us: int, key: bytes, event: Mapping[str, Any]) 
 def _look_for_the_missing(vm: int, issued: Issued, seen: bytearray, world: World, verdict: Verdict) -> None:
     ends = [_end(connection, world.lives) for connection in issued.connections]
 
-    def excused(n: int, *reasons: Drop) -> bool:
+    def excused(n: int, *reasons: DropReason) -> bool:
         at = issued.wall_us[n] / 1e6
         return any(reason in reasons and begin <= at <= until for reason, begin, until in world.excuses)
 
@@ -192,11 +192,11 @@ def _look_for_the_missing(vm: int, issued: Issued, seen: bytearray, world: World
         if seen[n]:
             continue
         if not accepted:  # where the disk was full, it may have been lost, and told of, before that end
-            if not excused(n, Drop.NO_JOURNAL):
+            if not excused(n, DropReason.NO_JOURNAL):
                 verdict.ends[how].add((end_ns - written_ns) / 1e9 if written_ns else 0.0)
             continue
         verdict.missing += 1
-        if not excused(n, *Drop):
+        if not excused(n, *DropReason):
             early = (end_ns - written_ns) / 1e9
             verdict.find("missing without a cause", f"{numbered.name_of(vm)} n={n}, {early:.1f} s before it was {how}")
 

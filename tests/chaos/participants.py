@@ -17,11 +17,11 @@ import aiohttp
 import yaml
 from aiokafka import AIOKafkaConsumer
 
-from agent.delivery.drops import Drop
+from agent.delivery.drops import DropReason
 from agent.delivery.journal.writer import FILE as JOURNAL
 from tests.chaos import numbered
 from tests.chaos.issuer_process import Disk, Issuer, eventually
-from tests.lab.agent_process import Agent
+from tests.lab.agent_process import AgentProcess
 from tests.lab.kafka import Broker, KafkaCluster
 
 REQUEST_TIMEOUT_SECONDS: Final = 3.0
@@ -108,12 +108,12 @@ class World:
     topics: Topics
     issuer: Issuer
     disk: Disk
-    agent: Agent
+    agent: AgentProcess
     rate: float
     say: Callable[[str], None]
     lives: list[Life] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
-    excuses: list[tuple[Drop, float, float]] = field(default_factory=list)
+    excuses: list[tuple[DropReason, float, float]] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     recoveries: list[float] = field(default_factory=list)
 
@@ -256,8 +256,8 @@ class World:
         return self.cluster.brokers[leader - 1]
 
 
-def _agent(folder: Path, cluster: KafkaCluster, topics: Topics, issuer: Issuer, disk: Disk) -> Agent:
-    agent = Agent(folder, {})
+def _agent(folder: Path, cluster: KafkaCluster, topics: Topics, issuer: Issuer, disk: Disk) -> AgentProcess:
+    agent = AgentProcess(folder, {})
     config = {
         "host": numbered.HOST,
         "monitors": [{"dial": issuer.monitors}],

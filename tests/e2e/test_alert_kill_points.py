@@ -11,7 +11,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from agent.cli.demo.guest import until
-from tests.lab.agent_process import Agent
+from tests.lab.agent_process import AgentProcess
 from tests.lab.kafka import KafkaCluster
 from tests.lab.thin_guests import MIB, ThinGuest, make_qcow2, network_device, started
 
@@ -61,7 +61,7 @@ async def topic(kafka: KafkaCluster) -> AsyncIterator[Topic]:
 
 
 @pytest.fixture
-async def agent(kafka: KafkaCluster, topic: Topic, folder: Path) -> AsyncIterator[Agent]:
+async def agent(kafka: KafkaCluster, topic: Topic, folder: Path) -> AsyncIterator[AgentProcess]:
     """An agent that arms thresholds; not started yet."""
     others = f"test-others-{uuid4()}"
     await kafka.create_topic(others)
@@ -70,7 +70,7 @@ async def agent(kafka: KafkaCluster, topic: Topic, folder: Path) -> AsyncIterato
         "kafka": {"servers": kafka.bootstrap, "topics": {"events": others, "samples": others, "alerts": topic.name}},
         "alerts": {"write_threshold": {"mode": "arm", "levels": LADDER}},
     }
-    agent = Agent(folder, config)
+    agent = AgentProcess(folder, config)
     try:
         yield agent
     finally:
@@ -110,7 +110,7 @@ async def once(topic: Topic, levels: list[str]) -> bool:
 
 
 async def test_killed_when_the_slot_is_set_it_tells_of_what_fired_while_it_was_away(
-    agent: Agent, guest: ThinGuest, topic: Topic
+    agent: AgentProcess, guest: ThinGuest, topic: Topic
 ) -> None:
     for number, rung in enumerate(RUNGS[:3]):
         await agent.start()
@@ -128,7 +128,7 @@ async def test_killed_when_the_slot_is_set_it_tells_of_what_fired_while_it_was_a
     assert await once(topic, LADDER[:3])
 
 
-async def test_killed_at_the_event_it_tells_of_it_once(agent: Agent, guest: ThinGuest, topic: Topic) -> None:
+async def test_killed_at_the_event_it_tells_of_it_once(agent: AgentProcess, guest: ThinGuest, topic: Topic) -> None:
     for rung in RUNGS[:3]:
         await agent.start()
         await armed(guest, rung)
@@ -143,7 +143,7 @@ async def test_killed_at_the_event_it_tells_of_it_once(agent: Agent, guest: Thin
 
 
 async def test_killed_when_the_alert_is_delivered_it_tells_no_rung_again(
-    agent: Agent, guest: ThinGuest, topic: Topic
+    agent: AgentProcess, guest: ThinGuest, topic: Topic
 ) -> None:
     for number, rung in enumerate(RUNGS[:3], 1):
         await agent.start()

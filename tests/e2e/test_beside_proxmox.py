@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from agent.cli.demo.guest import Kind, until
-from tests.lab.agent_process import Agent, seconds
+from agent.cli.demo.guest import GuestKind, until
+from tests.lab.agent_process import AgentProcess, seconds
 from tests.lab.fixtures import StartGuest
 from tests.lab.proxmox import TIMEOUT_SECONDS, Report
 
@@ -38,12 +38,12 @@ async def report(process: asyncio.subprocess.Process) -> Report:
 
 
 async def test_beside_proxmox_both_get_what_they_ask_for(start_guest: StartGuest, folder: Path) -> None:
-    guest = await start_guest(kind=Kind.WRITER)
+    guest = await start_guest(kind=GuestKind.WRITER)
     alone = await visiting(guest.monitor, 0.0)
     await asyncio.sleep(1)  # how long its visits take when it is alone
     before = await report(alone)
     config = {"monitors": [{"burst": str(guest.monitor)}], "intervals": {"poll": "200ms"}}
-    async with Agent(folder, config) as agent:
+    async with AgentProcess(folder, config) as agent:
         other = await visiting(guest.monitor, 0.0)
         polled = agent.mark()
         await until(lambda: len([*agent.found("sample.block", device="disk0", since=polled)]) >= POLLS, 60)

@@ -18,8 +18,8 @@ import pytest_asyncio
 import yaml
 
 from agent import __version__
-from agent.cli.demo.guest import Guest, GuestOptions, Kind
-from tests.lab.agent_process import COMMAND, Agent, Ended, command
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
+from tests.lab.agent_process import COMMAND, AgentProcess, Ended, command
 from tests.lab.machine import free_port
 from tests.lab.record_checks import check, validator
 
@@ -34,7 +34,7 @@ class Stage:
 
     writer: Guest
     idle: Guest
-    agent: Agent
+    agent: AgentProcess
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -42,10 +42,10 @@ async def stage() -> AsyncIterator[Stage]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         folder = Path(path)
         async with AsyncExitStack() as running:
-            writer = await running.enter_async_context(Guest(folder, "writer", GuestOptions(kind=Kind.WRITER)))
+            writer = await running.enter_async_context(Guest(folder, "writer", GuestOptions(kind=GuestKind.WRITER)))
             idle = await running.enter_async_context(Guest(folder, "idle"))
             config = {"monitors": [{"dial": f"{folder}/*.qmp"}], "intervals": {"poll": "200ms"}}
-            agent = await running.enter_async_context(Agent(folder, config))
+            agent = await running.enter_async_context(AgentProcess(folder, config))
             await agent.record("sample.block", vm=writer.uuid)
             await agent.record("vm.attached", vm=idle.uuid)
             yield Stage(writer, idle, agent)

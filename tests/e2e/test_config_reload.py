@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from agent.cli.demo.guest import until
-from tests.lab.agent_process import Agent
+from tests.lab.agent_process import AgentProcess
 from tests.lab.fake_qemu import FakeQemu
 
 UUIDS = {letter: f"{letter * 8}-1111-4111-8111-111111111111" for letter in "abcd"}
@@ -33,8 +33,8 @@ class Host:
         self.fakes[letter] = await self._stack.enter_async_context(fake)
         return fake
 
-    async def agent(self, *patterns: str, **more: Any) -> Agent:
-        self.running = Agent(self.folder, self._config(patterns, more))
+    async def agent(self, *patterns: str, **more: Any) -> AgentProcess:
+        self.running = AgentProcess(self.folder, self._config(patterns, more))
         self._first = yaml.safe_load(self.running.config.read_text())
         return await self._stack.enter_async_context(self.running)
 

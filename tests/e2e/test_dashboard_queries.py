@@ -13,9 +13,9 @@ from uuid import uuid4
 
 import pytest
 
-from agent.cli.demo.guest import Guest, Kind, until
+from agent.cli.demo.guest import Guest, GuestKind, until
 from dashboards import DASHBOARDS
-from tests.lab.agent_process import Agent
+from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest, StartPrometheus
 from tests.lab.kafka import KafkaCluster
 from tests.lab.prometheus import Prometheus
@@ -46,7 +46,7 @@ def queries(made: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"${variable['name']}", re.sub(r"query_result\((.*)\)", r"\1", query)
 
 
-def chosen(query: str, agent: Agent, guest: Guest) -> str:
+def chosen(query: str, agent: AgentProcess, guest: Guest) -> str:
     """Return a query as Grafana would send it."""
     values = {
         "$__rate_interval": "10s",
@@ -128,9 +128,9 @@ async def test_every_query_of_every_panel_finds_what_there_is(
     card: list[str],
 ) -> None:
     extra = ["-smp", "2", "-object", "iothread,id=io0", *card]
-    work: Any = {"kind": Kind.LINUX, "pause_seconds": 0.3, "span_mib": 40, "disk_options": "iothread=io0"}
+    work: Any = {"kind": GuestKind.LINUX, "pause_seconds": 0.3, "span_mib": 40, "disk_options": "iothread=io0"}
     linux = await start_guest("web-1", extra=extra, **work)
-    moved = await start_guest("old-1", kind=Kind.WRITER)
+    moved = await start_guest("old-1", kind=GuestKind.WRITER)
     topics = {kind: f"test-{kind}-{uuid4()}" for kind in ("events", "samples", "alerts")}
     for topic in topics.values():
         await kafka.create_topic(topic)
@@ -141,7 +141,7 @@ async def test_every_query_of_every_panel_finds_what_there_is(
         "alerts": {"write_threshold": {"mode": "arm", "levels": ["1%", "20%", "50%", "99%"]}},
         "kafka": {"servers": kafka.bootstrap, "topics": topics},
     }
-    async with Agent(folder, config) as agent, reading(linux):
+    async with AgentProcess(folder, config) as agent, reading(linux):
         prometheus = await start_prometheus(agent.url.removeprefix("http://"))
         await set_to_work(linux, moved)
         made = [json.loads((FOLDER / f"{one.uid}.json").read_text()) for one in DASHBOARDS]

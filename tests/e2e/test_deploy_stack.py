@@ -21,11 +21,11 @@ import yaml
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from agent.cli.demo.guest import Kind, until
+from agent.cli.demo.guest import GuestKind, until
 from agent.common.config_types import expand
 from agent.config.loader import load
 from tests.integration.prometheus.test_rules import ROOT, promtool, rules
-from tests.lab.agent_process import Agent
+from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest, StartPrometheus
 from tests.lab.kafka import KafkaCluster
 from tests.lab.machine import free_port, require
@@ -166,14 +166,14 @@ async def test_a_guest_that_a_full_disk_pauses_is_told_by_the_agent_and_promethe
     start_guest: StartGuest, start_prometheus: StartPrometheus, folder: Path
 ) -> None:
     full = {"event": "write_aio", "iotype": "write", "errno": 28, "once": False}
-    guest = await start_guest("web-3", kind=Kind.WRITER, faults=[full], disk_options="werror=stop")
+    guest = await start_guest("web-3", kind=GuestKind.WRITER, faults=[full], disk_options="werror=stop")
     async with alertmanager(folder) as address:
         config = {
             "monitors": [{"dial": str(guest.monitor)}],
             "intervals": {"poll": "500ms"},
             "alerts": {"alertmanager": {"url": f"http://{address}"}},
         }
-        async with Agent(folder, config) as agent:
+        async with AgentProcess(folder, config) as agent:
             await start_prometheus(
                 f"127.0.0.1:{agent.port}",
                 rules=ROOT / "deploy/prometheus/alerts.yml",

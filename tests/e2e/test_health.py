@@ -15,10 +15,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from agent.app.agent import App
+from agent.app.agent import Agent
 from agent.cli.demo.guest import until
 from agent.config.model import Config
-from tests.lab.agent_process import Agent
+from tests.lab.agent_process import AgentProcess
 from tests.lab.fake_qemu import FakeQemu
 
 BUG = """
@@ -35,7 +35,7 @@ sys.exit(main(["run", "--config", sys.argv[1]]))
 
 
 @asynccontextmanager
-async def running(folder: Path, **more: Any) -> AsyncIterator[tuple[App, str]]:
+async def running(folder: Path, **more: Any) -> AsyncIterator[tuple[Agent, str]]:
     """An agent in this process, and its endpoint."""
     config = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
@@ -44,7 +44,7 @@ async def running(folder: Path, **more: Any) -> AsyncIterator[tuple[App, str]]:
         "timeouts": {"reply": "200ms", "stop": "1s"},
         "jsonl": {"file": str(folder / "records.jsonl")},
     }
-    app = App(Config.model_validate(config | more))
+    app = Agent(Config.model_validate(config | more))
     async with app.running() as url:
         yield app, url
 
@@ -124,7 +124,7 @@ async def test_a_sink_that_hangs_is_told_and_keeps_no_process_from_ending(
     jsonl = {"jsonl": {"file": str(folder / "pipe")}}
     quick = {"intervals": {"poll": "100ms"}, "timeouts": {"stop": "1s"}}
     async with FakeQemu(folder / "a.qmp") as fake:
-        async with Agent(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]} | jsonl | quick) as agent:
+        async with AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]} | jsonl | quick) as agent:
             await until(lambda: fake.count("query-blockstats") > 50, 45)
             begin = time.monotonic()
             assert (await agent.stop()).status == 0
@@ -154,7 +154,7 @@ def _read_all(reader: int) -> bool:
 
 
 async def test_a_bug_in_delivery_ends_the_process_instead_of_looking_like_work(folder: Path) -> None:
-    agent = Agent(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]})
+    agent = AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]})
     async with FakeQemu(folder / "a.qmp"):
         process = await asyncio.create_subprocess_exec(
             *("setpriv", "--pdeathsig", "KILL", sys.executable, "-c", BUG, str(agent.config)),

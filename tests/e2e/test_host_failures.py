@@ -20,10 +20,10 @@ from typing import Any, Final
 
 import pytest
 
-from agent.cli.demo.guest import Guest, GuestOptions, Kind, until
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
 from tests.bench.monitors import Monitors
 from tests.chaos.issuer_process import eventually
-from tests.lab.agent_process import COMMAND, Agent, Record, seconds
+from tests.lab.agent_process import COMMAND, AgentProcess, Record, seconds
 from tests.lab.command_audit import TRACE
 from tests.lab.fake_qemu import FakeQemu
 
@@ -37,15 +37,15 @@ FUSE: Final = Path("/dev/fuse")
 OTHER: Final = "00000000-1111-4111-8111-111111111111"
 
 
-def watching(folder: Path, **more: Any) -> Agent:
-    return Agent(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]} | QUICK | more)
+def watching(folder: Path, **more: Any) -> AgentProcess:
+    return AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]} | QUICK | more)
 
 
 def bystander(folder: Path) -> FakeQemu:
     return FakeQemu(folder / "bystander.qmp", replies={"query-uuid": {"UUID": OTHER}, "query-name": {"name": "other"}})
 
 
-def gaps(agent: Agent, vm: str) -> list[float]:
+def gaps(agent: AgentProcess, vm: str) -> list[float]:
     """Return the times between a VM's polls."""
     times = [seconds(record) for record in agent.found("sample.block", vm=vm)]
     return [after - before for before, after in pairwise(times)]
@@ -89,7 +89,7 @@ async def test_a_vm_on_storage_that_hangs_is_polled_on_and_called_stalled_only_w
         disk = ("-blockdev", f"file,node-name=hung,filename={served}", "-device", "virtio-blk-pci,drive=hung,id=hung")
         slow = {"poll": "200ms", "resync": "4s"}
         async with (
-            Guest(folder, "vm1", GuestOptions(kind=Kind.WRITER, extra=disk)) as guest,
+            Guest(folder, "vm1", GuestOptions(kind=GuestKind.WRITER, extra=disk)) as guest,
             watching(folder, intervals=slow) as agent,
         ):
             await agent.record("sample.block", vm=guest.uuid, device="hung")
@@ -290,7 +290,7 @@ async def _ended_at(folder: Path, name: str, moment: float, *, begun: bool) -> t
     Returns:
         Its status, how long the end took, and its log.
     """
-    agent = Agent(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]} | QUICK, name=name)
+    agent = AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]} | QUICK, name=name)
     process = await asyncio.create_subprocess_exec(
         *("setpriv", "--pdeathsig", "KILL", *COMMAND, "run", "--config", str(agent.config)),
         stderr=asyncio.subprocess.PIPE,

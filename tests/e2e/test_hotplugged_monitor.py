@@ -6,7 +6,7 @@ import pytest
 
 from agent.cli.demo.guest import Guest, until
 from agent.qmp.commands import own_monitor
-from tests.lab.agent_process import Agent
+from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest
 from tests.lab.proxmox import visit
 from tests.lab.qemus import Qemu
@@ -28,7 +28,7 @@ async def test_a_monitor_is_added_where_qemu_can_and_goes_with_the_agent(
     own.mkdir()
     can = qemu.version >= SINCE
     config = {"monitors": [{"burst": str(guest.monitor), "hotplug": str(own)}], "intervals": {"poll": "200ms"}}
-    agent = Agent(folder, config)
+    agent = AgentProcess(folder, config)
 
     async def there(number: int) -> bool:
         """Return whether as many are added as that, in QEMU and in the folder."""
@@ -64,7 +64,7 @@ async def test_one_that_an_agent_left_before_it_connected_is_taken(
     for ask in own_monitor(f"{folder}/{guest.process.pid}.qmp"):
         await guest.command(ask.command, **(ask.arguments or {}))
     entry = {"burst": str(guest.monitor), "hotplug": str(folder)}
-    async with Agent(folder, {"monitors": [entry]}) as agent:
+    async with AgentProcess(folder, {"monitors": [entry]}) as agent:
         attached = await agent.record("vm.attached", vm=guest.uuid)
         assert "events_heard" not in attached["data"]
         assert {"qmp-agent"} < await devices(guest)

@@ -14,9 +14,9 @@ from cloudevents.core.base import BaseCloudEvent
 from cloudevents.core.bindings.kafka import KafkaMessage, from_kafka_event
 from jsonschema import Draft202012Validator
 
-from agent.cli.demo.guest import Kind, until
+from agent.cli.demo.guest import GuestKind, until
 from agent.cli.schema import record_schema
-from tests.lab.agent_process import Agent
+from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest
 from tests.lab.kafka import KafkaCluster
 from tests.lab.record_checks import check, sequence, validator
@@ -53,14 +53,14 @@ async def topics(kafka: KafkaCluster) -> dict[str, str]:
 
 
 @pytest.fixture
-async def agent(kafka: KafkaCluster, topics: dict[str, str], folder: Path) -> AsyncIterator[Agent]:
+async def agent(kafka: KafkaCluster, topics: dict[str, str], folder: Path) -> AsyncIterator[AgentProcess]:
     """An agent that delivers to them; not started yet."""
     config = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": "100ms"},
         "kafka": {"servers": kafka.bootstrap, "topics": topics},
     }
-    agent = Agent(folder, config)
+    agent = AgentProcess(folder, config)
     try:
         yield agent
     finally:
@@ -98,10 +98,10 @@ def read(kind: str, message: ConsumerRecord, schema: Draft202012Validator) -> Me
 
 
 async def test_each_vms_records_arrive_whole_in_order_and_where_they_belong(
-    kafka: KafkaCluster, topics: dict[str, str], agent: Agent, start_guest: StartGuest
+    kafka: KafkaCluster, topics: dict[str, str], agent: AgentProcess, start_guest: StartGuest
 ) -> None:
     await agent.start()
-    writer = await start_guest("writer", kind=Kind.WRITER)
+    writer = await start_guest("writer", kind=GuestKind.WRITER)
     idle = await start_guest("idle")
     await writer.booted()
 
@@ -153,7 +153,7 @@ async def test_each_vms_records_arrive_whole_in_order_and_where_they_belong(
 
 
 async def test_what_waits_for_a_slow_broker_is_delivered_at_the_end(
-    kafka: KafkaCluster, topics: dict[str, str], agent: Agent, start_guest: StartGuest
+    kafka: KafkaCluster, topics: dict[str, str], agent: AgentProcess, start_guest: StartGuest
 ) -> None:
     idle = await start_guest("idle")
     await agent.start()
@@ -181,7 +181,7 @@ async def test_what_waits_for_a_slow_broker_is_delivered_at_the_end(
 
 
 async def test_what_waits_when_the_agent_is_killed_is_delivered_by_the_next(
-    kafka: KafkaCluster, topics: dict[str, str], agent: Agent, start_guest: StartGuest
+    kafka: KafkaCluster, topics: dict[str, str], agent: AgentProcess, start_guest: StartGuest
 ) -> None:
     idle = await start_guest("idle")
     (broker,) = kafka.brokers

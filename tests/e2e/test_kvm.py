@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import pytest
 
-from agent.cli.demo.guest import Guest, GuestOptions, Kind
-from tests.lab.agent_process import Agent
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
+from tests.lab.agent_process import AgentProcess
 from tests.lab.qemus import Qemu
 
 pytestmark = [
@@ -37,12 +37,14 @@ async def counted(guest: Guest) -> dict[str, dict[str, int]]:
 
 
 async def test_kvms_figures_lie_between_two_that_qemu_gives_and_a_dirty_limit_is_told(qemu: Qemu, folder: Path) -> None:
-    options = GuestOptions(kind=Kind.WRITER, binary=qemu.binary, accel="kvm,dirty-ring-size=4096", extra=["-smp", "2"])
+    options = GuestOptions(
+        kind=GuestKind.WRITER, binary=qemu.binary, accel="kvm,dirty-ring-size=4096", extra=["-smp", "2"]
+    )
     config = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": "200ms", "kvm": "1s", "resync": "1s"},
     }
-    async with Guest(folder, "vm1", options) as guest, Agent(folder, config) as agent:
+    async with Guest(folder, "vm1", options) as guest, AgentProcess(folder, config) as agent:
         await guest.booted()
         before = await counted(guest)
         since = agent.mark()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.cli.demo.guest import Guest, GuestOptions
-from tests.lab.agent_process import Agent, seconds
+from tests.lab.agent_process import AgentProcess, seconds
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ async def test_all_vms_are_back_within_the_reconnect_time_after_the_agent_was_ki
         for guest in guests:
             await running.enter_async_context(guest)
         uuids = {guest.uuid for guest in guests}
-        agent = Agent(folder, {"monitors": [{"listen": str(path)}]})
+        agent = AgentProcess(folder, {"monitors": [{"listen": str(path)}]})
         try:
             for _ in range(2):
                 mark = agent.mark()

@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 from qemu.qmp import QMPClient
 
-from agent.cli.demo.guest import Guest, GuestOptions, Kind, until
-from tests.lab.agent_process import Agent, Series
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
+from tests.lab.agent_process import AgentProcess, Series
 from tests.lab.prometheus import Prometheus, promtool_check
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -82,7 +82,7 @@ UNKNOWN: Final = (1 << 64) - 1
 class Stage:
     linux: Guest
     writer: Guest
-    agent: Agent
+    agent: AgentProcess
     prometheus: Prometheus
 
 
@@ -110,14 +110,14 @@ async def stage() -> AsyncIterator[Stage]:
             extra = ["-qmp", f"unix:{folder / name}.second,server=on,wait=off"]
             return Guest(folder, name, GuestOptions(extra=extra, **options))
 
-        linux = guest("linux", kind=Kind.LINUX, pause_seconds=0.1)
+        linux = guest("linux", kind=GuestKind.LINUX, pause_seconds=0.1)
         once = {"event": "write_aio", "iotype": "write", "errno": 5, "once": True}
-        writer = guest("writer", kind=Kind.WRITER, faults=[once], disk_options="werror=report")
+        writer = guest("writer", kind=GuestKind.WRITER, faults=[once], disk_options="werror=report")
         config = {
             "monitors": [{"dial": f"{folder}/*.qmp"}],
             "intervals": {"poll": "500ms", "guest_memory": "1s", "resync": "1s"},
         }
-        agent = Agent(folder, config)
+        agent = AgentProcess(folder, config)
         prometheus = Prometheus(folder / "prometheus", f"127.0.0.1:{agent.port}")
         async with AsyncExitStack() as running:
             await asyncio.gather(*(running.enter_async_context(part) for part in (linux, writer, agent, prometheus)))

@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from agent.cli.demo.guest import Guest, Kind, until
-from tests.lab.agent_process import Agent, Record, seconds
+from agent.cli.demo.guest import Guest, GuestKind, until
+from tests.lab.agent_process import AgentProcess, Record, seconds
 from tests.lab.fixtures import StartGuest
 
 SLOW: Final = 100 * 1024  # bytes a second: too slow to come to an end by itself within the test
@@ -24,7 +24,7 @@ class Ends:
 
     source: Guest
     destination: Guest
-    agent: Agent
+    agent: AgentProcess
 
     def looks(self) -> list[Record]:
         """Return what was seen of the source's migration while it was under way."""
@@ -74,10 +74,10 @@ StartEnds = Callable[..., Awaitable[Ends]]
 
 @pytest.fixture
 async def start_ends(start_guest: StartGuest, folder: Path) -> Any:
-    agent = Agent(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}], "intervals": {"poll": "1s"}})
+    agent = AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}], "intervals": {"poll": "1s"}})
 
     async def start(*, events: bool, same_identity: bool) -> Ends:
-        kind: dict[str, Any] = {"kind": Kind.WRITER, "write_kib": 32}
+        kind: dict[str, Any] = {"kind": GuestKind.WRITER, "write_kib": 32}
         source = await start_guest("source", **kind)
         identity = source.uuid if same_identity else str(uuid4())
         destination = await start_guest("destination", identity=identity, extra=["-incoming", "defer"], **kind)
@@ -207,11 +207,11 @@ async def test_by_each_way_a_move_is_no_death_and_no_birth(start_guest: StartGue
         calling = [
             *("-chardev", f"socket,id=mon,path={entry['listen']},reconnect=1", "-mon", "chardev=mon,mode=control")
         ]
-    source = await start_guest("source", kind=Kind.WRITER, extra=calling)
+    source = await start_guest("source", kind=GuestKind.WRITER, extra=calling)
     incoming = ["-incoming", "defer", *calling]
-    destination = await start_guest("destination", kind=Kind.WRITER, identity=source.uuid, extra=incoming)
+    destination = await start_guest("destination", kind=GuestKind.WRITER, identity=source.uuid, extra=incoming)
     await source.booted()
-    async with Agent(folder, {"monitors": [entry], "intervals": {"poll": "300ms"}}) as agent:
+    async with AgentProcess(folder, {"monitors": [entry], "intervals": {"poll": "300ms"}}) as agent:
         ends = Ends(source, destination, agent)
         for guest in (source, destination):
             await agent.record("sample.migration", vm=guest.name, status="none")
@@ -226,14 +226,14 @@ async def test_by_each_way_a_move_is_no_death_and_no_birth(start_guest: StartGue
 
 
 async def test_what_came_before_the_agent_did_is_told_to_have_come(start_guest: StartGuest, folder: Path) -> None:
-    source = await start_guest("source", kind=Kind.WRITER)
-    destination = await start_guest("destination", kind=Kind.WRITER, extra=["-incoming", "defer"])
+    source = await start_guest("source", kind=GuestKind.WRITER)
+    destination = await start_guest("destination", kind=GuestKind.WRITER, extra=["-incoming", "defer"])
     await source.booted()
     uri = f"unix:{folder}/migration"
     await destination.command("migrate-incoming", uri=uri)
     await source.command("migrate", uri=uri)
     await destination.event("RESUME")
-    async with Agent(folder, {"monitors": [{"dial": str(destination.monitor)}]}) as agent:
+    async with AgentProcess(folder, {"monitors": [{"dial": str(destination.monitor)}]}) as agent:
         await agent.record("vm.arrived", vm=destination.name, witnessed=False)
         (attached,) = agent.found("vm.attached")
         assert "incoming" not in attached["data"]

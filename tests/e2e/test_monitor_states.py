@@ -13,8 +13,8 @@ from typing import Any, Final
 import pytest
 import pytest_asyncio
 
-from agent.cli.demo.guest import Guest, GuestOptions, Kind, until
-from tests.lab.agent_process import Agent, seconds
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
+from tests.lab.agent_process import AgentProcess, seconds
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.transcript import UUID
 
@@ -37,7 +37,7 @@ class Stage:
     """
 
     folder: Path
-    agent: Agent
+    agent: AgentProcess
     bystander: Guest
     held: Guest
     holder: socket.socket
@@ -95,13 +95,13 @@ async def stage() -> AsyncIterator[Stage]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         folder = Path(path)
         async with AsyncExitStack() as running:
-            bystander = Guest(folder, "bystander", GuestOptions(kind=Kind.WRITER))
+            bystander = Guest(folder, "bystander", GuestOptions(kind=GuestKind.WRITER))
             held = Guest(folder, "held")
             for guest in (bystander, held):
                 await running.enter_async_context(guest)
             holder = running.enter_context(hold(held))
             config = TIMING | {"monitors": [{"dial": f"{folder}/*.qmp"}]}
-            agent = await running.enter_async_context(Agent(folder, config))
+            agent = await running.enter_async_context(AgentProcess(folder, config))
             await bystander.booted()
             await agent.record("sample.block", vm=bystander.uuid, device="disk0")
             yield Stage(folder, agent, bystander, held, holder)
@@ -136,7 +136,7 @@ async def test_a_vm_is_attached_within_a_second_of_its_sockets_appearing(stage: 
 
 
 async def test_a_vm_that_crashes_leaves_no_series_and_is_attached_again_when_it_is_back(stage: Stage) -> None:
-    async with stage.guest("crashing", kind=Kind.WRITER) as guest, stage.undisturbed():
+    async with stage.guest("crashing", kind=GuestKind.WRITER) as guest, stage.undisturbed():
         await stage.agent.record("sample.block", vm=guest.uuid, device="disk0")
         assert "qemu_block_writes_total" in (await stage.agent.metrics()).of(guest.uuid)
         begin = stage.agent.mark()
@@ -201,7 +201,7 @@ async def test_a_vm_that_is_killed_while_it_hangs_is_gone(stage: Stage) -> None:
 async def test_readyz_says_why_not_when_no_monitor_is_up(folder: Path) -> None:
     async with Guest(folder, "only") as guest:
         holder = hold(guest)
-        async with Agent(folder, TIMING | {"monitors": [{"dial": f"{folder}/*.qmp"}]}) as agent:
+        async with AgentProcess(folder, TIMING | {"monitors": [{"dial": f"{folder}/*.qmp"}]}) as agent:
 
             async def says(status: int, text: str) -> None:
                 async def does() -> bool:

@@ -13,7 +13,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, expect
 
 from agent.cli.demo.guest import Guest
-from tests.lab.agent_process import Agent
+from tests.lab.agent_process import AgentProcess
 from tests.lab.browser import chromium, opened
 from tests.lab.page_guests import watched
 
@@ -28,7 +28,7 @@ class Stage:
     """A browser, and an agent that watches a writer, a guest with a hostile name and a Linux."""
 
     browser: Browser
-    agent: Agent
+    agent: AgentProcess
     writer: Guest
     hostile: Guest
     linux: Guest

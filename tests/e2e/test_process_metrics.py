@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from agent.cli.demo.guest import Guest, Kind, until
-from tests.lab.agent_process import Agent, Series
+from agent.cli.demo.guest import Guest, GuestKind, until
+from tests.lab.agent_process import AgentProcess, Series
 from tests.lab.fixtures import StartGuest
 
 TICK = 1 / os.sysconf("SC_CLK_TCK")
@@ -24,9 +24,9 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes netwo
 
 
 @contextlib.asynccontextmanager
-async def watching(folder: Path, **config: Any) -> AsyncIterator[Agent]:
+async def watching(folder: Path, **config: Any) -> AsyncIterator[AgentProcess]:
     base: dict[str, Any] = {"monitors": [{"dial": f"{folder}/*.qmp"}], "intervals": QUICK, "timeouts": {"reply": "1s"}}
-    async with Agent(folder, base | config) as agent:
+    async with AgentProcess(folder, base | config) as agent:
         yield agent
 
 
@@ -35,7 +35,7 @@ def pid_of(guest: Guest) -> int:
     return guest.process.pid
 
 
-async def fresh(agent: Agent, guest: Guest, kind: str = "process") -> Series:
+async def fresh(agent: AgentProcess, guest: Guest, kind: str = "process") -> Series:
     """Return a scrape of figures that were read after this was called."""
     for _ in range(2):  # the first may have been on its way already
         await agent.record(f"sample.{kind}", vm=guest.uuid, since=agent.mark())
@@ -65,7 +65,7 @@ def cpu_seconds(path: str) -> float:
 
 
 async def test_cpu_time_of_a_guest_that_spins_is_what_its_threads_have(folder: Path, start_guest: StartGuest) -> None:
-    guest = await start_guest(kind=Kind.WRITER, pause_seconds=0, extra=["-smp", "2", "-object", "iothread,id=io0"])
+    guest = await start_guest(kind=GuestKind.WRITER, pause_seconds=0, extra=["-smp", "2", "-object", "iothread,id=io0"])
     await guest.booted()
     pid = pid_of(guest)
     cpus = {str(cpu["cpu-index"]): cpu for cpu in await guest.command("query-cpus-fast")}
@@ -127,7 +127,7 @@ async def test_cpu_time_of_a_guest_that_spins_is_what_its_threads_have(folder: P
 
 
 async def test_what_a_vm_is_stands_in_its_info_and_in_a_record(folder: Path, start_guest: StartGuest) -> None:
-    guest = await start_guest(kind=Kind.WRITER)
+    guest = await start_guest(kind=GuestKind.WRITER)
     async with watching(folder) as agent:
         record = await agent.record("sample.about", vm=guest.uuid)
         series = await fresh(agent, guest)
@@ -137,7 +137,7 @@ async def test_what_a_vm_is_stands_in_its_info_and_in_a_record(folder: Path, sta
 
 
 async def test_a_qemu_that_is_killed_leaves_no_series_and_no_exception(folder: Path, start_guest: StartGuest) -> None:
-    guest = await start_guest(kind=Kind.WRITER)
+    guest = await start_guest(kind=GuestKind.WRITER)
     async with watching(folder) as agent:
         await fresh(agent, guest, "vcpu")
         first = pid_of(guest)
@@ -159,7 +159,7 @@ async def test_a_qemu_that_is_killed_leaves_no_series_and_no_exception(folder: P
 async def test_a_vcpu_that_was_plugged_in_is_learnt_of_by_the_next_event_about_devices(
     folder: Path, start_guest: StartGuest
 ) -> None:
-    guest = await start_guest(kind=Kind.WRITER, extra=["-smp", "1,maxcpus=2", "-usb"])
+    guest = await start_guest(kind=GuestKind.WRITER, extra=["-smp", "1,maxcpus=2", "-usb"])
     async with watching(folder, intervals={"poll": "200ms", "resync": "1h"}) as agent:
         await fresh(agent, guest, "vcpu")
         free = next(cpu for cpu in await guest.command("query-hotpluggable-cpus") if "qom-path" not in cpu)
@@ -172,9 +172,9 @@ async def test_a_vcpu_that_was_plugged_in_is_learnt_of_by_the_next_event_about_d
 
 
 async def test_of_two_qemus_in_a_migration_each_has_its_own_process(folder: Path, start_guest: StartGuest) -> None:
-    source = await start_guest("a", kind=Kind.WRITER)
+    source = await start_guest("a", kind=GuestKind.WRITER)
     where = f"unix:{folder}/m"
-    target = await start_guest("b", kind=Kind.WRITER, identity=source.uuid, extra=["-incoming", where])
+    target = await start_guest("b", kind=GuestKind.WRITER, identity=source.uuid, extra=["-incoming", where])
     async with watching(folder) as agent:
         await fresh(agent, source)
         assert {r["data"]["pid"] for r in agent.found("sample.process")} == {pid_of(source), pid_of(target)}
@@ -213,7 +213,7 @@ def card(tap: str) -> list[str]:
 async def test_a_taps_counters_are_the_hosts_told_as_the_guest_sees_them(
     folder: Path, start_guest: StartGuest, tap: str
 ) -> None:
-    guest = await start_guest(kind=Kind.WRITER, extra=card(tap))
+    guest = await start_guest(kind=GuestKind.WRITER, extra=card(tap))
     async with watching(folder) as agent:
         record = await agent.record("sample.net", vm=guest.uuid)
         assert record["subject"] == tap
@@ -245,7 +245,7 @@ async def test_a_qemu_in_namespaces_of_its_own_is_found_by_what_they_call_its_th
     wrapper = folder / "qemu-apart"
     wrapper.write_text('#!/bin/sh\nexec unshare --pid --net --fork --kill-child qemu-system-x86_64 "$@"\n')
     wrapper.chmod(0o755)
-    guest = await start_guest(kind=Kind.WRITER, binary=str(wrapper), extra=["-smp", "2", *card("tap0")])
+    guest = await start_guest(kind=GuestKind.WRITER, binary=str(wrapper), extra=["-smp", "2", *card("tap0")])
     inner = {cpu["thread-id"] for cpu in await guest.command("query-cpus-fast")}
     async with watching(folder) as agent:
         series = await fresh(agent, guest, "net")
@@ -263,11 +263,11 @@ async def test_a_qemu_in_namespaces_of_its_own_is_found_by_what_they_call_its_th
 async def test_where_the_process_cannot_be_known_its_figures_are_off_and_it_is_said_why_once(
     folder: Path, start_guest: StartGuest
 ) -> None:
-    guest = await start_guest(kind=Kind.WRITER, extra=["-qmp", "tcp:127.0.0.1:0,server=on,wait=off"])
+    guest = await start_guest(kind=GuestKind.WRITER, extra=["-qmp", "tcp:127.0.0.1:0,server=on,wait=off"])
     ports = [d["filename"] for d in await guest.command("query-chardev") if "tcp:127.0.0.1:" in d.get("filename", "")]
     address = re.search(r"tcp:127\.0\.0\.1:\d+", ports[0])
     assert address is not None
-    async with Agent(folder, {"monitors": [{"dial": address[0]}], "intervals": QUICK}) as agent:
+    async with AgentProcess(folder, {"monitors": [{"dial": address[0]}], "intervals": QUICK}) as agent:
         await agent.record("sample.block", vm=guest.uuid)
         record = await agent.record("sample.about", vm=guest.uuid)
         assert record["data"]["process_unknown"].startswith("its monitor is no Unix socket")
@@ -279,7 +279,7 @@ async def test_where_the_process_cannot_be_known_its_figures_are_off_and_it_is_s
 
 
 async def test_what_libvirts_files_say_of_a_vm_are_labels_of_its_info(folder: Path, start_guest: StartGuest) -> None:
-    guest = await start_guest(kind=Kind.IDLE)
+    guest = await start_guest(kind=GuestKind.IDLE)
     flavor = "<metadata><i:instance xmlns:i='x'><i:flavor name='m1.\"small\"'/></i:instance></metadata>"
     xml = f"<domstatus><domain><uuid>{guest.uuid}</uuid><title>web 1</title>{flavor}</domain></domstatus>"
     (folder / f"{guest.name}.xml").write_text(xml)

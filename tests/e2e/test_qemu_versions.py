@@ -20,7 +20,7 @@ from agent.cli.schema import record_schema
 from agent.model.events import EVENTS
 from agent.qmp.queries import query_of
 from tests.lab import golden_files, provoke
-from tests.lab.agent_process import Agent, command
+from tests.lab.agent_process import AgentProcess, command
 from tests.lab.provoke import CASES, Case
 from tests.lab.qemus import Qemu
 from tests.lab.record_checks import check, validator
@@ -37,7 +37,7 @@ VALID: Final = validator(record_schema())
 class Stage:
     qemu: Qemu
     guest: Guest
-    agent: Agent
+    agent: AgentProcess
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -48,7 +48,7 @@ async def stage(qemu: Qemu) -> AsyncIterator[Stage]:
             "monitors": [{"dial": f"{folder}/*.qmp"}],
             "intervals": {"poll": "200ms", "migration": "200ms", "resync": "1h"},
         }
-        async with Guest(folder, "vm1", provoke.options(qemu.binary)) as guest, Agent(folder, config) as agent:
+        async with Guest(folder, "vm1", provoke.options(qemu.binary)) as guest, AgentProcess(folder, config) as agent:
             await agent.record("vm.attached", vm=guest.uuid)
             await guest.command("cont")
             yield Stage(qemu, guest, agent)

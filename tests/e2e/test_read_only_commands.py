@@ -12,10 +12,10 @@ import pytest
 from agent.config.loader import ConfigError, validate
 from agent.config.model import Config
 from agent.model.record import Vm
-from agent.qmp.commands import READS, AllowList, Ask, Change
+from agent.qmp.commands import READS, AllowList, Change, Command
 from agent.qmp.errors import CommandRefusedError
 from tests.lab import command_audit
-from tests.lab.agent_process import Agent
+from tests.lab.agent_process import AgentProcess
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.fixtures import StartGuest
 from tests.lab.recording_observer import Notes, terms, watching
@@ -80,7 +80,7 @@ async def test_of_all_that_qemu_understands_in_all_its_forms_the_list_alone_beco
         for name in names:
             for given in arguments(schema, name):
                 try:
-                    data = allow.encode(Ask(name, given))
+                    data = allow.encode(Command(name, given))
                 except CommandRefusedError:
                     continue
                 request = json.loads(data)
@@ -100,10 +100,10 @@ async def test_a_connection_that_is_asked_to_say_anything_else_says_nothing_at_a
                 continue
             for given in arguments(schema, name):
                 with pytest.raises(CommandRefusedError):
-                    await client.ask([Ask("query-status"), Ask(name, given)], deadline=1)
+                    await client.ask([Command("query-status"), Command(name, given)], deadline=1)
         assert client.bytes_written == written
         assert len(fake.sent) == said
-        await client.ask([Ask("query-status")], deadline=1)
+        await client.ask([Command("query-status")], deadline=1)
 
 
 class Rogue:
@@ -111,14 +111,14 @@ class Rogue:
 
     # ruff: noqa: ARG002 - the signatures are Commander's
 
-    def __init__(self, orders: Sequence[Ask]) -> None:
+    def __init__(self, orders: Sequence[Command]) -> None:
         self.left = list(orders)
         self.done: list[bool] = []
 
     def wants(self, vm: Vm) -> set[str]:
         return {"block"}
 
-    async def orders(self, vm: Vm) -> Sequence[tuple[str, Ask]]:
+    async def orders(self, vm: Vm) -> Sequence[tuple[str, Command]]:
         now, self.left = self.left[:50], self.left[50:]
         return [("disk", ask) for ask in now]
 
@@ -129,7 +129,9 @@ class Rogue:
 async def test_whoever_gives_a_session_orders_is_not_obeyed_past_the_list(
     schema: list[dict[str, Any]], fake: FakeQemu
 ) -> None:
-    orders = [Ask(name, given) for name in commands(schema) if name not in READS for given in arguments(schema, name)]
+    orders = [
+        Command(name, given) for name in commands(schema) if name not in READS for given in arguments(schema, name)
+    ]
     rogue = Rogue(orders)
     async with watching(notes := Notes(), fake.path, settled=terms(commander=rogue)):
         await notes.until(lambda: len(rogue.done) == len(orders))
@@ -167,7 +169,7 @@ async def test_no_name_that_a_qemu_gives_becomes_a_command_and_no_request_to_the
         "alerts": {"write_threshold": {"mode": "arm"}},
         "allow": {"guest_stats_interval": "10s", "migration_events": True},
     }
-    async with FakeQemu(folder / "vm1.qmp", replies=replies) as fake, Agent(folder, config) as agent:
+    async with FakeQemu(folder / "vm1.qmp", replies=replies) as fake, AgentProcess(folder, config) as agent:
         await fake.asked("query-blockstats", 2)
         for name in names:
             fake.emit(name, {"execute": name, "device": evil, "node-name": evil})

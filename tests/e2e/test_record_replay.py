@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from agent.cli.demo.guest import Guest, Kind, until
-from tests.lab.agent_process import COMMAND, Agent, command
+from agent.cli.demo.guest import Guest, GuestKind, until
+from tests.lab.agent_process import COMMAND, AgentProcess, command
 from tests.lab.fixtures import StartGuest
 from tests.lab.machine import free_port
 
@@ -79,7 +79,7 @@ async def pauses(guest: Guest) -> None:
 
 
 async def test_a_replay_tells_what_was_told_live(start_guest: StartGuest, folder: Path) -> None:
-    guest = await start_guest("db-1", kind=Kind.WRITER)
+    guest = await start_guest("db-1", kind=GuestKind.WRITER)
     path = config(folder, alerts={"write_threshold": {"mode": "arm", "levels": ["1%", "99%"]}})
     live = await recorded(guest, path, pauses)
     assert {"vm.attached", "event.stop", "event.resume", "alert.write_threshold"} <= set(happened(live))
@@ -96,7 +96,7 @@ def disks(records: list[str]) -> set[int]:
 
 
 async def test_a_guest_that_hung_hangs_again(start_guest: StartGuest, folder: Path) -> None:
-    guest = await start_guest("db-1", kind=Kind.WRITER)
+    guest = await start_guest("db-1", kind=GuestKind.WRITER)
 
     async def hangs(guest: Guest) -> None:
         guest.send_signal(signal.SIGSTOP)
@@ -114,12 +114,12 @@ async def test_a_guest_that_hung_hangs_again(start_guest: StartGuest, folder: Pa
 async def test_an_agent_of_another_mind_can_be_shown_it_faster_and_looked_at(
     start_guest: StartGuest, folder: Path
 ) -> None:
-    guest = await start_guest("db-1", kind=Kind.WRITER)
+    guest = await start_guest("db-1", kind=GuestKind.WRITER)
     await recorded(guest, config(folder), pauses)
     path = config(folder, intervals={"poll": "100ms"})  # and no thresholds, and another order of questions
     port = free_port()
     replaying = asyncio.create_task(replayed(folder, path, "--listen", f"127.0.0.1:{port}", "--speed", "0.5"))
-    looking = Agent(folder, {"monitors": [{"dial": "/nowhere"}]}, name="looking")
+    looking = AgentProcess(folder, {"monitors": [{"dial": "/nowhere"}]}, name="looking")
     looking.url = f"http://127.0.0.1:{port}"
 
     async def seen() -> bool:
@@ -136,7 +136,7 @@ async def test_an_agent_of_another_mind_can_be_shown_it_faster_and_looked_at(
 async def test_no_secret_that_qemu_tells_is_in_the_file_nor_in_what_is_replayed_from_it(
     start_guest: StartGuest, folder: Path
 ) -> None:
-    guest = await start_guest("db-1", kind=Kind.WRITER, extra=("-name", "guest=token=hunter2"))
+    guest = await start_guest("db-1", kind=GuestKind.WRITER, extra=("-name", "guest=token=hunter2"))
     path = config(folder)
     ended = await command("record", guest.monitor, folder / "traffic", "--for", "2s", "--config", path, timeout=60)
     assert ended.status == 0, ended.log
@@ -151,7 +151,7 @@ async def test_no_secret_that_qemu_tells_is_in_the_file_nor_in_what_is_replayed_
 async def test_a_recording_ends_after_its_time_or_when_it_is_full_and_leaves_the_guest_alone(
     start_guest: StartGuest, folder: Path
 ) -> None:
-    guest = await start_guest("db-1", kind=Kind.WRITER)
+    guest = await start_guest("db-1", kind=GuestKind.WRITER)
     path = config(folder)
     ended = await command("record", guest.monitor, folder / "traffic", "--size", "40KiB", "--config", path, timeout=60)
     assert ended.status == 0, ended.log

@@ -9,8 +9,8 @@ import bcrypt
 import yaml
 
 from agent.cli.demo.guest import until
-from agent.cli.http_client import Visitor
-from tests.lab.agent_process import Agent, command
+from agent.cli.http_client import EndpointCredentials
+from tests.lab.agent_process import AgentProcess, command
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.machine import free_port
 
@@ -42,11 +42,11 @@ def config(folder: Path) -> dict[str, Any]:
 
 
 async def test_no_secret_is_in_what_is_served_logged_checked_or_listed(fake: FakeQemu, folder: Path) -> None:
-    agent = Agent(folder, config(folder))
+    agent = AgentProcess(folder, config(folder))
     whole = yaml.safe_load(agent.config.read_text())
     whole["prometheus"]["web_config"] = str(folder / "web.yml")
     agent.config.write_text(yaml.safe_dump(whole))
-    alice = Visitor(user="alice", password_file=folder / "user.password")
+    alice = EndpointCredentials(user="alice", password_file=folder / "user.password")
     async with alice.session() as session:
 
         async def get(path: str) -> str:
@@ -99,7 +99,7 @@ async def test_no_secret_that_was_put_in_the_wrong_place_is_said_again(folder: P
 
 
 async def test_no_secret_is_in_what_a_crash_leaves(fake: FakeQemu, folder: Path) -> None:
-    agent = Agent(folder, config(folder))
+    agent = AgentProcess(folder, config(folder))
     crash = f"""
 import sys
 from agent import app, cli

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from cloudevents.core.formats.json import JSONFormat
 
-from agent.cli.demo.guest import Kind, until
+from agent.cli.demo.guest import GuestKind, until
 from agent.cli.schema import record_schema
-from tests.lab.agent_process import Agent
+from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest
 from tests.lab.record_checks import check, put_in_order, validator
 
@@ -25,7 +25,7 @@ async def test_without_a_way_out_records_and_nothing_else_go_to_standard_output(
     start_guest: StartGuest, folder: Path
 ) -> None:
     guest = await start_guest()
-    async with Agent(folder, {"monitors": [{"dial": str(guest.monitor)}], "jsonl": None}) as agent:
+    async with AgentProcess(folder, {"monitors": [{"dial": str(guest.monitor)}], "jsonl": None}) as agent:
         await until(lambda: agent.out.count("\n") >= 2, 10)
         ended = await agent.stop()
     assert ended.status == 0
@@ -38,14 +38,14 @@ async def test_without_a_way_out_records_and_nothing_else_go_to_standard_output(
 
 
 async def test_a_file_of_records_is_rotated_and_no_line_is_lost_or_torn(start_guest: StartGuest, folder: Path) -> None:
-    guest = await start_guest(kind=Kind.WRITER)
+    guest = await start_guest(kind=GuestKind.WRITER)
     records = folder / "records.jsonl"
     config = {
         "monitors": [{"dial": str(guest.monitor)}],
         "intervals": {"poll": "100ms"},
         "jsonl": {"file": str(records), "rotate": "4KiB", "keep": 1000},
     }
-    async with Agent(folder, config) as agent:
+    async with AgentProcess(folder, config) as agent:
         await until(lambda: records.with_name("records.jsonl.8").exists(), 20)
         assert (await agent.stop()).status == 0
     current, *aside = files_of(records)
@@ -56,14 +56,14 @@ async def test_a_file_of_records_is_rotated_and_no_line_is_lost_or_torn(start_gu
 
 
 async def test_only_as_many_files_are_kept_as_were_asked_for(start_guest: StartGuest, folder: Path) -> None:
-    guest = await start_guest(kind=Kind.WRITER)
+    guest = await start_guest(kind=GuestKind.WRITER)
     records = folder / "records.jsonl"
     config = {
         "monitors": [{"dial": str(guest.monitor)}],
         "intervals": {"poll": "100ms"},
         "jsonl": {"file": str(records), "rotate": "4KiB", "keep": 2},
     }
-    async with Agent(folder, config) as agent:
+    async with AgentProcess(folder, config) as agent:
         oldest = records.with_name("records.jsonl.2")
 
         def starts_at() -> int:
@@ -76,7 +76,7 @@ async def test_only_as_many_files_are_kept_as_were_asked_for(start_guest: StartG
 
 async def test_a_line_that_was_torn_by_a_crash_does_not_spoil_the_next(start_guest: StartGuest, folder: Path) -> None:
     guest = await start_guest()
-    agent = Agent(folder, {"monitors": [{"dial": str(guest.monitor)}]})
+    agent = AgentProcess(folder, {"monitors": [{"dial": str(guest.monitor)}]})
     agent.sink.write_text('{"specversion": "1.0", "ty')
     async with agent:
         await until(lambda: agent.sink.read_bytes().count(b"\n") >= 2, 10)
@@ -91,7 +91,7 @@ async def test_an_agent_that_is_told_to_stop_does_so_within_a_second(
     number: signal.Signals, start_guest: StartGuest, folder: Path
 ) -> None:
     guest = await start_guest()
-    async with Agent(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]}) as agent:
+    async with AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]}) as agent:
         await agent.record("vm.attached", vm=guest.uuid)
         begin = time.monotonic()
         ended = await agent.stop(number)

@@ -14,12 +14,12 @@ from typing import Any, Final
 import pytest
 
 from agent.app import agent
-from agent.app.agent import App
+from agent.app.agent import Agent
 from agent.cli.demo.guest import until
 from agent.config.model import Config
-from agent.runtime.systemd import Manager
+from agent.runtime.systemd import SystemdNotifier
 from agent.session.session import Session
-from tests.lab.agent_process import Agent
+from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest
 from tests.lab.machine import require
 
@@ -79,7 +79,7 @@ async def test_systemd_is_told_that_the_agent_is_ready_gets_on_and_stops(
     systemd: Systemd, start_guest: StartGuest, folder: Path
 ) -> None:
     guest = await start_guest()
-    async with Agent(folder, config(folder)) as agent:
+    async with AgentProcess(folder, config(folder)) as agent:
         await agent.record("vm.attached", vm=guest.uuid)
         assert systemd.hear()[0] == {"READY": "1"}
         await until(lambda: systemd.status() == "monitors: 1 up", 10)
@@ -93,7 +93,7 @@ async def test_a_vm_that_stalls_keeps_nothing_from_the_watchdog(
     systemd: Systemd, start_guest: StartGuest, folder: Path
 ) -> None:
     guest = await start_guest()
-    async with Agent(folder, config(folder)) as agent:
+    async with AgentProcess(folder, config(folder)) as agent:
         await agent.record("vm.attached", vm=guest.uuid)
         guest.send_signal(signal.SIGSTOP)
         try:
@@ -109,9 +109,9 @@ async def test_an_agent_whose_loop_turns_but_that_asks_no_vm_any_more_does_not_f
 ) -> None:
     await start_guest()
     monkeypatch.setattr(agent, "PATIENCE_SECONDS", 0.5)
-    made = App(Config.model_validate(config(folder) | {"prometheus": {"listen": "127.0.0.1:0"}}))
+    made = Agent(Config.model_validate(config(folder) | {"prometheus": {"listen": "127.0.0.1:0"}}))
     async with made.running():
-        watching = asyncio.create_task(Manager().watch(made.stuck, made.summary))
+        watching = asyncio.create_task(SystemdNotifier().watch(made.stuck, made.summary))
         await until(lambda: systemd.status() == "monitors: 1 up", 10)
 
         async def hang(*_: Any) -> None:
@@ -127,13 +127,13 @@ async def test_an_agent_whose_loop_turns_but_that_asks_no_vm_any_more_does_not_f
 
 
 def test_nobody_is_told_where_no_service_manager_listens(folder: Path) -> None:
-    Manager({}).tell(READY="1")
-    Manager({"NOTIFY_SOCKET": str(folder / "nobody")}).tell(READY="1")
+    SystemdNotifier({}).tell(READY="1")
+    SystemdNotifier({"NOTIFY_SOCKET": str(folder / "nobody")}).tell(READY="1")
 
 
 def test_a_watchdog_that_is_another_process_is_not_fed() -> None:
-    assert Manager({"WATCHDOG_USEC": "5000000", "WATCHDOG_PID": "1"}).watchdog_seconds == 0
-    assert Manager({"WATCHDOG_USEC": "5000000", "WATCHDOG_PID": str(os.getpid())}).watchdog_seconds == 5
+    assert SystemdNotifier({"WATCHDOG_USEC": "5000000", "WATCHDOG_PID": "1"}).watchdog_seconds == 0
+    assert SystemdNotifier({"WATCHDOG_USEC": "5000000", "WATCHDOG_PID": str(os.getpid())}).watchdog_seconds == 5
 
 
 def said(*command: str | Path) -> str:

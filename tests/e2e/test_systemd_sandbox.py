@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 
 from agent.cli.demo.guest import until
-from tests.lab.agent_process import Agent
+from tests.lab.agent_process import AgentProcess
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.machine import free_port
 
@@ -50,7 +50,9 @@ async def test_it_works_with_one_group_no_capability_and_nothing_to_write_to_but
         pytest.skip("taking rights away takes root")
     state = made(folder)
     kafka = {"servers": [f"127.0.0.1:{free_port()}"], "request_timeout": "1s"}
-    agent = Agent(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}], "kafka": kafka, "intervals": {"poll": "200ms"}})
+    agent = AgentProcess(
+        folder, {"monitors": [{"dial": f"{folder}/*.qmp"}], "kafka": kafka, "intervals": {"poll": "200ms"}}
+    )
     async with FakeQemu(folder / "mine.qmp") as mine, FakeQemu(folder / "other.qmp") as other:
         for path, group in ((mine.path, GROUP), (other.path, 0)):
             os.chown(path, 0, group)

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from agent.cli.demo.guest import Guest, until
-from tests.lab.agent_process import Agent, command
+from tests.lab.agent_process import AgentProcess, command
 from tests.lab.machine import free_port
 from tests.lab.page_guests import watched
 from tests.lab.terminal import Terminal
@@ -27,7 +27,7 @@ HOSTILE: Final = "evil\x1b[31m\x07\x1b]0;pwned\x07"
 class Stage:
     """An agent that watches a writer, a guest with a hostile name and a Linux."""
 
-    agent: Agent
+    agent: AgentProcess
     writer: Guest
     linux: Guest
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import orjson
 
-from agent.app.builders import StartError, sink, terms, ways
+from agent.app.builders import StartError, build_sink, discoverers, session_settings
 from agent.cli.format import line
 from agent.collectors import ALL, EVERYTHING, Intervals
 from agent.collectors.base import Poll
@@ -20,12 +20,12 @@ from agent.exposition.prometheus import render
 from agent.exposition.snapshot import Snapshot
 from agent.http.web_config import WebConfig
 from agent.model.events import row_of
-from agent.model.record import Record, Stamp, Vm
+from agent.model.record import Record, RecordEncoder, Vm
 from agent.monitors import Monitor
-from agent.qmp.commands import Ask
+from agent.qmp.commands import Command
 from agent.qmp.errors import CommandError, ProtocolError, QmpError
 from agent.qmp.protocol import Event, Message
-from agent.session.api import State, Status
+from agent.session.api import MonitorState, MonitorStatus
 from agent.session.identity import Build, who
 from agent.session.session import MAX_SAMPLES
 from tests.lab.qmp_bytes import cut, ready
@@ -59,7 +59,7 @@ def _heard(stream: bytes, size: int) -> tuple[list[Message], str]:
     """Return what a connection with three open questions and a probe makes of bytes in chunks of a size, and how it ended."""
     connection = ready(bound=MOST_BYTES)
     heard: list[Message] = []
-    connection.ask([Ask("query-status"), Ask("query-blockstats"), Ask("query-jobs")])
+    connection.ask([Command("query-status"), Command("query-blockstats"), Command("query-jobs")])
     connection.probe()
     ended = ""
     for chunk in cut(stream, [size] * (len(stream) // size)):
@@ -104,7 +104,7 @@ def collectors(data: bytes) -> None:
     assert wait is None or wait > 0
     snapshot = Snapshot()
     monitor = Monitor(vm.monitor, (vm.monitor,), _nobody)
-    snapshot.status(Status(monitor, State.UP, "", vm, Build("7.2.22", "Debian"), 1))
+    snapshot.status(MonitorStatus(monitor, MonitorState.UP, "", vm, Build("7.2.22", "Debian"), 1))
     snapshot.samples(vm, collector.families, samples, 10**18)
     for sample in samples:
         well_formed(collector.name, sample)
@@ -142,10 +142,10 @@ def config(data: bytes) -> None:
         assert all(problem.text for problem in error.problems)
         return
     assert Config.model_validate(taken.model_dump()) == taken
-    terms(taken)
-    ways(taken)
+    session_settings(taken)
+    discoverers(taken)
     try:
-        sink(taken)
+        build_sink(taken)
     except StartError as error:
         assert str(error)
 
@@ -157,7 +157,7 @@ def _tell(record: Record) -> None:
     assert not _UNFIT.search(told), told
 
 
-_STAMP: Final = Stamp(0)
+_STAMP: Final = RecordEncoder(0)
 
 TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "protocol": protocol,

@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from qemu.qmp import ExecuteError, QMPClient
 
 from agent.cli.demo.control import GuestError
-from agent.cli.demo.guest import Kind, until
+from agent.cli.demo.guest import GuestKind, until
 from agent.cli.demo.images import LabMissing, boot_sector, linux_image
 from tests.lab.fake_qemu import FakeError, FakeQemu, split
 from tests.lab.fixtures import StartGuest, StartPrometheus
@@ -36,7 +36,7 @@ async def test_a_writer_writes_within_three_seconds_and_starts_over_at_the_end_o
     start_guest: StartGuest,
 ) -> None:
     async with asyncio.timeout(3):
-        guest = await start_guest(kind=Kind.WRITER, span_mib=1, write_kib=32)
+        guest = await start_guest(kind=GuestKind.WRITER, span_mib=1, write_kib=32)
         await guest.booted()
     before = await guest.writes()
     one_lap = (1 << 20) // (32 << 10)
@@ -51,7 +51,7 @@ async def test_a_writer_writes_within_three_seconds_and_starts_over_at_the_end_o
 
 async def test_a_writers_disk_can_be_made_to_fail(start_guest: StartGuest) -> None:
     full = {"event": "write_aio", "iotype": "write", "errno": 28, "once": False}
-    guest = await start_guest(kind=Kind.WRITER, faults=[full], disk_options="werror=stop")
+    guest = await start_guest(kind=GuestKind.WRITER, faults=[full], disk_options="werror=stop")
     failed = await guest.event("BLOCK_IO_ERROR")
     await guest.event("STOP")
     assert failed["data"]["nospace"] is True
@@ -59,7 +59,7 @@ async def test_a_writers_disk_can_be_made_to_fail(start_guest: StartGuest) -> No
 
 
 async def test_a_linux_guest_reports_its_memory_gives_some_back_and_flushes(start_guest: StartGuest) -> None:
-    guest = await start_guest(kind=Kind.LINUX, pause_seconds=0.1)
+    guest = await start_guest(kind=GuestKind.LINUX, pause_seconds=0.1)
     await guest.booted()
     balloon = "/machine/peripheral/balloon0"
     await guest.command("qom-set", path=balloon, property="guest-stats-polling-interval", value=1)
@@ -130,7 +130,7 @@ def shape(value: Any) -> Any:
 
 
 async def test_the_fakes_answers_have_the_shape_of_a_real_qemus(start_guest: StartGuest, folder: Path) -> None:
-    guest = await start_guest(NAME, kind=Kind.WRITER, identity=UUID)
+    guest = await start_guest(NAME, kind=GuestKind.WRITER, identity=UUID)
     await guest.booted()
     real = await capture(guest.monitor)
     if not path_of(real.greeting).exists():

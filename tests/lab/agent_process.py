@@ -111,7 +111,7 @@ def seconds(record: Record) -> float:
     return datetime.fromisoformat(record["time"]).timestamp()
 
 
-class Agent:
+class AgentProcess:
     """`qmp-agent run` with a config; as an async context manager it runs from entering to leaving.
 
     Attributes:

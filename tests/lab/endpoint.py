@@ -9,14 +9,14 @@ from typing import Any
 import yaml
 
 from agent.cli.demo.guest import until
-from agent.cli.http_client import Visitor
+from agent.cli.http_client import EndpointCredentials
 from agent.http.handlers import application
-from agent.http.server import Endpoint
+from agent.http.server import HttpEndpoint
 from tests.lab.scripted_peer import LONG
 from tests.unit.http.test_handlers import Shown
 
 
-class Door:
+class RunningEndpoint:
     """An endpoint with a web config in a folder.
 
     Attributes:
@@ -27,7 +27,7 @@ class Door:
     def __init__(self, folder: Path, config: Any = None, listen: str = "127.0.0.1:0") -> None:
         self.path = folder / "web.yml"
         self.write(config or {})
-        self.endpoint = Endpoint(application(Shown()), listen, self.path)
+        self.endpoint = HttpEndpoint(application(Shown()), listen, self.path)
 
     def write(self, config: Any) -> None:
         """Put another config in the file's place, at once as a careful writer does."""
@@ -36,14 +36,17 @@ class Door:
         new.replace(self.path)
 
     @contextlib.asynccontextmanager
-    async def open(self) -> AsyncIterator["Door"]:
+    async def open(self) -> AsyncIterator["RunningEndpoint"]:
         async with self.endpoint.serving() as self.url:
             self.host, port = self.url.rpartition("//")[2].rsplit(":", 1)
             self.port = int(port)
             yield self
 
-    async def get(self, path: str = "/healthz", visitor: Visitor | None = None, **more: Any) -> int:
-        async with (visitor or Visitor()).session() as session, session.get(self.url + path, **more) as response:
+    async def get(self, path: str = "/healthz", visitor: EndpointCredentials | None = None, **more: Any) -> int:
+        async with (
+            (visitor or EndpointCredentials()).session() as session,
+            session.get(self.url + path, **more) as response,
+        ):
             await response.read()
             return response.status
 

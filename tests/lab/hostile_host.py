@@ -13,7 +13,7 @@ from typing import Any, Final
 from agent.cli.demo.guest import until
 from agent.cli.schema import record_schema
 from tests.bench.process import resident_bytes
-from tests.lab.agent_process import COMMAND, Agent, Series
+from tests.lab.agent_process import COMMAND, AgentProcess, Series
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.record_checks import check, validator
 
@@ -28,7 +28,7 @@ _SCHEMA = validator(record_schema())
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
-def memory(agent: Agent) -> int:
+def memory(agent: AgentProcess) -> int:
     """Return the bytes of memory that the agent holds."""
     assert agent.process is not None
     return resident_bytes(agent.process.pid)
@@ -43,7 +43,7 @@ class World:
         good: the good VM.
     """
 
-    def __init__(self, folder: Path, agent: Agent, good: FakeQemu, polls: list[float]) -> None:
+    def __init__(self, folder: Path, agent: AgentProcess, good: FakeQemu, polls: list[float]) -> None:
         self.folder = folder
         self.agent = agent
         self.good = good
@@ -135,7 +135,7 @@ async def world(folder: Path, *, reply: str) -> AsyncIterator[World]:
         "intervals": {"poll": f"{POLL_SECONDS * 1000:g}ms"},
         "timeouts": {"reply": reply, "greeting": "1s", "retry": "1s"},
     }
-    async with good, Agent(folder, config) as agent:
+    async with good, AgentProcess(folder, config) as agent:
         await agent.record("vm.attached", vm="good")
         await until(lambda: len(polls) > 3, 10)
         yield World(folder, agent, good, polls)

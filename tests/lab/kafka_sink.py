@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from agent.delivery.entry import Entry
 from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.kafka.config import KafkaConfig, KafkaTopicsConfig
-from agent.delivery.sinks.kafka.sink import Kafka
+from agent.delivery.sinks.kafka.sink import KafkaSink
 from tests.lab.kafka import KafkaCluster
 from tests.lab.scripted_sink import LONG, Source, soon
 
@@ -63,9 +63,9 @@ def _connections() -> set[str]:
 
 
 @contextlib.asynccontextmanager
-async def opened(made: KafkaConfig) -> AsyncIterator[Kafka]:
+async def opened(made: KafkaConfig) -> AsyncIterator[KafkaSink]:
     """A sink that is open for as long as the block runs."""
-    sink = Kafka(made, OPEN_SECONDS)
+    sink = KafkaSink(made, OPEN_SECONDS)
     await sink.open()
     try:
         yield sink
@@ -75,7 +75,7 @@ async def opened(made: KafkaConfig) -> AsyncIterator[Kafka]:
 
 async def refusal(made: KafkaConfig, *, seconds: float = LONG) -> str:
     """Return what a sink says that cannot be opened."""
-    sink = Kafka(made, min(OPEN_SECONDS, seconds / 2))
+    sink = KafkaSink(made, min(OPEN_SECONDS, seconds / 2))
     async with asyncio.timeout(seconds):
         with pytest.raises(SinkError) as raised:
             await sink.open()
@@ -83,7 +83,7 @@ async def refusal(made: KafkaConfig, *, seconds: float = LONG) -> str:
     return str(raised.value)
 
 
-async def persistently(sink: Kafka, entries: Sequence[Entry], *, tries: int = 40) -> list[Entry]:
+async def persistently(sink: KafkaSink, entries: Sequence[Entry], *, tries: int = 40) -> list[Entry]:
     """Send a batch as its owner does, opening the sink anew after each failure; return what was refused."""
     for _ in range(tries):
         try:

@@ -10,7 +10,7 @@ from typing import Final
 
 from agent.cli.demo.guest import until
 from agent.monitors.libvirt import connection_pool
-from agent.monitors.libvirt.connection_pool import MAX_CALLS, Calls, library
+from agent.monitors.libvirt.connection_pool import MAX_CALLS, ConnectionPool, library
 from agent.qmp.errors import QmpError
 
 CALLS: Final = 6
@@ -22,7 +22,7 @@ ANSWERED: Final = b"answered\n"
 ENDED: Final = b"ended\n"
 
 
-async def ask(calls: Calls, uuid: str, met: set[bytes]) -> None:
+async def ask(calls: ConnectionPool, uuid: str, met: set[bytes]) -> None:
     """Make one call after the other, for ever."""
     while True:
         try:
@@ -46,7 +46,7 @@ async def main(uri: str, uuid: str) -> None:
     met: list[set[bytes]] = [set() for _ in range(CALLS * MAX_CALLS)]
     askers: list[asyncio.Task[None]] = []
     for first in range(0, len(met), MAX_CALLS):
-        calls = Calls(api, uri, read_only=False)
+        calls = ConnectionPool(api, uri, read_only=False)
         askers += [asyncio.create_task(ask(calls, uuid, mine)) for mine in met[first : first + MAX_CALLS]]
     while what := await told.readline():
         for mine in met:

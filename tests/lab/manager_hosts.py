@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from agent.cli.doctor.report import Sight, VmReport, examine
+from agent.cli.doctor.report import HostView, VmReport, inspect_host
 from agent.config.model import Config
 from agent.host.permissions import User
-from agent.host.sockets import ESTABLISHED, Entry
+from agent.host.sockets import ESTABLISHED, SocketEntry
 
 LISTENS: Final = 10
 ROOT: Final = User("root", 0, frozenset({0}))
@@ -68,7 +68,7 @@ class Files:
 
     def __init__(self, folder: Path) -> None:
         self.proc = folder / "proc"
-        self.table: dict[int, Entry] = {}
+        self.table: dict[int, SocketEntry] = {}
         self._inodes = iter(range(1, 1000))
 
     def process(self, pid: int, line: str, uid: int = 0, fds: Mapping[int, int] | None = None) -> Path:
@@ -84,13 +84,13 @@ class Files:
     def listener(self, path: str) -> int:
         """Make a socket that listens at a path; return its inode."""
         inode = next(self._inodes)
-        self.table[inode] = Entry(LISTENS, path)
+        self.table[inode] = SocketEntry(LISTENS, path)
         return inode
 
     def connection(self, path: str) -> tuple[int, int]:
         """Make a connection to a path; return the inodes of who listens and of who called."""
         accepted, called = next(self._inodes), next(self._inodes)
-        self.table |= {accepted: Entry(ESTABLISHED, path, called), called: Entry(ESTABLISHED, "", accepted)}
+        self.table |= {accepted: SocketEntry(ESTABLISHED, path, called), called: SocketEntry(ESTABLISHED, "", accepted)}
         return accepted, called
 
     def libvirt(self, pid: int, manager: int, **said: str) -> None:
@@ -104,4 +104,4 @@ class Files:
     def vms(self, monitors: Sequence[Mapping[str, object]] = (), wanted: str = "*") -> list[VmReport]:
         """Return what doctor finds here."""
         config = Config.model_validate({"monitors": monitors}) if monitors else None
-        return examine(Sight(ROOT, config, self.proc.parent, self.proc, self.table), wanted)
+        return inspect_host(HostView(ROOT, config, self.proc.parent, self.proc, self.table), wanted)

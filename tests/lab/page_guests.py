@@ -4,8 +4,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
-from agent.cli.demo.guest import Guest, GuestOptions, Kind
-from tests.lab.agent_process import Agent
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
+from tests.lab.agent_process import AgentProcess
 
 _QUICK: Final = {
     "intervals": {"poll": "1s", "guest_memory": "1s"},
@@ -14,13 +14,15 @@ _QUICK: Final = {
 }
 
 
-async def watched(running: AsyncExitStack, folder: Path, name: str) -> tuple[Agent, Guest, Guest, Guest]:
+async def watched(running: AsyncExitStack, folder: Path, name: str) -> tuple[AgentProcess, Guest, Guest, Guest]:
     """Start a writer, a guest of that name and a Linux, and an agent that watches them and has heard of the Linux's memory."""
-    writer = Guest(folder, "db-1", GuestOptions(kind=Kind.WRITER))
+    writer = Guest(folder, "db-1", GuestOptions(kind=GuestKind.WRITER))
     hostile = Guest(folder, "hostile", GuestOptions(extra=("-name", f"guest={name}")))
-    linux = Guest(folder, "web-1", GuestOptions(kind=Kind.LINUX))
+    linux = Guest(folder, "web-1", GuestOptions(kind=GuestKind.LINUX))
     for guest in (writer, hostile, linux):
         await running.enter_async_context(guest)
-    agent = await running.enter_async_context(Agent(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}], **_QUICK}))
+    agent = await running.enter_async_context(
+        AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}], **_QUICK})
+    )
     await agent.record("sample.guest_memory", timeout=30)
     return agent, writer, hostile, linux

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.cli.demo.control import GuestError
-from agent.cli.demo.guest import Guest, GuestOptions, Kind, until
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
 from tests.lab.machine import free_port
 
 Provoke = Callable[[Guest], Awaitable[object]]
@@ -43,7 +43,7 @@ def options(binary: str) -> GuestOptions:
     """Return a guest that all rows can be tried on; it has not begun to run, and its first write fails."""
     devices = ("pvpanic", "ib700", "ide-cd,id=cd0", "virtio-balloon-pci,id=balloon0")
     return GuestOptions(
-        kind=Kind.WRITER,
+        kind=GuestKind.WRITER,
         binary=binary,
         faults=[{"event": "write_aio", "iotype": "write", "errno": 5, "once": True}],
         disk_options="iothread=io0,werror=report",

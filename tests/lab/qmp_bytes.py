@@ -4,12 +4,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from agent.qmp.commands import AllowList, Ask
+from agent.qmp.commands import AllowList, Command
 from agent.qmp.protocol import Connection, Message
 
 HELLO = {"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "p"}, "capabilities": ["oob"]}}
 DONE: dict[str, Any] = {"return": {}}
-STATUS = Ask("query-status")
+STATUS = Command("query-status")
 
 
 def line(message: object, *, indent: int | None = None) -> bytes:

@@ -6,8 +6,8 @@ from typing import Final
 
 import pytest
 
-from agent.delivery.pipeline import Delivery
-from agent.delivery.queue import Lane
+from agent.delivery.pipeline import DeliveryPipeline
+from agent.delivery.queue import RecordQueue
 from tests.lab.scripted_sink import EVENT, SAMPLE
 
 
@@ -27,7 +27,7 @@ class Kind:
     journaled: bool
     durable: bool
 
-    def lane(self, delivery: Delivery) -> Lane:
+    def lane(self, delivery: DeliveryPipeline) -> RecordQueue:
         """Return the lane that its records go to."""
         return delivery.samples if self.type == SAMPLE else delivery.events
 

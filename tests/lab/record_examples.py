@@ -19,9 +19,9 @@ from typing import Any
 from urllib.parse import quote
 
 from agent.cli.demo.control import GuestError
-from agent.cli.demo.guest import Guest, GuestOptions, Kind
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from tests.lab import provoke
-from tests.lab.agent_process import Agent, Record
+from tests.lab.agent_process import AgentProcess, Record
 from tests.lab.qemus import qemu_of
 from tools.reference import EXAMPLES
 
@@ -61,17 +61,17 @@ async def _run(folder: Path) -> list[Record]:
         "timeouts": {"greeting": "1s", "reply": "1s"},
         "allow": {"guest_stats_interval": "1s", "migration_events": True},
     }
-    web = Guest(folder, "web-1", GuestOptions(kind=Kind.LINUX, pause_seconds=0.1, extra=_card("qmpexample0")))
+    web = Guest(folder, "web-1", GuestOptions(kind=GuestKind.LINUX, pause_seconds=0.1, extra=_card("qmpexample0")))
     machine = ["-action", "panic=pause", "-usb", "-device", "pvpanic", "-smp", "2", "-object", "iothread,id=io0"]
-    db = Guest(folder, "db-1", GuestOptions(kind=Kind.WRITER, disk_mib=1024, extra=machine))
+    db = Guest(folder, "db-1", GuestOptions(kind=GuestKind.WRITER, disk_mib=1024, extra=machine))
     enospc = {"event": "write_aio", "iotype": "write", "errno": 28, "once": True}
-    full = Guest(folder, "full-1", GuestOptions(kind=Kind.WRITER, faults=[enospc], disk_options="werror=stop"))
+    full = Guest(folder, "full-1", GuestOptions(kind=GuestKind.WRITER, faults=[enospc], disk_options="werror=stop"))
     eio = enospc | {"errno": 5}
-    bad = Guest(folder, "bad-1", GuestOptions(kind=Kind.WRITER, faults=[eio], disk_options="werror=stop"))
+    bad = Guest(folder, "bad-1", GuestOptions(kind=GuestKind.WRITER, faults=[eio], disk_options="werror=stop"))
     held = Guest(folder, "held-1")
     lab = Guest(folder, "lab-1", _lab(folder))
     async with AsyncExitStack() as running:
-        agent = Agent(folder, config)
+        agent = AgentProcess(folder, config)
         for guest in (web, db, held, lab):
             await running.enter_async_context(guest)
         holder = running.enter_context(socket.socket(socket.AF_UNIX))
@@ -113,18 +113,18 @@ def _lab(folder: Path) -> GuestOptions:
     return dataclasses.replace(options, extra=[*options.extra, *timed])
 
 
-async def _count(folder: Path, agent: Agent) -> None:
+async def _count(folder: Path, agent: AgentProcess) -> None:
     """Have a guest run by KVM, where there is KVM, and slowed as a manager does that migrates it."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return
-    async with Guest(folder, "kvm-1", GuestOptions(kind=Kind.WRITER, accel="kvm,dirty-ring-size=4096")) as guest:
+    async with Guest(folder, "kvm-1", GuestOptions(kind=GuestKind.WRITER, accel="kvm,dirty-ring-size=4096")) as guest:
         await guest.booted()
         await guest.command("set-vcpu-dirty-limit", dirty_rate=100)
         for family in ("kvm", "kvm_vcpu", "vcpu_dirty"):
             await agent.record(f"sample.{family}", vm=guest.uuid, timeout=LONG)
 
 
-async def _provoke(guest: Guest, agent: Agent) -> None:
+async def _provoke(guest: Guest, agent: AgentProcess) -> None:
     for case in provoke.CASES:
         if qemu_of().version >= case.since:
             await provoke.run(guest)
@@ -132,7 +132,7 @@ async def _provoke(guest: Guest, agent: Agent) -> None:
             await agent.record(f"event.{case.event.lower()}", vm=guest.uuid, timeout=LONG)
 
 
-async def _measure(guest: Guest, agent: Agent) -> None:
+async def _measure(guest: Guest, agent: AgentProcess) -> None:
     """Have what nobody asks for unless a manager does: a dirty rate, a dirty bitmap, memory that is plugged in."""
     await provoke.run(guest)
     await guest.command("calc-dirty-rate", calc_time=1)
@@ -143,7 +143,7 @@ async def _measure(guest: Guest, agent: Agent) -> None:
         await agent.record(f"sample.{family}", vm=guest.uuid, timeout=LONG)
 
 
-async def _operate(guest: Guest, agent: Agent) -> None:
+async def _operate(guest: Guest, agent: AgentProcess) -> None:
     await guest.command("stop")
     await guest.command("cont")
     await guest.command("system_reset")
@@ -153,13 +153,13 @@ async def _operate(guest: Guest, agent: Agent) -> None:
         await agent.record(f"event.{name}", vm=guest.uuid)
 
 
-async def _fill(guest: Guest, agent: Agent) -> None:
+async def _fill(guest: Guest, agent: AgentProcess) -> None:
     threshold = await guest.highest() + (1 << 20)
     await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=threshold)
     await agent.record("alert.write_threshold", vm=guest.uuid, state="firing", timeout=LONG)
 
 
-async def _snapshot(guest: Guest, agent: Agent) -> None:
+async def _snapshot(guest: Guest, agent: AgentProcess) -> None:
     """Take a snapshot, let it stand, and pull it together again, slowly enough to be seen."""
     overlay = os.fspath(guest.folder / "db-1-snapshot.qcow2")
     await guest.command(
@@ -174,20 +174,20 @@ async def _snapshot(guest: Guest, agent: Agent) -> None:
     await agent.record("event.block_job_completed", vm=guest.uuid, timeout=LONG)
 
 
-async def _panic(guest: Guest, agent: Agent) -> None:
+async def _panic(guest: Guest, agent: AgentProcess) -> None:
     await guest.command("human-monitor-command", command_line="o/1 0x505 1")
     await agent.record("alert.guest_panicked", vm=guest.uuid, state="firing")
     await guest.command("system_reset")
     await guest.command("cont")
 
 
-async def _migrate(guest: Guest, agent: Agent) -> None:
+async def _migrate(guest: Guest, agent: AgentProcess) -> None:
     await guest.command("migrate", uri="exec:cat >/dev/null")
     await agent.record("migration.ended", vm=guest.uuid, timeout=LONG)
     await guest.command("cont")
 
 
-async def _stall_and_balloon(guest: Guest, agent: Agent) -> None:
+async def _stall_and_balloon(guest: Guest, agent: AgentProcess) -> None:
     await agent.record("sample.guest_memory", vm=guest.uuid, timeout=LONG)
     await guest.command("balloon", value=96 << 20)
     await agent.record("event.balloon_change", vm=guest.uuid)

@@ -13,8 +13,8 @@ from agent.monitors import Monitor
 from agent.monitors.base import qmp
 from agent.monitors.dial import unix
 from agent.qmp.commands import AllowList, Change
-from agent.session.api import Outcome, State, Status, Terms
-from agent.session.supervisor import Fleet
+from agent.session.api import MonitorState, MonitorStatus, PollOutcome, SessionSettings
+from agent.session.supervisor import SupervisorGroup
 from tests.lab.scripted_peer import LONG
 
 QUICK = Intervals(poll=0.06, guest_memory=0.06, migration=0.06, resync=60.0)
@@ -42,7 +42,7 @@ class Notes:
     def samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         self._note("samples", (vm, families, samples, time_ns))
 
-    def status(self, status: Status) -> None:
+    def status(self, status: MonitorStatus) -> None:
         self._note("status", status)
 
     def ended(self, monitor: Monitor) -> None:
@@ -54,7 +54,7 @@ class Notes:
     def replied(self, seconds: float) -> None:
         self._note("replied", seconds)
 
-    def collected(self, collector: str, outcome: Outcome) -> None:
+    def collected(self, collector: str, outcome: PollOutcome) -> None:
         self._note("collected", (collector, outcome))
 
     def lost(self, vm: Vm, reason: str, events: int) -> None:
@@ -72,11 +72,11 @@ class Notes:
         """Return the types of these records, without `qemu.`."""
         return [record.type.removeprefix("qemu.") for record in self.records(kind)]
 
-    def states(self) -> list[State]:
+    def states(self) -> list[MonitorState]:
         """Return the states that a monitor went through."""
         return [status.state for status in self.all("status")]
 
-    def outcomes(self, collector: str) -> list[Outcome]:
+    def outcomes(self, collector: str) -> list[PollOutcome]:
         """Return what became of a collector's questions."""
         return [outcome for name, outcome in self.all("collected") if name == collector]
 
@@ -97,20 +97,22 @@ def monitor_at(path: Path) -> Monitor:
     return Monitor(str(path), (str(path),), qmp(unix(str(path))))
 
 
-def terms(*changes: Change, **more: Any) -> Terms:
+def terms(*changes: Change, **more: Any) -> SessionSettings:
     """Return terms that are quick, with these changes allowed."""
     quick: dict[str, Any] = {"intervals": QUICK, "retry_seconds": 0.02, "greeting_seconds": 0.1, "reply_seconds": 0.1}
-    return Terms("host1", AllowList(changes), frozenset(changes), **quick | more)
+    return SessionSettings("host1", AllowList(changes), frozenset(changes), **quick | more)
 
 
 @contextlib.asynccontextmanager
-async def watching(notes: Notes, *paths: Path, settled: Terms | None = None) -> AsyncIterator[Fleet]:
+async def watching(
+    notes: Notes, *paths: Path, settled: SessionSettings | None = None
+) -> AsyncIterator[SupervisorGroup]:
     """A fleet that watches the monitors at these paths for as long as the block runs."""
-    started: asyncio.Future[Fleet] = asyncio.get_running_loop().create_future()
+    started: asyncio.Future[SupervisorGroup] = asyncio.get_running_loop().create_future()
 
     async def run() -> None:
         async with asyncio.TaskGroup() as tasks:
-            fleet = Fleet(settled or terms(), notes, tasks)
+            fleet = SupervisorGroup(settled or terms(), notes, tasks)
             for path in paths:
                 fleet.appeared(monitor_at(path))
             started.set_result(fleet)

@@ -10,17 +10,17 @@ from typing import Final
 import pyte
 from playwright.async_api import Browser
 
-from agent.cli.demo.guest import Guest, GuestOptions, Kind, until
-from tests.lab.agent_process import Agent
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
+from tests.lab.agent_process import AgentProcess
 from tests.lab.browser import chromium, opened
 from tests.lab.terminal import Terminal
 
 IMAGES: Final = Path(__file__).parents[2] / "docs" / "images"
 WORK_SECONDS: Final = 60.0  # of which sparklines tell
 GUESTS: Final = {
-    "web-1": GuestOptions(kind=Kind.LINUX, write_kib=256, pause_seconds=0.4),
-    "db-1": GuestOptions(kind=Kind.WRITER, disk_mib=64, pause_seconds=0.01),
-    "build-7": GuestOptions(kind=Kind.WRITER, disk_mib=256, write_kib=16, pause_seconds=0.1),
+    "web-1": GuestOptions(kind=GuestKind.LINUX, write_kib=256, pause_seconds=0.4),
+    "db-1": GuestOptions(kind=GuestKind.WRITER, disk_mib=64, pause_seconds=0.01),
+    "build-7": GuestOptions(kind=GuestKind.WRITER, disk_mib=256, write_kib=16, pause_seconds=0.1),
 }
 
 
@@ -37,7 +37,7 @@ async def take() -> None:
                 "allow": {"guest_stats_interval": "2s"},
                 "alerts": {"write_threshold": {"mode": "arm", "levels": ["50%", "80%", "free 4MiB"]}},
             }
-            agent = await running.enter_async_context(Agent(Path(path), config))
+            agent = await running.enter_async_context(AgentProcess(Path(path), config))
             browser = await running.enter_async_context(chromium())
             await guests["web-1"].booted()
             await back_up(guests["build-7"])
@@ -72,7 +72,7 @@ async def back_up(guest: Guest) -> None:
     )
 
 
-async def the_page(browser: Browser, agent: Agent) -> None:
+async def the_page(browser: Browser, agent: AgentProcess) -> None:
     """Take the page's picture."""
     size = {"width": 1000, "height": 1000}
     async with opened(browser, agent.url, viewport=size, color_scheme="light") as page:
@@ -80,7 +80,7 @@ async def the_page(browser: Browser, agent: Agent) -> None:
         await page.screenshot(path=IMAGES / "page.png")
 
 
-async def the_terminal(browser: Browser, agent: Agent) -> None:
+async def the_terminal(browser: Browser, agent: AgentProcess) -> None:
     """Take the terminal's picture."""
     async with Terminal("top", "--url", agent.url, "--every", "1s", columns=100, rows=12) as top:
         await top.shows("db-1", "web-1")

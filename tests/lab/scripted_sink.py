@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from agent.delivery.drops import Loss
+from agent.delivery.drops import DropReport
 from agent.delivery.entry import Entry
 from agent.delivery.journal.database import Connect
-from agent.delivery.pipeline import Delivery, DeliveryTerms
-from agent.delivery.queue import Lane
+from agent.delivery.pipeline import DeliveryPipeline, DeliverySettings
+from agent.delivery.queue import RecordQueue
 from agent.delivery.sinks.base import Sink, SinkError
-from agent.model.record import Record, Severity, Stamp, Stamped, Vm
+from agent.model.record import Record, RecordEncoder, Severity, Stamped, Vm
 
 LONG: Final = 15.0
 """Seconds within which anything that is to happen has happened."""
@@ -102,7 +102,7 @@ class Source:
         self.made: list[str] = []
         self.bodies: dict[str, bytes] = {}
         self._pad = "x" * size
-        self._stamp = Stamp(START_NS + run * 1_000_000_000)
+        self._stamp = RecordEncoder(START_NS + run * 1_000_000_000)
 
     def next(self, kind: str | None = None) -> Stamped:
         number = len(self.made)
@@ -125,15 +125,15 @@ def deliver(
     disk: int = 64 << 20,
     connect: Connect | None = None,
     gather_seconds: float = 0.0,
-) -> Delivery:
+) -> DeliveryPipeline:
     """Return a delivery to the script that tells losses as the agent does."""
-    stamp = Stamp()
+    stamp = RecordEncoder()
     agent = Vm("host1", "", "")
 
-    def tell(loss: Loss) -> None:
+    def tell(loss: DropReport) -> None:
         made.put(stamp(Record("qemu.agent.lost", agent, loss.data(), START_NS, loss.lane, Severity.ERROR)))
 
-    made = Delivery(sink, DeliveryTerms(memory, folder, disk, disk, disk), tell)
+    made = DeliveryPipeline(sink, DeliverySettings(memory, folder, disk, disk, disk), tell)
     made.samples.gather_seconds = gather_seconds
     if connect is not None and made.journal is not None:
         made.journal._connect = connect
@@ -141,7 +141,7 @@ def deliver(
 
 
 @contextlib.asynccontextmanager
-async def running(delivery: Delivery, stop_seconds: float = LONG) -> AsyncIterator[Delivery]:
+async def running(delivery: DeliveryPipeline, stop_seconds: float = LONG) -> AsyncIterator[DeliveryPipeline]:
     """Deliver for as long as the block runs; both ends have a deadline."""
     async with asyncio.timeout(3 * LONG), delivery.running(stop_seconds):
         yield delivery
@@ -154,12 +154,12 @@ async def soon(predicate: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def caught_up(lane: Lane) -> None:
+async def caught_up(lane: RecordQueue) -> None:
     """Wait until the journal has all that memory is not to hold."""
     await soon(lambda: lane._tail_bytes <= lane.budget.memory and not lane.over_budget)
 
 
-def is_journaled(lane: Lane) -> bool:
+def is_journaled(lane: RecordQueue) -> bool:
     """Say whether the journal has all that waits in a lane."""
     return lane.has_journal and all(entry.row is not None for entry in (*lane.flying, *lane._tail))
 
@@ -169,6 +169,6 @@ def once(ids: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def lost(delivery: Delivery) -> int:
+def lost(delivery: DeliveryPipeline) -> int:
     """Return how many records were counted as lost."""
     return sum(delivery.losses.totals.values())

@@ -9,7 +9,7 @@ from agent.model.metrics import FAMILIES
 from agent.model.record import Record, Vm
 from agent.monitors import Monitor
 from agent.monitors.base import Open
-from agent.session.api import State, Status
+from agent.session.api import MonitorState, MonitorStatus
 from agent.session.identity import Build
 
 UUIDS = ["11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"]
@@ -28,9 +28,11 @@ def vm(number: int = 0, name: str = "vm1", monitor: str = "/run/vm1.qmp") -> Vm:
     return Vm("host1", UUIDS[number], name, monitor)
 
 
-def status(whose: Vm, state: State = State.UP, *, key: object = 0, reason: str = "", package: str = "Debian") -> Status:
+def status(
+    whose: Vm, state: MonitorState = MonitorState.UP, *, key: object = 0, reason: str = "", package: str = "Debian"
+) -> MonitorStatus:
     monitor = Monitor(whose.monitor, (whose.monitor, key), OPEN)
-    return Status(monitor, state, reason, whose, Build("7.2.22", package), 5 * SECOND)
+    return MonitorStatus(monitor, state, reason, whose, Build("7.2.22", package), 5 * SECOND)
 
 
 def poll(snapshot: Snapshot, whose: Vm, collector: str, *replies: Any, at: int = 7) -> None:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.alerts.levels import parse_level
-from agent.alerts.manager import Overseer
-from agent.alerts.threshold_tracker import Guard
-from agent.alerts.threshold_types import Crossing, Layer, Learnt, Mode, Plan
+from agent.alerts.manager import AlertManager
+from agent.alerts.threshold_tracker import ThresholdTracker
+from agent.alerts.threshold_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdMode, ThresholdPolicy
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_LAYER
 from agent.model.record import Record, Vm
@@ -18,8 +18,8 @@ VM = who(HOST, "/run/vm1.qmp", [{"UUID": "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1"}
 LEVELS = ("80%", "90%", "95%")
 
 
-def plan(mode: Mode = Mode.ARM, *levels: str, hysteresis: float = 0.02) -> Plan:
-    return Plan(mode, tuple(map(parse_level, levels or LEVELS)), hysteresis)
+def plan(mode: ThresholdMode = ThresholdMode.ARM, *levels: str, hysteresis: float = 0.02) -> ThresholdPolicy:
+    return ThresholdPolicy(mode, tuple(map(parse_level, levels or LEVELS)), hysteresis)
 
 
 @dataclass
@@ -45,11 +45,13 @@ class Disk:
         self.offset = max(self.offset, to)
         return event
 
-    def layers(self) -> tuple[Layer, Layer]:
+    def layers(self) -> tuple[DiskLayer, DiskLayer]:
         """Return its format and its storage."""
         storage_size = self.size if self.driver == "host_device" else max(self.offset, self.allocated)
-        form = Layer("format", self.above, self.path, self.size, self.allocated, 0, self.read_only)
-        return form, Layer(self.node, self.driver, self.path, storage_size, self.allocated, self.slot, self.read_only)
+        form = DiskLayer("format", self.above, self.path, self.size, self.allocated, 0, self.read_only)
+        return form, DiskLayer(
+            self.node, self.driver, self.path, storage_size, self.allocated, self.slot, self.read_only
+        )
 
     def samples(self, device: str = "disk0") -> list[Sample]:
         """Return what the collector of layers says of it."""
@@ -70,12 +72,12 @@ class Disk:
         return Sample(BLOCK, (device,), values)
 
 
-def look(guard: Guard, disk: Disk, now: float = 0.0) -> list[Crossing]:
+def look(guard: ThresholdTracker, disk: Disk, now: float = 0.0) -> list[LevelCrossing]:
     """Have a guard see the layers as they are."""
     return list(guard.layers(*disk.layers(), disk.offset, now))
 
 
-def arm(guard: Guard, disk: Disk) -> int:
+def arm(guard: ThresholdTracker, disk: Disk) -> int:
     """Do what a guard wants in QEMU; return the value that was set, or 0."""
     wanted = guard.wanted()
     if wanted is None:
@@ -86,18 +88,18 @@ def arm(guard: Guard, disk: Disk) -> int:
     return disk.slot
 
 
-def fire(guard: Guard, event: dict[str, Any] | None) -> list[Crossing]:
+def fire(guard: ThresholdTracker, event: dict[str, Any] | None) -> list[LevelCrossing]:
     """Have a guard hear an event."""
     assert event is not None
     return list(guard.fired(event["node-name"], event["write-threshold"], event["amount-exceeded"]))
 
 
-def told(crossings: list[Crossing]) -> list[tuple[str, Learnt, bool]]:
+def told(crossings: list[LevelCrossing]) -> list[tuple[str, DetectedBy, bool]]:
     return [(crossing.rung.level.text, crossing.learnt, crossing.firing) for crossing in crossings]
 
 
-def overseer(mode: Mode = Mode.ARM, *levels: str) -> Overseer:
-    return Overseer(HOST, lambda _vm, _disk: plan(mode, *levels))
+def overseer(mode: ThresholdMode = ThresholdMode.ARM, *levels: str) -> AlertManager:
+    return AlertManager(HOST, lambda _vm, _disk: plan(mode, *levels))
 
 
 def crossed(data: dict[str, Any] | None, vm: Vm = VM, time_ns: int = 5) -> Record:

@@ -11,8 +11,8 @@ from typing import Any, Final, Self
 
 import orjson
 
-from agent.app.agent import App
-from agent.cli.demo.guest import Guest, GuestOptions, Kind, until
+from agent.app.agent import Agent
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
 from agent.config.model import Config
 from agent.delivery.entry import Entry
 
@@ -89,7 +89,7 @@ class ThinOptions(GuestOptions):
         storage: options of the node under the qcow2; None is a file of its own.
     """
 
-    kind: Kind = Kind.WRITER
+    kind: GuestKind = GuestKind.WRITER
     write_kib: int | None = 32
     storage: Mapping[str, Any] | None = None
 
@@ -156,7 +156,7 @@ class Watcher:
             "intervals": {"poll": poll, "resync": resync},
             "alerts": {"write_threshold": {"mode": "arm", **thresholds}},
         }
-        self.app = App(Config.model_validate(config), self._sink)
+        self.app = Agent(Config.model_validate(config), self._sink)
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:

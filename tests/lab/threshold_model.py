@@ -4,10 +4,10 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from agent.alerts.levels import MAX_BYTES, parse_level, rungs
-from agent.alerts.manager import NOTE, Overseer, Told
+from agent.alerts.levels import MAX_BYTES, parse_level, resolve_levels
+from agent.alerts.manager import NOTE, AlertManager, PendingAlert
 from agent.alerts.space_metrics import space
-from agent.alerts.threshold_types import Mode, Plan
+from agent.alerts.threshold_types import ThresholdMode, ThresholdPolicy
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_LAYER
 from agent.model.record import Record, Vm
@@ -137,18 +137,18 @@ class Journal:
 class Agent:
     """The alerts' part of an agent, as app.py and session.py drive it, in single steps."""
 
-    def __init__(self, qemu: Qemu, journal: Journal, mode: Mode, now: float) -> None:
+    def __init__(self, qemu: Qemu, journal: Journal, mode: ThresholdMode, now: float) -> None:
         self.qemu = qemu
         self.journal = journal
         self.told: list[Record] = []
-        self.overseer = Overseer(HOST, lambda _vm, _disk: Plan(mode, LEVELS, HYSTERESIS), self._measure)
+        self.overseer = AlertManager(HOST, lambda _vm, _disk: ThresholdPolicy(mode, LEVELS, HYSTERESIS), self._measure)
         self.overseer.recall({k: v for k, v in journal.notes.items() if k.startswith(NOTE)}, now)
 
     def _measure(self, _vm: Vm, path: str) -> int | None:
         sizes = {node.medium.path: node.medium.size for node in self.qemu.nodes.values()}
         return sizes.get(path) if self.qemu.driver == "host_device" else None
 
-    def tell(self, told: list[Told]) -> None:
+    def tell(self, told: list[PendingAlert]) -> None:
         for one in told:
             self.told.append(one.record)
             self.journal.put(one.record, one.note)
@@ -181,7 +181,7 @@ class Agent:
 
 def ladder(size: int) -> dict[str, int]:
     """Return the rungs on a disk of that size, by level."""
-    return {rung.level.text: rung.bytes for rung in rungs(LEVELS, size)}
+    return {rung.level.text: rung.bytes for rung in resolve_levels(LEVELS, size)}
 
 
 assert MAX_BYTES == 2**63 - 1

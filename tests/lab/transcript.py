@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from agent.cli.demo.guest import Guest, GuestOptions, Kind
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from tests.lab.qemus import OTHERS, qemu_of
 
 FOLDER: Final = Path(__file__).parent.parent / "golden" / "transcripts"
@@ -115,7 +115,7 @@ async def capture(monitor: Path) -> Transcript:
 async def main() -> None:
     """Write the transcripts of all QEMUs that there are."""
     for release in ("", *OTHERS):
-        options = GuestOptions(kind=Kind.WRITER, binary=qemu_of(release).binary)
+        options = GuestOptions(kind=GuestKind.WRITER, binary=qemu_of(release).binary)
         with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
             async with Guest(Path(folder), NAME, options, identity=UUID) as guest:
                 await guest.booted()

@@ -22,10 +22,10 @@ from typing import Any, Final
 
 import aiohttp
 
-from agent.cli.demo.guest import Guest, GuestOptions, Kind
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from tests.bench.monitors import Monitors
 from tests.bench.process import cpu_seconds, resident_bytes
-from tests.lab.agent_process import Agent, Series
+from tests.lab.agent_process import AgentProcess, Series
 from tests.soak.chart import svg
 
 VMS: Final = 60
@@ -50,7 +50,7 @@ class Run:
     """
 
     folder: Path
-    agent: Agent
+    agent: AgentProcess
     monitors: Monitors
     guests: list[Guest]
     chance: random.Random
@@ -203,11 +203,11 @@ def _count(pid: int, of: str) -> int:
 async def _world(folder: Path, seed: int) -> AsyncIterator[Run]:
     async with AsyncExitStack() as stack:
         monitors = await stack.enter_async_context(Monitors(folder, VMS))
-        guests = [Guest(folder, f"real{number}", GuestOptions(kind=Kind.WRITER)) for number in range(3)]
+        guests = [Guest(folder, f"real{number}", GuestOptions(kind=GuestKind.WRITER)) for number in range(3)]
         for guest in guests:
             await stack.enter_async_context(guest)
         jsonl = {"file": str(folder / "records"), "rotate": "8MiB", "keep": 2}
-        agent = Agent(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}], "jsonl": jsonl, **CONFIG})
+        agent = AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}], "jsonl": jsonl, **CONFIG})
         await stack.enter_async_context(agent)
         yield Run(folder, agent, monitors, guests, random.Random(seed))
         ended = await agent.stop()

@@ -44,7 +44,7 @@ Side = Literal["agent", "qemu"]
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class CaptureLine:
     """One message, and when it passed; None: the side hung up."""
 
     seconds: float
@@ -67,7 +67,7 @@ def without_secrets(value: Any, key: str = "") -> Any:
     return value
 
 
-class Writer:
+class CaptureWriter:
     """Writes a file of at most so many bytes, which only its owner may read.
 
     Attributes:
@@ -109,7 +109,7 @@ class Writer:
         self._file.close()
 
 
-def read(path: Path) -> list[Line]:
+def read(path: Path) -> list[CaptureLine]:
     """Return a file's messages; a last line that was cut off is left out.
 
     Raises:
@@ -126,11 +126,11 @@ def read(path: Path) -> list[Line]:
         raise CaptureError(f"{path}: this is not what `qmp-agent record` writes") from error
 
 
-def _line(value: Any) -> Line:
+def _line(value: Any) -> CaptureLine:
     message = value["message"]
     if not (message is None or (isinstance(message, dict) and isinstance(message.get("id"), int | str | None))):
         raise TypeError
-    return Line(float(value["seconds"]), value["from"], message)
+    return CaptureLine(float(value["seconds"]), value["from"], message)
 
 
 def _values(text: bytes) -> Iterator[Any]:

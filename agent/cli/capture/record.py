@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agent.cli.capture import CaptureError
-from agent.cli.capture.file import Side, Writer
-from agent.cli.capture.wire import READ_BYTES, Requests, watching
+from agent.cli.capture.file import CaptureWriter, Side
+from agent.cli.capture.wire import READ_BYTES, RequestFrames, watching
 from agent.config.model import Config
-from agent.model.record import clean
+from agent.model.record import sanitize
 from agent.qmp.errors import ProtocolError
 from agent.qmp.protocol import MAX_MESSAGE_BYTES, Frames
 
@@ -33,8 +33,8 @@ async def record(monitor: str, path: Path, config: Config, *, seconds: float, ma
         StartError: the agent cannot be started.
     """
     qemu, first = await _taken(monitor, config.timeouts.greeting)
-    with contextlib.closing(qemu[1]), contextlib.closing(Writer(path, monitor, max_bytes)) as to:
-        between = _Between(qemu, first, to)
+    with contextlib.closing(qemu[1]), contextlib.closing(CaptureWriter(path, monitor, max_bytes)) as to:
+        between = _RecordingProxy(qemu, first, to)
         with tempfile.TemporaryDirectory(prefix="qmp-agent-record-") as folder:
             socket = Path(folder) / "monitor.qmp"
             async with await asyncio.start_unix_server(between.serve, socket), watching(socket, config, "127.0.0.1:0"):
@@ -57,17 +57,17 @@ async def _taken(monitor: str, deadline: float) -> tuple[Stream, bytes]:
             if first := await qemu[0].read(READ_BYTES):
                 return qemu, first
     except TimeoutError:
-        raise CaptureError(f"{clean(monitor)}: no greeting within {deadline:g} s: another client holds it") from None
+        raise CaptureError(f"{sanitize(monitor)}: no greeting within {deadline:g} s: another client holds it") from None
     except (OSError, ValueError) as error:
-        raise CaptureError(f"{clean(monitor)}: {error}") from error
-    raise CaptureError(f"{clean(monitor)}: it hung up")
+        raise CaptureError(f"{sanitize(monitor)}: {error}") from error
+    raise CaptureError(f"{sanitize(monitor)}: it hung up")
 
 
 class _Cutter(Protocol):
     def receive(self, data: bytes) -> Iterable[Any]: ...
 
 
-class _Between:
+class _RecordingProxy:
     """Between one agent and one QEMU.
 
     Attributes:
@@ -75,7 +75,7 @@ class _Between:
         trouble: why it takes no more, where that is not its size.
     """
 
-    def __init__(self, qemu: Stream, first: bytes, to: Writer) -> None:
+    def __init__(self, qemu: Stream, first: bytes, to: CaptureWriter) -> None:
         self.over = asyncio.Event()
         self.trouble: OSError | None = None
         self._qemu: Stream | None = qemu
@@ -90,7 +90,7 @@ class _Between:
             writer.close()
             return
         ways = (
-            asyncio.create_task(self._pass(reader, qemu[1], "agent", Requests())),
+            asyncio.create_task(self._pass(reader, qemu[1], "agent", RequestFrames())),
             asyncio.create_task(self._pass(qemu[0], writer, "qemu", Frames(MAX_MESSAGE_BYTES), self._first)),
         )
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)

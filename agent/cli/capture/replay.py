@@ -18,13 +18,13 @@ from typing import Any
 import orjson
 
 from agent.cli.capture import CaptureError
-from agent.cli.capture.file import Line, read, without_secrets
-from agent.cli.capture.wire import READ_BYTES, Requests, watching
+from agent.cli.capture.file import CaptureLine, read, without_secrets
+from agent.cli.capture.wire import READ_BYTES, RequestFrames, watching
 from agent.config.model import Config
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class RecordedExchange:
     """A question and its answer, in the file's seconds; `answered` is infinite where it never was."""
 
     asked: float
@@ -32,7 +32,7 @@ class Exchange:
     answer: dict[str, Any]
 
 
-class Tape:
+class Recording:
     """What a file says.
 
     Attributes:
@@ -42,13 +42,13 @@ class Tape:
         hung_up: whether QEMU did, at the end.
     """
 
-    def __init__(self, lines: Sequence[Line]) -> None:
+    def __init__(self, lines: Sequence[CaptureLine]) -> None:
         self.greeting = next((line.message for line in lines if line.message and "QMP" in line.message), {})
         self.events = [line for line in lines if line.message is not None and "event" in line.message]
         self.end = lines[-1].seconds if lines else 0.0
         self.hung_up = bool(lines) and lines[-1].message is None
-        self._exchanges: dict[bytes, list[Exchange]] = defaultdict(list)
-        in_band, beside = deque[Line](), dict[Any, Line]()
+        self._exchanges: dict[bytes, list[RecordedExchange]] = defaultdict(list)
+        in_band, beside = deque[CaptureLine](), dict[Any, CaptureLine]()
         for line in lines:
             message = line.message or {}
             if line.side == "agent":
@@ -62,11 +62,11 @@ class Tape:
         for asked in (*in_band, *beside.values()):
             self._keep(asked, inf, {})
 
-    def _keep(self, asked: Line, seconds: float, answer: dict[str, Any]) -> None:
+    def _keep(self, asked: CaptureLine, seconds: float, answer: dict[str, Any]) -> None:
         assert asked.message is not None
-        self._exchanges[_key(asked.message)].append(Exchange(asked.seconds, seconds, answer))
+        self._exchanges[_key(asked.message)].append(RecordedExchange(asked.seconds, seconds, answer))
 
-    def exchange(self, request: dict[str, Any], seconds: float) -> Exchange | None:
+    def exchange(self, request: dict[str, Any], seconds: float) -> RecordedExchange | None:
         """Return how such a question went when it was last asked by then, or else first; None where it never was."""
         found = self._exchanges.get(_key(without_secrets(request)))
         if found is None:
@@ -81,14 +81,14 @@ def _key(request: dict[str, Any]) -> bytes:
 UNKNOWN = {"error": {"class": "CommandNotFound", "desc": "it was not asked when this was recorded"}}
 
 
-class StandIn:
+class ReplayedMonitor:
     """Plays a tape, from when an agent connects, so many times as fast.
 
     Attributes:
         over: set at the tape's end, once the agent knows.
     """
 
-    def __init__(self, tape: Tape, speed: float) -> None:
+    def __init__(self, tape: Recording, speed: float) -> None:
         self.over = asyncio.Event()
         self._tape = tape
         self._speed = speed
@@ -119,7 +119,7 @@ class StandIn:
         return (time.monotonic() - self._start) * self._speed
 
     async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        requests = Requests()
+        requests = RequestFrames()
         while data := await reader.read(READ_BYTES):
             for request in requests.receive(data):
                 if "exec-oob" not in request:
@@ -166,10 +166,10 @@ async def replay(path: Path, config: Config, *, listen: str, speed: float) -> No
         CaptureError: it is no such file.
         StartError: the agent cannot be started.
     """
-    tape = Tape(read(path))
+    tape = Recording(read(path))
     if not tape.greeting:
         raise CaptureError(f"{path}: there is no QEMU's greeting in it")
-    stand_in = StandIn(tape, speed)
+    stand_in = ReplayedMonitor(tape, speed)
     with tempfile.TemporaryDirectory(prefix="qmp-agent-replay-") as folder:
         socket = Path(folder) / "monitor.qmp"
         async with await asyncio.start_unix_server(stand_in.serve, socket), watching(socket, config, listen):

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-from agent.app.agent import App
+from agent.app.agent import Agent
 from agent.config.model import Config
 from agent.delivery.sinks.jsonl import JsonLinesConfig
 from agent.monitors import DialConfig
@@ -15,7 +15,7 @@ from agent.monitors import DialConfig
 READ_BYTES = 1 << 16
 
 
-class Requests:
+class RequestFrames:
     """Cuts an agent's bytes into requests. The agent puts nothing between them."""
 
     def __init__(self) -> None:
@@ -48,5 +48,5 @@ async def watching(monitor: Path, config: Config, listen: str) -> AsyncIterator[
         "prometheus": config.prometheus.model_copy(update={"listen": listen, "web_config": None}),
         "alerts": config.alerts.model_copy(update={"alertmanager": None}),
     }
-    async with App(config.model_copy(update=only)).running():
+    async with Agent(config.model_copy(update=only)).running():
         yield

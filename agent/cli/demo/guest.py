@@ -25,7 +25,7 @@ _STOP_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.02
 
 
-class Kind(StrEnum):
+class GuestKind(StrEnum):
     """What runs in the virtual machine."""
 
     IDLE = "idle"  # no processor and no disk: a monitor that answers, for little memory
@@ -51,7 +51,7 @@ class GuestOptions:
         accel: what executes it, as QEMU's `-accel` takes it.
     """
 
-    kind: Kind = Kind.IDLE
+    kind: GuestKind = GuestKind.IDLE
     memory_mib: int | None = None
     disk_mib: int = 64
     span_mib: int | None = None
@@ -187,9 +187,9 @@ class Guest:
             TimeoutError: if it does not come to that in `timeout` seconds.
         """
         match self.options.kind:
-            case Kind.LINUX:
+            case GuestKind.LINUX:
                 await until(lambda: "READY" in self._console(), timeout)
-            case Kind.WRITER:
+            case GuestKind.WRITER:
                 await until(self.writes, timeout)
 
     async def writes(self) -> int:
@@ -230,16 +230,16 @@ class Guest:
     async def _arguments(self) -> list[str]:
         """Return QEMU's arguments but for the control socket, making the images they name."""
         options = self.options
-        memory = options.memory_mib or (128 if options.kind is Kind.LINUX else 64)
+        memory = options.memory_mib or (128 if options.kind is GuestKind.LINUX else 64)
         arguments = ["-name", self.name, "-uuid", self.uuid, "-accel", options.accel, "-m", str(memory)]
         arguments += ["-nodefaults", "-vga", "none", "-display", "none"]
         arguments += ["-qmp", f"unix:{self.monitor},server=on,wait=off"]
         match options.kind:
-            case Kind.IDLE:
+            case GuestKind.IDLE:
                 arguments += ["-machine", "none"]
-            case Kind.WRITER:
+            case GuestKind.WRITER:
                 arguments += [*self._boot_disk(), *await self._disk()]
-            case Kind.LINUX:
+            case GuestKind.LINUX:
                 arguments += [*await self._linux(), *await self._disk(), "-device", "virtio-balloon-pci,id=balloon0"]
         return arguments
 

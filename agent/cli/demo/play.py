@@ -12,16 +12,16 @@ from pathlib import Path
 
 import orjson
 
-from agent.app.agent import App
+from agent.app.agent import Agent
 from agent.app.builders import StartError
 from agent.cli.demo.control import GuestError
-from agent.cli.demo.guest import Guest, GuestOptions, Kind
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from agent.cli.demo.images import LabMissing, cache_folder, linux_image
 from agent.cli.format import line
-from agent.common.errors import FailedError
+from agent.common.errors import CommandFailedError
 from agent.config.model import AlertmanagerConfig, AlertsConfig, AllowConfig, Config, IntervalsConfig, PrometheusConfig
 from agent.delivery.sinks.jsonl import JsonLinesConfig
-from agent.http.record_stream import Onlooker
+from agent.http.record_stream import Subscriber
 from agent.monitors import DialConfig
 from agent.runtime.logging import set_up
 
@@ -36,7 +36,7 @@ SHOWN = frozenset(
 """Samples that are printed; of all others there are too many for a person to read, and the page has them."""
 
 
-class DemoError(FailedError):
+class DemoError(CommandFailedError):
     """The demo cannot run here; the text says why and what helps."""
 
 
@@ -88,12 +88,12 @@ async def _prepare() -> None:
 @contextlib.asynccontextmanager
 async def _stage(
     folder: Path, records: Path, alerts: AlertsConfig
-) -> AsyncIterator[tuple[Onlooker, tuple[Guest, Guest]]]:
+) -> AsyncIterator[tuple[Subscriber, tuple[Guest, Guest]]]:
     """Run two guests and the agent; end them all when the block ends."""
-    web = Guest(folder, "web-1", GuestOptions(kind=Kind.LINUX, memory_mib=MEMORY_MIB, disk_mib=256))
-    db = Guest(folder, "db-1", GuestOptions(kind=Kind.WRITER, disk_mib=1024))
+    web = Guest(folder, "web-1", GuestOptions(kind=GuestKind.LINUX, memory_mib=MEMORY_MIB, disk_mib=256))
+    db = Guest(folder, "db-1", GuestOptions(kind=GuestKind.WRITER, disk_mib=1024))
     async with _agent(folder, records, alerts) as (app, url):
-        with app.live.join(Onlooker()) as onlooker:  # from before the first guest is there
+        with app.live.join(Subscriber()) as onlooker:  # from before the first guest is there
             async with web, db:
                 _say(
                     f"two guests are booting: {web.name} is a Linux with a balloon, {db.name} writes to a thin disk and does nothing else"
@@ -107,9 +107,9 @@ def _command() -> str:
 
 
 @contextlib.asynccontextmanager
-async def _agent(folder: Path, records: Path, alerts: AlertsConfig) -> AsyncIterator[tuple[App, str]]:
+async def _agent(folder: Path, records: Path, alerts: AlertsConfig) -> AsyncIterator[tuple[Agent, str]]:
     for listen in PORTS:
-        app = App(
+        app = Agent(
             Config(
                 monitors=[DialConfig(dial=f"{folder}/*.qmp")],
                 jsonl=JsonLinesConfig(file=records, rotate=1 << 40),
@@ -142,7 +142,7 @@ async def _until(stop: asyncio.Event, *acts: Coroutine[None, None, None]) -> Non
         await asyncio.gather(stopped, *tasks, return_exceptions=True)
 
 
-async def _show(onlooker: Onlooker) -> None:
+async def _show(onlooker: Subscriber) -> None:
     """Print records as they come."""
     colour = sys.stdout.isatty()
     while True:

@@ -49,7 +49,7 @@ def config_files(argv: Sequence[str]) -> list[str]:
     return [value for option, value in _options(argv) if option == "readconfig"]
 
 
-def understand(argv: Sequence[str], files: Sequence[str] = ()) -> CommandLine:
+def parse_argv(argv: Sequence[str], files: Sequence[str] = ()) -> CommandLine:
     """Return what a command line, and the text of its `config_files`, say."""
     name = uuid = ""
     chardevs: dict[str, Socket] = {}

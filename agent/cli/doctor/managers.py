@@ -17,7 +17,7 @@ LISTEN = "/run/qmp-agent/monitor.sock"
 
 
 @dataclass(frozen=True, slots=True)
-class Manager:
+class VmManager:
     """A kind of host.
 
     Attributes:
@@ -41,7 +41,7 @@ class Manager:
 _LIBVIRT = "in the agent's config; no restart, and nothing is tainted:"
 
 MANAGERS = (
-    Manager(
+    VmManager(
         "KubeVirt",
         r"manufacturer=KubeVirt|/var/run/kubevirt",
         r".",
@@ -53,7 +53,7 @@ MANAGERS = (
         uri="qemu+unix:///session",
         page="libvirt",
     ),
-    Manager(
+    VmManager(
         "VDSM",
         r"manufacturer=(oVirt|RHEV|Red Hat,product=RHEL)",
         r".",
@@ -66,7 +66,7 @@ MANAGERS = (
         uri="qemu:///system",
         page="libvirt",
     ),
-    Manager(
+    VmManager(
         "libvirt, of a user",
         r"/\.(config|cache|local)/[^ ]*libvirt/",
         r"/monitor\.sock$",
@@ -78,7 +78,7 @@ MANAGERS = (
         uri="qemu+unix:///session",
         page="libvirt",
     ),
-    Manager(
+    VmManager(
         "libvirt",
         r"id=charmonitor|/libvirt/qemu/",
         r"/monitor\.sock$",
@@ -86,7 +86,7 @@ MANAGERS = (
         uri="qemu:///system",
         page="libvirt",
     ),
-    Manager(
+    VmManager(
         "Proxmox",
         r"/qemu-server/\d+\.(qmp|pid)",
         r"/qemu-server/|/qmeventd\.sock",
@@ -95,7 +95,7 @@ MANAGERS = (
             "  qm set {number} --args {args}",
         ),
     ),
-    Manager(
+    VmManager(
         "Ganeti",
         r"/ganeti/kvm-hypervisor/",
         r"/ctrl/[^/]*\.qmp$",
@@ -104,7 +104,7 @@ MANAGERS = (
             "  gnt-instance modify -H 'kvm_extra={escaped}' {name}",
         ),
     ),
-    Manager(
+    VmManager(
         "Incus",
         r"/(incus|lxd)/[^ ]*qemu\.(conf|pid|monitor)",
         r"/qemu\.monitor$",
@@ -114,7 +114,7 @@ MANAGERS = (
             "  incus config set {name} raw.apparmor='{listen} rw,'",
         ),
     ),
-    Manager(
+    VmManager(
         "none known",
         r"",
         r"^$",
@@ -123,7 +123,7 @@ MANAGERS = (
 )
 
 
-def manager_of(argv: Sequence[str], files: Sequence[str] = (), paths: Sequence[str] = ()) -> Manager:
+def manager_of(argv: Sequence[str], files: Sequence[str] = (), paths: Sequence[str] = ()) -> VmManager:
     """Return who started a VM, by its command line, the files that it read and the paths of its monitors."""
     text = " ".join((*argv, *files, *paths))
     return next(manager for manager in MANAGERS if re.search(manager.sign, text))
@@ -136,7 +136,7 @@ def vmid(argv: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class VmContext:
     """A VM that a change is for.
 
     Attributes:
@@ -154,7 +154,7 @@ class Case:
     args: str | None = None
 
 
-def change(manager: Manager, case: Case, listen: str, entry: Sequence[str]) -> list[str]:
+def change(manager: VmManager, case: VmContext, listen: str, entry: Sequence[str]) -> list[str]:
     """Return what a person is to do for a VM whose monitors are all taken.
 
     Args:
@@ -186,7 +186,7 @@ def change(manager: Manager, case: Case, listen: str, entry: Sequence[str]) -> l
     return lines
 
 
-def listen_entry(case: Case, listen: str, users: Sequence[str] | None = None) -> list[str]:
+def listen_entry(case: VmContext, listen: str, users: Sequence[str] | None = None) -> list[str]:
     """Return the lines of the config that let a VM call; `users` are those that it names already."""
     entry = ["  monitors:", f"    - listen: {listen}"]
     if users is not None or case.owner.name not in ("", *USUAL_USERS):

@@ -10,16 +10,16 @@ from itertools import takewhile
 from pathlib import Path, PurePath
 from urllib.parse import parse_qs, urlsplit
 
-from agent.cli.doctor.argv import Socket, config_files, understand
-from agent.cli.doctor.managers import LISTEN, Case, change, listen_entry, manager_of, vmid
+from agent.cli.doctor.argv import Socket, config_files, parse_argv
+from agent.cli.doctor.managers import LISTEN, VmContext, change, listen_entry, manager_of, vmid
 from agent.config.model import Config
 from agent.host import qemu_processes
-from agent.host.permissions import User, cure, describe, obstacles, owner
+from agent.host.permissions import User, blocked_paths, describe, fix_commands, owner
 from agent.host.qemu_processes import PROC, arguments
-from agent.host.sockets import ESTABLISHED, Entry, Table, descriptors, is_agent, owners, plain, program, sockets
-from agent.model.record import clean
-from agent.monitors import LibvirtConfig, ListenConfig, WayConfig
-from agent.monitors.listen import welcome
+from agent.host.sockets import ESTABLISHED, SocketEntry, Table, descriptors, is_agent, owners, plain, program, sockets
+from agent.model.record import sanitize
+from agent.monitors import DiscovererConfig, LibvirtConfig, ListenConfig
+from agent.monitors.listen import check_peer
 
 WATCHED = "watched"
 CONFIGURED = "configured"
@@ -84,7 +84,7 @@ class VmReport:
 
 
 @dataclass(frozen=True)
-class Sight:
+class HostView:
     """What is looked at.
 
     Attributes:
@@ -102,29 +102,29 @@ class Sight:
     table: Table = field(default_factory=sockets)
 
     @property
-    def entries(self) -> Sequence[WayConfig]:
+    def entries(self) -> Sequence[DiscovererConfig]:
         """The config's ways."""
         return self.config.monitors if self.config is not None else ()
 
 
-def examine(sight: Sight, wanted: str = "*") -> list[VmReport]:
+def inspect_host(sight: HostView, wanted: str = "*") -> list[VmReport]:
     """Return what there is to say of each QEMU whose name or UUID fits a pattern, by name. Blocks: it reads /proc."""
-    vms = [vm for pid in qemu_processes.qemus(sight.proc) if (vm := _Vm(pid, sight)).is_called(wanted)]
+    vms = [vm for pid in qemu_processes.qemus(sight.proc) if (vm := _VmInspector(pid, sight)).is_called(wanted)]
     holders = owners({entry.peer for vm in vms for entry in vm.connections()}, sight.proc)
     return sorted((vm.report(holders) for vm in vms), key=lambda report: (report.name, report.pid))
 
 
-class _Vm:
+class _VmInspector:
     """One QEMU's process as it was found."""
 
-    def __init__(self, pid: int, sight: Sight) -> None:
+    def __init__(self, pid: int, sight: HostView) -> None:
         argv = arguments(pid, sight.proc)
         files = [_config_file(path, pid, sight.proc) for path in config_files(argv)]
-        line = understand(argv, files)
+        line = parse_argv(argv, files)
         self._sight = sight
-        self._uuid = clean(line.uuid)
-        name, args = clean(line.name or f"pid {pid}"), _given(argv, sight.root)
-        self._case = Case(argv, name, pid, owner(pid, sight.proc), args)
+        self._uuid = sanitize(line.uuid)
+        name, args = sanitize(line.name or f"pid {pid}"), _given(argv, sight.root)
+        self._case = VmContext(argv, name, pid, owner(pid, sight.proc), args)
         self._inodes = descriptors(pid, sight.proc)
         self._monitors = [(monitor, self._address(monitor)) for monitor in line.monitors]
         self._manager = manager_of(argv, files, [address for _, address in self._monitors])
@@ -133,7 +133,7 @@ class _Vm:
         """Return whether a pattern is for this VM."""
         return fnmatchcase(self._case.name, wanted) or fnmatchcase(self._uuid, wanted)
 
-    def connections(self) -> Iterator[Entry]:
+    def connections(self) -> Iterator[SocketEntry]:
         """Yield its ends of connections: to its monitors, and whatever else may be to a monitor that was added since it started."""
         inodes = self._sight.table.keys() if self._inodes is None else self._inodes.values()
         yield from (entry for inode in inodes if (entry := self._sight.table.get(inode)) and entry.state == ESTABLISHED)
@@ -156,9 +156,9 @@ class _Vm:
         if state == UNWATCHED:
             page, advice = (page, self._mend(blocked, made_anew=False)) if blocked else self._advice(monitors)
         case, manager = self._case, self._manager.name
-        missing = clean(describe(blocked[0], self._sight.user)) if blocked else ""
-        lines = tuple(clean(text, MOST_CHARACTERS) for text in advice)
-        return VmReport(case.name, self._uuid, case.pid, manager, state, clean(way), missing, monitors, lines, page)
+        missing = sanitize(describe(blocked[0], self._sight.user)) if blocked else ""
+        lines = tuple(sanitize(text, MOST_CHARACTERS) for text in advice)
+        return VmReport(case.name, self._uuid, case.pid, manager, state, sanitize(way), missing, monitors, lines, page)
 
     def _advice(self, monitors: Iterable[MonitorReport]) -> tuple[str, list[str]]:
         """Return what is to be done, the least first, and where docs/monitors.md says more."""
@@ -185,20 +185,22 @@ class _Vm:
         return listen_entry(self._case, listen, entry.users if entry is not None else None)
 
     def _is_let_in(self, entry: ListenConfig) -> bool:
-        uids, gids = welcome(entry, self._sight.user.uid)
+        uids, gids = check_peer(entry, self._sight.user.uid)
         owner = self._case.owner
         return not owner.name or owner.uid in uids or not gids.isdisjoint(owner.gids)
 
     def _mend(self, places: Iterable[Path], *, made_anew: bool = True) -> list[str]:
-        commands = [command for place in places for command in cure(place, self._sight.user, made_anew=made_anew)]
+        commands = [
+            command for place in places for command in fix_commands(place, self._sight.user, made_anew=made_anew)
+        ]
         return ["as root:", *(f"  {command}" for command in dict.fromkeys(commands))] if commands else []
 
     def _obstacles(self, address: str) -> list[Path]:
         """Return what is in the way to a monitor."""
-        return obstacles(address, self._sight.user) if address.startswith("/") else []
+        return blocked_paths(address, self._sight.user) if address.startswith("/") else []
 
     def _monitor(self, monitor: Socket, address: str, holders: Mapping[int, int]) -> MonitorReport:
-        shown = clean(address or f"descriptor {monitor.fd}")
+        shown = sanitize(address or f"descriptor {monitor.fd}")
         own = re.search(self._manager.own, address) is not None
         entry, way = next(
             ((entry, text) for entry in self._sight.entries if (text := _leads(entry, monitor, address))), (None, "")
@@ -209,10 +211,10 @@ class _Vm:
         pid = next((holders[entry.peer] for entry in connections if entry.peer in holders), None)
         state = "calls" if monitor.calls else "held" if connections else "free"
         blocked = self._obstacles(address) if not monitor.calls and (way or (state == "free" and not own)) else []
-        missing = clean(describe(blocked[0], self._sight.user)) if blocked else ""
+        missing = sanitize(describe(blocked[0], self._sight.user)) if blocked else ""
         if isinstance(entry, ListenConfig) and not self._is_let_in(entry):
             missing = f"the agent lets in no process of {self._case.owner.name}"
-        holder = clean(program(arguments(pid, self._sight.proc))) if pid is not None else ""
+        holder = sanitize(program(arguments(pid, self._sight.proc))) if pid is not None else ""
         return MonitorReport(shown, state, holder, pid, missing, way, managers=own)
 
     def _by_manager(self) -> LibvirtConfig | None:
@@ -234,7 +236,7 @@ class _Vm:
         entry = self._sight.table.get((self._inodes or {}).get(monitor.fd, 0))
         return entry.address if entry is not None else ""
 
-    def _connections(self, monitor: Socket, address: str) -> Iterator[Entry]:
+    def _connections(self, monitor: Socket, address: str) -> Iterator[SocketEntry]:
         """Yield this process's ends of connections to an address, or of those from it."""
         key = _key(address)
         for entry in self.connections():
@@ -249,7 +251,7 @@ class _Vm:
         for entry in self.connections() if self._inodes is not None else ():
             pid = holders.get(entry.peer)
             if pid is not None and entry.address.startswith("/") and entry.address not in keys and self._is_agent(pid):
-                yield MonitorReport(clean(entry.address), "held", "qmp-agent", pid)
+                yield MonitorReport(sanitize(entry.address), "held", "qmp-agent", pid)
 
     def _is_agent(self, pid: int | None) -> bool:
         return pid is not None and is_agent(pid, self._sight.proc)
@@ -272,7 +274,7 @@ def _plain_uri(uri: str) -> str:
     return parts.scheme.partition("+")[0] + parts.path
 
 
-def _leads(entry: WayConfig, monitor: Socket, address: str) -> str:
+def _leads(entry: DiscovererConfig, monitor: Socket, address: str) -> str:
     """Return an entry of the config as a person would write it, if it leads to a monitor."""
     leads = entry.calls == monitor.calls and any(_reaches(one, address) for one in entry.addresses)
     return str(entry) if leads else ""

@@ -5,35 +5,35 @@ from typing import Any
 
 from agent.cli.format import HIDDEN, figure
 from agent.cli.top.columns import Vm, state
-from agent.cli.top.text import Line, Look, fit, number, seconds, size, wrapped
+from agent.cli.top.text import ScreenLine, TextStyle, fit, number, seconds, size, wrapped
 from agent.common.units import format_bytes
 
 
 def detail(
     vm: Vm, alerts: Sequence[Mapping[str, Any]], families: Sequence[Mapping[str, Any]], width: int
-) -> Iterator[Line]:
+) -> Iterator[ScreenLine]:
     """Yield all that is known of a VM, on lines of at most `width` columns; of 0, as wide as it takes."""
     for text, look in _texts(vm, alerts, families, width or 120):
-        yield Line(fit(text, width) if width else text.rstrip(), look)
+        yield ScreenLine(fit(text, width) if width else text.rstrip(), look)
 
 
 def _texts(
     vm: Vm, alerts: Sequence[Mapping[str, Any]], families: Sequence[Mapping[str, Any]], width: int
-) -> Iterator[tuple[str, Look]]:
-    yield f"{vm['name']}   {state(vm)}   {vm.get('reason', '')}", Look.HEAD
-    yield f"UUID {vm['uuid']}   QEMU {vm['qemu']}   monitor {vm['monitor']}", Look.PLAIN
+) -> Iterator[tuple[str, TextStyle]]:
+    yield f"{vm['name']}   {state(vm)}   {vm.get('reason', '')}", TextStyle.HEAD
+    yield f"UUID {vm['uuid']}   QEMU {vm['qemu']}   monitor {vm['monitor']}", TextStyle.PLAIN
     for row in wrapped(list(_glance(vm)), width):
-        yield row, Look.PLAIN
+        yield row, TextStyle.PLAIN
     for alert in alerts:
         level = f" past {alert['level']}" if alert["level"] else ""
-        yield f"{alert['severity']}: {alert['alert']} {alert['subject']}{level}", Look.BAD
+        yield f"{alert['severity']}: {alert['alert']} {alert['subject']}{level}", TextStyle.BAD
     for row in _moves(vm):
-        yield row, Look.PLAIN
+        yield row, TextStyle.PLAIN
     if vm.get("disks"):
-        yield "", Look.PLAIN
-        yield _disk("DISK", "RD/s", "WR/s", "RIOPS", "WIOPS", "SIZE", "USED", "FREE", "FULL", "LEVELS"), Look.HEAD
+        yield "", TextStyle.PLAIN
+        yield _disk("DISK", "RD/s", "WR/s", "RIOPS", "WIOPS", "SIZE", "USED", "FREE", "FULL", "LEVELS"), TextStyle.HEAD
         for disk in vm["disks"]:
-            yield _of_disk(disk), Look.PLAIN
+            yield _of_disk(disk), TextStyle.PLAIN
     for family in families:
         yield from _family(family, width)
 
@@ -78,7 +78,7 @@ def _of_disk(disk: Mapping[str, Any]) -> str:
     return _disk(disk["device"], *rates, *room, seconds(disk.get("full_in_seconds")), levels)
 
 
-def _family(family: Mapping[str, Any], width: int) -> Iterator[tuple[str, Look]]:
+def _family(family: Mapping[str, Any], width: int) -> Iterator[tuple[str, TextStyle]]:
     """Yield a family's figures, subject by subject; nothing that is zero or empty."""
     for subject in family["subjects"]:
         said = []
@@ -87,10 +87,10 @@ def _family(family: Mapping[str, Any], width: int) -> Iterator[tuple[str, Look]]
                 rate = subject["rates"].get(name)
                 said.append(f"{name}={figure(name, value)}{f' ({_rate(name, rate)})' if rate else ''}")
         if said:
-            yield "", Look.PLAIN
-            yield " ".join((family["name"], *subject["labels"])), Look.HEAD
+            yield "", TextStyle.PLAIN
+            yield " ".join((family["name"], *subject["labels"])), TextStyle.HEAD
             for row in wrapped(said, width):
-                yield row, Look.PLAIN
+                yield row, TextStyle.PLAIN
 
 
 def _rate(name: str, rate: float) -> str:

@@ -6,14 +6,14 @@ from typing import Any
 
 from agent.cli.top.columns import COLUMNS, Column, Vm, by_column, state
 from agent.cli.top.detail import detail
-from agent.cli.top.text import Line, Look, fit, wrapped
+from agent.cli.top.text import ScreenLine, TextStyle, fit, wrapped
 
 NAME_LEAST = 12
 KEYS = "q quit  Enter detail  / filter  < > or a column's key: sort  R reverse  ? keys"
 
 
 @dataclass
-class Screen:
+class TopScreen:
     """One who looks.
 
     Attributes:
@@ -107,11 +107,11 @@ class Screen:
 
     # Lines.
 
-    def lines(self, width: int, height: int) -> list[Line]:
+    def lines(self, width: int, height: int) -> list[ScreenLine]:
         """Return what fills a screen of that size, at most so many lines of at most so many columns."""
         head = [
-            Line(fit(self._summary(), width)),
-            Line(fit(self.trouble, width), Look.BAD) if self.trouble else Line(""),
+            ScreenLine(fit(self._summary(), width)),
+            ScreenLine(fit(self.trouble, width), TextStyle.BAD) if self.trouble else ScreenLine(""),
         ]
         foot = (
             f"Filter: {self._filter}_"
@@ -123,8 +123,8 @@ class Screen:
         body = (
             self._help(width) if self._keys else self._detail(width, room) if self.opened else self._rows(width, room)
         )
-        body = body[:room] + [Line("")] * (room - len(body))
-        return [*head, *body, Line(fit(foot, width), Look.SOFT)][:height]
+        body = body[:room] + [ScreenLine("")] * (room - len(body))
+        return [*head, *body, ScreenLine(fit(foot, width), TextStyle.SOFT)][:height]
 
     def _summary(self) -> str:
         agent = self.host.get("agent")
@@ -136,7 +136,7 @@ class Screen:
         said = f"{agent['host']}   {len(self.host['vms'])} VMs   monitors: {states or 'none'}   alerts: {len(self.host['alerts'])}"
         return f"{said}   {troubles}" if troubles else said
 
-    def _rows(self, width: int, room: int) -> list[Line]:
+    def _rows(self, width: int, room: int) -> list[ScreenLine]:
         shown = self.vms()
         order = [vm["uuid"] for vm in shown]
         if self.chosen not in order:
@@ -148,23 +148,24 @@ class Screen:
         both = list(zip(lines, shown, strict=True))[self._top : self._top + rows]
         return [head, *(self._mark(line, vm) for line, vm in both)]
 
-    def _mark(self, line: Line, vm: Vm) -> Line:
-        return Line(line.text, Look.CHOSEN) if vm["uuid"] == self.chosen else line
+    def _mark(self, line: ScreenLine, vm: Vm) -> ScreenLine:
+        return ScreenLine(line.text, TextStyle.CHOSEN) if vm["uuid"] == self.chosen else line
 
-    def _detail(self, width: int, room: int) -> list[Line]:
+    def _detail(self, width: int, room: int) -> list[ScreenLine]:
         said = self.host.get("detail") or {}
         vm = self.host.get("vms", {}).get(self.opened)
         if vm is None:
-            return [Line("This VM is gone. Esc goes back.")]
+            return [ScreenLine("This VM is gone. Esc goes back.")]
         alerts = [alert for alert in self.host["alerts"] if alert["uuid"] == self.opened]
         lines = list(detail(vm, alerts, said.get("families", ()) if said.get("uuid") == self.opened else (), width))
         self._top = min(self._top, max(0, len(lines) - room))
         return lines[self._top :]
 
-    def _help(self, width: int) -> list[Line]:
+    def _help(self, width: int) -> list[ScreenLine]:
         sorts = [f"{column.key} {column.title}" for column in COLUMNS]
         return [
-            Line(fit(row, width)) for row in ("Sort by:", *wrapped(sorts, width), "", *wrapped(KEYS.split("  "), width))
+            ScreenLine(fit(row, width))
+            for row in ("Sort by:", *wrapped(sorts, width), "", *wrapped(KEYS.split("  "), width))
         ]
 
 
@@ -174,7 +175,7 @@ def columns(vms: Sequence[Vm]) -> list[Column]:
     return [*COLUMNS[:2], *rest]
 
 
-def table(vms: Sequence[Vm], width: int, sort: str = "") -> list[Line]:
+def table(vms: Sequence[Vm], width: int, sort: str = "") -> list[ScreenLine]:
     """Return the VMs as a table with its head; of a width of 0, as wide as it takes. Where it is narrow, the last columns are left out."""
     there = columns(vms)
     longest = max((len(str(vm["name"])) for vm in vms), default=0)
@@ -192,11 +193,11 @@ def table(vms: Sequence[Vm], width: int, sort: str = "") -> list[Line]:
         said = " ".join(cells)
         return fit(said, width) if width else said.rstrip()
 
-    lines = [Line(line([f"{c.title}*" if c.title == sort else c.title for c in there]), Look.HEAD)]
-    return lines + [Line(line([c.text(c.value(vm)) for c in there]), _look(vm)) for vm in vms]
+    lines = [ScreenLine(line([f"{c.title}*" if c.title == sort else c.title for c in there]), TextStyle.HEAD)]
+    return lines + [ScreenLine(line([c.text(c.value(vm)) for c in there]), _look(vm)) for vm in vms]
 
 
-def _look(vm: Vm) -> Look:
+def _look(vm: Vm) -> TextStyle:
     if vm["state"] != "up" or state(vm) in ("io-error", "internal-error", "guest-panicked"):
-        return Look.BAD
-    return Look.WARNING if vm["alerts"] else Look.PLAIN
+        return TextStyle.BAD
+    return TextStyle.WARNING if vm["alerts"] else TextStyle.PLAIN

@@ -12,18 +12,18 @@ from typing import Any
 
 import aiohttp
 
-from agent.cli.http_client import Visitor
+from agent.cli.http_client import EndpointCredentials
 from agent.cli.top import TopError
 from agent.cli.top.detail import detail
-from agent.cli.top.screen import Screen, table
-from agent.cli.top.text import Line, Look
+from agent.cli.top.screen import TopScreen, table
+from agent.cli.top.text import ScreenLine, TextStyle
 
 ASK_SECONDS = 5.0
 """How long the agent may take to answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class TopOptions:
     """What is wanted.
 
     Attributes:
@@ -36,10 +36,10 @@ class View:
     url: str
     seconds: float = 2.0
     vm: str = ""
-    visitor: Visitor = field(default_factory=Visitor)
+    visitor: EndpointCredentials = field(default_factory=EndpointCredentials)
 
 
-async def once(view: View) -> None:
+async def once(view: TopOptions) -> None:
     """Print the table, or a VM in detail, and return.
 
     Raises:
@@ -49,7 +49,7 @@ async def once(view: View) -> None:
     async with _session(view) as session:
         host = await _ask(session, view, "")
         uuid = _uuid(host, view.vm)
-        screen = Screen(host)
+        screen = TopScreen(host)
         if uuid:
             host = await _ask(session, view, uuid)
             alerts = [alert for alert in host["alerts"] if alert["uuid"] == uuid]
@@ -59,7 +59,7 @@ async def once(view: View) -> None:
     sys.stdout.writelines(f"{line.text}\n" for line in lines)
 
 
-async def show(view: View) -> None:
+async def show(view: TopOptions) -> None:
     """Show them until told to quit.
 
     Raises:
@@ -69,17 +69,17 @@ async def show(view: View) -> None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise TopError("this is no terminal: --once prints a table")
     async with _session(view) as session:
-        screen = Screen(await _ask(session, view, ""))
+        screen = TopScreen(await _ask(session, view, ""))
         screen.opened = screen.chosen = _uuid(screen.host, view.vm)
         with _curses() as window:
-            await _Terminal(view, session, screen, window).run()
+            await _TopTerminal(view, session, screen, window).run()
 
 
-def _session(view: View) -> aiohttp.ClientSession:
+def _session(view: TopOptions) -> aiohttp.ClientSession:
     return view.visitor.session(timeout=aiohttp.ClientTimeout(total=ASK_SECONDS))
 
 
-async def _ask(session: aiohttp.ClientSession, view: View, uuid: str) -> Mapping[str, Any]:
+async def _ask(session: aiohttp.ClientSession, view: TopOptions, uuid: str) -> Mapping[str, Any]:
     try:
         async with session.get(f"{view.url}/overview", params={"vm": uuid} if uuid else None) as response:
             if response.status != 200:
@@ -100,7 +100,7 @@ def _uuid(host: Mapping[str, Any], name: str) -> str:
     return found[0] if name else ""
 
 
-_PAIRS = {Look.BAD: curses.COLOR_RED, Look.WARNING: curses.COLOR_YELLOW}
+_PAIRS = {TextStyle.BAD: curses.COLOR_RED, TextStyle.WARNING: curses.COLOR_YELLOW}
 _KEYS = {
     curses.KEY_UP: "UP",
     curses.KEY_DOWN: "DOWN",
@@ -149,8 +149,10 @@ def _curses() -> Iterator[curses.window]:
         curses.endwin()
 
 
-class _Terminal:
-    def __init__(self, view: View, session: aiohttp.ClientSession, screen: Screen, window: curses.window) -> None:
+class _TopTerminal:
+    def __init__(
+        self, view: TopOptions, session: aiohttp.ClientSession, screen: TopScreen, window: curses.window
+    ) -> None:
         self._view = view
         self._session = session
         self._screen = screen
@@ -158,8 +160,8 @@ class _Terminal:
         self._changed = asyncio.Event()
         self._wanted = asyncio.Event()  # another VM's figures, now
         looks = {look: curses.color_pair(number) for number, look in enumerate(_PAIRS, 1)}
-        looks |= {Look.PLAIN: curses.A_NORMAL, Look.HEAD: curses.A_BOLD, Look.SOFT: curses.A_DIM}
-        self._looks = looks | {Look.CHOSEN: curses.A_REVERSE}
+        looks |= {TextStyle.PLAIN: curses.A_NORMAL, TextStyle.HEAD: curses.A_BOLD, TextStyle.SOFT: curses.A_DIM}
+        self._looks = looks | {TextStyle.CHOSEN: curses.A_REVERSE}
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -213,6 +215,6 @@ class _Terminal:
             self._put(row, line)
         self._window.refresh()
 
-    def _put(self, row: int, line: Line) -> None:
+    def _put(self, row: int, line: ScreenLine) -> None:
         with contextlib.suppress(curses.error):  # the last cell of the screen cannot be written without one
             self._window.addstr(row, 0, line.text, self._looks[line.look])

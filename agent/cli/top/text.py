@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from agent.model.record import clean
+from agent.model.record import sanitize
 
 _UNITS = ("B", "K", "M", "G", "T", "P")
 
 
-class Look(StrEnum):
+class TextStyle(StrEnum):
     """How a line or a part of it looks."""
 
     PLAIN = ""
@@ -22,11 +22,11 @@ class Look(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ScreenLine:
     """One line of the screen."""
 
     text: str
-    look: Look = Look.PLAIN
+    look: TextStyle = TextStyle.PLAIN
 
 
 def _columns(character: str) -> int:
@@ -42,7 +42,7 @@ def _width(text: str) -> int:
 
 def fit(text: str, width: int, *, right: bool = False) -> str:
     """Return text cleaned, and cut or padded to so many columns; what is cut ends with a plus sign."""
-    said = clean(text, 4096)
+    said = sanitize(text, 4096)
     if _width(said) > width:
         while said and _width(said) > width - 1:
             said = said[:-1]

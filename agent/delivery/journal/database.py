@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from agent.delivery.entry import OVERHEAD_BYTES, Contents, Entry
+from agent.delivery.entry import OVERHEAD_BYTES, Entry, QueueContents
 from agent.delivery.journal.statements import Change, entry_of, notes_of
 
 VERSION = 1
@@ -37,7 +37,7 @@ ERRORS = (sqlite3.Error, OSError, ValueError, TypeError, OverflowError)
 """What reading and writing a file raises; the last three when its texts and types, or those of SQLite's own message, are damaged."""
 
 
-class Fault(StrEnum):
+class JournalFault(StrEnum):
     """What is wrong with the file."""
 
     FULL = "full"
@@ -48,24 +48,24 @@ class Fault(StrEnum):
     """It is not, or no more, a sound database."""
 
 
-class StoreError(Exception):
+class JournalError(Exception):
     """The file failed; nothing of the transaction at hand is in it."""
 
-    def __init__(self, fault: Fault, text: str) -> None:
+    def __init__(self, fault: JournalFault, text: str) -> None:
         super().__init__(text)
         self.fault = fault
 
 
-def _fault(error: Exception) -> StoreError:
+def _fault(error: Exception) -> JournalError:
     """Say which of SQLite's errors, by its result code (sqlite.org/rescode.html), means what to us."""
     name = getattr(error, "sqlite_errorname", "") or ""
     if name.startswith("SQLITE_FULL"):
-        return StoreError(Fault.FULL, "the disk is full")
+        return JournalError(JournalFault.FULL, "the disk is full")
     if name.startswith(
         ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_AUTH")
     ):
-        return StoreError(Fault.UNUSABLE, str(error))
-    return StoreError(Fault.DAMAGED, f"{name or type(error).__name__}: {error}")
+        return JournalError(JournalFault.UNUSABLE, str(error))
+    return JournalError(JournalFault.DAMAGED, f"{name or type(error).__name__}: {error}")
 
 
 @contextlib.contextmanager
@@ -87,7 +87,7 @@ def look_into(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
 
 
-class Store:
+class JournalDatabase:
     """An open journal file. Every method raises StoreError when the file fails, and leaves no transaction open."""
 
     def __init__(self, path: Path, connect: Connect = connect, *, readonly: bool = False) -> None:
@@ -112,7 +112,7 @@ class Store:
         except ERRORS as error:
             self.close()
             raise _fault(error) from error
-        except StoreError:
+        except JournalError:
             self.close()
             raise
 
@@ -132,7 +132,7 @@ class Store:
     def _check(self, db: sqlite3.Connection) -> None:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version != VERSION:
-            raise StoreError(Fault.DAMAGED, f"the journal is of format {version}; this agent knows {VERSION}")
+            raise JournalError(JournalFault.DAMAGED, f"the journal is of format {version}; this agent knows {VERSION}")
         (identity,) = db.execute("SELECT text FROM notes WHERE name = 'identity'").fetchone()
         self.identity = str(identity)
         self._find_last(db)
@@ -167,7 +167,7 @@ class Store:
             self._roll_back(db)
             raise _fault(error) from error
         if self._look() != self._place:
-            raise StoreError(Fault.DAMAGED, "the file is not where it was any more")
+            raise JournalError(JournalFault.DAMAGED, "the file is not where it was any more")
 
     def _look(self) -> tuple[int, int] | None:
         """Return what tells which file is at the path; None where none is. SQLite writes on into one that was removed."""
@@ -196,7 +196,7 @@ class Store:
         with _faults(), contextlib.closing(self._open().execute(query, (lane, after))) as rows:
             for row in rows:
                 if row[0] <= last:
-                    raise StoreError(Fault.DAMAGED, f"row {row[0]} stands behind row {last}")
+                    raise JournalError(JournalFault.DAMAGED, f"row {row[0]} stands behind row {last}")
                 entry = entry_of(row)
                 if entry is not None and entries and size + len(entry.body) > most_bytes:
                     break
@@ -216,9 +216,9 @@ class Store:
                 if entry is not None:
                     yield reason, entry
 
-    def contents(self, lane: str) -> Contents:
+    def contents(self, lane: str) -> QueueContents:
         """Return what a lane has here."""
-        found = Contents()
+        found = QueueContents()
         with _faults():
             rows = self._open().execute(
                 "SELECT type, count(*), sum(length(body)), min(time_ns), max(time_ns) FROM records WHERE lane = ? GROUP BY type",
@@ -240,5 +240,5 @@ class Store:
 
     def _open(self) -> sqlite3.Connection:
         if self._db is None:
-            raise StoreError(Fault.UNUSABLE, "the journal is closed")
+            raise JournalError(JournalFault.UNUSABLE, "the journal is closed")
         return self._db

@@ -11,11 +11,11 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Self
 
-from agent.delivery.entry import Entry, Note
+from agent.delivery.entry import Entry, StateNote
 from agent.delivery.journal import statements
-from agent.delivery.journal.database import ERRORS, Connect, Fault, Store, StoreError, look_into
+from agent.delivery.journal.database import ERRORS, Connect, JournalDatabase, JournalError, JournalFault, look_into
 from agent.delivery.journal.statements import entry_of, notes_of
-from agent.delivery.queue import Lane
+from agent.delivery.queue import RecordQueue
 
 # By the table alone: its index may be what is damaged.
 _SALVAGE = "SELECT row, id, key, type, time_ns, crc, body FROM records NOT INDEXED WHERE lane = ? ORDER BY row"
@@ -25,7 +25,7 @@ LOGS = ("-wal", "-shm")
 """What SQLite puts beside a file, by the ends of their names."""
 
 
-def set_aside(path: Path) -> Path | None:
+def quarantine(path: Path) -> Path | None:
     """Rename a damaged file and its log, keeping their names as beginnings; return the new name, or None where there is no file.
 
     Raises:
@@ -37,14 +37,14 @@ def set_aside(path: Path) -> Path | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StoreError(
-            Fault.UNUSABLE, f"it is damaged, and cannot be set aside as {aside.name}: {error.strerror}"
+        raise JournalError(
+            JournalFault.UNUSABLE, f"it is damaged, and cannot be set aside as {aside.name}: {error.strerror}"
         ) from error
     return aside
 
 
-def put_back(aside: Path, path: Path) -> None:
-    """Undo `set_aside`, as far as that can be done."""
+def restore_quarantined(aside: Path, path: Path) -> None:
+    """Undo `quarantine`, as far as that can be done."""
     with contextlib.suppress(OSError):
         for end in LOGS:
             path.with_name(path.name + end).unlink(missing_ok=True)
@@ -143,7 +143,7 @@ def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
 
 
 @dataclass(slots=True)
-class Flew:
+class InFlightRows:
     """What of a lane flies while its file is replaced, and so comes first in the new one.
 
     Attributes:
@@ -158,7 +158,7 @@ class Flew:
     rows: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(cls, lane: Lane, *, known: bool) -> Self:
+    def of(cls, lane: RecordQueue, *, known: bool) -> Self:
         """Return it; what lies in a file that was never read is not known."""
         entries = [entry for entry in lane.flying if lane.durable or entry.row is not None]
         if not known or lane.left_to:
@@ -166,7 +166,9 @@ class Flew:
         return cls(entries, lane.backlog_from, lane.backlog_to)
 
 
-def renew(path: Path, connect: Connect, flew: Mapping[str, Flew]) -> tuple[Path | None, Store, int, dict[str, int]]:
+def renew(
+    path: Path, connect: Connect, flew: Mapping[str, InFlightRows]
+) -> tuple[Path | None, JournalDatabase, int, dict[str, int]]:
     """Set a file aside and make a new one of what flies and what can be read of the backlog; blocks.
 
     Returns:
@@ -176,27 +178,29 @@ def renew(path: Path, connect: Connect, flew: Mapping[str, Flew]) -> tuple[Path 
     Raises:
         StoreError: it cannot be renamed, or the new one cannot be made; then it is where it was.
     """
-    aside = set_aside(path)
+    aside = quarantine(path)
     try:
-        opened = Store(path, connect)
+        opened = JournalDatabase(path, connect)
         try:
             return aside, opened, *_refill(opened, aside, flew)
-        except StoreError:
+        except JournalError:
             opened.close()
             raise
-    except StoreError:
+    except JournalError:
         if aside is not None:
-            put_back(aside, path)
+            restore_quarantined(aside, path)
         raise
 
 
-def _refill(opened: Store, aside: Path | None, flew: Mapping[str, Flew]) -> tuple[int, dict[str, int]]:
+def _refill(
+    opened: JournalDatabase, aside: Path | None, flew: Mapping[str, InFlightRows]
+) -> tuple[int, dict[str, int]]:
     """Put into a new file what belongs there; return how many records could be read of the old, and how many could not, as `renew`."""
     opened.commit([statements.insert(lane, first.entries, first.rows) for lane, first in flew.items()])
     kept = dict.fromkeys(flew, 0)
     lost = {}
     if aside is not None:
-        opened.commit([statements.keep(Note(name, value)) for name, value in salvage_notes(aside).items()])
+        opened.commit([statements.keep(StateNote(name, value)) for name, value in salvage_notes(aside).items()])
         for lane, entries in salvage(aside, list(flew)):
             behind, through = flew[lane].behind, flew[lane].through
             waiting = [entry for entry in entries if behind < (entry.row or 0) <= through]

@@ -7,8 +7,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from agent.delivery.drops import TELLING
-from agent.delivery.entry import OVERHEAD_BYTES, Contents, Entry, Note, size_of
+from agent.delivery.drops import DROP_REPORT_TYPE
+from agent.delivery.entry import OVERHEAD_BYTES, Entry, QueueContents, StateNote, size_of
 
 
 def entry_of(row: Sequence[object]) -> Entry | None:
@@ -89,7 +89,7 @@ def bury(reason: str, entry: Entry, most: int) -> Change:
     return change
 
 
-def drop_oldest(lane: str, size: int, behind: int, through: int, dropped: Contents, last: list[int]) -> Change:
+def drop_oldest(lane: str, size: int, behind: int, through: int, dropped: QueueContents, last: list[int]) -> Change:
     """Delete a lane's oldest entries between two rows until `size` bytes are gone; `dropped` gets what they were, `last` the last row."""
 
     def change(db: sqlite3.Connection) -> None:
@@ -97,7 +97,7 @@ def drop_oldest(lane: str, size: int, behind: int, through: int, dropped: Conten
             "SELECT row, type, time_ns, length(body), CASE type WHEN ? THEN body END FROM records"
             " WHERE lane = ? AND row > ? AND row <= ? ORDER BY row"
         )
-        rows = db.execute(query, (TELLING, lane, behind, through))
+        rows = db.execute(query, (DROP_REPORT_TYPE, lane, behind, through))
         for row, kind, time_ns, length, told in rows:
             dropped.add(kind, 1, length + OVERHEAD_BYTES, time_ns, time_ns)
             if told is not None:
@@ -117,7 +117,7 @@ def forget_dead() -> Change:
     return lambda db: _run(db, "DELETE FROM dead", ())
 
 
-def keep(note: Note) -> Change:
+def keep(note: StateNote) -> Change:
     """Keep a note, unless a younger one of its name is there."""
     query = (
         "INSERT INTO notes VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"

@@ -16,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agent.delivery.drops import Drop, Losses
-from agent.delivery.entry import Contents, Entry, Note
+from agent.delivery.drops import DropLedger, DropReason
+from agent.delivery.entry import Entry, QueueContents, StateNote
 from agent.delivery.journal import recovery, statements
-from agent.delivery.journal.database import Connect, Fault, Store, StoreError, connect
-from agent.delivery.journal.recovery import Flew
-from agent.delivery.queue import Lane
+from agent.delivery.journal.database import Connect, JournalDatabase, JournalError, JournalFault, connect
+from agent.delivery.journal.recovery import InFlightRows
+from agent.delivery.queue import RecordQueue
 
 _log = logging.getLogger(__name__)
 
@@ -42,11 +42,13 @@ T = TypeVar("T")
 class Journal:
     """One file for some lanes. `run` does the work; until it has opened the file, and while it cannot, the lanes have memory alone."""
 
-    def __init__(self, folder: Path, lanes: Sequence[Lane], losses: Losses, connect: Connect = connect) -> None:
+    def __init__(
+        self, folder: Path, lanes: Sequence[RecordQueue], losses: DropLedger, connect: Connect = connect
+    ) -> None:
         self.path = folder / FILE
         self.trouble: str | None = _NOT_YET
         """Why nothing is journaled, or None."""
-        self.set_aside = 0
+        self.quarantined = 0
         """Damaged files that were set aside since the start."""
         self.commits = 0
         """Transactions since the start."""
@@ -58,15 +60,15 @@ class Journal:
         self._losses = losses
         self._connect = connect
         self._thread = ThreadPoolExecutor(1, "journal")
-        self._store: Store | None = None
+        self._store: JournalDatabase | None = None
         self._lock_fd = -1
         self._dead: list[tuple[str, Entry]] = []
-        self._notes: list[tuple[Note, asyncio.Future[None]]] = []
+        self._notes: list[tuple[StateNote, asyncio.Future[None]]] = []
         self._dirty = asyncio.Event()
         self._noted: object = None
         self._identity = ""
         self._turn = asyncio.Lock()  # the lanes' rows change while one thing is done with the file, and not meanwhile
-        self._unread: StoreError | None = None
+        self._unread: JournalError | None = None
         self._stopping = asyncio.Event()
         self._worked_at = time.monotonic()
         self._called_at: float | None = None
@@ -84,14 +86,14 @@ class Journal:
         self._dead += [(reason, entry) for entry in entries][: DEAD_KEPT - len(self._dead)]
         self._dirty.set()
 
-    async def keep(self, note: Note) -> None:
+    async def keep(self, note: StateNote) -> None:
         """Keep a note; when this returns, it is on disk. The caller bounds the wait."""
         kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._notes.append((note, kept))
         self._dirty.set()
         await kept
 
-    async def fetch(self, lane: Lane, most: int, most_bytes: int) -> None:
+    async def fetch(self, lane: RecordQueue, most: int, most_bytes: int) -> None:
         """Read the oldest of a lane's backlog and let it fly, or wait and leave it for the next call.
 
         A file that turns out to be damaged is set aside; the lane's backlog is then what could be saved of it. One that cannot be read
@@ -103,7 +105,7 @@ class Journal:
                     lane.fly_from_disk(
                         *await self._in_thread(self._store.read, lane.name, lane.backlog_from, most, most_bytes)
                     )
-                except StoreError as error:
+                except JournalError as error:
                     self._unread = error  # for `run` to see to
                     self._dirty.set()
                 else:
@@ -192,12 +194,12 @@ class Journal:
         except TimeoutError:
             return
 
-    async def _save(self, opened: Store) -> bool:
+    async def _save(self, opened: JournalDatabase) -> bool:
         """One transaction: what the lanes want saved and deleted, what is over their budgets, refused entries, untold losses."""
         async with self._turn:
             return await self._save_now(opened)
 
-    async def _save_now(self, opened: Store) -> bool:
+    async def _save_now(self, opened: JournalDatabase) -> bool:
         places: dict[str, list[int]] = {lane.name: [] for lane in self._lanes}
         deleted = {lane.name: lane.to_delete for lane in self._lanes}
         changes = self._deletions(deleted)
@@ -212,12 +214,12 @@ class Journal:
         changes += [statements.bury(reason, entry, DEAD_KEPT) for reason, entry in dead]
         untold = self._losses.untold()
         if untold != self._noted:
-            changes.append(statements.keep(Note(LOSSES, untold)))
+            changes.append(statements.keep(StateNote(LOSSES, untold)))
         notes, self._notes = self._notes, []
         changes += [statements.keep(note) for note, _ in notes]
         try:
             await self._in_thread(opened.commit, changes)
-        except StoreError as error:
+        except JournalError as error:
             self._dead = dead + self._dead
             self._notes = notes + self._notes
             await self._failed(error)
@@ -246,25 +248,25 @@ class Journal:
         """Open the file; where it is damaged, set it aside and begin a new one with what could be read of it."""
         try:
             self._lock()
-            opened = await self._in_thread(Store, self.path, self._connect)
+            opened = await self._in_thread(JournalDatabase, self.path, self._connect)
             if opened.identity == self._identity:
                 self._store = opened
                 self._works()
             else:
                 await self._adopt(opened)
-        except StoreError as error:
+        except JournalError as error:
             await self._failed(error)
         except OSError as error:
             self._report(f"{self.path.parent}: {error.strerror}")
 
-    async def _adopt(self, opened: Store, flew: Mapping[str, Flew] | None = None) -> None:
+    async def _adopt(self, opened: JournalDatabase, flew: Mapping[str, InFlightRows] | None = None) -> None:
         """Begin with a file that is new to us, and tell the lanes what it has."""
         contents = [await self._in_thread(opened.contents, lane.name) for lane in self._lanes]
         self.notes = await self._in_thread(opened.notes)
         self._losses.restore(self.notes.pop(LOSSES, None))
         self._store, self._identity, self._noted = opened, opened.identity, None
         for lane, found in zip(self._lanes, contents, strict=True):
-            first = flew[lane.name] if flew else Flew()
+            first = flew[lane.name] if flew else InFlightRows()
             lane.found(found, opened.last_row, first.entries, first.rows)
             if found.records:
                 _log.info("%s has %d records of lane %s from before", self.path, found.records, lane.name)
@@ -297,27 +299,27 @@ class Journal:
         for lane in self._lanes:
             lane.not_saved(has_journal=False)
 
-    async def _failed(self, error: StoreError) -> None:
+    async def _failed(self, error: JournalError) -> None:
         """Bear a failure: make room where the disk is full, wait where waiting may help, set the file aside where it will not."""
         self._report(f"{self.path}: {error}")
         opened, self._unread = self._store, None
-        if error.fault is Fault.FULL and opened is not None:
+        if error.fault is JournalFault.FULL and opened is not None:
             await self._make_room(opened)
             return
         self._store = None
         if opened is not None:
             await self._in_thread(opened.close)
-        if error.fault is Fault.DAMAGED:
+        if error.fault is JournalFault.DAMAGED:
             await self._replace()
 
-    async def _make_room(self, opened: Store) -> None:
+    async def _make_room(self, opened: JournalDatabase) -> None:
         """On a full disk, let a part of what is least worth go: pages that are freed inside the file can be written again."""
         drops = [_Surplus(lane, lane.disk.bytes // 4) for lane in self._lanes if not lane.durable and lane.has_backlog]
         deleted = {lane.name: lane.to_delete for lane in self._lanes}
         try:
             await self._in_thread(opened.fold)
             await self._in_thread(opened.commit, [*self._deletions(deleted), *(drop.change for drop in drops)])
-        except StoreError as error:
+        except JournalError as error:
             _log.debug("no room can be made: %s", error)
             return
         for drop in drops:
@@ -327,20 +329,20 @@ class Journal:
 
     async def _replace(self) -> None:
         """Set a damaged file aside and begin a new one with what can be read of it."""
-        flew = {lane.name: Flew.of(lane, known=bool(self._identity)) for lane in self._lanes}
+        flew = {lane.name: InFlightRows.of(lane, known=bool(self._identity)) for lane in self._lanes}
         try:
             aside, opened, kept, lost = await self._in_thread(recovery.renew, self.path, self._connect, flew)
-        except StoreError as error:
+        except JournalError as error:
             self._report(f"{self.path}: {error}")
             return
         if aside is not None:
-            self.set_aside += 1
+            self.quarantined += 1
             _log.error("the damaged journal is set aside as %s; %d records of it could be read", aside, kept)
         for name, count in lost.items():
-            self._losses.add(name, Drop.CORRUPT, count, 0, 0, time.monotonic())
+            self._losses.add(name, DropReason.CORRUPT, count, 0, 0, time.monotonic())
         try:
             await self._adopt(opened, flew)
-        except StoreError as error:
+        except JournalError as error:
             self._report(f"{self.path}: {error}")
             await self._in_thread(opened.close)
 
@@ -355,9 +357,9 @@ class Journal:
 class _Surplus:
     """What is to be dropped from a lane's backlog in one transaction."""
 
-    def __init__(self, lane: Lane, size: int) -> None:
+    def __init__(self, lane: RecordQueue, size: int) -> None:
         self._lane = lane
-        self._gone = Contents()
+        self._gone = QueueContents()
         self._last: list[int] = []
         behind, self._through = lane.droppable
         self.change = statements.drop_oldest(lane.name, size, behind, self._through, self._gone, self._last)
@@ -379,5 +381,5 @@ def lock(folder: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise StoreError(Fault.UNUSABLE, f"another agent uses {folder}") from None
+        raise JournalError(JournalFault.UNUSABLE, f"another agent uses {folder}") from None
     return descriptor

@@ -9,7 +9,7 @@ from typing import Protocol
 from agent.common.backoff import back_off
 from agent.delivery.entry import Entry
 from agent.delivery.journal.writer import Journal
-from agent.delivery.queue import Lane
+from agent.delivery.queue import RecordQueue
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Sink(Protocol):
         """Let go, within a deadline of its own; never raises."""
 
 
-class Outlet:
+class SinkSupervisor:
     """A sink that is kept open: closed and opened again, with waits that grow, whenever it fails."""
 
     def __init__(self, sink: Sink) -> None:
@@ -135,7 +135,10 @@ class Outlet:
 
 
 async def pump(
-    lane: Lane, outlet: Outlet, journal: Journal | None, landed: Callable[[Lane, Sequence[Entry]], None]
+    lane: RecordQueue,
+    outlet: SinkSupervisor,
+    journal: Journal | None,
+    landed: Callable[[RecordQueue, Sequence[Entry]], None],
 ) -> None:
     """Move a lane's records out, in order, until cancelled; `landed` is told after each batch which of it were refused."""
     most_bytes = min(BATCH_BYTES, lane.budget.memory // 4)

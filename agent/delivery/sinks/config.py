@@ -14,7 +14,7 @@ class SinkConfig(Section):
     """Whether events and alerts lie in the journal until they are there."""
 
     @abstractmethod
-    def sink(self) -> Sink:
+    def build(self) -> Sink:
         """Return the sink.
 
         Raises:

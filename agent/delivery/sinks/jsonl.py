@@ -16,7 +16,7 @@ from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.config import SinkConfig
 
 
-class JsonLines:
+class JsonLinesSink:
     """A file of one record a line; `records.jsonl`, then `records.jsonl.1` and so on, the oldest last. Without a path, standard output."""
 
     def __init__(self, path: Path | None, rotate_bytes: int = 100 << 20, keep: int = 5) -> None:
@@ -105,6 +105,6 @@ class JsonLinesConfig(SinkConfig):
 
     journaled = False
 
-    def sink(self) -> JsonLines:
+    def build(self) -> JsonLinesSink:
         """Return the sink."""
-        return JsonLines(self.file, self.rotate, self.keep)
+        return JsonLinesSink(self.file, self.rotate, self.keep)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from agent.monitors.base import Allowed, Way, WayConfig
+from agent.monitors.base import AllowedChanges, Discoverer, DiscovererConfig
 
 
 def _uri(value: str) -> str:
@@ -14,7 +14,7 @@ def _uri(value: str) -> str:
     return value
 
 
-class LibvirtConfig(WayConfig):
+class LibvirtConfig(DiscovererConfig):
     """The domains of a libvirtd."""
 
     libvirt: Annotated[str, AfterValidator(_uri)]
@@ -24,9 +24,9 @@ class LibvirtConfig(WayConfig):
     passthrough: bool = False
     """Ask QEMU itself, through libvirt. libvirt marks a domain as tainted for that; as allow.libvirt_passthrough, for this one."""
 
-    def way(self, allow: Allowed) -> Way:
+    def way(self, allow: AllowedChanges) -> Discoverer:
         """Return the way."""
-        from agent.monitors.libvirt.discovery import Libvirt  # noqa: PLC0415 - with its XML, 1 MiB that a host without libvirt is spared
+        from agent.monitors.libvirt.discovery import LibvirtDiscoverer  # noqa: PLC0415 - with its XML, 1 MiB that a host without libvirt is spared
 
         passthrough = self.passthrough or allow.libvirt_passthrough
-        return Libvirt(self.libvirt, read_only=self.read_only, passthrough=passthrough)
+        return LibvirtDiscoverer(self.libvirt, read_only=self.read_only, passthrough=passthrough)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from agent.qmp.errors import CommandError, DeniedError, NotConnectedError, QmpError, WayLostError
+from agent.qmp.errors import CommandError, DeniedError, NotConnectedError, QmpError, TransportLostError
 
 HUNG_SECONDS = 1.5
 """A call that takes longer than this hangs: it gives its turn to others, and its connection is left."""
@@ -66,7 +66,7 @@ def _run(api: Any) -> None:
             api.virEventRunDefaultImpl()
 
 
-class Line:
+class LibvirtConnection:
     """A connection to libvirtd, opened by the first call that takes it. One thread uses it at a time, and keeps its libvirt objects."""
 
     def __init__(self, api: Any, uri: str, *, read_only: bool) -> None:
@@ -138,27 +138,27 @@ def denied(api: Any, error: Any) -> bool:
     return error.get_error_code() in codes or (system and error.get_int1() in (errno.EACCES, errno.EPERM))
 
 
-def meaning(api: Any, error: Any, line: Line | None = None) -> QmpError:
+def meaning(api: Any, error: Any, line: LibvirtConnection | None = None) -> QmpError:
     """Return what one of libvirt's errors means here."""
     text = error.get_error_message() or str(error)
     if line is None or line.lost():
-        return DeniedError(text) if denied(api, error) else WayLostError(f"libvirtd is lost: {text}")
+        return DeniedError(text) if denied(api, error) else TransportLostError(f"libvirtd is lost: {text}")
     if error.get_error_code() == api.VIR_ERR_NO_DOMAIN:
         return NotConnectedError("libvirt knows the domain no more")
     return CommandError("GenericError", text)
 
 
 @dataclass(eq=False, slots=True)
-class _Call:
+class _PooledCall:
     """One call under way."""
 
-    line: Line
+    line: LibvirtConnection
     outcome: asyncio.Future[Any]
     hung: bool = False
     watch: asyncio.TimerHandle | None = field(default=None)
 
 
-class Calls:
+class ConnectionPool:
     """Makes calls to one libvirtd, however often that is lost. Use it on the event loop that it was made on."""
 
     def __init__(self, api: Any, uri: str, *, read_only: bool = False) -> None:
@@ -170,10 +170,10 @@ class Calls:
         self._uri = uri
         self._loop = asyncio.get_running_loop()
         self._turns = asyncio.Semaphore(MAX_CALLS)
-        self._idle: list[Line] = []
-        self._busy: set[Line] = set()
+        self._idle: list[LibvirtConnection] = []
+        self._busy: set[LibvirtConnection] = set()
 
-    async def __call__(self, what: Callable[[Line], T]) -> T:
+    async def __call__(self, what: Callable[[LibvirtConnection], T]) -> T:
         """Make a call in a thread and return what it returns, which must hold nothing of libvirt's.
 
         The caller sets the deadline; a call that nobody waits for any more goes on until it returns.
@@ -187,7 +187,7 @@ class Calls:
         await self._turns.acquire()
         line = self._free()
         self._busy.add(line)
-        call = _Call(line, self._loop.create_future())
+        call = _PooledCall(line, self._loop.create_future())
         call.watch = self._loop.call_later(HUNG_SECONDS, self._hangs, call)
         in_thread(self._loop, lambda: self._made(what, line), lambda made: self._returned(call, made))
         result: T = await call.outcome
@@ -201,31 +201,31 @@ class Calls:
             self._close(line)
         self._idle.clear()
 
-    def _free(self) -> Line:
+    def _free(self) -> LibvirtConnection:
         """Return a connection on which no call is under way."""
         while self._idle:
             line = self._idle.pop()
             if not line.lost():
                 return line
             self._close(line)
-        return Line(self._api, self._uri, read_only=self.read_only)
+        return LibvirtConnection(self._api, self._uri, read_only=self.read_only)
 
-    def _close(self, line: Line) -> None:
+    def _close(self, line: LibvirtConnection) -> None:
         in_thread(self._loop, line.close, lambda _: None)
 
-    def _made(self, what: Callable[[Line], T], line: Line) -> T | QmpError:
+    def _made(self, what: Callable[[LibvirtConnection], T], line: LibvirtConnection) -> T | QmpError:
         try:
             return what(line)
         except self._api.libvirtError as error:
             return meaning(self._api, error, line if line.opened else None)
 
-    def _hangs(self, call: _Call) -> None:
+    def _hangs(self, call: _PooledCall) -> None:
         if self.hung < MAX_HUNG:
             call.hung = call.line.left = True
             self.hung += 1
             self._turns.release()
 
-    def _returned(self, call: _Call, made: Any) -> None:
+    def _returned(self, call: _PooledCall, made: Any) -> None:
         assert call.watch is not None
         call.watch.cancel()
         if call.hung:

@@ -21,7 +21,7 @@ _MAX_DEPTH = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class ImageLayer:
     """An image of a disk.
 
     Attributes:
@@ -61,7 +61,7 @@ class Disk:
     alias: str
     target: str
     read_only: bool
-    layers: tuple[Layer, ...]
+    layers: tuple[ImageLayer, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def _disk(element: ET.Element) -> Disk | None:
     )
 
 
-def _layers(element: ET.Element) -> Iterator[Layer]:
+def _layers(element: ET.Element) -> Iterator[ImageLayer]:
     """Yield a disk's images: its own, then each `backingStore` inside the one before."""
     kind = element.find("driver")
     at: ET.Element | None = element
@@ -139,6 +139,6 @@ def _layers(element: ET.Element) -> Iterator[Layer]:
         form = kind.get("type", "") if kind is not None else ""
         protocol = source.get("protocol", "") or _PROTOCOLS.get(at.get("type", ""), "")
         path = source.get("file") or source.get("dev") or source.get("name") or source.get("dir") or ""
-        yield Layer(_number(source, "index", _number(at, "index", -1)), form, protocol, path)
+        yield ImageLayer(_number(source, "index", _number(at, "index", -1)), form, protocol, path)
         at = at.find("backingStore")
         kind = at.find("format") if at is not None else None

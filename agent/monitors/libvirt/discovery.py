@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from agent.common.backoff import back_off
-from agent.monitors.base import Found, Link, Monitor, OnEvent, Rank
-from agent.monitors.libvirt.connection_pool import Calls, MissingError, library
-from agent.monitors.libvirt.domain import Domain, Host, Move, pid_of
-from agent.monitors.libvirt.event_connection import Main
-from agent.monitors.libvirt.stats_batcher import Figures
+from agent.monitors.base import DiscoveryListener, Monitor, MonitorConnection, MonitorPriority, OnEvent
+from agent.monitors.libvirt.connection_pool import ConnectionPool, MissingError, library
+from agent.monitors.libvirt.domain import DomainConnection, LibvirtHost, MigrationPhase, pid_of
+from agent.monitors.libvirt.event_connection import EventConnection
+from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.qmp.commands import AllowList
-from agent.qmp.errors import DeniedError, DepartedError, NotConnectedError, QmpError, StalledError, WayLostError
+from agent.qmp.errors import (
+    DeniedError,
+    MigratedAwayError,
+    NotConnectedError,
+    QmpError,
+    StalledError,
+    TransportLostError,
+)
 from agent.qmp.protocol import Event
 
 LIST_SECONDS = 30.0
@@ -57,7 +64,7 @@ _DEPARTED = (3, 4)
 """Of these, what is no end of the VM."""
 
 
-class Libvirt:
+class LibvirtDiscoverer:
     """Domains over `qemu:///system` and the like."""
 
     def __init__(self, uri: str, *, read_only: bool = False, passthrough: bool = False) -> None:
@@ -67,11 +74,11 @@ class Libvirt:
         self._key = ("libvirt", uri, read_only, passthrough)
         self._monitor = Monitor(uri, self._key, self._no_vm)
         self._monitors: dict[tuple[object, ...], Monitor] = {}
-        self._links: dict[str, Domain] = {}
-        self._moves: dict[str, Move] = {}
+        self._links: dict[str, DomainConnection] = {}
+        self._moves: dict[str, MigrationPhase] = {}
         self._missing: set[str] = set()
-        self._host: Host | None = None
-        self._trouble: _Trouble | None = WayLostError, f"{uri} was not reached yet"
+        self._host: LibvirtHost | None = None
+        self._trouble: _Trouble | None = TransportLostError, f"{uri} was not reached yet"
         self._standing: object = None
         self._changed = asyncio.Event()
 
@@ -79,7 +86,7 @@ class Libvirt:
         how = [name for name, on in (("read-only", self._read_only), ("passthrough", self._passthrough)) if on]
         return " ".join(("libvirt", self.uri, *how))
 
-    async def watch(self, found: Found) -> None:
+    async def watch(self, found: DiscoveryListener) -> None:
         """Tell `found` of domains as they come and go, until cancelled."""
         try:
             api, qemu = library()
@@ -87,10 +94,10 @@ class Libvirt:
             self._stands(found, DeniedError(str(error)))
             await asyncio.Event().wait()
             return
-        calls, attempt = Calls(api, self.uri), 0
+        calls, attempt = ConnectionPool(api, self.uri), 0
         while True:
             self._changed.clear()
-            main, begun = Main(api, qemu, self._said), time.monotonic()
+            main, begun = EventConnection(api, qemu, self._said), time.monotonic()
             try:
                 await self._reached(main, calls, found)
                 await self._follow(main, found)
@@ -98,14 +105,14 @@ class Libvirt:
                 self._lost(error)
                 self._stands(found, error)
             except BaseException:
-                self._lost(WayLostError("the agent stops watching"))
+                self._lost(TransportLostError("the agent stops watching"))
                 raise
             finally:
                 main.close()
             attempt = 0 if time.monotonic() - begun > RETRY_SECONDS else attempt + 1
             await asyncio.sleep(back_off(attempt, FIRST_RETRY_SECONDS, RETRY_SECONDS))
 
-    async def _reached(self, main: Main, calls: Calls, found: Found) -> None:
+    async def _reached(self, main: EventConnection, calls: ConnectionPool, found: DiscoveryListener) -> None:
         """Connect; a libvirtd that accepts and does not answer is waited for, as it is."""
         opening = asyncio.ensure_future(main.open(self.uri, read_only=self._read_only))
         try:
@@ -116,11 +123,11 @@ class Libvirt:
             opening.cancel()
         calls.read_only = read_only
         passthrough = self._passthrough and not read_only
-        figures = Figures(main.api, calls)
-        self._host = Host(main.api, main.qemu, calls, figures, version, read_only, passthrough)
+        figures = StatsBatcher(main.api, calls)
+        self._host = LibvirtHost(main.api, main.qemu, calls, figures, version, read_only, passthrough)
         self._trouble = None
 
-    async def _follow(self, main: Main, found: Found) -> None:
+    async def _follow(self, main: EventConnection, found: DiscoveryListener) -> None:
         """List the domains again and again, until the connection ends.
 
         Raises:
@@ -137,7 +144,7 @@ class Libvirt:
                     await asyncio.wait({listing, ended}, return_when=_FIRST)
                 if ended.done():
                     why = f": libvirt said more than could be taken, and {main.lost} of it is lost" if main.lost else ""
-                    raise WayLostError(f"the connection to {self.uri} ended{why}")
+                    raise TransportLostError(f"the connection to {self.uri} ended{why}")
                 self._compare(listing.result(), found)
                 self._trouble = None
                 self._stands(found, None, READ_ONLY if self._host.read_only else "")
@@ -148,11 +155,11 @@ class Libvirt:
                 listing.cancel()
                 ended.cancel()
 
-    def _hangs(self, found: Found) -> None:
+    def _hangs(self, found: DiscoveryListener) -> None:
         self._trouble = StalledError, f"libvirtd at {self.uri} does not answer"
         self._stands(found, StalledError(self._trouble[1]))
 
-    def _stands(self, found: Found, trouble: QmpError | None, note: str = "") -> None:
+    def _stands(self, found: DiscoveryListener, trouble: QmpError | None, note: str = "") -> None:
         standing = (type(trouble), str(trouble), note)
         if standing != self._standing:
             self._standing = standing
@@ -165,17 +172,17 @@ class Libvirt:
             if isinstance(error, DeniedError):
                 self._trouble = DeniedError, str(error)
             elif not hung:  # one that hung and is then given up hangs still
-                self._trouble = WayLostError, str(error)
+                self._trouble = TransportLostError, str(error)
             return
         self._host.calls.leave()
         self._host = None
         self._moves.clear()
-        self._trouble = WayLostError, str(error)
+        self._trouble = TransportLostError, str(error)
         for link in list(self._links.values()):
-            link.end(WayLostError(str(error)))
+            link.end(TransportLostError(str(error)))
         self._links.clear()
 
-    def _compare(self, running: list[tuple[int, str, str]], found: Found) -> None:
+    def _compare(self, running: list[tuple[int, str, str]], found: DiscoveryListener) -> None:
         """Tell what changed since the last list."""
         now: dict[tuple[object, ...], tuple[str, str]] = {
             (*self._key, number, uuid): (uuid, name) for number, uuid, name in running
@@ -188,11 +195,19 @@ class Libvirt:
         self._missing = missing  # until the next list libvirt has time to say why
         for key in now.keys() - self._monitors.keys():
             uuid, name = now[key]
-            monitor = Monitor(f"{self.uri}#{name}", key, partial(self._open, uuid, name), Rank.MANAGER)
+            monitor = Monitor(f"{self.uri}#{name}", key, partial(self._open, uuid, name), MonitorPriority.MANAGER)
             self._monitors[key] = monitor
             found.appeared(monitor)
 
-    async def _open(self, uuid: str, name: str, allow: AllowList, on_event: OnEvent, *, deadline: float) -> Link:  # noqa: ARG002 - Open's signature
+    async def _open(
+        self,
+        uuid: str,
+        name: str,
+        allow: AllowList,
+        on_event: OnEvent,
+        *,
+        deadline: float,  # noqa: ARG002 - the signature of Open
+    ) -> MonitorConnection:
         """Make a link to a domain.
 
         Raises:
@@ -202,7 +217,7 @@ class Libvirt:
             kind, why = self._trouble
             raise kind(why)  # a new one each time: it gathers the ways that it went
         assert self._host is not None, "there is trouble as long as there is none"
-        link = self._links[uuid] = Domain(self._host, uuid, name, allow, on_event, self._pid(name))
+        link = self._links[uuid] = DomainConnection(self._host, uuid, name, allow, on_event, self._pid(name))
         link.move = self._moves.get(uuid)
         link.ended.add_done_callback(lambda _: self._links.pop(uuid) if self._links.get(uuid) is link else None)
         return link
@@ -211,7 +226,7 @@ class Libvirt:
         """Return the process of a domain of this host."""
         return pid_of(PIDS, name) if re.match(r"qemu(\+unix)?:///system", self.uri) else None
 
-    async def _no_vm(self, *_: Any, **__: Any) -> Link:
+    async def _no_vm(self, *_: Any, **__: Any) -> MonitorConnection:
         raise NotConnectedError(f"{self.uri} is no VM")
 
     # What libvirt says unasked.
@@ -225,7 +240,7 @@ class Libvirt:
                 self._tell_life(uuid, event)
                 self._tell_move(uuid, (event, detail))
                 if event == _STOPPED and (link := self._links.pop(uuid, None)) is not None:
-                    error = DepartedError if detail in _DEPARTED else NotConnectedError
+                    error = MigratedAwayError if detail in _DEPARTED else NotConnectedError
                     link.end(error(_WHY.get(detail, "the domain was stopped")))
                 self._changed.set()
 
@@ -233,9 +248,9 @@ class Libvirt:
         if life[0] == _STOPPED:
             self._moves.pop(uuid, None)
         elif life == _ARRIVES:
-            self._moves[uuid] = Move.ARRIVING
+            self._moves[uuid] = MigrationPhase.ARRIVING
         elif life in _ARRIVED and uuid in self._moves:
-            self._moves[uuid] = Move.ARRIVED
+            self._moves[uuid] = MigrationPhase.ARRIVED
         if (link := self._links.get(uuid)) is not None:
             link.move = self._moves.get(uuid)
 

@@ -15,13 +15,13 @@ import orjson
 
 from agent.monitors.base import OnEvent
 from agent.monitors.libvirt import qmp_translation
-from agent.monitors.libvirt.connection_pool import MAX_HUNG, Calls, Line
+from agent.monitors.libvirt.connection_pool import MAX_HUNG, ConnectionPool, LibvirtConnection
 from agent.monitors.libvirt.devices import Devices
 from agent.monitors.libvirt.devices import devices as devices_of
-from agent.monitors.libvirt.stats_batcher import Figures
-from agent.qmp.client import Answer
-from agent.qmp.commands import AllowList, Ask
-from agent.qmp.errors import CommandError, MadeWayError, NotConnectedError, QmpError, StalledError
+from agent.monitors.libvirt.stats_batcher import StatsBatcher
+from agent.qmp.client import CommandResult
+from agent.qmp.commands import AllowList, Command
+from agent.qmp.errors import CommandError, NotConnectedError, PreemptedError, QmpError, StalledError
 from agent.qmp.protocol import Greeting
 
 REASON_SECONDS = 1.0
@@ -29,7 +29,7 @@ REASON_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class LibvirtHost:
     """The libvirtd that a domain is one of.
 
     Attributes:
@@ -44,38 +44,40 @@ class Host:
 
     api: Any
     qemu: Any
-    calls: Calls
-    figures: Figures
+    calls: ConnectionPool
+    figures: StatsBatcher
     version: tuple[int, int, int]
     read_only: bool
     passthrough: bool
 
 
-class Move(Enum):
+class MigrationPhase(Enum):
     """How far a domain that comes from another host is, by libvirt's word on its life: its states have none for that."""
 
     ARRIVING = auto()
     ARRIVED = auto()
 
 
-class Domain:
+class DomainConnection:
     """A link to one domain that runs; see `agent.monitors.base.Link`."""
 
     can_probe = False
 
-    def __init__(self, host: Host, uuid: str, name: str, allow: AllowList, on_event: OnEvent, pid: int | None) -> None:
+    def __init__(
+        self, host: LibvirtHost, uuid: str, name: str, allow: AllowList, on_event: OnEvent, pid: int | None
+    ) -> None:
         self.greeting: Greeting | None = Greeting(host.version, "", oob=False)
         self.ended: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
         self.uuid = uuid
         self.name = name
         self.peer_pid = pid
         self.hear = on_event
-        self.move: Move | None = None
+        self.move: MigrationPhase | None = None
         """How far it has come from another host; None where it was started here."""
         self._move_told = False
         self._host = host
         self._allow = allow
-        self._round: asyncio.Task[list[Answer]] | None = None
+        self._round: asyncio.Task[list[CommandResult]] | None = None
         self._devices: Devices | None = None
 
     @property
@@ -85,7 +87,7 @@ class Domain:
 
     # What a session calls.
 
-    async def ask(self, asks: Sequence[Ask], *, deadline: float) -> list[Answer]:
+    async def ask(self, asks: Sequence[Command], *, deadline: float) -> list[CommandResult]:
         """Return the answers, in order; as Client.ask does."""
         if self.ended.done():
             raise self.ended.result()
@@ -110,7 +112,7 @@ class Domain:
         """Return False: libvirt has no out-of-band question."""
         return False
 
-    async def _over(self, doing: asyncio.Task[list[Answer]], deadline: float | None) -> bool:
+    async def _over(self, doing: asyncio.Task[list[CommandResult]], deadline: float | None) -> bool:
         """Wait for answers; return whether they are there.
 
         Raises:
@@ -131,7 +133,7 @@ class Domain:
 
     def make_way(self) -> None:
         """End it now, because the domain is watched in a better way."""
-        self.end(MadeWayError("a better way to this VM was found"))
+        self.end(PreemptedError("a better way to this VM was found"))
 
     def end(self, why: QmpError) -> None:
         """End it, and say why."""
@@ -142,19 +144,19 @@ class Domain:
 
     # Answers.
 
-    async def _answers(self, asks: Sequence[Ask]) -> list[Answer]:
+    async def _answers(self, asks: Sequence[Command]) -> list[CommandResult]:
         try:
             return await self._told(asks)
         except CommandError as error:
             return [error] * len(asks)
 
-    async def _told(self, asks: Sequence[Ask]) -> list[Answer]:
+    async def _told(self, asks: Sequence[Command]) -> list[CommandResult]:
         if self._host.passthrough:
             return await self._host.calls(lambda line: [self._pass(line, self._allow.encode(ask)) for ask in asks])
         look = await self._look(asks)
         return [await self._answer(ask, look) for ask in asks]
 
-    def _pass(self, line: Line, request: bytes) -> Answer:
+    def _pass(self, line: LibvirtConnection, request: bytes) -> CommandResult:
         """Have QEMU asked. Runs in a thread."""
         try:
             text = self._host.qemu.qemuMonitorCommand(line.domain(self.uuid), request.decode(), 0)
@@ -168,7 +170,7 @@ class Domain:
         refused = reply.get("error", {})
         return CommandError(str(refused.get("class")), str(refused.get("desc")))
 
-    async def _look(self, asks: Sequence[Ask]) -> qmp_translation.Look:
+    async def _look(self, asks: Sequence[Command]) -> qmp_translation.DomainSnapshot:
         """Learn what these questions need, and nothing else."""
         commands = {ask.command for ask in asks}
         groups = 0
@@ -179,9 +181,9 @@ class Domain:
             xml: str = await self._host.calls(lambda line: line.domain(self.uuid).XMLDesc(0))
             self._devices = devices_of(xml)
         files = await self._files(self._devices) if "query-named-block-nodes" in commands else {}
-        return qmp_translation.Look(self.uuid, self.name, stats, self._devices, files)
+        return qmp_translation.DomainSnapshot(self.uuid, self.name, stats, self._devices, files)
 
-    async def _answer(self, ask: Ask, look: qmp_translation.Look) -> Answer:
+    async def _answer(self, ask: Command, look: qmp_translation.DomainSnapshot) -> CommandResult:
         given = ask.arguments or {}
         if ask.command == "qom-set":
             return await self._do(lambda domain: domain.setMemoryStatsPeriod(given["value"], 0))
@@ -195,20 +197,20 @@ class Domain:
             return CommandError("CommandNotFound", f"libvirt tells nothing of {ask.command} without passthrough")
         return told
 
-    def _moving(self, ask: Ask, told: Any) -> Any:
+    def _moving(self, ask: Command, told: Any) -> Any:
         """Return an answer with what the move makes of it: one that is on its way says so, and one that had come before says it once."""
-        if self.move is Move.ARRIVING and ask.command == "query-status" and told != qmp_translation.RUNNING:
+        if self.move is MigrationPhase.ARRIVING and ask.command == "query-status" and told != qmp_translation.RUNNING:
             self._move_told = True
             return {"status": "inmigrate", "running": False}
-        if self.move is Move.ARRIVED and ask.command == "query-migrate" and not self._move_told:
+        if self.move is MigrationPhase.ARRIVED and ask.command == "query-migrate" and not self._move_told:
             self._move_told = True
             return {"status": "completed"}
         return told
 
-    async def _do(self, change: Callable[[Any], object]) -> Answer:
+    async def _do(self, change: Callable[[Any], object]) -> CommandResult:
         """Make a change by libvirt's own call."""
 
-        def made(line: Line) -> dict[str, Any]:
+        def made(line: LibvirtConnection) -> dict[str, Any]:
             change(line.domain(self.uuid))
             return {}
 
@@ -221,7 +223,7 @@ class Domain:
         """Return how large those disks are that are files. libvirtd looks at the files itself."""
         targets = [disk.target for disk in devices.disks.values() if disk.layers and disk.layers[0].protocol == "file"]
 
-        def look(line: Line) -> qmp_translation.Files:
+        def look(line: LibvirtConnection) -> qmp_translation.Files:
             domain = line.domain(self.uuid)
             found: dict[str, tuple[int, int]] = {}
             for target in targets:

@@ -16,7 +16,7 @@ MAX_SAID = 8192
 """What libvirt said and we have not taken yet; past it, it is dropped, and the connection begins anew."""
 
 
-class Main:
+class EventConnection:
     """The connection on which libvirt says what happens."""
 
     def __init__(self, api: Any, qemu: Any, take: Callable[[tuple[Any, ...]], None]) -> None:
@@ -26,7 +26,7 @@ class Main:
         self.lost = 0
         """How much of what libvirt said was lost, which ends it: all is asked anew."""
         self._take = take
-        self._inbox = Inbox(self._taken, self._overrun)
+        self._inbox = EventInbox(self._taken, self._overrun)
         self._loop = asyncio.get_running_loop()
         self._connection: Any = None
         self._calling = threading.Lock()  # one call on it at a time, as in `wire`
@@ -133,7 +133,7 @@ def _event(put: Callable[[Any], None]) -> Callable[..., None]:
     return said
 
 
-class Inbox:
+class EventInbox:
     """What libvirt's event thread says, handed to the event loop in order; then `full` is told how much more it was than is kept."""
 
     def __init__(self, take: Callable[[Any], None], full: Callable[[int], object]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.monitors.libvirt.devices import Devices
-from agent.qmp.commands import Ask
+from agent.qmp.commands import Command
 
 Stats = Mapping[str, Any]
 """A domain's statistics as virConnectGetAllDomainStats gives them: `block.0.rd.reqs` and the like."""
@@ -181,7 +181,7 @@ def block_nodes(stats: Stats, having: Devices, files: Files) -> list[dict[str, A
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class DomainSnapshot:
     """What is known of a domain when it is asked.
 
     Attributes:
@@ -201,7 +201,7 @@ class Look:
 _PERIOD = "guest-stats-polling-interval"
 
 
-def _property(look: Look, given: Mapping[str, Any]) -> Any:
+def _property(look: DomainSnapshot, given: Mapping[str, Any]) -> Any:
     match given.get("property"):
         case "guest-stats":
             return guest_stats(look.stats)
@@ -210,7 +210,7 @@ def _property(look: Look, given: Mapping[str, Any]) -> Any:
     return None
 
 
-def _children(look: Look, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _children(look: DomainSnapshot, given: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return qom-list's answer for the devices that have ids, as far as anybody asks: the balloon."""
     if given.get("path") != "/machine/peripheral" or look.devices.balloon is None:
         return []
@@ -218,7 +218,7 @@ def _children(look: Look, given: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"name": alias, "type": f"child<{kind}>"}]
 
 
-_ANSWERS: Mapping[str, Callable[[Look, Mapping[str, Any]], Any]] = {
+_ANSWERS: Mapping[str, Callable[[DomainSnapshot, Mapping[str, Any]], Any]] = {
     "query-uuid": lambda look, _: {"UUID": look.uuid},
     "query-name": lambda look, _: {"name": look.name},
     "query-status": lambda look, _: status(look.stats),
@@ -246,7 +246,7 @@ FRESH = frozenset({"qom-list", "query-named-block-nodes"})
 """Questions that are asked when devices may have changed."""
 
 
-def groups(asks: Iterable[Ask]) -> set[str]:
+def groups(asks: Iterable[Command]) -> set[str]:
     """Return the groups of statistics that questions take, as libvirt calls them: VIR_DOMAIN_STATS_*."""
     return {
         _GROUPS[ask.command]
@@ -255,7 +255,7 @@ def groups(asks: Iterable[Ask]) -> set[str]:
     }
 
 
-def answer(ask: Ask, look: Look) -> Any:
+def answer(ask: Command, look: DomainSnapshot) -> Any:
     """Return QEMU's answer to a question, as far as libvirt tells it; None where it does not."""
     tells = _ANSWERS.get(ask.command)
     return tells(look, ask.arguments or {}) if tells is not None else None

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from agent.monitors.libvirt import qmp_translation
-from agent.monitors.libvirt.connection_pool import Calls, Line
+from agent.monitors.libvirt.connection_pool import ConnectionPool, LibvirtConnection
 from agent.monitors.libvirt.qmp_translation import Stats
 from agent.qmp.errors import NotConnectedError, QmpError
 
@@ -19,7 +19,7 @@ AGAIN_SECONDS = 0.5
 """How soon a domain is asked again that libvirt could not ask without waiting: no event tells when it can."""
 
 
-class _Wish:
+class _StatsRequest:
     """What one domain's link waits for."""
 
     __slots__ = ("alone", "groups", "stats", "uuid")
@@ -32,15 +32,15 @@ class _Wish:
         """Whether a call for it and others hung, so that it is asked for by itself now."""
 
 
-class Figures:
+class StatsBatcher:
     """One for each libvirtd. Whoever comes first asks for all who wait."""
 
-    def __init__(self, api: Any, calls: Calls) -> None:
+    def __init__(self, api: Any, calls: ConnectionPool) -> None:
         self._api = api
         self._calls = calls
         self._flags = api.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT | api.VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING
         self._turn = asyncio.Lock()
-        self._wishes: list[_Wish] = []
+        self._wishes: list[_StatsRequest] = []
 
     async def of(self, uuid: str, groups: int) -> Stats:
         """Return a domain's statistics, as soon as libvirt can ask its QEMU. The caller sets the deadline.
@@ -59,7 +59,7 @@ class Figures:
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def _once(self, uuid: str, groups: int) -> Stats:
-        wish = _Wish(uuid, groups, asyncio.get_running_loop().create_future())
+        wish = _StatsRequest(uuid, groups, asyncio.get_running_loop().create_future())
         self._wishes.append(wish)
         try:
             while not wish.stats.done():
@@ -74,7 +74,7 @@ class Figures:
             if wish in self._wishes:
                 self._wishes.remove(wish)
 
-    async def _grant(self, wishes: list[_Wish]) -> None:
+    async def _grant(self, wishes: list[_StatsRequest]) -> None:
         """Ask for these. If one of their QEMUs hangs, the call goes on without us, and each is asked for by itself.
 
         Asked again for the one that hangs, libvirt does not wait, since the first call still does.
@@ -108,7 +108,7 @@ class Figures:
                 wish.stats.set_exception(NotConnectedError("libvirt knows the domain no more"))
             wish.stats.exception()  # looked at: its owner may have gone, and asyncio need not complain of that
 
-    def _ask(self, line: Line, uuids: list[str], groups: int) -> dict[str, Stats]:
+    def _ask(self, line: LibvirtConnection, uuids: list[str], groups: int) -> dict[str, Stats]:
         """Ask libvirt. Runs in a thread."""
         domains = line.domains(uuids)
         told = line.connection().domainListGetStats(domains, groups, self._flags) if domains else []

@@ -8,20 +8,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.app.agent import App
+from agent.app.agent import Agent
 from agent.cli.format import line
 from agent.collectors import ALL, Facts, Intervals
 from agent.config.model import Config
-from agent.delivery.sinks.jsonl import JsonLines
+from agent.delivery.sinks.jsonl import JsonLinesSink
 from agent.exposition.prometheus import render
 from agent.model.events import EVENTS
-from agent.model.record import Stamp, Stamped, Vm
+from agent.model.record import RecordEncoder, Stamped, Vm
 from agent.monitors import Monitor
 from agent.qmp.errors import QmpError
 from agent.qmp.protocol import Event
-from agent.session.api import State, Status
+from agent.session.api import MonitorState, MonitorStatus
 from agent.session.identity import Build, who
-from agent.session.migration_state import Passage
+from agent.session.migration_state import MigrationState
 from agent.session.session import Session
 from tests.lab.agent_process import Series
 from tests.lab.hostile_host import CONTROL
@@ -38,12 +38,12 @@ text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampl
 hostile = anything | text | st.recursive(text, lambda inner: st.lists(inner, max_size=3), max_leaves=50)
 
 
-class Watching(App):
+class Watching(Agent):
     """An agent that watches nobody and delivers nothing: what it would send is kept."""
 
     def __init__(self) -> None:
         config = Config.model_validate({"monitors": [{"dial": "/run/none.qmp"}], "host": "hv7"})
-        super().__init__(config, JsonLines(None, 1 << 20, 1))
+        super().__init__(config, JsonLinesSink(None, 1 << 20, 1))
         self.sent: list[Stamped] = []
         self.vm = Vm("hv7", "5f0c2c9e-1111-4111-8111-111111111111", "web-3", "/run/web-3.qmp")
 
@@ -51,7 +51,7 @@ class Watching(App):
         """Have a VM there."""
         self.vm = vm
         monitor = Monitor(vm.monitor, (vm.monitor,), _connect)
-        self.status(Status(monitor, State.UP, "", vm, Build("7.2.22", "Debian"), 1))
+        self.status(MonitorStatus(monitor, MonitorState.UP, "", vm, Build("7.2.22", "Debian"), 1))
 
 
 async def _connect(*_: Any, **__: Any) -> Any:
@@ -73,7 +73,7 @@ def in_order(app: Watching) -> None:
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch) -> Watching:
     watching = Watching()
-    stamp = Stamp()
+    stamp = RecordEncoder()
     monkeypatch.setattr(Watching, "_send", lambda self, record, *_: self.sent.append(stamp(record)))
     return watching
 
@@ -111,7 +111,7 @@ async def test_whatever_is_in_an_event(app: Watching) -> None:
     @given(names, st.dictionaries(fields, hostile, max_size=4), st.none() | st.integers(0, (1 << 33) * 10**9))
     def holds(name: str, data: dict[str, Any], time_ns: int | None) -> None:
         app.sent.clear()
-        session = Session(app._terms, app, lambda _state, _reason: None, Passage())
+        session = Session(app._terms, app, lambda _state, _reason: None, MigrationState())
         session._ear.begin(app.vm)
         session.hear(Event(name, data, time_ns))
         in_order(app)

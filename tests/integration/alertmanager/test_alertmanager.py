@@ -8,10 +8,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from agent.alerts.alertmanager import BEATS, RESOLVED_SECONDS
-from agent.alerts.alertmanager import Alertmanager as Teller
+from agent.alerts.alertmanager import BEATS, RESOLVED_SECONDS, AlertmanagerClient
 from agent.alerts.store import Alert
-from agent.app.agent import App
+from agent.app.agent import Agent
 from agent.cli.demo.guest import until
 from agent.config.model import Config
 from agent.model.record import Severity, Vm
@@ -37,7 +36,7 @@ def instant(text: str) -> float:
 
 
 def test_an_alert_is_labelled_by_what_does_not_change_and_annotated_by_what_does() -> None:
-    (said,) = Teller("http://am:9093/", RESEND, {"cluster": "eu1"}).compose([an_alert(since=NOW - 5)], NOW)
+    (said,) = AlertmanagerClient("http://am:9093/", RESEND, {"cluster": "eu1"}).compose([an_alert(since=NOW - 5)], NOW)
     assert said["labels"] == {
         "alertname": "write_threshold",
         "severity": "warning",
@@ -54,17 +53,17 @@ def test_an_alert_is_labelled_by_what_does_not_change_and_annotated_by_what_does
 
 
 def test_the_summary_has_the_size_of_a_threshold_that_somebody_else_set() -> None:
-    (said,) = Teller("http://am:9093/", RESEND, {}).compose([an_alert(level="threshold 1441792")], NOW)
+    (said,) = AlertmanagerClient("http://am:9093/", RESEND, {}).compose([an_alert(level="threshold 1441792")], NOW)
     assert said["annotations"]["summary"] == "web-3 disk0: write threshold of 1.38 MiB"
 
 
 def test_a_label_that_is_empty_is_left_out() -> None:
-    (said,) = Teller("http://am", RESEND, {"cluster": ""}).compose([an_alert(level="")], NOW)
+    (said,) = AlertmanagerClient("http://am", RESEND, {"cluster": ""}).compose([an_alert(level="")], NOW)
     assert {"level", "cluster"}.isdisjoint(said["labels"])
 
 
 def test_a_firing_alert_lasts_for_some_sendings_from_each_on() -> None:
-    teller = Teller("http://am", RESEND, {})
+    teller = AlertmanagerClient("http://am", RESEND, {})
     for now in (NOW, NOW + RESEND, NOW + 9 * RESEND):
         (said,) = teller.compose([an_alert()], now)
         assert instant(said["endsAt"]) == now + BEATS * RESEND
@@ -72,7 +71,7 @@ def test_a_firing_alert_lasts_for_some_sendings_from_each_on() -> None:
 
 
 def test_a_resolved_alert_is_said_to_have_ended_for_a_while_and_then_no_more() -> None:
-    teller = Teller("http://am", RESEND, {})
+    teller = AlertmanagerClient("http://am", RESEND, {})
     teller.compose([an_alert("80%"), an_alert("90%")], NOW)
     for now in (NOW + 1, NOW + RESOLVED_SECONDS):
         firing, resolved = teller.compose([an_alert("90%")], now)
@@ -82,7 +81,7 @@ def test_a_resolved_alert_is_said_to_have_ended_for_a_while_and_then_no_more() -
 
 
 def test_an_alert_that_fires_again_has_not_ended() -> None:
-    teller = Teller("http://am", RESEND, {})
+    teller = AlertmanagerClient("http://am", RESEND, {})
     teller.compose([an_alert()], NOW)
     teller.compose([], NOW + 1)
     (said,) = teller.compose([an_alert(since=NOW + 2)], NOW + 2)
@@ -91,7 +90,7 @@ def test_an_alert_that_fires_again_has_not_ended() -> None:
 
 def test_no_alert_ends_before_it_began_though_clocks_differ() -> None:
     # Alertmanager refuses such a one; QEMU's clock, by which it began, may have been set back since.
-    teller = Teller("http://am", RESEND, {})
+    teller = AlertmanagerClient("http://am", RESEND, {})
     teller.compose([an_alert(since=NOW + 1000)], NOW)
     (said,) = teller.compose([], NOW + 1)
     assert said["endsAt"] == said["startsAt"]
@@ -103,7 +102,7 @@ def test_no_alert_ends_before_it_began_though_clocks_differ() -> None:
 class Watched:
     """An agent that watches a scripted VM and tells an Alertmanager."""
 
-    def __init__(self, fake: FakeQemu, app: App, url: str) -> None:
+    def __init__(self, fake: FakeQemu, app: Agent, url: str) -> None:
         self.fake = fake
         self.app = app
         self.url = url
@@ -121,7 +120,7 @@ async def watched(fake: FakeQemu, url: str) -> AsyncIterator[Watched]:
         "prometheus": {"listen": "127.0.0.1:0"},
         "alerts": {"alertmanager": {"url": url, "resend": 1, "labels": {"cluster": "eu1"}}},
     }
-    app = App(Config.model_validate(config), ListSink())
+    app = Agent(Config.model_validate(config), ListSink())
     async with app.running() as own:
         await until(lambda: any(s.state.value == "up" for s in app.snapshot.monitors.values()), 5)
         yield Watched(fake, app, own)

@@ -11,11 +11,11 @@ import pytest
 from aiokafka.partitioner import murmur2
 
 from agent.delivery.entry import Entry
-from agent.delivery.journal.database import Store
+from agent.delivery.journal.database import JournalDatabase
 from agent.delivery.journal.writer import FILE
 from agent.delivery.sinks.kafka.config import KafkaCreateConfig, KafkaTopicsConfig, RouteConfig
-from agent.delivery.sinks.kafka.sink import Kafka, _hash
-from agent.model.record import Record, Stamp, Stamped, Vm
+from agent.delivery.sinks.kafka.sink import KafkaSink, _hash
+from agent.model.record import Record, RecordEncoder, Stamped, Vm
 from tests.lab.kafka import KafkaCluster
 from tests.lab.kafka_sink import batch, messages, nothing_left, one_topic, opened, persistently, refusal, terms
 from tests.lab.scripted_sink import EVENT, SAMPLE, START_NS, VMS, Source, deliver, once, running, soon
@@ -34,7 +34,7 @@ JAVAS = {  # org.apache.kafka.common.utils.UtilsTest.testMurmur2
 
 def large(count: int, size: int) -> list[Entry]:
     """Return records that no codec makes smaller."""
-    stamp, vm, draw = Stamp(START_NS + 10**12), Vm("host1", BAD, "bad"), random.Random(size)
+    stamp, vm, draw = RecordEncoder(START_NS + 10**12), Vm("host1", BAD, "bad"), random.Random(size)
     records = (Record(EVENT, vm, {"pad": draw.randbytes(size // 2).hex()}, START_NS) for _ in range(count))
     return [Entry.of(stamp(record)) for record in records]
 
@@ -54,7 +54,7 @@ async def test_each_record_is_where_javas_client_would_put_it_whole_and_in_order
 ) -> None:
     topic = f"test-{uuid4()}"
     vms = [Vm("host1", str(uuid4()), f"vm{number}") for number in range(20)]
-    stamp = Stamp(START_NS)
+    stamp = RecordEncoder(START_NS)
     made = [Entry.of(stamp(Record(EVENT, vms[n % 20], {"n": n, "pad": "y" * 3000}, START_NS + n))) for n in range(2000)]
     await kafka.create_topic(topic, partitions=7)
     async with nothing_left(caplog), opened(terms(kafka.bootstrap, one_topic(topic), compression="none")) as sink:
@@ -212,7 +212,7 @@ async def test_many_refusals_cost_delivery_no_waiting(
     topic, source = f"test-{uuid4()}", Source()
     await kafka.create_topic(topic, config={"max.message.bytes": "30000"})
     refused = [Stamped(Record(EVENT, VMS[0], {}, START_NS), entry.id, entry.body) for entry in large(20, 60_000)]
-    async with running(deliver(Kafka(terms(kafka.bootstrap, one_topic(topic))), folder)) as delivery:
+    async with running(deliver(KafkaSink(terms(kafka.bootstrap, one_topic(topic))), folder)) as delivery:
         for one in refused:
             delivery.put(one)
             delivery.put(source.next())
@@ -221,7 +221,7 @@ async def test_many_refusals_cost_delivery_no_waiting(
     assert [
         record_id for record_id in once(ids(await messages(kafka, topic))) if record_id in source.bodies
     ] == source.made
-    store = Store(folder / FILE)
+    store = JournalDatabase(folder / FILE)
     dead = [entry.id for _, entry in store.dead()]
     store.close()
     assert dead == [one.id for one in refused]

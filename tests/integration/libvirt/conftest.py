@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 import pytest_asyncio
 
-from tests.lab.agent_process import Agent
+from tests.lab.agent_process import AgentProcess
 from tests.lab.libvirt import Libvirtd
 
 QUICK: Final[Mapping[str, Any]] = {
@@ -16,7 +16,7 @@ QUICK: Final[Mapping[str, Any]] = {
     "timeouts": {"reply": "4s", "greeting": "1s", "retry": "1s"},
 }
 
-AgentOn = Callable[..., Agent]
+AgentOn = Callable[..., AgentProcess]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -31,7 +31,7 @@ async def libvirtd() -> AsyncIterator[Libvirtd]:
 def agent_on(libvirtd: Libvirtd, folder: Path) -> AgentOn:
     """A function that makes an agent, with an entry for `libvirtd` of these keys, and a config of others."""
 
-    def make(entry: Mapping[str, Any] | None = None, **config: Any) -> Agent:
-        return Agent(folder, {**QUICK, "monitors": [{"libvirt": libvirtd.uri} | dict(entry or {})], **config})
+    def make(entry: Mapping[str, Any] | None = None, **config: Any) -> AgentProcess:
+        return AgentProcess(folder, {**QUICK, "monitors": [{"libvirt": libvirtd.uri} | dict(entry or {})], **config})
 
     return make

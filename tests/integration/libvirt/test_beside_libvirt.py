@@ -11,7 +11,7 @@ import pytest
 from agent.cli.demo.guest import until
 from tests.integration.libvirt.conftest import QUICK, AgentOn
 from tests.integration.libvirt.test_domain_lifecycle import attached, state_of
-from tests.lab.agent_process import Agent, command
+from tests.lab.agent_process import AgentProcess, command
 from tests.lab.libvirt import Libvirtd
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
@@ -50,7 +50,7 @@ async def test_a_domain_with_deploys_monitor_calls_the_agent_again_and_again_and
     assert libvirtd.taints(domain) == ["custom-argv"]
 
 
-def told(agent: Agent, uuid: str) -> Mapping[str, set[str]]:
+def told(agent: AgentProcess, uuid: str) -> Mapping[str, set[str]]:
     """Return which figures of a VM are told, by type of record; without those that this host tells, and not QEMU."""
     fields: dict[str, set[str]] = {}
     for record in agent.records():
@@ -72,7 +72,7 @@ async def test_with_passthrough_all_is_told_that_a_monitor_of_qemus_own_tells(
     domain = await libvirtd.domain("whole", extra=extra)
     async with (
         agent_on({"passthrough": True}) as through,
-        Agent(folder, {**QUICK, "monitors": [{"dial": own}]}, name="direct") as direct,
+        AgentProcess(folder, {**QUICK, "monitors": [{"dial": own}]}, name="direct") as direct,
     ):
         await attached(through, domain)
         await attached(direct, domain)

@@ -18,7 +18,7 @@ import yaml
 
 from agent.cli.demo.guest import until
 from agent.host.qemu_processes import arguments
-from tests.lab.agent_process import Agent, command
+from tests.lab.agent_process import AgentProcess, command
 from tests.lab.golden_files import same_text
 from tests.lab.libvirt import Libvirtd
 from tests.lab.machine import free_port
@@ -157,7 +157,7 @@ async def test_with_a_config_doctor_says_which_vms_it_leads_to_and_what_is_in_th
     path = config(here, "whole", monitors)
     monkeypatch.setattr("tests.lab.agent_process.COMMAND", (str(Path(sys.executable).parent / "qmp-agent"),))
     watching = [{"dial": f"{here.folder}/watched.qmp"}, {"listen": f"{here.folder}/agent.sock"}]
-    async with Agent(here.folder, {"monitors": watching}) as agent:
+    async with AgentProcess(here.folder, {"monitors": watching}) as agent:
         for name in ("watched", "calls"):
             await agent.record("vm.attached", vm=UUIDS[name])
         said = here.known(await doctor("--config", path, "--user", "nobody"))
@@ -188,7 +188,7 @@ async def test_the_changes_that_doctor_names_make_the_vms_watched(here: Here) ->
     found = {vm["name"].removeprefix(VMS): vm for vm in json.loads(await doctor("--json", "--user", "root"))}
     named = ("free", "tcp", "waits", "denied")
     lines = [line for name in named for line in found[name]["change"] if line.startswith("    - ")]
-    async with Agent(here.folder, yaml.safe_load("\n".join(["monitors:", *lines])), name="named") as agent:
+    async with AgentProcess(here.folder, yaml.safe_load("\n".join(["monitors:", *lines])), name="named") as agent:
         for name in named:
             await agent.record("vm.attached", vm=found[name]["uuid"])
 

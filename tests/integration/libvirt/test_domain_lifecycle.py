@@ -10,7 +10,7 @@ import pytest
 
 from agent.cli.demo.guest import Guest, until
 from tests.integration.libvirt.conftest import AgentOn
-from tests.lab.agent_process import Agent
+from tests.lab.agent_process import AgentProcess
 from tests.lab.libvirt import Domain, Libvirtd
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
@@ -18,14 +18,14 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)
 EVENT = re.compile(r"event (\w+) at (\d+)\.(\d+) for domain '([^']+)'")
 
 
-async def attached(agent: Agent, domain: Domain, **data: Any) -> int:
+async def attached(agent: AgentProcess, domain: Domain, **data: Any) -> int:
     """Wait until a domain is watched; return how many records there were then."""
     await agent.record("vm.attached", vm=domain.uuid, **data)
     await agent.record("sample.block", vm=domain.uuid)
     return agent.mark()
 
 
-async def state_of(agent: Agent, name: str) -> list[str]:
+async def state_of(agent: AgentProcess, name: str) -> list[str]:
     """Return the states of the monitors whose names end so, as the scrape tells them."""
     told = (await agent.metrics()).all("qmp_agent_monitor_state")
     return [labels["state"] for labels, value in told if labels["monitor"].endswith(name) and value]

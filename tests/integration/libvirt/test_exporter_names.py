@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.cli.demo.guest import until
 from tests.integration.libvirt.conftest import QUICK
-from tests.lab.agent_process import Agent
+from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartPrometheus
 from tests.lab.libvirt import MONITOR, Domain, Libvirtd, exporter
 from tests.lab.prometheus import Prometheus
@@ -107,7 +107,7 @@ async def test_the_rules_make_the_series_of_debians_exporter(
 ) -> None:
     monitor = {"libvirt": libvirtd.uri} if way == "libvirt" else {"dial": f"{libvirtd.folder}/qmp/*.qmp"}
     names, targets = (OVER_LIBVIRT, {}) if way == "libvirt" else (OVER_A_MONITOR, DEVICES)
-    async with Agent(folder, {**QUICK, "monitors": [monitor]}) as agent, exporter(libvirtd) as (address, _):
+    async with AgentProcess(folder, {**QUICK, "monitors": [monitor]}) as agent, exporter(libvirtd) as (address, _):
         rules = FOLDER / "libvirt-names-debian.yml"
         prometheus = await start_prometheus(f"127.0.0.1:{agent.port}", rules=rules, job="qmp-agent")
         theirs: Named = {}

@@ -12,14 +12,14 @@ import pytest
 from agent.cli.demo.guest import Guest, until
 from tests.integration.libvirt.conftest import AgentOn
 from tests.integration.libvirt.test_domain_lifecycle import attached, state_of
-from tests.lab.agent_process import Agent
+from tests.lab.agent_process import AgentProcess
 from tests.lab.libvirt import Domain, Libvirtd
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 
 @asynccontextmanager
-async def quick_scrapes(agent: Agent) -> AsyncIterator[list[float]]:
+async def quick_scrapes(agent: AgentProcess) -> AsyncIterator[list[float]]:
     """Scrape ten times a second for as long as the block runs; yields how long each took, in seconds."""
     took: list[float] = []
 
@@ -38,7 +38,7 @@ async def quick_scrapes(agent: Agent) -> AsyncIterator[list[float]]:
         await asyncio.wait({task})
 
 
-async def polled(agent: Agent, domain: Domain, times: int, timeout: float) -> None:  # noqa: ASYNC109 - as in `until`
+async def polled(agent: AgentProcess, domain: Domain, times: int, timeout: float) -> None:  # noqa: ASYNC109 - as in `until`
     """Wait until a domain has been polled so many times more."""
     since = agent.mark()
 

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from agent.cli.demo.guest import until
 from tests.integration.libvirt.conftest import AgentOn
-from tests.lab.agent_process import Agent, Series
+from tests.lab.agent_process import AgentProcess, Series
 from tests.lab.libvirt import Domain, Libvirtd
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
@@ -41,7 +41,7 @@ async def domains(libvirtd: Libvirtd) -> AsyncIterator[list[Domain]]:
 
 
 @asynccontextmanager
-async def still(libvirtd: Libvirtd, agent: Agent, domain: Domain) -> AsyncIterator[Series]:
+async def still(libvirtd: Libvirtd, agent: AgentProcess, domain: Domain) -> AsyncIterator[Series]:
     """A domain that is paused, and a scrape of figures asked for since."""
     await libvirtd.virsh("suspend", domain.name)
     try:

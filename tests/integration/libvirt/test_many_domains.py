@@ -9,7 +9,7 @@ import pytest_asyncio
 from qemu.qmp import QMPClient
 
 from agent.cli.demo.guest import until
-from tests.lab.agent_process import Agent
+from tests.lab.agent_process import AgentProcess
 from tests.lab.libvirt import Domain, Libvirtd
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
@@ -43,7 +43,7 @@ class Stage:
 
     libvirtd: Libvirtd
     domain: Domain
-    agent: Agent
+    agent: AgentProcess
     other: QMPClient
 
     async def virsh(self) -> dict[str, float]:
@@ -93,7 +93,7 @@ async def stage(libvirtd: Libvirtd) -> AsyncIterator[Stage]:
     config = {"monitors": [{"dial": str(monitors[0])}], "intervals": {"poll": "200ms"}}
     folder = libvirtd.folder / "agent"
     folder.mkdir()
-    async with Agent(folder, config) as agent:
+    async with AgentProcess(folder, config) as agent:
         await agent.record("sample.block", vm=domain.uuid, device=DEVICE)
         yield Stage(libvirtd, domain, agent, other)
     await other.disconnect()

@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from agent.session.api import State
+from agent.session.api import MonitorState
 from deploy.prometheus import libvirt_names
 from tests.lab.machine import require
 
@@ -70,7 +70,7 @@ def test_an_alert_asks_for_series_that_the_agent_has(rule: dict[str, Any]) -> No
     names = set(re.findall(r"\b(?:qemu|qmp)_\w+", rule["expr"]))
     assert names or "up{" in rule["expr"]
     assert names <= series_of_the_agent()
-    assert set(re.findall(r'\bstate="([^"]+)"', rule["expr"])) <= {state.value for state in State}
+    assert set(re.findall(r'\bstate="([^"]+)"', rule["expr"])) <= {state.value for state in MonitorState}
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: str(rule["alert"]))

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.alerts.levels import MAX_BYTES
-from agent.alerts.threshold_types import Mode
+from agent.alerts.threshold_types import ThresholdMode
 from tests.lab.threshold_model import HYSTERESIS, UUID, VM, Agent, Journal, Look, Qemu, ladder
 
 SIZE: Final = 1000
@@ -46,7 +46,7 @@ scripts = st.lists(
 class World:
     """All that takes part. A step that cannot be taken now is none."""
 
-    def __init__(self, driver: str, mode: Mode) -> None:
+    def __init__(self, driver: str, mode: ThresholdMode) -> None:
         self.qemu, self.journal, self.mode, self.now = Qemu(driver, SIZE), Journal(), mode, 1000.0
         self.agent: Agent | None = None
         self.attached = False
@@ -97,7 +97,7 @@ class World:
 
     def rival(self, n: int) -> None:
         value = n // 4 * 7 + 3 if n % 4 else 0
-        if self.mode is Mode.ARM and value not in self._my_values():
+        if self.mode is ThresholdMode.ARM and value not in self._my_values():
             self.rivals |= {value}
             self.qemu.node.slot = value
 
@@ -124,7 +124,7 @@ class World:
         self.agent.hear(look, self.now)
         self.orders = self.agent.orders()
         for node, value in self.orders:
-            assert self.mode is Mode.ARM
+            assert self.mode is ThresholdMode.ARM
             assert look.with_nodes, "a threshold is set on a fresh look only"
             mine = slot == 0 or (node, slot) in self.mine or slot in self._my_values()
             assert look.node.name == node, "it is set on the storage that there is"
@@ -278,16 +278,23 @@ class World:
             assert told or known <= size, f"{level} is exceeded and untold"
             assert not told or medium.end > size - int(medium.size * HYSTERESIS), f"{level} fires and is not exceeded"
         (guard,) = self.agent.overseer._vms[UUID].guards.values()
-        if self.mode is Mode.ARM and not guard.foreign and guard.told < 3 and guard._refusals.get(node.name, 0) < 3:
+        if (
+            self.mode is ThresholdMode.ARM
+            and not guard.foreign
+            and guard.told < 3
+            and guard._refusals.get(node.name, 0) < 3
+        ):
             assert (node.name, node.slot) == guard.armed, "it is not armed"
-        if self.mode is Mode.OBSERVE:
+        if self.mode is ThresholdMode.OBSERVE:
             assert not self.mine
 
 
 @pytest.mark.parametrize("driver", ["host_device", "file"])
-@pytest.mark.parametrize("mode", [Mode.ARM, Mode.OBSERVE])
-def test_each_rung_is_told_once_and_nobody_elses_threshold_is_touched(driver: str, mode: Mode) -> None:
-    @settings(max_examples=300 if mode is Mode.ARM else 50, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.parametrize("mode", [ThresholdMode.ARM, ThresholdMode.OBSERVE])
+def test_each_rung_is_told_once_and_nobody_elses_threshold_is_touched(driver: str, mode: ThresholdMode) -> None:
+    @settings(
+        max_examples=300 if mode is ThresholdMode.ARM else 50, deadline=None, suppress_health_check=list(HealthCheck)
+    )
     @given(scripts)
     def holds(script: list[tuple[str, int]]) -> None:
         world = World(driver, mode)

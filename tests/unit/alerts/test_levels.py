@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.alerts.levels import MAX_BYTES, parse_level, rungs
+from agent.alerts.levels import MAX_BYTES, parse_level, resolve_levels
 
 GIB = 1 << 30
 
 
 def ladder(*levels: str, limit: int = 100 * GIB) -> list[tuple[str, int]]:
-    return [(rung.level.text, rung.bytes) for rung in rungs([parse_level(level) for level in levels], limit)]
+    return [(rung.level.text, rung.bytes) for rung in resolve_levels([parse_level(level) for level in levels], limit)]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,6 @@ levels = st.sampled_from(["1%", "50%", "80%", "95%", "used 10", "used 1GiB", "fr
 
 @given(st.lists(levels, max_size=6), st.integers(0, MAX_BYTES * 2))
 def test_rungs_lie_within_the_disk_and_within_what_qemu_takes(made: list, limit: int) -> None:  # type: ignore[type-arg]
-    sizes = [rung.bytes for rung in rungs(made, limit)]
+    sizes = [rung.bytes for rung in resolve_levels(made, limit)]
     assert sizes == sorted(set(sizes))
     assert all(0 < size < min(limit, MAX_BYTES) for size in sizes)

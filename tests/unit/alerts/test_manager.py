@@ -6,35 +6,35 @@ from typing import Any
 
 import pytest
 
-from agent.alerts.manager import AWAY_SECONDS, NOTE, Overseer, Told
+from agent.alerts.manager import AWAY_SECONDS, NOTE, AlertManager, PendingAlert
 from agent.alerts.rules import RULES
-from agent.alerts.store import Alert, Book
-from agent.alerts.threshold_types import Mode
-from agent.model.record import Record, Severity, Stamp, Vm
-from agent.qmp.commands import AllowList, Ask, Change
+from agent.alerts.store import Alert, AlertStore
+from agent.alerts.threshold_types import ThresholdMode
+from agent.model.record import Record, RecordEncoder, Severity, Vm
+from agent.qmp.commands import AllowList, Change, Command
 from tests.lab.record_validation import faults, understood
 from tests.lab.thin_disks import GIB, HOST, VM, Disk, crossed, overseer, plan
 
 TWIN = Vm(VM.host, VM.uuid, VM.name, "/run/other.qmp")
 
 
-def records(told: list[Told]) -> list[Record]:
+def records(told: list[PendingAlert]) -> list[Record]:
     """Return the records, having found them valid."""
     for one in told:
-        body = Stamp()(one.record).body
+        body = RecordEncoder()(one.record).body
         assert faults(body) == []
         understood(body)
         assert one.uuid == one.record.vm.uuid
     return [one.record for one in told]
 
 
-def seen(one: Overseer, disk: Disk, device: str = "disk0", vm: Vm = VM, now: float = 0) -> list[Record]:
+def seen(one: AlertManager, disk: Disk, device: str = "disk0", vm: Vm = VM, now: float = 0) -> list[Record]:
     """Have an overseer see a disk by both polls; return what it tells."""
     made = [disk.statistics(device), *disk.samples(device)]
     return records(one.samples(vm, made, now, int(now * 1e9))[0])
 
 
-def attached(disk: Disk, mode: Mode = Mode.ARM, *levels: str) -> Overseer:
+def attached(disk: Disk, mode: ThresholdMode = ThresholdMode.ARM, *levels: str) -> AlertManager:
     """Return an overseer that knows a VM with a disk."""
     one = overseer(mode, *levels)
     one.attached(VM)
@@ -42,7 +42,7 @@ def attached(disk: Disk, mode: Mode = Mode.ARM, *levels: str) -> Overseer:
     return one
 
 
-def obey(one: Overseer, disk: Disk, vm: Vm = VM) -> list[Ask]:
+def obey(one: AlertManager, disk: Disk, vm: Vm = VM) -> list[Command]:
     """Do in QEMU what is ordered."""
     orders = one.orders(vm)
     for device, ask in orders:
@@ -57,7 +57,9 @@ def event(name: str, data: dict[str, Any], subject: str = "", vm: Vm = VM, time_
     return Record(f"qemu.event.{name.lower()}", vm, {"event": name, "category": "x", "qemu": data}, time_ns, subject)
 
 
-def hear(one: Overseer, name: str, data: dict[str, Any] | None = None, subject: str = "", vm: Vm = VM) -> list[Record]:
+def hear(
+    one: AlertManager, name: str, data: dict[str, Any] | None = None, subject: str = "", vm: Vm = VM
+) -> list[Record]:
     return records(one.event(event(name, data or {}, subject, vm), name, 7))
 
 
@@ -71,7 +73,9 @@ def said(records: list[Record]) -> list[tuple[Any, ...]]:
 def test_a_threshold_is_set_fires_is_told_and_the_next_is_set() -> None:
     disk = Disk()
     one = attached(disk)
-    assert obey(one, disk) == [Ask("block-set-write-threshold", {"node-name": "storage", "write-threshold": 80 * GIB})]
+    assert obey(one, disk) == [
+        Command("block-set-write-threshold", {"node-name": "storage", "write-threshold": 80 * GIB})
+    ]
     assert one.wants(VM) == {"block"}  # a write may have passed it meanwhile
     assert obey(one, disk) == []
     (alert,) = records(one.event(crossed(disk.write(81 * GIB)), "BLOCK_WRITE_THRESHOLD", 9))
@@ -310,16 +314,16 @@ def test_whatever_was_kept_an_overseer_works(kept: object) -> None:
 def test_other_levels_hold_at_the_next_look_at_a_disk_that_was_looked_at_before() -> None:
     disk = Disk(offset=60 * GIB)
     one = attached(disk)
-    one.replan(lambda _vm, _disk: plan(Mode.ARM, "40%"))
+    one.replan(lambda _vm, _disk: plan(ThresholdMode.ARM, "40%"))
     assert one.wants(VM) == {"block", "nodes"}
     assert said(seen(one, disk)) == [("write_threshold", "disk0", "40%", "firing")]
-    one.replan(lambda _vm, _disk: plan(Mode.ARM, "90%"))
+    one.replan(lambda _vm, _disk: plan(ThresholdMode.ARM, "90%"))
     assert said(seen(one, disk)) == [("write_threshold", "disk0", "40%", "resolved")]
     assert [rung.level.text for rung in one.ladder(VM, "disk0")] == ["90%"]
 
 
 def test_an_alert_that_fires_anew_ends_with_what_it_then_says() -> None:
-    book = Book()
+    book = AlertStore()
     alert = Alert("guest_panicked", VM, "", "", Severity.CRITICAL, 1, {}, ends_with=frozenset({"RESUME"}))
     book.fire(alert)
     book.fire(replace(alert, ends_with=frozenset({"RESET"})))

@@ -1,7 +1,7 @@
 """Alerts when something is not what it was: a reconnect, another disk, a late reply, another config, another way to the VM."""
 
 from agent.alerts.manager import AWAY_SECONDS
-from agent.alerts.threshold_types import Mode
+from agent.alerts.threshold_types import ThresholdMode
 from tests.lab.thin_disks import GIB, VM, Disk, overseer
 from tests.unit.alerts.test_manager import TWIN, attached, records, said, seen
 
@@ -31,7 +31,10 @@ def test_a_threshold_that_was_set_late_is_still_ours() -> None:
 def test_a_ladder_that_is_another_after_a_restart_leaves_no_alert_of_the_old_one() -> None:
     disk = Disk(offset=91 * GIB)
     name, kept = attached(disk).note(VM.uuid)
-    for mode, levels, firing in ((Mode.ARM, ("50%", "60%", "95%"), {"50%", "60%"}), (Mode.OFF, (), set())):
+    for mode, levels, firing in (
+        (ThresholdMode.ARM, ("50%", "60%", "95%"), {"50%", "60%"}),
+        (ThresholdMode.OFF, (), set()),
+    ):
         second = overseer(mode, *levels)
         second.recall({name: kept}, 0)
         second.attached(VM)

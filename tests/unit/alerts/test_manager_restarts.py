@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from agent.alerts.manager import AWAY_SECONDS, NOTE, Overseer, Told
+from agent.alerts.manager import AWAY_SECONDS, NOTE, AlertManager, PendingAlert
 from agent.alerts.rules import HOUR, RULES
-from agent.alerts.threshold_types import Mode
+from agent.alerts.threshold_types import ThresholdMode
 from agent.model.metrics.block import BLOCK_LAYER
 from agent.model.record import Record, Severity, Vm
 from tests.lab.threshold_model import HOST, UUID, VM, Agent, Journal, Qemu
@@ -19,7 +19,7 @@ SIZE = 1000
 
 def agent(qemu: Qemu | None = None, journal: Journal | None = None) -> Agent:
     """Return an agent that has not met anybody yet."""
-    return Agent(qemu or Qemu("host_device", SIZE), journal or Journal(), Mode.ARM, 0.0)
+    return Agent(qemu or Qemu("host_device", SIZE), journal or Journal(), ThresholdMode.ARM, 0.0)
 
 
 def watching(used: int = 0) -> Agent:
@@ -36,11 +36,11 @@ def event(name: str, vm: Vm = VM, subject: str = "", time_ns: int = 7, **data: A
     return Record(f"qemu.event.{name.lower()}", vm, body, time_ns, subject)
 
 
-def hear(one: Overseer, name: str, vm: Vm = VM, subject: str = "", **data: Any) -> list[tuple[str, str]]:
+def hear(one: AlertManager, name: str, vm: Vm = VM, subject: str = "", **data: Any) -> list[tuple[str, str]]:
     return said(one.event(event(name, vm, subject, **data), name, 7))
 
 
-def said(told: list[Told]) -> list[tuple[str, str]]:
+def said(told: list[PendingAlert]) -> list[tuple[str, str]]:
     return [(one.record.data["alert"], one.record.data["state"]) for one in told]
 
 

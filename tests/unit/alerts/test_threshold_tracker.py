@@ -4,16 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.alerts.threshold_tracker import Guard
-from agent.alerts.threshold_types import Learnt, Mode
+from agent.alerts.threshold_tracker import ThresholdTracker
+from agent.alerts.threshold_types import DetectedBy, ThresholdMode
 from tests.lab.thin_disks import GIB, LEVELS, Disk, arm, fire, look, plan, told
 
-EVENT, LEVEL, MISSED = Learnt.EVENT, Learnt.LEVEL, Learnt.MISSED
+EVENT, LEVEL, MISSED = DetectedBy.EVENT, DetectedBy.LEVEL, DetectedBy.MISSED
 
 
-def guarded(disk: Disk, mode: Mode = Mode.ARM) -> Guard:
+def guarded(disk: Disk, mode: ThresholdMode = ThresholdMode.ARM) -> ThresholdTracker:
     """Return a guard that has seen a disk for the first time."""
-    guard = Guard(plan(mode))
+    guard = ThresholdTracker(plan(mode))
     look(guard, disk)
     return guard
 
@@ -41,12 +41,12 @@ def test_only_a_disk_that_can_fill_has_a_ladder(disk: Disk, thin: bool) -> None:
 
 
 def test_a_disk_that_was_not_looked_at_yet_has_none() -> None:
-    guard = Guard(plan())
+    guard = ThresholdTracker(plan())
     assert (guard.thin, guard.ladder, guard.wanted(), guard.full_in) == (False, (), None, None)
 
 
 def test_a_disk_of_which_nothing_is_wanted_is_left_alone() -> None:
-    guard = guarded(Disk(offset=99 * GIB), Mode.OFF)
+    guard = guarded(Disk(offset=99 * GIB), ThresholdMode.OFF)
     assert (guard.ladder, guard.wanted(), guard.told) == ((), None, 0)
 
 
@@ -54,7 +54,7 @@ def test_a_disk_of_which_nothing_is_wanted_is_left_alone() -> None:
 
 
 def test_every_rung_is_told_once_on_the_way_up_and_the_last_is_the_top() -> None:
-    disk, guard = Disk(), guarded(Disk(), Mode.OBSERVE)
+    disk, guard = Disk(), guarded(Disk(), ThresholdMode.OBSERVE)
     crossings = []
     for percent in (10, 80, 81, 85, 91, 92, 96, 99, 100):
         disk.write(percent * GIB)
@@ -65,7 +65,7 @@ def test_every_rung_is_told_once_on_the_way_up_and_the_last_is_the_top() -> None
 
 
 def test_rungs_that_were_leapt_over_are_all_told_the_lowest_first() -> None:
-    disk, guard = Disk(), guarded(Disk(), Mode.OBSERVE)
+    disk, guard = Disk(), guarded(Disk(), ThresholdMode.OBSERVE)
     disk.write(99 * GIB)
     assert told(look(guard, disk)) == [(level, LEVEL, True) for level in LEVELS]
     assert look(guard, disk) == []
@@ -73,7 +73,7 @@ def test_rungs_that_were_leapt_over_are_all_told_the_lowest_first() -> None:
 
 def test_a_disk_that_wavers_about_a_rung_is_told_once_and_resolved_once_it_is_well_below() -> None:
     disk = Disk(driver="file", allocated=10 * GIB)
-    guard = guarded(disk, Mode.OBSERVE)
+    guard = guarded(disk, ThresholdMode.OBSERVE)
     crossings = []
     for allocated in (81, 79, 81, 79, 78, 81):
         disk.allocated = allocated * GIB
@@ -82,7 +82,7 @@ def test_a_disk_that_wavers_about_a_rung_is_told_once_and_resolved_once_it_is_we
 
 
 def test_a_disk_that_was_made_larger_resolves_what_no_longer_holds() -> None:
-    disk, guard = Disk(offset=96 * GIB), Guard(plan())
+    disk, guard = Disk(offset=96 * GIB), ThresholdTracker(plan())
     assert len(look(guard, disk)) == 3
     disk.size = 200 * GIB
     assert told(look(guard, disk)) == [(level, LEVEL, False) for level in reversed(LEVELS)]
@@ -114,7 +114,7 @@ def test_one_write_past_several_rungs_tells_them_all() -> None:
 
 def test_observing_sets_nothing() -> None:
     disk = Disk()
-    guard = guarded(disk, Mode.OBSERVE)
+    guard = guarded(disk, ThresholdMode.OBSERVE)
     assert guard.wanted() is None
     disk.write(81 * GIB)
     assert guard.written(disk.node, disk.offset, 1)
@@ -242,11 +242,11 @@ def test_what_was_told_is_not_told_again_after_a_restart_and_what_was_armed_is_k
     arm(first, disk)
     fire(first, disk.write(81 * GIB))
     arm(first, disk)
-    second = Guard(plan())
+    second = ThresholdTracker(plan())
     second.recall(first.remember())
     assert look(second, disk) == []
     assert (second.told, second.armed) == (1, ("storage", 90 * GIB))
-    third = Guard(plan())
+    third = ThresholdTracker(plan())
     third.recall(first.remember())
     disk.write(91 * GIB)  # while nobody watched
     assert told(look(third, disk)) == [("90%", MISSED, True)]
@@ -260,7 +260,7 @@ def test_what_was_told_is_not_told_again_after_a_restart_and_what_was_armed_is_k
     )
 )
 def test_whatever_was_kept_a_guard_works(kept: object) -> None:
-    guard = Guard(plan())
+    guard = ThresholdTracker(plan())
     guard.recall(kept)
     look(guard, Disk(offset=85 * GIB))
     assert guard.told == 1

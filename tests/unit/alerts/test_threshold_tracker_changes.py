@@ -5,32 +5,36 @@ import json
 import pytest
 
 from agent.alerts.levels import MAX_BYTES, parse_level
-from agent.alerts.threshold_tracker import Guard
-from agent.alerts.threshold_types import Layer, Learnt, Mode, Plan
+from agent.alerts.threshold_tracker import ThresholdTracker
+from agent.alerts.threshold_types import DetectedBy, DiskLayer, ThresholdMode, ThresholdPolicy
 
 LIMIT = 1000
 NODE = "storage"
 
 
-def guard(*levels: str, mode: Mode = Mode.ARM) -> Guard:
-    return Guard(Plan(mode, tuple(map(parse_level, levels or ("80%", "90%", "95%")))))
+def guard(*levels: str, mode: ThresholdMode = ThresholdMode.ARM) -> ThresholdTracker:
+    return ThresholdTracker(ThresholdPolicy(mode, tuple(map(parse_level, levels or ("80%", "90%", "95%")))))
 
 
-def device(used: int, limit: int = LIMIT, slot: int = 0, path: str = "/dev/vg/lv") -> tuple[Layer, Layer, int]:
+def device(used: int, limit: int = LIMIT, slot: int = 0, path: str = "/dev/vg/lv") -> tuple[DiskLayer, DiskLayer, int]:
     """Return a qcow2 on a logical volume: its format, its storage, and how far that was written."""
-    return Layer("format", "qcow2", path, 8 * limit), Layer(NODE, "host_device", path, limit, 0, slot), used
+    return DiskLayer("format", "qcow2", path, 8 * limit), DiskLayer(NODE, "host_device", path, limit, 0, slot), used
 
 
-def file(allocated: int, limit: int = LIMIT, slot: int = 0, path: str = "/a.qcow2") -> tuple[Layer, Layer, int]:
+def file(allocated: int, limit: int = LIMIT, slot: int = 0, path: str = "/a.qcow2") -> tuple[DiskLayer, DiskLayer, int]:
     """Return a qcow2 on a file that has no holes."""
-    return Layer("format", "qcow2", path, limit), Layer(NODE, "file", path, allocated, allocated, slot), allocated
+    return (
+        DiskLayer("format", "qcow2", path, limit),
+        DiskLayer(NODE, "file", path, allocated, allocated, slot),
+        allocated,
+    )
 
 
-def look(one: Guard, disk: tuple[Layer, Layer, int]) -> list[tuple[str, bool, Learnt]]:
+def look(one: ThresholdTracker, disk: tuple[DiskLayer, DiskLayer, int]) -> list[tuple[str, bool, DetectedBy]]:
     return [(c.rung.level.text, c.firing, c.learnt) for c in one.layers(*disk, 0.0)]
 
 
-def order(one: Guard) -> int:
+def order(one: ThresholdTracker) -> int:
     """Take what the guard wants set; return the value."""
     wanted = one.wanted()
     assert wanted is not None
@@ -39,14 +43,14 @@ def order(one: Guard) -> int:
     return wanted[1]
 
 
-def restarted(one: Guard, *levels: str) -> Guard:
+def restarted(one: ThresholdTracker, *levels: str) -> ThresholdTracker:
     """Return a guard of the next run, which may have other levels."""
     new = guard(*levels)
     new.recall(json.loads(json.dumps(one.remember())))
     return new
 
 
-LEVEL = Learnt.LEVEL
+LEVEL = DetectedBy.LEVEL
 
 
 # --- The ladder changes ---
@@ -69,7 +73,7 @@ def test_levels_that_the_config_has_no_more_are_resolved_and_new_ones_told() -> 
 def test_a_disk_of_which_nothing_is_wanted_any_more_resolves_what_was_told() -> None:
     one = guard()
     look(one, device(850))
-    two = Guard(Plan(Mode.OFF, one.plan.levels))
+    two = ThresholdTracker(ThresholdPolicy(ThresholdMode.OFF, one.plan.levels))
     two.recall(one.remember())
     assert look(two, device(850)) == [("80%", False, LEVEL)]
 
@@ -95,7 +99,7 @@ def test_a_rung_that_is_held_by_the_hysteresis_does_not_have_the_layers_asked_at
 @pytest.mark.parametrize("driver", ["host_device", "file"])
 def test_a_guest_that_writes_to_the_storage_itself_is_not_armed(driver: str) -> None:
     # libvirt leaves the raw layer out where it is not needed: then a write's offset is the guest's own.
-    form = Layer(NODE, driver, "/x", LIMIT, 100)
+    form = DiskLayer(NODE, driver, "/x", LIMIT, 100)
     one = guard()
     assert look(one, (form, form, 990)) == []
     assert one.wanted() is None
@@ -125,9 +129,9 @@ def test_a_full_file_is_still_told_of_after_a_restart_and_resolved_when_it_is_re
 @pytest.mark.parametrize("slot", [-1, 1, MAX_BYTES])
 def test_any_value_in_the_slot_is_somebodys(slot: int) -> None:
     # QEMU takes a negative number as one past 2^63, and shows it as a negative number.
-    layer = Layer.of({"node": NODE, "driver": "host_device", "size_bytes": LIMIT, "write_threshold_bytes": slot})
+    layer = DiskLayer.of({"node": NODE, "driver": "host_device", "size_bytes": LIMIT, "write_threshold_bytes": slot})
     one = guard()
-    look(one, (Layer("format", "qcow2", "", LIMIT), layer, 0))
+    look(one, (DiskLayer("format", "qcow2", "", LIMIT), layer, 0))
     assert (one.foreign, one.wanted()) == (True, None)
 
 
@@ -177,7 +181,7 @@ def test_the_threshold_that_is_left_on_a_snapshots_old_storage_is_still_known_as
     one = guard()
     look(one, device(100))
     value = order(one)
-    look(one, (Layer("format", "qcow2", "/new", 8000), Layer("new", "host_device", "/new", LIMIT), 0))
+    look(one, (DiskLayer("format", "qcow2", "/new", 8000), DiskLayer("new", "host_device", "/new", LIMIT), 0))
     assert one.owns(NODE, value)
     assert list(one.fired(NODE, value, 5)) == [], "a commit wrote to the old one"
     look(one, device(900, slot=value))
@@ -188,7 +192,7 @@ def test_a_snapshot_is_no_missed_event() -> None:
     one = guard()
     look(one, device(100))
     order(one)
-    found = look(one, (Layer("format", "qcow2", "/new", 8000), Layer("new", "host_device", "/new", LIMIT), 850))
+    found = look(one, (DiskLayer("format", "qcow2", "/new", 8000), DiskLayer("new", "host_device", "/new", LIMIT), 850))
     assert found == [("80%", True, LEVEL)]
 
 
@@ -217,7 +221,7 @@ def test_a_files_event_after_a_discard_tells_nothing_that_is_not_so() -> None:
 
 
 def test_a_file_is_looked_at_when_what_was_written_may_have_brought_it_over_the_next_rung() -> None:
-    one = guard("used 500000", mode=Mode.OBSERVE)
+    one = guard("used 500000", mode=ThresholdMode.OBSERVE)
     limit = 100_000_000
     look(one, file(499_000, limit))
     assert not one.written(NODE, 499_900, 1.0)
@@ -242,7 +246,7 @@ def test_an_event_that_comes_before_the_first_look_is_told_by_that_look() -> Non
     two = restarted(one)
     assert two.owns(NODE, value)
     assert list(two.fired(NODE, value, 5)) == []
-    assert look(two, device(805)) == [("80%", True, Learnt.MISSED)]
+    assert look(two, device(805)) == [("80%", True, DetectedBy.MISSED)]
 
 
 def test_a_qemu_that_counts_from_zero_again_does_not_make_a_disk_emptier_but_another_disk_does() -> None:

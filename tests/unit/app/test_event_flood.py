@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from agent.app.agent import App
+from agent.app.agent import Agent
 from agent.cli.demo.guest import until
 from agent.config.model import Config
 from agent.delivery.entry import Entry
@@ -33,7 +33,7 @@ async def test_a_flood_hides_no_alert_and_what_is_lost_of_it_is_told(fake: FakeQ
         "prometheus": {"listen": "127.0.0.1:0"},
         "memory_budget": "1MiB",
     }
-    app = App(Config.model_validate(config), sink := Late())
+    app = Agent(Config.model_validate(config), sink := Late())
     async with app.running():
         await until(lambda: any(s.state.value == "up" for s in app.snapshot.monitors.values()), 5)
         for number in range(FLOOD):

@@ -9,9 +9,9 @@ import orjson
 import pytest
 
 from agent.cli.capture import CaptureError
-from agent.cli.capture.file import REMOVED, Line, Writer, read, without_secrets
-from agent.cli.capture.replay import Tape
-from agent.cli.capture.wire import Requests
+from agent.cli.capture.file import REMOVED, CaptureLine, CaptureWriter, read, without_secrets
+from agent.cli.capture.replay import Recording
+from agent.cli.capture.wire import RequestFrames
 
 NAMES = (
     "password Passwd key-secret password-secret proxy-password psk tls_psk passphrase token cookie auth key private-key"
@@ -53,8 +53,8 @@ def test_what_is_no_secret_stays_as_it_is(value: Any) -> None:
 LINE = b'{"qmp-agent-capture":1}\n{"seconds":1,"from":"qemu","message":%b}\n'
 
 
-def written(path: Path, max_bytes: int = 1 << 20) -> Writer:
-    writer = Writer(path, "/run/vm1.qmp", max_bytes)
+def written(path: Path, max_bytes: int = 1 << 20) -> CaptureWriter:
+    writer = CaptureWriter(path, "/run/vm1.qmp", max_bytes)
     writer.put("agent", {"execute": "query-status"})
     writer.put("qemu", {"return": {"status": "running", "password": "hunter2"}})
     writer.put("qemu", None)
@@ -120,7 +120,7 @@ def test_requests_are_the_same_however_their_bytes_are_cut(sizes: int) -> None:
         {"execute": "x", "arguments": {"ä": "}{"}},
     ]
     data = b"".join(map(orjson.dumps, asked))
-    requests = Requests()
+    requests = RequestFrames()
     chunks = [data[at : at + sizes] for at in range(0, len(data), sizes)]
     assert [request for chunk in chunks for request in requests.receive(chunk)] == asked
 
@@ -128,20 +128,20 @@ def test_requests_are_the_same_however_their_bytes_are_cut(sizes: int) -> None:
 ASK = {"execute": "query-status"}
 OTHER = {"execute": "query-balloon"}
 PROBE = {"exec-oob": "query-yank", "id": 7}
-TAPE = Tape(
+TAPE = Recording(
     [
-        Line(0.0, "qemu", {"QMP": {"capabilities": ["oob"]}}),
-        Line(1.0, "agent", ASK),
-        Line(1.0, "agent", OTHER),
-        Line(1.1, "qemu", {"event": "STOP", "timestamp": {}}),
-        Line(1.2, "qemu", {"return": 1}),
-        Line(1.3, "qemu", {"error": {"class": "GenericError"}}),
-        Line(5.0, "agent", ASK),
-        Line(5.1, "agent", PROBE),
-        Line(5.2, "qemu", {"return": [], "id": 7}),
-        Line(9.0, "qemu", {"return": 2}),
-        Line(10.0, "agent", ASK),
-        Line(11.0, "qemu", None),
+        CaptureLine(0.0, "qemu", {"QMP": {"capabilities": ["oob"]}}),
+        CaptureLine(1.0, "agent", ASK),
+        CaptureLine(1.0, "agent", OTHER),
+        CaptureLine(1.1, "qemu", {"event": "STOP", "timestamp": {}}),
+        CaptureLine(1.2, "qemu", {"return": 1}),
+        CaptureLine(1.3, "qemu", {"error": {"class": "GenericError"}}),
+        CaptureLine(5.0, "agent", ASK),
+        CaptureLine(5.1, "agent", PROBE),
+        CaptureLine(5.2, "qemu", {"return": [], "id": 7}),
+        CaptureLine(9.0, "qemu", {"return": 2}),
+        CaptureLine(10.0, "agent", ASK),
+        CaptureLine(11.0, "qemu", None),
     ]
 )
 
@@ -177,7 +177,7 @@ def test_a_tape_knows_its_events_and_its_end() -> None:
 
 def test_a_file_that_cannot_be_written_any_more_says_so(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    writer = Writer(tmp_path / "f", "/run/vm1.qmp", 1 << 20)
+    writer = CaptureWriter(tmp_path / "f", "/run/vm1.qmp", 1 << 20)
     resource.setrlimit(resource.RLIMIT_FSIZE, (150, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):

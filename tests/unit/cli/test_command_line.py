@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.cli.main import _parser, main
-from agent.common.errors import FailedError
+from agent.common.errors import CommandFailedError
 
 ROOT = Path(__file__).parents[3]
 (COMMANDS,) = (one.choices for one in _parser()._actions if isinstance(one, argparse._SubParsersAction))
@@ -26,7 +26,7 @@ def test_a_subcommand_says_what_it_is_for_and_so_do_the_documents(name: str) -> 
 def test_whatever_a_subcommand_cannot_do_is_told_in_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class NewError(FailedError):
+    class NewError(CommandFailedError):
         pass
 
     def fails(_: object) -> int:

@@ -7,11 +7,11 @@ from typing import Final
 
 import pytest
 
-from agent.cli.doctor.argv import CommandLine, Socket, config_files, understand
+from agent.cli.doctor.argv import CommandLine, Socket, config_files, parse_argv
 from agent.cli.doctor.report import lines
 from agent.config.loader import load
-from agent.host.permissions import User, agents_user, describe, obstacles
-from agent.host.sockets import ESTABLISHED, Entry, is_agent, program, sockets
+from agent.host.permissions import User, agents_user, blocked_paths, describe
+from agent.host.sockets import ESTABLISHED, SocketEntry, is_agent, program, sockets
 from tests.lab.golden_files import FOLDER, same_text
 from tests.lab.manager_hosts import GANETI, INCUS, INCUS_CONF, LISTENS, PROXMOX, ROOT, Files
 
@@ -218,7 +218,7 @@ def test_where_descriptors_cannot_be_seen_it_says_that_root_could(files: Files) 
         folder.rmdir()
     said = "\n".join(lines(files.vms(wanted="ovirt-vm")))
     assert "descriptor 33: who holds it cannot be told; root can see it" in said
-    files.table |= {900: Entry(ESTABLISHED, "/run/qemu-server/104.qmp", 901)}
+    files.table |= {900: SocketEntry(ESTABLISHED, "/run/qemu-server/104.qmp", 901)}
     assert "/104.qmp: held by somebody" in "\n".join(lines(files.vms(wanted="web")))
 
 
@@ -250,7 +250,7 @@ def test_where_descriptors_cannot_be_seen_it_says_that_root_could(files: Files) 
     ],
 )
 def test_command_lines(line: str, expected: CommandLine) -> None:
-    assert understand(line.split()) == expected
+    assert parse_argv(line.split()) == expected
 
 
 def test_a_config_file_is_read_as_the_process_sees_it_and_only_a_plain_one(files: Files) -> None:
@@ -305,11 +305,11 @@ def test_what_is_in_a_users_way_is_what_the_kernel_says(tmp_path: Path) -> None:
     shut.mkdir(mode=0o700)
     socket.write_text("")
     socket.chmod(0o660)
-    assert obstacles(str(socket), nobody)[-2:] == [shut, socket]
-    assert obstacles(str(socket), ROOT) == []
+    assert blocked_paths(str(socket), nobody)[-2:] == [shut, socket]
+    assert blocked_paths(str(socket), ROOT) == []
     assert describe(shut, nobody) == f"nobody may not enter {shut} (root:root 0700)"
     os.chown(socket, 0, 65534)
-    assert obstacles(str(socket), nobody)[-1] == shut
+    assert blocked_paths(str(socket), nobody)[-1] == shut
     assert describe(tmp_path / "gone", nobody).endswith("No such file or directory")
     assert (os.geteuid(), os.getegid()) == (0, 0)
 
@@ -325,8 +325,8 @@ def test_tcp_sockets_are_told_by_port_with_both_ends(tmp_path: Path) -> None:
     )
     (tmp_path / "net" / "tcp6").write_text(head + row.format(mapped, here, "01", 73))
     found = sockets(tmp_path)
-    assert found[71] == Entry(LISTENS, "tcp:4444", 0, "tcp:0")
-    assert found[72] == Entry(ESTABLISHED, "tcp:4444", 73, "tcp:49153")
+    assert found[71] == SocketEntry(LISTENS, "tcp:4444", 0, "tcp:0")
+    assert found[72] == SocketEntry(ESTABLISHED, "tcp:4444", 73, "tcp:49153")
     assert found[73].peer == 72
 
 

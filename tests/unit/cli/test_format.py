@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent.cli.format import line
-from agent.model.record import Record, Severity, Stamp, Vm
+from agent.model.record import Record, RecordEncoder, Severity, Vm
 
 VM = Vm("host1", "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1", "vm1", "/run/vm1.qmp")
 NOON = 1_700_049_600_123_456_789
@@ -29,7 +29,7 @@ def in_utc() -> Iterator[None]:
 
 def shown(kind: str, data: dict[str, Any], subject: str = "", vm: Vm = VM, **how: Any) -> str:
     severity = how.pop("severity", Severity.INFO)
-    return line(json.loads(Stamp()(Record(kind, vm, data, NOON, subject, severity)).body), **how)
+    return line(json.loads(RecordEncoder()(Record(kind, vm, data, NOON, subject, severity)).body), **how)
 
 
 def event(qemu: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 
 from agent.cli import schema
 from agent.model.events import ROWS
-from agent.model.record import Record, Stamp, Vm
+from agent.model.record import Record, RecordEncoder, Vm
 from tests.lab import golden_files
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.record_validation import faults, understood
@@ -17,7 +17,7 @@ from tests.lab.recording_observer import Notes, terms, watching
 from tests.unit.collectors.test_collectors import BY_NAME, CASES, answer
 
 VM = Vm("host1", "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1", "vm1", "/run/vm1.qmp")
-STAMP = Stamp()
+STAMP = RecordEncoder()
 STOP = Record("qemu.event.stop", VM, {"event": "STOP", "category": "runstate", "qemu": {}}, 0)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.cli.top.columns import COLUMNS, by_column
-from agent.cli.top.screen import Screen, table
+from agent.cli.top.screen import TopScreen, table
 from agent.cli.top.text import fit, number, seconds, size
 
 
@@ -27,7 +27,7 @@ def host(*vms: dict[str, Any]) -> dict[str, Any]:
     return {"vms": {one["uuid"]: one for one in vms}, "alerts": [], "monitors": [], "agent": agent}
 
 
-def names(screen: Screen) -> list[str]:
+def names(screen: TopScreen) -> list[str]:
     return [str(one["name"]) for one in screen.vms()]
 
 
@@ -90,7 +90,7 @@ def test_the_screen_is_filled_and_never_overrun(width: int, height: int) -> None
         vm(f"vm{n}" * 9, now={"cpu": n, "read": n, "write": n}, disks=[{"device": "d", "used_bytes": 5}])
         for n in range(30)
     ]
-    screen = Screen(host(*vms))
+    screen = TopScreen(host(*vms))
     for key in ("", "END", "ENTER", "?"):
         screen.key(key)
         lines = screen.lines(width, height)
@@ -99,7 +99,7 @@ def test_the_screen_is_filled_and_never_overrun(width: int, height: int) -> None
 
 
 def test_the_bar_moves_stays_on_its_vm_and_is_always_seen() -> None:
-    screen = Screen(host(*(vm(f"vm{n:02}") for n in range(30))))
+    screen = TopScreen(host(*(vm(f"vm{n:02}") for n in range(30))))
     screen.lines(80, 13)
     screen.key("END")
     lines = screen.lines(80, 13)
@@ -113,7 +113,7 @@ def test_the_bar_moves_stays_on_its_vm_and_is_always_seen() -> None:
 
 
 def test_keys_filter_open_and_quit() -> None:
-    screen = Screen(host(vm("db-1"), vm("web-1", status="paused")))
+    screen = TopScreen(host(vm("db-1"), vm("web-1", status="paused")))
     for key in "/PAU":
         screen.key(key)
     assert names(screen) == ["web-1"]

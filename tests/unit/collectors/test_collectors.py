@@ -20,7 +20,7 @@ from agent.model.metrics import FAMILIES
 from agent.model.metrics.about import ABOUT
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.memory import BALLOON
-from agent.model.record import Record, Stamp, Vm
+from agent.model.record import Record, RecordEncoder, Vm
 from agent.qmp.errors import AnswerError, CommandError, QmpError
 from tests.lab import golden_files
 from tests.lab.fixtures import StartGuest
@@ -136,7 +136,7 @@ def well_formed(name: str, sample: Sample) -> None:
             assert len(value["counts"]) == len(value["boundaries_seconds"]) + 1
         elif kinds[field] is not Kind.DETAIL:
             assert type(value) is (bool if kinds[field] is Kind.FLAG else str)
-    assert Stamp()(Record("qemu.sample.x", Vm("h", "u", "n"), sample.data, 0, sample.subject)).body
+    assert RecordEncoder()(Record("qemu.sample.x", Vm("h", "u", "n"), sample.data, 0, sample.subject)).body
 
 
 KERNEL = [(name, case["replies"]) for name, cases in CASES.items() for case in cases if "file" in case["replies"][0]]
@@ -176,7 +176,7 @@ def test_whatever_one_field_is_the_samples_have_only_their_familys_fields_in_the
 def test_a_figure_that_is_past_all_measure_in_base_units_stays_one_that_json_can_hold(speed: float) -> None:
     (sample,) = collect("migration", {"status": "active", "ram": {"mbps": speed, "total": 1}})
     assert math.isfinite(sample.values.get("throughput_bytes_per_second", 0))
-    assert Stamp()(Record("qemu.sample.migration", Vm("h", "u", "n"), sample.data, 0)).body
+    assert RecordEncoder()(Record("qemu.sample.migration", Vm("h", "u", "n"), sample.data, 0)).body
 
 
 # --- Disks ---

@@ -11,7 +11,7 @@ from agent.model.family import Family
 from agent.model.metrics.jobs import JOB
 from agent.model.metrics.migration import MIGRATION_ENDED
 from agent.model.metrics.runstate import RUNSTATE
-from agent.model.record import Record, Severity, Stamp, Vm
+from agent.model.record import Record, RecordEncoder, Severity, Vm
 from tests.lab.fixtures import StartGuest
 from tests.lab.record_validation import faults
 from tests.lab.recording_observer import Notes, terms, watching
@@ -185,7 +185,7 @@ def test_a_migrations_end_is_told_once_with_all_its_figures() -> None:
         "transferred_bytes": 10_500,
         "throughput_bytes_per_second": 5250,
     }
-    assert faults(Stamp()(Record("qemu.migration.ended", Vm("h", "", "n", "m"), notice.values, 0)).body) == []
+    assert faults(RecordEncoder()(Record("qemu.migration.ended", Vm("h", "", "n", "m"), notice.values, 0)).body) == []
     assert notice.family is MIGRATION_ENDED
 
 

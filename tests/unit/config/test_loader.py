@@ -16,7 +16,7 @@ from agent import monitors
 from agent.config.loader import ConfigError, load, sections, validate
 from agent.config.model import Config
 from agent.delivery.sinks.config import SinkConfig
-from agent.monitors import DialConfig, WayConfig
+from agent.monitors import DialConfig, DiscovererConfig
 from tests.lab import golden_files
 
 FOLDER = golden_files.FOLDER / "config"
@@ -110,7 +110,7 @@ def test_a_problem_without_a_place_of_its_own_has_that_of_what_is_around_it() ->
 def test_every_way_that_is_written_may_be_an_entry() -> None:
     for module in pkgutil.iter_modules(monitors.__path__):
         importlib.import_module(f"agent.monitors.{module.name}")
-    assert {*WayConfig.__subclasses__()} == {*monitors.ENTRIES}, "name it in ENTRIES"
+    assert {*DiscovererConfig.__subclasses__()} == {*monitors.ENTRIES}, "name it in ENTRIES"
 
 
 def test_every_section_of_a_sink_is_one_that_records_may_go_to() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.journal import set_aside
+from agent.cli.journal import quarantined_files
 from agent.delivery.journal.database import connect
 from agent.delivery.journal.writer import FILE
 from agent.delivery.sinks.base import BATCH_RECORDS
@@ -75,7 +75,7 @@ async def test_what_is_no_database_at_all_is_set_aside_as_it_is(folder: Path) ->
         assert delivery.troubles() == []
         (note,) = delivery.notes()
         assert note.startswith("1 damaged")
-    (aside,) = set_aside(folder)
+    (aside,) = quarantined_files(folder)
     assert aside.name.startswith(f"{FILE}.damaged-")
     assert aside.read_bytes() == b"this is not a database\n" * 1000
 
@@ -83,7 +83,7 @@ async def test_what_is_no_database_at_all_is_set_aside_as_it_is(folder: Path) ->
 async def test_an_empty_file_is_a_new_journal(folder: Path) -> None:
     (folder / FILE).touch()
     await leave(folder, Source(), 5)
-    assert set_aside(folder) == []
+    assert quarantined_files(folder) == []
 
 
 async def test_a_folder_in_the_journals_place_is_left_alone(folder: Path) -> None:
@@ -116,7 +116,7 @@ async def test_a_journal_that_became_read_only_is_left_where_it_is(folder: Path)
         await soon(lambda: is_journaled(delivery.events))
         sink.up = True
         await sink.until(lambda: once(sink.ids) == source.made)
-    assert set_aside(folder) == []
+    assert quarantined_files(folder) == []
 
 
 async def test_a_journal_of_a_format_to_come_is_set_aside_and_what_can_be_read_is_delivered(folder: Path) -> None:
@@ -127,7 +127,7 @@ async def test_a_journal_of_a_format_to_come_is_set_aside_and_what_can_be_read_i
     sink = Script()
     async with running(deliver(sink, folder)):
         await sink.until(lambda: sink.ids == source.made)
-    assert len(set_aside(folder)) == 1
+    assert len(quarantined_files(folder)) == 1
 
 
 async def test_of_two_agents_with_one_folder_the_second_waits_for_it(folder: Path) -> None:
@@ -188,7 +188,7 @@ async def test_what_is_before_and_behind_a_damaged_page_is_delivered(folder: Pat
     assert missing == list(range(missing[0], missing[-1] + 1)), "that page, and no more"
     assert 1500 in missing
     assert [json.loads(entry.body)["data"]["records"] for entry in sink.told] in ([], [len(missing)])
-    assert len(set_aside(folder)) == 1
+    assert len(quarantined_files(folder)) == 1
 
 
 async def test_a_page_that_is_damaged_under_way_costs_what_was_on_it(folder: Path) -> None:
@@ -238,7 +238,7 @@ async def test_what_flies_while_the_journal_is_made_anew_still_comes_first_after
         delivery.put(source.next())
         await soon(lambda: delivery.journal is not None and delivery.journal.trouble is not None)
         disk.name = None
-        await soon(lambda: is_journaled(lane) and set_aside(folder / "a"))
+        await soon(lambda: is_journaled(lane) and quarantined_files(folder / "a"))
         shutil.copytree(folder / "a", folder / "b")
     sink = Script()
     async with running(deliver(sink, folder / "b")):
@@ -293,7 +293,7 @@ async def test_a_damaged_file_that_cannot_be_replaced_yet_is_put_back_whole(fold
         assert [name for name in delivery.troubles() if "disk is full" in name]
         disk.name = None
         await sink.until(lambda: sink.ids == fresh.made + source.made)
-    assert len(set_aside(folder)) == 1
+    assert len(quarantined_files(folder)) == 1
 
 
 async def test_nothing_opens_and_all_is_delivered_from_memory(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.journal import set_aside
+from agent.cli.journal import quarantined_files
 from agent.delivery.journal.database import connect
 from agent.delivery.journal.writer import FILE
 from tests.lab.faulty_disk import mounted
@@ -95,7 +95,7 @@ async def test_events_go_on_from_memory_while_there_is_no_room_at_all(small: Pat
         await sink.until(lambda: once(sink.ids) == source.made)
         await soon(lambda: delivery.troubles() == [])
     assert lost(delivery) == 0
-    assert set_aside(small) == []
+    assert quarantined_files(small) == []
 
 
 async def test_a_disk_that_is_full_at_the_start_costs_nothing_that_is_on_it(small: Path) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agent.cli.journal import set_aside
+from agent.cli.journal import quarantined_files
 from agent.delivery.entry import Entry
-from agent.delivery.journal.database import Store
+from agent.delivery.journal.database import JournalDatabase
 from agent.delivery.journal.statements import delete, insert
 from agent.delivery.journal.writer import FILE
 from tests.lab.scripted_sink import EVENT, SAMPLE, Script, Source, deliver, is_journaled, once, running, soon
@@ -43,7 +43,7 @@ def journal(*, closed: bool) -> Journal:
     sources = {lane: Source(kind, size=300, run=1 + run) for run, (lane, kind) in enumerate(LANES.items())}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, FILE)
-        store = Store(path)
+        store = JournalDatabase(path)
         for group in range(20):
             for lane, source in sources.items():
                 source._pad = "x" * draw.choice((1, 200, 900, 6000))  # the last takes pages of its own
@@ -125,7 +125,7 @@ async def check(before: Journal, damaged: list[Damage]) -> None:
             sink.up = True
             await sink.until(lambda: event.made[-1] in sink.ids)
         assert delivery.journal is not None
-        assert len(set_aside(folder)) == delivery.journal.set_aside
+        assert len(quarantined_files(folder)) == delivery.journal.quarantined
     came = {entry.id: entry.body for entry in sink.entries if entry not in sink.told}
     for bodies in (*before.bodies.values(), event.bodies, sample.bodies):
         ours = [record_id for record_id in once(sink.ids) if record_id in bodies]

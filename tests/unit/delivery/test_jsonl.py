@@ -12,7 +12,7 @@ import pytest
 
 from agent.delivery.entry import Entry
 from agent.delivery.sinks.base import SinkError
-from agent.delivery.sinks.jsonl import JsonLines
+from agent.delivery.sinks.jsonl import JsonLinesSink
 from tests.lab.faulty_disk import mounted
 from tests.lab.scripted_sink import Source, deliver, running, soon
 from tests.unit.delivery.test_journal_full import fill
@@ -39,12 +39,12 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counted, not opened
 
 
-async def sent(sink: JsonLines, entries: Sequence[Entry]) -> None:
+async def sent(sink: JsonLinesSink, entries: Sequence[Entry]) -> None:
     assert list(await sink.send(entries)) == []
 
 
 async def test_each_record_is_a_line(folder: Path) -> None:
-    source, sink = Source(), JsonLines(folder / "records.jsonl")
+    source, sink = Source(), JsonLinesSink(folder / "records.jsonl")
     await sink.open()
     await sent(sink, batch(source, 3))
     await sent(sink, batch(source, 2))
@@ -56,7 +56,7 @@ async def test_each_record_is_a_line(folder: Path) -> None:
 async def test_a_line_that_was_torn_by_a_kill_is_ended_before_the_next(folder: Path) -> None:
     path = folder / "records.jsonl"
     path.write_bytes(b'{"id":"a"}\n{"id":"torn')
-    source, sink = Source(), JsonLines(path)
+    source, sink = Source(), JsonLinesSink(path)
     await sink.open()
     await sent(sink, batch(source, 1))
     await sink.close()
@@ -68,7 +68,7 @@ async def test_a_line_that_was_torn_by_a_kill_is_ended_before_the_next(folder: P
 async def test_a_file_that_ends_with_a_whole_line_is_gone_on_with(folder: Path) -> None:
     path = folder / "records.jsonl"
     path.write_bytes(b'{"id":"a"}\n')
-    sink = JsonLines(path)
+    sink = JsonLinesSink(path)
     for _ in range(3):
         await sink.open()
         await sink.close()
@@ -78,7 +78,7 @@ async def test_a_file_that_ends_with_a_whole_line_is_gone_on_with(folder: Path) 
 @pytest.mark.parametrize("keep", [1, 5])
 async def test_files_turn_over_and_of_those_that_are_kept_none_lacks_a_record(folder: Path, keep: int) -> None:
     path, source = folder / "records.jsonl", Source(size=200)
-    sink = JsonLines(path, rotate_bytes=20_000, keep=keep)
+    sink = JsonLinesSink(path, rotate_bytes=20_000, keep=keep)
     await sink.open()
     for _ in range(40):
         await sent(sink, batch(source, 10))
@@ -104,7 +104,7 @@ async def test_of_batches_that_come_side_by_side_one_alone_turns_the_file_over(
         return found
 
     path, source = folder / "records", Source()
-    sink = JsonLines(path, rotate_bytes=1000, keep=100)
+    sink = JsonLinesSink(path, rotate_bytes=1000, keep=100)
     await sink.open()
     monkeypatch.setattr(os, "fstat", slowly)
     for _ in range(3):
@@ -116,7 +116,7 @@ async def test_of_batches_that_come_side_by_side_one_alone_turns_the_file_over(
 
 async def test_where_none_is_kept_the_file_is_begun_anew(folder: Path) -> None:
     path, source = folder / "records.jsonl", Source(size=200)
-    sink = JsonLines(path, rotate_bytes=20_000, keep=0)
+    sink = JsonLinesSink(path, rotate_bytes=20_000, keep=0)
     await sink.open()
     for _ in range(40):
         await sent(sink, batch(source, 10))
@@ -128,7 +128,7 @@ async def test_where_none_is_kept_the_file_is_begun_anew(folder: Path) -> None:
 
 async def test_a_file_that_cannot_turn_over_has_no_record_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, source = folder / "records.jsonl", Source(size=200)
-    sink = JsonLines(path, rotate_bytes=1000, keep=2)
+    sink = JsonLinesSink(path, rotate_bytes=1000, keep=2)
     await sink.open()
     await sent(sink, batch(source, 5))
 
@@ -153,7 +153,7 @@ async def test_no_descriptor_is_left_when_opening_fails_or_turning_over_does(
 ) -> None:
     path = folder / "records.jsonl"
     path.write_bytes(b"torn")
-    sink = JsonLines(path, rotate_bytes=5)
+    sink = JsonLinesSink(path, rotate_bytes=5)
     await asyncio.to_thread(descriptors)  # has the thread
     before = descriptors()
 
@@ -183,7 +183,7 @@ async def test_no_descriptor_is_left_when_opening_fails_or_turning_over_does(
 
 
 async def test_a_full_device_is_said_to_be_one() -> None:
-    sink = JsonLines(Path("/dev/full"))
+    sink = JsonLinesSink(Path("/dev/full"))
     await sink.open()
     with pytest.raises(SinkError, match=r"^/dev/full: No space left on device$"):
         await sink.send(batch(Source(), 1))
@@ -192,14 +192,14 @@ async def test_a_full_device_is_said_to_be_one() -> None:
 
 async def test_a_folder_that_is_not_there_is_named(folder: Path) -> None:
     with pytest.raises(SinkError, match=r"none/r\.jsonl: No such file or directory$"):
-        await JsonLines(folder / "none" / "r.jsonl").open()
+        await JsonLinesSink(folder / "none" / "r.jsonl").open()
 
 
 async def test_what_a_full_disk_did_not_take_is_delivered_when_there_is_room(folder: Path) -> None:
     with mounted(folder / "disk", "size=256k"):
         path, source = folder / "disk" / "records.jsonl", Source()
         filler = fill(folder / "disk")
-        delivery = deliver(JsonLines(path), None)
+        delivery = deliver(JsonLinesSink(path), None)
         async with running(delivery):
             for stamped in source.some(100):
                 delivery.put(stamped)
@@ -212,7 +212,7 @@ async def test_what_a_full_disk_did_not_take_is_delivered_when_there_is_room(fol
 async def test_standard_output_is_left_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (folder / "out").open("w") as file, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", file)
-        source, sink = Source(), JsonLines(None, rotate_bytes=10)
+        source, sink = Source(), JsonLinesSink(None, rotate_bytes=10)
         await sink.open()
         await sent(sink, batch(source, 3))
         await sink.close()
@@ -225,7 +225,7 @@ async def test_a_reader_of_standard_output_that_left_is_said_so(monkeypatch: pyt
     reader, writer = os.pipe()
     with os.fdopen(writer, "w") as out, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", out)
-        sink = JsonLines(None)
+        sink = JsonLinesSink(None)
         await sink.open()
         os.close(reader)
         with pytest.raises(SinkError, match=r"^standard output: Broken pipe$"):

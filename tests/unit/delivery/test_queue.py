@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from agent.delivery.journal.database import Store
+from agent.delivery.journal.database import JournalDatabase
 from tests.lab.queue_kinds import Kind, each_kind
 from tests.lab.scripted_sink import Script, Source, caught_up, deliver, lost, once, running, soon
 
@@ -94,7 +94,7 @@ async def test_refused_records_are_buried_and_the_rest_delivered(kind: Kind, fol
     assert sink.ids == [record_id for record_id in source.made if record_id not in sink.refused]
     assert delivery.losses.totals == {(kind.lane(delivery).name, "refused"): 5}
     if delivery.journal is not None:
-        store = Store(delivery.journal.path)
+        store = JournalDatabase(delivery.journal.path)
         dead = list(store.dead())
         store.close()
         assert [(reason, entry.id) for reason, entry in dead] == [("refused", i) for i in source.made[7:60:11]]

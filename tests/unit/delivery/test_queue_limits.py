@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.delivery.drops import Drop, Losses
+from agent.delivery.drops import DropLedger, DropReason
 from agent.delivery.entry import Entry
-from agent.delivery.queue import Budget, Lane
+from agent.delivery.queue import QueueLimits, RecordQueue
 from tests.lab.faulty_disk import Failing, Stuck
 from tests.lab.queue_kinds import DURABLE, MEMORY, SPILLING, Kind, journaled_kinds
 from tests.lab.scripted_sink import (
@@ -167,11 +167,11 @@ async def test_what_was_journaled_survives_a_kill(kind: Kind, folder: Path) -> N
 async def test_losses_that_were_not_told_survive_a_restart_and_are_told_once(folder: Path) -> None:
     sink = Script(up=False)
     async with running(deliver(sink, folder), stop_seconds=1) as delivery:
-        delivery.losses.add("samples", Drop.BUDGET, 7, START_NS, START_NS + 5 * 10**9, 0)
-        delivery.losses.add("events", Drop.CORRUPT, 2, 0, 0, 0)
+        delivery.losses.add("samples", DropReason.BUDGET, 7, START_NS, START_NS + 5 * 10**9, 0)
+        delivery.losses.add("events", DropReason.CORRUPT, 2, 0, 0, 0)
     sink = Script()
     async with running(deliver(sink, folder)) as delivery:
-        delivery.losses.add("samples", Drop.BUDGET, 3, START_NS - 10**9, START_NS, 0)
+        delivery.losses.add("samples", DropReason.BUDGET, 3, START_NS - 10**9, START_NS, 0)
         delivery.put(Source().next())
         await sink.until(lambda: len(sink.told) == 2)
         assert not delivery.losses
@@ -315,7 +315,7 @@ async def test_a_bug_in_a_sink_ends_the_agent_and_does_not_look_like_work(folder
 
 async def test_a_batch_that_is_full_by_its_bytes_waits_for_no_more() -> None:
     lane, source = (
-        Lane("samples", Budget(1 << 20, 0), Losses(), durable=False, gather_seconds=10 * LONG),
+        RecordQueue("samples", QueueLimits(1 << 20, 0), DropLedger(), durable=False, gather_seconds=10 * LONG),
         Source(SAMPLE),
     )
     for stamped in source.some(10):

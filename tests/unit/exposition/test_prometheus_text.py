@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.exposition.prometheus import render
 from agent.exposition.snapshot import Snapshot
-from agent.session.api import State
+from agent.session.api import MonitorState
 from tests.lab import golden_files
 from tests.lab.prometheus import promtool_check
 from tests.lab.snapshots import BY_NAME, event, poll, put, status, vm
@@ -49,7 +49,7 @@ def two_vms() -> Snapshot:
     snapshot.status(status(evil, package=HOSTILE))
     put(snapshot, evil, BY_NAME["block"], ((HOSTILE,), {"reads_total": 2**64 - 1, "read_seconds_total": 0.1 + 0.2}))
     put(snapshot, evil, BY_NAME["runstate"], ((), {"status": HOSTILE, "running": False}))
-    snapshot.status(status(evil, State.STALLED))
+    snapshot.status(status(evil, MonitorState.STALLED))
     return snapshot
 
 
@@ -100,7 +100,7 @@ def test_every_sample_of_the_golden_files_has_its_series() -> None:
 
 def test_a_vm_that_is_gone_has_no_series() -> None:
     snapshot = two_vms()
-    snapshot.status(status(vm(), State.GONE))
+    snapshot.status(status(vm(), MonitorState.GONE))
     assert {named["vm"] for _, labels in series(snapshot) if "vm" in (named := dict(labels))} == {HOSTILE}
 
 
@@ -116,7 +116,7 @@ def test_two_ways_to_one_vm_make_no_series_twice() -> None:
         snapshot.status(status(twin))
         poll(snapshot, twin, "block", [{"qdev": "disk0", "stats": {"rd_bytes": 9}}])
     assert read() == before
-    snapshot.status(status(vm(), State.GONE))
+    snapshot.status(status(vm(), MonitorState.GONE))
     assert read() == [9]
 
 

@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 
 from agent.exposition.prometheus import render
-from agent.exposition.series_limits import Limits
-from agent.exposition.snapshot import Snapshot, View
+from agent.exposition.series_limits import SeriesLimits
+from agent.exposition.snapshot import Snapshot, VmView
 from agent.model.family import Kind, Sample
 from agent.model.record import Vm
-from agent.session.api import State, Status
+from agent.session.api import MonitorState, MonitorStatus
 from tests.lab.snapshots import BY_NAME, SECOND, event, poll, put, status, vm
 
 BLOCK, BALLOON = BY_NAME["block"], BY_NAME["balloon"]
 
 
-def view(snapshot: Snapshot, whose: Vm) -> View:
+def view(snapshot: Snapshot, whose: Vm) -> VmView:
     (found,) = [view for known, view in snapshot.views() if known == whose]
     return found
 
@@ -57,8 +57,10 @@ def test_a_backing_chain_that_was_merged_is_gone_with_the_poll_that_does_not_tel
     assert subjects(snapshot, vm(), "block_backing") == []
 
 
-@pytest.mark.parametrize("state", [State.GONE, State.CONNECTING, State.BUSY, State.NEGOTIATING])
-def test_a_vm_that_is_not_attached_has_no_view_and_starts_afresh(state: State) -> None:
+@pytest.mark.parametrize(
+    "state", [MonitorState.GONE, MonitorState.CONNECTING, MonitorState.BUSY, MonitorState.NEGOTIATING]
+)
+def test_a_vm_that_is_not_attached_has_no_view_and_starts_afresh(state: MonitorState) -> None:
     snapshot = up(vm())
     poll(snapshot, vm(), "block", disks("disk0"))
     snapshot.status(status(vm(), state))
@@ -71,7 +73,7 @@ def test_a_vm_that_is_not_attached_has_no_view_and_starts_afresh(state: State) -
 def test_a_vm_that_is_stalled_keeps_its_last_samples() -> None:
     snapshot = up(vm())
     poll(snapshot, vm(), "block", disks("disk0"))
-    snapshot.status(status(vm(), State.STALLED, reason="hangs"))
+    snapshot.status(status(vm(), MonitorState.STALLED, reason="hangs"))
     assert subjects(snapshot, vm(), "block") == [("disk0",)]
     assert view(snapshot, vm()).status.reason == "hangs"
 
@@ -95,18 +97,18 @@ def test_of_two_with_one_uuid_the_first_is_shown_until_it_leaves_or_stops_and_th
     assert shown() == ["/run/b", "/run/vm1.qmp"]
     runs(second, running=False)
     assert shown() == ["/run/a", "/run/vm1.qmp"]
-    snapshot.status(status(first, State.GONE))
+    snapshot.status(status(first, MonitorState.GONE))
     assert shown() == ["/run/b", "/run/vm1.qmp"]
 
 
 def test_monitors_are_known_in_every_state_until_they_end() -> None:
     snapshot = up(vm())
-    nobody = Status(status(vm(1, monitor="/run/x")).monitor, State.BUSY, "held", None, None, 0)
+    nobody = MonitorStatus(status(vm(1, monitor="/run/x")).monitor, MonitorState.BUSY, "held", None, None, 0)
     snapshot.status(nobody)
-    assert [known.state for known in snapshot.monitors.values()] == [State.UP, State.BUSY]
+    assert [known.state for known in snapshot.monitors.values()] == [MonitorState.UP, MonitorState.BUSY]
     snapshot.ended(nobody.monitor.key)
     snapshot.ended(nobody.monitor.key)
-    assert [known.state for known in snapshot.monitors.values()] == [State.UP]
+    assert [known.state for known in snapshot.monitors.values()] == [MonitorState.UP]
     assert len(list(snapshot.views())) == 1
 
 
@@ -117,7 +119,7 @@ def counted(snapshot: Snapshot) -> int:
 
 def test_a_vms_subjects_past_its_series_get_none_and_are_counted() -> None:
     snapshot = up(vm(), vm(1, "other"))
-    snapshot.limits = Limits(series=3)
+    snapshot.limits = SeriesLimits(series=3)
     poll(snapshot, vm(), "block", disks("a", "b", "c", "d", "e"))
     assert subjects(snapshot, vm(), "block") == [("a",), ("b",), ("c",)]
     assert counted(snapshot) == 3
@@ -137,7 +139,7 @@ def test_a_vms_subjects_past_its_series_get_none_and_are_counted() -> None:
 
 def test_the_series_of_a_subject_are_counted_one_by_one() -> None:
     snapshot = up(vm())
-    snapshot.limits = Limits(series=5)
+    snapshot.limits = SeriesLimits(series=5)
     two = {"rd_bytes": 1, "wr_bytes": 2}
     poll(snapshot, vm(), "block", [{"qdev": name, "stats": two} for name in "abcd"])
     assert subjects(snapshot, vm(), "block") == [("a",), ("b",)]
@@ -149,7 +151,7 @@ def test_each_bucket_of_a_histogram_is_a_series() -> None:
     field = next(field for field in family.fields if field.kind is Kind.HISTOGRAM)
     value = {"boundaries_seconds": [0.1, 1.0], "counts": [1, 2, 3], "sum_seconds": 4.0}
     labels = [tuple(f"{name}{n}" for name in family.labels) for n in range(3)]
-    snapshot.limits = Limits(series=11)
+    snapshot.limits = SeriesLimits(series=11)
     put(snapshot, vm(), family, *((one, {field.name: value}) for one in labels))
     assert subjects(snapshot, vm(), family.name) == labels[:2]
     assert sum(line.startswith(family.series(field)) for line in render(snapshot).splitlines()) == 10
@@ -157,7 +159,7 @@ def test_each_bucket_of_a_histogram_is_a_series() -> None:
 
 def test_names_that_come_and_go_get_no_series_past_a_number_of_new_ones_an_hour() -> None:
     snapshot = up(vm())
-    snapshot.limits = Limits(subjects=3)
+    snapshot.limits = SeriesLimits(subjects=3)
     poll(snapshot, vm(), "block", disks("a", "b"), at=10_000)
     poll(snapshot, vm(), "block", disks("c", "d", "a"), at=10_010)
     assert subjects(snapshot, vm(), "block") == [("c",), ("a",)]
@@ -169,7 +171,7 @@ def test_names_that_come_and_go_get_no_series_past_a_number_of_new_ones_an_hour(
 
 def test_those_that_stay_are_not_new_when_the_next_hour_begins() -> None:
     snapshot = up(vm())
-    snapshot.limits = Limits(subjects=3)
+    snapshot.limits = SeriesLimits(subjects=3)
     poll(snapshot, vm(), "block", disks("a", "b", "c"), at=10_000)
     poll(snapshot, vm(), "block", disks("a", "b", "c", "d", "e", "f", "g"), at=10_000 + 3601)
     assert subjects(snapshot, vm(), "block") == [("a",), ("b",), ("c",), ("d",), ("e",), ("f",)]
@@ -185,7 +187,7 @@ def test_hundreds_of_thousands_of_names_take_bounded_memory_and_time() -> None:
         snapshot.samples(vm(), (BLOCK,), samples, (10_000 + step) * SECOND)
         taken += time.process_time() - start
         ever.update(subjects(snapshot, vm(), "block"))
-    assert len(ever) == len(view(snapshot, vm()).cap._gone) == Limits().subjects
+    assert len(ever) == len(view(snapshot, vm()).cap._gone) == SeriesLimits().subjects
     assert taken < 2.5  # seconds: 10 us a name on a machine that has much else to do
     assert view(snapshot, vm()).left_out["block"] == 5000
     put(snapshot, vm(), BLOCK, *(((str(n),), {"reads_total": n}) for n in range(50_000)))
@@ -215,7 +217,7 @@ def test_a_qemu_started_anew_at_the_same_address_keeps_its_view_when_the_old_con
     snapshot = Snapshot()
     snapshot.status(status(vm(), key="old socket"))
     snapshot.status(status(vm(), key="new socket"))
-    snapshot.status(status(vm(), State.GONE, key="old socket"))
+    snapshot.status(status(vm(), MonitorState.GONE, key="old socket"))
     assert len(list(snapshot.views())) == 1
 
 
@@ -225,7 +227,7 @@ def test_the_very_samples_that_were_taken_last_say_nothing_new_but_to_a_view_tha
     for second in (1, 2):
         snapshot.samples(vm(), families, samples, second * SECOND)
     assert view(snapshot, vm()).pairs["block_space"].time_ns == SECOND
-    snapshot.status(status(vm(), State.GONE))
+    snapshot.status(status(vm(), MonitorState.GONE))
     snapshot.status(status(vm()))
     snapshot.samples(vm(), families, samples, 3 * SECOND)
     assert subjects(snapshot, vm(), "block_space") == [("disk0",)]
@@ -233,7 +235,7 @@ def test_the_very_samples_that_were_taken_last_say_nothing_new_but_to_a_view_tha
 
 def test_nothing_is_left_out_any_more_of_a_family_that_was_cut_to_nothing_and_is_gone() -> None:
     snapshot = up(vm())
-    snapshot.limits = Limits(series=0)
+    snapshot.limits = SeriesLimits(series=0)
     poll(snapshot, vm(), "block", disks("disk0"))
     assert view(snapshot, vm()).left_out.total() == 1
     poll(snapshot, vm(), "block", [])
@@ -244,6 +246,6 @@ def test_other_limits_hold_for_the_very_samples_that_were_taken_last() -> None:
     snapshot = up(vm())
     families, samples = (BY_NAME["block_space"],), [Sample(BY_NAME["block_space"], ("disk0",), {"used_bytes": 5})]
     snapshot.samples(vm(), families, samples, SECOND)
-    snapshot.limits = Limits(series=0)
+    snapshot.limits = SeriesLimits(series=0)
     snapshot.samples(vm(), families, samples, 2 * SECOND)
     assert subjects(snapshot, vm(), "block_space") == []

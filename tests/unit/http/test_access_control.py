@@ -14,12 +14,12 @@ import bcrypt
 import pytest
 
 from agent.cli.demo.guest import until
-from agent.cli.http_client import Visitor
+from agent.cli.http_client import EndpointCredentials
 from agent.http import basic_auth
 from agent.http import server as module
 from agent.http.handlers import HEADERS
 from agent.http.server import EndpointError, is_loopback
-from tests.lab.endpoint import Door
+from tests.lab.endpoint import RunningEndpoint
 from tests.lab.kafka_security import Certificates
 from tests.lab.scripted_peer import LONG
 
@@ -38,9 +38,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates.make(tmp_path_factory.mktemp("certificates"))
 
 
-def visitor(folder: Path, user: str = "alice", password: str = PASSWORD, **more: Any) -> Visitor:
+def visitor(folder: Path, user: str = "alice", password: str = PASSWORD, **more: Any) -> EndpointCredentials:
     (folder / "password").write_text(password + "\n")
-    return Visitor(user=user, password_file=folder / "password", **more)
+    return EndpointCredentials(user=user, password_file=folder / "password", **more)
 
 
 def tls(certificates: Certificates, **more: Any) -> Any:
@@ -61,7 +61,7 @@ def mutual(certificates: Certificates, **more: Any) -> Any:
 
 
 async def test_only_a_user_with_its_password_is_let_in_wherever_it_asks(folder: Path) -> None:
-    async with Door(folder, USERS).open() as door:
+    async with RunningEndpoint(folder, USERS).open() as door:
         for path in ("/", "/metrics", "/healthz", "/readyz", "/records", "/nowhere"):
             assert await door.get(path) == 401
         for user, password in (("alice", "wrong"), ("bob", PASSWORD), ("", PASSWORD), ("alice", ""), ("alice", HASH)):
@@ -75,7 +75,7 @@ async def test_only_a_user_with_its_password_is_let_in_wherever_it_asks(folder: 
 
 async def test_who_is_asked_is_told_how_and_gets_the_headers_of_every_answer(folder: Path) -> None:
     async with (
-        Door(folder, USERS).open() as door,
+        RunningEndpoint(folder, USERS).open() as door,
         aiohttp.ClientSession() as session,
         session.get(door.url) as response,
     ):
@@ -94,7 +94,7 @@ async def test_a_password_that_was_good_is_not_hashed_again_and_a_bad_one_always
         return real(password, text)
 
     monkeypatch.setattr(bcrypt, "checkpw", check)
-    known = basic_auth.Users({"alice": HASH})
+    known = basic_auth.BasicAuthUsers({"alice": HASH})
 
     async def admit(user: str, password: str) -> bool:
         return await known.admit("Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
@@ -110,7 +110,7 @@ async def test_a_password_that_was_good_is_not_hashed_again_and_a_bad_one_always
     assert hashed[-1] != HASH.encode()
     assert hashed[-1].split(b"$")[2] == HASH.encode().split(b"$")[2]
     # bcrypt would take a password that begins like another for the same, from the 73rd byte on.
-    long = basic_auth.Users({"alice": bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4)).decode()})
+    long = basic_auth.BasicAuthUsers({"alice": bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4)).decode()})
     basic = [b"alice:" + b"x" * n for n in (72, 73)]
     assert [await long.admit("Basic " + base64.b64encode(one).decode()) for one in basic] == [True, False]
 
@@ -130,7 +130,7 @@ async def test_guessing_takes_one_thread_and_more_guesses_than_can_wait_are_turn
         return False
 
     monkeypatch.setattr(bcrypt, "checkpw", slow)
-    known = basic_auth.Users({"alice": HASH})
+    known = basic_auth.BasicAuthUsers({"alice": HASH})
     guesses = [known.admit("Basic " + base64.b64encode(b"alice:%d" % n).decode()) for n in range(100)]
     answers = await asyncio.gather(*guesses, return_exceptions=True)
     assert set(at_once) == {1}
@@ -144,9 +144,9 @@ async def test_guessing_takes_one_thread_and_more_guesses_than_can_wait_are_turn
 async def test_with_a_certificate_the_endpoint_speaks_tls_and_nothing_else(
     folder: Path, certificates: Certificates
 ) -> None:
-    async with Door(folder, tls(certificates)).open() as door:
+    async with RunningEndpoint(folder, tls(certificates)).open() as door:
         assert door.url.startswith("https://")
-        assert await door.get(visitor=Visitor(ca=certificates.authority)) == 200
+        assert await door.get(visitor=EndpointCredentials(ca=certificates.authority)) == 200
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await door.get()
         with pytest.raises(aiohttp.ClientError):
@@ -158,35 +158,35 @@ async def test_where_clients_have_to_show_a_certificate_none_and_a_foreign_one_a
     folder: Path, certificates: Certificates
 ) -> None:
     foreign = Certificates.make(folder / "foreign")
-    async with Door(folder, mutual(certificates)).open() as door:
-        assert await door.get(visitor=Visitor(certificates.authority, certificates.client)) == 200
+    async with RunningEndpoint(folder, mutual(certificates)).open() as door:
+        assert await door.get(visitor=EndpointCredentials(certificates.authority, certificates.client)) == 200
         for shown in (None, foreign.client):
             with pytest.raises((aiohttp.ClientError, ConnectionError)):
-                await door.get(visitor=Visitor(certificates.authority, shown))
+                await door.get(visitor=EndpointCredentials(certificates.authority, shown))
 
 
 @pytest.mark.parametrize(("name", "status"), [("localhost", 200), ("127.0.0.1", 200), ("other.example", 403)])
 async def test_a_clients_certificate_may_have_to_have_a_name(
     folder: Path, certificates: Certificates, name: str, status: int
 ) -> None:
-    async with Door(folder, mutual(certificates, client_allowed_sans=[name])).open() as door:
-        assert await door.get(visitor=Visitor(certificates.authority, certificates.client)) == status
+    async with RunningEndpoint(folder, mutual(certificates, client_allowed_sans=[name])).open() as door:
+        assert await door.get(visitor=EndpointCredentials(certificates.authority, certificates.client)) == status
 
 
 async def test_a_version_that_is_too_old_is_not_spoken(folder: Path, certificates: Certificates) -> None:
-    async with Door(folder, tls(certificates, min_version="TLS13")).open() as door:
+    async with RunningEndpoint(folder, tls(certificates, min_version="TLS13")).open() as door:
         context = ssl.create_default_context(cafile=certificates.authority)
         context.maximum_version = ssl.TLSVersion.TLSv1_2
         with pytest.raises((aiohttp.ClientError, ssl.SSLError)):
             await door.get(ssl=context)
-        assert await door.get(visitor=Visitor(ca=certificates.authority)) == 200
+        assert await door.get(visitor=EndpointCredentials(ca=certificates.authority)) == 200
 
 
 # --- The file ---
 
 
 async def test_a_changed_file_is_taken_and_a_bad_one_changes_nothing(folder: Path, certificates: Certificates) -> None:
-    async with Door(folder, USERS).open() as door:
+    async with RunningEndpoint(folder, USERS).open() as door:
         alice = visitor(folder)
         assert await door.get(visitor=alice) == 200
         door.write("tls_server_config: [")
@@ -204,7 +204,7 @@ async def test_a_changed_file_is_taken_and_a_bad_one_changes_nothing(folder: Pat
                 with contextlib.suppress(aiohttp.ClientError):
                     assert await door.get(visitor=visitor(folder, ca=certificates.authority)) == 200
                     break
-        assert await door.get(visitor=Visitor(ca=certificates.authority)) == 401
+        assert await door.get(visitor=EndpointCredentials(ca=certificates.authority)) == 401
 
 
 async def test_a_renewed_certificate_is_shown_to_those_who_come_next(folder: Path) -> None:
@@ -212,13 +212,13 @@ async def test_a_renewed_certificate_is_shown_to_those_who_come_next(folder: Pat
     pem = folder / "server.pem"
     pem.write_bytes(old.server.read_bytes())
     config = {"tls_server_config": {"cert_file": "server.pem", "key_file": "server.pem"}}  # beside the file
-    async with Door(folder, config).open() as door:
-        assert await door.get(visitor=Visitor(ca=old.authority)) == 200
+    async with RunningEndpoint(folder, config).open() as door:
+        assert await door.get(visitor=EndpointCredentials(ca=old.authority)) == 200
         pem.write_bytes(new.server.read_bytes())
         async with asyncio.timeout(LONG):
             while True:
                 with contextlib.suppress(aiohttp.ClientConnectorCertificateError):
-                    assert await door.get(visitor=Visitor(ca=new.authority)) == 200
+                    assert await door.get(visitor=EndpointCredentials(ca=new.authority)) == 200
                     break
 
 
@@ -247,7 +247,7 @@ async def test_a_file_that_cannot_be_used_stops_the_start_and_says_why_without_w
     folder: Path, config: Any, why: str
 ) -> None:
     with pytest.raises(EndpointError, match=why) as raised:
-        async with Door(folder, config).open():
+        async with RunningEndpoint(folder, config).open():
             pass
     assert "plain-secret" not in str(raised.value)
     assert "$04$" not in str(raised.value)
@@ -257,7 +257,7 @@ async def test_a_file_that_cannot_be_used_stops_the_start_and_says_why_without_w
 async def test_headers_and_a_limit_of_requests_are_taken_from_the_file(folder: Path) -> None:
     headers = {"X-Frame-Options": "sameorigin", "Cache-Control": ""}
     config = {"http_server_config": {"headers": headers}, "rate_limit": {"interval": "1h", "burst": 2}}
-    async with Door(folder, config).open() as door, aiohttp.ClientSession() as session:
+    async with RunningEndpoint(folder, config).open() as door, aiohttp.ClientSession() as session:
         async with session.get(door.url) as response:
             assert response.headers["X-Frame-Options"] == "sameorigin"
             assert "Cache-Control" not in response.headers
@@ -287,10 +287,10 @@ def test_an_address_is_known_for_one_that_this_host_alone_reaches(listen: str, o
 async def test_one_that_is_open_to_all_is_warned_of_and_one_that_asks_is_not(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with Door(folder, listen="0.0.0.0:0").open():
+    async with RunningEndpoint(folder, listen="0.0.0.0:0").open():
         assert "is open to all who reach it" in caplog.text
     caplog.clear()
-    async with Door(folder, USERS, listen="0.0.0.0:0").open():
+    async with RunningEndpoint(folder, USERS, listen="0.0.0.0:0").open():
         assert "open to all" not in caplog.text
 
 
@@ -308,13 +308,13 @@ async def test_one_that_is_open_to_all_is_warned_of_and_one_that_asks_is_not(
     ],
 )
 async def test_a_name_that_another_site_made_lead_here_is_not_answered(folder: Path, host: str, status: int) -> None:
-    async with Door(folder).open() as door:
+    async with RunningEndpoint(folder).open() as door:
         assert await door.get(headers={"Host": host}) == status
 
 
 async def test_an_address_that_is_taken_or_not_ours_is_said_with_its_cure(folder: Path) -> None:
-    async with Door(folder).open() as door:
+    async with RunningEndpoint(folder).open() as door:
         for listen, why in ((f"127.0.0.1:{door.port}", os.strerror(98)), ("192.0.2.1:1", os.strerror(99))):
             with pytest.raises(EndpointError, match=f"{why}; choose another prometheus.listen"):
-                async with Door(folder, listen=listen).open():
+                async with RunningEndpoint(folder, listen=listen).open():
                     pass

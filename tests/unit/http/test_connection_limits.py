@@ -12,7 +12,7 @@ import pytest
 from agent.app.self_metrics import SelfMetrics
 from agent.cli.demo.guest import until
 from agent.http import connection_limits
-from tests.lab.endpoint import Door
+from tests.lab.endpoint import RunningEndpoint
 from tests.lab.scripted_peer import LONG
 
 
@@ -28,7 +28,7 @@ async def test_one_who_sends_its_header_byte_by_byte_is_hung_up_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_limits, "HEADER_SECONDS", 0.2)
-    async with Door(folder).open() as door, door.raw() as (silent, _), door.raw() as (reader, writer):
+    async with RunningEndpoint(folder).open() as door, door.raw() as (silent, _), door.raw() as (reader, writer):
 
         async def drip() -> None:
             with contextlib.suppress(ConnectionError):
@@ -51,7 +51,7 @@ async def test_one_who_asks_again_and_again_on_a_connection_is_served_and_hung_u
 ) -> None:
     monkeypatch.setattr(connection_limits, "HEADER_SECONDS", 0.3)
     monkeypatch.setattr(connection_limits, "IDLE_SECONDS", 0.3)
-    async with Door(folder).open() as door, door.raw() as (reader, writer):
+    async with RunningEndpoint(folder).open() as door, door.raw() as (reader, writer):
         for _ in range(5):
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             async with asyncio.timeout(LONG):
@@ -72,7 +72,7 @@ async def test_one_who_asks_again_and_again_on_a_connection_is_served_and_hung_u
     ],
 )
 async def test_a_header_that_is_too_large_is_refused(folder: Path, header: bytes) -> None:
-    async with Door(folder).open() as door, door.raw() as (reader, writer):
+    async with RunningEndpoint(folder).open() as door, door.raw() as (reader, writer):
         writer.write(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n")
         with contextlib.suppress(ConnectionError):
             async with asyncio.timeout(LONG):
@@ -85,7 +85,7 @@ async def test_there_is_room_for_so_many_connections_and_a_slot_is_free_again_wh
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_limits, "MAX_CONNECTIONS", 10)
-    async with Door(folder).open() as door:
+    async with RunningEndpoint(folder).open() as door:
         async with AsyncExitStack() as most, door.raw() as (first, _):
             for _ in range(9):
                 await most.enter_async_context(door.raw())
@@ -102,7 +102,7 @@ async def test_there_is_room_for_so_many_connections_and_a_slot_is_free_again_wh
 
 async def test_one_who_does_not_read_its_answers_is_hung_up_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_limits, "READ_SECONDS", 0.3)
-    async with Door(folder).open() as door:
+    async with RunningEndpoint(folder).open() as door:
         with socket.socket() as deaf:
             deaf.setblocking(False)  # noqa: FBT003 - the standard library's signature
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -15,14 +15,14 @@ from agent.exposition.prometheus import render
 from agent.exposition.snapshot import Snapshot
 from agent.http import sse
 from agent.http.handlers import HEADERS, application
-from agent.http.record_stream import MAX_ONLOOKERS, QUEUE_RECORDS, Live, Onlooker
-from agent.model.record import Record, Severity, Stamp, Stamped, Vm
+from agent.http.record_stream import MAX_ONLOOKERS, QUEUE_RECORDS, RecordBroadcaster, Subscriber
+from agent.model.record import Record, RecordEncoder, Severity, Stamped, Vm
 from agent.monitors import Monitor
-from agent.session.api import State, Status
+from agent.session.api import MonitorState, MonitorStatus
 from tests.lab.scripted_peer import LONG
 from tests.lab.snapshots import OPEN, poll, status, vm
 
-STAMP = Stamp()
+STAMP = RecordEncoder()
 Client = TestClient[Request, Application]
 
 
@@ -31,7 +31,7 @@ class Shown:
 
     def __init__(self) -> None:
         self.snapshot = Snapshot()
-        self.live = Live()
+        self.live = RecordBroadcaster()
         self.wrong: list[str] = []
         self.noted: list[str] = []
         self.why_stuck = ""
@@ -158,7 +158,7 @@ async def test_nothing_but_the_pages_files_is_served(client: Client, path: str) 
 
 async def test_the_overview_is_one_json_of_all_there_is(client: Client, sight: Shown) -> None:
     sight.snapshot.status(status(vm(0, '"><b>')))
-    busy = Status(Monitor("/run/vm2.qmp", (2,), OPEN), State.BUSY, "held by another", None, None, 0)
+    busy = MonitorStatus(Monitor("/run/vm2.qmp", (2,), OPEN), MonitorState.BUSY, "held by another", None, None, 0)
     sight.snapshot.status(busy)
     async with client.get("/overview") as response:
         assert response.content_type == "application/json"
@@ -277,7 +277,7 @@ async def test_a_quiet_stream_is_given_a_comment(client: Client, monkeypatch: py
 
 async def test_an_onlooker_that_reads_nothing_holds_up_nobody(client: Client, sight: Shown) -> None:
     big: Any = STAMP(Record("qemu.event.x", vm(), {"x": "x" * 100_000}, 0))
-    with sight.live.join(Onlooker()) as quick:
+    with sight.live.join(Subscriber()) as quick:
         async with client.get("/records"), asyncio.timeout(LONG):
             for _ in range(QUEUE_RECORDS + 100):
                 sight.live.put(big)

@@ -6,10 +6,10 @@ import orjson
 import pytest
 
 from agent.exposition import rates
-from agent.exposition.rates import Pair
+from agent.exposition.rates import PollPair
 from agent.exposition.snapshot import Snapshot
 from agent.exposition.summary import POINTS, glance, migration
-from agent.http.overview import Onlook, Overview
+from agent.http.overview import Overview, OverviewCursor
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.host import PROCESS, VCPU
@@ -20,7 +20,7 @@ from agent.model.record import Vm
 from tests.lab.snapshots import SECOND, status, vm
 
 
-class Shown:
+class OverviewSource:
     """What is shown, made by hand."""
 
     def __init__(self) -> None:
@@ -49,16 +49,16 @@ class Shown:
 
 
 @pytest.fixture
-def shown() -> Shown:
-    return Shown()
+def shown() -> OverviewSource:
+    return OverviewSource()
 
 
 def did(read: int = 0, write: int = 0, reads: int = 0, writes: int = 0) -> dict[str, int]:
     return {"read_bytes_total": read, "write_bytes_total": write, "reads_total": reads, "writes_total": writes}
 
 
-def look(shown: Shown) -> Onlook:
-    return Onlook(Overview(shown))
+def look(shown: OverviewSource) -> OverviewCursor:
+    return OverviewCursor(Overview(shown))
 
 
 def plain(news: dict[str, Any] | None) -> Any:
@@ -69,14 +69,14 @@ def plain(news: dict[str, Any] | None) -> Any:
 
 
 def test_a_rate_is_what_a_counter_rose_a_second_between_the_last_two_polls() -> None:
-    pair = Pair()
+    pair = PollPair()
     for at, value in ((10, 100), (12, 300), (14, 800)):
         pair.take({("a",): {"x_total": value}}, at * SECOND)
     assert pair.rates(("a",), ("x_total",)).get("x_total") == 250
 
 
 def test_there_is_no_rate_of_what_is_new_or_began_anew_or_is_not_there() -> None:
-    pair = Pair()
+    pair = PollPair()
     pair.take({("a",): {"x_total": 5}}, 10 * SECOND)
     assert pair.rates(("a",), ("x_total",)).get("x_total") is None
     pair.take({("a",): {"x_total": 4}, ("b",): {"x_total": 9}}, 12 * SECOND)
@@ -85,7 +85,7 @@ def test_there_is_no_rate_of_what_is_new_or_began_anew_or_is_not_there() -> None
 
 
 def test_each_counter_that_both_polls_have_has_its_rate_whatever_else_they_have() -> None:
-    pair = Pair()
+    pair = PollPair()
     pair.take({(): {"node": "a", "x_total": 1, "idle": 3, "y_total": 1 << 63}}, 10 * SECOND)
     pair.take({(): {"y_total": 1 << 63, "z_total": 5, "x_total": 2.5, "node": "b"}}, 12 * SECOND)
     assert pair.rates((), ("x_total", "y_total", "z_total", "w_total")) == {"x_total": 0.75, "y_total": 0}
@@ -97,7 +97,7 @@ def test_each_counter_that_both_polls_have_has_its_rate_whatever_else_they_have(
 def test_what_is_known_of_how_counters_are_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "MAX_LAYOUTS", 3)
     monkeypatch.setattr(rates, "_layouts", {})
-    pair = Pair()
+    pair = PollPair()
     for at in range(1, 20):
         pair.take({(): {f"{at}": 0, "x_total": 10 * at}}, at * SECOND)
         assert len(rates._layouts) <= 3
@@ -105,14 +105,14 @@ def test_what_is_known_of_how_counters_are_kept_is_bounded(monkeypatch: pytest.M
 
 
 def test_polls_close_together_count_as_one() -> None:
-    pair = Pair()
+    pair = PollPair()
     for at, value in ((10.0, 0), (12.0, 200), (12.001, 201)):
         pair.take({(): {"x_total": value}}, round(at * SECOND))
     assert pair.rates((), ("x_total",)).get("x_total") == pytest.approx(201 / 2.001)
 
 
 def test_a_total_is_that_of_all_subjects_whose_rate_is_known() -> None:
-    pair = Pair()
+    pair = PollPair()
     pair.take({("a",): {"x_total": 0}, ("b",): {"x_total": 0}}, 10 * SECOND)
     pair.take({("a",): {"x_total": 2}, ("b",): {"x_total": 4}, ("c",): {"x_total": 99}}, 12 * SECOND)
     assert pair.total("x_total") == 3
@@ -121,12 +121,12 @@ def test_a_total_is_that_of_all_subjects_whose_rate_is_known() -> None:
 # --- A VM at a glance ---
 
 
-def test_of_a_vm_that_told_nothing_nothing_is_said(shown: Shown) -> None:
+def test_of_a_vm_that_told_nothing_nothing_is_said(shown: OverviewSource) -> None:
     ((_, view),) = shown.snapshot.views()
     assert glance(view.pairs) == {"now": {"time": 0.0}}
 
 
-def test_disks_have_their_rates_and_those_that_can_fill_their_fullness(shown: Shown) -> None:
+def test_disks_have_their_rates_and_those_that_can_fill_their_fullness(shown: OverviewSource) -> None:
     shown.put(BLOCK, 10, (("disk0",), did()), (("disk1",), did()))
     shown.put(BLOCK, 20, (("disk0",), did(100, 200, 10, 20)), (("disk1",), did(0, 50, 0, 5)))
     shown.put(BLOCK_SPACE, 20, (("disk0",), {"used_bytes": 85, "limit_bytes": 100, "headroom_bytes": 15}))
@@ -139,7 +139,7 @@ def test_disks_have_their_rates_and_those_that_can_fill_their_fullness(shown: Sh
     assert said["now"] == {"time": 20.0, "read": 10, "write": 25, "reads": 1, "writes": 2.5}
 
 
-def test_memory_is_what_the_guest_says_or_else_what_the_balloon_leaves(shown: Shown) -> None:
+def test_memory_is_what_the_guest_says_or_else_what_the_balloon_leaves(shown: OverviewSource) -> None:
     shown.put(BALLOON, 10, ((), {"actual_bytes": 100}))
     assert shown.glance()["memory"] == {"total_bytes": 100}
     shown.put(GUEST_MEMORY, 10, ((), {"total_bytes": 90, "available_bytes": 60}))
@@ -148,7 +148,7 @@ def test_memory_is_what_the_guest_says_or_else_what_the_balloon_leaves(shown: Sh
     assert shown.glance()["memory"] == {"total_bytes": 90, "used_bytes": 30, "resident_bytes": 50}
 
 
-def test_cpu_is_how_many_processors_the_vcpus_took_together(shown: Shown) -> None:
+def test_cpu_is_how_many_processors_the_vcpus_took_together(shown: OverviewSource) -> None:
     for at, spent in ((10, 0.0), (12, 1.5)):
         shown.put(VCPU, at, (("0",), {"cpu_seconds_total": spent}), (("1",), {"cpu_seconds_total": spent / 3}))
     said = shown.glance()
@@ -157,7 +157,7 @@ def test_cpu_is_how_many_processors_the_vcpus_took_together(shown: Shown) -> Non
 
 def test_a_migration_says_how_far_it_has_come_and_how_long_it_takes() -> None:
     def said(**values: Any) -> Any:
-        pair = Pair()
+        pair = PollPair()
         pair.take({(): values}, SECOND)
         return migration({MIGRATION.name: pair})
 
@@ -171,7 +171,7 @@ def test_a_migration_says_how_far_it_has_come_and_how_long_it_takes() -> None:
 # --- The history ---
 
 
-def test_the_history_has_a_point_a_poll_and_is_bounded(shown: Shown) -> None:
+def test_the_history_has_a_point_a_poll_and_is_bounded(shown: OverviewSource) -> None:
     for turn in range(POINTS + 10):
         shown.put(BLOCK, 10 + 2 * turn, (("disk0",), did(write=turn * 20)))
     ((_, view),) = shown.snapshot.views()
@@ -183,7 +183,7 @@ def test_the_history_has_a_point_a_poll_and_is_bounded(shown: Shown) -> None:
 # --- Who has seen what ---
 
 
-def test_one_is_told_all_at_first_then_what_changed_then_nothing(shown: Shown) -> None:
+def test_one_is_told_all_at_first_then_what_changed_then_nothing(shown: OverviewSource) -> None:
     onlook = look(shown)
     first = plain(onlook.news())
     assert first.keys() == {"vms", "history", "monitors", "alerts", "agent"}
@@ -194,7 +194,7 @@ def test_one_is_told_all_at_first_then_what_changed_then_nothing(shown: Shown) -
     assert plain(onlook.news()) == {"agent": {"trouble": "x"}}
 
 
-def test_whoever_is_slow_is_told_the_last_of_several_changes(shown: Shown) -> None:
+def test_whoever_is_slow_is_told_the_last_of_several_changes(shown: OverviewSource) -> None:
     onlook = look(shown)
     onlook.news()
     for size in range(5):
@@ -203,7 +203,7 @@ def test_whoever_is_slow_is_told_the_last_of_several_changes(shown: Shown) -> No
     assert onlook.news() is None
 
 
-def test_a_vm_that_came_has_its_history_and_one_that_went_is_said_to_be_gone(shown: Shown) -> None:
+def test_a_vm_that_came_has_its_history_and_one_that_went_is_said_to_be_gone(shown: OverviewSource) -> None:
     onlook, other = look(shown), vm(1, "vm2", "/run/vm2.qmp")
     onlook.news()
     shown.snapshot.status(status(other, key=1))
@@ -217,14 +217,14 @@ def test_a_vm_that_came_has_its_history_and_one_that_went_is_said_to_be_gone(sho
     assert plain(onlook.news())["gone"] == [other.uuid]
 
 
-def test_a_disk_that_can_fill_has_its_ladder(shown: Shown) -> None:
+def test_a_disk_that_can_fill_has_its_ladder(shown: OverviewSource) -> None:
     shown.put(BLOCK, 10, (("disk0",), did()), (("disk1",), did()))
     shown.put(BLOCK_SPACE, 10, (("disk0",), {"used_bytes": 85, "limit_bytes": 100}))
     disks = plain(look(shown).news())["vms"][vm().uuid]["disks"]
     assert [disk.get("ladder") for disk in disks] == [[["80%", 80], ["90%", 90]], None]
 
 
-def test_a_vm_in_detail_has_every_family_with_what_its_fields_mean(shown: Shown) -> None:
+def test_a_vm_in_detail_has_every_family_with_what_its_fields_mean(shown: OverviewSource) -> None:
     for at, write in ((10, 0), (12, 200)):
         shown.put(BLOCK, at, (("disk0",), did(write=write) | {"node": "n"}))
     onlook = look(shown)
@@ -239,7 +239,7 @@ def test_a_vm_in_detail_has_every_family_with_what_its_fields_mean(shown: Shown)
     assert "detail" not in plain(look(shown).news())
 
 
-def test_jobs_say_how_far_they_are(shown: Shown) -> None:
+def test_jobs_say_how_far_they_are(shown: OverviewSource) -> None:
     values = {"status": "running", "progress": 300, "goal": 1000, "progress_ratio": 0.3, "left_seconds": 7}
     shown.put(JOB, 12, (("job0", "mirror"), values))
     told = {"status": "running", "progress_ratio": 0.3, "left_seconds": 7}

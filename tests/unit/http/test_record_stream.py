@@ -3,11 +3,18 @@
 import pytest
 
 from agent.http import record_stream as module
-from agent.http.record_stream import MAX_ONLOOKERS, QUEUE_RECORDS, RECENT_RECORDS, Live, Onlooker, TooManyError
-from agent.model.record import Record, Severity, Stamp, Stamped, Vm
+from agent.http.record_stream import (
+    MAX_ONLOOKERS,
+    QUEUE_RECORDS,
+    RECENT_RECORDS,
+    RecordBroadcaster,
+    Subscriber,
+    TooManySubscribersError,
+)
+from agent.model.record import Record, RecordEncoder, Severity, Stamped, Vm
 
 UUID = "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1"
-STAMP = Stamp()
+STAMP = RecordEncoder()
 
 
 def record(
@@ -16,9 +23,9 @@ def record(
     return STAMP(Record(f"qemu.{kind}", Vm("host1", uuid, name), {}, 0, severity=severity))
 
 
-async def seen(onlooker: Onlooker, *records: Stamped) -> list[Stamped]:
+async def seen(onlooker: Subscriber, *records: Stamped) -> list[Stamped]:
     """Return what an onlooker gets of these records."""
-    live, last = Live(), record("vm.gone", severity=Severity.CRITICAL)
+    live, last = RecordBroadcaster(), record("vm.gone", severity=Severity.CRITICAL)
     with live.join(onlooker):
         for stamped in (*records, last):
             live.put(stamped)
@@ -30,33 +37,33 @@ async def seen(onlooker: Onlooker, *records: Stamped) -> list[Stamped]:
 
 async def test_an_onlooker_sees_all_in_order() -> None:
     records = [record(), record("sample.block"), record(name="vm2", uuid="")]
-    assert await seen(Onlooker(), *records) == records
+    assert await seen(Subscriber(), *records) == records
 
 
 async def test_an_onlooker_may_want_one_vm_by_name_or_uuid() -> None:
     mine, other = record(), record(name="vm2", uuid="2" * 36)
-    assert await seen(Onlooker(vm="vm1"), mine, other) == [mine]
-    assert await seen(Onlooker(vm=UUID), mine, other) == [mine]
-    assert await seen(Onlooker(vm="vm"), mine, other) == []
+    assert await seen(Subscriber(vm="vm1"), mine, other) == [mine]
+    assert await seen(Subscriber(vm=UUID), mine, other) == [mine]
+    assert await seen(Subscriber(vm="vm"), mine, other) == []
 
 
 async def test_an_onlooker_may_want_types_that_begin_so() -> None:
     stop, block, other = record("event.stop"), record("event.block_io_error"), record("sample.block")
-    assert await seen(Onlooker(types=("qemu.event.",)), stop, block, other) == [stop, block]
-    assert await seen(Onlooker(types=("qemu.event.block",)), stop, block, other) == [block]
-    assert await seen(Onlooker(types=("event",)), stop, block, other) == []
-    assert await seen(Onlooker(types=("qemu.event.stop", "qemu.sample.")), stop, block, other) == [stop, other]
+    assert await seen(Subscriber(types=("qemu.event.",)), stop, block, other) == [stop, block]
+    assert await seen(Subscriber(types=("qemu.event.block",)), stop, block, other) == [block]
+    assert await seen(Subscriber(types=("event",)), stop, block, other) == []
+    assert await seen(Subscriber(types=("qemu.event.stop", "qemu.sample.")), stop, block, other) == [stop, other]
 
 
 async def test_an_onlooker_may_want_a_severity_and_worse() -> None:
     records = {severity: record(severity=severity) for severity in Severity}
     for least in Severity:
         wanted = [records[severity] for severity in Severity if severity >= least]
-        assert await seen(Onlooker(severity=least), *records.values()) == wanted
+        assert await seen(Subscriber(severity=least), *records.values()) == wanted
 
 
 async def test_what_an_onlooker_is_too_slow_for_is_counted_and_holds_nobody_up() -> None:
-    live, slow, quick = Live(), Onlooker(), Onlooker()
+    live, slow, quick = RecordBroadcaster(), Subscriber(), Subscriber()
     with live.join(slow), live.join(quick):
         for number in range(QUEUE_RECORDS + 7):
             live.put(record())
@@ -68,7 +75,7 @@ async def test_what_an_onlooker_is_too_slow_for_is_counted_and_holds_nobody_up()
 
 
 async def test_what_an_onlooker_does_not_want_it_cannot_miss() -> None:
-    live, onlooker = Live(), Onlooker(vm="vm2")
+    live, onlooker = RecordBroadcaster(), Subscriber(vm="vm2")
     with live.join(onlooker):
         for _ in range(QUEUE_RECORDS + 7):
             live.put(record())
@@ -76,43 +83,46 @@ async def test_what_an_onlooker_does_not_want_it_cannot_miss() -> None:
 
 
 async def test_there_is_room_for_so_many_and_again_when_one_leaves() -> None:
-    live = Live()
-    with live.join(Onlooker()):
-        others = [live.join(Onlooker()) for _ in range(MAX_ONLOOKERS - 1)]
+    live = RecordBroadcaster()
+    with live.join(Subscriber()):
+        others = [live.join(Subscriber()) for _ in range(MAX_ONLOOKERS - 1)]
         for other in others:
             other.__enter__()
-        with pytest.raises(TooManyError, match=f"{MAX_ONLOOKERS} are looking on already"), live.join(Onlooker()):
+        with (
+            pytest.raises(TooManySubscribersError, match=f"{MAX_ONLOOKERS} are looking on already"),
+            live.join(Subscriber()),
+        ):
             pass
         others.pop().__exit__(None, None, None)
-        with live.join(Onlooker()):
+        with live.join(Subscriber()):
             pass
 
 
 async def test_one_who_left_gets_nothing_more() -> None:
-    live, onlooker = Live(), Onlooker()
+    live, onlooker = RecordBroadcaster(), Subscriber()
     with live.join(onlooker):
         pass
     live.put(record())
     assert onlooker._queue.empty()
 
 
-async def told(live: Live, *, after: str = "") -> list[Stamped]:
+async def told(live: RecordBroadcaster, *, after: str = "") -> list[Stamped]:
     """Return what one who comes now is shown of what happened of late."""
-    with live.join(onlooker := Onlooker(), recent=True, after=after):
+    with live.join(onlooker := Subscriber(), recent=True, after=after):
         return [await onlooker.get() for _ in range(onlooker._queue.qsize())]
 
 
 async def test_one_who_comes_late_may_see_what_happened_but_for_samples() -> None:
-    live, stop, sample, resume = Live(), record(), record("sample.block"), record("event.resume")
+    live, stop, sample, resume = RecordBroadcaster(), record(), record("sample.block"), record("event.resume")
     for stamped in (stop, sample, resume):
         live.put(stamped)
     assert await told(live) == [stop, resume]
-    with live.join(onlooker := Onlooker()):
+    with live.join(onlooker := Subscriber()):
         assert onlooker._queue.empty()
 
 
 async def test_one_who_comes_back_sees_what_came_since_and_all_where_that_is_not_known() -> None:
-    live, records = Live(), [record() for _ in range(3)]
+    live, records = RecordBroadcaster(), [record() for _ in range(3)]
     for stamped in records:
         live.put(stamped)
     assert await told(live, after=records[1].id) == records[2:]
@@ -123,7 +133,7 @@ async def test_one_who_comes_back_sees_what_came_since_and_all_where_that_is_not
 async def test_what_is_kept_for_those_who_come_late_is_bounded_in_count_and_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    live, records = Live(), [record() for _ in range(RECENT_RECORDS + 5)]
+    live, records = RecordBroadcaster(), [record() for _ in range(RECENT_RECORDS + 5)]
     for stamped in records:
         live.put(stamped)
     assert await told(live) == records[5:]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.model.record import Record, Severity, Stamp, Vm, clean
+from agent.model.record import Record, RecordEncoder, Severity, Vm, sanitize
 from tests.lab.record_validation import faults, understood
 
 UUID = "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1"
@@ -28,8 +28,8 @@ HOSTILE = [
 ]
 
 
-def stamped(record: Record, stamp: Stamp | None = None) -> dict[str, Any]:
-    body = (stamp or Stamp())(record).body
+def stamped(record: Record, stamp: RecordEncoder | None = None) -> dict[str, Any]:
+    body = (stamp or RecordEncoder())(record).body
     understood(body)
     event: dict[str, Any] = json.loads(body)
     return event
@@ -44,7 +44,7 @@ def stop(vm: Vm = VM, time_ns: int = 0, subject: str = "", severity: Severity = 
 
 
 def test_numbers_go_up_by_one_over_all_records_of_a_run() -> None:
-    stamp = Stamp()
+    stamp = RecordEncoder()
     other = Vm("host1", "", "", "/run/vm2.qmp")
     events = [stamped(stop(vm), stamp) for vm in (VM, other, VM, VM)]
     assert [event["sequence"] for event in events] == ["1", "2", "3", "4"]
@@ -53,8 +53,8 @@ def test_numbers_go_up_by_one_over_all_records_of_a_run() -> None:
 
 @given(st.integers(0, 2**63), st.integers(1_000_000, 2**62))
 def test_a_later_runs_ids_sort_behind_an_earlier_ones(start: int, later: int) -> None:
-    assert Stamp(start).run < Stamp(start + later).run
-    assert len(Stamp(start).run) == 10
+    assert RecordEncoder(start).run < RecordEncoder(start + later).run
+    assert len(RecordEncoder(start).run) == 10
 
 
 # --- Time ---
@@ -76,7 +76,7 @@ def test_a_time_is_in_utc_and_exact_to_the_microsecond(time_ns: int, text: str) 
 
 @given(st.integers(0, (1 << 33) * 10**6))
 def test_no_microsecond_is_lost(micros: int) -> None:
-    read = understood(Stamp()(stop(time_ns=micros * 1000)).body).get_time()
+    read = understood(RecordEncoder()(stop(time_ns=micros * 1000)).body).get_time()
     assert read is not None
     since = read - datetime(1970, 1, 1, tzinfo=UTC)
     assert (since.days * 86400 + since.seconds) * 10**6 + since.microseconds == micros
@@ -86,7 +86,7 @@ def test_no_microsecond_is_lost(micros: int) -> None:
 
 
 def test_a_record_is_the_cloudevent_that_it_says() -> None:
-    event = understood(Stamp(0)(stop(time_ns=5 * 10**9, subject="disk0", severity=Severity.ERROR)).body)
+    event = understood(RecordEncoder(0)(stop(time_ns=5 * 10**9, subject="disk0", severity=Severity.ERROR)).body)
     assert event.get_attributes() == {
         "specversion": "1.0",
         "id": "0000000000-1",
@@ -118,7 +118,7 @@ def test_a_monitor_that_has_not_told_who_it_is_goes_by_its_address() -> None:
 
 
 def test_the_agent_itself_goes_by_its_host() -> None:
-    body = Stamp()(
+    body = RecordEncoder()(
         Record("qemu.agent.lost", Vm("host1", "", ""), {"lane": "events", "reason": "budget", "records": 1}, 1)
     ).body
     attributes = understood(body).get_attributes()
@@ -137,7 +137,7 @@ def test_records_of_one_vm_have_one_key_and_one_source_whatever_they_are() -> No
 @pytest.mark.parametrize("known", [UUID, ""])
 def test_no_name_breaks_a_record(name: str, known: str) -> None:
     for vm in (Vm(name, known, name, name), Vm("host1", known, name, name), Vm(name, known, "vm1", "/run/x")):
-        body = Stamp()(stop(vm, subject=name)).body
+        body = RecordEncoder()(stop(vm, subject=name)).body
         assert faults(body) == []
         assert len(body) < 8192 + 3 * len(name)  # of the address, which is the operator's, nothing is left out
         understood(body)
@@ -146,7 +146,7 @@ def test_no_name_breaks_a_record(name: str, known: str) -> None:
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_any_name_makes_a_source_that_is_a_uri(name: str) -> None:
     if name.strip("/"):
-        assert faults(Stamp()(stop(Vm(name, "", "", name))).body) == []
+        assert faults(RecordEncoder()(stop(Vm(name, "", "", name))).body) == []
 
 
 def test_sources_of_different_monitors_differ() -> None:
@@ -159,20 +159,20 @@ def test_sources_of_different_monitors_differ() -> None:
 
 @given(st.text(), st.integers(1, 50))
 def test_cleaned_text_is_bounded_fit_to_print_and_clean(text: str, limit: int) -> None:
-    cleaned = clean(text, limit)
+    cleaned = sanitize(text, limit)
     assert len(cleaned) <= limit
-    assert clean(cleaned, limit) == cleaned
+    assert sanitize(cleaned, limit) == cleaned
     assert not set(cleaned) & set("\n\r\t\x00\x1b\x7f\x85\u2028\u2029\u202e\u2066")
 
 
 @pytest.mark.parametrize("sign", "\x00\t\n\r\x1f\x7f\x85\x9b\u2028\u2029\u202a\u202c\u202e\u2066\u2069")
 def test_what_breaks_or_turns_a_line_is_replaced(sign: str) -> None:
-    assert clean(f"a{sign}b") == "a\ufffdb"
+    assert sanitize(f"a{sign}b") == "a\ufffdb"
 
 
 @pytest.mark.parametrize("text", ["vm1", "Über VM", "日本", "a/b:c[0]", "x" * 255])
 def test_decent_text_is_left_as_it_is(text: str) -> None:
-    assert clean(text) == text
+    assert sanitize(text) == text
 
 
 def test_severities_are_ordered_and_named() -> None:
@@ -184,6 +184,6 @@ def test_data_that_is_nested_deeper_than_can_be_written_is_told_without() -> Non
     for _ in range(400):
         deep = [deep]
     event = json.loads(
-        Stamp()(Record("qemu.event.x", VM, {"event": "X", "category": "unknown", "qemu": {"a": deep}}, 0)).body
+        RecordEncoder()(Record("qemu.event.x", VM, {"event": "X", "category": "unknown", "qemu": {"a": deep}}, 0)).body
     )
     assert event["data"] == {"event": "X", "category": "unknown", "qemu": {}}

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from agent.collectors import Intervals
-from agent.monitors import Burst, Monitor, Rank
-from agent.monitors.burst import visits
+from agent.monitors import BurstDiscoverer, Monitor, MonitorPriority
+from agent.monitors.burst import burst_connection
 from agent.monitors.dial import unix
-from agent.qmp.commands import AllowList, Ask, Change
-from agent.qmp.errors import BusyError, CommandRefusedError, MadeWayError, NotConnectedError
-from agent.session.api import State
+from agent.qmp.commands import AllowList, Change, Command
+from agent.qmp.errors import BusyError, CommandRefusedError, NotConnectedError, PreemptedError
+from agent.session.api import MonitorState
 from agent.session.scheduler import Schedule
 from agent.session.supervisor import UNHEARD
 from tests.lab.fake_qemu import FakeQemu
@@ -26,7 +26,7 @@ HOLD = 0.2
 
 
 def visited(path: Path, hold: float = HOLD) -> Monitor:
-    found = Burst(str(path), hold).scan().values()
+    found = BurstDiscoverer(str(path), hold).scan().values()
     return next(iter(found))
 
 
@@ -36,11 +36,11 @@ async def test_a_vm_is_watched_in_visits_and_between_them_its_monitor_is_free(fa
         fleet.appeared(visited(fake.path))
         await notes.polled(2)
         async with connected(fake.path) as other:
-            await other.ask([Ask("query-status")], deadline=LONG)
+            await other.ask([Command("query-status")], deadline=LONG)
         await notes.polled(2)
     assert notes.kinds("vm") == ["vm.attached", "vm.detached"]
     assert notes.records("vm.attached")[0].data["events_heard"] is False
-    up = [status for status in notes.all("status") if status.state is State.UP]
+    up = [status for status in notes.all("status") if status.state is MonitorState.UP]
     assert {status.reason for status in up} == {UNHEARD}
     assert fake.clients > 4
 
@@ -76,10 +76,10 @@ async def test_visits_are_not_always_as_far_apart_and_what_is_asked_together_sta
 
 
 async def test_a_look_is_one_write_and_no_out_of_band_one(fake: FakeQemu) -> None:
-    open_ = visits(unix(str(fake.path)), HOLD)
+    open_ = burst_connection(unix(str(fake.path)), HOLD)
     link = await open_(AllowList(), lambda _: None, deadline=LONG)
     before = fake.clients
-    answers = await link.ask([Ask("query-status"), Ask("query-name")], deadline=LONG)
+    answers = await link.ask([Command("query-status"), Command("query-name")], deadline=LONG)
     assert [isinstance(answer, dict) and answer.keys() & {"status", "name"} for answer in answers] == [
         {"status"},
         {"name"},
@@ -99,10 +99,10 @@ async def test_a_visit_ends_in_time_whatever_qemu_does(fake: FakeQemu) -> None:
         begin = time.monotonic()
         async with connected(fake.path):
             assert time.monotonic() - begin < LONG
-        await notes.until(lambda: State.STALLED in notes.states())
+        await notes.until(lambda: MonitorState.STALLED in notes.states())
         fake.release("query-blockstats")
         await notes.polled()
-        await notes.until(lambda: notes.states()[-1] is State.UP)
+        await notes.until(lambda: notes.states()[-1] is MonitorState.UP)
     assert "vm.gone" not in notes.kinds("vm")
 
 
@@ -112,16 +112,16 @@ async def test_while_somebody_else_stays_it_is_busy_and_no_vm_is_taken_for_dead(
         fleet.appeared(visited(fake.path, 0.05))
         await notes.polled()
         async with connected(fake.path):
-            await notes.until(lambda: State.BUSY in notes.states())
-        await notes.until(lambda: notes.states()[-1] is State.UP)
+            await notes.until(lambda: MonitorState.BUSY in notes.states())
+        await notes.until(lambda: notes.states()[-1] is MonitorState.UP)
         await notes.polled()
         last = notes.all("status")[-1]
-        assert (last.state, last.reason) == (State.UP, UNHEARD)
+        assert (last.state, last.reason) == (MonitorState.UP, UNHEARD)
     assert notes.kinds("vm") == ["vm.attached", "vm.busy", "vm.recovered", "vm.detached"]
 
 
 async def test_a_queue_that_is_full_is_busy_too(fake: FakeQemu) -> None:
-    open_ = visits(unix(str(fake.path)), 0.05)
+    open_ = burst_connection(unix(str(fake.path)), 0.05)
     fake.busy()
     waiting = [await asyncio.open_unix_connection(fake.path) for _ in range(2)]
     with pytest.raises(BusyError):
@@ -137,9 +137,9 @@ async def test_a_qemu_that_stops_and_goes_on_is_the_same_vm(start_guest: StartGu
         fleet.appeared(visited(guest.monitor))
         await notes.polled()
         guest.send_signal(signal.SIGSTOP)
-        await notes.until(lambda: notes.states()[-1] in (State.BUSY, State.STALLED))
+        await notes.until(lambda: notes.states()[-1] in (MonitorState.BUSY, MonitorState.STALLED))
         guest.send_signal(signal.SIGCONT)
-        await notes.until(lambda: notes.states()[-1] is State.UP)
+        await notes.until(lambda: notes.states()[-1] is MonitorState.UP)
         await notes.polled()
         await guest.kill()
         await notes.until(lambda: notes.records("vm.gone"))
@@ -150,12 +150,12 @@ async def test_a_qemu_that_stops_and_goes_on_is_the_same_vm(start_guest: StartGu
 async def test_another_qemu_at_the_same_address_is_another(start_guest: StartGuest) -> None:
     notes = Notes()
     guest = await start_guest("a")
-    open_ = visits(unix(str(guest.monitor)), HOLD)
+    open_ = burst_connection(unix(str(guest.monitor)), HOLD)
     link = await open_(AllowList(), lambda _: None, deadline=LONG)
     await guest.stop()
     second = await start_guest("b", extra=["-qmp", f"unix:{guest.monitor},server=on,wait=off"])
     with pytest.raises(NotConnectedError, match="another process"):
-        await link.ask([Ask("query-status")], deadline=LONG)
+        await link.ask([Command("query-status")], deadline=LONG)
     assert link.ended.done()
     async with watching(notes) as fleet:
         fleet.appeared(visited(guest.monitor))
@@ -164,25 +164,25 @@ async def test_another_qemu_at_the_same_address_is_another(start_guest: StartGue
 
 
 async def test_a_visit_that_is_under_way_makes_way(fake: FakeQemu) -> None:
-    open_ = visits(unix(str(fake.path)), LONG)
+    open_ = burst_connection(unix(str(fake.path)), LONG)
     link = await open_(AllowList(), lambda _: None, deadline=LONG)
     fake.hang("query-status")
-    asking = asyncio.create_task(link.ask([Ask("query-status")], deadline=LONG))
+    asking = asyncio.create_task(link.ask([Command("query-status")], deadline=LONG))
     await fake.asked("query-status")
     link.make_way()
-    with pytest.raises(MadeWayError):
+    with pytest.raises(PreemptedError):
         await asking
     async with connected(fake.path):
         pass
-    with pytest.raises(MadeWayError):
-        await link.ask([Ask("query-status")], deadline=LONG)
+    with pytest.raises(PreemptedError):
+        await link.ask([Command("query-status")], deadline=LONG)
 
 
 async def test_what_is_not_allowed_is_refused_and_ends_nothing(fake: FakeQemu) -> None:
-    open_ = visits(unix(str(fake.path)), HOLD)
+    open_ = burst_connection(unix(str(fake.path)), HOLD)
     link = await open_(AllowList(), lambda _: None, deadline=LONG)
     with pytest.raises(CommandRefusedError):
-        await link.ask([Ask("quit")], deadline=LONG)
+        await link.ask([Command("quit")], deadline=LONG)
     assert not link.ended.done()
     link.close()
 
@@ -200,8 +200,8 @@ async def test_a_monitor_of_ones_own_is_better_than_visits(fake: FakeQemu) -> No
     async with FakeQemu(fake.path.with_name("own.qmp")) as own, watching(notes) as fleet:
         fleet.appeared(visited(fake.path))
         await notes.polled()
-        fleet.appeared(dataclasses.replace(monitor_at(own.path), rank=Rank.OWN))
-        await notes.until(lambda: State.SPARE in notes.states())
+        fleet.appeared(dataclasses.replace(monitor_at(own.path), rank=MonitorPriority.OWN))
+        await notes.until(lambda: MonitorState.SPARE in notes.states())
         before = fake.clients
         await notes.polled(5)
         assert fake.clients == before

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.monitors import Dial, Monitor, dial
+from agent.monitors import DialDiscoverer, Monitor, dial
 from agent.qmp.commands import AllowList
 from agent.qmp.errors import NotConnectedError, QmpError
 from tests.lab.fake_qemu import FakeQemu
@@ -58,7 +58,7 @@ class Seen:
 async def looking(pattern: Path | str, scan_seconds: float = NEVER) -> AsyncIterator[Seen]:
     """Look for monitors for as long as the block runs."""
     seen = Seen()
-    task = asyncio.create_task(Dial(str(pattern), scan_seconds).watch(seen))
+    task = asyncio.create_task(DialDiscoverer(str(pattern), scan_seconds).watch(seen))
     try:
         yield seen
     finally:
@@ -90,15 +90,15 @@ async def test_a_socket_is_seen_at_once_long_before_the_next_scan(folder: Path) 
 async def test_a_socket_made_between_the_first_scan_and_the_watch_is_seen(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scan = Dial.scan
+    scan = DialDiscoverer.scan
 
-    def scan_and_make(self: Dial) -> dict[tuple[object, ...], Monitor]:
+    def scan_and_make(self: DialDiscoverer) -> dict[tuple[object, ...], Monitor]:
         found = scan(self)
         if not (folder / "new.qmp").exists():
             make(folder / "new.qmp")
         return found
 
-    monkeypatch.setattr(Dial, "scan", scan_and_make)
+    monkeypatch.setattr(DialDiscoverer, "scan", scan_and_make)
     async with looking(folder / "*.qmp") as seen:
         await seen.until(seen.names)
 
@@ -212,7 +212,7 @@ async def test_many_sockets_made_at_once_are_all_seen(folder: Path) -> None:
 
 
 async def test_a_monitor_found_by_path_can_be_connected_to(fake: FakeQemu) -> None:
-    (monitor,) = Dial(str(fake.path)).scan().values()
+    (monitor,) = DialDiscoverer(str(fake.path)).scan().values()
     client = await monitor.open(AllowList(), lambda _: None, deadline=LONG)
     client.close()
     assert monitor.name == str(fake.path)
@@ -242,7 +242,7 @@ async def test_a_tcp_monitor_can_be_connected_to_by_either_kind_of_address(fake:
     for host in ("127.0.0.1", "[::1]"):
         async with await asyncio.start_server(forward, host.strip("[]"), 0) as server:
             port = server.sockets[0].getsockname()[1]
-            (monitor,) = Dial(f"tcp:{host}:{port}").scan().values()
+            (monitor,) = DialDiscoverer(f"tcp:{host}:{port}").scan().values()
             client = await monitor.open(AllowList(), lambda _: None, deadline=LONG)
             client.close()
 
@@ -250,7 +250,7 @@ async def test_a_tcp_monitor_can_be_connected_to_by_either_kind_of_address(fake:
 async def test_a_socket_whose_name_is_no_text_is_watched_under_one_that_is(folder: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(folder) + b"/vm\xff.qmp"))
     async with FakeQemu(path):
-        (monitor,) = Dial(str(folder / "*.qmp")).scan().values()
+        (monitor,) = DialDiscoverer(str(folder / "*.qmp")).scan().values()
         assert monitor.name == rf"{folder}/vm\xff.qmp"
         client = await monitor.open(AllowList(), lambda _: None, deadline=LONG)
         client.close()

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from agent.monitors import Hotplug
+from agent.monitors import HotplugDiscoverer
 from agent.qmp.commands import Change
-from agent.session.api import State
+from agent.session.api import MonitorState
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.recording_observer import Notes, terms, watching
 
@@ -37,7 +37,7 @@ def own(folder: Path) -> Path:
 async def watched(fake: FakeQemu, folder: Path, until: Callable[[Notes], object] = lambda _: True) -> Notes:
     """Watch until two polls have been made and it is so."""
     notes = Notes()
-    (monitor,) = Hotplug(str(fake.path), folder, 0.2).scan().values()
+    (monitor,) = HotplugDiscoverer(str(fake.path), folder, 0.2).scan().values()
     async with watching(notes, settled=terms(Change.OWN_MONITOR)) as fleet:
         fleet.appeared(monitor)
         await notes.polled(2)
@@ -54,7 +54,7 @@ async def test_the_vm_is_watched_over_the_monitor_that_was_added(fake: FakeQemu,
     assert fake.count("query-blockstats") == 0
     (attached, _) = notes.records("vm")
     assert "events_heard" not in attached.data
-    assert notes.states() == [State.CONNECTING, State.NEGOTIATING, State.UP, State.GONE]
+    assert notes.states() == [MonitorState.CONNECTING, MonitorState.NEGOTIATING, MonitorState.UP, MonitorState.GONE]
 
 
 async def test_a_qemu_that_has_no_such_thing_is_visited_and_nothing_is_tried(fake: FakeQemu, folder: Path) -> None:

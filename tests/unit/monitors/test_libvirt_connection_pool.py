@@ -12,10 +12,10 @@ import pytest
 
 from agent.cli.demo.guest import until
 from agent.monitors.libvirt import connection_pool, discovery
-from agent.monitors.libvirt.connection_pool import MAX_CALLS, MAX_HUNG, Calls, Line
-from agent.monitors.libvirt.event_connection import MAX_SAID, Inbox, Main
+from agent.monitors.libvirt.connection_pool import MAX_CALLS, MAX_HUNG, ConnectionPool, LibvirtConnection
+from agent.monitors.libvirt.event_connection import MAX_SAID, EventConnection, EventInbox
 from agent.qmp.commands import AllowList
-from agent.qmp.errors import DeniedError, QmpError, WayLostError
+from agent.qmp.errors import DeniedError, QmpError, TransportLostError
 
 ALLOW = AllowList()
 
@@ -103,7 +103,7 @@ def _libvirtd(monkeypatch: pytest.MonkeyPatch) -> Libvirtd:
     return Libvirtd()
 
 
-def using(wait: Callable[[], object]) -> Callable[[Line], Any]:
+def using(wait: Callable[[], object]) -> Callable[[LibvirtConnection], Any]:
     return lambda line: line.connection().use(wait)
 
 
@@ -118,7 +118,7 @@ async def settled(libvirtd: Libvirtd, count: int) -> None:
 
 
 async def test_calls_side_by_side_have_a_connection_each_and_later_ones_the_same(libvirtd: Libvirtd) -> None:
-    calls = Calls(libvirtd, "test", read_only=False)
+    calls = ConnectionPool(libvirtd, "test", read_only=False)
     meet = threading.Barrier(MAX_CALLS)
     for _ in range(3):
         ways = await asyncio.gather(*(calls(using(lambda: meet.wait(5))) for _ in range(MAX_CALLS)))
@@ -133,7 +133,7 @@ async def test_calls_that_hang_keep_their_connections_until_they_return(
     libvirtd: Libvirtd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_pool, "HUNG_SECONDS", 0.1)
-    calls = Calls(libvirtd, "test", read_only=False)
+    calls = ConnectionPool(libvirtd, "test", read_only=False)
     go_on = threading.Event()
     hung = [asyncio.create_task(calls(using(lambda: go_on.wait(20)))) for _ in range(MAX_HUNG)]
 
@@ -152,7 +152,7 @@ async def test_calls_that_hang_keep_their_connections_until_they_return(
 
 
 async def test_connections_that_ended_are_closed_and_others_opened(libvirtd: Libvirtd) -> None:
-    calls = Calls(libvirtd, "test", read_only=False)
+    calls = ConnectionPool(libvirtd, "test", read_only=False)
     meet = threading.Barrier(MAX_CALLS)
     await asyncio.gather(*(calls(using(lambda: meet.wait(5))) for _ in range(MAX_CALLS)))
 
@@ -160,7 +160,7 @@ async def test_connections_that_ended_are_closed_and_others_opened(libvirtd: Lib
         for connection in libvirtd.connections:
             connection.up = False
 
-    with pytest.raises(WayLostError):
+    with pytest.raises(TransportLostError):
         await calls(using(ends))
     await asyncio.gather(*(calls(using(lambda: meet.wait(5))) for _ in range(MAX_CALLS)))
     await settled(libvirtd, MAX_CALLS)
@@ -177,7 +177,7 @@ async def test_the_connection_for_events_is_closed_once_it_is_opened(libvirtd: L
         go_on.wait(5)
 
     libvirtd.version = version
-    main = Main(libvirtd, None, lambda _: None)
+    main = EventConnection(libvirtd, None, lambda _: None)
     opening = asyncio.create_task(main.open("test", read_only=True))
     await asyncio.to_thread(asked.wait, 5)
     main.close()
@@ -189,7 +189,7 @@ async def test_the_connection_for_events_is_closed_once_it_is_opened(libvirtd: L
 
 async def test_what_libvirt_says_is_taken_in_order_and_where_it_says_too_much_that_is_told() -> None:
     taken: list[Any] = []
-    inbox = Inbox(taken.append, lambda lost: taken.append(f"{lost} lost"))
+    inbox = EventInbox(taken.append, lambda lost: taken.append(f"{lost} lost"))
     for more in (0, 7, 0):
         taken.clear()
         saying = threading.Thread(target=lambda said: deque(map(inbox.put, said), 0), args=(range(MAX_SAID + more),))
@@ -199,7 +199,7 @@ async def test_what_libvirt_says_is_taken_in_order_and_where_it_says_too_much_th
         assert taken == [*range(MAX_SAID), *[f"{more} lost"] * bool(more)]
 
 
-@pytest.mark.parametrize(("code", "kind"), [(-1, WayLostError), ("ACCESS_DENIED", DeniedError)])
+@pytest.mark.parametrize(("code", "kind"), [(-1, TransportLostError), ("ACCESS_DENIED", DeniedError)])
 async def test_a_domain_is_told_why_libvirtd_cannot_be_reached_as_often_as_it_is_looked_for(
     code: object, kind: type[QmpError], libvirtd: Libvirtd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +211,7 @@ async def test_a_domain_is_told_why_libvirtd_cannot_be_reached_as_often_as_it_is
     for name in ("open", "openReadOnly"):
         monkeypatch.setattr(libvirtd, name, refuse)
     told: list[Any] = []
-    libvirt = discovery.Libvirt("test")
+    libvirt = discovery.LibvirtDiscoverer("test")
     watching = asyncio.create_task(libvirt.watch(cast("Any", SimpleNamespace(stands=lambda *said: told.append(said)))))
     await until(lambda: told, 5)
     met = []

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from agent.config.model import AllowConfig
-from agent.monitors import Listen, ListenConfig, ListenTlsConfig
-from agent.session.api import State
+from agent.monitors import ListenConfig, ListenDiscoverer, ListenTlsConfig
+from agent.session.api import MonitorState
 from tests.lab.fixtures import StartGuest
 from tests.lab.kafka_security import Certificates
 from tests.lab.machine import free_port
@@ -22,7 +22,7 @@ from tests.lab.scripted_peer import LONG
 
 
 @contextlib.asynccontextmanager
-async def listening(notes: Notes, way: Listen) -> AsyncIterator[None]:
+async def listening(notes: Notes, way: ListenDiscoverer) -> AsyncIterator[None]:
     """A fleet that watches whoever calls, for as long as the block runs."""
     async with watching(notes, settled=terms(greeting_seconds=0.3, reply_seconds=5)) as fleet:
         task = asyncio.create_task(way.watch(fleet))
@@ -34,7 +34,7 @@ async def listening(notes: Notes, way: Listen) -> AsyncIterator[None]:
             await asyncio.wait({task})
 
 
-async def until_it_listens(way: Listen) -> None:
+async def until_it_listens(way: ListenDiscoverer) -> None:
     async with asyncio.timeout(LONG):
         while True:
             with contextlib.suppress(OSError):
@@ -44,14 +44,14 @@ async def until_it_listens(way: Listen) -> None:
             await asyncio.sleep(0.01)
 
 
-async def call(way: Listen) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def call(way: ListenDiscoverer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     if way.address.startswith("tcp:"):
         host, _, port = way.address.removeprefix("tcp:").rpartition(":")
         return await asyncio.open_connection(host, int(port))
     return await asyncio.open_unix_connection(way.address)
 
 
-async def hung_up(way: Listen) -> float:
+async def hung_up(way: ListenDiscoverer) -> float:
     """Call, say nothing, and return after how many seconds the agent hangs up."""
     begin = time.monotonic()
     reader, writer = await call(way)
@@ -62,12 +62,12 @@ async def hung_up(way: Listen) -> float:
     return time.monotonic() - begin
 
 
-def calling(way: Listen) -> list[str]:
+def calling(way: ListenDiscoverer) -> list[str]:
     return ["-chardev", f"socket,id=mon,path={way.address},reconnect=1", "-mon", "chardev=mon,mode=control"]
 
 
 async def test_a_qemu_that_calls_is_watched_and_known_by_what_it_says(start_guest: StartGuest, folder: Path) -> None:
-    notes, way = Notes(), Listen(ListenConfig(listen=str(folder / "mon")))
+    notes, way = Notes(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
     async with listening(notes, way):
         guest = await start_guest("web", extra=calling(way))
         await notes.polled()
@@ -86,7 +86,7 @@ async def test_a_qemu_that_calls_is_watched_and_known_by_what_it_says(start_gues
 async def test_qemus_that_were_there_before_call_again_when_the_agent_is_back(
     start_guest: StartGuest, folder: Path
 ) -> None:
-    way = Listen(ListenConfig(listen=str(folder / "mon")))
+    way = ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
     for name in ("a", "b", "c"):
         await start_guest(name, extra=calling(way))
 
@@ -103,18 +103,21 @@ async def test_qemus_that_were_there_before_call_again_when_the_agent_is_back(
 
 
 async def test_who_calls_and_does_not_greet_is_hung_up_on_in_time_and_no_record_is_made_of_it(folder: Path) -> None:
-    notes, way = Notes(), Listen(ListenConfig(listen=str(folder / "mon")))
+    notes, way = Notes(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
     async with listening(notes, way):
         assert 0.3 <= await hung_up(way) < 2.0
         await notes.until(lambda: len(notes.all("ended")) == 2)
-    assert notes.states()[-1] is State.GONE
+    assert notes.states()[-1] is MonitorState.GONE
     assert notes.kinds() == []
 
 
 async def test_who_is_not_among_the_users_is_refused_before_a_byte_is_read(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    notes, way = Notes(), Listen(ListenConfig(listen=str(folder / "mon"), users=["12345", "nobody-of-that-name"]))
+    notes, way = (
+        Notes(),
+        ListenDiscoverer(ListenConfig(listen=str(folder / "mon"), users=["12345", "nobody-of-that-name"])),
+    )
     async with listening(notes, way):
         assert await hung_up(way) < 0.3
         assert set(notes.all("refused")) == {(way.address, "user")}
@@ -124,7 +127,7 @@ async def test_who_is_not_among_the_users_is_refused_before_a_byte_is_read(
 
 
 async def test_a_member_of_the_groups_is_let_in(folder: Path) -> None:
-    way = Listen(ListenConfig(listen=str(folder / "mon"), users=[], groups=[str(os.getgid())]))
+    way = ListenDiscoverer(ListenConfig(listen=str(folder / "mon"), users=[], groups=[str(os.getgid())]))
     notes = Notes()
     async with listening(notes, way):
         await hung_up(way)
@@ -132,14 +135,14 @@ async def test_a_member_of_the_groups_is_let_in(folder: Path) -> None:
 
 
 async def test_one_process_gets_four_connections_and_all_get_as_many_as_there_are(folder: Path) -> None:
-    notes, way = Notes(), Listen(ListenConfig(listen=str(folder / "mon")))
+    notes, way = Notes(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
     async with listening(notes, way):
         await asyncio.gather(*(hung_up(way) for _ in range(6)))
         assert notes.all("refused") == [(way.address, "process")] * len(notes.all("refused"))
         assert 2 <= len(notes.all("refused")) <= 3
         await hung_up(way)
         assert len(notes.all("ended")) >= 4, "those that ended make place"
-    notes, way = Notes(), Listen(ListenConfig(listen=str(folder / "mon"), connections=2))
+    notes, way = Notes(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon"), connections=2))
     async with listening(notes, way):
         await asyncio.gather(*(hung_up(way) for _ in range(4)))
     assert (way.address, "limit") in notes.all("refused")
@@ -149,13 +152,13 @@ async def test_a_socket_left_behind_is_replaced_and_one_in_use_is_not(folder: Pa
     path = folder / "mon"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
-    Listen(ListenConfig(listen=str(path))).bind().close()
+    ListenDiscoverer(ListenConfig(listen=str(path))).bind().close()
     with socket.socket(socket.AF_UNIX) as used:
         path.unlink()
         used.bind(str(path))
         used.listen()
         with pytest.raises(OSError, match="another process listens there"):
-            Listen(ListenConfig(listen=str(path))).bind()
+            ListenDiscoverer(ListenConfig(listen=str(path))).bind()
     assert path.is_socket()
 
 
@@ -163,7 +166,7 @@ async def test_a_socket_that_somebody_removes_is_made_anew(
     start_guest: StartGuest, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.monitors.listen.CHECK_SECONDS", 0.05)
-    notes, way = Notes(), Listen(ListenConfig(listen=str(folder / "mon")))
+    notes, way = Notes(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
     async with listening(notes, way):
         (folder / "mon").unlink()
         await until_it_listens(way)
@@ -175,7 +178,7 @@ async def test_an_address_that_cannot_be_had_is_told_once_and_tried_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("agent.monitors.listen.CHECK_SECONDS", 0.02)
-    way = Listen(ListenConfig(listen=str(folder / "none" / "mon")))
+    way = ListenDiscoverer(ListenConfig(listen=str(folder / "none" / "mon")))
 
     async def appear() -> None:
         await asyncio.sleep(0.2)
@@ -197,7 +200,7 @@ def tls(folder: Path) -> ListenTlsConfig:
     return ListenTlsConfig(ca=str(made.authority), certificate=str(made.server))
 
 
-def calling_over_tls(way: Listen, folder: Path) -> list[str]:
+def calling_over_tls(way: ListenDiscoverer, folder: Path) -> list[str]:
     host, _, port = way.address.removeprefix("tcp:").rpartition(":")
     return [
         *("-object", f"tls-creds-x509,id=tls,dir={folder},endpoint=client,verify-peer=on"),
@@ -209,7 +212,7 @@ def calling_over_tls(way: Listen, folder: Path) -> list[str]:
 async def test_over_tcp_a_qemu_with_a_certificate_is_watched_and_nobody_without_one(
     start_guest: StartGuest, folder: Path, tls: ListenTlsConfig
 ) -> None:
-    way = Listen(ListenConfig(listen=f"tcp:127.0.0.1:{free_port()}", tls=tls))
+    way = ListenDiscoverer(ListenConfig(listen=f"tcp:127.0.0.1:{free_port()}", tls=tls))
     notes = Notes()
     async with listening(notes, way):
         assert await hung_up(way) < LONG
@@ -225,7 +228,7 @@ async def test_a_certificate_of_another_authority_is_not_let_in(
 ) -> None:
     (folder / "other").mkdir()
     other = Certificates.make(folder / "other")
-    way = Listen(
+    way = ListenDiscoverer(
         ListenConfig(
             listen=f"tcp:127.0.0.1:{free_port()}",
             tls=ListenTlsConfig(ca=str(other.authority), certificate=tls.certificate),
@@ -234,7 +237,7 @@ async def test_a_certificate_of_another_authority_is_not_let_in(
     notes = Notes()
     async with listening(notes, way):
         await start_guest(extra=calling_over_tls(way, folder))
-        await notes.until(lambda: sum(state is State.GONE for state in notes.states()) >= 3)
+        await notes.until(lambda: sum(state is MonitorState.GONE for state in notes.states()) >= 3)
     assert notes.kinds() == []
 
 

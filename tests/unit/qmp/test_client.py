@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from agent.qmp.client import FLOOD_BYTES, REST_TURNS
-from agent.qmp.commands import Ask
+from agent.qmp.commands import Command
 from agent.qmp.errors import CommandError, CommandRefusedError, NotConnectedError, ProtocolError, QmpError, StalledError
 from agent.qmp.protocol import Event
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.qmp_bytes import DONE, HELLO, STATUS, line
 from tests.lab.scripted_peer import LONG, SOON, connected, peer
 
-NAME = Ask("query-name")
+NAME = Command("query-name")
 
 
 # --- Asking ---
@@ -36,7 +36,7 @@ async def test_answers_come_in_order_and_errors_are_answers(fake: FakeQemu) -> N
 async def test_a_refused_question_is_not_sent_and_the_connection_lives_on(fake: FakeQemu) -> None:
     async with connected(fake.path) as client:
         with pytest.raises(CommandRefusedError):
-            await client.ask([STATUS, Ask("stop")], deadline=LONG)
+            await client.ask([STATUS, Command("stop")], deadline=LONG)
         await client.ask([STATUS], deadline=LONG)
     assert [request["execute"] for request in fake.sent] == ["qmp_capabilities", "query-status"]
 
@@ -294,7 +294,7 @@ async def test_what_is_asked_amid_a_flood_of_one_who_has_ended_costs_nothing_of_
         for _ in range(REST_TURNS // 2):
             await asyncio.sleep(0)
         with pytest.raises(QmpError):
-            await client.ask([Ask("query-status")], deadline=LONG)
+            await client.ask([Command("query-status")], deadline=LONG)
     assert (len(heard), heard[-1]) == (1301, "SHUTDOWN")
 
 
@@ -310,4 +310,4 @@ async def test_amid_a_flood_questions_are_answered(folder: Path) -> None:
 
     async with asyncio.timeout(LONG), peer(folder, talk) as path, connected(path) as client:
         for _ in range(3):
-            assert await client.ask([Ask("query-status")], deadline=LONG) == [{}]
+            assert await client.ask([Command("query-status")], deadline=LONG) == [{}]

@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from agent.qmp.commands import OWN, READS, AllowList, Ask, Change, own_monitor, without_own_monitor
+from agent.qmp.commands import OWN, READS, AllowList, Change, Command, own_monitor, without_own_monitor
 from agent.qmp.errors import CommandRefusedError
 from agent.session import identity
 from tests.lab.fixtures import StartGuest
@@ -19,7 +19,7 @@ ALL = AllowList(Change)
 
 def refused(allow: AllowList, command: str, arguments: Any = None) -> bool:
     try:
-        allow.encode(Ask(command, arguments))
+        allow.encode(Command(command, arguments))
     except CommandRefusedError:
         return True
     return False
@@ -49,14 +49,14 @@ async def test_of_all_that_a_real_qemu_understands_only_the_reads_can_be_said(st
 )
 def test_what_is_not_listed_is_refused_by_name(command: str) -> None:
     with pytest.raises(CommandRefusedError, match="allow-list"):
-        ALL.encode(Ask(command))
+        ALL.encode(Command(command))
 
 
 @pytest.mark.parametrize("command", sorted(READS - {"qom-get"}))
 def test_a_read_is_compact_with_no_id_and_no_newline(command: str) -> None:
-    data = AllowList().encode(Ask(command))
+    data = AllowList().encode(Command(command))
     assert data == b'{"execute":"%b"}' % command.encode()
-    data = AllowList().encode(Ask(command, {"path": "/machine", "n": "a\nb"}))
+    data = AllowList().encode(Command(command, {"path": "/machine", "n": "a\nb"}))
     assert orjson.loads(data) == {"execute": command, "arguments": {"path": "/machine", "n": "a\nb"}}
     assert not set(b" \r\n") & set(data)
 

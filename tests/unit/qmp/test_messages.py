@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from agent.qmp.commands import AllowList, Ask
+from agent.qmp.commands import AllowList, Command
 from agent.qmp.errors import CommandError, CommandRefusedError, ProtocolError, StalledError
 from agent.qmp.protocol import Connection, Event, Message, ProbeReply, Reply
 from tests.lab.qmp_bytes import DONE, HELLO, STATUS, line, ready, take
 
-NAME = Ask("query-name")
+NAME = Command("query-name")
 UNKNOWN = {"error": {"class": "CommandNotFound", "desc": "no such thing"}}
 
 
@@ -44,7 +44,7 @@ def test_asking_while_replies_are_due_is_refused_and_sends_nothing() -> None:
 def test_one_refused_question_lets_none_out() -> None:
     connection = ready()
     with pytest.raises(CommandRefusedError):
-        connection.ask([STATUS, Ask("quit")])
+        connection.ask([STATUS, Command("quit")])
     assert connection.replies_due == 0
     with pytest.raises(ProtocolError, match="reply to nothing"):
         take(connection, {"return": {}})

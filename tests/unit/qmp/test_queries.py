@@ -6,7 +6,7 @@ import pytest
 
 from agent.collectors import ALL, EVERYTHING
 from agent.qmp.commands import READS
-from agent.qmp.queries import ROWS, Fate, query_of
+from agent.qmp.queries import ROWS, QueryPolicy, query_of
 from agent.session import host_process, identity
 from tests.lab import golden_files
 from tools import reference
@@ -35,7 +35,7 @@ def test_questions_stand_once_in_order_and_the_reason_is_a_sentence() -> None:
 
 
 def test_what_is_not_refused_is_what_may_be_sent_and_is_asked() -> None:
-    allowed = {row.name for row in ROWS if row.fate is not Fate.REFUSED}
+    allowed = {row.name for row in ROWS if row.fate is not QueryPolicy.REFUSED}
     assert allowed | {"qom-get", "qom-list"} == READS
     assert all(re.fullmatch(r"query-[a-z0-9-]+", name) for name in allowed), "each is allowed by its whole name"
     asked = COLLECTED | ATTACH | {identity.COMMANDS.command, "query-yank"}
@@ -44,5 +44,5 @@ def test_what_is_not_refused_is_what_may_be_sent_and_is_asked() -> None:
 
 def test_what_is_said_to_be_asked_after_an_event_is_named_by_one() -> None:
     by_event = {row.name for row in ROWS if reference.events_of(row.name)}
-    polled = {row.name for row in ROWS if row.fate is Fate.POLLED}
-    assert {row.name for row in ROWS if row.fate is Fate.EVENT} == by_event - polled
+    polled = {row.name for row in ROWS if row.fate is QueryPolicy.POLLED}
+    assert {row.name for row in ROWS if row.fate is QueryPolicy.EVENT} == by_event - polled

@@ -20,7 +20,7 @@ class Circle:
 async def test_circles_are_looked_for_at_times_and_not_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_gc, "EACH_SECONDS", 0.05)
     before = gc.get_threshold(), gc.get_freeze_count()
-    with agent_gc.tended():
+    with agent_gc.scheduled_collection():
         gone = []
         for _ in range(2):
             circle = Circle()

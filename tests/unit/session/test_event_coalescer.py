@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from agent.collectors import Intervals
 from agent.exposition.snapshot import Snapshot
-from agent.model.record import Severity, Stamp
+from agent.model.record import RecordEncoder, Severity
 from agent.qmp.protocol import Event
-from agent.session.event_coalescer import MAX_STORMS, WINDOW_SECONDS, Storms, Telling
+from agent.session.event_coalescer import MAX_STORMS, WINDOW_SECONDS, CoalescedEvent, EventCoalescer
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.fixtures import StartGuest
 from tests.lab.qmp_bytes import line
@@ -31,7 +31,7 @@ def told(tellings: Any) -> list[tuple[int, int, int]]:
 
 
 def test_the_first_is_told_at_once_and_those_of_the_same_second_as_one() -> None:
-    storms = Storms()
+    storms = EventCoalescer()
     assert told(storms.take(("a",), event(), 5, 10.0)) == [(1, 5, 5)]
     for number in range(6, 1000):
         assert told(storms.take(("a",), event(number), number, 10.5)) == []
@@ -42,7 +42,7 @@ def test_the_first_is_told_at_once_and_those_of_the_same_second_as_one() -> None
 
 
 def test_a_storm_that_goes_on_is_told_each_second_and_one_that_does_not_is_forgotten() -> None:
-    storms = Storms()
+    storms = EventCoalescer()
     list(storms.take(("a",), event(), 1, 0.0))
     list(storms.take(("a",), event(), 2, 0.5))
     assert told(storms.due(1.0)) == [(1, 2, 2)]
@@ -54,14 +54,14 @@ def test_a_storm_that_goes_on_is_told_each_second_and_one_that_does_not_is_forgo
 
 
 def test_a_storm_hides_no_other() -> None:
-    storms = Storms()
+    storms = EventCoalescer()
     list(storms.take(("a",), event(), 1, 0.0))
     list(storms.take(("a",), event(), 2, 0.1))
     assert told(storms.take(("b",), event(), 3, 0.2)) == [(1, 3, 3)]
 
 
 def test_there_is_room_for_so_many_and_what_has_to_make_room_is_told() -> None:
-    storms = Storms()
+    storms = EventCoalescer()
     list(storms.take(("first",), event(), 1, 0.0))
     list(storms.take(("first",), event(), 2, 0.0))
     for number in range(MAX_STORMS - 1):
@@ -71,7 +71,7 @@ def test_there_is_room_for_so_many_and_what_has_to_make_room_is_told() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 2), st.booleans()), max_size=60))
 def test_whatever_comes_whenever_every_event_is_counted_once(steps: list[tuple[int, float, bool]]) -> None:
-    storms, now, tellings = Storms(), 0.0, list[Telling]()
+    storms, now, tellings = EventCoalescer(), 0.0, list[CoalescedEvent]()
     for key, wait, look in steps:
         now += wait
         if look:
@@ -110,7 +110,7 @@ async def test_a_flood_is_read_at_once_and_told_in_few_records_whose_counts_are_
     records = notes.records("event.block_io_error")
     assert len(records) <= 3 + seconds / WINDOW_SECONDS
     for record in records:
-        assert faults(Stamp()(record).body) == []
+        assert faults(RecordEncoder()(record).body) == []
     snapshot = Snapshot()
     snapshot.status(status(vm()))
     for record in records:

@@ -7,8 +7,8 @@ import pytest
 from agent.model.family import Sample
 from agent.model.metrics.migration import MIGRATION
 from agent.model.metrics.runstate import RUNSTATE
-from agent.session.api import State
-from agent.session.migration_state import Passage
+from agent.session.api import MonitorState
+from agent.session.migration_state import MigrationState
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import Notes, watching
 
@@ -20,12 +20,12 @@ def status(word: str) -> Sample:
     return Sample(RUNSTATE, (), {"status": word})
 
 
-def passed(*seen: str | dict[str, Any]) -> tuple[Passage, list[bool]]:
+def passed(*seen: str | dict[str, Any]) -> tuple[MigrationState, list[bool]]:
     """Return what became of a process that was met in the first state, and what it told of arrivals.
 
     A word is a run state; one in capitals is a MIGRATION event's; a dict is a look at the migration.
     """
-    passage, told = Passage(), []
+    passage, told = MigrationState(), []
     first, *others = seen
     passage.begins(str(first))
     for one in (first, *others):
@@ -91,7 +91,7 @@ async def test_a_vm_that_was_to_arrive_and_did_not_is_told_so(fake: FakeQemu) ->
     async with watching(notes, fake.path):
         await notes.polled()
         fake.drop()
-        await notes.until(lambda: State.GONE in notes.states())
+        await notes.until(lambda: MonitorState.GONE in notes.states())
     attached, gone = notes.records("vm")[:2]
     assert attached.data["incoming"] is gone.data["incoming"] is True
     assert gone.type == "qemu.vm.gone"

@@ -11,7 +11,7 @@ import pytest
 
 from agent.cli.check import check
 from agent.config.model import Config
-from agent.session.api import Outcome
+from agent.session.api import PollOutcome
 from tests.lab import golden_files
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import Notes, watching
@@ -56,7 +56,7 @@ async def test_what_it_lacks_is_never_asked_and_all_else_is_answered(old: FakeQe
         await notes.until(lambda: ("inventory",) in told(notes))
     has = {c["name"] for c in old.transcript.answer("query-commands", {})["return"]}
     assert {request["execute"] for request in old.sent} <= has
-    outcomes = {name for name, outcome in notes.all("collected") if outcome is not Outcome.OK}
+    outcomes = {name for name, outcome in notes.all("collected") if outcome is not PollOutcome.OK}
     assert outcomes <= OFF[version]  # told once as unsupported, where it was to be asked at all
     assert {kind for kind in notes.kinds("vm") if "stall" in kind} == set()
 

@@ -4,36 +4,36 @@ import asyncio
 import dataclasses
 from pathlib import Path
 
-from agent.monitors import Monitor, Rank
-from agent.session.api import State
-from agent.session.ownership import Claim, Claims
+from agent.monitors import Monitor, MonitorPriority
+from agent.session.api import MonitorState
+from agent.session.ownership import OwnershipClaim, OwnershipRegistry
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.fixtures import StartGuest
 from tests.lab.recording_observer import Notes, monitor_at, terms, watching
 
 
-def claim(uuid: str = "a", pid: int | None = None, rank: Rank = Rank.OWN) -> Claim:
-    return Claim(uuid, pid, rank, "m", lambda: None)
+def claim(uuid: str = "a", pid: int | None = None, rank: MonitorPriority = MonitorPriority.OWN) -> OwnershipClaim:
+    return OwnershipClaim(uuid, pid, rank, "m", lambda: None)
 
 
-def ranked(path: Path, rank: Rank) -> Monitor:
+def ranked(path: Path, rank: MonitorPriority) -> Monitor:
     return dataclasses.replace(monitor_at(path), rank=rank)
 
 
 async def test_one_process_is_one_vm_whatever_it_says_it_is() -> None:
     assert claim("a", 5).same_vm(claim("b", 5))
-    assert not claim("a", 5).same_vm(claim("a", 6, Rank.BURST))
+    assert not claim("a", 5).same_vm(claim("a", 6, MonitorPriority.BURST))
 
 
 async def test_where_a_process_is_not_known_one_uuid_is_one_vm_unless_it_may_be_a_migration() -> None:
-    assert claim("a", 5).same_vm(claim("a", None, Rank.MANAGER))
-    assert not claim("a", 5).same_vm(claim("b", None, Rank.MANAGER))
+    assert claim("a", 5).same_vm(claim("a", None, MonitorPriority.MANAGER))
+    assert not claim("a", 5).same_vm(claim("b", None, MonitorPriority.MANAGER))
     assert not claim("a").same_vm(claim("a"))
 
 
 async def test_a_worse_way_makes_way_before_the_better_one_holds() -> None:
-    claims, told = Claims(), asyncio.Event()
-    worse = Claim("a", 5, Rank.BURST, "worse", told.set)
+    claims, told = OwnershipRegistry(), asyncio.Event()
+    worse = OwnershipClaim("a", 5, MonitorPriority.BURST, "worse", told.set)
     better = claim(pid=5)
     assert await claims.take(worse) is None
     taking = asyncio.create_task(claims.take(better))
@@ -52,10 +52,10 @@ async def test_a_vm_with_two_monitors_is_watched_once_and_goes_on_when_the_first
     second = folder / "second.qmp"
     guest = await start_guest(extra=["-qmp", f"unix:{second},server=on,wait=off"])
     async with watching(notes, guest.monitor, second) as fleet:
-        await notes.until(lambda: State.SPARE in notes.states())
+        await notes.until(lambda: MonitorState.SPARE in notes.states())
         await notes.polled(3)
         (attached,) = notes.records("vm.attached")
-        spare = next(status for status in notes.all("status") if status.state is State.SPARE)
+        spare = next(status for status in notes.all("status") if status.state is MonitorState.SPARE)
         assert spare.monitor.name != attached.vm.monitor
         assert attached.vm.monitor in spare.reason
         reader, writer = await asyncio.open_unix_connection(spare.monitor.name)
@@ -69,8 +69,8 @@ async def test_a_spare_monitor_takes_over_when_the_better_one_is_lost(fake: Fake
     notes = Notes()
     async with FakeQemu(fake.path.with_name("vm2.qmp")) as worse, watching(notes, fake.path) as fleet:
         await notes.polled()
-        fleet.appeared(ranked(worse.path, Rank.BURST))
-        await notes.until(lambda: State.SPARE in notes.states())
+        fleet.appeared(ranked(worse.path, MonitorPriority.BURST))
+        await notes.until(lambda: MonitorState.SPARE in notes.states())
         fleet.vanished(monitor_at(fake.path))
         fake.drop()
         await notes.until(lambda: len(notes.records("vm.attached")) == 2)
@@ -81,10 +81,10 @@ async def test_a_spare_monitor_takes_over_when_the_better_one_is_lost(fake: Fake
 async def test_a_better_monitor_that_comes_later_is_taken_and_the_worse_one_left(fake: FakeQemu) -> None:
     notes = Notes()
     async with FakeQemu(fake.path.with_name("vm2.qmp")) as better, watching(notes) as fleet:
-        fleet.appeared(ranked(fake.path, Rank.MANAGER))
+        fleet.appeared(ranked(fake.path, MonitorPriority.MANAGER))
         await notes.polled()
         fleet.appeared(monitor_at(better.path))
-        await notes.until(lambda: State.SPARE in notes.states())
+        await notes.until(lambda: MonitorState.SPARE in notes.states())
         await notes.polled(2)
     assert notes.kinds("vm") == ["vm.attached", "vm.detached", "vm.attached", "vm.detached"]
     left = notes.records("vm")[1]
@@ -95,9 +95,9 @@ async def test_a_spare_that_called_us_is_kept_and_tells_no_event_twice(fake: Fak
     notes = Notes()
     async with FakeQemu(fake.path.with_name("vm2.qmp")) as spare, watching(notes, fake.path) as fleet:
         await notes.polled()
-        calling = dataclasses.replace(monitor_at(spare.path), rank=Rank.MANAGER, calls=True)
+        calling = dataclasses.replace(monitor_at(spare.path), rank=MonitorPriority.MANAGER, calls=True)
         fleet.appeared(calling)
-        await notes.until(lambda: State.SPARE in notes.states())
+        await notes.until(lambda: MonitorState.SPARE in notes.states())
         spare.emit("STOP")
         spare.emit("RESUME")
         await notes.polled(2)
@@ -117,8 +117,8 @@ async def test_a_spare_that_is_lost_itself_is_let_go(fake: FakeQemu) -> None:
     notes = Notes()
     async with FakeQemu(fake.path.with_name("vm2.qmp")) as spare, watching(notes, fake.path, settled=terms()) as fleet:
         await notes.polled()
-        fleet.appeared(ranked(spare.path, Rank.MANAGER))
-        await notes.until(lambda: State.SPARE in notes.states())
-        fleet.vanished(ranked(spare.path, Rank.MANAGER))
+        fleet.appeared(ranked(spare.path, MonitorPriority.MANAGER))
+        await notes.until(lambda: MonitorState.SPARE in notes.states())
+        fleet.vanished(ranked(spare.path, MonitorPriority.MANAGER))
         await notes.until(lambda: notes.all("ended"))
         assert len(fleet) == 1

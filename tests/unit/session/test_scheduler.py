@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.common.backoff import back_off
-from agent.session.scheduler import BUNCH, SLACK_SECONDS, SPACING_SECONDS, Schedule, Turns, moment
+from agent.session.scheduler import BUNCH, SLACK_SECONDS, SPACING_SECONDS, Pacer, Schedule, next_poll_time
 
 
 def scheduled(**at: float) -> Schedule:
@@ -100,30 +100,30 @@ def test_waits_between_attempts_double_spread_and_have_an_end(attempt: int, firs
 
 
 def test_turns_are_taken_one_after_the_other_and_nobody_waits_where_nobody_was() -> None:
-    turns = Turns(0.5, 1.2)
+    turns = Pacer(0.5, 1.2)
     assert [turns.take(now) for now in (10, 10, 10.1, 10.3)] == [10, 10.5, 11, 11.5]
     assert [turns.take(20) for _ in range(6)] == [20, 20.5, 21, 21.2, 21.2, 21.2]
 
 
 @given(st.floats(0, 1e6), st.floats(0.2, 600), st.floats(0, 1, exclude_max=True), st.integers(0, 5000))
 def test_each_interval_has_one_moment_of_a_vms(start: float, interval: float, phase: float, vms: int) -> None:
-    first = moment(start, interval, interval, phase, vms)
+    first = next_poll_time(start, interval, interval, phase, vms)
     assert abs(first - start - interval) <= interval / 2 + SLACK_SECONDS + 1e-6
-    assert abs(moment(first, interval, interval, phase, vms) - first - interval) < 1e-6
+    assert abs(next_poll_time(first, interval, interval, phase, vms) - first - interval) < 1e-6
 
 
 def test_some_vms_have_one_moment_and_all_moments_have_some() -> None:
-    shared = Counter(round(moment(1000, 10, 10, number / 1000, 1000), 6) for number in range(1000))
+    shared = Counter(round(next_poll_time(1000, 10, 10, number / 1000, 1000), 6) for number in range(1000))
     assert len(shared) == 1000 // BUNCH
     assert set(shared.values()) == {BUNCH}
 
 
 def test_few_vms_share_one_moment() -> None:
-    assert {moment(101, 10, 10, phase, 3) for phase in (0.0, 0.5, 0.9)} == {110}
+    assert {next_poll_time(101, 10, 10, phase, 3) for phase in (0.0, 0.5, 0.9)} == {110}
 
 
 @pytest.mark.parametrize("start", [101, 109.99, 110 - SLACK_SECONDS, 110])
 def test_a_moment_is_never_that_of_the_question_that_it_follows(start: float) -> None:
-    assert moment(start, 0.25, 0.25, 0.0, 1000) > start + 2 * SLACK_SECONDS
-    assert moment(start, 0.06, 0.06, 0.0, 1000) == start + 0.06
-    assert moment(start, 0, 10, 0.0, 1000) >= start + SLACK_SECONDS
+    assert next_poll_time(start, 0.25, 0.25, 0.0, 1000) > start + 2 * SLACK_SECONDS
+    assert next_poll_time(start, 0.06, 0.06, 0.0, 1000) == start + 0.06
+    assert next_poll_time(start, 0, 10, 0.0, 1000) >= start + SLACK_SECONDS

@@ -12,10 +12,10 @@ from agent.collectors.base import Answers
 from agent.model.family import Sample
 from agent.model.metrics.runstate import RUNSTATE
 from agent.qmp.client import Client
-from agent.qmp.commands import Ask, Change
+from agent.qmp.commands import Change, Command
 from agent.qmp.errors import AnswerError
-from agent.session.api import Menu, Outcome
-from agent.session.scheduler import SLACK_SECONDS, SPACING_SECONDS, Schedule, Turns
+from agent.session.api import CollectorIndex, PollOutcome
+from agent.session.scheduler import SLACK_SECONDS, SPACING_SECONDS, Pacer, Schedule
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.qmp_bytes import line
 from tests.lab.recording_observer import Notes, terms, watching
@@ -93,7 +93,7 @@ async def test_at_attach_everything_is_asked_once(fake: FakeQemu) -> None:
         *["query-pci", "query-chardev", "query-memdev", "query-tpm", "query-vnc-servers", "query-spice"],
         *["query-stats", "query-stats", "query-cpus-fast"],
     ]
-    asked = {c.name: [] if c.beside or c.name == "hv_balloon" else [Outcome.OK] for c in ALL}
+    asked = {c.name: [] if c.beside or c.name == "hv_balloon" else [PollOutcome.OK] for c in ALL}
     assert {c.name: notes.outcomes(c.name) for c in ALL} == asked
 
 
@@ -164,7 +164,7 @@ async def test_a_command_that_is_not_there_is_not_asked_again_on_this_connection
         fake.emit("MIGRATION", {"status": "active"})
         await notes.polled(3)
         assert fake.count("query-migrate") == 1
-        assert notes.outcomes("migration") == [Outcome.UNSUPPORTED]
+        assert notes.outcomes("migration") == [PollOutcome.UNSUPPORTED]
         fake.drop()
         await notes.polled(3)
     assert fake.count("query-migrate") == 2  # another connection may be another QEMU
@@ -184,9 +184,9 @@ async def test_what_a_qemu_understands_is_asked_once_for_its_build_and_what_it_l
     assert fake.count("query-commands") == 1
     assert fake.count("query-block-jobs") == 2  # it does without query-jobs, which came later
     assert not {"query-jobs", "query-migrate", "query-named-block-nodes"} & set(executed(fake))
-    assert set(notes.outcomes("migration")) == set(notes.outcomes("nodes")) == {Outcome.UNSUPPORTED}
+    assert set(notes.outcomes("migration")) == set(notes.outcomes("nodes")) == {PollOutcome.UNSUPPORTED}
     assert len(notes.outcomes("migration")) == 2
-    assert set(notes.outcomes("jobs")) == {Outcome.OK}
+    assert set(notes.outcomes("jobs")) == {PollOutcome.OK}
 
 
 @pytest.mark.parametrize("answer", [FakeError(), [], [5, {"name": 5}], {"name": "x"}])
@@ -215,8 +215,8 @@ async def test_an_answer_that_makes_no_sense_fails_its_collector_and_no_other(fa
     fake.replies["query-status"] = FakeError()
     async with watching(notes, fake.path):
         await notes.polled(3)
-    assert set(notes.outcomes("block")) == set(notes.outcomes("runstate")) == {Outcome.FAILED}
-    assert set(notes.outcomes("migration")) == {Outcome.OK}
+    assert set(notes.outcomes("block")) == set(notes.outcomes("runstate")) == {PollOutcome.FAILED}
+    assert set(notes.outcomes("migration")) == {PollOutcome.OK}
     assert not [families for _, families, _, _ in notes.all("samples") if families[0].name in ("block", "runstate")]
     assert notes.kinds("vm") == ["vm.attached", "vm.detached"]
 
@@ -231,14 +231,14 @@ async def test_a_collector_that_explodes_harms_no_other_and_no_other_vm(
             *failure.args
         )  # a new one each time: one that is raised keeps hold of where, for as long as it is there
 
-    bomb = Collector("bomb", (), lambda _: (Ask("query-name"),), explode, again=lambda *_: 0.02)
+    bomb = Collector("bomb", (), lambda _: (Command("query-name"),), explode, again=lambda *_: 0.02)
     notes = Notes()
     async with FakeQemu(fake.path.with_name("vm2.qmp")) as second:
-        settled = terms(menu=Menu((bomb, *ALL)))
+        settled = terms(menu=CollectorIndex((bomb, *ALL)))
         async with watching(notes, fake.path, second.path, settled=settled):
             await notes.polled(6)
-    assert set(notes.outcomes("bomb")) == {Outcome.FAILED}
-    assert set(notes.outcomes("block")) == {Outcome.OK}
+    assert set(notes.outcomes("bomb")) == {PollOutcome.FAILED}
+    assert set(notes.outcomes("block")) == {PollOutcome.OK}
     assert notes.kinds("vm") == ["vm.attached"] * 2 + ["vm.detached"] * 2
     assert bool(caplog.records) is isinstance(failure, ZeroDivisionError)  # our bugs are told, QEMU's answers are not
 
@@ -338,9 +338,11 @@ async def test_what_is_asked_more_seldom_than_polls_are_is_asked_as_often_as_it_
     fake: FakeQemu, monkeypatch: pytest.MonkeyPatch, interval: float
 ) -> None:
     asked = plans(monkeypatch, "slow")
-    slow = Collector("slow", (), lambda _: (Ask("query-name"),), lambda _: (), again=lambda *_: interval)
+    slow = Collector("slow", (), lambda _: (Command("query-name"),), lambda _: (), again=lambda *_: interval)
     notes = Notes()
-    async with watching(notes, fake.path, settled=terms(menu=Menu([*ALL, slow]), intervals=Intervals(poll=0.25))):
+    async with watching(
+        notes, fake.path, settled=terms(menu=CollectorIndex([*ALL, slow]), intervals=Intervals(poll=0.25))
+    ):
         await notes.until(lambda: len(notes.outcomes("slow")) >= 4)
     gaps = [later - before for before, later in pairwise(asked[2:])]
     assert gaps == pytest.approx([interval] * len(gaps), abs=SLACK_SECONDS)
@@ -358,7 +360,7 @@ async def test_one_whose_events_are_not_heard_is_not_polled_twice_at_once_when_i
 
 
 async def test_an_event_that_asks_for_something_brings_the_first_look_forward(fake: FakeQemu) -> None:
-    turns = Turns(60, 60)
+    turns = Pacer(60, 60)
     turns.take(time.monotonic())
     notes = Notes()
     async with watching(notes, fake.path, settled=terms(first_looks=turns)):

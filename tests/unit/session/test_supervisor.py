@@ -8,7 +8,7 @@ import pytest
 from agent.collectors import Intervals
 from agent.model.record import Severity
 from agent.qmp.client import Client
-from agent.session.api import Outcome, State
+from agent.session.api import MonitorState, PollOutcome
 from agent.session.session import Session
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.qmp_bytes import line
@@ -37,7 +37,7 @@ async def test_a_vm_is_met_named_and_asked(fake: FakeQemu) -> None:
         "qemu_package": fake.greeting["QMP"]["version"]["package"],
         "reattached": False,
     }
-    assert notes.states() == [State.CONNECTING, State.NEGOTIATING, State.UP, State.GONE]
+    assert notes.states() == [MonitorState.CONNECTING, MonitorState.NEGOTIATING, MonitorState.UP, MonitorState.GONE]
     assert notes.all("status")[2].vm == attached.vm
     vm, families, samples, _ = next(told for told in notes.all("samples") if told[1][0].name == "block")
     assert vm == attached.vm
@@ -123,9 +123,9 @@ async def test_a_monitor_that_somebody_else_holds_is_busy_once_and_attached_when
     assert "another client holds this monitor" in busy.data["reason"]
     assert (busy.severity, busy.vm.uuid, busy.vm.monitor) == (Severity.WARNING, "", str(fake.path))
     assert list(dict.fromkeys(notes.states())) == [
-        *[State.CONNECTING, State.BUSY, State.NEGOTIATING],
-        State.UP,
-        State.GONE,
+        *[MonitorState.CONNECTING, MonitorState.BUSY, MonitorState.NEGOTIATING],
+        MonitorState.UP,
+        MonitorState.GONE,
     ]
 
 
@@ -149,7 +149,7 @@ async def test_a_qemu_that_does_not_answer_is_stalled_not_gone_and_recovers(fake
     stalled = notes.records("vm.stalled")[0]
     assert (stalled.severity, stalled.vm.uuid) == (Severity.ERROR, UUID)
     assert "query-blockstats" in stalled.data["reason"]
-    assert Outcome.LATE in notes.outcomes("block")
+    assert PollOutcome.LATE in notes.outcomes("block")
     assert fake.count("qom-list") == 4  # twice: what it has is learned anew
 
 
@@ -197,9 +197,9 @@ async def test_a_vm_that_leaves_says_why_and_one_that_is_back_since_when_events_
     assert back.data["reattached"] is True
     assert back.data["events_lost_since_timestamp_seconds"] * 1e9 == pytest.approx(gone.time_ns, abs=50e6)
     assert notes.states()[:6] == [
-        *[State.CONNECTING, State.NEGOTIATING, State.UP, State.GONE],
-        State.NEGOTIATING,
-        State.UP,
+        *[MonitorState.CONNECTING, MonitorState.NEGOTIATING, MonitorState.UP, MonitorState.GONE],
+        MonitorState.NEGOTIATING,
+        MonitorState.UP,
     ]
 
 
@@ -215,7 +215,7 @@ async def test_a_qemu_that_is_not_there_is_tried_again_until_it_is(fake: FakeQem
     notes = Notes()
     await fake.stop()
     async with watching(notes, fake.path):
-        await notes.until(lambda: State.GONE in notes.states())
+        await notes.until(lambda: MonitorState.GONE in notes.states())
         assert notes.all("status")[-1].reason == "No such file or directory"
         await fake.start()
         await notes.polled()
@@ -240,7 +240,7 @@ async def test_a_monitor_that_this_user_may_not_connect_to_is_denied_not_gone(
     notes = Notes()
     monkeypatch.setattr("socket.socket.connect", refuse)  # to root, who runs tests too, nothing is denied
     async with watching(notes, fake.path):
-        await notes.until(lambda: State.DENIED in notes.states())
+        await notes.until(lambda: MonitorState.DENIED in notes.states())
         assert "may not connect: give it the group" in notes.all("status")[-1].reason
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent.model.record import Record
-from agent.session.api import State
+from agent.session.api import MonitorState
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import Notes, monitor_at, terms, watching
 
@@ -34,13 +34,13 @@ async def test_a_connection_outlives_its_vanished_address_and_is_not_made_anew(f
         await notes.until(lambda: notes.all("ended"))
         assert len(fleet) == 0
     assert notes.kinds("vm") == ["vm.attached", "vm.gone"]
-    assert notes.states()[-1] is State.GONE
+    assert notes.states()[-1] is MonitorState.GONE
 
 
 async def test_an_address_that_vanishes_while_nobody_is_there_is_let_go_at_once(folder: Path) -> None:
     notes = Notes()
     async with watching(notes, folder / "none", settled=terms(retry_seconds=3600)) as fleet:
-        await notes.until(lambda: State.GONE in notes.states())
+        await notes.until(lambda: MonitorState.GONE in notes.states())
         fleet.vanished(monitor_at(folder / "none"))
         await notes.until(lambda: notes.all("ended"))
     assert notes.kinds() == []
@@ -69,7 +69,7 @@ async def test_a_vm_that_hangs_hides_no_other(fake: FakeQemu) -> None:
     async with FakeQemu(fake.path.with_name("vm2.qmp")) as second:
         second.hang("query-uuid")
         async with watching(notes, fake.path, second.path):
-            await notes.until(lambda: State.STALLED in notes.states())
+            await notes.until(lambda: MonitorState.STALLED in notes.states())
             await notes.polled(3)
     assert [record.vm.monitor for record in notes.records("vm.attached")] == [str(fake.path)]
 

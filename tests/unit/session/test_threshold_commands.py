@@ -8,7 +8,7 @@ import pytest
 
 from agent.collectors import Intervals
 from agent.model.record import Vm
-from agent.qmp.commands import Ask, Change
+from agent.qmp.commands import Change, Command
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.recording_observer import Notes, terms, watching
 from tests.lab.scripted_peer import LONG
@@ -17,14 +17,14 @@ from tests.lab.transcript import UUID
 SLOW = Intervals(poll=30)
 
 
-def threshold(node: str, value: int = 5) -> Ask:
-    return Ask("block-set-write-threshold", {"node-name": node, "write-threshold": value})
+def threshold(node: str, value: int = 5) -> Command:
+    return Command("block-set-write-threshold", {"node-name": node, "write-threshold": value})
 
 
 class Orders:
     """A Commander that orders what it is told to, once, and keeps what it learns."""
 
-    def __init__(self, **orders: Ask) -> None:
+    def __init__(self, **orders: Command) -> None:
         self.open = dict(orders)
         self.wanted: set[str] = set()
         self.learnt: list[tuple[str, bool]] = []
@@ -35,7 +35,7 @@ class Orders:
         wanted, self.wanted = self.wanted, set()
         return wanted
 
-    async def orders(self, vm: Vm) -> Sequence[tuple[str, Ask]]:
+    async def orders(self, vm: Vm) -> Sequence[tuple[str, Command]]:
         assert vm.uuid == UUID
         orders, self.open = list(self.open.items()), {}
         return orders

@@ -10,7 +10,7 @@ import pytest
 
 from agent.exposition.prometheus import render
 from agent.exposition.snapshot import Snapshot
-from agent.session.api import Outcome
+from agent.session.api import PollOutcome
 from tests.lab import golden_files
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import Notes, watching
@@ -61,7 +61,7 @@ async def test_of_a_qemus_answers_the_samples_and_series_are_made_that_the_golde
     known = golden_files.load(f"told/{name}.json")
     assert made["samples"] == known["samples"]
     assert made["series"] == known["series"]
-    assert Outcome.FAILED not in {outcome for _, outcome in notes.all("collected")}
+    assert PollOutcome.FAILED not in {outcome for _, outcome in notes.all("collected")}
 
 
 def test_there_is_one_of_each_qemu_in_service() -> None:

@@ -61,7 +61,7 @@ class SaslConfig(Section):
         return expand(self.password_file).read_text("utf-8").split("\n", 1)[0]
 
 
-class Access(SinkConfig):
+class KafkaConnectionConfig(SinkConfig):
     """How to reach the brokers."""
 
     servers: Annotated[list[Address], Field(min_length=1)]
@@ -144,7 +144,7 @@ class KafkaCreateConfig(Section):
     """Replicas of each; -1 is as the brokers have it."""
 
 
-class KafkaConfig(Access):
+class KafkaConfig(KafkaConnectionConfig):
     """Apache Kafka, or what speaks its protocol."""
 
     topics: KafkaTopicsConfig = KafkaTopicsConfig()
@@ -158,7 +158,7 @@ class KafkaConfig(Access):
     request_timeout: Positive = 10.0
     """How long a broker may take to answer one request."""
 
-    def sink(self) -> Sink:
+    def build(self) -> Sink:
         """Return the sink.
 
         Raises:
@@ -168,6 +168,6 @@ class KafkaConfig(Access):
         secrets = (*((tls.ca, tls.certificate, tls.key) if tls else ()), *((sasl.password_file,) if sasl else ()))
         for secret in filter(None, secrets):
             expand(secret)  # a folder of secrets that is not given is said before anything is begun
-        from agent.delivery.sinks.kafka.sink import Kafka  # noqa: PLC0415 - aiokafka is 5 MiB, and for those who have a Kafka
+        from agent.delivery.sinks.kafka.sink import KafkaSink  # noqa: PLC0415 - aiokafka is 5 MiB, and for those who have a Kafka
 
-        return Kafka(self)
+        return KafkaSink(self)

@@ -17,13 +17,13 @@ from aiokafka.errors import (
     UnsupportedSaslMechanismError,
 )
 
-from agent.delivery.sinks.kafka.config import Access
-from agent.model.record import clean
+from agent.delivery.sinks.kafka.config import KafkaConnectionConfig
+from agent.model.record import sanitize
 
 PROBE_SECONDS = 5.0
 
 
-async def explain(error: BaseException, access: Access) -> str:
+async def explain(error: BaseException, access: KafkaConnectionConfig) -> str:
     """Return why Kafka cannot be had, for a person. A broker is tried once more where the error does not say it."""
     if isinstance(error, KafkaConnectionError):
         return await _diagnose(error, access)
@@ -32,7 +32,7 @@ async def explain(error: BaseException, access: Access) -> str:
     return _words(error, ", ".join(access.servers), access)
 
 
-async def _diagnose(error: KafkaConnectionError, access: Access) -> str:
+async def _diagnose(error: KafkaConnectionError, access: KafkaConnectionConfig) -> str:
     """Connect to each server by hand: aiokafka only logs why its own attempts failed."""
     said = []
     for server in access.servers:
@@ -51,10 +51,10 @@ async def _diagnose(error: KafkaConnectionError, access: Access) -> str:
             said.append(_words(reason, server, access))
         else:  # it knows Kafka's first words, and no more from us
             said.append(_words(ConnectionResetError(), server, access))
-    return "; ".join(dict.fromkeys(said)) or clean(f"no broker takes us: {error}", 500)
+    return "; ".join(dict.fromkeys(said)) or sanitize(f"no broker takes us: {error}", 500)
 
 
-def _words(error: BaseException, server: str, access: Access) -> str:  # noqa: C901, PLR0911, PLR0912 - a table of errors and words
+def _words(error: BaseException, server: str, access: KafkaConnectionConfig) -> str:  # noqa: C901, PLR0911, PLR0912 - a table of errors and words
     user = access.sasl.username if access.sasl is not None else ""
     cause = error.__cause__ if isinstance(error, KafkaConnectionError) and error.__cause__ is not None else error
     match cause:
@@ -65,7 +65,7 @@ def _words(error: BaseException, server: str, access: Access) -> str:  # noqa: C
         case IllegalSaslStateError():
             return f"{server} wants no user: leave out kafka.sasl, or name a port that has SASL"
         case TopicAuthorizationFailedError() | ClusterAuthorizationFailedError():
-            return f"user {user or 'ANONYMOUS'} may not write there: {clean(str(error), 200)}"
+            return f"user {user or 'ANONYMOUS'} may not write there: {sanitize(str(error), 200)}"
         case UnknownTopicOrPartitionError():
             return "a topic is gone"
         case ssl.SSLCertVerificationError():
@@ -85,10 +85,10 @@ def _words(error: BaseException, server: str, access: Access) -> str:  # noqa: C
         case OSError():
             return f"{cause.filename or server}: {cause.strerror or cause}"
         case _:
-            return clean(f"{server}: {type(cause).__name__}: {cause}", 500)
+            return sanitize(f"{server}: {type(cause).__name__}: {cause}", 500)
 
 
-def _doubts(access: Access) -> str:
+def _doubts(access: KafkaConnectionConfig) -> str:
     """Return what may be wrong with how we come."""
     wants = [
         "TLS (kafka.tls)" if access.tls is None else "",

@@ -48,7 +48,7 @@ _REFUSALS = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidTimestamp
 """What a broker says of a batch that it will not take however often it is asked."""
 
 
-class Kafka:
+class KafkaSink:
     """A sink whose every record is acknowledged by all in-sync replicas, in order for each key."""
 
     def __init__(self, config: KafkaConfig, open_seconds: float = OPEN_SECONDS) -> None:

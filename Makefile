@@ -25,7 +25,7 @@ help:
 	@echo "make clean                       remove the virtual environment and what tools left"
 
 demo: lab-demo
-	$(BIN)/qmp-agent demo $(if $(FOR),--for $(FOR)) $(if $(OUT),--out $(OUT)) $(if $(ALERTMANAGER),--alertmanager $(ALERTMANAGER))
+	$(BIN)/qmp-agent demo $(if $(FOR),--duration $(FOR)) $(if $(OUT),--output $(OUT)) $(if $(ALERTMANAGER),--alertmanager $(ALERTMANAGER))
 
 test: lab-test
 	$(if $(T),$(BIN)/pytest $(T),BIN=$(BIN) tests/all)

@@ -3,7 +3,7 @@
 from dashboards.panels import EVERY, HOSTS, Dashboard, graph, number, rate
 
 HOST = "{{instance}}"
-LANE = "{{instance}} {{lane}}"
+LANE = "{{instance}} {{queue}}"
 NO_JOURNAL = "there is a journal only with Kafka"
 BAD = ((0.000001, "red"),)
 
@@ -31,8 +31,8 @@ AGENT = Dashboard(
                 f"count(qmp_agent_sink_up{{{EVERY}}} == 0) or vector(0)",
                 thresholds=((1, "red"),),
             ),
-            number("Records lost", "short", lost("qmp_agent_records_lost_total"), thresholds=BAD),
-            number("Events lost", "short", lost("qmp_agent_events_lost_total"), thresholds=BAD),
+            number("Records lost", "short", lost("qmp_agent_records_dropped_total"), thresholds=BAD),
+            number("Events lost", "short", lost("qmp_agent_events_dropped_total"), thresholds=BAD),
         ),
         "What it sees": (
             graph(
@@ -44,13 +44,13 @@ AGENT = Dashboard(
             graph(
                 "Questions",
                 "cps",
-                (rate("qmp_agent_questions_total", EVERY, "instance, outcome"), f"{HOST} {{{{outcome}}}}"),
+                (rate("qmp_agent_collector_runs_total", EVERY, "instance, outcome"), f"{HOST} {{{{outcome}}}}"),
             ),
             graph(
                 "99 of 100 answers took at most",
                 "s",
                 (
-                    f"histogram_quantile(0.99, {rate('qmp_agent_reply_seconds_bucket', EVERY, 'instance, le')})",
+                    f"histogram_quantile(0.99, {rate('qmp_agent_qmp_response_seconds_bucket', EVERY, 'instance, le')})",
                     HOST,
                 ),
                 thresholds=((1, "orange"),),
@@ -58,7 +58,7 @@ AGENT = Dashboard(
             graph(
                 "Oldest figure of a VM",
                 "s",
-                (f"time() - min by (instance) (qemu_vm_last_reply_timestamp_seconds{{{EVERY}}})", HOST),
+                (f"time() - min by (instance) (qemu_vm_last_response_timestamp_seconds{{{EVERY}}})", HOST),
                 thresholds=((60, "orange"),),
             ),
         ),
@@ -69,24 +69,24 @@ AGENT = Dashboard(
                 (rate("qmp_agent_records_total", EVERY, "instance, kind"), f"{HOST} {{{{kind}}}}"),
             ),
             graph("Records delivered", "cps", (rate("qmp_agent_records_delivered_total", EVERY), HOST)),
-            graph("Records waiting", "short", (f"qmp_agent_lane_records{{{EVERY}}}", LANE)),
+            graph("Records waiting", "short", (f"qmp_agent_queue_records{{{EVERY}}}", LANE)),
             graph(
                 "Age of the oldest record",
                 "s",
-                (f"qmp_agent_lane_lag_seconds{{{EVERY}}}", LANE),
+                (f"qmp_agent_queue_oldest_record_age_seconds{{{EVERY}}}", LANE),
                 thresholds=((60, "orange"),),
             ),
         ),
         "Journal": (
-            graph("Waiting on disk", "bytes", (f"qmp_agent_lane_disk_bytes{{{EVERY}}}", LANE), empty=NO_JOURNAL),
-            graph("Waiting in memory", "bytes", (f"qmp_agent_lane_memory_bytes{{{EVERY}}}", LANE)),
+            graph("Waiting on disk", "bytes", (f"qmp_agent_queue_disk_bytes{{{EVERY}}}", LANE), empty=NO_JOURNAL),
+            graph("Waiting in memory", "bytes", (f"qmp_agent_queue_memory_bytes{{{EVERY}}}", LANE)),
             graph("Transactions", "cps", (rate("qmp_agent_journal_commits_total", EVERY), HOST), empty=NO_JOURNAL),
             graph(
                 "Rebuilt and set aside",
                 "short",
-                (f"increase(qmp_agent_sink_rebuilds_total{{{EVERY}}}[$__range])", f"{HOST} sink rebuilt"),
+                (f"increase(qmp_agent_sink_reconnects_total{{{EVERY}}}[$__range])", f"{HOST} sink rebuilt"),
                 (
-                    f"increase(qmp_agent_journal_files_set_aside_total{{{EVERY}}}[$__range])",
+                    f"increase(qmp_agent_journal_files_quarantined_total{{{EVERY}}}[$__range])",
                     f"{HOST} journal set aside",
                 ),
             ),
@@ -99,7 +99,7 @@ AGENT = Dashboard(
                 thresholds=((0.5, "orange"),),
             ),
             graph("Memory", "bytes", (f"qmp_agent_process_resident_memory_bytes{{{EVERY}}}", HOST)),
-            graph("Making a scrape", "s", (f"qmp_agent_scrape_seconds{{{EVERY}}}", HOST)),
+            graph("Making a scrape", "s", (f"qmp_agent_scrape_duration_seconds{{{EVERY}}}", HOST)),
             graph(
                 "Open files, of those it may have",
                 "percentunit",
@@ -118,7 +118,7 @@ AGENT = Dashboard(
             number(
                 "Without series",
                 "short",
-                f"sum(qmp_agent_subjects_left_out{{{EVERY}}})",
+                f"sum(qmp_agent_series_limit_dropped_subjects{{{EVERY}}})",
                 thresholds=((1, "orange"),),
                 help="Disks and the like of VMs that have too many (limits).",
             ),

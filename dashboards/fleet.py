@@ -34,7 +34,7 @@ FLEET = Dashboard(
             number(
                 "Disks full within a day",
                 "short",
-                f"count(qemu_block_space_full_in_seconds{{{EVERY}}} < 86400) or vector(0)",
+                f"count(qemu_block_space_time_to_full_seconds{{{EVERY}}} < 86400) or vector(0)",
                 thresholds=BAD,
             ),
             number(
@@ -61,7 +61,7 @@ FLEET = Dashboard(
                 Column(
                     "First disk full in",
                     "s",
-                    f"min by (instance) (qemu_block_space_full_in_seconds{{{EVERY}}})",
+                    f"min by (instance) (qemu_block_space_time_to_full_seconds{{{EVERY}}})",
                     ((0, "red"), (86400, "text")),
                 ),
                 link=TO_HOST,

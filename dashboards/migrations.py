@@ -33,7 +33,7 @@ MIGRATIONS = Dashboard(
             number(
                 "Do not converge",
                 "short",
-                f'count(qemu_migration_status{{{EVERY},status="active"}} unless on (instance, vm_uuid) {gauge("left_seconds")})'
+                f'count(qemu_migration_status{{{EVERY},status="active"}} unless on (instance, vm_uuid) {gauge("remaining_seconds")})'
                 " or vector(0)",
                 thresholds=((1, "orange"),),
                 help="The guest dirties its memory as fast as it is sent.",
@@ -68,7 +68,7 @@ MIGRATIONS = Dashboard(
                 {"vm": "VM", "instance": "Host", "vm_uuid": ""},
                 Column("Memory", "bytes", of_each("ram_bytes")),
                 Column("Remaining", "bytes", of_each("ram_remaining_bytes")),
-                Column("Left", "s", of_each("left_seconds")),
+                Column("Left", "s", of_each("remaining_seconds")),
                 Column("Passes", "short", of_each("passes_total")),
                 Column("Downtime, expected", "s", of_each("expected_downtime_seconds")),
                 Column("Downtime", "s", of_each("downtime_seconds")),
@@ -78,7 +78,7 @@ MIGRATIONS = Dashboard(
         ),
         "How far": (
             graph("Memory that remains", "bytes", (gauge("ram_remaining_bytes"), VM), empty=NONE, link=TO_VM),
-            graph("Left", "s", (gauge("left_seconds"), VM), empty="none, or none converges", link=TO_VM),
+            graph("Left", "s", (gauge("remaining_seconds"), VM), empty="none, or none converges", link=TO_VM),
             graph("Passes over the memory", "short", (gauge("passes_total"), VM), empty=NONE, link=TO_VM),
         ),
         "How fast": (

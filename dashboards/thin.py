@@ -25,19 +25,19 @@ THIN = Dashboard(
             number(
                 "Full within a day",
                 "short",
-                f"count(qemu_block_space_full_in_seconds{{{EVERY}}} < {DAY}) or vector(0)",
+                f"count(qemu_block_space_time_to_full_seconds{{{EVERY}}} < {DAY}) or vector(0)",
                 thresholds=((1, "orange"),),
             ),
             number(
                 "Full within an hour",
                 "short",
-                f"count(qemu_block_space_full_in_seconds{{{EVERY}}} < {HOUR}) or vector(0)",
+                f"count(qemu_block_space_time_to_full_seconds{{{EVERY}}} < {HOUR}) or vector(0)",
                 thresholds=((1, "red"),),
             ),
             number(
                 "Past a level",
                 "short",
-                f"count(qemu_block_space_levels_exceeded{{{EVERY}}} > 0) or vector(0)",
+                f"count(qemu_block_space_exceeded_levels{{{EVERY}}} > 0) or vector(0)",
                 thresholds=((1, "orange"),),
             ),
             number(
@@ -49,7 +49,7 @@ THIN = Dashboard(
             number(
                 "Thresholds of others",
                 "short",
-                f"count(qemu_block_space_foreign_threshold{{{EVERY}}} == 1) or vector(0)",
+                f"count(qemu_block_space_threshold_foreign{{{EVERY}}} == 1) or vector(0)",
                 help="A block node has one threshold; one that is somebody else's is left alone, and the level is watched at each poll.",
             ),
         ),
@@ -58,11 +58,11 @@ THIN = Dashboard(
                 "Disks",
                 {"vm": "VM", "device": "Disk", "instance": "Host", "vm_uuid": ""},
                 Column("Used", "percentunit", f"max by ({BY}) ({SHARE})", ((0, "text"), (0.8, "orange"), (0.9, "red"))),
-                Column("Headroom", "bytes", of_each("headroom_bytes")),
+                Column("Headroom", "bytes", of_each("free_bytes")),
                 Column("Size", "bytes", of_each("limit_bytes")),
                 Column("Growth", "Bps", of_each("growth_bytes_per_second")),
-                Column("Full in", "s", of_each("full_in_seconds"), ((0, "red"), (DAY, "orange"), (WEEK, "text"))),
-                Column("Levels past", "short", of_each("levels_exceeded")),
+                Column("Full in", "s", of_each("time_to_full_seconds"), ((0, "red"), (DAY, "orange"), (WEEK, "text"))),
+                Column("Levels past", "short", of_each("exceeded_levels")),
                 Column("Threshold at", "bytes", of_each("armed_threshold_bytes")),
                 empty="no disk is thin",
                 link=TO_VM,
@@ -77,7 +77,7 @@ THIN = Dashboard(
                 empty="no disk is thin",
                 link=TO_VM,
             ),
-            graph("Headroom", "bytes", (f"qemu_block_space_headroom_bytes{{{EVERY}}}", DISK), empty="none", link=TO_VM),
+            graph("Headroom", "bytes", (f"qemu_block_space_free_bytes{{{EVERY}}}", DISK), empty="none", link=TO_VM),
         ),
         "How long it lasts": (
             graph(
@@ -90,7 +90,7 @@ THIN = Dashboard(
             graph(
                 "Full in",
                 "s",
-                (f"qemu_block_space_full_in_seconds{{{EVERY}}}", DISK),
+                (f"qemu_block_space_time_to_full_seconds{{{EVERY}}}", DISK),
                 empty="none grows",
                 help="At that rate.",
                 link=TO_VM,
@@ -114,7 +114,7 @@ THIN = Dashboard(
             graph(
                 "Levels past",
                 "short",
-                (f"qemu_block_space_levels_exceeded{{{EVERY}}}", DISK),
+                (f"qemu_block_space_exceeded_levels{{{EVERY}}}", DISK),
                 thresholds=((1, "orange"),),
                 link=TO_VM,
             ),

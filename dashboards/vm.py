@@ -122,7 +122,7 @@ LATENCY = (
     graph(
         "Headroom",
         "bytes",
-        (f"qemu_block_space_headroom_bytes{{{WHERE}}}", DISK),
+        (f"qemu_block_space_free_bytes{{{WHERE}}}", DISK),
         empty="it has no thin disk",
     ),
 )
@@ -189,7 +189,7 @@ JOBS = (
     ),
     graph("Done", "percentunit", (f"qemu_job_progress_ratio{{{WHERE}}}", "{{job}}"), empty=NO_JOB),
     graph("Speed", "Bps", (f"qemu_job_progress_per_second{{{WHERE}}}", "{{job}}"), empty=NO_JOB),
-    graph("Left", "s", (f"qemu_job_left_seconds{{{WHERE}}}", "{{job}}"), empty=NO_JOB),
+    graph("Left", "s", (f"qemu_job_remaining_seconds{{{WHERE}}}", "{{job}}"), empty=NO_JOB),
 )
 
 VM = Dashboard(

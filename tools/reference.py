@@ -139,11 +139,11 @@ async def _shown() -> str:
 def _specimen() -> Agent:
     app = Agent(
         Config.model_validate(
-            {"monitors": [{"dial": "/run/vm1.qmp"}], "host": "hv7", "kafka": {"servers": ["kafka:9092"]}}
+            {"monitors": [{"dial": "/run/vm1.qmp"}], "host": "hv7", "kafka": {"bootstrap_servers": ["kafka:9092"]}}
         )
     )
     vm, now = Vm("hv7", "1a8b9e0c-3f52-4a61-9c1d-5b8a7c6d0e21", "vm1", "/run/vm1.qmp"), time.time_ns()
-    app.snapshot.limits = SeriesLimits(series=1)
+    app.snapshot.limits = SeriesLimits(series_per_vm=1)
     app.status(MonitorStatus(Monitor("/run/vm1.qmp", (), _never), MonitorState.UP, "", vm, Build("0", "0"), now))
     app.samples(vm, (RUNSTATE,), (Sample(RUNSTATE, (), {"running": True}),), now)
     app.samples(vm, (ABOUT,), (Sample(ABOUT, (), {"machine": "m", "accelerator": "kvm", "pid": "1"}),), now)
@@ -152,7 +152,7 @@ def _specimen() -> Agent:
         Record("qemu.event.guest_panicked", vm, {"event": "GUEST_PANICKED", "category": "runstate", "qemu": {}}, now)
     )
     app.collected("block", PollOutcome.OK)
-    app.lost(vm, "early", 1)
+    app.lost(vm, "before_attach", 1)
     app.refused("unix:/run/qmp.sock", "user")
     return app
 
@@ -188,7 +188,7 @@ def records(examples: Iterable[str]) -> str:
     ]
     parts += [
         "## The agent\n",
-        _type("qemu.agent.lost", "Records that could not be delivered, counted and told.", found),
+        _type("qemu.agent.records_dropped", "Records that could not be delivered, counted and told.", found),
     ]
     parts += ["## Events\n", _EVENTS, "".join(map(_event_row, ROWS))]
     parts += [

@@ -151,7 +151,7 @@ class AlertManager:
             return
         for rule in RULES:
             if rule.status and rule.status == status:
-                more = {"help": rule.help, "event": rule.event, "learnt": DetectedBy.MISSED.value}
+                more = {"help": rule.help, "event": rule.event, "detected_by": DetectedBy.MISSED.value}
                 alert = Alert(rule.alert, one.vm, "", "", rule.severity, time_ns, more, ends_with=rule.until)
                 yield from _some(self.book.fire(alert))
 
@@ -208,7 +208,7 @@ class AlertManager:
                 guard = guard or (one.guards.get(event.subject) if one is not None else None)
                 more = {"help": rule.help, "event": name}
                 if rule.alert == "disk_full" and guard is not None:
-                    more |= {"learnt": DetectedBy.ENOSPC.value} | figures(guard)
+                    more |= {"detected_by": DetectedBy.ENOSPC.value} | figures(guard)
                 # A guest that goes on by itself is not resumed; when somebody pauses and resumes it, that ends nothing.
                 ends = rule.until - {"RESUME"} if data.get("action") == "run" else rule.until
                 alert = Alert(rule.alert, event.vm, subject, "", rule.severity, event.time_ns, more, until_ns, ends)
@@ -235,7 +235,7 @@ class AlertManager:
         one.looked -= {device}
         if known is not None and layer == "storage":
             known.reached(threshold + by)
-        more = {"learnt": DetectedBy.EVENT.value, "device": device, "layer": layer, "node": node, "owner": "other"}
+        more = {"detected_by": DetectedBy.EVENT.value, "device": device, "layer": layer, "node": node, "owner": "other"}
         more |= {"level_bytes": threshold, "exceeded_by_bytes": by} | (figures(known) if known is not None else {})
         until_ns = now_ns + int(HOUR * 1e9)
         level = f"threshold {threshold}"
@@ -333,7 +333,7 @@ class AlertManager:
     ) -> Iterator[Record]:
         for crossing in crossings:
             severity = Severity.CRITICAL if crossing.top else Severity.WARNING
-            more = {"learnt": crossing.learnt.value, "device": device, "layer": "storage", "owner": "agent"}
+            more = {"detected_by": crossing.detected_by.value, "device": device, "layer": "storage", "owner": "agent"}
             more |= {"level_bytes": crossing.rung.bytes} | figures(guard)
             alert = Alert("write_threshold", one.vm, device, crossing.rung.level.text, severity, time_ns, more)
             if crossing.firing:

@@ -172,7 +172,7 @@ class ThresholdTracker:
         yield from self._compare(self._slot())
 
     def _slot(self) -> DetectedBy:
-        """Compare the slot with what was put there; return how a crossing that shows now was learnt."""
+        """Compare the slot with what was put there; return how a crossing that shows now was detected."""
         node, slot = self.storage.node, self.storage.slot
         (before, self.armed), (doubt, self._doubt) = (self.armed, None), (self._doubt, False)
         if slot and (before == (node, slot) or (not self.foreign and self._is_ours(node, slot))):
@@ -226,14 +226,16 @@ class ThresholdTracker:
         for text in sorted(self._told - {rung.level.text for rung in ladder}):
             yield ResolvedLevel(Level(text), 0), False
 
-    def _compare(self, learnt: DetectedBy) -> Iterator[LevelCrossing]:
+    def _compare(self, detected_by: DetectedBy) -> Iterator[LevelCrossing]:
         """Yield what changed since it was told, and take it as told."""
         ladder = self.ladder
         for rung, firing in list(self._changes()):
             self._told = self._told | {rung.level.text} if firing else self._told - {rung.level.text}
             top = len(ladder) > 1 and rung == ladder[-1]
             ended = ResolvedReason.SPACE if rung in ladder else ResolvedReason.LEVEL_GONE
-            yield LevelCrossing(rung, self.used, self.limit, learnt if firing else DetectedBy.LEVEL, firing, top, ended)
+            yield LevelCrossing(
+                rung, self.used, self.limit, detected_by if firing else DetectedBy.LEVEL, firing, top, ended
+            )
 
     # What is to be done.
 

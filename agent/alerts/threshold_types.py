@@ -19,7 +19,7 @@ class ThresholdMode(StrEnum):
 
 
 class DetectedBy(StrEnum):
-    """How a crossing was learnt."""
+    """How a crossing was detected."""
 
     EVENT = "event"
     """QEMU said so, at the write."""
@@ -57,7 +57,7 @@ class LevelCrossing:
     Attributes:
         rung: which.
         used, limit: how full the disk is, in bytes.
-        learnt: how it was learnt.
+        detected_by: how it was detected.
         firing: whether it is exceeded now; if not, it is no more.
         top: whether it is the last rung of several.
         ended: why it is exceeded no more.
@@ -66,7 +66,7 @@ class LevelCrossing:
     rung: ResolvedLevel
     used: int
     limit: int
-    learnt: DetectedBy
+    detected_by: DetectedBy
     firing: bool
     top: bool
     ended: ResolvedReason = ResolvedReason.SPACE

@@ -106,8 +106,8 @@ class Agent:
                 self._tell(told)
         elif record.type == "qemu.vm.attached":
             self._tell(self.alerts.attached(record.vm, record.time_ns))
-        elif record.type in ("qemu.vm.gone", "qemu.vm.detached", "qemu.vm.departed"):
-            for_good = "shutdown_reason" in record.data or record.type == "qemu.vm.departed"
+        elif record.type in ("qemu.vm.gone", "qemu.vm.detached", "qemu.vm.migrated_out"):
+            for_good = "shutdown_reason" in record.data or record.type == "qemu.vm.migrated_out"
             self.alerts.gone(record.vm, time.monotonic(), for_good=for_good)
 
     def samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
@@ -194,7 +194,12 @@ class Agent:
         """Tell downstream what it will not get."""
         self._send(
             Record(
-                "qemu.agent.lost", Vm(self.config.host, "", ""), loss.data(), time.time_ns(), loss.lane, Severity.ERROR
+                "qemu.agent.records_dropped",
+                Vm(self.config.host, "", ""),
+                loss.data(),
+                time.time_ns(),
+                loss.lane,
+                Severity.ERROR,
             )
         )
 
@@ -265,7 +270,7 @@ class Agent:
         Raises:
             StartError: the endpoint's address cannot be had.
         """
-        async with self._endpoint() as url, self.delivery.running(self.config.timeouts.stop):
+        async with self._endpoint() as url, self.delivery.running(self.config.timeouts.shutdown):
             self.alerts.recall({k: v for k, v in self.delivery.kept.items() if k.startswith(NOTE)}, time.monotonic())
             self.watching = asyncio.create_task(self._watch(read or (lambda: self.config)), name="watch")
             try:
@@ -289,7 +294,7 @@ class Agent:
             self._telling.cancel()
         self.alertmanager = self._telling = None
         if (to := self.config.alerts.alertmanager) is not None:
-            self.alertmanager = AlertmanagerClient(to.url, to.resend, to.labels)
+            self.alertmanager = AlertmanagerClient(to.url, to.resend_interval, to.labels)
             run = self.alertmanager.run(self.alerts.book, self._alerts_changed)
             self._telling = self._tasks.create_task(run, name="alertmanager")
 
@@ -320,7 +325,7 @@ class Agent:
 
     def stuck(self) -> str:
         """Return what the agent does not get on with, though nobody keeps it from that; empty where there is nothing."""
-        patience = IDLE_POLLS * self.config.intervals.poll + self.config.timeouts.reply + PATIENCE_SECONDS
+        patience = IDLE_POLLS * self.config.intervals.poll + self.config.timeouts.response + PATIENCE_SECONDS
         return self.progress.stuck(up=self._states()[MonitorState.UP], patience=patience)
 
     def summary(self) -> str:

@@ -62,7 +62,7 @@ def session_settings(config: Config, commander: ThresholdController | None = Non
         allow=AllowList(changes),
         changes=frozenset(changes),
         intervals=Intervals(**config.intervals.model_dump()),
-        reply_seconds=config.timeouts.reply,
+        reply_seconds=config.timeouts.response,
         greeting_seconds=config.timeouts.greeting,
         retry_seconds=config.timeouts.retry,
         guest_stats_seconds=round(config.allow.guest_stats_interval or 0),
@@ -94,17 +94,17 @@ def build_endpoint(sight: AgentView, config: Config) -> HttpEndpoint:
     Raises:
         StartError: the web config's place cannot be told.
     """
-    to = config.prometheus
+    to = config.web
     try:
-        path = expand(to.web_config) if to.web_config is not None else None
+        path = expand(to.config_file) if to.config_file is not None else None
     except OSError as error:
         raise StartError(error.strerror or str(error)) from error
-    return HttpEndpoint(application(sight), to.listen, path)
+    return HttpEndpoint(application(sight), to.listen_address, path)
 
 
 def delivery_settings(config: Config) -> DeliverySettings:
     """Return how much may wait. There is no journal for JSON lines: they are as safe as one."""
-    folder = config.journal.folder if config.sink.journaled else None
+    folder = config.journal.directory if config.sink.journaled else None
     return DeliverySettings(
-        config.memory_budget, folder, config.journal.alerts, config.journal.events, config.journal.samples
+        config.buffer_memory, folder, config.journal.alerts, config.journal.events, config.journal.samples
     )

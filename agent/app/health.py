@@ -7,7 +7,14 @@ from agent import __version__
 from agent.alerts.store import Alert
 from agent.delivery.pipeline import DeliveryPipeline
 
-_OF_ALERT = ("headroom_bytes", "limit_bytes", "used_bytes", "growth_bytes_per_second", "full_in_seconds", "learnt")
+_OF_ALERT = (
+    "free_bytes",
+    "limit_bytes",
+    "used_bytes",
+    "growth_bytes_per_second",
+    "time_to_full_seconds",
+    "detected_by",
+)
 """What is shown of an alert's data; the rest is in its record."""
 
 
@@ -29,7 +36,7 @@ def delivery(way: DeliveryPipeline) -> dict[str, Any]:
             for lane in way.lanes
         ],
         "lost": [
-            {"lane": lane, "reason": reason, "records": count} for (lane, reason), count in way.losses.totals.items()
+            {"queue": lane, "reason": reason, "records": count} for (lane, reason), count in way.losses.totals.items()
         ],
     }
     if journal is not None:

@@ -38,18 +38,20 @@ class _DeliveryCollector(Collector):
         )
         yield CounterMetricFamily("qmp_agent_records_delivered", "Records that were delivered.", value=outlet.delivered)
         yield CounterMetricFamily(
-            "qmp_agent_sink_rebuilds",
+            "qmp_agent_sink_reconnects",
             "How often the sink was closed for a failure and opened anew.",
             value=outlet.rebuilt,
         )
         lost = CounterMetricFamily(
-            "qmp_agent_records_lost", "Records that were not delivered, by lane and reason.", labels=["lane", "reason"]
+            "qmp_agent_records_dropped",
+            "Records that were not delivered, by lane and reason.",
+            labels=["queue", "reason"],
         )
         for (lane_name, reason), count in delivery.losses.totals.items():
             lost.add_metric([lane_name, reason], count)
         yield lost
         for name, text, read in _LANE_GAUGES:
-            gauge = GaugeMetricFamily(name, text, labels=["lane"])
+            gauge = GaugeMetricFamily(name, text, labels=["queue"])
             for lane in delivery.lanes:
                 gauge.add_metric([lane.name], read(lane))
             yield gauge
@@ -61,12 +63,12 @@ class _DeliveryCollector(Collector):
                 "qmp_agent_journal_commits", "Transactions of the journal, an fsync each.", value=journal.commits
             )
             yield CounterMetricFamily(
-                "qmp_agent_journal_files_set_aside",
+                "qmp_agent_journal_files_quarantined",
                 "Damaged journal files that were set aside.",
                 value=journal.quarantined,
             )
             written = CounterMetricFamily(
-                "qmp_agent_journal_records_written", "Records written to the journal.", labels=["lane"]
+                "qmp_agent_journal_records_written", "Records written to the journal.", labels=["queue"]
             )
             for lane in delivery.lanes:
                 written.add_metric([lane.name], lane.journaled)
@@ -74,16 +76,16 @@ class _DeliveryCollector(Collector):
 
 
 _LANE_GAUGES: tuple[tuple[str, str, Callable[[RecordQueue], float]], ...] = (
-    ("qmp_agent_lane_records", "Records that wait to be delivered.", len),
-    ("qmp_agent_lane_memory_bytes", "Bytes of waiting records in memory.", lambda lane: lane.memory_bytes),
-    ("qmp_agent_lane_disk_bytes", "Bytes of records in the journal.", lambda lane: lane.disk.bytes),
+    ("qmp_agent_queue_records", "Records that wait to be delivered.", len),
+    ("qmp_agent_queue_memory_bytes", "Bytes of waiting records in memory.", lambda lane: lane.memory_bytes),
+    ("qmp_agent_queue_disk_bytes", "Bytes of records in the journal.", lambda lane: lane.disk.bytes),
     (
-        "qmp_agent_lane_disk_limit_bytes",
+        "qmp_agent_queue_disk_limit_bytes",
         "Bytes the journal may have; the oldest go then.",
         lambda lane: lane.budget.disk,
     ),
     (
-        "qmp_agent_lane_lag_seconds",
+        "qmp_agent_queue_oldest_record_age_seconds",
         "Age of the oldest record being sent; 0 where none is.",
         lambda lane: lane.lag_seconds(),
     ),
@@ -102,7 +104,7 @@ class _TallyCollector(Collector):
         """Yield its series."""
         labels = ["collector", "outcome"]
         questions = CounterMetricFamily(
-            "qmp_agent_questions", "Collectors' questions to VMs, by outcome.", labels=labels
+            "qmp_agent_collector_runs", "Collectors' questions to VMs, by outcome.", labels=labels
         )
         for key, count in self.questions.items():
             questions.add_metric(key, count)
@@ -134,25 +136,25 @@ class SelfMetrics:
         gauge("qmp_agent_build_info", "The agent's version.", ["version"]).labels(__version__).set(1)
         self.monitors = gauge("qmp_agent_monitors", "Monitors by the state of the session with them.", ["state"])
         self.reply = Histogram(
-            "qmp_agent_reply_seconds",
+            "qmp_agent_qmp_response_seconds",
             "How long VMs took to answer all that was asked in one write.",
             buckets=_REPLY_BUCKETS,
             registry=self.registry,
         )
         text = "Events that were lost before they were records, by reason."
-        self.dropped = counter("qmp_agent_events_lost", text, ["reason"])
+        self.dropped = counter("qmp_agent_events_dropped", text, ["reason"])
         labels = ["vm_uuid", "vm", "alert", "device", "level", "severity"]
         self.alerts = gauge("qemu_alert_firing", "1 for each alert that fires.", labels)
         text = "Connections to a `listen` address that were not let in, by reason: user, limit, process."
         self.refused = counter("qmp_agent_connections_refused", text, ["address", "reason"])
-        self.scrape_seconds = gauge("qmp_agent_scrape_seconds", "How long making the last scrape took.")
+        self.scrape_seconds = gauge("qmp_agent_scrape_duration_seconds", "How long making the last scrape took.")
         text = "Whether the config was taken when it was read last; 0: the one before it stays."
         self.reloaded = gauge("qmp_agent_config_last_reload_successful", text)
         text = "When a config was taken last."
         self.reloaded_at = gauge("qmp_agent_config_last_reload_success_timestamp_seconds", text)
-        self.tasks = gauge("qmp_agent_tasks", "Tasks of the event loop: some for each monitor.")
+        self.tasks = gauge("qmp_agent_asyncio_tasks", "Tasks of the event loop: some for each monitor.")
         text = "Disks and the like that have no series, because their VM has too many."
-        self.left_out = gauge("qmp_agent_subjects_left_out", text)
+        self.left_out = gauge("qmp_agent_series_limit_dropped_subjects", text)
 
     def events_lost(self) -> dict[str, float]:
         """Return how many events were lost before they were records, by reason."""

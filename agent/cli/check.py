@@ -94,7 +94,7 @@ async def _looking(way: Discoverer) -> AsyncIterator[tuple[list[Monitor], list[t
 def _journal(config: Config) -> Iterator[tuple[bool, str]]:
     if not config.sink.journaled:
         return
-    folder = config.journal.folder
+    folder = config.journal.directory
     there = folder if folder.exists() else next(parent for parent in folder.parents if parent.exists())
     if not os.access(there, os.W_OK | os.X_OK) or not there.is_dir():
         yield False, f"{folder}: events cannot be journaled: {there} cannot be written by this user"
@@ -163,7 +163,7 @@ def _lacks(commands: frozenset[str], collectors: Iterable[Collector]) -> Iterato
 
 
 async def _endpoint(config: Config) -> tuple[bool, str]:
-    listen, path = config.prometheus.listen, config.prometheus.web_config
+    listen, path = config.web.listen_address, config.web.config_file
     try:
         door = await asyncio.to_thread(LoadedWebConfig.read, expand(path) if path is not None else None)
     except EndpointError as error:
@@ -174,13 +174,13 @@ async def _endpoint(config: Config) -> tuple[bool, str]:
         return True, f"{listen} asks who reads, as {path} says"
     if is_loopback(listen):
         return True, f"{listen} can be read by all on this host"
-    return True, f"{listen} can be read by all who reach it: prometheus.web_config can ask them who they are"
+    return True, f"{listen} can be read by all who reach it: web.config_file can ask them who they are"
 
 
 async def _sink(config: Config) -> tuple[bool, str]:
     to = build_sink(config)
-    if config.sink is config.jsonl and config.jsonl.file is None:
-        return True, "records go to standard output, since there is neither kafka nor jsonl.file"
+    if config.sink is config.jsonl and config.jsonl.path is None:
+        return True, "records go to standard output, since there is neither kafka nor jsonl.path"
     try:
         await to.open()
     except SinkError as error:

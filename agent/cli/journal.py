@@ -35,7 +35,9 @@ def _reading(path: Path) -> Iterator[JournalDatabase]:
         JournalToolError: there is none, or it cannot be read.
     """
     if not path.exists():
-        raise JournalToolError(f"there is no {path}: no agent has journaled here yet, or journal.folder is another one")
+        raise JournalToolError(
+            f"there is no {path}: no agent has journaled here yet, or journal.directory is another one"
+        )
     try:
         opened = JournalDatabase(path, look_into, readonly=True)
     except JournalError as error:
@@ -69,7 +71,7 @@ def show(folder: Path) -> Iterator[str]:
             yield f"    {dead.count(key):8} {key[1]} ({key[0]})"
         untold = opened.notes().get(LOSSES)
         for loss in untold if isinstance(untold, list) else ():
-            yield f"  lost and not told downstream yet: {loss['records']} of lane {loss['lane']} ({loss['reason']})"
+            yield f"  lost and not told downstream yet: {loss['records']} of lane {loss['queue']} ({loss['reason']})"
     for aside in quarantined_files(folder):
         yield f"{aside}: damaged, set aside; `qmp-agent journal export --file {aside.name}` shows what can be read of it"
 

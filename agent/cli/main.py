@@ -23,7 +23,7 @@ from agent.common.config_types import expand
 from agent.common.errors import CommandFailedError
 from agent.common.units import parse_bytes, parse_seconds
 from agent.config.loader import DEFAULT_PATH, ConfigError, load
-from agent.config.model import AlertmanagerConfig, Config, PrometheusConfig
+from agent.config.model import AlertmanagerConfig, Config, WebConfig
 from agent.http.server import EndpointError, LoadedWebConfig
 from agent.model.record import Severity
 from agent.monitors import DialConfig
@@ -87,7 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     _config_option(command)
     command.add_argument("--url", help="as for tail")
     _visitor_options(command)
-    command.add_argument("--every", type=_duration, default=2.0, metavar="TIME", help="how often to look, such as 5s")
+    command.add_argument(
+        "--interval", type=_duration, default=2.0, metavar="TIME", help="how often to look, such as 5s"
+    )
     command.add_argument("--vm", default="", help="begin with this VM in detail, by name or UUID")
     command.add_argument("--once", action="store_true", help="print a table, or with --vm that VM, and end")
 
@@ -97,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     _config_option(command)
     command.add_argument("action", nargs="?", choices=("show", "export", "replay"), default="show")
     command.add_argument(
-        "--dead", action="store_true", help="export: the records that Kafka refused; replay puts those back in any case"
+        "--dead-letters",
+        action="store_true",
+        help="export: the records that Kafka refused; replay puts those back in any case",
     )
     command.add_argument(
         "--file", help="export, replay: a damaged file that was set aside, by its name in the journal's folder"
@@ -116,8 +120,10 @@ def _add_tools(commands: Any) -> None:
     _config_option(command)
     command.add_argument("monitor", help="a socket's path, or tcp:host:port; no other client may hold it")
     command.add_argument("file", type=Path, help="where to; only you may read it")
-    command.add_argument("--for", dest="seconds", type=_duration, default=60.0, metavar="TIME", help="by default 60s")
-    command.add_argument("--size", type=_size, default=64 << 20, metavar="SIZE", help="at most, by default 64MiB")
+    command.add_argument(
+        "--duration", dest="seconds", type=_duration, default=60.0, metavar="TIME", help="by default 60s"
+    )
+    command.add_argument("--max-size", type=_size, default=64 << 20, metavar="SIZE", help="at most, by default 64MiB")
 
     command = _command(commands, "replay", _replay, "have an agent watch what was recorded, and print its records")
     _config_option(command)
@@ -142,9 +148,9 @@ def _add_tools(commands: Any) -> None:
 
     command = _command(commands, "demo", _demo, "boot two small guests, watch them and make things happen")
     command.add_argument(
-        "--for", dest="seconds", type=_duration, metavar="TIME", help="end by itself after this long, such as 30s"
+        "--duration", dest="seconds", type=_duration, metavar="TIME", help="end by itself after this long, such as 30s"
     )
-    command.add_argument("--out", type=Path, metavar="FILE", help="leave every record in this file, one a line")
+    command.add_argument("--output", type=Path, metavar="FILE", help="leave every record in this file, one a line")
     command.add_argument("--alertmanager", type=_alertmanager, metavar="URL", help="tell this Alertmanager of alerts")
 
 
@@ -259,7 +265,7 @@ def _top(parsed: argparse.Namespace) -> int:
     from agent.cli.top.terminal import TopOptions, once, show  # noqa: PLC0415 - curses is for those who have a terminal
 
     url = parsed.url or _listening(parsed.config)
-    view = TopOptions(url.rstrip("/"), parsed.every, parsed.vm, _visitor(parsed))
+    view = TopOptions(url.rstrip("/"), parsed.interval, parsed.vm, _visitor(parsed))
     asyncio.run(once(view) if parsed.once else show(view))
     return 0
 
@@ -268,25 +274,25 @@ def _listening(path: Path | None) -> str:
     """Return the agent's URL by its config, or by default where there is none to read."""
     path = path or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
     config = load(path) if path is not None else None
-    to = config.prometheus if config is not None else PrometheusConfig()
+    to = config.web if config is not None else WebConfig()
     scheme = "http"
-    if to.web_config is not None:
+    if to.config_file is not None:
         with contextlib.suppress(EndpointError, OSError):  # it may be readable by the agent alone
-            scheme = "https" if LoadedWebConfig.read(expand(to.web_config)).tls is not None else "http"
-    host, _, port = to.listen.rpartition(":")
+            scheme = "https" if LoadedWebConfig.read(expand(to.config_file)).tls is not None else "http"
+    host, _, port = to.listen_address.rpartition(":")
     return f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104 - compared, not bound
 
 
 def _journal(parsed: argparse.Namespace) -> int:
     from agent.cli import journal  # noqa: PLC0415 - as above
 
-    folder = load(parsed.config or DEFAULT_PATH).journal.folder
+    folder = load(parsed.config or DEFAULT_PATH).journal.directory
     match parsed.action:
         case "show":
             for text in journal.show(folder):
                 print(text)
         case "export":
-            for body in journal.export(folder, file=parsed.file, dead=parsed.dead):
+            for body in journal.export(folder, file=parsed.file, dead=parsed.dead_letters):
                 sys.stdout.buffer.write(body)
         case "replay":
             count = journal.replay(folder, file=parsed.file)
@@ -299,7 +305,7 @@ def _record(parsed: argparse.Namespace) -> int:
 
     async def main() -> None:
         config = _capture_config(parsed)
-        print(await record(parsed.monitor, parsed.file, config, seconds=parsed.seconds, max_bytes=parsed.size))
+        print(await record(parsed.monitor, parsed.file, config, seconds=parsed.seconds, max_bytes=parsed.max_size))
 
     _loop(main())
     return 0
@@ -347,7 +353,7 @@ def _schema(parsed: argparse.Namespace) -> int:
 def _demo(parsed: argparse.Namespace) -> int:
     from agent.cli.demo.play import play  # noqa: PLC0415 - as above
 
-    _loop(play(parsed.seconds, parsed.out, parsed.alertmanager))
+    _loop(play(parsed.seconds, parsed.output, parsed.alertmanager))
     return 0
 
 

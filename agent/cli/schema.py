@@ -111,9 +111,9 @@ def _bodies() -> dict[str, dict[str, Any]]:
         f"qemu.vm.{change}": _body(change_fields, required=needed)
         for change, (change_fields, needed) in CHANGES.items()
     }
-    bodies["qemu.agent.lost"] = _body(_LOST, required=("reason", "lane", "records"))
+    bodies["qemu.agent.records_dropped"] = _body(_LOST, required=("reason", "queue", "records"))
     bodies["qemu.alert.write_threshold"] = _body(
-        _THRESHOLD, required=("alert", "state", "fingerprint", "device", "level", "learnt")
+        _THRESHOLD, required=("alert", "state", "fingerprint", "device", "level", "detected_by")
     )
     for rule in RULES:
         body = _body(
@@ -173,7 +173,7 @@ _ALERT: dict[str, Any] = {
 _THRESHOLD = _ALERT | {
     "alert": {"const": "write_threshold"},
     "level": {**_TEXT, "description": "The rung, as the config has it; `threshold N` for one that somebody else set."},
-    "learnt": {"enum": [learnt.value for learnt in DetectedBy], "description": "How it was learnt."},
+    "detected_by": {"enum": [detected_by.value for detected_by in DetectedBy], "description": "How it was detected."},
     "owner": {"enum": ["agent", "other"], "description": "Whose threshold or ladder it is."},
     "device": _TEXT,
     "layer": {"enum": ["format", "storage", "node"]},
@@ -187,14 +187,14 @@ _THRESHOLD = _ALERT | {
     "exceeded_by_bytes": {"type": "integer"},
     "used_bytes": {"type": "integer"},
     "limit_bytes": {"type": "integer"},
-    "headroom_bytes": {"type": "integer"},
+    "free_bytes": {"type": "integer"},
     "growth_bytes_per_second": {"type": "number"},
-    "full_in_seconds": {"type": "number"},
+    "time_to_full_seconds": {"type": "number"},
 }
 
 _LOST = {
     "reason": {"enum": [drop.value for drop in DropReason]},
-    "lane": _TEXT,
+    "queue": _TEXT,
     "records": {
         "type": "integer",
         "minimum": 1,
@@ -235,7 +235,7 @@ CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
                 "description": "Since when events were not heard.",
             },
             "incoming": _INCOMING,
-            "events_heard": {
+            "events_available": {
                 "const": False,
                 "description": "There where its events are not heard over this monitor, so that polls alone tell of it.",
             },
@@ -246,12 +246,12 @@ CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "gone": _LEFT,
     "arrived": (
         {
-            "witnessed": {
+            "observed": {
                 "type": "boolean",
                 "description": "Whether it was seen to arrive; if not, it had before it was first looked at.",
             }
         },
-        ("witnessed",),
+        ("observed",),
     ),
     "departed": _LEFT,
     "busy": (_REASON, ("reason",)),

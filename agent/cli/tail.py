@@ -62,7 +62,7 @@ async def tail(wanted: Wanted) -> None:
             except (aiohttp.ClientError, TimeoutError) as error:
                 if attempt == 0:
                     raise TailError(
-                        f"no agent answers at {wanted.url}: {error}; is it running, with this prometheus.listen?"
+                        f"no agent answers at {wanted.url}: {error}; is it running, with this web.listen_address?"
                     ) from error
             print("the agent is gone; waiting for it", file=sys.stderr)
             attempt += 1

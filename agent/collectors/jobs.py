@@ -60,7 +60,7 @@ def _rate(before: Sample | None, values: Values, seconds: float) -> Values:
         return {}
     rate = max(0.0, (values["progress"] - before.values["progress"]) / seconds)
     left = max(0, values["goal"] - values["progress"])
-    return {"progress_per_second": rate} | ({"left_seconds": left / rate} if rate > 0 else {})
+    return {"progress_per_second": rate} | ({"remaining_seconds": left / rate} if rate > 0 else {})
 
 
 def _again(samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:

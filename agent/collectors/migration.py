@@ -40,7 +40,7 @@ def _left(values: Values) -> Values:
     speed = values.get("throughput_bytes_per_second", 0) - dirtied
     if not _moves(values) or speed <= 0 or "ram_remaining_bytes" not in values:
         return {}
-    return {"left_seconds": values["ram_remaining_bytes"] / speed}
+    return {"remaining_seconds": values["ram_remaining_bytes"] / speed}
 
 
 def _again(samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:

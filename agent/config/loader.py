@@ -1,7 +1,7 @@
 """Reading a config file: all that is wrong with it at once, each with its file, line, key and what would be right."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -24,7 +24,7 @@ class Problem:
     Attributes:
         file: the file as it was named.
         line: in it, from 1; 0 where it cannot be told.
-        key: as `kafka.servers[0]`; empty for the file as a whole.
+        key: as `kafka.bootstrap_servers[0]`; empty for the file as a whole.
         text: what is wrong and what would be right.
     """
 
@@ -145,12 +145,38 @@ def _text(detail: ErrorDetails, place: Place, model: type[BaseModel]) -> str:
     context: dict[str, Any] = detail.get("ctx", {})
     kind, given = detail["type"], detail["input"]
     if kind == "extra_forbidden":
+        plain = _key(tuple(part for part in place if isinstance(part, str) and not part.startswith(WAY)))
+        if plain in RENAMED:
+            return f"was renamed: use {RENAMED[plain]}"
         known = _keys_at(place[:-1], model)
         near = difflib.get_close_matches(str(place[-1]), known, n=1)
         return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; the keys here are {', '.join(known)}"
     text = _TEXTS.get(kind, detail["msg"].removeprefix("Input ")).format(**context)
     return f"{text}, not {given!r}" if isinstance(given, str | int | float) and not _SECRETS & {*place} else text
 
+
+RENAMED: Mapping[str, str] = {
+    "alerts.alertmanager.resend": "resend_interval",
+    "jsonl.file": "path",
+    "jsonl.keep": "max_files",
+    "jsonl.rotate": "max_size",
+    "journal.folder": "directory",
+    "kafka.create": "create_topics",
+    "kafka.create_topics.replication": "replication_factor",
+    "kafka.max_record": "max_message_bytes",
+    "kafka.servers": "bootstrap_servers",
+    "labels.libvirt": "libvirt_xml_dirs",
+    "limits.series": "series_per_vm",
+    "limits.subjects": "new_subjects_per_hour",
+    "memory_budget": "buffer_memory",
+    "monitors.connections": "max_connections",
+    "monitors.hold": "timeout",
+    "monitors.hotplug": "hotplug_dir",
+    "prometheus": "web, with listen_address and config_file",
+    "timeouts.reply": "response",
+    "timeouts.stop": "shutdown",
+}
+"""Keys that had another name before, by their path without list indices, and the name to use now."""
 
 _SECRETS = frozenset({"password_file", "key", "key_file", "basic_auth_users", "url"})
 """Keys where somebody may have put the secret itself instead of where it lies."""

@@ -54,7 +54,7 @@ LevelText = Annotated[str, AfterValidator(_level)]
 class JournalConfig(Section):
     """Records on disk until Kafka has them: events and alerts always, samples only what memory cannot hold."""
 
-    folder: Path = Field(default_factory=lambda: Path(os.environ.get("STATE_DIRECTORY") or "/var/lib/qmp-agent"))
+    directory: Path = Field(default_factory=lambda: Path(os.environ.get("STATE_DIRECTORY") or "/var/lib/qmp-agent"))
     """Where the journal lies; by default systemd's state directory, or else /var/lib/qmp-agent."""
     alerts: Annotated[Bytes, Field(ge=1 << 20)] = 64 << 20
     """How much disk alerts may take. Past it the oldest are dropped, counted and told."""
@@ -64,12 +64,12 @@ class JournalConfig(Section):
     """The same for samples."""
 
 
-class PrometheusConfig(Section):
+class WebConfig(Section):
     """The HTTP endpoint: /metrics, /healthz, /readyz and the page."""
 
-    listen: Address = "127.0.0.1:9179"
-    """Where to listen. Anyone who reaches it can read what the guests' names, disks and events are, unless `web_config` asks who it is."""
-    web_config: Secret | None = None
+    listen_address: Address = "127.0.0.1:9179"
+    """Where to listen. Without `config_file`, anyone who reaches it can read the names, disks and events of guests."""
+    config_file: Secret | None = None
     """TLS, client certificates, users and their passwords: a web configuration file as Prometheus' own exporters have it."""
 
 
@@ -93,11 +93,11 @@ class TimeoutsConfig(Section):
 
     greeting: Positive = 3.0
     """A monitor that does not greet by then is busy: another client holds it."""
-    reply: Positive = 5.0
+    response: Positive = 5.0
     """A VM that does not answer by then is stalled. Nothing more is asked until the answer comes."""
     retry: Positive = 30.0
     """The longest wait between two attempts to connect."""
-    stop: Positive = 10.0
+    shutdown: Positive = 10.0
     """How long stopping may take to deliver what is left."""
 
 
@@ -143,7 +143,7 @@ class AlertmanagerConfig(Section):
 
     url: Annotated[str, StringConstraints(pattern=r"^https?://[^/]+(/.*)?$")]
     """Its address, without /api/v2."""
-    resend: Annotated[Seconds, Field(ge=1)] = 60.0
+    resend_interval: Annotated[Seconds, Field(ge=1)] = 60.0
     """How often firing alerts are sent again; Alertmanager forgets those that it does not hear of four times."""
     labels: dict[str, str] = {}
     """Labels added to every alert, such as {cluster: eu1}."""
@@ -161,9 +161,9 @@ class AlertsConfig(Section):
 class LimitsConfig(Section):
     """What one VM may take of /metrics, since the names in it are the VM's to choose. Records have all; what is left out is counted."""
 
-    series: Annotated[int, Field(ge=100, le=1_000_000)] = 5000
+    series_per_vm: Annotated[int, Field(ge=100, le=1_000_000)] = 5000
     """Series of one VM's disks, vCPUs, jobs and the like, all together."""
-    subjects: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
+    new_subjects_per_hour: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
     """Disks, vCPUs, jobs and the like that are new to one VM within an hour: names that change at each poll would fill Prometheus."""
 
 
@@ -189,9 +189,9 @@ class Config(Section):
     """Records as JSON lines, where there is no Kafka."""
     journal: JournalConfig = JournalConfig()
     """Records on disk until Kafka has them; without `kafka`, there is none."""
-    memory_budget: Annotated[Bytes, Field(ge=1 << 20)] = 32 << 20
+    buffer_memory: Annotated[Bytes, Field(ge=1 << 20)] = 32 << 20
     """How much memory records may take that wait to be delivered. Past it they lie in the journal alone."""
-    prometheus: PrometheusConfig = PrometheusConfig()
+    web: WebConfig = WebConfig()
     """The HTTP endpoint."""
     intervals: IntervalsConfig = IntervalsConfig()
     """How often to ask what no event tells."""
@@ -215,13 +215,13 @@ class Config(Section):
 
     def _sinks(self) -> dict[str, SinkConfig]:
         """Return the sections that say where records go, each by the key that does."""
-        sinks = {"kafka": self.kafka, "jsonl.file": self.jsonl if self.jsonl.file is not None else None}
+        sinks = {"kafka": self.kafka, "jsonl.path": self.jsonl if self.jsonl.path is not None else None}
         return {key: sink for key, sink in sinks.items() if sink is not None}
 
     @model_validator(mode="after")
     def _one_sink(self) -> "Config":
         if len(given := list(self._sinks())) > 1:
             raise ValueError(f"{' and '.join(given[:2])} are both given; records go to one of them: remove the other")
-        if min(self.journal.alerts, self.journal.events, self.journal.samples) < self.memory_budget:
-            raise ValueError("journal.alerts, journal.events and journal.samples should each be at least memory_budget")
+        if min(self.journal.alerts, self.journal.events, self.journal.samples) < self.buffer_memory:
+            raise ValueError("journal.alerts, journal.events and journal.samples should each be at least buffer_memory")
         return self

@@ -13,22 +13,22 @@ from agent.delivery.entry import Entry
 _log = logging.getLogger(__name__)
 
 LOG_SECONDS = 10.0
-DROP_REPORT_TYPE = "qemu.agent.lost"
+DROP_REPORT_TYPE = "qemu.agent.records_dropped"
 """The type of the records that tell of losses."""
 
 
 class DropReason(StrEnum):
     """Why a record was not delivered."""
 
-    BUDGET = "budget"
+    QUEUE_FULL = "queue_full"
     """The lane's budget was full; the oldest went."""
-    NO_JOURNAL = "no_journal"
+    JOURNAL_UNAVAILABLE = "journal_unavailable"
     """The journal could not be written, and what memory may hold was full."""
-    REFUSED = "refused"
+    REJECTED = "rejected"
     """The sink will not have this one, ever; it lies with the dead letters where there is a journal."""
     CORRUPT = "corrupt"
     """What the journal gave back is not what it was given."""
-    STOPPED = "stopped"
+    SHUTDOWN = "shutdown"
     """The agent stopped before it could be delivered, and it was not one that is journaled."""
 
 
@@ -56,7 +56,7 @@ class DropReport:
 
     def data(self) -> dict[str, Any]:
         """Return the data of the record that tells it."""
-        data: dict[str, Any] = {"reason": self.reason, "lane": self.lane, "records": self.records}
+        data: dict[str, Any] = {"reason": self.reason, "queue": self.lane, "records": self.records}
         if self.first_ns:
             data |= {"first_timestamp_seconds": self.first_ns / 1e9, "last_timestamp_seconds": self.last_ns / 1e9}
         return data
@@ -111,7 +111,7 @@ class DropLedger:
             try:
                 data = orjson.loads(body)["data"]
                 first, last = (round(data.get(f"{end}_timestamp_seconds", 0) * 1e9) for end in ("first", "last"))
-                self._again(DropReport(data["reason"], data["lane"], data["records"], first, last))
+                self._again(DropReport(data["reason"], data["queue"], data["records"], first, last))
             except (ValueError, TypeError, KeyError, AttributeError):
                 continue
 

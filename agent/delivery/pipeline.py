@@ -175,9 +175,9 @@ class DeliveryPipeline:
     def _landed(self, lane: RecordQueue, refused: Sequence[Entry]) -> None:
         """Bury what was refused, and while delivery works, tell what was lost."""
         if refused:
-            self.losses.add_entries(lane.name, DropReason.REFUSED, refused, time.monotonic())
+            self.losses.add_entries(lane.name, DropReason.REJECTED, refused, time.monotonic())
             if self.journal is not None:
-                self.journal.bury(DropReason.REFUSED.value, refused)
+                self.journal.bury(DropReason.REJECTED.value, refused)
         open_way = lane is self.events or not len(self.events)  # the telling goes out behind what waits there
         if open_way and self.losses and time.monotonic() - self._told_at >= TELL_SECONDS:
             self._told_at = time.monotonic()

@@ -180,7 +180,7 @@ class RecordQueue:
         for entry in dropped:
             entry.done = True
         self._unsaved = deque(entry for entry in self._unsaved if not entry.done)
-        self._lost(DropReason.NO_JOURNAL if self.durable else DropReason.BUDGET, dropped)
+        self._lost(DropReason.JOURNAL_UNAVAILABLE if self.durable else DropReason.QUEUE_FULL, dropped)
 
     def _lost(self, reason: DropReason, entries: Sequence[Entry]) -> None:
         self._losses.add_entries(self.name, reason, entries, time.monotonic())
@@ -268,7 +268,7 @@ class RecordQueue:
         lost = [entry for entry in (*self.flying, *self._tail) if entry.row is None and not entry.done]
         for entry in lost:
             entry.done = True
-        self._lost(DropReason.STOPPED, lost)
+        self._lost(DropReason.SHUTDOWN, lost)
 
     # The journal's side.
 
@@ -382,6 +382,6 @@ class RecordQueue:
         self.disk.take(contents.records, contents.bytes)
         self._look()
         self._losses.add(
-            self.name, DropReason.BUDGET, contents.records, contents.first_ns, contents.last_ns, time.monotonic()
+            self.name, DropReason.QUEUE_FULL, contents.records, contents.first_ns, contents.last_ns, time.monotonic()
         )
         self._losses.untell(contents.told)

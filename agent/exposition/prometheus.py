@@ -112,11 +112,11 @@ def _vm_series(views: list[VmView]) -> Iterator[str]:
     left_out = [(view.labels, total) for view in views if (total := view.left_out.total())]
     if left_out:
         text = "Disks, vCPUs, jobs and the like that have no series, because the VM has too many (config: limits)."
-        yield _metric("qemu_vm_subjects_left_out", "gauge", text, left_out)
+        yield _metric("qemu_vm_series_limit_dropped_subjects", "gauge", text, left_out)
     replied = [(view.labels, view.replied_ns / 1e9) for view in views if view.replied_ns]
     if replied:
         yield _metric(
-            "qemu_vm_last_reply_timestamp_seconds",
+            "qemu_vm_last_response_timestamp_seconds",
             "gauge",
             "When the VM last answered a question or told a figure.",
             replied,

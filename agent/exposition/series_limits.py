@@ -33,8 +33,8 @@ class SeriesLimits:
         subjects: that are new to one VM within an hour.
     """
 
-    series: int = 5000
-    subjects: int = 10_000
+    series_per_vm: int = 5000
+    new_subjects_per_hour: int = 10_000
 
 
 DEFAULT_LIMITS = SeriesLimits()
@@ -72,7 +72,7 @@ class SeriesLimiter:
             self._since_ns, self._new = time_ns, 0
             self._gone.clear()
         self._series[family.name] = 0
-        room = limits.series - sum(self._series.values())
+        room = limits.series_per_vm - sum(self._series.values())
         kept: list[Sample] = []
         stay = 0
         for sample in samples:
@@ -82,7 +82,7 @@ class SeriesLimiter:
             if sample.labels in before:
                 stay += 1
             elif (family.name, sample.labels) not in self._gone:
-                if self._new >= limits.subjects:
+                if self._new >= limits.new_subjects_per_hour:
                     continue
                 self._new += 1
             room -= need

@@ -127,7 +127,7 @@ def migration(pairs: Pairs) -> dict[str, Any] | None:
     if values.get("status", "none") == "none":
         return None
     names = ("status", "elapsed_seconds", "throughput_bytes_per_second", "expected_downtime_seconds", "passes_total")
-    found = {name: values[name] for name in (*names, "left_seconds") if name in values}
+    found = {name: values[name] for name in (*names, "remaining_seconds") if name in values}
     left, total = values.get("ram_remaining_bytes"), values.get("ram_bytes")
     if left is not None and total and values["status"] not in ENDED:
         found |= {"done_bytes": max(0, total - left), "of_bytes": total}
@@ -137,7 +137,7 @@ def migration(pairs: Pairs) -> dict[str, Any] | None:
 def jobs(pairs: Pairs) -> list[dict[str, Any]]:
     """Return the jobs that there are, with how far each has come and how long it takes."""
     pair = pairs.get("job") or PollPair()
-    names = ("status", "error", "progress_ratio", "left_seconds")
+    names = ("status", "error", "progress_ratio", "remaining_seconds")
     return [
         {"job": job, "type": kind} | {name: values[name] for name in names if name in values}
         for (job, kind), values in pair.now.items()

@@ -49,7 +49,7 @@ XmlPath = Annotated[str, AfterValidator(_path)]
 class LabelsConfig(Section):
     """Labels of qemu_vm_info that are read out of libvirt's files, where the agent may read them."""
 
-    libvirt: list[Path] = [Path("/run/libvirt/qemu"), Path("/etc/libvirt/qemu")]
+    libvirt_xml_dirs: list[Path] = [Path("/run/libvirt/qemu"), Path("/etc/libvirt/qemu")]
     """Folders with libvirt's XML, NAME.xml for each VM; the first that has it is read. An empty list reads none."""
     metadata: Annotated[dict[Label, XmlPath], Field(max_length=20)] = {
         "title": "title",
@@ -64,7 +64,7 @@ class LabelsConfig(Section):
 
 def labels_of(vm: Vm, labels: LabelsConfig) -> dict[str, str]:
     """Return the labels of a VM that can be had; empty where there is no file of its, or none that can be read."""
-    for folder in labels.libvirt:
+    for folder in labels.libvirt_xml_dirs:
         domain = _domain(folder, vm)
         if domain is not None:
             found = {name: _value(domain, path) for name, path in labels.metadata.items()}

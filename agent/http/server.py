@@ -8,8 +8,9 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from aiohttp import web
 from agent.config.loader import ConfigError, read
 from agent.http.basic_auth import BasicAuthUsers, TooManyGuessesError
 from agent.http.connection_limits import ConnectionLimiter
-from agent.http.web_config import RateLimit, WebConfig, files, tls_context
+from agent.http.web_config import RateLimit, WebConfigFile, files, tls_context
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class LoadedWebConfig:
         signature: what shows that one of the files has changed since.
     """
 
-    config: WebConfig = field(default_factory=WebConfig)
+    config: WebConfigFile = field(default_factory=WebConfigFile)
     tls: ssl.SSLContext | None = None
     users: BasicAuthUsers = field(default_factory=lambda: BasicAuthUsers({}))
     signature: object = None
@@ -62,7 +63,7 @@ class LoadedWebConfig:
         if path is None:
             return cls()
         try:
-            config = read(path, WebConfig)
+            config = read(path, WebConfigFile)
             tls = config.tls_server_config
             signature = _signature([path, *files(config, path.parent)])
             context = tls_context(tls, path.parent) if tls is not None else None
@@ -86,19 +87,20 @@ def _signature(paths: Sequence[Path]) -> object:
 class AccessControl:
     """Decides on each request, by the door that is open now."""
 
-    def __init__(self, *, loopback: bool) -> None:
+    def __init__(self, *, loopback: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self.door = LoadedWebConfig()
         self.gate = ConnectionLimiter()
         self._loopback = loopback
-        self._tokens = 0.0
-        self._counted_at = 0.0
+        self._clock = clock
+        self._tokens = inf  # the bucket starts full: on a host that has just booted, the monotonic clock is near 0
+        self._counted_at = clock()
 
     async def refusal(self, request: web.Request) -> web.Response | None:
         """Return why a request is not answered, or None."""
         if self._loopback and not self.door.config.asks_who and not _local(request.host):
             # A page of another site can have its own name lead to this address, and read what a browser on this host may.
             return web.Response(status=421, text="this endpoint is called by its address or as localhost\n")
-        if not self._token(self.door.config.rate_limit):
+        if not self.has_token(self.door.config.rate_limit):
             return web.Response(status=429, text="too many requests\n", headers={"Retry-After": "1"})
         if not self._named(request):
             return web.Response(status=403, text="the certificate has none of the names that may come in\n")
@@ -110,10 +112,11 @@ class AccessControl:
                 return web.Response(status=503, text="too many passwords to look at\n", headers={"Retry-After": "5"})
         return None
 
-    def _token(self, limit: RateLimit) -> bool:
+    def has_token(self, limit: RateLimit) -> bool:
+        """Take a token from the bucket; return whether there was one."""
         if not limit.interval:
             return True
-        now = time.monotonic()
+        now = self._clock()
         self._tokens = min(limit.burst, self._tokens + (now - self._counted_at) / limit.interval)
         self._counted_at = now
         if self._tokens < 1:
@@ -201,9 +204,7 @@ class HttpEndpoint:
         with contextlib.ExitStack() as stack:
             sockets = [stack.enter_context(bound) for bound in _bind(self._listen)]
             if not is_loopback(self._listen) and not door.config.asks_who:
-                _log.warning(
-                    "%s is open to all who reach it: prometheus.web_config can ask them who they are", self._listen
-                )
+                _log.warning("%s is open to all who reach it: web.config_file can ask them who they are", self._listen)
             await self._runner.setup()
             try:
                 await self._open(door, sockets)
@@ -284,5 +285,5 @@ def _bind(listen: str) -> list[socket.socket]:
         for sock in bound:
             sock.close()
         why = error.strerror or os.strerror(error.errno or 0)
-        raise EndpointError(f"cannot listen on {listen}: {why}; choose another prometheus.listen") from error
+        raise EndpointError(f"cannot listen on {listen}: {why}; choose another web.listen_address") from error
     return bound

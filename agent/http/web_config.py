@@ -117,7 +117,7 @@ class RateLimit(_WebSection):
     """How many may come at once."""
 
 
-class WebConfig(_WebSection):
+class WebConfigFile(_WebSection):
     """The whole file; an empty one asks for nothing."""
 
     tls_server_config: TlsServer | None = None
@@ -136,7 +136,7 @@ class WebConfig(_WebSection):
         return bool(self.basic_auth_users) or (tls is not None and tls.client_auth_type == "RequireAndVerifyClientCert")
 
 
-def files(config: WebConfig, folder: Path) -> list[Path]:
+def files(config: WebConfigFile, folder: Path) -> list[Path]:
     """Return the files that a config in this folder names."""
     tls = config.tls_server_config
     named = (tls.cert_file, tls.key_file, tls.client_ca_file) if tls is not None else ()

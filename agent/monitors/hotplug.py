@@ -42,17 +42,17 @@ class BurstConfig(DiscovererConfig):
 
     burst: DialAddress
     """A Unix socket, a pattern of them, or tcp:host:port."""
-    hold: Annotated[Seconds, Field(ge=0.05, le=10)] = 0.5
+    timeout: Annotated[Seconds, Field(ge=0.05, le=10)] = 0.5
     """How long a visit may wait for the greeting, and how long for the answers; it leaves then, whatever QEMU does."""
-    hotplug: Folder | None = None
+    hotplug_dir: Folder | None = None
     """A folder for sockets of the agent's own, which QEMU 11.1 and newer is asked to add: a change, and nothing else is changed then."""
 
     def way(self, _allow: AllowedChanges) -> BurstDiscoverer:
         """Return the way."""
         return (
-            BurstDiscoverer(self.burst, self.hold)
-            if self.hotplug is None
-            else HotplugDiscoverer(self.burst, Path(self.hotplug), self.hold)
+            BurstDiscoverer(self.burst, self.timeout)
+            if self.hotplug_dir is None
+            else HotplugDiscoverer(self.burst, Path(self.hotplug_dir), self.timeout)
         )
 
     @property
@@ -63,7 +63,7 @@ class BurstConfig(DiscovererConfig):
     @property
     def changes(self) -> frozenset[Change]:
         """To add a monitor is a change."""
-        return frozenset({Change.OWN_MONITOR} if self.hotplug is not None else ())
+        return frozenset({Change.OWN_MONITOR} if self.hotplug_dir is not None else ())
 
 
 class HotplugDiscoverer(BurstDiscoverer):

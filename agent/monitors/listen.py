@@ -75,7 +75,7 @@ class ListenConfig(DiscovererConfig):
     """Users whose processes are let in on a Unix socket; by default root, the agent's own, libvirt-qemu and qemu."""
     groups: list[Id] = []
     """Groups whose members' processes are let in too."""
-    connections: Annotated[int, Field(ge=1, le=100_000)] = 2048
+    max_connections: Annotated[int, Field(ge=1, le=100_000)] = 2048
     """How many connections there may be at once."""
     tls: ListenTlsConfig | None = None
     """TLS with client certificates, for TCP."""
@@ -210,7 +210,7 @@ class ListenDiscoverer:
         Raises:
             _RefusedError: it is not to be served.
         """
-        if len(self._calls) >= self.config.connections:
+        if len(self._calls) >= self.config.max_connections:
             raise _RefusedError("limit")
         if sock.family != socket.AF_UNIX:
             host, port = address[:2] if isinstance(address, tuple) else ("", 0)

@@ -38,7 +38,7 @@ class MonitorState(StrEnum):
     """A reply is overdue. Not a dead VM either."""
     DENIED = "denied"
     """We may not connect: permissions."""
-    SPARE = "spare"
+    STANDBY = "standby"
     """Its VM is watched over a better monitor; this one takes over when that one is lost."""
     GONE = "gone"
     """Nothing listens there: no VM, or not yet."""
@@ -69,10 +69,10 @@ class PollOutcome(StrEnum):
     """What became of one question."""
 
     OK = "ok"
-    FAILED = "failed"
+    ERROR = "error"
     UNSUPPORTED = "unsupported"
-    LATE = "late"
-    CUT = "cut"
+    TIMEOUT = "timeout"
+    TRUNCATED = "truncated"
     """It told of more subjects than are taken."""
 
 
@@ -170,7 +170,7 @@ class SessionSettings:
     commands: dict[Build, frozenset[str]] = field(default_factory=dict)
     first_looks: Pacer = field(default_factory=lambda: Pacer(FIRST_LOOK_SECONDS, FIRST_LOOK_MOST_SECONDS))
     root: Path = Path("/")
-    labels: LabelsConfig = field(default_factory=lambda: LabelsConfig(libvirt=[]))
+    labels: LabelsConfig = field(default_factory=lambda: LabelsConfig(libvirt_xml_dirs=[]))
     asked: int = 0
 
     def renew(self, other: "SessionSettings") -> None:

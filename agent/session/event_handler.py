@@ -49,7 +49,7 @@ class EventHandler:
         for event in self._early:
             self._event(vm, event)
         if self._early_lost:
-            self._out.lost(vm, "early", self._early_lost)
+            self._out.lost(vm, "before_attach", self._early_lost)
         self._early.clear()
 
     def end(self, vm: Vm) -> None:

@@ -69,7 +69,7 @@ class HostProcess:
 
     def __init__(self, terms: SessionSettings) -> None:
         self.about = Sample(ABOUT, (), {})
-        """What the VM is, as far as was learnt."""
+        """What the VM is, as far as was detected."""
         self._terms = terms
         self._process: Process | None = None
         self._names: frozenset[str] = frozenset()

@@ -259,7 +259,7 @@ class Session:
             except (BusyError, StalledError) as error:
                 self._out.replied(self._terms.reply_seconds)
                 for collector, _ in batch:
-                    self._out.collected(collector.name, PollOutcome.LATE)
+                    self._out.collected(collector.name, PollOutcome.TIMEOUT)
                 await self._stalled(client, error)
                 self._schedule.plan(_DISCOVER, time.monotonic())  # much may have changed; what came late is stale
                 return
@@ -284,18 +284,18 @@ class Session:
         """Make samples of answers, and plan to ask again."""
         samples, outcome = self._collect(vm, collector, answers, poll)
         self._out.collected(collector.name, outcome)
-        if outcome in (PollOutcome.OK, PollOutcome.CUT):
+        if outcome in (PollOutcome.OK, PollOutcome.TRUNCATED):
             self._out.samples(vm, collector.families, samples, poll.time_ns)
             for sample in samples:
-                if (witnessed := self._passage.look(sample)) is not None:
-                    self._out.record(Record("qemu.vm.arrived", vm, {"witnessed": witnessed}, poll.time_ns))
+                if (observed := self._passage.look(sample)) is not None:
+                    self._out.record(Record("qemu.vm.migrated_in", vm, {"observed": observed}, poll.time_ns))
             self._compare(collector, samples)
         self._plan(collector, samples, poll.at)
 
     async def _obey(self, client: MonitorConnection, vm: Vm) -> None:
-        """Make the changes that are wanted of what was just learnt, one by one, and ask what is wanted then.
+        """Make the changes that are wanted of what was just detected, one by one, and ask what is wanted then.
 
-        Once QEMU has stalled, what was learnt is old: the changes that are left are not made. Where no event is heard none is made:
+        Once QEMU has stalled, what was detected is old: the changes that are left are not made. Where no event is heard none is made:
         a threshold is of no use then, and levels are compared at each poll all the same.
         """
         commander = self._terms.commander
@@ -340,8 +340,8 @@ class Session:
         except Exception:  # noqa: BLE001 - one collector's bug, met by what one VM said
             _log.exception("%s could not read an answer", collector.name)
         else:
-            return poll.samples, PollOutcome.CUT if cut else PollOutcome.OK
-        return (), PollOutcome.FAILED
+            return poll.samples, PollOutcome.TRUNCATED if cut else PollOutcome.OK
+        return (), PollOutcome.ERROR
 
     def _compare(self, collector: Collector, samples: Sequence[Sample]) -> None:
         """Ask again for what a changed shape made untrue."""

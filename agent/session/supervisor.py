@@ -113,7 +113,7 @@ class MonitorSupervisor:
             return await self._met(client, session)
 
     async def _met(self, client: MonitorConnection, session: Session) -> bool:
-        if self._state is not MonitorState.SPARE:
+        if self._state is not MonitorState.STANDBY:
             self._set(MonitorState.NEGOTIATING)
         try:
             vm = await session.meet(client, self._terms.host, self._monitor.name)
@@ -125,7 +125,7 @@ class MonitorSupervisor:
         claim = OwnershipClaim(vm.uuid, pid, rank, sanitize(self._monitor.name), client.make_way)
         try:
             while (better := await self._claims.take(claim)) is not None:
-                self._set(MonitorState.SPARE, f"{vm.name} is watched over {better.name}")
+                self._set(MonitorState.STANDBY, f"{vm.name} is watched over {better.name}")
                 await self._spare(client, better)
                 if client.ended.done():
                     return True
@@ -176,7 +176,7 @@ class MonitorSupervisor:
             "qemu_package": build.package,
             "reattached": self._left_ns is not None,
             "incoming": self._passage.coming or None,
-            "events_heard": None if client.hears else False,
+            "events_available": None if client.hears else False,
             "events_lost_since_timestamp_seconds": self._left_ns and self._left_ns / 1e9,
         }
 

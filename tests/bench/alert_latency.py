@@ -53,7 +53,7 @@ class Timed:
         for entry in batch:
             if entry.type == "qemu.alert.write_threshold":
                 data = orjson.loads(entry.body)["data"]
-                if (data["state"], data["learnt"]) == ("firing", "event"):
+                if (data["state"], data["detected_by"]) == ("firing", "event"):
                     self.sent.append((entry.time_ns, began, now))
         return refused
 
@@ -88,9 +88,9 @@ async def device_size_of(events: int) -> dict[str, list[float]]:
             config = Config.model_validate(
                 {
                     "monitors": [{"dial": f"{guests}/*.qmp"}],
-                    "prometheus": {"listen": "127.0.0.1:0"},
-                    "kafka": {"servers": kafka.bootstrap},
-                    "journal": {"folder": str(folder / "journal")},
+                    "web": {"listen_address": "127.0.0.1:0"},
+                    "kafka": {"bootstrap_servers": kafka.bootstrap},
+                    "journal": {"directory": str(folder / "journal")},
                     "alerts": {
                         "write_threshold": {
                             "mode": "arm",

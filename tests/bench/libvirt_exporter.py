@@ -65,8 +65,8 @@ async def peer(*, short: bool) -> list[Row]:
 async def _agent(folder: Path, dial: str) -> AsyncIterator[tuple[str, int]]:
     """Run the agent as its user would, records into a file; yield its endpoint's address and its process."""
     address, config = f"127.0.0.1:{free_port()}", folder / "agent.json"
-    told = {"monitors": [{"dial": dial}], "intervals": {"poll": EACH_SECONDS}, "prometheus": {"listen": address}}
-    config.write_bytes(orjson.dumps(told | {"jsonl": {"file": str(folder / "records.jsonl")}}))  # JSON is YAML too
+    told = {"monitors": [{"dial": dial}], "intervals": {"poll": EACH_SECONDS}, "web": {"listen_address": address}}
+    config.write_bytes(orjson.dumps(told | {"jsonl": {"path": str(folder / "records.jsonl")}}))  # JSON is YAML too
     command = Path(sys.executable).parent / "qmp-agent"
     process = await asyncio.create_subprocess_exec(command, "run", "--config", config)
     try:

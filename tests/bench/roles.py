@@ -87,11 +87,11 @@ def _config(folder: Path, seconds: float, state: str, servers: str) -> Config:
     return Config.model_validate(
         {
             "monitors": [{"dial": f"{folder}/*.qmp"}],
-            "prometheus": {"listen": "127.0.0.1:0"},
+            "web": {"listen_address": "127.0.0.1:0"},
             "intervals": {"poll": seconds},
             "log": {"level": "error"},
-            "kafka": {"servers": [servers], "create": {"partitions": 4}},
-            "journal": {"folder": state},
+            "kafka": {"bootstrap_servers": [servers], "create_topics": {"partitions": 4}},
+            "journal": {"directory": state},
         }
     )
 

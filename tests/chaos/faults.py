@@ -124,7 +124,7 @@ async def disk_full(world: World) -> AsyncIterator[None]:
         world.disk.free()
     await eventually(lambda: _journals(world, up=True), FEEL_SECONDS, "the agent journals again")
     await world.delivered()  # what is in memory alone would go with a kill, and neither be journaled nor told of
-    world.excuses.append((DropReason.NO_JOURNAL, begin - MEMORY_SECONDS, time.time()))
+    world.excuses.append((DropReason.JOURNAL_UNAVAILABLE, begin - MEMORY_SECONDS, time.time()))
 
 
 async def felt(world: World) -> None:
@@ -169,7 +169,7 @@ async def damage(world: World, draw: random.Random) -> None:
     """Overwrite a page of the journal, with much in it and the agent down."""
 
     async def much() -> bool:
-        return (await world.figures()).get('qmp_agent_lane_records{lane="events"}', 0) > MUCH
+        return (await world.figures()).get('qmp_agent_queue_records{queue="events"}', 0) > MUCH
 
     async with paused(world, world.cluster.brokers):
         await eventually(much, MUCH_SECONDS, f"{MUCH} records wait")

@@ -133,7 +133,7 @@ class _Delivered:
         self._ids.add(event["id"])
         if self._partitions.setdefault((topic, key.decode()), partition) != partition:
             self._verdict.find("in another partition", event)
-        if event["type"] == "qemu.agent.lost" and event["data"]["lane"] == "events":
+        if event["type"] == "qemu.agent.records_dropped" and event["data"]["queue"] == "events":
             self._lost(event["data"])
         if event["type"].startswith("qemu.event."):
             self._event(topic, key, event)
@@ -192,7 +192,7 @@ def _look_for_the_missing(vm: int, issued: Issued, seen: bytearray, world: World
         if seen[n]:
             continue
         if not accepted:  # where the disk was full, it may have been lost, and told of, before that end
-            if not excused(n, DropReason.NO_JOURNAL):
+            if not excused(n, DropReason.JOURNAL_UNAVAILABLE):
                 verdict.ends[how].add((end_ns - written_ns) / 1e9 if written_ns else 0.0)
             continue
         verdict.missing += 1

@@ -183,7 +183,7 @@ class World:
             figures.get("qmp_agent_sink_up") == 1
             and figures.get("qmp_agent_journal_up") == 1
             and figures['qmp_agent_monitors{state="up"}'] == self.issuer.vms
-            and figures['qmp_agent_lane_records{lane="events"}'] < FEW
+            and figures['qmp_agent_queue_records{queue="events"}'] < FEW
         )
 
     async def recovered(self) -> None:
@@ -229,7 +229,7 @@ class World:
         await self.issuer.count()
 
     async def _empty(self) -> bool:
-        return (await self.figures()).get('qmp_agent_lane_records{lane="events"}') == 0
+        return (await self.figures()).get('qmp_agent_queue_records{queue="events"}') == 0
 
     # What was done.
 
@@ -262,14 +262,14 @@ def _agent(folder: Path, cluster: KafkaCluster, topics: Topics, issuer: Issuer, 
         "host": numbered.HOST,
         "monitors": [{"dial": issuer.monitors}],
         "kafka": {
-            "servers": cluster.bootstrap,
+            "bootstrap_servers": cluster.bootstrap,
             "topics": topics.config(),
             "request_timeout": REQUEST_TIMEOUT_SECONDS,
         },
-        "journal": {"folder": str(disk.folder / "journal"), "events": DISK_BYTES // 2, "samples": MEMORY_BUDGET},
-        "memory_budget": MEMORY_BUDGET,
-        "prometheus": {"listen": f"127.0.0.1:{agent.port}"},
-        "timeouts": {"stop": STOP_SECONDS},
+        "journal": {"directory": str(disk.folder / "journal"), "events": DISK_BYTES // 2, "samples": MEMORY_BUDGET},
+        "buffer_memory": MEMORY_BUDGET,
+        "web": {"listen_address": f"127.0.0.1:{agent.port}"},
+        "timeouts": {"shutdown": STOP_SECONDS},
     }
     agent.config.write_text(yaml.safe_dump(config))
     return agent

@@ -95,7 +95,7 @@ async def _tell(world: World) -> None:
     while True:
         await asyncio.sleep(_TELL_SECONDS)
         issued, ready = await world.issuer.count()
-        waiting = (await world.figures()).get('qmp_agent_lane_records{lane="events"}')
+        waiting = (await world.figures()).get('qmp_agent_queue_records{queue="events"}')
         waits = "the agent does not answer" if waiting is None else f"{waiting:,.0f} records wait"
         world.say(f"{issued:,} issued, {ready} VMs watched, {waits}")
 

@@ -67,7 +67,10 @@ async def agent(kafka: KafkaCluster, topic: Topic, folder: Path) -> AsyncIterato
     await kafka.create_topic(others)
     config = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
-        "kafka": {"servers": kafka.bootstrap, "topics": {"events": others, "samples": others, "alerts": topic.name}},
+        "kafka": {
+            "bootstrap_servers": kafka.bootstrap,
+            "topics": {"events": others, "samples": others, "alerts": topic.name},
+        },
         "alerts": {"write_threshold": {"mode": "arm", "levels": LADDER}},
     }
     agent = AgentProcess(folder, config)
@@ -123,7 +126,7 @@ async def test_killed_when_the_slot_is_set_it_tells_of_what_fired_while_it_was_a
     await agent.start()
     await armed(guest, RUNGS[3])
     await until(lambda: once(topic, LADDER[:3]), 10)
-    assert {one["learnt"] for one in await topic.firing()} == {"missed"}
+    assert {one["detected_by"] for one in await topic.firing()} == {"missed"}
     assert (await agent.stop()).status == 0
     assert await once(topic, LADDER[:3])
 
@@ -139,7 +142,7 @@ async def test_killed_at_the_event_it_tells_of_it_once(agent: AgentProcess, gues
     await armed(guest, RUNGS[3])
     assert (await agent.stop()).status == 0
     assert await once(topic, LADDER[:3])
-    assert {one["learnt"] for one in await topic.firing()} <= {"event", "missed"}
+    assert {one["detected_by"] for one in await topic.firing()} <= {"event", "missed"}
 
 
 async def test_killed_when_the_alert_is_delivered_it_tells_no_rung_again(
@@ -156,4 +159,4 @@ async def test_killed_when_the_alert_is_delivered_it_tells_no_rung_again(
     await armed(guest, RUNGS[3])
     assert (await agent.stop()).status == 0
     assert await once(topic, LADDER[:3])
-    assert {one["learnt"] for one in await topic.firing()} == {"event"}
+    assert {one["detected_by"] for one in await topic.firing()} == {"event"}

@@ -52,7 +52,7 @@ async def test_beside_proxmox_both_get_what_they_ask_for(start_guest: StartGuest
         lives = {record["type"] for record in agent.records() if record["type"].startswith("qemu.vm.")}
         assert "qemu.vm.gone" not in lives
         (attached,) = agent.found("vm.attached")
-        assert attached["data"]["events_heard"] is False
+        assert attached["data"]["events_available"] is False
     assert before.failures == beside.failures == []
     assert len(beside.seconds) > POLLS
     assert max(beside.seconds) < TIMEOUT_SECONDS

@@ -58,7 +58,7 @@ async def test_check_tells_of_each_monitor_and_of_the_way_out(folder: Path) -> N
     config = folder / "agent.yaml"
     monitors = [{"dial": f"{folder}/{pattern}"} for pattern in ("*.qmp", "missing/*.qmp", "none-*.qmp")]
     records = folder / "records.jsonl"
-    content = {"monitors": monitors, "timeouts": {"greeting": "500ms"}, "jsonl": {"file": str(records)}}
+    content = {"monitors": monitors, "timeouts": {"greeting": "500ms"}, "jsonl": {"path": str(records)}}
     config.write_text(yaml.safe_dump(content))
     async with Guest(folder, "free") as free, Guest(folder, "held") as held:
         with socket.socket(socket.AF_UNIX) as holder:

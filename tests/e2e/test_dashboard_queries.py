@@ -139,7 +139,7 @@ async def test_every_query_of_every_panel_finds_what_there_is(
         "intervals": {"poll": "1s", "guest_memory": "1s", "resync": "5s"},
         "allow": {"guest_stats_interval": "1s"},
         "alerts": {"write_threshold": {"mode": "arm", "levels": ["1%", "20%", "50%", "99%"]}},
-        "kafka": {"servers": kafka.bootstrap, "topics": topics},
+        "kafka": {"bootstrap_servers": kafka.bootstrap, "topics": topics},
     }
     async with AgentProcess(folder, config) as agent, reading(linux):
         prometheus = await start_prometheus(agent.url.removeprefix("http://"))

@@ -99,7 +99,7 @@ async def demo(
 ) -> AsyncIterator[tuple[Demo, Path]]:
     """A whole demo, which the shorter ones run beside, so that all of them together take as long as it does."""
     folder = tmp_path_factory.mktemp("demo")
-    options = ("--for", "22s", "--out", str(folder / "records"), "--alertmanager", alertmanager.url)
+    options = ("--duration", "22s", "--output", str(folder / "records"), "--alertmanager", alertmanager.url)
     async with running(folder, *options) as whole:
         yield whole, folder / "records"
 

@@ -89,7 +89,7 @@ def test_nothing_of_the_stack_is_given_out_beyond_this_host() -> None:
 def test_the_stacks_agent_takes_its_config() -> None:
     config = load(COMPOSE / "agent.yaml")
     assert config.kafka is not None
-    assert config.kafka.servers == ["kafka:9092"]
+    assert config.kafka.bootstrap_servers == ["kafka:9092"]
 
 
 def test_the_stacks_prometheus_takes_its_config_and_all_rules(folder: Path) -> None:
@@ -224,15 +224,15 @@ def test_the_manifests_fit_together() -> None:
     config = by_kind["ConfigMap"]["data"]["agent.yaml"]
     mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert {"/etc/qmp-agent", "/run/qemu", "/var/lib/qmp-agent"} <= mounted
-    assert str(Path(yaml.safe_load(config)["prometheus"]["web_config"]).parent) in mounted
+    assert str(Path(yaml.safe_load(config)["web"]["config_file"]).parent) in mounted
 
 
 def test_the_agent_takes_the_config_of_the_config_map(folder: Path) -> None:
     (made,) = (made for made in manifests("qmp-agent.yaml") if made["kind"] == "ConfigMap")
     (folder / "agent.yaml").write_text(made["data"]["agent.yaml"])
     config = load(folder / "agent.yaml")
-    assert config.prometheus.web_config is not None
-    assert expand(config.prometheus.web_config) == Path("/etc/qmp-agent-web/web.yml")
+    assert config.web.config_file is not None
+    assert expand(config.web.config_file) == Path("/etc/qmp-agent-web/web.yml")
 
 
 # --- Kafka ---

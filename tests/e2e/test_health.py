@@ -39,10 +39,10 @@ async def running(folder: Path, **more: Any) -> AsyncIterator[tuple[Agent, str]]
     """An agent in this process, and its endpoint."""
     config = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
-        "prometheus": {"listen": "127.0.0.1:0"},
+        "web": {"listen_address": "127.0.0.1:0"},
         "intervals": {"poll": "100ms"},
-        "timeouts": {"reply": "200ms", "stop": "1s"},
-        "jsonl": {"file": str(folder / "records.jsonl")},
+        "timeouts": {"response": "200ms", "shutdown": "1s"},
+        "jsonl": {"path": str(folder / "records.jsonl")},
     }
     app = Agent(Config.model_validate(config | more))
     async with app.running() as url:
@@ -121,8 +121,8 @@ async def test_a_sink_that_hangs_is_told_and_keeps_no_process_from_ending(
 ) -> None:
     """A pipe that nobody reads takes 64 KiB and then hangs whoever writes, as a file on dead NFS does."""
     os.mkfifo(folder / "pipe")
-    jsonl = {"jsonl": {"file": str(folder / "pipe")}}
-    quick = {"intervals": {"poll": "100ms"}, "timeouts": {"stop": "1s"}}
+    jsonl = {"jsonl": {"path": str(folder / "pipe")}}
+    quick = {"intervals": {"poll": "100ms"}, "timeouts": {"shutdown": "1s"}}
     async with FakeQemu(folder / "a.qmp") as fake:
         async with AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]} | jsonl | quick) as agent:
             await until(lambda: fake.count("query-blockstats") > 50, 45)

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(120)
 
 QUICK: Final[dict[str, Any]] = {
     "intervals": {"poll": "200ms"},
-    "timeouts": {"reply": "1s", "greeting": "1s", "retry": "1s", "stop": "2s"},
+    "timeouts": {"response": "1s", "greeting": "1s", "retry": "1s", "shutdown": "2s"},
 }
 FUSE: Final = Path("/dev/fuse")
 OTHER: Final = "00000000-1111-4111-8111-111111111111"
@@ -224,7 +224,7 @@ async def test_a_clock_that_is_set_a_day_off_changes_no_interval_and_no_state(fo
             assert time.monotonic() - begin > 1.0, "no poll was made up for"
 
             async def replied() -> bool:
-                at = (await agent.metrics()).one("qemu_vm_last_reply_timestamp_seconds", vm_uuid=OTHER)
+                at = (await agent.metrics()).one("qemu_vm_last_response_timestamp_seconds", vm_uuid=OTHER)
                 return at is not None and abs(at - (time.time() + step)) < 5
 
             await until(replied, 10)
@@ -246,7 +246,7 @@ async def test_kafka_that_cannot_be_resolved_or_never_answers_is_named_and_nobod
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as hole:
         server = "no-such-host.invalid:9092" if fault == "dns" else f"127.0.0.1:{hole.getsockname()[1]}"
-        kafka = {"servers": [server], "request_timeout": "1s"}
+        kafka = {"bootstrap_servers": [server], "request_timeout": "1s"}
         alerts = {"alertmanager": {"url": f"http://{server}"}}
         async with bystander(folder) as fake, watching(folder, kafka=kafka, alerts=alerts) as agent:
             why = "the name cannot be resolved" if fault == "dns" else "no answer in time"

@@ -27,7 +27,7 @@ async def test_a_monitor_is_added_where_qemu_can_and_goes_with_the_agent(
     own = folder / "own"
     own.mkdir()
     can = qemu.version >= SINCE
-    config = {"monitors": [{"burst": str(guest.monitor), "hotplug": str(own)}], "intervals": {"poll": "200ms"}}
+    config = {"monitors": [{"burst": str(guest.monitor), "hotplug_dir": str(own)}], "intervals": {"poll": "200ms"}}
     agent = AgentProcess(folder, config)
 
     async def there(number: int) -> bool:
@@ -39,7 +39,7 @@ async def test_a_monitor_is_added_where_qemu_can_and_goes_with_the_agent(
             mark = agent.mark()
             await agent.start()
             attached = await agent.record("vm.attached", vm=guest.uuid, since=mark)
-            assert attached["data"].get("events_heard", True) is can
+            assert attached["data"].get("events_available", True) is can
             await until(lambda: there(int(can)), 10)
             visit(str(guest.monitor))
             if can:
@@ -63,8 +63,8 @@ async def test_one_that_an_agent_left_before_it_connected_is_taken(
     assert guest.process is not None
     for ask in own_monitor(f"{folder}/{guest.process.pid}.qmp"):
         await guest.command(ask.command, **(ask.arguments or {}))
-    entry = {"burst": str(guest.monitor), "hotplug": str(folder)}
+    entry = {"burst": str(guest.monitor), "hotplug_dir": str(folder)}
     async with AgentProcess(folder, {"monitors": [entry]}) as agent:
         attached = await agent.record("vm.attached", vm=guest.uuid)
-        assert "events_heard" not in attached["data"]
+        assert "events_available" not in attached["data"]
         assert {"qmp-agent"} < await devices(guest)

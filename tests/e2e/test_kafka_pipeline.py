@@ -58,7 +58,7 @@ async def agent(kafka: KafkaCluster, topics: dict[str, str], folder: Path) -> As
     config = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": "100ms"},
-        "kafka": {"servers": kafka.bootstrap, "topics": topics},
+        "kafka": {"bootstrap_servers": kafka.bootstrap, "topics": topics},
     }
     agent = AgentProcess(folder, config)
     try:
@@ -193,7 +193,7 @@ async def test_what_waits_when_the_agent_is_killed_is_delivered_by_the_next(
         await idle.command("cont")
 
         async def is_written() -> bool:
-            return (await agent.metrics()).one("qmp_agent_journal_records_written_total", lane="events") == 3
+            return (await agent.metrics()).one("qmp_agent_journal_records_written_total", queue="events") == 3
 
         await until(is_written, 5)
         await agent.kill()

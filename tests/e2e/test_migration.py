@@ -43,7 +43,7 @@ class Ends:
     async def asked(self) -> float:
         """Return how often both of them have been asked for their migration."""
         series = await self.agent.metrics()
-        return series.one("qmp_agent_questions_total", collector="migration", outcome="ok") or 0
+        return series.one("qmp_agent_collector_runs_total", collector="migration", outcome="ok") or 0
 
     async def migrate(self, *, events: bool) -> Any:
         """Migrate, slowly until it has been looked at several times, then quickly; return the source's own last figures."""
@@ -109,9 +109,9 @@ def assert_progress(looks: list[Record], poll_seconds: float) -> None:
 def assert_moved(ends: Ends) -> None:
     """Assert that neither end was told to be a new VM or a dead one."""
     found = ends.agent.found
-    (arrived,) = found("vm.arrived")
-    assert (arrived["vmname"], arrived["data"]) == (ends.destination.name, {"witnessed": True})
-    (departed,) = found("vm.departed")
+    (arrived,) = found("vm.migrated_in")
+    assert (arrived["vmname"], arrived["data"]) == (ends.destination.name, {"observed": True})
+    (departed,) = found("vm.migrated_out")
     assert departed["vmname"] == ends.source.name
     incoming = {record["vmname"]: record["data"].get("incoming", False) for record in found("vm.attached")}
     assert incoming == {ends.source.name: False, ends.destination.name: True}
@@ -163,7 +163,7 @@ async def test_a_migration_within_one_identity_is_told_from_both_ends(start_ends
     series = await agent.metrics()  # fails by itself where a series is there twice
     assert len(series.all("qemu_vm_up", vm_uuid=source.uuid)) == 1
     await source.stop()
-    await agent.record("vm.departed", vm=source.name, shutdown_reason="host-signal")
+    await agent.record("vm.migrated_out", vm=source.name, shutdown_reason="host-signal")
     assert_moved(ends)
     left = {"vm_uuid": destination.uuid, "vm": destination.name}
     assert (await agent.metrics()).all("qemu_vm_up") == [(left, 1.0)]
@@ -188,7 +188,7 @@ async def test_a_migration_without_events_is_found_by_timer(start_ends: StartEnd
     assert series.one("qemu_runstate_running", vm_uuid=source) == 0
     assert series.one("qemu_runstate_running", vm_uuid=ends.destination.uuid) == 1
     await ends.source.kill()
-    await ends.agent.record("vm.departed", vm=source)
+    await ends.agent.record("vm.migrated_out", vm=source)
     assert_moved(ends)
 
 
@@ -218,10 +218,10 @@ async def test_by_each_way_a_move_is_no_death_and_no_birth(start_guest: StartGue
         uri = f"unix:{folder}/migration"
         await destination.command("migrate-incoming", uri=uri)
         await source.command("migrate", uri=uri)
-        await agent.record("vm.arrived", vm=destination.name)
+        await agent.record("vm.migrated_in", vm=destination.name)
         await agent.record("sample.runstate", vm=source.name, status="postmigrate")
         await source.stop()
-        await agent.record("vm.departed", vm=source.name)
+        await agent.record("vm.migrated_out", vm=source.name)
         assert_moved(ends)
 
 
@@ -234,6 +234,6 @@ async def test_what_came_before_the_agent_did_is_told_to_have_come(start_guest: 
     await source.command("migrate", uri=uri)
     await destination.event("RESUME")
     async with AgentProcess(folder, {"monitors": [{"dial": str(destination.monitor)}]}) as agent:
-        await agent.record("vm.arrived", vm=destination.name, witnessed=False)
+        await agent.record("vm.migrated_in", vm=destination.name, observed=False)
         (attached,) = agent.found("vm.attached")
         assert "incoming" not in attached["data"]

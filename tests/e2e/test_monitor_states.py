@@ -23,7 +23,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 POLL_SECONDS: Final = 0.5
 TIMING: Final[dict[str, Any]] = {
     "intervals": {"poll": "500ms"},
-    "timeouts": {"reply": "1s", "greeting": "1s", "retry": "1s"},
+    "timeouts": {"response": "1s", "greeting": "1s", "retry": "1s"},
 }
 
 

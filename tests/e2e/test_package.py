@@ -91,7 +91,7 @@ async def test_what_was_installed_watches_a_guest_and_shows_its_page(
     guest = await start_guest("web-3")
     port = free_port()
     config = folder / "agent.yaml"
-    told = {"monitors": [{"dial": str(guest.monitor)}], "prometheus": {"listen": f"127.0.0.1:{port}"}}
+    told = {"monitors": [{"dial": str(guest.monitor)}], "web": {"listen_address": f"127.0.0.1:{port}"}}
     config.write_text(json.dumps(told))
     assert "the config is good" in said(command, "check", "--syntax", "--config", config)
     process = await asyncio.create_subprocess_exec(

@@ -25,7 +25,11 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes netwo
 
 @contextlib.asynccontextmanager
 async def watching(folder: Path, **config: Any) -> AsyncIterator[AgentProcess]:
-    base: dict[str, Any] = {"monitors": [{"dial": f"{folder}/*.qmp"}], "intervals": QUICK, "timeouts": {"reply": "1s"}}
+    base: dict[str, Any] = {
+        "monitors": [{"dial": f"{folder}/*.qmp"}],
+        "intervals": QUICK,
+        "timeouts": {"response": "1s"},
+    }
     async with AgentProcess(folder, base | config) as agent:
         yield agent
 
@@ -186,7 +190,7 @@ async def test_of_two_qemus_in_a_migration_each_has_its_own_process(folder: Path
         await until(has_migrated, 10)
         await agent.record("sample.runstate", vm=source.name, status="postmigrate")
         await source.stop()
-        await agent.record("vm.departed", vm=source.name)
+        await agent.record("vm.migrated_out", vm=source.name)
         series = await fresh(agent, target)
         assert [labels["pid"] for labels, _ in series.all("qemu_vm_info", vm_uuid=source.uuid)] == [str(pid_of(target))]
         assert "Traceback" not in agent.log

@@ -83,7 +83,9 @@ async def test_every_family_of_samples_is_told_and_is_good_by_its_schema(stage: 
 async def test_no_question_is_answered_by_an_error(stage: Stage) -> None:
     """Not even once: what this QEMU lacks was never asked."""
     series = await stage.agent.metrics()
-    outcomes = {(has["collector"], has["outcome"]): value for has, value in series.all("qmp_agent_questions_total")}
+    outcomes = {
+        (has["collector"], has["outcome"]): value for has, value in series.all("qmp_agent_collector_runs_total")
+    }
     assert {name for (name, outcome), value in outcomes.items() if value and outcome != "ok"} == set()
     asked = {name for (name, outcome), value in outcomes.items() if value}
     assert asked >= {
@@ -200,7 +202,7 @@ async def test_an_image_that_is_found_corrupt_takes_the_layers_figures_and_nothi
 
     async def failed() -> bool:
         series = await stage.agent.metrics()
-        return bool(series.one("qmp_agent_questions_total", collector="nodes", outcome="failed"))
+        return bool(series.one("qmp_agent_collector_runs_total", collector="nodes", outcome="error"))
 
     await until(failed, 30)
     await stage.agent.record("sample.block", vm=stage.guest.uuid, since=since, device="disk0")

@@ -138,7 +138,7 @@ async def test_no_secret_that_qemu_tells_is_in_the_file_nor_in_what_is_replayed_
 ) -> None:
     guest = await start_guest("db-1", kind=GuestKind.WRITER, extra=("-name", "guest=token=hunter2"))
     path = config(folder)
-    ended = await command("record", guest.monitor, folder / "traffic", "--for", "2s", "--config", path, timeout=60)
+    ended = await command("record", guest.monitor, folder / "traffic", "--duration", "2s", "--config", path, timeout=60)
     assert ended.status == 0, ended.log
     text = (folder / "traffic").read_text()
     assert "token=(removed)" in text
@@ -153,12 +153,14 @@ async def test_a_recording_ends_after_its_time_or_when_it_is_full_and_leaves_the
 ) -> None:
     guest = await start_guest("db-1", kind=GuestKind.WRITER)
     path = config(folder)
-    ended = await command("record", guest.monitor, folder / "traffic", "--size", "40KiB", "--config", path, timeout=60)
+    ended = await command(
+        "record", guest.monitor, folder / "traffic", "--max-size", "40KiB", "--config", path, timeout=60
+    )
     assert ended.status == 0, ended.log
     assert ended.out.endswith("which is full\n")
     assert (folder / "traffic").stat().st_size <= 40 << 10
     assert "vm.attached" in happened(await replayed(folder, path))
-    ended = await command("record", guest.monitor, folder / "more", "--for", "1s", "--config", path, timeout=60)
+    ended = await command("record", guest.monitor, folder / "more", "--duration", "1s", "--config", path, timeout=60)
     assert ended.status == 0, ended.log
     assert (await guest.command("query-status"))["status"] == "running"
 

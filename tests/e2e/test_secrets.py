@@ -35,8 +35,8 @@ def config(folder: Path) -> dict[str, Any]:
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": "100ms"},
         "timeouts": {"greeting": "500ms"},  # `check` finds the monitor held
-        "kafka": {"servers": [f"127.0.0.1:{free_port()}"], "sasl": sasl},
-        "alerts": {"alertmanager": {"url": f"http://agent:{ALERTS}@127.0.0.1:{free_port()}", "resend": "1s"}},
+        "kafka": {"bootstrap_servers": [f"127.0.0.1:{free_port()}"], "sasl": sasl},
+        "alerts": {"alertmanager": {"url": f"http://agent:{ALERTS}@127.0.0.1:{free_port()}", "resend_interval": "1s"}},
         "log": {"level": "debug"},
     }
 
@@ -44,7 +44,7 @@ def config(folder: Path) -> dict[str, Any]:
 async def test_no_secret_is_in_what_is_served_logged_checked_or_listed(fake: FakeQemu, folder: Path) -> None:
     agent = AgentProcess(folder, config(folder))
     whole = yaml.safe_load(agent.config.read_text())
-    whole["prometheus"]["web_config"] = str(folder / "web.yml")
+    whole["web"]["config_file"] = str(folder / "web.yml")
     agent.config.write_text(yaml.safe_dump(whole))
     alice = EndpointCredentials(user="alice", password_file=folder / "user.password")
     async with alice.session() as session:

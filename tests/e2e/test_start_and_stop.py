@@ -43,7 +43,7 @@ async def test_a_file_of_records_is_rotated_and_no_line_is_lost_or_torn(start_gu
     config = {
         "monitors": [{"dial": str(guest.monitor)}],
         "intervals": {"poll": "100ms"},
-        "jsonl": {"file": str(records), "rotate": "4KiB", "keep": 1000},
+        "jsonl": {"path": str(records), "max_size": "4KiB", "max_files": 1000},
     }
     async with AgentProcess(folder, config) as agent:
         await until(lambda: records.with_name("records.jsonl.8").exists(), 20)
@@ -61,7 +61,7 @@ async def test_only_as_many_files_are_kept_as_were_asked_for(start_guest: StartG
     config = {
         "monitors": [{"dial": str(guest.monitor)}],
         "intervals": {"poll": "100ms"},
-        "jsonl": {"file": str(records), "rotate": "4KiB", "keep": 2},
+        "jsonl": {"path": str(records), "max_size": "4KiB", "max_files": 2},
     }
     async with AgentProcess(folder, config) as agent:
         oldest = records.with_name("records.jsonl.2")

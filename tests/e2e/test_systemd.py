@@ -71,7 +71,7 @@ def config(folder: Path) -> dict[str, Any]:
     return {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": "200ms"},
-        "timeouts": {"reply": "500ms"},
+        "timeouts": {"response": "500ms"},
     }
 
 
@@ -109,7 +109,7 @@ async def test_an_agent_whose_loop_turns_but_that_asks_no_vm_any_more_does_not_f
 ) -> None:
     await start_guest()
     monkeypatch.setattr(agent, "PATIENCE_SECONDS", 0.5)
-    made = Agent(Config.model_validate(config(folder) | {"prometheus": {"listen": "127.0.0.1:0"}}))
+    made = Agent(Config.model_validate(config(folder) | {"web": {"listen_address": "127.0.0.1:0"}}))
     async with made.running():
         watching = asyncio.create_task(SystemdNotifier().watch(made.stuck, made.summary))
         await until(lambda: systemd.status() == "monitors: 1 up", 10)

@@ -49,7 +49,7 @@ async def test_it_works_with_one_group_no_capability_and_nothing_to_write_to_but
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("taking rights away takes root")
     state = made(folder)
-    kafka = {"servers": [f"127.0.0.1:{free_port()}"], "request_timeout": "1s"}
+    kafka = {"bootstrap_servers": [f"127.0.0.1:{free_port()}"], "request_timeout": "1s"}
     agent = AgentProcess(
         folder, {"monitors": [{"dial": f"{folder}/*.qmp"}], "kafka": kafka, "intervals": {"poll": "200ms"}}
     )
@@ -75,7 +75,7 @@ async def test_it_works_with_one_group_no_capability_and_nothing_to_write_to_but
             assert series.one("qmp_agent_monitors", state="up") == 1
             assert series.one("qmp_agent_monitors", state="denied") == 1
             assert series.one("qmp_agent_journal_up") == 1
-            (written,) = (value for _, value in series.all("qmp_agent_journal_records_written_total", lane="events"))
+            (written,) = (value for _, value in series.all("qmp_agent_journal_records_written_total", queue="events"))
             assert written > 0
             assert (await agent.get("/healthz"))[0] == 200
             assert "may not connect" in (await agent.get("/overview"))[1]

@@ -33,7 +33,7 @@ class Stage:
 
     def top(self, *arguments: str, columns: int = 120, rows: int = 30) -> Terminal:
         """Return `top` of the agent, on a terminal."""
-        return Terminal("top", "--url", self.agent.url, "--every", "300ms", *arguments, columns=columns, rows=rows)
+        return Terminal("top", "--url", self.agent.url, "--interval", "300ms", *arguments, columns=columns, rows=rows)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -18,7 +18,7 @@ from agent.config.loader import ConfigError, validate
 from agent.config.model import Config
 from agent.exposition.prometheus import render
 from agent.exposition.snapshot import Snapshot
-from agent.http.web_config import WebConfig
+from agent.http.web_config import WebConfigFile
 from agent.model.events import row_of
 from agent.model.record import Record, RecordEncoder, Vm
 from agent.monitors import Monitor
@@ -134,7 +134,7 @@ def config(data: bytes) -> None:
     text = data[1:].decode("utf-8", "replace")
     try:
         if data[:1] > b"\x7f":
-            validate(text, "web.yml", WebConfig)
+            validate(text, "web.yml", WebConfigFile)
             return
         taken = validate(text, "agent.yaml", Config)
     except ConfigError as error:

@@ -133,7 +133,7 @@ class AgentProcess:
         self._log = folder / f"{name}.log"
         self._read = 0
         self._records: list[Record] = []
-        whole = {"host": "hv7", "prometheus": {"listen": f"127.0.0.1:{self.port}"}, **config}
+        whole = {"host": "hv7", "web": {"listen_address": f"127.0.0.1:{self.port}"}, **config}
         if "kafka" in whole:
             whole["journal"] = {"folder": str(folder / f"{name}.journal")}
         elif "jsonl" not in whole:

@@ -133,7 +133,7 @@ async def world(folder: Path, *, reply: str) -> AsyncIterator[World]:
     config = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": f"{POLL_SECONDS * 1000:g}ms"},
-        "timeouts": {"reply": reply, "greeting": "1s", "retry": "1s"},
+        "timeouts": {"response": reply, "greeting": "1s", "retry": "1s"},
     }
     async with good, AgentProcess(folder, config) as agent:
         await agent.record("vm.attached", vm="good")

@@ -26,9 +26,9 @@ def one_topic(name: str) -> KafkaTopicsConfig:
     return made
 
 
-def terms(servers: Sequence[str], topics: KafkaTopicsConfig, **more: Any) -> KafkaConfig:
+def terms(bootstrap_servers: Sequence[str], topics: KafkaTopicsConfig, **more: Any) -> KafkaConfig:
     """Return terms in the clear."""
-    return KafkaConfig(**{"servers": [*servers], "topics": topics, "request_timeout": 5.0, **more})
+    return KafkaConfig(**{"bootstrap_servers": [*bootstrap_servers], "topics": topics, "request_timeout": 5.0, **more})
 
 
 def batch(source: Source, count: int, kind: str | None = None) -> list[Entry]:

@@ -58,7 +58,7 @@ async def _run(folder: Path) -> list[Record]:
     config: dict[str, Any] = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": "500ms", "guest_memory": "1s", "migration": "200ms", "resync": "5s"},
-        "timeouts": {"greeting": "1s", "reply": "1s"},
+        "timeouts": {"greeting": "1s", "response": "1s"},
         "allow": {"guest_stats_interval": "1s", "migration_events": True},
     }
     web = Guest(folder, "web-1", GuestOptions(kind=GuestKind.LINUX, pause_seconds=0.1, extra=_card("qmpexample0")))

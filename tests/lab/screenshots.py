@@ -82,7 +82,7 @@ async def the_page(browser: Browser, agent: AgentProcess) -> None:
 
 async def the_terminal(browser: Browser, agent: AgentProcess) -> None:
     """Take the terminal's picture."""
-    async with Terminal("top", "--url", agent.url, "--every", "1s", columns=100, rows=12) as top:
+    async with Terminal("top", "--url", agent.url, "--interval", "1s", columns=100, rows=12) as top:
         await top.shows("db-1", "web-1")
         await until(lambda: "%" in top.row("CPU%") and len(top.row("web-1").split()) > 6, 10)
         made = drawn(top.screen)

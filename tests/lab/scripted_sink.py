@@ -83,7 +83,7 @@ class Script:
     @property
     def told(self) -> list[Entry]:
         """The losses that it was told."""
-        return [entry for entry in self.entries if entry.type == "qemu.agent.lost"]
+        return [entry for entry in self.entries if entry.type == "qemu.agent.records_dropped"]
 
     async def until(self, predicate: Callable[[], object]) -> None:
         """Wait until it is so, looking whenever a batch comes."""
@@ -131,7 +131,7 @@ def deliver(
     agent = Vm("host1", "", "")
 
     def tell(loss: DropReport) -> None:
-        made.put(stamp(Record("qemu.agent.lost", agent, loss.data(), START_NS, loss.lane, Severity.ERROR)))
+        made.put(stamp(Record("qemu.agent.records_dropped", agent, loss.data(), START_NS, loss.lane, Severity.ERROR)))
 
     made = DeliveryPipeline(sink, DeliverySettings(memory, folder, disk, disk, disk), tell)
     made.samples.gather_seconds = gather_seconds

@@ -95,7 +95,7 @@ def fire(guard: ThresholdTracker, event: dict[str, Any] | None) -> list[LevelCro
 
 
 def told(crossings: list[LevelCrossing]) -> list[tuple[str, DetectedBy, bool]]:
-    return [(crossing.rung.level.text, crossing.learnt, crossing.firing) for crossing in crossings]
+    return [(crossing.rung.level.text, crossing.detected_by, crossing.firing) for crossing in crossings]
 
 
 def overseer(mode: ThresholdMode = ThresholdMode.ARM, *levels: str) -> AlertManager:

@@ -152,7 +152,7 @@ class Watcher:
         config = {
             "monitors": [{"dial": f"{folder}/*.qmp"}],
             "host": "hv7",
-            "prometheus": {"listen": "127.0.0.1:0"},
+            "web": {"listen_address": "127.0.0.1:0"},
             "intervals": {"poll": poll, "resync": resync},
             "alerts": {"write_threshold": {"mode": "arm", **thresholds}},
         }

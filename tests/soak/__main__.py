@@ -32,7 +32,7 @@ VMS: Final = 60
 MEASURE_SECONDS: Final = 3.0
 CONFIG: Final[dict[str, Any]] = {
     "intervals": {"poll": "1s", "resync": "30s"},
-    "timeouts": {"reply": "2s", "greeting": "2s", "retry": "2s"},
+    "timeouts": {"response": "2s", "greeting": "2s", "retry": "2s"},
     "alerts": {"write_threshold": {"levels": ["1%", "50%", "99%"]}},
     "log": {"level": "error"},
 }
@@ -122,12 +122,12 @@ class Run:
             await asyncio.sleep(MEASURE_SECONDS)
             series = await self._scraped()
             now, total = time.monotonic(), cpu_seconds([pid])
-            lag = max(value for _, value in series.all("qmp_agent_lane_lag_seconds"))
+            lag = max(value for _, value in series.all("qmp_agent_queue_oldest_record_age_seconds"))
             found = {
                 "MiB of memory": resident_bytes(pid) / (1 << 20),
                 "file descriptors": _count(pid, "fd"),
                 "threads": _count(pid, "task"),
-                "tasks": series.one("qmp_agent_tasks"),
+                "tasks": series.one("qmp_agent_asyncio_tasks"),
                 "s of lag": lag,
                 "CPU, %": 100 * (total - spent) / (now - at),
             }
@@ -206,7 +206,7 @@ async def _world(folder: Path, seed: int) -> AsyncIterator[Run]:
         guests = [Guest(folder, f"real{number}", GuestOptions(kind=GuestKind.WRITER)) for number in range(3)]
         for guest in guests:
             await stack.enter_async_context(guest)
-        jsonl = {"file": str(folder / "records"), "rotate": "8MiB", "keep": 2}
+        jsonl = {"path": str(folder / "records"), "max_size": "8MiB", "max_files": 2}
         agent = AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}], "jsonl": jsonl, **CONFIG})
         await stack.enter_async_context(agent)
         yield Run(folder, agent, monitors, guests, random.Random(seed))

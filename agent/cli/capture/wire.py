@@ -45,7 +45,7 @@ async def watching(monitor: Path, config: Config, listen: str) -> AsyncIterator[
         "monitors": [DialConfig(dial=str(monitor))],
         "kafka": None,
         "jsonl": JsonLinesConfig(),
-        "prometheus": config.prometheus.model_copy(update={"listen": listen, "web_config": None}),
+        "web": config.web.model_copy(update={"listen_address": listen, "config_file": None}),
         "alerts": config.alerts.model_copy(update={"alertmanager": None}),
     }
     async with Agent(config.model_copy(update=only)).running():

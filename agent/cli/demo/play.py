@@ -19,7 +19,7 @@ from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from agent.cli.demo.images import LabMissing, cache_folder, linux_image
 from agent.cli.format import line
 from agent.common.errors import CommandFailedError
-from agent.config.model import AlertmanagerConfig, AlertsConfig, AllowConfig, Config, IntervalsConfig, PrometheusConfig
+from agent.config.model import AlertmanagerConfig, AlertsConfig, AllowConfig, Config, IntervalsConfig, WebConfig
 from agent.delivery.sinks.jsonl import JsonLinesConfig
 from agent.http.record_stream import Subscriber
 from agent.monitors import DialConfig
@@ -112,8 +112,8 @@ async def _agent(folder: Path, records: Path, alerts: AlertsConfig) -> AsyncIter
         app = Agent(
             Config(
                 monitors=[DialConfig(dial=f"{folder}/*.qmp")],
-                jsonl=JsonLinesConfig(file=records, rotate=1 << 40),
-                prometheus=PrometheusConfig(listen=listen),
+                jsonl=JsonLinesConfig(path=records, max_size=1 << 40),
+                web=WebConfig(listen_address=listen),
                 intervals=IntervalsConfig(poll=2.0, guest_memory=5.0),
                 allow=AllowConfig(guest_stats_interval=2.0),
                 alerts=alerts,

@@ -70,8 +70,8 @@ COLUMNS: Sequence[Column] = (
     Column("WIOPS", "o", 6, _now("writes"), number),
     Column("MEM", "m", 6, _memory, size),
     Column("MEM%", "p", 5, _share, _percent),
-    Column("FREE", "d", 6, _least("headroom_bytes"), size, most_first=False),
-    Column("FULL", "f", 5, _least("full_in_seconds"), seconds, most_first=False),
+    Column("FREE", "d", 6, _least("free_bytes"), size, most_first=False),
+    Column("FULL", "f", 5, _least("time_to_full_seconds"), seconds, most_first=False),
     Column("ALERTS", "a", 6, lambda vm: vm["alerts"] or None, lambda count: str(count or "")),
 )
 

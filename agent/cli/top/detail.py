@@ -61,7 +61,7 @@ def _moves(vm: Vm) -> Iterator[str]:
         if "of_bytes" in move:
             share = move["done_bytes"] / move["of_bytes"]
         done = f"   {share * 100:.1f} %" if share is not None else ""
-        left = f"   {seconds(move['left_seconds'])} left" if "left_seconds" in move else ""
+        left = f"   {seconds(move['remaining_seconds'])} left" if "remaining_seconds" in move else ""
         yield f"{name}   {move.get('status', '')}{done}{left}"
 
 
@@ -72,10 +72,10 @@ def _disk(name: str, *texts: str) -> str:
 
 def _of_disk(disk: Mapping[str, Any]) -> str:
     rates = (size(disk.get("read")), size(disk.get("write")), number(disk.get("reads")), number(disk.get("writes")))
-    room = (size(disk.get(name)) for name in ("size_bytes", "used_bytes", "headroom_bytes"))
+    room = (size(disk.get(name)) for name in ("size_bytes", "used_bytes", "free_bytes"))
     over = disk.get("used_bytes", 0)
     levels = "  ".join(f"{text}{' exceeded' if over > at else ''}" for text, at in disk.get("ladder", ()))
-    return _disk(disk["device"], *rates, *room, seconds(disk.get("full_in_seconds")), levels)
+    return _disk(disk["device"], *rates, *room, seconds(disk.get("time_to_full_seconds")), levels)
 
 
 def _family(family: Mapping[str, Any], width: int) -> Iterator[tuple[str, TextStyle]]:

@@ -88,7 +88,7 @@ async def _ask(session: aiohttp.ClientSession, view: TopOptions, uuid: str) -> M
             return host
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         raise TopError(
-            f"no agent answers at {view.url}: {error or 'it takes too long'}; is it running, with this prometheus.listen?"
+            f"no agent answers at {view.url}: {error or 'it takes too long'}; is it running, with this web.listen_address?"
         ) from error
 
 

@@ -19,11 +19,11 @@ from agent.delivery.sinks.config import SinkConfig
 class JsonLinesSink:
     """A file of one record a line; `records.jsonl`, then `records.jsonl.1` and so on, the oldest last. Without a path, standard output."""
 
-    def __init__(self, path: Path | None, rotate_bytes: int = 100 << 20, keep: int = 5) -> None:
+    def __init__(self, path: Path | None, rotate_bytes: int = 100 << 20, max_files: int = 5) -> None:
         self.name = "standard output" if path is None else str(path)
         self._path = path
         self._rotate_bytes = rotate_bytes
-        self._keep = keep
+        self._keep = max_files
         self._fd = -1
         self._turn = threading.Lock()  # lanes send side by side, and one of them may rotate
 
@@ -96,15 +96,15 @@ class JsonLinesSink:
 class JsonLinesConfig(SinkConfig):
     """Records as JSON lines, where there is no Kafka."""
 
-    file: Path | None = None
+    path: Path | None = None
     """The file; without one, standard output."""
-    rotate: Annotated[Bytes, Field(ge=4096)] = 100 << 20
+    max_size: Annotated[Bytes, Field(ge=4096)] = 100 << 20
     """The size at which a file is put aside and a new one begun."""
-    keep: Annotated[int, Field(ge=0, le=1000)] = 5
+    max_files: Annotated[int, Field(ge=0, le=1000)] = 5
     """How many files put aside are kept."""
 
     journaled = False
 
     def build(self) -> JsonLinesSink:
         """Return the sink."""
-        return JsonLinesSink(self.file, self.rotate, self.keep)
+        return JsonLinesSink(self.path, self.max_size, self.max_files)

@@ -20,7 +20,7 @@ function alert(first) {
     update(one) {
       const said = [
         one.level && `past ${one.level.replace(/^threshold (\d+)$/, (_, size) => `a threshold of ${bytes(Number(size))}`)}`,
-        one.headroom_bytes !== undefined && `${bytes(one.headroom_bytes)} left`,
+        one.free_bytes !== undefined && `${bytes(one.free_bytes)} left`,
         one.growth_bytes_per_second > 0 && `grows ${bytes(one.growth_bytes_per_second)}/s`,
       ];
       text(detail, said.filter(Boolean).join(" · "));
@@ -64,10 +64,10 @@ function disk({ vm, disk: first }) {
         const rung = el("li", {}, name);
         return { node: rung, update: ([, at]) => set(rung, "data-over", now.used_bytes > at) };
       });
-      text(headroom, bytes(now.headroom_bytes));
+      text(headroom, bytes(now.free_bytes));
       const armed = now.armed_threshold_bytes !== undefined ? `armed at ${bytes(now.armed_threshold_bytes)}` : "";
-      text(note, now.foreign_threshold ? "its threshold is somebody else's" : armed);
-      text(left, now.full_in_seconds !== undefined ? duration(now.full_in_seconds) : "does not grow");
+      text(note, now.threshold_foreign ? "its threshold is somebody else's" : armed);
+      text(left, now.time_to_full_seconds !== undefined ? duration(now.time_to_full_seconds) : "does not grow");
       text(growth, now.growth_bytes_per_second > 0 ? `grows ${bytes(now.growth_bytes_per_second)}/s` : "");
     },
   };
@@ -113,14 +113,14 @@ function moving(vm) {
     status: [job.status, job.error].filter(Boolean).join(": "),
     share: job.progress_ratio,
     done: job.progress_ratio === undefined ? "" : percent(job.progress_ratio),
-    left: job.left_seconds,
+    left: job.remaining_seconds,
   }));
   const { migration } = vm;
   if (!migration) return found;
   const { status, of_bytes: of, done_bytes: done, elapsed_seconds: took, throughput_bytes_per_second: speed } = migration;
   const ended = ENDED.includes(status);
   const said = of ? [`${bytes(done)} of ${bytes(of)}`, speed > 0 && `${bytes(speed)}/s`] : [took !== undefined && ended && `took ${duration(took)}`];
-  found.push({ vm, key: `${vm.uuid} migration`, what: "migration", status, share: of ? done / of : undefined, done: said.filter(Boolean).join(" · "), left: migration.left_seconds });
+  found.push({ vm, key: `${vm.uuid} migration`, what: "migration", status, share: of ? done / of : undefined, done: said.filter(Boolean).join(" · "), left: migration.remaining_seconds });
   return found;
 }
 

@@ -19,7 +19,7 @@ JOB = Family(
         Field("ratio", "progress_ratio", GAUGE, "The share that is done."),
         Field("speed", "speed_limit_bytes_per_second", GAUGE, "The limit that was set; 0 is none. Block jobs only."),
         Field("rate", "progress_per_second", GAUGE, "How much was done each second since the last poll."),
-        Field("left", "left_seconds", GAUGE, "How long it takes at that rate; absent while it does not advance."),
+        Field("left", "remaining_seconds", GAUGE, "How long it takes at that rate; absent while it does not advance."),
         Field("busy", "busy", FLAG, "Whether it works at this moment. Block jobs only."),
         Field("paused", "paused", FLAG, "Whether somebody, or an I/O error, paused it. Block jobs only."),
         Field("ready", "ready", FLAG, "Whether it waits to be completed. Block jobs only."),

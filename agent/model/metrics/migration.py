@@ -137,7 +137,7 @@ MIGRATION = Family(
         ),
         Field(
             "left",
-            "left_seconds",
+            "remaining_seconds",
             GAUGE,
             "How long the RAM that remains takes at this speed, less what the guest dirties; absent while that is as fast.",
         ),

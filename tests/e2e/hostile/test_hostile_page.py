@@ -49,7 +49,7 @@ async def test_the_page_shows_all_of_it_as_text(stage: World) -> None:
 
 
 async def test_top_shows_it_and_the_terminal_does_nothing_of_it(stage: World) -> None:
-    async with Terminal("top", "--url", stage.agent.url, "--every", "300ms", columns=120, rows=30) as top:
+    async with Terminal("top", "--url", stage.agent.url, "--interval", "300ms", columns=120, rows=30) as top:
         await top.shows("<script>")
         assert "owned" not in top.screen.title
         assert not [line for line in top.screen.display if "\x1b" in line or "\x07" in line]

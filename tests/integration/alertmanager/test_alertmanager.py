@@ -117,8 +117,8 @@ async def watched(fake: FakeQemu, url: str) -> AsyncIterator[Watched]:
     config = {
         "monitors": [{"dial": str(fake.path)}],
         "host": "hv7",
-        "prometheus": {"listen": "127.0.0.1:0"},
-        "alerts": {"alertmanager": {"url": url, "resend": 1, "labels": {"cluster": "eu1"}}},
+        "web": {"listen_address": "127.0.0.1:0"},
+        "alerts": {"alertmanager": {"url": url, "resend_interval": 1, "labels": {"cluster": "eu1"}}},
     }
     app = Agent(Config.model_validate(config), ListSink())
     async with app.running() as own:

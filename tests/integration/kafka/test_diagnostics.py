@@ -88,8 +88,8 @@ async def test_of_several_servers_each_is_said_why() -> None:
 
 
 async def test_one_server_of_several_is_enough(kafka: KafkaCluster, topic: str) -> None:
-    source, servers = Source(), [f"127.0.0.1:{free_port()}", "no-such-host.invalid:9092", *kafka.bootstrap]
-    async with opened(terms(servers, one_topic(topic))) as sink:
+    source, bootstrap_servers = Source(), [f"127.0.0.1:{free_port()}", "no-such-host.invalid:9092", *kafka.bootstrap]
+    async with opened(terms(bootstrap_servers, one_topic(topic))) as sink:
         assert await sink.send(batch(source, 3)) == []
 
 

@@ -77,7 +77,7 @@ async def test_kinds_and_routes_go_to_their_topics(kafka: KafkaCluster) -> None:
     kinds = {
         EVENT: "events",
         "qemu.vm.attached": "events",
-        "qemu.agent.lost": "events",
+        "qemu.agent.records_dropped": "events",
         SAMPLE: "block",
         "qemu.sample.cpu": "samples",
         "qemu.alert.write_threshold": "alerts",
@@ -89,7 +89,9 @@ async def test_kinds_and_routes_go_to_their_topics(kafka: KafkaCluster) -> None:
         events=names["events"], samples=names["samples"], alerts=names["alerts"], routes=routes[:2]
     )
     source = Source()
-    async with opened(terms(kafka.bootstrap, topics, create=KafkaCreateConfig(partitions=1, replication=1))) as sink:
+    async with opened(
+        terms(kafka.bootstrap, topics, create_topics=KafkaCreateConfig(partitions=1, replication_factor=1))
+    ) as sink:
         assert await sink.send([batch(source, 1, kind)[0] for kind in kinds]) == []
     for name, topic in names.items():
         found = [json.loads(message.value)["type"] for message in await messages(kafka, topic)]
@@ -101,7 +103,7 @@ async def test_a_topic_that_is_missing_is_named_and_found_once_it_is_made(kafka:
     later = f"test-later-{uuid4()}"
     made = terms(kafka.bootstrap, KafkaTopicsConfig(events=topic, samples=later, alerts=topic))
     said = await refusal(made)
-    assert said == f"there is no topic {later}, or we may not see it: create it, or set kafka.create"
+    assert said == f"there is no topic {later}, or we may not see it: create it, or set kafka.create_topics"
     await kafka.create_topic(later)
     async with opened(made) as sink:
         assert await sink.send(batch(Source(SAMPLE), 3)) == []
@@ -110,7 +112,7 @@ async def test_a_topic_that_is_missing_is_named_and_found_once_it_is_made(kafka:
 
 async def test_a_topic_may_be_made_by_the_agent_with_its_partitions(kafka: KafkaCluster) -> None:
     name = f"test-own-{uuid4()}"
-    made = terms(kafka.bootstrap, one_topic(name), create=KafkaCreateConfig(partitions=5, replication=-1))
+    made = terms(kafka.bootstrap, one_topic(name), create_topics=KafkaCreateConfig(partitions=5, replication_factor=-1))
     sinks = [opened(made) for _ in range(3)]
     opens = await asyncio.gather(*(sink.__aenter__() for sink in sinks))  # all find it missing at once
     source = Source()
@@ -124,7 +126,11 @@ async def test_a_topic_may_be_made_by_the_agent_with_its_partitions(kafka: Kafka
 
 async def test_a_topic_whose_name_kafka_does_not_allow_is_said_so(kafka: KafkaCluster) -> None:
     said = await refusal(
-        terms(kafka.bootstrap, one_topic("not a topic!"), create=KafkaCreateConfig(partitions=1, replication=1))
+        terms(
+            kafka.bootstrap,
+            one_topic("not a topic!"),
+            create_topics=KafkaCreateConfig(partitions=1, replication_factor=1),
+        )
     )
     assert "not a topic!" in said
     assert "InvalidTopic" in said
@@ -132,7 +138,11 @@ async def test_a_topic_whose_name_kafka_does_not_allow_is_said_so(kafka: KafkaCl
 
 async def test_more_copies_than_there_are_brokers_is_said_so(kafka: KafkaCluster) -> None:
     said = await refusal(
-        terms(kafka.bootstrap, one_topic(f"test-{uuid4()}"), create=KafkaCreateConfig(partitions=1, replication=3))
+        terms(
+            kafka.bootstrap,
+            one_topic(f"test-{uuid4()}"),
+            create_topics=KafkaCreateConfig(partitions=1, replication_factor=3),
+        )
     )
     assert "replication" in said.lower()
 
@@ -155,7 +165,7 @@ async def test_a_record_over_max_record_is_refused_at_once_and_the_rest_delivere
     source = Source()
     entries = batch(source, 10)
     entries[3:3] = too_large = large(1, 20_000)
-    async with opened(terms(kafka.bootstrap, one_topic(topic), max_record=10_000)) as sink:
+    async with opened(terms(kafka.bootstrap, one_topic(topic), max_message_bytes=10_000)) as sink:
         assert list(await sink.send(entries)) == too_large
         assert list(await sink.send(too_large)) == too_large
         assert await sink.send(batch(source, 2)) == []
@@ -216,7 +226,7 @@ async def test_many_refusals_cost_delivery_no_waiting(
         for one in refused:
             delivery.put(one)
             delivery.put(source.next())
-        await soon(lambda: delivery.losses.totals == {("events", "refused"): 20} and delivery.troubles() == [])
+        await soon(lambda: delivery.losses.totals == {("events", "rejected"): 20} and delivery.troubles() == [])
         await soon(lambda: delivery.outlet.delivered >= 20)
     assert [
         record_id for record_id in once(ids(await messages(kafka, topic))) if record_id in source.bodies

@@ -38,7 +38,7 @@ async def test_a_domain_with_deploys_monitor_calls_the_agent_again_and_again_and
                 ways = [labels for labels, up in (await agent.metrics()).all("qmp_agent_monitor_state") if up]
                 return {(way["monitor"].split(" ")[0].split("#")[-1], way["state"]) for way in ways} >= {
                     (str(path), "up"),
-                    ("caller", "spare"),
+                    ("caller", "standby"),
                 }
 
             await until(settled, 20)
@@ -98,11 +98,11 @@ async def test_a_threshold_that_somebody_set_over_libvirt_is_left_alone_and_told
     async with agent_on(alerts=levels) as agent:
         await attached(agent, domain)
         alert = await agent.record("alert.write_threshold", vm=domain.uuid, timeout=30)
-        assert (alert["data"]["device"], alert["data"]["learnt"]) == ("virtio-disk1", "level")
+        assert (alert["data"]["device"], alert["data"]["detected_by"]) == ("virtio-disk1", "level")
 
         async def foreign() -> bool:
             series = await agent.metrics()
-            return series.one("qemu_block_space_foreign_threshold", vm_uuid=domain.uuid, device="virtio-disk1") == 1
+            return series.one("qemu_block_space_threshold_foreign", vm_uuid=domain.uuid, device="virtio-disk1") == 1
 
         await until(foreign, 10)
         since = agent.mark()

@@ -70,7 +70,7 @@ async def test_by_default_every_event_is_delivered_and_nothing_taints_a_domain(
                 await libvirtd.virsh(change, domain.name)
         for domain in domains:
             alert = await agent.record("alert.write_threshold", vm=domain.uuid, timeout=30)
-            assert (alert["data"]["learnt"], alert["data"]["device"]) == ("event", "virtio-disk1")
+            assert (alert["data"]["detected_by"], alert["data"]["device"]) == ("event", "virtio-disk1")
         out, _ = await witness.communicate()
         seen = {(m[4], m[1], int(m[2]) * 10**6 + int(m[3])) for m in EVENT.finditer(out.decode())}
         told = {
@@ -139,7 +139,7 @@ async def test_a_domain_reached_in_two_ways_is_watched_once_by_its_own_monitor(
         since = await attached(agent, domain)
 
         async def settled() -> bool:
-            return [await state_of(agent, end) for end in (own, "#own")] == [["up"], ["spare"]]
+            return [await state_of(agent, end) for end in (own, "#own")] == [["up"], ["standby"]]
 
         await until(settled, 5)
         await libvirtd.virsh("suspend", domain.name)

@@ -32,7 +32,7 @@ async def test_a_migration_under_load_is_armed_at_its_destination_and_no_rung_is
         await source.stop()
         await agent.until("65%", vm="destination", timeout=30)
         assert agent.levels() == ["5%", "20%", "35%", "50%", "65%"]
-        assert agent.levels(vm="destination", learnt="event")
+        assert agent.levels(vm="destination", detected_by="event")
         assert agent.levels("resolved") == []
 
 
@@ -63,7 +63,7 @@ async def test_a_disk_that_is_unplugged_takes_its_alerts_with_it(folder: Path) -
         started(folder, span_mib=1, extra=["-blockdev", node, *device]) as guest,
         Watcher(folder, levels=["80%"], poll=60) as agent,
     ):
-        await agent.until("80%", subject="disk1", learnt="level")
+        await agent.until("80%", subject="disk1", detected_by="level")
         await guest.command("device_del", id="disk1")
         await guest.event("DEVICE_DELETED")
         await agent.until("80%", "resolved", subject="disk1", resolved_by="unplugged")
@@ -77,7 +77,7 @@ async def test_a_disk_that_is_full_is_critical_until_its_guest_goes_on(folder: P
         await until(lambda: agent.told, 20)
         (alert,) = agent.told
         assert (alert["alert"], alert["state"], alert["severity"]) == ("disk_full", "firing", "critical")
-        assert (alert["subject"], alert["learnt"], alert["measure"]) == ("disk0", "enospc", "allocated")
+        assert (alert["subject"], alert["detected_by"], alert["measure"]) == ("disk0", "enospc", "allocated")
         await guest.command("cont")
         await until(lambda: len(agent.told) > 1, 10)
         assert (agent.told[1]["state"], agent.told[1]["resolved_by"]) == ("resolved", "RESUME")
@@ -91,7 +91,7 @@ async def test_a_guest_that_was_stopped_by_an_error_before_the_agent_came_is_tol
         async with Watcher(folder, levels=["80%"], poll=60) as agent:
             await until(lambda: agent.told, 10)
             (alert,) = agent.told
-            assert (alert["alert"], alert["learnt"], alert["severity"]) == ("io_error_stop", "missed", "critical")
+            assert (alert["alert"], alert["detected_by"], alert["severity"]) == ("io_error_stop", "missed", "critical")
             await guest.command("cont")
             await until(lambda: len(agent.told) > 1, 10)
             assert (agent.told[1]["state"], agent.told[1]["resolved_by"]) == ("resolved", "RESUME")

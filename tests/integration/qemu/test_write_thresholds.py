@@ -44,7 +44,7 @@ async def test_each_rung_is_told_once_by_its_event_under_continuous_writing(fold
             assert 0 < await armed(agent, guest) <= SIZE
             assert await guest.slot("disk0-format") == 0, "the storage is what fills"
         early = {
-            one["fingerprint"] for one in agent.told if one["learnt"] == "level"
+            one["fingerprint"] for one in agent.told if one["detected_by"] == "level"
         }  # crossed before the first was armed
         for guest in guests:
             await agent.until(LADDER[-1], vm=guest.name, timeout=40)
@@ -53,8 +53,8 @@ async def test_each_rung_is_told_once_by_its_event_under_continuous_writing(fold
             assert await guest.slot() == 0
         assert agent.levels("resolved") == []
         for one in agent.told:
-            learnt = "level" if one["fingerprint"] in early else "event"
-            assert (one["learnt"], one["owner"], one["node"]) == (learnt, "agent", "disk0-storage"), one
+            detected_by = "level" if one["fingerprint"] in early else "event"
+            assert (one["detected_by"], one["owner"], one["node"]) == (detected_by, "agent", "disk0-storage"), one
             assert 0 < one["used_bytes"] - one["level_bytes"] <= 2 * MIB
             assert one["severity"] == ("critical" if one["level"] == LADDER[-1] else "warning")
 
@@ -71,7 +71,7 @@ async def test_an_observer_sets_nothing_and_sees_the_levels_at_its_polls(folder:
 
         await until(told, 20)
         assert agent.levels() == LADDER[: len(agent.levels())]
-        assert {one["learnt"] for one in agent.told} == {"level"}
+        assert {one["detected_by"] for one in agent.told} == {"level"}
 
 
 async def test_a_rivals_threshold_stays_and_is_told_as_the_rivals(folder: Path) -> None:
@@ -87,9 +87,11 @@ async def test_a_rivals_threshold_stays_and_is_told_as_the_rivals(folder: Path) 
             await until(has_fired, 20)
             (event,) = [await guest.event("BLOCK_WRITE_THRESHOLD")]
             assert event["data"]["write-threshold"] == rivals, "it was never overwritten"
-            await agent.until(f"threshold {rivals}", owner="other", learnt="event", layer="storage", subject="disk0")
-            assert agent.space(guest.name)["foreign_threshold"] is True
-            await agent.until("35%", owner="agent", learnt="level")
+            await agent.until(
+                f"threshold {rivals}", owner="other", detected_by="event", layer="storage", subject="disk0"
+            )
+            assert agent.space(guest.name)["threshold_foreign"] is True
+            await agent.until("35%", owner="agent", detected_by="level")
             assert await guest.slot() == 0, "the slot is the rival's for as long as the VM lives"
             assert agent.alternates()
 
@@ -99,7 +101,7 @@ async def test_a_rival_that_overwrites_the_agents_threshold_keeps_the_slot(folde
         await armed(agent, guest)
         await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 40)
         await agent.until("60%")
-        assert {one["learnt"] for one in agent.told} <= {"level", "missed"}
+        assert {one["detected_by"] for one in agent.told} <= {"level", "missed"}
         assert await guest.slot() == 1 << 40
         assert agent.alternates()
 
@@ -120,7 +122,7 @@ async def test_after_a_snapshot_the_new_storage_is_armed(folder: Path) -> None:
         assert 0 < await armed(agent, guest, storage) < 12 * MIB
         await agent.until("20%", "resolved")
         await agent.until("80%", node=storage)
-        assert agent.levels(node=storage, learnt="event")
+        assert agent.levels(node=storage, detected_by="event")
         assert agent.levels(owner="other") == []
         assert agent.alternates()
 
@@ -140,7 +142,7 @@ async def test_after_a_mirrors_pivot_the_target_is_armed_and_nothing_is_told_ane
         await guest.command("job-complete", id="m")
         await guest.event("BLOCK_JOB_COMPLETED", 20)
         await armed(agent, guest, "target-storage")
-        await agent.until("60%", node="target-storage", learnt="event", timeout=30)
+        await agent.until("60%", node="target-storage", detected_by="event", timeout=30)
         assert agent.levels() == ["10%", "50%", "60%"]
         assert agent.levels("resolved") == []
 
@@ -172,12 +174,12 @@ async def test_a_device_that_is_extended_under_qemu_has_its_percents_moved_by_th
         ):
             await agent.until("90%")
             await until(lambda: [one for one in agent.told if one["alert"] == "disk_full"], 20)
-            await until(lambda: agent.space(guest.name)["headroom_bytes"] <= 0, 5)
+            await until(lambda: agent.space(guest.name)["free_bytes"] <= 0, 5)
             await loop.extend(64 * MIB)
             await agent.until("90%", "resolved")
             await agent.until("50%", "resolved")
             assert await armed(agent, guest) == 32 * MIB
             await guest.command("cont")
-            await agent.until("50%", learnt="event", level_bytes=32 * MIB)
+            await agent.until("50%", detected_by="event", level_bytes=32 * MIB)
             assert [one["state"] for one in agent.told if one["alert"] == "disk_full"] == ["firing", "resolved"]
             assert agent.alternates()

@@ -85,9 +85,15 @@ def test_a_threshold_is_set_fires_is_told_and_the_next_is_set() -> None:
         Severity.WARNING,
         5,
     )
-    expected = {"level": "80%", "learnt": "event", "owner": "agent", "level_bytes": 80 * GIB, "used_bytes": 81 * GIB}
+    expected = {
+        "level": "80%",
+        "detected_by": "event",
+        "owner": "agent",
+        "level_bytes": 80 * GIB,
+        "used_bytes": 81 * GIB,
+    }
     assert expected.items() <= alert.data.items()
-    assert alert.data["headroom_bytes"] == 19 * GIB
+    assert alert.data["free_bytes"] == 19 * GIB
     assert one.wants(VM) == {"nodes"}
     seen(one, disk)
     assert [ask.arguments and ask.arguments["write-threshold"] for ask in obey(one, disk)] == [90 * GIB]
@@ -169,9 +175,9 @@ def test_how_full_each_thin_disk_is_is_a_sample() -> None:
         "measure": "offset",
         "used_bytes": 81 * GIB,
         "limit_bytes": 100 * GIB,
-        "headroom_bytes": 19 * GIB,
-        "levels_exceeded": 1,
-        "foreign_threshold": False,
+        "free_bytes": 19 * GIB,
+        "exceeded_levels": 1,
+        "threshold_foreign": False,
     }
 
 
@@ -229,7 +235,7 @@ def test_a_guest_that_goes_on_ends_what_stopped_it_and_of_no_other_vm() -> None:
 def test_a_full_disk_says_how_full() -> None:
     disk = Disk(offset=81 * GIB)
     (alert,) = hear(attached(disk), "BLOCK_IO_ERROR", {"action": "stop", "nospace": True}, "disk0")
-    assert (alert.data["learnt"], alert.data["used_bytes"], alert.data["limit_bytes"]) == (
+    assert (alert.data["detected_by"], alert.data["used_bytes"], alert.data["limit_bytes"]) == (
         "enospc",
         81 * GIB,
         100 * GIB,

@@ -25,7 +25,7 @@ def test_a_threshold_that_was_set_late_is_still_ours() -> None:
     disk.slot = ask.arguments["write-threshold"]  # and yet QEMU has done it
     seen(one, disk)
     (space,) = one.samples(VM, [disk.statistics()], 1, 0)[1]
-    assert space.values["foreign_threshold"] is False
+    assert space.values["threshold_foreign"] is False
 
 
 def test_a_ladder_that_is_another_after_a_restart_leaves_no_alert_of_the_old_one() -> None:

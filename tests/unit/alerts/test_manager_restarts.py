@@ -183,7 +183,7 @@ def test_a_full_disk_that_old_qemus_name_by_its_node_is_told_by_its_device() -> 
     one = watching(990).overseer
     (told,) = one.event(event("BLOCK_IO_ERROR", subject="format", **NO_SPACE), "BLOCK_IO_ERROR", 7)
     record = told.record
-    assert (record.subject, record.severity, record.data["learnt"]) == ("disk0", Severity.CRITICAL, "enospc")
+    assert (record.subject, record.severity, record.data["detected_by"]) == ("disk0", Severity.CRITICAL, "enospc")
     assert record.data["used_bytes"] == 990
 
 
@@ -251,7 +251,7 @@ def test_a_guest_that_is_found_stopped_by_what_nobody_heard_of_is_told(status: s
     one = watching().overseer
     told = one.runs(VM, 9, running=False, status=status)
     assert said(told) == ([(alert, "firing")] if alert else [])
-    assert [one.record.data["learnt"] for one in told] == ["missed"] * len(told)
+    assert [one.record.data["detected_by"] for one in told] == ["missed"] * len(told)
     assert one.runs(VM, 10, running=False, status=status) == []
     assert said(one.event(event("RESUME"), "RESUME", 11)) == ([(alert, "resolved")] if alert else [])
     assert one.runs(VM, 12, running=False, status=status) == [], "from here on, events tell"
@@ -282,7 +282,7 @@ def test_a_migrations_source_counts_until_it_stops_and_its_destination_runs() ->
     assert hear(over, "RESUME", TWIN) == []
     assert over.wants(TWIN) == {"block", "nodes"}
     told, spaces = over.samples(TWIN, one.qemu.samples(one.qemu.look(with_nodes=True)), 1, 1)
-    assert (told, spaces[0].values["levels_exceeded"]) == ([], 1)
+    assert (told, spaces[0].values["exceeded_levels"]) == ([], 1)
     assert len(over.orders(TWIN)) == 1
     assert over.orders(VM) == []
     over.gone(VM, 2, for_good=True)

@@ -1,4 +1,4 @@
-"""One thin disk: every rung is told once, however it is learnt, and nobody else's threshold is touched."""
+"""One thin disk: every rung is told once, however it is detected, and nobody else's threshold is touched."""
 
 import pytest
 from hypothesis import given

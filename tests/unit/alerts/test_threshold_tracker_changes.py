@@ -31,7 +31,7 @@ def file(allocated: int, limit: int = LIMIT, slot: int = 0, path: str = "/a.qcow
 
 
 def look(one: ThresholdTracker, disk: tuple[DiskLayer, DiskLayer, int]) -> list[tuple[str, bool, DetectedBy]]:
-    return [(c.rung.level.text, c.firing, c.learnt) for c in one.layers(*disk, 0.0)]
+    return [(c.rung.level.text, c.firing, c.detected_by) for c in one.layers(*disk, 0.0)]
 
 
 def order(one: ThresholdTracker) -> int:

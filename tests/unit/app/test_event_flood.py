@@ -30,8 +30,8 @@ class Late(ListSink):
 async def test_a_flood_hides_no_alert_and_what_is_lost_of_it_is_told(fake: FakeQemu) -> None:
     config = {
         "monitors": [{"dial": str(fake.path)}],
-        "prometheus": {"listen": "127.0.0.1:0"},
-        "memory_budget": "1MiB",
+        "web": {"listen_address": "127.0.0.1:0"},
+        "buffer_memory": "1MiB",
     }
     app = Agent(Config.model_validate(config), sink := Late())
     async with app.running():
@@ -43,7 +43,7 @@ async def test_a_flood_hides_no_alert_and_what_is_lost_of_it_is_told(fake: FakeQ
         (view,) = (view for _, view in app.snapshot.views())
         await until(lambda: view.events["NIC_RX_FILTER_CHANGED"] == FLOOD, 10)  # each is counted, told or not
         sink.may.set()
-        await until(lambda: _types(sink)["qemu.agent.lost"], 10)
+        await until(lambda: _types(sink)["qemu.agent.records_dropped"], 10)
         await until(lambda: _types(sink)["qemu.alert.guest_panicked"], 10)
     types = _types(sink)
     lost = sum(app.delivery.losses.totals.values())

@@ -152,7 +152,7 @@ def test_a_monitor_that_the_agent_had_added_is_one_that_it_watches_over(files: F
     accepted, called = files.connection("/run/qmp-agent/own/104.qmp")
     files.process(104, PROXMOX.format(reconnect="reconnect-ms=5000"), fds={10: accepted})
     files.process(90, "/usr/bin/python3 /usr/bin/qmp-agent run", fds={7: called})
-    (vm,) = files.vms([{"burst": "/run/qemu-server/*.qmp", "hotplug": "/run/qmp-agent/own"}])
+    (vm,) = files.vms([{"burst": "/run/qemu-server/*.qmp", "hotplug_dir": "/run/qmp-agent/own"}])
     assert vm.state == "watched"
     assert "  /run/qmp-agent/own/104.qmp: held by qmp-agent (pid 90)" in list(lines([vm]))
 

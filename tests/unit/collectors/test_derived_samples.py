@@ -45,11 +45,11 @@ def job(done: Any, goal: Any = 100, **more: Any) -> Any:
 def test_a_jobs_rate_and_what_is_left_are_measured_from_poll_to_poll() -> None:
     first, second, third, fourth = polls("jobs", (0, job(10)), (2, job(50)), (4, job(50)), (6, job(20)))
     assert "progress_per_second" not in first.samples[0].values
-    assert {"progress_per_second": 20, "left_seconds": 2.5, "progress_ratio": 0.5}.items() <= second.samples[
+    assert {"progress_per_second": 20, "remaining_seconds": 2.5, "progress_ratio": 0.5}.items() <= second.samples[
         0
     ].values.items()
     assert third.samples[0].values["progress_per_second"] == fourth.samples[0].values["progress_per_second"] == 0
-    assert not {"left_seconds"} & (third.samples[0].values.keys() | fourth.samples[0].values.keys())
+    assert not {"remaining_seconds"} & (third.samples[0].values.keys() | fourth.samples[0].values.keys())
 
 
 def test_another_job_of_the_same_name_is_not_followed_from_the_first() -> None:
@@ -87,7 +87,7 @@ async def test_a_real_mirror_is_followed_while_it_runs_and_the_disks_layers_are_
         await guest.command(
             "blockdev-mirror", job_id="m", device="disk0-format", target="target", sync="full", speed=32 << 20
         )
-        await notes.until(lambda: any("left_seconds" in values for values in jobs_of(notes)))
+        await notes.until(lambda: any("remaining_seconds" in values for values in jobs_of(notes)))
         layers = len(notes.outcomes("nodes"))
         await guest.command("block-job-set-speed", device="m", speed=0)
         await notes.until(lambda: any(values.get("ready") for values in jobs_of(notes)))
@@ -233,4 +233,4 @@ def test_a_destination_is_told_by_its_outcome() -> None:
 )
 def test_what_is_left_of_a_migration_counts_what_the_guest_dirties(ram: Any, left: Any) -> None:
     (sample,) = collect("migration", {"status": "active", "ram": ram})
-    assert sample.values.get("left_seconds") == left
+    assert sample.values.get("remaining_seconds") == left

@@ -60,9 +60,9 @@ def test_what_a_file_says_is_what_the_agent_takes() -> None:
     assert [entry.model_dump(exclude_defaults=True) for entry in config.monitors] == [
         {"dial": "/run/libvirt/qemu/channel/*/qmp.sock"},
         {"dial": "tcp:[::1]:4444"},
-        {"burst": "/var/run/qemu-server/*.qmp", "hold": 1.0, "hotplug": "/run/qmp-agent/own"},
+        {"burst": "/var/run/qemu-server/*.qmp", "timeout": 1.0, "hotplug_dir": "/run/qmp-agent/own"},
         {"libvirt": "qemu:///system", "read_only": True},
-        {"listen": "/run/qmp-agent/monitor.sock", "users": ["64055", "qemu"], "groups": ["kvm"], "connections": 5},
+        {"listen": "/run/qmp-agent/monitor.sock", "users": ["64055", "qemu"], "groups": ["kvm"], "max_connections": 5},
         {"listen": "tcp:[::]:4445", "tls": {"ca": "/etc/ca.pem", "certificate": "/etc/agent.pem"}},
     ]
     assert config.kafka is not None
@@ -78,7 +78,7 @@ def test_what_a_file_says_is_what_the_agent_takes() -> None:
     assert config.allow.guest_stats_interval == 10
     jsonl = load(FOLDER / "jsonl.good.yml")
     assert jsonl.monitors == [DialConfig(dial="/run/vm1.qmp")]
-    assert (jsonl.jsonl.rotate, jsonl.jsonl.keep) == (3 << 29, 0)
+    assert (jsonl.jsonl.max_size, jsonl.jsonl.max_files) == (3 << 29, 0)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content:
 
 def test_a_problem_without_a_place_of_its_own_has_that_of_what_is_around_it() -> None:
     assert problems("host: x\n\nkafka: {}\nmonitors: [{}]\n") == [
-        "f:3: kafka.servers: is missing",
+        "f:3: kafka.bootstrap_servers: is missing",
         "f:4: monitors[0].dial: is missing",
     ]
 
@@ -115,7 +115,7 @@ def test_every_way_that_is_written_may_be_an_entry() -> None:
 
 def test_every_section_of_a_sink_is_one_that_records_may_go_to() -> None:
     written = {
-        name: section.model_construct(file=Path("/r.jsonl"))
+        name: section.model_construct(path=Path("/r.jsonl"))
         for name, field in Config.model_fields.items()
         for section in sections(field.annotation)
         if issubclass(section, SinkConfig)

@@ -63,7 +63,7 @@ async def test_samples_on_a_full_disk_give_way_to_events(folder: Path) -> None:
             delivery.put(events.next())
             await caught_up(delivery.samples)
             await soon(lambda: is_journaled(delivery.events))
-        assert set(delivery.losses.totals) == {("samples", "budget")}
+        assert set(delivery.losses.totals) == {("samples", "queue_full")}
         sink.up = True
         await sink.until(lambda: {events.made[-1], samples.made[-1]} <= set(sink.ids))
         await soon(lambda: delivery.troubles() == [])
@@ -125,7 +125,7 @@ async def test_a_full_disk_at_the_end_costs_no_more_than_what_had_no_room(small:
         for stamped in source.some(1000):
             delivery.put(stamped)
     stopped = lost(delivery)
-    assert delivery.losses.totals == {("events", "stopped"): stopped}
+    assert delivery.losses.totals == {("events", "shutdown"): stopped}
     filler.unlink()
     sink = Script()
     async with running(deliver(sink, small)) as delivery:

@@ -75,16 +75,16 @@ async def test_a_file_that_ends_with_a_whole_line_is_gone_on_with(folder: Path) 
     assert path.read_bytes() == b'{"id":"a"}\n'
 
 
-@pytest.mark.parametrize("keep", [1, 5])
-async def test_files_turn_over_and_of_those_that_are_kept_none_lacks_a_record(folder: Path, keep: int) -> None:
+@pytest.mark.parametrize("max_files", [1, 5])
+async def test_files_turn_over_and_of_those_that_are_kept_none_lacks_a_record(folder: Path, max_files: int) -> None:
     path, source = folder / "records.jsonl", Source(size=200)
-    sink = JsonLinesSink(path, rotate_bytes=20_000, keep=keep)
+    sink = JsonLinesSink(path, rotate_bytes=20_000, max_files=max_files)
     await sink.open()
     for _ in range(40):
         await sent(sink, batch(source, 10))
     await sink.close()
     files = rotated(path)
-    assert len(files) == keep + 1
+    assert len(files) == max_files + 1
     came = ids(*files)
     assert came == source.made[-len(came) :]
     assert all(20_000 <= file.stat().st_size < 30_000 for file in files[:-1])
@@ -104,7 +104,7 @@ async def test_of_batches_that_come_side_by_side_one_alone_turns_the_file_over(
         return found
 
     path, source = folder / "records", Source()
-    sink = JsonLinesSink(path, rotate_bytes=1000, keep=100)
+    sink = JsonLinesSink(path, rotate_bytes=1000, max_files=100)
     await sink.open()
     monkeypatch.setattr(os, "fstat", slowly)
     for _ in range(3):
@@ -116,7 +116,7 @@ async def test_of_batches_that_come_side_by_side_one_alone_turns_the_file_over(
 
 async def test_where_none_is_kept_the_file_is_begun_anew(folder: Path) -> None:
     path, source = folder / "records.jsonl", Source(size=200)
-    sink = JsonLinesSink(path, rotate_bytes=20_000, keep=0)
+    sink = JsonLinesSink(path, rotate_bytes=20_000, max_files=0)
     await sink.open()
     for _ in range(40):
         await sent(sink, batch(source, 10))
@@ -128,7 +128,7 @@ async def test_where_none_is_kept_the_file_is_begun_anew(folder: Path) -> None:
 
 async def test_a_file_that_cannot_turn_over_has_no_record_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, source = folder / "records.jsonl", Source(size=200)
-    sink = JsonLinesSink(path, rotate_bytes=1000, keep=2)
+    sink = JsonLinesSink(path, rotate_bytes=1000, max_files=2)
     await sink.open()
     await sent(sink, batch(source, 5))
 

@@ -74,7 +74,7 @@ async def test_over_its_budget_the_oldest_that_wait_go_and_each_is_counted(kind:
     assert came == [record_id for record_id in source.made if record_id in set(came)], "order is kept"
     assert len(missing) == lost(delivery) > 1000
     assert missing == list(range(missing[0], missing[0] + len(missing))), "the oldest that did not fly, and no other"
-    assert [key[1] for key in delivery.losses.totals] == ["budget"]
+    assert [key[1] for key in delivery.losses.totals] == ["queue_full"]
     kept = sum(len(source.bodies[record_id]) for record_id in came)
     assert kept > 50_000, "a budget is used"
     assert kept < 2 * (200_000 + (400_000 if kind.journaled else 0))
@@ -92,12 +92,12 @@ async def test_refused_records_are_buried_and_the_rest_delivered(kind: Kind, fol
         await sink.until(lambda: len(sink.ids) == 95 and sink.told)
         assert delivery.outlet.delivered >= 95
     assert sink.ids == [record_id for record_id in source.made if record_id not in sink.refused]
-    assert delivery.losses.totals == {(kind.lane(delivery).name, "refused"): 5}
+    assert delivery.losses.totals == {(kind.lane(delivery).name, "rejected"): 5}
     if delivery.journal is not None:
         store = JournalDatabase(delivery.journal.path)
         dead = list(store.dead())
         store.close()
-        assert [(reason, entry.id) for reason, entry in dead] == [("refused", i) for i in source.made[7:60:11]]
+        assert [(reason, entry.id) for reason, entry in dead] == [("rejected", i) for i in source.made[7:60:11]]
         assert [entry.body for _, entry in dead] == [source.bodies[i] for i in source.made[7:60:11]]
 
 
@@ -124,7 +124,7 @@ async def test_a_sink_that_is_down_at_the_end_costs_no_more_than_the_deadline(ki
             await sink.until(lambda: len(sink.ids) >= 2500)
         assert sink.ids == source.made, "the next run delivers it all"
     else:
-        assert delivery.losses.totals == {("events", "stopped"): 2500}
+        assert delivery.losses.totals == {("events", "shutdown"): 2500}
 
 
 async def test_a_sink_that_hangs_at_the_end_costs_no_more_than_the_deadline(kind: Kind, folder: Path) -> None:

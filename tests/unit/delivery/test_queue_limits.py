@@ -167,11 +167,11 @@ async def test_what_was_journaled_survives_a_kill(kind: Kind, folder: Path) -> N
 async def test_losses_that_were_not_told_survive_a_restart_and_are_told_once(folder: Path) -> None:
     sink = Script(up=False)
     async with running(deliver(sink, folder), stop_seconds=1) as delivery:
-        delivery.losses.add("samples", DropReason.BUDGET, 7, START_NS, START_NS + 5 * 10**9, 0)
+        delivery.losses.add("samples", DropReason.QUEUE_FULL, 7, START_NS, START_NS + 5 * 10**9, 0)
         delivery.losses.add("events", DropReason.CORRUPT, 2, 0, 0, 0)
     sink = Script()
     async with running(deliver(sink, folder)) as delivery:
-        delivery.losses.add("samples", DropReason.BUDGET, 3, START_NS - 10**9, START_NS, 0)
+        delivery.losses.add("samples", DropReason.QUEUE_FULL, 3, START_NS - 10**9, START_NS, 0)
         delivery.put(Source().next())
         await sink.until(lambda: len(sink.told) == 2)
         assert not delivery.losses
@@ -181,14 +181,14 @@ async def test_losses_that_were_not_told_survive_a_restart_and_are_told_once(fol
             "samples",
             "error",
             {
-                "reason": "budget",
-                "lane": "samples",
+                "reason": "queue_full",
+                "queue": "samples",
                 "records": 10,
                 "first_timestamp_seconds": START_NS / 1e9 - 1,
                 "last_timestamp_seconds": START_NS / 1e9 + 5,
             },
         ),
-        ("events", "error", {"reason": "corrupt", "lane": "events", "records": 2}),
+        ("events", "error", {"reason": "corrupt", "queue": "events", "records": 2}),
     ]
     sink = Script()
     async with running(deliver(sink, folder)) as delivery:
@@ -286,7 +286,7 @@ async def test_dropped_without_a_journal_in_a_durable_lane_says_so(folder: Path)
         for stamped in source.some(1000):
             delivery.put(stamped)
         await soon(lambda: any("nothing is journaled" in trouble for trouble in delivery.troubles()))
-        assert list(delivery.losses.totals) == [("events", "no_journal")]
+        assert list(delivery.losses.totals) == [("events", "journal_unavailable")]
         disk.name = None
         await soon(lambda: not any("journaled" in trouble for trouble in delivery.troubles()))
         sink.up = True

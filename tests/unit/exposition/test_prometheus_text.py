@@ -71,7 +71,7 @@ def test_values_are_read_back_as_they_were() -> None:
     assert of(snapshot, "qemu_runstate_running") == [({"vm": "vm1", "vm_uuid": vm().uuid}, 1), (evil, 0)]
     assert ({**evil, "status": HOSTILE}, 1) in of(snapshot, "qemu_runstate_status")
     assert [value for _, value in of(snapshot, "qemu_vm_up")] == [1, 0]
-    assert [value for _, value in of(snapshot, "qemu_vm_last_reply_timestamp_seconds")] == [7, 7]
+    assert [value for _, value in of(snapshot, "qemu_vm_last_response_timestamp_seconds")] == [7, 7]
     assert {labels["event"]: value for labels, value in of(snapshot, "qemu_vm_events_total")} == {
         "STOP": 2,
         "RESUME": 1,

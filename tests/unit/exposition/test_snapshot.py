@@ -119,7 +119,7 @@ def counted(snapshot: Snapshot) -> int:
 
 def test_a_vms_subjects_past_its_series_get_none_and_are_counted() -> None:
     snapshot = up(vm(), vm(1, "other"))
-    snapshot.limits = SeriesLimits(series=3)
+    snapshot.limits = SeriesLimits(series_per_vm=3)
     poll(snapshot, vm(), "block", disks("a", "b", "c", "d", "e"))
     assert subjects(snapshot, vm(), "block") == [("a",), ("b",), ("c",)]
     assert counted(snapshot) == 3
@@ -129,7 +129,7 @@ def test_a_vms_subjects_past_its_series_get_none_and_are_counted() -> None:
     put(snapshot, vm(), BY_NAME["job"], (("j",), {"progress": 1}))
     assert subjects(snapshot, vm(), "runstate") == [()]
     assert subjects(snapshot, vm(), "job") == []
-    assert f'qemu_vm_subjects_left_out{{vm_uuid="{vm().uuid}",vm="vm1"}} 3\n' in render(snapshot)
+    assert f'qemu_vm_series_limit_dropped_subjects{{vm_uuid="{vm().uuid}",vm="vm1"}} 3\n' in render(snapshot)
     poll(snapshot, vm(1, "other"), "block", disks("a", "b", "c"))
     assert counted(snapshot) == 6
     poll(snapshot, vm(), "block", disks("e"))  # what is gone leaves its room
@@ -139,7 +139,7 @@ def test_a_vms_subjects_past_its_series_get_none_and_are_counted() -> None:
 
 def test_the_series_of_a_subject_are_counted_one_by_one() -> None:
     snapshot = up(vm())
-    snapshot.limits = SeriesLimits(series=5)
+    snapshot.limits = SeriesLimits(series_per_vm=5)
     two = {"rd_bytes": 1, "wr_bytes": 2}
     poll(snapshot, vm(), "block", [{"qdev": name, "stats": two} for name in "abcd"])
     assert subjects(snapshot, vm(), "block") == [("a",), ("b",)]
@@ -151,7 +151,7 @@ def test_each_bucket_of_a_histogram_is_a_series() -> None:
     field = next(field for field in family.fields if field.kind is Kind.HISTOGRAM)
     value = {"boundaries_seconds": [0.1, 1.0], "counts": [1, 2, 3], "sum_seconds": 4.0}
     labels = [tuple(f"{name}{n}" for name in family.labels) for n in range(3)]
-    snapshot.limits = SeriesLimits(series=11)
+    snapshot.limits = SeriesLimits(series_per_vm=11)
     put(snapshot, vm(), family, *((one, {field.name: value}) for one in labels))
     assert subjects(snapshot, vm(), family.name) == labels[:2]
     assert sum(line.startswith(family.series(field)) for line in render(snapshot).splitlines()) == 10
@@ -159,7 +159,7 @@ def test_each_bucket_of_a_histogram_is_a_series() -> None:
 
 def test_names_that_come_and_go_get_no_series_past_a_number_of_new_ones_an_hour() -> None:
     snapshot = up(vm())
-    snapshot.limits = SeriesLimits(subjects=3)
+    snapshot.limits = SeriesLimits(new_subjects_per_hour=3)
     poll(snapshot, vm(), "block", disks("a", "b"), at=10_000)
     poll(snapshot, vm(), "block", disks("c", "d", "a"), at=10_010)
     assert subjects(snapshot, vm(), "block") == [("c",), ("a",)]
@@ -171,7 +171,7 @@ def test_names_that_come_and_go_get_no_series_past_a_number_of_new_ones_an_hour(
 
 def test_those_that_stay_are_not_new_when_the_next_hour_begins() -> None:
     snapshot = up(vm())
-    snapshot.limits = SeriesLimits(subjects=3)
+    snapshot.limits = SeriesLimits(new_subjects_per_hour=3)
     poll(snapshot, vm(), "block", disks("a", "b", "c"), at=10_000)
     poll(snapshot, vm(), "block", disks("a", "b", "c", "d", "e", "f", "g"), at=10_000 + 3601)
     assert subjects(snapshot, vm(), "block") == [("a",), ("b",), ("c",), ("d",), ("e",), ("f",)]
@@ -187,7 +187,7 @@ def test_hundreds_of_thousands_of_names_take_bounded_memory_and_time() -> None:
         snapshot.samples(vm(), (BLOCK,), samples, (10_000 + step) * SECOND)
         taken += time.process_time() - start
         ever.update(subjects(snapshot, vm(), "block"))
-    assert len(ever) == len(view(snapshot, vm()).cap._gone) == SeriesLimits().subjects
+    assert len(ever) == len(view(snapshot, vm()).cap._gone) == SeriesLimits().new_subjects_per_hour
     assert taken < 2.5  # seconds: 10 us a name on a machine that has much else to do
     assert view(snapshot, vm()).left_out["block"] == 5000
     put(snapshot, vm(), BLOCK, *(((str(n),), {"reads_total": n}) for n in range(50_000)))
@@ -235,7 +235,7 @@ def test_the_very_samples_that_were_taken_last_say_nothing_new_but_to_a_view_tha
 
 def test_nothing_is_left_out_any_more_of_a_family_that_was_cut_to_nothing_and_is_gone() -> None:
     snapshot = up(vm())
-    snapshot.limits = SeriesLimits(series=0)
+    snapshot.limits = SeriesLimits(series_per_vm=0)
     poll(snapshot, vm(), "block", disks("disk0"))
     assert view(snapshot, vm()).left_out.total() == 1
     poll(snapshot, vm(), "block", [])
@@ -246,6 +246,6 @@ def test_other_limits_hold_for_the_very_samples_that_were_taken_last() -> None:
     snapshot = up(vm())
     families, samples = (BY_NAME["block_space"],), [Sample(BY_NAME["block_space"], ("disk0",), {"used_bytes": 5})]
     snapshot.samples(vm(), families, samples, SECOND)
-    snapshot.limits = SeriesLimits(series=0)
+    snapshot.limits = SeriesLimits(series_per_vm=0)
     snapshot.samples(vm(), families, samples, 2 * SECOND)
     assert subjects(snapshot, vm(), "block_space") == []

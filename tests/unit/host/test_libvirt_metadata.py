@@ -37,7 +37,7 @@ EXPECTED = {
 
 
 def read(*folders: Path, vm: Vm = VM) -> dict[str, str]:
-    return labels_of(vm, LabelsConfig(libvirt=list(folders)))
+    return labels_of(vm, LabelsConfig(libvirt_xml_dirs=list(folders)))
 
 
 def put(folder: Path, text: str | bytes) -> Path:

@@ -315,6 +315,6 @@ async def test_a_name_that_another_site_made_lead_here_is_not_answered(folder: P
 async def test_an_address_that_is_taken_or_not_ours_is_said_with_its_cure(folder: Path) -> None:
     async with RunningEndpoint(folder).open() as door:
         for listen, why in ((f"127.0.0.1:{door.port}", os.strerror(98)), ("192.0.2.1:1", os.strerror(99))):
-            with pytest.raises(EndpointError, match=f"{why}; choose another prometheus.listen"):
+            with pytest.raises(EndpointError, match=f"{why}; choose another web.listen_address"):
                 async with RunningEndpoint(folder, listen=listen).open():
                     pass

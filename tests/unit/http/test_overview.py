@@ -129,9 +129,9 @@ def test_of_a_vm_that_told_nothing_nothing_is_said(shown: OverviewSource) -> Non
 def test_disks_have_their_rates_and_those_that_can_fill_their_fullness(shown: OverviewSource) -> None:
     shown.put(BLOCK, 10, (("disk0",), did()), (("disk1",), did()))
     shown.put(BLOCK, 20, (("disk0",), did(100, 200, 10, 20)), (("disk1",), did(0, 50, 0, 5)))
-    shown.put(BLOCK_SPACE, 20, (("disk0",), {"used_bytes": 85, "limit_bytes": 100, "headroom_bytes": 15}))
+    shown.put(BLOCK_SPACE, 20, (("disk0",), {"used_bytes": 85, "limit_bytes": 100, "free_bytes": 15}))
     said = shown.glance()
-    full = {"used_bytes": 85, "limit_bytes": 100, "headroom_bytes": 15}
+    full = {"used_bytes": 85, "limit_bytes": 100, "free_bytes": 15}
     assert said["disks"] == [
         {"device": "disk0", "read": 10, "write": 20, "reads": 1, "writes": 2, **full},
         {"device": "disk1", "read": 0, "write": 5, "reads": 0, "writes": 0.5},
@@ -162,10 +162,10 @@ def test_a_migration_says_how_far_it_has_come_and_how_long_it_takes() -> None:
         return migration({MIGRATION.name: pair})
 
     assert said(status="none") is None
-    moving = said(status="active", ram_remaining_bytes=300, ram_bytes=1000, left_seconds=3.0)
-    assert (moving["done_bytes"], moving["of_bytes"], moving["left_seconds"]) == (700, 1000, 3)
+    moving = said(status="active", ram_remaining_bytes=300, ram_bytes=1000, remaining_seconds=3.0)
+    assert (moving["done_bytes"], moving["of_bytes"], moving["remaining_seconds"]) == (700, 1000, 3)
     assert said(status="completed", ram_remaining_bytes=0, ram_bytes=1000) == {"status": "completed"}
-    assert "left_seconds" not in said(status="active", ram_remaining_bytes=300, ram_bytes=1000)
+    assert "remaining_seconds" not in said(status="active", ram_remaining_bytes=300, ram_bytes=1000)
 
 
 # --- The history ---
@@ -240,9 +240,9 @@ def test_a_vm_in_detail_has_every_family_with_what_its_fields_mean(shown: Overvi
 
 
 def test_jobs_say_how_far_they_are(shown: OverviewSource) -> None:
-    values = {"status": "running", "progress": 300, "goal": 1000, "progress_ratio": 0.3, "left_seconds": 7}
+    values = {"status": "running", "progress": 300, "goal": 1000, "progress_ratio": 0.3, "remaining_seconds": 7}
     shown.put(JOB, 12, (("job0", "mirror"), values))
-    told = {"status": "running", "progress_ratio": 0.3, "left_seconds": 7}
+    told = {"status": "running", "progress_ratio": 0.3, "remaining_seconds": 7}
     assert shown.glance()["jobs"] == [{"job": "job0", "type": "mirror", **told}]
     shown.put(JOB, 14)
     assert "jobs" not in shown.glance()

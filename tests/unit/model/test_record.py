@@ -119,7 +119,12 @@ def test_a_monitor_that_has_not_told_who_it_is_goes_by_its_address() -> None:
 
 def test_the_agent_itself_goes_by_its_host() -> None:
     body = RecordEncoder()(
-        Record("qemu.agent.lost", Vm("host1", "", ""), {"lane": "events", "reason": "budget", "records": 1}, 1)
+        Record(
+            "qemu.agent.records_dropped",
+            Vm("host1", "", ""),
+            {"queue": "events", "reason": "queue_full", "records": 1},
+            1,
+        )
     ).body
     attributes = understood(body).get_attributes()
     assert (attributes["source"], attributes["partitionkey"]) == ("/hosts/host1", "host1")

@@ -39,7 +39,7 @@ async def test_a_vm_is_watched_in_visits_and_between_them_its_monitor_is_free(fa
             await other.ask([Command("query-status")], deadline=LONG)
         await notes.polled(2)
     assert notes.kinds("vm") == ["vm.attached", "vm.detached"]
-    assert notes.records("vm.attached")[0].data["events_heard"] is False
+    assert notes.records("vm.attached")[0].data["events_available"] is False
     up = [status for status in notes.all("status") if status.state is MonitorState.UP]
     assert {status.reason for status in up} == {UNHEARD}
     assert fake.clients > 4
@@ -201,7 +201,7 @@ async def test_a_monitor_of_ones_own_is_better_than_visits(fake: FakeQemu) -> No
         fleet.appeared(visited(fake.path))
         await notes.polled()
         fleet.appeared(dataclasses.replace(monitor_at(own.path), rank=MonitorPriority.OWN))
-        await notes.until(lambda: MonitorState.SPARE in notes.states())
+        await notes.until(lambda: MonitorState.STANDBY in notes.states())
         before = fake.clients
         await notes.polled(5)
         assert fake.clients == before

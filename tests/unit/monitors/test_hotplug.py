@@ -53,14 +53,14 @@ async def test_the_vm_is_watched_over_the_monitor_that_was_added(fake: FakeQemu,
         assert added.count("query-blockstats") >= 2
     assert fake.count("query-blockstats") == 0
     (attached, _) = notes.records("vm")
-    assert "events_heard" not in attached.data
+    assert "events_available" not in attached.data
     assert notes.states() == [MonitorState.CONNECTING, MonitorState.NEGOTIATING, MonitorState.UP, MonitorState.GONE]
 
 
 async def test_a_qemu_that_has_no_such_thing_is_visited_and_nothing_is_tried(fake: FakeQemu, folder: Path) -> None:
     notes = await watched(fake, folder)
     assert fake.count("chardev-add") == fake.count("object-add") == 0
-    assert notes.records("vm.attached")[0].data["events_heard"] is False
+    assert notes.records("vm.attached")[0].data["events_available"] is False
 
 
 @pytest.mark.parametrize(("socket", "monitor", "undone"), [(None, FAILS, 1), (None, None, 1), (FAILS, FAILS, 0)])
@@ -69,7 +69,7 @@ async def test_where_it_cannot_be_had_what_was_made_is_taken_back_and_the_vm_is_
 ) -> None:
     can(fake, socket=socket, monitor=monitor)
     notes = await watched(fake, folder)
-    assert notes.records("vm.attached")[0].data["events_heard"] is False
+    assert notes.records("vm.attached")[0].data["events_available"] is False
     assert (fake.count("object-del"), fake.count("chardev-remove")) == (undone, undone)
     assert caplog.text.count("is visited: no monitor of the agent's own can be had") == 1
     if socket or monitor:
@@ -81,5 +81,5 @@ async def test_one_that_somebody_else_holds_is_left_to_them(fake: FakeQemu, fold
     async with FakeQemu(own(folder)) as added:
         added.busy()
         notes = await watched(fake, folder)
-    assert notes.records("vm.attached")[0].data["events_heard"] is False
+    assert notes.records("vm.attached")[0].data["events_available"] is False
     assert fake.count("object-del") == 0

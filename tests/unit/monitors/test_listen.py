@@ -142,7 +142,7 @@ async def test_one_process_gets_four_connections_and_all_get_as_many_as_there_ar
         assert 2 <= len(notes.all("refused")) <= 3
         await hung_up(way)
         assert len(notes.all("ended")) >= 4, "those that ended make place"
-    notes, way = Notes(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon"), connections=2))
+    notes, way = Notes(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon"), max_connections=2))
     async with listening(notes, way):
         await asyncio.gather(*(hung_up(way) for _ in range(4)))
     assert (way.address, "limit") in notes.all("refused")

@@ -33,7 +33,7 @@ def passed(*seen: str | dict[str, Any]) -> tuple[MigrationState, list[bool]]:
             passage.migrates(one.lower())
         else:
             sample = status(one) if isinstance(one, str) else Sample(MIGRATION, (), one)
-            told += [witnessed] if (witnessed := passage.look(sample)) is not None else []
+            told += [observed] if (observed := passage.look(sample)) is not None else []
     return passage, told
 
 
@@ -102,4 +102,4 @@ async def test_what_was_met_after_it_arrived_is_told_once(fake: FakeQemu) -> Non
     notes = Notes()
     async with watching(notes, fake.path):
         await notes.polled(3, "migration")
-    assert [record.data for record in notes.records("vm.arrived")] == [{"witnessed": False}]
+    assert [record.data for record in notes.records("vm.migrated_in")] == [{"observed": False}]

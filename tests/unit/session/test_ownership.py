@@ -52,10 +52,10 @@ async def test_a_vm_with_two_monitors_is_watched_once_and_goes_on_when_the_first
     second = folder / "second.qmp"
     guest = await start_guest(extra=["-qmp", f"unix:{second},server=on,wait=off"])
     async with watching(notes, guest.monitor, second) as fleet:
-        await notes.until(lambda: MonitorState.SPARE in notes.states())
+        await notes.until(lambda: MonitorState.STANDBY in notes.states())
         await notes.polled(3)
         (attached,) = notes.records("vm.attached")
-        spare = next(status for status in notes.all("status") if status.state is MonitorState.SPARE)
+        spare = next(status for status in notes.all("status") if status.state is MonitorState.STANDBY)
         assert spare.monitor.name != attached.vm.monitor
         assert attached.vm.monitor in spare.reason
         reader, writer = await asyncio.open_unix_connection(spare.monitor.name)
@@ -70,7 +70,7 @@ async def test_a_spare_monitor_takes_over_when_the_better_one_is_lost(fake: Fake
     async with FakeQemu(fake.path.with_name("vm2.qmp")) as worse, watching(notes, fake.path) as fleet:
         await notes.polled()
         fleet.appeared(ranked(worse.path, MonitorPriority.BURST))
-        await notes.until(lambda: MonitorState.SPARE in notes.states())
+        await notes.until(lambda: MonitorState.STANDBY in notes.states())
         fleet.vanished(monitor_at(fake.path))
         fake.drop()
         await notes.until(lambda: len(notes.records("vm.attached")) == 2)
@@ -84,7 +84,7 @@ async def test_a_better_monitor_that_comes_later_is_taken_and_the_worse_one_left
         fleet.appeared(ranked(fake.path, MonitorPriority.MANAGER))
         await notes.polled()
         fleet.appeared(monitor_at(better.path))
-        await notes.until(lambda: MonitorState.SPARE in notes.states())
+        await notes.until(lambda: MonitorState.STANDBY in notes.states())
         await notes.polled(2)
     assert notes.kinds("vm") == ["vm.attached", "vm.detached", "vm.attached", "vm.detached"]
     left = notes.records("vm")[1]
@@ -97,7 +97,7 @@ async def test_a_spare_that_called_us_is_kept_and_tells_no_event_twice(fake: Fak
         await notes.polled()
         calling = dataclasses.replace(monitor_at(spare.path), rank=MonitorPriority.MANAGER, calls=True)
         fleet.appeared(calling)
-        await notes.until(lambda: MonitorState.SPARE in notes.states())
+        await notes.until(lambda: MonitorState.STANDBY in notes.states())
         spare.emit("STOP")
         spare.emit("RESUME")
         await notes.polled(2)
@@ -118,7 +118,7 @@ async def test_a_spare_that_is_lost_itself_is_let_go(fake: FakeQemu) -> None:
     async with FakeQemu(fake.path.with_name("vm2.qmp")) as spare, watching(notes, fake.path, settled=terms()) as fleet:
         await notes.polled()
         fleet.appeared(ranked(spare.path, MonitorPriority.MANAGER))
-        await notes.until(lambda: MonitorState.SPARE in notes.states())
+        await notes.until(lambda: MonitorState.STANDBY in notes.states())
         fleet.vanished(ranked(spare.path, MonitorPriority.MANAGER))
         await notes.until(lambda: notes.all("ended"))
         assert len(fleet) == 1

@@ -85,7 +85,7 @@ async def test_of_a_flood_before_the_vm_is_known_the_first_are_kept_and_the_rest
         fake.release("query-name")
         await notes.until(lambda: notes.all("lost"))
     ((vm, reason, count),) = notes.all("lost")
-    assert (vm.uuid, reason, count) == (UUID, "early", 1500 - 1024)
+    assert (vm.uuid, reason, count) == (UUID, "before_attach", 1500 - 1024)
     assert [record.data["qemu"]["offset"] for record in notes.records("event.rtc_change")] == list(range(1024))
 
 
@@ -149,7 +149,7 @@ async def test_a_qemu_that_does_not_answer_is_stalled_not_gone_and_recovers(fake
     stalled = notes.records("vm.stalled")[0]
     assert (stalled.severity, stalled.vm.uuid) == (Severity.ERROR, UUID)
     assert "query-blockstats" in stalled.data["reason"]
-    assert PollOutcome.LATE in notes.outcomes("block")
+    assert PollOutcome.TIMEOUT in notes.outcomes("block")
     assert fake.count("qom-list") == 4  # twice: what it has is learned anew
 
 

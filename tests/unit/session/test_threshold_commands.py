@@ -27,7 +27,7 @@ class Orders:
     def __init__(self, **orders: Command) -> None:
         self.open = dict(orders)
         self.wanted: set[str] = set()
-        self.learnt: list[tuple[str, bool]] = []
+        self.detected_by: list[tuple[str, bool]] = []
         self.news = asyncio.Event()
 
     def wants(self, vm: Vm) -> set[str]:
@@ -42,7 +42,7 @@ class Orders:
 
     def ordered(self, vm: Vm, disk: str, *, done: bool) -> None:
         assert vm.uuid == UUID
-        self.learnt.append((disk, done))
+        self.detected_by.append((disk, done))
         self.news.set()
 
 
@@ -61,11 +61,11 @@ async def test_orders_are_made_one_by_one_and_their_outcome_is_told(fake: FakeQe
     orders = Orders(a=threshold("n1"), b=threshold("bad"), c=threshold("n2"))
     settled = terms(Change.WRITE_THRESHOLD, commander=orders, intervals=SLOW)
     async with watching(notes, fake.path, settled=settled), asyncio.timeout(LONG):
-        while len(orders.learnt) < 3:
+        while len(orders.detected_by) < 3:
             orders.news.clear()
             await orders.news.wait()
     assert sent(fake) == ["n1", "bad", "n2"]
-    assert orders.learnt == [("a", True), ("b", False), ("c", True)]
+    assert orders.detected_by == [("a", True), ("b", False), ("c", True)]
     assert notes.kinds("vm") == ["vm.attached", "vm.detached"]
 
 
@@ -95,11 +95,11 @@ async def test_an_order_whose_reply_is_late_is_told_of_when_qemu_answers_again(
     orders = Orders(a=threshold("n1"))
     async with watching(notes, fake.path, settled=terms(Change.WRITE_THRESHOLD, commander=orders)):
         await notes.until(lambda: notes.records("vm.stalled"))
-        assert orders.learnt == []
+        assert orders.detected_by == []
         fake.release("block-set-write-threshold")
         await notes.until(lambda: notes.records("vm.recovered"))
         await notes.polled(2)
-    assert [disk for disk, _ in orders.learnt] == ["a"]
+    assert [disk for disk, _ in orders.detected_by] == ["a"]
 
 
 async def test_an_order_that_was_cut_off_is_told_of_too(fake: FakeQemu, notes: Notes) -> None:
@@ -110,7 +110,7 @@ async def test_an_order_that_was_cut_off_is_told_of_too(fake: FakeQemu, notes: N
         await fake.asked("block-set-write-threshold")
         fake.drop()
         await notes.until(lambda: notes.records("vm.gone"))
-    assert orders.learnt == [("a", False)]
+    assert orders.detected_by == [("a", False)]
 
 
 async def test_a_snapshot_that_no_event_tells_of_has_the_layers_asked_again(fake: FakeQemu, notes: Notes) -> None:

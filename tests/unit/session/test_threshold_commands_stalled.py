@@ -21,4 +21,4 @@ async def test_orders_that_are_left_when_qemu_stalls_are_not_made(
         await notes.until(lambda: notes.records("vm.recovered"))
         await notes.polled(2)
     assert sent(fake) == ["n1"]
-    assert orders.learnt == [("a", False), ("b", False)]
+    assert orders.detected_by == [("a", False), ("b", False)]

@@ -64,7 +64,7 @@ class SaslConfig(Section):
 class KafkaConnectionConfig(SinkConfig):
     """How to reach the brokers."""
 
-    servers: Annotated[list[Address], Field(min_length=1)]
+    bootstrap_servers: Annotated[list[Address], Field(min_length=1)]
     """Some brokers, host:port; the others are learned from them."""
     tls: TlsConfig | None = None
     """TLS; `tls: {}` trusts the system's authorities. Without it, all goes in the clear."""
@@ -79,7 +79,7 @@ class KafkaConnectionConfig(SinkConfig):
         Raises:
             OSError: a certificate or the password cannot be read.
         """
-        return {"bootstrap_servers": list(self.servers), "client_id": self.client_id, **self.security()}
+        return {"bootstrap_servers": list(self.bootstrap_servers), "client_id": self.client_id, **self.security()}
 
     def security(self) -> dict[str, Any]:
         """Return what aiokafka has to know of TLS and SASL.
@@ -140,7 +140,7 @@ class KafkaCreateConfig(Section):
 
     partitions: Annotated[int, Field(ge=1, le=100_000)] = 12
     """Partitions of each. A VM's records are all in one; adding partitions later moves VMs between them."""
-    replication: Annotated[int, Field(ge=-1, le=32767)] = -1
+    replication_factor: Annotated[int, Field(ge=-1, le=32767)] = -1
     """Replicas of each; -1 is as the brokers have it."""
 
 
@@ -149,11 +149,11 @@ class KafkaConfig(KafkaConnectionConfig):
 
     topics: KafkaTopicsConfig = KafkaTopicsConfig()
     """Where each kind of record goes."""
-    create: KafkaCreateConfig | None = None
+    create_topics: KafkaCreateConfig | None = None
     """How topics that are missing are made. Without it, a missing topic is waited for."""
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "zstd"
     """The codec. zstd is both small and quick; gzip holds up the agent for some 20 ms a batch."""
-    max_record: Annotated[Bytes, Field(ge=1024, le=1 << 30)] = 1_000_000
+    max_message_bytes: Annotated[Bytes, Field(ge=1024, le=1 << 30)] = 1_000_000
     """The largest record that is sent; what is larger goes to the dead letters. The topics' max.message.bytes has to allow it."""
     request_timeout: Positive = 10.0
     """How long a broker may take to answer one request."""

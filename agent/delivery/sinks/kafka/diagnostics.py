@@ -29,13 +29,13 @@ async def explain(error: BaseException, access: KafkaConnectionConfig) -> str:
         return await _diagnose(error, access)
     if isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
-    return _words(error, ", ".join(access.servers), access)
+    return _words(error, ", ".join(access.bootstrap_servers), access)
 
 
 async def _diagnose(error: KafkaConnectionError, access: KafkaConnectionConfig) -> str:
     """Connect to each server by hand: aiokafka only logs why its own attempts failed."""
     said = []
-    for server in access.servers:
+    for server in access.bootstrap_servers:
         host, _, port = server.rpartition(":")
         try:
             async with asyncio.timeout(PROBE_SECONDS):

@@ -52,7 +52,7 @@ class KafkaSink:
     """A sink whose every record is acknowledged by all in-sync replicas, in order for each key."""
 
     def __init__(self, config: KafkaConfig, open_seconds: float = OPEN_SECONDS) -> None:
-        self.name = f"Kafka at {', '.join(config.servers)}"
+        self.name = f"Kafka at {', '.join(config.bootstrap_servers)}"
         self._config = config
         self._open_seconds = open_seconds
         self._producer: AIOKafkaProducer | None = None
@@ -88,8 +88,8 @@ class KafkaSink:
             acks="all",
             enable_idempotence=True,
             compression_type=codec,
-            max_batch_size=min(BATCH_BYTES if codec else PLAIN_BATCH_BYTES, self._config.max_record),
-            max_request_size=self._config.max_record + BATCH_BYTES,
+            max_batch_size=min(BATCH_BYTES if codec else PLAIN_BATCH_BYTES, self._config.max_message_bytes),
+            max_request_size=self._config.max_message_bytes + BATCH_BYTES,
             retry_backoff_ms=250,
             metadata_max_age_ms=60_000,
             **options,
@@ -106,15 +106,15 @@ class KafkaSink:
         if topic in found.topics(exclude_internal_topics=False):
             await producer.partitions_for(topic)
             return
-        create = self._config.create
+        create = self._config.create_topics
         if create is None:
-            raise SinkError(f"there is no topic {topic}, or we may not see it: create it, or set kafka.create")
+            raise SinkError(f"there is no topic {topic}, or we may not see it: create it, or set kafka.create_topics")
         admin = AIOKafkaAdminClient(**options)
         await admin.start()
         try:
             with contextlib.suppress(TopicAlreadyExistsError):
                 new = NewTopic(topic, create.partitions, 1)
-                new.replication_factor = create.replication  # which NewTopic itself does not let be -1
+                new.replication_factor = create.replication_factor  # which NewTopic itself does not let be -1
                 response = await admin.create_topics([new])
                 _raise_for(response.topic_errors[0])
         finally:
@@ -132,7 +132,7 @@ class KafkaSink:
             raise SinkError("the connection was closed")
         queues: dict[tuple[str, int], list[Entry]] = {}
         ways: dict[tuple[str, str], list[Entry]] = {}  # a place is found once for all records of a type and a VM
-        most_bytes = self._config.max_record - RECORD_OVERHEAD_BYTES
+        most_bytes = self._config.max_message_bytes - RECORD_OVERHEAD_BYTES
         for entry in batch:
             if len(entry.body) > most_bytes:
                 self._refused.add(entry.id)

@@ -1,12 +1,14 @@
 """The rate limit of the endpoint, on an injected clock."""
 
+from functools import partial
+
 from agent.http.server import AccessControl
 from agent.http.web_config import RateLimit
 
 
 def test_the_first_requests_pass_however_long_the_host_has_been_up() -> None:
     for uptime in (0.0, 60.0, 1e9):
-        access = AccessControl(loopback=True, clock=lambda uptime=uptime: uptime)
+        access = AccessControl(loopback=True, clock=partial(float, uptime))
         limit = RateLimit(interval=3600.0, burst=2)
         assert [access.has_token(limit) for _ in range(3)] == [True, True, False]
 

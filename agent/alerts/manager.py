@@ -347,7 +347,7 @@ class AlertManager:
         one = self._vms.get(vm.uuid)
         return one if one is not None and (one.vm is vm or one.vm == vm) else None
 
-    def wants(self, vm: Vm) -> frozenset[str]:
+    def refreshes_due(self, vm: Vm) -> frozenset[str]:
         """Return the collectors that should be asked again, and forget that they should."""
         one = self._of(vm)
         if one is None:
@@ -355,7 +355,7 @@ class AlertManager:
         wants, one.wants = one.wants, NOTHING
         return wants
 
-    def orders(self, vm: Vm) -> list[tuple[str, Command]]:
+    def pending_commands(self, vm: Vm) -> list[tuple[str, Command]]:
         """Return the thresholds to be set now, each with its disk; they count as set from here on, and `note` says so.
 
         A look at a slot is good for one order: what was free a while ago may be somebody's by now.
@@ -375,14 +375,14 @@ class AlertManager:
                 )
         return found
 
-    def ordered(self, vm: Vm, device: str, *, done: bool) -> None:
+    def on_command_done(self, vm: Vm, device: str, *, done: bool) -> None:
         """Take note whether a threshold was set. Either way the level is compared next: a write may have passed it meanwhile.
 
         Where it was not, it may have been all the same: the answer was lost. Then the slot is looked at first.
         """
         one = self._of(vm)
         if one is not None and device in one.guards:
-            one.guards[device].ordered(done=done)
+            one.guards[device].on_command_done(done=done)
             one.wants |= {"block" if done else "nodes"}
 
 

@@ -262,7 +262,7 @@ class ThresholdTracker:
             self._ours = [*(one for one in self._ours if one != wanted), wanted][-MAX_OURS:]
         return wanted
 
-    def ordered(self, *, done: bool) -> None:
+    def on_command_done(self, *, done: bool) -> None:
         """Take note whether what was ordered last was set; if it was refused, or nobody knows, the next look at the slot tells."""
         node = self.storage.node
         if done:

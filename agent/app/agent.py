@@ -167,20 +167,20 @@ class Agent:
 
     # Whom sessions obey: vm.status.Commander.
 
-    def wants(self, vm: Vm) -> frozenset[str]:
+    def refreshes_due(self, vm: Vm) -> frozenset[str]:
         """Return the collectors that should be asked again now."""
-        return self.alerts.wants(vm)
+        return self.alerts.refreshes_due(vm)
 
-    async def orders(self, vm: Vm) -> Sequence[tuple[str, Command]]:
+    async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
         """Return the thresholds to be set now. What is about to be set is remembered first."""
-        orders = self.alerts.orders(vm)
+        orders = self.alerts.pending_commands(vm)
         if orders:
             await self.delivery.keep(StateNote(*self.alerts.note(vm.uuid)), KEEP_SECONDS)
         return orders
 
-    def ordered(self, vm: Vm, disk: str, *, done: bool) -> None:
+    def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
         """Take note whether a threshold was set."""
-        self.alerts.ordered(vm, disk, done=done)
+        self.alerts.on_command_done(vm, disk, done=done)
 
     # The way out.
 

@@ -107,13 +107,13 @@ class SessionObserver(Protocol):
 class ThresholdController(Protocol):
     """Who has thresholds set, and wants to know what came of it."""
 
-    def wants(self, vm: Vm) -> frozenset[str]:
+    def refreshes_due(self, vm: Vm) -> frozenset[str]:
         """Return the collectors that should be asked again now."""
 
-    async def orders(self, vm: Vm) -> Sequence[tuple[str, Command]]:
+    async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
         """Return the changes to be made to this VM now, each with the disk it is for."""
 
-    def ordered(self, vm: Vm, disk: str, *, done: bool) -> None:
+    def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
         """Take note whether a change was made."""
 
 

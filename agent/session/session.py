@@ -116,7 +116,7 @@ class Session:
                     # They are on; a destination tells its setup even where they are off (QEMU 7.2).
                     self._facts = dataclasses.replace(self._facts, migration_events=True)
         commander = self._terms.commander
-        asks = (*row_of(event.name).asks, *(commander.wants(vm) if commander is not None else ()))
+        asks = (*row_of(event.name).asks, *(commander.refreshes_due(vm) if commander is not None else ()))
         if asks:
             self._schedule.demand(asks if self._looked else (_DISCOVER,), time.monotonic())
             self._rouse()
@@ -302,7 +302,7 @@ class Session:
         if commander is None:
             return
         stalled = False
-        for disk, ask in await commander.orders(vm) if self._facts.hears else ():
+        for disk, ask in await commander.pending_commands(vm) if self._facts.hears else ():
             done = False
             try:
                 if not stalled:
@@ -314,8 +314,8 @@ class Session:
                 stalled = True
                 await self._stalled(client, error)
             finally:
-                commander.ordered(vm, disk, done=done)
-        self._schedule.demand(commander.wants(vm), time.monotonic())
+                commander.on_command_done(vm, disk, done=done)
+        self._schedule.demand(commander.refreshes_due(vm), time.monotonic())
 
     def _collect(
         self, vm: Vm, collector: Collector, answers: Sequence[CommandResult], poll: Poll

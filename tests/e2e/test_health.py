@@ -71,13 +71,13 @@ async def test_sessions_that_stand_still_are_no_life(folder: Path, monkeypatch: 
     impatient(monkeypatch)
     stuck, go_on = asyncio.Event(), asyncio.Event()
 
-    async def orders(_: object) -> tuple[()]:
+    async def pending_commands(_: object) -> tuple[()]:
         if stuck.is_set():
             await go_on.wait()  # as a bug would, with no deadline
         return ()
 
     async with FakeQemu(folder / "a.qmp") as fake, running(folder) as (app, url):
-        monkeypatch.setattr(app, "orders", orders)
+        monkeypatch.setattr(app, "pending_commands", pending_commands)
         await fake.asked("query-blockstats", 3)
         await says(f"{url}/healthz", 200, "ok")
         stuck.set()

@@ -115,14 +115,14 @@ class Rogue:
         self.left = list(orders)
         self.done: list[bool] = []
 
-    def wants(self, vm: Vm) -> set[str]:
+    def refreshes_due(self, vm: Vm) -> set[str]:
         return {"block"}
 
-    async def orders(self, vm: Vm) -> Sequence[tuple[str, Command]]:
+    async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
         now, self.left = self.left[:50], self.left[50:]
         return [("disk", ask) for ask in now]
 
-    def ordered(self, vm: Vm, disk: str, *, done: bool) -> None:
+    def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
         self.done.append(done)
 
 

@@ -166,9 +166,9 @@ class Agent:
         assert spaces == [found for disk, guard in guards if (found := space(disk, guard)) is not None]
         self.tell(told)
 
-    def orders(self) -> list[tuple[str, int]]:
+    def pending_commands(self) -> list[tuple[str, int]]:
         """Return what is to be set, by node; `journal` gets the note that goes before it."""
-        orders = self.overseer.orders(VM)
+        orders = self.overseer.pending_commands(VM)
         if orders:
             self.journal.put(None, self.overseer.note(UUID))
         found = []

@@ -122,7 +122,7 @@ class World:
             self.seen_foreign = True
         self.now += 1
         self.agent.hear(look, self.now)
-        self.orders = self.agent.orders()
+        self.orders = self.agent.pending_commands()
         for node, value in self.orders:
             assert self.mode is ThresholdMode.ARM
             assert look.with_nodes, "a threshold is set on a fresh look only"
@@ -158,14 +158,14 @@ class World:
     def set(self, _: int) -> None:
         if self.sent is not None:
             assert self.agent is not None
-            self.agent.overseer.ordered(VM, "disk0", done=self._reaches_qemu())
+            self.agent.overseer.on_command_done(VM, "disk0", done=self._reaches_qemu())
 
     def stall(self, n: int) -> None:
         """QEMU answers late: what it answered is not known."""
         if self.sent is not None:
             assert self.agent is not None
             self._is_cut_off(n)
-            self.agent.overseer.ordered(VM, "disk0", done=False)
+            self.agent.overseer.on_command_done(VM, "disk0", done=False)
 
     def _reaches_qemu(self) -> bool:
         assert self.sent is not None
@@ -191,7 +191,7 @@ class World:
             assert self.agent is not None
             if self.sent is not None:
                 self._is_cut_off(n)
-                self.agent.overseer.ordered(VM, "disk0", done=False)
+                self.agent.overseer.on_command_done(VM, "disk0", done=False)
             self._lose_connection()
             self.agent.overseer.gone(VM, self.now, for_good=False)
 
@@ -250,7 +250,7 @@ class World:
         wants = {"block", "nodes"}
         for _round in range(QUIET_ROUNDS):
             self._finish()
-            wants |= self.agent.overseer.wants(VM)
+            wants |= self.agent.overseer.refreshes_due(VM)
             if not wants:
                 break
             self.look = self.qemu.look(with_nodes="nodes" in wants)

@@ -44,12 +44,12 @@ def attached(disk: Disk, mode: ThresholdMode = ThresholdMode.ARM, *levels: str) 
 
 def obey(one: AlertManager, disk: Disk, vm: Vm = VM) -> list[Command]:
     """Do in QEMU what is ordered."""
-    orders = one.orders(vm)
+    orders = one.pending_commands(vm)
     for device, ask in orders:
         assert AllowList([Change.WRITE_THRESHOLD]).encode(ask)
         assert ask.arguments is not None
         disk.slot = ask.arguments["write-threshold"]
-        one.ordered(vm, device, done=True)
+        one.on_command_done(vm, device, done=True)
     return [ask for _, ask in orders]
 
 
@@ -76,7 +76,7 @@ def test_a_threshold_is_set_fires_is_told_and_the_next_is_set() -> None:
     assert obey(one, disk) == [
         Command("block-set-write-threshold", {"node-name": "storage", "write-threshold": 80 * GIB})
     ]
-    assert one.wants(VM) == {"block"}  # a write may have passed it meanwhile
+    assert one.refreshes_due(VM) == {"block"}  # a write may have passed it meanwhile
     assert obey(one, disk) == []
     (alert,) = records(one.event(crossed(disk.write(81 * GIB)), "BLOCK_WRITE_THRESHOLD", 9))
     assert (alert.type, alert.subject, alert.severity, alert.time_ns) == (
@@ -94,7 +94,7 @@ def test_a_threshold_is_set_fires_is_told_and_the_next_is_set() -> None:
     }
     assert expected.items() <= alert.data.items()
     assert alert.data["free_bytes"] == 19 * GIB
-    assert one.wants(VM) == {"nodes"}
+    assert one.refreshes_due(VM) == {"nodes"}
     seen(one, disk)
     assert [ask.arguments and ask.arguments["write-threshold"] for ask in obey(one, disk)] == [90 * GIB]
 
@@ -120,7 +120,7 @@ def test_the_last_rung_is_critical_and_a_disk_that_came_down_is_resolved() -> No
 def test_somebody_elses_threshold_is_told_as_what_it_is_and_ends_by_itself() -> None:
     disk = Disk(slot=5 * GIB)
     one = attached(disk)
-    assert one.orders(VM) == []
+    assert one.pending_commands(VM) == []
     (alert,) = records(one.event(crossed(disk.write(6 * GIB)), "BLOCK_WRITE_THRESHOLD", 9))
     expected = {"owner": "other", "level": f"threshold {5 * GIB}", "layer": "storage", "exceeded_by_bytes": GIB}
     assert expected.items() <= alert.data.items()
@@ -156,12 +156,12 @@ def test_an_event_that_lacks_its_fields_is_no_alert(data: dict[str, Any]) -> Non
 def test_a_threshold_that_could_not_be_set_is_looked_into_before_it_is_tried_again() -> None:
     disk = Disk()
     one = attached(disk)
-    ((device, _),) = one.orders(VM)
-    one.ordered(VM, device, done=False)
-    assert one.orders(VM) == [] or one.wants(VM) == {"nodes"}
-    one.wants(VM)
+    ((device, _),) = one.pending_commands(VM)
+    one.on_command_done(VM, device, done=False)
+    assert one.pending_commands(VM) == [] or one.refreshes_due(VM) == {"nodes"}
+    one.refreshes_due(VM)
     seen(one, disk)
-    assert len(one.orders(VM)) == 1
+    assert len(one.pending_commands(VM)) == 1
 
 
 def test_how_full_each_thin_disk_is_is_a_sample() -> None:
@@ -275,7 +275,7 @@ def test_a_connection_that_ends_after_another_to_the_same_vm_was_made_takes_noth
     one.gone(VM, 100, for_good=True)
     assert one.tick(1000, 0) == []
     assert one.samples(VM, [], 0, 0) == ([], [])
-    assert one.orders(VM) == []
+    assert one.pending_commands(VM) == []
 
 
 def test_what_is_kept_brings_an_overseer_to_where_it_was() -> None:
@@ -292,7 +292,7 @@ def test_what_is_kept_brings_an_overseer_to_where_it_was() -> None:
     assert {alert.name for alert in second.book} == {"write_threshold", "guest_panicked"}
     second.attached(VM)
     assert seen(second, disk) == []
-    assert second.orders(VM) == []
+    assert second.pending_commands(VM) == []
     assert second.note(VM.uuid) == first.note(VM.uuid)
     fired = second.event(crossed(disk.write(91 * GIB)), "BLOCK_WRITE_THRESHOLD", 9)
     assert said(records(fired)) == [("write_threshold", "disk0", "90%", "firing")]
@@ -321,7 +321,7 @@ def test_other_levels_hold_at_the_next_look_at_a_disk_that_was_looked_at_before(
     disk = Disk(offset=60 * GIB)
     one = attached(disk)
     one.replan(lambda _vm, _disk: plan(ThresholdMode.ARM, "40%"))
-    assert one.wants(VM) == {"block", "nodes"}
+    assert one.refreshes_due(VM) == {"block", "nodes"}
     assert said(seen(one, disk)) == [("write_threshold", "disk0", "40%", "firing")]
     one.replan(lambda _vm, _disk: plan(ThresholdMode.ARM, "90%"))
     assert said(seen(one, disk)) == [("write_threshold", "disk0", "40%", "resolved")]

@@ -19,9 +19,9 @@ def test_a_disk_that_is_plugged_in_again_is_another_disk_that_tells_its_own_rung
 def test_a_threshold_that_was_set_late_is_still_ours() -> None:
     disk = Disk(driver="file", allocated=10 * GIB, offset=12 * GIB)
     one = attached(disk)
-    ((device, ask),) = one.orders(VM)
+    ((device, ask),) = one.pending_commands(VM)
     assert ask.arguments is not None
-    one.ordered(VM, device, done=False)  # no reply in time
+    one.on_command_done(VM, device, done=False)  # no reply in time
     disk.slot = ask.arguments["write-threshold"]  # and yet QEMU has done it
     seen(one, disk)
     (space,) = one.samples(VM, [disk.statistics()], 1, 0)[1]

@@ -74,7 +74,7 @@ def test_a_note_that_is_made_before_the_disks_were_seen_again_forgets_none_of_th
 
 def test_a_vm_that_is_gone_leaves_nothing_behind_though_it_had_no_alert() -> None:
     one = watching()
-    assert len(one.orders()) == 1
+    assert len(one.pending_commands()) == 1
     assert one.journal.coming[-1][2] is not None
     one.overseer.gone(VM, 0, for_good=True)
     assert one.overseer.forgotten() == []
@@ -86,7 +86,7 @@ def test_a_vm_that_is_gone_leaves_nothing_behind_though_it_had_no_alert() -> Non
 
 def test_what_was_kept_of_a_vm_that_never_comes_back_is_forgotten() -> None:
     one = watching()
-    one.orders()
+    one.pending_commands()
     two = restarted(one)
     assert two.overseer.forgotten() == []
     two.overseer.tick(AWAY_SECONDS, 0)
@@ -109,16 +109,16 @@ def test_fingerprints_are_the_same_over_restarts_and_processes() -> None:
 
 def test_a_slot_is_not_written_on_an_old_look_at_it() -> None:
     one = watching()
-    assert len(one.orders()) == 1
-    one.overseer.ordered(VM, "disk0", done=True)
+    assert len(one.pending_commands()) == 1
+    one.overseer.on_command_done(VM, "disk0", done=True)
     one.qemu.node.slot = 800
     data = one.qemu.node.write(810)
     assert data is not None
     one.event(data, 7)
     one.hear(one.qemu.look(with_nodes=False), 1.0)  # a poll comes first, and a rival sets a threshold meanwhile
-    assert one.orders() == []
+    assert one.pending_commands() == []
     one.hear(one.qemu.look(with_nodes=True), 2.0)
-    assert [value for _, value in one.orders()] == [900]
+    assert [value for _, value in one.pending_commands()] == [900]
 
 
 def test_a_device_that_was_extended_under_qemu_is_as_large_as_the_host_says() -> None:
@@ -126,7 +126,7 @@ def test_a_device_that_was_extended_under_qemu_is_as_large_as_the_host_says() ->
     one.qemu.node.medium.size = 2 * SIZE
     look = one.qemu.look(with_nodes=False)
     one.hear(look, 1.0)
-    assert one.overseer.wants(VM) == {"nodes"}
+    assert one.overseer.refreshes_due(VM) == {"nodes"}
     stale = replace(look, with_nodes=True, medium=replace(look.medium, size=SIZE))  # as QEMU believes
     one.hear(stale, 2.0)
     assert [record.data["state"] for record in one.told] == ["firing", "resolved"]
@@ -274,17 +274,17 @@ def test_a_migrations_source_counts_until_it_stops_and_its_destination_runs() ->
     over.runs(VM, 1, running=True)
     over.attached(TWIN)
     over.runs(TWIN, 1, running=False)
-    assert over.orders(TWIN) == []
+    assert over.pending_commands(TWIN) == []
     assert over.samples(TWIN, one.qemu.samples(one.qemu.look(with_nodes=True)), 1, 1) == ([], [])
-    assert len(over.orders(VM)) == 1, "it is the source that writes"
+    assert len(over.pending_commands(VM)) == 1, "it is the source that writes"
     assert hear(over, "STOP") == []
-    assert over.wants(TWIN) == set()
+    assert over.refreshes_due(TWIN) == set()
     assert hear(over, "RESUME", TWIN) == []
-    assert over.wants(TWIN) == {"block", "nodes"}
+    assert over.refreshes_due(TWIN) == {"block", "nodes"}
     told, spaces = over.samples(TWIN, one.qemu.samples(one.qemu.look(with_nodes=True)), 1, 1)
     assert (told, spaces[0].values["exceeded_levels"]) == ([], 1)
-    assert len(over.orders(TWIN)) == 1
-    assert over.orders(VM) == []
+    assert len(over.pending_commands(TWIN)) == 1
+    assert over.pending_commands(VM) == []
     over.gone(VM, 2, for_good=True)
     assert over.tick(1000, 0) == []
 
@@ -314,7 +314,7 @@ def test_after_a_restart_the_process_that_runs_counts_whichever_is_met_first() -
 def test_a_threshold_that_two_monitors_of_one_process_tell_of_is_told_once() -> None:
     one = watching(100)
     one.overseer.attached(TWIN)
-    ((node, value),) = one.orders()
+    ((node, value),) = one.pending_commands()
     data: dict[str, Any] = {"node-name": node, "write-threshold": value, "amount-exceeded": 5}
     assert hear(one.overseer, "BLOCK_WRITE_THRESHOLD", TWIN, **data) == []
     assert hear(one.overseer, "BLOCK_WRITE_THRESHOLD", VM, **data) == [("write_threshold", "firing")]
@@ -323,13 +323,13 @@ def test_a_threshold_that_two_monitors_of_one_process_tell_of_is_told_once() -> 
 
 def test_the_answer_to_an_order_of_a_process_that_counts_no_more_is_nobodys() -> None:
     one = watching(100)
-    one.orders()
+    one.pending_commands()
     one.overseer.runs(VM, 1, running=False)
     one.overseer.attached(TWIN)
     one.overseer.runs(TWIN, 1, running=True)
-    one.overseer.wants(TWIN)
-    one.overseer.ordered(VM, "disk0", done=False)
-    assert one.overseer.wants(TWIN) == set()
+    one.overseer.refreshes_due(TWIN)
+    one.overseer.on_command_done(VM, "disk0", done=False)
+    assert one.overseer.refreshes_due(TWIN) == set()
 
 
 # --- Whatever was kept ---
@@ -337,7 +337,7 @@ def test_the_answer_to_an_order_of_a_process_that_counts_no_more_is_nobodys() ->
 
 def test_what_is_kept_is_json() -> None:
     one = watching(850)
-    one.orders()
+    one.pending_commands()
     name, value = one.overseer.note(UUID)
     assert json.loads(json.dumps(value)) == value
     assert name == f"{NOTE}{UUID}"

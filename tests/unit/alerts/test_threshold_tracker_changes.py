@@ -141,7 +141,7 @@ def test_a_threshold_whose_answer_was_lost_is_ours_all_the_same(disk: object) ->
     one = guard()
     look(one, disk(100))
     value = order(one)
-    one.ordered(done=False)
+    one.on_command_done(done=False)
     assert one.wanted() is None, "it is looked at first"
     assert one.written(NODE, 100, 1.0)
     look(one, disk(100, slot=value))
@@ -153,7 +153,7 @@ def test_a_threshold_that_is_refused_again_and_again_is_given_up_until_the_stora
     for _ in range(3):
         look(one, device(100))
         order(one)
-        one.ordered(done=False)
+        one.on_command_done(done=False)
     look(one, device(100))
     assert one.wanted() is None
     form, storage, used = device(100, path="/dev/vg/other")
@@ -168,7 +168,7 @@ def test_an_answer_from_before_the_event_does_not_make_the_slot_somebody_elses(d
     one = guard()
     look(one, disk(100))
     value = order(one)
-    one.ordered(done=True)
+    one.on_command_done(done=True)
     crossed = [c.rung.level.text for c in one.fired(NODE, value, 10)]
     assert crossed == ["80%"]
     assert look(one, disk(790, slot=value)) == []

@@ -30,17 +30,17 @@ class Orders:
         self.detected_by: list[tuple[str, bool]] = []
         self.news = asyncio.Event()
 
-    def wants(self, vm: Vm) -> set[str]:
+    def refreshes_due(self, vm: Vm) -> set[str]:
         assert vm.uuid == UUID
         wanted, self.wanted = self.wanted, set()
         return wanted
 
-    async def orders(self, vm: Vm) -> Sequence[tuple[str, Command]]:
+    async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
         assert vm.uuid == UUID
         orders, self.open = list(self.open.items()), {}
         return orders
 
-    def ordered(self, vm: Vm, disk: str, *, done: bool) -> None:
+    def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
         assert vm.uuid == UUID
         self.detected_by.append((disk, done))
         self.news.set()

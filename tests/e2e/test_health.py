@@ -29,7 +29,7 @@ async def send(self, batch):
     raise RuntimeError("a bug of the sink")
 
 JsonLines.send = send
-from agent.cli import main
+from agent.cli.main import main
 sys.exit(main(["run", "--config", sys.argv[1]]))
 """
 

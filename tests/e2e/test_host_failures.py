@@ -198,7 +198,7 @@ real, real_ns, step = time.time, time.time_ns, Path(sys.argv[1])
 def seconds(): return float(step.read_text() or 0)
 time.time = lambda: real() + seconds()
 time.time_ns = lambda: real_ns() + int(seconds() * 1e9)
-from agent.cli import main
+from agent.cli.main import main
 sys.exit(main(["run", "--config", sys.argv[2]]))
 """
 

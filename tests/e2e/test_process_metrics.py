@@ -74,7 +74,7 @@ async def test_cpu_time_of_a_guest_that_spins_is_what_its_threads_have(folder: P
     pid = pid_of(guest)
     cpus = {str(cpu["cpu-index"]): cpu for cpu in await guest.command("query-cpus-fast")}
     (iothread,) = await guest.command("query-iothreads")
-    async with watching(folder, timeouts={"reply": "500ms"}) as agent:
+    async with watching(folder, timeouts={"response": "500ms"}) as agent:
         await fresh(agent, guest, "vcpu")
         before = await fresh(agent, guest, "vcpu")
         await asyncio.gather(
@@ -287,7 +287,7 @@ async def test_what_libvirts_files_say_of_a_vm_are_labels_of_its_info(folder: Pa
     flavor = "<metadata><i:instance xmlns:i='x'><i:flavor name='m1.\"small\"'/></i:instance></metadata>"
     xml = f"<domstatus><domain><uuid>{guest.uuid}</uuid><title>web 1</title>{flavor}</domain></domstatus>"
     (folder / f"{guest.name}.xml").write_text(xml)
-    async with watching(folder, labels={"libvirt": [str(folder)]}) as agent:
+    async with watching(folder, labels={"libvirt_xml_dirs": [str(folder)]}) as agent:
         record = await agent.record("sample.about", vm=guest.uuid)
         assert record["data"]["labels"] == {"title": "web 1", "nova_flavor": 'm1."small"'}
         series = await agent.metrics()

@@ -189,10 +189,10 @@ def test_bytes_for_a_monitor_are_made_in_one_file_and_written_in_one_place() -> 
         text = path.read_text()
         if re.search(r"\bRequest\(|[\"']execute[\"']|[\"'{]exec-oob|qmp_capabilities", text):
             made.add(path.relative_to(ROOT / "agent").as_posix())
-        if path.parent.name in ("qmp", "monitors", "vm", "collectors", "alerts"):
+        if path.parent.name in ("qmp", "monitors", "libvirt", "session", "collectors", "alerts"):
             written |= {path.name} if re.search(r"\.write\(|\.sendall\(|\.sendto\(|sock_sendall", text) else set()
-    speaks_of_them = {"capture/file.py", "capture/replay.py"}  # recordings, and a stand-in that is asked and never asks
-    assert made <= {"qmp/commands.py", "demo/control.py", *speaks_of_them}
+    speaks_of_them = {"cli/capture/file.py", "cli/capture/replay.py"}  # recordings, and a stand-in that is asked and never asks
+    assert made <= {"qmp/commands.py", "cli/demo/control.py", *speaks_of_them}
     assert written == {"client.py"}
     writers = re.findall(
         r"    def (\w+)\((?:(?!    def ).)*?\.write\(", (ROOT / "agent/qmp/client.py").read_text(), re.DOTALL

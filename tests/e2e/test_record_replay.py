@@ -105,7 +105,7 @@ async def test_a_guest_that_hung_hangs_again(start_guest: StartGuest, folder: Pa
         await guest.command("query-status")
         await asyncio.sleep(1)
 
-    path = config(folder, timeouts={"reply": "500ms"})
+    path = config(folder, timeouts={"response": "500ms"})
     live = await recorded(guest, path, hangs)
     assert {"vm.stalled", "vm.recovered", "vm.gone"} <= set(happened(live))
     assert set(happened(await replayed(folder, path))) == set(happened(live))

@@ -102,12 +102,13 @@ async def test_no_secret_is_in_what_a_crash_leaves(fake: FakeQemu, folder: Path)
     agent = AgentProcess(folder, config(folder))
     crash = f"""
 import sys
-from agent import app, cli
+from agent.app.agent import Agent
+from agent.cli.main import main
 async def tick(self):
     text = str(self.config)
     raise RuntimeError("a bug")
-app.App._tick = tick
-sys.exit(cli.main(["run", "--config", {str(agent.config)!r}]))
+Agent._tick = tick
+sys.exit(main(["run", "--config", {str(agent.config)!r}]))
 """
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-X", "faulthandler", "-X", "dev", "-c", crash, stderr=asyncio.subprocess.PIPE

@@ -31,7 +31,7 @@ NO_NEW_CODE: Final = """
 import ctypes, sys
 PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
 ctypes.CDLL(None).prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0)  # Linux 6.3; an older one has it not
-from agent.cli import main
+from agent.cli.main import main
 sys.exit(main(["run", "--config", sys.argv[1]]))
 """
 

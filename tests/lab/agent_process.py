@@ -135,9 +135,9 @@ class AgentProcess:
         self._records: list[Record] = []
         whole = {"host": "hv7", "web": {"listen_address": f"127.0.0.1:{self.port}"}, **config}
         if "kafka" in whole:
-            whole["journal"] = {"folder": str(folder / f"{name}.journal")}
+            whole["journal"] = {"directory": str(folder / f"{name}.journal")}
         elif "jsonl" not in whole:
-            whole["jsonl"] = {"file": str(self.sink)}
+            whole["jsonl"] = {"path": str(self.sink)}
         self.config.write_text(yaml.safe_dump({key: value for key, value in whole.items() if value is not None}))
 
     async def start(self) -> None:

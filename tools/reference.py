@@ -133,7 +133,7 @@ def _own() -> Iterator[str]:
 async def _shown() -> str:
     """Return the specimen's series; some of the agent's own are of its loop."""
     app = _specimen()
-    return render(app.snapshot) + app.own_metrics().decode()
+    return render(app.snapshot) + app.render_self_metrics().decode()
 
 
 def _specimen() -> Agent:

@@ -76,7 +76,7 @@ class Agent:
     def __init__(self, config: Config, to: Sink | None = None) -> None:
         self.config = config
         self.snapshot = Snapshot(SeriesLimits(**config.limits.model_dump()))
-        self.live = RecordBroadcaster()
+        self.broadcaster = RecordBroadcaster()
         self.metrics = SelfMetrics()
         self._stamp = RecordEncoder()
         self.alerts = AlertManager(
@@ -188,7 +188,7 @@ class Agent:
         stamped = self._stamp(record)
         self.metrics.records[record.kind] += 1
         self.delivery.put(stamped, note)
-        self.live.put(stamped)
+        self.broadcaster.publish(stamped)
 
     def _lost(self, loss: DropReport) -> None:
         """Tell downstream what it will not get."""
@@ -205,20 +205,20 @@ class Agent:
 
     # What the endpoint shows: web.server.Sight.
 
-    def own_metrics(self) -> bytes:
+    def render_self_metrics(self) -> bytes:
         """Return the text of the agent's own series, gauges read from the truth at this moment."""
         states = self._states()
         for state in MonitorState:
             self.metrics.monitors.labels(state.value).set(states[state])
-        self.metrics.left_out.set(sum(view.left_out.total() for _, view in self.snapshot.views()))
+        self.metrics.dropped_subjects.set(sum(view.dropped_subjects.total() for _, view in self.snapshot.views()))
         self.metrics.tasks.set(len(asyncio.all_tasks()))
         self.metrics.read_reload(self.reload)
-        self.metrics.read_endpoint(self.build_endpoint.turned_away)
+        self.metrics.read_endpoint(self.build_endpoint.refused_connections)
         self.metrics.read_delivery(self.delivery)
         self.metrics.read_alerts(self.alerts.book)
         return self.metrics.render()
 
-    def troubles(self) -> list[str]:
+    def unready_reasons(self) -> list[str]:
         """Return why the agent does not do all of its work."""
         troubles = []
         # One that nobody listens on is a socket that a VM left behind: there is nothing to be told.
@@ -236,25 +236,25 @@ class Agent:
             troubles.append(f"Alertmanager at {self.alertmanager.name} cannot be told: {self.alertmanager.trouble}")
         return troubles + self.delivery.troubles()
 
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Return what a person should look at some time."""
-        door = [self.build_endpoint.trouble] if self.build_endpoint.trouble is not None else []
+        door = [self.build_endpoint.config_error] if self.build_endpoint.config_error is not None else []
         return self.reload.notes() + door + self.delivery.notes()
 
     def health(self) -> dict[str, Any]:
         """Return how the agent does, as JSON can say it."""
         lost = self.metrics.events_lost()
-        return health.agent(self.config.host, self.delivery, lost, self.troubles(), self.notes())
+        return health.agent(self.config.host, self.delivery, lost, self.unready_reasons(), self.warnings())
 
-    def firing(self) -> list[dict[str, Any]]:
+    def firing_alerts(self) -> list[dict[str, Any]]:
         """Return what fires, as JSON can say it."""
         return health.alerts(self.alerts.book)
 
-    def ladder(self, vm: Vm, device: str) -> list[tuple[str, int]]:
+    def resolved_levels(self, vm: Vm, device: str) -> list[tuple[str, int]]:
         """Return a disk's levels."""
         return [(rung.level.text, rung.bytes) for rung in self.alerts.ladder(vm, device)]
 
-    def scraped(self, seconds: float) -> None:
+    def on_scrape(self, seconds: float) -> None:
         """Take note of a scrape."""
         self.metrics.scrape_seconds.set(seconds)
 
@@ -323,7 +323,7 @@ class Agent:
 
     # What the service manager is told.
 
-    def stuck(self) -> str:
+    def hang_reason(self) -> str:
         """Return what the agent does not get on with, though nobody keeps it from that; empty where there is nothing."""
         patience = IDLE_POLLS * self.config.intervals.poll + self.config.timeouts.response + PATIENCE_SECONDS
         return self.progress.stuck(up=self._states()[MonitorState.UP], patience=patience)
@@ -331,7 +331,7 @@ class Agent:
     def summary(self) -> str:
         """Return how the agent does, in a line."""
         states = ", ".join(f"{number} {state.value}" for state, number in self._states().items())
-        return "; ".join([f"monitors: {states or 'none'}", *self.troubles()])
+        return "; ".join([f"monitors: {states or 'none'}", *self.unready_reasons()])
 
     def _states(self) -> Counter[MonitorState]:
         return Counter(status.state for status in self.snapshot.monitors.values())
@@ -372,7 +372,7 @@ async def _run(app: Agent, read: Callable[[], Config], stop: asyncio.Event) -> N
     async with app.running(read) as url:
         _log.info("metrics and page on %s", url)
         manager.tell(READY="1")
-        telling = asyncio.create_task(manager.watch(app.stuck, app.summary), name="service manager")
+        telling = asyncio.create_task(manager.watch(app.hang_reason, app.summary), name="service manager")
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({stopped, app.watching}, return_when=asyncio.FIRST_COMPLETED)
         await _end(telling)

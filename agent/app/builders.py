@@ -12,7 +12,7 @@ from agent.config.model import Config, WriteThresholdConfig
 from agent.delivery.pipeline import DeliverySettings
 from agent.delivery.sinks.base import Sink
 from agent.host import device_size
-from agent.http.handlers import AgentView, application
+from agent.http.handlers import AgentView, create_application
 from agent.http.server import HttpEndpoint
 from agent.model.record import Vm
 from agent.monitors import Discoverer
@@ -88,7 +88,7 @@ def build_sink(config: Config) -> Sink:
         raise StartError(error.strerror or str(error)) from error
 
 
-def build_endpoint(sight: AgentView, config: Config) -> HttpEndpoint:
+def build_endpoint(view: AgentView, config: Config) -> HttpEndpoint:
     """Return where and to whom the config shows what there is to see.
 
     Raises:
@@ -99,7 +99,7 @@ def build_endpoint(sight: AgentView, config: Config) -> HttpEndpoint:
         path = expand(to.config_file) if to.config_file is not None else None
     except OSError as error:
         raise StartError(error.strerror or str(error)) from error
-    return HttpEndpoint(application(sight), to.listen_address, path)
+    return HttpEndpoint(create_application(view), to.listen_address, path)
 
 
 def delivery_settings(config: Config) -> DeliverySettings:

@@ -22,42 +22,46 @@ def delivery(way: DeliveryPipeline) -> dict[str, Any]:
     """Return the state of the way out: the sink, the journal, what waits and what was lost."""
     outlet, journal = way.outlet, way.journal
     found: dict[str, Any] = {
-        "sink": {"name": outlet.sink.name, "trouble": outlet.trouble if outlet.fails else None},
+        "sink": {"name": outlet.sink.name, "error": outlet.trouble if outlet.fails else None},
         "delivered": outlet.delivered,
-        "rebuilt": outlet.rebuilt,
-        "lanes": [
+        "reconnects": outlet.rebuilt,
+        "queues": [
             {
                 "name": lane.name,
                 "records": len(lane),
                 "memory_bytes": lane.memory_bytes,
                 "disk_bytes": lane.disk.bytes,
-                "lag_seconds": round(lane.lag_seconds(), 1),
+                "oldest_record_age_seconds": round(lane.lag_seconds(), 1),
             }
             for lane in way.lanes
         ],
-        "lost": [
+        "dropped": [
             {"queue": lane, "reason": reason, "records": count} for (lane, reason), count in way.losses.totals.items()
         ],
     }
     if journal is not None:
-        found["journal"] = {"trouble": journal.trouble, "set_aside": journal.quarantined}
+        found["journal"] = {"error": journal.trouble, "quarantined": journal.quarantined}
     return found
 
 
 def agent(
-    host: str, way: DeliveryPipeline, events_lost: Mapping[str, float], troubles: list[str], notes: list[str]
+    host: str,
+    way: DeliveryPipeline,
+    events_dropped: Mapping[str, float],
+    unready_reasons: list[str],
+    warnings: list[str],
 ) -> dict[str, Any]:
     """Return how the agent does.
 
     Args:
         host: this host's name.
         way: the way out.
-        events_lost: events lost before they were records, by reason.
-        troubles: why it does not do all of its work.
-        notes: what somebody should look at some time.
+        events_dropped: events lost before they were records, by reason.
+        unready_reasons: why it does not do all of its work.
+        warnings: what somebody should look at some time.
     """
-    said = {"host": host, "version": __version__, "troubles": troubles, "notes": notes}
-    return said | delivery(way) | {"events_lost": dict(events_lost)}
+    said = {"host": host, "version": __version__, "unready_reasons": unready_reasons, "warnings": warnings}
+    return said | delivery(way) | {"events_dropped": dict(events_dropped)}
 
 
 def alerts(book: Iterable[Alert]) -> list[dict[str, Any]]:

@@ -98,7 +98,7 @@ class _TallyCollector(Collector):
     def __init__(self) -> None:
         self.questions: Tally[tuple[str, str]] = Tally()
         self.records: Tally[str] = Tally()
-        self.turned_away = 0
+        self.refused_connections = 0
 
     def collect(self) -> Iterator[Metric]:
         """Yield its series."""
@@ -114,7 +114,7 @@ class _TallyCollector(Collector):
         yield questions
         yield records
         text = "Connections to the endpoint that were ended at once, because there were too many."
-        yield CounterMetricFamily("qmp_agent_http_connections_refused", text, value=self.turned_away)
+        yield CounterMetricFamily("qmp_agent_http_connections_refused", text, value=self.refused_connections)
 
 
 class SelfMetrics:
@@ -154,7 +154,7 @@ class SelfMetrics:
         self.reloaded_at = gauge("qmp_agent_config_last_reload_success_timestamp_seconds", text)
         self.tasks = gauge("qmp_agent_asyncio_tasks", "Tasks of the event loop: some for each monitor.")
         text = "Disks and the like that have no series, because their VM has too many."
-        self.left_out = gauge("qmp_agent_series_limit_dropped_subjects", text)
+        self.dropped_subjects = gauge("qmp_agent_series_limit_dropped_subjects", text)
 
     def events_lost(self) -> dict[str, float]:
         """Return how many events were lost before they were records, by reason."""
@@ -170,9 +170,9 @@ class SelfMetrics:
         self.reloaded.set(reload.trouble is None)
         self.reloaded_at.set(reload.taken_at)
 
-    def read_endpoint(self, turned_away: int) -> None:
+    def read_endpoint(self, refused_connections: int) -> None:
         """Have it told by the next `render` how many connections there was no room for."""
-        self._tallies.turned_away = turned_away
+        self._tallies.refused_connections = refused_connections
 
     def read_alerts(self, book: AlertStore) -> None:
         """Have what fires told by the next `render`."""

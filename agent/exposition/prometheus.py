@@ -109,11 +109,11 @@ def _vm_series(views: list[VmView]) -> Iterator[str]:
     yield _metric(
         "qemu_vm_up", "gauge", "Whether the VM answers in time; 0 is stalled. A VM that is gone has no series.", up
     )
-    left_out = [(view.labels, total) for view in views if (total := view.left_out.total())]
-    if left_out:
+    dropped_subjects = [(view.labels, total) for view in views if (total := view.dropped_subjects.total())]
+    if dropped_subjects:
         text = "Disks, vCPUs, jobs and the like that have no series, because the VM has too many (config: limits)."
-        yield _metric("qemu_vm_series_limit_dropped_subjects", "gauge", text, left_out)
-    replied = [(view.labels, view.replied_ns / 1e9) for view in views if view.replied_ns]
+        yield _metric("qemu_vm_series_limit_dropped_subjects", "gauge", text, dropped_subjects)
+    replied = [(view.labels, view.last_response_ns / 1e9) for view in views if view.last_response_ns]
     if replied:
         yield _metric(
             "qemu_vm_last_response_timestamp_seconds",

@@ -37,14 +37,14 @@ class VmView:
 
     status: MonitorStatus
     labels: str
-    replied_ns: int = 0
+    last_response_ns: int = 0
     events: Counter[str] = field(default_factory=Counter)
-    left_out: Counter[str] = field(default_factory=Counter)
+    dropped_subjects: Counter[str] = field(default_factory=Counter)
     pairs: dict[str, PollPair] = field(default_factory=dict)
     texts: dict[str, dict[Labels, str]] = field(default_factory=dict)
     history: History = field(default_factory=History)
-    turn: int = 0
-    cap: SeriesLimiter = field(default_factory=SeriesLimiter)
+    revision: int = 0
+    limiter: SeriesLimiter = field(default_factory=SeriesLimiter)
 
     def named(self, family: Family, now: Subjects) -> Iterator[tuple[str, Values]]:
         """Yield, of what there was of a family at one poll, each subject's labels in the text format and its values."""
@@ -103,7 +103,7 @@ class Snapshot:
                 self._views[vm] = VmView(status, f'vm_uuid="{vm.uuid}",vm="{escape(vm.name)}"')
             else:
                 view.status = status
-                view.turn += 1
+                view.revision += 1
         elif (view := self._views.get(status.vm)) is not None and view.status.monitor.key == status.monitor.key:
             del self._views[status.vm]
 
@@ -117,8 +117,8 @@ class Snapshot:
         if view is None:
             return
         if not all(family.beside for family in families):
-            view.replied_ns = time_ns  # an earlier one than before is the clock put right
-        view.turn += 1
+            view.last_response_ns = time_ns  # an earlier one than before is the clock put right
+        view.revision += 1
         for family in families:
             mine = [sample for sample in samples if sample.family is family] if len(families) > 1 else samples
             pair = view.pairs.get(family.name)
@@ -126,12 +126,12 @@ class Snapshot:
                 if not mine:
                     continue
                 pair = view.pairs[family.name] = PollPair()
-            elif pair.limits is self.limits and not view.left_out[family.name] and pair.holds(mine):
+            elif pair.limits is self.limits and not view.dropped_subjects[family.name] and pair.holds(mine):
                 continue
             pair.limits = self.limits
-            kept = view.cap.admit(family, pair.now, mine, time_ns, self.limits)
-            if len(kept) < len(mine) or family.name in view.left_out:
-                view.left_out[family.name] = len(mine) - len(kept)
+            kept = view.limiter.admit(family, pair.now, mine, time_ns, self.limits)
+            if len(kept) < len(mine) or family.name in view.dropped_subjects:
+                view.dropped_subjects[family.name] = len(mine) - len(kept)
             pair.take({sample.labels: sample.values for sample in kept}, time_ns)
         if BLOCK in families and BLOCK.name in view.pairs:  # the one question that every VM is asked at every poll
             remember(view.pairs, view.history)
@@ -148,4 +148,4 @@ class Snapshot:
         if view is not None:
             name = record.data["event"]
             view.events[name if name in EVENTS else "unknown"] += record.data.get("count", 1)
-            view.turn += 1
+            view.revision += 1

@@ -144,7 +144,7 @@ def jobs(pairs: Pairs) -> list[dict[str, Any]]:
     ]
 
 
-def glance(pairs: Pairs) -> dict[str, Any]:
+def summarize(pairs: Pairs) -> dict[str, Any]:
     """Return all of it, without what is not known."""
     now = {name: value for name, value in point(pairs)._asdict().items() if value is not None}
     said: dict[str, Any] = {"now": now, "memory": memory(pairs), "disks": disks(pairs), "migration": migration(pairs)}

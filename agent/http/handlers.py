@@ -42,30 +42,30 @@ TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".s
 class AgentView(OverviewSource, Protocol):
     """What the endpoint shows."""
 
-    live: RecordBroadcaster
+    broadcaster: RecordBroadcaster
 
-    def own_metrics(self) -> bytes:
+    def render_self_metrics(self) -> bytes:
         """Return the text of the agent's own series."""
 
-    def troubles(self) -> list[str]:
+    def unready_reasons(self) -> list[str]:
         """Return why the agent does not do all of its work, in words; empty when it does."""
 
-    def stuck(self) -> str:
+    def hang_reason(self) -> str:
         """Return why this process had better be started anew, in words; empty when it lives."""
 
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Return what a person should look at some time though all work is done."""
 
-    def scraped(self, seconds: float) -> None:
+    def on_scrape(self, seconds: float) -> None:
         """Take note of how long a scrape took."""
 
 
-def application(sight: AgentView) -> web.Application:
+def create_application(view: AgentView) -> web.Application:
     """Return the endpoint as an aiohttp application."""
     app = web.Application()
     app.on_response_prepare.append(_headers)
-    overview = Overview(sight)
-    handlers, streams = _Handlers(sight, overview), EventStreams(sight.live, overview)
+    overview = Overview(view)
+    handlers, streams = _Handlers(view, overview), EventStreams(view.broadcaster, overview)
     app.router.add_get("/", handlers.page)
     app.router.add_get("/page/{name}", handlers.page)
     app.router.add_get("/metrics", handlers.metrics)
@@ -92,8 +92,8 @@ def _page() -> dict[str, tuple[bytes, str]]:
 
 
 class _Handlers:
-    def __init__(self, sight: AgentView, overview: Overview) -> None:
-        self._sight = sight
+    def __init__(self, view: AgentView, overview: Overview) -> None:
+        self._sight = view
         self._overview = overview
         self._page = _page()
 
@@ -105,21 +105,21 @@ class _Handlers:
             if time.perf_counter() - breath > BREATH_SECONDS:
                 await asyncio.sleep(0)
                 breath = time.perf_counter()
-        body = b"".join((*texts, self._sight.own_metrics()))
+        body = b"".join((*texts, self._sight.render_self_metrics()))
         headers = {"Content-Type": TEXT_FORMAT, "Vary": "Accept-Encoding"}
         if "gzip" in request.headers.get("Accept-Encoding", ""):
             body = await asyncio.to_thread(gzip.compress, body, GZIP_LEVEL, mtime=0)
             headers["Content-Encoding"] = "gzip"
-        self._sight.scraped(time.perf_counter() - start)
+        self._sight.on_scrape(time.perf_counter() - start)
         return web.Response(body=body, headers=headers)
 
     async def healthz(self, _: web.Request) -> web.Response:
-        why = self._sight.stuck()  # who reads the answer has it from the loop that does all the work
+        why = self._sight.hang_reason()  # who reads the answer has it from the loop that does all the work
         return web.Response(text=f"{why or 'ok'}\n", status=503 if why else 200)
 
     async def readyz(self, _: web.Request) -> web.Response:
-        troubles = self._sight.troubles()
-        lines = [*(troubles or ["ready"]), *self._sight.notes()]
+        troubles = self._sight.unready_reasons()
+        lines = [*(troubles or ["ready"]), *self._sight.warnings()]
         return web.Response(text="\n".join(lines) + "\n", status=503 if troubles else 200)
 
     async def page(self, request: web.Request) -> web.Response:
@@ -131,5 +131,5 @@ class _Handlers:
 
     async def overview(self, request: web.Request) -> web.Response:
         """This host, whole, as JSON; with all figures of one `vm`, by UUID."""
-        news = OverviewCursor(self._overview).news(request.query.get("vm", ""))
+        news = OverviewCursor(self._overview).changes(request.query.get("vm", ""))
         return web.Response(body=orjson.dumps(news), content_type="application/json")

@@ -11,7 +11,7 @@ import orjson
 
 from agent.exposition.rates import PollPair
 from agent.exposition.snapshot import Snapshot, VmView
-from agent.exposition.summary import glance
+from agent.exposition.summary import summarize
 from agent.model.family import Family, Kind
 from agent.model.metrics import FAMILIES
 from agent.model.record import Vm, sanitize
@@ -25,10 +25,10 @@ class OverviewSource(Protocol):
     def health(self) -> dict[str, Any]:
         """Return how the agent does."""
 
-    def firing(self) -> list[dict[str, Any]]:
+    def firing_alerts(self) -> list[dict[str, Any]]:
         """Return what fires."""
 
-    def ladder(self, vm: Vm, device: str, /) -> Sequence[tuple[str, int]]:
+    def resolved_levels(self, vm: Vm, device: str, /) -> Sequence[tuple[str, int]]:
         """Return the levels of a disk and the bytes past which each is exceeded, from the lowest up."""
 
 
@@ -46,8 +46,8 @@ class Overview:
     def row(self, vm: Vm, view: VmView) -> orjson.Fragment:
         """Return a VM at a glance, as JSON."""
         known = self._rows.get(vm.uuid)
-        if known is None or known[:2] != (view, view.turn):
-            known = self._rows[vm.uuid] = view, view.turn, orjson.Fragment(_kept(self._glance(vm, view)))
+        if known is None or known[:2] != (view, view.revision):
+            known = self._rows[vm.uuid] = view, view.revision, orjson.Fragment(_kept(self._glance(vm, view)))
         return known[2]
 
     def forget(self, there: dict[str, tuple[Vm, VmView]]) -> None:
@@ -57,17 +57,21 @@ class Overview:
 
     def _glance(self, vm: Vm, view: VmView) -> dict[str, Any]:
         status = view.status
-        said = glance(view.pairs)
+        said = summarize(view.pairs)
         for disk in said.get("disks", ()):
             if "limit_bytes" in disk:
-                disk["ladder"] = self._shown.ladder(vm, disk["device"])
+                disk["levels"] = self._shown.resolved_levels(vm, disk["device"])
         who: dict[str, Any] = {
             "uuid": vm.uuid,
             "name": sanitize(vm.name),
             "state": status.state.value,
             "reason": status.reason,
         }
-        who |= {"since": status.since_ns / 1e9, "replied": view.replied_ns / 1e9, "monitor": sanitize(vm.monitor)}
+        who |= {
+            "since": status.since_ns / 1e9,
+            "last_response": view.last_response_ns / 1e9,
+            "monitor": sanitize(vm.monitor),
+        }
         return who | {"qemu": status.build.version if status.build is not None else ""} | said
 
     def rest(self) -> dict[str, Any]:
@@ -83,7 +87,7 @@ class Overview:
             }
             for status in self._shown.snapshot.monitors.values()
         ]
-        return {"monitors": monitors, "alerts": self._shown.firing(), "agent": self._shown.health()}
+        return {"monitors": monitors, "alerts": self._shown.firing_alerts(), "agent": self._shown.health()}
 
 
 class OverviewCursor:
@@ -95,19 +99,19 @@ class OverviewCursor:
         self._rest: dict[str, bytes] = {}
         self._detail: tuple[VmView, int] | None = None
 
-    def news(self, uuid: str = "") -> dict[str, Any] | None:
+    def changes(self, uuid: str = "") -> dict[str, Any] | None:
         """Return what is new to this one, with all the figures of the VM of this UUID; None where nothing is."""
         there = self._overview.views()
         self._overview.forget(there)
         news: dict[str, Any] = {}
-        changed = {key: both for key, both in there.items() if self._seen.get(key) != (both[1], both[1].turn)}
+        changed = {key: both for key, both in there.items() if self._seen.get(key) != (both[1], both[1].revision)}
         if changed:
             news["vms"] = {key: self._overview.row(vm, view) for key, (vm, view) in changed.items()}
             new = changed.keys() - self._seen.keys()
             news["history"] = {key: list(map(list, there[key][1].history)) for key in new}
         if gone := self._seen.keys() - there.keys():
             news["gone"] = sorted(gone)
-        self._seen = {key: (view, view.turn) for key, (_, view) in there.items()}
+        self._seen = {key: (view, view.revision) for key, (_, view) in there.items()}
         for name, part in self._overview.rest().items():
             if self._rest.get(name) != (text := _kept(part)):
                 self._rest[name] = text

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from agent.model.record import Severity, Stamped
 
 QUEUE_RECORDS = 1000
-MAX_ONLOOKERS = 32
+MAX_STREAMS = 32
 """Streams that are served at once, of each kind."""
 
 RECENT_RECORDS = 500
@@ -31,7 +31,7 @@ class Subscriber:
         self._severity = severity
         self._queue: asyncio.Queue[Stamped] = asyncio.Queue(QUEUE_RECORDS)
 
-    def put(self, stamped: Stamped) -> None:
+    def offer(self, stamped: Stamped) -> None:
         """Take a record if it is wanted and there is room."""
         record = stamped.record
         if record.severity < self._severity or not record.type.startswith(self._types):
@@ -76,14 +76,14 @@ class RecordBroadcaster:
 
     def __init__(self) -> None:
         self._onlookers: set[Subscriber] = set()
-        self._seats = StreamLimit(MAX_ONLOOKERS)
+        self._seats = StreamLimit(MAX_STREAMS)
         self._recent: deque[Stamped] = deque()
         self._recent_bytes = 0
 
-    def put(self, stamped: Stamped) -> None:
+    def publish(self, stamped: Stamped) -> None:
         """Show a record to all."""
         for onlooker in self._onlookers:
-            onlooker.put(stamped)
+            onlooker.offer(stamped)
         if stamped.record.kind != "sample":
             self._recent.append(stamped)
             self._recent_bytes += len(stamped.body)
@@ -91,7 +91,7 @@ class RecordBroadcaster:
                 self._recent_bytes -= len(self._recent.popleft().body)
 
     @contextmanager
-    def join(self, onlooker: Subscriber, *, recent: bool = False, after: str = "") -> Iterator[Subscriber]:
+    def subscribe(self, onlooker: Subscriber, *, recent: bool = False, after: str = "") -> Iterator[Subscriber]:
         """Look on for as long as the block runs.
 
         Args:
@@ -104,7 +104,7 @@ class RecordBroadcaster:
         """
         with self._seats.seat():
             for stamped in self._since(after) if recent else ():
-                onlooker.put(stamped)
+                onlooker.offer(stamped)
             self._onlookers.add(onlooker)
             try:
                 yield onlooker

@@ -168,7 +168,7 @@ class HttpEndpoint:
     """Serves an application at an address, by a web config."""
 
     def __init__(self, app: web.Application, listen: str, web_config: Path | None) -> None:
-        self.trouble: str | None = None
+        self.config_error: str | None = None
         """Why the web config as it is now was not taken, or None."""
         self._listen = listen
         self._path = web_config
@@ -189,7 +189,7 @@ class HttpEndpoint:
         self._servers: list[asyncio.Server] = []
 
     @property
-    def turned_away(self) -> int:
+    def refused_connections(self) -> int:
         """Connections that were ended at once, because there were too many."""
         return self._rules.gate.refused
 
@@ -251,10 +251,10 @@ class HttpEndpoint:
                 door = await asyncio.to_thread(LoadedWebConfig.read, self._path)
                 await self._open(door, sockets)
             except (EndpointError, OSError) as error:
-                seen, self.trouble = now, f"the web config was not taken, the one before it stays: {error}"
-                _log.error("%s", self.trouble)
+                seen, self.config_error = now, f"the web config was not taken, the one before it stays: {error}"
+                _log.error("%s", self.config_error)
                 continue
-            seen, self.trouble = door.signature, None
+            seen, self.config_error = door.signature, None
             _log.info("the web config was taken anew")
 
 

@@ -8,7 +8,7 @@ import orjson
 from aiohttp import web
 
 from agent.http.overview import Overview, OverviewCursor
-from agent.http.record_stream import MAX_ONLOOKERS, RecordBroadcaster, StreamLimit, Subscriber, TooManySubscribersError
+from agent.http.record_stream import MAX_STREAMS, RecordBroadcaster, StreamLimit, Subscriber, TooManySubscribersError
 from agent.model.record import Severity
 
 QUIET_SECONDS = 15.0
@@ -26,7 +26,7 @@ class EventStreams:
     def __init__(self, live: RecordBroadcaster, overview: Overview) -> None:
         self._live = live
         self._overview = overview
-        self._seats = StreamLimit(MAX_ONLOOKERS)
+        self._seats = StreamLimit(MAX_STREAMS)
 
     async def records(self, request: web.Request) -> web.StreamResponse:
         """Records of one `vm`, of some `type`s (their beginnings, with commas between), of a `severity` or worse.
@@ -41,7 +41,7 @@ class EventStreams:
         onlooker = Subscriber(vm=query.get("vm", ""), types=tuple(query.get("type", "").split(",")), severity=severity)
         after = query.get("after", request.headers.get("Last-Event-ID", ""))
         try:
-            with self._live.join(onlooker, recent="recent" in query, after=after):
+            with self._live.subscribe(onlooker, recent="recent" in query, after=after):
                 return await _records(request, onlooker)
         except TooManySubscribersError as error:
             raise _full(error) from None
@@ -81,7 +81,7 @@ async def _overview(request: web.Request, onlook: OverviewCursor) -> web.StreamR
     await response.prepare(request)
     told_at = time.monotonic()
     while True:
-        news = onlook.news(request.query.get("vm", ""))
+        news = onlook.changes(request.query.get("vm", ""))
         if news is not None:
             await response.write(_data(news))
         elif time.monotonic() - told_at >= QUIET_SECONDS:

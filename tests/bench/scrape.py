@@ -14,7 +14,7 @@ from agent.app.agent import Agent
 from agent.collectors import block
 from agent.config.model import Config
 from agent.exposition.prometheus import render
-from agent.http.handlers import application
+from agent.http.handlers import create_application
 from agent.model.family import Kind, shown
 from agent.model.metrics.block import BLOCK
 from agent.model.record import Vm
@@ -64,7 +64,7 @@ def _filled() -> tuple[Agent, int]:
 
 async def _stall(app: Agent) -> float:
     """Return how long the loop was held up at most, in seconds, while it was scraped over HTTP with compression."""
-    runner = web.AppRunner(application(app))
+    runner = web.AppRunner(create_application(app))
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

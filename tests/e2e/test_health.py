@@ -96,7 +96,7 @@ async def test_a_qemu_that_hangs_is_not_the_agents_illness(folder: Path, monkeyp
         await says(f"{url}/readyz", 503, "none of 1 monitors is up: 1 stalled")
         begin = time.monotonic()
         while time.monotonic() < begin + 1.5:
-            assert app.stuck() == ""
+            assert app.hang_reason() == ""
             await asyncio.sleep(0.1)
         fake.release("query-blockstats")
         await says(f"{url}/readyz", 200)

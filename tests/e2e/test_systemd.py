@@ -111,7 +111,7 @@ async def test_an_agent_whose_loop_turns_but_that_asks_no_vm_any_more_does_not_f
     monkeypatch.setattr(agent, "PATIENCE_SECONDS", 0.5)
     made = Agent(Config.model_validate(config(folder) | {"web": {"listen_address": "127.0.0.1:0"}}))
     async with made.running():
-        watching = asyncio.create_task(SystemdNotifier().watch(made.stuck, made.summary))
+        watching = asyncio.create_task(SystemdNotifier().watch(made.hang_reason, made.summary))
         await until(lambda: systemd.status() == "monitors: 1 up", 10)
 
         async def hang(*_: Any) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from agent.cli.demo.guest import until
 from agent.cli.http_client import EndpointCredentials
-from agent.http.handlers import application
+from agent.http.handlers import create_application
 from agent.http.server import HttpEndpoint
 from tests.lab.scripted_peer import LONG
 from tests.unit.http.test_handlers import Shown
@@ -27,7 +27,7 @@ class RunningEndpoint:
     def __init__(self, folder: Path, config: Any = None, listen: str = "127.0.0.1:0") -> None:
         self.path = folder / "web.yml"
         self.write(config or {})
-        self.endpoint = HttpEndpoint(application(Shown()), listen, self.path)
+        self.endpoint = HttpEndpoint(create_application(Shown()), listen, self.path)
 
     def write(self, config: Any) -> None:
         """Put another config in the file's place, at once as a careful writer does."""

@@ -93,7 +93,7 @@ async def _stage(
     web = Guest(folder, "web-1", GuestOptions(kind=GuestKind.LINUX, memory_mib=MEMORY_MIB, disk_mib=256))
     db = Guest(folder, "db-1", GuestOptions(kind=GuestKind.WRITER, disk_mib=1024))
     async with _agent(folder, records, alerts) as (app, url):
-        with app.live.join(Subscriber()) as onlooker:  # from before the first guest is there
+        with app.broadcaster.subscribe(Subscriber()) as onlooker:  # from before the first guest is there
             async with web, db:
                 _say(
                     f"two guests are booting: {web.name} is a Linux with a balloon, {db.name} writes to a thin disk and does nothing else"

@@ -74,7 +74,7 @@ def _of_disk(disk: Mapping[str, Any]) -> str:
     rates = (size(disk.get("read")), size(disk.get("write")), number(disk.get("reads")), number(disk.get("writes")))
     room = (size(disk.get(name)) for name in ("size_bytes", "used_bytes", "free_bytes"))
     over = disk.get("used_bytes", 0)
-    levels = "  ".join(f"{text}{' exceeded' if over > at else ''}" for text, at in disk.get("ladder", ()))
+    levels = "  ".join(f"{text}{' exceeded' if over > at else ''}" for text, at in disk.get("levels", ()))
     return _disk(disk["device"], *rates, *room, seconds(disk.get("time_to_full_seconds")), levels)
 
 

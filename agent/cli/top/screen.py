@@ -132,7 +132,7 @@ class TopScreen:
             return "qmp-agent top"
         monitors = [one["state"] for one in self.host["monitors"]]
         states = ", ".join(f"{monitors.count(name)} {name}" for name in dict.fromkeys(sorted(monitors)))
-        troubles = "; ".join(agent["troubles"])
+        troubles = "; ".join(agent["unready_reasons"])
         said = f"{agent['host']}   {len(self.host['vms'])} VMs   monitors: {states or 'none'}   alerts: {len(self.host['alerts'])}"
         return f"{said}   {troubles}" if troubles else said
 

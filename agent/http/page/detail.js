@@ -102,7 +102,7 @@ export class Detail {
     text(reason, vm?.reason ?? "");
     for (const part of [facts, ...cards]) set(part, "hidden", !vm);
     if (!vm) return;
-    const said = { UUID: vm.uuid, Monitor: vm.monitor, QEMU: vm.qemu, "Last answer": vm.replied ? clock(vm.replied) : "" };
+    const said = { UUID: vm.uuid, Monitor: vm.monitor, QEMU: vm.qemu, "Last answer": vm.last_response ? clock(vm.last_response) : "" };
     keyed(facts, Object.entries(said).filter(([, value]) => value), ([key]) => key, ([key]) => {
       const value = el("dd");
       return { node: el("div", {}, el("dt", {}, key), value), update: ([, now]) => text(value, now) };

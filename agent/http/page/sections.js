@@ -54,7 +54,7 @@ function disk({ vm, disk: first }) {
     node,
     update({ disk: now }) {
       const share = now.used_bytes / now.limit_bytes;
-      const rungs = now.ladder ?? [];
+      const rungs = now.levels ?? [];
       const over = rungs.filter(([, at]) => now.used_bytes > at).length;
       const level = over === 0 ? "ok" : over === rungs.length ? "critical" : "warning";
       const said = `${bytes(now.used_bytes)} of ${bytes(now.limit_bytes)}`;
@@ -144,20 +144,20 @@ function fact(first) {
 }
 
 function facts(agent, monitors) {
-  const { sink, journal, lanes } = agent;
+  const { sink, journal, queues } = agent;
   const states = [...Map.groupBy(monitors, (one) => one.state)].map(([state, all]) => `${all.length} ${state}`);
-  const waiting = lanes.reduce((all, lane) => all + lane.records, 0);
-  const lag = Math.max(...lanes.map((lane) => lane.lag_seconds));
-  const lost = [...agent.lost.map((one) => [`${one.reason} (${one.lane})`, one.records]), ...Object.entries(agent.events_lost)].filter(([, count]) => count > 0);
+  const waiting = queues.reduce((all, queue) => all + queue.records, 0);
+  const lag = Math.max(...queues.map((queue) => queue.oldest_record_age_seconds));
+  const lost = [...agent.dropped.map((one) => [`${one.reason} (${one.queue})`, one.records]), ...Object.entries(agent.events_dropped)].filter(([, count]) => count > 0);
   return [
     ["Version", agent.version],
     ["Monitors", states.join(", ") || "none found", monitors.some((one) => one.state !== "up") ? undefined : "good"],
-    ["Records go to", sink.trouble ? `${sink.name}: ${sink.trouble}` : sink.name, sink.trouble ? "bad" : "good"],
-    journal && ["Journal", journal.trouble ?? (journal.set_aside ? `${journal.set_aside} damaged files set aside` : "in order"), journal.trouble ? "bad" : "good"],
+    ["Records go to", sink.error ? `${sink.name}: ${sink.error}` : sink.name, sink.error ? "bad" : "good"],
+    journal && ["Journal", journal.error ?? (journal.quarantined ? `${journal.quarantined} damaged files set aside` : "in order"), journal.error ? "bad" : "good"],
     ["Delivered", agent.delivered.toLocaleString("en")],
     ["Waiting", waiting ? `${waiting.toLocaleString("en")} records, the oldest for ${duration(lag)}` : "nothing"],
     ["Dropped", lost.map(([why, count]) => `${count} ${why}`).join(", ") || "nothing", lost.length ? "bad" : "good"],
-    agent.rebuilt > 0 && ["Sink rebuilt", `${agent.rebuilt} times`],
+    agent.reconnects > 0 && ["Sink rebuilt", `${agent.reconnects} times`],
   ].filter(Boolean);
 }
 
@@ -186,7 +186,7 @@ export function agent(host) {
   const sorted = [...host.monitors].sort((a, b) => (a.state === "up") - (b.state === "up") || (a.monitor < b.monitor ? -1 : 1));
   set(byId("agent").querySelector("table"), "hidden", sorted.length === 0);
   keyed(byId("agent").querySelector("tbody"), sorted, (one) => one.monitor, monitor);
-  const troubles = [...host.agent.troubles, ...host.agent.notes];
+  const troubles = [...host.agent.unready_reasons, ...host.agent.warnings];
   set(byId("troubles"), "hidden", troubles.length === 0);
   keyed(byId("troubles"), troubles, (said) => said, (said) => ({ node: el("li", {}, said), update() {} }));
 }

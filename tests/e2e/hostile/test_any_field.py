@@ -60,7 +60,7 @@ async def _connect(*_: Any, **__: Any) -> Any:
 
 def in_order(app: Watching) -> None:
     """Look at all that an agent tells."""
-    series = Series.read(render(app.snapshot) + app.own_metrics().decode())
+    series = Series.read(render(app.snapshot) + app.render_self_metrics().decode())
     assert not any("forged" in name for name, _ in series.values)
     assert not [value for value in series.values.values() if value != value]  # noqa: PLR0124 - NaN
     for stamped in app.sent:

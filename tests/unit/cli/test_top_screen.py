@@ -23,7 +23,7 @@ def vm(name: str, **more: Any) -> dict[str, Any]:
 
 
 def host(*vms: dict[str, Any]) -> dict[str, Any]:
-    agent = {"host": "hv7", "troubles": []}
+    agent = {"host": "hv7", "unready_reasons": []}
     return {"vms": {one["uuid"]: one for one in vms}, "alerts": [], "monitors": [], "agent": agent}
 
 

@@ -44,7 +44,7 @@ def test_a_family_is_replaced_whole_so_that_an_unplugged_disk_is_gone() -> None:
     poll(snapshot, vm(), "block", disks("disk1"), at=8)
     assert subjects(snapshot, vm(), "block") == [("disk1",)]
     assert subjects(snapshot, vm(), "runstate") == [()]
-    assert view(snapshot, vm()).replied_ns == 8 * SECOND
+    assert view(snapshot, vm()).last_response_ns == 8 * SECOND
     poll(snapshot, vm(), "block", [])
     assert subjects(snapshot, vm(), "block") == []
 
@@ -134,7 +134,7 @@ def test_a_vms_subjects_past_its_series_get_none_and_are_counted() -> None:
     assert counted(snapshot) == 6
     poll(snapshot, vm(), "block", disks("e"))  # what is gone leaves its room
     assert subjects(snapshot, vm(), "block") == [("e",)]
-    assert view(snapshot, vm()).left_out.total() == 1
+    assert view(snapshot, vm()).dropped_subjects.total() == 1
 
 
 def test_the_series_of_a_subject_are_counted_one_by_one() -> None:
@@ -187,9 +187,9 @@ def test_hundreds_of_thousands_of_names_take_bounded_memory_and_time() -> None:
         snapshot.samples(vm(), (BLOCK,), samples, (10_000 + step) * SECOND)
         taken += time.process_time() - start
         ever.update(subjects(snapshot, vm(), "block"))
-    assert len(ever) == len(view(snapshot, vm()).cap._gone) == SeriesLimits().new_subjects_per_hour
+    assert len(ever) == len(view(snapshot, vm()).limiter._gone) == SeriesLimits().new_subjects_per_hour
     assert taken < 2.5  # seconds: 10 us a name on a machine that has much else to do
-    assert view(snapshot, vm()).left_out["block"] == 5000
+    assert view(snapshot, vm()).dropped_subjects["block"] == 5000
     put(snapshot, vm(), BLOCK, *(((str(n),), {"reads_total": n}) for n in range(50_000)))
     assert len(subjects(snapshot, vm(), "block")) == 0
     assert counted(snapshot) == 0
@@ -237,9 +237,9 @@ def test_nothing_is_left_out_any_more_of_a_family_that_was_cut_to_nothing_and_is
     snapshot = up(vm())
     snapshot.limits = SeriesLimits(series_per_vm=0)
     poll(snapshot, vm(), "block", disks("disk0"))
-    assert view(snapshot, vm()).left_out.total() == 1
+    assert view(snapshot, vm()).dropped_subjects.total() == 1
     poll(snapshot, vm(), "block", [])
-    assert view(snapshot, vm()).left_out.total() == 0
+    assert view(snapshot, vm()).dropped_subjects.total() == 0
 
 
 def test_other_limits_hold_for_the_very_samples_that_were_taken_last() -> None:

@@ -190,13 +190,13 @@ async def test_a_changed_file_is_taken_and_a_bad_one_changes_nothing(folder: Pat
         alice = visitor(folder)
         assert await door.get(visitor=alice) == 200
         door.write("tls_server_config: [")
-        await until(lambda: door.endpoint.trouble, LONG)
-        assert door.endpoint.trouble is not None
-        assert "the one before it stays" in door.endpoint.trouble
+        await until(lambda: door.endpoint.config_error, LONG)
+        assert door.endpoint.config_error is not None
+        assert "the one before it stays" in door.endpoint.config_error
         assert (await door.get(visitor=alice), await door.get()) == (200, 401)
         door.write({})
         await door.until(200)
-        assert not door.endpoint.trouble
+        assert not door.endpoint.config_error
         door.write(tls(certificates) | USERS)
         door.url = door.url.replace("http:", "https:")
         async with asyncio.timeout(LONG):

@@ -93,7 +93,7 @@ async def test_there_is_room_for_so_many_connections_and_a_slot_is_free_again_wh
             async with door.raw() as (over, _):
                 assert await closed(over)
             metrics = SelfMetrics()
-            metrics.read_endpoint(door.endpoint.turned_away)
+            metrics.read_endpoint(door.endpoint.refused_connections)
             assert b"qmp_agent_http_connections_refused_total 1.0" in metrics.render()
             assert not first.at_eof()
         await until(lambda: len(door.guards) < 10, LONG)

@@ -14,8 +14,8 @@ from aiohttp.web import Application, Request
 from agent.exposition.prometheus import render
 from agent.exposition.snapshot import Snapshot
 from agent.http import sse
-from agent.http.handlers import HEADERS, application
-from agent.http.record_stream import MAX_ONLOOKERS, QUEUE_RECORDS, RecordBroadcaster, Subscriber
+from agent.http.handlers import HEADERS, create_application
+from agent.http.record_stream import MAX_STREAMS, QUEUE_RECORDS, RecordBroadcaster, Subscriber
 from agent.model.record import Record, RecordEncoder, Severity, Stamped, Vm
 from agent.monitors import Monitor
 from agent.session.api import MonitorState, MonitorStatus
@@ -31,45 +31,45 @@ class Shown:
 
     def __init__(self) -> None:
         self.snapshot = Snapshot()
-        self.live = RecordBroadcaster()
+        self.broadcaster = RecordBroadcaster()
         self.wrong: list[str] = []
         self.noted: list[str] = []
         self.why_stuck = ""
         self.scrapes: list[float] = []
 
-    def own_metrics(self) -> bytes:
+    def render_self_metrics(self) -> bytes:
         return b"# TYPE qmp_agent_x gauge\nqmp_agent_x 1.0\n"
 
-    def troubles(self) -> list[str]:
+    def unready_reasons(self) -> list[str]:
         return self.wrong
 
-    def stuck(self) -> str:
+    def hang_reason(self) -> str:
         return self.why_stuck
 
-    def notes(self) -> list[str]:
+    def warnings(self) -> list[str]:
         return self.noted
 
     def health(self) -> dict[str, Any]:
-        return {"troubles": self.wrong}
+        return {"unready_reasons": self.wrong}
 
-    def firing(self) -> list[dict[str, Any]]:
+    def firing_alerts(self) -> list[dict[str, Any]]:
         return []
 
-    def ladder(self, _vm: Vm, _device: str, /) -> list[tuple[str, int]]:
+    def resolved_levels(self, _vm: Vm, _device: str, /) -> list[tuple[str, int]]:
         return [("80%", 80)]
 
-    def scraped(self, seconds: float) -> None:
+    def on_scrape(self, seconds: float) -> None:
         self.scrapes.append(seconds)
 
 
 @pytest.fixture
-def sight() -> Shown:
+def view() -> Shown:
     return Shown()
 
 
 @pytest.fixture
-async def client(sight: Shown) -> AsyncIterator[Client]:
-    async with TestClient(TestServer(application(sight))) as made:
+async def client(view: Shown) -> AsyncIterator[Client]:
+    async with TestClient(TestServer(create_application(view))) as made:
         yield made
 
 
@@ -122,23 +122,23 @@ async def test_nothing_can_be_written(client: Client, method: str) -> None:
     await text(client, "/nowhere", 404)
 
 
-async def test_a_scrape_is_the_guests_series_and_the_agents_own_and_is_timed(client: Client, sight: Shown) -> None:
-    sight.snapshot.status(status(vm()))
-    assert await text(client, "/metrics") == render(sight.snapshot) + sight.own_metrics().decode()
-    (seconds,) = sight.scrapes
+async def test_a_scrape_is_the_guests_series_and_the_agents_own_and_is_timed(client: Client, view: Shown) -> None:
+    view.snapshot.status(status(vm()))
+    assert await text(client, "/metrics") == render(view.snapshot) + view.render_self_metrics().decode()
+    (seconds,) = view.scrapes
     assert 0 < seconds < 1
 
 
-async def test_ready_says_why_not(client: Client, sight: Shown) -> None:
+async def test_ready_says_why_not(client: Client, view: Shown) -> None:
     assert await text(client, "/readyz") == "ready\n"
-    sight.wrong = ["none of 2 monitors is up", "nothing is delivered"]
+    view.wrong = ["none of 2 monitors is up", "nothing is delivered"]
     assert await text(client, "/readyz", 503) == "none of 2 monitors is up\nnothing is delivered\n"
     assert await text(client, "/healthz") == "ok\n"
 
 
-async def test_the_page_is_the_same_for_all_and_names_nothing_but_its_own_files(client: Client, sight: Shown) -> None:
+async def test_the_page_is_the_same_for_all_and_names_nothing_but_its_own_files(client: Client, view: Shown) -> None:
     before = await text(client, "/")
-    sight.snapshot.status(status(vm(0, "<script>alert(1)</script>")))
+    view.snapshot.status(status(vm(0, "<script>alert(1)</script>")))
     assert await text(client, "/") == before
     assert not re.search(r"(https?:)?//|\bon\w+=|style=|<style|<script>", before)
     for name in re.findall(r'(?:src|href)="(page/[^"]+)"', before):
@@ -156,39 +156,39 @@ async def test_nothing_but_the_pages_files_is_served(client: Client, path: str) 
 # --- The overview ---
 
 
-async def test_the_overview_is_one_json_of_all_there_is(client: Client, sight: Shown) -> None:
-    sight.snapshot.status(status(vm(0, '"><b>')))
+async def test_the_overview_is_one_json_of_all_there_is(client: Client, view: Shown) -> None:
+    view.snapshot.status(status(vm(0, '"><b>')))
     busy = MonitorStatus(Monitor("/run/vm2.qmp", (2,), OPEN), MonitorState.BUSY, "held by another", None, None, 0)
-    sight.snapshot.status(busy)
+    view.snapshot.status(busy)
     async with client.get("/overview") as response:
         assert response.content_type == "application/json"
         found = await response.json()
     assert found["vms"][vm().uuid]["name"] == '"><b>'
     assert [(one["state"], one["reason"]) for one in found["monitors"]] == [("up", ""), ("busy", "held by another")]
-    assert (found["alerts"], found["agent"]) == ([], {"troubles": []})
+    assert (found["alerts"], found["agent"]) == ([], {"unready_reasons": []})
 
 
 async def test_the_overview_is_streamed_whole_and_then_what_is_new(
-    client: Client, sight: Shown, monkeypatch: pytest.MonkeyPatch
+    client: Client, view: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sse, "TURN_SECONDS", 0.01)
-    sight.snapshot.status(status(vm()))
-    sight.snapshot.status(status(vm(1, "vm2", "/run/vm2.qmp"), key=1))
+    view.snapshot.status(status(vm()))
+    view.snapshot.status(status(vm(1, "vm2", "/run/vm2.qmp"), key=1))
     async with client.get("/overview/live") as response, asyncio.timeout(LONG):
         whole = await message(response)
         assert whole["vms"].keys() == {vm().uuid, vm(1).uuid}
         assert whole.keys() == {"vms", "history", "monitors", "alerts", "agent"}
-        sight.wrong = ["nothing is delivered"]
-        assert await message(response) == {"agent": {"troubles": ["nothing is delivered"]}}
-        poll(sight.snapshot, vm(), "runstate", {"status": "paused", "running": False})
+        view.wrong = ["nothing is delivered"]
+        assert await message(response) == {"agent": {"unready_reasons": ["nothing is delivered"]}}
+        poll(view.snapshot, vm(), "runstate", {"status": "paused", "running": False})
         news = await message(response)
         assert {uuid: one["status"] for uuid, one in news.pop("vms").items()} == {vm().uuid: "paused"}
         assert news == {"history": {}}
 
 
 async def test_there_is_room_for_so_many_overviews(client: Client) -> None:
-    sse = [await client.get("/overview/live") for _ in range(MAX_ONLOOKERS)]
-    assert str(MAX_ONLOOKERS) in await text(client, "/overview/live", 503)
+    sse = [await client.get("/overview/live") for _ in range(MAX_STREAMS)]
+    assert str(MAX_STREAMS) in await text(client, "/overview/live", 503)
     for stream in sse:
         stream.close()
 
@@ -205,14 +205,14 @@ async def message(response: ClientResponse) -> dict[str, Any]:
 # --- Records ---
 
 
-async def streamed(client: Client, sight: Shown, query: str, *records: Stamped) -> list[str]:
+async def streamed(client: Client, view: Shown, query: str, *records: Stamped) -> list[str]:
     """Return the ids of what a stream gives of these records, up to one that every stream wants."""
     last = record("event.~last", severity=Severity.CRITICAL)
     ids: list[str] = []
     async with client.get(f"/records?{query}") as response, asyncio.timeout(LONG):
         assert response.status == 200
         for stamped in (*records, last):
-            sight.live.put(stamped)
+            view.broadcaster.publish(stamped)
         async for raw in response.content:
             if raw == b"id: %b\n" % last.id.encode():
                 return ids
@@ -221,23 +221,23 @@ async def streamed(client: Client, sight: Shown, query: str, *records: Stamped) 
     raise AssertionError("the stream ended")
 
 
-async def test_records_are_streamed_whole_as_server_sent_events(client: Client, sight: Shown) -> None:
+async def test_records_are_streamed_whole_as_server_sent_events(client: Client, view: Shown) -> None:
     made = record()
     async with client.get("/records") as response, asyncio.timeout(LONG):
-        sight.live.put(made)
+        view.broadcaster.publish(made)
         lines = [await response.content.readline() for _ in range(3)]
     assert lines == [b"id: %b\n" % made.id.encode(), b"data: %b\n" % made.body, b"\n"]
 
 
-async def test_a_stream_may_be_of_one_vm_one_type_or_one_severity_and_worse(client: Client, sight: Shown) -> None:
+async def test_a_stream_may_be_of_one_vm_one_type_or_one_severity_and_worse(client: Client, view: Shown) -> None:
     plain, other = record(), record(name="vm2")
     worse, sample = record(severity=Severity.ERROR), record("sample.block", severity=Severity.DEBUG)
     made = (plain, other, worse, sample)
-    assert await streamed(client, sight, "", *made) == [stamped.id for stamped in made]
-    assert await streamed(client, sight, "vm=vm1", *made) == [plain.id, worse.id, sample.id]
-    assert await streamed(client, sight, "type=qemu.event.", *made) == [plain.id, other.id, worse.id]
-    assert await streamed(client, sight, "severity=info", *made) == [plain.id, other.id, worse.id]
-    assert await streamed(client, sight, "severity=ERROR&type=qemu.event.", *made) == [worse.id]
+    assert await streamed(client, view, "", *made) == [stamped.id for stamped in made]
+    assert await streamed(client, view, "vm=vm1", *made) == [plain.id, worse.id, sample.id]
+    assert await streamed(client, view, "type=qemu.event.", *made) == [plain.id, other.id, worse.id]
+    assert await streamed(client, view, "severity=info", *made) == [plain.id, other.id, worse.id]
+    assert await streamed(client, view, "severity=ERROR&type=qemu.event.", *made) == [worse.id]
 
 
 @pytest.mark.parametrize("severity", ["fatal", "", "0", "debug,info"])
@@ -246,24 +246,22 @@ async def test_a_severity_that_is_none_is_refused_with_what_there_is(client: Cli
     assert said == "severity is one of debug, info, warning, error, critical\n"
 
 
-async def test_there_is_room_for_so_many_onlookers_and_for_another_when_one_leaves(
-    client: Client, sight: Shown
-) -> None:
-    sse = [await client.get("/records") for _ in range(MAX_ONLOOKERS)]
-    assert str(MAX_ONLOOKERS) in await text(client, "/records", 503)
+async def test_there_is_room_for_so_many_onlookers_and_for_another_when_one_leaves(client: Client, view: Shown) -> None:
+    sse = [await client.get("/records") for _ in range(MAX_STREAMS)]
+    assert str(MAX_STREAMS) in await text(client, "/records", 503)
     assert await text(client, "/healthz") == "ok\n"
     for stream in sse:
         stream.close()
     async with asyncio.timeout(LONG):
         while (response := await client.get("/records")).status != 200:
-            sight.live.put(record())  # a stream learns that its reader has left when it writes
+            view.broadcaster.publish(record())  # a stream learns that its reader has left when it writes
     response.close()
 
 
-async def test_an_onlooker_is_told_what_it_missed(client: Client, sight: Shown) -> None:
+async def test_an_onlooker_is_told_what_it_missed(client: Client, view: Shown) -> None:
     async with client.get("/records") as response, asyncio.timeout(LONG):
         for _ in range(QUEUE_RECORDS + 9):  # in one turn of the loop: nothing of it is written before all is put
-            sight.live.put(record())
+            view.broadcaster.publish(record())
         lines = [await response.content.readline() for _ in range(2)]
     assert lines[0] == b"event: missed\n"
     assert json.loads(lines[1].removeprefix(b"data: ")) == {"records": 9}
@@ -275,12 +273,12 @@ async def test_a_quiet_stream_is_given_a_comment(client: Client, monkeypatch: py
         assert await response.content.readline() == b": quiet\n"
 
 
-async def test_an_onlooker_that_reads_nothing_holds_up_nobody(client: Client, sight: Shown) -> None:
+async def test_an_onlooker_that_reads_nothing_holds_up_nobody(client: Client, view: Shown) -> None:
     big: Any = STAMP(Record("qemu.event.x", vm(), {"x": "x" * 100_000}, 0))
-    with sight.live.join(Subscriber()) as quick:
+    with view.broadcaster.subscribe(Subscriber()) as quick:
         async with client.get("/records"), asyncio.timeout(LONG):
             for _ in range(QUEUE_RECORDS + 100):
-                sight.live.put(big)
+                view.broadcaster.publish(big)
                 await quick.get()
             assert await text(client, "/healthz") == "ok\n"
     assert quick.missed == 0

@@ -8,7 +8,7 @@ import pytest
 from agent.exposition import rates
 from agent.exposition.rates import PollPair
 from agent.exposition.snapshot import Snapshot
-from agent.exposition.summary import POINTS, glance, migration
+from agent.exposition.summary import POINTS, migration, summarize
 from agent.http.overview import Overview, OverviewCursor
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
@@ -31,10 +31,10 @@ class OverviewSource:
     def health(self) -> dict[str, Any]:
         return {"trouble": self.trouble}
 
-    def firing(self) -> list[dict[str, Any]]:
+    def firing_alerts(self) -> list[dict[str, Any]]:
         return []
 
-    def ladder(self, _vm: Vm, _device: str, /) -> list[tuple[str, int]]:
+    def resolved_levels(self, _vm: Vm, _device: str, /) -> list[tuple[str, int]]:
         return [("80%", 80), ("90%", 90)]
 
     def put(
@@ -43,9 +43,9 @@ class OverviewSource:
         made = [Sample(family, labels, values) for labels, values in samples]
         self.snapshot.samples(whose or vm(), (family,), made, round(at * SECOND))
 
-    def glance(self) -> dict[str, Any]:
+    def summarize(self) -> dict[str, Any]:
         ((_, view),) = self.snapshot.views()
-        return glance(view.pairs)
+        return summarize(view.pairs)
 
 
 @pytest.fixture
@@ -123,14 +123,14 @@ def test_a_total_is_that_of_all_subjects_whose_rate_is_known() -> None:
 
 def test_of_a_vm_that_told_nothing_nothing_is_said(shown: OverviewSource) -> None:
     ((_, view),) = shown.snapshot.views()
-    assert glance(view.pairs) == {"now": {"time": 0.0}}
+    assert summarize(view.pairs) == {"now": {"time": 0.0}}
 
 
 def test_disks_have_their_rates_and_those_that_can_fill_their_fullness(shown: OverviewSource) -> None:
     shown.put(BLOCK, 10, (("disk0",), did()), (("disk1",), did()))
     shown.put(BLOCK, 20, (("disk0",), did(100, 200, 10, 20)), (("disk1",), did(0, 50, 0, 5)))
     shown.put(BLOCK_SPACE, 20, (("disk0",), {"used_bytes": 85, "limit_bytes": 100, "free_bytes": 15}))
-    said = shown.glance()
+    said = shown.summarize()
     full = {"used_bytes": 85, "limit_bytes": 100, "free_bytes": 15}
     assert said["disks"] == [
         {"device": "disk0", "read": 10, "write": 20, "reads": 1, "writes": 2, **full},
@@ -141,17 +141,17 @@ def test_disks_have_their_rates_and_those_that_can_fill_their_fullness(shown: Ov
 
 def test_memory_is_what_the_guest_says_or_else_what_the_balloon_leaves(shown: OverviewSource) -> None:
     shown.put(BALLOON, 10, ((), {"actual_bytes": 100}))
-    assert shown.glance()["memory"] == {"total_bytes": 100}
+    assert shown.summarize()["memory"] == {"total_bytes": 100}
     shown.put(GUEST_MEMORY, 10, ((), {"total_bytes": 90, "available_bytes": 60}))
-    assert shown.glance()["memory"] == {"total_bytes": 90, "used_bytes": 30}
+    assert shown.summarize()["memory"] == {"total_bytes": 90, "used_bytes": 30}
     shown.put(PROCESS, 10, ((), {"resident_bytes": 50}))
-    assert shown.glance()["memory"] == {"total_bytes": 90, "used_bytes": 30, "resident_bytes": 50}
+    assert shown.summarize()["memory"] == {"total_bytes": 90, "used_bytes": 30, "resident_bytes": 50}
 
 
 def test_cpu_is_how_many_processors_the_vcpus_took_together(shown: OverviewSource) -> None:
     for at, spent in ((10, 0.0), (12, 1.5)):
         shown.put(VCPU, at, (("0",), {"cpu_seconds_total": spent}), (("1",), {"cpu_seconds_total": spent / 3}))
-    said = shown.glance()
+    said = shown.summarize()
     assert (said["now"]["cpu"], said["vcpus"]) == (1.0, 2)
 
 
@@ -172,8 +172,8 @@ def test_a_migration_says_how_far_it_has_come_and_how_long_it_takes() -> None:
 
 
 def test_the_history_has_a_point_a_poll_and_is_bounded(shown: OverviewSource) -> None:
-    for turn in range(POINTS + 10):
-        shown.put(BLOCK, 10 + 2 * turn, (("disk0",), did(write=turn * 20)))
+    for revision in range(POINTS + 10):
+        shown.put(BLOCK, 10 + 2 * revision, (("disk0",), did(write=revision * 20)))
     ((_, view),) = shown.snapshot.views()
     assert len(view.history) == POINTS
     assert {point.write for point in view.history} == {10}
@@ -185,64 +185,64 @@ def test_the_history_has_a_point_a_poll_and_is_bounded(shown: OverviewSource) ->
 
 def test_one_is_told_all_at_first_then_what_changed_then_nothing(shown: OverviewSource) -> None:
     onlook = look(shown)
-    first = plain(onlook.news())
+    first = plain(onlook.changes())
     assert first.keys() == {"vms", "history", "monitors", "alerts", "agent"}
-    assert onlook.news() is None
+    assert onlook.changes() is None
     shown.put(BALLOON, 10, ((), {"actual_bytes": 100}))
-    assert plain(onlook.news())["vms"][vm().uuid]["memory"] == {"total_bytes": 100}
+    assert plain(onlook.changes())["vms"][vm().uuid]["memory"] == {"total_bytes": 100}
     shown.trouble = "x"
-    assert plain(onlook.news()) == {"agent": {"trouble": "x"}}
+    assert plain(onlook.changes()) == {"agent": {"trouble": "x"}}
 
 
 def test_whoever_is_slow_is_told_the_last_of_several_changes(shown: OverviewSource) -> None:
     onlook = look(shown)
-    onlook.news()
+    onlook.changes()
     for size in range(5):
         shown.put(BALLOON, 10 + size, ((), {"actual_bytes": size}))
-    assert plain(onlook.news())["vms"][vm().uuid]["memory"] == {"total_bytes": 4}
-    assert onlook.news() is None
+    assert plain(onlook.changes())["vms"][vm().uuid]["memory"] == {"total_bytes": 4}
+    assert onlook.changes() is None
 
 
 def test_a_vm_that_came_has_its_history_and_one_that_went_is_said_to_be_gone(shown: OverviewSource) -> None:
     onlook, other = look(shown), vm(1, "vm2", "/run/vm2.qmp")
-    onlook.news()
+    onlook.changes()
     shown.snapshot.status(status(other, key=1))
     for at in (10, 12, 14):
         shown.put(BLOCK, at, (("disk0",), did(write=at)), whose=other)
-    news = plain(onlook.news())
+    news = plain(onlook.changes())
     assert news["vms"].keys() == {other.uuid}
     assert [point[0] for point in news["history"][other.uuid]] == [12, 14]
     gone = status(other, key=1)
     shown.snapshot.status(type(gone)(gone.monitor, type(gone.state).GONE, "", other, gone.build, 0))
-    assert plain(onlook.news())["gone"] == [other.uuid]
+    assert plain(onlook.changes())["gone"] == [other.uuid]
 
 
 def test_a_disk_that_can_fill_has_its_ladder(shown: OverviewSource) -> None:
     shown.put(BLOCK, 10, (("disk0",), did()), (("disk1",), did()))
     shown.put(BLOCK_SPACE, 10, (("disk0",), {"used_bytes": 85, "limit_bytes": 100}))
-    disks = plain(look(shown).news())["vms"][vm().uuid]["disks"]
-    assert [disk.get("ladder") for disk in disks] == [[["80%", 80], ["90%", 90]], None]
+    disks = plain(look(shown).changes())["vms"][vm().uuid]["disks"]
+    assert [disk.get("levels") for disk in disks] == [[["80%", 80], ["90%", 90]], None]
 
 
 def test_a_vm_in_detail_has_every_family_with_what_its_fields_mean(shown: OverviewSource) -> None:
     for at, write in ((10, 0), (12, 200)):
         shown.put(BLOCK, at, (("disk0",), did(write=write) | {"node": "n"}))
     onlook = look(shown)
-    (family,) = plain(onlook.news(vm().uuid))["detail"]["families"]
+    (family,) = plain(onlook.changes(vm().uuid))["detail"]["families"]
     assert (family["name"], family["labels"], family["source"]) == ("block", ["device"], "query-blockstats")
     fields = {field["name"]: (field["kind"], field["help"]) for field in family["fields"]}
     assert fields["write_bytes_total"] == ("counter", "Bytes written.")
     (subject,) = family["subjects"]
     assert (subject["labels"], subject["values"]["node"]) == (["disk0"], "n")
     assert subject["rates"]["write_bytes_total"] == 100
-    assert onlook.news(vm().uuid) is None
-    assert "detail" not in plain(look(shown).news())
+    assert onlook.changes(vm().uuid) is None
+    assert "detail" not in plain(look(shown).changes())
 
 
 def test_jobs_say_how_far_they_are(shown: OverviewSource) -> None:
     values = {"status": "running", "progress": 300, "goal": 1000, "progress_ratio": 0.3, "remaining_seconds": 7}
     shown.put(JOB, 12, (("job0", "mirror"), values))
     told = {"status": "running", "progress_ratio": 0.3, "remaining_seconds": 7}
-    assert shown.glance()["jobs"] == [{"job": "job0", "type": "mirror", **told}]
+    assert shown.summarize()["jobs"] == [{"job": "job0", "type": "mirror", **told}]
     shown.put(JOB, 14)
-    assert "jobs" not in shown.glance()
+    assert "jobs" not in shown.summarize()

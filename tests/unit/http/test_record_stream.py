@@ -4,7 +4,7 @@ import pytest
 
 from agent.http import record_stream as module
 from agent.http.record_stream import (
-    MAX_ONLOOKERS,
+    MAX_STREAMS,
     QUEUE_RECORDS,
     RECENT_RECORDS,
     RecordBroadcaster,
@@ -26,9 +26,9 @@ def record(
 async def seen(onlooker: Subscriber, *records: Stamped) -> list[Stamped]:
     """Return what an onlooker gets of these records."""
     live, last = RecordBroadcaster(), record("vm.gone", severity=Severity.CRITICAL)
-    with live.join(onlooker):
+    with live.subscribe(onlooker):
         for stamped in (*records, last):
-            live.put(stamped)
+            live.publish(stamped)
         got = []
         while not onlooker._queue.empty():
             got.append(await onlooker.get())
@@ -64,9 +64,9 @@ async def test_an_onlooker_may_want_a_severity_and_worse() -> None:
 
 async def test_what_an_onlooker_is_too_slow_for_is_counted_and_holds_nobody_up() -> None:
     live, slow, quick = RecordBroadcaster(), Subscriber(), Subscriber()
-    with live.join(slow), live.join(quick):
+    with live.subscribe(slow), live.subscribe(quick):
         for number in range(QUEUE_RECORDS + 7):
-            live.put(record())
+            live.publish(record())
             if number % 2:
                 await quick.get()
                 await quick.get()
@@ -76,55 +76,55 @@ async def test_what_an_onlooker_is_too_slow_for_is_counted_and_holds_nobody_up()
 
 async def test_what_an_onlooker_does_not_want_it_cannot_miss() -> None:
     live, onlooker = RecordBroadcaster(), Subscriber(vm="vm2")
-    with live.join(onlooker):
+    with live.subscribe(onlooker):
         for _ in range(QUEUE_RECORDS + 7):
-            live.put(record())
+            live.publish(record())
     assert onlooker.missed == 0
 
 
 async def test_there_is_room_for_so_many_and_again_when_one_leaves() -> None:
     live = RecordBroadcaster()
-    with live.join(Subscriber()):
-        others = [live.join(Subscriber()) for _ in range(MAX_ONLOOKERS - 1)]
+    with live.subscribe(Subscriber()):
+        others = [live.subscribe(Subscriber()) for _ in range(MAX_STREAMS - 1)]
         for other in others:
             other.__enter__()
         with (
-            pytest.raises(TooManySubscribersError, match=f"{MAX_ONLOOKERS} are looking on already"),
-            live.join(Subscriber()),
+            pytest.raises(TooManySubscribersError, match=f"{MAX_STREAMS} are looking on already"),
+            live.subscribe(Subscriber()),
         ):
             pass
         others.pop().__exit__(None, None, None)
-        with live.join(Subscriber()):
+        with live.subscribe(Subscriber()):
             pass
 
 
 async def test_one_who_left_gets_nothing_more() -> None:
     live, onlooker = RecordBroadcaster(), Subscriber()
-    with live.join(onlooker):
+    with live.subscribe(onlooker):
         pass
-    live.put(record())
+    live.publish(record())
     assert onlooker._queue.empty()
 
 
 async def told(live: RecordBroadcaster, *, after: str = "") -> list[Stamped]:
     """Return what one who comes now is shown of what happened of late."""
-    with live.join(onlooker := Subscriber(), recent=True, after=after):
+    with live.subscribe(onlooker := Subscriber(), recent=True, after=after):
         return [await onlooker.get() for _ in range(onlooker._queue.qsize())]
 
 
 async def test_one_who_comes_late_may_see_what_happened_but_for_samples() -> None:
     live, stop, sample, resume = RecordBroadcaster(), record(), record("sample.block"), record("event.resume")
     for stamped in (stop, sample, resume):
-        live.put(stamped)
+        live.publish(stamped)
     assert await told(live) == [stop, resume]
-    with live.join(onlooker := Subscriber()):
+    with live.subscribe(onlooker := Subscriber()):
         assert onlooker._queue.empty()
 
 
 async def test_one_who_comes_back_sees_what_came_since_and_all_where_that_is_not_known() -> None:
     live, records = RecordBroadcaster(), [record() for _ in range(3)]
     for stamped in records:
-        live.put(stamped)
+        live.publish(stamped)
     assert await told(live, after=records[1].id) == records[2:]
     assert await told(live, after=records[2].id) == []
     assert await told(live, after="0000000000-7") == records
@@ -135,8 +135,8 @@ async def test_what_is_kept_for_those_who_come_late_is_bounded_in_count_and_byte
 ) -> None:
     live, records = RecordBroadcaster(), [record() for _ in range(RECENT_RECORDS + 5)]
     for stamped in records:
-        live.put(stamped)
+        live.publish(stamped)
     assert await told(live) == records[5:]
     monkeypatch.setattr(module, "RECENT_BYTES", 3 * len(records[-1].body))
-    live.put(last := record())
+    live.publish(last := record())
     assert await told(live) == [*records[-2:], last]

@@ -144,16 +144,16 @@ def _specimen() -> Agent:
     )
     vm, now = Vm("hv7", "1a8b9e0c-3f52-4a61-9c1d-5b8a7c6d0e21", "vm1", "/run/vm1.qmp"), time.time_ns()
     app.snapshot.limits = SeriesLimits(series_per_vm=1)
-    app.status(MonitorStatus(Monitor("/run/vm1.qmp", (), _never), MonitorState.UP, "", vm, Build("0", "0"), now))
-    app.samples(vm, (RUNSTATE,), (Sample(RUNSTATE, (), {"running": True}),), now)
-    app.samples(vm, (ABOUT,), (Sample(ABOUT, (), {"machine": "m", "accelerator": "kvm", "pid": "1"}),), now)
-    app.samples(vm, (BLOCK,), [Sample(BLOCK, (name,), {"reads_total": 1}) for name in ("disk0", "disk1")], now)
-    app.record(
+    app.on_status(MonitorStatus(Monitor("/run/vm1.qmp", (), _never), MonitorState.UP, "", vm, Build("0", "0"), now))
+    app.on_samples(vm, (RUNSTATE,), (Sample(RUNSTATE, (), {"running": True}),), now)
+    app.on_samples(vm, (ABOUT,), (Sample(ABOUT, (), {"machine": "m", "accelerator": "kvm", "pid": "1"}),), now)
+    app.on_samples(vm, (BLOCK,), [Sample(BLOCK, (name,), {"reads_total": 1}) for name in ("disk0", "disk1")], now)
+    app.on_record(
         Record("qemu.event.guest_panicked", vm, {"event": "GUEST_PANICKED", "category": "runstate", "qemu": {}}, now)
     )
-    app.collected("block", PollOutcome.OK)
-    app.lost(vm, "before_attach", 1)
-    app.refused("unix:/run/qmp.sock", "user")
+    app.on_collector_run("block", PollOutcome.OK)
+    app.on_events_dropped(vm, "before_attach", 1)
+    app.on_connection_refused("unix:/run/qmp.sock", "user")
     return app
 
 

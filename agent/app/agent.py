@@ -97,7 +97,7 @@ class Agent:
 
     # What sessions tell: vm.status.Out.
 
-    def record(self, record: Record) -> None:
+    def on_record(self, record: Record) -> None:
         """Take an event or a change in a VM's life."""
         self._send(record)
         if record.type.startswith("qemu.event."):
@@ -110,7 +110,7 @@ class Agent:
             for_good = "shutdown_reason" in record.data or record.type == "qemu.vm.migrated_out"
             self.alerts.gone(record.vm, time.monotonic(), for_good=for_good)
 
-    def samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
+    def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Take all that a VM has of these families."""
         news = [s for s in samples if not (s.family.on_change and self.snapshot.values(vm, s) == s.values)]
         self.snapshot.samples(vm, families, samples, time_ns)
@@ -136,31 +136,31 @@ class Agent:
         if told:
             self._alerts_changed.set()
 
-    def status(self, status: MonitorStatus) -> None:
+    def on_status(self, status: MonitorStatus) -> None:
         """Take a change of state."""
         self.snapshot.status(status)
         name = f"{status.vm.name} at {status.monitor.name}" if status.vm else status.monitor.name
         level = _LEVELS.get(status.state, logging.INFO)
         _log.log(level, "%s: %s%s", name, status.state.value, f" ({status.reason})" if status.reason else "")
 
-    def ended(self, monitor: Monitor) -> None:
+    def on_monitor_removed(self, monitor: Monitor) -> None:
         """Forget a monitor."""
         self.snapshot.ended(monitor.key)
 
-    def refused(self, address: str, reason: str) -> None:
+    def on_connection_refused(self, address: str, reason: str) -> None:
         """Count a connection to us that was not let in."""
         self.metrics.refused.labels(address, reason).inc()
 
-    def replied(self, seconds: float) -> None:
+    def on_response(self, seconds: float) -> None:
         """Take note of how long QEMU took to answer."""
         self.metrics.reply.observe(seconds)
 
-    def collected(self, collector: str, outcome: PollOutcome) -> None:
+    def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
         """Count a question."""
         self.progress.asked_at = time.monotonic()
         self.metrics.questions[collector, outcome.value] += 1
 
-    def lost(self, vm: Vm, reason: str, events: int) -> None:
+    def on_events_dropped(self, vm: Vm, reason: str, events: int) -> None:
         """Count events that were lost before they were records."""
         _log.warning("%s: %d events lost (%s)", vm.name, events, reason)
         self.metrics.dropped.labels(reason).inc(events)

@@ -64,7 +64,7 @@ class _Seen:
         if not self.stood.done():
             self.stood.set_result((trouble is None and not note, f"{sanitize(way.name)}: {text}"))
 
-    def refused(self, address: str, reason: str) -> None:
+    def on_connection_refused(self, address: str, reason: str) -> None:
         """Nobody is asked here to be let in."""
 
 

@@ -101,7 +101,7 @@ class DiscoveryListener(Protocol):
     def stands(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
         """The way itself, which is no VM's monitor but shown beside them, works, or does not for this reason."""
 
-    def refused(self, address: str, reason: str) -> None:
+    def on_connection_refused(self, address: str, reason: str) -> None:
         """Somebody who connected to us there was not let in."""
 
 

@@ -199,7 +199,7 @@ class ListenDiscoverer:
             call = self._let_in(sock, address)
         except _RefusedError as refused:
             sock.close()
-            found.refused(self.address, str(refused))
+            found.on_connection_refused(self.address, str(refused))
         else:
             self._calls.append(call)
             found.appeared(self._monitor(call, found))

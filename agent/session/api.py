@@ -79,28 +79,28 @@ class PollOutcome(StrEnum):
 class SessionObserver(Protocol):
     """Whom a session tells what it learns. No call may block or raise."""
 
-    def record(self, record: Record) -> None:
+    def on_record(self, record: Record) -> None:
         """Take an event or a change in a VM's life."""
 
-    def samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
+    def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Take all that there is of these families at that instant: a subject that is not among the samples is no more."""
 
-    def status(self, status: MonitorStatus) -> None:
+    def on_status(self, status: MonitorStatus) -> None:
         """Take a change of state."""
 
-    def ended(self, monitor: Monitor) -> None:
+    def on_monitor_removed(self, monitor: Monitor) -> None:
         """Forget a monitor: it will not be watched any more."""
 
-    def refused(self, address: str, reason: str) -> None:
+    def on_connection_refused(self, address: str, reason: str) -> None:
         """Count a connection to us that was not let in."""
 
-    def replied(self, seconds: float) -> None:
+    def on_response(self, seconds: float) -> None:
         """Take how long QEMU took to answer what was asked in one write, or was waited for in vain."""
 
-    def collected(self, collector: str, outcome: PollOutcome) -> None:
+    def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
         """Take the outcome of one collector's questions."""
 
-    def lost(self, vm: Vm, reason: str, events: int) -> None:
+    def on_events_dropped(self, vm: Vm, reason: str, events: int) -> None:
         """Take note of events that could not be kept."""
 
 

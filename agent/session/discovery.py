@@ -31,8 +31,8 @@ class _DiscoveredMonitors:
         self.standing.add(way)
         self._fleet.stands(way, trouble, note)
 
-    def refused(self, address: str, reason: str) -> None:
-        self._fleet.refused(address, reason)
+    def on_connection_refused(self, address: str, reason: str) -> None:
+        self._fleet.on_connection_refused(address, reason)
 
 
 class DiscoveryManager:

@@ -49,7 +49,7 @@ class EventHandler:
         for event in self._early:
             self._event(vm, event)
         if self._early_lost:
-            self._out.lost(vm, "before_attach", self._early_lost)
+            self._out.on_events_dropped(vm, "before_attach", self._early_lost)
         self._early.clear()
 
     def end(self, vm: Vm) -> None:
@@ -63,7 +63,7 @@ class EventHandler:
         row = row_of(event.name)
         time_ns = time.time_ns() if event.time_ns is None else event.time_ns
         if row.storm is None:
-            self._out.record(_record(vm, row, event, time_ns))
+            self._out.on_record(_record(vm, row, event, time_ns))
         else:
             alike = row.alike(event.data, row.storm)
             self._tell(vm, self._storms.take(alike, event, time_ns, time.monotonic()))
@@ -78,7 +78,7 @@ class EventHandler:
                 "last_timestamp_seconds": one.last_ns / 1e9,
             }
             record = _record(vm, row_of(one.event.name), one.event, one.last_ns, **(more if one.count > 1 else {}))
-            self._out.record(record)
+            self._out.on_record(record)
 
     def _hold(self, vm: Vm) -> None:
         """Have what a storm holds told in time, whatever QEMU is being asked meanwhile."""

@@ -105,7 +105,7 @@ class Session:
         carrier = self._menu.carriers.get(event.name)
         if carrier is not None:
             samples = tuple(carrier.from_event[event.name](event.data))
-            self._out.samples(vm, carrier.families, samples, min(time_ns, time.time_ns()))
+            self._out.on_samples(vm, carrier.families, samples, min(time_ns, time.time_ns()))
         match event.name:
             case "SHUTDOWN":
                 reason = event.data.get("reason")
@@ -209,7 +209,7 @@ class Session:
                 continue
             if collector.lacks(facts):
                 self._off(name)
-                self._out.collected(name, PollOutcome.UNSUPPORTED)
+                self._out.on_collector_run(name, PollOutcome.UNSUPPORTED)
             else:
                 self._schedule.plan(name, now)
         self._schedule.plan(_DISCOVER, now + self._terms.intervals.resync * (0.9 + 0.2 * self._phase))
@@ -235,7 +235,7 @@ class Session:
         """Learn which process it is and what its threads are, and tell what the VM is."""
         time_ns = time.time_ns()
         facts = await self._behind.learn(partial(self._patiently, client), client.peer_pid, vm, facts)
-        self._out.samples(vm, (ABOUT,), (self._behind.about,), time_ns)
+        self._out.on_samples(vm, (ABOUT,), (self._behind.about,), time_ns)
         return facts
 
     async def _guest_stats(self, client: MonitorConnection, balloon: str) -> int:
@@ -257,13 +257,13 @@ class Session:
             try:
                 answers = await self._ask(client, [ask for _, asks in batch for ask in asks])
             except (BusyError, StalledError) as error:
-                self._out.replied(self._terms.reply_seconds)
+                self._out.on_response(self._terms.reply_seconds)
                 for collector, _ in batch:
-                    self._out.collected(collector.name, PollOutcome.TIMEOUT)
+                    self._out.on_collector_run(collector.name, PollOutcome.TIMEOUT)
                 await self._stalled(client, error)
                 self._schedule.plan(_DISCOVER, time.monotonic())  # much may have changed; what came late is stale
                 return
-            self._out.replied(time.monotonic() - start)
+            self._out.on_response(time.monotonic() - start)
             for collector, asks in batch:
                 mine, answers = answers[: len(asks)], answers[len(asks) :]
                 self._take(vm, collector, mine, Poll((), time_ns, start))
@@ -278,17 +278,17 @@ class Session:
             if files := collector.files(self._facts):
                 self._take(vm, collector, self._behind.answer(files), Poll((), time_ns, start))
             else:
-                self._out.samples(vm, collector.families, (), time_ns)
+                self._out.on_samples(vm, collector.families, (), time_ns)
 
     def _take(self, vm: Vm, collector: Collector, answers: Sequence[CommandResult], poll: Poll) -> None:
         """Make samples of answers, and plan to ask again."""
         samples, outcome = self._collect(vm, collector, answers, poll)
-        self._out.collected(collector.name, outcome)
+        self._out.on_collector_run(collector.name, outcome)
         if outcome in (PollOutcome.OK, PollOutcome.TRUNCATED):
-            self._out.samples(vm, collector.families, samples, poll.time_ns)
+            self._out.on_samples(vm, collector.families, samples, poll.time_ns)
             for sample in samples:
                 if (observed := self._passage.look(sample)) is not None:
-                    self._out.record(Record("qemu.vm.migrated_in", vm, {"observed": observed}, poll.time_ns))
+                    self._out.on_record(Record("qemu.vm.migrated_in", vm, {"observed": observed}, poll.time_ns))
             self._compare(collector, samples)
         self._plan(collector, samples, poll.at)
 
@@ -334,7 +334,7 @@ class Session:
                 self._polls[collector.name] = poll
             for notice in collector.notices(before, poll):
                 kind, values = f"qemu.{notice.family.name}", dict(notice.values)
-                self._out.record(Record(kind, vm, values, time.time_ns(), severity=notice.severity))
+                self._out.on_record(Record(kind, vm, values, time.time_ns(), severity=notice.severity))
         except QmpError as error:
             _log.debug("%s: %s: %s", self._vm, collector.name, error)
         except Exception:  # noqa: BLE001 - one collector's bug, met by what one VM said

@@ -198,13 +198,13 @@ class MonitorSupervisor:
             return False
         changed = state is not self._state
         self._state, self._reason = state, reason
-        self._out.status(MonitorStatus(self._monitor, state, reason, self._vm, self._build, time.time_ns()))
+        self._out.on_status(MonitorStatus(self._monitor, state, reason, self._vm, self._build, time.time_ns()))
         return changed
 
     def _lifecycle(self, change: str, data: Mapping[str, Any], severity: Severity = Severity.INFO) -> None:
         vm = self._vm or Vm(self._terms.host, "", "", self._monitor.name)
         told = {key: value for key, value in data.items() if value is not None}
-        self._out.record(Record(f"qemu.vm.{change}", vm, told, time.time_ns(), severity=severity))
+        self._out.on_record(Record(f"qemu.vm.{change}", vm, told, time.time_ns(), severity=severity))
 
 
 _STANDINGS = {
@@ -258,11 +258,11 @@ class SupervisorGroup:
     def stands(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
         """Tell how a way itself stands."""
         state, reason = (MonitorState.UP, note) if trouble is None else (_standing(trouble), str(trouble))
-        self._out.status(MonitorStatus(way, state, reason, None, None, time.time_ns()))
+        self._out.on_status(MonitorStatus(way, state, reason, None, None, time.time_ns()))
 
     def forget(self, way: Monitor) -> None:
         """Tell of a way no more."""
-        self._out.ended(way)
+        self._out.on_monitor_removed(way)
 
     def late_by(self, now: float) -> dict[str, float]:
         """Return by how many seconds asking each VM that is up is late, by its monitor's name; below 0 it is not."""
@@ -274,9 +274,9 @@ class SupervisorGroup:
         for watch in self._watches.values():
             watch.resync()
 
-    def refused(self, address: str, reason: str) -> None:
+    def on_connection_refused(self, address: str, reason: str) -> None:
         """Have a connection to us counted that was not let in."""
-        self._out.refused(address, reason)
+        self._out.on_connection_refused(address, reason)
 
     async def _run(self, monitor: Monitor, watch: MonitorSupervisor) -> None:
         try:
@@ -290,4 +290,4 @@ class SupervisorGroup:
             del self._running[watch]
             if self._watches.get(monitor.key, watch) is watch:  # it may have been dismissed, and be wanted again
                 self._watches.pop(monitor.key, None)
-                self._out.ended(monitor)
+                self._out.on_monitor_removed(monitor)

@@ -18,7 +18,7 @@ from tests.lab import command_audit
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.fixtures import StartGuest
-from tests.lab.recording_observer import Notes, terms, watching
+from tests.lab.recording_observer import RecordingObserver, quick_settings, supervised
 from tests.lab.scripted_peer import connected
 
 ROOT = Path(__file__).parents[2]
@@ -133,10 +133,10 @@ async def test_whoever_gives_a_session_orders_is_not_obeyed_past_the_list(
         Command(name, given) for name in commands(schema) if name not in READS for given in arguments(schema, name)
     ]
     rogue = Rogue(orders)
-    async with watching(notes := Notes(), fake.path, settled=terms(commander=rogue)):
-        await notes.until(lambda: len(rogue.done) == len(orders))
+    async with supervised(observer := RecordingObserver(), fake.path, settings=quick_settings(commander=rogue)):
+        await observer.wait_until(lambda: len(rogue.done) == len(orders))
     assert not any(rogue.done)
-    assert notes.kinds("vm") == ["vm.attached", "vm.detached"]  # it is refused order by order, and goes on
+    assert observer.types("vm") == ["vm.attached", "vm.detached"]  # it is refused order by order, and goes on
 
 
 async def test_no_config_turns_on_a_command_by_its_name(schema: list[dict[str, Any]]) -> None:
@@ -191,7 +191,10 @@ def test_bytes_for_a_monitor_are_made_in_one_file_and_written_in_one_place() -> 
             made.add(path.relative_to(ROOT / "agent").as_posix())
         if path.parent.name in ("qmp", "monitors", "libvirt", "session", "collectors", "alerts"):
             written |= {path.name} if re.search(r"\.write\(|\.sendall\(|\.sendto\(|sock_sendall", text) else set()
-    speaks_of_them = {"cli/capture/file.py", "cli/capture/replay.py"}  # recordings, and a stand-in that is asked and never asks
+    speaks_of_them = {
+        "cli/capture/file.py",
+        "cli/capture/replay.py",
+    }  # recordings, and a stand-in that is asked and never asks
     assert made <= {"qmp/commands.py", "cli/demo/control.py", *speaks_of_them}
     assert written == {"client.py"}
     writers = re.findall(

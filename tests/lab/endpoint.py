@@ -12,7 +12,7 @@ from agent.cli.demo.guest import until
 from agent.cli.http_client import EndpointCredentials
 from agent.http.handlers import create_application
 from agent.http.server import HttpEndpoint
-from tests.lab.scripted_peer import LONG
+from tests.lab.scripted_peer import TIMEOUT_SECONDS
 from tests.unit.http.test_handlers import Shown
 
 
@@ -72,4 +72,4 @@ class RunningEndpoint:
         async def so() -> bool:
             return await self.get(**more) == status
 
-        await until(so, LONG)
+        await until(so, TIMEOUT_SECONDS)

@@ -15,13 +15,13 @@ from agent.monitors.dial import unix
 from agent.qmp.commands import AllowList, Change
 from agent.session.api import MonitorState, MonitorStatus, PollOutcome, SessionSettings
 from agent.session.supervisor import SupervisorGroup
-from tests.lab.scripted_peer import LONG
+from tests.lab.scripted_peer import TIMEOUT_SECONDS
 
 QUICK = Intervals(poll=0.06, guest_memory=0.06, migration=0.06, resync=60.0)
 """Just above the slack within which questions go out together."""
 
 
-class Notes:
+class RecordingObserver:
     """An Out that keeps everything.
 
     Attributes:
@@ -29,90 +29,90 @@ class Notes:
     """
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, Any]] = []
+        self.calls: list[tuple[str, Any]] = []
         self._news = asyncio.Event()
 
     def _note(self, name: str, what: Any) -> None:
-        self.told.append((name, what))
+        self.calls.append((name, what))
         self._news.set()
 
-    def record(self, record: Record) -> None:
-        self._note("record", record)
+    def on_record(self, record: Record) -> None:
+        self._note("on_record", record)
 
-    def samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        self._note("samples", (vm, families, samples, time_ns))
+    def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
+        self._note("on_samples", (vm, families, samples, time_ns))
 
-    def status(self, status: MonitorStatus) -> None:
-        self._note("status", status)
+    def on_status(self, status: MonitorStatus) -> None:
+        self._note("on_status", status)
 
-    def ended(self, monitor: Monitor) -> None:
-        self._note("ended", monitor)
+    def on_monitor_removed(self, monitor: Monitor) -> None:
+        self._note("on_monitor_removed", monitor)
 
-    def refused(self, address: str, reason: str) -> None:
-        self._note("refused", (address, reason))
+    def on_connection_refused(self, address: str, reason: str) -> None:
+        self._note("on_connection_refused", (address, reason))
 
-    def replied(self, seconds: float) -> None:
-        self._note("replied", seconds)
+    def on_response(self, seconds: float) -> None:
+        self._note("on_response", seconds)
 
-    def collected(self, collector: str, outcome: PollOutcome) -> None:
-        self._note("collected", (collector, outcome))
+    def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
+        self._note("on_collector_run", (collector, outcome))
 
-    def lost(self, vm: Vm, reason: str, events: int) -> None:
-        self._note("lost", (vm, reason, events))
+    def on_events_dropped(self, vm: Vm, reason: str, events: int) -> None:
+        self._note("on_events_dropped", (vm, reason, events))
 
-    def all(self, name: str) -> list[Any]:
+    def calls_of(self, name: str) -> list[Any]:
         """Return what was told by that call."""
-        return [what for called, what in self.told if called == name]
+        return [what for called, what in self.calls if called == name]
 
     def records(self, kind: str = "") -> list[Record]:
         """Return the records whose type begins so, after `qemu.`."""
-        return [record for record in self.all("record") if record.type.startswith(f"qemu.{kind}")]
+        return [record for record in self.calls_of("on_record") if record.type.startswith(f"qemu.{kind}")]
 
-    def kinds(self, kind: str = "") -> list[str]:
+    def types(self, kind: str = "") -> list[str]:
         """Return the types of these records, without `qemu.`."""
         return [record.type.removeprefix("qemu.") for record in self.records(kind)]
 
     def states(self) -> list[MonitorState]:
         """Return the states that a monitor went through."""
-        return [status.state for status in self.all("status")]
+        return [status.state for status in self.calls_of("on_status")]
 
     def outcomes(self, collector: str) -> list[PollOutcome]:
         """Return what became of a collector's questions."""
-        return [outcome for name, outcome in self.all("collected") if name == collector]
+        return [outcome for name, outcome in self.calls_of("on_collector_run") if name == collector]
 
-    async def until(self, predicate: Callable[[], object]) -> None:
+    async def wait_until(self, predicate: Callable[[], object]) -> None:
         """Wait until it is so, looking whenever something is told."""
-        async with asyncio.timeout(LONG):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while not predicate():
                 self._news.clear()
                 await self._news.wait()
 
-    async def polled(self, times: int = 1, collector: str = "block") -> None:
+    async def wait_for_polls(self, times: int = 1, collector: str = "block") -> None:
         """Wait until a collector has been asked that many times more."""
         before = len(self.outcomes(collector))
-        await self.until(lambda: len(self.outcomes(collector)) >= before + times)
+        await self.wait_until(lambda: len(self.outcomes(collector)) >= before + times)
 
 
 def monitor_at(path: Path) -> Monitor:
     return Monitor(str(path), (str(path),), qmp(unix(str(path))))
 
 
-def terms(*changes: Change, **more: Any) -> SessionSettings:
+def quick_settings(*changes: Change, **more: Any) -> SessionSettings:
     """Return terms that are quick, with these changes allowed."""
     quick: dict[str, Any] = {"intervals": QUICK, "retry_seconds": 0.02, "greeting_seconds": 0.1, "reply_seconds": 0.1}
     return SessionSettings("host1", AllowList(changes), frozenset(changes), **quick | more)
 
 
 @contextlib.asynccontextmanager
-async def watching(
-    notes: Notes, *paths: Path, settled: SessionSettings | None = None
+async def supervised(
+    observer: RecordingObserver, *paths: Path, settings: SessionSettings | None = None
 ) -> AsyncIterator[SupervisorGroup]:
     """A fleet that watches the monitors at these paths for as long as the block runs."""
     started: asyncio.Future[SupervisorGroup] = asyncio.get_running_loop().create_future()
 
     async def run() -> None:
         async with asyncio.TaskGroup() as tasks:
-            fleet = SupervisorGroup(settled or terms(), notes, tasks)
+            fleet = SupervisorGroup(settings or quick_settings(), observer, tasks)
             for path in paths:
                 fleet.appeared(monitor_at(path))
             started.set_result(fleet)

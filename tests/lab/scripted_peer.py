@@ -10,15 +10,15 @@ from agent.qmp.client import Client
 from agent.qmp.commands import AllowList
 from agent.qmp.protocol import Event
 
-SOON = 0.05
+QUIET_SECONDS = 0.05
 """Seconds after which what never comes has not come."""
-LONG = 5.0
+TIMEOUT_SECONDS = 5.0
 """Seconds in which what comes has come, on any machine."""
 
 
 @contextlib.asynccontextmanager
 async def connected(
-    path: Path, on_event: Callable[[Event], None] = lambda _: None, deadline: float = LONG
+    path: Path, on_event: Callable[[Event], None] = lambda _: None, deadline: float = TIMEOUT_SECONDS
 ) -> AsyncIterator[Client]:
     """A client of the monitor at a path, closed with the block."""
     client = await Client.open(unix(str(path)), AllowList(), on_event, deadline=deadline)
@@ -27,7 +27,7 @@ async def connected(
 
 
 @contextlib.asynccontextmanager
-async def peer(
+async def scripted_peer(
     folder: Path, talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 ) -> AsyncIterator[Path]:
     """A server that talks to each client as it is told, and hangs up."""
@@ -48,5 +48,5 @@ async def peer(
         yield folder / "peer"
     finally:
         server.close()
-        async with asyncio.timeout(LONG):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             await asyncio.gather(*talks)

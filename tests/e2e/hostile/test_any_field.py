@@ -51,7 +51,7 @@ class Watching(Agent):
         """Have a VM there."""
         self.vm = vm
         monitor = Monitor(vm.monitor, (vm.monitor,), _connect)
-        self.status(MonitorStatus(monitor, MonitorState.UP, "", vm, Build("7.2.22", "Debian"), 1))
+        self.on_status(MonitorStatus(monitor, MonitorState.UP, "", vm, Build("7.2.22", "Debian"), 1))
 
 
 async def _connect(*_: Any, **__: Any) -> Any:
@@ -92,7 +92,7 @@ async def test_whatever_a_field_of_an_answer_is(app: Watching) -> None:
         collector = BY_NAME[name]
         with contextlib.suppress(QmpError):
             samples = tuple(collector.collect(mutated))
-            app.samples(app.vm, collector.families, samples, 1_700_000_000_000_000_000)
+            app.on_samples(app.vm, collector.families, samples, 1_700_000_000_000_000_000)
             wait = collector.again(samples, Facts(guest_stats_seconds=5), HOUR)
             assert wait is None or wait > 0
         in_order(app)
@@ -126,6 +126,6 @@ async def test_whatever_a_vm_says_that_it_is(app: Watching) -> None:
         vm = who("hv7", "/run/x.qmp", [{"UUID": uuid}, {"name": name}])
         app.attach(vm)
         in_order(app)
-        app.ended(Monitor(vm.monitor, (vm.monitor,), _connect))
+        app.on_monitor_removed(Monitor(vm.monitor, (vm.monitor,), _connect))
 
     holds()

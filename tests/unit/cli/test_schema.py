@@ -13,7 +13,7 @@ from agent.model.record import Record, RecordEncoder, Vm
 from tests.lab import golden_files
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.record_validation import faults, understood
-from tests.lab.recording_observer import Notes, terms, watching
+from tests.lab.recording_observer import RecordingObserver, quick_settings, supervised
 from tests.unit.collectors.test_collectors import BY_NAME, CASES, answer
 
 VM = Vm("host1", "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1", "vm1", "/run/vm1.qmp")
@@ -41,25 +41,25 @@ def test_every_sample_of_the_golden_files_is_valid(name: str) -> None:
 
 
 async def test_every_record_of_a_vms_life_is_valid(fake: FakeQemu) -> None:
-    notes = Notes()
-    async with watching(notes, fake.path, settled=terms(reply_seconds=0.05)):
-        await notes.polled()
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path, settings=quick_settings(reply_seconds=0.05)):
+        await observer.wait_for_polls()
         for row in ROWS:
             fake.emit(row.name, {"x": 1})
         fake.emit("NEVER_HEARD_OF")
         fake.emit("not a name")
-        await notes.until(lambda: notes.records("event.unknown"))
+        await observer.wait_until(lambda: observer.records("event.unknown"))
         fake.hang("query-blockstats")
-        await notes.until(lambda: notes.records("vm.stalled"))
+        await observer.wait_until(lambda: observer.records("vm.stalled"))
         fake.release("query-blockstats")
-        await notes.polled(2)
+        await observer.wait_for_polls(2)
         fake.emit("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
         fake.drop()
-        await notes.until(lambda: len(notes.records("vm.attached")) == 2)
-    kinds = set(notes.kinds("vm"))
+        await observer.wait_until(lambda: len(observer.records("vm.attached")) == 2)
+    kinds = set(observer.types("vm"))
     assert kinds == {"vm.attached", "vm.stalled", "vm.recovered", "vm.gone", "vm.detached"}
-    assert len(notes.kinds("event")) >= len(ROWS) + 3
-    for record in notes.records():
+    assert len(observer.types("event")) >= len(ROWS) + 3
+    for record in observer.records():
         assert faults(STAMP(record).body) == [], record.type
         understood(STAMP(record).body)
 

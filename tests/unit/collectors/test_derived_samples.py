@@ -14,7 +14,7 @@ from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, RecordEncoder, Severity, Vm
 from tests.lab.fixtures import StartGuest
 from tests.lab.record_validation import faults
-from tests.lab.recording_observer import Notes, terms, watching
+from tests.lab.recording_observer import RecordingObserver, quick_settings, supervised
 from tests.unit.collectors.test_collectors import BY_NAME, collect
 
 TERMS = Intervals(poll=10, migration=1)
@@ -80,37 +80,39 @@ async def test_a_real_mirror_is_followed_while_it_runs_and_the_disks_layers_are_
     guest = await start_guest(kind="writer", span_mib=1)
     await guest.booted()
     await guest.command("blockdev-add", driver="null-co", node_name="target", size=64 << 20)
-    notes = Notes()
-    settled = terms(intervals=Intervals(migration=0.05))
-    async with watching(notes, guest.monitor, settled=settled):
-        await notes.polled(1, "nodes")
+    observer = RecordingObserver()
+    settings = quick_settings(intervals=Intervals(migration=0.05))
+    async with supervised(observer, guest.monitor, settings=settings):
+        await observer.wait_for_polls(1, "nodes")
         await guest.command(
             "blockdev-mirror", job_id="m", device="disk0-format", target="target", sync="full", speed=32 << 20
         )
-        await notes.until(lambda: any("remaining_seconds" in values for values in jobs_of(notes)))
-        layers = len(notes.outcomes("nodes"))
+        await observer.wait_until(lambda: any("remaining_seconds" in values for values in jobs_of(observer)))
+        layers = len(observer.outcomes("nodes"))
         await guest.command("block-job-set-speed", device="m", speed=0)
-        await notes.until(lambda: any(values.get("ready") for values in jobs_of(notes)))
+        await observer.wait_until(lambda: any(values.get("ready") for values in jobs_of(observer)))
         await guest.command("block-job-complete", device="m")
-        await notes.until(lambda: notes.records("event.block_job_completed"))
-        await notes.until(lambda: len(notes.outcomes("nodes")) > layers)
-        await notes.until(lambda: not last(notes, JOB))
-        asked = len(notes.outcomes("jobs"))
+        await observer.wait_until(lambda: observer.records("event.block_job_completed"))
+        await observer.wait_until(lambda: len(observer.outcomes("nodes")) > layers)
+        await observer.wait_until(lambda: not last(observer, JOB))
+        asked = len(observer.outcomes("jobs"))
         await guest.command("stop")
-        await notes.until(lambda: any(sample.values.get("status") == "paused" for sample in last(notes, RUNSTATE)))
-    assert len(notes.outcomes("jobs")) == asked
-    ran = [values for values in jobs_of(notes) if values["status"] == "running"]
+        await observer.wait_until(
+            lambda: any(sample.values.get("status") == "paused" for sample in last(observer, RUNSTATE))
+        )
+    assert len(observer.outcomes("jobs")) == asked
+    ran = [values for values in jobs_of(observer) if values["status"] == "running"]
     assert all(values["goal"] >= 64 << 20 for values in ran)
     assert all(values["speed_limit_bytes_per_second"] in (0, 32 << 20) for values in ran)
 
 
-def jobs_of(notes: Notes) -> list[dict[str, Any]]:
-    return [s.values for _, _, samples, _ in notes.all("samples") for s in samples if s.family is JOB]
+def jobs_of(observer: RecordingObserver) -> list[dict[str, Any]]:
+    return [s.values for _, _, samples, _ in observer.calls_of("on_samples") for s in samples if s.family is JOB]
 
 
-def last(notes: Notes, family: Family) -> Any:
+def last(observer: RecordingObserver, family: Family) -> Any:
     """Return what the last answer told of a family."""
-    return [samples for _, families, samples, _ in notes.all("samples") if family in families][-1]
+    return [samples for _, families, samples, _ in observer.calls_of("on_samples") if family in families][-1]
 
 
 # --- Run state ---

@@ -21,7 +21,7 @@ from agent.http.handlers import HEADERS
 from agent.http.server import EndpointError, is_loopback
 from tests.lab.endpoint import RunningEndpoint
 from tests.lab.kafka_security import Certificates
-from tests.lab.scripted_peer import LONG
+from tests.lab.scripted_peer import TIMEOUT_SECONDS
 
 PASSWORD = "correct horse"
 HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
@@ -190,7 +190,7 @@ async def test_a_changed_file_is_taken_and_a_bad_one_changes_nothing(folder: Pat
         alice = visitor(folder)
         assert await door.get(visitor=alice) == 200
         door.write("tls_server_config: [")
-        await until(lambda: door.endpoint.config_error, LONG)
+        await until(lambda: door.endpoint.config_error, TIMEOUT_SECONDS)
         assert door.endpoint.config_error is not None
         assert "the one before it stays" in door.endpoint.config_error
         assert (await door.get(visitor=alice), await door.get()) == (200, 401)
@@ -199,7 +199,7 @@ async def test_a_changed_file_is_taken_and_a_bad_one_changes_nothing(folder: Pat
         assert not door.endpoint.config_error
         door.write(tls(certificates) | USERS)
         door.url = door.url.replace("http:", "https:")
-        async with asyncio.timeout(LONG):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while True:
                 with contextlib.suppress(aiohttp.ClientError):
                     assert await door.get(visitor=visitor(folder, ca=certificates.authority)) == 200
@@ -215,7 +215,7 @@ async def test_a_renewed_certificate_is_shown_to_those_who_come_next(folder: Pat
     async with RunningEndpoint(folder, config).open() as door:
         assert await door.get(visitor=EndpointCredentials(ca=old.authority)) == 200
         pem.write_bytes(new.server.read_bytes())
-        async with asyncio.timeout(LONG):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while True:
                 with contextlib.suppress(aiohttp.ClientConnectorCertificateError):
                     assert await door.get(visitor=EndpointCredentials(ca=new.authority)) == 200

@@ -13,13 +13,13 @@ from agent.app.self_metrics import SelfMetrics
 from agent.cli.demo.guest import until
 from agent.http import connection_limits
 from tests.lab.endpoint import RunningEndpoint
-from tests.lab.scripted_peer import LONG
+from tests.lab.scripted_peer import TIMEOUT_SECONDS
 
 
 async def closed(reader: asyncio.StreamReader) -> bool:
     """Wait until the other end has hung up."""
     with contextlib.suppress(ConnectionError):
-        async with asyncio.timeout(LONG):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             await reader.read()
     return True
 
@@ -54,7 +54,7 @@ async def test_one_who_asks_again_and_again_on_a_connection_is_served_and_hung_u
     async with RunningEndpoint(folder).open() as door, door.raw() as (reader, writer):
         for _ in range(5):
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            async with asyncio.timeout(LONG):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 assert b"200" in await reader.readuntil(b"\r\n")
                 await reader.readuntil(b"ok\n")
             await asyncio.sleep(0.1)  # longer than a header may take, in all
@@ -75,7 +75,7 @@ async def test_a_header_that_is_too_large_is_refused(folder: Path, header: bytes
     async with RunningEndpoint(folder).open() as door, door.raw() as (reader, writer):
         writer.write(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n")
         with contextlib.suppress(ConnectionError):
-            async with asyncio.timeout(LONG):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 line = await reader.readline()
                 assert line == b"" or line.split()[1] in (b"400", b"404", b"431")
         assert await door.get() == 200
@@ -89,14 +89,14 @@ async def test_there_is_room_for_so_many_connections_and_a_slot_is_free_again_wh
         async with AsyncExitStack() as most, door.raw() as (first, _):
             for _ in range(9):
                 await most.enter_async_context(door.raw())
-            await until(lambda: len(door.guards) == 10, LONG)
+            await until(lambda: len(door.guards) == 10, TIMEOUT_SECONDS)
             async with door.raw() as (over, _):
                 assert await closed(over)
             metrics = SelfMetrics()
             metrics.read_endpoint(door.endpoint.refused_connections)
             assert b"qmp_agent_http_connections_refused_total 1.0" in metrics.render()
             assert not first.at_eof()
-        await until(lambda: len(door.guards) < 10, LONG)
+        await until(lambda: len(door.guards) < 10, TIMEOUT_SECONDS)
         assert await door.get() == 200
 
 
@@ -109,8 +109,8 @@ async def test_one_who_does_not_read_its_answers_is_hung_up_on(folder: Path, mon
             loop = asyncio.get_running_loop()
             await loop.sock_connect(deaf, (door.host, door.port))
             with contextlib.suppress(ConnectionError):
-                async with asyncio.timeout(LONG):
+                async with asyncio.timeout(TIMEOUT_SECONDS):
                     while True:
                         await loop.sock_sendall(deaf, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
-        await until(lambda: not door.guards, LONG)
+        await until(lambda: not door.guards, TIMEOUT_SECONDS)
         assert await door.get() == 200

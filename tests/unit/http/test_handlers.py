@@ -19,7 +19,7 @@ from agent.http.record_stream import MAX_STREAMS, QUEUE_RECORDS, RecordBroadcast
 from agent.model.record import Record, RecordEncoder, Severity, Stamped, Vm
 from agent.monitors import Monitor
 from agent.session.api import MonitorState, MonitorStatus
-from tests.lab.scripted_peer import LONG
+from tests.lab.scripted_peer import TIMEOUT_SECONDS
 from tests.lab.snapshots import OPEN, poll, status, vm
 
 STAMP = RecordEncoder()
@@ -174,7 +174,7 @@ async def test_the_overview_is_streamed_whole_and_then_what_is_new(
     monkeypatch.setattr(sse, "TURN_SECONDS", 0.01)
     view.snapshot.status(status(vm()))
     view.snapshot.status(status(vm(1, "vm2", "/run/vm2.qmp"), key=1))
-    async with client.get("/overview/live") as response, asyncio.timeout(LONG):
+    async with client.get("/overview/live") as response, asyncio.timeout(TIMEOUT_SECONDS):
         whole = await message(response)
         assert whole["vms"].keys() == {vm().uuid, vm(1).uuid}
         assert whole.keys() == {"vms", "history", "monitors", "alerts", "agent"}
@@ -209,7 +209,7 @@ async def streamed(client: Client, view: Shown, query: str, *records: Stamped) -
     """Return the ids of what a stream gives of these records, up to one that every stream wants."""
     last = record("event.~last", severity=Severity.CRITICAL)
     ids: list[str] = []
-    async with client.get(f"/records?{query}") as response, asyncio.timeout(LONG):
+    async with client.get(f"/records?{query}") as response, asyncio.timeout(TIMEOUT_SECONDS):
         assert response.status == 200
         for stamped in (*records, last):
             view.broadcaster.publish(stamped)
@@ -223,7 +223,7 @@ async def streamed(client: Client, view: Shown, query: str, *records: Stamped) -
 
 async def test_records_are_streamed_whole_as_server_sent_events(client: Client, view: Shown) -> None:
     made = record()
-    async with client.get("/records") as response, asyncio.timeout(LONG):
+    async with client.get("/records") as response, asyncio.timeout(TIMEOUT_SECONDS):
         view.broadcaster.publish(made)
         lines = [await response.content.readline() for _ in range(3)]
     assert lines == [b"id: %b\n" % made.id.encode(), b"data: %b\n" % made.body, b"\n"]
@@ -252,14 +252,14 @@ async def test_there_is_room_for_so_many_onlookers_and_for_another_when_one_leav
     assert await text(client, "/healthz") == "ok\n"
     for stream in sse:
         stream.close()
-    async with asyncio.timeout(LONG):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while (response := await client.get("/records")).status != 200:
             view.broadcaster.publish(record())  # a stream learns that its reader has left when it writes
     response.close()
 
 
 async def test_an_onlooker_is_told_what_it_missed(client: Client, view: Shown) -> None:
-    async with client.get("/records") as response, asyncio.timeout(LONG):
+    async with client.get("/records") as response, asyncio.timeout(TIMEOUT_SECONDS):
         for _ in range(QUEUE_RECORDS + 9):  # in one turn of the loop: nothing of it is written before all is put
             view.broadcaster.publish(record())
         lines = [await response.content.readline() for _ in range(2)]
@@ -269,14 +269,14 @@ async def test_an_onlooker_is_told_what_it_missed(client: Client, view: Shown) -
 
 async def test_a_quiet_stream_is_given_a_comment(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "QUIET_SECONDS", 0.01)
-    async with client.get("/records") as response, asyncio.timeout(LONG):
+    async with client.get("/records") as response, asyncio.timeout(TIMEOUT_SECONDS):
         assert await response.content.readline() == b": quiet\n"
 
 
 async def test_an_onlooker_that_reads_nothing_holds_up_nobody(client: Client, view: Shown) -> None:
     big: Any = STAMP(Record("qemu.event.x", vm(), {"x": "x" * 100_000}, 0))
     with view.broadcaster.subscribe(Subscriber()) as quick:
-        async with client.get("/records"), asyncio.timeout(LONG):
+        async with client.get("/records"), asyncio.timeout(TIMEOUT_SECONDS):
             for _ in range(QUEUE_RECORDS + 100):
                 view.broadcaster.publish(big)
                 await quick.get()

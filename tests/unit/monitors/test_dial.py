@@ -14,7 +14,7 @@ from agent.qmp.commands import AllowList
 from agent.qmp.errors import NotConnectedError, QmpError
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.machine import free_port
-from tests.lab.scripted_peer import LONG, SOON
+from tests.lab.scripted_peer import QUIET_SECONDS, TIMEOUT_SECONDS
 
 NEVER = 60.0
 """A scan that far off does not come in a test: what is seen before, inotify told."""
@@ -41,7 +41,7 @@ class Seen:
         assert self.now.pop(monitor.key) == monitor
         self._news.set()
 
-    def refused(self, address: str, reason: str) -> None:
+    def on_connection_refused(self, address: str, reason: str) -> None:
         raise AssertionError(f"{address}: {reason}")
 
     def names(self) -> list[str]:
@@ -156,7 +156,7 @@ async def test_a_link_to_a_socket_is_a_monitor(folder: Path) -> None:
 
 
 async def test_a_folder_that_is_not_there_yet_is_watched_once_it_is(folder: Path) -> None:
-    async with looking(folder / "later" / "*.qmp", scan_seconds=SOON) as seen:
+    async with looking(folder / "later" / "*.qmp", scan_seconds=QUIET_SECONDS) as seen:
         assert seen.names() == []
         (folder / "later").mkdir()
         make(folder / "later" / "vm.qmp")
@@ -167,7 +167,7 @@ async def test_a_folder_that_is_removed_and_made_again_is_watched_again(folder: 
     place = folder / "run"
     place.mkdir()
     make(place / "vm.qmp")
-    async with looking(place / "*.qmp", scan_seconds=SOON) as seen:
+    async with looking(place / "*.qmp", scan_seconds=QUIET_SECONDS) as seen:
         await seen.until(seen.names)
         (place / "vm.qmp").unlink()
         place.rmdir()
@@ -181,7 +181,7 @@ async def test_folders_may_be_patterns_too(folder: Path) -> None:
     for name in ("a", "b"):
         (folder / name).mkdir()
         make(folder / name / "qmp.sock")
-    async with looking(folder / "*" / "qmp.sock", scan_seconds=SOON) as seen:
+    async with looking(folder / "*" / "qmp.sock", scan_seconds=QUIET_SECONDS) as seen:
         await seen.until(lambda: len(seen.now) == 2)
         (folder / "c").mkdir()
         make(folder / "c" / "qmp.sock")
@@ -193,7 +193,7 @@ async def test_without_inotify_scanning_is_enough(folder: Path, monkeypatch: pyt
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(dial, "Inotify", none_left)
-    async with looking(folder / "*.qmp", scan_seconds=SOON) as seen:
+    async with looking(folder / "*.qmp", scan_seconds=QUIET_SECONDS) as seen:
         make(folder / "vm.qmp")
         await seen.until(seen.names)
         (folder / "vm.qmp").unlink()
@@ -213,7 +213,7 @@ async def test_many_sockets_made_at_once_are_all_seen(folder: Path) -> None:
 
 async def test_a_monitor_found_by_path_can_be_connected_to(fake: FakeQemu) -> None:
     (monitor,) = DialDiscoverer(str(fake.path)).scan().values()
-    client = await monitor.open(AllowList(), lambda _: None, deadline=LONG)
+    client = await monitor.open(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)
     client.close()
     assert monitor.name == str(fake.path)
 
@@ -225,7 +225,7 @@ async def test_a_tcp_monitor_is_always_there_and_tells_why_it_cannot_be_reached(
     (monitor,) = seen.ever
     assert monitor.name == address
     with pytest.raises(NotConnectedError, match=r"refused|Connect call failed"):
-        await monitor.open(AllowList(), lambda _: None, deadline=LONG)
+        await monitor.open(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)
 
 
 async def test_a_tcp_monitor_can_be_connected_to_by_either_kind_of_address(fake: FakeQemu) -> None:
@@ -243,7 +243,7 @@ async def test_a_tcp_monitor_can_be_connected_to_by_either_kind_of_address(fake:
         async with await asyncio.start_server(forward, host.strip("[]"), 0) as server:
             port = server.sockets[0].getsockname()[1]
             (monitor,) = DialDiscoverer(f"tcp:{host}:{port}").scan().values()
-            client = await monitor.open(AllowList(), lambda _: None, deadline=LONG)
+            client = await monitor.open(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)
             client.close()
 
 
@@ -252,5 +252,5 @@ async def test_a_socket_whose_name_is_no_text_is_watched_under_one_that_is(folde
     async with FakeQemu(path):
         (monitor,) = DialDiscoverer(str(folder / "*.qmp")).scan().values()
         assert monitor.name == rf"{folder}/vm\xff.qmp"
-        client = await monitor.open(AllowList(), lambda _: None, deadline=LONG)
+        client = await monitor.open(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)
         client.close()

@@ -11,7 +11,7 @@ from agent.monitors import HotplugDiscoverer
 from agent.qmp.commands import Change
 from agent.session.api import MonitorState
 from tests.lab.fake_qemu import FakeError, FakeQemu
-from tests.lab.recording_observer import Notes, terms, watching
+from tests.lab.recording_observer import RecordingObserver, quick_settings, supervised
 
 EXISTS = FakeError("GenericError", "it is there already")
 FAILS = FakeError("GenericError", "it cannot be made")
@@ -34,33 +34,35 @@ def own(folder: Path) -> Path:
     return folder / f"{os.getpid()}.qmp"
 
 
-async def watched(fake: FakeQemu, folder: Path, until: Callable[[Notes], object] = lambda _: True) -> Notes:
+async def watched(
+    fake: FakeQemu, folder: Path, until: Callable[[RecordingObserver], object] = lambda _: True
+) -> RecordingObserver:
     """Watch until two polls have been made and it is so."""
-    notes = Notes()
+    observer = RecordingObserver()
     (monitor,) = HotplugDiscoverer(str(fake.path), folder, 0.2).scan().values()
-    async with watching(notes, settled=terms(Change.OWN_MONITOR)) as fleet:
+    async with supervised(observer, settings=quick_settings(Change.OWN_MONITOR)) as fleet:
         fleet.appeared(monitor)
-        await notes.polled(2)
-        await notes.until(lambda: until(notes))
-    return notes
+        await observer.wait_for_polls(2)
+        await observer.wait_until(lambda: until(observer))
+    return observer
 
 
 @pytest.mark.parametrize("socket", [None, EXISTS])
 async def test_the_vm_is_watched_over_the_monitor_that_was_added(fake: FakeQemu, folder: Path, socket: Any) -> None:
     can(fake, socket=socket, monitor=socket)
     async with FakeQemu(own(folder)) as added:
-        notes = await watched(fake, folder)
+        observer = await watched(fake, folder)
         assert added.count("query-blockstats") >= 2
     assert fake.count("query-blockstats") == 0
-    (attached, _) = notes.records("vm")
+    (attached, _) = observer.records("vm")
     assert "events_available" not in attached.data
-    assert notes.states() == [MonitorState.CONNECTING, MonitorState.NEGOTIATING, MonitorState.UP, MonitorState.GONE]
+    assert observer.states() == [MonitorState.CONNECTING, MonitorState.NEGOTIATING, MonitorState.UP, MonitorState.GONE]
 
 
 async def test_a_qemu_that_has_no_such_thing_is_visited_and_nothing_is_tried(fake: FakeQemu, folder: Path) -> None:
-    notes = await watched(fake, folder)
+    observer = await watched(fake, folder)
     assert fake.count("chardev-add") == fake.count("object-add") == 0
-    assert notes.records("vm.attached")[0].data["events_available"] is False
+    assert observer.records("vm.attached")[0].data["events_available"] is False
 
 
 @pytest.mark.parametrize(("socket", "monitor", "undone"), [(None, FAILS, 1), (None, None, 1), (FAILS, FAILS, 0)])
@@ -68,8 +70,8 @@ async def test_where_it_cannot_be_had_what_was_made_is_taken_back_and_the_vm_is_
     fake: FakeQemu, folder: Path, socket: Any, monitor: Any, undone: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     can(fake, socket=socket, monitor=monitor)
-    notes = await watched(fake, folder)
-    assert notes.records("vm.attached")[0].data["events_available"] is False
+    observer = await watched(fake, folder)
+    assert observer.records("vm.attached")[0].data["events_available"] is False
     assert (fake.count("object-del"), fake.count("chardev-remove")) == (undone, undone)
     assert caplog.text.count("is visited: no monitor of the agent's own can be had") == 1
     if socket or monitor:
@@ -80,6 +82,6 @@ async def test_one_that_somebody_else_holds_is_left_to_them(fake: FakeQemu, fold
     can(fake, socket=EXISTS, monitor=EXISTS)
     async with FakeQemu(own(folder)) as added:
         added.busy()
-        notes = await watched(fake, folder)
-    assert notes.records("vm.attached")[0].data["events_available"] is False
+        observer = await watched(fake, folder)
+    assert observer.records("vm.attached")[0].data["events_available"] is False
     assert fake.count("object-del") == 0

@@ -17,14 +17,14 @@ from agent.session.api import MonitorState
 from tests.lab.fixtures import StartGuest
 from tests.lab.kafka_security import Certificates
 from tests.lab.machine import free_port
-from tests.lab.recording_observer import Notes, terms, watching
-from tests.lab.scripted_peer import LONG
+from tests.lab.recording_observer import RecordingObserver, quick_settings, supervised
+from tests.lab.scripted_peer import TIMEOUT_SECONDS
 
 
 @contextlib.asynccontextmanager
-async def listening(notes: Notes, way: ListenDiscoverer) -> AsyncIterator[None]:
+async def listening(observer: RecordingObserver, way: ListenDiscoverer) -> AsyncIterator[None]:
     """A fleet that watches whoever calls, for as long as the block runs."""
-    async with watching(notes, settled=terms(greeting_seconds=0.3, reply_seconds=5)) as fleet:
+    async with supervised(observer, settings=quick_settings(greeting_seconds=0.3, reply_seconds=5)) as fleet:
         task = asyncio.create_task(way.watch(fleet))
         try:
             await until_it_listens(way)
@@ -35,7 +35,7 @@ async def listening(notes: Notes, way: ListenDiscoverer) -> AsyncIterator[None]:
 
 
 async def until_it_listens(way: ListenDiscoverer) -> None:
-    async with asyncio.timeout(LONG):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while True:
             with contextlib.suppress(OSError):
                 _, writer = await call(way)
@@ -55,7 +55,7 @@ async def hung_up(way: ListenDiscoverer) -> float:
     """Call, say nothing, and return after how many seconds the agent hangs up."""
     begin = time.monotonic()
     reader, writer = await call(way)
-    async with asyncio.timeout(LONG):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
     writer.close()
@@ -67,19 +67,21 @@ def calling(way: ListenDiscoverer) -> list[str]:
 
 
 async def test_a_qemu_that_calls_is_watched_and_known_by_what_it_says(start_guest: StartGuest, folder: Path) -> None:
-    notes, way = Notes(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
-    async with listening(notes, way):
+    observer, way = RecordingObserver(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
+    async with listening(observer, way):
         guest = await start_guest("web", extra=calling(way))
-        await notes.polled()
-        (attached,) = notes.records("vm.attached")
+        await observer.wait_for_polls()
+        (attached,) = observer.records("vm.attached")
         assert guest.process is not None
         assert (attached.vm.uuid, attached.vm.name) == (guest.uuid, "web")
         assert attached.vm.monitor == f"{way.address} pid {guest.process.pid}"
         await guest.command("stop")
-        await notes.until(lambda: notes.records("event.stop"))
+        await observer.wait_until(lambda: observer.records("event.stop"))
         await guest.stop()
-        await notes.until(lambda: notes.records("vm.gone"))
-        await notes.until(lambda: any(m.name == attached.vm.monitor for m in notes.all("ended")))
+        await observer.wait_until(lambda: observer.records("vm.gone"))
+        await observer.wait_until(
+            lambda: any(m.name == attached.vm.monitor for m in observer.calls_of("on_monitor_removed"))
+        )
     assert not (folder / "mon").exists()
 
 
@@ -90,62 +92,64 @@ async def test_qemus_that_were_there_before_call_again_when_the_agent_is_back(
     for name in ("a", "b", "c"):
         await start_guest(name, extra=calling(way))
 
-    async def all_three(notes: Notes) -> None:
-        await notes.until(lambda: len(notes.records("vm.attached")) == 3)
+    async def all_three(observer: RecordingObserver) -> None:
+        await observer.wait_until(lambda: len(observer.records("vm.attached")) == 3)
 
     for _ in range(2):
-        notes = Notes()
-        async with listening(notes, way):
+        observer = RecordingObserver()
+        async with listening(observer, way):
             begin = time.monotonic()
-            await all_three(notes)
+            await all_three(observer)
             assert time.monotonic() - begin < 2.0
-        assert notes.kinds("vm").count("vm.detached") == 3
+        assert observer.types("vm").count("vm.detached") == 3
 
 
 async def test_who_calls_and_does_not_greet_is_hung_up_on_in_time_and_no_record_is_made_of_it(folder: Path) -> None:
-    notes, way = Notes(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
-    async with listening(notes, way):
+    observer, way = RecordingObserver(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
+    async with listening(observer, way):
         assert 0.3 <= await hung_up(way) < 2.0
-        await notes.until(lambda: len(notes.all("ended")) == 2)
-    assert notes.states()[-1] is MonitorState.GONE
-    assert notes.kinds() == []
+        await observer.wait_until(lambda: len(observer.calls_of("on_monitor_removed")) == 2)
+    assert observer.states()[-1] is MonitorState.GONE
+    assert observer.types() == []
 
 
 async def test_who_is_not_among_the_users_is_refused_before_a_byte_is_read(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    notes, way = (
-        Notes(),
+    observer, way = (
+        RecordingObserver(),
         ListenDiscoverer(ListenConfig(listen=str(folder / "mon"), users=["12345", "nobody-of-that-name"])),
     )
-    async with listening(notes, way):
+    async with listening(observer, way):
         assert await hung_up(way) < 0.3
-        assert set(notes.all("refused")) == {(way.address, "user")}
-    assert notes.all("status") == []
+        assert set(observer.calls_of("on_connection_refused")) == {(way.address, "user")}
+    assert observer.calls_of("on_status") == []
     assert "no user or group nobody-of-that-name" in caplog.text
     assert caplog.text.count("is not let in") == 1, "told once for each user"
 
 
 async def test_a_member_of_the_groups_is_let_in(folder: Path) -> None:
     way = ListenDiscoverer(ListenConfig(listen=str(folder / "mon"), users=[], groups=[str(os.getgid())]))
-    notes = Notes()
-    async with listening(notes, way):
+    observer = RecordingObserver()
+    async with listening(observer, way):
         await hung_up(way)
-    assert notes.all("refused") == []
+    assert observer.calls_of("on_connection_refused") == []
 
 
 async def test_one_process_gets_four_connections_and_all_get_as_many_as_there_are(folder: Path) -> None:
-    notes, way = Notes(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
-    async with listening(notes, way):
+    observer, way = RecordingObserver(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
+    async with listening(observer, way):
         await asyncio.gather(*(hung_up(way) for _ in range(6)))
-        assert notes.all("refused") == [(way.address, "process")] * len(notes.all("refused"))
-        assert 2 <= len(notes.all("refused")) <= 3
+        assert observer.calls_of("on_connection_refused") == [(way.address, "process")] * len(
+            observer.calls_of("on_connection_refused")
+        )
+        assert 2 <= len(observer.calls_of("on_connection_refused")) <= 3
         await hung_up(way)
-        assert len(notes.all("ended")) >= 4, "those that ended make place"
-    notes, way = Notes(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon"), max_connections=2))
-    async with listening(notes, way):
+        assert len(observer.calls_of("on_monitor_removed")) >= 4, "those that ended make place"
+    observer, way = RecordingObserver(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon"), max_connections=2))
+    async with listening(observer, way):
         await asyncio.gather(*(hung_up(way) for _ in range(4)))
-    assert (way.address, "limit") in notes.all("refused")
+    assert (way.address, "limit") in observer.calls_of("on_connection_refused")
 
 
 async def test_a_socket_left_behind_is_replaced_and_one_in_use_is_not(folder: Path) -> None:
@@ -166,12 +170,12 @@ async def test_a_socket_that_somebody_removes_is_made_anew(
     start_guest: StartGuest, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.monitors.listen.CHECK_SECONDS", 0.05)
-    notes, way = Notes(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
-    async with listening(notes, way):
+    observer, way = RecordingObserver(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
+    async with listening(observer, way):
         (folder / "mon").unlink()
         await until_it_listens(way)
         await start_guest(extra=calling(way))
-        await notes.polled()
+        await observer.wait_for_polls()
 
 
 async def test_an_address_that_cannot_be_had_is_told_once_and_tried_on(
@@ -186,7 +190,7 @@ async def test_an_address_that_cannot_be_had_is_told_once_and_tried_on(
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(appear())
-        async with listening(Notes(), way):
+        async with listening(RecordingObserver(), way):
             pass
     assert caplog.text.count("cannot listen on") == 1
 
@@ -213,12 +217,12 @@ async def test_over_tcp_a_qemu_with_a_certificate_is_watched_and_nobody_without_
     start_guest: StartGuest, folder: Path, tls: ListenTlsConfig
 ) -> None:
     way = ListenDiscoverer(ListenConfig(listen=f"tcp:127.0.0.1:{free_port()}", tls=tls))
-    notes = Notes()
-    async with listening(notes, way):
-        assert await hung_up(way) < LONG
+    observer = RecordingObserver()
+    async with listening(observer, way):
+        assert await hung_up(way) < TIMEOUT_SECONDS
         guest = await start_guest(extra=calling_over_tls(way, folder))
-        await notes.polled()
-        (attached,) = notes.records("vm.attached")
+        await observer.wait_for_polls()
+        (attached,) = observer.records("vm.attached")
         assert attached.vm.uuid == guest.uuid
         assert attached.vm.monitor.startswith(f"{way.address} from 127.0.0.1:")
 
@@ -234,11 +238,11 @@ async def test_a_certificate_of_another_authority_is_not_let_in(
             tls=ListenTlsConfig(ca=str(other.authority), certificate=tls.certificate),
         )
     )
-    notes = Notes()
-    async with listening(notes, way):
+    observer = RecordingObserver()
+    async with listening(observer, way):
         await start_guest(extra=calling_over_tls(way, folder))
-        await notes.until(lambda: sum(state is MonitorState.GONE for state in notes.states()) >= 3)
-    assert notes.kinds() == []
+        await observer.wait_until(lambda: sum(state is MonitorState.GONE for state in observer.states()) >= 3)
+    assert observer.types() == []
 
 
 def test_a_secrets_folder_that_is_not_given_keeps_it_from_listening_and_no_more(

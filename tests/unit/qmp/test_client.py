@@ -15,7 +15,7 @@ from agent.qmp.errors import CommandError, CommandRefusedError, NotConnectedErro
 from agent.qmp.protocol import Event
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.qmp_bytes import DONE, HELLO, STATUS, line
-from tests.lab.scripted_peer import LONG, SOON, connected, peer
+from tests.lab.scripted_peer import QUIET_SECONDS, TIMEOUT_SECONDS, connected, scripted_peer
 
 NAME = Command("query-name")
 
@@ -26,7 +26,7 @@ NAME = Command("query-name")
 async def test_answers_come_in_order_and_errors_are_answers(fake: FakeQemu) -> None:
     fake.replies["query-name"] = FakeError("DeviceNotFound", "gone")
     async with connected(fake.path) as client:
-        status, name, again = await client.ask([STATUS, NAME, STATUS], deadline=LONG)
+        status, name, again = await client.ask([STATUS, NAME, STATUS], deadline=TIMEOUT_SECONDS)
         assert status == again == fake.transcript.answer("query-status", {})["return"]
         assert isinstance(name, CommandError)
         assert name.error_class == "DeviceNotFound"
@@ -36,8 +36,8 @@ async def test_answers_come_in_order_and_errors_are_answers(fake: FakeQemu) -> N
 async def test_a_refused_question_is_not_sent_and_the_connection_lives_on(fake: FakeQemu) -> None:
     async with connected(fake.path) as client:
         with pytest.raises(CommandRefusedError):
-            await client.ask([STATUS, Command("stop")], deadline=LONG)
-        await client.ask([STATUS], deadline=LONG)
+            await client.ask([STATUS, Command("stop")], deadline=TIMEOUT_SECONDS)
+        await client.ask([STATUS], deadline=TIMEOUT_SECONDS)
     assert [request["execute"] for request in fake.sent] == ["qmp_capabilities", "query-status"]
 
 
@@ -45,31 +45,31 @@ async def test_after_a_late_reply_nothing_is_asked_until_it_has_come(fake: FakeQ
     fake.hang("query-status")
     async with connected(fake.path) as client:
         with pytest.raises(StalledError, match=r"no reply to query-status within 0.05 s"):
-            await client.ask([STATUS, NAME], deadline=SOON)
+            await client.ask([STATUS, NAME], deadline=QUIET_SECONDS)
         with pytest.raises(StalledError, match="2 replies are still due"):
-            await client.ask([NAME], deadline=LONG)
+            await client.ask([NAME], deadline=TIMEOUT_SECONDS)
         settled = asyncio.ensure_future(client.settled())
         assert client.replies_due == 2
         assert not settled.done()
         fake.release("query-status")
-        async with asyncio.timeout(LONG):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             await settled
         assert client.replies_due == 0
-        assert await client.ask([NAME], deadline=LONG) == [{"name": "vm1"}]
+        assert await client.ask([NAME], deadline=TIMEOUT_SECONDS) == [{"name": "vm1"}]
         assert fake.count("query-name") == 2
 
 
 async def test_settled_returns_at_once_where_nothing_is_due(fake: FakeQemu) -> None:
     async with connected(fake.path) as client:
         await client.settled()
-        await client.ask([STATUS], deadline=LONG)
+        await client.ask([STATUS], deadline=TIMEOUT_SECONDS)
         await client.settled()
 
 
 async def test_bytes_are_counted_both_ways(fake: FakeQemu) -> None:
     async with connected(fake.path) as client:
         read, written = client.bytes_read, client.bytes_written
-        await client.ask([STATUS], deadline=LONG)
+        await client.ask([STATUS], deadline=TIMEOUT_SECONDS)
         assert client.bytes_written == written + len(b'{"execute":"query-status"}')
         assert client.bytes_read > read > len(line(fake.greeting))
 
@@ -82,9 +82,9 @@ async def test_a_probe_is_answered_while_the_main_loop_hangs(fake: FakeQemu) -> 
     async with connected(fake.path) as client:
         assert client.can_probe
         with pytest.raises(StalledError):
-            await client.ask([STATUS], deadline=SOON)
-        assert await client.probe(deadline=LONG)
-        assert await client.probe(deadline=LONG)
+            await client.ask([STATUS], deadline=QUIET_SECONDS)
+        assert await client.probe(deadline=TIMEOUT_SECONDS)
+        assert await client.probe(deadline=TIMEOUT_SECONDS)
         assert client.replies_due == 1
         assert fake.count("query-yank") == 2
 
@@ -92,22 +92,22 @@ async def test_a_probe_is_answered_while_the_main_loop_hangs(fake: FakeQemu) -> 
 async def test_an_unanswered_probe_is_waited_for_again_and_not_sent_again(fake: FakeQemu) -> None:
     fake.hang("query-yank")
     async with connected(fake.path) as client:
-        assert not await client.probe(deadline=SOON)
-        assert not await client.probe(deadline=SOON)
+        assert not await client.probe(deadline=QUIET_SECONDS)
+        assert not await client.probe(deadline=QUIET_SECONDS)
         assert fake.count("query-yank") == 1
         fake.release("query-yank")
-        assert await client.probe(deadline=LONG)
+        assert await client.probe(deadline=TIMEOUT_SECONDS)
 
 
 async def test_a_probe_that_was_answered_late_says_nothing_of_now(fake: FakeQemu) -> None:
     fake.hang("query-yank")
     async with connected(fake.path) as client:
-        assert not await client.probe(deadline=SOON)
+        assert not await client.probe(deadline=QUIET_SECONDS)
         fake.release("query-yank")
-        await client.ask([STATUS], deadline=LONG)  # read in any case after the late answer
+        await client.ask([STATUS], deadline=TIMEOUT_SECONDS)  # read in any case after the late answer
         await fake.asked("query-status")
         fake.hang("query-yank")
-        assert not await client.probe(deadline=SOON)
+        assert not await client.probe(deadline=QUIET_SECONDS)
         assert fake.count("query-yank") == 2
 
 
@@ -117,8 +117,8 @@ async def test_a_qemu_without_out_of_band_is_not_probed(fake: FakeQemu) -> None:
     }
     async with connected(fake.path) as client:
         assert not client.can_probe
-        assert not await client.probe(deadline=LONG)
-        assert await client.ask([NAME], deadline=LONG) == [{"name": "vm1"}]
+        assert not await client.probe(deadline=TIMEOUT_SECONDS)
+        assert await client.ask([NAME], deadline=TIMEOUT_SECONDS) == [{"name": "vm1"}]
     assert fake.sent[0] == {"execute": "qmp_capabilities"}
     assert fake.count("query-yank") == 0
 
@@ -128,7 +128,7 @@ async def test_a_qemu_without_out_of_band_is_not_probed(fake: FakeQemu) -> None:
 
 async def fails(waiting: Coroutine[Any, Any, Any]) -> QmpError:
     """Return the error that a call ends with."""
-    async with asyncio.timeout(LONG):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         with pytest.raises(QmpError) as caught:
             await waiting
     return caught.value
@@ -138,26 +138,26 @@ async def test_a_connection_lost_in_the_middle_of_a_round_ends_all_that_waits(fa
     fake.hang("query-name")
     fake.hang("query-yank")
     async with connected(fake.path) as client, asyncio.TaskGroup() as tasks:
-        asking = tasks.create_task(fails(client.ask([STATUS, NAME], deadline=LONG)))
+        asking = tasks.create_task(fails(client.ask([STATUS, NAME], deadline=TIMEOUT_SECONDS)))
         await fake.asked("query-name")
         waiting = [
             asking,
             tasks.create_task(fails(client.settled())),
-            tasks.create_task(fails(client.probe(deadline=LONG))),
+            tasks.create_task(fails(client.probe(deadline=TIMEOUT_SECONDS))),
         ]
         await fake.asked("query-yank")
         fake.drop()
         errors = [await task for task in waiting]
         assert {type(error) for error in errors} == {NotConnectedError}
         assert await client.ended is errors[0]
-        assert not await client.probe(deadline=LONG)
-        assert await fails(client.ask([STATUS], deadline=LONG)) is errors[0]
+        assert not await client.probe(deadline=TIMEOUT_SECONDS)
+        assert await fails(client.ask([STATUS], deadline=TIMEOUT_SECONDS)) is errors[0]
 
 
 async def test_garbage_ends_the_connection_and_all_that_waits(fake: FakeQemu) -> None:
     fake.hang("query-status")
     async with connected(fake.path) as client, asyncio.TaskGroup() as tasks:
-        asking = tasks.create_task(fails(client.ask([STATUS], deadline=LONG)))
+        asking = tasks.create_task(fails(client.ask([STATUS], deadline=TIMEOUT_SECONDS)))
         await fake.asked("query-status")
         fake.send_raw(b"\x00\xff\r\n")
         assert isinstance(await asking, ProtocolError)
@@ -167,7 +167,7 @@ async def test_garbage_ends_the_connection_and_all_that_waits(fake: FakeQemu) ->
 async def test_closing_wakes_whoever_waits(fake: FakeQemu) -> None:
     fake.hang("query-status")
     async with connected(fake.path) as client, asyncio.TaskGroup() as tasks:
-        asking = tasks.create_task(fails(client.ask([STATUS], deadline=LONG)))
+        asking = tasks.create_task(fails(client.ask([STATUS], deadline=TIMEOUT_SECONDS)))
         await fake.asked("query-status")
         client.close()
         assert "closed by us" in str(await asking)
@@ -180,7 +180,7 @@ async def test_an_end_that_nobody_waits_for_is_no_complaint_of_asyncios(fake: Fa
     fake.hang("query-status")
     async with connected(fake.path) as client:
         with pytest.raises(StalledError):
-            await client.ask([STATUS], deadline=SOON)
+            await client.ask([STATUS], deadline=QUIET_SECONDS)
         assert not await client.probe(deadline=0)
         fake.drop()
         await client.ended
@@ -207,10 +207,13 @@ async def test_a_burst_of_fifty_thousand_events_is_read_whole_and_in_order(folde
         await reader.read()
 
     numbers: list[int] = []
-    async with peer(folder, talk) as path, connected(path, lambda event: numbers.append(event.data["n"])) as client:
-        async with asyncio.timeout(LONG):
+    async with (
+        scripted_peer(folder, talk) as path,
+        connected(path, lambda event: numbers.append(event.data["n"])) as client,
+    ):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             await sent.wait()
-        assert await client.ask([STATUS], deadline=LONG) == ["still here"]
+        assert await client.ask([STATUS], deadline=TIMEOUT_SECONDS) == ["still here"]
         assert numbers == list(range(burst))
 
 
@@ -219,7 +222,7 @@ async def test_events_between_replies_are_heard_at_once_and_out_of_the_answers(f
     fake.hang("query-status")
     async with connected(fake.path, lambda event: heard.append(event.name)) as client:
         with pytest.raises(StalledError):
-            await client.ask([STATUS], deadline=SOON)
+            await client.ask([STATUS], deadline=QUIET_SECONDS)
         fake.emit("STOP")
         fake.release("query-status")
         await client.settled()
@@ -234,7 +237,7 @@ async def test_a_listener_that_fails_ends_its_connection_and_nobody_elses(fake: 
 
     async with connected(fake.path, fail) as client:
         fake.emit("STOP")
-        async with asyncio.timeout(LONG):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             assert isinstance(await client.ended, NotConnectedError)
 
 
@@ -264,7 +267,11 @@ async def test_all_of_a_flood_is_heard_in_order_and_others_get_their_turns(folde
             turns += 1
 
     counting = asyncio.create_task(count_turns())
-    async with asyncio.timeout(4 * LONG), peer(folder, talk) as path, connected(path, hear) as client:
+    async with (
+        asyncio.timeout(4 * TIMEOUT_SECONDS),
+        scripted_peer(folder, talk) as path,
+        connected(path, hear) as client,
+    ):
         assert "closed the connection" in str(await client.ended)
     counting.cancel()
     assert heard == list(range(40_000))
@@ -289,12 +296,12 @@ async def test_what_is_asked_amid_a_flood_of_one_who_has_ended_costs_nothing_of_
         heard.append(event.name)
         begun.set()
 
-    async with asyncio.timeout(LONG), peer(folder, talk) as path, connected(path, hear) as client:
+    async with asyncio.timeout(TIMEOUT_SECONDS), scripted_peer(folder, talk) as path, connected(path, hear) as client:
         await begun.wait()
         for _ in range(REST_TURNS // 2):
             await asyncio.sleep(0)
         with pytest.raises(QmpError):
-            await client.ask([Command("query-status")], deadline=LONG)
+            await client.ask([Command("query-status")], deadline=TIMEOUT_SECONDS)
     assert (len(heard), heard[-1]) == (1301, "SHUTDOWN")
 
 
@@ -308,6 +315,6 @@ async def test_amid_a_flood_questions_are_answered(folder: Path) -> None:
                 writer.write(line({"return": {}}))
                 await reader.read(1 << 16)
 
-    async with asyncio.timeout(LONG), peer(folder, talk) as path, connected(path) as client:
+    async with asyncio.timeout(TIMEOUT_SECONDS), scripted_peer(folder, talk) as path, connected(path) as client:
         for _ in range(3):
-            assert await client.ask([Command("query-status")], deadline=LONG) == [{}]
+            assert await client.ask([Command("query-status")], deadline=TIMEOUT_SECONDS) == [{}]

@@ -11,7 +11,7 @@ import pytest
 from agent.qmp.errors import BusyError, NotConnectedError, ProtocolError, StalledError
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.qmp_bytes import HELLO, line
-from tests.lab.scripted_peer import LONG, SOON, connected, peer
+from tests.lab.scripted_peer import QUIET_SECONDS, TIMEOUT_SECONDS, connected, scripted_peer
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def listener(folder: Path) -> socket.socket:
 
 async def test_a_monitor_that_accepts_but_does_not_greet_is_busy(listener: socket.socket, folder: Path) -> None:
     with listener, pytest.raises(BusyError, match=r"no greeting within 0.05 s"):
-        async with connected(folder / "vm1.qmp", deadline=SOON):
+        async with connected(folder / "vm1.qmp", deadline=QUIET_SECONDS):
             pass
 
 
@@ -44,7 +44,7 @@ async def test_a_monitor_whose_backlog_is_full_is_busy(listener: socket.socket, 
 async def test_a_monitor_that_another_client_holds_is_busy_until_that_one_leaves(fake: FakeQemu) -> None:
     async with connected(fake.path):
         with pytest.raises(BusyError):
-            async with connected(fake.path, deadline=SOON):
+            async with connected(fake.path, deadline=QUIET_SECONDS):
                 pass
     async with connected(fake.path) as client:
         assert client.greeting is not None
@@ -64,7 +64,7 @@ async def test_a_peer_that_hangs_up_before_greeting_is_not_connected(folder: Pat
     async def talk(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         pass
 
-    async with peer(folder, talk) as path:
+    async with scripted_peer(folder, talk) as path:
         with pytest.raises(NotConnectedError):
             async with connected(path):
                 pass
@@ -75,7 +75,7 @@ async def test_a_peer_that_is_no_qmp_server_is_a_protocol_error(folder: Path) ->
         writer.write(b"SSH-2.0-OpenSSH_9.2\r\n")
         await reader.read()
 
-    async with peer(folder, talk) as path:
+    async with scripted_peer(folder, talk) as path:
         with pytest.raises(ProtocolError, match="not JSON"):
             async with connected(path):
                 pass
@@ -90,7 +90,7 @@ async def test_a_monitor_that_greets_but_does_not_negotiate_is_stalled(folder: P
         asked.set()
         await reader.read()
 
-    async with peer(folder, talk) as path:
+    async with scripted_peer(folder, talk) as path:
         with pytest.raises(StalledError, match="negotiation"):
             async with connected(path, deadline=0.3):
                 pass
@@ -104,9 +104,9 @@ async def test_giving_up_on_a_monitor_hangs_up(folder: Path) -> None:
         assert await reader.read() == b""
         left.set()
 
-    async with peer(folder, talk) as path:
+    async with scripted_peer(folder, talk) as path:
         with pytest.raises(BusyError):
-            async with connected(path, deadline=SOON):
+            async with connected(path, deadline=QUIET_SECONDS):
                 pass
-        async with asyncio.timeout(LONG):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             await left.wait()

@@ -16,7 +16,7 @@ from tests.lab.fake_qemu import FakeQemu
 from tests.lab.fixtures import StartGuest
 from tests.lab.qmp_bytes import line
 from tests.lab.record_validation import faults
-from tests.lab.recording_observer import Notes, terms, watching
+from tests.lab.recording_observer import RecordingObserver, quick_settings, supervised
 from tests.lab.snapshots import status, vm
 
 FAILED = {"device": "", "node-name": "n", "operation": "write", "action": "report", "reason": "x"}
@@ -85,29 +85,29 @@ def test_whatever_comes_whenever_every_event_is_counted_once(steps: list[tuple[i
 # --- In a session ---
 
 
-def count(notes: Notes) -> int:
-    return sum(record.data.get("count", 1) for record in notes.records("event.block_io_error"))
+def count(observer: RecordingObserver) -> int:
+    return sum(record.data.get("count", 1) for record in observer.records("event.block_io_error"))
 
 
 async def test_a_flood_is_read_at_once_and_told_in_few_records_whose_counts_are_all_there_was(fake: FakeQemu) -> None:
-    notes = Notes()
+    observer = RecordingObserver()
     many = 20_000
-    settled = terms(intervals=Intervals(), reply_seconds=5.0)
-    async with watching(notes, fake.path, settled=settled):
-        await notes.polled()
+    settings = quick_settings(intervals=Intervals(), reply_seconds=5.0)
+    async with supervised(observer, fake.path, settings=settings):
+        await observer.wait_for_polls()
         start = time.monotonic()
         fake.send_raw(line({"event": "BLOCK_IO_ERROR", "data": FAILED}))
         fake.send_raw(line({"event": "BLOCK_IO_ERROR", "data": FAILED}) * (many - 2))
         fake.send_raw(line({"event": "BLOCK_IO_ERROR", "data": FAILED | {"action": "stop", "nospace": True}}))
         fake.emit("RESUME")
-        await notes.until(lambda: notes.records("event.resume"))
-        early = notes.records("event.block_io_error")
+        await observer.wait_until(lambda: observer.records("event.resume"))
+        early = observer.records("event.block_io_error")
         assert "count" not in early[0].data
         last = next(record for record in reversed(early) if "count" not in record.data)  # a window may have ended since
         assert last.severity is Severity.CRITICAL, "another kind of error is told at once too"
-        await notes.until(lambda: count(notes) == many)
+        await observer.wait_until(lambda: count(observer) == many)
         seconds = time.monotonic() - start
-    records = notes.records("event.block_io_error")
+    records = observer.records("event.block_io_error")
     assert len(records) <= 3 + seconds / WINDOW_SECONDS
     for record in records:
         assert faults(RecordEncoder()(record).body) == []
@@ -119,16 +119,16 @@ async def test_a_flood_is_read_at_once_and_told_in_few_records_whose_counts_are_
 
 
 async def test_what_a_storm_holds_is_told_when_the_vm_leaves(fake: FakeQemu) -> None:
-    notes = Notes()
-    async with watching(notes, fake.path, settled=terms(intervals=Intervals())):
-        await notes.polled()
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path, settings=quick_settings(intervals=Intervals())):
+        await observer.wait_for_polls()
         fake.send_raw(line({"event": "BLOCK_IO_ERROR", "data": FAILED}) * 7)
         fake.emit("RESUME")
-        await notes.until(lambda: notes.records("event.resume"))
+        await observer.wait_until(lambda: observer.records("event.resume"))
         fake.drop()
-        await notes.until(lambda: notes.records("vm.gone"))
-        assert count(notes) == 7
-    kinds = notes.kinds()
+        await observer.wait_until(lambda: observer.records("vm.gone"))
+        assert count(observer) == 7
+    kinds = observer.types()
     assert kinds.index("vm.gone") > [i for i, kind in enumerate(kinds) if kind == "event.block_io_error"][-1]
 
 
@@ -138,13 +138,15 @@ async def test_a_real_disk_that_fails_without_end_makes_some_records_a_second(st
     version = (await guest.command("query-version"))["qemu"]
     if (version["major"], version["minor"]) >= (9, 2):
         pytest.skip("QEMU holds these back itself from 9.2 on")
-    notes = Notes()
+    observer = RecordingObserver()
 
     def enough() -> bool:
-        return count(notes) >= 100 and any(record.data.get("count", 1) > 1 for record in notes.records("event.block"))
+        return count(observer) >= 100 and any(
+            record.data.get("count", 1) > 1 for record in observer.records("event.block")
+        )
 
-    async with watching(notes, guest.monitor, settled=terms(intervals=Intervals(), reply_seconds=5.0)):
+    async with supervised(observer, guest.monitor, settings=quick_settings(intervals=Intervals(), reply_seconds=5.0)):
         start = time.monotonic()
-        await notes.until(enough)
+        await observer.wait_until(enough)
         seconds = time.monotonic() - start
-    assert len(notes.records("event.block_io_error")) <= 4 + 2 * seconds
+    assert len(observer.records("event.block_io_error")) <= 4 + 2 * seconds

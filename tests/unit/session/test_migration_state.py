@@ -10,7 +10,7 @@ from agent.model.metrics.runstate import RUNSTATE
 from agent.session.api import MonitorState
 from agent.session.migration_state import MigrationState
 from tests.lab.fake_qemu import FakeQemu
-from tests.lab.recording_observer import Notes, watching
+from tests.lab.recording_observer import RecordingObserver, supervised
 
 SENT = {"status": "completed", "ram_transferred_bytes_total": 5, "elapsed_seconds": 1.0}
 RECEIVED = {"status": "completed"}
@@ -87,19 +87,19 @@ def test_a_process_that_was_told_to_end_as_it_handed_its_vm_over_had_done_so() -
 
 async def test_a_vm_that_was_to_arrive_and_did_not_is_told_so(fake: FakeQemu) -> None:
     fake.replies["query-status"] = {"status": "inmigrate", "running": False}
-    notes = Notes()
-    async with watching(notes, fake.path):
-        await notes.polled()
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path):
+        await observer.wait_for_polls()
         fake.drop()
-        await notes.until(lambda: MonitorState.GONE in notes.states())
-    attached, gone = notes.records("vm")[:2]
+        await observer.wait_until(lambda: MonitorState.GONE in observer.states())
+    attached, gone = observer.records("vm")[:2]
     assert attached.data["incoming"] is gone.data["incoming"] is True
     assert gone.type == "qemu.vm.gone"
 
 
 async def test_what_was_met_after_it_arrived_is_told_once(fake: FakeQemu) -> None:
     fake.replies["query-migrate"] = {"status": "completed"}
-    notes = Notes()
-    async with watching(notes, fake.path):
-        await notes.polled(3, "migration")
-    assert [record.data for record in notes.records("vm.migrated_in")] == [{"observed": False}]
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path):
+        await observer.wait_for_polls(3, "migration")
+    assert [record.data for record in observer.records("vm.migrated_in")] == [{"observed": False}]

@@ -14,7 +14,7 @@ from agent.config.model import Config
 from agent.session.api import PollOutcome
 from tests.lab import golden_files
 from tests.lab.fake_qemu import FakeQemu
-from tests.lab.recording_observer import Notes, watching
+from tests.lab.recording_observer import RecordingObserver, supervised
 from tests.lab.transcript import Transcript
 
 DISKS: Final = {"2.6": "drive-virtio-disk0", "4.2": "virtio-disk0", "5.2": "virtio-disk0"}
@@ -40,33 +40,33 @@ async def old(folder: Path, version: str) -> AsyncIterator[FakeQemu]:
         yield running
 
 
-def told(notes: Notes) -> dict[tuple[str, ...], dict[str, Any]]:
+def told(observer: RecordingObserver) -> dict[tuple[str, ...], dict[str, Any]]:
     """Return the last sample of each subject, by its family's name and labels."""
     return {
         (sample.family.name, *sample.labels): dict(sample.values)
-        for _, _, samples, _ in notes.all("samples")
+        for _, _, samples, _ in observer.calls_of("on_samples")
         for sample in samples
     }
 
 
 async def test_what_it_lacks_is_never_asked_and_all_else_is_answered(old: FakeQemu, version: str) -> None:
-    notes = Notes()
-    async with watching(notes, old.path):
-        await notes.polled(3)
-        await notes.until(lambda: ("inventory",) in told(notes))
+    observer = RecordingObserver()
+    async with supervised(observer, old.path):
+        await observer.wait_for_polls(3)
+        await observer.wait_until(lambda: ("inventory",) in told(observer))
     has = {c["name"] for c in old.transcript.answer("query-commands", {})["return"]}
     assert {request["execute"] for request in old.sent} <= has
-    outcomes = {name for name, outcome in notes.all("collected") if outcome is not PollOutcome.OK}
+    outcomes = {name for name, outcome in observer.calls_of("on_collector_run") if outcome is not PollOutcome.OK}
     assert outcomes <= OFF[version]  # told once as unsupported, where it was to be asked at all
-    assert {kind for kind in notes.kinds("vm") if "stall" in kind} == set()
+    assert {kind for kind in observer.types("vm") if "stall" in kind} == set()
 
 
 async def test_its_figures_are_told_under_the_names_of_today(old: FakeQemu, version: str) -> None:
-    notes, device = Notes(), DISKS[version]
-    async with watching(notes, old.path):
-        await notes.until(lambda: {("guest_memory",), ("migration",), ("inventory",)} <= told(notes).keys())
-        await notes.polled(1, "jobs")
-        figures = told(notes)
+    observer, device = RecordingObserver(), DISKS[version]
+    async with supervised(observer, old.path):
+        await observer.wait_until(lambda: {("guest_memory",), ("migration",), ("inventory",)} <= told(observer).keys())
+        await observer.wait_for_polls(1, "jobs")
+        figures = told(observer)
     disk = figures["block", device]
     assert (disk["writes_total"], disk["write_bytes_total"], disk["write_seconds_total"]) == (
         1024,
@@ -111,15 +111,15 @@ async def test_check_says_what_is_off_for_it(old: FakeQemu, version: str) -> Non
 async def test_an_event_is_told_whole_with_every_field_and_with_those_missing_that_a_qemu_leaves_out(
     fake: FakeQemu, event: str
 ) -> None:
-    notes, kind = Notes(), f"event.{event.lower()}"
-    async with watching(notes, fake.path):
-        await notes.polled()
+    observer, kind = RecordingObserver(), f"event.{event.lower()}"
+    async with supervised(observer, fake.path):
+        await observer.wait_for_polls()
         for at, data in enumerate(EVENTS[event], 1):
             fake.emit(event, data or None, at=1_500_000_000 + at)
-        await notes.until(
-            lambda: sum(record.data.get("count", 1) for record in notes.records(kind)) == len(EVENTS[event])
+        await observer.wait_until(
+            lambda: sum(record.data.get("count", 1) for record in observer.records(kind)) == len(EVENTS[event])
         )
-    records = notes.records(kind)
+    records = observer.records(kind)
     assert all(record.data["category"] != "unknown" for record in records)
     assert records[0].data["qemu"] == EVENTS[event][0]
     assert records[-1].data["qemu"] == EVENTS[event][-1]

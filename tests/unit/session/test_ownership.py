@@ -9,7 +9,7 @@ from agent.session.api import MonitorState
 from agent.session.ownership import OwnershipClaim, OwnershipRegistry
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.fixtures import StartGuest
-from tests.lab.recording_observer import Notes, monitor_at, terms, watching
+from tests.lab.recording_observer import RecordingObserver, monitor_at, quick_settings, supervised
 
 
 def claim(uuid: str = "a", pid: int | None = None, rank: MonitorPriority = MonitorPriority.OWN) -> OwnershipClaim:
@@ -48,14 +48,14 @@ async def test_a_worse_way_makes_way_before_the_better_one_holds() -> None:
 async def test_a_vm_with_two_monitors_is_watched_once_and_goes_on_when_the_first_is_lost(
     start_guest: StartGuest, folder: Path
 ) -> None:
-    notes = Notes()
+    observer = RecordingObserver()
     second = folder / "second.qmp"
     guest = await start_guest(extra=["-qmp", f"unix:{second},server=on,wait=off"])
-    async with watching(notes, guest.monitor, second) as fleet:
-        await notes.until(lambda: MonitorState.STANDBY in notes.states())
-        await notes.polled(3)
-        (attached,) = notes.records("vm.attached")
-        spare = next(status for status in notes.all("status") if status.state is MonitorState.STANDBY)
+    async with supervised(observer, guest.monitor, second) as fleet:
+        await observer.wait_until(lambda: MonitorState.STANDBY in observer.states())
+        await observer.wait_for_polls(3)
+        (attached,) = observer.records("vm.attached")
+        spare = next(status for status in observer.calls_of("on_status") if status.state is MonitorState.STANDBY)
         assert spare.monitor.name != attached.vm.monitor
         assert attached.vm.monitor in spare.reason
         reader, writer = await asyncio.open_unix_connection(spare.monitor.name)
@@ -66,59 +66,62 @@ async def test_a_vm_with_two_monitors_is_watched_once_and_goes_on_when_the_first
 
 
 async def test_a_spare_monitor_takes_over_when_the_better_one_is_lost(fake: FakeQemu) -> None:
-    notes = Notes()
-    async with FakeQemu(fake.path.with_name("vm2.qmp")) as worse, watching(notes, fake.path) as fleet:
-        await notes.polled()
+    observer = RecordingObserver()
+    async with FakeQemu(fake.path.with_name("vm2.qmp")) as worse, supervised(observer, fake.path) as fleet:
+        await observer.wait_for_polls()
         fleet.appeared(ranked(worse.path, MonitorPriority.BURST))
-        await notes.until(lambda: MonitorState.STANDBY in notes.states())
+        await observer.wait_until(lambda: MonitorState.STANDBY in observer.states())
         fleet.vanished(monitor_at(fake.path))
         fake.drop()
-        await notes.until(lambda: len(notes.records("vm.attached")) == 2)
-        assert notes.records("vm.attached")[1].vm.monitor == str(worse.path)
-    assert notes.kinds("vm") == ["vm.attached", "vm.gone", "vm.attached", "vm.detached"]
+        await observer.wait_until(lambda: len(observer.records("vm.attached")) == 2)
+        assert observer.records("vm.attached")[1].vm.monitor == str(worse.path)
+    assert observer.types("vm") == ["vm.attached", "vm.gone", "vm.attached", "vm.detached"]
 
 
 async def test_a_better_monitor_that_comes_later_is_taken_and_the_worse_one_left(fake: FakeQemu) -> None:
-    notes = Notes()
-    async with FakeQemu(fake.path.with_name("vm2.qmp")) as better, watching(notes) as fleet:
+    observer = RecordingObserver()
+    async with FakeQemu(fake.path.with_name("vm2.qmp")) as better, supervised(observer) as fleet:
         fleet.appeared(ranked(fake.path, MonitorPriority.MANAGER))
-        await notes.polled()
+        await observer.wait_for_polls()
         fleet.appeared(monitor_at(better.path))
-        await notes.until(lambda: MonitorState.STANDBY in notes.states())
-        await notes.polled(2)
-    assert notes.kinds("vm") == ["vm.attached", "vm.detached", "vm.attached", "vm.detached"]
-    left = notes.records("vm")[1]
+        await observer.wait_until(lambda: MonitorState.STANDBY in observer.states())
+        await observer.wait_for_polls(2)
+    assert observer.types("vm") == ["vm.attached", "vm.detached", "vm.attached", "vm.detached"]
+    left = observer.records("vm")[1]
     assert (left.vm.monitor, left.data["reason"]) == (str(fake.path), "a better way to this VM was found")
 
 
 async def test_a_spare_that_called_us_is_kept_and_tells_no_event_twice(fake: FakeQemu) -> None:
-    notes = Notes()
-    async with FakeQemu(fake.path.with_name("vm2.qmp")) as spare, watching(notes, fake.path) as fleet:
-        await notes.polled()
+    observer = RecordingObserver()
+    async with FakeQemu(fake.path.with_name("vm2.qmp")) as spare, supervised(observer, fake.path) as fleet:
+        await observer.wait_for_polls()
         calling = dataclasses.replace(monitor_at(spare.path), rank=MonitorPriority.MANAGER, calls=True)
         fleet.appeared(calling)
-        await notes.until(lambda: MonitorState.STANDBY in notes.states())
+        await observer.wait_until(lambda: MonitorState.STANDBY in observer.states())
         spare.emit("STOP")
         spare.emit("RESUME")
-        await notes.polled(2)
-        assert notes.kinds("event") == []
+        await observer.wait_for_polls(2)
+        assert observer.types("event") == []
         fleet.vanished(calling)
         fleet.vanished(monitor_at(fake.path))
         fake.drop()
-        await notes.until(lambda: len(notes.records("vm.attached")) == 2)
-        await notes.polled()
-        assert notes.kinds("event") == []
+        await observer.wait_until(lambda: len(observer.records("vm.attached")) == 2)
+        await observer.wait_for_polls()
+        assert observer.types("event") == []
         assert spare.clients == 1
         spare.emit("STOP")
-        await notes.until(lambda: notes.kinds("event"))
+        await observer.wait_until(lambda: observer.types("event"))
 
 
 async def test_a_spare_that_is_lost_itself_is_let_go(fake: FakeQemu) -> None:
-    notes = Notes()
-    async with FakeQemu(fake.path.with_name("vm2.qmp")) as spare, watching(notes, fake.path, settled=terms()) as fleet:
-        await notes.polled()
+    observer = RecordingObserver()
+    async with (
+        FakeQemu(fake.path.with_name("vm2.qmp")) as spare,
+        supervised(observer, fake.path, settings=quick_settings()) as fleet,
+    ):
+        await observer.wait_for_polls()
         fleet.appeared(ranked(spare.path, MonitorPriority.MANAGER))
-        await notes.until(lambda: MonitorState.STANDBY in notes.states())
+        await observer.wait_until(lambda: MonitorState.STANDBY in observer.states())
         fleet.vanished(ranked(spare.path, MonitorPriority.MANAGER))
-        await notes.until(lambda: notes.all("ended"))
+        await observer.wait_until(lambda: observer.calls_of("on_monitor_removed"))
         assert len(fleet) == 1

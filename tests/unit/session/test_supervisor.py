@@ -12,7 +12,7 @@ from agent.session.api import MonitorState, PollOutcome
 from agent.session.session import Session
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.qmp_bytes import line
-from tests.lab.recording_observer import Notes, terms, watching
+from tests.lab.recording_observer import RecordingObserver, quick_settings, supervised
 from tests.lab.scripted_peer import connected
 from tests.lab.transcript import UUID
 
@@ -26,10 +26,10 @@ def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_vm_is_met_named_and_asked(fake: FakeQemu) -> None:
-    notes = Notes()
-    async with watching(notes, fake.path):
-        await notes.polled(2)
-    (attached,) = notes.records("vm.attached")
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path):
+        await observer.wait_for_polls(2)
+    (attached,) = observer.records("vm.attached")
     assert (attached.vm.host, attached.vm.uuid, attached.vm.name) == ("host1", UUID, "vm1")
     assert attached.data == {
         "monitor": str(fake.path),
@@ -37,75 +37,77 @@ async def test_a_vm_is_met_named_and_asked(fake: FakeQemu) -> None:
         "qemu_package": fake.greeting["QMP"]["version"]["package"],
         "reattached": False,
     }
-    assert notes.states() == [MonitorState.CONNECTING, MonitorState.NEGOTIATING, MonitorState.UP, MonitorState.GONE]
-    assert notes.all("status")[2].vm == attached.vm
-    vm, families, samples, _ = next(told for told in notes.all("samples") if told[1][0].name == "block")
+    assert observer.states() == [MonitorState.CONNECTING, MonitorState.NEGOTIATING, MonitorState.UP, MonitorState.GONE]
+    assert observer.calls_of("on_status")[2].vm == attached.vm
+    vm, families, samples, _ = next(told for told in observer.calls_of("on_samples") if told[1][0].name == "block")
     assert vm == attached.vm
     assert [sample.labels for sample in samples] == [("boot",), ("disk0",)]
     assert [family.name for family in families] == ["block", "block_backing", "block_timed"]
 
 
 async def test_stopping_says_that_the_agent_leaves(fake: FakeQemu) -> None:
-    notes = Notes()
-    async with watching(notes, fake.path):
-        await notes.polled()
-    assert notes.kinds("vm") == ["vm.attached", "vm.detached"]
-    assert notes.records("vm.detached")[0].data == {"reason": "the agent stops watching"}
-    assert notes.told[-1][0] == "ended"
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path):
+        await observer.wait_for_polls()
+    assert observer.types("vm") == ["vm.attached", "vm.detached"]
+    assert observer.records("vm.detached")[0].data == {"reason": "the agent stops watching"}
+    assert observer.calls[-1][0] == "on_monitor_removed"
 
 
 async def test_events_heard_before_the_vm_is_known_come_after_attached_in_their_order(fake: FakeQemu) -> None:
-    notes = Notes()
+    observer = RecordingObserver()
     fake.hang("query-name")
-    async with watching(notes, fake.path, settled=terms(reply_seconds=5)):
+    async with supervised(observer, fake.path, settings=quick_settings(reply_seconds=5)):
         await fake.asked("query-name")
         for number in range(5):
             fake.emit("STOP" if number % 2 else "RESUME", at=100 + number)
         fake.emit("BALLOON_CHANGE", {"actual": 5}, at=105)
         fake.release("query-name")
-        await notes.polled()
-    assert notes.kinds()[:7] == [
+        await observer.wait_for_polls()
+    assert observer.types()[:7] == [
         "vm.attached",
         *["event.resume", "event.stop"] * 2,
         "event.resume",
         "event.balloon_change",
     ]
-    assert [record.time_ns for record in notes.records("event")] == [n * 10**9 for n in range(100, 106)]
-    assert {record.vm.uuid for record in notes.records()} == {UUID}
-    balloon = next(told for told in notes.all("samples") if told[1][0].name == "balloon")
-    assert notes.told.index(("status", notes.all("status")[2])) < notes.told.index(("samples", balloon))
+    assert [record.time_ns for record in observer.records("event")] == [n * 10**9 for n in range(100, 106)]
+    assert {record.vm.uuid for record in observer.records()} == {UUID}
+    balloon = next(told for told in observer.calls_of("on_samples") if told[1][0].name == "balloon")
+    assert observer.calls.index(("on_status", observer.calls_of("on_status")[2])) < observer.calls.index(
+        ("samples", balloon)
+    )
 
 
 async def test_of_a_flood_before_the_vm_is_known_the_first_are_kept_and_the_rest_counted(fake: FakeQemu) -> None:
-    notes = Notes()
+    observer = RecordingObserver()
     fake.hang("query-name")
-    async with watching(notes, fake.path, settled=terms(reply_seconds=5)):
+    async with supervised(observer, fake.path, settings=quick_settings(reply_seconds=5)):
         await fake.asked("query-name")
         fake.send_raw(b"".join(line({"event": "RTC_CHANGE", "data": {"offset": n}}) for n in range(1500)))
         fake.release("query-name")
-        await notes.until(lambda: notes.all("lost"))
-    ((vm, reason, count),) = notes.all("lost")
+        await observer.wait_until(lambda: observer.calls_of("on_events_dropped"))
+    ((vm, reason, count),) = observer.calls_of("on_events_dropped")
     assert (vm.uuid, reason, count) == (UUID, "before_attach", 1500 - 1024)
-    assert [record.data["qemu"]["offset"] for record in notes.records("event.rtc_change")] == list(range(1024))
+    assert [record.data["qemu"]["offset"] for record in observer.records("event.rtc_change")] == list(range(1024))
 
 
 async def test_an_events_record_has_its_subject_severity_and_qemus_own_data(fake: FakeQemu) -> None:
-    notes = Notes()
+    observer = RecordingObserver()
     data = {
         "qom-path": "/machine/peripheral/disk0/virtio-backend",
         "device": "",
         "action": "stop",
         "operation": "write",
     }
-    async with watching(notes, fake.path):
-        await notes.polled()
+    async with supervised(observer, fake.path):
+        await observer.wait_for_polls()
         fake.emit("BLOCK_IO_ERROR", data, at=1_700_000_000.000123)
         fake.emit("X_NEW_THING")
-        await notes.until(lambda: notes.records("event.x_new_thing"))
-    (failed,) = notes.records("event.block_io_error")
+        await observer.wait_until(lambda: observer.records("event.x_new_thing"))
+    (failed,) = observer.records("event.block_io_error")
     assert (failed.subject, failed.severity, failed.time_ns) == ("disk0", Severity.CRITICAL, 1_700_000_000_000_123_000)
     assert failed.data == {"event": "BLOCK_IO_ERROR", "category": "block", "qemu": data}
-    (new,) = notes.records("event.x_new_thing")
+    (new,) = observer.records("event.x_new_thing")
     assert new.data == {"event": "X_NEW_THING", "category": "unknown", "qemu": {}}
 
 
@@ -113,16 +115,16 @@ async def test_an_events_record_has_its_subject_severity_and_qemus_own_data(fake
 
 
 async def test_a_monitor_that_somebody_else_holds_is_busy_once_and_attached_when_free(fake: FakeQemu) -> None:
-    notes = Notes()
-    async with connected(fake.path), watching(notes, fake.path, settled=terms(greeting_seconds=0.03)):
-        await notes.until(lambda: len(notes.all("status")) >= 3)  # connecting, and two attempts
+    observer = RecordingObserver()
+    async with connected(fake.path), supervised(observer, fake.path, settings=quick_settings(greeting_seconds=0.03)):
+        await observer.wait_until(lambda: len(observer.calls_of("on_status")) >= 3)  # connecting, and two attempts
         fake.drop()
-        await notes.polled()
-    assert notes.kinds("vm") == ["vm.busy", "vm.attached", "vm.detached"]
-    busy = notes.records("vm.busy")[0]
+        await observer.wait_for_polls()
+    assert observer.types("vm") == ["vm.busy", "vm.attached", "vm.detached"]
+    busy = observer.records("vm.busy")[0]
     assert "another client holds this monitor" in busy.data["reason"]
     assert (busy.severity, busy.vm.uuid, busy.vm.monitor) == (Severity.WARNING, "", str(fake.path))
-    assert list(dict.fromkeys(notes.states())) == [
+    assert list(dict.fromkeys(observer.states())) == [
         *[MonitorState.CONNECTING, MonitorState.BUSY, MonitorState.NEGOTIATING],
         MonitorState.UP,
         MonitorState.GONE,
@@ -133,51 +135,57 @@ async def test_a_monitor_that_somebody_else_holds_is_busy_once_and_attached_when
 
 
 async def test_a_qemu_that_does_not_answer_is_stalled_not_gone_and_recovers(fake: FakeQemu) -> None:
-    notes = Notes()
-    async with watching(notes, fake.path):
-        await notes.polled()
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path):
+        await observer.wait_for_polls()
         fake.hang("query-blockstats")
-        await notes.until(lambda: any("main loop" in status.reason for status in notes.all("status")))
+        await observer.wait_until(
+            lambda: any("main loop" in status.reason for status in observer.calls_of("on_status"))
+        )
         asked = [request for request in fake.sent if "execute" in request]
         fake.emit("WATCHDOG", {"action": "none"})
         await fake.asked("query-yank", fake.count("query-yank") + 2)
-        assert notes.kinds("event") == ["event.watchdog"]  # heard all the while
+        assert observer.types("event") == ["event.watchdog"]  # heard all the while
         assert [request for request in fake.sent if "execute" in request] == asked  # nothing in-band meanwhile
         fake.release("query-blockstats")
-        await notes.polled(2)
-    assert notes.kinds("vm") == ["vm.attached", "vm.stalled", "vm.recovered", "vm.detached"]
-    stalled = notes.records("vm.stalled")[0]
+        await observer.wait_for_polls(2)
+    assert observer.types("vm") == ["vm.attached", "vm.stalled", "vm.recovered", "vm.detached"]
+    stalled = observer.records("vm.stalled")[0]
     assert (stalled.severity, stalled.vm.uuid) == (Severity.ERROR, UUID)
     assert "query-blockstats" in stalled.data["reason"]
-    assert PollOutcome.TIMEOUT in notes.outcomes("block")
+    assert PollOutcome.TIMEOUT in observer.outcomes("block")
     assert fake.count("qom-list") == 4  # twice: what it has is learned anew
 
 
 async def test_a_process_that_is_stopped_as_a_whole_is_told_from_a_main_loop_that_hangs(fake: FakeQemu) -> None:
-    notes = Notes()
-    async with watching(notes, fake.path):
-        await notes.polled()
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path):
+        await observer.wait_for_polls()
         fake.hang("query-yank")
         fake.hang("query-blockstats")
-        await notes.until(lambda: any("no thread" in status.reason for status in notes.all("status")))
+        await observer.wait_until(
+            lambda: any("no thread" in status.reason for status in observer.calls_of("on_status"))
+        )
         assert fake.count("query-yank") == 1  # not a heap of them
         fake.release("query-yank")
-        await notes.until(lambda: any("main loop" in status.reason for status in notes.all("status")))
-    assert notes.kinds("vm").count("vm.stalled") == 1
+        await observer.wait_until(
+            lambda: any("main loop" in status.reason for status in observer.calls_of("on_status"))
+        )
+    assert observer.types("vm").count("vm.stalled") == 1
 
 
 async def test_a_vm_that_dies_while_it_is_stalled_is_gone_without_complaint(fake: FakeQemu) -> None:
-    notes, complaints = Notes(), []
+    observer, complaints = RecordingObserver(), []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    async with watching(notes, fake.path):
-        await notes.polled()
+    async with supervised(observer, fake.path):
+        await observer.wait_for_polls()
         fake.hang("query-yank")
         fake.hang("query-blockstats")
         await fake.asked("query-yank")  # both the questions and a probe are open now
         await fake.stop()
-        await notes.until(lambda: notes.records("vm.gone"))
+        await observer.wait_until(lambda: observer.records("vm.gone"))
     gc.collect()
-    assert notes.kinds("vm") == ["vm.attached", "vm.stalled", "vm.gone"]
+    assert observer.types("vm") == ["vm.attached", "vm.stalled", "vm.gone"]
     assert complaints == []
 
 
@@ -185,18 +193,18 @@ async def test_a_vm_that_dies_while_it_is_stalled_is_gone_without_complaint(fake
 
 
 async def test_a_vm_that_leaves_says_why_and_one_that_is_back_since_when_events_were_lost(fake: FakeQemu) -> None:
-    notes = Notes()
-    async with watching(notes, fake.path):
-        await notes.polled()
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path):
+        await observer.wait_for_polls()
         fake.emit("SHUTDOWN", {"guest": False, "reason": "host-signal"})
         fake.drop()
-        await notes.until(lambda: len(notes.records("vm.attached")) == 2)
-        gone, back = notes.records("vm.gone")[0], notes.records("vm.attached")[1]
-        await notes.polled()
+        await observer.wait_until(lambda: len(observer.records("vm.attached")) == 2)
+        gone, back = observer.records("vm.gone")[0], observer.records("vm.attached")[1]
+        await observer.wait_for_polls()
     assert gone.data == {"reason": "QEMU closed the connection", "shutdown_reason": "host-signal"}
     assert back.data["reattached"] is True
     assert back.data["events_lost_since_timestamp_seconds"] * 1e9 == pytest.approx(gone.time_ns, abs=50e6)
-    assert notes.states()[:6] == [
+    assert observer.states()[:6] == [
         *[MonitorState.CONNECTING, MonitorState.NEGOTIATING, MonitorState.UP, MonitorState.GONE],
         MonitorState.NEGOTIATING,
         MonitorState.UP,
@@ -204,31 +212,31 @@ async def test_a_vm_that_leaves_says_why_and_one_that_is_back_since_when_events_
 
 
 async def test_an_end_is_noticed_at_once_however_long_it_is_to_the_next_poll(fake: FakeQemu) -> None:
-    notes = Notes()
-    async with watching(notes, fake.path, settled=terms(intervals=Intervals(poll=3600, resync=3600))):
-        await notes.polled(1, "migration")
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path, settings=quick_settings(intervals=Intervals(poll=3600, resync=3600))):
+        await observer.wait_for_polls(1, "migration")
         fake.drop()
-        await notes.until(lambda: notes.records("vm.gone"))
+        await observer.wait_until(lambda: observer.records("vm.gone"))
 
 
 async def test_a_qemu_that_is_not_there_is_tried_again_until_it_is(fake: FakeQemu) -> None:
-    notes = Notes()
+    observer = RecordingObserver()
     await fake.stop()
-    async with watching(notes, fake.path):
-        await notes.until(lambda: MonitorState.GONE in notes.states())
-        assert notes.all("status")[-1].reason == "No such file or directory"
+    async with supervised(observer, fake.path):
+        await observer.wait_until(lambda: MonitorState.GONE in observer.states())
+        assert observer.calls_of("on_status")[-1].reason == "No such file or directory"
         await fake.start()
-        await notes.polled()
-    assert notes.kinds("vm") == ["vm.attached", "vm.detached"]
+        await observer.wait_for_polls()
+    assert observer.types("vm") == ["vm.attached", "vm.detached"]
 
 
 async def test_a_qemu_that_breaks_the_protocol_is_left_and_tried_again(fake: FakeQemu) -> None:
-    notes = Notes()
-    async with watching(notes, fake.path):
-        await notes.polled()
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path):
+        await observer.wait_for_polls()
         fake.send_raw(b"{]}\r\n")
-        await notes.until(lambda: len(notes.records("vm.attached")) == 2)
-    assert "not JSON" in notes.records("vm.gone")[0].data["reason"]
+        await observer.wait_until(lambda: len(observer.records("vm.attached")) == 2)
+    assert "not JSON" in observer.records("vm.gone")[0].data["reason"]
 
 
 async def test_a_monitor_that_this_user_may_not_connect_to_is_denied_not_gone(
@@ -237,24 +245,24 @@ async def test_a_monitor_that_this_user_may_not_connect_to_is_denied_not_gone(
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    notes = Notes()
+    observer = RecordingObserver()
     monkeypatch.setattr("socket.socket.connect", refuse)  # to root, who runs tests too, nothing is denied
-    async with watching(notes, fake.path):
-        await notes.until(lambda: MonitorState.DENIED in notes.states())
-        assert "may not connect: give it the group" in notes.all("status")[-1].reason
+    async with supervised(observer, fake.path):
+        await observer.wait_until(lambda: MonitorState.DENIED in observer.states())
+        assert "may not connect: give it the group" in observer.calls_of("on_status")[-1].reason
 
 
 async def test_a_connection_that_ended_leaves_no_circle_of_memory_behind(fake: FakeQemu) -> None:
     """Garbage that refers to itself is looked for seldom, and connections come and go."""
-    notes = Notes()
+    observer = RecordingObserver()
     gc.collect()
     gc.disable()
     try:
-        async with watching(notes, fake.path):
+        async with supervised(observer, fake.path):
             for times in range(1, 6):
-                await notes.until(lambda: len(notes.outcomes("kvm")) >= times)  # noqa: B023 - awaited here
+                await observer.wait_until(lambda: len(observer.outcomes("kvm")) >= times)  # noqa: B023 - awaited here
                 fake.drop()
-                await notes.until(lambda: len(notes.records("vm.attached")) > times)  # noqa: B023 - awaited here
+                await observer.wait_until(lambda: len(observer.records("vm.attached")) > times)  # noqa: B023 - awaited here
             left = [type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, Session | Client)]
     finally:
         gc.enable()

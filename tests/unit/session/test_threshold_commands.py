@@ -10,8 +10,8 @@ from agent.collectors import Intervals
 from agent.model.record import Vm
 from agent.qmp.commands import Change, Command
 from tests.lab.fake_qemu import FakeError, FakeQemu
-from tests.lab.recording_observer import Notes, terms, watching
-from tests.lab.scripted_peer import LONG
+from tests.lab.recording_observer import RecordingObserver, quick_settings, supervised
+from tests.lab.scripted_peer import TIMEOUT_SECONDS
 from tests.lab.transcript import UUID
 
 SLOW = Intervals(poll=30)
@@ -52,73 +52,77 @@ def sent(fake: FakeQemu) -> list[Any]:
 
 
 @pytest.fixture
-def notes() -> Notes:
-    return Notes()
+def observer() -> RecordingObserver:
+    return RecordingObserver()
 
 
-async def test_orders_are_made_one_by_one_and_their_outcome_is_told(fake: FakeQemu, notes: Notes) -> None:
+async def test_orders_are_made_one_by_one_and_their_outcome_is_told(
+    fake: FakeQemu, observer: RecordingObserver
+) -> None:
     fake.replies["block-set-write-threshold"] = lambda a: FakeError() if a["node-name"] == "bad" else {}
     orders = Orders(a=threshold("n1"), b=threshold("bad"), c=threshold("n2"))
-    settled = terms(Change.WRITE_THRESHOLD, commander=orders, intervals=SLOW)
-    async with watching(notes, fake.path, settled=settled), asyncio.timeout(LONG):
+    settings = quick_settings(Change.WRITE_THRESHOLD, commander=orders, intervals=SLOW)
+    async with supervised(observer, fake.path, settings=settings), asyncio.timeout(TIMEOUT_SECONDS):
         while len(orders.detected_by) < 3:
             orders.news.clear()
             await orders.news.wait()
     assert sent(fake) == ["n1", "bad", "n2"]
     assert orders.detected_by == [("a", True), ("b", False), ("c", True)]
-    assert notes.kinds("vm") == ["vm.attached", "vm.detached"]
+    assert observer.types("vm") == ["vm.attached", "vm.detached"]
 
 
-async def test_what_is_wanted_after_orders_is_asked_at_once(fake: FakeQemu, notes: Notes) -> None:
+async def test_what_is_wanted_after_orders_is_asked_at_once(fake: FakeQemu, observer: RecordingObserver) -> None:
     orders = Orders()
     orders.wanted = {"nodes"}
-    async with watching(notes, fake.path, settled=terms(commander=orders, intervals=SLOW)):
-        await notes.polled(2, "nodes")  # at attach, and because it was wanted
-    assert notes.outcomes("balloon") == []
+    async with supervised(observer, fake.path, settings=quick_settings(commander=orders, intervals=SLOW)):
+        await observer.wait_for_polls(2, "nodes")  # at attach, and because it was wanted
+    assert observer.outcomes("balloon") == []
 
 
-async def test_what_an_event_makes_wanted_is_asked_at_once(fake: FakeQemu, notes: Notes) -> None:
+async def test_what_an_event_makes_wanted_is_asked_at_once(fake: FakeQemu, observer: RecordingObserver) -> None:
     orders = Orders()
-    async with watching(notes, fake.path, settled=terms(commander=orders, intervals=SLOW)):
-        await notes.polled(1, "nodes")
+    async with supervised(observer, fake.path, settings=quick_settings(commander=orders, intervals=SLOW)):
+        await observer.wait_for_polls(1, "nodes")
         orders.wanted = {"nodes"}
         fake.emit("BLOCK_WRITE_THRESHOLD", {"node-name": "n1", "write-threshold": 5, "amount-exceeded": 1})
-        await notes.polled(1, "nodes")
+        await observer.wait_for_polls(1, "nodes")
     assert fake.count("query-named-block-nodes") == 2
 
 
 async def test_an_order_whose_reply_is_late_is_told_of_when_qemu_answers_again(
-    fake: FakeQemu, notes: Notes, monkeypatch: pytest.MonkeyPatch
+    fake: FakeQemu, observer: RecordingObserver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.session.session.PROBE_SECONDS", 0.05)
     fake.hang("block-set-write-threshold")
     orders = Orders(a=threshold("n1"))
-    async with watching(notes, fake.path, settled=terms(Change.WRITE_THRESHOLD, commander=orders)):
-        await notes.until(lambda: notes.records("vm.stalled"))
+    async with supervised(observer, fake.path, settings=quick_settings(Change.WRITE_THRESHOLD, commander=orders)):
+        await observer.wait_until(lambda: observer.records("vm.stalled"))
         assert orders.detected_by == []
         fake.release("block-set-write-threshold")
-        await notes.until(lambda: notes.records("vm.recovered"))
-        await notes.polled(2)
+        await observer.wait_until(lambda: observer.records("vm.recovered"))
+        await observer.wait_for_polls(2)
     assert [disk for disk, _ in orders.detected_by] == ["a"]
 
 
-async def test_an_order_that_was_cut_off_is_told_of_too(fake: FakeQemu, notes: Notes) -> None:
+async def test_an_order_that_was_cut_off_is_told_of_too(fake: FakeQemu, observer: RecordingObserver) -> None:
     fake.hang("block-set-write-threshold")
     orders = Orders(a=threshold("n1"))
-    settled = terms(Change.WRITE_THRESHOLD, commander=orders, reply_seconds=5)
-    async with watching(notes, fake.path, settled=settled):
+    settings = quick_settings(Change.WRITE_THRESHOLD, commander=orders, reply_seconds=5)
+    async with supervised(observer, fake.path, settings=settings):
         await fake.asked("block-set-write-threshold")
         fake.drop()
-        await notes.until(lambda: notes.records("vm.gone"))
+        await observer.wait_until(lambda: observer.records("vm.gone"))
     assert orders.detected_by == [("a", False)]
 
 
-async def test_a_snapshot_that_no_event_tells_of_has_the_layers_asked_again(fake: FakeQemu, notes: Notes) -> None:
-    async with watching(notes, fake.path):
-        await notes.polled(3)
+async def test_a_snapshot_that_no_event_tells_of_has_the_layers_asked_again(
+    fake: FakeQemu, observer: RecordingObserver
+) -> None:
+    async with supervised(observer, fake.path):
+        await observer.wait_for_polls(3)
         assert fake.count("query-named-block-nodes") == 1
         disk = {"qdev": "disk0", "node-name": "overlay", "stats": {}, "parent": {"node-name": "overlay-file"}}
         fake.replies["query-blockstats"] = [disk]
-        await notes.polled(1, "nodes")
-        await notes.polled(3)
+        await observer.wait_for_polls(1, "nodes")
+        await observer.wait_for_polls(3)
     assert fake.count("query-named-block-nodes") == 2

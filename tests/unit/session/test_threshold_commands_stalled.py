@@ -4,7 +4,7 @@ import pytest
 
 from agent.qmp.commands import Change
 from tests.lab.fake_qemu import FakeQemu
-from tests.lab.recording_observer import Notes, terms, watching
+from tests.lab.recording_observer import RecordingObserver, quick_settings, supervised
 from tests.unit.session.test_threshold_commands import Orders, sent, threshold
 
 
@@ -13,12 +13,12 @@ async def test_orders_that_are_left_when_qemu_stalls_are_not_made(
 ) -> None:
     monkeypatch.setattr("agent.session.session.PROBE_SECONDS", 0.05)
     fake.hang("block-set-write-threshold")
-    notes = Notes()
+    observer = RecordingObserver()
     orders = Orders(a=threshold("n1"), b=threshold("n2"))
-    async with watching(notes, fake.path, settled=terms(Change.WRITE_THRESHOLD, commander=orders)):
-        await notes.until(lambda: notes.records("vm.stalled"))
+    async with supervised(observer, fake.path, settings=quick_settings(Change.WRITE_THRESHOLD, commander=orders)):
+        await observer.wait_until(lambda: observer.records("vm.stalled"))
         fake.release("block-set-write-threshold")
-        await notes.until(lambda: notes.records("vm.recovered"))
-        await notes.polled(2)
+        await observer.wait_until(lambda: observer.records("vm.recovered"))
+        await observer.wait_for_polls(2)
     assert sent(fake) == ["n1"]
     assert orders.detected_by == [("a", False), ("b", False)]

@@ -13,7 +13,7 @@ from agent.exposition.snapshot import Snapshot
 from agent.session.api import PollOutcome
 from tests.lab import golden_files
 from tests.lab.fake_qemu import FakeQemu
-from tests.lab.recording_observer import Notes, watching
+from tests.lab.recording_observer import RecordingObserver, supervised
 from tests.lab.snapshots import status
 from tests.lab.transcript import FOLDER, Transcript
 
@@ -22,19 +22,19 @@ MOVING: Final = {"since_timestamp_seconds", "process_unknown"}
 """Fields that are of the moment or of the process that plays the QEMU."""
 
 
-def samples_of(notes: Notes) -> dict[str, dict[str, Any]]:
+def samples_of(observer: RecordingObserver) -> dict[str, dict[str, Any]]:
     """Return the last sample of each subject."""
     return {
         " ".join((sample.family.name, *sample.labels)): {k: v for k, v in sample.values.items() if k not in MOVING}
-        for _, _, samples, _ in notes.all("samples")
+        for _, _, samples, _ in observer.calls_of("on_samples")
         for sample in samples
     }
 
 
-def series_of(notes: Notes) -> list[str]:
+def series_of(observer: RecordingObserver) -> list[str]:
     """Return the series that are made of samples."""
     snapshot = Snapshot()
-    for vm, families, samples, time_ns in notes.all("samples"):
+    for vm, families, samples, time_ns in observer.calls_of("on_samples"):
         snapshot.status(status(vm))
         snapshot.samples(vm, families, samples, time_ns)
     lines = render(snapshot).splitlines()
@@ -52,16 +52,16 @@ def is_all(samples: dict[str, dict[str, Any]]) -> bool:
 async def test_of_a_qemus_answers_the_samples_and_series_are_made_that_the_golden_file_has(
     name: str, folder: Path
 ) -> None:
-    notes = Notes()
-    async with FakeQemu(folder / "vm1.qmp", transcript=Transcript.load(name)) as fake, watching(notes, fake.path):
-        await notes.until(lambda: is_all(samples_of(notes)))
-    made = {"samples": dict(sorted(samples_of(notes).items())), "series": sorted(series_of(notes))}
+    observer = RecordingObserver()
+    async with FakeQemu(folder / "vm1.qmp", transcript=Transcript.load(name)) as fake, supervised(observer, fake.path):
+        await observer.wait_until(lambda: is_all(samples_of(observer)))
+    made = {"samples": dict(sorted(samples_of(observer).items())), "series": sorted(series_of(observer))}
     if golden_files.WRITE:
         golden_files.save(f"session_output/{name}.json", made)
     known = golden_files.load(f"session_output/{name}.json")
     assert made["samples"] == known["samples"]
     assert made["series"] == known["series"]
-    assert PollOutcome.ERROR not in {outcome for _, outcome in notes.all("collected")}
+    assert PollOutcome.ERROR not in {outcome for _, outcome in observer.calls_of("on_collector_run")}
 
 
 def test_there_is_one_of_each_qemu_in_service() -> None:

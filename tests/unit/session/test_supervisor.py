@@ -74,7 +74,7 @@ async def test_events_heard_before_the_vm_is_known_come_after_attached_in_their_
     assert {record.vm.uuid for record in observer.records()} == {UUID}
     balloon = next(told for told in observer.calls_of("on_samples") if told[1][0].name == "balloon")
     assert observer.calls.index(("on_status", observer.calls_of("on_status")[2])) < observer.calls.index(
-        ("samples", balloon)
+        ("on_samples", balloon)
     )
 
 

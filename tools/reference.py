@@ -20,7 +20,7 @@ from typing import Any
 from agent.alerts.rules import RULES
 from agent.app.agent import Agent
 from agent.cli import schema
-from agent.collectors import ALL, EVERYTHING
+from agent.collectors import ALL, ALL_FEATURES
 from agent.config.model import Config
 from agent.exposition.prometheus import render
 from agent.exposition.series_limits import SeriesLimits
@@ -246,16 +246,18 @@ def queries() -> str:
 
 
 def _question(query: Query) -> str:
-    after = ", ".join(f"`{event}`" for event in events_of(query.name)) if query.fate is not QueryPolicy.REFUSED else ""
-    return f"| `{query.name}` | {query.fate.value} | {_cell(query.why)} | {after} |\n"
+    after = (
+        ", ".join(f"`{event}`" for event in events_of(query.name)) if query.policy is not QueryPolicy.REFUSED else ""
+    )
+    return f"| `{query.name}` | {query.policy.value} | {_cell(query.reason)} | {after} |\n"
 
 
 def events_of(command: str) -> list[str]:
     """Return the events after which a question is asked."""
-    askers = {c.name for c in ALL if command in (ask.command for ask in c.asks(EVERYTHING))}
-    if command in (ask.command for ask in host_process.ASKS):
+    askers = {c.name for c in ALL if command in (ask.name for ask in c.commands(ALL_FEATURES))}
+    if command in (ask.name for ask in host_process.ASKS):
         askers.add(THREADS)
-    return [row.name for row in ROWS if askers & set(row.asks)]
+    return [row.name for row in ROWS if askers & set(row.invalidates)]
 
 
 _DOCUMENTS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agent.app.builders import build_sink, discoverers, session_settings
 from agent.cli.journal import quarantined_files
-from agent.collectors import EVERYTHING, Collector
+from agent.collectors import ALL_FEATURES, Collector
 from agent.common.config_types import expand
 from agent.config.model import Config
 from agent.delivery.sinks.base import SinkError
@@ -151,14 +151,14 @@ async def _monitor(monitor: Monitor, settled: SessionSettings, gate: asyncio.Sem
 
 def _lacks(commands: frozenset[str], collectors: Iterable[Collector]) -> Iterator[str]:
     """Yield which collectors are off for a QEMU that understands no more than these, or tell less, and why."""
-    facts = replace(EVERYTHING, commands=commands)
+    facts = replace(ALL_FEATURES, commands=commands)
     for collector in collectors:
         asks = (
-            *(ask.command for ask in collector.asks(EVERYTHING)),
+            *(ask.name for ask in collector.commands(ALL_FEATURES)),
             *filter(None, [host_process.NEEDS.get(collector.name)]),
         )
         if missing := sorted({command for command in asks if command not in commands}):
-            off = collector.lacks(facts) or not collector.asks(facts)
+            off = collector.missing_command(facts) or not collector.commands(facts)
             yield f"{collector.name} {'is off' if off else 'tells less'}, for there is no {' and no '.join(missing)}"
 
 

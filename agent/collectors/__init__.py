@@ -1,4 +1,4 @@
-"""One file per thing polled: the questions, and a pure function from QEMU's answers to samples.
+"""One file per thing polled: the questions, and a pure function from QEMU's replies to samples.
 
 To add one: write its file, its family in catalogue/metrics/ and its question's row in qmp/queries.py, and name it in `ALL`. The
 schedule, the deadline, the isolation of its failures and its own metrics are given by the framework (agent/vm).
@@ -51,7 +51,7 @@ ALL: tuple[Collector, ...] = (
     net.COLLECTOR,
 )
 
-EVERYTHING = Facts(balloon="/machine/peripheral/balloon0", guest_stats_seconds=5, hv_balloon=True)
+ALL_FEATURES = Facts(balloon="/machine/peripheral/balloon0", guest_stats_seconds=5, hv_balloon=True)
 """Of a VM that has all that QEMU is asked for."""
 
-__all__ = ["ALL", "EVERYTHING", "Collector", "Facts", "Intervals"]
+__all__ = ["ALL", "ALL_FEATURES", "Collector", "Facts", "Intervals"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, on_event_only
+from agent.collectors.base import Collector, Replies, on_event_only
 from agent.model.family import Reader, Sample
 from agent.model.metrics.memory import BALLOON
 from agent.qmp.commands import Command
@@ -11,8 +11,8 @@ from agent.qmp.commands import Command
 _read = Reader(BALLOON)
 
 
-def _collect(answers: Answers) -> Iterable[Sample]:
-    (info,) = answers
+def _collect(replies: Replies) -> Iterable[Sample]:
+    (info,) = replies
     return _samples(info) if isinstance(info, dict) else ()  # DeviceNotActive, KVMMissingCap: there is no balloon
 
 

@@ -8,10 +8,10 @@ from agent.host.types import File, Interface, Task
 from agent.model.family import Family, Sample
 from agent.model.record import Severity
 from agent.qmp.commands import Command
-from agent.qmp.errors import AnswerError, CommandError
+from agent.qmp.errors import CommandError, UnexpectedReplyError
 
-Answers = Sequence[Any]
-"""QEMU's answers, one for each question, in order, a CommandError where QEMU refused; then a Text for each file."""
+Replies = Sequence[Any]
+"""QEMU's replies, one for each question, in order, a CommandError where QEMU refused; then a Text for each file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Facts:
     hv_balloon: bool = False
     hears: bool = True
 
-    def has(self, command: str) -> bool:
+    def has_command(self, command: str) -> bool:
         """Return whether its QEMU has a command; where nobody knows, it is worth a try."""
         return not self.commands or command in self.commands
 
@@ -70,13 +70,13 @@ def require_type(answer: Any, kind: type[T]) -> T:
 
     Raises:
         CommandError: QEMU refused; the error it gave.
-        AnswerError: it answered with something else.
+        UnexpectedReplyError: it answered with something else.
     """
     if isinstance(answer, kind):
         return answer
     if isinstance(answer, CommandError):
         raise answer
-    raise AnswerError(f"expected {kind.__name__}, got {type(answer).__name__}")
+    raise UnexpectedReplyError(f"expected {kind.__name__}, got {type(answer).__name__}")
 
 
 class Poll(NamedTuple):
@@ -92,13 +92,13 @@ class Poll(NamedTuple):
     time_ns: int = 0
     at: float = 0.0
 
-    def of(self, sample: Sample) -> Sample | None:
+    def matching(self, sample: Sample) -> Sample | None:
         """Return what it said of a sample's subject."""
         return next((s for s in self.samples if s.family is sample.family and s.labels == sample.labels), None)
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class Transition:
     """What two polls together say has come to pass: a record of its own, for it is told once and never polled again.
 
     Attributes:
@@ -112,12 +112,17 @@ class Notice:
     severity: Severity = Severity.INFO
 
 
-def nothing(_facts: Facts) -> tuple[()]:
-    """Ask nothing."""
+def no_commands(_facts: Facts) -> tuple[()]:
+    """Send no command."""
     return ()
 
 
-def each_poll(_samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
+def no_files(_facts: Facts) -> tuple[()]:
+    """Read no file."""
+    return ()
+
+
+def at_poll_interval(_samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
     """Ask again at the next poll."""
     return intervals.poll
 
@@ -127,15 +132,15 @@ def on_event_only(_samples: Sequence[Sample], facts: Facts, intervals: Intervals
     return None if facts.hears else intervals.poll
 
 
-def _events_only(_samples: Sequence[Sample], _facts: Facts, _intervals: Intervals) -> float | None:
+def _never(_samples: Sequence[Sample], _facts: Facts, _intervals: Intervals) -> float | None:
     return None
 
 
-def _as_it_is(_before: Poll, now: Poll) -> Sequence[Sample]:
+def _keep_samples(_before: Poll, now: Poll) -> Sequence[Sample]:
     return now.samples
 
 
-def _unnoticed(_before: Poll, _now: Poll) -> tuple[()]:
+def _no_transitions(_before: Poll, _now: Poll) -> tuple[()]:
     return ()
 
 
@@ -146,39 +151,39 @@ class Collector:
     Attributes:
         name: its name, by which events ask for it again.
         families: what it makes.
-        asks: its questions, given what is known of the VM; none where it does not apply.
-        collect: answers to samples. Raises QmpError where an answer makes no sense.
-        again: seconds until it has to ask again although no event said so, given the samples just made; None is at the next resync.
-        shape: what in the samples, when it is not as it was, makes `reshapes` be asked again, since no event tells of it.
-        reshapes: the names of those collectors.
-        follow: adds to a poll's samples what only two polls together say, such as a rate; the first poll is empty at each attach.
-        notices: what two polls together say has come to pass.
+        commands: its questions, given what is known of the VM; none where it does not apply.
+        collect: replies to samples. Raises QmpError where an answer makes no sense.
+        next_poll_delay: seconds until the next poll, given the samples; None waits for an event or for the next resync.
+        topology: what in the samples, when it is not as it was, makes `invalidates` be asked again, since no event tells of it.
+        invalidates: the names of those collectors.
+        derive: adds to a poll's samples what only two polls together say, such as a rate; the first poll is empty at each attach.
+        transitions: what two polls together say has come to pass.
         from_event: events that carry an answer themselves, and how to read it.
         files: its questions to the host's kernel. A collector that asks QEMU nothing is asked while QEMU stalls too.
     """
 
     name: str
     families: tuple[Family, ...]
-    asks: Callable[[Facts], Sequence[Command]]
-    collect: Callable[[Answers], Iterable[Sample]]
-    again: Callable[[Sequence[Sample], Facts, Intervals], float | None] = _events_only
-    shape: Callable[[Sequence[Sample]], object] = lambda _samples: None
-    reshapes: tuple[str, ...] = ()
-    follow: Callable[[Poll, Poll], Sequence[Sample]] = _as_it_is
-    notices: Callable[[Poll, Poll], Iterable[Notice]] = _unnoticed
+    commands: Callable[[Facts], Sequence[Command]]
+    collect: Callable[[Replies], Iterable[Sample]]
+    next_poll_delay: Callable[[Sequence[Sample], Facts, Intervals], float | None] = _never
+    topology: Callable[[Sequence[Sample]], object] = lambda _samples: None
+    invalidates: tuple[str, ...] = ()
+    derive: Callable[[Poll, Poll], Sequence[Sample]] = _keep_samples
+    transitions: Callable[[Poll, Poll], Iterable[Transition]] = _no_transitions
     from_event: Mapping[str, Callable[[Mapping[str, Any]], Iterable[Sample]]] = field(default_factory=dict)
-    files: Callable[[Facts], Sequence[File]] = nothing
+    files: Callable[[Facts], Sequence[File]] = no_files
 
-    def lacks(self, facts: Facts) -> str:
+    def missing_command(self, facts: Facts) -> str:
         """Return a command that it needs and this QEMU does not have, or empty."""
-        return next((ask.command for ask in self.asks(facts) if not facts.has(ask.command)), "")
+        return next((ask.name for ask in self.commands(facts) if not facts.has_command(ask.name)), "")
 
     @property
-    def looks_back(self) -> bool:
+    def needs_previous(self) -> bool:
         """Whether it wants to see a poll again at the next one."""
-        return self.follow is not _as_it_is or self.notices is not _unnoticed
+        return self.derive is not _keep_samples or self.transitions is not _no_transitions
 
     @property
-    def beside(self) -> bool:
+    def host_only(self) -> bool:
         """Whether QEMU need not answer for it."""
-        return self.asks is nothing
+        return self.commands is no_commands

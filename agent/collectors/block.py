@@ -7,7 +7,7 @@ real; their other counters are constant zero and are not read.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, require_type
+from agent.collectors.base import Collector, Replies, require_type
 from agent.collectors.untrusted import as_list_of_objects, as_object
 from agent.model.events import device_name
 from agent.model.family import Reader, Sample
@@ -30,8 +30,8 @@ _MAX_DEPTH = 64
 _MAX_LAYERS = 16
 
 
-def _collect(answers: Answers) -> Iterable[Sample]:
-    for name, disk in disks(answers[0]):
+def _collect(replies: Replies) -> Iterable[Sample]:
+    for name, disk in disks(replies[0]):
         stats, storage = as_object(disk.get("stats")), chain(disk)[-1]
         made = {"parent": storage} if storage is not disk.get("parent") else {}
         if not _HISTOGRAMS.keys().isdisjoint(stats):
@@ -76,7 +76,7 @@ def disks(answer: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Raises:
         CommandError: QEMU refused.
-        AnswerError: it answered with something else than a list.
+        UnexpectedReplyError: it answered with something else than a list.
     """
     seen: set[str] = set()
     for disk in as_list_of_objects(require_type(answer, list)):
@@ -95,7 +95,7 @@ def stable_name(disk: dict[str, Any]) -> str:
     return ""
 
 
-def _shape(samples: Sequence[Sample]) -> object:
+def _topology(samples: Sequence[Sample]) -> object:
     """Return which nodes each disk is made of: a snapshot or a mirror's pivot changes them, and QEMU tells nobody."""
     return {s.subject: (s.values.get("node"), s.values.get("storage_node")) for s in samples if s.family is BLOCK}
 
@@ -105,7 +105,7 @@ COLLECTOR = Collector(
     (BLOCK, BLOCK_BACKING, BLOCK_TIMED),
     lambda _facts: (Command("query-blockstats"),),
     _collect,
-    again=lambda _samples, _facts, intervals: intervals.poll,
-    shape=_shape,
-    reshapes=("nodes", "drives"),
+    next_poll_delay=lambda _samples, _facts, intervals: intervals.poll,
+    topology=_topology,
+    invalidates=("nodes", "drives"),
 )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, Facts, Intervals, require_type
+from agent.collectors.base import Collector, Facts, Intervals, Replies, require_type
 from agent.collectors.untrusted import as_list_of_objects
 from agent.model.family import Reader, Sample, Values
 from agent.model.metrics.memory import DIRTY_RATE, VCPU_DIRTY
@@ -18,19 +18,19 @@ _UNITS = {"second": 1, "millisecond": 1000}
 """calc-time-unit, QEMU 8.2; before it, seconds."""
 
 
-def _asks(facts: Facts) -> tuple[Command, ...]:
-    if not facts.has("query-dirty-rate"):
+def _commands(facts: Facts) -> tuple[Command, ...]:
+    if not facts.has_command("query-dirty-rate"):
         return ()
     return (
         Command("query-dirty-rate"),
-        *((Command("query-vcpu-dirty-limit"),) if facts.has("query-vcpu-dirty-limit") else ()),
+        *((Command("query-vcpu-dirty-limit"),) if facts.has_command("query-vcpu-dirty-limit") else ()),
     )
 
 
-def _collect(answers: Answers) -> Iterable[Sample]:
-    measured = require_type(answers[0], dict)
+def _collect(replies: Replies) -> Iterable[Sample]:
+    measured = require_type(replies[0], dict)
     vcpus = _by_vcpu(measured.get("vcpu-dirty-rate"), "id", {})
-    for limits in answers[1:]:  # an error: no dirty ring
+    for limits in replies[1:]:  # an error: no dirty ring
         vcpus = _by_vcpu(limits, "cpu-index", vcpus)
     samples = [Sample(VCPU_DIRTY, (str(number),), values) for number, values in list(vcpus.items())[:_MAX_VCPUS]]
     if measured.get("status") not in ("unstarted", None):
@@ -49,10 +49,10 @@ def _by_vcpu(rows: Any, key: str, known: Mapping[int, Values]) -> dict[int, Valu
     return merged
 
 
-def _again(samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
+def _next_poll_delay(samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
     if any(sample.values.get("status") == "measuring" for sample in samples):
         return intervals.migration
     return intervals.poll if any("limit_bytes_per_second" in sample.values for sample in samples) else None
 
 
-COLLECTOR = Collector("dirty", (DIRTY_RATE, VCPU_DIRTY), _asks, _collect, _again)
+COLLECTOR = Collector("dirty", (DIRTY_RATE, VCPU_DIRTY), _commands, _collect, _next_poll_delay)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, require_type
+from agent.collectors.base import Collector, Replies, require_type
 from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Reader, Sample, Values
 from agent.model.metrics.inventory import SPICE, VNC
@@ -17,8 +17,8 @@ _MAX_DISPLAYS = 16
 _MAX_CLIENTS = 48
 
 
-def _vnc(answers: Answers) -> Iterable[Sample]:
-    for display in as_list_of_objects(require_type(answers[0], list), _MAX_DISPLAYS):
+def _vnc(replies: Replies) -> Iterable[Sample]:
+    for display in as_list_of_objects(require_type(replies[0], list), _MAX_DISPLAYS):
         if name := as_text(display.get("id")):
             addresses, clients = as_list_of_objects(display.get("server")), as_list_of_objects(display.get("clients"))
             told = {
@@ -29,8 +29,8 @@ def _vnc(answers: Answers) -> Iterable[Sample]:
             yield Sample(VNC, (sanitize(name),), _read_vnc(display | told))
 
 
-def _spice(answers: Answers) -> Iterable[Sample]:
-    display = require_type(answers[0], dict)
+def _spice(replies: Replies) -> Iterable[Sample]:
+    display = require_type(replies[0], dict)
     if display.get("enabled") is not True:
         return ()
     clients: dict[Any, dict[str, Any]] = {}
@@ -52,8 +52,8 @@ def _shown(one: dict[str, Any]) -> Values:
 
 
 VNC_DISPLAYS = Collector(
-    "vnc", (VNC,), lambda facts: (Command("query-vnc-servers"),) if facts.has("query-vnc-servers") else (), _vnc
+    "vnc", (VNC,), lambda facts: (Command("query-vnc-servers"),) if facts.has_command("query-vnc-servers") else (), _vnc
 )
 SPICE_DISPLAY = Collector(
-    "spice", (SPICE,), lambda facts: (Command("query-spice"),) if facts.has("query-spice") else (), _spice
+    "spice", (SPICE,), lambda facts: (Command("query-spice"),) if facts.has_command("query-spice") else (), _spice
 )

@@ -5,7 +5,7 @@ Asked as rarely as the layers are, and for the same reason: query-block looks at
 
 from collections.abc import Iterable
 
-from agent.collectors.base import Answers, Collector
+from agent.collectors.base import Collector, Replies
 from agent.collectors.block import disks
 from agent.model.family import Reader, Sample
 from agent.model.metrics.block import BLOCK_DEVICE
@@ -14,8 +14,8 @@ from agent.qmp.commands import Command
 _read = Reader(BLOCK_DEVICE)
 
 
-def _collect(answers: Answers) -> Iterable[Sample]:
-    for name, disk in disks(answers[0]):
+def _collect(replies: Replies) -> Iterable[Sample]:
+    for name, disk in disks(replies[0]):
         yield Sample(BLOCK_DEVICE, (name,), _read(disk))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, Facts, Intervals, require_type
+from agent.collectors.base import Collector, Facts, Intervals, Replies, require_type
 from agent.model.family import Reader, Sample
 from agent.model.metrics.memory import DUMP
 from agent.qmp.commands import Command
@@ -11,8 +11,8 @@ from agent.qmp.commands import Command
 _read = Reader(DUMP)
 
 
-def _collect(answers: Answers) -> Iterable[Sample]:
-    return _samples({"result": require_type(answers[0], dict)})
+def _collect(replies: Replies) -> Iterable[Sample]:
+    return _samples({"result": require_type(replies[0], dict)})
 
 
 def _samples(told: Mapping[str, Any]) -> Iterable[Sample]:
@@ -21,7 +21,7 @@ def _samples(told: Mapping[str, Any]) -> Iterable[Sample]:
     return (Sample(DUMP, (), values),) if values.get("status", "none") != "none" else ()
 
 
-def _again(samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
+def _next_poll_delay(samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
     return intervals.migration if any(sample.values["status"] == "active" for sample in samples) else None
 
 
@@ -30,6 +30,6 @@ COLLECTOR = Collector(
     (DUMP,),
     lambda _facts: (Command("query-dump"),),
     _collect,
-    _again,
+    _next_poll_delay,
     from_event={"DUMP_COMPLETED": _samples},
 )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, on_event_only
+from agent.collectors.base import Collector, Replies, on_event_only
 from agent.model.family import Reader, Sample
 from agent.model.metrics.memory import HV_BALLOON
 from agent.qmp.commands import Command
@@ -11,8 +11,8 @@ from agent.qmp.commands import Command
 _read = Reader(HV_BALLOON)
 
 
-def _collect(answers: Answers) -> Iterable[Sample]:
-    (report,) = answers
+def _collect(replies: Replies) -> Iterable[Sample]:
+    (report,) = replies
     return _samples(report) if isinstance(report, dict) else ()  # GenericError: the guest has told nothing yet
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, Facts, require_type
+from agent.collectors.base import Collector, Facts, Replies, require_type
 from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
 from agent.model.family import Reader, Sample, Values
 from agent.model.metrics.inventory import INVENTORY, TPM
@@ -20,8 +20,8 @@ _MAX_BRIDGES = 16
 _MAX_TEXT = 96
 
 
-def _collect(answers: Answers) -> Iterable[Sample]:
-    buses, chardevs, backends = (as_list_of_objects(require_type(answer, list)) for answer in answers)
+def _collect(replies: Replies) -> Iterable[Sample]:
+    buses, chardevs, backends = (as_list_of_objects(require_type(answer, list)) for answer in replies)
     pci = [_pci(device) for bus in buses for device in _devices(bus.get("devices"))]
     told = {
         "pci_devices": len(pci),
@@ -77,14 +77,14 @@ def _number(raw: Any) -> int:
     return raw if type(raw) is int and raw >= 0 else 0
 
 
-def _tpms(answers: Answers) -> Iterable[Sample]:
-    for tpm in as_list_of_objects(require_type(answers[0], list), MAX_LISTED):
+def _tpms(replies: Replies) -> Iterable[Sample]:
+    for tpm in as_list_of_objects(require_type(replies[0], list), MAX_LISTED):
         if name := as_text(tpm.get("id")):
             yield Sample(TPM, (sanitize(name),), _read_tpm(tpm))
 
 
 def _asks_tpm(facts: Facts) -> tuple[Command, ...]:
-    return (Command("query-tpm"),) if facts.has("query-tpm") else ()  # a QEMU may be built without
+    return (Command("query-tpm"),) if facts.has_command("query-tpm") else ()  # a QEMU may be built without
 
 
 COLLECTOR = Collector(

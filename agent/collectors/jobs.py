@@ -7,7 +7,7 @@ followed from poll to poll, for QEMU gives no rate.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, Facts, Intervals, Poll, on_event_only, require_type
+from agent.collectors.base import Collector, Facts, Intervals, Poll, Replies, on_event_only, require_type
 from agent.collectors.untrusted import as_list_of_objects
 from agent.model.family import Reader, Sample, Values
 from agent.model.metrics.jobs import JOB
@@ -22,17 +22,17 @@ _SETTLED = frozenset({"paused", "standby", "waiting", "pending", "concluded", "n
 """States that an event ends; a job in one of them does not move."""
 
 
-def _asks(facts: Facts) -> tuple[Command, ...]:
-    return (Command("query-block-jobs"), *((Command("query-jobs"),) if facts.has("query-jobs") else ()))
+def _commands(facts: Facts) -> tuple[Command, ...]:
+    return (Command("query-block-jobs"), *((Command("query-jobs"),) if facts.has_command("query-jobs") else ()))
 
 
-def _collect(answers: Answers) -> Iterable[Sample]:
-    """Merge the two answers; block jobs' own offset and length stand in where a QEMU has no query-jobs."""
+def _collect(replies: Replies) -> Iterable[Sample]:
+    """Merge the two replies; block jobs' own offset and length stand in where a QEMU has no query-jobs."""
     jobs: dict[str, dict[str, Any]] = {}
-    for job in as_list_of_objects(require_type(answers[0], list)):
+    for job in as_list_of_objects(require_type(replies[0], list)):
         if isinstance(name := job.get("device"), str):  # so it is called, but it is the job's id
             jobs[name] = {"current-progress": job.get("offset"), "total-progress": job.get("len")} | job
-    for job in as_list_of_objects(require_type(answers[1], list)) if len(answers) > 1 else ():
+    for job in as_list_of_objects(require_type(replies[1], list)) if len(replies) > 1 else ():
         if isinstance(name := job.get("id"), str):
             jobs[name] = jobs.get(name, {}) | job
     return [_sample(name, job) for name, job in list(jobs.items())[:MAX_JOBS]]
@@ -48,9 +48,10 @@ def _sample(name: str, job: dict[str, Any]) -> Sample:
     )
 
 
-def _follow(before: Poll, now: Poll) -> Sequence[Sample]:
+def _derive(before: Poll, now: Poll) -> Sequence[Sample]:
     return [
-        Sample(s.family, s.labels, s.values | _rate(before.of(s), s.values, now.at - before.at)) for s in now.samples
+        Sample(s.family, s.labels, s.values | _rate(before.matching(s), s.values, now.at - before.at))
+        for s in now.samples
     ]
 
 
@@ -63,7 +64,7 @@ def _rate(before: Sample | None, values: Values, seconds: float) -> Values:
     return {"progress_per_second": rate} | ({"remaining_seconds": left / rate} if rate > 0 else {})
 
 
-def _again(samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:
+def _next_poll_delay(samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:
     return min(_waits(samples, intervals), default=on_event_only(samples, facts, intervals))
 
 
@@ -76,4 +77,4 @@ def _waits(samples: Sequence[Sample], intervals: Intervals) -> Iterator[float]:
             yield intervals.migration
 
 
-COLLECTOR = Collector("jobs", (JOB,), _asks, _collect, _again, follow=_follow)
+COLLECTOR = Collector("jobs", (JOB,), _commands, _collect, _next_poll_delay, derive=_derive)

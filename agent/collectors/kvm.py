@@ -7,7 +7,7 @@ what query-status takes, on 11.1 as much and 1.7 times (measured). So they are a
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, Facts, Intervals, require_type
+from agent.collectors.base import Collector, Facts, Intervals, Replies, require_type
 from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Family, Reader, Sample, Values
 from agent.model.metrics.kvm import KVM, KVM_VCPU
@@ -27,8 +27,8 @@ _read_vcpu = Reader(KVM_VCPU)
 _MAX_VCPUS = 4096
 
 
-def _collect(answers: Answers) -> Iterable[Sample]:
-    machine, vcpus, cpus = (as_list_of_objects(require_type(answer, list), _MAX_VCPUS) for answer in answers)
+def _collect(replies: Replies) -> Iterable[Sample]:
+    machine, vcpus, cpus = (as_list_of_objects(require_type(answer, list), _MAX_VCPUS) for answer in replies)
     numbers = {path: cpu.get("cpu-index") for cpu in cpus if (path := as_text(cpu.get("qom-path")))}
     samples = [Sample(KVM, (), _read(_stats(entry))) for entry in machine[:1]]
     known = ((numbers.get(as_text(entry.get("qom-path"))), entry) for entry in vcpus)
@@ -41,8 +41,10 @@ def _stats(entry: Mapping[str, Any]) -> Values:
     return {as_text(stat.get("name")): stat.get("value") for stat in as_list_of_objects(entry.get("stats"))}
 
 
-def _again(samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
+def _next_poll_delay(samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
     return intervals.kvm if samples else None  # another accelerator has none
 
 
-COLLECTOR = Collector("kvm", (KVM, KVM_VCPU), lambda facts: _ASKS if facts.has("query-stats") else (), _collect, _again)
+COLLECTOR = Collector(
+    "kvm", (KVM, KVM_VCPU), lambda facts: _ASKS if facts.has_command("query-stats") else (), _collect, _next_poll_delay
+)

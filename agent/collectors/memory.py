@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, require_type
+from agent.collectors.base import Collector, Replies, require_type
 from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
 from agent.model.family import Reader, Sample
 from agent.model.metrics.memory import MEMORY, MEMORY_DEVICE
@@ -16,8 +16,8 @@ _read_device = Reader(MEMORY_DEVICE)
 _MAX_DEVICES = 256  # QEMU has 256 slots
 
 
-def _collect(answers: Answers) -> Iterable[Sample]:
-    summary, devices = require_type(answers[0], dict), require_type(answers[1], list)
+def _collect(replies: Replies) -> Iterable[Sample]:
+    summary, devices = require_type(replies[0], dict), require_type(replies[1], list)
     return [Sample(MEMORY, (), _read(summary)), *_devices(devices)]
 
 

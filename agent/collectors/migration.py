@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, Facts, Intervals, Notice, Poll, require_type
+from agent.collectors.base import Collector, Facts, Intervals, Poll, Replies, Transition, require_type
 from agent.model.family import Reader, Sample, Values
 from agent.model.metrics.migration import ENDED, MIGRATION, MIGRATION_ENDED
 from agent.model.record import Severity
@@ -26,8 +26,8 @@ def _moves(values: Mapping[str, Any]) -> bool:
 _SEVERITIES = {"completed": Severity.INFO, "cancelled": Severity.WARNING, "failed": Severity.ERROR}
 
 
-def _collect(answers: Answers) -> Iterable[Sample]:
-    reply = require_type(answers[0], dict)
+def _collect(replies: Replies) -> Iterable[Sample]:
+    reply = require_type(replies[0], dict)
     if _EXPERIMENT in reply:
         reply = reply | {_EXPERIMENT.removeprefix("x-"): reply[_EXPERIMENT]}
     values = {"status": "none"} | _read(reply)
@@ -43,13 +43,13 @@ def _left(values: Values) -> Values:
     return {"remaining_seconds": values["ram_remaining_bytes"] / speed}
 
 
-def _again(samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:
+def _next_poll_delay(samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:
     if any(_moves(sample.values) for sample in samples):
         return intervals.migration
     return None if facts.migration_events else intervals.poll
 
 
-def _notices(before: Poll, now: Poll) -> Iterable[Notice]:
+def _transitions(before: Poll, now: Poll) -> Iterable[Transition]:
     """Tell of a migration's end once: where it is seen to end, and where one began and ended between two polls."""
     for was, now_is in zip((s.values for s in before.samples), (s.values for s in now.samples), strict=False):
         outcome = now_is["status"]
@@ -57,7 +57,7 @@ def _notices(before: Poll, now: Poll) -> Iterable[Notice]:
             continue
         seen = _moves(was)
         if seen or _told(was) != _told(now_is):
-            yield Notice(MIGRATION_ENDED, _summary((was if seen else {}) | now_is), _SEVERITIES[outcome])
+            yield Transition(MIGRATION_ENDED, _summary((was if seen else {}) | now_is), _SEVERITIES[outcome])
 
 
 def _told(values: Mapping[str, Any]) -> list[Any]:
@@ -95,8 +95,8 @@ COLLECTOR = Collector(
     (MIGRATION,),
     lambda _facts: (Command("query-migrate"),),
     _collect,
-    _again,
-    shape=lambda samples: [sample.values["status"] for sample in samples],
-    reshapes=("runstate",),
-    notices=_notices,
+    _next_poll_delay,
+    topology=lambda samples: [sample.values["status"] for sample in samples],
+    invalidates=("runstate",),
+    transitions=_transitions,
 )

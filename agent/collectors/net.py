@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, Facts, each_poll, nothing
+from agent.collectors.base import Collector, Facts, Replies, at_poll_interval, no_commands
 from agent.host.procfs import Numbers, alone, interfaces
 from agent.host.types import File, Interface, Text
 from agent.model.family import Reader, Sample
@@ -22,9 +22,9 @@ def _files(facts: Facts) -> Sequence[File]:
     return [*files, File("net/dev", far)] if far else files
 
 
-def _collect(answers: Answers) -> Iterable[Sample]:
+def _collect(replies: Replies) -> Iterable[Sample]:
     found: dict[str, tuple[Interface, Numbers]] = {}
-    for answer in answers:
+    for answer in replies:
         if not isinstance(answer, Text) or answer.text is None:
             continue
         of: Any = answer.file.of
@@ -46,4 +46,4 @@ def _seen(interface: Interface, counters: Numbers) -> Numbers:
     return {other[name[:2]] + name[2:]: value for name, value in counters.items()}
 
 
-COLLECTOR = Collector("net", (NET,), nothing, _collect, each_poll, files=_files)
+COLLECTOR = Collector("net", (NET,), no_commands, _collect, at_poll_interval, files=_files)

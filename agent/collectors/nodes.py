@@ -6,7 +6,7 @@ Asked rarely: QEMU looks at the storage for it, and on storage that hangs it fre
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, Facts, require_type
+from agent.collectors.base import Collector, Facts, Replies, require_type
 from agent.collectors.block import backings, chain, disks
 from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Reader, Sample
@@ -38,7 +38,7 @@ FILTERS = frozenset(
 Nodes = Mapping[str, Mapping[str, Any]]
 
 
-def _asks(facts: Facts) -> tuple[Command, ...]:
+def _commands(facts: Facts) -> tuple[Command, ...]:
     # `flat` leaves out each node's copy of its backing chain; QEMU 5.0.
     return (
         Command("query-named-block-nodes", {"flat": True} if facts.version >= (5, 0) else None),
@@ -46,13 +46,13 @@ def _asks(facts: Facts) -> tuple[Command, ...]:
     )
 
 
-def _collect(answers: Answers) -> Iterable[Sample]:
+def _collect(replies: Replies) -> Iterable[Sample]:
     nodes = {
         name: node
-        for node in as_list_of_objects(require_type(answers[0], list))
+        for node in as_list_of_objects(require_type(replies[0], list))
         if (name := as_text(node.get("node-name")))
     }
-    for device, disk in disks(answers[1]):
+    for device, disk in disks(replies[1]):
         for layer, name in _layers(nodes, disk):
             if name in nodes:
                 yield Sample(BLOCK_LAYER, (device, layer), _read(_with_snapshots(nodes[name])))
@@ -87,4 +87,4 @@ def _layers(nodes: Nodes, disk: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"backing-{depth}", name
 
 
-COLLECTOR = Collector("nodes", (BLOCK_LAYER, BLOCK_BITMAP), _asks, _collect)
+COLLECTOR = Collector("nodes", (BLOCK_LAYER, BLOCK_BITMAP), _commands, _collect)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agent.collectors.base import Answers, Collector, Facts, each_poll, nothing
+from agent.collectors.base import Collector, Facts, Replies, at_poll_interval, no_commands
 from agent.host.procfs import alone, by_subject, keyed_of, pressure
 from agent.host.types import File, Text
 from agent.model.family import Reader, Sample
@@ -31,8 +31,8 @@ def _files(facts: Facts) -> Sequence[File]:
     return (*(File(name, task) for name in ("stat", "schedstat", "status", "io")), File("fd", task, entries=True))
 
 
-def _collect(answers: Answers) -> Iterable[Sample]:
-    for task, files in by_subject(answers):
+def _collect(replies: Replies) -> Iterable[Sample]:
+    for task, files in by_subject(replies):
         yield Sample(PROCESS, (), _read_process({**files, "known": {"pid": task.id, **task.values}}))
 
 
@@ -40,9 +40,9 @@ def _cgroup_files(facts: Facts) -> Sequence[File]:
     return () if facts.cgroup is None else [File(f"{facts.cgroup}/{name}", facts.cgroup) for name in _OF_CGROUP]
 
 
-def _collect_cgroup(answers: Answers) -> Iterable[Sample]:
+def _collect_cgroup(replies: Replies) -> Iterable[Sample]:
     item: dict[str, Any] = {}
-    for answer in answers:
+    for answer in replies:
         if isinstance(answer, Text) and answer.text is not None:
             item["path"] = answer.file.of
             name = answer.file.path.rpartition("/")[2]
@@ -54,5 +54,5 @@ def _collect_cgroup(answers: Answers) -> Iterable[Sample]:
     return (Sample(CGROUP, (), _read_cgroup(item)),) if item else ()
 
 
-PROCESSES = Collector("process", (PROCESS,), nothing, _collect, each_poll, files=_files)
-CGROUPS = Collector("cgroup", (CGROUP,), nothing, _collect_cgroup, each_poll, files=_cgroup_files)
+PROCESSES = Collector("process", (PROCESS,), no_commands, _collect, at_poll_interval, files=_files)
+CGROUPS = Collector("cgroup", (CGROUP,), no_commands, _collect_cgroup, at_poll_interval, files=_cgroup_files)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.base import Answers, Collector, Poll, on_event_only, require_type
+from agent.collectors.base import Collector, Poll, Replies, on_event_only, require_type
 from agent.model.family import Reader, Sample
 from agent.model.metrics.runstate import RUNSTATE
 from agent.qmp.commands import Command
@@ -10,13 +10,13 @@ from agent.qmp.commands import Command
 _read = Reader(RUNSTATE)
 
 
-def _collect(answers: Answers) -> Iterable[Sample]:
-    return (Sample(RUNSTATE, (), _read(require_type(answers[0], dict))),)
+def _collect(replies: Replies) -> Iterable[Sample]:
+    return (Sample(RUNSTATE, (), _read(require_type(replies[0], dict))),)
 
 
-def _follow(before: Poll, now: Poll) -> Sequence[Sample]:
+def _derive(before: Poll, now: Poll) -> Sequence[Sample]:
     return [
-        Sample(s.family, s.labels, s.values | {"since_timestamp_seconds": _since(before.of(s), s, now)})
+        Sample(s.family, s.labels, s.values | {"since_timestamp_seconds": _since(before.matching(s), s, now)})
         for s in now.samples
     ]
 
@@ -30,5 +30,5 @@ def _since(before: Sample | None, sample: Sample, now: Poll) -> float:
 
 
 COLLECTOR = Collector(
-    "runstate", (RUNSTATE,), lambda _facts: (Command("query-status"),), _collect, on_event_only, follow=_follow
+    "runstate", (RUNSTATE,), lambda _facts: (Command("query-status"),), _collect, on_event_only, derive=_derive
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from agent.collectors.base import Answers, Collector, each_poll, nothing
+from agent.collectors.base import Collector, Replies, at_poll_interval, no_commands
 from agent.host.procfs import by_subject
 from agent.host.types import File, Task
 from agent.model.family import Family, Reader, Sample
@@ -13,17 +13,24 @@ def _files(tasks: Sequence[Task]) -> list[File]:
     return [File(f"task/{task.id}/{name}", task) for task in tasks for name in ("stat", "schedstat")]
 
 
-def _collect(family: Family) -> Callable[[Answers], Iterable[Sample]]:
+def _collect(family: Family) -> Callable[[Replies], Iterable[Sample]]:
     read = Reader(family)
 
-    def collect(answers: Answers) -> Iterable[Sample]:
-        for task, files in by_subject(answers):
+    def collect(replies: Replies) -> Iterable[Sample]:
+        for task, files in by_subject(replies):
             yield Sample(family, (task.name,), read({**files, "known": {"thread": task.id, **task.values}}))
 
     return collect
 
 
-VCPUS = Collector("vcpu", (VCPU,), nothing, _collect(VCPU), each_poll, files=lambda facts: _files(facts.vcpus))
+VCPUS = Collector(
+    "vcpu", (VCPU,), no_commands, _collect(VCPU), at_poll_interval, files=lambda facts: _files(facts.vcpus)
+)
 IOTHREADS = Collector(
-    "iothread", (IOTHREAD,), nothing, _collect(IOTHREAD), each_poll, files=lambda facts: _files(facts.iothreads)
+    "iothread",
+    (IOTHREAD,),
+    no_commands,
+    _collect(IOTHREAD),
+    at_poll_interval,
+    files=lambda facts: _files(facts.iothreads),
 )

@@ -1,4 +1,4 @@
-"""Parts of QEMU's answers, taken for what they should be: a QEMU that was taken over says what it likes. Pure."""
+"""Parts of QEMU's replies, taken for what they should be: a QEMU that was taken over says what it likes. Pure."""
 
 from typing import Any
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from agent.model.record import Stamped
+from agent.model.record import EncodedRecord
 
 _versions = itertools.count(1)
 
@@ -52,7 +52,7 @@ class Entry:
     done: bool = False
 
     @classmethod
-    def of(cls, stamped: Stamped, note: StateNote | None = None) -> Self:
+    def of(cls, stamped: EncodedRecord, note: StateNote | None = None) -> Self:
         """Return the entry for a record."""
         record = stamped.record
         return cls(stamped.id, record.vm.key, record.type, record.time_ns, stamped.body, note)

@@ -14,7 +14,7 @@ from agent.delivery.entry import Entry, StateNote
 from agent.delivery.journal.writer import Journal
 from agent.delivery.queue import QueueLimits, RecordQueue
 from agent.delivery.sinks.base import Sink, SinkSupervisor, pump
-from agent.model.record import Stamped
+from agent.model.record import EncodedRecord
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class DeliveryPipeline:
         self._tell = tell
         self._told_at = float("-inf")
 
-    def put(self, stamped: Stamped, note: StateNote | None = None) -> None:
+    def put(self, stamped: EncodedRecord, note: StateNote | None = None) -> None:
         """Take a record, and what is to be kept in one transaction with it. Never waits."""
         self._lane_of.get(stamped.record.kind, self.events).put(Entry.of(stamped, note))
 

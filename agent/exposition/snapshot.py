@@ -116,7 +116,7 @@ class Snapshot:
         view = self._views.get(vm)
         if view is None:
             return
-        if not all(family.beside for family in families):
+        if not all(family.host_only for family in families):
             view.last_response_ns = time_ns  # an earlier one than before is the clock put right
         view.revision += 1
         for family in families:

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from agent.model.record import Severity, Stamped
+from agent.model.record import EncodedRecord, Severity
 
 QUEUE_RECORDS = 1000
 MAX_STREAMS = 32
@@ -29,9 +29,9 @@ class Subscriber:
         self._vm = vm
         self._types = types
         self._severity = severity
-        self._queue: asyncio.Queue[Stamped] = asyncio.Queue(QUEUE_RECORDS)
+        self._queue: asyncio.Queue[EncodedRecord] = asyncio.Queue(QUEUE_RECORDS)
 
-    def offer(self, stamped: Stamped) -> None:
+    def offer(self, stamped: EncodedRecord) -> None:
         """Take a record if it is wanted and there is room."""
         record = stamped.record
         if record.severity < self._severity or not record.type.startswith(self._types):
@@ -43,7 +43,7 @@ class Subscriber:
         except asyncio.QueueFull:
             self.missed += 1
 
-    async def get(self) -> Stamped:
+    async def get(self) -> EncodedRecord:
         """Wait for the next one."""
         return await self._queue.get()
 
@@ -77,10 +77,10 @@ class RecordBroadcaster:
     def __init__(self) -> None:
         self._onlookers: set[Subscriber] = set()
         self._seats = StreamLimit(MAX_STREAMS)
-        self._recent: deque[Stamped] = deque()
+        self._recent: deque[EncodedRecord] = deque()
         self._recent_bytes = 0
 
-    def publish(self, stamped: Stamped) -> None:
+    def publish(self, stamped: EncodedRecord) -> None:
         """Show a record to all."""
         for onlooker in self._onlookers:
             onlooker.offer(stamped)
@@ -111,7 +111,7 @@ class RecordBroadcaster:
             finally:
                 self._onlookers.discard(onlooker)
 
-    def _since(self, after: str) -> list[Stamped]:
+    def _since(self, after: str) -> list[EncodedRecord]:
         """Return what is kept from after that id on; all, where it is not among them."""
         ids = [stamped.id for stamped in self._recent]
         return list(self._recent)[ids.index(after) + 1 if after in ids else 0 :]

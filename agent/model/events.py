@@ -32,7 +32,7 @@ class Category(StrEnum):
 
 
 Data = Mapping[str, Any]
-Judge = Severity | Callable[[Data], Severity]
+SeverityRule = Severity | Callable[[Data], Severity]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,37 +45,37 @@ class EventRow:
         severity: how severe, or how to judge that by the event's data.
         help: one line for people.
         subject: paths in the data, by dots, of which the first that is there names the subject.
-        asks: the families whose last answer it made untrue; `threads` is which threads and interfaces its process has.
+        invalidates: the families whose last answer it made untrue; `threads` is which threads and interfaces its process has.
         since: the QEMU release that brought it.
-        storm: of those that come in storms, the fields by which two are alike, so that many within a second are told as one.
-        kind: the type of its records.
+        coalesce_by: of those that come in storms, the fields by which two are alike, so that many within a second are told as one.
+        record_type: the type of its records.
         head: how the data of its records begins.
     """
 
     name: str
     category: Category
-    severity: Judge
+    severity: SeverityRule
     help: str
     subject: tuple[str, ...] = ()
-    asks: tuple[str, ...] = ()
+    invalidates: tuple[str, ...] = ()
     since: str = ""
-    storm: tuple[str, ...] | None = None
-    kind: str = field(init=False, compare=False)
+    coalesce_by: tuple[str, ...] | None = None
+    record_type: str = field(init=False, compare=False)
     head: Mapping[str, str] = field(init=False, compare=False)
     _paths: tuple[tuple[tuple[str, ...], str], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # What every event of its kind would have to be cut up and put together for.
-        object.__setattr__(self, "kind", f"qemu.event.{self.name.lower()}")
+        object.__setattr__(self, "record_type", f"qemu.event.{self.name.lower()}")
         object.__setattr__(self, "head", {"event": self.name, "category": self.category.value})
         paths = tuple((tuple(parents), last) for *parents, last in (path.split(".") for path in self.subject))
         object.__setattr__(self, "_paths", paths)
 
-    def judge(self, data: Data) -> Severity:
+    def severity_for(self, data: Data) -> Severity:
         """Return the severity of an event with this data."""
         return self.severity if isinstance(self.severity, Severity) else self.severity(data)
 
-    def alike(self, data: Data, fields: Iterable[str]) -> tuple[object, ...]:
+    def coalesce_key(self, data: Data, fields: Iterable[str]) -> tuple[object, ...]:
         """Return what two events of one storm have in common."""
         values = ((field, data.get(field)) for field in fields)
         return (self.name, self.subject_of(data), *(v for v in values if isinstance(v[1], str | bool)))
@@ -102,7 +102,7 @@ def device_name(qdev: str) -> str:
 
 
 def _by(key: str, table: Mapping[Any, Severity], otherwise: Severity) -> Callable[[Data], Severity]:
-    """Judge by one field's value."""
+    """SeverityRule by one field's value."""
 
     def judge(data: Data) -> Severity:
         value = data.get(key)
@@ -138,7 +138,7 @@ ROWS = (
         _RUN,
         _by("reason", {"host-error": CRITICAL, "guest-panic": ERROR}, INFO),
         "The VM shut down.",
-        asks=_RS,
+        invalidates=_RS,
     ),
     EventRow("POWERDOWN", _RUN, INFO, "The host asked the guest to power down."),
     EventRow(
@@ -146,15 +146,15 @@ ROWS = (
         _RUN,
         _by("reason", {"guest-panic": WARNING, "subsystem-reset": WARNING}, INFO),
         "The VM was reset.",
-        asks=_RS,
+        invalidates=_RS,
     ),
-    EventRow("STOP", _RUN, INFO, "The vCPUs were stopped; query-status says why.", asks=("runstate", "dump")),
-    EventRow("RESUME", _RUN, INFO, "The vCPUs run again.", asks=_RS),
-    EventRow("SUSPEND", _RUN, INFO, "The guest suspended to RAM.", asks=_RS),
+    EventRow("STOP", _RUN, INFO, "The vCPUs were stopped; query-status says why.", invalidates=("runstate", "dump")),
+    EventRow("RESUME", _RUN, INFO, "The vCPUs run again.", invalidates=_RS),
+    EventRow("SUSPEND", _RUN, INFO, "The guest suspended to RAM.", invalidates=_RS),
     EventRow("SUSPEND_DISK", _RUN, INFO, "The guest suspended to disk."),
-    EventRow("WAKEUP", _RUN, INFO, "The guest woke up from suspend.", asks=_RS),
-    EventRow("WATCHDOG", _RUN, ERROR, "The guest's watchdog expired. Coalesced.", asks=_RS),
-    EventRow("GUEST_PANICKED", _RUN, CRITICAL, "The guest's kernel panicked.", asks=_RS),
+    EventRow("WAKEUP", _RUN, INFO, "The guest woke up from suspend.", invalidates=_RS),
+    EventRow("WATCHDOG", _RUN, ERROR, "The guest's watchdog expired. Coalesced.", invalidates=_RS),
+    EventRow("GUEST_PANICKED", _RUN, CRITICAL, "The guest's kernel panicked.", invalidates=_RS),
     EventRow("GUEST_CRASHLOADED", _RUN, ERROR, "The guest crashed and loaded its crash kernel.", since="5.0"),
     EventRow("GUEST_PVSHUTDOWN", _RUN, INFO, "The guest asked for a shutdown through pvpanic.", since="9.1"),
     EventRow(
@@ -172,7 +172,7 @@ ROWS = (
         "A disk request failed. Coalesced from QEMU 9.2.",
         ("qom-path", "device", "node-name"),
         _RS,
-        storm=("operation", "action", "nospace"),
+        coalesce_by=("operation", "action", "nospace"),
     ),
     EventRow(
         "BLOCK_IMAGE_CORRUPTED",
@@ -189,14 +189,14 @@ ROWS = (
         ("node-name",),
     ),
     EventRow("BLOCK_EXPORT_DELETED", _BLK, INFO, "A block export is gone.", ("id",), since="5.2"),
-    EventRow("QUORUM_FAILURE", _BLK, CRITICAL, "A quorum could not agree. Coalesced.", ("reference",), storm=()),
+    EventRow("QUORUM_FAILURE", _BLK, CRITICAL, "A quorum could not agree. Coalesced.", ("reference",), coalesce_by=()),
     EventRow(
         "QUORUM_REPORT_BAD",
         _BLK,
         ERROR,
         "A member of a quorum failed or differs. Coalesced.",
         ("node-name",),
-        storm=("type",),
+        coalesce_by=("type",),
     ),
     EventRow("DEVICE_TRAY_MOVED", _BLK, INFO, "A removable medium's tray moved.", ("id", "device"), _BN),
     EventRow(
@@ -219,7 +219,13 @@ ROWS = (
     EventRow("BLOCK_JOB_COMPLETED", _JOB, _failed, "A block job ended; `error` says if badly.", ("device",), _BJ),
     EventRow("BLOCK_JOB_CANCELLED", _JOB, WARNING, "A block job was cancelled.", ("device",), _BJ),
     EventRow(
-        "BLOCK_JOB_ERROR", _JOB, ERROR, "A block job met an I/O error.", ("device",), _JB, storm=("operation", "action")
+        "BLOCK_JOB_ERROR",
+        _JOB,
+        ERROR,
+        "A block job met an I/O error.",
+        ("device",),
+        _JB,
+        coalesce_by=("operation", "action"),
     ),
     EventRow("BLOCK_JOB_READY", _JOB, INFO, "A block job is ready to be completed.", ("device",), _JB),
     EventRow("BLOCK_JOB_PENDING", _JOB, INFO, "A block job waits to be finalized.", ("id",), _JB, since="2.12"),
@@ -228,9 +234,9 @@ ROWS = (
         _MIG,
         _by("status", {"failing": ERROR, "failed": ERROR, "cancelled": ERROR, "postcopy-paused": ERROR}, INFO),
         "The migration changed state; only where the capability `events` is on.",
-        asks=_MS,
+        invalidates=_MS,
     ),
-    EventRow("MIGRATION_PASS", _MIG, DEBUG, "A new pass over the RAM began.", asks=("migration",)),
+    EventRow("MIGRATION_PASS", _MIG, DEBUG, "A new pass over the RAM began.", invalidates=("migration",)),
     EventRow(
         "UNPLUG_PRIMARY", _MIG, INFO, "A failover's primary device is being unplugged.", ("device-id",), since="4.2"
     ),

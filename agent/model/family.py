@@ -103,7 +103,7 @@ class Family:
         fields: the rows.
         unavailable: numbers by which QEMU says that it does not know.
         on_change: whether a record is made only when something in it changed, since an answer like the last one tells nothing.
-        beside: whether it is read on the host, beside QEMU, and so says nothing of whether QEMU answers.
+        host_only: whether it is read on the host, and so says nothing of whether QEMU answers.
     """
 
     name: str
@@ -113,7 +113,7 @@ class Family:
     fields: tuple[Field, ...]
     unavailable: frozenset[int] = frozenset()
     on_change: bool = False
-    beside: bool = False
+    host_only: bool = False
     type: str = field(init=False)
     """Of its samples' records."""
 

@@ -121,7 +121,7 @@ def _kind(kind: str) -> str:
     return kind.split(".", 2)[1]
 
 
-class Stamped(NamedTuple):
+class EncodedRecord(NamedTuple):
     """A record with its id and its bytes.
 
     Attributes:
@@ -157,7 +157,7 @@ class RecordEncoder:
         micros = rest // 1000
         return f"{self._second[1]}.{micros:06d}Z" if micros else f"{self._second[1]}Z"
 
-    def __call__(self, record: Record) -> Stamped:
+    def __call__(self, record: Record) -> EncodedRecord:
         """Return the record with the next id. Sequence numbers have no gaps, so that a consumer can see a loss."""
         self._sequence = number = self._sequence + 1
         kind, vm, data, time_ns, about, severity = record
@@ -168,7 +168,7 @@ class RecordEncoder:
             f',"id":"{record_id}","type":{_quoted(kind)},"time":"{self._time(time_ns)}"'
             f',"severity":"{_LABELS[severity]}","sequence":"{number}"{subject},"data":'
         )
-        return Stamped(record, record_id, b"".join((vm.head, middle.encode(), _encode(data), b"}")))
+        return EncodedRecord(record, record_id, b"".join((vm.head, middle.encode(), _encode(data), b"}")))
 
 
 @lru_cache(maxsize=1024)

@@ -158,7 +158,7 @@ class Client(asyncio.Protocol):
 
     def _late(self, ask: Command, deadline: float) -> None:
         """Let go of who waits for the answers; they are due all the same."""
-        why = f"no reply to {ask.command} within {deadline:g} s"
+        why = f"no reply to {ask.name} within {deadline:g} s"
         if self._round is not None and not self._round.done():
             waiting, self._round = self._round, asyncio.get_running_loop().create_future()
             waiting.set_exception(StalledError(why))

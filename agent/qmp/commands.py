@@ -19,7 +19,7 @@ import orjson
 from agent.qmp.errors import CommandRefusedError
 from agent.qmp.queries import ROWS, QueryPolicy
 
-READS = frozenset({row.name for row in ROWS if row.fate is not QueryPolicy.REFUSED} | {"qom-get", "qom-list"})
+READS = frozenset({row.name for row in ROWS if row.policy is not QueryPolicy.REFUSED} | {"qom-get", "qom-list"})
 """What may be asked: questions that their rows do not refuse, each by its whole name, and what QEMU's objects are."""
 
 PROPERTIES = frozenset({"guest-stats", "guest-stats-polling-interval", "mac", "netdev", "type"})
@@ -33,7 +33,7 @@ Request = NewType("Request", bytes)
 class Command:
     """One command with its arguments, before it is bytes."""
 
-    command: str
+    name: str
     arguments: Mapping[str, Any] | None = None
 
 
@@ -98,7 +98,7 @@ _FORMS = {
     Change.OWN_MONITOR: (
         _AllowedChange("chardev-add", _is_own_socket),
         *(
-            _AllowedChange(ask.command, partial(_same, ask.arguments))
+            _AllowedChange(ask.name, partial(_same, ask.arguments))
             for ask in (own_monitor("")[1], *without_own_monitor())
         ),
     ),
@@ -149,11 +149,11 @@ class AllowList:
         Raises:
             CommandRefusedError: it is neither a read nor a change that the operator allowed in this form.
         """
-        if ask.arguments is None and ask.command in self._cache:
-            return self._cache[ask.command]
+        if ask.arguments is None and ask.name in self._cache:
+            return self._cache[ask.name]
         if not self._allowed_read(ask) and not self._allowed_change(ask):
-            raise CommandRefusedError(f"{ask.command} is not on the allow-list")
-        return Request(orjson.dumps({"execute": ask.command, "arguments": dict(ask.arguments or {})}))
+            raise CommandRefusedError(f"{ask.name} is not on the allow-list")
+        return Request(orjson.dumps({"execute": ask.name, "arguments": dict(ask.arguments or {})}))
 
     def encode_all(self, asks: Iterable[Command]) -> Request:
         """Return several requests for one write, or none of them.
@@ -164,13 +164,13 @@ class AllowList:
         return Request(b"".join(map(self.encode, asks)))
 
     def _allowed_read(self, ask: Command) -> bool:
-        if ask.command == "qom-get":
+        if ask.name == "qom-get":
             asked = (ask.arguments or {}).get("property")
             return isinstance(asked, str) and asked in PROPERTIES
-        return ask.command in READS
+        return ask.name in READS
 
     def _allowed_change(self, ask: Command) -> bool:
-        return any(form.command == ask.command and form.fits(ask.arguments or {}) for form in self._forms)
+        return any(form.command == ask.name and form.fits(ask.arguments or {}) for form in self._forms)
 
 
 def negotiation(*, oob: bool) -> Request:

@@ -41,7 +41,7 @@ class CommandRefusedError(QmpError):
     """We were about to send something that is not on the allow-list: a bug of ours or a config that did not allow it."""
 
 
-class AnswerError(QmpError):
+class UnexpectedReplyError(QmpError):
     """QEMU answered, but with something that the command's answer cannot be."""
 
 

@@ -133,7 +133,7 @@ class Connection:
         """
         assert self.state is ConnectionState.READY
         if self._open:
-            raise StalledError(f"{len(self._open)} replies are still due, first {self._open[0].command}")
+            raise StalledError(f"{len(self._open)} replies are still due, first {self._open[0].name}")
         data = self._allow.encode_all(asks)
         self._open.extend(asks)
         return data

@@ -32,13 +32,13 @@ class Query:
 
     Attributes:
         name: QEMU's name; one that ends in `*` stands for all that begin so.
-        fate: what becomes of it.
-        why: what it is good for, or what speaks against it.
+        policy: what becomes of it.
+        reason: what it is good for, or what speaks against it.
     """
 
     name: str
-    fate: QueryPolicy
-    why: str
+    policy: QueryPolicy
+    reason: str
 
 
 _POLLED, _EVENT, _ATTACH, _NO = QueryPolicy.POLLED, QueryPolicy.EVENT, QueryPolicy.ATTACH, QueryPolicy.REFUSED

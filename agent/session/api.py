@@ -128,7 +128,7 @@ class CollectorIndex:
 
     def __init__(self, collectors: Sequence[Collector]) -> None:
         self.by_name = {collector.name: collector for collector in collectors}
-        self.beside = [collector.name for collector in collectors if collector.beside]
+        self.beside = [collector.name for collector in collectors if collector.host_only]
         self.carriers = {event: collector for collector in collectors for event in collector.from_event}
 
 

@@ -62,10 +62,10 @@ class EventHandler:
     def _event(self, vm: Vm, event: Event) -> None:
         row = row_of(event.name)
         time_ns = time.time_ns() if event.time_ns is None else event.time_ns
-        if row.storm is None:
+        if row.coalesce_by is None:
             self._out.on_record(_record(vm, row, event, time_ns))
         else:
-            alike = row.alike(event.data, row.storm)
+            alike = row.coalesce_key(event.data, row.coalesce_by)
             self._tell(vm, self._storms.take(alike, event, time_ns, time.monotonic()))
             self._hold(vm)
         self._then(vm, event, time_ns)
@@ -94,4 +94,4 @@ class EventHandler:
 
 def _record(vm: Vm, row: EventRow, event: Event, time_ns: int, **more: Any) -> Record:
     data = {**row.head, "qemu": event.data, **more}
-    return Record(row.kind, vm, data, time_ns, row.subject_of(event.data), row.judge(event.data))
+    return Record(row.record_type, vm, data, time_ns, row.subject_of(event.data), row.severity_for(event.data))

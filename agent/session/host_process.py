@@ -97,9 +97,9 @@ class HostProcess:
         Raises:
             QmpError: the connection ended.
         """
-        asks = [one for one in ASKS if facts.has(one.command)]
-        answers = dict(zip((one.command for one in asks), await ask(asks) if asks else (), strict=True))
-        cpus, iothreads, kvm, machine = (answers.get(one.command) for one in ASKS)
+        asks = [one for one in ASKS if facts.has_command(one.name)]
+        answers = dict(zip((one.name for one in asks), await ask(asks) if asks else (), strict=True))
+        cpus, iothreads, kvm, machine = (answers.get(one.name) for one in ASKS)
         vcpus, others = list(_vcpus(cpus)), list(_iothreads(iothreads))
         values = dict(_machine(kvm, machine))
         with contextlib.suppress(TimeoutError):

@@ -116,7 +116,7 @@ class Session:
                     # They are on; a destination tells its setup even where they are off (QEMU 7.2).
                     self._facts = dataclasses.replace(self._facts, migration_events=True)
         commander = self._terms.commander
-        asks = (*row_of(event.name).asks, *(commander.refreshes_due(vm) if commander is not None else ()))
+        asks = (*row_of(event.name).invalidates, *(commander.refreshes_due(vm) if commander is not None else ()))
         if asks:
             self._schedule.demand(asks if self._looked else (_DISCOVER,), time.monotonic())
             self._rouse()
@@ -207,7 +207,7 @@ class Session:
         for name, collector in self._menu.by_name.items():
             if name in self._never:
                 continue
-            if collector.lacks(facts):
+            if collector.missing_command(facts):
                 self._off(name)
                 self._out.on_collector_run(name, PollOutcome.UNSUPPORTED)
             else:
@@ -248,7 +248,7 @@ class Session:
         return seconds
 
     async def _poll(self, client: MonitorConnection, vm: Vm, collectors: Sequence[Collector]) -> None:
-        rounds = [(c, asks) for c in collectors if (asks := c.asks(self._facts))]
+        rounds = [(c, asks) for c in collectors if (asks := c.commands(self._facts))]
         if not self._facts.hears:  # one that visits, maybe: not always when somebody else does, who comes as often
             self._spread = 0.9 + 0.2 * random()  # noqa: S311 - as above
         while rounds:
@@ -328,11 +328,11 @@ class Session:
             made = iter(collector.collect(answers))
             poll = Poll(tuple(islice(made, MAX_SAMPLES)), poll.time_ns, poll.at)
             cut = next(made, None) is not None
-            if (samples := collector.follow(before, poll)) is not poll.samples:
+            if (samples := collector.derive(before, poll)) is not poll.samples:
                 poll = Poll(tuple(samples), poll.time_ns, poll.at)
-            if collector.looks_back:
+            if collector.needs_previous:
                 self._polls[collector.name] = poll
-            for notice in collector.notices(before, poll):
+            for notice in collector.transitions(before, poll):
                 kind, values = f"qemu.{notice.family.name}", dict(notice.values)
                 self._out.on_record(Record(kind, vm, values, time.time_ns(), severity=notice.severity))
         except QmpError as error:
@@ -345,16 +345,16 @@ class Session:
 
     def _compare(self, collector: Collector, samples: Sequence[Sample]) -> None:
         """Ask again for what a changed shape made untrue."""
-        if not collector.reshapes:
+        if not collector.invalidates:
             return
-        shape = collector.shape(samples)
+        shape = collector.topology(samples)
         if self._shapes.setdefault(collector.name, shape) != shape:
             self._shapes[collector.name] = shape
-            self._schedule.demand(collector.reshapes, time.monotonic())
+            self._schedule.demand(collector.invalidates, time.monotonic())
 
     def _plan(self, collector: Collector, samples: Sequence[Sample], start: float) -> None:
         name, poll = collector.name, self._terms.intervals.poll
-        wait = collector.again(samples, self._facts, self._terms.intervals)
+        wait = collector.next_poll_delay(samples, self._facts, self._terms.intervals)
         if name in self._never or wait is None:
             return
         shared = wait >= poll and wait % poll == 0 and self._facts.hears

@@ -62,7 +62,7 @@ async def test_one_that_an_agent_left_before_it_connected_is_taken(
     guest = await start_guest(binary=qemu.binary)
     assert guest.process is not None
     for ask in own_monitor(f"{folder}/{guest.process.pid}.qmp"):
-        await guest.command(ask.command, **(ask.arguments or {}))
+        await guest.command(ask.name, **(ask.arguments or {}))
     entry = {"burst": str(guest.monitor), "hotplug_dir": str(folder)}
     async with AgentProcess(folder, {"monitors": [entry]}) as agent:
         attached = await agent.record("vm.attached", vm=guest.uuid)

@@ -12,7 +12,7 @@ import orjson
 
 from agent.app.builders import StartError, build_sink, discoverers, session_settings
 from agent.cli.format import line
-from agent.collectors import ALL, EVERYTHING, Intervals
+from agent.collectors import ALL, ALL_FEATURES, Intervals
 from agent.collectors.base import Poll
 from agent.config.loader import ConfigError, validate
 from agent.config.model import Config
@@ -52,7 +52,7 @@ def protocol(data: bytes) -> None:
             row = row_of(message.name)
             told = {"event": row.name, "category": row.category.value, "qemu": message.data}
             kind, subject = f"qemu.event.{row.name.lower()}", row.subject_of(message.data)
-            _tell(Record(kind, VM, told, message.time_ns or 0, subject, row.judge(message.data)))
+            _tell(Record(kind, VM, told, message.time_ns or 0, subject, row.severity_for(message.data)))
 
 
 def _heard(stream: bytes, size: int) -> tuple[list[Message], str]:
@@ -87,18 +87,21 @@ def collectors(data: bytes) -> None:
         answers = orjson.loads(said)
     except orjson.JSONDecodeError:
         return
-    if collector is None or not isinstance(answers, list) or len(answers) != len(collector.asks(EVERYTHING)):
+    if collector is None or not isinstance(answers, list) or len(answers) != len(collector.commands(ALL_FEATURES)):
         return
     answers = [_answer(value) for value in answers]
     vm = who("hv7", "/run/x.qmp", [{"UUID": VM.uuid}, {"name": answers[0]}])
     try:
         samples = tuple(islice(collector.collect(answers), MAX_SAMPLES))
         now = Poll(samples, 10**18, 100.0)
-        before = Poll(tuple(collector.follow(Poll(), Poll(samples, 10**18 - 10**9, 99.0))), 10**18 - 10**9, 99.0)
-        samples = tuple(collector.follow(before, now))
-        notices = [*collector.notices(Poll(), now), *collector.notices(Poll(samples), Poll((), 2 * 10**18, 200.0))]
-        wait = collector.again(samples, EVERYTHING, INTERVALS)
-        collector.shape(samples)
+        before = Poll(tuple(collector.derive(Poll(), Poll(samples, 10**18 - 10**9, 99.0))), 10**18 - 10**9, 99.0)
+        samples = tuple(collector.derive(before, now))
+        notices = [
+            *collector.transitions(Poll(), now),
+            *collector.transitions(Poll(samples), Poll((), 2 * 10**18, 200.0)),
+        ]
+        wait = collector.next_poll_delay(samples, ALL_FEATURES, INTERVALS)
+        collector.topology(samples)
     except QmpError:
         return
     assert wait is None or wait > 0
@@ -115,7 +118,7 @@ def collectors(data: bytes) -> None:
         assert text.startswith("# ") or _SERIES.fullmatch(text), text
 
 
-_ASKED: Final = {collector.name.encode(): collector for collector in ALL if not collector.beside}
+_ASKED: Final = {collector.name.encode(): collector for collector in ALL if not collector.host_only}
 
 
 def _answer(value: Any) -> Any:

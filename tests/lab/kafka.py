@@ -241,7 +241,7 @@ def server_properties(broker: Broker, brokers: list[Broker], security: Security)
         "transaction.state.log.num.partitions": 1,
         "transaction.state.log.replication.factor": copies,
         "transaction.state.log.min.isr": max(1, copies - 1),
-        # Notice a dead broker in two seconds, not nine: for so long it cannot come back after a kill either.
+        # Transition a dead broker in two seconds, not nine: for so long it cannot come back after a kill either.
         "broker.heartbeat.interval.ms": 250,
         "broker.session.timeout.ms": 2000,
         "controller.quorum.election.timeout.ms": 500,

@@ -12,7 +12,7 @@ from agent.delivery.journal.database import Connect
 from agent.delivery.pipeline import DeliveryPipeline, DeliverySettings
 from agent.delivery.queue import RecordQueue
 from agent.delivery.sinks.base import Sink, SinkError
-from agent.model.record import Record, RecordEncoder, Severity, Stamped, Vm
+from agent.model.record import EncodedRecord, Record, RecordEncoder, Severity, Vm
 
 LONG: Final = 15.0
 """Seconds within which anything that is to happen has happened."""
@@ -104,7 +104,7 @@ class Source:
         self._pad = "x" * size
         self._stamp = RecordEncoder(START_NS + run * 1_000_000_000)
 
-    def next(self, kind: str | None = None) -> Stamped:
+    def next(self, kind: str | None = None) -> EncodedRecord:
         number = len(self.made)
         record = Record(kind or self.kind, VMS[number % 3], {"n": number, "pad": self._pad}, START_NS + number)
         stamped = self._stamp(record)
@@ -112,7 +112,7 @@ class Source:
         self.bodies[stamped.id] = stamped.body
         return stamped
 
-    def some(self, count: int, kind: str | None = None) -> Iterator[Stamped]:
+    def some(self, count: int, kind: str | None = None) -> Iterator[EncodedRecord]:
         for _ in range(count):
             yield self.next(kind)
 

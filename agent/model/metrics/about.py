@@ -15,5 +15,5 @@ ABOUT = Family(
         Field("labels", "labels", Kind.DETAIL, "What its manager says of it and the config chose (labels)."),
     ),
     on_change=True,
-    beside=True,
+    host_only=True,
 )

@@ -56,7 +56,7 @@ VCPU = Family(
             "Its node, socket, die, core and thread, those that the machine has (query-cpus-fast: props).",
         ),
     ),
-    beside=True,
+    host_only=True,
 )
 
 IOTHREAD = Family(
@@ -84,7 +84,7 @@ IOTHREAD = Family(
             "Most requests it hands to the kernel at a time; 0 is QEMU's default (query-iothreads: aio-max-batch).",
         ),
     ),
-    beside=True,
+    host_only=True,
 )
 
 PROCESS = Family(
@@ -143,7 +143,7 @@ PROCESS = Family(
         ),
         Field("fd", "open_files", GAUGE, "How many file descriptors it has open; where permitted."),
     ),
-    beside=True,
+    host_only=True,
 )
 
 CGROUP = Family(
@@ -172,7 +172,7 @@ CGROUP = Family(
         Field("io.pressure.some", "io_pressure_seconds_total", COUNTER, "Time some task waited for I/O.", US),
         Field("io.pressure.full", "io_stall_seconds_total", COUNTER, "Time all tasks waited for I/O.", US),
     ),
-    beside=True,
+    host_only=True,
 )
 
 NET = Family(
@@ -200,5 +200,5 @@ NET = Family(
         Field("rx_errors", "transmit_errors_total", COUNTER, "Packets from the guest that met an error on the host."),
         Field("rx_dropped", "transmit_drops_total", COUNTER, "Packets from the guest that the host dropped."),
     ),
-    beside=True,
+    host_only=True,
 )

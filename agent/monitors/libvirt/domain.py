@@ -101,7 +101,7 @@ class DomainConnection:
         full = (
             f"; {MAX_HUNG} calls hang in libvirtd, and it is given no more" if self._host.calls.hung >= MAX_HUNG else ""
         )
-        raise StalledError(f"no answer by libvirt to {asks[0].command} within {deadline:g} s{full}")
+        raise StalledError(f"no answer by libvirt to {asks[0].name} within {deadline:g} s{full}")
 
     async def settled(self) -> None:
         """Wait until no answer is due; as Client.settled does."""
@@ -172,7 +172,7 @@ class DomainConnection:
 
     async def _look(self, asks: Sequence[Command]) -> qmp_translation.DomainSnapshot:
         """Learn what these questions need, and nothing else."""
-        commands = {ask.command for ask in asks}
+        commands = {ask.name for ask in asks}
         groups = 0
         for group in qmp_translation.groups(asks):
             groups |= getattr(self._host.api, f"VIR_DOMAIN_STATS_{group}")
@@ -185,24 +185,24 @@ class DomainConnection:
 
     async def _answer(self, ask: Command, look: qmp_translation.DomainSnapshot) -> CommandResult:
         given = ask.arguments or {}
-        if ask.command == "qom-set":
+        if ask.name == "qom-set":
             return await self._do(lambda domain: domain.setMemoryStatsPeriod(given["value"], 0))
-        if ask.command == "block-set-write-threshold":
+        if ask.name == "block-set-write-threshold":
             place = look.devices.place(given["node-name"])
             if place is None:
                 return CommandError("GenericError", f"libvirt knows no image with the node {given['node-name']}")
             return await self._do(lambda domain: domain.setBlockThreshold(place, given["write-threshold"]))
         told = self._moving(ask, qmp_translation.answer(ask, look))
         if told is None:
-            return CommandError("CommandNotFound", f"libvirt tells nothing of {ask.command} without passthrough")
+            return CommandError("CommandNotFound", f"libvirt tells nothing of {ask.name} without passthrough")
         return told
 
     def _moving(self, ask: Command, told: Any) -> Any:
         """Return an answer with what the move makes of it: one that is on its way says so, and one that had come before says it once."""
-        if self.move is MigrationPhase.ARRIVING and ask.command == "query-status" and told != qmp_translation.RUNNING:
+        if self.move is MigrationPhase.ARRIVING and ask.name == "query-status" and told != qmp_translation.RUNNING:
             self._move_told = True
             return {"status": "inmigrate", "running": False}
-        if self.move is MigrationPhase.ARRIVED and ask.command == "query-migrate" and not self._move_told:
+        if self.move is MigrationPhase.ARRIVED and ask.name == "query-migrate" and not self._move_told:
             self._move_told = True
             return {"status": "completed"}
         return told

@@ -249,13 +249,11 @@ FRESH = frozenset({"qom-list", "query-named-block-nodes"})
 def groups(asks: Iterable[Command]) -> set[str]:
     """Return the groups of statistics that questions take, as libvirt calls them: VIR_DOMAIN_STATS_*."""
     return {
-        _GROUPS[ask.command]
-        for ask in asks
-        if ask.command in _GROUPS and (ask.arguments or {}).get("property") != _PERIOD
+        _GROUPS[ask.name] for ask in asks if ask.name in _GROUPS and (ask.arguments or {}).get("property") != _PERIOD
     }
 
 
 def answer(ask: Command, look: DomainSnapshot) -> Any:
     """Return QEMU's answer to a question, as far as libvirt tells it; None where it does not."""
-    tells = _ANSWERS.get(ask.command)
+    tells = _ANSWERS.get(ask.name)
     return tells(look, ask.arguments or {}) if tells is not None else None

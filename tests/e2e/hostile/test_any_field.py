@@ -15,7 +15,7 @@ from agent.config.model import Config
 from agent.delivery.sinks.jsonl import JsonLinesSink
 from agent.exposition.prometheus import render
 from agent.model.events import EVENTS
-from agent.model.record import RecordEncoder, Stamped, Vm
+from agent.model.record import EncodedRecord, RecordEncoder, Vm
 from agent.monitors import Monitor
 from agent.qmp.errors import QmpError
 from agent.qmp.protocol import Event
@@ -44,7 +44,7 @@ class Watching(Agent):
     def __init__(self) -> None:
         config = Config.model_validate({"monitors": [{"dial": "/run/none.qmp"}], "host": "hv7"})
         super().__init__(config, JsonLinesSink(None, 1 << 20, 1))
-        self.sent: list[Stamped] = []
+        self.sent: list[EncodedRecord] = []
         self.vm = Vm("hv7", "5f0c2c9e-1111-4111-8111-111111111111", "web-3", "/run/web-3.qmp")
 
     def attach(self, vm: Vm) -> None:
@@ -93,7 +93,7 @@ async def test_whatever_a_field_of_an_answer_is(app: Watching) -> None:
         with contextlib.suppress(QmpError):
             samples = tuple(collector.collect(mutated))
             app.on_samples(app.vm, collector.families, samples, 1_700_000_000_000_000_000)
-            wait = collector.again(samples, Facts(guest_stats_seconds=5), HOUR)
+            wait = collector.next_poll_delay(samples, Facts(guest_stats_seconds=5), HOUR)
             assert wait is None or wait > 0
         in_order(app)
 

@@ -15,7 +15,7 @@ from agent.delivery.journal.database import JournalDatabase
 from agent.delivery.journal.writer import FILE
 from agent.delivery.sinks.kafka.config import KafkaCreateConfig, KafkaTopicsConfig, RouteConfig
 from agent.delivery.sinks.kafka.sink import KafkaSink, _hash
-from agent.model.record import Record, RecordEncoder, Stamped, Vm
+from agent.model.record import EncodedRecord, Record, RecordEncoder, Vm
 from tests.lab.kafka import KafkaCluster
 from tests.lab.kafka_sink import batch, messages, nothing_left, one_topic, opened, persistently, refusal, terms
 from tests.lab.scripted_sink import EVENT, SAMPLE, START_NS, VMS, Source, deliver, once, running, soon
@@ -221,7 +221,7 @@ async def test_many_refusals_cost_delivery_no_waiting(
     monkeypatch.setattr("agent.delivery.sinks.base.MOST_RETRY_SECONDS", 600.0)
     topic, source = f"test-{uuid4()}", Source()
     await kafka.create_topic(topic, config={"max.message.bytes": "30000"})
-    refused = [Stamped(Record(EVENT, VMS[0], {}, START_NS), entry.id, entry.body) for entry in large(20, 60_000)]
+    refused = [EncodedRecord(Record(EVENT, VMS[0], {}, START_NS), entry.id, entry.body) for entry in large(20, 60_000)]
     async with running(deliver(KafkaSink(terms(kafka.bootstrap, one_topic(topic))), folder)) as delivery:
         for one in refused:
             delivery.put(one)

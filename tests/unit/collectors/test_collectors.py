@@ -21,7 +21,7 @@ from agent.model.metrics.about import ABOUT
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.memory import BALLOON
 from agent.model.record import Record, RecordEncoder, Vm
-from agent.qmp.errors import AnswerError, CommandError, QmpError
+from agent.qmp.errors import CommandError, QmpError, UnexpectedReplyError
 from tests.lab import golden_files
 from tests.lab.fixtures import StartGuest
 
@@ -75,9 +75,9 @@ def test_replies_make_the_samples_that_the_golden_file_says(name: str) -> None:
 @pytest.mark.parametrize("name", ["block", "nodes", "drives", "jobs", "migration", "runstate"])
 @pytest.mark.parametrize("wrong", [None, 5, 1.5, "x", True])
 def test_an_answer_of_a_wrong_type_fails(name: str, wrong: Any) -> None:
-    with pytest.raises(AnswerError, match="expected"):
+    with pytest.raises(UnexpectedReplyError, match="expected"):
         collect(name, wrong)
-    with pytest.raises(AnswerError, match="expected"):
+    with pytest.raises(UnexpectedReplyError, match="expected"):
         collect("nodes", [], wrong)
 
 
@@ -165,8 +165,8 @@ def test_whatever_one_field_is_the_samples_have_only_their_familys_fields_in_the
         samples = collect(name, *replaced(replies, (which, *place), data.draw(anything)))
     except QmpError:
         return
-    BY_NAME[name].shape(samples)
-    wait = BY_NAME[name].again(samples, Facts(guest_stats_seconds=5), HOUR)
+    BY_NAME[name].topology(samples)
+    wait = BY_NAME[name].next_poll_delay(samples, Facts(guest_stats_seconds=5), HOUR)
     assert wait is None or wait > 0
     for sample in samples:
         well_formed(name, sample)
@@ -212,7 +212,7 @@ def test_a_disks_name_is_one_that_outlives_snapshots(disk: dict[str, Any], name:
 
 
 def test_a_disk_is_of_another_shape_when_its_nodes_are_others() -> None:
-    shape = BY_NAME["block"].shape
+    shape = BY_NAME["block"].topology
     disk = {"qdev": "d", "node-name": "a", "stats": {"rd_bytes": 1}, "parent": {"node-name": "b"}}
     same = collect("block", [disk | {"stats": {"rd_bytes": 2}}])
     assert shape(collect("block", [disk])) == shape(same)
@@ -225,7 +225,7 @@ def test_a_disk_is_of_another_shape_when_its_nodes_are_others() -> None:
     ("version", "arguments"), [((4, 2), None), ((5, 0), {"flat": True}), ((11, 1), {"flat": True})]
 )
 def test_each_nodes_copy_of_its_chain_is_left_out_where_qemu_can(version: tuple[int, int], arguments: Any) -> None:
-    assert BY_NAME["nodes"].asks(Facts(version=version))[0].arguments == arguments
+    assert BY_NAME["nodes"].commands(Facts(version=version))[0].arguments == arguments
 
 
 async def test_a_real_writers_figures_are_those_of_its_own_reply(start_guest: StartGuest) -> None:
@@ -257,8 +257,8 @@ async def test_a_real_writers_figures_are_those_of_its_own_reply(start_guest: St
 @pytest.mark.parametrize("status", ["none", "completed", "failed", "cancelled"])
 def test_a_migration_that_has_ended_is_asked_for_only_where_no_event_will_tell(status: str) -> None:
     samples = collect("migration", {"status": status})
-    assert BY_NAME["migration"].again(samples, Facts(migration_events=True), HOUR) is None
-    assert BY_NAME["migration"].again(samples, Facts(migration_events=False), HOUR) == 10
+    assert BY_NAME["migration"].next_poll_delay(samples, Facts(migration_events=True), HOUR) is None
+    assert BY_NAME["migration"].next_poll_delay(samples, Facts(migration_events=False), HOUR) == 10
 
 
 @pytest.mark.parametrize(
@@ -267,11 +267,11 @@ def test_a_migration_that_has_ended_is_asked_for_only_where_no_event_will_tell(s
 @pytest.mark.parametrize("events", [True, False])
 def test_a_migration_that_is_in_any_other_state_is_asked_for_each_second(status: str, events: bool) -> None:  # noqa: FBT001
     samples = collect("migration", {"status": status})
-    assert BY_NAME["migration"].again(samples, Facts(migration_events=events), HOUR) == 1
+    assert BY_NAME["migration"].next_poll_delay(samples, Facts(migration_events=events), HOUR) == 1
 
 
 def test_guest_memory_is_asked_for_no_more_often_than_the_guest_tells() -> None:
-    again = BY_NAME["guest_memory"].again
+    again = BY_NAME["guest_memory"].next_poll_delay
     assert again((), Facts("/b", guest_stats_seconds=5), HOUR) == 30
     assert again((), Facts("/b", guest_stats_seconds=90), HOUR) == 90
     assert again((), Facts("/b", guest_stats_seconds=0), HOUR) is None
@@ -279,20 +279,20 @@ def test_guest_memory_is_asked_for_no_more_often_than_the_guest_tells() -> None:
 
 def test_only_disks_are_asked_of_qemu_by_the_clock_alone() -> None:
     quiet = Facts("/b", guest_stats_seconds=0, migration_events=True)
-    asked = {c.name: c.again((), quiet, HOUR) for c in ALL if not c.beside}
+    asked = {c.name: c.next_poll_delay((), quiet, HOUR) for c in ALL if not c.host_only}
     assert asked == dict.fromkeys(asked) | {"block": 10}
 
 
 def test_what_the_hosts_kernel_knows_is_asked_for_at_each_poll_and_qemu_is_asked_nothing_for_it() -> None:
-    beside = [c for c in ALL if c.beside]
+    beside = [c for c in ALL if c.host_only]
     assert [c.name for c in beside] == ["vcpu", "iothread", "process", "cgroup", "net"]
     task, near, far = Task(5), Interface("tap0"), Interface("tap1", near=False)
     facts = Facts("/b", 5, process=task, vcpus=(task,), iothreads=(task,), cgroup="/c", interfaces=(near, far))
-    assert all(c.files(facts) and not c.asks(facts) and c.again((), facts, HOUR) == 10 for c in beside)
+    assert all(c.files(facts) and not c.commands(facts) and c.next_poll_delay((), facts, HOUR) == 10 for c in beside)
     assert not [c.name for c in ALL if c.files(Facts("/b", 5))]
 
 
-ALWAYS = {collector.name for collector in ALL if not collector.beside} - {"balloon", "guest_memory", "hv_balloon"}
+ALWAYS = {collector.name for collector in ALL if not collector.host_only} - {"balloon", "guest_memory", "hv_balloon"}
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ ALWAYS = {collector.name for collector in ALL if not collector.beside} - {"ballo
     ],
 )
 def test_only_what_a_vm_has_is_asked_for(facts: Facts, asked: set[str]) -> None:
-    assert {collector.name for collector in ALL if collector.asks(facts)} == asked
+    assert {collector.name for collector in ALL if collector.commands(facts)} == asked
 
 
 def test_the_balloons_event_is_read_as_its_answer_is() -> None:

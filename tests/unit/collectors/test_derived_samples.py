@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from agent.collectors import Facts, Intervals
-from agent.collectors.base import Notice, Poll
+from agent.collectors.base import Poll, Transition
 from agent.model.family import Family
 from agent.model.metrics.jobs import JOB
 from agent.model.metrics.migration import MIGRATION_ENDED
@@ -25,14 +25,14 @@ def polls(name: str, *rounds: tuple[float, Any]) -> list[Poll]:
     made = [Poll()]
     for at, *answers in rounds:
         now = Poll(tuple(collect(name, *answers)), round(at * 1e9), at)
-        made.append(Poll(tuple(BY_NAME[name].follow(made[-1], now)), now.time_ns, at))
+        made.append(Poll(tuple(BY_NAME[name].derive(made[-1], now)), now.time_ns, at))
     return made[1:]
 
 
-def notices(name: str, *answers: Any) -> list[Notice]:
+def notices(name: str, *answers: Any) -> list[Transition]:
     """Return what a collector tells over these polls, a second apart."""
     made = [Poll(), *polls(name, *enumerate(answers))]
-    return [n for before, now in pairwise(made) for n in BY_NAME[name].notices(before, now)]
+    return [n for before, now in pairwise(made) for n in BY_NAME[name].transitions(before, now)]
 
 
 # --- Jobs ---
@@ -71,7 +71,7 @@ def test_another_job_of_the_same_name_is_not_followed_from_the_first() -> None:
     ],
 )
 def test_jobs_are_asked_for_again_only_while_one_moves(jobs: Any, wait: float | None) -> None:
-    assert BY_NAME["jobs"].again(collect("jobs", jobs), Facts(), TERMS) == wait
+    assert BY_NAME["jobs"].next_poll_delay(collect("jobs", jobs), Facts(), TERMS) == wait
 
 
 async def test_a_real_mirror_is_followed_while_it_runs_and_the_disks_layers_are_read_anew_at_its_end(
@@ -140,7 +140,7 @@ def test_a_vm_is_in_its_state_since_the_first_poll_that_found_it_there() -> None
     ],
 )
 def test_what_moves_is_asked_for_again_and_what_rests_is_not(name: str, answers: Any, wait: float | None) -> None:
-    assert BY_NAME[name].again(collect(name, *answers), Facts(), TERMS) == wait
+    assert BY_NAME[name].next_poll_delay(collect(name, *answers), Facts(), TERMS) == wait
 
 
 def test_the_end_of_a_dump_and_a_windows_guests_report_are_read_out_of_their_events() -> None:
@@ -213,7 +213,7 @@ def test_one_that_ended_before_we_came_is_not_told_but_one_between_two_polls_is(
 
 def test_one_whose_figures_are_yet_to_be_made_is_asked_for_again_and_told_when_they_are() -> None:
     early = DONE | {"total-time": 0}
-    assert BY_NAME["migration"].again(collect("migration", early), Facts(migration_events=True), TERMS) == 1
+    assert BY_NAME["migration"].next_poll_delay(collect("migration", early), Facts(migration_events=True), TERMS) == 1
     (notice,) = notices("migration", ACTIVE, early, DONE)
     assert notice.values["elapsed_seconds"] == 2
 

@@ -16,7 +16,7 @@ from agent.exposition.snapshot import Snapshot
 from agent.http import sse
 from agent.http.handlers import HEADERS, create_application
 from agent.http.record_stream import MAX_STREAMS, QUEUE_RECORDS, RecordBroadcaster, Subscriber
-from agent.model.record import Record, RecordEncoder, Severity, Stamped, Vm
+from agent.model.record import EncodedRecord, Record, RecordEncoder, Severity, Vm
 from agent.monitors import Monitor
 from agent.session.api import MonitorState, MonitorStatus
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
@@ -79,7 +79,7 @@ async def text(client: Client, path: str, expected: int = 200) -> str:
         return await response.text()
 
 
-def record(kind: str = "event.stop", name: str = "vm1", severity: Severity = Severity.INFO) -> Stamped:
+def record(kind: str = "event.stop", name: str = "vm1", severity: Severity = Severity.INFO) -> EncodedRecord:
     return STAMP(Record(f"qemu.{kind}", vm(0, name), {}, 0, severity=severity))
 
 
@@ -205,7 +205,7 @@ async def message(response: ClientResponse) -> dict[str, Any]:
 # --- Records ---
 
 
-async def streamed(client: Client, view: Shown, query: str, *records: Stamped) -> list[str]:
+async def streamed(client: Client, view: Shown, query: str, *records: EncodedRecord) -> list[str]:
     """Return the ids of what a stream gives of these records, up to one that every stream wants."""
     last = record("event.~last", severity=Severity.CRITICAL)
     ids: list[str] = []

@@ -11,7 +11,7 @@ from agent.http.record_stream import (
     Subscriber,
     TooManySubscribersError,
 )
-from agent.model.record import Record, RecordEncoder, Severity, Stamped, Vm
+from agent.model.record import EncodedRecord, Record, RecordEncoder, Severity, Vm
 
 UUID = "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1"
 STAMP = RecordEncoder()
@@ -19,11 +19,11 @@ STAMP = RecordEncoder()
 
 def record(
     kind: str = "event.stop", name: str = "vm1", uuid: str = UUID, severity: Severity = Severity.INFO
-) -> Stamped:
+) -> EncodedRecord:
     return STAMP(Record(f"qemu.{kind}", Vm("host1", uuid, name), {}, 0, severity=severity))
 
 
-async def seen(onlooker: Subscriber, *records: Stamped) -> list[Stamped]:
+async def seen(onlooker: Subscriber, *records: EncodedRecord) -> list[EncodedRecord]:
     """Return what an onlooker gets of these records."""
     live, last = RecordBroadcaster(), record("vm.gone", severity=Severity.CRITICAL)
     with live.subscribe(onlooker):
@@ -106,7 +106,7 @@ async def test_one_who_left_gets_nothing_more() -> None:
     assert onlooker._queue.empty()
 
 
-async def told(live: RecordBroadcaster, *, after: str = "") -> list[Stamped]:
+async def told(live: RecordBroadcaster, *, after: str = "") -> list[EncodedRecord]:
     """Return what one who comes now is shown of what happened of late."""
     with live.subscribe(onlooker := Subscriber(), recent=True, after=after):
         return [await onlooker.get() for _ in range(onlooker._queue.qsize())]

@@ -42,7 +42,7 @@ def test_events_stand_once_in_the_table_and_their_help_is_a_sentence() -> None:
 
 
 def test_events_ask_only_what_there_is_to_ask() -> None:
-    assert {name for row in ROWS for name in row.asks} <= {THREADS, *(collector.name for collector in ALL)}
+    assert {name for row in ROWS for name in row.invalidates} <= {THREADS, *(collector.name for collector in ALL)}
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_events_ask_only_what_there_is_to_ask() -> None:
     ],
 )
 def test_severity_is_judged_by_what_the_event_says(name: str, data: dict[str, Any], severity: Severity) -> None:
-    assert row_of(name).judge(data) is severity
+    assert row_of(name).severity_for(data) is severity
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_devices_name_is_its_id_whichever_way_qemu_gives_it(qdev: str, name: s
 
 def test_an_event_nobody_has_heard_of_is_passed_on_under_its_own_name() -> None:
     row = row_of("SOMETHING_NEW_2")
-    assert (row.name, row.category, row.asks) == ("SOMETHING_NEW_2", Category.UNKNOWN, ())
+    assert (row.name, row.category, row.invalidates) == ("SOMETHING_NEW_2", Category.UNKNOWN, ())
 
 
 @pytest.mark.parametrize("name", ["", "stop", "A" * 65, "A-B", "A\n", "2A", "É", "A B", '"', "../X", "_X"])
@@ -157,5 +157,5 @@ fields = sorted({path.split(".")[0] for row in ROWS for path in row.subject} | {
     st.dictionaries(st.sampled_from([*fields, "nospace", "fatal", "connected"]), json, max_size=4),
 )
 def test_any_event_with_any_data_is_judged_and_named(row: Any, data: dict[str, Any]) -> None:
-    assert row.judge(data) in Severity
+    assert row.severity_for(data) in Severity
     assert isinstance(row.subject_of(data), str)

@@ -169,7 +169,7 @@ def test_a_monitor_of_our_own_is_a_socket_in_one_form_only(arguments: Any) -> No
 )
 def test_no_object_of_anybody_elses_is_added_or_taken_away(command: str, arguments: Any) -> None:
     assert refused(ALL, command, arguments)
-    assert not any(refused(ALL, ask.command, ask.arguments) for ask in (*own_monitor("/a.qmp"), *without_own_monitor()))
+    assert not any(refused(ALL, ask.name, ask.arguments) for ask in (*own_monitor("/a.qmp"), *without_own_monitor()))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from agent.collectors import ALL, EVERYTHING
+from agent.collectors import ALL, ALL_FEATURES
 from agent.qmp.commands import READS
 from agent.qmp.queries import ROWS, QueryPolicy, query_of
 from agent.session import host_process, identity
@@ -12,8 +12,8 @@ from tests.lab import golden_files
 from tools import reference
 
 QEMU = golden_files.load("queries.json")
-COLLECTED = {ask.command for collector in ALL for ask in collector.asks(EVERYTHING)}
-ATTACH = {ask.command for ask in (*identity.WHO, *identity.WHAT, *host_process.ASKS)}
+COLLECTED = {ask.name for collector in ALL for ask in collector.commands(ALL_FEATURES)}
+ATTACH = {ask.name for ask in (*identity.WHO, *identity.WHAT, *host_process.ASKS)}
 
 
 @pytest.mark.parametrize("version", QEMU)
@@ -31,18 +31,18 @@ def test_questions_stand_once_in_order_and_the_reason_is_a_sentence() -> None:
     names = [row.name for row in ROWS]
     assert names == sorted(set(names))
     for row in ROWS:
-        assert re.fullmatch(r"[A-Z][^\n]*\.", row.why), row.name
+        assert re.fullmatch(r"[A-Z][^\n]*\.", row.reason), row.name
 
 
 def test_what_is_not_refused_is_what_may_be_sent_and_is_asked() -> None:
-    allowed = {row.name for row in ROWS if row.fate is not QueryPolicy.REFUSED}
+    allowed = {row.name for row in ROWS if row.policy is not QueryPolicy.REFUSED}
     assert allowed | {"qom-get", "qom-list"} == READS
     assert all(re.fullmatch(r"query-[a-z0-9-]+", name) for name in allowed), "each is allowed by its whole name"
-    asked = COLLECTED | ATTACH | {identity.COMMANDS.command, "query-yank"}
+    asked = COLLECTED | ATTACH | {identity.COMMANDS.name, "query-yank"}
     assert {name for name in asked if name.startswith("query-")} == allowed
 
 
 def test_what_is_said_to_be_asked_after_an_event_is_named_by_one() -> None:
     by_event = {row.name for row in ROWS if reference.events_of(row.name)}
-    polled = {row.name for row in ROWS if row.fate is QueryPolicy.POLLED}
-    assert {row.name for row in ROWS if row.fate is QueryPolicy.EVENT} == by_event - polled
+    polled = {row.name for row in ROWS if row.policy is QueryPolicy.POLLED}
+    assert {row.name for row in ROWS if row.policy is QueryPolicy.EVENT} == by_event - polled

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from agent.collectors import ALL, Collector, Intervals
-from agent.collectors.base import Answers
+from agent.collectors.base import Replies
 from agent.model.family import Sample
 from agent.model.metrics.runstate import RUNSTATE
 from agent.qmp.client import Client
 from agent.qmp.commands import Change, Command
-from agent.qmp.errors import AnswerError
+from agent.qmp.errors import UnexpectedReplyError
 from agent.session.api import CollectorIndex, PollOutcome
 from agent.session.scheduler import SLACK_SECONDS, SPACING_SECONDS, Pacer, Schedule
 from tests.lab.fake_qemu import FakeError, FakeQemu
@@ -93,7 +93,7 @@ async def test_at_attach_everything_is_asked_once(fake: FakeQemu) -> None:
         *["query-pci", "query-chardev", "query-memdev", "query-tpm", "query-vnc-servers", "query-spice"],
         *["query-stats", "query-stats", "query-cpus-fast"],
     ]
-    asked = {c.name: [] if c.beside or c.name == "hv_balloon" else [PollOutcome.OK] for c in ALL}
+    asked = {c.name: [] if c.host_only or c.name == "hv_balloon" else [PollOutcome.OK] for c in ALL}
     assert {c.name: observer.outcomes(c.name) for c in ALL} == asked
 
 
@@ -227,17 +227,17 @@ async def test_an_answer_that_makes_no_sense_fails_its_collector_and_no_other(fa
     assert observer.types("vm") == ["vm.attached", "vm.detached"]
 
 
-@pytest.mark.parametrize("failure", [ZeroDivisionError("a bug"), AnswerError("no sense")])
+@pytest.mark.parametrize("failure", [ZeroDivisionError("a bug"), UnexpectedReplyError("no sense")])
 async def test_a_collector_that_explodes_harms_no_other_and_no_other_vm(
     fake: FakeQemu, failure: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def explode(answers: Answers) -> Iterable[Sample]:
+    def explode(answers: Replies) -> Iterable[Sample]:
         yield Sample(RUNSTATE, (), answers[0])
         raise type(failure)(
             *failure.args
         )  # a new one each time: one that is raised keeps hold of where, for as long as it is there
 
-    bomb = Collector("bomb", (), lambda _: (Command("query-name"),), explode, again=lambda *_: 0.02)
+    bomb = Collector("bomb", (), lambda _: (Command("query-name"),), explode, next_poll_delay=lambda *_: 0.02)
     observer = RecordingObserver()
     async with FakeQemu(fake.path.with_name("vm2.qmp")) as second:
         settings = quick_settings(menu=CollectorIndex((bomb, *ALL)))
@@ -348,7 +348,7 @@ async def test_what_is_asked_more_seldom_than_polls_are_is_asked_as_often_as_it_
     fake: FakeQemu, monkeypatch: pytest.MonkeyPatch, interval: float
 ) -> None:
     asked = plans(monkeypatch, "slow")
-    slow = Collector("slow", (), lambda _: (Command("query-name"),), lambda _: (), again=lambda *_: interval)
+    slow = Collector("slow", (), lambda _: (Command("query-name"),), lambda _: (), next_poll_delay=lambda *_: interval)
     observer = RecordingObserver()
     async with supervised(
         observer, fake.path, settings=quick_settings(menu=CollectorIndex([*ALL, slow]), intervals=Intervals(poll=0.25))

@@ -3,7 +3,7 @@
 import pytest
 
 from agent.collectors import ALL
-from agent.collectors.base import Collector, Intervals, each_poll, nothing
+from agent.collectors.base import Collector, Intervals, at_poll_interval, no_commands
 from agent.host.types import File
 from agent.session.api import CollectorIndex, MonitorState
 from tests.lab.fake_qemu import FakeQemu
@@ -59,7 +59,7 @@ async def test_a_monitor_that_was_never_met_is_not_reattached(fake: FakeQemu) ->
 
 async def test_the_kernel_is_asked_on_while_qemu_stalls_in_the_middle_of_a_resync(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    clock = Collector("clock", (), nothing, lambda _: (), each_poll, files=lambda _: (File("/proc/uptime"),))
+    clock = Collector("clock", (), no_commands, lambda _: (), at_poll_interval, files=lambda _: (File("/proc/uptime"),))
     quick = Intervals(poll=0.06, resync=0.3)
     async with supervised(
         observer, fake.path, settings=quick_settings(menu=CollectorIndex((*ALL, clock)), intervals=quick)

@@ -30,9 +30,9 @@ async def milliseconds(name: str, servers: str, seconds: float) -> list[float]:
     """Return how long each event took from its own time to Kafka's acknowledgement."""
     with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
         async with Monitors(Path(folder), VMS) as monitors, role(name, folder, POLL_SECONDS, servers) as process:
-            await until(lambda: len(monitors.clients) == VMS and monitors.asked[b"qmp_capabilities"] >= VMS, 60)
+            await until(lambda: len(monitors.clients) == VMS and monitors.answered[b"qmp_capabilities"] >= VMS, 60)
             if name == "telling":
-                await until(lambda: monitors.asked[b"query-blockstats"] >= VMS, 60)
+                await until(lambda: monitors.answered[b"query-blockstats"] >= VMS, 60)
             await asyncio.sleep(5)  # what an attach asks is answered, the producer has met its partitions
             for number in range(int(seconds * PER_SECOND)):
                 monitors.emit(number % VMS, EVENT, _data(number), time.time_ns())
@@ -73,7 +73,7 @@ async def flood(*, short: bool) -> list[Row]:
     async with _broker() as servers:
         with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
             async with Monitors(Path(folder), 4) as monitors, role("telling", folder, POLL_SECONDS, servers) as process:
-                await until(lambda: monitors.asked[b"query-blockstats"] >= 4, 60)
+                await until(lambda: monitors.answered[b"query-blockstats"] >= 4, 60)
                 await asyncio.sleep(3)
                 begun, before = time.monotonic(), cpu_seconds([process.pid])
                 for number in range(count):

@@ -22,7 +22,7 @@ async def host(*, short: bool) -> list[Row]:
             async with Monitors(Path(folder), count) as monitors, role("agent", folder, 2.0) as process:
                 begun = time.monotonic()
                 await until(lambda there=count: len(monitors.clients) >= there, 60)  # type: ignore[misc]
-                await until(lambda there=count: monitors.asked[b"query-blockstats"] >= there, 60)  # type: ignore[misc]
+                await until(lambda there=count: monitors.answered[b"query-blockstats"] >= there, 60)  # type: ignore[misc]
                 attached = time.monotonic() - begun
                 await asyncio.sleep(3 if short else 10)
                 found[count] = resident_bytes(process.pid)

@@ -33,12 +33,12 @@ class Monitors:
     """So many monitors at `folder`/vm<number>.qmp; as an async context manager they listen from entering to leaving.
 
     Attributes:
-        asked: how many of each command were answered.
+        answered: how many of each command were answered.
     """
 
     def __init__(self, folder: Path, count: int, replies: Mapping[str, Any] | None = None) -> None:
         self.paths = [folder / f"vm{number}.qmp" for number in range(count)]
-        self.asked: Counter[bytes] = Counter()
+        self.answered: Counter[bytes] = Counter()
         self.clients: dict[int, _Server] = {}
         transcript = Transcript.load()
         self.greeting = _line(transcript.greeting)
@@ -105,7 +105,7 @@ class _Server(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         answers = self._monitors.answers
         for command, number in _numbered(data) if b'"id"' in data else ((c, None) for c in _COMMAND.findall(data)):
-            self._monitors.asked[command] += 1
+            self._monitors.answered[command] += 1
             answer = self._own.get(command) or answers.get(command) or _UNKNOWN
             if command == b"query-blockstats":  # of a quiet disk too no two answers are the same
                 answer = _IDLE.sub(b"%d" % time.monotonic_ns(), answer)

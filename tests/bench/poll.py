@@ -21,10 +21,10 @@ async def microseconds(name: str, vms: int, seconds: float, interval: float = IN
     """Return the CPU that one role takes for one poll of a scripted monitor, its start left out."""
     with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
         async with Monitors(Path(folder), vms) as monitors, role(name, folder, interval) as process:
-            await until(lambda: monitors.asked[b"query-blockstats"] >= 4 * vms, 60)
-            before, polls = cpu_seconds([process.pid]), monitors.asked[b"query-blockstats"]
+            await until(lambda: monitors.answered[b"query-blockstats"] >= 4 * vms, 60)
+            before, polls = cpu_seconds([process.pid]), monitors.answered[b"query-blockstats"]
             await asyncio.sleep(seconds)
-            spent, polls = cpu_seconds([process.pid]) - before, monitors.asked[b"query-blockstats"] - polls
+            spent, polls = cpu_seconds([process.pid]) - before, monitors.answered[b"query-blockstats"] - polls
     return spent / polls * 1e6
 
 

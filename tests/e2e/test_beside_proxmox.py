@@ -13,7 +13,7 @@ from statistics import median
 from typing import Final
 
 from agent.cli.demo.guest import GuestKind, until
-from tests.lab.agent_process import AgentProcess, seconds
+from tests.lab.agent_process import AgentProcess, record_time
 from tests.lab.fixtures import StartGuest
 from tests.lab.proxmox import TIMEOUT_SECONDS, Report
 
@@ -46,12 +46,12 @@ async def test_beside_proxmox_both_get_what_they_ask_for(start_guest: StartGuest
     async with AgentProcess(folder, config) as agent:
         other = await visiting(guest.monitor, 0.0)
         polled = agent.mark()
-        await until(lambda: len([*agent.found("sample.block", device="disk0", since=polled)]) >= POLLS, 60)
+        await until(lambda: len([*agent.find_records("sample.block", device="disk0", since=polled)]) >= POLLS, 60)
         beside = await report(other)
-        polls = [seconds(record) for record in agent.found("sample.block", device="disk0", since=polled)]
+        polls = [record_time(record) for record in agent.find_records("sample.block", device="disk0", since=polled)]
         lives = {record["type"] for record in agent.records() if record["type"].startswith("qemu.vm.")}
         assert "qemu.vm.gone" not in lives
-        (attached,) = agent.found("vm.attached")
+        (attached,) = agent.find_records("vm.attached")
         assert attached["data"]["events_available"] is False
     assert before.failures == beside.failures == []
     assert len(beside.seconds) > POLLS

@@ -19,7 +19,7 @@ import yaml
 
 from agent import __version__
 from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
-from tests.lab.agent_process import COMMAND, AgentProcess, Ended, command
+from tests.lab.agent_process import COMMAND, AgentProcess, FinishedCommand, run_command
 from tests.lab.machine import free_port
 from tests.lab.record_checks import check, validator
 
@@ -46,8 +46,8 @@ async def stage() -> AsyncIterator[Stage]:
             idle = await running.enter_async_context(Guest(folder, "idle"))
             config = {"monitors": [{"dial": f"{folder}/*.qmp"}], "intervals": {"poll": "200ms"}}
             agent = await running.enter_async_context(AgentProcess(folder, config))
-            await agent.record("sample.block", vm=writer.uuid)
-            await agent.record("vm.attached", vm=idle.uuid)
+            await agent.wait_for_record("sample.block", vm=writer.uuid)
+            await agent.wait_for_record("vm.attached", vm=idle.uuid)
             yield Stage(writer, idle, agent)
 
 
@@ -63,7 +63,7 @@ async def test_check_tells_of_each_monitor_and_of_the_way_out(folder: Path) -> N
     async with Guest(folder, "free") as free, Guest(folder, "held") as held:
         with socket.socket(socket.AF_UNIX) as holder:
             holder.connect(str(held.monitor))
-            ended = await command("check", "--config", config)
+            ended = await run_command("check", "--config", config)
     assert (ended.status, ended.log) == (1, "")
     first, *findings = ended.out.splitlines()
     assert first == f"{config}: the config is good"
@@ -80,7 +80,7 @@ async def test_check_is_content_with_what_is_all_good(folder: Path) -> None:
     config = folder / "agent.yaml"
     async with Guest(folder, "vm1") as guest:
         config.write_text(yaml.safe_dump({"monitors": [{"dial": str(guest.monitor)}]}))
-        ended = await command("check", "--config", config)
+        ended = await run_command("check", "--config", config)
     assert (ended.status, ended.log) == (0, "")
     assert "BAD" not in ended.out
     assert "standard output" in ended.out
@@ -89,7 +89,7 @@ async def test_check_is_content_with_what_is_all_good(folder: Path) -> None:
 async def test_all_that_is_wrong_with_a_config_is_told_at_once_by_whatever_reads_it(folder: Path) -> None:
     config = folder / "agent.yaml"
     config.write_text("monitors:\n  - dial: relative/*.qmp\nintervals:\n  pol: 5s\n  resync: soon\nhosst: hv7\n")
-    for ended in await asyncio.gather(*(command(name, "--config", config) for name in ("check", "run", "tail"))):
+    for ended in await asyncio.gather(*(run_command(name, "--config", config) for name in ("check", "run", "tail"))):
         assert (ended.status, ended.out) == (2, "")
         said = ended.log.splitlines()
         assert [line.partition(": ")[0] for line in said] == [f"{config}:{number}" for number in (2, 4, 5, 6)]
@@ -100,7 +100,7 @@ async def test_all_that_is_wrong_with_a_config_is_told_at_once_by_whatever_reads
 
 
 async def test_a_config_that_is_not_there_is_told_in_one_line(folder: Path) -> None:
-    ended = await command("run", "--config", folder / "none.yaml")
+    ended = await run_command("run", "--config", folder / "none.yaml")
     assert (ended.status, ended.out) == (2, "")
     assert ended.log == f"{folder}/none.yaml: cannot be read: No such file or directory\n"
 
@@ -131,12 +131,12 @@ class Tail:
         async with asyncio.timeout(10):
             return (await self._out.readline()).decode().rstrip("\n")
 
-    async def stop(self) -> Ended:
+    async def stop(self) -> FinishedCommand:
         self._process.send_signal(signal.SIGINT)
         async with asyncio.timeout(5):
             out, log = await self._process.communicate()
         assert self._process.returncode is not None
-        return Ended(self._process.returncode, out.decode(), log.decode())
+        return FinishedCommand(self._process.returncode, out.decode(), log.decode())
 
 
 async def test_tail_prints_lines_for_people(stage: Stage) -> None:
@@ -174,7 +174,7 @@ async def test_tail_prints_whole_records_of_those_that_were_asked_for(stage: Sta
             await stage.idle.event("RESUME")
             await stage.writer.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1)
             await stage.writer.event("BLOCK_WRITE_THRESHOLD")
-    schema = validator(json.loads((await command("schema", "record")).out))
+    schema = validator(json.loads((await run_command("schema", "record")).out))
     for name, tail in tails.items():
         await tail.stop()
         if name in told:
@@ -200,7 +200,7 @@ async def test_tail_ends_quietly_when_nobody_reads_any_more(stage: Stage) -> Non
 
 async def test_tail_says_that_no_agent_answers() -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    ended = await command("tail", "--url", url)
+    ended = await run_command("tail", "--url", url)
     assert (ended.status, ended.out) == (1, "")
     assert ended.log.startswith(f"qmp-agent: no agent answers at {url}: ")
     assert ended.log.count("\n") == 1
@@ -210,7 +210,7 @@ async def test_tail_says_that_no_agent_answers() -> None:
 
 
 async def test_a_second_agent_on_the_same_port_says_so_in_one_line(stage: Stage) -> None:
-    ended = await command("run", "--config", stage.agent.config)
+    ended = await run_command("run", "--config", stage.agent.config)
     assert (ended.status, ended.out) == (1, "")
     address = stage.agent.url.removeprefix("http://")
     assert ended.log.startswith(f"qmp-agent: cannot listen on {address}: ")
@@ -222,17 +222,17 @@ async def test_a_second_agent_on_the_same_port_says_so_in_one_line(stage: Stage)
 
 
 async def test_version_is_the_packages() -> None:
-    assert await command("version") == Ended(0, f"qmp-agent {__version__}\n", "")
+    assert await run_command("version") == FinishedCommand(0, f"qmp-agent {__version__}\n", "")
 
 
 async def test_a_command_that_is_not_known_is_answered_with_those_that_are() -> None:
-    ended = await command("wacth")
+    ended = await run_command("wacth")
     assert (ended.status, ended.out) == (2, "")
     assert "'run', 'check', 'tail'" in ended.log
 
 
 async def test_the_configs_schema_takes_the_config_that_is_shipped() -> None:
-    schema = validator(json.loads((await command("schema", "config")).out))
+    schema = validator(json.loads((await run_command("schema", "config")).out))
     shipped = yaml.safe_load(SHIPPED.read_text())
     assert [error.message for error in schema.iter_errors(shipped)] == []
     assert [error.message for error in schema.iter_errors(shipped | {"hosst": "hv7"})] != []

@@ -53,7 +53,7 @@ class Host:
         self.running.send_signal(signal.SIGHUP)
 
     async def taken_at(self) -> float:
-        at = (await self.running.metrics()).one("qmp_agent_config_last_reload_success_timestamp_seconds")
+        at = (await self.running.metrics()).value("qmp_agent_config_last_reload_success_timestamp_seconds")
         assert at is not None
         return at
 
@@ -61,7 +61,7 @@ class Host:
         """Wait until the metrics of reloading are so: when a config was taken, and whether the last one was."""
 
         async def so() -> bool:
-            good = (await self.running.metrics()).one("qmp_agent_config_last_reload_successful")
+            good = (await self.running.metrics()).value("qmp_agent_config_last_reload_successful")
             assert good is not None
             return predicate((await self.taken_at(), good))
 
@@ -73,7 +73,7 @@ async def test_a_bad_config_changes_nothing_and_says_so_until_a_good_one_is_take
         host = Host(folder, stack)
         fake = await host.vm("one", "a")
         agent = await host.agent("one/*.qmp")
-        await agent.record("vm.attached", vm="a")
+        await agent.wait_for_record("vm.attached", vm="a")
         for bad, why in (("monitor: []\n", "monitors?"), ("monitors: [\n", "is not YAML"), ("", "keys and values")):
             host.write(bad)
             await host.told(lambda values: values[1] == 0)
@@ -85,7 +85,7 @@ async def test_a_bad_config_changes_nothing_and_says_so_until_a_good_one_is_take
             await until(says, 5)
             assert why in agent.log
             asked = fake.count("query-blockstats")
-            await fake.asked("query-blockstats", asked + 2)  # it goes on as before
+            await fake.wait_for("query-blockstats", asked + 2)  # it goes on as before
         await host.reload("one/*.qmp")
         assert await agent.get("/readyz") == (200, "ready\n")
         assert fake.clients == 1
@@ -100,11 +100,11 @@ async def test_only_the_vms_that_a_config_leaves_out_are_detached_and_those_it_a
         ]
         agent = await host.agent("one/a.qmp", "two/*.qmp")
         for letter in "ab":
-            await agent.record("vm.attached", vm=letter)
+            await agent.wait_for_record("vm.attached", vm=letter)
         # Another entry finds the first VM from now on.
         await host.reload("one/*.qmp")
-        await agent.record("vm.attached", vm="c")
-        detached = await agent.record("vm.detached", vm="b")
+        await agent.wait_for_record("vm.attached", vm="c")
+        detached = await agent.wait_for_record("vm.detached", vm="b")
         assert detached["data"]["reason"] == "the agent stops watching"
         await until(lambda: leaves._client is None, 5)
         assert (stays.clients, leaves.clients, comes.clients) == (1, 1, 1)
@@ -112,8 +112,8 @@ async def test_only_the_vms_that_a_config_leaves_out_are_detached_and_those_it_a
         await host.reload("one/*.qmp", "two/*.qmp")
         await until(lambda: leaves.clients == 2, 5)
         assert (stays.clients, comes.clients) == (1, 1)
-        assert not [*agent.found("vm.detached", vm="a")]
-        assert not [*agent.found("vm.gone")]
+        assert not [*agent.find_records("vm.detached", vm="a")]
+        assert not [*agent.find_records("vm.gone")]
 
 
 async def test_other_intervals_and_changes_hold_for_vms_that_are_attached_already(folder: Path) -> None:
@@ -122,18 +122,18 @@ async def test_other_intervals_and_changes_hold_for_vms_that_are_attached_alread
         fake = await host.vm("one", "a")
         fake.replies["migrate-set-capabilities"] = {}
         agent = await host.agent("one/*.qmp", intervals={"poll": "1h", "resync": "1d"})
-        await agent.record("vm.attached", vm="a")
-        await fake.asked("query-blockstats")
+        await agent.wait_for_record("vm.attached", vm="a")
+        await fake.wait_for("query-blockstats")
         assert fake.count("migrate-set-capabilities") == 0
         await host.reload("one/*.qmp", allow={"migration_events": True})
-        await fake.asked("migrate-set-capabilities")
-        await fake.asked("query-blockstats", fake.count("query-blockstats") + 5)
+        await fake.wait_for("migrate-set-capabilities")
+        await fake.wait_for("query-blockstats", fake.count("query-blockstats") + 5)
         assert fake.clients == 1
         # Switched off again, nothing of the kind is sent any more.
         sent, looked = fake.count("migrate-set-capabilities"), fake.count("query-migrate-capabilities")
         await host.reload("one/*.qmp", allow={"migration_events": False})
-        await fake.asked("query-migrate-capabilities", looked + 1)
-        await fake.asked("query-blockstats", fake.count("query-blockstats") + 2)
+        await fake.wait_for("query-migrate-capabilities", looked + 1)
+        await fake.wait_for("query-blockstats", fake.count("query-blockstats") + 2)
         assert fake.count("migrate-set-capabilities") == sent
 
 
@@ -142,11 +142,11 @@ async def test_what_takes_a_restart_is_named_and_stays_as_it_was(folder: Path) -
         host = Host(folder, stack)
         await host.vm("one", "a")
         agent = await host.agent("one/*.qmp")
-        await agent.record("vm.attached", vm="a")
+        await agent.wait_for_record("vm.attached", vm="a")
         await host.reload("one/*.qmp", host="other", prometheus={"listen": "127.0.0.1:1"}, log={"level": "debug"})
         status, text = await agent.get("/readyz")
         assert status == 200
         assert text.splitlines()[1:] == [
             f"{name}: its change in the config takes a restart" for name in ("host", "prometheus")
         ]
-        assert (await agent.record("sample.block", vm="a", since=agent.mark()))["host"] == "hv7"
+        assert (await agent.wait_for_record("sample.block", vm="a", since=agent.mark()))["host"] == "hv7"

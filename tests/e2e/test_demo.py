@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from agent.cli.demo.guest import until
 from agent.cli.schema import record_schema
-from tests.lab.agent_process import COMMAND, command
+from tests.lab.agent_process import COMMAND, run_command
 from tests.lab.alertmanager import Alertmanager
 from tests.lab.record_checks import check, put_in_order, validator
 
@@ -139,6 +139,6 @@ async def test_a_demos_alert_is_in_the_alertmanager_that_it_is_told_of(
     await demo[0].ended(40)
     (first, *_) = alertmanager.notified
     assert (first["status"], first["groupLabels"]) == ("firing", {"vm": "db-1"})
-    refused = await command("demo", "--alertmanager", "nowhere")
+    refused = await run_command("demo", "--alertmanager", "nowhere")
     assert refused.status == 2
     assert "should be a URL, such as http://127.0.0.1:9093" in refused.log

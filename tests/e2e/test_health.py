@@ -78,7 +78,7 @@ async def test_sessions_that_stand_still_are_no_life(folder: Path, monkeypatch: 
 
     async with FakeQemu(folder / "a.qmp") as fake, running(folder) as (app, url):
         monkeypatch.setattr(app, "pending_commands", pending_commands)
-        await fake.asked("query-blockstats", 3)
+        await fake.wait_for("query-blockstats", 3)
         await says(f"{url}/healthz", 200, "ok")
         stuck.set()
         await says(f"{url}/healthz", 503, "1 VMs are up, and none has been asked anything for")
@@ -91,7 +91,7 @@ async def test_sessions_that_stand_still_are_no_life(folder: Path, monkeypatch: 
 async def test_a_qemu_that_hangs_is_not_the_agents_illness(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     impatient(monkeypatch)
     async with FakeQemu(folder / "a.qmp") as fake, running(folder) as (app, url):
-        await fake.asked("query-blockstats", 3)
+        await fake.wait_for("query-blockstats", 3)
         fake.hang("query-blockstats")
         await says(f"{url}/readyz", 503, "none of 1 monitors is up: 1 stalled")
         begin = time.monotonic()

@@ -23,7 +23,7 @@ import pytest
 from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
 from tests.bench.monitors import Monitors
 from tests.chaos.issuer_process import eventually
-from tests.lab.agent_process import COMMAND, AgentProcess, Record, seconds
+from tests.lab.agent_process import COMMAND, AgentProcess, Record, record_time
 from tests.lab.command_audit import TRACE
 from tests.lab.fake_qemu import FakeQemu
 
@@ -47,7 +47,7 @@ def bystander(folder: Path) -> FakeQemu:
 
 def gaps(agent: AgentProcess, vm: str) -> list[float]:
     """Return the times between a VM's polls."""
-    times = [seconds(record) for record in agent.found("sample.block", vm=vm)]
+    times = [record_time(record) for record in agent.find_records("sample.block", vm=vm)]
     return [after - before for before, after in pairwise(times)]
 
 
@@ -92,13 +92,13 @@ async def test_a_vm_on_storage_that_hangs_is_polled_on_and_called_stalled_only_w
             Guest(folder, "vm1", GuestOptions(kind=GuestKind.WRITER, extra=disk)) as guest,
             watching(folder, intervals=slow) as agent,
         ):
-            await agent.record("sample.block", vm=guest.uuid, device="hung")
+            await agent.wait_for_record("sample.block", vm=guest.uuid, device="hung")
             await until(lambda: other.count("query-blockstats") > 2, 10)
             server.send_signal(signal.SIGSTOP)
             try:
                 begin = agent.mark()
                 # What is asked at each poll waits for no storage; the resync's questions do.
-                stalled = await agent.record("vm.stalled", vm=guest.uuid, since=begin, timeout=20)
+                stalled = await agent.wait_for_record("vm.stalled", vm=guest.uuid, since=begin, timeout=20)
                 assert "no reply to " in stalled["data"]["reason"]
                 await until(lambda: "its main loop does not: it hangs, on storage most often" in agent.log, 15)
                 asked = other.count("query-blockstats")
@@ -106,8 +106,8 @@ async def test_a_vm_on_storage_that_hangs_is_polled_on_and_called_stalled_only_w
                 assert (await agent.get("/healthz"))[0] == 200
             finally:
                 server.send_signal(signal.SIGCONT)
-            await agent.record("vm.recovered", vm=guest.uuid, since=begin, timeout=15)
-            await agent.record("sample.block", vm=guest.uuid, since=agent.mark())
+            await agent.wait_for_record("vm.recovered", vm=guest.uuid, since=begin, timeout=15)
+            await agent.wait_for_record("sample.block", vm=guest.uuid, since=agent.mark())
             assert max(gaps(agent, OTHER)) < 10.0
 
 
@@ -118,21 +118,21 @@ async def test_a_qemu_that_ends_in_the_middle_of_a_reply_leaves_no_half_of_it(fo
     async with bystander(folder), watching(folder) as agent:
         fake = FakeQemu(folder / "vm1.qmp")
         async with fake:
-            await fake.asked("query-blockstats", 2)
-            uuid = (await agent.record("vm.attached", vm="vm1"))["vmuuid"]
+            await fake.wait_for("query-blockstats", 2)
+            uuid = (await agent.wait_for_record("vm.attached", vm="vm1"))["vmuuid"]
             fake.hang("query-blockstats")
             begin = agent.mark()
-            await agent.record("vm.stalled", vm=uuid, since=begin)
+            await agent.wait_for_record("vm.stalled", vm=uuid, since=begin)
             fake.send_raw(b'{"return": [{"device": "half", "qdev": "half", "stats": {"rd_bytes": 1')
             await fake.stop(leave_socket=True)
-            gone = await agent.record("vm.gone", vm=uuid, since=begin)
+            gone = await agent.wait_for_record("vm.gone", vm=uuid, since=begin)
             assert gone["data"]["reason"] == "QEMU closed the connection"
-            assert not [*agent.found("sample.block", device="half")]
-            assert (await agent.metrics()).of(uuid) == []
+            assert not [*agent.find_records("sample.block", device="half")]
+            assert (await agent.metrics()).names_of(uuid) == []
             fake.release("query-blockstats")
             await fake.start()
-            await agent.record("vm.attached", vm=uuid, since=begin)
-            await agent.record("sample.block", vm=uuid, since=agent.mark())
+            await agent.wait_for_record("vm.attached", vm=uuid, since=begin)
+            await agent.wait_for_record("sample.block", vm=uuid, since=agent.mark())
         assert max(gaps(agent, OTHER)) < 10.0
 
 
@@ -143,22 +143,22 @@ async def test_fifty_of_two_hundred_that_die_at_once_are_told_of_at_once_and_the
 
         async def told(kind: str, of: set[str], since: int) -> list[Record]:
             async def so() -> bool:
-                return {record["vmname"] for record in agent.found(kind, since=since)} >= of
+                return {record["vmname"] for record in agent.find_records(kind, since=since)} >= of
 
             await eventually(so, 30, kind)
-            return [*agent.found(kind, since=since)]
+            return [*agent.find_records(kind, since=since)]
 
         await told("sample.block", all_of_them, 0)
         begin, at = agent.mark(), time.time()
         monitors.end(range(50))
         gone = await told("vm.gone", dead, begin)
         assert {record["vmname"] for record in gone} == dead
-        assert max(map(seconds, gone)) - at < 10.0
+        assert max(map(record_time, gone)) - at < 10.0
         await told("sample.block", all_of_them - dead, agent.mark())
-        assert (await agent.metrics()).one("qmp_agent_monitors", state="up") == 150
+        assert (await agent.metrics()).value("qmp_agent_monitors", state="up") == 150
         await monitors.listen(range(50))
         await told("vm.attached", dead, begin)
-        assert not [r for r in agent.found("vm.gone") if r["vmname"] not in dead]
+        assert not [r for r in agent.find_records("vm.gone") if r["vmname"] not in dead]
         assert max(max(gaps(agent, vm)) for vm in all_of_them - dead) < 15.0
 
 
@@ -170,7 +170,7 @@ async def test_out_of_file_descriptors_what_is_attached_is_watched_and_the_rest_
     async with Monitors(folder, 20) as monitors, watching(folder) as agent:
 
         def polled(since: int) -> set[str]:
-            return {record["vmname"] for record in agent.found("sample.block", since=since)}
+            return {record["vmname"] for record in agent.find_records("sample.block", since=since)}
 
         await until(lambda: polled(0) == names, 20)
         assert agent.process is not None
@@ -183,9 +183,9 @@ async def test_out_of_file_descriptors_what_is_attached_is_watched_and_the_rest_
             await until(lambda: polled(begin) == names, 20)
             assert late.clients == 0
             resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-            await agent.record("vm.attached", vm=OTHER, timeout=30)
+            await agent.wait_for_record("vm.attached", vm=OTHER, timeout=30)
             assert (await agent.get("/readyz")) == (200, "ready\n")
-        assert [record["vmname"] for record in agent.found("vm.gone")] in ([], ["other"])
+        assert [record["vmname"] for record in agent.find_records("vm.gone")] in ([], ["other"])
         assert len(monitors.clients) == 20
 
 
@@ -195,9 +195,9 @@ STEPPED: Final = """
 import sys, time
 from pathlib import Path
 real, real_ns, step = time.time, time.time_ns, Path(sys.argv[1])
-def seconds(): return float(step.read_text() or 0)
-time.time = lambda: real() + seconds()
-time.time_ns = lambda: real_ns() + int(seconds() * 1e9)
+def record_time(): return float(step.read_text() or 0)
+time.time = lambda: real() + record_time()
+time.time_ns = lambda: real_ns() + int(record_time() * 1e9)
 from agent.cli.main import main
 sys.exit(main(["run", "--config", sys.argv[2]]))
 """
@@ -216,7 +216,7 @@ async def test_a_clock_that_is_set_a_day_off_changes_no_interval_and_no_state(fo
         )
         try:
             await until(lambda: fake.count("query-blockstats") > 5, 45)
-            await agent.record("sample.block", vm=OTHER)
+            await agent.wait_for_record("sample.block", vm=OTHER)
             (folder / "step.new").write_text(str(step))
             (folder / "step.new").replace(clock)
             begin, mark, asked = time.monotonic(), agent.mark(), fake.count("query-blockstats")
@@ -224,7 +224,7 @@ async def test_a_clock_that_is_set_a_day_off_changes_no_interval_and_no_state(fo
             assert time.monotonic() - begin > 1.0, "no poll was made up for"
 
             async def replied() -> bool:
-                at = (await agent.metrics()).one("qemu_vm_last_response_timestamp_seconds", vm_uuid=OTHER)
+                at = (await agent.metrics()).value("qemu_vm_last_response_timestamp_seconds", vm_uuid=OTHER)
                 return at is not None and abs(at - (time.time() + step)) < 5
 
             await until(replied, 10)
@@ -259,8 +259,8 @@ async def test_kafka_that_cannot_be_resolved_or_never_answers_is_named_and_nobod
             asked = fake.count("query-blockstats")
             await until(lambda: fake.count("query-blockstats") > asked + 5, 30)
             series = await agent.metrics()
-            assert series.one("qemu_vm_up", vm_uuid=OTHER) == 1
-            assert series.one("qmp_agent_sink_up") == 0
+            assert series.value("qemu_vm_up", vm_uuid=OTHER) == 1
+            assert series.value("qmp_agent_sink_up") == 0
             assert (await agent.get("/healthz"))[0] == 200
             begin = time.monotonic()
             assert (await agent.stop()).status == 0

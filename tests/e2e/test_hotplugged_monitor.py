@@ -38,18 +38,18 @@ async def test_a_monitor_is_added_where_qemu_can_and_goes_with_the_agent(
         for end in (agent.stop, agent.kill):
             mark = agent.mark()
             await agent.start()
-            attached = await agent.record("vm.attached", vm=guest.uuid, since=mark)
+            attached = await agent.wait_for_record("vm.attached", vm=guest.uuid, since=mark)
             assert attached["data"].get("events_available", True) is can
             await until(lambda: there(int(can)), 10)
             visit(str(guest.monitor))
             if can:
                 await guest.command("stop")
-                await agent.record("event.stop", vm=guest.uuid, since=mark)
+                await agent.wait_for_record("event.stop", vm=guest.uuid, since=mark)
                 await guest.command("cont")
-            await agent.record("sample.runstate", vm=guest.uuid, since=mark)
+            await agent.wait_for_record("sample.runstate", vm=guest.uuid, since=mark)
             await end()
             await until(lambda: there(0), 10)
-        assert [*agent.found("vm.gone")] == []
+        assert [*agent.find_records("vm.gone")] == []
     finally:
         await agent.kill()
 
@@ -65,6 +65,6 @@ async def test_one_that_an_agent_left_before_it_connected_is_taken(
         await guest.command(ask.name, **(ask.arguments or {}))
     entry = {"burst": str(guest.monitor), "hotplug_dir": str(folder)}
     async with AgentProcess(folder, {"monitors": [entry]}) as agent:
-        attached = await agent.record("vm.attached", vm=guest.uuid)
+        attached = await agent.wait_for_record("vm.attached", vm=guest.uuid)
         assert "events_available" not in attached["data"]
         assert {"qmp-agent"} < await devices(guest)

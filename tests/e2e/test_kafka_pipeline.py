@@ -106,7 +106,7 @@ async def test_each_vms_records_arrive_whole_in_order_and_where_they_belong(
     await writer.booted()
 
     async def knows_its_disks() -> bool:
-        return (await agent.metrics()).one("qemu_block_writes_total", vm_uuid=writer.uuid, device="disk0") is not None
+        return (await agent.metrics()).value("qemu_block_writes_total", vm_uuid=writer.uuid, device="disk0") is not None
 
     await until(knows_its_disks, 10)
     await writer.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 20)
@@ -117,7 +117,7 @@ async def test_each_vms_records_arrive_whole_in_order_and_where_they_belong(
 
     async def has_sent_all() -> bool:
         series = await agent.metrics()
-        return (series.one("qmp_agent_records_total", kind="sample") or 0) >= 50
+        return (series.value("qmp_agent_records_total", kind="sample") or 0) >= 50
 
     await until(has_sent_all, 20)
     ended = await agent.stop(signal.SIGTERM)
@@ -165,7 +165,7 @@ async def test_what_waits_for_a_slow_broker_is_delivered_at_the_end(
         await idle.command("cont")
 
         async def knows_of_both() -> bool:
-            return (await agent.metrics()).one("qemu_vm_events_total", event="RESUME") == 1
+            return (await agent.metrics()).value("qemu_vm_events_total", event="RESUME") == 1
 
         await until(knows_of_both, 5)
         agent.send_signal(signal.SIGTERM)
@@ -193,7 +193,7 @@ async def test_what_waits_when_the_agent_is_killed_is_delivered_by_the_next(
         await idle.command("cont")
 
         async def is_written() -> bool:
-            return (await agent.metrics()).one("qmp_agent_journal_records_written_total", queue="events") == 3
+            return (await agent.metrics()).value("qmp_agent_journal_records_written_total", queue="events") == 3
 
         await until(is_written, 5)
         await agent.kill()

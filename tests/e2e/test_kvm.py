@@ -49,20 +49,20 @@ async def test_kvms_figures_lie_between_two_that_qemu_gives_and_a_dirty_limit_is
         before = await counted(guest)
         since = agent.mark()
         for _ in range(3):  # the first may have been asked before, and of one round the vCPUs come in any order
-            last = await agent.record("sample.kvm_vcpu", vm=guest.uuid, since=since, vcpu="1")
+            last = await agent.wait_for_record("sample.kvm_vcpu", vm=guest.uuid, since=since, vcpu="1")
             since = agent.records().index(last) + 1
-        told = {r["subject"]: r["data"] for r in agent.found("sample.kvm_vcpu", vm=guest.uuid)}
+        told = {r["subject"]: r["data"] for r in agent.find_records("sample.kvm_vcpu", vm=guest.uuid)}
         after = await counted(guest)
         for number, figures in before.items():
             for theirs, ours in VCPU.items():
                 assert figures[theirs] <= told[number][ours] <= after[number][theirs], (number, ours)
         assert before["0"]["exits"] > 0
-        machine = await agent.record("sample.kvm", vm=guest.uuid)
+        machine = await agent.wait_for_record("sample.kvm", vm=guest.uuid)
         assert machine["data"].keys() >= {"pages_4k", "pages_2m", "pages_1g", "remote_tlb_flushes_total"}
-        assert (await agent.record("sample.about", vm=guest.uuid))["data"]["accelerator"] == "kvm"
-        in_guest = await agent.record("sample.vcpu", vm=guest.uuid, vcpu="0")
+        assert (await agent.wait_for_record("sample.about", vm=guest.uuid))["data"]["accelerator"] == "kvm"
+        in_guest = await agent.wait_for_record("sample.vcpu", vm=guest.uuid, vcpu="0")
         assert in_guest["data"]["guest_seconds_total"] >= 0
         await guest.command("set-vcpu-dirty-limit", dirty_rate=100)
         for number in before:
-            limit = await agent.record("sample.vcpu_dirty", vm=guest.uuid, vcpu=number)
+            limit = await agent.wait_for_record("sample.vcpu_dirty", vm=guest.uuid, vcpu=number)
             assert limit["data"]["limit_bytes_per_second"] == 100 << 20

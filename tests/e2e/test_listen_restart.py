@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.cli.demo.guest import Guest, GuestOptions
-from tests.lab.agent_process import AgentProcess, seconds
+from tests.lab.agent_process import AgentProcess, record_time
 
 _log = logging.getLogger(__name__)
 
@@ -46,16 +46,16 @@ async def test_all_vms_are_back_within_the_reconnect_time_after_the_agent_was_ki
                 listening = time.time() - begin
 
                 def missing(mark: int = mark) -> set[str]:
-                    return uuids - {record["vmuuid"] for record in agent.found("vm.attached", since=mark)}
+                    return uuids - {record["vmuuid"] for record in agent.find_records("vm.attached", since=mark)}
 
                 while missing():
                     waited = time.monotonic() - ready
                     assert waited < RECONNECT_SECONDS + SPARE_SECONDS, f"{len(missing())} missing after {waited:.1f} s"
-                    await agent.record("vm.attached", vm=next(iter(missing())), since=mark, timeout=30)
-                back = [seconds(record) - begin for record in agent.found("vm.attached", since=mark)]
+                    await agent.wait_for_record("vm.attached", vm=next(iter(missing())), since=mark, timeout=30)
+                back = [record_time(record) - begin for record in agent.find_records("vm.attached", since=mark)]
                 _log.info("%d VMs: %.2f s after its start it listens, %.2f s all are there", VMS, listening, max(back))
                 series = await agent.metrics()
-                assert series.one("qmp_agent_monitors", state="up") == VMS
+                assert series.value("qmp_agent_monitors", state="up") == VMS
                 await agent.kill()
                 assert path.is_socket(), "a killed agent leaves its socket's file"
         finally:

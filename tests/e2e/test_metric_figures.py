@@ -13,7 +13,7 @@ import pytest_asyncio
 from qemu.qmp import QMPClient
 
 from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
-from tests.lab.agent_process import AgentProcess, Series
+from tests.lab.agent_process import AgentProcess, Scrape
 from tests.lab.prometheus import Prometheus, promtool_check
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -140,11 +140,11 @@ async def still(guest: Guest) -> AsyncIterator[None]:
         await guest.command("cont")
 
 
-async def scrape_of(stage: Stage, guest: Guest) -> Series:
+async def scrape_of(stage: Stage, guest: Guest) -> Scrape:
     """Return a scrape of figures that were asked for after the guest had stopped."""
     for _ in range(2):  # the first may have been on its way already
         before = stage.agent.mark()
-        await stage.agent.record("sample.block", vm=guest.uuid, since=before, device="disk0")
+        await stage.agent.wait_for_record("sample.block", vm=guest.uuid, since=before, device="disk0")
     return await stage.agent.metrics()
 
 
@@ -162,20 +162,20 @@ async def test_every_disk_figure_is_qemus_own(stage: Stage, name: str) -> None:
         assert not stats.keys() - BLOCK.keys() - NO_SERIES - MOVING
         for key in stats.keys() & BLOCK.keys():
             its, unit = BLOCK[key]
-            assert series.one(f"qemu_block_{its}", vm_uuid=guest.uuid, device=device) == stats[key] / unit, key
-        told = series.one("qemu_block_storage_write_highest_offset_bytes", vm_uuid=guest.uuid, device=device)
+            assert series.value(f"qemu_block_{its}", vm_uuid=guest.uuid, device=device) == stats[key] / unit, key
+        told = series.value("qemu_block_storage_write_highest_offset_bytes", vm_uuid=guest.uuid, device=device)
         assert told == disk["parent"]["stats"]["wr_highest_offset"]
         for key in BLOCK.keys() - stats.keys():
-            assert series.one(f"qemu_block_{BLOCK[key][0]}", vm_uuid=guest.uuid, device=device) is None, key
+            assert series.value(f"qemu_block_{BLOCK[key][0]}", vm_uuid=guest.uuid, device=device) is None, key
     disk = names["disk0"]["stats"]
     assert disk["wr_operations"] > 0 < disk["wr_highest_offset"]
     assert disk["flush_operations" if name == "linux" else "failed_wr_operations"] > 0
-    idle = series.one("qemu_block_idle_seconds", vm_uuid=guest.uuid, device="disk0")
+    idle = series.value("qemu_block_idle_seconds", vm_uuid=guest.uuid, device="disk0")
     assert idle is not None
     assert 0 < idle < disk["idle_time_ns"] / 1e9
-    assert series.one("qemu_runstate_status", vm_uuid=guest.uuid) == 1
-    assert series.one("qemu_runstate_status", vm_uuid=guest.uuid, status=status["status"]) == 1
-    assert series.one("qemu_runstate_running", vm_uuid=guest.uuid) == status["running"] == 0
+    assert series.value("qemu_runstate_status", vm_uuid=guest.uuid) == 1
+    assert series.value("qemu_runstate_status", vm_uuid=guest.uuid, status=status["status"]) == 1
+    assert series.value("qemu_runstate_running", vm_uuid=guest.uuid) == status["running"] == 0
 
 
 async def test_a_guests_memory_is_told_as_qemu_tells_it(stage: Stage) -> None:
@@ -198,7 +198,7 @@ async def test_a_guests_memory_is_told_as_qemu_tells_it(stage: Stage) -> None:
 
         async def tells_both() -> bool:
             series = await stage.agent.metrics()
-            told = [series.one(f"qemu_{name}", **of) for name in ("balloon_actual_bytes", LAST_UPDATE)]
+            told = [series.value(f"qemu_{name}", **of) for name in ("balloon_actual_bytes", LAST_UPDATE)]
             return bool(told == [balloon["actual"], memory["last-update"]])
 
         await until(tells_both, 10)
@@ -206,9 +206,9 @@ async def test_a_guests_memory_is_told_as_qemu_tells_it(stage: Stage) -> None:
     assert not memory["stats"].keys() - GUEST_MEMORY.keys()
     for key, name in GUEST_MEMORY.items():
         value = memory["stats"].get(key, UNKNOWN)
-        assert series.one(f"qemu_guest_memory_{name}", **of) == (None if value == UNKNOWN else value), key
+        assert series.value(f"qemu_guest_memory_{name}", **of) == (None if value == UNKNOWN else value), key
     assert 0 < memory["stats"]["stat-free-memory"] < memory["stats"]["stat-total-memory"]
-    assert series.all("qemu_balloon_actual_bytes", vm_uuid=stage.writer.uuid) == []
+    assert series.matching("qemu_balloon_actual_bytes", vm_uuid=stage.writer.uuid) == []
 
 
 async def test_the_layers_of_a_disk_are_told_as_qemu_tells_them(stage: Stage) -> None:
@@ -233,7 +233,7 @@ async def test_the_layers_of_a_disk_are_told_as_qemu_tells_them(stage: Stage) ->
         async def tells_all() -> bool:
             series = await stage.agent.metrics()
             of = {"vm_uuid": guest.uuid, "device": "disk0"}
-            told = {key: series.one(f"qemu_block_layer_{key[1]}", layer=key[0], **of) for key in expected}
+            told = {key: series.value(f"qemu_block_layer_{key[1]}", layer=key[0], **of) for key in expected}
             return told == expected
 
         await until(tells_all, 10)
@@ -245,14 +245,14 @@ async def test_a_threshold_that_is_exceeded_is_told_as_qemu_tells_it(stage: Stag
     guest = stage.linux
     await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 20)
     said = (await guest.event("BLOCK_WRITE_THRESHOLD"))["data"]
-    alert = await stage.agent.record("alert.write_threshold", vm=guest.uuid, state="firing")
+    alert = await stage.agent.wait_for_record("alert.write_threshold", vm=guest.uuid, state="firing")
     assert (alert["subject"], alert["severity"]) == ("disk0", "warning")
     assert alert["data"]["level_bytes"] == said["write-threshold"]
     assert alert["data"]["exceeded_by_bytes"] == said["amount-exceeded"]
     assert alert["data"]["layer"] == "storage"
     series = await stage.agent.metrics()
     firing = {"vm_uuid": guest.uuid, "alert": "write_threshold", "device": "disk0", "severity": "warning"}
-    assert series.one("qemu_alert_firing", **firing) == 1
+    assert series.value("qemu_alert_firing", **firing) == 1
 
 
 async def test_promtool_has_nothing_to_say_against_a_scrape(stage: Stage) -> None:

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from agent.cli.demo.guest import Guest, GuestKind, until
-from tests.lab.agent_process import AgentProcess, Record, seconds
+from tests.lab.agent_process import AgentProcess, Record, record_time
 from tests.lab.fixtures import StartGuest
 
 SLOW: Final = 100 * 1024  # bytes a second: too slow to come to an end by itself within the test
@@ -28,22 +28,22 @@ class Ends:
 
     def looks(self) -> list[Record]:
         """Return what was seen of the source's migration while it was under way."""
-        return list(self.agent.found("sample.migration", vm=self.source.name, status="active"))
+        return list(self.agent.find_records("sample.migration", vm=self.source.name, status="active"))
 
     def seen_for(self) -> float:
         """Return for how many seconds it was seen to be under way."""
         looks = self.looks()
-        return seconds(looks[-1]) - seconds(looks[0]) if looks else 0
+        return record_time(looks[-1]) - record_time(looks[0]) if looks else 0
 
     def statuses(self, guest: Guest) -> list[str]:
         """Return the statuses that a VM's samples told, in order, each once for each time that it came."""
-        told = [record["data"]["status"] for record in self.agent.found("sample.migration", vm=guest.name)]
+        told = [record["data"]["status"] for record in self.agent.find_records("sample.migration", vm=guest.name)]
         return [status for before, status in zip([None, *told], told, strict=False) if status != before]
 
     async def asked(self) -> float:
         """Return how often both of them have been asked for their migration."""
         series = await self.agent.metrics()
-        return series.one("qmp_agent_collector_runs_total", collector="migration", outcome="ok") or 0
+        return series.value("qmp_agent_collector_runs_total", collector="migration", outcome="ok") or 0
 
     async def migrate(self, *, events: bool) -> Any:
         """Migrate, slowly until it has been looked at several times, then quickly; return the source's own last figures."""
@@ -86,7 +86,7 @@ async def start_ends(start_guest: StartGuest, folder: Path) -> Any:
             await guest.command("migrate-set-capabilities", capabilities=[EVENTS])
         await agent.start()
         for guest in (source, destination):
-            await agent.record("sample.migration", vm=guest.name, status="none")
+            await agent.wait_for_record("sample.migration", vm=guest.name, status="none")
         return Ends(source, destination, agent)
 
     try:
@@ -101,14 +101,14 @@ def assert_progress(looks: list[Record], poll_seconds: float) -> None:
     assert transferred == sorted(transferred)
     assert transferred[-1] > transferred[0]
     assert all(look["data"]["ram_remaining_bytes"] > 0 for look in looks[:-1])  # the last may fall into the switchover
-    times = [seconds(look) for look in looks]
+    times = [record_time(look) for look in looks]
     gaps = [after - before for before, after in pairwise(times)]
     assert max(gaps) < poll_seconds + 0.5, gaps
 
 
 def assert_moved(ends: Ends) -> None:
     """Assert that neither end was told to be a new VM or a dead one."""
-    found = ends.agent.found
+    found = ends.agent.find_records
     (arrived,) = found("vm.migrated_in")
     assert (arrived["vmname"], arrived["data"]) == (ends.destination.name, {"observed": True})
     (departed,) = found("vm.migrated_out")
@@ -121,7 +121,9 @@ def assert_moved(ends: Ends) -> None:
 async def assert_final(ends: Ends, final: dict[str, Any]) -> Record:
     """Assert that the last sample of the source has the figures that QEMU itself gives at the end."""
     took = final["total-time"] / 1000  # one that took no time has its figures yet to be made
-    last = await ends.agent.record("sample.migration", vm=ends.source.name, status="completed", elapsed_seconds=took)
+    last = await ends.agent.wait_for_record(
+        "sample.migration", vm=ends.source.name, status="completed", elapsed_seconds=took
+    )
     told = last["data"]
     assert told["downtime_seconds"] == final["downtime"] / 1000
     assert took > ends.seen_for()
@@ -129,12 +131,14 @@ async def assert_final(ends: Ends, final: dict[str, Any]) -> Record:
     assert told["ram_transferred_bytes_total"] == final["ram"]["transferred"]
     assert told["ram_bytes"] == final["ram"]["total"]
     assert told["ram_remaining_bytes"] == 0
-    ended = (await ends.agent.record("migration.ended", vm=ends.source.name))["data"]
+    ended = (await ends.agent.wait_for_record("migration.ended", vm=ends.source.name))["data"]
     assert (ended["outcome"], ended["role"]) == ("completed", "source")
     assert ended["elapsed_seconds"] == told["elapsed_seconds"]
     assert ended["transferred_bytes"] == told["ram_transferred_bytes_total"]
-    await ends.agent.record("migration.ended", vm=ends.destination.name, outcome="completed", role="destination")
-    assert len([*ends.agent.found("migration.ended")]) == 2
+    await ends.agent.wait_for_record(
+        "migration.ended", vm=ends.destination.name, outcome="completed", role="destination"
+    )
+    assert len([*ends.agent.find_records("migration.ended")]) == 2
     return last
 
 
@@ -144,29 +148,29 @@ async def test_a_migration_within_one_identity_is_told_from_both_ends(start_ends
     final = await ends.migrate(events=True)
     await assert_final(ends, final)
     assert_progress(ends.looks(), poll_seconds=1.0)
-    await agent.record("sample.runstate", vm=source.name, status="postmigrate", running=False)
-    await agent.record("sample.runstate", vm=destination.name, status="running", running=True)
-    await agent.record("sample.migration", vm=destination.name, status="completed")
+    await agent.wait_for_record("sample.runstate", vm=source.name, status="postmigrate", running=False)
+    await agent.wait_for_record("sample.runstate", vm=destination.name, status="running", running=True)
+    await agent.wait_for_record("sample.migration", vm=destination.name, status="completed")
 
     def events(guest: Guest) -> list[str]:
-        return [e["data"]["qemu"]["status"] for e in agent.found("event.migration", vm=guest.name)]
+        return [e["data"]["qemu"]["status"] for e in agent.find_records("event.migration", vm=guest.name)]
 
     assert events(source) == ["setup", "active", "completed"]
     assert events(destination) == ["setup", "active", "completed"]
-    assert [*agent.found("event.stop", vm=source.name)]
-    assert [*agent.found("event.resume", vm=destination.name)]
-    assert [*agent.found("event.migration_pass", vm=source.name)]
+    assert [*agent.find_records("event.stop", vm=source.name)]
+    assert [*agent.find_records("event.resume", vm=destination.name)]
+    assert [*agent.find_records("event.migration_pass", vm=source.name)]
     assert ends.statuses(source)[0] == "none"
     assert ends.statuses(source)[-2:] == ["active", "completed"]
 
     # One UUID, two processes: a scrape has room for one, until one of them leaves.
     series = await agent.metrics()  # fails by itself where a series is there twice
-    assert len(series.all("qemu_vm_up", vm_uuid=source.uuid)) == 1
+    assert len(series.matching("qemu_vm_up", vm_uuid=source.uuid)) == 1
     await source.stop()
-    await agent.record("vm.migrated_out", vm=source.name, shutdown_reason="host-signal")
+    await agent.wait_for_record("vm.migrated_out", vm=source.name, shutdown_reason="host-signal")
     assert_moved(ends)
     left = {"vm_uuid": destination.uuid, "vm": destination.name}
-    assert (await agent.metrics()).all("qemu_vm_up") == [(left, 1.0)]
+    assert (await agent.metrics()).matching("qemu_vm_up") == [(left, 1.0)]
     assert (await agent.stop()).status == 0
 
 
@@ -175,20 +179,20 @@ async def test_a_migration_without_events_is_found_by_timer(start_ends: StartEnd
     final = await ends.migrate(events=False)
     await assert_final(ends, final)
     assert_progress(ends.looks(), poll_seconds=1.0)
-    await ends.agent.record("sample.migration", vm=ends.destination.name, status="completed")
-    told = [event["data"]["qemu"]["status"] for event in ends.agent.found("event.migration")]
+    await ends.agent.wait_for_record("sample.migration", vm=ends.destination.name, status="completed")
+    told = [event["data"]["qemu"]["status"] for event in ends.agent.find_records("event.migration")]
     assert told in ([], ["setup"]), "QEMU before 8 tells the first of a destination's even so"
     assert ends.statuses(ends.source)[-2:] == ["active", "completed"]
     series = await ends.agent.metrics()
     source = ends.source.uuid
-    assert series.one("qemu_migration_status", vm_uuid=source, status="completed") == 1
-    assert series.one("qemu_migration_downtime_seconds", vm_uuid=source) == final["downtime"] / 1000
-    assert series.one("qemu_migration_elapsed_seconds", vm_uuid=source) == final["total-time"] / 1000
-    assert series.one("qemu_migration_ram_transferred_bytes_total", vm_uuid=source) == final["ram"]["transferred"]
-    assert series.one("qemu_runstate_running", vm_uuid=source) == 0
-    assert series.one("qemu_runstate_running", vm_uuid=ends.destination.uuid) == 1
+    assert series.value("qemu_migration_status", vm_uuid=source, status="completed") == 1
+    assert series.value("qemu_migration_downtime_seconds", vm_uuid=source) == final["downtime"] / 1000
+    assert series.value("qemu_migration_elapsed_seconds", vm_uuid=source) == final["total-time"] / 1000
+    assert series.value("qemu_migration_ram_transferred_bytes_total", vm_uuid=source) == final["ram"]["transferred"]
+    assert series.value("qemu_runstate_running", vm_uuid=source) == 0
+    assert series.value("qemu_runstate_running", vm_uuid=ends.destination.uuid) == 1
     await ends.source.kill()
-    await ends.agent.record("vm.migrated_out", vm=source)
+    await ends.agent.wait_for_record("vm.migrated_out", vm=source)
     assert_moved(ends)
 
 
@@ -214,14 +218,14 @@ async def test_by_each_way_a_move_is_no_death_and_no_birth(start_guest: StartGue
     async with AgentProcess(folder, {"monitors": [entry], "intervals": {"poll": "300ms"}}) as agent:
         ends = Ends(source, destination, agent)
         for guest in (source, destination):
-            await agent.record("sample.migration", vm=guest.name, status="none")
+            await agent.wait_for_record("sample.migration", vm=guest.name, status="none")
         uri = f"unix:{folder}/migration"
         await destination.command("migrate-incoming", uri=uri)
         await source.command("migrate", uri=uri)
-        await agent.record("vm.migrated_in", vm=destination.name)
-        await agent.record("sample.runstate", vm=source.name, status="postmigrate")
+        await agent.wait_for_record("vm.migrated_in", vm=destination.name)
+        await agent.wait_for_record("sample.runstate", vm=source.name, status="postmigrate")
         await source.stop()
-        await agent.record("vm.migrated_out", vm=source.name)
+        await agent.wait_for_record("vm.migrated_out", vm=source.name)
         assert_moved(ends)
 
 
@@ -234,6 +238,6 @@ async def test_what_came_before_the_agent_did_is_told_to_have_come(start_guest: 
     await source.command("migrate", uri=uri)
     await destination.event("RESUME")
     async with AgentProcess(folder, {"monitors": [{"dial": str(destination.monitor)}]}) as agent:
-        await agent.record("vm.migrated_in", vm=destination.name, observed=False)
-        (attached,) = agent.found("vm.attached")
+        await agent.wait_for_record("vm.migrated_in", vm=destination.name, observed=False)
+        (attached,) = agent.find_records("vm.attached")
         assert "incoming" not in attached["data"]

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
-from tests.lab.agent_process import AgentProcess, seconds
+from tests.lab.agent_process import AgentProcess, record_time
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.transcript import UUID
 
@@ -46,7 +46,7 @@ class Stage:
     async def guest(self, name: str, **options: Any) -> AsyncIterator[Guest]:
         """Another guest, which the agent has attached."""
         async with Guest(self.folder, name, GuestOptions(**options)) as guest:
-            await self.agent.record("vm.attached", vm=guest.uuid)
+            await self.agent.wait_for_record("vm.attached", vm=guest.uuid)
             yield guest
 
     @asynccontextmanager
@@ -61,7 +61,9 @@ class Stage:
 
     def polls(self, skipped: int) -> list[float]:
         """Return when the bystander was polled, but for the first so many times."""
-        return [seconds(r) for r in self.agent.found("sample.block", vm=self.bystander.uuid, device="disk0")][skipped:]
+        return [
+            record_time(r) for r in self.agent.find_records("sample.block", vm=self.bystander.uuid, device="disk0")
+        ][skipped:]
 
     async def goes_on(self, times: int) -> None:
         """Wait until the bystander has been polled so many times more."""
@@ -70,7 +72,7 @@ class Stage:
 
     async def state(self, guest: Guest) -> str | None:
         """Return the state of the session with a guest's monitor."""
-        found = (await self.agent.metrics()).all("qmp_agent_monitor_state", monitor=str(guest.monitor))
+        found = (await self.agent.metrics()).matching("qmp_agent_monitor_state", monitor=str(guest.monitor))
         assert len(found) <= 1
         return found[0][0]["state"] if found else None
 
@@ -103,85 +105,85 @@ async def stage() -> AsyncIterator[Stage]:
             config = TIMING | {"monitors": [{"dial": f"{folder}/*.qmp"}]}
             agent = await running.enter_async_context(AgentProcess(folder, config))
             await bystander.booted()
-            await agent.record("sample.block", vm=bystander.uuid, device="disk0")
+            await agent.wait_for_record("sample.block", vm=bystander.uuid, device="disk0")
             yield Stage(folder, agent, bystander, held, holder)
 
 
 async def test_a_monitor_that_somebody_holds_is_busy_until_it_is_freed(stage: Stage) -> None:
     async with stage.undisturbed():
-        busy = await stage.agent.record("vm.busy")
+        busy = await stage.agent.wait_for_record("vm.busy")
         assert busy["severity"] == "warning"
         assert "another client" in busy["data"]["reason"]
         assert busy["partitionkey"] == str(stage.held.monitor), "nobody knows yet who it is"
         await stage.becomes(stage.held, "busy")
-        assert (await stage.agent.metrics()).of(stage.held.uuid) == []
+        assert (await stage.agent.metrics()).names_of(stage.held.uuid) == []
         await stage.goes_on(4)
         begin = stage.agent.mark()
         stage.holder.close()
-        await stage.agent.record("vm.attached", vm=stage.held.uuid, since=begin)
+        await stage.agent.wait_for_record("vm.attached", vm=stage.held.uuid, since=begin)
         await stage.becomes(stage.held, "up")
-        assert (await stage.agent.metrics()).one("qemu_vm_up", vm_uuid=stage.held.uuid) == 1
-    assert len([*stage.agent.found("vm.busy")]) == 1, "told once, not at each attempt"
+        assert (await stage.agent.metrics()).value("qemu_vm_up", vm_uuid=stage.held.uuid) == 1
+    assert len([*stage.agent.find_records("vm.busy")]) == 1, "told once, not at each attempt"
 
 
 async def test_a_vm_is_attached_within_a_second_of_its_sockets_appearing(stage: Stage) -> None:
     async with stage.guest("new") as guest:
-        attached = await stage.agent.record("vm.attached", vm=guest.uuid)
-        assert seconds(attached) - guest.monitor.stat().st_ctime < 1.0
+        attached = await stage.agent.wait_for_record("vm.attached", vm=guest.uuid)
+        assert record_time(attached) - guest.monitor.stat().st_ctime < 1.0
         assert attached["data"]["monitor"] == str(guest.monitor)
         assert attached["data"]["reattached"] is False
-    gone = await stage.agent.record("vm.gone", vm=guest.uuid)
+    gone = await stage.agent.wait_for_record("vm.gone", vm=guest.uuid)
     assert gone["data"]["shutdown_reason"] == "host-signal"
     await stage.becomes(guest, None)
 
 
 async def test_a_vm_that_crashes_leaves_no_series_and_is_attached_again_when_it_is_back(stage: Stage) -> None:
     async with stage.guest("crashing", kind=GuestKind.WRITER) as guest, stage.undisturbed():
-        await stage.agent.record("sample.block", vm=guest.uuid, device="disk0")
-        assert "qemu_block_writes_total" in (await stage.agent.metrics()).of(guest.uuid)
+        await stage.agent.wait_for_record("sample.block", vm=guest.uuid, device="disk0")
+        assert "qemu_block_writes_total" in (await stage.agent.metrics()).names_of(guest.uuid)
         begin = stage.agent.mark()
         await guest.kill()
-        gone = await stage.agent.record("vm.gone", vm=guest.uuid, since=begin, timeout=2)
+        gone = await stage.agent.wait_for_record("vm.gone", vm=guest.uuid, since=begin, timeout=2)
         assert "shutdown_reason" not in gone["data"], "it had no time to say why"
-        assert (await stage.agent.metrics()).of(guest.uuid) == []
+        assert (await stage.agent.metrics()).names_of(guest.uuid) == []
         assert await stage.state(guest) == "gone"
         await guest.stop()
         await guest.start()
-        await stage.agent.record("vm.attached", vm=guest.uuid, since=begin, timeout=2)
-        await stage.agent.record("sample.block", vm=guest.uuid, since=begin, device="disk0")
+        await stage.agent.wait_for_record("vm.attached", vm=guest.uuid, since=begin, timeout=2)
+        await stage.agent.wait_for_record("sample.block", vm=guest.uuid, since=begin, device="disk0")
         series = await stage.agent.metrics()
-        assert series.one("qemu_vm_up", vm_uuid=guest.uuid) == 1
-        assert "qemu_block_writes_total" in series.of(guest.uuid)
+        assert series.value("qemu_vm_up", vm_uuid=guest.uuid) == 1
+        assert "qemu_block_writes_total" in series.names_of(guest.uuid)
         await stage.becomes(guest, "up")
 
 
 async def test_a_connection_that_is_lost_is_made_again_and_it_is_told_what_may_have_been_missed(stage: Stage) -> None:
     """A real QEMU never hangs up while it lives; what passes a monitor on, as over TCP, does."""
     async with FakeQemu(stage.folder / "dropping.qmp") as fake, stage.undisturbed():
-        await stage.agent.record("vm.attached", vm=UUID, reattached=False)
+        await stage.agent.wait_for_record("vm.attached", vm=UUID, reattached=False)
         begin = stage.agent.mark()
         fake.drop()
-        gone = await stage.agent.record("vm.gone", vm=UUID, since=begin)
-        attached = await stage.agent.record("vm.attached", vm=UUID, since=begin, reattached=True)
+        gone = await stage.agent.wait_for_record("vm.gone", vm=UUID, since=begin)
+        attached = await stage.agent.wait_for_record("vm.attached", vm=UUID, since=begin, reattached=True)
         since = attached["data"]["events_lost_since_timestamp_seconds"]
-        assert since == pytest.approx(seconds(gone), abs=0.01)
-        assert seconds(attached) - seconds(gone) < 1.0
+        assert since == pytest.approx(record_time(gone), abs=0.01)
+        assert record_time(attached) - record_time(gone) < 1.0
 
 
 async def test_a_vm_that_hangs_is_stalled_and_recovers(stage: Stage) -> None:
     async with stage.guest("hanging") as guest, stage.undisturbed():
         begin = stage.agent.mark()
         guest.send_signal(signal.SIGSTOP)
-        stalled = await stage.agent.record("vm.stalled", vm=guest.uuid, since=begin, timeout=5)
+        stalled = await stage.agent.wait_for_record("vm.stalled", vm=guest.uuid, since=begin, timeout=5)
         assert stalled["severity"] == "error"
         series = await stage.agent.metrics()
-        assert series.one("qemu_vm_up", vm_uuid=guest.uuid) == 0
-        assert series.one("qmp_agent_monitor_state", monitor=str(guest.monitor)) == 1
+        assert series.value("qemu_vm_up", vm_uuid=guest.uuid) == 0
+        assert series.value("qmp_agent_monitor_state", monitor=str(guest.monitor)) == 1
         assert await stage.state(guest) == "stalled"
         await stage.goes_on(4)
         guest.send_signal(signal.SIGCONT)
-        await stage.agent.record("vm.recovered", vm=guest.uuid, since=begin, timeout=5)
-        assert (await stage.agent.metrics()).one("qemu_vm_up", vm_uuid=guest.uuid) == 1
+        await stage.agent.wait_for_record("vm.recovered", vm=guest.uuid, since=begin, timeout=5)
+        assert (await stage.agent.metrics()).value("qemu_vm_up", vm_uuid=guest.uuid) == 1
         assert await stage.state(guest) == "up"
     told = [r["type"] for r in stage.agent.records()[begin:] if r.get("vmuuid") == guest.uuid]
     assert told.count("qemu.vm.stalled") == told.count("qemu.vm.recovered") == 1
@@ -191,11 +193,11 @@ async def test_a_vm_that_is_killed_while_it_hangs_is_gone(stage: Stage) -> None:
     async with stage.guest("hopeless") as guest, stage.undisturbed():
         begin = stage.agent.mark()
         guest.send_signal(signal.SIGSTOP)
-        await stage.agent.record("vm.stalled", vm=guest.uuid, since=begin, timeout=5)
+        await stage.agent.wait_for_record("vm.stalled", vm=guest.uuid, since=begin, timeout=5)
         await guest.kill()
-        await stage.agent.record("vm.gone", vm=guest.uuid, since=begin, timeout=2)
-        assert (await stage.agent.metrics()).of(guest.uuid) == []
-        assert not [*stage.agent.found("vm.recovered", vm=guest.uuid)]
+        await stage.agent.wait_for_record("vm.gone", vm=guest.uuid, since=begin, timeout=2)
+        assert (await stage.agent.metrics()).names_of(guest.uuid) == []
+        assert not [*stage.agent.find_records("vm.recovered", vm=guest.uuid)]
 
 
 async def test_readyz_says_why_not_when_no_monitor_is_up(folder: Path) -> None:
@@ -214,5 +216,5 @@ async def test_readyz_says_why_not_when_no_monitor_is_up(folder: Path) -> None:
                 assert await agent.get("/healthz") == (200, "ok\n")
             await says(200, "ready")
             await guest.kill()
-            await agent.record("vm.gone", vm=guest.uuid)
+            await agent.wait_for_record("vm.gone", vm=guest.uuid)
             await says(200, "ready")  # a socket that a VM left behind is no VM that is missing

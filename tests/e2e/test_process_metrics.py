@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from agent.cli.demo.guest import Guest, GuestKind, until
-from tests.lab.agent_process import AgentProcess, Series
+from tests.lab.agent_process import AgentProcess, Scrape
 from tests.lab.fixtures import StartGuest
 
 TICK = 1 / os.sysconf("SC_CLK_TCK")
@@ -39,10 +39,10 @@ def pid_of(guest: Guest) -> int:
     return guest.process.pid
 
 
-async def fresh(agent: AgentProcess, guest: Guest, kind: str = "process") -> Series:
+async def fresh(agent: AgentProcess, guest: Guest, kind: str = "process") -> Scrape:
     """Return a scrape of figures that were read after this was called."""
     for _ in range(2):  # the first may have been on its way already
-        await agent.record(f"sample.{kind}", vm=guest.uuid, since=agent.mark())
+        await agent.wait_for_record(f"sample.{kind}", vm=guest.uuid, since=agent.mark())
     return await agent.metrics()
 
 
@@ -78,14 +78,14 @@ async def test_cpu_time_of_a_guest_that_spins_is_what_its_threads_have(folder: P
         await fresh(agent, guest, "vcpu")
         before = await fresh(agent, guest, "vcpu")
         await asyncio.gather(
-            *(agent.record("sample.vcpu", vm=guest.uuid, since=agent.mark(), vcpu=cpu) for cpu in cpus)
+            *(agent.wait_for_record("sample.vcpu", vm=guest.uuid, since=agent.mark(), vcpu=cpu) for cpu in cpus)
         )
         guest.send_signal(signal.SIGSTOP)  # now its figures stand still, and are to the digit what they should be
         await until(lambda: stat(f"/proc/{pid}/stat")[0] == "T", 5)
         of = {"vm_uuid": guest.uuid}
 
         async def tells_that_it_is_stopped() -> bool:
-            return (await agent.metrics()).one("qemu_process_state", **of, state="stopped") == 1
+            return (await agent.metrics()).value("qemu_process_state", **of, state="stopped") == 1
 
         await until(tells_that_it_is_stopped, 15)  # QEMU answers nothing any more; this is told all the same
         series = await fresh(agent, guest, "vcpu")
@@ -93,38 +93,38 @@ async def test_cpu_time_of_a_guest_that_spins_is_what_its_threads_have(folder: P
             task = f"/proc/{pid}/task/{cpu['thread-id']}"
             run, delay, slices = map(int, read(f"{task}/schedstat").split())
             mine = of | {"vcpu": index}
-            assert series.one("qemu_vcpu_cpu_seconds_total", **mine) == run / 1e9
-            assert series.one("qemu_vcpu_run_delay_seconds_total", **mine) == delay / 1e9
-            assert series.one("qemu_vcpu_timeslices_total", **mine) == slices
-            told = [series.one(f"qemu_vcpu_{part}_seconds_total", **mine) or 0 for part in ("user", "system")]
+            assert series.value("qemu_vcpu_cpu_seconds_total", **mine) == run / 1e9
+            assert series.value("qemu_vcpu_run_delay_seconds_total", **mine) == delay / 1e9
+            assert series.value("qemu_vcpu_timeslices_total", **mine) == slices
+            told = [series.value(f"qemu_vcpu_{part}_seconds_total", **mine) or 0 for part in ("user", "system")]
             assert sum(told) == pytest.approx(cpu_seconds(f"{task}/stat"), abs=TICK)
-            assert series.one("qemu_vcpu_state", **mine, state="stopped") == 1
-            assert series.one("qemu_vcpu_host_cpu", **mine) == int(stat(f"{task}/stat")[36])
-            first = before.one("qemu_vcpu_cpu_seconds_total", **mine) or 0
-            assert (series.one("qemu_vcpu_cpu_seconds_total", **mine) or 0) >= first
-        assert (series.one("qemu_vcpu_cpu_seconds_total", **of, vcpu="0") or 0) > 0.1
+            assert series.value("qemu_vcpu_state", **mine, state="stopped") == 1
+            assert series.value("qemu_vcpu_host_cpu", **mine) == int(stat(f"{task}/stat")[36])
+            first = before.value("qemu_vcpu_cpu_seconds_total", **mine) or 0
+            assert (series.value("qemu_vcpu_cpu_seconds_total", **mine) or 0) >= first
+        assert (series.value("qemu_vcpu_cpu_seconds_total", **of, vcpu="0") or 0) > 0.1
         run, *_ = map(int, read(f"/proc/{pid}/task/{iothread['thread-id']}/schedstat").split())
-        assert series.one("qemu_iothread_cpu_seconds_total", **of, iothread="io0") == run / 1e9
-        assert series.one("qemu_iothread_poll_max_seconds", **of, iothread="io0") == iothread["poll-max-ns"] / 1e9
-        told = [series.one(f"qemu_process_{part}_seconds_total", **of) or 0 for part in ("user", "system")]
+        assert series.value("qemu_iothread_cpu_seconds_total", **of, iothread="io0") == run / 1e9
+        assert series.value("qemu_iothread_poll_max_seconds", **of, iothread="io0") == iothread["poll-max-ns"] / 1e9
+        told = [series.value(f"qemu_process_{part}_seconds_total", **of) or 0 for part in ("user", "system")]
         assert sum(told) == pytest.approx(cpu_seconds(f"/proc/{pid}/stat"), abs=2 * TICK)
         for key, name in {
             "VmRSS": "resident_bytes",
             "VmSize": "virtual_bytes",
             "RssAnon": "resident_anonymous_bytes",
         }.items():
-            assert series.one(f"qemu_process_{name}", **of) == status(pid, key) * 1024
-        assert series.one("qemu_process_threads", **of) == status(pid, "Threads")
-        assert series.one("qemu_process_main_loop_voluntary_switches_total", **of) == status(
+            assert series.value(f"qemu_process_{name}", **of) == status(pid, key) * 1024
+        assert series.value("qemu_process_threads", **of) == status(pid, "Threads")
+        assert series.value("qemu_process_main_loop_voluntary_switches_total", **of) == status(
             pid, "voluntary_ctxt_switches"
         )
         io = dict(line.split(": ") for line in read(f"/proc/{pid}/io").splitlines())
-        assert series.one("qemu_process_write_bytes_total", **of) == int(io["write_bytes"])
-        assert series.one("qemu_process_open_files", **of) == len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - a count
-        started = series.one("qemu_process_start_timestamp_seconds", **of)
+        assert series.value("qemu_process_write_bytes_total", **of) == int(io["write_bytes"])
+        assert series.value("qemu_process_open_files", **of) == len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - a count
+        started = series.value("qemu_process_start_timestamp_seconds", **of)
         assert started == pytest.approx(os.stat(f"/proc/{pid}").st_ctime, abs=5)  # noqa: PTH116 - the folder was made with it
         guest.send_signal(signal.SIGCONT)
-        record = await agent.record("sample.vcpu", vm=guest.uuid, vcpu="0")
+        record = await agent.wait_for_record("sample.vcpu", vm=guest.uuid, vcpu="0")
     assert record["subject"] == "0"
     assert record["data"]["thread"] == cpus["0"]["thread-id"]
     assert record["data"]["topology"] == cpus["0"]["props"]
@@ -133,11 +133,11 @@ async def test_cpu_time_of_a_guest_that_spins_is_what_its_threads_have(folder: P
 async def test_what_a_vm_is_stands_in_its_info_and_in_a_record(folder: Path, start_guest: StartGuest) -> None:
     guest = await start_guest(kind=GuestKind.WRITER)
     async with watching(folder) as agent:
-        record = await agent.record("sample.about", vm=guest.uuid)
+        record = await agent.wait_for_record("sample.about", vm=guest.uuid)
         series = await fresh(agent, guest)
     machine = (await guest.command("qom-get", path="/machine", property="type")).removesuffix("-machine")
     assert record["data"] == {"machine": machine, "accelerator": "other", "pid": str(pid_of(guest))}
-    assert series.one("qemu_vm_info", vm_uuid=guest.uuid, machine=machine, pid=str(pid_of(guest))) == 1
+    assert series.value("qemu_vm_info", vm_uuid=guest.uuid, machine=machine, pid=str(pid_of(guest))) == 1
 
 
 async def test_a_qemu_that_is_killed_leaves_no_series_and_no_exception(folder: Path, start_guest: StartGuest) -> None:
@@ -148,14 +148,14 @@ async def test_a_qemu_that_is_killed_leaves_no_series_and_no_exception(folder: P
         await guest.kill()
 
         async def is_gone() -> bool:
-            return (await agent.metrics()).of(guest.uuid) == []
+            return (await agent.metrics()).names_of(guest.uuid) == []
 
         await until(is_gone, 5)
         await guest.stop()
         await guest.start()
         assert pid_of(guest) != first
         series = await fresh(agent, guest)
-        assert series.one("qemu_vm_info", vm_uuid=guest.uuid, pid=str(pid_of(guest))) == 1
+        assert series.value("qemu_vm_info", vm_uuid=guest.uuid, pid=str(pid_of(guest))) == 1
         assert "Traceback" not in agent.log
         assert '"level":"error"' not in agent.log
 
@@ -171,8 +171,8 @@ async def test_a_vcpu_that_was_plugged_in_is_learnt_of_by_the_next_event_about_d
         await guest.command("device_add", driver=free["type"], id="cpu1", **where)
         await guest.command("device_add", driver="usb-tablet", id="tablet0")
         await guest.command("device_del", id="tablet0")
-        await agent.record("sample.vcpu", vm=guest.uuid, vcpu="1")
-        assert len((await agent.metrics()).all("qemu_vcpu_cpu_seconds_total", vm_uuid=guest.uuid)) == 2
+        await agent.wait_for_record("sample.vcpu", vm=guest.uuid, vcpu="1")
+        assert len((await agent.metrics()).matching("qemu_vcpu_cpu_seconds_total", vm_uuid=guest.uuid)) == 2
 
 
 async def test_of_two_qemus_in_a_migration_each_has_its_own_process(folder: Path, start_guest: StartGuest) -> None:
@@ -181,18 +181,20 @@ async def test_of_two_qemus_in_a_migration_each_has_its_own_process(folder: Path
     target = await start_guest("b", kind=GuestKind.WRITER, identity=source.uuid, extra=["-incoming", where])
     async with watching(folder) as agent:
         await fresh(agent, source)
-        assert {r["data"]["pid"] for r in agent.found("sample.process")} == {pid_of(source), pid_of(target)}
+        assert {r["data"]["pid"] for r in agent.find_records("sample.process")} == {pid_of(source), pid_of(target)}
         await source.command("migrate", uri=where)
 
         async def has_migrated() -> bool:
             return bool((await target.command("query-status"))["status"] == "running")
 
         await until(has_migrated, 10)
-        await agent.record("sample.runstate", vm=source.name, status="postmigrate")
+        await agent.wait_for_record("sample.runstate", vm=source.name, status="postmigrate")
         await source.stop()
-        await agent.record("vm.migrated_out", vm=source.name)
+        await agent.wait_for_record("vm.migrated_out", vm=source.name)
         series = await fresh(agent, target)
-        assert [labels["pid"] for labels, _ in series.all("qemu_vm_info", vm_uuid=source.uuid)] == [str(pid_of(target))]
+        assert [labels["pid"] for labels, _ in series.matching("qemu_vm_info", vm_uuid=source.uuid)] == [
+            str(pid_of(target))
+        ]
         assert "Traceback" not in agent.log
 
 
@@ -219,7 +221,7 @@ async def test_a_taps_counters_are_the_hosts_told_as_the_guest_sees_them(
 ) -> None:
     guest = await start_guest(kind=GuestKind.WRITER, extra=card(tap))
     async with watching(folder) as agent:
-        record = await agent.record("sample.net", vm=guest.uuid)
+        record = await agent.wait_for_record("sample.net", vm=guest.uuid)
         assert record["subject"] == tap
         known = {"kind": "tap", "mac": "52:54:00:12:34:56", "device": "nic0", "netdev": "net0"}
         assert known.items() <= record["data"].items()
@@ -236,7 +238,7 @@ async def test_a_taps_counters_are_the_hosts_told_as_the_guest_sees_them(
             of = {"vm_uuid": guest.uuid, "interface": tap}
             pairs = {"tx_packets": "receive_packets", "tx_bytes": "receive_bytes", "rx_packets": "transmit_packets"}
             pairs |= {"tx_dropped": "receive_drops", "rx_bytes": "transmit_bytes"}
-            return all(series.one(f"qemu_net_{its}_total", **of) == counter(name) for name, its in pairs.items())
+            return all(series.value(f"qemu_net_{its}_total", **of) == counter(name) for name, its in pairs.items())
 
         await until(tells_what_the_host_counts, 10)
         assert counter("tx_packets") + counter("tx_dropped") > 0
@@ -253,14 +255,14 @@ async def test_a_qemu_in_namespaces_of_its_own_is_found_by_what_they_call_its_th
     inner = {cpu["thread-id"] for cpu in await guest.command("query-cpus-fast")}
     async with watching(folder) as agent:
         series = await fresh(agent, guest, "net")
-        (pid,) = {record["data"]["pid"] for record in agent.found("sample.process")}
+        (pid,) = {record["data"]["pid"] for record in agent.find_records("sample.process")}
         names = re.findall(r"NSpid:\s+(\d+)\s+1\n", read(f"/proc/{pid}/status"))
         assert names == [str(pid)]
-        assert len(series.all("qemu_vcpu_cpu_seconds_total", vm_uuid=guest.uuid)) == 2
-        outer = {record["data"]["thread"] for record in agent.found("sample.vcpu")}
+        assert len(series.matching("qemu_vcpu_cpu_seconds_total", vm_uuid=guest.uuid)) == 2
+        outer = {record["data"]["thread"] for record in agent.find_records("sample.vcpu")}
         assert not outer & inner
         assert all(read(f"/proc/{pid}/task/{thread}/stat") for thread in outer)
-        assert series.one("qemu_net_receive_bytes_total", vm_uuid=guest.uuid, interface="tap0") is not None
+        assert series.value("qemu_net_receive_bytes_total", vm_uuid=guest.uuid, interface="tap0") is not None
     await guest.kill()  # unshare does not pass on a SIGTERM
 
 
@@ -272,13 +274,13 @@ async def test_where_the_process_cannot_be_known_its_figures_are_off_and_it_is_s
     address = re.search(r"tcp:127\.0\.0\.1:\d+", ports[0])
     assert address is not None
     async with AgentProcess(folder, {"monitors": [{"dial": address[0]}], "intervals": QUICK}) as agent:
-        await agent.record("sample.block", vm=guest.uuid)
-        record = await agent.record("sample.about", vm=guest.uuid)
+        await agent.wait_for_record("sample.block", vm=guest.uuid)
+        record = await agent.wait_for_record("sample.about", vm=guest.uuid)
         assert record["data"]["process_unknown"].startswith("its monitor is no Unix socket")
-        await agent.record("sample.block", vm=guest.uuid, since=agent.mark())
-        names = (await agent.metrics()).of(guest.uuid)
+        await agent.wait_for_record("sample.block", vm=guest.uuid, since=agent.mark())
+        names = (await agent.metrics()).names_of(guest.uuid)
         assert not [name for name in names if name.startswith(("qemu_process_", "qemu_vcpu_", "qemu_net_"))]
-        assert len(list(agent.found("sample.about"))) == 1
+        assert len(list(agent.find_records("sample.about"))) == 1
         assert '"level":"warning"' not in agent.log
 
 
@@ -288,9 +290,11 @@ async def test_what_libvirts_files_say_of_a_vm_are_labels_of_its_info(folder: Pa
     xml = f"<domstatus><domain><uuid>{guest.uuid}</uuid><title>web 1</title>{flavor}</domain></domstatus>"
     (folder / f"{guest.name}.xml").write_text(xml)
     async with watching(folder, labels={"libvirt_xml_dirs": [str(folder)]}) as agent:
-        record = await agent.record("sample.about", vm=guest.uuid)
+        record = await agent.wait_for_record("sample.about", vm=guest.uuid)
         assert record["data"]["labels"] == {"title": "web 1", "nova_flavor": 'm1."small"'}
         series = await agent.metrics()
-        assert series.one("qemu_vm_info", vm_uuid=guest.uuid, title="web 1", nova_flavor='m1."small"') == 1
+        assert series.value("qemu_vm_info", vm_uuid=guest.uuid, title="web 1", nova_flavor='m1."small"') == 1
         (folder / f"{guest.name}.xml").write_text(xml.replace("web 1", "web 2"))
-        await agent.record("sample.about", vm=guest.uuid, labels={"title": "web 2", "nova_flavor": 'm1."small"'})
+        await agent.wait_for_record(
+            "sample.about", vm=guest.uuid, labels={"title": "web 2", "nova_flavor": 'm1."small"'}
+        )

@@ -20,7 +20,7 @@ from agent.cli.schema import record_schema
 from agent.model.events import EVENTS
 from agent.qmp.queries import query_of
 from tests.lab import golden_files, provoke
-from tests.lab.agent_process import AgentProcess, command
+from tests.lab.agent_process import AgentProcess, run_command
 from tests.lab.provoke import CASES, Case
 from tests.lab.qemus import Qemu
 from tests.lab.record_checks import check, validator
@@ -49,7 +49,7 @@ async def stage(qemu: Qemu) -> AsyncIterator[Stage]:
             "intervals": {"poll": "200ms", "migration": "200ms", "resync": "1h"},
         }
         async with Guest(folder, "vm1", provoke.options(qemu.binary)) as guest, AgentProcess(folder, config) as agent:
-            await agent.record("vm.attached", vm=guest.uuid)
+            await agent.wait_for_record("vm.attached", vm=guest.uuid)
             await guest.command("cont")
             yield Stage(qemu, guest, agent)
 
@@ -74,9 +74,9 @@ FAMILIES: Final = {
 
 async def test_every_family_of_samples_is_told_and_is_good_by_its_schema(stage: Stage) -> None:
     for family in FAMILIES:
-        record = await stage.agent.record(f"sample.{family}", vm=stage.guest.uuid)
+        record = await stage.agent.wait_for_record(f"sample.{family}", vm=stage.guest.uuid)
         check(json.dumps(record), VALID)
-    (vcpu, other) = {r["subject"] for r in stage.agent.found("sample.vcpu", vm=stage.guest.uuid)}
+    (vcpu, other) = {r["subject"] for r in stage.agent.find_records("sample.vcpu", vm=stage.guest.uuid)}
     assert {vcpu, other} == {"0", "1"}
 
 
@@ -84,7 +84,7 @@ async def test_no_question_is_answered_by_an_error(stage: Stage) -> None:
     """Not even once: what this QEMU lacks was never asked."""
     series = await stage.agent.metrics()
     outcomes = {
-        (has["collector"], has["outcome"]): value for has, value in series.all("qmp_agent_collector_runs_total")
+        (has["collector"], has["outcome"]): value for has, value in series.matching("qmp_agent_collector_runs_total")
     }
     assert {name for (name, outcome), value in outcomes.items() if value and outcome != "ok"} == set()
     asked = {name for (name, outcome), value in outcomes.items() if value}
@@ -107,7 +107,7 @@ async def test_a_disks_figures_are_those_that_this_qemu_gives(stage: Stage) -> N
     await stage.guest.command("stop")
     for _ in range(2):  # the first may have been on its way already
         since = stage.agent.mark()
-        await stage.agent.record("sample.block", vm=stage.guest.uuid, since=since, device="disk0")
+        await stage.agent.wait_for_record("sample.block", vm=stage.guest.uuid, since=since, device="disk0")
     series = await stage.agent.metrics()
     disks = {
         disk["qdev"].split("/")[3]: disk
@@ -118,8 +118,8 @@ async def test_a_disks_figures_are_those_that_this_qemu_gives(stage: Stage) -> N
     for device, disk in disks.items():
         of_disk = {"vm_uuid": stage.guest.uuid, "device": device}
         for told, name, unit in FIGURES:
-            assert series.one(f"qemu_block_{name}", **of_disk) == disk["stats"][told] / unit, (device, told)
-        offset = series.one("qemu_block_storage_write_highest_offset_bytes", **of_disk)
+            assert series.value(f"qemu_block_{name}", **of_disk) == disk["stats"][told] / unit, (device, told)
+        offset = series.value("qemu_block_storage_write_highest_offset_bytes", **of_disk)
         assert offset == disk["parent"]["stats"]["wr_highest_offset"]
     assert disks["disk0"]["stats"]["failed_wr_operations"] == 1
     assert disks["disk0"]["stats"]["wr_operations"] > 0
@@ -165,7 +165,7 @@ async def test_check_says_what_it_lacks(stage: Stage, folder: Path) -> None:
     config = folder / "agent.yaml"
     async with Guest(folder, "free", GuestOptions(binary=stage.qemu.binary)) as free:
         config.write_text(yaml.safe_dump({"monitors": [{"dial": str(free.monitor)}]}))
-        ended = await command("check", "--config", config)
+        ended = await run_command("check", "--config", config)
     version = ".".join(map(str, stage.qemu.version))
     assert (ended.status, ended.log) == (0, "")
     _, up, *rest = ended.out.splitlines()
@@ -184,8 +184,8 @@ async def test_an_event_of_a_real_qemu_arrives_as_its_record(stage: Stage, case:
     since = stage.agent.mark() if case.event != "BLOCK_IO_ERROR" else 0  # the disk fails once
     await case.provoke(stage.guest)
     kind = f"event.{case.event.lower()}"
-    record = await stage.agent.record(kind, vm=stage.guest.uuid, since=since, timeout=30)
-    told = [r["data"]["qemu"] for r in stage.agent.found(kind, vm=stage.guest.uuid, since=since)]
+    record = await stage.agent.wait_for_record(kind, vm=stage.guest.uuid, since=since, timeout=30)
+    told = [r["data"]["qemu"] for r in stage.agent.find_records(kind, vm=stage.guest.uuid, since=since)]
     assert any(case.says.items() <= data.items() for data in told), told
     assert case.subject is None or record.get("subject", "") == case.subject
 
@@ -202,10 +202,10 @@ async def test_an_image_that_is_found_corrupt_takes_the_layers_figures_and_nothi
 
     async def failed() -> bool:
         series = await stage.agent.metrics()
-        return bool(series.one("qmp_agent_collector_runs_total", collector="nodes", outcome="error"))
+        return bool(series.value("qmp_agent_collector_runs_total", collector="nodes", outcome="error"))
 
     await until(failed, 30)
-    await stage.agent.record("sample.block", vm=stage.guest.uuid, since=since, device="disk0")
+    await stage.agent.wait_for_record("sample.block", vm=stage.guest.uuid, since=since, device="disk0")
 
 
 async def _is_corrupt(guest: Guest) -> bool:

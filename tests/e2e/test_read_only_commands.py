@@ -94,7 +94,7 @@ async def test_a_connection_that_is_asked_to_say_anything_else_says_nothing_at_a
     schema: list[dict[str, Any]], fake: FakeQemu
 ) -> None:
     async with connected(fake.path) as client:
-        said, written = len(fake.sent), client.bytes_written
+        said, written = len(fake.requests), client.bytes_written
         for name in commands(schema):
             if name in READS:
                 continue
@@ -102,7 +102,7 @@ async def test_a_connection_that_is_asked_to_say_anything_else_says_nothing_at_a
                 with pytest.raises(CommandRefusedError):
                     await client.ask([Command("query-status"), Command(name, given)], deadline=1)
         assert client.bytes_written == written
-        assert len(fake.sent) == said
+        assert len(fake.requests) == said
         await client.ask([Command("query-status")], deadline=1)
 
 
@@ -170,7 +170,7 @@ async def test_no_name_that_a_qemu_gives_becomes_a_command_and_no_request_to_the
         "allow": {"guest_stats_interval": "10s", "migration_events": True},
     }
     async with FakeQemu(folder / "vm1.qmp", replies=replies) as fake, AgentProcess(folder, config) as agent:
-        await fake.asked("query-blockstats", 2)
+        await fake.wait_for("query-blockstats", 2)
         for name in names:
             fake.emit(name, {"execute": name, "device": evil, "node-name": evil})
             fake.emit(f'X"}}{{"execute":"{name}"', {})
@@ -179,8 +179,8 @@ async def test_no_name_that_a_qemu_gives_becomes_a_command_and_no_request_to_the
                 for path in (f"/{name}", f"/metrics?execute={name}", f"/records/{name}", f"/records?severity={name}"):
                     status, _ = await agent.get(path)
                     assert status in (200, 400, 404), path
-        await fake.asked("query-blockstats", fake.count("query-blockstats") + 3)
-    assert [request for request in fake.sent if command_audit.fault(request) is not None] == []
+        await fake.wait_for("query-blockstats", fake.count("query-blockstats") + 3)
+    assert [request for request in fake.requests if command_audit.fault(request) is not None] == []
 
 
 def test_bytes_for_a_monitor_are_made_in_one_file_and_written_in_one_place() -> None:

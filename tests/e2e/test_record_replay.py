@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from agent.cli.demo.guest import Guest, GuestKind, until
-from tests.lab.agent_process import COMMAND, AgentProcess, command
+from tests.lab.agent_process import COMMAND, AgentProcess, run_command
 from tests.lab.fixtures import StartGuest
 from tests.lab.machine import free_port
 
@@ -58,7 +58,7 @@ async def recorded(guest: Guest, path: Path, happens: Happening) -> list[str]:
 
 
 async def replayed(folder: Path, path: Path, *arguments: str) -> list[str]:
-    ended = await command("replay", folder / "traffic", "--config", path, *arguments, timeout=60)
+    ended = await run_command("replay", folder / "traffic", "--config", path, *arguments, timeout=60)
     assert ended.status == 0, ended.log
     return ended.out.splitlines()
 
@@ -124,7 +124,7 @@ async def test_an_agent_of_another_mind_can_be_shown_it_faster_and_looked_at(
 
     async def seen() -> bool:
         try:
-            return (await looking.metrics()).one("qemu_block_writes_total", vm="db-1", device="disk0") is not None
+            return (await looking.metrics()).value("qemu_block_writes_total", vm="db-1", device="disk0") is not None
         except OSError:
             return False
 
@@ -138,7 +138,9 @@ async def test_no_secret_that_qemu_tells_is_in_the_file_nor_in_what_is_replayed_
 ) -> None:
     guest = await start_guest("db-1", kind=GuestKind.WRITER, extra=("-name", "guest=token=hunter2"))
     path = config(folder)
-    ended = await command("record", guest.monitor, folder / "traffic", "--duration", "2s", "--config", path, timeout=60)
+    ended = await run_command(
+        "record", guest.monitor, folder / "traffic", "--duration", "2s", "--config", path, timeout=60
+    )
     assert ended.status == 0, ended.log
     text = (folder / "traffic").read_text()
     assert "token=(removed)" in text
@@ -153,14 +155,16 @@ async def test_a_recording_ends_after_its_time_or_when_it_is_full_and_leaves_the
 ) -> None:
     guest = await start_guest("db-1", kind=GuestKind.WRITER)
     path = config(folder)
-    ended = await command(
+    ended = await run_command(
         "record", guest.monitor, folder / "traffic", "--max-size", "40KiB", "--config", path, timeout=60
     )
     assert ended.status == 0, ended.log
     assert ended.out.endswith("which is full\n")
     assert (folder / "traffic").stat().st_size <= 40 << 10
     assert "vm.attached" in happened(await replayed(folder, path))
-    ended = await command("record", guest.monitor, folder / "more", "--duration", "1s", "--config", path, timeout=60)
+    ended = await run_command(
+        "record", guest.monitor, folder / "more", "--duration", "1s", "--config", path, timeout=60
+    )
     assert ended.status == 0, ended.log
     assert (await guest.command("query-status"))["status"] == "running"
 
@@ -170,11 +174,11 @@ async def test_a_monitor_that_is_held_or_not_there_is_refused_in_words(start_gue
     path = config(folder, timeouts={"greeting": "300ms"})
     with socket.socket(socket.AF_UNIX) as holder:
         holder.connect(str(guest.monitor))
-        busy = await command("record", guest.monitor, folder / "traffic", "--config", path)
+        busy = await run_command("record", guest.monitor, folder / "traffic", "--config", path)
     assert (busy.status, busy.out) == (1, "")
     assert busy.log == f"qmp-agent: {guest.monitor}: no greeting within 0.3 s: another client holds it\n"
     assert not (folder / "traffic").exists()
-    missing = await command("record", folder / "none.qmp", folder / "traffic")
+    missing = await run_command("record", folder / "none.qmp", folder / "traffic")
     assert (missing.status, missing.out) == (1, "")
     assert missing.log.startswith(f"qmp-agent: {folder}/none.qmp: ")
     assert "No such file" in missing.log
@@ -182,6 +186,6 @@ async def test_a_monitor_that_is_held_or_not_there_is_refused_in_words(start_gue
 
 async def test_what_is_no_recording_is_refused_in_words(folder: Path) -> None:
     (folder / "traffic").write_text("{}\n")
-    ended = await command("replay", folder / "traffic")
+    ended = await run_command("replay", folder / "traffic")
     assert (ended.status, ended.out) == (1, "")
     assert ended.log == f"qmp-agent: {folder}/traffic: this is not what `qmp-agent record` writes\n"

@@ -10,7 +10,7 @@ import yaml
 
 from agent.cli.demo.guest import until
 from agent.cli.http_client import EndpointCredentials
-from tests.lab.agent_process import AgentProcess, command
+from tests.lab.agent_process import AgentProcess, run_command
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.machine import free_port
 
@@ -54,7 +54,7 @@ async def test_no_secret_is_in_what_is_served_logged_checked_or_listed(fake: Fak
                 return await response.text()
 
         async with agent:
-            await fake.asked("query-blockstats", 3)
+            await fake.wait_for("query-blockstats", 3)
             fake.emit("BLOCK_IO_ERROR", {"device": "d", "operation": "read", "action": "stop"})
 
             async def in_trouble() -> bool:
@@ -70,7 +70,7 @@ async def test_no_secret_is_in_what_is_served_logged_checked_or_listed(fake: Fak
             process = Path("/proc", str(agent.process.pid))
             hushed("its command line", (process / "cmdline").read_text())
             hushed("its environment", (process / "environ").read_text())
-            checked = await command("check", "--config", agent.config)
+            checked = await run_command("check", "--config", agent.config)
             hushed("check", checked.out + checked.log)
             # A web config with a mistake in it, beside a good hash.
             (folder / "web.yml").write_text(yaml.safe_dump({"basic_auth_users": {"alice": HASH, "bob": USER}}))
@@ -81,7 +81,7 @@ async def test_no_secret_is_in_what_is_served_logged_checked_or_listed(fake: Fak
 
 
 async def _journaled(path: Path) -> str:
-    return (await command("journal", "export", "--config", path)).out
+    return (await run_command("journal", "export", "--config", path)).out
 
 
 async def test_no_secret_that_was_put_in_the_wrong_place_is_said_again(folder: Path) -> None:
@@ -92,7 +92,7 @@ async def test_no_secret_that_was_put_in_the_wrong_place_is_said_again(folder: P
     wrong["alerts"]["alertmanager"]["url"] = f"alice:{ALERTS}@somewhere"
     path = folder / "agent.yaml"
     path.write_text(yaml.safe_dump(wrong))
-    ended = await command("check", "--config", path)
+    ended = await run_command("check", "--config", path)
     assert ended.status == 2
     hushed("check", ended.out + ended.log)
     assert "password_file: should be an absolute path" in ended.log

@@ -92,7 +92,7 @@ async def test_an_agent_that_is_told_to_stop_does_so_within_a_second(
 ) -> None:
     guest = await start_guest()
     async with AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]}) as agent:
-        await agent.record("vm.attached", vm=guest.uuid)
+        await agent.wait_for_record("vm.attached", vm=guest.uuid)
         begin = time.monotonic()
         ended = await agent.stop(number)
         assert time.monotonic() - begin < 1.0

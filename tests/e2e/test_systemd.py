@@ -80,7 +80,7 @@ async def test_systemd_is_told_that_the_agent_is_ready_gets_on_and_stops(
 ) -> None:
     guest = await start_guest()
     async with AgentProcess(folder, config(folder)) as agent:
-        await agent.record("vm.attached", vm=guest.uuid)
+        await agent.wait_for_record("vm.attached", vm=guest.uuid)
         assert systemd.hear()[0] == {"READY": "1"}
         await until(lambda: systemd.status() == "monitors: 1 up", 10)
         before = systemd.feeds()
@@ -94,7 +94,7 @@ async def test_a_vm_that_stalls_keeps_nothing_from_the_watchdog(
 ) -> None:
     guest = await start_guest()
     async with AgentProcess(folder, config(folder)) as agent:
-        await agent.record("vm.attached", vm=guest.uuid)
+        await agent.wait_for_record("vm.attached", vm=guest.uuid)
         guest.send_signal(signal.SIGSTOP)
         try:
             await until(lambda: systemd.status().startswith("monitors: 1 stalled"), 10)

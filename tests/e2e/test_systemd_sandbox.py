@@ -72,10 +72,12 @@ async def test_it_works_with_one_group_no_capability_and_nothing_to_write_to_but
             assert f"Uid:\t{USER}" in status
             assert "CapEff:\t0000000000000000" in status
             series = await agent.metrics()
-            assert series.one("qmp_agent_monitors", state="up") == 1
-            assert series.one("qmp_agent_monitors", state="denied") == 1
-            assert series.one("qmp_agent_journal_up") == 1
-            (written,) = (value for _, value in series.all("qmp_agent_journal_records_written_total", queue="events"))
+            assert series.value("qmp_agent_monitors", state="up") == 1
+            assert series.value("qmp_agent_monitors", state="denied") == 1
+            assert series.value("qmp_agent_journal_up") == 1
+            (written,) = (
+                value for _, value in series.matching("qmp_agent_journal_records_written_total", queue="events")
+            )
             assert written > 0
             assert (await agent.get("/healthz"))[0] == 200
             assert "may not connect" in (await agent.get("/overview"))[1]

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from agent.cli.demo.guest import Guest, until
-from tests.lab.agent_process import AgentProcess, command
+from tests.lab.agent_process import AgentProcess, run_command
 from tests.lab.machine import free_port
 from tests.lab.page_guests import watched
 from tests.lab.terminal import Terminal
@@ -41,7 +41,7 @@ async def stage() -> AsyncIterator[Stage]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         async with AsyncExitStack() as running:
             agent, writer, _, linux = await watched(running, Path(path), HOSTILE)
-            await agent.record("alert.write_threshold", vm=writer.uuid, timeout=30)
+            await agent.wait_for_record("alert.write_threshold", vm=writer.uuid, timeout=30)
             yield Stage(agent, writer, linux)
 
 
@@ -136,7 +136,7 @@ async def test_it_says_that_the_agent_is_gone_and_goes_on_when_it_is_back(stage:
 
 async def test_once_prints_a_table_for_scripts(stage: Stage) -> None:
     await until(lambda: has_rates(stage), 10)
-    ended = await command("top", "--once", "--url", stage.agent.url)
+    ended = await run_command("top", "--once", "--url", stage.agent.url)
     assert (ended.status, ended.log) == (0, "")
     head, *rows = ended.out.splitlines()
     assert head.split()[:4] == ["VM", "STATE", "CPU%*", "RD/s"] or head.split()[0] == "VM"
@@ -149,19 +149,19 @@ async def has_rates(stage: Stage) -> bool:
 
 
 async def test_once_prints_a_vm_by_name_or_uuid_and_refuses_what_is_not_there(stage: Stage) -> None:
-    by_name = await command("top", "--once", "--url", stage.agent.url, "--vm", "web-1")
+    by_name = await run_command("top", "--once", "--url", stage.agent.url, "--vm", "web-1")
     assert by_name.status == 0
     assert stage.linux.uuid in by_name.out
     assert "balloon" in by_name.out
-    unknown = await command("top", "--once", "--url", stage.agent.url, "--vm", "nobody")
+    unknown = await run_command("top", "--once", "--url", stage.agent.url, "--vm", "nobody")
     assert (unknown.status, unknown.out, unknown.log) == (1, "", "qmp-agent: the agent knows no VM nobody\n")
 
 
 async def test_without_a_terminal_or_an_agent_it_says_so() -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    ended = await command("top", "--url", url)
+    ended = await run_command("top", "--url", url)
     assert (ended.status, ended.out) == (1, "")
     assert ended.log.startswith("qmp-agent: this is no terminal: --once")
-    ended = await command("top", "--once", "--url", url)
+    ended = await run_command("top", "--once", "--url", url)
     assert (ended.status, ended.out) == (1, "")
     assert ended.log.startswith(f"qmp-agent: no agent answers at {url}: ")

@@ -150,7 +150,7 @@ async def test_the_fake_holds_a_command_while_another_passes_out_of_band(fake: F
     try:
         fake.hang("query-status")
         held = asyncio.create_task(client.execute("query-status"))
-        await fake.asked("query-status")
+        await fake.wait_for("query-status")
         await client.execute("query-yank", oob=True)
         assert not held.done()
         fake.release("query-status")

@@ -30,7 +30,7 @@ Labels = frozenset[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class FinishedCommand:
     """How a command ended.
 
     Attributes:
@@ -44,7 +44,7 @@ class Ended:
     log: str
 
 
-async def command(*arguments: str | Path, timeout: float = 20.0) -> Ended:  # noqa: ASYNC109 - the deadline is the point
+async def run_command(*arguments: str | Path, timeout: float = 20.0) -> FinishedCommand:  # noqa: ASYNC109 - the deadline is the point
     """Run `qmp-agent` with these arguments to its end.
 
     Raises:
@@ -61,11 +61,11 @@ async def command(*arguments: str | Path, timeout: float = 20.0) -> Ended:  # no
         await process.wait()
         raise
     assert process.returncode is not None
-    return Ended(process.returncode, out.decode(), log.decode())
+    return FinishedCommand(process.returncode, out.decode(), log.decode())
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
+class Scrape:
     """A scrape, read by another program than the one that wrote it.
 
     Attributes:
@@ -90,23 +90,23 @@ class Series:
                 values[key] = float(sample.value)
         return cls(text, values)
 
-    def all(self, name: str, **labels: str) -> list[tuple[dict[str, str], float]]:
+    def matching(self, name: str, **labels: str) -> list[tuple[dict[str, str], float]]:
         """Return the labels and values of all series of that name that have these labels among theirs."""
         wanted = labels.items()
         return [(dict(has), value) for (its, has), value in self.values.items() if its == name and wanted <= has]
 
-    def one(self, name: str, **labels: str) -> float | None:
+    def value(self, name: str, **labels: str) -> float | None:
         """Return the value of the only such series; None where there is none."""
-        found = self.all(name, **labels)
+        found = self.matching(name, **labels)
         assert len(found) < 2, found
         return found[0][1] if found else None
 
-    def of(self, uuid: str) -> list[str]:
+    def names_of(self, uuid: str) -> list[str]:
         """Return the names of the series that a VM has."""
         return sorted(name for name, labels in self.values if ("vm_uuid", uuid) in labels)
 
 
-def seconds(record: Record) -> float:
+def record_time(record: Record) -> float:
     """Return a record's time, in seconds since 1970."""
     return datetime.fromisoformat(record["time"]).timestamp()
 
@@ -168,7 +168,7 @@ class AgentProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)
 
-    async def stop(self, number: signal.Signals = signal.SIGTERM) -> Ended:
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> FinishedCommand:
         """Send it a signal and return how it ended.
 
         Raises:
@@ -182,7 +182,7 @@ class AgentProcess:
                 status = await process.wait()
         finally:
             await self.kill()
-        return Ended(status, self._out.read_text(), self.log)
+        return FinishedCommand(status, self._out.read_text(), self.log)
 
     async def kill(self) -> None:
         """End it as a crash would, if it runs."""
@@ -222,11 +222,11 @@ class AgentProcess:
         ):
             return response.status, await response.text()
 
-    async def metrics(self) -> Series:
+    async def metrics(self) -> Scrape:
         """Scrape it."""
         status, text = await self.get("/metrics")
         assert status == 200, text
-        return Series.read(text)
+        return Scrape.read(text)
 
     def records(self) -> list[Record]:
         """Return all records in its file so far, in order; of a file that is not rotated."""
@@ -237,7 +237,7 @@ class AgentProcess:
             self._records += map(json.loads, whole.splitlines())
         return self._records
 
-    def found(self, kind: str, *, vm: str = "", since: int = 0, **data: Any) -> Iterator[Record]:
+    def find_records(self, kind: str, *, vm: str = "", since: int = 0, **data: Any) -> Iterator[Record]:
         """Yield the records of a type, without its `qemu.`, of a VM by UUID or name, that have this data; from the `since`th on."""
         for record in self.records()[since:]:
             if (
@@ -247,7 +247,7 @@ class AgentProcess:
             ):
                 yield record
 
-    async def record(
+    async def wait_for_record(
         self,
         kind: str,
         *,
@@ -262,11 +262,11 @@ class AgentProcess:
             AssertionError: none came in time.
         """
         try:
-            await until(lambda: any(self.found(kind, vm=vm, since=since, **data)), timeout)
+            await until(lambda: any(self.find_records(kind, vm=vm, since=since, **data)), timeout)
         except TimeoutError:
             types = [record["type"] for record in self.records()[since:]]
             raise AssertionError(f"no {kind} of {vm} within {timeout:g} s, but {types}; {self.log}") from None
-        return next(self.found(kind, vm=vm, since=since, **data))
+        return next(self.find_records(kind, vm=vm, since=since, **data))
 
     def mark(self) -> int:
         """Return how many records there are, for `since`."""

@@ -42,7 +42,7 @@ class FakeQemu:
         replies: what it answers, by command; may be changed at any time. A command that is neither here nor in the
             transcript is not known to it.
         greeting: its first message; may be changed before a client comes.
-        sent: every request of every client, oldest first, the handshake's too.
+        requests: every request of every client, oldest first, the handshake's too.
         pretty: whether its answers are spread over lines, as with QEMU's `pretty=on`.
         clients: how many clients it has greeted.
     """
@@ -60,7 +60,7 @@ class FakeQemu:
         self.transcript = transcript or Transcript.load()
         self.replies: dict[str, Reply] = dict(replies or {})
         self.greeting: Mapping[str, Any] = self.transcript.greeting if greeting is None else greeting
-        self.sent: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.pretty = pretty
         self.clients = 0
         self._held: dict[str, asyncio.Event] = {}
@@ -117,14 +117,14 @@ class FakeQemu:
         if self._session is not None:
             self._session.cancel()
 
-    async def asked(self, command: str, times: int = 1) -> None:
+    async def wait_for(self, command: str, times: int = 1) -> None:
         """Wait until the command has been sent that many times in all."""
         async with self._news:
             await self._news.wait_for(lambda: self.count(command) >= times)
 
     def count(self, command: str) -> int:
         """Return how many times the command has been sent."""
-        return sum(command in (request.get("execute"), request.get("exec-oob")) for request in self.sent)
+        return sum(command in (request.get("execute"), request.get("exec-oob")) for request in self.requests)
 
     # --- How it runs ---
 
@@ -172,8 +172,8 @@ class FakeQemu:
                     self._client = self._session = None
 
     async def note(self, request: dict[str, Any]) -> None:
-        """Remember a request, for `sent`."""
-        self.sent.append(request)
+        """Remember a request, for `requests`."""
+        self.requests.append(request)
         async with self._news:
             self._news.notify_all()
 

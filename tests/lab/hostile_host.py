@@ -13,7 +13,7 @@ from typing import Any, Final
 from agent.cli.demo.guest import until
 from agent.cli.schema import record_schema
 from tests.bench.process import resident_bytes
-from tests.lab.agent_process import COMMAND, AgentProcess, Series
+from tests.lab.agent_process import COMMAND, AgentProcess, Scrape
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.record_checks import check, validator
 
@@ -65,7 +65,7 @@ class World:
 
     async def states(self) -> set[str]:
         """Return the states of the evil VM's monitors: those of the tests before may still be looked for."""
-        found = (await self.agent.metrics()).all("qmp_agent_monitor_state", monitor=str(self.monitor))
+        found = (await self.agent.metrics()).matching("qmp_agent_monitor_state", monitor=str(self.monitor))
         return {labels["state"] for labels, _ in found}
 
     async def becomes(self, state: str, reason: str) -> None:
@@ -83,7 +83,7 @@ class World:
         """Return the log's entries; a line that is none fails."""
         return [json.loads(line) for line in self.agent.log.splitlines()]
 
-    async def nothing_is_forged(self, *words: str) -> Series:
+    async def nothing_is_forged(self, *words: str) -> Scrape:
         """Look at all that the agent tells; none of these words may stand where it would act."""
         for entry in self.log():
             assert not CONTROL.search(entry["message"]), entry
@@ -136,7 +136,7 @@ async def world(folder: Path, *, reply: str) -> AsyncIterator[World]:
         "timeouts": {"response": reply, "greeting": "1s", "retry": "1s"},
     }
     async with good, AgentProcess(folder, config) as agent:
-        await agent.record("vm.attached", vm="good")
+        await agent.wait_for_record("vm.attached", vm="good")
         await until(lambda: len(polls) > 3, 10)
         yield World(folder, agent, good, polls)
 

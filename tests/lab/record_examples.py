@@ -79,20 +79,20 @@ async def _run(folder: Path) -> list[Record]:
         await running.enter_async_context(agent)
         await running.enter_async_context(full)
         await running.enter_async_context(bad)
-        await asyncio.gather(web.booted(LONG), db.booted(LONG), agent.record("vm.busy"))
+        await asyncio.gather(web.booted(LONG), db.booted(LONG), agent.wait_for_record("vm.busy"))
         for act in (_operate, _fill, _snapshot, _panic, _migrate):
             await act(db, agent)
-        await agent.record("alert.disk_full", vm=full.uuid, state="firing")
-        await agent.record("alert.io_error_stop", vm=bad.uuid, state="firing")
+        await agent.wait_for_record("alert.disk_full", vm=full.uuid, state="firing")
+        await agent.wait_for_record("alert.io_error_stop", vm=bad.uuid, state="firing")
         await _measure(lab, agent)
         await _provoke(lab, agent)
         await _count(folder, agent)
         await _stall_and_balloon(web, agent)
         await db.command("system_powerdown")
-        await agent.record("event.powerdown", vm=db.uuid)
+        await agent.wait_for_record("event.powerdown", vm=db.uuid)
         with contextlib.suppress(GuestError):
             await db.command("quit")
-        await agent.record("vm.gone", vm=db.uuid)
+        await agent.wait_for_record("vm.gone", vm=db.uuid)
         await agent.stop()
         return agent.records()
 
@@ -121,7 +121,7 @@ async def _count(folder: Path, agent: AgentProcess) -> None:
         await guest.booted()
         await guest.command("set-vcpu-dirty-limit", dirty_rate=100)
         for family in ("kvm", "kvm_vcpu", "vcpu_dirty"):
-            await agent.record(f"sample.{family}", vm=guest.uuid, timeout=LONG)
+            await agent.wait_for_record(f"sample.{family}", vm=guest.uuid, timeout=LONG)
 
 
 async def _provoke(guest: Guest, agent: AgentProcess) -> None:
@@ -129,7 +129,7 @@ async def _provoke(guest: Guest, agent: AgentProcess) -> None:
         if qemu_of().version >= case.since:
             await provoke.run(guest)
             await case.provoke(guest)
-            await agent.record(f"event.{case.event.lower()}", vm=guest.uuid, timeout=LONG)
+            await agent.wait_for_record(f"event.{case.event.lower()}", vm=guest.uuid, timeout=LONG)
 
 
 async def _measure(guest: Guest, agent: AgentProcess) -> None:
@@ -140,7 +140,7 @@ async def _measure(guest: Guest, agent: AgentProcess) -> None:
     await guest.command("object-add", qom_type="memory-backend-ram", id="memory1", size=128 << 20)
     await guest.command("device_add", driver="pc-dimm", id="dimm1", memdev="memory1")
     for family in ("dirty_rate", "block_bitmap", "memory_device", "block_timed"):
-        await agent.record(f"sample.{family}", vm=guest.uuid, timeout=LONG)
+        await agent.wait_for_record(f"sample.{family}", vm=guest.uuid, timeout=LONG)
 
 
 async def _operate(guest: Guest, agent: AgentProcess) -> None:
@@ -150,13 +150,13 @@ async def _operate(guest: Guest, agent: AgentProcess) -> None:
     await guest.command("device_add", driver="usb-tablet", id="tablet0")
     await guest.command("device_del", id="tablet0")
     for name in ("stop", "resume", "reset", "device_deleted"):
-        await agent.record(f"event.{name}", vm=guest.uuid)
+        await agent.wait_for_record(f"event.{name}", vm=guest.uuid)
 
 
 async def _fill(guest: Guest, agent: AgentProcess) -> None:
     threshold = await guest.highest() + (1 << 20)
     await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=threshold)
-    await agent.record("alert.write_threshold", vm=guest.uuid, state="firing", timeout=LONG)
+    await agent.wait_for_record("alert.write_threshold", vm=guest.uuid, state="firing", timeout=LONG)
 
 
 async def _snapshot(guest: Guest, agent: AgentProcess) -> None:
@@ -165,36 +165,36 @@ async def _snapshot(guest: Guest, agent: AgentProcess) -> None:
     await guest.command(
         "blockdev-snapshot-sync", node_name="disk0-format", snapshot_file=overlay, snapshot_node_name="disk0-top"
     )
-    await agent.record("sample.block_backing", vm=guest.uuid)
+    await agent.wait_for_record("sample.block_backing", vm=guest.uuid)
     await guest.command("block-stream", device="disk0-top", job_id="pull0", speed=1 << 20)
-    await agent.record("sample.job", vm=guest.uuid)
+    await agent.wait_for_record("sample.job", vm=guest.uuid)
     await asyncio.sleep(2)  # some polls of it
     with contextlib.suppress(GuestError):  # it may have ended
         await guest.command("block-job-set-speed", device="pull0", speed=0)
-    await agent.record("event.block_job_completed", vm=guest.uuid, timeout=LONG)
+    await agent.wait_for_record("event.block_job_completed", vm=guest.uuid, timeout=LONG)
 
 
 async def _panic(guest: Guest, agent: AgentProcess) -> None:
     await guest.command("human-monitor-command", command_line="o/1 0x505 1")
-    await agent.record("alert.guest_panicked", vm=guest.uuid, state="firing")
+    await agent.wait_for_record("alert.guest_panicked", vm=guest.uuid, state="firing")
     await guest.command("system_reset")
     await guest.command("cont")
 
 
 async def _migrate(guest: Guest, agent: AgentProcess) -> None:
     await guest.command("migrate", uri="exec:cat >/dev/null")
-    await agent.record("migration.ended", vm=guest.uuid, timeout=LONG)
+    await agent.wait_for_record("migration.ended", vm=guest.uuid, timeout=LONG)
     await guest.command("cont")
 
 
 async def _stall_and_balloon(guest: Guest, agent: AgentProcess) -> None:
-    await agent.record("sample.guest_memory", vm=guest.uuid, timeout=LONG)
+    await agent.wait_for_record("sample.guest_memory", vm=guest.uuid, timeout=LONG)
     await guest.command("balloon", value=96 << 20)
-    await agent.record("event.balloon_change", vm=guest.uuid)
+    await agent.wait_for_record("event.balloon_change", vm=guest.uuid)
     guest.send_signal(signal.SIGSTOP)
-    await agent.record("vm.stalled", vm=guest.uuid)
+    await agent.wait_for_record("vm.stalled", vm=guest.uuid)
     guest.send_signal(signal.SIGCONT)
-    await agent.record("vm.recovered", vm=guest.uuid)
+    await agent.wait_for_record("vm.recovered", vm=guest.uuid)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import aiohttp
 from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from tests.bench.monitors import Monitors
 from tests.bench.process import cpu_seconds, resident_bytes
-from tests.lab.agent_process import AgentProcess, Series
+from tests.lab.agent_process import AgentProcess, Scrape
 from tests.soak.chart import svg
 
 VMS: Final = 60
@@ -122,12 +122,12 @@ class Run:
             await asyncio.sleep(MEASURE_SECONDS)
             series = await self._scraped()
             now, total = time.monotonic(), cpu_seconds([pid])
-            lag = max(value for _, value in series.all("qmp_agent_queue_oldest_record_age_seconds"))
+            lag = max(value for _, value in series.matching("qmp_agent_queue_oldest_record_age_seconds"))
             found = {
                 "MiB of memory": resident_bytes(pid) / (1 << 20),
                 "file descriptors": _count(pid, "fd"),
                 "threads": _count(pid, "task"),
-                "tasks": series.one("qmp_agent_asyncio_tasks"),
+                "tasks": series.value("qmp_agent_asyncio_tasks"),
                 "s of lag": lag,
                 "CPU, %": 100 * (total - spent) / (now - at),
             }
@@ -140,9 +140,9 @@ class Run:
                 sys.stderr.write(f"{int(self.minutes[-1])} min, {self.born} VMs: {figures}\n")
             spent, at = total, now
 
-    async def _scraped(self) -> Series:
+    async def _scraped(self) -> Scrape:
         async with _patient() as session, session.get(self.agent.url + "/metrics") as response:
-            return Series.read(await response.text())
+            return Scrape.read(await response.text())
 
     # Faults.
 

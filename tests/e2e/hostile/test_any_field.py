@@ -23,7 +23,7 @@ from agent.session.api import MonitorState, MonitorStatus
 from agent.session.identity import Build, who
 from agent.session.migration_state import MigrationState
 from agent.session.session import Session
-from tests.lab.agent_process import Series
+from tests.lab.agent_process import Scrape
 from tests.lab.hostile_host import CONTROL
 from tests.lab.record_validation import faults, understood
 from tests.unit.collectors.test_collectors import REAL, anything, places, replaced
@@ -60,7 +60,7 @@ async def _connect(*_: Any, **__: Any) -> Any:
 
 def in_order(app: Watching) -> None:
     """Look at all that an agent tells."""
-    series = Series.read(render(app.snapshot) + app.render_self_metrics().decode())
+    series = Scrape.read(render(app.snapshot) + app.render_self_metrics().decode())
     assert not any("forged" in name for name, _ in series.values)
     assert not [value for value in series.values.values() if value != value]  # noqa: PLR0124 - NaN
     for stamped in app.sent:

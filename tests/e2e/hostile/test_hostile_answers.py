@@ -54,19 +54,19 @@ async def test_no_name_or_word_acts_on_a_label_a_log_line_the_page_or_a_terminal
     evil.greeting = {"QMP": {"version": version, "capabilities": ["oob", EVIL]}}
     before = {path.name for path in stage.folder.iterdir()}
     async with stage.undisturbed(), evil:
-        await stage.agent.record("vm.attached", vm="eeeeeeee-1111-4111-8111-111111111111")
-        await evil.asked("query-blockstats", 3)
+        await stage.agent.wait_for_record("vm.attached", vm="eeeeeeee-1111-4111-8111-111111111111")
+        await evil.wait_for("query-blockstats", 3)
         for name in ("BLOCK_IO_ERROR", "STOP", "SHUTDOWN", "JOB_STATUS_CHANGE", "BLOCK_JOB_ERROR", EVIL):
             data = dict.fromkeys(("device", "node-name", "reason", "id", "operation", "action", "status"), EVIL)
             evil.emit(name, data | {"nospace": True, "qom-path": EVIL, "guest-panicked": EVIL})
-        await evil.asked("query-blockstats", evil.count("query-blockstats") + 3)
+        await evil.wait_for("query-blockstats", evil.count("query-blockstats") + 3)
         shown = await stage.tail(30)
         series = await stage.nothing_is_forged(*MARKUP)
         assert "/etc/passwd" in series.text  # as a name, and only that
         assert "eeeeeeee" in shown or "forged" in shown, "the evil VM is among what is told"
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e\u2066]", shown)
         assert not [entry for entry in stage.log() if entry["level"] == "critical"]
-    await stage.agent.record("vm.gone", vm="eeeeeeee-1111-4111-8111-111111111111")
+    await stage.agent.wait_for_record("vm.gone", vm="eeeeeeee-1111-4111-8111-111111111111")
     assert {path.name for path in stage.folder.iterdir()} - before <= {"evil.qmp"}
 
 
@@ -81,7 +81,7 @@ async def test_no_number_is_too_large(stage: World, number: str) -> None:
 
     async with stage.undisturbed(), evil:
         evil.hang("query-blockstats")
-        await evil.asked("query-blockstats")
+        await evil.wait_for("query-blockstats")
         evil.send_raw(raw.encode())
         held.set()
         await until(lambda: evil.clients > 1 or evil.count("query-blockstats") > 1, 10)
@@ -93,11 +93,11 @@ async def test_what_is_said_twice_in_one_object_is_said_once_and_what_nobody_ask
 ) -> None:
     evil = FakeQemu(stage.monitor, replies={"query-uuid": {"UUID": "eeeeeeee-1111-4111-8111-111111111113"}})
     async with stage.undisturbed(), evil:
-        await evil.asked("query-blockstats", 2)
+        await evil.wait_for("query-blockstats", 2)
         evil.send_raw(b'{"event":"STOP","event":"RESUME","data":{},"data":{"x":1},"timestamp":5,"timestamp":null}\r\n')
-        await stage.agent.record("event.resume", vm="vm1")
+        await stage.agent.wait_for_record("event.resume", vm="vm1")
         evil.send_raw(line({"return": {"running": True}, "id": "not ours"}) * 100)
-        await evil.asked("query-blockstats", evil.count("query-blockstats") + 2)
+        await evil.wait_for("query-blockstats", evil.count("query-blockstats") + 2)
         assert "up" in await stage.states()
         evil.send_raw(line({"return": []}) * 3)
         await until(lambda: evil.clients > 1, 10)
@@ -127,11 +127,11 @@ async def test_events_in_the_middle_of_everything_are_all_told(stage: World) -> 
 
     evil.replies["query-status"] = beside
     async with stage.undisturbed(), evil:
-        await evil.asked("query-blockstats", 2)
+        await evil.wait_for("query-blockstats", 2)
         for byte in burst():
             evil.send_raw(bytes([byte]))
-        await until(lambda: len([*stage.agent.found("event.watchdog", vm=uuid)]) >= sent >= 3, 10)
-    told = [record["data"]["qemu"]["n"] for record in stage.agent.found("event.watchdog", vm=uuid)]
+        await until(lambda: len([*stage.agent.find_records("event.watchdog", vm=uuid)]) >= sent >= 3, 10)
+    told = [record["data"]["qemu"]["n"] for record in stage.agent.find_records("event.watchdog", vm=uuid)]
     assert told == list(range(1, sent + 1))
 
 
@@ -147,10 +147,10 @@ async def test_a_million_names_of_devices_cost_neither_memory_nor_others_their_t
     evil.answers = New(evil.answers, {b"query-blockstats": answers})
     before = memory(stage.agent)
     async with stage.undisturbed(), evil:
-        await until(lambda: evil.asked[b"query-blockstats"] >= polls, 90)
+        await until(lambda: evil.answered[b"query-blockstats"] >= polls, 90)
         series = await stage.nothing_is_forged()
-        assert len(series.all("qemu_block_read_bytes_total", vm="vm0")) <= 4096
-        cut = series.one("qmp_agent_collector_runs_total", collector="block", outcome="truncated")
+        assert len(series.matching("qemu_block_read_bytes_total", vm="vm0")) <= 4096
+        cut = series.value("qmp_agent_collector_runs_total", collector="block", outcome="truncated")
         assert cut is not None
         assert cut >= 2  # `nodes` asks that too
     assert memory(stage.agent) - before < 200 << 20
@@ -182,13 +182,13 @@ async def test_an_event_storm_is_read_to_its_end_and_slows_nobody(stage: World) 
         {"event": "RTC_CHANGE", "data": {"offset": 1, "qom-path": "/x"}, "timestamp": {"seconds": 1, "microseconds": 1}}
     )
     async with stage.undisturbed(), evil:
-        await evil.asked("query-blockstats")
+        await evil.wait_for("query-blockstats")
         for _ in range(20):
             evil.send_raw(one * 500)
             await asyncio.sleep(0)
 
         async def counted() -> bool:
             series = await stage.agent.metrics()
-            return series.one("qemu_vm_events_total", vm_uuid=uuid, event="RTC_CHANGE") == 10_000
+            return series.value("qemu_vm_events_total", vm_uuid=uuid, event="RTC_CHANGE") == 10_000
 
         await until(counted, 30)

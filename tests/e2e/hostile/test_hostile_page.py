@@ -30,8 +30,8 @@ async def stage() -> AsyncIterator[World]:
                     evil.replies[exchange["command"]] = everywhere(exchange["reply"]["return"], SCRIPT + EVIL)
             evil.replies |= {"query-uuid": {"UUID": UUID}, "query-name": {"name": SCRIPT + EVIL}}
             async with evil:
-                await made.agent.record("vm.attached", vm=UUID)
-                await evil.asked("query-blockstats", 3)
+                await made.agent.wait_for_record("vm.attached", vm=UUID)
+                await evil.wait_for("query-blockstats", 3)
                 for name in ("BLOCK_IO_ERROR", "STOP", SCRIPT):
                     evil.emit(name, dict.fromkeys(("device", "reason", "action", "x"), SCRIPT + EVIL))
                 yield made

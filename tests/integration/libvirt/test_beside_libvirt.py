@@ -11,7 +11,7 @@ import pytest
 from agent.cli.demo.guest import until
 from tests.integration.libvirt.conftest import QUICK, AgentOn
 from tests.integration.libvirt.test_domain_lifecycle import attached, state_of
-from tests.lab.agent_process import AgentProcess, command
+from tests.lab.agent_process import AgentProcess, run_command
 from tests.lab.libvirt import Libvirtd
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
@@ -35,7 +35,7 @@ async def test_a_domain_with_deploys_monitor_calls_the_agent_again_and_again_and
         async with agent:
 
             async def settled() -> bool:
-                ways = [labels for labels, up in (await agent.metrics()).all("qmp_agent_monitor_state") if up]
+                ways = [labels for labels, up in (await agent.metrics()).matching("qmp_agent_monitor_state") if up]
                 return {(way["monitor"].split(" ")[0].split("#")[-1], way["state"]) for way in ways} >= {
                     (str(path), "up"),
                     ("caller", "standby"),
@@ -44,9 +44,9 @@ async def test_a_domain_with_deploys_monitor_calls_the_agent_again_and_again_and
             await until(settled, 20)
             since = agent.mark()
             await libvirtd.virsh("suspend", domain.name)
-            await agent.record("event.stop", vm=domain.uuid, since=since)
+            await agent.wait_for_record("event.stop", vm=domain.uuid, since=since)
             await libvirtd.virsh("resume", domain.name)
-            assert len([*agent.found("event.stop", vm=domain.uuid, since=since)]) == 1
+            assert len([*agent.find_records("event.stop", vm=domain.uuid, since=since)]) == 1
     assert libvirtd.taints(domain) == ["custom-argv"]
 
 
@@ -97,16 +97,16 @@ async def test_a_threshold_that_somebody_set_over_libvirt_is_left_alone_and_told
     levels = {"write_threshold": {"mode": "arm", "levels": ["used 1MiB", "used 40MiB"]}}
     async with agent_on(alerts=levels) as agent:
         await attached(agent, domain)
-        alert = await agent.record("alert.write_threshold", vm=domain.uuid, timeout=30)
+        alert = await agent.wait_for_record("alert.write_threshold", vm=domain.uuid, timeout=30)
         assert (alert["data"]["device"], alert["data"]["detected_by"]) == ("virtio-disk1", "level")
 
         async def foreign() -> bool:
             series = await agent.metrics()
-            return series.one("qemu_block_space_threshold_foreign", vm_uuid=domain.uuid, device="virtio-disk1") == 1
+            return series.value("qemu_block_space_threshold_foreign", vm_uuid=domain.uuid, device="virtio-disk1") == 1
 
         await until(foreign, 10)
         since = agent.mark()
-        await agent.record("sample.block", vm=domain.uuid, since=since)
+        await agent.wait_for_record("sample.block", vm=domain.uuid, since=since)
     assert (await libvirtd.stats(domain))["block.1.threshold"] == str(theirs)
     assert libvirtd.taints(domain) == []
 
@@ -115,7 +115,7 @@ async def test_a_libvirtd_in_namespaces_of_its_own_is_reached_through_its_domain
     libvirtd: Libvirtd, agent_on: AgentOn
 ) -> None:
     domain = await libvirtd.domain("pod")
-    said = await command("doctor", "--vm", "pod", "--json", "--user", "root")
+    said = await run_command("doctor", "--vm", "pod", "--json", "--user", "root")
     (vm,) = json.loads(said.out)
     socket = f"/proc/{vm['pid']}/root/run/libvirt/libvirt-sock"
     async with agent_on({"libvirt": f"qemu+unix:///system?socket={socket}"}) as agent:
@@ -123,5 +123,5 @@ async def test_a_libvirtd_in_namespaces_of_its_own_is_reached_through_its_domain
         assert await state_of(agent, "#pod") == ["up"]
         since = agent.mark()
         await libvirtd.virsh("destroy", domain.name)
-        gone: dict[str, Any] = await agent.record("vm.gone", vm=domain.uuid, since=since)
+        gone: dict[str, Any] = await agent.wait_for_record("vm.gone", vm=domain.uuid, since=since)
         assert gone["data"]["reason"] == "the domain was destroyed"

@@ -18,7 +18,7 @@ import yaml
 
 from agent.cli.demo.guest import until
 from agent.host.qemu_processes import arguments
-from tests.lab.agent_process import AgentProcess, command
+from tests.lab.agent_process import AgentProcess, run_command
 from tests.lab.golden_files import same_text
 from tests.lab.libvirt import Libvirtd
 from tests.lab.machine import free_port
@@ -127,7 +127,7 @@ async def here(libvirtd: Libvirtd, open_folder: Path) -> AsyncIterator[Here]:
 
 async def doctor(*options: str | Path) -> str:
     """Return what doctor says of the VMs of this test."""
-    ended = await command("doctor", "--vm", f"{VMS}*", *options)
+    ended = await run_command("doctor", "--vm", f"{VMS}*", *options)
     assert (ended.status, ended.log) == (0, "")
     return ended.out
 
@@ -159,7 +159,7 @@ async def test_with_a_config_doctor_says_which_vms_it_leads_to_and_what_is_in_th
     watching = [{"dial": f"{here.folder}/watched.qmp"}, {"listen": f"{here.folder}/agent.sock"}]
     async with AgentProcess(here.folder, {"monitors": watching}) as agent:
         for name in ("watched", "calls"):
-            await agent.record("vm.attached", vm=UUIDS[name])
+            await agent.wait_for_record("vm.attached", vm=UUIDS[name])
         said = here.known(await doctor("--config", path, "--user", "nobody"))
         assert same_text("doctor-configured.txt", said)
 
@@ -190,7 +190,7 @@ async def test_the_changes_that_doctor_names_make_the_vms_watched(here: Here) ->
     lines = [line for name in named for line in found[name]["change"] if line.startswith("    - ")]
     async with AgentProcess(here.folder, yaml.safe_load("\n".join(["monitors:", *lines])), name="named") as agent:
         for name in named:
-            await agent.record("vm.attached", vm=found[name]["uuid"])
+            await agent.wait_for_record("vm.attached", vm=found[name]["uuid"])
 
 
 async def test_the_commands_that_doctor_names_let_the_user_in(here: Here) -> None:

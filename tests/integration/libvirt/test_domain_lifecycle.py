@@ -20,14 +20,14 @@ EVENT = re.compile(r"event (\w+) at (\d+)\.(\d+) for domain '([^']+)'")
 
 async def attached(agent: AgentProcess, domain: Domain, **data: Any) -> int:
     """Wait until a domain is watched; return how many records there were then."""
-    await agent.record("vm.attached", vm=domain.uuid, **data)
-    await agent.record("sample.block", vm=domain.uuid)
+    await agent.wait_for_record("vm.attached", vm=domain.uuid, **data)
+    await agent.wait_for_record("sample.block", vm=domain.uuid)
     return agent.mark()
 
 
 async def state_of(agent: AgentProcess, name: str) -> list[str]:
     """Return the states of the monitors whose names end so, as the scrape tells them."""
-    told = (await agent.metrics()).all("qmp_agent_monitor_state")
+    told = (await agent.metrics()).matching("qmp_agent_monitor_state")
     return [labels["state"] for labels, value in told if labels["monitor"].endswith(name) and value]
 
 
@@ -38,17 +38,17 @@ async def test_a_domain_that_is_started_paused_resumed_and_destroyed(libvirtd: L
         for change, event, status in (("suspend", "stop", "paused"), ("resume", "resume", "running")):
             since = agent.mark()
             await libvirtd.virsh(change, domain.name)
-            await agent.record(f"event.{event}", vm=domain.uuid, since=since)
-            await agent.record("sample.runstate", vm=domain.uuid, since=since, status=status)
+            await agent.wait_for_record(f"event.{event}", vm=domain.uuid, since=since)
+            await agent.wait_for_record("sample.runstate", vm=domain.uuid, since=since, status=status)
         await libvirtd.virsh("destroy", domain.name)
-        gone = await agent.record("vm.gone", vm=domain.uuid)
-        await agent.record("event.shutdown", vm=domain.uuid)
+        gone = await agent.wait_for_record("vm.gone", vm=domain.uuid)
+        await agent.wait_for_record("event.shutdown", vm=domain.uuid)
         assert gone["data"]["reason"] == "the domain was destroyed"
-        assert (await agent.metrics()).of(domain.uuid) == []
+        assert (await agent.metrics()).names_of(domain.uuid) == []
         await libvirtd.virsh("create", domain.xml)
         since = agent.mark()
-        await agent.record("vm.attached", vm=domain.uuid, reattached=False)
-        await agent.record("sample.block", vm=domain.uuid, since=since)
+        await agent.wait_for_record("vm.attached", vm=domain.uuid, reattached=False)
+        await agent.wait_for_record("sample.block", vm=domain.uuid, since=since)
 
 
 async def test_by_default_every_event_is_delivered_and_nothing_taints_a_domain(
@@ -60,7 +60,9 @@ async def test_by_default_every_event_is_delivered_and_nothing_taints_a_domain(
         for domain in domains:
             await libvirtd.virsh("suspend", domain.name)
             await attached(agent, domain)
-            await agent.record("sample.block_layer", vm=domain.uuid, device="virtio-disk1", write_threshold_bytes=0)
+            await agent.wait_for_record(
+                "sample.block_layer", vm=domain.uuid, device="virtio-disk1", write_threshold_bytes=0
+            )
         witness = await asyncio.create_subprocess_exec(
             *("virsh", "-q", "-c", libvirtd.uri, "qemu-monitor-event", "--loop", "--timeout", "8"),
             stdout=asyncio.subprocess.PIPE,
@@ -69,7 +71,7 @@ async def test_by_default_every_event_is_delivered_and_nothing_taints_a_domain(
             for change in ("reset", "resume", "suspend", "resume"):
                 await libvirtd.virsh(change, domain.name)
         for domain in domains:
-            alert = await agent.record("alert.write_threshold", vm=domain.uuid, timeout=30)
+            alert = await agent.wait_for_record("alert.write_threshold", vm=domain.uuid, timeout=30)
             assert (alert["data"]["detected_by"], alert["data"]["device"]) == ("event", "virtio-disk1")
         out, _ = await witness.communicate()
         seen = {(m[4], m[1], int(m[2]) * 10**6 + int(m[3])) for m in EVENT.finditer(out.decode())}
@@ -94,8 +96,8 @@ async def test_with_passthrough_all_is_asked_of_qemu_and_the_domain_is_marked(
     made = agent_on({"passthrough": True}) if where == "entry" else agent_on(allow={"libvirt_passthrough": True})
     async with made as agent:
         await attached(agent, domain)
-        sample = await agent.record("sample.block", vm=domain.uuid, device="virtio-disk1")
-        await agent.record("sample.migration", vm=domain.uuid)
+        sample = await agent.wait_for_record("sample.block", vm=domain.uuid, device="virtio-disk1")
+        await agent.wait_for_record("sample.migration", vm=domain.uuid)
     assert sample["data"].keys() >= {"failed_writes_total", "write_highest_offset_bytes", "idle_seconds"}
     assert libvirtd.taints(domain) == ["custom-monitor"]
 
@@ -111,17 +113,17 @@ async def test_a_libvirtd_that_is_killed_and_comes_back_ends_no_domain_and_distu
         since = agent.mark()
         await libvirtd.kill()
         for domain in domains:
-            left = await agent.record("vm.detached", vm=domain.uuid, since=since)
+            left = await agent.wait_for_record("vm.detached", vm=domain.uuid, since=since)
             assert "libvirt" in left["data"]["reason"]
             assert await state_of(agent, f"#{domain.name}") == ["connecting"]
         while_away = agent.mark()
-        await agent.record("sample.process", vm=guest.uuid, since=while_away)
+        await agent.wait_for_record("sample.process", vm=guest.uuid, since=while_away)
         await libvirtd.start()
         for domain in domains:
-            await agent.record("vm.attached", vm=domain.uuid, since=since, reattached=True, timeout=20)
-            await agent.record("sample.block", vm=domain.uuid, since=while_away)
+            await agent.wait_for_record("vm.attached", vm=domain.uuid, since=since, reattached=True, timeout=20)
+            await agent.wait_for_record("sample.block", vm=domain.uuid, since=while_away)
             assert await state_of(agent, f"#{domain.name}") == ["up"]
-        assert [*agent.found("vm.gone", since=since), *agent.found("vm.detached", vm=guest.uuid)] == []
+        assert [*agent.find_records("vm.gone", since=since), *agent.find_records("vm.detached", vm=guest.uuid)] == []
 
 
 async def test_a_domain_reached_in_two_ways_is_watched_once_by_its_own_monitor(
@@ -135,7 +137,7 @@ async def test_a_domain_reached_in_two_ways_is_watched_once_by_its_own_monitor(
     domain = await libvirtd.domain("own", extra=extra)
     assert libvirtd.taints(domain) == ["custom-argv"]  # what a monitor of its own costs
     async with agent_on(monitors=[{"libvirt": libvirtd.uri}, {"dial": own}]) as agent:
-        await agent.record("vm.attached", vm=domain.uuid, monitor=own)
+        await agent.wait_for_record("vm.attached", vm=domain.uuid, monitor=own)
         since = await attached(agent, domain)
 
         async def settled() -> bool:
@@ -143,6 +145,6 @@ async def test_a_domain_reached_in_two_ways_is_watched_once_by_its_own_monitor(
 
         await until(settled, 5)
         await libvirtd.virsh("suspend", domain.name)
-        await agent.record("event.stop", vm=domain.uuid, since=since)
-        await agent.record("sample.runstate", vm=domain.uuid, since=since, status="paused")
-        assert len([*agent.found("event.stop", vm=domain.uuid, since=since)]) == 1
+        await agent.wait_for_record("event.stop", vm=domain.uuid, since=since)
+        await agent.wait_for_record("sample.runstate", vm=domain.uuid, since=since, status="paused")
+        assert len([*agent.find_records("event.stop", vm=domain.uuid, since=since)]) == 1

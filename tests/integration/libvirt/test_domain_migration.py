@@ -16,15 +16,15 @@ async def test_a_domain_that_is_saved_has_departed_and_is_met_again_when_it_is_r
 ) -> None:
     domain = await libvirtd.domain("moves")
     async with agent_on() as agent:
-        await agent.record("sample.block", vm=domain.uuid)
+        await agent.wait_for_record("sample.block", vm=domain.uuid)
         await libvirtd.virsh("save", domain.name, str(folder / "saved"))
-        departed = await agent.record("vm.migrated_out", vm=domain.uuid)
+        departed = await agent.wait_for_record("vm.migrated_out", vm=domain.uuid)
         assert departed["data"]["reason"] == "the domain was saved"
         mark = agent.mark()
         await libvirtd.virsh("restore", str(folder / "saved"))
-        await agent.record("vm.attached", vm=domain.uuid, since=mark)
-        await agent.record("sample.runstate", vm=domain.uuid, since=mark, running=True)
-        assert [*agent.found("vm.gone")] == []
+        await agent.wait_for_record("vm.attached", vm=domain.uuid, since=mark)
+        await agent.wait_for_record("sample.runstate", vm=domain.uuid, since=mark, running=True)
+        assert [*agent.find_records("vm.gone")] == []
 
 
 async def test_a_domain_that_migrates_departs_from_one_libvirtd_and_arrives_at_the_other(
@@ -34,12 +34,12 @@ async def test_a_domain_that_migrates_departs_from_one_libvirtd_and_arrives_at_t
         async with Libvirtd(Path(path)) as there:
             domain = await libvirtd.domain("travels")
             async with agent_on(monitors=[{"libvirt": libvirtd.uri}, {"libvirt": there.uri}]) as agent:
-                await agent.record("sample.block", vm=domain.uuid)
+                await agent.wait_for_record("sample.block", vm=domain.uuid)
                 mark = agent.mark()
                 ways = ("--live", "--unsafe", domain.name, there.uri, "--migrateuri", "tcp:127.0.0.1")
                 await libvirtd.virsh("migrate", *ways)
-                await agent.record("vm.migrated_in", vm=domain.uuid, since=mark)
-                departed = await agent.record("vm.migrated_out", vm=domain.uuid, since=mark)
+                await agent.wait_for_record("vm.migrated_in", vm=domain.uuid, since=mark)
+                departed = await agent.wait_for_record("vm.migrated_out", vm=domain.uuid, since=mark)
                 assert departed["data"]["reason"] == "the domain has migrated to another host"
-                await agent.record("sample.runstate", vm=domain.uuid, since=mark, status="running")
-                assert [*agent.found("vm.gone", vm=domain.uuid)] == []
+                await agent.wait_for_record("sample.runstate", vm=domain.uuid, since=mark, status="running")
+                assert [*agent.find_records("vm.gone", vm=domain.uuid)] == []

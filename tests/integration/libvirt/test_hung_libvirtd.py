@@ -43,7 +43,7 @@ async def polled(agent: AgentProcess, domain: Domain, times: int, timeout: float
     since = agent.mark()
 
     def enough() -> bool:
-        return len([*agent.found("sample.block", vm=domain.uuid, since=since, device="virtio-disk1")]) >= times
+        return len([*agent.find_records("sample.block", vm=domain.uuid, since=since, device="virtio-disk1")]) >= times
 
     await until(enough, timeout)
 
@@ -59,21 +59,21 @@ async def test_domains_whose_qemu_hangs_disturb_no_other_and_no_scrape(libvirtd:
             for domain in hung:
                 await libvirtd.send_domain(domain, signal.SIGSTOP)
             for domain in hung:
-                stalled = await agent.record("vm.stalled", vm=domain.uuid, since=since, timeout=15)
+                stalled = await agent.wait_for_record("vm.stalled", vm=domain.uuid, since=since, timeout=15)
                 assert "libvirt" in stalled["data"]["reason"]
                 assert await state_of(agent, f"#{domain.name}") == ["stalled"]
             for domain in well:
                 await polled(agent, domain, 6, 10)
             # What happens to the others is told at once, whoever hangs.
             await libvirtd.virsh("suspend", well[0].name)
-            await agent.record("event.stop", vm=well[0].uuid, since=since, timeout=2)
+            await agent.wait_for_record("event.stop", vm=well[0].uuid, since=since, timeout=2)
             await libvirtd.virsh("resume", well[0].name)
         assert len(took) > 20
         assert max(took) < 1
         for domain in hung:
             await libvirtd.send_domain(domain, signal.SIGCONT)
         for domain in hung:
-            await agent.record("vm.recovered", vm=domain.uuid, since=since)
+            await agent.wait_for_record("vm.recovered", vm=domain.uuid, since=since)
             await polled(agent, domain, 2, 5)
         told = [r["type"] for r in agent.records()[since:] if r.get("vmuuid") in {domain.uuid for domain in well}]
         assert not {"qemu.vm.stalled", "qemu.vm.gone", "qemu.vm.detached"} & set(told)
@@ -90,19 +90,22 @@ async def test_a_libvirtd_that_hangs_is_told_and_left_and_nobody_else_is_disturb
         async with quick_scrapes(agent) as took:
             await libvirtd.send_signal(signal.SIGSTOP)
             try:
-                await agent.record("vm.stalled", vm=domain.uuid, since=since, timeout=10)
+                await agent.wait_for_record("vm.stalled", vm=domain.uuid, since=since, timeout=10)
                 # Signs of life are missing after some twenty seconds.
-                await agent.record("vm.detached", vm=domain.uuid, since=since, timeout=30)
+                await agent.wait_for_record("vm.detached", vm=domain.uuid, since=since, timeout=30)
 
                 async def says_so() -> bool:
                     return await state_of(agent, "libvirt-sock") == ["stalled"]
 
                 await until(says_so, 10)
                 assert (await state_of(agent, f"#{domain.name}"))[0] in ("connecting", "stalled")
-                assert len([*agent.found("sample.process", vm=guest.uuid, since=since)]) > 20
+                assert len([*agent.find_records("sample.process", vm=guest.uuid, since=since)]) > 20
             finally:
                 await libvirtd.send_signal(signal.SIGCONT)
-            await agent.record("vm.attached", vm=domain.uuid, since=since, reattached=True, timeout=15)
+            await agent.wait_for_record("vm.attached", vm=domain.uuid, since=since, reattached=True, timeout=15)
             await polled(agent, domain, 2, 5)
         assert max(took) < 1
-        assert [*agent.found("vm.gone", since=since), *agent.found("vm.detached", vm=guest.uuid, since=since)] == []
+        assert [
+            *agent.find_records("vm.gone", since=since),
+            *agent.find_records("vm.detached", vm=guest.uuid, since=since),
+        ] == []

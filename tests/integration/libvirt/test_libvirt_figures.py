@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from agent.cli.demo.guest import until
 from tests.integration.libvirt.conftest import AgentOn
-from tests.lab.agent_process import AgentProcess, Series
+from tests.lab.agent_process import AgentProcess, Scrape
 from tests.lab.libvirt import Domain, Libvirtd
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
@@ -41,13 +41,13 @@ async def domains(libvirtd: Libvirtd) -> AsyncIterator[list[Domain]]:
 
 
 @asynccontextmanager
-async def still(libvirtd: Libvirtd, agent: AgentProcess, domain: Domain) -> AsyncIterator[Series]:
+async def still(libvirtd: Libvirtd, agent: AgentProcess, domain: Domain) -> AsyncIterator[Scrape]:
     """A domain that is paused, and a scrape of figures asked for since."""
     await libvirtd.virsh("suspend", domain.name)
     try:
         for _ in range(2):  # the first may have been on its way already
             before = agent.mark()
-            await agent.record("sample.block", vm=domain.uuid, since=before, device="virtio-disk1")
+            await agent.wait_for_record("sample.block", vm=domain.uuid, since=before, device="virtio-disk1")
         yield await agent.metrics()
     finally:
         await libvirtd.virsh("resume", domain.name)
@@ -63,13 +63,13 @@ async def test_all_figures_of_all_domains_are_those_of_virsh_domstats(
             for number, device in enumerate(("virtio-disk0", "virtio-disk1")):
                 for key, (name, unit) in FIGURES.items():
                     value = int(told[f"block.{number}.{key}"])
-                    assert series.one(f"qemu_block_{name}", vm_uuid=domain.uuid, device=device) == value / unit, key
+                    assert series.value(f"qemu_block_{name}", vm_uuid=domain.uuid, device=device) == value / unit, key
             assert int(told["block.1.wr.reqs"]) > 0
-            assert series.one("qemu_balloon_actual_bytes", vm_uuid=domain.uuid) == int(told["balloon.current"]) * 1024
+            assert series.value("qemu_balloon_actual_bytes", vm_uuid=domain.uuid) == int(told["balloon.current"]) * 1024
             assert told["state.state"] == "3"
-            assert series.one("qemu_runstate_status", vm_uuid=domain.uuid, status="paused") == 1
+            assert series.value("qemu_runstate_status", vm_uuid=domain.uuid, status="paused") == 1
             of_disk = {"vm_uuid": domain.uuid, "device": "virtio-disk1"}
-            size = series.one("qemu_block_layer_size_bytes", layer="format", **of_disk)
+            size = series.value("qemu_block_layer_size_bytes", layer="format", **of_disk)
             assert size == int(told["block.1.capacity"])
 
 
@@ -80,7 +80,7 @@ async def test_a_disk_has_the_same_names_and_figures_over_libvirt_as_over_qmp(
     async with agent_on() as agent, still(libvirtd, agent, domain) as series:
         asked = await libvirtd.virsh("qemu-monitor-command", domain.name, '{"execute":"query-blockstats"}')
         disks = {disk["qdev"].split("/")[3]: disk for disk in json.loads(asked)["return"]}
-        records = {r["subject"]: r["data"] for r in agent.found("sample.block", vm=domain.uuid)}
+        records = {r["subject"]: r["data"] for r in agent.find_records("sample.block", vm=domain.uuid)}
     assert disks.keys() == records.keys() == {"virtio-disk0", "virtio-disk1"}
     for device, disk in disks.items():
         assert (records[device]["node"], records[device]["storage_node"]) == (
@@ -88,7 +88,7 @@ async def test_a_disk_has_the_same_names_and_figures_over_libvirt_as_over_qmp(
             disk["parent"]["node-name"],
         )
         assert records[device]["write_bytes_total"] == disk["stats"]["wr_bytes"]
-        told = series.one("qemu_block_storage_write_highest_offset_bytes", vm_uuid=domain.uuid, device=device)
+        told = series.value("qemu_block_storage_write_highest_offset_bytes", vm_uuid=domain.uuid, device=device)
         assert told == disk["parent"]["stats"]["wr_highest_offset"]
 
 
@@ -101,12 +101,12 @@ async def test_the_layers_of_a_disk_are_those_that_qemu_has(
         "snapshot-create-as", domain.name, "--disk-only", "--no-metadata", "--diskspec", "vda,snapshot=no"
     )
     async with agent_on() as agent:
-        await agent.record("sample.block_layer", vm=domain.uuid, device="virtio-disk1", layer="backing-1")
+        await agent.wait_for_record("sample.block_layer", vm=domain.uuid, device="virtio-disk1", layer="backing-1")
         told = {
             (r["data"]["device"], r["data"]["layer"]): r["data"]
-            for r in agent.found("sample.block_layer", vm=domain.uuid)
+            for r in agent.find_records("sample.block_layer", vm=domain.uuid)
         }
-        backing = await agent.record("sample.block_backing", vm=domain.uuid, device="virtio-disk1")
+        backing = await agent.wait_for_record("sample.block_backing", vm=domain.uuid, device="virtio-disk1")
     asked = await libvirtd.virsh(
         "qemu-monitor-command", domain.name, '{"execute":"query-named-block-nodes","arguments":{"flat":true}}'
     )

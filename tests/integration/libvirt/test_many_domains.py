@@ -66,10 +66,10 @@ class Stage:
         """Return what the agent tells that it asked from now on."""
         since = self.agent.mark()
         for _ in range(2):  # the first may have been asked before
-            block = await self.agent.record("sample.block", vm=self.domain.uuid, since=since, device=DEVICE)
+            block = await self.agent.wait_for_record("sample.block", vm=self.domain.uuid, since=since, device=DEVICE)
             since = self.agent.records().index(block) + 1
-        vcpu = await self.agent.record("sample.vcpu", vm=self.domain.uuid, since=since)
-        balloon = await self.agent.record("sample.balloon", vm=self.domain.uuid)
+        vcpu = await self.agent.wait_for_record("sample.vcpu", vm=self.domain.uuid, since=since)
+        balloon = await self.agent.wait_for_record("sample.balloon", vm=self.domain.uuid)
         figures: Mapping[str, Any] = block["data"] | vcpu["data"] | balloon["data"]
         return {name: figures[name] for name in (*(ours for _, _, ours, _ in BLOCK), *OF_VM)} | {
             "cpu_seconds": figures["user_seconds_total"] + figures["system_seconds_total"]
@@ -94,7 +94,7 @@ async def stage(libvirtd: Libvirtd) -> AsyncIterator[Stage]:
     folder = libvirtd.folder / "agent"
     folder.mkdir()
     async with AgentProcess(folder, config) as agent:
-        await agent.record("sample.block", vm=domain.uuid, device=DEVICE)
+        await agent.wait_for_record("sample.block", vm=domain.uuid, device=DEVICE)
         yield Stage(libvirtd, domain, agent, other)
     await other.disconnect()
 

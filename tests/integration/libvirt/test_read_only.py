@@ -8,7 +8,7 @@ import yaml
 
 from tests.integration.libvirt.conftest import AgentOn
 from tests.integration.libvirt.test_domain_lifecycle import attached
-from tests.lab.agent_process import command
+from tests.lab.agent_process import run_command
 from tests.lab.libvirt import Libvirtd
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
@@ -28,9 +28,9 @@ async def test_figures_and_lives_are_told_and_what_is_missing_is_said(
         await attached(agent, domain)
         assert MISSING in (await agent.get("/overview"))[1]
         await libvirtd.virsh("suspend", domain.name)
-        await agent.record("sample.runstate", vm=domain.uuid, status="paused")
+        await agent.wait_for_record("sample.runstate", vm=domain.uuid, status="paused")
         await libvirtd.virsh("destroy", domain.name)
-        gone = await agent.record("vm.gone", vm=domain.uuid)
+        gone = await agent.wait_for_record("vm.gone", vm=domain.uuid)
         assert gone["data"]["reason"] == "the domain was destroyed"
         assert {r["type"] for r in agent.records() if r["type"].startswith("qemu.event.")} <= {
             "qemu.event.stop",
@@ -65,10 +65,10 @@ async def test_a_user_whom_libvirtd_lets_do_nothing_is_told_so(libvirtd: Libvirt
 async def test_check_says_how_each_domain_is_and_why_there_is_no_libvirtd(libvirtd: Libvirtd) -> None:
     config = libvirtd.folder / "check.yaml"
     config.write_text(yaml.safe_dump({"monitors": [{"libvirt": libvirtd.uri}]}))
-    found = await command("check", "--config", config)
+    found = await run_command("check", "--config", config)
     assert (found.status, f"{libvirtd.uri}#public: public" in found.out) == (0, True)
     nowhere = "qemu+unix:///system?socket=/nowhere"
     config.write_text(yaml.safe_dump({"monitors": [{"libvirt": nowhere}]}))
-    found = await command("check", "--config", config)
+    found = await run_command("check", "--config", config)
     assert found.status != 0
     assert "No such file or directory" in found.out

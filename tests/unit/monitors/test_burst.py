@@ -95,7 +95,7 @@ async def test_a_visit_ends_in_time_whatever_qemu_does(fake: FakeQemu) -> None:
     fake.hang("query-blockstats")
     async with supervised(observer) as fleet:
         fleet.appeared(visited(fake.path))
-        await fake.asked("query-blockstats")
+        await fake.wait_for("query-blockstats")
         begin = time.monotonic()
         async with connected(fake.path):
             assert time.monotonic() - begin < TIMEOUT_SECONDS
@@ -168,7 +168,7 @@ async def test_a_visit_that_is_under_way_makes_way(fake: FakeQemu) -> None:
     link = await open_(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)
     fake.hang("query-status")
     asking = asyncio.create_task(link.ask([Command("query-status")], deadline=TIMEOUT_SECONDS))
-    await fake.asked("query-status")
+    await fake.wait_for("query-status")
     link.make_way()
     with pytest.raises(PreemptedError):
         await asking

@@ -30,7 +30,7 @@ async def test_answers_come_in_order_and_errors_are_answers(fake: FakeQemu) -> N
         assert status == again == fake.transcript.answer("query-status", {})["return"]
         assert isinstance(name, CommandError)
         assert name.error_class == "DeviceNotFound"
-        assert [request.get("id") for request in fake.sent] == [None] * 4
+        assert [request.get("id") for request in fake.requests] == [None] * 4
 
 
 async def test_a_refused_question_is_not_sent_and_the_connection_lives_on(fake: FakeQemu) -> None:
@@ -38,7 +38,7 @@ async def test_a_refused_question_is_not_sent_and_the_connection_lives_on(fake: 
         with pytest.raises(CommandRefusedError):
             await client.ask([STATUS, Command("stop")], deadline=TIMEOUT_SECONDS)
         await client.ask([STATUS], deadline=TIMEOUT_SECONDS)
-    assert [request["execute"] for request in fake.sent] == ["qmp_capabilities", "query-status"]
+    assert [request["execute"] for request in fake.requests] == ["qmp_capabilities", "query-status"]
 
 
 async def test_after_a_late_reply_nothing_is_asked_until_it_has_come(fake: FakeQemu) -> None:
@@ -105,7 +105,7 @@ async def test_a_probe_that_was_answered_late_says_nothing_of_now(fake: FakeQemu
         assert not await client.probe(deadline=QUIET_SECONDS)
         fake.release("query-yank")
         await client.ask([STATUS], deadline=TIMEOUT_SECONDS)  # read in any case after the late answer
-        await fake.asked("query-status")
+        await fake.wait_for("query-status")
         fake.hang("query-yank")
         assert not await client.probe(deadline=QUIET_SECONDS)
         assert fake.count("query-yank") == 2
@@ -119,7 +119,7 @@ async def test_a_qemu_without_out_of_band_is_not_probed(fake: FakeQemu) -> None:
         assert not client.can_probe
         assert not await client.probe(deadline=TIMEOUT_SECONDS)
         assert await client.ask([NAME], deadline=TIMEOUT_SECONDS) == [{"name": "vm1"}]
-    assert fake.sent[0] == {"execute": "qmp_capabilities"}
+    assert fake.requests[0] == {"execute": "qmp_capabilities"}
     assert fake.count("query-yank") == 0
 
 
@@ -139,13 +139,13 @@ async def test_a_connection_lost_in_the_middle_of_a_round_ends_all_that_waits(fa
     fake.hang("query-yank")
     async with connected(fake.path) as client, asyncio.TaskGroup() as tasks:
         asking = tasks.create_task(fails(client.ask([STATUS, NAME], deadline=TIMEOUT_SECONDS)))
-        await fake.asked("query-name")
+        await fake.wait_for("query-name")
         waiting = [
             asking,
             tasks.create_task(fails(client.settled())),
             tasks.create_task(fails(client.probe(deadline=TIMEOUT_SECONDS))),
         ]
-        await fake.asked("query-yank")
+        await fake.wait_for("query-yank")
         fake.drop()
         errors = [await task for task in waiting]
         assert {type(error) for error in errors} == {NotConnectedError}
@@ -158,7 +158,7 @@ async def test_garbage_ends_the_connection_and_all_that_waits(fake: FakeQemu) ->
     fake.hang("query-status")
     async with connected(fake.path) as client, asyncio.TaskGroup() as tasks:
         asking = tasks.create_task(fails(client.ask([STATUS], deadline=TIMEOUT_SECONDS)))
-        await fake.asked("query-status")
+        await fake.wait_for("query-status")
         fake.send_raw(b"\x00\xff\r\n")
         assert isinstance(await asking, ProtocolError)
         assert isinstance(await client.ended, ProtocolError)
@@ -168,7 +168,7 @@ async def test_closing_wakes_whoever_waits(fake: FakeQemu) -> None:
     fake.hang("query-status")
     async with connected(fake.path) as client, asyncio.TaskGroup() as tasks:
         asking = tasks.create_task(fails(client.ask([STATUS], deadline=TIMEOUT_SECONDS)))
-        await fake.asked("query-status")
+        await fake.wait_for("query-status")
         client.close()
         assert "closed by us" in str(await asking)
         client.close()

@@ -55,7 +55,7 @@ async def test_what_it_lacks_is_never_asked_and_all_else_is_answered(old: FakeQe
         await observer.wait_for_polls(3)
         await observer.wait_until(lambda: ("inventory",) in told(observer))
     has = {c["name"] for c in old.transcript.answer("query-commands", {})["return"]}
-    assert {request["execute"] for request in old.sent} <= has
+    assert {request["execute"] for request in old.requests} <= has
     outcomes = {name for name, outcome in observer.calls_of("on_collector_run") if outcome is not PollOutcome.OK}
     assert outcomes <= OFF[version]  # told once as unsupported, where it was to be asked at all
     assert {kind for kind in observer.types("vm") if "stall" in kind} == set()

@@ -51,7 +51,7 @@ def plans(monkeypatch: pytest.MonkeyPatch, name: str) -> list[float]:
 
 
 def executed(fake: FakeQemu) -> list[str]:
-    return [request.get("execute", "") for request in fake.sent]
+    return [request.get("execute", "") for request in fake.requests]
 
 
 # --- Only what is needed ---
@@ -62,9 +62,9 @@ async def test_a_quiet_vm_is_asked_nothing_but_its_block_statistics(fake: FakeQe
     fake.replies["query-migrate-capabilities"] = ON
     async with supervised(observer, fake.path):
         await observer.wait_until(lambda: observer.outcomes("kvm"))
-        fake.sent.clear()
+        fake.requests.clear()
         await observer.wait_for_polls(6)
-    assert {tuple(request.items()) for request in fake.sent} == {(("execute", "query-blockstats"),)}
+    assert {tuple(request.items()) for request in fake.requests} == {(("execute", "query-blockstats"),)}
 
 
 async def test_at_attach_everything_is_asked_once(fake: FakeQemu) -> None:
@@ -103,7 +103,7 @@ async def test_migration_is_polled_where_its_events_are_off_until_the_first_of_t
         await observer.wait_for_polls(3, "migration")
         fake.emit("MIGRATION", {"status": "completed"})
         await observer.wait_for_polls(1, "migration")
-        fake.sent.clear()
+        fake.requests.clear()
         await observer.wait_for_polls(4)
     assert fake.count("query-migrate") == 0
 
@@ -207,7 +207,7 @@ async def test_without_a_balloon_nothing_of_it_is_asked(fake: FakeQemu) -> None:
     async with supervised(observer, fake.path):
         await observer.wait_for_polls(3)
     assert not {"query-balloon", "qom-set"} & set(executed(fake))
-    assert {request["arguments"]["path"] for request in fake.sent if request.get("execute") == "qom-get"} == {
+    assert {request["arguments"]["path"] for request in fake.requests if request.get("execute") == "qom-get"} == {
         "/machine"
     }
     assert observer.outcomes("balloon") == observer.outcomes("guest_memory") == []
@@ -268,7 +268,7 @@ async def test_guest_statistics_are_turned_on_where_allowed_and_nobody_has(fake:
         observer, fake.path, settings=quick_settings(Change.GUEST_STATS_INTERVAL, guest_stats_seconds=15)
     ):
         await observer.wait_for_polls(1, "guest_memory")
-    (change,) = [request["arguments"] for request in fake.sent if request.get("execute") == "qom-set"]
+    (change,) = [request["arguments"] for request in fake.requests if request.get("execute") == "qom-set"]
     assert change == {"path": "/machine/peripheral/balloon0", "property": POLLING, "value": 15}
     assert "migrate-set-capabilities" not in executed(fake)
 
@@ -298,7 +298,9 @@ async def test_migration_events_are_turned_on_where_allowed_and_off(fake: FakeQe
     fake.replies["migrate-set-capabilities"] = {}
     async with supervised(observer, fake.path, settings=quick_settings(Change.MIGRATION_EVENTS)):
         await observer.wait_for_polls(4)
-    (change,) = [request["arguments"] for request in fake.sent if request.get("execute") == "migrate-set-capabilities"]
+    (change,) = [
+        request["arguments"] for request in fake.requests if request.get("execute") == "migrate-set-capabilities"
+    ]
     assert change == {"capabilities": [{"capability": "events", "state": True}]}
     assert fake.count("query-migrate") == 1  # from now on events tell
 

@@ -58,7 +58,7 @@ async def test_events_heard_before_the_vm_is_known_come_after_attached_in_their_
     observer = RecordingObserver()
     fake.hang("query-name")
     async with supervised(observer, fake.path, settings=quick_settings(reply_seconds=5)):
-        await fake.asked("query-name")
+        await fake.wait_for("query-name")
         for number in range(5):
             fake.emit("STOP" if number % 2 else "RESUME", at=100 + number)
         fake.emit("BALLOON_CHANGE", {"actual": 5}, at=105)
@@ -82,7 +82,7 @@ async def test_of_a_flood_before_the_vm_is_known_the_first_are_kept_and_the_rest
     observer = RecordingObserver()
     fake.hang("query-name")
     async with supervised(observer, fake.path, settings=quick_settings(reply_seconds=5)):
-        await fake.asked("query-name")
+        await fake.wait_for("query-name")
         fake.send_raw(b"".join(line({"event": "RTC_CHANGE", "data": {"offset": n}}) for n in range(1500)))
         fake.release("query-name")
         await observer.wait_until(lambda: observer.calls_of("on_events_dropped"))
@@ -142,11 +142,11 @@ async def test_a_qemu_that_does_not_answer_is_stalled_not_gone_and_recovers(fake
         await observer.wait_until(
             lambda: any("main loop" in status.reason for status in observer.calls_of("on_status"))
         )
-        asked = [request for request in fake.sent if "execute" in request]
+        asked = [request for request in fake.requests if "execute" in request]
         fake.emit("WATCHDOG", {"action": "none"})
-        await fake.asked("query-yank", fake.count("query-yank") + 2)
+        await fake.wait_for("query-yank", fake.count("query-yank") + 2)
         assert observer.types("event") == ["event.watchdog"]  # heard all the while
-        assert [request for request in fake.sent if "execute" in request] == asked  # nothing in-band meanwhile
+        assert [request for request in fake.requests if "execute" in request] == asked  # nothing in-band meanwhile
         fake.release("query-blockstats")
         await observer.wait_for_polls(2)
     assert observer.types("vm") == ["vm.attached", "vm.stalled", "vm.recovered", "vm.detached"]
@@ -181,7 +181,7 @@ async def test_a_vm_that_dies_while_it_is_stalled_is_gone_without_complaint(fake
         await observer.wait_for_polls()
         fake.hang("query-yank")
         fake.hang("query-blockstats")
-        await fake.asked("query-yank")  # both the questions and a probe are open now
+        await fake.wait_for("query-yank")  # both the questions and a probe are open now
         await fake.stop()
         await observer.wait_until(lambda: observer.records("vm.gone"))
     gc.collect()

@@ -33,7 +33,7 @@ async def test_events_are_lost_since_the_vm_was_last_heard_not_since_an_attempt_
         await observer.wait_for_polls()
         fake.hang("query-uuid")
         fake.drop()
-        await fake.asked("query-uuid", 2)
+        await fake.wait_for("query-uuid", 2)
         first = observer.records("vm.gone")[0].time_ns
         fake.drop()  # an attempt that gets no further
         await observer.wait_until(lambda: observer.states().count(MonitorState.GONE) == 2)
@@ -48,7 +48,7 @@ async def test_a_monitor_that_was_never_met_is_not_reattached(fake: FakeQemu) ->
     observer = RecordingObserver()
     fake.hang("query-uuid")
     async with supervised(observer, fake.path):
-        await fake.asked("query-uuid")
+        await fake.wait_for("query-uuid")
         fake.drop()
         await observer.wait_until(lambda: MonitorState.GONE in observer.states())
         fake.release("query-uuid")

@@ -48,7 +48,7 @@ class Orders:
 
 def sent(fake: FakeQemu) -> list[Any]:
     """Return the thresholds that were set, in order."""
-    return [request["arguments"]["node-name"] for request in fake.sent if "threshold" in request.get("execute", "")]
+    return [request["arguments"]["node-name"] for request in fake.requests if "threshold" in request.get("execute", "")]
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ async def test_an_order_that_was_cut_off_is_told_of_too(fake: FakeQemu, observer
     orders = Orders(a=threshold("n1"))
     settings = quick_settings(Change.WRITE_THRESHOLD, commander=orders, reply_seconds=5)
     async with supervised(observer, fake.path, settings=settings):
-        await fake.asked("block-set-write-threshold")
+        await fake.wait_for("block-set-write-threshold")
         fake.drop()
         await observer.wait_until(lambda: observer.records("vm.gone"))
     assert orders.detected_by == [("a", False)]

@@ -1,6 +1,6 @@
-"""Storms of one event: the first is told at once, those that follow within a second are told as one. Pure: time is given.
+"""Coalescing of repeated events: the first one is reported at once, later ones once a second with a count. Pure: time is an argument.
 
-A disk that fails with werror=ignore makes some 270 BLOCK_IO_ERROR a second on QEMU 7.2 (measured); QEMU itself holds them back from 9.2 on.
+A failing disk with werror=ignore emits about 270 BLOCK_IO_ERROR a second on QEMU 7.2 (measured). QEMU throttles them itself from 9.2 on.
 """
 
 from collections.abc import Iterator
@@ -11,21 +11,21 @@ from agent.qmp.protocol import Event
 
 WINDOW_SECONDS = 1.0
 
-MAX_STORMS = 256
-"""Storms that are followed at once; past it, the oldest is told early, for a subject is what a guest's QEMU says it is."""
+MAX_WINDOWS = 256
+"""Maximum number of open windows. The key comes from the guest's QEMU, so past this limit the oldest window is reported early."""
 
 Key = tuple[object, ...]
 
 
 @dataclass(slots=True)
 class CoalescedEvent:
-    """What is to be told: the last of `count` events that are alike.
+    """One report for `count` events of the same key.
 
     Attributes:
-        event: the last of them.
-        count: how many.
-        first_ns: when the first of them was, nanoseconds since the epoch.
-        last_ns: when the last of them was.
+        event: the last of these events.
+        count: number of events.
+        first_ns: time of the first event, in nanoseconds since the epoch.
+        last_ns: time of the last event, in nanoseconds since the epoch.
     """
 
     event: Event
@@ -41,16 +41,16 @@ class _Window:
 
 
 class EventCoalescer:
-    """Those of one VM. Times without a unit are seconds on any one monotonic clock."""
+    """Windows of one VM, one for each key. Times without a unit are seconds on one monotonic clock."""
 
     def __init__(self) -> None:
         self._windows: dict[Key, _Window] = {}
 
     def take(self, key: Key, event: Event, time_ns: int, now: float) -> Iterator[CoalescedEvent]:
-        """Yield what is to be told now; what is not, `due` yields in time."""
+        """Add an event and yield what to report now; `due` yields the rest later."""
         window = self._windows.get(key)
         if window is None:
-            if len(self._windows) >= MAX_STORMS:
+            if len(self._windows) >= MAX_WINDOWS:
                 oldest = self._windows.pop(next(iter(self._windows)))
                 if oldest.held is not None:
                     yield oldest.held
@@ -63,19 +63,19 @@ class EventCoalescer:
             held.event, held.count, held.last_ns = event, held.count + 1, time_ns
 
     def next_at(self) -> float:
-        """Return when `due` has something to do; `inf` is never."""
+        """Return when the first window ends; `inf` means that none is open."""
         return next((window.ends for window in self._windows.values()), inf)
 
     def due(self, now: float) -> Iterator[CoalescedEvent]:
-        """Yield what was held until now. A storm that goes on is told each second; one that does not is forgotten."""
+        """Yield the held events of windows that have ended. A window that held events opens again; an empty one is removed."""
         while self.next_at() <= now:
-            key = next(iter(self._windows))  # they are in the order of their ends
+            key = next(iter(self._windows))  # windows are ordered by their end
             window = self._windows.pop(key)
             if window.held is not None:
                 self._windows[key] = _Window(max(now, window.ends) + WINDOW_SECONDS)
                 yield window.held
 
-    def end(self) -> Iterator[CoalescedEvent]:
-        """Yield all that is held."""
+    def flush(self) -> Iterator[CoalescedEvent]:
+        """Close all windows and yield the events that they hold."""
         windows, self._windows = self._windows, {}
         yield from (window.held for window in windows.values() if window.held is not None)

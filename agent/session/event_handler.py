@@ -1,4 +1,7 @@
-"""What a QEMU says unasked, made into records: kept until it is known whose it is, and in a storm told once a second."""
+"""Conversion of a connection's events into records.
+
+Events are buffered until the VM is identified. Repeated events are coalesced.
+"""
 
 import asyncio
 import time
@@ -12,86 +15,93 @@ from agent.qmp.protocol import Event
 from agent.session.api import SessionObserver
 from agent.session.event_coalescer import CoalescedEvent, EventCoalescer
 
-EARLY_EVENTS = 1024
-"""How many events are kept while it is not known yet whose they are."""
+MAX_BUFFERED_EVENTS = 1024
+"""Maximum number of events that are buffered until the VM is identified."""
 
 
 class EventHandler:
-    """Hears one connection's events; `end` it."""
+    """Handler of one connection's events: `on_event` for each of them, `attach` once the VM is identified, `close` at the end."""
 
-    def __init__(self, out: SessionObserver, then: Callable[[Vm, Event, int], None]) -> None:
-        """Tell `out` of events, and `then` of each one, with its time in nanoseconds since the epoch."""
-        self._out = out
-        self._then = then
+    def __init__(self, observer: SessionObserver, on_attached_event: Callable[[Vm, Event, int], None]) -> None:
+        """Create a handler that buffers.
+
+        Args:
+            observer: receives the records.
+            on_attached_event: called after each event of an identified VM, with the event's time in nanoseconds since the epoch.
+        """
+        self._observer = observer
+        self._on_attached_event = on_attached_event
         self._vm: Vm | None = None
-        self._early: list[Event] = []
-        self._early_lost = 0
-        self._storms = EventCoalescer()
-        self._calm: asyncio.TimerHandle | None = None
+        self._buffer: list[Event] = []
+        self._dropped = 0
+        self._coalescer = EventCoalescer()
+        self._timer: asyncio.TimerHandle | None = None
 
-    def hear(self, event: Event) -> None:
-        """Take an event at the moment it is read."""
+    def on_event(self, event: Event) -> None:
+        """Handle an event at the moment it is read."""
         if self._vm is not None:
-            self._event(self._vm, event)
-        elif len(self._early) < EARLY_EVENTS:
-            self._early.append(event)
+            self._handle(self._vm, event)
+        elif len(self._buffer) < MAX_BUFFERED_EVENTS:
+            self._buffer.append(event)
         else:
-            self._early_lost += 1
+            self._dropped += 1
 
-    def forget(self) -> None:
-        """Drop what was heard before `begin`: somebody else has told it."""
-        self._early.clear()
-        self._early_lost = 0
+    def discard_buffered(self) -> None:
+        """Discard the buffered events, because another session has reported them."""
+        self._buffer.clear()
+        self._dropped = 0
 
-    def begin(self, vm: Vm) -> None:
-        """Give the events, those that were heard before too, their owner."""
+    def attach(self, vm: Vm) -> None:
+        """Attribute all events to this VM, the buffered ones included."""
         self._vm = vm
-        for event in self._early:
-            self._event(vm, event)
-        if self._early_lost:
-            self._out.on_events_dropped(vm, "before_attach", self._early_lost)
-        self._early.clear()
+        for event in self._buffer:
+            self._handle(vm, event)
+        if self._dropped:
+            self._observer.on_events_dropped(vm, "before_attach", self._dropped)
+        self._buffer.clear()
 
-    def end(self, vm: Vm) -> None:
-        """Tell what a storm still holds."""
-        if self._calm is not None:
-            self._calm.cancel()
-        self._tell(vm, self._storms.end())
-        self._then = lambda _vm, _event, _time_ns: None  # lets go of who listens, who has hold of us
+    def close(self, vm: Vm) -> None:
+        """Report the events that the coalescer still holds."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._report(vm, self._coalescer.flush())
+        self._on_attached_event = lambda _vm, _event, _time_ns: None  # breaks a reference cycle with the session
 
-    def _event(self, vm: Vm, event: Event) -> None:
+    def _handle(self, vm: Vm, event: Event) -> None:
         row = row_of(event.name)
         time_ns = time.time_ns() if event.time_ns is None else event.time_ns
         if row.coalesce_by is None:
-            self._out.on_record(_record(vm, row, event, time_ns))
+            self._observer.on_record(_record(vm, row, event, time_ns))
         else:
-            alike = row.coalesce_key(event.data, row.coalesce_by)
-            self._tell(vm, self._storms.take(alike, event, time_ns, time.monotonic()))
-            self._hold(vm)
-        self._then(vm, event, time_ns)
+            key = row.coalesce_key(event.data, row.coalesce_by)
+            self._report(vm, self._coalescer.take(key, event, time_ns, time.monotonic()))
+            self._start_timer(vm)
+        self._on_attached_event(vm, event, time_ns)
 
-    def _tell(self, vm: Vm, told: Iterable[CoalescedEvent]) -> None:
-        for one in told:
-            more = {
-                "count": one.count,
-                "first_timestamp_seconds": one.first_ns / 1e9,
-                "last_timestamp_seconds": one.last_ns / 1e9,
+    def _report(self, vm: Vm, coalesced: Iterable[CoalescedEvent]) -> None:
+        for group in coalesced:
+            counts = {
+                "count": group.count,
+                "first_timestamp_seconds": group.first_ns / 1e9,
+                "last_timestamp_seconds": group.last_ns / 1e9,
             }
-            record = _record(vm, row_of(one.event.name), one.event, one.last_ns, **(more if one.count > 1 else {}))
-            self._out.on_record(record)
+            row = row_of(group.event.name)
+            self._observer.on_record(
+                _record(vm, row, group.event, group.last_ns, **(counts if group.count > 1 else {}))
+            )
 
-    def _hold(self, vm: Vm) -> None:
-        """Have what a storm holds told in time, whatever QEMU is being asked meanwhile."""
-        if self._calm is None and (at := self._storms.next_at()) < inf:
-            wait = max(0.0, at - time.monotonic())
-            self._calm = asyncio.get_running_loop().call_later(wait, self._tell_held, vm)
+    def _start_timer(self, vm: Vm) -> None:
+        """Schedule the report of held events. It does not wait for QEMU's replies."""
+        if self._timer is None and (at := self._coalescer.next_at()) < inf:
+            delay = max(0.0, at - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._report_due, vm)
 
-    def _tell_held(self, vm: Vm) -> None:
-        self._calm = None
-        self._tell(vm, self._storms.due(time.monotonic()))
-        self._hold(vm)
+    def _report_due(self, vm: Vm) -> None:
+        self._timer = None
+        self._report(vm, self._coalescer.due(time.monotonic()))
+        self._start_timer(vm)
 
 
-def _record(vm: Vm, row: EventRow, event: Event, time_ns: int, **more: Any) -> Record:
-    data = {**row.head, "qemu": event.data, **more}
+def _record(vm: Vm, row: EventRow, event: Event, time_ns: int, **counts: Any) -> Record:
+    data = {**row.head, "qemu": event.data, **counts}
     return Record(row.record_type, vm, data, time_ns, row.subject_of(event.data), row.severity_for(event.data))

@@ -1,4 +1,4 @@
-"""When to ask a VM what: by timer where nothing else tells, at once where an event says that an answer changed. Pure: time is given."""
+"""Scheduling of a VM's polls: by timer, or at once when an event invalidates an answer. Pure: time is an argument."""
 
 from collections.abc import Container, Iterable, Sequence
 from math import ceil, inf
@@ -7,98 +7,103 @@ from typing import TypeVar
 from agent.qmp.commands import Command
 
 SLACK_SECONDS = 0.05
-"""Questions due this close together go out in one write: QEMU pays for each wake-up too."""
+"""Polls due within this time share one write, because each wake-up costs QEMU time."""
 
-MAX_ASKS = 7
-"""Questions in one write. QEMU reads no further, probes included, while eight in-band requests wait (monitor/qmp.c, 4.0 to 11.1)."""
+MAX_COMMANDS_PER_WRITE = 7
+"""QEMU stops reading, out-of-band probes included, while eight in-band requests wait (monitor/qmp.c, 4.0 to 11.1)."""
 
 SPACING_SECONDS = 0.25
-"""A storm of events asks for one thing at most this often."""
+"""Minimum time between two polls of one collector that events demand."""
 
-BUNCH = 8
-"""VMs that are asked at one moment: what the agent does for one is in the processor's caches for the next, and costs two thirds."""
+VMS_PER_SLOT = 8
+"""VMs polled at one moment. The agent's code and data are then in the processor's caches, and a poll costs two thirds."""
 
 
 def next_poll_time(start: float, wait: float, interval: float, phase: float, vms: int) -> float:
-    """Return when a VM is asked again: at its moment, one in each interval and shared with some others, that is nearest to a wait's end.
+    """Return the VM's slot, one in each interval and shared with some other VMs, that is nearest to the end of a wait.
 
     Args:
-        start: when it was asked.
-        wait: how long to wait from then on.
-        interval: how often VMs are asked.
-        phase: where in the interval it would be alone, 0 to 1.
-        vms: how many there are in all.
+        start: time of the last poll, in seconds on the monotonic clock.
+        wait: seconds to wait after `start`.
+        interval: seconds between two polls.
+        phase: the VM's position in the interval, 0 to 1.
+        vms: number of VMs that are polled.
     """
-    if interval < 4 * SLACK_SECONDS:  # the slack would take each moment's questions for the one before
+    if interval < 4 * SLACK_SECONDS:  # the slack would merge each slot with the one before
         return start + wait
-    moments = max(1, vms // BUNCH)
-    own = int(phase * moments) / moments
-    after = start + max(wait - interval / 2, SLACK_SECONDS)
-    return (ceil(after / interval - own) + own) * interval
+    slots = max(1, vms // VMS_PER_SLOT)
+    position = int(phase * slots) / slots
+    earliest = start + max(wait - interval / 2, SLACK_SECONDS)
+    return (ceil(earliest / interval - position) + position) * interval
 
 
 class Schedule:
-    """When each of some named questions is due. Times are seconds on any one monotonic clock."""
+    """Due times of named polls, in seconds on one monotonic clock."""
 
     def __init__(self) -> None:
         self._due: dict[str, float] = {}
-        self._asked: dict[str, float] = {}
+        self._taken: dict[str, float] = {}
 
     def demand(self, names: Iterable[str], now: float) -> None:
-        """Make these due at once, or as soon as their spacing allows."""
+        """Make these polls due at once, or as soon as their spacing allows."""
         for name in names:
-            if self._due.get(name, -inf) > now:  # due already otherwise, as in a storm
-                self._due[name] = min(self._due[name], max(now, self._asked.get(name, -inf) + SPACING_SECONDS))
+            if self._due.get(name, -inf) > now:  # the others are due already, as in a burst of events
+                self._due[name] = min(self._due[name], max(now, self._taken.get(name, -inf) + SPACING_SECONDS))
 
     def plan(self, name: str, at: float) -> None:
-        """Make this due at a time, unless something made it due earlier since it was last taken; `inf` waits for a demand."""
+        """Make a poll due at a time, unless it is due earlier since it was last taken. `inf` waits for `demand`."""
         self._due[name] = min(self._due.get(name, inf), at)
 
     def drop(self, name: str) -> None:
-        """Never ask this again."""
+        """Remove a poll for good."""
         self._due.pop(name, None)
 
     def next_at(self) -> float:
-        """Return when the next question is due; `inf` is never."""
+        """Return when the next poll is due; `inf` means never."""
         return min(self._due.values(), default=inf)
 
     def take(self, now: float, among: Container[str] | None = None) -> list[str]:
-        """Return what is due (and among these), by when it was due, and put it off until it is planned or demanded again."""
+        """Return the due polls in the order of their due times. Each waits for its next `plan` or `demand`.
+
+        Args:
+            now: the current time.
+            among: names to consider; None considers all.
+        """
         names = (name for name, at in self._due.items() if at <= now + SLACK_SECONDS)
         due = sorted((name for name in names if among is None or name in among), key=self._due.__getitem__)
         for name in due:
             self._due[name] = inf
         if due:
-            recent = {name: at for name, at in self._asked.items() if at > now - SPACING_SECONDS}
-            self._asked = recent | dict.fromkeys(due, now)
+            recent = {name: at for name, at in self._taken.items() if at > now - SPACING_SECONDS}
+            self._taken = recent | dict.fromkeys(due, now)
         return due
 
 
 class Pacer:
-    """Moments for what takes so much of our own time or memory that it is not done for all VMs at once."""
+    """Spreads expensive work of many VMs over time."""
 
-    def __init__(self, spacing_seconds: float, most_seconds: float) -> None:
+    def __init__(self, spacing_seconds: float, max_delay_seconds: float) -> None:
         self._spacing_seconds = spacing_seconds
-        self._most_seconds = most_seconds
+        self._max_delay_seconds = max_delay_seconds
         self._next = -inf
 
     def take(self, now: float) -> float:
-        """Return the next moment that nobody else has, or the last one where that would be too long a wait."""
-        at = min(max(now, self._next), now + self._most_seconds)
+        """Return the next free moment, at most `max_delay_seconds` from now."""
+        at = min(max(now, self._next), now + self._max_delay_seconds)
         self._next = at + self._spacing_seconds
         return at
 
 
 Who = TypeVar("Who")
-Rounds = list[tuple[Who, Sequence[Command]]]
-"""Who asks, and what."""
+Batch = list[tuple[Who, Sequence[Command]]]
+"""Pairs of a requester and its commands."""
 
 
-def split_batch(rounds: Rounds[Who]) -> tuple[Rounds[Who], Rounds[Who]]:
-    """Cut off as many as go into one write; return them and the others."""
+def split_batch(batch: Batch[Who]) -> tuple[Batch[Who], Batch[Who]]:
+    """Split off the part that fits one write; return it and the rest."""
     count = 0
-    for index, (_, asks) in enumerate(rounds):
-        count += len(asks)
-        if index and count > MAX_ASKS:
-            return rounds[:index], rounds[index:]
-    return rounds, []
+    for index, (_, commands) in enumerate(batch):
+        count += len(commands)
+        if index and count > MAX_COMMANDS_PER_WRITE:
+            return batch[:index], batch[index:]
+    return batch, []

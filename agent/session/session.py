@@ -70,7 +70,7 @@ class Session:
         self._passage = passage
         self._vm: Vm | None = None
         self._facts = Facts()
-        self._ear = EventHandler(out, self._heard)
+        self._event_handler = EventHandler(out, self._heard)
         self._behind = HostProcess(terms)
         self._schedule = Schedule()
         self._idling: asyncio.Future[None] | None = None
@@ -94,11 +94,11 @@ class Session:
 
     def hear(self, event: Event) -> None:
         """Take an event at the moment it is read."""
-        self._ear.hear(event)
+        self._event_handler.on_event(event)
 
     def forget(self) -> None:
         """Drop what was heard before `watch`: somebody else has told it."""
-        self._ear.forget()
+        self._event_handler.discard_buffered()
 
     def _heard(self, vm: Vm, event: Event, time_ns: int) -> None:
         """Take what an event says besides, and ask what it asks for."""
@@ -149,7 +149,7 @@ class Session:
         self._vm = vm
         self._schedule.plan(_DISCOVER, self._terms.first_looks.take(time.monotonic()))
         self._schedule.plan(THREADS, inf)
-        self._ear.begin(vm)
+        self._event_handler.attach(vm)
         client.ended.add_done_callback(lambda _: self._rouse())
         self._terms.asked += 1
         with contextlib.closing(self._behind):
@@ -160,7 +160,7 @@ class Session:
                     await self._step(client, vm, self._schedule.take(time.monotonic()))
             finally:
                 self._terms.asked -= 1
-                self._ear.end(vm)
+                self._event_handler.close(vm)
 
     async def _step(self, client: MonitorConnection, vm: Vm, names: Sequence[str]) -> None:
         """Do what is due, or wait until something is."""

@@ -112,7 +112,7 @@ async def test_whatever_is_in_an_event(app: Watching) -> None:
     def holds(name: str, data: dict[str, Any], time_ns: int | None) -> None:
         app.sent.clear()
         session = Session(app._terms, app, lambda _state, _reason: None, MigrationState())
-        session._ear.begin(app.vm)
+        session._event_handler.attach(app.vm)
         session.hear(Event(name, data, time_ns))
         in_order(app)
 

@@ -11,7 +11,7 @@ from agent.collectors import Intervals
 from agent.exposition.snapshot import Snapshot
 from agent.model.record import RecordEncoder, Severity
 from agent.qmp.protocol import Event
-from agent.session.event_coalescer import MAX_STORMS, WINDOW_SECONDS, CoalescedEvent, EventCoalescer
+from agent.session.event_coalescer import MAX_WINDOWS, WINDOW_SECONDS, CoalescedEvent, EventCoalescer
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.fixtures import StartGuest
 from tests.lab.qmp_bytes import line
@@ -31,55 +31,55 @@ def told(tellings: Any) -> list[tuple[int, int, int]]:
 
 
 def test_the_first_is_told_at_once_and_those_of_the_same_second_as_one() -> None:
-    storms = EventCoalescer()
-    assert told(storms.take(("a",), event(), 5, 10.0)) == [(1, 5, 5)]
+    coalescer = EventCoalescer()
+    assert told(coalescer.take(("a",), event(), 5, 10.0)) == [(1, 5, 5)]
     for number in range(6, 1000):
-        assert told(storms.take(("a",), event(number), number, 10.5)) == []
-    assert told(storms.due(10.9)) == []
-    assert storms.next_at() == 10 + WINDOW_SECONDS
-    (telling,) = storms.due(11)
+        assert told(coalescer.take(("a",), event(number), number, 10.5)) == []
+    assert told(coalescer.due(10.9)) == []
+    assert coalescer.next_at() == 10 + WINDOW_SECONDS
+    (telling,) = coalescer.due(11)
     assert (telling.count, telling.first_ns, telling.last_ns, telling.event.data["number"]) == (994, 6, 999, 999)
 
 
 def test_a_storm_that_goes_on_is_told_each_second_and_one_that_does_not_is_forgotten() -> None:
-    storms = EventCoalescer()
-    list(storms.take(("a",), event(), 1, 0.0))
-    list(storms.take(("a",), event(), 2, 0.5))
-    assert told(storms.due(1.0)) == [(1, 2, 2)]
-    assert told(storms.take(("a",), event(), 3, 1.5)) == []
-    assert told(storms.due(2.0)) == [(1, 3, 3)]
-    assert told(storms.due(3.0)) == []
-    assert storms.next_at() == float("inf")
-    assert told(storms.take(("a",), event(), 4, 3.1)) == [(1, 4, 4)]
+    coalescer = EventCoalescer()
+    list(coalescer.take(("a",), event(), 1, 0.0))
+    list(coalescer.take(("a",), event(), 2, 0.5))
+    assert told(coalescer.due(1.0)) == [(1, 2, 2)]
+    assert told(coalescer.take(("a",), event(), 3, 1.5)) == []
+    assert told(coalescer.due(2.0)) == [(1, 3, 3)]
+    assert told(coalescer.due(3.0)) == []
+    assert coalescer.next_at() == float("inf")
+    assert told(coalescer.take(("a",), event(), 4, 3.1)) == [(1, 4, 4)]
 
 
 def test_a_storm_hides_no_other() -> None:
-    storms = EventCoalescer()
-    list(storms.take(("a",), event(), 1, 0.0))
-    list(storms.take(("a",), event(), 2, 0.1))
-    assert told(storms.take(("b",), event(), 3, 0.2)) == [(1, 3, 3)]
+    coalescer = EventCoalescer()
+    list(coalescer.take(("a",), event(), 1, 0.0))
+    list(coalescer.take(("a",), event(), 2, 0.1))
+    assert told(coalescer.take(("b",), event(), 3, 0.2)) == [(1, 3, 3)]
 
 
 def test_there_is_room_for_so_many_and_what_has_to_make_room_is_told() -> None:
-    storms = EventCoalescer()
-    list(storms.take(("first",), event(), 1, 0.0))
-    list(storms.take(("first",), event(), 2, 0.0))
-    for number in range(MAX_STORMS - 1):
-        list(storms.take((number,), event(), 3, 0.0))
-    assert told(storms.take(("one more",), event(), 4, 0.0)) == [(1, 2, 2), (1, 4, 4)]
+    coalescer = EventCoalescer()
+    list(coalescer.take(("first",), event(), 1, 0.0))
+    list(coalescer.take(("first",), event(), 2, 0.0))
+    for number in range(MAX_WINDOWS - 1):
+        list(coalescer.take((number,), event(), 3, 0.0))
+    assert told(coalescer.take(("one more",), event(), 4, 0.0)) == [(1, 2, 2), (1, 4, 4)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 2), st.booleans()), max_size=60))
 def test_whatever_comes_whenever_every_event_is_counted_once(steps: list[tuple[int, float, bool]]) -> None:
-    storms, now, tellings = EventCoalescer(), 0.0, list[CoalescedEvent]()
+    coalescer, now, tellings = EventCoalescer(), 0.0, list[CoalescedEvent]()
     for key, wait, look in steps:
         now += wait
         if look:
-            tellings += storms.due(now)
-        tellings += storms.take((key,), event(), 1, now)
-    tellings += storms.end()
+            tellings += coalescer.due(now)
+        tellings += coalescer.take((key,), event(), 1, now)
+    tellings += coalescer.flush()
     assert sum(one.count for one in tellings) == len(steps)
-    assert list(storms.end()) == []
+    assert list(coalescer.flush()) == []
 
 
 # --- In a session ---

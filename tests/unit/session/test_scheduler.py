@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.common.backoff import back_off
-from agent.session.scheduler import BUNCH, SLACK_SECONDS, SPACING_SECONDS, Pacer, Schedule, next_poll_time
+from agent.session.scheduler import SLACK_SECONDS, SPACING_SECONDS, VMS_PER_SLOT, Pacer, Schedule, next_poll_time
 
 
 def scheduled(**at: float) -> Schedule:
@@ -114,8 +114,8 @@ def test_each_interval_has_one_moment_of_a_vms(start: float, interval: float, ph
 
 def test_some_vms_have_one_moment_and_all_moments_have_some() -> None:
     shared = Counter(round(next_poll_time(1000, 10, 10, number / 1000, 1000), 6) for number in range(1000))
-    assert len(shared) == 1000 // BUNCH
-    assert set(shared.values()) == {BUNCH}
+    assert len(shared) == 1000 // VMS_PER_SLOT
+    assert set(shared.values()) == {VMS_PER_SLOT}
 
 
 def test_few_vms_share_one_moment() -> None:

@@ -56,13 +56,18 @@ def parse_level(text: str) -> Level:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedLevel:
-    """A level on a disk of a certain size."""
+    """A level on a disk of a known size.
 
-    level: Level
+    Attributes:
+        text: The level as the config has it.
+        bytes: The bytes in use above which the level is exceeded.
+    """
+
+    text: str
     bytes: int
 
 
 def resolve_levels(levels: Sequence[Level], limit: int) -> tuple[ResolvedLevel, ...]:
-    """Return the rungs of a disk of `limit` bytes, from the lowest up; levels that lie outside the disk have none."""
-    made = {level.bytes_of(limit): level for level in levels}
-    return tuple(ResolvedLevel(made[size], size) for size in sorted(made) if 0 < size < min(limit, MAX_BYTES))
+    """Resolve levels on a disk of `limit` bytes, the lowest first. Levels that lie outside the disk are left out."""
+    text_of = {level.bytes_of(limit): level.text for level in levels}
+    return tuple(ResolvedLevel(text_of[size], size) for size in sorted(text_of) if 0 < size < min(limit, MAX_BYTES))

@@ -21,7 +21,7 @@ from agent.model.metrics.block import BLOCK, BLOCK_LAYER
 from agent.model.record import Record, Severity, Vm
 from agent.qmp.commands import Command
 
-NOTE = "alerts/"
+NOTE_PREFIX = "alerts/"
 """How the names of what is kept begin; a VM's UUID follows."""
 
 AWAY_SECONDS = 60.0
@@ -64,7 +64,7 @@ class AlertManager:
     """One for the agent."""
 
     def __init__(self, host: str, planner: PolicyLookup, measurer: DeviceSizeLookup = lambda _vm, _path: None) -> None:
-        self.book = AlertStore()
+        self.store = AlertStore()
         self._host = host
         self._planner = planner
         self._measurer = measurer
@@ -72,7 +72,7 @@ class AlertManager:
         self._lives = ActiveInstances()
         self._noted: set[str] = set()
 
-    def replan(self, planner: PolicyLookup) -> None:
+    def set_policy(self, planner: PolicyLookup) -> None:
         """Go by another plan from here on: what it changes shows at the next look at each disk, which is wanted now."""
         self._planner = planner
         for one in self._vms.values():
@@ -83,32 +83,32 @@ class AlertManager:
 
     # Over restarts.
 
-    def recall(self, notes: dict[str, object], now: float) -> None:
+    def restore(self, notes: dict[str, object], now: float) -> None:
         """Take what was kept in an earlier run. A VM that does not come back in time is gone."""
         for name, value in notes.items():
-            uuid = name.removeprefix(NOTE)
+            uuid = name.removeprefix(NOTE_PREFIX)
             self._noted.add(uuid)
             if isinstance(value, dict):
                 disks = value.get("disks")
                 kept = disks if isinstance(disks, dict) else {}
                 self._vms[uuid] = VmAlertState(Vm(self._host, uuid, uuid), kept=kept, gone_at=now)
-                self.book.recall(self._host, uuid, value.get("firing"))
+                self.store.restore(self._host, uuid, value.get("firing"))
 
-    def note(self, uuid: str) -> tuple[str, Any]:
+    def state_note(self, uuid: str) -> tuple[str, Any]:
         """Return what has to be kept of a VM: a name, and a value that JSON can say, or None where there is nothing."""
         one = self._vms.get(uuid)
         disks = dict(one.kept) if one is not None else {}
         if one is not None:
             disks |= {device: guard.remember() for device, guard in one.guards.items() if guard.told or guard.armed}
-        firing = self.book.remember(uuid)
+        firing = self.store.to_note(uuid)
         (self._noted.add if disks or firing else self._noted.discard)(uuid)
-        return NOTE + uuid, {"disks": disks, "firing": firing} if disks or firing else None
+        return NOTE_PREFIX + uuid, {"disks": disks, "firing": firing} if disks or firing else None
 
-    def forgotten(self) -> list[str]:
+    def stale_notes(self) -> list[str]:
         """Return the VMs that are gone and of which something is kept all the same; their `note` says that it need not be."""
         return sorted(self._noted - self._vms.keys())
 
-    def ladder(self, vm: Vm, device: str) -> tuple[ResolvedLevel, ...]:
+    def levels(self, vm: Vm, device: str) -> tuple[ResolvedLevel, ...]:
         """Return the rungs of a VM's disk, from the lowest up; none where nothing is wanted or can be said of it."""
         one = self._of(vm)
         guard = one.guards.get(device) if one is not None else None
@@ -116,25 +116,25 @@ class AlertManager:
 
     # Lives.
 
-    def attached(self, vm: Vm, time_ns: int = 0) -> list[PendingAlert]:
+    def on_attached(self, vm: Vm, time_ns: int = 0) -> list[PendingAlert]:
         """A VM is there. Where another process of its UUID is there too, that one counts until it is gone or hands over."""
         self._lives.attached(vm)
         one = self._vms.get(vm.uuid)
         over: list[Alert] = []
         if one is not None and one.shut:
             # A new process: what befell the old one is over, but its disks are as full as they were.
-            over = [alert for alert in self.book if alert.vm.uuid == vm.uuid and alert.name != "write_threshold"]
+            over = [alert for alert in self.store if alert.vm.uuid == vm.uuid and alert.name != "write_threshold"]
         self._hand_over(vm.uuid)
-        return self._told(self.book.resolve_all(over, time_ns, "vm_gone"))
+        return self._told(self.store.resolve_all(over, time_ns, "vm_gone"))
 
-    def gone(self, vm: Vm, now: float, *, for_good: bool) -> None:
+    def on_gone(self, vm: Vm, now: float, *, for_good: bool) -> None:
         """A VM is not there any more; where not for good, it has a while to come back."""
         self._lives.gone(vm)
         one = self._vms.get(vm.uuid)
         if one is not None and one.vm == vm and not self._hand_over(vm.uuid):
             one.gone_at, one.shut = (now - AWAY_SECONDS if for_good else now), for_good
 
-    def runs(self, vm: Vm, time_ns: int, *, running: bool, status: str = "") -> list[PendingAlert]:
+    def on_run_state(self, vm: Vm, time_ns: int, *, running: bool, status: str = "") -> list[PendingAlert]:
         """Take what a look says of whether a VM runs; the first one tells what began or ended while nobody listened."""
         self._lives.runs(vm, running)
         self._hand_over(vm.uuid)
@@ -145,15 +145,15 @@ class AlertManager:
         return self._told(self._met(one, time_ns, running=running, status=status)) if first else []
 
     def _met(self, one: VmAlertState, time_ns: int, *, running: bool, status: str) -> Iterator[Record]:
-        over = [alert for alert in self.book if running and alert.fingerprint in one.doubts]
-        yield from self.book.resolve_all(over, time_ns, "running")
-        if any(alert.vm.uuid == one.vm.uuid and "RESUME" in alert.ends_with for alert in self.book):
+        over = [alert for alert in self.store if running and alert.fingerprint in one.doubts]
+        yield from self.store.resolve_all(over, time_ns, "running")
+        if any(alert.vm.uuid == one.vm.uuid and "RESUME" in alert.ends_with for alert in self.store):
             return
         for rule in RULES:
             if rule.status and rule.status == status:
                 more = {"help": rule.help, "event": rule.event, "detected_by": DetectedBy.MISSED.value}
                 alert = Alert(rule.alert, one.vm, "", "", rule.severity, time_ns, more, ends_with=rule.until)
-                yield from _some(self.book.fire(alert))
+                yield from _some(self.store.fire(alert))
 
     def _hand_over(self, uuid: str) -> bool:
         """Let another process of a UUID count where it should; return whether one does now."""
@@ -171,7 +171,7 @@ class AlertManager:
         if one is not None and one.gone_at is None:
             new.wants |= {"block", "nodes"}
         else:
-            doubts = (a.fingerprint for a in self.book if a.vm.uuid == uuid and "RESUME" in a.ends_with)
+            doubts = (a.fingerprint for a in self.store if a.vm.uuid == uuid and "RESUME" in a.ends_with)
             new.doubts = frozenset(doubts) or NOTHING
         return True
 
@@ -180,17 +180,17 @@ class AlertManager:
         return self._told(self._passed(now, now_ns))
 
     def _passed(self, now: float, now_ns: int) -> Iterator[Record]:
-        yield from self.book.expired(now_ns)
+        yield from self.store.resolve_expired(now_ns)
         for uuid, one in list(self._vms.items()):
             if one.gone_at is not None and now - one.gone_at >= AWAY_SECONDS:
                 del self._vms[uuid]
-                yield from self.book.gone(uuid, now_ns)
+                yield from self.store.resolve_vm(uuid, now_ns)
 
     # What comes.
 
-    def event(self, event: Record, name: str, now_ns: int) -> list[PendingAlert]:
+    def on_event(self, event: Record, name: str, now_ns: int) -> list[PendingAlert]:
         """Take an event; `name` is QEMU's name of it."""
-        if name not in _HEEDED and name not in self.book.enders:
+        if name not in _HEEDED and name not in self.store.ending_events:
             return []  # as most are, and in a flood all
         return self._told(self._happened(event, name, now_ns))
 
@@ -199,7 +199,7 @@ class AlertManager:
         if name in ("RESUME", "STOP"):
             self._lives.runs(event.vm, name == "RESUME")
             self._hand_over(event.vm.uuid)
-        yield from self.book.ended_by(event.vm, name, event.time_ns)
+        yield from self.store.resolve_by_event(event.vm, name, event.time_ns)
         one = self._vms.get(event.vm.uuid)
         for rule in _BY_EVENT.get(name, ()):
             if rule.when(data):
@@ -214,7 +214,7 @@ class AlertManager:
                 alert = Alert(rule.alert, event.vm, subject, "", rule.severity, event.time_ns, more, until_ns, ends)
                 if one is not None:
                     one.doubts -= {alert.fingerprint}
-                yield from _some(self.book.fire(alert))
+                yield from _some(self.store.fire(alert))
         if name == "BLOCK_WRITE_THRESHOLD":
             yield from self._threshold(event, data, now_ns)
 
@@ -240,9 +240,9 @@ class AlertManager:
         until_ns = now_ns + int(HOUR * 1e9)
         level = f"threshold {threshold}"
         alert = Alert("write_threshold", event.vm, device, level, Severity.WARNING, event.time_ns, more, until_ns)
-        yield from _some(self.book.fire(alert))
+        yield from _some(self.store.fire(alert))
 
-    def samples(
+    def on_samples(
         self, vm: Vm, samples: Sequence[Sample], now: float, time_ns: int, *, families: Collection[Family] = ()
     ) -> tuple[list[PendingAlert], list[Sample]]:
         """Take what a poll says, which is all that there is of these families; return what is to be told, and how full the disks are.
@@ -317,16 +317,16 @@ class AlertManager:
             del one.guards[device]
         over = [
             alert
-            for alert in self.book
+            for alert in self.store
             if alert.vm.uuid == one.vm.uuid
             and alert.name == "write_threshold"
             and alert.subject not in there
             and alert.data.get("layer") != "node"
         ]
-        return self.book.resolve_all(over, time_ns, "unplugged")
+        return self.store.resolve_all(over, time_ns, "unplugged")
 
     def _told(self, records: Iterable[Record]) -> list[PendingAlert]:
-        return [PendingAlert(record, self.note(record.vm.uuid)) for record in records]
+        return [PendingAlert(record, self.state_note(record.vm.uuid)) for record in records]
 
     def _tell(
         self, one: VmAlertState, device: str, guard: ThresholdTracker, crossings: Iterable[LevelCrossing], time_ns: int
@@ -335,11 +335,11 @@ class AlertManager:
             severity = Severity.CRITICAL if crossing.top else Severity.WARNING
             more = {"detected_by": crossing.detected_by.value, "device": device, "layer": "storage", "owner": "agent"}
             more |= {"level_bytes": crossing.rung.bytes} | figures(guard)
-            alert = Alert("write_threshold", one.vm, device, crossing.rung.level.text, severity, time_ns, more)
+            alert = Alert("write_threshold", one.vm, device, crossing.rung.text, severity, time_ns, more)
             if crossing.firing:
-                yield from _some(self.book.fire(alert))
+                yield from _some(self.store.fire(alert))
             else:
-                yield from _some(self.book.resolve(alert, time_ns, crossing.ended.value, figures(guard)))
+                yield from _some(self.store.resolve(alert, time_ns, crossing.ended.value, figures(guard)))
 
     # What is to be done.
 

@@ -60,7 +60,7 @@ class AlertStore:
 
     def __init__(self) -> None:
         self._firing: dict[str, Alert] = {}
-        self.enders: set[str] = set()
+        self.ending_events: set[str] = set()
         """Events that may end one of them."""
 
     def __iter__(self) -> Iterator[Alert]:
@@ -71,7 +71,7 @@ class AlertStore:
 
     def fire(self, alert: Alert) -> Record | None:
         """Take an alert; return the record that tells it, or None where it fires already."""
-        self.enders |= alert.ends_with
+        self.ending_events |= alert.ends_with
         known = self._firing.get(alert.fingerprint)
         if known is not None:
             self._firing[alert.fingerprint] = replace(alert, since_ns=known.since_ns)
@@ -84,15 +84,15 @@ class AlertStore:
         known = self._firing.pop(alert.fingerprint, None)
         return known.record("resolved", time_ns, {"resolved_by": reason, **(more or {})}) if known is not None else None
 
-    def ended_by(self, vm: Vm, event: str, time_ns: int) -> Iterator[Record]:
+    def resolve_by_event(self, vm: Vm, event: str, time_ns: int) -> Iterator[Record]:
         """Resolve what an event of a VM ends."""
         return self.resolve_all((a for a in self if a.vm.uuid == vm.uuid and event in a.ends_with), time_ns, event)
 
-    def gone(self, uuid: str, time_ns: int) -> Iterator[Record]:
+    def resolve_vm(self, uuid: str, time_ns: int) -> Iterator[Record]:
         """Resolve all of a VM that is gone."""
         return self.resolve_all((alert for alert in self if alert.vm.uuid == uuid), time_ns, "vm_gone")
 
-    def expired(self, time_ns: int) -> Iterator[Record]:
+    def resolve_expired(self, time_ns: int) -> Iterator[Record]:
         """Resolve what ends by itself."""
         return self.resolve_all((alert for alert in self if 0 < alert.until_ns <= time_ns), time_ns, "time")
 
@@ -105,7 +105,7 @@ class AlertStore:
 
     # Over restarts.
 
-    def remember(self, uuid: str) -> list[dict[str, Any]]:
+    def to_note(self, uuid: str) -> list[dict[str, Any]]:
         """Return what fires of a VM, as JSON can say it."""
         return [
             {
@@ -123,8 +123,8 @@ class AlertStore:
             if a.vm.uuid == uuid
         ]
 
-    def recall(self, host: str, uuid: str, kept: object) -> None:
-        """Take what `remember` returned in an earlier run; what does not fit is ignored."""
+    def restore(self, host: str, uuid: str, kept: object) -> None:
+        """Take what `to_note` returned in an earlier run; what does not fit is ignored."""
         for item in kept if isinstance(kept, list) else ():
             try:
                 alert = Alert(
@@ -141,4 +141,4 @@ class AlertStore:
             except (KeyError, TypeError, ValueError):
                 continue
             self._firing.setdefault(alert.fingerprint, alert)
-            self.enders |= alert.ends_with
+            self.ending_events |= alert.ends_with

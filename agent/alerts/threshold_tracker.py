@@ -218,19 +218,19 @@ class ThresholdTracker:
             return  # it is not known now
         ladder, used, slack = self.ladder, self.used, int(self.limit * self.plan.hysteresis)
         for rung in ladder:
-            if used > rung.bytes and rung.level.text not in self._told:
+            if used > rung.bytes and rung.text not in self._told:
                 yield rung, True
         for rung in reversed(ladder):
-            if used <= rung.bytes - slack and rung.level.text in self._told:
+            if used <= rung.bytes - slack and rung.text in self._told:
                 yield rung, False
-        for text in sorted(self._told - {rung.level.text for rung in ladder}):
-            yield ResolvedLevel(Level(text), 0), False
+        for text in sorted(self._told - {rung.text for rung in ladder}):
+            yield ResolvedLevel(text, 0), False
 
     def _compare(self, detected_by: DetectedBy) -> Iterator[LevelCrossing]:
         """Yield what changed since it was told, and take it as told."""
         ladder = self.ladder
         for rung, firing in list(self._changes()):
-            self._told = self._told | {rung.level.text} if firing else self._told - {rung.level.text}
+            self._told = self._told | {rung.text} if firing else self._told - {rung.text}
             top = len(ladder) > 1 and rung == ladder[-1]
             ended = ResolvedReason.SPACE if rung in ladder else ResolvedReason.LEVEL_GONE
             yield LevelCrossing(
@@ -240,7 +240,7 @@ class ThresholdTracker:
     # What is to be done.
 
     def _next(self) -> ResolvedLevel | None:
-        return next((rung for rung in self.ladder if rung.level.text not in self._told), None)
+        return next((rung for rung in self.ladder if rung.text not in self._told), None)
 
     def wanted(self) -> tuple[str, int] | None:
         """Return the node and the value to be put into its slot now, or None where nothing is."""

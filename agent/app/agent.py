@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from agent.alerts.alertmanager import AlertmanagerClient
-from agent.alerts.manager import NOTE, AlertManager, PendingAlert
+from agent.alerts.manager import NOTE_PREFIX, AlertManager, PendingAlert
 from agent.app import health
 from agent.app.builders import (
     StartError,
@@ -102,13 +102,13 @@ class Agent:
         self._send(record)
         if record.type.startswith("qemu.event."):
             self.snapshot.event(record)
-            if told := self.alerts.event(record, record.data["event"], time.time_ns()):
+            if told := self.alerts.on_event(record, record.data["event"], time.time_ns()):
                 self._tell(told)
         elif record.type == "qemu.vm.attached":
-            self._tell(self.alerts.attached(record.vm, record.time_ns))
+            self._tell(self.alerts.on_attached(record.vm, record.time_ns))
         elif record.type in ("qemu.vm.gone", "qemu.vm.detached", "qemu.vm.migrated_out"):
             for_good = "shutdown_reason" in record.data or record.type == "qemu.vm.migrated_out"
-            self.alerts.gone(record.vm, time.monotonic(), for_good=for_good)
+            self.alerts.on_gone(record.vm, time.monotonic(), for_good=for_good)
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Take all that a VM has of these families."""
@@ -117,13 +117,13 @@ class Agent:
         for sample in news:
             self._send(Record(sample.family.type, vm, sample.data, time_ns, sample.subject))
         if families[0].name.startswith("block"):
-            told, spaces = self.alerts.samples(vm, samples, time.monotonic(), time_ns, families=families)
+            told, spaces = self.alerts.on_samples(vm, samples, time.monotonic(), time_ns, families=families)
             self.snapshot.samples(vm, (BLOCK_SPACE,), spaces, time_ns)
             self._tell(told)
         for sample in samples if RUNSTATE in families else ():
             if type(running := sample.values.get("running")) is bool:
                 status = str(sample.values.get("status", ""))
-                self._tell(self.alerts.runs(vm, time_ns, running=running, status=status))
+                self._tell(self.alerts.on_run_state(vm, time_ns, running=running, status=status))
 
     def _tell(self, told: Sequence[PendingAlert]) -> None:
         """Send alerts, each in one transaction with what has to be remembered of it."""
@@ -175,7 +175,7 @@ class Agent:
         """Return the thresholds to be set now. What is about to be set is remembered first."""
         orders = self.alerts.pending_commands(vm)
         if orders:
-            await self.delivery.keep(StateNote(*self.alerts.note(vm.uuid)), KEEP_SECONDS)
+            await self.delivery.keep(StateNote(*self.alerts.state_note(vm.uuid)), KEEP_SECONDS)
         return orders
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
@@ -215,7 +215,7 @@ class Agent:
         self.metrics.read_reload(self.reload)
         self.metrics.read_endpoint(self.build_endpoint.refused_connections)
         self.metrics.read_delivery(self.delivery)
-        self.metrics.read_alerts(self.alerts.book)
+        self.metrics.read_alerts(self.alerts.store)
         return self.metrics.render()
 
     def unready_reasons(self) -> list[str]:
@@ -248,11 +248,11 @@ class Agent:
 
     def firing_alerts(self) -> list[dict[str, Any]]:
         """Return what fires, as JSON can say it."""
-        return health.alerts(self.alerts.book)
+        return health.alerts(self.alerts.store)
 
     def resolved_levels(self, vm: Vm, device: str) -> list[tuple[str, int]]:
         """Return a disk's levels."""
-        return [(rung.level.text, rung.bytes) for rung in self.alerts.ladder(vm, device)]
+        return [(level.text, level.bytes) for level in self.alerts.levels(vm, device)]
 
     def on_scrape(self, seconds: float) -> None:
         """Take note of a scrape."""
@@ -271,7 +271,9 @@ class Agent:
             StartError: the endpoint's address cannot be had.
         """
         async with self._endpoint() as url, self.delivery.running(self.config.timeouts.shutdown):
-            self.alerts.recall({k: v for k, v in self.delivery.kept.items() if k.startswith(NOTE)}, time.monotonic())
+            self.alerts.restore(
+                {k: v for k, v in self.delivery.kept.items() if k.startswith(NOTE_PREFIX)}, time.monotonic()
+            )
             self.watching = asyncio.create_task(self._watch(read or (lambda: self.config)), name="watch")
             try:
                 yield url
@@ -295,7 +297,7 @@ class Agent:
         self.alertmanager = self._telling = None
         if (to := self.config.alerts.alertmanager) is not None:
             self.alertmanager = AlertmanagerClient(to.url, to.resend_interval, to.labels)
-            run = self.alertmanager.run(self.alerts.book, self._alerts_changed)
+            run = self.alertmanager.run(self.alerts.store, self._alerts_changed)
             self._telling = self._tasks.create_task(run, name="alertmanager")
 
     def apply(self, config: Config) -> None:
@@ -305,7 +307,7 @@ class Agent:
         self._terms.renew(session_settings(config, self))
         self.snapshot.limits = SeriesLimits(**config.limits.model_dump())
         if before.alerts.write_threshold != config.alerts.write_threshold:
-            self.alerts.replan(partial(threshold_policy, config.alerts.write_threshold))
+            self.alerts.set_policy(partial(threshold_policy, config.alerts.write_threshold))
         if before.alerts.alertmanager != config.alerts.alertmanager:
             self._tell_alertmanager()
         self._ways.set(discoverers(config))
@@ -317,7 +319,7 @@ class Agent:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._tell(self.alerts.tick(time.monotonic(), time.time_ns()))
-            notes = [StateNote(*self.alerts.note(uuid)) for uuid in self.alerts.forgotten()]
+            notes = [StateNote(*self.alerts.state_note(uuid)) for uuid in self.alerts.stale_notes()]
             await asyncio.gather(*(self.delivery.keep(note, KEEP_SECONDS) for note in notes))  # all in one commit
             self.progress.ticked_at = time.monotonic()
 

@@ -95,10 +95,10 @@ def fire(guard: ThresholdTracker, event: dict[str, Any] | None) -> list[LevelCro
 
 
 def told(crossings: list[LevelCrossing]) -> list[tuple[str, DetectedBy, bool]]:
-    return [(crossing.rung.level.text, crossing.detected_by, crossing.firing) for crossing in crossings]
+    return [(crossing.rung.text, crossing.detected_by, crossing.firing) for crossing in crossings]
 
 
-def overseer(mode: ThresholdMode = ThresholdMode.ARM, *levels: str) -> AlertManager:
+def alert_manager(mode: ThresholdMode = ThresholdMode.ARM, *levels: str) -> AlertManager:
     return AlertManager(HOST, lambda _vm, _disk: plan(mode, *levels))
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agent.alerts.levels import MAX_BYTES, parse_level, resolve_levels
-from agent.alerts.manager import NOTE, AlertManager, PendingAlert
+from agent.alerts.manager import NOTE_PREFIX, AlertManager, PendingAlert
 from agent.alerts.space_metrics import space
 from agent.alerts.threshold_types import ThresholdMode, ThresholdPolicy
 from agent.model.family import Sample
@@ -141,8 +141,10 @@ class Agent:
         self.qemu = qemu
         self.journal = journal
         self.told: list[Record] = []
-        self.overseer = AlertManager(HOST, lambda _vm, _disk: ThresholdPolicy(mode, LEVELS, HYSTERESIS), self._measure)
-        self.overseer.recall({k: v for k, v in journal.notes.items() if k.startswith(NOTE)}, now)
+        self.alert_manager = AlertManager(
+            HOST, lambda _vm, _disk: ThresholdPolicy(mode, LEVELS, HYSTERESIS), self._measure
+        )
+        self.alert_manager.restore({k: v for k, v in journal.notes.items() if k.startswith(NOTE_PREFIX)}, now)
 
     def _measure(self, _vm: Vm, path: str) -> int | None:
         sizes = {node.medium.path: node.medium.size for node in self.qemu.nodes.values()}
@@ -156,21 +158,23 @@ class Agent:
     def event(self, data: dict[str, Any], now_ns: int) -> None:
         body = {"event": "BLOCK_WRITE_THRESHOLD", "category": "block", "qemu": data}
         record = Record("qemu.event.block_write_threshold", VM, body, now_ns, data["node-name"])
-        self.tell(self.overseer.event(record, "BLOCK_WRITE_THRESHOLD", now_ns))
+        self.tell(self.alert_manager.on_event(record, "BLOCK_WRITE_THRESHOLD", now_ns))
 
     def hear(self, look: Look, now: float) -> None:
         """Take an answer."""
         families = (BLOCK, BLOCK_LAYER) if look.with_nodes else (BLOCK,)
-        told, spaces = self.overseer.samples(VM, self.qemu.samples(look), now, int(now * 1e9), families=families)
-        guards = self.overseer._vms[UUID].guards.items()
+        told, spaces = self.alert_manager.on_samples(
+            VM, self.qemu.samples(look), now, int(now * 1e9), families=families
+        )
+        guards = self.alert_manager._vms[UUID].guards.items()
         assert spaces == [found for disk, guard in guards if (found := space(disk, guard)) is not None]
         self.tell(told)
 
     def pending_commands(self) -> list[tuple[str, int]]:
         """Return what is to be set, by node; `journal` gets the note that goes before it."""
-        orders = self.overseer.pending_commands(VM)
+        orders = self.alert_manager.pending_commands(VM)
         if orders:
-            self.journal.put(None, self.overseer.note(UUID))
+            self.journal.put(None, self.alert_manager.state_note(UUID))
         found = []
         for device, ask in orders:
             assert device == DEVICE
@@ -181,7 +185,7 @@ class Agent:
 
 def ladder(size: int) -> dict[str, int]:
     """Return the rungs on a disk of that size, by level."""
-    return {rung.level.text: rung.bytes for rung in resolve_levels(LEVELS, size)}
+    return {rung.text: rung.bytes for rung in resolve_levels(LEVELS, size)}
 
 
 assert MAX_BYTES == 2**63 - 1

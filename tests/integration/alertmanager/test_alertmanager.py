@@ -208,6 +208,6 @@ async def test_trouble_is_over_when_it_is_back_though_the_alert_is_over_too(
         assert teller is not None
         await until(lambda: teller.trouble is not None, 10)
         fake.emit("RESUME")
-        await until(lambda: len(agent.app.alerts.book) == 0, 5)
+        await until(lambda: len(agent.app.alerts.store) == 0, 5)
         await alertmanager.start()
         await until(lambda: teller.trouble is None, 10)

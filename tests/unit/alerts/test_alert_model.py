@@ -158,14 +158,14 @@ class World:
     def set(self, _: int) -> None:
         if self.sent is not None:
             assert self.agent is not None
-            self.agent.overseer.on_command_done(VM, "disk0", done=self._reaches_qemu())
+            self.agent.alert_manager.on_command_done(VM, "disk0", done=self._reaches_qemu())
 
     def stall(self, n: int) -> None:
         """QEMU answers late: what it answered is not known."""
         if self.sent is not None:
             assert self.agent is not None
             self._is_cut_off(n)
-            self.agent.overseer.on_command_done(VM, "disk0", done=False)
+            self.agent.alert_manager.on_command_done(VM, "disk0", done=False)
 
     def _reaches_qemu(self) -> bool:
         assert self.sent is not None
@@ -191,9 +191,9 @@ class World:
             assert self.agent is not None
             if self.sent is not None:
                 self._is_cut_off(n)
-                self.agent.overseer.on_command_done(VM, "disk0", done=False)
+                self.agent.alert_manager.on_command_done(VM, "disk0", done=False)
             self._lose_connection()
-            self.agent.overseer.gone(VM, self.now, for_good=False)
+            self.agent.alert_manager.on_gone(VM, self.now, for_good=False)
 
     def _lose_connection(self) -> None:
         self.attached, self.events, self.look, self.orders, self.sent = False, [], None, [], None
@@ -201,7 +201,7 @@ class World:
     def connect(self, _: int) -> None:
         if self.agent is not None and not self.attached:
             self.attached, self.seen_foreign = True, False
-            self.agent.tell(self.agent.overseer.attached(VM, int(self.now * 1e9)))
+            self.agent.tell(self.agent.alert_manager.on_attached(VM, int(self.now * 1e9)))
 
     def restart_qemu(self, n: int) -> None:
         self.seen_written = {}
@@ -209,7 +209,7 @@ class World:
         if self.attached:
             assert self.agent is not None
             self._lose_connection()
-            self.agent.overseer.gone(VM, self.now, for_good=n % 2 > 0)
+            self.agent.alert_manager.on_gone(VM, self.now, for_good=n % 2 > 0)
 
     def kill(self, n: int) -> None:
         """Kill the agent: some of the transactions that were on their way are on disk, the others are lost."""
@@ -250,7 +250,7 @@ class World:
         wants = {"block", "nodes"}
         for _round in range(QUIET_ROUNDS):
             self._finish()
-            wants |= self.agent.overseer.refreshes_due(VM)
+            wants |= self.agent.alert_manager.refreshes_due(VM)
             if not wants:
                 break
             self.look = self.qemu.look(with_nodes="nodes" in wants)
@@ -277,7 +277,7 @@ class World:
             told = self.states.get(level, "resolved") == "firing"
             assert told or known <= size, f"{level} is exceeded and untold"
             assert not told or medium.end > size - int(medium.size * HYSTERESIS), f"{level} fires and is not exceeded"
-        (guard,) = self.agent.overseer._vms[UUID].guards.values()
+        (guard,) = self.agent.alert_manager._vms[UUID].guards.values()
         if (
             self.mode is ThresholdMode.ARM
             and not guard.foreign

@@ -10,7 +10,7 @@ GIB = 1 << 30
 
 
 def ladder(*levels: str, limit: int = 100 * GIB) -> list[tuple[str, int]]:
-    return [(rung.level.text, rung.bytes) for rung in resolve_levels([parse_level(level) for level in levels], limit)]
+    return [(rung.text, rung.bytes) for rung in resolve_levels([parse_level(level) for level in levels], limit)]
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from agent.alerts.manager import AWAY_SECONDS, NOTE, AlertManager, PendingAlert
+from agent.alerts.manager import AWAY_SECONDS, NOTE_PREFIX, AlertManager, PendingAlert
 from agent.alerts.rules import RULES
 from agent.alerts.store import Alert, AlertStore
 from agent.alerts.threshold_types import ThresholdMode
 from agent.model.record import Record, RecordEncoder, Severity, Vm
 from agent.qmp.commands import AllowList, Change, Command
 from tests.lab.record_validation import faults, understood
-from tests.lab.thin_disks import GIB, HOST, VM, Disk, crossed, overseer, plan
+from tests.lab.thin_disks import GIB, HOST, VM, Disk, alert_manager, crossed, plan
 
 TWIN = Vm(VM.host, VM.uuid, VM.name, "/run/other.qmp")
 
@@ -29,15 +29,15 @@ def records(told: list[PendingAlert]) -> list[Record]:
 
 
 def seen(one: AlertManager, disk: Disk, device: str = "disk0", vm: Vm = VM, now: float = 0) -> list[Record]:
-    """Have an overseer see a disk by both polls; return what it tells."""
+    """Have an alert_manager see a disk by both polls; return what it tells."""
     made = [disk.statistics(device), *disk.samples(device)]
-    return records(one.samples(vm, made, now, int(now * 1e9))[0])
+    return records(one.on_samples(vm, made, now, int(now * 1e9))[0])
 
 
 def attached(disk: Disk, mode: ThresholdMode = ThresholdMode.ARM, *levels: str) -> AlertManager:
-    """Return an overseer that knows a VM with a disk."""
-    one = overseer(mode, *levels)
-    one.attached(VM)
+    """Return an alert_manager that knows a VM with a disk."""
+    one = alert_manager(mode, *levels)
+    one.on_attached(VM)
     seen(one, disk)
     return one
 
@@ -60,7 +60,7 @@ def event(name: str, data: dict[str, Any], subject: str = "", vm: Vm = VM, time_
 def hear(
     one: AlertManager, name: str, data: dict[str, Any] | None = None, subject: str = "", vm: Vm = VM
 ) -> list[Record]:
-    return records(one.event(event(name, data or {}, subject, vm), name, 7))
+    return records(one.on_event(event(name, data or {}, subject, vm), name, 7))
 
 
 def said(records: list[Record]) -> list[tuple[Any, ...]]:
@@ -78,7 +78,7 @@ def test_a_threshold_is_set_fires_is_told_and_the_next_is_set() -> None:
     ]
     assert one.refreshes_due(VM) == {"block"}  # a write may have passed it meanwhile
     assert obey(one, disk) == []
-    (alert,) = records(one.event(crossed(disk.write(81 * GIB)), "BLOCK_WRITE_THRESHOLD", 9))
+    (alert,) = records(one.on_event(crossed(disk.write(81 * GIB)), "BLOCK_WRITE_THRESHOLD", 9))
     assert (alert.type, alert.subject, alert.severity, alert.time_ns) == (
         "qemu.alert.write_threshold",
         "disk0",
@@ -101,8 +101,8 @@ def test_a_threshold_is_set_fires_is_told_and_the_next_is_set() -> None:
 
 def test_the_last_rung_is_critical_and_a_disk_that_came_down_is_resolved() -> None:
     disk = Disk(driver="file", allocated=96 * GIB)
-    one = overseer()
-    one.attached(VM)
+    one = alert_manager()
+    one.on_attached(VM)
     assert [(r.data["level"], r.severity.label) for r in seen(one, disk)] == [
         ("80%", "warning"),
         ("90%", "warning"),
@@ -114,14 +114,14 @@ def test_the_last_rung_is_critical_and_a_disk_that_came_down_is_resolved() -> No
     assert {(r.severity.label, r.data["resolved_by"], r.data["used_bytes"]) for r in resolved} == {
         ("info", "space", GIB)
     }
-    assert len(one.book) == 0
+    assert len(one.store) == 0
 
 
 def test_somebody_elses_threshold_is_told_as_what_it_is_and_ends_by_itself() -> None:
     disk = Disk(slot=5 * GIB)
     one = attached(disk)
     assert one.pending_commands(VM) == []
-    (alert,) = records(one.event(crossed(disk.write(6 * GIB)), "BLOCK_WRITE_THRESHOLD", 9))
+    (alert,) = records(one.on_event(crossed(disk.write(6 * GIB)), "BLOCK_WRITE_THRESHOLD", 9))
     expected = {"owner": "other", "level": f"threshold {5 * GIB}", "layer": "storage", "exceeded_by_bytes": GIB}
     assert expected.items() <= alert.data.items()
     assert one.tick(0, 3600 * 10**9) == []
@@ -135,14 +135,14 @@ def test_how_full_a_disk_is_is_as_of_the_event_whoever_set_the_threshold(driver:
     one = attached(Disk(slot=5 * GIB, driver=driver, allocated=allocated))
     for threshold in (5 * GIB, 6 * GIB):
         data = {"node-name": "storage", "write-threshold": threshold, "amount-exceeded": GIB}
-        (alert,) = records(one.event(crossed(data), "BLOCK_WRITE_THRESHOLD", 9))
+        (alert,) = records(one.on_event(crossed(data), "BLOCK_WRITE_THRESHOLD", 9))
         assert alert.data["used_bytes"] == threshold + GIB
 
 
 def test_the_threshold_of_a_node_that_is_no_known_disks_is_told_by_the_node() -> None:
     one = attached(Disk())
     data = {"node-name": "scratch", "amount-exceeded": 1, "write-threshold": 2}
-    (alert,) = records(one.event(crossed(data), "BLOCK_WRITE_THRESHOLD", 9))
+    (alert,) = records(one.on_event(crossed(data), "BLOCK_WRITE_THRESHOLD", 9))
     assert (alert.subject, alert.data["device"], alert.data["layer"]) == ("scratch", "scratch", "node")
 
 
@@ -150,7 +150,7 @@ def test_the_threshold_of_a_node_that_is_no_known_disks_is_told_by_the_node() ->
     "data", [{}, {"node-name": 5, "amount-exceeded": 1, "write-threshold": 1}, {"node-name": "storage"}]
 )
 def test_an_event_that_lacks_its_fields_is_no_alert(data: dict[str, Any]) -> None:
-    assert attached(Disk()).event(crossed(data), "BLOCK_WRITE_THRESHOLD", 9) == []
+    assert attached(Disk()).on_event(crossed(data), "BLOCK_WRITE_THRESHOLD", 9) == []
 
 
 def test_a_threshold_that_could_not_be_set_is_looked_into_before_it_is_tried_again() -> None:
@@ -165,11 +165,11 @@ def test_a_threshold_that_could_not_be_set_is_looked_into_before_it_is_tried_aga
 
 
 def test_how_full_each_thin_disk_is_is_a_sample() -> None:
-    one = overseer()
-    one.attached(VM)
+    one = alert_manager()
+    one.on_attached(VM)
     disks = {"disk0": Disk(offset=81 * GIB), "disk1": Disk(above="raw", node="n1")}
     made = [sample for device, disk in disks.items() for sample in (disk.statistics(device), *disk.samples(device))]
-    _, (space,) = one.samples(VM, made, 0, 0)
+    _, (space,) = one.on_samples(VM, made, 0, 0)
     assert space.labels == ("disk0",)
     assert space.values == {
         "measure": "offset",
@@ -185,7 +185,7 @@ def test_a_disk_that_was_unplugged_takes_its_alerts_with_it() -> None:
     disk = Disk(offset=81 * GIB)
     one = attached(disk)
     other = [Disk().statistics("disk1"), *Disk(node="n2").samples("disk1")]
-    (ended,) = records(one.samples(VM, other, 1, 10**9)[0])
+    (ended,) = records(one.on_samples(VM, other, 1, 10**9)[0])
     assert ended.data["resolved_by"] == "unplugged"
     assert said([ended]) == [("write_threshold", "disk0", "80%", "resolved")]
     assert said(seen(one, disk)) == [("write_threshold", "disk0", "80%", "firing")]
@@ -223,13 +223,13 @@ def test_other_events_are_no_alerts(name: str, data: dict[str, Any]) -> None:
 def test_a_guest_that_goes_on_ends_what_stopped_it_and_of_no_other_vm() -> None:
     one = attached(Disk())
     other = Vm(HOST, "2" * 8 + VM.uuid[8:], "vm2", "/run/vm2.qmp")
-    one.attached(other)
+    one.on_attached(other)
     hear(one, "BLOCK_IO_ERROR", {"action": "stop", "nospace": True}, "disk0")
     hear(one, "GUEST_PANICKED", {}, vm=other)
     (ended,) = hear(one, "RESUME")
     assert said([ended]) == [("disk_full", "disk0", None, "resolved")]
     assert ended.data["resolved_by"] == "RESUME"
-    assert len(one.book) == 1
+    assert len(one.store) == 1
 
 
 def test_a_full_disk_says_how_full() -> None:
@@ -253,28 +253,28 @@ def test_every_rule_has_an_end_or_is_for_as_long_as_the_vm_lives() -> None:
 def test_a_vm_that_is_back_in_time_keeps_its_alerts_and_one_that_is_not_loses_them() -> None:
     disk = Disk(offset=81 * GIB)
     one = attached(disk)
-    one.gone(VM, 100, for_good=False)
+    one.on_gone(VM, 100, for_good=False)
     assert one.tick(100 + AWAY_SECONDS - 1, 0) == []
-    one.attached(VM)
+    one.on_attached(VM)
     assert seen(one, disk) == []
-    one.gone(VM, 200, for_good=False)
+    one.on_gone(VM, 200, for_good=False)
     (ended,) = one.tick(200 + AWAY_SECONDS, 0)
     assert ended.record.data["resolved_by"] == "vm_gone"
-    assert one.note(VM.uuid) == (NOTE + VM.uuid, None)
+    assert one.state_note(VM.uuid) == (NOTE_PREFIX + VM.uuid, None)
 
 
 def test_a_vm_that_shut_down_loses_its_alerts_at_once() -> None:
     one = attached(Disk(offset=81 * GIB))
-    one.gone(VM, 100, for_good=True)
+    one.on_gone(VM, 100, for_good=True)
     assert len(one.tick(100, 0)) == 1
 
 
 def test_a_connection_that_ends_after_another_to_the_same_vm_was_made_takes_nothing_away() -> None:
     one = attached(Disk(offset=81 * GIB))
-    one.attached(TWIN)
-    one.gone(VM, 100, for_good=True)
+    one.on_attached(TWIN)
+    one.on_gone(VM, 100, for_good=True)
     assert one.tick(1000, 0) == []
-    assert one.samples(VM, [], 0, 0) == ([], [])
+    assert one.on_samples(VM, [], 0, 0) == ([], [])
     assert one.pending_commands(VM) == []
 
 
@@ -282,27 +282,27 @@ def test_what_is_kept_brings_an_overseer_to_where_it_was() -> None:
     disk = Disk()
     first = attached(disk)
     obey(first, disk)
-    first.event(crossed(disk.write(81 * GIB)), "BLOCK_WRITE_THRESHOLD", 9)
+    first.on_event(crossed(disk.write(81 * GIB)), "BLOCK_WRITE_THRESHOLD", 9)
     hear(first, "GUEST_PANICKED")
     seen(first, disk)
     obey(first, disk)
-    name, kept = first.note(VM.uuid)
-    second = overseer()
-    second.recall(json.loads(json.dumps({name: kept})), 1000)
-    assert {alert.name for alert in second.book} == {"write_threshold", "guest_panicked"}
-    second.attached(VM)
+    name, kept = first.state_note(VM.uuid)
+    second = alert_manager()
+    second.restore(json.loads(json.dumps({name: kept})), 1000)
+    assert {alert.name for alert in second.store} == {"write_threshold", "guest_panicked"}
+    second.on_attached(VM)
     assert seen(second, disk) == []
     assert second.pending_commands(VM) == []
-    assert second.note(VM.uuid) == first.note(VM.uuid)
-    fired = second.event(crossed(disk.write(91 * GIB)), "BLOCK_WRITE_THRESHOLD", 9)
+    assert second.state_note(VM.uuid) == first.state_note(VM.uuid)
+    fired = second.on_event(crossed(disk.write(91 * GIB)), "BLOCK_WRITE_THRESHOLD", 9)
     assert said(records(fired)) == [("write_threshold", "disk0", "90%", "firing")]
 
 
 def test_a_vm_that_does_not_come_back_after_a_restart_is_gone() -> None:
     first = attached(Disk(offset=81 * GIB))
-    name, kept = first.note(VM.uuid)
-    second = overseer()
-    second.recall({name: kept}, 1000)
+    name, kept = first.state_note(VM.uuid)
+    second = alert_manager()
+    second.restore({name: kept}, 1000)
     assert second.tick(1000 + AWAY_SECONDS - 1, 0) == []
     assert [record.data["resolved_by"] for record in records(second.tick(1000 + AWAY_SECONDS, 0))] == ["vm_gone"]
 
@@ -311,21 +311,21 @@ def test_a_vm_that_does_not_come_back_after_a_restart_is_gone() -> None:
     "kept", [None, 5, [], {"disks": 5, "firing": 7}, {"firing": [5, {}, {"name": 1}]}, {"disks": {"d": 5}}]
 )
 def test_whatever_was_kept_an_overseer_works(kept: object) -> None:
-    one = overseer()
-    one.recall({NOTE + VM.uuid: kept}, 0)
-    one.attached(VM)
+    one = alert_manager()
+    one.restore({NOTE_PREFIX + VM.uuid: kept}, 0)
+    one.on_attached(VM)
     assert len(seen(one, Disk(offset=81 * GIB))) == 1
 
 
 def test_other_levels_hold_at_the_next_look_at_a_disk_that_was_looked_at_before() -> None:
     disk = Disk(offset=60 * GIB)
     one = attached(disk)
-    one.replan(lambda _vm, _disk: plan(ThresholdMode.ARM, "40%"))
+    one.set_policy(lambda _vm, _disk: plan(ThresholdMode.ARM, "40%"))
     assert one.refreshes_due(VM) == {"block", "nodes"}
     assert said(seen(one, disk)) == [("write_threshold", "disk0", "40%", "firing")]
-    one.replan(lambda _vm, _disk: plan(ThresholdMode.ARM, "90%"))
+    one.set_policy(lambda _vm, _disk: plan(ThresholdMode.ARM, "90%"))
     assert said(seen(one, disk)) == [("write_threshold", "disk0", "40%", "resolved")]
-    assert [rung.level.text for rung in one.ladder(VM, "disk0")] == ["90%"]
+    assert [rung.text for rung in one.levels(VM, "disk0")] == ["90%"]
 
 
 def test_an_alert_that_fires_anew_ends_with_what_it_then_says() -> None:
@@ -333,4 +333,4 @@ def test_an_alert_that_fires_anew_ends_with_what_it_then_says() -> None:
     alert = Alert("guest_panicked", VM, "", "", Severity.CRITICAL, 1, {}, ends_with=frozenset({"RESUME"}))
     book.fire(alert)
     book.fire(replace(alert, ends_with=frozenset({"RESET"})))
-    assert book.enders == {"RESUME", "RESET"}
+    assert book.ending_events == {"RESUME", "RESET"}

@@ -291,6 +291,6 @@ def test_whatever_happens_every_rung_that_is_passed_is_told_just_once(script: li
             case "clear":
                 disk.slot = 0
     fired += look(guard, disk, 1000)
-    passed = [rung.level.text for rung in guard.ladder if disk.offset > rung.bytes]
-    assert [crossing.rung.level.text for crossing in fired] == passed
+    passed = [rung.text for rung in guard.ladder if disk.offset > rung.bytes]
+    assert [crossing.rung.text for crossing in fired] == passed
     assert not guard.foreign

@@ -31,7 +31,7 @@ def file(allocated: int, limit: int = LIMIT, slot: int = 0, path: str = "/a.qcow
 
 
 def look(one: ThresholdTracker, disk: tuple[DiskLayer, DiskLayer, int]) -> list[tuple[str, bool, DetectedBy]]:
-    return [(c.rung.level.text, c.firing, c.detected_by) for c in one.layers(*disk, 0.0)]
+    return [(c.rung.text, c.firing, c.detected_by) for c in one.layers(*disk, 0.0)]
 
 
 def order(one: ThresholdTracker) -> int:
@@ -169,7 +169,7 @@ def test_an_answer_from_before_the_event_does_not_make_the_slot_somebody_elses(d
     look(one, disk(100))
     value = order(one)
     one.on_command_done(done=True)
-    crossed = [c.rung.level.text for c in one.fired(NODE, value, 10)]
+    crossed = [c.rung.text for c in one.fired(NODE, value, 10)]
     assert crossed == ["80%"]
     assert look(one, disk(790, slot=value)) == []
     assert not one.foreign

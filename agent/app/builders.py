@@ -73,7 +73,7 @@ def session_settings(config: Config, commander: ThresholdController | None = Non
 
 def discoverers(config: Config) -> dict[str, Discoverer]:
     """Return the ways of reaching monitors that the config names, each by what the config says of it."""
-    return {repr(made): made for made in (entry.way(config.allow) for entry in config.monitors)}
+    return {repr(made): made for made in (entry.build(config.allow) for entry in config.monitors)}
 
 
 def build_sink(config: Config) -> Sink:

@@ -53,13 +53,13 @@ class _Seen:
         self.monitors: dict[tuple[object, ...], Monitor] = {}
         self.stood: asyncio.Future[tuple[bool, str]] = asyncio.get_running_loop().create_future()
 
-    def appeared(self, monitor: Monitor) -> None:
+    def on_monitor_added(self, monitor: Monitor) -> None:
         self.monitors[monitor.key] = monitor
 
-    def vanished(self, monitor: Monitor) -> None:
+    def on_monitor_removed(self, monitor: Monitor) -> None:
         self.monitors.pop(monitor.key, None)
 
-    def stands(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
+    def on_status(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
         text = str(trouble) if trouble is not None else f"{len(self.monitors)} running" + (f"; {note}" if note else "")
         if not self.stood.done():
             self.stood.set_result((trouble is None and not note, f"{sanitize(way.name)}: {text}"))
@@ -79,7 +79,7 @@ async def _looking(way: Discoverer) -> AsyncIterator[tuple[list[Monitor], list[t
         yield [], [_listens(way)]
         return
     seen = _Seen()
-    watching = asyncio.create_task(way.watch(seen))
+    watching = asyncio.create_task(way.run(seen))
     try:
         async with asyncio.timeout(WAY_SECONDS):
             said = await seen.stood
@@ -136,7 +136,7 @@ async def _monitor(monitor: Monitor, settled: SessionSettings, gate: asyncio.Sem
         except QmpError as error:
             return False, f"{name}: {error}"
         try:
-            answers = await client.ask((*identity.WHO, identity.COMMANDS), deadline=settled.reply_seconds)
+            answers = await client.execute((*identity.WHO, identity.COMMANDS), deadline=settled.reply_seconds)
         except QmpError as error:
             return False, f"{name}: {error}"
         finally:

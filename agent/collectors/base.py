@@ -55,7 +55,7 @@ class Facts:
     cgroup: str | None = None
     interfaces: tuple[Interface, ...] = ()
     hv_balloon: bool = False
-    hears: bool = True
+    receives_events: bool = True
 
     def has_command(self, command: str) -> bool:
         """Return whether its QEMU has a command; where nobody knows, it is worth a try."""
@@ -129,7 +129,7 @@ def at_poll_interval(_samples: Sequence[Sample], _facts: Facts, intervals: Inter
 
 def on_event_only(_samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:
     """Ask again when an event says that the answer changed, and at each poll where no event is heard."""
-    return None if facts.hears else intervals.poll
+    return None if facts.receives_events else intervals.poll
 
 
 def _never(_samples: Sequence[Sample], _facts: Facts, _intervals: Intervals) -> float | None:

@@ -31,29 +31,30 @@ class MonitorConnection(Protocol):
     def can_probe(self) -> bool: ...  # noqa: D102 - as Client's
 
     @property
-    def hears(self) -> bool: ...  # noqa: D102 - as Client's
+    def receives_events(self) -> bool: ...  # noqa: D102 - as Client's
 
-    async def ask(self, asks: Sequence[Command], *, deadline: float) -> list[CommandResult]: ...  # noqa: D102 - as Client's
+    async def execute(self, asks: Sequence[Command], *, deadline: float) -> list[CommandResult]: ...  # noqa: D102 - as Client's
 
-    async def settled(self) -> None: ...  # noqa: D102 - as Client's
+    async def wait_idle(self) -> None: ...  # noqa: D102 - as Client's
 
     async def probe(self, *, deadline: float) -> bool: ...  # noqa: D102 - as Client's
 
     def close(self) -> None: ...  # noqa: D102 - as Client's
 
-    def make_way(self) -> None: ...  # noqa: D102 - as Client's
+    def preempt(self) -> None: ...  # noqa: D102 - as Client's
 
 
-OnEvent = Callable[[Event], None]
+EventCallback = Callable[[Event], None]
 
 
-class Open(Protocol):
-    """Makes a link; raises as `Client.open` does."""
+class ConnectionOpener(Protocol):
+    """Opens a connection to one monitor."""
 
-    def __call__(self, allow: AllowList, on_event: OnEvent, *, deadline: float) -> Awaitable[MonitorConnection]: ...  # noqa: D102
+    def __call__(self, allow: AllowList, on_event: EventCallback, *, deadline: float) -> Awaitable[MonitorConnection]:
+        """Connect within `deadline` seconds; raises what `Client.open` raises."""
 
 
-def qmp(connect: Connect) -> Open:
+def qmp_opener(connect: Connect) -> ConnectionOpener:
     """Return how a link is made where a connection to a QMP socket can be."""
     return partial(Client.open, connect)
 
@@ -61,7 +62,7 @@ def qmp(connect: Connect) -> Open:
 class MonitorPriority(IntEnum):
     """How good a way to a VM is, the best first. A VM that can be reached in several is watched over the best alone."""
 
-    OWN = 0
+    DEDICATED = 0
     """A monitor for the agent alone: every event, every question."""
     MANAGER = 10
     """Through the VM's manager, such as libvirt: every event, the questions that it passes on."""
@@ -78,27 +79,27 @@ class Monitor:
         key: what tells it from another at the same address; a socket made anew is another monitor.
         open: makes a link to it.
         rank: how good a way to its VM it is.
-        calls: whether QEMU has connected to us: then there is one connection, which is kept even while it is not needed, since QEMU
+        inbound: whether QEMU has connected to us: then there is one connection, which is kept even while it is not needed, since QEMU
             would only make it again.
     """
 
     name: str
     key: tuple[object, ...]
-    open: Open
-    rank: MonitorPriority = MonitorPriority.OWN
-    calls: bool = False
+    open: ConnectionOpener
+    priority: MonitorPriority = MonitorPriority.DEDICATED
+    inbound: bool = False
 
 
 class DiscoveryListener(Protocol):
     """Whom a way tells what it found."""
 
-    def appeared(self, monitor: Monitor) -> None:
+    def on_monitor_added(self, monitor: Monitor) -> None:
         """There is a monitor that was not there."""
 
-    def vanished(self, monitor: Monitor) -> None:
+    def on_monitor_removed(self, monitor: Monitor) -> None:
         """It is there no more; a connection to it may live on and is left to end by itself."""
 
-    def stands(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
+    def on_status(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
         """The way itself, which is no VM's monitor but shown beside them, works, or does not for this reason."""
 
     def on_connection_refused(self, address: str, reason: str) -> None:
@@ -108,7 +109,7 @@ class DiscoveryListener(Protocol):
 class Discoverer(Protocol):
     """A way of reaching monitors."""
 
-    async def watch(self, found: DiscoveryListener) -> None:
+    async def run(self, found: DiscoveryListener) -> None:
         """Tell `found` of monitors until cancelled."""
 
 
@@ -122,7 +123,7 @@ class AllowedChanges(Protocol):
 class DiscovererConfig(Section):
     """An entry of the config's `monitors`: its first key says which way, and that key's value where."""
 
-    calls: ClassVar[bool] = False
+    inbound: ClassVar[bool] = False
     """Whether QEMU connects to us there."""
 
     @classmethod
@@ -134,7 +135,7 @@ class DiscovererConfig(Section):
         return f"{self.key()}: {getattr(self, self.key())}"
 
     @abstractmethod
-    def way(self, allow: AllowedChanges) -> Discoverer:
+    def build(self, allow: AllowedChanges) -> Discoverer:
         """Return the way; two that are the same have the same `repr`."""
 
     @property

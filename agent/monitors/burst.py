@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from agent.common.backoff import back_off
-from agent.monitors.base import Monitor, MonitorConnection, MonitorPriority, OnEvent, Open
+from agent.monitors.base import ConnectionOpener, EventCallback, Monitor, MonitorConnection, MonitorPriority
 from agent.monitors.dial import SCAN_SECONDS, DialDiscoverer
 from agent.qmp.client import Client, CommandResult, Connect
 from agent.qmp.commands import AllowList, Command
@@ -45,12 +45,12 @@ class BurstDiscoverer(DialDiscoverer):
         )
 
 
-def burst_connection(connect: Connect, hold_seconds: float) -> Open:
+def burst_connection(connect: Connect, hold_seconds: float) -> ConnectionOpener:
     """Return how a link of visits is made where a connection can be."""
 
-    async def open_(allow: AllowList, on_event: OnEvent, *, deadline: float) -> MonitorConnection:
+    async def open_(allow: AllowList, on_event: EventCallback, *, deadline: float) -> MonitorConnection:
         link = BurstConnection(connect, hold_seconds, allow, on_event)
-        await link.ask((), deadline=deadline)
+        await link.execute((), deadline=deadline)
         return link
 
     return open_
@@ -63,9 +63,9 @@ class BurstConnection:
     """
 
     can_probe = False
-    hears = False
+    receives_events = False
 
-    def __init__(self, connect: Connect, hold_seconds: float, allow: AllowList, on_event: OnEvent) -> None:
+    def __init__(self, connect: Connect, hold_seconds: float, allow: AllowList, on_event: EventCallback) -> None:
         self.greeting: Greeting | None = None
         self.ended: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
         self.peer_pid: int | None = None
@@ -75,11 +75,11 @@ class BurstConnection:
         self._on_event = on_event
         self._client: Client | None = None
 
-    async def ask(self, asks: Sequence[Command], *, deadline: float) -> list[CommandResult]:
-        """Visit, ask and return the answers, in order; as Client.ask does. Where nobody is let in, come again, ever later.
+    async def execute(self, asks: Sequence[Command], *, deadline: float) -> list[CommandResult]:
+        """Visit, ask and return the answers, in order; as Client.execute does. Where nobody is let in, come again, ever later.
 
         Raises:
-            BusyError: nobody was let in within `deadline` seconds. `settled` tells when somebody is.
+            BusyError: nobody was let in within `deadline` seconds. `wait_idle` tells when somebody is.
             StalledError: there was no answer in the time that a visit may take.
         """
         until, attempt = time.monotonic() + deadline, 0
@@ -93,7 +93,7 @@ class BurstConnection:
             attempt += 1
             await self._pause(wait)
 
-    async def settled(self) -> None:
+    async def wait_idle(self) -> None:
         """Visit, ever more rarely, until somebody answers."""
         attempt = 0
         while True:
@@ -111,7 +111,7 @@ class BurstConnection:
         """End it now."""
         self._end(NotConnectedError("closed by us"))
 
-    def make_way(self) -> None:
+    def preempt(self) -> None:
         """End it now, because the VM is watched in a better way."""
         self._end(PreemptedError("a better way to this VM was found"))
 
@@ -128,7 +128,7 @@ class BurstConnection:
             client = await Client.open(self._connect, self._allow, self._on_event, deadline=self._hold_seconds)
             with contextlib.closing(client):
                 self._enter(client)
-                return await client.ask(asks, deadline=self._hold_seconds) if asks else []
+                return await client.execute(asks, deadline=self._hold_seconds) if asks else []
         except BusyError:
             raise
         except (NotConnectedError, ProtocolError) as error:

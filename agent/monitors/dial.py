@@ -19,7 +19,7 @@ from typing import Self
 from asyncinotify import Inotify, Mask
 
 from agent.common.config_types import DialAddress
-from agent.monitors.base import AllowedChanges, DiscovererConfig, DiscoveryListener, Monitor, qmp
+from agent.monitors.base import AllowedChanges, DiscovererConfig, DiscoveryListener, Monitor, qmp_opener
 from agent.qmp.client import Connect
 
 _log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class DialConfig(DiscovererConfig):
     dial: DialAddress
     """A Unix socket, a pattern of them, or tcp:host:port. One QMP socket serves one client: `qmp-agent doctor` says which are free."""
 
-    def way(self, _allow: AllowedChanges) -> "DialDiscoverer":
+    def build(self, _allow: AllowedChanges) -> "DialDiscoverer":
         """Return the way."""
         return DialDiscoverer(self.dial)
 
@@ -59,7 +59,7 @@ class DialDiscoverer:
 
     def monitor(self, name: str, key: tuple[object, ...], connect: Connect) -> Monitor:
         """Return the monitor that there is at an address."""
-        return Monitor(name, key, qmp(connect))
+        return Monitor(name, key, qmp_opener(connect))
 
     def scan(self) -> dict[tuple[object, ...], Monitor]:
         """Return the monitors there are now, by key."""
@@ -88,7 +88,7 @@ class DialDiscoverer:
             return False
         return True
 
-    async def watch(self, found: DiscoveryListener) -> None:
+    async def run(self, found: DiscoveryListener) -> None:
         """Tell `found` of sockets as they come and go, until cancelled."""
         known: dict[tuple[object, ...], Monitor] = {}
         with _DirectoryWatcher(self.pattern) as hints:
@@ -101,10 +101,10 @@ class DialDiscoverer:
         """Look once; what it makes anew of monitors that are known is not kept until the next look."""
         now = self.scan()
         for key in known.keys() - now.keys():
-            found.vanished(known.pop(key))
+            found.on_monitor_removed(known.pop(key))
         for key in now.keys() - known.keys():
             known[key] = now[key]
-            found.appeared(now[key])
+            found.on_monitor_added(now[key])
 
 
 class _DirectoryWatcher:

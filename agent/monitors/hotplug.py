@@ -18,12 +18,12 @@ from agent.common.units import Seconds
 from agent.model.record import sanitize
 from agent.monitors.base import (
     AllowedChanges,
+    ConnectionOpener,
     DiscovererConfig,
+    EventCallback,
     Monitor,
     MonitorConnection,
     MonitorPriority,
-    OnEvent,
-    Open,
 )
 from agent.monitors.burst import HOLD_SECONDS, BurstDiscoverer, burst_connection
 from agent.monitors.dial import SCAN_SECONDS, unix
@@ -47,7 +47,7 @@ class BurstConfig(DiscovererConfig):
     hotplug_dir: Folder | None = None
     """A folder for sockets of the agent's own, which QEMU 11.1 and newer is asked to add: a change, and nothing else is changed then."""
 
-    def way(self, _allow: AllowedChanges) -> BurstDiscoverer:
+    def build(self, _allow: AllowedChanges) -> BurstDiscoverer:
         """Return the way."""
         return (
             BurstDiscoverer(self.burst, self.timeout)
@@ -86,13 +86,13 @@ class HotplugDiscoverer(BurstDiscoverer):
         """Return the monitor that there is at an address."""
         shared = super().monitor(name, key, connect)
         own = open_hotplugged(name, burst_connection(connect, self._hold_seconds), self._folder)
-        return Monitor(name, ("hotplug", self._folder, *shared.key), own, MonitorPriority.OWN)
+        return Monitor(name, ("hotplug", self._folder, *shared.key), own, MonitorPriority.DEDICATED)
 
 
-def open_hotplugged(name: str, shared: Open, folder: Path) -> Open:
+def open_hotplugged(name: str, shared: ConnectionOpener, folder: Path) -> ConnectionOpener:
     """Return how a link is made by one word over a shared monitor, or over that monitor where it must."""
 
-    async def open_(allow: AllowList, on_event: OnEvent, *, deadline: float) -> MonitorConnection:
+    async def open_(allow: AllowList, on_event: EventCallback, *, deadline: float) -> MonitorConnection:
         door = await shared(allow, on_event, deadline=deadline)
         try:
             link = await _own(door, folder, allow, on_event, deadline)
@@ -115,7 +115,9 @@ def open_hotplugged(name: str, shared: Open, folder: Path) -> Open:
     return open_
 
 
-async def _own(door: MonitorConnection, folder: Path, allow: AllowList, on_event: OnEvent, deadline: float) -> Client:
+async def _own(
+    door: MonitorConnection, folder: Path, allow: AllowList, on_event: EventCallback, deadline: float
+) -> Client:
     """Have a monitor added and connect to it.
 
     Raises:
@@ -125,12 +127,12 @@ async def _own(door: MonitorConnection, folder: Path, allow: AllowList, on_event
     """
     if door.peer_pid is None:
         raise NotConnectedError("its process is not of this host")
-    (objects,) = await door.ask((OBJECTS,), deadline=deadline)
+    (objects,) = await door.execute((OBJECTS,), deadline=deadline)
     kinds = [one.get("type") for one in objects if isinstance(one, dict)] if isinstance(objects, list) else []
     if _KIND not in kinds:
         raise NotConnectedError("this QEMU adds none; 11.1 does")
     path = str(folder / f"{door.peer_pid}.qmp")
-    socket, monitor = await door.ask(own_monitor(path), deadline=deadline)
+    socket, monitor = await door.execute(own_monitor(path), deadline=deadline)
     # Both are there already where an agent ended between asking and connecting.
     try:
         if isinstance(monitor, CommandError) and not isinstance(socket, CommandError):
@@ -139,7 +141,7 @@ async def _own(door: MonitorConnection, folder: Path, allow: AllowList, on_event
     except QmpError as error:
         if not isinstance(socket, CommandError):
             with contextlib.suppress(QmpError):
-                await door.ask(without_own_monitor(), deadline=deadline)
+                await door.execute(without_own_monitor(), deadline=deadline)
         elif not isinstance(error, BusyError | DeniedError):
             raise socket from error
         raise NotConnectedError(f"{path}: {error}") from error

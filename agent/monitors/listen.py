@@ -23,7 +23,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from agent.common.config_types import DialAddress, Id, Secret, Section, expand
-from agent.monitors.base import AllowedChanges, DiscovererConfig, DiscoveryListener, Monitor, qmp
+from agent.monitors.base import AllowedChanges, DiscovererConfig, DiscoveryListener, Monitor, qmp_opener
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class ListenConfig(DiscovererConfig):
     tls: ListenTlsConfig | None = None
     """TLS with client certificates, for TCP."""
 
-    calls = True
+    inbound = True
 
     @model_validator(mode="after")
     def _tls_where_it_belongs(self) -> "ListenConfig":
@@ -88,7 +88,7 @@ class ListenConfig(DiscovererConfig):
             raise ValueError("tcp needs tls, with certificates on both sides, and a Unix socket has none")
         return self
 
-    def way(self, _allow: AllowedChanges) -> "ListenDiscoverer":
+    def build(self, _allow: AllowedChanges) -> "ListenDiscoverer":
         """Return the way."""
         return ListenDiscoverer(self)
 
@@ -149,7 +149,7 @@ class ListenDiscoverer:
         listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
         return listener
 
-    async def watch(self, found: DiscoveryListener) -> None:
+    async def run(self, found: DiscoveryListener) -> None:
         """Tell `found` of callers until cancelled."""
         told = ""
         try:
@@ -202,7 +202,7 @@ class ListenDiscoverer:
             found.on_connection_refused(self.address, str(refused))
         else:
             self._calls.append(call)
-            found.appeared(self._monitor(call, found))
+            found.on_monitor_added(self._monitor(call, found))
 
     def _let_in(self, sock: socket.socket, address: object) -> _IncomingConnection:
         """Return who calls.
@@ -229,7 +229,7 @@ class ListenDiscoverer:
 
     def _monitor(self, call: _IncomingConnection, found: DiscoveryListener) -> Monitor:
         async def connect(factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseTransport:
-            found.vanished(monitor)  # a call is taken once
+            found.on_monitor_removed(monitor)  # a call is taken once
             tls = self.config.tls
             try:
                 call.transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
@@ -243,7 +243,7 @@ class ListenDiscoverer:
                 raise
             return call.transport
 
-        monitor = Monitor(call.name, (self.address, next(self._numbers)), qmp(connect), calls=True)
+        monitor = Monitor(call.name, (self.address, next(self._numbers)), qmp_opener(connect), inbound=True)
         return monitor
 
     def _context(self, tls: ListenTlsConfig) -> ssl.SSLContext:

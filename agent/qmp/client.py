@@ -122,7 +122,7 @@ class Client(asyncio.Protocol):
         return self._qmp.oob
 
     @property
-    def hears(self) -> bool:
+    def receives_events(self) -> bool:
         """Whether every event is heard as long as this is up: a connection that stays hears them all."""
         return True
 
@@ -131,11 +131,11 @@ class Client(asyncio.Protocol):
         """How many in-band questions QEMU still owes an answer to."""
         return self._qmp.replies_due
 
-    async def ask(self, asks: Sequence[Command], *, deadline: float) -> list[CommandResult]:
+    async def execute(self, asks: Sequence[Command], *, deadline: float) -> list[CommandResult]:
         """Send questions in one write and return their answers, in order.
 
         Raises:
-            StalledError: not all answers came within `deadline` seconds, or earlier ones are still due. `settled` tells when they have.
+            StalledError: not all answers came within `deadline` seconds, or earlier ones are still due. `wait_idle` tells when they have.
             NotConnectedError: the connection ended.
             ProtocolError: the peer broke the protocol.
             CommandRefusedError: one of the questions is not on the allow-list.
@@ -163,7 +163,7 @@ class Client(asyncio.Protocol):
             waiting, self._round = self._round, asyncio.get_running_loop().create_future()
             waiting.set_exception(StalledError(why))
 
-    async def settled(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait, without a deadline, until no reply is due any more. The owner bounds it, and `ended` breaks it.
 
         Raises:
@@ -197,7 +197,7 @@ class Client(asyncio.Protocol):
         # It leads to whoever was told, and so back to us: memory till garbage is looked for.
         self.ended.result().__traceback__ = None
 
-    def make_way(self) -> None:
+    def preempt(self) -> None:
         """End the connection now, because the VM is watched in a better way; `ended` says so."""
         self._end(PreemptedError("a better way to this VM was found"))
 

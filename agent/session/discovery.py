@@ -19,17 +19,17 @@ class _DiscoveredMonitors:
         self.standing: set[Monitor] = set()
         self._fleet = fleet
 
-    def appeared(self, monitor: Monitor) -> None:
+    def on_monitor_added(self, monitor: Monitor) -> None:
         self.monitors[monitor.key] = monitor
-        self._fleet.appeared(monitor)
+        self._fleet.on_monitor_added(monitor)
 
-    def vanished(self, monitor: Monitor) -> None:
-        self._fleet.vanished(monitor)  # its connection may live on, and is this way's for as long
+    def on_monitor_removed(self, monitor: Monitor) -> None:
+        self._fleet.on_monitor_removed(monitor)  # its connection may live on, and is this way's for as long
         self.monitors = {key: found for key, found in self.monitors.items() if key in self._fleet}
 
-    def stands(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
+    def on_status(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
         self.standing.add(way)
-        self._fleet.stands(way, trouble, note)
+        self._fleet.on_status(way, trouble, note)
 
     def on_connection_refused(self, address: str, reason: str) -> None:
         self._fleet.on_connection_refused(address, reason)
@@ -48,7 +48,7 @@ class DiscoveryManager:
         gone = [self._running.pop(name) for name in self._running.keys() - wanted.keys()]
         for name in wanted.keys() - self._running.keys():
             finds = _DiscoveredMonitors(self._fleet)
-            self._running[name] = finds, self._tasks.create_task(wanted[name].watch(finds), name=name)
+            self._running[name] = finds, self._tasks.create_task(wanted[name].run(finds), name=name)
         for finds, task in gone:
             task.cancel()
             self._tasks.create_task(self._release(finds), name="release")

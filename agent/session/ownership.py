@@ -22,7 +22,7 @@ class OwnershipClaim:
 
     uuid: str
     pid: int | None
-    rank: MonitorPriority
+    priority: MonitorPriority
     name: str
     preempt: Callable[[], None]
     released: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -35,7 +35,7 @@ class OwnershipClaim:
         """
         if self.pid is not None and other.pid is not None:
             return self.pid == other.pid
-        return self.uuid == other.uuid and self.rank != other.rank
+        return self.uuid == other.uuid and self.priority != other.priority
 
 
 class OwnershipRegistry:
@@ -52,7 +52,7 @@ class OwnershipRegistry:
         """
         while rivals := [held for key in _keys(claim) for held in self._held.get(key, ()) if claim.same_vm(held)]:
             for rival in rivals:
-                if rival.rank <= claim.rank:
+                if rival.priority <= claim.priority:
                     return rival
                 rival.preempt()
             await asyncio.wait({rivals[0].released})

@@ -112,7 +112,7 @@ class Session:
                 self.shutdown_reason = sanitize(reason, 64) if isinstance(reason, str) else "unknown"
             case "MIGRATION":
                 self._passage.migrates(status := event.data.get("status"))
-                if status != "setup" and self._facts.hears:
+                if status != "setup" and self._facts.receives_events:
                     # They are on; a destination tells its setup even where they are off (QEMU 7.2).
                     self._facts = dataclasses.replace(self._facts, migration_events=True)
         commander = self._terms.commander
@@ -196,8 +196,12 @@ class Session:
         facts = identity.facts(answers, client.greeting, await self._commands(client, client.greeting))
         if facts.balloon is not None:
             facts = dataclasses.replace(facts, guest_stats_seconds=await self._guest_stats(client, facts.balloon))
-        facts = dataclasses.replace(facts, hears=client.hears, migration_events=facts.migration_events and client.hears)
-        if facts.hears and not facts.migration_events and Change.MIGRATION_EVENTS in self._terms.changes:
+        facts = dataclasses.replace(
+            facts,
+            receives_events=client.receives_events,
+            migration_events=facts.migration_events and client.receives_events,
+        )
+        if facts.receives_events and not facts.migration_events and Change.MIGRATION_EVENTS in self._terms.changes:
             done = not isinstance(
                 (await self._patiently(client, (identity.TURN_ON_MIGRATION_EVENTS,)))[0], CommandError
             )
@@ -249,7 +253,9 @@ class Session:
 
     async def _poll(self, client: MonitorConnection, vm: Vm, collectors: Sequence[Collector]) -> None:
         rounds = [(c, asks) for c in collectors if (asks := c.commands(self._facts))]
-        if not self._facts.hears:  # one that visits, maybe: not always when somebody else does, who comes as often
+        if (
+            not self._facts.receives_events
+        ):  # one that visits, maybe: not always when somebody else does, who comes as often
             self._spread = 0.9 + 0.2 * random()  # noqa: S311 - as above
         while rounds:
             batch, rounds = split_batch(rounds)
@@ -302,7 +308,7 @@ class Session:
         if commander is None:
             return
         stalled = False
-        for disk, ask in await commander.pending_commands(vm) if self._facts.hears else ():
+        for disk, ask in await commander.pending_commands(vm) if self._facts.receives_events else ():
             done = False
             try:
                 if not stalled:
@@ -357,7 +363,7 @@ class Session:
         wait = collector.next_poll_delay(samples, self._facts, self._terms.intervals)
         if name in self._never or wait is None:
             return
-        shared = wait >= poll and wait % poll == 0 and self._facts.hears
+        shared = wait >= poll and wait % poll == 0 and self._facts.receives_events
         if wait >= poll and name not in self._phased:
             self._phased.append(name)
             wait *= 0.1 + 0.9 * self._phase
@@ -368,7 +374,7 @@ class Session:
 
     async def _ask(self, client: MonitorConnection, asks: Sequence[Command]) -> list[CommandResult]:
         self._go_on_by = time.monotonic() + self._terms.reply_seconds
-        return await client.ask(asks, deadline=self._terms.reply_seconds)
+        return await client.execute(asks, deadline=self._terms.reply_seconds)
 
     async def _patiently(self, client: MonitorConnection, asks: Sequence[Command]) -> list[CommandResult]:
         """Ask, and where QEMU stalls, wait and ask again: for what must be known before anything else."""
@@ -389,7 +395,7 @@ class Session:
         # What the kernel is asked may have been taken from the schedule, for after what QEMU now does not answer.
         for name in self._menu.beside:
             self._schedule.plan(name, time.monotonic())
-        settled = asyncio.ensure_future(client.settled())
+        settled = asyncio.ensure_future(client.wait_idle())
         try:
             while not (await asyncio.wait({settled}, timeout=PROBE_SECONDS))[0]:
                 if self._vm is not None:

@@ -99,7 +99,7 @@ class MonitorSupervisor:
         try:
             client = await self._monitor.open(self._terms.allow, session.hear, deadline=self._terms.greeting_seconds)
         except (BusyError, StalledError) as error:
-            if isinstance(error, BusyError) and self._monitor.calls:
+            if isinstance(error, BusyError) and self._monitor.inbound:
                 self._set(
                     MonitorState.GONE, "it called and did not greet"
                 )  # no client of another's can hold this monitor
@@ -121,8 +121,10 @@ class MonitorSupervisor:
             self._set(MonitorState.GONE, str(error))
             return False
         pid = qemu_of(client.peer_pid)
-        rank = self._monitor.rank if client.hears else MonitorPriority.BURST  # whichever way it came about
-        claim = OwnershipClaim(vm.uuid, pid, rank, sanitize(self._monitor.name), client.make_way)
+        priority = (
+            self._monitor.priority if client.receives_events else MonitorPriority.BURST
+        )  # whichever way it came about
+        claim = OwnershipClaim(vm.uuid, pid, priority, sanitize(self._monitor.name), client.preempt)
         try:
             while (better := await self._claims.take(claim)) is not None:
                 self._set(MonitorState.STANDBY, f"{vm.name} is watched over {better.name}")
@@ -136,9 +138,9 @@ class MonitorSupervisor:
 
     async def _spare(self, client: MonitorConnection, better: OwnershipClaim) -> None:
         """Wait for the better way to be lost; now and then look all the same whether it is still the same VM that is here."""
-        if not self._monitor.calls:
+        if not self._monitor.inbound:
             client.close()
-        over: asyncio.Future[Any] = client.ended if self._monitor.calls else self._vanished
+        over: asyncio.Future[Any] = client.ended if self._monitor.inbound else self._vanished
         await asyncio.wait(
             {better.released, over}, timeout=self._terms.intervals.resync, return_when=asyncio.FIRST_COMPLETED
         )
@@ -149,7 +151,7 @@ class MonitorSupervisor:
             assert client.greeting is not None
             self._vm, self._build = vm, identity.build(client.greeting)
             self._lifecycle("attached", self._arrival(self._build, client))
-            self._note = "" if client.hears else UNHEARD
+            self._note = "" if client.receives_events else UNHEARD
             self._set(MonitorState.UP, self._note)
             await session.watch(client, vm)
         except PreemptedError as error:
@@ -176,7 +178,7 @@ class MonitorSupervisor:
             "qemu_package": build.package,
             "reattached": self._left_ns is not None,
             "incoming": self._passage.coming or None,
-            "events_available": None if client.hears else False,
+            "events_available": None if client.receives_events else False,
             "events_lost_since_timestamp_seconds": self._left_ns and self._left_ns / 1e9,
         }
 
@@ -237,7 +239,7 @@ class SupervisorGroup:
     def __len__(self) -> int:
         return len(self._watches)
 
-    def appeared(self, monitor: Monitor) -> None:
+    def on_monitor_added(self, monitor: Monitor) -> None:
         """Watch a monitor, unless that is being done already."""
         if monitor.key in self._watches:
             self._watches[monitor.key].reappear()
@@ -245,7 +247,7 @@ class SupervisorGroup:
             watch = self._watches[monitor.key] = MonitorSupervisor(monitor, self._terms, self._out, self._claims)
             self._running[watch] = self._tasks.create_task(self._run(monitor, watch), name=f"watch {monitor.name}")
 
-    def vanished(self, monitor: Monitor) -> None:
+    def on_monitor_removed(self, monitor: Monitor) -> None:
         """Let a monitor go when its connection ends."""
         if monitor.key in self._watches:
             self._watches[monitor.key].vanish()
@@ -255,7 +257,7 @@ class SupervisorGroup:
         if (watch := self._watches.pop(monitor.key, None)) is not None:
             self._running[watch].cancel()
 
-    def stands(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
+    def on_status(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
         """Tell how a way itself stands."""
         state, reason = (MonitorState.UP, note) if trouble is None else (_standing(trouble), str(trouble))
         self._out.on_status(MonitorStatus(way, state, reason, None, None, time.time_ns()))

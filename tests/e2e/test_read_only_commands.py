@@ -100,10 +100,10 @@ async def test_a_connection_that_is_asked_to_say_anything_else_says_nothing_at_a
                 continue
             for given in arguments(schema, name):
                 with pytest.raises(CommandRefusedError):
-                    await client.ask([Command("query-status"), Command(name, given)], deadline=1)
+                    await client.execute([Command("query-status"), Command(name, given)], deadline=1)
         assert client.bytes_written == written
         assert len(fake.requests) == said
-        await client.ask([Command("query-status")], deadline=1)
+        await client.execute([Command("query-status")], deadline=1)
 
 
 class Rogue:

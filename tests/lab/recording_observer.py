@@ -10,7 +10,7 @@ from agent.collectors import Intervals
 from agent.model.family import Family, Sample
 from agent.model.record import Record, Vm
 from agent.monitors import Monitor
-from agent.monitors.base import qmp
+from agent.monitors.base import qmp_opener
 from agent.monitors.dial import unix
 from agent.qmp.commands import AllowList, Change
 from agent.session.api import MonitorState, MonitorStatus, PollOutcome, SessionSettings
@@ -94,7 +94,7 @@ class RecordingObserver:
 
 
 def monitor_at(path: Path) -> Monitor:
-    return Monitor(str(path), (str(path),), qmp(unix(str(path))))
+    return Monitor(str(path), (str(path),), qmp_opener(unix(str(path))))
 
 
 def quick_settings(*changes: Change, **more: Any) -> SessionSettings:
@@ -114,7 +114,7 @@ async def supervised(
         async with asyncio.TaskGroup() as tasks:
             fleet = SupervisorGroup(settings or quick_settings(), observer, tasks)
             for path in paths:
-                fleet.appeared(monitor_at(path))
+                fleet.on_monitor_added(monitor_at(path))
             started.set_result(fleet)
             await asyncio.Event().wait()
 

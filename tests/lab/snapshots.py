@@ -8,7 +8,7 @@ from agent.model.family import Family, Sample
 from agent.model.metrics import FAMILIES
 from agent.model.record import Record, Vm
 from agent.monitors import Monitor
-from agent.monitors.base import Open
+from agent.monitors.base import ConnectionOpener
 from agent.session.api import MonitorState, MonitorStatus
 from agent.session.identity import Build
 
@@ -21,7 +21,7 @@ def _open(*_: Any, **__: Any) -> Any:
     raise AssertionError("nobody connects here")
 
 
-OPEN: Open = _open
+OPEN: ConnectionOpener = _open
 
 
 def vm(number: int = 0, name: str = "vm1", monitor: str = "/run/vm1.qmp") -> Vm:

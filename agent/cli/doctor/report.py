@@ -276,7 +276,7 @@ def _plain_uri(uri: str) -> str:
 
 def _leads(entry: DiscovererConfig, monitor: Socket, address: str) -> str:
     """Return an entry of the config as a person would write it, if it leads to a monitor."""
-    leads = entry.calls == monitor.calls and any(_reaches(one, address) for one in entry.addresses)
+    leads = entry.inbound == monitor.calls and any(_reaches(one, address) for one in entry.addresses)
     return str(entry) if leads else ""
 
 

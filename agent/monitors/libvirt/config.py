@@ -24,7 +24,7 @@ class LibvirtConfig(DiscovererConfig):
     passthrough: bool = False
     """Ask QEMU itself, through libvirt. libvirt marks a domain as tainted for that; as allow.libvirt_passthrough, for this one."""
 
-    def way(self, allow: AllowedChanges) -> Discoverer:
+    def build(self, allow: AllowedChanges) -> Discoverer:
         """Return the way."""
         from agent.monitors.libvirt.discovery import LibvirtDiscoverer  # noqa: PLC0415 - with its XML, 1 MiB that a host without libvirt is spared
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.common.backoff import back_off
-from agent.monitors.base import DiscoveryListener, Monitor, MonitorConnection, MonitorPriority, OnEvent
+from agent.monitors.base import DiscoveryListener, EventCallback, Monitor, MonitorConnection, MonitorPriority
 from agent.monitors.libvirt.connection_pool import ConnectionPool, MissingError, library
 from agent.monitors.libvirt.domain import DomainConnection, LibvirtHost, MigrationPhase, pid_of
 from agent.monitors.libvirt.event_connection import EventConnection
@@ -86,7 +86,7 @@ class LibvirtDiscoverer:
         how = [name for name, on in (("read-only", self._read_only), ("passthrough", self._passthrough)) if on]
         return " ".join(("libvirt", self.uri, *how))
 
-    async def watch(self, found: DiscoveryListener) -> None:
+    async def run(self, found: DiscoveryListener) -> None:
         """Tell `found` of domains as they come and go, until cancelled."""
         try:
             api, qemu = library()
@@ -163,7 +163,7 @@ class LibvirtDiscoverer:
         standing = (type(trouble), str(trouble), note)
         if standing != self._standing:
             self._standing = standing
-            found.stands(self._monitor, trouble, note)
+            found.on_status(self._monitor, trouble, note)
 
     def _lost(self, error: QmpError) -> None:
         """Take leave of all domains: nothing is known of them now."""
@@ -188,7 +188,7 @@ class LibvirtDiscoverer:
             (*self._key, number, uuid): (uuid, name) for number, uuid, name in running
         }
         for key in self._monitors.keys() - now.keys():
-            found.vanished(self._monitors.pop(key))
+            found.on_monitor_removed(self._monitors.pop(key))
         missing = self._links.keys() - {uuid for uuid, _ in now.values()}
         for uuid in missing & self._missing:
             self._links.pop(uuid).end(NotConnectedError("the domain ended"))
@@ -197,14 +197,14 @@ class LibvirtDiscoverer:
             uuid, name = now[key]
             monitor = Monitor(f"{self.uri}#{name}", key, partial(self._open, uuid, name), MonitorPriority.MANAGER)
             self._monitors[key] = monitor
-            found.appeared(monitor)
+            found.on_monitor_added(monitor)
 
     async def _open(
         self,
         uuid: str,
         name: str,
         allow: AllowList,
-        on_event: OnEvent,
+        on_event: EventCallback,
         *,
         deadline: float,  # noqa: ARG002 - the signature of Open
     ) -> MonitorConnection:

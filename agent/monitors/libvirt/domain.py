@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from agent.monitors.base import OnEvent
+from agent.monitors.base import EventCallback
 from agent.monitors.libvirt import qmp_translation
 from agent.monitors.libvirt.connection_pool import MAX_HUNG, ConnectionPool, LibvirtConnection
 from agent.monitors.libvirt.devices import Devices
@@ -64,7 +64,7 @@ class DomainConnection:
     can_probe = False
 
     def __init__(
-        self, host: LibvirtHost, uuid: str, name: str, allow: AllowList, on_event: OnEvent, pid: int | None
+        self, host: LibvirtHost, uuid: str, name: str, allow: AllowList, on_event: EventCallback, pid: int | None
     ) -> None:
         self.greeting: Greeting | None = Greeting(host.version, "", oob=False)
         self.ended: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
@@ -81,14 +81,14 @@ class DomainConnection:
         self._devices: Devices | None = None
 
     @property
-    def hears(self) -> bool:
+    def receives_events(self) -> bool:
         """Whether libvirt passes events on: not to one who may only read."""
         return not self._host.read_only
 
     # What a session calls.
 
-    async def ask(self, asks: Sequence[Command], *, deadline: float) -> list[CommandResult]:
-        """Return the answers, in order; as Client.ask does."""
+    async def execute(self, asks: Sequence[Command], *, deadline: float) -> list[CommandResult]:
+        """Return the answers, in order; as Client.execute does."""
         if self.ended.done():
             raise self.ended.result()
         for ask in asks:
@@ -103,8 +103,8 @@ class DomainConnection:
         )
         raise StalledError(f"no answer by libvirt to {asks[0].name} within {deadline:g} s{full}")
 
-    async def settled(self) -> None:
-        """Wait until no answer is due; as Client.settled does."""
+    async def wait_idle(self) -> None:
+        """Wait until no answer is due; as Client.wait_idle does."""
         if self._round is not None:
             await self._over(self._round, None)
 
@@ -131,7 +131,7 @@ class DomainConnection:
         """End it now."""
         self.end(NotConnectedError("closed by us"))
 
-    def make_way(self) -> None:
+    def preempt(self) -> None:
         """End it now, because the domain is watched in a better way."""
         self.end(PreemptedError("a better way to this VM was found"))
 

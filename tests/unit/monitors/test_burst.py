@@ -33,10 +33,10 @@ def visited(path: Path, hold: float = HOLD) -> Monitor:
 async def test_a_vm_is_watched_in_visits_and_between_them_its_monitor_is_free(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer) as fleet:
-        fleet.appeared(visited(fake.path))
+        fleet.on_monitor_added(visited(fake.path))
         await observer.wait_for_polls(2)
         async with connected(fake.path) as other:
-            await other.ask([Command("query-status")], deadline=TIMEOUT_SECONDS)
+            await other.execute([Command("query-status")], deadline=TIMEOUT_SECONDS)
         await observer.wait_for_polls(2)
     assert observer.types("vm") == ["vm.attached", "vm.detached"]
     assert observer.records("vm.attached")[0].data["events_available"] is False
@@ -48,7 +48,7 @@ async def test_a_vm_is_watched_in_visits_and_between_them_its_monitor_is_free(fa
 async def test_what_no_event_tells_is_asked_at_each_poll(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer) as fleet:
-        fleet.appeared(visited(fake.path))
+        fleet.on_monitor_added(visited(fake.path))
         await observer.wait_for_polls(3, "runstate")
         await observer.wait_for_polls(2, "jobs")
         await observer.wait_for_polls(2, "migration")
@@ -69,7 +69,7 @@ async def test_visits_are_not_always_as_far_apart_and_what_is_asked_together_sta
     observer = RecordingObserver()
     settings = quick_settings(intervals=Intervals(poll=600, migration=600))
     async with supervised(observer, settings=settings) as fleet:
-        fleet.appeared(visited(fake.path))
+        fleet.on_monitor_added(visited(fake.path))
         await observer.wait_for_polls(1, "migration")
     for name in ("block", "runstate", "jobs", "migration"):
         assert planned[name] == pytest.approx(660, abs=TIMEOUT_SECONDS), name
@@ -79,7 +79,7 @@ async def test_a_look_is_one_write_and_no_out_of_band_one(fake: FakeQemu) -> Non
     open_ = burst_connection(unix(str(fake.path)), HOLD)
     link = await open_(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)
     before = fake.clients
-    answers = await link.ask([Command("query-status"), Command("query-name")], deadline=TIMEOUT_SECONDS)
+    answers = await link.execute([Command("query-status"), Command("query-name")], deadline=TIMEOUT_SECONDS)
     assert [isinstance(answer, dict) and answer.keys() & {"status", "name"} for answer in answers] == [
         {"status"},
         {"name"},
@@ -94,7 +94,7 @@ async def test_a_visit_ends_in_time_whatever_qemu_does(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.hang("query-blockstats")
     async with supervised(observer) as fleet:
-        fleet.appeared(visited(fake.path))
+        fleet.on_monitor_added(visited(fake.path))
         await fake.wait_for("query-blockstats")
         begin = time.monotonic()
         async with connected(fake.path):
@@ -109,7 +109,7 @@ async def test_a_visit_ends_in_time_whatever_qemu_does(fake: FakeQemu) -> None:
 async def test_while_somebody_else_stays_it_is_busy_and_no_vm_is_taken_for_dead(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer, settings=quick_settings(reply_seconds=0.3)) as fleet:
-        fleet.appeared(visited(fake.path, 0.05))
+        fleet.on_monitor_added(visited(fake.path, 0.05))
         await observer.wait_for_polls()
         async with connected(fake.path):
             await observer.wait_until(lambda: MonitorState.BUSY in observer.states())
@@ -134,7 +134,7 @@ async def test_a_qemu_that_stops_and_goes_on_is_the_same_vm(start_guest: StartGu
     observer = RecordingObserver()
     guest = await start_guest()
     async with supervised(observer, settings=quick_settings(reply_seconds=0.3)) as fleet:
-        fleet.appeared(visited(guest.monitor))
+        fleet.on_monitor_added(visited(guest.monitor))
         await observer.wait_for_polls()
         guest.send_signal(signal.SIGSTOP)
         await observer.wait_until(lambda: observer.states()[-1] in (MonitorState.BUSY, MonitorState.STALLED))
@@ -155,10 +155,10 @@ async def test_another_qemu_at_the_same_address_is_another(start_guest: StartGue
     await guest.stop()
     second = await start_guest("b", extra=["-qmp", f"unix:{guest.monitor},server=on,wait=off"])
     with pytest.raises(NotConnectedError, match="another process"):
-        await link.ask([Command("query-status")], deadline=TIMEOUT_SECONDS)
+        await link.execute([Command("query-status")], deadline=TIMEOUT_SECONDS)
     assert link.ended.done()
     async with supervised(observer) as fleet:
-        fleet.appeared(visited(guest.monitor))
+        fleet.on_monitor_added(visited(guest.monitor))
         await observer.wait_for_polls()
     assert observer.records("vm.attached")[0].vm.uuid == second.uuid
 
@@ -167,22 +167,22 @@ async def test_a_visit_that_is_under_way_makes_way(fake: FakeQemu) -> None:
     open_ = burst_connection(unix(str(fake.path)), TIMEOUT_SECONDS)
     link = await open_(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)
     fake.hang("query-status")
-    asking = asyncio.create_task(link.ask([Command("query-status")], deadline=TIMEOUT_SECONDS))
+    asking = asyncio.create_task(link.execute([Command("query-status")], deadline=TIMEOUT_SECONDS))
     await fake.wait_for("query-status")
-    link.make_way()
+    link.preempt()
     with pytest.raises(PreemptedError):
         await asking
     async with connected(fake.path):
         pass
     with pytest.raises(PreemptedError):
-        await link.ask([Command("query-status")], deadline=TIMEOUT_SECONDS)
+        await link.execute([Command("query-status")], deadline=TIMEOUT_SECONDS)
 
 
 async def test_what_is_not_allowed_is_refused_and_ends_nothing(fake: FakeQemu) -> None:
     open_ = burst_connection(unix(str(fake.path)), HOLD)
     link = await open_(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)
     with pytest.raises(CommandRefusedError):
-        await link.ask([Command("quit")], deadline=TIMEOUT_SECONDS)
+        await link.execute([Command("quit")], deadline=TIMEOUT_SECONDS)
     assert not link.ended.done()
     link.close()
 
@@ -190,7 +190,7 @@ async def test_what_is_not_allowed_is_refused_and_ends_nothing(fake: FakeQemu) -
 async def test_nothing_is_changed_whose_event_nobody_would_hear(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer, settings=quick_settings(*Change)) as fleet:
-        fleet.appeared(visited(fake.path))
+        fleet.on_monitor_added(visited(fake.path))
         await observer.wait_for_polls(2)
     assert fake.count("migrate-set-capabilities") == 0
 
@@ -198,9 +198,9 @@ async def test_nothing_is_changed_whose_event_nobody_would_hear(fake: FakeQemu) 
 async def test_a_monitor_of_ones_own_is_better_than_visits(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with FakeQemu(fake.path.with_name("own.qmp")) as own, supervised(observer) as fleet:
-        fleet.appeared(visited(fake.path))
+        fleet.on_monitor_added(visited(fake.path))
         await observer.wait_for_polls()
-        fleet.appeared(dataclasses.replace(monitor_at(own.path), rank=MonitorPriority.OWN))
+        fleet.on_monitor_added(dataclasses.replace(monitor_at(own.path), priority=MonitorPriority.DEDICATED))
         await observer.wait_until(lambda: MonitorState.STANDBY in observer.states())
         before = fake.clients
         await observer.wait_for_polls(5)

@@ -28,16 +28,16 @@ class Seen:
         self.ever: list[Monitor] = []
         self._news = asyncio.Event()
 
-    def stands(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
+    def on_status(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
         raise AssertionError(f"{way.name} has nothing to say of itself, but says {trouble}{note}")
 
-    def appeared(self, monitor: Monitor) -> None:
+    def on_monitor_added(self, monitor: Monitor) -> None:
         assert monitor.key not in self.now
         self.now[monitor.key] = monitor
         self.ever.append(monitor)
         self._news.set()
 
-    def vanished(self, monitor: Monitor) -> None:
+    def on_monitor_removed(self, monitor: Monitor) -> None:
         assert self.now.pop(monitor.key) == monitor
         self._news.set()
 
@@ -58,7 +58,7 @@ class Seen:
 async def looking(pattern: Path | str, scan_seconds: float = NEVER) -> AsyncIterator[Seen]:
     """Look for monitors for as long as the block runs."""
     seen = Seen()
-    task = asyncio.create_task(DialDiscoverer(str(pattern), scan_seconds).watch(seen))
+    task = asyncio.create_task(DialDiscoverer(str(pattern), scan_seconds).run(seen))
     try:
         yield seen
     finally:

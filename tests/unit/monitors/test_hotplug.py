@@ -41,7 +41,7 @@ async def watched(
     observer = RecordingObserver()
     (monitor,) = HotplugDiscoverer(str(fake.path), folder, 0.2).scan().values()
     async with supervised(observer, settings=quick_settings(Change.OWN_MONITOR)) as fleet:
-        fleet.appeared(monitor)
+        fleet.on_monitor_added(monitor)
         await observer.wait_for_polls(2)
         await observer.wait_until(lambda: until(observer))
     return observer

@@ -212,7 +212,7 @@ async def test_a_domain_is_told_why_libvirtd_cannot_be_reached_as_often_as_it_is
         monkeypatch.setattr(libvirtd, name, refuse)
     told: list[Any] = []
     libvirt = discovery.LibvirtDiscoverer("test")
-    watching = asyncio.create_task(libvirt.watch(cast("Any", SimpleNamespace(stands=lambda *said: told.append(said)))))
+    watching = asyncio.create_task(libvirt.run(cast("Any", SimpleNamespace(on_status=lambda *said: told.append(said)))))
     await until(lambda: told, 5)
     met = []
     for _ in range(3):

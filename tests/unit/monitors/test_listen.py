@@ -25,7 +25,7 @@ from tests.lab.scripted_peer import TIMEOUT_SECONDS
 async def listening(observer: RecordingObserver, way: ListenDiscoverer) -> AsyncIterator[None]:
     """A fleet that watches whoever calls, for as long as the block runs."""
     async with supervised(observer, settings=quick_settings(greeting_seconds=0.3, reply_seconds=5)) as fleet:
-        task = asyncio.create_task(way.watch(fleet))
+        task = asyncio.create_task(way.run(fleet))
         try:
             await until_it_listens(way)
             yield
@@ -250,6 +250,6 @@ def test_a_secrets_folder_that_is_not_given_keeps_it_from_listening_and_no_more(
 ) -> None:
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     tls = ListenTlsConfig(ca="${CREDENTIALS_DIRECTORY}/ca.pem", certificate=str(folder / "agent.pem"))
-    way = ListenConfig(listen=f"tcp:127.0.0.1:{free_port()}", tls=tls).way(AllowConfig())
+    way = ListenConfig(listen=f"tcp:127.0.0.1:{free_port()}", tls=tls).build(AllowConfig())
     with pytest.raises(OSError, match="LoadCredential="):  # upon which it is tried again, as any address is
         way.bind()

@@ -26,7 +26,7 @@ NAME = Command("query-name")
 async def test_answers_come_in_order_and_errors_are_answers(fake: FakeQemu) -> None:
     fake.replies["query-name"] = FakeError("DeviceNotFound", "gone")
     async with connected(fake.path) as client:
-        status, name, again = await client.ask([STATUS, NAME, STATUS], deadline=TIMEOUT_SECONDS)
+        status, name, again = await client.execute([STATUS, NAME, STATUS], deadline=TIMEOUT_SECONDS)
         assert status == again == fake.transcript.answer("query-status", {})["return"]
         assert isinstance(name, CommandError)
         assert name.error_class == "DeviceNotFound"
@@ -36,8 +36,8 @@ async def test_answers_come_in_order_and_errors_are_answers(fake: FakeQemu) -> N
 async def test_a_refused_question_is_not_sent_and_the_connection_lives_on(fake: FakeQemu) -> None:
     async with connected(fake.path) as client:
         with pytest.raises(CommandRefusedError):
-            await client.ask([STATUS, Command("stop")], deadline=TIMEOUT_SECONDS)
-        await client.ask([STATUS], deadline=TIMEOUT_SECONDS)
+            await client.execute([STATUS, Command("stop")], deadline=TIMEOUT_SECONDS)
+        await client.execute([STATUS], deadline=TIMEOUT_SECONDS)
     assert [request["execute"] for request in fake.requests] == ["qmp_capabilities", "query-status"]
 
 
@@ -45,31 +45,31 @@ async def test_after_a_late_reply_nothing_is_asked_until_it_has_come(fake: FakeQ
     fake.hang("query-status")
     async with connected(fake.path) as client:
         with pytest.raises(StalledError, match=r"no reply to query-status within 0.05 s"):
-            await client.ask([STATUS, NAME], deadline=QUIET_SECONDS)
+            await client.execute([STATUS, NAME], deadline=QUIET_SECONDS)
         with pytest.raises(StalledError, match="2 replies are still due"):
-            await client.ask([NAME], deadline=TIMEOUT_SECONDS)
-        settled = asyncio.ensure_future(client.settled())
+            await client.execute([NAME], deadline=TIMEOUT_SECONDS)
+        settled = asyncio.ensure_future(client.wait_idle())
         assert client.replies_due == 2
         assert not settled.done()
         fake.release("query-status")
         async with asyncio.timeout(TIMEOUT_SECONDS):
             await settled
         assert client.replies_due == 0
-        assert await client.ask([NAME], deadline=TIMEOUT_SECONDS) == [{"name": "vm1"}]
+        assert await client.execute([NAME], deadline=TIMEOUT_SECONDS) == [{"name": "vm1"}]
         assert fake.count("query-name") == 2
 
 
 async def test_settled_returns_at_once_where_nothing_is_due(fake: FakeQemu) -> None:
     async with connected(fake.path) as client:
-        await client.settled()
-        await client.ask([STATUS], deadline=TIMEOUT_SECONDS)
-        await client.settled()
+        await client.wait_idle()
+        await client.execute([STATUS], deadline=TIMEOUT_SECONDS)
+        await client.wait_idle()
 
 
 async def test_bytes_are_counted_both_ways(fake: FakeQemu) -> None:
     async with connected(fake.path) as client:
         read, written = client.bytes_read, client.bytes_written
-        await client.ask([STATUS], deadline=TIMEOUT_SECONDS)
+        await client.execute([STATUS], deadline=TIMEOUT_SECONDS)
         assert client.bytes_written == written + len(b'{"execute":"query-status"}')
         assert client.bytes_read > read > len(line(fake.greeting))
 
@@ -82,7 +82,7 @@ async def test_a_probe_is_answered_while_the_main_loop_hangs(fake: FakeQemu) -> 
     async with connected(fake.path) as client:
         assert client.can_probe
         with pytest.raises(StalledError):
-            await client.ask([STATUS], deadline=QUIET_SECONDS)
+            await client.execute([STATUS], deadline=QUIET_SECONDS)
         assert await client.probe(deadline=TIMEOUT_SECONDS)
         assert await client.probe(deadline=TIMEOUT_SECONDS)
         assert client.replies_due == 1
@@ -104,7 +104,7 @@ async def test_a_probe_that_was_answered_late_says_nothing_of_now(fake: FakeQemu
     async with connected(fake.path) as client:
         assert not await client.probe(deadline=QUIET_SECONDS)
         fake.release("query-yank")
-        await client.ask([STATUS], deadline=TIMEOUT_SECONDS)  # read in any case after the late answer
+        await client.execute([STATUS], deadline=TIMEOUT_SECONDS)  # read in any case after the late answer
         await fake.wait_for("query-status")
         fake.hang("query-yank")
         assert not await client.probe(deadline=QUIET_SECONDS)
@@ -118,7 +118,7 @@ async def test_a_qemu_without_out_of_band_is_not_probed(fake: FakeQemu) -> None:
     async with connected(fake.path) as client:
         assert not client.can_probe
         assert not await client.probe(deadline=TIMEOUT_SECONDS)
-        assert await client.ask([NAME], deadline=TIMEOUT_SECONDS) == [{"name": "vm1"}]
+        assert await client.execute([NAME], deadline=TIMEOUT_SECONDS) == [{"name": "vm1"}]
     assert fake.requests[0] == {"execute": "qmp_capabilities"}
     assert fake.count("query-yank") == 0
 
@@ -138,11 +138,11 @@ async def test_a_connection_lost_in_the_middle_of_a_round_ends_all_that_waits(fa
     fake.hang("query-name")
     fake.hang("query-yank")
     async with connected(fake.path) as client, asyncio.TaskGroup() as tasks:
-        asking = tasks.create_task(fails(client.ask([STATUS, NAME], deadline=TIMEOUT_SECONDS)))
+        asking = tasks.create_task(fails(client.execute([STATUS, NAME], deadline=TIMEOUT_SECONDS)))
         await fake.wait_for("query-name")
         waiting = [
             asking,
-            tasks.create_task(fails(client.settled())),
+            tasks.create_task(fails(client.wait_idle())),
             tasks.create_task(fails(client.probe(deadline=TIMEOUT_SECONDS))),
         ]
         await fake.wait_for("query-yank")
@@ -151,13 +151,13 @@ async def test_a_connection_lost_in_the_middle_of_a_round_ends_all_that_waits(fa
         assert {type(error) for error in errors} == {NotConnectedError}
         assert await client.ended is errors[0]
         assert not await client.probe(deadline=TIMEOUT_SECONDS)
-        assert await fails(client.ask([STATUS], deadline=TIMEOUT_SECONDS)) is errors[0]
+        assert await fails(client.execute([STATUS], deadline=TIMEOUT_SECONDS)) is errors[0]
 
 
 async def test_garbage_ends_the_connection_and_all_that_waits(fake: FakeQemu) -> None:
     fake.hang("query-status")
     async with connected(fake.path) as client, asyncio.TaskGroup() as tasks:
-        asking = tasks.create_task(fails(client.ask([STATUS], deadline=TIMEOUT_SECONDS)))
+        asking = tasks.create_task(fails(client.execute([STATUS], deadline=TIMEOUT_SECONDS)))
         await fake.wait_for("query-status")
         fake.send_raw(b"\x00\xff\r\n")
         assert isinstance(await asking, ProtocolError)
@@ -167,7 +167,7 @@ async def test_garbage_ends_the_connection_and_all_that_waits(fake: FakeQemu) ->
 async def test_closing_wakes_whoever_waits(fake: FakeQemu) -> None:
     fake.hang("query-status")
     async with connected(fake.path) as client, asyncio.TaskGroup() as tasks:
-        asking = tasks.create_task(fails(client.ask([STATUS], deadline=TIMEOUT_SECONDS)))
+        asking = tasks.create_task(fails(client.execute([STATUS], deadline=TIMEOUT_SECONDS)))
         await fake.wait_for("query-status")
         client.close()
         assert "closed by us" in str(await asking)
@@ -180,7 +180,7 @@ async def test_an_end_that_nobody_waits_for_is_no_complaint_of_asyncios(fake: Fa
     fake.hang("query-status")
     async with connected(fake.path) as client:
         with pytest.raises(StalledError):
-            await client.ask([STATUS], deadline=QUIET_SECONDS)
+            await client.execute([STATUS], deadline=QUIET_SECONDS)
         assert not await client.probe(deadline=0)
         fake.drop()
         await client.ended
@@ -213,7 +213,7 @@ async def test_a_burst_of_fifty_thousand_events_is_read_whole_and_in_order(folde
     ):
         async with asyncio.timeout(TIMEOUT_SECONDS):
             await sent.wait()
-        assert await client.ask([STATUS], deadline=TIMEOUT_SECONDS) == ["still here"]
+        assert await client.execute([STATUS], deadline=TIMEOUT_SECONDS) == ["still here"]
         assert numbers == list(range(burst))
 
 
@@ -222,10 +222,10 @@ async def test_events_between_replies_are_heard_at_once_and_out_of_the_answers(f
     fake.hang("query-status")
     async with connected(fake.path, lambda event: heard.append(event.name)) as client:
         with pytest.raises(StalledError):
-            await client.ask([STATUS], deadline=QUIET_SECONDS)
+            await client.execute([STATUS], deadline=QUIET_SECONDS)
         fake.emit("STOP")
         fake.release("query-status")
-        await client.settled()
+        await client.wait_idle()
         assert heard == ["STOP"]
 
 
@@ -301,7 +301,7 @@ async def test_what_is_asked_amid_a_flood_of_one_who_has_ended_costs_nothing_of_
         for _ in range(REST_TURNS // 2):
             await asyncio.sleep(0)
         with pytest.raises(QmpError):
-            await client.ask([Command("query-status")], deadline=TIMEOUT_SECONDS)
+            await client.execute([Command("query-status")], deadline=TIMEOUT_SECONDS)
     assert (len(heard), heard[-1]) == (1301, "SHUTDOWN")
 
 
@@ -317,4 +317,4 @@ async def test_amid_a_flood_questions_are_answered(folder: Path) -> None:
 
     async with asyncio.timeout(TIMEOUT_SECONDS), scripted_peer(folder, talk) as path, connected(path) as client:
         for _ in range(3):
-            assert await client.ask([Command("query-status")], deadline=TIMEOUT_SECONDS) == [{}]
+            assert await client.execute([Command("query-status")], deadline=TIMEOUT_SECONDS) == [{}]

@@ -12,12 +12,14 @@ from tests.lab.fixtures import StartGuest
 from tests.lab.recording_observer import RecordingObserver, monitor_at, quick_settings, supervised
 
 
-def claim(uuid: str = "a", pid: int | None = None, rank: MonitorPriority = MonitorPriority.OWN) -> OwnershipClaim:
-    return OwnershipClaim(uuid, pid, rank, "m", lambda: None)
+def claim(
+    uuid: str = "a", pid: int | None = None, priority: MonitorPriority = MonitorPriority.DEDICATED
+) -> OwnershipClaim:
+    return OwnershipClaim(uuid, pid, priority, "m", lambda: None)
 
 
-def ranked(path: Path, rank: MonitorPriority) -> Monitor:
-    return dataclasses.replace(monitor_at(path), rank=rank)
+def ranked(path: Path, priority: MonitorPriority) -> Monitor:
+    return dataclasses.replace(monitor_at(path), priority=priority)
 
 
 async def test_one_process_is_one_vm_whatever_it_says_it_is() -> None:
@@ -69,9 +71,9 @@ async def test_a_spare_monitor_takes_over_when_the_better_one_is_lost(fake: Fake
     observer = RecordingObserver()
     async with FakeQemu(fake.path.with_name("vm2.qmp")) as worse, supervised(observer, fake.path) as fleet:
         await observer.wait_for_polls()
-        fleet.appeared(ranked(worse.path, MonitorPriority.BURST))
+        fleet.on_monitor_added(ranked(worse.path, MonitorPriority.BURST))
         await observer.wait_until(lambda: MonitorState.STANDBY in observer.states())
-        fleet.vanished(monitor_at(fake.path))
+        fleet.on_monitor_removed(monitor_at(fake.path))
         fake.drop()
         await observer.wait_until(lambda: len(observer.records("vm.attached")) == 2)
         assert observer.records("vm.attached")[1].vm.monitor == str(worse.path)
@@ -81,9 +83,9 @@ async def test_a_spare_monitor_takes_over_when_the_better_one_is_lost(fake: Fake
 async def test_a_better_monitor_that_comes_later_is_taken_and_the_worse_one_left(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with FakeQemu(fake.path.with_name("vm2.qmp")) as better, supervised(observer) as fleet:
-        fleet.appeared(ranked(fake.path, MonitorPriority.MANAGER))
+        fleet.on_monitor_added(ranked(fake.path, MonitorPriority.MANAGER))
         await observer.wait_for_polls()
-        fleet.appeared(monitor_at(better.path))
+        fleet.on_monitor_added(monitor_at(better.path))
         await observer.wait_until(lambda: MonitorState.STANDBY in observer.states())
         await observer.wait_for_polls(2)
     assert observer.types("vm") == ["vm.attached", "vm.detached", "vm.attached", "vm.detached"]
@@ -95,15 +97,15 @@ async def test_a_spare_that_called_us_is_kept_and_tells_no_event_twice(fake: Fak
     observer = RecordingObserver()
     async with FakeQemu(fake.path.with_name("vm2.qmp")) as spare, supervised(observer, fake.path) as fleet:
         await observer.wait_for_polls()
-        calling = dataclasses.replace(monitor_at(spare.path), rank=MonitorPriority.MANAGER, calls=True)
-        fleet.appeared(calling)
+        calling = dataclasses.replace(monitor_at(spare.path), priority=MonitorPriority.MANAGER, inbound=True)
+        fleet.on_monitor_added(calling)
         await observer.wait_until(lambda: MonitorState.STANDBY in observer.states())
         spare.emit("STOP")
         spare.emit("RESUME")
         await observer.wait_for_polls(2)
         assert observer.types("event") == []
-        fleet.vanished(calling)
-        fleet.vanished(monitor_at(fake.path))
+        fleet.on_monitor_removed(calling)
+        fleet.on_monitor_removed(monitor_at(fake.path))
         fake.drop()
         await observer.wait_until(lambda: len(observer.records("vm.attached")) == 2)
         await observer.wait_for_polls()
@@ -120,8 +122,8 @@ async def test_a_spare_that_is_lost_itself_is_let_go(fake: FakeQemu) -> None:
         supervised(observer, fake.path, settings=quick_settings()) as fleet,
     ):
         await observer.wait_for_polls()
-        fleet.appeared(ranked(spare.path, MonitorPriority.MANAGER))
+        fleet.on_monitor_added(ranked(spare.path, MonitorPriority.MANAGER))
         await observer.wait_until(lambda: MonitorState.STANDBY in observer.states())
-        fleet.vanished(ranked(spare.path, MonitorPriority.MANAGER))
+        fleet.on_monitor_removed(ranked(spare.path, MonitorPriority.MANAGER))
         await observer.wait_until(lambda: observer.calls_of("on_monitor_removed"))
         assert len(fleet) == 1

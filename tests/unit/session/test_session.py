@@ -364,7 +364,7 @@ async def test_one_whose_events_are_not_heard_is_not_polled_twice_at_once_when_i
     fake: FakeQemu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.session.session.random", lambda: 0.0)
-    monkeypatch.setattr(Client, "hears", False)
+    monkeypatch.setattr(Client, "receives_events", False)
     observer, began = RecordingObserver(), time.monotonic()
     async with supervised(observer, fake.path, settings=quick_settings(intervals=Intervals(poll=3.0))):
         await observer.wait_for_polls(2)

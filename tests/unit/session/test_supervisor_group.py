@@ -15,7 +15,7 @@ async def test_a_monitor_that_appears_twice_is_watched_once(fake: FakeQemu) -> N
     observer = RecordingObserver()
     async with supervised(observer, fake.path, fake.path) as fleet:
         await observer.wait_for_polls()
-        fleet.appeared(monitor_at(fake.path))
+        fleet.on_monitor_added(monitor_at(fake.path))
         await observer.wait_for_polls(2)
         assert len(fleet) == 1
     assert observer.types("vm") == ["vm.attached", "vm.detached"]
@@ -26,7 +26,7 @@ async def test_a_connection_outlives_its_vanished_address_and_is_not_made_anew(f
     observer = RecordingObserver()
     async with supervised(observer, fake.path) as fleet:
         await observer.wait_for_polls()
-        fleet.vanished(monitor_at(fake.path))
+        fleet.on_monitor_removed(monitor_at(fake.path))
         fake.path.unlink()
         await observer.wait_for_polls(3)
         assert len(fleet) == 1
@@ -41,7 +41,7 @@ async def test_an_address_that_vanishes_while_nobody_is_there_is_let_go_at_once(
     observer = RecordingObserver()
     async with supervised(observer, folder / "none", settings=quick_settings(retry_seconds=3600)) as fleet:
         await observer.wait_until(lambda: MonitorState.GONE in observer.states())
-        fleet.vanished(monitor_at(folder / "none"))
+        fleet.on_monitor_removed(monitor_at(folder / "none"))
         await observer.wait_until(lambda: observer.calls_of("on_monitor_removed"))
     assert observer.types() == []
 
@@ -50,8 +50,8 @@ async def test_an_address_that_is_back_is_watched_on(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer, fake.path) as fleet:
         await observer.wait_for_polls()
-        fleet.vanished(monitor_at(fake.path))
-        fleet.appeared(monitor_at(fake.path))
+        fleet.on_monitor_removed(monitor_at(fake.path))
+        fleet.on_monitor_added(monitor_at(fake.path))
         fake.drop()
         await observer.wait_until(lambda: len(observer.records("vm.attached")) == 2)
     assert len(observer.calls_of("on_monitor_removed")) == 1
@@ -60,7 +60,7 @@ async def test_an_address_that_is_back_is_watched_on(fake: FakeQemu) -> None:
 async def test_a_monitor_that_nobody_knows_may_vanish(folder: Path) -> None:
     observer = RecordingObserver()
     async with supervised(observer) as fleet:
-        fleet.vanished(monitor_at(folder / "none"))
+        fleet.on_monitor_removed(monitor_at(folder / "none"))
         assert len(fleet) == 0
 
 

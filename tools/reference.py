@@ -148,7 +148,7 @@ def _specimen() -> Agent:
     app.on_samples(vm, (RUNSTATE,), (Sample(RUNSTATE, (), {"running": True}),), now)
     app.on_samples(vm, (ABOUT,), (Sample(ABOUT, (), {"machine": "m", "accelerator": "kvm", "pid": "1"}),), now)
     app.on_samples(vm, (BLOCK,), [Sample(BLOCK, (name,), {"reads_total": 1}) for name in ("disk0", "disk1")], now)
-    app.on_record(
+    app.on_event(
         Record("qemu.event.guest_panicked", vm, {"event": "GUEST_PANICKED", "category": "runstate", "qemu": {}}, now)
     )
     app.on_collector_run("block", PollOutcome.OK)
@@ -208,8 +208,8 @@ _CHANGES = {
     "attached": "The agent has met a VM, or met it again.",
     "detached": "The agent leaves a VM that lives on.",
     "gone": "A VM is gone.",
-    "arrived": "A VM has come here by migration, or was restored from a file: no new VM.",
-    "departed": "A VM has left by migration, or was saved to a file, and its process has ended: no dead VM.",
+    "migrated_in": "A VM has come here by migration, or was restored from a file: no new VM.",
+    "migrated_out": "A VM has left by migration, or was saved to a file, and its process has ended: no dead VM.",
     "busy": "Another client holds a monitor.",
     "stalled": "A VM does not answer in time.",
     "recovered": "A VM that had stalled, or whose monitor was busy, answers again.",

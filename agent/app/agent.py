@@ -43,7 +43,7 @@ from agent.qmp.commands import Command
 from agent.runtime.gc import scheduled_collection
 from agent.runtime.logging import set_up
 from agent.runtime.systemd import Progress, SystemdNotifier
-from agent.session.api import MonitorState, MonitorStatus, PollOutcome
+from agent.session.api import MonitorState, MonitorStatus, PollOutcome, VmChange
 from agent.session.discovery import DiscoveryManager
 from agent.session.supervisor import SupervisorGroup
 
@@ -97,18 +97,25 @@ class Agent:
 
     # What sessions tell: vm.status.Out.
 
-    def on_record(self, record: Record) -> None:
-        """Take an event or a change in a VM's life."""
+    def on_event(self, record: Record) -> None:
+        """Export an event, show it and let it change alerts."""
         self._send(record)
-        if record.type.startswith("qemu.event."):
-            self.snapshot.event(record)
-            if told := self.alerts.on_event(record, record.data["event"], time.time_ns()):
-                self._tell(told)
-        elif record.type == "qemu.vm.attached":
+        self.snapshot.event(record)
+        if told := self.alerts.on_event(record, record.data["event"], time.time_ns()):
+            self._tell(told)
+
+    def on_lifecycle(self, change: VmChange, record: Record) -> None:
+        """Export a lifecycle change and let it change alerts."""
+        self._send(record)
+        if change is VmChange.ATTACHED:
             self._tell(self.alerts.on_attached(record.vm, record.time_ns))
-        elif record.type in ("qemu.vm.gone", "qemu.vm.detached", "qemu.vm.migrated_out"):
-            for_good = "shutdown_reason" in record.data or record.type == "qemu.vm.migrated_out"
+        elif change in (VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT):
+            for_good = "shutdown_reason" in record.data or change is VmChange.MIGRATED_OUT
             self.alerts.on_gone(record.vm, time.monotonic(), for_good=for_good)
+
+    def on_transition(self, record: Record) -> None:
+        """Export a transition."""
+        self._send(record)
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Take all that a VM has of these families."""

@@ -244,7 +244,7 @@ CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "detached": _LEFT,
     "gone": _LEFT,
-    "arrived": (
+    "migrated_in": (
         {
             "observed": {
                 "type": "boolean",
@@ -253,7 +253,7 @@ CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         },
         ("observed",),
     ),
-    "departed": _LEFT,
+    "migrated_out": _LEFT,
     "busy": (_REASON, ("reason",)),
     "stalled": (_REASON, ("reason",)),
     "recovered": ({}, ()),

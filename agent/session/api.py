@@ -76,32 +76,57 @@ class PollOutcome(StrEnum):
     """It told of more subjects than are taken."""
 
 
-class SessionObserver(Protocol):
-    """Whom a session tells what it learns. No call may block or raise."""
+class VmChange(StrEnum):
+    """A change in a VM's lifecycle."""
 
-    def on_record(self, record: Record) -> None:
-        """Take an event or a change in a VM's life."""
+    ATTACHED = "attached"
+    DETACHED = "detached"
+    """The agent stops watching a VM that keeps running."""
+    GONE = "gone"
+    MIGRATED_IN = "migrated_in"
+    MIGRATED_OUT = "migrated_out"
+    BUSY = "busy"
+    STALLED = "stalled"
+    RECOVERED = "recovered"
+
+    @property
+    def type(self) -> str:
+        """The type of its records."""
+        return f"qemu.vm.{self.value}"
+
+
+class SessionObserver(Protocol):
+    """Callbacks invoked by a session. Implementations must not block or raise."""
+
+    def on_event(self, record: Record) -> None:
+        """Receive the record of a QEMU event, which may stand for several coalesced ones."""
+
+    def on_lifecycle(self, change: VmChange, record: Record) -> None:
+        """Receive the record of a change in a VM's lifecycle."""
+
+    def on_transition(self, record: Record) -> None:
+        """Receive the record of a transition that a collector derived from two polls, such as the end of a migration."""
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Take all that there is of these families at that instant: a subject that is not among the samples is no more."""
+        """Receive the complete samples of these families at that instant; a subject without a sample no longer exists."""
 
     def on_status(self, status: MonitorStatus) -> None:
-        """Take a change of state."""
+        """Receive the new state of a monitor."""
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
-        """Forget a monitor: it will not be watched any more."""
+        """Forget a monitor that is no longer watched."""
 
     def on_connection_refused(self, address: str, reason: str) -> None:
-        """Count a connection to us that was not let in."""
+        """Count a connection to a `listen` address that was refused."""
 
     def on_response(self, seconds: float) -> None:
-        """Take how long QEMU took to answer what was asked in one write, or was waited for in vain."""
+        """Observe how long QEMU took to answer one write; after a timeout, how long the session waited."""
 
     def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
-        """Take the outcome of one collector's questions."""
+        """Count one run of a collector."""
 
     def on_events_dropped(self, vm: Vm, reason: str, events: int) -> None:
-        """Take note of events that could not be kept."""
+        """Count events that were dropped before they became records."""
 
 
 class ThresholdController(Protocol):

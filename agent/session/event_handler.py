@@ -71,7 +71,7 @@ class EventHandler:
         row = row_of(event.name)
         time_ns = time.time_ns() if event.time_ns is None else event.time_ns
         if row.coalesce_by is None:
-            self._observer.on_record(_record(vm, row, event, time_ns))
+            self._observer.on_event(_record(vm, row, event, time_ns))
         else:
             key = row.coalesce_key(event.data, row.coalesce_by)
             self._report(vm, self._coalescer.take(key, event, time_ns, time.monotonic()))
@@ -86,9 +86,7 @@ class EventHandler:
                 "last_timestamp_seconds": group.last_ns / 1e9,
             }
             row = row_of(group.event.name)
-            self._observer.on_record(
-                _record(vm, row, group.event, group.last_ns, **(counts if group.count > 1 else {}))
-            )
+            self._observer.on_event(_record(vm, row, group.event, group.last_ns, **(counts if group.count > 1 else {})))
 
     def _start_timer(self, vm: Vm) -> None:
         """Schedule the report of held events. It does not wait for QEMU's replies."""

@@ -23,7 +23,15 @@ from agent.qmp.commands import Change, Command
 from agent.qmp.errors import BusyError, CommandError, CommandRefusedError, QmpError, StalledError
 from agent.qmp.protocol import Event, Greeting
 from agent.session import identity
-from agent.session.api import MAIN_LOOP, PROCESS, MonitorState, PollOutcome, SessionObserver, SessionSettings
+from agent.session.api import (
+    MAIN_LOOP,
+    PROCESS,
+    MonitorState,
+    PollOutcome,
+    SessionObserver,
+    SessionSettings,
+    VmChange,
+)
 from agent.session.event_handler import EventHandler
 from agent.session.host_process import HostProcess
 from agent.session.migration_state import MigrationState
@@ -294,7 +302,9 @@ class Session:
             self._out.on_samples(vm, collector.families, samples, poll.time_ns)
             for sample in samples:
                 if (observed := self._passage.look(sample)) is not None:
-                    self._out.on_record(Record("qemu.vm.migrated_in", vm, {"observed": observed}, poll.time_ns))
+                    change = VmChange.MIGRATED_IN
+                    record = Record(change.type, vm, {"observed": observed}, poll.time_ns)
+                    self._out.on_lifecycle(change, record)
             self._compare(collector, samples)
         self._plan(collector, samples, poll.at)
 
@@ -340,7 +350,7 @@ class Session:
                 self._polls[collector.name] = poll
             for notice in collector.transitions(before, poll):
                 kind, values = f"qemu.{notice.family.name}", dict(notice.values)
-                self._out.on_record(Record(kind, vm, values, time.time_ns(), severity=notice.severity))
+                self._out.on_transition(Record(kind, vm, values, time.time_ns(), severity=notice.severity))
         except QmpError as error:
             _log.debug("%s: %s: %s", self._vm, collector.name, error)
         except Exception:  # noqa: BLE001 - one collector's bug, met by what one VM said

@@ -24,7 +24,7 @@ from agent.qmp.errors import (
     TransportLostError,
 )
 from agent.session import identity
-from agent.session.api import MonitorState, MonitorStatus, SessionObserver, SessionSettings
+from agent.session.api import MonitorState, MonitorStatus, SessionObserver, SessionSettings, VmChange
 from agent.session.migration_state import MigrationState
 from agent.session.ownership import OwnershipClaim, OwnershipRegistry
 from agent.session.session import Session
@@ -146,11 +146,11 @@ class MonitorSupervisor:
         )
 
     async def _attached(self, client: MonitorConnection, session: Session, vm: Vm) -> bool:
-        change, reason, state = "detached", "the agent stops watching", MonitorState.GONE
+        change, reason, state = VmChange.DETACHED, "the agent stops watching", MonitorState.GONE
         try:
             assert client.greeting is not None
             self._vm, self._build = vm, identity.build(client.greeting)
-            self._lifecycle("attached", self._arrival(self._build, client))
+            self._lifecycle(VmChange.ATTACHED, self._arrival(self._build, client))
             self._note = "" if client.receives_events else UNHEARD
             self._set(MonitorState.UP, self._note)
             await session.watch(client, vm)
@@ -161,12 +161,12 @@ class MonitorSupervisor:
         except QmpError as error:
             shut_down = session.shutdown_reason is not None
             moved = isinstance(error, MigratedAwayError) or self._passage.departed(shut_down=shut_down)
-            change, reason = "departed" if moved else "gone", str(error)
+            change, reason = VmChange.MIGRATED_OUT if moved else VmChange.GONE, str(error)
         finally:
             self._left_ns = time.time_ns()
             more = {"shutdown_reason": session.shutdown_reason, "incoming": self._passage.coming or None}
             self._lifecycle(change, {"reason": reason} | more)
-            if change != "detached":
+            if change is not VmChange.DETACHED:
                 self._passage = MigrationState()
             self._set(state, reason)
         return True
@@ -188,11 +188,11 @@ class MonitorSupervisor:
         if not self._set(state, reason or (self._note if state is MonitorState.UP else "")):
             return
         if state is MonitorState.BUSY:
-            self._lifecycle("busy", {"reason": reason}, Severity.WARNING)
+            self._lifecycle(VmChange.BUSY, {"reason": reason}, Severity.WARNING)
         elif state is MonitorState.STALLED:
-            self._lifecycle("stalled", {"reason": reason}, Severity.ERROR)
+            self._lifecycle(VmChange.STALLED, {"reason": reason}, Severity.ERROR)
         elif before is MonitorState.STALLED or (before is MonitorState.BUSY and state is MonitorState.UP):
-            self._lifecycle("recovered", {})
+            self._lifecycle(VmChange.RECOVERED, {})
 
     def _set(self, state: MonitorState, reason: str = "") -> bool:
         """Set the state; return whether it is another one, not just another reason."""
@@ -203,10 +203,10 @@ class MonitorSupervisor:
         self._out.on_status(MonitorStatus(self._monitor, state, reason, self._vm, self._build, time.time_ns()))
         return changed
 
-    def _lifecycle(self, change: str, data: Mapping[str, Any], severity: Severity = Severity.INFO) -> None:
+    def _lifecycle(self, change: VmChange, data: Mapping[str, Any], severity: Severity = Severity.INFO) -> None:
         vm = self._vm or Vm(self._terms.host, "", "", self._monitor.name)
         told = {key: value for key, value in data.items() if value is not None}
-        self._out.on_record(Record(f"qemu.vm.{change}", vm, told, time.time_ns(), severity=severity))
+        self._out.on_lifecycle(change, Record(change.type, vm, told, time.time_ns(), severity=severity))
 
 
 _STANDINGS = {

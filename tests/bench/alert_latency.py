@@ -68,10 +68,10 @@ class Heard(Agent):
         super().__init__(config, to)
         self.heard: dict[int, int] = {}
 
-    def on_record(self, record: Record) -> None:
+    def on_event(self, record: Record) -> None:
         if record.type == "qemu.event.block_write_threshold":
             self.heard[record.time_ns] = time.time_ns()
-        super().on_record(record)
+        super().on_event(record)
 
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None

@@ -13,7 +13,7 @@ from agent.monitors import Monitor
 from agent.monitors.base import qmp_opener
 from agent.monitors.dial import unix
 from agent.qmp.commands import AllowList, Change
-from agent.session.api import MonitorState, MonitorStatus, PollOutcome, SessionSettings
+from agent.session.api import MonitorState, MonitorStatus, PollOutcome, SessionSettings, VmChange
 from agent.session.supervisor import SupervisorGroup
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
 
@@ -36,7 +36,14 @@ class RecordingObserver:
         self.calls.append((name, what))
         self._news.set()
 
-    def on_record(self, record: Record) -> None:
+    def on_event(self, record: Record) -> None:
+        self._note("on_record", record)
+
+    def on_lifecycle(self, change: VmChange, record: Record) -> None:
+        assert record.type == change.type
+        self._note("on_record", record)
+
+    def on_transition(self, record: Record) -> None:
         self._note("on_record", record)
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:

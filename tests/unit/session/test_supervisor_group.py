@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent.model.record import Record
-from agent.session.api import MonitorState
+from agent.session.api import MonitorState, VmChange
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, monitor_at, quick_settings, supervised
 
@@ -78,9 +78,9 @@ async def test_a_bug_of_ours_met_by_one_vm_ends_its_watch_for_a_while_and_no_oth
     fake: FakeQemu, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Picky(RecordingObserver):
-        def on_record(self, record: Record) -> None:
-            super().on_record(record)
-            if record.type == "qemu.vm.attached" and record.vm.monitor.endswith("vm2.qmp"):
+        def on_lifecycle(self, change: VmChange, record: Record) -> None:
+            super().on_lifecycle(change, record)
+            if change is VmChange.ATTACHED and record.vm.monitor.endswith("vm2.qmp"):
                 raise ZeroDivisionError
 
     observer = Picky()

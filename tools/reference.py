@@ -25,7 +25,7 @@ from agent.config.model import Config
 from agent.exposition.prometheus import render
 from agent.exposition.series_limits import SeriesLimits
 from agent.model.events import ROWS, EventRow
-from agent.model.family import Family, Field, Kind, Sample, shown
+from agent.model.family import Family, Field, Kind, Sample
 from agent.model.metrics import FAMILIES, NOTICES
 from agent.model.metrics.about import ABOUT
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
@@ -81,13 +81,13 @@ def _family(family: Family) -> str:
     change = " Made only when something in it changed." if family.on_change else ""
     rows = "".join(
         f"| `{family.series(field)}` | {_kind(field)} | {_unit(field)} | {_cell(field.help)} | {_source(field)} |\n"
-        for field in shown(family)
+        for field in family.exported_fields()
     )
     series = f"\n| series | type | unit | what it is | field |\n|---|---|---|---|---|\n{rows}" if rows else ""
     told = "".join(
         f"| `{field.name}` | {_cell(field.help)} | {_source(field)} |\n"
         for field in family.fields
-        if field not in set(shown(family))
+        if field not in set(family.exported_fields())
     )
     texts = f"\nIn records only:\n\n| field | what it is | from |\n|---|---|---|\n{told}" if told else ""
     return (
@@ -120,7 +120,7 @@ def _cell(text: str) -> str:
 def _own() -> Iterator[str]:
     """Yield the rows of the series that no family has."""
     text = asyncio.run(_shown())
-    mine = {family.series(field) for family in FAMILIES for field in shown(family)}
+    mine = {family.series(field) for family in FAMILIES for field in family.exported_fields()}
     for name, told in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE):
         kind = re.search(rf"^# TYPE {name} (\w+)$", text, re.MULTILINE)
         if name not in mine and kind is not None and name.startswith("q"):

@@ -10,8 +10,9 @@ from typing import Any
 from agent.collectors.base import Collector, Replies, require_type
 from agent.collectors.untrusted import as_list_of_objects, as_object
 from agent.model.events import device_name
-from agent.model.family import Reader, Sample
+from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_TIMED
+from agent.model.reader import Reader
 from agent.model.record import sanitize
 from agent.qmp.commands import Command
 

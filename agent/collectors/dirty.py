@@ -5,8 +5,9 @@ from typing import Any
 
 from agent.collectors.base import Collector, Facts, Intervals, Replies, require_type
 from agent.collectors.untrusted import as_list_of_objects
-from agent.model.family import Reader, Sample, Values
+from agent.model.family import Sample, Values
 from agent.model.metrics.memory import DIRTY_RATE, VCPU_DIRTY
+from agent.model.reader import Reader
 from agent.qmp.commands import Command
 
 _read = Reader(DIRTY_RATE)

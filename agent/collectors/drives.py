@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 from agent.collectors.base import Collector, Replies
 from agent.collectors.block import disks
-from agent.model.family import Reader, Sample
+from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK_DEVICE
+from agent.model.reader import Reader
 from agent.qmp.commands import Command
 
 _read = Reader(BLOCK_DEVICE)

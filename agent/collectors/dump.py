@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, Facts, Intervals, Replies, require_type
-from agent.model.family import Reader, Sample
+from agent.model.family import Sample
 from agent.model.metrics.memory import DUMP
+from agent.model.reader import Reader
 from agent.qmp.commands import Command
 
 _read = Reader(DUMP)

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 from agent.collectors.base import Collector, Facts, Intervals, Replies
-from agent.model.family import Reader, Sample
+from agent.model.family import Sample
 from agent.model.metrics.memory import GUEST_MEMORY
+from agent.model.reader import Reader
 from agent.qmp.commands import Command
 
 _read = Reader(GUEST_MEMORY)

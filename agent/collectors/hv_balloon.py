@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agent.collectors.base import Collector, Replies, on_event_only
-from agent.model.family import Reader, Sample
+from agent.model.family import Sample
 from agent.model.metrics.memory import HV_BALLOON
+from agent.model.reader import Reader
 from agent.qmp.commands import Command
 
 _read = Reader(HV_BALLOON)

@@ -5,8 +5,9 @@ from typing import Any
 
 from agent.collectors.base import Collector, Facts, Replies, require_type
 from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
-from agent.model.family import Reader, Sample, Values
+from agent.model.family import Sample, Values
 from agent.model.metrics.inventory import INVENTORY, TPM
+from agent.model.reader import Reader
 from agent.model.record import sanitize
 from agent.qmp.commands import Command
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from agent.collectors.base import Collector, Facts, Intervals, Poll, Replies, on_event_only, require_type
 from agent.collectors.untrusted import as_list_of_objects
-from agent.model.family import Reader, Sample, Values
+from agent.model.family import Sample, Values
 from agent.model.metrics.jobs import JOB
+from agent.model.reader import Reader
 from agent.model.record import sanitize
 from agent.qmp.commands import Command
 

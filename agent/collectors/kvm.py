@@ -9,8 +9,9 @@ from typing import Any
 
 from agent.collectors.base import Collector, Facts, Intervals, Replies, require_type
 from agent.collectors.untrusted import as_list_of_objects, as_text
-from agent.model.family import Family, Reader, Sample, Values
+from agent.model.family import Family, Sample, Values
 from agent.model.metrics.kvm import KVM, KVM_VCPU
+from agent.model.reader import Reader
 from agent.qmp.commands import Command
 
 

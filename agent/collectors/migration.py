@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, Facts, Intervals, Poll, Replies, Transition, require_type
-from agent.model.family import Reader, Sample, Values
+from agent.model.family import Sample, Values
 from agent.model.metrics.migration import ENDED, MIGRATION, MIGRATION_ENDED
+from agent.model.reader import Reader
 from agent.model.record import Severity
 from agent.qmp.commands import Command
 

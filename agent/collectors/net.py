@@ -6,8 +6,9 @@ from typing import Any
 from agent.collectors.base import Collector, Facts, Replies, at_poll_interval, no_commands
 from agent.host.procfs import Numbers, alone, interfaces
 from agent.host.types import File, Interface, Text
-from agent.model.family import Reader, Sample
+from agent.model.family import Sample
 from agent.model.metrics.host import NET
+from agent.model.reader import Reader
 from agent.model.record import sanitize
 
 _read = Reader(NET)

@@ -9,8 +9,9 @@ from typing import Any
 from agent.collectors.base import Collector, Facts, Replies, require_type
 from agent.collectors.block import backings, chain, disks
 from agent.collectors.untrusted import as_list_of_objects, as_text
-from agent.model.family import Reader, Sample
+from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK_BITMAP, BLOCK_LAYER
+from agent.model.reader import Reader
 from agent.model.record import sanitize
 from agent.qmp.commands import Command
 

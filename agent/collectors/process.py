@@ -6,8 +6,9 @@ from typing import Any
 from agent.collectors.base import Collector, Facts, Replies, at_poll_interval, no_commands
 from agent.host.procfs import alone, by_subject, keyed_of, pressure
 from agent.host.types import File, Text
-from agent.model.family import Reader, Sample
+from agent.model.family import Sample
 from agent.model.metrics.host import CGROUP, PROCESS
+from agent.model.reader import Reader
 
 _read_process = Reader(PROCESS)
 _read_cgroup = Reader(CGROUP)

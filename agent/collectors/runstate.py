@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 from agent.collectors.base import Collector, Poll, Replies, on_event_only, require_type
-from agent.model.family import Reader, Sample
+from agent.model.family import Sample
 from agent.model.metrics.runstate import RUNSTATE
+from agent.model.reader import Reader
 from agent.qmp.commands import Command
 
 _read = Reader(RUNSTATE)

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from agent.collectors.base import Collector, Replies, at_poll_interval, no_commands
 from agent.host.procfs import by_subject
 from agent.host.types import File, Task
-from agent.model.family import Family, Reader, Sample
+from agent.model.family import Family, Sample
 from agent.model.metrics.host import IOTHREAD, VCPU
+from agent.model.reader import Reader
 
 
 def _files(tasks: Sequence[Task]) -> list[File]:

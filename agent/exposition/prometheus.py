@@ -9,7 +9,7 @@ from itertools import accumulate, chain
 
 from agent.exposition.rates import Subjects
 from agent.exposition.snapshot import Snapshot, VmView, escape
-from agent.model.family import Family, Field, Kind, Values, shown
+from agent.model.family import Family, Field, Kind, Values
 from agent.model.metrics import FAMILIES
 from agent.model.metrics.about import ABOUT
 from agent.session.api import MonitorState
@@ -53,7 +53,7 @@ def _columns(family: Family) -> list[tuple[str, Lines]]:
             _head(family.series(field), _type(field), f"{field.help} ({family.source}: {field.path})"),
             _RENDERED.get(field.kind, _plain)(family.series(field), field.name),
         )
-        for field in shown(family)
+        for field in family.exported_fields()
     ]
 
 

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from struct import Struct
 
-from agent.model.family import Numbers, Sample, Values, taker
+from agent.model.family import Sample, Values
+from agent.model.reader import Getter, getter
 
 LEAST_NS = 500_000_000
 """Polls closer together than this count as one: a rate over a few milliseconds says nothing."""
@@ -26,7 +27,7 @@ class _CounterLayout:
         counters = [name for name in names if name.endswith("_total")]
         self.places = {name: place for place, name in enumerate(counters)}
         self.numbers = Struct(f"{len(counters)}d")
-        self.pick: Numbers = taker(counters) if counters else tuple
+        self.pick: Getter = getter(counters) if counters else tuple
 
 
 Kept = tuple[_CounterLayout, bytes]

@@ -7,12 +7,14 @@ there is a bound to those there are, and one to those that come and go. Records 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from agent.model.family import Family, Kind, Sample, Values, shown
+from agent.model.family import Family, Kind, Sample, Values
 from agent.model.metrics import FAMILIES
 
 HOUR_NS = 3600 * 1_000_000_000
 
-_UNSEEN = {family.name: {f.name for f in family.fields} - {f.name for f in shown(family)} for family in FAMILIES}
+_UNSEEN = {
+    family.name: {f.name for f in family.fields} - {f.name for f in family.exported_fields()} for family in FAMILIES
+}
 _HISTOGRAMS = {
     family.name: [field.name for field in family.fields if field.kind is Kind.HISTOGRAM] for family in FAMILIES
 }

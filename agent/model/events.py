@@ -11,7 +11,7 @@ from enum import StrEnum, auto
 from functools import lru_cache
 from typing import Any
 
-from agent.model.family import descend
+from agent.model.reader import object_at
 from agent.model.record import Severity, sanitize
 
 DEBUG, INFO, WARNING, ERROR, CRITICAL = Severity
@@ -83,7 +83,7 @@ class EventRow:
     def subject_of(self, data: Data) -> str:
         """Return whom it is about, in the names that the samples use too, or empty."""
         for parents, last in self._paths:
-            holder = descend(data, parents) if parents else data
+            holder = object_at(data, parents) if parents else data
             name = holder.get(last) if holder is not None else None
             if isinstance(name, str) and name:
                 return sanitize(device_name(name) if name[0] == "/" else name)
@@ -120,7 +120,7 @@ def _failed(data: Data) -> Severity:
 
 
 def _ost(data: Data) -> Severity:
-    info = descend(data, ("info",))
+    info = object_at(data, ("info",))
     return WARNING if info is not None and info.get("status") not in (0, None) else INFO
 
 

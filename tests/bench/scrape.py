@@ -15,7 +15,7 @@ from agent.collectors import block
 from agent.config.model import Config
 from agent.exposition.prometheus import render
 from agent.http.handlers import create_application
-from agent.model.family import Kind, shown
+from agent.model.family import Kind
 from agent.model.metrics.block import BLOCK
 from agent.model.record import Vm
 from agent.monitors import Monitor
@@ -36,7 +36,7 @@ class _Same(Collector):
 
     def collect(self) -> Iterator[Metric]:
         views = [(vm, view.pairs["block"].now) for vm, view in self._app.snapshot.views()]
-        for field in shown(BLOCK):
+        for field in BLOCK.exported_fields():
             kind = CounterMetricFamily if field.kind is Kind.COUNTER else GaugeMetricFamily
             made = kind(BLOCK.series(field).removesuffix("_total"), field.help, labels=["vm_uuid", "vm", "device"])
             for vm, subjects in views:

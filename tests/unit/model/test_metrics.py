@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 
-from agent.model.family import Family, Field, Kind, Reader, Sample, Unit, shown
+from agent.model.family import Family, Field, Kind, Sample, Unit
 from agent.model.metrics import FAMILIES
 from agent.model.metrics.block import BLOCK
 from agent.model.metrics.memory import GUEST_MEMORY
 from agent.model.metrics.migration import MIGRATION
+from agent.model.reader import Reader
 
 ROWS = [pytest.param(family, field, id=family.series(field)) for family in FAMILIES for field in family.fields]
-SERIES = [pytest.param(family, field, id=family.series(field)) for family in FAMILIES for field in shown(family)]
+SERIES = [
+    pytest.param(family, field, id=family.series(field)) for family in FAMILIES for field in family.exported_fields()
+]
 
 
 def read(field: Field, raw: Any, *, unavailable: frozenset[int] = frozenset()) -> Any:
@@ -41,7 +44,7 @@ def test_a_series_is_named_by_prometheus_rules(family: Family, field: Field) -> 
 
 
 def test_no_two_series_have_one_name_and_no_two_rows_of_a_family_one_path() -> None:
-    series = Counter(family.series(field) for family in FAMILIES for field in shown(family))
+    series = Counter(family.series(field) for family in FAMILIES for field in family.exported_fields())
     assert [name for name, count in series.items() if count > 1] == []
     for family in FAMILIES:
         for key in (lambda f: f.path, lambda f: f.name):
@@ -56,7 +59,7 @@ def test_families_are_explained_and_their_labels_are_names() -> None:
 
 
 def test_texts_and_details_have_no_series() -> None:
-    assert not {f.kind for family in FAMILIES for f in shown(family)} & {Kind.TEXT, Kind.DETAIL}
+    assert not {f.kind for family in FAMILIES for f in family.exported_fields()} & {Kind.TEXT, Kind.DETAIL}
 
 
 # --- Reading ---

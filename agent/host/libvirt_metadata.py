@@ -6,18 +6,16 @@ not read them there are no labels of theirs. The metadata in them is whatever th
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field
 
 from agent.common.config_types import Section
+from agent.common.safe_xml import MAX_BYTES, parse_xml
 from agent.model.record import Vm, sanitize
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
-
-MAX_BYTES = 1 << 20
-"""The largest file that is read; a running VM with a hundred disks has some 100 kB."""
 
 MAX_VALUE = 128
 """Characters of a label's value."""
@@ -80,28 +78,14 @@ def _domain(folder: Path, vm: Vm) -> "Element | None":
         return None
     try:
         with (folder / f"{vm.name}.xml").open("rb") as file:
-            text = file.read(MAX_BYTES + 1)
+            root = parse_xml(file.read(MAX_BYTES + 1))
     except (OSError, ValueError):
-        return None
-    root = _root(text) if len(text) <= MAX_BYTES else None
-    if root is None:
         return None
     domain = root if root.tag == "domain" else root.find("domain")  # a running one's is inside <domstatus>
     if domain is None or (domain.findtext("uuid") or "").strip().lower() != vm.uuid:
         return None
     found: Element = domain
     return found
-
-
-def _root(text: bytes) -> Any:
-    """Return a file's root element; None where it is none that may be read."""
-    from defusedxml import DefusedXmlException  # noqa: PLC0415 - with the next, 1 MiB that a host without such files is spared
-    from defusedxml.ElementTree import ParseError, fromstring  # noqa: PLC0415 - as above
-
-    try:
-        return fromstring(text, forbid_dtd=True)
-    except (ParseError, DefusedXmlException, ValueError, LookupError, RecursionError):
-        return None
 
 
 def _value(domain: "Element", path: str) -> str | None:

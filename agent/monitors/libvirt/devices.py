@@ -3,7 +3,12 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from xml.etree import ElementTree as ET
+from typing import TYPE_CHECKING
+
+from agent.common.safe_xml import parse_xml
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 _TYPES = {"virtio": "virtio-balloon-pci", "virtio-transitional": "virtio-balloon-pci-transitional"}
 _TYPES |= {"virtio-non-transitional": "virtio-balloon-pci-non-transitional"}
@@ -18,6 +23,9 @@ _PROTOCOLS = {
 """The block driver that a disk's source takes, by its type in the XML; that of `network` is its protocol."""
 
 _MAX_DEPTH = 64
+
+MAX_XML_BYTES = 1 << 22
+"""Size of the largest XML that libvirt's protocol carries in one string."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +103,7 @@ def devices(xml: str) -> Devices:
     Raises:
         ValueError: it is none.
     """
-    try:
-        domain = ET.fromstring(xml)  # noqa: S314 - libvirtd's own, which writes no entities
-    except ET.ParseError as error:
-        raise ValueError(f"a domain's XML cannot be read: {error}") from None
+    domain = parse_xml(xml, MAX_XML_BYTES)
     disks = {disk.target: disk for element in domain.iterfind("devices/disk") if (disk := _disk(element)) is not None}
     found = domain.find("devices/memballoon")
     model = found.get("model", "none") if found is not None else "none"
@@ -112,12 +117,12 @@ def devices(xml: str) -> Devices:
     )
 
 
-def _number(element: ET.Element, name: str, otherwise: int = 0) -> int:
+def _number(element: "Element", name: str, otherwise: int = 0) -> int:
     text = element.get(name, "")
     return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else otherwise
 
 
-def _disk(element: ET.Element) -> Disk | None:
+def _disk(element: "Element") -> Disk | None:
     target, alias = element.find("target"), element.find("alias")
     if target is None or alias is None:
         return None
@@ -129,10 +134,10 @@ def _disk(element: ET.Element) -> Disk | None:
     )
 
 
-def _layers(element: ET.Element) -> Iterator[ImageLayer]:
+def _layers(element: "Element") -> Iterator[ImageLayer]:
     """Yield a disk's images: its own, then each `backingStore` inside the one before."""
     kind = element.find("driver")
-    at: ET.Element | None = element
+    at: Element | None = element
     for _ in range(_MAX_DEPTH):
         if at is None or (source := at.find("source")) is None:
             return

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.libvirt_metadata import MAX_BYTES, LabelsConfig, labels_of
+from agent.common.safe_xml import MAX_BYTES
+from agent.host.libvirt_metadata import LabelsConfig, labels_of
 from agent.model.record import Vm
 
 VM = Vm("host1", "1a8b9e0c-3f52-4a61-9c1d-5b8a7c6d0e21", "instance-0000002a")

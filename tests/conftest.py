@@ -1,4 +1,4 @@
-"""What pytest reads first: the lab's fixtures, and a judge of all that the agent says to monitors while the tests run."""
+"""Pytest's entry point: the lab's fixtures, and an audit of every command that the agent sends to a monitor during the tests."""
 
 import os
 import tempfile
@@ -11,38 +11,38 @@ from tests.lab import command_audit
 
 pytest_plugins = ["tests.lab.fixtures"]
 
-_WIRE = command_audit.Wire()
+_AUDIT = command_audit.CommandAudit()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _traced() -> Iterator[None]:
-    """Write down what is said, by agents that are processes of their own too."""
-    command_audit.tap(_WIRE)
+def _audited() -> Iterator[None]:
+    """Record the commands of this process, and of the agents that the tests start as processes of their own."""
+    command_audit.install(_AUDIT)
     with tempfile.TemporaryDirectory(prefix="qmp-wire-") as folder:
         os.environ[command_audit.TRACE] = folder
         yield
-        _WIRE.test = "an agent that was started by a test"
-        _WIRE.read(Path(folder))
+        _AUDIT.test = "an agent process that a test started"
+        _AUDIT.add_traces(Path(folder))
         del os.environ[command_audit.TRACE]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Know whose words they are."""
-    _WIRE.test = item.nodeid
+    """Attribute the commands that follow to this test."""
+    _AUDIT.test = item.nodeid
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Fail where anything was said that may not be."""
-    if _WIRE.faults and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+    """Fail the run if a forbidden command was sent."""
+    if _AUDIT.violations and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what was said."""
-    if _WIRE.commands:
-        most = ", ".join(f"{name} {count}" for name, count in _WIRE.commands.most_common())
-        terminalreporter.section("said to monitors")
-        terminalreporter.line(f"{_WIRE.commands.total()} requests, {len(_WIRE.faults)} that may not be said: {most}")
-        for wrong in _WIRE.faults[:20]:
-            terminalreporter.line(f"FAULT {wrong}", red=True)
+    """Print how often each command was sent, and each violation."""
+    if _AUDIT.commands:
+        counts = ", ".join(f"{name} {count}" for name, count in _AUDIT.commands.most_common())
+        terminalreporter.section("commands sent to monitors")
+        terminalreporter.line(f"{_AUDIT.commands.total()} requests, {len(_AUDIT.violations)} forbidden: {counts}")
+        for violation in _AUDIT.violations[:20]:
+            terminalreporter.line(f"FORBIDDEN {violation}", red=True)

@@ -21,7 +21,7 @@ from agent import __version__
 from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from tests.lab.agent_process import COMMAND, AgentProcess, FinishedCommand, run_command
 from tests.lab.machine import free_port
-from tests.lab.record_checks import check, validator
+from tests.lab.record_checks import validate_record, validator
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -178,7 +178,7 @@ async def test_tail_prints_whole_records_of_those_that_were_asked_for(stage: Sta
     for name, tail in tails.items():
         await tail.stop()
         if name in told:
-            check(json.dumps(told[name]), schema)
+            validate_record(json.dumps(told[name]), schema)
     assert told["vm"]["vmuuid"] == told["uuid"]["vmuuid"] == stage.idle.uuid
     assert told["type"]["type"].startswith("qemu.event.")
     assert told["severity"]["severity"] == "warning"

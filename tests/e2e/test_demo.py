@@ -17,7 +17,7 @@ from agent.cli.demo.guest import until
 from agent.cli.schema import record_schema
 from tests.lab.agent_process import COMMAND, run_command
 from tests.lab.alertmanager import Alertmanager
-from tests.lab.record_checks import check, put_in_order, validator
+from tests.lab.record_checks import sort_events, validate_record, validator
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -120,7 +120,7 @@ async def test_a_demo_shows_all_kinds_of_records_and_leaves_nothing(demo: tuple[
     whole, out = demo
     await whole.ended(40)
     schema = validator(record_schema())
-    events = put_in_order([check(line, schema) for line in out.read_bytes().splitlines()])
+    events = sort_events([validate_record(line, schema) for line in out.read_bytes().splitlines()])
     assert {event.get_type() for event in events} >= SEEN
     for name in ("web-1", "db-1"):
         mine = [event.get_type() for event in events if event.get_extension("vmname") == name]

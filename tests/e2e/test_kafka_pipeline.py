@@ -19,7 +19,7 @@ from agent.cli.schema import record_schema
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest
 from tests.lab.kafka import KafkaCluster
-from tests.lab.record_checks import check, sequence, validator
+from tests.lab.record_checks import sequence_number, validate_record, validator
 
 KINDS: Final = ("events", "samples", "alerts")
 PARTITIONS: Final = 3
@@ -36,7 +36,7 @@ class Message:
 
     @property
     def sequence(self) -> int:
-        return sequence(self.event)
+        return sequence_number(self.event)
 
     @property
     def type(self) -> str:
@@ -90,7 +90,7 @@ def read(kind: str, message: ConsumerRecord, schema: Draft202012Validator) -> Me
     assert headers.keys() == {"content-type"}
     assert headers["content-type"].decode().partition(";")[0] == "application/cloudevents+json"
     event = from_kafka_event(KafkaMessage(headers, message.key, message.value))
-    assert event.get_data() == check(message.value, schema).get_data()
+    assert event.get_data() == validate_record(message.value, schema).get_data()
     time = event.get_time()
     assert time is not None
     assert message.timestamp == pytest.approx(time.timestamp() * 1000, abs=1)

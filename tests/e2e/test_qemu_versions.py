@@ -23,7 +23,7 @@ from tests.lab import golden_files, provoke
 from tests.lab.agent_process import AgentProcess, run_command
 from tests.lab.provoke import CASES, Case
 from tests.lab.qemus import Qemu
-from tests.lab.record_checks import check, validator
+from tests.lab.record_checks import validate_record, validator
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -75,7 +75,7 @@ FAMILIES: Final = {
 async def test_every_family_of_samples_is_told_and_is_good_by_its_schema(stage: Stage) -> None:
     for family in FAMILIES:
         record = await stage.agent.wait_for_record(f"sample.{family}", vm=stage.guest.uuid)
-        check(json.dumps(record), VALID)
+        validate_record(json.dumps(record), VALID)
     (vcpu, other) = {r["subject"] for r in stage.agent.find_records("sample.vcpu", vm=stage.guest.uuid)}
     assert {vcpu, other} == {"0", "1"}
 

@@ -84,7 +84,7 @@ async def test_of_all_that_qemu_understands_in_all_its_forms_the_list_alone_beco
                 except CommandRefusedError:
                     continue
                 request = json.loads(data)
-                assert command_audit.fault(request) is None, request
+                assert command_audit.violation(request) is None, request
                 assert request.keys() <= {"execute", "arguments"}
                 said.add(request["execute"])
     assert said == (READS | FORMS.keys()) & {*names}
@@ -180,7 +180,7 @@ async def test_no_name_that_a_qemu_gives_becomes_a_command_and_no_request_to_the
                     status, _ = await agent.get(path)
                     assert status in (200, 400, 404), path
         await fake.wait_for("query-blockstats", fake.count("query-blockstats") + 3)
-    assert [request for request in fake.requests if command_audit.fault(request) is not None] == []
+    assert [request for request in fake.requests if command_audit.violation(request) is not None] == []
 
 
 def test_bytes_for_a_monitor_are_made_in_one_file_and_written_in_one_place() -> None:

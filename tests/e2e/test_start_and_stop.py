@@ -12,7 +12,7 @@ from agent.cli.demo.guest import GuestKind, until
 from agent.cli.schema import record_schema
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest
-from tests.lab.record_checks import check, put_in_order, validator
+from tests.lab.record_checks import sort_events, validate_record, validator
 
 
 def files_of(records: Path) -> list[Path]:
@@ -30,7 +30,7 @@ async def test_without_a_way_out_records_and_nothing_else_go_to_standard_output(
         ended = await agent.stop()
     assert ended.status == 0
     schema = validator(record_schema())
-    events = put_in_order([check(line, schema) for line in ended.out.splitlines()])
+    events = sort_events([validate_record(line, schema) for line in ended.out.splitlines()])
     assert events[-1].get_type() == "qemu.vm.detached"
     entries = [json.loads(line) for line in ended.log.splitlines()]
     assert any(entry["message"] == f"vm1 at {guest.monitor}: up" for entry in entries)
@@ -51,7 +51,7 @@ async def test_a_file_of_records_is_rotated_and_no_line_is_lost_or_torn(start_gu
     current, *aside = files_of(records)
     assert all(path.stat().st_size >= 4096 for path in aside)
     whole = b"".join(path.read_bytes() for path in (*reversed(aside), current))
-    told = put_in_order([JSONFormat().read(None, line) for line in whole.splitlines()])
+    told = sort_events([JSONFormat().read(None, line) for line in whole.splitlines()])
     assert told[-1].get_type() == "qemu.vm.detached"
 
 
@@ -83,7 +83,7 @@ async def test_a_line_that_was_torn_by_a_crash_does_not_spoil_the_next(start_gue
         await agent.stop()
     torn, *whole = agent.sink.read_bytes().splitlines()
     assert torn == b'{"specversion": "1.0", "ty'
-    assert put_in_order([JSONFormat().read(None, line) for line in whole])
+    assert sort_events([JSONFormat().read(None, line) for line in whole])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -20,7 +20,7 @@ from tests.lab.fixtures import StartGuest, StartPrometheus
 from tests.lab.kafka import KafkaCluster
 from tests.lab.kafka_security import Certificates, Security
 from tests.lab.prometheus import promtool_check
-from tests.lab.transcript import NAME, UUID, Transcript, capture, path_of
+from tests.lab.transcript import NAME, UUID, Transcript, capture, transcript_path
 
 # --- Guests ---
 
@@ -133,9 +133,11 @@ async def test_the_fakes_answers_have_the_shape_of_a_real_qemus(start_guest: Sta
     guest = await start_guest(NAME, kind=GuestKind.WRITER, identity=UUID)
     await guest.booted()
     real = await capture(guest.monitor)
-    if not path_of(real.greeting).exists():
-        pytest.skip(f"there is no transcript {path_of(real.greeting).name}: python -m tests.lab.transcript makes it")
-    transcript = Transcript.load(path_of(real.greeting).stem)
+    if not transcript_path(real.greeting).exists():
+        pytest.skip(
+            f"there is no transcript {transcript_path(real.greeting).name}: python -m tests.lab.transcript makes it"
+        )
+    transcript = Transcript.load(transcript_path(real.greeting).stem)
     async with FakeQemu(folder / "fake.qmp", transcript=transcript) as fake:
         told = await capture(fake.path)
     assert shape(told.greeting) == shape(real.greeting)

@@ -1,4 +1,4 @@
-"""The agent as a process of its own, and what it tells: its records, its series, its log."""
+"""The agent as a process of its own, with access to its records, series and log."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from agent.cli.demo.guest import until
 from tests.lab.machine import free_port
 
 COMMAND: Final = (sys.executable, "-m", "tests.lab.command_audit")
-"""`qmp-agent`, run by the interpreter that runs the tests, and what it says to monitors written down."""
+"""`qmp-agent`, run by the tests' interpreter, with its QMP commands recorded for the audit."""
 
 _START_SECONDS: Final = 20.0
 _STOP_SECONDS: Final = 15.0
@@ -31,12 +31,12 @@ Labels = frozenset[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class FinishedCommand:
-    """How a command ended.
+    """The result of a command that has ended.
 
     Attributes:
-        status: its exit status.
-        out: what it wrote to standard output.
-        log: what it wrote to standard error.
+        status: The exit status.
+        out: The text on standard output.
+        log: The text on standard error.
     """
 
     status: int
@@ -45,10 +45,10 @@ class FinishedCommand:
 
 
 async def run_command(*arguments: str | Path, timeout: float = 20.0) -> FinishedCommand:  # noqa: ASYNC109 - the deadline is the point
-    """Run `qmp-agent` with these arguments to its end.
+    """Run `qmp-agent` with these arguments and wait until it ends.
 
     Raises:
-        TimeoutError: it did not end in time.
+        TimeoutError: It did not end in time.
     """
     process = await asyncio.create_subprocess_exec(
         *COMMAND, *map(str, arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -66,11 +66,11 @@ async def run_command(*arguments: str | Path, timeout: float = 20.0) -> Finished
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """A scrape, read by another program than the one that wrote it.
+    """A scrape of /metrics, parsed by prometheus_client.
 
     Attributes:
-        text: the whole of it.
-        values: by name and labels.
+        text: The whole response.
+        values: Values by name and labels.
     """
 
     text: str
@@ -78,31 +78,35 @@ class Scrape:
 
     @classmethod
     def read(cls, text: str) -> Self:
-        """Read a scrape; a family or a series that is there twice is an error, as it is to Prometheus."""
+        """Parse a scrape. A duplicate family or series fails, as it does in Prometheus."""
         values: dict[tuple[str, Labels], float] = {}
         families = set()
         for family in text_string_to_metric_families(text):
-            assert family.name not in families, f"{family.name} is there twice"
+            assert family.name not in families, f"{family.name} is a duplicate"
             families.add(family.name)
             for sample in family.samples:
                 key = sample.name, frozenset(sample.labels.items())
-                assert key not in values, f"{sample.name}{sample.labels} is there twice"
+                assert key not in values, f"{sample.name}{sample.labels} is a duplicate"
                 values[key] = float(sample.value)
         return cls(text, values)
 
     def matching(self, name: str, **labels: str) -> list[tuple[dict[str, str], float]]:
-        """Return the labels and values of all series of that name that have these labels among theirs."""
-        wanted = labels.items()
-        return [(dict(has), value) for (its, has), value in self.values.items() if its == name and wanted <= has]
+        """Return the labels and values of all series of this name that have at least these labels."""
+        required = labels.items()
+        return [
+            (dict(series_labels), value)
+            for (series_name, series_labels), value in self.values.items()
+            if series_name == name and required <= series_labels
+        ]
 
     def value(self, name: str, **labels: str) -> float | None:
-        """Return the value of the only such series; None where there is none."""
-        found = self.matching(name, **labels)
-        assert len(found) < 2, found
-        return found[0][1] if found else None
+        """Return the value of the one series that matches, or None."""
+        series = self.matching(name, **labels)
+        assert len(series) < 2, series
+        return series[0][1] if series else None
 
     def names_of(self, uuid: str) -> list[str]:
-        """Return the names of the series that a VM has."""
+        """Return the names of a VM's series."""
         return sorted(name for name, labels in self.values if ("vm_uuid", uuid) in labels)
 
 
@@ -112,18 +116,18 @@ def record_time(record: Record) -> float:
 
 
 class AgentProcess:
-    """`qmp-agent run` with a config; as an async context manager it runs from entering to leaving.
+    """`qmp-agent run` with a config. As an async context manager it runs while the block runs.
 
     Attributes:
-        config: the config's file.
-        port: where its endpoint listens.
-        url: its endpoint.
-        sink: the file its records go to, unless the config says something else.
-        process: its process, None before start and after stop.
+        config: The config file.
+        port: The port of its endpoint.
+        url: The URL of its endpoint.
+        sink: The file of its records, unless the config names another sink.
+        process: Its process; None before start and after stop.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], *, name: str = "agent") -> None:
-        """Write the config, with an endpoint, a journal of its own and, where it names no way out, a file for the records."""
+        """Write the config; add an endpoint, a journal if it has Kafka, and a file for records if it has no sink."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.config = folder / f"{name}.yaml"
@@ -141,10 +145,10 @@ class AgentProcess:
         self.config.write_text(yaml.safe_dump({key: value for key, value in whole.items() if value is not None}))
 
     async def start(self) -> None:
-        """Start it and return when its endpoint answers.
+        """Start it and return as soon as its endpoint responds.
 
         Raises:
-            AssertionError: it ended instead; with its log.
+            AssertionError: It ended instead; the message has its log.
         """
         with self._out.open("ab") as out, self._log.open("ab") as log:
             self.process = process = await asyncio.create_subprocess_exec(
@@ -154,25 +158,25 @@ class AgentProcess:
                 stderr=log,
             )
 
-        async def settled() -> bool:
+        async def ended_or_healthy() -> bool:
             with contextlib.suppress(aiohttp.ClientConnectionError):
                 return process.returncode is not None or (await self.get("/healthz"))[0] in (200, 401)
             return False
 
-        await until(settled, _START_SECONDS)
+        await until(ended_or_healthy, _START_SECONDS)
         assert process.returncode is None, f"the agent ended with {process.returncode}: {self.log}"
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send it a signal, if it still runs."""
+        """Send it a signal if it is running."""
         if self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> FinishedCommand:
-        """Send it a signal and return how it ended.
+        """Send it a signal and return its result.
 
         Raises:
-            TimeoutError: it did not end in time; it is killed then.
+            TimeoutError: It did not end in time and was killed.
         """
         process = self.process
         assert process is not None, "it does not run"
@@ -185,7 +189,7 @@ class AgentProcess:
         return FinishedCommand(status, self._out.read_text(), self.log)
 
     async def kill(self) -> None:
-        """End it as a crash would, if it runs."""
+        """Kill it, as a crash would, if it is running."""
         process, self.process = self.process, None
         if process is not None and process.returncode is None:
             process.kill()
@@ -202,20 +206,20 @@ class AgentProcess:
     async def __aexit__(self, *_: object) -> None:
         await self.kill()
 
-    # What it tells.
+    # --- Output ---
 
     @property
     def log(self) -> str:
-        """What it has written to standard error."""
+        """The text on standard error so far."""
         return self._log.read_text() if self._log.exists() else ""
 
     @property
     def out(self) -> str:
-        """What it has written to standard output."""
+        """The text on standard output so far."""
         return self._out.read_text() if self._out.exists() else ""
 
     async def get(self, path: str) -> tuple[int, str]:
-        """Ask its endpoint; return the status and the text."""
+        """Get a path from its endpoint; return the status and the text."""
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0)) as session,
             session.get(self.url + path) as response,
@@ -223,13 +227,13 @@ class AgentProcess:
             return response.status, await response.text()
 
     async def metrics(self) -> Scrape:
-        """Scrape it."""
+        """Scrape its /metrics."""
         status, text = await self.get("/metrics")
         assert status == 200, text
         return Scrape.read(text)
 
     def records(self) -> list[Record]:
-        """Return all records in its file so far, in order; of a file that is not rotated."""
+        """Return all records in its file so far, in order. The file must not be rotated."""
         with contextlib.suppress(FileNotFoundError), self.sink.open("rb") as file:
             file.seek(self._read)
             whole, newline, _ = file.read().rpartition(b"\n")
@@ -238,7 +242,14 @@ class AgentProcess:
         return self._records
 
     def find_records(self, kind: str, *, vm: str = "", since: int = 0, **data: Any) -> Iterator[Record]:
-        """Yield the records of a type, without its `qemu.`, of a VM by UUID or name, that have this data; from the `since`th on."""
+        """Yield the records that match.
+
+        Args:
+            kind: The type without the prefix `qemu.`.
+            vm: UUID or name of the VM; empty for any.
+            since: The number of records to skip, from `mark`.
+            data: Fields that the record's data must have.
+        """
         for record in self.records()[since:]:
             if (
                 record["type"] == f"qemu.{kind}"
@@ -256,10 +267,10 @@ class AgentProcess:
         timeout: float = 10.0,  # noqa: ASYNC109 - as in `until`
         **data: Any,
     ) -> Record:
-        """Wait for such a record and return the first.
+        """Wait for a record that `find_records` would yield, and return the first.
 
         Raises:
-            AssertionError: none came in time.
+            AssertionError: No record matched in time; the message has the types of those since `since`, and the log.
         """
         try:
             await until(lambda: any(self.find_records(kind, vm=vm, since=since, **data)), timeout)
@@ -269,5 +280,5 @@ class AgentProcess:
         return next(self.find_records(kind, vm=vm, since=since, **data))
 
     def mark(self) -> int:
-        """Return how many records there are, for `since`."""
+        """Return the number of records so far, to pass as `since`."""
         return len(self.records())

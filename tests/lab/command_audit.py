@@ -1,8 +1,8 @@
-"""What the agent said to every monitor in a run of the tests, and whether each of it may be said.
+"""Audit of every QMP command that the agent sends during a run of the tests, against a list of its own.
 
-The agent's client is tapped where bytes leave it, in the tests' own process and in each agent that they start, and the scripted
-monitors note what reaches them. What was seen is judged when the tests have ended, by this file's own list: whoever adds a command to the
-agent adds it here too, by hand, having thought about it twice.
+The audit hooks the agent's client where bytes leave it, in the tests' own process and in each agent that they start. The scripted
+monitors record what they receive. The audit judges all of it when the tests have ended. A command that the agent learns to send must be
+added to this list by hand, too: that is the second look.
 """
 
 import json
@@ -17,11 +17,11 @@ from agent.qmp.commands import Request
 from tests.lab.fake_qemu import FakeQemu, split
 
 TRACE: Final = "QMP_AGENT_WIRE_TRACE"
-"""The environment variable that names the folder in which traces are kept."""
+"""Environment variable that names the directory of the traces."""
 
-OTHERS: Final = frozenset({"qom-list", "block-set-write-threshold"})
-"""What may be said in any form, beside questions that begin with `query-`."""
-COSTLY: Final = frozenset(
+OTHER_COMMANDS: Final = frozenset({"qom-list", "block-set-write-threshold"})
+"""Commands that are allowed with any arguments, beside those that begin with `query-`."""
+COSTLY_QUERIES: Final = frozenset(
     {
         "query-command-line-options",
         "query-cpu-definitions",
@@ -31,115 +31,115 @@ COSTLY: Final = frozenset(
         "query-rx-filter",
     }
 )
-"""Questions that change something, interrupt vCPUs, load modules, or are a quarter of a megabyte long."""
+"""Queries that change something, interrupt vCPUs, load modules, or return a quarter of a megabyte."""
 PROPERTIES: Final = frozenset({"guest-stats", "guest-stats-polling-interval", "mac", "netdev", "type"})
-SPEAKS_FOR_ITSELF: Final = ("tests/integration/test_lab.py",)
-"""Tests that talk to scripted monitors as somebody else than the agent would."""
+EXEMPT_TESTS: Final = ("tests/integration/test_lab.py",)
+"""Tests that talk to scripted monitors with a client that is not the agent's."""
 
 
-def fault(request: Any) -> str | None:
-    """Return what is wrong with a request, or None."""
+def violation(request: Any) -> str | None:
+    """Return why a request is forbidden, or None."""
     if not isinstance(request, dict) or not request.keys() <= {"execute", "exec-oob", "arguments", "id"}:
         return "it is no request"
     arguments = request.get("arguments", {})
     if "exec-oob" in request:
-        good = request["exec-oob"] == "query-yank" and not arguments
-        return None if good else "out of band"
+        allowed = request["exec-oob"] == "query-yank" and not arguments
+        return None if allowed else "out of band"
     match request.get("execute"):
         case "qom-get" | "qom-set":
-            good = arguments.get("property") in PROPERTIES
+            allowed = arguments.get("property") in PROPERTIES
         case "migrate-set-capabilities":
-            good = arguments == {"capabilities": [{"capability": "events", "state": True}]}
+            allowed = arguments == {"capabilities": [{"capability": "events", "state": True}]}
         case "chardev-add":
-            good = _own_socket(arguments)
+            allowed = _is_own_socket(arguments)
         case "object-add":
-            wanted = {"qom-type": "monitor-qmp", "id": "qmp-agent", "chardev": "qmp-agent", "close-action": "delete"}
-            good = arguments == wanted
+            expected = {"qom-type": "monitor-qmp", "id": "qmp-agent", "chardev": "qmp-agent", "close-action": "delete"}
+            allowed = arguments == expected
         case "object-del" | "chardev-remove":
-            good = arguments == {"id": "qmp-agent"}
+            allowed = arguments == {"id": "qmp-agent"}
         case "qmp_capabilities":
-            good = arguments in ({}, {"enable": ["oob"]})
+            allowed = arguments in ({}, {"enable": ["oob"]})
         case str(command):
-            good = command in OTHERS or (command.startswith("query-") and command not in COSTLY)
+            allowed = command in OTHER_COMMANDS or (command.startswith("query-") and command not in COSTLY_QUERIES)
         case _:
-            good = False
-    return None if good and "id" not in request else "it is not on the list, or not in this form"
+            allowed = False
+    return None if allowed and "id" not in request else "it is not on the list, or not in this form"
 
 
-def _own_socket(arguments: Any) -> bool:
+def _is_own_socket(arguments: Any) -> bool:
     """Return whether a character device is a socket for the agent's own monitor."""
     path = arguments["backend"]["data"]["addr"]["data"]["path"]
     data = {"addr": {"type": "unix", "data": {"path": path}}, "server": True, "wait": False}
     return bool(arguments == {"id": "qmp-agent", "backend": {"type": "socket", "data": data}})
 
 
-class Wire:
-    """All that was said.
+class CommandAudit:
+    """All commands that were sent.
 
     Attributes:
-        test: the test that runs now.
-        commands: how often each command was said.
-        faults: what was said and may not be, with the test that had it said.
+        test: The test that runs now.
+        commands: How often each command was sent.
+        violations: Each forbidden request, with the test during which it was sent.
     """
 
     def __init__(self) -> None:
         self.test = ""
         self.commands: Counter[str] = Counter()
-        self.faults: list[str] = []
+        self.violations: list[str] = []
 
-    def said(self, requests: list[Any]) -> None:
-        """Take requests."""
+    def add_requests(self, requests: list[Any]) -> None:
+        """Count and judge requests."""
         for request in requests:
             self.commands[str(request.get("execute", request.get("exec-oob")))] += 1
-            if (wrong := fault(request)) is not None:
-                self.faults.append(f"{self.test}: {wrong}: {json.dumps(request)[:200]}")
+            if (reason := violation(request)) is not None:
+                self.violations.append(f"{self.test}: {reason}: {json.dumps(request)[:200]}")
 
-    def wrote(self, data: bytes) -> None:
-        """Take the bytes of one write; a write holds whole requests."""
+    def add_write(self, data: bytes) -> None:
+        """Count and judge the bytes of one write, which must hold whole requests."""
         requests, rest, broken = split(data.decode())
         if rest or broken or not requests:
-            self.faults.append(f"{self.test}: a write that is not whole requests: {data[:200]!r}")
-        self.said(requests)
+            self.violations.append(f"{self.test}: a write that is not whole requests: {data[:200]!r}")
+        self.add_requests(requests)
 
-    def read(self, folder: Path) -> None:
-        """Take what agents that the tests started have written down."""
+    def add_traces(self, folder: Path) -> None:
+        """Count and judge what the agent processes wrote into their traces."""
         for path in sorted(folder.glob("*.wire")):
             for line in path.read_bytes().splitlines():
-                self.wrote(json.loads(line).encode())
+                self.add_write(json.loads(line).encode())
 
 
-def tap(wire: Wire) -> None:
-    """Have all that this process's clients and scripted monitors see told to a wire."""
-    write, note = Client._write, FakeQemu.note
+def install(audit: CommandAudit) -> None:
+    """Report to the audit what this process's clients send and its scripted monitors receive."""
+    write, record_request = Client._write, FakeQemu.record_request
 
-    def writing(self: Client, data: Request) -> None:
-        wire.wrote(data)
+    def audited_write(self: Client, data: Request) -> None:
+        audit.add_write(data)
         write(self, data)
 
-    async def noting(self: FakeQemu, request: dict[str, Any]) -> None:
-        if not wire.test.startswith(SPEAKS_FOR_ITSELF):
-            wire.said([request])
-        await note(self, request)
+    async def audited_record_request(self: FakeQemu, request: dict[str, Any]) -> None:
+        if not audit.test.startswith(EXEMPT_TESTS):
+            audit.add_requests([request])
+        await record_request(self, request)
 
-    Client._write = writing  # type: ignore[method-assign]  # that is the tap
-    FakeQemu.note = noting  # type: ignore[method-assign]
+    Client._write = audited_write  # type: ignore[method-assign]  # that is the hook
+    FakeQemu.record_request = audited_record_request  # type: ignore[method-assign]
 
 
 def main() -> int:
-    """Be `qmp-agent`, with all that it says to monitors written down where TRACE says."""
-    from agent.cli.main import main as command  # noqa: PLC0415 - after the tap
+    """Run `qmp-agent`, with each write to a monitor appended to a trace in the directory that TRACE names."""
+    from agent.cli.main import main as qmp_agent  # noqa: PLC0415 - after the hook
 
     folder = os.environ.get(TRACE)
     if folder is not None:
         path, write = Path(folder) / f"{os.getpid()}.wire", Client._write
 
-        def writing(self: Client, data: Request) -> None:
-            with path.open("ab", buffering=0) as file:  # at once: the agent may be killed at any moment
+        def traced_write(self: Client, data: Request) -> None:
+            with path.open("ab", buffering=0) as file:  # unbuffered: the agent may be killed at any moment
                 file.write(json.dumps(data.decode()).encode() + b"\n")
             write(self, data)
 
-        Client._write = writing  # type: ignore[method-assign]  # that is the tap
-    return command()
+        Client._write = traced_write  # type: ignore[method-assign]  # that is the hook
+    return qmp_agent()
 
 
 if __name__ == "__main__":

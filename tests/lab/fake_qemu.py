@@ -1,7 +1,7 @@
 """A scripted QMP monitor, for what a real QEMU cannot be made to do at will.
 
-It behaves as a real one does unless told otherwise: one client at a time, nothing but the handshake before it is done, commands in
-order, `exec-oob` beside them, answers that end in CRLF. What it answers by default was captured from a real QEMU, see `transcript.py`.
+By default it behaves like QEMU: it serves one client at a time, refuses commands before the handshake, runs commands in order and
+`exec-oob` beside them, and ends each reply with CRLF. Its default replies were captured from a real QEMU, see `transcript.py`.
 """
 
 import asyncio
@@ -24,27 +24,27 @@ OUT_OF_BAND = frozenset({"migrate-pause", "migrate-recover", "query-yank", "yank
 
 @dataclass(frozen=True, slots=True)
 class FakeError:
-    """A reply that is an error."""
+    """An error reply."""
 
     kind: str = "GenericError"
     text: str = "it does not work"
 
 
-# A value, a FakeError, or a function that makes either from the command's arguments.
 Reply = Any | FakeError | Callable[[dict[str, Any]], Any]
+"""A value, a FakeError, or a function that returns either for the command's arguments."""
 
 
 class FakeQemu:
-    """A monitor at a Unix socket; as an async context manager it listens from entering to leaving.
+    """A monitor at a Unix socket. As an async context manager it listens while the block runs.
 
     Attributes:
-        path: its socket.
-        replies: what it answers, by command; may be changed at any time. A command that is neither here nor in the
-            transcript is not known to it.
-        greeting: its first message; may be changed before a client comes.
-        requests: every request of every client, oldest first, the handshake's too.
-        pretty: whether its answers are spread over lines, as with QEMU's `pretty=on`.
-        clients: how many clients it has greeted.
+        path: The socket.
+        replies: Replies by command; may change at any time. A command that is neither here nor in the transcript is
+            unknown to this QEMU.
+        greeting: The first message; may change before a client connects.
+        requests: Every request of every client, oldest first, with the handshakes.
+        pretty: Whether replies span several lines, as with QEMU's `pretty=on`.
+        clients: The number of clients that it has greeted.
     """
 
     def __init__(
@@ -66,20 +66,20 @@ class FakeQemu:
         self._held: dict[str, asyncio.Event] = {}
         self._free = asyncio.Event()
         self._free.set()
-        self._news = asyncio.Condition()
+        self._request_received = asyncio.Condition()
         self._client: _Client | None = None
         self._session: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
-    # --- What a test makes it do ---
+    # --- Controls for tests ---
 
     def emit(self, event: str, data: Mapping[str, Any] | None = None, *, at: float | None = None) -> None:
-        """Send an event, which is lost as on a real monitor if no client has done the handshake.
+        """Send an event. As with QEMU, it is lost if no client has completed the handshake.
 
         Args:
-            event: its name.
-            data: its data; None: it has no such field.
-            at: its time in seconds since 1970; None: now.
+            event: The name.
+            data: The data; None omits the field.
+            at: The time in seconds since 1970; None stands for now.
         """
         seconds, microseconds = divmod(round((time.time() if at is None else at) * 1_000_000), 1_000_000)
         message: dict[str, Any] = {"timestamp": {"seconds": seconds, "microseconds": microseconds}, "event": event}
@@ -89,44 +89,44 @@ class FakeQemu:
             self._client.send(message)
 
     def send_raw(self, raw: bytes) -> None:
-        """Send the client these bytes, whatever they are."""
+        """Send the client these bytes unchanged."""
         assert self._client is not None, "there is no client"
         self._client.write(raw)
 
     def hang(self, command: str) -> None:
-        """Do not answer this command until `release`; what is asked after it waits too, unless out of band."""
+        """Withhold the reply to this command until `release`. Later commands wait too, unless they are out of band."""
         self._held.setdefault(command, asyncio.Event())
 
     def release(self, command: str) -> None:
-        """Answer this command again, first of all where it waits."""
+        """End `hang` for this command and send the reply that is due."""
         held = self._held.pop(command, None)
         if held is not None:
             held.set()
 
     def busy(self) -> None:
-        """Be as if another client held the monitor: connecting succeeds, no greeting comes."""
+        """Act as if another client held the monitor: connections succeed, but no greeting is sent."""
         self._free.clear()
         self.drop()
 
     def free(self) -> None:
-        """End `busy`: whoever is waiting is greeted."""
+        """End `busy` and greet the client that waits."""
         self._free.set()
 
     def drop(self) -> None:
-        """Hang up on the client, if there is one."""
+        """Close the connection of the current client, if any."""
         if self._session is not None:
             self._session.cancel()
 
     async def wait_for(self, command: str, times: int = 1) -> None:
         """Wait until the command has been sent that many times in all."""
-        async with self._news:
-            await self._news.wait_for(lambda: self.count(command) >= times)
+        async with self._request_received:
+            await self._request_received.wait_for(lambda: self.count(command) >= times)
 
     def count(self, command: str) -> int:
         """Return how many times the command has been sent."""
         return sum(command in (request.get("execute"), request.get("exec-oob")) for request in self.requests)
 
-    # --- How it runs ---
+    # --- The server ---
 
     async def start(self) -> None:
         """Listen."""
@@ -138,7 +138,11 @@ class FakeQemu:
         self._task = asyncio.create_task(self._serve(listener))
 
     async def stop(self, *, leave_socket: bool = False) -> None:
-        """Hang up and stop listening; `leave_socket`: as a crash does, connecting is refused thereafter."""
+        """Close the connection and stop listening.
+
+        Args:
+            leave_socket: Whether the socket's file stays, as after a crash. Connections are refused then.
+        """
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -171,14 +175,14 @@ class FakeQemu:
                     self._session.cancel()
                     self._client = self._session = None
 
-    async def note(self, request: dict[str, Any]) -> None:
-        """Remember a request, for `requests`."""
+    async def record_request(self, request: dict[str, Any]) -> None:
+        """Append a request to `requests`."""
         self.requests.append(request)
-        async with self._news:
-            self._news.notify_all()
+        async with self._request_received:
+            self._request_received.notify_all()
 
     async def answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer to a command, once it is not held."""
+        """Return the reply to a command as soon as it is not held."""
         held = self._held.get(command)
         if held is not None:
             await held.wait()
@@ -191,7 +195,7 @@ class FakeQemu:
 
 
 class _Client:
-    """The one client of a FakeQemu, from its greeting to its end."""
+    """The one client connection of a FakeQemu, from the greeting to the end."""
 
     def __init__(self, fake: FakeQemu, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.negotiated = False
@@ -241,7 +245,7 @@ class _Client:
         if not isinstance(request, dict):
             self.send(error("GenericError", "QMP input must be a JSON object"))
             return
-        await self._fake.note(request)
+        await self._fake.record_request(request)
         identity = {key: request[key] for key in ("id",) if key in request}
         if "exec-oob" not in request:
             self._in_band.put_nowait(request)
@@ -254,7 +258,7 @@ class _Client:
             self.send(await self._fake.answer(request["exec-oob"], request.get("arguments", {})) | identity)
 
     async def _work(self) -> None:
-        """Answer the in-band commands, one after the other."""
+        """Reply to the in-band commands, one after the other."""
         while True:
             request = await self._in_band.get()
             command = request.get("execute", "")
@@ -269,27 +273,27 @@ class _Client:
             return error("CommandNotFound", "Expecting capabilities negotiation with 'qmp_capabilities'")
         if self.negotiated:
             return error("CommandNotFound", "Capabilities negotiation is already complete, command ignored")
-        wanted = set(arguments.get("enable", ()))
-        missing = wanted - set(self._fake.greeting["QMP"]["capabilities"])
+        enabled = set(arguments.get("enable", ()))
+        missing = enabled - set(self._fake.greeting["QMP"]["capabilities"])
         if missing:
             return error("GenericError", f"Capability '{missing.pop()}' not available")
-        self._oob = "oob" in wanted
+        self._oob = "oob" in enabled
         self.negotiated = True
         return {"return": {}}
 
 
 def error(kind: str, text: str) -> dict[str, Any]:
-    """Return an error as it goes over the line."""
+    """Return an error reply as QEMU sends it."""
     return {"error": {"class": kind, "desc": text}}
 
 
 def split(text: str) -> tuple[list[Any], str, bool]:
-    """Take the whole JSON values off the front of what came; no newline need be between them.
+    """Split received text into JSON values, which need no newline between them.
 
     Returns:
-        The values, what is left over for the next time, and whether something was there that can never be JSON.
+        The values, the rest that is an incomplete value, and whether the text held something that can never be JSON.
     """
-    # A control character, or what a byte 0xFF decodes to, resets QEMU's parser.
+    # A control character, or the character that byte 0xFF decodes to, resets QEMU's parser.
     before, *after = re.split(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffd]", text)
     values = []
     rest = before.lstrip()
@@ -301,9 +305,9 @@ def split(text: str) -> tuple[list[Any], str, bool]:
         values.append(value)
         rest = rest[end:].lstrip()
     if after:
-        more, rest, _ = split(after[-1])
-        return values + more, rest, True
+        later_values, rest, _ = split(after[-1])
+        return values + later_values, rest, True
     outside_strings = re.sub(r'"(\\.|[^"\\])*("|$)', "", rest)
     if rest and outside_strings.count("}") >= outside_strings.count("{"):
-        return values, "", True  # its braces are balanced, and still it is no JSON
+        return values, "", True  # the braces are balanced, but the text is not JSON
     return values, rest, False

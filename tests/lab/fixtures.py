@@ -1,4 +1,4 @@
-"""What a test gets from the lab by naming it as an argument."""
+"""Fixtures of the lab: a temporary folder, guests, scripted QEMUs, a Kafka broker, Prometheus."""
 
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -15,7 +15,7 @@ from agent.cli.demo.images import LabMissing
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.kafka import KafkaCluster
 from tests.lab.prometheus import Prometheus
-from tests.lab.qemus import OTHERS, Qemu, qemu_of
+from tests.lab.qemus import OTHER_RELEASES, Qemu, find_qemu
 
 StartGuest = Callable[..., Awaitable[Guest]]
 StartPrometheus = Callable[..., Awaitable[Prometheus]]
@@ -23,14 +23,14 @@ StartPrometheus = Callable[..., Awaitable[Prometheus]]
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder for this test, with a path short enough for sockets, which pytest's own is not."""
+    """A temporary folder for this test. Its path is short enough for sockets, which pytest's own is not."""
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         yield Path(path)
 
 
 @pytest.fixture
 async def start_guest(folder: Path) -> AsyncIterator[StartGuest]:
-    """A function that starts guests in `folder`, ended with the test; it takes a name and GuestOptions' fields."""
+    """A function that starts a guest in `folder`, given a name and GuestOptions' fields. The guests end with the test."""
     async with AsyncExitStack() as guests:
 
         async def start(name: str = "vm1", *, identity: str | None = None, **options: Any) -> Guest:
@@ -39,11 +39,11 @@ async def start_guest(folder: Path) -> AsyncIterator[StartGuest]:
         yield start
 
 
-@pytest.fixture(scope="module", params=["", *OTHERS], ids=lambda release: release or "own")
+@pytest.fixture(scope="module", params=["", *OTHER_RELEASES], ids=lambda release: release or "own")
 def qemu(request: pytest.FixtureRequest) -> Qemu:
-    """Each QEMU that there is, one after the other; a test of one that was not fetched is skipped."""
+    """Each QEMU version in turn. Tests of a version that was not fetched are skipped."""
     try:
-        return qemu_of(request.param)
+        return find_qemu(request.param)
     except LabMissing as missing:
         if not request.param:
             raise
@@ -52,14 +52,14 @@ def qemu(request: pytest.FixtureRequest) -> Qemu:
 
 @pytest.fixture
 async def fake(folder: Path) -> AsyncIterator[FakeQemu]:
-    """A scripted QEMU that listens on `folder`/vm1.qmp."""
+    """A scripted QEMU that listens at `folder`/vm1.qmp."""
     async with FakeQemu(folder / "vm1.qmp") as running:
         yield running
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def kafka() -> AsyncIterator[KafkaCluster]:
-    """One broker for all tests; leave it running, and use topics of your own."""
+    """One broker that all tests share. A test leaves it running and uses topics of its own."""
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         async with KafkaCluster(Path(path, "kafka")) as running:
             yield running
@@ -67,7 +67,7 @@ async def kafka() -> AsyncIterator[KafkaCluster]:
 
 @pytest.fixture
 async def topic(kafka: KafkaCluster) -> str:
-    """A new topic of one partition on `kafka`."""
+    """A new topic with one partition on `kafka`."""
     name = f"test-{uuid4()}"
     await kafka.create_topic(name)
     return name
@@ -75,7 +75,7 @@ async def topic(kafka: KafkaCluster) -> str:
 
 @pytest.fixture
 async def start_prometheus(folder: Path) -> AsyncIterator[StartPrometheus]:
-    """A function that starts a Prometheus, ended with the test; it takes a target and Prometheus' options."""
+    """A function that starts a Prometheus server, given a target and Prometheus' options. It ends with the test."""
     async with AsyncExitStack() as running:
 
         async def start(target: str, **options: Any) -> Prometheus:

@@ -15,7 +15,7 @@ from agent.cli.schema import record_schema
 from tests.bench.process import resident_bytes
 from tests.lab.agent_process import COMMAND, AgentProcess, Scrape
 from tests.lab.fake_qemu import FakeQemu
-from tests.lab.record_checks import check, validator
+from tests.lab.record_checks import validate_record, validator
 
 GOOD_UUID: Final = "00000000-1111-4111-8111-111111111111"
 POLL_SECONDS: Final = 0.1
@@ -99,7 +99,7 @@ class World:
         assert json.loads(text)
         assert not CONTROL.search(text), text
         for line in self.agent.sink.read_bytes().splitlines()[-50:]:
-            check(line, _SCHEMA)
+            validate_record(line, _SCHEMA)
         assert (await self.agent.get("/healthz"))[0] == 200
         return series
 

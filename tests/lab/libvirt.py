@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 
 from agent.cli.demo.guest import until
 from agent.cli.demo.images import LabMissing, boot_sector, cache_folder
-from tests.lab.machine import CURE, free_port, require
+from tests.lab.machine import INSTALL_HINT, free_port, require
 
 _START_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 10.0
@@ -126,7 +126,7 @@ class Libvirtd:
         ):
             require(program, package)
         if os.geteuid() != 0:
-            raise LabMissing(f"libvirtd with folders of its own takes root: {CURE}, and run the tests as root")
+            raise LabMissing(f"libvirtd with folders of its own takes root: {INSTALL_HINT}, and run the tests as root")
         self._prepare()
         if self._shell is None:
             await self._open()

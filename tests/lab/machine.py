@@ -1,4 +1,4 @@
-"""What the lab asks of the machine it runs on."""
+"""Requirements of the lab on the machine: installed programs and free ports."""
 
 import contextlib
 import random
@@ -8,22 +8,22 @@ from typing import Final
 
 from agent.cli.demo.images import LabMissing
 
-CURE: Final = "run tests/lab/install test"
+INSTALL_HINT: Final = "run tests/lab/install test"
 
 
 def require(program: str, package: str) -> None:
-    """Raise LabMissing, with its cure, if there is no such program.
+    """Raise LabMissing, with a hint how to install it, if a program is missing.
 
     Args:
-        program: its name.
-        package: what to call the thing that has it.
+        program: The program.
+        package: The package that has it.
     """
     if shutil.which(program) is None:
-        raise LabMissing(f"there is no {program}, which {package} has: {CURE}")
+        raise LabMissing(f"{program} is missing, which package {package} has: {INSTALL_HINT}")
 
 
 def free_port() -> int:
-    """Return a port nobody listens on, from below those that the kernel gives to outgoing connections."""
+    """Return a free TCP port below the range that the kernel uses for outgoing connections."""
     while True:
         port = random.randrange(12000, 32000)
         with socket.socket() as probe, contextlib.suppress(OSError):

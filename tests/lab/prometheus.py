@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 
 from agent.cli.demo.images import LabMissing
-from tests.lab.machine import CURE
+from tests.lab.machine import INSTALL_HINT
 from tests.lab.server import Server, ServerError
 
 
@@ -91,6 +91,6 @@ def promtool_check(text: str) -> list[str]:
             ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
         )
     except FileNotFoundError as error:
-        raise LabMissing(f"there is no promtool: {CURE}") from error
+        raise LabMissing(f"there is no promtool: {INSTALL_HINT}") from error
     said = (found.stdout + found.stderr).splitlines()
     return said or ([f"promtool ended with {found.returncode}"] if found.returncode else [])

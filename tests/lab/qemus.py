@@ -1,4 +1,4 @@
-"""The QEMUs that the tests run: the machine's own, and others of Debian's, unpacked beside it and never installed.
+"""QEMU versions that the tests run: the machine's own, and those of other Debian releases, unpacked but not installed.
 
 `python -m tests.lab.qemus` fetches them ahead of time.
 """
@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Final
 
 from agent.cli.demo.images import LabMissing, cache_folder, kept, output
-from tests.lab.machine import CURE
+from tests.lab.machine import INSTALL_HINT
 
 PROGRAM: Final = "qemu-system-x86_64"
 
-OTHERS: Final = ("trixie", "sid")
-"""Debian's releases whose QEMU is run beside the machine's own: 10.0, and the newest."""
+OTHER_RELEASES: Final = ("trixie", "sid")
+"""Debian releases whose QEMU the tests run beside the machine's own: 10.0, and the newest."""
 
 _KEYS: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 _LAUNCHER: Final = f"""\
 #!/bin/sh
-# By its own loader and libraries: the machine's are older. Its modules are its own too.
+# Use the loader, libraries and modules of its own release: the machine's are older.
 root=${{0%/*}}/root
 export QEMU_MODULE_DIR="$root/usr/lib/x86_64-linux-gnu/qemu"
 exec "$root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$root/usr/lib/x86_64-linux-gnu:$root/lib/x86_64-linux-gnu" \\
@@ -34,41 +34,41 @@ exec "$root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$root/usr/lib/x86_64
 
 @dataclass(frozen=True, slots=True)
 class Qemu:
-    """One QEMU.
+    """A QEMU binary.
 
     Attributes:
-        version: such as (10, 0, 13).
-        binary: what to run.
+        version: Major, minor and micro version, such as (10, 0, 13).
+        binary: The program to run.
     """
 
     version: tuple[int, int, int]
     binary: str
 
     def __str__(self) -> str:
-        """Name it as people do."""
+        """Return the version as `major.minor`."""
         return ".".join(map(str, self.version[:2]))
 
 
 @cache
-def qemu_of(release: str = "") -> Qemu:
-    """Return the QEMU of a release of Debian's that was fetched; empty: the machine's own.
+def find_qemu(release: str = "") -> Qemu:
+    """Return the QEMU of a Debian release that was fetched, or the machine's own for an empty name.
 
     Raises:
-        LabMissing: there is none, and what helps.
+        LabMissing: It was not fetched; the message says how to fetch it.
     """
     launcher = cache_folder() / f"qemu-{release}" / PROGRAM
     if release and not launcher.exists():
-        raise LabMissing(f"no QEMU of Debian's {release} was fetched: {CURE}")
-    return _look(str(launcher) if release else PROGRAM)
+        raise LabMissing(f"QEMU of Debian {release} was not fetched: {INSTALL_HINT}")
+    return _inspect(str(launcher) if release else PROGRAM)
 
 
 def fetch(release: str) -> None:
-    """Have a release's QEMU where `qemu_of` looks, which takes a minute and 42 MB to load.
+    """Fetch a release's QEMU to where `find_qemu` expects it: a download of 42 MB, about a minute.
 
-    Needs a Debian for amd64; needs no root and installs nothing. Blocks.
+    Needs Debian for amd64. Needs no root and installs nothing. Blocks.
 
     Raises:
-        LabMissing: it cannot be had, and why.
+        LabMissing: It cannot be fetched; the message has the reason.
     """
     kept(cache_folder() / f"qemu-{release}", partial(_build, release))
 
@@ -78,22 +78,22 @@ def _build(release: str, scratch: Path) -> None:
     launcher = scratch / "built" / PROGRAM
     launcher.write_text(_LAUNCHER)
     launcher.chmod(0o755)
-    _look(str(launcher))
+    _inspect(str(launcher))
 
 
-def _look(binary: str) -> Qemu:
-    said = re.match(r"QEMU emulator version (\d+)\.(\d+)\.(\d+)", output(binary, "--version").decode())
-    if said is None:
-        raise LabMissing(f"{binary} does not tell its version")
-    major, minor, micro = map(int, said.groups())
+def _inspect(binary: str) -> Qemu:
+    match = re.match(r"QEMU emulator version (\d+)\.(\d+)\.(\d+)", output(binary, "--version").decode())
+    if match is None:
+        raise LabMissing(f"{binary} --version prints no version")
+    major, minor, micro = map(int, match.groups())
     return Qemu((major, minor, micro), binary)
 
 
 def _unpack(release: str, scratch: Path) -> None:
-    """Unpack a release's QEMU and all that it needs into `built/root`, with apt's state, lists and archives in folders of our own."""
+    """Unpack a release's QEMU and its dependencies into `built/root`, with apt's state, lists and archives in `scratch`."""
     for folder in ("state/lists/partial", "cache/archives/partial", "etc/parts", "built/root"):
         Path(scratch, folder).mkdir(parents=True)
-    Path(scratch, "status").touch()  # nothing is installed: so all that it needs is fetched
+    Path(scratch, "status").touch()  # nothing counts as installed, so apt fetches every dependency
     Path(scratch, "etc/sources.list").write_text(f"deb [signed-by={_KEYS}] {_mirror()} {release} main\n")
     places = {
         "Dir::State": "state",
@@ -108,8 +108,7 @@ def _unpack(release: str, scratch: Path) -> None:
     settings += ["APT::Sandbox::User=", "APT::Update::Error-Mode=any", "Acquire::Languages=none"]
     apt = ("apt-get", "-qq", *(word for setting in settings for word in ("-o", setting)))
     output(*apt, "update")
-    wanted = ("--no-install-recommends", "--download-only", "-y", "qemu-system-x86")
-    output(*apt, "install", *wanted)
+    output(*apt, "install", "--no-install-recommends", "--download-only", "-y", "qemu-system-x86")
     for package in sorted(Path(scratch, "cache/archives").glob("*.deb")):
         output("dpkg-deb", "-x", os.fspath(package), os.fspath(scratch / "built/root"))
     for unused in ("usr/share/doc", "usr/share/man", "usr/share/locale"):
@@ -117,18 +116,18 @@ def _unpack(release: str, scratch: Path) -> None:
 
 
 def _mirror() -> str:
-    """Return where this machine has its Debian from."""
-    wanted = ("Created-By: Packages", "Origin: Debian", "Label: Debian")
-    found = output("apt-get", "indextargets", "--format", "$(REPO_URI)", *wanted).decode()
-    if not found:
-        raise LabMissing("apt knows of no Debian: run 'apt-get update' as root")
-    return found.split()[0]
+    """Return the Debian mirror of this machine's apt configuration."""
+    filters = ("Created-By: Packages", "Origin: Debian", "Label: Debian")
+    uris = output("apt-get", "indextargets", "--format", "$(REPO_URI)", *filters).decode()
+    if not uris:
+        raise LabMissing("apt has no Debian mirror: run 'apt-get update' as root")
+    return uris.split()[0]
 
 
 if __name__ == "__main__":
-    for name in OTHERS:
+    for name in OTHER_RELEASES:
         try:
             fetch(name)
-            sys.stdout.write(f"QEMU {qemu_of(name)} of Debian's {name} is there\n")
+            sys.stdout.write(f"QEMU {find_qemu(name)} of Debian {name} is ready\n")
         except LabMissing as missing:
-            sys.stdout.write(f"without the QEMU of Debian's {name}, whose tests are skipped: {missing}\n")
+            sys.stdout.write(f"QEMU of Debian {name} is not available, its tests are skipped: {missing}\n")

@@ -1,4 +1,4 @@
-"""Whether a record is what it should be, by the judgement of programs that are not ours."""
+"""Validation of records by independent libraries: a JSON schema validator and the CloudEvents SDK."""
 
 import json
 from collections.abc import Sequence
@@ -12,40 +12,41 @@ from tests.lab.record_validation import FORMATS
 
 
 def validator(schema: Any) -> Draft202012Validator:
-    """Return a validator for a schema that is one."""
+    """Return a validator for a schema, which must itself be valid."""
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema, format_checker=FORMATS)
 
 
-def check(line: str | bytes, schema: Draft202012Validator) -> BaseCloudEvent:
+def validate_record(line: str | bytes, schema: Draft202012Validator) -> BaseCloudEvent:
     """Return the CloudEvent that a line holds.
 
     Raises:
-        AssertionError: it breaks our schema.
-        CloudEventValidationError: it is no CloudEvent.
+        AssertionError: It violates our schema.
+        CloudEventValidationError: It is not a CloudEvent.
     """
-    faults = [f"{error.json_path}: {error.message}" for error in schema.iter_errors(json.loads(line))]
-    assert not faults, f"{faults} in {line!r}"
+    problems = [f"{error.json_path}: {error.message}" for error in schema.iter_errors(json.loads(line))]
+    assert not problems, f"{problems} in {line!r}"
     return JSONFormat().read(None, line)
 
 
-def put_in_order(events: Sequence[BaseCloudEvent]) -> list[BaseCloudEvent]:
-    """Return a run's events in the order in which they were made.
+def sort_events(events: Sequence[BaseCloudEvent]) -> list[BaseCloudEvent]:
+    """Return the events of one run of the agent in the order of their creation.
 
     Raises:
-        AssertionError: one is missing or there twice, or those of a lane (alerts; samples; all else) came out of order.
+        AssertionError: An event is missing or a duplicate, or the events of a queue (alerts; samples; all others) are out
+            of order.
     """
-    lanes: dict[str, list[int]] = {}
+    queues: dict[str, list[int]] = {}
     for event in events:
         family = event.get_type().split(".")[1]
-        lanes.setdefault(family if family in {"alert", "sample"} else "event", []).append(sequence(event))
-    for name, lane in lanes.items():
-        assert lane == sorted(lane), name
-    ordered = sorted(events, key=sequence)
-    assert [sequence(event) for event in ordered] == list(range(1, len(ordered) + 1))
+        queues.setdefault(family if family in {"alert", "sample"} else "event", []).append(sequence_number(event))
+    for name, numbers in queues.items():
+        assert numbers == sorted(numbers), name
+    ordered = sorted(events, key=sequence_number)
+    assert [sequence_number(event) for event in ordered] == list(range(1, len(ordered) + 1))
     return ordered
 
 
-def sequence(event: BaseCloudEvent) -> int:
-    """Return an event's number in its run."""
+def sequence_number(event: BaseCloudEvent) -> int:
+    """Return the number of an event within its run."""
     return int(event.get_extension("sequence"))

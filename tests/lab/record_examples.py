@@ -1,6 +1,7 @@
-"""Makes tests/golden/records.jsonl: guests and an agent run, all happens that is easily made to, and a record of each type is kept.
+"""Generates tests/golden/records.jsonl, the examples of docs/records.md: one record of each type from a real run.
 
-docs/records.md is made of that file, so that making it takes no QEMU. The folder of the run is called /run/qemu in it.
+The run has real guests and an agent, and triggers every record that can be triggered at will. docs/records.md is generated from the
+file, which takes no QEMU. The folder of the run appears as /run/qemu.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from agent.cli.demo.control import GuestError
 from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from tests.lab import provoke
 from tests.lab.agent_process import AgentProcess, Record
-from tests.lab.qemus import qemu_of
+from tests.lab.qemus import find_qemu
 from tools.reference import EXAMPLES
 
 LONG = 60.0
@@ -31,26 +32,26 @@ _FOLDER = "/run/qemu"
 
 
 async def main() -> None:
-    """Make the file."""
+    """Write the file."""
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         records = await _run(Path(path))
         text = "".join(json.dumps(record) + "\n" for record in _best(records)).replace(path, _FOLDER)
         text = text.replace(quote(path[1:], safe=""), quote(_FOLDER[1:], safe=""))
     EXAMPLES.write_text(text, "utf-8")
-    sys.stderr.write(f"{text.count(chr(10))} types of records are in {EXAMPLES}\n")
+    sys.stderr.write(f"{text.count(chr(10))} types of records written to {EXAMPLES}\n")
 
 
 def _best(records: Iterable[Record]) -> list[Record]:
-    """Return one record of each type, that which tells most; of alerts, one that fires."""
+    """Return one record of each type: the one with the most data, and for alerts one that fires."""
     best: dict[str, Record] = {}
     for record in records:
-        known = best.get(record["type"])
-        if known is None or _worth(record) > _worth(known):
+        previous = best.get(record["type"])
+        if previous is None or _rank(record) > _rank(previous):
             best[record["type"]] = record
     return [best[name] for name in sorted(best)]
 
 
-def _worth(record: Record) -> tuple[bool, int]:
+def _rank(record: Record) -> tuple[bool, int]:
     return record["data"].get("state") == "firing", len(json.dumps(record["data"]))
 
 
@@ -98,14 +99,14 @@ async def _run(folder: Path) -> list[Record]:
 
 
 def _card(tap: str) -> list[str]:
-    """Return the arguments of a network card on a tap that QEMU makes, which takes root."""
+    """Return the arguments of a network card on a tap that QEMU creates, which needs root."""
     backend = f"tap,id=net0,ifname={tap},script=no,downscript=no"
     return ["-netdev", backend, "-device", "virtio-net-pci,id=nic0,netdev=net0"] if os.geteuid() == 0 else []
 
 
 def _lab(folder: Path) -> GuestOptions:
-    """Return a guest of which every event can be had that needs none, with a disk that keeps timed statistics."""
-    options = provoke.options(qemu_of().binary)
+    """Return a guest on which every event of `provoke` can be triggered, with a disk that has timed statistics."""
+    options = provoke.options(find_qemu().binary)
     image = folder / "lab-1-timed.raw"
     image.write_bytes(bytes(1 << 20))
     drive = f"if=none,id=timed0,format=raw,file={image},stats-intervals.0=60"
@@ -114,7 +115,7 @@ def _lab(folder: Path) -> GuestOptions:
 
 
 async def _count(folder: Path, agent: AgentProcess) -> None:
-    """Have a guest run by KVM, where there is KVM, and slowed as a manager does that migrates it."""
+    """Run a guest with a dirty limit, as during a migration, under KVM if this machine has it."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return
     async with Guest(folder, "kvm-1", GuestOptions(kind=GuestKind.WRITER, accel="kvm,dirty-ring-size=4096")) as guest:
@@ -126,14 +127,14 @@ async def _count(folder: Path, agent: AgentProcess) -> None:
 
 async def _provoke(guest: Guest, agent: AgentProcess) -> None:
     for case in provoke.CASES:
-        if qemu_of().version >= case.since:
+        if find_qemu().version >= case.since:
             await provoke.run(guest)
             await case.provoke(guest)
             await agent.wait_for_record(f"event.{case.event.lower()}", vm=guest.uuid, timeout=LONG)
 
 
 async def _measure(guest: Guest, agent: AgentProcess) -> None:
-    """Have what nobody asks for unless a manager does: a dirty rate, a dirty bitmap, memory that is plugged in."""
+    """Trigger the samples of features that only managers use: a dirty rate, a dirty bitmap, hot-plugged memory."""
     await provoke.run(guest)
     await guest.command("calc-dirty-rate", calc_time=1)
     await guest.command("block-dirty-bitmap-add", node="disk0-format", name="backup0")
@@ -160,7 +161,7 @@ async def _fill(guest: Guest, agent: AgentProcess) -> None:
 
 
 async def _snapshot(guest: Guest, agent: AgentProcess) -> None:
-    """Take a snapshot, let it stand, and pull it together again, slowly enough to be seen."""
+    """Take a snapshot and stream it back, slowly enough for several polls of the job."""
     overlay = os.fspath(guest.folder / "db-1-snapshot.qcow2")
     await guest.command(
         "blockdev-snapshot-sync", node_name="disk0-format", snapshot_file=overlay, snapshot_node_name="disk0-top"
@@ -168,8 +169,8 @@ async def _snapshot(guest: Guest, agent: AgentProcess) -> None:
     await agent.wait_for_record("sample.block_backing", vm=guest.uuid)
     await guest.command("block-stream", device="disk0-top", job_id="pull0", speed=1 << 20)
     await agent.wait_for_record("sample.job", vm=guest.uuid)
-    await asyncio.sleep(2)  # some polls of it
-    with contextlib.suppress(GuestError):  # it may have ended
+    await asyncio.sleep(2)  # for several polls of the job
+    with contextlib.suppress(GuestError):  # the job may have ended
         await guest.command("block-job-set-speed", device="pull0", speed=0)
     await agent.wait_for_record("event.block_job_completed", vm=guest.uuid, timeout=LONG)
 

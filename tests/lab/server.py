@@ -1,4 +1,4 @@
-"""A server with a web address that runs as a process of its own, and says there that it is ready."""
+"""Base class of HTTP servers that run as processes of their own and report readiness at `/-/ready`."""
 
 import contextlib
 import subprocess
@@ -16,17 +16,17 @@ _STOP_SECONDS: Final = 5.0
 
 
 class ServerError(Exception):
-    """It did not start, or refused a question; the message has its own words."""
+    """A server that did not start or refused a query; the message quotes it."""
 
 
 class Server(ABC):
-    """One of Prometheus' servers; as an async context manager it runs from entering to leaving.
+    """One of Prometheus' servers. As an async context manager it runs while the block runs.
 
     It can be stopped and started again at the same address.
 
     Attributes:
-        url: its web address, without a slash at the end.
-        folder: where its data, log and settings go; need not be there yet.
+        url: The base URL, without a trailing slash.
+        folder: Directory of its data, log and settings; need not exist yet.
     """
 
     program: str
@@ -39,28 +39,28 @@ class Server(ABC):
 
     @abstractmethod
     async def arguments(self) -> list[str]:
-        """Write its settings and return its arguments, but for its address."""
+        """Write the settings and return the command's arguments, except the address."""
 
     async def start(self) -> None:
         """Start it and wait until it is ready.
 
         Raises:
-            ServerError: if it does not come to that.
-            LabMissing: if the machine has none.
+            ServerError: It ended, or was not ready in time.
+            LabMissing: The program is not installed.
         """
         require(self.program, self.program)
         self.folder.mkdir(parents=True, exist_ok=True)
         listen = f"--web.listen-address={self.url.removeprefix('http://')}"
         command = ["setpriv", "--pdeathsig", "KILL", self.program, *await self.arguments(), "--log.level=warn", listen]
         with self._log.open("ab") as log:
-            # Not asyncio's process: one may outlive the event loop of one test.
+            # Not asyncio's process: it may outlive the event loop of one test.
             self._process = process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: ASYNC220 - takes no time
 
-        async def settled() -> bool:
+        async def ended_or_ready() -> bool:
             return process.poll() is not None or await self._ready()
 
         try:
-            await until(settled, _START_SECONDS)
+            await until(ended_or_ready, _START_SECONDS)
         except BaseException:
             await self.stop()
             raise
@@ -69,7 +69,7 @@ class Server(ABC):
             raise ServerError(f"{self.program} did not start: {self._log.read_text()[-2000:]}")
 
     async def stop(self) -> None:
-        """End it, killing it if it takes its time."""
+        """Terminate it, and kill it if it does not end in time."""
         process, self._process = self._process, None
         if process is not None:
             process.terminate()

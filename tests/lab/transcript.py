@@ -1,7 +1,7 @@
-"""What a real QEMU answers, kept as a file: what FakeQemu says by default.
+"""Replies of real QEMUs, stored as files: the default replies of FakeQemu.
 
-`python -m tests.lab.transcript` captures it anew from the QEMU of this machine, and from the others that were fetched
-(`tests/lab/qemus.py`). Those of QEMU 2.6, 4.2 and 5.2 were written by hand, after their schemas.
+`python -m tests.lab.transcript` captures them from the QEMU of this machine, and from the others that were fetched
+(`tests/lab/qemus.py`). The transcripts of QEMU 2.6, 4.2 and 5.2 were written by hand from their schemas.
 """
 
 import asyncio
@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
-from tests.lab.qemus import OTHERS, qemu_of
+from tests.lab.qemus import OTHER_RELEASES, find_qemu
 
 FOLDER: Final = Path(__file__).parent.parent / "golden" / "transcripts"
 
 NAME: Final = "vm1"
 UUID: Final = "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1"
-# What the transcript answers: (command, arguments).
-QUESTIONS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
+COMMANDS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     ("query-version", {}),
     ("query-name", {}),
     ("query-uuid", {}),
@@ -52,15 +51,16 @@ QUESTIONS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     ("query-spice", {}),
     ("block-set-write-threshold", {"node-name": "disk0-storage", "write-threshold": 0}),
 )
+"""The commands of a transcript, each with its arguments."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """One QEMU's greeting and its answers.
+    """The greeting and the replies of one QEMU.
 
     Attributes:
-        greeting: its first message.
-        exchanges: a list of `{"command", "arguments", "reply"}`, each reply with its `return` or `error`.
+        greeting: The first message.
+        exchanges: A list of `{"command", "arguments", "reply"}`, each reply with its `return` or `error`.
     """
 
     greeting: dict[str, Any]
@@ -68,11 +68,11 @@ class Transcript:
 
     @classmethod
     def load(cls, name: str = "qemu-7.2") -> Self:
-        """Read one of the transcripts in tests/golden/transcripts."""
+        """Load one of the transcripts in tests/golden/transcripts."""
         return cls(**json.loads((FOLDER / f"{name}.json").read_text()))
 
     def answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return the reply to this command with these arguments, else with any, else that there is no such command."""
+        """Return the reply to this command with these arguments, else with any arguments, else CommandNotFound."""
         known = [exchange for exchange in self.exchanges if exchange["command"] == command]
         exact = [exchange for exchange in known if exchange["arguments"] == arguments]
         for exchange in exact or known:
@@ -81,14 +81,14 @@ class Transcript:
         return {"error": {"class": "CommandNotFound", "desc": f"The command {command} has not been found"}}
 
 
-def path_of(greeting: dict[str, Any]) -> Path:
-    """Return where the transcript of the QEMU that greets so belongs."""
+def transcript_path(greeting: dict[str, Any]) -> Path:
+    """Return the file of the transcript of the QEMU that sent this greeting."""
     version = greeting["QMP"]["version"]["qemu"]
     return FOLDER / f"qemu-{version['major']}.{version['minor']}.json"
 
 
 async def capture(monitor: Path) -> Transcript:
-    """Ask a QEMU everything over a monitor that nobody holds; the folder of the monitor becomes /images."""
+    """Run every command of a transcript on a free monitor. Paths in the monitor's folder become /images."""
     reader, writer = await asyncio.open_unix_connection(monitor, limit=1 << 22)
     folder = str(monitor.parent).encode()
 
@@ -96,16 +96,16 @@ async def capture(monitor: Path) -> Transcript:
         message: dict[str, Any] = json.loads((await reader.readline()).replace(folder, b"/images"))
         return await receive() if "event" in message else message
 
-    async def ask(command: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    async def execute(command: str, arguments: dict[str, Any]) -> dict[str, Any]:
         writer.write(json.dumps({"execute": command, "arguments": arguments}).encode())
         return await receive()
 
     try:
         greeting = await receive()
-        await ask("qmp_capabilities", {})
+        await execute("qmp_capabilities", {})
         exchanges = [
-            {"command": command, "arguments": arguments, "reply": await ask(command, arguments)}
-            for command, arguments in QUESTIONS
+            {"command": command, "arguments": arguments, "reply": await execute(command, arguments)}
+            for command, arguments in COMMANDS
         ]
     finally:
         writer.close()
@@ -113,15 +113,15 @@ async def capture(monitor: Path) -> Transcript:
 
 
 async def main() -> None:
-    """Write the transcripts of all QEMUs that there are."""
-    for release in ("", *OTHERS):
-        options = GuestOptions(kind=GuestKind.WRITER, binary=qemu_of(release).binary)
+    """Write the transcripts of all QEMUs that are available."""
+    for release in ("", *OTHER_RELEASES):
+        options = GuestOptions(kind=GuestKind.WRITER, binary=find_qemu(release).binary)
         with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
             async with Guest(Path(folder), NAME, options, identity=UUID) as guest:
                 await guest.booted()
                 transcript = await capture(guest.monitor)
         content = {"greeting": transcript.greeting, "exchanges": transcript.exchanges}
-        path_of(transcript.greeting).write_text(json.dumps(content, indent=1) + "\n")
+        transcript_path(transcript.greeting).write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

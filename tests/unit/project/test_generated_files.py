@@ -16,7 +16,7 @@ from agent.config.model import Config
 from agent.model.events import ROWS
 from agent.model.metrics import FAMILIES
 from dashboards import DASHBOARDS
-from tests.lab.record_checks import check, validator
+from tests.lab.record_checks import validate_record, validator
 from tools import reference
 
 ROOT = Path(__file__).parents[3]
@@ -62,7 +62,7 @@ def test_every_series_and_every_type_of_record_is_in_the_documents() -> None:
 def test_every_example_is_a_record_by_its_schema() -> None:
     valid = validator(schema.record_schema())
     examples = reference.EXAMPLES.read_text().splitlines()
-    types = [check(line, valid).get_type() for line in examples]
+    types = [validate_record(line, valid).get_type() for line in examples]
     assert types == sorted(set(types))
     assert len(types) > 30
 

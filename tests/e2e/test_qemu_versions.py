@@ -21,7 +21,7 @@ from agent.model.events import EVENTS
 from agent.qmp.queries import query_of
 from tests.lab import golden_files, provoke
 from tests.lab.agent_process import AgentProcess, run_command
-from tests.lab.provoke import CASES, Case
+from tests.lab.provoke import CASES, EventCase
 from tests.lab.qemus import Qemu
 from tests.lab.record_checks import validate_record, validator
 
@@ -48,7 +48,10 @@ async def stage(qemu: Qemu) -> AsyncIterator[Stage]:
             "monitors": [{"dial": f"{folder}/*.qmp"}],
             "intervals": {"poll": "200ms", "migration": "200ms", "resync": "1h"},
         }
-        async with Guest(folder, "vm1", provoke.options(qemu.binary)) as guest, AgentProcess(folder, config) as agent:
+        async with (
+            Guest(folder, "vm1", provoke.guest_options(qemu.binary)) as guest,
+            AgentProcess(folder, config) as agent,
+        ):
             await agent.wait_for_record("vm.attached", vm=guest.uuid)
             await guest.command("cont")
             yield Stage(qemu, guest, agent)
@@ -177,22 +180,22 @@ async def test_check_says_what_it_lacks(stage: Stage, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.event)
-async def test_an_event_of_a_real_qemu_arrives_as_its_record(stage: Stage, case: Case) -> None:
+async def test_an_event_of_a_real_qemu_arrives_as_its_record(stage: Stage, case: EventCase) -> None:
     if stage.qemu.version < case.since:
         pytest.skip(f"QEMU {stage.qemu} has no such event")
-    await provoke.run(stage.guest)
+    await provoke.ensure_running(stage.guest)
     since = stage.agent.mark() if case.event != "BLOCK_IO_ERROR" else 0  # the disk fails once
     await case.provoke(stage.guest)
     kind = f"event.{case.event.lower()}"
     record = await stage.agent.wait_for_record(kind, vm=stage.guest.uuid, since=since, timeout=30)
     told = [r["data"]["qemu"] for r in stage.agent.find_records(kind, vm=stage.guest.uuid, since=since)]
-    assert any(case.says.items() <= data.items() for data in told), told
+    assert any(case.expected_data.items() <= data.items() for data in told), told
     assert case.subject is None or record.get("subject", "") == case.subject
 
 
 async def test_an_image_that_is_found_corrupt_takes_the_layers_figures_and_nothing_else(stage: Stage) -> None:
     """As long as it is there, QEMU answers query-named-block-nodes with an error; it was made in one of the cases above."""
-    await provoke.run(stage.guest)
+    await provoke.ensure_running(stage.guest)
     if not await _is_corrupt(stage.guest):
         await next(case for case in CASES if case.event == "BLOCK_IMAGE_CORRUPTED").provoke(stage.guest)
         assert await _is_corrupt(stage.guest)

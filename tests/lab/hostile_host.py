@@ -1,4 +1,4 @@
-"""An agent that watches one good VM and one that has been taken over, and what has to hold whatever that one says."""
+"""An agent that watches a good VM and a hostile monitor, and the assertions that hold whatever the hostile monitor sends."""
 
 import asyncio
 import contextlib
@@ -20,27 +20,28 @@ from tests.lab.record_checks import validate_record, validator
 GOOD_UUID: Final = "00000000-1111-4111-8111-111111111111"
 POLL_SECONDS: Final = 0.1
 LATE_SECONDS: Final = 10.0
-"""How much later than it should the good VM may be polled, on a machine that has much else to do."""
+"""Maximum delay of a poll of the good VM: generous, for a machine under load."""
 MAX_GROWTH_BYTES: Final = 400 << 20
-"""How much memory the agent may take for what one VM says: 16 MiB is the longest message, and takes tenfold as Python's objects."""
+"""Maximum growth of the agent's memory for one VM. The longest message has 16 MiB and takes ten times that as Python objects."""
 
 _SCHEMA = validator(record_schema())
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
-def memory(agent: AgentProcess) -> int:
-    """Return the bytes of memory that the agent holds."""
+def resident_memory(agent: AgentProcess) -> int:
+    """Return the resident memory of the agent in bytes."""
     assert agent.process is not None
     return resident_bytes(agent.process.pid)
 
 
-class World:
-    """What a test has to do with.
+class HostileHost:
+    """A host with an agent, a good VM, and a place for a hostile monitor.
 
     Attributes:
-        folder: where monitors are.
-        agent: the agent.
-        good: the good VM.
+        folder: Directory of the monitors.
+        agent: The agent.
+        good: The good VM.
+        monitor: The socket of the hostile monitor; nothing listens there at first.
     """
 
     def __init__(self, folder: Path, agent: AgentProcess, good: FakeQemu, polls: list[float]) -> None:
@@ -48,45 +49,48 @@ class World:
         self.agent = agent
         self.good = good
         self._polls = polls
-        self._begin = 0
+        self._log_begin = 0
         self.monitor = folder / "evil.qmp"
 
     @contextlib.asynccontextmanager
     async def undisturbed(self) -> AsyncIterator[None]:
-        """Within this, the good VM is polled as ever, and memory stays within bounds."""
-        begin, before = len(self._polls), memory(self.agent)
-        self._begin = len(self.log())
+        """Assert that, during the block, the good VM is polled on time and the agent's memory stays within its limit."""
+        begin, before = len(self._polls), resident_memory(self.agent)
+        self._log_begin = len(self.log())
         yield
         await until(lambda: len(self._polls) > begin + 3, 30)
         gaps = [later - earlier for earlier, later in pairwise(self._polls[begin:])]
         assert max(gaps) <= POLL_SECONDS + LATE_SECONDS, gaps
-        assert memory(self.agent) - before < MAX_GROWTH_BYTES
+        assert resident_memory(self.agent) - before < MAX_GROWTH_BYTES
         assert self.good.clients == 1
 
     async def states(self) -> set[str]:
-        """Return the states of the evil VM's monitors: those of the tests before may still be looked for."""
-        found = (await self.agent.metrics()).matching("qmp_agent_monitor_state", monitor=str(self.monitor))
-        return {labels["state"] for labels, _ in found}
+        """Return the states of the hostile monitor. There are several while the agent still retries those of earlier tests."""
+        series = (await self.agent.metrics()).matching("qmp_agent_monitor_state", monitor=str(self.monitor))
+        return {labels["state"] for labels, _ in series}
 
-    async def becomes(self, state: str, reason: str) -> None:
-        """Wait until the evil VM's monitor is in a state, and the log says why."""
-        begin = self._begin
+    async def wait_for_state(self, state: str, reason: str) -> None:
+        """Wait until the hostile monitor is in a state and the log has the reason, a regular expression."""
+        begin = self._log_begin
 
-        async def so() -> bool:
+        async def has_state() -> bool:
             return state in await self.states()
 
-        await until(so, 15)
+        await until(has_state, 60)
         pattern = re.compile(rf"evil\.qmp: {state} \(.*({reason})")
-        await until(lambda: any(pattern.search(entry["message"]) for entry in self.log()[begin:]), 15)
+        await until(lambda: any(pattern.search(entry["message"]) for entry in self.log()[begin:]), 60)
 
     def log(self) -> list[dict[str, Any]]:
-        """Return the log's entries; a line that is none fails."""
+        """Return the entries of the log. A line that is not JSON fails."""
         return [json.loads(line) for line in self.agent.log.splitlines()]
 
-    async def nothing_is_forged(self, *words: str) -> Scrape:
-        """Look at all that the agent tells; none of these words may stand where it would act."""
+    async def assert_no_injection(self, *words: str) -> Scrape:
+        """Assert that no output of the agent was forged, and that none of these words is on the page or in /readyz.
+
+        Checks the log, /metrics, the page, /readyz, /overview and the last records; returns the scrape.
+        """
         for entry in self.log():
-            assert not CONTROL.search(entry["message"]), entry
+            assert not CONTROL_CHARACTERS.search(entry["message"]), entry
             assert "Traceback" not in entry["message"]
             assert entry["level"] != "error" or "watching" not in entry["message"], entry
         series = await self.agent.metrics()
@@ -95,22 +99,22 @@ class World:
         for path in ("/", "/readyz"):
             _, text = await self.agent.get(path)
             assert not [word for word in words if word in text], text
-        _, text = await self.agent.get("/overview")  # what the page fills itself with, as text nodes alone
+        _, text = await self.agent.get("/overview")  # the page shows it as text nodes
         assert json.loads(text)
-        assert not CONTROL.search(text), text
+        assert not CONTROL_CHARACTERS.search(text), text
         for line in self.agent.sink.read_bytes().splitlines()[-50:]:
             validate_record(line, _SCHEMA)
         assert (await self.agent.get("/healthz"))[0] == 200
         return series
 
     async def tail(self, lines: int) -> str:
-        """Return the next so many lines that `qmp-agent tail` shows."""
+        """Return the first lines of output of `qmp-agent tail`."""
         process = await asyncio.create_subprocess_exec(
             *(*COMMAND, "tail", "--url", self.agent.url), stdout=asyncio.subprocess.PIPE
         )
         assert process.stdout is not None
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 out = [await process.stdout.readline() for _ in range(lines)]
         finally:
             process.terminate()
@@ -119,37 +123,42 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def world(folder: Path, *, reply: str) -> AsyncIterator[World]:
-    """An agent with a good VM, attached and polled; a reply that takes longer is late."""
+async def hostile_host(folder: Path, *, response_timeout: str) -> AsyncIterator[HostileHost]:
+    """Run an agent whose good VM is attached and polled.
+
+    Args:
+        folder: Directory of the monitors.
+        response_timeout: The config's `timeouts.response`, such as `1s`.
+    """
     polls: list[float] = []
     good = FakeQemu(folder / "good.qmp")
-    answer = good.transcript.answer("query-blockstats", {})["return"]
+    statistics = good.transcript.answer("query-blockstats", {})["return"]
 
-    def polled(_: dict[str, Any]) -> Any:
+    def record_poll(_: dict[str, Any]) -> Any:
         polls.append(time.monotonic())
-        return answer
+        return statistics
 
-    good.replies |= {"query-blockstats": polled, "query-uuid": {"UUID": GOOD_UUID}, "query-name": {"name": "good"}}
+    good.replies |= {"query-blockstats": record_poll, "query-uuid": {"UUID": GOOD_UUID}, "query-name": {"name": "good"}}
     config = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": f"{POLL_SECONDS * 1000:g}ms"},
-        "timeouts": {"response": reply, "greeting": "1s", "retry": "1s"},
+        "timeouts": {"response": response_timeout, "greeting": "1s", "retry": "1s"},
     }
     async with good, AgentProcess(folder, config) as agent:
         await agent.wait_for_record("vm.attached", vm="good")
-        await until(lambda: len(polls) > 3, 10)
-        yield World(folder, agent, good, polls)
+        await until(lambda: len(polls) > 3, 60)
+        yield HostileHost(folder, agent, good, polls)
 
 
 @contextlib.asynccontextmanager
-async def says(path: Path, chunks: Iterable[bytes], *, hang_up: bool = False) -> AsyncIterator[None]:
-    """A monitor that says these bytes to whoever comes and answers nothing; then it is silent, or hangs up."""
-    talks: set[asyncio.Task[None]] = set()
+async def raw_monitor(path: Path, chunks: Iterable[bytes], *, hang_up: bool = False) -> AsyncIterator[None]:
+    """Run a monitor that sends these bytes to each client and ignores requests; then it stays silent, or closes."""
+    clients: set[asyncio.Task[None]] = set()
 
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        talks.add(task)
+        clients.add(task)
         try:
             for chunk in chunks:
                 writer.write(chunk)
@@ -163,12 +172,12 @@ async def says(path: Path, chunks: Iterable[bytes], *, hang_up: bool = False) ->
             if not hang_up:
                 writer.transport.abort()
 
-    server = await asyncio.start_unix_server(talk, path)
+    server = await asyncio.start_unix_server(serve, path)
     try:
         yield
     finally:
         server.close()
-        for task in talks:
+        for task in clients:
             task.cancel()
-        await asyncio.gather(*talks, return_exceptions=True)
-        path.unlink(missing_ok=True)  # noqa: ASYNC240 - one file of a test's own
+        await asyncio.gather(*clients, return_exceptions=True)
+        path.unlink(missing_ok=True)  # noqa: ASYNC240 - one small file

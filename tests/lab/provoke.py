@@ -1,6 +1,6 @@
-"""How a real QEMU is made to emit its events, with no guest that helps: what a row does to it, and what the event says then.
+"""Table of ways to make a real QEMU emit each event, without help from its guest.
 
-Ports of a PC that a guest would write to are written to by its monitor: `o` of the human one.
+Where a guest would write to an I/O port of the PC, the human monitor's command `o` writes to it.
 """
 
 import asyncio
@@ -21,26 +21,26 @@ _PVPANIC, _PM1_CONTROL, _SLEEP, _WATCHDOG, _MEMORY_HOTPLUG = 0x505, 0x604, 0x200
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One event.
+class EventCase:
+    """A way to provoke one event.
 
     Attributes:
-        event: its name.
-        provoke: what makes QEMU emit it; the VM runs before.
-        says: what is in its data, among else.
-        subject: whom it is about; None where that differs from QEMU to QEMU.
-        since: the first QEMU that has it.
+        event: The name of the event.
+        provoke: Makes QEMU emit it. The VM runs before.
+        expected_data: Fields that the event's data must have.
+        subject: The subject of its record; None where it differs between QEMU versions.
+        since: The first QEMU version that has the event.
     """
 
     event: str
     provoke: Provoke
-    says: Mapping[str, Any] = field(default_factory=dict)
+    expected_data: Mapping[str, Any] = field(default_factory=dict)
     subject: str | None = ""
     since: tuple[int, int] = (0, 0)
 
 
-def options(binary: str) -> GuestOptions:
-    """Return a guest that all rows can be tried on; it has not begun to run, and its first write fails."""
+def guest_options(binary: str) -> GuestOptions:
+    """Return the options of a guest that suits every case. It starts paused, and its first write fails."""
     devices = ("pvpanic", "ib700", "ide-cd,id=cd0", "virtio-balloon-pci,id=balloon0")
     return GuestOptions(
         kind=GuestKind.WRITER,
@@ -56,8 +56,8 @@ def options(binary: str) -> GuestOptions:
     )
 
 
-async def run(guest: Guest) -> None:
-    """Have the VM run, whatever it was brought to."""
+async def ensure_running(guest: Guest) -> None:
+    """Reset or continue the VM if it does not run."""
     status = (await guest.command("query-status"))["status"]
     if status in {"guest-panicked", "shutdown"}:
         await guest.command("system_reset")
@@ -78,22 +78,22 @@ def _all(*steps: Provoke) -> Provoke:
 
 
 async def _hmp(guest: Guest, line: str) -> str:
-    said: str = await guest.command("human-monitor-command", command_line=line)
-    return said
+    output: str = await guest.command("human-monitor-command", command_line=line)
+    return output
 
 
-async def _works(guest: Guest) -> None:
-    """Wait until the BIOS has set up the machine and the guest is at its work."""
+async def _wait_until_writing(guest: Guest) -> None:
+    """Wait until the BIOS has set up the machine and the guest writes to its disk."""
     before = await guest.writes()
 
     async def wrote() -> bool:
         return await guest.writes() > before
 
-    await until(wrote, 30)
+    await until(wrote, 60)
 
 
 def _write(*writes: tuple[int, int], size: str = "b") -> Provoke:
-    """Write to ports, as a guest does: bytes, half words (`h`) or words (`w`)."""
+    """Write to I/O ports, as a guest does: bytes, half words (`h`) or words (`w`)."""
 
     async def provoke(guest: Guest) -> None:
         for port, value in writes:
@@ -103,19 +103,19 @@ def _write(*writes: tuple[int, int], size: str = "b") -> Provoke:
 
 
 def _out(*writes: tuple[int, int], size: str = "b") -> Provoke:
-    return _all(_works, _write(*writes, size=size))
+    return _all(_wait_until_writing, _write(*writes, size=size))
 
 
-def _add(name: str, driver: str, **more: Any) -> Provoke:
-    return lambda guest: guest.command("blockdev-add", node_name=name, driver=driver, **more)
+def _add(name: str, driver: str, **arguments: Any) -> Provoke:
+    return lambda guest: guest.command("blockdev-add", node_name=name, driver=driver, **arguments)
 
 
-def _null(name: str, **more: Any) -> Provoke:
-    return _add(name, "null-co", size=64 << 20, **more)
+def _null(name: str, **arguments: Any) -> Provoke:
+    return _add(name, "null-co", size=64 << 20, **arguments)
 
 
 def _filled(name: str, byte: int) -> Provoke:
-    """Add a node of bytes that are not zero."""
+    """Add a node that is filled with a byte."""
 
     async def provoke(guest: Guest) -> None:
         path = guest.folder / f"{guest.name}-{name}"
@@ -129,15 +129,23 @@ def _read(node: str) -> Provoke:
     return lambda guest: _hmp(guest, f'qemu-io {node} "read 0 512"')
 
 
-def _job(kind: str, name: str, source: Provoke, *then: tuple[str, str], **more: Any) -> Provoke:
-    """Run a block job from one new node to another, and once it has told of an event do something with it."""
-    arguments = {"job_id": name, "device": f"{name}-from", "target": f"{name}-to", "sync": "full", **more}
+def _job(kind: str, name: str, source: Provoke, *reactions: tuple[str, str], **options: Any) -> Provoke:
+    """Run a block job from one new node to another.
+
+    Args:
+        kind: The command that starts the job.
+        name: The job's id.
+        source: Adds the source node.
+        reactions: Pairs of an event to wait for and a command to run on the job then.
+        options: Further arguments of the command.
+    """
+    arguments = {"job_id": name, "device": f"{name}-from", "target": f"{name}-to", "sync": "full", **options}
 
     async def provoke(guest: Guest) -> None:
         await source(guest)
         await _null(f"{name}-to")(guest)
         await guest.command(kind, **arguments)
-        for event, command in then:
+        for event, command in reactions:
             while (await guest.event(event))["data"].get("device", name) != name:
                 pass
             await guest.command(command, **({"id": name} if command.startswith("job-") else {"device": name}))
@@ -151,16 +159,16 @@ def _broken(name: str) -> Provoke:
 
 
 async def _corrupt(guest: Guest) -> None:
-    """Have an image's metadata point to where no cluster can be, and look."""
+    """Corrupt an image, with metadata that points outside of any cluster, and read it."""
     path = guest.folder / f"{guest.name}-corrupt.qcow2"
-    made = await asyncio.create_subprocess_exec("qemu-img", "create", "-q", "-f", "qcow2", os.fspath(path), "1M")
-    await made.wait()
-    await asyncio.to_thread(_point_astray, path)
+    process = await asyncio.create_subprocess_exec("qemu-img", "create", "-q", "-f", "qcow2", os.fspath(path), "1M")
+    await process.wait()
+    await asyncio.to_thread(_corrupt_l1_entry, path)
     await _add("corrupt0", "qcow2", file={"driver": "file", "filename": os.fspath(path)})(guest)
     await _read("corrupt0")(guest)
 
 
-def _point_astray(path: Path) -> None:
+def _corrupt_l1_entry(path: Path) -> None:
     with path.open("r+b") as image:
         image.seek(40)  # the header's offset of the L1 table
         image.seek(int.from_bytes(image.read(8), "big"))
@@ -173,17 +181,17 @@ async def _dump(guest: Guest) -> None:
 
 
 async def _vnc(guest: Guest) -> None:
-    """Look at the display, and look away."""
+    """Connect to the VNC display and disconnect."""
     (display,) = await guest.command("query-vnc-servers")
     reader, writer = await asyncio.open_connection("127.0.0.1", int(display["server"][0]["service"]))
     try:
-        async with asyncio.timeout(10):
-            writer.write(await reader.readexactly(12))  # the version that it speaks
-            kinds = await reader.readexactly((await reader.readexactly(1))[0])
-            assert 1 in kinds  # no password
+        async with asyncio.timeout(30):
+            writer.write(await reader.readexactly(12))  # accept the server's protocol version
+            security_types = await reader.readexactly((await reader.readexactly(1))[0])
+            assert 1 in security_types  # no authentication
             writer.write(b"\x01")
             assert await reader.readexactly(4) == bytes(4)
-            writer.write(b"\x01")  # with others
+            writer.write(b"\x01")  # share the display
             await reader.readexactly(24)
     finally:
         writer.close()
@@ -198,26 +206,26 @@ async def _export(guest: Guest) -> None:
 
 
 async def _stream(guest: Guest) -> None:
-    """Be a network's other end, and leave."""
+    """Connect to a stream network backend and disconnect."""
     with contextlib.suppress(GuestError):
         await guest.command("netdev_del", id="net0")
     path = f"{guest.folder}/{guest.name}.net"
     await guest.command("netdev_add", type="stream", id="net0", server=True, addr={"type": "unix", "path": path})
     writers: list[asyncio.StreamWriter] = []
 
-    async def connected() -> bool:  # QEMU listens in a thread of its own, a while after it has answered
+    async def connected() -> bool:  # QEMU listens in another thread, some time after its reply
         with contextlib.suppress(OSError):
             writers.append((await asyncio.open_unix_connection(path))[1])
         return bool(writers)
 
-    await until(connected, 10)
+    await until(connected, 30)
     await guest.event("NETDEV_STREAM_CONNECTED")
     writers[0].close()
 
 
 async def _migrate(guest: Guest) -> None:
-    on = [{"capability": "events", "state": True}]
-    await guest.command("migrate-set-capabilities", capabilities=on)
+    events = [{"capability": "events", "state": True}]
+    await guest.command("migrate-set-capabilities", capabilities=events)
     await guest.command("migrate", uri="exec:cat >/dev/null")
     while (await guest.event("MIGRATION"))["data"]["status"] not in {"completed", "failed"}:
         pass
@@ -235,57 +243,59 @@ _NO_QUORUM = _quorum("quorum1", _null("quorum1-0", read_zeroes=True), _filled("q
 _RESET = _do("system_reset")
 _SUSPEND = _out((_PM1_CONTROL, _SLEEP | 1 << 10), size="h")
 _WAKE = _all(_SUSPEND, _do("system_wakeup"), _RESET)
-# The guest stands meanwhile: its BIOS uses the clock's index register too, and between two writes would set it to something else.
-_SET = _write((0x70, 11), (0x71, 0x82), (0x70, 4), (0x71, 3), (0x70, 11), (0x71, 2))
-_CLOCK = _all(_works, _do("stop"), _SET, _do("cont"))
+# The guest is paused meanwhile: its BIOS uses the clock's index register too and could change it between two writes.
+_SET_CLOCK = _write((0x70, 11), (0x71, 0x82), (0x70, 4), (0x71, 3), (0x70, 11), (0x71, 2))
+_CLOCK = _all(_wait_until_writing, _do("stop"), _SET_CLOCK, _do("cont"))
 _MIRROR = _job("blockdev-mirror", "mirror0", _null("mirror0-from"), ("BLOCK_JOB_READY", "job-complete"))
 
 CASES: Final = (
-    Case("BLOCK_IO_ERROR", Guest.booted, {"operation": "write", "action": "report"}, None),
-    Case("STOP", _do("stop")),
-    Case("RESUME", _all(_do("stop"), _do("cont"))),
-    Case("RESET", _RESET, {"guest": False, "reason": "host-qmp-system-reset"}),
-    Case("POWERDOWN", _do("system_powerdown")),
-    Case("SUSPEND", _WAKE),
-    Case("WAKEUP", _WAKE),
-    Case("SUSPEND_DISK", _out((_PM1_CONTROL, _SLEEP | 2 << 10), size="h")),
-    Case("SHUTDOWN", _out((_PM1_CONTROL, _SLEEP), size="h"), {"guest": True, "reason": "guest-shutdown"}),
-    Case("GUEST_PANICKED", _out((_PVPANIC, 1)), {"action": "pause"}),
-    Case("GUEST_CRASHLOADED", _out((_PVPANIC, 2)), {"action": "run"}),
-    Case("GUEST_PVSHUTDOWN", _out((_PVPANIC, 4)), since=(9, 1)),
-    Case("WATCHDOG", _out((_WATCHDOG, 0x0E)), {"action": "none"}),
-    Case("RTC_CHANGE", _all(_CLOCK, _RESET), subject=None),
-    Case(
+    EventCase("BLOCK_IO_ERROR", Guest.booted, {"operation": "write", "action": "report"}, None),
+    EventCase("STOP", _do("stop")),
+    EventCase("RESUME", _all(_do("stop"), _do("cont"))),
+    EventCase("RESET", _RESET, {"guest": False, "reason": "host-qmp-system-reset"}),
+    EventCase("POWERDOWN", _do("system_powerdown")),
+    EventCase("SUSPEND", _WAKE),
+    EventCase("WAKEUP", _WAKE),
+    EventCase("SUSPEND_DISK", _out((_PM1_CONTROL, _SLEEP | 2 << 10), size="h")),
+    EventCase("SHUTDOWN", _out((_PM1_CONTROL, _SLEEP), size="h"), {"guest": True, "reason": "guest-shutdown"}),
+    EventCase("GUEST_PANICKED", _out((_PVPANIC, 1)), {"action": "pause"}),
+    EventCase("GUEST_CRASHLOADED", _out((_PVPANIC, 2)), {"action": "run"}),
+    EventCase("GUEST_PVSHUTDOWN", _out((_PVPANIC, 4)), since=(9, 1)),
+    EventCase("WATCHDOG", _out((_WATCHDOG, 0x0E)), {"action": "none"}),
+    EventCase("RTC_CHANGE", _all(_CLOCK, _RESET), subject=None),
+    EventCase(
         "ACPI_DEVICE_OST",
         _out(*((_MEMORY_HOTPLUG + at, value) for at, value in ((0, 0), (4, 1), (8, 0))), size="w"),
         subject="0",
     ),
-    Case(
+    EventCase(
         "DEVICE_DELETED",
         _all(_do("device_add", driver="usb-tablet", id="tablet0"), _do("device_del", id="tablet0")),
         {"device": "tablet0"},
         "tablet0",
     ),
-    Case("DEVICE_TRAY_MOVED", _do("blockdev-open-tray", id="cd0", force=True), {"tray-open": True}, "cd0"),
-    Case(
+    EventCase("DEVICE_TRAY_MOVED", _do("blockdev-open-tray", id="cd0", force=True), {"tray-open": True}, "cd0"),
+    EventCase(
         "BLOCK_WRITE_THRESHOLD",
         _do("block-set-write-threshold", node_name="disk0-storage", write_threshold=1),
         {"write-threshold": 1},
         "disk0-storage",
     ),
-    Case("BLOCK_IMAGE_CORRUPTED", _corrupt, {"node-name": "corrupt0", "fatal": True}, "corrupt0"),
-    Case("BLOCK_EXPORT_DELETED", _export, {"id": "export0"}, "export0"),
-    Case("QUORUM_REPORT_BAD", _QUORUM, {"node-name": "quorum0-2"}, "quorum0-2"),
-    Case("QUORUM_FAILURE", _NO_QUORUM, {"reference": "quorum1"}, "quorum1"),
-    Case("JOB_STATUS_CHANGE", _job("blockdev-backup", "backup0", _null("backup0-from")), {"id": "backup0"}, "backup0"),
-    Case("BLOCK_JOB_READY", _MIRROR, {"device": "mirror0", "type": "mirror"}, "mirror0"),
-    Case(
+    EventCase("BLOCK_IMAGE_CORRUPTED", _corrupt, {"node-name": "corrupt0", "fatal": True}, "corrupt0"),
+    EventCase("BLOCK_EXPORT_DELETED", _export, {"id": "export0"}, "export0"),
+    EventCase("QUORUM_REPORT_BAD", _QUORUM, {"node-name": "quorum0-2"}, "quorum0-2"),
+    EventCase("QUORUM_FAILURE", _NO_QUORUM, {"reference": "quorum1"}, "quorum1"),
+    EventCase(
+        "JOB_STATUS_CHANGE", _job("blockdev-backup", "backup0", _null("backup0-from")), {"id": "backup0"}, "backup0"
+    ),
+    EventCase("BLOCK_JOB_READY", _MIRROR, {"device": "mirror0", "type": "mirror"}, "mirror0"),
+    EventCase(
         "BLOCK_JOB_COMPLETED",
         _job("blockdev-backup", "backup1", _null("backup1-from")),
         {"device": "backup1", "type": "backup"},
         "backup1",
     ),
-    Case(
+    EventCase(
         "BLOCK_JOB_CANCELLED",
         _all(
             _job("blockdev-backup", "backup2", _null("backup2-from"), speed=1),
@@ -294,7 +304,7 @@ CASES: Final = (
         {"device": "backup2"},
         "backup2",
     ),
-    Case(
+    EventCase(
         "BLOCK_JOB_PENDING",
         _job(
             "blockdev-backup",
@@ -306,18 +316,18 @@ CASES: Final = (
         {"id": "backup3"},
         "backup3",
     ),
-    Case(
+    EventCase(
         "BLOCK_JOB_ERROR",
         _job("blockdev-backup", "backup4", _broken("backup4-from")),
         {"device": "backup4", "operation": "read", "action": "report"},
         "backup4",
     ),
-    Case("DUMP_COMPLETED", _dump),
-    Case("VNC_CONNECTED", _vnc, subject="127.0.0.1"),
-    Case("VNC_INITIALIZED", _vnc, subject="127.0.0.1"),
-    Case("VNC_DISCONNECTED", _vnc, subject="127.0.0.1"),
-    Case("NETDEV_STREAM_CONNECTED", _stream, {"netdev-id": "net0"}, "net0"),
-    Case("NETDEV_STREAM_DISCONNECTED", _stream, {"netdev-id": "net0"}, "net0"),
-    Case("MIGRATION", _migrate, {"status": "setup"}),
-    Case("MIGRATION_PASS", _migrate),
+    EventCase("DUMP_COMPLETED", _dump),
+    EventCase("VNC_CONNECTED", _vnc, subject="127.0.0.1"),
+    EventCase("VNC_INITIALIZED", _vnc, subject="127.0.0.1"),
+    EventCase("VNC_DISCONNECTED", _vnc, subject="127.0.0.1"),
+    EventCase("NETDEV_STREAM_CONNECTED", _stream, {"netdev-id": "net0"}, "net0"),
+    EventCase("NETDEV_STREAM_DISCONNECTED", _stream, {"netdev-id": "net0"}, "net0"),
+    EventCase("MIGRATION", _migrate, {"status": "setup"}),
+    EventCase("MIGRATION_PASS", _migrate),
 )

@@ -106,7 +106,7 @@ def _card(tap: str) -> list[str]:
 
 def _lab(folder: Path) -> GuestOptions:
     """Return a guest on which every event of `provoke` can be triggered, with a disk that has timed statistics."""
-    options = provoke.options(find_qemu().binary)
+    options = provoke.guest_options(find_qemu().binary)
     image = folder / "lab-1-timed.raw"
     image.write_bytes(bytes(1 << 20))
     drive = f"if=none,id=timed0,format=raw,file={image},stats-intervals.0=60"
@@ -128,14 +128,14 @@ async def _count(folder: Path, agent: AgentProcess) -> None:
 async def _provoke(guest: Guest, agent: AgentProcess) -> None:
     for case in provoke.CASES:
         if find_qemu().version >= case.since:
-            await provoke.run(guest)
+            await provoke.ensure_running(guest)
             await case.provoke(guest)
             await agent.wait_for_record(f"event.{case.event.lower()}", vm=guest.uuid, timeout=LONG)
 
 
 async def _measure(guest: Guest, agent: AgentProcess) -> None:
     """Trigger the samples of features that only managers use: a dirty rate, a dirty bitmap, hot-plugged memory."""
-    await provoke.run(guest)
+    await provoke.ensure_running(guest)
     await guest.command("calc-dirty-rate", calc_time=1)
     await guest.command("block-dirty-bitmap-add", node="disk0-format", name="backup0")
     await guest.command("object-add", qom_type="memory-backend-ram", id="memory1", size=128 << 20)

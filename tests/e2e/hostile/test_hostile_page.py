@@ -8,10 +8,10 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import expect
 
-from tests.e2e.hostile.test_hostile_answers import EVIL, everywhere
+from tests.e2e.hostile.test_hostile_answers import HOSTILE_TEXT, append_to_strings
 from tests.lab.browser import chromium, opened
 from tests.lab.fake_qemu import FakeQemu
-from tests.lab.hostile_host import World, world
+from tests.lab.hostile_host import HostileHost, hostile_host
 from tests.lab.terminal import Terminal
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
@@ -21,23 +21,25 @@ SCRIPT = "<script>window.pwned=1</script><img src=x onerror=window.pwned=1><svg 
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage() -> AsyncIterator[World]:
+async def stage() -> AsyncIterator[HostileHost]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
-        async with world(Path(folder), reply="20s") as made:
+        async with hostile_host(Path(folder), response_timeout="20s") as made:
             evil = FakeQemu(made.monitor)
             for exchange in evil.transcript.exchanges:
                 if "return" in exchange["reply"] and exchange["command"] not in ("query-uuid", "qom-list"):
-                    evil.replies[exchange["command"]] = everywhere(exchange["reply"]["return"], SCRIPT + EVIL)
-            evil.replies |= {"query-uuid": {"UUID": UUID}, "query-name": {"name": SCRIPT + EVIL}}
+                    evil.replies[exchange["command"]] = append_to_strings(
+                        exchange["reply"]["return"], SCRIPT + HOSTILE_TEXT
+                    )
+            evil.replies |= {"query-uuid": {"UUID": UUID}, "query-name": {"name": SCRIPT + HOSTILE_TEXT}}
             async with evil:
                 await made.agent.wait_for_record("vm.attached", vm=UUID)
                 await evil.wait_for("query-blockstats", 3)
                 for name in ("BLOCK_IO_ERROR", "STOP", SCRIPT):
-                    evil.emit(name, dict.fromkeys(("device", "reason", "action", "x"), SCRIPT + EVIL))
+                    evil.emit(name, dict.fromkeys(("device", "reason", "action", "x"), SCRIPT + HOSTILE_TEXT))
                 yield made
 
 
-async def test_the_page_shows_all_of_it_as_text(stage: World) -> None:
+async def test_the_page_shows_all_of_it_as_text(stage: HostileHost) -> None:
     async with chromium() as browser, opened(browser, stage.agent.url) as page:
         await expect(page.locator("#events").get_by_text("<script>").first).to_be_attached()
         link = page.locator(f'a[href*="{UUID}"]').first
@@ -48,7 +50,7 @@ async def test_the_page_shows_all_of_it_as_text(stage: World) -> None:
         assert await page.locator("main script, main img, main svg[onload]").count() == 0
 
 
-async def test_top_shows_it_and_the_terminal_does_nothing_of_it(stage: World) -> None:
+async def test_top_shows_it_and_the_terminal_does_nothing_of_it(stage: HostileHost) -> None:
     async with Terminal("top", "--url", stage.agent.url, "--interval", "300ms", columns=120, rows=30) as top:
         await top.shows("<script>")
         assert "owned" not in top.screen.title

@@ -1,4 +1,4 @@
-"""Monitors that say what is no QMP: each is let go, or called what it is, with a reason; and nobody beside it feels it."""
+"""Monitors that send malformed bytes: the agent reports a state with a reason, and other VMs are not affected."""
 
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.lab.hostile_host import World, says, world
+from tests.lab.hostile_host import HostileHost, hostile_host, raw_monitor
 from tests.lab.qmp_bytes import DONE, HELLO, line
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
@@ -17,9 +17,9 @@ EVENT = line({"event": "STOP", "data": {}, "timestamp": {"seconds": 1, "microsec
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    async with world(Path(tmp_path_factory.mktemp("w")), reply="1s") as made:
-        yield made
+async def host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HostileHost]:
+    async with hostile_host(Path(tmp_path_factory.mktemp("w")), response_timeout="1s") as running:
+        yield running
 
 
 @pytest.mark.parametrize(
@@ -54,18 +54,18 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
     ],
     ids=lambda value: None if isinstance(value, list) else value[:40],
 )
-async def test_it_is_called_what_it_is_and_nobody_else_feels_it(
-    stage: World, chunks: Sequence[bytes], state: str, reason: str
+async def test_malformed_bytes_lead_to_a_state_with_a_reason_and_affect_no_other_vm(
+    host: HostileHost, chunks: Sequence[bytes], state: str, reason: str
 ) -> None:
-    async with stage.undisturbed(), says(stage.monitor, chunks):
+    async with host.undisturbed(), raw_monitor(host.monitor, chunks):
         if "|" in state:
-            await stage.nothing_is_forged()
+            await host.assert_no_injection()
         else:
-            await stage.becomes(state, reason)
-    await stage.nothing_is_forged()
+            await host.wait_for_state(state, reason)
+    await host.assert_no_injection()
 
 
-@pytest.mark.parametrize("spoken", range(0, len(READY), 40))
-async def test_one_that_hangs_up_in_the_middle_of_a_message_is_gone(stage: World, spoken: int) -> None:
-    async with stage.undisturbed(), says(stage.monitor, [READY[:spoken]], hang_up=True):
-        await stage.becomes("gone", "closed the connection|reset|Connection")
+@pytest.mark.parametrize("length", range(0, len(READY), 40))
+async def test_a_monitor_that_closes_in_the_middle_of_a_message_is_gone(host: HostileHost, length: int) -> None:
+    async with host.undisturbed(), raw_monitor(host.monitor, [READY[:length]], hang_up=True):
+        await host.wait_for_state("gone", "closed the connection|reset|Connection")

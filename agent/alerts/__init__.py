@@ -1,1 +1,1 @@
-"""What is worth waking somebody for, made of the records that pass. An alert is a record too."""
+"""Alerts made of events and samples: what fires, what resolves it, and the write thresholds that detect it."""

@@ -1,42 +1,42 @@
-"""Which of several ways to one VM counts. Pure.
+"""The active instance among several attached VMs with one UUID. Pure.
 
-A migration within the host has two processes of one UUID, and one process can have two monitors.
+A migration within the host has two processes with one UUID, and one process can have two monitors.
 """
 
 from agent.model.record import Vm
 
 
 class ActiveInstances:
-    """The VMs that are attached, by UUID, with whether each runs; None where that is not known yet."""
+    """Attached VMs by UUID, each with its run state."""
 
     def __init__(self) -> None:
-        self._lives: dict[str, dict[Vm, bool | None]] = {}
+        self._running: dict[str, dict[Vm, bool | None]] = {}  # None: not known yet
 
-    def attached(self, vm: Vm) -> None:
-        """One more is there."""
-        self._lives.setdefault(vm.uuid, {})[vm] = None
+    def add(self, vm: Vm) -> None:
+        """Add an attached VM whose run state is not known yet."""
+        self._running.setdefault(vm.uuid, {})[vm] = None
 
-    def gone(self, vm: Vm) -> None:
-        """One is there no more."""
-        lives = self._lives.get(vm.uuid, {})
-        lives.pop(vm, None)
-        if not lives:
-            self._lives.pop(vm.uuid, None)
+    def remove(self, vm: Vm) -> None:
+        """Remove a detached VM."""
+        instances = self._running.get(vm.uuid, {})
+        instances.pop(vm, None)
+        if not instances:
+            self._running.pop(vm.uuid, None)
 
-    def runs(self, vm: Vm, running: bool) -> None:  # noqa: FBT001 - it is the fact itself
-        """Take note whether one runs."""
-        lives = self._lives.get(vm.uuid, {})
-        if vm in lives:
-            lives[vm] = running
+    def set_running(self, vm: Vm, *, running: bool) -> None:
+        """Store whether an attached VM runs."""
+        instances = self._running.get(vm.uuid, {})
+        if vm in instances:
+            instances[vm] = running
 
-    def heir(self, uuid: str, holder: Vm | None) -> Vm | None:
-        """Return who counts from here on instead of the holder; None where that stays as it is.
+    def successor(self, uuid: str, active: Vm | None) -> Vm | None:
+        """Return the instance that becomes active instead of `active`, or None where nothing changes.
 
-        The destination of a migration does not count before it runs and its source does not: until then it is the source that
-        writes, and if the migration fails, it is the source that is left.
+        The destination of a migration becomes active when it runs and its source does not.
+        Until then the source writes, and if the migration fails, the source is left.
         """
-        lives = self._lives.get(uuid, {})
-        running = next((vm for vm, runs in lives.items() if runs), None)
-        if holder not in lives:
-            return running or next(iter(lives), None)
-        return running if lives[holder] is False else None
+        instances = self._running.get(uuid, {})
+        running = next((vm for vm, runs in instances.items() if runs), None)
+        if active not in instances:
+            return running or next(iter(instances), None)
+        return running if instances[active] is False else None

@@ -1,6 +1,6 @@
-"""Alerts to Prometheus' Alertmanager, by its v2 API, as Prometheus itself sends them: firing ones again and again, resolved ones a while.
+"""Client of Prometheus' Alertmanager, API v2. It sends as Prometheus does: firing alerts repeatedly, resolved ones for a while.
 
-Alertmanager ends an alert by itself when it is not sent again before its `endsAt`; so an agent that dies leaves nothing firing for ever.
+Alertmanager resolves an alert that is not sent again before its `endsAt`. An agent that dies therefore leaves no alert firing for ever.
 """
 
 import asyncio
@@ -22,89 +22,112 @@ _log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 10.0
 RESOLVED_SECONDS = 900.0
-"""How long resolved alerts are sent, as Prometheus does (rules/alerting.go: resolvedRetention)."""
-BEATS = 4
-"""For how many sendings a firing alert is said to last."""
+"""How long a resolved alert is sent; Prometheus uses the same time (rules/alerting.go: resolvedRetention)."""
+ENDS_AFTER_INTERVALS = 4
+"""A firing alert's `endsAt` lies this many resend intervals ahead."""
 
 
 class AlertmanagerClient:
-    """Keeps one Alertmanager told of a book of alerts."""
+    """Sends the firing and the recently resolved alerts of a store to one Alertmanager.
 
-    def __init__(self, url: str, resend_seconds: float, labels: Mapping[str, str]) -> None:
+    Attributes:
+        name: The URL for messages, without the password that it may contain.
+        error: Why the last request failed; None after a success.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        resend_seconds: float,
+        labels: Mapping[str, str],
+        resolved_seconds: float = RESOLVED_SECONDS,
+    ) -> None:
+        """Create a client.
+
+        Args:
+            url: Base URL of the Alertmanager.
+            resend_seconds: Interval between two requests without a change.
+            labels: Labels that every alert gets.
+            resolved_seconds: How long a resolved alert is sent.
+        """
         self.name = re.sub(r"//[^/@]*@", "//", url)
-        """Its address for people: without the password that may stand in it."""
+        self.error: str | None = None
         self._url = url.rstrip("/")
-        self.trouble: str | None = None
-        """Why the last sending failed, or None."""
-        self._resend = resend_seconds
+        self._resend_seconds = resend_seconds
+        self._resolved_seconds = resolved_seconds
         self._labels = labels
         self._firing: dict[str, Alert] = {}
         self._resolved: dict[str, tuple[Alert, float]] = {}
 
-    async def run(self, book: AlertStore, changed: asyncio.Event) -> None:
-        """Send the book when it has changed and every so often, until cancelled."""
+    async def run(self, store: AlertStore, changed: asyncio.Event) -> None:
+        """Send the alerts after each change and after each resend interval, until cancelled."""
         failures = 0
         timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             while True:
                 changed.clear()
-                alerts = self.compose(book, time.time())
-                if (
-                    alerts or self.trouble is not None
-                ):  # nothing at all can be sent too, and tells whether the trouble is over
+                alerts = self.compose(store, time.time())
+                if alerts or self.error is not None:  # an empty request finds out whether a failure is over
                     failures = 0 if await self._send(session, alerts) else failures + 1
-                wait = back_off(failures, 1.0, self._resend) if failures else self._resend
+                wait = back_off(failures, 1.0, self._resend_seconds) if failures else self._resend_seconds
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
                         await changed.wait()
 
-    def compose(self, book: Iterable[Alert], now: float) -> list[dict[str, Any]]:
-        """Return what is to be sent at that time, seconds since the epoch: all that fires, and what was resolved not long ago."""
-        firing = {alert.fingerprint: alert for alert in book}
+    def compose(self, alerts: Iterable[Alert], now: float) -> list[dict[str, Any]]:
+        """Return the body of a request at the time `now`, in seconds since the epoch.
+
+        It holds every firing alert, and each alert that was resolved within the last `resolved_seconds`.
+        """
+        firing = {alert.fingerprint: alert for alert in alerts}
         for fingerprint, alert in self._firing.items():
             if fingerprint not in firing:
                 self._resolved[fingerprint] = (alert, now)
         self._firing = firing
         self._resolved = {
-            f: (a, at) for f, (a, at) in self._resolved.items() if f not in firing and now - at < RESOLVED_SECONDS
+            fingerprint: (alert, at)
+            for fingerprint, (alert, at) in self._resolved.items()
+            if fingerprint not in firing and now - at < self._resolved_seconds
         }
-        lasting = now + BEATS * self._resend
+        ends = now + ENDS_AFTER_INTERVALS * self._resend_seconds
         return [
-            *(self._alert(a, lasting) for a in firing.values()),
-            *(self._alert(a, at) for a, at in self._resolved.values()),
+            *(self._to_json(alert, ends) for alert in firing.values()),
+            *(self._to_json(alert, at) for alert, at in self._resolved.values()),
         ]
 
-    def _alert(self, alert: Alert, ends: float) -> dict[str, Any]:
+    def _to_json(self, alert: Alert, ends: float) -> dict[str, Any]:
         labels = {"alertname": alert.name, "severity": alert.severity.label, "host": alert.vm.host, "vm": alert.vm.name}
         labels |= {"vm_uuid": alert.vm.uuid, "device": alert.subject, "level": alert.level, **self._labels}
         annotations = {key: str(value) for key, value in alert.data.items()} | {"summary": _summary(alert)}
+        started = alert.since_ns / 1e9
         return {
             "labels": {key: value for key, value in labels.items() if value},
             "annotations": annotations | {"fingerprint": alert.fingerprint},
-            "startsAt": _instant(alert.since_ns / 1e9),
-            "endsAt": _instant(max(ends, alert.since_ns / 1e9)),  # one that ended before it began is refused
+            "startsAt": _rfc3339(started),
+            "endsAt": _rfc3339(max(ends, started)),  # Alertmanager rejects an alert that ends before it starts
         }
 
     async def _send(self, session: aiohttp.ClientSession, alerts: list[dict[str, Any]]) -> bool:
+        """Send a request; return whether Alertmanager accepted it."""
         try:
             async with session.post(f"{self._url}/api/v2/alerts", json=alerts) as response:
-                said = (await response.text())[:300]
-                trouble = None if response.status == 200 else f"{response.status}: {said}"
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            trouble = str(error).replace(self._url, self.name) or "no answer in time"
-        if trouble is not None and trouble != self.trouble:
-            _log.warning("Alertmanager at %s cannot be told: %s", self.name, trouble)
-        self.trouble = trouble
-        return trouble is None
+                body = (await response.text())[:300]
+                error = None if response.status == 200 else f"HTTP {response.status}: {body}"
+        except (aiohttp.ClientError, TimeoutError, OSError) as failure:
+            error = str(failure).replace(self._url, self.name) or f"no response within {REQUEST_SECONDS:g} s"
+        if error is not None and error != self.error:
+            _log.warning("Alertmanager at %s: sending alerts failed: %s", self.name, error)
+        self.error = error
+        return error is None
 
 
 def _summary(alert: Alert) -> str:
-    """Return an alert in a line: `web-3 disk0: write threshold 80%`."""
-    whose = " ".join(filter(None, (alert.vm.name, alert.subject)))
-    # Somebody else's threshold has no level of ours: its bytes.
-    level = re.sub(r"^threshold (\d+)$", lambda found: f"of {format_bytes(int(found[1]))}", alert.level)
-    return " ".join(filter(None, (f"{whose}:", alert.name.replace("_", " "), level)))
+    """Return an alert in one line, such as `web-3 disk0: write threshold 80%`."""
+    source = " ".join(filter(None, (alert.vm.name, alert.subject)))
+    # A threshold that another client set has no level of the config: show its bytes.
+    level = re.sub(r"^threshold (\d+)$", lambda match: f"of {format_bytes(int(match[1]))}", alert.level)
+    return " ".join(filter(None, (f"{source}:", alert.name.replace("_", " "), level)))
 
 
-def _instant(seconds: float) -> str:
+def _rfc3339(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

@@ -1,6 +1,7 @@
-"""A ladder of levels for one disk. Pure.
+"""Alert levels of a disk, as the config has them. Pure.
 
-A level is exceeded when more than it is used, as QEMU's own threshold fires when a write ends past it, not at it (block/write-threshold.c).
+A level is exceeded when more bytes than it are used. QEMU's own threshold fires likewise: when a write ends beyond it, not at it
+(block/write-threshold.c).
 """
 
 import re
@@ -11,16 +12,16 @@ from functools import lru_cache
 from agent.common.units import parse_bytes
 
 MAX_BYTES = 2**63 - 1
-"""What QEMU takes as a threshold; it takes negative numbers too, silently, which is why they never get that far."""
+"""The largest threshold that QEMU accepts. QEMU also accepts negative numbers without an error; the agent never sends one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One level, as a person wrote it.
+    """One level of the config.
 
     Attributes:
-        text: as `80%`, `used 100GiB` or `free 2GiB`.
-        percent, used, free: which of them it is; the others are None.
+        text: The level as written: `80%`, `used 100GiB` or `free 2GiB`.
+        percent, used, free: The value of its kind, in percent or bytes; the other two are None.
     """
 
     text: str
@@ -29,7 +30,7 @@ class Level:
     free: int | None = None
 
     def bytes_of(self, limit: int) -> int:
-        """Return the bytes in use past which it is exceeded, on a disk of `limit` bytes; may lie outside the disk."""
+        """Return the bytes in use above which it is exceeded on a disk of `limit` bytes; may lie outside the disk."""
         if self.percent is not None:
             return int(limit * self.percent / 100)
         return self.used if self.used is not None else limit - (self.free or 0)
@@ -37,10 +38,10 @@ class Level:
 
 @lru_cache(maxsize=64)
 def parse_level(text: str) -> Level:
-    """Return a level.
+    """Parse a level of the config.
 
     Raises:
-        ValueError: it is none.
+        ValueError: The text is not a level.
     """
     words = " ".join(text.split())
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", words)

@@ -1,4 +1,4 @@
-"""Events that are alerts, a row each: what fires one, how severe, what ends it."""
+"""Rules that make alerts of events: the event, the severity, and what resolves the alert."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ RESUMED = frozenset({"RESUME", "RESET"})
 
 @dataclass(frozen=True, slots=True)
 class EventRule:
-    """One row.
+    """One rule.
 
     Attributes:
-        event: QEMU's name of what fires it.
-        alert: the alert's name.
-        severity: how severe.
-        help: one line for people.
-        when: whether an event with this data fires it.
-        until: events that end it.
-        status: the run state that it leaves the VM in, by which it is known where its event was not heard; empty where there is none.
-        lasts: seconds after which it ends by itself, where no event tells of an end; None is as long as the VM lives.
+        event: QEMU's name of the event that fires the alert.
+        alert: The alert's name.
+        severity: The alert's severity.
+        help: The alert's text for people, one sentence.
+        when: Whether an event with this data fires the alert.
+        resolved_by: Events that resolve the alert.
+        status: The run state that the event leaves the VM in. It reveals an event that was missed. Empty where there is none.
+        seconds: How long the alert fires where no event resolves it; None is as long as the VM exists.
     """
 
     event: str
@@ -32,8 +32,8 @@ class EventRule:
     severity: Severity
     help: str
     when: Callable[[Data], bool] = lambda _: True
-    until: frozenset[str] = frozenset()
-    lasts: float | None = None
+    resolved_by: frozenset[str] = frozenset()
+    seconds: float | None = None
     status: str = ""
 
 
@@ -43,37 +43,43 @@ RULES = (
         "guest_panicked",
         Severity.CRITICAL,
         "The guest's kernel panicked.",
-        until=RESUMED,
+        resolved_by=RESUMED,
         status="guest-panicked",
     ),
     EventRule(
         "GUEST_CRASHLOADED",
         "guest_crashed",
         Severity.ERROR,
-        "The guest crashed and dumps itself.",
-        until=frozenset({"RESET"}),
-        lasts=HOUR,
+        "The guest crashed and loaded its crash kernel.",
+        resolved_by=frozenset({"RESET"}),
+        seconds=HOUR,
     ),
     EventRule(
         "BLOCK_IO_ERROR",
         "disk_full",
         Severity.CRITICAL,
-        "A write failed for want of space, and the guest is paused.",
-        when=lambda d: d.get("nospace") is True and d.get("action") == "stop",
-        until=RESUMED,
+        "The guest is paused because a write found no space.",
+        when=lambda data: data.get("nospace") is True and data.get("action") == "stop",
+        resolved_by=RESUMED,
     ),
     EventRule(
         "BLOCK_IO_ERROR",
         "io_error_stop",
         Severity.CRITICAL,
-        "A disk request failed, and the guest is paused.",
-        when=lambda d: d.get("nospace") is not True and d.get("action") == "stop",
-        until=RESUMED,
+        "The guest is paused because a disk request failed.",
+        when=lambda data: data.get("nospace") is not True and data.get("action") == "stop",
+        resolved_by=RESUMED,
         status="io-error",
     ),
-    EventRule("BLOCK_IMAGE_CORRUPTED", "image_corrupted", Severity.CRITICAL, "An image's metadata is corrupt."),
-    EventRule("WATCHDOG", "watchdog", Severity.ERROR, "The guest's watchdog expired.", lasts=HOUR),
-    EventRule("MEMORY_FAILURE", "memory_failure", Severity.ERROR, "The host's memory failed under the VM.", lasts=HOUR),
-    EventRule("QUORUM_FAILURE", "quorum_failure", Severity.CRITICAL, "A quorum of disks could not agree.", lasts=HOUR),
+    EventRule(
+        "BLOCK_IMAGE_CORRUPTED", "image_corrupted", Severity.CRITICAL, "The metadata of a disk image is corrupt."
+    ),
+    EventRule("WATCHDOG", "watchdog", Severity.ERROR, "The guest's watchdog expired.", seconds=HOUR),
+    EventRule(
+        "MEMORY_FAILURE", "memory_failure", Severity.ERROR, "The host's memory failed under the VM.", seconds=HOUR
+    ),
+    EventRule(
+        "QUORUM_FAILURE", "quorum_failure", Severity.CRITICAL, "The disks of a quorum do not agree.", seconds=HOUR
+    ),
 )
-"""`nospace` is only there with `action: stop` (QEMU 2.2 to 11.1)."""
+"""`nospace` is only present with `action: stop` (QEMU 2.2 to 11.1)."""

@@ -1,4 +1,4 @@
-"""How full a disk is, in the figures that alerts and series give. Pure."""
+"""How full a disk is, as figures for alerts and for series. Pure."""
 
 from typing import Any
 
@@ -8,23 +8,27 @@ from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK_SPACE
 
 
-def figures(guard: ThresholdTracker) -> dict[str, Any]:
-    """Return what people want to know of a disk that fills."""
-    found: dict[str, Any] = {"node": guard.storage.node, "path": guard.storage.path, "measure": guard.measure}
-    found |= {"used_bytes": guard.used, "limit_bytes": guard.limit, "free_bytes": guard.limit - guard.used}
-    if guard.growth is not None:
-        found["growth_bytes_per_second"] = round(guard.growth, 1)
-    if guard.full_in is not None:
-        found["time_to_full_seconds"] = round(guard.full_in, 1)
-    return found
+def space_figures(tracker: ThresholdTracker) -> dict[str, Any]:
+    """Return a disk's node, path and usage, and its growth where it is known."""
+    figures: dict[str, Any] = {"node": tracker.storage.node, "path": tracker.storage.path, "measure": tracker.measure}
+    figures |= {
+        "used_bytes": tracker.used,
+        "limit_bytes": tracker.limit,
+        "free_bytes": tracker.limit - tracker.used,
+    }
+    if tracker.growth_rate is not None:
+        figures["growth_bytes_per_second"] = round(tracker.growth_rate, 1)
+    if tracker.time_to_full is not None:
+        figures["time_to_full_seconds"] = round(tracker.time_to_full, 1)
+    return figures
 
 
-def space(device: str, guard: ThresholdTracker) -> Sample | None:
-    """Return a disk's fullness as a sample, or None where it cannot fill."""
-    if not guard.thin or guard.plan.mode is ThresholdMode.OFF:
+def space_sample(device: str, tracker: ThresholdTracker) -> Sample | None:
+    """Return a disk's usage as a sample, or None where the disk cannot run out of space or the policy is off."""
+    if not tracker.thin or tracker.policy.mode is ThresholdMode.OFF:
         return None
-    values = {key: value for key, value in figures(guard).items() if key not in ("node", "path")}
-    values |= {"exceeded_levels": guard.told, "threshold_foreign": guard.foreign}
-    if guard.armed is not None:
-        values["armed_threshold_bytes"] = guard.armed[1]
+    values = {key: value for key, value in space_figures(tracker).items() if key not in ("node", "path")}
+    values |= {"exceeded_levels": tracker.exceeded_levels, "threshold_foreign": tracker.slot.is_foreign}
+    if tracker.slot.threshold is not None:
+        values["armed_threshold_bytes"] = tracker.slot.threshold[1]
     return Sample(BLOCK_SPACE, (device,), values)

@@ -1,4 +1,4 @@
-"""The book of alerts: what is firing, since when; and each change of it as a record. Pure: time is given."""
+"""Firing alerts, and each change of their state as a record. Pure: the caller passes the time."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,15 +13,15 @@ class Alert:
     """One alert.
 
     Attributes:
-        name: what kind, such as write_threshold.
-        vm: whose.
-        subject: the disk or the like, by its guest-visible name; empty for the VM as a whole.
-        level: which rung of a ladder, as it was written; empty where there is none.
-        severity: how severe.
-        since_ns: since when it fires, nanoseconds since the epoch.
-        until_ns: when it ends by itself; 0 is never.
-        ends_with: events that end it.
-        data: what else is to be told.
+        name: Its kind, such as `write_threshold`.
+        vm: The VM.
+        subject: The disk or other device, by its guest-visible name; empty for the VM as a whole.
+        level: The level that was exceeded, as the config has it; empty where there is none.
+        severity: Its severity.
+        since_ns: Since when it fires, in nanoseconds since the epoch.
+        data: Further fields of its record.
+        until_ns: When it is resolved without an event, in nanoseconds since the epoch; 0 is never.
+        resolved_by: Events that resolve it.
     """
 
     name: str
@@ -32,16 +32,16 @@ class Alert:
     since_ns: int
     data: Mapping[str, Any]
     until_ns: int = 0
-    ends_with: frozenset[str] = frozenset()
+    resolved_by: frozenset[str] = frozenset()
 
     @property
     def fingerprint(self) -> str:
-        """What tells it from every other: the same over restarts, reconnects and repetitions."""
+        """Its identity, which stays the same over restarts, reconnects and repetitions."""
         parts = f"{self.vm.host}\n{self.vm.uuid}\n{self.name}\n{self.subject}\n{self.level}"
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
-    def record(self, state: str, time_ns: int, more: Mapping[str, Any]) -> Record:
-        """Return the record that tells a state of it."""
+    def to_record(self, state: str, time_ns: int, more: Mapping[str, Any]) -> Record:
+        """Return the record of a change of its state."""
         data = {
             "alert": self.name,
             "state": state,
@@ -56,12 +56,15 @@ class Alert:
 
 
 class AlertStore:
-    """All that fires, by fingerprint."""
+    """All firing alerts, by fingerprint.
+
+    Attributes:
+        resolving_events: Names of events that may resolve one of them.
+    """
 
     def __init__(self) -> None:
         self._firing: dict[str, Alert] = {}
-        self.ending_events: set[str] = set()
-        """Events that may end one of them."""
+        self.resolving_events: set[str] = set()
 
     def __iter__(self) -> Iterator[Alert]:
         return iter(self._firing.values())
@@ -69,76 +72,76 @@ class AlertStore:
     def __len__(self) -> int:
         return len(self._firing)
 
-    def fire(self, alert: Alert) -> Record | None:
-        """Take an alert; return the record that tells it, or None where it fires already."""
-        self.ending_events |= alert.ends_with
+    def of_vm(self, uuid: str) -> list[Alert]:
+        """Return the firing alerts of a VM."""
+        return [alert for alert in self if alert.vm.uuid == uuid]
+
+    def fire(self, alert: Alert) -> Iterator[Record]:
+        """Store an alert; yield its record unless it fires already."""
+        self.resolving_events |= alert.resolved_by
         known = self._firing.get(alert.fingerprint)
         if known is not None:
             self._firing[alert.fingerprint] = replace(alert, since_ns=known.since_ns)
-            return None
-        self._firing[alert.fingerprint] = alert
-        return alert.record("firing", alert.since_ns, {})
+        else:
+            self._firing[alert.fingerprint] = alert
+            yield alert.to_record("firing", alert.since_ns, {})
 
-    def resolve(self, alert: Alert, time_ns: int, reason: str, more: Mapping[str, Any] | None = None) -> Record | None:
-        """End an alert; return the record that tells it, or None where it does not fire."""
-        known = self._firing.pop(alert.fingerprint, None)
-        return known.record("resolved", time_ns, {"resolved_by": reason, **(more or {})}) if known is not None else None
+    def resolve(
+        self, alerts: Iterable[Alert], time_ns: int, reason: str, more: Mapping[str, Any] | None = None
+    ) -> Iterator[Record]:
+        """Resolve those of the alerts that fire; yield a record for each, at the moment when it is resolved."""
+        for alert in list(alerts):
+            known = self._firing.pop(alert.fingerprint, None)
+            if known is not None:
+                yield known.to_record("resolved", time_ns, {"resolved_by": reason, **(more or {})})
 
     def resolve_by_event(self, vm: Vm, event: str, time_ns: int) -> Iterator[Record]:
-        """Resolve what an event of a VM ends."""
-        return self.resolve_all((a for a in self if a.vm.uuid == vm.uuid and event in a.ends_with), time_ns, event)
+        """Resolve the alerts that an event of a VM resolves."""
+        return self.resolve((alert for alert in self.of_vm(vm.uuid) if event in alert.resolved_by), time_ns, event)
 
     def resolve_vm(self, uuid: str, time_ns: int) -> Iterator[Record]:
-        """Resolve all of a VM that is gone."""
-        return self.resolve_all((alert for alert in self if alert.vm.uuid == uuid), time_ns, "vm_gone")
+        """Resolve all alerts of a VM that is gone."""
+        return self.resolve(self.of_vm(uuid), time_ns, "vm_gone")
 
     def resolve_expired(self, time_ns: int) -> Iterator[Record]:
-        """Resolve what ends by itself."""
-        return self.resolve_all((alert for alert in self if 0 < alert.until_ns <= time_ns), time_ns, "time")
+        """Resolve the alerts whose time is over."""
+        return self.resolve((alert for alert in self if 0 < alert.until_ns <= time_ns), time_ns, "time")
 
-    def resolve_all(self, alerts: Iterable[Alert], time_ns: int, reason: str) -> Iterator[Record]:
-        """End alerts for one reason; yield the records that tell it, each as its alert is ended."""
-        for alert in list(alerts):
-            record = self.resolve(alert, time_ns, reason)
-            if record is not None:
-                yield record
-
-    # Over restarts.
+    # Persistence.
 
     def to_note(self, uuid: str) -> list[dict[str, Any]]:
-        """Return what fires of a VM, as JSON can say it."""
+        """Return the firing alerts of a VM as JSON values."""
         return [
             {
-                "name": a.name,
-                "vmname": a.vm.name,
-                "subject": a.subject,
-                "level": a.level,
-                "severity": a.severity.value,
-                "since_ns": a.since_ns,
-                "until_ns": a.until_ns,
-                "ends_with": sorted(a.ends_with),
-                "data": dict(a.data),
+                "name": alert.name,
+                "vm_name": alert.vm.name,
+                "subject": alert.subject,
+                "level": alert.level,
+                "severity": alert.severity.value,
+                "since_ns": alert.since_ns,
+                "until_ns": alert.until_ns,
+                "resolved_by": sorted(alert.resolved_by),
+                "data": dict(alert.data),
             }
-            for a in self
-            if a.vm.uuid == uuid
+            for alert in self.of_vm(uuid)
         ]
 
-    def restore(self, host: str, uuid: str, kept: object) -> None:
-        """Take what `to_note` returned in an earlier run; what does not fit is ignored."""
-        for item in kept if isinstance(kept, list) else ():
+    def restore(self, host: str, uuid: str, note: object) -> None:
+        """Restore what `to_note` returned in an earlier run; other values are ignored."""
+        for item in note if isinstance(note, list) else ():
             try:
                 alert = Alert(
                     item["name"],
-                    Vm(host, uuid, item["vmname"]),
+                    Vm(host, uuid, item["vm_name"]),
                     item["subject"],
                     item["level"],
                     Severity(item["severity"]),
                     int(item["since_ns"]),
                     dict(item["data"]),
                     int(item["until_ns"]),
-                    frozenset(item["ends_with"]),
+                    frozenset(item["resolved_by"]),
                 )
             except (KeyError, TypeError, ValueError):
                 continue
             self._firing.setdefault(alert.fingerprint, alert)
-            self.ending_events |= alert.ends_with
+            self.resolving_events |= alert.resolved_by

@@ -1,12 +1,9 @@
-"""One disk's write threshold: how full it is, which rungs were told, what the slot in QEMU holds, what is to be put there. Pure.
+"""Usage of one disk: how full it is, which levels are exceeded, and which write threshold QEMU should have. Pure.
 
-QEMU has one slot for each block node. Whoever writes it overwrites what was there, it empties itself when it fires, and setting it below
-what is already written does nothing until the next write. So: read the slot, leave it alone when it holds somebody else's value, set
-the next rung's, then compare the level. What was set is remembered before it is set, so that after a restart a slot that is empty, where
-it should not be, is known to have fired or been cleared meanwhile.
+After a threshold is set, the level is compared again: QEMU reports nothing about a threshold below what is already written.
 
-Rungs that were told are remembered by their levels as they are written, not by their number: a disk that grows, or a config that is
-changed, changes the ladder's order and length under them.
+Exceeded levels are remembered by their text, not by their number. A disk that is extended, or a config that changes, changes the order
+and the number of the levels.
 """
 
 from array import array
@@ -15,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.alerts.levels import MAX_BYTES, Level, ResolvedLevel, resolve_levels
+from agent.alerts.threshold_slot import SlotState, Threshold, ThresholdSlot, parse_place
 from agent.alerts.threshold_types import (
     DetectedBy,
     DiskLayer,
@@ -26,275 +24,239 @@ from agent.alerts.threshold_types import (
 
 GROWTH_SECONDS = 600.0
 GROWTH_POINTS = 64
-FRESH_SHARE = 0.01
-"""A file that was written this share of its size further than when its allocation was asked for is asked again."""
-MAX_TOLD = 1000
-MAX_OURS = 16
-"""Thresholds of ours that are remembered: an event may come after a reply that shows the slot empty, or from an old node."""
-MAX_REFUSALS = 3
-"""How often setting a node's threshold is tried."""
+REFRESH_SHARE = 0.01
+"""A file's layers are queried again after writes have extended it by this share of its size."""
+MAX_EXCEEDED = 1000
+"""Exceeded levels that are restored from a note."""
 
-FILES = frozenset({"file", "nfs", "ssh", "gluster", "vvfat", "ftp", "ftps", "http", "https"})
-"""Storage drivers whose size says nothing of how much may be written: what is allocated does."""
+FILE_DRIVERS = frozenset({"file", "nfs", "ssh", "gluster", "vvfat", "ftp", "ftps", "http", "https"})
+"""Storage drivers whose size does not limit what can be written. Their allocated bytes are the usage."""
 
 
 @dataclass(slots=True)
 class ThresholdTracker:
-    """One disk.
+    """Usage and write threshold of one disk.
 
     Attributes:
-        plan: what is wanted.
-        armed: the node and the value that were put into its slot, or are about to be.
-        foreign: whether the slot was found to hold somebody else's value; from then on it is left alone.
-        storage, format: the layers, once known.
+        policy: The config's policy.
+        slot: The write-threshold slot of the storage node.
+        storage, format: The layers, once known.
+        offset: End of the highest write to the storage since QEMU opened it, in bytes.
     """
 
-    plan: ThresholdPolicy
-    armed: tuple[str, int] | None = None
-    foreign: bool = False
+    policy: ThresholdPolicy
+    slot: ThresholdSlot = field(default_factory=ThresholdSlot)
     storage: DiskLayer = field(default_factory=DiskLayer)
     format: DiskLayer = field(default_factory=DiskLayer)
     offset: int = 0
-    """Where the highest write to the storage ended, since it was opened."""
-    _told: frozenset[str] = frozenset()
-    _ours: list[tuple[str, int]] = field(
-        default_factory=list
-    )  # what we put last into nodes' slots, the youngest at the end
-    _refusals: dict[str, int] = field(default_factory=dict)
-    _doubt: bool = False  # whether `armed` may never have reached QEMU
+    _exceeded: frozenset[str] = frozenset()
     _was_thin: bool = False
-    _asked_offset: int = 0
-    _asked_allocated: int = 0
+    _queried_offset: int = 0  # offset and allocated bytes when the layers were queried last
+    _queried_allocated: int = 0
     _known: bool = False
-    _rungs: tuple[tuple[int, tuple[Level, ...]], tuple[ResolvedLevel, ...]] = (
+    _levels: tuple[tuple[int, tuple[Level, ...]], tuple[ResolvedLevel, ...]] = (
         (0, ()),
         (),
-    )  # and of what they were made
-    _high: tuple[str, int] = ("", 0)
-    _points: "array[float]" = field(default_factory=lambda: array("d"))
-    """When, and how much was used then, in turn: as tuples these would be 7 KiB of each disk."""
+    )  # the limit and levels that were resolved last, and the result
+    _highest_write: tuple[str, int] = ("", 0)  # path and offset of an earlier run
+    _points: "array[float]" = field(
+        default_factory=lambda: array("d")
+    )  # time and usage in turn; tuples would take 7 KiB
 
-    # What it is about.
+    # Properties of the disk.
 
     @property
     def measure(self) -> str:
-        """What fullness means here: `offset` into a device, or what a file has `allocated`."""
-        return "allocated" if self.storage.driver in FILES else "offset"
+        """What usage means: the highest write's `offset` in a device, or the `allocated` bytes of a file."""
+        return "allocated" if self.storage.driver in FILE_DRIVERS else "offset"
 
     @property
     def limit(self) -> int:
-        """How much there is: the device's size, or for a file what the guest may write; 0 while that is not known."""
+        """Bytes that can be used: a device's size, or for a file the disk's virtual size; 0 while it is not known."""
         return self.format.size if self.measure == "allocated" else self.storage.size
 
     @property
     def used(self) -> int:
-        """How much of that is used."""
+        """Bytes in use."""
         return self.storage.allocated if self.measure == "allocated" else self.offset
 
     @property
     def is_raw(self) -> bool:
-        """Whether the guest's offsets are the storage's: it writes wherever it likes, so that an offset says nothing."""
+        """Whether the guest's offsets are the storage's. The guest writes anywhere then, and an offset shows no usage."""
         return self.format.driver == "raw" or self.format.node == self.storage.node
 
     @property
     def thin(self) -> bool:
-        """Whether it can fill at all: a raw device holds what the guest sees from the start, and so does a file that is all allocated."""
+        """Whether the storage can run out of space. A raw device and a fully allocated file cannot."""
         if not self._known or not self.limit or self.format.read_only:
             return False
         return self._was_thin if self.measure == "allocated" else not self.is_raw
 
     @property
-    def ladder(self) -> tuple[ResolvedLevel, ...]:
-        """The rungs on this disk; none where nothing is wanted or can be said."""
-        if self.plan.mode is ThresholdMode.OFF or not self.thin:
+    def levels(self) -> tuple[ResolvedLevel, ...]:
+        """The levels on this disk, the lowest first; none where the policy is off or the disk is not thin."""
+        if self.policy.mode is ThresholdMode.OFF or not self.thin:
             return ()
-        of = self.limit, self.plan.levels
-        if self._rungs[0] != of:  # each poll asks
-            self._rungs = of, resolve_levels(self.plan.levels, self.limit)
-        return self._rungs[1]
+        key = self.limit, self.policy.levels
+        if self._levels[0] != key:  # cached: each poll needs it
+            self._levels = key, resolve_levels(self.policy.levels, self.limit)
+        return self._levels[1]
 
     @property
-    def told(self) -> int:
-        """How many rungs were told and still hold."""
-        return len(self._told)
+    def exceeded_levels(self) -> int:
+        """Number of exceeded levels."""
+        return len(self._exceeded)
 
     @property
-    def growth(self) -> float | None:
-        """Bytes a second over the last ten minutes; None until there are two points."""
+    def growth_rate(self) -> float | None:
+        """Growth in bytes per second over the last ten minutes; None before the second sample."""
         if len(self._points) < 4 or self._points[-2] <= self._points[0]:
             return None
-        (then, less), (now, more) = self._points[:2], self._points[-2:]
-        return max(0.0, more - less) / (now - then)
+        (start, used_then), (now, used_now) = self._points[:2], self._points[-2:]
+        return max(0.0, used_now - used_then) / (now - start)
 
     @property
-    def full_in(self) -> float | None:
-        """Seconds until it is full at that rate; None while it does not grow."""
-        growth = self.growth
-        return (self.limit - self.used) / growth if growth and self.limit > self.used else None
+    def time_to_full(self) -> float | None:
+        """Seconds until the disk is full at the current growth rate; None while it does not grow."""
+        rate = self.growth_rate
+        return (self.limit - self.used) / rate if rate and self.limit > self.used else None
 
-    # What comes.
+    # Input.
 
-    def written(self, storage_node: str, offset: int, now: float) -> bool:
-        """Take what a poll says of the storage; return whether the layers should be asked for again before anything is said."""
-        if storage_node != self.storage.node or self._doubt:
-            return True  # a snapshot, or a mirror's pivot
+    def on_poll(self, storage_node: str, offset: int, now: float) -> bool:
+        """Process the highest write offset of a poll; return whether the layers have to be queried before levels are reported."""
+        if storage_node != self.storage.node or self.slot.needs_read:
+            return True  # a snapshot or a mirror's pivot changed the storage
         self.offset = max(self.offset, offset)
         if self.measure == "offset":
-            self._point(now)
+            self._add_point(now)
             return any(self._changes())
-        grown = self.offset - self._asked_offset
+        grown = self.offset - self._queried_offset
         if grown <= 0:
             return False
-        rung = self._next()
-        near = rung is not None and self.used + grown > rung.bytes
-        return near or grown > max(self.limit * FRESH_SHARE, 1)
+        level = self._next_level()
+        is_near = level is not None and self.used + grown > level.bytes
+        return is_near or grown > max(self.limit * REFRESH_SHARE, 1)
 
-    def _point(self, now: float) -> None:
+    def _add_point(self, now: float) -> None:
         while self._points and (now - self._points[0] > GROWTH_SECONDS or self._points[-1] > self.used):
             del self._points[:2]
         self._points.extend((now, self.used))
         del self._points[: -2 * GROWTH_POINTS]
 
-    def layers(self, form: DiskLayer, storage: DiskLayer, offset: int, now: float) -> Iterator[LevelCrossing]:
-        """Take the layers as they are now; yield the rungs crossed since they were told."""
+    def on_layers(self, form: DiskLayer, storage: DiskLayer, offset: int, now: float) -> Iterator[LevelCrossing]:
+        """Process the layers as QEMU reports them; yield the levels crossed since the last time."""
         if storage.path != self.storage.path:
             del self._points[:]
             self.offset, self._was_thin = 0, False
-            if storage.path == self._high[0]:
-                self.offset = self._high[1]  # QEMU counts from 0 again when it opens a file anew
-                self._was_thin = bool(self._told)
-            self._high = ("", 0)
+            if storage.path == self._highest_write[0]:
+                self.offset = self._highest_write[1]  # QEMU counts from 0 again when it opens a file
+                self._was_thin = bool(self._exceeded)
+            self._highest_write = ("", 0)
         self.format, self.storage, self._known = form, storage, True
-        self.offset = self._asked_offset = max(self.offset, offset)
-        self._asked_allocated = storage.allocated
+        self.offset = self._queried_offset = max(self.offset, offset)
+        self._queried_allocated = storage.allocated
         self._was_thin = self._was_thin or storage.allocated < self.limit
-        self._point(now)
-        yield from self._compare(self._slot())
+        self._add_point(now)
+        has_fired = self.slot.read(
+            storage.node, storage.write_threshold, is_level=self._is_own_level(storage.write_threshold)
+        )
+        yield from self._compare(DetectedBy.MISSED if has_fired else DetectedBy.LEVEL)
 
-    def _slot(self) -> DetectedBy:
-        """Compare the slot with what was put there; return how a crossing that shows now was detected."""
-        node, slot = self.storage.node, self.storage.slot
-        (before, self.armed), (doubt, self._doubt) = (self.armed, None), (self._doubt, False)
-        if slot and (before == (node, slot) or (not self.foreign and self._is_ours(node, slot))):
-            self.armed = (node, slot)
-        elif slot:
-            self.foreign = True
-        lost = before is not None and before[0] == node and before != self.armed and not doubt
-        return DetectedBy.MISSED if lost else DetectedBy.LEVEL
+    def _is_own_level(self, value: int) -> bool:
+        return self.policy.mode is ThresholdMode.ARM and any(value == level.bytes for level in self.levels)
 
-    def _is_ours(self, node: str, slot: int) -> bool:
-        """Whether a value is one that we set, or that we would set: in a run that could not remember it."""
-        would = self.plan.mode is ThresholdMode.ARM and any(slot == rung.bytes for rung in self.ladder)
-        return (node, slot) in self._ours or would
-
-    def owns(self, node: str, threshold: int) -> bool:
-        """Whether we set that threshold, be it on a node that is no longer the disk's storage."""
-        return self.armed == (node, threshold) or (node, threshold) in self._ours
-
-    def fired(self, node: str, threshold: int, by: int) -> Iterator[LevelCrossing]:
-        """Take an event of our own threshold; yield the rungs that it crossed."""
-        if not self.owns(node, threshold) or not self._known:
-            return  # before the first look, `armed` has to stay: the slot that is empty then tells that it was missed
-        if self.armed == (node, threshold):
-            self.armed = None
-        if node != self.storage.node:
+    def on_event(self, node: str, threshold: int, exceeded_by: int) -> Iterator[LevelCrossing]:
+        """Process the event of an own threshold; yield the levels that the write crossed."""
+        if not self.slot.owns(node, threshold) or not self._known:
             return
-        self.reached(threshold + by)
-        self.storage.slot = 0
-        yield from self._compare(DetectedBy.EVENT)
+        self.slot.fire(node, threshold)
+        if node == self.storage.node:
+            self.raise_offset(threshold + exceeded_by)
+            yield from self._compare(DetectedBy.EVENT)
 
-    def reached(self, end: int) -> None:
-        """Take from an event, whoever's threshold it was, that the storage is written up to there."""
+    def raise_offset(self, end: int) -> None:
+        """Process an event's proof, whoever set the threshold, that the storage is written up to the offset `end`."""
         end = min(end, MAX_BYTES)
         if self.measure == "allocated":
-            # A file grows at its end: what lies past the end that was seen last was not allocated then.
-            grown = max(0, end - max(self._asked_offset, self.storage.size))
-            self.storage.allocated = max(self.storage.allocated, self._asked_allocated + grown)
+            # A file grows at its end: what lies beyond the end that was seen last was not allocated then.
+            grown = max(0, end - max(self._queried_offset, self.storage.size))
+            self.storage.allocated = max(self.storage.allocated, self._queried_allocated + grown)
         self.offset = max(self.offset, end)
 
     def _changes(self) -> Iterator[tuple[ResolvedLevel, bool]]:
-        """Yield the rungs that were crossed upward, the lowest first, then those that hold no more, the highest first."""
+        """Yield the newly exceeded levels, the lowest first, then those no longer exceeded, the highest first."""
         if not self.limit:
-            return  # it is not known now
-        ladder, used, slack = self.ladder, self.used, int(self.limit * self.plan.hysteresis)
-        for rung in ladder:
-            if used > rung.bytes and rung.text not in self._told:
-                yield rung, True
-        for rung in reversed(ladder):
-            if used <= rung.bytes - slack and rung.text in self._told:
-                yield rung, False
-        for text in sorted(self._told - {rung.text for rung in ladder}):
+            return  # not known at the moment
+        levels, used, slack = self.levels, self.used, int(self.limit * self.policy.hysteresis)
+        for level in levels:
+            if used > level.bytes and level.text not in self._exceeded:
+                yield level, True
+        for level in reversed(levels):
+            if used <= level.bytes - slack and level.text in self._exceeded:
+                yield level, False
+        for text in sorted(self._exceeded - {level.text for level in levels}):
             yield ResolvedLevel(text, 0), False
 
     def _compare(self, detected_by: DetectedBy) -> Iterator[LevelCrossing]:
-        """Yield what changed since it was told, and take it as told."""
-        ladder = self.ladder
-        for rung, firing in list(self._changes()):
-            self._told = self._told | {rung.text} if firing else self._told - {rung.text}
-            top = len(ladder) > 1 and rung == ladder[-1]
-            ended = ResolvedReason.SPACE if rung in ladder else ResolvedReason.LEVEL_GONE
+        """Yield the crossings since the last comparison, and store them."""
+        levels = self.levels
+        for level, firing in list(self._changes()):
+            self._exceeded = self._exceeded | {level.text} if firing else self._exceeded - {level.text}
             yield LevelCrossing(
-                rung, self.used, self.limit, detected_by if firing else DetectedBy.LEVEL, firing, top, ended
+                level,
+                self.used,
+                self.limit,
+                detected_by if firing else DetectedBy.LEVEL,
+                firing,
+                is_highest=len(levels) > 1 and level == levels[-1],
+                resolved_by=ResolvedReason.SPACE if level in levels else ResolvedReason.LEVEL_GONE,
             )
 
-    # What is to be done.
+    # Output.
 
-    def _next(self) -> ResolvedLevel | None:
-        return next((rung for rung in self.ladder if rung.text not in self._told), None)
+    def _next_level(self) -> ResolvedLevel | None:
+        return next((level for level in self.levels if level.text not in self._exceeded), None)
 
-    def wanted(self) -> tuple[str, int] | None:
-        """Return the node and the value to be put into its slot now, or None where nothing is."""
-        if self.plan.mode is not ThresholdMode.ARM or self.foreign or self.armed is not None or self._doubt:
+    def next_threshold(self) -> Threshold | None:
+        """Return the threshold to be set now, or None."""
+        level = self._next_level()
+        if self.policy.mode is not ThresholdMode.ARM or self.slot.state is not SlotState.EMPTY:
             return None
-        node, rung = self.storage.node, self._next()
-        if self.storage.slot or self.is_raw or rung is None or self._refusals.get(node, 0) >= MAX_REFUSALS:
+        if self.is_raw or level is None:
             return None
-        # A file grows at its end: what is still to be allocated lies behind what there is of it.
+        # A file grows at its end: bytes that are still to be allocated lie beyond its current end.
         base = max(self.offset, self.storage.size) if self.measure == "allocated" else self.offset
-        value = base + rung.bytes - self.used
-        return (node, value) if base <= value <= MAX_BYTES else None
+        value = base + level.bytes - self.used
+        return (self.storage.node, value) if base <= value <= MAX_BYTES else None
 
-    def order(self) -> tuple[str, int] | None:
-        """Return what `wanted` does, which counts as set from here on."""
-        wanted = self.wanted()
-        if wanted is not None:
-            self.armed = wanted
-            self._ours = [*(one for one in self._ours if one != wanted), wanted][-MAX_OURS:]
-        return wanted
+    def take_command(self) -> Threshold | None:
+        """Return the threshold to be set now, which counts as set from here on."""
+        threshold = self.next_threshold()
+        if threshold is not None:
+            self.slot.send(*threshold)
+        return threshold
 
     def on_command_done(self, *, done: bool) -> None:
-        """Take note whether what was ordered last was set; if it was refused, or nobody knows, the next look at the slot tells."""
-        node = self.storage.node
-        if done:
-            self._refusals.pop(node, None)
-        else:
-            self._doubt = True
-            self._refusals[node] = self._refusals.get(node, 0) + 1
+        """Process the outcome of the last command: whether QEMU confirmed it."""
+        self.slot.on_command_done(self.storage.node, done=done)
 
-    def remember(self) -> dict[str, Any]:
-        """Return what has to outlive the agent."""
-        return {
-            "told": sorted(self._told),
-            "armed": list(self.armed) if self.armed is not None else None,
-            "ours": [list(one) for one in self._ours],
-            "high": [self.storage.path, self.offset] if self._known else list(self._high),
-        }
+    @property
+    def has_state(self) -> bool:
+        """Whether anything has to outlive the agent."""
+        return bool(self._exceeded) or self.slot.threshold is not None
 
-    def recall(self, kept: object) -> None:
-        """Take what `remember` returned in an earlier run; anything else is ignored."""
-        if not isinstance(kept, dict):
+    def to_note(self) -> dict[str, Any]:
+        """Return what has to outlive the agent, as JSON values."""
+        highest_write = (self.storage.path, self.offset) if self._known else self._highest_write
+        return {"exceeded": sorted(self._exceeded), **self.slot.to_note(), "highest_write": list(highest_write)}
+
+    def restore(self, note: object) -> None:
+        """Restore what `to_note` returned in an earlier run; other values are ignored."""
+        if not isinstance(note, dict):
             return
-        told, armed, ours, high = (kept.get(name) for name in ("told", "armed", "ours", "high"))
-        if isinstance(told, list):
-            self._told = frozenset(text for text in told[:MAX_TOLD] if isinstance(text, str))
-        self.armed = _place(armed)
-        self._ours = [one for one in map(_place, ours if isinstance(ours, list) else ()) if one is not None][-MAX_OURS:]
-        self._high = _place(high) or ("", 0)
-
-
-def _place(kept: object) -> tuple[str, int] | None:
-    """Return a node or a path with a value, as it was kept; None where it is none."""
-    match kept:
-        case [str(name), int(value)] if not isinstance(value, bool) and 0 <= value <= MAX_BYTES:
-            return name, value
-    return None
+        exceeded = note.get("exceeded")
+        if isinstance(exceeded, list):
+            self._exceeded = frozenset(text for text in exceeded[:MAX_EXCEEDED] if isinstance(text, str))
+        self.slot.restore(note)
+        self._highest_write = parse_place(note.get("highest_write")) or ("", 0)

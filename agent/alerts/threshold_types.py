@@ -1,4 +1,4 @@
-"""What is said of one disk: its layers as QEMU tells them, what the config wants of it, what was crossed. Pure."""
+"""Types for write thresholds: the config's policy for a disk, the disk's layers as QEMU reports them, and crossed levels. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,98 +9,112 @@ from agent.alerts.levels import Level, ResolvedLevel
 
 
 class ThresholdMode(StrEnum):
-    """What is done about thresholds."""
+    """How the agent detects that a level is exceeded."""
 
     OFF = "off"
     OBSERVE = "observe"
-    """Nothing is set in QEMU; levels are compared at each poll."""
+    """The agent compares the levels at each poll and sets nothing in QEMU."""
     ARM = "arm"
-    """The agent sets thresholds, so that QEMU tells at the write."""
+    """The agent also sets write thresholds, so that QEMU reports the write itself."""
 
 
 class DetectedBy(StrEnum):
-    """How a crossing was detected."""
+    """How a condition was detected."""
 
     EVENT = "event"
-    """QEMU said so, at the write."""
+    """QEMU reported it at the write."""
     LEVEL = "level"
-    """A comparison showed it."""
+    """A poll showed it."""
     MISSED = "missed"
     """It happened while the agent was away, or its event was lost."""
     ENOSPC = "enospc"
-    """A write failed for want of space."""
+    """A write failed because there was no space."""
 
 
 class ResolvedReason(StrEnum):
-    """Why a rung is exceeded no more."""
+    """Why a level is no longer exceeded."""
 
     SPACE = "space"
-    """The disk came down, was made larger or was replaced by one with more room."""
+    """The disk uses less, was extended, or was replaced by one with more free space."""
     LEVEL_GONE = "level_gone"
-    """The config has no such level any more, or the disk has no room for it."""
+    """The config no longer has the level, or the disk is too small for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ThresholdPolicy:
-    """What the config wants of a disk."""
+    """The config's policy for a disk.
+
+    Attributes:
+        mode: How levels are detected.
+        levels: The levels, in any order.
+        hysteresis: The share of the disk's size that usage has to fall below a level before the level is resolved.
+    """
 
     mode: ThresholdMode
     levels: tuple[Level, ...]
     hysteresis: float = 0.02
-    """The share of its size that a disk has to come down by before a rung is resolved."""
 
 
 @dataclass(frozen=True, slots=True)
 class LevelCrossing:
-    """A rung that was crossed.
+    """A level that usage crossed.
 
     Attributes:
-        rung: which.
-        used, limit: how full the disk is, in bytes.
-        detected_by: how it was detected.
-        firing: whether it is exceeded now; if not, it is no more.
-        top: whether it is the last rung of several.
-        ended: why it is exceeded no more.
+        level: The level.
+        used, limit: The disk's usage and size, in bytes.
+        detected_by: How the crossing was detected.
+        firing: Whether the level is exceeded now.
+        is_highest: Whether it is the highest of several levels.
+        resolved_by: Why it is no longer exceeded, where `firing` is false.
     """
 
-    rung: ResolvedLevel
+    level: ResolvedLevel
     used: int
     limit: int
     detected_by: DetectedBy
     firing: bool
-    top: bool
-    ended: ResolvedReason = ResolvedReason.SPACE
+    is_highest: bool
+    resolved_by: ResolvedReason = ResolvedReason.SPACE
 
 
 @dataclass(slots=True)
 class DiskLayer:
-    """What is known of a layer of the disk."""
+    """One layer of a disk.
+
+    Attributes:
+        node: The block node's name.
+        driver: Its driver.
+        path: Where it lies.
+        size: Its size in bytes.
+        allocated: Bytes that the host has allocated for it.
+        write_threshold: The value in the node's threshold slot; 0 is none. QEMU reports a value above 2^63 as a negative number.
+        read_only: Whether it is read-only.
+    """
 
     node: str = ""
     driver: str = ""
     path: str = ""
     size: int = 0
     allocated: int = 0
-    slot: int = 0
-    """The write threshold; 0 is none. One past 2^63 is told as a negative number, and is somebody's too."""
+    write_threshold: int = 0
     read_only: bool = False
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "DiskLayer":
-        """Return it out of a BLOCK_LAYER sample's values."""
+    def from_values(cls, values: Mapping[str, Any]) -> "DiskLayer":
+        """Create a layer from the values of a BLOCK_LAYER sample."""
 
         def number(name: str) -> int:
             value = values.get(name, 0)
             return value if type(value) is int and value >= 0 else 0
 
         node, driver, path = (str(values.get(name, "")) for name in ("node", "driver", "path"))
-        slot = values.get("write_threshold_bytes", 0)
+        threshold = values.get("write_threshold_bytes", 0)
         return cls(
             node,
             driver,
             path,
             number("size_bytes"),
             number("allocated_bytes"),
-            slot if type(slot) is int else 0,
+            threshold if type(threshold) is int else 0,
             values.get("read_only") is True,
         )

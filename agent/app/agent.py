@@ -239,8 +239,8 @@ class Agent:
         late = self._fleet.late_by(time.monotonic()) if self._fleet is not None else {}
         stuck = [name for name, seconds in late.items() if seconds > STUCK_SECONDS]
         troubles += [f"{name} is up and has not been asked what it should be" for name in stuck[:MOST_NAMED]]
-        if self.alertmanager is not None and self.alertmanager.trouble is not None:
-            troubles.append(f"Alertmanager at {self.alertmanager.name} cannot be told: {self.alertmanager.trouble}")
+        if self.alertmanager is not None and self.alertmanager.error is not None:
+            troubles.append(f"Alertmanager at {self.alertmanager.name}: sending alerts failed: {self.alertmanager.error}")
         return troubles + self.delivery.troubles()
 
     def warnings(self) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from agent.alerts.levels import MAX_BYTES, parse_level, resolve_levels
 from agent.alerts.manager import NOTE_PREFIX, AlertManager, PendingAlert
-from agent.alerts.space_metrics import space
+from agent.alerts.space_metrics import space_sample
 from agent.alerts.threshold_types import ThresholdMode, ThresholdPolicy
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_LAYER
@@ -166,8 +166,8 @@ class Agent:
         told, spaces = self.alert_manager.on_samples(
             VM, self.qemu.samples(look), now, int(now * 1e9), families=families
         )
-        guards = self.alert_manager._vms[UUID].guards.items()
-        assert spaces == [found for disk, guard in guards if (found := space(disk, guard)) is not None]
+        trackers = self.alert_manager._vms[UUID].trackers.items()
+        assert spaces == [found for disk, tracker in trackers if (found := space_sample(disk, tracker)) is not None]
         self.tell(told)
 
     def pending_commands(self) -> list[tuple[str, int]]:
@@ -185,7 +185,7 @@ class Agent:
 
 def ladder(size: int) -> dict[str, int]:
     """Return the rungs on a disk of that size, by level."""
-    return {rung.text: rung.bytes for rung in resolve_levels(LEVELS, size)}
+    return {level.text: level.bytes for level in resolve_levels(LEVELS, size)}
 
 
 assert MAX_BYTES == 2**63 - 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from agent.alerts.alertmanager import BEATS, RESOLVED_SECONDS, AlertmanagerClient
+from agent.alerts.alertmanager import ENDS_AFTER_INTERVALS, RESOLVED_SECONDS, AlertmanagerClient
 from agent.alerts.store import Alert
 from agent.app.agent import Agent
 from agent.cli.demo.guest import until
@@ -63,36 +63,36 @@ def test_a_label_that_is_empty_is_left_out() -> None:
 
 
 def test_a_firing_alert_lasts_for_some_sendings_from_each_on() -> None:
-    teller = AlertmanagerClient("http://am", RESEND, {})
+    client = AlertmanagerClient("http://am", RESEND, {})
     for now in (NOW, NOW + RESEND, NOW + 9 * RESEND):
-        (said,) = teller.compose([an_alert()], now)
-        assert instant(said["endsAt"]) == now + BEATS * RESEND
+        (said,) = client.compose([an_alert()], now)
+        assert instant(said["endsAt"]) == now + ENDS_AFTER_INTERVALS * RESEND
         assert instant(said["startsAt"]) == NOW
 
 
 def test_a_resolved_alert_is_said_to_have_ended_for_a_while_and_then_no_more() -> None:
-    teller = AlertmanagerClient("http://am", RESEND, {})
-    teller.compose([an_alert("80%"), an_alert("90%")], NOW)
+    client = AlertmanagerClient("http://am", RESEND, {})
+    client.compose([an_alert("80%"), an_alert("90%")], NOW)
     for now in (NOW + 1, NOW + RESOLVED_SECONDS):
-        firing, resolved = teller.compose([an_alert("90%")], now)
+        firing, resolved = client.compose([an_alert("90%")], now)
         assert (firing["labels"]["level"], resolved["labels"]["level"]) == ("90%", "80%")
         assert instant(resolved["endsAt"]) == NOW + 1
-    assert len(teller.compose([an_alert("90%")], NOW + RESOLVED_SECONDS + 1)) == 1
+    assert len(client.compose([an_alert("90%")], NOW + RESOLVED_SECONDS + 1)) == 1
 
 
 def test_an_alert_that_fires_again_has_not_ended() -> None:
-    teller = AlertmanagerClient("http://am", RESEND, {})
-    teller.compose([an_alert()], NOW)
-    teller.compose([], NOW + 1)
-    (said,) = teller.compose([an_alert(since=NOW + 2)], NOW + 2)
+    client = AlertmanagerClient("http://am", RESEND, {})
+    client.compose([an_alert()], NOW)
+    client.compose([], NOW + 1)
+    (said,) = client.compose([an_alert(since=NOW + 2)], NOW + 2)
     assert instant(said["endsAt"]) > instant(said["startsAt"]) == NOW + 2
 
 
 def test_no_alert_ends_before_it_began_though_clocks_differ() -> None:
     # Alertmanager refuses such a one; QEMU's clock, by which it began, may have been set back since.
-    teller = AlertmanagerClient("http://am", RESEND, {})
-    teller.compose([an_alert(since=NOW + 1000)], NOW)
-    (said,) = teller.compose([], NOW + 1)
+    client = AlertmanagerClient("http://am", RESEND, {})
+    client.compose([an_alert(since=NOW + 1000)], NOW)
+    (said,) = client.compose([], NOW + 1)
     assert said["endsAt"] == said["startsAt"]
 
 
@@ -185,7 +185,7 @@ async def test_an_alertmanager_that_is_down_is_told_of_and_told_when_it_is_back(
 
         async def is_in_trouble() -> bool:
             status, text = await agent.readiness()
-            return status == 503 and f"Alertmanager at {alertmanager.url} cannot be told" in text
+            return status == 503 and f"Alertmanager at {alertmanager.url}: sending alerts failed" in text
 
         await until(is_in_trouble, 10)
         await alertmanager.start()
@@ -204,10 +204,10 @@ async def test_trouble_is_over_when_it_is_back_though_the_alert_is_over_too(
     await alertmanager.stop()
     async with watched(fake, alertmanager.url) as agent:
         fake.emit("GUEST_PANICKED", {"action": "pause"})
-        teller = agent.app.alertmanager
-        assert teller is not None
-        await until(lambda: teller.trouble is not None, 10)
+        client = agent.app.alertmanager
+        assert client is not None
+        await until(lambda: client.error is not None, 10)
         fake.emit("RESUME")
         await until(lambda: len(agent.app.alerts.store) == 0, 5)
         await alertmanager.start()
-        await until(lambda: teller.trouble is None, 10)
+        await until(lambda: client.error is None, 10)

@@ -277,14 +277,14 @@ class World:
             told = self.states.get(level, "resolved") == "firing"
             assert told or known <= size, f"{level} is exceeded and untold"
             assert not told or medium.end > size - int(medium.size * HYSTERESIS), f"{level} fires and is not exceeded"
-        (guard,) = self.agent.alert_manager._vms[UUID].guards.values()
+        (tracker,) = self.agent.alert_manager._vms[UUID].trackers.values()
         if (
             self.mode is ThresholdMode.ARM
-            and not guard.foreign
-            and guard.told < 3
-            and guard._refusals.get(node.name, 0) < 3
+            and not tracker.slot.is_foreign
+            and tracker.exceeded_levels < 3
+            and tracker.slot._refusals.get(node.name, 0) < 3
         ):
-            assert (node.name, node.slot) == guard.armed, "it is not armed"
+            assert (node.name, node.slot) == tracker.slot.threshold, "it is not armed"
         if self.mode is ThresholdMode.OBSERVE:
             assert not self.mine
 

@@ -10,7 +10,7 @@ GIB = 1 << 30
 
 
 def ladder(*levels: str, limit: int = 100 * GIB) -> list[tuple[str, int]]:
-    return [(rung.text, rung.bytes) for rung in resolve_levels([parse_level(level) for level in levels], limit)]
+    return [(level.text, level.bytes) for level in resolve_levels([parse_level(level) for level in levels], limit)]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,6 @@ levels = st.sampled_from(["1%", "50%", "80%", "95%", "used 10", "used 1GiB", "fr
 
 @given(st.lists(levels, max_size=6), st.integers(0, MAX_BYTES * 2))
 def test_rungs_lie_within_the_disk_and_within_what_qemu_takes(made: list, limit: int) -> None:  # type: ignore[type-arg]
-    sizes = [rung.bytes for rung in resolve_levels(made, limit)]
+    sizes = [level.bytes for level in resolve_levels(made, limit)]
     assert sizes == sorted(set(sizes))
     assert all(0 < size < min(limit, MAX_BYTES) for size in sizes)

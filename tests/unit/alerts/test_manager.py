@@ -13,7 +13,7 @@ from agent.alerts.threshold_types import ThresholdMode
 from agent.model.record import Record, RecordEncoder, Severity, Vm
 from agent.qmp.commands import AllowList, Change, Command
 from tests.lab.record_validation import faults, understood
-from tests.lab.thin_disks import GIB, HOST, VM, Disk, alert_manager, crossed, plan
+from tests.lab.thin_disks import GIB, HOST, VM, Disk, alert_manager, threshold_record, policy
 
 TWIN = Vm(VM.host, VM.uuid, VM.name, "/run/other.qmp")
 
@@ -30,7 +30,7 @@ def records(told: list[PendingAlert]) -> list[Record]:
 
 def seen(one: AlertManager, disk: Disk, device: str = "disk0", vm: Vm = VM, now: float = 0) -> list[Record]:
     """Have an alert_manager see a disk by both polls; return what it tells."""
-    made = [disk.statistics(device), *disk.samples(device)]
+    made = [disk.counter_sample(device), *disk.layer_samples(device)]
     return records(one.on_samples(vm, made, now, int(now * 1e9))[0])
 
 
@@ -78,7 +78,7 @@ def test_a_threshold_is_set_fires_is_told_and_the_next_is_set() -> None:
     ]
     assert one.refreshes_due(VM) == {"block"}  # a write may have passed it meanwhile
     assert obey(one, disk) == []
-    (alert,) = records(one.on_event(crossed(disk.write(81 * GIB)), "BLOCK_WRITE_THRESHOLD", 9))
+    (alert,) = records(one.on_event(threshold_record(disk.write(81 * GIB)), "BLOCK_WRITE_THRESHOLD", 9))
     assert (alert.type, alert.subject, alert.severity, alert.time_ns) == (
         "qemu.alert.write_threshold",
         "disk0",
@@ -121,7 +121,7 @@ def test_somebody_elses_threshold_is_told_as_what_it_is_and_ends_by_itself() -> 
     disk = Disk(slot=5 * GIB)
     one = attached(disk)
     assert one.pending_commands(VM) == []
-    (alert,) = records(one.on_event(crossed(disk.write(6 * GIB)), "BLOCK_WRITE_THRESHOLD", 9))
+    (alert,) = records(one.on_event(threshold_record(disk.write(6 * GIB)), "BLOCK_WRITE_THRESHOLD", 9))
     expected = {"owner": "other", "level": f"threshold {5 * GIB}", "layer": "storage", "exceeded_by_bytes": GIB}
     assert expected.items() <= alert.data.items()
     assert one.tick(0, 3600 * 10**9) == []
@@ -135,14 +135,14 @@ def test_how_full_a_disk_is_is_as_of_the_event_whoever_set_the_threshold(driver:
     one = attached(Disk(slot=5 * GIB, driver=driver, allocated=allocated))
     for threshold in (5 * GIB, 6 * GIB):
         data = {"node-name": "storage", "write-threshold": threshold, "amount-exceeded": GIB}
-        (alert,) = records(one.on_event(crossed(data), "BLOCK_WRITE_THRESHOLD", 9))
+        (alert,) = records(one.on_event(threshold_record(data), "BLOCK_WRITE_THRESHOLD", 9))
         assert alert.data["used_bytes"] == threshold + GIB
 
 
 def test_the_threshold_of_a_node_that_is_no_known_disks_is_told_by_the_node() -> None:
     one = attached(Disk())
     data = {"node-name": "scratch", "amount-exceeded": 1, "write-threshold": 2}
-    (alert,) = records(one.on_event(crossed(data), "BLOCK_WRITE_THRESHOLD", 9))
+    (alert,) = records(one.on_event(threshold_record(data), "BLOCK_WRITE_THRESHOLD", 9))
     assert (alert.subject, alert.data["device"], alert.data["layer"]) == ("scratch", "scratch", "node")
 
 
@@ -150,7 +150,7 @@ def test_the_threshold_of_a_node_that_is_no_known_disks_is_told_by_the_node() ->
     "data", [{}, {"node-name": 5, "amount-exceeded": 1, "write-threshold": 1}, {"node-name": "storage"}]
 )
 def test_an_event_that_lacks_its_fields_is_no_alert(data: dict[str, Any]) -> None:
-    assert attached(Disk()).on_event(crossed(data), "BLOCK_WRITE_THRESHOLD", 9) == []
+    assert attached(Disk()).on_event(threshold_record(data), "BLOCK_WRITE_THRESHOLD", 9) == []
 
 
 def test_a_threshold_that_could_not_be_set_is_looked_into_before_it_is_tried_again() -> None:
@@ -167,8 +167,12 @@ def test_a_threshold_that_could_not_be_set_is_looked_into_before_it_is_tried_aga
 def test_how_full_each_thin_disk_is_is_a_sample() -> None:
     one = alert_manager()
     one.on_attached(VM)
-    disks = {"disk0": Disk(offset=81 * GIB), "disk1": Disk(above="raw", node="n1")}
-    made = [sample for device, disk in disks.items() for sample in (disk.statistics(device), *disk.samples(device))]
+    disks = {"disk0": Disk(offset=81 * GIB), "disk1": Disk(format_driver="raw", node="n1")}
+    made = [
+        sample
+        for device, disk in disks.items()
+        for sample in (disk.counter_sample(device), *disk.layer_samples(device))
+    ]
     _, (space,) = one.on_samples(VM, made, 0, 0)
     assert space.labels == ("disk0",)
     assert space.values == {
@@ -184,7 +188,7 @@ def test_how_full_each_thin_disk_is_is_a_sample() -> None:
 def test_a_disk_that_was_unplugged_takes_its_alerts_with_it() -> None:
     disk = Disk(offset=81 * GIB)
     one = attached(disk)
-    other = [Disk().statistics("disk1"), *Disk(node="n2").samples("disk1")]
+    other = [Disk().counter_sample("disk1"), *Disk(node="n2").layer_samples("disk1")]
     (ended,) = records(one.on_samples(VM, other, 1, 10**9)[0])
     assert ended.data["resolved_by"] == "unplugged"
     assert said([ended]) == [("write_threshold", "disk0", "80%", "resolved")]
@@ -243,7 +247,7 @@ def test_a_full_disk_says_how_full() -> None:
 
 
 def test_every_rule_has_an_end_or_is_for_as_long_as_the_vm_lives() -> None:
-    assert {rule.alert for rule in RULES if not rule.until and rule.lasts is None} == {"image_corrupted"}
+    assert {rule.alert for rule in RULES if not rule.resolved_by and rule.seconds is None} == {"image_corrupted"}
     assert len({rule.alert for rule in RULES}) == len(RULES)
 
 
@@ -282,7 +286,7 @@ def test_what_is_kept_brings_an_overseer_to_where_it_was() -> None:
     disk = Disk()
     first = attached(disk)
     obey(first, disk)
-    first.on_event(crossed(disk.write(81 * GIB)), "BLOCK_WRITE_THRESHOLD", 9)
+    first.on_event(threshold_record(disk.write(81 * GIB)), "BLOCK_WRITE_THRESHOLD", 9)
     hear(first, "GUEST_PANICKED")
     seen(first, disk)
     obey(first, disk)
@@ -294,7 +298,7 @@ def test_what_is_kept_brings_an_overseer_to_where_it_was() -> None:
     assert seen(second, disk) == []
     assert second.pending_commands(VM) == []
     assert second.state_note(VM.uuid) == first.state_note(VM.uuid)
-    fired = second.on_event(crossed(disk.write(91 * GIB)), "BLOCK_WRITE_THRESHOLD", 9)
+    fired = second.on_event(threshold_record(disk.write(91 * GIB)), "BLOCK_WRITE_THRESHOLD", 9)
     assert said(records(fired)) == [("write_threshold", "disk0", "90%", "firing")]
 
 
@@ -320,17 +324,17 @@ def test_whatever_was_kept_an_overseer_works(kept: object) -> None:
 def test_other_levels_hold_at_the_next_look_at_a_disk_that_was_looked_at_before() -> None:
     disk = Disk(offset=60 * GIB)
     one = attached(disk)
-    one.set_policy(lambda _vm, _disk: plan(ThresholdMode.ARM, "40%"))
+    one.set_policy(lambda _vm, _disk: policy(ThresholdMode.ARM, "40%"))
     assert one.refreshes_due(VM) == {"block", "nodes"}
     assert said(seen(one, disk)) == [("write_threshold", "disk0", "40%", "firing")]
-    one.set_policy(lambda _vm, _disk: plan(ThresholdMode.ARM, "90%"))
+    one.set_policy(lambda _vm, _disk: policy(ThresholdMode.ARM, "90%"))
     assert said(seen(one, disk)) == [("write_threshold", "disk0", "40%", "resolved")]
-    assert [rung.text for rung in one.levels(VM, "disk0")] == ["90%"]
+    assert [level.text for level in one.levels(VM, "disk0")] == ["90%"]
 
 
 def test_an_alert_that_fires_anew_ends_with_what_it_then_says() -> None:
-    book = AlertStore()
-    alert = Alert("guest_panicked", VM, "", "", Severity.CRITICAL, 1, {}, ends_with=frozenset({"RESUME"}))
-    book.fire(alert)
-    book.fire(replace(alert, ends_with=frozenset({"RESET"})))
-    assert book.ending_events == {"RESUME", "RESET"}
+    store = AlertStore()
+    alert = Alert("guest_panicked", VM, "", "", Severity.CRITICAL, 1, {}, resolved_by=frozenset({"RESUME"}))
+    list(store.fire(alert))
+    list(store.fire(replace(alert, resolved_by=frozenset({"RESET"}))))
+    assert store.resolving_events == {"RESUME", "RESET"}

@@ -12,7 +12,7 @@ def test_a_disk_that_is_plugged_in_again_is_another_disk_that_tells_its_own_rung
     one.on_gone(VM, 1, for_good=False)
     one.on_attached(VM)  # what was told is kept over a reconnect
     seen(one, disk)
-    one.on_samples(VM, Disk(node="n2").samples("disk1"), 2, 0)  # disk0 is unplugged
+    one.on_samples(VM, Disk(node="n2").layer_samples("disk1"), 2, 0)  # disk0 is unplugged
     assert said(seen(one, disk)) == [("write_threshold", "disk0", "80%", "firing")]
 
 
@@ -24,7 +24,7 @@ def test_a_threshold_that_was_set_late_is_still_ours() -> None:
     one.on_command_done(VM, device, done=False)  # no reply in time
     disk.slot = ask.arguments["write-threshold"]  # and yet QEMU has done it
     seen(one, disk)
-    (space,) = one.on_samples(VM, [disk.statistics()], 1, 0)[1]
+    (space,) = one.on_samples(VM, [disk.counter_sample()], 1, 0)[1]
     assert space.values["threshold_foreign"] is False
 
 

@@ -60,7 +60,7 @@ def test_each_of_several_records_has_the_note_of_what_was_told_by_then() -> None
     one = watching(960)
     firing = [len(told.note[1]["firing"]) for told in one.alert_manager.tick(0, 0)]
     assert firing == []
-    rungs = [value["disks"]["disk0"]["told"] for _, _, value in one.journal.coming]
+    rungs = [value["disks"]["disk0"]["exceeded"] for _, _, value in one.journal.coming]
     assert rungs == [["80%"], ["80%", "90%"], ["80%", "90%", "95%"]]
     assert [len(value["firing"]) for _, _, value in one.journal.coming] == [1, 2, 3]
 
@@ -69,7 +69,7 @@ def test_a_note_that_is_made_before_the_disks_were_seen_again_forgets_none_of_th
     two = restarted(watching(850))
     two.alert_manager.on_attached(VM)
     (told,) = two.alert_manager.on_event(event("WATCHDOG", action="none"), "WATCHDOG", 7)
-    assert told.note[1]["disks"]["disk0"]["told"] == ["80%"]
+    assert told.note[1]["disks"]["disk0"]["exceeded"] == ["80%"]
 
 
 def test_a_vm_that_is_gone_leaves_nothing_behind_though_it_had_no_alert() -> None:
@@ -343,5 +343,5 @@ def test_what_is_kept_is_json() -> None:
     name, value = one.alert_manager.state_note(UUID)
     assert json.loads(json.dumps(value)) == value
     assert name == f"{NOTE_PREFIX}{UUID}"
-    assert value["disks"]["disk0"]["armed"] == ["storage1", 900]
+    assert value["disks"]["disk0"]["threshold"] == ["storage1", 900]
     assert {alert.vm.host for alert in one.alert_manager.store} == {HOST}

@@ -31,22 +31,22 @@ def file(allocated: int, limit: int = LIMIT, slot: int = 0, path: str = "/a.qcow
 
 
 def look(one: ThresholdTracker, disk: tuple[DiskLayer, DiskLayer, int]) -> list[tuple[str, bool, DetectedBy]]:
-    return [(c.rung.text, c.firing, c.detected_by) for c in one.layers(*disk, 0.0)]
+    return [(c.level.text, c.firing, c.detected_by) for c in one.on_layers(*disk, 0.0)]
 
 
 def order(one: ThresholdTracker) -> int:
     """Take what the guard wants set; return the value."""
-    wanted = one.wanted()
+    wanted = one.next_threshold()
     assert wanted is not None
     assert wanted[0] == NODE
-    assert one.order() == wanted
+    assert one.take_command() == wanted
     return wanted[1]
 
 
 def restarted(one: ThresholdTracker, *levels: str) -> ThresholdTracker:
     """Return a guard of the next run, which may have other levels."""
     new = guard(*levels)
-    new.recall(json.loads(json.dumps(one.remember())))
+    new.restore(json.loads(json.dumps(one.to_note())))
     return new
 
 
@@ -73,8 +73,8 @@ def test_levels_that_the_config_has_no_more_are_resolved_and_new_ones_told() -> 
 def test_a_disk_of_which_nothing_is_wanted_any_more_resolves_what_was_told() -> None:
     one = guard()
     look(one, device(850))
-    two = ThresholdTracker(ThresholdPolicy(ThresholdMode.OFF, one.plan.levels))
-    two.recall(one.remember())
+    two = ThresholdTracker(ThresholdPolicy(ThresholdMode.OFF, one.policy.levels))
+    two.restore(one.to_note())
     assert look(two, device(850)) == [("80%", False, LEVEL)]
 
 
@@ -82,7 +82,7 @@ def test_a_size_that_is_not_known_for_once_resolves_nothing() -> None:
     one = guard()
     look(one, device(850))
     assert look(one, device(850, limit=0)) == []
-    assert not one.written(NODE, 850, 1.0)
+    assert not one.on_poll(NODE, 850, 1.0)
     assert look(one, device(850)) == []
 
 
@@ -90,7 +90,7 @@ def test_a_rung_that_is_held_by_the_hysteresis_does_not_have_the_layers_asked_at
     one = guard()
     look(one, device(805))
     look(one, device(805, limit=1010))
-    assert (one.told, one.written(NODE, 805, 1.0)) == (1, False)
+    assert (one.exceeded_levels, one.on_poll(NODE, 805, 1.0)) == (1, False)
 
 
 # --- What can fill ---
@@ -102,7 +102,7 @@ def test_a_guest_that_writes_to_the_storage_itself_is_not_armed(driver: str) -> 
     form = DiskLayer(NODE, driver, "/x", LIMIT, 100)
     one = guard()
     assert look(one, (form, form, 990)) == []
-    assert one.wanted() is None
+    assert one.next_threshold() is None
     assert one.thin is (driver == "file"), "a sparse file has a level all the same"
 
 
@@ -118,9 +118,9 @@ def test_a_full_file_is_still_told_of_after_a_restart_and_resolved_when_it_is_re
     look(one, file(LIMIT))
     two = restarted(one)
     assert look(two, file(LIMIT)) == []
-    assert two.told == 3
+    assert two.exceeded_levels == 3
     assert {firing for _, firing, _ in look(two, file(LIMIT, path="/preallocated.qcow2"))} == {False}
-    assert two.told == 0
+    assert two.exceeded_levels == 0
 
 
 # --- The slot ---
@@ -129,10 +129,12 @@ def test_a_full_file_is_still_told_of_after_a_restart_and_resolved_when_it_is_re
 @pytest.mark.parametrize("slot", [-1, 1, MAX_BYTES])
 def test_any_value_in_the_slot_is_somebodys(slot: int) -> None:
     # QEMU takes a negative number as one past 2^63, and shows it as a negative number.
-    layer = DiskLayer.of({"node": NODE, "driver": "host_device", "size_bytes": LIMIT, "write_threshold_bytes": slot})
+    layer = DiskLayer.from_values(
+        {"node": NODE, "driver": "host_device", "size_bytes": LIMIT, "write_threshold_bytes": slot}
+    )
     one = guard()
     look(one, (DiskLayer("format", "qcow2", "", LIMIT), layer, 0))
-    assert (one.foreign, one.wanted()) == (True, None)
+    assert (one.slot.is_foreign, one.next_threshold()) == (True, None)
 
 
 @pytest.mark.parametrize("disk", [device, file])
@@ -142,10 +144,10 @@ def test_a_threshold_whose_answer_was_lost_is_ours_all_the_same(disk: object) ->
     look(one, disk(100))
     value = order(one)
     one.on_command_done(done=False)
-    assert one.wanted() is None, "it is looked at first"
-    assert one.written(NODE, 100, 1.0)
+    assert one.next_threshold() is None, "it is looked at first"
+    assert one.on_poll(NODE, 100, 1.0)
     look(one, disk(100, slot=value))
-    assert (one.foreign, one.armed) == (False, (NODE, value))
+    assert (one.slot.is_foreign, one.slot.threshold) == (False, (NODE, value))
 
 
 def test_a_threshold_that_is_refused_again_and_again_is_given_up_until_the_storage_is_another() -> None:
@@ -155,11 +157,11 @@ def test_a_threshold_that_is_refused_again_and_again_is_given_up_until_the_stora
         order(one)
         one.on_command_done(done=False)
     look(one, device(100))
-    assert one.wanted() is None
+    assert one.next_threshold() is None
     form, storage, used = device(100, path="/dev/vg/other")
     storage.node = "other"
     look(one, (form, storage, used))
-    assert one.wanted() is not None
+    assert one.next_threshold() is not None
 
 
 @pytest.mark.parametrize("disk", [device, file])
@@ -169,10 +171,10 @@ def test_an_answer_from_before_the_event_does_not_make_the_slot_somebody_elses(d
     look(one, disk(100))
     value = order(one)
     one.on_command_done(done=True)
-    crossed = [c.rung.text for c in one.fired(NODE, value, 10)]
+    crossed = [c.level.text for c in one.on_event(NODE, value, 10)]
     assert crossed == ["80%"]
     assert look(one, disk(790, slot=value)) == []
-    assert not one.foreign
+    assert not one.slot.is_foreign
     assert look(one, disk(810)) == []
     assert order(one) == 900
 
@@ -182,10 +184,10 @@ def test_the_threshold_that_is_left_on_a_snapshots_old_storage_is_still_known_as
     look(one, device(100))
     value = order(one)
     look(one, (DiskLayer("format", "qcow2", "/new", 8000), DiskLayer("new", "host_device", "/new", LIMIT), 0))
-    assert one.owns(NODE, value)
-    assert list(one.fired(NODE, value, 5)) == [], "a commit wrote to the old one"
+    assert one.slot.owns(NODE, value)
+    assert list(one.on_event(NODE, value, 5)) == [], "a commit wrote to the old one"
     look(one, device(900, slot=value))
-    assert (one.foreign, one.armed) == (False, (NODE, value)), "it is the storage again"
+    assert (one.slot.is_foreign, one.slot.threshold) == (False, (NODE, value)), "it is the storage again"
 
 
 def test_a_snapshot_is_no_missed_event() -> None:
@@ -207,7 +209,7 @@ def test_a_files_event_tells_no_rung_that_lies_past_what_was_written() -> None:
     form, storage, _ = file(805, slot=value)  # the file system allocates ahead
     storage.size = 790
     assert look(one, (form, storage, 790)) == [("80%", True, LEVEL)]
-    assert list(one.fired(NODE, value, 1)) == []
+    assert list(one.on_event(NODE, value, 1)) == []
 
 
 def test_a_files_event_after_a_discard_tells_nothing_that_is_not_so() -> None:
@@ -217,15 +219,15 @@ def test_a_files_event_after_a_discard_tells_nothing_that_is_not_so() -> None:
     form, storage, _ = file(700, slot=value)
     storage.allocated = 300  # the guest discarded, and the file is as long as it was
     look(one, (form, storage, 700))
-    assert list(one.fired(NODE, value, 10)) == []
+    assert list(one.on_event(NODE, value, 10)) == []
 
 
 def test_a_file_is_looked_at_when_what_was_written_may_have_brought_it_over_the_next_rung() -> None:
     one = guard("used 500000", mode=ThresholdMode.OBSERVE)
     limit = 100_000_000
     look(one, file(499_000, limit))
-    assert not one.written(NODE, 499_900, 1.0)
-    assert one.written(NODE, 500_100, 2.0), "long before it has grown by a hundredth of its size"
+    assert not one.on_poll(NODE, 499_900, 1.0)
+    assert one.on_poll(NODE, 500_100, 2.0), "long before it has grown by a hundredth of its size"
 
 
 # --- Over restarts ---
@@ -236,7 +238,7 @@ def test_what_has_not_been_looked_at_yet_is_remembered_as_it_was() -> None:
     look(one, device(850))
     order(one)
     two = restarted(one)
-    assert two.remember() == one.remember()
+    assert two.to_note() == one.to_note()
 
 
 def test_an_event_that_comes_before_the_first_look_is_told_by_that_look() -> None:
@@ -244,8 +246,8 @@ def test_an_event_that_comes_before_the_first_look_is_told_by_that_look() -> Non
     look(one, device(100))
     value = order(one)
     two = restarted(one)
-    assert two.owns(NODE, value)
-    assert list(two.fired(NODE, value, 5)) == []
+    assert two.slot.owns(NODE, value)
+    assert list(two.on_event(NODE, value, 5)) == []
     assert look(two, device(805)) == [("80%", True, DetectedBy.MISSED)]
 
 
@@ -263,7 +265,7 @@ def test_a_qemu_that_counts_from_zero_again_does_not_make_a_disk_emptier_but_ano
 @pytest.mark.parametrize("value", [-1, 2**63, 1.5, True, "80", None])
 def test_no_value_that_qemu_cannot_hold_is_recalled(value: object) -> None:
     one = guard()
-    one.recall({"armed": [NODE, value], "ours": {NODE: value}, "high": ["/dev/vg/lv", value]})
+    one.restore({"threshold": [NODE, value], "own_thresholds": {NODE: value}, "highest_write": ["/dev/vg/lv", value]})
     look(one, device(100))
-    assert (one.armed, one.used) == (None, 100)
+    assert (one.slot.threshold, one.used) == (None, 100)
     assert order(one) == 800

@@ -1,0 +1,171 @@
+"""State machine of one write-threshold slot in QEMU. Pure.
+
+QEMU has one slot for each block node. Any client can overwrite it, it empties when it fires, and a threshold below what is already
+written does nothing until the next write. The agent therefore reads the slot, leaves another client's value alone, and remembers what
+it is about to set before it sets it: a slot that is found empty later has fired or was cleared in the meantime.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from agent.alerts.levels import MAX_BYTES
+
+MAX_OWN_THRESHOLDS = 16
+"""Own thresholds that are remembered. An event may arrive after a reply that shows the slot empty, or from a previous node."""
+MAX_REFUSALS = 3
+"""Failed attempts after which a node's threshold is no longer set."""
+
+Threshold = tuple[str, int]
+"""A block node and the value in its slot, in bytes."""
+
+
+class SlotState(StrEnum):
+    """What the agent knows of the slot."""
+
+    UNREAD = "unread"
+    """Not read since the agent attached. It may hold what an earlier run set."""
+    EMPTY = "empty"
+    """It holds nothing: the agent may set it."""
+    OURS = "ours"
+    """It holds the agent's value, or the command that sets it is on its way."""
+    FOREIGN = "foreign"
+    """It held another client's value once: the agent leaves it alone for good."""
+    UNKNOWN = "unknown"
+    """A command failed or got no response, so QEMU may or may not have set it. It has to be read."""
+    REFUSED = "refused"
+    """It is empty, and QEMU refused the agent's commands. The agent waits for another node."""
+
+
+class SlotInput(StrEnum):
+    """What happens to the slot."""
+
+    READ_EMPTY = "read_empty"
+    READ_OURS = "read_ours"
+    READ_FOREIGN = "read_foreign"
+    READ_REFUSED = "read_refused"
+    """Empty, after `MAX_REFUSALS` failed commands for this node."""
+    SEND = "send"
+    """The command that sets it is about to be sent."""
+    FAIL = "fail"
+    """QEMU refused the command, or its response did not arrive."""
+    FIRE = "fire"
+    """QEMU reported a write beyond the value, and emptied the slot."""
+
+
+_READS = {
+    SlotInput.READ_EMPTY: SlotState.EMPTY,
+    SlotInput.READ_OURS: SlotState.OURS,
+    SlotInput.READ_FOREIGN: SlotState.FOREIGN,
+    SlotInput.READ_REFUSED: SlotState.REFUSED,
+}
+
+TRANSITIONS: Mapping[SlotState, Mapping[SlotInput, SlotState]] = MappingProxyType(
+    {
+        SlotState.UNREAD: _READS | {SlotInput.FAIL: SlotState.UNKNOWN},
+        SlotState.EMPTY: _READS | {SlotInput.SEND: SlotState.OURS, SlotInput.FAIL: SlotState.UNKNOWN},
+        SlotState.OURS: _READS | {SlotInput.FIRE: SlotState.EMPTY, SlotInput.FAIL: SlotState.UNKNOWN},
+        SlotState.FOREIGN: {},
+        SlotState.UNKNOWN: _READS,
+        SlotState.REFUSED: _READS,
+    }
+)
+"""The next state by state and input. An input that is not listed changes nothing."""
+
+
+@dataclass(slots=True)
+class ThresholdSlot:
+    """The slot of a disk's storage node.
+
+    Attributes:
+        state: What is known of it.
+        threshold: The agent's own threshold that it holds or, in UNREAD and UNKNOWN, may hold.
+    """
+
+    state: SlotState = SlotState.UNREAD
+    threshold: Threshold | None = None
+    _own: list[Threshold] = field(default_factory=list)  # what the agent set last, the newest at the end
+    _refusals: dict[str, int] = field(default_factory=dict)  # failed commands in a row, by node
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another client uses it."""
+        return self.state is SlotState.FOREIGN
+
+    @property
+    def needs_read(self) -> bool:
+        """Whether a command's outcome is unknown, so that the slot has to be read before anything else."""
+        return self.state is SlotState.UNKNOWN
+
+    def owns(self, node: str, value: int) -> bool:
+        """Return whether the agent set this threshold, even on a node that is no longer the disk's storage."""
+        return self.threshold == (node, value) or (node, value) in self._own
+
+    def read(self, node: str, value: int, *, is_level: bool) -> bool:
+        """Process the slot's value as QEMU reports it.
+
+        Args:
+            node: The storage node.
+            value: The value in its slot; 0 is none.
+            is_level: Whether the agent itself would set this value. Such a value is from a run that could not persist it.
+
+        Returns:
+            Whether the agent's threshold has fired or was cleared since the last read.
+        """
+        before, was_unknown = self.threshold, self.needs_read
+        self._apply(self._classify(node, value, is_level=is_level))
+        self.threshold = (node, value) if self.state is SlotState.OURS else None
+        return before is not None and before[0] == node and before != self.threshold and not was_unknown
+
+    def _classify(self, node: str, value: int, *, is_level: bool) -> SlotInput:
+        if not value:
+            refused = self._refusals.get(node, 0) >= MAX_REFUSALS
+            return SlotInput.READ_REFUSED if refused else SlotInput.READ_EMPTY
+        return SlotInput.READ_OURS if is_level or self.owns(node, value) else SlotInput.READ_FOREIGN
+
+    def send(self, node: str, value: int) -> None:
+        """Note that the command that sets this value is about to be sent; from here on it counts as set."""
+        self._apply(SlotInput.SEND)
+        self.threshold = (node, value)
+        self._own = [*(own for own in self._own if own != self.threshold), self.threshold][-MAX_OWN_THRESHOLDS:]
+
+    def on_command_done(self, node: str, *, done: bool) -> None:
+        """Process a command's outcome: whether QEMU confirmed it."""
+        if done:
+            self._refusals.pop(node, None)
+        else:
+            self._refusals[node] = self._refusals.get(node, 0) + 1
+            self._apply(SlotInput.FAIL)
+
+    def fire(self, node: str, value: int) -> None:
+        """Process the event of an own threshold. Before the first read `threshold` stays: that read reports it as missed."""
+        if self.threshold == (node, value) and self.state is not SlotState.UNREAD:
+            self.threshold = None
+            self._apply(SlotInput.FIRE)
+
+    def _apply(self, happened: SlotInput) -> None:
+        self.state = TRANSITIONS[self.state].get(happened, self.state)
+
+    def to_note(self) -> dict[str, Any]:
+        """Return what has to outlive the agent, as JSON values."""
+        return {
+            "threshold": list(self.threshold) if self.threshold is not None else None,
+            "own_thresholds": [list(own) for own in self._own],
+        }
+
+    def restore(self, note: Mapping[str, Any]) -> None:
+        """Restore what `to_note` returned in an earlier run; other values are ignored."""
+        own = note.get("own_thresholds")
+        parsed = map(parse_place, own if isinstance(own, list) else ())
+        self.threshold = parse_place(note.get("threshold"))
+        self._own = [place for place in parsed if place is not None][-MAX_OWN_THRESHOLDS:]
+
+
+def parse_place(note: object) -> tuple[str, int] | None:
+    """Return a name and a number of bytes out of a note; None where it holds anything else."""
+    match note:
+        case [str(name), int(value)] if not isinstance(value, bool) and 0 <= value <= MAX_BYTES:
+            return name, value
+    return None

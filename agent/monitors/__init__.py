@@ -1,6 +1,7 @@
-"""Ways of reaching monitors, one file each. A way says which monitors there are; connecting, waiting and retrying is the framework's.
+"""Transports to QEMU's monitors, one file each.
 
-To add one: write its file, the entry of the config and the way that it makes, and name the entry in `ENTRIES`.
+A transport discovers monitors and opens connections to them; scheduling, retries and back-off belong to the session package.
+To add a transport, write its discoverer and its config entry, and list the entry in `ENTRIES`.
 """
 
 from agent.monitors.base import (
@@ -18,7 +19,7 @@ from agent.monitors.libvirt.config import LibvirtConfig
 from agent.monitors.listen import ListenConfig, ListenDiscoverer, ListenTlsConfig
 
 ENTRIES: tuple[type[DiscovererConfig], ...] = (DialConfig, BurstConfig, LibvirtConfig, ListenConfig)
-"""What an entry of the config's `monitors` may be; one that has none of their keys is taken for the first."""
+"""Types of the entries of the config's `monitors`; an entry with none of their keys is validated as the first."""
 
 __all__ = [
     "ENTRIES",

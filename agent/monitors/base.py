@@ -1,4 +1,4 @@
-"""What a way of reaching monitors is."""
+"""Interfaces between transports and sessions: monitors, connections to them, and discovery."""
 
 import asyncio
 from abc import abstractmethod
@@ -16,32 +16,42 @@ from agent.qmp.protocol import Event, Greeting
 
 
 class MonitorConnection(Protocol):
-    """A connection to a VM that understands QEMU's questions: over QMP it is a `Client`, which says what each of these is."""
+    """A connection to one VM that executes QMP commands. `Client` is the implementation over a QMP socket."""
 
     @property
-    def greeting(self) -> Greeting | None: ...  # noqa: D102 - as Client's
+    def greeting(self) -> Greeting | None:
+        """QEMU's greeting; None until it has arrived."""
 
     @property
-    def ended(self) -> asyncio.Future[QmpError]: ...  # noqa: D102 - as Client's
+    def ended(self) -> asyncio.Future[QmpError]:
+        """Done when the connection has ended; its result is the cause."""
 
     @property
-    def peer_pid(self) -> int | None: ...  # noqa: D102 - as Client's
+    def peer_pid(self) -> int | None:
+        """Process ID of the QEMU; None if unknown."""
 
     @property
-    def can_probe(self) -> bool: ...  # noqa: D102 - as Client's
+    def can_probe(self) -> bool:
+        """Whether QEMU accepts out-of-band commands here."""
 
     @property
-    def receives_events(self) -> bool: ...  # noqa: D102 - as Client's
+    def receives_events(self) -> bool:
+        """True if every event arrives while the connection is up."""
 
-    async def execute(self, asks: Sequence[Command], *, deadline: float) -> list[CommandResult]: ...  # noqa: D102 - as Client's
+    async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
+        """Execute commands within `deadline` seconds; raises what `Client.execute` raises."""
 
-    async def wait_idle(self) -> None: ...  # noqa: D102 - as Client's
+    async def wait_idle(self) -> None:
+        """Wait, without a deadline, until no reply is due."""
 
-    async def probe(self, *, deadline: float) -> bool: ...  # noqa: D102 - as Client's
+    async def probe(self, *, deadline: float) -> bool:
+        """Return whether QEMU answers an out-of-band command within `deadline` seconds."""
 
-    def close(self) -> None: ...  # noqa: D102 - as Client's
+    def close(self) -> None:
+        """End the connection now."""
 
-    def preempt(self) -> None: ...  # noqa: D102 - as Client's
+    def preempt(self) -> None:
+        """End the connection now because a better one to the same VM exists."""
 
 
 EventCallback = Callable[[Event], None]
@@ -55,32 +65,32 @@ class ConnectionOpener(Protocol):
 
 
 def qmp_opener(connect: Connect) -> ConnectionOpener:
-    """Return how a link is made where a connection to a QMP socket can be."""
+    """Return an opener for a QMP socket."""
     return partial(Client.open, connect)
 
 
 class MonitorPriority(IntEnum):
-    """How good a way to a VM is, the best first. A VM that can be reached in several is watched over the best alone."""
+    """Preference among the monitors of one VM: the lowest value is used, the others stand by."""
 
     DEDICATED = 0
-    """A monitor for the agent alone: every event, every question."""
+    """A monitor for the agent alone: all events, all commands."""
     MANAGER = 10
-    """Through the VM's manager, such as libvirt: every event, the questions that it passes on."""
+    """Through the VM's manager, such as libvirt: all events, and the commands that the manager passes on."""
     BURST = 20
-    """A monitor that somebody else needs back: questions now and then, no events."""
+    """A monitor that the agent shares with another client: a poll now and then, no events."""
 
 
 @dataclass(frozen=True, slots=True)
 class Monitor:
-    """One monitor that may be connected to.
+    """One monitor that the agent may connect to.
 
     Attributes:
-        name: its address as the operator would write it.
-        key: what tells it from another at the same address; a socket made anew is another monitor.
-        open: makes a link to it.
-        rank: how good a way to its VM it is.
-        inbound: whether QEMU has connected to us: then there is one connection, which is kept even while it is not needed, since QEMU
-            would only make it again.
+        name: its address, as in the config.
+        key: identity of the monitor. A socket that was created again at the same path has another key.
+        open: opens a connection to it.
+        priority: preference among the monitors of its VM.
+        inbound: whether QEMU connected to the agent. Such a monitor has a single connection, which stays open in standby too:
+            QEMU would only reconnect.
     """
 
     name: str
@@ -91,44 +101,51 @@ class Monitor:
 
 
 class DiscoveryListener(Protocol):
-    """Whom a way tells what it found."""
+    """Receives what a discoverer finds. No method may block or raise."""
 
     def on_monitor_added(self, monitor: Monitor) -> None:
-        """There is a monitor that was not there."""
+        """Handle a new monitor."""
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
-        """It is there no more; a connection to it may live on and is left to end by itself."""
+        """Handle the end of a monitor; a connection to it may still be open and ends by itself."""
 
-    def on_status(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
-        """The way itself, which is no VM's monitor but shown beside them, works, or does not for this reason."""
+    def on_status(self, source: Monitor, error: QmpError | None, note: str = "") -> None:
+        """Handle a change of the discoverer's own state.
+
+        Args:
+            source: stands for the discoverer in status lists; it has no VM.
+            error: why discovery does not work; None if it works.
+            note: a limitation while it works, for people; empty if there is none.
+        """
 
     def on_connection_refused(self, address: str, reason: str) -> None:
-        """Somebody who connected to us there was not let in."""
+        """Handle an incoming connection that was refused at `address`; `reason` is a metric label."""
 
 
 class Discoverer(Protocol):
-    """A way of reaching monitors."""
+    """Finds monitors."""
 
-    async def run(self, found: DiscoveryListener) -> None:
-        """Tell `found` of monitors until cancelled."""
+    async def run(self, listener: DiscoveryListener) -> None:
+        """Report monitors to `listener` until cancelled."""
 
 
 class AllowedChanges(Protocol):
-    """What the config's `allow` says that is for ways."""
+    """The parts of the config's `allow` section that discoverers need."""
 
     @property
-    def libvirt_passthrough(self) -> bool: ...  # noqa: D102 - as the config's
+    def libvirt_passthrough(self) -> bool:
+        """Permission to send commands to QEMU through libvirt, which taints the domain."""
 
 
 class DiscovererConfig(Section):
-    """An entry of the config's `monitors`: its first key says which way, and that key's value where."""
+    """An entry of the config's `monitors`. The first key names the transport, and its value the address."""
 
     inbound: ClassVar[bool] = False
-    """Whether QEMU connects to us there."""
+    """Whether QEMU connects to the agent."""
 
     @classmethod
     def key(cls) -> str:
-        """Return the key that says it."""
+        """Return the key that names the transport."""
         return next(iter(cls.model_fields))
 
     def __str__(self) -> str:
@@ -136,14 +153,14 @@ class DiscovererConfig(Section):
 
     @abstractmethod
     def build(self, allow: AllowedChanges) -> Discoverer:
-        """Return the way; two that are the same have the same `repr`."""
+        """Return the discoverer. Two discoverers with the same settings have the same `repr`."""
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Where it leads, as `dial` has it; empty where only another program can tell."""
+        """Socket addresses, written as for `dial`; empty if only another program knows them."""
         return ()
 
     @property
     def changes(self) -> frozenset[Change]:
-        """What the way may change about a QEMU."""
+        """Changes that the transport itself makes to a QEMU."""
         return frozenset()

@@ -1,7 +1,7 @@
-"""Sockets that somebody else needs back, such as Proxmox's: the agent is there only while it asks.
+"""Monitors that the agent shares with another client, such as Proxmox's tools: it connects for each poll and disconnects.
 
-A monitor serves one client at a time and has room for two that wait. So each round of questions is a visit: connect, ask all in one write,
-leave, in a bounded time whatever QEMU does. Events come only while somebody is connected, so hardly any is heard.
+A QMP socket serves one client at a time, and two more may wait in its backlog. So each poll is one burst: connect, send all commands
+in one write, read the replies, disconnect, each step within a bounded time. Events arrive only during a burst, so most are missed.
 """
 
 import asyncio
@@ -17,118 +17,132 @@ from agent.qmp.commands import AllowList, Command
 from agent.qmp.errors import BusyError, NotConnectedError, PreemptedError, ProtocolError, QmpError, StalledError
 from agent.qmp.protocol import Greeting  # noqa: TC001 - for its one annotation, as elsewhere
 
-HOLD_SECONDS = 0.5
-"""Proxmox waits 3 s for its figures and 5 s for most commands, the queue included (qemu-server 9.2)."""
+BURST_SECONDS = 0.5
+"""Timeout of each step. Proxmox's figures wait 3 s and most of its commands 5 s, the queue included (qemu-server 9.2)."""
 
 FIRST_RETRY_SECONDS = 0.05
-RETRY_SECONDS = 10.0
-"""The longest wait before the next visit to a monitor that lets nobody in, or does not answer."""
+MAX_RETRY_SECONDS = 10.0
+"""Longest wait before the next attempt on a monitor that is held by another client or does not answer."""
 
 
 class BurstDiscoverer(DialDiscoverer):
-    """Monitors at addresses as `dial` has them, each visited for at most `hold_seconds` for the greeting and as long for the answers."""
+    """Finds monitors at addresses, as `DialDiscoverer` does, and connects to them in bursts."""
 
-    def __init__(self, pattern: str, hold_seconds: float = HOLD_SECONDS, scan_seconds: float = SCAN_SECONDS) -> None:
+    def __init__(self, pattern: str, timeout: float = BURST_SECONDS, scan_seconds: float = SCAN_SECONDS) -> None:
+        """Create a discoverer.
+
+        Args:
+            pattern: a path, a glob pattern or a TCP address, as for `DialDiscoverer`.
+            timeout: seconds that a burst waits for the greeting, and again for the replies.
+            scan_seconds: seconds between two scans of the file system.
+        """
         super().__init__(pattern, scan_seconds)
-        self._hold_seconds = hold_seconds
+        self._timeout = timeout
 
     def __repr__(self) -> str:
-        return f"burst {self.pattern} {self._hold_seconds:g}"
+        return f"burst {self.pattern} {self._timeout:g}"
 
     def monitor(self, name: str, key: tuple[object, ...], connect: Connect) -> Monitor:
-        """Return the monitor that there is at an address."""
+        """Return the monitor at an address."""
         return Monitor(
             name,
-            ("burst", self._hold_seconds, *key),
-            burst_connection(connect, self._hold_seconds),
+            ("burst", self._timeout, *key),
+            burst_opener(connect, self._timeout),
             MonitorPriority.BURST,
         )
 
 
-def burst_connection(connect: Connect, hold_seconds: float) -> ConnectionOpener:
-    """Return how a link of visits is made where a connection can be."""
+def burst_opener(connect: Connect, timeout: float) -> ConnectionOpener:
+    """Return an opener whose connections work in bursts with a timeout in seconds for each step."""
 
     async def open_(allow: AllowList, on_event: EventCallback, *, deadline: float) -> MonitorConnection:
-        link = BurstConnection(connect, hold_seconds, allow, on_event)
-        await link.execute((), deadline=deadline)
-        return link
+        connection = BurstConnection(connect, timeout, allow, on_event)
+        await connection.execute((), deadline=deadline)
+        return connection
 
     return open_
 
 
 class BurstConnection:
-    """A link to a QEMU that is connected to only for as long as it takes to ask; see `agent.monitors.base.MonitorConnection`.
+    """A `MonitorConnection` that holds the socket only while it executes commands.
 
-    It ends when nobody listens there any more, or another process does.
+    It ends when the socket refuses connections, or when another process listens on it.
     """
 
     can_probe = False
     receives_events = False
 
-    def __init__(self, connect: Connect, hold_seconds: float, allow: AllowList, on_event: EventCallback) -> None:
+    def __init__(self, connect: Connect, timeout: float, allow: AllowList, on_event: EventCallback) -> None:
         self.greeting: Greeting | None = None
         self.ended: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
         self.peer_pid: int | None = None
         self._connect = connect
-        self._hold_seconds = hold_seconds
+        self._timeout = timeout
         self._allow = allow
         self._on_event = on_event
         self._client: Client | None = None
 
-    async def execute(self, asks: Sequence[Command], *, deadline: float) -> list[CommandResult]:
-        """Visit, ask and return the answers, in order; as Client.execute does. Where nobody is let in, come again, ever later.
+    async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
+        """Run a burst and return the results, in order. A busy monitor is retried with growing waits.
 
         Raises:
-            BusyError: nobody was let in within `deadline` seconds. `wait_idle` tells when somebody is.
-            StalledError: there was no answer in the time that a visit may take.
+            BusyError: no attempt was greeted within `deadline` seconds. `wait_idle` retries without a deadline.
+            StalledError: the replies did not arrive within the timeout of a burst.
+            NotConnectedError: the connection has ended.
+            ProtocolError: the peer does not speak QMP, and the connection has ended.
+            CommandRefusedError: a command is not on the allow-list.
         """
         until, attempt = time.monotonic() + deadline, 0
         while True:
             try:
-                return await self._once(asks)
+                return await self._burst(commands)
             except BusyError:
-                wait = back_off(attempt, FIRST_RETRY_SECONDS, RETRY_SECONDS)
+                wait = back_off(attempt, FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS)
                 if time.monotonic() + wait > until:
                     raise
             attempt += 1
-            await self._pause(wait)
+            await self._sleep(wait)
 
     async def wait_idle(self) -> None:
-        """Visit, ever more rarely, until somebody answers."""
+        """Run empty bursts with growing waits until one is answered.
+
+        Raises:
+            QmpError: the connection ended first.
+        """
         attempt = 0
         while True:
             with contextlib.suppress(BusyError, StalledError):
-                await self._once(())
+                await self._burst(())
                 return
-            await self._pause(back_off(attempt, FIRST_RETRY_SECONDS, RETRY_SECONDS))
+            await self._sleep(back_off(attempt, FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS))
             attempt += 1
 
-    async def probe(self, *, deadline: float) -> bool:  # noqa: ARG002 - Client's signature
-        """Return False: nobody stays to ask out of band."""
+    async def probe(self, *, deadline: float) -> bool:  # noqa: ARG002 - MonitorConnection's signature
+        """Return False: there is no connection between bursts to send an out-of-band command on."""
         return False
 
     def close(self) -> None:
-        """End it now."""
+        """End the connection now."""
         self._end(NotConnectedError("closed by us"))
 
     def preempt(self) -> None:
-        """End it now, because the VM is watched in a better way."""
+        """End the connection now because a better one to the same VM exists."""
         self._end(PreemptedError("a better way to this VM was found"))
 
-    async def _once(self, asks: Sequence[Command]) -> list[CommandResult]:
-        """Make one visit.
+    async def _burst(self, commands: Sequence[Command]) -> list[CommandResult]:
+        """Connect, execute commands and disconnect.
 
         Raises:
-            BusyError: nobody was let in.
-            StalledError: QEMU did not answer in time.
-            NotConnectedError: the link has ended.
-            ProtocolError: what answers is not QMP, and the link has ended.
+            BusyError: no greeting arrived in time.
+            StalledError: the replies did not arrive in time.
+            NotConnectedError: the connection has ended.
+            ProtocolError: the peer does not speak QMP, and the connection has ended.
         """
         try:
-            client = await Client.open(self._connect, self._allow, self._on_event, deadline=self._hold_seconds)
+            client = await Client.open(self._connect, self._allow, self._on_event, deadline=self._timeout)
             with contextlib.closing(client):
-                self._enter(client)
-                return await client.execute(asks, deadline=self._hold_seconds) if asks else []
+                self._attach(client)
+                return await client.execute(commands, deadline=self._timeout) if commands else []
         except BusyError:
             raise
         except (NotConnectedError, ProtocolError) as error:
@@ -137,11 +151,11 @@ class BurstConnection:
         finally:
             self._client = None
 
-    def _enter(self, client: Client) -> None:
-        """Remember whom this is a link to.
+    def _attach(self, client: Client) -> None:
+        """Remember the peer at the first burst, and compare it at the later ones.
 
         Raises:
-            NotConnectedError: somebody else is there now, or the link has ended meanwhile.
+            NotConnectedError: another process listens, or the connection ended meanwhile.
         """
         if self.ended.done():
             raise self.ended.result()
@@ -149,13 +163,13 @@ class BurstConnection:
             raise NotConnectedError("another process listens there now")
         self.greeting, self.peer_pid, self._client = client.greeting, client.peer_pid, client
 
-    async def _pause(self, seconds: float) -> None:
+    async def _sleep(self, seconds: float) -> None:
         await asyncio.wait({self.ended}, timeout=seconds)
         if self.ended.done():
             raise self.ended.result()
 
-    def _end(self, why: QmpError) -> None:
+    def _end(self, cause: QmpError) -> None:
         if not self.ended.done():
-            self.ended.set_result(why)
+            self.ended.set_result(cause)
         if self._client is not None:
             self._client.close()

@@ -1,7 +1,7 @@
-"""We connect: Unix sockets by path or glob, and TCP addresses.
+"""Monitors that the agent connects to: Unix sockets by path or glob pattern, and TCP addresses.
 
-The file system is scanned every few seconds, which is what can be relied on; inotify on the patterns' folders only makes a scan come
-at once. A socket file that was made anew (other inode) is another monitor, since another QEMU made it.
+Discovery relies on a scan of the file system every few seconds. inotify on the directories only triggers a scan early.
+A socket file that was created again has another inode, and is another monitor: another QEMU created it.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -26,29 +26,29 @@ _log = logging.getLogger(__name__)
 
 SCAN_SECONDS = 5.0
 SETTLE_SECONDS = 0.02
-"""A manager that starts many VMs makes many sockets; what comes this close together is one scan."""
+"""Delay between a change and the scan: a manager that starts many VMs creates many sockets, and one scan finds them all."""
 
-_HINTS = Mask.CREATE | Mask.DELETE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.ONLYDIR
+_CHANGES = Mask.CREATE | Mask.DELETE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.ONLYDIR
 
 
 class DialConfig(DiscovererConfig):
     """Monitors that the agent connects to."""
 
     dial: DialAddress
-    """A Unix socket, a pattern of them, or tcp:host:port. One QMP socket serves one client: `qmp-agent doctor` says which are free."""
+    """A Unix socket, a pattern of sockets, or tcp:host:port. A QMP socket serves one client: `qmp-agent doctor` lists the free ones."""
 
     def build(self, _allow: AllowedChanges) -> "DialDiscoverer":
-        """Return the way."""
+        """Return the discoverer."""
         return DialDiscoverer(self.dial)
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Where it leads."""
+        """Address of the monitors."""
         return (self.dial,)
 
 
 class DialDiscoverer:
-    """Monitors at addresses: `/run/qemu/*.qmp`, `/run/vm1.sock`, `tcp:127.0.0.1:4444`."""
+    """Finds monitors at an address such as `/run/qemu/*.qmp`, `/run/vm1.sock` or `tcp:127.0.0.1:4444`."""
 
     def __init__(self, pattern: str, scan_seconds: float = SCAN_SECONDS) -> None:
         self.pattern = pattern
@@ -58,68 +58,68 @@ class DialDiscoverer:
         return f"dial {self.pattern}"
 
     def monitor(self, name: str, key: tuple[object, ...], connect: Connect) -> Monitor:
-        """Return the monitor that there is at an address."""
+        """Return the monitor at an address."""
         return Monitor(name, key, qmp_opener(connect))
 
     def scan(self) -> dict[tuple[object, ...], Monitor]:
-        """Return the monitors there are now, by key."""
+        """Return the monitors that exist now, by key."""
         if self.pattern.startswith("tcp:"):
             host, _, port = self.pattern.removeprefix("tcp:").rpartition(":")
             monitor = self.monitor(self.pattern, (self.pattern,), tcp(host.strip("[]"), int(port)))
             return {monitor.key: monitor}
-        found = {}
+        monitors = {}
         for path in glob.iglob(self.pattern):  # noqa: PTH207 - Path.glob takes no absolute pattern
             try:
                 info = os.stat(path)  # noqa: PTH116 - one system call a socket, hundreds of sockets
             except OSError:
-                continue  # gone since it was listed
+                continue  # removed since the listing
             if stat.S_ISSOCK(info.st_mode):
-                name = os.fsencode(path).decode("utf-8", "backslashreplace")  # a file's name need not be text
+                name = os.fsencode(path).decode("utf-8", "backslashreplace")  # a file name need not be text
                 monitor = self.monitor(name, (path, info.st_dev, info.st_ino, info.st_ctime_ns), unix(path))
-                found[monitor.key] = monitor
-        return found
+                monitors[monitor.key] = monitor
+        return monitors
 
-    def _can_look(self) -> bool:
-        """Return whether there is a file descriptor to look with: where there is none, glob says of every folder that it is empty."""
+    def _can_scan(self) -> bool:
+        """Return whether a file descriptor is free to scan with: without one, glob returns nothing for every directory."""
         try:
             os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
-            _log.warning("%s: monitors that come and go are not seen: %s", self.pattern, error.strerror)
+            _log.warning("%s: monitor scan skipped: %s", self.pattern, error.strerror)
             return False
         return True
 
-    async def run(self, found: DiscoveryListener) -> None:
-        """Tell `found` of sockets as they come and go, until cancelled."""
+    async def run(self, listener: DiscoveryListener) -> None:
+        """Report sockets that appear and disappear to `listener`, until cancelled."""
         known: dict[tuple[object, ...], Monitor] = {}
-        with _DirectoryWatcher(self.pattern) as hints:
+        with _DirectoryWatcher(self.pattern) as watcher:
             while True:
-                if self._can_look():
-                    self._look(known, found)
-                await hints.wait(self._scan_seconds)
+                if self._can_scan():
+                    self._report_changes(known, listener)
+                await watcher.wait(self._scan_seconds)
 
-    def _look(self, known: dict[tuple[object, ...], Monitor], found: DiscoveryListener) -> None:
-        """Look once; what it makes anew of monitors that are known is not kept until the next look."""
-        now = self.scan()
-        for key in known.keys() - now.keys():
-            found.on_monitor_removed(known.pop(key))
-        for key in now.keys() - known.keys():
-            known[key] = now[key]
-            found.on_monitor_added(now[key])
+    def _report_changes(self, known: dict[tuple[object, ...], Monitor], listener: DiscoveryListener) -> None:
+        """Scan once and report the difference. A function of its own, so that the scan's objects are freed before the wait."""
+        current = self.scan()
+        for key in known.keys() - current.keys():
+            listener.on_monitor_removed(known.pop(key))
+        for key in current.keys() - known.keys():
+            known[key] = current[key]
+            listener.on_monitor_added(current[key])
 
 
 class _DirectoryWatcher:
-    """Waits for the next scan: for a time, or less where inotify says that something changed.
+    """Waits until the next scan: for an interval, or less when inotify reports a change.
 
-    inotify may be missing (its instances are limited for each user) and its folders may not exist yet; then there is just the time.
+    Without inotify (its instances are limited per user) or while the directory does not exist, it waits for the whole interval.
     """
 
     def __init__(self, pattern: str) -> None:
-        self._folders = [] if pattern.startswith("tcp:") else list(_folders(pattern))
+        self._directory = None if pattern.startswith("tcp:") else _directory_of(pattern)
         self._inotify: Inotify | None = None
 
     def __enter__(self) -> Self:
         with contextlib.suppress(OSError):
-            self._inotify = Inotify(sync_timeout=0) if self._folders else None
+            self._inotify = Inotify(sync_timeout=0) if self._directory is not None else None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -130,8 +130,8 @@ class _DirectoryWatcher:
         if self._inotify is None:
             await asyncio.sleep(seconds)
             return
-        if self._look(self._inotify):
-            return  # what was made between the scan and the watch would go unseen
+        if self._add_watch(self._inotify):
+            return  # a socket created between the scan and the watch would be missed
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._inotify.get()
@@ -139,30 +139,29 @@ class _DirectoryWatcher:
         while self._inotify.sync_get() is not None:
             pass
 
-    def _look(self, inotify: Inotify) -> bool:
-        """Watch the folders that are there; return whether one is new."""
+    def _add_watch(self, inotify: Inotify) -> bool:
+        """Watch the directory if it exists; return whether it was not watched before."""
         before = len(inotify.watches)
-        for folder in self._folders:
-            with contextlib.suppress(OSError):
-                inotify.add_watch(folder, _HINTS)  # the same watch, where there is one
+        with contextlib.suppress(OSError):
+            inotify.add_watch(str(self._directory), _CHANGES)  # returns the existing watch, if there is one
         return len(inotify.watches) > before
 
 
-def _folders(pattern: str) -> Iterable[Path]:
-    """Yield the folders to watch: that of the last part, or where folders are patterns too, the last one that is not."""
-    folder = Path(pattern).parent
-    while glob.has_magic(str(folder)):
-        folder = folder.parent
-    yield folder
+def _directory_of(pattern: str) -> Path:
+    """Return the directory to watch: the deepest one above the sockets that is not itself a pattern."""
+    directory = Path(pattern).parent
+    while glob.has_magic(str(directory)):
+        directory = directory.parent
+    return directory
 
 
 def unix(path: str) -> Connect:
-    """Return how a Unix socket is connected to."""
+    """Return a function that connects to a Unix socket."""
     return partial(_connect_unix, path)
 
 
 async def _connect_unix(path: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseTransport:
-    # Connected here and not by asyncio, which takes the EAGAIN of a full backlog for success.
+    # Not asyncio's own connect: it takes the EAGAIN of a full backlog for success.
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.connect(path)
@@ -174,7 +173,7 @@ async def _connect_unix(path: str, factory: Callable[[], asyncio.Protocol]) -> a
 
 
 def tcp(host: str, port: int) -> Connect:
-    """Return how a TCP address is connected to."""
+    """Return a function that connects to a TCP address."""
     return partial(_connect_tcp, host, port)
 
 

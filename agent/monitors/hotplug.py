@@ -1,8 +1,8 @@
-"""A monitor of the agent's own, which QEMU adds on a word over one that somebody else needs back (QEMU 11.1 and newer).
+"""A dedicated monitor that QEMU 11.1 and newer adds on request, over a monitor that the agent shares with another client.
 
-A QEMU that can has its monitors among its objects, and so says without being tried whether it can. What was added goes when its one client
-does: QEMU takes the object, the character device and the socket's file away by itself (`close-action`). Where it cannot be had, the shared
-monitor is visited.
+Such a QEMU lists its monitors among its QOM objects, so one query shows whether it can add one. QEMU deletes the added object, the
+character device and the socket file when the agent disconnects (`close-action`). If no monitor can be added, the agent uses the shared
+one in bursts.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from agent.monitors.base import (
     MonitorConnection,
     MonitorPriority,
 )
-from agent.monitors.burst import HOLD_SECONDS, BurstDiscoverer, burst_connection
+from agent.monitors.burst import BURST_SECONDS, BurstDiscoverer
 from agent.monitors.dial import SCAN_SECONDS, unix
 from agent.qmp.client import Client, Connect
 from agent.qmp.commands import AllowList, Change, Command, own_monitor, without_own_monitor
@@ -33,22 +33,22 @@ from agent.qmp.errors import BusyError, CommandError, DeniedError, NotConnectedE
 
 _log = logging.getLogger(__name__)
 
-OBJECTS = Command("qom-list", {"path": "/objects"})
-_KIND = "child<monitor-qmp>"
+LIST_OBJECTS = Command("qom-list", {"path": "/objects"})
+_MONITOR_TYPE = "child<monitor-qmp>"
 
 
 class BurstConfig(DiscovererConfig):
-    """Monitors that somebody else needs back, such as Proxmox's: the agent is connected only while it asks, and hears no events."""
+    """Monitors that are shared with another client, such as Proxmox's: the agent connects for each poll and receives no events."""
 
     burst: DialAddress
-    """A Unix socket, a pattern of them, or tcp:host:port."""
+    """A Unix socket, a glob pattern of sockets, or tcp:host:port."""
     timeout: Annotated[Seconds, Field(ge=0.05, le=10)] = 0.5
-    """How long a visit may wait for the greeting, and how long for the answers; it leaves then, whatever QEMU does."""
+    """How long a burst waits for the greeting, and again for the replies, before it disconnects."""
     hotplug_dir: Folder | None = None
-    """A folder for sockets of the agent's own, which QEMU 11.1 and newer is asked to add: a change, and nothing else is changed then."""
+    """A directory in which QEMU 11.1 and newer adds a monitor for the agent. The key allows this change and no other."""
 
     def build(self, _allow: AllowedChanges) -> BurstDiscoverer:
-        """Return the way."""
+        """Return the discoverer."""
         return (
             BurstDiscoverer(self.burst, self.timeout)
             if self.hotplug_dir is None
@@ -57,83 +57,87 @@ class BurstConfig(DiscovererConfig):
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Where it leads."""
+        """Address of the shared monitors."""
         return (self.burst,)
 
     @property
     def changes(self) -> frozenset[Change]:
-        """To add a monitor is a change."""
+        """Adding a monitor is a change."""
         return frozenset({Change.OWN_MONITOR} if self.hotplug_dir is not None else ())
 
 
 class HotplugDiscoverer(BurstDiscoverer):
-    """Monitors as `burst` has them, each asked for another one in a folder that QEMU can make sockets in."""
+    """Finds shared monitors, as `BurstDiscoverer` does, and has each QEMU add a dedicated one."""
 
     def __init__(
         self,
         pattern: str,
-        folder: Path,
-        hold_seconds: float = HOLD_SECONDS,
+        directory: Path,
+        timeout: float = BURST_SECONDS,
         scan_seconds: float = SCAN_SECONDS,
     ) -> None:
-        super().__init__(pattern, hold_seconds, scan_seconds)
-        self._folder = folder
+        super().__init__(pattern, timeout, scan_seconds)
+        self._directory = directory
 
     def __repr__(self) -> str:
-        return f"{super().__repr__()} hotplug {self._folder}"
+        return f"{super().__repr__()} hotplug {self._directory}"
 
     def monitor(self, name: str, key: tuple[object, ...], connect: Connect) -> Monitor:
-        """Return the monitor that there is at an address."""
+        """Return the monitor at an address."""
         shared = super().monitor(name, key, connect)
-        own = open_hotplugged(name, burst_connection(connect, self._hold_seconds), self._folder)
-        return Monitor(name, ("hotplug", self._folder, *shared.key), own, MonitorPriority.DEDICATED)
+        opener = hotplug_opener(name, shared.open, self._directory)
+        return Monitor(name, ("hotplug", self._directory, *shared.key), opener, MonitorPriority.DEDICATED)
 
 
-def open_hotplugged(name: str, shared: ConnectionOpener, folder: Path) -> ConnectionOpener:
-    """Return how a link is made by one word over a shared monitor, or over that monitor where it must."""
+def hotplug_opener(name: str, open_shared: ConnectionOpener, directory: Path) -> ConnectionOpener:
+    """Return an opener that adds a monitor over a shared one, and falls back to the shared one.
+
+    Args:
+        name: the shared monitor, for the log.
+        open_shared: opens a connection to it.
+        directory: where QEMU creates the socket of the new monitor.
+    """
 
     async def open_(allow: AllowList, on_event: EventCallback, *, deadline: float) -> MonitorConnection:
-        door = await shared(allow, on_event, deadline=deadline)
+        shared = await open_shared(allow, on_event, deadline=deadline)
         try:
-            link = await _own(door, folder, allow, on_event, deadline)
+            connection = await _add_monitor(shared, directory, allow, on_event, deadline)
         except BusyError:
-            door.close()
+            shared.close()
             raise
         except (NotConnectedError, CommandError) as error:
-            if door.ended.done():
+            if shared.ended.done():
                 raise
-            _log.warning(
-                "%s is visited: no monitor of the agent's own can be had: %s", sanitize(name), sanitize(str(error))
-            )
-            return door
+            _log.warning("%s: no dedicated monitor, using bursts: %s", sanitize(name), sanitize(str(error)))
+            return shared
         except BaseException:
-            door.close()
+            shared.close()
             raise
-        door.close()
-        return link
+        shared.close()
+        return connection
 
     return open_
 
 
-async def _own(
-    door: MonitorConnection, folder: Path, allow: AllowList, on_event: EventCallback, deadline: float
+async def _add_monitor(
+    shared: MonitorConnection, directory: Path, allow: AllowList, on_event: EventCallback, deadline: float
 ) -> Client:
-    """Have a monitor added and connect to it.
+    """Have QEMU add a monitor and connect to it.
 
     Raises:
-        CommandError: QEMU would not add it.
-        NotConnectedError: it cannot be added, or not be connected to.
-        QmpError: whatever else can go wrong on the way.
+        CommandError: QEMU refused to add it.
+        NotConnectedError: this QEMU cannot add one, or the agent cannot connect to it.
+        QmpError: any other failure of the shared monitor.
     """
-    if door.peer_pid is None:
-        raise NotConnectedError("its process is not of this host")
-    (objects,) = await door.execute((OBJECTS,), deadline=deadline)
-    kinds = [one.get("type") for one in objects if isinstance(one, dict)] if isinstance(objects, list) else []
-    if _KIND not in kinds:
-        raise NotConnectedError("this QEMU adds none; 11.1 does")
-    path = str(folder / f"{door.peer_pid}.qmp")
-    socket, monitor = await door.execute(own_monitor(path), deadline=deadline)
-    # Both are there already where an agent ended between asking and connecting.
+    if shared.peer_pid is None:
+        raise NotConnectedError("its process is not on this host")
+    (objects,) = await shared.execute((LIST_OBJECTS,), deadline=deadline)
+    types = [entry.get("type") for entry in objects if isinstance(entry, dict)] if isinstance(objects, list) else []
+    if _MONITOR_TYPE not in types:
+        raise NotConnectedError("this QEMU cannot add monitors; 11.1 and newer can")
+    path = str(directory / f"{shared.peer_pid}.qmp")
+    socket, monitor = await shared.execute(own_monitor(path), deadline=deadline)
+    # Both exist already if an agent was killed after it had added them and before it connected.
     try:
         if isinstance(monitor, CommandError) and not isinstance(socket, CommandError):
             raise monitor
@@ -141,7 +145,7 @@ async def _own(
     except QmpError as error:
         if not isinstance(socket, CommandError):
             with contextlib.suppress(QmpError):
-                await door.execute(without_own_monitor(), deadline=deadline)
+                await shared.execute(without_own_monitor(), deadline=deadline)
         elif not isinstance(error, BusyError | DeniedError):
             raise socket from error
         raise NotConnectedError(f"{path}: {error}") from error

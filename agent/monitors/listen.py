@@ -1,7 +1,7 @@
-"""QEMU connects to us: one Unix socket, or TCP with TLS, for all VMs of a host.
+"""Monitors that connect to the agent: one Unix socket, or TCP with TLS, for all VMs of a host.
 
-Nothing has to be discovered: a QEMU that was started with `-chardev socket,...,reconnect=N` calls again and again until it is heard, so
-the agent may come and go. Who calls is told by the kernel (Unix) or by a certificate (TCP), before a byte is read.
+A QEMU started with `-chardev socket,...,reconnect=N` connects until it succeeds, so the agent may restart at any time. The kernel
+(Unix) or a certificate (TCP) authenticates the peer before a byte is read.
 """
 
 import asyncio
@@ -28,41 +28,41 @@ from agent.monitors.base import AllowedChanges, DiscovererConfig, DiscoveryListe
 _log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 5.0
-"""How often to look whether the socket's file is still ours, and to try again where it could not be made."""
+"""Interval of the check that the socket file is still the agent's own, and of retries to create it."""
 TLS_SECONDS = 5.0
 BACKLOG = 4096
-"""All QEMUs of a host call at once when the agent is back; the kernel cuts this to net.core.somaxconn."""
-MOST_OF_ONE_PROCESS = 4
-"""A QEMU that was taken over must not take the place of all others."""
+"""All QEMUs of a host connect at once after a restart of the agent; the kernel limits this to net.core.somaxconn."""
+MAX_PER_PROCESS = 4
+"""Connections of one process. A compromised QEMU must not use up the connections of all others."""
 USUAL_USERS = ("root", "libvirt-qemu", "qemu")
 
 _SO_PEERGROUPS = 59
-"""Linux 4.13; Python's socket module does not name it."""
+"""Linux 4.13; missing in Python's socket module."""
 
 
 class ListenTlsConfig(Section):
-    """TLS on a TCP address; nobody is let in without a certificate."""
+    """TLS on a TCP address; clients without a certificate are refused."""
 
     ca: Secret
-    """Certificates of the authorities whose clients are let in."""
+    """Certificates of the authorities that sign the clients' certificates."""
     certificate: Secret
     """The agent's own certificate."""
     key: Secret | None = None
-    """The key of that certificate, where it is not in the same file."""
+    """The key of that certificate, if it is in another file."""
 
     def context(self) -> ssl.SSLContext:
-        """Return a context that lets in nobody without a certificate of `ca`.
+        """Return a context that requires a client certificate signed by `ca`.
 
         Raises:
-            OSError: a file cannot be read or is not what it should be.
+            OSError: a file cannot be read, or is not a certificate or key.
         """
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=expand(self.ca))
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_cert_chain(expand(self.certificate), expand(self.key) if self.key is not None else None)
         return context
 
-    def stamp(self) -> tuple[int, ...]:
-        """Return what changes when a file does."""
+    def modified(self) -> tuple[int, ...]:
+        """Return the files' times of modification, in nanoseconds."""
         return tuple(expand(path).stat().st_mtime_ns for path in (self.ca, self.certificate, self.key) if path)
 
 
@@ -70,37 +70,44 @@ class ListenConfig(DiscovererConfig):
     """An address that QEMU connects to."""
 
     listen: DialAddress
-    """A Unix socket that the agent makes, or tcp:host:port, which needs `tls`. See docs/monitors.md for QEMU's side."""
+    """A Unix socket that the agent creates, or tcp:host:port, which needs `tls`. docs/monitors.md has QEMU's side."""
     users: list[Id] | None = None
-    """Users whose processes are let in on a Unix socket; by default root, the agent's own, libvirt-qemu and qemu."""
+    """Users whose processes may connect to a Unix socket; by default root, the agent's own, libvirt-qemu and qemu."""
     groups: list[Id] = []
-    """Groups whose members' processes are let in too."""
+    """Groups whose members' processes may connect too."""
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 2048
-    """How many connections there may be at once."""
+    """Largest number of connections at once."""
     tls: ListenTlsConfig | None = None
     """TLS with client certificates, for TCP."""
 
     inbound = True
 
     @model_validator(mode="after")
-    def _tls_where_it_belongs(self) -> "ListenConfig":
+    def _require_tls_for_tcp(self) -> "ListenConfig":
         if self.listen.startswith("tcp:") != (self.tls is not None):
             raise ValueError("tcp needs tls, with certificates on both sides, and a Unix socket has none")
         return self
 
     def build(self, _allow: AllowedChanges) -> "ListenDiscoverer":
-        """Return the way."""
+        """Return the discoverer."""
         return ListenDiscoverer(self)
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Where it leads."""
+        """Address that QEMU connects to."""
         return (self.listen,)
 
 
 @dataclass(eq=False, slots=True)
 class _IncomingConnection:
-    """One connection that came. `pid` is 0 where it is not known; `transport` is None until somebody takes the call."""
+    """An accepted connection.
+
+    Attributes:
+        sock: its socket.
+        name: its name as a monitor.
+        pid: process ID of the peer; 0 if unknown.
+        transport: None until a session opens the monitor.
+    """
 
     sock: socket.socket
     name: str
@@ -108,34 +115,41 @@ class _IncomingConnection:
     transport: asyncio.BaseTransport | None = None
 
     @property
-    def over(self) -> bool:
+    def closed(self) -> bool:
         return self.sock.fileno() < 0 if self.transport is None else self.transport.is_closing()
 
 
 class _RefusedError(Exception):
-    """A caller is not let in; the text is the reason that is counted."""
+    """A connection is refused; the text is the value of the metric's label `reason`."""
 
 
 class ListenDiscoverer:
-    """Monitors that connect to `/run/qmp-agent/monitor.sock` or `tcp:0.0.0.0:4445`."""
+    """Accepts monitors at an address such as `/run/qmp-agent/monitor.sock` or `tcp:0.0.0.0:4445`."""
 
-    def __init__(self, config: ListenConfig) -> None:
+    def __init__(self, config: ListenConfig, check_seconds: float = CHECK_SECONDS) -> None:
+        """Create a discoverer.
+
+        Args:
+            config: its entry in the config.
+            check_seconds: interval of the check of the socket file, and of retries to listen.
+        """
         self.address = config.listen
         self.config = config
+        self._check_seconds = check_seconds
         self._numbers = count()
-        self._calls: list[_IncomingConnection] = []
-        self._uids, self._gids = check_peer(self.config, os.geteuid())
-        self._strangers: set[int] = set()
+        self._connections: list[_IncomingConnection] = []
+        self._uids, self._gids = allowed_ids(self.config, os.geteuid())
+        self._refused_uids: set[int] = set()
         self._tls: tuple[tuple[int, ...], ssl.SSLContext] | None = None
 
     def __repr__(self) -> str:
         return f"listen {self.config!r}"
 
     def bind(self) -> socket.socket:
-        """Return a socket that listens.
+        """Return a listening socket.
 
         Raises:
-            OSError: it cannot; the text says why.
+            OSError: the address cannot be listened on; the text says why.
         """
         if self.address.startswith("tcp:"):
             assert self.config.tls is not None
@@ -149,112 +163,117 @@ class ListenDiscoverer:
         listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
         return listener
 
-    async def run(self, found: DiscoveryListener) -> None:
-        """Tell `found` of callers until cancelled."""
-        told = ""
+    async def run(self, listener: DiscoveryListener) -> None:
+        """Report incoming connections to `listener` until cancelled."""
+        logged = ""
         try:
             while True:
                 try:
-                    with contextlib.closing(self.bind()) as listener, self._unlinked():
-                        told = ""
-                        _log.info("listening on %s", self.address)
-                        await self._serve(listener, found)
+                    with contextlib.closing(self.bind()) as server, self._unlinked():
+                        logged = ""
+                        _log.info("%s: listening", self.address)
+                        await self._serve(server, listener)
                 except OSError as error:
-                    if str(error) != told:
-                        told = str(error)
-                        _log.error("cannot listen on %s: %s; trying again", self.address, told)
-                await asyncio.sleep(CHECK_SECONDS)
+                    if str(error) != logged:
+                        logged = str(error)
+                        _log.error(
+                            "%s: cannot listen, retrying every %g s: %s", self.address, self._check_seconds, logged
+                        )
+                await asyncio.sleep(self._check_seconds)
         finally:
-            for call in self._calls:
-                if call.transport is None:
-                    call.sock.close()
+            for connection in self._connections:
+                if connection.transport is None:
+                    connection.sock.close()
 
-    async def _serve(self, listener: socket.socket, found: DiscoveryListener) -> None:
-        """Take calls until the socket's file is not ours any more."""
+    async def _serve(self, server: socket.socket, listener: DiscoveryListener) -> None:
+        """Accept connections until the socket file is removed or replaced.
+
+        Raises:
+            OSError: a connection could not be accepted.
+        """
         loop = asyncio.get_running_loop()
         inode, failed = self._inode(), loop.create_future()
-        loop.add_reader(listener, self._accept, listener, found, failed)
+        loop.add_reader(server, self._accept, server, listener, failed)
         try:
-            while not (await asyncio.wait({failed}, timeout=CHECK_SECONDS))[0]:
+            while not (await asyncio.wait({failed}, timeout=self._check_seconds))[0]:
                 if self._inode() != inode:
-                    _log.warning("%s was removed or replaced; making it anew", self.address)
+                    _log.warning("%s: socket file was removed or replaced, creating it again", self.address)
                     return
             raise failed.result()
         finally:
-            loop.remove_reader(listener)
+            loop.remove_reader(server)
 
-    def _accept(self, listener: socket.socket, found: DiscoveryListener, failed: asyncio.Future[OSError]) -> None:
-        """Take one call. Not by asyncio's own accept: one that is cancelled may drop a call that it has."""
+    def _accept(self, server: socket.socket, listener: DiscoveryListener, failed: asyncio.Future[OSError]) -> None:
+        """Accept one connection. Not with asyncio's own accept, which may drop an accepted connection when it is cancelled."""
         try:
-            sock, address = listener.accept()
+            sock, address = server.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            return  # gone again
-        except OSError as error:  # no file left to open, most often
+            return  # the peer has disconnected already
+        except OSError as error:  # no free file descriptor, most often
             if not failed.done():
                 failed.set_result(error)
             return
         sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
-        self._calls = [call for call in self._calls if not call.over]
+        self._connections = [connection for connection in self._connections if not connection.closed]
         try:
-            call = self._let_in(sock, address)
+            connection = self._admit(sock, address)
         except _RefusedError as refused:
             sock.close()
-            found.on_connection_refused(self.address, str(refused))
+            listener.on_connection_refused(self.address, str(refused))
         else:
-            self._calls.append(call)
-            found.on_monitor_added(self._monitor(call, found))
+            self._connections.append(connection)
+            listener.on_monitor_added(self._monitor(connection, listener))
 
-    def _let_in(self, sock: socket.socket, address: object) -> _IncomingConnection:
-        """Return who calls.
+    def _admit(self, sock: socket.socket, address: object) -> _IncomingConnection:
+        """Return the connection of an authorised peer.
 
         Raises:
-            _RefusedError: it is not to be served.
+            _RefusedError: the peer is not authorised, or a limit is reached.
         """
-        if len(self._calls) >= self.config.max_connections:
+        if len(self._connections) >= self.config.max_connections:
             raise _RefusedError("limit")
         if sock.family != socket.AF_UNIX:
             host, port = address[:2] if isinstance(address, tuple) else ("", 0)
             return _IncomingConnection(sock, f"{self.address} from {host}:{port}")
         pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid not in self._uids and not (self._gids and self._gids & {gid, *_groups(sock)}):
-            if uid not in self._strangers:
-                self._strangers.add(uid)
-                _log.warning(
-                    "%s: process %d of user %d is not let in: `users` has not this one", self.address, pid, uid
-                )
+            if uid not in self._refused_uids:
+                self._refused_uids.add(uid)
+                _log.warning("%s: connection of process %d refused: user %d is not in `users`", self.address, pid, uid)
             raise _RefusedError("user")
-        if sum(call.pid == pid for call in self._calls) >= MOST_OF_ONE_PROCESS:
+        if sum(connection.pid == pid for connection in self._connections) >= MAX_PER_PROCESS:
             raise _RefusedError("process")
         return _IncomingConnection(sock, f"{self.address} pid {pid}", pid)
 
-    def _monitor(self, call: _IncomingConnection, found: DiscoveryListener) -> Monitor:
+    def _monitor(self, connection: _IncomingConnection, listener: DiscoveryListener) -> Monitor:
         async def connect(factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseTransport:
-            found.on_monitor_removed(monitor)  # a call is taken once
+            listener.on_monitor_removed(monitor)  # a connection can be opened only once
             tls = self.config.tls
             try:
-                call.transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
+                connection.transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
                     factory,
-                    call.sock,
+                    connection.sock,
                     ssl=self._context(tls) if tls is not None else None,
                     ssl_handshake_timeout=TLS_SECONDS if tls is not None else None,
                 )
             except BaseException:
-                call.sock.close()
+                connection.sock.close()
                 raise
-            return call.transport
+            return connection.transport
 
-        monitor = Monitor(call.name, (self.address, next(self._numbers)), qmp_opener(connect), inbound=True)
+        key = (self.address, next(self._numbers))
+        monitor = Monitor(connection.name, key, qmp_opener(connect), inbound=True)
         return monitor
 
     def _context(self, tls: ListenTlsConfig) -> ssl.SSLContext:
-        """Return the context of the files as they are now: certificates are renewed while the agent runs."""
-        stamp = tls.stamp()
-        if self._tls is None or self._tls[0] != stamp:
-            self._tls = stamp, tls.context()
+        """Return the context of the current files: certificates are renewed while the agent runs."""
+        modified = tls.modified()
+        if self._tls is None or self._tls[0] != modified:
+            self._tls = modified, tls.context()
         return self._tls[1]
 
     def _inode(self) -> tuple[int, int] | None:
-        """Return which file the socket's is now; None for TCP, and where there is none."""
+        """Return the device and inode of the socket file; None for TCP, and if there is no file."""
         try:
             info = Path(self.address).stat()
         except OSError:
@@ -263,7 +282,7 @@ class ListenDiscoverer:
 
     @contextlib.contextmanager
     def _unlinked(self) -> Iterator[None]:
-        """Remove the socket's file in the end, if it is still ours."""
+        """Remove the socket file at exit, if it is still the agent's own."""
         inode = self._inode()
         try:
             yield
@@ -273,15 +292,14 @@ class ListenDiscoverer:
 
 
 def _bind_unix(path: str) -> socket.socket:
-    """Return a socket that listens at a path, in the place of one that an agent left behind."""
-    if _left_behind(path):
+    """Return a socket that listens at a path; a socket file that no process listens on is replaced."""
+    if _is_stale(path):
         Path(path).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(path)
-        Path(path).chmod(
-            0o666
-        )  # whoever reaches its folder may call; who is heard is decided by whom the kernel says it is
+        # Any process that reaches the directory may connect; `_admit` decides by the credentials that the kernel reports.
+        Path(path).chmod(0o666)
         listener.listen(BACKLOG)
     except BaseException:
         listener.close()
@@ -289,11 +307,11 @@ def _bind_unix(path: str) -> socket.socket:
     return listener
 
 
-def _left_behind(path: str) -> bool:
-    """Return whether a socket is at a path that nobody listens on.
+def _is_stale(path: str) -> bool:
+    """Return whether a socket file exists that no process listens on.
 
     Raises:
-        OSError: somebody does.
+        OSError: a process listens on it.
     """
     with socket.socket(socket.AF_UNIX) as probe:
         if Path(path).is_socket() and probe.connect_ex(path) != errno.ECONNREFUSED:
@@ -302,7 +320,7 @@ def _left_behind(path: str) -> bool:
 
 
 def _groups(sock: socket.socket) -> Sequence[int]:
-    """Return the supplementary groups of the process at the other end; none where it has more than Python can ask for."""
+    """Return the supplementary groups of the peer; empty if there are more than Python can ask for."""
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
     except OSError:
@@ -318,20 +336,20 @@ def _gid(name: str) -> int:
     return grp.getgrnam(name).gr_gid
 
 
-def check_peer(config: ListenConfig, own: int) -> tuple[set[int], set[int]]:
-    """Return the numbers of the users, and of the groups, whose processes are let in; `own` is the agent's user."""
+def allowed_ids(config: ListenConfig, agent_uid: int) -> tuple[set[int], set[int]]:
+    """Return the user IDs and the group IDs whose processes may connect."""
     if config.users is not None:
         return _ids(config.users, _uid), _ids(config.groups, _gid)
     known = {user.pw_name: user.pw_uid for user in pwd.getpwall()}
-    return {own, *(known[name] for name in USUAL_USERS if name in known)}, _ids(config.groups, _gid)
+    return {agent_uid, *(known[name] for name in USUAL_USERS if name in known)}, _ids(config.groups, _gid)
 
 
 def _ids(names: Iterable[str], look_up: Callable[[str], int]) -> set[int]:
-    """Return the numbers of users or groups; a name that nobody has is told and lets nobody in."""
+    """Return the IDs of users or groups; a name that does not exist is logged and left out."""
     numbers = set()
     for name in names:
         try:
             numbers.add(int(name) if name.isdecimal() else look_up(name))
         except KeyError:
-            _log.warning("this host has no user or group %s", name)
+            _log.warning("listen: %s is ignored: this host has no user or group of that name", name)
     return numbers

@@ -178,7 +178,7 @@ async def test_out_of_file_descriptors_what_is_attached_is_watched_and_the_rest_
         # A limit below all that are open: whatever is asked for is refused, and what is open stays.
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         async with bystander(folder) as late:
-            await until(lambda: "monitors that come and go are not seen: Too many open files" in agent.log, 20)
+            await until(lambda: "monitor scan skipped: Too many open files" in agent.log, 20)
             begin = agent.mark()
             await until(lambda: polled(begin) == names, 20)
             assert late.clients == 0

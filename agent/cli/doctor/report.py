@@ -19,7 +19,7 @@ from agent.host.qemu_processes import PROC, arguments
 from agent.host.sockets import ESTABLISHED, SocketEntry, Table, descriptors, is_agent, owners, plain, program, sockets
 from agent.model.record import sanitize
 from agent.monitors import DiscovererConfig, LibvirtConfig, ListenConfig
-from agent.monitors.listen import check_peer
+from agent.monitors.listen import allowed_ids
 
 WATCHED = "watched"
 CONFIGURED = "configured"
@@ -185,7 +185,7 @@ class _VmInspector:
         return listen_entry(self._case, listen, entry.users if entry is not None else None)
 
     def _is_let_in(self, entry: ListenConfig) -> bool:
-        uids, gids = check_peer(entry, self._sight.user.uid)
+        uids, gids = allowed_ids(entry, self._sight.user.uid)
         owner = self._case.owner
         return not owner.name or owner.uid in uids or not gids.isdisjoint(owner.gids)
 

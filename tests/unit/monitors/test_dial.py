@@ -1,4 +1,4 @@
-"""Finding monitors: sockets that come, go and are made anew, in folders that need not be there."""
+"""Discovery of sockets that appear, disappear and are created again, in directories that need not exist."""
 
 import asyncio
 import contextlib
@@ -17,198 +17,198 @@ from tests.lab.machine import free_port
 from tests.lab.scripted_peer import QUIET_SECONDS, TIMEOUT_SECONDS
 
 NEVER = 60.0
-"""A scan that far off does not come in a test: what is seen before, inotify told."""
+"""Scan interval that no test reaches: what is found earlier, inotify reported."""
 
 
-class Seen:
-    """A Found that keeps what there is and all that there was."""
+class Listener:
+    """A listener that keeps the current monitors and all earlier ones."""
 
     def __init__(self) -> None:
-        self.now: dict[tuple[object, ...], Monitor] = {}
-        self.ever: list[Monitor] = []
-        self._news = asyncio.Event()
+        self.monitors: dict[tuple[object, ...], Monitor] = {}
+        self.history: list[Monitor] = []
+        self._changed = asyncio.Event()
 
-    def on_status(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
-        raise AssertionError(f"{way.name} has nothing to say of itself, but says {trouble}{note}")
+    def on_status(self, source: Monitor, error: QmpError | None, note: str = "") -> None:
+        raise AssertionError(f"unexpected status of {source.name}: {error}{note}")
 
     def on_monitor_added(self, monitor: Monitor) -> None:
-        assert monitor.key not in self.now
-        self.now[monitor.key] = monitor
-        self.ever.append(monitor)
-        self._news.set()
+        assert monitor.key not in self.monitors
+        self.monitors[monitor.key] = monitor
+        self.history.append(monitor)
+        self._changed.set()
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
-        assert self.now.pop(monitor.key) == monitor
-        self._news.set()
+        assert self.monitors.pop(monitor.key) == monitor
+        self._changed.set()
 
     def on_connection_refused(self, address: str, reason: str) -> None:
         raise AssertionError(f"{address}: {reason}")
 
     def names(self) -> list[str]:
-        return sorted(Path(monitor.name).name for monitor in self.now.values())
+        return sorted(Path(monitor.name).name for monitor in self.monitors.values())
 
-    async def until(self, predicate: Callable[[], object], seconds: float = 1.0) -> None:
+    async def wait_until(self, predicate: Callable[[], object], seconds: float = 1.0) -> None:
         async with asyncio.timeout(seconds):
             while not predicate():
-                self._news.clear()
-                await self._news.wait()
+                self._changed.clear()
+                await self._changed.wait()
 
 
 @contextlib.asynccontextmanager
-async def looking(pattern: Path | str, scan_seconds: float = NEVER) -> AsyncIterator[Seen]:
-    """Look for monitors for as long as the block runs."""
-    seen = Seen()
-    task = asyncio.create_task(DialDiscoverer(str(pattern), scan_seconds).run(seen))
+async def discovering(pattern: Path | str, scan_seconds: float = NEVER) -> AsyncIterator[Listener]:
+    """Run discovery while the block runs."""
+    listener = Listener()
+    task = asyncio.create_task(DialDiscoverer(str(pattern), scan_seconds).run(listener))
     try:
-        yield seen
+        yield listener
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
 
-def make(path: Path) -> None:
-    """Make a socket file; who listens there does not matter."""
+def make_socket(path: Path) -> None:
+    """Create a socket file; no process needs to listen on it."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(os.fspath(path))
 
 
-async def settled(seen: Seen, folder: Path) -> None:
-    """Wait until changes made before are seen, by making one more."""
-    make(folder / "mark.qmp")
-    await seen.until(lambda: "mark.qmp" in seen.names())
+async def wait_for_earlier_changes(listener: Listener, folder: Path) -> None:
+    """Wait until earlier changes are reported, by making one more."""
+    make_socket(folder / "mark.qmp")
+    await listener.wait_until(lambda: "mark.qmp" in listener.names())
 
 
-async def test_a_socket_is_seen_at_once_long_before_the_next_scan(folder: Path) -> None:
-    make(folder / "old.qmp")
-    async with looking(folder / "*.qmp") as seen:
-        await seen.until(lambda: seen.names() == ["old.qmp"])
-        make(folder / "new.qmp")
-        await seen.until(lambda: seen.names() == ["new.qmp", "old.qmp"])
+async def test_a_new_socket_is_found_before_the_next_scan(folder: Path) -> None:
+    make_socket(folder / "old.qmp")
+    async with discovering(folder / "*.qmp") as listener:
+        await listener.wait_until(lambda: listener.names() == ["old.qmp"])
+        make_socket(folder / "new.qmp")
+        await listener.wait_until(lambda: listener.names() == ["new.qmp", "old.qmp"])
 
 
-async def test_a_socket_made_between_the_first_scan_and_the_watch_is_seen(
+async def test_a_socket_created_between_the_first_scan_and_the_watch_is_found(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scan = DialDiscoverer.scan
 
     def scan_and_make(self: DialDiscoverer) -> dict[tuple[object, ...], Monitor]:
-        found = scan(self)
+        monitors = scan(self)
         if not (folder / "new.qmp").exists():
-            make(folder / "new.qmp")
-        return found
+            make_socket(folder / "new.qmp")
+        return monitors
 
     monkeypatch.setattr(DialDiscoverer, "scan", scan_and_make)
-    async with looking(folder / "*.qmp") as seen:
-        await seen.until(seen.names)
+    async with discovering(folder / "*.qmp") as listener:
+        await listener.wait_until(listener.names)
 
 
-async def test_a_socket_that_is_moved_into_place_or_out_of_it_is_seen(folder: Path) -> None:
+async def test_a_socket_moved_in_or_out_is_noticed(folder: Path) -> None:
     (folder / "run").mkdir()
-    make(folder / "vm.qmp")
-    async with looking(folder / "run" / "vm.qmp") as seen:
-        await asyncio.sleep(0)  # it has looked once, and watches
+    make_socket(folder / "vm.qmp")
+    async with discovering(folder / "run" / "vm.qmp") as listener:
+        await asyncio.sleep(0)  # the first scan is done and the watch is set
         (folder / "vm.qmp").rename(folder / "run" / "vm.qmp")
-        await seen.until(lambda: seen.names() == ["vm.qmp"])
+        await listener.wait_until(lambda: listener.names() == ["vm.qmp"])
         (folder / "run" / "vm.qmp").rename(folder / "vm.qmp")
-        await seen.until(lambda: not seen.names())
+        await listener.wait_until(lambda: not listener.names())
 
 
-async def test_a_socket_that_is_removed_vanishes_at_once(folder: Path) -> None:
-    make(folder / "vm.qmp")
-    async with looking(folder / "*.qmp") as seen:
-        await seen.until(seen.names)
+async def test_a_removed_socket_is_reported_at_once(folder: Path) -> None:
+    make_socket(folder / "vm.qmp")
+    async with discovering(folder / "*.qmp") as listener:
+        await listener.wait_until(listener.names)
         (folder / "vm.qmp").unlink()
-        await seen.until(lambda: not seen.names())
+        await listener.wait_until(lambda: not listener.names())
 
 
-async def test_a_socket_made_anew_is_another_monitor_and_the_old_one_vanishes_first(folder: Path) -> None:
-    make(folder / "vm.qmp")
-    async with looking(folder / "*.qmp") as seen:
-        await seen.until(seen.names)
+async def test_a_recreated_socket_is_a_new_monitor_and_the_old_one_is_removed_first(folder: Path) -> None:
+    make_socket(folder / "vm.qmp")
+    async with discovering(folder / "*.qmp") as listener:
+        await listener.wait_until(listener.names)
         (folder / "vm.qmp").unlink()
-        make(folder / "vm.qmp")
-        await seen.until(lambda: len(seen.ever) == 2)
-    old, new = seen.ever
+        make_socket(folder / "vm.qmp")
+        await listener.wait_until(lambda: len(listener.history) == 2)
+    old, new = listener.history
     assert old.name == new.name
     assert old.key != new.key
-    assert list(seen.now) == [new.key]
+    assert list(listener.monitors) == [new.key]
 
 
 async def test_only_sockets_that_match_are_monitors(folder: Path) -> None:
-    async with looking(folder / "vm*.qmp") as seen:
+    async with discovering(folder / "vm*.qmp") as listener:
         (folder / "vm-file.qmp").touch()
         (folder / "vm-folder.qmp").mkdir()
         (folder / "vm-dangling.qmp").symlink_to(folder / "nowhere")
         os.mkfifo(folder / "vm-pipe.qmp")
-        make(folder / "other.qmp")
-        make(folder / "vm1.sock")
-        make(folder / "vm1.qmp")
-        await seen.until(lambda: seen.names() == ["vm1.qmp"])
-    assert [monitor.name for monitor in seen.ever] == [str(folder / "vm1.qmp")]
+        make_socket(folder / "other.qmp")
+        make_socket(folder / "vm1.sock")
+        make_socket(folder / "vm1.qmp")
+        await listener.wait_until(lambda: listener.names() == ["vm1.qmp"])
+    assert [monitor.name for monitor in listener.history] == [str(folder / "vm1.qmp")]
 
 
-async def test_a_link_to_a_socket_is_a_monitor(folder: Path) -> None:
-    make(folder / "real.sock")
+async def test_a_symlink_to_a_socket_is_a_monitor(folder: Path) -> None:
+    make_socket(folder / "real.sock")
     (folder / "vm1.qmp").symlink_to(folder / "real.sock")
-    async with looking(folder / "*.qmp") as seen:
-        await seen.until(lambda: seen.names() == ["vm1.qmp"])
+    async with discovering(folder / "*.qmp") as listener:
+        await listener.wait_until(lambda: listener.names() == ["vm1.qmp"])
 
 
-async def test_a_folder_that_is_not_there_yet_is_watched_once_it_is(folder: Path) -> None:
-    async with looking(folder / "later" / "*.qmp", scan_seconds=QUIET_SECONDS) as seen:
-        assert seen.names() == []
+async def test_a_directory_created_later_is_watched(folder: Path) -> None:
+    async with discovering(folder / "later" / "*.qmp", scan_seconds=QUIET_SECONDS) as listener:
+        assert listener.names() == []
         (folder / "later").mkdir()
-        make(folder / "later" / "vm.qmp")
-        await seen.until(lambda: seen.names() == ["vm.qmp"])
+        make_socket(folder / "later" / "vm.qmp")
+        await listener.wait_until(lambda: listener.names() == ["vm.qmp"])
 
 
-async def test_a_folder_that_is_removed_and_made_again_is_watched_again(folder: Path) -> None:
-    place = folder / "run"
-    place.mkdir()
-    make(place / "vm.qmp")
-    async with looking(place / "*.qmp", scan_seconds=QUIET_SECONDS) as seen:
-        await seen.until(seen.names)
-        (place / "vm.qmp").unlink()
-        place.rmdir()
-        await seen.until(lambda: not seen.names())
-        place.mkdir()
-        make(place / "vm.qmp")
-        await seen.until(seen.names)
+async def test_a_recreated_directory_is_watched_again(folder: Path) -> None:
+    directory = folder / "run"
+    directory.mkdir()
+    make_socket(directory / "vm.qmp")
+    async with discovering(directory / "*.qmp", scan_seconds=QUIET_SECONDS) as listener:
+        await listener.wait_until(listener.names)
+        (directory / "vm.qmp").unlink()
+        directory.rmdir()
+        await listener.wait_until(lambda: not listener.names())
+        directory.mkdir()
+        make_socket(directory / "vm.qmp")
+        await listener.wait_until(listener.names)
 
 
-async def test_folders_may_be_patterns_too(folder: Path) -> None:
+async def test_directories_may_be_patterns(folder: Path) -> None:
     for name in ("a", "b"):
         (folder / name).mkdir()
-        make(folder / name / "qmp.sock")
-    async with looking(folder / "*" / "qmp.sock", scan_seconds=QUIET_SECONDS) as seen:
-        await seen.until(lambda: len(seen.now) == 2)
+        make_socket(folder / name / "qmp.sock")
+    async with discovering(folder / "*" / "qmp.sock", scan_seconds=QUIET_SECONDS) as listener:
+        await listener.wait_until(lambda: len(listener.monitors) == 2)
         (folder / "c").mkdir()
-        make(folder / "c" / "qmp.sock")
-        await seen.until(lambda: len(seen.now) == 3)
+        make_socket(folder / "c" / "qmp.sock")
+        await listener.wait_until(lambda: len(listener.monitors) == 3)
 
 
-async def test_without_inotify_scanning_is_enough(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_left(**_: object) -> None:
+async def test_sockets_are_found_without_inotify(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_inotify(**_: object) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(dial, "Inotify", none_left)
-    async with looking(folder / "*.qmp", scan_seconds=QUIET_SECONDS) as seen:
-        make(folder / "vm.qmp")
-        await seen.until(seen.names)
+    monkeypatch.setattr(dial, "Inotify", no_inotify)
+    async with discovering(folder / "*.qmp", scan_seconds=QUIET_SECONDS) as listener:
+        make_socket(folder / "vm.qmp")
+        await listener.wait_until(listener.names)
         (folder / "vm.qmp").unlink()
-        await seen.until(lambda: not seen.names())
+        await listener.wait_until(lambda: not listener.names())
 
 
-async def test_many_sockets_made_at_once_are_all_seen(folder: Path) -> None:
-    async with looking(folder / "*.qmp") as seen:
+async def test_many_sockets_created_at_once_are_all_found(folder: Path) -> None:
+    async with discovering(folder / "*.qmp") as listener:
         for number in range(300):
-            make(folder / f"vm{number}.qmp")
-        await seen.until(lambda: len(seen.now) == 300)
+            make_socket(folder / f"vm{number}.qmp")
+        await listener.wait_until(lambda: len(listener.monitors) == 300)
         for number in range(0, 300, 2):
             (folder / f"vm{number}.qmp").unlink()
-        await seen.until(lambda: len(seen.now) == 150)
-        await settled(seen, folder)
+        await listener.wait_until(lambda: len(listener.monitors) == 150)
+        await wait_for_earlier_changes(listener, folder)
 
 
 async def test_a_monitor_found_by_path_can_be_connected_to(fake: FakeQemu) -> None:
@@ -218,17 +218,17 @@ async def test_a_monitor_found_by_path_can_be_connected_to(fake: FakeQemu) -> No
     assert monitor.name == str(fake.path)
 
 
-async def test_a_tcp_monitor_is_always_there_and_tells_why_it_cannot_be_reached() -> None:
+async def test_a_tcp_monitor_always_exists_and_reports_why_it_cannot_connect() -> None:
     address = f"tcp:127.0.0.1:{free_port()}"
-    async with looking(address) as seen:
-        await seen.until(seen.names)
-    (monitor,) = seen.ever
+    async with discovering(address) as listener:
+        await listener.wait_until(listener.names)
+    (monitor,) = listener.history
     assert monitor.name == address
     with pytest.raises(NotConnectedError, match=r"refused|Connect call failed"):
         await monitor.open(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)
 
 
-async def test_a_tcp_monitor_can_be_connected_to_by_either_kind_of_address(fake: FakeQemu) -> None:
+async def test_a_tcp_monitor_accepts_ipv4_and_ipv6_addresses(fake: FakeQemu) -> None:
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         to_fake = await asyncio.open_unix_connection(fake.path)
         writer.write(await to_fake[0].readline())
@@ -247,7 +247,7 @@ async def test_a_tcp_monitor_can_be_connected_to_by_either_kind_of_address(fake:
             client.close()
 
 
-async def test_a_socket_whose_name_is_no_text_is_watched_under_one_that_is(folder: Path) -> None:
+async def test_a_socket_whose_name_is_not_utf8_gets_an_escaped_name(folder: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(folder) + b"/vm\xff.qmp"))
     async with FakeQemu(path):
         (monitor,) = DialDiscoverer(str(folder / "*.qmp")).scan().values()

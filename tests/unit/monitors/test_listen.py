@@ -1,4 +1,4 @@
-"""QEMU connects to us: who is let in, who is not, and what is left when either side goes."""
+"""Monitors that connect to the agent: admission, limits and cleanup."""
 
 import asyncio
 import contextlib
@@ -22,59 +22,59 @@ from tests.lab.scripted_peer import TIMEOUT_SECONDS
 
 
 @contextlib.asynccontextmanager
-async def listening(observer: RecordingObserver, way: ListenDiscoverer) -> AsyncIterator[None]:
-    """A fleet that watches whoever calls, for as long as the block runs."""
+async def listening(observer: RecordingObserver, discoverer: ListenDiscoverer) -> AsyncIterator[None]:
+    """Accept and supervise monitors while the block runs."""
     async with supervised(observer, settings=quick_settings(greeting_seconds=0.3, reply_seconds=5)) as fleet:
-        task = asyncio.create_task(way.run(fleet))
+        task = asyncio.create_task(discoverer.run(fleet))
         try:
-            await until_it_listens(way)
+            await wait_until_listening(discoverer)
             yield
         finally:
             task.cancel()
             await asyncio.wait({task})
 
 
-async def until_it_listens(way: ListenDiscoverer) -> None:
+async def wait_until_listening(discoverer: ListenDiscoverer) -> None:
     async with asyncio.timeout(TIMEOUT_SECONDS):
         while True:
             with contextlib.suppress(OSError):
-                _, writer = await call(way)
+                _, writer = await connect(discoverer)
                 writer.close()
                 return
             await asyncio.sleep(0.01)
 
 
-async def call(way: ListenDiscoverer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    if way.address.startswith("tcp:"):
-        host, _, port = way.address.removeprefix("tcp:").rpartition(":")
+async def connect(discoverer: ListenDiscoverer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if discoverer.address.startswith("tcp:"):
+        host, _, port = discoverer.address.removeprefix("tcp:").rpartition(":")
         return await asyncio.open_connection(host, int(port))
-    return await asyncio.open_unix_connection(way.address)
+    return await asyncio.open_unix_connection(discoverer.address)
 
 
-async def hung_up(way: ListenDiscoverer) -> float:
-    """Call, say nothing, and return after how many seconds the agent hangs up."""
-    begin = time.monotonic()
-    reader, writer = await call(way)
+async def seconds_until_closed(discoverer: ListenDiscoverer) -> float:
+    """Connect, send nothing, and return the seconds until the agent closes the connection."""
+    start = time.monotonic()
+    reader, writer = await connect(discoverer)
     async with asyncio.timeout(TIMEOUT_SECONDS):
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
     writer.close()
-    return time.monotonic() - begin
+    return time.monotonic() - start
 
 
-def calling(way: ListenDiscoverer) -> list[str]:
-    return ["-chardev", f"socket,id=mon,path={way.address},reconnect=1", "-mon", "chardev=mon,mode=control"]
+def qemu_arguments(discoverer: ListenDiscoverer) -> list[str]:
+    return ["-chardev", f"socket,id=mon,path={discoverer.address},reconnect=1", "-mon", "chardev=mon,mode=control"]
 
 
-async def test_a_qemu_that_calls_is_watched_and_known_by_what_it_says(start_guest: StartGuest, folder: Path) -> None:
-    observer, way = RecordingObserver(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
-    async with listening(observer, way):
-        guest = await start_guest("web", extra=calling(way))
+async def test_a_connecting_qemu_is_polled_under_its_own_name_and_uuid(start_guest: StartGuest, folder: Path) -> None:
+    observer, discoverer = RecordingObserver(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
+    async with listening(observer, discoverer):
+        guest = await start_guest("web", extra=qemu_arguments(discoverer))
         await observer.wait_for_polls()
         (attached,) = observer.records("vm.attached")
         assert guest.process is not None
         assert (attached.vm.uuid, attached.vm.name) == (guest.uuid, "web")
-        assert attached.vm.monitor == f"{way.address} pid {guest.process.pid}"
+        assert attached.vm.monitor == f"{discoverer.address} pid {guest.process.pid}"
         await guest.command("stop")
         await observer.wait_until(lambda: observer.records("event.stop"))
         await guest.stop()
@@ -85,114 +85,111 @@ async def test_a_qemu_that_calls_is_watched_and_known_by_what_it_says(start_gues
     assert not (folder / "mon").exists()
 
 
-async def test_qemus_that_were_there_before_call_again_when_the_agent_is_back(
-    start_guest: StartGuest, folder: Path
-) -> None:
-    way = ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
+async def test_qemus_reconnect_after_a_restart_of_the_agent(start_guest: StartGuest, folder: Path) -> None:
+    discoverer = ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
     for name in ("a", "b", "c"):
-        await start_guest(name, extra=calling(way))
+        await start_guest(name, extra=qemu_arguments(discoverer))
 
     async def all_three(observer: RecordingObserver) -> None:
         await observer.wait_until(lambda: len(observer.records("vm.attached")) == 3)
 
     for _ in range(2):
         observer = RecordingObserver()
-        async with listening(observer, way):
-            begin = time.monotonic()
+        async with listening(observer, discoverer):
+            start = time.monotonic()
             await all_three(observer)
-            assert time.monotonic() - begin < 2.0
+            assert time.monotonic() - start < 2.0
         assert observer.types("vm").count("vm.detached") == 3
 
 
-async def test_who_calls_and_does_not_greet_is_hung_up_on_in_time_and_no_record_is_made_of_it(folder: Path) -> None:
-    observer, way = RecordingObserver(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
-    async with listening(observer, way):
-        assert 0.3 <= await hung_up(way) < 2.0
+async def test_a_peer_without_a_greeting_is_disconnected_and_emits_no_record(folder: Path) -> None:
+    observer, discoverer = RecordingObserver(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
+    async with listening(observer, discoverer):
+        assert 0.3 <= await seconds_until_closed(discoverer) < 2.0
         await observer.wait_until(lambda: len(observer.calls_of("on_monitor_removed")) == 2)
     assert observer.states()[-1] is MonitorState.GONE
     assert observer.types() == []
 
 
-async def test_who_is_not_among_the_users_is_refused_before_a_byte_is_read(
+async def test_a_user_that_is_not_listed_is_refused_before_a_byte_is_read(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    observer, way = (
+    observer, discoverer = (
         RecordingObserver(),
         ListenDiscoverer(ListenConfig(listen=str(folder / "mon"), users=["12345", "nobody-of-that-name"])),
     )
-    async with listening(observer, way):
-        assert await hung_up(way) < 0.3
-        assert set(observer.calls_of("on_connection_refused")) == {(way.address, "user")}
+    async with listening(observer, discoverer):
+        assert await seconds_until_closed(discoverer) < 0.3
+        assert set(observer.calls_of("on_connection_refused")) == {(discoverer.address, "user")}
     assert observer.calls_of("on_status") == []
-    assert "no user or group nobody-of-that-name" in caplog.text
-    assert caplog.text.count("is not let in") == 1, "told once for each user"
+    assert "nobody-of-that-name is ignored" in caplog.text
+    assert caplog.text.count("refused: user") == 1, "logged once for each user"
 
 
-async def test_a_member_of_the_groups_is_let_in(folder: Path) -> None:
-    way = ListenDiscoverer(ListenConfig(listen=str(folder / "mon"), users=[], groups=[str(os.getgid())]))
+async def test_a_member_of_a_listed_group_is_admitted(folder: Path) -> None:
+    discoverer = ListenDiscoverer(ListenConfig(listen=str(folder / "mon"), users=[], groups=[str(os.getgid())]))
     observer = RecordingObserver()
-    async with listening(observer, way):
-        await hung_up(way)
+    async with listening(observer, discoverer):
+        await seconds_until_closed(discoverer)
     assert observer.calls_of("on_connection_refused") == []
 
 
-async def test_one_process_gets_four_connections_and_all_get_as_many_as_there_are(folder: Path) -> None:
-    observer, way = RecordingObserver(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
-    async with listening(observer, way):
-        await asyncio.gather(*(hung_up(way) for _ in range(6)))
-        assert observer.calls_of("on_connection_refused") == [(way.address, "process")] * len(
+async def test_connections_are_limited_per_process_and_in_total(folder: Path) -> None:
+    observer, discoverer = RecordingObserver(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
+    async with listening(observer, discoverer):
+        await asyncio.gather(*(seconds_until_closed(discoverer) for _ in range(6)))
+        assert observer.calls_of("on_connection_refused") == [(discoverer.address, "process")] * len(
             observer.calls_of("on_connection_refused")
         )
         assert 2 <= len(observer.calls_of("on_connection_refused")) <= 3
-        await hung_up(way)
-        assert len(observer.calls_of("on_monitor_removed")) >= 4, "those that ended make place"
-    observer, way = RecordingObserver(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon"), max_connections=2))
-    async with listening(observer, way):
-        await asyncio.gather(*(hung_up(way) for _ in range(4)))
-    assert (way.address, "limit") in observer.calls_of("on_connection_refused")
+        await seconds_until_closed(discoverer)
+        assert len(observer.calls_of("on_monitor_removed")) >= 4, "closed connections free their places"
+    observer, discoverer = (
+        RecordingObserver(),
+        ListenDiscoverer(ListenConfig(listen=str(folder / "mon"), max_connections=2)),
+    )
+    async with listening(observer, discoverer):
+        await asyncio.gather(*(seconds_until_closed(discoverer) for _ in range(4)))
+    assert (discoverer.address, "limit") in observer.calls_of("on_connection_refused")
 
 
-async def test_a_socket_left_behind_is_replaced_and_one_in_use_is_not(folder: Path) -> None:
+async def test_a_stale_socket_is_replaced_and_one_in_use_is_not(folder: Path) -> None:
     path = folder / "mon"
-    with socket.socket(socket.AF_UNIX) as left:
-        left.bind(str(path))
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
     ListenDiscoverer(ListenConfig(listen=str(path))).bind().close()
-    with socket.socket(socket.AF_UNIX) as used:
+    with socket.socket(socket.AF_UNIX) as in_use:
         path.unlink()
-        used.bind(str(path))
-        used.listen()
+        in_use.bind(str(path))
+        in_use.listen()
         with pytest.raises(OSError, match="another process listens there"):
             ListenDiscoverer(ListenConfig(listen=str(path))).bind()
     assert path.is_socket()
 
 
-async def test_a_socket_that_somebody_removes_is_made_anew(
-    start_guest: StartGuest, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("agent.monitors.listen.CHECK_SECONDS", 0.05)
-    observer, way = RecordingObserver(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
-    async with listening(observer, way):
+async def test_a_removed_socket_is_created_again(start_guest: StartGuest, folder: Path) -> None:
+    observer, discoverer = RecordingObserver(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")), 0.05)
+    async with listening(observer, discoverer):
         (folder / "mon").unlink()
-        await until_it_listens(way)
-        await start_guest(extra=calling(way))
+        await wait_until_listening(discoverer)
+        await start_guest(extra=qemu_arguments(discoverer))
         await observer.wait_for_polls()
 
 
-async def test_an_address_that_cannot_be_had_is_told_once_and_tried_on(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_an_unavailable_address_is_logged_once_and_retried(
+    folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("agent.monitors.listen.CHECK_SECONDS", 0.02)
-    way = ListenDiscoverer(ListenConfig(listen=str(folder / "none" / "mon")))
+    discoverer = ListenDiscoverer(ListenConfig(listen=str(folder / "none" / "mon")), 0.02)
 
     async def appear() -> None:
         await asyncio.sleep(0.2)
-        Path(way.address).parent.mkdir()
+        Path(discoverer.address).parent.mkdir()
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(appear())
-        async with listening(RecordingObserver(), way):
+        async with listening(RecordingObserver(), discoverer):
             pass
-    assert caplog.text.count("cannot listen on") == 1
+    assert caplog.text.count("cannot listen") == 1
 
 
 @pytest.fixture
@@ -204,8 +201,8 @@ def tls(folder: Path) -> ListenTlsConfig:
     return ListenTlsConfig(ca=str(made.authority), certificate=str(made.server))
 
 
-def calling_over_tls(way: ListenDiscoverer, folder: Path) -> list[str]:
-    host, _, port = way.address.removeprefix("tcp:").rpartition(":")
+def qemu_tls_arguments(discoverer: ListenDiscoverer, folder: Path) -> list[str]:
+    host, _, port = discoverer.address.removeprefix("tcp:").rpartition(":")
     return [
         *("-object", f"tls-creds-x509,id=tls,dir={folder},endpoint=client,verify-peer=on"),
         *("-chardev", f"socket,id=mon,host={host},port={port},reconnect=1,tls-creds=tls"),
@@ -213,43 +210,41 @@ def calling_over_tls(way: ListenDiscoverer, folder: Path) -> list[str]:
     ]
 
 
-async def test_over_tcp_a_qemu_with_a_certificate_is_watched_and_nobody_without_one(
+async def test_over_tcp_only_a_qemu_with_a_certificate_is_admitted(
     start_guest: StartGuest, folder: Path, tls: ListenTlsConfig
 ) -> None:
-    way = ListenDiscoverer(ListenConfig(listen=f"tcp:127.0.0.1:{free_port()}", tls=tls))
+    discoverer = ListenDiscoverer(ListenConfig(listen=f"tcp:127.0.0.1:{free_port()}", tls=tls))
     observer = RecordingObserver()
-    async with listening(observer, way):
-        assert await hung_up(way) < TIMEOUT_SECONDS
-        guest = await start_guest(extra=calling_over_tls(way, folder))
+    async with listening(observer, discoverer):
+        assert await seconds_until_closed(discoverer) < TIMEOUT_SECONDS
+        guest = await start_guest(extra=qemu_tls_arguments(discoverer, folder))
         await observer.wait_for_polls()
         (attached,) = observer.records("vm.attached")
         assert attached.vm.uuid == guest.uuid
-        assert attached.vm.monitor.startswith(f"{way.address} from 127.0.0.1:")
+        assert attached.vm.monitor.startswith(f"{discoverer.address} from 127.0.0.1:")
 
 
-async def test_a_certificate_of_another_authority_is_not_let_in(
+async def test_a_certificate_of_another_authority_is_refused(
     start_guest: StartGuest, folder: Path, tls: ListenTlsConfig
 ) -> None:
     (folder / "other").mkdir()
     other = Certificates.make(folder / "other")
-    way = ListenDiscoverer(
+    discoverer = ListenDiscoverer(
         ListenConfig(
             listen=f"tcp:127.0.0.1:{free_port()}",
             tls=ListenTlsConfig(ca=str(other.authority), certificate=tls.certificate),
         )
     )
     observer = RecordingObserver()
-    async with listening(observer, way):
-        await start_guest(extra=calling_over_tls(way, folder))
+    async with listening(observer, discoverer):
+        await start_guest(extra=qemu_tls_arguments(discoverer, folder))
         await observer.wait_until(lambda: sum(state is MonitorState.GONE for state in observer.states()) >= 3)
     assert observer.types() == []
 
 
-def test_a_secrets_folder_that_is_not_given_keeps_it_from_listening_and_no_more(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_secrets_directory_fails_only_the_listener(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     tls = ListenTlsConfig(ca="${CREDENTIALS_DIRECTORY}/ca.pem", certificate=str(folder / "agent.pem"))
-    way = ListenConfig(listen=f"tcp:127.0.0.1:{free_port()}", tls=tls).build(AllowConfig())
-    with pytest.raises(OSError, match="LoadCredential="):  # upon which it is tried again, as any address is
-        way.bind()
+    discoverer = ListenConfig(listen=f"tcp:127.0.0.1:{free_port()}", tls=tls).build(AllowConfig())
+    with pytest.raises(OSError, match="LoadCredential="):  # the discoverer retries, as for any address
+        discoverer.bind()

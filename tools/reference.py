@@ -26,7 +26,7 @@ from agent.exposition.prometheus import render
 from agent.exposition.series_limits import SeriesLimits
 from agent.model.events import ROWS, EventRow
 from agent.model.family import Family, Field, Kind, Sample
-from agent.model.metrics import FAMILIES, NOTICES
+from agent.model.metrics import FAMILIES, TRANSITIONS
 from agent.model.metrics.about import ABOUT
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.runstate import RUNSTATE
@@ -178,7 +178,7 @@ def records(examples: Iterable[str]) -> str:
         "## Samples\n",
         *(_type(f.type, f.help, found) for f in FAMILIES if f is not BLOCK_SPACE),
     ]
-    parts += [_type(f"qemu.{family.name}", family.help, found) for family in NOTICES]
+    parts += [_type(f"qemu.{family.name}", family.help, found) for family in TRANSITIONS]
     parts += [
         "## Alerts\n",
         _type("qemu.alert.write_threshold", "A thin disk went past a level, or is below it again.", found),

@@ -8,7 +8,7 @@ from agent.config.model import Config
 from agent.delivery.drops import DropReason
 from agent.model.events import ROWS, Category
 from agent.model.family import Family, Field, Kind
-from agent.model.metrics import FAMILIES, NOTICES
+from agent.model.metrics import FAMILIES, TRANSITIONS
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.record import Severity
 
@@ -106,7 +106,7 @@ def record_schema() -> dict[str, Any]:
 def _bodies() -> dict[str, dict[str, Any]]:
     """Return the schema of each type's data; events' is the same for all."""
     bodies = {family.type: _sample(family) for family in FAMILIES if family is not BLOCK_SPACE}
-    bodies |= {f"qemu.{family.name}": _sample(family) for family in NOTICES}
+    bodies |= {f"qemu.{family.name}": _sample(family) for family in TRANSITIONS}
     bodies |= {
         f"qemu.vm.{change}": _body(change_fields, required=needed)
         for change, (change_fields, needed) in CHANGES.items()

@@ -5,7 +5,7 @@ from typing import Any
 
 from agent.collectors.base import Collector, Facts, Intervals, Poll, Replies, Transition, require_type
 from agent.model.family import Sample, Values
-from agent.model.metrics.migration import ENDED, MIGRATION, MIGRATION_ENDED
+from agent.model.metrics.migration import INACTIVE_STATUSES, MIGRATION, MIGRATION_ENDED
 from agent.model.reader import Reader
 from agent.model.record import Severity
 from agent.qmp.commands import Command
@@ -21,7 +21,9 @@ def _moves(values: Mapping[str, Any]) -> bool:
 
     One that is said to be completed and took no time has its figures yet to be made: QEMU's migration thread sets the state first.
     """
-    return values["status"] not in ENDED or (values["status"] == "completed" and values.get("elapsed_seconds") == 0)
+    return values["status"] not in INACTIVE_STATUSES or (
+        values["status"] == "completed" and values.get("elapsed_seconds") == 0
+    )
 
 
 _SEVERITIES = {"completed": Severity.INFO, "cancelled": Severity.WARNING, "failed": Severity.ERROR}

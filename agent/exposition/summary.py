@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from agent.exposition.rates import LEAST_NS, PollPair
 from agent.model.family import Values
-from agent.model.metrics.migration import ENDED
+from agent.model.metrics.migration import INACTIVE_STATUSES
 
 POINTS = 60
 """How many polls are remembered of each VM: ten minutes at the usual ten seconds, 4 KB."""
@@ -129,7 +129,7 @@ def migration(pairs: Pairs) -> dict[str, Any] | None:
     names = ("status", "elapsed_seconds", "throughput_bytes_per_second", "expected_downtime_seconds", "passes_total")
     found = {name: values[name] for name in (*names, "remaining_seconds") if name in values}
     left, total = values.get("ram_remaining_bytes"), values.get("ram_bytes")
-    if left is not None and total and values["status"] not in ENDED:
+    if left is not None and total and values["status"] not in INACTIVE_STATUSES:
         found |= {"done_bytes": max(0, total - left), "of_bytes": total}
     return found
 

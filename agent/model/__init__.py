@@ -1,1 +1,1 @@
-"""What we know about QEMU, as tables: metrics (field to name, unit, type, help) and events (event to category, severity, subject)."""
+"""The data model: records, the metrics table (field to name, unit, type, help) and the event table."""

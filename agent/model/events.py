@@ -1,7 +1,8 @@
-"""Every QMP event from QEMU 2.6 to 11.1, a row each: its category, how severe it is, whom it is about, what it makes us ask again.
+"""The event table: one row for each QMP event of QEMU 2.6 to 11.1, with its category, severity, subject and stale collectors.
 
-An event without a row is passed through as category `unknown`, severity `info`. `since` is the QEMU release that brought it, empty
-for 2.6 and older. "Coalesced" in a help means that QEMU sends at most one a second and drops those between: a count is a lower bound.
+An event without a row is passed through with category `unknown` and severity `info`. `since` is the QEMU release that added the event,
+empty for 2.6 and older. "Rate-limited" in a help text means that QEMU sends at most one per second and drops the others: a count of them
+is a lower bound.
 """
 
 import re
@@ -18,7 +19,7 @@ DEBUG, INFO, WARNING, ERROR, CRITICAL = Severity
 
 
 class Category(StrEnum):
-    """What part of a VM an event is about."""
+    """The part of a VM that an event concerns."""
 
     RUNSTATE = auto()
     BLOCK = auto()
@@ -40,16 +41,16 @@ class EventRow:
     """One row.
 
     Attributes:
-        name: QEMU's name.
-        category: what part of the VM.
-        severity: how severe, or how to judge that by the event's data.
-        help: one line for people.
-        subject: paths in the data, by dots, of which the first that is there names the subject.
-        invalidates: the families whose last answer it made untrue; `threads` is which threads and interfaces its process has.
-        since: the QEMU release that brought it.
-        coalesce_by: of those that come in storms, the fields by which two are alike, so that many within a second are told as one.
+        name: QEMU's name of the event.
+        category: the part of the VM that it concerns.
+        severity: the severity, or a function that returns it for the event's data.
+        help: the help text, one line.
+        subject: paths in the data, separated by dots; the first one that is present names the subject.
+        invalidates: names of the collectors to poll again; `threads` looks up the threads and interfaces of the process.
+        since: the QEMU release that added the event.
+        coalesce_by: the fields that identical events have in common; None for an event that is not coalesced.
         record_type: the type of its records.
-        head: how the data of its records begins.
+        data_head: the first fields of its records' data.
     """
 
     name: str
@@ -61,13 +62,13 @@ class EventRow:
     since: str = ""
     coalesce_by: tuple[str, ...] | None = None
     record_type: str = field(init=False, compare=False)
-    head: Mapping[str, str] = field(init=False, compare=False)
+    data_head: Mapping[str, str] = field(init=False, compare=False)
     _paths: tuple[tuple[tuple[str, ...], str], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # What every event of its kind would have to be cut up and put together for.
+        # Computed once per row instead of once per event.
         object.__setattr__(self, "record_type", f"qemu.event.{self.name.lower()}")
-        object.__setattr__(self, "head", {"event": self.name, "category": self.category.value})
+        object.__setattr__(self, "data_head", {"event": self.name, "category": self.category.value})
         paths = tuple((tuple(parents), last) for *parents, last in (path.split(".") for path in self.subject))
         object.__setattr__(self, "_paths", paths)
 
@@ -76,12 +77,12 @@ class EventRow:
         return self.severity if isinstance(self.severity, Severity) else self.severity(data)
 
     def coalesce_key(self, data: Data, fields: Iterable[str]) -> tuple[object, ...]:
-        """Return what two events of one storm have in common."""
+        """Return a key that is equal for events to coalesce into one record."""
         values = ((field, data.get(field)) for field in fields)
         return (self.name, self.subject_of(data), *(v for v in values if isinstance(v[1], str | bool)))
 
     def subject_of(self, data: Data) -> str:
-        """Return whom it is about, in the names that the samples use too, or empty."""
+        """Return the event's subject by the name that samples use, or an empty string."""
         for parents, last in self._paths:
             holder = object_at(data, parents) if parents else data
             name = holder.get(last) if holder is not None else None
@@ -91,9 +92,9 @@ class EventRow:
 
 
 def device_name(qdev: str) -> str:
-    """Return a device's stable name: its id, out of the QOM path that some of QEMU's answers give instead.
+    """Return a device's stable name: its id, extracted from the QOM path that some replies contain instead.
 
-    `/machine/peripheral/disk0/virtio-backend` and `disk0` are one device; a path of a device without an id keeps what tells it apart.
+    `/machine/peripheral/disk0/virtio-backend` and `disk0` are one device. A device without an id keeps the distinctive part of its path.
     """
     for root in ("/machine/peripheral/", "/machine/peripheral-anon/"):
         if qdev.startswith(root):
@@ -101,14 +102,14 @@ def device_name(qdev: str) -> str:
     return qdev
 
 
-def _by(key: str, table: Mapping[Any, Severity], otherwise: Severity) -> Callable[[Data], Severity]:
-    """SeverityRule by one field's value."""
+def _by_field(key: str, table: Mapping[Any, Severity], otherwise: Severity) -> Callable[[Data], Severity]:
+    """Return a function that looks the severity up by the value of one field."""
 
-    def judge(data: Data) -> Severity:
+    def severity_for(data: Data) -> Severity:
         value = data.get(key)
         return table.get(value, otherwise) if type(value) is str or type(value) is bool else otherwise
 
-    return judge
+    return severity_for
 
 
 def _io_error(data: Data) -> Severity:
@@ -136,32 +137,32 @@ ROWS = (
     EventRow(
         "SHUTDOWN",
         _RUN,
-        _by("reason", {"host-error": CRITICAL, "guest-panic": ERROR}, INFO),
+        _by_field("reason", {"host-error": CRITICAL, "guest-panic": ERROR}, INFO),
         "The VM shut down.",
         invalidates=_RS,
     ),
-    EventRow("POWERDOWN", _RUN, INFO, "The host asked the guest to power down."),
+    EventRow("POWERDOWN", _RUN, INFO, "The host requested a shutdown of the guest."),
     EventRow(
         "RESET",
         _RUN,
-        _by("reason", {"guest-panic": WARNING, "subsystem-reset": WARNING}, INFO),
+        _by_field("reason", {"guest-panic": WARNING, "subsystem-reset": WARNING}, INFO),
         "The VM was reset.",
         invalidates=_RS,
     ),
-    EventRow("STOP", _RUN, INFO, "The vCPUs were stopped; query-status says why.", invalidates=("runstate", "dump")),
-    EventRow("RESUME", _RUN, INFO, "The vCPUs run again.", invalidates=_RS),
+    EventRow("STOP", _RUN, INFO, "The vCPUs stopped; query-status has the reason.", invalidates=("runstate", "dump")),
+    EventRow("RESUME", _RUN, INFO, "The vCPUs resumed.", invalidates=_RS),
     EventRow("SUSPEND", _RUN, INFO, "The guest suspended to RAM.", invalidates=_RS),
     EventRow("SUSPEND_DISK", _RUN, INFO, "The guest suspended to disk."),
     EventRow("WAKEUP", _RUN, INFO, "The guest woke up from suspend.", invalidates=_RS),
-    EventRow("WATCHDOG", _RUN, ERROR, "The guest's watchdog expired. Coalesced.", invalidates=_RS),
+    EventRow("WATCHDOG", _RUN, ERROR, "The guest's watchdog expired. Rate-limited.", invalidates=_RS),
     EventRow("GUEST_PANICKED", _RUN, CRITICAL, "The guest's kernel panicked.", invalidates=_RS),
     EventRow("GUEST_CRASHLOADED", _RUN, ERROR, "The guest crashed and loaded its crash kernel.", since="5.0"),
-    EventRow("GUEST_PVSHUTDOWN", _RUN, INFO, "The guest asked for a shutdown through pvpanic.", since="9.1"),
+    EventRow("GUEST_PVSHUTDOWN", _RUN, INFO, "The guest requested a shutdown through pvpanic.", since="9.1"),
     EventRow(
         "MEMORY_FAILURE",
         _MEM,
-        _by("action", {"fatal": CRITICAL, "reset": CRITICAL}, ERROR),
-        "The host's memory failed under the VM.",
+        _by_field("action", {"fatal": CRITICAL, "reset": CRITICAL}, ERROR),
+        "A hardware memory error hit the VM.",
         ("recipient",),
         since="5.2",
     ),
@@ -169,7 +170,7 @@ ROWS = (
         "BLOCK_IO_ERROR",
         _BLK,
         _io_error,
-        "A disk request failed. Coalesced from QEMU 9.2.",
+        "A disk request failed. Rate-limited since QEMU 9.2.",
         ("qom-path", "device", "node-name"),
         _RS,
         coalesce_by=("operation", "action", "nospace"),
@@ -177,74 +178,85 @@ ROWS = (
     EventRow(
         "BLOCK_IMAGE_CORRUPTED",
         _BLK,
-        _by("fatal", {False: ERROR}, CRITICAL),
-        "An image's metadata is corrupt.",
+        _by_field("fatal", {False: ERROR}, CRITICAL),
+        "The metadata of an image is corrupt.",
         ("device", "node-name"),
     ),
     EventRow(
         "BLOCK_WRITE_THRESHOLD",
         _BLK,
         WARNING,
-        "A write went past the node's threshold, which is now unset.",
+        "A write exceeded the node's threshold; QEMU has removed the threshold.",
         ("node-name",),
     ),
-    EventRow("BLOCK_EXPORT_DELETED", _BLK, INFO, "A block export is gone.", ("id",), since="5.2"),
-    EventRow("QUORUM_FAILURE", _BLK, CRITICAL, "A quorum could not agree. Coalesced.", ("reference",), coalesce_by=()),
+    EventRow("BLOCK_EXPORT_DELETED", _BLK, INFO, "A block export was removed.", ("id",), since="5.2"),
+    EventRow(
+        "QUORUM_FAILURE", _BLK, CRITICAL, "A quorum read or write failed. Rate-limited.", ("reference",), coalesce_by=()
+    ),
     EventRow(
         "QUORUM_REPORT_BAD",
         _BLK,
         ERROR,
-        "A member of a quorum failed or differs. Coalesced.",
+        "A member of a quorum failed or returned different data. Rate-limited.",
         ("node-name",),
         coalesce_by=("type",),
     ),
-    EventRow("DEVICE_TRAY_MOVED", _BLK, INFO, "A removable medium's tray moved.", ("id", "device"), _BN),
+    EventRow(
+        "DEVICE_TRAY_MOVED", _BLK, INFO, "The tray of a removable device opened or closed.", ("id", "device"), _BN
+    ),
     EventRow(
         "PR_MANAGER_STATUS_CHANGED",
         _BLK,
-        _by("connected", {False: WARNING}, INFO),
-        "The SCSI helper came or went.",
+        _by_field("connected", {False: WARNING}, INFO),
+        "The persistent reservation helper connected or disconnected.",
         ("id",),
         since="3.0",
     ),
     EventRow(
         "JOB_STATUS_CHANGE",
         _JOB,
-        _by("status", {"aborting": WARNING}, DEBUG),
-        "A job changed state.",
+        _by_field("status", {"aborting": WARNING}, DEBUG),
+        "A job changed its status.",
         ("id",),
         _JB,
         since="3.0",
     ),
-    EventRow("BLOCK_JOB_COMPLETED", _JOB, _failed, "A block job ended; `error` says if badly.", ("device",), _BJ),
+    EventRow(
+        "BLOCK_JOB_COMPLETED", _JOB, _failed, "A block job completed; `error` is set if it failed.", ("device",), _BJ
+    ),
     EventRow("BLOCK_JOB_CANCELLED", _JOB, WARNING, "A block job was cancelled.", ("device",), _BJ),
     EventRow(
         "BLOCK_JOB_ERROR",
         _JOB,
         ERROR,
-        "A block job met an I/O error.",
+        "A block job had an I/O error.",
         ("device",),
         _JB,
         coalesce_by=("operation", "action"),
     ),
     EventRow("BLOCK_JOB_READY", _JOB, INFO, "A block job is ready to be completed.", ("device",), _JB),
-    EventRow("BLOCK_JOB_PENDING", _JOB, INFO, "A block job waits to be finalized.", ("id",), _JB, since="2.12"),
+    EventRow("BLOCK_JOB_PENDING", _JOB, INFO, "A block job is waiting to be finalized.", ("id",), _JB, since="2.12"),
     EventRow(
         "MIGRATION",
         _MIG,
-        _by("status", {"failing": ERROR, "failed": ERROR, "cancelled": ERROR, "postcopy-paused": ERROR}, INFO),
-        "The migration changed state; only where the capability `events` is on.",
+        _by_field("status", {"failing": ERROR, "failed": ERROR, "cancelled": ERROR, "postcopy-paused": ERROR}, INFO),
+        "The migration changed its status; only with the migration capability `events`.",
         invalidates=_MS,
     ),
-    EventRow("MIGRATION_PASS", _MIG, DEBUG, "A new pass over the RAM began.", invalidates=("migration",)),
+    EventRow("MIGRATION_PASS", _MIG, DEBUG, "A pass over the RAM started.", invalidates=("migration",)),
     EventRow(
-        "UNPLUG_PRIMARY", _MIG, INFO, "A failover's primary device is being unplugged.", ("device-id",), since="4.2"
+        "UNPLUG_PRIMARY",
+        _MIG,
+        INFO,
+        "QEMU is unplugging the primary device of a failover pair.",
+        ("device-id",),
+        since="4.2",
     ),
     EventRow(
         "FAILOVER_NEGOTIATED",
         _MIG,
         INFO,
-        "The guest can fail over between network devices.",
+        "The guest supports failover between network devices.",
         ("device-id",),
         since="4.2",
     ),
@@ -258,27 +270,25 @@ ROWS = (
     ),
     EventRow("COLO_EXIT", _MIG, ERROR, "COLO replication ended.", since="3.1"),
     EventRow("DUMP_COMPLETED", _RUN, _failed, "A dump of the guest's memory ended."),
-    EventRow("BALLOON_CHANGE", _MEM, INFO, "The balloon's size changed. Coalesced."),
+    EventRow("BALLOON_CHANGE", _MEM, INFO, "The size of the balloon changed. Rate-limited."),
     EventRow(
-        "HV_BALLOON_STATUS_REPORT", _MEM, INFO, "A Windows guest told its memory pressure. Coalesced.", since="8.2"
+        "HV_BALLOON_STATUS_REPORT", _MEM, INFO, "A Windows guest reported its memory status. Rate-limited.", since="8.2"
     ),
     EventRow(
         "MEMORY_DEVICE_SIZE_CHANGE",
         _MEM,
         INFO,
-        "A memory device changed size. Coalesced.",
+        "A memory device changed its size. Rate-limited.",
         ("id", "qom-path"),
         ("memory",),
         since="5.1",
     ),
-    EventRow(
-        "MEM_UNPLUG_ERROR", _MEM, WARNING, "A memory device could not be unplugged (until QEMU 9.0).", ("device",)
-    ),
+    EventRow("MEM_UNPLUG_ERROR", _MEM, WARNING, "Unplugging a memory device failed (until QEMU 9.0).", ("device",)),
     EventRow(
         "DEVICE_DELETED",
         _DEV,
         INFO,
-        "A device is gone.",
+        "A device was removed.",
         ("device", "path"),
         (*_BN, "balloon", "memory", "inventory", "threads"),
     ),
@@ -286,7 +296,7 @@ ROWS = (
         "DEVICE_UNPLUG_GUEST_ERROR",
         _DEV,
         WARNING,
-        "The guest refused to give a device back.",
+        "The guest rejected the unplug of a device.",
         ("device", "path"),
         since="6.2",
     ),
@@ -294,18 +304,21 @@ ROWS = (
         "ACPI_DEVICE_OST",
         _DEV,
         _ost,
-        "The guest answered a hot-plug or unplug.",
+        "The guest reported the result of a hot-plug or an unplug.",
         ("info.device", "info.slot"),
         ("block", "balloon", "memory", "inventory", "threads"),
     ),
-    EventRow("RTC_CHANGE", _DEV, INFO, "The guest set its clock. Coalesced.", ("qom-path",)),
-    EventRow(
-        "VSERPORT_CHANGE", _DEV, INFO, "A virtio serial port was opened or closed in the guest. Coalesced.", ("id",)
-    ),
+    EventRow("RTC_CHANGE", _DEV, INFO, "The guest set its clock. Rate-limited.", ("qom-path",)),
+    EventRow("VSERPORT_CHANGE", _DEV, INFO, "The guest opened or closed a virtio serial port. Rate-limited.", ("id",)),
     EventRow("CPU_POLARIZATION_CHANGE", _DEV, INFO, "The guest changed its CPU polarization.", since="8.2"),
-    EventRow("SCLP_CPI_INFO_AVAILABLE", _DEV, INFO, "An s390x guest told its name and level.", since="10.2"),
+    EventRow("SCLP_CPI_INFO_AVAILABLE", _DEV, INFO, "An s390x guest reported its system name and level.", since="10.2"),
     EventRow(
-        "VFU_CLIENT_HANGUP", _DEV, WARNING, "The client of a vfio-user device left.", ("dev-id", "vfu-id"), since="7.1"
+        "VFU_CLIENT_HANGUP",
+        _DEV,
+        WARNING,
+        "The client of a vfio-user device disconnected.",
+        ("dev-id", "vfu-id"),
+        since="7.1",
     ),
     EventRow("COMMAND_DROPPED", _DEV, WARNING, "QEMU dropped a command (2.12 to 3.1).", since="2.12"),
     EventRow("RDMA_GID_STATUS_CHANGED", _NET, INFO, "An RDMA address changed (4.0 to 9.0).", ("netdev",), since="4.0"),
@@ -313,7 +326,7 @@ ROWS = (
         "NIC_RX_FILTER_CHANGED",
         _NET,
         DEBUG,
-        "The guest changed a network card's filter.",
+        "The guest changed the receive filter of a network device.",
         ("name", "path"),
         ("threads",),
     ),
@@ -322,7 +335,7 @@ ROWS = (
         "NETDEV_STREAM_DISCONNECTED",
         _NET,
         WARNING,
-        "A stream network backend lost its peer.",
+        "A stream network backend disconnected from its peer.",
         ("netdev-id",),
         since="7.2",
     ),
@@ -330,29 +343,34 @@ ROWS = (
         "NETDEV_VHOST_USER_CONNECTED", _NET, INFO, "A vhost-user backend connected.", ("netdev-id",), since="10.0"
     ),
     EventRow(
-        "NETDEV_VHOST_USER_DISCONNECTED", _NET, ERROR, "A vhost-user backend is gone.", ("netdev-id",), since="10.0"
+        "NETDEV_VHOST_USER_DISCONNECTED",
+        _NET,
+        ERROR,
+        "A vhost-user backend disconnected.",
+        ("netdev-id",),
+        since="10.0",
     ),
     EventRow("VNC_CONNECTED", _DSP, INFO, "A VNC client connected.", ("client.host",), ("vnc",)),
-    EventRow("VNC_INITIALIZED", _DSP, INFO, "A VNC client was let in.", ("client.host",), ("vnc",)),
-    EventRow("VNC_DISCONNECTED", _DSP, INFO, "A VNC client left.", ("client.host",), ("vnc",)),
+    EventRow("VNC_INITIALIZED", _DSP, INFO, "A VNC client was authenticated.", ("client.host",), ("vnc",)),
+    EventRow("VNC_DISCONNECTED", _DSP, INFO, "A VNC client disconnected.", ("client.host",), ("vnc",)),
     EventRow("SPICE_CONNECTED", _DSP, INFO, "A SPICE client connected.", ("client.host",), ("spice",)),
-    EventRow("SPICE_INITIALIZED", _DSP, INFO, "A SPICE client was let in.", ("client.host",), ("spice",)),
-    EventRow("SPICE_DISCONNECTED", _DSP, INFO, "A SPICE client left.", ("client.host",), ("spice",)),
-    EventRow("SPICE_MIGRATE_COMPLETED", _DSP, INFO, "The SPICE clients moved to the migration's destination."),
+    EventRow("SPICE_INITIALIZED", _DSP, INFO, "A SPICE client was authenticated.", ("client.host",), ("spice",)),
+    EventRow("SPICE_DISCONNECTED", _DSP, INFO, "A SPICE client disconnected.", ("client.host",), ("spice",)),
+    EventRow("SPICE_MIGRATE_COMPLETED", _DSP, INFO, "The SPICE clients moved to the migration destination."),
 )
 
 EVENTS: Mapping[str, EventRow] = {row.name: row for row in ROWS}
 
 
 _NAME = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
-"""What QAPI lets an event be called."""
+"""Names that QAPI permits for events."""
 
 
 def row_of(name: str) -> EventRow:
-    """Return the row of an event, or the one for events that nobody here has heard of."""
-    return EVENTS.get(name) or _unheard_of(name if _NAME.fullmatch(name) else "UNKNOWN")
+    """Return the row of an event, or a row of category `unknown`."""
+    return EVENTS.get(name) or _unknown_row(name if _NAME.fullmatch(name) else "UNKNOWN")
 
 
 @lru_cache(maxsize=64)
-def _unheard_of(name: str) -> EventRow:
-    return EventRow(name, Category.UNKNOWN, INFO, "Not known to this release of the agent.")
+def _unknown_row(name: str) -> EventRow:
+    return EventRow(name, Category.UNKNOWN, INFO, "An event that this release of the agent does not know.")

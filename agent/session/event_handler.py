@@ -101,5 +101,5 @@ class EventHandler:
 
 
 def _record(vm: Vm, row: EventRow, event: Event, time_ns: int, **counts: Any) -> Record:
-    data = {**row.head, "qemu": event.data, **counts}
+    data = {**row.data_head, "qemu": event.data, **counts}
     return Record(row.record_type, vm, data, time_ns, row.subject_of(event.data), row.severity_for(event.data))

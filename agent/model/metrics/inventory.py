@@ -1,22 +1,22 @@
-"""What a VM is made of, and who looks at its screen. Told at attach and when it is another."""
+"""Devices and displays of a VM; a record is emitted at attach and after a change."""
 
 from agent.model.family import DETAIL, GAUGE, TEXT, Family, Field
 
 INVENTORY = Family(
     "inventory",
     "query-pci, query-chardev and query-memdev",
-    "What a VM is made of; lists are cut at some dozens, of which there are the first.",
+    "Devices of a VM. Long lists are truncated to their first entries.",
     (),
     (
-        Field("pci_devices", "pci_devices", GAUGE, "PCI devices, those behind bridges too."),
-        Field("pci", "pci", DETAIL, "Each PCI device's id, address, class, and vendor and device in hexadecimal."),
+        Field("pci_devices", "pci_devices", GAUGE, "Number of PCI devices, including those behind bridges."),
+        Field("pci", "pci", DETAIL, "Id, address, class, and hexadecimal vendor and device of each PCI device."),
         Field(
             "chardevs",
             "character_devices",
             DETAIL,
-            "Each character device's label, where it leads, and whether its guest's side is open.",
+            "Label, target and frontend state of each character device.",
         ),
-        Field("memory", "memory_backends", DETAIL, "Each memory backend's id, size and NUMA policy."),
+        Field("memory", "memory_backends", DETAIL, "Id, size and NUMA policy of each memory backend."),
     ),
     on_change=True,
 )
@@ -27,13 +27,13 @@ TPM = Family(
     "A TPM.",
     ("tpm",),
     (
-        Field("model", "model", TEXT, "What the guest sees, such as tpm-crb."),
-        Field("options.type", "backend", TEXT, "What is behind it: emulator or passthrough."),
+        Field("model", "model", TEXT, "Model that the guest sees, such as tpm-crb."),
+        Field("options.type", "backend", TEXT, "Type of the backend: emulator or passthrough."),
     ),
     on_change=True,
 )
 
-_CLIENTS = Field("clients", "clients", GAUGE, "How many are connected.")
+_CLIENTS = Field("clients", "clients", GAUGE, "Number of connected clients.")
 
 VNC = Family(
     "vnc",
@@ -41,10 +41,15 @@ VNC = Family(
     "A VNC display.",
     ("display",),
     (
-        Field("auth", "auth", TEXT, "How clients show who they are."),
-        Field("addresses", "addresses", DETAIL, "Where it listens."),
+        Field("auth", "auth", TEXT, "Authentication method."),
+        Field("addresses", "addresses", DETAIL, "Addresses that the display listens on."),
         _CLIENTS,
-        Field("who", "connected", DETAIL, "Who is connected: address, and name where the client had to show one."),
+        Field(
+            "who",
+            "connected",
+            DETAIL,
+            "Connected clients: address, and the authenticated user or certificate if there is one.",
+        ),
     ),
     on_change=True,
 )
@@ -55,13 +60,13 @@ SPICE = Family(
     "The SPICE display.",
     (),
     (
-        Field("auth", "auth", TEXT, "How clients show who they are."),
-        Field("host", "address", TEXT, "Where it listens."),
-        Field("port", "port", GAUGE, "Its port."),
-        Field("tls-port", "tls_port", GAUGE, "Its port for TLS."),
-        Field("mouse-mode", "mouse_mode", TEXT, "Whose the mouse pointer is: client or server."),
+        Field("auth", "auth", TEXT, "Authentication method."),
+        Field("host", "address", TEXT, "Address that the display listens on."),
+        Field("port", "port", GAUGE, "Port number."),
+        Field("tls-port", "tls_port", GAUGE, "Port number for TLS."),
+        Field("mouse-mode", "mouse_mode", TEXT, "Owner of the mouse pointer: client or server."),
         _CLIENTS,
-        Field("who", "connected", DETAIL, "The addresses of those who are connected."),
+        Field("who", "connected", DETAIL, "Addresses of the connected clients."),
     ),
     on_change=True,
 )

@@ -1,67 +1,99 @@
-"""The guest's memory."""
+"""Memory of a guest."""
 
 from agent.model.family import COUNTER, GAUGE, STATE, TEXT, Family, Field, Kind, Unit
 
 BALLOON = Family(
     "balloon",
     "query-balloon",
-    "The guest's memory as the balloon leaves it.",
+    "Size of the guest's memory after ballooning.",
     (),
-    (Field("actual", "actual_bytes", GAUGE, "RAM less what the balloon holds."),),
+    (Field("actual", "actual_bytes", GAUGE, "Size of the RAM without the balloon in bytes."),),
     on_change=True,
 )
 
 GUEST_MEMORY = Family(
     "guest_memory",
     "qom-get guest-stats",
-    "What the guest's balloon driver says of its memory; only where guest-stats-polling-interval is set.",
+    "Memory statistics from the guest's balloon driver; only if guest-stats-polling-interval is set.",
     (),
     (
-        Field("last-update", "last_update_timestamp_seconds", GAUGE, "When the guest last told."),
-        Field("stats.stat-total-memory", "total_bytes", GAUGE, "Memory the guest's kernel manages."),
-        Field("stats.stat-free-memory", "free_bytes", GAUGE, "Memory the guest does not use at all."),
-        Field("stats.stat-available-memory", "available_bytes", GAUGE, "Memory the guest could use without swapping."),
+        Field(
+            "last-update",
+            "last_update_timestamp_seconds",
+            GAUGE,
+            "Time of the guest's last update in seconds since the epoch.",
+        ),
+        Field(
+            "stats.stat-total-memory", "total_bytes", GAUGE, "Size of memory that the guest's kernel manages in bytes."
+        ),
+        Field("stats.stat-free-memory", "free_bytes", GAUGE, "Size of unused memory in bytes."),
+        Field(
+            "stats.stat-available-memory",
+            "available_bytes",
+            GAUGE,
+            "Size of memory available without swapping in bytes.",
+        ),
         Field(
             "stats.stat-disk-caches",
             "disk_cache_bytes",
             GAUGE,
-            "Memory the guest could get back from its caches (QEMU 2.12).",
+            "Size of reclaimable caches in bytes (QEMU 2.12).",
         ),
-        Field("stats.stat-swap-in", "swap_in_bytes_total", COUNTER, "Bytes the guest swapped in."),
-        Field("stats.stat-swap-out", "swap_out_bytes_total", COUNTER, "Bytes the guest swapped out."),
-        Field("stats.stat-major-faults", "major_faults_total", COUNTER, "Page faults that needed the disk."),
-        Field("stats.stat-minor-faults", "minor_faults_total", COUNTER, "Page faults that did not."),
-        Field("stats.stat-htlb-pgalloc", "hugetlb_allocations_total", COUNTER, "Huge pages allocated (QEMU 3.0)."),
+        Field("stats.stat-swap-in", "swap_in_bytes_total", COUNTER, "Total number of bytes swapped in."),
+        Field("stats.stat-swap-out", "swap_out_bytes_total", COUNTER, "Total number of bytes swapped out."),
+        Field(
+            "stats.stat-major-faults", "major_faults_total", COUNTER, "Total number of page faults with disk access."
+        ),
+        Field(
+            "stats.stat-minor-faults", "minor_faults_total", COUNTER, "Total number of page faults without disk access."
+        ),
+        Field(
+            "stats.stat-htlb-pgalloc",
+            "hugetlb_allocations_total",
+            COUNTER,
+            "Total number of huge pages allocated (QEMU 3.0).",
+        ),
         Field(
             "stats.stat-htlb-pgfail",
             "hugetlb_failures_total",
             COUNTER,
-            "Huge pages that could not be allocated (QEMU 3.0).",
+            "Total number of failed huge page allocations (QEMU 3.0).",
         ),
         Field(
             "stats.stat-oom-kills",
             "oom_kills_total",
             COUNTER,
-            "Processes the guest killed for want of memory (QEMU 9.2).",
+            "Total number of processes that the guest's OOM killer killed (QEMU 9.2).",
         ),
         Field(
-            "stats.stat-alloc-stalls", "allocation_stalls_total", COUNTER, "Allocations that had to wait (QEMU 9.2)."
+            "stats.stat-alloc-stalls",
+            "allocation_stalls_total",
+            COUNTER,
+            "Total number of stalled memory allocations (QEMU 9.2).",
         ),
         Field(
-            "stats.stat-async-scans", "background_scans_total", COUNTER, "Pages scanned in the background (QEMU 9.2)."
+            "stats.stat-async-scans",
+            "background_scans_total",
+            COUNTER,
+            "Total number of pages scanned in the background (QEMU 9.2).",
         ),
-        Field("stats.stat-direct-scans", "direct_scans_total", COUNTER, "Pages scanned by an allocation (QEMU 9.2)."),
+        Field(
+            "stats.stat-direct-scans",
+            "direct_scans_total",
+            COUNTER,
+            "Total number of pages scanned by allocations (QEMU 9.2).",
+        ),
         Field(
             "stats.stat-async-reclaims",
             "background_reclaims_total",
             COUNTER,
-            "Pages reclaimed in the background (QEMU 9.2).",
+            "Total number of pages reclaimed in the background (QEMU 9.2).",
         ),
         Field(
             "stats.stat-direct-reclaims",
             "direct_reclaims_total",
             COUNTER,
-            "Pages reclaimed by an allocation (QEMU 9.2).",
+            "Total number of pages reclaimed by allocations (QEMU 9.2).",
         ),
     ),
     unavailable=frozenset({-1, 2**64 - 1}),
@@ -70,11 +102,11 @@ GUEST_MEMORY = Family(
 MEMORY = Family(
     "memory",
     "query-memory-size-summary",
-    "The memory that a VM was given (QEMU 2.11).",
+    "Size of the memory that a VM was given (QEMU 2.11).",
     (),
     (
-        Field("base-memory", "base_bytes", GAUGE, "The memory it was started with."),
-        Field("plugged-memory", "plugged_bytes", GAUGE, "The memory in devices that can be unplugged."),
+        Field("base-memory", "base_bytes", GAUGE, "Size of the memory at the start of the VM in bytes."),
+        Field("plugged-memory", "plugged_bytes", GAUGE, "Size of the memory in unpluggable devices in bytes."),
     ),
     on_change=True,
 )
@@ -82,22 +114,22 @@ MEMORY = Family(
 MEMORY_DEVICE = Family(
     "memory_device",
     "query-memory-devices",
-    "A memory device: a DIMM, an NVDIMM, virtio-mem, virtio-pmem, hv-balloon.",
+    "A memory device: a DIMM, an NVDIMM, virtio-mem, virtio-pmem or hv-balloon.",
     ("device",),
     (
-        Field("type", "kind", TEXT, "What it is."),
-        Field("data.size", "size_bytes", GAUGE, "How much memory it gives the guest now."),
-        Field("data.requested-size", "requested_bytes", GAUGE, "How much it is to give; virtio-mem (QEMU 5.1)."),
+        Field("type", "kind", TEXT, "Type of the device."),
+        Field("data.size", "size_bytes", GAUGE, "Size of the memory that the guest has from it in bytes."),
+        Field("data.requested-size", "requested_bytes", GAUGE, "Requested size in bytes; virtio-mem (QEMU 5.1)."),
         Field(
             "data.max-size",
             "limit_bytes",
             GAUGE,
-            "The most it can give; virtio-mem (QEMU 5.1) and hv-balloon (QEMU 8.2).",
+            "Maximum size in bytes; virtio-mem (QEMU 5.1) and hv-balloon (QEMU 8.2).",
         ),
-        Field("data.block-size", "block_bytes", GAUGE, "How much it gives or takes at a time; virtio-mem (QEMU 5.1)."),
-        Field("data.node", "numa_node", GAUGE, "The guest's NUMA node that it belongs to."),
-        Field("data.memdev", "backend", TEXT, "The QOM path of the host's memory under it."),
-        Field("data.hotplugged", "hotplugged", Kind.FLAG, "Whether it was plugged while the VM ran."),
+        Field("data.block-size", "block_bytes", GAUGE, "Size of one block in bytes; virtio-mem (QEMU 5.1)."),
+        Field("data.node", "numa_node", GAUGE, "Number of the guest's NUMA node."),
+        Field("data.memdev", "backend", TEXT, "QOM path of the memory backend."),
+        Field("data.hotplugged", "hotplugged", Kind.FLAG, "Whether the device was hot-plugged."),
     ),
     on_change=True,
 )
@@ -105,11 +137,11 @@ MEMORY_DEVICE = Family(
 HV_BALLOON = Family(
     "hv_balloon",
     "query-hv-balloon-status-report",
-    "What a Windows guest says of its memory, through Hyper-V's balloon (QEMU 8.2).",
+    "Memory status of a Windows guest, reported through the Hyper-V balloon (QEMU 8.2).",
     (),
     (
-        Field("committed", "committed_bytes", GAUGE, "Memory that the guest has committed."),
-        Field("available", "available_bytes", GAUGE, "Memory that the guest has to spare."),
+        Field("committed", "committed_bytes", GAUGE, "Size of committed memory in bytes."),
+        Field("available", "available_bytes", GAUGE, "Size of available memory in bytes."),
     ),
     on_change=True,
 )
@@ -117,13 +149,13 @@ HV_BALLOON = Family(
 DIRTY_RATE = Family(
     "dirty_rate",
     "query-dirty-rate",
-    "How fast the guest dirties its memory, where somebody had it measured with calc-dirty-rate (QEMU 5.2).",
+    "Rate at which the guest dirties its memory, if a client measured it with calc-dirty-rate (QEMU 5.2).",
     (),
     (
-        Field("status", "status", STATE, "Whether it is being measured, or was."),
-        Field("dirty-rate", "bytes_per_second", GAUGE, "What was dirtied each second.", Unit.MEBIBYTES),
-        Field("seconds", "measured_seconds", GAUGE, "For how long it was measured."),
-        Field("mode", "mode", TEXT, "How: page-sampling, dirty-ring, dirty-bitmap (QEMU 6.2)."),
+        Field("status", "status", STATE, "Status of the measurement: measuring or measured."),
+        Field("dirty-rate", "bytes_per_second", GAUGE, "Dirty rate in bytes per second.", Unit.MEBIBYTES),
+        Field("seconds", "measured_seconds", GAUGE, "Duration of the measurement in seconds."),
+        Field("mode", "mode", TEXT, "Method: page-sampling, dirty-ring or dirty-bitmap (QEMU 6.2)."),
     ),
     on_change=True,
 )
@@ -131,26 +163,36 @@ DIRTY_RATE = Family(
 VCPU_DIRTY = Family(
     "vcpu_dirty",
     "query-dirty-rate and query-vcpu-dirty-limit",
-    "How fast a vCPU dirties memory, where somebody measures or limits it with the dirty ring (QEMU 6.2, 7.1).",
+    "Rate at which a vCPU dirties memory, if a client measures or limits it with the dirty ring (QEMU 6.2, 7.1).",
     ("vcpu",),
     (
         Field(
-            "dirty-rate", "bytes_per_second", GAUGE, "What it dirtied each second when it was measured.", Unit.MEBIBYTES
+            "dirty-rate",
+            "bytes_per_second",
+            GAUGE,
+            "Dirty rate of the last measurement in bytes per second.",
+            Unit.MEBIBYTES,
         ),
-        Field("limit-rate", "limit_bytes_per_second", GAUGE, "The most it may dirty.", Unit.MEBIBYTES),
-        Field("current-rate", "current_bytes_per_second", GAUGE, "What it dirties under that limit.", Unit.MEBIBYTES),
+        Field("limit-rate", "limit_bytes_per_second", GAUGE, "Dirty limit in bytes per second.", Unit.MEBIBYTES),
+        Field(
+            "current-rate",
+            "current_bytes_per_second",
+            GAUGE,
+            "Current dirty rate under the limit in bytes per second.",
+            Unit.MEBIBYTES,
+        ),
     ),
 )
 
 DUMP = Family(
     "dump",
     "query-dump",
-    "The dump of the guest's memory that runs, or the last one.",
+    "The running or the last dump of the guest's memory.",
     (),
     (
-        Field("status", "status", STATE, "Where it stands: active, completed, failed."),
-        Field("completed", "written_bytes", GAUGE, "How much is written."),
-        Field("total", "size_bytes", GAUGE, "How much there is to write."),
+        Field("status", "status", STATE, "Status: active, completed or failed."),
+        Field("completed", "written_bytes", GAUGE, "Number of bytes written."),
+        Field("total", "size_bytes", GAUGE, "Total number of bytes to write."),
     ),
     on_change=True,
 )

@@ -1,11 +1,11 @@
-"""Whether the guest runs."""
+"""Run state of a VM."""
 
 from agent.model.family import FLAG, GAUGE, STATE, Family, Field
 
 RUNSTATE = Family(
     "runstate",
     "query-status",
-    "Whether the guest runs, and if not, why.",
+    "Run state of the VM.",
     (),
     (
         Field("status", "status", STATE, "QEMU's RunState: running, paused, io-error, guest-panicked, inmigrate, ..."),
@@ -14,7 +14,7 @@ RUNSTATE = Family(
             "since",
             "since_timestamp_seconds",
             GAUGE,
-            "Since when the agent has seen it so; at attach it may have been so for longer.",
+            "Time since which the agent has seen this status, in seconds since the epoch; before the attach it is not known.",
         ),
     ),
     on_change=True,

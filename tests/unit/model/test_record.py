@@ -156,7 +156,7 @@ def test_any_name_makes_a_source_that_is_a_uri(name: str) -> None:
 
 def test_sources_of_different_monitors_differ() -> None:
     names = ["/a/b", "/a b", "/a%20b", "/a%2Fb", "/a?b", "/a#b", "/é"]
-    assert len({json.loads(Vm("h", "", "", name).head + b"}")["source"] for name in names}) == len(names)
+    assert len({json.loads(Vm("h", "", "", name).json_head + b"}")["source"] for name in names}) == len(names)
 
 
 # --- Cleaning ---

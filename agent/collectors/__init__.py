@@ -1,7 +1,7 @@
-"""One file per thing polled: the questions, and a pure function from QEMU's replies to samples.
+"""Collectors: one file for each thing polled, with its commands and a pure function from QEMU's replies to samples.
 
-To add one: write its file, its family in catalogue/metrics/ and its question's row in qmp/queries.py, and name it in `ALL`. The
-schedule, the deadline, the isolation of its failures and its own metrics are given by the framework (agent/vm).
+To add a collector, write its file, its family in agent/model/metrics/ and its command's row in agent/qmp/queries.py, and add it to `ALL`.
+The session (agent/session) provides the schedule, the deadline, the isolation of failures and the collector's own metrics.
 """
 
 from agent.collectors import (
@@ -52,6 +52,6 @@ ALL: tuple[Collector, ...] = (
 )
 
 ALL_FEATURES = Facts(balloon="/machine/peripheral/balloon0", guest_stats_seconds=5, hv_balloon=True)
-"""Of a VM that has all that QEMU is asked for."""
+"""Facts about a VM that has every feature that the collectors poll."""
 
 __all__ = ["ALL", "ALL_FEATURES", "Collector", "Facts", "Intervals"]

@@ -1,4 +1,4 @@
-"""The balloon's size. Asked at attach; from then on BALLOON_CHANGE carries it."""
+"""Size of the balloon, polled at attach; after that, BALLOON_CHANGE reports it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ _read = Reader(BALLOON)
 
 def _collect(replies: Replies) -> Iterable[Sample]:
     (info,) = replies
-    return _samples(info) if isinstance(info, dict) else ()  # DeviceNotActive, KVMMissingCap: there is no balloon
+    return _samples(info) if isinstance(info, dict) else ()  # DeviceNotActive, KVMMissingCap: no balloon
 
 
 def _samples(info: Mapping[str, Any]) -> Iterable[Sample]:

@@ -1,4 +1,4 @@
-"""What a collector is. Pure."""
+"""Types that define a collector. Pure."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,15 +8,15 @@ from agent.host.types import File, Interface, Task
 from agent.model.family import Family, Sample
 from agent.model.record import Severity
 from agent.qmp.commands import Command
-from agent.qmp.errors import CommandError, UnexpectedReplyError
+from agent.qmp.errors import QmpError, UnexpectedReplyError
 
 Replies = Sequence[Any]
-"""QEMU's replies, one for each question, in order, a CommandError where QEMU refused; then a Text for each file."""
+"""QEMU's replies in the order of the commands, a QmpError for each command that failed; then a Text for each file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Intervals:
-    """How often to ask what no event tells, in seconds."""
+    """Intervals of polls that no event replaces, in seconds."""
 
     poll: float = 10.0
     guest_memory: float = 30.0
@@ -27,21 +27,21 @@ class Intervals:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was found out about one VM when it was attached and at each resync.
+    """Facts about one VM, discovered at attach and at each resync.
 
     Attributes:
         balloon: the QOM path of its balloon device, or None.
         hv_balloon: whether it has a Hyper-V balloon.
-        guest_stats_seconds: how often its balloon driver is asked for statistics; 0 is never.
-        migration_events: whether its MIGRATION events are on, so that nobody need ask.
-        version: its QEMU's major and minor version, for what cannot be found out by trying.
-        commands: the names of the commands that its QEMU has; empty where it would not say.
-        process: its process on this host, or None where that is not known.
-        vcpus: the threads of its vCPUs; none where the process is not known.
-        iothreads: the threads of its iothreads; none where the process is not known.
-        cgroup: the folder of its process' cgroup (version 2), or None.
+        guest_stats_seconds: the polling interval of its balloon driver's statistics; 0 if they are off.
+        migration_events: whether its MIGRATION events are on, which makes polling unnecessary.
+        version: its QEMU's major and minor version, for features that cannot be detected otherwise.
+        commands: the names of the commands that its QEMU supports; empty if they are unknown.
+        process: its process on this host, or None if it is unknown.
+        vcpus: the threads of its vCPUs; empty if the process is unknown.
+        iothreads: the threads of its iothreads; empty if the process is unknown.
+        cgroup: the directory of its process' cgroup (version 2), or None.
         interfaces: the host's network interfaces that its process has open.
-        hears: whether its events are heard; where not, what they would tell is asked at each poll.
+        receives_events: whether the connection receives its events; without them, their collectors poll at the poll interval.
     """
 
     balloon: str | None = None
@@ -58,34 +58,34 @@ class Facts:
     receives_events: bool = True
 
     def has_command(self, command: str) -> bool:
-        """Return whether its QEMU has a command; where nobody knows, it is worth a try."""
+        """Return whether its QEMU supports a command; true if its commands are unknown."""
         return not self.commands or command in self.commands
 
 
 T = TypeVar("T")
 
 
-def require_type(answer: Any, kind: type[T]) -> T:
-    """Return the answer if it is of that kind.
+def require_type(reply: Any, expected: type[T]) -> T:
+    """Return the reply if it has the expected type.
 
     Raises:
-        CommandError: QEMU refused; the error it gave.
-        UnexpectedReplyError: it answered with something else.
+        QmpError: the reply is an error.
+        UnexpectedReplyError: the reply has another type.
     """
-    if isinstance(answer, kind):
-        return answer
-    if isinstance(answer, CommandError):
-        raise answer
-    raise UnexpectedReplyError(f"expected {kind.__name__}, got {type(answer).__name__}")
+    if isinstance(reply, expected):
+        return reply
+    if isinstance(reply, QmpError):
+        raise reply
+    raise UnexpectedReplyError(f"expected {expected.__name__}, got {type(reply).__name__}")
 
 
 class Poll(NamedTuple):
-    """What one round of questions said.
+    """The result of one poll.
 
     Attributes:
-        samples: all of them.
-        time_ns: the instant before the questions, nanoseconds since the epoch.
-        at: the same instant in seconds on the monotonic clock, for what took how long.
+        samples: the samples.
+        time_ns: the instant before the commands were sent, in nanoseconds since the epoch.
+        at: the same instant in seconds on the monotonic clock, for rates.
     """
 
     samples: Sequence[Sample] = ()
@@ -93,18 +93,18 @@ class Poll(NamedTuple):
     at: float = 0.0
 
     def matching(self, sample: Sample) -> Sample | None:
-        """Return what it said of a sample's subject."""
+        """Return this poll's sample of the same family and labels, or None."""
         return next((s for s in self.samples if s.family is sample.family and s.labels == sample.labels), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """What two polls together say has come to pass: a record of its own, for it is told once and never polled again.
+    """A change between two polls, emitted once as a record of its own.
 
     Attributes:
-        family: whose fields it has; its record's type is `qemu.<the family's name>`.
+        family: the family of its fields; the record's type is `qemu.<the family's name>`.
         values: the fields.
-        severity: how much it asks for attention.
+        severity: the record's severity.
     """
 
     family: Family
@@ -123,12 +123,12 @@ def no_files(_facts: Facts) -> tuple[()]:
 
 
 def at_poll_interval(_samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
-    """Ask again at the next poll."""
+    """Poll again after the poll interval."""
     return intervals.poll
 
 
 def on_event_only(_samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:
-    """Ask again when an event says that the answer changed, and at each poll where no event is heard."""
+    """Poll again after an event; without events, after the poll interval."""
     return None if facts.receives_events else intervals.poll
 
 
@@ -146,20 +146,20 @@ def _no_transitions(_before: Poll, _now: Poll) -> tuple[()]:
 
 @dataclass(frozen=True, slots=True)
 class Collector:
-    """One thing polled.
+    """One collector: the commands to send, and functions from their replies to samples.
 
     Attributes:
-        name: its name, by which events ask for it again.
-        families: what it makes.
-        commands: its questions, given what is known of the VM; none where it does not apply.
-        collect: replies to samples. Raises QmpError where an answer makes no sense.
-        next_poll_delay: seconds until the next poll, given the samples; None waits for an event or for the next resync.
-        topology: what in the samples, when it is not as it was, makes `invalidates` be asked again, since no event tells of it.
+        name: the name, which events refer to.
+        families: the families of its samples.
+        commands: the commands to send, given the facts about the VM; empty if the collector does not apply.
+        collect: returns the samples of the replies. Raises QmpError for an error or an unexpected reply.
+        next_poll_delay: seconds until the next poll, given the samples; None waits for an event or the next resync.
+        topology: the part of the samples whose change invalidates other collectors; for changes that no event reports.
         invalidates: the names of those collectors.
-        derive: adds to a poll's samples what only two polls together say, such as a rate; the first poll is empty at each attach.
-        transitions: what two polls together say has come to pass.
-        from_event: events that carry an answer themselves, and how to read it.
-        files: its questions to the host's kernel. A collector that asks QEMU nothing is asked while QEMU stalls too.
+        derive: adds values that take two polls, such as a rate; the first poll after an attach has an empty one before it.
+        transitions: the changes between two polls that are records of their own.
+        from_event: events that contain a reply's data, each with the function that reads it.
+        files: files of the host's kernel to read. A collector without commands runs while QEMU is stalled, too.
     """
 
     name: str
@@ -175,15 +175,15 @@ class Collector:
     files: Callable[[Facts], Sequence[File]] = no_files
 
     def missing_command(self, facts: Facts) -> str:
-        """Return a command that it needs and this QEMU does not have, or empty."""
-        return next((ask.name for ask in self.commands(facts) if not facts.has_command(ask.name)), "")
+        """Return the first of its commands that this QEMU does not support, or an empty string."""
+        return next((command.name for command in self.commands(facts) if not facts.has_command(command.name)), "")
 
     @property
     def needs_previous(self) -> bool:
-        """Whether it wants to see a poll again at the next one."""
+        """True if its samples depend on the previous poll."""
         return self.derive is not _keep_samples or self.transitions is not _no_transitions
 
     @property
     def host_only(self) -> bool:
-        """Whether QEMU need not answer for it."""
+        """True if it sends no command to QEMU."""
         return self.commands is no_commands

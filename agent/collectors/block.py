@@ -1,7 +1,7 @@
-"""What each disk did: the one question that a quiet VM is asked at every poll.
+"""I/O statistics of each disk: the only command that a quiet VM receives at every poll.
 
-Counters live in QEMU's block backend. In `parent` (the storage under the top node) and `backing` only the highest write offset is
-real; their other counters are constant zero and are not read.
+QEMU counts in the block backend. In `parent` (the storage under the top node) and `backing`, only the highest write offset is real;
+the other counters are constant zero and are not read.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,12 +21,12 @@ _read_backing = Reader(BLOCK_BACKING)
 _read_timed = Reader(BLOCK_TIMED)
 
 _HISTOGRAMS = {f"{op}_latency_histogram": f"{op}_total_time_ns" for op in ("rd", "wr", "zone_append", "flush")}
-"""Latency histograms, and the times that are their sums."""
+"""Latency histograms, each with the total time that is its sum."""
 
 _MAX_INTERVALS = 16
 
 _MAX_DEPTH = 64
-"""Longest backing chain told; libvirt allows 200 layers, but no one has a use for more series than these."""
+"""Longest backing chain reported. libvirt permits 200 layers, which would take too many series."""
 
 _MAX_LAYERS = 16
 
@@ -34,10 +34,10 @@ _MAX_LAYERS = 16
 def _collect(replies: Replies) -> Iterable[Sample]:
     for name, disk in disks(replies[0]):
         stats, storage = as_object(disk.get("stats")), chain(disk)[-1]
-        made = {"parent": storage} if storage is not disk.get("parent") else {}
+        changed = {"parent": storage} if storage is not disk.get("parent") else {}
         if not _HISTOGRAMS.keys().isdisjoint(stats):
-            made["stats"] = stats | _with_sums(stats)
-        yield Sample(BLOCK, (name,), _read_disk(disk | made if made else disk))
+            changed["stats"] = stats | _with_sums(stats)
+        yield Sample(BLOCK, (name,), _read_disk(disk | changed if changed else disk))
         for timed in as_list_of_objects(stats.get("timed_stats"), _MAX_INTERVALS):
             if type(seconds := timed.get("interval_length")) is int:
                 yield Sample(BLOCK_TIMED, (name, f"{seconds}s"), _read_timed(timed))
@@ -46,7 +46,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 
 def _with_sums(stats: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the histograms that there are, each with its sum in it."""
+    """Return the histograms of the reply, each with its sum."""
     return {
         key: stats[key] | {"sum": stats.get(time)}
         for key, time in _HISTOGRAMS.items()
@@ -55,7 +55,7 @@ def _with_sums(stats: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chain(disk: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a disk's layers from its top node down to its storage: filters, the format, the protocol."""
+    """Return a disk's layers from its top node to its storage: filters, format, protocol."""
     layers = [disk]
     while len(layers) < _MAX_LAYERS and isinstance(below := layers[-1].get("parent"), dict):
         layers.append(below)
@@ -63,7 +63,7 @@ def chain(disk: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def backings(disk: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the layers of a disk's backing chain, the nearest first."""
+    """Yield the layers of a disk's backing chain from the top."""
     layer = disk.get("backing")
     for _ in range(_MAX_DEPTH):
         if not isinstance(layer, dict):
@@ -72,15 +72,15 @@ def backings(disk: dict[str, Any]) -> Iterator[dict[str, Any]]:
         layer = layer.get("backing")
 
 
-def disks(answer: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each disk of an answer with its stable name; of several of one name the first.
+def disks(reply: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each disk of a reply with its stable name; the first one if several have the same name.
 
     Raises:
-        CommandError: QEMU refused.
-        UnexpectedReplyError: it answered with something else than a list.
+        QmpError: the reply is an error.
+        UnexpectedReplyError: the reply is not a list.
     """
     seen: set[str] = set()
-    for disk in as_list_of_objects(require_type(answer, list)):
+    for disk in as_list_of_objects(require_type(reply, list)):
         name = stable_name(disk)
         if name and name not in seen:
             seen.add(name)
@@ -88,7 +88,7 @@ def disks(answer: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def stable_name(disk: dict[str, Any]) -> str:
-    """Return a disk's name that outlives snapshots and mirrors: its device's id, else its backend's name, else its node's."""
+    """Return the name that a disk keeps through snapshots and mirrors: the device id, else the backend's name, else the node name."""
     for key in ("qdev", "device", "node-name"):
         name = disk.get(key)
         if isinstance(name, str) and name:
@@ -97,7 +97,7 @@ def stable_name(disk: dict[str, Any]) -> str:
 
 
 def _topology(samples: Sequence[Sample]) -> object:
-    """Return which nodes each disk is made of: a snapshot or a mirror's pivot changes them, and QEMU tells nobody."""
+    """Return the nodes of each disk: a snapshot or a mirror's pivot changes them without an event."""
     return {s.subject: (s.values.get("node"), s.values.get("storage_node")) for s in samples if s.family is BLOCK}
 
 

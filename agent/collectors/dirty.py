@@ -1,4 +1,4 @@
-"""How fast the guest dirties memory: only what somebody else measures or limits; to measure is a change, and costs the guest."""
+"""Dirty rates that another client measures or limits. The agent starts no measurement: it is a change and slows the guest."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,8 +15,8 @@ _read_vcpu = Reader(VCPU_DIRTY)
 
 _MAX_VCPUS = 4096
 
-_UNITS = {"second": 1, "millisecond": 1000}
-"""calc-time-unit, QEMU 8.2; before it, seconds."""
+_PER_SECOND = {"second": 1, "millisecond": 1000}
+"""How many of each calc-time-unit (QEMU 8.2) make a second; older versions use seconds."""
 
 
 def _commands(facts: Facts) -> tuple[Command, ...]:
@@ -29,16 +29,16 @@ def _commands(facts: Facts) -> tuple[Command, ...]:
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    measured = require_type(replies[0], dict)
-    vcpus = _by_vcpu(measured.get("vcpu-dirty-rate"), "id", {})
-    for limits in replies[1:]:  # an error: no dirty ring
+    measurement = require_type(replies[0], dict)
+    vcpus = _by_vcpu(measurement.get("vcpu-dirty-rate"), "id", {})
+    for limits in replies[1:]:  # an error without a dirty ring
         vcpus = _by_vcpu(limits, "cpu-index", vcpus)
     samples = [Sample(VCPU_DIRTY, (str(number),), values) for number, values in list(vcpus.items())[:_MAX_VCPUS]]
-    if measured.get("status") not in ("unstarted", None):
-        unit = measured.get("calc-time-unit", "second")
-        seconds = measured.get("calc-time")
-        told = {"seconds": seconds / _UNITS[unit]} if type(seconds) is int and unit in ("second", "millisecond") else {}
-        samples.append(Sample(DIRTY_RATE, (), _read(measured | told)))
+    if measurement.get("status") not in ("unstarted", None):
+        unit = measurement.get("calc-time-unit", "second")
+        seconds = measurement.get("calc-time")
+        duration = {"seconds": seconds / _PER_SECOND[unit]} if type(seconds) is int and unit in _PER_SECOND else {}
+        samples.append(Sample(DIRTY_RATE, (), _read(measurement | duration)))
     return samples
 
 

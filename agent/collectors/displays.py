@@ -1,4 +1,4 @@
-"""Displays and who looks at them. Asked at attach and when somebody connects or leaves; a QEMU may be built without either kind."""
+"""VNC and SPICE displays and their clients, polled at attach and when a client connects or leaves; a QEMU may lack either type."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -22,12 +22,12 @@ def _vnc(replies: Replies) -> Iterable[Sample]:
     for display in as_list_of_objects(require_type(replies[0], list), _MAX_DISPLAYS):
         if name := as_text(display.get("id")):
             addresses, clients = as_list_of_objects(display.get("server")), as_list_of_objects(display.get("clients"))
-            told = {
-                "addresses": [_address(one) for one in addresses[:_MAX_CLIENTS]],
+            fields = {
+                "addresses": [_address(address) for address in addresses[:_MAX_CLIENTS]],
                 "clients": len(clients),
-                "who": [_address(one) | _shown(one) for one in clients[:_MAX_CLIENTS]],
+                "who": [_address(client) | _credentials(client) for client in clients[:_MAX_CLIENTS]],
             }
-            yield Sample(VNC, (sanitize(name),), _read_vnc(display | told))
+            yield Sample(VNC, (sanitize(name),), _read_vnc(display | fields))
 
 
 def _spice(replies: Replies) -> Iterable[Sample]:
@@ -35,21 +35,21 @@ def _spice(replies: Replies) -> Iterable[Sample]:
     if display.get("enabled") is not True:
         return ()
     clients: dict[Any, dict[str, Any]] = {}
-    for channel in as_list_of_objects(display.get("channels")):  # a client has several
+    for channel in as_list_of_objects(display.get("channels")):  # a client has several channels
         clients.setdefault(str(channel.get("connection-id")), channel)
-    who = [_address(one) for one in list(clients.values())[:_MAX_CLIENTS]]
+    who = [_address(client) for client in list(clients.values())[:_MAX_CLIENTS]]
     return (Sample(SPICE, (), _read_spice(display | {"clients": len(clients), "who": who})),)
 
 
-def _address(one: dict[str, Any]) -> Values:
-    """Return an address; VNC calls its port `service`."""
-    named = {"host": one.get("host"), "port": one.get("service", one.get("port"))}
-    return {key: sanitize(value, 128) for key, value in named.items() if isinstance(value, str)}
+def _address(endpoint: dict[str, Any]) -> Values:
+    """Return the host and port of an endpoint; VNC calls the port `service`."""
+    raw = {"host": endpoint.get("host"), "port": endpoint.get("service", endpoint.get("port"))}
+    return {key: sanitize(value, 128) for key, value in raw.items() if isinstance(value, str)}
 
 
-def _shown(one: dict[str, Any]) -> Values:
-    named = {key: one.get(key) for key in ("sasl_username", "x509_dname")}
-    return {key: sanitize(value, 128) for key, value in named.items() if isinstance(value, str)}
+def _credentials(client: dict[str, Any]) -> Values:
+    raw = {key: client.get(key) for key in ("sasl_username", "x509_dname")}
+    return {key: sanitize(value, 128) for key, value in raw.items() if isinstance(value, str)}
 
 
 VNC_DISPLAYS = Collector(

@@ -1,6 +1,6 @@
-"""Disks as their devices have them: throttle limits, trays, I/O status.
+"""Disks as their devices see them: throttle limits, trays, I/O status.
 
-Asked as rarely as the layers are, and for the same reason: query-block looks at the storage too.
+Polled as rarely as the layers are, and for the same reason: query-block accesses the storage, too.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""A dump of the guest's memory: looked for when the vCPUs stop, followed while it runs; its end is in its event."""
+"""Dump of the guest's memory, polled when the vCPUs stop and while it runs; an event reports its end."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,8 +16,8 @@ def _collect(replies: Replies) -> Iterable[Sample]:
     return _samples({"result": require_type(replies[0], dict)})
 
 
-def _samples(told: Mapping[str, Any]) -> Iterable[Sample]:
-    result = told.get("result")
+def _samples(reply: Mapping[str, Any]) -> Iterable[Sample]:
+    result = reply.get("result")
     values = _read(result) if isinstance(result, dict) else {}
     return (Sample(DUMP, (), values),) if values.get("status", "none") != "none" else ()
 

@@ -1,4 +1,4 @@
-"""What the guest says of its memory, through its balloon driver, where somebody has set its polling interval."""
+"""Memory statistics from the guest's balloon driver, polled only if their polling interval is set."""
 
 from collections.abc import Iterable, Sequence
 
@@ -19,7 +19,7 @@ def _commands(facts: Facts) -> Sequence[Command]:
 
 def _collect(replies: Replies) -> Iterable[Sample]:
     (stats,) = replies
-    if not isinstance(stats, dict) or not stats.get("last-update"):  # 0: the guest has never told
+    if not isinstance(stats, dict) or not stats.get("last-update"):  # 0: the guest has not sent any statistics yet
         return ()
     return (Sample(GUEST_MEMORY, (), _read(stats)),)
 

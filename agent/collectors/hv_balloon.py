@@ -1,4 +1,4 @@
-"""What a Windows guest says of its memory. Asked at attach where there is such a balloon; from then on its event carries it."""
+"""Memory status of a Windows guest with a Hyper-V balloon, polled at attach; after that, an event reports it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ _read = Reader(HV_BALLOON)
 
 def _collect(replies: Replies) -> Iterable[Sample]:
     (report,) = replies
-    return _samples(report) if isinstance(report, dict) else ()  # GenericError: the guest has told nothing yet
+    return _samples(report) if isinstance(report, dict) else ()  # GenericError: the guest has not sent a report yet
 
 
 def _samples(report: Mapping[str, Any]) -> Iterable[Sample]:

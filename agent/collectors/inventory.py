@@ -1,4 +1,4 @@
-"""What a VM is made of. Asked at attach and when a device came or went."""
+"""Devices, character devices and memory backends, polled at attach and when a device is added or removed."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,7 +15,7 @@ _read = Reader(INVENTORY)
 _read_tpm = Reader(TPM)
 
 MAX_LISTED = 48
-"""Entries of one list: such a record stays small, and what a VM of hundreds of devices has is told by their number."""
+"""Maximum number of entries in one list, which keeps the record small; `pci_devices` has the full count."""
 
 _MAX_BRIDGES = 16
 _MAX_TEXT = 96
@@ -24,49 +24,49 @@ _MAX_TEXT = 96
 def _collect(replies: Replies) -> Iterable[Sample]:
     buses, chardevs, backends = (as_list_of_objects(require_type(answer, list)) for answer in replies)
     pci = [_pci(device) for bus in buses for device in _devices(bus.get("devices"))]
-    told = {
+    fields = {
         "pci_devices": len(pci),
         "pci": pci[:MAX_LISTED],
-        "chardevs": [_chardev(one) for one in chardevs[:MAX_LISTED]],
-        "memory": [_backend(one) for one in backends[:MAX_LISTED]],
+        "chardevs": [_chardev(chardev) for chardev in chardevs[:MAX_LISTED]],
+        "memory": [_backend(backend) for backend in backends[:MAX_LISTED]],
     }
-    return (Sample(INVENTORY, (), _read(told)),)
+    return (Sample(INVENTORY, (), _read(fields)),)
 
 
 def _devices(devices: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield a bus' devices, and what is behind its bridges."""
+    """Yield a bus' devices and those behind its bridges."""
     for device in as_list_of_objects(devices) if depth < _MAX_BRIDGES else ():
         yield device
         yield from _devices(as_object(device.get("pci_bridge")).get("devices"), depth + 1)
 
 
 def _pci(device: dict[str, Any]) -> Values:
-    kind, ids = as_object(device.get("class_info")), as_object(device.get("id"))
+    device_class, ids = as_object(device.get("class_info")), as_object(device.get("id"))
     bus, slot, function = (_number(device.get(key)) for key in ("bus", "slot", "function"))
     vendor, product = (_number(ids.get(key)) for key in ("vendor", "device"))
     return {
         "id": _text(device.get("qdev_id")),
         "address": f"{bus:02x}:{slot:02x}.{function:x}",
-        "class": _text(kind.get("desc")) or f"{_number(kind.get('class')):04x}",
+        "class": _text(device_class.get("desc")) or f"{_number(device_class.get('class')):04x}",
         "device": f"{vendor:04x}:{product:04x}",
     }
 
 
-def _chardev(one: dict[str, Any]) -> Values:
-    """Tell where it leads, without who is connected at this moment: that would be another inventory each time."""
-    leads = _text(one.get("filename")).removeprefix("disconnected:").split(" <->")[0]
-    return {"label": _text(one.get("label")), "leads_to": leads, "open": one.get("frontend-open") is True}
+def _chardev(chardev: dict[str, Any]) -> Values:
+    """Return a character device without its connected peer, which would change the inventory with each connection."""
+    target = _text(chardev.get("filename")).removeprefix("disconnected:").split(" <->")[0]
+    return {"label": _text(chardev.get("label")), "leads_to": target, "open": chardev.get("frontend-open") is True}
 
 
-def _backend(one: dict[str, Any]) -> Values:
-    nodes = one.get("host-nodes")
+def _backend(backend: dict[str, Any]) -> Values:
+    nodes = backend.get("host-nodes")
     return {
-        "id": _text(one.get("id")),
-        "size_bytes": _number(one.get("size")),
-        "policy": _text(one.get("policy")),
+        "id": _text(backend.get("id")),
+        "size_bytes": _number(backend.get("size")),
+        "policy": _text(backend.get("policy")),
         "host_nodes": [n for n in nodes if type(n) is int][:8] if isinstance(nodes, list) else [],
-        "prealloc": one.get("prealloc") is True,
-        "share": one.get("share") is True,
+        "prealloc": backend.get("prealloc") is True,
+        "share": backend.get("share") is True,
     }
 
 
@@ -84,8 +84,8 @@ def _tpms(replies: Replies) -> Iterable[Sample]:
             yield Sample(TPM, (sanitize(name),), _read_tpm(tpm))
 
 
-def _asks_tpm(facts: Facts) -> tuple[Command, ...]:
-    return (Command("query-tpm"),) if facts.has_command("query-tpm") else ()  # a QEMU may be built without
+def _tpm_commands(facts: Facts) -> tuple[Command, ...]:
+    return (Command("query-tpm"),) if facts.has_command("query-tpm") else ()  # a QEMU may be built without it
 
 
 COLLECTOR = Collector(
@@ -94,4 +94,4 @@ COLLECTOR = Collector(
     lambda _facts: (Command("query-pci"), Command("query-chardev"), Command("query-memdev")),
     _collect,
 )
-TPMS = Collector("tpm", (TPM,), _asks_tpm, _tpms)
+TPMS = Collector("tpm", (TPM,), _tpm_commands, _tpms)

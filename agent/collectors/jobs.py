@@ -1,7 +1,7 @@
-"""Jobs: asked for at attach and when an event tells of one, each second while one runs, and never else.
+"""Jobs, polled at attach, after a job's event and each second while one runs.
 
-query-block-jobs tells of limits, pauses and I/O errors, query-jobs (QEMU 3.0) of jobs that have no block device too. A job's progress is
-followed from poll to poll, for QEMU gives no rate.
+query-block-jobs reports limits, pauses and I/O errors; query-jobs (QEMU 3.0) also reports jobs without a block device. QEMU reports no
+rate, so the rate is derived from two polls.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ _read = Reader(JOB)
 MAX_JOBS = 256
 
 _SETTLED = frozenset({"paused", "standby", "waiting", "pending", "concluded", "null"})
-"""States that an event ends; a job in one of them does not move."""
+"""Statuses without progress, which an event ends."""
 
 
 def _commands(facts: Facts) -> tuple[Command, ...]:
@@ -28,10 +28,10 @@ def _commands(facts: Facts) -> tuple[Command, ...]:
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    """Merge the two replies; block jobs' own offset and length stand in where a QEMU has no query-jobs."""
+    """Merge the two replies; without query-jobs, a block job's offset and length are its progress."""
     jobs: dict[str, dict[str, Any]] = {}
     for job in as_list_of_objects(require_type(replies[0], list)):
-        if isinstance(name := job.get("device"), str):  # so it is called, but it is the job's id
+        if isinstance(name := job.get("device"), str):  # despite its name, this is the job's id
             jobs[name] = {"current-progress": job.get("offset"), "total-progress": job.get("len")} | job
     for job in as_list_of_objects(require_type(replies[1], list)) if len(replies) > 1 else ():
         if isinstance(name := job.get("id"), str):
@@ -57,7 +57,7 @@ def _derive(before: Poll, now: Poll) -> Sequence[Sample]:
 
 
 def _rate(before: Sample | None, values: Values, seconds: float) -> Values:
-    """Return how fast a job went since the last poll, and how long it takes at that rate."""
+    """Return the job's rate since the last poll and the remaining time at that rate."""
     if before is None or seconds <= 0 or not {"progress", "goal"} <= values.keys() & before.values.keys():
         return {}
     rate = max(0.0, (values["progress"] - before.values["progress"]) / seconds)
@@ -66,13 +66,13 @@ def _rate(before: Sample | None, values: Values, seconds: float) -> Values:
 
 
 def _next_poll_delay(samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:
-    return min(_waits(samples, intervals), default=on_event_only(samples, facts, intervals))
+    return min(_delays(samples, intervals), default=on_event_only(samples, facts, intervals))
 
 
-def _waits(samples: Sequence[Sample], intervals: Intervals) -> Iterator[float]:
+def _delays(samples: Sequence[Sample], intervals: Intervals) -> Iterator[float]:
     for sample in samples:
         status = sample.values.get("status", "running")
-        if status == "ready":  # a mirror may stay so for days, and only copies what the guest writes
+        if status == "ready":  # a mirror can stay ready for days; it only copies the guest's writes
             yield max(intervals.poll, intervals.migration)
         elif status not in _SETTLED:
             yield intervals.migration

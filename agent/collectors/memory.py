@@ -1,4 +1,4 @@
-"""How much memory a VM has, and in what devices. Asked at attach and when an event says that it changed."""
+"""Memory size and memory devices, polled at attach and after an event that changes them."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -23,7 +23,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 
 def _devices(devices: list[Any]) -> Iterator[Sample]:
-    """Yield the devices by their ids, those without one by the memory under them."""
+    """Yield the memory devices by id, or by memory backend if they have no id."""
     for device in as_list_of_objects(devices, _MAX_DEVICES):
         data = as_object(device.get("data"))
         if name := as_text(data.get("id")) or as_text(data.get("memdev")):

@@ -1,4 +1,4 @@
-"""Migration: asked when MIGRATION events say so, each second while one runs, and on a timer only where those events are off."""
+"""Migration, polled after MIGRATION events and each second while one runs; without those events, at the poll interval."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,14 +12,14 @@ from agent.qmp.commands import Command
 
 _read = Reader(MIGRATION)
 
-_EXPERIMENT = "x-cpu-throttle-percentage"
-"""As QEMU called it when it was new (2.5 to 2.9)."""
+_OLD_THROTTLE = "x-cpu-throttle-percentage"
+"""Name of `cpu-throttle-percentage` in QEMU 2.5 to 2.9."""
 
 
-def _moves(values: Mapping[str, Any]) -> bool:
-    """Return whether a migration is under way.
+def _in_progress(values: Mapping[str, Any]) -> bool:
+    """Return whether a migration is in progress.
 
-    One that is said to be completed and took no time has its figures yet to be made: QEMU's migration thread sets the state first.
+    A completed migration with a duration of 0 counts as in progress: QEMU's migration thread sets the status before the figures.
     """
     return values["status"] not in INACTIVE_STATUSES or (
         values["status"] == "completed" and values.get("elapsed_seconds") == 0
@@ -31,66 +31,68 @@ _SEVERITIES = {"completed": Severity.INFO, "cancelled": Severity.WARNING, "faile
 
 def _collect(replies: Replies) -> Iterable[Sample]:
     reply = require_type(replies[0], dict)
-    if _EXPERIMENT in reply:
-        reply = reply | {_EXPERIMENT.removeprefix("x-"): reply[_EXPERIMENT]}
+    if _OLD_THROTTLE in reply:
+        reply = reply | {_OLD_THROTTLE.removeprefix("x-"): reply[_OLD_THROTTLE]}
     values = {"status": "none"} | _read(reply)
-    return (Sample(MIGRATION, (), values | _left(values)),)
+    return (Sample(MIGRATION, (), values | _remaining(values)),)
 
 
-def _left(values: Values) -> Values:
-    """Return how long the RAM that remains takes, where the guest does not dirty it as fast as it is sent."""
+def _remaining(values: Values) -> Values:
+    """Return the time to send the remaining RAM, unless the guest dirties it as fast as QEMU sends it."""
     dirtied = values.get("ram_dirty_pages_per_second", 0) * values.get("ram_page_bytes", 4096)
     speed = values.get("throughput_bytes_per_second", 0) - dirtied
-    if not _moves(values) or speed <= 0 or "ram_remaining_bytes" not in values:
+    if not _in_progress(values) or speed <= 0 or "ram_remaining_bytes" not in values:
         return {}
     return {"remaining_seconds": values["ram_remaining_bytes"] / speed}
 
 
 def _next_poll_delay(samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:
-    if any(_moves(sample.values) for sample in samples):
+    if any(_in_progress(sample.values) for sample in samples):
         return intervals.migration
     return None if facts.migration_events else intervals.poll
 
 
 def _transitions(before: Poll, now: Poll) -> Iterable[Transition]:
-    """Tell of a migration's end once: where it is seen to end, and where one began and ended between two polls."""
-    for was, now_is in zip((s.values for s in before.samples), (s.values for s in now.samples), strict=False):
-        outcome = now_is["status"]
-        if outcome not in _SEVERITIES or _moves(now_is):
+    """Yield a migration's end once: when its status changes to an end, and when a whole migration ran between two polls."""
+    for previous, current in zip((s.values for s in before.samples), (s.values for s in now.samples), strict=False):
+        outcome = current["status"]
+        if outcome not in _SEVERITIES or _in_progress(current):
             continue
-        seen = _moves(was)
-        if seen or _told(was) != _told(now_is):
-            yield Transition(MIGRATION_ENDED, _summary((was if seen else {}) | now_is), _SEVERITIES[outcome])
+        in_progress = _in_progress(previous)
+        if in_progress or _fingerprint(previous) != _fingerprint(current):
+            yield Transition(
+                MIGRATION_ENDED, _summary((previous if in_progress else {}) | current), _SEVERITIES[outcome]
+            )
 
 
-def _told(values: Mapping[str, Any]) -> list[Any]:
-    """Return what is never the same for two migrations that ended."""
+def _fingerprint(values: Mapping[str, Any]) -> list[Any]:
+    """Return values that are never the same for two finished migrations."""
     return [
         values.get(key)
         for key in ("status", "elapsed_seconds", "setup_seconds", "ram_transferred_bytes_total", "error")
     ]
 
 
-_AS_THEY_ARE = ("elapsed_seconds", "downtime_seconds", "setup_seconds", "ram_bytes", "cpu_throttle_ratio", "error")
-_COUNTED = {"passes": "passes_total", "postcopy_requests": "postcopy_requests_total"}
-_SENT = ("ram_transferred_bytes_total", "disk_transferred_bytes_total", "vfio_transferred_bytes_total")
+_COPIED = ("elapsed_seconds", "downtime_seconds", "setup_seconds", "ram_bytes", "cpu_throttle_ratio", "error")
+_RENAMED = {"passes": "passes_total", "postcopy_requests": "postcopy_requests_total"}
+_TRANSFERRED = ("ram_transferred_bytes_total", "disk_transferred_bytes_total", "vfio_transferred_bytes_total")
 
 
 def is_source(values: Mapping[str, Any]) -> bool:
-    """Return whether these figures are of the end that sends: the other one counts no RAM and no time."""
+    """Return whether these are the figures of a source; a destination counts neither RAM nor time."""
     return "ram_transferred_bytes_total" in values or "elapsed_seconds" in values
 
 
 def _summary(last: Mapping[str, Any]) -> Values:
-    """Return what there is to say of a migration, given the last figures of it."""
-    told: Values = {"outcome": last["status"], "role": "source" if is_source(last) else "destination"}
-    told |= {key: last[key] for key in _AS_THEY_ARE if key in last}
-    told |= {name: last[key] for name, key in _COUNTED.items() if key in last}
+    """Return the fields of the record about a migration's end, given its last figures."""
+    summary: Values = {"outcome": last["status"], "role": "source" if is_source(last) else "destination"}
+    summary |= {key: last[key] for key in _COPIED if key in last}
+    summary |= {name: last[key] for name, key in _RENAMED.items() if key in last}
     if "ram_transferred_bytes_total" in last:
-        told["transferred_bytes"] = sum(last.get(key, 0) for key in _SENT)
+        summary["transferred_bytes"] = sum(last.get(key, 0) for key in _TRANSFERRED)
         if last.get("elapsed_seconds", 0) > 0:
-            told["throughput_bytes_per_second"] = told["transferred_bytes"] / last["elapsed_seconds"]
-    return told
+            summary["throughput_bytes_per_second"] = summary["transferred_bytes"] / last["elapsed_seconds"]
+    return summary
 
 
 COLLECTOR = Collector(

@@ -1,4 +1,4 @@
-"""What goes over a VM's tap and macvtap interfaces, counted by the host and told as the guest sees it."""
+"""Traffic of a VM's tap and macvtap interfaces, counted by the host and reported from the guest's side."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from agent.model.record import sanitize
 
 _read = Reader(NET)
 
-_COUNTERS = [f"{way}_{what}" for way in ("rx", "tx") for what in ("bytes", "packets", "errors", "dropped")]
+_COUNTERS = [f"{direction}_{what}" for direction in ("rx", "tx") for what in ("bytes", "packets", "errors", "dropped")]
 
 
 def _files(facts: Facts) -> Sequence[File]:
@@ -24,23 +24,25 @@ def _files(facts: Facts) -> Sequence[File]:
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    found: dict[str, tuple[Interface, Numbers]] = {}
-    for answer in replies:
-        if not isinstance(answer, Text) or answer.text is None:
+    counted: dict[str, tuple[Interface, Numbers]] = {}
+    for reply in replies:
+        if not isinstance(reply, Text) or reply.text is None:
             continue
-        of: Any = answer.file.of
-        if isinstance(of, Interface):
-            counter = answer.file.path.rpartition("/")[2]
-            found.setdefault(of.name, (of, {}))[1][counter] = alone(answer.text)
+        subject: Any = reply.file.of
+        if isinstance(subject, Interface):
+            counter = reply.file.path.rpartition("/")[2]
+            counted.setdefault(subject.name, (subject, {}))[1][counter] = alone(reply.text)
         else:
-            there = interfaces(answer.text)
-            found |= {far.name: (far, there[far.name]) for far in of if far.name in there}
-    for interface, counters in found.values():
-        yield Sample(NET, (sanitize(interface.name),), _read(_seen(interface, counters) | {"known": interface.values}))
+            by_name = interfaces(reply.text)
+            counted |= {far.name: (far, by_name[far.name]) for far in subject if far.name in by_name}
+    for interface, counters in counted.values():
+        yield Sample(
+            NET, (sanitize(interface.name),), _read(_from_guest_side(interface, counters) | {"known": interface.values})
+        )
 
 
-def _seen(interface: Interface, counters: Numbers) -> Numbers:
-    """Return the counters as a tap's are: what the guest receives is what the host sends."""
+def _from_guest_side(interface: Interface, counters: Numbers) -> Numbers:
+    """Return the counters with a tap's directions: the guest receives what the host sends."""
     if interface.swapped:
         return counters
     other = {"rx": "tx", "tx": "rx"}

@@ -1,6 +1,6 @@
-"""The layers of each disk: sizes, what is allocated, where it lies, thresholds.
+"""Layers of each disk: virtual size, allocated size, path, write threshold.
 
-Asked rarely: QEMU looks at the storage for it, and on storage that hangs it freezes the guest (block/qapi.c, seen on 7.2 and 11.1).
+Polled rarely: QEMU accesses the storage for it, and hung storage then freezes the guest (block/qapi.c, seen on 7.2 and 11.1).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,13 +34,13 @@ FILTERS = frozenset(
     }
     | {"throttle", "mirror_top", "commit_top", "backup-top"}
 )
-"""Drivers that hold nothing themselves (QEMU's BlockDriver.is_filter, 2.6 to 11.1)."""
+"""Filter drivers, which store no data (QEMU's BlockDriver.is_filter, 2.6 to 11.1)."""
 
 Nodes = Mapping[str, Mapping[str, Any]]
 
 
 def _commands(facts: Facts) -> tuple[Command, ...]:
-    # `flat` leaves out each node's copy of its backing chain; QEMU 5.0.
+    # `flat` omits each node's copy of its backing chain (QEMU 5.0).
     return (
         Command("query-named-block-nodes", {"flat": True} if facts.version >= (5, 0) else None),
         Command("query-blockstats"),
@@ -61,7 +61,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 
 def _with_snapshots(node: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the node with the number of its internal snapshots, where it can have some."""
+    """Return the node with the number of its internal snapshots, if its format supports them."""
     image = node.get("image")
     if not isinstance(image, dict) or image.get("format") != "qcow2":
         return node
@@ -70,14 +70,14 @@ def _with_snapshots(node: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _bitmaps(device: str, layer: str, node: Mapping[str, Any]) -> Iterator[Sample]:
-    """Yield a layer's bitmaps that have a name; those without are QEMU's own, for as long as a job runs."""
+    """Yield a layer's named bitmaps; those without a name are QEMU's own for the duration of a job."""
     for bitmap in as_list_of_objects(node.get("dirty-bitmaps"), _MAX_BITMAPS):
         if name := as_text(bitmap.get("name")):
             yield Sample(BLOCK_BITMAP, (device, layer, sanitize(name)), _read_bitmap(bitmap))
 
 
 def _layers(nodes: Nodes, disk: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield a disk's layers and their nodes' names; filters are left out."""
+    """Yield a disk's layers and their node names, without filters."""
     names = [name for layer in chain(disk) if isinstance(name := layer.get("node-name"), str)]
     solid = [name for name in names if str(nodes.get(name, {}).get("drv")) not in FILTERS]
     if solid:

@@ -1,4 +1,4 @@
-"""What a VM's process costs the host, and the cgroup that it is in. Only files that the kernel writes without waiting for the process."""
+"""Resource usage of a VM's process and its cgroup. Reads only files that the kernel provides without waiting for the process."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from agent.model.reader import Reader
 _read_process = Reader(PROCESS)
 _read_cgroup = Reader(CGROUP)
 
-_OF_CGROUP = {
+_CGROUP_FILES = {
     "memory.current": alone,
     "memory.max": alone,
     "memory.swap.current": alone,
@@ -38,20 +38,20 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 
 def _cgroup_files(facts: Facts) -> Sequence[File]:
-    return () if facts.cgroup is None else [File(f"{facts.cgroup}/{name}", facts.cgroup) for name in _OF_CGROUP]
+    return () if facts.cgroup is None else [File(f"{facts.cgroup}/{name}", facts.cgroup) for name in _CGROUP_FILES]
 
 
 def _collect_cgroup(replies: Replies) -> Iterable[Sample]:
     item: dict[str, Any] = {}
-    for answer in replies:
-        if isinstance(answer, Text) and answer.text is not None:
-            item["path"] = answer.file.of
-            name = answer.file.path.rpartition("/")[2]
+    for reply in replies:
+        if isinstance(reply, Text) and reply.text is not None:
+            item["path"] = reply.file.of
+            name = reply.file.path.rpartition("/")[2]
             *parents, last = name.split(".")
             holder = item
             for parent in parents:
                 holder = holder.setdefault(parent, {})
-            holder[last] = _OF_CGROUP[name](answer.text)
+            holder[last] = _CGROUP_FILES[name](reply.text)
     return (Sample(CGROUP, (), _read_cgroup(item)),) if item else ()
 
 

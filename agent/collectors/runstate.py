@@ -1,4 +1,4 @@
-"""Whether the guest runs, and since when. Asked at attach and when STOP, RESUME and their kin say that it changed."""
+"""Run state of the VM and its start, polled at attach and after STOP, RESUME and similar events."""
 
 from collections.abc import Iterable, Sequence
 
@@ -23,7 +23,7 @@ def _derive(before: Poll, now: Poll) -> Sequence[Sample]:
 
 
 def _since(before: Sample | None, sample: Sample, now: Poll) -> float:
-    """Return since when: the poll that follows an event at once is as near to the change as QEMU's own words are."""
+    """Return the start of the status in seconds since the epoch; a poll follows each event at once, so its time is close enough."""
     if before is not None and before.values.get("status") == sample.values.get("status"):
         since: float = before.values["since_timestamp_seconds"]
         return since

@@ -1,4 +1,4 @@
-"""What a VM's vCPUs and iothreads cost the host: their threads' figures, by the ids that QEMU told at attach."""
+"""CPU time of a VM's vCPU and I/O threads, by the thread ids that QEMU reports at attach."""
 
 from collections.abc import Callable, Iterable, Sequence
 

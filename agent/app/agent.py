@@ -33,7 +33,7 @@ from agent.delivery.sinks.base import Sink
 from agent.exposition.series_limits import SeriesLimits
 from agent.exposition.snapshot import Snapshot
 from agent.http.record_stream import RecordBroadcaster
-from agent.http.server import EndpointError
+from agent.http.web_config import EndpointError
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.runstate import RUNSTATE
@@ -240,7 +240,9 @@ class Agent:
         stuck = [name for name, seconds in late.items() if seconds > STUCK_SECONDS]
         troubles += [f"{name} is up and has not been asked what it should be" for name in stuck[:MOST_NAMED]]
         if self.alertmanager is not None and self.alertmanager.error is not None:
-            troubles.append(f"Alertmanager at {self.alertmanager.name}: sending alerts failed: {self.alertmanager.error}")
+            troubles.append(
+                f"Alertmanager at {self.alertmanager.name}: sending alerts failed: {self.alertmanager.error}"
+            )
         return troubles + self.delivery.troubles()
 
     def warnings(self) -> list[str]:

@@ -14,7 +14,8 @@ from agent.collectors import ALL_FEATURES, Collector
 from agent.common.config_types import expand
 from agent.config.model import Config
 from agent.delivery.sinks.base import SinkError
-from agent.http.server import EndpointError, LoadedWebConfig, is_loopback
+from agent.http.server import is_loopback
+from agent.http.web_config import EndpointError, LoadedWebConfig
 from agent.model.record import sanitize
 from agent.monitors import DialDiscoverer, Discoverer, ListenDiscoverer, Monitor
 from agent.qmp.errors import BusyError, DeniedError, QmpError
@@ -165,12 +166,12 @@ def _lacks(commands: frozenset[str], collectors: Iterable[Collector]) -> Iterato
 async def _endpoint(config: Config) -> tuple[bool, str]:
     listen, path = config.web.listen_address, config.web.config_file
     try:
-        door = await asyncio.to_thread(LoadedWebConfig.read, expand(path) if path is not None else None)
+        web_config = await asyncio.to_thread(LoadedWebConfig.read, expand(path) if path is not None else None)
     except EndpointError as error:
         return False, str(error)
     except OSError as error:
         return False, error.strerror or str(error)
-    if door.config.asks_who:
+    if web_config.config.authenticates:
         return True, f"{listen} asks who reads, as {path} says"
     if is_loopback(listen):
         return True, f"{listen} can be read by all on this host"

@@ -24,7 +24,7 @@ from agent.common.errors import CommandFailedError
 from agent.common.units import parse_bytes, parse_seconds
 from agent.config.loader import DEFAULT_PATH, ConfigError, load
 from agent.config.model import AlertmanagerConfig, Config, WebConfig
-from agent.http.server import EndpointError, LoadedWebConfig
+from agent.http.web_config import EndpointError, LoadedWebConfig
 from agent.model.record import Severity
 from agent.monitors import DialConfig
 from agent.runtime.logging import set_up

@@ -1,7 +1,7 @@
-"""How fast counters rise, by a family's last two polls. Pure.
+"""Rates of counters between a family's last two polls. Pure.
 
-Kept in the agent and not by those who look, so that a page just opened, and `qmp-agent top --once`, have rates at once. Of the older poll
-there are the counters alone, as bare numbers: as values they would be a tenth of what a VM takes of memory.
+The agent computes rates itself, so that a page just opened and `qmp-agent top --once` show them at once. Of the previous poll it keeps only
+the counters, packed as plain numbers: as Python objects they would be a tenth of a VM's memory.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -11,8 +11,8 @@ from struct import Struct
 from agent.model.family import Sample, Values
 from agent.model.reader import Getter, getter
 
-LEAST_NS = 500_000_000
-"""Polls closer together than this count as one: a rate over a few milliseconds says nothing."""
+MIN_INTERVAL_NS = 500_000_000
+"""Polls closer together than this count as one: a rate over a few milliseconds is noise."""
 
 MAX_LAYOUTS = 1024
 
@@ -21,79 +21,87 @@ Subjects = dict[Labels, Values]
 
 
 class _CounterLayout:
-    """Which counters there are among a subject's values, and how they are kept."""
+    """The counters among a subject's values, and their packed form."""
 
     def __init__(self, names: Iterable[str]) -> None:
         counters = [name for name in names if name.endswith("_total")]
-        self.places = {name: place for place, name in enumerate(counters)}
-        self.numbers = Struct(f"{len(counters)}d")
-        self.pick: Getter = getter(counters) if counters else tuple
+        self.positions = {name: position for position, name in enumerate(counters)}
+        self.packing = Struct(f"{len(counters)}d")
+        self.select: Getter = getter(counters) if counters else tuple
 
 
-Kept = tuple[_CounterLayout, bytes]
+PackedCounters = tuple[_CounterLayout, bytes]
 
-_NOTHING: dict[Labels, Kept] = {}
-"""One for all: most families have no counters."""
+_NONE: dict[Labels, PackedCounters] = {}
+"""Shared empty dict: most families have no counters."""
 
 _layouts: dict[tuple[str, ...], _CounterLayout] = {}
-"""By the values' names; one QEMU gives them in one order as long as it lives."""
+"""Layouts by the values' names; a QEMU process keeps the order of its fields."""
 
 
-def _keep(values: Values) -> Kept | None:
-    """Return the counters among a subject's values; None where there is none."""
+def _pack(values: Values) -> PackedCounters | None:
+    """Return the counters among a subject's values; None if it has none."""
     names = tuple(values)
     layout = _layouts.get(names)
     if layout is None:
-        if len(_layouts) >= MAX_LAYOUTS:  # a hostile one has a new one each time
+        if len(_layouts) >= MAX_LAYOUTS:  # a hostile QEMU can send new names at each poll
             _layouts.clear()
         layout = _layouts[names] = _CounterLayout(names)
-    return (layout, layout.numbers.pack(*layout.pick(values))) if layout.places else None
+    return (layout, layout.packing.pack(*layout.select(values))) if layout.positions else None
 
 
 @dataclass(slots=True)
 class PollPair:
-    """A family's last two polls, and when they were, in nanoseconds since the epoch."""
+    """A family's last two polls.
+
+    Attributes:
+        time_ns: time of the last poll, nanoseconds since the epoch.
+        current: the last poll's values by labels.
+        previous_ns: time of the previous poll, nanoseconds since the epoch; 0 if there is none.
+        limits: the series limits that were applied to the last poll.
+    """
 
     time_ns: int = 0
-    now: Subjects = field(default_factory=dict)
-    then_ns: int = 0
+    current: Subjects = field(default_factory=dict)
+    previous_ns: int = 0
     limits: object = None
-    """The bounds by which it was cut."""
-    _then: dict[Labels, Kept] = field(default_factory=lambda: _NOTHING)
+    _previous: dict[Labels, PackedCounters] = field(default_factory=lambda: _NONE)
 
-    def holds(self, samples: Sequence[Sample]) -> bool:
-        """Return whether these are what was taken last, the very values."""
-        return len(samples) == len(self.now) and all(self.now.get(one.labels) is one.values for one in samples)
+    def is_current(self, samples: Sequence[Sample]) -> bool:
+        """Return whether these are the very samples of the last poll, compared by identity."""
+        return len(samples) == len(self.current) and all(
+            self.current.get(sample.labels) is sample.values for sample in samples
+        )
 
-    def take(self, samples: Subjects, time_ns: int) -> None:
-        """Take a new poll, to keep; the older one stays what it is compared with where they are too close together."""
-        if time_ns - self.time_ns >= LEAST_NS:
-            then = {labels: kept for labels, values in self.now.items() if (kept := _keep(values)) is not None}
-            self.then_ns, self._then = self.time_ns, then or _NOTHING
-        self.time_ns, self.now = time_ns, samples
+    def update(self, subjects: Subjects, time_ns: int) -> None:
+        """Store a new poll. If it follows the last one too closely, the previous poll stays the base of the rates."""
+        if time_ns - self.time_ns >= MIN_INTERVAL_NS:
+            counters = {labels: packed for labels, values in self.current.items() if (packed := _pack(values))}
+            self.previous_ns, self._previous = self.time_ns, counters or _NONE
+        self.time_ns, self.current = time_ns, subjects
 
     def rates(self, labels: Labels, names: Iterable[str]) -> dict[str, float]:
-        """Return the rates of several counters that are known."""
-        now, then = self.now.get(labels), self._then.get(labels)
-        if now is None or then is None or self.time_ns <= self.then_ns:
+        """Return the increase per second of those counters of a subject that both polls have and that did not restart."""
+        values, packed = self.current.get(labels), self._previous.get(labels)
+        if values is None or packed is None or self.time_ns <= self.previous_ns:
             return {}
-        layout, kept = then
-        old, seconds = layout.numbers.unpack(kept), (self.time_ns - self.then_ns) / 1e9
-        found = {}
+        layout, data = packed
+        previous, seconds = layout.packing.unpack(data), (self.time_ns - self.previous_ns) / 1e9
+        rates = {}
         for name in names:
-            place, new = layout.places.get(name), now.get(name)
-            if place is not None and new is not None and (rose := float(new) - old[place]) >= 0:
-                found[name] = rose / seconds
-        return found
+            position, value = layout.positions.get(name), values.get(name)
+            if position is not None and value is not None and (rise := float(value) - previous[position]) >= 0:
+                rates[name] = rise / seconds
+        return rates
 
     def total(self, name: str) -> float | None:
-        """Return how much a counter of all subjects rose a second, together; None where it is known of none."""
+        """Return the sum of a counter's rates over all subjects; None if no rate is known."""
         return self.totals((name,)).get(name)
 
     def totals(self, names: Collection[str]) -> dict[str, float]:
-        """Return such totals of several counters that are known."""
-        found: dict[str, float] = {}
-        for labels in self.now:
+        """Return the sums of several counters' rates over all subjects, as far as rates are known."""
+        totals: dict[str, float] = {}
+        for labels in self.current:
             for name, rate in self.rates(labels, names).items():
-                found[name] = found.get(name, 0.0) + rate
-        return found
+                totals[name] = totals.get(name, 0.0) + rate
+        return totals

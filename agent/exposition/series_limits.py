@@ -1,7 +1,7 @@
-"""How much of /metrics one VM may take. Pure.
+"""Limits on the series of one VM. Pure.
 
-The names of disks, jobs and the like are the VM's to choose, and Prometheus keeps an index entry for every name that it ever saw: so
-there is a bound to those there are, and one to those that come and go. Records have them all.
+The VM chooses the names of its disks, jobs and other subjects, and Prometheus keeps an index entry for every name it has ever scraped.
+So both the present series and the rate of new names are limited. Records are not limited by this.
 """
 
 from collections.abc import Collection, Sequence
@@ -12,7 +12,7 @@ from agent.model.metrics import FAMILIES
 
 HOUR_NS = 3600 * 1_000_000_000
 
-_UNSEEN = {
+_NO_SERIES = {
     family.name: {f.name for f in family.fields} - {f.name for f in family.exported_fields()} for family in FAMILIES
 }
 _HISTOGRAMS = {
@@ -20,19 +20,19 @@ _HISTOGRAMS = {
 }
 
 
-def _series(family: Family, values: Values) -> int:
+def _count_series(family: Family, values: Values) -> int:
     """Return how many series a subject has; a histogram has one for each bin and two more."""
-    count = len(values) - sum(map(values.__contains__, _UNSEEN[family.name]))
+    count = len(values) - sum(map(values.__contains__, _NO_SERIES[family.name]))
     return count + sum(len(values[name]["counts"]) + 1 for name in _HISTOGRAMS[family.name] if name in values)
 
 
 @dataclass(frozen=True, slots=True)
 class SeriesLimits:
-    """The bounds.
+    """The limits.
 
     Attributes:
-        series: of one VM's subjects (disks, vCPUs, jobs and the like), all together; the catalogue bounds those of the VM as a whole.
-        subjects: that are new to one VM within an hour.
+        series_per_vm: series of all subjects (disks, vCPUs, jobs and the like) of one VM; the catalogue bounds those without a subject.
+        new_subjects_per_hour: subjects that are new to one VM within an hour.
     """
 
     series_per_vm: int = 5000
@@ -43,53 +43,54 @@ DEFAULT_LIMITS = SeriesLimits()
 
 
 class SeriesLimiter:
-    """The bounds of one VM, and what of them is taken."""
+    """Applies the limits to one VM."""
 
     def __init__(self) -> None:
         self._series: dict[str, int] = {}
         self._new = 0
-        self._gone: dict[tuple[str, tuple[str, ...]], None] = {}  # an empty set is three times as large
-        self._since_ns = 0
+        self._departed: dict[tuple[str, tuple[str, ...]], None] = {}  # a dict: an empty set is three times as large
+        self._hour_began_ns = 0
 
     def admit(
         self,
         family: Family,
-        before: Collection[tuple[str, ...]],
+        previous: Collection[tuple[str, ...]],
         samples: Sequence[Sample],
         time_ns: int,
         limits: SeriesLimits,
     ) -> Sequence[Sample]:
-        """Return those samples that get series, which are the first of them, and take what they need instead of what their family had.
+        """Select the samples of one family that get series: the first ones that fit. Their series replace the family's previous ones.
 
         Args:
-            family: whose samples these are.
-            before: the labels of those that got series last.
-            samples: all that there are of it.
-            time_ns: when they were seen, nanoseconds since the epoch.
-            limits: the bounds.
+            family: the samples' family.
+            previous: labels of the subjects that have series now.
+            samples: all samples of the family.
+            time_ns: time of the poll, nanoseconds since the epoch.
+            limits: the limits.
         """
         if not family.labels:
             return samples
-        if time_ns - self._since_ns > HOUR_NS:
-            self._since_ns, self._new = time_ns, 0
-            self._gone.clear()
+        if time_ns - self._hour_began_ns > HOUR_NS:
+            self._hour_began_ns, self._new = time_ns, 0
+            self._departed.clear()
         self._series[family.name] = 0
-        room = limits.series_per_vm - sum(self._series.values())
-        kept: list[Sample] = []
-        stay = 0
+        available = limits.series_per_vm - sum(self._series.values())
+        admitted: list[Sample] = []
+        staying = 0
         for sample in samples:
-            need = _series(family, sample.values)
-            if need > room:
+            needed = _count_series(family, sample.values)
+            if needed > available:
                 break
-            if sample.labels in before:
-                stay += 1
-            elif (family.name, sample.labels) not in self._gone:
+            if sample.labels in previous:
+                staying += 1
+            elif (family.name, sample.labels) not in self._departed:
                 if self._new >= limits.new_subjects_per_hour:
                     continue
                 self._new += 1
-            room -= need
-            self._series[family.name] += need
-            kept.append(sample)
-        if stay < len(before):
-            self._gone |= {(family.name, labels): None for labels in {*before} - {one.labels for one in kept}}
-        return kept
+            available -= needed
+            self._series[family.name] += needed
+            admitted.append(sample)
+        if staying < len(previous):
+            departed = {*previous} - {sample.labels for sample in admitted}
+            self._departed |= {(family.name, labels): None for labels in departed}
+        return admitted

@@ -1,6 +1,6 @@
-"""The last samples of every VM and the state of every monitor, as the scrape and the page read them. Pure.
+"""The latest samples of every VM and the state of every monitor, for scrapes and the page. Pure.
 
-A family of a VM is replaced whole, so a reader sees one poll's answer or the next one's, and a disk that was unplugged is not in it.
+A family of a VM is replaced whole: a reader sees all of one poll or all of the next, and an unplugged disk is gone.
 """
 
 from collections import Counter
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from agent.exposition.rates import Labels, PollPair, Subjects
 from agent.exposition.series_limits import DEFAULT_LIMITS, SeriesLimiter, SeriesLimits
-from agent.exposition.summary import History, remember
+from agent.exposition.summary import History, update_history
 from agent.model.events import EVENTS
 from agent.model.family import Family, Sample, Values
 from agent.model.metrics.block import BLOCK
@@ -20,19 +20,19 @@ from agent.session.api import MonitorState, MonitorStatus
 
 @dataclass(slots=True, eq=False)
 class VmView:
-    """What is known of one VM; equal to itself alone.
+    """The present state of one VM; compared by identity.
 
     Attributes:
         status: its session's state.
         labels: its own labels in the text format, `vm_uuid="...",vm="..."`.
-        replied_ns: when it last answered, nanoseconds since the epoch; 0 is never.
-        events: how many of each event it sent while we listened.
-        left_out: by family name, how many subjects have no series because there are too many.
-        pairs: by family name, its last two polls; a family that the VM never had anything of is not there.
-        texts: by family name, each subject's labels in the text format, made when they are first wanted.
-        history: what the VM did of late.
-        turn: counts the changes to any of this, so that who looks on can tell whether there is something new.
-        cap: what it may take.
+        last_response_ns: time of its last response, nanoseconds since the epoch; 0 is never.
+        events: number of events by name since the VM was attached.
+        dropped_subjects: by family name, number of subjects without series because of the limits.
+        polls: by family name, its last two polls; families that the VM never had are absent.
+        label_texts: by family name, each subject's labels in the text format, made on first use.
+        history: recent points of the sparklines.
+        revision: number of changes to any of this, so that readers can detect a change.
+        limiter: applies the series limits.
     """
 
     status: MonitorStatus
@@ -40,49 +40,50 @@ class VmView:
     last_response_ns: int = 0
     events: Counter[str] = field(default_factory=Counter)
     dropped_subjects: Counter[str] = field(default_factory=Counter)
-    pairs: dict[str, PollPair] = field(default_factory=dict)
-    texts: dict[str, dict[Labels, str]] = field(default_factory=dict)
+    polls: dict[str, PollPair] = field(default_factory=dict)
+    label_texts: dict[str, dict[Labels, str]] = field(default_factory=dict)
     history: History = field(default_factory=History)
     revision: int = 0
     limiter: SeriesLimiter = field(default_factory=SeriesLimiter)
 
-    def named(self, family: Family, now: Subjects) -> Iterator[tuple[str, Values]]:
-        """Yield, of what there was of a family at one poll, each subject's labels in the text format and its values."""
-        texts = self.texts.setdefault(family.name, {})
-        if len(texts) > 2 * len(now) + 8:  # most are of subjects that are gone
+    def labeled(self, family: Family, subjects: Subjects) -> Iterator[tuple[str, Values]]:
+        """Yield the labels in the text format and the values of each subject of one poll."""
+        texts = self.label_texts.setdefault(family.name, {})
+        if len(texts) > 2 * len(subjects) + 8:  # most belong to subjects that are gone
             texts.clear()
-        for labels, values in now.items():
+        for labels, values in subjects.items():
             text = texts.get(labels)
             if text is None:
-                named = zip(family.labels, labels, strict=True)
-                text = texts[labels] = "".join((self.labels, *(f',{name}="{escape(value)}"' for name, value in named)))
+                own = zip(family.labels, labels, strict=True)
+                text = texts[labels] = "".join((self.labels, *(f',{name}="{escape(value)}"' for name, value in own)))
             yield text, values
 
 
 def escape(value: str) -> str:
-    """Return a label's value as the text format has it."""
+    """Return a label's value escaped for the text format."""
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
 def _running(view: VmView) -> object:
-    """Return whether a VM's guest runs; None where that is not known yet."""
-    pair = view.pairs.get(RUNSTATE.name)
-    return pair.now.get((), {}).get("running") if pair is not None else None
+    """Return whether a VM's guest runs; None if that is not known yet."""
+    polls = view.polls.get(RUNSTATE.name)
+    return polls.current.get((), {}).get("running") if polls is not None else None
 
 
 class Snapshot:
-    """Written by the sessions, read by whoever looks; both on the event loop, so that nothing is read half-written."""
+    """Written by the sessions and read by the endpoint, all on the event loop, so a reader never sees a partial update."""
 
     def __init__(self, limits: SeriesLimits = DEFAULT_LIMITS) -> None:
         self.limits = limits
-        """What each VM may take; may be set at any time, and holds from the next samples on."""
+        """Limits of each VM; a new value applies from the next samples on."""
         self.monitors: dict[tuple[object, ...], MonitorStatus] = {}
         self._views: dict[Vm, VmView] = {}
 
     def views(self) -> Iterator[tuple[Vm, VmView]]:
-        """Yield the VMs; of several with one UUID (a migration within the host) the first, until that does not run and a later one does.
+        """Yield the VMs, one for each UUID.
 
-        So no QEMU that was taken over puts itself in another's place by saying that other's UUID.
+        Of several VMs with one UUID (a migration within the host) the first is used, until it does not run and a later one does.
+        So a compromised QEMU cannot replace another VM by reporting that VM's UUID.
         """
         holders: dict[str, VmView] = {}
         for vm, view in self._views.items():
@@ -92,7 +93,7 @@ class Snapshot:
         return ((vm, view) for vm, view in self._views.items() if holders[vm.uuid] is view)
 
     def status(self, status: MonitorStatus) -> None:
-        """Take a change of state. A VM that is gone has no series."""
+        """Store a monitor's new state. A VM that is gone has no series."""
         self.monitors[status.monitor.key] = status
         if status.vm is None:
             return
@@ -112,38 +113,45 @@ class Snapshot:
         self.monitors.pop(key, None)
 
     def samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Take all that a VM has of these families. The same samples again, the very ones, say nothing new."""
+        """Store all samples that a VM has of these families. Samples identical to the stored ones change nothing.
+
+        Args:
+            vm: the VM.
+            families: the families that were polled; one without samples has no subjects now.
+            samples: the samples.
+            time_ns: time of the poll, nanoseconds since the epoch.
+        """
         view = self._views.get(vm)
         if view is None:
             return
         if not all(family.host_only for family in families):
-            view.last_response_ns = time_ns  # an earlier one than before is the clock put right
+            view.last_response_ns = time_ns  # may go back when the clock is set
         view.revision += 1
         for family in families:
-            mine = [sample for sample in samples if sample.family is family] if len(families) > 1 else samples
-            pair = view.pairs.get(family.name)
-            if pair is None:
-                if not mine:
+            own = [sample for sample in samples if sample.family is family] if len(families) > 1 else samples
+            polls = view.polls.get(family.name)
+            if polls is None:
+                if not own:
                     continue
-                pair = view.pairs[family.name] = PollPair()
-            elif pair.limits is self.limits and not view.dropped_subjects[family.name] and pair.holds(mine):
+                polls = view.polls[family.name] = PollPair()
+            elif polls.limits is self.limits and not view.dropped_subjects[family.name] and polls.is_current(own):
                 continue
-            pair.limits = self.limits
-            kept = view.limiter.admit(family, pair.now, mine, time_ns, self.limits)
-            if len(kept) < len(mine) or family.name in view.dropped_subjects:
-                view.dropped_subjects[family.name] = len(mine) - len(kept)
-            pair.take({sample.labels: sample.values for sample in kept}, time_ns)
-        if BLOCK in families and BLOCK.name in view.pairs:  # the one question that every VM is asked at every poll
-            remember(view.pairs, view.history)
+            polls.limits = self.limits
+            admitted = view.limiter.admit(family, polls.current, own, time_ns, self.limits)
+            if len(admitted) < len(own) or family.name in view.dropped_subjects:
+                view.dropped_subjects[family.name] = len(own) - len(admitted)
+            polls.update({sample.labels: sample.values for sample in admitted}, time_ns)
+        if BLOCK in families and BLOCK.name in view.polls:  # the one family that is part of every poll
+            update_history(view.polls, view.history)
 
     def values(self, vm: Vm, sample: Sample) -> Values | None:
-        """Return the values that are known of a sample's subject."""
+        """Return the stored values of a sample's subject."""
         view = self._views.get(vm)
-        pair = view.pairs.get(sample.family.name) if view is not None else None
-        return pair.now.get(sample.labels) if pair is not None else None
+        polls = view.polls.get(sample.family.name) if view is not None else None
+        return polls.current.get(sample.labels) if polls is not None else None
 
     def event(self, record: Record) -> None:
-        """Count an event; those nobody knows count as one kind, since their names are the guest's QEMU's to choose."""
+        """Count an event. Unknown events share one name, because the VM's QEMU chooses their names."""
         view = self._views.get(record.vm)
         if view is not None:
             name = record.data["event"]

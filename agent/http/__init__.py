@@ -1,1 +1,1 @@
-"""What people and Prometheus see: the last samples (snapshot), the text format (exposition), HTTP (server), live records (live)."""
+"""The HTTP endpoint: /metrics, health checks, the web page, and live streams of records and of the host overview."""

@@ -1,4 +1,7 @@
-"""Whether a password is a user's. bcrypt runs in a thread, one at a time, and an answer takes as long for a user that there is not."""
+"""HTTP basic authentication against bcrypt hashes.
+
+bcrypt runs in a thread, one check at a time. A check takes the same time for an unknown user as for a known one.
+"""
 
 import asyncio
 import base64
@@ -9,58 +12,60 @@ import secrets
 from collections.abc import Mapping
 
 MAX_WAITING = 16
-"""How many passwords may wait to be looked at; another is turned away, so that guessing costs the host one core at most."""
-MAX_KNOWN = 100
+"""Password checks that may wait; further ones are refused, so that guessing costs the host one core at most."""
+MAX_CACHED = 100
+"""Successful credentials that are remembered."""
 _BCRYPT_BYTES = 72
-"""bcrypt looks at no more; a longer password is nobody's."""
+"""bcrypt ignores what follows; longer passwords are always refused."""
 
 
-class TooManyGuessesError(Exception):
-    """There are as many passwords to look at as we look at."""
+class TooManyAttemptsError(Exception):
+    """Too many password checks are waiting."""
 
 
 class BasicAuthUsers:
-    """Users by name, with the bcrypt hashes of their passwords. Made in a thread: it hashes once."""
+    """Users by name, with the bcrypt hashes of their passwords. The constructor hashes once: call it in a thread."""
 
     def __init__(self, hashes: Mapping[str, str]) -> None:
         self._hashes = {user: text.encode() for user, text in hashes.items()}
-        self._nobody = _of_nobody(max(int(text.split("$")[2]) for text in hashes.values())) if hashes else b""
+        self._dummy_hash = _random_hash(max(int(text.split("$")[2]) for text in hashes.values())) if hashes else b""
         self._key = secrets.token_bytes(32)
-        self._known: dict[bytes, None] = {}  # who was let in, as digests that tell nothing without the key
-        self._turn = asyncio.Semaphore()
+        self._authenticated: dict[bytes, None] = {}  # keyed digests, which reveal nothing without the key
+        self._check = asyncio.Semaphore()
         self._waiting = 0
 
     def __bool__(self) -> bool:
         return bool(self._hashes)
 
-    async def admit(self, authorization: str) -> bool:
-        """Return whether the value of an Authorization header is one of theirs.
+    async def authenticate(self, authorization: str) -> bool:
+        """Return whether the value of an Authorization header has a known user and its password.
 
         Raises:
-            TooManyGuessesError: too many others wait for that answer.
+            TooManyAttemptsError: too many other checks are waiting.
         """
-        user, password = _basic(authorization)
+        user, password = _parse(authorization)
         digest = hmac.digest(self._key, len(user).to_bytes(4, "big") + user.encode() + password, hashlib.sha256)
-        if digest in self._known:
+        if digest in self._authenticated:
             return True
         if self._waiting >= MAX_WAITING:
-            raise TooManyGuessesError
+            raise TooManyAttemptsError
         self._waiting += 1
         try:
-            async with self._turn:
-                good = await asyncio.to_thread(_fits, password[:_BCRYPT_BYTES], self._hashes.get(user, self._nobody))
+            async with self._check:
+                expected = self._hashes.get(user, self._dummy_hash)
+                matches = await asyncio.to_thread(_matches, password[:_BCRYPT_BYTES], expected)
         finally:
             self._waiting -= 1
-        good = good and user in self._hashes and len(password) <= _BCRYPT_BYTES
-        if good:
-            self._known[digest] = None
-            while len(self._known) > MAX_KNOWN:
-                self._known.pop(next(iter(self._known)))
-        return good
+        valid = matches and user in self._hashes and len(password) <= _BCRYPT_BYTES
+        if valid:
+            self._authenticated[digest] = None
+            while len(self._authenticated) > MAX_CACHED:
+                self._authenticated.pop(next(iter(self._authenticated)))
+        return valid
 
 
-def _basic(authorization: str) -> tuple[str, bytes]:
-    """Return the user and the password that a header names (RFC 7617); what is malformed names nobody."""
+def _parse(authorization: str) -> tuple[str, bytes]:
+    """Return the user and the password of a header (RFC 7617); both are empty if it is malformed."""
     scheme, _, encoded = authorization.partition(" ")
     try:
         plain = base64.b64decode(encoded.strip(), validate=True)
@@ -72,14 +77,14 @@ def _basic(authorization: str) -> tuple[str, bytes]:
     return user.decode("utf-8", "replace"), password
 
 
-def _fits(password: bytes, known: bytes) -> bool:
-    import bcrypt  # noqa: PLC0415 - for those who have users
+def _matches(password: bytes, expected: bytes) -> bool:
+    import bcrypt  # noqa: PLC0415 - loaded only where users are configured
 
-    return bcrypt.checkpw(password, known)
+    return bcrypt.checkpw(password, expected)
 
 
-def _of_nobody(cost: int) -> bytes:
-    """Return the hash of a password that nobody knows."""
+def _random_hash(cost: int) -> bytes:
+    """Return the hash of a random password."""
     import bcrypt  # noqa: PLC0415 - as above
 
     return bcrypt.hashpw(secrets.token_bytes(16), bcrypt.gensalt(cost))

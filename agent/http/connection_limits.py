@@ -1,124 +1,142 @@
-"""What one who connects may take of us: so many connections, so much of a header, so long for it, so long to read an answer."""
+"""Limits of the endpoint's connections: their number, the size of a request's header, and the time to send and to read."""
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
-MAX_CONNECTIONS = 256
-HEADER_SECONDS = 10.0
-"""How long a new connection may take for its first request."""
-IDLE_SECONDS = 75.0
-"""How long one may be idle between requests; Prometheus keeps its connection from scrape to scrape."""
-READ_SECONDS = 30.0
-"""How long a reader may take nothing of what waits for it."""
-MAX_HEADER_BYTES = 64 << 10
+ProtocolFactory = Callable[[], asyncio.Protocol]
 
-Factory = Callable[[], asyncio.Protocol]
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Limits of the endpoint.
+
+    Attributes:
+        connections: concurrent connections.
+        header_seconds: time from the connection to its first whole request.
+        idle_seconds: time between requests; Prometheus keeps its connection from scrape to scrape.
+        read_seconds: time for which a client may read nothing of a pending response.
+        header_bytes: size of a request's header.
+    """
+
+    connections: int = 256
+    header_seconds: float = 10.0
+    idle_seconds: float = 75.0
+    read_seconds: float = 30.0
+    header_bytes: int = 64 << 10
+
+
+DEFAULT_LIMITS = ConnectionLimits()
 
 
 class ConnectionLimiter:
-    """Stands before an HTTP server's protocols and ends connections that take too much."""
+    """Wraps an HTTP server's protocols and closes connections that exceed a limit."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: ConnectionLimits = DEFAULT_LIMITS) -> None:
+        self.limits = limits
         self.refused = 0
-        """Connections that were ended at once, because there were too many."""
-        self._guards: dict[asyncio.BaseTransport, _LimitedProtocol] = {}
+        """Connections that were closed at once because there were too many."""
+        self._connections: dict[asyncio.BaseTransport, _LimitedProtocol] = {}
 
-    def before(self, factory: Callable[[], asyncio.BaseProtocol]) -> Factory:
-        """Return a factory of guarded protocols."""
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def wrap(self, factory: Callable[[], asyncio.BaseProtocol]) -> ProtocolFactory:
+        """Return a factory of limited protocols."""
         return lambda: _LimitedProtocol(self, cast("asyncio.Protocol", factory()))
 
-    def begins(self, transport: asyncio.BaseTransport | None) -> None:
-        """A whole request came on this connection: its handler's time is its own."""
-        if transport is not None and (guard := self._guards.get(transport)) is not None:
-            guard.begins()
+    def request_started(self, transport: asyncio.BaseTransport | None) -> None:
+        """Stop the timer of a connection whose request has arrived: its handler may take as long as it needs."""
+        if transport is not None and (connection := self._connections.get(transport)) is not None:
+            connection.request_started()
 
-    def ends(self, transport: asyncio.BaseTransport | None) -> None:
-        """The request is answered."""
-        if transport is not None and (guard := self._guards.get(transport)) is not None:
-            guard.ends()
+    def request_finished(self, transport: asyncio.BaseTransport | None) -> None:
+        """Start the idle timer of a connection whose request is answered."""
+        if transport is not None and (connection := self._connections.get(transport)) is not None:
+            connection.request_finished()
 
-    def enter(self, transport: asyncio.BaseTransport, guard: "_LimitedProtocol") -> bool:
-        """Return whether there is room for one more connection."""
-        if len(self._guards) >= MAX_CONNECTIONS:
+    def add(self, transport: asyncio.BaseTransport, connection: "_LimitedProtocol") -> bool:
+        """Add a connection; return whether there is room for it."""
+        if len(self._connections) >= self.limits.connections:
             self.refused += 1
             return False
-        self._guards[transport] = guard
+        self._connections[transport] = connection
         return True
 
-    def leave(self, transport: asyncio.BaseTransport) -> None:
-        """A connection has ended."""
-        self._guards.pop(transport, None)
+    def remove(self, transport: asyncio.BaseTransport) -> None:
+        """Remove a connection that ended."""
+        self._connections.pop(transport, None)
 
 
 class _LimitedProtocol(asyncio.Protocol):
-    """Hands on all that a connection brings, for as long as it keeps to the rules."""
+    """Passes a connection's data on while the connection keeps to the limits."""
 
-    def __init__(self, gate: ConnectionLimiter, inner: asyncio.Protocol) -> None:
-        self._gate = gate
+    def __init__(self, limiter: ConnectionLimiter, inner: asyncio.Protocol) -> None:
+        self._limiter = limiter
         self._inner = inner
         self._transport: asyncio.Transport | None = None
-        self._entered = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._reader: asyncio.TimerHandle | None = None
-        self._pending: int | None = 0  # bytes since the last request; None while one is being answered
+        self._admitted = False
+        self._request_timer: asyncio.TimerHandle | None = None
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._header_bytes: int | None = 0  # received since the last request; None while a request is handled
 
-    def begins(self) -> None:
-        self._pending = None
-        self._set(None)
+    def request_started(self) -> None:
+        self._header_bytes = None
+        self._set_request_timer(None)
 
-    def ends(self) -> None:
-        self._pending = 0
-        self._set(IDLE_SECONDS)
+    def request_finished(self) -> None:
+        self._header_bytes = 0
+        self._set_request_timer(self._limiter.limits.idle_seconds)
 
-    def _set(self, seconds: float | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._after(seconds) if seconds is not None else None
+    def _set_request_timer(self, seconds: float | None) -> None:
+        if self._request_timer is not None:
+            self._request_timer.cancel()
+        self._request_timer = self._abort_after(seconds) if seconds is not None else None
 
-    def _after(self, seconds: float) -> asyncio.TimerHandle:
+    def _abort_after(self, seconds: float) -> asyncio.TimerHandle:
         assert self._transport is not None
         return asyncio.get_running_loop().call_later(seconds, self._transport.abort)
 
-    # What asyncio calls.
+    # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._entered = self._gate.enter(transport, self)
-        if not self._entered:
+        self._admitted = self._limiter.add(transport, self)
+        if not self._admitted:
             self._transport.abort()
             return
-        self._set(HEADER_SECONDS)
+        self._set_request_timer(self._limiter.limits.header_seconds)
         self._inner.connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._timer, self._reader):
+        for timer in (self._request_timer, self._read_timer):
             if timer is not None:
                 timer.cancel()
-        if self._entered:
+        if self._admitted:
             assert self._transport is not None
-            self._gate.leave(self._transport)
+            self._limiter.remove(self._transport)
             self._inner.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self._entered:
+        if not self._admitted:
             return
-        if self._pending is not None:
-            self._pending += len(data)
-            if self._pending > MAX_HEADER_BYTES:
+        if self._header_bytes is not None:
+            self._header_bytes += len(data)
+            if self._header_bytes > self._limiter.limits.header_bytes:
                 assert self._transport is not None
                 self._transport.abort()
                 return
         self._inner.data_received(data)
 
     def eof_received(self) -> bool | None:
-        return self._inner.eof_received() if self._entered else None
+        return self._inner.eof_received() if self._admitted else None
 
     def pause_writing(self) -> None:
-        self._reader = self._after(READ_SECONDS)
+        self._read_timer = self._abort_after(self._limiter.limits.read_seconds)
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
-        if self._reader is not None:
-            self._reader.cancel()
+        if self._read_timer is not None:
+            self._read_timer.cancel()
         self._inner.resume_writing()

@@ -1,4 +1,4 @@
-"""The HTTP endpoint: /metrics, /healthz, /readyz, the page and what feeds it. It only reads; it asks no QEMU."""
+"""Request handlers of the endpoint: /metrics, /healthz, /readyz, the page and its data. They only read; no request reaches QEMU."""
 
 import asyncio
 import gzip
@@ -9,15 +9,15 @@ from typing import Protocol
 import orjson
 from aiohttp import web
 
-from agent.exposition.prometheus import pieces
+from agent.exposition.prometheus import render_chunks
 from agent.http.overview import Overview, OverviewCursor, OverviewSource
 from agent.http.record_stream import RecordBroadcaster
-from agent.http.sse import EventStreams
+from agent.http.sse import DEFAULT_TIMING, EventStreams, StreamTiming
 
-BREATH_SECONDS = 0.005
-"""How long a scrape keeps the loop to itself: an event that comes meanwhile waits no longer."""
+MAX_BLOCKING_SECONDS = 0.005
+"""How long a scrape may block the event loop; this bounds the delay that it adds to an event."""
 GZIP_LEVEL = 1
-"""Labels repeat so much that the first level has nearly all there is to win."""
+"""Labels repeat so much that the lowest level gives nearly the full compression."""
 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -35,37 +35,37 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-"""What the page is made of."""
+CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+"""Content types of the page's files, by suffix."""
 
 
 class AgentView(OverviewSource, Protocol):
-    """What the endpoint shows."""
+    """What the endpoint reads from the agent."""
 
     broadcaster: RecordBroadcaster
 
     def render_self_metrics(self) -> bytes:
-        """Return the text of the agent's own series."""
+        """Return the agent's own series in the text format."""
 
     def unready_reasons(self) -> list[str]:
-        """Return why the agent does not do all of its work, in words; empty when it does."""
+        """Return why the agent is not ready, one sentence each; empty if it is ready."""
 
     def hang_reason(self) -> str:
-        """Return why this process had better be started anew, in words; empty when it lives."""
+        """Return why the process should be restarted; empty if it makes progress."""
 
     def warnings(self) -> list[str]:
-        """Return what a person should look at some time though all work is done."""
+        """Return problems that need attention although the agent is ready."""
 
     def on_scrape(self, seconds: float) -> None:
-        """Take note of how long a scrape took."""
+        """Record the duration of a scrape."""
 
 
-def create_application(view: AgentView) -> web.Application:
+def create_application(view: AgentView, timing: StreamTiming = DEFAULT_TIMING) -> web.Application:
     """Return the endpoint as an aiohttp application."""
     app = web.Application()
-    app.on_response_prepare.append(_headers)
+    app.on_response_prepare.append(_set_headers)
     overview = Overview(view)
-    handlers, streams = _Handlers(view, overview), EventStreams(view.broadcaster, overview)
+    handlers, streams = _Handlers(view, overview), EventStreams(view.broadcaster, overview, timing)
     app.router.add_get("/", handlers.page)
     app.router.add_get("/page/{name}", handlers.page)
     app.router.add_get("/metrics", handlers.metrics)
@@ -77,59 +77,59 @@ def create_application(view: AgentView) -> web.Application:
     return app
 
 
-async def _headers(_: web.Request, response: web.StreamResponse) -> None:
+async def _set_headers(_: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(HEADERS)
 
 
-def _page() -> dict[str, tuple[bytes, str]]:
-    """Read the page's files, each with its type, by name."""
-    found: dict[str, tuple[bytes, str]] = {}
+def _read_page() -> dict[str, tuple[bytes, str]]:
+    """Return the page's files by name, each with its content type."""
+    pages: dict[str, tuple[bytes, str]] = {}
     for file in files("agent.http").joinpath("page").iterdir():
-        kind = TYPES.get(file.name[file.name.rfind(".") :])
-        if kind is not None:
-            found[file.name] = file.read_bytes(), kind
-    return found
+        content_type = CONTENT_TYPES.get(file.name[file.name.rfind(".") :])
+        if content_type is not None:
+            pages[file.name] = file.read_bytes(), content_type
+    return pages
 
 
 class _Handlers:
     def __init__(self, view: AgentView, overview: Overview) -> None:
-        self._sight = view
+        self._view = view
         self._overview = overview
-        self._page = _page()
+        self._page = _read_page()
 
     async def metrics(self, request: web.Request) -> web.Response:
-        start = breath = time.perf_counter()
-        texts = []
-        for text in pieces(self._sight.snapshot):
-            texts.append(text.encode())
-            if time.perf_counter() - breath > BREATH_SECONDS:
+        start = resumed = time.perf_counter()
+        chunks = []
+        for chunk in render_chunks(self._view.snapshot):
+            chunks.append(chunk.encode())
+            if time.perf_counter() - resumed > MAX_BLOCKING_SECONDS:
                 await asyncio.sleep(0)
-                breath = time.perf_counter()
-        body = b"".join((*texts, self._sight.render_self_metrics()))
+                resumed = time.perf_counter()
+        body = b"".join((*chunks, self._view.render_self_metrics()))
         headers = {"Content-Type": TEXT_FORMAT, "Vary": "Accept-Encoding"}
         if "gzip" in request.headers.get("Accept-Encoding", ""):
             body = await asyncio.to_thread(gzip.compress, body, GZIP_LEVEL, mtime=0)
             headers["Content-Encoding"] = "gzip"
-        self._sight.on_scrape(time.perf_counter() - start)
+        self._view.on_scrape(time.perf_counter() - start)
         return web.Response(body=body, headers=headers)
 
     async def healthz(self, _: web.Request) -> web.Response:
-        why = self._sight.hang_reason()  # who reads the answer has it from the loop that does all the work
-        return web.Response(text=f"{why or 'ok'}\n", status=503 if why else 200)
+        reason = self._view.hang_reason()  # any answer at all shows that the event loop runs
+        return web.Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
 
     async def readyz(self, _: web.Request) -> web.Response:
-        troubles = self._sight.unready_reasons()
-        lines = [*(troubles or ["ready"]), *self._sight.warnings()]
-        return web.Response(text="\n".join(lines) + "\n", status=503 if troubles else 200)
+        reasons = self._view.unready_reasons()
+        lines = [*(reasons or ["ready"]), *self._view.warnings()]
+        return web.Response(text="\n".join(lines) + "\n", status=503 if reasons else 200)
 
     async def page(self, request: web.Request) -> web.Response:
-        found = self._page.get(request.match_info.get("name", "index.html"))
-        if found is None:
+        file = self._page.get(request.match_info.get("name", "index.html"))
+        if file is None:
             raise web.HTTPNotFound
-        body, kind = found
-        return web.Response(body=body, content_type=kind, charset="utf-8")
+        body, content_type = file
+        return web.Response(body=body, content_type=content_type, charset="utf-8")
 
     async def overview(self, request: web.Request) -> web.Response:
-        """This host, whole, as JSON; with all figures of one `vm`, by UUID."""
-        news = OverviewCursor(self._overview).changes(request.query.get("vm", ""))
-        return web.Response(body=orjson.dumps(news), content_type="application/json")
+        """Return the whole host overview as JSON; query parameter `vm` (UUID) adds all values of one VM."""
+        changes = OverviewCursor(self._overview).changes(request.query.get("vm", ""))
+        return web.Response(body=orjson.dumps(changes), content_type="application/json")

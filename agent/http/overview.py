@@ -1,7 +1,7 @@
-"""This host as one JSON: every VM at a glance, its monitors, what fires, how the agent does; whole, or what is new of it.
+"""The host overview as JSON: a summary of every VM, the monitors, the firing alerts and the agent's own state.
 
-One VM's part is made once for each change, however many look on; whoever is slow gets fewer of them and never an old one, so that
-nothing is queued for anybody.
+A client gets it whole, then only what changed. Each VM's part is encoded once per change and shared by all clients.
+A slow client skips intermediate states and always gets the newest one, so nothing is queued.
 """
 
 from collections.abc import Sequence
@@ -18,64 +18,62 @@ from agent.model.record import Vm, sanitize
 
 
 class OverviewSource(Protocol):
-    """What is shown."""
+    """What the overview is made from."""
 
     snapshot: Snapshot
 
     def health(self) -> dict[str, Any]:
-        """Return how the agent does."""
+        """Return the agent's own state."""
 
     def firing_alerts(self) -> list[dict[str, Any]]:
-        """Return what fires."""
+        """Return the firing alerts."""
 
     def resolved_levels(self, vm: Vm, device: str, /) -> Sequence[tuple[str, int]]:
-        """Return the levels of a disk and the bytes past which each is exceeded, from the lowest up."""
+        """Return a disk's threshold levels, each with the bytes used above which it is exceeded, in ascending order."""
 
 
 class Overview:
-    """Makes the JSON; one for all who look on."""
+    """Encodes the overview; one instance serves all clients."""
 
-    def __init__(self, shown: OverviewSource) -> None:
-        self._shown = shown
-        self._rows: dict[str, tuple[VmView, int, orjson.Fragment]] = {}
+    def __init__(self, source: OverviewSource) -> None:
+        self._source = source
+        self._vms: dict[str, tuple[VmView, int, orjson.Fragment]] = {}
 
     def views(self) -> dict[str, tuple[Vm, VmView]]:
-        """Return the VMs, by UUID."""
-        return {vm.uuid: (vm, view) for vm, view in self._shown.snapshot.views()}
+        """Return the VMs by UUID."""
+        return {vm.uuid: (vm, view) for vm, view in self._source.snapshot.views()}
 
-    def row(self, vm: Vm, view: VmView) -> orjson.Fragment:
-        """Return a VM at a glance, as JSON."""
-        known = self._rows.get(vm.uuid)
-        if known is None or known[:2] != (view, view.revision):
-            known = self._rows[vm.uuid] = view, view.revision, orjson.Fragment(_kept(self._glance(vm, view)))
-        return known[2]
+    def vm_json(self, vm: Vm, view: VmView) -> orjson.Fragment:
+        """Return a VM's summary as JSON."""
+        cached = self._vms.get(vm.uuid)
+        if cached is None or cached[:2] != (view, view.revision):
+            cached = self._vms[vm.uuid] = view, view.revision, orjson.Fragment(_encode(self._vm_summary(vm, view)))
+        return cached[2]
 
-    def forget(self, there: dict[str, tuple[Vm, VmView]]) -> None:
-        """Let go of VMs that are gone."""
-        for uuid in self._rows.keys() - there.keys():
-            del self._rows[uuid]
+    def forget_all_but(self, views: dict[str, tuple[Vm, VmView]]) -> None:
+        """Forget the cached JSON of every VM that is not in `views`."""
+        for uuid in self._vms.keys() - views.keys():
+            del self._vms[uuid]
 
-    def _glance(self, vm: Vm, view: VmView) -> dict[str, Any]:
+    def _vm_summary(self, vm: Vm, view: VmView) -> dict[str, Any]:
         status = view.status
-        said = summarize(view.pairs)
-        for disk in said.get("disks", ()):
+        summary = summarize(view.polls)
+        for disk in summary.get("disks", ()):
             if "limit_bytes" in disk:
-                disk["levels"] = self._shown.resolved_levels(vm, disk["device"])
-        who: dict[str, Any] = {
+                disk["levels"] = self._source.resolved_levels(vm, disk["device"])
+        return {
             "uuid": vm.uuid,
             "name": sanitize(vm.name),
             "state": status.state.value,
             "reason": status.reason,
-        }
-        who |= {
             "since": status.since_ns / 1e9,
             "last_response": view.last_response_ns / 1e9,
             "monitor": sanitize(vm.monitor),
-        }
-        return who | {"qemu": status.build.version if status.build is not None else ""} | said
+            "qemu": status.build.version if status.build is not None else "",
+        } | summary
 
-    def rest(self) -> dict[str, Any]:
-        """Return all but the VMs."""
+    def host_parts(self) -> dict[str, Any]:
+        """Return everything but the VMs."""
         monitors = [
             {
                 "monitor": sanitize(status.monitor.name),
@@ -85,67 +83,74 @@ class Overview:
                 "uuid": status.vm.uuid if status.vm is not None else "",
                 "since": status.since_ns / 1e9,
             }
-            for status in self._shown.snapshot.monitors.values()
+            for status in self._source.snapshot.monitors.values()
         ]
-        return {"monitors": monitors, "alerts": self._shown.firing_alerts(), "agent": self._shown.health()}
+        return {"monitors": monitors, "alerts": self._source.firing_alerts(), "agent": self._source.health()}
 
 
 class OverviewCursor:
-    """What one who looks on has seen."""
+    """The state of the overview that one client has."""
 
     def __init__(self, overview: Overview) -> None:
         self._overview = overview
-        self._seen: dict[str, tuple[VmView, int]] = {}
-        self._rest: dict[str, bytes] = {}
+        self._vms: dict[str, tuple[VmView, int]] = {}
+        self._host_parts: dict[str, bytes] = {}
         self._detail: tuple[VmView, int] | None = None
 
     def changes(self, uuid: str = "") -> dict[str, Any] | None:
-        """Return what is new to this one, with all the figures of the VM of this UUID; None where nothing is."""
-        there = self._overview.views()
-        self._overview.forget(there)
-        news: dict[str, Any] = {}
-        changed = {key: both for key, both in there.items() if self._seen.get(key) != (both[1], both[1].revision)}
+        """Return what changed since the last call.
+
+        Args:
+            uuid: the VM whose values are all included.
+
+        Returns:
+            The changed parts by name; None if nothing changed.
+        """
+        views = self._overview.views()
+        self._overview.forget_all_but(views)
+        changes: dict[str, Any] = {}
+        changed = {key: item for key, item in views.items() if self._vms.get(key) != (item[1], item[1].revision)}
         if changed:
-            news["vms"] = {key: self._overview.row(vm, view) for key, (vm, view) in changed.items()}
-            new = changed.keys() - self._seen.keys()
-            news["history"] = {key: list(map(list, there[key][1].history)) for key in new}
-        if gone := self._seen.keys() - there.keys():
-            news["gone"] = sorted(gone)
-        self._seen = {key: (view, view.revision) for key, (_, view) in there.items()}
-        for name, part in self._overview.rest().items():
-            if self._rest.get(name) != (text := _kept(part)):
-                self._rest[name] = text
-                news[name] = orjson.Fragment(text)
-        if uuid in there and self._detail != self._seen[uuid]:
-            self._detail = self._seen[uuid]
-            news["detail"] = detail(*there[uuid])
-        return news or None
+            changes["vms"] = {key: self._overview.vm_json(vm, view) for key, (vm, view) in changed.items()}
+            new = changed.keys() - self._vms.keys()
+            changes["history"] = {key: list(map(list, views[key][1].history)) for key in new}
+        if gone := self._vms.keys() - views.keys():
+            changes["gone"] = sorted(gone)
+        self._vms = {key: (view, view.revision) for key, (_, view) in views.items()}
+        for name, part in self._overview.host_parts().items():
+            if self._host_parts.get(name) != (text := _encode(part)):
+                self._host_parts[name] = text
+                changes[name] = orjson.Fragment(text)
+        if uuid in views and self._detail != self._vms[uuid]:
+            self._detail = self._vms[uuid]
+            changes["detail"] = vm_detail(*views[uuid])
+        return changes or None
 
 
-def _kept(value: Any) -> bytes:
-    """Return it as JSON, to keep: a copy, since orjson leaves what it made in a buffer of up to eight times its size."""
+def _encode(value: Any) -> bytes:
+    """Return JSON to keep: a copy, because orjson's result stays in a buffer of up to eight times its size."""
     return bytes(memoryview(orjson.dumps(value)))
 
 
-def detail(vm: Vm, view: VmView) -> dict[str, Any]:
-    """Return all that is known of a VM, with what it means."""
-    families = [_family(family, view.pairs[family.name]) for family in FAMILIES if family.name in view.pairs]
+def vm_detail(vm: Vm, view: VmView) -> dict[str, Any]:
+    """Return all values of a VM, with the help text of each field."""
+    families = [_family_detail(family, view.polls[family.name]) for family in FAMILIES if family.name in view.polls]
     return {"uuid": vm.uuid, "families": [f for f in families if f["subjects"]], "events": view.events}
 
 
-def _family(family: Family, pair: PollPair) -> dict[str, Any]:
-    there = {name for values in pair.now.values() for name in values}
-    fields = [field for field in family.fields if field.name in there]
+def _family_detail(family: Family, polls: PollPair) -> dict[str, Any]:
+    known = {name for values in polls.current.values() for name in values}
+    fields = [field for field in family.fields if field.name in known]
     counters = [field.name for field in fields if field.kind is Kind.COUNTER]
     return {
         "name": family.name,
         "help": family.help,
         "source": family.source,
         "labels": family.labels,
-        "time": pair.time_ns / 1e9,
+        "time": polls.time_ns / 1e9,
         "fields": [{"name": field.name, "kind": field.kind.value, "help": field.help} for field in fields],
         "subjects": [
-            {"labels": labels, "values": values, "rates": pair.rates(labels, counters)}
-            for labels, values in pair.now.items()
+            {"labels": labels, "values": values, "rates": polls.rates(labels, counters)}
+            for labels, values in polls.current.items()
         ],
     }

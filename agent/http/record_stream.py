@@ -1,4 +1,4 @@
-"""Records as they come, for those who look on: `qmp-agent tail` and the page. Nobody who looks on slows the agent down."""
+"""Live record stream for `qmp-agent tail` and the page. Slow subscribers miss records instead of blocking the agent."""
 
 import asyncio
 from collections import deque
@@ -8,110 +8,119 @@ from contextlib import contextmanager
 from agent.model.record import EncodedRecord, Severity
 
 QUEUE_RECORDS = 1000
+"""Records that one subscriber may have waiting."""
 MAX_STREAMS = 32
-"""Streams that are served at once, of each kind."""
+"""Concurrent streams of each kind."""
 
 RECENT_RECORDS = 500
 RECENT_BYTES = 1 << 20
-"""What is kept of records that are no samples, for those who come late or come back; whichever is less."""
+"""Recent records other than samples are kept for subscribers that connect late or reconnect, up to the smaller of both limits."""
 
 
 class TooManySubscribersError(Exception):
-    """There are as many onlookers as we serve."""
+    """All streams of this kind are in use."""
 
 
 class Subscriber:
-    """One who looks on: a bounded queue of the records that it wants."""
+    """A bounded queue of the records that match a filter.
+
+    Args:
+        vm: name or UUID of one VM; empty matches all.
+        types: prefixes of record types.
+        severity: the lowest severity.
+    """
 
     def __init__(self, *, vm: str = "", types: tuple[str, ...] = ("",), severity: Severity = Severity.DEBUG) -> None:
         self.missed = 0
-        """Records it was too slow for, since it last asked."""
+        """Matching records that found the queue full; the reader resets it."""
         self._vm = vm
         self._types = types
         self._severity = severity
         self._queue: asyncio.Queue[EncodedRecord] = asyncio.Queue(QUEUE_RECORDS)
 
-    def offer(self, stamped: EncodedRecord) -> None:
-        """Take a record if it is wanted and there is room."""
-        record = stamped.record
+    def offer(self, encoded: EncodedRecord) -> None:
+        """Enqueue a record if it matches and the queue has room."""
+        record = encoded.record
         if record.severity < self._severity or not record.type.startswith(self._types):
             return
         if self._vm and self._vm not in (record.vm.uuid, record.vm.name):
             return
         try:
-            self._queue.put_nowait(stamped)
+            self._queue.put_nowait(encoded)
         except asyncio.QueueFull:
             self.missed += 1
 
     async def get(self) -> EncodedRecord:
-        """Wait for the next one."""
+        """Wait for the next record."""
         return await self._queue.get()
 
 
 class StreamLimit:
-    """Room for so many."""
+    """A bound on concurrent streams."""
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._taken = 0
+        self._in_use = 0
 
     @contextmanager
-    def seat(self) -> Iterator[None]:
-        """Take a seat for as long as the block runs.
+    def acquire(self) -> Iterator[None]:
+        """Occupy one stream while the block runs.
 
         Raises:
-            TooManyError: there is none.
+            TooManySubscribersError: all are in use.
         """
-        if self._taken >= self._count:
-            raise TooManySubscribersError(f"{self._count} are looking on already")
-        self._taken += 1
+        if self._in_use >= self._count:
+            raise TooManySubscribersError(f"all {self._count} streams are in use")
+        self._in_use += 1
         try:
             yield
         finally:
-            self._taken -= 1
+            self._in_use -= 1
 
 
 class RecordBroadcaster:
-    """All who look on, and what happened of late."""
+    """Sends each record to every subscriber, and keeps recent records for new ones."""
 
-    def __init__(self) -> None:
-        self._onlookers: set[Subscriber] = set()
-        self._seats = StreamLimit(MAX_STREAMS)
+    def __init__(self, recent_records: int = RECENT_RECORDS, recent_bytes: int = RECENT_BYTES) -> None:
+        self._subscribers: set[Subscriber] = set()
+        self._limit = StreamLimit(MAX_STREAMS)
+        self._max_recent = recent_records, recent_bytes
         self._recent: deque[EncodedRecord] = deque()
         self._recent_bytes = 0
 
-    def publish(self, stamped: EncodedRecord) -> None:
-        """Show a record to all."""
-        for onlooker in self._onlookers:
-            onlooker.offer(stamped)
-        if stamped.record.kind != "sample":
-            self._recent.append(stamped)
-            self._recent_bytes += len(stamped.body)
-            while len(self._recent) > RECENT_RECORDS or self._recent_bytes > RECENT_BYTES:
+    def publish(self, encoded: EncodedRecord) -> None:
+        """Offer a record to all subscribers."""
+        for subscriber in self._subscribers:
+            subscriber.offer(encoded)
+        if encoded.record.kind != "sample":
+            max_records, max_bytes = self._max_recent
+            self._recent.append(encoded)
+            self._recent_bytes += len(encoded.body)
+            while len(self._recent) > max_records or self._recent_bytes > max_bytes:
                 self._recent_bytes -= len(self._recent.popleft().body)
 
     @contextmanager
-    def subscribe(self, onlooker: Subscriber, *, recent: bool = False, after: str = "") -> Iterator[Subscriber]:
-        """Look on for as long as the block runs.
+    def subscribe(self, subscriber: Subscriber, *, recent: bool = False, after: str = "") -> Iterator[Subscriber]:
+        """Deliver records to a subscriber while the block runs.
 
         Args:
-            onlooker: who.
-            recent: whether it is shown first what happened of late, samples aside.
-            after: the id of the last record that it has seen, so that it is not shown that and those before it again.
+            subscriber: the receiver.
+            recent: whether recent records (samples excluded) are delivered first.
+            after: id of the last record that the receiver has; recent records up to it are skipped.
 
         Raises:
-            TooManyError: there is no room for another.
+            TooManySubscribersError: all streams are in use.
         """
-        with self._seats.seat():
-            for stamped in self._since(after) if recent else ():
-                onlooker.offer(stamped)
-            self._onlookers.add(onlooker)
+        with self._limit.acquire():
+            for encoded in self._since(after) if recent else ():
+                subscriber.offer(encoded)
+            self._subscribers.add(subscriber)
             try:
-                yield onlooker
+                yield subscriber
             finally:
-                self._onlookers.discard(onlooker)
+                self._subscribers.discard(subscriber)
 
-    def _since(self, after: str) -> list[EncodedRecord]:
-        """Return what is kept from after that id on; all, where it is not among them."""
-        ids = [stamped.id for stamped in self._recent]
-        return list(self._recent)[ids.index(after) + 1 if after in ids else 0 :]
+    def _since(self, record_id: str) -> list[EncodedRecord]:
+        """Return the recent records after this id; all of them if the id is unknown."""
+        ids = [encoded.id for encoded in self._recent]
+        return list(self._recent)[ids.index(record_id) + 1 if record_id in ids else 0 :]

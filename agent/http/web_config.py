@@ -1,20 +1,25 @@
-"""Who may read the endpoint and how it is encrypted: a file in the format that Prometheus' exporters share (exporter-toolkit).
+"""The web config: TLS, authentication and rate limit of the endpoint, in the file format of Prometheus' exporter-toolkit.
 
-What Python's TLS cannot do is refused by name instead of being left out: certificates inside the file, curves, and asking for a client's
-certificate without verifying it.
+Python's TLS cannot do three things of that format: certificates inside the file, curve preferences, and unverified client certificates.
+A file that asks for one of them is refused with its name.
 """
 
+import contextlib
 import re
 import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from agent.common.units import Seconds
+from agent.config.loader import ConfigError, read
+from agent.http.basic_auth import BasicAuthUsers
 
 MAX_COST = 16
-"""A bcrypt cost of 10 takes 50 ms, and each step twice that: with 16 the first request of a user takes 4 s."""
+"""Highest bcrypt cost. A cost of 10 takes 50 ms and each step doubles it: with 16, the first request of a user takes 4 s."""
 
 _VERSIONS = {
     "TLS10": ssl.TLSVersion.TLSv1,
@@ -32,13 +37,13 @@ _SUITES = {
         ("CHACHA20_POLY1305_SHA256", "CHACHA20-POLY1305"),
     )
 }
-"""Those of Go's suites for TLS 1.2 that are not weak, and what OpenSSL calls them. TLS 1.3's are not chosen, there as here."""
+"""Go's names of the TLS 1.2 suites that are not weak, with OpenSSL's names. The suites of TLS 1.3 cannot be chosen in either."""
 
 
 def _bcrypt(value: str) -> str:
-    found = re.fullmatch(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}", value)
-    if found is None or not 4 <= int(found[1]) <= MAX_COST:
-        raise ValueError(f"should be a bcrypt hash of a cost from 4 to {MAX_COST}, as `htpasswd -nBC 10 ''` makes it")
+    match = re.fullmatch(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}", value)
+    if match is None or not 4 <= int(match[1]) <= MAX_COST:
+        raise ValueError(f"should be a bcrypt hash of cost 4 to {MAX_COST}, as `htpasswd -nBC 10 ''` prints it")
     return value
 
 
@@ -59,29 +64,29 @@ class _WebSection(BaseModel):
 
 
 class TlsServer(_WebSection):
-    """TLS, and whether clients show a certificate. Paths are relative to the file's own folder."""
+    """TLS and client certificates. Paths are relative to the web config's directory."""
 
     cert_file: Path
-    """The endpoint's certificate, and those between it and its authority."""
+    """The endpoint's certificate chain (PEM)."""
     key_file: Path
-    """Its key."""
+    """The certificate's private key (PEM)."""
     client_auth_type: Literal["NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"] = "NoClientCert"
-    """Whether a client has to show a certificate that `client_ca_file` vouches for."""
+    """Whether clients must present a certificate that `client_ca_file` has issued."""
     client_ca_file: Path | None = None
-    """The authorities that vouch for clients."""
+    """Certificate authorities of the clients (PEM)."""
     client_allowed_sans: list[str] = []
-    """Names, addresses or URIs of which a client's certificate has to have one as it is written here; empty: any will do."""
+    """Subject alternative names, compared literally; a client's certificate needs one of them. Empty allows all."""
     min_version: Literal["TLS10", "TLS11", "TLS12", "TLS13"] = "TLS12"
-    """The oldest version that is spoken."""
+    """The oldest TLS version that is accepted."""
     max_version: Literal["TLS10", "TLS11", "TLS12", "TLS13"] = "TLS13"
-    """The newest."""
+    """The newest TLS version that is accepted."""
     cipher_suites: list[Annotated[str, AfterValidator(_suite)]] = []
-    """Suites for TLS 1.2; empty: OpenSSL's own choice."""
+    """Cipher suites of TLS 1.2; empty uses OpenSSL's defaults."""
     prefer_server_cipher_suites: bool = True
-    """Whether the order of `cipher_suites` counts, or the client's."""
+    """Whether the order of `cipher_suites` takes precedence over the client's."""
 
     @model_validator(mode="after")
-    def _whole(self) -> "TlsServer":
+    def _check_client_auth(self) -> "TlsServer":
         if (self.client_auth_type == "NoClientCert") != (self.client_ca_file is None):
             raise ValueError("client_ca_file and a client_auth_type that uses it go together")
         if self.client_allowed_sans and self.client_auth_type != "RequireAndVerifyClientCert":
@@ -90,10 +95,10 @@ class TlsServer(_WebSection):
 
 
 class HttpServer(_WebSection):
-    """HTTP itself."""
+    """HTTP settings."""
 
     http2: bool = True
-    """Read and not used: the endpoint speaks HTTP/1.1, which every client falls back to."""
+    """Accepted and ignored: the endpoint speaks HTTP/1.1, which every client falls back to."""
     headers: dict[
         Literal[
             "Content-Security-Policy",
@@ -105,49 +110,49 @@ class HttpServer(_WebSection):
         ],
         Annotated[str, AfterValidator(_header)],
     ] = {}
-    """Headers that are sent instead of the endpoint's own; an empty one is not sent."""
+    """Response headers that replace the endpoint's own; an empty value removes the header."""
 
 
 class RateLimit(_WebSection):
-    """Requests of all clients together, as a bucket of tokens."""
+    """Rate limit of all clients together, as a token bucket."""
 
     interval: Annotated[Seconds, Field(ge=0)] = 0.0
-    """How long it takes until one more request may come; 0 is no limit."""
+    """Time in which one more request is allowed; 0 is no limit."""
     burst: Annotated[int, Field(ge=1)] = 1
-    """How many may come at once."""
+    """Requests that are allowed at once."""
 
 
 class WebConfigFile(_WebSection):
-    """The whole file; an empty one asks for nothing."""
+    """The whole file; an empty one restricts nothing."""
 
     tls_server_config: TlsServer | None = None
-    """TLS; without it, all goes in the clear."""
+    """TLS; without it the endpoint speaks plain HTTP."""
     http_server_config: HttpServer = HttpServer()
-    """HTTP itself."""
+    """HTTP settings."""
     basic_auth_users: dict[str, Annotated[str, AfterValidator(_bcrypt)]] = {}
-    """Users and the bcrypt hashes of their passwords; without any, nobody is asked who they are."""
+    """Users and the bcrypt hashes of their passwords; without any, no password is required."""
     rate_limit: RateLimit = RateLimit()
-    """How many requests are answered."""
+    """Rate limit of requests."""
 
     @property
-    def asks_who(self) -> bool:
-        """Whether only some may read."""
+    def authenticates(self) -> bool:
+        """Whether clients must authenticate, by password or by certificate."""
         tls = self.tls_server_config
         return bool(self.basic_auth_users) or (tls is not None and tls.client_auth_type == "RequireAndVerifyClientCert")
 
 
-def files(config: WebConfigFile, folder: Path) -> list[Path]:
-    """Return the files that a config in this folder names."""
+def referenced_files(config: WebConfigFile, directory: Path) -> list[Path]:
+    """Return the files that a web config in this directory names."""
     tls = config.tls_server_config
-    named = (tls.cert_file, tls.key_file, tls.client_ca_file) if tls is not None else ()
-    return [folder / path for path in named if path is not None]
+    paths = (tls.cert_file, tls.key_file, tls.client_ca_file) if tls is not None else ()
+    return [directory / path for path in paths if path is not None]
 
 
-def tls_context(tls: TlsServer, folder: Path) -> ssl.SSLContext:
-    """Return what a server needs to speak TLS so.
+def tls_context(tls: TlsServer, directory: Path) -> ssl.SSLContext:
+    """Return the server's TLS context.
 
     Raises:
-        OSError: a file cannot be read, or (ssl.SSLError) is not what it should be.
+        OSError: a file cannot be read; its subclass ssl.SSLError if a file is not valid.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version, context.maximum_version = _VERSIONS[tls.min_version], _VERSIONS[tls.max_version]
@@ -156,10 +161,68 @@ def tls_context(tls: TlsServer, folder: Path) -> ssl.SSLContext:
     if not tls.prefer_server_cipher_suites:
         context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
     context.set_alpn_protocols(["http/1.1"])
-    # A key with a passphrase would have OpenSSL ask for it on the terminal.
-    context.load_cert_chain(folder / tls.cert_file, folder / tls.key_file, password=lambda: "")
+    # Without a callback, OpenSSL asks for a key's passphrase on the terminal.
+    context.load_cert_chain(directory / tls.cert_file, directory / tls.key_file, password=lambda: "")
     if tls.client_ca_file is not None:
-        context.load_verify_locations(folder / tls.client_ca_file)
+        context.load_verify_locations(directory / tls.client_ca_file)
         required = tls.client_auth_type == "RequireAndVerifyClientCert"
         context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
     return context
+
+
+class EndpointError(Exception):
+    """The endpoint cannot be served; the text is for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedWebConfig:
+    """A web config with its TLS context and users.
+
+    Attributes:
+        config: the file.
+        tls: the server's TLS context; None is plain HTTP.
+        users: the users that may authenticate.
+        signature: identity of the files' contents, to detect changes.
+    """
+
+    config: WebConfigFile = field(default_factory=WebConfigFile)
+    tls: ssl.SSLContext | None = None
+    users: BasicAuthUsers = field(default_factory=lambda: BasicAuthUsers({}))
+    signature: object = None
+
+    @classmethod
+    def read(cls, path: Path | None) -> "LoadedWebConfig":
+        """Read a web config; blocks, so call it in a thread.
+
+        Args:
+            path: the file; None is an empty web config.
+
+        Raises:
+            EndpointError: the web config or a file that it names is invalid.
+        """
+        if path is None:
+            return cls()
+        try:
+            config = read(path, WebConfigFile)
+            tls = config.tls_server_config
+            signature = _signature([path, *referenced_files(config, path.parent)])
+            context = tls_context(tls, path.parent) if tls is not None else None
+        except ConfigError as error:
+            raise EndpointError("; ".join(map(str, error.problems))) from error
+        except OSError as error:
+            where = f" {error.filename}:" if error.filename else ""
+            raise EndpointError(f"{path}: TLS setup failed:{where} {error.strerror or error}") from error
+        return cls(config, context, BasicAuthUsers(config.basic_auth_users), signature)
+
+    def sign(self, path: Path) -> object:
+        """Return the present signature of the files; blocks, so call it in a thread."""
+        return _signature([path, *referenced_files(self.config, path.parent)])
+
+
+def _signature(paths: Sequence[Path]) -> object:
+    signatures = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            info = path.stat()
+            signatures.append((str(path), info.st_ino, info.st_mtime_ns, info.st_size))
+    return signatures

@@ -35,7 +35,7 @@ class _Same(Collector):
         self._app = app
 
     def collect(self) -> Iterator[Metric]:
-        views = [(vm, view.pairs["block"].now) for vm, view in self._app.snapshot.views()]
+        views = [(vm, view.polls["block"].current) for vm, view in self._app.snapshot.views()]
         for field in BLOCK.exported_fields():
             kind = CounterMetricFamily if field.kind is Kind.COUNTER else GaugeMetricFamily
             made = kind(BLOCK.series(field).removesuffix("_total"), field.help, labels=["vm_uuid", "vm", "device"])

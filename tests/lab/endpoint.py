@@ -1,4 +1,4 @@
-"""An endpoint with a web config, to be knocked at."""
+"""The HTTP endpoint without an agent: a view made by hand, and a running endpoint with a web config."""
 
 import asyncio
 import contextlib
@@ -10,27 +10,82 @@ import yaml
 
 from agent.cli.demo.guest import until
 from agent.cli.http_client import EndpointCredentials
+from agent.exposition.snapshot import Snapshot
+from agent.http.connection_limits import DEFAULT_LIMITS, ConnectionLimits
 from agent.http.handlers import create_application
+from agent.http.record_stream import RecordBroadcaster
 from agent.http.server import HttpEndpoint
+from agent.model.record import Vm
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
-from tests.unit.http.test_handlers import Shown
+
+
+class FakeView:
+    """An AgentView whose answers a test sets."""
+
+    def __init__(self) -> None:
+        self.snapshot = Snapshot()
+        self.broadcaster = RecordBroadcaster()
+        self.reasons: list[str] = []
+        self.warned: list[str] = []
+        self.hung = ""
+        self.scrapes: list[float] = []
+
+    def render_self_metrics(self) -> bytes:
+        return b"# TYPE qmp_agent_x gauge\nqmp_agent_x 1.0\n"
+
+    def unready_reasons(self) -> list[str]:
+        return self.reasons
+
+    def hang_reason(self) -> str:
+        return self.hung
+
+    def warnings(self) -> list[str]:
+        return self.warned
+
+    def health(self) -> dict[str, Any]:
+        return {"unready_reasons": self.reasons}
+
+    def firing_alerts(self) -> list[dict[str, Any]]:
+        return []
+
+    def resolved_levels(self, _vm: Vm, _device: str, /) -> list[tuple[str, int]]:
+        return [("80%", 80)]
+
+    def on_scrape(self, seconds: float) -> None:
+        self.scrapes.append(seconds)
 
 
 class RunningEndpoint:
-    """An endpoint with a web config in a folder.
+    """An endpoint with a web config.
 
     Attributes:
-        url: where it is reached.
-        host, port: that, in parts.
+        view: what it serves.
+        url: its base URL.
+        host, port: the same, in parts.
+
+    Args:
+        folder: directory of the web config.
+        config: the web config, as keys and values or as text.
+        listen: the address.
+        limits: limits of its connections.
     """
 
-    def __init__(self, folder: Path, config: Any = None, listen: str = "127.0.0.1:0") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Any = None,
+        listen: str = "127.0.0.1:0",
+        limits: ConnectionLimits = DEFAULT_LIMITS,
+    ) -> None:
         self.path = folder / "web.yml"
         self.write(config or {})
-        self.endpoint = HttpEndpoint(create_application(Shown()), listen, self.path)
+        self.view = FakeView()
+        self.endpoint = HttpEndpoint(
+            create_application(self.view), listen, self.path, limits=limits, reload_seconds=0.05
+        )
 
     def write(self, config: Any) -> None:
-        """Put another config in the file's place, at once as a careful writer does."""
+        """Replace the web config atomically."""
         new = self.path.with_suffix(".new")
         new.write_text(config if isinstance(config, str) else yaml.safe_dump(config))
         new.replace(self.path)
@@ -42,22 +97,18 @@ class RunningEndpoint:
             self.port = int(port)
             yield self
 
-    async def get(self, path: str = "/healthz", visitor: EndpointCredentials | None = None, **more: Any) -> int:
+    async def get(self, path: str = "/healthz", credentials: EndpointCredentials | None = None, **more: Any) -> int:
+        """Send a GET request; return the response's status."""
         async with (
-            (visitor or EndpointCredentials()).session() as session,
+            (credentials or EndpointCredentials()).session() as session,
             session.get(self.url + path, **more) as response,
         ):
             await response.read()
             return response.status
 
-    @property
-    def guards(self) -> Any:
-        """The connections that there are."""
-        return self.endpoint._rules.gate._guards
-
     @contextlib.asynccontextmanager
     async def raw(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """A connection to write to by hand."""
+        """Open a TCP connection."""
         reader, writer = await asyncio.open_connection(self.host, self.port)
         try:
             yield reader, writer
@@ -67,9 +118,9 @@ class RunningEndpoint:
                 await writer.wait_closed()
 
     async def until(self, status: int, **more: Any) -> None:
-        """Ask until this is the answer."""
+        """Send requests until the response has this status."""
 
-        async def so() -> bool:
+        async def has_status() -> bool:
             return await self.get(**more) == status
 
-        await until(so, TIMEOUT_SECONDS)
+        await until(has_status, TIMEOUT_SECONDS)

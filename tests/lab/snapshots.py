@@ -1,4 +1,4 @@
-"""Snapshots to look at: VMs put in by hand, without a session."""
+"""Snapshots made by hand: VMs and samples without a session."""
 
 from typing import Any
 
@@ -14,37 +14,71 @@ from agent.session.identity import Build
 
 UUIDS = ["11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"]
 SECOND = 1_000_000_000
+"""Nanoseconds."""
 BY_NAME = {family.name: family for family in FAMILIES}
 
 
 def _open(*_: Any, **__: Any) -> Any:
-    raise AssertionError("nobody connects here")
+    raise AssertionError("a monitor made by hand has no connection")
 
 
 OPEN: ConnectionOpener = _open
 
 
 def vm(number: int = 0, name: str = "vm1", monitor: str = "/run/vm1.qmp") -> Vm:
+    """Return a VM with the UUID of this number."""
     return Vm("host1", UUIDS[number], name, monitor)
 
 
 def status(
     whose: Vm, state: MonitorState = MonitorState.UP, *, key: object = 0, reason: str = "", package: str = "Debian"
 ) -> MonitorStatus:
+    """Return the status of a VM's monitor; monitors with different keys are different sockets."""
     monitor = Monitor(whose.monitor, (whose.monitor, key), OPEN)
     return MonitorStatus(monitor, state, reason, whose, Build("7.2.22", package), 5 * SECOND)
 
 
 def poll(snapshot: Snapshot, whose: Vm, collector: str, *replies: Any, at: int = 7) -> None:
-    """Put in what a collector makes of these replies."""
-    found = next(c for c in ALL if c.name == collector)
-    snapshot.samples(whose, found.families, tuple(found.collect(replies)), at * SECOND)
+    """Store the samples that a collector makes of these replies."""
+    chosen = next(c for c in ALL if c.name == collector)
+    snapshot.samples(whose, chosen.families, tuple(chosen.collect(replies)), at * SECOND)
 
 
 def put(snapshot: Snapshot, whose: Vm, family: Family, *samples: tuple[tuple[str, ...], dict[str, Any]]) -> None:
-    """Put in a family's samples as they are."""
+    """Store a family's samples as they are."""
     snapshot.samples(whose, (family,), [Sample(family, labels, values) for labels, values in samples], 7 * SECOND)
 
 
 def event(whose: Vm, name: str) -> Record:
+    """Return the record of an event."""
     return Record("qemu.event.x", whose, {"event": name, "category": "unknown", "qemu": {}}, 0)
+
+
+def disk_counters(read: int = 0, write: int = 0, reads: int = 0, writes: int = 0) -> dict[str, int]:
+    """Return the activity counters of a disk."""
+    return {"read_bytes_total": read, "write_bytes_total": write, "reads_total": reads, "writes_total": writes}
+
+
+class OneVmSource:
+    """An OverviewSource with one attached VM."""
+
+    def __init__(self) -> None:
+        self.snapshot = Snapshot()
+        self.snapshot.status(status(vm()))
+        self.error = ""
+
+    def health(self) -> dict[str, Any]:
+        return {"error": self.error}
+
+    def firing_alerts(self) -> list[dict[str, Any]]:
+        return []
+
+    def resolved_levels(self, _vm: Vm, _device: str, /) -> list[tuple[str, int]]:
+        return [("80%", 80), ("90%", 90)]
+
+    def put(
+        self, family: Family, at: float, *samples: tuple[tuple[str, ...], dict[str, Any]], whose: Vm | None = None
+    ) -> None:
+        """Store a family's samples of a poll at this time, in seconds."""
+        polled = [Sample(family, labels, values) for labels, values in samples]
+        self.snapshot.samples(whose or vm(), (family,), polled, round(at * SECOND))

@@ -203,5 +203,5 @@ class Watcher:
         """Return what is shown of a disk's fullness; nothing where nothing is."""
         for view_vm, view in self.app.snapshot.views():
             if view_vm.name == vm:
-                return dict(view.pairs["block_space"].now.get((device,), {})) if "block_space" in view.pairs else {}
+                return dict(view.polls["block_space"].current.get((device,), {})) if "block_space" in view.polls else {}
         return {}

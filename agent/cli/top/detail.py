@@ -58,8 +58,8 @@ def _moves(vm: Vm) -> Iterator[str]:
     moves += [(f"{job['type']} {job['job']}", job) for job in vm.get("jobs", ())]
     for name, move in moves:
         share = move.get("progress_ratio")
-        if "of_bytes" in move:
-            share = move["done_bytes"] / move["of_bytes"]
+        if "total_bytes" in move:
+            share = move["done_bytes"] / move["total_bytes"]
         done = f"   {share * 100:.1f} %" if share is not None else ""
         left = f"   {seconds(move['remaining_seconds'])} left" if "remaining_seconds" in move else ""
         yield f"{name}   {move.get('status', '')}{done}{left}"

@@ -117,7 +117,7 @@ function moving(vm) {
   }));
   const { migration } = vm;
   if (!migration) return found;
-  const { status, of_bytes: of, done_bytes: done, elapsed_seconds: took, throughput_bytes_per_second: speed } = migration;
+  const { status, total_bytes: of, done_bytes: done, elapsed_seconds: took, throughput_bytes_per_second: speed } = migration;
   const ended = ENDED.includes(status);
   const said = of ? [`${bytes(done)} of ${bytes(of)}`, speed > 0 && `${bytes(speed)}/s`] : [took !== undefined && ended && `took ${duration(took)}`];
   found.push({ vm, key: `${vm.uuid} migration`, what: "migration", status, share: of ? done / of : undefined, done: said.filter(Boolean).join(" · "), left: migration.remaining_seconds });

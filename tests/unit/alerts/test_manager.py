@@ -13,7 +13,7 @@ from agent.alerts.threshold_types import ThresholdMode
 from agent.model.record import Record, RecordEncoder, Severity, Vm
 from agent.qmp.commands import AllowList, Change, Command
 from tests.lab.record_validation import faults, understood
-from tests.lab.thin_disks import GIB, HOST, VM, Disk, alert_manager, threshold_record, policy
+from tests.lab.thin_disks import GIB, HOST, VM, Disk, alert_manager, policy, threshold_record
 
 TWIN = Vm(VM.host, VM.uuid, VM.name, "/run/other.qmp")
 

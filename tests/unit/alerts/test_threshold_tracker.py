@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.alerts.threshold_types import DetectedBy, ThresholdMode
-from tests.lab.thin_disks import GIB, LEVELS, Disk, arm, fire, poll_layers, policy, summary
+from tests.lab.thin_disks import GIB, LEVELS, Disk, arm, fire, policy, poll_layers, summary
 
 EVENT, LEVEL, MISSED = DetectedBy.EVENT, DetectedBy.LEVEL, DetectedBy.MISSED
 

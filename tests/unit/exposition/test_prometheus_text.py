@@ -1,4 +1,4 @@
-"""The text that Prometheus scrapes: as the golden file has it, good by promtool, and read back without loss."""
+"""The Prometheus text format: equal to the golden file, valid for promtool, and parsed back without loss."""
 
 from collections import Counter
 from typing import Any
@@ -20,25 +20,25 @@ HOSTILE = 'a"b\\c\nd\\n{}=,#\u00e9'
 
 
 def series(snapshot: Snapshot) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Return what a reader that is not ours makes of the text: every series once."""
-    found: Counter[Any] = Counter()
+    """Parse the text with prometheus_client and return the value of each series; fail on duplicates."""
+    counts: Counter[Any] = Counter()
     values = {}
     for family in text_string_to_metric_families(render(snapshot)):
         for sample in family.samples:
             key = (sample.name, frozenset(sample.labels.items()))
-            found[key] += 1
+            counts[key] += 1
             values[key] = sample.value
-    assert [key for key, count in found.items() if count > 1] == []
+    assert [key for key, count in counts.items() if count > 1] == []
     return values
 
 
-def of(snapshot: Snapshot, name: str) -> list[tuple[dict[str, str], float]]:
-    """Return the labels and values of one series' name."""
+def named(snapshot: Snapshot, name: str) -> list[tuple[dict[str, str], float]]:
+    """Return the labels and the value of each series with this name."""
     return [(dict(labels), value) for (known, labels), value in series(snapshot).items() if known == name]
 
 
 def two_vms() -> Snapshot:
-    """A VM of which everything is known, and one with hostile names that is stalled."""
+    """Return a VM with samples of many families, and a stalled one with hostile names."""
     snapshot = Snapshot()
     for name, index in (("block", 0), ("migration", 1), ("balloon", 1), ("guest_memory", 0), ("runstate", 0)):
         snapshot.status(status(vm()))
@@ -53,47 +53,47 @@ def two_vms() -> Snapshot:
     return snapshot
 
 
-def test_the_text_is_that_of_the_golden_file_and_promtool_has_nothing_against_it() -> None:
+def test_the_text_equals_the_golden_file_and_passes_promtool() -> None:
     text = render(two_vms())
     assert golden_files.same_text("metrics.txt", text)
     assert promtool_check(text) == []
 
 
-def test_no_vms_make_no_text() -> None:
+def test_without_vms_the_text_is_empty() -> None:
     assert render(Snapshot()) == ""
 
 
-def test_values_are_read_back_as_they_were() -> None:
+def test_values_are_parsed_back_unchanged() -> None:
     snapshot = two_vms()
     evil = {"vm": HOSTILE, "vm_uuid": vm(1).uuid}
-    assert ({**evil, "device": HOSTILE}, 2**64 - 1) in of(snapshot, "qemu_block_reads_total")
-    assert ({**evil, "device": HOSTILE}, 0.1 + 0.2) in of(snapshot, "qemu_block_read_seconds_total")
-    assert of(snapshot, "qemu_runstate_running") == [({"vm": "vm1", "vm_uuid": vm().uuid}, 1), (evil, 0)]
-    assert ({**evil, "status": HOSTILE}, 1) in of(snapshot, "qemu_runstate_status")
-    assert [value for _, value in of(snapshot, "qemu_vm_up")] == [1, 0]
-    assert [value for _, value in of(snapshot, "qemu_vm_last_response_timestamp_seconds")] == [7, 7]
-    assert {labels["event"]: value for labels, value in of(snapshot, "qemu_vm_events_total")} == {
+    assert ({**evil, "device": HOSTILE}, 2**64 - 1) in named(snapshot, "qemu_block_reads_total")
+    assert ({**evil, "device": HOSTILE}, 0.1 + 0.2) in named(snapshot, "qemu_block_read_seconds_total")
+    assert named(snapshot, "qemu_runstate_running") == [({"vm": "vm1", "vm_uuid": vm().uuid}, 1), (evil, 0)]
+    assert ({**evil, "status": HOSTILE}, 1) in named(snapshot, "qemu_runstate_status")
+    assert [value for _, value in named(snapshot, "qemu_vm_up")] == [1, 0]
+    assert [value for _, value in named(snapshot, "qemu_vm_last_response_timestamp_seconds")] == [7, 7]
+    assert {labels["event"]: value for labels, value in named(snapshot, "qemu_vm_events_total")} == {
         "STOP": 2,
         "RESUME": 1,
         "unknown": 1,
     }
-    info = {labels["vm"]: labels for labels, _ in of(snapshot, "qemu_vm_info")}
+    info = {labels["vm"]: labels for labels, _ in named(snapshot, "qemu_vm_info")}
     assert (info["vm1"]["qemu_version"], info["vm1"]["qemu_package"]) == ("7.2.22", "Debian")
     assert info[HOSTILE]["monitor"] == f"/run/{HOSTILE}.qmp"
 
 
-def test_every_sample_of_the_golden_files_has_its_series() -> None:
+def test_every_sample_of_the_golden_files_has_a_series() -> None:
     for name, cases in CASES.items():
         for case in cases:
             snapshot = Snapshot()
             snapshot.status(status(vm()))
             poll(snapshot, vm(), name, *map(answer, case["replies"]))
             known = series(snapshot)
-            for made in case["samples"]:
-                family = BY_NAME[made["family"]]
-                own = {"vm": "vm1", "vm_uuid": vm().uuid, **dict(zip(family.labels, made["labels"], strict=True))}
+            for sample in case["samples"]:
+                family = BY_NAME[sample["family"]]
+                own = {"vm": "vm1", "vm_uuid": vm().uuid, **dict(zip(family.labels, sample["labels"], strict=True))}
                 for field in family.fields:
-                    value = made["values"].get(field.name)
+                    value = sample["values"].get(field.name)
                     if isinstance(value, int | float) and field.kind.value in ("counter", "gauge", "flag"):
                         assert known[family.series(field), frozenset(own.items())] == value, case["case"]
 
@@ -101,14 +101,14 @@ def test_every_sample_of_the_golden_files_has_its_series() -> None:
 def test_a_vm_that_is_gone_has_no_series() -> None:
     snapshot = two_vms()
     snapshot.status(status(vm(), MonitorState.GONE))
-    assert {named["vm"] for _, labels in series(snapshot) if "vm" in (named := dict(labels))} == {HOSTILE}
+    assert {own["vm"] for _, labels in series(snapshot) if "vm" in (own := dict(labels))} == {HOSTILE}
 
 
-def test_two_ways_to_one_vm_make_no_series_twice() -> None:
+def test_two_monitors_of_one_vm_export_each_series_once() -> None:
     snapshot = two_vms()
 
     def read() -> list[float]:
-        return [value for labels, value in of(snapshot, "qemu_block_read_bytes_total") if labels["vm"] == "vm1"]
+        return [value for labels, value in named(snapshot, "qemu_block_read_bytes_total") if labels["vm"] == "vm1"]
 
     before = read()
     for monitor in ("/run/b", "/run/c"):
@@ -120,16 +120,16 @@ def test_two_ways_to_one_vm_make_no_series_twice() -> None:
     assert read() == [9]
 
 
-def test_a_series_is_there_only_where_qemu_gave_the_field() -> None:
+def test_a_field_that_qemu_does_not_report_has_no_series() -> None:
     snapshot = Snapshot()
     snapshot.status(status(vm()))
     poll(snapshot, vm(), "block", [{"qdev": "a", "stats": {"rd_bytes": 1}}, {"qdev": "b", "stats": {"wr_bytes": 2}}])
-    assert [labels["device"] for labels, _ in of(snapshot, "qemu_block_read_bytes_total")] == ["a"]
+    assert [labels["device"] for labels, _ in named(snapshot, "qemu_block_read_bytes_total")] == ["a"]
     assert "unmap" not in render(snapshot)
 
 
 @pytest.mark.parametrize("family", BY_NAME)
-def test_every_family_can_be_shown(family: str) -> None:
+def test_every_family_can_be_rendered(family: str) -> None:
     snapshot = Snapshot()
     snapshot.status(status(vm()))
     known = BY_NAME[family]
@@ -138,12 +138,12 @@ def test_every_family_can_be_shown(family: str) -> None:
     values = {f.name: by_kind.get(f.kind.value, 1) for f in known.fields}
     put(snapshot, vm(), known, (tuple(f"label {n}" for n in range(len(known.labels))), values))
     assert promtool_check(render(snapshot)) == []
-    shown = {name for name, _ in series(snapshot) if name.startswith(f"qemu_{family}_")}
-    ends = {"histogram": ("_bucket", "_sum", "_count"), "text": (), "detail": ()}
-    assert shown == {known.series(f) + end for f in known.fields for end in ends.get(f.kind.value, ("",))}
+    rendered = {name for name, _ in series(snapshot) if name.startswith(f"qemu_{family}_")}
+    suffixes = {"histogram": ("_bucket", "_sum", "_count"), "text": (), "detail": ()}
+    assert rendered == {known.series(f) + suffix for f in known.fields for suffix in suffixes.get(f.kind.value, ("",))}
 
 
-def test_a_latency_histogram_is_one_of_prometheus() -> None:
+def test_a_latency_histogram_is_a_prometheus_histogram() -> None:
     snapshot = Snapshot()
     snapshot.status(status(vm()))
     bins = {"boundaries": [10_000, 1_000_000], "bins": [1, 0, 4]}
@@ -151,13 +151,13 @@ def test_a_latency_histogram_is_one_of_prometheus() -> None:
     poll(snapshot, vm(), "block", [{"qdev": "disk0", "stats": stats}])
     assert promtool_check(render(snapshot)) == []
     name = "qemu_block_write_latency_seconds"
-    assert {labels["le"]: value for labels, value in of(snapshot, f"{name}_bucket")} == {
+    assert {labels["le"]: value for labels, value in named(snapshot, f"{name}_bucket")} == {
         "1e-05": 1,
         "0.001": 1,
         "+Inf": 5,
     }
-    assert [value for _, value in of(snapshot, f"{name}_count")] == [5]
-    assert [value for _, value in of(snapshot, f"{name}_sum")] == [2.5]
+    assert [value for _, value in named(snapshot, f"{name}_count")] == [5]
+    assert [value for _, value in named(snapshot, f"{name}_sum")] == [2.5]
     assert f"# TYPE {name} histogram\n" in render(snapshot)
 
 
@@ -165,9 +165,9 @@ names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]) | st.
 
 
 @given(names, names, st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**63), 2**64 - 1))
-def test_any_name_and_any_number_are_read_back(name: str, disk: str, value: float) -> None:
+def test_any_name_and_any_number_are_parsed_back(name: str, disk: str, value: float) -> None:
     snapshot = Snapshot()
     whose = vm(0, name)
     snapshot.status(status(whose))
     put(snapshot, whose, BY_NAME["block"], ((disk,), {"idle_seconds": value}))
-    assert of(snapshot, "qemu_block_idle_seconds") == [({"vm": name, "vm_uuid": whose.uuid, "device": disk}, value)]
+    assert named(snapshot, "qemu_block_idle_seconds") == [({"vm": name, "vm_uuid": whose.uuid, "device": disk}, value)]

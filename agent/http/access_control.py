@@ -1,0 +1,115 @@
+"""Access control of the endpoint: a middleware that refuses requests by the current web config."""
+
+import ipaddress
+import time
+from collections.abc import Callable, Mapping
+from math import inf
+from typing import Any
+
+from aiohttp import web
+
+from agent.http.basic_auth import TooManyAttemptsError
+from agent.http.connection_limits import ConnectionLimiter
+from agent.http.web_config import LoadedWebConfig, RateLimit
+
+_CHALLENGE = {"WWW-Authenticate": 'Basic realm="qmp-agent", charset="UTF-8"'}
+
+ACCESS_CONTROL: web.AppKey["AccessControl"] = web.AppKey("access_control")
+
+
+class AccessControl:
+    """Decides whether a request is answered.
+
+    Args:
+        loopback: whether the endpoint listens on a loopback address.
+        connections: the limiter that counts the endpoint's connections.
+        clock: returns seconds of a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        *,
+        loopback: bool,
+        connections: ConnectionLimiter | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.web_config = LoadedWebConfig()
+        self.connections = connections if connections is not None else ConnectionLimiter()
+        self._loopback = loopback
+        self._clock = clock
+        self._tokens = inf  # the bucket starts full: on a host that has just booted, the monotonic clock is near 0
+        self._counted_at = clock()
+
+    async def refusal(self, request: web.Request) -> web.Response | None:
+        """Return the response that refuses a request, or None if the request is allowed."""
+        config, users = self.web_config.config, self.web_config.users
+        if self._loopback and not config.authenticates and not _is_local(request.host):
+            # DNS rebinding: another site's name can resolve to this address, and its page could then read the answer.
+            return _refuse(421, "use the endpoint's IP address or localhost as its host name")
+        if not self.take_token(config.rate_limit):
+            return _refuse(429, "too many requests", {"Retry-After": "1"})
+        if not self._has_allowed_san(request):
+            return _refuse(403, "the client certificate has no allowed subject alternative name")
+        if users:
+            try:
+                if not await users.authenticate(request.headers.get("Authorization", "")):
+                    return _refuse(401, "authentication required", _CHALLENGE)
+            except TooManyAttemptsError:
+                return _refuse(503, "too many authentication attempts at once", {"Retry-After": "5"})
+        return None
+
+    def take_token(self, limit: RateLimit) -> bool:
+        """Take a token from the rate limit's bucket; return whether there was one."""
+        if not limit.interval:
+            return True
+        now = self._clock()
+        self._tokens = min(limit.burst, self._tokens + (now - self._counted_at) / limit.interval)
+        self._counted_at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def _has_allowed_san(self, request: web.Request) -> bool:
+        tls = self.web_config.config.tls_server_config
+        if tls is None or not tls.client_allowed_sans:
+            return True
+        certificate: Mapping[str, Any] = (request.transport and request.transport.get_extra_info("peercert")) or {}
+        return any(name in tls.client_allowed_sans for _, name in certificate.get("subjectAltName", ()))
+
+
+def _refuse(status: int, reason: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    return web.Response(status=status, text=f"{reason}\n", headers=headers)
+
+
+def _is_local(host: str) -> bool:
+    """Return whether a Host header is an IP address or a name of localhost."""
+    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+    return True
+
+
+@web.middleware
+async def control_access(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Handle a request if it is allowed. This is the first middleware of an application that has ACCESS_CONTROL."""
+    access = request.app[ACCESS_CONTROL]
+    transport = request.transport
+    access.connections.request_started(transport)
+    try:
+        refusal = await access.refusal(request)
+        response: web.StreamResponse = refusal if refusal is not None else await handler(request)
+        return response
+    finally:
+        access.connections.request_finished(transport)
+
+
+async def set_configured_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Set the headers of the web config on a response; an empty one removes the header."""
+    for name, value in request.app[ACCESS_CONTROL].web_config.config.http_server_config.headers.items():
+        if value:
+            response.headers[name] = value
+        else:
+            response.headers.pop(name, None)

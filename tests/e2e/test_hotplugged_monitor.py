@@ -1,4 +1,4 @@
-"""A monitor of the agent's own, added to each real QEMU that can, over one that stays free for whom it belongs to."""
+"""A monitor of the agent's own, hot-plugged into each QEMU that supports it through a monitor that stays free for its owner."""
 
 from pathlib import Path
 
@@ -14,57 +14,57 @@ from tests.lab.qemus import Qemu
 SINCE = (11, 1)
 
 
-async def devices(guest: Guest) -> set[str]:
-    """Return the names of the character devices that a QEMU has."""
+async def character_devices(guest: Guest) -> set[str]:
+    """Return the labels of a QEMU's character devices."""
     return {device["label"] for device in await guest.command("query-chardev")}
 
 
-async def test_a_monitor_is_added_where_qemu_can_and_goes_with_the_agent(
+async def test_a_monitor_is_added_if_qemu_supports_it_and_removed_with_the_agent(
     start_guest: StartGuest, folder: Path, qemu: Qemu
 ) -> None:
     guest = await start_guest(binary=qemu.binary)
-    before = await devices(guest)
+    before = await character_devices(guest)
     own = folder / "own"
     own.mkdir()
-    can = qemu.version >= SINCE
+    supported = qemu.version >= SINCE
     config = {"monitors": [{"burst": str(guest.monitor), "hotplug_dir": str(own)}], "intervals": {"poll": "200ms"}}
     agent = AgentProcess(folder, config)
 
-    async def there(number: int) -> bool:
-        """Return whether as many are added as that, in QEMU and in the folder."""
-        return len(await devices(guest) - before) == len([*own.iterdir()]) == number
+    async def has_added(number: int) -> bool:
+        """Return whether QEMU has this many added monitors and the folder this many sockets."""
+        return len(await character_devices(guest) - before) == len([*own.iterdir()]) == number
 
     try:
         for end in (agent.stop, agent.kill):
             mark = agent.mark()
             await agent.start()
             attached = await agent.wait_for_record("vm.attached", vm=guest.uuid, since=mark)
-            assert attached["data"].get("events_available", True) is can
-            await until(lambda: there(int(can)), 10)
+            assert attached["data"].get("events_available", True) is supported
+            await until(lambda: has_added(int(supported)), 60)
             visit(str(guest.monitor))
-            if can:
+            if supported:
                 await guest.command("stop")
                 await agent.wait_for_record("event.stop", vm=guest.uuid, since=mark)
                 await guest.command("cont")
             await agent.wait_for_record("sample.runstate", vm=guest.uuid, since=mark)
             await end()
-            await until(lambda: there(0), 10)
+            await until(lambda: has_added(0), 60)
         assert [*agent.find_records("vm.gone")] == []
     finally:
         await agent.kill()
 
 
-async def test_one_that_an_agent_left_before_it_connected_is_taken(
+async def test_a_monitor_that_a_killed_agent_left_behind_is_used(
     start_guest: StartGuest, folder: Path, qemu: Qemu
 ) -> None:
     if qemu.version < SINCE:
-        pytest.skip("this QEMU adds no monitors")
+        pytest.skip("this QEMU cannot add monitors")
     guest = await start_guest(binary=qemu.binary)
     assert guest.process is not None
-    for ask in own_monitor(f"{folder}/{guest.process.pid}.qmp"):
-        await guest.command(ask.name, **(ask.arguments or {}))
+    for command in own_monitor(f"{folder}/{guest.process.pid}.qmp"):
+        await guest.command(command.name, **(command.arguments or {}))
     entry = {"burst": str(guest.monitor), "hotplug_dir": str(folder)}
     async with AgentProcess(folder, {"monitors": [entry]}) as agent:
         attached = await agent.wait_for_record("vm.attached", vm=guest.uuid)
         assert "events_available" not in attached["data"]
-        assert {"qmp-agent"} < await devices(guest)
+        assert {"qmp-agent"} < await character_devices(guest)

@@ -1,4 +1,4 @@
-"""Records through a real Apache Kafka, read by a client and by a CloudEvents library that are not ours."""
+"""Records through a real Apache Kafka, read by an independent client and an independent CloudEvents library."""
 
 import asyncio
 import signal
@@ -27,7 +27,7 @@ PARTITIONS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message as it lies in Kafka, and the event that it is."""
+    """A Kafka message and its CloudEvent."""
 
     kind: str
     partition: int
@@ -45,7 +45,7 @@ class Message:
 
 @pytest.fixture
 async def topics(kafka: KafkaCluster) -> dict[str, str]:
-    """New topics, by what goes there."""
+    """New topics by the kind of their records."""
     names = {kind: f"test-{kind}-{uuid4()}" for kind in KINDS}
     for name in names.values():
         await kafka.create_topic(name, partitions=PARTITIONS)
@@ -54,7 +54,7 @@ async def topics(kafka: KafkaCluster) -> dict[str, str]:
 
 @pytest.fixture
 async def agent(kafka: KafkaCluster, topics: dict[str, str], folder: Path) -> AsyncIterator[AgentProcess]:
-    """An agent that delivers to them; not started yet."""
+    """An agent that delivers to the topics; not started yet."""
     config = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": "100ms"},
@@ -67,25 +67,25 @@ async def agent(kafka: KafkaCluster, topics: dict[str, str], folder: Path) -> As
         await agent.kill()
 
 
-async def everything(kafka: KafkaCluster, topics: dict[str, str]) -> list[Message]:
-    """Return all messages there are, those of each partition in its order."""
+async def read_all(kafka: KafkaCluster, topics: dict[str, str]) -> list[Message]:
+    """Return all messages of the topics, in order within each partition."""
     schema = validator(record_schema())
     kinds = {topic: kind for kind, topic in topics.items()}
     async with AIOKafkaConsumer(*topics.values(), auto_offset_reset="earliest", **kafka.client) as consumer:
         ends = await consumer.end_offsets(
             [TopicPartition(topic, number) for topic in kinds for number in range(PARTITIONS)]
         )
-        left = sum(ends.values())
+        total = sum(ends.values())
         messages: list[Message] = []
-        while len(messages) < left:
-            async with asyncio.timeout(10):
+        while len(messages) < total:
+            async with asyncio.timeout(60):
                 message = await consumer.getone()
-            messages.append(read(kinds[message.topic], message, schema))
+            messages.append(parse(kinds[message.topic], message, schema))
     return messages
 
 
-def read(kind: str, message: ConsumerRecord, schema: Draft202012Validator) -> Message:
-    """Read a message by the CloudEvents Kafka binding, in structured mode, and by our schema."""
+def parse(kind: str, message: ConsumerRecord, schema: Draft202012Validator) -> Message:
+    """Parse a message by the CloudEvents Kafka binding in structured mode, and validate it by our schema."""
     headers = dict(message.headers)
     assert headers.keys() == {"content-type"}
     assert headers["content-type"].decode().partition(";")[0] == "application/cloudevents+json"
@@ -97,7 +97,7 @@ def read(kind: str, message: ConsumerRecord, schema: Draft202012Validator) -> Me
     return Message(kind, message.partition, message.key.decode(), event)
 
 
-async def test_each_vms_records_arrive_whole_in_order_and_where_they_belong(
+async def test_each_vms_records_arrive_complete_in_order_and_in_the_right_topic(
     kafka: KafkaCluster, topics: dict[str, str], agent: AgentProcess, start_guest: StartGuest
 ) -> None:
     await agent.start()
@@ -105,26 +105,26 @@ async def test_each_vms_records_arrive_whole_in_order_and_where_they_belong(
     idle = await start_guest("idle")
     await writer.booted()
 
-    async def knows_its_disks() -> bool:
+    async def exports_its_disk() -> bool:
         return (await agent.metrics()).value("qemu_block_writes_total", vm_uuid=writer.uuid, device="disk0") is not None
 
-    await until(knows_its_disks, 10)
+    await until(exports_its_disk, 60)
     await writer.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 20)
     await writer.event("BLOCK_WRITE_THRESHOLD")
     await writer.command("stop")
     await writer.command("cont")
     await idle.stop()
 
-    async def has_sent_all() -> bool:
+    async def has_sent_samples() -> bool:
         series = await agent.metrics()
         return (series.value("qmp_agent_records_total", kind="sample") or 0) >= 50
 
-    await until(has_sent_all, 20)
+    await until(has_sent_samples, 60)
     ended = await agent.stop(signal.SIGTERM)
     assert ended.status == 0, ended.log
     assert ended.out == ""
 
-    messages = await everything(kafka, topics)
+    messages = await read_all(kafka, topics)
     assert sorted(message.sequence for message in messages) == list(range(1, len(messages) + 1))
     assert {message.key for message in messages} == {writer.uuid, idle.uuid}
     for message in messages:
@@ -133,54 +133,54 @@ async def test_each_vms_records_arrive_whole_in_order_and_where_they_belong(
         assert message.event.get_extension("vmuuid") == message.event.get_extension("partitionkey") == message.key
     for kind in KINDS:
         for key in (writer.uuid, idle.uuid):
-            mine = [message for message in messages if (message.kind, message.key) == (kind, key)]
-            assert len({message.partition for message in mine}) <= 1
-            assert [message.sequence for message in mine] == sorted(message.sequence for message in mine)
+            of_vm = [message for message in messages if (message.kind, message.key) == (kind, key)]
+            assert len({message.partition for message in of_vm}) <= 1
+            assert [message.sequence for message in of_vm] == sorted(message.sequence for message in of_vm)
 
     def types(kind: str, key: str) -> list[str]:
         return [message.type for message in messages if (message.kind, message.key) == (kind, key)]
 
     assert set(types("alerts", writer.uuid)) == {"qemu.alert.write_threshold"}
-    told = types("events", writer.uuid)
-    assert told[0] == "qemu.vm.attached"
-    assert [t for t in told if t.startswith("qemu.event.")] == [
+    events = types("events", writer.uuid)
+    assert events[0] == "qemu.vm.attached"
+    assert [kind for kind in events if kind.startswith("qemu.event.")] == [
         "qemu.event.block_write_threshold",
         "qemu.event.stop",
         "qemu.event.resume",
     ]
-    assert told[-1] == "qemu.vm.detached", "what is told at the very end is delivered too"
+    assert events[-1] == "qemu.vm.detached", "the last record before the exit is delivered too"
     assert types("events", idle.uuid) == ["qemu.vm.attached", "qemu.event.shutdown", "qemu.vm.gone"]
 
 
-async def test_what_waits_for_a_slow_broker_is_delivered_at_the_end(
+async def test_records_that_wait_for_a_paused_broker_are_delivered_at_shutdown(
     kafka: KafkaCluster, topics: dict[str, str], agent: AgentProcess, start_guest: StartGuest
 ) -> None:
     idle = await start_guest("idle")
     await agent.start()
-    await until(lambda: "delivering to" in agent.log, 10)
+    await until(lambda: "delivering to" in agent.log, 60)
     (broker,) = kafka.brokers
     await broker.pause()
     try:
         await idle.command("stop")
         await idle.command("cont")
 
-        async def knows_of_both() -> bool:
+        async def has_counted_resume() -> bool:
             return (await agent.metrics()).value("qemu_vm_events_total", event="RESUME") == 1
 
-        await until(knows_of_both, 5)
+        await until(has_counted_resume, 60)
         agent.send_signal(signal.SIGTERM)
-        await until(lambda: "stopping" in agent.log, 5)
+        await until(lambda: "stopping" in agent.log, 60)
     finally:
         broker.resume()
     ended = await agent.stop()
     assert ended.status == 0, ended.log
-    messages = await everything(kafka, topics)
+    messages = await read_all(kafka, topics)
     assert sorted(message.sequence for message in messages) == list(range(1, len(messages) + 1))
-    told = [message.type for message in messages if message.kind == "events"]
-    assert told == ["qemu.vm.attached", "qemu.event.stop", "qemu.event.resume", "qemu.vm.detached"]
+    events = [message.type for message in messages if message.kind == "events"]
+    assert events == ["qemu.vm.attached", "qemu.event.stop", "qemu.event.resume", "qemu.vm.detached"]
 
 
-async def test_what_waits_when_the_agent_is_killed_is_delivered_by_the_next(
+async def test_records_that_wait_when_the_agent_is_killed_are_delivered_by_the_next_run(
     kafka: KafkaCluster, topics: dict[str, str], agent: AgentProcess, start_guest: StartGuest
 ) -> None:
     idle = await start_guest("idle")
@@ -188,21 +188,21 @@ async def test_what_waits_when_the_agent_is_killed_is_delivered_by_the_next(
     await broker.pause()
     try:
         await agent.start()
-        await until(lambda: f"idle at {idle.monitor}: up" in agent.log, 5)
+        await until(lambda: f"idle at {idle.monitor}: up" in agent.log, 60)
         await idle.command("stop")
         await idle.command("cont")
 
-        async def is_written() -> bool:
+        async def is_journaled() -> bool:
             return (await agent.metrics()).value("qmp_agent_journal_records_written_total", queue="events") == 3
 
-        await until(is_written, 5)
+        await until(is_journaled, 60)
         await agent.kill()
     finally:
         broker.resume()
     await agent.start()
-    await until(lambda: "delivering to" in agent.log, 20)
+    await until(lambda: "delivering to" in agent.log, 60)
     assert (await agent.stop()).status == 0
-    messages = [message for message in await everything(kafka, topics) if message.kind == "events"]
+    messages = [message for message in await read_all(kafka, topics) if message.kind == "events"]
     runs: dict[str, list[str]] = {}
     for message in messages:
         runs.setdefault(message.event.get_id().partition("-")[0], []).append(message.type)

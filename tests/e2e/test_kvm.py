@@ -1,4 +1,4 @@
-"""What KVM counts, and what only KVM can limit, with guests that KVM runs; skipped where this machine has none."""
+"""KVM's statistics and dirty limits, on guests that run under KVM. Skipped on a machine without KVM."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.lab.qemus import Qemu
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="there is no /dev/kvm that may be used"),
+    pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="/dev/kvm is missing or not accessible"),
 ]
 
 VCPU: Final = {
@@ -22,11 +22,11 @@ VCPU: Final = {
     "irq_injections": "irq_injections_total",
     "pf_taken": "page_faults_total",
 }
-"""KVM's names and ours, by hand."""
+"""KVM's names and ours, written by hand."""
 
 
-async def counted(guest: Guest) -> dict[str, dict[str, int]]:
-    """Return what KVM counts for each vCPU, by its number, asked over another monitor than the agent's."""
+async def kvm_counters(guest: Guest) -> dict[str, dict[str, int]]:
+    """Return KVM's counters of each vCPU by its number, queried on another monitor than the agent's."""
     numbers = {cpu["qom-path"]: str(cpu["cpu-index"]) for cpu in await guest.command("query-cpus-fast")}
     answer: list[Any] = await guest.command("query-stats", target="vcpu")
     return {
@@ -36,7 +36,7 @@ async def counted(guest: Guest) -> dict[str, dict[str, int]]:
     }
 
 
-async def test_kvms_figures_lie_between_two_that_qemu_gives_and_a_dirty_limit_is_told(qemu: Qemu, folder: Path) -> None:
+async def test_kvm_counters_match_qemus_own_and_the_dirty_limit_is_reported(qemu: Qemu, folder: Path) -> None:
     options = GuestOptions(
         kind=GuestKind.WRITER, binary=qemu.binary, accel="kvm,dirty-ring-size=4096", extra=["-smp", "2"]
     )
@@ -46,16 +46,16 @@ async def test_kvms_figures_lie_between_two_that_qemu_gives_and_a_dirty_limit_is
     }
     async with Guest(folder, "vm1", options) as guest, AgentProcess(folder, config) as agent:
         await guest.booted()
-        before = await counted(guest)
+        before = await kvm_counters(guest)
         since = agent.mark()
-        for _ in range(3):  # the first may have been asked before, and of one round the vCPUs come in any order
+        for _ in range(3):  # the first poll may have begun before, and the vCPUs of one poll come in any order
             last = await agent.wait_for_record("sample.kvm_vcpu", vm=guest.uuid, since=since, vcpu="1")
             since = agent.records().index(last) + 1
-        told = {r["subject"]: r["data"] for r in agent.find_records("sample.kvm_vcpu", vm=guest.uuid)}
-        after = await counted(guest)
+        samples = {r["subject"]: r["data"] for r in agent.find_records("sample.kvm_vcpu", vm=guest.uuid)}
+        after = await kvm_counters(guest)
         for number, figures in before.items():
             for theirs, ours in VCPU.items():
-                assert figures[theirs] <= told[number][ours] <= after[number][theirs], (number, ours)
+                assert figures[theirs] <= samples[number][ours] <= after[number][theirs], (number, ours)
         assert before["0"]["exits"] > 0
         machine = await agent.wait_for_record("sample.kvm", vm=guest.uuid)
         assert machine["data"].keys() >= {"pages_4k", "pages_2m", "pages_1g", "remote_tlb_flushes_total"}

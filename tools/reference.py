@@ -255,7 +255,7 @@ def _question(query: Query) -> str:
 def events_of(command: str) -> list[str]:
     """Return the events after which a question is asked."""
     askers = {c.name for c in ALL if command in (ask.name for ask in c.commands(ALL_FEATURES))}
-    if command in (ask.name for ask in host_process.ASKS):
+    if command in (ask.name for ask in host_process.COMMANDS):
         askers.add(THREADS)
     return [row.name for row in ROWS if askers & set(row.invalidates)]
 

@@ -43,7 +43,7 @@ from agent.qmp.commands import Command
 from agent.runtime.gc import scheduled_collection
 from agent.runtime.logging import set_up
 from agent.runtime.systemd import Progress, SystemdNotifier
-from agent.session.api import MonitorState, MonitorStatus, PollOutcome, VmChange
+from agent.session.api import MonitorState, MonitorStatus, PollOutcome, SessionContext, VmChange
 from agent.session.discovery import DiscoveryManager
 from agent.session.supervisor import SupervisorGroup
 
@@ -89,7 +89,7 @@ class Agent:
         self.progress = Progress()
         self.build_endpoint = build_endpoint(self, config)
         self.watching: asyncio.Task[None]
-        self._terms = session_settings(config, self)
+        self._context = SessionContext(session_settings(config), thresholds=self)
         self._fleet: SupervisorGroup | None = None
         self._ways: DiscoveryManager
         self._tasks: asyncio.TaskGroup
@@ -236,7 +236,7 @@ class Agent:
             troubles.append(
                 f"none of {states.total()} monitors is up: " + ", ".join(f"{n} {s.value}" for s, n in states.items())
             )
-        late = self._fleet.late_by(time.monotonic()) if self._fleet is not None else {}
+        late = self._fleet.overdue_by(time.monotonic()) if self._fleet is not None else {}
         stuck = [name for name, seconds in late.items() if seconds > STUCK_SECONDS]
         troubles += [f"{name} is up and has not been asked what it should be" for name in stuck[:MOST_NAMED]]
         if self.alertmanager is not None and self.alertmanager.error is not None:
@@ -292,7 +292,7 @@ class Agent:
     async def _watch(self, read: Callable[[], Config]) -> None:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            self._fleet = fleet = SupervisorGroup(self._terms, self, tasks)
+            self._fleet = fleet = SupervisorGroup(self._context, self, tasks)
             self._ways = DiscoveryManager(fleet, tasks)
             self._ways.set(discoverers(self.config))
             tasks.create_task(self._tick(), name="tick")
@@ -313,7 +313,7 @@ class Agent:
         """Run by another config from here on, as far as its sections are those of `reload.LIVE`."""
         before, self.config = self.config, config
         set_up(config.log.level, config.log.format)
-        self._terms.renew(session_settings(config, self))
+        self._context.apply(session_settings(config))
         self.snapshot.limits = SeriesLimits(**config.limits.model_dump())
         if before.alerts.write_threshold != config.alerts.write_threshold:
             self.alerts.set_policy(partial(threshold_policy, config.alerts.write_threshold))

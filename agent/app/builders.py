@@ -16,8 +16,8 @@ from agent.http.handlers import AgentView, create_application
 from agent.http.server import HttpEndpoint
 from agent.model.record import Vm
 from agent.monitors import Discoverer
-from agent.qmp.commands import AllowList, Change
-from agent.session.api import SessionSettings, ThresholdController
+from agent.qmp.commands import Change
+from agent.session.api import SessionSettings
 
 
 class StartError(CommandFailedError):
@@ -46,8 +46,8 @@ def device_size_of(vm: Vm, path: str) -> int | None:
     return None if vm.monitor.startswith("tcp:") else device_size(path)
 
 
-def session_settings(config: Config, commander: ThresholdController | None = None) -> SessionSettings:
-    """Return what the config says of every session."""
+def session_settings(config: Config) -> SessionSettings:
+    """Return the config's settings for all sessions."""
     changes = set()
     thresholds = config.alerts.write_threshold
     if ThresholdMode.ARM in (thresholds.mode, *(entry.mode for entry in thresholds.disks)):
@@ -59,14 +59,12 @@ def session_settings(config: Config, commander: ThresholdController | None = Non
     changes.update(*(entry.changes for entry in config.monitors))
     return SessionSettings(
         host=config.host,
-        allow=AllowList(changes),
         changes=frozenset(changes),
         intervals=Intervals(**config.intervals.model_dump()),
-        reply_seconds=config.timeouts.response,
+        response_seconds=config.timeouts.response,
         greeting_seconds=config.timeouts.greeting,
-        retry_seconds=config.timeouts.retry,
+        max_retry_seconds=config.timeouts.retry,
         guest_stats_seconds=round(config.allow.guest_stats_interval or 0),
-        commander=commander,
         labels=config.labels,
     )
 

@@ -20,7 +20,7 @@ from agent.model.record import sanitize
 from agent.monitors import DialDiscoverer, Discoverer, ListenDiscoverer, Monitor
 from agent.qmp.errors import BusyError, DeniedError, QmpError
 from agent.session import host_process, identity
-from agent.session.api import SessionSettings
+from agent.session.api import SessionContext
 
 MAX_AT_ONCE = 50
 
@@ -30,16 +30,16 @@ WAY_SECONDS = 10.0
 
 async def check(config: Config) -> AsyncIterator[tuple[bool, str]]:
     """Yield findings as they are made: whether each is good, and what it is in words."""
-    settled = session_settings(config)
+    context = SessionContext(session_settings(config))
     for way in discoverers(config).values():
         async with _looking(way) as (found, of_itself):
             for finding in of_itself:
                 yield finding
             gate = asyncio.Semaphore(MAX_AT_ONCE)
-            for checked in asyncio.as_completed([_monitor(monitor, settled, gate) for monitor in found]):
+            for checked in asyncio.as_completed([_monitor(monitor, context, gate) for monitor in found]):
                 yield await checked
-    for build, commands in settled.commands.items():
-        if lacks := list(_lacks(commands, settled.menu.by_name.values())):
+    for build, commands in context.build_commands.items():
+        if lacks := list(_lacks(commands, context.collectors.by_name.values())):
             yield True, f"QEMU {build.version}: {'; '.join(lacks)}"
     for said in _journal(config):
         yield said
@@ -127,26 +127,28 @@ def _listens(way: ListenDiscoverer) -> tuple[bool, str]:
     return True, f"{way.address}: can be listened on"
 
 
-async def _monitor(monitor: Monitor, settled: SessionSettings, gate: asyncio.Semaphore) -> tuple[bool, str]:
+async def _monitor(monitor: Monitor, context: SessionContext, gate: asyncio.Semaphore) -> tuple[bool, str]:
     name = sanitize(monitor.name)
     async with gate:
         try:
-            client = await monitor.open(settled.allow, lambda _: None, deadline=settled.greeting_seconds)
+            client = await monitor.open(context.allow, lambda _: None, deadline=context.settings.greeting_seconds)
         except (BusyError, DeniedError) as error:
             return False, f"{name}: {error}; `sudo qmp-agent doctor` says more"
         except QmpError as error:
             return False, f"{name}: {error}"
         try:
-            answers = await client.execute((*identity.WHO, identity.COMMANDS), deadline=settled.reply_seconds)
+            answers = await client.execute(
+                (*identity.IDENTITY, identity.LIST_COMMANDS), deadline=context.settings.response_seconds
+            )
         except QmpError as error:
             return False, f"{name}: {error}"
         finally:
             client.close()
-        vm = identity.who(settled.host, monitor.name, answers[:-1])
+        vm = identity.identify(context.settings.host, monitor.name, answers[:-1])
         assert client.greeting is not None
-        build = identity.build(client.greeting)
-        if commands := identity.commands(answers[-1]):
-            settled.commands[build] = commands
+        build = identity.build_of(client.greeting)
+        if commands := identity.command_names(answers[-1]):
+            context.build_commands[build] = commands
         return True, f"{name}: {vm.name} ({vm.uuid}), QEMU {build.version}"
 
 
@@ -156,7 +158,7 @@ def _lacks(commands: frozenset[str], collectors: Iterable[Collector]) -> Iterato
     for collector in collectors:
         asks = (
             *(ask.name for ask in collector.commands(ALL_FEATURES)),
-            *filter(None, [host_process.NEEDS.get(collector.name)]),
+            *filter(None, [host_process.REQUIRED_COMMANDS.get(collector.name)]),
         )
         if missing := sorted({command for command in asks if command not in commands}):
             off = collector.missing_command(facts) or not collector.commands(facts)

@@ -45,7 +45,7 @@ class Process:
             os.close(self._folder)
             self._folder = None
 
-    def answer(self, files: Iterable[File]) -> list[Text]:
+    def read_files(self, files: Iterable[File]) -> list[Text]:
         """Return what these files say, in order."""
         return [Text(file, self._entries(file.path) if file.entries else self.read(file.path)) for file in files]
 

@@ -1,7 +1,8 @@
-"""What a session with one monitor tells the rest of the agent. Pure."""
+"""Interfaces of a session: its states, its settings, and the callbacks that report its results. Pure."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -15,46 +16,45 @@ from agent.qmp.commands import AllowList, Change, Command
 from agent.session.identity import Build
 from agent.session.scheduler import Pacer
 
-FIRST_LOOK_SECONDS = 0.0015
-"""How far apart VMs that are met together are first looked at: each takes 1.3 ms, and 15 KiB until what it said was sent."""
-FIRST_LOOK_MOST_SECONDS = 5.0
-"""How long a VM waits for that at most, however many there are and however often they come."""
+FIRST_POLL_SPACING_SECONDS = 0.0015
+"""Time between the first polls of two VMs. A first poll takes 1.3 ms, and 15 KiB of memory until its records are sent."""
+FIRST_POLL_MAX_DELAY_SECONDS = 5.0
+"""Maximum delay of a VM's first poll."""
 
-
-MAIN_LOOP = "QEMU's monitor thread answers but its main loop does not: it hangs, on storage most often"
-PROCESS = "no thread of QEMU answers: the process is stopped or starved"
-"""Why a VM is stalled, as a probe out of band tells."""
+MAIN_LOOP_STALLED = "QEMU's monitor thread answers but its main loop does not: it hangs, on storage most often"
+PROCESS_STALLED = "no thread of QEMU answers: the process is stopped or starved"
+"""Causes of a stall, as the out-of-band probe tells them apart."""
 
 
 class MonitorState(StrEnum):
-    """Where a session stands, as a person sees it."""
+    """State of one monitor's session."""
 
     CONNECTING = "connecting"
     BUSY = "busy"
-    """Something accepts but does not greet: another client holds this monitor. Not a dead VM."""
+    """The monitor accepts connections but does not greet, because another client holds it. The VM is alive."""
     NEGOTIATING = "negotiating"
     UP = "up"
     STALLED = "stalled"
-    """A reply is overdue. Not a dead VM either."""
+    """A reply is overdue. The VM is alive."""
     DENIED = "denied"
-    """We may not connect: permissions."""
+    """The agent's user lacks permission to connect."""
     STANDBY = "standby"
-    """Its VM is watched over a better monitor; this one takes over when that one is lost."""
+    """A better monitor reaches the same VM. This one takes over when that one is lost."""
     GONE = "gone"
-    """Nothing listens there: no VM, or not yet."""
+    """Nothing listens there: the VM has ended, or has not started yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class MonitorStatus:
-    """A session's state.
+    """State of one monitor, as it is displayed and logged.
 
     Attributes:
-        monitor: which monitor.
-        state: where it stands.
-        reason: why, in words for people; empty where there is nothing to say.
-        vm: who is there, once known.
-        build: its QEMU, once known.
-        since_ns: since when it is in this state, nanoseconds since the epoch.
+        monitor: the monitor.
+        state: its state.
+        reason: cause of the state, for people; may be empty.
+        vm: the VM, once identified.
+        build: the VM's QEMU, once known.
+        since_ns: when the state began, in nanoseconds since the epoch.
     """
 
     monitor: Monitor
@@ -66,14 +66,14 @@ class MonitorStatus:
 
 
 class PollOutcome(StrEnum):
-    """What became of one question."""
+    """Outcome of one run of a collector."""
 
     OK = "ok"
     ERROR = "error"
     UNSUPPORTED = "unsupported"
     TIMEOUT = "timeout"
     TRUNCATED = "truncated"
-    """It told of more subjects than are taken."""
+    """The answer had more subjects than the agent accepts."""
 
 
 class VmChange(StrEnum):
@@ -96,111 +96,145 @@ class VmChange(StrEnum):
 
 
 class SessionObserver(Protocol):
-    """Callbacks invoked by a session. Implementations must not block or raise."""
+    """Callbacks invoked by sessions. Implementations must not block or raise."""
 
     def on_event(self, record: Record) -> None:
-        """Receive the record of a QEMU event, which may stand for several coalesced ones."""
+        """Handle the record of a QEMU event, which may stand for several coalesced ones."""
 
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
-        """Receive the record of a change in a VM's lifecycle."""
+        """Handle the record of a change in a VM's lifecycle."""
 
     def on_transition(self, record: Record) -> None:
-        """Receive the record of a transition that a collector derived from two polls, such as the end of a migration."""
+        """Handle the record of a transition that a collector derived from two polls, such as the end of a migration."""
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Receive the complete samples of these families at that instant; a subject without a sample no longer exists."""
+        """Handle all samples of these families at one instant. A subject without a sample no longer exists."""
 
     def on_status(self, status: MonitorStatus) -> None:
-        """Receive the new state of a monitor."""
+        """Handle a change of a monitor's state."""
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
-        """Forget a monitor that is no longer watched."""
+        """Handle the end of a monitor that is not supervised any longer."""
 
     def on_connection_refused(self, address: str, reason: str) -> None:
-        """Count a connection to a `listen` address that was refused."""
+        """Handle a refused incoming connection."""
 
     def on_response(self, seconds: float) -> None:
-        """Observe how long QEMU took to answer one write; after a timeout, how long the session waited."""
+        """Handle the response time of one write's commands, in seconds; of a timeout, the time waited."""
 
     def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
-        """Count one run of a collector."""
+        """Handle the outcome of one run of a collector."""
 
     def on_events_dropped(self, vm: Vm, reason: str, events: int) -> None:
-        """Count events that were dropped before they became records."""
+        """Handle the loss of this many events."""
 
 
 class ThresholdController(Protocol):
-    """Who has thresholds set, and wants to know what came of it."""
+    """Source of the write thresholds to set."""
 
     def refreshes_due(self, vm: Vm) -> frozenset[str]:
-        """Return the collectors that should be asked again now."""
+        """Return the names of the collectors to poll now."""
 
     async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
-        """Return the changes to be made to this VM now, each with the disk it is for."""
+        """Return the commands to execute on this VM now, each with its disk."""
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
-        """Take note whether a change was made."""
+        """Handle the end of a command; `done` tells whether QEMU executed it."""
 
 
 class CollectorIndex:
-    """What may be asked, as every session looks it up.
+    """Collectors, indexed for lookup by a session.
 
     Attributes:
-        by_name: the collectors.
-        beside: the names of those that ask QEMU nothing, in their order.
-        carriers: by event, the collector that takes its answer from it.
+        by_name: the collectors by name.
+        host_only: names of the collectors that send no command to QEMU, in order.
+        by_event: the collector that reads its samples from an event, by the event's name.
     """
 
     def __init__(self, collectors: Sequence[Collector]) -> None:
         self.by_name = {collector.name: collector for collector in collectors}
-        self.beside = [collector.name for collector in collectors if collector.host_only]
-        self.carriers = {event: collector for collector in collectors for event in collector.from_event}
+        self.host_only = [collector.name for collector in collectors if collector.host_only]
+        self.by_event = {event: collector for collector in collectors for event in collector.from_event}
 
 
-_EVERYTHING = CollectorIndex(ALL)
+_ALL_COLLECTORS = CollectorIndex(ALL)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """What all sessions have in common; one object for all of them, so that what is renewed holds for those that are up.
+    """Settings of all sessions. A config reload replaces the whole object.
 
     Attributes:
         host: this host's name.
-        allow: what may be sent.
-        changes: the changes that the operator turned on.
-        intervals: how often to ask.
-        reply_seconds: how long a reply may take before the VM counts as stalled.
-        greeting_seconds: how long a greeting may take before the monitor counts as busy.
-        retry_seconds: the longest wait between two attempts.
-        guest_stats_seconds: the guest statistics interval to set where nobody has set one; only with GUEST_STATS_INTERVAL.
-        menu: what to ask.
-        commander: who has thresholds set; None has none.
-        commands: what each build of QEMU that was met understands; sessions fill it.
-        first_looks: when a VM that was just met is asked all that there is.
-        root: the folder that has this host's /proc and /sys.
-        labels: what is taken out of libvirt's files for people.
-        asked: how many VMs are asked at this moment; sessions count themselves.
+        changes: changes to QEMU that the operator allows.
+        intervals: polling intervals.
+        response_seconds: time after which a VM without a reply is stalled.
+        greeting_seconds: time after which a monitor without a greeting is busy.
+        max_retry_seconds: maximum time between two connection attempts.
+        probe_seconds: interval and timeout of the out-of-band probes of a stalled QEMU.
+        guest_stats_seconds: polling interval for guest statistics to set where none is set; needs Change.GUEST_STATS_INTERVAL.
+        labels: labels to read from libvirt's files.
     """
 
     host: str
-    allow: AllowList
     changes: frozenset[Change] = frozenset()
     intervals: Intervals = field(default_factory=Intervals)
-    reply_seconds: float = 5.0
+    response_seconds: float = 5.0
     greeting_seconds: float = 3.0
-    retry_seconds: float = 30.0
+    max_retry_seconds: float = 30.0
+    probe_seconds: float = 2.0
     guest_stats_seconds: int = 10
-    menu: CollectorIndex = _EVERYTHING
-    commander: ThresholdController | None = None
-    commands: dict[Build, frozenset[str]] = field(default_factory=dict)
-    first_looks: Pacer = field(default_factory=lambda: Pacer(FIRST_LOOK_SECONDS, FIRST_LOOK_MOST_SECONDS))
-    root: Path = Path("/")
     labels: LabelsConfig = field(default_factory=lambda: LabelsConfig(libvirt_xml_dirs=[]))
-    asked: int = 0
 
-    def renew(self, other: "SessionSettings") -> None:
-        """Take what other terms say, but for what to ask, which a session takes when it begins, and what sessions put in."""
-        self.allow.allow(other.changes)
-        for one in fields(self):
-            if one.name not in ("allow", "menu", "commands", "first_looks", "root", "asked"):
-                setattr(self, one.name, getattr(other, one.name))
+
+class SessionContext:
+    """State that all sessions share.
+
+    Attributes:
+        settings: the current settings; sessions read them at each use.
+        allow: commands that may be sent, on open connections too.
+        collectors: collectors of the sessions that start from now on.
+        thresholds: source of write thresholds, or None.
+        root: the directory that holds /proc and /sys.
+        random: returns a number from 0 to 1, to spread polls.
+        build_commands: command names of each known QEMU build; sessions add to it.
+        first_polls: paces the first polls of newly attached VMs.
+        attached_vms: number of VMs that are attached now; sessions count themselves.
+    """
+
+    __slots__ = (
+        "allow",
+        "attached_vms",
+        "build_commands",
+        "collectors",
+        "first_polls",
+        "random",
+        "root",
+        "settings",
+        "thresholds",
+    )
+
+    def __init__(
+        self,
+        settings: SessionSettings,
+        *,
+        thresholds: ThresholdController | None = None,
+        collectors: CollectorIndex = _ALL_COLLECTORS,
+        first_polls: Pacer | None = None,
+        root: Path = Path("/"),
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        self.settings = settings
+        self.allow = AllowList(settings.changes)
+        self.collectors = collectors
+        self.thresholds = thresholds
+        self.root = root
+        self.random = random
+        self.build_commands: dict[Build, frozenset[str]] = {}
+        self.first_polls = first_polls or Pacer(FIRST_POLL_SPACING_SECONDS, FIRST_POLL_MAX_DELAY_SECONDS)
+        self.attached_vms = 0
+
+    def apply(self, settings: SessionSettings) -> None:
+        """Replace the settings, for attached VMs too."""
+        self.allow.allow(settings.changes)
+        self.settings = settings

@@ -15,6 +15,8 @@ from agent.qmp.protocol import Event
 from agent.session.api import SessionObserver
 from agent.session.event_coalescer import CoalescedEvent, EventCoalescer
 
+EventCallback = Callable[[Event, int], None]
+
 MAX_BUFFERED_EVENTS = 1024
 """Maximum number of events that are buffered until the VM is identified."""
 
@@ -22,15 +24,9 @@ MAX_BUFFERED_EVENTS = 1024
 class EventHandler:
     """Handler of one connection's events: `on_event` for each of them, `attach` once the VM is identified, `close` at the end."""
 
-    def __init__(self, observer: SessionObserver, on_attached_event: Callable[[Vm, Event, int], None]) -> None:
-        """Create a handler that buffers.
-
-        Args:
-            observer: receives the records.
-            on_attached_event: called after each event of an identified VM, with the event's time in nanoseconds since the epoch.
-        """
+    def __init__(self, observer: SessionObserver) -> None:
         self._observer = observer
-        self._on_attached_event = on_attached_event
+        self._callback: EventCallback | None = None
         self._vm: Vm | None = None
         self._buffer: list[Event] = []
         self._dropped = 0
@@ -51,21 +47,27 @@ class EventHandler:
         self._buffer.clear()
         self._dropped = 0
 
-    def attach(self, vm: Vm) -> None:
-        """Attribute all events to this VM, the buffered ones included."""
-        self._vm = vm
+    def attach(self, vm: Vm, callback: EventCallback | None = None) -> None:
+        """Attribute all events to this VM, the buffered ones included.
+
+        Args:
+            vm: the VM.
+            callback: called after each event, with its time in nanoseconds since the epoch.
+        """
+        self._vm, self._callback = vm, callback
         for event in self._buffer:
             self._handle(vm, event)
         if self._dropped:
             self._observer.on_events_dropped(vm, "before_attach", self._dropped)
         self._buffer.clear()
 
-    def close(self, vm: Vm) -> None:
+    def close(self) -> None:
         """Report the events that the coalescer still holds."""
         if self._timer is not None:
             self._timer.cancel()
-        self._report(vm, self._coalescer.flush())
-        self._on_attached_event = lambda _vm, _event, _time_ns: None  # breaks a reference cycle with the session
+        if self._vm is not None:
+            self._report(self._vm, self._coalescer.flush())
+        self._callback = None  # breaks a reference cycle with the session
 
     def _handle(self, vm: Vm, event: Event) -> None:
         row = row_of(event.name)
@@ -76,7 +78,8 @@ class EventHandler:
             key = row.coalesce_key(event.data, row.coalesce_by)
             self._report(vm, self._coalescer.take(key, event, time_ns, time.monotonic()))
             self._start_timer(vm)
-        self._on_attached_event(vm, event, time_ns)
+        if self._callback is not None:
+            self._callback(event, time_ns)
 
     def _report(self, vm: Vm, coalesced: Iterable[CoalescedEvent]) -> None:
         for group in coalesced:

@@ -1,9 +1,8 @@
-"""The process behind a monitor: which it is, what its threads and its network interfaces are for, and what the kernel says of it."""
+"""Discovery of a VM's process on the host: its pid, its threads and its network interfaces, from QEMU's answers and the kernel."""
 
 import asyncio
 import contextlib
 import dataclasses
-import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -17,20 +16,18 @@ from agent.model.metrics.about import ABOUT
 from agent.model.record import Vm, sanitize
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import Command
-from agent.session.api import SessionSettings
-from agent.session.identity import ROOMS
+from agent.session.api import SessionContext
+from agent.session.identity import DEVICE_CONTAINERS
 
-_log = logging.getLogger(__name__)
-
-ASKS = (
+COMMANDS = (
     Command("query-cpus-fast"),
     Command("query-iothreads"),
     Command("query-kvm"),
     Command("qom-get", {"path": "/machine", "property": "type"}),
 )
 
-NEEDS = {"vcpu": "query-cpus-fast", "iothread": "query-iothreads"}
-"""Collectors that ask the kernel about threads, and which of these questions QEMU has to understand for them."""
+REQUIRED_COMMANDS = {"vcpu": "query-cpus-fast", "iothread": "query-iothreads"}
+"""Collectors that read a thread's files, and the command of QEMU's that lists these threads."""
 
 _NICS = tuple(
     f"child<{kind}"
@@ -48,148 +45,154 @@ _NICS = tuple(
         "spapr-vlan",
     )
 )
-"""Types of network cards. Enumerating types instead would load modules."""
+"""Prefixes of network card types. Listing the types through QEMU would load modules."""
 
 MAX_NICS = 64
-"""Cards that are asked for their addresses; QEMU's machines have room for fewer."""
+"""Maximum number of network cards to query; QEMU's machines have room for fewer."""
 
-FIND_SECONDS = 5.0
-"""How long the host may take to tell of a process: reading fdinfo of a tap waits for the kernel's network lock."""
+HOST_TIMEOUT_SECONDS = 5.0
+"""Timeout of each lookup on the host. Reading the fdinfo of a tap waits for the kernel's network lock."""
 
 MAX_THREADS = 8192
-"""Threads that are told. QEMU's machines have 4096 vCPUs at most (11.1)."""
+"""Maximum number of threads to report. QEMU's machines have at most 4096 vCPUs (11.1)."""
 
-Asking = Callable[[Sequence[Command]], Awaitable[list[CommandResult]]]
+Execute = Callable[[Sequence[Command]], Awaitable[list[CommandResult]]]
 T = TypeVar("T")
 Nics = Mapping[str, Mapping[str, Any]]
+"""Properties of network cards by MAC address in lower case."""
 
 
 class HostProcess:
-    """One VM's process. Closed with the session."""
+    """The process of one VM. Close it with the session."""
 
-    def __init__(self, terms: SessionSettings) -> None:
+    def __init__(self, context: SessionContext) -> None:
         self.about = Sample(ABOUT, (), {})
-        """What the VM is, as far as was detected."""
-        self._terms = terms
+        """Description of the VM, as far as it is known."""
+        self._context = context
         self._process: Process | None = None
-        self._names: frozenset[str] = frozenset()
+        self._interface_names: frozenset[str] = frozenset()
         self._nics: Nics = {}
 
     def close(self) -> None:
-        """Let go of the process."""
+        """Close the process's directory."""
         if self._process is not None:
             self._process.close()
             self._process = None
 
-    def answer(self, files: Sequence[File]) -> Sequence[Text]:
-        """Return what these files say; nothing where the process is not known."""
-        return self._process.answer(files) if self._process is not None else [Text(file, None) for file in files]
+    def read(self, files: Sequence[File]) -> Sequence[Text]:
+        """Return the texts of these files; each is None if the process is unknown."""
+        return self._process.read_files(files) if self._process is not None else [Text(file, None) for file in files]
 
-    async def learn(self, ask: Asking, opener: int | None, vm: Vm, facts: Facts) -> Facts:
-        """Return the facts with those of the process, as they are now.
+    async def discover(self, execute: Execute, socket_owner: int | None, vm: Vm, facts: Facts) -> Facts:
+        """Return the facts, updated with those of the process.
 
         Args:
-            ask: asks QEMU.
-            opener: who opened the monitor's socket, as `find` takes it.
-            vm: who it is.
-            facts: what else is known.
+            execute: executes commands on QEMU.
+            socket_owner: pid that opened the monitor's socket, as `find` takes it.
+            vm: the VM.
+            facts: the other facts.
 
         Raises:
             QmpError: the connection ended.
         """
-        asks = [one for one in ASKS if facts.has_command(one.name)]
-        answers = dict(zip((one.name for one in asks), await ask(asks) if asks else (), strict=True))
-        cpus, iothreads, kvm, machine = (answers.get(one.name) for one in ASKS)
-        vcpus, others = list(_vcpus(cpus)), list(_iothreads(iothreads))
+        commands = [command for command in COMMANDS if facts.has_command(command.name)]
+        results = await execute(commands) if commands else ()
+        answers = dict(zip((command.name for command in commands), results, strict=True))
+        cpus_answer, iothreads_answer, kvm, machine = (answers.get(command.name) for command in COMMANDS)
+        vcpus, iothreads = list(_vcpus(cpus_answer)), list(_iothreads(iothreads_answer))
         values = dict(_machine(kvm, machine))
         with contextlib.suppress(TimeoutError):
-            if labels := await _unblocked(partial(labels_of, vm, self._terms.labels)):
+            if labels := await _in_thread(partial(labels_of, vm, self._context.settings.labels)):
                 values["labels"] = labels
-        threads = [task.id for task in (*vcpus, *others)]
+        threads = [task.id for task in (*vcpus, *iothreads)]
         try:
-            found = await _unblocked(partial(find, opener, threads, self._terms.root), _let_go)
+            qemu = await _in_thread(partial(find, socket_owner, threads, self._context.root), _close_result)
         except (UnknownProcessError, TimeoutError) as error:
             self.close()
-            why = str(error) or f"the host did not tell of it within {FIND_SECONDS:g} s"
-            self.about = Sample(ABOUT, (), values | {"process_unknown": why})
+            cause = str(error) or f"the lookup on the host timed out after {HOST_TIMEOUT_SECONDS:g} s"
+            self.about = Sample(ABOUT, (), values | {"process_unknown": cause})
             return dataclasses.replace(facts, process=None, vcpus=(), iothreads=(), cgroup=None, interfaces=())
         self.close()
-        self._process = found.process
-        self.about = Sample(ABOUT, (), values | {"pid": str(found.process.pid)})
+        self._process = qemu.process
+        self.about = Sample(ABOUT, (), values | {"pid": str(qemu.process.pid)})
         return dataclasses.replace(
             facts,
-            process=_process(found),
-            vcpus=tuple(dataclasses.replace(task, id=found.threads[task.id]) for task in vcpus),
-            iothreads=tuple(dataclasses.replace(task, id=found.threads[task.id]) for task in others),
-            cgroup=found.cgroup,
-            interfaces=await self._interfaces(ask, found.process),
+            process=_process_task(qemu),
+            vcpus=tuple(dataclasses.replace(task, id=qemu.threads[task.id]) for task in vcpus),
+            iothreads=tuple(dataclasses.replace(task, id=qemu.threads[task.id]) for task in iothreads),
+            cgroup=qemu.cgroup,
+            interfaces=await self._interfaces(execute, qemu.process),
         )
 
-    async def _interfaces(self, ask: Asking, process: Process) -> tuple[Interface, ...]:
-        """Return its network interfaces. QEMU is asked for its cards only when there is one that was not there before."""
+    async def _interfaces(self, execute: Execute, process: Process) -> tuple[Interface, ...]:
+        """Return the process's network interfaces. QEMU's network cards are queried only when a new interface appears."""
         try:
-            there = await _unblocked(partial(interfaces_of, process, self._nics))
+            interfaces = await _in_thread(partial(interfaces_of, process, self._nics))
         except TimeoutError:
             return ()
-        names = frozenset(interface.name for interface in there)
-        if names <= self._names:
-            return there
-        self._names, self._nics = names, await _cards(ask)
+        names = frozenset(interface.name for interface in interfaces)
+        if names <= self._interface_names:
+            return interfaces
+        self._interface_names, self._nics = names, await _query_nics(execute)
         try:
-            return await _unblocked(partial(interfaces_of, process, self._nics))
+            return await _in_thread(partial(interfaces_of, process, self._nics))
         except TimeoutError:
-            return there
+            return interfaces
 
 
-async def _unblocked(call: Callable[[], T], undo: Callable[["asyncio.Future[T]"], None] = lambda _: None) -> T:
-    """Return what a call returns that may block, made in a thread of its own; `undo` is for one that nobody waited for.
+async def _in_thread(call: Callable[[], T], undo: Callable[["asyncio.Future[T]"], None] = lambda _: None) -> T:
+    """Run a blocking call in a thread and return its result.
+
+    Args:
+        call: the call.
+        undo: handles the result when it arrives after the timeout.
 
     Raises:
-        TimeoutError: it took longer than FIND_SECONDS.
+        TimeoutError: the call took longer than HOST_TIMEOUT_SECONDS.
     """
     running = asyncio.get_running_loop().run_in_executor(None, call)
     try:
-        async with asyncio.timeout(FIND_SECONDS):
+        async with asyncio.timeout(HOST_TIMEOUT_SECONDS):
             return await asyncio.shield(running)
     except BaseException:
         running.add_done_callback(undo)
         raise
     finally:
-        del running  # which has its error, whose traceback has this frame: a circle
+        del running  # breaks a reference cycle: the future holds an error whose traceback holds this frame
 
 
-def _let_go(running: "asyncio.Future[QemuProcess]") -> None:
+def _close_result(running: "asyncio.Future[QemuProcess]") -> None:
     if not running.cancelled() and running.exception() is None:
         running.result().process.close()
 
 
-def _process(found: QemuProcess) -> Task:
-    known = {"start_seconds": found.start_seconds, "cgroup": found.cgroup_name or None}
-    return Task(found.process.pid, "", {key: value for key, value in known.items() if value is not None})
+def _process_task(qemu: QemuProcess) -> Task:
+    values = {"start_seconds": qemu.start_seconds, "cgroup": qemu.cgroup_name or None}
+    return Task(qemu.process.pid, "", {key: value for key, value in values.items() if value is not None})
 
 
-def _id(item: Mapping[str, Any]) -> int | None:
+def _thread_id(item: Mapping[str, Any]) -> int | None:
     thread = item.get("thread-id")
     return thread if type(thread) is int and 0 < thread < 1 << 31 else None
 
 
 def _vcpus(answer: Any) -> Iterator[Task]:
-    """Yield the vCPUs' threads as QEMU counts them; none where it has no such command (before 2.12)."""
+    """Yield the vCPU threads with QEMU's own thread ids; none before QEMU 2.12, which lacks the command."""
     for cpu in as_list_of_objects(answer, MAX_THREADS):
-        thread = _id(cpu)
+        thread = _thread_id(cpu)
         if thread is not None and type(index := cpu.get("cpu-index")) is int:
             yield Task(thread, str(index), {"qom_path": cpu.get("qom-path"), "topology": cpu.get("props")})
 
 
 def _iothreads(answer: Any) -> Iterator[Task]:
     for iothread in as_list_of_objects(answer, MAX_THREADS):
-        thread = _id(iothread)
+        thread = _thread_id(iothread)
         if thread is not None and (name := as_text(iothread.get("id"))):
-            known = {
+            values = {
                 key.replace("-", "_"): iothread.get(key)
                 for key in ("poll-max-ns", "poll-grow", "poll-shrink", "aio-max-batch")
             }
-            yield Task(thread, sanitize(name), known)
+            yield Task(thread, sanitize(name), values)
 
 
 def _machine(kvm: Any, machine: Any) -> Iterator[tuple[str, Any]]:
@@ -199,20 +202,20 @@ def _machine(kvm: Any, machine: Any) -> Iterator[tuple[str, Any]]:
         yield "accelerator", "kvm" if enabled else "other"
 
 
-async def _cards(ask: Asking) -> Nics:
+async def _query_nics(execute: Execute) -> Nics:
     """Return the guest's network cards by MAC address."""
-    rooms = await ask([Command("qom-list", {"path": room}) for room in ROOMS])
+    listings = await execute([Command("qom-list", {"path": container}) for container in DEVICE_CONTAINERS])
     paths = [
-        (name, f"{room}/{name}")
-        for room, children in zip(ROOMS, rooms, strict=True)
+        (name, f"{container}/{name}")
+        for container, children in zip(DEVICE_CONTAINERS, listings, strict=True)
         for child in as_list_of_objects(children)
         if as_text(child.get("type")).startswith(_NICS) and (name := as_text(child.get("name")))
     ]
-    cards: dict[str, Values] = {}
+    nics: dict[str, Values] = {}
     for name, path in paths[:MAX_NICS]:
-        mac, netdev = await ask([Command("qom-get", {"path": path, "property": key}) for key in ("mac", "netdev")])
+        mac, netdev = await execute([Command("qom-get", {"path": path, "property": key}) for key in ("mac", "netdev")])
         if isinstance(mac, str):
-            cards[mac.lower()] = {"mac": sanitize(mac.lower(), 32), "device": sanitize(name)}
+            nics[mac.lower()] = {"mac": sanitize(mac.lower(), 32), "device": sanitize(name)}
             if isinstance(netdev, str) and netdev:
-                cards[mac.lower()]["netdev"] = sanitize(netdev)
-    return cards
+                nics[mac.lower()]["netdev"] = sanitize(netdev)
+    return nics

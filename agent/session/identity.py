@@ -1,4 +1,4 @@
-"""Who a VM is and what it has: the questions asked once at each attach, and what their answers mean. Pure."""
+"""Identity and features of a VM: commands sent once at each attach, and parsers of their answers. Pure."""
 
 import uuid
 from collections.abc import Sequence
@@ -14,27 +14,31 @@ from agent.qmp.protocol import Greeting
 _NAMESPACE = uuid.UUID("5f0b6f6e-8c3e-5d0a-9a39-6e1f1f2d7a10")
 _NIL = str(uuid.UUID(int=0))
 
-WHO = (Command("query-uuid"), Command("query-name"))
-"""Its version is in the greeting and need not be asked."""
+IDENTITY = (Command("query-uuid"), Command("query-name"))
+"""Commands that identify a VM. The version of its QEMU is in the greeting."""
 
-STATUS = Command("query-status")
+RUN_STATE = Command("query-status")
 
-ROOMS = ("/machine/peripheral", "/machine/peripheral-anon")
-"""Where QEMU keeps devices: those with an id, and those without."""
+DEVICE_CONTAINERS = ("/machine/peripheral", "/machine/peripheral-anon")
+"""QOM paths of the devices: those with an id, and those without."""
 
-WHAT = (Command("query-migrate-capabilities"), *(Command("qom-list", {"path": room}) for room in ROOMS))
+FEATURES = (
+    Command("query-migrate-capabilities"),
+    *(Command("qom-list", {"path": container}) for container in DEVICE_CONTAINERS),
+)
+"""Commands that tell what a VM has."""
 
-COMMANDS = Command("query-commands")
-"""What a QEMU understands; the same for all VMs of one build, so asked of one of them."""
+LIST_COMMANDS = Command("query-commands")
+"""Lists the commands of a QEMU. They are the same for all VMs of one build, so one VM of each build is queried."""
 
-TURN_ON_MIGRATION_EVENTS = Command(
+ENABLE_MIGRATION_EVENTS = Command(
     "migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]}
 )
 
 _INTERVAL = "guest-stats-polling-interval"
 
 _BALLOONS = tuple(f"child<virtio-balloon-{bus}" for bus in ("pci", "ccw", "device"))
-"""Types of balloon devices, with the ends -transitional> and -non-transitional> too. Enumerating types instead would load modules."""
+"""Prefixes of balloon types; -transitional> and -non-transitional> may follow. Listing the types through QEMU would load modules."""
 
 _HV_BALLOONS = ("child<hv-balloon",)
 
@@ -45,74 +49,79 @@ class Build:
 
     Attributes:
         version: such as 7.2.22.
-        package: the distribution's own text, or empty.
+        package: the distribution's own version text, or empty.
     """
 
     version: str
     package: str
 
 
-def build(greeting: Greeting) -> Build:
-    """Return the version that a greeting tells."""
+def build_of(greeting: Greeting) -> Build:
+    """Return the build that a greeting names."""
     return Build(".".join(map(str, greeting.version)), sanitize(greeting.package, 128))
 
 
-def who(host: str, monitor: str, answers: Sequence[Any]) -> Vm:
-    """Return whom the answers to WHO name.
+def identify(host: str, monitor: str, answers: Sequence[Any]) -> Vm:
+    """Return the VM that the answers to IDENTITY describe.
 
-    A VM that was started without a UUID answers with zeros, as all such do; it gets one made of the host's name and its monitor's
-    address, so that it stays the same over restarts of itself and of the agent.
+    A VM that was started without a UUID reports zeros, as all such VMs do. It gets a UUID derived from the host's name and
+    its monitor's address, which stays the same when the VM or the agent restarts.
     """
-    said, named = map(as_object, answers)
+    uuid_answer, name_answer = map(as_object, answers)
     try:
-        told = str(uuid.UUID(said.get("UUID")))
+        vm_uuid = str(uuid.UUID(uuid_answer.get("UUID")))
     except (ValueError, TypeError, AttributeError):
-        told = _NIL
-    if told == _NIL:
-        told = str(uuid.uuid5(_NAMESPACE, f"{host}\n{monitor}"))
-    return Vm(host, told, sanitize(as_text(named.get("name"))) or told, monitor)
+        vm_uuid = _NIL
+    if vm_uuid == _NIL:
+        vm_uuid = str(uuid.uuid5(_NAMESPACE, f"{host}\n{monitor}"))
+    return Vm(host, vm_uuid, sanitize(as_text(name_answer.get("name"))) or vm_uuid, monitor)
 
 
-def balloon_path(answers: Sequence[Any], kinds: tuple[str, ...] = _BALLOONS) -> str | None:
-    """Return the QOM path of the VM's balloon device, out of the answers to WHAT, or None; QEMU allows one."""
-    for room, children in zip(ROOMS, answers[1:], strict=True):
+def balloon_path(answers: Sequence[Any], types: tuple[str, ...] = _BALLOONS) -> str | None:
+    """Return the QOM path of the VM's balloon device from the answers to FEATURES, or None. QEMU allows one balloon.
+
+    Args:
+        answers: the answers to FEATURES.
+        types: prefixes of the QOM types to look for.
+    """
+    for container, children in zip(DEVICE_CONTAINERS, answers[1:], strict=True):
         for child in as_list_of_objects(children):
-            if as_text(child.get("type")).startswith(kinds) and (name := as_text(child.get("name"))):
-                return f"{room}/{name}"
+            if as_text(child.get("type")).startswith(types) and (name := as_text(child.get("name"))):
+                return f"{container}/{name}"
     return None
 
 
-def migration_events(answers: Sequence[Any]) -> bool:
-    """Return whether MIGRATION events are switched on, out of the answers to WHAT."""
+def migration_events_enabled(answers: Sequence[Any]) -> bool:
+    """Return whether MIGRATION events are enabled, from the answers to FEATURES."""
     return any(c.get("capability") == "events" and c.get("state") is True for c in as_list_of_objects(answers[0]))
 
 
-def interval_ask(balloon: str) -> Command:
-    """Return the question how often a balloon's guest is asked for its statistics."""
+def get_stats_interval(balloon: str) -> Command:
+    """Return the command that reads a balloon's polling interval for guest statistics."""
     return Command("qom-get", {"path": balloon, "property": _INTERVAL})
 
 
-def set_interval_ask(balloon: str, seconds: int) -> Command:
-    """Return the change that has a balloon's guest asked for its statistics every so many seconds."""
+def set_stats_interval(balloon: str, seconds: int) -> Command:
+    """Return the command that sets a balloon's polling interval for guest statistics, in seconds."""
     return Command("qom-set", {"path": balloon, "property": _INTERVAL, "value": seconds})
 
 
-def interval(answer: Any) -> int:
-    """Return the seconds that `interval_ask` was answered with; 0 is never."""
+def stats_interval(answer: Any) -> int:
+    """Return the interval in seconds from the answer to `get_stats_interval`; 0 means that polling is off or unknown."""
     return answer if type(answer) is int and 0 < answer < 1 << 31 else 0
 
 
-def commands(answer: Any) -> frozenset[str]:
-    """Return the names that `COMMANDS` was answered with; none where QEMU would not say."""
+def command_names(answer: Any) -> frozenset[str]:
+    """Return the names in the answer to LIST_COMMANDS; an empty set if QEMU refused."""
     return frozenset(as_text(command.get("name")) for command in as_list_of_objects(answer)) - {""}
 
 
-def facts(answers: Sequence[Any], greeting: Greeting, commands: frozenset[str] = frozenset()) -> Facts:
-    """Return what the answers to WHAT, the greeting and the build's commands tell of the VM."""
+def facts_of(answers: Sequence[Any], greeting: Greeting, commands: frozenset[str] = frozenset()) -> Facts:
+    """Return the facts in the answers to FEATURES, the greeting and the build's command names."""
     return Facts(
         balloon=balloon_path(answers),
         hv_balloon=balloon_path(answers, _HV_BALLOONS) is not None,
-        migration_events=migration_events(answers),
+        migration_events=migration_events_enabled(answers),
         version=greeting.version[:2],
         commands=commands,
     )

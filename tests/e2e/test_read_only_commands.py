@@ -18,7 +18,7 @@ from tests.lab import command_audit
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.fixtures import StartGuest
-from tests.lab.recording_observer import RecordingObserver, quick_settings, supervised
+from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
 from tests.lab.scripted_peer import connected
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +133,7 @@ async def test_whoever_gives_a_session_orders_is_not_obeyed_past_the_list(
         Command(name, given) for name in commands(schema) if name not in READS for given in arguments(schema, name)
     ]
     rogue = Rogue(orders)
-    async with supervised(observer := RecordingObserver(), fake.path, settings=quick_settings(commander=rogue)):
+    async with supervised(observer := RecordingObserver(), fake.path, context=quick_context(thresholds=rogue)):
         await observer.wait_until(lambda: len(rogue.done) == len(orders))
     assert not any(rogue.done)
     assert observer.types("vm") == ["vm.attached", "vm.detached"]  # it is refused order by order, and goes on

@@ -26,8 +26,8 @@ from agent.qmp.commands import Command
 from agent.qmp.errors import CommandError, ProtocolError, QmpError
 from agent.qmp.protocol import Event, Message
 from agent.session.api import MonitorState, MonitorStatus
-from agent.session.identity import Build, who
-from agent.session.session import MAX_SAMPLES
+from agent.session.identity import Build, identify
+from agent.session.poller import MAX_SAMPLES
 from tests.lab.qmp_bytes import cut, ready
 from tests.unit.collectors.test_collectors import well_formed
 
@@ -90,7 +90,7 @@ def collectors(data: bytes) -> None:
     if collector is None or not isinstance(answers, list) or len(answers) != len(collector.commands(ALL_FEATURES)):
         return
     answers = [_answer(value) for value in answers]
-    vm = who("hv7", "/run/x.qmp", [{"UUID": VM.uuid}, {"name": answers[0]}])
+    vm = identify("hv7", "/run/x.qmp", [{"UUID": VM.uuid}, {"name": answers[0]}])
     try:
         samples = tuple(islice(collector.collect(answers), MAX_SAMPLES))
         now = Poll(samples, 10**18, 100.0)

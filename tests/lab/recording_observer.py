@@ -1,4 +1,4 @@
-"""Watching for tests: all that sessions tell, kept in one order, and a fleet that lives as long as a block."""
+"""Helpers for tests of sessions: an observer that records all calls, and supervision for the length of a block."""
 
 import asyncio
 import contextlib
@@ -12,13 +12,15 @@ from agent.model.record import Record, Vm
 from agent.monitors import Monitor
 from agent.monitors.base import qmp_opener
 from agent.monitors.dial import unix
-from agent.qmp.commands import AllowList, Change
-from agent.session.api import MonitorState, MonitorStatus, PollOutcome, SessionSettings, VmChange
+from agent.qmp.commands import Change
+from agent.session.api import MonitorState, MonitorStatus, PollOutcome, SessionContext, SessionSettings, VmChange
 from agent.session.supervisor import SupervisorGroup
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
 
 QUICK = Intervals(poll=0.06, guest_memory=0.06, migration=0.06, resync=60.0)
-"""Just above the slack within which questions go out together."""
+"""Just above the slack within which polls share one write."""
+
+_CONTEXT_OPTIONS = {"thresholds", "collectors", "first_polls", "root", "random"}
 
 
 class RecordingObserver:
@@ -101,28 +103,42 @@ class RecordingObserver:
 
 
 def monitor_at(path: Path) -> Monitor:
+    """Return the monitor at a Unix socket."""
     return Monitor(str(path), (str(path),), qmp_opener(unix(str(path))))
 
 
-def quick_settings(*changes: Change, **more: Any) -> SessionSettings:
-    """Return terms that are quick, with these changes allowed."""
-    quick: dict[str, Any] = {"intervals": QUICK, "retry_seconds": 0.02, "greeting_seconds": 0.1, "reply_seconds": 0.1}
-    return SessionSettings("host1", AllowList(changes), frozenset(changes), **quick | more)
+def quick_context(*changes: Change, **options: Any) -> SessionContext:
+    """Return a context with short intervals and timeouts.
+
+    Args:
+        changes: changes to QEMU to allow.
+        options: arguments of SessionSettings or of SessionContext.
+    """
+    settings: dict[str, Any] = {
+        "intervals": QUICK,
+        "max_retry_seconds": 0.02,
+        "greeting_seconds": 0.1,
+        "response_seconds": 0.1,
+        "probe_seconds": 0.05,
+    }
+    settings |= {name: value for name, value in options.items() if name not in _CONTEXT_OPTIONS}
+    shared = {name: value for name, value in options.items() if name in _CONTEXT_OPTIONS}
+    return SessionContext(SessionSettings("host1", frozenset(changes), **settings), **shared)
 
 
 @contextlib.asynccontextmanager
 async def supervised(
-    observer: RecordingObserver, *paths: Path, settings: SessionSettings | None = None
+    observer: RecordingObserver, *paths: Path, context: SessionContext | None = None
 ) -> AsyncIterator[SupervisorGroup]:
-    """A fleet that watches the monitors at these paths for as long as the block runs."""
+    """Supervise the monitors at these paths for as long as the block runs."""
     started: asyncio.Future[SupervisorGroup] = asyncio.get_running_loop().create_future()
 
     async def run() -> None:
         async with asyncio.TaskGroup() as tasks:
-            fleet = SupervisorGroup(settings or quick_settings(), observer, tasks)
+            group = SupervisorGroup(context or quick_context(), observer, tasks)
             for path in paths:
-                fleet.on_monitor_added(monitor_at(path))
-            started.set_result(fleet)
+                group.on_monitor_added(monitor_at(path))
+            started.set_result(group)
             await asyncio.Event().wait()
 
     task = asyncio.create_task(run())

@@ -10,11 +10,11 @@ from agent.alerts.threshold_types import DetectedBy, DiskLayer, LevelCrossing, T
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_LAYER
 from agent.model.record import Record, Vm
-from agent.session.identity import who
+from agent.session.identity import identify
 
 GIB = 1 << 30
 HOST = "host1"
-VM = who(HOST, "/run/vm1.qmp", [{"UUID": "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1"}, {"name": "vm1"}])
+VM = identify(HOST, "/run/vm1.qmp", [{"UUID": "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1"}, {"name": "vm1"}])
 LEVELS = ("80%", "90%", "95%")
 
 

@@ -20,9 +20,8 @@ from agent.monitors import Monitor
 from agent.qmp.errors import QmpError
 from agent.qmp.protocol import Event
 from agent.session.api import MonitorState, MonitorStatus
-from agent.session.identity import Build, who
-from agent.session.migration_state import MigrationState
-from agent.session.session import Session
+from agent.session.event_handler import EventHandler
+from agent.session.identity import Build, identify
 from tests.lab.agent_process import Scrape
 from tests.lab.hostile_host import CONTROL_CHARACTERS
 from tests.lab.record_validation import faults, understood
@@ -110,9 +109,9 @@ async def test_any_event_gives_well_formed_output(app: RecordingAgent) -> None:
     @given(names, st.dictionaries(fields, hostile, max_size=4), st.none() | st.integers(0, (1 << 33) * 10**9))
     def holds(name: str, data: dict[str, Any], time_ns: int | None) -> None:
         app.sent.clear()
-        session = Session(app._terms, app, lambda _state, _reason: None, MigrationState())
-        session._event_handler.attach(app.vm)
-        session.hear(Event(name, data, time_ns))
+        handler = EventHandler(app)
+        handler.attach(app.vm)
+        handler.on_event(Event(name, data, time_ns))
         assert_well_formed(app)
 
     holds()
@@ -122,7 +121,7 @@ async def test_any_uuid_and_name_give_well_formed_output(app: RecordingAgent) ->
     @NO_DEADLINE
     @given(hostile, hostile)
     def holds(uuid: Any, name: Any) -> None:
-        vm = who("hv7", "/run/x.qmp", [{"UUID": uuid}, {"name": name}])
+        vm = identify("hv7", "/run/x.qmp", [{"UUID": uuid}, {"name": name}])
         app.attach(vm)
         assert_well_formed(app)
         app.on_monitor_removed(Monitor(vm.monitor, (vm.monitor,), _connect))

@@ -13,7 +13,7 @@ from agent.model.record import Record, RecordEncoder, Vm
 from tests.lab import golden_files
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.record_validation import faults, understood
-from tests.lab.recording_observer import RecordingObserver, quick_settings, supervised
+from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
 from tests.unit.collectors.test_collectors import BY_NAME, CASES, answer
 
 VM = Vm("host1", "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1", "vm1", "/run/vm1.qmp")
@@ -42,7 +42,7 @@ def test_every_sample_of_the_golden_files_is_valid(name: str) -> None:
 
 async def test_every_record_of_a_vms_life_is_valid(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, fake.path, settings=quick_settings(reply_seconds=0.05)):
+    async with supervised(observer, fake.path, context=quick_context(response_seconds=0.05)):
         await observer.wait_for_polls()
         for row in ROWS:
             fake.emit(row.name, {"x": 1})

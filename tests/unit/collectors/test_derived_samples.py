@@ -14,7 +14,7 @@ from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, RecordEncoder, Severity, Vm
 from tests.lab.fixtures import StartGuest
 from tests.lab.record_validation import faults
-from tests.lab.recording_observer import RecordingObserver, quick_settings, supervised
+from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
 from tests.unit.collectors.test_collectors import BY_NAME, collect
 
 TERMS = Intervals(poll=10, migration=1)
@@ -81,8 +81,8 @@ async def test_a_real_mirror_is_followed_while_it_runs_and_the_disks_layers_are_
     await guest.booted()
     await guest.command("blockdev-add", driver="null-co", node_name="target", size=64 << 20)
     observer = RecordingObserver()
-    settings = quick_settings(intervals=Intervals(migration=0.05))
-    async with supervised(observer, guest.monitor, settings=settings):
+    context = quick_context(intervals=Intervals(migration=0.05))
+    async with supervised(observer, guest.monitor, context=context):
         await observer.wait_for_polls(1, "nodes")
         await guest.command(
             "blockdev-mirror", job_id="m", device="disk0-format", target="target", sync="full", speed=32 << 20

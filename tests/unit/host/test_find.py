@@ -118,7 +118,7 @@ def test_a_processs_files_are_read_as_they_are_and_what_cannot_be_is_none(child:
         File("/no/such"),
         File("fd", entries=True),
     ]
-    stat, *others = process.answer(files)
+    stat, *others = process.read_files(files)
     assert (stat.text or "").startswith(f"{child.pid} (cat) ")
     assert others == [
         Text(files[1], None),
@@ -134,7 +134,7 @@ def test_once_a_process_has_ended_nothing_is_read_of_it_whoever_has_its_pid(chil
     process = Process(child.pid)
     child.kill()
     child.wait()
-    assert [text.text for text in process.answer([File("stat"), File("fd", entries=True)])] == [None, None]
+    assert [text.text for text in process.read_files([File("stat"), File("fd", entries=True)])] == [None, None]
     assert (process.names("task"), process.link("ns/net")) == ([], None)
     process.close()
 
@@ -157,7 +157,7 @@ def test_all_of_a_file_that_the_kernel_gives_in_parts_is_read() -> None:
 def test_no_descriptor_is_left_open(child: subprocess.Popen[bytes], tmp_path: Path) -> None:
     before = descriptors(os.getpid())
     process = Process(child.pid)
-    process.answer([File("stat"), File("no/such"), File("fd", entries=True)])
+    process.read_files([File("stat"), File("no/such"), File("fd", entries=True)])
     interfaces_of(process, {})
     process.close()
     why(child.pid, [1], Path("/"))

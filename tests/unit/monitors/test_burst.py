@@ -16,10 +16,10 @@ from agent.qmp.commands import AllowList, Change, Command
 from agent.qmp.errors import BusyError, CommandRefusedError, NotConnectedError, PreemptedError
 from agent.session.api import MonitorState
 from agent.session.scheduler import Schedule
-from agent.session.supervisor import UNHEARD
+from agent.session.supervisor import NO_EVENTS
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.fixtures import StartGuest
-from tests.lab.recording_observer import RecordingObserver, monitor_at, quick_settings, supervised
+from tests.lab.recording_observer import RecordingObserver, monitor_at, quick_context, supervised
 from tests.lab.scripted_peer import TIMEOUT_SECONDS, connected
 
 BURST_SECONDS = 0.2
@@ -41,7 +41,7 @@ async def test_a_vm_is_polled_in_bursts_and_its_monitor_is_free_in_between(fake:
     assert observer.types("vm") == ["vm.attached", "vm.detached"]
     assert observer.records("vm.attached")[0].data["events_available"] is False
     up = [status for status in observer.calls_of("on_status") if status.state is MonitorState.UP]
-    assert {status.reason for status in up} == {UNHEARD}
+    assert {status.reason for status in up} == {NO_EVENTS}
     assert fake.clients > 4
 
 
@@ -65,10 +65,9 @@ async def test_polls_are_jittered_and_collectors_of_one_poll_stay_together(
         plan(self, name, at)
 
     monkeypatch.setattr(Schedule, "plan", record_plan)
-    monkeypatch.setattr("agent.session.session.random", lambda: 1.0)  # the longest jitter
     observer = RecordingObserver()
-    settings = quick_settings(intervals=Intervals(poll=600, migration=600))
-    async with supervised(observer, settings=settings) as fleet:
+    context = quick_context(intervals=Intervals(poll=600, migration=600), random=lambda: 1.0)  # the longest jitter
+    async with supervised(observer, context=context) as fleet:
         fleet.on_monitor_added(burst_monitor(fake.path))
         await observer.wait_for_polls(1, "migration")
     for name in ("block", "runstate", "jobs", "migration"):
@@ -108,7 +107,7 @@ async def test_a_burst_ends_within_its_timeout_while_qemu_hangs(fake: FakeQemu) 
 
 async def test_a_monitor_held_by_another_client_is_busy_and_its_vm_is_not_gone(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, settings=quick_settings(reply_seconds=0.3)) as fleet:
+    async with supervised(observer, context=quick_context(response_seconds=0.3)) as fleet:
         fleet.on_monitor_added(burst_monitor(fake.path, 0.05))
         await observer.wait_for_polls()
         async with connected(fake.path):
@@ -116,7 +115,7 @@ async def test_a_monitor_held_by_another_client_is_busy_and_its_vm_is_not_gone(f
         await observer.wait_until(lambda: observer.states()[-1] is MonitorState.UP)
         await observer.wait_for_polls()
         last = observer.calls_of("on_status")[-1]
-        assert (last.state, last.reason) == (MonitorState.UP, UNHEARD)
+        assert (last.state, last.reason) == (MonitorState.UP, NO_EVENTS)
     assert observer.types("vm") == ["vm.attached", "vm.busy", "vm.recovered", "vm.detached"]
 
 
@@ -133,7 +132,7 @@ async def test_a_monitor_with_a_full_backlog_is_busy(fake: FakeQemu) -> None:
 async def test_a_stopped_and_continued_qemu_is_the_same_vm(start_guest: StartGuest) -> None:
     observer = RecordingObserver()
     guest = await start_guest()
-    async with supervised(observer, settings=quick_settings(reply_seconds=0.3)) as fleet:
+    async with supervised(observer, context=quick_context(response_seconds=0.3)) as fleet:
         fleet.on_monitor_added(burst_monitor(guest.monitor))
         await observer.wait_for_polls()
         guest.send_signal(signal.SIGSTOP)
@@ -189,7 +188,7 @@ async def test_a_refused_command_does_not_end_the_connection(fake: FakeQemu) -> 
 
 async def test_migration_events_are_not_enabled_without_events(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, settings=quick_settings(*Change)) as fleet:
+    async with supervised(observer, context=quick_context(*Change)) as fleet:
         fleet.on_monitor_added(burst_monitor(fake.path))
         await observer.wait_for_polls(2)
     assert fake.count("migrate-set-capabilities") == 0

@@ -11,7 +11,7 @@ from agent.monitors import HotplugDiscoverer
 from agent.qmp.commands import Change
 from agent.session.api import MonitorState
 from tests.lab.fake_qemu import FakeError, FakeQemu
-from tests.lab.recording_observer import RecordingObserver, quick_settings, supervised
+from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
 
 EXISTS = FakeError("GenericError", "it exists already")
 FAILS = FakeError("GenericError", "it cannot be created")
@@ -40,7 +40,7 @@ async def supervise(
     """Supervise the monitor until two polls are done and the condition holds."""
     observer = RecordingObserver()
     (monitor,) = HotplugDiscoverer(str(fake.path), folder, 0.2).scan().values()
-    async with supervised(observer, settings=quick_settings(Change.OWN_MONITOR)) as fleet:
+    async with supervised(observer, context=quick_context(Change.OWN_MONITOR)) as fleet:
         fleet.on_monitor_added(monitor)
         await observer.wait_for_polls(2)
         await observer.wait_until(lambda: until(observer))

@@ -17,14 +17,14 @@ from agent.session.api import MonitorState
 from tests.lab.fixtures import StartGuest
 from tests.lab.kafka_security import Certificates
 from tests.lab.machine import free_port
-from tests.lab.recording_observer import RecordingObserver, quick_settings, supervised
+from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
 
 
 @contextlib.asynccontextmanager
 async def listening(observer: RecordingObserver, discoverer: ListenDiscoverer) -> AsyncIterator[None]:
     """Accept and supervise monitors while the block runs."""
-    async with supervised(observer, settings=quick_settings(greeting_seconds=0.3, reply_seconds=5)) as fleet:
+    async with supervised(observer, context=quick_context(greeting_seconds=0.3, response_seconds=5)) as fleet:
         task = asyncio.create_task(discoverer.run(fleet))
         try:
             await wait_until_listening(discoverer)

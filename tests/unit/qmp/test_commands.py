@@ -80,10 +80,10 @@ def test_a_change_is_refused_until_it_is_turned_on_by_name() -> None:
 
 
 def test_what_the_agent_asks_and_changes_is_allowed() -> None:
-    for ask in (*identity.WHO, *identity.WHAT, identity.interval_ask("/machine/peripheral/balloon0")):
+    for ask in (*identity.IDENTITY, *identity.FEATURES, identity.get_stats_interval("/machine/peripheral/balloon0")):
         assert AllowList().encode(ask)
-    assert AllowList([Change.GUEST_STATS_INTERVAL]).encode(identity.set_interval_ask("/machine/peripheral/b", 10))
-    assert AllowList([Change.MIGRATION_EVENTS]).encode(identity.TURN_ON_MIGRATION_EVENTS)
+    assert AllowList([Change.GUEST_STATS_INTERVAL]).encode(identity.set_stats_interval("/machine/peripheral/b", 10))
+    assert AllowList([Change.MIGRATION_EVENTS]).encode(identity.ENABLE_MIGRATION_EVENTS)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tools import reference
 
 QEMU = golden_files.load("queries.json")
 COLLECTED = {ask.name for collector in ALL for ask in collector.commands(ALL_FEATURES)}
-ATTACH = {ask.name for ask in (*identity.WHO, *identity.WHAT, *host_process.ASKS)}
+ATTACH = {ask.name for ask in (*identity.IDENTITY, *identity.FEATURES, *host_process.COMMANDS)}
 
 
 @pytest.mark.parametrize("version", QEMU)
@@ -38,7 +38,7 @@ def test_what_is_not_refused_is_what_may_be_sent_and_is_asked() -> None:
     allowed = {row.name for row in ROWS if row.policy is not QueryPolicy.REFUSED}
     assert allowed | {"qom-get", "qom-list"} == READS
     assert all(re.fullmatch(r"query-[a-z0-9-]+", name) for name in allowed), "each is allowed by its whole name"
-    asked = COLLECTED | ATTACH | {identity.COMMANDS.name, "query-yank"}
+    asked = COLLECTED | ATTACH | {identity.LIST_COMMANDS.name, "query-yank"}
     assert {name for name in asked if name.startswith("query-")} == allowed
 
 

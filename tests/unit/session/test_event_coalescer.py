@@ -16,7 +16,7 @@ from tests.lab.fake_qemu import FakeQemu
 from tests.lab.fixtures import StartGuest
 from tests.lab.qmp_bytes import line
 from tests.lab.record_validation import faults
-from tests.lab.recording_observer import RecordingObserver, quick_settings, supervised
+from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
 from tests.lab.snapshots import status, vm
 
 FAILED = {"device": "", "node-name": "n", "operation": "write", "action": "report", "reason": "x"}
@@ -92,8 +92,8 @@ def count(observer: RecordingObserver) -> int:
 async def test_a_flood_is_read_at_once_and_told_in_few_records_whose_counts_are_all_there_was(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     many = 20_000
-    settings = quick_settings(intervals=Intervals(), reply_seconds=5.0)
-    async with supervised(observer, fake.path, settings=settings):
+    context = quick_context(intervals=Intervals(), response_seconds=5.0)
+    async with supervised(observer, fake.path, context=context):
         await observer.wait_for_polls()
         start = time.monotonic()
         fake.send_raw(line({"event": "BLOCK_IO_ERROR", "data": FAILED}))
@@ -120,7 +120,7 @@ async def test_a_flood_is_read_at_once_and_told_in_few_records_whose_counts_are_
 
 async def test_what_a_storm_holds_is_told_when_the_vm_leaves(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, fake.path, settings=quick_settings(intervals=Intervals())):
+    async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())):
         await observer.wait_for_polls()
         fake.send_raw(line({"event": "BLOCK_IO_ERROR", "data": FAILED}) * 7)
         fake.emit("RESUME")
@@ -145,7 +145,7 @@ async def test_a_real_disk_that_fails_without_end_makes_some_records_a_second(st
             record.data.get("count", 1) > 1 for record in observer.records("event.block")
         )
 
-    async with supervised(observer, guest.monitor, settings=quick_settings(intervals=Intervals(), reply_seconds=5.0)):
+    async with supervised(observer, guest.monitor, context=quick_context(intervals=Intervals(), response_seconds=5.0)):
         start = time.monotonic()
         await observer.wait_until(enough)
         seconds = time.monotonic() - start

@@ -18,7 +18,7 @@ TYPE = {"name": "type", "type": "string"}
 
 
 def who(said: Any, named: Any = None, *, host: str = "host1", monitor: str = "/run/vm1.qmp") -> tuple[str, str]:
-    vm = identity.who(host, monitor, [said, named])
+    vm = identity.identify(host, monitor, [said, named])
     assert (vm.host, vm.monitor) == (host, monitor)
     return vm.uuid, vm.name
 
@@ -61,7 +61,7 @@ def test_a_vm_without_a_uuid_gets_one_that_stays_and_that_no_other_has(said: Any
     ],
 )
 def test_a_qemus_version_is_in_its_greeting(version: tuple[int, int, int], package: str, build: identity.Build) -> None:
-    assert identity.build(Greeting(version, package, oob=True)) == build
+    assert identity.build_of(Greeting(version, package, oob=True)) == build
 
 
 @pytest.mark.parametrize("bus", ["pci", "ccw", "device", "pci-transitional", "pci-non-transitional"])
@@ -112,14 +112,14 @@ def test_what_is_no_balloon_is_none(children: Any) -> None:
     ],
 )
 def test_migration_events_are_on_only_where_qemu_says_so(capabilities: Any, on: bool) -> None:  # noqa: FBT001 - a table
-    assert identity.migration_events([capabilities, [], []]) is on
+    assert identity.migration_events_enabled([capabilities, [], []]) is on
 
 
 @pytest.mark.parametrize(
     ("answer", "seconds"), [(10, 10), (0, 0), (-1, 0), (1 << 40, 0), ("10", 0), (True, 0), (1.5, 0), (None, 0), (NO, 0)]
 )
 def test_an_interval_is_a_positive_number_of_seconds_or_never(answer: Any, seconds: int) -> None:
-    assert identity.interval(answer) == seconds
+    assert identity.stats_interval(answer) == seconds
 
 
 json = st.recursive(
@@ -133,8 +133,8 @@ json = st.recursive(
 
 @given(json, json, json)
 def test_no_answer_raises(first: Any, second: Any, third: Any) -> None:
-    vm = identity.who("host1", "/run/vm1.qmp", [first, second])
+    vm = identity.identify("host1", "/run/vm1.qmp", [first, second])
     assert uuid.UUID(vm.uuid)
     assert vm.name
     identity.balloon_path([first, second, third])
-    identity.migration_events([first, second, third])
+    identity.migration_events_enabled([first, second, third])

@@ -1,44 +1,52 @@
-"""A VM that moves: neither its leaving is a death nor its arriving a birth."""
+"""Migration state: a VM that migrates neither ends nor starts with one of its processes."""
 
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.model.family import Sample
 from agent.model.metrics.migration import MIGRATION
 from agent.model.metrics.runstate import RUNSTATE
 from agent.session.api import MonitorState
-from agent.session.migration_state import MigrationState
+from agent.session.migration_state import MigrationPhase, MigrationState
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, supervised
 
 SENT = {"status": "completed", "ram_transferred_bytes_total": 5, "elapsed_seconds": 1.0}
 RECEIVED = {"status": "completed"}
 
+Step = str | dict[str, Any]
+"""A run state; in capitals the status of a MIGRATION event; a dict is the values of a migration sample."""
 
-def status(word: str) -> Sample:
-    return Sample(RUNSTATE, (), {"status": word})
+steps: st.SearchStrategy[Step] = st.sampled_from(
+    [
+        *["running", "paused", "inmigrate", "finish-migrate", "postmigrate", "shutdown", "new-in-12.0"],
+        *["SETUP", "ACTIVE", "COMPLETED", "FAILED", "CANCELLED"],
+        *[SENT, RECEIVED, {"status": "none"}, {"status": "active"}, {"status": "failed"}],
+    ]
+)
 
 
-def passed(*seen: str | dict[str, Any]) -> tuple[MigrationState, list[bool]]:
-    """Return what became of a process that was met in the first state, and what it told of arrivals.
+def handle(state: MigrationState, step: Step) -> bool | None:
+    if isinstance(step, str) and step.isupper():
+        state.on_event(step.lower())
+        return None
+    if isinstance(step, str):
+        return state.on_sample(Sample(RUNSTATE, (), {"status": step}))
+    return state.on_sample(Sample(MIGRATION, (), step))
 
-    A word is a run state; one in capitals is a MIGRATION event's; a dict is a look at the migration.
-    """
-    passage, told = MigrationState(), []
-    first, *others = seen
-    passage.begins(str(first))
-    for one in (first, *others):
-        if isinstance(one, str) and one.isupper():
-            passage.migrates(one.lower())
-        else:
-            sample = status(one) if isinstance(one, str) else Sample(MIGRATION, (), one)
-            told += [observed] if (observed := passage.look(sample)) is not None else []
-    return passage, told
+
+def after(*taken: Step) -> tuple[MigrationState, list[bool]]:
+    """Return the state of a process that was attached in the first run state, and what it reported of migrations in."""
+    state = MigrationState()
+    state.on_attach(str(taken[0]))
+    return state, [observed for step in taken if (observed := handle(state, step)) is not None]
 
 
 @pytest.mark.parametrize(
-    ("seen", "told"),
+    ("taken", "reported"),
     [
         (["running"], []),
         (["inmigrate"], []),
@@ -51,14 +59,12 @@ def passed(*seen: str | dict[str, Any]) -> tuple[MigrationState, list[bool]]:
         (["running", SENT], []),
     ],
 )
-def test_a_vm_has_arrived_when_its_process_waits_for_it_no_more(
-    seen: list[str | dict[str, Any]], told: list[bool]
-) -> None:
-    assert passed(*seen)[1] == told
+def test_a_vm_has_migrated_in_when_its_process_leaves_inmigrate(taken: list[Step], reported: list[bool]) -> None:
+    assert after(*taken)[1] == reported
 
 
 @pytest.mark.parametrize(
-    ("seen", "left"),
+    ("taken", "away"),
     [
         (["running"], False),
         (["running", "SETUP", "ACTIVE"], False),
@@ -66,26 +72,67 @@ def test_a_vm_has_arrived_when_its_process_waits_for_it_no_more(
         (["running", "finish-migrate", "COMPLETED"], True),
         (["running", "postmigrate"], True),
         (["running", "finish-migrate", SENT], True),
-        (["running", SENT], False),  # it was sent once, and goes on here: a migration's figures stay
+        (["running", SENT], False),  # it was sent earlier and was resumed here: a migration's figures stay
         (["running", "COMPLETED", "shutdown"], True),
-        (["running", "postmigrate", "running"], False),  # somebody had it go on after all
+        (["running", "postmigrate", "running"], False),  # resumed on the source
         (["running", "SETUP", "FAILED", "running"], False),
         (["inmigrate", "SETUP", "running", "COMPLETED"], False),
         (["inmigrate", "running", "COMPLETED", "SETUP", "COMPLETED"], True),
         (["inmigrate", "running", "postmigrate"], True),
     ],
 )
-def test_a_vm_has_left_when_its_process_has_sent_it(seen: list[str | dict[str, Any]], left: bool) -> None:  # noqa: FBT001 - what is expected
-    assert passed(*seen)[0].departed(shut_down=False) is left
+def test_a_vm_has_migrated_away_when_its_process_has_sent_it(taken: list[Step], away: bool) -> None:  # noqa: FBT001 - the expected result
+    assert after(*taken)[0].migrated_away(shut_down=False) is away
 
 
-def test_a_process_that_was_told_to_end_as_it_handed_its_vm_over_had_done_so() -> None:
-    assert passed("running", "finish-migrate")[0].departed(shut_down=True)
-    assert not passed("running", "finish-migrate")[0].departed(shut_down=False)
-    assert not passed("running")[0].departed(shut_down=True)
+def test_a_process_that_is_shut_down_during_the_handover_has_migrated_away() -> None:
+    assert after("running", "finish-migrate")[0].migrated_away(shut_down=True)
+    assert not after("running", "finish-migrate")[0].migrated_away(shut_down=False)
+    assert not after("running")[0].migrated_away(shut_down=True)
 
 
-async def test_a_vm_that_was_to_arrive_and_did_not_is_told_so(fake: FakeQemu) -> None:
+@given(st.lists(steps, max_size=20))
+def test_invariants_hold_on_every_walk_through_the_states(taken: list[Step]) -> None:
+    state, last_run_state = MigrationState(), ""
+    for step in taken:
+        before = state.phase
+        reported = handle(state, step)
+        if isinstance(step, str) and step.islower():
+            last_run_state = step
+        assert state.incoming is (last_run_state == "inmigrate")
+        if last_run_state == "finish-migrate":
+            assert state.phase in (MigrationPhase.HANDING_OVER, MigrationPhase.MIGRATED_AWAY)
+        if last_run_state == "postmigrate":
+            assert state.phase is MigrationPhase.MIGRATED_AWAY
+        if last_run_state in ("running", "paused") and step == last_run_state:
+            assert not state.migrated_away(shut_down=True)
+        if reported is True:
+            assert before is MigrationPhase.INCOMING
+            assert state.phase is not MigrationPhase.INCOMING
+        if reported is False:
+            assert step == RECEIVED
+            assert state.phase is before
+        if step in ("ACTIVE", "FAILED", "CANCELLED"):
+            assert state.phase is before
+
+
+@given(st.lists(steps, max_size=20))
+def test_a_migration_sample_reports_at_most_one_migration_in(taken: list[Step]) -> None:
+    state = MigrationState()
+    reports = [handle(state, step) for step in taken]
+    assert reports.count(False) <= 1
+
+
+@pytest.mark.parametrize("status", [None, 5, [], {}, "x", "SETUP"])
+def test_an_unknown_event_status_changes_nothing(status: Any) -> None:
+    for phase in MigrationPhase:
+        state = MigrationState()
+        state.phase = phase
+        state.on_event(status)
+        assert state.phase is phase
+
+
+async def test_an_incoming_vm_that_never_runs_is_reported_as_incoming_and_gone(fake: FakeQemu) -> None:
     fake.replies["query-status"] = {"status": "inmigrate", "running": False}
     observer = RecordingObserver()
     async with supervised(observer, fake.path):
@@ -97,7 +144,7 @@ async def test_a_vm_that_was_to_arrive_and_did_not_is_told_so(fake: FakeQemu) ->
     assert gone.type == "qemu.vm.gone"
 
 
-async def test_what_was_met_after_it_arrived_is_told_once(fake: FakeQemu) -> None:
+async def test_a_vm_that_migrated_in_before_the_attach_is_reported_once(fake: FakeQemu) -> None:
     fake.replies["query-migrate"] = {"status": "completed"}
     observer = RecordingObserver()
     async with supervised(observer, fake.path):

@@ -9,7 +9,7 @@ from agent.session.api import MonitorState
 from agent.session.ownership import OwnershipClaim, OwnershipRegistry
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.fixtures import StartGuest
-from tests.lab.recording_observer import RecordingObserver, monitor_at, quick_settings, supervised
+from tests.lab.recording_observer import RecordingObserver, monitor_at, quick_context, supervised
 
 
 def claim(
@@ -119,7 +119,7 @@ async def test_a_spare_that_is_lost_itself_is_let_go(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with (
         FakeQemu(fake.path.with_name("vm2.qmp")) as spare,
-        supervised(observer, fake.path, settings=quick_settings()) as fleet,
+        supervised(observer, fake.path, context=quick_context()) as fleet,
     ):
         await observer.wait_for_polls()
         fleet.on_monitor_added(ranked(spare.path, MonitorPriority.MANAGER))

@@ -18,7 +18,7 @@ from agent.session.api import CollectorIndex, PollOutcome
 from agent.session.scheduler import SLACK_SECONDS, SPACING_SECONDS, Pacer, Schedule
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.qmp_bytes import line
-from tests.lab.recording_observer import RecordingObserver, quick_settings, supervised
+from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
 
 ON = [{"capability": "xbzrle", "state": False}, {"capability": "events", "state": True}]
 BALLOON = [{"name": "type", "type": "string"}, {"name": "balloon0", "type": "child<virtio-balloon-pci>"}]
@@ -71,7 +71,7 @@ async def test_at_attach_everything_is_asked_once(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.replies["query-migrate-capabilities"] = ON
     has_balloon(fake, interval=7)
-    async with supervised(observer, fake.path, settings=quick_settings(intervals=Intervals())):
+    async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())):
         await observer.wait_until(lambda: observer.outcomes("kvm"))
     assert executed(fake) == [
         *[
@@ -110,7 +110,7 @@ async def test_migration_is_polled_where_its_events_are_off_until_the_first_of_t
 
 async def test_an_event_has_what_it_made_untrue_asked_at_once(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, fake.path, settings=quick_settings(intervals=Intervals())):
+    async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())):
         await observer.wait_for_polls()
         fake.replies["query-status"] = {"status": "paused", "running": False}
         fake.emit("STOP")
@@ -128,7 +128,7 @@ async def test_an_event_has_what_it_made_untrue_asked_at_once(fake: FakeQemu) ->
 
 async def test_a_storm_of_events_asks_no_more_often_than_the_spacing(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, fake.path, settings=quick_settings(intervals=Intervals())):
+    async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())):
         await observer.wait_for_polls()
         asked, start = fake.count("query-status"), time.monotonic()
         while fake.count("query-status") < asked + 3:
@@ -143,7 +143,7 @@ async def test_a_storm_of_events_asks_no_more_often_than_the_spacing(fake: FakeQ
 async def test_the_balloons_size_is_read_out_of_its_event_with_no_question(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     has_balloon(fake, interval=0)
-    async with supervised(observer, fake.path, settings=quick_settings(intervals=Intervals())):
+    async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())):
         await observer.wait_for_polls(1, "balloon")
         fake.emit("BALLOON_CHANGE", {"actual": 5}, at=9)
         await observer.wait_until(lambda: observer.records("event.balloon_change"))
@@ -240,8 +240,8 @@ async def test_a_collector_that_explodes_harms_no_other_and_no_other_vm(
     bomb = Collector("bomb", (), lambda _: (Command("query-name"),), explode, next_poll_delay=lambda *_: 0.02)
     observer = RecordingObserver()
     async with FakeQemu(fake.path.with_name("vm2.qmp")) as second:
-        settings = quick_settings(menu=CollectorIndex((bomb, *ALL)))
-        async with supervised(observer, fake.path, second.path, settings=settings):
+        context = quick_context(collectors=CollectorIndex((bomb, *ALL)))
+        async with supervised(observer, fake.path, second.path, context=context):
             await observer.wait_for_polls(6)
     assert set(observer.outcomes("bomb")) == {PollOutcome.ERROR}
     assert set(observer.outcomes("block")) == {PollOutcome.OK}
@@ -265,7 +265,7 @@ async def test_guest_statistics_are_turned_on_where_allowed_and_nobody_has(fake:
     observer = RecordingObserver()
     has_balloon(fake, interval=0)
     async with supervised(
-        observer, fake.path, settings=quick_settings(Change.GUEST_STATS_INTERVAL, guest_stats_seconds=15)
+        observer, fake.path, context=quick_context(Change.GUEST_STATS_INTERVAL, guest_stats_seconds=15)
     ):
         await observer.wait_for_polls(1, "guest_memory")
     (change,) = [request["arguments"] for request in fake.requests if request.get("execute") == "qom-set"]
@@ -277,7 +277,7 @@ async def test_guest_statistics_that_somebody_else_turned_on_are_left_as_they_ar
     observer = RecordingObserver()
     has_balloon(fake, interval=3)
     async with supervised(
-        observer, fake.path, settings=quick_settings(Change.GUEST_STATS_INTERVAL, guest_stats_seconds=15)
+        observer, fake.path, context=quick_context(Change.GUEST_STATS_INTERVAL, guest_stats_seconds=15)
     ):
         await observer.wait_for_polls(1, "guest_memory")
     assert "qom-set" not in executed(fake)
@@ -287,7 +287,7 @@ async def test_where_guest_statistics_cannot_be_turned_on_they_are_not_asked_for
     observer = RecordingObserver()
     has_balloon(fake, interval=0)
     fake.replies["qom-set"] = FakeError()
-    async with supervised(observer, fake.path, settings=quick_settings(Change.GUEST_STATS_INTERVAL)):
+    async with supervised(observer, fake.path, context=quick_context(Change.GUEST_STATS_INTERVAL)):
         await observer.wait_for_polls(3)
     assert observer.outcomes("guest_memory") == []
     assert observer.types("vm") == ["vm.attached", "vm.detached"]
@@ -296,7 +296,7 @@ async def test_where_guest_statistics_cannot_be_turned_on_they_are_not_asked_for
 async def test_migration_events_are_turned_on_where_allowed_and_off(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.replies["migrate-set-capabilities"] = {}
-    async with supervised(observer, fake.path, settings=quick_settings(Change.MIGRATION_EVENTS)):
+    async with supervised(observer, fake.path, context=quick_context(Change.MIGRATION_EVENTS)):
         await observer.wait_for_polls(4)
     (change,) = [
         request["arguments"] for request in fake.requests if request.get("execute") == "migrate-set-capabilities"
@@ -308,7 +308,7 @@ async def test_migration_events_are_turned_on_where_allowed_and_off(fake: FakeQe
 async def test_migration_events_that_are_on_are_left_and_those_that_cannot_be_are_polled_for(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.replies["migrate-set-capabilities"] = FakeError("GenericError", "There's a migration process in progress")
-    async with supervised(observer, fake.path, settings=quick_settings(Change.MIGRATION_EVENTS)):
+    async with supervised(observer, fake.path, context=quick_context(Change.MIGRATION_EVENTS)):
         await observer.wait_for_polls(3, "migration")
         fake.replies["query-migrate-capabilities"] = ON
         fake.drop()
@@ -318,8 +318,8 @@ async def test_migration_events_that_are_on_are_left_and_those_that_cannot_be_ar
 
 async def test_at_each_resync_what_the_vm_has_is_learned_anew(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    settings = quick_settings(intervals=Intervals(poll=0.05, guest_memory=0.05, resync=0.1))
-    async with supervised(observer, fake.path, settings=settings):
+    context = quick_context(intervals=Intervals(poll=0.05, guest_memory=0.05, resync=0.1))
+    async with supervised(observer, fake.path, context=context):
         await observer.wait_for_polls(2)
         has_balloon(fake, interval=5)
         await observer.wait_for_polls(2, "balloon")
@@ -335,11 +335,11 @@ async def test_polls_are_planned_for_the_moments_that_a_vm_shares_with_others(
     fake: FakeQemu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = plans(monkeypatch, "block")
-    observer, settings = RecordingObserver(), quick_settings(intervals=Intervals(poll=0.25))
-    async with supervised(observer, fake.path, settings=settings):
+    observer, context = RecordingObserver(), quick_context(intervals=Intervals(poll=0.25))
+    async with supervised(observer, fake.path, context=context):
         await observer.wait_for_polls(4)
-        assert settings.asked == 1
-    assert settings.asked == 0
+        assert context.attached_vms == 1
+    assert context.attached_vms == 0
     _at_once, *later = planned
     assert len(later) >= 3
     assert later == pytest.approx([round(at / 0.25) * 0.25 for at in later], abs=1e-6)
@@ -353,7 +353,9 @@ async def test_what_is_asked_more_seldom_than_polls_are_is_asked_as_often_as_it_
     slow = Collector("slow", (), lambda _: (Command("query-name"),), lambda _: (), next_poll_delay=lambda *_: interval)
     observer = RecordingObserver()
     async with supervised(
-        observer, fake.path, settings=quick_settings(menu=CollectorIndex([*ALL, slow]), intervals=Intervals(poll=0.25))
+        observer,
+        fake.path,
+        context=quick_context(collectors=CollectorIndex([*ALL, slow]), intervals=Intervals(poll=0.25)),
     ):
         await observer.wait_until(lambda: len(observer.outcomes("slow")) >= 4)
     gaps = [later - before for before, later in pairwise(asked[2:])]
@@ -363,10 +365,11 @@ async def test_what_is_asked_more_seldom_than_polls_are_is_asked_as_often_as_it_
 async def test_one_whose_events_are_not_heard_is_not_polled_twice_at_once_when_it_is_met(
     fake: FakeQemu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.session.session.random", lambda: 0.0)
     monkeypatch.setattr(Client, "receives_events", False)
     observer, began = RecordingObserver(), time.monotonic()
-    async with supervised(observer, fake.path, settings=quick_settings(intervals=Intervals(poll=3.0))):
+    async with supervised(
+        observer, fake.path, context=quick_context(intervals=Intervals(poll=3.0), random=lambda: 0.0)
+    ):
         await observer.wait_for_polls(2)
     assert time.monotonic() - began > 0.1 * 0.9 * 3.0
 
@@ -375,7 +378,7 @@ async def test_an_event_that_asks_for_something_brings_the_first_look_forward(fa
     turns = Pacer(60, 60)
     turns.take(time.monotonic())
     observer = RecordingObserver()
-    async with supervised(observer, fake.path, settings=quick_settings(first_looks=turns)):
+    async with supervised(observer, fake.path, context=quick_context(first_polls=turns)):
         await observer.wait_until(lambda: observer.records("vm.attached"))
         fake.emit("RTC_CHANGE", {"offset": 1})  # asks for nothing
         fake.emit("DEVICE_DELETED", {"path": "/machine"})

@@ -12,15 +12,9 @@ from agent.session.api import MonitorState, PollOutcome
 from agent.session.session import Session
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.qmp_bytes import line
-from tests.lab.recording_observer import RecordingObserver, quick_settings, supervised
+from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
 from tests.lab.scripted_peer import connected
 from tests.lab.transcript import UUID
-
-
-@pytest.fixture(autouse=True)
-def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.session.session.PROBE_SECONDS", 0.05)
-
 
 # --- Meeting ---
 
@@ -57,7 +51,7 @@ async def test_stopping_says_that_the_agent_leaves(fake: FakeQemu) -> None:
 async def test_events_heard_before_the_vm_is_known_come_after_attached_in_their_order(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.hang("query-name")
-    async with supervised(observer, fake.path, settings=quick_settings(reply_seconds=5)):
+    async with supervised(observer, fake.path, context=quick_context(response_seconds=5)):
         await fake.wait_for("query-name")
         for number in range(5):
             fake.emit("STOP" if number % 2 else "RESUME", at=100 + number)
@@ -81,7 +75,7 @@ async def test_events_heard_before_the_vm_is_known_come_after_attached_in_their_
 async def test_of_a_flood_before_the_vm_is_known_the_first_are_kept_and_the_rest_counted(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.hang("query-name")
-    async with supervised(observer, fake.path, settings=quick_settings(reply_seconds=5)):
+    async with supervised(observer, fake.path, context=quick_context(response_seconds=5)):
         await fake.wait_for("query-name")
         fake.send_raw(b"".join(line({"event": "RTC_CHANGE", "data": {"offset": n}}) for n in range(1500)))
         fake.release("query-name")
@@ -116,7 +110,7 @@ async def test_an_events_record_has_its_subject_severity_and_qemus_own_data(fake
 
 async def test_a_monitor_that_somebody_else_holds_is_busy_once_and_attached_when_free(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with connected(fake.path), supervised(observer, fake.path, settings=quick_settings(greeting_seconds=0.03)):
+    async with connected(fake.path), supervised(observer, fake.path, context=quick_context(greeting_seconds=0.03)):
         await observer.wait_until(lambda: len(observer.calls_of("on_status")) >= 3)  # connecting, and two attempts
         fake.drop()
         await observer.wait_for_polls()
@@ -213,7 +207,7 @@ async def test_a_vm_that_leaves_says_why_and_one_that_is_back_since_when_events_
 
 async def test_an_end_is_noticed_at_once_however_long_it_is_to_the_next_poll(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, fake.path, settings=quick_settings(intervals=Intervals(poll=3600, resync=3600))):
+    async with supervised(observer, fake.path, context=quick_context(intervals=Intervals(poll=3600, resync=3600))):
         await observer.wait_for_polls(1, "migration")
         fake.drop()
         await observer.wait_until(lambda: observer.records("vm.gone"))

@@ -8,7 +8,7 @@ import pytest
 from agent.model.record import Record
 from agent.session.api import MonitorState, VmChange
 from tests.lab.fake_qemu import FakeQemu
-from tests.lab.recording_observer import RecordingObserver, monitor_at, quick_settings, supervised
+from tests.lab.recording_observer import RecordingObserver, monitor_at, quick_context, supervised
 
 
 async def test_a_monitor_that_appears_twice_is_watched_once(fake: FakeQemu) -> None:
@@ -39,7 +39,7 @@ async def test_a_connection_outlives_its_vanished_address_and_is_not_made_anew(f
 
 async def test_an_address_that_vanishes_while_nobody_is_there_is_let_go_at_once(folder: Path) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, folder / "none", settings=quick_settings(retry_seconds=3600)) as fleet:
+    async with supervised(observer, folder / "none", context=quick_context(max_retry_seconds=3600)) as fleet:
         await observer.wait_until(lambda: MonitorState.GONE in observer.states())
         fleet.on_monitor_removed(monitor_at(folder / "none"))
         await observer.wait_until(lambda: observer.calls_of("on_monitor_removed"))
@@ -93,7 +93,7 @@ async def test_a_bug_of_ours_met_by_one_vm_ends_its_watch_for_a_while_and_no_oth
         )
         await observer.wait_for_polls(2)
         assert len(fleet) == 2
-    assert "starting it anew" in caplog.text
+    assert "supervision failed" in caplog.text
     assert sum(record.vm.monitor == str(fake.path) for record in observer.records("vm.attached")) == 1
 
 
@@ -103,7 +103,7 @@ async def test_a_hundred_monitors_are_met_at_once(folder: Path) -> None:
     observer = RecordingObserver()
     try:
         async with supervised(
-            observer, *(fake.path for fake in fakes), settings=quick_settings(reply_seconds=5, greeting_seconds=5)
+            observer, *(fake.path for fake in fakes), context=quick_context(response_seconds=5, greeting_seconds=5)
         ):
             await observer.wait_until(lambda: len(observer.records("vm.attached")) == 100)
     finally:

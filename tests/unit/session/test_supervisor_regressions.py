@@ -7,13 +7,8 @@ from agent.collectors.base import Collector, Intervals, at_poll_interval, no_com
 from agent.host.types import File
 from agent.session.api import CollectorIndex, MonitorState
 from tests.lab.fake_qemu import FakeQemu
-from tests.lab.recording_observer import RecordingObserver, quick_settings, supervised
+from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
 from tests.lab.transcript import UUID
-
-
-@pytest.fixture(autouse=True)
-def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.session.session.PROBE_SECONDS", 0.05)
 
 
 async def test_a_vm_that_stalls_while_it_is_met_has_its_name_once_it_is_up(fake: FakeQemu) -> None:
@@ -62,7 +57,7 @@ async def test_the_kernel_is_asked_on_while_qemu_stalls_in_the_middle_of_a_resyn
     clock = Collector("clock", (), no_commands, lambda _: (), at_poll_interval, files=lambda _: (File("/proc/uptime"),))
     quick = Intervals(poll=0.06, resync=0.3)
     async with supervised(
-        observer, fake.path, settings=quick_settings(menu=CollectorIndex((*ALL, clock)), intervals=quick)
+        observer, fake.path, context=quick_context(collectors=CollectorIndex((*ALL, clock)), intervals=quick)
     ):
         await observer.wait_for_polls(collector="clock")
         fake.hang("query-migrate-capabilities")

@@ -10,7 +10,7 @@ from agent.collectors import Intervals
 from agent.model.record import Vm
 from agent.qmp.commands import Change, Command
 from tests.lab.fake_qemu import FakeError, FakeQemu
-from tests.lab.recording_observer import RecordingObserver, quick_settings, supervised
+from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
 from tests.lab.transcript import UUID
 
@@ -61,8 +61,8 @@ async def test_orders_are_made_one_by_one_and_their_outcome_is_told(
 ) -> None:
     fake.replies["block-set-write-threshold"] = lambda a: FakeError() if a["node-name"] == "bad" else {}
     orders = Orders(a=threshold("n1"), b=threshold("bad"), c=threshold("n2"))
-    settings = quick_settings(Change.WRITE_THRESHOLD, commander=orders, intervals=SLOW)
-    async with supervised(observer, fake.path, settings=settings), asyncio.timeout(TIMEOUT_SECONDS):
+    context = quick_context(Change.WRITE_THRESHOLD, thresholds=orders, intervals=SLOW)
+    async with supervised(observer, fake.path, context=context), asyncio.timeout(TIMEOUT_SECONDS):
         while len(orders.detected_by) < 3:
             orders.news.clear()
             await orders.news.wait()
@@ -74,14 +74,14 @@ async def test_orders_are_made_one_by_one_and_their_outcome_is_told(
 async def test_what_is_wanted_after_orders_is_asked_at_once(fake: FakeQemu, observer: RecordingObserver) -> None:
     orders = Orders()
     orders.wanted = {"nodes"}
-    async with supervised(observer, fake.path, settings=quick_settings(commander=orders, intervals=SLOW)):
+    async with supervised(observer, fake.path, context=quick_context(thresholds=orders, intervals=SLOW)):
         await observer.wait_for_polls(2, "nodes")  # at attach, and because it was wanted
     assert observer.outcomes("balloon") == []
 
 
 async def test_what_an_event_makes_wanted_is_asked_at_once(fake: FakeQemu, observer: RecordingObserver) -> None:
     orders = Orders()
-    async with supervised(observer, fake.path, settings=quick_settings(commander=orders, intervals=SLOW)):
+    async with supervised(observer, fake.path, context=quick_context(thresholds=orders, intervals=SLOW)):
         await observer.wait_for_polls(1, "nodes")
         orders.wanted = {"nodes"}
         fake.emit("BLOCK_WRITE_THRESHOLD", {"node-name": "n1", "write-threshold": 5, "amount-exceeded": 1})
@@ -90,12 +90,11 @@ async def test_what_an_event_makes_wanted_is_asked_at_once(fake: FakeQemu, obser
 
 
 async def test_an_order_whose_reply_is_late_is_told_of_when_qemu_answers_again(
-    fake: FakeQemu, observer: RecordingObserver, monkeypatch: pytest.MonkeyPatch
+    fake: FakeQemu, observer: RecordingObserver
 ) -> None:
-    monkeypatch.setattr("agent.session.session.PROBE_SECONDS", 0.05)
     fake.hang("block-set-write-threshold")
     orders = Orders(a=threshold("n1"))
-    async with supervised(observer, fake.path, settings=quick_settings(Change.WRITE_THRESHOLD, commander=orders)):
+    async with supervised(observer, fake.path, context=quick_context(Change.WRITE_THRESHOLD, thresholds=orders)):
         await observer.wait_until(lambda: observer.records("vm.stalled"))
         assert orders.detected_by == []
         fake.release("block-set-write-threshold")
@@ -107,8 +106,8 @@ async def test_an_order_whose_reply_is_late_is_told_of_when_qemu_answers_again(
 async def test_an_order_that_was_cut_off_is_told_of_too(fake: FakeQemu, observer: RecordingObserver) -> None:
     fake.hang("block-set-write-threshold")
     orders = Orders(a=threshold("n1"))
-    settings = quick_settings(Change.WRITE_THRESHOLD, commander=orders, reply_seconds=5)
-    async with supervised(observer, fake.path, settings=settings):
+    context = quick_context(Change.WRITE_THRESHOLD, thresholds=orders, response_seconds=5)
+    async with supervised(observer, fake.path, context=context):
         await fake.wait_for("block-set-write-threshold")
         fake.drop()
         await observer.wait_until(lambda: observer.records("vm.gone"))

@@ -1,0 +1,62 @@
+"""Execution of commands on one connection, with a deadline."""
+
+import time
+from collections.abc import Sequence
+from math import inf
+
+from agent.monitors import MonitorConnection
+from agent.qmp.client import CommandResult
+from agent.qmp.commands import Command
+from agent.qmp.errors import BusyError, StalledError
+from agent.session.api import SessionContext
+from agent.session.stall_probe import StallProbe
+
+
+class CommandExecutor:
+    """Executes commands and keeps track of when the session acts next.
+
+    Attributes:
+        next_action_at: monotonic time by which the session acts without QEMU; `inf` while it waits for QEMU.
+    """
+
+    __slots__ = ("_client", "_context", "_probe", "next_action_at")
+
+    def __init__(self, client: MonitorConnection, context: SessionContext, probe: StallProbe) -> None:
+        self.next_action_at = inf
+        self._client = client
+        self._context = context
+        self._probe = probe
+
+    async def execute(self, commands: Sequence[Command]) -> list[CommandResult]:
+        """Execute commands in one write; return their results in order.
+
+        Raises:
+            BusyError: the monitor is in use by another client.
+            StalledError: a reply is overdue. Call `wait_until_responsive` next.
+            QmpError: the connection ended, or a command is not allowed.
+        """
+        timeout = self._context.settings.response_seconds
+        self.next_action_at = time.monotonic() + timeout
+        return await self._client.execute(commands, deadline=timeout)
+
+    async def execute_with_retry(self, commands: Sequence[Command]) -> list[CommandResult]:
+        """Execute commands, again after each stall, until QEMU answers.
+
+        Raises:
+            QmpError: the connection ended, or a command is not allowed.
+        """
+        while True:
+            try:
+                return await self.execute(commands)
+            except (BusyError, StalledError) as error:
+                await self.wait_until_responsive(error)
+
+    async def wait_until_responsive(self, error: BusyError | StalledError) -> None:
+        """Wait until QEMU has answered what it was sent.
+
+        Raises:
+            QmpError: the connection ended.
+        """
+        self.next_action_at = inf
+        await self._probe.wait(error)
+        self.next_action_at = time.monotonic()

@@ -1,0 +1,223 @@
+"""Polling of one VM: due collectors' commands to QEMU and reads from the kernel, and samples from their answers."""
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import NamedTuple, Self
+
+from agent.collectors import Collector, Facts
+from agent.collectors.base import Poll
+from agent.model.family import Sample
+from agent.model.record import Record, Vm
+from agent.qmp.client import CommandResult
+from agent.qmp.errors import BusyError, CommandError, QmpError, StalledError
+from agent.qmp.protocol import Event
+from agent.session.api import PollOutcome, SessionContext, SessionObserver, VmChange
+from agent.session.command_executor import CommandExecutor
+from agent.session.host_process import HostProcess
+from agent.session.migration_state import MigrationState
+from agent.session.scheduler import Schedule, next_poll_time, split_batch
+
+_log = logging.getLogger(__name__)
+
+MAX_SAMPLES = 4096
+"""Maximum number of samples from one answer. One message has room for a million, whose records would delay all other VMs."""
+
+
+class PollTime(NamedTuple):
+    """The instant before a poll.
+
+    Attributes:
+        time_ns: nanoseconds since the epoch.
+        monotonic: seconds on the monotonic clock.
+    """
+
+    time_ns: int
+    monotonic: float
+
+    @classmethod
+    def now(cls) -> Self:
+        """Read both clocks."""
+        return cls(time.time_ns(), time.monotonic())
+
+
+class Poller:
+    """Polls one attached VM.
+
+    Attributes:
+        facts: what is known of the VM.
+        phase: the VM's position in the polling interval, 0 to 1; spreads the polls of many VMs.
+    """
+
+    def __init__(
+        self,
+        context: SessionContext,
+        observer: SessionObserver,
+        executor: CommandExecutor,
+        schedule: Schedule,
+        process: HostProcess,
+        vm: Vm,
+        migration: MigrationState,
+    ) -> None:
+        self.facts = Facts()
+        self.phase = context.random()
+        self._context = context
+        self._observer = observer
+        self._executor = executor
+        self._schedule = schedule
+        self._process = process
+        self._vm = vm
+        self._migration = migration
+        self._collectors = context.collectors
+        self._jitter = 1.0
+        self._phased: list[str] = []
+        self._unsupported: list[str] = []  # a set of so few is six times as large
+        self._topologies: dict[str, object] = {}
+        self._previous: dict[str, Poll] = {}
+
+    def plan_all(self, now: float) -> None:
+        """Make all supported collectors due now."""
+        for name, collector in self._collectors.by_name.items():
+            if name in self._unsupported:
+                continue
+            if collector.missing_command(self.facts):
+                self._disable(name)
+                self._observer.on_collector_run(name, PollOutcome.UNSUPPORTED)
+            else:
+                self._schedule.plan(name, now)
+
+    def read_event(self, event: Event, time_ns: int) -> None:
+        """Report the samples that an event carries itself."""
+        collector = self._collectors.by_event.get(event.name)
+        if collector is not None:
+            samples = tuple(collector.from_event[event.name](event.data))
+            self._observer.on_samples(self._vm, collector.families, samples, min(time_ns, time.time_ns()))
+
+    async def poll(self, names: Iterable[str]) -> bool:
+        """Poll QEMU for these collectors; return False if it stalled meanwhile.
+
+        Raises:
+            QmpError: the connection ended.
+        """
+        collectors = [c for name in names if (c := self._collectors.by_name.get(name)) is not None]
+        rest = [(c, commands) for c in collectors if (commands := c.commands(self.facts))]
+        if (
+            not self.facts.receives_events
+        ):  # another client may poll in bursts at the same interval: do not collide each time
+            self._jitter = 0.9 + 0.2 * self._context.random()
+        while rest:
+            batch, rest = split_batch(rest)
+            when = PollTime.now()
+            try:
+                answers = await self._executor.execute([command for _, commands in batch for command in commands])
+            except (BusyError, StalledError) as error:
+                self._observer.on_response(self._context.settings.response_seconds)
+                for collector, _ in batch:
+                    self._observer.on_collector_run(collector.name, PollOutcome.TIMEOUT)
+                await self._executor.wait_until_responsive(error)
+                return False  # much may have changed, and the late answers are stale
+            self._observer.on_response(time.monotonic() - when.monotonic)
+            for collector, commands in batch:
+                own, answers = answers[: len(commands)], answers[len(commands) :]
+                self._handle_answers(collector, own, when)
+        return True
+
+    def poll_host(self, names: Iterable[str] | None = None) -> None:
+        """Read the kernel's files for these collectors, which takes microseconds a file and does not involve QEMU.
+
+        A collector without files reports that its subjects no longer exist.
+
+        Args:
+            names: names of collectors, of which only the host-only ones are polled; None polls all of these.
+        """
+        host_only = self._collectors.host_only
+        for name in host_only if names is None else names:
+            if name not in host_only:
+                continue
+            collector, when = self._collectors.by_name[name], PollTime.now()
+            if files := collector.files(self.facts):
+                self._handle_answers(collector, self._process.read(files), when)
+            else:
+                self._observer.on_samples(self._vm, collector.families, (), when.time_ns)
+
+    def plan_host_collectors(self) -> None:
+        """Make the host-only collectors due now: some may have been taken from the schedule for a poll that is not made."""
+        for name in self._collectors.host_only:
+            self._schedule.plan(name, time.monotonic())
+
+    def poll_due_host_collectors(self) -> None:
+        """Poll the host-only collectors that are due."""
+        self.poll_host(self._schedule.take(time.monotonic(), self._collectors.host_only))
+
+    def _disable(self, name: str) -> None:
+        """Stop polling a collector on this connection. Its QEMU lacks a command, and a running QEMU does not gain one."""
+        self._unsupported.append(name)
+        self._schedule.drop(name)
+
+    def _handle_answers(self, collector: Collector, answers: Sequence[CommandResult], when: PollTime) -> None:
+        """Report the samples in the answers, and plan the collector's next poll."""
+        samples, outcome = self._collect(collector, answers, when)
+        self._observer.on_collector_run(collector.name, outcome)
+        if outcome in (PollOutcome.OK, PollOutcome.TRUNCATED):
+            self._observer.on_samples(self._vm, collector.families, samples, when.time_ns)
+            for sample in samples:
+                if (observed := self._migration.on_sample(sample)) is not None:
+                    change = VmChange.MIGRATED_IN
+                    self._observer.on_lifecycle(
+                        change, Record(change.type, self._vm, {"observed": observed}, when.time_ns)
+                    )
+            self._compare_topology(collector, samples)
+        self._plan_next(collector, samples, when.monotonic)
+
+    def _collect(
+        self, collector: Collector, answers: Sequence[CommandResult], when: PollTime
+    ) -> tuple[Sequence[Sample], PollOutcome]:
+        if any(isinstance(a, CommandError) and a.error_class == "CommandNotFound" for a in answers):
+            self._disable(collector.name)
+            return (), PollOutcome.UNSUPPORTED
+        try:
+            previous = self._previous.get(collector.name, Poll())
+            collected = iter(collector.collect(answers))
+            poll = Poll(tuple(islice(collected, MAX_SAMPLES)), *when)
+            truncated = next(collected, None) is not None
+            if (samples := collector.derive(previous, poll)) is not poll.samples:
+                poll = Poll(tuple(samples), *when)
+            if collector.needs_previous:
+                self._previous[collector.name] = poll
+            for transition in collector.transitions(previous, poll):
+                record_type, values = f"qemu.{transition.family.name}", dict(transition.values)
+                self._observer.on_transition(
+                    Record(record_type, self._vm, values, time.time_ns(), severity=transition.severity)
+                )
+        except QmpError as error:
+            _log.debug("%s: collector %s failed: %s", self._vm.name, collector.name, error)
+        except Exception:  # noqa: BLE001 - a bug in one collector must not end the session
+            _log.exception("%s: collector %s failed on an answer", self._vm.name, collector.name)
+        else:
+            return poll.samples, PollOutcome.TRUNCATED if truncated else PollOutcome.OK
+        return (), PollOutcome.ERROR
+
+    def _compare_topology(self, collector: Collector, samples: Sequence[Sample]) -> None:
+        """Poll the collectors whose answers a changed topology invalidates."""
+        if not collector.invalidates:
+            return
+        topology = collector.topology(samples)
+        if self._topologies.setdefault(collector.name, topology) != topology:
+            self._topologies[collector.name] = topology
+            self._schedule.demand(collector.invalidates, time.monotonic())
+
+    def _plan_next(self, collector: Collector, samples: Sequence[Sample], start: float) -> None:
+        intervals, name = self._context.settings.intervals, collector.name
+        delay = collector.next_poll_delay(samples, self.facts, intervals)
+        if name in self._unsupported or delay is None:
+            return
+        interval = intervals.poll
+        in_slot = delay >= interval and delay % interval == 0 and self.facts.receives_events
+        if delay >= interval and name not in self._phased:
+            self._phased.append(name)
+            delay *= 0.1 + 0.9 * self.phase
+        if not in_slot:
+            self._schedule.plan(name, start + delay * self._jitter)
+            return
+        self._schedule.plan(name, next_poll_time(start, delay, interval, self.phase, self._context.attached_vms))

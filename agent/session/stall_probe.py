@@ -1,0 +1,58 @@
+"""Waiting for a QEMU that does not answer."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from agent.monitors import MonitorConnection
+from agent.qmp.errors import BusyError, StalledError
+from agent.session.api import MAIN_LOOP_STALLED, PROCESS_STALLED, MonitorState, SessionContext
+
+if TYPE_CHECKING:
+    from agent.session.poller import Poller
+
+
+class StallProbe:
+    """Waits for overdue replies, and probes QEMU's monitor thread out of band meanwhile.
+
+    Attributes:
+        poller: polls the kernel during a stall; None until the VM is attached.
+    """
+
+    __slots__ = ("_client", "_context", "_on_state", "poller")
+
+    def __init__(
+        self, client: MonitorConnection, context: SessionContext, on_state: Callable[[MonitorState, str], None]
+    ) -> None:
+        self.poller: Poller | None = None
+        self._client = client
+        self._context = context
+        self._on_state = on_state
+
+    async def wait(self, error: BusyError | StalledError) -> None:
+        """Wait until no reply is overdue, or until a busy monitor is free.
+
+        Nothing is sent in band meanwhile, because QEMU still executes the overdue command.
+
+        Args:
+            error: why the session waits.
+
+        Raises:
+            QmpError: the connection ended.
+        """
+        self._on_state(MonitorState.BUSY if isinstance(error, BusyError) else MonitorState.STALLED, str(error))
+        if self.poller is not None:
+            self.poller.plan_host_collectors()
+        idle = asyncio.ensure_future(self._client.wait_idle())
+        try:
+            while not (await asyncio.wait({idle}, timeout=self._context.settings.probe_seconds))[0]:
+                if self.poller is not None:
+                    self.poller.poll_due_host_collectors()
+                if self._client.can_probe:
+                    answered = await self._client.probe(deadline=self._context.settings.probe_seconds)
+                    if not idle.done():
+                        self._on_state(MonitorState.STALLED, MAIN_LOOP_STALLED if answered else PROCESS_STALLED)
+            idle.result()
+        finally:
+            idle.cancel()
+        self._on_state(MonitorState.UP if self.poller is not None else MonitorState.NEGOTIATING, "")

@@ -133,7 +133,7 @@ def _own() -> Iterator[str]:
 async def _shown() -> str:
     """Return the specimen's series; some of the agent's own are of its loop."""
     app = _specimen()
-    return render(app.snapshot) + app.render_self_metrics().decode()
+    return render(app.snapshot) + app.metrics.render().decode()
 
 
 def _specimen() -> Agent:
@@ -144,16 +144,20 @@ def _specimen() -> Agent:
     )
     vm, now = Vm("hv7", "1a8b9e0c-3f52-4a61-9c1d-5b8a7c6d0e21", "vm1", "/run/vm1.qmp"), time.time_ns()
     app.snapshot.limits = SeriesLimits(series_per_vm=1)
-    app.on_status(MonitorStatus(Monitor("/run/vm1.qmp", (), _never), MonitorState.UP, "", vm, Build("0", "0"), now))
-    app.on_samples(vm, (RUNSTATE,), (Sample(RUNSTATE, (), {"running": True}),), now)
-    app.on_samples(vm, (ABOUT,), (Sample(ABOUT, (), {"machine": "m", "accelerator": "kvm", "pid": "1"}),), now)
-    app.on_samples(vm, (BLOCK,), [Sample(BLOCK, (name,), {"reads_total": 1}) for name in ("disk0", "disk1")], now)
-    app.on_event(
+    app.observer.on_status(
+        MonitorStatus(Monitor("/run/vm1.qmp", (), _never), MonitorState.UP, "", vm, Build("0", "0"), now)
+    )
+    app.observer.on_samples(vm, (RUNSTATE,), (Sample(RUNSTATE, (), {"running": True}),), now)
+    app.observer.on_samples(vm, (ABOUT,), (Sample(ABOUT, (), {"machine": "m", "accelerator": "kvm", "pid": "1"}),), now)
+    app.observer.on_samples(
+        vm, (BLOCK,), [Sample(BLOCK, (name,), {"reads_total": 1}) for name in ("disk0", "disk1")], now
+    )
+    app.observer.on_event(
         Record("qemu.event.guest_panicked", vm, {"event": "GUEST_PANICKED", "category": "runstate", "qemu": {}}, now)
     )
-    app.on_collector_run("block", PollOutcome.OK)
-    app.on_events_dropped(vm, "before_attach", 1)
-    app.on_connection_refused("unix:/run/qmp.sock", "user")
+    app.observer.on_collector_run("block", PollOutcome.OK)
+    app.observer.on_events_dropped(vm, "before_attach", 1)
+    app.observer.on_connection_refused("unix:/run/qmp.sock", "user")
     return app
 
 

@@ -1,4 +1,4 @@
-"""What the config says, in the terms of each room: which VMs are reached how, where records go, what may be changed."""
+"""Builds the settings and the parts of the agent from the config."""
 
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,15 +21,15 @@ from agent.session.api import SessionSettings
 
 
 class StartError(CommandFailedError):
-    """The agent cannot start; the text says why, for people."""
+    """The agent cannot start."""
 
 
 VDSM = Path("/run/vdsm")
-"""There on hosts of oVirt, whose VDSM sets write thresholds itself and takes any that fires for its own."""
+"""Exists on oVirt hosts. VDSM sets write thresholds itself and takes every threshold event for its own."""
 
 
 def threshold_policy(config: WriteThresholdConfig, vm: Vm, disk: str) -> ThresholdPolicy:
-    """Return what the config wants of a VM's disk."""
+    """Return the threshold policy of a VM's disk: the first matching entry of `disks`, else the defaults."""
     mode, levels = config.mode, config.levels
     for entry in config.disks:
         if fnmatchcase(disk, entry.disk) and (fnmatchcase(vm.name, entry.vm) or fnmatchcase(vm.uuid, entry.vm)):
@@ -42,15 +42,15 @@ def threshold_policy(config: WriteThresholdConfig, vm: Vm, disk: str) -> Thresho
 
 
 def device_size_of(vm: Vm, path: str) -> int | None:
-    """Return how large a VM's block device is by what this host knows; None where the VM may be on another."""
+    """Return the size of a VM's block device in bytes; None if it is unknown or the VM may run on another host."""
     return None if vm.monitor.startswith("tcp:") else device_size(path)
 
 
 def session_settings(config: Config) -> SessionSettings:
-    """Return the config's settings for all sessions."""
+    """Return the settings of all sessions."""
     changes = set()
-    thresholds = config.alerts.write_threshold
-    if ThresholdMode.ARM in (thresholds.mode, *(entry.mode for entry in thresholds.disks)):
+    write_threshold = config.alerts.write_threshold
+    if ThresholdMode.ARM in (write_threshold.mode, *(entry.mode for entry in write_threshold.disks)):
         changes.add(Change.WRITE_THRESHOLD)
     if config.allow.guest_stats_interval is not None:
         changes.add(Change.GUEST_STATS_INTERVAL)
@@ -69,16 +69,16 @@ def session_settings(config: Config) -> SessionSettings:
     )
 
 
-def discoverers(config: Config) -> dict[str, Discoverer]:
-    """Return the ways of reaching monitors that the config names, each by what the config says of it."""
-    return {repr(made): made for made in (entry.build(config.allow) for entry in config.monitors)}
+def build_discoverers(config: Config) -> dict[str, Discoverer]:
+    """Return the discoverers of `monitors`, each under a key that changes with its config entry."""
+    return {repr(discoverer): discoverer for discoverer in (entry.build(config.allow) for entry in config.monitors)}
 
 
 def build_sink(config: Config) -> Sink:
-    """Return where the config sends records.
+    """Return the sink.
 
     Raises:
-        StartError: a secret's place cannot be told.
+        StartError: the path of a secret cannot be resolved.
     """
     try:
         return config.sink.build()
@@ -87,22 +87,22 @@ def build_sink(config: Config) -> Sink:
 
 
 def build_endpoint(view: AgentView, config: Config) -> HttpEndpoint:
-    """Return where and to whom the config shows what there is to see.
+    """Return the HTTP endpoint.
 
     Raises:
-        StartError: the web config's place cannot be told.
+        StartError: the path of the web config file cannot be resolved.
     """
-    to = config.web
+    web = config.web
     try:
-        path = expand(to.config_file) if to.config_file is not None else None
+        path = expand(web.config_file) if web.config_file is not None else None
     except OSError as error:
         raise StartError(error.strerror or str(error)) from error
-    return HttpEndpoint(create_application(view), to.listen_address, path)
+    return HttpEndpoint(create_application(view), web.listen_address, path)
 
 
 def delivery_settings(config: Config) -> DeliverySettings:
-    """Return how much may wait. There is no journal for JSON lines: they are as safe as one."""
-    folder = config.journal.directory if config.sink.journaled else None
+    """Return the limits of the queues. A JSON lines sink needs no journal: its file is as durable."""
+    directory = config.journal.directory if config.sink.journaled else None
     return DeliverySettings(
-        config.buffer_memory, folder, config.journal.alerts, config.journal.events, config.journal.samples
+        config.buffer_memory, directory, config.journal.alerts, config.journal.events, config.journal.samples
     )

@@ -1,82 +1,97 @@
-"""How the agent itself does, and what fires, as JSON can say it: for the page and `qmp-agent top`."""
+"""The health of the agent in words, for /readyz, /healthz, the page and the systemd status line."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from agent import __version__
-from agent.alerts.store import Alert
+from agent.alerts.alertmanager import AlertmanagerClient
+from agent.app.progress import Progress
+from agent.config.model import Config
+from agent.config.reload import Reload
 from agent.delivery.pipeline import DeliveryPipeline
+from agent.exposition.snapshot import Snapshot
+from agent.http.server import HttpEndpoint
+from agent.session.api import MonitorState
+from agent.session.supervisor import SupervisorGroup
 
-_OF_ALERT = (
-    "free_bytes",
-    "limit_bytes",
-    "used_bytes",
-    "growth_bytes_per_second",
-    "time_to_full_seconds",
-    "detected_by",
-)
-"""What is shown of an alert's data; the rest is in its record."""
+PATIENCE_POLLS = 3
+MAX_NAMED_MONITORS = 5
 
 
-def delivery(way: DeliveryPipeline) -> dict[str, Any]:
-    """Return the state of the way out: the sink, the journal, what waits and what was lost."""
-    outlet, journal = way.outlet, way.journal
-    found: dict[str, Any] = {
-        "sink": {"name": outlet.sink.name, "error": outlet.trouble if outlet.fails else None},
-        "delivered": outlet.delivered,
-        "reconnects": outlet.rebuilt,
-        "queues": [
-            {
-                "name": lane.name,
-                "records": len(lane),
-                "memory_bytes": lane.memory_bytes,
-                "disk_bytes": lane.disk.bytes,
-                "oldest_record_age_seconds": round(lane.lag_seconds(), 1),
-            }
-            for lane in way.lanes
-        ],
-        "dropped": [
-            {"queue": lane, "reason": reason, "records": count} for (lane, reason), count in way.losses.totals.items()
-        ],
-    }
-    if journal is not None:
-        found["journal"] = {"error": journal.trouble, "quarantined": journal.quarantined}
-    return found
+@dataclass(frozen=True, slots=True)
+class HealthLimits:
+    """When the agent counts as stuck.
 
-
-def agent(
-    host: str,
-    way: DeliveryPipeline,
-    events_dropped: Mapping[str, float],
-    unready_reasons: list[str],
-    warnings: list[str],
-) -> dict[str, Any]:
-    """Return how the agent does.
-
-    Args:
-        host: this host's name.
-        way: the way out.
-        events_dropped: events lost before they were records, by reason.
-        unready_reasons: why it does not do all of its work.
-        warnings: what somebody should look at some time.
+    Attributes:
+        tick_seconds: how often the alert loop runs.
+        patience_seconds: how long, beside three polls and one response timeout, no VM may be polled before the process counts as hung.
+        stuck_seconds: how overdue the poll of one VM may be before that VM's session counts as stuck: a bug, or an overloaded host.
     """
-    said = {"host": host, "version": __version__, "unready_reasons": unready_reasons, "warnings": warnings}
-    return said | delivery(way) | {"events_dropped": dict(events_dropped)}
+
+    tick_seconds: float = 1.0
+    patience_seconds: float = 30.0
+    stuck_seconds: float = 60.0
 
 
-def alerts(book: Iterable[Alert]) -> list[dict[str, Any]]:
-    """Return what fires, the most severe first, of those the oldest."""
-    return [
-        {
-            "alert": alert.name,
-            "uuid": alert.vm.uuid,
-            "vm": alert.vm.name,
-            "subject": alert.subject,
-            "level": alert.level,
-            "severity": alert.severity.label,
-            "since": alert.since_ns / 1e9,
-            "fingerprint": alert.fingerprint,
-        }
-        | {name: alert.data[name] for name in _OF_ALERT if name in alert.data}
-        for alert in sorted(book, key=lambda alert: (-alert.severity, alert.since_ns))
-    ]
+@dataclass(slots=True)
+class AgentHealth:
+    """Reads the health of the agent's parts.
+
+    Attributes:
+        config: returns the config in use.
+        snapshot, delivery, reload, progress: the parts.
+        limits: when the agent counts as stuck.
+        supervisors: the supervisors of all monitors; None before the agent starts them.
+        endpoint: the HTTP endpoint; None before it is built.
+        alertmanager: the client of the configured Alertmanager, or None.
+    """
+
+    config: Callable[[], Config]
+    snapshot: Snapshot
+    delivery: DeliveryPipeline
+    reload: Reload
+    progress: Progress
+    limits: HealthLimits
+    supervisors: SupervisorGroup | None = None
+    endpoint: HttpEndpoint | None = None
+    alertmanager: AlertmanagerClient | None = None
+
+    def unready_reasons(self) -> list[str]:
+        """Return why the agent does not do all of its work; empty if it does."""
+        reasons = []
+        # A socket that nobody listens on was left behind by a VM that ended: that is no failure.
+        states = Counter(
+            status.state for status in self.snapshot.monitors.values() if status.state is not MonitorState.GONE
+        )
+        if states and not states[MonitorState.UP]:
+            counts = ", ".join(f"{number} {state.value}" for state, number in states.items())
+            reasons.append(f"none of {states.total()} monitors is up: {counts}")
+        overdue = self.supervisors.overdue_by(time.monotonic()) if self.supervisors is not None else {}
+        stuck = [name for name, seconds in overdue.items() if seconds > self.limits.stuck_seconds]
+        reasons += [f"{name} is up, but its polls are overdue" for name in stuck[:MAX_NAMED_MONITORS]]
+        if self.alertmanager is not None and self.alertmanager.error is not None:
+            reasons.append(
+                f"alerts cannot be sent to Alertmanager at {self.alertmanager.name}: {self.alertmanager.error}"
+            )
+        return reasons + self.delivery.troubles()
+
+    def warnings(self) -> list[str]:
+        """Return what an operator should look at although the agent does all of its work."""
+        config_error = self.endpoint.config_error if self.endpoint is not None else None
+        return [*self.reload.warnings(), *filter(None, [config_error]), *self.delivery.notes()]
+
+    def hang_reason(self) -> str:
+        """Return why the process should be restarted; empty if it makes progress."""
+        config = self.config()
+        patience = PATIENCE_POLLS * config.intervals.poll + config.timeouts.response + self.limits.patience_seconds
+        return self.progress.hang_reason(up=self.monitor_states()[MonitorState.UP], patience=patience)
+
+    def summary(self) -> str:
+        """Return the health in one line."""
+        states = ", ".join(f"{number} {state.value}" for state, number in self.monitor_states().items())
+        return "; ".join([f"monitors: {states or 'none'}", *self.unready_reasons()])
+
+    def monitor_states(self) -> Counter[MonitorState]:
+        """Return the number of monitors in each state."""
+        return Counter(status.state for status in self.snapshot.monitors.values())

@@ -1,7 +1,11 @@
-"""The agent's metrics of itself, `qmp_agent_*`, by prometheus_client."""
+"""The agent's metrics of itself, `qmp_agent_*`, by prometheus_client.
 
+Counters are incremented where things happen. Everything else is read at each scrape by a collector for each part of the agent.
+"""
+
+import asyncio
 from collections import Counter as Tally
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -15,172 +19,249 @@ from agent.alerts.store import AlertStore
 from agent.config.reload import Reload
 from agent.delivery.pipeline import DeliveryPipeline
 from agent.delivery.queue import RecordQueue
+from agent.exposition.snapshot import Snapshot
+from agent.http.server import HttpEndpoint
+from agent.session.api import MonitorState
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no types; a series beside each counter that says when it began: twice the text for what nobody asks
+# A `_created` series beside each counter would double the text, and Prometheus does not use it.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no type for it
 
-_REPLY_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+_RESPONSE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 
 
-class _DeliveryCollector(Collector):
-    """Reads the way out at each scrape, from the truth instead of by counting along."""
+class SelfMetrics:
+    """The registry of one agent.
+
+    Attributes:
+        registry: the registry; `register` adds a collector for each part that is read at a scrape.
+        collector_runs: runs by collector and outcome. A plain counter: the library's would take a lock at every poll.
+        response_seconds: how long QEMU took to answer one write.
+        events_dropped: events dropped before they became records, by reason.
+        connections_refused: refused connections to `listen` addresses.
+        scrape_seconds: duration of the last scrape.
+    """
 
     def __init__(self) -> None:
-        self.delivery: DeliveryPipeline | None = None
+        self.registry = CollectorRegistry()
+        self.collector_runs: Tally[tuple[str, str]] = Tally()
+        ProcessCollector(namespace="qmp_agent", registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        gauge, counter = partial(Gauge, registry=self.registry), partial(Counter, registry=self.registry)
+        build = gauge("qmp_agent_build_info", "A constant 1 with the version of the agent as label.", ["version"])
+        build.labels(__version__).set(1)
+        self.register(RunCollector(self.collector_runs), RuntimeCollector())
+        self.response_seconds = Histogram(
+            "qmp_agent_qmp_response_seconds",
+            "Time QEMU took to answer all commands of one write, in seconds.",
+            buckets=_RESPONSE_BUCKETS,
+            registry=self.registry,
+        )
+        self.events_dropped = counter(
+            "qmp_agent_events_dropped", "Total number of events dropped before they became records.", ["reason"]
+        )
+        self.connections_refused = counter(
+            "qmp_agent_connections_refused",
+            "Total number of refused connections to a `listen` address; the reason is user, limit or process.",
+            ["address", "reason"],
+        )
+        self.scrape_seconds = gauge("qmp_agent_scrape_duration_seconds", "Duration of the last scrape in seconds.")
+
+    def register(self, *collectors: Collector) -> None:
+        """Add collectors to the registry."""
+        for collector in collectors:
+            self.registry.register(collector)
+
+    def dropped_by_reason(self) -> dict[str, float]:
+        """Return the number of events dropped before they became records, by reason."""
+        (metric,) = self.events_dropped.collect()
+        return {s.labels["reason"]: s.value for s in metric.samples if s.name.endswith("_total")}
+
+    def render(self) -> bytes:
+        """Return all metrics in the text format."""
+        return generate_latest(self.registry)
+
+
+class RunCollector(Collector):
+    """Reads how often collectors ran."""
+
+    def __init__(self, runs: Mapping[tuple[str, str], int]) -> None:
+        self._runs = runs
 
     def collect(self) -> Iterator[Metric]:
-        """Yield its series."""
-        delivery = self.delivery
-        if delivery is None:
-            return
-        outlet, journal = delivery.outlet, delivery.journal
-        yield GaugeMetricFamily(
-            "qmp_agent_sink_up", "Whether records are being delivered.", value=outlet.trouble is None
+        """Yield the current values."""
+        runs = CounterMetricFamily(
+            "qmp_agent_collector_runs", "Total number of collector runs by outcome.", labels=["collector", "outcome"]
         )
-        yield CounterMetricFamily("qmp_agent_records_delivered", "Records that were delivered.", value=outlet.delivered)
+        for labels, count in self._runs.items():
+            runs.add_metric(labels, count)
+        yield runs
+
+
+class RuntimeCollector(Collector):
+    """Reads the event loop."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the current values."""
+        text = "Number of asyncio tasks; each monitor has several."
+        yield GaugeMetricFamily("qmp_agent_asyncio_tasks", text, value=len(asyncio.all_tasks()))
+
+
+class RecordCollector(Collector):
+    """Reads how many records were published."""
+
+    def __init__(self, published: Mapping[str, int]) -> None:
+        self._published = published
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the current values."""
+        records = CounterMetricFamily(
+            "qmp_agent_records", "Total number of records published by kind.", labels=["kind"]
+        )
+        for kind, count in self._published.items():
+            records.add_metric([kind], count)
+        yield records
+
+
+class DeliveryCollector(Collector):
+    """Reads the sink, the queues and the journal."""
+
+    def __init__(self, delivery: DeliveryPipeline) -> None:
+        self._delivery = delivery
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the current values."""
+        delivery = self._delivery
+        outlet = delivery.outlet
+        up = outlet.trouble is None
+        yield GaugeMetricFamily("qmp_agent_sink_up", "Whether the sink accepts records: 1 or 0.", value=up)
         yield CounterMetricFamily(
-            "qmp_agent_sink_reconnects",
-            "How often the sink was closed for a failure and opened anew.",
-            value=outlet.rebuilt,
+            "qmp_agent_records_delivered", "Total number of records delivered.", value=outlet.delivered
         )
-        lost = CounterMetricFamily(
+        yield CounterMetricFamily(
+            "qmp_agent_sink_reconnects", "Total number of reconnects of the sink after a failure.", value=outlet.rebuilt
+        )
+        dropped = CounterMetricFamily(
             "qmp_agent_records_dropped",
-            "Records that were not delivered, by lane and reason.",
+            "Total number of records dropped by queue and reason.",
             labels=["queue", "reason"],
         )
-        for (lane_name, reason), count in delivery.losses.totals.items():
-            lost.add_metric([lane_name, reason], count)
-        yield lost
-        for name, text, read in _LANE_GAUGES:
+        for (queue_name, reason), count in delivery.losses.totals.items():
+            dropped.add_metric([queue_name, reason], count)
+        yield dropped
+        for name, text, read in _QUEUE_GAUGES:
             gauge = GaugeMetricFamily(name, text, labels=["queue"])
-            for lane in delivery.lanes:
-                gauge.add_metric([lane.name], read(lane))
+            for queue in delivery.lanes:
+                gauge.add_metric([queue.name], read(queue))
             yield gauge
-        if journal is not None:
-            yield GaugeMetricFamily(
-                "qmp_agent_journal_up", "Whether events are journaled.", value=journal.trouble is None
-            )
-            yield CounterMetricFamily(
-                "qmp_agent_journal_commits", "Transactions of the journal, an fsync each.", value=journal.commits
-            )
-            yield CounterMetricFamily(
-                "qmp_agent_journal_files_quarantined",
-                "Damaged journal files that were set aside.",
-                value=journal.quarantined,
-            )
-            written = CounterMetricFamily(
-                "qmp_agent_journal_records_written", "Records written to the journal.", labels=["queue"]
-            )
-            for lane in delivery.lanes:
-                written.add_metric([lane.name], lane.journaled)
-            yield written
+        yield from self._journal()
+
+    def _journal(self) -> Iterator[Metric]:
+        journal = self._delivery.journal
+        if journal is None:
+            return
+        up = journal.trouble is None
+        yield GaugeMetricFamily("qmp_agent_journal_up", "Whether the journal accepts records: 1 or 0.", value=up)
+        yield CounterMetricFamily(
+            "qmp_agent_journal_commits",
+            "Total number of journal transactions; each is one fsync.",
+            value=journal.commits,
+        )
+        yield CounterMetricFamily(
+            "qmp_agent_journal_files_quarantined",
+            "Total number of damaged journal files quarantined.",
+            value=journal.quarantined,
+        )
+        written = CounterMetricFamily(
+            "qmp_agent_journal_records_written", "Total number of records written to the journal.", labels=["queue"]
+        )
+        for queue in self._delivery.lanes:
+            written.add_metric([queue.name], queue.journaled)
+        yield written
 
 
-_LANE_GAUGES: tuple[tuple[str, str, Callable[[RecordQueue], float]], ...] = (
-    ("qmp_agent_queue_records", "Records that wait to be delivered.", len),
-    ("qmp_agent_queue_memory_bytes", "Bytes of waiting records in memory.", lambda lane: lane.memory_bytes),
-    ("qmp_agent_queue_disk_bytes", "Bytes of records in the journal.", lambda lane: lane.disk.bytes),
+_QUEUE_GAUGES: tuple[tuple[str, str, Callable[[RecordQueue], float]], ...] = (
+    ("qmp_agent_queue_records", "Number of records waiting to be delivered.", len),
+    ("qmp_agent_queue_memory_bytes", "Size of the waiting records in memory in bytes.", lambda q: q.memory_bytes),
+    ("qmp_agent_queue_disk_bytes", "Size of the waiting records in the journal in bytes.", lambda q: q.disk.bytes),
     (
         "qmp_agent_queue_disk_limit_bytes",
-        "Bytes the journal may have; the oldest go then.",
-        lambda lane: lane.budget.disk,
+        "Maximum size of the records in the journal in bytes; beyond it, the oldest records are dropped.",
+        lambda q: q.budget.disk,
     ),
     (
         "qmp_agent_queue_oldest_record_age_seconds",
-        "Age of the oldest record being sent; 0 where none is.",
-        lambda lane: lane.lag_seconds(),
+        "Age of the oldest record in flight in seconds; 0 if none is in flight.",
+        lambda q: q.lag_seconds(),
     ),
 )
 
 
-class _TallyCollector(Collector):
-    """What is counted at every poll, by labels, as plain numbers: a Counter of the library's takes a lock each time."""
+class SnapshotCollector(Collector):
+    """Reads the monitors and VMs of the snapshot."""
 
-    def __init__(self) -> None:
-        self.questions: Tally[tuple[str, str]] = Tally()
-        self.records: Tally[str] = Tally()
-        self.refused_connections = 0
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
 
     def collect(self) -> Iterator[Metric]:
-        """Yield its series."""
-        labels = ["collector", "outcome"]
-        questions = CounterMetricFamily(
-            "qmp_agent_collector_runs", "Collectors' questions to VMs, by outcome.", labels=labels
+        """Yield the current values."""
+        states = Tally(status.state for status in self._snapshot.monitors.values())
+        monitors = GaugeMetricFamily("qmp_agent_monitors", "Number of monitors by state.", labels=["state"])
+        for state in MonitorState:
+            monitors.add_metric([state.value], states[state])
+        yield monitors
+        yield GaugeMetricFamily(
+            "qmp_agent_series_limit_dropped_subjects",
+            "Number of disks, vCPUs, jobs and other subjects without series, because their VM exceeds a series limit.",
+            value=sum(view.dropped_subjects.total() for _, view in self._snapshot.views()),
         )
-        for key, count in self.questions.items():
-            questions.add_metric(key, count)
-        records = CounterMetricFamily("qmp_agent_records", "Records made, by kind.", labels=["kind"])
-        for kind, count in self.records.items():
-            records.add_metric([kind], count)
-        yield questions
-        yield records
-        text = "Connections to the endpoint that were ended at once, because there were too many."
-        yield CounterMetricFamily("qmp_agent_http_connections_refused", text, value=self.refused_connections)
 
 
-class SelfMetrics:
-    """One registry with all of them; made once for each agent."""
+class AlertCollector(Collector):
+    """Reads the firing alerts."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self._delivery = _DeliveryCollector()
-        self.registry.register(self._delivery)
-        self._tallies = _TallyCollector()
-        self.registry.register(self._tallies)
-        self.questions = self._tallies.questions
-        """How many there were, by collector and outcome."""
-        self.records = self._tallies.records
-        """How many were made, by kind."""
-        ProcessCollector(namespace="qmp_agent", registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        gauge, counter = partial(Gauge, registry=self.registry), partial(Counter, registry=self.registry)
-        gauge("qmp_agent_build_info", "The agent's version.", ["version"]).labels(__version__).set(1)
-        self.monitors = gauge("qmp_agent_monitors", "Monitors by the state of the session with them.", ["state"])
-        self.reply = Histogram(
-            "qmp_agent_qmp_response_seconds",
-            "How long VMs took to answer all that was asked in one write.",
-            buckets=_REPLY_BUCKETS,
-            registry=self.registry,
-        )
-        text = "Events that were lost before they were records, by reason."
-        self.dropped = counter("qmp_agent_events_dropped", text, ["reason"])
+    def __init__(self, store: AlertStore) -> None:
+        self._store = store
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the current values."""
         labels = ["vm_uuid", "vm", "alert", "device", "level", "severity"]
-        self.alerts = gauge("qemu_alert_firing", "1 for each alert that fires.", labels)
-        text = "Connections to a `listen` address that were not let in, by reason: user, limit, process."
-        self.refused = counter("qmp_agent_connections_refused", text, ["address", "reason"])
-        self.scrape_seconds = gauge("qmp_agent_scrape_duration_seconds", "How long making the last scrape took.")
-        text = "Whether the config was taken when it was read last; 0: the one before it stays."
-        self.reloaded = gauge("qmp_agent_config_last_reload_successful", text)
-        text = "When a config was taken last."
-        self.reloaded_at = gauge("qmp_agent_config_last_reload_success_timestamp_seconds", text)
-        self.tasks = gauge("qmp_agent_asyncio_tasks", "Tasks of the event loop: some for each monitor.")
-        text = "Disks and the like that have no series, because their VM has too many."
-        self.dropped_subjects = gauge("qmp_agent_series_limit_dropped_subjects", text)
+        firing = GaugeMetricFamily("qemu_alert_firing", "A constant 1 for each firing alert.", labels=labels)
+        for alert in self._store:
+            vm, severity = alert.vm, alert.severity.label
+            firing.add_metric([vm.uuid, vm.name, alert.name, alert.subject, alert.level, severity], 1)
+        yield firing
 
-    def events_lost(self) -> dict[str, float]:
-        """Return how many events were lost before they were records, by reason."""
-        (metric,) = self.dropped.collect()
-        return {s.labels["reason"]: s.value for s in metric.samples if s.name.endswith("_total")}
 
-    def read_delivery(self, delivery: DeliveryPipeline) -> None:
-        """Have the state of the way out told by the next `render`."""
-        self._delivery.delivery = delivery
+class ReloadCollector(Collector):
+    """Reads the outcome of the last config reload."""
 
-    def read_reload(self, reload: Reload) -> None:
-        """Have what became of the config told by the next `render`."""
-        self.reloaded.set(reload.trouble is None)
-        self.reloaded_at.set(reload.taken_at)
+    def __init__(self, reload: Reload) -> None:
+        self._reload = reload
 
-    def read_endpoint(self, refused_connections: int) -> None:
-        """Have it told by the next `render` how many connections there was no room for."""
-        self._tallies.refused_connections = refused_connections
+    def collect(self) -> Iterator[Metric]:
+        """Yield the current values."""
+        yield GaugeMetricFamily(
+            "qmp_agent_config_last_reload_successful",
+            "Whether the last config reload succeeded: 1 or 0. After a failure the previous config stays in use.",
+            value=self._reload.error is None,
+        )
+        yield GaugeMetricFamily(
+            "qmp_agent_config_last_reload_success_timestamp_seconds",
+            "Time of the last successful config reload, in seconds since the epoch.",
+            value=self._reload.loaded_at,
+        )
 
-    def read_alerts(self, book: AlertStore) -> None:
-        """Have what fires told by the next `render`."""
-        self.alerts.clear()
-        for alert in book:
-            labels = (alert.vm.uuid, alert.vm.name, alert.name, alert.subject, alert.level, alert.severity.label)
-            self.alerts.labels(*labels).set(1)
 
-    def render(self) -> bytes:
-        """Return their text."""
-        return generate_latest(self.registry)
+class EndpointCollector(Collector):
+    """Reads the HTTP endpoint."""
+
+    def __init__(self, endpoint: HttpEndpoint) -> None:
+        self._endpoint = endpoint
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the current values."""
+        yield CounterMetricFamily(
+            "qmp_agent_http_connections_refused",
+            "Total number of connections refused by the HTTP endpoint because too many were open.",
+            value=self._endpoint.refused_connections,
+        )

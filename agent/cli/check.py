@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from agent.app.builders import build_sink, discoverers, session_settings
+from agent.app.builders import build_discoverers, build_sink, session_settings
 from agent.cli.journal import quarantined_files
 from agent.collectors import ALL_FEATURES, Collector
 from agent.common.config_types import expand
@@ -31,7 +31,7 @@ WAY_SECONDS = 10.0
 async def check(config: Config) -> AsyncIterator[tuple[bool, str]]:
     """Yield findings as they are made: whether each is good, and what it is in words."""
     context = SessionContext(session_settings(config))
-    for way in discoverers(config).values():
+    for way in build_discoverers(config).values():
         async with _looking(way) as (found, of_itself):
             for finding in of_itself:
                 yield finding

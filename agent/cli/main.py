@@ -27,7 +27,7 @@ from agent.config.model import AlertmanagerConfig, Config, WebConfig
 from agent.http.web_config import EndpointError, LoadedWebConfig
 from agent.model.record import Severity
 from agent.monitors import DialConfig
-from agent.runtime.logging import set_up
+from agent.runtime.logging import configure_logging
 
 USAGE_ERROR = 2
 LINGER_SECONDS = 2.0
@@ -215,7 +215,7 @@ def _loop(main: Coroutine[Any, Any, None]) -> None:
 def _run(parsed: argparse.Namespace) -> int:
     read = partial(load, parsed.config or DEFAULT_PATH)
     config = read()
-    set_up(config.log.level, config.log.format)
+    configure_logging(config.log.level, config.log.format)
     faulthandler.enable()  # where the service manager's watchdog ends us, the log says what hung
     _loop(_ended(run(config, read)))
     return 0
@@ -320,7 +320,7 @@ def _replay(parsed: argparse.Namespace) -> int:
 
 def _capture_config(parsed: argparse.Namespace) -> Config:
     """Return the config that is named, else the defaults: its monitors do not count."""
-    set_up("warning", "auto")
+    configure_logging("warning", "auto")
     return load(parsed.config) if parsed.config is not None else Config(monitors=[DialConfig(dial="/nowhere")])
 
 

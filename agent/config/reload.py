@@ -1,4 +1,4 @@
-"""The config read again while the agent runs, at SIGHUP. A bad one changes nothing; a good one, all that needs no restart."""
+"""Live config reload at SIGHUP. A bad config changes nothing; a good one changes every section that needs no restart."""
 
 import asyncio
 import logging
@@ -12,63 +12,71 @@ from agent.config.model import Config
 _log = logging.getLogger("agent")
 
 LIVE = frozenset({"monitors", "intervals", "timeouts", "alerts", "allow", "labels", "limits", "log"})
-"""Sections that are applied to a running agent. Any other takes a restart: records that wait, and open sockets, hang on them."""
+"""Sections that a running agent applies. The others need a restart, because waiting records and open sockets depend on them."""
 
 
 def merge(running: Config, wanted: Config) -> tuple[Config, list[str]]:
-    """Return the config to run by from here on, and the names of the sections that wait for a restart."""
-    waiting = [name for name in type(wanted).model_fields if getattr(running, name) != getattr(wanted, name)]
-    waiting = [name for name in waiting if name not in LIVE]
+    """Merge the live sections of a new config into the running one.
+
+    Returns:
+        The config to apply, and the names of the changed sections that need a restart.
+    """
+    changed = [name for name in type(wanted).model_fields if getattr(running, name) != getattr(wanted, name)]
+    waiting = [name for name in changed if name not in LIVE]
     return wanted.model_copy(update={name: getattr(running, name) for name in waiting}), waiting
 
 
 class Reloadable(Protocol):
-    """What takes a new config."""
+    """An agent whose config can change while it runs."""
 
     config: Config
 
     def apply(self, config: Config) -> None:
-        """Run by this config from here on."""
+        """Use this config from now on."""
 
 
 class Reload:
-    """Reads the config each time it is asked to, and remembers how that went.
+    """Reloads the config on request and keeps the outcome.
 
     Attributes:
-        trouble: why the last config was not taken, or None.
-        waiting: sections of the config that wait for a restart.
-        taken_at: when a config was taken last, seconds since the epoch.
+        requested: set to request a reload.
+        error: why the last reload failed, or None.
+        waiting: names of the changed sections that need a restart.
+        loaded_at: when a config was last loaded, in seconds since the epoch.
     """
 
     def __init__(self) -> None:
-        self.trouble: str | None = None
+        self.error: str | None = None
         self.waiting: list[str] = []
-        self.taken_at = time.time()
-        self.asked = asyncio.Event()
+        self.loaded_at = time.time()
+        self.requested = asyncio.Event()
 
-    def notes(self) -> list[str]:
-        """Return what a person should know of it."""
-        notes = [f"the config was not taken, the one before it stays: {self.trouble}"] if self.trouble else []
-        return notes + [f"{name}: its change in the config takes a restart" for name in self.waiting]
+    def warnings(self) -> list[str]:
+        """Return what an operator should know about the last reload."""
+        failure = [f"config reload failed, keeping the previous config: {self.error}"] if self.error else []
+        return failure + [_needs_restart(name) for name in self.waiting]
 
-    async def run(self, to: Reloadable, read: Callable[[], Config]) -> None:
-        """Have every config applied that is asked for, until cancelled."""
+    async def run(self, agent: Reloadable, read: Callable[[], Config]) -> None:
+        """Serve reload requests until cancelled."""
         while True:
-            await self.asked.wait()
-            self.asked.clear()
-            await self.once(to, read)
+            await self.requested.wait()
+            self.requested.clear()
+            await self._reload(agent, read)
 
-    async def once(self, to: Reloadable, read: Callable[[], Config]) -> None:
-        """Read the config and have it applied."""
+    async def _reload(self, agent: Reloadable, read: Callable[[], Config]) -> None:
         try:
-            wanted = await asyncio.to_thread(read)  # its file may lie on storage that hangs
+            wanted = await asyncio.to_thread(read)  # the file may be on storage that hangs
         except ConfigError as error:
-            self.trouble = "; ".join(map(str, error.problems))
-            _log.error("the config was not taken, the one before it stays: %s", self.trouble)
+            self.error = "; ".join(map(str, error.problems))
+            _log.error("config reload failed, keeping the previous config: %s", self.error)
             return
-        config, self.waiting = merge(to.config, wanted)
-        to.apply(config)
-        self.trouble, self.taken_at = None, time.time()
-        _log.info("the config was taken anew")
+        config, self.waiting = merge(agent.config, wanted)
+        agent.apply(config)
+        self.error, self.loaded_at = None, time.time()
+        _log.info("config reloaded")
         for name in self.waiting:
-            _log.warning("%s: its change in the config takes a restart", name)
+            _log.warning("%s", _needs_restart(name))
+
+
+def _needs_restart(section: str) -> str:
+    return f"config section {section} has changed: restart the agent to apply it"

@@ -1,4 +1,4 @@
-"""The agent's own log: text for a terminal or the journal, JSON for everything else. One line an entry, whatever is in it."""
+"""The agent's own log: text for a terminal or the journal, else JSON. Each entry is one line, whatever it contains."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ class _TextFormatter(logging.Formatter):
 
 
 class _JournalFormatter(logging.Formatter):
-    """Text with the priority in front that journald takes off standard error (sd-daemon(3)); the journal has its own clock."""
+    """Text with the priority prefix that journald reads from standard error (sd-daemon(3)), without a time: the journal adds its own."""
 
     def format(self, record: logging.LogRecord) -> str:
         return f"<{_JOURNAL_PRIORITY.get(record.levelno, 6)}>{_line(record)}"
@@ -38,7 +38,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def _line(record: logging.LogRecord) -> str:
-    """Return the message as one line that no guest's name can break, with where an exception came from behind it."""
+    """Return the message as one line, without control characters from guests' names, followed by the origin of an exception."""
     text = record.getMessage()
     if record.exc_info and record.exc_info[1] is not None:
         trace, error = record.exc_info[2], record.exc_info[1]
@@ -49,14 +49,18 @@ def _line(record: logging.LogRecord) -> str:
     return sanitize(text, LINE_LIMIT)
 
 
-def set_up(level: str, form: Literal["auto", "text", "json"]) -> None:
-    """Send all logging to standard error at this level and in this form."""
+def configure_logging(level: str, form: Literal["auto", "text", "json"]) -> None:
+    """Log to standard error.
+
+    Args:
+        level: the least severe level to log, such as `info`.
+        form: the format, as `log.format` in the config.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_formatter(form))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("aiokafka").setLevel(
-        logging.CRITICAL
-    )  # it logs each attempt with a traceback; the sink says what matters, once
+    # aiokafka logs each attempt with a traceback; the sink logs the failure once.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 def _formatter(form: Literal["auto", "text", "json"]) -> logging.Formatter:

@@ -20,6 +20,7 @@ import uvloop
 
 from agent.app.agent import Agent
 from agent.app.builders import build_sink
+from agent.app.dispatcher import SessionDispatcher
 from agent.cli.demo.guest import until
 from agent.config.model import Config
 from agent.delivery.entry import Entry
@@ -61,16 +62,20 @@ class Timed:
         await self._sink.close()
 
 
-class Heard(Agent):
-    """An agent that notes when it heard of each threshold's event, by QEMU's time of it."""
+class TimingDispatcher(SessionDispatcher):
+    """Notes when each threshold event was received.
 
-    def __init__(self, config: Config, to: Sink) -> None:
-        super().__init__(config, to)
-        self.heard: dict[int, int] = {}
+    Attributes:
+        received: the time of receipt by QEMU's time of the event, both in nanoseconds.
+    """
+
+    def __init__(self, app: Agent) -> None:
+        super().__init__(app.publisher, app.snapshot, app.alerts, app.metrics, app.progress)
+        self.received: dict[int, int] = {}
 
     def on_event(self, record: Record) -> None:
         if record.type == "qemu.event.block_write_threshold":
-            self.heard[record.time_ns] = time.time_ns()
+            self.received[record.time_ns] = time.time_ns()
         super().on_event(record)
 
 
@@ -100,18 +105,19 @@ async def device_size_of(events: int) -> dict[str, list[float]]:
                 }
             )
             timed = Timed(build_sink(config))
-            app = Heard(config, timed)
+            app = Agent(config, timed)
+            app.observer = dispatcher = TimingDispatcher(app)
             async with app.running(), started(guests, disk_mib=4096, write_kib=8):
                 await until(lambda: len(timed.sent) > events, 60 + 2 * events)
-            return stages(timed, app)
+            return stages(timed, dispatcher)
 
 
-def stages(timed: Timed, app: Heard) -> dict[str, list[float]]:
+def stages(timed: Timed, dispatcher: TimingDispatcher) -> dict[str, list[float]]:
     """Return the milliseconds of each stage, but for the first alert, before which Kafka's client has not met its partition."""
     found: dict[str, list[float]] = {stage: [] for stage in STAGES}
     for occurred, began, acknowledged in timed.sent[1:]:
-        heard = app.heard[occurred]
-        spans = (heard - occurred, began - heard, acknowledged - began, acknowledged - occurred)
+        received = dispatcher.received[occurred]
+        spans = (received - occurred, began - received, acknowledged - began, acknowledged - occurred)
         for stage, span in zip(STAGES, spans, strict=True):
             found[stage].append(span / 1e6)
     return found

@@ -64,7 +64,7 @@ def _filled() -> tuple[Agent, int]:
 
 async def _stall(app: Agent) -> float:
     """Return how long the loop was held up at most, in seconds, while it was scraped over HTTP with compression."""
-    runner = web.AppRunner(create_application(app))
+    runner = web.AppRunner(create_application(app.view))
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

@@ -1,4 +1,4 @@
-"""The config read again at SIGHUP: a bad one changes nothing and says so, a good one touches only what it changes."""
+"""Config reload at SIGHUP: a bad config changes nothing and is reported, a good one affects only what it changes."""
 
 import signal
 from collections.abc import Callable
@@ -17,7 +17,7 @@ QUICK = {"poll": "100ms"}
 
 
 class Host:
-    """An agent, and scripted VMs in folders `one` and `two` by letters."""
+    """An agent, and fake VMs named by letters in the directories `one` and `two`."""
 
     def __init__(self, folder: Path, stack: AsyncExitStack) -> None:
         self.folder = folder
@@ -35,40 +35,40 @@ class Host:
 
     async def agent(self, *patterns: str, **more: Any) -> AgentProcess:
         self.running = AgentProcess(self.folder, self._config(patterns, more))
-        self._first = yaml.safe_load(self.running.config.read_text())
+        self._initial = yaml.safe_load(self.running.config.read_text())
         return await self._stack.enter_async_context(self.running)
 
     def _config(self, patterns: tuple[str, ...], more: dict[str, Any]) -> dict[str, Any]:
         return {"monitors": [{"dial": f"{self.folder}/{pattern}"} for pattern in patterns], "intervals": QUICK, **more}
 
     async def reload(self, *patterns: str, **more: Any) -> None:
-        """Have another config taken."""
-        new = {**self._first, **self._config(patterns, more)}
-        before = await self.taken_at()
-        self.write(yaml.safe_dump(new))
-        await self.told(lambda values: values[1] == 1 and values[0] > before)
+        """Reload another config and wait until it is applied."""
+        config = {**self._initial, **self._config(patterns, more)}
+        before = await self.loaded_at()
+        self.write(yaml.safe_dump(config))
+        await self.until_reload(lambda loaded_at, successful: successful == 1 and loaded_at > before)
 
     def write(self, text: str) -> None:
         self.running.config.write_text(text)
         self.running.send_signal(signal.SIGHUP)
 
-    async def taken_at(self) -> float:
+    async def loaded_at(self) -> float:
         at = (await self.running.metrics()).value("qmp_agent_config_last_reload_success_timestamp_seconds")
         assert at is not None
         return at
 
-    async def told(self, predicate: Callable[[tuple[float, float]], bool]) -> None:
-        """Wait until the metrics of reloading are so: when a config was taken, and whether the last one was."""
+    async def until_reload(self, predicate: Callable[[float, float], bool]) -> None:
+        """Wait until the reload metrics (time of the last success, whether the last reload succeeded) satisfy a predicate."""
 
-        async def so() -> bool:
-            good = (await self.running.metrics()).value("qmp_agent_config_last_reload_successful")
-            assert good is not None
-            return predicate((await self.taken_at(), good))
+        async def satisfied() -> bool:
+            successful = (await self.running.metrics()).value("qmp_agent_config_last_reload_successful")
+            assert successful is not None
+            return predicate(await self.loaded_at(), successful)
 
-        await until(so, 10)
+        await until(satisfied, 10)
 
 
-async def test_a_bad_config_changes_nothing_and_says_so_until_a_good_one_is_taken(folder: Path) -> None:
+async def test_a_bad_config_changes_nothing_and_is_reported_until_a_good_one_is_loaded(folder: Path) -> None:
     async with AsyncExitStack() as stack:
         host = Host(folder, stack)
         fake = await host.vm("one", "a")
@@ -76,47 +76,47 @@ async def test_a_bad_config_changes_nothing_and_says_so_until_a_good_one_is_take
         await agent.wait_for_record("vm.attached", vm="a")
         for bad, why in (("monitor: []\n", "monitors?"), ("monitors: [\n", "is not YAML"), ("", "keys and values")):
             host.write(bad)
-            await host.told(lambda values: values[1] == 0)
+            await host.until_reload(lambda _, successful: successful == 0)
 
-            async def says(why: str = why) -> bool:
+            async def reported(why: str = why) -> bool:
                 status, text = await agent.get("/readyz")
-                return status == 200 and "the config was not taken, the one before it stays" in text and why in text
+                return status == 200 and "config reload failed, keeping the previous config" in text and why in text
 
-            await until(says, 5)
+            await until(reported, 5)
             assert why in agent.log
-            asked = fake.count("query-blockstats")
-            await fake.wait_for("query-blockstats", asked + 2)  # it goes on as before
+            polls = fake.count("query-blockstats")
+            await fake.wait_for("query-blockstats", polls + 2)  # polling continues
         await host.reload("one/*.qmp")
         assert await agent.get("/readyz") == (200, "ready\n")
         assert fake.clients == 1
         assert [r["type"] for r in agent.records() if r["type"].startswith("qemu.vm.")] == ["qemu.vm.attached"]
 
 
-async def test_only_the_vms_that_a_config_leaves_out_are_detached_and_those_it_adds_attached(folder: Path) -> None:
+async def test_a_reload_detaches_removed_vms_and_attaches_added_ones(folder: Path) -> None:
     async with AsyncExitStack() as stack:
         host = Host(folder, stack)
-        stays, leaves, comes = [
+        kept, removed, added = [
             await host.vm(place, letter) for place, letter in (("one", "a"), ("two", "b"), ("one", "c"))
         ]
         agent = await host.agent("one/a.qmp", "two/*.qmp")
         for letter in "ab":
             await agent.wait_for_record("vm.attached", vm=letter)
-        # Another entry finds the first VM from now on.
+        # Another entry finds the first VM now.
         await host.reload("one/*.qmp")
         await agent.wait_for_record("vm.attached", vm="c")
         detached = await agent.wait_for_record("vm.detached", vm="b")
         assert detached["data"]["reason"] == "the agent stops watching"
-        await until(lambda: leaves._client is None, 5)
-        assert (stays.clients, leaves.clients, comes.clients) == (1, 1, 1)
-        # And back: a VM that was let go is watched again.
+        await until(lambda: removed._client is None, 5)
+        assert (kept.clients, removed.clients, added.clients) == (1, 1, 1)
+        # The removed VM is watched again after it is added back.
         await host.reload("one/*.qmp", "two/*.qmp")
-        await until(lambda: leaves.clients == 2, 5)
-        assert (stays.clients, comes.clients) == (1, 1)
+        await until(lambda: removed.clients == 2, 5)
+        assert (kept.clients, added.clients) == (1, 1)
         assert not [*agent.find_records("vm.detached", vm="a")]
         assert not [*agent.find_records("vm.gone")]
 
 
-async def test_other_intervals_and_changes_hold_for_vms_that_are_attached_already(folder: Path) -> None:
+async def test_new_intervals_and_allowed_changes_apply_to_attached_vms(folder: Path) -> None:
     async with AsyncExitStack() as stack:
         host = Host(folder, stack)
         fake = await host.vm("one", "a")
@@ -129,24 +129,24 @@ async def test_other_intervals_and_changes_hold_for_vms_that_are_attached_alread
         await fake.wait_for("migrate-set-capabilities")
         await fake.wait_for("query-blockstats", fake.count("query-blockstats") + 5)
         assert fake.clients == 1
-        # Switched off again, nothing of the kind is sent any more.
-        sent, looked = fake.count("migrate-set-capabilities"), fake.count("query-migrate-capabilities")
+        # After it is switched off, the command is not sent again.
+        sent, queried = fake.count("migrate-set-capabilities"), fake.count("query-migrate-capabilities")
         await host.reload("one/*.qmp", allow={"migration_events": False})
-        await fake.wait_for("query-migrate-capabilities", looked + 1)
+        await fake.wait_for("query-migrate-capabilities", queried + 1)
         await fake.wait_for("query-blockstats", fake.count("query-blockstats") + 2)
         assert fake.count("migrate-set-capabilities") == sent
 
 
-async def test_what_takes_a_restart_is_named_and_stays_as_it_was(folder: Path) -> None:
+async def test_sections_that_need_a_restart_are_named_and_keep_their_values(folder: Path) -> None:
     async with AsyncExitStack() as stack:
         host = Host(folder, stack)
         await host.vm("one", "a")
         agent = await host.agent("one/*.qmp")
         await agent.wait_for_record("vm.attached", vm="a")
-        await host.reload("one/*.qmp", host="other", prometheus={"listen": "127.0.0.1:1"}, log={"level": "debug"})
+        await host.reload("one/*.qmp", host="other", web={"listen_address": "127.0.0.1:1"}, log={"level": "debug"})
         status, text = await agent.get("/readyz")
         assert status == 200
         assert text.splitlines()[1:] == [
-            f"{name}: its change in the config takes a restart" for name in ("host", "prometheus")
+            f"config section {name} has changed: restart the agent to apply it" for name in ("host", "web")
         ]
         assert (await agent.wait_for_record("sample.block", vm="a", since=agent.mark()))["host"] == "hv7"

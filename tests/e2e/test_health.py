@@ -1,6 +1,6 @@
-"""Liveness and readiness tell the truth: a process that collects or delivers nothing does not say that it is well.
+"""Liveness and readiness: a process that collects or delivers nothing reports neither.
 
-That systemd hears the same is in tests/e2e/test_systemd.py.
+tests/e2e/test_systemd.py checks the same for the systemd watchdog.
 """
 
 import asyncio
@@ -16,19 +16,23 @@ import aiohttp
 import pytest
 
 from agent.app.agent import Agent
+from agent.app.health import HealthLimits
 from agent.cli.demo.guest import until
 from agent.config.model import Config
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fake_qemu import FakeQemu
 
+IMPATIENT = HealthLimits(tick_seconds=0.05, patience_seconds=0.3, stuck_seconds=0.5)
+"""Limits that detect a stuck agent within a second."""
+
 BUG = """
 import sys
-from agent.delivery.jsonl import JsonLines
+from agent.delivery.sinks.jsonl import JsonLinesSink
 
 async def send(self, batch):
     raise RuntimeError("a bug of the sink")
 
-JsonLines.send = send
+JsonLinesSink.send = send
 from agent.cli.main import main
 sys.exit(main(["run", "--config", sys.argv[1]]))
 """
@@ -36,7 +40,7 @@ sys.exit(main(["run", "--config", sys.argv[1]]))
 
 @asynccontextmanager
 async def running(folder: Path, **more: Any) -> AsyncIterator[tuple[Agent, str]]:
-    """An agent in this process, and its endpoint."""
+    """Run an impatient agent in this process; yield it and its endpoint's URL."""
     config = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "web": {"listen_address": "127.0.0.1:0"},
@@ -44,116 +48,106 @@ async def running(folder: Path, **more: Any) -> AsyncIterator[tuple[Agent, str]]
         "timeouts": {"response": "200ms", "shutdown": "1s"},
         "jsonl": {"path": str(folder / "records.jsonl")},
     }
-    app = Agent(Config.model_validate(config | more))
+    app = Agent(Config.model_validate(config | more), limits=IMPATIENT)
     async with app.running() as url:
         yield app, url
 
 
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have what stands still called so within a second."""
-    monkeypatch.setattr("agent.app.agent.STUCK_SECONDS", 0.5)
-    monkeypatch.setattr("agent.app.agent.PATIENCE_SECONDS", 0.3)
-    monkeypatch.setattr("agent.app.agent.TICK_SECONDS", 0.05)
+async def until_answers(url: str, status: int, *words: str) -> None:
+    """Wait until a path answers with this status and these words."""
 
-
-async def says(url: str, status: int, *words: str) -> None:
-    """Wait until a path answers so."""
-
-    async def so() -> bool:
+    async def answers() -> bool:
         async with aiohttp.ClientSession() as session, session.get(url) as response:
             text = await response.text()
             return response.status == status and all(word in text for word in words)
 
-    await until(so, 10)
+    await until(answers, 10)
 
 
-async def test_sessions_that_stand_still_are_no_life(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    impatient(monkeypatch)
-    stuck, go_on = asyncio.Event(), asyncio.Event()
+async def test_stuck_sessions_fail_liveness_and_readiness(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block, release = asyncio.Event(), asyncio.Event()
 
     async def pending_commands(_: object) -> tuple[()]:
-        if stuck.is_set():
-            await go_on.wait()  # as a bug would, with no deadline
+        if block.is_set():
+            await release.wait()  # as a bug would, without a deadline
         return ()
 
     async with FakeQemu(folder / "a.qmp") as fake, running(folder) as (app, url):
-        monkeypatch.setattr(app, "pending_commands", pending_commands)
+        monkeypatch.setattr(app.alerts, "pending_commands", pending_commands)
         await fake.wait_for("query-blockstats", 3)
-        await says(f"{url}/healthz", 200, "ok")
-        stuck.set()
-        await says(f"{url}/healthz", 503, "1 VMs are up, and none has been asked anything for")
-        await says(f"{url}/readyz", 503, "a.qmp is up and has not been asked what it should be")
-        go_on.set()
-        await says(f"{url}/healthz", 200, "ok")
-        await says(f"{url}/readyz", 200, "ready")
+        await until_answers(f"{url}/healthz", 200, "ok")
+        block.set()
+        await until_answers(f"{url}/healthz", 503, "1 VMs are up, and none was polled for")
+        await until_answers(f"{url}/readyz", 503, "a.qmp is up, but its polls are overdue")
+        release.set()
+        await until_answers(f"{url}/healthz", 200, "ok")
+        await until_answers(f"{url}/readyz", 200, "ready")
 
 
-async def test_a_qemu_that_hangs_is_not_the_agents_illness(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    impatient(monkeypatch)
+async def test_a_hanging_qemu_fails_readiness_but_not_liveness(folder: Path) -> None:
     async with FakeQemu(folder / "a.qmp") as fake, running(folder) as (app, url):
         await fake.wait_for("query-blockstats", 3)
         fake.hang("query-blockstats")
-        await says(f"{url}/readyz", 503, "none of 1 monitors is up: 1 stalled")
-        begin = time.monotonic()
-        while time.monotonic() < begin + 1.5:
-            assert app.hang_reason() == ""
+        await until_answers(f"{url}/readyz", 503, "none of 1 monitors is up: 1 stalled")
+        start = time.monotonic()
+        while time.monotonic() < start + 1.5:
+            assert app.health.hang_reason() == ""
             await asyncio.sleep(0.1)
         fake.release("query-blockstats")
-        await says(f"{url}/readyz", 200)
+        await until_answers(f"{url}/readyz", 200)
 
 
-async def test_housekeeping_that_stands_still_is_no_life(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    impatient(monkeypatch)
+async def test_a_stuck_alert_loop_fails_liveness(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def never(*_: object) -> bool:
         await asyncio.Event().wait()
         return True
 
     async with running(folder) as (app, url):
-        await says(f"{url}/healthz", 200)
-        monkeypatch.setattr(app.alerts, "forgotten", lambda: ["someone"])
-        monkeypatch.setattr(app.delivery, "keep", never)
-        await says(f"{url}/healthz", 503, "alerts have not been looked at for")
+        await until_answers(f"{url}/healthz", 200)
+        monkeypatch.setattr(app.alerts.manager, "stale_notes", lambda: ["someone"])
+        monkeypatch.setattr(app.publisher.delivery, "keep", never)
+        await until_answers(f"{url}/healthz", 503, "the alert loop has not run for")
 
 
-async def test_a_sink_that_hangs_is_told_and_keeps_no_process_from_ending(
+async def test_a_hanging_sink_fails_readiness_and_does_not_delay_the_end(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pipe that nobody reads takes 64 KiB and then hangs whoever writes, as a file on dead NFS does."""
+    """A pipe without a reader takes 64 KiB and then blocks its writer, as a file on dead NFS does."""
     os.mkfifo(folder / "pipe")
     jsonl = {"jsonl": {"path": str(folder / "pipe")}}
     quick = {"intervals": {"poll": "100ms"}, "timeouts": {"shutdown": "1s"}}
     async with FakeQemu(folder / "a.qmp") as fake:
         async with AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]} | jsonl | quick) as agent:
             await until(lambda: fake.count("query-blockstats") > 50, 45)
-            begin = time.monotonic()
+            start = time.monotonic()
             assert (await agent.stop()).status == 0
-            assert time.monotonic() - begin < 15
+            assert time.monotonic() - start < 15
             assert "Traceback" not in agent.log
         monkeypatch.setattr("agent.delivery.pipeline.SILENT_SECONDS", 0.3)
         reader = os.open(folder / "pipe", os.O_RDONLY | os.O_NONBLOCK)
         try:
             async with running(folder, **jsonl, **quick) as (_, url):
-                await says(f"{url}/readyz", 503, "nothing is delivered to", "it has not answered for")
-                while True:  # so that its thread comes to an end with it
+                await until_answers(f"{url}/readyz", 503, "nothing is delivered to", "it has not answered for")
+                while True:  # so that the sink's thread can end
                     try:
                         os.read(reader, 1 << 16)
                     except BlockingIOError:
                         break
-                await says(f"{url}/readyz", 200)
-                await until(lambda: not _read_all(reader), 5)
+                await until_answers(f"{url}/readyz", 200)
+                await until(lambda: not _read_some(reader), 5)
         finally:
             os.close(reader)
 
 
-def _read_all(reader: int) -> bool:
+def _read_some(reader: int) -> bool:
     try:
         return bool(os.read(reader, 1 << 20))
     except BlockingIOError:
         return False
 
 
-async def test_a_bug_in_delivery_ends_the_process_instead_of_looking_like_work(folder: Path) -> None:
+async def test_a_bug_in_delivery_ends_the_process(folder: Path) -> None:
     agent = AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]})
     async with FakeQemu(folder / "a.qmp"):
         process = await asyncio.create_subprocess_exec(
@@ -161,6 +155,6 @@ async def test_a_bug_in_delivery_ends_the_process_instead_of_looking_like_work(f
             stderr=asyncio.subprocess.PIPE,
         )
         async with asyncio.timeout(20):
-            _, said = await process.communicate()
+            _, errors = await process.communicate()
     assert process.returncode == 1
-    assert b"a bug of the sink" in said
+    assert b"a bug of the sink" in errors

@@ -1,4 +1,4 @@
-"""What systemd is told, and what it makes of our files."""
+"""Notifications to systemd, and the files that are installed for it."""
 
 import asyncio
 import os
@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import pytest
 
-from agent.app import agent
 from agent.app.agent import Agent
+from agent.app.health import HealthLimits
 from agent.cli.demo.guest import until
 from agent.config.model import Config
 from agent.runtime.systemd import SystemdNotifier
@@ -28,43 +28,43 @@ FOLDER: Final = ROOT / "deploy/systemd"
 UNIT: Final = FOLDER / "qmp-agent.service"
 
 SECURITY: Final = 1.7
-"""The exposure that systemd-analyze may find: 0 is none, 10 all. It is 1.6 with systemd 252."""
+"""The highest exposure that systemd-analyze may report, from 0 (none) to 10 (all). It is 1.6 with systemd 252."""
 
 
-class Systemd:
-    """What a service manager hears."""
+class FakeSystemd:
+    """Receives the notifications of an agent."""
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, watchdog_seconds: float) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.bind(str(path))
-        self.heard: list[dict[str, str]] = []
+        self.received: list[dict[str, str]] = []
         monkeypatch.setenv("NOTIFY_SOCKET", str(path))
         monkeypatch.setenv("WATCHDOG_USEC", str(round(watchdog_seconds * 1e6)))
 
-    def hear(self) -> list[dict[str, str]]:
-        """Return all that was told so far."""
+    def notifications(self) -> list[dict[str, str]]:
+        """Return all notifications so far."""
         while True:
             try:
                 text = self._socket.recv(65536).decode()
             except BlockingIOError:
-                return self.heard
-            self.heard.append(dict(line.split("=", 1) for line in text.splitlines()))
+                return self.received
+            self.received.append(dict(line.split("=", 1) for line in text.splitlines()))
 
-    def feeds(self) -> int:
-        return sum("WATCHDOG" in one for one in self.hear())
+    def pings(self) -> int:
+        return sum("WATCHDOG" in fields for fields in self.notifications())
 
     def status(self) -> str:
-        return next((one["STATUS"] for one in reversed(self.hear()) if "STATUS" in one), "")
+        return next((fields["STATUS"] for fields in reversed(self.notifications()) if "STATUS" in fields), "")
 
     def close(self) -> None:
         self._socket.close()
 
 
 @pytest.fixture
-async def systemd(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Systemd]:
-    made = Systemd(folder / "notify", monkeypatch, watchdog_seconds=0.6)
-    yield made
-    made.close()
+async def systemd(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeSystemd]:
+    fake = FakeSystemd(folder / "notify", monkeypatch, watchdog_seconds=0.6)
+    yield fake
+    fake.close()
 
 
 def config(folder: Path) -> dict[str, Any]:
@@ -75,22 +75,22 @@ def config(folder: Path) -> dict[str, Any]:
     }
 
 
-async def test_systemd_is_told_that_the_agent_is_ready_gets_on_and_stops(
-    systemd: Systemd, start_guest: StartGuest, folder: Path
+async def test_the_agent_notifies_ready_watchdog_and_stopping(
+    systemd: FakeSystemd, start_guest: StartGuest, folder: Path
 ) -> None:
     guest = await start_guest()
     async with AgentProcess(folder, config(folder)) as agent:
         await agent.wait_for_record("vm.attached", vm=guest.uuid)
-        assert systemd.hear()[0] == {"READY": "1"}
+        assert systemd.notifications()[0] == {"READY": "1"}
         await until(lambda: systemd.status() == "monitors: 1 up", 10)
-        before = systemd.feeds()
-        await until(lambda: systemd.feeds() >= before + 3, 10)
+        before = systemd.pings()
+        await until(lambda: systemd.pings() >= before + 3, 10)
         await agent.stop()
-    assert systemd.hear()[-1] == {"STOPPING": "1"}
+    assert systemd.notifications()[-1] == {"STOPPING": "1"}
 
 
-async def test_a_vm_that_stalls_keeps_nothing_from_the_watchdog(
-    systemd: Systemd, start_guest: StartGuest, folder: Path
+async def test_a_stalled_vm_does_not_stop_the_watchdog_pings(
+    systemd: FakeSystemd, start_guest: StartGuest, folder: Path
 ) -> None:
     guest = await start_guest()
     async with AgentProcess(folder, config(folder)) as agent:
@@ -98,77 +98,79 @@ async def test_a_vm_that_stalls_keeps_nothing_from_the_watchdog(
         guest.send_signal(signal.SIGSTOP)
         try:
             await until(lambda: systemd.status().startswith("monitors: 1 stalled"), 10)
-            before = systemd.feeds()
-            await until(lambda: systemd.feeds() >= before + 3, 10)
+            before = systemd.pings()
+            await until(lambda: systemd.pings() >= before + 3, 10)
         finally:
             guest.send_signal(signal.SIGCONT)
 
 
-async def test_an_agent_whose_loop_turns_but_that_asks_no_vm_any_more_does_not_feed_the_watchdog(
-    systemd: Systemd, start_guest: StartGuest, folder: Path, monkeypatch: pytest.MonkeyPatch
+async def test_an_agent_that_polls_no_vm_withholds_the_watchdog_ping(
+    systemd: FakeSystemd, start_guest: StartGuest, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await start_guest()
-    monkeypatch.setattr(agent, "PATIENCE_SECONDS", 0.5)
-    made = Agent(Config.model_validate(config(folder) | {"web": {"listen_address": "127.0.0.1:0"}}))
-    async with made.running():
-        watching = asyncio.create_task(SystemdNotifier().watch(made.hang_reason, made.summary))
+    quick = Config.model_validate(config(folder) | {"web": {"listen_address": "127.0.0.1:0"}})
+    agent = Agent(quick, limits=HealthLimits(patience_seconds=0.5))
+    async with agent.running():
+        watching = asyncio.create_task(SystemdNotifier().watch(agent.health.hang_reason, agent.health.summary))
         await until(lambda: systemd.status() == "monitors: 1 up", 10)
 
         async def hang(*_: Any) -> None:
             await asyncio.Event().wait()
 
         monkeypatch.setattr(Session, "_poll", hang)
-        await until(lambda: systemd.status().startswith("1 VMs are up, and none has been asked anything"), 20)
-        fed = systemd.feeds()
-        told = len(systemd.hear())
-        await until(lambda: len(systemd.hear()) >= told + 3, 10)
-        assert systemd.feeds() == fed
+        await until(lambda: systemd.status().startswith("1 VMs are up, and none was polled"), 20)
+        pings, before = systemd.pings(), len(systemd.notifications())
+        await until(lambda: len(systemd.notifications()) >= before + 3, 10)
+        assert systemd.pings() == pings
         watching.cancel()
 
 
-def test_nobody_is_told_where_no_service_manager_listens(folder: Path) -> None:
-    SystemdNotifier({}).tell(READY="1")
-    SystemdNotifier({"NOTIFY_SOCKET": str(folder / "nobody")}).tell(READY="1")
+def test_notifying_without_a_service_manager_does_nothing(folder: Path) -> None:
+    SystemdNotifier({}).notify(READY="1")
+    SystemdNotifier({"NOTIFY_SOCKET": str(folder / "nobody")}).notify(READY="1")
 
 
-def test_a_watchdog_that_is_another_process_is_not_fed() -> None:
+def test_a_watchdog_of_another_process_is_ignored() -> None:
     assert SystemdNotifier({"WATCHDOG_USEC": "5000000", "WATCHDOG_PID": "1"}).watchdog_seconds == 0
     assert SystemdNotifier({"WATCHDOG_USEC": "5000000", "WATCHDOG_PID": str(os.getpid())}).watchdog_seconds == 5
 
 
-def said(*command: str | Path) -> str:
-    """Run a command to its end, which has to be a good one, and return all that it said."""
+def output(*command: str | Path) -> str:
+    """Run a command, which has to succeed, and return its output."""
     require(str(command[0]), "systemd")
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env={"LC_ALL": "C.UTF-8"})
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout + ended.stderr
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env={"LC_ALL": "C.UTF-8"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
-def test_systemd_finds_nothing_wrong_with_the_unit(folder: Path) -> None:
-    here = folder / UNIT.name  # what is installed elsewhere is not here
+def test_systemd_accepts_the_unit(folder: Path) -> None:
+    copy = folder / UNIT.name  # with a command that exists on this machine
     commands = re.findall(r"^Exec\w+=(\S+)", UNIT.read_text(), re.MULTILINE)
-    assert set(commands) == {"/usr/bin/qmp-agent", "/bin/sh"}  # all else may not be on a host: kill is a package's
-    here.write_text(UNIT.read_text().replace("/usr/bin/qmp-agent", "/bin/true"))
-    assert said("systemd-analyze", "verify", "--man=no", here).strip() == ""
+    assert set(commands) == {
+        "/usr/bin/qmp-agent",
+        "/bin/sh",
+    }  # other commands may be missing on a host: kill is in a package
+    copy.write_text(UNIT.read_text().replace("/usr/bin/qmp-agent", "/bin/true"))
+    assert output("systemd-analyze", "verify", "--man=no", copy).strip() == ""
 
 
-def test_the_unit_leaves_little_exposed(folder: Path) -> None:
-    text = said("systemd-analyze", "security", "--offline=true", "--no-pager", UNIT)
-    found = re.search(r"Overall exposure level for qmp-agent.service: ([\d.]+)", text)
-    assert found is not None
-    assert float(found[1]) <= SECURITY
+def test_the_unit_has_a_low_exposure_level(folder: Path) -> None:
+    text = output("systemd-analyze", "security", "--offline=true", "--no-pager", UNIT)
+    level = re.search(r"Overall exposure level for qmp-agent.service: ([\d.]+)", text)
+    assert level is not None
+    assert float(level[1]) <= SECURITY
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="it makes users and folders of theirs, in a root folder of its own")
-def test_the_user_and_its_folders_are_made_as_the_unit_needs_them(folder: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="creates users and their directories in another root directory")
+def test_the_user_and_its_directories_match_the_unit(folder: Path) -> None:
     (folder / "etc").mkdir()
-    said("systemd-sysusers", f"--root={folder}", FOLDER / "qmp-agent.sysusers")
+    output("systemd-sysusers", f"--root={folder}", FOLDER / "qmp-agent.sysusers")
     users = (folder / "etc/passwd").read_text()
     groups = dict(line.split(":", 1) for line in (folder / "etc/group").read_text().splitlines())
     assert re.search(r"^qmp-agent:", users, re.MULTILINE)
     assert groups["kvm"].endswith(":qmp-agent")
-    said("systemd-tmpfiles", f"--root={folder}", "--create", FOLDER / "qmp-agent.tmpfiles")
+    output("systemd-tmpfiles", f"--root={folder}", "--create", FOLDER / "qmp-agent.tmpfiles")
     for path, mode, group in (("etc/qmp-agent", 0o750, "qmp-agent"), ("run/qemu", 0o2770, "kvm")):
-        found = (folder / path).stat()
-        assert stat.S_IMODE(found.st_mode) == mode
-        assert found.st_gid == int(groups[group].split(":")[1])
+        status = (folder / path).stat()
+        assert stat.S_IMODE(status.st_mode) == mode
+        assert status.st_gid == int(groups[group].split(":")[1])

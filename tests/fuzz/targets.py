@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import orjson
 
-from agent.app.builders import StartError, build_sink, discoverers, session_settings
+from agent.app.builders import StartError, build_discoverers, build_sink, session_settings
 from agent.cli.format import line
 from agent.collectors import ALL, ALL_FEATURES, Intervals
 from agent.collectors.base import Poll
@@ -146,7 +146,7 @@ def config(data: bytes) -> None:
         return
     assert Config.model_validate(taken.model_dump()) == taken
     session_settings(taken)
-    discoverers(taken)
+    build_discoverers(taken)
     try:
         build_sink(taken)
     except StartError as error:

@@ -23,7 +23,7 @@ from agent.config.model import AlertmanagerConfig, AlertsConfig, AllowConfig, Co
 from agent.delivery.sinks.jsonl import JsonLinesConfig
 from agent.http.record_stream import Subscriber
 from agent.monitors import DialConfig
-from agent.runtime.logging import set_up
+from agent.runtime.logging import configure_logging
 
 PORTS = ("127.0.0.1:9179", "127.0.0.1:0")
 """The endpoint's usual address, or any free one where an agent has that already."""
@@ -51,7 +51,7 @@ async def play(seconds: float | None, out: Path | None, alertmanager: Alertmanag
     Raises:
         DemoError: QEMU or something else is missing.
     """
-    set_up("error", "auto")  # what the records say need not be said twice
+    configure_logging("error", "auto")  # what the records say need not be said twice
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -93,7 +93,7 @@ async def _stage(
     web = Guest(folder, "web-1", GuestOptions(kind=GuestKind.LINUX, memory_mib=MEMORY_MIB, disk_mib=256))
     db = Guest(folder, "db-1", GuestOptions(kind=GuestKind.WRITER, disk_mib=1024))
     async with _agent(folder, records, alerts) as (app, url):
-        with app.broadcaster.subscribe(Subscriber()) as onlooker:  # from before the first guest is there
+        with app.publisher.broadcaster.subscribe(Subscriber()) as onlooker:  # from before the first guest is there
             async with web, db:
                 _say(
                     f"two guests are booting: {web.name} is a Linux with a balloon, {db.name} writes to a thin disk and does nothing else"

@@ -50,7 +50,7 @@ class RecordingAgent(Agent):
         """Report a VM as attached."""
         self.vm = vm
         monitor = Monitor(vm.monitor, (vm.monitor,), _connect)
-        self.on_status(MonitorStatus(monitor, MonitorState.UP, "", vm, Build("7.2.22", "Debian"), 1))
+        self.observer.on_status(MonitorStatus(monitor, MonitorState.UP, "", vm, Build("7.2.22", "Debian"), 1))
 
 
 async def _connect(*_: Any, **__: Any) -> Any:
@@ -59,7 +59,7 @@ async def _connect(*_: Any, **__: Any) -> Any:
 
 def assert_well_formed(app: RecordingAgent) -> None:
     """Assert that the series, the records and their lines of text are well-formed."""
-    series = Scrape.read(render(app.snapshot) + app.render_self_metrics().decode())
+    series = Scrape.read(render(app.snapshot) + app.metrics.render().decode())
     assert not any("forged" in name for name, _ in series.values)
     assert not [value for value in series.values.values() if value != value]  # noqa: PLR0124 - NaN
     for stamped in app.sent:
@@ -71,9 +71,9 @@ def assert_well_formed(app: RecordingAgent) -> None:
 
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch) -> RecordingAgent:
-    encode = RecordEncoder()
-    monkeypatch.setattr(RecordingAgent, "_send", lambda self, record, *_: self.sent.append(encode(record)))
-    return RecordingAgent()
+    agent, encode = RecordingAgent(), RecordEncoder()
+    monkeypatch.setattr(agent.publisher, "publish", lambda record, *_: agent.sent.append(encode(record)))
+    return agent
 
 
 async def test_any_value_in_a_field_of_a_reply_gives_well_formed_output(app: RecordingAgent) -> None:
@@ -90,7 +90,7 @@ async def test_any_value_in_a_field_of_a_reply_gives_well_formed_output(app: Rec
         collector = COLLECTORS[name]
         with contextlib.suppress(QmpError):
             samples = tuple(collector.collect(mutated))
-            app.on_samples(app.vm, collector.families, samples, 1_700_000_000_000_000_000)
+            app.observer.on_samples(app.vm, collector.families, samples, 1_700_000_000_000_000_000)
             wait = collector.next_poll_delay(samples, Facts(guest_stats_seconds=5), INTERVALS)
             assert wait is None or wait > 0
         assert_well_formed(app)
@@ -109,7 +109,7 @@ async def test_any_event_gives_well_formed_output(app: RecordingAgent) -> None:
     @given(names, st.dictionaries(fields, hostile, max_size=4), st.none() | st.integers(0, (1 << 33) * 10**9))
     def holds(name: str, data: dict[str, Any], time_ns: int | None) -> None:
         app.sent.clear()
-        handler = EventHandler(app)
+        handler = EventHandler(app.observer)
         handler.attach(app.vm)
         handler.on_event(Event(name, data, time_ns))
         assert_well_formed(app)
@@ -124,6 +124,6 @@ async def test_any_uuid_and_name_give_well_formed_output(app: RecordingAgent) ->
         vm = identify("hv7", "/run/x.qmp", [{"UUID": uuid}, {"name": name}])
         app.attach(vm)
         assert_well_formed(app)
-        app.on_monitor_removed(Monitor(vm.monitor, (vm.monitor,), _connect))
+        app.observer.on_monitor_removed(Monitor(vm.monitor, (vm.monitor,), _connect))
 
     holds()

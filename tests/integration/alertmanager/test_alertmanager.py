@@ -204,10 +204,10 @@ async def test_trouble_is_over_when_it_is_back_though_the_alert_is_over_too(
     await alertmanager.stop()
     async with watched(fake, alertmanager.url) as agent:
         fake.emit("GUEST_PANICKED", {"action": "pause"})
-        client = agent.app.alertmanager
+        client = agent.app.health.alertmanager
         assert client is not None
         await until(lambda: client.error is not None, 10)
         fake.emit("RESUME")
-        await until(lambda: len(agent.app.alerts.store) == 0, 5)
+        await until(lambda: len(agent.app.alerts.manager.store) == 0, 5)
         await alertmanager.start()
         await until(lambda: client.error is None, 10)

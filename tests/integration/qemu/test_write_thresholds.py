@@ -79,7 +79,7 @@ async def test_a_rivals_threshold_stays_and_is_told_as_the_rivals(folder: Path) 
     async with started(folder, disk_mib=24) as guest:
         await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=rivals)
         async with Watcher(folder, levels=LADDER, poll=0.2) as agent:
-            assert agent.app.alerts.store is not None
+            assert agent.app.alerts.manager.store is not None
 
             async def has_fired() -> bool:
                 return await guest.slot() != rivals

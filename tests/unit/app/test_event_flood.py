@@ -46,10 +46,10 @@ async def test_a_flood_hides_no_alert_and_what_is_lost_of_it_is_told(fake: FakeQ
         await until(lambda: _types(sink)["qemu.agent.records_dropped"], 10)
         await until(lambda: _types(sink)["qemu.alert.guest_panicked"], 10)
     types = _types(sink)
-    lost = sum(app.delivery.losses.totals.values())
+    lost = sum(app.publisher.delivery.losses.totals.values())
     assert lost > 0
     events = sum(count for kind, count in types.items() if kind.startswith(("qemu.event.", "qemu.vm.")))
-    made = app.metrics.records["event"] + app.metrics.records["vm"]
+    made = app.publisher.published["event"] + app.publisher.published["vm"]
     assert events == made - lost
 
 

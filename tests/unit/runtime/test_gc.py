@@ -1,34 +1,31 @@
-"""Garbage that refers to itself goes too, at its own time, and nothing is as it was not when the agent has ended."""
+"""Reference cycles are collected on schedule, and the collector's settings are restored at the end."""
 
 import asyncio
 import gc
 import weakref
 
-import pytest
-
 from agent.cli.demo.guest import until
 from agent.runtime import gc as agent_gc
 
 
-class Circle:
-    """Something that refers to itself."""
+class Cycle:
+    """An object that refers to itself."""
 
     def __init__(self) -> None:
         self.itself = self
 
 
-async def test_circles_are_looked_for_at_times_and_not_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent_gc, "EACH_SECONDS", 0.05)
+async def test_cycles_are_collected_on_schedule() -> None:
     before = gc.get_threshold(), gc.get_freeze_count()
-    with agent_gc.scheduled_collection():
-        gone = []
+    with agent_gc.scheduled_collection(interval_seconds=0.05):
+        references = []
         for _ in range(2):
-            circle = Circle()
+            cycle = Cycle()
             gc.collect(0)
-            gc.collect(1)  # it is old now: the young ones' turns do not find it
-            gone.append(weakref.ref(circle))
-            del circle
-            await until(lambda: all(one() is None for one in gone), 10)
+            gc.collect(1)  # the cycle is in the oldest generation now: a collection of the young ones does not find it
+            references.append(weakref.ref(cycle))
+            del cycle
+            await until(lambda: all(reference() is None for reference in references), 10)
         assert gc.get_threshold()[2] > 1_000_000
         assert gc.get_freeze_count() > 1000
     assert (gc.get_threshold(), gc.get_freeze_count()) == before

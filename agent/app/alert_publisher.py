@@ -1,0 +1,107 @@
+"""The alert side of the agent: feeds the alert manager, publishes its alerts and stores what has to survive a restart."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection, Iterable, Sequence
+from functools import partial
+
+from agent.alerts.manager import NOTE_PREFIX, AlertManager, PendingAlert
+from agent.app.builders import device_size_of, threshold_policy
+from agent.app.publisher import RecordPublisher
+from agent.config.model import WriteThresholdConfig
+from agent.delivery.entry import StateNote
+from agent.model.family import Family, Sample
+from agent.model.metrics.runstate import RUNSTATE
+from agent.model.record import Record, Vm
+from agent.qmp.commands import Command
+from agent.session.api import VmChange
+
+_log = logging.getLogger("agent")
+
+STORE_SECONDS = 2.0
+"""How long a threshold command waits until its state note is on disk."""
+
+
+class AlertPublisher:
+    """Connects the alert manager to sessions and to delivery. It is the sessions' ThresholdController.
+
+    Attributes:
+        manager: the alert manager.
+        changed: set when an alert fires or is resolved.
+    """
+
+    def __init__(self, host: str, config: WriteThresholdConfig, publisher: RecordPublisher) -> None:
+        self.manager = AlertManager(host, partial(threshold_policy, config), device_size_of)
+        self.changed = asyncio.Event()
+        self._publisher = publisher
+
+    def restore(self) -> None:
+        """Restore the alerts of the previous run from the journal."""
+        notes = self._publisher.delivery.kept.items()
+        self.manager.restore({k: v for k, v in notes if k.startswith(NOTE_PREFIX)}, time.monotonic())
+
+    def set_policy(self, config: WriteThresholdConfig) -> None:
+        """Apply a new threshold configuration to all disks."""
+        self.manager.set_policy(partial(threshold_policy, config))
+
+    def on_event(self, record: Record) -> None:
+        """Evaluate an event."""
+        if pending := self.manager.on_event(record, record.data["event"], time.time_ns()):
+            self._publish(pending)
+
+    def on_lifecycle(self, change: VmChange, record: Record) -> None:
+        """Evaluate a lifecycle change."""
+        if change is VmChange.ATTACHED:
+            self._publish(self.manager.on_attached(record.vm, record.time_ns))
+        elif change in (VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT):
+            for_good = "shutdown_reason" in record.data or change is VmChange.MIGRATED_OUT
+            self.manager.on_gone(record.vm, time.monotonic(), for_good=for_good)
+
+    def on_block_samples(
+        self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
+    ) -> Sequence[Sample]:
+        """Evaluate samples of block families and return the VM's disk space samples."""
+        pending, spaces = self.manager.on_samples(vm, samples, time.monotonic(), time_ns, families=families)
+        self._publish(pending)
+        return spaces
+
+    def on_run_state(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
+        """Evaluate the run states among samples."""
+        for sample in samples:
+            if sample.family is RUNSTATE and type(running := sample.values.get("running")) is bool:
+                status = str(sample.values.get("status", ""))
+                self._publish(self.manager.on_run_state(vm, time_ns, running=running, status=status))
+
+    async def tick(self) -> None:
+        """Evaluate the passage of time and remove stale state notes from the journal; call it about once a second."""
+        self._publish(self.manager.tick(time.monotonic(), time.time_ns()))
+        delivery = self._publisher.delivery
+        notes = [StateNote(*self.manager.state_note(uuid)) for uuid in self.manager.stale_notes()]
+        await asyncio.gather(*(delivery.keep(note, STORE_SECONDS) for note in notes))  # all in one commit
+
+    def refreshes_due(self, vm: Vm) -> frozenset[str]:
+        """Return the collectors to run again now."""
+        return self.manager.refreshes_due(vm)
+
+    async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
+        """Return the threshold commands to send now. Their state note is stored first."""
+        commands = self.manager.pending_commands(vm)
+        if commands:
+            await self._publisher.delivery.keep(StateNote(*self.manager.state_note(vm.uuid)), STORE_SECONDS)
+        return commands
+
+    def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
+        """Record whether a threshold command succeeded."""
+        self.manager.on_command_done(vm, disk, done=done)
+
+    def _publish(self, pending: Sequence[PendingAlert]) -> None:
+        """Publish alerts, each in one transaction with its state note."""
+        for alert in pending:
+            record = alert.record
+            self._publisher.publish(record, StateNote(*alert.note))
+            _log.warning(
+                "%s: alert %s %s %s", record.vm.name, record.data["alert"], record.subject, record.data["state"]
+            )
+        if pending:
+            self.changed.set()

@@ -1,0 +1,100 @@
+"""Distributes what sessions report: to delivery, to the snapshot, to the alerts and to the agent's own metrics, in this order."""
+
+import logging
+from collections.abc import Sequence
+
+from agent.app.alert_publisher import AlertPublisher
+from agent.app.progress import Progress
+from agent.app.publisher import RecordPublisher
+from agent.app.self_metrics import SelfMetrics
+from agent.exposition.snapshot import Snapshot
+from agent.model.family import Family, Sample
+from agent.model.metrics.block import BLOCK_SPACE
+from agent.model.metrics.runstate import RUNSTATE
+from agent.model.record import Record, Vm
+from agent.monitors import Monitor
+from agent.session.api import MonitorState, MonitorStatus, PollOutcome, VmChange
+
+_log = logging.getLogger("agent")
+
+_LOG_LEVELS = {
+    MonitorState.CONNECTING: logging.DEBUG,
+    MonitorState.NEGOTIATING: logging.DEBUG,
+    MonitorState.BUSY: logging.WARNING,
+    MonitorState.DENIED: logging.WARNING,
+    MonitorState.STALLED: logging.WARNING,
+}
+
+
+class SessionDispatcher:
+    """The SessionObserver of all sessions of one agent."""
+
+    def __init__(
+        self,
+        publisher: RecordPublisher,
+        snapshot: Snapshot,
+        alerts: AlertPublisher,
+        metrics: SelfMetrics,
+        progress: Progress,
+    ) -> None:
+        self._publisher = publisher
+        self._snapshot = snapshot
+        self._alerts = alerts
+        self._metrics = metrics
+        self._progress = progress
+
+    def on_event(self, record: Record) -> None:
+        """Publish an event and update the snapshot and the alerts."""
+        self._publisher.publish(record)
+        self._snapshot.event(record)
+        self._alerts.on_event(record)
+
+    def on_lifecycle(self, change: VmChange, record: Record) -> None:
+        """Publish a lifecycle change and update the alerts."""
+        self._publisher.publish(record)
+        self._alerts.on_lifecycle(change, record)
+
+    def on_transition(self, record: Record) -> None:
+        """Publish a transition."""
+        self._publisher.publish(record)
+
+    def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
+        """Publish samples, those of on-change families only if they changed, and update the snapshot and the alerts."""
+        changed = [s for s in samples if not (s.family.on_change and self._snapshot.values(vm, s) == s.values)]
+        self._snapshot.samples(vm, families, samples, time_ns)
+        for sample in changed:
+            self._publisher.publish(Record(sample.family.type, vm, sample.data, time_ns, sample.subject))
+        if families[0].name.startswith("block"):
+            spaces = self._alerts.on_block_samples(vm, families, samples, time_ns)
+            self._snapshot.samples(vm, (BLOCK_SPACE,), spaces, time_ns)
+        if RUNSTATE in families:
+            self._alerts.on_run_state(vm, samples, time_ns)
+
+    def on_status(self, status: MonitorStatus) -> None:
+        """Update the snapshot and log the new state of a monitor."""
+        self._snapshot.status(status)
+        name = f"{status.vm.name} at {status.monitor.name}" if status.vm else status.monitor.name
+        level = _LOG_LEVELS.get(status.state, logging.INFO)
+        _log.log(level, "%s: %s%s", name, status.state.value, f": {status.reason}" if status.reason else "")
+
+    def on_monitor_removed(self, monitor: Monitor) -> None:
+        """Remove a monitor from the snapshot."""
+        self._snapshot.ended(monitor.key)
+
+    def on_connection_refused(self, address: str, reason: str) -> None:
+        """Count a refused connection to a `listen` address."""
+        self._metrics.connections_refused.labels(address, reason).inc()
+
+    def on_response(self, seconds: float) -> None:
+        """Observe a response time."""
+        self._metrics.response_seconds.observe(seconds)
+
+    def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
+        """Count one run of a collector and note that sessions make progress."""
+        self._progress.on_poll()
+        self._metrics.collector_runs[collector, outcome.value] += 1
+
+    def on_events_dropped(self, vm: Vm, reason: str, events: int) -> None:
+        """Count and log events that were dropped before they became records."""
+        _log.warning("%s: %d events dropped: %s", vm.name, events, reason)
+        self._metrics.events_dropped.labels(reason).inc(events)

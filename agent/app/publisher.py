@@ -1,0 +1,47 @@
+"""The one way for a record out of the agent: encoded once, then enqueued for delivery and streamed to subscribers."""
+
+import time
+from collections import Counter
+
+from agent.delivery.drops import DropReport
+from agent.delivery.entry import StateNote
+from agent.delivery.pipeline import DeliveryPipeline, DeliverySettings
+from agent.delivery.sinks.base import Sink
+from agent.http.record_stream import RecordBroadcaster
+from agent.model.record import Record, RecordEncoder, Severity, Vm
+
+
+class RecordPublisher:
+    """Publishes records.
+
+    Attributes:
+        delivery: the queues, the journal and the sink.
+        broadcaster: the live stream.
+        published: how many records were published, by kind.
+    """
+
+    def __init__(self, host: str, sink: Sink, settings: DeliverySettings) -> None:
+        self.delivery = DeliveryPipeline(sink, settings, self._report_drops)
+        self.broadcaster = RecordBroadcaster()
+        self.published: Counter[str] = Counter()
+        self._host = host
+        self._encode = RecordEncoder()
+
+    def publish(self, record: Record, note: StateNote | None = None) -> None:
+        """Publish a record without blocking.
+
+        Args:
+            record: the record.
+            note: state that the journal stores in the same transaction.
+        """
+        encoded = self._encode(record)
+        self.published[record.kind] += 1
+        self.delivery.put(encoded, note)
+        self.broadcaster.publish(encoded)
+
+    def _report_drops(self, report: DropReport) -> None:
+        """Report dropped records downstream."""
+        vm = Vm(self._host, "", "")
+        self.publish(
+            Record("qemu.agent.records_dropped", vm, report.data(), time.time_ns(), report.lane, Severity.ERROR)
+        )

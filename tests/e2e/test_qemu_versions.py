@@ -1,6 +1,7 @@
-"""The agent on each QEMU that there is, with no guest that helps: what it tells of it, and every event that can be had of it.
+"""The agent on each QEMU version: the samples, the queries, and every event that can be provoked without help from a guest.
 
-The machine's own QEMU and others of Debian's, which `tests/lab/install test` has fetched; those that were not are skipped.
+The versions are the machine's own and those of other Debian releases, which `tests/lab/install test` fetches. Tests of a version that
+was not fetched are skipped.
 """
 
 import json
@@ -27,21 +28,23 @@ from tests.lab.record_checks import validate_record, validator
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-KNOWN: Final = (11, 1)
-"""The youngest QEMU that the tables are of: one that is younger may have what they lack."""
+NEWEST_KNOWN: Final = (11, 1)
+"""The newest QEMU version that the tables cover."""
 
 VALID: Final = validator(record_schema())
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class WatchedQemu:
+    """A QEMU version, a guest that it runs, and an agent that watches the guest."""
+
     qemu: Qemu
     guest: Guest
     agent: AgentProcess
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(qemu: Qemu) -> AsyncIterator[Stage]:
+async def watched(qemu: Qemu) -> AsyncIterator[WatchedQemu]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         folder = Path(path)
         config = {
@@ -54,7 +57,7 @@ async def stage(qemu: Qemu) -> AsyncIterator[Stage]:
         ):
             await agent.wait_for_record("vm.attached", vm=guest.uuid)
             await guest.command("cont")
-            yield Stage(qemu, guest, agent)
+            yield WatchedQemu(qemu, guest, agent)
 
 
 FAMILIES: Final = {
@@ -72,26 +75,27 @@ FAMILIES: Final = {
     ),
     *("process", "vcpu", "iothread"),
 }
-"""What there is to tell of the stage's guest on every QEMU."""
+"""Sample families of the guest on every QEMU version."""
 
 
-async def test_every_family_of_samples_is_told_and_is_good_by_its_schema(stage: Stage) -> None:
+async def test_every_family_of_samples_is_reported_and_valid(watched: WatchedQemu) -> None:
     for family in FAMILIES:
-        record = await stage.agent.wait_for_record(f"sample.{family}", vm=stage.guest.uuid)
+        record = await watched.agent.wait_for_record(f"sample.{family}", vm=watched.guest.uuid)
         validate_record(json.dumps(record), VALID)
-    (vcpu, other) = {r["subject"] for r in stage.agent.find_records("sample.vcpu", vm=stage.guest.uuid)}
+    (vcpu, other) = {r["subject"] for r in watched.agent.find_records("sample.vcpu", vm=watched.guest.uuid)}
     assert {vcpu, other} == {"0", "1"}
 
 
-async def test_no_question_is_answered_by_an_error(stage: Stage) -> None:
-    """Not even once: what this QEMU lacks was never asked."""
-    series = await stage.agent.metrics()
+async def test_no_query_fails(watched: WatchedQemu) -> None:
+    """The agent never sends a command that this QEMU lacks."""
+    series = await watched.agent.metrics()
     outcomes = {
-        (has["collector"], has["outcome"]): value for has, value in series.matching("qmp_agent_collector_runs_total")
+        (labels["collector"], labels["outcome"]): value
+        for labels, value in series.matching("qmp_agent_collector_runs_total")
     }
     assert {name for (name, outcome), value in outcomes.items() if value and outcome != "ok"} == set()
-    asked = {name for (name, outcome), value in outcomes.items() if value}
-    assert asked >= {
+    collectors = {name for (name, outcome), value in outcomes.items() if value}
+    assert collectors >= {
         "runstate",
         "block",
         "nodes",
@@ -105,23 +109,23 @@ async def test_no_question_is_answered_by_an_error(stage: Stage) -> None:
     }
 
 
-async def test_a_disks_figures_are_those_that_this_qemu_gives(stage: Stage) -> None:
-    await stage.guest.booted()
-    await stage.guest.command("stop")
-    for _ in range(2):  # the first may have been on its way already
-        since = stage.agent.mark()
-        await stage.agent.wait_for_record("sample.block", vm=stage.guest.uuid, since=since, device="disk0")
-    series = await stage.agent.metrics()
+async def test_disk_metrics_match_query_blockstats(watched: WatchedQemu) -> None:
+    await watched.guest.booted()
+    await watched.guest.command("stop")
+    for _ in range(2):  # the first poll may have begun before
+        since = watched.agent.mark()
+        await watched.agent.wait_for_record("sample.block", vm=watched.guest.uuid, since=since, device="disk0")
+    series = await watched.agent.metrics()
     disks = {
         disk["qdev"].split("/")[3]: disk
-        for disk in await stage.guest.command("query-blockstats")
+        for disk in await watched.guest.command("query-blockstats")
         if "/" in disk["qdev"]
     }
     assert disks.keys() >= {"disk0", "boot"}
     for device, disk in disks.items():
-        of_disk = {"vm_uuid": stage.guest.uuid, "device": device}
-        for told, name, unit in FIGURES:
-            assert series.value(f"qemu_block_{name}", **of_disk) == disk["stats"][told] / unit, (device, told)
+        of_disk = {"vm_uuid": watched.guest.uuid, "device": device}
+        for field, name, unit in FIGURES:
+            assert series.value(f"qemu_block_{name}", **of_disk) == disk["stats"][field] / unit, (device, field)
         offset = series.value("qemu_block_storage_write_highest_offset_bytes", **of_disk)
         assert offset == disk["parent"]["stats"]["wr_highest_offset"]
     assert disks["disk0"]["stats"]["failed_wr_operations"] == 1
@@ -139,76 +143,76 @@ FIGURES: Final = (
     ("flush_operations", "flushes_total", 1),
     ("unmap_operations", "unmaps_total", 1),
 )
-"""QEMU's name, ours, and how many of QEMU's units one of ours is; by hand, not out of the agent's table."""
+"""QEMU's field, our series, and the number of QEMU's units in one of ours. Written by hand, independent of the agent's table."""
 
 
-async def test_what_becomes_of_every_question_that_it_knows_is_told(stage: Stage) -> None:
-    names = {command["name"] for command in await stage.guest.command("query-commands")}
-    questions = sorted(name for name in names if name.startswith(("query-", "x-query-")))
-    unknown = [name for name in questions if query_of(name) is None]
-    if stage.qemu.version[:2] > KNOWN and unknown:
-        pytest.skip(f"QEMU {stage.qemu} is younger than the table, and has what is not in it: {unknown}")
+async def test_every_query_command_has_a_row_in_the_table_of_queries(watched: WatchedQemu) -> None:
+    names = {command["name"] for command in await watched.guest.command("query-commands")}
+    queries = sorted(name for name in names if name.startswith(("query-", "x-query-")))
+    unknown = [name for name in queries if query_of(name) is None]
+    if watched.qemu.version[:2] > NEWEST_KNOWN and unknown:
+        pytest.skip(f"QEMU {watched.qemu} is newer than the table and has more: {unknown}")
     assert unknown == []
-    if (known := golden_files.load("queries.json").get(str(stage.qemu))) is not None:
-        assert questions == known
+    if (known := golden_files.load("queries.json").get(str(watched.qemu))) is not None:
+        assert queries == known
 
 
-async def test_every_event_that_it_has_is_known(stage: Stage) -> None:
-    schema = await stage.guest.command("query-qmp-schema")
+async def test_every_event_has_a_row_in_the_table_of_events(watched: WatchedQemu) -> None:
+    schema = await watched.guest.command("query-qmp-schema")
     events = sorted(entry["name"] for entry in schema if entry["meta-type"] == "event")
     unknown = [name for name in events if name not in EVENTS]
-    if stage.qemu.version[:2] > KNOWN and unknown:
-        pytest.skip(f"QEMU {stage.qemu} is younger than the table, and has what is not in it: {unknown}")
+    if watched.qemu.version[:2] > NEWEST_KNOWN and unknown:
+        pytest.skip(f"QEMU {watched.qemu} is newer than the table and has more: {unknown}")
     assert len(events) > 50
     assert unknown == []
 
 
-async def test_check_says_what_it_lacks(stage: Stage, folder: Path) -> None:
-    """Each of these lacks little; those that lack more are played, in tests/unit/session/test_old_qemus.py."""
+async def test_check_reports_what_this_qemu_lacks(watched: WatchedQemu, folder: Path) -> None:
+    """These versions lack little; older ones are simulated in tests/unit/session/test_old_qemus.py."""
     config = folder / "agent.yaml"
-    async with Guest(folder, "free", GuestOptions(binary=stage.qemu.binary)) as free:
+    async with Guest(folder, "free", GuestOptions(binary=watched.qemu.binary)) as free:
         config.write_text(yaml.safe_dump({"monitors": [{"dial": str(free.monitor)}]}))
         ended = await run_command("check", "--config", config)
-    version = ".".join(map(str, stage.qemu.version))
+    version = ".".join(map(str, watched.qemu.version))
     assert (ended.status, ended.log) == (0, "")
     _, up, *rest = ended.out.splitlines()
     assert up == f"ok   {free.monitor}: free ({free.uuid}), QEMU {version}"
     lacks = "hv_balloon is off, for there is no query-hv-balloon-status-report"
     assert [line for line in rest if "QEMU" in line] == (
-        [f"ok   QEMU {version}: {lacks}"] if stage.qemu.version < (8, 2) else []
+        [f"ok   QEMU {version}: {lacks}"] if watched.qemu.version < (8, 2) else []
     )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.event)
-async def test_an_event_of_a_real_qemu_arrives_as_its_record(stage: Stage, case: EventCase) -> None:
-    if stage.qemu.version < case.since:
-        pytest.skip(f"QEMU {stage.qemu} has no such event")
-    await provoke.ensure_running(stage.guest)
-    since = stage.agent.mark() if case.event != "BLOCK_IO_ERROR" else 0  # the disk fails once
-    await case.provoke(stage.guest)
+async def test_a_provoked_event_becomes_its_record(watched: WatchedQemu, case: EventCase) -> None:
+    if watched.qemu.version < case.since:
+        pytest.skip(f"QEMU {watched.qemu} has no such event")
+    await provoke.ensure_running(watched.guest)
+    since = watched.agent.mark() if case.event != "BLOCK_IO_ERROR" else 0  # the disk fails once
+    await case.provoke(watched.guest)
     kind = f"event.{case.event.lower()}"
-    record = await stage.agent.wait_for_record(kind, vm=stage.guest.uuid, since=since, timeout=30)
-    told = [r["data"]["qemu"] for r in stage.agent.find_records(kind, vm=stage.guest.uuid, since=since)]
-    assert any(case.expected_data.items() <= data.items() for data in told), told
+    record = await watched.agent.wait_for_record(kind, vm=watched.guest.uuid, since=since)
+    events = [r["data"]["qemu"] for r in watched.agent.find_records(kind, vm=watched.guest.uuid, since=since)]
+    assert any(case.expected_data.items() <= data.items() for data in events), events
     assert case.subject is None or record.get("subject", "") == case.subject
 
 
-async def test_an_image_that_is_found_corrupt_takes_the_layers_figures_and_nothing_else(stage: Stage) -> None:
-    """As long as it is there, QEMU answers query-named-block-nodes with an error; it was made in one of the cases above."""
-    await provoke.ensure_running(stage.guest)
-    if not await _is_corrupt(stage.guest):
-        await next(case for case in CASES if case.event == "BLOCK_IMAGE_CORRUPTED").provoke(stage.guest)
-        assert await _is_corrupt(stage.guest)
-    since = stage.agent.mark()
-    await stage.guest.command("blockdev-open-tray", id="cd0", force=True)  # has the layers asked for
-    await stage.guest.command("blockdev-close-tray", id="cd0")
+async def test_a_corrupt_image_only_stops_the_samples_of_layers(watched: WatchedQemu) -> None:
+    """QEMU returns an error to query-named-block-nodes while it has a corrupt image, which one of the cases above creates."""
+    await provoke.ensure_running(watched.guest)
+    if not await _is_corrupt(watched.guest):
+        await next(case for case in CASES if case.event == "BLOCK_IMAGE_CORRUPTED").provoke(watched.guest)
+        assert await _is_corrupt(watched.guest)
+    since = watched.agent.mark()
+    await watched.guest.command("blockdev-open-tray", id="cd0", force=True)  # makes the agent query the layers
+    await watched.guest.command("blockdev-close-tray", id="cd0")
 
     async def failed() -> bool:
-        series = await stage.agent.metrics()
+        series = await watched.agent.metrics()
         return bool(series.value("qmp_agent_collector_runs_total", collector="nodes", outcome="error"))
 
-    await until(failed, 30)
-    await stage.agent.wait_for_record("sample.block", vm=stage.guest.uuid, since=since, device="disk0")
+    await until(failed, 60)
+    await watched.agent.wait_for_record("sample.block", vm=watched.guest.uuid, since=since, device="disk0")
 
 
 async def _is_corrupt(guest: Guest) -> bool:

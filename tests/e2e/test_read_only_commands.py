@@ -1,4 +1,4 @@
-"""Nothing makes the agent say anything to a QEMU that is not on its list: every command there is, by every way in."""
+"""The agent sends no command that is not on its list, whichever input asks for it: every command of QEMU through every input."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from tests.lab.recording_observer import RecordingObserver, quick_context, super
 from tests.lab.scripted_peer import connected
 
 ROOT = Path(__file__).parents[2]
-FORMS: dict[str, Any] = {
+ALLOWED_CHANGES: dict[str, Any] = {
     "qom-get": {"path": "/machine/peripheral/balloon0", "property": "guest-stats"},
     "qom-set": {"path": "/machine/peripheral/balloon0", "property": "guest-stats-polling-interval", "value": 10},
     "migrate-set-capabilities": {"capabilities": [{"capability": "events", "state": True}]},
@@ -32,17 +32,17 @@ FORMS: dict[str, Any] = {
 
 @pytest.fixture
 async def schema(start_guest: StartGuest) -> list[dict[str, Any]]:
-    """All that a real QEMU says it understands."""
-    found: list[dict[str, Any]] = await (await start_guest("schema")).command("query-qmp-schema")
-    return found
+    """The reply of a real QEMU to query-qmp-schema."""
+    entities: list[dict[str, Any]] = await (await start_guest("schema")).command("query-qmp-schema")
+    return entities
 
 
-def commands(schema: list[dict[str, Any]]) -> list[str]:
+def command_names(schema: list[dict[str, Any]]) -> list[str]:
     return [entity["name"] for entity in schema if entity["meta-type"] == "command"]
 
 
 def arguments(schema: list[dict[str, Any]], name: str) -> list[dict[str, Any] | None]:
-    """Return arguments that QEMU would take for a command: none, the least that it needs, and all that it knows."""
+    """Return arguments that QEMU accepts for a command: none, the required ones, all, and those of the allowed changes."""
     by_name = {entity["name"]: entity for entity in schema}
     command = next(e for e in schema if e["meta-type"] == "command" and e["name"] == name)
 
@@ -60,22 +60,20 @@ def arguments(schema: list[dict[str, Any]], name: str) -> list[dict[str, Any] | 
             case "alternate":
                 return value(entity["members"][0]["type"], depth + 1)
             case "object" if depth < 4:
-                needed = [member for member in entity["members"] if "default" not in member]
-                return {member["name"]: value(member["type"], depth + 1) for member in needed}
+                required = [member for member in entity["members"] if "default" not in member]
+                return {member["name"]: value(member["type"], depth + 1) for member in required}
         return {}
 
     members = by_name[command["arg-type"]]["members"]
-    all_known = {member["name"]: value(member["type"]) for member in members}
-    least = {member["name"]: all_known[member["name"]] for member in members if "default" not in member}
-    return [None, {}, least, all_known, *FORMS.values()]
+    every = {member["name"]: value(member["type"]) for member in members}
+    required = {member["name"]: every[member["name"]] for member in members if "default" not in member}
+    return [None, {}, required, every, *ALLOWED_CHANGES.values()]
 
 
-async def test_of_all_that_qemu_understands_in_all_its_forms_the_list_alone_becomes_bytes(
-    schema: list[dict[str, Any]],
-) -> None:
-    names = commands(schema)
+async def test_only_commands_on_the_list_are_encoded(schema: list[dict[str, Any]]) -> None:
+    names = command_names(schema)
     assert len(names) > 150
-    said = set()
+    encoded = set()
     for allow in (AllowList(), *(AllowList([change]) for change in Change), AllowList(Change)):
         for name in names:
             for given in arguments(schema, name):
@@ -86,70 +84,70 @@ async def test_of_all_that_qemu_understands_in_all_its_forms_the_list_alone_beco
                 request = json.loads(data)
                 assert command_audit.violation(request) is None, request
                 assert request.keys() <= {"execute", "arguments"}
-                said.add(request["execute"])
-    assert said == (READS | FORMS.keys()) & {*names}
+                encoded.add(request["execute"])
+    assert encoded == (READS | ALLOWED_CHANGES.keys()) & {*names}
 
 
-async def test_a_connection_that_is_asked_to_say_anything_else_says_nothing_at_all(
+async def test_a_connection_that_gets_a_forbidden_command_sends_nothing(
     schema: list[dict[str, Any]], fake: FakeQemu
 ) -> None:
     async with connected(fake.path) as client:
-        said, written = len(fake.requests), client.bytes_written
-        for name in commands(schema):
+        requests, written = len(fake.requests), client.bytes_written
+        for name in command_names(schema):
             if name in READS:
                 continue
             for given in arguments(schema, name):
                 with pytest.raises(CommandRefusedError):
                     await client.execute([Command("query-status"), Command(name, given)], deadline=1)
         assert client.bytes_written == written
-        assert len(fake.requests) == said
+        assert len(fake.requests) == requests
         await client.execute([Command("query-status")], deadline=1)
 
 
-class Rogue:
-    """A commander that has been taken over: it orders everything."""
+class RogueController:
+    """A compromised threshold controller, which returns every command."""
 
     # ruff: noqa: ARG002 - the signatures are Commander's
 
-    def __init__(self, orders: Sequence[Command]) -> None:
-        self.left = list(orders)
+    def __init__(self, commands: Sequence[Command]) -> None:
+        self.remaining = list(commands)
         self.done: list[bool] = []
 
     def refreshes_due(self, vm: Vm) -> set[str]:
         return {"block"}
 
     async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
-        now, self.left = self.left[:50], self.left[50:]
-        return [("disk", ask) for ask in now]
+        batch, self.remaining = self.remaining[:50], self.remaining[50:]
+        return [("disk", command) for command in batch]
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
         self.done.append(done)
 
 
-async def test_whoever_gives_a_session_orders_is_not_obeyed_past_the_list(
+async def test_a_session_refuses_forbidden_commands_of_its_threshold_controller(
     schema: list[dict[str, Any]], fake: FakeQemu
 ) -> None:
-    orders = [
-        Command(name, given) for name in commands(schema) if name not in READS for given in arguments(schema, name)
+    commands = [
+        Command(name, given) for name in command_names(schema) if name not in READS for given in arguments(schema, name)
     ]
-    rogue = Rogue(orders)
+    rogue = RogueController(commands)
     async with supervised(observer := RecordingObserver(), fake.path, context=quick_context(thresholds=rogue)):
-        await observer.wait_until(lambda: len(rogue.done) == len(orders))
+        await observer.wait_until(lambda: len(rogue.done) == len(commands))
     assert not any(rogue.done)
-    assert observer.types("vm") == ["vm.attached", "vm.detached"]  # it is refused order by order, and goes on
+    assert observer.types("vm") == ["vm.attached", "vm.detached"]  # each command is refused, and the session goes on
 
 
-async def test_no_config_turns_on_a_command_by_its_name(schema: list[dict[str, Any]]) -> None:
-    for name in commands(schema):
+async def test_no_config_can_enable_a_command_by_name(schema: list[dict[str, Any]]) -> None:
+    for name in command_names(schema):
         for entry in (f"allow: {{{name}: true}}", f"allow: [{name}]", f"commands: [{name}]", f"allow: {name}"):
             with pytest.raises(ConfigError):
                 validate(f"monitors: [{{dial: /run/x}}]\n{entry}\n", "f", Config)
 
 
-async def test_no_name_that_a_qemu_gives_becomes_a_command_and_no_request_to_the_endpoint_does(
+async def test_neither_names_from_qemu_nor_http_requests_become_commands(
     schema: list[dict[str, Any]], folder: Path
 ) -> None:
-    names = commands(schema)
+    names = command_names(schema)
     evil = '"}}{"execute":"quit"}\r\n{"execute":"human-monitor-command","arguments":{"command-line":"quit"}}'
     disks = [
         {"qdev": f"{name}{evil}", "node-name": f"{name}{evil}", "stats": {"wr_highest_offset": 9}} for name in names
@@ -174,7 +172,7 @@ async def test_no_name_that_a_qemu_gives_becomes_a_command_and_no_request_to_the
         for name in names:
             fake.emit(name, {"execute": name, "device": evil, "node-name": evil})
             fake.emit(f'X"}}{{"execute":"{name}"', {})
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(240):
             for name in names:
                 for path in (f"/{name}", f"/metrics?execute={name}", f"/records/{name}", f"/records?severity={name}"):
                     status, _ = await agent.get(path)
@@ -183,19 +181,19 @@ async def test_no_name_that_a_qemu_gives_becomes_a_command_and_no_request_to_the
     assert [request for request in fake.requests if command_audit.violation(request) is not None] == []
 
 
-def test_bytes_for_a_monitor_are_made_in_one_file_and_written_in_one_place() -> None:
-    made, written = set(), set()
+def test_requests_are_encoded_in_one_file_and_written_in_one_function() -> None:
+    encoders, written = set(), set()
     for path in (ROOT / "agent").rglob("*.py"):
         text = path.read_text()
         if re.search(r"\bRequest\(|[\"']execute[\"']|[\"'{]exec-oob|qmp_capabilities", text):
-            made.add(path.relative_to(ROOT / "agent").as_posix())
+            encoders.add(path.relative_to(ROOT / "agent").as_posix())
         if path.parent.name in ("qmp", "monitors", "libvirt", "session", "collectors", "alerts"):
             written |= {path.name} if re.search(r"\.write\(|\.sendall\(|\.sendto\(|sock_sendall", text) else set()
-    speaks_of_them = {
+    captures = {
         "cli/capture/file.py",
         "cli/capture/replay.py",
-    }  # recordings, and a stand-in that is asked and never asks
-    assert made <= {"qmp/commands.py", "cli/demo/control.py", *speaks_of_them}
+    }  # read recordings, and replay them as a server
+    assert encoders <= {"qmp/commands.py", "cli/demo/control.py", *captures}
     assert written == {"client.py"}
     writers = re.findall(
         r"    def (\w+)\((?:(?!    def ).)*?\.write\(", (ROOT / "agent/qmp/client.py").read_text(), re.DOTALL

@@ -1,4 +1,4 @@
-"""No secret that the agent is given comes out of it anywhere."""
+"""No secret of the agent's config appears in any of its outputs."""
 
 import asyncio
 import sys
@@ -19,14 +19,14 @@ HASH = bcrypt.hashpw(USER.encode(), bcrypt.gensalt(4)).decode()
 SECRETS = (KAFKA, USER, ALERTS, HASH)
 
 
-def hushed(where: str, text: str) -> None:
+def assert_no_secret(where: str, text: str) -> None:
     assert text, where
     for secret in SECRETS:
         assert secret not in text, f"{where}: {text}"
 
 
 def config(folder: Path) -> dict[str, Any]:
-    """A config with every secret there can be, each of which is soon shown to somebody who refuses it."""
+    """Return a config with every kind of secret; Kafka and Alertmanager are unreachable, so errors about them are logged."""
     (folder / "kafka.password").write_text(KAFKA)
     (folder / "user.password").write_text(USER)
     (folder / "web.yml").write_text(yaml.safe_dump({"basic_auth_users": {"alice": HASH}}))
@@ -41,7 +41,7 @@ def config(folder: Path) -> dict[str, Any]:
     }
 
 
-async def test_no_secret_is_in_what_is_served_logged_checked_or_listed(fake: FakeQemu, folder: Path) -> None:
+async def test_no_secret_is_in_responses_logs_records_or_the_process_list(fake: FakeQemu, folder: Path) -> None:
     agent = AgentProcess(folder, config(folder))
     whole = yaml.safe_load(agent.config.read_text())
     whole["web"]["config_file"] = str(folder / "web.yml")
@@ -57,34 +57,34 @@ async def test_no_secret_is_in_what_is_served_logged_checked_or_listed(fake: Fak
             await fake.wait_for("query-blockstats", 3)
             fake.emit("BLOCK_IO_ERROR", {"device": "d", "operation": "read", "action": "stop"})
 
-            async def in_trouble() -> bool:
+            async def reports_failures() -> bool:
                 text = await get("/readyz")
                 return "Alertmanager" in text and "Kafka" in text
 
-            await until(in_trouble, 15)
+            await until(reports_failures, 60)
             for path in ("/", "/metrics", "/readyz", "/healthz", "/style.css"):
-                hushed(path, await get(path))
+                assert_no_secret(path, await get(path))
             async with session.get(agent.url + "/records") as stream:
-                hushed("/records", (await stream.content.readline()).decode())
+                assert_no_secret("/records", (await stream.content.readline()).decode())
             assert agent.process is not None
             process = Path("/proc", str(agent.process.pid))
-            hushed("its command line", (process / "cmdline").read_text())
-            hushed("its environment", (process / "environ").read_text())
+            assert_no_secret("its command line", (process / "cmdline").read_text())
+            assert_no_secret("its environment", (process / "environ").read_text())
             checked = await run_command("check", "--config", agent.config)
-            hushed("check", checked.out + checked.log)
-            # A web config with a mistake in it, beside a good hash.
+            assert_no_secret("check", checked.out + checked.log)
+            # A web config with an invalid entry beside a valid hash.
             (folder / "web.yml").write_text(yaml.safe_dump({"basic_auth_users": {"alice": HASH, "bob": USER}}))
-            await until(lambda: "the web config was not taken" in agent.log, 5)
+            await until(lambda: "the web config was not taken" in agent.log, 60)
             ended = await agent.stop()
-    hushed("its log", ended.log)
-    hushed("its records", await _journaled(agent.config))
+    assert_no_secret("its log", ended.log)
+    assert_no_secret("its records", await _journaled(agent.config))
 
 
 async def _journaled(path: Path) -> str:
     return (await run_command("journal", "export", "--config", path)).out
 
 
-async def test_no_secret_that_was_put_in_the_wrong_place_is_said_again(folder: Path) -> None:
+async def test_error_messages_do_not_quote_misplaced_secrets(folder: Path) -> None:
     wrong = config(folder)
     wrong["kafka"]["sasl"]["password_file"] = KAFKA
     wrong["kafka"]["tls"] = {"key": KAFKA}
@@ -94,11 +94,11 @@ async def test_no_secret_that_was_put_in_the_wrong_place_is_said_again(folder: P
     path.write_text(yaml.safe_dump(wrong))
     ended = await run_command("check", "--config", path)
     assert ended.status == 2
-    hushed("check", ended.out + ended.log)
+    assert_no_secret("check", ended.out + ended.log)
     assert "password_file: should be an absolute path" in ended.log
 
 
-async def test_no_secret_is_in_what_a_crash_leaves(fake: FakeQemu, folder: Path) -> None:
+async def test_no_secret_is_in_a_traceback(fake: FakeQemu, folder: Path) -> None:
     agent = AgentProcess(folder, config(folder))
     crash = f"""
 import sys
@@ -113,8 +113,8 @@ sys.exit(main(["run", "--config", {str(agent.config)!r}]))
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-X", "faulthandler", "-X", "dev", "-c", crash, stderr=asyncio.subprocess.PIPE
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         _, log = await process.communicate()
     assert process.returncode == 1
     assert "a bug" in log.decode()
-    hushed("its crash", log.decode())
+    assert_no_secret("its crash", log.decode())

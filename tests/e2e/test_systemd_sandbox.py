@@ -1,7 +1,7 @@
-"""The agent as its unit has it, as near as a test comes without systemd.
+"""The agent in the sandbox of its systemd unit, rebuilt without systemd.
 
-A user of its own with one group and no capability, on a host whose every mount is read-only but for the state folder, with no memory
-that is both written and run, and no way to new privileges.
+It runs as a user of its own with one group and no capability. Every mount but its state directory is read-only. Memory cannot become
+executable after it was written, and no new privileges can be gained.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from tests.lab.fake_qemu import FakeQemu
 from tests.lab.machine import free_port
 
 USER, GROUP = 65534, 54321
-"""Nobody, and a group that has no name here: the one that may connect to monitors."""
+"""User nobody, and a group without a name: the one that may connect to monitors."""
 READ_ONLY: Final = """
 awk '{print $5}' /proc/self/mountinfo | while read -r mount; do mount -o remount,bind,ro "$mount" 2>/dev/null || true; done
 mount --bind "$1" "$1" && mount -o remount,bind,rw "$1" && shift
@@ -30,14 +30,14 @@ exec setpriv --reuid "$1" --regid "$2" --clear-groups --no-new-privs --bounding-
 NO_NEW_CODE: Final = """
 import ctypes, sys
 PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
-ctypes.CDLL(None).prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0)  # Linux 6.3; an older one has it not
+ctypes.CDLL(None).prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0)  # since Linux 6.3; older ones ignore it
 from agent.cli.main import main
 sys.exit(main(["run", "--config", sys.argv[1]]))
 """
 
 
-def made(folder: Path) -> Path:
-    """Return the state folder, which is the user's; the one above it may be looked into."""
+def create_state_directory(folder: Path) -> Path:
+    """Create the state directory, owned by the agent's user, in a folder that the user may enter."""
     folder.chmod(0o755)
     state = folder / "agent.journal"
     state.mkdir()
@@ -45,10 +45,10 @@ def made(folder: Path) -> Path:
     return state
 
 
-async def test_it_works_with_one_group_no_capability_and_nothing_to_write_to_but_its_state_folder(folder: Path) -> None:
+async def test_the_agent_works_in_the_sandbox_of_its_unit(folder: Path) -> None:
     if os.geteuid() != 0 or shutil.which("unshare") is None:
-        pytest.skip("taking rights away takes root")
-    state = made(folder)
+        pytest.skip("dropping privileges needs root")
+    state = create_state_directory(folder)
     kafka = {"bootstrap_servers": [f"127.0.0.1:{free_port()}"], "request_timeout": "1s"}
     agent = AgentProcess(
         folder, {"monitors": [{"dial": f"{folder}/*.qmp"}], "kafka": kafka, "intervals": {"poll": "200ms"}}
@@ -84,8 +84,8 @@ async def test_it_works_with_one_group_no_capability_and_nothing_to_write_to_but
         finally:
             if process.returncode is None:
                 process.terminate()
-            _, said = await process.communicate()
+            _, log = await process.communicate()
     assert process.returncode == 0
-    assert b"Read-only" not in said
-    assert b"Traceback" not in said
+    assert b"Read-only" not in log
+    assert b"Traceback" not in log
     assert {path.name for path in state.iterdir()} >= {"journal.db", "lock"}

@@ -1,1 +1,1 @@
-"""Speaking QMP: what may be sent (commands), bytes to messages (protocol, no I/O), and a client on asyncio (client)."""
+"""QMP: the commands that the agent can send, the protocol without I/O, and a client on asyncio."""

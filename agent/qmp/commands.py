@@ -1,11 +1,11 @@
-"""Everything this agent can say to a QEMU, and the only place where a request's bytes are made.
+"""The allow-list of commands, and the only place that encodes requests.
 
-A QMP socket is root over its guest, so the list is closed: a command that is not here cannot be sent, whatever the config or a bug
-asks for. Reads change nothing a guest or a manager can see. Each change is off until the operator turns it on by name, and even then
-only in the one form that is listed.
+A QMP client has full control over its guest, so the list is closed: neither a config nor a bug can make the agent send another command.
+Reads change nothing that a guest or a manager can see. Each change is off until the operator enables it by name, and is permitted in one
+form only.
 
-Not here on purpose: `human-monitor-command` (does anything), `qom-list-types` and its kin (load modules, and crash a QEMU whose package
-was upgraded under it), `query-rx-filter` (re-arms an event), `query-cpus` (interrupts every vCPU), `cont` and all else that acts.
+Deliberately missing: `human-monitor-command` (runs any command), `qom-list-types` and similar commands (load modules, which crashes a
+QEMU whose package was upgraded), `query-rx-filter` (re-arms an event), `query-cpus` (interrupts every vCPU), `cont` and all other actions.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,25 +20,25 @@ from agent.qmp.errors import CommandRefusedError
 from agent.qmp.queries import ROWS, QueryPolicy
 
 READS = frozenset({row.name for row in ROWS if row.policy is not QueryPolicy.REFUSED} | {"qom-get", "qom-list"})
-"""What may be asked: questions that their rows do not refuse, each by its whole name, and what QEMU's objects are."""
+"""Permitted reads: every `query-*` command whose row does not refuse it, and reads of QOM."""
 
 PROPERTIES = frozenset({"guest-stats", "guest-stats-polling-interval", "mac", "netdev", "type"})
-"""What `qom-get` may ask for: a `secret` object tells its secret to whoever asks (QEMU 2.6 to 11.1)."""
+"""Properties that `qom-get` may read: a `secret` object returns its secret to any client (QEMU 2.6 to 11.1)."""
 
 Request = NewType("Request", bytes)
-"""What may be written to a monitor. Made in this file alone; a client writes nothing else, and mypy sees to that."""
+"""Bytes that may be written to a monitor. Only this file makes them, and a client writes nothing else: mypy checks it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command with its arguments, before it is bytes."""
+    """A command with its arguments, before encoding."""
 
     name: str
     arguments: Mapping[str, Any] | None = None
 
 
 class Change(StrEnum):
-    """A change that an operator may allow; the value is its name in the config."""
+    """A change that an operator can permit; the value is its name in the config."""
 
     GUEST_STATS_INTERVAL = "guest-stats-interval"
     MIGRATION_EVENTS = "migration-events"
@@ -48,25 +48,25 @@ class Change(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _AllowedChange:
-    """The one shape in which a change may be sent."""
+    """The only form in which a change may be sent."""
 
     command: str
-    fits: Callable[[Mapping[str, Any]], bool]
+    matches: Callable[[Mapping[str, Any]], bool]
 
 
 _INTERVAL_MAX_SECONDS = 3600
 
 _THRESHOLD_MAX_BYTES = 2**63 - 1
-"""QEMU takes a negative number too, silently, as one past any disk (2.3 to 11.1)."""
+"""QEMU accepts a negative number, too, and treats it as larger than any disk (2.3 to 11.1)."""
 
 OWN = "qmp-agent"
-"""The id, in QEMU, of a monitor that was added for the agent and of its character device."""
+"""Id, in QEMU, of the monitor that is added for the agent and of its character device."""
 
 
 def own_monitor(path: str) -> tuple[Command, Command]:
-    """Return the changes that have QEMU make a monitor for the agent alone, a socket at that path (QEMU 11.1).
+    """Return the commands that add a monitor for the agent with its socket at `path` (QEMU 11.1).
 
-    When the socket's client leaves, QEMU removes the monitor, the character device and the socket's file by itself.
+    When the client disconnects, QEMU removes the monitor, the character device and the socket file.
     """
     address = {"type": "unix", "data": {"path": path}}
     backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
@@ -75,13 +75,13 @@ def own_monitor(path: str) -> tuple[Command, Command]:
 
 
 def without_own_monitor() -> tuple[Command, Command]:
-    """Return the changes that take back what `own_monitor` made and nobody could connect to."""
+    """Return the commands that remove the monitor of `own_monitor` after a failed connection attempt."""
     return Command("object-del", {"id": OWN}), Command("chardev-remove", {"id": OWN})
 
 
-def _same(one: object, other: object) -> bool:
-    """Return whether both are the same JSON: to Python, 1 is equal to true."""
-    return orjson.dumps(one, option=orjson.OPT_SORT_KEYS) == orjson.dumps(other, option=orjson.OPT_SORT_KEYS)
+def _same(first: object, second: object) -> bool:
+    """Return whether both are the same JSON; in Python, 1 equals true."""
+    return orjson.dumps(first, option=orjson.OPT_SORT_KEYS) == orjson.dumps(second, option=orjson.OPT_SORT_KEYS)
 
 
 def _is_own_socket(arguments: Mapping[str, Any]) -> bool:
@@ -98,8 +98,8 @@ _FORMS = {
     Change.OWN_MONITOR: (
         _AllowedChange("chardev-add", _is_own_socket),
         *(
-            _AllowedChange(ask.name, partial(_same, ask.arguments))
-            for ask in (own_monitor("")[1], *without_own_monitor())
+            _AllowedChange(command.name, partial(_same, command.arguments))
+            for command in (own_monitor("")[1], *without_own_monitor())
         ),
     ),
     Change.GUEST_STATS_INTERVAL: (
@@ -133,53 +133,53 @@ _FORMS = {
 
 
 class AllowList:
-    """Makes requests' bytes, and refuses to make those that are not allowed."""
+    """Encodes permitted commands and refuses all others."""
 
     def __init__(self, changes: Iterable[Change] = ()) -> None:
         self.allow(changes)
         self._cache = {name: Request(b'{"execute":"%b"}' % name.encode()) for name in READS - {"qom-get"}}
 
     def allow(self, changes: Iterable[Change]) -> None:
-        """Allow these changes and no others from here on, on connections that are up too."""
+        """Permit these changes and no others from now on, also on open connections."""
         self._forms = [form for change in changes for form in _FORMS[change]]
 
-    def encode(self, ask: Command) -> Request:
-        """Return an in-band request: compact, with no id and no newline, since QEMU pays for its length byte by byte.
+    def encode(self, command: Command) -> Request:
+        """Return an in-band request: compact, without id and newline, because QEMU reads its monitor a byte at a time.
 
         Raises:
-            CommandRefusedError: it is neither a read nor a change that the operator allowed in this form.
+            CommandRefusedError: the command is neither a permitted read nor a change in its permitted form.
         """
-        if ask.arguments is None and ask.name in self._cache:
-            return self._cache[ask.name]
-        if not self._allowed_read(ask) and not self._allowed_change(ask):
-            raise CommandRefusedError(f"{ask.name} is not on the allow-list")
-        return Request(orjson.dumps({"execute": ask.name, "arguments": dict(ask.arguments or {})}))
+        if command.arguments is None and command.name in self._cache:
+            return self._cache[command.name]
+        if not self._allowed_read(command) and not self._allowed_change(command):
+            raise CommandRefusedError(f"{command.name} is not on the allow-list")
+        return Request(orjson.dumps({"execute": command.name, "arguments": dict(command.arguments or {})}))
 
-    def encode_all(self, asks: Iterable[Command]) -> Request:
-        """Return several requests for one write, or none of them.
+    def encode_all(self, commands: Iterable[Command]) -> Request:
+        """Return several requests for one write.
 
         Raises:
-            CommandRefusedError: one of them may not be sent.
+            CommandRefusedError: one of them is not permitted; none is encoded.
         """
-        return Request(b"".join(map(self.encode, asks)))
+        return Request(b"".join(map(self.encode, commands)))
 
-    def _allowed_read(self, ask: Command) -> bool:
-        if ask.name == "qom-get":
-            asked = (ask.arguments or {}).get("property")
-            return isinstance(asked, str) and asked in PROPERTIES
-        return ask.name in READS
+    def _allowed_read(self, command: Command) -> bool:
+        if command.name == "qom-get":
+            name = (command.arguments or {}).get("property")
+            return isinstance(name, str) and name in PROPERTIES
+        return command.name in READS
 
-    def _allowed_change(self, ask: Command) -> bool:
-        return any(form.command == ask.name and form.fits(ask.arguments or {}) for form in self._forms)
+    def _allowed_change(self, command: Command) -> bool:
+        return any(form.command == command.name and form.matches(command.arguments or {}) for form in self._forms)
 
 
 def negotiation(*, oob: bool) -> Request:
-    """Return the request that ends capability negotiation; `enable` is only understood by a QEMU that offers something."""
+    """Return the request that ends capability negotiation; only a QEMU that offers a capability accepts `enable`."""
     if oob:
         return Request(b'{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}')
     return Request(b'{"execute":"qmp_capabilities"}')
 
 
 def probe(number: int) -> Request:
-    """Return an out-of-band liveness probe, answered by QEMU's monitor thread even while its main loop is stuck (QEMU 6.0)."""
+    """Return an out-of-band liveness probe; QEMU's monitor thread replies even while the main loop hangs (QEMU 6.0)."""
     return Request(b'{"exec-oob":"query-yank","id":%d}' % number)

@@ -1,56 +1,56 @@
-"""What can go wrong between us and one monitor."""
+"""Errors of one monitor's connection."""
 
 
 class QmpError(Exception):
-    """Any failure of one monitor; never of the agent as a whole."""
+    """Base class: a failure of one monitor, never of the agent as a whole."""
 
 
 class ProtocolError(QmpError):
-    """The peer sent bytes that are not QMP, or more of them than we keep; the connection is of no more use."""
+    """The peer does not speak QMP; the connection is unusable."""
 
 
 class NotConnectedError(QmpError):
-    """The monitor cannot be reached, or the connection has ended."""
+    """The monitor cannot be reached, or the connection ended."""
 
 
 class DeniedError(NotConnectedError):
-    """This user may not connect to the monitor."""
+    """The agent's user has no permission to connect to the monitor."""
 
 
 class PreemptedError(NotConnectedError):
-    """We ended the connection because the VM is watched in a better way."""
+    """The agent closed the connection because a preferred monitor of the VM became available."""
 
 
 class MigratedAwayError(NotConnectedError):
-    """The VM lives on elsewhere, or in a file; its manager said so."""
+    """The VM migrated to another host or was saved to a file, according to its manager."""
 
 
 class TransportLostError(NotConnectedError):
-    """What lies between us and the VM, such as libvirtd, cannot be reached; of the VM itself nothing is known."""
+    """The transport to the VM, such as libvirtd, is unreachable; the state of the VM is unknown."""
 
 
 class BusyError(NotConnectedError):
-    """Something accepts connections but does not greet: another client holds this monitor."""
+    """The monitor accepts connections but sends no greeting: another client holds it."""
 
 
 class StalledError(QmpError):
-    """A reply is overdue. The command is still running inside QEMU, so nothing more may be asked in-band."""
+    """A reply is overdue. QEMU is still executing the command, so the agent sends no further in-band command."""
 
 
 class CommandRefusedError(QmpError):
-    """We were about to send something that is not on the allow-list: a bug of ours or a config that did not allow it."""
+    """The command is not on the allow-list: a bug in the agent, or a change that the config does not permit."""
 
 
 class UnexpectedReplyError(QmpError):
-    """QEMU answered, but with something that the command's answer cannot be."""
+    """The reply has a type that the command cannot return."""
 
 
 class CommandError(QmpError):
-    """QEMU answered a command with an error.
+    """QEMU returned an error for a command.
 
     Attributes:
         error_class: QAPI's QapiErrorClass: GenericError, CommandNotFound, DeviceNotActive, DeviceNotFound, KVMMissingCap.
-        desc: prose for people; QEMU changes it between versions, so code must not look inside.
+        desc: a message for people; it differs between QEMU versions, so code must not parse it.
     """
 
     def __init__(self, error_class: str, desc: str) -> None:

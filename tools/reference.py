@@ -1,9 +1,9 @@
-"""docs/metrics.md, docs/records.md and docs/qmp-commands.md, made from the catalogue and from records of a real run.
+"""Generator of docs/metrics.md, docs/records.md and docs/qmp-commands.md from the agent's tables and from records of a real run.
 
-`python -m tools.reference metrics|records|queries` writes one of them.
+`python -m tools.reference metrics|records|queries` writes one document to standard output.
 
-What no catalogue has (the series of sessions and of the agent itself) is read off a specimen: an agent that was told one thing of
-each kind.
+No table has the series of sessions and of the agent itself. They are scraped from a sample agent that has received one observation of
+each type.
 """
 
 import argparse
@@ -40,73 +40,80 @@ from agent.session.identity import Build
 from agent.session.session import THREADS
 
 EXAMPLES = Path(__file__).parents[1] / "tests/golden/records.jsonl"
-"""One record of each type that a real run made: `make examples`."""
+"""One record of each type from a real run; `make examples` writes the file."""
 
-_MADE = "<!-- Made by `make generate` from the code; a test fails where it is not what the code says. -->\n"
+_GENERATED = "<!-- Generated from the code by `make generate`; a test fails if it is out of date. -->\n"
 
-_UNITS = {"bytes": "bytes", "seconds": "seconds", "ratio": "ratio", "second": "a second"}
+_UNITS = {"bytes": "bytes", "seconds": "seconds", "ratio": "ratio", "second": "per second"}
 
-_JOIN = """Every series of a VM has the labels `vm_uuid` and `vm`; those that are named below come with them. For all else that is known of
-a VM, join with `qemu_vm_info`:
+_JOIN = """Every series of a VM has the labels `vm_uuid` and `vm`, in addition to the labels that are listed below.
+`qemu_vm_info` has all other labels of a VM. Join with it on `instance`, too, because two hosts report the same VM during a migration:
 
-    rate(qemu_block_write_bytes_total[5m]) * on (vm_uuid) group_left (machine, pid) qemu_vm_info
+    rate(qemu_block_write_bytes_total[5m]) * on (job, instance, vm_uuid) group_left (machine, pid) qemu_vm_info
 
-A series is there only where QEMU, or the host, gave the figure. What has no series is in [records](records.md).
+A series exists only if QEMU or the host provides the value.
+Fields without a series are in [records](records.md).
 """
 
 _OWN = """## Sessions and the agent itself
 
-From what the agent does, not from QEMU.
+The agent's own observations.
 
-| series | type | unit | labels | what it is |
+| series | type | unit | labels | description |
 |---|---|---|---|---|
 """
 
 _ENVELOPE = """Every record is a [CloudEvents 1.0](https://cloudevents.io/) event in JSON structured mode;
-`config/record.schema.json` is its schema. `id` is unique: deduplicate on it. `partitionkey` is Kafka's key, the VM's UUID, so that a
-VM's records stay in order; `sequence` counts all records of one run of the agent without a gap. `data` is flat, and its fields have
-the names and units of the [metrics](metrics.md). The examples are out of a real run, with QEMU {version}.
+`config/record.schema.json` is its JSON schema.
+
+- `id` is unique: deduplicate on it.
+- `partitionkey` is the Kafka key. It is the VM's UUID, which keeps a VM's records in order.
+- `sequence` numbers the records of one run of the agent without gaps.
+- `data` is flat. Its fields have the names and units of the [metrics](metrics.md).
+
+The examples are from a real run with QEMU {version}.
 """
 
 
 def metrics() -> str:
-    """Return docs/metrics.md: every series, a row each."""
-    return "\n".join((_MADE, "# Metrics\n", _JOIN, *map(_family, FAMILIES), _OWN + "".join(_own())))
+    """Return docs/metrics.md, with one row for each series."""
+    return "\n".join((_GENERATED, "# Metrics\n", _JOIN, *map(_family, FAMILIES), _OWN + "".join(_own())))
 
 
 def _family(family: Family) -> str:
     labels = "".join(f"`{name}`, " for name in family.labels).removesuffix(", ")
     where = f"Label{'s' if len(family.labels) > 1 else ''} {labels}. " if labels else ""
-    record = "No record of its own: it is in alerts." if family is BLOCK_SPACE else f"Record `{family.type}`."
-    change = " Made only when something in it changed." if family.on_change else ""
+    record = "No record of its own: alerts contain it." if family is BLOCK_SPACE else f"Record `{family.type}`."
+    change = " Emitted only after a change." if family.on_change else ""
     rows = "".join(
         f"| `{family.series(field)}` | {_kind(field)} | {_unit(field)} | {_cell(field.help)} | {_source(field)} |\n"
         for field in family.exported_fields()
     )
-    series = f"\n| series | type | unit | what it is | field |\n|---|---|---|---|---|\n{rows}" if rows else ""
-    told = "".join(
+    series = f"\n| series | type | unit | description | field |\n|---|---|---|---|---|\n{rows}" if rows else ""
+    record_only = "".join(
         f"| `{field.name}` | {_cell(field.help)} | {_source(field)} |\n"
         for field in family.fields
         if field not in set(family.exported_fields())
     )
-    texts = f"\nIn records only:\n\n| field | what it is | from |\n|---|---|---|\n{told}" if told else ""
+    texts = (
+        f"\nIn records only:\n\n| field | description | source |\n|---|---|---|\n{record_only}" if record_only else ""
+    )
     return (
         f"## {family.name}\n\n{family.help}\n\n{where}Source: {_cell(family.source)}. {record}{change}\n{series}{texts}"
     )
 
 
 def _kind(field: Field) -> str:
-    one = f"gauge: 1, with the label `{field.name}`"
-    return {Kind.FLAG: "gauge: 1 or 0", Kind.STATE: one, Kind.NAME: one}.get(field.kind, field.kind.value)
+    labeled = f"gauge: 1, with the label `{field.name}`"
+    return {Kind.FLAG: "gauge: 1 or 0", Kind.STATE: labeled, Kind.NAME: labeled}.get(field.kind, field.kind.value)
 
 
 def _unit(field: Field) -> str:
-    return "" if field.kind in (Kind.FLAG, Kind.STATE, Kind.NAME) else _named(field.name)
+    return "" if field.kind in (Kind.FLAG, Kind.STATE, Kind.NAME) else _unit_of(field.name)
 
 
-def _named(name: str) -> str:
-    last = name.removesuffix("_total").rpartition("_")[2]
-    return _UNITS.get(last, "1")
+def _unit_of(name: str) -> str:
+    return _UNITS.get(name.removesuffix("_total").rpartition("_")[2], "1")
 
 
 def _source(field: Field) -> str:
@@ -118,25 +125,25 @@ def _cell(text: str) -> str:
 
 
 def _own() -> Iterator[str]:
-    """Yield the rows of the series that no family has."""
-    text = asyncio.run(_shown())
-    mine = {family.series(field) for family in FAMILIES for field in family.exported_fields()}
-    for name, told in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE):
+    """Yield the rows of the series that belong to no family."""
+    text = asyncio.run(_scrape())
+    of_families = {family.series(field) for family in FAMILIES for field in family.exported_fields()}
+    for name, help_text in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE):
         kind = re.search(rf"^# TYPE {name} (\w+)$", text, re.MULTILINE)
-        if name not in mine and kind is not None and name.startswith("q"):
+        if name not in of_families and kind is not None and name.startswith("q"):
             line = re.search(rf"^{name}(?:_bucket|_count|_sum)?{{([^}}]*)}}", text, re.MULTILINE)
             labels = re.findall(r'(\w+)="', line[1]) if line is not None else []
             listed = ", ".join(f"`{label}`" for label in labels if label != "le")
-            yield f"| `{name}` | {kind[1]} | {_named(name) if kind[1] != 'histogram' else 'seconds'} | {listed} | {_cell(told)} |\n"
+            yield f"| `{name}` | {kind[1]} | {_unit_of(name) if kind[1] != 'histogram' else 'seconds'} | {listed} | {_cell(help_text)} |\n"
 
 
-async def _shown() -> str:
-    """Return the specimen's series; some of the agent's own are of its loop."""
-    app = _specimen()
+async def _scrape() -> str:
+    """Return the sample agent's exposition; some of its own series need a running loop."""
+    app = _sample_agent()
     return render(app.snapshot) + app.metrics.render().decode()
 
 
-def _specimen() -> Agent:
+def _sample_agent() -> Agent:
     app = Agent(
         Config.model_validate(
             {"monitors": [{"dial": "/run/vm1.qmp"}], "host": "hv7", "kafka": {"bootstrap_servers": ["kafka:9092"]}}
@@ -162,94 +169,100 @@ def _specimen() -> Agent:
 
 
 async def _never(*_: Any, **__: Any) -> Any:
-    raise AssertionError("a specimen connects to nothing")
+    raise AssertionError("the sample agent connects to no monitor")
 
 
 def records(examples: Iterable[str]) -> str:
-    """Return docs/records.md: every type of record, with an example where the run made one.
+    """Return docs/records.md, with every type of record and its example if there is one.
 
     Args:
-        examples: records as JSON, one of each type.
+        examples: records as JSON, one for each type.
     """
-    found = {record["type"]: record for record in map(json.loads, examples)}
-    version = next(r["data"]["qemu_version"] for r in found.values() if r["type"] == "qemu.vm.attached")
-    parts = [_MADE, "# Records\n", _ENVELOPE.format(version=version)]
+    by_type = {record["type"]: record for record in map(json.loads, examples)}
+    version = next(r["data"]["qemu_version"] for r in by_type.values() if r["type"] == "qemu.vm.attached")
+    parts = [_GENERATED, "# Records\n", _ENVELOPE.format(version=version)]
     parts += [
-        "## Changes in a VM's life\n",
-        *(_type(f"qemu.vm.{name}", told, found) for name, told in _CHANGES.items()),
+        "## Lifecycle of a VM\n",
+        *(_type(f"qemu.vm.{name}", text, by_type) for name, text in _CHANGES.items()),
     ]
     parts += [
         "## Samples\n",
-        *(_type(f.type, f.help, found) for f in FAMILIES if f is not BLOCK_SPACE),
+        *(_type(f.type, f.help, by_type) for f in FAMILIES if f is not BLOCK_SPACE),
     ]
-    parts += [_type(f"qemu.{family.name}", family.help, found) for family in TRANSITIONS]
+    parts += [_type(f"qemu.{family.name}", family.help, by_type) for family in TRANSITIONS]
     parts += [
         "## Alerts\n",
-        _type("qemu.alert.write_threshold", "A thin disk went past a level, or is below it again.", found),
+        _type("qemu.alert.write_threshold", "A thin disk exceeded an alert level, or is below it again.", by_type),
     ]
     parts += [
-        _type(f"qemu.alert.{rule.alert}", rule.help, found) for rule in {rule.alert: rule for rule in RULES}.values()
+        _type(f"qemu.alert.{rule.alert}", rule.help, by_type) for rule in {rule.alert: rule for rule in RULES}.values()
     ]
     parts += [
         "## The agent\n",
-        _type("qemu.agent.records_dropped", "Records that could not be delivered, counted and told.", found),
+        _type("qemu.agent.records_dropped", "Number of records that could not be delivered, by reason.", by_type),
     ]
     parts += ["## Events\n", _EVENTS, "".join(map(_event_row, ROWS))]
     parts += [
-        _type(f"qemu.event.{row.name.lower()}", row.help, found)
+        _type(f"qemu.event.{row.name.lower()}", row.help, by_type)
         for row in ROWS
-        if f"qemu.event.{row.name.lower()}" in found
+        if f"qemu.event.{row.name.lower()}" in by_type
     ]
     return "\n".join(parts)
 
 
-_EVENTS = """`data.qemu` is QEMU's own data, whole. An event that is not in this table is passed through, as category `unknown`.
+_EVENTS = """`data.qemu` is QEMU's own data, complete. An event that is not in this table is passed through with category `unknown`.
 
-| type | category | severity | since QEMU | what it says |
+| type | category | severity | since QEMU | description |
 |---|---|---|---|---|"""
 
 _CHANGES = {
-    "attached": "The agent has met a VM, or met it again.",
-    "detached": "The agent leaves a VM that lives on.",
-    "gone": "A VM is gone.",
-    "migrated_in": "A VM has come here by migration, or was restored from a file: no new VM.",
-    "migrated_out": "A VM has left by migration, or was saved to a file, and its process has ended: no dead VM.",
-    "busy": "Another client holds a monitor.",
-    "stalled": "A VM does not answer in time.",
-    "recovered": "A VM that had stalled, or whose monitor was busy, answers again.",
+    "attached": "The agent attached to a VM, or attached again.",
+    "detached": "The agent detached from a VM that keeps running.",
+    "gone": "A VM ended.",
+    "migrated_in": "A VM arrived by migration or was restored from a file; it is not a new VM.",
+    "migrated_out": "A VM left by migration or was saved to a file, and its process ended; it did not fail.",
+    "busy": "Another client holds the monitor.",
+    "stalled": "A VM does not respond in time.",
+    "recovered": "A VM that was stalled, or whose monitor was busy, responds again.",
 }
 assert _CHANGES.keys() == schema.CHANGES.keys()
 
 
 def _event_row(row: EventRow) -> str:
-    severity = row.severity.label if isinstance(row.severity, Severity) else "by its data"
+    severity = row.severity.label if isinstance(row.severity, Severity) else "depends on its data"
     return (
         f"| `qemu.event.{row.name.lower()}` | {row.category.value} | {severity} | {row.since} | {_cell(row.help)} |\n"
     )
 
 
-def _type(name: str, told: str, found: Mapping[str, Any]) -> str:
-    example = found.get(name)
-    shown_ = f"\n```json\n{json.dumps(example, indent=2, ensure_ascii=False)}\n```\n" if example is not None else ""
-    return f"### {name}\n\n{told}\n{shown_}"
+def _type(name: str, text: str, by_type: Mapping[str, Any]) -> str:
+    example = by_type.get(name)
+    block = f"\n```json\n{json.dumps(example, indent=2, ensure_ascii=False)}\n```\n" if example is not None else ""
+    return f"### {name}\n\n{text}\n{block}"
 
 
-_QUESTIONS = """All that QEMU 2.6 to 11.1 can be asked by a `query-*`, and what the agent does with it. What is refused cannot be sent,
-whatever the config says: requests are made in one file, `agent/qmp/commands.py`, and of these questions only of those that are not
-refused here. What a QEMU does not know it is not asked; `qmp-agent check` tells what that is. What is asked after an event is asked at
-attach too, and at each resync. Beside these there are `qom-list` and `qom-get`, of balloons, network cards and the machine's type.
+_QUERIES_INTRO = """This table lists every `query-*` command of QEMU 2.6 to 11.1, when the agent sends it, and why.
 
-| question | what becomes of it | why | after |
+- `never`: the agent cannot send the command, whatever the config says. Only `agent/qmp/commands.py` encodes requests, and it refuses
+  these.
+- `after an event`: also at attach and at each resync. The last column lists the events.
+- `at attach`: also at each resync.
+- `while stalled`: out of band, after a reply is overdue.
+
+The agent does not send commands that a QEMU does not support; `qmp-agent check` lists them.
+It also sends `qom-list` and `qom-get`, for balloons, network devices and the machine type.
+
+| command | sent | reason | events |
 |---|---|---|---|
 """
 
 
 def queries() -> str:
-    """Return docs/qmp-commands.md: every question of QMP's, a row each."""
-    return "\n".join((_MADE, "# Questions\n", _QUESTIONS + "".join(map(_question, QUERIES))))
+    """Return docs/qmp-commands.md, with one row for each query."""
+    return "\n".join((_GENERATED, "# QMP commands\n", _QUERIES_INTRO + "".join(map(_query_row, QUERIES))))
 
 
-def _question(query: Query) -> str:
+def _query_row(query: Query) -> str:
     after = (
         ", ".join(f"`{event}`" for event in events_of(query.name)) if query.policy is not QueryPolicy.REFUSED else ""
     )
@@ -257,11 +270,11 @@ def _question(query: Query) -> str:
 
 
 def events_of(command: str) -> list[str]:
-    """Return the events after which a question is asked."""
-    askers = {c.name for c in ALL if command in (ask.name for ask in c.commands(ALL_FEATURES))}
-    if command in (ask.name for ask in host_process.COMMANDS):
-        askers.add(THREADS)
-    return [row.name for row in ROWS if askers & set(row.invalidates)]
+    """Return the events after which the agent sends a command."""
+    senders = {c.name for c in ALL if command in (sent.name for sent in c.commands(ALL_FEATURES))}
+    if command in (sent.name for sent in host_process.COMMANDS):
+        senders.add(THREADS)
+    return [row.name for row in ROWS if senders & set(row.invalidates)]
 
 
 _DOCUMENTS = {
@@ -272,11 +285,11 @@ _DOCUMENTS = {
 
 
 def main() -> None:
-    """Write one of the documents to standard output."""
+    """Write one document to standard output."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("document", choices=_DOCUMENTS)
     document = parser.parse_args().document
-    logging.disable()  # the specimen's alert is none
+    logging.disable()  # the sample agent's alert is not real
     sys.stdout.write(_DOCUMENTS[document]())
 
 

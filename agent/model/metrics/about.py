@@ -4,7 +4,7 @@ from agent.model.family import TEXT, Family, Field, Kind
 
 ABOUT = Family(
     "about",
-    "asked at attach",
+    "read at attach",
     "Identity of a VM; the labels of qemu_vm_info.",
     (),
     (

@@ -18,7 +18,7 @@ from agent.app.health import HealthLimits
 from agent.cli.demo.guest import until
 from agent.config.model import Config
 from agent.runtime.systemd import SystemdNotifier
-from agent.session.session import Session
+from agent.session.poller import Poller
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest
 from tests.lab.machine import require
@@ -117,7 +117,7 @@ async def test_an_agent_that_polls_no_vm_withholds_the_watchdog_ping(
         async def hang(*_: Any) -> None:
             await asyncio.Event().wait()
 
-        monkeypatch.setattr(Session, "_poll", hang)
+        monkeypatch.setattr(Poller, "poll", hang)
         await until(lambda: systemd.status().startswith("1 VMs are up, and none was polled"), 20)
         pings, before = systemd.pings(), len(systemd.notifications())
         await until(lambda: len(systemd.notifications()) >= before + 3, 10)

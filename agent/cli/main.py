@@ -330,7 +330,7 @@ def _doctor(parsed: argparse.Namespace) -> int:
 
     path = parsed.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
     try:
-        user = permissions.agents_user(parsed.user)
+        user = permissions.agent_user(parsed.user)
     except KeyError:
         print(f"qmp-agent: this host has no user {parsed.user}", file=sys.stderr)
         return USAGE_ERROR

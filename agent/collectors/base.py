@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from agent.host.types import File, Interface, Task
+from agent.host.types import FileRequest, Interface, Task
 from agent.model.family import Family, Sample
 from agent.model.record import Severity
 from agent.qmp.commands import Command
@@ -172,7 +172,7 @@ class Collector:
     derive: Callable[[Poll, Poll], Sequence[Sample]] = _keep_samples
     transitions: Callable[[Poll, Poll], Iterable[Transition]] = _no_transitions
     from_event: Mapping[str, Callable[[Mapping[str, Any]], Iterable[Sample]]] = field(default_factory=dict)
-    files: Callable[[Facts], Sequence[File]] = no_files
+    files: Callable[[Facts], Sequence[FileRequest]] = no_files
 
     def missing_command(self, facts: Facts) -> str:
         """Return the first of its commands that this QEMU does not support, or an empty string."""

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, Facts, Replies, at_poll_interval, no_commands
-from agent.host.procfs import Numbers, alone, interfaces
-from agent.host.types import File, Interface, Text
+from agent.host.procfs import Numbers, interfaces, single_number
+from agent.host.types import FileReply, FileRequest, Interface
 from agent.model.family import Sample
 from agent.model.metrics.host import NET
 from agent.model.reader import Reader
@@ -16,22 +16,22 @@ _read = Reader(NET)
 _COUNTERS = [f"{direction}_{what}" for direction in ("rx", "tx") for what in ("bytes", "packets", "errors", "dropped")]
 
 
-def _files(facts: Facts) -> Sequence[File]:
-    near = [i for i in facts.interfaces if i.near]
-    files = [File(f"/sys/class/net/{i.name}/statistics/{name}", i) for i in near for name in _COUNTERS]
-    far = tuple(i for i in facts.interfaces if not i.near)
-    return [*files, File("net/dev", far)] if far else files
+def _files(facts: Facts) -> Sequence[FileRequest]:
+    same_netns = [i for i in facts.interfaces if i.same_netns]
+    files = [FileRequest(f"/sys/class/net/{i.name}/statistics/{name}", i) for i in same_netns for name in _COUNTERS]
+    far = tuple(i for i in facts.interfaces if not i.same_netns)
+    return [*files, FileRequest("net/dev", far)] if far else files
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
     counted: dict[str, tuple[Interface, Numbers]] = {}
     for reply in replies:
-        if not isinstance(reply, Text) or reply.text is None:
+        if not isinstance(reply, FileReply) or reply.text is None:
             continue
-        subject: Any = reply.file.of
+        subject: Any = reply.request.subject
         if isinstance(subject, Interface):
-            counter = reply.file.path.rpartition("/")[2]
-            counted.setdefault(subject.name, (subject, {}))[1][counter] = alone(reply.text)
+            counter = reply.request.path.rpartition("/")[2]
+            counted.setdefault(subject.name, (subject, {}))[1][counter] = single_number(reply.text)
         else:
             by_name = interfaces(reply.text)
             counted |= {far.name: (far, by_name[far.name]) for far in subject if far.name in by_name}
@@ -43,7 +43,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 def _from_guest_side(interface: Interface, counters: Numbers) -> Numbers:
     """Return the counters with a tap's directions: the guest receives what the host sends."""
-    if interface.swapped:
+    if interface.directions_swapped:
         return counters
     other = {"rx": "tx", "tx": "rx"}
     return {other[name[:2]] + name[2:]: value for name, value in counters.items()}

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, Facts, Replies, at_poll_interval, no_commands
-from agent.host.procfs import alone, by_subject, keyed_of, pressure
-from agent.host.types import File, Text
+from agent.host.procfs import group_by_subject, keyed_numbers_of, pressure, single_number
+from agent.host.types import FileReply, FileRequest
 from agent.model.family import Sample
 from agent.model.metrics.host import CGROUP, PROCESS
 from agent.model.reader import Reader
@@ -14,39 +14,44 @@ _read_process = Reader(PROCESS)
 _read_cgroup = Reader(CGROUP)
 
 _CGROUP_FILES = {
-    "memory.current": alone,
-    "memory.max": alone,
-    "memory.swap.current": alone,
-    "memory.events": keyed_of(CGROUP, "memory.events"),
-    "cpu.stat": keyed_of(CGROUP, "cpu.stat"),
+    "memory.current": single_number,
+    "memory.max": single_number,
+    "memory.swap.current": single_number,
+    "memory.events": keyed_numbers_of(CGROUP, "memory.events"),
+    "cpu.stat": keyed_numbers_of(CGROUP, "cpu.stat"),
     "cpu.pressure": pressure,
     "memory.pressure": pressure,
     "io.pressure": pressure,
 }
 
 
-def _files(facts: Facts) -> Sequence[File]:
+def _files(facts: Facts) -> Sequence[FileRequest]:
     if facts.process is None:
         return ()
     task = facts.process
-    return (*(File(name, task) for name in ("stat", "schedstat", "status", "io")), File("fd", task, entries=True))
+    return (
+        *(FileRequest(name, task) for name in ("stat", "schedstat", "status", "io")),
+        FileRequest("fd", task, entries=True),
+    )
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    for task, files in by_subject(replies):
+    for task, files in group_by_subject(replies):
         yield Sample(PROCESS, (), _read_process({**files, "known": {"pid": task.id, **task.values}}))
 
 
-def _cgroup_files(facts: Facts) -> Sequence[File]:
-    return () if facts.cgroup is None else [File(f"{facts.cgroup}/{name}", facts.cgroup) for name in _CGROUP_FILES]
+def _cgroup_files(facts: Facts) -> Sequence[FileRequest]:
+    return (
+        () if facts.cgroup is None else [FileRequest(f"{facts.cgroup}/{name}", facts.cgroup) for name in _CGROUP_FILES]
+    )
 
 
 def _collect_cgroup(replies: Replies) -> Iterable[Sample]:
     item: dict[str, Any] = {}
     for reply in replies:
-        if isinstance(reply, Text) and reply.text is not None:
-            item["path"] = reply.file.of
-            name = reply.file.path.rpartition("/")[2]
+        if isinstance(reply, FileReply) and reply.text is not None:
+            item["path"] = reply.request.subject
+            name = reply.request.path.rpartition("/")[2]
             *parents, last = name.split(".")
             holder = item
             for parent in parents:

@@ -1,7 +1,7 @@
-"""What the host knows of a VM: its process (find, proc), its interfaces (taps), its devices (device), its manager's files (libvirt)."""
+"""Host-side discovery: processes, interfaces, block devices, sockets, libvirt's files. Only this package reads /proc and /sys."""
 
 from agent.host.block_device import device_size
-from agent.host.find import QemuProcess, UnknownProcessError, find
+from agent.host.find import QemuProcess, UnknownProcessError, find_process
 from agent.host.interfaces import interfaces_of
 from agent.host.libvirt_metadata import LabelsConfig, labels_of
 from agent.host.process import Process
@@ -12,7 +12,7 @@ __all__ = [
     "QemuProcess",
     "UnknownProcessError",
     "device_size",
-    "find",
+    "find_process",
     "interfaces_of",
     "labels_of",
 ]

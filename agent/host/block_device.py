@@ -1,7 +1,7 @@
-"""What the host knows of a block device, and QEMU does not: how large it is now.
+"""Current size of a block device, which QEMU does not know.
 
-QEMU asks a device for its size when it opens it. A logical volume that is extended under it stays as it was in `query-named-block-nodes`,
-and once a write lands past that, its size is where the last write ended (seen on 7.2), so that it looks full for ever.
+QEMU reads a device's size when it opens the device. After a logical volume is extended, `query-named-block-nodes` still reports the old
+size. Once a write lands past that, it reports where the last write ended (seen on 7.2), so that the volume always looks full.
 """
 
 import os
@@ -12,17 +12,21 @@ _SECTOR_BYTES = 512
 
 
 def device_size(path: str) -> int | None:
-    """Return the size of a block device in bytes, without opening it; None where there is none, as in a container.
+    """Return the size of a block device in bytes, without opening it.
 
-    The path is QEMU's word: one that leads out of /dev could lie on a mount that hangs, and whoever looks at it then hangs too.
+    Args:
+        path: the path that QEMU reports. A path outside /dev is ignored: it may lie on a hung mount, which would block the agent.
+
+    Returns:
+        None if there is no such device, as in a container.
     """
     if not path.startswith("/dev/") or os.path.normpath(path) != path:
         return None
     try:
-        found = Path(path).stat()
-        if not stat.S_ISBLK(found.st_mode):
+        status = Path(path).stat()
+        if not stat.S_ISBLK(status.st_mode):
             return None
-        number = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+        number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
         return int(Path("/sys/dev/block", number, "size").read_text()) * _SECTOR_BYTES or None
     except (OSError, ValueError):
         return None

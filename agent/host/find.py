@@ -1,8 +1,8 @@
-"""Which process is behind a monitor: found out once at attach, and doubted.
+"""Identification of the QEMU process behind a monitor, once at each attach.
 
-Two things speak for a process: the kernel says who opened the monitor's socket (SO_PEERCRED), and QEMU says the ids of its vCPUs'
-threads. A manager may have opened the socket and handed it over, and a QEMU in a pid namespace of its own counts its threads as that
-does. What is not certain is not taken.
+There are two clues: the pid that opened the monitor's socket (SO_PEERCRED), and the ids of QEMU's vCPU threads.
+A manager may have opened the socket and passed it on. A QEMU in a pid namespace counts its threads in that namespace.
+A process is returned only if the clues agree.
 """
 
 import os
@@ -13,30 +13,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.host.process import ROOT, Process
-from agent.host.procfs import keyed
+from agent.host.procfs import keyed_numbers
 
 _QEMU = re.compile(r"Name:\s*(qemu|kvm)")
-"""What QEMU's process is called unless `-name process=` says otherwise."""
+"""Name of QEMU's process unless `-name process=` changes it."""
 
-_tgid = keyed("Tgid")
+_tgid = keyed_numbers("Tgid")
 
 _MAX_THREADS = 4096
-"""Threads of a process that are looked through for those of another pid namespace."""
+"""Maximum number of threads to search for ids of another pid namespace."""
 
 
 class UnknownProcessError(Exception):
-    """It cannot be known which process it is; the text says why, for people."""
+    """The process cannot be identified. The message is the cause, for people."""
 
 
 @dataclass(frozen=True, slots=True)
 class QemuProcess:
-    """A process that was found.
+    """An identified QEMU process.
 
     Attributes:
-        process: it.
-        threads: its threads' ids on this host, by the ids that QEMU told.
-        start_seconds: when it was started, seconds since the epoch.
-        cgroup: the folder of its cgroup (version 2) on the host, or None.
+        process: the process.
+        threads: thread ids on this host, by the ids that QEMU reports.
+        start_seconds: start time in seconds since the epoch.
+        cgroup: directory of its cgroup (version 2) on the host, or None.
         cgroup_name: its cgroup, or empty.
     """
 
@@ -47,25 +47,25 @@ class QemuProcess:
     cgroup_name: str
 
 
-def find(opener: int | None, threads: Sequence[int], root: Path = ROOT) -> QemuProcess:
-    """Return the process of a QEMU. Blocks, for some milliseconds.
+def find_process(socket_owner: int | None, threads: Sequence[int], root: Path = ROOT) -> QemuProcess:
+    """Return the process of a QEMU. Blocks for some milliseconds.
 
     Args:
-        opener: the pid that opened the other end of the monitor's socket; None where nothing tells it.
-        threads: the ids of its vCPUs' and iothreads' threads, as QEMU told them.
-        root: the folder that has /proc and /sys.
+        socket_owner: pid that opened the other end of the monitor's socket, or None if unknown.
+        threads: ids of its vCPU threads and iothreads, as QEMU reports them.
+        root: the directory that holds /proc and /sys.
 
     Raises:
-        UnknownProcessError: it cannot be known.
+        UnknownProcessError: the process cannot be identified.
     """
-    if opener is None:
+    if socket_owner is None:
         raise UnknownProcessError(
-            "its monitor is no Unix socket, or its process is in a pid namespace that is not within the agent's"
+            "its monitor is not a Unix socket, or its process is in a pid namespace outside the agent's"
         )
-    process = _by_opener(opener, threads, root) or _by_threads(threads, root)
+    process = _by_pid(socket_owner, threads, root) or _by_threads(threads, root)
     if process is None:
         raise UnknownProcessError(
-            f"process {opener} opened its monitor's socket but is not it, and its threads are none that could be recognised"
+            f"process {socket_owner} opened its monitor's socket but is not QEMU, and no process has the threads that QEMU reports"
         )
     ids = _ids(process, threads)
     assert ids is not None
@@ -73,8 +73,8 @@ def find(opener: int | None, threads: Sequence[int], root: Path = ROOT) -> QemuP
     return QemuProcess(process, ids, _start(process), _cgroup(process, name), name)
 
 
-def _by_opener(pid: int, threads: Sequence[int], root: Path) -> Process | None:
-    """Return that process if these threads are its own; one that told of none has to look like a QEMU."""
+def _by_pid(pid: int, threads: Sequence[int], root: Path) -> Process | None:
+    """Return this process if it has these threads. If there are none, its name must be QEMU's."""
     try:
         process = Process(pid, root)
     except OSError:
@@ -86,18 +86,18 @@ def _by_opener(pid: int, threads: Sequence[int], root: Path) -> Process | None:
 
 
 def _by_threads(threads: Sequence[int], root: Path) -> Process | None:
-    """Return the process that has these threads, if it looks like a QEMU of our own pid namespace: their numbers alone prove little."""
+    """Return the process with these threads, if its name is QEMU's and it is in the agent's pid namespace: numbers alone prove little."""
     if not threads:
         return None
     try:
-        first = Process(threads[0], root)  # /proc has a folder for each thread too, though it does not list it
+        first = Process(threads[0], root)  # /proc has an unlisted directory for each thread
     except OSError:
         return None
     leader = _tgid(first.read("status") or "").get("Tgid")
     first.close()
     if leader is None:
         return None
-    process = _by_opener(leader, threads, root)
+    process = _by_pid(leader, threads, root)
     if process is not None and not (_looks_like_qemu(process) and _depth(process) == 1):
         process.close()
         return None
@@ -109,7 +109,7 @@ def _looks_like_qemu(process: Process) -> bool:
 
 
 def _namespaced(status: str | None) -> list[int]:
-    """Return a thread's ids from a `status` file, in our pid namespace first and in its own last (Linux 4.1)."""
+    """Return a thread's ids from a `status` file: first in the agent's pid namespace, last in its own (Linux 4.1)."""
     line = next((line for line in (status or "").splitlines() if line.startswith("NSpid:")), "")
     return [int(part) for part in line.split()[1:] if part.isdecimal()]
 
@@ -119,7 +119,7 @@ def _depth(process: Process) -> int:
 
 
 def _ids(process: Process, threads: Sequence[int]) -> Mapping[int, int] | None:
-    """Return the ids on this host of the threads that QEMU told, or None unless all are the process' own."""
+    """Return ids on this host by QEMU's thread ids, or None unless the process has all these threads."""
     if _depth(process) == 1:
         known = {thread: thread for thread in threads if process.read(f"task/{thread}/stat") is not None}
     else:
@@ -130,7 +130,7 @@ def _ids(process: Process, threads: Sequence[int]) -> Mapping[int, int] | None:
 
 
 def _start(process: Process) -> float | None:
-    """Return when it was started: the kernel says it in clock ticks since the boot."""
+    """Return the start time in seconds since the epoch; the kernel reports it in clock ticks since boot."""
     fields = (process.read("stat") or "").rpartition(")")[2].split()
     if len(fields) < 20 or not fields[19].isdecimal():
         return None
@@ -144,10 +144,10 @@ def _cgroup_name(process: Process) -> str:
 
 
 def _cgroup(process: Process, name: str) -> str | None:
-    """Return the folder of the nearest cgroup above it that counts memory: libvirt puts threads into ones that cannot."""
+    """Return the directory of the nearest cgroup above it that counts memory; libvirt's cgroups for threads do not."""
     while name not in ("", "/") and ".." not in name.split("/"):
-        folder = f"/sys/fs/cgroup{name}"
-        if process.read(f"{folder}/memory.current") is not None:
-            return folder
+        directory = f"/sys/fs/cgroup{name}"
+        if process.read(f"{directory}/memory.current") is not None:
+            return directory
         name = name.rpartition("/")[0]
     return None

@@ -1,7 +1,7 @@
-"""What libvirt's files say of a VM for people: Nova's project and flavour, oVirt's cluster, a title. Blocks.
+"""Labels of a VM from libvirt's XML files, such as Nova's project and flavour, oVirt's cluster, or a title. Blocks.
 
-libvirt keeps a running VM's XML in /run/libvirt/qemu and a defined one's in /etc/libvirt/qemu, readable by root alone; where the agent may
-not read them there are no labels of theirs. The metadata in them is whatever the manager was told by its users, and is treated so.
+libvirt keeps the XML of running VMs in /run/libvirt/qemu and of defined VMs in /etc/libvirt/qemu, readable by root only. Without permission
+to read them there are no such labels. Their metadata comes from users of the manager and is untrusted.
 """
 
 import re
@@ -18,24 +18,28 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 MAX_VALUE = 128
-"""Characters of a label's value."""
+"""Maximum length of a label's value in characters."""
 
-TAKEN = frozenset({"vm", "vm_uuid", "qemu_version", "qemu_package", "monitor", "machine", "accelerator", "pid"})
-"""Labels that qemu_vm_info has of itself."""
+RESERVED_LABELS = frozenset(
+    {"vm", "vm_uuid", "qemu_version", "qemu_package", "monitor", "machine", "accelerator", "pid"}
+)
+"""Labels that qemu_vm_info always has."""
 
 
 def _label(value: str) -> str:
     if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", value) or value.startswith("__"):
-        raise ValueError("should be a label's name: letters, digits and underscores, and no two of them in front")
-    if value in TAKEN:
-        raise ValueError(f"is a label that qemu_vm_info has already; those are {', '.join(sorted(TAKEN))}")
+        raise ValueError(
+            "should be a label name: letters, digits and underscores, not starting with a digit or two underscores"
+        )
+    if value in RESERVED_LABELS:
+        raise ValueError(f"is reserved: choose a label name other than {', '.join(sorted(RESERVED_LABELS))}")
     return value
 
 
 def _path(value: str) -> str:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*(@[\w.-]+)?", value):
         raise ValueError(
-            "should be elements below <domain> and at most one attribute, such as metadata/instance/flavor@name"
+            "should be a path of elements below <domain> and at most one attribute, such as metadata/instance/flavor@name"
         )
     return value
 
@@ -45,10 +49,10 @@ XmlPath = Annotated[str, AfterValidator(_path)]
 
 
 class LabelsConfig(Section):
-    """Labels of qemu_vm_info that are read out of libvirt's files, where the agent may read them."""
+    """Labels of qemu_vm_info that are read from libvirt's files, if the agent has permission."""
 
     libvirt_xml_dirs: list[Path] = [Path("/run/libvirt/qemu"), Path("/etc/libvirt/qemu")]
-    """Folders with libvirt's XML, NAME.xml for each VM; the first that has it is read. An empty list reads none."""
+    """Directories with libvirt's XML files, NAME.xml for each VM. The first file found is read. An empty list disables these labels."""
     metadata: Annotated[dict[Label, XmlPath], Field(max_length=20)] = {
         "title": "title",
         "nova_name": "metadata/instance/name",
@@ -57,35 +61,35 @@ class LabelsConfig(Section):
         "nova_project_id": "metadata/instance/owner/project@uuid",
         "ovirt_cluster_version": "metadata/vm/clusterVersion",
     }
-    """Where the value of each label stands: elements below <domain>, without namespaces, and `@` an attribute."""
+    """Path of each label's value: elements below <domain>, without namespaces, and optionally `@` and an attribute."""
 
 
 def labels_of(vm: Vm, labels: LabelsConfig) -> dict[str, str]:
-    """Return the labels of a VM that can be had; empty where there is no file of its, or none that can be read."""
-    for folder in labels.libvirt_xml_dirs:
-        domain = _domain(folder, vm)
+    """Return the VM's labels; empty if it has no file, or none that can be read."""
+    for directory in labels.libvirt_xml_dirs:
+        domain = _domain(directory, vm)
         if domain is not None:
-            found = {name: _value(domain, path) for name, path in labels.metadata.items()}
+            values = {name: _value(domain, path) for name, path in labels.metadata.items()}
             return {
-                name: sanitize(value.strip(), MAX_VALUE) for name, value in found.items() if value and value.strip()
+                name: sanitize(value.strip(), MAX_VALUE) for name, value in values.items() if value and value.strip()
             }
     return {}
 
 
-def _domain(folder: Path, vm: Vm) -> "Element | None":
-    """Return the <domain> of a VM, if it is this VM's and not another's of that name."""
+def _domain(directory: Path, vm: Vm) -> "Element | None":
+    """Return the VM's <domain>, or None. Another VM of the same name does not count."""
     if "/" in vm.name or "\0" in vm.name:
         return None
     try:
-        with (folder / f"{vm.name}.xml").open("rb") as file:
+        with (directory / f"{vm.name}.xml").open("rb") as file:
             root = parse_xml(file.read(MAX_BYTES + 1))
     except (OSError, ValueError):
         return None
     domain = root if root.tag == "domain" else root.find("domain")  # a running one's is inside <domstatus>
     if domain is None or (domain.findtext("uuid") or "").strip().lower() != vm.uuid:
         return None
-    found: Element = domain
-    return found
+    element: Element = domain
+    return element
 
 
 def _value(domain: "Element", path: str) -> str | None:

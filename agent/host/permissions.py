@@ -1,4 +1,4 @@
-"""Whether the agent's user may connect to a socket, asked of the kernel as that user, and what would let it."""
+"""Permission of the agent's user to connect to a socket: checked by the kernel as that user, with commands that grant it."""
 
 import contextlib
 import grp
@@ -18,22 +18,32 @@ USER = "qmp-agent"
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Whom the agent runs as."""
+    """A user and its groups.
+
+    Attributes:
+        name: login name, or the uid as text; empty if unknown.
+        uid: user id.
+        gids: group ids.
+    """
 
     name: str
     uid: int
     gids: frozenset[int]
 
 
-def agents_user(name: str | None = None, proc: Path = PROC) -> User:
-    """Return the user of that name; without one, who a running agent is, or else who it will be.
+def agent_user(name: str | None = None, proc: Path = PROC) -> User:
+    """Return the user that the agent runs as.
+
+    Args:
+        name: the user's name. None means the user of the running agent, or else of the installed one, or else the current user.
+        proc: the /proc directory.
 
     Raises:
-        KeyError: there is none of that name.
+        KeyError: there is no user of that name.
     """
     running = next((pid for pid in pids(proc) if name is None and is_agent(pid, proc)), None)
-    if running is not None and (found := _of_process(running, proc)) is not None:
-        return found
+    if running is not None and (user := _of_process(running, proc)) is not None:
+        return user
     try:
         entry = pwd.getpwnam(name or USER)
     except KeyError:
@@ -41,17 +51,19 @@ def agents_user(name: str | None = None, proc: Path = PROC) -> User:
             raise
     else:
         return User(entry.pw_name, entry.pw_uid, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid)))
-    return User(_user_name(os.geteuid()), os.geteuid(), frozenset({os.getegid(), *os.getgroups()}))  # not installed yet
+    return User(
+        _user_name(os.geteuid()), os.geteuid(), frozenset({os.getegid(), *os.getgroups()})
+    )  # the agent is not installed
 
 
-def owner(pid: int, proc: Path = PROC) -> User:
-    """Return whose a process is; nobody's, with an empty name, where that is not known."""
+def process_user(pid: int, proc: Path = PROC) -> User:
+    """Return the user of a process; its name is empty if it is unknown."""
     return _of_process(pid, proc) or User("", -1, frozenset())
 
 
 def _of_process(pid: int, proc: Path) -> User | None:
     status = read(proc / str(pid) / "status").decode("ascii", "replace")
-    ids = {found[1]: [int(word) for word in found[2].split()] for found in _IDS.finditer(status)}
+    ids = {match[1]: [int(word) for word in match[2].split()] for match in _IDS.finditer(status)}
     if not ids.get("Uid") or not ids.get("Gid"):
         return None
     return User(_user_name(ids["Uid"][1]), ids["Uid"][1], frozenset({ids["Gid"][1], *ids.get("Groups", ())}))
@@ -68,32 +80,32 @@ def _user_name(uid: int) -> str:
 
 
 def blocked_paths(path: str, user: User) -> list[Path]:
-    """Return the folders that a user may not enter on the way to a socket, and the socket where it may not connect to that.
+    """Return the directories that a user cannot enter on the way to a socket, and the socket itself if it cannot connect to it.
 
-    Empty where nothing is in the way, or where it cannot be told: only root can ask for others.
+    Empty if nothing blocks the user. Also empty if the current user is neither root nor that user, as then nothing can be checked.
     """
     if os.geteuid() not in (0, user.uid):
         return []
-    return [place for place in (*reversed(Path(path).parents), Path(path)) if not _may(place, user)]
+    return [step for step in (*reversed(Path(path).parents), Path(path)) if not _has_access(step, user)]
 
 
-def _may(place: Path, user: User) -> bool:
-    """Return whether a user may enter a folder or connect to a socket, could it but get there."""
+def _has_access(path: Path, user: User) -> bool:
+    """Return whether a user has permission to enter a directory or connect to a socket, its parents aside."""
     try:
-        descriptor = os.open(place, os.O_PATH | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        wanted = os.X_OK if stat.S_ISDIR(os.fstat(descriptor).st_mode) else os.W_OK
+        mode = os.X_OK if stat.S_ISDIR(os.fstat(descriptor).st_mode) else os.W_OK
         with _acting_as(user):
-            return os.access(f"/proc/self/fd/{descriptor}", wanted, effective_ids=True)
+            return os.access(f"/proc/self/fd/{descriptor}", mode, effective_ids=True)
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
 def _acting_as(user: User) -> Iterator[None]:
-    """Be somebody else for as long as the block runs."""
+    """Switch to another user for the length of a block."""
     if os.geteuid() == user.uid:
         yield
         return
@@ -109,37 +121,37 @@ def _acting_as(user: User) -> Iterator[None]:
         os.setegid(gid)
 
 
-def describe(place: Path, user: User) -> str:
-    """Return what is in a user's way, for people."""
+def describe_denial(path: Path, user: User) -> str:
+    """Describe which permission a user lacks on a path."""
     try:
-        info = place.stat()
+        info = path.stat()
     except OSError as error:
-        return f"{place}: {error.strerror}"
+        return f"{path}: {error.strerror}"
     verb = "enter" if stat.S_ISDIR(info.st_mode) else "connect to"
     group = _group_name(info.st_gid)
     mode = stat.S_IMODE(info.st_mode)
-    return f"{user.name} may not {verb} {place} ({_user_name(info.st_uid)}:{group} {mode:04o})"
+    return f"{user.name} may not {verb} {path} ({_user_name(info.st_uid)}:{group} {mode:04o})"
 
 
-def fix_commands(place: Path, user: User, *, made_anew: bool = True) -> list[str]:
-    """Return the commands that take away what is in a user's way; none where nothing is there.
+def fix_commands(path: Path, user: User, *, recreated: bool = True) -> list[str]:
+    """Return the commands that give a user permission; none if the path does not exist.
 
     Args:
-        place: the folder or the socket.
-        user: whose way.
-        made_anew: whether a socket is one that each VM makes when it starts.
+        path: the directory or the socket.
+        user: the user.
+        recreated: whether each start of the VM creates the socket again.
     """
     try:
-        info = place.stat()
+        info = path.stat()
     except OSError:
         return []
-    folder = stat.S_ISDIR(info.st_mode)
-    if info.st_gid and info.st_mode & (stat.S_IXGRP if folder else stat.S_IWGRP):
-        return [f"usermod -aG {_group_name(info.st_gid)} {user.name}    # and start the agent anew"]
-    if folder:
-        return [f"setfacl -m u:{user.name}:x {place}"]
-    # A default access list of the folder would not do: Linux makes a socket with the umask of whoever makes it (unix_bind).
-    return [f"setfacl -m u:{user.name}:rw {place}{'    # and whenever the VM is started anew' if made_anew else ''}"]
+    directory = stat.S_ISDIR(info.st_mode)
+    if info.st_gid and info.st_mode & (stat.S_IXGRP if directory else stat.S_IWGRP):
+        return [f"usermod -aG {_group_name(info.st_gid)} {user.name}    # then restart the agent"]
+    if directory:
+        return [f"setfacl -m u:{user.name}:x {path}"]
+    # A default ACL on the directory does not help: Linux applies the creator's umask to a new socket (unix_bind).
+    return [f"setfacl -m u:{user.name}:rw {path}{'    # again after each start of the VM' if recreated else ''}"]
 
 
 def _group_name(gid: int) -> str:

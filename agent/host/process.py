@@ -1,7 +1,7 @@
-"""Reading what the kernel says of one process. The only place where files of a VM's process are opened.
+"""Reading of one process's files under /proc. No other module opens them.
 
-The process' folder under /proc is held open: once the process has ended, whatever is opened under it is not found, even when another
-process has got its pid. Only files are read here that the kernel writes without waiting for the process or for storage.
+The process's directory is held open. After the process has ended, no file under it can be opened, even if another process has its pid.
+Only files that the kernel writes without waiting for the process or for storage are read.
 """
 
 import contextlib
@@ -9,51 +9,52 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from agent.host.types import File, Text
+from agent.host.types import FileReply, FileRequest
 
 MAX_BYTES = 64 << 10
-"""The most that is read of one file. /proc/PID/net/dev has some 130 bytes for each interface."""
+"""Maximum size of one file. /proc/PID/net/dev has about 130 bytes for each interface."""
 
 SHORT_BYTES = 2048
-"""An answer shorter than this is the whole: the kernel fills its page as far as the next line fits (fs/seq_file.c, Linux 2.6 to 6.18)."""
+"""A shorter read is the last one: the kernel fills its page until the next line does not fit (fs/seq_file.c, Linux 2.6 to 6.18)."""
 
 ROOT = Path("/")
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Process:
-    """A process, as long as it lives. `close` it.
+    """One process; close it after use.
 
     Attributes:
-        pid: its id on this host.
+        pid: its pid on this host.
+        root: the directory that holds /proc and /sys, without a trailing slash.
     """
 
     def __init__(self, pid: int, root: Path = ROOT) -> None:
-        """Hold on to a process.
+        """Open a process's directory.
 
         Raises:
-            OSError: there is none of that id, or it may not be looked at.
+            OSError: there is no such process, or permission is denied.
         """
         self.pid = pid
         self.root = os.fspath(root).rstrip("/")
-        self._folder: int | None = os.open(f"{self.root}/proc/{pid}", _FOLDER)
+        self._directory: int | None = os.open(f"{self.root}/proc/{pid}", _DIRECTORY)
 
     def close(self) -> None:
-        """Let go of it."""
-        if self._folder is not None:
-            os.close(self._folder)
-            self._folder = None
+        """Close the directory."""
+        if self._directory is not None:
+            os.close(self._directory)
+            self._directory = None
 
-    def read_files(self, files: Iterable[File]) -> list[Text]:
-        """Return what these files say, in order."""
-        return [Text(file, self._entries(file.path) if file.entries else self.read(file.path)) for file in files]
+    def read_files(self, files: Iterable[FileRequest]) -> list[FileReply]:
+        """Return the contents of these files, in order."""
+        return [FileReply(file, self._entries(file.path) if file.entries else self.read(file.path)) for file in files]
 
     def read(self, path: str) -> str | None:
-        """Return the text of a file, cut at MAX_BYTES; None where it cannot be read.
+        """Return the text of a file, truncated at MAX_BYTES; None if it cannot be read.
 
         Args:
-            path: in the process' folder; with a / in front, on the host.
+            path: relative to the process's directory; with a leading slash, absolute on the host.
         """
         try:
             descriptor = self._open(path, os.O_RDONLY)
@@ -71,32 +72,32 @@ class Process:
         return data.decode("utf-8", "replace")
 
     def names(self, path: str) -> list[str]:
-        """Return the names in a folder of the process; none where it may not be looked into."""
+        """Return the names in a directory of the process; none without permission to read it."""
         try:
-            descriptor = self._open(path, _FOLDER)
+            descriptor = self._open(path, _DIRECTORY)
         except OSError:
             return []
         try:
-            return os.listdir(descriptor)  # noqa: PTH208 - pathlib knows no descriptors
+            return os.listdir(descriptor)  # noqa: PTH208 - pathlib does not accept descriptors
         except OSError:
             return []
         finally:
             os.close(descriptor)
 
     def link(self, path: str) -> str | None:
-        """Return where a link points, of a path as in `read`; None where that may not be known."""
+        """Return the target of a symbolic link, or None if it cannot be read; `path` is as in `read`."""
         with contextlib.suppress(OSError):
             if path.startswith("/"):
                 return str(Path(self.root + path).readlink())
-            if self._folder is not None:
-                return os.readlink(path, dir_fd=self._folder)
+            if self._directory is not None:
+                return os.readlink(path, dir_fd=self._directory)
         return None
 
     def _entries(self, path: str) -> str | None:
         with contextlib.suppress(OSError):
-            descriptor = self._open(path, _FOLDER)
+            descriptor = self._open(path, _DIRECTORY)
             try:
-                # Linux 6.2 says how many descriptors a process has as the size of its `fd`.
+                # From Linux 6.2 on, the size of `fd` is the number of descriptors.
                 return str(os.fstat(descriptor).st_size or len(os.listdir(descriptor)))  # noqa: PTH208 - as above
             finally:
                 os.close(descriptor)
@@ -105,6 +106,6 @@ class Process:
     def _open(self, path: str, flags: int) -> int:
         if path.startswith("/"):
             return os.open(self.root + path, flags | os.O_CLOEXEC)
-        if self._folder is None:
+        if self._directory is None:
             raise FileNotFoundError(path)
-        return os.open(path, flags | os.O_CLOEXEC, dir_fd=self._folder)
+        return os.open(path, flags | os.O_CLOEXEC, dir_fd=self._directory)

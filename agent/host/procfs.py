@@ -1,20 +1,20 @@
-"""How the kernel's files are laid out: texts in, numbers by name out (proc(5), Linux 4.15 to 6.18). Pure.
+"""Parsers of the kernel's files: from a text to numbers by name (proc(5), Linux 4.15 to 6.18). Pure.
 
-What is missing or is not a number is left out; so is what an older kernel does not have yet.
+A value that is missing, is not a number, or does not exist on an older kernel is left out.
 """
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.host.types import Text
+from agent.host.types import FileReply
 from agent.model.family import Family
 from agent.model.metrics.host import PROCESS
 
 Numbers = dict[str, Any]
 
-Layout = Callable[[str], Any]
-"""Reads one file's text."""
+Parser = Callable[[str], Any]
+"""Parses one file's text."""
 
 _STAT = {
     "minor_faults": 10,
@@ -42,7 +42,7 @@ _STATES = {
 
 
 def number(text: str) -> int | None:
-    """Return what a kernel's decimal number says."""
+    """Return a decimal number of the kernel's, or None if the text is not one."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 20 else None
 
 
@@ -51,76 +51,78 @@ def _numbers(pairs: Iterable[tuple[str, str]]) -> Numbers:
 
 
 def stat(text: str) -> Numbers:
-    """Return what /proc/PID/stat, or a thread's, says. Times are in clock ticks."""
-    fields = text.rpartition(")")[
-        2
-    ].split()  # the name, in parentheses, may hold anything; what follows begins with field 3
-    found = _numbers((name, fields[at - 3]) for name, at in _STAT.items() if at - 3 < len(fields))
-    return found | {"state": _STATES.get(fields[0], fields[0])} if fields else found
+    """Parse /proc/PID/stat or a thread's stat. Times are in clock ticks."""
+    # The name in parentheses may contain any character. Field 3 follows it.
+    fields = text.rpartition(")")[2].split()
+    values = _numbers((name, fields[at - 3]) for name, at in _STAT.items() if at - 3 < len(fields))
+    return values | {"state": _STATES.get(fields[0], fields[0])} if fields else values
 
 
 def schedstat(text: str) -> Numbers:
-    """Return what /proc/PID/schedstat says: nanoseconds on a CPU, nanoseconds ready but without one, and how often it ran."""
+    """Parse /proc/PID/schedstat: nanoseconds on a CPU, nanoseconds waiting for one, and number of time slices."""
     return _numbers(zip(("run", "delay", "slices"), text.split(), strict=False))
 
 
-def keyed(*names: str) -> Layout:
-    """Return what reads the numbers of these lines, such as `Name: 5 kB` (status, io) or `name 5` (cpu.stat, memory.events).
+def keyed_numbers(*names: str) -> Parser:
+    """Return a parser of lines such as `Name: 5 kB` (status, io) or `name 5` (cpu.stat, memory.events).
 
-    The others, most of `status`, are passed over.
+    Args:
+        names: names of the lines to parse; all others are skipped.
     """
     line = re.compile(rf"\n({'|'.join(map(re.escape, names))}):?[ \t]+([0-9]{{1,20}})(?!\S)")
     return lambda text: {name: int(digits) for name, digits in line.findall(f"\n{text}")}
 
 
-def keyed_of(family: Family, file: str) -> Layout:
-    """Return what reads, of a file of such lines, those that a family has fields of."""
+def keyed_numbers_of(family: Family, file: str) -> Parser:
+    """Return a parser of the lines in `file` that a family has fields for, as `keyed_numbers` parses them."""
     paths = (field.path for field in family.fields)
-    return keyed(*(path.removeprefix(f"{file}.") for path in paths if path.startswith(f"{file}.")))
+    return keyed_numbers(*(path.removeprefix(f"{file}.") for path in paths if path.startswith(f"{file}.")))
 
 
 def pressure(text: str) -> Numbers:
-    """Return the totals of a pressure file, in microseconds: `some` and `full`."""
+    """Parse a pressure file: the totals `some` and `full`, in microseconds."""
     rows = (line.split() for line in text.splitlines())
     return _numbers((row[0], row[-1].removeprefix("total=")) for row in rows if row and row[-1].startswith("total="))
 
 
-def alone(text: str) -> Any:
-    """Return the one number of a file."""
+def single_number(text: str) -> Any:
+    """Parse a file that holds one number; None if it does not."""
     return number(text.strip())
 
 
 def interfaces(text: str) -> dict[str, Numbers]:
-    """Return the counters of /proc/PID/net/dev by interface, named as in /sys/class/net/INTERFACE/statistics."""
+    """Parse /proc/PID/net/dev: counters by interface, named as in /sys/class/net/INTERFACE/statistics."""
     names = ("bytes", "packets", "errors", "dropped", "fifo", "frame", "compressed", "multicast")
     columns = (*(f"rx_{name}" for name in names), *(f"tx_{name}" for name in names))
-    found = {}
+    counters = {}
     for line in text.splitlines():
         name, colon, rest = line.strip().partition(":")
         if colon:
-            found[name] = _numbers(zip(columns, rest.split(), strict=False))
-    return found
+            counters[name] = _numbers(zip(columns, rest.split(), strict=False))
+    return counters
 
 
-_LAYOUTS: Mapping[str, Layout] = {
+_PARSERS: Mapping[str, Parser] = {
     "stat": stat,
     "schedstat": schedstat,
-    "status": keyed_of(PROCESS, "status"),
-    "io": keyed_of(PROCESS, "io"),
+    "status": keyed_numbers_of(PROCESS, "status"),
+    "io": keyed_numbers_of(PROCESS, "io"),
 }
 
 
-def by_subject(answers: Sequence[Any]) -> list[tuple[Any, Mapping[str, Any]]]:
-    """Return what the files of each subject say, by the files' names, in the order in which they were asked for.
+def group_by_subject(replies: Sequence[Any]) -> list[tuple[Any, Mapping[str, Any]]]:
+    """Group file replies by subject.
 
-    A subject whose `stat` cannot be read is no more, and is left out.
+    Returns:
+        Pairs of a subject and its parsed files by name, in the order of the requests. A subject whose `stat` cannot be read has ended
+        and is left out.
     """
-    found: dict[str, tuple[Any, dict[str, Any]]] = {}
-    for answer in answers:
-        if not isinstance(answer, Text) or answer.text is None:
+    subjects: dict[str, tuple[Any, dict[str, Any]]] = {}
+    for reply in replies:
+        if not isinstance(reply, FileReply) or reply.text is None:
             continue
-        folder, _, name = answer.file.path.rpartition("/")
-        _, files = found.setdefault(folder, (answer.file.of, {}))
-        layout = _LAYOUTS.get(name, alone)
-        files[name] = layout(answer.text)
-    return [(of, files) for of, files in found.values() if "stat" in files]
+        directory, _, name = reply.request.path.rpartition("/")
+        _, files = subjects.setdefault(directory, (reply.request.subject, {}))
+        parse = _PARSERS.get(name, single_number)
+        files[name] = parse(reply.text)
+    return [(subject, files) for subject, files in subjects.values() if "stat" in files]

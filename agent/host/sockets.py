@@ -1,6 +1,6 @@
-"""This host's sockets, and who holds the other end: by the kernel's sock_diag (linux/unix_diag.h) and /proc/net/tcp.
+"""Sockets of this host and the processes at their ends, from the kernel's sock_diag (linux/unix_diag.h) and /proc/net/tcp.
 
-Whose a socket is takes reading /proc/PID/fd, which only root may do for all processes; where it cannot be told, nobody is named.
+Finding the owner of a socket needs /proc/PID/fd, which only root can read for all processes. An unknown owner is left out.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ _DONE, _ERROR = 3, 2
 _NAME, _PEER = 0, 2
 ESTABLISHED = 1
 _DEADLINE_SECONDS = 5.0
-_MOST = 1_000_000
-"""Sockets that are looked at; a busy host has some thousands."""
+_MAX_SOCKETS = 1_000_000
+"""Maximum number of sockets to read; a busy host has some thousands."""
 
 _INTERPRETER = re.compile(r"python[0-9.]*|perl|ruby|(ba|da)?sh")
 
@@ -34,10 +34,10 @@ class SocketEntry:
     """One socket.
 
     Attributes:
-        state: in TCP's numbers.
-        address: the path that it is bound to, or `tcp:PORT`.
-        peer: the inode of the socket at the other end, or 0 where there is none on this host.
-        remote: of TCP, `tcp:PORT` of the other end.
+        state: the state, as TCP numbers states.
+        address: the path that the socket is bound to, or `tcp:PORT`.
+        peer: inode of the socket at the other end, or 0 if it is not on this host.
+        remote: `tcp:PORT` of the other end; empty for a Unix socket.
     """
 
     state: int
@@ -50,35 +50,35 @@ Table = Mapping[int, SocketEntry]
 """Sockets by inode."""
 
 
-def sockets(proc: Path = PROC) -> Table:
-    """Return all sockets that can carry QMP, as far as this kernel tells. Blocks for some milliseconds."""
-    found = dict(_tcp(read(proc / "net" / "tcp"), read(proc / "net" / "tcp6")))
+def list_sockets(proc: Path = PROC) -> Table:
+    """Return all Unix and TCP sockets that the kernel lists, by inode. Blocks for some milliseconds."""
+    table = dict(_tcp(read(proc / "net" / "tcp"), read(proc / "net" / "tcp6")))
     with contextlib.suppress(OSError):
-        found |= _unix()
-    return found
+        table |= _unix()
+    return table
 
 
-def plain(path: str) -> str:
-    """Return a path as the kernel and everybody may be compared by: /var/run is /run."""
+def normalize_path(path: str) -> str:
+    """Return a path in the form that is compared: /var/run becomes /run."""
     return "/run/" + path.removeprefix("/var/run/") if path.startswith("/var/run/") else path
 
 
 def _unix() -> dict[int, SocketEntry]:
-    found: dict[int, SocketEntry] = {}
+    table: dict[int, SocketEntry] = {}
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
         netlink.settimeout(_DEADLINE_SECONDS)
         request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, _SHOW_NAME_PEER, 0xFFFFFFFF, 0xFFFFFFFF)
         header = struct.pack("=IHHII", 16 + len(request), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 1, 0)
         netlink.send(header + request)
-        while len(found) < _MOST:
+        while len(table) < _MAX_SOCKETS:
             for kind, body in _messages(netlink.recv(1 << 16)):
                 if kind == _DONE:
-                    return found
+                    return table
                 if kind == _ERROR:
                     raise OSError(-struct.unpack_from("=i", body)[0], "sock_diag refused")
                 inode, entry = _entry(body)
-                found[inode] = entry
-    return found
+                table[inode] = entry
+    return table
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -104,57 +104,57 @@ def _entry(body: bytes) -> tuple[int, SocketEntry]:
         elif kind == _PEER:
             (peer,) = struct.unpack_from("=I", value)
         at += (length + 3) & ~3
-    return inode, SocketEntry(state, plain(path), peer)
+    return inode, SocketEntry(state, normalize_path(path), peer)
 
 
 def _tcp(*tables: bytes) -> Iterator[tuple[int, SocketEntry]]:
-    """Yield the sockets of /proc/net/tcp and tcp6, each with its other end where that is on this host."""
+    """Yield the sockets of /proc/net/tcp and tcp6 by inode, each with its other end if that is on this host."""
     rows = [line.split() for table in tables for line in table.decode("ascii", "replace").splitlines()[1:]]
     ends = [(_end(row[1]), _end(row[2]), int(row[3], 16), int(row[9])) for row in rows if len(row) > 9]
-    inodes = {(here, there): inode for here, there, _, inode in ends}
-    for here, there, state, inode in ends:
-        yield inode, SocketEntry(state, f"tcp:{here[1]}", inodes.get((there, here), 0), f"tcp:{there[1]}")
+    inodes = {(local, remote): inode for local, remote, _, inode in ends}
+    for local, remote, state, inode in ends:
+        yield inode, SocketEntry(state, f"tcp:{local[1]}", inodes.get((remote, local), 0), f"tcp:{remote[1]}")
 
 
 def _end(text: str) -> tuple[str, int]:
-    """Return the address and port of `0100007F:115C`: words of four bytes as this machine has them, and IPv4 in IPv6 as IPv4."""
+    """Parse an address and port such as `0100007F:115C`: words of four bytes in host order; IPv4-mapped IPv6 becomes IPv4."""
     digits, _, port = text.partition(":")
     words = [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
     address = ipaddress.ip_address(b"".join(struct.pack("=I", word) for word in words))
     return str(getattr(address, "ipv4_mapped", None) or address), int(port, 16)
 
 
-def descriptors(pid: int, proc: Path = PROC) -> dict[int, int] | None:
-    """Return a process's sockets: descriptor to inode. None where we may not look."""
-    found = {}
-    folder = proc / str(pid) / "fd"
+def socket_inodes(pid: int, proc: Path = PROC) -> dict[int, int] | None:
+    """Return the inodes of a process's sockets by descriptor; None without permission to read them."""
+    inodes = {}
+    directory = proc / str(pid) / "fd"
     try:
-        names = os.listdir(folder)  # noqa: PTH208 - names, not paths
+        names = os.listdir(directory)  # noqa: PTH208 - names, not paths
     except OSError:
         return None
     for name in names:
         with contextlib.suppress(OSError):
-            target = os.readlink(folder / name)  # noqa: PTH115 - text, not a path
+            target = os.readlink(directory / name)  # noqa: PTH115 - text, not a path
             if match := re.fullmatch(r"socket:\[([0-9]+)\]", target):
-                found[int(name)] = int(match[1])
-    return found
+                inodes[int(name)] = int(match[1])
+    return inodes
 
 
-def owners(inodes: set[int], proc: Path = PROC) -> Mapping[int, int]:
-    """Return the process that has each of these sockets, where that can be seen."""
-    found: dict[int, int] = {}
+def socket_owners(inodes: set[int], proc: Path = PROC) -> Mapping[int, int]:
+    """Return the pid of the process that holds each of these sockets, by inode, where it is visible."""
+    pids_by_inode: dict[int, int] = {}
     for pid in pids(proc) if inodes else ():
-        found |= dict.fromkeys(inodes.intersection((descriptors(pid, proc) or {}).values()), pid)
-    return found
+        pids_by_inode |= dict.fromkeys(inodes.intersection((socket_inodes(pid, proc) or {}).values()), pid)
+    return pids_by_inode
 
 
-def program(argv: list[str]) -> str:
-    """Return what a process is called, for people: the name that it was started by, or that of the script that it runs."""
+def program_name(argv: list[str]) -> str:
+    """Return a process's name for people: the name of its executable, or of the script that it runs."""
     words = [os.path.basename(word) for word in argv if word and not word.startswith("-")]  # noqa: PTH119 - any text
     return (words[1] if len(words) > 1 and _INTERPRETER.fullmatch(words[0]) else words[0]) if words else "a process"
 
 
 def is_agent(pid: int, proc: Path = PROC) -> bool:
-    """Return whether a process is an agent that watches."""
+    """Return whether a process is a running agent."""
     argv = arguments(pid, proc)
-    return program(argv) == "qmp-agent" and not {"run", "demo"}.isdisjoint(argv)
+    return program_name(argv) == "qmp-agent" and not {"run", "demo"}.isdisjoint(argv)

@@ -1,4 +1,4 @@
-"""What the host tells of a VM: its threads, its network interfaces, and files of the kernel that are read for it."""
+"""Host-side facts of a VM: its threads, its network interfaces, and requests for files of the kernel."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,12 +7,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A process or one of its threads, and what is known of it that no file need be read for.
+    """A process or one of its threads.
 
     Attributes:
-        id: its pid or thread id, as this host counts.
-        name: its label: a vCPU's index, an iothread's id; empty for the process.
-        values: what is known, as the catalogue's paths name it.
+        id: its pid or thread id on this host.
+        name: its label: a vCPU's index or an iothread's id; empty for the process.
+        values: known values that need no file, by the catalogue's paths.
     """
 
     id: int
@@ -25,41 +25,41 @@ class Interface:
     """A network interface on the host that a VM's process has open.
 
     Attributes:
-        name: the host's name of it, such as tap0.
-        values: what is known of it, as the catalogue's paths name it.
-        swapped: whether the host sends what the guest receives: so with a tap, not with a macvtap.
-        near: whether it is in the agent's own network namespace.
+        name: its name on the host, such as tap0.
+        values: known values, by the catalogue's paths.
+        directions_swapped: whether the host transmits what the guest receives; true for a tap, false for a macvtap.
+        same_netns: whether it is in the agent's own network namespace.
     """
 
     name: str
     values: Mapping[str, Any] = field(default_factory=dict)
-    swapped: bool = True
-    near: bool = True
+    directions_swapped: bool = True
+    same_netns: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class File:
-    """A question that the host's kernel answers, without QEMU: a file, read whole.
+class FileRequest:
+    """A file of the kernel to read whole.
 
     Attributes:
-        path: in the folder of the VM's process under /proc; with a / in front, on the host.
-        of: what it is about; comes back with the answer.
-        entries: whether what is wanted is the number of entries of this folder.
+        path: relative to the process's directory under /proc; with a leading slash, absolute on the host.
+        subject: what the file is about; returned with the reply.
+        entries: whether to count the entries of this directory instead.
     """
 
     path: str
-    of: Any = None
+    subject: Any = None
     entries: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """What a File holds.
+class FileReply:
+    """The content of a requested file.
 
     Attributes:
-        file: the question.
-        text: the answer; None where it cannot be read.
+        request: the request.
+        text: the content; None if the file cannot be read.
     """
 
-    file: File
+    request: FileRequest
     text: str | None

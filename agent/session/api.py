@@ -23,7 +23,7 @@ FIRST_POLL_MAX_DELAY_SECONDS = 5.0
 
 MAIN_LOOP_STALLED = "QEMU's monitor thread answers but its main loop does not: it hangs, on storage most often"
 PROCESS_STALLED = "no thread of QEMU answers: the process is stopped or starved"
-"""Causes of a stall, as the out-of-band probe tells them apart."""
+"""Causes of a stall; the out-of-band probe distinguishes them."""
 
 
 class MonitorState(StrEnum):
@@ -139,7 +139,7 @@ class ThresholdController(Protocol):
         """Return the commands to execute on this VM now, each with its disk."""
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
-        """Handle the end of a command; `done` tells whether QEMU executed it."""
+        """Handle the end of a command; `done` is true if QEMU executed it."""
 
 
 class CollectorIndex:

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from agent.collectors.base import Facts
 from agent.collectors.untrusted import as_list_of_objects, as_text
-from agent.host import Process, QemuProcess, UnknownProcessError, find, interfaces_of, labels_of
-from agent.host.types import File, Interface, Task, Text
+from agent.host import Process, QemuProcess, UnknownProcessError, find_process, interfaces_of, labels_of
+from agent.host.types import FileReply, FileRequest, Interface, Task
 from agent.model.family import Sample, Values
 from agent.model.metrics.about import ABOUT
 from agent.model.record import Vm, sanitize
@@ -79,16 +79,18 @@ class HostProcess:
             self._process.close()
             self._process = None
 
-    def read(self, files: Sequence[File]) -> Sequence[Text]:
+    def read(self, files: Sequence[FileRequest]) -> Sequence[FileReply]:
         """Return the texts of these files; each is None if the process is unknown."""
-        return self._process.read_files(files) if self._process is not None else [Text(file, None) for file in files]
+        return (
+            self._process.read_files(files) if self._process is not None else [FileReply(file, None) for file in files]
+        )
 
     async def discover(self, execute: Execute, socket_owner: int | None, vm: Vm, facts: Facts) -> Facts:
         """Return the facts, updated with those of the process.
 
         Args:
             execute: executes commands on QEMU.
-            socket_owner: pid that opened the monitor's socket, as `find` takes it.
+            socket_owner: pid that opened the monitor's socket, as `find_process` takes it.
             vm: the VM.
             facts: the other facts.
 
@@ -106,7 +108,7 @@ class HostProcess:
                 values["labels"] = labels
         threads = [task.id for task in (*vcpus, *iothreads)]
         try:
-            qemu = await _in_thread(partial(find, socket_owner, threads, self._context.root), _close_result)
+            qemu = await _in_thread(partial(find_process, socket_owner, threads, self._context.root), _close_result)
         except (UnknownProcessError, TimeoutError) as error:
             self.close()
             cause = str(error) or f"the lookup on the host timed out after {HOST_TIMEOUT_SECONDS:g} s"

@@ -26,7 +26,7 @@ FEATURES = (
     Command("query-migrate-capabilities"),
     *(Command("qom-list", {"path": container}) for container in DEVICE_CONTAINERS),
 )
-"""Commands that tell what a VM has."""
+"""Commands that discover the features of a VM."""
 
 LIST_COMMANDS = Command("query-commands")
 """Lists the commands of a QEMU. They are the same for all VMs of one build, so one VM of each build is queried."""

@@ -73,7 +73,7 @@ class MigrationState:
 
     @property
     def incoming(self) -> bool:
-        """Whether the process waits for a VM or receives it."""
+        """True while the process waits for a VM or receives it."""
         return self.phase is MigrationPhase.INCOMING
 
     def on_attach(self, run_state: str) -> None:
@@ -107,7 +107,7 @@ class MigrationState:
         """Return whether the VM lives on elsewhere, now that the process has ended.
 
         Args:
-            shut_down: whether QEMU announced that it was told to end.
+            shut_down: whether QEMU emitted SHUTDOWN.
         """
         return self.phase is MigrationPhase.MIGRATED_AWAY or (self.phase is MigrationPhase.HANDING_OVER and shut_down)
 

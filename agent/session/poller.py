@@ -129,7 +129,7 @@ class Poller:
         A collector without files reports that its subjects no longer exist.
 
         Args:
-            names: names of collectors, of which only the host-only ones are polled; None polls all of these.
+            names: names of collectors; all but the host-only ones are ignored. None polls all host-only collectors.
         """
         host_only = self._collectors.host_only
         for name in host_only if names is None else names:
@@ -142,7 +142,7 @@ class Poller:
                 self._observer.on_samples(self._vm, collector.families, (), when.time_ns)
 
     def plan_host_collectors(self) -> None:
-        """Make the host-only collectors due now: some may have been taken from the schedule for a poll that is not made."""
+        """Make the host-only collectors due now. Some may have been taken from the schedule for a poll that a stall prevents."""
         for name in self._collectors.host_only:
             self._schedule.plan(name, time.monotonic())
 

@@ -64,7 +64,7 @@ class Session:
             context: state shared with the other sessions.
             observer: receives records, samples and figures about polls.
             client: the connection.
-            events: handler of the connection's events. It was there before the connection, so that no event is missed.
+            events: handler of the connection's events. Created before the connection, so that no event is missed.
             on_state: called with each change between up, busy and stalled, and its cause.
             migration: migration state of the VM's process, over all its connections.
         """

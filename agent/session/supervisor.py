@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.common.backoff import back_off
-from agent.host.qemu_processes import qemu_of
+from agent.host.qemu_processes import pid_if_qemu
 from agent.model.record import Record, Severity, Vm, sanitize
 from agent.monitors import Monitor, MonitorConnection, MonitorPriority
 from agent.qmp.errors import (
@@ -127,7 +127,7 @@ class MonitorSupervisor:
         # A connection without events has the lowest priority, however it was opened.
         priority = self._monitor.priority if client.receives_events else MonitorPriority.BURST
         claim = OwnershipClaim(
-            vm.uuid, qemu_of(client.peer_pid), priority, sanitize(self._monitor.name), client.preempt
+            vm.uuid, pid_if_qemu(client.peer_pid), priority, sanitize(self._monitor.name), client.preempt
         )
         try:
             while (better := await self._claims.take(claim)) is not None:

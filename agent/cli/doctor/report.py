@@ -14,9 +14,19 @@ from agent.cli.doctor.argv import Socket, config_files, parse_argv
 from agent.cli.doctor.managers import LISTEN, VmContext, change, listen_entry, manager_of, vmid
 from agent.config.model import Config
 from agent.host import qemu_processes
-from agent.host.permissions import User, blocked_paths, describe, fix_commands, owner
+from agent.host.permissions import User, blocked_paths, describe_denial, fix_commands, process_user
 from agent.host.qemu_processes import PROC, arguments
-from agent.host.sockets import ESTABLISHED, SocketEntry, Table, descriptors, is_agent, owners, plain, program, sockets
+from agent.host.sockets import (
+    ESTABLISHED,
+    SocketEntry,
+    Table,
+    is_agent,
+    list_sockets,
+    normalize_path,
+    program_name,
+    socket_inodes,
+    socket_owners,
+)
 from agent.model.record import sanitize
 from agent.monitors import DiscovererConfig, LibvirtConfig, ListenConfig
 from agent.monitors.listen import allowed_ids
@@ -99,7 +109,7 @@ class HostView:
     config: Config | None = None
     root: Path = Path("/")
     proc: Path = PROC
-    table: Table = field(default_factory=sockets)
+    table: Table = field(default_factory=list_sockets)
 
     @property
     def entries(self) -> Sequence[DiscovererConfig]:
@@ -109,8 +119,8 @@ class HostView:
 
 def inspect_host(sight: HostView, wanted: str = "*") -> list[VmReport]:
     """Return what there is to say of each QEMU whose name or UUID fits a pattern, by name. Blocks: it reads /proc."""
-    vms = [vm for pid in qemu_processes.qemus(sight.proc) if (vm := _VmInspector(pid, sight)).is_called(wanted)]
-    holders = owners({entry.peer for vm in vms for entry in vm.connections()}, sight.proc)
+    vms = [vm for pid in qemu_processes.list_qemus(sight.proc) if (vm := _VmInspector(pid, sight)).is_called(wanted)]
+    holders = socket_owners({entry.peer for vm in vms for entry in vm.connections()}, sight.proc)
     return sorted((vm.report(holders) for vm in vms), key=lambda report: (report.name, report.pid))
 
 
@@ -124,8 +134,8 @@ class _VmInspector:
         self._sight = sight
         self._uuid = sanitize(line.uuid)
         name, args = sanitize(line.name or f"pid {pid}"), _given(argv, sight.root)
-        self._case = VmContext(argv, name, pid, owner(pid, sight.proc), args)
-        self._inodes = descriptors(pid, sight.proc)
+        self._case = VmContext(argv, name, pid, process_user(pid, sight.proc), args)
+        self._inodes = socket_inodes(pid, sight.proc)
         self._monitors = [(monitor, self._address(monitor)) for monitor in line.monitors]
         self._manager = manager_of(argv, files, [address for _, address in self._monitors])
 
@@ -154,9 +164,9 @@ class _VmInspector:
             state, way = UNWATCHED, next((m.way for m in monitors if m.way), "")
         page, advice = self._manager.page, list[str]()
         if state == UNWATCHED:
-            page, advice = (page, self._mend(blocked, made_anew=False)) if blocked else self._advice(monitors)
+            page, advice = (page, self._mend(blocked, recreated=False)) if blocked else self._advice(monitors)
         case, manager = self._case, self._manager.name
-        missing = sanitize(describe(blocked[0], self._sight.user)) if blocked else ""
+        missing = sanitize(describe_denial(blocked[0], self._sight.user)) if blocked else ""
         lines = tuple(sanitize(text, MOST_CHARACTERS) for text in advice)
         return VmReport(case.name, self._uuid, case.pid, manager, state, sanitize(way), missing, monitors, lines, page)
 
@@ -189,9 +199,9 @@ class _VmInspector:
         owner = self._case.owner
         return not owner.name or owner.uid in uids or not gids.isdisjoint(owner.gids)
 
-    def _mend(self, places: Iterable[Path], *, made_anew: bool = True) -> list[str]:
+    def _mend(self, places: Iterable[Path], *, recreated: bool = True) -> list[str]:
         commands = [
-            command for place in places for command in fix_commands(place, self._sight.user, made_anew=made_anew)
+            command for place in places for command in fix_commands(place, self._sight.user, recreated=recreated)
         ]
         return ["as root:", *(f"  {command}" for command in dict.fromkeys(commands))] if commands else []
 
@@ -211,10 +221,10 @@ class _VmInspector:
         pid = next((holders[entry.peer] for entry in connections if entry.peer in holders), None)
         state = "calls" if monitor.calls else "held" if connections else "free"
         blocked = self._obstacles(address) if not monitor.calls and (way or (state == "free" and not own)) else []
-        missing = sanitize(describe(blocked[0], self._sight.user)) if blocked else ""
+        missing = sanitize(describe_denial(blocked[0], self._sight.user)) if blocked else ""
         if isinstance(entry, ListenConfig) and not self._is_let_in(entry):
             missing = f"the agent lets in no process of {self._case.owner.name}"
-        holder = sanitize(program(arguments(pid, self._sight.proc))) if pid is not None else ""
+        holder = sanitize(program_name(arguments(pid, self._sight.proc))) if pid is not None else ""
         return MonitorReport(shown, state, holder, pid, missing, way, managers=own)
 
     def _by_manager(self) -> LibvirtConfig | None:
@@ -259,7 +269,7 @@ class _VmInspector:
 
 def _key(address: str) -> str:
     """Return an address as the table of sockets has it."""
-    return f"tcp:{address.rpartition(':')[2]}" if address.startswith("tcp:") else plain(address)
+    return f"tcp:{address.rpartition(':')[2]}" if address.startswith("tcp:") else normalize_path(address)
 
 
 def _near(address: str) -> str:
@@ -288,7 +298,7 @@ def _open(monitor: MonitorReport) -> bool:
 def _reaches(entry: str, address: str) -> bool:
     """Return whether an address of the config is that of a monitor."""
     if not entry.startswith("tcp:") or not address.startswith("tcp:"):
-        return PurePath(plain(address)).match(plain(entry)) if address else False
+        return PurePath(normalize_path(address)).match(normalize_path(entry)) if address else False
     hosts = {text.removeprefix("tcp:").rpartition(":")[0].strip("[]") for text in (entry, address)}
     return _key(entry) == _key(address) and (len(hosts) == 1 or hosts <= _LOCAL)
 

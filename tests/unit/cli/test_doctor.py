@@ -10,8 +10,8 @@ import pytest
 from agent.cli.doctor.argv import CommandLine, Socket, config_files, parse_argv
 from agent.cli.doctor.report import lines
 from agent.config.loader import load
-from agent.host.permissions import User, agents_user, blocked_paths, describe
-from agent.host.sockets import ESTABLISHED, SocketEntry, is_agent, program, sockets
+from agent.host.permissions import User, agent_user, blocked_paths, describe_denial
+from agent.host.sockets import ESTABLISHED, SocketEntry, is_agent, list_sockets, program_name
 from tests.lab.golden_files import FOLDER, same_text
 from tests.lab.manager_hosts import GANETI, INCUS, INCUS_CONF, LISTENS, PROXMOX, ROOT, Files
 
@@ -281,10 +281,10 @@ def test_nothing_of_a_command_line_can_run_or_redraw_anything_in_the_terminal_of
 
 
 def test_programs_are_called_by_what_they_run() -> None:
-    assert program(["/usr/sbin/libvirtd", "-d"]) == "libvirtd"
-    assert program(["/usr/bin/python3", "-u", "/usr/bin/qmp-agent", "run"]) == "qmp-agent"
-    assert program(["python3"]) == "python3"
-    assert program([]) == "a process"
+    assert program_name(["/usr/sbin/libvirtd", "-d"]) == "libvirtd"
+    assert program_name(["/usr/bin/python3", "-u", "/usr/bin/qmp-agent", "run"]) == "qmp-agent"
+    assert program_name(["python3"]) == "python3"
+    assert program_name([]) == "a process"
 
 
 def test_the_running_agent_says_whose_permissions_count(files: Files) -> None:
@@ -292,10 +292,10 @@ def test_the_running_agent_says_whose_permissions_count(files: Files) -> None:
     files.process(8, "/usr/bin/python3 /usr/bin/qmp-agent doctor")
     files.process(9, "/usr/bin/python3 /usr/bin/qmp-agent demo", uid=65534)
     assert [is_agent(pid, files.proc) for pid in (7, 8, 9)] == [True, False, True]
-    assert agents_user(proc=files.proc).name == "nobody"
-    assert agents_user("root", files.proc) == User("root", 0, frozenset({0}))
+    assert agent_user(proc=files.proc).name == "nobody"
+    assert agent_user("root", files.proc) == User("root", 0, frozenset({0}))
     with pytest.raises(KeyError):
-        agents_user("no-such-user", files.proc)
+        agent_user("no-such-user", files.proc)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can ask for others")
@@ -307,10 +307,10 @@ def test_what_is_in_a_users_way_is_what_the_kernel_says(tmp_path: Path) -> None:
     socket.chmod(0o660)
     assert blocked_paths(str(socket), nobody)[-2:] == [shut, socket]
     assert blocked_paths(str(socket), ROOT) == []
-    assert describe(shut, nobody) == f"nobody may not enter {shut} (root:root 0700)"
+    assert describe_denial(shut, nobody) == f"nobody may not enter {shut} (root:root 0700)"
     os.chown(socket, 0, 65534)
     assert blocked_paths(str(socket), nobody)[-1] == shut
-    assert describe(tmp_path / "gone", nobody).endswith("No such file or directory")
+    assert describe_denial(tmp_path / "gone", nobody).endswith("No such file or directory")
     assert (os.geteuid(), os.getegid()) == (0, 0)
 
 
@@ -324,7 +324,7 @@ def test_tcp_sockets_are_told_by_port_with_both_ends(tmp_path: Path) -> None:
         head + row.format("00000000:115C", "00000000:0000", "0A", 71) + row.format(here, there, "01", 72)
     )
     (tmp_path / "net" / "tcp6").write_text(head + row.format(mapped, here, "01", 73))
-    found = sockets(tmp_path)
+    found = list_sockets(tmp_path)
     assert found[71] == SocketEntry(LISTENS, "tcp:4444", 0, "tcp:0")
     assert found[72] == SocketEntry(ESTABLISHED, "tcp:4444", 73, "tcp:49153")
     assert found[73].peer == 72

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agent import collectors
 from agent.collectors import ALL, Collector, Facts, Intervals
 from agent.collectors.block import stable_name
-from agent.host.types import File, Interface, Task, Text
+from agent.host.types import FileReply, FileRequest, Interface, Task
 from agent.model.family import Kind, Sample
 from agent.model.metrics import FAMILIES
 from agent.model.metrics.about import ABOUT
@@ -35,8 +35,8 @@ def subject(of: Any) -> Any:
     match of:
         case {"task": number, "name": name, "values": values}:
             return Task(number, name, values)
-        case {"interface": name, "values": values, "swapped": swapped, "near": near}:
-            return Interface(name, values, swapped, near)
+        case {"interface": name, "values": values, "swapped": directions_swapped, "near": same_netns}:
+            return Interface(name, values, directions_swapped, same_netns)
         case list():
             return tuple(map(subject, of))
     return of
@@ -45,7 +45,7 @@ def subject(of: Any) -> Any:
 def answer(reply: dict[str, Any]) -> Any:
     """Return what the client makes of a reply, or what the host's kernel answers."""
     if "file" in reply:
-        return Text(File(reply["file"], subject(reply["of"])), reply["text"])
+        return FileReply(FileRequest(reply["file"], subject(reply["of"])), reply["text"])
     return reply["return"] if "return" in reply else CommandError(reply["error"]["class"], reply["error"]["desc"])
 
 
@@ -286,8 +286,8 @@ def test_only_disks_are_asked_of_qemu_by_the_clock_alone() -> None:
 def test_what_the_hosts_kernel_knows_is_asked_for_at_each_poll_and_qemu_is_asked_nothing_for_it() -> None:
     beside = [c for c in ALL if c.host_only]
     assert [c.name for c in beside] == ["vcpu", "iothread", "process", "cgroup", "net"]
-    task, near, far = Task(5), Interface("tap0"), Interface("tap1", near=False)
-    facts = Facts("/b", 5, process=task, vcpus=(task,), iothreads=(task,), cgroup="/c", interfaces=(near, far))
+    task, same_netns, far = Task(5), Interface("tap0"), Interface("tap1", same_netns=False)
+    facts = Facts("/b", 5, process=task, vcpus=(task,), iothreads=(task,), cgroup="/c", interfaces=(same_netns, far))
     assert all(c.files(facts) and not c.commands(facts) and c.next_poll_delay((), facts, HOUR) == 10 for c in beside)
     assert not [c.name for c in ALL if c.files(Facts("/b", 5))]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.host import Process, UnknownProcessError, find, interfaces_of
-from agent.host.types import File, Text
+from agent.host import Process, UnknownProcessError, find_process, interfaces_of
+from agent.host.types import FileReply, FileRequest
 
 STATUS = "Name:\t{name}\nUmask:\t0022\nTgid:\t{tgid}\nPid:\t{tid}\nNSpid:\t{ids}\nThreads:\t2\n"
 STAT = "{tid} (x) S " + "0 " * 18 + "500 0 0 0\n"
@@ -44,7 +44,7 @@ def descriptors(pid: int) -> int:
 
 def why(opener: int | None, threads: list[int], root: Path) -> str:
     with pytest.raises(UnknownProcessError) as caught:
-        find(opener, threads, root)
+        find_process(opener, threads, root)
     return str(caught.value)
 
 
@@ -53,7 +53,7 @@ def why(opener: int | None, threads: list[int], root: Path) -> str:
 
 def test_who_opened_the_socket_and_has_the_threads_is_it(tmp_path: Path) -> None:
     process(tmp_path, 70, 71, 72, name="renamed")
-    found = find(70, [71, 72], tmp_path)
+    found = find_process(70, [71, 72], tmp_path)
     assert (found.process.pid, found.threads) == (70, {71: 71, 72: 72})
     found.process.close()
 
@@ -61,7 +61,7 @@ def test_who_opened_the_socket_and_has_the_threads_is_it(tmp_path: Path) -> None
 def test_a_manager_that_opened_the_socket_for_its_qemu_is_not_taken_for_it(tmp_path: Path) -> None:
     process(tmp_path, 50, name="libvirtd")
     process(tmp_path, 70, 71, name="qemu-kvm")
-    found = find(50, [71], tmp_path)
+    found = find_process(50, [71], tmp_path)
     assert found.process.pid == 70
     found.process.close()
 
@@ -84,7 +84,7 @@ def test_threads_of_a_pid_namespace_are_known_by_what_it_calls_them(tmp_path: Pa
     for tid, inner in ((70, 1), (71, 5), (72, 6)):
         thread(tmp_path, 70, tid, ids=f"{tid}\t{inner}")
     process(tmp_path, 5, 6)  # another, whose threads have those numbers here
-    found = find(70, [5, 6], tmp_path)
+    found = find_process(70, [5, 6], tmp_path)
     assert (found.process.pid, found.threads) == (70, {5: 71, 6: 72})
     found.process.close()
     process(tmp_path, 50, name="launcher")
@@ -96,7 +96,7 @@ def test_a_vm_without_vcpus_is_known_only_where_who_opened_its_socket_looks_like
     process(tmp_path, 50, name="libvirtd")
     process(tmp_path, 70)
     assert "recognised" in why(50, [], tmp_path)
-    found = find(70, [], tmp_path)
+    found = find_process(70, [], tmp_path)
     assert found.process.pid == 70
     found.process.close()
 
@@ -112,19 +112,19 @@ def test_what_cannot_be_known_says_why(tmp_path: Path) -> None:
 def test_a_processs_files_are_read_as_they_are_and_what_cannot_be_is_none(child: subprocess.Popen[bytes]) -> None:
     process = Process(child.pid)
     files = [
-        File("stat"),
-        File("no/such"),
-        File("/sys/class/net/lo/ifindex"),
-        File("/no/such"),
-        File("fd", entries=True),
+        FileRequest("stat"),
+        FileRequest("no/such"),
+        FileRequest("/sys/class/net/lo/ifindex"),
+        FileRequest("/no/such"),
+        FileRequest("fd", entries=True),
     ]
     stat, *others = process.read_files(files)
     assert (stat.text or "").startswith(f"{child.pid} (cat) ")
     assert others == [
-        Text(files[1], None),
-        Text(files[2], "1\n"),
-        Text(files[3], None),
-        Text(files[4], str(descriptors(child.pid))),
+        FileReply(files[1], None),
+        FileReply(files[2], "1\n"),
+        FileReply(files[3], None),
+        FileReply(files[4], str(descriptors(child.pid))),
     ]
     process.close()
     assert process.read("stat") is None
@@ -134,7 +134,10 @@ def test_once_a_process_has_ended_nothing_is_read_of_it_whoever_has_its_pid(chil
     process = Process(child.pid)
     child.kill()
     child.wait()
-    assert [text.text for text in process.read_files([File("stat"), File("fd", entries=True)])] == [None, None]
+    assert [text.text for text in process.read_files([FileRequest("stat"), FileRequest("fd", entries=True)])] == [
+        None,
+        None,
+    ]
     assert (process.names("task"), process.link("ns/net")) == ([], None)
     process.close()
 
@@ -157,7 +160,7 @@ def test_all_of_a_file_that_the_kernel_gives_in_parts_is_read() -> None:
 def test_no_descriptor_is_left_open(child: subprocess.Popen[bytes], tmp_path: Path) -> None:
     before = descriptors(os.getpid())
     process = Process(child.pid)
-    process.read_files([File("stat"), File("no/such"), File("fd", entries=True)])
+    process.read_files([FileRequest("stat"), FileRequest("no/such"), FileRequest("fd", entries=True)])
     interfaces_of(process, {})
     process.close()
     why(child.pid, [1], Path("/"))
@@ -172,12 +175,12 @@ def test_the_cgroup_is_the_nearest_above_that_counts_memory(tmp_path: Path) -> N
     (tmp_path / "proc/70/cgroup").write_text(f"9:memory:/x\n0::{scope}/emulator\n")
     (tmp_path / f"sys/fs/cgroup{scope}/emulator").mkdir(parents=True)
     (tmp_path / f"sys/fs/cgroup{scope}/memory.current").write_text("5\n")
-    found = find(70, [71], tmp_path)
+    found = find_process(70, [71], tmp_path)
     assert (found.cgroup, found.cgroup_name) == (f"/sys/fs/cgroup{scope}", f"{scope}/emulator")
     found.process.close()
     for elsewhere in ("0::/\n", "9:memory:/x\n", "", "0::/../../etc\n"):
         (tmp_path / "proc/70/cgroup").write_text(elsewhere)
-        found = find(70, [71], tmp_path)
+        found = find_process(70, [71], tmp_path)
         assert found.cgroup is None
         found.process.close()
 
@@ -217,9 +220,18 @@ def test_taps_and_macvtaps_are_known_by_their_descriptors_and_linked_to_cards_by
     found = Process(70, tmp_path)
     cards = {"52:54:00:00:00:01": {"device": "nic0"}, "52:54:00:00:00:02": {"device": "nic1"}}
     macvtap, tap = interfaces_of(found, cards)
-    assert (macvtap.name, macvtap.swapped, macvtap.values) == ("macvtap0", False, {"kind": "macvtap", "device": "nic1"})
-    assert (tap.name, tap.swapped, tap.near, tap.values) == ("tap0", True, True, {"kind": "tap", "device": "nic0"})
+    assert (macvtap.name, macvtap.directions_swapped, macvtap.values) == (
+        "macvtap0",
+        False,
+        {"kind": "macvtap", "device": "nic1"},
+    )
+    assert (tap.name, tap.directions_swapped, tap.same_netns, tap.values) == (
+        "tap0",
+        True,
+        True,
+        {"kind": "tap", "device": "nic0"},
+    )
     (tmp_path / "proc/70/ns/net").unlink()
     (tmp_path / "proc/70/ns/net").symlink_to("net:[2]")
-    assert [(i.name, i.near, i.values) for i in interfaces_of(found, cards)] == [("tap0", False, {"kind": "tap"})]
+    assert [(i.name, i.same_netns, i.values) for i in interfaces_of(found, cards)] == [("tap0", False, {"kind": "tap"})]
     found.close()

@@ -4,7 +4,7 @@ import pytest
 
 from agent.collectors import ALL
 from agent.collectors.base import Collector, Intervals, at_poll_interval, no_commands
-from agent.host.types import File
+from agent.host.types import FileRequest
 from agent.session.api import CollectorIndex, MonitorState
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
@@ -54,7 +54,9 @@ async def test_a_monitor_that_was_never_met_is_not_reattached(fake: FakeQemu) ->
 
 async def test_the_kernel_is_asked_on_while_qemu_stalls_in_the_middle_of_a_resync(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    clock = Collector("clock", (), no_commands, lambda _: (), at_poll_interval, files=lambda _: (File("/proc/uptime"),))
+    clock = Collector(
+        "clock", (), no_commands, lambda _: (), at_poll_interval, files=lambda _: (FileRequest("/proc/uptime"),)
+    )
     quick = Intervals(poll=0.06, resync=0.3)
     async with supervised(
         observer, fake.path, context=quick_context(collectors=CollectorIndex((*ALL, clock)), intervals=quick)

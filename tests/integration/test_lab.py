@@ -1,4 +1,4 @@
-"""The lab itself: what other tests build on is proved here, against the real programs."""
+"""Tests of the lab itself, against the real programs: guests, scripted QEMUs, Kafka and Prometheus."""
 
 import asyncio
 import json
@@ -25,31 +25,28 @@ from tests.lab.transcript import NAME, UUID, Transcript, capture, transcript_pat
 # --- Guests ---
 
 
-def test_a_boot_sector_is_one_sector_and_refuses_a_span_too_small_for_one_write() -> None:
+def test_a_boot_sector_has_512_bytes_and_needs_a_span_of_at_least_one_write() -> None:
     assert len(boot_sector()) == 512
     assert boot_sector(last_sector=2**32 - 2)[-2:] == b"\x55\xaa"
     with pytest.raises(ValueError, match="no write of 8 sectors"):
         boot_sector(last_sector=70)
 
 
-async def test_a_writer_writes_within_three_seconds_and_starts_over_at_the_end_of_its_span(
-    start_guest: StartGuest,
-) -> None:
-    async with asyncio.timeout(3):
-        guest = await start_guest(kind=GuestKind.WRITER, span_mib=1, write_kib=32)
-        await guest.booted()
+async def test_a_writer_starts_over_at_the_end_of_its_span(start_guest: StartGuest) -> None:
+    guest = await start_guest(kind=GuestKind.WRITER, span_mib=1, write_kib=32)
+    await guest.booted()
     before = await guest.writes()
-    one_lap = (1 << 20) // (32 << 10)
+    writes_per_span = (1 << 20) // (32 << 10)
 
     async def has_started_over() -> bool:
-        return await guest.writes() > before + one_lap
+        return await guest.writes() > before + writes_per_span
 
-    await until(has_started_over, 10)
+    await until(has_started_over, 60)
     disk = next(device for device in await guest.command("query-blockstats") if "disk0" in device["qdev"])
     assert disk["stats"]["wr_highest_offset"] == 1 << 20
 
 
-async def test_a_writers_disk_can_be_made_to_fail(start_guest: StartGuest) -> None:
+async def test_a_writers_disk_fails_on_request(start_guest: StartGuest) -> None:
     full = {"event": "write_aio", "iotype": "write", "errno": 28, "once": False}
     guest = await start_guest(kind=GuestKind.WRITER, faults=[full], disk_options="werror=stop")
     failed = await guest.event("BLOCK_IO_ERROR")
@@ -58,7 +55,7 @@ async def test_a_writers_disk_can_be_made_to_fail(start_guest: StartGuest) -> No
     assert (await guest.command("query-status"))["status"] == "io-error"
 
 
-async def test_a_linux_guest_reports_its_memory_gives_some_back_and_flushes(start_guest: StartGuest) -> None:
+async def test_a_linux_guest_reports_memory_obeys_the_balloon_and_flushes(start_guest: StartGuest) -> None:
     guest = await start_guest(kind=GuestKind.LINUX, pause_seconds=0.1)
     await guest.booted()
     balloon = "/machine/peripheral/balloon0"
@@ -69,7 +66,7 @@ async def test_a_linux_guest_reports_its_memory_gives_some_back_and_flushes(star
     async def has_reported() -> Any:
         return (await guest.command("qom-get", path=balloon, property="guest-stats"))["last-update"]
 
-    await until(has_reported, 5)
+    await until(has_reported, 60)
     stats = (await guest.command("qom-get", path=balloon, property="guest-stats"))["stats"]
     assert 0 < stats["stat-free-memory"] < stats["stat-total-memory"] <= 128 << 20
 
@@ -77,10 +74,10 @@ async def test_a_linux_guest_reports_its_memory_gives_some_back_and_flushes(star
         devices = await guest.command("query-blockstats")
         return any(device["stats"]["flush_operations"] > 1 for device in devices)
 
-    await until(has_flushed, 5)
+    await until(has_flushed, 60)
 
 
-async def test_a_guest_keeps_its_identity_over_a_crash_and_a_new_start(start_guest: StartGuest) -> None:
+async def test_a_guest_keeps_its_uuid_and_name_after_a_crash_and_restart(start_guest: StartGuest) -> None:
     guest = await start_guest("vm7")
     await guest.kill()
     assert guest.monitor.is_socket(), "a crash leaves the socket behind"
@@ -93,35 +90,34 @@ async def test_a_guest_keeps_its_identity_over_a_crash_and_a_new_start(start_gue
     assert await guest.command("query-name") == {"name": "vm7"}
 
 
-async def test_a_frozen_guest_is_ended_at_once(start_guest: StartGuest) -> None:
+async def test_a_frozen_guest_can_be_stopped(start_guest: StartGuest) -> None:
     guest = await start_guest()
     process = guest.process
     assert process is not None
     guest.send_signal(signal.SIGSTOP)
-    async with asyncio.timeout(3):
-        await guest.stop()
+    await guest.stop()
     assert process.returncode is not None
 
 
-async def test_the_error_of_a_guest_that_does_not_start_has_qemus_words(start_guest: StartGuest) -> None:
+async def test_the_error_of_a_guest_that_does_not_start_quotes_qemu(start_guest: StartGuest) -> None:
     with pytest.raises(GuestError, match="'nonsense' is not a valid device model name"):
         await start_guest(extra=["-device", "nonsense"])
     with pytest.raises(LabMissing, match="no-such-qemu"):
         await start_guest(binary="no-such-qemu")
 
 
-def test_a_machine_without_busybox_is_told_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_busybox_the_error_names_the_package_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.fspath(folder))
     with pytest.raises(LabMissing, match="install the package busybox-static"):
         linux_image(folder)
-    assert list(folder.iterdir()) == [], "nothing half built is left"
+    assert list(folder.iterdir()) == [], "no partial build stays behind"
 
 
 # --- The scripted QEMU ---
 
 
 def shape(value: Any) -> Any:
-    """Return a value's keys and types, all that does not change from one QEMU process to the next."""
+    """Return the keys and types of a value, which are the same for every QEMU process of one version."""
     if isinstance(value, dict):
         return {key: shape(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -129,7 +125,7 @@ def shape(value: Any) -> Any:
     return type(value)
 
 
-async def test_the_fakes_answers_have_the_shape_of_a_real_qemus(start_guest: StartGuest, folder: Path) -> None:
+async def test_the_fakes_replies_have_the_shape_of_a_real_qemus(start_guest: StartGuest, folder: Path) -> None:
     guest = await start_guest(NAME, kind=GuestKind.WRITER, identity=UUID)
     await guest.booted()
     real = await capture(guest.monitor)
@@ -139,14 +135,14 @@ async def test_the_fakes_answers_have_the_shape_of_a_real_qemus(start_guest: Sta
         )
     transcript = Transcript.load(transcript_path(real.greeting).stem)
     async with FakeQemu(folder / "fake.qmp", transcript=transcript) as fake:
-        told = await capture(fake.path)
-    assert shape(told.greeting) == shape(real.greeting)
-    for scripted, true in zip(told.exchanges, real.exchanges, strict=True):
-        assert shape(scripted) == shape(true), true["command"]
-    assert told.exchanges == transcript.exchanges
+        scripted = await capture(fake.path)
+    assert shape(scripted.greeting) == shape(real.greeting)
+    for ours, theirs in zip(scripted.exchanges, real.exchanges, strict=True):
+        assert shape(ours) == shape(theirs), theirs["command"]
+    assert scripted.exchanges == transcript.exchanges
 
 
-async def test_the_fake_holds_a_command_while_another_passes_out_of_band(fake: FakeQemu) -> None:
+async def test_the_fake_runs_out_of_band_commands_while_another_hangs(fake: FakeQemu) -> None:
     client = QMPClient()
     await client.connect(str(fake.path))
     try:
@@ -161,7 +157,7 @@ async def test_the_fake_holds_a_command_while_another_passes_out_of_band(fake: F
         await client.disconnect()
 
 
-async def test_the_fake_says_what_it_is_told_to(fake: FakeQemu) -> None:
+async def test_the_fake_returns_configured_replies_and_sends_events(fake: FakeQemu) -> None:
     client = QMPClient()
     await client.connect(str(fake.path))
     try:
@@ -172,7 +168,7 @@ async def test_the_fake_says_what_it_is_told_to(fake: FakeQemu) -> None:
         assert await client.execute("query-balloon") == {"actual": 0}
         with client.listener() as events:
             fake.emit("RESET", {"guest": True, "reason": "guest-reset"}, at=1.5)
-            event = await asyncio.wait_for(events.get(), 5)
+            event = await asyncio.wait_for(events.get(), 60)
         assert event["timestamp"] == {"seconds": 1, "microseconds": 500_000}
     finally:
         await client.disconnect()
@@ -186,7 +182,7 @@ async def test_the_fake_serves_one_client_at_a_time_and_can_be_busy(fake: FakeQe
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(second.readline(), 0.1)
     fake.busy()
-    assert await first.read() == b"", "who held it is thrown out"
+    assert await first.read() == b"", "the client is disconnected"
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(second.readline(), 0.1)
     fake.free()
@@ -196,7 +192,7 @@ async def test_the_fake_serves_one_client_at_a_time_and_can_be_busy(fake: FakeQe
     assert fake.clients == 2
 
 
-def test_requests_are_split_without_newlines_and_wherever_they_are_cut() -> None:
+def test_requests_are_split_without_newlines_and_at_any_cut() -> None:
     text = '{"execute":"a"}{"execute":"b","arguments":{"x":"}{\\""}} {"execute":'
     values, rest, broken = split(text)
     assert [value["execute"] for value in values] == ["a", "b"]
@@ -213,16 +209,16 @@ def test_requests_are_split_without_newlines_and_wherever_they_are_cut() -> None
 
 
 async def send(cluster: KafkaCluster, topic: str, value: bytes) -> None:
-    async with AIOKafkaProducer(**cluster.client, acks="all", request_timeout_ms=5000) as producer:
+    async with AIOKafkaProducer(**cluster.client, acks="all", request_timeout_ms=60_000) as producer:
         await producer.send_and_wait(topic, value)
 
 
 async def receive(cluster: KafkaCluster, topic: str, count: int) -> list[bytes]:
     async with AIOKafkaConsumer(topic, auto_offset_reset="earliest", **cluster.client) as consumer:
-        return [(await asyncio.wait_for(consumer.getone(), 10)).value for _ in range(count)]
+        return [(await asyncio.wait_for(consumer.getone(), 60)).value for _ in range(count)]
 
 
-async def test_a_broker_keeps_its_messages_over_a_kill_and_a_new_start(kafka: KafkaCluster, topic: str) -> None:
+async def test_a_broker_keeps_its_messages_after_a_kill_and_restart(kafka: KafkaCluster, topic: str) -> None:
     await send(kafka, topic, b"before")
     assert await receive(kafka, topic, 1) == [b"before"]
     await kafka.brokers[0].kill()
@@ -231,7 +227,7 @@ async def test_a_broker_keeps_its_messages_over_a_kill_and_a_new_start(kafka: Ka
     assert await receive(kafka, topic, 2) == [b"before", b"after"]
 
 
-async def test_of_three_brokers_one_may_die(folder: Path) -> None:
+async def test_a_cluster_of_three_brokers_survives_the_loss_of_one(folder: Path) -> None:
     async with KafkaCluster(folder / "kafka", 3) as cluster:
         await cluster.create_topic("t", replication=3, config={"min.insync.replicas": "2"})
         await send(cluster, "t", b"before")
@@ -241,7 +237,7 @@ async def test_of_three_brokers_one_may_die(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
-async def test_clients_reach_a_broker_by_name_password_and_tls(folder: Path, mechanism: str) -> None:
+async def test_clients_connect_by_tls_with_user_and_password(folder: Path, mechanism: str) -> None:
     security = Security(
         mechanism=mechanism, certificates=Certificates.make(folder / "certificates"), client_certificates=True
     )
@@ -254,8 +250,8 @@ async def test_clients_reach_a_broker_by_name_password_and_tls(folder: Path, mec
 # --- Prometheus ---
 
 
-async def test_prometheus_scrapes_its_target_and_answers_queries(start_prometheus: StartPrometheus) -> None:
-    exposition = "# HELP lab_answer_ratio What it is all about.\n# TYPE lab_answer_ratio gauge\nlab_answer_ratio 42\n"
+async def test_prometheus_scrapes_its_target_and_evaluates_queries(start_prometheus: StartPrometheus) -> None:
+    exposition = "# HELP lab_answer_ratio A constant.\n# TYPE lab_answer_ratio gauge\nlab_answer_ratio 42\n"
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(text=exposition)
@@ -267,13 +263,13 @@ async def test_prometheus_scrapes_its_target_and_answers_queries(start_prometheu
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         prometheus = await start_prometheus(f"127.0.0.1:{runner.addresses[0][1]}")
-        await until(lambda: prometheus.query("lab_answer_ratio"), 15)
+        await until(lambda: prometheus.query("lab_answer_ratio"), 60)
         (series,) = await prometheus.query("lab_answer_ratio * 2")
         assert series["value"][1] == "84"
     finally:
         await runner.cleanup()
 
 
-def test_promtool_finds_nothing_in_a_good_exposition_and_something_in_a_bad_one() -> None:
+def test_promtool_accepts_a_valid_exposition_and_reports_an_invalid_one() -> None:
     assert promtool_check("# HELP a_total A count.\n# TYPE a_total counter\na_total 1\n") == []
     assert promtool_check("a_total 1\n") == ["a_total no help text"]

@@ -1,4 +1,4 @@
-"""The dashboards' JSON: what links lead to is there, and every panel says in what it counts."""
+"""The dashboards' JSON: links lead to existing dashboards, and every panel has a unit."""
 
 import json
 import re
@@ -8,29 +8,29 @@ import pytest
 
 from dashboards import DASHBOARDS
 
-MADE = {one.uid: json.loads(one.json()) for one in DASHBOARDS}
-SHOWN = [
+BY_UID = {dashboard.uid: json.loads(dashboard.json()) for dashboard in DASHBOARDS}
+PANELS = [
     pytest.param(panel, id=f"{uid}: {panel['title']}")
-    for uid, made in MADE.items()
-    for panel in made["panels"]
+    for uid, dashboard in BY_UID.items()
+    for panel in dashboard["panels"]
     if panel["type"] != "row"
 ]
 
 
-@pytest.mark.parametrize("uid", MADE)
-def test_a_link_leads_to_a_dashboard_and_a_variable_that_are_there(uid: str) -> None:
-    links = re.findall(r"/d/([a-z-]+)\?var-(\w+)=", json.dumps(MADE[uid]))
-    for to, variable in links:
-        assert variable in [one["name"] for one in MADE[to]["templating"]["list"]]
+@pytest.mark.parametrize("uid", BY_UID)
+def test_a_link_leads_to_an_existing_dashboard_and_variable(uid: str) -> None:
+    links = re.findall(r"/d/([a-z-]+)\?var-(\w+)=", json.dumps(BY_UID[uid]))
+    for target, variable in links:
+        assert variable in [entry["name"] for entry in BY_UID[target]["templating"]["list"]]
     assert links or uid in ("qemu-vm", "qmp-agent")
 
 
-@pytest.mark.parametrize("panel", SHOWN)
-def test_a_panel_has_a_unit_a_source_and_a_place_in_the_row(panel: dict[str, Any]) -> None:
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_panel_has_a_unit_a_data_source_and_a_valid_position(panel: dict[str, Any]) -> None:
     defaults = panel["fieldConfig"]["defaults"]
     if panel["type"] == "table":
-        of_columns = [one for rule in panel["fieldConfig"]["overrides"] for one in rule["properties"]]
-        assert [one["value"] for one in of_columns if one["id"] == "unit"]
+        properties = [entry for rule in panel["fieldConfig"]["overrides"] for entry in rule["properties"]]
+        assert [entry["value"] for entry in properties if entry["id"] == "unit"]
     else:
         assert defaults["unit"]
         assert defaults["thresholds"]["steps"][0]["color"] == "green"
@@ -42,18 +42,18 @@ def test_a_panel_has_a_unit_a_source_and_a_place_in_the_row(panel: dict[str, Any
     assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
 
 
-@pytest.mark.parametrize("uid", MADE)
-def test_each_panel_has_a_number_of_its_own(uid: str) -> None:
-    numbers = [panel["id"] for panel in MADE[uid]["panels"]]
+@pytest.mark.parametrize("uid", BY_UID)
+def test_panel_ids_are_unique_and_consecutive(uid: str) -> None:
+    numbers = [panel["id"] for panel in BY_UID[uid]["panels"]]
     assert sorted(set(numbers)) == sorted(numbers) == list(range(1, len(numbers) + 1))
 
 
-@pytest.mark.parametrize("uid", MADE)
-def test_what_a_query_chooses_by_is_a_variable(uid: str) -> None:
-    known = {one["name"] for one in MADE[uid]["templating"]["list"]} | {"__rate_interval", "__range"}
-    asked = {
+@pytest.mark.parametrize("uid", BY_UID)
+def test_queries_use_defined_variables_only(uid: str) -> None:
+    defined = {entry["name"] for entry in BY_UID[uid]["templating"]["list"]} | {"__rate_interval", "__range"}
+    used = {
         name
-        for _, query in next(d for d in DASHBOARDS if d.uid == uid).queries()
+        for _, query in next(dashboard for dashboard in DASHBOARDS if dashboard.uid == uid).queries()
         for name in re.findall(r"\$(\w+)", query)
     }
-    assert asked <= known
+    assert used <= defined

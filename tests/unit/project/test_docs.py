@@ -1,4 +1,4 @@
-"""What the documents say of the code is so."""
+"""References from the documentation to the tests, and from the test runner to the test folders."""
 
 import re
 from pathlib import Path
@@ -6,19 +6,19 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 
 
-def test_each_test_that_a_document_names_is_there() -> None:
-    named = [
-        (page.name, *found.groups())
+def test_each_test_that_a_document_names_exists() -> None:
+    references = [
+        (page.name, *match.groups())
         for page in (ROOT / "docs").glob("*.md")
-        for found in re.finditer(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text())
+        for match in re.finditer(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text())
     ]
-    assert len(named) > 20
-    for page, file, test in named:
+    assert len(references) > 20
+    for page, file, test in references:
         assert (ROOT / file).is_file(), f"{page} names {file}"
         assert test is None or re.search(rf"def {test}\(", (ROOT / file).read_text()), f"{page} names {file}::{test}"
 
 
-def test_all_tests_are_among_those_that_make_test_runs() -> None:
-    run = (ROOT / "tests/all").read_text()
+def test_make_test_runs_every_folder_of_tests() -> None:
+    script = (ROOT / "tests/all").read_text()
     folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "tests").glob("*/test_*.py")}
-    assert {folder for folder in folders if not re.search(rf"\b{folder}\b", run)} == set()
+    assert {folder for folder in folders if not re.search(rf"\b{folder}\b", script)} == set()

@@ -1,4 +1,4 @@
-"""Files that are made from the code, and the config that explains every key, say what the code says."""
+"""Generated files are up to date, and the shipped config documents every key."""
 
 import json
 import re
@@ -23,30 +23,30 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(
-    ("file", "made"),
+    ("file", "generate"),
     [
         ("config/agent.schema.json", schema.config_schema),
         ("config/record.schema.json", schema.record_schema),
-        *((f"dashboards/{one.uid}.json", lambda one=one: json.loads(one.json())) for one in DASHBOARDS),
+        *((f"dashboards/{each.uid}.json", lambda each=each: json.loads(each.json())) for each in DASHBOARDS),
     ],
 )
-def test_a_generated_file_is_what_the_code_makes_today(file: str, made: Any) -> None:
-    assert json.loads((ROOT / file).read_text()) == json.loads(json.dumps(made())), "run `make generate`"
+def test_a_generated_json_file_is_up_to_date(file: str, generate: Any) -> None:
+    assert json.loads((ROOT / file).read_text()) == json.loads(json.dumps(generate())), "run `make generate`"
 
 
 @pytest.mark.parametrize(
-    ("file", "made"),
+    ("file", "generate"),
     [
         ("docs/metrics.md", reference.metrics),
         ("docs/records.md", lambda: reference.records(reference.EXAMPLES.read_text().splitlines())),
         ("docs/qmp-commands.md", reference.queries),
     ],
 )
-def test_a_generated_document_is_what_the_code_makes_today(file: str, made: Callable[[], str]) -> None:
-    assert (ROOT / file).read_text() == made(), "run `make generate`"
+def test_a_generated_document_is_up_to_date(file: str, generate: Callable[[], str]) -> None:
+    assert (ROOT / file).read_text() == generate(), "run `make generate`"
 
 
-def test_every_series_and_every_type_of_record_is_in_the_documents() -> None:
+def test_the_documents_have_every_series_and_every_type_of_record() -> None:
     metrics, records = (ROOT / "docs/metrics.md").read_text(), (ROOT / "docs/records.md").read_text()
     assert [
         s
@@ -59,44 +59,44 @@ def test_every_series_and_every_type_of_record_is_in_the_documents() -> None:
     assert [row.name for row in ROWS if f"| `qemu.event.{row.name.lower()}` |" not in records] == []
 
 
-def test_every_example_is_a_record_by_its_schema() -> None:
-    valid = validator(schema.record_schema())
+def test_every_example_record_is_valid() -> None:
+    record_validator = validator(schema.record_schema())
     examples = reference.EXAMPLES.read_text().splitlines()
-    types = [validate_record(line, valid).get_type() for line in examples]
+    types = [validate_record(line, record_validator).get_type() for line in examples]
     assert types == sorted(set(types))
     assert len(types) > 30
 
 
 def keys(model: type[BaseModel], above: str = "") -> Iterator[str]:
-    """Yield every key that a section may have, with those above it."""
+    """Yield the path of every key that a section may have."""
     for name, field in model.model_fields.items():
         yield f"{above}{name}"
         for inner in sections(field.annotation):
             yield from keys(inner, f"{above}{name}.")
 
 
-def given(value: Any, above: str = "") -> Iterator[str]:
-    """Yield every key that a value has, with those above it."""
+def paths(value: Any, above: str = "") -> Iterator[str]:
+    """Yield the path of every key in a value."""
     for inner in value if isinstance(value, list) else ():
-        yield from given(inner, above)
+        yield from paths(inner, above)
     for name, inner in value.items() if isinstance(value, dict) else ():
         yield f"{above}{name}"
-        yield from given(inner, f"{above}{name}.")
+        yield from paths(inner, f"{above}{name}.")
 
 
-def test_the_shipped_config_is_good_and_is_the_default_but_for_its_monitors() -> None:
+def test_the_shipped_config_has_the_defaults_except_for_its_monitors() -> None:
     shipped = load(ROOT / "config/agent.yaml")
     assert shipped == Config(monitors=shipped.monitors, host=shipped.host)
 
 
-def test_the_shipped_config_explains_every_key_in_its_place() -> None:
+def test_the_shipped_config_documents_every_key() -> None:
     text = (ROOT / "config/agent.yaml").read_text()
-    shown = re.sub(r"^( *)# ( *(- )?([a-z_]+:|\{))", r"\1\2", text, flags=re.MULTILINE)  # what is off, on
-    shown = re.sub(r"^( *disks:) \[\]", r"\1", shown, flags=re.MULTILINE)
-    assert set(keys(Config)) - set(given(yaml.safe_load(shown))) == set()
+    uncommented = re.sub(r"^( *)# ( *(- )?([a-z_]+:|\{))", r"\1\2", text, flags=re.MULTILINE)
+    uncommented = re.sub(r"^( *disks:) \[\]", r"\1", uncommented, flags=re.MULTILINE)
+    assert set(keys(Config)) - set(paths(yaml.safe_load(uncommented))) == set()
 
 
-def test_every_key_acts_somewhere() -> None:
+def test_the_code_reads_every_key() -> None:
     code = "".join(path.read_text() for path in (ROOT / "agent").rglob("*.py"))
     names = {key.rpartition(".")[2] for key in keys(Config)}
     assert {name for name in names if not re.search(rf"\.{name}\b", code)} == set()

@@ -1,9 +1,9 @@
-"""What a running agent has in memory: nothing that few hosts have a use for, until it is used."""
+"""Imports of the agent at its start: modules that few hosts need are imported on first use, which saves memory."""
 
 import subprocess
 import sys
 
-SELDOM = (
+LAZY = (
     "aiokafka",
     "bcrypt",
     "xml",
@@ -17,8 +17,8 @@ SELDOM = (
 )
 
 
-def test_what_few_hosts_have_a_use_for_is_imported_when_it_is_used() -> None:
+def test_modules_that_few_hosts_need_are_imported_on_first_use() -> None:
     script = "import agent.cli.main, sys; print(*sys.modules)"
-    there = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
-    assert "agent.app.agent" in there
-    assert not [name for name in there if name.startswith(SELDOM)]
+    modules = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
+    assert "agent.app.agent" in modules
+    assert not [name for name in modules if name.startswith(LAZY)]

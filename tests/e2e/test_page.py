@@ -1,4 +1,4 @@
-"""The page as people use it: in a real browser, of a real agent, with real guests."""
+"""The page in a real browser, served by a real agent with real guests."""
 
 import re
 import tempfile
@@ -15,7 +15,7 @@ from playwright.async_api import Browser, expect
 from agent.cli.demo.guest import Guest
 from tests.lab.agent_process import AgentProcess
 from tests.lab.browser import chromium, opened
-from tests.lab.page_guests import watched
+from tests.lab.page_guests import watch_guests
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -25,7 +25,7 @@ PHONE: Final = {"width": 320, "height": 640}
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A browser, and an agent that watches a writer, a guest with a hostile name and a Linux."""
+    """A browser, and an agent with three guests: a writer, one with a hostile name, and a Linux."""
 
     browser: Browser
     agent: AgentProcess
@@ -38,12 +38,12 @@ class Stage:
 async def stage() -> AsyncIterator[Stage]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         async with AsyncExitStack() as running:
-            agent, writer, hostile, linux = await watched(running, Path(path), HOSTILE)
+            agent, writer, hostile, linux = await watch_guests(running, Path(path), HOSTILE)
             browser = await running.enter_async_context(chromium())
             yield Stage(browser, agent, writer, hostile, linux)
 
 
-async def test_a_vm_is_shown_at_a_glance_with_what_it_does(stage: Stage) -> None:
+async def test_the_table_shows_each_vms_state_and_activity(stage: Stage) -> None:
     async with opened(stage.browser, stage.agent.url) as page:
         vms = page.get_by_role("table").filter(has=page.get_by_role("columnheader", name="Disk I/O"))
         writer = vms.get_by_role("row").filter(has_text="db-1")
@@ -63,26 +63,26 @@ async def test_a_vm_is_shown_at_a_glance_with_what_it_does(stage: Stage) -> None
         await expect(page).to_have_title(re.compile("hv7 · qmp-agent$"))
 
 
-async def test_a_disk_that_fills_has_its_bar_its_ladder_and_its_alert(stage: Stage) -> None:
+async def test_a_filling_disk_has_a_bar_levels_and_an_alert(stage: Stage) -> None:
     async with opened(stage.browser, stage.agent.url) as page:
         disk = page.locator("#disks tbody tr").filter(has_text="db-1")
         await expect(disk.get_by_role("cell").first).to_contain_text(re.compile(r"[\d.]+ (KiB|MiB) of 64 MiB"))
         await expect(disk.get_by_role("list", name="Levels")).to_have_text(re.compile("1%.*99%"))
-        await expect(disk.locator('.ladder [data-over="true"]')).to_have_text("1%")
+        await expect(disk.locator('.levels [data-exceeded="true"]')).to_have_text("1%")
         await expect(disk.locator("svg line")).to_have_count(2)
         alert = page.locator("#alerts li").filter(has_text="db-1")
-        await expect(alert).to_contain_text(re.compile("write threshold.*disk0.*past 1%.*left"))
+        await expect(alert).to_contain_text(re.compile("write threshold.*disk0.*level 1% exceeded.*free"))
 
 
-async def test_what_is_not_there_leaves_no_empty_box(stage: Stage) -> None:
+async def test_sections_without_content_are_hidden(stage: Stage) -> None:
     async with opened(stage.browser, f"{stage.agent.url}/#/vm/{stage.hostile.uuid}") as page:
         await expect(page.get_by_role("heading", name="pwned")).to_be_visible()
-        for place in ("#disks", "#moves", "#alerts", "#vms"):
-            await expect(page.locator(place)).to_be_hidden()
-        await expect(page.locator("#detail .card:visible h3")).to_have_text(["Memory"])  # of the host's
+        for section in ("#disks", "#activity", "#alerts", "#vms"):
+            await expect(page.locator(section)).to_be_hidden()
+        await expect(page.locator("#detail .card:visible h3")).to_have_text(["Memory"])  # resident memory
 
 
-async def test_a_hostile_name_is_text_wherever_it_is_shown(stage: Stage) -> None:
+async def test_a_hostile_name_is_shown_as_text_everywhere(stage: Stage) -> None:
     async with opened(stage.browser, stage.agent.url) as page:
         link = page.get_by_role("link", name=HOSTILE, exact=True)
         await expect(link).to_have_text(HOSTILE)
@@ -94,11 +94,11 @@ async def test_a_hostile_name_is_text_wherever_it_is_shown(stage: Stage) -> None
         assert await page.locator("main script, main img").count() == 0
 
 
-async def test_one_vm_in_detail_has_every_family_and_its_own_events_only(stage: Stage) -> None:
+async def test_the_detail_of_a_vm_has_every_family_and_only_its_own_events(stage: Stage) -> None:
     async with opened(stage.browser, stage.agent.url) as page:
         await page.get_by_role("link", name="web-1").first.click()
         await expect(page.get_by_role("heading", level=2, name="web-1")).to_be_visible()
-        for title in ("Disks", "Layers", "Balloon", "Memory, as the guest says"):
+        for title in ("Disks", "Layers", "Balloon", "Memory reported by the guest"):
             await expect(page.get_by_role("region", name=title, exact=True)).to_be_visible()
         disks = page.get_by_role("region", name="Disks", exact=True)
         await expect(disks.get_by_role("row").filter(has=page.get_by_text("writes", exact=True))).to_contain_text(
@@ -106,14 +106,14 @@ async def test_one_vm_in_detail_has_every_family_and_its_own_events_only(stage: 
         )
         hidden = disks.get_by_role("row").filter(has=page.get_by_text("failed writes", exact=True))
         await expect(hidden).to_have_count(0)
-        await page.get_by_label("those that are zero too").check()
+        await page.get_by_label("Show zero values").check()
         await expect(hidden).to_have_count(1)
         assert set(await page.locator("#events .who").all_inner_texts()) == {"web-1"}
         await page.get_by_role("link", name="All VMs").click()
         await expect(page.locator("#vms")).to_be_visible()
 
 
-async def test_events_come_by_themselves_and_can_be_filtered_and_paused(stage: Stage) -> None:
+async def test_events_arrive_live_and_can_be_filtered_and_paused(stage: Stage) -> None:
     async with opened(stage.browser, stage.agent.url) as page:
         first = page.locator("#events li").first
         await stage.writer.command("stop")
@@ -122,14 +122,14 @@ async def test_events_come_by_themselves_and_can_be_filtered_and_paused(stage: S
         pause = page.get_by_role("button", name="Pause")
         await pause.click()
         await stage.writer.command("cont")
-        await expect(page.get_by_role("button", name="Go on (1 new)")).to_have_attribute("aria-pressed", "true")
+        await expect(page.get_by_role("button", name="Resume (1 new)")).to_have_attribute("aria-pressed", "true")
         await expect(first).to_contain_text("event · stop")
-        await page.get_by_role("button", name="Go on").click()
+        await page.get_by_role("button", name="Resume").click()
         await expect(first).to_contain_text("event · resume")
         await page.get_by_label("Text").fill("write threshold")
         await expect(first).to_contain_text("alert · write threshold")
         await page.get_by_label("Text").fill("")
-        await page.get_by_label("Severity").select_option("warning and worse")
+        await page.get_by_label("Severity").select_option("warning and above")
         await expect(page.locator('#events li[data-severity="info"]')).to_have_count(0)
         await page.get_by_label("Severity").select_option("all")
         await page.locator("#events-vm").select_option("web-1")
@@ -137,7 +137,7 @@ async def test_events_come_by_themselves_and_can_be_filtered_and_paused(stage: S
         assert set(await page.locator("#events .who").all_inner_texts()) == {"web-1"}
 
 
-async def test_vms_are_sorted_and_filtered_by_who_looks(stage: Stage) -> None:
+async def test_the_vm_table_can_be_sorted_and_filtered(stage: Stage) -> None:
     async with opened(stage.browser, stage.agent.url) as page:
         names = page.locator("#vms tbody th")
         await expect(names).to_have_text([HOSTILE, "db-1", "web-1"])
@@ -148,15 +148,15 @@ async def test_vms_are_sorted_and_filtered_by_who_looks(stage: Stage) -> None:
         await expect(names.last).to_have_text(HOSTILE)
         await page.get_by_label("Filter", exact=True).fill("WEB")
         await expect(names).to_have_text(["web-1"])
-        await page.get_by_label("Filter", exact=True).fill("nobody")
-        await expect(page.get_by_text("No VM fits the filter.")).to_be_visible()
+        await page.get_by_label("Filter", exact=True).fill("no such vm")
+        await expect(page.get_by_text("No VM matches the filter.")).to_be_visible()
 
 
-async def test_the_page_can_be_used_by_keyboard_alone(stage: Stage) -> None:
+async def test_the_page_works_with_the_keyboard_alone(stage: Stage) -> None:
     async with opened(stage.browser, stage.agent.url) as page:
         focused = page.locator(":focus")
         await page.keyboard.press("Tab")
-        await expect(focused).to_have_text("Skip to the figures")
+        await expect(focused).to_have_text("Skip to content")
         await expect(focused).to_be_in_viewport()
         await page.keyboard.press("Enter")
         for _ in range(30):
@@ -170,21 +170,21 @@ async def test_the_page_can_be_used_by_keyboard_alone(stage: Stage) -> None:
         await expect(page.locator("#vms")).to_be_visible()
 
 
-async def test_focus_stays_where_it_is_while_figures_change(stage: Stage) -> None:
+async def test_focus_stays_while_values_change(stage: Stage) -> None:
     async with opened(stage.browser, stage.agent.url) as page:
         link = page.locator("#vms").get_by_role("link", name="db-1")
         await link.focus()
-        figure = page.locator("#vms tbody tr").filter(has_text="db-1").locator(".more").nth(2)
-        before = await figure.inner_text()
-        await expect(figure).not_to_have_text(before)
+        value = page.locator("#vms tbody tr").filter(has_text="db-1").locator(".more").nth(2)
+        before = await value.inner_text()
+        await expect(value).not_to_have_text(before)
         await expect(link).to_be_focused()
 
 
-async def test_landmarks_and_headers_say_what_is_what(stage: Stage) -> None:
+async def test_landmarks_headers_and_controls_have_names(stage: Stage) -> None:
     async with opened(stage.browser, stage.agent.url) as page:
         for landmark in ("banner", "main", "contentinfo", "navigation"):
             await expect(page.get_by_role(landmark)).to_have_count(1)
-        for region in ("Alerts firing", "VMs", "Thin disks", "Events", "The agent itself"):
+        for region in ("Alerts firing", "VMs", "Thin disks", "Events", "Agent"):
             await expect(page.get_by_role("region", name=region, exact=True)).to_be_visible()
         assert await page.locator("th:not([scope])").count() == 0
         unnamed = "nodes => nodes.filter(node => !node.labels?.length && !node.textContent.trim()).length"
@@ -192,60 +192,60 @@ async def test_landmarks_and_headers_say_what_is_what(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/#/vm/{}"])
-async def test_a_phone_shows_all_of_it_without_scrolling_sideways(stage: Stage, path: str) -> None:
+async def test_a_phone_needs_no_horizontal_scrolling(stage: Stage, path: str) -> None:
     async with opened(
         stage.browser, stage.agent.url + path.format(stage.writer.uuid), viewport=PHONE, has_touch=True
     ) as page:
         await expect(page.locator("#disks .fullness").first).to_be_visible()
         assert await page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
-        await expect(page.get_by_role("heading", name="The agent itself")).to_be_visible()
+        await expect(page.get_by_role("heading", name="Agent", exact=True)).to_be_visible()
         await expect(page.locator("#disks").get_by_role("row").nth(1)).to_contain_text("of 64 MiB")
 
 
-async def test_light_and_dark_are_the_systems_choice_and_readable(stage: Stage) -> None:
-    grounds = []
+async def test_light_and_dark_follow_the_system_and_are_readable(stage: Stage) -> None:
+    backgrounds = []
     for scheme in ("light", "dark"):
         async with opened(stage.browser, stage.agent.url, color_scheme=scheme) as page:
             colours = "node => [getComputedStyle(node).color, getComputedStyle(node).backgroundColor]"
-            ink, ground = (
+            foreground, background = (
                 [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
                 for colour in await page.locator("body").evaluate(colours)
             )
-            grounds.append(sum(ground))
-            bright, dim = sorted((luminance(ink), luminance(ground)), reverse=True)
+            backgrounds.append(sum(background))
+            bright, dim = sorted((luminance(foreground), luminance(background)), reverse=True)
             assert (bright + 0.05) / (dim + 0.05) > 7
-    assert grounds[0] > 2.5
-    assert grounds[1] < 0.5
+    assert backgrounds[0] > 2.5
+    assert backgrounds[1] < 0.5
 
 
 def luminance(colour: list[float]) -> float:
-    """Return a colour's relative luminance, as WCAG 2.2 has it."""
+    """Return a colour's relative luminance by WCAG 2.2."""
     red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-async def test_a_migration_shows_how_far_it_is_and_how_long_it_takes(stage: Stage) -> None:
+async def test_a_migration_shows_its_progress_and_remaining_time(stage: Stage) -> None:
     await stage.linux.command("migrate-set-parameters", max_bandwidth=200_000)
     await stage.linux.command("migrate", uri="exec:cat >/dev/null")
     try:
         async with opened(stage.browser, stage.agent.url) as page:
-            moving = page.locator("#moves tbody tr").filter(has_text="web-1")
-            await expect(moving).to_contain_text(re.compile(r"migration\s*active.*of .*MiB", re.DOTALL))
-            await expect(moving.get_by_role("progressbar")).to_be_visible()
-            await expect(moving.get_by_role("cell").last).to_have_text(re.compile(r"\d+ (s|min|h)"))
+            migration = page.locator("#activity tbody tr").filter(has_text="web-1")
+            await expect(migration).to_contain_text(re.compile(r"migration\s*active.*of .*MiB", re.DOTALL))
+            await expect(migration.get_by_role("progressbar")).to_be_visible()
+            await expect(migration.get_by_role("cell").last).to_have_text(re.compile(r"\d+ (s|min|h)"))
     finally:
         await stage.linux.command("migrate_cancel")
 
 
-async def test_a_job_shows_how_far_it_is_and_how_long_it_takes(stage: Stage) -> None:
+async def test_a_job_shows_its_progress_and_remaining_time(stage: Stage) -> None:
     await stage.writer.command("blockdev-add", driver="null-co", node_name="copy", size=64 << 20)
-    small = {"speed": 100_000, "granularity": 1 << 16, "buf_size": 1 << 16}  # by which it takes minutes, in steps
+    slow = {"speed": 100_000, "granularity": 1 << 16, "buf_size": 1 << 16}  # takes minutes, in small steps
     await stage.writer.command(
-        "blockdev-mirror", job_id="copy0", device="disk0-format", target="copy", sync="full", **small
+        "blockdev-mirror", job_id="copy0", device="disk0-format", target="copy", sync="full", **slow
     )
     try:
         async with opened(stage.browser, stage.agent.url) as page:
-            job = page.locator("#moves tbody tr").filter(has_text="db-1")
+            job = page.locator("#activity tbody tr").filter(has_text="db-1")
             await expect(job).to_contain_text(re.compile(r"mirror copy0\s*running\s*[\d.]+ %", re.DOTALL))
             await expect(job.get_by_role("progressbar")).to_be_visible()
             await expect(job.get_by_role("cell").last).to_have_text(re.compile(r"\d+ (s|min|h)"), timeout=20_000)
@@ -253,14 +253,14 @@ async def test_a_job_shows_how_far_it_is_and_how_long_it_takes(stage: Stage) -> 
         await stage.writer.command("block-job-cancel", device="copy0", force=True)
 
 
-async def test_the_page_lives_on_over_a_restart_of_the_agent(stage: Stage) -> None:
+async def test_the_page_reconnects_after_a_restart_of_the_agent(stage: Stage) -> None:
     async with opened(stage.browser, stage.agent.url) as page:
-        link = page.get_by_role("status")
+        connection = page.get_by_role("status")
         await stage.agent.kill()
-        await expect(link).to_have_text("the agent does not answer; trying again")
-        await expect(page.locator("#vms tbody tr")).to_have_count(3)  # what was known stays, and is dimmed
+        await expect(connection).to_have_text("the agent does not answer; reconnecting")
+        await expect(page.locator("#vms tbody tr")).to_have_count(3)  # the old state stays, dimmed
         await stage.agent.start()
-        await expect(link).to_have_text("live", timeout=20_000)
+        await expect(connection).to_have_text("live", timeout=20_000)
         await expect(page.locator("#vms tbody tr").filter(has_text="db-1")).to_contain_text(
             re.compile(r"W [\d.]+ \wi?B/s")
         )

@@ -15,7 +15,7 @@ import pytest_asyncio
 from agent.cli.demo.guest import Guest, until
 from tests.lab.agent_process import AgentProcess, run_command
 from tests.lab.machine import free_port
-from tests.lab.page_guests import watched
+from tests.lab.page_guests import watch_guests
 from tests.lab.terminal import Terminal
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -40,7 +40,7 @@ class Stage:
 async def stage() -> AsyncIterator[Stage]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         async with AsyncExitStack() as running:
-            agent, writer, _, linux = await watched(running, Path(path), HOSTILE)
+            agent, writer, _, linux = await watch_guests(running, Path(path), HOSTILE)
             await agent.wait_for_record("alert.write_threshold", vm=writer.uuid, timeout=30)
             yield Stage(agent, writer, linux)
 

@@ -1,4 +1,4 @@
-"""Debian's Chromium, headless, by playwright."""
+"""Debian's Chromium, headless, driven by playwright."""
 
 import contextlib
 import shutil
@@ -14,16 +14,16 @@ _PROGRAM = "chromium"
 
 @contextlib.asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
-    """Run a browser for as long as the block does.
+    """Run a browser while the block runs.
 
     Raises:
-        LabMissing: there is none.
+        LabMissing: Chromium is not installed.
     """
     path = shutil.which(_PROGRAM)
     if path is None:
-        raise LabMissing("there is no chromium: run tests/lab/install test")
+        raise LabMissing("chromium is not installed: run tests/lab/install test")
     async with async_playwright() as playwright:
-        # Root, whom containers run tests as, has no sandbox in Chromium; it opens nothing here but our own page.
+        # Chromium has no sandbox for root, which tests in containers run as; it opens only the agent's own page.
         browser = await playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         try:
             yield browser
@@ -33,17 +33,17 @@ async def chromium() -> AsyncIterator[Browser]:
 
 @contextlib.asynccontextmanager
 async def opened(browser: Browser, url: str, **options: Any) -> AsyncIterator[Page]:
-    """Open a page until it is live; what its console complains of is an error at the end, but that an agent did not answer."""
-    complaints: list[str] = []
+    """Open a page and wait until it is live. Console errors and warnings fail the test at the end, except failed connections."""
+    messages: list[str] = []
     context = await browser.new_context(locale="en-GB", **options)
     try:
         page = await context.new_page()
         page.set_default_timeout(10_000)
-        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda entry: messages.append(entry.text) if entry.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: messages.append(str(error)))
         await page.goto(url)
         await page.get_by_role("status").filter(has_text="live").wait_for()
         yield page
     finally:
         await context.close()
-    assert [text for text in complaints if "net::ERR_" not in text] == []
+    assert [text for text in messages if "net::ERR_" not in text] == []

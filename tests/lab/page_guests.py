@@ -1,4 +1,4 @@
-"""Whom the tests of the page and of the terminal look at."""
+"""The guests and the agent of the tests of the page and the terminal."""
 
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,8 +14,8 @@ _QUICK: Final = {
 }
 
 
-async def watched(running: AsyncExitStack, folder: Path, name: str) -> tuple[AgentProcess, Guest, Guest, Guest]:
-    """Start a writer, a guest of that name and a Linux, and an agent that watches them and has heard of the Linux's memory."""
+async def watch_guests(running: AsyncExitStack, folder: Path, name: str) -> tuple[AgentProcess, Guest, Guest, Guest]:
+    """Start a writer, a guest of that name, a Linux and an agent; wait for the Linux's memory statistics."""
     writer = Guest(folder, "db-1", GuestOptions(kind=GuestKind.WRITER))
     hostile = Guest(folder, "hostile", GuestOptions(extra=("-name", f"guest={name}")))
     linux = Guest(folder, "web-1", GuestOptions(kind=GuestKind.LINUX))

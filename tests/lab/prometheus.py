@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes one target every second, and its tool that judges an exposition."""
+"""A real Prometheus that scrapes one target every second, and promtool's check of an exposition."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from tests.lab.server import Server, ServerError
 
 
 class Prometheus(Server):
-    """A Prometheus of one target; it has scraped for the first time some six seconds after it has started."""
+    """A Prometheus with one target; its first scrape is about six seconds after its start."""
 
     program = "prometheus"
 
@@ -27,15 +27,15 @@ class Prometheus(Server):
         job: str = "agent",
         alertmanager: str = "",
     ) -> None:
-        """Choose its port.
+        """Choose a port.
 
         Args:
-            folder: where its data, log and settings go.
-            target: what it scrapes, `host:port`.
-            path: the path of the metrics there.
-            rules: a file of recording and alerting rules, evaluated every second too.
-            job: what its series are labelled with.
-            alertmanager: whom it tells what fires, `host:port`.
+            folder: directory of its data, log and settings.
+            target: the scraped address, `host:port`.
+            path: the path of the metrics.
+            rules: a file of recording and alerting rules, evaluated every second.
+            job: the label `job` of the series.
+            alertmanager: the Alertmanager that it notifies, `host:port`; empty is none.
         """
         super().__init__(folder)
         self._settings = {  # JSON is YAML
@@ -50,7 +50,7 @@ class Prometheus(Server):
         }
 
     async def arguments(self) -> list[str]:
-        """Write its settings and return its arguments, but for its address."""
+        """Write its settings and return its arguments except the address."""
         settings = self.folder / "prometheus.json"
         settings.write_text(json.dumps(self._settings))
         return [f"--config.file={settings}", f"--storage.tsdb.path={self.folder / 'data'}"]
@@ -59,15 +59,15 @@ class Prometheus(Server):
         """Evaluate an expression now and return its series: `{"metric": labels, "value": [time, "text"]}` each.
 
         Raises:
-            ServerError: if the expression is wrong.
+            ServerError: the expression is invalid.
         """
         result: list[dict[str, Any]] = (await self._get("query", query=expression))["result"]
         return result
 
     async def alerts(self) -> list[dict[str, Any]]:
         """Return the alerts that are pending or firing: `{"labels", "annotations", "state", ...}` each."""
-        found: list[dict[str, Any]] = (await self._get("alerts"))["alerts"]
-        return found
+        alerts: list[dict[str, Any]] = (await self._get("alerts"))["alerts"]
+        return alerts
 
     async def _get(self, name: str, **parameters: str) -> Any:
         async with (
@@ -81,16 +81,16 @@ class Prometheus(Server):
 
 
 def promtool_check(text: str) -> list[str]:
-    """Return what `promtool check metrics` has to say against an exposition in the text format; nothing is good.
+    """Return what `promtool check metrics` reports about an exposition in the text format; empty if it passes.
 
     Raises:
-        LabMissing: if the machine has no promtool.
+        LabMissing: promtool is not installed.
     """
     try:
-        found = subprocess.run(
+        result = subprocess.run(
             ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
         )
     except FileNotFoundError as error:
-        raise LabMissing(f"there is no promtool: {INSTALL_HINT}") from error
-    said = (found.stdout + found.stderr).splitlines()
-    return said or ([f"promtool ended with {found.returncode}"] if found.returncode else [])
+        raise LabMissing(f"promtool is not installed: {INSTALL_HINT}") from error
+    messages = (result.stdout + result.stderr).splitlines()
+    return messages or ([f"promtool exited with {result.returncode}"] if result.returncode else [])

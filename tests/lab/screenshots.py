@@ -1,4 +1,4 @@
-"""The screenshots that the README shows, of a real agent with real guests: `python -m tests.lab.screenshots` takes them anew."""
+"""The README's screenshots of a real agent with real guests: `python -m tests.lab.screenshots` retakes them."""
 
 import asyncio
 import html
@@ -16,7 +16,7 @@ from tests.lab.browser import chromium, opened
 from tests.lab.terminal import Terminal
 
 IMAGES: Final = Path(__file__).parents[2] / "docs" / "images"
-WORK_SECONDS: Final = 60.0  # of which sparklines tell
+WORK_SECONDS: Final = 60.0  # fills the sparklines
 GUESTS: Final = {
     "web-1": GuestOptions(kind=GuestKind.LINUX, write_kib=256, pause_seconds=0.4),
     "db-1": GuestOptions(kind=GuestKind.WRITER, disk_mib=64, pause_seconds=0.01),
@@ -25,7 +25,7 @@ GUESTS: Final = {
 
 
 async def take() -> None:
-    """Have three guests work, one of them migrate and one be backed up, and look at it."""
+    """Run three guests, migrate one and back up another, and take the screenshots."""
     with tempfile.TemporaryDirectory(prefix="qemu-") as path:
         async with AsyncExitStack() as running:
             guests = {name: Guest(Path(path), name, options) for name, options in GUESTS.items()}
@@ -40,25 +40,25 @@ async def take() -> None:
             agent = await running.enter_async_context(AgentProcess(Path(path), config))
             browser = await running.enter_async_context(chromium())
             await guests["web-1"].booted()
-            await back_up(guests["build-7"])
+            await start_backup(guests["build-7"])
             await agent.wait_for_record("alert.write_threshold", vm="web-1", level="50%", timeout=WORK_SECONDS)
-            await migrate(guests["web-1"])
+            await start_migration(guests["web-1"])
             await guests["db-1"].command("stop")
             await guests["db-1"].command("cont")
             await agent.wait_for_record("sample.migration", vm="web-1", status="active")
             await asyncio.sleep(5)
-            await the_page(browser, agent)
-            await the_terminal(browser, agent)
+            await shoot_page(browser, agent)
+            await shoot_terminal(browser, agent)
 
 
-async def migrate(guest: Guest) -> None:
-    """Have it migrate, for minutes."""
+async def start_migration(guest: Guest) -> None:
+    """Start a migration that takes minutes."""
     await guest.command("migrate-set-parameters", max_bandwidth=600_000)
     await guest.command("migrate", uri="exec:cat >/dev/null")
 
 
-async def back_up(guest: Guest) -> None:
-    """Have its disk copied, for minutes."""
+async def start_backup(guest: Guest) -> None:
+    """Start a copy of the disk that takes minutes."""
     await guest.command("blockdev-add", driver="null-co", node_name="copy", size=guest.options.disk_mib << 20)
     await guest.command(
         "blockdev-mirror",
@@ -72,23 +72,23 @@ async def back_up(guest: Guest) -> None:
     )
 
 
-async def the_page(browser: Browser, agent: AgentProcess) -> None:
-    """Take the page's picture."""
+async def shoot_page(browser: Browser, agent: AgentProcess) -> None:
+    """Take the screenshot of the page."""
     size = {"width": 1000, "height": 1000}
     async with opened(browser, agent.url, viewport=size, color_scheme="light") as page:
-        await page.locator("#moves progress").first.wait_for()
+        await page.locator("#activity progress").first.wait_for()
         await page.screenshot(path=IMAGES / "page.png")
 
 
-async def the_terminal(browser: Browser, agent: AgentProcess) -> None:
-    """Take the terminal's picture."""
+async def shoot_terminal(browser: Browser, agent: AgentProcess) -> None:
+    """Take the screenshot of the terminal."""
     async with Terminal("top", "--url", agent.url, "--interval", "1s", columns=100, rows=12) as top:
         await top.shows("db-1", "web-1")
         await until(lambda: "%" in top.row("CPU%") and len(top.row("web-1").split()) > 6, 10)
-        made = drawn(top.screen)
+        document = screen_html(top.screen)
     context = await browser.new_context(viewport={"width": 880, "height": 240})
     page = await context.new_page()
-    await page.set_content(made)
+    await page.set_content(document)
     await page.locator("pre").screenshot(path=IMAGES / "top.png")
     await context.close()
 
@@ -105,23 +105,25 @@ COLOURS: Final = {
 }
 
 
-def drawn(screen: pyte.Screen) -> str:
+def screen_html(screen: pyte.Screen) -> str:
     """Return a terminal's screen as HTML."""
-    lines = ["".join(map(cell, (screen.buffer[y][x] for x in range(screen.columns)))) for y in range(screen.lines)]
+    lines = ["".join(map(cell_html, (screen.buffer[y][x] for x in range(screen.columns)))) for y in range(screen.lines)]
     style = "background:#11151a;padding:12px;margin:0;display:inline-block;font:14px/1.35 'DejaVu Sans Mono',monospace"
     return f'<pre style="{style}">' + "\n".join(lines) + "</pre>"
 
 
-def cell(char: pyte.screens.Char) -> str:
+def cell_html(char: pyte.screens.Char) -> str:
     """Return one character as HTML."""
-    ink, ground = (
+    foreground, background = (
         COLOURS.get(char.fg, "#d8dee6"),
         COLOURS.get(char.bg, "#11151a") if char.bg != "default" else "#11151a",
     )
     if char.reverse:
-        ink, ground = ground, ink
+        foreground, background = background, foreground
     weight = "bold" if char.bold else "normal"
-    return f'<span style="color:{ink};background:{ground};font-weight:{weight}">{html.escape(char.data)}</span>'
+    return (
+        f'<span style="color:{foreground};background:{background};font-weight:{weight}">{html.escape(char.data)}</span>'
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-/** One VM in detail: its gauges, and every family of figures that it has, a table each. */
+/** One VM in detail: its gauges, and a table for each of its metric families. */
 
-import { el, keyed, set, text } from "./dom.js";
-import { clock, figure, rate, words } from "./format.js";
+import { el, renderList, setAttribute, setText } from "./dom.js";
+import { clock, fieldName, fieldRate, fieldValue } from "./format.js";
 import { gauges, stateOf } from "./vms.js";
 
-const TITLES = { block: "Disks", block_backing: "Backing layers", block_layer: "Layers", guest_memory: "Memory, as the guest says", vcpu: "vCPUs", iothread: "I/O threads", process: "Its process", cgroup: "Its cgroup", net: "Network", job: "Jobs" };
+const TITLES = { block: "Disks", block_backing: "Backing layers", block_layer: "Layers", guest_memory: "Memory reported by the guest", vcpu: "vCPUs", iothread: "I/O threads", process: "QEMU process", cgroup: "cgroup", net: "Network", job: "Jobs" };
 
-const title = (name) => TITLES[name] ?? words(name)[0].toUpperCase() + words(name).slice(1);
+const title = (name) => TITLES[name] ?? fieldName(name)[0].toUpperCase() + fieldName(name).slice(1);
 
-/** A family as a table: a row a field, a column a subject. Fields that are zero for all are left for who asks for them. */
+/** Render a family as a table with a row for each field and a column for each subject. Fields that are zero everywhere are optional. */
 function family() {
   const [head, body] = [el("tr", { role: "row" }), el("tbody", { role: "rowgroup" })];
   const [heading, help] = [el("h3"), el("p", { class: "more" })];
@@ -16,101 +16,101 @@ function family() {
   const box = el("div", { class: "wide", tabindex: "0", role: "region" }, table);
   return {
     node: el("section", { class: "card" }, heading, help, box),
-    update({ family: now, zeros }) {
-      text(heading, title(now.name));
-      set(box, "aria-label", title(now.name));
-      text(help, `${now.help} (${now.source})`);
-      const columns = now.subjects.map((subject) => subject.labels.join(" ")); // none for the VM as a whole
-      keyed(head, ["", ...columns.map((name, index) => ({ name, index }))], (one) => one.index ?? "", () => {
+    update({ family: current, showZeros }) {
+      setText(heading, title(current.name));
+      setAttribute(box, "aria-label", title(current.name));
+      setText(help, `${current.help} (${current.source})`);
+      const columns = current.subjects.map((subject) => subject.labels.join(" ")); // no labels for the VM as a whole
+      renderList(head, ["", ...columns.map((name, index) => ({ name, index }))], (column) => column.index ?? "", () => {
         const node = el("th", { role: "columnheader", scope: "col" });
-        return { node, update: (one) => text(node, one === "" ? "Figure" : one.name || "Value") };
+        return { node, update: (column) => setText(node, column === "" ? "Field" : column.name || "Value") };
       });
-      const nothing = (field) => field.kind === "detail" || now.subjects.every(({ values }) => [0, "", undefined].includes(values[field.name]));
-      const fields = now.fields.filter((field) => zeros || !nothing(field));
-      keyed(body, fields, (field) => `${field.name} ${columns.length}`, (field) => line(field, columns.length));
-      for (const field of fields) fill(body, now, field);
+      const isZero = (field) => field.kind === "detail" || current.subjects.every(({ values }) => [0, "", undefined].includes(values[field.name]));
+      const fields = current.fields.filter((field) => showZeros || !isZero(field));
+      renderList(body, fields, (field) => `${field.name} ${columns.length}`, (field) => row(field, columns.length));
+      for (const field of fields) fill(body, current, field);
     },
   };
 }
 
-const lines = new WeakMap();
+const cellsOfRow = new WeakMap();
 
-function line(field, count) {
+function row(field, count) {
   const cells = Array.from({ length: count }, () => {
     const [value, more] = [el("span", { class: "value" }), el("span", { class: "more" })];
     return { value, more, node: el("td", { role: "cell" }, value, more) };
   });
-  const node = el("tr", { role: "row", "data-field": field.name }, el("th", { role: "rowheader", scope: "row", title: field.help }, words(field.name)), ...cells.map((one) => one.node));
-  lines.set(node, cells);
+  const node = el("tr", { role: "row", "data-field": field.name }, el("th", { role: "rowheader", scope: "row", title: field.help }, fieldName(field.name)), ...cells.map((cell) => cell.node));
+  cellsOfRow.set(node, cells);
   return { node, update() {} };
 }
 
-function fill(body, now, field) {
+function fill(body, family, field) {
   const row = [...body.children].find((node) => node.dataset.field === field.name);
-  lines.get(row).forEach(({ value, more }, index) => {
-    const subject = now.subjects[index];
-    const said = subject.values[field.name];
-    text(value, said === undefined ? "" : figure(field.name, said));
-    text(more, subject.rates[field.name] ? rate(field.name, subject.rates[field.name]) : "");
+  cellsOfRow.get(row).forEach(({ value, more }, index) => {
+    const subject = family.subjects[index];
+    const fieldContent = subject.values[field.name];
+    setText(value, fieldContent === undefined ? "" : fieldValue(field.name, fieldContent));
+    setText(more, subject.rates[field.name] ? fieldRate(field.name, subject.rates[field.name]) : "");
   });
 }
 
-/** Whether a family says more than the rest of the page does. */
-const tells = ({ name, subjects }) => !["runstate", "block_space"].includes(name) && !(name === "migration" && subjects[0].values.status === "none");
+/** Whether a family has values that the rest of the page does not show. */
+const isShown = ({ name, subjects }) => !["runstate", "block_space"].includes(name) && !(name === "migration" && subjects[0].values.status === "none");
 
 export class Detail {
   #section = document.getElementById("detail");
   #families = document.getElementById("families");
-  #zeros = document.getElementById("zeros");
+  #showZeros = document.getElementById("show-zeros");
   #parts = null;
   #host = null;
 
   constructor() {
-    this.#zeros.addEventListener("change", () => this.update(this.#host));
+    this.#showZeros.addEventListener("change", () => this.update(this.#host));
   }
 
-  /** Show a VM, or with an empty UUID nothing. */
+  /** Show a VM; an empty UUID hides the section. */
   open(uuid) {
     this.uuid = uuid;
     this.#section.replaceChildren();
-    set(this.#section, "hidden", !uuid);
-    this.#parts = uuid ? this.#made() : null;
+    setAttribute(this.#section, "hidden", !uuid);
+    this.#parts = uuid ? this.#build() : null;
   }
 
-  #made() {
+  #build() {
     const name = el("h2", { id: "detail-title", tabindex: "-1" });
     const [state, reason] = [el("span", { class: "state" }), el("span", { class: "more" })];
     const facts = el("dl", { class: "facts" });
-    const glance = gauges();
-    const named = { CPU: glance.cpu, "Disk I/O": glance.io, Memory: glance.memory };
-    const cards = Object.entries(named).map(([label, part]) => el("div", { class: "card gauge" }, el("h3", {}, label), el("div", { class: "figures" }, part.value, part.more), part.line.node));
+    const vmGauges = gauges();
+    const titled = { CPU: vmGauges.cpu, "Disk I/O": vmGauges.io, Memory: vmGauges.memory };
+    const cards = Object.entries(titled).map(([label, part]) => el("div", { class: "card gauge" }, el("h3", {}, label), el("div", { class: "figures" }, part.value, part.more), part.line.node));
     const back = el("p", {}, el("a", { href: "#/" }, "← All VMs"));
     this.#section.append(back, el("div", { class: "title" }, name, state, reason), facts, el("div", { class: "cards" }, ...cards));
-    return { name, state, reason, facts, glance, cards };
+    return { name, state, reason, facts, vmGauges, cards };
   }
 
   update(host) {
     this.#host = host;
     const vm = host?.vms.get(this.uuid);
-    set(this.#families, "hidden", !this.#parts || !vm);
+    setAttribute(this.#families, "hidden", !this.#parts || !vm);
     if (!this.#parts) return;
-    const { name, state, reason, facts, glance, cards } = this.#parts;
-    text(name, vm?.name ?? (host.agent ? "This VM is gone" : ""));
+    const { name, state, reason, facts, vmGauges, cards } = this.#parts;
+    setText(name, vm?.name ?? (host.agent ? "This VM is gone" : ""));
     const { word, look } = vm ? stateOf(vm) : { word: host.agent ? "gone" : "", look: "idle" };
-    text(state, word);
-    set(state, "data-look", look);
-    text(reason, vm?.reason ?? "");
-    for (const part of [facts, ...cards]) set(part, "hidden", !vm);
+    setText(state, word);
+    setAttribute(state, "data-look", look);
+    setText(reason, vm?.reason ?? "");
+    for (const part of [facts, ...cards]) setAttribute(part, "hidden", !vm);
     if (!vm) return;
-    const said = { UUID: vm.uuid, Monitor: vm.monitor, QEMU: vm.qemu, "Last answer": vm.last_response ? clock(vm.last_response) : "" };
-    keyed(facts, Object.entries(said).filter(([, value]) => value), ([key]) => key, ([key]) => {
+    const identity = { UUID: vm.uuid, Monitor: vm.monitor, QEMU: vm.qemu, "Last response": vm.last_response ? clock(vm.last_response) : "" };
+    renderList(facts, Object.entries(identity).filter(([, value]) => value), ([key]) => key, ([key]) => {
       const value = el("dd");
-      return { node: el("div", {}, el("dt", {}, key), value), update: ([, now]) => text(value, now) };
+      return { node: el("div", {}, el("dt", {}, key), value), update: ([, current]) => setText(value, current) };
     });
-    glance.update(vm, host.history.get(vm.uuid) ?? []);
-    const there = [vm.now?.cpu !== undefined, vm.now?.read !== undefined || vm.now?.write !== undefined, vm.memory !== undefined];
-    cards.forEach((card, index) => set(card, "hidden", !there[index]));
-    const found = host.detail?.uuid === vm.uuid ? host.detail.families.filter(tells) : [];
-    keyed(this.#families.querySelector(".families"), found.map((one) => ({ family: one, zeros: this.#zeros.checked })), (one) => one.family.name, family);
+    vmGauges.update(vm, host.history.get(vm.uuid) ?? []);
+    const isKnown = [vm.now?.cpu !== undefined, vm.now?.read !== undefined || vm.now?.write !== undefined, vm.memory !== undefined];
+    cards.forEach((card, index) => setAttribute(card, "hidden", !isKnown[index]));
+    const families = host.detail?.uuid === vm.uuid ? host.detail.families.filter(isShown) : [];
+    renderList(this.#families.querySelector(".families"), families.map((known) => ({ family: known, showZeros: this.#showZeros.checked })), (item) => item.family.name, family);
   }
 }

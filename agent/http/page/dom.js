@@ -1,18 +1,18 @@
-/** Elements made and kept up to date. Text is always text: nothing here, and nobody who uses it, makes markup of a string. */
+/** Creation and update of DOM elements. Strings are always inserted as text, never parsed as markup. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Make an element; `attributes` without a value are left out, functions are listeners. */
+/** Create an element. Attributes that are undefined or false are left out; functions are event listeners. */
 export function el(tag, attributes = {}, ...children) {
-  return filled(document.createElement(tag), attributes, children);
+  return build(document.createElement(tag), attributes, children);
 }
 
-/** The same, of a drawing. */
+/** Create an SVG element. */
 export function svg(tag, attributes = {}, ...children) {
-  return filled(document.createElementNS(SVG, tag), attributes, children);
+  return build(document.createElementNS(SVG, tag), attributes, children);
 }
 
-function filled(node, attributes, children) {
+function build(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === "function") node.addEventListener(name, value);
     else if (value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
@@ -21,38 +21,39 @@ function filled(node, attributes, children) {
   return node;
 }
 
-/** Set an element's text, unless it is that already. */
-export function text(node, value) {
+/** Set an element's text if it differs. */
+export function setText(node, value) {
   if (node.textContent !== value) node.textContent = value;
 }
 
-/** Set or remove an attribute. */
-export function set(node, name, value) {
+/** Set an attribute; undefined, false and null remove it. */
+export function setAttribute(node, name, value) {
   if (value === undefined || value === false || value === null) node.removeAttribute(name);
   else if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value);
 }
 
-const kept = new WeakMap();
+const renderedParts = new WeakMap();
 
 /**
- * Have a parent show these items, a child each, in order. A child is made once for each key and then updated, so that focus, selection
- * and what is open stay where they are.
- * @param make item => {node, update(item)}
+ * Render one child for each item, in order. A child is created once for each key and then updated, so that focus, selection and open
+ * details are kept.
+ * @param key item => key
+ * @param create item => {node, update(item)}
  */
-export function keyed(parent, items, key, make) {
-  const before = kept.get(parent) ?? new Map();
-  const now = new Map();
-  for (const item of items) now.set(key(item), before.get(key(item)) ?? make(item));
-  for (const [name, part] of before) if (!now.has(name)) part.node.remove();
-  let place = parent.firstChild;
-  for (const part of now.values()) {
-    if (part.node === place) place = place.nextSibling;
-    else if (part.node.isConnected && parent.moveBefore) parent.moveBefore(part.node, place);
-    else parent.insertBefore(part.node, place);
+export function renderList(parent, items, key, create) {
+  const previous = renderedParts.get(parent) ?? new Map();
+  const current = new Map();
+  for (const item of items) current.set(key(item), previous.get(key(item)) ?? create(item));
+  for (const [name, part] of previous) if (!current.has(name)) part.node.remove();
+  let position = parent.firstChild;
+  for (const part of current.values()) {
+    if (part.node === position) position = position.nextSibling;
+    else if (part.node.isConnected && parent.moveBefore) parent.moveBefore(part.node, position);
+    else parent.insertBefore(part.node, position);
   }
-  kept.set(parent, now);
-  for (const item of items) now.get(key(item)).update(item);
+  renderedParts.set(parent, current);
+  for (const item of items) current.get(key(item)).update(item);
 }
 
-/** A table's cell, which on a narrow screen names its column. */
+/** Create a table cell, which shows its column's name on a narrow screen. */
 export const cell = (label, ...children) => el("td", { role: "cell", "data-label": label }, ...children);

@@ -1,8 +1,8 @@
-/** Figures as people read them. Pure. */
+/** Formatting of values for display. Pure. */
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
-/** Bytes to three digits: `1.5 GiB`. */
+/** Format bytes to three digits: `1.5 GiB`. */
 export function bytes(size) {
   let unit = 0;
   while (Math.abs(size) >= 999.5 && unit < UNITS.length - 1) {
@@ -12,17 +12,17 @@ export function bytes(size) {
   return `${number(size)} ${UNITS[unit]}`;
 }
 
-/** A number to three digits. */
+/** Format a number to three digits. */
 export function number(value) {
   const size = Math.abs(value);
   if (size >= 1e6) return value.toExponential(2);
   return size >= 99.95 ? value.toFixed(0) : String(Number(value.toPrecision(size < 0.01 ? 1 : 3)));
 }
 
-/** A share of one as percent. */
+/** Format a share from 0 to 1 as percent. */
 export const percent = (share) => `${number(Number((share * 100).toFixed(1)))} %`;
 
-/** Seconds in the two largest units: `2 h 5 min`. */
+/** Format seconds in their two largest units: `2 h 5 min`. */
 export function duration(seconds) {
   if (seconds < 0.9995) return `${Math.round(seconds * 1000)} ms`;
   if (seconds < 59.5) return `${Math.round(seconds)} s`;
@@ -34,15 +34,15 @@ export function duration(seconds) {
   return days < 1000 ? `${days} days` : "years";
 }
 
-/** The time of day of an instant in seconds since 1970, with its date where that is not today's. */
+/** Format a timestamp in seconds since the epoch as the time of day, with the date if that is not today. */
 export function clock(seconds) {
   const at = new Date(seconds * 1000);
   const day = at.toDateString() === new Date().toDateString() ? "" : `${at.toLocaleDateString("sv")} `;
   return day + at.toLocaleTimeString("sv");
 }
 
-/** A field of a sample, in the unit that its name tells. */
-export function figure(name, value) {
+/** Format a sample's field in the unit of its name. */
+export function fieldValue(name, value) {
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (typeof value === "object" && value !== null) return JSON.stringify(value);
   if (typeof value !== "number") return String(value);
@@ -54,19 +54,19 @@ export function figure(name, value) {
   return Number.isInteger(value) ? String(value) : number(value);
 }
 
-/** How fast a counter rises, in the unit that its name tells; seconds a second are a share. */
-export function rate(name, value) {
+/** Format a counter's rate in the unit of its name; seconds per second are a share. */
+export function fieldRate(name, value) {
   if (name.includes("bytes")) return `${bytes(value)}/s`;
   if (name.includes("seconds")) return percent(value);
   return `${number(value)}/s`;
 }
 
-const UNIT_WORDS = [
+const UNIT_SUFFIXES = [
   [/_total$/, ""],
   [/_bytes_per_second$|_timestamp_seconds$|_bytes$|_ratio$/, ""],
-  [/_in_seconds$/, "_in"],
+  [/^(time_.*)_seconds$/, "$1"],
   [/_seconds$/, "_time"],
 ];
 
-/** A field's name in words, without its unit, which its value has: `read_bytes_total` is `read`, `read_seconds_total` is `read time`. */
-export const words = (name) => UNIT_WORDS.reduce((said, [unit, word]) => said.replace(unit, word), name).replaceAll("_", " ");
+/** A field's name in words, without the unit that its value shows: `read_bytes_total` is `read`, `read_seconds_total` is `read time`. */
+export const fieldName = (name) => UNIT_SUFFIXES.reduce((words, [suffix, word]) => words.replace(suffix, word), name).replaceAll("_", " ");

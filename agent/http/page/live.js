@@ -1,33 +1,33 @@
-/** What the agent says, as it comes: two streams of server-sent events that mend themselves, and this host put together from one of them. */
+/** Streams of server-sent events that reconnect by themselves, and the host's state assembled from the overview stream. */
 
 const POINTS = 60;
-const RETRY = { first: 500, most: 10_000 };
+const RETRY_MS = { first: 500, max: 10_000 };
 
 /**
- * A stream that is opened again whenever it ends: a browser gives up by itself where it was answered with an error.
- * @param url () => where, asked at each opening
- * @param tell {{open(), message(value, id), missed(value), lost()}}
+ * Open a stream and reopen it whenever it ends. A browser by itself gives up after an error response.
+ * @param url () => the URL, evaluated for each connection
+ * @param listeners {{open(), message(value, id), missed(value), disconnected()}}
  * @returns {{close()}}
  */
-export function stream(url, tell) {
+export function stream(url, listeners) {
   let source, timer;
-  let wait = RETRY.first;
-  const open = () => {
+  let delay = RETRY_MS.first;
+  const connect = () => {
     source = new EventSource(url());
     source.onopen = () => {
-      wait = RETRY.first;
-      tell.open?.();
+      delay = RETRY_MS.first;
+      listeners.open?.();
     };
-    source.onmessage = (event) => tell.message(JSON.parse(event.data), event.lastEventId);
-    source.addEventListener("missed", (event) => tell.missed?.(JSON.parse(event.data)));
+    source.onmessage = (event) => listeners.message(JSON.parse(event.data), event.lastEventId);
+    source.addEventListener("missed", (event) => listeners.missed?.(JSON.parse(event.data)));
     source.onerror = () => {
-      tell.lost?.();
-      source.close(); // its own waits are seconds long and not ours to choose
-      timer = setTimeout(open, wait);
-      wait = Math.min(wait * 2, RETRY.most);
+      listeners.disconnected?.();
+      source.close(); // its built-in retry delay is seconds long and fixed
+      timer = setTimeout(connect, delay);
+      delay = Math.min(delay * 2, RETRY_MS.max);
     };
   };
-  open();
+  connect();
   return {
     close() {
       clearTimeout(timer);
@@ -36,7 +36,7 @@ export function stream(url, tell) {
   };
 }
 
-/** This host as the agent told it, from its first message on. */
+/** The host's state, built from the messages of one connection. */
 export class Host {
   constructor() {
     this.vms = new Map();
@@ -47,21 +47,21 @@ export class Host {
     this.detail = null;
   }
 
-  /** Take what is new. */
-  take(news) {
-    for (const uuid of news.gone ?? []) {
+  /** Apply the changes of one message. */
+  apply(changes) {
+    for (const uuid of changes.gone ?? []) {
       this.vms.delete(uuid);
       this.history.delete(uuid);
     }
-    for (const [uuid, points] of Object.entries(news.history ?? {})) this.history.set(uuid, points);
-    for (const [uuid, vm] of Object.entries(news.vms ?? {})) {
+    for (const [uuid, points] of Object.entries(changes.history ?? {})) this.history.set(uuid, points);
+    for (const [uuid, vm] of Object.entries(changes.vms ?? {})) {
       this.vms.set(uuid, vm);
-      this.#remember(uuid, vm.now ?? {});
+      this.#addPoint(uuid, vm.now ?? {});
     }
-    for (const part of ["monitors", "alerts", "agent", "detail"]) if (part in news) this[part] = news[part];
+    for (const part of ["monitors", "alerts", "agent", "detail"]) if (part in changes) this[part] = changes[part];
   }
 
-  #remember(uuid, now) {
+  #addPoint(uuid, now) {
     const points = this.history.get(uuid) ?? [];
     if (!now.time || now.time <= (points.at(-1)?.[0] ?? 0)) return;
     points.push([now.time, ...["cpu", "read", "write", "reads", "writes", "memory"].map((name) => now[name] ?? null)]);

@@ -1,6 +1,6 @@
-/** The page: one stream of this host's overview, shown as it comes; a VM in detail by the address `#/vm/UUID`. */
+/** The page: renders the overview stream as it arrives. The location `#/vm/UUID` shows one VM in detail. */
 
-import { set, text } from "./dom.js";
+import { setAttribute, setText } from "./dom.js";
 import { Detail } from "./detail.js";
 import { Events } from "./events.js";
 import { Host, stream } from "./live.js";
@@ -11,59 +11,59 @@ const byId = (id) => document.getElementById(id);
 
 const [vms, detail, events] = [new Vms(), new Detail(), new Events()];
 let host = new Host();
-let opened = null;
+let connection = null;
 
-const wanted = () => decodeURIComponent(/^#\/vm\/([^/]+)$/.exec(location.hash)?.[1] ?? "");
+const selectedUuid = () => decodeURIComponent(/^#\/vm\/([^/]+)$/.exec(location.hash)?.[1] ?? "");
 
-function show() {
-  const uuid = wanted();
-  set(byId("vms"), "hidden", uuid !== "" || host.vms.size === 0);
-  set(byId("no-vms"), "hidden", uuid !== "" || host.vms.size > 0 || !host.agent);
+function render() {
+  const uuid = selectedUuid();
+  setAttribute(byId("vms"), "hidden", uuid !== "" || host.vms.size === 0);
+  setAttribute(byId("no-vms"), "hidden", uuid !== "" || host.vms.size > 0 || !host.agent);
   vms.update(host);
   detail.update(host);
   sections.alerts(host, uuid);
-  sections.moves(host, uuid);
+  sections.activity(host, uuid);
   sections.disks(host, uuid);
   sections.agent(host);
   const [count, firing] = [host.vms.size, host.alerts.length];
-  text(byId("host"), host.agent?.host ?? "");
-  text(byId("counts"), `${count} VM${count === 1 ? "" : "s"} · ${firing || "no"} alert${firing === 1 ? "" : "s"}`);
+  setText(byId("host"), host.agent?.host ?? "");
+  setText(byId("counts"), `${count} VM${count === 1 ? "" : "s"} · ${firing || "no"} alert${firing === 1 ? "" : "s"}`);
   document.title = `${firing ? `(${firing}) ` : ""}${uuid && host.vms.has(uuid) ? `${host.vms.get(uuid).name} · ` : ""}${host.agent?.host ?? ""} · qmp-agent`;
 }
 
-/** Listen anew, for the VM that is wanted in detail; what was known stays until the agent has said it all again. */
-function listen() {
-  opened?.close();
-  let fresh = true;
-  const url = () => `overview/live${wanted() ? `?vm=${encodeURIComponent(wanted())}` : ""}`;
-  opened = stream(url, {
+/** Connect for the selected VM. The old state stays visible until the first message of the new connection. */
+function connect() {
+  connection?.close();
+  let isFirst = true;
+  const url = () => `overview/live${selectedUuid() ? `?vm=${encodeURIComponent(selectedUuid())}` : ""}`;
+  connection = stream(url, {
     open: () => {
-      fresh = true;
+      isFirst = true;
     },
-    message: (news) => {
-      if (fresh) host = new Host();
-      fresh = false;
-      host.take(news);
-      linked(true);
-      show();
+    message: (changes) => {
+      if (isFirst) host = new Host();
+      isFirst = false;
+      host.apply(changes);
+      showConnection(true);
+      render();
     },
-    lost: () => linked(false),
+    disconnected: () => showConnection(false),
   });
 }
 
-function linked(up) {
-  text(byId("link"), up ? "live" : "the agent does not answer; trying again");
-  set(byId("link"), "data-look", up ? "good" : "bad");
+function showConnection(up) {
+  setText(byId("connection"), up ? "live" : "the agent does not answer; reconnecting");
+  setAttribute(byId("connection"), "data-look", up ? "good" : "bad");
   document.body.classList.toggle("stale", !up);
 }
 
 function route() {
-  const uuid = wanted();
-  if (location.hash && !location.hash.startsWith("#/")) return; // a place on this page
+  const uuid = selectedUuid();
+  if (location.hash && !location.hash.startsWith("#/")) return; // an anchor on this page
   detail.open(uuid);
-  events.only(uuid);
-  show();
-  listen();
+  events.showOnly(uuid);
+  render();
+  connect();
   if (uuid) byId("detail-title").focus({ preventScroll: true });
   window.scrollTo(0, 0);
 }

@@ -1,8 +1,8 @@
-/** The smaller sections: alerts, thin disks, migrations and jobs, the agent itself. A section with nothing to show is not shown. */
+/** The smaller sections: alerts, thin disks, migrations and jobs, and the agent. An empty section is hidden. */
 
-import { cell, el, keyed, set, text } from "./dom.js";
+import { cell, el, renderList, setAttribute, setText } from "./dom.js";
 import { fullness } from "./draw.js";
-import { bytes, clock, duration, percent, words } from "./format.js";
+import { bytes, clock, duration, fieldName, percent } from "./format.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -11,64 +11,64 @@ const link = (uuid, name) => el("a", { href: `#/vm/${uuid}` }, name);
 // Alerts.
 
 function alert(first) {
-  const what = el("b", {}, words(first.alert));
+  const what = el("b", {}, fieldName(first.alert));
   const detail = el("span", { class: "what" });
   const since = el("span", { class: "more" });
   const node = el("li", { "data-severity": first.severity }, el("span", { class: "severity" }, first.severity), el("span", {}, what, " ", link(first.uuid, first.vm), first.subject ? ` ${first.subject}` : ""), detail, since);
   return {
     node,
-    update(one) {
-      const said = [
-        one.level && `past ${one.level.replace(/^threshold (\d+)$/, (_, size) => `a threshold of ${bytes(Number(size))}`)}`,
-        one.free_bytes !== undefined && `${bytes(one.free_bytes)} left`,
-        one.growth_bytes_per_second > 0 && `grows ${bytes(one.growth_bytes_per_second)}/s`,
+    update(current) {
+      const description = [
+        current.level && `level ${current.level.replace(/^threshold (\d+)$/, (_, size) => bytes(Number(size)))} exceeded`,
+        current.free_bytes !== undefined && `${bytes(current.free_bytes)} free`,
+        current.growth_bytes_per_second > 0 && `growing ${bytes(current.growth_bytes_per_second)}/s`,
       ];
-      text(detail, said.filter(Boolean).join(" · "));
-      text(since, `since ${clock(one.since)}`);
+      setText(detail, description.filter(Boolean).join(" · "));
+      setText(since, `since ${clock(current.since)}`);
     },
   };
 }
 
 export function alerts(host, uuid) {
-  const shown = host.alerts.filter((one) => !uuid || one.uuid === uuid);
-  set(byId("alerts"), "hidden", shown.length === 0);
-  keyed(byId("alerts").querySelector("ul"), shown, (one) => one.fingerprint, alert);
+  const shown = host.alerts.filter((known) => !uuid || known.uuid === uuid);
+  setAttribute(byId("alerts"), "hidden", shown.length === 0);
+  renderList(byId("alerts").querySelector("ul"), shown, (known) => known.fingerprint, alert);
 }
 
 // Thin disks.
 
 function disk({ vm, disk: first }) {
   const bar = fullness();
-  const [used, headroom, growth, left] = ["used", "value", "more", "value"].map((name) => el("span", { class: name }));
-  const ladder = el("ol", { class: "ladder", "aria-label": "Levels" });
+  const [used, free, growth, timeToFull] = ["used", "value", "more", "value"].map((name) => el("span", { class: name }));
+  const levelList = el("ol", { class: "levels", "aria-label": "Levels" });
   const note = el("span", { class: "more" });
   const node = el(
     "tr",
     { role: "row" },
     el("th", { role: "rowheader", scope: "row" }, link(vm.uuid, vm.name), ` ${first.device}`),
-    cell("Used", bar.node, el("div", { class: "under" }, used, ladder)),
-    cell("Headroom", headroom, note),
-    cell("Full in", left, growth),
+    cell("Used", bar.node, el("div", { class: "under" }, used, levelList)),
+    cell("Free", free, note),
+    cell("Time to full", timeToFull, growth),
   );
   return {
     node,
-    update({ disk: now }) {
-      const share = now.used_bytes / now.limit_bytes;
-      const rungs = now.levels ?? [];
-      const over = rungs.filter(([, at]) => now.used_bytes > at).length;
-      const level = over === 0 ? "ok" : over === rungs.length ? "critical" : "warning";
-      const said = `${bytes(now.used_bytes)} of ${bytes(now.limit_bytes)}`;
-      bar.update(share, rungs.map(([, at]) => at / now.limit_bytes), `${said} used, ${over} of ${rungs.length} levels exceeded`, level);
-      text(used, `${said} · ${percent(share)}`);
-      keyed(ladder, rungs, ([name]) => name, ([name]) => {
-        const rung = el("li", {}, name);
-        return { node: rung, update: ([, at]) => set(rung, "data-over", now.used_bytes > at) };
+    update({ disk: current }) {
+      const share = current.used_bytes / current.limit_bytes;
+      const levels = current.levels ?? [];
+      const exceeded = levels.filter(([, at]) => current.used_bytes > at).length;
+      const severity = exceeded === 0 ? "ok" : exceeded === levels.length ? "critical" : "warning";
+      const usedText = `${bytes(current.used_bytes)} of ${bytes(current.limit_bytes)}`;
+      bar.update(share, levels.map(([, at]) => at / current.limit_bytes), `${usedText} used, ${exceeded} of ${levels.length} levels exceeded`, severity);
+      setText(used, `${usedText} · ${percent(share)}`);
+      renderList(levelList, levels, ([name]) => name, ([name]) => {
+        const item = el("li", {}, name);
+        return { node: item, update: ([, at]) => setAttribute(item, "data-exceeded", current.used_bytes > at) };
       });
-      text(headroom, bytes(now.free_bytes));
-      const armed = now.armed_threshold_bytes !== undefined ? `armed at ${bytes(now.armed_threshold_bytes)}` : "";
-      text(note, now.threshold_foreign ? "its threshold is somebody else's" : armed);
-      text(left, now.time_to_full_seconds !== undefined ? duration(now.time_to_full_seconds) : "does not grow");
-      text(growth, now.growth_bytes_per_second > 0 ? `grows ${bytes(now.growth_bytes_per_second)}/s` : "");
+      setText(free, bytes(current.free_bytes));
+      const armed = current.armed_threshold_bytes !== undefined ? `QEMU threshold at ${bytes(current.armed_threshold_bytes)}` : "";
+      setText(note, current.threshold_foreign ? "another client owns the QEMU threshold" : armed);
+      setText(timeToFull, current.time_to_full_seconds !== undefined ? duration(current.time_to_full_seconds) : "not growing");
+      setText(growth, current.growth_bytes_per_second > 0 ? `growing ${bytes(current.growth_bytes_per_second)}/s` : "");
     },
   };
 }
@@ -76,117 +76,117 @@ function disk({ vm, disk: first }) {
 export function disks(host, uuid) {
   const shown = [...host.vms.values()]
     .filter((vm) => !uuid || vm.uuid === uuid)
-    .flatMap((vm) => (vm.disks ?? []).filter((one) => one.limit_bytes).map((one) => ({ vm, disk: one })));
+    .flatMap((vm) => (vm.disks ?? []).filter((known) => known.limit_bytes).map((known) => ({ vm, disk: known })));
   shown.sort((a, b) => b.disk.used_bytes / b.disk.limit_bytes - a.disk.used_bytes / a.disk.limit_bytes);
-  set(byId("disks"), "hidden", shown.length === 0);
-  keyed(byId("disks").querySelector("tbody"), shown, (one) => `${one.vm.uuid} ${one.disk.device}`, disk);
+  setAttribute(byId("disks"), "hidden", shown.length === 0);
+  renderList(byId("disks").querySelector("tbody"), shown, (item) => `${item.vm.uuid} ${item.disk.device}`, disk);
 }
 
 // Migrations and jobs.
 
-function move(first) {
-  const [what, status, done, left] = ["", "more", "more", "value"].map((name) => el("span", { class: name }));
+function activityRow(first) {
+  const [name, status, done, remaining] = ["", "more", "more", "value"].map((style) => el("span", { class: style }));
   const bar = el("progress", { max: 1, "aria-label": "Progress" });
   const progress = cell("Progress", bar, done);
-  const node = el("tr", { role: "row" }, el("th", { role: "rowheader", scope: "row" }, link(first.vm.uuid, first.vm.name)), cell("What", what, status), progress, cell("Left", left));
+  const node = el("tr", { role: "row" }, el("th", { role: "rowheader", scope: "row" }, link(first.vm.uuid, first.vm.name)), cell("Activity", name, status), progress, cell("Remaining", remaining));
   return {
     node,
-    update(now) {
-      text(what, now.what);
-      text(status, now.status);
-      set(bar, "hidden", now.share === undefined);
-      if (now.share !== undefined) bar.value = now.share;
-      text(done, now.done);
-      progress.classList.toggle("empty", !now.done);
-      text(left, now.left === undefined ? "" : duration(now.left));
+    update(current) {
+      setText(name, current.name);
+      setText(status, current.status);
+      setAttribute(bar, "hidden", current.share === undefined);
+      if (current.share !== undefined) bar.value = current.share;
+      setText(done, current.done);
+      progress.classList.toggle("empty", !current.done);
+      setText(remaining, current.remaining === undefined ? "" : duration(current.remaining));
     },
   };
 }
 
 const ENDED = ["completed", "failed", "cancelled"];
 
-function moving(vm) {
-  const found = (vm.jobs ?? []).map((job) => ({
+function activitiesOf(vm) {
+  const activities = (vm.jobs ?? []).map((job) => ({
     vm,
     key: `${vm.uuid} job ${job.job}`,
-    what: `${job.type} ${job.job}`,
+    name: `${job.type} ${job.job}`,
     status: [job.status, job.error].filter(Boolean).join(": "),
     share: job.progress_ratio,
     done: job.progress_ratio === undefined ? "" : percent(job.progress_ratio),
-    left: job.remaining_seconds,
+    remaining: job.remaining_seconds,
   }));
   const { migration } = vm;
-  if (!migration) return found;
-  const { status, total_bytes: of, done_bytes: done, elapsed_seconds: took, throughput_bytes_per_second: speed } = migration;
+  if (!migration) return activities;
+  const { status, total_bytes: total, done_bytes: done, elapsed_seconds: elapsed, throughput_bytes_per_second: throughput } = migration;
   const ended = ENDED.includes(status);
-  const said = of ? [`${bytes(done)} of ${bytes(of)}`, speed > 0 && `${bytes(speed)}/s`] : [took !== undefined && ended && `took ${duration(took)}`];
-  found.push({ vm, key: `${vm.uuid} migration`, what: "migration", status, share: of ? done / of : undefined, done: said.filter(Boolean).join(" · "), left: migration.remaining_seconds });
-  return found;
+  const progress = total ? [`${bytes(done)} of ${bytes(total)}`, throughput > 0 && `${bytes(throughput)}/s`] : [elapsed !== undefined && ended && `took ${duration(elapsed)}`];
+  activities.push({ vm, key: `${vm.uuid} migration`, name: "migration", status, share: total ? done / total : undefined, done: progress.filter(Boolean).join(" · "), remaining: migration.remaining_seconds });
+  return activities;
 }
 
-export function moves(host, uuid) {
-  const shown = [...host.vms.values()].filter((vm) => !uuid || vm.uuid === uuid).flatMap(moving);
-  set(byId("moves"), "hidden", shown.length === 0);
-  keyed(byId("moves").querySelector("tbody"), shown, (one) => one.key, move);
+export function activity(host, uuid) {
+  const shown = [...host.vms.values()].filter((vm) => !uuid || vm.uuid === uuid).flatMap(activitiesOf);
+  setAttribute(byId("activity"), "hidden", shown.length === 0);
+  renderList(byId("activity").querySelector("tbody"), shown, (item) => item.key, activityRow);
 }
 
-// The agent itself.
+// The agent.
 
 function fact(first) {
   const value = el("dd");
   return {
     node: el("div", {}, el("dt", {}, first[0]), value),
-    update([, said, look]) {
-      text(value, said);
-      set(value, "data-look", look);
+    update([, current, look]) {
+      setText(value, current);
+      setAttribute(value, "data-look", look);
     },
   };
 }
 
 function facts(agent, monitors) {
   const { sink, journal, queues } = agent;
-  const states = [...Map.groupBy(monitors, (one) => one.state)].map(([state, all]) => `${all.length} ${state}`);
-  const waiting = queues.reduce((all, queue) => all + queue.records, 0);
-  const lag = Math.max(...queues.map((queue) => queue.oldest_record_age_seconds));
-  const lost = [...agent.dropped.map((one) => [`${one.reason} (${one.queue})`, one.records]), ...Object.entries(agent.events_dropped)].filter(([, count]) => count > 0);
+  const states = [...Map.groupBy(monitors, (known) => known.state)].map(([state, all]) => `${all.length} ${state}`);
+  const waiting = queues.reduce((sum, queue) => sum + queue.records, 0);
+  const oldest = Math.max(...queues.map((queue) => queue.oldest_record_age_seconds));
+  const dropped = [...agent.dropped.map(({ reason, queue, records }) => [`${reason} (${queue})`, records]), ...Object.entries(agent.events_dropped)].filter(([, count]) => count > 0);
   return [
     ["Version", agent.version],
-    ["Monitors", states.join(", ") || "none found", monitors.some((one) => one.state !== "up") ? undefined : "good"],
-    ["Records go to", sink.error ? `${sink.name}: ${sink.error}` : sink.name, sink.error ? "bad" : "good"],
-    journal && ["Journal", journal.error ?? (journal.quarantined ? `${journal.quarantined} damaged files set aside` : "in order"), journal.error ? "bad" : "good"],
+    ["Monitors", states.join(", ") || "none discovered", monitors.some((known) => known.state !== "up") ? undefined : "good"],
+    ["Sink", sink.error ? `${sink.name}: ${sink.error}` : sink.name, sink.error ? "bad" : "good"],
+    journal && ["Journal", journal.error ?? (journal.quarantined ? `${journal.quarantined} damaged files quarantined` : "ok"), journal.error ? "bad" : "good"],
     ["Delivered", agent.delivered.toLocaleString("en")],
-    ["Waiting", waiting ? `${waiting.toLocaleString("en")} records, the oldest for ${duration(lag)}` : "nothing"],
-    ["Dropped", lost.map(([why, count]) => `${count} ${why}`).join(", ") || "nothing", lost.length ? "bad" : "good"],
-    agent.reconnects > 0 && ["Sink rebuilt", `${agent.reconnects} times`],
+    ["Waiting", waiting ? `${waiting.toLocaleString("en")} records, oldest ${duration(oldest)}` : "nothing"],
+    ["Dropped", dropped.map(([reason, count]) => `${count} ${reason}`).join(", ") || "nothing", dropped.length ? "bad" : "good"],
+    agent.reconnects > 0 && ["Sink reconnects", String(agent.reconnects)],
   ].filter(Boolean);
 }
 
 const LOOKS = { up: "good", stalled: "bad", denied: "bad", busy: "warning" };
 
 function monitor(first) {
-  const [state, who, why] = [el("span", { class: "state" }), el("span"), el("span", { class: "what" })];
-  const cells = [cell("State", state), cell("VM", who), cell("Why", why)];
+  const [state, vm, reason] = [el("span", { class: "state" }), el("span"), el("span", { class: "what" })];
+  const cells = [cell("State", state), cell("VM", vm), cell("Reason", reason)];
   const node = el("tr", { role: "row" }, el("th", { role: "rowheader", scope: "row" }, first.monitor), ...cells);
   return {
     node,
-    update(one) {
-      text(state, one.state);
-      set(state, "data-look", LOOKS[one.state] ?? "idle");
-      text(who, one.vm);
-      text(why, one.reason || `since ${clock(one.since)}`);
-      cells[1].classList.toggle("empty", !one.vm);
+    update(current) {
+      setText(state, current.state);
+      setAttribute(state, "data-look", LOOKS[current.state] ?? "idle");
+      setText(vm, current.vm);
+      setText(reason, current.reason || `since ${clock(current.since)}`);
+      cells[1].classList.toggle("empty", !current.vm);
     },
   };
 }
 
 export function agent(host) {
   if (!host.agent) return;
-  set(byId("agent"), "hidden", false);
-  keyed(byId("agent").querySelector(".facts"), facts(host.agent, host.monitors), ([name]) => name, fact);
+  setAttribute(byId("agent"), "hidden", false);
+  renderList(byId("agent").querySelector(".facts"), facts(host.agent, host.monitors), ([name]) => name, fact);
   const sorted = [...host.monitors].sort((a, b) => (a.state === "up") - (b.state === "up") || (a.monitor < b.monitor ? -1 : 1));
-  set(byId("agent").querySelector("table"), "hidden", sorted.length === 0);
-  keyed(byId("agent").querySelector("tbody"), sorted, (one) => one.monitor, monitor);
-  const troubles = [...host.agent.unready_reasons, ...host.agent.warnings];
-  set(byId("troubles"), "hidden", troubles.length === 0);
-  keyed(byId("troubles"), troubles, (said) => said, (said) => ({ node: el("li", {}, said), update() {} }));
+  setAttribute(byId("agent").querySelector("table"), "hidden", sorted.length === 0);
+  renderList(byId("agent").querySelector("tbody"), sorted, (known) => known.monitor, monitor);
+  const problems = [...host.agent.unready_reasons, ...host.agent.warnings];
+  setAttribute(byId("problems"), "hidden", problems.length === 0);
+  renderList(byId("problems"), problems, (problem) => problem, (problem) => ({ node: el("li", {}, problem), update() {} }));
 }

@@ -1,10 +1,10 @@
-/** The table of VMs: state, CPU, disk I/O and memory at a glance; sorted and filtered by who looks. */
+/** The table of VMs with state, CPU, disk I/O and memory; it can be sorted and filtered. */
 
-import { cell, el, keyed, set, text } from "./dom.js";
+import { cell, el, renderList, setAttribute, setText } from "./dom.js";
 import { sparkline } from "./draw.js";
 import { bytes, number } from "./format.js";
 
-/** What a VM's state is, in a word, and how it should look: good, idle, warning or bad. */
+/** A VM's state as a word, and its appearance: good, idle, warning or bad. */
 export function stateOf(vm) {
   if (vm.state !== "up") return { word: vm.state, look: "bad" };
   const word = vm.status ?? "up";
@@ -17,16 +17,16 @@ const now = (vm, name) => vm.now?.[name];
 const sum = (...values) => (values.every((value) => value === undefined) ? undefined : values.reduce((a, b) => (a ?? 0) + (b ?? 0), 0));
 
 const COLUMNS = [
-  { name: "VM", sort: (vm) => vm.name.toLowerCase(), there: () => true },
-  { name: "State", sort: (vm) => `${stateOf(vm).look} ${stateOf(vm).word}`, there: () => true },
-  { name: "CPU", sort: (vm) => -(now(vm, "cpu") ?? -1), there: (vm) => now(vm, "cpu") !== undefined },
-  { name: "Disk I/O", sort: (vm) => -(sum(now(vm, "read"), now(vm, "write")) ?? -1), there: (vm) => now(vm, "write") !== undefined || now(vm, "read") !== undefined },
-  { name: "Memory", sort: (vm) => -(vm.memory?.used_bytes ?? vm.memory?.resident_bytes ?? vm.memory?.total_bytes ?? -1), there: (vm) => vm.memory !== undefined },
+  { name: "VM", sort: (vm) => vm.name.toLowerCase(), isKnown: () => true },
+  { name: "State", sort: (vm) => `${stateOf(vm).look} ${stateOf(vm).word}`, isKnown: () => true },
+  { name: "CPU", sort: (vm) => -(now(vm, "cpu") ?? -1), isKnown: (vm) => now(vm, "cpu") !== undefined },
+  { name: "Disk I/O", sort: (vm) => -(sum(now(vm, "read"), now(vm, "write")) ?? -1), isKnown: (vm) => now(vm, "write") !== undefined || now(vm, "read") !== undefined },
+  { name: "Memory", sort: (vm) => -(vm.memory?.used_bytes ?? vm.memory?.resident_bytes ?? vm.memory?.total_bytes ?? -1), isKnown: (vm) => vm.memory !== undefined },
 ];
 
 const pick = (points, ...columns) => points.map((point) => [point[0], ...columns.map((column) => point[column])]);
 
-/** The three figures with their sparklines, as a row and the detail of a VM have them. */
+/** CPU, disk I/O and memory with their sparklines, for the table and for the detail of a VM. */
 export function gauges() {
   const cpu = { value: el("span", { class: "value" }), more: el("span", { class: "more" }), line: sparkline("cpu") };
   const [read, write] = [el("span"), el("span")];
@@ -34,21 +34,21 @@ export function gauges() {
   const io = { read, write, value: el("span", { class: "value" }, ...both), more: el("span", { class: "more" }), line: sparkline("read", "write") };
   const memory = { value: el("span", { class: "value" }), more: el("span", { class: "more" }), line: sparkline("memory") };
   const update = (vm, points) => {
-    const took = now(vm, "cpu");
-    text(cpu.value, took === undefined ? "" : `${number(took * 100)} %`);
-    text(cpu.more, took === undefined || !vm.vcpus ? "" : `of ${vm.vcpus} vCPU${vm.vcpus > 1 ? "s" : ""}`);
+    const used = now(vm, "cpu");
+    setText(cpu.value, used === undefined ? "" : `${number(used * 100)} %`);
+    setText(cpu.more, used === undefined || !vm.vcpus ? "" : `of ${vm.vcpus} vCPU${vm.vcpus > 1 ? "s" : ""}`);
     cpu.line.update(pick(points, 1), vm.vcpus || 1, "CPU in the last minutes");
     const [read, write] = [now(vm, "read"), now(vm, "write")];
-    const none = sum(read, write) === undefined;
-    text(io.read, none ? "" : `${bytes(read ?? 0)}/s`);
-    text(io.write, none ? "" : `${bytes(write ?? 0)}/s`);
-    set(io.value, "hidden", none);
-    text(io.more, none ? "" : `${number(sum(now(vm, "reads"), now(vm, "writes")))} IOPS`);
+    const unknown = sum(read, write) === undefined;
+    setText(io.read, unknown ? "" : `${bytes(read ?? 0)}/s`);
+    setText(io.write, unknown ? "" : `${bytes(write ?? 0)}/s`);
+    setAttribute(io.value, "hidden", unknown);
+    setText(io.more, unknown ? "" : `${number(sum(now(vm, "reads"), now(vm, "writes")))} IOPS`);
     io.line.update(pick(points, 2, 3), 1024, "Bytes read and written in the last minutes");
-    const { used_bytes: used, total_bytes: total, resident_bytes: resident } = vm.memory ?? {};
-    const shown = [used, resident, total].find((size) => size !== undefined);
-    text(memory.value, shown === undefined ? "" : bytes(shown));
-    text(memory.more, used !== undefined ? `of ${bytes(total)}` : resident !== undefined ? "of the host's" : "");
+    const { used_bytes: guestUsed, total_bytes: total, resident_bytes: resident } = vm.memory ?? {};
+    const shown = [guestUsed, resident, total].find((size) => size !== undefined);
+    setText(memory.value, shown === undefined ? "" : bytes(shown));
+    setText(memory.more, guestUsed !== undefined ? `of ${bytes(total)}` : resident !== undefined ? "resident" : "");
     memory.line.update(pick(points, 6), total ?? 1, "Memory in use in the last minutes");
   };
   return { cpu, io, memory, update };
@@ -70,27 +70,27 @@ function row(vm) {
   ];
   return {
     node: el("tr", { role: "row" }, ...cells),
-    update({ vm, points, alerts, there }) {
+    update({ vm, points, alerts, visible }) {
       const { word, look } = stateOf(vm);
-      text(link, vm.name);
-      text(state, word);
-      set(state, "data-look", look);
-      text(reason, vm.reason || (alerts ? `${alerts} alert${alerts > 1 ? "s" : ""}` : ""));
-      set(reason, "data-look", alerts && !vm.reason ? "bad" : undefined);
+      setText(link, vm.name);
+      setText(state, word);
+      setAttribute(state, "data-look", look);
+      setText(reason, vm.reason || (alerts ? `${alerts} alert${alerts > 1 ? "s" : ""}` : ""));
+      setAttribute(reason, "data-look", alerts && !vm.reason ? "bad" : undefined);
       parts.update(vm, points);
       COLUMNS.forEach((column, index) => {
-        set(cells[index], "hidden", !there[index]);
-        cells[index].classList.toggle("empty", !column.there(vm));
+        setAttribute(cells[index], "hidden", !visible[index]);
+        cells[index].classList.toggle("empty", !column.isKnown(vm));
       });
     },
   };
 }
 
-/** The section; `update(host)` shows what is there now. */
+/** The section; `update(host)` renders the present state. */
 export class Vms {
   #section = document.getElementById("vms");
   #filter = document.getElementById("vms-filter");
-  #sort = { index: 0, down: false };
+  #sort = { index: 0, descending: false };
   #host = null;
 
   constructor() {
@@ -105,31 +105,31 @@ export class Vms {
   }
 
   #sortBy(index) {
-    this.#sort = { index, down: this.#sort.index === index && !this.#sort.down };
+    this.#sort = { index, descending: this.#sort.index === index && !this.#sort.descending };
     this.update(this.#host);
   }
 
   update(host) {
     this.#host = host;
     const all = [...host.vms.values()];
-    const there = COLUMNS.map((column) => all.some(column.there));
+    const visible = COLUMNS.map((column) => all.some(column.isKnown));
     const words = this.#filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const fits = (vm) => words.every((word) => `${vm.name} ${vm.uuid} ${stateOf(vm).word}`.toLowerCase().includes(word));
-    const by = COLUMNS[this.#sort.index].sort;
-    const shown = all.filter(fits).sort((a, b) => compare(by(a), by(b)) || compare(a.name, b.name) || compare(a.uuid, b.uuid));
-    if (this.#sort.down) shown.reverse();
+    const matches = (vm) => words.every((word) => `${vm.name} ${vm.uuid} ${stateOf(vm).word}`.toLowerCase().includes(word));
+    const sortKey = COLUMNS[this.#sort.index].sort;
+    const shown = all.filter(matches).sort((a, b) => compare(sortKey(a), sortKey(b)) || compare(a.name, b.name) || compare(a.uuid, b.uuid));
+    if (this.#sort.descending) shown.reverse();
     this.heads.forEach((head, index) => {
-      set(head, "hidden", !there[index]);
-      set(head, "aria-sort", index !== this.#sort.index ? undefined : this.#sort.down ? "descending" : "ascending");
+      setAttribute(head, "hidden", !visible[index]);
+      setAttribute(head, "aria-sort", index !== this.#sort.index ? undefined : this.#sort.descending ? "descending" : "ascending");
     });
     const alerts = Map.groupBy(host.alerts, (alert) => alert.uuid);
-    keyed(
+    renderList(
       this.#section.querySelector("tbody"),
-      shown.map((vm) => ({ vm, points: host.history.get(vm.uuid) ?? [], alerts: alerts.get(vm.uuid)?.length, there })),
+      shown.map((vm) => ({ vm, points: host.history.get(vm.uuid) ?? [], alerts: alerts.get(vm.uuid)?.length, visible })),
       (item) => item.vm.uuid,
       (item) => row(item.vm),
     );
-    set(this.#section.querySelector(".none"), "hidden", shown.length > 0);
+    setAttribute(this.#section.querySelector(".none"), "hidden", shown.length > 0);
   }
 }
 

@@ -1,4 +1,4 @@
-"""What a VM's monitor says, in a real browser and at a terminal: words, and nothing else."""
+"""Hostile replies of a monitor in a real browser and a terminal: shown as text, never interpreted."""
 
 import tempfile
 from collections.abc import AsyncIterator
@@ -39,7 +39,7 @@ async def stage() -> AsyncIterator[HostileHost]:
                 yield made
 
 
-async def test_the_page_shows_all_of_it_as_text(stage: HostileHost) -> None:
+async def test_the_page_shows_hostile_replies_as_text(stage: HostileHost) -> None:
     async with chromium() as browser, opened(browser, stage.agent.url) as page:
         await expect(page.locator("#events").get_by_text("<script>").first).to_be_attached()
         link = page.locator(f'a[href*="{UUID}"]').first
@@ -50,7 +50,7 @@ async def test_the_page_shows_all_of_it_as_text(stage: HostileHost) -> None:
         assert await page.locator("main script, main img, main svg[onload]").count() == 0
 
 
-async def test_top_shows_it_and_the_terminal_does_nothing_of_it(stage: HostileHost) -> None:
+async def test_top_shows_hostile_replies_without_terminal_control(stage: HostileHost) -> None:
     async with Terminal("top", "--url", stage.agent.url, "--interval", "300ms", columns=120, rows=30) as top:
         await top.shows("<script>")
         assert "owned" not in top.screen.title

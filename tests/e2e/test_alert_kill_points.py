@@ -112,7 +112,7 @@ async def once(topic: Topic, levels: list[str]) -> bool:
     return sorted(level for _, level in told) == sorted(levels)
 
 
-async def test_killed_when_the_slot_is_set_it_tells_of_what_fired_while_it_was_away(
+async def test_killed_after_arming_it_reports_what_fired_meanwhile(
     agent: AgentProcess, guest: ThinGuest, topic: Topic
 ) -> None:
     for number, rung in enumerate(RUNGS[:3]):
@@ -131,7 +131,7 @@ async def test_killed_when_the_slot_is_set_it_tells_of_what_fired_while_it_was_a
     assert await once(topic, LADDER[:3])
 
 
-async def test_killed_at_the_event_it_tells_of_it_once(agent: AgentProcess, guest: ThinGuest, topic: Topic) -> None:
+async def test_killed_at_the_event_it_reports_it_once(agent: AgentProcess, guest: ThinGuest, topic: Topic) -> None:
     for rung in RUNGS[:3]:
         await agent.start()
         await armed(guest, rung)
@@ -145,7 +145,7 @@ async def test_killed_at_the_event_it_tells_of_it_once(agent: AgentProcess, gues
     assert {one["detected_by"] for one in await topic.firing()} <= {"event", "missed"}
 
 
-async def test_killed_when_the_alert_is_delivered_it_tells_no_rung_again(
+async def test_killed_after_delivery_it_repeats_no_level(
     agent: AgentProcess, guest: ThinGuest, topic: Topic
 ) -> None:
     for number, rung in enumerate(RUNGS[:3], 1):

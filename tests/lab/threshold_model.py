@@ -1,10 +1,10 @@
-"""A small model of QEMU's threshold slot, of a thin disk under it, and of an agent that can be killed between any two of its steps."""
+"""Model of a thin disk and its threshold slot in QEMU, and of an agent that can be killed between any two of its steps."""
 
 import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from agent.alerts.levels import MAX_BYTES, parse_level, resolve_levels
+from agent.alerts.levels import parse_level, resolve_levels
 from agent.alerts.manager import NOTE_PREFIX, AlertManager, PendingAlert
 from agent.alerts.space_metrics import space_sample
 from agent.alerts.threshold_types import ThresholdMode, ThresholdPolicy
@@ -22,17 +22,17 @@ HYSTERESIS = 0.02
 
 @dataclass
 class Medium:
-    """What a node lies on: a logical volume or a file, which keeps what was written over any QEMU."""
+    """The logical volume or file under a node. It keeps what was written when QEMU ends."""
 
     path: str
     size: int
     end: int = 0
-    """Where the highest write to it ever ended: what a logical volume has in use, and how long a file is."""
+    """End of the highest write ever: the bytes in use of a logical volume, and the length of a file."""
 
 
 @dataclass
 class Node:
-    """An open block node, with QEMU's own slot and counter."""
+    """An open block node with its threshold slot and its highest write offset."""
 
     name: str
     medium: Medium
@@ -40,7 +40,7 @@ class Node:
     highest: int = 0
 
     def write(self, end: int) -> dict[str, Any] | None:
-        """Write up to `end`, as block/write-threshold.c sees it: before the write; return the event's data, if there is one."""
+        """Write up to `end`; return the event's data, if the write exceeds the threshold (block/write-threshold.c)."""
         event = None
         if self.slot and end > self.slot:
             event = {"node-name": self.name, "amount-exceeded": end - self.slot, "write-threshold": self.slot}
@@ -51,8 +51,8 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Look:
-    """An answer of QEMU's: the storage as it was when it was asked; `with_nodes`: the layers too, and not the counters alone."""
+class Reply:
+    """A reply: the storage at the time of the query. `with_nodes` adds the layers to the counters."""
 
     node: Node
     medium: Medium
@@ -65,34 +65,36 @@ class Qemu:
     def __init__(self, driver: str, size: int) -> None:
         self.driver = driver
         self.size = size
-        self.made = 1
+        self.nodes_opened = 1
         self.node = Node("storage1", Medium("/dev/vg/lv1", size))
         self.nodes = {self.node.name: self.node}
 
     def restart(self) -> None:
-        """Open everything anew."""
+        """Start another process, which opens the image again."""
         self.node = replace(self.node, slot=0, highest=0)
         self.nodes = {self.node.name: self.node}
 
     def move(self, *, keeps_old: bool) -> None:
-        """Go on with another node: over a snapshot the old one stays, over a mirror's pivot it goes, and its data come along."""
-        self.made += 1
+        """Switch to another node: a snapshot keeps the old one; a mirror's pivot copies its data and closes it."""
+        self.nodes_opened += 1
         old = self.node
         end = 0 if keeps_old else old.medium.end
-        self.node = Node(f"storage{self.made}", Medium(f"/dev/vg/lv{self.made}", self.size, end), highest=end)
+        self.node = Node(
+            f"storage{self.nodes_opened}", Medium(f"/dev/vg/lv{self.nodes_opened}", self.size, end), highest=end
+        )
         if not keeps_old:
             del self.nodes[old.name]
         self.nodes[self.node.name] = self.node
 
-    def look(self, *, with_nodes: bool) -> Look:
-        return Look(replace(self.node), replace(self.node.medium), with_nodes)
+    def reply(self, *, with_nodes: bool) -> Reply:
+        return Reply(replace(self.node), replace(self.node.medium), with_nodes)
 
-    def samples(self, look: Look) -> list[Sample]:
-        """Return what the collectors make of an answer."""
-        node, medium = look.node, look.medium
+    def samples(self, reply: Reply) -> list[Sample]:
+        """Return the collectors' samples of a reply."""
+        node, medium = reply.node, reply.medium
         offset = {"storage_node": node.name, "storage_write_highest_offset_bytes": node.highest}
-        made = [Sample(BLOCK, (DEVICE,), {"node": "format", **offset})]
-        if look.with_nodes:
+        samples = [Sample(BLOCK, (DEVICE,), {"node": "format", **offset})]
+        if reply.with_nodes:
             is_file = self.driver == "file"
             storage = {
                 "node": node.name,
@@ -105,87 +107,83 @@ class Qemu:
                 "allocated_bytes": medium.end if is_file else 0,
             }
             form = {"node": "format", "driver": "qcow2", "path": medium.path, "size_bytes": medium.size}
-            made += [Sample(BLOCK_LAYER, (DEVICE, "format"), form), Sample(BLOCK_LAYER, (DEVICE, "storage"), storage)]
-        return made
+            samples += [
+                Sample(BLOCK_LAYER, (DEVICE, "format"), form),
+                Sample(BLOCK_LAYER, (DEVICE, "storage"), storage),
+            ]
+        return samples
 
 
 @dataclass
 class Journal:
-    """What is on disk of what the agent tells and keeps, and what is on its way there."""
+    """Records and state notes on disk, and transactions that are still pending."""
 
     notes: dict[str, Any] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
-    coming: list[tuple[Record | None, str, Any]] = field(default_factory=list)
+    pending: list[tuple[Record | None, str, Any]] = field(default_factory=list)
 
     def put(self, record: Record | None, note: tuple[str, Any]) -> None:
-        self.coming.append((record, note[0], json.loads(json.dumps(note[1]))))
+        self.pending.append((record, note[0], json.loads(json.dumps(note[1]))))
 
     def commit(self, count: int | None = None) -> list[Record]:
-        """Have the oldest transactions on disk, or all; return their records."""
-        done = self.coming[:count]
-        del self.coming[: len(done)]
+        """Commit the oldest `count` transactions, or all; return their records."""
+        done = self.pending[:count]
+        del self.pending[: len(done)]
         for _, name, value in done:
             if value is None:
                 self.notes.pop(name, None)
             else:
                 self.notes[name] = value
-        found = [record for record, _, _ in done if record is not None]
-        self.records += found
-        return found
+        records = [record for record, _, _ in done if record is not None]
+        self.records += records
+        return records
 
 
 class Agent:
-    """The alerts' part of an agent, as app.py and session.py drive it, in single steps."""
+    """The alerting part of an agent, driven in single steps as the app and a session do."""
 
     def __init__(self, qemu: Qemu, journal: Journal, mode: ThresholdMode, now: float) -> None:
         self.qemu = qemu
         self.journal = journal
-        self.told: list[Record] = []
-        self.alert_manager = AlertManager(
-            HOST, lambda _vm, _disk: ThresholdPolicy(mode, LEVELS, HYSTERESIS), self._measure
-        )
-        self.alert_manager.restore({k: v for k, v in journal.notes.items() if k.startswith(NOTE_PREFIX)}, now)
+        self.emitted: list[Record] = []
+        self.manager = AlertManager(HOST, lambda _vm, _disk: ThresholdPolicy(mode, LEVELS, HYSTERESIS), self._size_of)
+        self.manager.restore({k: v for k, v in journal.notes.items() if k.startswith(NOTE_PREFIX)}, now)
 
-    def _measure(self, _vm: Vm, path: str) -> int | None:
+    def _size_of(self, _vm: Vm, path: str) -> int | None:
         sizes = {node.medium.path: node.medium.size for node in self.qemu.nodes.values()}
         return sizes.get(path) if self.qemu.driver == "host_device" else None
 
-    def tell(self, told: list[PendingAlert]) -> None:
-        for one in told:
-            self.told.append(one.record)
-            self.journal.put(one.record, one.note)
+    def emit(self, pending: list[PendingAlert]) -> None:
+        for alert in pending:
+            self.emitted.append(alert.record)
+            self.journal.put(alert.record, alert.note)
 
-    def event(self, data: dict[str, Any], now_ns: int) -> None:
+    def on_event(self, data: dict[str, Any], now_ns: int) -> None:
         body = {"event": "BLOCK_WRITE_THRESHOLD", "category": "block", "qemu": data}
         record = Record("qemu.event.block_write_threshold", VM, body, now_ns, data["node-name"])
-        self.tell(self.alert_manager.on_event(record, "BLOCK_WRITE_THRESHOLD", now_ns))
+        self.emit(self.manager.on_event(record, "BLOCK_WRITE_THRESHOLD", now_ns))
 
-    def hear(self, look: Look, now: float) -> None:
-        """Take an answer."""
-        families = (BLOCK, BLOCK_LAYER) if look.with_nodes else (BLOCK,)
-        told, spaces = self.alert_manager.on_samples(
-            VM, self.qemu.samples(look), now, int(now * 1e9), families=families
-        )
-        trackers = self.alert_manager._vms[UUID].trackers.items()
-        assert spaces == [found for disk, tracker in trackers if (found := space_sample(disk, tracker)) is not None]
-        self.tell(told)
+    def on_reply(self, reply: Reply, now: float) -> None:
+        """Process a reply."""
+        families = (BLOCK, BLOCK_LAYER) if reply.with_nodes else (BLOCK,)
+        pending, spaces = self.manager.on_samples(VM, self.qemu.samples(reply), now, int(now * 1e9), families=families)
+        trackers = self.manager._vms[UUID].trackers.items()
+        assert spaces == [space for disk, tracker in trackers if (space := space_sample(disk, tracker)) is not None]
+        self.emit(pending)
 
     def pending_commands(self) -> list[tuple[str, int]]:
-        """Return what is to be set, by node; `journal` gets the note that goes before it."""
-        orders = self.alert_manager.pending_commands(VM)
-        if orders:
-            self.journal.put(None, self.alert_manager.state_note(UUID))
-        found = []
-        for device, ask in orders:
+        """Return the thresholds to set, by node; their state note is put into the journal first."""
+        commands = self.manager.pending_commands(VM)
+        if commands:
+            self.journal.put(None, self.manager.state_note(UUID))
+        thresholds = []
+        for device, command in commands:
             assert device == DEVICE
-            assert ask.arguments is not None
-            found.append((ask.arguments["node-name"], ask.arguments["write-threshold"]))
-        return found
+            assert command.arguments is not None
+            thresholds.append((command.arguments["node-name"], command.arguments["write-threshold"]))
+        return thresholds
 
 
-def ladder(size: int) -> dict[str, int]:
-    """Return the rungs on a disk of that size, by level."""
+def resolved_levels(size: int) -> dict[str, int]:
+    """Return the bytes of each level on a disk of this size, by level."""
     return {level.text: level.bytes for level in resolve_levels(LEVELS, size)}
-
-
-assert MAX_BYTES == 2**63 - 1

@@ -35,7 +35,7 @@ def instant(text: str) -> float:
 # --- What is said ---
 
 
-def test_an_alert_is_labelled_by_what_does_not_change_and_annotated_by_what_does() -> None:
+def test_labels_are_stable_and_annotations_have_the_figures() -> None:
     (said,) = AlertmanagerClient("http://am:9093/", RESEND, {"cluster": "eu1"}).compose([an_alert(since=NOW - 5)], NOW)
     assert said["labels"] == {
         "alertname": "write_threshold",
@@ -52,17 +52,17 @@ def test_an_alert_is_labelled_by_what_does_not_change_and_annotated_by_what_does
     assert instant(said["startsAt"]) == NOW - 5
 
 
-def test_the_summary_has_the_size_of_a_threshold_that_somebody_else_set() -> None:
+def test_the_summary_has_the_size_of_a_foreign_threshold() -> None:
     (said,) = AlertmanagerClient("http://am:9093/", RESEND, {}).compose([an_alert(level="threshold 1441792")], NOW)
     assert said["annotations"]["summary"] == "web-3 disk0: write threshold of 1.38 MiB"
 
 
-def test_a_label_that_is_empty_is_left_out() -> None:
+def test_empty_labels_are_left_out() -> None:
     (said,) = AlertmanagerClient("http://am", RESEND, {"cluster": ""}).compose([an_alert(level="")], NOW)
     assert {"level", "cluster"}.isdisjoint(said["labels"])
 
 
-def test_a_firing_alert_lasts_for_some_sendings_from_each_on() -> None:
+def test_a_firing_alert_ends_some_intervals_after_each_request() -> None:
     client = AlertmanagerClient("http://am", RESEND, {})
     for now in (NOW, NOW + RESEND, NOW + 9 * RESEND):
         (said,) = client.compose([an_alert()], now)
@@ -70,7 +70,7 @@ def test_a_firing_alert_lasts_for_some_sendings_from_each_on() -> None:
         assert instant(said["startsAt"]) == NOW
 
 
-def test_a_resolved_alert_is_said_to_have_ended_for_a_while_and_then_no_more() -> None:
+def test_a_resolved_alert_is_sent_for_a_limited_time() -> None:
     client = AlertmanagerClient("http://am", RESEND, {})
     client.compose([an_alert("80%"), an_alert("90%")], NOW)
     for now in (NOW + 1, NOW + RESOLVED_SECONDS):
@@ -80,7 +80,7 @@ def test_a_resolved_alert_is_said_to_have_ended_for_a_while_and_then_no_more() -
     assert len(client.compose([an_alert("90%")], NOW + RESOLVED_SECONDS + 1)) == 1
 
 
-def test_an_alert_that_fires_again_has_not_ended() -> None:
+def test_an_alert_that_fires_again_is_not_resolved() -> None:
     client = AlertmanagerClient("http://am", RESEND, {})
     client.compose([an_alert()], NOW)
     client.compose([], NOW + 1)
@@ -88,7 +88,7 @@ def test_an_alert_that_fires_again_has_not_ended() -> None:
     assert instant(said["endsAt"]) > instant(said["startsAt"]) == NOW + 2
 
 
-def test_no_alert_ends_before_it_began_though_clocks_differ() -> None:
+def test_no_alert_ends_before_it_starts_when_clocks_differ() -> None:
     # Alertmanager refuses such a one; QEMU's clock, by which it began, may have been set back since.
     client = AlertmanagerClient("http://am", RESEND, {})
     client.compose([an_alert(since=NOW + 1000)], NOW)
@@ -132,7 +132,7 @@ async def alertmanager(folder: Path) -> AsyncIterator[Alertmanager]:
         yield running
 
 
-async def test_an_alert_arrives_is_kept_alive_is_grouped_and_is_resolved(
+async def test_an_alert_is_sent_kept_alive_grouped_and_resolved(
     fake: FakeQemu, alertmanager: Alertmanager
 ) -> None:
     async with watched(fake, alertmanager.url) as agent:
@@ -175,7 +175,7 @@ async def test_an_alert_arrives_is_kept_alive_is_grouped_and_is_resolved(
     await until(is_silent, 10)  # an agent that is gone leaves nothing firing
 
 
-async def test_an_alertmanager_that_is_down_is_told_of_and_told_when_it_is_back(
+async def test_an_unreachable_alertmanager_is_reported_and_retried(
     fake: FakeQemu, alertmanager: Alertmanager
 ) -> None:
     await alertmanager.stop()
@@ -197,7 +197,7 @@ async def test_an_alertmanager_that_is_down_is_told_of_and_told_when_it_is_back(
         await until(is_ready, 5)
 
 
-async def test_trouble_is_over_when_it_is_back_though_the_alert_is_over_too(
+async def test_the_error_clears_although_the_alert_was_resolved_meanwhile(
     fake: FakeQemu, alertmanager: Alertmanager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.alerts.alertmanager.RESOLVED_SECONDS", 0.0)

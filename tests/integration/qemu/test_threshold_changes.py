@@ -10,7 +10,7 @@ from tests.lab.thin_guests import MIB, Watcher, make_qcow2, run, started
 NO_SPACE: Final = {"event": "write_aio", "iotype": "write", "errno": 28, "once": True}
 
 
-async def test_a_migration_under_load_is_armed_at_its_destination_and_no_rung_is_told_twice(folder: Path) -> None:
+async def test_a_migration_destination_is_armed_and_repeats_no_level(folder: Path) -> None:
     await make_qcow2(f"{folder}/shared.qcow2", 32 * MIB)
     shared: dict[str, Any] = {"driver": "file", "filename": f"{folder}/shared.qcow2"}
     uri = f"unix:{folder}/migration"
@@ -36,7 +36,7 @@ async def test_a_migration_under_load_is_armed_at_its_destination_and_no_rung_is
         assert agent.levels("resolved") == []
 
 
-async def test_a_source_whose_migration_failed_is_still_watched(folder: Path) -> None:
+async def test_the_source_of_a_failed_migration_is_still_monitored(folder: Path) -> None:
     await make_qcow2(f"{folder}/shared.qcow2", 32 * MIB)
     shared: dict[str, Any] = {"driver": "file", "filename": f"{folder}/shared.qcow2"}
     async with (
@@ -54,7 +54,7 @@ async def test_a_source_whose_migration_failed_is_still_watched(folder: Path) ->
         assert agent.levels("resolved") == []
 
 
-async def test_a_disk_that_is_unplugged_takes_its_alerts_with_it(folder: Path) -> None:
+async def test_unplugging_a_disk_resolves_its_alerts(folder: Path) -> None:
     await make_qcow2(f"{folder}/disk1.qcow2", 16 * MIB)
     await run("qemu-io", "-f", "qcow2", "-c", "write 0 14M", f"{folder}/disk1.qcow2")
     node = f"driver=qcow2,node-name=disk1-format,file.driver=file,file.node-name=disk1-storage,file.filename={folder}/disk1.qcow2"
@@ -71,7 +71,7 @@ async def test_a_disk_that_is_unplugged_takes_its_alerts_with_it(folder: Path) -
         assert agent.space(guest.name, "disk0") != {}
 
 
-async def test_a_disk_that_is_full_is_critical_until_its_guest_goes_on(folder: Path) -> None:
+async def test_disk_full_is_critical_until_the_guest_resumes(folder: Path) -> None:
     options: dict[str, Any] = {"faults": [NO_SPACE], "disk_options": "werror=stop", "span_mib": 8}
     async with Watcher(folder, levels=["80%"], poll=60) as agent, started(folder, **options) as guest:
         await until(lambda: agent.told, 20)
@@ -84,7 +84,7 @@ async def test_a_disk_that_is_full_is_critical_until_its_guest_goes_on(folder: P
         assert agent.told[1]["fingerprint"] == alert["fingerprint"]
 
 
-async def test_a_guest_that_was_stopped_by_an_error_before_the_agent_came_is_told(folder: Path) -> None:
+async def test_a_guest_paused_before_the_agent_attached_is_reported(folder: Path) -> None:
     options: dict[str, Any] = {"faults": [NO_SPACE], "disk_options": "werror=stop", "span_mib": 8}
     async with started(folder, **options) as guest:
         await guest.event("STOP", 20)

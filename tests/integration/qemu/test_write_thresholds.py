@@ -28,7 +28,7 @@ async def armed(agent: Watcher, guest: ThinGuest, node: str = "disk0-storage") -
     return value
 
 
-async def test_each_rung_is_told_once_by_its_event_under_continuous_writing(folder: Path) -> None:
+async def test_each_level_is_reported_once_under_continuous_writes(folder: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
         guests = [await stack.enter_async_context(started(folder, "file", disk_mib=SIZE // MIB, **PACE))]
         nbd = await stack.enter_async_context(network_device(folder / "nbd", SIZE))
@@ -59,7 +59,7 @@ async def test_each_rung_is_told_once_by_its_event_under_continuous_writing(fold
             assert one["severity"] == ("critical" if one["level"] == LADDER[-1] else "warning")
 
 
-async def test_an_observer_sets_nothing_and_sees_the_levels_at_its_polls(folder: Path) -> None:
+async def test_observe_mode_detects_levels_by_polls_and_sets_nothing(folder: Path) -> None:
     async with (
         started(folder, disk_mib=16) as guest,
         Watcher(folder, mode="observe", levels=LADDER, poll=0.2) as agent,
@@ -74,7 +74,7 @@ async def test_an_observer_sets_nothing_and_sees_the_levels_at_its_polls(folder:
         assert {one["detected_by"] for one in agent.told} == {"level"}
 
 
-async def test_a_rivals_threshold_stays_and_is_told_as_the_rivals(folder: Path) -> None:
+async def test_a_foreign_threshold_stays_and_is_reported_as_foreign(folder: Path) -> None:
     rivals = 6 * MIB + 512
     async with started(folder, disk_mib=24) as guest:
         await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=rivals)
@@ -96,7 +96,7 @@ async def test_a_rivals_threshold_stays_and_is_told_as_the_rivals(folder: Path) 
             assert agent.alternates()
 
 
-async def test_a_rival_that_overwrites_the_agents_threshold_keeps_the_slot(folder: Path) -> None:
+async def test_a_client_that_overwrites_the_threshold_keeps_the_slot(folder: Path) -> None:
     async with started(folder, disk_mib=24) as guest, Watcher(folder, levels=["50%", "60%"], poll=0.2) as agent:
         await armed(agent, guest)
         await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 40)
@@ -127,7 +127,7 @@ async def test_after_a_snapshot_the_new_storage_is_armed(folder: Path) -> None:
         assert agent.alternates()
 
 
-async def test_after_a_mirrors_pivot_the_target_is_armed_and_nothing_is_told_anew(folder: Path) -> None:
+async def test_after_a_mirror_pivot_the_target_is_armed(folder: Path) -> None:
     async with (
         started(folder, disk_mib=24, pause_seconds=0.01) as guest,
         Watcher(folder, levels=["10%", "50%", "60%", "95%"], poll=60) as agent,
@@ -147,7 +147,7 @@ async def test_after_a_mirrors_pivot_the_target_is_armed_and_nothing_is_told_ane
         assert agent.levels("resolved") == []
 
 
-async def test_a_guest_disk_that_is_made_larger_has_its_percents_moved_by_the_resync(folder: Path) -> None:
+async def test_a_resized_disk_has_its_levels_moved_by_the_resync(folder: Path) -> None:
     async with (
         started(folder, disk_mib=16) as guest,
         Watcher(folder, levels=["40%", "60%"], poll=60, resync=1) as agent,
@@ -164,7 +164,7 @@ async def test_a_guest_disk_that_is_made_larger_has_its_percents_moved_by_the_re
 
 
 @pytest.mark.skipif(not Loop.can_be(), reason="only root can make loop devices")
-async def test_a_device_that_is_extended_under_qemu_has_its_percents_moved_by_the_next_poll(folder: Path) -> None:
+async def test_an_extended_device_has_its_levels_moved_by_a_poll(folder: Path) -> None:
     async with Loop(folder / "lv.raw", 8 * MIB) as loop:
         await make_qcow2(loop.path, 64 * MIB)
         device = {"driver": "host_device", "filename": loop.path}

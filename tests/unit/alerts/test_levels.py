@@ -1,4 +1,4 @@
-"""Levels as people write them, and where on a ladder a disk stands."""
+"""Parse alert levels and resolve them on a disk."""
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,7 @@ from agent.alerts.levels import MAX_BYTES, parse_level, resolve_levels
 GIB = 1 << 30
 
 
-def ladder(*levels: str, limit: int = 100 * GIB) -> list[tuple[str, int]]:
+def resolved(*levels: str, limit: int = 100 * GIB) -> list[tuple[str, int]]:
     return [(level.text, level.bytes) for level in resolve_levels([parse_level(level) for level in levels], limit)]
 
 
@@ -50,30 +50,30 @@ def test_a_level_is_percent_used_or_free(text: str, size: int) -> None:
         "used 9999999TiB",
     ],
 )
-def test_what_is_no_level_is_refused(text: str) -> None:
+def test_invalid_levels_are_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r"should be a (level|size)"):
         parse_level(text)
 
 
-def test_rungs_go_up_whatever_the_order_they_were_written_in() -> None:
-    assert ladder("free 2GiB", "80%", "used 10GiB") == [
+def test_levels_are_sorted_by_bytes() -> None:
+    assert resolved("free 2GiB", "80%", "used 10GiB") == [
         ("used 10GiB", 10 * GIB),
         ("80%", 80 * GIB),
         ("free 2GiB", 98 * GIB),
     ]
 
 
-def test_levels_outside_the_disk_have_no_rung_and_two_alike_have_one() -> None:
-    assert ladder("100%", "used 100GiB", "used 200GiB", "free 100GiB", "free 200GiB") == []
-    assert len(ladder("50%", "used 50GiB", "free 50GiB")) == 1
-    assert ladder("80%", limit=0) == []
+def test_levels_outside_the_disk_and_duplicates_are_left_out() -> None:
+    assert resolved("100%", "used 100GiB", "used 200GiB", "free 100GiB", "free 200GiB") == []
+    assert len(resolved("50%", "used 50GiB", "free 50GiB")) == 1
+    assert resolved("80%", limit=0) == []
 
 
 levels = st.sampled_from(["1%", "50%", "80%", "95%", "used 10", "used 1GiB", "free 10", "free 1GiB"]).map(parse_level)
 
 
 @given(st.lists(levels, max_size=6), st.integers(0, MAX_BYTES * 2))
-def test_rungs_lie_within_the_disk_and_within_what_qemu_takes(made: list, limit: int) -> None:  # type: ignore[type-arg]
-    sizes = [level.bytes for level in resolve_levels(made, limit)]
+def test_levels_lie_within_the_disk_and_within_qemus_range(configured: list, limit: int) -> None:  # type: ignore[type-arg]
+    sizes = [level.bytes for level in resolve_levels(configured, limit)]
     assert sizes == sorted(set(sizes))
     assert all(0 < size < min(limit, MAX_BYTES) for size in sizes)

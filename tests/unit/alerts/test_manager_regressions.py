@@ -1,52 +1,52 @@
-"""Alerts when something is not what it was: a reconnect, another disk, a late reply, another config, another way to the VM."""
+"""Alerts after a reconnect, a replaced disk, a late response, another config, and with a second monitor."""
 
 from agent.alerts.manager import AWAY_SECONDS
 from agent.alerts.threshold_types import ThresholdMode
 from tests.lab.thin_disks import GIB, VM, Disk, alert_manager
-from tests.unit.alerts.test_manager import TWIN, attached, records, said, seen
+from tests.unit.alerts.test_manager import TWIN, attached_manager, poll, records, summary
 
 
-def test_a_disk_that_is_plugged_in_again_is_another_disk_that_tells_its_own_rungs() -> None:
+def test_a_replugged_disk_reports_its_levels_again() -> None:
     disk = Disk(offset=81 * GIB)
-    one = attached(disk)
-    one.on_gone(VM, 1, for_good=False)
-    one.on_attached(VM)  # what was told is kept over a reconnect
-    seen(one, disk)
-    one.on_samples(VM, Disk(node="n2").layer_samples("disk1"), 2, 0)  # disk0 is unplugged
-    assert said(seen(one, disk)) == [("write_threshold", "disk0", "80%", "firing")]
+    manager = attached_manager(disk)
+    manager.on_gone(VM, 1, for_good=False)
+    manager.on_attached(VM)  # what was told is note over a reconnect
+    poll(manager, disk)
+    manager.on_samples(VM, Disk(node="n2").layer_samples("disk1"), 2, 0)  # disk0 is unplugged
+    assert summary(poll(manager, disk)) == [("write_threshold", "disk0", "80%", "firing")]
 
 
-def test_a_threshold_that_was_set_late_is_still_ours() -> None:
+def test_a_threshold_set_after_the_timeout_is_still_ours() -> None:
     disk = Disk(driver="file", allocated=10 * GIB, offset=12 * GIB)
-    one = attached(disk)
-    ((device, ask),) = one.pending_commands(VM)
-    assert ask.arguments is not None
-    one.on_command_done(VM, device, done=False)  # no reply in time
-    disk.slot = ask.arguments["write-threshold"]  # and yet QEMU has done it
-    seen(one, disk)
-    (space,) = one.on_samples(VM, [disk.counter_sample()], 1, 0)[1]
+    manager = attached_manager(disk)
+    ((device, command),) = manager.pending_commands(VM)
+    assert command.arguments is not None
+    manager.on_command_done(VM, device, done=False)  # no response in time
+    disk.slot = command.arguments["write-threshold"]  # QEMU has executed the command
+    poll(manager, disk)
+    (space,) = manager.on_samples(VM, [disk.counter_sample()], 1, 0)[1]
     assert space.values["threshold_foreign"] is False
 
 
-def test_a_ladder_that_is_another_after_a_restart_leaves_no_alert_of_the_old_one() -> None:
+def test_levels_removed_during_a_restart_are_resolved() -> None:
     disk = Disk(offset=91 * GIB)
-    name, kept = attached(disk).state_note(VM.uuid)
+    name, note = attached_manager(disk).state_note(VM.uuid)
     for mode, levels, firing in (
         (ThresholdMode.ARM, ("50%", "60%", "95%"), {"50%", "60%"}),
         (ThresholdMode.OFF, (), set()),
     ):
         second = alert_manager(mode, *levels)
-        second.restore({name: kept}, 0)
+        second.restore({name: note}, 0)
         second.on_attached(VM)
-        seen(second, disk)
+        poll(second, disk)
         assert {alert.level for alert in second.store} == firing
 
 
-def test_of_two_ways_to_one_vm_the_one_that_is_left_keeps_its_alerts() -> None:
+def test_the_remaining_monitor_of_a_vm_keeps_its_alerts() -> None:
     disk = Disk(offset=81 * GIB)
-    one = attached(disk)
-    one.on_attached(TWIN)
-    seen(one, disk, vm=TWIN)
-    one.on_gone(TWIN, 100, for_good=False)
-    seen(one, disk)
-    assert records(one.tick(100 + AWAY_SECONDS, 0)) == []
+    manager = attached_manager(disk)
+    manager.on_attached(TWIN)
+    poll(manager, disk, vm=TWIN)
+    manager.on_gone(TWIN, 100, for_good=False)
+    poll(manager, disk)
+    assert records(manager.tick(100 + AWAY_SECONDS, 0)) == []

@@ -1,4 +1,4 @@
-"""All VMs' alerts where processes, monitors and the agent come and go; what is plain is in tests/unit."""
+"""Alerts when processes, monitors and the agent start and end."""
 
 import json
 from dataclasses import replace
@@ -17,18 +17,18 @@ TWIN = replace(VM, monitor="/run/other.qmp")
 SIZE = 1000
 
 
-def agent(qemu: Qemu | None = None, journal: Journal | None = None) -> Agent:
-    """Return an agent that has not met anybody yet."""
+def new_agent(qemu: Qemu | None = None, journal: Journal | None = None) -> Agent:
+    """Return an agent without an attached VM."""
     return Agent(qemu or Qemu("host_device", SIZE), journal or Journal(), ThresholdMode.ARM, 0.0)
 
 
-def watching(used: int = 0) -> Agent:
-    """Return an agent that has looked at the disk, which is written so far."""
-    one = agent()
-    one.qemu.node.write(max(used, 1))
-    one.alert_manager.on_attached(VM)
-    one.hear(one.qemu.look(with_nodes=True), 0.0)
-    return one
+def polled_agent(used: int = 0) -> Agent:
+    """Return an agent that has polled a disk with `used` bytes."""
+    agent = new_agent()
+    agent.qemu.node.write(max(used, 1))
+    agent.manager.on_attached(VM)
+    agent.on_reply(agent.qemu.reply(with_nodes=True), 0.0)
+    return agent
 
 
 def event(name: str, vm: Vm = VM, subject: str = "", time_ns: int = 7, **data: Any) -> Record:
@@ -36,312 +36,312 @@ def event(name: str, vm: Vm = VM, subject: str = "", time_ns: int = 7, **data: A
     return Record(f"qemu.event.{name.lower()}", vm, body, time_ns, subject)
 
 
-def hear(one: AlertManager, name: str, vm: Vm = VM, subject: str = "", **data: Any) -> list[tuple[str, str]]:
-    return said(one.on_event(event(name, vm, subject, **data), name, 7))
+def send_event(manager: AlertManager, name: str, vm: Vm = VM, subject: str = "", **data: Any) -> list[tuple[str, str]]:
+    return summary(manager.on_event(event(name, vm, subject, **data), name, 7))
 
 
-def said(told: list[PendingAlert]) -> list[tuple[str, str]]:
-    return [(one.record.data["alert"], one.record.data["state"]) for one in told]
+def summary(pending: list[PendingAlert]) -> list[tuple[str, str]]:
+    return [(alert.record.data["alert"], alert.record.data["state"]) for alert in pending]
 
 
-def restarted(one: Agent) -> Agent:
-    """Return the agent of the next run, everything having been on disk."""
-    one.journal.commit()
-    return agent(one.qemu, one.journal)
+def restarted(agent: Agent) -> Agent:
+    """Return the agent of the next run, after everything was committed."""
+    agent.journal.commit()
+    return new_agent(agent.qemu, agent.journal)
 
 
 NO_SPACE: dict[str, Any] = {"action": "stop", "nospace": True, "operation": "write"}
 
 
-# --- What is kept, and when ---
+# --- State notes ---
 
 
-def test_each_of_several_records_has_the_note_of_what_was_told_by_then() -> None:
-    one = watching(960)
-    firing = [len(told.note[1]["firing"]) for told in one.alert_manager.tick(0, 0)]
+def test_each_record_has_the_state_note_as_of_that_record() -> None:
+    agent = polled_agent(960)
+    firing = [len(pending.note[1]["firing"]) for pending in agent.manager.tick(0, 0)]
     assert firing == []
-    rungs = [value["disks"]["disk0"]["exceeded"] for _, _, value in one.journal.coming]
-    assert rungs == [["80%"], ["80%", "90%"], ["80%", "90%", "95%"]]
-    assert [len(value["firing"]) for _, _, value in one.journal.coming] == [1, 2, 3]
+    levels = [value["disks"]["disk0"]["exceeded"] for _, _, value in agent.journal.pending]
+    assert levels == [["80%"], ["80%", "90%"], ["80%", "90%", "95%"]]
+    assert [len(value["firing"]) for _, _, value in agent.journal.pending] == [1, 2, 3]
 
 
-def test_a_note_that_is_made_before_the_disks_were_seen_again_forgets_none_of_them() -> None:
-    two = restarted(watching(850))
-    two.alert_manager.on_attached(VM)
-    (told,) = two.alert_manager.on_event(event("WATCHDOG", action="none"), "WATCHDOG", 7)
-    assert told.note[1]["disks"]["disk0"]["exceeded"] == ["80%"]
+def test_a_note_before_the_first_poll_keeps_restored_disks() -> None:
+    second = restarted(polled_agent(850))
+    second.manager.on_attached(VM)
+    (pending,) = second.manager.on_event(event("WATCHDOG", action="none"), "WATCHDOG", 7)
+    assert pending.note[1]["disks"]["disk0"]["exceeded"] == ["80%"]
 
 
-def test_a_vm_that_is_gone_leaves_nothing_behind_though_it_had_no_alert() -> None:
-    one = watching()
-    assert len(one.pending_commands()) == 1
-    assert one.journal.coming[-1][2] is not None
-    one.alert_manager.on_gone(VM, 0, for_good=True)
-    assert one.alert_manager.stale_notes() == []
-    assert one.alert_manager.tick(1, 0) == []
-    assert one.alert_manager.stale_notes() == [UUID]
-    assert one.alert_manager.state_note(UUID) == (NOTE_PREFIX + UUID, None)
-    assert one.alert_manager.stale_notes() == []
+def test_the_note_of_a_gone_vm_without_alerts_is_removed() -> None:
+    agent = polled_agent()
+    assert len(agent.pending_commands()) == 1
+    assert agent.journal.pending[-1][2] is not None
+    agent.manager.on_gone(VM, 0, for_good=True)
+    assert agent.manager.stale_notes() == []
+    assert agent.manager.tick(1, 0) == []
+    assert agent.manager.stale_notes() == [UUID]
+    assert agent.manager.state_note(UUID) == (NOTE_PREFIX + UUID, None)
+    assert agent.manager.stale_notes() == []
 
 
-def test_what_was_kept_of_a_vm_that_never_comes_back_is_forgotten() -> None:
-    one = watching()
-    one.pending_commands()
-    two = restarted(one)
-    assert two.alert_manager.stale_notes() == []
-    two.alert_manager.tick(AWAY_SECONDS, 0)
-    assert two.alert_manager.stale_notes() == [UUID]
+def test_the_note_of_a_vm_that_never_returns_is_removed() -> None:
+    agent = polled_agent()
+    agent.pending_commands()
+    second = restarted(agent)
+    assert second.manager.stale_notes() == []
+    second.manager.tick(AWAY_SECONDS, 0)
+    assert second.manager.stale_notes() == [UUID]
 
 
-def test_fingerprints_are_the_same_over_restarts_and_processes() -> None:
-    one = watching(850)
-    two = restarted(one)
-    assert [alert.fingerprint for alert in two.alert_manager.store] == [
-        alert.fingerprint for alert in one.alert_manager.store
-    ]
-    two.alert_manager.on_attached(TWIN)
-    two.qemu.node.medium.size = 2 * SIZE
-    two.tell(two.alert_manager.on_samples(TWIN, two.qemu.samples(two.qemu.look(with_nodes=True)), 1, 1)[0])
-    assert two.told[0].data["state"] == "resolved"
-    assert two.told[0].data["fingerprint"] == one.told[0].data["fingerprint"]
+def test_fingerprints_are_stable_over_restarts_and_processes() -> None:
+    agent = polled_agent(850)
+    second = restarted(agent)
+    assert [alert.fingerprint for alert in second.manager.store] == [alert.fingerprint for alert in agent.manager.store]
+    second.manager.on_attached(TWIN)
+    second.qemu.node.medium.size = 2 * SIZE
+    second.emit(second.manager.on_samples(TWIN, second.qemu.samples(second.qemu.reply(with_nodes=True)), 1, 1)[0])
+    assert second.emitted[0].data["state"] == "resolved"
+    assert second.emitted[0].data["fingerprint"] == agent.emitted[0].data["fingerprint"]
 
 
-# --- Orders ---
+# --- Commands ---
 
 
-def test_a_slot_is_not_written_on_an_old_look_at_it() -> None:
-    one = watching()
-    assert len(one.pending_commands()) == 1
-    one.alert_manager.on_command_done(VM, "disk0", done=True)
-    one.qemu.node.slot = 800
-    data = one.qemu.node.write(810)
+def test_a_slot_is_set_only_after_a_fresh_read() -> None:
+    agent = polled_agent()
+    assert len(agent.pending_commands()) == 1
+    agent.manager.on_command_done(VM, "disk0", done=True)
+    agent.qemu.node.slot = 800
+    data = agent.qemu.node.write(810)
     assert data is not None
-    one.event(data, 7)
-    one.hear(one.qemu.look(with_nodes=False), 1.0)  # a poll comes first, and a rival sets a threshold meanwhile
-    assert one.pending_commands() == []
-    one.hear(one.qemu.look(with_nodes=True), 2.0)
-    assert [value for _, value in one.pending_commands()] == [900]
+    agent.on_event(data, 7)
+    agent.on_reply(
+        agent.qemu.reply(with_nodes=False), 1.0
+    )  # another client may set a threshold before the layers are read
+    assert agent.pending_commands() == []
+    agent.on_reply(agent.qemu.reply(with_nodes=True), 2.0)
+    assert [value for _, value in agent.pending_commands()] == [900]
 
 
-def test_a_device_that_was_extended_under_qemu_is_as_large_as_the_host_says() -> None:
-    one = watching(850)
-    one.qemu.node.medium.size = 2 * SIZE
-    look = one.qemu.look(with_nodes=False)
-    one.hear(look, 1.0)
-    assert one.alert_manager.refreshes_due(VM) == {"nodes"}
-    stale = replace(look, with_nodes=True, medium=replace(look.medium, size=SIZE))  # as QEMU believes
-    one.hear(stale, 2.0)
-    assert [record.data["state"] for record in one.told] == ["firing", "resolved"]
-    assert one.told[1].data["limit_bytes"] == 2 * SIZE
+def test_an_extended_device_has_the_size_that_the_host_reports() -> None:
+    agent = polled_agent(850)
+    agent.qemu.node.medium.size = 2 * SIZE
+    reply = agent.qemu.reply(with_nodes=False)
+    agent.on_reply(reply, 1.0)
+    assert agent.manager.refreshes_due(VM) == {"nodes"}
+    stale = replace(reply, with_nodes=True, medium=replace(reply.medium, size=SIZE))  # QEMU has the old size
+    agent.on_reply(stale, 2.0)
+    assert [record.data["state"] for record in agent.emitted] == ["firing", "resolved"]
+    assert agent.emitted[1].data["limit_bytes"] == 2 * SIZE
 
 
-# --- Disks that go ---
+# --- Unplugged disks ---
 
 
-def test_the_only_disk_takes_its_alerts_with_it_too() -> None:
-    one = watching(850)
-    told, spaces = one.alert_manager.on_samples(VM, [], 1, 1, families=(BLOCK_LAYER,))
-    assert (said(told), spaces) == ([("write_threshold", "resolved")], [])
-    assert one.alert_manager.on_samples(VM, [], 2, 2, families=(BLOCK_LAYER,)) == ([], [])
+def test_unplugging_the_only_disk_resolves_its_alerts() -> None:
+    agent = polled_agent(850)
+    pending, spaces = agent.manager.on_samples(VM, [], 1, 1, families=(BLOCK_LAYER,))
+    assert (summary(pending), spaces) == ([("write_threshold", "resolved")], [])
+    assert agent.manager.on_samples(VM, [], 2, 2, families=(BLOCK_LAYER,)) == ([], [])
 
 
-def test_a_disk_that_went_while_the_agent_was_away_takes_its_alerts_with_it() -> None:
-    two = restarted(watching(850))
-    two.alert_manager.on_attached(VM)
-    told, _ = two.alert_manager.on_samples(VM, [], 1, 1, families=(BLOCK_LAYER,))
-    assert [one.record.data["resolved_by"] for one in told] == ["unplugged"]
-    assert told[0].note == (NOTE_PREFIX + UUID, None)
+def test_a_disk_unplugged_while_the_agent_was_away_resolves() -> None:
+    second = restarted(polled_agent(850))
+    second.manager.on_attached(VM)
+    pending, _ = second.manager.on_samples(VM, [], 1, 1, families=(BLOCK_LAYER,))
+    assert [alert.record.data["resolved_by"] for alert in pending] == ["unplugged"]
+    assert pending[0].note == (NOTE_PREFIX + UUID, None)
 
 
-# --- Events that are alerts ---
+# --- Event rules ---
 
 
 @pytest.mark.parametrize("end", ["RESUME", "RESET"])
-def test_a_panic_lasts_until_the_guest_is_reset_or_goes_on_and_over_a_restart_of_the_agent(end: str) -> None:
-    one = watching()
-    one.tell(one.alert_manager.on_event(event("GUEST_PANICKED", action="pause"), "GUEST_PANICKED", 7))
-    two = restarted(one)
-    two.alert_manager.on_attached(VM)
-    assert hear(two.alert_manager, "STOP") == []
-    assert hear(two.alert_manager, end) == [("guest_panicked", "resolved")]
+def test_a_panic_outlives_an_agent_restart_until_the_guest_runs(end: str) -> None:
+    agent = polled_agent()
+    agent.emit(agent.manager.on_event(event("GUEST_PANICKED", action="pause"), "GUEST_PANICKED", 7))
+    second = restarted(agent)
+    second.manager.on_attached(VM)
+    assert send_event(second.manager, "STOP") == []
+    assert send_event(second.manager, end) == [("guest_panicked", "resolved")]
 
 
-def test_a_panic_that_does_not_stop_the_guest_is_not_over_when_somebody_pauses_and_resumes_it() -> None:
-    one = watching().alert_manager
-    hear(one, "GUEST_PANICKED", action="run")
-    assert hear(one, "RESUME") == []
-    assert hear(one, "RESET") == [("guest_panicked", "resolved")]
+def test_resume_does_not_resolve_a_panic_that_stopped_nothing() -> None:
+    manager = polled_agent().manager
+    send_event(manager, "GUEST_PANICKED", action="run")
+    assert send_event(manager, "RESUME") == []
+    assert send_event(manager, "RESET") == [("guest_panicked", "resolved")]
 
 
-def test_a_watchdog_is_over_by_time_alone() -> None:
-    one = watching().alert_manager
-    hear(one, "WATCHDOG", action="reset")
-    assert hear(one, "RESET") == []
-    assert one.tick(0, int(HOUR * 1e9) + 6) == []
-    assert said(one.tick(0, int(HOUR * 1e9) + 7)) == [("watchdog", "resolved")]
+def test_a_watchdog_alert_expires() -> None:
+    manager = polled_agent().manager
+    send_event(manager, "WATCHDOG", action="reset")
+    assert send_event(manager, "RESET") == []
+    assert manager.tick(0, int(HOUR * 1e9) + 6) == []
+    assert summary(manager.tick(0, int(HOUR * 1e9) + 7)) == [("watchdog", "resolved")]
 
 
-def test_a_full_disk_that_old_qemus_name_by_its_node_is_told_by_its_device() -> None:
-    one = watching(990).alert_manager
-    (told,) = one.on_event(event("BLOCK_IO_ERROR", subject="format", **NO_SPACE), "BLOCK_IO_ERROR", 7)
-    record = told.record
+def test_disk_full_with_a_node_name_is_reported_by_device() -> None:
+    manager = polled_agent(990).manager
+    (pending,) = manager.on_event(event("BLOCK_IO_ERROR", subject="format", **NO_SPACE), "BLOCK_IO_ERROR", 7)
+    record = pending.record
     assert (record.subject, record.severity, record.data["detected_by"]) == ("disk0", Severity.CRITICAL, "enospc")
     assert record.data["used_bytes"] == 990
 
 
-def test_an_event_without_a_subject_is_of_no_disk() -> None:
-    two = restarted(watching(850))
-    two.alert_manager.on_attached(VM)
-    (told,) = two.alert_manager.on_event(event("GUEST_PANICKED"), "GUEST_PANICKED", 7)
-    assert told.record.subject == ""
+def test_an_event_without_a_subject_names_no_disk() -> None:
+    second = restarted(polled_agent(850))
+    second.manager.on_attached(VM)
+    (pending,) = second.manager.on_event(event("GUEST_PANICKED"), "GUEST_PANICKED", 7)
+    assert pending.record.subject == ""
 
 
-def test_every_rules_severity_is_above_what_anybody_may_ignore() -> None:
+def test_every_rule_is_at_least_an_error() -> None:
     assert {rule.severity for rule in RULES} <= {Severity.ERROR, Severity.CRITICAL}
 
 
-# --- What ended while nobody listened ---
+# --- Run state at attach ---
 
 
 @pytest.mark.parametrize("is_restarted", [True, False])
-def test_a_guest_that_runs_when_it_is_met_again_has_got_over_what_stopped_it(is_restarted: bool) -> None:  # noqa: FBT001
-    one = watching()
-    one.tell(one.alert_manager.on_event(event("BLOCK_IO_ERROR", subject="disk0", **NO_SPACE), "BLOCK_IO_ERROR", 7))
+def test_a_guest_found_running_resolves_its_pause(is_restarted: bool) -> None:  # noqa: FBT001
+    agent = polled_agent()
+    agent.emit(agent.manager.on_event(event("BLOCK_IO_ERROR", subject="disk0", **NO_SPACE), "BLOCK_IO_ERROR", 7))
     if is_restarted:
-        one = restarted(one)
+        agent = restarted(agent)
     else:
-        one.alert_manager.on_gone(VM, 1, for_good=False)
-    one.alert_manager.on_attached(VM)
-    assert said(one.alert_manager.on_run_state(VM, 9, running=True)) == [("disk_full", "resolved")]
+        agent.manager.on_gone(VM, 1, for_good=False)
+    agent.manager.on_attached(VM)
+    assert summary(agent.manager.on_run_state(VM, 9, running=True)) == [("disk_full", "resolved")]
 
 
-def test_a_guest_that_is_stopped_when_it_is_met_again_has_not_and_later_polls_end_nothing() -> None:
-    one = watching().alert_manager
-    hear(one, "BLOCK_IO_ERROR", subject="disk0", **NO_SPACE)
-    assert one.on_run_state(VM, 9, running=True) == [], "a poll that was answered before the error"
-    one.on_gone(VM, 1, for_good=False)
-    one.on_attached(VM)
-    assert one.on_run_state(VM, 9, running=False) == []
-    assert one.on_run_state(VM, 9, running=True) == [], "RESUME tells that"
-    assert hear(one, "RESUME") == [("disk_full", "resolved")]
+def test_a_guest_found_paused_stays_firing_until_resume() -> None:
+    manager = polled_agent().manager
+    send_event(manager, "BLOCK_IO_ERROR", subject="disk0", **NO_SPACE)
+    assert manager.on_run_state(VM, 9, running=True) == [], "the poll is older than the error"
+    manager.on_gone(VM, 1, for_good=False)
+    manager.on_attached(VM)
+    assert manager.on_run_state(VM, 9, running=False) == []
+    assert manager.on_run_state(VM, 9, running=True) == [], "only RESUME resolves it"
+    assert send_event(manager, "RESUME") == [("disk_full", "resolved")]
 
 
-def test_a_guest_that_is_stopped_again_as_it_is_met_is_still_stopped() -> None:
-    one = watching().alert_manager
-    hear(one, "BLOCK_IO_ERROR", subject="disk0", **NO_SPACE)
-    one.on_gone(VM, 1, for_good=False)
-    one.on_attached(VM)
-    assert hear(one, "BLOCK_IO_ERROR", subject="disk0", **NO_SPACE) == []
-    assert one.on_run_state(VM, 9, running=True) == [], "a poll that was answered before the error"
+def test_an_error_at_attach_outranks_an_older_poll() -> None:
+    manager = polled_agent().manager
+    send_event(manager, "BLOCK_IO_ERROR", subject="disk0", **NO_SPACE)
+    manager.on_gone(VM, 1, for_good=False)
+    manager.on_attached(VM)
+    assert send_event(manager, "BLOCK_IO_ERROR", subject="disk0", **NO_SPACE) == []
+    assert manager.on_run_state(VM, 9, running=True) == [], "the poll is older than the error"
 
 
-def test_a_vm_that_is_shut_down_and_started_at_once_keeps_how_full_it_is_and_nothing_else() -> None:
-    one = watching(850)
-    hear(one.alert_manager, "GUEST_PANICKED", action="pause")
-    one.alert_manager.on_gone(VM, 1, for_good=True)
-    assert said(one.alert_manager.on_attached(VM, 9)) == [("guest_panicked", "resolved")]
-    assert one.alert_manager.tick(2, 9) == []
-    one.qemu.restart()
-    one.hear(one.qemu.look(with_nodes=True), 3.0)
-    assert [record.data["level"] for record in one.told] == ["80%"]
+def test_a_restarted_vm_keeps_its_disk_levels_only() -> None:
+    agent = polled_agent(850)
+    send_event(agent.manager, "GUEST_PANICKED", action="pause")
+    agent.manager.on_gone(VM, 1, for_good=True)
+    assert summary(agent.manager.on_attached(VM, 9)) == [("guest_panicked", "resolved")]
+    assert agent.manager.tick(2, 9) == []
+    agent.qemu.restart()
+    agent.on_reply(agent.qemu.reply(with_nodes=True), 3.0)
+    assert [record.data["level"] for record in agent.emitted] == ["80%"]
 
 
 @pytest.mark.parametrize(
     ("status", "alert"), [("io-error", "io_error_stop"), ("guest-panicked", "guest_panicked"), ("paused", None)]
 )
-def test_a_guest_that_is_found_stopped_by_what_nobody_heard_of_is_told(status: str, alert: str | None) -> None:
-    one = watching().alert_manager
-    told = one.on_run_state(VM, 9, running=False, status=status)
-    assert said(told) == ([(alert, "firing")] if alert else [])
-    assert [one.record.data["detected_by"] for one in told] == ["missed"] * len(told)
-    assert one.on_run_state(VM, 10, running=False, status=status) == []
-    assert said(one.on_event(event("RESUME"), "RESUME", 11)) == ([(alert, "resolved")] if alert else [])
-    assert one.on_run_state(VM, 12, running=False, status=status) == [], "from here on, events tell"
+def test_a_missed_pause_is_detected_by_the_run_state(status: str, alert: str | None) -> None:
+    manager = polled_agent().manager
+    pending = manager.on_run_state(VM, 9, running=False, status=status)
+    assert summary(pending) == ([(alert, "firing")] if alert else [])
+    assert [alert.record.data["detected_by"] for alert in pending] == ["missed"] * len(pending)
+    assert manager.on_run_state(VM, 10, running=False, status=status) == []
+    assert summary(manager.on_event(event("RESUME"), "RESUME", 11)) == ([(alert, "resolved")] if alert else [])
+    assert manager.on_run_state(VM, 12, running=False, status=status) == [], "from here on, events report it"
 
 
-def test_a_guest_that_is_found_stopped_by_what_was_told_is_not_told_of_again() -> None:
-    one = watching()
-    one.tell(one.alert_manager.on_event(event("BLOCK_IO_ERROR", subject="disk0", **NO_SPACE), "BLOCK_IO_ERROR", 7))
-    two = restarted(one)
-    two.alert_manager.on_attached(VM)
-    assert two.alert_manager.on_run_state(VM, 9, running=False, status="io-error") == []
+def test_a_known_pause_is_not_reported_again() -> None:
+    agent = polled_agent()
+    agent.emit(agent.manager.on_event(event("BLOCK_IO_ERROR", subject="disk0", **NO_SPACE), "BLOCK_IO_ERROR", 7))
+    second = restarted(agent)
+    second.manager.on_attached(VM)
+    assert second.manager.on_run_state(VM, 9, running=False, status="io-error") == []
 
 
-# --- Two processes of one UUID ---
+# --- Two processes with one UUID ---
 
 
-def test_a_migrations_source_counts_until_it_stops_and_its_destination_runs() -> None:
-    one = watching(850)
-    over = one.alert_manager
-    over.on_run_state(VM, 1, running=True)
-    over.on_attached(TWIN)
-    over.on_run_state(TWIN, 1, running=False)
-    assert over.pending_commands(TWIN) == []
-    assert over.on_samples(TWIN, one.qemu.samples(one.qemu.look(with_nodes=True)), 1, 1) == ([], [])
-    assert len(over.pending_commands(VM)) == 1, "it is the source that writes"
-    assert hear(over, "STOP") == []
-    assert over.refreshes_due(TWIN) == set()
-    assert hear(over, "RESUME", TWIN) == []
-    assert over.refreshes_due(TWIN) == {"block", "nodes"}
-    told, spaces = over.on_samples(TWIN, one.qemu.samples(one.qemu.look(with_nodes=True)), 1, 1)
-    assert (told, spaces[0].values["exceeded_levels"]) == ([], 1)
-    assert len(over.pending_commands(TWIN)) == 1
-    assert over.pending_commands(VM) == []
-    over.on_gone(VM, 2, for_good=True)
-    assert over.tick(1000, 0) == []
+def test_a_migration_source_is_active_until_it_stops() -> None:
+    agent = polled_agent(850)
+    manager = agent.manager
+    manager.on_run_state(VM, 1, running=True)
+    manager.on_attached(TWIN)
+    manager.on_run_state(TWIN, 1, running=False)
+    assert manager.pending_commands(TWIN) == []
+    assert manager.on_samples(TWIN, agent.qemu.samples(agent.qemu.reply(with_nodes=True)), 1, 1) == ([], [])
+    assert len(manager.pending_commands(VM)) == 1, "the source writes"
+    assert send_event(manager, "STOP") == []
+    assert manager.refreshes_due(TWIN) == set()
+    assert send_event(manager, "RESUME", TWIN) == []
+    assert manager.refreshes_due(TWIN) == {"block", "nodes"}
+    pending, spaces = manager.on_samples(TWIN, agent.qemu.samples(agent.qemu.reply(with_nodes=True)), 1, 1)
+    assert (pending, spaces[0].values["exceeded_levels"]) == ([], 1)
+    assert len(manager.pending_commands(TWIN)) == 1
+    assert manager.pending_commands(VM) == []
+    manager.on_gone(VM, 2, for_good=True)
+    assert manager.tick(1000, 0) == []
 
 
-def test_a_source_whose_migration_failed_counts_on() -> None:
-    one = watching(850)
-    one.alert_manager.on_attached(TWIN)
-    one.alert_manager.on_gone(TWIN, 1, for_good=True)
-    assert one.alert_manager.tick(1000, 0) == []
-    one.qemu.node.write(910)
-    one.hear(one.qemu.look(with_nodes=True), 2.0)
-    assert [record.data["level"] for record in one.told] == ["80%", "90%"]
+def test_the_source_of_a_failed_migration_stays_active() -> None:
+    agent = polled_agent(850)
+    agent.manager.on_attached(TWIN)
+    agent.manager.on_gone(TWIN, 1, for_good=True)
+    assert agent.manager.tick(1000, 0) == []
+    agent.qemu.node.write(910)
+    agent.on_reply(agent.qemu.reply(with_nodes=True), 2.0)
+    assert [record.data["level"] for record in agent.emitted] == ["80%", "90%"]
 
 
-def test_after_a_restart_the_process_that_runs_counts_whichever_is_met_first() -> None:
+def test_after_a_restart_the_running_process_is_active() -> None:
     for first, second in ((VM, TWIN), (TWIN, VM)):
-        two = restarted(watching(850))
-        two.alert_manager.on_attached(first)
-        two.alert_manager.on_attached(second)
-        two.alert_manager.on_run_state(VM, 1, running=False)  # the source of a migration that is over
-        two.alert_manager.on_run_state(TWIN, 1, running=True)
-        look = two.qemu.samples(two.qemu.look(with_nodes=True))
-        assert two.alert_manager.on_samples(VM, look, 1, 1) == ([], [])
-        assert len(two.alert_manager.on_samples(TWIN, look, 1, 1)[1]) == 1
+        agent = restarted(polled_agent(850))
+        agent.manager.on_attached(first)
+        agent.manager.on_attached(second)
+        agent.manager.on_run_state(VM, 1, running=False)  # the source of a completed migration
+        agent.manager.on_run_state(TWIN, 1, running=True)
+        reply = agent.qemu.samples(agent.qemu.reply(with_nodes=True))
+        assert agent.manager.on_samples(VM, reply, 1, 1) == ([], [])
+        assert len(agent.manager.on_samples(TWIN, reply, 1, 1)[1]) == 1
 
 
-def test_a_threshold_that_two_monitors_of_one_process_tell_of_is_told_once() -> None:
-    one = watching(100)
-    one.alert_manager.on_attached(TWIN)
-    ((node, value),) = one.pending_commands()
+def test_an_event_from_two_monitors_is_reported_once() -> None:
+    agent = polled_agent(100)
+    agent.manager.on_attached(TWIN)
+    ((node, value),) = agent.pending_commands()
     data: dict[str, Any] = {"node-name": node, "write-threshold": value, "amount-exceeded": 5}
-    assert hear(one.alert_manager, "BLOCK_WRITE_THRESHOLD", TWIN, **data) == []
-    assert hear(one.alert_manager, "BLOCK_WRITE_THRESHOLD", VM, **data) == [("write_threshold", "firing")]
-    assert hear(one.alert_manager, "BLOCK_WRITE_THRESHOLD", TWIN, **data) == []
+    assert send_event(agent.manager, "BLOCK_WRITE_THRESHOLD", TWIN, **data) == []
+    assert send_event(agent.manager, "BLOCK_WRITE_THRESHOLD", VM, **data) == [("write_threshold", "firing")]
+    assert send_event(agent.manager, "BLOCK_WRITE_THRESHOLD", TWIN, **data) == []
 
 
-def test_the_answer_to_an_order_of_a_process_that_counts_no_more_is_nobodys() -> None:
-    one = watching(100)
-    one.pending_commands()
-    one.alert_manager.on_run_state(VM, 1, running=False)
-    one.alert_manager.on_attached(TWIN)
-    one.alert_manager.on_run_state(TWIN, 1, running=True)
-    one.alert_manager.refreshes_due(TWIN)
-    one.alert_manager.on_command_done(VM, "disk0", done=False)
-    assert one.alert_manager.refreshes_due(TWIN) == set()
+def test_a_response_for_an_inactive_process_is_ignored() -> None:
+    agent = polled_agent(100)
+    agent.pending_commands()
+    agent.manager.on_run_state(VM, 1, running=False)
+    agent.manager.on_attached(TWIN)
+    agent.manager.on_run_state(TWIN, 1, running=True)
+    agent.manager.refreshes_due(TWIN)
+    agent.manager.on_command_done(VM, "disk0", done=False)
+    assert agent.manager.refreshes_due(TWIN) == set()
 
 
-# --- Whatever was kept ---
+# --- Format of the note ---
 
 
-def test_what_is_kept_is_json() -> None:
-    one = watching(850)
-    one.pending_commands()
-    name, value = one.alert_manager.state_note(UUID)
+def test_the_state_note_is_json() -> None:
+    agent = polled_agent(850)
+    agent.pending_commands()
+    name, value = agent.manager.state_note(UUID)
     assert json.loads(json.dumps(value)) == value
     assert name == f"{NOTE_PREFIX}{UUID}"
     assert value["disks"]["disk0"]["threshold"] == ["storage1", 900]
-    assert {alert.vm.host for alert in one.alert_manager.store} == {HOST}
+    assert {alert.vm.host for alert in agent.manager.store} == {HOST}

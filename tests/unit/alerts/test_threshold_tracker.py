@@ -1,4 +1,4 @@
-"""One thin disk: every rung is told once, however it is detected, and nobody else's threshold is touched."""
+"""Track one thin disk: each level is reported once, and foreign thresholds stay."""
 
 import pytest
 from hypothesis import given
@@ -11,21 +11,21 @@ from tests.lab.thin_disks import GIB, LEVELS, Disk, arm, fire, policy, poll_laye
 EVENT, LEVEL, MISSED = DetectedBy.EVENT, DetectedBy.LEVEL, DetectedBy.MISSED
 
 
-def seen_tracker(disk: Disk, mode: ThresholdMode = ThresholdMode.ARM) -> ThresholdTracker:
-    """Return a tracker that has seen a disk for the first time."""
+def polled_tracker(disk: Disk, mode: ThresholdMode = ThresholdMode.ARM) -> ThresholdTracker:
+    """Return a tracker after the first poll of a disk."""
     tracker = ThresholdTracker(policy(mode))
     poll_layers(tracker, disk)
     return tracker
 
 
-# --- What can fill ---
+# --- Thin disks ---
 
 
 @pytest.mark.parametrize(
     ("disk", "thin"),
     [
         (Disk(), True),
-        (Disk(format_driver="raw"), False),  # a logical volume as it is: all of it is the guest's from the start
+        (Disk(format_driver="raw"), False),  # a plain logical volume is fully allocated
         (Disk(read_only=True), False),
         (Disk(size=0), False),
         (Disk(driver="file", allocated=GIB), True),
@@ -33,28 +33,28 @@ def seen_tracker(disk: Disk, mode: ThresholdMode = ThresholdMode.ARM) -> Thresho
         (Disk(driver="file", format_driver="raw", allocated=GIB), True),  # a sparse file
     ],
 )
-def test_only_a_disk_that_can_fill_has_a_ladder(disk: Disk, thin: bool) -> None:  # noqa: FBT001 - a table
-    tracker = seen_tracker(disk)
+def test_only_a_thin_disk_has_levels(disk: Disk, thin: bool) -> None:  # noqa: FBT001 - a table
+    tracker = polled_tracker(disk)
     assert tracker.thin is thin
     assert bool(tracker.levels) is thin
     assert (tracker.next_threshold() is not None) is (thin and disk.format_driver != "raw")
 
 
-def test_a_disk_that_was_not_looked_at_yet_has_none() -> None:
+def test_a_disk_before_the_first_poll_has_no_levels() -> None:
     tracker = ThresholdTracker(policy())
     assert (tracker.thin, tracker.levels, tracker.next_threshold(), tracker.time_to_full) == (False, (), None, None)
 
 
-def test_a_disk_of_which_nothing_is_wanted_is_left_alone() -> None:
-    tracker = seen_tracker(Disk(offset=99 * GIB), ThresholdMode.OFF)
+def test_a_disk_with_mode_off_is_left_alone() -> None:
+    tracker = polled_tracker(Disk(offset=99 * GIB), ThresholdMode.OFF)
     assert (tracker.levels, tracker.next_threshold(), tracker.exceeded_levels) == ((), None, 0)
 
 
 # --- Levels ---
 
 
-def test_every_rung_is_told_once_on_the_way_up_and_the_last_is_the_top() -> None:
-    disk, tracker = Disk(), seen_tracker(Disk(), ThresholdMode.OBSERVE)
+def test_each_level_is_reported_once_as_usage_grows() -> None:
+    disk, tracker = Disk(), polled_tracker(Disk(), ThresholdMode.OBSERVE)
     crossings = []
     for percent in (10, 80, 81, 85, 91, 92, 96, 99, 100):
         disk.write(percent * GIB)
@@ -64,16 +64,16 @@ def test_every_rung_is_told_once_on_the_way_up_and_the_last_is_the_top() -> None
     assert [crossing.used for crossing in crossings] == [81 * GIB, 91 * GIB, 96 * GIB]
 
 
-def test_rungs_that_were_leapt_over_are_all_told_the_lowest_first() -> None:
-    disk, tracker = Disk(), seen_tracker(Disk(), ThresholdMode.OBSERVE)
+def test_skipped_levels_are_all_reported_lowest_first() -> None:
+    disk, tracker = Disk(), polled_tracker(Disk(), ThresholdMode.OBSERVE)
     disk.write(99 * GIB)
     assert summary(poll_layers(tracker, disk)) == [(level, LEVEL, True) for level in LEVELS]
     assert poll_layers(tracker, disk) == []
 
 
-def test_a_disk_that_wavers_about_a_rung_is_told_once_and_resolved_once_it_is_well_below() -> None:
+def test_hysteresis_keeps_a_level_from_flapping() -> None:
     disk = Disk(driver="file", allocated=10 * GIB)
-    tracker = seen_tracker(disk, ThresholdMode.OBSERVE)
+    tracker = polled_tracker(disk, ThresholdMode.OBSERVE)
     crossings = []
     for allocated in (81, 79, 81, 79, 78, 81):
         disk.allocated = allocated * GIB
@@ -81,7 +81,7 @@ def test_a_disk_that_wavers_about_a_rung_is_told_once_and_resolved_once_it_is_we
     assert summary(crossings) == [("80%", LEVEL, True), ("80%", LEVEL, False), ("80%", LEVEL, True)]
 
 
-def test_a_disk_that_was_made_larger_resolves_what_no_longer_holds() -> None:
+def test_extending_a_disk_resolves_its_levels() -> None:
     disk, tracker = Disk(offset=96 * GIB), ThresholdTracker(policy())
     assert len(poll_layers(tracker, disk)) == 3
     disk.size = 200 * GIB
@@ -92,9 +92,9 @@ def test_a_disk_that_was_made_larger_resolves_what_no_longer_holds() -> None:
 # --- Arming ---
 
 
-def test_the_next_rung_is_set_and_when_it_fires_the_one_after_it() -> None:
+def test_each_fired_threshold_is_followed_by_the_next() -> None:
     disk = Disk()
-    tracker = seen_tracker(disk)
+    tracker = polled_tracker(disk)
     for number, level in enumerate((80, 90, 95)):
         assert arm(tracker, disk) == level * GIB
         assert tracker.next_threshold() is None
@@ -105,16 +105,16 @@ def test_the_next_rung_is_set_and_when_it_fires_the_one_after_it() -> None:
     assert poll_layers(tracker, disk) == []
 
 
-def test_one_write_past_several_rungs_tells_them_all() -> None:
+def test_one_write_can_exceed_several_levels() -> None:
     disk = Disk()
-    tracker = seen_tracker(disk)
+    tracker = polled_tracker(disk)
     arm(tracker, disk)
     assert summary(fire(tracker, disk.write(99 * GIB))) == [(level, EVENT, True) for level in LEVELS]
 
 
-def test_observing_sets_nothing() -> None:
+def test_observe_mode_sets_nothing() -> None:
     disk = Disk()
-    tracker = seen_tracker(disk, ThresholdMode.OBSERVE)
+    tracker = polled_tracker(disk, ThresholdMode.OBSERVE)
     assert tracker.next_threshold() is None
     disk.write(81 * GIB)
     assert tracker.on_poll(disk.node, disk.offset, 1)
@@ -123,70 +123,70 @@ def test_observing_sets_nothing() -> None:
 @pytest.mark.parametrize(("node", "threshold"), [("storage", 79 * GIB), ("other", 80 * GIB)])
 def test_an_event_of_another_threshold_is_not_ours(node: str, threshold: int) -> None:
     disk = Disk()
-    tracker = seen_tracker(disk)
+    tracker = polled_tracker(disk)
     arm(tracker, disk)
     assert list(tracker.on_event(node, threshold, 1)) == []
     assert tracker.slot.threshold == ("storage", 80 * GIB)
 
 
-def test_a_write_that_passed_the_rung_while_it_was_being_set_is_seen_by_its_level() -> None:
+def test_a_write_during_arming_is_detected_by_level() -> None:
     disk = Disk()
-    tracker = seen_tracker(disk)
+    tracker = polled_tracker(disk)
     wanted = tracker.next_threshold()
     assert wanted is not None
-    disk.write(85 * GIB)  # before QEMU has set it
+    disk.write(85 * GIB)  # before QEMU sets it
     assert arm(tracker, disk)
     assert tracker.on_poll(disk.node, disk.offset, 1)
     assert summary(poll_layers(tracker, disk)) == [("80%", LEVEL, True)]
 
 
-def test_a_threshold_that_fired_unheard_is_missed_and_the_next_is_set() -> None:
+def test_a_lost_event_is_reported_as_missed() -> None:
     disk = Disk()
-    tracker = seen_tracker(disk)
+    tracker = polled_tracker(disk)
     arm(tracker, disk)
-    disk.write(81 * GIB)  # its event is lost
+    disk.write(81 * GIB)  # the event is lost
     assert summary(poll_layers(tracker, disk)) == [("80%", MISSED, True)]
     assert arm(tracker, disk) == 90 * GIB
 
 
-def test_a_threshold_that_somebody_cleared_is_set_again() -> None:
+def test_a_cleared_threshold_is_set_again() -> None:
     disk = Disk()
-    tracker = seen_tracker(disk)
+    tracker = polled_tracker(disk)
     arm(tracker, disk)
     disk.slot = 0
     assert poll_layers(tracker, disk) == []
     assert arm(tracker, disk) == 80 * GIB
 
 
-def test_somebody_elses_threshold_is_left_alone_and_levels_are_compared_instead() -> None:
+def test_a_foreign_threshold_is_left_alone_and_levels_are_compared() -> None:
     disk = Disk(slot=12345)
-    tracker = seen_tracker(disk)
+    tracker = polled_tracker(disk)
     assert tracker.slot.is_foreign
-    disk.slot = 0  # it fired; whoever set it will set another
+    disk.slot = 0  # it fired; its client may set another
     disk.write(81 * GIB)
     assert summary(poll_layers(tracker, disk)) == [("80%", LEVEL, True)]
     assert tracker.next_threshold() is None
 
 
-def test_a_threshold_that_somebody_put_over_ours_is_left_alone() -> None:
+def test_a_threshold_that_overwrote_ours_is_left_alone() -> None:
     disk = Disk()
-    tracker = seen_tracker(disk)
+    tracker = polled_tracker(disk)
     arm(tracker, disk)
     disk.slot = 5 * GIB
     poll_layers(tracker, disk)
     assert (tracker.slot.is_foreign, tracker.slot.threshold, tracker.next_threshold()) == (True, None, None)
 
 
-def test_a_rungs_own_value_in_the_slot_is_ours_from_a_run_that_could_not_remember() -> None:
+def test_a_level_value_in_the_slot_is_ours() -> None:
     disk = Disk(slot=80 * GIB)
-    tracker = seen_tracker(disk)
+    tracker = polled_tracker(disk)
     assert (tracker.slot.is_foreign, tracker.slot.threshold) == (False, ("storage", 80 * GIB))
     assert summary(fire(tracker, disk.write(81 * GIB))) == [("80%", EVENT, True)]
 
 
-def test_after_a_snapshot_the_new_storage_is_looked_at_and_armed() -> None:
+def test_the_storage_of_a_new_snapshot_is_armed() -> None:
     disk = Disk()
-    tracker = seen_tracker(disk)
+    tracker = polled_tracker(disk)
     arm(tracker, disk)
     disk.node, disk.slot, disk.path, disk.offset = "overlay", 0, "/dev/vg/lv2", 0
     assert tracker.on_poll(disk.node, 0, 1)
@@ -194,25 +194,25 @@ def test_after_a_snapshot_the_new_storage_is_looked_at_and_armed() -> None:
     assert arm(tracker, disk) == 80 * GIB
 
 
-# --- Files, of which what is allocated counts ---
+# --- Files: usage is what is allocated ---
 
 
-def test_a_files_threshold_lies_as_far_past_its_end_as_the_rung_lies_past_what_is_allocated() -> None:
+def test_a_files_threshold_is_relative_to_its_end() -> None:
     disk = Disk(driver="file", allocated=10 * GIB, offset=12 * GIB)
-    tracker = seen_tracker(disk)
+    tracker = polled_tracker(disk)
     assert (tracker.measure, tracker.limit, tracker.used) == ("allocated", 100 * GIB, 10 * GIB)
     assert arm(tracker, disk) == 12 * GIB + 70 * GIB
     disk.allocated = 81 * GIB
     assert summary(fire(tracker, disk.write(83 * GIB))) == [("80%", EVENT, True)]
 
 
-def test_a_sparse_raw_file_is_not_armed_since_an_offset_says_nothing_of_it() -> None:
-    assert seen_tracker(Disk(driver="file", format_driver="raw", allocated=GIB)).next_threshold() is None
+def test_a_sparse_raw_file_is_not_armed() -> None:
+    assert polled_tracker(Disk(driver="file", format_driver="raw", allocated=GIB)).next_threshold() is None
 
 
-def test_a_file_is_looked_at_again_when_it_was_written_a_share_further() -> None:
+def test_a_file_is_queried_again_after_it_grew_by_a_share() -> None:
     disk = Disk(driver="file", allocated=GIB, offset=10 * GIB)
-    tracker = seen_tracker(disk)
+    tracker = polled_tracker(disk)
     assert not tracker.on_poll(disk.node, 11 * GIB, 1)
     assert tracker.on_poll(disk.node, 11 * GIB + 1, 2)
 
@@ -220,9 +220,9 @@ def test_a_file_is_looked_at_again_when_it_was_written_a_share_further() -> None
 # --- Growth ---
 
 
-def test_how_fast_it_grows_and_when_it_is_full_are_of_the_last_ten_minutes() -> None:
+def test_growth_rate_covers_the_last_ten_minutes() -> None:
     disk = Disk()
-    tracker = seen_tracker(disk)
+    tracker = polled_tracker(disk)
     assert (tracker.growth_rate, tracker.time_to_full) == (None, None)
     for minute in range(31):
         tracker.on_poll(disk.node, minute * GIB, minute * 60.0)
@@ -233,12 +233,12 @@ def test_how_fast_it_grows_and_when_it_is_full_are_of_the_last_ten_minutes() -> 
     assert (tracker.growth_rate, tracker.time_to_full) == (0, None)
 
 
-# --- Over restarts ---
+# --- Restarts ---
 
 
-def test_what_was_told_is_not_told_again_after_a_restart_and_what_was_armed_is_known() -> None:
+def test_a_note_restores_levels_and_the_armed_threshold() -> None:
     disk = Disk()
-    first = seen_tracker(disk)
+    first = polled_tracker(disk)
     arm(first, disk)
     fire(first, disk.write(81 * GIB))
     arm(first, disk)
@@ -248,7 +248,7 @@ def test_what_was_told_is_not_told_again_after_a_restart_and_what_was_armed_is_k
     assert (second.exceeded_levels, second.slot.threshold) == (1, ("storage", 90 * GIB))
     third = ThresholdTracker(policy())
     third.restore(first.to_note())
-    disk.write(91 * GIB)  # while nobody watched
+    disk.write(91 * GIB)  # while no agent ran
     assert summary(poll_layers(third, disk)) == [("90%", MISSED, True)]
 
 
@@ -262,7 +262,7 @@ def test_what_was_told_is_not_told_again_after_a_restart_and_what_was_armed_is_k
         max_leaves=6,
     )
 )
-def test_whatever_was_kept_a_guard_works(kept: object) -> None:
+def test_a_tracker_ignores_invalid_notes(kept: object) -> None:
     tracker = ThresholdTracker(policy())
     tracker.restore(kept)
     poll_layers(tracker, Disk(offset=85 * GIB))
@@ -270,30 +270,30 @@ def test_whatever_was_kept_a_guard_works(kept: object) -> None:
 
 
 steps = st.lists(
-    st.tuples(st.sampled_from(["write", "lost write", "poll", "look", "arm", "clear"]), st.integers(1, 100)),
+    st.tuples(st.sampled_from(["write", "write_event_lost", "poll", "look", "arm", "clear"]), st.integers(1, 100)),
     max_size=40,
 )
 
 
 @given(steps)
-def test_whatever_happens_every_rung_that_is_passed_is_told_just_once(script: list[tuple[str, int]]) -> None:
+def test_each_exceeded_level_is_reported_once_in_any_order(script: list[tuple[str, int]]) -> None:
     disk = Disk()
-    tracker, fired = seen_tracker(disk), []
+    tracker, crossings = polled_tracker(disk), []
     for now, (step, percent) in enumerate(script):
         match step:
-            case "write" | "lost write":
+            case "write" | "write_event_lost":
                 event = disk.write(percent * GIB)
                 if event is not None and step == "write":
-                    fired += fire(tracker, event)
+                    crossings += fire(tracker, event)
             case "poll" if tracker.on_poll(disk.node, disk.offset, now):
-                fired += poll_layers(tracker, disk, now)
+                crossings += poll_layers(tracker, disk, now)
             case "look":
-                fired += poll_layers(tracker, disk, now)
+                crossings += poll_layers(tracker, disk, now)
             case "arm":
                 arm(tracker, disk)
             case "clear":
                 disk.slot = 0
-    fired += poll_layers(tracker, disk, 1000)
-    passed = [level.text for level in tracker.levels if disk.offset > level.bytes]
-    assert [crossing.level.text for crossing in fired] == passed
+    crossings += poll_layers(tracker, disk, 1000)
+    exceeded = [level.text for level in tracker.levels if disk.offset > level.bytes]
+    assert [crossing.level.text for crossing in crossings] == exceeded
     assert not tracker.slot.is_foreign

@@ -27,7 +27,7 @@ class Late(ListSink):
         return await super().send(batch)
 
 
-async def test_a_flood_hides_no_alert_and_what_is_lost_of_it_is_told(fake: FakeQemu) -> None:
+async def test_an_event_flood_hides_no_alert_and_drops_are_reported(fake: FakeQemu) -> None:
     config = {
         "monitors": [{"dial": str(fake.path)}],
         "web": {"listen_address": "127.0.0.1:0"},

@@ -33,28 +33,22 @@ class AlertmanagerClient:
     Attributes:
         name: The URL for messages, without the password that it may contain.
         error: Why the last request failed; None after a success.
+        resolved_seconds: How long a resolved alert is sent.
     """
 
-    def __init__(
-        self,
-        url: str,
-        resend_seconds: float,
-        labels: Mapping[str, str],
-        resolved_seconds: float = RESOLVED_SECONDS,
-    ) -> None:
+    def __init__(self, url: str, resend_seconds: float, labels: Mapping[str, str]) -> None:
         """Create a client.
 
         Args:
             url: Base URL of the Alertmanager.
             resend_seconds: Interval between two requests without a change.
             labels: Labels that every alert gets.
-            resolved_seconds: How long a resolved alert is sent.
         """
         self.name = re.sub(r"//[^/@]*@", "//", url)
         self.error: str | None = None
         self._url = url.rstrip("/")
         self._resend_seconds = resend_seconds
-        self._resolved_seconds = resolved_seconds
+        self.resolved_seconds = RESOLVED_SECONDS
         self._labels = labels
         self._firing: dict[str, Alert] = {}
         self._resolved: dict[str, tuple[Alert, float]] = {}
@@ -87,7 +81,7 @@ class AlertmanagerClient:
         self._resolved = {
             fingerprint: (alert, at)
             for fingerprint, (alert, at) in self._resolved.items()
-            if fingerprint not in firing and now - at < self._resolved_seconds
+            if fingerprint not in firing and now - at < self.resolved_seconds
         }
         ends = now + ENDS_AFTER_INTERVALS * self._resend_seconds
         return [

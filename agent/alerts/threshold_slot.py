@@ -23,7 +23,7 @@ Threshold = tuple[str, int]
 
 
 class SlotState(StrEnum):
-    """What the agent knows of the slot."""
+    """The agent's knowledge of the slot."""
 
     UNREAD = "unread"
     """Not read since the agent attached. It may hold what an earlier run set."""
@@ -40,7 +40,7 @@ class SlotState(StrEnum):
 
 
 class SlotInput(StrEnum):
-    """What happens to the slot."""
+    """An input of the state machine."""
 
     READ_EMPTY = "read_empty"
     READ_OURS = "read_ours"
@@ -91,12 +91,12 @@ class ThresholdSlot:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether another client uses it."""
+        """True if another client uses it."""
         return self.state is SlotState.FOREIGN
 
     @property
     def needs_read(self) -> bool:
-        """Whether a command's outcome is unknown, so that the slot has to be read before anything else."""
+        """True if a command's outcome is unknown: the slot has to be read before anything else."""
         return self.state is SlotState.UNKNOWN
 
     def owns(self, node: str, value: int) -> bool:
@@ -112,7 +112,7 @@ class ThresholdSlot:
             is_level: Whether the agent itself would set this value. Such a value is from a run that could not persist it.
 
         Returns:
-            Whether the agent's threshold has fired or was cleared since the last read.
+            True if the agent's threshold has fired or was cleared since the last read.
         """
         before, was_unknown = self.threshold, self.needs_read
         self._apply(self._classify(node, value, is_level=is_level))

@@ -67,7 +67,7 @@ class ThresholdTracker:
 
     @property
     def measure(self) -> str:
-        """What usage means: the highest write's `offset` in a device, or the `allocated` bytes of a file."""
+        """Meaning of usage: the highest write's `offset` in a device, or the `allocated` bytes of a file."""
         return "allocated" if self.storage.driver in FILE_DRIVERS else "offset"
 
     @property
@@ -82,12 +82,12 @@ class ThresholdTracker:
 
     @property
     def is_raw(self) -> bool:
-        """Whether the guest's offsets are the storage's. The guest writes anywhere then, and an offset shows no usage."""
+        """True if the guest's offsets are the storage's. The guest writes anywhere then, and an offset shows no usage."""
         return self.format.driver == "raw" or self.format.node == self.storage.node
 
     @property
     def thin(self) -> bool:
-        """Whether the storage can run out of space. A raw device and a fully allocated file cannot."""
+        """True if the storage can run out of space. A raw device and a fully allocated file cannot."""
         if not self._known or not self.limit or self.format.read_only:
             return False
         return self._was_thin if self.measure == "allocated" else not self.is_raw
@@ -176,7 +176,7 @@ class ThresholdTracker:
             yield from self._compare(DetectedBy.EVENT)
 
     def raise_offset(self, end: int) -> None:
-        """Process an event's proof, whoever set the threshold, that the storage is written up to the offset `end`."""
+        """Process an event of any client's threshold: the storage is written up to the offset `end`."""
         end = min(end, MAX_BYTES)
         if self.measure == "allocated":
             # A file grows at its end: what lies beyond the end that was seen last was not allocated then.
@@ -243,7 +243,7 @@ class ThresholdTracker:
 
     @property
     def has_state(self) -> bool:
-        """Whether anything has to outlive the agent."""
+        """True if anything has to outlive the agent."""
         return bool(self._exceeded) or self.slot.threshold is not None
 
     def to_note(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class VmAlertState:
         offsets: End of the highest write, by storage node.
         refreshes: Collectors that are due now.
         fresh_slots: Disks whose slot was read, and nothing has happened to it since.
-        unconfirmed: Fingerprints of alerts that may have ended while nobody received events.
+        unconfirmed: Fingerprints of alerts that may have ended while the agent received no events.
         has_run_state: Whether its run state was polled since it was attached.
         gone_at: Monotonic time at which it was detached; None while it is attached.
         gone_for_good: Whether it shut down or migrated away.

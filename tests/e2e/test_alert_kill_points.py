@@ -1,4 +1,4 @@
-"""The agent is killed at each step between a threshold and its alert: over all that, each rung is in Kafka once."""
+"""Kill the agent at each step between a threshold and its alert: each level is in Kafka exactly once."""
 
 import json
 from collections import Counter
@@ -16,12 +16,12 @@ from tests.lab.kafka import KafkaCluster
 from tests.lab.thin_guests import MIB, ThinGuest, make_qcow2, network_device, started
 
 SIZE: Final = 32 * MIB
-LADDER: Final = ["10%", "25%", "40%", "55%"]
-RUNGS: Final = [SIZE * percent // 100 for percent in (10, 25, 40, 55)]
+LEVELS: Final = ["10%", "25%", "40%", "55%"]
+LEVEL_BYTES: Final = [SIZE * percent // 100 for percent in (10, 25, 40, 55)]
 
 
-class Topic:
-    """The alerts in Kafka."""
+class AlertsTopic:
+    """Reader of the alerts topic in Kafka."""
 
     def __init__(self, kafka: KafkaCluster, name: str) -> None:
         self.name = name
@@ -39,7 +39,7 @@ class Topic:
         await self._consumer.stop()
 
     async def firing(self) -> list[dict[str, Any]]:
-        """Return the alerts that were told as firing so far, a record that was delivered twice counted once."""
+        """Return the data of all firing records so far; a record that was delivered twice counts once."""
         end = (await self._consumer.end_offsets([self._at]))[self._at]
         while await self._consumer.position(self._at) < end:
             for messages in (await self._consumer.getmany(timeout_ms=200)).values():
@@ -49,29 +49,29 @@ class Topic:
         return [r["data"] for r in self._records.values() if r["data"]["state"] == "firing"]
 
     async def levels(self) -> list[str]:
-        return [one["level"] for one in await self.firing()]
+        return [alert["level"] for alert in await self.firing()]
 
 
 @pytest.fixture
-async def topic(kafka: KafkaCluster) -> AsyncIterator[Topic]:
+async def topic(kafka: KafkaCluster) -> AsyncIterator[AlertsTopic]:
     name = f"test-alerts-{uuid4()}"
     await kafka.create_topic(name)
-    async with Topic(kafka, name) as reader:
+    async with AlertsTopic(kafka, name) as reader:
         yield reader
 
 
 @pytest.fixture
-async def agent(kafka: KafkaCluster, topic: Topic, folder: Path) -> AsyncIterator[AgentProcess]:
-    """An agent that arms thresholds; not started yet."""
-    others = f"test-others-{uuid4()}"
-    await kafka.create_topic(others)
+async def agent(kafka: KafkaCluster, topic: AlertsTopic, folder: Path) -> AsyncIterator[AgentProcess]:
+    """An agent that sets thresholds, not started yet."""
+    other_records = f"test-other_records-{uuid4()}"
+    await kafka.create_topic(other_records)
     config = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "kafka": {
             "bootstrap_servers": kafka.bootstrap,
-            "topics": {"events": others, "samples": others, "alerts": topic.name},
+            "topics": {"events": other_records, "samples": other_records, "alerts": topic.name},
         },
-        "alerts": {"write_threshold": {"mode": "arm", "levels": LADDER}},
+        "alerts": {"write_threshold": {"mode": "arm", "levels": LEVELS}},
     }
     agent = AgentProcess(folder, config)
     try:
@@ -82,7 +82,7 @@ async def agent(kafka: KafkaCluster, topic: Topic, folder: Path) -> AsyncIterato
 
 @pytest.fixture
 async def guest(folder: Path) -> AsyncIterator[ThinGuest]:
-    """A guest that is stopped, and has written nothing yet."""
+    """A paused guest that has written nothing yet."""
     async with network_device(folder / "nbd", SIZE) as device:
         await make_qcow2(f"nbd+unix:///?socket={folder}/nbd", 2 * SIZE)
         async with started(folder, disk_mib=64, storage=device, extra=["-S"]) as running:
@@ -99,64 +99,66 @@ async def armed(guest: ThinGuest, value: int) -> None:
 
 
 async def cross(guest: ThinGuest) -> None:
-    """Let the guest write until it has passed the threshold."""
+    """Let the guest write until QEMU reports that the threshold is exceeded."""
     await guest.command("cont")
     await guest.event("BLOCK_WRITE_THRESHOLD", 20)
 
 
-async def once(topic: Topic, levels: list[str]) -> bool:
-    """Whether exactly these levels were told, each once."""
+async def once(topic: AlertsTopic, levels: list[str]) -> bool:
+    """Return whether exactly these levels fired, each once."""
     firing = await topic.firing()
-    told = Counter((one["fingerprint"], one["level"]) for one in firing)
-    assert set(told.values()) <= {1}, firing
-    return sorted(level for _, level in told) == sorted(levels)
+    count = Counter((alert["fingerprint"], alert["level"]) for alert in firing)
+    assert set(count.values()) <= {1}, firing
+    return sorted(level for _, level in count) == sorted(levels)
 
 
 async def test_killed_after_arming_it_reports_what_fired_meanwhile(
-    agent: AgentProcess, guest: ThinGuest, topic: Topic
+    agent: AgentProcess, guest: ThinGuest, topic: AlertsTopic
 ) -> None:
-    for number, rung in enumerate(RUNGS[:3]):
+    for number, level_bytes in enumerate(LEVEL_BYTES[:3]):
         await agent.start()
-        await armed(guest, rung)
-        await until(lambda n=number: once(topic, LADDER[:n]), 10)  # type: ignore[misc]
+        await armed(guest, level_bytes)
+        await until(lambda n=number: once(topic, LEVELS[:n]), 10)  # type: ignore[misc]
         await agent.kill()
         await cross(guest)
         await guest.command("stop")
         assert await guest.slot() == 0
     await agent.start()
-    await armed(guest, RUNGS[3])
-    await until(lambda: once(topic, LADDER[:3]), 10)
-    assert {one["detected_by"] for one in await topic.firing()} == {"missed"}
+    await armed(guest, LEVEL_BYTES[3])
+    await until(lambda: once(topic, LEVELS[:3]), 10)
+    assert {alert["detected_by"] for alert in await topic.firing()} == {"missed"}
     assert (await agent.stop()).status == 0
-    assert await once(topic, LADDER[:3])
+    assert await once(topic, LEVELS[:3])
 
 
-async def test_killed_at_the_event_it_reports_it_once(agent: AgentProcess, guest: ThinGuest, topic: Topic) -> None:
-    for rung in RUNGS[:3]:
+async def test_killed_at_the_event_it_reports_it_once(
+    agent: AgentProcess, guest: ThinGuest, topic: AlertsTopic
+) -> None:
+    for level_bytes in LEVEL_BYTES[:3]:
         await agent.start()
-        await armed(guest, rung)
+        await armed(guest, level_bytes)
         await cross(guest)
         await agent.kill()
         await guest.command("stop")
     await agent.start()
-    await armed(guest, RUNGS[3])
+    await armed(guest, LEVEL_BYTES[3])
     assert (await agent.stop()).status == 0
-    assert await once(topic, LADDER[:3])
-    assert {one["detected_by"] for one in await topic.firing()} <= {"event", "missed"}
+    assert await once(topic, LEVELS[:3])
+    assert {alert["detected_by"] for alert in await topic.firing()} <= {"event", "missed"}
 
 
 async def test_killed_after_delivery_it_repeats_no_level(
-    agent: AgentProcess, guest: ThinGuest, topic: Topic
+    agent: AgentProcess, guest: ThinGuest, topic: AlertsTopic
 ) -> None:
-    for number, rung in enumerate(RUNGS[:3], 1):
+    for number, level_bytes in enumerate(LEVEL_BYTES[:3], 1):
         await agent.start()
-        await armed(guest, rung)
+        await armed(guest, level_bytes)
         await cross(guest)
         await guest.command("stop")
-        await until(lambda n=number: once(topic, LADDER[:n]), 10)  # type: ignore[misc]
+        await until(lambda n=number: once(topic, LEVELS[:n]), 10)  # type: ignore[misc]
         await agent.kill()
     await agent.start()
-    await armed(guest, RUNGS[3])
+    await armed(guest, LEVEL_BYTES[3])
     assert (await agent.stop()).status == 0
-    assert await once(topic, LADDER[:3])
-    assert {one["detected_by"] for one in await topic.firing()} == {"event"}
+    assert await once(topic, LEVELS[:3])
+    assert {alert["detected_by"] for alert in await topic.firing()} == {"event"}

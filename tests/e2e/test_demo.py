@@ -137,7 +137,7 @@ async def test_a_demos_alert_is_in_the_alertmanager_that_it_is_told_of(
     demo: tuple[Demo, Path], alertmanager: Alertmanager
 ) -> None:
     await demo[0].ended(40)
-    (first, *_) = alertmanager.notified
+    (first, *_) = alertmanager.notifications
     assert (first["status"], first["groupLabels"]) == ("firing", {"vm": "db-1"})
     refused = await run_command("demo", "--alertmanager", "nowhere")
     assert refused.status == 2

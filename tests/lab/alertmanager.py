@@ -1,4 +1,4 @@
-"""A real Alertmanager, which sends what it notifies to a receiver in this process."""
+"""Run a real Alertmanager that sends its notifications to a receiver in this process."""
 
 import asyncio
 import json
@@ -10,47 +10,47 @@ from aiohttp import web
 
 from tests.lab.server import Server
 
-Found = list[dict[str, Any]]
+AlertList = list[dict[str, Any]]
 
 
 class Alertmanager(Server):
     """An Alertmanager that groups by VM.
 
     Attributes:
-        notified: the notifications that it has sent, oldest first: `{"status", "groupLabels", "alerts": [...]}` each.
+        notifications: The notifications that it has sent, oldest first: `{"status", "groupLabels", "alerts": [...]}` each.
     """
 
     program = "prometheus-alertmanager"
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.notified: Found = []
+        self.notifications: AlertList = []
         self._receiver: web.AppRunner | None = None
 
     async def arguments(self) -> list[str]:
-        """Write its settings and return its arguments, but for its address."""
-        settings = self.folder / "alertmanager.json"
-        settings.write_text(json.dumps(self._settings(await self._listen())))  # JSON is YAML
-        return [f"--config.file={settings}", f"--storage.path={self.folder / 'data'}", "--cluster.listen-address="]
+        """Write its config file and return its arguments without its address."""
+        config_file = self.folder / "alertmanager.json"
+        config_file.write_text(json.dumps(self._config(await self._listen())))  # JSON is YAML
+        return [f"--config.file={config_file}", f"--storage.path={self.folder / 'data'}", "--cluster.listen-address="]
 
-    async def alerts(self) -> Found:
-        """Return the alerts that are active: `{"labels", "annotations", "fingerprint", "startsAt", "endsAt", ...}` each."""
+    async def alerts(self) -> AlertList:
+        """Return the active alerts: `{"labels", "annotations", "fingerprint", "startsAt", "endsAt", ...}` each."""
         return await self._get("alerts")
 
-    async def groups(self) -> Found:
+    async def groups(self) -> AlertList:
         """Return the groups of active alerts: `{"labels", "alerts", ...}` each."""
         return await self._get("alerts/groups")
 
     def statuses(self) -> list[str]:
-        """Return whether each notification told of something firing, or of its end."""
-        return [one["status"] for one in self.notified]
+        """Return the status of each notification: `firing` or `resolved`."""
+        return [notification["status"] for notification in self.notifications]
 
     async def __aexit__(self, *_: object) -> None:
         await super().__aexit__()
         if self._receiver is not None:
             await self._receiver.cleanup()
 
-    def _settings(self, receiver: str) -> dict[str, Any]:
+    def _config(self, receiver: str) -> dict[str, Any]:
         waits = {"group_wait": "100ms", "group_interval": "200ms", "repeat_interval": "1h"}
         return {
             "route": {"receiver": "test", "group_by": ["vm"], **waits},
@@ -68,12 +68,12 @@ class Alertmanager(Server):
         return f"http://127.0.0.1:{port}/"
 
     async def _receive(self, request: web.Request) -> web.Response:
-        self.notified.append(await request.json())
+        self.notifications.append(await request.json())
         return web.Response()
 
-    async def _get(self, name: str) -> Found:
+    async def _get(self, name: str) -> AlertList:
         url = f"{self.url}/api/v2/{name}"
         async with asyncio.timeout(5), aiohttp.ClientSession() as session, session.get(url) as response:
             assert response.status == 200, await response.text()
-            found: Found = await response.json()
-        return found
+            alerts: AlertList = await response.json()
+        return alerts

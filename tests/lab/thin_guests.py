@@ -1,4 +1,4 @@
-"""Real guests whose disk is thin: qcow2 on a file, on a loop device or on a network block device; and an agent that watches them."""
+"""Real guests with a thin disk (qcow2 on a file, a loop device or a network block device), and an agent that monitors them."""
 
 import asyncio
 import contextlib
@@ -22,24 +22,24 @@ Data = dict[str, Any]
 
 
 async def run(*command: str) -> str:
-    """Run a program to its end and return what it wrote.
+    """Run a program and return its output.
 
     Raises:
-        AssertionError: it failed.
+        AssertionError: The program failed.
     """
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    out, said = await process.communicate()
-    assert process.returncode == 0, f"{command}: {said.decode()}"
+    out, err = await process.communicate()
+    assert process.returncode == 0, f"{command}: {err.decode()}"
     return out.decode().strip()
 
 
 class Loop:
-    """A loop device on a sparse file, which can be made larger as a logical volume is extended.
+    """A loop device on a sparse file. It can be extended like a logical volume.
 
     Attributes:
-        path: its path, once it is there.
+        path: The device's path, once it is set up.
     """
 
     def __init__(self, file: Path, size: int) -> None:
@@ -48,7 +48,7 @@ class Loop:
         self._size = size
 
     @staticmethod
-    def can_be() -> bool:
+    def is_available() -> bool:
         return os.geteuid() == 0 and shutil.which("losetup") is not None and Path("/dev/loop-control").exists()
 
     async def __aenter__(self) -> Self:
@@ -67,10 +67,10 @@ class Loop:
 
 @contextlib.asynccontextmanager
 async def network_device(socket: Path, size: int) -> AsyncIterator[Mapping[str, Any]]:
-    """Serve a sparse file as a network block device; yields the options of QEMU's driver for it."""
+    """Serve a sparse file as a network block device; yield the options of QEMU's driver for it."""
     file = socket.with_suffix(".raw")
-    with file.open("wb") as made:
-        made.truncate(size)
+    with file.open("wb") as image:
+        image.truncate(size)
     command = ("qemu-nbd", "--format=raw", "--persistent", "--shared=4", f"--socket={socket}", str(file))
     server = await asyncio.create_subprocess_exec("setpriv", "--pdeathsig", "KILL", *command)
     try:
@@ -83,10 +83,10 @@ async def network_device(socket: Path, size: int) -> AsyncIterator[Mapping[str, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThinOptions(GuestOptions):
-    """How a thin guest is made: a writer of small blocks.
+    """Options of a thin guest, which writes small blocks.
 
     Attributes:
-        storage: options of the node under the qcow2; None is a file of its own.
+        storage: Options of the node under the qcow2 image; None is a file of its own.
     """
 
     kind: GuestKind = GuestKind.WRITER
@@ -95,7 +95,7 @@ class ThinOptions(GuestOptions):
 
 
 class ThinGuest(Guest):
-    """A guest whose `disk0` is qcow2 node `disk0-format` on node `disk0-storage` of any kind."""
+    """A guest whose `disk0` is the qcow2 node `disk0-format` on the node `disk0-storage` of any driver."""
 
     options: ThinOptions
 
@@ -112,7 +112,7 @@ class ThinGuest(Guest):
 
 
 def started(folder: Path, name: str = "vm1", *, identity: str | None = None, **options: Any) -> ThinGuest:
-    """Return a thin guest, which runs as an async context manager."""
+    """Return a thin guest; it runs as an async context manager."""
     return ThinGuest(folder, name, ThinOptions(**options), identity=identity)
 
 
@@ -122,28 +122,28 @@ async def make_qcow2(target: str, size: int) -> None:
 
 @dataclass
 class ListSink:
-    """A sink that keeps what it gets."""
+    """A sink that stores the records it receives."""
 
     name: str = "list"
     records: list[Data] = field(default_factory=list)
 
     async def open(self) -> None:
-        """There is nothing to open."""
+        """Do nothing."""
 
     async def send(self, batch: Sequence[Entry]) -> Sequence[Entry]:
         self.records += [orjson.loads(entry.body) for entry in batch]
         return ()
 
     async def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing."""
 
 
 class Watcher:
-    """An agent in this process, and what it told.
+    """An agent in this process, and the alerts that it emitted.
 
     Attributes:
-        app: the agent.
-        url: its endpoint.
+        app: The agent.
+        url: Its HTTP endpoint.
     """
 
     def __init__(self, folder: Path, *, poll: float = 1.0, resync: float = 300.0, **thresholds: Any) -> None:
@@ -167,8 +167,8 @@ class Watcher:
         await self._stack.aclose()
 
     @property
-    def told(self) -> list[Data]:
-        """The alerts' data, with `subject`, `vm` and `severity` of their records, in order."""
+    def alerts(self) -> list[Data]:
+        """The alert records' data, each with the record's `subject`, `vm` and `severity`, in order."""
         return [
             record["data"] | {"subject": record.get("subject"), "vm": record["vmname"], "severity": record["severity"]}
             for record in self._sink.records
@@ -176,31 +176,35 @@ class Watcher:
         ]
 
     def alternates(self) -> bool:
-        """Whether each alert was told as firing and as resolved in turn."""
+        """Return whether each alert fired and resolved in turn."""
         states: dict[str, str] = {}
-        for one in self.told:
-            if states.get(one["fingerprint"], "resolved") == one["state"]:
+        for alert in self.alerts:
+            if states.get(alert["fingerprint"], "resolved") == alert["state"]:
                 return False
-            states[one["fingerprint"]] = one["state"]
+            states[alert["fingerprint"]] = alert["state"]
         return True
 
     def levels(self, state: str = "firing", **data: Any) -> list[str]:
-        """Return the levels that were told as being in that state, in order."""
-        return [t["level"] for t in self.told if t["state"] == state and "level" in t and data.items() <= t.items()]
+        """Return the levels whose alerts changed to this state, in order."""
+        return [
+            alert["level"]
+            for alert in self.alerts
+            if alert["state"] == state and "level" in alert and data.items() <= alert.items()
+        ]
 
     async def until(self, level: str, state: str = "firing", timeout: float = 20.0, **data: Any) -> None:  # noqa: ASYNC109
-        """Wait until that level was told as being in that state.
+        """Wait until the alert of this level changed to this state.
 
         Raises:
-            AssertionError: it was not in time.
+            AssertionError: It did not within `timeout` seconds.
         """
         try:
             await until(lambda: level in self.levels(state, **data), timeout)
         except TimeoutError:
-            raise AssertionError(f"{level} is not {state} within {timeout:g} s, but: {self.told}") from None
+            raise AssertionError(f"{level} is not {state} within {timeout:g} s: {self.alerts}") from None
 
     def space(self, vm: str, device: str = "disk0") -> Data:
-        """Return what is shown of a disk's fullness; nothing where nothing is."""
+        """Return a disk's space sample; empty where there is none."""
         for view_vm, view in self.app.snapshot.views():
             if view_vm.name == vm:
                 return dict(view.polls["block_space"].current.get((device,), {})) if "block_space" in view.polls else {}

@@ -1,4 +1,4 @@
-"""Alerts as Alertmanager has them: what is said to it, and what a real one makes of that."""
+"""Alerts sent to Alertmanager: the request bodies, and a real Alertmanager's state."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -22,22 +22,22 @@ NOW = 1_700_000_000.0
 RESEND = 60.0
 
 
-def an_alert(level: str = "80%", since: float = NOW, **data: object) -> Alert:
+def alert_of(level: str = "80%", since: float = NOW, **data: object) -> Alert:
     vm = Vm("hv7", "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1", "web-3", "/run/web.qmp")
     return Alert("write_threshold", vm, "disk0", level, Severity.WARNING, int(since * 1e9), {"used_bytes": 5, **data})
 
 
-def instant(text: str) -> float:
+def parse_time(text: str) -> float:
     assert text.endswith("Z")
     return datetime.fromisoformat(text).timestamp()
 
 
-# --- What is said ---
+# --- Request bodies ---
 
 
 def test_labels_are_stable_and_annotations_have_the_figures() -> None:
-    (said,) = AlertmanagerClient("http://am:9093/", RESEND, {"cluster": "eu1"}).compose([an_alert(since=NOW - 5)], NOW)
-    assert said["labels"] == {
+    (body,) = AlertmanagerClient("http://am:9093/", RESEND, {"cluster": "eu1"}).compose([alert_of(since=NOW - 5)], NOW)
+    assert body["labels"] == {
         "alertname": "write_threshold",
         "severity": "warning",
         "host": "hv7",
@@ -48,59 +48,59 @@ def test_labels_are_stable_and_annotations_have_the_figures() -> None:
         "cluster": "eu1",
     }
     summary = "web-3 disk0: write threshold 80%"
-    assert said["annotations"] == {"used_bytes": "5", "summary": summary, "fingerprint": an_alert().fingerprint}
-    assert instant(said["startsAt"]) == NOW - 5
+    assert body["annotations"] == {"used_bytes": "5", "summary": summary, "fingerprint": alert_of().fingerprint}
+    assert parse_time(body["startsAt"]) == NOW - 5
 
 
 def test_the_summary_has_the_size_of_a_foreign_threshold() -> None:
-    (said,) = AlertmanagerClient("http://am:9093/", RESEND, {}).compose([an_alert(level="threshold 1441792")], NOW)
-    assert said["annotations"]["summary"] == "web-3 disk0: write threshold of 1.38 MiB"
+    (body,) = AlertmanagerClient("http://am:9093/", RESEND, {}).compose([alert_of(level="threshold 1441792")], NOW)
+    assert body["annotations"]["summary"] == "web-3 disk0: write threshold of 1.38 MiB"
 
 
 def test_empty_labels_are_left_out() -> None:
-    (said,) = AlertmanagerClient("http://am", RESEND, {"cluster": ""}).compose([an_alert(level="")], NOW)
-    assert {"level", "cluster"}.isdisjoint(said["labels"])
+    (body,) = AlertmanagerClient("http://am", RESEND, {"cluster": ""}).compose([alert_of(level="")], NOW)
+    assert {"level", "cluster"}.isdisjoint(body["labels"])
 
 
 def test_a_firing_alert_ends_some_intervals_after_each_request() -> None:
     client = AlertmanagerClient("http://am", RESEND, {})
     for now in (NOW, NOW + RESEND, NOW + 9 * RESEND):
-        (said,) = client.compose([an_alert()], now)
-        assert instant(said["endsAt"]) == now + ENDS_AFTER_INTERVALS * RESEND
-        assert instant(said["startsAt"]) == NOW
+        (body,) = client.compose([alert_of()], now)
+        assert parse_time(body["endsAt"]) == now + ENDS_AFTER_INTERVALS * RESEND
+        assert parse_time(body["startsAt"]) == NOW
 
 
 def test_a_resolved_alert_is_sent_for_a_limited_time() -> None:
     client = AlertmanagerClient("http://am", RESEND, {})
-    client.compose([an_alert("80%"), an_alert("90%")], NOW)
+    client.compose([alert_of("80%"), alert_of("90%")], NOW)
     for now in (NOW + 1, NOW + RESOLVED_SECONDS):
-        firing, resolved = client.compose([an_alert("90%")], now)
+        firing, resolved = client.compose([alert_of("90%")], now)
         assert (firing["labels"]["level"], resolved["labels"]["level"]) == ("90%", "80%")
-        assert instant(resolved["endsAt"]) == NOW + 1
-    assert len(client.compose([an_alert("90%")], NOW + RESOLVED_SECONDS + 1)) == 1
+        assert parse_time(resolved["endsAt"]) == NOW + 1
+    assert len(client.compose([alert_of("90%")], NOW + RESOLVED_SECONDS + 1)) == 1
 
 
 def test_an_alert_that_fires_again_is_not_resolved() -> None:
     client = AlertmanagerClient("http://am", RESEND, {})
-    client.compose([an_alert()], NOW)
+    client.compose([alert_of()], NOW)
     client.compose([], NOW + 1)
-    (said,) = client.compose([an_alert(since=NOW + 2)], NOW + 2)
-    assert instant(said["endsAt"]) > instant(said["startsAt"]) == NOW + 2
+    (body,) = client.compose([alert_of(since=NOW + 2)], NOW + 2)
+    assert parse_time(body["endsAt"]) > parse_time(body["startsAt"]) == NOW + 2
 
 
 def test_no_alert_ends_before_it_starts_when_clocks_differ() -> None:
-    # Alertmanager refuses such a one; QEMU's clock, by which it began, may have been set back since.
+    # Alertmanager rejects such an alert. QEMU's clock, which gives the start, may have been set back since.
     client = AlertmanagerClient("http://am", RESEND, {})
-    client.compose([an_alert(since=NOW + 1000)], NOW)
-    (said,) = client.compose([], NOW + 1)
-    assert said["endsAt"] == said["startsAt"]
+    client.compose([alert_of(since=NOW + 1000)], NOW)
+    (body,) = client.compose([], NOW + 1)
+    assert body["endsAt"] == body["startsAt"]
 
 
-# --- A real one ---
+# --- A real Alertmanager ---
 
 
-class Watched:
-    """An agent that watches a scripted VM and tells an Alertmanager."""
+class MonitoringAgent:
+    """An agent that monitors a scripted VM and sends alerts to an Alertmanager."""
 
     def __init__(self, fake: FakeQemu, app: Agent, url: str) -> None:
         self.fake = fake
@@ -113,7 +113,7 @@ class Watched:
 
 
 @contextlib.asynccontextmanager
-async def watched(fake: FakeQemu, url: str) -> AsyncIterator[Watched]:
+async def monitored(fake: FakeQemu, url: str) -> AsyncIterator[MonitoringAgent]:
     config = {
         "monitors": [{"dial": str(fake.path)}],
         "host": "hv7",
@@ -123,7 +123,7 @@ async def watched(fake: FakeQemu, url: str) -> AsyncIterator[Watched]:
     app = Agent(Config.model_validate(config), ListSink())
     async with app.running() as own:
         await until(lambda: any(s.state.value == "up" for s in app.snapshot.monitors.values()), 5)
-        yield Watched(fake, app, own)
+        yield MonitoringAgent(fake, app, own)
 
 
 @pytest.fixture
@@ -132,13 +132,11 @@ async def alertmanager(folder: Path) -> AsyncIterator[Alertmanager]:
         yield running
 
 
-async def test_an_alert_is_sent_kept_alive_grouped_and_resolved(
-    fake: FakeQemu, alertmanager: Alertmanager
-) -> None:
-    async with watched(fake, alertmanager.url) as agent:
+async def test_an_alert_is_sent_kept_alive_grouped_and_resolved(fake: FakeQemu, alertmanager: Alertmanager) -> None:
+    async with monitored(fake, alertmanager.url) as agent:
         fake.emit("GUEST_PANICKED", {"action": "pause"})
-        await until(lambda: alertmanager.notified, 10)
-        (alert,) = alertmanager.notified[0]["alerts"]
+        await until(lambda: alertmanager.notifications, 10)
+        (alert,) = alertmanager.notifications[0]["alerts"]
         expected = {"alertname": "guest_panicked", "severity": "critical", "host": "hv7", "cluster": "eu1"}
         assert expected.items() <= alert["labels"].items()
         assert alert["annotations"]["help"] == "The guest's kernel panicked."
@@ -150,7 +148,7 @@ async def test_an_alert_is_sent_kept_alive_grouped_and_resolved(
             assert group["labels"] == {"vm": alert["labels"]["vm"]}
             ends = {a["labels"]["alertname"]: a["endsAt"] for a in group["alerts"]}
             assert "guest_panicked" in ends
-            return len(ends) == 2 and instant(ends["guest_panicked"]) > instant(first) + 2
+            return len(ends) == 2 and parse_time(ends["guest_panicked"]) > parse_time(first) + 2
 
         await until(outlived_its_first_end, 15)
         assert "resolved" not in alertmanager.statuses()
@@ -161,35 +159,33 @@ async def test_an_alert_is_sent_kept_alive_grouped_and_resolved(
 
         await until(is_over, 10)
 
-        def ended() -> set[str]:
-            told = [a for one in alertmanager.notified for a in one["alerts"]]
-            return {a["labels"]["alertname"] for a in told if a["status"] == "resolved"}
+        def resolved_names() -> set[str]:
+            alerts = [alert for notification in alertmanager.notifications for alert in notification["alerts"]]
+            return {a["labels"]["alertname"] for a in alerts if a["status"] == "resolved"}
 
-        await until(ended, 5)
-        assert ended() == {"guest_panicked"}
+        await until(resolved_names, 5)
+        assert resolved_names() == {"guest_panicked"}
         assert (await agent.readiness())[0] == 200
 
     async def is_silent() -> bool:
         return await alertmanager.alerts() == []
 
-    await until(is_silent, 10)  # an agent that is gone leaves nothing firing
+    await until(is_silent, 10)  # an agent that ended leaves no alert firing
 
 
-async def test_an_unreachable_alertmanager_is_reported_and_retried(
-    fake: FakeQemu, alertmanager: Alertmanager
-) -> None:
+async def test_an_unreachable_alertmanager_is_reported_and_retried(fake: FakeQemu, alertmanager: Alertmanager) -> None:
     await alertmanager.stop()
-    async with watched(fake, alertmanager.url) as agent:
-        assert (await agent.readiness())[0] == 200, "there is nothing to be told yet"
+    async with monitored(fake, alertmanager.url) as agent:
+        assert (await agent.readiness())[0] == 200, "nothing has to be sent yet"
         fake.emit("GUEST_PANICKED", {"action": "pause"})
 
-        async def is_in_trouble() -> bool:
+        async def reports_the_error() -> bool:
             status, text = await agent.readiness()
             return status == 503 and f"Alertmanager at {alertmanager.url}: sending alerts failed" in text
 
-        await until(is_in_trouble, 10)
+        await until(reports_the_error, 10)
         await alertmanager.start()
-        await until(lambda: alertmanager.notified, 15)
+        await until(lambda: alertmanager.notifications, 15)
 
         async def is_ready() -> bool:
             return (await agent.readiness())[0] == 200
@@ -198,14 +194,14 @@ async def test_an_unreachable_alertmanager_is_reported_and_retried(
 
 
 async def test_the_error_clears_although_the_alert_was_resolved_meanwhile(
-    fake: FakeQemu, alertmanager: Alertmanager, monkeypatch: pytest.MonkeyPatch
+    fake: FakeQemu, alertmanager: Alertmanager
 ) -> None:
-    monkeypatch.setattr("agent.alerts.alertmanager.RESOLVED_SECONDS", 0.0)
     await alertmanager.stop()
-    async with watched(fake, alertmanager.url) as agent:
+    async with monitored(fake, alertmanager.url) as agent:
         fake.emit("GUEST_PANICKED", {"action": "pause"})
         client = agent.app.health.alertmanager
         assert client is not None
+        client.resolved_seconds = 0.0
         await until(lambda: client.error is not None, 10)
         fake.emit("RESUME")
         await until(lambda: len(agent.app.alerts.manager.store) == 0, 5)

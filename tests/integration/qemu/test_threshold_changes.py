@@ -1,4 +1,4 @@
-"""What happens to real VMs under the agent's thresholds: migrations, unplugged disks, disks that are full."""
+"""Alerts of real VMs: migrations, unplugged disks, and disks without space."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,7 @@ async def test_a_migration_destination_is_armed_and_repeats_no_level(folder: Pat
     ):
         await until(lambda: len(agent.app.snapshot.monitors) == 2, 5)
         await agent.until("20%", vm="source")
-        assert await destination.slot() == 0, "it writes nothing yet"
+        assert await destination.slot() == 0, "the destination writes nothing yet"
         await source.command("migrate-set-parameters", max_bandwidth=1 << 30)
         await destination.command("migrate-incoming", uri=uri)
         await source.command("migrate", uri=uri)
@@ -48,7 +48,7 @@ async def test_the_source_of_a_failed_migration_is_still_monitored(folder: Path)
         async with started(folder, "destination", identity=source.uuid, disk_mib=32, **incoming) as destination:
             await until(lambda: len(agent.app.snapshot.monitors) == 2, 5)
             await agent.until("20%", vm="source")
-            assert await destination.slot() == 0, "it writes nothing yet"
+            assert await destination.slot() == 0, "the destination writes nothing yet"
         await agent.until("50%", vm="source")
         assert agent.levels() == ["20%", "35%", "50%"]
         assert agent.levels("resolved") == []
@@ -74,14 +74,14 @@ async def test_unplugging_a_disk_resolves_its_alerts(folder: Path) -> None:
 async def test_disk_full_is_critical_until_the_guest_resumes(folder: Path) -> None:
     options: dict[str, Any] = {"faults": [NO_SPACE], "disk_options": "werror=stop", "span_mib": 8}
     async with Watcher(folder, levels=["80%"], poll=60) as agent, started(folder, **options) as guest:
-        await until(lambda: agent.told, 20)
-        (alert,) = agent.told
+        await until(lambda: agent.alerts, 20)
+        (alert,) = agent.alerts
         assert (alert["alert"], alert["state"], alert["severity"]) == ("disk_full", "firing", "critical")
         assert (alert["subject"], alert["detected_by"], alert["measure"]) == ("disk0", "enospc", "allocated")
         await guest.command("cont")
-        await until(lambda: len(agent.told) > 1, 10)
-        assert (agent.told[1]["state"], agent.told[1]["resolved_by"]) == ("resolved", "RESUME")
-        assert agent.told[1]["fingerprint"] == alert["fingerprint"]
+        await until(lambda: len(agent.alerts) > 1, 10)
+        assert (agent.alerts[1]["state"], agent.alerts[1]["resolved_by"]) == ("resolved", "RESUME")
+        assert agent.alerts[1]["fingerprint"] == alert["fingerprint"]
 
 
 async def test_a_guest_paused_before_the_agent_attached_is_reported(folder: Path) -> None:
@@ -89,9 +89,9 @@ async def test_a_guest_paused_before_the_agent_attached_is_reported(folder: Path
     async with started(folder, **options) as guest:
         await guest.event("STOP", 20)
         async with Watcher(folder, levels=["80%"], poll=60) as agent:
-            await until(lambda: agent.told, 10)
-            (alert,) = agent.told
+            await until(lambda: agent.alerts, 10)
+            (alert,) = agent.alerts
             assert (alert["alert"], alert["detected_by"], alert["severity"]) == ("io_error_stop", "missed", "critical")
             await guest.command("cont")
-            await until(lambda: len(agent.told) > 1, 10)
-            assert (agent.told[1]["state"], agent.told[1]["resolved_by"]) == ("resolved", "RESUME")
+            await until(lambda: len(agent.alerts) > 1, 10)
+            assert (agent.alerts[1]["state"], agent.alerts[1]["resolved_by"]) == ("resolved", "RESUME")

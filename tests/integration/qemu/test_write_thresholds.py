@@ -1,4 +1,4 @@
-"""Write thresholds on a real QEMU whose guest writes all the time: each rung is told once, at the write, and in nobody else's slot."""
+"""Write thresholds on a real QEMU with a guest that writes continuously."""
 
 import contextlib
 from pathlib import Path
@@ -9,13 +9,13 @@ import pytest
 from agent.cli.demo.guest import until
 from tests.lab.thin_guests import MIB, Loop, ThinGuest, Watcher, make_qcow2, network_device, started
 
-LADDER: Final = [f"{percent}%" for percent in (5, 20, 35, 50, 65, 80, 95)]
+LEVELS: Final = [f"{percent}%" for percent in (5, 20, 35, 50, 65, 80, 95)]
 SIZE: Final = 14 * MIB
 PACE: Final[dict[str, Any]] = {"pause_seconds": 0.004}
 
 
 async def armed(agent: Watcher, guest: ThinGuest, node: str = "disk0-storage") -> int:
-    """Wait until the agent has set a threshold, and return it, having found it in QEMU's slot."""
+    """Wait until the agent has set a threshold in QEMU's slot, and return it."""
     value = 0
 
     async def is_set() -> bool:
@@ -34,65 +34,67 @@ async def test_each_level_is_reported_once_under_continuous_writes(folder: Path)
         nbd = await stack.enter_async_context(network_device(folder / "nbd", SIZE))
         await make_qcow2(f"nbd+unix:///?socket={folder}/nbd", 2 * SIZE)
         guests.append(await stack.enter_async_context(started(folder, "network", disk_mib=28, storage=nbd, **PACE)))
-        if Loop.can_be():
+        if Loop.is_available():
             loop = await stack.enter_async_context(Loop(folder / "lv.raw", SIZE))
             await make_qcow2(loop.path, 2 * SIZE)
             device = {"driver": "host_device", "filename": loop.path}
             guests.append(await stack.enter_async_context(started(folder, "loop", disk_mib=28, storage=device, **PACE)))
-        agent = await stack.enter_async_context(Watcher(folder, levels=LADDER, poll=60))
+        agent = await stack.enter_async_context(Watcher(folder, levels=LEVELS, poll=60))
         for guest in guests:
             assert 0 < await armed(agent, guest) <= SIZE
-            assert await guest.slot("disk0-format") == 0, "the storage is what fills"
-        early = {
-            one["fingerprint"] for one in agent.told if one["detected_by"] == "level"
-        }  # crossed before the first was armed
+            assert await guest.slot("disk0-format") == 0, "the storage fills, not the format"
+        before_arming = {
+            alert["fingerprint"] for alert in agent.alerts if alert["detected_by"] == "level"
+        }  # exceeded before the first threshold was set
         for guest in guests:
-            await agent.until(LADDER[-1], vm=guest.name, timeout=40)
-            assert agent.levels(vm=guest.name) == LADDER
+            await agent.until(LEVELS[-1], vm=guest.name, timeout=40)
+            assert agent.levels(vm=guest.name) == LEVELS
             await until(lambda name=guest.name: "armed_threshold_bytes" not in agent.space(name), 5)  # type: ignore[misc]
             assert await guest.slot() == 0
         assert agent.levels("resolved") == []
-        for one in agent.told:
-            detected_by = "level" if one["fingerprint"] in early else "event"
-            assert (one["detected_by"], one["owner"], one["node"]) == (detected_by, "agent", "disk0-storage"), one
-            assert 0 < one["used_bytes"] - one["level_bytes"] <= 2 * MIB
-            assert one["severity"] == ("critical" if one["level"] == LADDER[-1] else "warning")
+        for alert in agent.alerts:
+            detected_by = "level" if alert["fingerprint"] in before_arming else "event"
+            assert (alert["detected_by"], alert["owner"], alert["node"]) == (detected_by, "agent", "disk0-storage"), (
+                alert
+            )
+            assert 0 < alert["used_bytes"] - alert["level_bytes"] <= 2 * MIB
+            assert alert["severity"] == ("critical" if alert["level"] == LEVELS[-1] else "warning")
 
 
 async def test_observe_mode_detects_levels_by_polls_and_sets_nothing(folder: Path) -> None:
     async with (
         started(folder, disk_mib=16) as guest,
-        Watcher(folder, mode="observe", levels=LADDER, poll=0.2) as agent,
+        Watcher(folder, mode="observe", levels=LEVELS, poll=0.2) as agent,
     ):
 
-        async def told() -> bool:
+        async def has_level() -> bool:
             assert await guest.slot() == 0
             return "35%" in agent.levels()
 
-        await until(told, 20)
-        assert agent.levels() == LADDER[: len(agent.levels())]
-        assert {one["detected_by"] for one in agent.told} == {"level"}
+        await until(has_level, 20)
+        assert agent.levels() == LEVELS[: len(agent.levels())]
+        assert {alert["detected_by"] for alert in agent.alerts} == {"level"}
 
 
 async def test_a_foreign_threshold_stays_and_is_reported_as_foreign(folder: Path) -> None:
-    rivals = 6 * MIB + 512
+    foreign = 6 * MIB + 512
     async with started(folder, disk_mib=24) as guest:
-        await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=rivals)
-        async with Watcher(folder, levels=LADDER, poll=0.2) as agent:
+        await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=foreign)
+        async with Watcher(folder, levels=LEVELS, poll=0.2) as agent:
             assert agent.app.alerts.manager.store is not None
 
             async def has_fired() -> bool:
-                return await guest.slot() != rivals
+                return await guest.slot() != foreign
 
             await until(has_fired, 20)
             (event,) = [await guest.event("BLOCK_WRITE_THRESHOLD")]
-            assert event["data"]["write-threshold"] == rivals, "it was never overwritten"
+            assert event["data"]["write-threshold"] == foreign, "the threshold was overwritten"
             await agent.until(
-                f"threshold {rivals}", owner="other", detected_by="event", layer="storage", subject="disk0"
+                f"threshold {foreign}", owner="other", detected_by="event", layer="storage", subject="disk0"
             )
             assert agent.space(guest.name)["threshold_foreign"] is True
             await agent.until("35%", owner="agent", detected_by="level")
-            assert await guest.slot() == 0, "the slot is the rival's for as long as the VM lives"
+            assert await guest.slot() == 0, "the slot belongs to the other client for good"
             assert agent.alternates()
 
 
@@ -101,13 +103,13 @@ async def test_a_client_that_overwrites_the_threshold_keeps_the_slot(folder: Pat
         await armed(agent, guest)
         await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 40)
         await agent.until("60%")
-        assert {one["detected_by"] for one in agent.told} <= {"level", "missed"}
+        assert {alert["detected_by"] for alert in agent.alerts} <= {"level", "missed"}
         assert await guest.slot() == 1 << 40
         assert agent.alternates()
 
 
 async def test_after_a_snapshot_the_new_storage_is_armed(folder: Path) -> None:
-    async with started(folder, disk_mib=12) as guest, Watcher(folder, levels=LADDER, poll=0.2) as agent:
+    async with started(folder, disk_mib=12) as guest, Watcher(folder, levels=LEVELS, poll=0.2) as agent:
         await armed(agent, guest)
         await agent.until("20%")
         names = set(await guest.nodes())
@@ -163,7 +165,7 @@ async def test_a_resized_disk_has_its_levels_moved_by_the_resync(folder: Path) -
         assert agent.alternates()
 
 
-@pytest.mark.skipif(not Loop.can_be(), reason="only root can make loop devices")
+@pytest.mark.skipif(not Loop.is_available(), reason="only root can make loop devices")
 async def test_an_extended_device_has_its_levels_moved_by_a_poll(folder: Path) -> None:
     async with Loop(folder / "lv.raw", 8 * MIB) as loop:
         await make_qcow2(loop.path, 64 * MIB)
@@ -173,7 +175,7 @@ async def test_an_extended_device_has_its_levels_moved_by_a_poll(folder: Path) -
             Watcher(folder, levels=["50%", "90%"], poll=0.2) as agent,
         ):
             await agent.until("90%")
-            await until(lambda: [one for one in agent.told if one["alert"] == "disk_full"], 20)
+            await until(lambda: [alert for alert in agent.alerts if alert["alert"] == "disk_full"], 20)
             await until(lambda: agent.space(guest.name)["free_bytes"] <= 0, 5)
             await loop.extend(64 * MIB)
             await agent.until("90%", "resolved")
@@ -181,5 +183,5 @@ async def test_an_extended_device_has_its_levels_moved_by_a_poll(folder: Path) -
             assert await armed(agent, guest) == 32 * MIB
             await guest.command("cont")
             await agent.until("50%", detected_by="event", level_bytes=32 * MIB)
-            assert [one["state"] for one in agent.told if one["alert"] == "disk_full"] == ["firing", "resolved"]
+            assert [alert["state"] for alert in agent.alerts if alert["alert"] == "disk_full"] == ["firing", "resolved"]
             assert agent.alternates()

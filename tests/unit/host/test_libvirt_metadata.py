@@ -1,4 +1,4 @@
-"""Labels out of libvirt's files: those of this VM, cleaned, and none where a file is not to be had or not to be trusted."""
+"""Labels from libvirt's files: only this VM's, sanitized, and none from a missing or malformed file."""
 
 from pathlib import Path
 
@@ -37,30 +37,30 @@ EXPECTED = {
 }
 
 
-def read(*folders: Path, vm: Vm = VM) -> dict[str, str]:
-    return labels_of(vm, LabelsConfig(libvirt_xml_dirs=list(folders)))
+def read(*directories: Path, vm: Vm = VM) -> dict[str, str]:
+    return labels_of(vm, LabelsConfig(libvirt_xml_dirs=list(directories)))
 
 
-def put(folder: Path, text: str | bytes) -> Path:
-    folder.mkdir(exist_ok=True)
+def put(directory: Path, text: str | bytes) -> Path:
+    directory.mkdir(exist_ok=True)
     data = text.encode() if isinstance(text, str) else text
-    (folder / f"{VM.name}.xml").write_bytes(data)
-    return folder
+    (directory / f"{VM.name}.xml").write_bytes(data)
+    return directory
 
 
 @pytest.mark.parametrize("text", [NOVA, f"<domstatus state='running' pid='7'>{NOVA}</domstatus>"])
-def test_what_nova_wrote_down_is_read_out_of_a_defined_and_of_a_running_vms_file(tmp_path: Path, text: str) -> None:
+def test_novas_metadata_is_read_from_defined_and_running_vms(tmp_path: Path, text: str) -> None:
     assert read(put(tmp_path, text)) == EXPECTED
 
 
-def test_what_ovirt_wrote_down_is_read(tmp_path: Path) -> None:
+def test_ovirts_metadata_is_read(tmp_path: Path) -> None:
     assert read(put(tmp_path, OVIRT)) == {"ovirt_cluster_version": "4.7"}
 
 
-def test_the_first_folder_that_has_the_vm_is_read(tmp_path: Path) -> None:
+def test_the_first_directory_with_the_vm_is_read(tmp_path: Path) -> None:
     other = put(tmp_path / "a", NOVA.replace(VM.uuid.upper(), "another"))
-    empty, here = tmp_path / "none", put(tmp_path / "b", NOVA)
-    assert read(other, empty, here, put(tmp_path / "c", OVIRT)) == EXPECTED
+    empty, own = tmp_path / "none", put(tmp_path / "b", NOVA)
+    assert read(other, empty, own, put(tmp_path / "c", OVIRT)) == EXPECTED
     assert read(other) == read(empty) == read() == {}
 
 
@@ -82,17 +82,17 @@ ENTITIES = '<!DOCTYPE d [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>'
         "<a>" * 100_000,
     ],
 )
-def test_a_file_that_is_no_good_makes_no_labels(tmp_path: Path, text: str | bytes) -> None:
+def test_a_malformed_file_gives_no_labels(tmp_path: Path, text: str | bytes) -> None:
     assert read(put(tmp_path, text)) == {}
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "a\0b"])
-def test_a_vms_name_leads_to_no_other_folder(tmp_path: Path, name: str) -> None:
+def test_a_vm_name_cannot_escape_the_directory(tmp_path: Path, name: str) -> None:
     (tmp_path / "x.xml").write_text(NOVA)
     assert read(put(tmp_path / "a", NOVA), vm=Vm("host1", VM.uuid, name)) == {}
 
 
-def test_values_are_bounded_and_empty_ones_are_no_labels(tmp_path: Path) -> None:
+def test_values_are_truncated_and_empty_ones_left_out(tmp_path: Path) -> None:
     long = NOVA.replace("shop", "x" * 1000).replace("web-1", "  ").replace("m1.small", "")
     labels = read(put(tmp_path, long))
     assert labels["nova_project"] == "x" * 128

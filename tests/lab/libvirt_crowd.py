@@ -1,6 +1,6 @@
-"""A process with many calls to one libvirtd under way, as an agent makes them.
+"""A process that makes many concurrent calls to one libvirtd, as an agent does.
 
-Asked by a line on standard input, it says the same line once each of its callers has met that anew: an answer, or its connection's end.
+For each line on standard input it writes the same line when each of its callers has since met that outcome: a reply, or a lost connection.
 """
 
 import asyncio
@@ -9,12 +9,12 @@ from functools import partial
 from typing import Final
 
 from agent.cli.demo.guest import until
-from agent.monitors.libvirt import connection_pool
-from agent.monitors.libvirt.connection_pool import MAX_CALLS, ConnectionPool, library
+from agent.monitors.libvirt.connection_pool import MAX_CALLS, ConnectionPool
+from agent.monitors.libvirt.library import load_library
 from agent.qmp.errors import QmpError
 
-CALLS: Final = 6
-"""Agents' worth of calls."""
+POOLS: Final = 6
+"""Connection pools; an agent has one."""
 
 KEEPALIVE: Final = (1, 2)
 
@@ -22,40 +22,39 @@ ANSWERED: Final = b"answered\n"
 ENDED: Final = b"ended\n"
 
 
-async def ask(calls: ConnectionPool, uuid: str, met: set[bytes]) -> None:
-    """Make one call after the other, for ever."""
+async def make_calls(pool: ConnectionPool, uuid: str, outcomes: set[bytes]) -> None:
+    """Make one call after the other until cancelled, and add their outcomes to a set."""
     while True:
         try:
-            await calls(lambda line: line.domain(uuid).blockInfo("vdb"))
-            met.add(ANSWERED)
+            await pool.run(lambda connection: connection.domain(uuid).blockInfo("vdb"))
+            outcomes.add(ANSWERED)
         except QmpError:
-            met.add(ENDED)
+            outcomes.add(ENDED)
             await asyncio.sleep(0.1)
 
 
-def _all_have(met: list[set[bytes]], what: bytes) -> bool:
-    return all(what in mine for mine in met)
+def _all_have(outcomes: list[set[bytes]], outcome: bytes) -> bool:
+    return all(outcome in met for met in outcomes)
 
 
 async def main(uri: str, uuid: str) -> None:
     """Make calls until standard input ends."""
-    connection_pool.KEEPALIVE = KEEPALIVE
-    api, _ = library()
-    told = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(told), sys.stdin)
-    met: list[set[bytes]] = [set() for _ in range(CALLS * MAX_CALLS)]
-    askers: list[asyncio.Task[None]] = []
-    for first in range(0, len(met), MAX_CALLS):
-        calls = ConnectionPool(api, uri, read_only=False)
-        askers += [asyncio.create_task(ask(calls, uuid, mine)) for mine in met[first : first + MAX_CALLS]]
-    while what := await told.readline():
-        for mine in met:
-            mine.clear()
-        await until(partial(_all_have, met, what), 60)
-        sys.stdout.buffer.write(what)
+    api, _ = load_library()
+    requests = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(requests), sys.stdin)
+    outcomes: list[set[bytes]] = [set() for _ in range(POOLS * MAX_CALLS)]
+    callers: list[asyncio.Task[None]] = []
+    for first in range(0, len(outcomes), MAX_CALLS):
+        pool = ConnectionPool(api, uri, read_only=False, keepalive=KEEPALIVE)
+        callers += [asyncio.create_task(make_calls(pool, uuid, met)) for met in outcomes[first : first + MAX_CALLS]]
+    while outcome := await requests.readline():
+        for met in outcomes:
+            met.clear()
+        await until(partial(_all_have, outcomes, outcome), 60)
+        sys.stdout.buffer.write(outcome)
         sys.stdout.buffer.flush()
-    for asker in askers:
-        asker.cancel()
+    for caller in callers:
+        caller.cancel()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The entry of the config for the domains of a libvirtd."""
+"""Config entry for the domains of a libvirtd."""
 
 import re
 from typing import Annotated
@@ -10,7 +10,7 @@ from agent.monitors.base import AllowedChanges, Discoverer, DiscovererConfig
 
 def _uri(value: str) -> str:
     if not re.fullmatch(r"qemu(\+[a-z]+)?://\S*", value):
-        raise ValueError("should be libvirt's name of a QEMU host, such as qemu:///system")
+        raise ValueError("should be libvirt's URI of a QEMU host, such as qemu:///system")
     return value
 
 
@@ -18,15 +18,16 @@ class LibvirtConfig(DiscovererConfig):
     """The domains of a libvirtd."""
 
     libvirt: Annotated[str, AfterValidator(_uri)]
-    """libvirt's name of it, such as qemu:///system. It takes qmp-agent[libvirt]; see docs/monitors.md for permissions."""
+    """libvirt's URI, such as qemu:///system. It needs qmp-agent[libvirt]; docs/monitors.md has the permissions."""
     read_only: bool = False
-    """Connect only to read: then there are no events from QEMU and no thresholds. Where nothing else is allowed, it is so in any case."""
+    """Use a read-only connection: no events from QEMU and no thresholds. The agent falls back to one if no other is permitted."""
     passthrough: bool = False
-    """Ask QEMU itself, through libvirt. libvirt marks a domain as tainted for that; as allow.libvirt_passthrough, for this one."""
+    """Send commands to QEMU itself, through libvirt, which marks a domain as tainted; allow.libvirt_passthrough for this entry alone."""
 
     def build(self, allow: AllowedChanges) -> Discoverer:
-        """Return the way."""
-        from agent.monitors.libvirt.discovery import LibvirtDiscoverer  # noqa: PLC0415 - with its XML, 1 MiB that a host without libvirt is spared
+        """Return the discoverer."""
+        # Imported here: with its XML parser it takes 1 MiB, which a host without libvirt is spared.
+        from agent.monitors.libvirt.discovery import LibvirtDiscoverer  # noqa: PLC0415
 
         passthrough = self.passthrough or allow.libvirt_passthrough
         return LibvirtDiscoverer(self.libvirt, read_only=self.read_only, passthrough=passthrough)

@@ -1,4 +1,4 @@
-"""What a domain has, out of the XML that libvirt gives of it. Pure."""
+"""The devices of a running domain, read from its XML. Pure."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -10,8 +10,12 @@ from agent.common.safe_xml import parse_xml
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-_TYPES = {"virtio": "virtio-balloon-pci", "virtio-transitional": "virtio-balloon-pci-transitional"}
-_TYPES |= {"virtio-non-transitional": "virtio-balloon-pci-non-transitional"}
+_BALLOON_TYPES = {
+    "virtio": "virtio-balloon-pci",
+    "virtio-transitional": "virtio-balloon-pci-transitional",
+    "virtio-non-transitional": "virtio-balloon-pci-non-transitional",
+}
+"""QEMU's device type by the balloon's model in the XML."""
 
 _PROTOCOLS = {
     "file": "file",
@@ -20,9 +24,10 @@ _PROTOCOLS = {
     "nvme": "nvme",
     "vhostuser": "virtio-blk-vhost-user",
 }
-"""The block driver that a disk's source takes, by its type in the XML; that of `network` is its protocol."""
+"""QEMU's block driver by the type of a disk's source in the XML; for the type `network` it is the source's protocol."""
 
 _MAX_DEPTH = 64
+"""Layers of a disk that are read."""
 
 MAX_XML_BYTES = 1 << 22
 """Size of the largest XML that libvirt's protocol carries in one string."""
@@ -33,10 +38,10 @@ class ImageLayer:
     """An image of a disk.
 
     Attributes:
-        index: libvirt's number of it, by which it names the image's block nodes; -1 where it has none.
-        format: the format's driver, such as qcow2.
-        protocol: the driver of what it lies on.
-        path: where it lies.
+        index: libvirt's number of the image, from which it derives the names of the block nodes; -1 if it has none.
+        format: the format's block driver, such as qcow2.
+        protocol: the block driver of the storage below.
+        path: location of the image.
     """
 
     index: int
@@ -46,12 +51,12 @@ class ImageLayer:
 
     @property
     def format_node(self) -> str:
-        """The block node that the guest, or the layer above, sees."""
+        """Name of the format's block node, which the guest or the layer above uses."""
         return f"libvirt-{self.index}-format"
 
     @property
     def storage_node(self) -> str:
-        """The block node that it lies on."""
+        """Name of the storage's block node, below the format's."""
         return f"libvirt-{self.index}-storage"
 
 
@@ -63,7 +68,7 @@ class Disk:
         alias: its device's id in QEMU, such as virtio-disk0.
         target: libvirt's name of it, such as vda.
         read_only: whether the guest may not write to it.
-        layers: its images, the one that is written to first.
+        layers: its images; the guest writes to the first.
     """
 
     alias: str
@@ -74,13 +79,13 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """What a domain has.
+    """The devices of a domain.
 
     Attributes:
         disks: by target.
-        balloon: the id of its balloon device, and the device's type in QEMU; None where it has none.
-        period_seconds: how often the balloon's guest is asked for its statistics; 0 is never.
-        memory_devices: how many there are.
+        balloon: id and QEMU's type of the balloon device; None if there is none.
+        period_seconds: interval at which QEMU polls the guest's memory statistics; 0 is never.
+        memory_devices: number of memory devices.
     """
 
     disks: Mapping[str, Disk]
@@ -88,8 +93,8 @@ class Devices:
     period_seconds: int
     memory_devices: int = 0
 
-    def place(self, node: str) -> str | None:
-        """Return what libvirt calls the image of a storage node, such as `vda[1]`; None where no disk has it."""
+    def threshold_target(self, node: str) -> str | None:
+        """Return libvirt's name of the image on a storage node, such as `vda[1]`; None if no disk has the node."""
         for disk in self.disks.values():
             for layer in disk.layers:
                 if node == layer.storage_node:
@@ -97,29 +102,29 @@ class Devices:
         return None
 
 
-def devices(xml: str) -> Devices:
-    """Read the XML of a domain that runs.
+def parse_devices(xml: str) -> Devices:
+    """Return the devices in the XML of a running domain.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the XML cannot be parsed.
     """
     domain = parse_xml(xml, MAX_XML_BYTES)
     disks = {disk.target: disk for element in domain.iterfind("devices/disk") if (disk := _disk(element)) is not None}
-    found = domain.find("devices/memballoon")
-    model = found.get("model", "none") if found is not None else "none"
-    alias = found.find("alias") if found is not None else None
-    period = found.find("stats") if found is not None else None
+    balloon = domain.find("devices/memballoon")
+    model = balloon.get("model", "none") if balloon is not None else "none"
+    alias = balloon.find("alias") if balloon is not None else None
+    stats = balloon.find("stats") if balloon is not None else None
     return Devices(
         disks,
-        (alias.get("name", ""), _TYPES[model]) if alias is not None and model in _TYPES else None,
-        _number(period, "period") if period is not None else 0,
+        (alias.get("name", ""), _BALLOON_TYPES[model]) if alias is not None and model in _BALLOON_TYPES else None,
+        _number(stats, "period") if stats is not None else 0,
         len(domain.findall("devices/memory")),
     )
 
 
-def _number(element: "Element", name: str, otherwise: int = 0) -> int:
+def _number(element: "Element", name: str, default: int = 0) -> int:
     text = element.get(name, "")
-    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else otherwise
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else default
 
 
 def _disk(element: "Element") -> Disk | None:
@@ -134,16 +139,16 @@ def _disk(element: "Element") -> Disk | None:
     )
 
 
-def _layers(element: "Element") -> Iterator[ImageLayer]:
+def _layers(disk: "Element") -> Iterator[ImageLayer]:
     """Yield a disk's images: its own, then each `backingStore` inside the one before."""
-    kind = element.find("driver")
-    at: Element | None = element
+    format_ = disk.find("driver")
+    element: Element | None = disk
     for _ in range(_MAX_DEPTH):
-        if at is None or (source := at.find("source")) is None:
+        if element is None or (source := element.find("source")) is None:
             return
-        form = kind.get("type", "") if kind is not None else ""
-        protocol = source.get("protocol", "") or _PROTOCOLS.get(at.get("type", ""), "")
+        driver = format_.get("type", "") if format_ is not None else ""
+        protocol = source.get("protocol", "") or _PROTOCOLS.get(element.get("type", ""), "")
         path = source.get("file") or source.get("dev") or source.get("name") or source.get("dir") or ""
-        yield ImageLayer(_number(source, "index", _number(at, "index", -1)), form, protocol, path)
-        at = at.find("backingStore")
-        kind = at.find("format") if at is not None else None
+        yield ImageLayer(_number(source, "index", _number(element, "index", -1)), driver, protocol, path)
+        element = element.find("backingStore")
+        format_ = element.find("format") if element is not None else None

@@ -1,153 +1,155 @@
-"""The domains of one libvirtd, each a monitor.
+"""Discovery of the domains of one libvirtd; each running domain is a monitor.
 
-What is relied on is the list of domains that run, read every so often and at once when libvirt says that one came or went. A domain
-that was started anew has another number and so is another monitor.
+Discovery relies on libvirt's list of running domains, which is read every 30 s. libvirt's lifecycle events trigger a read at once.
 """
 
 import asyncio
-import re
 import time
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
+from enum import Enum, auto
 from typing import Any
 
 from agent.common.backoff import back_off
-from agent.monitors.base import DiscoveryListener, EventCallback, Monitor, MonitorConnection, MonitorPriority
-from agent.monitors.libvirt.connection_pool import ConnectionPool, MissingError, library
-from agent.monitors.libvirt.domain import DomainConnection, LibvirtHost, MigrationPhase, pid_of
-from agent.monitors.libvirt.event_connection import EventConnection
+from agent.monitors.base import DiscoveryListener, Monitor, MonitorConnection
+from agent.monitors.libvirt.connection_pool import ConnectionPool
+from agent.monitors.libvirt.domain_registry import DomainRegistry, RunningDomain
+from agent.monitors.libvirt.event_connection import EventConnection, Message
+from agent.monitors.libvirt.executors import LibvirtHost
+from agent.monitors.libvirt.library import LibraryMissingError, load_library
+from agent.monitors.libvirt.lifecycle import LifecycleEvent
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
-from agent.qmp.commands import AllowList
-from agent.qmp.errors import (
-    DeniedError,
-    MigratedAwayError,
-    NotConnectedError,
-    QmpError,
-    StalledError,
-    TransportLostError,
-)
-from agent.qmp.protocol import Event
+from agent.qmp.errors import DeniedError, NotConnectedError, QmpError, StalledError, TransportLostError
 
 LIST_SECONDS = 30.0
-ANSWER_SECONDS = 5.0
-"""How long libvirtd has to answer what takes no QEMU: past it, it hangs."""
+RESPONSE_SECONDS = 5.0
+"""Timeout of calls that libvirtd answers without QEMU; past it, libvirtd counts as hung."""
 FIRST_RETRY_SECONDS = 0.2
-RETRY_SECONDS = 10.0
+MAX_RETRY_SECONDS = 10.0
 
-PIDS = Path("/run/libvirt/qemu")
+READ_ONLY_NOTE = "read-only: of QEMU's events only STOP, RESUME, SUSPEND and SHUTDOWN; no thresholds and no passthrough"
 
-READ_ONLY = "read-only: of QEMU's events only STOP, RESUME, SUSPEND and SHUTDOWN; no thresholds and no passthrough"
+_FIRST = asyncio.FIRST_COMPLETED
 
-_LIFE = {3: "STOP", 4: "RESUME", 6: "SHUTDOWN", 7: "SUSPEND"}
-"""virDomainEventType, as the event of QEMU's that libvirt tells by it; for a connection on which QEMU's own are not to be had."""
 
-_STOPPED = 5
-"""VIR_DOMAIN_EVENT_STOPPED."""
+class DaemonState(Enum):
+    """State of libvirtd, as the discoverer last saw it."""
 
-_WHY = {
-    0: "the guest shut down",
-    1: "the domain was destroyed",
-    2: "QEMU crashed, or was killed",
-    3: "the domain has migrated to another host",
-    4: "the domain was saved",
-    5: "QEMU failed",
-    6: "the domain was reverted to a snapshot",
+    CONNECTING = auto()
+    """No attempt to connect has finished yet."""
+    REACHABLE = auto()
+    HUNG = auto()
+    """libvirtd accepts connections and does not answer in time."""
+    LOST = auto()
+    DENIED = auto()
+
+    def after_failure(self, error: QmpError, *, connected: bool) -> "DaemonState":
+        """Return the state after an attempt to connect failed, or after the connection ended (`connected`)."""
+        if connected:
+            return DaemonState.LOST
+        if isinstance(error, DeniedError):
+            return DaemonState.DENIED
+        return (
+            self if self is DaemonState.HUNG else DaemonState.LOST
+        )  # an attempt on a hung libvirtd fails by keepalive
+
+
+_ERROR_TYPES: Mapping[DaemonState, type[QmpError]] = {
+    DaemonState.CONNECTING: TransportLostError,
+    DaemonState.HUNG: StalledError,
+    DaemonState.LOST: TransportLostError,
+    DaemonState.DENIED: DeniedError,
 }
-"""virDomainEventStoppedDetailType."""
-
-_ARRIVES = (2, 1)
-"""VIR_DOMAIN_EVENT_STARTED for VIR_DOMAIN_EVENT_STARTED_MIGRATED: the process is there, and its domain on the way."""
-_ARRIVED = ((3, 0), (4, 0), (4, 1))
-"""What follows that: it was suspended, as it had been on the other host, or resumed."""
-
-_DEPARTED = (3, 4)
-"""Of these, what is no end of the VM."""
+"""Error that opening a domain raises, in each state but REACHABLE."""
 
 
 class LibvirtDiscoverer:
-    """Domains over `qemu:///system` and the like."""
+    """Finds domains at a URI such as `qemu:///system`."""
 
     def __init__(self, uri: str, *, read_only: bool = False, passthrough: bool = False) -> None:
+        """Create a discoverer.
+
+        Args:
+            uri: libvirt's URI of the daemon.
+            read_only: use only read-only connections.
+            passthrough: send commands to QEMU itself, which taints the domains.
+        """
         self.uri = uri
         self._read_only = read_only
         self._passthrough = passthrough
-        self._key = ("libvirt", uri, read_only, passthrough)
-        self._monitor = Monitor(uri, self._key, self._no_vm)
-        self._monitors: dict[tuple[object, ...], Monitor] = {}
-        self._links: dict[str, DomainConnection] = {}
-        self._moves: dict[str, MigrationPhase] = {}
-        self._missing: set[str] = set()
+        key = ("libvirt", uri, read_only, passthrough)
+        self._source = Monitor(uri, key, self._open_source)
+        self.domains = DomainRegistry(uri, key, self._require_host)
         self._host: LibvirtHost | None = None
-        self._trouble: _Trouble | None = TransportLostError, f"{uri} was not reached yet"
-        self._standing: object = None
+        self._state = DaemonState.CONNECTING
+        self._reason = f"{uri} was not reached yet"
+        self._reported: object = None
         self._changed = asyncio.Event()
 
     def __repr__(self) -> str:
-        how = [name for name, on in (("read-only", self._read_only), ("passthrough", self._passthrough)) if on]
-        return " ".join(("libvirt", self.uri, *how))
+        options = [name for name, on in (("read-only", self._read_only), ("passthrough", self._passthrough)) if on]
+        return " ".join(("libvirt", self.uri, *options))
 
-    async def run(self, found: DiscoveryListener) -> None:
-        """Tell `found` of domains as they come and go, until cancelled."""
+    async def run(self, listener: DiscoveryListener) -> None:
+        """Report domains to `listener` until cancelled."""
         try:
-            api, qemu = library()
-        except MissingError as error:
-            self._stands(found, DeniedError(str(error)))
+            api, qemu = load_library()
+        except LibraryMissingError as error:
+            self._report(listener, DeniedError(str(error)))
             await asyncio.Event().wait()
             return
-        calls, attempt = ConnectionPool(api, self.uri), 0
+        pool, attempt = ConnectionPool(api, self.uri), 0
         while True:
             self._changed.clear()
-            main, begun = EventConnection(api, qemu, self._said), time.monotonic()
+            events, started = EventConnection(api, qemu, self._on_message), time.monotonic()
             try:
-                await self._reached(main, calls, found)
-                await self._follow(main, found)
+                self._host = await self._connect(events, pool, listener)
+                self._state = DaemonState.REACHABLE
+                await self._follow(events, self._host, listener)
             except QmpError as error:
-                self._lost(error)
-                self._stands(found, error)
+                self._disconnect(error)
+                self._report(listener, error)
             except BaseException:
-                self._lost(TransportLostError("the agent stops watching"))
+                self._disconnect(TransportLostError("the agent stops"))
                 raise
             finally:
-                main.close()
-            attempt = 0 if time.monotonic() - begun > RETRY_SECONDS else attempt + 1
-            await asyncio.sleep(back_off(attempt, FIRST_RETRY_SECONDS, RETRY_SECONDS))
+                events.close()
+            attempt = 0 if time.monotonic() - started > MAX_RETRY_SECONDS else attempt + 1
+            await asyncio.sleep(back_off(attempt, FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS))
 
-    async def _reached(self, main: EventConnection, calls: ConnectionPool, found: DiscoveryListener) -> None:
-        """Connect; a libvirtd that accepts and does not answer is waited for, as it is."""
-        opening = asyncio.ensure_future(main.open(self.uri, read_only=self._read_only))
+    async def _connect(self, events: EventConnection, pool: ConnectionPool, listener: DiscoveryListener) -> LibvirtHost:
+        """Connect without a deadline; a libvirtd that does not answer in time is reported as hung."""
+        opening = asyncio.ensure_future(events.open(self.uri, read_only=self._read_only))
         try:
-            if not (await asyncio.wait({opening}, timeout=ANSWER_SECONDS))[0]:
-                self._hangs(found)
+            if not (await asyncio.wait({opening}, timeout=RESPONSE_SECONDS))[0]:
+                self._on_hung(listener)
             version, read_only = await opening
         finally:
             opening.cancel()
-        calls.read_only = read_only
+        pool.read_only = read_only
+        stats = StatsBatcher(events.api, pool)
         passthrough = self._passthrough and not read_only
-        figures = StatsBatcher(main.api, calls)
-        self._host = LibvirtHost(main.api, main.qemu, calls, figures, version, read_only, passthrough)
-        self._trouble = None
+        return LibvirtHost(events.api, events.qemu, pool, stats, version, read_only, passthrough)
 
-    async def _follow(self, main: EventConnection, found: DiscoveryListener) -> None:
-        """List the domains again and again, until the connection ends.
+    async def _follow(self, events: EventConnection, host: LibvirtHost, listener: DiscoveryListener) -> None:
+        """List the domains periodically and at each lifecycle event, until the connection ends.
 
         Raises:
-            WayLostError: it ended.
+            TransportLostError: the connection ended.
         """
-        assert self._host is not None
         while True:
             self._changed.clear()
-            listing = asyncio.ensure_future(self._host.calls(lambda line: _running(line.connection())))
-            ended = asyncio.ensure_future(main.ended.wait())
+            listing = asyncio.ensure_future(host.pool.run(lambda connection: _list_running(connection.handle())))
+            ended = asyncio.ensure_future(events.ended.wait())
             try:
-                if not (await asyncio.wait({listing, ended}, timeout=ANSWER_SECONDS, return_when=_FIRST))[0]:
-                    self._hangs(found)
+                if not (await asyncio.wait({listing, ended}, timeout=RESPONSE_SECONDS, return_when=_FIRST))[0]:
+                    self._on_hung(listener)
                     await asyncio.wait({listing, ended}, return_when=_FIRST)
                 if ended.done():
-                    why = f": libvirt said more than could be taken, and {main.lost} of it is lost" if main.lost else ""
-                    raise TransportLostError(f"the connection to {self.uri} ended{why}")
-                self._compare(listing.result(), found)
-                self._trouble = None
-                self._stands(found, None, READ_ONLY if self._host.read_only else "")
+                    overflow = f": {events.dropped} events exceeded the queue" if events.dropped else ""
+                    raise TransportLostError(f"the connection to {self.uri} ended{overflow}")
+                self.domains.update(listing.result(), listener)
+                self._state = DaemonState.REACHABLE
+                self._report(listener, None, READ_ONLY_NOTE if host.read_only else "")
                 changed = asyncio.ensure_future(self._changed.wait())
                 await asyncio.wait({changed, ended}, timeout=LIST_SECONDS, return_when=_FIRST)
                 changed.cancel()
@@ -155,118 +157,48 @@ class LibvirtDiscoverer:
                 listing.cancel()
                 ended.cancel()
 
-    def _hangs(self, found: DiscoveryListener) -> None:
-        self._trouble = StalledError, f"libvirtd at {self.uri} does not answer"
-        self._stands(found, StalledError(self._trouble[1]))
+    def _on_hung(self, listener: DiscoveryListener) -> None:
+        self._state, self._reason = DaemonState.HUNG, f"libvirtd at {self.uri} does not answer"
+        self._report(listener, StalledError(self._reason))
 
-    def _stands(self, found: DiscoveryListener, trouble: QmpError | None, note: str = "") -> None:
-        standing = (type(trouble), str(trouble), note)
-        if standing != self._standing:
-            self._standing = standing
-            found.on_status(self._monitor, trouble, note)
+    def _report(self, listener: DiscoveryListener, error: QmpError | None, note: str = "") -> None:
+        status = (type(error), str(error), note)
+        if status != self._reported:
+            self._reported = status
+            listener.on_status(self._source, error, note)
 
-    def _lost(self, error: QmpError) -> None:
-        """Take leave of all domains: nothing is known of them now."""
-        if self._host is None:
-            hung = self._trouble is not None and self._trouble[0] is StalledError
-            if isinstance(error, DeniedError):
-                self._trouble = DeniedError, str(error)
-            elif not hung:  # one that hung and is then given up hangs still
-                self._trouble = TransportLostError, str(error)
-            return
-        self._host.calls.leave()
-        self._host = None
-        self._moves.clear()
-        self._trouble = TransportLostError, str(error)
-        for link in list(self._links.values()):
-            link.end(TransportLostError(str(error)))
-        self._links.clear()
+    def _disconnect(self, error: QmpError) -> None:
+        """Note that libvirtd is gone, and end the connections to its domains: their state is unknown now."""
+        state = self._state.after_failure(error, connected=self._host is not None)
+        if state is not DaemonState.HUNG:
+            self._reason = str(error)
+        self._state = state
+        if self._host is not None:
+            self._host.pool.retire()
+            self._host = None
+            self.domains.end_all(TransportLostError(str(error)))
 
-    def _compare(self, running: list[tuple[int, str, str]], found: DiscoveryListener) -> None:
-        """Tell what changed since the last list."""
-        now: dict[tuple[object, ...], tuple[str, str]] = {
-            (*self._key, number, uuid): (uuid, name) for number, uuid, name in running
-        }
-        for key in self._monitors.keys() - now.keys():
-            found.on_monitor_removed(self._monitors.pop(key))
-        missing = self._links.keys() - {uuid for uuid, _ in now.values()}
-        for uuid in missing & self._missing:
-            self._links.pop(uuid).end(NotConnectedError("the domain ended"))
-        self._missing = missing  # until the next list libvirt has time to say why
-        for key in now.keys() - self._monitors.keys():
-            uuid, name = now[key]
-            monitor = Monitor(f"{self.uri}#{name}", key, partial(self._open, uuid, name), MonitorPriority.MANAGER)
-            self._monitors[key] = monitor
-            found.on_monitor_added(monitor)
-
-    async def _open(
-        self,
-        uuid: str,
-        name: str,
-        allow: AllowList,
-        on_event: EventCallback,
-        *,
-        deadline: float,  # noqa: ARG002 - the signature of Open
-    ) -> MonitorConnection:
-        """Make a link to a domain.
+    def _require_host(self) -> LibvirtHost:
+        """Return the connected libvirtd.
 
         Raises:
-            QmpError: libvirtd cannot be reached now.
+            QmpError: there is none.
         """
-        if self._trouble is not None:
-            kind, why = self._trouble
-            raise kind(why)  # a new one each time: it gathers the ways that it went
-        assert self._host is not None, "there is trouble as long as there is none"
-        link = self._links[uuid] = DomainConnection(self._host, uuid, name, allow, on_event, self._pid(name))
-        link.move = self._moves.get(uuid)
-        link.ended.add_done_callback(lambda _: self._links.pop(uuid) if self._links.get(uuid) is link else None)
-        return link
+        if self._state is not DaemonState.REACHABLE:
+            raise _ERROR_TYPES[self._state](self._reason)
+        assert self._host is not None, "a reachable libvirtd is connected"
+        return self._host
 
-    def _pid(self, name: str) -> int | None:
-        """Return the process of a domain of this host."""
-        return pid_of(PIDS, name) if re.match(r"qemu(\+unix)?:///system", self.uri) else None
+    def _on_message(self, message: Message) -> None:
+        self.domains.on_message(message)
+        if isinstance(message, LifecycleEvent):
+            self._changed.set()
 
-    async def _no_vm(self, *_: Any, **__: Any) -> MonitorConnection:
-        raise NotConnectedError(f"{self.uri} is no VM")
-
-    # What libvirt says unasked.
-
-    def _said(self, what: tuple[Any, ...]) -> None:
-        match what:
-            case ("event", str(uuid), str(name), time_ns, details):
-                if (link := self._links.get(uuid)) is not None:
-                    link.hear(Event(name, details, time_ns))
-            case ("life", str(uuid), int(event), int(detail)):
-                self._tell_life(uuid, event)
-                self._tell_move(uuid, (event, detail))
-                if event == _STOPPED and (link := self._links.pop(uuid, None)) is not None:
-                    error = MigratedAwayError if detail in _DEPARTED else NotConnectedError
-                    link.end(error(_WHY.get(detail, "the domain was stopped")))
-                self._changed.set()
-
-    def _tell_move(self, uuid: str, life: tuple[int, int]) -> None:
-        if life[0] == _STOPPED:
-            self._moves.pop(uuid, None)
-        elif life == _ARRIVES:
-            self._moves[uuid] = MigrationPhase.ARRIVING
-        elif life in _ARRIVED and uuid in self._moves:
-            self._moves[uuid] = MigrationPhase.ARRIVED
-        if (link := self._links.get(uuid)) is not None:
-            link.move = self._moves.get(uuid)
-
-    def _tell_life(self, uuid: str, event: int) -> None:
-        link = self._links.get(uuid)
-        if link is not None and self._host is not None and self._host.read_only and event in _LIFE:
-            link.hear(Event(_LIFE[event], {}, None))
+    async def _open_source(self, *_: Any, **__: Any) -> MonitorConnection:
+        raise NotConnectedError(f"{self.uri} is not a VM")
 
 
-_FIRST = asyncio.FIRST_COMPLETED
-
-_Trouble = tuple[type[QmpError], str]
-"""Why no domain can be reached."""
-
-
-def _running(connection: Any) -> list[tuple[int, str, str]]:
-    """Return the number, UUID and name of each domain that runs. Blocks."""
-    domains = connection.listAllDomains(1)  # VIR_CONNECT_LIST_DOMAINS_ACTIVE
-    return [(domain.ID(), domain.UUIDString(), domain.name()) for domain in domains if domain.ID() != -1]
+def _list_running(handle: Any) -> list[RunningDomain]:
+    """Return the running domains. Blocks."""
+    domains = handle.listAllDomains(1)  # VIR_CONNECT_LIST_DOMAINS_ACTIVE
+    return [RunningDomain(domain.ID(), domain.UUIDString(), domain.name()) for domain in domains if domain.ID() != -1]

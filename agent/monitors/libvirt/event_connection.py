@@ -1,126 +1,161 @@
-"""What libvirt says unasked, on a connection of its own, handed over from its event thread."""
+"""A connection for libvirt's callbacks: QEMU's events and lifecycle events, handed from libvirt's event thread to the event loop."""
 
 import asyncio
 import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import orjson
 
-from agent.monitors.libvirt.connection_pool import alive, denied, dial, in_thread, meaning, settle
+from agent.monitors.libvirt.library import (
+    is_alive,
+    is_denied,
+    open_connection,
+    run_in_thread,
+    set_outcome,
+    to_qmp_error,
+)
+from agent.monitors.libvirt.lifecycle import LifecycleEvent
+from agent.qmp.protocol import Event
 
-MAX_SAID = 8192
-"""What libvirt said and we have not taken yet; past it, it is dropped, and the connection begins anew."""
+MAX_PENDING = 8192
+"""Messages that the event loop has not taken yet; more are dropped, and the connection is opened again."""
+
+
+@dataclass(frozen=True, slots=True)
+class DomainEvent:
+    """An event of the QEMU of a domain."""
+
+    uuid: str
+    event: Event
+
+
+Message = DomainEvent | LifecycleEvent
+
+
+class _Closed:
+    """libvirt's message that the connection has ended."""
 
 
 class EventConnection:
-    """The connection on which libvirt says what happens."""
+    """The connection on which libvirt reports events."""
 
-    def __init__(self, api: Any, qemu: Any, take: Callable[[tuple[Any, ...]], None]) -> None:
+    def __init__(self, api: Any, qemu: Any, on_message: Callable[[Message], None]) -> None:
+        """Create a connection that is not open yet.
+
+        Args:
+            api: the module libvirt.
+            qemu: the module libvirt_qemu.
+            on_message: called on the event loop with each message, in order; it must not block or raise.
+        """
         self.api = api
         self.qemu = qemu
         self.ended = asyncio.Event()
-        self.lost = 0
-        """How much of what libvirt said was lost, which ends it: all is asked anew."""
-        self._take = take
-        self._inbox = EventInbox(self._taken, self._overrun)
+        self.dropped = 0
+        """Number of messages that were dropped; a drop ends the connection, so that everything is queried again."""
+        self._on_message = on_message
+        self._inbox = EventInbox(self._deliver, self._on_overflow)
         self._loop = asyncio.get_running_loop()
-        self._connection: Any = None
-        self._calling = threading.Lock()  # one call on it at a time, as in `wire`
-        self._over = False
+        self._handle: Any = None
+        self._call_lock = threading.Lock()  # one call at a time, see connection_pool
+        self._closing = False
 
     async def open(self, uri: str, *, read_only: bool) -> tuple[tuple[int, int, int], bool]:
-        """Connect and register; return QEMU's version, and whether the connection is read-only, as it is where no other is to be had.
+        """Connect and register for events.
+
+        Returns:
+            The version of libvirtd's QEMU, and whether the connection is read-only. It also is if no other is permitted.
 
         Raises:
-            DeniedError: we may not connect, not even to read.
-            WayLostError: nothing is there to connect to.
+            DeniedError: not even a read-only connection is permitted.
+            TransportLostError: libvirtd cannot be reached.
         """
         done: asyncio.Future[Any] = self._loop.create_future()
-        in_thread(self._loop, lambda: self._open(uri, read_only=read_only), partial(settle, done))
+        run_in_thread(self._loop, lambda: self._open(uri, read_only=read_only), partial(set_outcome, done))
         opened: tuple[tuple[int, int, int], bool] = await done
         return opened
 
     def close(self) -> None:
-        """Close it, in its own time."""
-        self._over = True
-        in_thread(self._loop, self._close, lambda _: None)
+        """Close the connection in the background."""
+        self._closing = True
+        run_in_thread(self._loop, self._close, lambda _: None)
 
-    def _taken(self, what: tuple[Any, ...]) -> None:
-        if what == ("closed",):
+    def _deliver(self, message: Message | _Closed) -> None:
+        if isinstance(message, _Closed):
             self.ended.set()
-        elif not self._over:
-            self._take(what)
+        elif not self._closing:
+            self._on_message(message)
 
-    def _overrun(self, lost: int) -> None:
-        self.lost += lost
+    def _on_overflow(self, dropped: int) -> None:
+        self.dropped += dropped
         self.ended.set()
 
-    # In threads.
+    # The methods below run in threads.
 
     def _open(self, uri: str, *, read_only: bool) -> Any:
-        with self._calling:
+        with self._call_lock:
             try:
-                number, read_only = self._opened(uri, read_only=read_only)
+                number, read_only = self._connect_and_register(uri, read_only=read_only)
             except self.api.libvirtError as error:
-                return meaning(self.api, error)
-        if self._over:
+                return to_qmp_error(self.api, error)
+        if self._closing:
             self._close()
         return (number // 1_000_000, number // 1000 % 1000, number % 1000), read_only
 
-    def _opened(self, uri: str, *, read_only: bool) -> tuple[int, bool]:
-        connection, read_only = self._dial(uri, read_only=read_only)
-        self._connection = connection
+    def _connect_and_register(self, uri: str, *, read_only: bool) -> tuple[int, bool]:
+        handle, read_only = self._connect(uri, read_only=read_only)
+        self._handle = handle
         put = self._inbox.put
-        connection.registerCloseCallback(lambda _connection, _reason, _: put(("closed",)), None)
-        connection.domainEventRegisterAny(None, self.api.VIR_DOMAIN_EVENT_ID_LIFECYCLE, _life(put), None)
-        read_only = read_only or not self._hears(connection)
-        return connection.getVersion(), read_only
+        handle.registerCloseCallback(lambda _connection, _reason, _: put(_Closed()), None)
+        handle.domainEventRegisterAny(None, self.api.VIR_DOMAIN_EVENT_ID_LIFECYCLE, _lifecycle_callback(put), None)
+        read_only = read_only or not self._register_events(handle)
+        return handle.getVersion(), read_only
 
-    def _hears(self, connection: Any) -> bool:
-        """Ask for QEMU's events; return whether we may have them."""
+    def _register_events(self, handle: Any) -> bool:
+        """Register for QEMU's events; return whether that is permitted."""
         try:
-            self.qemu.qemuMonitorEventRegister(connection, None, None, _event(self._inbox.put), None, 0)
+            self.qemu.qemuMonitorEventRegister(handle, None, None, _event_callback(self._inbox.put), None, 0)
         except self.api.libvirtError as error:
-            if denied(self.api, error):
+            if is_denied(self.api, error):
                 return False
             raise
         return True
 
-    def _dial(self, uri: str, *, read_only: bool) -> tuple[Any, bool]:
+    def _connect(self, uri: str, *, read_only: bool) -> tuple[Any, bool]:
         try:
-            return dial(self.api, uri, read_only=read_only), read_only
+            return open_connection(self.api, uri, read_only=read_only), read_only
         except self.api.libvirtError as error:
-            if read_only or not denied(self.api, error):
+            if read_only or not is_denied(self.api, error):
                 raise
-        return dial(self.api, uri, read_only=True), True
+        return open_connection(self.api, uri, read_only=True), True
 
     def _close(self) -> None:
-        with self._calling, contextlib.suppress(self.api.libvirtError):
-            connection, self._connection = self._connection, None
-            if connection is None:
+        with self._call_lock, contextlib.suppress(self.api.libvirtError):
+            handle, self._handle = self._handle, None
+            if handle is None:
                 return
-            if alive(connection):
-                connection.unregisterCloseCallback()
-                for number in list(getattr(connection, "domainEventCallbackID", ())):
-                    connection.domainEventDeregisterAny(number)
-                for number in list(getattr(connection, "qemuMonitorEventCallbackID", ())):
-                    self.qemu.qemuMonitorEventDeregister(connection, number)
-            connection.close()
+            if is_alive(handle):
+                handle.unregisterCloseCallback()
+                for number in list(getattr(handle, "domainEventCallbackID", ())):
+                    handle.domainEventDeregisterAny(number)
+                for number in list(getattr(handle, "qemuMonitorEventCallbackID", ())):
+                    self.qemu.qemuMonitorEventDeregister(handle, number)
+            handle.close()
 
 
-def _life(put: Callable[[Any], None]) -> Callable[..., None]:
-    def said(_connection: Any, domain: Any, event: int, detail: int, _: object) -> None:
-        put(("life", domain.UUIDString(), event, detail))
+def _lifecycle_callback(put: Callable[[Any], None]) -> Callable[..., None]:
+    def on_lifecycle(_connection: Any, domain: Any, event: int, detail: int, _: object) -> None:
+        put(LifecycleEvent(domain.UUIDString(), event, detail))
 
-    return said
+    return on_lifecycle
 
 
-def _event(put: Callable[[Any], None]) -> Callable[..., None]:
-    def said(
+def _event_callback(put: Callable[[Any], None]) -> Callable[..., None]:
+    def on_event(
         _connection: Any, domain: Any, name: str, seconds: int, micros: int, details: str | None, _: object
     ) -> None:
         try:
@@ -128,39 +163,45 @@ def _event(put: Callable[[Any], None]) -> Callable[..., None]:
         except orjson.JSONDecodeError:
             data = {}
         time_ns = None if seconds < 0 else seconds * 1_000_000_000 + micros * 1000
-        put(("event", domain.UUIDString(), name, time_ns, data if isinstance(data, dict) else {}))
+        put(DomainEvent(domain.UUIDString(), Event(name, data if isinstance(data, dict) else {}, time_ns)))
 
-    return said
+    return on_event
 
 
 class EventInbox:
-    """What libvirt's event thread says, handed to the event loop in order; then `full` is told how much more it was than is kept."""
+    """A bounded queue from libvirt's event thread to the event loop. It keeps the order and counts what it drops."""
 
-    def __init__(self, take: Callable[[Any], None], full: Callable[[int], object]) -> None:
-        self._take = take
-        self._full = full
+    def __init__(self, deliver: Callable[[Any], None], on_overflow: Callable[[int], object]) -> None:
+        """Create an empty queue.
+
+        Args:
+            deliver: called on the event loop with each message.
+            on_overflow: called on the event loop with the number of messages that were dropped.
+        """
+        self._deliver = deliver
+        self._on_overflow = on_overflow
         self._dropped = 0
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
-        self._said: deque[Any] = deque()
+        self._pending: deque[Any] = deque()
 
-    def put(self, what: Any) -> None:
-        """Hand something over; from any thread."""
+    def put(self, message: Any) -> None:
+        """Enqueue a message; may be called from any thread."""
         with self._lock:
-            if len(self._said) >= MAX_SAID:
+            if len(self._pending) >= MAX_PENDING:
                 self._dropped += 1
                 return
-            self._said.append(what)
-            if len(self._said) > 1:
-                return  # it is being fetched already
+            self._pending.append(message)
+            if len(self._pending) > 1:
+                return  # a flush is scheduled already
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._fetch)
+            self._loop.call_soon_threadsafe(self._flush)
 
-    def _fetch(self) -> None:
+    def _flush(self) -> None:
         with self._lock:
-            said, self._said = self._said, deque()
+            pending, self._pending = self._pending, deque()
             dropped, self._dropped = self._dropped, 0
-        for what in said:
-            self._take(what)
+        for message in pending:
+            self._deliver(message)
         if dropped:
-            self._full(dropped)
+            self._on_overflow(dropped)

@@ -1,7 +1,7 @@
-"""What libvirt says, in QEMU's words: its statistics and its devices as the answers that QEMU would give. Pure.
+"""Translation of libvirt's statistics and devices into the results of QMP commands. Pure.
 
-libvirt asks QEMU the same questions and tells part of the answers under names and in units of its own; these tables turn them back, so
-that all that is made of an answer (samples, series, alerts) is made in one place. What libvirt does not tell is not in the answer.
+libvirt sends QEMU the same commands and reports a part of the results under names and in units of its own. These tables undo that, so
+that the collectors work on one format. A value that libvirt does not report is absent from the result.
 """
 
 import re
@@ -9,23 +9,23 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent.monitors.libvirt.devices import Devices
+from agent.monitors.libvirt.devices import Devices, ImageLayer
 from agent.qmp.commands import Command
 
 Stats = Mapping[str, Any]
-"""A domain's statistics as virConnectGetAllDomainStats gives them: `block.0.rd.reqs` and the like."""
+"""A domain's statistics by virConnectGetAllDomainStats' names, such as `block.0.rd.reqs`."""
 
 
-Files = Mapping[str, tuple[int, int]]
-"""By target, of a disk that is a file: how many bytes of its file system it takes, and how large it is."""
+FileSizes = Mapping[str, tuple[int, int]]
+"""Allocated bytes and size in bytes of the disks that are files, by target."""
 
 
-# --- Whether the guest runs ---
+# --- Run state ---
 
 _STATES = {1: "running", 2: "io-error", 3: "paused", 4: "shutdown", 5: "shutdown", 6: "guest-panicked", 7: "suspended"}
-"""virDomainState; 2 (blocked) is Xen's and never QEMU's."""
+"""QEMU's run state by virDomainState; only Xen has 2 (blocked)."""
 
-_PAUSED = {
+_PAUSED_STATES = {
     2: "finish-migrate",
     3: "save-vm",
     5: "io-error",
@@ -35,20 +35,20 @@ _PAUSED = {
     10: "guest-panicked",
     11: "inmigrate",
 }
-"""virDomainPausedReason, where QEMU has a word of its own for it."""
+"""QEMU's run state by virDomainPausedReason, for the reasons that have one."""
 
 
-RUNNING = {"status": "running", "running": True}
-"""query-status' answer of a guest that runs."""
+STATUS_RUNNING = {"status": "running", "running": True}
+"""Result of query-status for a running guest."""
 
 
 def status(stats: Stats) -> dict[str, Any]:
-    """Return query-status' answer, as near as libvirt tells it."""
+    """Return the result of query-status."""
     state = stats.get("state.state")
-    word = _STATES.get(state, "") if isinstance(state, int) else ""
-    if word == "paused":
-        word = _PAUSED.get(stats.get("state.reason", 0), word)
-    return {"status": word, "running": word == "running"} if word else {}
+    run_state = _STATES.get(state, "") if isinstance(state, int) else ""
+    if run_state == "paused":
+        run_state = _PAUSED_STATES.get(stats.get("state.reason", 0), run_state)
+    return {"status": run_state, "running": run_state == "running"} if run_state else {}
 
 
 # --- Memory ---
@@ -67,30 +67,32 @@ _GUEST_STATS: Mapping[str, tuple[str, int]] = {
     "balloon.hugetlb_pgalloc": ("stat-htlb-pgalloc", 1),
     "balloon.hugetlb_pgfail": ("stat-htlb-pgfail", 1),
 }
-"""libvirt's name, QEMU's name, and how many of QEMU's units one of libvirt's is. libvirt rounds bytes down to KiB."""
+"""QEMU's name, and QEMU's units in one of libvirt's, by libvirt's name. libvirt rounds bytes down to KiB."""
 
 
 def balloon(stats: Stats) -> dict[str, Any]:
-    """Return query-balloon's answer."""
+    """Return the result of query-balloon."""
     current = stats.get("balloon.current")
     return {"actual": current * KIB} if type(current) is int else {}
 
 
-def memory(stats: Stats, having: Devices) -> dict[str, Any]:
-    """Return query-memory-size-summary's answer: libvirt tells the sum, which is the base where nothing is plugged."""
-    most = stats.get("balloon.maximum")
-    return {"base-memory": most * KIB, "plugged-memory": 0} if type(most) is int and not having.memory_devices else {}
+def memory(stats: Stats, devices: Devices) -> dict[str, Any]:
+    """Return the result of query-memory-size-summary: libvirt reports the sum, which is the base if no memory is plugged in."""
+    total = stats.get("balloon.maximum")
+    return (
+        {"base-memory": total * KIB, "plugged-memory": 0} if type(total) is int and not devices.memory_devices else {}
+    )
 
 
 def guest_stats(stats: Stats) -> dict[str, Any]:
-    """Return a balloon's guest-stats."""
-    told = {name: value * unit for key, (name, unit) in _GUEST_STATS.items() if type(value := stats.get(key)) is int}
-    return {"last-update": stats.get("balloon.last-update", 0), "stats": told}
+    """Return the property guest-stats of a balloon device."""
+    values = {name: value * unit for key, (name, unit) in _GUEST_STATS.items() if type(value := stats.get(key)) is int}
+    return {"last-update": stats.get("balloon.last-update", 0), "stats": values}
 
 
 # --- Disks ---
 
-_BLOCK: Mapping[str, str] = {
+_BLOCK_COUNTERS: Mapping[str, str] = {
     "rd.reqs": "rd_operations",
     "rd.bytes": "rd_bytes",
     "rd.times": "rd_total_time_ns",
@@ -100,135 +102,151 @@ _BLOCK: Mapping[str, str] = {
     "fl.reqs": "flush_operations",
     "fl.times": "flush_total_time_ns",
 }
-"""libvirt's name and QEMU's, of what the guest did to a disk."""
+"""QEMU's name by libvirt's, of the guest's operations on a disk."""
 
 _ENTRY = re.compile(r"block\.(\d+)\.(.+)")
 
 
 def _images(stats: Stats) -> dict[tuple[Any, int], dict[str, Any]]:
     """Return the `block` statistics of each image (`rd.reqs` and so on), by the disk's target and libvirt's number of the image."""
-    found: dict[str, dict[str, Any]] = {}
+    entries: dict[str, dict[str, Any]] = {}
     for key, value in stats.items():
         if match := _ENTRY.fullmatch(key):
-            found.setdefault(match[1], {})[match[2]] = value
-    return {(image.get("name"), image.get("backingIndex", -1)): image for image in found.values()}
+            entries.setdefault(match[1], {})[match[2]] = value
+    return {(entry.get("name"), entry.get("backingIndex", -1)): entry for entry in entries.values()}
 
 
-OCCUPIED = "agent.occupied"
-"""Our own addition to the statistics of a domain that was not asked: whether somebody's command to its QEMU was under way."""
+QEMU_BUSY = "agent.qemu_busy"
+"""An entry that the agent adds to incomplete statistics: True if another command to that QEMU was in progress."""
 
 
-def asked(stats: Stats) -> bool:
-    """Return whether libvirt has asked QEMU: where it could not without waiting, it names the disks but tells nothing of them."""
+def has_block_stats(stats: Stats) -> bool:
+    """Return whether libvirt could query the QEMU: if it could not without waiting, it lists the disks without figures."""
     images = _images(stats).values()
     return not images or any("rd.reqs" in image for image in images)
 
 
-def known(stats: Stats, having: Devices) -> bool:
-    """Return whether the devices are those that the statistics are about: a snapshot, a mirror's pivot or a plug makes others."""
+def matches(stats: Stats, devices: Devices) -> bool:
+    """Return whether the statistics are about these devices: a snapshot, a mirror's pivot or a plug changes the images."""
     return _images(stats).keys() <= {
-        (disk.target, layer.index) for disk in having.disks.values() for layer in disk.layers
+        (disk.target, layer.index) for disk in devices.disks.values() for layer in disk.layers
     }
 
 
-def blockstats(stats: Stats, having: Devices) -> list[dict[str, Any]]:
-    """Return query-blockstats' answer: a disk each, its backing images inside."""
+def blockstats(stats: Stats, devices: Devices) -> list[dict[str, Any]]:
+    """Return the result of query-blockstats: one entry a disk, with its backing images nested."""
     images = _images(stats)
-    answer = []
-    for disk in having.disks.values():
-        inner: dict[str, Any] | None = None
+    result = []
+    for disk in devices.disks.values():
+        backing: dict[str, Any] | None = None
         for layer in reversed(disk.layers):
-            told = images.get((disk.target, layer.index), {})
-            item: dict[str, Any] = {"node-name": layer.format_node}
-            item["parent"] = {
+            image = images.get((disk.target, layer.index), {})
+            entry: dict[str, Any] = {"node-name": layer.format_node}
+            entry["parent"] = {
                 "node-name": layer.storage_node,
-                "stats": _only(told, {"allocation": "wr_highest_offset"}),
+                "stats": _select(image, {"allocation": "wr_highest_offset"}),
             }
-            item |= {"backing": inner} if inner is not None else {}
+            entry |= {"backing": backing} if backing is not None else {}
             if layer is disk.layers[0]:
-                item |= {"qdev": disk.alias, "target": disk.target, "stats": _only(told, _BLOCK)}
-            inner = item
-        answer.append(inner if inner is not None else {"qdev": disk.alias, "target": disk.target})
-    return answer
+                entry |= {"qdev": disk.alias, "target": disk.target, "stats": _select(image, _BLOCK_COUNTERS)}
+            backing = entry
+        result.append(backing if backing is not None else {"qdev": disk.alias, "target": disk.target})
+    return result
 
 
-def _only(told: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    return {name: told[key] for key, name in names.items() if key in told}
+def _select(image: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values that exist, under their new names."""
+    return {name: image[key] for key, name in names.items() if key in image}
 
 
-def block_nodes(stats: Stats, having: Devices, files: Files) -> list[dict[str, Any]]:
-    """Return query-named-block-nodes' answer."""
+def block_nodes(stats: Stats, devices: Devices, sizes: FileSizes) -> list[dict[str, Any]]:
+    """Return the result of query-named-block-nodes: the format's and the storage's node of each image."""
     images = _images(stats)
-    answer: list[dict[str, Any]] = []
-    for disk in having.disks.values():
+    result: list[dict[str, Any]] = []
+    for disk in devices.disks.values():
         for depth, layer in enumerate(disk.layers):
-            told = images.get((disk.target, layer.index), {})
-            below = len(disk.layers) - depth - 1
-            same = {"file": layer.path}
-            size = _only(told, {"capacity": "virtual-size"})
-            seen = {"node-name": layer.format_node, "drv": layer.format, "image": size, "backing_file_depth": below}
-            # Whether QEMU may write to a storage node is QEMU's own affair, and libvirt does not tell.
-            answer.append(same | seen | {"ro": disk.read_only or depth > 0})
-            image = _only(told, {"physical": "actual-size" if layer.protocol == "file" else "virtual-size"})
-            if depth == 0 and disk.target in files:
-                image = {"actual-size": files[disk.target][0], "virtual-size": -(-files[disk.target][1] // 512) * 512}
-            storage = {"node-name": layer.storage_node, "drv": layer.protocol, "image": image, "backing_file_depth": 0}
-            answer.append(same | storage | {"write_threshold": told.get("threshold", 0)})
-    return answer
+            image = images.get((disk.target, layer.index), {})
+            # libvirt does not report whether QEMU may write to a storage node.
+            format_node = {
+                "file": layer.path,
+                "node-name": layer.format_node,
+                "drv": layer.format,
+                "image": _select(image, {"capacity": "virtual-size"}),
+                "backing_file_depth": len(disk.layers) - depth - 1,
+                "ro": disk.read_only or depth > 0,
+            }
+            storage_node = {
+                "file": layer.path,
+                "node-name": layer.storage_node,
+                "drv": layer.protocol,
+                "image": _storage_size(image, layer, sizes.get(disk.target) if depth == 0 else None),
+                "backing_file_depth": 0,
+                "write_threshold": image.get("threshold", 0),
+            }
+            result += format_node, storage_node
+    return result
 
 
-# --- Questions ---
+def _storage_size(image: Mapping[str, Any], layer: ImageLayer, file_size: tuple[int, int] | None) -> dict[str, Any]:
+    """Return the `image` of a storage node: allocated bytes, and the size rounded up to whole sectors."""
+    if file_size is not None:
+        allocated, size = file_size
+        return {"actual-size": allocated, "virtual-size": -(-size // 512) * 512}
+    return _select(image, {"physical": "actual-size" if layer.protocol == "file" else "virtual-size"})
+
+
+# --- Commands ---
 
 
 @dataclass(frozen=True, slots=True)
 class DomainSnapshot:
-    """What is known of a domain when it is asked.
+    """The data about a domain from which commands are answered.
 
     Attributes:
-        uuid, name: whose.
-        stats: its statistics, as far as they were needed.
-        devices: what it has.
-        files: of the disks that are files, as far as it was needed.
+        uuid, name: the domain.
+        stats: its statistics, of the groups that the commands need.
+        devices: its devices.
+        sizes: sizes of its disks that are files; empty if no command needs them.
     """
 
     uuid: str
     name: str
     stats: Stats
     devices: Devices
-    files: Files
+    sizes: FileSizes
 
 
 _PERIOD = "guest-stats-polling-interval"
 
 
-def _property(look: DomainSnapshot, given: Mapping[str, Any]) -> Any:
-    match given.get("property"):
+def _property(snapshot: DomainSnapshot, arguments: Mapping[str, Any]) -> Any:
+    match arguments.get("property"):
         case "guest-stats":
-            return guest_stats(look.stats)
+            return guest_stats(snapshot.stats)
         case name if name == _PERIOD:
-            return look.devices.period_seconds
+            return snapshot.devices.period_seconds
     return None
 
 
-def _children(look: DomainSnapshot, given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return qom-list's answer for the devices that have ids, as far as anybody asks: the balloon."""
-    if given.get("path") != "/machine/peripheral" or look.devices.balloon is None:
+def _children(snapshot: DomainSnapshot, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the result of qom-list for devices with an id: the balloon, which is all that the agent looks for."""
+    if arguments.get("path") != "/machine/peripheral" or snapshot.devices.balloon is None:
         return []
-    alias, kind = look.devices.balloon
-    return [{"name": alias, "type": f"child<{kind}>"}]
+    alias, type_ = snapshot.devices.balloon
+    return [{"name": alias, "type": f"child<{type_}>"}]
 
 
-_ANSWERS: Mapping[str, Callable[[DomainSnapshot, Mapping[str, Any]], Any]] = {
-    "query-uuid": lambda look, _: {"UUID": look.uuid},
-    "query-name": lambda look, _: {"name": look.name},
-    "query-status": lambda look, _: status(look.stats),
-    "query-balloon": lambda look, _: balloon(look.stats) if look.devices.balloon is not None else None,
-    "query-memory-size-summary": lambda look, _: memory(look.stats, look.devices) or None,
-    "query-memory-devices": lambda look, _: None if look.devices.memory_devices else [],
-    "query-blockstats": lambda look, _: blockstats(look.stats, look.devices),
-    "query-named-block-nodes": lambda look, _: block_nodes(look.stats, look.devices, look.files),
-    # libvirt switches them on in every QEMU that has them.
-    "query-migrate-capabilities": lambda _look, _: [{"capability": "events", "state": True}],
+_TRANSLATORS: Mapping[str, Callable[[DomainSnapshot, Mapping[str, Any]], Any]] = {
+    "query-uuid": lambda snapshot, _: {"UUID": snapshot.uuid},
+    "query-name": lambda snapshot, _: {"name": snapshot.name},
+    "query-status": lambda snapshot, _: status(snapshot.stats),
+    "query-balloon": lambda snapshot, _: balloon(snapshot.stats) if snapshot.devices.balloon is not None else None,
+    "query-memory-size-summary": lambda snapshot, _: memory(snapshot.stats, snapshot.devices) or None,
+    "query-memory-devices": lambda snapshot, _: None if snapshot.devices.memory_devices else [],
+    "query-blockstats": lambda snapshot, _: blockstats(snapshot.stats, snapshot.devices),
+    "query-named-block-nodes": lambda snapshot, _: block_nodes(snapshot.stats, snapshot.devices, snapshot.sizes),
+    # libvirt enables it in every QEMU that has it.
+    "query-migrate-capabilities": lambda _snapshot, _: [{"capability": "events", "state": True}],
     "qom-list": _children,
     "qom-get": _property,
 }
@@ -242,18 +260,20 @@ _GROUPS: Mapping[str, str] = {
     "query-named-block-nodes": "BLOCK",
 }
 
-FRESH = frozenset({"qom-list", "query-named-block-nodes"})
-"""Questions that are asked when devices may have changed."""
+REFRESH_DEVICES = frozenset({"qom-list", "query-named-block-nodes"})
+"""Commands that the agent sends after devices may have changed, so the XML is read again."""
 
 
-def groups(asks: Iterable[Command]) -> set[str]:
-    """Return the groups of statistics that questions take, as libvirt calls them: VIR_DOMAIN_STATS_*."""
+def stats_groups(commands: Iterable[Command]) -> set[str]:
+    """Return the groups of statistics (VIR_DOMAIN_STATS_*, without the prefix) that commands need."""
     return {
-        _GROUPS[ask.name] for ask in asks if ask.name in _GROUPS and (ask.arguments or {}).get("property") != _PERIOD
+        _GROUPS[command.name]
+        for command in commands
+        if command.name in _GROUPS and (command.arguments or {}).get("property") != _PERIOD
     }
 
 
-def answer(ask: Command, look: DomainSnapshot) -> Any:
-    """Return QEMU's answer to a question, as far as libvirt tells it; None where it does not."""
-    tells = _ANSWERS.get(ask.name)
-    return tells(look, ask.arguments or {}) if tells is not None else None
+def translate(command: Command, snapshot: DomainSnapshot) -> Any:
+    """Return a command's result; None if libvirt does not report it."""
+    translator = _TRANSLATORS.get(command.name)
+    return translator(snapshot, command.arguments or {}) if translator is not None else None

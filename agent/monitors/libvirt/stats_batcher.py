@@ -1,26 +1,27 @@
-"""Domains' statistics, asked for many domains at once and never waiting for one that hangs."""
+"""Domains' statistics, fetched for many domains in one call, without waiting for a domain that hangs."""
 
 import asyncio
 from typing import Any
 
 from agent.monitors.libvirt import qmp_translation
-from agent.monitors.libvirt.connection_pool import ConnectionPool, LibvirtConnection
+from agent.monitors.libvirt.connection_pool import ConnectionPool
+from agent.monitors.libvirt.library import LibvirtConnection
 from agent.monitors.libvirt.qmp_translation import Stats
 from agent.qmp.errors import NotConnectedError, QmpError
 
-MAX_AT_ONCE = 32
-"""Domains in one call; libvirtd asks their QEMUs one after the other."""
+MAX_BATCH = 32
+"""Domains in one call; libvirtd queries their QEMUs one after the other."""
 
-PATIENCE_SECONDS = 0.5
-"""A call for many that takes longer than this has met one that hangs, and the others are not kept waiting: one for 32 domains takes some
-0.3 s (libvirt 9.0). Whoever waits for such a call, and for the one after it, is asked for alone after twice this time."""
+BATCH_SECONDS = 0.5
+"""Timeout of a call for many domains. 32 domains take about 0.3 s (libvirt 9.0), so a slower call has met a domain that hangs. Each of its
+domains is then fetched alone; a domain that waits for such a call and for the next one is delayed by at most twice this time."""
 
-AGAIN_SECONDS = 0.5
-"""How soon a domain is asked again that libvirt could not ask without waiting: no event tells when it can."""
+RETRY_SECONDS = 0.5
+"""Wait before the next call for a domain whose QEMU was busy with another command: no event reports when it is free."""
 
 
 class _StatsRequest:
-    """What one domain's link waits for."""
+    """A caller that waits for a domain's statistics."""
 
     __slots__ = ("alone", "groups", "stats", "uuid")
 
@@ -29,96 +30,99 @@ class _StatsRequest:
         self.groups = groups
         self.stats = stats
         self.alone = False
-        """Whether a call for it and others hung, so that it is asked for by itself now."""
+        """True after a call for this and other domains timed out: the request gets a call of its own."""
 
 
 class StatsBatcher:
-    """One for each libvirtd. Whoever comes first asks for all who wait."""
+    """Fetches statistics from one libvirtd. The first waiting caller makes the call for all that wait."""
 
-    def __init__(self, api: Any, calls: ConnectionPool) -> None:
+    def __init__(self, api: Any, pool: ConnectionPool) -> None:
         self._api = api
-        self._calls = calls
+        self._pool = pool
         self._flags = api.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT | api.VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING
-        self._turn = asyncio.Lock()
-        self._wishes: list[_StatsRequest] = []
+        self._batch_lock = asyncio.Lock()
+        self._requests: list[_StatsRequest] = []
 
-    async def of(self, uuid: str, groups: int) -> Stats:
-        """Return a domain's statistics, as soon as libvirt can ask its QEMU. The caller sets the deadline.
+    async def fetch(self, uuid: str, groups: int) -> Stats:
+        """Return a domain's statistics, once libvirt can query its QEMU. The caller sets the deadline.
 
         Args:
             uuid: the domain.
-            groups: which, of libvirt's VIR_DOMAIN_STATS_*.
+            groups: bits of VIR_DOMAIN_STATS_*.
 
         Raises:
-            QmpError: as Calls does.
+            QmpError: as ConnectionPool.run does.
         """
         while True:
-            stats = await self._once(uuid, groups)
-            if not stats.get(qmp_translation.OCCUPIED):
+            stats = await self._fetch_once(uuid, groups)
+            if not stats.get(qmp_translation.QEMU_BUSY):
                 return stats
-            await asyncio.sleep(AGAIN_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
 
-    async def _once(self, uuid: str, groups: int) -> Stats:
-        wish = _StatsRequest(uuid, groups, asyncio.get_running_loop().create_future())
-        self._wishes.append(wish)
+    async def _fetch_once(self, uuid: str, groups: int) -> Stats:
+        request = _StatsRequest(uuid, groups, asyncio.get_running_loop().create_future())
+        self._requests.append(request)
         try:
-            while not wish.stats.done():
-                if wish.alone:
-                    await self._grant([wish])
+            while not request.stats.done():
+                if request.alone:
+                    await self._serve([request])
                     continue
-                async with self._turn:
-                    if not (wish.stats.done() or wish.alone):
-                        await self._grant([other for other in self._wishes if not other.alone][:MAX_AT_ONCE])
-            return wish.stats.result()
+                async with self._batch_lock:
+                    if not (request.stats.done() or request.alone):
+                        await self._serve([other for other in self._requests if not other.alone][:MAX_BATCH])
+            return request.stats.result()
         finally:
-            if wish in self._wishes:
-                self._wishes.remove(wish)
+            if request in self._requests:
+                self._requests.remove(request)
 
-    async def _grant(self, wishes: list[_StatsRequest]) -> None:
-        """Ask for these. If one of their QEMUs hangs, the call goes on without us, and each is asked for by itself.
+    async def _serve(self, requests: list[_StatsRequest]) -> None:
+        """Make one call for these requests. If it times out, it continues unobserved, and each request gets a call of its own.
 
-        Asked again for the one that hangs, libvirt does not wait, since the first call still does.
+        In those calls libvirt does not wait for the domain that hangs, since the first call still occupies it.
         """
-        uuids = list({wish.uuid for wish in wishes})
+        uuids = list({request.uuid for request in requests})
         groups = 0
-        for wish in wishes:
-            groups |= wish.groups
-        call = asyncio.ensure_future(self._calls(lambda line: self._ask(line, uuids, groups)))
+        for request in requests:
+            groups |= request.groups
+        call = asyncio.ensure_future(self._pool.run(lambda connection: self._query(connection, uuids, groups)))
         try:
-            if not (await asyncio.wait({call}, timeout=PATIENCE_SECONDS))[0]:
-                for wish in wishes:
-                    wish.alone = True
+            if not (await asyncio.wait({call}, timeout=BATCH_SECONDS))[0]:
+                for request in requests:
+                    request.alone = True
                 return
         finally:
             call.cancel()
         try:
-            told: dict[str, Stats] | QmpError = call.result()
+            outcome: dict[str, Stats] | QmpError = call.result()
         except QmpError as error:
-            told = error
-        for wish in wishes:
-            if wish in self._wishes:
-                self._wishes.remove(wish)
-            if wish.stats.done():
-                continue
-            if isinstance(told, QmpError):
-                wish.stats.set_exception(told)
-            elif wish.uuid in told:
-                wish.stats.set_result(told[wish.uuid])
-            else:
-                wish.stats.set_exception(NotConnectedError("libvirt knows the domain no more"))
-            wish.stats.exception()  # looked at: its owner may have gone, and asyncio need not complain of that
+            outcome = error
+        for request in requests:
+            self._complete(request, outcome)
 
-    def _ask(self, line: LibvirtConnection, uuids: list[str], groups: int) -> dict[str, Stats]:
-        """Ask libvirt. Runs in a thread."""
-        domains = line.domains(uuids)
-        told = line.connection().domainListGetStats(domains, groups, self._flags) if domains else []
-        return {domain.UUIDString(): stats | self._occupied(domain, stats) for domain, stats in told}
+    def _complete(self, request: _StatsRequest, outcome: dict[str, Stats] | QmpError) -> None:
+        if request in self._requests:
+            self._requests.remove(request)
+        if request.stats.done():
+            return
+        if isinstance(outcome, QmpError):
+            request.stats.set_exception(outcome)
+        elif request.uuid in outcome:
+            request.stats.set_result(outcome[request.uuid])
+        else:
+            request.stats.set_exception(NotConnectedError("libvirt no longer has the domain"))
+        request.stats.exception()  # marks it as retrieved: the caller may have left, and asyncio would log it
 
-    def _occupied(self, domain: Any, stats: Stats) -> Stats:
-        """Tell a domain that could not be asked from one of whose disks there is nothing to say. Runs in a thread."""
-        if qmp_translation.asked(stats):
+    def _query(self, connection: LibvirtConnection, uuids: list[str], groups: int) -> dict[str, Stats]:
+        """Fetch the statistics of these domains. Runs in a thread."""
+        domains = connection.domains(uuids)
+        results = connection.handle().domainListGetStats(domains, groups, self._flags) if domains else []
+        return {domain.UUIDString(): stats | self._busy_mark(domain, stats) for domain, stats in results}
+
+    def _busy_mark(self, domain: Any, stats: Stats) -> Stats:
+        """Return a mark if statistics are missing because the QEMU was busy, not because its disks have none. Runs in a thread."""
+        if qmp_translation.has_block_stats(stats):
             return {}
         try:
-            return {qmp_translation.OCCUPIED: domain.controlInfo()[0] != self._api.VIR_DOMAIN_CONTROL_OK}
-        except self._api.libvirtError:  # it has just ended
+            return {qmp_translation.QEMU_BUSY: domain.controlInfo()[0] != self._api.VIR_DOMAIN_CONTROL_OK}
+        except self._api.libvirtError:  # the domain has just ended
             return {}

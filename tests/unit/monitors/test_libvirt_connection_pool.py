@@ -1,4 +1,4 @@
-"""Calls to libvirtd, on a library of the tests' own: none shares a connection with another, whichever hang and whichever fail."""
+"""Calls to a scripted libvirt: no two share a connection at the same time, even if some hang or fail."""
 
 import asyncio
 import threading
@@ -11,9 +11,10 @@ from typing import Any, cast
 import pytest
 
 from agent.cli.demo.guest import until
-from agent.monitors.libvirt import connection_pool, discovery
-from agent.monitors.libvirt.connection_pool import MAX_CALLS, MAX_HUNG, ConnectionPool, LibvirtConnection
-from agent.monitors.libvirt.event_connection import MAX_SAID, EventConnection, EventInbox
+from agent.monitors.libvirt import discovery
+from agent.monitors.libvirt.connection_pool import MAX_CALLS, MAX_HUNG, ConnectionPool
+from agent.monitors.libvirt.event_connection import MAX_PENDING, EventConnection, EventInbox
+from agent.monitors.libvirt.library import LibvirtConnection
 from agent.qmp.commands import AllowList
 from agent.qmp.errors import DeniedError, QmpError, TransportLostError
 
@@ -29,7 +30,7 @@ class FailureError(Exception):
 
 
 class Connection:
-    """One connection, which tells when it is used by two at a time."""
+    """A connection that counts calls made while another is in progress."""
 
     def __init__(self, libvirtd: "Libvirtd") -> None:
         self.up = True
@@ -58,7 +59,7 @@ class Connection:
         return 7_002_000
 
     def use(self, wait: Callable[[], object]) -> int:
-        """Make a call, which waits for something."""
+        """Make a call that blocks in `wait`."""
         self._call(wait)
         if not self.up:
             raise FailureError
@@ -75,7 +76,7 @@ class Connection:
 
 
 class Libvirtd(SimpleNamespace):
-    """The library, and what its calls do."""
+    """A scripted module `libvirt`."""
 
     libvirtError = FailureError  # noqa: N815 - libvirt's name
 
@@ -91,133 +92,134 @@ class Libvirtd(SimpleNamespace):
     openReadOnly = open  # noqa: A003, N815 - libvirt's name
 
     @property
-    def open_ones(self) -> list[Connection]:
+    def open_connections(self) -> list[Connection]:
         return [connection for connection in self.connections if not connection.closed]
 
 
-@pytest.fixture(name="libvirtd")
-def _libvirtd(monkeypatch: pytest.MonkeyPatch) -> Libvirtd:
-    monkeypatch.setattr(
-        connection_pool, "HUNG_SECONDS", 60
-    )  # on a busy machine no call hangs either, but in the test of those
+@pytest.fixture
+def libvirtd() -> Libvirtd:
     return Libvirtd()
 
 
+def pool_of(libvirtd: Libvirtd, hung_seconds: float = 60) -> ConnectionPool:
+    """Return a pool in which, even on a busy machine, no call counts as hung by default."""
+    return ConnectionPool(libvirtd, "test", read_only=False, hung_seconds=hung_seconds)
+
+
 def using(wait: Callable[[], object]) -> Callable[[LibvirtConnection], Any]:
-    return lambda line: line.connection().use(wait)
+    return lambda connection: connection.handle().use(wait)
 
 
-async def settled(libvirtd: Libvirtd, count: int) -> None:
-    """Wait until so many connections are open."""
+async def wait_for_open(libvirtd: Libvirtd, count: int) -> None:
+    """Wait until exactly `count` connections are open."""
 
-    async def so_many() -> bool:
-        return len(libvirtd.open_ones) == count
+    async def are_open() -> bool:
+        return len(libvirtd.open_connections) == count
 
-    await until(so_many, 5)
+    await until(are_open, 5)
     assert libvirtd.shared == 0
 
 
-async def test_calls_side_by_side_have_a_connection_each_and_later_ones_the_same(libvirtd: Libvirtd) -> None:
-    calls = ConnectionPool(libvirtd, "test", read_only=False)
-    meet = threading.Barrier(MAX_CALLS)
+async def test_concurrent_calls_have_separate_connections_that_later_calls_reuse(libvirtd: Libvirtd) -> None:
+    pool = pool_of(libvirtd)
+    barrier = threading.Barrier(MAX_CALLS)
     for _ in range(3):
-        ways = await asyncio.gather(*(calls(using(lambda: meet.wait(5))) for _ in range(MAX_CALLS)))
-        assert len(set(ways)) == MAX_CALLS
-    await asyncio.gather(*(calls(using(lambda: None)) for _ in range(200)))
+        used = await asyncio.gather(*(pool.run(using(lambda: barrier.wait(5))) for _ in range(MAX_CALLS)))
+        assert len(set(used)) == MAX_CALLS
+    await asyncio.gather(*(pool.run(using(lambda: None)) for _ in range(200)))
     assert len(libvirtd.connections) == MAX_CALLS
-    calls.leave()
-    await settled(libvirtd, 0)
+    pool.retire()
+    await wait_for_open(libvirtd, 0)
 
 
-async def test_calls_that_hang_keep_their_connections_until_they_return(
-    libvirtd: Libvirtd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection_pool, "HUNG_SECONDS", 0.1)
-    calls = ConnectionPool(libvirtd, "test", read_only=False)
-    go_on = threading.Event()
-    hung = [asyncio.create_task(calls(using(lambda: go_on.wait(20)))) for _ in range(MAX_HUNG)]
+async def test_hung_calls_keep_their_connections_until_they_return(libvirtd: Libvirtd) -> None:
+    pool = pool_of(libvirtd, hung_seconds=0.1)
+    released = threading.Event()
+    hung = [asyncio.create_task(pool.run(using(lambda: released.wait(20)))) for _ in range(MAX_HUNG)]
 
     async def all_hang() -> bool:
-        return calls.hung == MAX_HUNG
+        return pool.hung == MAX_HUNG
 
     await until(all_hang, 10)
-    await asyncio.gather(*(calls(using(lambda: None)) for _ in range(20)))
-    await settled(libvirtd, len(libvirtd.connections))
+    await asyncio.gather(*(pool.run(using(lambda: None)) for _ in range(20)))
+    await wait_for_open(libvirtd, len(libvirtd.connections))
     assert MAX_HUNG < len(libvirtd.connections) <= MAX_HUNG + MAX_CALLS
-    calls.leave()
-    await settled(libvirtd, MAX_HUNG)
-    go_on.set()
+    pool.retire()
+    await wait_for_open(libvirtd, MAX_HUNG)
+    released.set()
     await asyncio.gather(*hung)
-    await settled(libvirtd, 0)
+    await wait_for_open(libvirtd, 0)
 
 
-async def test_connections_that_ended_are_closed_and_others_opened(libvirtd: Libvirtd) -> None:
-    calls = ConnectionPool(libvirtd, "test", read_only=False)
-    meet = threading.Barrier(MAX_CALLS)
-    await asyncio.gather(*(calls(using(lambda: meet.wait(5))) for _ in range(MAX_CALLS)))
+async def test_ended_connections_are_closed_and_replaced(libvirtd: Libvirtd) -> None:
+    pool = pool_of(libvirtd)
+    barrier = threading.Barrier(MAX_CALLS)
+    await asyncio.gather(*(pool.run(using(lambda: barrier.wait(5))) for _ in range(MAX_CALLS)))
 
-    def ends() -> None:
+    def end_connections() -> None:
         for connection in libvirtd.connections:
             connection.up = False
 
     with pytest.raises(TransportLostError):
-        await calls(using(ends))
-    await asyncio.gather(*(calls(using(lambda: meet.wait(5))) for _ in range(MAX_CALLS)))
-    await settled(libvirtd, MAX_CALLS)
+        await pool.run(using(end_connections))
+    await asyncio.gather(*(pool.run(using(lambda: barrier.wait(5))) for _ in range(MAX_CALLS)))
+    await wait_for_open(libvirtd, MAX_CALLS)
     assert len(libvirtd.connections) == 2 * MAX_CALLS
-    calls.leave()
-    await settled(libvirtd, 0)
+    pool.retire()
+    await wait_for_open(libvirtd, 0)
 
 
-async def test_the_connection_for_events_is_closed_once_it_is_opened(libvirtd: Libvirtd) -> None:
-    asked, go_on = threading.Event(), threading.Event()
+async def test_an_event_connection_that_is_closed_while_it_opens_does_not_stay_open(libvirtd: Libvirtd) -> None:
+    requested, released = threading.Event(), threading.Event()
 
     def version() -> None:
-        asked.set()
-        go_on.wait(5)
+        requested.set()
+        released.wait(5)
 
     libvirtd.version = version
-    main = EventConnection(libvirtd, None, lambda _: None)
-    opening = asyncio.create_task(main.open("test", read_only=True))
-    await asyncio.to_thread(asked.wait, 5)
-    main.close()
+    events = EventConnection(libvirtd, None, lambda _: None)
+    opening = asyncio.create_task(events.open("test", read_only=True))
+    await asyncio.to_thread(requested.wait, 5)
+    events.close()
     await asyncio.sleep(0.2)
-    go_on.set()
+    released.set()
     assert await opening == ((7, 2, 0), True)
-    await settled(libvirtd, 0)
+    await wait_for_open(libvirtd, 0)
 
 
-async def test_what_libvirt_says_is_taken_in_order_and_where_it_says_too_much_that_is_told() -> None:
-    taken: list[Any] = []
-    inbox = EventInbox(taken.append, lambda lost: taken.append(f"{lost} lost"))
-    for more in (0, 7, 0):
-        taken.clear()
-        saying = threading.Thread(target=lambda said: deque(map(inbox.put, said), 0), args=(range(MAX_SAID + more),))
-        saying.start()
-        saying.join()  # the loop does not run meanwhile
-        await until(lambda: len(taken) >= MAX_SAID, 5)
-        assert taken == [*range(MAX_SAID), *[f"{more} lost"] * bool(more)]
+async def test_the_event_inbox_keeps_the_order_and_counts_what_it_drops() -> None:
+    delivered: list[Any] = []
+    inbox = EventInbox(delivered.append, lambda dropped: delivered.append(f"{dropped} dropped"))
+    for excess in (0, 7, 0):
+        delivered.clear()
+        messages = range(MAX_PENDING + excess)
+        thread = threading.Thread(target=lambda messages: deque(map(inbox.put, messages), 0), args=(messages,))
+        thread.start()
+        thread.join()  # the loop does not run meanwhile
+        await until(lambda: len(delivered) >= MAX_PENDING, 5)
+        assert delivered == [*range(MAX_PENDING), *[f"{excess} dropped"] * bool(excess)]
 
 
 @pytest.mark.parametrize(("code", "kind"), [(-1, TransportLostError), ("ACCESS_DENIED", DeniedError)])
-async def test_a_domain_is_told_why_libvirtd_cannot_be_reached_as_often_as_it_is_looked_for(
+async def test_opening_a_domain_raises_why_libvirtd_cannot_be_reached(
     code: object, kind: type[QmpError], libvirtd: Libvirtd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_uri: str) -> None:
         raise FailureError
 
     monkeypatch.setattr(FailureError, "get_error_code", lambda _: code)
-    monkeypatch.setattr(discovery, "library", lambda: (libvirtd, None))
+    monkeypatch.setattr(discovery, "load_library", lambda: (libvirtd, None))
     for name in ("open", "openReadOnly"):
         monkeypatch.setattr(libvirtd, name, refuse)
-    told: list[Any] = []
+    statuses: list[Any] = []
     libvirt = discovery.LibvirtDiscoverer("test")
-    watching = asyncio.create_task(libvirt.run(cast("Any", SimpleNamespace(on_status=lambda *said: told.append(said)))))
-    await until(lambda: told, 5)
-    met = []
+    listener = SimpleNamespace(on_status=lambda *status: statuses.append(status))
+    discovery_task = asyncio.create_task(libvirt.run(cast("Any", listener)))
+    await until(lambda: statuses, 5)
+    errors = []
     for _ in range(3):
         with pytest.raises(kind, match="the connection is closed") as caught:
-            await libvirt._open("uuid", "name", ALLOW, lambda _: None, deadline=1)
-        met.append(caught.value)
-    assert len({len(traceback.extract_tb(error.__traceback__)) for error in met}) == 1, "nothing gathers"
-    watching.cancel()
+            await libvirt.domains.open("uuid", "name", ALLOW, lambda _: None, deadline=1)
+        errors.append(caught.value)
+    assert len({len(traceback.extract_tb(error.__traceback__)) for error in errors}) == 1, "no traceback grows"
+    discovery_task.cancel()

@@ -1,0 +1,182 @@
+"""Execution of QMP commands for a domain: by translation into libvirt's own calls, or passed through to QEMU.
+
+libvirt's own calls cover a part of QMP. Any other command fails as on a QEMU that does not have it, so that it is not sent again.
+Passthrough sends every command to QEMU, and libvirt marks the domain as tainted.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+
+from agent.monitors.libvirt import qmp_translation
+from agent.monitors.libvirt.connection_pool import ConnectionPool
+from agent.monitors.libvirt.devices import Devices, parse_devices
+from agent.monitors.libvirt.library import LibvirtConnection
+from agent.monitors.libvirt.lifecycle import MigrationPhase
+from agent.monitors.libvirt.qmp_translation import DomainSnapshot, FileSizes
+from agent.monitors.libvirt.stats_batcher import StatsBatcher
+from agent.qmp.client import CommandResult
+from agent.qmp.commands import AllowList, Command
+from agent.qmp.errors import CommandError
+
+
+@dataclass(frozen=True, slots=True)
+class LibvirtHost:
+    """A libvirtd that is connected.
+
+    Attributes:
+        api: the module libvirt.
+        qemu: the module libvirt_qemu.
+        pool: makes calls to it.
+        stats: fetches domains' statistics.
+        version: version of the QEMU that it starts.
+        read_only: whether only read-only connections are permitted.
+        passthrough: whether commands go to QEMU itself.
+    """
+
+    api: Any
+    qemu: Any
+    pool: ConnectionPool
+    stats: StatsBatcher
+    version: tuple[int, int, int]
+    read_only: bool
+    passthrough: bool
+
+
+class CommandExecutor(Protocol):
+    """Executes QMP commands for one domain."""
+
+    async def execute(self, commands: Sequence[Command]) -> list[CommandResult]:
+        """Return the commands' results, in order; the caller sets the deadline.
+
+        Raises:
+            QmpError: as ConnectionPool.run does.
+        """
+
+
+class PassthroughExecutor:
+    """Sends commands to QEMU by virDomainQemuMonitorCommand."""
+
+    def __init__(self, host: LibvirtHost, uuid: str, allow: AllowList) -> None:
+        self._host = host
+        self._uuid = uuid
+        self._allow = allow
+
+    async def execute(self, commands: Sequence[Command]) -> list[CommandResult]:
+        """Return the commands' results, in order."""
+        requests = [self._allow.encode(command).decode() for command in commands]
+        return await self._host.pool.run(lambda connection: [self._send(connection, request) for request in requests])
+
+    def _send(self, connection: LibvirtConnection, request: str) -> CommandResult:
+        """Send one command. Runs in a thread."""
+        try:
+            text = self._host.qemu.qemuMonitorCommand(connection.domain(self._uuid), request, 0)
+        except self._host.api.libvirtError as error:
+            if connection.lost() or error.get_error_code() == self._host.api.VIR_ERR_NO_DOMAIN:
+                raise
+            return CommandError("GenericError", error.get_error_message())
+        reply = orjson.loads(text)
+        if "return" in reply:
+            return reply["return"]
+        failure = reply.get("error", {})
+        return CommandError(str(failure.get("class")), str(failure.get("desc")))
+
+
+class TranslatingExecutor:
+    """Answers commands from libvirt's statistics and the domain's XML."""
+
+    def __init__(self, host: LibvirtHost, uuid: str, name: str, migration_phase: Callable[[], MigrationPhase]) -> None:
+        """Create an executor.
+
+        Args:
+            host: the domain's libvirtd.
+            uuid: the domain.
+            name: its name.
+            migration_phase: returns how far the domain has come from another host.
+        """
+        self._host = host
+        self._uuid = uuid
+        self._name = name
+        self._migration_phase = migration_phase
+        self._arrival_reported = False
+        self._devices: Devices | None = None
+
+    async def execute(self, commands: Sequence[Command]) -> list[CommandResult]:
+        """Return the commands' results, in order."""
+        snapshot = await self._snapshot(commands)
+        return [await self._execute(command, snapshot) for command in commands]
+
+    async def _snapshot(self, commands: Sequence[Command]) -> DomainSnapshot:
+        """Fetch what these commands need, and nothing else."""
+        names = {command.name for command in commands}
+        groups = 0
+        for group in qmp_translation.stats_groups(commands):
+            groups |= getattr(self._host.api, f"VIR_DOMAIN_STATS_{group}")
+        stats = await self._host.stats.fetch(self._uuid, groups) if groups else {}
+        devices = self._devices
+        if devices is None or names & qmp_translation.REFRESH_DEVICES or not qmp_translation.matches(stats, devices):
+            xml: str = await self._host.pool.run(lambda connection: connection.domain(self._uuid).XMLDesc(0))
+            devices = self._devices = parse_devices(xml)
+        sizes = await self._file_sizes(devices) if "query-named-block-nodes" in names else {}
+        return DomainSnapshot(self._uuid, self._name, stats, devices, sizes)
+
+    async def _execute(self, command: Command, snapshot: DomainSnapshot) -> CommandResult:
+        arguments = command.arguments or {}
+        if command.name == "qom-set":
+            return await self._change(lambda domain: domain.setMemoryStatsPeriod(arguments["value"], 0))
+        if command.name == "block-set-write-threshold":
+            target = snapshot.devices.threshold_target(arguments["node-name"])
+            if target is None:
+                return CommandError("GenericError", f"libvirt has no image for the node {arguments['node-name']}")
+            return await self._change(lambda domain: domain.setBlockThreshold(target, arguments["write-threshold"]))
+        result = self._with_migration(command, qmp_translation.translate(command, snapshot))
+        if result is None:
+            return CommandError("CommandNotFound", f"libvirt does not report {command.name} without passthrough")
+        return result
+
+    def _with_migration(self, command: Command, result: Any) -> Any:
+        """Return a result with the migration that libvirt's states lack: `inmigrate` while the domain arrives, `completed` once after."""
+        phase = self._migration_phase()
+        if (
+            phase is MigrationPhase.ARRIVING
+            and command.name == "query-status"
+            and result != qmp_translation.STATUS_RUNNING
+        ):
+            self._arrival_reported = True
+            return {"status": "inmigrate", "running": False}
+        if phase is MigrationPhase.ARRIVED and command.name == "query-migrate" and not self._arrival_reported:
+            self._arrival_reported = True
+            return {"status": "completed"}
+        return result
+
+    async def _change(self, change: Callable[[Any], object]) -> CommandResult:
+        """Make a change by libvirt's own call."""
+
+        def call(connection: LibvirtConnection) -> dict[str, Any]:
+            change(connection.domain(self._uuid))
+            return {}
+
+        try:
+            return await self._host.pool.run(call)
+        except CommandError as error:
+            return error
+
+    async def _file_sizes(self, devices: Devices) -> FileSizes:
+        """Return the sizes of the disks that are files; libvirtd reads them without QEMU."""
+        targets = [disk.target for disk in devices.disks.values() if disk.layers and disk.layers[0].protocol == "file"]
+
+        def read(connection: LibvirtConnection) -> FileSizes:
+            domain = connection.domain(self._uuid)
+            sizes: dict[str, tuple[int, int]] = {}
+            for target in targets:
+                try:
+                    _, allocation, physical = domain.blockInfo(target)
+                    sizes[target] = allocation, physical
+                except self._host.api.libvirtError:  # libvirtd cannot read this file
+                    if connection.lost():
+                        raise
+            return sizes
+
+        return await self._host.pool.run(read) if targets else {}

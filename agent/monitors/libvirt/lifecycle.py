@@ -1,0 +1,74 @@
+"""libvirt's lifecycle events (virDomainEventType and its details): what they mean for a VM. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+
+STARTED, SUSPENDED, RESUMED, STOPPED = 2, 3, 4, 5
+"""virDomainEventType."""
+
+_MIGRATED = 1
+"""VIR_DOMAIN_EVENT_STARTED_MIGRATED: the process exists, and the domain is on its way."""
+_ARRIVALS = {(SUSPENDED, 0), (RESUMED, 0), (RESUMED, 1)}
+"""Events after _MIGRATED: the domain was suspended, as it had been on the other host, or resumed."""
+
+QMP_EVENTS: Mapping[int, str] = {SUSPENDED: "STOP", RESUMED: "RESUME", 6: "SHUTDOWN", 7: "SUSPEND"}
+"""QEMU's event for a virDomainEventType; for read-only connections, which do not receive QEMU's own events."""
+
+_STOP_REASONS = {
+    0: "the guest shut down",
+    1: "the domain was destroyed",
+    2: "QEMU crashed, or was killed",
+    3: "the domain has migrated to another host",
+    4: "the domain was saved",
+    5: "QEMU failed",
+    6: "the domain was reverted to a snapshot",
+}
+"""virDomainEventStoppedDetailType."""
+
+_STOPPED_BUT_ALIVE = (3, 4)
+"""Details of STOPPED after which the VM continues elsewhere or in a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class LifecycleEvent:
+    """A lifecycle event of a domain.
+
+    Attributes:
+        uuid: the domain.
+        type: virDomainEventType.
+        detail: the type's own detail, such as virDomainEventStoppedDetailType.
+    """
+
+    uuid: str
+    type: int
+    detail: int
+
+    @property
+    def stop_reason(self) -> str:
+        """Why the domain stopped, for people."""
+        return _STOP_REASONS.get(self.detail, "the domain was stopped")
+
+    @property
+    def migrated_away(self) -> bool:
+        """True if the domain stopped here and its VM continues elsewhere or in a file."""
+        return self.type == STOPPED and self.detail in _STOPPED_BUT_ALIVE
+
+
+class MigrationPhase(Enum):
+    """Progress of a domain that comes from another host. libvirt's domain states do not contain it, its lifecycle events do."""
+
+    NONE = auto()
+    """The domain was started here, or came before the agent connected to libvirtd."""
+    ARRIVING = auto()
+    ARRIVED = auto()
+
+    def after(self, event: LifecycleEvent) -> "MigrationPhase":
+        """Return the phase after a lifecycle event."""
+        if event.type == STOPPED:
+            return MigrationPhase.NONE
+        if (event.type, event.detail) == (STARTED, _MIGRATED):
+            return MigrationPhase.ARRIVING
+        if self is not MigrationPhase.NONE and (event.type, event.detail) in _ARRIVALS:
+            return MigrationPhase.ARRIVED
+        return self

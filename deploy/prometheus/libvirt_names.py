@@ -1,6 +1,6 @@
 """Recording rules that give the agent's series the names of libvirt's exporters: `python -m deploy.prometheus.libvirt_names debian`.
 
-Both exporters are kumina's in the end and share most names, but not the labels, so a Prometheus takes one of the two files.
+Both exporters descend from kumina's and share most names, but not the labels. A Prometheus loads one of the two files.
 """
 
 import argparse
@@ -13,20 +13,20 @@ VM = ("instance", "job", "vm_uuid")
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one exporter names things.
+    """Metric names and labels of one exporter.
 
     Attributes:
-        exporter: which.
-        vm, disk: the labels of a domain's and a disk's series; an interface has its domain's and target_device.
-        state: its name for a domain's state.
-        more: whether it has more than the first one had: times, sizes, the guest's memory.
+        exporter: Name of the exporter.
+        vm, disk: Labels of a domain's and a disk's series. An interface has its domain's labels and target_device.
+        state: Name of the series of a domain's state.
+        is_extended: Whether it also has times, sizes and the guest's memory.
     """
 
     exporter: str
     vm: tuple[str, ...]
     disk: tuple[str, ...]
     state: str
-    more: bool
+    is_extended: bool
 
 
 DIALECTS = {
@@ -35,14 +35,14 @@ DIALECTS = {
         ("domain", "uuid"),
         ("domain", "uuid", "source_file", "target_device"),
         "libvirt_domain_state_code",
-        more=False,
+        is_extended=False,
     ),
     "tinkoff": Dialect(
         "Tinkoff's libvirt-exporter, and inovex' where the two agree",
         ("domain",),
         ("domain", "target_device"),
         "libvirt_domain_info_vstate",
-        more=True,
+        is_extended=True,
     ),
 }
 
@@ -93,22 +93,22 @@ _STATES = {
     6: "guest-panicked",
     7: "suspended",
 }
-"""virDomainState of QEMU's run states."""
+"""virDomainState by QEMU's run states."""
 
 
 def rules(dialect: Dialect) -> Iterator[tuple[str, str]]:
-    """Yield names and expressions, in the order in which they are to be evaluated."""
+    """Yield the names and expressions of the rules, in evaluation order."""
     disk = (*VM, "device")
     named = _renamed("qemu_vm_up * 0 + 1", vm="domain", vm_uuid="uuid")
     yield "qemu:libvirt_domain", f"sum by ({', '.join((*VM, *dialect.vm))}) ({named})"
     yield "libvirt_up", 'max by (instance, job) (up{job="qmp-agent"})'
-    if not dialect.more:
+    if not dialect.is_extended:
         yield "libvirt_domains_number", "count by (instance, job) (qemu_vm_up)"
     states = " or ".join(f'qemu_runstate_status{{status=~"{words}"}} * {code}' for code, words in _STATES.items())
     yield dialect.state, _joined(f"({states})", VM, dialect.vm, "qemu:libvirt_domain", "vm", "status")
-    for name, told in (_VM | (_VM_MORE if dialect.more else {})).items():
-        yield f"libvirt_domain_{name}", _joined(told, VM, dialect.vm, "qemu:libvirt_domain", "vm")
-    # libvirt's own name where the agent has it from libvirt; elsewhere the device's id, of which libvirt makes virtio-disk0 for vda.
+    for name, expression in (_VM | (_VM_MORE if dialect.is_extended else {})).items():
+        yield f"libvirt_domain_{name}", _joined(expression, VM, dialect.vm, "qemu:libvirt_domain", "vm")
+    # libvirt's target where the agent gets it from libvirt; otherwise the device id, such as virtio-disk0 for vda.
     targets = "(qemu_block_target or on (instance, job, vm_uuid, device) qemu_block_reads_total * 0 + 1)"
     target = _renamed(_renamed(targets, device="target_device"), target="target_device")
     if "source_file" in dialect.disk:
@@ -116,44 +116,44 @@ def rules(dialect: Dialect) -> Iterator[tuple[str, str]]:
         target = f"{target} * on ({', '.join(disk)}) group_left (source_file) {path}"
     named = f"{target} * on ({', '.join(VM)}) group_left ({', '.join(dialect.vm)}) qemu:libvirt_domain"
     yield "qemu:libvirt_disk", f"sum by ({', '.join((*disk, *dialect.disk))}) ({named})"
-    for name, told in (_DISK | (_DISK_MORE if dialect.more else {})).items():
-        without = ("vm", "device", "layer") if "layer=" in told else ("vm", "device")
+    for name, expression in (_DISK | (_DISK_MORE if dialect.is_extended else {})).items():
+        without = ("vm", "device", "layer") if "layer=" in expression else ("vm", "device")
         yield (
             f"libvirt_domain_block_stats_{name}",
-            _joined(told, disk, dialect.disk, "qemu:libvirt_disk", *without),
+            _joined(expression, disk, dialect.disk, "qemu:libvirt_disk", *without),
         )
-    for name, told in _INTERFACE.items():
-        named = _renamed(told, interface="target_device")
+    for name, expression in _INTERFACE.items():
+        named = _renamed(expression, interface="target_device")
         yield (
             f"libvirt_domain_interface_stats_{name}",
             _joined(named, VM, dialect.vm, "qemu:libvirt_domain", "vm", "interface"),
         )
 
 
-def _renamed(told: str, **labels: str) -> str:
-    """Return an expression with copies of labels under other names, where there is something to copy."""
+def _renamed(expression: str, **labels: str) -> str:
+    """Return an expression that copies labels to other names where they are not empty."""
     for old, new in labels.items():
-        told = f'label_replace({told}, "{new}", "$1", "{old}", "(.+)")'
-    return told
+        expression = f'label_replace({expression}, "{new}", "$1", "{old}", "(.+)")'
+    return expression
 
 
-def _joined(told: str, on: tuple[str, ...], labels: tuple[str, ...], by: str, *without: str) -> str:
-    """Return an expression with another's labels, and without those that are ours."""
-    return f"sum without (vm_uuid, {', '.join(without)}) ({told} * on ({', '.join(on)}) group_left ({', '.join(labels)}) {by})"
+def _joined(expression: str, on: tuple[str, ...], labels: tuple[str, ...], by: str, *without: str) -> str:
+    """Return an expression that takes the labels of `by` and drops the agent's own."""
+    return f"sum without (vm_uuid, {', '.join(without)}) ({expression} * on ({', '.join(on)}) group_left ({', '.join(labels)}) {by})"
 
 
 def build(name: str) -> str:
-    """Return the file of a dialect."""
+    """Return the rules file of a dialect."""
     dialect = DIALECTS[name]
     lines = [
-        "# Made by `make generate`; a test fails where it is not what deploy/prometheus/libvirt_names.py says.",
-        f"# Names and labels of {dialect.exporter}: its dashboards work on them. Take this file or its twin.",
+        "# Generated by `make generate` from deploy/prometheus/libvirt_names.py. Do not edit.",
+        f"# Names and labels of {dialect.exporter}, for its dashboards. Load this file or the other one, not both.",
         "groups:",
         f"  - name: libvirt-names-{name}",
         "    rules:",
     ]
-    for record, told in rules(dialect):
-        lines += [f"      - record: {record}", "        expr: >-", f"          {told}"]
+    for record, expression in rules(dialect):
+        lines += [f"      - record: {record}", "        expr: >-", f"          {expression}"]
     return "\n".join(lines) + "\n"
 
 

@@ -10,10 +10,9 @@ from agent.alerts.manager import NOTE_PREFIX, AlertManager, PendingAlert
 from agent.app.builders import device_size_of, threshold_policy
 from agent.app.publisher import RecordPublisher
 from agent.config.model import WriteThresholdConfig
-from agent.delivery.entry import StateNote
 from agent.model.family import Family, Sample
 from agent.model.metrics.runstate import RUNSTATE
-from agent.model.record import Record, Vm
+from agent.model.record import Record, StateNote, Vm
 from agent.qmp.commands import Command
 from agent.session.api import VmChange
 
@@ -38,7 +37,7 @@ class AlertPublisher:
 
     def restore(self) -> None:
         """Restore the alerts of the previous run from the journal."""
-        notes = self._publisher.delivery.kept.items()
+        notes = self._publisher.delivery.stored_notes.items()
         self.manager.restore({k: v for k, v in notes if k.startswith(NOTE_PREFIX)}, time.monotonic())
 
     def set_policy(self, config: WriteThresholdConfig) -> None:
@@ -78,7 +77,7 @@ class AlertPublisher:
         self._publish(self.manager.tick(time.monotonic(), time.time_ns()))
         delivery = self._publisher.delivery
         notes = [StateNote(*self.manager.state_note(uuid)) for uuid in self.manager.stale_notes()]
-        await asyncio.gather(*(delivery.keep(note, STORE_SECONDS) for note in notes))  # all in one commit
+        await asyncio.gather(*(delivery.persist(note, STORE_SECONDS) for note in notes))  # all in one commit
 
     def refreshes_due(self, vm: Vm) -> frozenset[str]:
         """Return the collectors to run again now."""
@@ -88,7 +87,7 @@ class AlertPublisher:
         """Return the threshold commands to send now. Their state note is stored first."""
         commands = self.manager.pending_commands(vm)
         if commands:
-            await self._publisher.delivery.keep(StateNote(*self.manager.state_note(vm.uuid)), STORE_SECONDS)
+            await self._publisher.delivery.persist(StateNote(*self.manager.state_note(vm.uuid)), STORE_SECONDS)
         return commands
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:

@@ -10,6 +10,7 @@ from agent.common.config_types import expand
 from agent.common.errors import CommandFailedError
 from agent.config.model import Config, WriteThresholdConfig
 from agent.delivery.pipeline import DeliverySettings
+from agent.delivery.sinks import factory
 from agent.delivery.sinks.base import Sink
 from agent.host import device_size
 from agent.http.handlers import AgentView, create_application
@@ -81,7 +82,7 @@ def build_sink(config: Config) -> Sink:
         StartError: the path of a secret cannot be resolved.
     """
     try:
-        return config.sink.build()
+        return factory.build_sink(config.sink)
     except OSError as error:
         raise StartError(error.strerror or str(error)) from error
 

@@ -85,28 +85,28 @@ class EndpointView:
 
 
 def _delivery(delivery: DeliveryPipeline) -> dict[str, Any]:
-    outlet, journal = delivery.outlet, delivery.journal
+    supervisor, journal = delivery.supervisor, delivery.journal
     state: dict[str, Any] = {
-        "sink": {"name": outlet.sink.name, "error": outlet.trouble if outlet.fails else None},
-        "delivered": outlet.delivered,
-        "reconnects": outlet.rebuilt,
+        "sink": {"name": supervisor.sink.name, "error": supervisor.error if supervisor.failing else None},
+        "delivered": supervisor.delivered,
+        "reconnects": supervisor.reconnects,
         "queues": [
             {
                 "name": queue.name,
                 "records": len(queue),
                 "memory_bytes": queue.memory_bytes,
-                "disk_bytes": queue.disk.bytes,
-                "oldest_record_age_seconds": round(queue.lag_seconds(), 1),
+                "disk_bytes": queue.backlog.stored.bytes,
+                "oldest_record_age_seconds": round(queue.oldest_age_seconds(), 1),
             }
-            for queue in delivery.lanes
+            for queue in delivery.queues
         ],
         "dropped": [
             {"queue": queue, "reason": reason, "records": count}
-            for (queue, reason), count in delivery.losses.totals.items()
+            for (queue, reason), count in delivery.drops.totals.items()
         ],
     }
     if journal is not None:
-        state["journal"] = {"error": journal.trouble, "quarantined": journal.quarantined}
+        state["journal"] = {"error": journal.error, "quarantined": journal.quarantined}
     return state
 
 

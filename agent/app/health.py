@@ -74,12 +74,12 @@ class AgentHealth:
             reasons.append(
                 f"alerts cannot be sent to Alertmanager at {self.alertmanager.name}: {self.alertmanager.error}"
             )
-        return reasons + self.delivery.troubles()
+        return reasons + self.delivery.unready_reasons()
 
     def warnings(self) -> list[str]:
         """Return what an operator should look at although the agent does all of its work."""
         config_error = self.endpoint.config_error if self.endpoint is not None else None
-        return [*self.reload.warnings(), *filter(None, [config_error]), *self.delivery.notes()]
+        return [*self.reload.warnings(), *filter(None, [config_error]), *self.delivery.warnings()]
 
     def hang_reason(self) -> str:
         """Return why the process should be restarted; empty if it makes progress."""

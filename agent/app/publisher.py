@@ -4,11 +4,10 @@ import time
 from collections import Counter
 
 from agent.delivery.drops import DropReport
-from agent.delivery.entry import StateNote
 from agent.delivery.pipeline import DeliveryPipeline, DeliverySettings
 from agent.delivery.sinks.base import Sink
 from agent.http.record_stream import RecordBroadcaster
-from agent.model.record import Record, RecordEncoder, Severity, Vm
+from agent.model.record import Record, RecordEncoder, Severity, StateNote, Vm
 
 
 class RecordPublisher:
@@ -34,14 +33,14 @@ class RecordPublisher:
             record: the record.
             note: state that the journal stores in the same transaction.
         """
-        encoded = self._encode(record)
+        encoded = self._encode(record, note)
         self.published[record.kind] += 1
-        self.delivery.put(encoded, note)
+        self.delivery.put(encoded)
         self.broadcaster.publish(encoded)
 
     def _report_drops(self, report: DropReport) -> None:
         """Report dropped records downstream."""
         vm = Vm(self._host, "", "")
         self.publish(
-            Record("qemu.agent.records_dropped", vm, report.data(), time.time_ns(), report.lane, Severity.ERROR)
+            Record("qemu.agent.records_dropped", vm, report.data(), time.time_ns(), report.queue, Severity.ERROR)
         )

@@ -131,26 +131,28 @@ class DeliveryCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the current values."""
         delivery = self._delivery
-        outlet = delivery.outlet
-        up = outlet.trouble is None
+        supervisor = delivery.supervisor
+        up = supervisor.error is None
         yield GaugeMetricFamily("qmp_agent_sink_up", "Whether the sink accepts records: 1 or 0.", value=up)
         yield CounterMetricFamily(
-            "qmp_agent_records_delivered", "Total number of records delivered.", value=outlet.delivered
+            "qmp_agent_records_delivered", "Total number of records delivered.", value=supervisor.delivered
         )
         yield CounterMetricFamily(
-            "qmp_agent_sink_reconnects", "Total number of reconnects of the sink after a failure.", value=outlet.rebuilt
+            "qmp_agent_sink_reconnects",
+            "Total number of reconnects of the sink after a failure.",
+            value=supervisor.reconnects,
         )
         dropped = CounterMetricFamily(
             "qmp_agent_records_dropped",
             "Total number of records dropped by queue and reason.",
             labels=["queue", "reason"],
         )
-        for (queue_name, reason), count in delivery.losses.totals.items():
+        for (queue_name, reason), count in delivery.drops.totals.items():
             dropped.add_metric([queue_name, reason], count)
         yield dropped
         for name, text, read in _QUEUE_GAUGES:
             gauge = GaugeMetricFamily(name, text, labels=["queue"])
-            for queue in delivery.lanes:
+            for queue in delivery.queues:
                 gauge.add_metric([queue.name], read(queue))
             yield gauge
         yield from self._journal()
@@ -159,7 +161,7 @@ class DeliveryCollector(Collector):
         journal = self._delivery.journal
         if journal is None:
             return
-        up = journal.trouble is None
+        up = journal.error is None
         yield GaugeMetricFamily("qmp_agent_journal_up", "Whether the journal accepts records: 1 or 0.", value=up)
         yield CounterMetricFamily(
             "qmp_agent_journal_commits",
@@ -174,7 +176,7 @@ class DeliveryCollector(Collector):
         written = CounterMetricFamily(
             "qmp_agent_journal_records_written", "Total number of records written to the journal.", labels=["queue"]
         )
-        for queue in self._delivery.lanes:
+        for queue in self._delivery.queues:
             written.add_metric([queue.name], queue.journaled)
         yield written
 
@@ -182,16 +184,20 @@ class DeliveryCollector(Collector):
 _QUEUE_GAUGES: tuple[tuple[str, str, Callable[[RecordQueue], float]], ...] = (
     ("qmp_agent_queue_records", "Number of records waiting to be delivered.", len),
     ("qmp_agent_queue_memory_bytes", "Size of the waiting records in memory in bytes.", lambda q: q.memory_bytes),
-    ("qmp_agent_queue_disk_bytes", "Size of the waiting records in the journal in bytes.", lambda q: q.disk.bytes),
+    (
+        "qmp_agent_queue_disk_bytes",
+        "Size of the waiting records in the journal in bytes.",
+        lambda q: q.backlog.stored.bytes,
+    ),
     (
         "qmp_agent_queue_disk_limit_bytes",
         "Maximum size of the records in the journal in bytes; beyond it, the oldest records are dropped.",
-        lambda q: q.budget.disk,
+        lambda q: q.limits.disk,
     ),
     (
         "qmp_agent_queue_oldest_record_age_seconds",
         "Age of the oldest record in flight in seconds; 0 if none is in flight.",
-        lambda q: q.lag_seconds(),
+        lambda q: q.oldest_age_seconds(),
     ),
 )
 

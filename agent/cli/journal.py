@@ -8,13 +8,13 @@ from pathlib import Path
 
 from agent.common.errors import CommandFailedError
 from agent.common.units import format_bytes
-from agent.delivery.entry import Entry
 from agent.delivery.journal import recovery, statements
-from agent.delivery.journal.database import JournalDatabase, JournalError, look_into
-from agent.delivery.journal.writer import FILE, LOSSES, lock
+from agent.delivery.journal.database import JournalDatabase, JournalError, connect_readonly
+from agent.delivery.journal.writer import FILE, UNREPORTED_DROPS, lock
+from agent.delivery.pipeline import QUEUE_NAMES
+from agent.model.record import EncodedRecord
 
-LANES = ("alerts", "events", "samples")
-REPLAY_LANE = "events"
+REPLAY_QUEUE = "events"
 
 
 class JournalToolError(CommandFailedError):
@@ -39,7 +39,7 @@ def _reading(path: Path) -> Iterator[JournalDatabase]:
             f"there is no {path}: no agent has journaled here yet, or journal.directory is another one"
         )
     try:
-        opened = JournalDatabase(path, look_into, readonly=True)
+        opened = JournalDatabase(path, connect_readonly, readonly=True)
     except JournalError as error:
         raise JournalToolError(f"{path}: {error}") from error
     try:
@@ -59,17 +59,17 @@ def show(folder: Path) -> Iterator[str]:
     path = folder / FILE
     with _reading(path) as opened:
         yield f"{path}: {format_bytes(path.stat().st_size)}"
-        for lane in LANES:
-            found = opened.contents(lane)
+        for queue in QUEUE_NAMES:
+            found = opened.contents(queue)
             span = f", from {_when(found.first_ns)} to {_when(found.last_ns)}" if found.records else ""
-            yield f"  {lane}: {found.records} records wait, {format_bytes(found.bytes)}{span}"
+            yield f"  {queue}: {found.records} records wait, {format_bytes(found.bytes)}{span}"
             for kind, count in sorted(found.types.items()):
                 yield f"    {count:8} {kind}"
-        dead = [(reason, entry.type) for reason, entry in opened.dead()]
+        dead = [(reason, entry.type) for reason, entry in opened.dead_letters()]
         yield f"  dead letters: {len(dead)}"
         for key in sorted(set(dead)):
             yield f"    {dead.count(key):8} {key[1]} ({key[0]})"
-        untold = opened.notes().get(LOSSES)
+        untold = opened.notes().get(UNREPORTED_DROPS)
         for loss in untold if isinstance(untold, list) else ():
             yield f"  lost and not told downstream yet: {loss['records']} of lane {loss['queue']} ({loss['reason']})"
     for aside in quarantined_files(folder):
@@ -88,30 +88,30 @@ def export(folder: Path, *, file: str | None, dead: bool) -> Iterator[bytes]:
         return
     with _reading(folder / FILE) as opened:
         if dead:
-            for _, entry in opened.dead():
+            for _, entry in opened.dead_letters():
                 yield entry.body + b"\n"
             return
-        for lane in LANES:
-            for entry in _all(opened, lane):
+        for queue in QUEUE_NAMES:
+            for entry in _all(opened, queue):
                 yield entry.body + b"\n"
 
 
-def _all(opened: JournalDatabase, lane: str) -> Iterator[Entry]:
+def _all(opened: JournalDatabase, queue: str) -> Iterator[EncodedRecord]:
     after = 0
     while True:
-        entries, _, last = opened.read(lane, after, 500, 8 << 20)
+        entries, _, last = opened.read(queue, after, 500, 8 << 20)
         if last == after:
             return
         yield from entries
         after = last
 
 
-def _salvaged(folder: Path, file: str) -> Iterator[Entry]:
+def _salvaged(folder: Path, file: str) -> Iterator[EncodedRecord]:
     path = folder / file
     if path.parent != folder or path not in quarantined_files(folder):
         known = ", ".join(aside.name for aside in quarantined_files(folder)) or "none"
         raise JournalToolError(f"{file} is no file that was set aside in {folder}; there are: {known}")
-    for _, entries in recovery.salvage(path, LANES):
+    for _, entries in recovery.salvage(path, QUEUE_NAMES):
         yield from entries
 
 
@@ -130,10 +130,10 @@ def replay(folder: Path, *, file: str | None) -> int:
     try:
         opened = JournalDatabase(folder / FILE)
         try:
-            entries = [entry for _, entry in opened.dead()] if file is None else list(_salvaged(folder, file))
-            changes = [statements.insert(REPLAY_LANE, entries, [])]
+            entries = [entry for _, entry in opened.dead_letters()] if file is None else list(_salvaged(folder, file))
+            changes = [statements.insert(REPLAY_QUEUE, entries, [])]
             if file is None:
-                changes.append(statements.forget_dead())
+                changes.append(statements.delete_dead_letters())
             opened.commit(changes)
         finally:
             opened.close()

@@ -40,10 +40,10 @@ class Subscriber:
 
     def offer(self, encoded: EncodedRecord) -> None:
         """Enqueue a record if it matches and the queue has room."""
-        record = encoded.record
-        if record.severity < self._severity or not record.type.startswith(self._types):
+        if encoded.severity < self._severity or not encoded.type.startswith(self._types):
             return
-        if self._vm and self._vm not in (record.vm.uuid, record.vm.name):
+        vm = encoded.vm
+        if self._vm and (vm is None or self._vm not in (vm.uuid, vm.name)):
             return
         try:
             self._queue.put_nowait(encoded)
@@ -92,7 +92,7 @@ class RecordBroadcaster:
         """Offer a record to all subscribers."""
         for subscriber in self._subscribers:
             subscriber.offer(encoded)
-        if encoded.record.kind != "sample":
+        if encoded.kind != "sample":
             max_records, max_bytes = self._max_recent
             self._recent.append(encoded)
             self._recent_bytes += len(encoded.body)

@@ -3,6 +3,7 @@
 A component makes a `Record`. A `RecordEncoder` gives it an id and encodes it once, into the bytes that are delivered.
 """
 
+import itertools
 import re
 import time
 from collections.abc import Mapping
@@ -121,18 +122,85 @@ def _kind(record_type: str) -> str:
     return record_type.split(".", 2)[1]
 
 
-class EncodedRecord(NamedTuple):
-    """A record with its id and its encoding.
+class RecordState(IntEnum):
+    """Where delivery has got to with a record."""
+
+    QUEUED = 0
+    """In memory only."""
+    WRITING = 1
+    """In memory; the journal is writing it."""
+    JOURNALED = 2
+    """On disk."""
+    DONE_WHILE_WRITING = 3
+    """Delivered or dropped while the journal is writing it."""
+    DONE = 4
+    """Delivered or dropped."""
+
+
+OVERHEAD_BYTES = 200
+"""Memory that Python and SQLite use for a record beside its body, in bytes, roughly."""
+
+
+_note_versions = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class StateNote:
+    """A small named value that outlives the agent. Of two notes with one name the higher version wins.
 
     Attributes:
-        record: the record.
-        id: unique within its source; consumers deduplicate on it.
-        body: the CloudEvents JSON in UTF-8.
+        name: the note's name.
+        value: a JSON value; None deletes the note.
+        version: increases with each note that is made.
     """
 
-    record: Record
+    name: str
+    value: Any
+    version: int = field(default_factory=lambda: next(_note_versions))
+
+
+@dataclass(slots=True, eq=False)
+class EncodedRecord:
+    """A record with its id and its bytes, as the record stream and delivery use it.
+
+    Attributes:
+        id: unique within its source; consumers deduplicate on it.
+        key: the VM's key, which keeps the records of one VM in order.
+        type: the record's type.
+        time_ns: when it was observed, nanoseconds since the epoch.
+        body: the CloudEvents JSON, UTF-8.
+        vm: the VM it is about; None for a record that was read from the journal.
+        severity: how urgent it is; INFO for a record that was read from the journal.
+        note: the note that the journal stores in one transaction with the record, before the record is sent.
+        row: its row in the journal; None while the journal does not have it.
+        state: where delivery has got to with it; `agent.delivery.transitions` has the transitions.
+    """
+
     id: str
+    key: str
+    type: str
+    time_ns: int
     body: bytes
+    vm: Vm | None = None
+    severity: Severity = Severity.INFO
+    note: StateNote | None = None
+    row: int | None = None
+    state: RecordState = RecordState.QUEUED
+
+    @property
+    def kind(self) -> str:
+        """The second word of the type: `event`, `sample`, `alert`, `vm`, `migration` or `agent`."""
+        return _kind(self.type)
+
+    @property
+    def done(self) -> bool:
+        """Whether it is delivered or dropped."""
+        return self.state >= RecordState.DONE_WHILE_WRITING
+
+    @property
+    def size(self) -> int:
+        """The bytes it counts against a limit."""
+        return len(self.body) + OVERHEAD_BYTES
 
 
 _BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -157,7 +225,7 @@ class RecordEncoder:
         micros = nanos // 1000
         return f"{self._second[1]}.{micros:06d}Z" if micros else f"{self._second[1]}Z"
 
-    def __call__(self, record: Record) -> EncodedRecord:
+    def __call__(self, record: Record, note: StateNote | None = None) -> EncodedRecord:
         """Return the record encoded with the next id. Sequence numbers have no gaps, so that consumers can detect a loss."""
         self._sequence = number = self._sequence + 1
         record_type, vm, data, time_ns, device, severity = record
@@ -168,7 +236,8 @@ class RecordEncoder:
             f',"id":"{record_id}","type":{_quoted(record_type)},"time":"{self._time(time_ns)}"'
             f',"severity":"{_LABELS[severity]}","sequence":"{number}"{subject},"data":'
         )
-        return EncodedRecord(record, record_id, b"".join((vm.json_head, middle.encode(), _encode(data), b"}")))
+        body = b"".join((vm.json_head, middle.encode(), _encode(data), b"}"))
+        return EncodedRecord(record_id, vm.key, record_type, time_ns, body, vm, severity, note)
 
 
 @lru_cache(maxsize=1024)

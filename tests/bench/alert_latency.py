@@ -23,9 +23,8 @@ from agent.app.builders import build_sink
 from agent.app.dispatcher import SessionDispatcher
 from agent.cli.demo.guest import until
 from agent.config.model import Config
-from agent.delivery.entry import Entry
 from agent.delivery.sinks.base import Sink
-from agent.model.record import Record
+from agent.model.record import EncodedRecord, Record
 from tests.lab.kafka import KafkaCluster
 from tests.lab.thin_guests import started
 
@@ -47,7 +46,7 @@ class Timed:
     async def open(self) -> None:
         await self._sink.open()
 
-    async def send(self, batch: Sequence[Entry]) -> Sequence[Entry]:
+    async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
         began = time.time_ns()
         refused = await self._sink.send(batch)
         now = time.time_ns()

@@ -33,8 +33,8 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from agent.app.agent import Agent
 from agent.app.builders import build_sink
 from agent.config.model import Config
-from agent.delivery.entry import Entry
 from agent.delivery.sinks.base import Sink
+from agent.model.record import EncodedRecord
 from agent.runtime.gc import scheduled_collection
 
 ZSTD = 4
@@ -72,7 +72,7 @@ class Nowhere:
     async def open(self) -> None:
         """Nothing is to be opened."""
 
-    async def send(self, batch: Sequence[Entry]) -> Sequence[Entry]:
+    async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
         made = Batch()
         for entry in batch:
             made.add(entry.time_ns, entry.key.encode(), entry.body)
@@ -177,7 +177,7 @@ class Timed:
     async def open(self) -> None:
         await self._to.open()
 
-    async def send(self, batch: Sequence[Entry]) -> Sequence[Entry]:
+    async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
         refused = await self._to.send(batch)
         now = time.time_ns()
         self.milliseconds += [(now - entry.time_ns) / 1e6 for entry in batch if entry.type == EVENT]

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ async def test_a_stuck_alert_loop_fails_liveness(folder: Path, monkeypatch: pyte
     async with running(folder) as (app, url):
         await until_answers(f"{url}/healthz", 200)
         monkeypatch.setattr(app.alerts.manager, "stale_notes", lambda: ["someone"])
-        monkeypatch.setattr(app.publisher.delivery, "keep", never)
+        monkeypatch.setattr(app.publisher.delivery, "persist", never)
         await until_answers(f"{url}/healthz", 503, "the alert loop has not run for")
 
 
@@ -124,10 +125,10 @@ async def test_a_hanging_sink_fails_readiness_and_does_not_delay_the_end(
             assert (await agent.stop()).status == 0
             assert time.monotonic() - start < 15
             assert "Traceback" not in agent.log
-        monkeypatch.setattr("agent.delivery.pipeline.SILENT_SECONDS", 0.3)
         reader = os.open(folder / "pipe", os.O_RDONLY | os.O_NONBLOCK)
         try:
-            async with running(folder, **jsonl, **quick) as (_, url):
+            async with running(folder, **jsonl, **quick) as (app, url):
+                app.publisher.delivery.timings = replace(app.publisher.delivery.timings, silence=0.3)
                 await until_answers(f"{url}/readyz", 503, "nothing is delivered to", "it has not answered for")
                 while True:  # so that the sink's thread can end
                     try:

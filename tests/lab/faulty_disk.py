@@ -18,7 +18,7 @@ Call = Callable[[str], None]
 _NO_WAIT: Final[dict[str, Any]] = {"timeout": 0.0, "isolation_level": None, "check_same_thread": False}
 
 
-def watched(before: Call, after: Call = lambda _: None) -> Connect:
+def instrumented(before: Call, after: Call = lambda _: None) -> Connect:
     """Return a way of connecting that calls these around each statement, and around reading each row of its answer; they may raise."""
 
     class Cursor(sqlite3.Cursor):
@@ -62,30 +62,30 @@ def watched(before: Call, after: Call = lambda _: None) -> Connect:
     return lambda path: sqlite3.connect(path, factory=Connection, **_NO_WAIT)
 
 
-class Stuck:
-    """A disk on which a commit takes until `let_go`.
+class HangingDisk:
+    """A disk on which a commit takes until `release`.
 
     Attributes:
         begun: set once a commit has been begun.
     """
 
     def __init__(self) -> None:
-        self.stuck = False
+        self.hanging = False
         self.begun = threading.Event()
         self._go = threading.Event()
-        self.connect = watched(self._before)
+        self.connect = instrumented(self._before)
 
     def connect_late(self, path: Path) -> sqlite3.Connection:
         """Connect as soon as it is let go."""
         self._go.wait(30)
         return self.connect(path)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Let it, and all that come, go on."""
         self._go.set()
 
     def _before(self, sql: str) -> None:
-        if self.stuck and sql == "COMMIT":
+        if self.hanging and sql == "COMMIT":
             self.begun.set()
             self._go.wait(30)
 
@@ -97,7 +97,7 @@ def failure(name: str) -> sqlite3.OperationalError:
     return error
 
 
-class Failing:
+class FailingDisk:
     """A disk that fails with one of SQLite's result codes while it is told to.
 
     Attributes:
@@ -108,14 +108,14 @@ class Failing:
     def __init__(self, only: str = "") -> None:
         self.name: str | None = None
         self.only = only
-        self.connect = watched(self._before)
+        self.connect = instrumented(self._before)
 
     def _before(self, sql: str) -> None:
         if self.name is not None and sql.startswith(self.only):
             raise failure(self.name)
 
 
-class Once:
+class FailsOnce:
     """A disk that fails once, at the so manieth call; counted from 1, before the call or after it has been done.
 
     Attributes:
@@ -128,7 +128,7 @@ class Once:
         self.failed = ""
         self._name = name
         self._at = at
-        self.connect = watched(*((lambda _: None, self._count) if after else (self._count,)))
+        self.connect = instrumented(*((lambda _: None, self._count) if after else (self._count,)))
 
     def _count(self, sql: str) -> None:
         self.calls += 1
@@ -138,7 +138,7 @@ class Once:
 
 
 @contextlib.contextmanager
-def mounted(folder: Path, options: str) -> Iterator[None]:
+def tmpfs(folder: Path, options: str) -> Iterator[None]:
     """Have a file system in memory at a folder; skips where that is not allowed."""
     folder.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False)

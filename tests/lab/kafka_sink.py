@@ -1,4 +1,4 @@
-"""Kafka sinks for tests, watched for what they leave behind, and what lies in a topic."""
+"""Kafka sinks for tests, checks for what they leave behind, and readers of topics."""
 
 import asyncio
 import contextlib
@@ -10,62 +10,58 @@ from typing import Any, Final
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from agent.delivery.entry import Entry
 from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.kafka.config import KafkaConfig, KafkaTopicsConfig
-from agent.delivery.sinks.kafka.sink import KafkaSink
+from agent.delivery.sinks.kafka.sink import KafkaSink, KafkaTimings
+from agent.model.record import EncodedRecord
 from tests.lab.kafka import KafkaCluster
-from tests.lab.scripted_sink import LONG, Source, soon
+from tests.lab.scripted_sink import DEADLINE_SECONDS, eventually
 
-OPEN_SECONDS: Final = 5.0
-
-
-def one_topic(name: str) -> KafkaTopicsConfig:
-    """Return a table by which all goes to one topic."""
-    made: KafkaTopicsConfig = KafkaTopicsConfig.model_construct(events=name, samples=name, alerts=name)  # be it none
-    return made
+TIMINGS: Final = KafkaTimings(open=5.0, probe=0.5)
 
 
-def terms(bootstrap_servers: Sequence[str], topics: KafkaTopicsConfig, **more: Any) -> KafkaConfig:
-    """Return terms in the clear."""
+def single_topic(name: str) -> KafkaTopicsConfig:
+    """Return topics that are all one; the name may be invalid."""
+    topics: KafkaTopicsConfig = KafkaTopicsConfig.model_construct(events=name, samples=name, alerts=name)
+    return topics
+
+
+def kafka_config(bootstrap_servers: Sequence[str], topics: KafkaTopicsConfig, **more: Any) -> KafkaConfig:
+    """Return a config; without `more`, connections are not encrypted and have no credentials."""
     return KafkaConfig(**{"bootstrap_servers": [*bootstrap_servers], "topics": topics, "request_timeout": 5.0, **more})
 
 
-def batch(source: Source, count: int, kind: str | None = None) -> list[Entry]:
-    return [Entry.of(stamped) for stamped in source.some(count, kind)]
-
-
 @contextlib.asynccontextmanager
-async def nothing_left(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
-    """See that what is done meanwhile leaves no task, no socket and no complaint of asyncio's behind."""
-    before, files = asyncio.all_tasks(), _connections()
+async def no_leaks(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
+    """Check that the block leaves no task and no socket behind, and no warning of asyncio."""
+    tasks, connections = asyncio.all_tasks(), _connections()
     yield
     gc.collect()
 
-    def left() -> set[object]:
-        return (asyncio.all_tasks() - before - {asyncio.current_task()}) | (_connections() - files)
+    def leaked() -> set[object]:
+        return (asyncio.all_tasks() - tasks - {asyncio.current_task()}) | (_connections() - connections)
 
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(1.0):  # what is cancelled or aborted ends in the loop's next turn
-            await soon(lambda: not left())
-    assert not left(), str(left())
-    said = [record.getMessage() for record in caplog.records if record.name == "asyncio" and record.levelno >= 30]
-    assert said == []
+        async with asyncio.timeout(1.0):  # cancelled tasks and aborted sockets end in the loop's next turn
+            await eventually(lambda: not leaked())
+    assert not leaked(), str(leaked())
+    warnings = [record.getMessage() for record in caplog.records if record.name == "asyncio" and record.levelno >= 30]
+    assert warnings == []
 
 
 def _connections() -> set[str]:
-    """Return this process' TCP sockets, by their inodes."""
-    ours = set()
+    """Return this process' TCP sockets, by inode."""
+    sockets = set()
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            ours.add(str(descriptor.readlink()).removeprefix("socket:[").removesuffix("]"))
-    return ours & {line.split()[9] for line in Path("/proc/self/net/tcp").read_text().splitlines()}
+            sockets.add(str(descriptor.readlink()).removeprefix("socket:[").removesuffix("]"))
+    return sockets & {line.split()[9] for line in Path("/proc/self/net/tcp").read_text().splitlines()}
 
 
 @contextlib.asynccontextmanager
-async def opened(made: KafkaConfig) -> AsyncIterator[KafkaSink]:
-    """A sink that is open for as long as the block runs."""
-    sink = KafkaSink(made, OPEN_SECONDS)
+async def open_sink(config: KafkaConfig, timings: KafkaTimings = TIMINGS) -> AsyncIterator[KafkaSink]:
+    """Keep a sink open as long as the block runs."""
+    sink = KafkaSink(config, timings)
     await sink.open()
     try:
         yield sink
@@ -73,9 +69,9 @@ async def opened(made: KafkaConfig) -> AsyncIterator[KafkaSink]:
         await sink.close()
 
 
-async def refusal(made: KafkaConfig, *, seconds: float = LONG) -> str:
-    """Return what a sink says that cannot be opened."""
-    sink = KafkaSink(made, min(OPEN_SECONDS, seconds / 2))
+async def open_error(config: KafkaConfig, *, seconds: float = DEADLINE_SECONDS) -> str:
+    """Return the error of a sink that cannot be opened, within a deadline in seconds."""
+    sink = KafkaSink(config, KafkaTimings(open=min(TIMINGS.open, seconds / 2), probe=TIMINGS.probe))
     async with asyncio.timeout(seconds):
         with pytest.raises(SinkError) as raised:
             await sink.open()
@@ -83,25 +79,27 @@ async def refusal(made: KafkaConfig, *, seconds: float = LONG) -> str:
     return str(raised.value)
 
 
-async def persistently(sink: KafkaSink, entries: Sequence[Entry], *, tries: int = 40) -> list[Entry]:
-    """Send a batch as its owner does, opening the sink anew after each failure; return what was refused."""
+async def send_with_retries(
+    sink: KafkaSink, records: Sequence[EncodedRecord], *, tries: int = 40
+) -> list[EncodedRecord]:
+    """Send a batch as the supervisor does, which opens the sink again after each failure; return the rejected records."""
     for _ in range(tries):
         try:
-            return list(await sink.send(entries))
+            return list(await sink.send(records))
         except SinkError:
             await sink.close()
             await sink.open()
-    raise AssertionError(f"not within {tries} tries")
+    raise AssertionError(f"not delivered within {tries} tries")
 
 
-async def messages(kafka: KafkaCluster, topic: str) -> list[ConsumerRecord]:
-    """Return all that lies in a topic, each partition's in its order."""
-    found: list[ConsumerRecord] = []
+async def read_topic(kafka: KafkaCluster, topic: str) -> list[ConsumerRecord]:
+    """Return all messages of a topic, those of each partition in order."""
+    messages: list[ConsumerRecord] = []
     consumer = AIOKafkaConsumer(topic, auto_offset_reset="earliest", **kafka.client)
-    async with asyncio.timeout(LONG), consumer:
-        places = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
-        left = sum((await consumer.end_offsets(places)).values())
-        while len(found) < left:
-            for some in (await consumer.getmany(timeout_ms=500)).values():
-                found += some
-    return found
+    async with asyncio.timeout(DEADLINE_SECONDS), consumer:
+        partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+        expected = sum((await consumer.end_offsets(partitions)).values())
+        while len(messages) < expected:
+            for received in (await consumer.getmany(timeout_ms=500)).values():
+                messages += received
+    return messages

@@ -1,4 +1,4 @@
-"""The kinds of lane storage, for one suite of cases that all of them have to pass."""
+"""The kinds of queues, for one suite of tests that all of them have to pass."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +12,14 @@ from tests.lab.scripted_sink import EVENT, SAMPLE
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """One way of keeping records.
+class QueueKind:
+    """One way of storing records.
 
     Attributes:
-        name: what the test report calls it.
-        type: the type of record that is kept so.
+        name: its name in the test report.
+        type: the type of record that is stored so.
         journaled: whether there is a journal.
-        durable: whether all goes there.
+        durable: whether every record is journaled.
     """
 
     name: str
@@ -27,18 +27,18 @@ class Kind:
     journaled: bool
     durable: bool
 
-    def lane(self, delivery: DeliveryPipeline) -> RecordQueue:
-        """Return the lane that its records go to."""
-        return delivery.samples if self.type == SAMPLE else delivery.events
+    def queue(self, pipeline: DeliveryPipeline) -> RecordQueue:
+        """Return the queue of its records."""
+        return pipeline.samples if self.type == SAMPLE else pipeline.events
 
     def folder(self, folder: Path) -> Path | None:
-        """Return where its journal lies."""
+        """Return the directory of its journal; None for no journal."""
         return folder / "journal" if self.journaled else None
 
 
-MEMORY: Final = Kind("memory", EVENT, journaled=False, durable=False)
-DURABLE: Final = Kind("durable", EVENT, journaled=True, durable=True)
-SPILLING: Final = Kind("spilling", SAMPLE, journaled=True, durable=False)
+MEMORY: Final = QueueKind("memory", EVENT, journaled=False, durable=False)
+DURABLE: Final = QueueKind("durable", EVENT, journaled=True, durable=True)
+SPILLING: Final = QueueKind("spilling", SAMPLE, journaled=True, durable=False)
 KINDS: Final = (MEMORY, DURABLE, SPILLING)
 
 each_kind: Final = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

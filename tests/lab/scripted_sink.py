@@ -1,174 +1,207 @@
-"""A sink that does as it is told, records to put into it, and a delivery that lives as long as a block."""
+"""A scripted sink, a source of records for it, and a delivery pipeline that runs as long as a block."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from agent.delivery.drops import DropReport
-from agent.delivery.entry import Entry
+from agent.delivery.drops import DROP_REPORT_TYPE, DropReport
 from agent.delivery.journal.database import Connect
 from agent.delivery.pipeline import DeliveryPipeline, DeliverySettings
 from agent.delivery.queue import RecordQueue
 from agent.delivery.sinks.base import Sink, SinkError
+from agent.delivery.timings import DeliveryTimings
 from agent.model.record import EncodedRecord, Record, RecordEncoder, Severity, Vm
 
-LONG: Final = 15.0
-"""Seconds within which anything that is to happen has happened."""
+DEADLINE_SECONDS: Final = 15.0
+"""Everything that is expected happens within this time."""
 EVENT: Final = "qemu.event.stop"
 SAMPLE: Final = "qemu.sample.block"
 START_NS: Final = 1_763_716_442_000_000_000
 VMS: Final = tuple(Vm("host1", f"00000000-0000-4000-8000-00000000000{n}", f"vm{n}") for n in range(3))
+SHORT_TIMINGS: Final = DeliveryTimings(
+    linger=0.0, drop_report_interval=0.0, first_retry=0.01, max_retry=0.02, journal_retry=0.03, delete_delay=0.02
+)
+"""Retries follow within milliseconds."""
 
 
-class Script:
-    """A sink.
+class ScriptedSink:
+    """A sink that does what a test tells it.
 
     Attributes:
-        up: whether it takes anything.
-        refused: ids that it will not have.
-        batches: what it took, in order, refused records left out.
+        up: whether it accepts anything.
+        rejected: ids of records that it rejects.
+        batches: the batches that it accepted, in order, without rejected records.
         opens: how often it was opened.
-        sends: how often a batch was to be sent, whatever came of it.
-        gate: while cleared, a batch that was taken is not acknowledged.
+        sends: how often a batch was sent to it, with any result.
+        gate: while cleared, an accepted batch is not acknowledged.
+        changed: set at each send.
     """
 
     name = "the script"
 
     def __init__(self, *, up: bool = True) -> None:
         self.up = up
-        self.refused: set[str] = set()
-        self.batches: list[list[Entry]] = []
+        self.rejected: set[str] = set()
+        self.batches: list[list[EncodedRecord]] = []
         self.opens = 0
         self.sends = 0
         self.is_open = False
         self.gate = asyncio.Event()
         self.gate.set()
-        self.news = asyncio.Event()
+        self.changed = asyncio.Event()
 
     async def open(self) -> None:
-        assert not self.is_open, "a sink is closed before it is opened anew"
+        assert not self.is_open, "a sink is closed before it is opened again"
         self.opens += 1
         await asyncio.sleep(0)
         if not self.up:
             raise SinkError("nobody is there")
         self.is_open = True
 
-    async def send(self, batch: Sequence[Entry]) -> Sequence[Entry]:
-        assert batch, "nothing is no batch"
+    async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
+        assert batch, "a batch is never empty"
         self.sends += 1
-        self.news.set()
+        self.changed.set()
         await asyncio.sleep(0)
         if not (self.up and self.is_open):
             raise SinkError("the connection is lost")
-        self.batches.append([entry for entry in batch if entry.id not in self.refused])
-        self.news.set()
+        self.batches.append([record for record in batch if record.id not in self.rejected])
+        self.changed.set()
         await self.gate.wait()
-        return [entry for entry in batch if entry.id in self.refused]
+        return [record for record in batch if record.id in self.rejected]
 
     async def close(self) -> None:
         self.is_open = False
 
     @property
-    def entries(self) -> list[Entry]:
-        """All that it took, in order, again and again where it came so."""
-        return [entry for batch in self.batches for entry in batch]
+    def records(self) -> list[EncodedRecord]:
+        """All accepted records, in order, with repetitions."""
+        return [record for batch in self.batches for record in batch]
 
     @property
     def ids(self) -> list[str]:
-        """The ids of all that it took, but for what the agent tells of itself."""
-        return [entry.id for entry in self.entries if not entry.type.startswith("qemu.agent.")]
+        """The ids of all accepted records, except those about the agent itself."""
+        return [record.id for record in self.records if not record.type.startswith("qemu.agent.")]
 
     @property
-    def told(self) -> list[Entry]:
-        """The losses that it was told."""
-        return [entry for entry in self.entries if entry.type == "qemu.agent.records_dropped"]
+    def drop_reports(self) -> list[EncodedRecord]:
+        """The accepted records that report drops."""
+        return [record for record in self.records if record.type == DROP_REPORT_TYPE]
 
     async def until(self, predicate: Callable[[], object]) -> None:
-        """Wait until it is so, looking whenever a batch comes."""
-        async with asyncio.timeout(LONG):
+        """Wait until the predicate holds; it is evaluated at each send."""
+        async with asyncio.timeout(DEADLINE_SECONDS):
             while not predicate():
-                self.news.clear()
-                await self.news.wait()
+                self.changed.clear()
+                await self.changed.wait()
 
 
-class Source:
-    """Makes records, each with a number of its own, of three VMs in turn."""
+class RecordSource:
+    """Makes numbered records of three VMs in turn.
 
-    def __init__(self, kind: str = EVENT, *, size: int = 100, run: int = 0) -> None:
-        """Make ready; sources that are to be told apart get different runs."""
-        self.kind = kind
-        self.made: list[str] = []
+    Attributes:
+        ids: the ids of all its records, in order.
+        bodies: the bodies of all its records, by id.
+    """
+
+    def __init__(self, record_type: str = EVENT, *, size: int = 100, run: int = 0) -> None:
+        """Set up a source.
+
+        Args:
+            record_type: the type of the records.
+            size: bytes of padding in each record.
+            run: makes the ids of several sources distinct.
+        """
+        self.record_type = record_type
+        self.ids: list[str] = []
         self.bodies: dict[str, bytes] = {}
-        self._pad = "x" * size
-        self._stamp = RecordEncoder(START_NS + run * 1_000_000_000)
+        self.padding = "x" * size
+        self._encode = RecordEncoder(START_NS + run * 1_000_000_000)
 
-    def next(self, kind: str | None = None) -> EncodedRecord:
-        number = len(self.made)
-        record = Record(kind or self.kind, VMS[number % 3], {"n": number, "pad": self._pad}, START_NS + number)
-        stamped = self._stamp(record)
-        self.made.append(stamped.id)
-        self.bodies[stamped.id] = stamped.body
-        return stamped
+    def next(self, record_type: str | None = None) -> EncodedRecord:
+        """Return the next record."""
+        number = len(self.ids)
+        data = {"n": number, "pad": self.padding}
+        record = self._encode(Record(record_type or self.record_type, VMS[number % 3], data, START_NS + number))
+        self.ids.append(record.id)
+        self.bodies[record.id] = record.body
+        return record
 
-    def some(self, count: int, kind: str | None = None) -> Iterator[EncodedRecord]:
+    def take(self, count: int, record_type: str | None = None) -> Iterator[EncodedRecord]:
+        """Yield the next records."""
         for _ in range(count):
-            yield self.next(kind)
+            yield self.next(record_type)
 
 
-def deliver(
+def make_pipeline(
     sink: Sink,
     folder: Path | None,
     *,
     memory: int = 16 << 20,
     disk: int = 64 << 20,
     connect: Connect | None = None,
-    gather_seconds: float = 0.0,
+    timings: DeliveryTimings = SHORT_TIMINGS,
+    linger_seconds: float = 0.0,
 ) -> DeliveryPipeline:
-    """Return a delivery to the script that tells losses as the agent does."""
-    stamp = RecordEncoder()
+    """Return a pipeline to a sink, which reports drops as the agent does.
+
+    Args:
+        sink: the sink.
+        folder: the journal's directory; None for no journal.
+        memory: bytes of memory for all queues.
+        disk: bytes of disk for each queue.
+        connect: opens the journal's database, if not SQLite itself does.
+        timings: waits and deadlines.
+        linger_seconds: how long samples wait for others.
+    """
+    encode = RecordEncoder()
     agent = Vm("host1", "", "")
 
-    def tell(loss: DropReport) -> None:
-        made.put(stamp(Record("qemu.agent.records_dropped", agent, loss.data(), START_NS, loss.lane, Severity.ERROR)))
+    def report_drops(report: DropReport) -> None:
+        record = Record(DROP_REPORT_TYPE, agent, report.data(), START_NS, report.queue, Severity.ERROR)
+        pipeline.put(encode(record))
 
-    made = DeliveryPipeline(sink, DeliverySettings(memory, folder, disk, disk, disk), tell)
-    made.samples.gather_seconds = gather_seconds
-    if connect is not None and made.journal is not None:
-        made.journal._connect = connect
-    return made
+    timings = replace(timings, linger=linger_seconds)
+    pipeline = DeliveryPipeline(sink, DeliverySettings(memory, folder, disk, disk, disk, timings), report_drops)
+    if connect is not None and pipeline.journal is not None:
+        pipeline.journal._connect = connect
+    return pipeline
 
 
 @contextlib.asynccontextmanager
-async def running(delivery: DeliveryPipeline, stop_seconds: float = LONG) -> AsyncIterator[DeliveryPipeline]:
-    """Deliver for as long as the block runs; both ends have a deadline."""
-    async with asyncio.timeout(3 * LONG), delivery.running(stop_seconds):
-        yield delivery
+async def running(
+    pipeline: DeliveryPipeline, stop_seconds: float = DEADLINE_SECONDS
+) -> AsyncIterator[DeliveryPipeline]:
+    """Run a pipeline as long as the block runs, within a deadline."""
+    async with asyncio.timeout(3 * DEADLINE_SECONDS), pipeline.running(stop_seconds):
+        yield pipeline
 
 
-async def soon(predicate: Callable[[], object]) -> None:
-    """Wait until it is so, looking each millisecond: for what no event tells of and happens often."""
-    async with asyncio.timeout(LONG):
+async def eventually(predicate: Callable[[], object]) -> None:
+    """Wait until the predicate holds; it is evaluated every millisecond, for conditions without an event."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while not predicate():  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.001)
 
 
-async def caught_up(lane: RecordQueue) -> None:
-    """Wait until the journal has all that memory is not to hold."""
-    await soon(lambda: lane._tail_bytes <= lane.budget.memory and not lane.over_budget)
+async def journal_caught_up(queue: RecordQueue) -> None:
+    """Wait until the queue is within its limits."""
+    await eventually(lambda: queue.tail.bytes <= queue.limits.memory and not queue.excess_bytes)
 
 
-def is_journaled(lane: RecordQueue) -> bool:
-    """Say whether the journal has all that waits in a lane."""
-    return lane.has_journal and all(entry.row is not None for entry in (*lane.flying, *lane._tail))
+def is_journaled(queue: RecordQueue) -> bool:
+    """Return whether the journal has all records of a queue."""
+    return queue.has_journal and all(record.row is not None for record in (*queue.in_flight, *queue.tail.records))
 
 
-def once(ids: Sequence[str]) -> list[str]:
-    """Return ids without those that came before, as a consumer that deduplicates sees them."""
+def deduplicated(ids: Sequence[str]) -> list[str]:
+    """Return ids without repetitions, as a consumer that deduplicates sees them."""
     return list(dict.fromkeys(ids))
 
 
-def lost(delivery: DeliveryPipeline) -> int:
-    """Return how many records were counted as lost."""
-    return sum(delivery.losses.totals.values())
+def dropped(pipeline: DeliveryPipeline) -> int:
+    """Return the number of records that were counted as dropped."""
+    return sum(pipeline.drops.totals.values())

@@ -20,7 +20,7 @@ USER, PASSWORD = "agent", "agent-secret"
 
 
 @dataclass(frozen=True, slots=True)
-class Doors:
+class Listeners:
     """Where a broker is reached.
 
     Attributes:
@@ -63,7 +63,7 @@ def _listeners(broker: Broker, ports: Mapping[str, int], certificates: Certifica
 
 
 @pytest.fixture(scope="session")
-def _all_doors() -> Iterator[Doors]:
+def _secured_broker() -> Iterator[Listeners]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as path, asyncio.Runner() as runner:
         folder = Path(path)
         ours, foreign = Certificates.make(folder / "ours"), Certificates.make(folder / "foreign")
@@ -74,22 +74,22 @@ def _all_doors() -> Iterator[Doors]:
         runner.run(cluster.start())
         try:
             clear, tls, mutual = (f"127.0.0.1:{port}" for port in ports.values())
-            yield Doors(clear, tls, mutual, ours, foreign, folder, cluster)
+            yield Listeners(clear, tls, mutual, ours, foreign, folder, cluster)
         finally:
             runner.run(cluster.stop())
 
 
 @pytest.fixture(scope="session")
-def kafka(_all_doors: Doors) -> KafkaCluster:
+def kafka(_secured_broker: Listeners) -> KafkaCluster:
     """One broker for all tests of this folder, whichever loop they run on."""
-    return _all_doors.cluster
+    return _secured_broker.cluster
 
 
 @pytest.fixture(scope="session")
-def doors(_all_doors: Doors) -> Doors:
+def listeners(_secured_broker: Listeners) -> Listeners:
     """The same broker's doors that are not open to all."""
-    _add_user(_all_doors.cluster.brokers[0].internal)
-    return _all_doors
+    _add_user(_secured_broker.cluster.brokers[0].internal)
+    return _secured_broker
 
 
 def _add_user(broker: str) -> None:

@@ -14,7 +14,7 @@ import orjson
 from agent.app.agent import Agent
 from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
 from agent.config.model import Config
-from agent.delivery.entry import Entry
+from agent.model.record import EncodedRecord
 
 MIB: Final = 1 << 20
 
@@ -130,7 +130,7 @@ class ListSink:
     async def open(self) -> None:
         """Do nothing."""
 
-    async def send(self, batch: Sequence[Entry]) -> Sequence[Entry]:
+    async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
         self.records += [orjson.loads(entry.body) for entry in batch]
         return ()
 

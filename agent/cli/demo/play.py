@@ -146,12 +146,12 @@ async def _show(onlooker: Subscriber) -> None:
     """Print records as they come."""
     colour = sys.stdout.isatty()
     while True:
-        stamped = await onlooker.get()
-        kind = stamped.record.type
+        record = await onlooker.get()
+        kind = record.type
         if kind.startswith("qemu.sample.") and kind not in SHOWN:
             continue
         width = shutil.get_terminal_size().columns if colour else 0
-        sys.stdout.write(line(orjson.loads(stamped.body), width=width, colour=colour) + "\n")
+        sys.stdout.write(line(orjson.loads(record.body), width=width, colour=colour) + "\n")
         sys.stdout.flush()
 
 

@@ -1,7 +1,7 @@
-"""The journal's file: one SQLite database, used from one thread. Everything here blocks.
+"""The journal's file: one SQLite database, used from one thread. Every call blocks.
 
-WAL with synchronous=FULL: what `commit` returned for survives a power cut (SQLite's documentation of `PRAGMA synchronous`). SQLite checks
-no checksums of its own pages, so each row carries one of ours, and a row that fails it is counted instead of delivered.
+WAL with synchronous=FULL: once `commit` has returned, its changes survive a power cut (SQLite's documentation of `PRAGMA synchronous`).
+SQLite has no checksums of its pages, so each row carries one. A row with a wrong checksum is counted instead of delivered.
 """
 
 import contextlib
@@ -13,43 +13,44 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from agent.delivery.entry import OVERHEAD_BYTES, Entry, QueueContents
-from agent.delivery.journal.statements import Change, entry_of, notes_of
+from agent.delivery.journal.statements import Change, read_notes, record_of
+from agent.delivery.sizes import QueueContents
+from agent.model.record import OVERHEAD_BYTES, EncodedRecord
 
 VERSION = 1
 
 Connect = Callable[[Path], sqlite3.Connection]
 
 _SCHEMA = f"""
-CREATE TABLE records (row INTEGER PRIMARY KEY AUTOINCREMENT, lane TEXT NOT NULL, id TEXT NOT NULL, key TEXT NOT NULL,
+CREATE TABLE records (row INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT NOT NULL, id TEXT NOT NULL, key TEXT NOT NULL,
     type TEXT NOT NULL, time_ns INTEGER NOT NULL, crc INTEGER NOT NULL, body BLOB NOT NULL);
-CREATE TABLE dead (row INTEGER PRIMARY KEY AUTOINCREMENT, reason TEXT NOT NULL, id TEXT NOT NULL, key TEXT NOT NULL,
+CREATE TABLE dead_letters (row INTEGER PRIMARY KEY AUTOINCREMENT, reason TEXT NOT NULL, id TEXT NOT NULL, key TEXT NOT NULL,
     type TEXT NOT NULL, time_ns INTEGER NOT NULL, crc INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE TABLE notes (name TEXT PRIMARY KEY, version INTEGER NOT NULL, text TEXT NOT NULL);
-CREATE INDEX by_lane ON records (lane, row);
+CREATE INDEX by_queue ON records (queue, row);
 PRAGMA user_version = {VERSION};
 """
-_READ = "SELECT row, id, key, type, time_ns, crc, body FROM records WHERE lane = ? AND row > ? ORDER BY row"
-_READ_DEAD = "SELECT reason, row, id, key, type, time_ns, crc, body FROM dead ORDER BY row"
+_READ = "SELECT row, id, key, type, time_ns, crc, body FROM records WHERE queue = ? AND row > ? ORDER BY row"
+_READ_DEAD_LETTERS = "SELECT reason, row, id, key, type, time_ns, crc, body FROM dead_letters ORDER BY row"
 
 
 ERRORS = (sqlite3.Error, OSError, ValueError, TypeError, OverflowError)
-"""What reading and writing a file raises; the last three when its texts and types, or those of SQLite's own message, are damaged."""
+"""Errors of reading and writing a file. The last three come from damaged texts and types, those of SQLite's own message included."""
 
 
 class JournalFault(StrEnum):
-    """What is wrong with the file."""
+    """Why a file failed."""
 
     FULL = "full"
-    """The disk is full; later there may be room."""
+    """The disk is full; there may be room later."""
     UNUSABLE = "unusable"
-    """It cannot be opened or written here: no such folder, no permission, read-only, locked by another agent."""
+    """The file cannot be opened or written: no such directory, no permission, read-only, locked by another agent."""
     DAMAGED = "damaged"
-    """It is not, or no more, a sound database."""
+    """The file is not an intact journal."""
 
 
 class JournalError(Exception):
-    """The file failed; nothing of the transaction at hand is in it."""
+    """The file failed; the transaction at hand is not in it."""
 
     def __init__(self, fault: JournalFault, text: str) -> None:
         super().__init__(text)
@@ -57,7 +58,7 @@ class JournalError(Exception):
 
 
 def _fault(error: Exception) -> JournalError:
-    """Say which of SQLite's errors, by its result code (sqlite.org/rescode.html), means what to us."""
+    """Return the error for one of SQLite's, by its result code (sqlite.org/rescode.html)."""
     name = getattr(error, "sqlite_errorname", "") or ""
     if name.startswith("SQLITE_FULL"):
         return JournalError(JournalFault.FULL, "the disk is full")
@@ -70,7 +71,7 @@ def _fault(error: Exception) -> JournalError:
 
 @contextlib.contextmanager
 def _faults() -> Iterator[None]:
-    """Have what reading a file raises told as what is wrong with the file."""
+    """Raise errors of SQLite as JournalError."""
     try:
         yield
     except ERRORS as error:
@@ -78,37 +79,42 @@ def _faults() -> Iterator[None]:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open a connection that neither waits for locks nor begins transactions by itself."""
+    """Open a connection that does not wait for locks and starts no transactions implicitly."""
     return sqlite3.connect(path, timeout=0.0, isolation_level=None, check_same_thread=False)
 
 
-def look_into(path: Path) -> sqlite3.Connection:
-    """Open a connection that only reads, and makes no file."""
+def connect_readonly(path: Path) -> sqlite3.Connection:
+    """Open a connection that only reads and creates no file."""
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
 
 
 class JournalDatabase:
-    """An open journal file. Every method raises StoreError when the file fails, and leaves no transaction open."""
+    """An open journal file. Every method raises JournalError when the file fails, and leaves no transaction open."""
 
     def __init__(self, path: Path, connect: Connect = connect, *, readonly: bool = False) -> None:
-        """Open the file, or make it; `readonly` only looks.
+        """Open or create the file.
+
+        Args:
+            path: the file.
+            connect: opens a connection.
+            readonly: whether to change nothing; then the file must exist.
 
         Raises:
-            StoreError: it cannot be opened, or is not a sound journal.
+            JournalError: it cannot be opened, or is not an intact journal.
         """
         self.path = path
         self.identity = ""
-        """What tells this file from another at the same path."""
+        """Distinguishes this file from another at the same path."""
         self.last_row = 0
-        """The last row there was when it was opened or refreshed."""
+        """The last row when the file was opened or refreshed."""
         self._db: sqlite3.Connection | None = None
-        self._place: tuple[int, int] | None = None
+        self._file_id: tuple[int, int] | None = None
         try:
             self._db = connect(path)
             if not readonly:
                 self._prepare(self._db)
             self._check(self._db)
-            self._place = self._look()
+            self._file_id = self._current_file_id()
         except ERRORS as error:
             self.close()
             raise _fault(error) from error
@@ -126,13 +132,15 @@ class JournalDatabase:
             self.path.chmod(0o640)
         if version in (0, VERSION):
             db.execute("INSERT OR IGNORE INTO notes VALUES ('identity', 0, ?)", (json.dumps(secrets.token_hex(8)),))
-            db.execute("UPDATE notes SET version = 0 WHERE version > 0")  # versions count anew in each run
+            db.execute("UPDATE notes SET version = 0 WHERE version > 0")  # versions start at 1 in each run
             db.execute("DELETE FROM notes WHERE text = 'null'")
 
     def _check(self, db: sqlite3.Connection) -> None:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version != VERSION:
-            raise JournalError(JournalFault.DAMAGED, f"the journal is of format {version}; this agent knows {VERSION}")
+            raise JournalError(
+                JournalFault.DAMAGED, f"the journal has format {version}; this agent reads format {VERSION}"
+            )
         (identity,) = db.execute("SELECT text FROM notes WHERE name = 'identity'").fetchone()
         self.identity = str(identity)
         self._find_last(db)
@@ -142,21 +150,21 @@ class JournalDatabase:
         self.last_row = last or 0
 
     def refresh(self) -> None:
-        """Look again for the last row."""
+        """Read `last_row` again."""
         with _faults():
             self._find_last(self._open())
 
     def close(self) -> None:
-        """Close the file, folding the log into it."""
+        """Close the file; SQLite checkpoints the write-ahead log into it."""
         db, self._db = self._db, None
         if db is not None:
             try:
                 db.close()
-            except sqlite3.Error:  # what was committed is in the log, and is found at the next start
+            except sqlite3.Error:  # committed transactions are in the log, and the next start finds them
                 return
 
     def commit(self, changes: Iterable[Change]) -> None:
-        """Apply changes in one transaction, on disk when this returns."""
+        """Apply changes in one transaction, which is on disk when this returns."""
         db = self._open()
         try:
             db.execute("BEGIN IMMEDIATE")
@@ -166,16 +174,16 @@ class JournalDatabase:
         except ERRORS as error:
             self._roll_back(db)
             raise _fault(error) from error
-        if self._look() != self._place:
-            raise JournalError(JournalFault.DAMAGED, "the file is not where it was any more")
+        if self._current_file_id() != self._file_id:
+            raise JournalError(JournalFault.DAMAGED, "the file was removed or replaced")
 
-    def _look(self) -> tuple[int, int] | None:
-        """Return what tells which file is at the path; None where none is. SQLite writes on into one that was removed."""
+    def _current_file_id(self) -> tuple[int, int] | None:
+        """Return device and inode of the file at the path; None if there is none. SQLite goes on writing to a removed file."""
         try:
-            found = self.path.stat()
+            status = self.path.stat()
         except OSError:
             return None
-        return found.st_dev, found.st_ino
+        return status.st_dev, status.st_ino
 
     def _roll_back(self, db: sqlite3.Connection) -> None:
         try:
@@ -184,57 +192,63 @@ class JournalDatabase:
         except sqlite3.Error:
             self.close()
 
-    def read(self, lane: str, after: int, most: int, most_bytes: int) -> tuple[list[Entry], int, int]:
-        """Read a lane's oldest entries behind a row.
+    def read(self, queue: str, after: int, max_records: int, max_bytes: int) -> tuple[list[EncodedRecord], int, int]:
+        """Read a queue's oldest records after a row.
+
+        Args:
+            queue: name of the queue.
+            after: the row.
+            max_records: how many to read at most.
+            max_bytes: bytes of bodies to read at most; the first record is read whatever its size.
 
         Returns:
-            the sound entries, how many were not sound, and the last row looked at (`after` where there is none).
+            the intact records, the number of rows with a wrong checksum, and the last row that was read (`after` if none).
         """
-        entries: list[Entry] = []
-        bad, size, last = 0, 0, after
-        query = f"{_READ} LIMIT {most:d}"
-        with _faults(), contextlib.closing(self._open().execute(query, (lane, after))) as rows:
+        records: list[EncodedRecord] = []
+        corrupt, size, last = 0, 0, after
+        query = f"{_READ} LIMIT {max_records:d}"
+        with _faults(), contextlib.closing(self._open().execute(query, (queue, after))) as rows:
             for row in rows:
                 if row[0] <= last:
-                    raise JournalError(JournalFault.DAMAGED, f"row {row[0]} stands behind row {last}")
-                entry = entry_of(row)
-                if entry is not None and entries and size + len(entry.body) > most_bytes:
+                    raise JournalError(JournalFault.DAMAGED, f"row {row[0]} follows row {last}")
+                record = record_of(row)
+                if record is not None and records and size + len(record.body) > max_bytes:
                     break
                 last = row[0]
-                if entry is None:
-                    bad += 1
+                if record is None:
+                    corrupt += 1
                 else:
-                    size += len(entry.body)
-                    entries.append(entry)
-        return entries, bad, last
+                    size += len(record.body)
+                    records.append(record)
+        return records, corrupt, last
 
-    def dead(self) -> Iterator[tuple[str, Entry]]:
-        """Yield the refused entries, each with the reason."""
+    def dead_letters(self) -> Iterator[tuple[str, EncodedRecord]]:
+        """Yield the dead letters, each with the reason."""
         with _faults():
-            for reason, *row in self._open().execute(_READ_DEAD):
-                entry = entry_of(row)
-                if entry is not None:
-                    yield reason, entry
+            for reason, *row in self._open().execute(_READ_DEAD_LETTERS):
+                record = record_of(row)
+                if record is not None:
+                    yield reason, record
 
-    def contents(self, lane: str) -> QueueContents:
-        """Return what a lane has here."""
-        found = QueueContents()
+    def contents(self, queue: str) -> QueueContents:
+        """Return what the file has of a queue."""
+        contents = QueueContents()
         with _faults():
             rows = self._open().execute(
-                "SELECT type, count(*), sum(length(body)), min(time_ns), max(time_ns) FROM records WHERE lane = ? GROUP BY type",
-                (lane,),
+                "SELECT type, count(*), sum(length(body)), min(time_ns), max(time_ns) FROM records WHERE queue = ? GROUP BY type",
+                (queue,),
             )
-            for kind, count, size, first, last in rows:
-                found.add(str(kind), count, size + count * OVERHEAD_BYTES, first, last)
-        return found
+            for record_type, count, size, first, last in rows:
+                contents.add(str(record_type), count, size + count * OVERHEAD_BYTES, first, last)
+        return contents
 
     def notes(self) -> dict[str, Any]:
-        """Return what was kept by `keep`, by name; what is damaged is left out."""
+        """Return the values of the notes, by name; damaged ones are left out."""
         with _faults():
-            return notes_of(self._open())
+            return read_notes(self._open())
 
-    def fold(self) -> None:
-        """Bring the log into the file and begin it anew, so that a full disk needs no room for a longer log."""
+    def checkpoint(self) -> None:
+        """Checkpoint the write-ahead log into the file and restart it, so that a full disk needs no room for a longer log."""
         with _faults():
             self._open().execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
 

@@ -1,4 +1,4 @@
-"""A damaged journal: set aside, and what can still be read of it brought into a new one. Everything here blocks."""
+"""Recovery of a damaged journal: quarantines the file, and copies what is readable of it into a new one. Every call blocks."""
 
 import contextlib
 import math
@@ -11,81 +11,91 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Self
 
-from agent.delivery.entry import Entry, StateNote
 from agent.delivery.journal import statements
-from agent.delivery.journal.database import ERRORS, Connect, JournalDatabase, JournalError, JournalFault, look_into
-from agent.delivery.journal.statements import entry_of, notes_of
+from agent.delivery.journal.database import (
+    ERRORS,
+    Connect,
+    JournalDatabase,
+    JournalError,
+    JournalFault,
+    connect_readonly,
+)
+from agent.delivery.journal.statements import read_notes, record_of
 from agent.delivery.queue import RecordQueue
+from agent.model.record import EncodedRecord, StateNote
 
-# By the table alone: its index may be what is damaged.
-_SALVAGE = "SELECT row, id, key, type, time_ns, crc, body FROM records NOT INDEXED WHERE lane = ? ORDER BY row"
-_LISTED = "SELECT row FROM records INDEXED BY by_lane WHERE lane = ? ORDER BY row"
+# By the table alone: its index may be damaged.
+_SALVAGE = "SELECT row, id, key, type, time_ns, crc, body FROM records NOT INDEXED WHERE queue = ? ORDER BY row"
+_INDEXED = "SELECT row FROM records INDEXED BY by_queue WHERE queue = ? ORDER BY row"
 
 LOGS = ("-wal", "-shm")
-"""What SQLite puts beside a file, by the ends of their names."""
+"""Suffixes of the files that SQLite puts beside a database."""
+
+SALVAGE_BEHIND = 100_000
+"""How many records after a damaged page are recovered; they are held in memory to be put in order."""
 
 
 def quarantine(path: Path) -> Path | None:
-    """Rename a damaged file and its log, keeping their names as beginnings; return the new name, or None where there is no file.
+    """Rename a damaged file and its log to `<name>.damaged-<milliseconds>`; return the new path, or None if there is no file.
 
     Raises:
-        StoreError: it cannot be renamed.
+        JournalError: it cannot be renamed.
     """
-    aside = path.with_name(f"{path.name}.damaged-{time.time_ns() // 1_000_000}")
+    renamed = path.with_name(f"{path.name}.damaged-{time.time_ns() // 1_000_000}")
     try:
-        _rename(path, aside)
+        _rename(path, renamed)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise JournalError(
-            JournalFault.UNUSABLE, f"it is damaged, and cannot be set aside as {aside.name}: {error.strerror}"
+            JournalFault.UNUSABLE, f"damaged, and cannot be renamed to {renamed.name}: {error.strerror}"
         ) from error
-    return aside
+    return renamed
 
 
-def restore_quarantined(aside: Path, path: Path) -> None:
-    """Undo `quarantine`, as far as that can be done."""
+def restore_quarantined(quarantined: Path, path: Path) -> None:
+    """Undo `quarantine`, as far as possible."""
     with contextlib.suppress(OSError):
-        for end in LOGS:
-            path.with_name(path.name + end).unlink(missing_ok=True)
-        _rename(aside, path)
+        for suffix in LOGS:
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        _rename(quarantined, path)
 
 
 def _rename(path: Path, to: Path) -> None:
     path.rename(to)
-    for end in LOGS:
+    for suffix in LOGS:
         with contextlib.suppress(FileNotFoundError):
-            path.with_name(path.name + end).rename(to.with_name(to.name + end))
+            path.with_name(path.name + suffix).rename(to.with_name(to.name + suffix))
 
 
-def salvage(path: Path, lanes: Sequence[str]) -> Iterator[tuple[str, list[Entry]]]:
-    """Yield, lane by lane and in order, what can still be read of a file: up to the damage, and from the end back to it."""
+def salvage(path: Path, queues: Sequence[str]) -> Iterator[tuple[str, list[EncodedRecord]]]:
+    """Yield the readable records of a damaged file, queue by queue and in order: up to the damage, and from the end back to it."""
     try:
-        db = look_into(path)
+        db = connect_readonly(path)
     except ERRORS:
         return
     try:
-        for lane in lanes:
+        for queue in queues:
             last = 0
-            for chunk in _chunks(_in_order(_sound(db, _SALVAGE, lane), 1)):
+            for chunk in _chunks(_in_order(_intact(db, _SALVAGE, queue), 1)):
                 last = chunk[-1].row or 0
-                yield lane, chunk
-            back = _in_order(_sound(db, f"{_SALVAGE} DESC", lane), -1)
-            behind = list(islice(takewhile(partial(_is_behind, last), back), SALVAGE_BEHIND))
+                yield queue, chunk
+            backwards = _in_order(_intact(db, f"{_SALVAGE} DESC", queue), -1)
+            behind = list(islice(takewhile(partial(_is_after, last), backwards), SALVAGE_BEHIND))
             if behind:
-                yield lane, behind[::-1]
+                yield queue, behind[::-1]
     finally:
         db.close()
 
 
-def listed(path: Path, lane: str) -> int:
-    """Return how many entries the index says a lane has, as far as it can be read: it lies in other pages than the entries do."""
+def count_indexed(path: Path, queue: str) -> int:
+    """Return how many records the index has of a queue, as far as it is readable: it is in other pages than the records."""
     rows = set[int]()
     try:
-        with contextlib.closing(look_into(path)) as db:
-            for query in (_LISTED, f"{_LISTED} DESC"):
+        with contextlib.closing(connect_readonly(path)) as db:
+            for query in (_INDEXED, f"{_INDEXED} DESC"):
                 with contextlib.suppress(*ERRORS):
-                    for (row,) in db.execute(query, (lane,)):
+                    for (row,) in db.execute(query, (queue,)):
                         if row in rows:
                             break
                         rows.add(row)
@@ -95,118 +105,127 @@ def listed(path: Path, lane: str) -> int:
 
 
 def salvage_notes(path: Path) -> dict[str, Any]:
-    """Return the notes that can still be read of a file."""
+    """Return the readable notes of a damaged file."""
     try:
-        with contextlib.closing(look_into(path)) as db:
-            return notes_of(db)
+        with contextlib.closing(connect_readonly(path)) as db:
+            return read_notes(db)
     except ERRORS:
         return {}
 
 
-SALVAGE_BEHIND = 100_000
-"""How many entries behind a damage are brought back; they have to be held in memory to be put in order."""
-
-
-def _sound(db: sqlite3.Connection, query: str, lane: str) -> Iterator[Entry]:
-    """Yield a lane's sound entries until the file can be read no further."""
+def _intact(db: sqlite3.Connection, query: str, queue: str) -> Iterator[EncodedRecord]:
+    """Yield a queue's intact records until the file is not readable any further."""
     try:
-        for row in db.execute(query, (lane,)):
-            entry = entry_of(row)
-            if entry is not None:
-                yield entry
+        for row in db.execute(query, (queue,)):
+            record = record_of(row)
+            if record is not None:
+                yield record
     except ERRORS:
         return
 
 
-def _in_order(entries: Iterator[Entry], sign: int) -> Iterator[Entry]:
-    """Yield entries by their rows, rising or falling: where a page's structure is damaged, one may stand where it does not belong."""
-    told = held = None
-    for entry in entries:
-        row = sign * (entry.row or 0)
-        if told is not None and row <= told:
+def _in_order(records: Iterator[EncodedRecord], sign: int) -> Iterator[EncodedRecord]:
+    """Yield records whose rows rise (sign 1) or fall (sign -1); a page with a damaged structure may have one in a wrong place."""
+    yielded = held = None
+    for record in records:
+        row = sign * (record.row or 0)
+        if yielded is not None and row <= yielded:
             continue
         if held is not None and sign * (held.row or 0) < row:
-            told = sign * (held.row or 0)
+            yielded = sign * (held.row or 0)
             yield held
-        held = entry
+        held = record
     if held is not None:
         yield held
 
 
-def _is_behind(row: int, entry: Entry) -> bool:
-    return (entry.row or 0) > row
+def _is_after(row: int, record: EncodedRecord) -> bool:
+    return (record.row or 0) > row
 
 
-def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
-    while chunk := list(islice(entries, 500)):
+def _chunks(records: Iterator[EncodedRecord]) -> Iterator[list[EncodedRecord]]:
+    while chunk := list(islice(records, 500)):
         yield chunk
 
 
 @dataclass(slots=True)
 class InFlightRows:
-    """What of a lane flies while its file is replaced, and so comes first in the new one.
+    """A queue's records in flight while its file is replaced: they come first in the new file.
 
     Attributes:
-        entries: the entries; of a lane that is not durable those that were on disk.
-        behind, through: the rows of the old file between which its backlog lies.
-        rows: where they are in the new file.
+        records: the records; of a queue that is not durable only those that were on disk.
+        after: the row of the old file before the first of the backlog.
+        through: the last row of the backlog.
+        rows: the rows of the records in the new file.
     """
 
-    entries: list[Entry] = field(default_factory=list)
-    behind: int = 0
+    records: list[EncodedRecord] = field(default_factory=list)
+    after: int = 0
     through: float = math.inf
     rows: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(cls, lane: RecordQueue, *, known: bool) -> Self:
-        """Return it; what lies in a file that was never read is not known."""
-        entries = [entry for entry in lane.flying if lane.durable or entry.row is not None]
-        if not known or lane.left_to:
-            return cls(entries)
-        return cls(entries, lane.backlog_from, lane.backlog_to)
+    def of(cls, queue: RecordQueue, *, known: bool) -> Self:
+        """Return the rows of a queue; `known` says whether the contents of the old file were read."""
+        records = [record for record in queue.in_flight if queue.durable or record.row is not None]
+        if not known or queue.backlog.kept_through:
+            return cls(records)
+        return cls(records, queue.backlog.after_row, queue.backlog.last_row)
 
 
-def renew(
-    path: Path, connect: Connect, flew: Mapping[str, InFlightRows]
-) -> tuple[Path | None, JournalDatabase, int, dict[str, int]]:
-    """Set a file aside and make a new one of what flies and what can be read of the backlog; blocks.
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """A file that replaces a damaged one.
 
-    Returns:
-        the old file's new name, None where it was gone; the new file, how many records it has of the old, and how many of which lane
-        were in the old that it has not, where nobody had read yet what was in it.
+    Attributes:
+        quarantined: the new path of the old file; None if it was gone.
+        database: the new file.
+        recovered: how many records of the old file it has.
+        lost: how many records of the old file it lacks, by queue; only for queues whose old contents were not read before.
+    """
+
+    quarantined: Path | None
+    database: JournalDatabase
+    recovered: int
+    lost: dict[str, int]
+
+
+def rebuild(path: Path, connect: Connect, in_flight: Mapping[str, InFlightRows]) -> Rebuilt:
+    """Quarantine a file, and make a new one of what is in flight and what is readable of the backlog.
 
     Raises:
-        StoreError: it cannot be renamed, or the new one cannot be made; then it is where it was.
+        JournalError: it cannot be renamed, or the new one cannot be made; the old one is where it was.
     """
-    aside = quarantine(path)
+    quarantined = quarantine(path)
     try:
-        opened = JournalDatabase(path, connect)
+        database = JournalDatabase(path, connect)
         try:
-            return aside, opened, *_refill(opened, aside, flew)
+            return Rebuilt(quarantined, database, *_refill(database, quarantined, in_flight))
         except JournalError:
-            opened.close()
+            database.close()
             raise
     except JournalError:
-        if aside is not None:
-            restore_quarantined(aside, path)
+        if quarantined is not None:
+            restore_quarantined(quarantined, path)
         raise
 
 
 def _refill(
-    opened: JournalDatabase, aside: Path | None, flew: Mapping[str, InFlightRows]
+    database: JournalDatabase, quarantined: Path | None, in_flight: Mapping[str, InFlightRows]
 ) -> tuple[int, dict[str, int]]:
-    """Put into a new file what belongs there; return how many records could be read of the old, and how many could not, as `renew`."""
-    opened.commit([statements.insert(lane, first.entries, first.rows) for lane, first in flew.items()])
-    kept = dict.fromkeys(flew, 0)
+    """Copy records into a new file; return `recovered` and `lost` of `Rebuilt`."""
+    database.commit([statements.insert(queue, rows.records, rows.rows) for queue, rows in in_flight.items()])
+    recovered = dict.fromkeys(in_flight, 0)
     lost = {}
-    if aside is not None:
-        opened.commit([statements.keep(StateNote(name, value)) for name, value in salvage_notes(aside).items()])
-        for lane, entries in salvage(aside, list(flew)):
-            behind, through = flew[lane].behind, flew[lane].through
-            waiting = [entry for entry in entries if behind < (entry.row or 0) <= through]
-            kept[lane] += len(waiting)
-            opened.commit([statements.insert(lane, waiting, [])])
-        unread = [lane for lane, first in flew.items() if first.through == math.inf]
-        lost = {lane: max(0, listed(aside, lane) - kept[lane]) for lane in unread}
-    opened.refresh()
-    return sum(kept.values()), lost
+    if quarantined is not None:
+        notes = [StateNote(name, value) for name, value in salvage_notes(quarantined).items()]
+        database.commit([statements.upsert_note(note) for note in notes])
+        for queue, records in salvage(quarantined, list(in_flight)):
+            after, through = in_flight[queue].after, in_flight[queue].through
+            waiting = [record for record in records if after < (record.row or 0) <= through]
+            recovered[queue] += len(waiting)
+            database.commit([statements.insert(queue, waiting, [])])
+        unknown = [queue for queue, rows in in_flight.items() if rows.through == math.inf]
+        lost = {queue: max(0, count_indexed(quarantined, queue) - recovered[queue]) for queue in unknown}
+    database.refresh()
+    return sum(recovered.values()), lost

@@ -1,4 +1,4 @@
-"""Rows of the journal: an entry as a row, with a checksum of ours, and back; and the changes that one transaction is made of."""
+"""The journal's SQL statements: records as rows with a checksum, and the changes that a transaction is made of."""
 
 import contextlib
 import json
@@ -8,28 +8,29 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agent.delivery.drops import DROP_REPORT_TYPE
-from agent.delivery.entry import OVERHEAD_BYTES, Entry, QueueContents, StateNote, size_of
+from agent.delivery.sizes import QueueContents, size_of
+from agent.model.record import OVERHEAD_BYTES, EncodedRecord, RecordState, StateNote
 
 
-def entry_of(row: Sequence[object]) -> Entry | None:
-    """Return a row's entry, or None where it is not what was written."""
-    number, record_id, key, kind, time_ns, crc, body = row
+def record_of(row: Sequence[object]) -> EncodedRecord | None:
+    """Return the record of a row; None if the row is not what was written."""
+    number, record_id, key, record_type, time_ns, crc, body = row
     if not (isinstance(number, int) and isinstance(time_ns, int) and isinstance(crc, int) and isinstance(body, bytes)):
         return None
-    if not (isinstance(record_id, str) and isinstance(key, str) and isinstance(kind, str)):
+    if not (isinstance(record_id, str) and isinstance(key, str) and isinstance(record_type, str)):
         return None
-    entry = Entry(record_id, key, kind, time_ns, body, row=number)
-    return entry if checksum(entry) == crc else None
+    record = EncodedRecord(record_id, key, record_type, time_ns, body, row=number, state=RecordState.JOURNALED)
+    return record if checksum(record) == crc else None
 
 
-def checksum(entry: Entry) -> int:
-    """Return what tells an entry from a damaged copy of it."""
-    head = f"{entry.id}\n{entry.key}\n{entry.type}\n{entry.time_ns}\n".encode()
-    return zlib.crc32(entry.body, zlib.crc32(head))
+def checksum(record: EncodedRecord) -> int:
+    """Return the CRC-32 of a record's body and of its other columns."""
+    head = f"{record.id}\n{record.key}\n{record.type}\n{record.time_ns}\n".encode()
+    return zlib.crc32(record.body, zlib.crc32(head))
 
 
-def notes_of(db: sqlite3.Connection) -> dict[str, Any]:
-    """Return what was kept by `keep`, by name; what is damaged is left out."""
+def read_notes(db: sqlite3.Connection) -> dict[str, Any]:
+    """Return the values of the notes, by name; damaged ones are left out."""
     notes: dict[str, Any] = {}
     for name, text in db.execute("SELECT name, text FROM notes WHERE name != 'identity'"):
         with contextlib.suppress(ValueError, TypeError):
@@ -38,87 +39,103 @@ def notes_of(db: sqlite3.Connection) -> dict[str, Any]:
 
 
 Change = Callable[[sqlite3.Connection], None]
+"""A part of a transaction."""
 
-MOST_STATEMENT_BYTES = 1 << 20
-"""A statement that is kept for the next keeps what was bound to it, too."""
-MOST_ROWS = 64
-"""Rows written by one statement. For each statement SQLite's thread lets go of Python and waits to have it again, which a busy loop gives
-after 5 ms; and a statement has its own price too."""
-_INSERT = "INSERT INTO records (lane, id, key, type, time_ns, crc, body) VALUES "
+MAX_STATEMENT_BYTES = 1 << 20
+"""Limit of what is bound to a statement with several rows; sqlite3's cache of statements holds on to it."""
+MAX_ROWS = 64
+"""Rows that one statement writes. For each statement SQLite's thread releases the GIL and waits for it again, up to 5 ms beside a busy
+event loop; and a statement has its own cost too."""
+_INSERT = "INSERT INTO records (queue, id, key, type, time_ns, crc, body) VALUES "
 _ROW = "(?, ?, ?, ?, ?, ?, ?)"
 
 
-def insert(lane: str, entries: Sequence[Entry], rows: list[int]) -> Change:
-    """Append entries to a lane, and keep their notes; `rows` gets where each came to be, which holds once it is committed."""
+def insert(queue: str, records: Sequence[EncodedRecord], rows: list[int]) -> Change:
+    """Append records to a queue, and store their notes.
+
+    Args:
+        queue: name of the queue.
+        records: in order.
+        rows: receives the row of each record; valid once the transaction is committed.
+    """
 
     def change(db: sqlite3.Connection) -> None:
         rows.clear()
-        size = MOST_ROWS
-        while len(rows) < len(entries):
-            while size > len(entries) - len(rows):
-                size //= 2  # so that there are few statements, which are prepared once
-            some = entries[len(rows) : len(rows) + size]
-            if size > 1 and size_of(some) > MOST_STATEMENT_BYTES:
-                size, some = 1, some[:1]
-            values = [v for e in some for v in (lane, e.id, e.key, e.type, e.time_ns, checksum(e), e.body)]
+        size = MAX_ROWS
+        while len(rows) < len(records):
+            while size > len(records) - len(rows):
+                size //= 2  # so that there are few different statements, which are prepared once
+            chunk = records[len(rows) : len(rows) + size]
+            if size > 1 and size_of(chunk) > MAX_STATEMENT_BYTES:
+                size, chunk = 1, chunk[:1]
+            values = [v for r in chunk for v in (queue, r.id, r.key, r.type, r.time_ns, checksum(r), r.body)]
             last = db.execute(_INSERT + ", ".join([_ROW] * size), values).lastrowid
             assert last is not None
-            rows.extend(range(last - size + 1, last + 1))  # AUTOINCREMENT leaves nothing out
-        for entry in entries:
-            if entry.note is not None:
-                keep(entry.note)(db)
+            rows.extend(range(last - size + 1, last + 1))  # AUTOINCREMENT leaves no gap
+        for record in records:
+            if record.note is not None:
+                upsert_note(record.note)(db)
 
     return change
 
 
-def delete(lane: str, behind: int, through: int) -> Change:
-    """Delete a lane's entries behind a row, up to and with another."""
-    return lambda db: _run(db, "DELETE FROM records WHERE lane = ? AND row > ? AND row <= ?", (lane, behind, through))
+def delete(queue: str, after: int, through: int) -> Change:
+    """Delete a queue's rows after one row, up to and including another."""
+    return lambda db: _run(db, "DELETE FROM records WHERE queue = ? AND row > ? AND row <= ?", (queue, after, through))
 
 
-def bury(reason: str, entry: Entry, most: int) -> Change:
-    """Add an entry to the dead ones, of which the newest `most` are kept."""
+def insert_dead_letter(reason: str, record: EncodedRecord, limit: int) -> Change:
+    """Add a dead letter; the newest `limit` of them are kept."""
 
     def change(db: sqlite3.Connection) -> None:
         db.execute(
-            "INSERT INTO dead (reason, id, key, type, time_ns, crc, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (reason, entry.id, entry.key, entry.type, entry.time_ns, checksum(entry), entry.body),
+            "INSERT INTO dead_letters (reason, id, key, type, time_ns, crc, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (reason, record.id, record.key, record.type, record.time_ns, checksum(record), record.body),
         )
-        db.execute("DELETE FROM dead WHERE row <= (SELECT max(row) FROM dead) - ?", (most,))
+        db.execute("DELETE FROM dead_letters WHERE row <= (SELECT max(row) FROM dead_letters) - ?", (limit,))
 
     return change
 
 
-def drop_oldest(lane: str, size: int, behind: int, through: int, dropped: QueueContents, last: list[int]) -> Change:
-    """Delete a lane's oldest entries between two rows until `size` bytes are gone; `dropped` gets what they were, `last` the last row."""
+def drop_oldest(queue: str, size: int, after: int, through: int, dropped: QueueContents, last_row: list[int]) -> Change:
+    """Delete a queue's oldest rows between two rows.
+
+    Args:
+        queue: name of the queue.
+        size: how many bytes to delete, at least.
+        after: the row before the first that may be deleted.
+        through: the last row that may be deleted.
+        dropped: receives what was deleted.
+        last_row: receives the last deleted row, if any.
+    """
 
     def change(db: sqlite3.Connection) -> None:
         query = (
             "SELECT row, type, time_ns, length(body), CASE type WHEN ? THEN body END FROM records"
-            " WHERE lane = ? AND row > ? AND row <= ? ORDER BY row"
+            " WHERE queue = ? AND row > ? AND row <= ? ORDER BY row"
         )
-        rows = db.execute(query, (DROP_REPORT_TYPE, lane, behind, through))
-        for row, kind, time_ns, length, told in rows:
-            dropped.add(kind, 1, length + OVERHEAD_BYTES, time_ns, time_ns)
-            if told is not None:
-                dropped.told.append(told)
-            last[:] = [row]
+        rows = db.execute(query, (DROP_REPORT_TYPE, queue, after, through))
+        for row, record_type, time_ns, length, drop_report in rows:
+            dropped.add(record_type, 1, length + OVERHEAD_BYTES, time_ns, time_ns)
+            if drop_report is not None:
+                dropped.drop_reports.append(drop_report)
+            last_row[:] = [row]
             if dropped.bytes >= size:
                 break
         rows.close()
-        if last:
-            db.execute("DELETE FROM records WHERE lane = ? AND row > ? AND row <= ?", (lane, behind, last[0]))
+        if last_row:
+            delete(queue, after, last_row[0])(db)
 
     return change
 
 
-def forget_dead() -> Change:
-    """Delete all refused entries."""
-    return lambda db: _run(db, "DELETE FROM dead", ())
+def delete_dead_letters() -> Change:
+    """Delete all dead letters."""
+    return lambda db: _run(db, "DELETE FROM dead_letters", ())
 
 
-def keep(note: StateNote) -> Change:
-    """Keep a note, unless a younger one of its name is there."""
+def upsert_note(note: StateNote) -> Change:
+    """Store a note, unless a newer one with its name is stored."""
     query = (
         "INSERT INTO notes VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
         " SET version = excluded.version, text = excluded.text WHERE excluded.version > version"

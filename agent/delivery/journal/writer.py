@@ -1,8 +1,8 @@
-"""The journal of all lanes: opens its file, saves in groups, reads back, and bears whatever the disk does.
+"""The journal of all queues: opens its file, writes in groups, reads back, and copes with whatever the disk does.
 
-All of SQLite's work is done in one thread. While one transaction is on its way to the disk, what comes meanwhile gathers for the next:
-a lone event costs one fsync, a thousand at once cost one too. A file that is damaged is set aside, what can be read of it is saved into
-a new one, and a disk that fails or is full leaves the lanes with memory alone until it works again.
+One thread does all of SQLite's work. While it commits one transaction, new records wait for the next one: a single event costs one fsync,
+and so do a thousand events at once. A damaged file is quarantined, and what is readable of it is copied into a new one. A disk that fails
+or is full leaves the queues with memory alone until it works again.
 """
 
 import asyncio
@@ -16,335 +16,360 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agent.delivery.backlog import Deletion
 from agent.delivery.drops import DropLedger, DropReason
-from agent.delivery.entry import Entry, QueueContents, StateNote
 from agent.delivery.journal import recovery, statements
 from agent.delivery.journal.database import Connect, JournalDatabase, JournalError, JournalFault, connect
 from agent.delivery.journal.recovery import InFlightRows
 from agent.delivery.queue import RecordQueue
+from agent.delivery.sizes import QueueContents
+from agent.delivery.timings import DeliveryTimings
+from agent.model.record import EncodedRecord, StateNote
 
 _log = logging.getLogger(__name__)
 
 FILE = "journal.db"
-RETRY_SECONDS = 5.0
-"""How long to wait before a disk that failed is tried again."""
-TIDY_SECONDS = 1.0
-"""How long deletions wait for something to be saved, so that they need no transaction of their own."""
-PATIENCE_SECONDS = 60.0
-DEAD_KEPT = 10_000
-_NOT_YET = "not opened yet"
-LOSSES = "losses"
-"""The name of the note that keeps what was lost and is not told yet."""
+MAX_DEAD_LETTERS = 10_000
+"""The newest dead letters are kept."""
+_NOT_OPENED = "not opened yet"
+UNREPORTED_DROPS = "unreported_drops"
+"""Name of the note with the drops that are not reported downstream yet."""
 
 T = TypeVar("T")
 
 
 class Journal:
-    """One file for some lanes. `run` does the work; until it has opened the file, and while it cannot, the lanes have memory alone."""
+    """One file for several queues. `run` does the work; while the file is not open, the queues have memory alone."""
 
     def __init__(
-        self, folder: Path, lanes: Sequence[RecordQueue], losses: DropLedger, connect: Connect = connect
+        self,
+        directory: Path,
+        queues: Sequence[RecordQueue],
+        drops: DropLedger,
+        *,
+        timings: DeliveryTimings,
+        connect: Connect = connect,
     ) -> None:
-        self.path = folder / FILE
-        self.trouble: str | None = _NOT_YET
-        """Why nothing is journaled, or None."""
+        self.path = directory / FILE
+        self.error: str | None = _NOT_OPENED
+        """Why nothing is journaled; None while the journal works."""
         self.quarantined = 0
-        """Damaged files that were set aside since the start."""
+        """Damaged files that were quarantined since the start."""
         self.commits = 0
         """Transactions since the start."""
         self.notes: dict[str, Any] = {}
-        """What an earlier run kept, by name, as it was when the file was opened."""
+        """Values of the notes of earlier runs, by name, as they were when the file was opened."""
         self.opened = asyncio.Event()
-        """Set when opening has been tried once, whether it went well or not."""
-        self._lanes = lanes
-        self._losses = losses
+        """Set after the first attempt to open the file, whether it succeeded or not."""
+        self._queues = queues
+        self._drops = drops
+        self._timings = timings
         self._connect = connect
         self._thread = ThreadPoolExecutor(1, "journal")
-        self._store: JournalDatabase | None = None
+        self._database: JournalDatabase | None = None
         self._lock_fd = -1
-        self._dead: list[tuple[str, Entry]] = []
+        self._dead_letters: list[tuple[str, EncodedRecord]] = []
         self._notes: list[tuple[StateNote, asyncio.Future[None]]] = []
         self._dirty = asyncio.Event()
-        self._noted: object = None
+        self._stored_drops: object = None
         self._identity = ""
-        self._turn = asyncio.Lock()  # the lanes' rows change while one thing is done with the file, and not meanwhile
-        self._unread: JournalError | None = None
+        self._file_lock = asyncio.Lock()  # the queues' rows change only while one operation on the file is under way
+        self._read_error: JournalError | None = None
         self._stopping = asyncio.Event()
         self._worked_at = time.monotonic()
         self._called_at: float | None = None
-        for lane in lanes:
-            lane.dirty = self._dirty
+        for queue in queues:
+            queue.dirty = self._dirty
 
     def silent_seconds(self, now: float) -> float:
-        """Return for how long the disk has left a call unanswered; 0 where none is under way. Times are of time.monotonic."""
+        """Return how long the disk has left a call unanswered, by time.monotonic; 0 if no call is under way."""
         return now - self._called_at if self._called_at is not None else 0.0
 
-    # What the lanes' owners ask.
+    # For those who use the queues.
 
-    def bury(self, reason: str, entries: Sequence[Entry]) -> None:
-        """Keep refused entries, so that a person can look at them."""
-        self._dead += [(reason, entry) for entry in entries][: DEAD_KEPT - len(self._dead)]
+    def dead_letter(self, reason: str, records: Sequence[EncodedRecord]) -> None:
+        """Store rejected records for the operator."""
+        self._dead_letters += [(reason, record) for record in records][: MAX_DEAD_LETTERS - len(self._dead_letters)]
         self._dirty.set()
 
-    async def keep(self, note: StateNote) -> None:
-        """Keep a note; when this returns, it is on disk. The caller bounds the wait."""
-        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._notes.append((note, kept))
+    async def persist(self, note: StateNote) -> None:
+        """Store a note and wait until it is on disk. The caller bounds the wait."""
+        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._notes.append((note, stored))
         self._dirty.set()
-        await kept
+        await stored
 
-    async def fetch(self, lane: RecordQueue, most: int, most_bytes: int) -> None:
-        """Read the oldest of a lane's backlog and let it fly, or wait and leave it for the next call.
+    async def fetch(self, queue: RecordQueue, records: int, size: int) -> None:
+        """Read the oldest of a queue's backlog and move it into flight; or wait, and leave it for the next call.
 
-        A file that turns out to be damaged is set aside; the lane's backlog is then what could be saved of it. One that cannot be read
-        for long is not waited for: what is in memory goes first then, and what is on disk after the next start.
+        A file that turns out to be damaged is quarantined, and the backlog becomes what was readable of it. A file that stays unreadable
+        is not waited for: what is in memory is delivered, and what is on disk after the next start.
+
+        Args:
+            queue: the queue; nothing of it is in flight.
+            records: how many to read at most.
+            size: bytes of bodies to read at most.
         """
-        async with self._turn:
-            if self._store is not None and self._unread is None:
+        async with self._file_lock:
+            if self._database is not None and self._read_error is None:
+                after = queue.backlog.after_row
                 try:
-                    lane.fly_from_disk(
-                        *await self._in_thread(self._store.read, lane.name, lane.backlog_from, most, most_bytes)
-                    )
+                    batch = await self._in_thread(self._database.read, queue.name, after, records, size)
                 except JournalError as error:
-                    self._unread = error  # for `run` to see to
+                    self._read_error = error  # `run` handles it
                     self._dirty.set()
                 else:
+                    queue.take_from_disk(*batch)
                     return
-        if self._store is None and time.monotonic() - self._worked_at > PATIENCE_SECONDS:
-            _log.error("%s cannot be read (%s); going on without what is in it", self.path, self.trouble)
-            lane.leave_backlog()
+        if self._database is None and time.monotonic() - self._worked_at > self._timings.read_patience:
+            _log.error(
+                "journal %s: its records are delivered after the next start: not readable: %s", self.path, self.error
+            )
+            queue.skip_backlog()
             return
-        await asyncio.sleep(RETRY_SECONDS)
+        await asyncio.sleep(self._timings.journal_retry)
 
     def stop(self) -> None:
-        """Have `run` come to an end."""
+        """Make `run` return."""
         self._stopping.set()
         self._dirty.set()
 
     async def finish(self) -> None:
-        """Save all that is in memory, `run` having ended: the agent stops. Where the disk fails, it is tried once more."""
+        """Write all that is in memory, after `run` has returned: the agent stops. A disk that fails gets one retry."""
         for _ in range(2):
-            if self._store is None:
+            if self._database is None:
                 await self._try_to_open()
-            for lane in self._lanes:
-                lane.save_all()
-            while self._store is not None and await self._save(self._store):
-                if not self._wanted():
+            for queue in self._queues:
+                queue.write_all()
+            while self._database is not None and await self._write(self._database):
+                if not self._has_writes():
                     return
 
     async def close(self) -> None:
-        """Close the file and let the lock go."""
-        if self._store is not None:
-            if self._losses.untold() != self._noted:
-                await self._save(self._store)
-            await self._in_thread(self._store.close)
-            self._store = None
-        self.let_go()
+        """Close the file and release the lock."""
+        if self._database is not None:
+            if self._drops.unreported() != self._stored_drops:
+                await self._write(self._database)
+            await self._in_thread(self._database.close)
+            self._database = None
+        self.release()
 
-    def let_go(self) -> None:
-        """Let the lock go, and the thread as soon as it can."""
+    def release(self) -> None:
+        """Release the lock, and the thread as soon as its call returns."""
         self._thread.shutdown(wait=False)
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
 
-    # Its work.
+    # Writing.
 
     async def run(self) -> None:
-        """Open the file, then save and delete as the lanes want it, until stopped. Cancelling is for a disk that hangs."""
+        """Open the file, then write and delete what the queues have, until `stop`. Cancelling is for a disk that hangs."""
         while not self._stopping.is_set():
-            async with self._turn:
-                if self._store is None:
+            async with self._file_lock:
+                if self._database is None:
                     await self._try_to_open()
                     self.opened.set()
-                elif self._unread is not None:
-                    error, self._unread = self._unread, None
-                    await self._failed(error)
-            if self._store is None:
+                elif self._read_error is not None:
+                    error, self._read_error = self._read_error, None
+                    await self._handle(error)
+            if self._database is None:
                 await self._pause()
                 continue
             await self._dirty.wait()
-            if not self._urgent():
-                await self._company()
+            if not self._is_urgent():
+                await self._wait_for_batch()
             self._dirty.clear()
-            if self._unread is None and not await self._save(self._store) and self.trouble is not None:
+            if self._read_error is None and not await self._write(self._database) and self.error is not None:
                 await self._pause()
                 self._dirty.set()
 
     async def _pause(self) -> None:
         """Wait before the disk is tried again."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(RETRY_SECONDS):
+            async with asyncio.timeout(self._timings.journal_retry):
                 await self._stopping.wait()
 
-    def _wanted(self) -> bool:
-        return any(lane.wants_saving for lane in self._lanes) or bool(self._dead or self._notes)
+    def _has_writes(self) -> bool:
+        return any(queue.has_writes for queue in self._queues) or bool(self._dead_letters or self._notes)
 
-    def _urgent(self) -> bool:
-        return self._wanted() or self._unread is not None or self._stopping.is_set()
+    def _is_urgent(self) -> bool:
+        return self._has_writes() or self._read_error is not None or self._stopping.is_set()
 
-    async def _company(self) -> None:
-        """Wait a moment for something to save, when there is only something to delete."""
+    async def _wait_for_batch(self) -> None:
+        """Wait for something to write when there is only something to delete, so that both share a transaction."""
         self._dirty.clear()
         try:
-            async with asyncio.timeout(TIDY_SECONDS):
-                while not self._urgent():
+            async with asyncio.timeout(self._timings.delete_delay):
+                while not self._is_urgent():
                     await self._dirty.wait()
                     self._dirty.clear()
         except TimeoutError:
             return
 
-    async def _save(self, opened: JournalDatabase) -> bool:
-        """One transaction: what the lanes want saved and deleted, what is over their budgets, refused entries, untold losses."""
-        async with self._turn:
-            return await self._save_now(opened)
+    async def _write(self, database: JournalDatabase) -> bool:
+        """Commit one transaction of all that waits to be written or deleted; return whether it is on disk."""
+        async with self._file_lock:
+            return await self._write_locked(database)
 
-    async def _save_now(self, opened: JournalDatabase) -> bool:
-        places: dict[str, list[int]] = {lane.name: [] for lane in self._lanes}
-        deleted = {lane.name: lane.to_delete for lane in self._lanes}
-        changes = self._deletions(deleted)
+    async def _write_locked(self, database: JournalDatabase) -> bool:
+        rows: dict[str, list[int]] = {queue.name: [] for queue in self._queues}
+        deletions = self._deletions()
+        changes = _delete_changes(deletions)
         changes += [
-            statements.insert(lane.name, entries, places[lane.name])
-            for lane in self._lanes
-            if (entries := lane.to_save())
+            statements.insert(queue.name, records, rows[queue.name])
+            for queue in self._queues
+            if (records := queue.start_write())
         ]
-        drops = [_Surplus(lane, size) for lane in self._lanes if (size := lane.over_budget) > 0]
-        changes += [drop.change for drop in drops]
-        dead, self._dead = self._dead, []
-        changes += [statements.bury(reason, entry, DEAD_KEPT) for reason, entry in dead]
-        untold = self._losses.untold()
-        if untold != self._noted:
-            changes.append(statements.keep(StateNote(LOSSES, untold)))
+        surpluses = [_Surplus(queue, size) for queue in self._queues if (size := queue.excess_bytes) > 0]
+        changes += [surplus.change for surplus in surpluses]
+        dead_letters, self._dead_letters = self._dead_letters, []
+        changes += [statements.insert_dead_letter(reason, record, MAX_DEAD_LETTERS) for reason, record in dead_letters]
+        unreported = self._drops.unreported()
+        if unreported != self._stored_drops:
+            changes.append(statements.upsert_note(StateNote(UNREPORTED_DROPS, unreported)))
         notes, self._notes = self._notes, []
-        changes += [statements.keep(note) for note, _ in notes]
+        changes += [statements.upsert_note(note) for note, _ in notes]
         try:
-            await self._in_thread(opened.commit, changes)
+            await self._in_thread(database.commit, changes)
         except JournalError as error:
-            self._dead = dead + self._dead
+            self._dead_letters = dead_letters + self._dead_letters
             self._notes = notes + self._notes
-            await self._failed(error)
+            await self._handle(error)
             return False
         self.commits += 1
         self._worked_at = time.monotonic()
-        self._noted = untold
-        for _, kept in notes:
-            if not kept.done():
-                kept.set_result(None)
-        for drop in drops:
-            drop.tell()
-        for lane in self._lanes:
-            lane.saved(places[lane.name], deleted[lane.name])
-        if self.trouble is not None:
-            self._works()
+        self._stored_drops = unreported
+        for _, stored in notes:
+            if not stored.done():
+                stored.set_result(None)
+        for surplus in surpluses:
+            surplus.report()
+        for queue in self._queues:
+            queue.write_committed(rows[queue.name], deletions.get(queue.name))
+        if self.error is not None:
+            self._mark_working()
         return True
 
-    def _deletions(self, deleted: Mapping[str, int]) -> list[statements.Change]:
-        left = {lane.name: lane.left_to for lane in self._lanes}
-        return [statements.delete(name, left[name], row) for name, row in deleted.items() if row]
+    def _deletions(self) -> dict[str, Deletion]:
+        """Return which delivered rows can be deleted, by queue."""
+        return {queue.name: deletion for queue in self._queues if (deletion := queue.backlog.deletion()) is not None}
 
-    # Opening, and what a disk does to a file.
+    # Opening the file, and handling what a disk does to it.
 
     async def _try_to_open(self) -> None:
-        """Open the file; where it is damaged, set it aside and begin a new one with what could be read of it."""
+        """Open the file; quarantine a damaged one, and start a new one with what is readable of it."""
         try:
             self._lock()
             opened = await self._in_thread(JournalDatabase, self.path, self._connect)
             if opened.identity == self._identity:
-                self._store = opened
-                self._works()
+                self._database = opened
+                self._mark_working()
             else:
                 await self._adopt(opened)
         except JournalError as error:
-            await self._failed(error)
+            await self._handle(error)
         except OSError as error:
-            self._report(f"{self.path.parent}: {error.strerror}")
+            self._mark_failed(f"{self.path.parent}: {error.strerror}")
 
-    async def _adopt(self, opened: JournalDatabase, flew: Mapping[str, InFlightRows] | None = None) -> None:
-        """Begin with a file that is new to us, and tell the lanes what it has."""
-        contents = [await self._in_thread(opened.contents, lane.name) for lane in self._lanes]
+    async def _adopt(self, opened: JournalDatabase, in_flight: Mapping[str, InFlightRows] | None = None) -> None:
+        """Use another file than before, and give its contents to the queues."""
+        contents = [await self._in_thread(opened.contents, queue.name) for queue in self._queues]
         self.notes = await self._in_thread(opened.notes)
-        self._losses.restore(self.notes.pop(LOSSES, None))
-        self._store, self._identity, self._noted = opened, opened.identity, None
-        for lane, found in zip(self._lanes, contents, strict=True):
-            first = flew[lane.name] if flew else InFlightRows()
-            lane.found(found, opened.last_row, first.entries, first.rows)
-            if found.records:
-                _log.info("%s has %d records of lane %s from before", self.path, found.records, lane.name)
-        self._works()
+        self._drops.load(self.notes.pop(UNREPORTED_DROPS, None))
+        self._database, self._identity, self._stored_drops = opened, opened.identity, None
+        for queue, stored in zip(self._queues, contents, strict=True):
+            copied = in_flight[queue.name] if in_flight else InFlightRows()
+            queue.journal_opened(stored, opened.last_row, copied.records, copied.rows)
+            if stored.records:
+                _log.info(
+                    "journal %s: queue %s has %d records of an earlier run", self.path, queue.name, stored.records
+                )
+        self._mark_working()
 
     def _lock(self) -> None:
-        """Make sure that no other agent uses this folder; the lock goes with the process.
+        """Make sure that no other agent uses the directory; the lock ends with the process.
 
         Raises:
-            OSError: the folder cannot be made or written.
-            StoreError: another agent has it.
+            OSError: the directory cannot be made or written.
+            JournalError: another agent uses it.
         """
         if self._lock_fd >= 0:
             return
         self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         self._lock_fd = lock(self.path.parent)
 
-    def _works(self) -> None:
-        if self.trouble not in (None, _NOT_YET):
-            _log.info("journaling to %s again", self.path)
-        self.trouble = None
+    def _mark_working(self) -> None:
+        if self.error not in (None, _NOT_OPENED):
+            _log.info("journal %s: records are journaled again", self.path)
+        self.error = None
         self._worked_at = time.monotonic()
-        for lane in self._lanes:
-            lane.resumed()
+        for queue in self._queues:
+            queue.journal_resumed()
 
-    def _report(self, trouble: str) -> None:
-        if trouble != self.trouble:
-            _log.error("nothing is journaled: %s; records are kept in memory meanwhile", trouble)
-        self.trouble = trouble
-        for lane in self._lanes:
-            lane.not_saved(has_journal=False)
+    def _mark_failed(self, error: str) -> None:
+        if error != self.error:
+            _log.error("journal: records are kept in memory only: %s", error)
+        self.error = error
+        for queue in self._queues:
+            queue.write_failed(has_journal=False)
 
-    async def _failed(self, error: JournalError) -> None:
-        """Bear a failure: make room where the disk is full, wait where waiting may help, set the file aside where it will not."""
-        self._report(f"{self.path}: {error}")
-        opened, self._unread = self._store, None
+    async def _handle(self, error: JournalError) -> None:
+        """Handle a failure: make room on a full disk, close a file that may work later, quarantine a damaged one."""
+        self._mark_failed(f"{self.path}: {error}")
+        opened, self._read_error = self._database, None
         if error.fault is JournalFault.FULL and opened is not None:
             await self._make_room(opened)
             return
-        self._store = None
+        self._database = None
         if opened is not None:
             await self._in_thread(opened.close)
         if error.fault is JournalFault.DAMAGED:
             await self._replace()
 
     async def _make_room(self, opened: JournalDatabase) -> None:
-        """On a full disk, let a part of what is least worth go: pages that are freed inside the file can be written again."""
-        drops = [_Surplus(lane, lane.disk.bytes // 4) for lane in self._lanes if not lane.durable and lane.has_backlog]
-        deleted = {lane.name: lane.to_delete for lane in self._lanes}
+        """On a full disk, drop a part of the least valuable records: SQLite reuses the pages inside the file."""
+        surpluses = [
+            _Surplus(queue, queue.backlog.stored.bytes // 4)
+            for queue in self._queues
+            if not queue.durable and queue.backlog
+        ]
+        deletions = self._deletions()
         try:
-            await self._in_thread(opened.fold)
-            await self._in_thread(opened.commit, [*self._deletions(deleted), *(drop.change for drop in drops)])
+            await self._in_thread(opened.checkpoint)
+            changes = [*_delete_changes(deletions), *(surplus.change for surplus in surpluses)]
+            await self._in_thread(opened.commit, changes)
         except JournalError as error:
-            _log.debug("no room can be made: %s", error)
+            _log.debug("journal %s: no room can be made: %s", self.path, error)
             return
-        for drop in drops:
-            drop.tell()
-        for lane in self._lanes:
-            lane.saved((), deleted[lane.name])
+        for surplus in surpluses:
+            surplus.report()
+        for queue in self._queues:
+            queue.write_committed((), deletions.get(queue.name))
 
     async def _replace(self) -> None:
-        """Set a damaged file aside and begin a new one with what can be read of it."""
-        flew = {lane.name: InFlightRows.of(lane, known=bool(self._identity)) for lane in self._lanes}
+        """Quarantine a damaged file, and start a new one with what is readable of it."""
+        in_flight = {queue.name: InFlightRows.of(queue, known=bool(self._identity)) for queue in self._queues}
         try:
-            aside, opened, kept, lost = await self._in_thread(recovery.renew, self.path, self._connect, flew)
+            rebuilt = await self._in_thread(recovery.rebuild, self.path, self._connect, in_flight)
         except JournalError as error:
-            self._report(f"{self.path}: {error}")
+            self._mark_failed(f"{self.path}: {error}")
             return
-        if aside is not None:
+        if rebuilt.quarantined is not None:
             self.quarantined += 1
-            _log.error("the damaged journal is set aside as %s; %d records of it could be read", aside, kept)
-        for name, count in lost.items():
-            self._losses.add(name, DropReason.CORRUPT, count, 0, 0, time.monotonic())
+            _log.error(
+                "journal %s: damaged file quarantined as %s: %d of its records are readable",
+                self.path,
+                rebuilt.quarantined.name,
+                rebuilt.recovered,
+            )
+        for name, count in rebuilt.lost.items():
+            self._drops.add(name, DropReason.CORRUPT, count, 0, 0, time.monotonic())
         try:
-            await self._adopt(opened, flew)
+            await self._adopt(rebuilt.database, in_flight)
         except JournalError as error:
-            self._report(f"{self.path}: {error}")
-            await self._in_thread(opened.close)
+            self._mark_failed(f"{self.path}: {error}")
+            await self._in_thread(rebuilt.database.close)
 
     async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
         self._called_at = time.monotonic()
@@ -354,32 +379,36 @@ class Journal:
             self._called_at = None
 
 
+def _delete_changes(deletions: Mapping[str, Deletion]) -> list[statements.Change]:
+    return [statements.delete(name, deletion.after, deletion.through) for name, deletion in deletions.items()]
+
+
 class _Surplus:
-    """What is to be dropped from a lane's backlog in one transaction."""
+    """What one transaction drops from a queue's backlog."""
 
-    def __init__(self, lane: RecordQueue, size: int) -> None:
-        self._lane = lane
-        self._gone = QueueContents()
-        self._last: list[int] = []
-        behind, self._through = lane.droppable
-        self.change = statements.drop_oldest(lane.name, size, behind, self._through, self._gone, self._last)
+    def __init__(self, queue: RecordQueue, size: int) -> None:
+        self._queue = queue
+        self._dropped = QueueContents()
+        self._last_row: list[int] = []
+        after, self._through = queue.droppable_rows
+        self.change = statements.drop_oldest(queue.name, size, after, self._through, self._dropped, self._last_row)
 
-    def tell(self) -> None:
-        """Tell the lane, the transaction having been committed."""
-        self._lane.dropped(self._gone, self._last[0] if self._last else self._through)
+    def report(self) -> None:
+        """Report the drops to the queue, after the transaction was committed."""
+        self._queue.backlog_dropped(self._dropped, self._last_row[0] if self._last_row else self._through)
 
 
-def lock(folder: Path) -> int:
-    """Take a folder for this process, and return the descriptor that holds it.
+def lock(directory: Path) -> int:
+    """Lock a directory for this process, and return the file descriptor that holds the lock.
 
     Raises:
-        StoreError: another process has it.
-        OSError: it cannot be written.
+        JournalError: another process holds it.
+        OSError: the directory is not writable.
     """
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise JournalError(JournalFault.UNUSABLE, f"another agent uses {folder}") from None
+        raise JournalError(JournalFault.UNUSABLE, f"another agent uses {directory}") from None
     return descriptor

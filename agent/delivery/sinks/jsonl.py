@@ -1,4 +1,4 @@
-"""Records as JSON lines: to standard output, or to a file that is rotated by size. What goes out when no Kafka is configured."""
+"""JSON lines sink: standard output, or a file that is rotated by size. The default when no Kafka is configured."""
 
 import asyncio
 import os
@@ -11,35 +11,35 @@ from typing import Annotated
 from pydantic import Field
 
 from agent.common.units import Bytes
-from agent.delivery.entry import Entry
 from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.config import SinkConfig
+from agent.model.record import EncodedRecord
 
 
 class JsonLinesSink:
-    """A file of one record a line; `records.jsonl`, then `records.jsonl.1` and so on, the oldest last. Without a path, standard output."""
+    """Writes one record a line to a file; rotated files are `<name>.1` and up, the oldest last. No path means standard output."""
 
     def __init__(self, path: Path | None, rotate_bytes: int = 100 << 20, max_files: int = 5) -> None:
         self.name = "standard output" if path is None else str(path)
         self._path = path
         self._rotate_bytes = rotate_bytes
-        self._keep = max_files
+        self._max_files = max_files
         self._fd = -1
-        self._turn = threading.Lock()  # lanes send side by side, and one of them may rotate
+        self._lock = threading.Lock()  # queues send concurrently, and one of them may rotate
 
     async def open(self) -> None:
-        """Open the file, and where the agent was killed in the middle of a line, end that line.
+        """Open the file, and terminate its last line if the agent was killed in the middle of it.
 
         Raises:
-            SinkError: it cannot be opened.
+            SinkError: the file cannot be opened.
         """
         await self._in_thread(self._open)
 
-    async def send(self, batch: Sequence[Entry]) -> Sequence[Entry]:
+    async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
         """Append the batch.
 
         Raises:
-            SinkError: the disk is full or the reader of standard output is gone.
+            SinkError: the disk is full, or the reader of standard output has closed it.
         """
         lines = b"".join(record.body + b"\n" for record in batch)
         await self._in_thread(self._write, lines)
@@ -74,8 +74,8 @@ class JsonLinesSink:
             os.close(descriptor)
 
     def _write(self, lines: bytes) -> None:
-        with self._turn:
-            # Before the lines, so that nothing is written twice where it fails.
+        with self._lock:
+            # Before the lines, so that a failed rotation writes nothing twice.
             if self._path is not None and os.fstat(self._fd).st_size >= self._rotate_bytes:
                 self._rotate(self._path)
             view = memoryview(lines)
@@ -83,9 +83,9 @@ class JsonLinesSink:
                 view = view[os.write(self._fd, view) :]
 
     def _rotate(self, path: Path) -> None:
-        if not self._keep:
+        if not self._max_files:
             path.unlink()
-        names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, self._keep + 1))]
+        names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, self._max_files + 1))]
         for older, newer in zip(reversed(names), reversed(names[:-1]), strict=False):
             if newer.exists():
                 newer.replace(older)
@@ -99,12 +99,8 @@ class JsonLinesConfig(SinkConfig):
     path: Path | None = None
     """The file; without one, standard output."""
     max_size: Annotated[Bytes, Field(ge=4096)] = 100 << 20
-    """The size at which a file is put aside and a new one begun."""
+    """Size at which the file is rotated."""
     max_files: Annotated[int, Field(ge=0, le=1000)] = 5
-    """How many files put aside are kept."""
+    """Number of rotated files to keep."""
 
     journaled = False
-
-    def build(self) -> JsonLinesSink:
-        """Return the sink."""
-        return JsonLinesSink(self.path, self.max_size, self.max_files)

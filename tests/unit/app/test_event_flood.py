@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from agent.app.agent import Agent
 from agent.cli.demo.guest import until
 from agent.config.model import Config
-from agent.delivery.entry import Entry
+from agent.model.record import EncodedRecord
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.thin_guests import ListSink
 
@@ -22,7 +22,7 @@ class BlockedSink(ListSink):
         super().__init__()
         self.released = asyncio.Event()
 
-    async def send(self, batch: Sequence[Entry]) -> Sequence[Entry]:
+    async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
         await self.released.wait()
         return await super().send(batch)
 
@@ -46,7 +46,7 @@ async def test_an_event_flood_hides_no_alert_and_drops_are_reported(fake: FakeQe
         await until(lambda: _types(sink)["qemu.agent.records_dropped"], 10)
         await until(lambda: _types(sink)["qemu.alert.guest_panicked"], 10)
     types = _types(sink)
-    dropped = sum(app.publisher.delivery.losses.totals.values())
+    dropped = sum(app.publisher.delivery.drops.totals.values())
     assert dropped > 0
     events = sum(count for kind, count in types.items() if kind.startswith(("qemu.event.", "qemu.vm.")))
     created = app.publisher.published["event"] + app.publisher.published["vm"]

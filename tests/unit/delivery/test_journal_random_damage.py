@@ -12,11 +12,20 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent.cli.journal import quarantined_files
-from agent.delivery.entry import Entry
 from agent.delivery.journal.database import JournalDatabase
 from agent.delivery.journal.statements import delete, insert
 from agent.delivery.journal.writer import FILE
-from tests.lab.scripted_sink import EVENT, SAMPLE, Script, Source, deliver, is_journaled, once, running, soon
+from tests.lab.scripted_sink import (
+    EVENT,
+    SAMPLE,
+    RecordSource,
+    ScriptedSink,
+    deduplicated,
+    eventually,
+    is_journaled,
+    make_pipeline,
+    running,
+)
 
 SECONDS = 10.0
 LANES = {"events": EVENT, "samples": SAMPLE}
@@ -39,20 +48,20 @@ class Journal:
 def journal(*, closed: bool) -> Journal:
     """Write a journal by the real store, with room of deleted entries within; not closed it is as a crash leaves it."""
     draw = random.Random(1)
-    bodies: dict[str, dict[str, bytes]] = {lane: {} for lane in LANES}
-    sources = {lane: Source(kind, size=300, run=1 + run) for run, (lane, kind) in enumerate(LANES.items())}
+    bodies: dict[str, dict[str, bytes]] = {queue: {} for queue in LANES}
+    sources = {queue: RecordSource(kind, size=300, run=1 + run) for run, (queue, kind) in enumerate(LANES.items())}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, FILE)
         store = JournalDatabase(path)
         for group in range(20):
-            for lane, source in sources.items():
-                source._pad = "x" * draw.choice((1, 200, 900, 6000))  # the last takes pages of its own
-                entries = [Entry.of(stamped) for stamped in source.some(draw.randint(1, 12))]
-                bodies[lane] |= {entry.id: entry.body for entry in entries}
-                store.commit([insert(lane, entries, [])])
+            for queue, source in sources.items():
+                source.padding = "x" * draw.choice((1, 200, 900, 6000))  # the last takes pages of its own
+                records = [*source.take(draw.randint(1, 12))]
+                bodies[queue] |= {record.id: record.body for record in records}
+                store.commit([insert(queue, records, [])])
             if group == 8:
-                store.commit([delete(lane, 0, 60) for lane in LANES])
-                store.fold()
+                store.commit([delete(queue, 0, 60) for queue in LANES])
+                store.checkpoint()
         if closed:
             store.close()
         copy = Path(folder, "copy")
@@ -113,27 +122,27 @@ async def check(before: Journal, damaged: list[Damage]) -> None:
         folder = Path(path)
         for end, data in files.items():
             (folder / (FILE + end)).write_bytes(data)
-        sink, event, sample = Script(), Source(run=8), Source(SAMPLE, run=9)
-        async with running(deliver(sink, folder), stop_seconds=SECONDS) as delivery:
-            delivery.put(event.next())
-            delivery.put(sample.next())
-            await sink.until(lambda: {*event.made, *sample.made} <= set(sink.ids))
-            await soon(lambda: delivery.troubles() == [])
+        sink, event, sample = ScriptedSink(), RecordSource(run=8), RecordSource(SAMPLE, run=9)
+        async with running(make_pipeline(sink, folder), stop_seconds=SECONDS) as pipeline:
+            pipeline.put(event.next())
+            pipeline.put(sample.next())
+            await sink.until(lambda: {*event.ids, *sample.ids} <= set(sink.ids))
+            await eventually(lambda: pipeline.unready_reasons() == [])
             sink.up = False
-            delivery.put(event.next())
-            await soon(lambda: is_journaled(delivery.events))
+            pipeline.put(event.next())
+            await eventually(lambda: is_journaled(pipeline.events))
             sink.up = True
-            await sink.until(lambda: event.made[-1] in sink.ids)
-        assert delivery.journal is not None
-        assert len(quarantined_files(folder)) == delivery.journal.quarantined
-    came = {entry.id: entry.body for entry in sink.entries if entry not in sink.told}
+            await sink.until(lambda: event.ids[-1] in sink.ids)
+        assert pipeline.journal is not None
+        assert len(quarantined_files(folder)) == pipeline.journal.quarantined
+    came = {record.id: record.body for record in sink.records if record not in sink.drop_reports}
     for bodies in (*before.bodies.values(), event.bodies, sample.bodies):
-        ours = [record_id for record_id in once(sink.ids) if record_id in bodies]
+        ours = [record_id for record_id in deduplicated(sink.ids) if record_id in bodies]
         assert ours == sorted(ours, key=list(bodies).index), "order is kept"
         assert all(came.pop(record_id) == bodies[record_id] for record_id in ours), "no body was changed"
     assert came == {}, "nothing came that was never put in"
-    for entry in sink.told:
-        assert json.loads(entry.body)["data"]["records"] > 0
+    for record in sink.drop_reports:
+        assert json.loads(record.body)["data"]["records"] > 0
 
 
 @settings(max_examples=120, deadline=None)

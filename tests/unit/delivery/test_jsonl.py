@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from agent.delivery.entry import Entry
 from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.jsonl import JsonLinesSink
-from tests.lab.faulty_disk import mounted
-from tests.lab.scripted_sink import Source, deliver, running, soon
+from agent.model.record import EncodedRecord
+from tests.lab.faulty_disk import tmpfs
+from tests.lab.scripted_sink import RecordSource, eventually, make_pipeline, running
 from tests.unit.delivery.test_journal_full import fill
 
 
-def batch(source: Source, count: int) -> list[Entry]:
-    return [Entry.of(stamped) for stamped in source.some(count)]
+def batch(source: RecordSource, count: int) -> list[EncodedRecord]:
+    return [*source.take(count)]
 
 
 def ids(*paths: Path) -> list[str]:
@@ -39,30 +39,30 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counted, not opened
 
 
-async def sent(sink: JsonLinesSink, entries: Sequence[Entry]) -> None:
-    assert list(await sink.send(entries)) == []
+async def sent(sink: JsonLinesSink, records: Sequence[EncodedRecord]) -> None:
+    assert list(await sink.send(records)) == []
 
 
 async def test_each_record_is_a_line(folder: Path) -> None:
-    source, sink = Source(), JsonLinesSink(folder / "records.jsonl")
+    source, sink = RecordSource(), JsonLinesSink(folder / "records.jsonl")
     await sink.open()
     await sent(sink, batch(source, 3))
     await sent(sink, batch(source, 2))
     await sink.close()
-    assert ids(folder / "records.jsonl") == source.made
+    assert ids(folder / "records.jsonl") == source.ids
     assert (folder / "records.jsonl").stat().st_mode & 0o777 == 0o640
 
 
 async def test_a_line_that_was_torn_by_a_kill_is_ended_before_the_next(folder: Path) -> None:
     path = folder / "records.jsonl"
     path.write_bytes(b'{"id":"a"}\n{"id":"torn')
-    source, sink = Source(), JsonLinesSink(path)
+    source, sink = RecordSource(), JsonLinesSink(path)
     await sink.open()
     await sent(sink, batch(source, 1))
     await sink.close()
     first, torn, last = path.read_bytes().splitlines()
     assert (first, torn) == (b'{"id":"a"}', b'{"id":"torn')
-    assert json.loads(last)["id"] == source.made[0]
+    assert json.loads(last)["id"] == source.ids[0]
 
 
 async def test_a_file_that_ends_with_a_whole_line_is_gone_on_with(folder: Path) -> None:
@@ -77,7 +77,7 @@ async def test_a_file_that_ends_with_a_whole_line_is_gone_on_with(folder: Path) 
 
 @pytest.mark.parametrize("max_files", [1, 5])
 async def test_files_turn_over_and_of_those_that_are_kept_none_lacks_a_record(folder: Path, max_files: int) -> None:
-    path, source = folder / "records.jsonl", Source(size=200)
+    path, source = folder / "records.jsonl", RecordSource(size=200)
     sink = JsonLinesSink(path, rotate_bytes=20_000, max_files=max_files)
     await sink.open()
     for _ in range(40):
@@ -86,7 +86,7 @@ async def test_files_turn_over_and_of_those_that_are_kept_none_lacks_a_record(fo
     files = rotated(path)
     assert len(files) == max_files + 1
     came = ids(*files)
-    assert came == source.made[-len(came) :]
+    assert came == source.ids[-len(came) :]
     assert all(20_000 <= file.stat().st_size < 30_000 for file in files[:-1])
 
 
@@ -103,7 +103,7 @@ async def test_of_batches_that_come_side_by_side_one_alone_turns_the_file_over(
             another.reset()
         return found
 
-    path, source = folder / "records", Source()
+    path, source = folder / "records", RecordSource()
     sink = JsonLinesSink(path, rotate_bytes=1000, max_files=100)
     await sink.open()
     monkeypatch.setattr(os, "fstat", slowly)
@@ -111,11 +111,11 @@ async def test_of_batches_that_come_side_by_side_one_alone_turns_the_file_over(
         await asyncio.gather(*(sent(sink, batch(source, 4)) for _ in range(3)))
     await sink.close()
     assert all(aside.stat().st_size >= 1000 for aside in rotated(path)[:-1])
-    assert sorted(ids(*rotated(path))) == sorted(source.made)
+    assert sorted(ids(*rotated(path))) == sorted(source.ids)
 
 
 async def test_where_none_is_kept_the_file_is_begun_anew(folder: Path) -> None:
-    path, source = folder / "records.jsonl", Source(size=200)
+    path, source = folder / "records.jsonl", RecordSource(size=200)
     sink = JsonLinesSink(path, rotate_bytes=20_000, max_files=0)
     await sink.open()
     for _ in range(40):
@@ -123,11 +123,11 @@ async def test_where_none_is_kept_the_file_is_begun_anew(folder: Path) -> None:
     await sink.close()
     assert rotated(path) == [path]
     assert path.stat().st_size < 30_000
-    assert ids(path)[-1] == source.made[-1]
+    assert ids(path)[-1] == source.ids[-1]
 
 
 async def test_a_file_that_cannot_turn_over_has_no_record_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, source = folder / "records.jsonl", Source(size=200)
+    path, source = folder / "records.jsonl", RecordSource(size=200)
     sink = JsonLinesSink(path, rotate_bytes=1000, max_files=2)
     await sink.open()
     await sent(sink, batch(source, 5))
@@ -135,17 +135,17 @@ async def test_a_file_that_cannot_turn_over_has_no_record_twice(folder: Path, mo
     def refuse(self: Path, target: Path) -> Path:
         raise PermissionError(13, "Permission denied", str(self), str(target))
 
-    entries = batch(source, 5)
+    records = batch(source, 5)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", refuse)
         for _ in range(3):
             with pytest.raises(SinkError, match=r"records\.jsonl.*Permission denied"):
-                await sink.send(entries)
+                await sink.send(records)
             await sink.close()
             await sink.open()
-    await sent(sink, entries)
+    await sent(sink, records)
     await sink.close()
-    assert ids(*rotated(path)) == source.made
+    assert ids(*rotated(path)) == source.ids
 
 
 async def test_no_descriptor_is_left_when_opening_fails_or_turning_over_does(
@@ -167,17 +167,17 @@ async def test_no_descriptor_is_left_when_opening_fails_or_turning_over_does(
                 await sink.open()
     assert descriptors() == before
     await sink.open()
-    opened = os.open
+    open_sink = os.open
 
     def gone(name: object, *rest: int) -> int:
         if name == path:
             raise OSError(13, "Permission denied")
-        return opened(str(name), *rest)
+        return open_sink(str(name), *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", gone)
         with pytest.raises(SinkError):
-            await sink.send(batch(Source(), 1))
+            await sink.send(batch(RecordSource(), 1))
         await sink.close()
     assert descriptors() == before
 
@@ -186,7 +186,7 @@ async def test_a_full_device_is_said_to_be_one() -> None:
     sink = JsonLinesSink(Path("/dev/full"))
     await sink.open()
     with pytest.raises(SinkError, match=r"^/dev/full: No space left on device$"):
-        await sink.send(batch(Source(), 1))
+        await sink.send(batch(RecordSource(), 1))
     await sink.close()
 
 
@@ -196,29 +196,29 @@ async def test_a_folder_that_is_not_there_is_named(folder: Path) -> None:
 
 
 async def test_what_a_full_disk_did_not_take_is_delivered_when_there_is_room(folder: Path) -> None:
-    with mounted(folder / "disk", "size=256k"):
-        path, source = folder / "disk" / "records.jsonl", Source()
+    with tmpfs(folder / "disk", "size=256k"):
+        path, source = folder / "disk" / "records.jsonl", RecordSource()
         filler = fill(folder / "disk")
-        delivery = deliver(JsonLinesSink(path), None)
-        async with running(delivery):
-            for stamped in source.some(100):
-                delivery.put(stamped)
-            await soon(lambda: any("No space left" in trouble for trouble in delivery.troubles()))
+        pipeline = make_pipeline(JsonLinesSink(path), None)
+        async with running(pipeline):
+            for record in source.take(100):
+                pipeline.put(record)
+            await eventually(lambda: any("No space left" in trouble for trouble in pipeline.unready_reasons()))
             filler.unlink()
-            await soon(lambda: delivery.troubles() == [])
-        assert ids(path) == source.made
+            await eventually(lambda: pipeline.unready_reasons() == [])
+        assert ids(path) == source.ids
 
 
 async def test_standard_output_is_left_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (folder / "out").open("w") as file, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", file)
-        source, sink = Source(), JsonLinesSink(None, rotate_bytes=10)
+        source, sink = RecordSource(), JsonLinesSink(None, rotate_bytes=10)
         await sink.open()
         await sent(sink, batch(source, 3))
         await sink.close()
         os.fstat(file.fileno())
     assert sink.name == "standard output"
-    assert ids(folder / "out") == source.made
+    assert ids(folder / "out") == source.ids
 
 
 async def test_a_reader_of_standard_output_that_left_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,5 +229,5 @@ async def test_a_reader_of_standard_output_that_left_is_said_so(monkeypatch: pyt
         await sink.open()
         os.close(reader)
         with pytest.raises(SinkError, match=r"^standard output: Broken pipe$"):
-            await sink.send(batch(Source(), 1))
+            await sink.send(batch(RecordSource(), 1))
         await sink.close()

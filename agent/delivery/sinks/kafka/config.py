@@ -1,4 +1,4 @@
-"""What the config says of Kafka: how to get there, and where each kind of record goes."""
+"""The config section of Kafka: how to connect, and which topic each type of record has."""
 
 import ssl
 from typing import Annotated, Any, Literal
@@ -7,7 +7,6 @@ from pydantic import Field, StringConstraints
 
 from agent.common.config_types import Address, Positive, Secret, Section, Topic, expand
 from agent.common.units import Bytes
-from agent.delivery.sinks.base import Sink
 from agent.delivery.sinks.config import SinkConfig
 
 
@@ -15,17 +14,17 @@ class TlsConfig(Section):
     """TLS to the brokers."""
 
     ca: Secret | None = None
-    """Certificates of the authorities to trust; without it, the system's."""
+    """CA certificates to trust; without it, those of the system."""
     certificate: Secret | None = None
-    """The agent's own certificate, where the brokers want one."""
+    """Client certificate, if the brokers require one."""
     key: Secret | None = None
-    """The key of that certificate, where it is not in the same file."""
+    """Key of the client certificate, if it is not in the same file."""
 
     def context(self) -> ssl.SSLContext:
-        """Return the context, reading the files as they are now.
+        """Read the files and return the context.
 
         Raises:
-            OSError: a file cannot be read, or does not hold what it should; it names the file.
+            OSError: a file is not readable, or has no certificate or key; the error names the file.
         """
         ca, certificate, key = (
             expand(file) if file is not None else None for file in (self.ca, self.certificate, self.key)
@@ -43,49 +42,49 @@ class TlsConfig(Section):
 
 
 class SaslConfig(Section):
-    """Who the agent is to the brokers."""
+    """Credentials for the brokers."""
 
     mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
-    """How the password is shown; PLAIN needs TLS to be safe."""
+    """SASL mechanism; PLAIN needs TLS to be safe."""
     username: Annotated[str, StringConstraints(min_length=1, max_length=255)]
-    """The user."""
+    """User name."""
     password_file: Secret
-    """A file whose first line is the password; read each time the agent connects."""
+    """File with the password in its first line; read at each connect."""
 
     def password(self) -> str:
         """Return the password.
 
         Raises:
-            OSError: the file cannot be read.
+            OSError: the file is not readable.
         """
         return expand(self.password_file).read_text("utf-8").split("\n", 1)[0]
 
 
 class KafkaConnectionConfig(SinkConfig):
-    """How to reach the brokers."""
+    """How to connect to the brokers."""
 
     bootstrap_servers: Annotated[list[Address], Field(min_length=1)]
-    """Some brokers, host:port; the others are learned from them."""
+    """Some of the brokers, host:port; these name the others."""
     tls: TlsConfig | None = None
-    """TLS; `tls: {}` trusts the system's authorities. Without it, all goes in the clear."""
+    """TLS; `tls: {}` trusts the system's CA certificates. Without it, connections are not encrypted."""
     sasl: SaslConfig | None = None
-    """Who the agent is. Without it, nobody, or whom its TLS certificate names."""
+    """SASL credentials. Without them, the agent is anonymous, or is the subject of its client certificate."""
     client_id: Annotated[str, StringConstraints(min_length=1, max_length=249)] = "qmp-agent"
-    """How the agent calls itself in the brokers' logs and quotas."""
+    """Client id, for the logs and quotas of the brokers."""
 
     def options(self) -> dict[str, Any]:
-        """Return it as aiokafka's clients take it.
+        """Return keyword arguments for aiokafka's clients.
 
         Raises:
-            OSError: a certificate or the password cannot be read.
+            OSError: a certificate or the password file is not readable.
         """
         return {"bootstrap_servers": list(self.bootstrap_servers), "client_id": self.client_id, **self.security()}
 
     def security(self) -> dict[str, Any]:
-        """Return what aiokafka has to know of TLS and SASL.
+        """Return aiokafka's keyword arguments for TLS and SASL.
 
         Raises:
-            OSError: a certificate or the password cannot be read.
+            OSError: a certificate or the password file is not readable.
         """
         protocol = f"{'SASL_' if self.sasl else ''}{'SSL' if self.tls else 'PLAINTEXT'}"
         options: dict[str, Any] = {"security_protocol": protocol}
@@ -99,30 +98,41 @@ class KafkaConnectionConfig(SinkConfig):
             }
         return options
 
+    def check_secret_paths(self) -> None:
+        """Check that the paths of certificates and of the password are known.
+
+        Raises:
+            OSError: a path starts with `$CREDENTIALS_DIRECTORY`, which is not set.
+        """
+        paths = [self.tls.ca, self.tls.certificate, self.tls.key] if self.tls is not None else []
+        paths += [self.sasl.password_file] if self.sasl is not None else []
+        for path in filter(None, paths):
+            expand(path)
+
 
 class RouteConfig(Section):
     """A topic for some types of records."""
 
     type: Annotated[str, StringConstraints(pattern=r"^qemu\.[a-z_.]*$")]
-    """How the types begin, such as qemu.event.vnc_ or qemu.sample.migration."""
+    """Prefix of the types, such as qemu.event.vnc_ or qemu.sample.migration."""
     topic: Topic
-    """Where they go."""
+    """Topic of these types."""
 
 
 class KafkaTopicsConfig(Section):
-    """Where each kind of record goes."""
+    """Topic of each kind of record."""
 
     events: Topic = "qemu.events"
-    """Events, and changes in a VM's life."""
+    """Topic of events and lifecycle records."""
     samples: Topic = "qemu.samples"
-    """What polls say."""
+    """Topic of samples."""
     alerts: Topic = "qemu.alerts"
-    """Alerts."""
+    """Topic of alerts."""
     routes: list[RouteConfig] = []
-    """Types with a topic of their own; the first that fits wins."""
+    """Topics of some types; the first match wins."""
 
-    def of(self, record_type: str) -> str:
-        """Return the topic for a record of this type."""
+    def topic_for(self, record_type: str) -> str:
+        """Return the topic of a record type."""
         for route in self.routes:
             if record_type.startswith(route.type):
                 return route.topic
@@ -136,38 +146,24 @@ class KafkaTopicsConfig(Section):
 
 
 class KafkaCreateConfig(Section):
-    """How topics that are missing are made."""
+    """How missing topics are created."""
 
     partitions: Annotated[int, Field(ge=1, le=100_000)] = 12
-    """Partitions of each. A VM's records are all in one; adding partitions later moves VMs between them."""
+    """Partitions of each topic. All records of a VM are in one; partitions that are added later move VMs between them."""
     replication_factor: Annotated[int, Field(ge=-1, le=32767)] = -1
-    """Replicas of each; -1 is as the brokers have it."""
+    """Replicas of each topic; -1 is the default of the brokers."""
 
 
 class KafkaConfig(KafkaConnectionConfig):
-    """Apache Kafka, or what speaks its protocol."""
+    """Apache Kafka, or a service with its protocol."""
 
     topics: KafkaTopicsConfig = KafkaTopicsConfig()
-    """Where each kind of record goes."""
+    """Topic of each kind of record."""
     create_topics: KafkaCreateConfig | None = None
-    """How topics that are missing are made. Without it, a missing topic is waited for."""
+    """Create missing topics. Without it, records wait until the topic exists."""
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "zstd"
-    """The codec. zstd is both small and quick; gzip holds up the agent for some 20 ms a batch."""
+    """Compression codec. zstd is small and fast; gzip blocks the agent for some 20 ms a batch."""
     max_message_bytes: Annotated[Bytes, Field(ge=1024, le=1 << 30)] = 1_000_000
-    """The largest record that is sent; what is larger goes to the dead letters. The topics' max.message.bytes has to allow it."""
+    """Largest record to send; larger ones become dead letters. The topics' max.message.bytes must allow it."""
     request_timeout: Positive = 10.0
-    """How long a broker may take to answer one request."""
-
-    def build(self) -> Sink:
-        """Return the sink.
-
-        Raises:
-            OSError: a secret's place cannot be told.
-        """
-        tls, sasl = self.tls, self.sasl
-        secrets = (*((tls.ca, tls.certificate, tls.key) if tls else ()), *((sasl.password_file,) if sasl else ()))
-        for secret in filter(None, secrets):
-            expand(secret)  # a folder of secrets that is not given is said before anything is begun
-        from agent.delivery.sinks.kafka.sink import KafkaSink  # noqa: PLC0415 - aiokafka is 5 MiB, and for those who have a Kafka
-
-        return KafkaSink(self)
+    """Time limit of one request to a broker."""

@@ -1,4 +1,4 @@
-"""What to say to a person when Kafka cannot be had."""
+"""Explains to the operator why Kafka is not usable."""
 
 import asyncio
 import socket
@@ -21,65 +21,67 @@ from agent.delivery.sinks.kafka.config import KafkaConnectionConfig
 from agent.model.record import sanitize
 
 PROBE_SECONDS = 5.0
+"""Time limit of one connection that finds out why aiokafka could not connect."""
 
 
-async def explain(error: BaseException, access: KafkaConnectionConfig) -> str:
-    """Return why Kafka cannot be had, for a person. A broker is tried once more where the error does not say it."""
+async def explain(error: BaseException, config: KafkaConnectionConfig, probe_seconds: float = PROBE_SECONDS) -> str:
+    """Return why Kafka is not usable, for the operator. Connects to the brokers again if the error does not say it."""
     if isinstance(error, KafkaConnectionError):
-        return await _diagnose(error, access)
+        return await _diagnose(error, config, probe_seconds)
     if isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
-    return _words(error, ", ".join(access.bootstrap_servers), access)
+    return _describe(error, ", ".join(config.bootstrap_servers), config)
 
 
-async def _diagnose(error: KafkaConnectionError, access: KafkaConnectionConfig) -> str:
-    """Connect to each server by hand: aiokafka only logs why its own attempts failed."""
-    said = []
-    for server in access.bootstrap_servers:
+async def _diagnose(error: KafkaConnectionError, config: KafkaConnectionConfig, probe_seconds: float) -> str:
+    """Connect to each bootstrap server, because aiokafka only logs why its own attempts failed."""
+    causes = []
+    for server in config.bootstrap_servers:
         host, _, port = server.rpartition(":")
         try:
-            async with asyncio.timeout(PROBE_SECONDS):
+            async with asyncio.timeout(probe_seconds):
                 connection = await create_conn(
                     host.strip("[]"),
                     int(port),
-                    client_id=access.client_id,
-                    request_timeout_ms=int(PROBE_SECONDS * 1000),
-                    **access.security(),
+                    client_id=config.client_id,
+                    request_timeout_ms=int(probe_seconds * 1000),
+                    **config.security(),
                 )
             connection.close()
-        except Exception as reason:  # noqa: BLE001 - what is no Kafka has aiokafka raise what it likes
-            said.append(_words(reason, server, access))
-        else:  # it knows Kafka's first words, and no more from us
-            said.append(_words(ConnectionResetError(), server, access))
-    return "; ".join(dict.fromkeys(said)) or sanitize(f"no broker takes us: {error}", 500)
+        except Exception as cause:  # noqa: BLE001 - aiokafka raises anything at a server that is not Kafka
+            causes.append(_describe(cause, server, config))
+        else:  # the server answers Kafka's handshake, and nothing after it
+            causes.append(_describe(ConnectionResetError(), server, config))
+    return "; ".join(dict.fromkeys(causes)) or sanitize(f"no broker accepts the connection: {error}", 500)
 
 
-def _words(error: BaseException, server: str, access: KafkaConnectionConfig) -> str:  # noqa: C901, PLR0911, PLR0912 - a table of errors and words
-    user = access.sasl.username if access.sasl is not None else ""
+def _describe(error: BaseException, server: str, config: KafkaConnectionConfig) -> str:  # noqa: C901, PLR0911, PLR0912 - a table of errors and texts
+    user = config.sasl.username if config.sasl is not None else ""
     cause = error.__cause__ if isinstance(error, KafkaConnectionError) and error.__cause__ is not None else error
     match cause:
         case AuthenticationFailedError() | SaslAuthenticationFailed():
-            return f"{server} refuses user {user}: the name or the password is wrong, or the mechanism is not the one the user has"
+            return f"{server} rejects user {user}: wrong user name, password or mechanism; check kafka.sasl"
         case UnsupportedSaslMechanismError():
-            return f"{server} does not know the SASL mechanism {access.sasl.mechanism if access.sasl else ''}"
+            mechanism = config.sasl.mechanism if config.sasl else ""
+            return f"{server} does not support SASL mechanism {mechanism}; change kafka.sasl.mechanism"
         case IllegalSaslStateError():
-            return f"{server} wants no user: leave out kafka.sasl, or name a port that has SASL"
+            return f"{server} does not offer SASL on this port: remove kafka.sasl, or use a SASL listener"
         case TopicAuthorizationFailedError() | ClusterAuthorizationFailedError():
-            return f"user {user or 'ANONYMOUS'} may not write there: {sanitize(str(error), 200)}"
+            return f"user {user or 'ANONYMOUS'} is not authorized: {sanitize(str(error), 200)}"
         case UnknownTopicOrPartitionError():
-            return "a topic is gone"
+            return "a topic was deleted"
         case ssl.SSLCertVerificationError():
-            return f"{server} shows a certificate that is not trusted: {cause.verify_message}; see kafka.tls.ca"
+            return f"{server} has a certificate that is not trusted: {cause.verify_message}; check kafka.tls.ca"
         case ssl.SSLError() if "ALERT" in (cause.reason or "") and "CERT" in cause.reason:
-            return f"{server} does not take our certificate ({cause.reason}); see kafka.tls.certificate"
+            return f"{server} rejects the client certificate: {cause.reason}; check kafka.tls.certificate"
         case ssl.SSLError():
-            return f"TLS with {server} fails: {cause.reason or cause}; does that port speak TLS?"
+            return f"TLS with {server} fails: {cause.reason or cause}; check that the port is a TLS listener"
         case ConnectionResetError() | ConnectionAbortedError() | EOFError() | CorrelationIdError():
-            return f"{server} hangs up, or does not speak as Kafka does. {_doubts(access)}"
+            return f"{server} closes the connection or does not speak Kafka's protocol; {_hint(config)}"
         case socket.gaierror():
-            return f"{server}: the name cannot be resolved ({cause.strerror})"
+            return f"{server}: name resolution fails: {cause.strerror}"
         case ConnectionRefusedError():
-            return f"{server}: nothing listens there"
+            return f"{server}: connection refused"
         case TimeoutError():
             return f"{server}: no answer in time"
         case OSError():
@@ -88,12 +90,13 @@ def _words(error: BaseException, server: str, access: KafkaConnectionConfig) -> 
             return sanitize(f"{server}: {type(cause).__name__}: {cause}", 500)
 
 
-def _doubts(access: KafkaConnectionConfig) -> str:
-    """Return what may be wrong with how we come."""
-    wants = [
-        "TLS (kafka.tls)" if access.tls is None else "",
-        "a certificate of ours (kafka.tls.certificate)" if access.tls and not access.tls.certificate else "",
-        "a user (kafka.sasl)" if access.sasl is None else "",
+def _hint(config: KafkaConnectionConfig) -> str:
+    """Return what to check in the config when a server closes connections."""
+    port = "a TLS listener" if config.tls else "a Kafka listener"
+    missing = [
+        "TLS (kafka.tls)" if config.tls is None else "",
+        "a client certificate (kafka.tls.certificate)" if config.tls and not config.tls.certificate else "",
+        "a user (kafka.sasl)" if config.sasl is None else "",
     ]
-    may = "Does that port speak TLS? " if access.tls else "Is it Kafka? "
-    return f"{may}Does it want {' or '.join(filter(None, wants))}?" if any(wants) else may.rstrip()
+    required = " or ".join(filter(None, missing))
+    return f"check that the port is {port}" + (f", and whether it requires {required}" if required else "")

@@ -1,0 +1,42 @@
+"""Sends the records of one queue to the sink, batch by batch."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from agent.delivery.journal.writer import Journal
+from agent.delivery.queue import RecordQueue
+from agent.delivery.sinks.supervisor import SinkSupervisor
+from agent.model.record import EncodedRecord
+
+BATCH_RECORDS = 8000
+BATCH_BYTES = 3 * 1024 * 1024
+"""Limits of a batch; it may also have a quarter of the queue's memory at most."""
+
+
+async def send_records(
+    queue: RecordQueue,
+    supervisor: SinkSupervisor,
+    journal: Journal | None,
+    on_sent: Callable[[RecordQueue, Sequence[EncodedRecord]], None],
+) -> None:
+    """Send the records of a queue, in order, until cancelled.
+
+    Args:
+        queue: where the records wait.
+        supervisor: where they go.
+        journal: where the queue's backlog is; None for a queue without one.
+        on_sent: called after each batch with the queue and the records that the sink rejected.
+    """
+    batch_bytes = min(BATCH_BYTES, queue.limits.memory // 4)
+    while True:
+        await queue.wait_nonempty()
+        await queue.linger(BATCH_RECORDS, batch_bytes)
+        if not queue.in_flight and queue.backlog and journal is not None:
+            await journal.fetch(queue, BATCH_RECORDS, batch_bytes)
+        elif not queue.in_flight:
+            queue.take_from_memory(BATCH_RECORDS, batch_bytes)
+        if queue.in_flight:
+            queue.sent_at = time.monotonic()
+            rejected = await supervisor.deliver(queue.in_flight)
+            on_sent(queue, rejected)
+            queue.ack()

@@ -1,0 +1,136 @@
+"""A sink that is kept open: closed and opened again, with growing waits, when it fails."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import Final
+
+from agent.common.backoff import back_off
+from agent.delivery.sinks.base import Sink, SinkError
+from agent.delivery.timings import DeliveryTimings
+from agent.model.record import EncodedRecord
+
+_log = logging.getLogger(__name__)
+
+
+class SinkState(Enum):
+    """What a sink does."""
+
+    CLOSED = auto()
+    """Not connected; the next attempt need not wait."""
+    OPENING = auto()
+    OPEN = auto()
+    FAILED = auto()
+    """Not connected; the next attempt waits."""
+
+
+_Table = dict[SinkState, SinkState]
+
+# One table for each thing that can happen to a sink; a state that a table does not have raises KeyError, which is a bug.
+OPEN_STARTED: Final[_Table] = {SinkState.CLOSED: SinkState.OPENING, SinkState.FAILED: SinkState.OPENING}
+OPENED: Final[_Table] = {SinkState.OPENING: SinkState.OPEN}
+OPEN_FAILED: Final[_Table] = {SinkState.OPENING: SinkState.FAILED}
+OPEN_CANCELLED: Final[_Table] = {SinkState.OPENING: SinkState.CLOSED}
+SEND_FAILED: Final[_Table] = {SinkState.OPEN: SinkState.FAILED}
+SEND_INTERRUPTED: Final[_Table] = {SinkState.OPEN: SinkState.CLOSED}
+STOPPED: Final[_Table] = dict.fromkeys(SinkState, SinkState.CLOSED)
+
+
+class SinkSupervisor:
+    """Opens a sink when there is something to send, and sends each batch until the sink takes it. Shared by all queues."""
+
+    def __init__(self, sink: Sink, timings: DeliveryTimings) -> None:
+        self.sink = sink
+        self.state = SinkState.CLOSED
+        self.error: str | None = "not connected yet"
+        """Why nothing is delivered; None while records are delivered."""
+        self.delivered = 0
+        """Records delivered since the start."""
+        self.reconnects = 0
+        """How often the sink failed after it had been open."""
+        self._timings = timings
+        self._opening = asyncio.Lock()
+        self._generation = (
+            0  # counts how often the sink was opened: a failure of an earlier connection must not close this one
+        )
+        self._failures = 0
+        self._retry_at = float("-inf")
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last attempt failed; False before the first one."""
+        return self._failures > 0
+
+    async def deliver(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
+        """Send a batch until the sink takes it, and return the records that it rejects for themselves."""
+        while True:
+            generation = await self._ensure_open()
+            try:
+                rejected = await self.sink.send(batch)
+            except SinkError as error:
+                await self._close_failed(error, generation)
+                continue
+            self.delivered += len(batch) - len(rejected)
+            self._mark_working()
+            return rejected
+
+    async def open_early(self) -> None:
+        """Open the sink before there is anything to send, so that trouble is reported early."""
+        await self._ensure_open()
+        self._mark_working()
+
+    async def _ensure_open(self) -> int:
+        """Open the sink unless it is open, until it succeeds; return which generation of connections this is."""
+        async with self._opening:
+            while self.state is not SinkState.OPEN:
+                await asyncio.sleep(max(0.0, self._retry_at - time.monotonic()))
+                await self._try_to_open()
+            return self._generation
+
+    async def _try_to_open(self) -> None:
+        self.state = OPEN_STARTED[self.state]
+        try:
+            await self.sink.open()
+        except SinkError as error:
+            self.state = OPEN_FAILED[self.state]
+            self._mark_failed(str(error))
+        except BaseException:
+            self.state = OPEN_CANCELLED[self.state]
+            raise
+        else:
+            self.state = OPENED[self.state]
+            self._generation += 1
+
+    async def _close_failed(self, error: SinkError, generation: int) -> None:
+        """Close a sink after a failed send, unless another queue's failure has closed it already."""
+        async with self._opening:
+            if self.state is SinkState.OPEN and generation == self._generation:
+                if error.retry_now:
+                    self.state = SEND_INTERRUPTED[self.state]
+                else:
+                    self.state = SEND_FAILED[self.state]
+                    self._mark_failed(str(error))
+                self.reconnects += 1
+                await self.sink.close()
+
+    def _mark_working(self) -> None:
+        if self.error is not None:
+            _log.info("%s: records are delivered", self.sink.name)
+        self.error, self._failures = None, 0
+
+    def _mark_failed(self, error: str) -> None:
+        if error != self.error:
+            _log.warning("%s: records are not delivered and wait: %s", self.sink.name, error)
+        self.error = error
+        wait = back_off(self._failures, self._timings.first_retry, self._timings.max_retry)
+        self._retry_at = time.monotonic() + wait
+        self._failures += 1
+
+    async def close(self) -> None:
+        """Close the sink for good."""
+        was_open = self.state is SinkState.OPEN
+        self.state = STOPPED[self.state]
+        if was_open:
+            await self.sink.close()

@@ -1,0 +1,62 @@
+"""Sizes of queues and of batches, in records and bytes. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from agent.model.record import OVERHEAD_BYTES, EncodedRecord
+
+
+def size_of(records: Sequence[EncodedRecord]) -> int:
+    """Return the bytes that records count against a limit."""
+    return sum([len(record.body) for record in records]) + OVERHEAD_BYTES * len(records)
+
+
+@dataclass(slots=True)
+class QueueSize:
+    """A number of records and their bytes."""
+
+    records: int = 0
+    bytes: int = 0
+
+    def add(self, records: Sequence[EncodedRecord]) -> None:
+        """Add records."""
+        self.records += len(records)
+        self.bytes += size_of(records)
+
+    def subtract(self, records: int, size: int) -> None:
+        """Subtract a number of records and bytes; neither becomes negative."""
+        self.records = max(0, self.records - records)
+        self.bytes = max(0, self.bytes - size)
+
+
+Body = bytes
+"""The bytes of a record; inside `QueueContents` the name `bytes` is a field."""
+
+
+@dataclass(slots=True)
+class QueueContents:
+    """What the journal file has of a queue, or what was deleted from it.
+
+    Attributes:
+        records: number of records.
+        bytes: their bytes as they count against the limit.
+        first_ns: time of the oldest record, nanoseconds since the epoch.
+        last_ns: time of the newest record, nanoseconds since the epoch.
+        types: number of records by type.
+        drop_reports: bodies of the drop reports among deleted records.
+    """
+
+    records: int = 0
+    bytes: int = 0
+    first_ns: int = 0
+    last_ns: int = 0
+    types: dict[str, int] = field(default_factory=dict)
+    drop_reports: list[Body] = field(default_factory=list)
+
+    def add(self, record_type: str, records: int, size: int, first_ns: int, last_ns: int) -> None:
+        """Add records of one type."""
+        self.types[record_type] = self.types.get(record_type, 0) + records
+        self.records += records
+        self.bytes += size
+        self.first_ns = min(self.first_ns or first_ns, first_ns)
+        self.last_ns = max(self.last_ns, last_ns)

@@ -1,6 +1,6 @@
 """The benchmark: `python -m tests.bench [--short] [--json FILE] [--against FILE] [PART ...]`.
 
-Each figure stands beside what was measured in the same run, since machines differ and are never quiet: what counts is the ratio.
+Machines differ and are never idle. So each figure has a reference that was measured in the same run, and the ratio counts.
 """
 
 import argparse
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import uvloop
 
-from tests.bench.events import flood, told
+from tests.bench.events import event_latency, flood
 from tests.bench.host import host
-from tests.bench.libvirt_exporter import peer
+from tests.bench.libvirt_exporter import libvirt_exporter
 from tests.bench.poll import poll
 from tests.bench.scrape import scrape
 from tests.bench.table import Row, markdown, plain
@@ -23,15 +23,15 @@ from tests.bench.table import Row, markdown, plain
 PARTS: dict[str, Callable[..., Awaitable[list[Row]]]] = {
     "poll": poll,
     "scrape": scrape,
-    "events": told,
+    "events": event_latency,
     "flood": flood,
     "host": host,
-    "peer": peer,
+    "exporter": libvirt_exporter,
 }
 
 
 async def measure(names: list[str], *, short: bool) -> list[Row]:
-    """Run parts one after the other, and say how it goes."""
+    """Run parts one after the other and print the progress."""
     rows: list[Row] = []
     for name in names:
         print(f"{name} ...", file=sys.stderr, flush=True)
@@ -39,46 +39,44 @@ async def measure(names: list[str], *, short: bool) -> list[Row]:
     return rows
 
 
-def fallen(rows: list[Row], known: dict[str, dict[str, float]]) -> list[str]:
-    """Return, in words, the ratios that are worse than they were by more than their noise.
+def regressions(rows: list[Row], baseline: dict[str, dict[str, float]]) -> list[str]:
+    """Return a text for each ratio that is worse than its baseline by more than its noise.
 
     Args:
-        rows: what was measured now.
-        known: for a row's text its `ratio`, its `noise` as a factor, and `more`, whether more is better.
+        rows: The figures of this run.
+        baseline: By a row's text, its `ratio`, its `noise` as a factor, and `more`: whether a higher ratio is better.
     """
-    found = []
+    texts = []
     for row in rows:
-        was = known.get(row.what)
-        if was is None or row.ratio is None:
+        expected = baseline.get(row.what)
+        if expected is None or row.ratio is None:
             continue
-        worse = was["ratio"] / row.ratio if was["more"] else row.ratio / was["ratio"]
-        if worse > was["noise"]:
-            found.append(f"{row.what}: {row.ratio:.2f} x {row.beside}, it was {was['ratio']:.2f}")
-    return found
+        factor = expected["ratio"] / row.ratio if expected["more"] else row.ratio / expected["ratio"]
+        if factor > expected["noise"]:
+            texts.append(f"{row.what}: {row.ratio:.2f} x {row.reference}, baseline {expected['ratio']:.2f}")
+    return texts
 
 
 def main() -> int:
-    """Measure, print the table, write the JSON; return 1 where a ratio fell back."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.bench", description="What the agent costs, and how soon it tells."
-    )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; by default all")
+    """Measure, print the table, write the JSON; return 1 if a ratio regressed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Cost and latency of the agent.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all")
     parser.add_argument("--short", action="store_true", help="a minute instead of five")
-    parser.add_argument("--json", type=Path, help="a file for the figures")
-    parser.add_argument("--against", type=Path, help="a file of ratios, none of which may fall back")
-    given = parser.parse_args()
-    if unknown := set(given.parts) - PARTS.keys():
-        parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--against", type=Path, help="fail if a ratio is worse than in this file")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - PARTS.keys():
+        parser.error(f"unknown part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     load = os.getloadavg()[0]
-    rows = uvloop.run(measure(given.parts or list(PARTS), short=given.short))
+    rows = uvloop.run(measure(options.parts or list(PARTS), short=options.short))
     print(f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}, load {load:.1f} before\n")
     print(markdown(rows))
-    if given.json is not None:
-        given.json.write_text(json.dumps({"load": load, "rows": plain(rows)}, indent=1) + "\n")
-    worse = fallen(rows, json.loads(given.against.read_text())) if given.against is not None else []
-    for text in worse:
-        print(f"fell back: {text}", file=sys.stderr)
-    return 1 if worse else 0
+    if options.json is not None:
+        options.json.write_text(json.dumps({"load": load, "rows": plain(rows)}, indent=1) + "\n")
+    texts = regressions(rows, json.loads(options.against.read_text())) if options.against is not None else []
+    for text in texts:
+        print(f"regression: {text}", file=sys.stderr)
+    return 1 if texts else 0
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How long it takes from QEMU's own time of a threshold's event until Kafka has acknowledged the alert.
+"""Latency of an alert, from QEMU's timestamp of a write threshold's event to Kafka's acknowledgement.
 
     python -m tests.bench.alert_latency [--events N]
 
-A real QEMU whose guest writes all the time, a real broker, the journal on; the agent arms one rung after the other. The guest's disk
-lies in memory where it can: on the journal's own file system each of the journal's fsyncs would have to write the guest's data too.
+The run has a real QEMU whose guest writes all the time, a real broker, and a journal. The agent arms one level after the other. The
+guest's disk is in memory if possible: on the journal's file system, each fsync of the journal would have to write the guest's data too.
 """
 
 import argparse
@@ -29,18 +29,18 @@ from tests.lab.kafka import KafkaCluster
 from tests.lab.thin_guests import started
 
 STEP_KIB: Final = 512
-"""How far the rungs are from each other: the guest takes longer for it than the agent to arm the next."""
-AIM_MS: Final = 50.0
+"""Distance of the levels. The guest takes longer to write this much than the agent takes to arm the next level."""
+TARGET_MS: Final = 50.0
 STAGES: Final = ("QEMU to the agent", "agent and journal", "Kafka", "all")
 
 
-class Timed:
-    """A sink that takes the time of another's acknowledgements."""
+class TimedAlertSink:
+    """A sink that records when another sink's alerts are acknowledged."""
 
     def __init__(self, sink: Sink) -> None:
         self.name = sink.name
-        self.sent: list[tuple[int, int, int]] = []
-        """Of each alert: QEMU's time of its event, when sending began, when it was acknowledged; in ns."""
+        self.alerts: list[tuple[int, int, int]] = []
+        """For each alert: QEMU's timestamp of the event, start of sending, acknowledgement; in ns."""
         self._sink = sink
 
     async def open(self) -> None:
@@ -54,7 +54,7 @@ class Timed:
             if entry.type == "qemu.alert.write_threshold":
                 data = orjson.loads(entry.body)["data"]
                 if (data["state"], data["detected_by"]) == ("firing", "event"):
-                    self.sent.append((entry.time_ns, began, now))
+                    self.alerts.append((entry.time_ns, began, now))
         return refused
 
     async def close(self) -> None:
@@ -62,10 +62,10 @@ class Timed:
 
 
 class TimingDispatcher(SessionDispatcher):
-    """Notes when each threshold event was received.
+    """Records when each threshold event was received.
 
     Attributes:
-        received: the time of receipt by QEMU's time of the event, both in nanoseconds.
+        received: The time of receipt by QEMU's timestamp of the event; both in ns.
     """
 
     def __init__(self, app: Agent) -> None:
@@ -79,13 +79,13 @@ class TimingDispatcher(SessionDispatcher):
 
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
-"""Where the guest's disk lies, so that its writes do not wait for the journal's."""
+"""Directory of the guest's disk, so that its writes do not wait for the journal's."""
 
 
-async def device_size_of(events: int) -> dict[str, list[float]]:
-    """Return the milliseconds that each stage took, for each of so many events."""
-    with tempfile.TemporaryDirectory(prefix="qmp-") as name, tempfile.TemporaryDirectory(dir=MEMORY) as place:
-        folder, guests = Path(name), Path(place)
+async def measure(events: int) -> dict[str, list[float]]:
+    """Return the milliseconds that each stage took, one value for each event."""
+    with tempfile.TemporaryDirectory(prefix="qmp-") as name, tempfile.TemporaryDirectory(dir=MEMORY) as disks:
+        folder, guests = Path(name), Path(disks)
         async with KafkaCluster(folder / "kafka") as kafka:
             for topic in ("qemu.events", "qemu.samples", "qemu.alerts"):
                 await kafka.create_topic(topic, partitions=4)
@@ -103,38 +103,38 @@ async def device_size_of(events: int) -> dict[str, list[float]]:
                     },
                 }
             )
-            timed = Timed(build_sink(config))
-            app = Agent(config, timed)
+            sink = TimedAlertSink(build_sink(config))
+            app = Agent(config, sink)
             app.observer = dispatcher = TimingDispatcher(app)
             async with app.running(), started(guests, disk_mib=4096, write_kib=8):
-                await until(lambda: len(timed.sent) > events, 60 + 2 * events)
-            return stages(timed, dispatcher)
+                await until(lambda: len(sink.alerts) > events, 60 + 2 * events)
+            return stages(sink, dispatcher)
 
 
-def stages(timed: Timed, dispatcher: TimingDispatcher) -> dict[str, list[float]]:
-    """Return the milliseconds of each stage, but for the first alert, before which Kafka's client has not met its partition."""
-    found: dict[str, list[float]] = {stage: [] for stage in STAGES}
-    for occurred, began, acknowledged in timed.sent[1:]:
+def stages(sink: TimedAlertSink, dispatcher: TimingDispatcher) -> dict[str, list[float]]:
+    """Return the milliseconds of each stage, without the first alert, for which Kafka's client connects to the partition."""
+    milliseconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    for occurred, began, acknowledged in sink.alerts[1:]:
         received = dispatcher.received[occurred]
         spans = (received - occurred, began - received, acknowledged - began, acknowledged - occurred)
         for stage, span in zip(STAGES, spans, strict=True):
-            found[stage].append(span / 1e6)
-    return found
+            milliseconds[stage].append(span / 1e6)
+    return milliseconds
 
 
 def main() -> None:
-    """Measure, and print."""
-    logging.disable(logging.WARNING)  # each alert is one
-    parser = argparse.ArgumentParser(description="How long it takes from QEMU's event until Kafka has the alert.")
-    parser.add_argument("--events", type=int, default=200, help="how many events, 200 by default")
-    found = uvloop.run(device_size_of(parser.parse_args().events))
-    print(f"{len(found['all'])} events, milliseconds")
-    print(f"{'':<20}{'median':>8}{'p90':>8}{'p99':>8}{'most':>8}")
-    for stage, spans in found.items():
+    """Measure and print the table."""
+    logging.disable(logging.WARNING)  # each alert is logged as a warning
+    parser = argparse.ArgumentParser(description="Latency of an alert, from QEMU's event to Kafka's acknowledgement.")
+    parser.add_argument("--events", type=int, default=200, help="number of events; default: 200")
+    milliseconds = uvloop.run(measure(parser.parse_args().events))
+    print(f"{len(milliseconds['all'])} events, milliseconds")
+    print(f"{'':<20}{'median':>8}{'p90':>8}{'p99':>8}{'max':>8}")
+    for stage, spans in milliseconds.items():
         cuts = quantiles(spans, n=100, method="inclusive")
         print(f"{stage:<20}{cuts[49]:>8.1f}{cuts[89]:>8.1f}{cuts[98]:>8.1f}{max(spans):>8.1f}")
         if stage == "all":
-            print(f"the aim, p99 below {AIM_MS:g} ms, is {'met' if cuts[98] < AIM_MS else 'missed'}")
+            print(f"target p99 < {TARGET_MS:g} ms: {'met' if cuts[98] < TARGET_MS else 'missed'}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How soon an event is in Kafka, and how many a second get there."""
+"""Latency of events into Kafka, and throughput of a flood of events."""
 
 import asyncio
 import tempfile
@@ -9,70 +9,73 @@ from typing import Final
 
 from agent.cli.demo.guest import until
 from tests.bench.monitors import Monitors
-from tests.bench.process import cpu_seconds, role, said
+from tests.bench.process import cpu_seconds, role, stop
 from tests.bench.table import Row
 from tests.lab.kafka import KafkaCluster
 
 VMS: Final = 500
 POLL_SECONDS: Final = 10.0
 PER_SECOND: Final = 100
-REST_SECONDS: Final = 5.0
-"""After so long with nothing delivered it is taken that no more will be."""
+IDLE_SECONDS: Final = 5.0
+"""Time without a delivery after which no more is expected."""
 EVENT: Final = "JOB_STATUS_CHANGE"
 
 
 def _data(number: int) -> dict[str, str]:
-    """Return an event's data; each has another job, so that none is one of a storm."""
+    """Return an event's data. Each event has another job, so that none of them are coalesced."""
     return {"id": f"job{number}", "status": "running"}
 
 
 async def milliseconds(name: str, servers: str, seconds: float) -> list[float]:
-    """Return how long each event took from its own time to Kafka's acknowledgement."""
+    """Return the latency of each event, from its timestamp to Kafka's acknowledgement."""
     with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
         async with Monitors(Path(folder), VMS) as monitors, role(name, folder, POLL_SECONDS, servers) as process:
             await until(lambda: len(monitors.clients) == VMS and monitors.answered[b"qmp_capabilities"] >= VMS, 60)
-            if name == "telling":
+            if name == "agent-kafka":
                 await until(lambda: monitors.answered[b"query-blockstats"] >= VMS, 60)
-            await asyncio.sleep(5)  # what an attach asks is answered, the producer has met its partitions
+            await asyncio.sleep(5)  # the attach is over, and the producer is connected to its partitions
             for number in range(int(seconds * PER_SECOND)):
                 monitors.emit(number % VMS, EVENT, _data(number), time.time_ns())
                 await asyncio.sleep(1 / PER_SECOND)
             await asyncio.sleep(1)
-            found: list[float] = await said(process)
-    return found
+            latencies: list[float] = await stop(process)
+    return latencies
 
 
-async def told(*, short: bool) -> list[Row]:
-    """Return the rows of how soon an event is told."""
+async def event_latency(*, short: bool) -> list[Row]:
+    """Return the rows of the latency of events."""
     seconds = 5.0 if short else 20.0
     async with _broker() as servers:
         cuts = {
             name: quantiles((await milliseconds(name, servers, seconds))[PER_SECOND:], n=100, method="inclusive")
-            for name in ("bare", "telling")
+            for name in ("aiokafka", "agent-kafka")
         }
-    ours, bare = cuts["telling"], cuts["bare"]
+    ours, bare = cuts["agent-kafka"], cuts["aiokafka"]
     rows = []
-    for what, at, aim in (("median", 49, 5.0), ("99th percentile", 98, 25.0)):
+    for what, at, target in (("median", 49, 5.0), ("99th percentile", 98, 25.0)):
         rows.append(Row(f"bare aiokafka, {what}", f"{bare[at]:.1f} ms"))
         rows.append(
             Row(
-                f"event to Kafka's acknowledgement, {VMS} VMs polled beside, {what}",
+                f"event to Kafka's acknowledgement, {VMS} VMs polled as well, {what}",
                 f"{ours[at]:.1f} ms",
                 ours[at] / bare[at],
                 "bare",
-                f"< {aim:g} ms and ≤ 2",
-                ours[at] < aim and ours[at] <= 2 * bare[at],
+                f"< {target:g} ms and ≤ 2",
+                ours[at] < target and ours[at] <= 2 * bare[at],
             )
         )
     return rows
 
 
 async def flood(*, short: bool) -> list[Row]:
-    """Return the rows of how many events a second get through."""
+    """Return the rows of the throughput of a flood."""
     count = 50_000 if short else 300_000
     async with _broker() as servers:
         with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
-            async with Monitors(Path(folder), 4) as monitors, role("telling", folder, POLL_SECONDS, servers) as process:
+            async with (
+                Monitors(Path(folder), 4) as monitors,
+                role("agent-kafka", folder, POLL_SECONDS, servers) as process,
+            ):
                 await until(lambda: monitors.answered[b"query-blockstats"] >= 4, 60)
                 await asyncio.sleep(3)
                 begun, before = time.monotonic(), cpu_seconds([process.pid])
@@ -84,13 +87,13 @@ async def flood(*, short: bool) -> list[Row]:
                 read = time.monotonic() - begun
                 took = await _delivered(Path(folder) / "delivered", count) - begun
                 spent = cpu_seconds([process.pid]) - before
-                found = await said(process)
-    rate = len(found) / spent
+                latencies = await stop(process)
+    rate = len(latencies) / spent
     return [
         Row("flood: read by the agent", f"{count / read:,.0f} events a second"),
         Row(
             "flood: through one core into Kafka",
-            f"{rate:,.0f} events a CPU second, {len(found):,} of {count:,} in {took:.0f} s",
+            f"{rate:,.0f} events a CPU second, {len(latencies):,} of {count:,} in {took:.0f} s",
             rate / 30_000,
             "30,000",
             "≥ 1",
@@ -98,18 +101,22 @@ async def flood(*, short: bool) -> list[Row]:
         ),
         Row(
             "flood: an event to Kafka's acknowledgement",
-            f"{median(found) / 1000:.1f} s in the median, {max(found) / 1000:.1f} s at most",
+            f"median {median(latencies) / 1000:.1f} s, maximum {max(latencies) / 1000:.1f} s",
         ),
     ]
 
 
-async def _delivered(counted: Path, count: int) -> float:
-    """Wait until so many were delivered, or none is any more; return when, in seconds on the monotonic clock."""
-    seen, at = "", time.monotonic()
-    while time.monotonic() - at < REST_SECONDS and seen != str(count):
+async def _delivered(counter: Path, count: int) -> float:
+    """Wait until `count` events were delivered, or deliveries stop.
+
+    Returns:
+        The time of the last delivery in seconds on the monotonic clock.
+    """
+    last, at = "", time.monotonic()
+    while time.monotonic() - at < IDLE_SECONDS and last != str(count):
         await asyncio.sleep(0.05)
-        if (now := _text(counted)) != seen:
-            seen, at = now, time.monotonic()
+        if (current := _text(counter)) != last:
+            last, at = current, time.monotonic()
     return at
 
 

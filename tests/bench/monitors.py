@@ -1,6 +1,6 @@
-"""Many scripted monitors in one process: they answer at once what a real QEMU 7.2 with two disks answered.
+"""Many scripted monitors in one process, which send the replies of a real QEMU 7.2 with two disks at once.
 
-For measuring what a client costs; a fleet of real QEMUs takes a hundred times the memory. Each tells its own UUID and name.
+They serve to measure the cost of a client: a fleet of real QEMUs takes a hundred times the memory. Each has its own UUID and name.
 """
 
 import asyncio
@@ -24,16 +24,19 @@ _BLOCK: Final = Path(__file__).parent.parent / "golden" / "collectors" / "block.
 
 
 def two_disks() -> list[dict[str, Any]]:
-    """Return what query-blockstats of a real QEMU with two disks was."""
-    answer: list[dict[str, Any]] = json.loads(_BLOCK.read_text())[0]["replies"][0]["return"]
-    return answer
+    """Return the reply of a real QEMU with two disks to query-blockstats."""
+    reply: list[dict[str, Any]] = json.loads(_BLOCK.read_text())[0]["replies"][0]["return"]
+    return reply
 
 
 class Monitors:
-    """So many monitors at `folder`/vm<number>.qmp; as an async context manager they listen from entering to leaving.
+    """A number of monitors at `folder`/vm<number>.qmp. As an async context manager they listen while the block runs.
 
     Attributes:
-        answered: how many of each command were answered.
+        paths: The sockets.
+        answers: Replies by command, as bytes on the wire.
+        answered: The number of replies by command.
+        clients: The connection of each monitor that has a client, by its number.
     """
 
     def __init__(self, folder: Path, count: int, replies: Mapping[str, Any] | None = None) -> None:
@@ -43,7 +46,7 @@ class Monitors:
         transcript = Transcript.load()
         self.greeting = _line(transcript.greeting)
         answers = {exchange["command"]: exchange["reply"] for exchange in transcript.exchanges}
-        # Migration events are on, as libvirt and any agent that may has them: a quiet VM is asked one thing.
+        # Migration events are on, as with libvirt: then the steady poll of a VM is a single command.
         answers |= {"query-migrate-capabilities": {"return": [{"capability": "events", "state": True}]}}
         answers |= {"query-blockstats": {"return": two_disks()}} | dict(replies or {})
         self.answers = {command.encode(): _line(reply) for command, reply in answers.items()}
@@ -55,13 +58,13 @@ class Monitors:
         return self
 
     async def listen(self, numbers: Iterable[int]) -> None:
-        """Have these listen."""
+        """Start listening on these monitors."""
         for number in numbers:
-            made = partial(_Server, self, number)
-            self._servers[number] = await asyncio.get_running_loop().create_unix_server(made, self.paths[number])
+            factory = partial(_Server, self, number)
+            self._servers[number] = await asyncio.get_running_loop().create_unix_server(factory, self.paths[number])
 
     def end(self, numbers: Iterable[int]) -> None:
-        """End these as crashes would: their sockets stay behind."""
+        """End these monitors as a crash would: their sockets stay behind."""
         for number in numbers:
             self._servers.pop(number).close()
             if (client := self.clients.get(number)) is not None:
@@ -73,12 +76,12 @@ class Monitors:
         self.end(list(self._servers))
 
     async def drained(self) -> None:
-        """Wait until what was sent has been read."""
+        """Wait until the clients have read what was sent."""
         for client in list(self.clients.values()):
             await client.drained()
 
     def emit(self, number: int, event: str, data: Mapping[str, Any], time_ns: int) -> None:
-        """Send an event to whoever watches that monitor."""
+        """Send an event to the client of a monitor."""
         seconds, rest = divmod(time_ns, 1_000_000_000)
         stamp = {"seconds": seconds, "microseconds": rest // 1000}
         self.clients[number].transport.write(_line({"timestamp": stamp, "event": event, "data": data}))
@@ -107,7 +110,7 @@ class _Server(asyncio.Protocol):
         for command, number in _numbered(data) if b'"id"' in data else ((c, None) for c in _COMMAND.findall(data)):
             self._monitors.answered[command] += 1
             answer = self._own.get(command) or answers.get(command) or _UNKNOWN
-            if command == b"query-blockstats":  # of a quiet disk too no two answers are the same
+            if command == b"query-blockstats":  # a real reply always differs, even for an idle disk
                 answer = _IDLE.sub(b"%d" % time.monotonic_ns(), answer)
             if number is not None:
                 answer = b'{"id": ' + number + b", " + answer[1:]
@@ -129,7 +132,7 @@ class _Server(asyncio.Protocol):
 
 
 def _numbered(data: bytes) -> Iterator[tuple[bytes, bytes | None]]:
-    """Yield commands and their ids, as JSON: of questions as qemu.qmp asks them, and of probes."""
+    """Yield commands and their ids as JSON, for requests of qemu.qmp and for probes."""
     for request in split(data.decode())[0]:
         number = json.dumps(request["id"]).encode() if "id" in request else None
         yield request.get("execute", request.get("exec-oob")).encode(), number

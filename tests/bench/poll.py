@@ -1,4 +1,4 @@
-"""What a steady poll costs: the agent's CPU beside a floor and beside QEMU's own client; QEMU's beside it; and over many VMs."""
+"""CPU of a steady poll: of the agent, of a floor, of QEMU's own client library, of QEMU, and as a function of the number of VMs."""
 
 import asyncio
 import tempfile
@@ -14,11 +14,11 @@ from tests.bench.table import Row
 
 INTERVAL_SECONDS: Final = 0.25
 ROUNDS: Final = 3
-"""How often each is measured, in turns; the least counts, since what disturbs only ever adds."""
+"""Number of measurements of each role, in turns. The minimum counts, since disturbances only ever add."""
 
 
 async def microseconds(name: str, vms: int, seconds: float, interval: float = INTERVAL_SECONDS) -> float:
-    """Return the CPU that one role takes for one poll of a scripted monitor, its start left out."""
+    """Return the microseconds of CPU that a role takes for one poll of a scripted monitor, without its start."""
     with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
         async with Monitors(Path(folder), vms) as monitors, role(name, folder, interval) as process:
             await until(lambda: monitors.answered[b"query-blockstats"] >= 4 * vms, 60)
@@ -28,12 +28,12 @@ async def microseconds(name: str, vms: int, seconds: float, interval: float = IN
     return spent / polls * 1e6
 
 
-async def real(vms: int, seconds: float) -> float:
-    """Return the microseconds of its CPU that one poll takes of a real, quiet QEMU, less what it takes idle."""
+async def qemu_microseconds(vms: int, seconds: float) -> float:
+    """Return the microseconds of CPU that a poll costs a real, quiet QEMU, without its idle CPU."""
     disks = [
-        part
+        argument
         for number in range(2)
-        for part in (
+        for argument in (
             *("-blockdev", f"null-co,node-name=n{number},size=1073741824,read-zeroes=on"),
             *("-device", f"virtio-blk,drive=n{number},id=disk{number}"),
         )
@@ -59,11 +59,11 @@ async def real(vms: int, seconds: float) -> float:
 async def poll(*, short: bool) -> list[Row]:
     """Return the rows."""
     names, vms, seconds = ("floor", "agent", "qemu.qmp"), 100, 2.0 if short else 5.0
-    found: dict[str, list[float]] = {name: [] for name in names}
+    results: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(ROUNDS):
         for name in names:
-            found[name].append(await microseconds(name, vms, seconds))
-    floor, ours, peer = (min(found[name]) for name in names)
+            results[name].append(await microseconds(name, vms, seconds))
+    floor, ours, peer = (min(results[name]) for name in names)
     rows = [
         Row("floor: send, parse, two records, a Kafka batch", f"{floor:.0f} us a poll"),
         Row("agent, one poll of two disks", f"{ours:.0f} us", ours / floor, "the floor", "≤ 2", ours <= 2 * floor),
@@ -76,7 +76,7 @@ async def poll(*, short: bool) -> list[Row]:
         }
         exponent = 1 + log(cost[1000] / cost[100]) / log(10)
         figures = ", ".join(f"{n}: {us:.0f} us" for n, us in cost.items())
-        rows.append(Row("agent, a poll among so many VMs", figures, exponent, "(exponent)", "< 1.05", exponent < 1.05))
-        qemu = await real(50, 10.0)
-        rows.append(Row("a real QEMU with two quiet disks, its own part", f"{qemu:.0f} us"))
+        rows.append(Row("agent, a poll by number of VMs", figures, exponent, "(exponent)", "< 1.05", exponent < 1.05))
+        qemu = await qemu_microseconds(50, 10.0)
+        rows.append(Row("QEMU's own CPU for a poll of two quiet disks", f"{qemu:.0f} us"))
     return rows

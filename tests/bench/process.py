@@ -1,4 +1,4 @@
-"""The roles as processes, and what they cost."""
+"""Benchmark roles as processes, and the CPU and memory of processes."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from typing import Any
 
 @contextlib.asynccontextmanager
 async def role(name: str, *arguments: object) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a role of tests.bench.roles for as long as the block does; then it is killed."""
+    """Run a role of tests.bench.roles during the block, then kill it."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.bench.roles", name, *map(str, arguments), stdout=asyncio.subprocess.PIPE
     )
@@ -25,16 +25,16 @@ async def role(name: str, *arguments: object) -> AsyncIterator[asyncio.subproces
         await process.wait()
 
 
-async def said(process: asyncio.subprocess.Process) -> Any:
-    """End a role with SIGTERM and return the JSON that it says of itself then."""
+async def stop(process: asyncio.subprocess.Process) -> Any:
+    """Send a role SIGTERM and return the JSON that it prints at its end."""
     process.send_signal(signal.SIGTERM)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         out, _ = await process.communicate()
     return json.loads(out)
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """Return the CPU time that processes have taken so far, by the scheduler's count: all threads, user and system."""
+    """Return the CPU time of processes so far in seconds, from the scheduler's statistics: all threads, user and system."""
     total = 0
     for pid in pids:
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -44,5 +44,5 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def resident_bytes(pid: int) -> int:
-    """Return how much RAM a process takes."""
+    """Return the resident memory of a process in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,16 +1,16 @@
-"""What is compared, each as a process of its own: `python -m tests.bench.roles ROLE FOLDER SECONDS [SERVERS]`.
+"""Programs that the benchmark compares, as processes: `python -m tests.bench.roles ROLE FOLDER SECONDS [SERVERS]`.
 
-Each is at every monitor `FOLDER`/*.qmp. Three poll query-blockstats each so many seconds until they are ended:
+Each role connects to every monitor `FOLDER`/*.qmp. Three of them poll query-blockstats every SECONDS until they are killed:
 
-- `floor`: what any Python program pays that does the same: uvloop, orjson, two records of an answer, a Kafka batch of them four times a
-  second, built, compressed and thrown away. It checks nothing, keeps nothing and knows no failure.
-- `qemu.qmp`: QEMU's own client library, answers read and dropped.
-- `agent`: this agent, its batches thrown away too.
+- `floor`: the least that a Python program needs for the same work: uvloop, orjson, two records for each reply, and a Kafka batch of them
+  four times a second, built, compressed and discarded. It checks nothing, keeps nothing and handles no failure.
+- `qemu.qmp`: QEMU's own client library; replies are read and dropped.
+- `agent`: this agent; its batches are discarded too.
 
-Two deliver events to a real Kafka, and at SIGTERM say how many, and how long each took from the event's own time to its acknowledgement:
+Two deliver events to a real Kafka. At SIGTERM they print the latency of each event, from its timestamp to its acknowledgement:
 
-- `telling`: this agent, journal and all.
-- `bare`: the same events by a protocol that parses them and aiokafka's producer, one message each, nothing kept.
+- `agent-kafka`: this agent, with its journal.
+- `aiokafka`: a protocol that parses the events, and aiokafka's producer with one message for each; nothing is kept.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ from agent.model.record import EncodedRecord
 from agent.runtime.gc import scheduled_collection
 
 ZSTD = 4
-"""Kafka's number for it."""
+"""Kafka's number of the codec."""
 EVENT = "qemu.event.job_status_change"
 TOPIC = "qemu.events"
 
@@ -48,7 +48,7 @@ def _sockets(folder: Path) -> list[Path]:
 
 
 class Batch:
-    """What goes to Kafka in one request, thrown away."""
+    """A Kafka batch that is built and discarded."""
 
     def __init__(self) -> None:
         self._builder = BatchBuilder(1 << 20, ZSTD)
@@ -61,26 +61,26 @@ class Batch:
         self._builder._build()
 
 
-# Those that poll.
+# --- Roles that poll ---
 
 
-class Nowhere:
-    """A sink that makes of records what goes to Kafka."""
+class DiscardingSink:
+    """A sink that builds Kafka batches and discards them."""
 
-    name = "nowhere"
+    name = "discarding"
 
     async def open(self) -> None:
-        """Nothing is to be opened."""
+        """Do nothing: it needs no connection."""
 
     async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
-        made = Batch()
+        discarded = Batch()
         for entry in batch:
-            made.add(entry.time_ns, entry.key.encode(), entry.body)
-        made.build()
+            discarded.add(entry.time_ns, entry.key.encode(), entry.body)
+        discarded.build()
         return ()
 
     async def close(self) -> None:
-        """Nothing was opened."""
+        """Do nothing."""
 
 
 def _config(folder: Path, seconds: float, state: str, servers: str) -> Config:
@@ -98,50 +98,50 @@ def _config(folder: Path, seconds: float, state: str, servers: str) -> Config:
 
 async def agent(folder: Path, seconds: float) -> None:
     with tempfile.TemporaryDirectory(prefix="qmp-") as state:
-        config = _config(folder, seconds, state, "127.0.0.1:1")  # as if: the sink is ours
+        config = _config(folder, seconds, state, "127.0.0.1:1")  # not used: the sink is replaced
         with scheduled_collection():
-            async with Agent(config, Nowhere()).running():
+            async with Agent(config, DiscardingSink()).running():
                 await asyncio.Event().wait()
 
 
 class _Floor(asyncio.Protocol):
-    def __init__(self, seconds: float, made: list[tuple[int, bytes]]) -> None:
+    def __init__(self, seconds: float, records: list[tuple[int, bytes]]) -> None:
         self._seconds = seconds
-        self._left = b""
-        self._made = made
+        self._rest = b""
+        self._records = records
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._transport.write(b'{"execute":"qmp_capabilities"}')
-        asyncio.get_running_loop().call_later(1 + self._seconds * random.random(), self._ask)
+        asyncio.get_running_loop().call_later(1 + self._seconds * random.random(), self._poll)
 
-    def _ask(self) -> None:
+    def _poll(self) -> None:
         self._transport.write(b'{"execute":"query-blockstats"}')
-        asyncio.get_running_loop().call_later(self._seconds, self._ask)
+        asyncio.get_running_loop().call_later(self._seconds, self._poll)
 
     def data_received(self, data: bytes) -> None:
-        *lines, self._left = (self._left + data).split(b"\n")
+        *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            answer = orjson.loads(line).get("return")
-            for disk in answer if isinstance(answer, list) else ():
-                self._made.append((time.time_ns(), orjson.dumps(disk["stats"])))
+            reply = orjson.loads(line).get("return")
+            for disk in reply if isinstance(reply, list) else ():
+                self._records.append((time.time_ns(), orjson.dumps(disk["stats"])))
 
 
 async def floor(folder: Path, seconds: float) -> None:
-    loop, made = asyncio.get_running_loop(), list[tuple[int, bytes]]()
+    loop, records = asyncio.get_running_loop(), list[tuple[int, bytes]]()
     for path in _sockets(folder):
-        await loop.create_unix_connection(partial(_Floor, seconds, made), str(path))
+        await loop.create_unix_connection(partial(_Floor, seconds, records), str(path))
     while True:
         await asyncio.sleep(0.25)
         batch = Batch()
-        for time_ns, value in made:
+        for time_ns, value in records:
             batch.add(time_ns, b"5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1", value)
         batch.build()
-        made.clear()
+        records.clear()
 
 
 async def qemu_qmp(folder: Path, seconds: float) -> None:
-    from qemu.qmp import QMPClient  # noqa: PLC0415 - the agent's memory is measured without it
+    from qemu.qmp import QMPClient  # noqa: PLC0415 - the agent's memory is measured without this import
 
     async def poll(path: Path) -> None:
         client = QMPClient()
@@ -154,92 +154,92 @@ async def qemu_qmp(folder: Path, seconds: float) -> None:
     await asyncio.gather(*(poll(path) for path in _sockets(folder)))
 
 
-# Those that deliver.
+# --- Roles that deliver ---
 
 
-async def _until_ended(milliseconds: list[float]) -> None:
-    """Wait for SIGTERM, and say what was measured."""
-    ended = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    await ended.wait()
+async def _wait_and_print(milliseconds: list[float]) -> None:
+    """Wait for SIGTERM and print the latencies."""
+    terminated = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
+    await terminated.wait()
     print(json.dumps(milliseconds), flush=True)
 
 
-class Timed:
-    """A sink that takes the time of another's acknowledgements, and says in a file how many there were."""
+class TimedEventSink:
+    """A sink that records the latency of another sink's events, and writes their number to a file."""
 
-    def __init__(self, to: Sink, count: Path) -> None:
-        self.name = to.name
+    def __init__(self, sink: Sink, counter: Path) -> None:
+        self.name = sink.name
         self.milliseconds: list[float] = []
-        self._to = to
-        self._count = count
+        self._sink = sink
+        self._counter = counter
 
     async def open(self) -> None:
-        await self._to.open()
+        await self._sink.open()
 
     async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
-        refused = await self._to.send(batch)
+        refused = await self._sink.send(batch)
         now = time.time_ns()
         self.milliseconds += [(now - entry.time_ns) / 1e6 for entry in batch if entry.type == EVENT]
-        self._count.write_text(str(len(self.milliseconds)))
+        self._counter.write_text(str(len(self.milliseconds)))
         return refused
 
     async def close(self) -> None:
-        await self._to.close()
+        await self._sink.close()
 
 
-async def telling(folder: Path, seconds: float, servers: str) -> None:
+async def agent_kafka(folder: Path, seconds: float, servers: str) -> None:
     with tempfile.TemporaryDirectory(prefix="qmp-") as state:
         config = _config(folder, seconds, state, servers)
-        timed = Timed(build_sink(config), folder / "delivered")
+        sink = TimedEventSink(build_sink(config), folder / "delivered")
         with scheduled_collection():
-            async with Agent(config, timed).running():
-                await _until_ended(timed.milliseconds)
+            async with Agent(config, sink).running():
+                await _wait_and_print(sink.milliseconds)
 
 
-class _Bare(asyncio.Protocol):
-    def __init__(self, tell: Callable[[bytes, int], None]) -> None:
-        self._tell = tell
-        self._left = b""
+class _EventParser(asyncio.Protocol):
+    def __init__(self, on_event: Callable[[bytes, int], None]) -> None:
+        self._on_event = on_event
+        self._rest = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         cast("asyncio.Transport", transport).write(b'{"execute":"qmp_capabilities"}')
 
     def data_received(self, data: bytes) -> None:
-        *lines, self._left = (self._left + data).split(b"\n")
+        *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             message = orjson.loads(line)
             if "event" in message:
                 stamp = message["timestamp"]
-                self._tell(orjson.dumps(message), stamp["seconds"] * 1_000_000_000 + stamp["microseconds"] * 1000)
+                self._on_event(orjson.dumps(message), stamp["seconds"] * 1_000_000_000 + stamp["microseconds"] * 1000)
 
 
-async def bare(folder: Path, _seconds: float, servers: str) -> None:
+async def bare_aiokafka(folder: Path, _seconds: float, servers: str) -> None:
     producer = AIOKafkaProducer(bootstrap_servers=servers, acks="all", enable_idempotence=True, compression_type="zstd")
     milliseconds: list[float] = []
-    under_way: set[asyncio.Task[None]] = set()
+    in_flight: set[asyncio.Task[None]] = set()
 
     async def send(value: bytes, time_ns: int) -> None:
         await producer.send_and_wait(TOPIC, value, key=value[:16])
         milliseconds.append((time.time_ns() - time_ns) / 1e6)
 
-    def tell(value: bytes, time_ns: int) -> None:
+    def start_sending(value: bytes, time_ns: int) -> None:
         task = asyncio.ensure_future(send(value, time_ns))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
+        in_flight.add(task)
+        task.add_done_callback(in_flight.discard)
 
     async with producer:
         for path in _sockets(folder):
-            await asyncio.get_running_loop().create_unix_connection(lambda: _Bare(tell), str(path))
-        await _until_ended(milliseconds)
+            await asyncio.get_running_loop().create_unix_connection(lambda: _EventParser(start_sending), str(path))
+        await _wait_and_print(milliseconds)
 
 
 ROLES: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
     "floor": floor,
     "qemu.qmp": qemu_qmp,
     "agent": agent,
-    "telling": telling,
-    "bare": bare,
+    "agent-kafka": agent_kafka,
+    "aiokafka": bare_aiokafka,
 }
 
 if __name__ == "__main__":

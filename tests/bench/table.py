@@ -1,4 +1,4 @@
-"""What a part of the benchmark found, and how it is shown."""
+"""Rows of the benchmark's table, as Markdown and as JSON."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,32 +9,32 @@ class Row:
     """One figure.
 
     Attributes:
-        what: what was measured.
-        figure: with its unit, as it was on this machine.
-        ratio: beside what was measured in the same run; it is what counts, since machines differ.
-        beside: what that is.
-        aim: what the ratio, or the figure, should be; empty where there is none.
-        met: whether it is; None where there is no aim.
+        what: What was measured.
+        figure: The figure on this machine, with its unit.
+        ratio: The ratio to a reference from the same run.
+        reference: The name of the reference.
+        target: The target of the ratio or the figure; empty if it has none.
+        met: Whether the target is met; None without a target.
     """
 
     what: str
     figure: str
     ratio: float | None = None
-    beside: str = ""
-    aim: str = ""
+    reference: str = ""
+    target: str = ""
     met: bool | None = None
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Return the table."""
-    lines = ["| what | figure | beside the same run's | aim | |", "|---|---|---|---|---|"]
+    """Return the rows as a Markdown table."""
+    lines = ["| what | figure | ratio to the same run's | target | |", "|---|---|---|---|---|"]
     for row in rows:
-        beside = f"{row.ratio:.2f} x {row.beside}" if row.ratio is not None else ""
+        ratio = f"{row.ratio:.2f} x {row.reference}" if row.ratio is not None else ""
         met = {True: "met", False: "missed", None: ""}[row.met]
-        lines.append(f"| {row.what} | {row.figure} | {beside} | {row.aim} | {met} |")
+        lines.append(f"| {row.what} | {row.figure} | {ratio} | {row.target} | {met} |")
     return "\n".join(lines)
 
 
 def plain(rows: Sequence[Row]) -> list[dict[str, object]]:
-    """Return it as JSON has it."""
+    """Return the rows as JSON objects."""
     return [asdict(row) for row in rows]

@@ -1,6 +1,6 @@
-"""What is fuzzed, each as a function of bytes that fails where a promise is broken. `make fuzz` drives them by coverage.
+"""Fuzzing targets: functions of bytes that fail if the agent breaks an invariant. `make fuzz` drives them by coverage.
 
-Nothing here says what an input is to be: whatever it is, the agent keeps its promises.
+The targets make no assumption about the input.
 """
 
 import re
@@ -31,68 +31,72 @@ from agent.session.poller import MAX_SAMPLES
 from tests.lab.qmp_bytes import cut, ready
 from tests.unit.collectors.test_collectors import well_formed
 
-MOST_BYTES: Final = 4096
-"""The longest message that the fuzzed protocol takes, so that the bound is within an input's reach."""
+MAX_BYTES: Final = 4096
+"""Maximum length of a message in the fuzzed protocol: short, so that inputs reach it."""
 INTERVALS: Final = Intervals(poll=10, guest_memory=30, migration=1, resync=300)
 VM: Final = Vm("hv7", "5f0c2c9e-1111-4111-8111-111111111111", "web-3", "/run/web-3.qmp")
 
-_UNFIT: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _SERIES: Final = re.compile(r'[a-z0-9_]+(\{([a-z_]+="([^"\\\n]|\\["\\n])*",?)+\})? (-?[0-9.e+-]+|\+Inf)')
 
 
 def protocol(data: bytes) -> None:
-    """Bytes from a monitor: whole, and cut in pieces, they are the same messages, in bounds, and can all be told."""
+    """Check that bytes from a monitor parse to the same messages however they are cut, within bounds, and to valid records."""
     if not data:
         return
     size, stream = data[0] + 1, data[1:]
-    whole = _heard(stream, len(stream) + 1)
-    assert _heard(stream, size) == whole, "how it is cut makes a difference"
+    whole = _receive(stream, len(stream) + 1)
+    assert _receive(stream, size) == whole, "the messages depend on how the bytes are cut"
     for message in whole[0]:
         if isinstance(message, Event):
             row = row_of(message.name)
-            told = {"event": row.name, "category": row.category.value, "qemu": message.data}
+            data = {"event": row.name, "category": row.category.value, "qemu": message.data}
             kind, subject = f"qemu.event.{row.name.lower()}", row.subject_of(message.data)
-            _tell(Record(kind, VM, told, message.time_ns or 0, subject, row.severity_for(message.data)))
+            _encode(Record(kind, VM, told, message.time_ns or 0, subject, row.severity_for(message.data)))
 
 
-def _heard(stream: bytes, size: int) -> tuple[list[Message], str]:
-    """Return what a connection with three open questions and a probe makes of bytes in chunks of a size, and how it ended."""
+def _receive(stream: bytes, size: int) -> tuple[list[Message], str]:
+    """Feed bytes in chunks of `size` to a connection with three pending commands and a probe.
+
+    Returns:
+        The messages, and the error that ended the connection, or an empty text.
+    """
     connection = ready(bound=MOST_BYTES)
-    heard: list[Message] = []
+    messages: list[Message] = []
     connection.ask([Command("query-status"), Command("query-blockstats"), Command("query-jobs")])
     connection.probe()
     ended = ""
     for chunk in cut(stream, [size] * (len(stream) // size)):
         try:
-            heard += connection.receive(chunk)
+            messages += connection.receive(chunk)
         except ProtocolError as error:
-            ended = re.sub(r": .*", "", str(error))  # where in the JSON it is wrong
+            ended = re.sub(r": .*", "", str(error))  # without the position in the JSON
             break
         frames = connection._frames
-        assert len(frames._buffer) + frames._lines_bytes <= MOST_BYTES
-    return [_plain(message) for message in heard], ended
+        assert len(frames._buffer) + frames._lines_bytes <= MAX_BYTES
+    return [_plain(message) for message in messages], ended
 
 
 def _plain(message: Message) -> Any:
-    """Return it as it can be compared: two errors that say the same are one."""
+    """Return a message in a form that compares by value: errors become their text."""
     error = getattr(message, "error", None)
     return message if error is None else ("error", str(error))
 
 
 def collectors(data: bytes) -> None:
-    """A collector's name and a QEMU's answers as JSON: samples have their families' fields in their types, and are told in order."""
-    name, _, said = data.partition(b"\n")
-    collector = _ASKED.get(name)
+    """Check that a collector, given its name and QEMU's replies as JSON, returns valid samples or raises QmpError."""
+    name, _, text = data.partition(b"\n")
+    collector = _COLLECTORS.get(name)
     try:
-        answers = orjson.loads(said)
+        replies = orjson.loads(text)
     except orjson.JSONDecodeError:
         return
-    if collector is None or not isinstance(answers, list) or len(answers) != len(collector.commands(ALL_FEATURES)):
+    if collector is None or not isinstance(replies, list) or len(replies) != len(collector.commands(ALL_FEATURES)):
         return
-    answers = [_answer(value) for value in answers]
-    vm = identify("hv7", "/run/x.qmp", [{"UUID": VM.uuid}, {"name": answers[0]}])
+    replies = [_reply(value) for value in replies]
+    vm = identify("hv7", "/run/x.qmp", [{"UUID": VM.uuid}, {"name": replies[0]}])
     try:
-        samples = tuple(islice(collector.collect(answers), MAX_SAMPLES))
+        samples = tuple(islice(collector.collect(replies), MAX_SAMPLES))
         now = Poll(samples, 10**18, 100.0)
         before = Poll(tuple(collector.derive(Poll(), Poll(samples, 10**18 - 10**9, 99.0))), 10**18 - 10**9, 99.0)
         samples = tuple(collector.derive(before, now))
@@ -106,61 +110,61 @@ def collectors(data: bytes) -> None:
         return
     assert wait is None or wait > 0
     snapshot = Snapshot()
-    monitor = Monitor(vm.monitor, (vm.monitor,), _nobody)
+    monitor = Monitor(vm.monitor, (vm.monitor,), _no_connection)
     snapshot.status(MonitorStatus(monitor, MonitorState.UP, "", vm, Build("7.2.22", "Debian"), 1))
     snapshot.samples(vm, collector.families, samples, 10**18)
     for sample in samples:
         well_formed(collector.name, sample)
-        _tell(Record(f"qemu.sample.{sample.family.name}", vm, sample.data, 10**18, sample.subject))
+        _encode(Record(f"qemu.sample.{sample.family.name}", vm, sample.data, 10**18, sample.subject))
     for notice in notices:
-        _tell(Record(f"qemu.{notice.family.name}", vm, dict(notice.values), 10**18))
+        _encode(Record(f"qemu.{notice.family.name}", vm, dict(notice.values), 10**18))
     for text in render(snapshot).splitlines():
         assert text.startswith("# ") or _SERIES.fullmatch(text), text
 
 
-_ASKED: Final = {collector.name.encode(): collector for collector in ALL if not collector.host_only}
+_COLLECTORS: Final = {collector.name.encode(): collector for collector in ALL if not collector.host_only}
 
 
-def _answer(value: Any) -> Any:
+def _reply(value: Any) -> Any:
     match value:
         case {"class": str(kind), "desc": str(text)}:
             return CommandError(kind, text)
     return value
 
 
-async def _nobody(*_: Any, **__: Any) -> Any:
-    raise AssertionError("nobody connects here")
+async def _no_connection(*_: Any, **__: Any) -> Any:
+    raise AssertionError("no target connects")
 
 
 def config(data: bytes) -> None:
-    """A config's bytes: it is taken, and all of it can be used, or refused with a place and a reason for each thing that is wrong."""
+    """Check that a config is accepted and usable as a whole, or refused with a place and a reason for each error."""
     text = data[1:].decode("utf-8", "replace")
     try:
         if data[:1] > b"\x7f":
             validate(text, "web.yml", WebConfigFile)
             return
-        taken = validate(text, "agent.yaml", Config)
+        accepted = validate(text, "agent.yaml", Config)
     except ConfigError as error:
         assert error.problems
         assert all(problem.text for problem in error.problems)
         return
-    assert Config.model_validate(taken.model_dump()) == taken
-    session_settings(taken)
-    build_discoverers(taken)
+    assert Config.model_validate(accepted.model_dump()) == accepted
+    session_settings(accepted)
+    build_discoverers(accepted)
     try:
-        build_sink(taken)
+        build_sink(accepted)
     except StartError as error:
         assert str(error)
 
 
-def _tell(record: Record) -> None:
-    body = _STAMP(record).body
+def _encode(record: Record) -> None:
+    body = _ENCODER(record).body
     assert body.count(b"\n") == 0
-    told = line(orjson.loads(body))
-    assert not _UNFIT.search(told), told
+    text = line(orjson.loads(body))
+    assert not _CONTROL_CHARACTERS.search(text), text
 
 
-_STAMP: Final = RecordEncoder(0)
+_ENCODER: Final = RecordEncoder(0)
 
 TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "protocol": protocol,

@@ -1,4 +1,4 @@
-"""All that fuzzing ever found, and where it begins, once more: no promise is broken by it."""
+"""Every input of the fuzzing corpus: those it starts from, and those that once broke an invariant."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ CORPUS = Path(__file__).parent / "corpus"
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_what_fuzzing_found_breaks_no_promise(name: str) -> None:
+def test_no_input_of_the_corpus_breaks_an_invariant(name: str) -> None:
     inputs = sorted((CORPUS / name).iterdir())
     assert inputs
     for path in inputs:

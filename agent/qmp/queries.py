@@ -97,7 +97,7 @@ ROWS = (
     Query("query-fdsets", _NO, "File descriptors that a manager passed, for its own use."),
     Query("query-firmware-log", _NO, "Reads a megabyte of the guest's memory."),
     Query("query-gic-capabilities", _NO, f"{_FIXED}."),
-    Query("query-hotpluggable-cpus", _NO, "vCPUs that could be plugged in; query-cpus-fast reports the existing ones."),
+    Query("query-hotpluggable-cpus", _NO, "Slots for further vCPUs; query-cpus-fast reports the existing ones."),
     Query(
         "query-hv-balloon-status-report",
         _ATTACH,

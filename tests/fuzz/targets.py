@@ -29,7 +29,7 @@ from agent.session.api import MonitorState, MonitorStatus
 from agent.session.identity import Build, identify
 from agent.session.poller import MAX_SAMPLES
 from tests.lab.qmp_bytes import cut, ready
-from tests.unit.collectors.test_collectors import well_formed
+from tests.unit.collectors.test_collectors import check_sample
 
 MAX_BYTES: Final = 4096
 """Maximum length of a message in the fuzzed protocol: short, so that inputs reach it."""
@@ -114,7 +114,7 @@ def collectors(data: bytes) -> None:
     snapshot.status(MonitorStatus(monitor, MonitorState.UP, "", vm, Build("7.2.22", "Debian"), 1))
     snapshot.samples(vm, collector.families, samples, 10**18)
     for sample in samples:
-        well_formed(collector.name, sample)
+        check_sample(collector.name, sample)
         _encode(Record(f"qemu.sample.{sample.family.name}", vm, sample.data, 10**18, sample.subject))
     for notice in notices:
         _encode(Record(f"qemu.{notice.family.name}", vm, dict(notice.values), 10**18))

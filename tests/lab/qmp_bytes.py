@@ -1,4 +1,4 @@
-"""What goes over a QMP connection, and a connection to feed it to."""
+"""Messages of a QMP connection as bytes, and connections to feed them to."""
 
 import json
 from collections.abc import Sequence
@@ -13,24 +13,25 @@ STATUS = Command("query-status")
 
 
 def line(message: object, *, indent: int | None = None) -> bytes:
-    """Return a message as QEMU sends it; with an indent, as its `pretty=on` does."""
+    """Return a message as QEMU sends it; with an indent, as a `pretty=on` monitor sends it."""
     return json.dumps(message, indent=indent).replace("\n", "\r\n").encode() + b"\r\n"
 
 
 def ready(*, oob: bool = True, bound: int = 1 << 20) -> Connection:
-    """Return a connection that has been negotiated."""
+    """Return a connection after negotiation."""
     connection = Connection(AllowList(), bound)
     hello = {"QMP": HELLO["QMP"] | {"capabilities": ["oob"] if oob else []}}
     assert len(list(connection.receive(line(hello) + line(DONE)))) == 2
     return connection
 
 
-def take(connection: Connection, *messages: object) -> list[Message]:
+def receive(connection: Connection, *messages: object) -> list[Message]:
+    """Feed messages to a connection and return the messages that it yields."""
     return list(connection.receive(b"".join(line(message) for message in messages)))
 
 
 def cut(data: bytes, sizes: Sequence[int]) -> list[bytes]:
-    """Cut bytes into chunks of these sizes, and what is left into one more."""
+    """Cut bytes into chunks of these sizes, and the rest into one more."""
     chunks = []
     for size in sizes:
         chunks.append(data[:size])

@@ -1,4 +1,4 @@
-"""What makes a record valid: the published schema, and a CloudEvents reader that is not ours."""
+"""Validation of records against the published schema, and with an independent CloudEvents parser."""
 
 import json
 import re
@@ -12,9 +12,9 @@ from jsonschema import Draft202012Validator, FormatChecker
 from agent.cli.schema import record_schema
 
 FORMATS = FormatChecker()
-"""What jsonschema itself does not look at without further packages."""
+"""Formats that jsonschema checks only with further packages."""
 _URI_REFERENCE = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-F]{2})+")  # RFC 3986's characters
-_DATE_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")  # RFC 3339, in UTC as ours are
+_DATE_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")  # RFC 3339 in UTC
 
 
 @FORMATS.checks("uri-reference")
@@ -33,13 +33,13 @@ Draft202012Validator.check_schema(record_schema())
 _VALIDATOR = Draft202012Validator(record_schema(), format_checker=FORMATS)
 
 
-def faults(body: bytes) -> list[str]:
-    """Return what the schema has to say against a record; nothing is good."""
+def schema_violations(body: bytes) -> list[str]:
+    """Return the record's violations of the schema; empty for a valid record."""
     return [f"{error.json_path}: {error.message}" for error in _VALIDATOR.iter_errors(json.loads(body))]
 
 
-def understood(body: bytes) -> CloudEvent:
-    """Return a record as the independent reader understands it, having found it valid."""
+def parse_cloudevent(body: bytes) -> CloudEvent:
+    """Return a record as the independent parser reads it, after a check of its attributes."""
     event = JSONFormat().read(CloudEvent, body)
     assert event.get_specversion() == "1.0"
     for name, value in event.get_attributes().items():

@@ -24,8 +24,8 @@ from agent.session.event_handler import EventHandler
 from agent.session.identity import Build, identify
 from tests.lab.agent_process import Scrape
 from tests.lab.hostile_host import CONTROL_CHARACTERS
-from tests.lab.record_validation import faults, understood
-from tests.unit.collectors.test_collectors import REAL, anything, places, replaced
+from tests.lab.record_validation import parse_cloudevent, schema_violations
+from tests.unit.collectors.test_collectors import REAL, anything, paths, replaced
 
 NO_DEADLINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """The first draw builds a table of all characters, which takes seconds on a machine under load."""
@@ -63,8 +63,8 @@ def assert_well_formed(app: RecordingAgent) -> None:
     assert not any("forged" in name for name, _ in series.values)
     assert not [value for value in series.values.values() if value != value]  # noqa: PLR0124 - NaN
     for stamped in app.sent:
-        assert faults(stamped.body) == []
-        understood(stamped.body)
+        assert schema_violations(stamped.body) == []
+        parse_cloudevent(stamped.body)
         text = line(orjson.loads(stamped.body))
         assert not CONTROL_CHARACTERS.search(text), text
 
@@ -85,7 +85,7 @@ async def test_any_value_in_a_field_of_a_reply_gives_well_formed_output(app: Rec
         app.sent.clear()
         name, replies = data.draw(st.sampled_from(REAL))
         index = data.draw(st.integers(0, len(replies) - 1))
-        place = data.draw(st.sampled_from(list(places(replies[index]))))
+        place = data.draw(st.sampled_from(list(paths(replies[index]))))
         mutated = replaced(replies, (index, *place), data.draw(hostile))
         collector = COLLECTORS[name]
         with contextlib.suppress(QmpError):

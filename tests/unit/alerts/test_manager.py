@@ -12,7 +12,7 @@ from agent.alerts.store import Alert, AlertStore
 from agent.alerts.threshold_types import ThresholdMode
 from agent.model.record import Record, RecordEncoder, Severity, Vm
 from agent.qmp.commands import AllowList, Change, Command
-from tests.lab.record_validation import faults, understood
+from tests.lab.record_validation import parse_cloudevent, schema_violations
 from tests.lab.thin_disks import GIB, HOST, VM, Disk, alert_manager, policy, threshold_record
 
 TWIN = Vm(VM.host, VM.uuid, VM.name, "/run/other.qmp")
@@ -22,8 +22,8 @@ def records(pending: list[PendingAlert]) -> list[Record]:
     """Validate the records against their schemas and return them."""
     for alert in pending:
         body = RecordEncoder()(alert.record).body
-        assert faults(body) == []
-        understood(body)
+        assert schema_violations(body) == []
+        parse_cloudevent(body)
         assert alert.uuid == alert.record.vm.uuid
     return [alert.record for alert in pending]
 

@@ -12,9 +12,9 @@ from agent.model.events import ROWS
 from agent.model.record import Record, RecordEncoder, Vm
 from tests.lab import golden_files
 from tests.lab.fake_qemu import FakeQemu
-from tests.lab.record_validation import faults, understood
+from tests.lab.record_validation import parse_cloudevent, schema_violations
 from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
-from tests.unit.collectors.test_collectors import BY_NAME, CASES, answer
+from tests.unit.collectors.test_collectors import BY_NAME, CASES, decoded
 
 VM = Vm("host1", "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1", "vm1", "/run/vm1.qmp")
 STAMP = RecordEncoder()
@@ -28,16 +28,16 @@ def body(kind: str, data: dict[str, Any]) -> bytes:
 def changed(**attributes: Any) -> list[str]:
     """Return the faults of a good record with some attributes changed, or taken away where None."""
     event = {**json.loads(STAMP(STOP).body), **attributes}
-    return faults(json.dumps({key: value for key, value in event.items() if value is not None}).encode())
+    return schema_violations(json.dumps({key: value for key, value in event.items() if value is not None}).encode())
 
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_sample_of_the_golden_files_is_valid(name: str) -> None:
     for case in CASES[name]:
-        for sample in BY_NAME[name].collect(list(map(answer, case["replies"]))):
+        for sample in BY_NAME[name].collect(list(map(decoded, case["replies"]))):
             made = body(f"qemu.sample.{sample.family.name}", sample.data)
-            assert faults(made) == [], case["case"]
-            assert understood(made).get_data() == json.loads(json.dumps(sample.data))
+            assert schema_violations(made) == [], case["case"]
+            assert parse_cloudevent(made).get_data() == json.loads(json.dumps(sample.data))
 
 
 async def test_every_record_of_a_vms_life_is_valid(fake: FakeQemu) -> None:
@@ -60,8 +60,8 @@ async def test_every_record_of_a_vms_life_is_valid(fake: FakeQemu) -> None:
     assert kinds == {"vm.attached", "vm.stalled", "vm.recovered", "vm.gone", "vm.detached"}
     assert len(observer.types("event")) >= len(ROWS) + 3
     for record in observer.records():
-        assert faults(STAMP(record).body) == [], record.type
-        understood(STAMP(record).body)
+        assert schema_violations(STAMP(record).body) == [], record.type
+        parse_cloudevent(STAMP(record).body)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ async def test_every_record_of_a_vms_life_is_valid(fake: FakeQemu) -> None:
     ],
 )
 def test_what_the_agent_does_not_emit_is_refused(kind: str, data: dict[str, Any]) -> None:
-    assert faults(body(kind, data))
+    assert schema_violations(body(kind, data))
 
 
 @pytest.mark.parametrize(

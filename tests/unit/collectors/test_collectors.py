@@ -1,4 +1,4 @@
-"""Collectors: QEMU's replies in, samples out, as the files in golden/collectors say."""
+"""Collectors: samples from QEMU's replies, compared with the files in golden/collectors."""
 
 import copy
 import importlib
@@ -27,11 +27,11 @@ from tests.lab.fixtures import StartGuest
 
 BY_NAME = {collector.name: collector for collector in ALL}
 CASES = {name: golden_files.load(f"collectors/{name}.json") for name in BY_NAME}
-HOUR = Intervals(poll=10, guest_memory=30, migration=1, resync=300)
+INTERVALS = Intervals(poll=10, guest_memory=30, migration=1, resync=300)
 
 
 def subject(of: Any) -> Any:
-    """Return what a file is about, as a golden file has it."""
+    """Return the subject of a file from its form in a golden file."""
     match of:
         case {"task": number, "name": name, "values": values}:
             return Task(number, name, values)
@@ -42,39 +42,39 @@ def subject(of: Any) -> Any:
     return of
 
 
-def answer(reply: dict[str, Any]) -> Any:
-    """Return what the client makes of a reply, or what the host's kernel answers."""
+def decoded(reply: dict[str, Any]) -> Any:
+    """Return a golden file's reply as the client or the host reader returns it."""
     if "file" in reply:
         return FileReply(FileRequest(reply["file"], subject(reply["of"])), reply["text"])
     return reply["return"] if "return" in reply else CommandError(reply["error"]["class"], reply["error"]["desc"])
 
 
-def collect(name: str, *answers: Any) -> list[Sample]:
-    return list(BY_NAME[name].collect(answers))
+def collect(name: str, *replies: Any) -> list[Sample]:
+    return list(BY_NAME[name].collect(replies))
 
 
-def shown(samples: list[Sample]) -> list[dict[str, Any]]:
+def as_json(samples: list[Sample]) -> list[dict[str, Any]]:
     return [{"family": s.family.name, "labels": list(s.labels), "values": s.values} for s in samples]
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_replies_make_the_samples_that_the_golden_file_says(name: str) -> None:
+def test_replies_result_in_the_samples_of_the_golden_file(name: str) -> None:
     cases = CASES[name]
     for case in cases:
-        made = shown(collect(name, *map(answer, case["replies"])))
-        if golden_files.WRITE and made != case["samples"]:  # the order of keys is no difference
-            case["samples"] = made
-        assert made == case["samples"], case["case"]
+        samples = as_json(collect(name, *map(decoded, case["replies"])))
+        if golden_files.WRITE and samples != case["samples"]:  # the order of keys does not matter
+            case["samples"] = samples
+        assert samples == case["samples"], case["case"]
     if golden_files.WRITE:
         golden_files.save(f"collectors/{name}.json", cases)
 
 
-# --- Answers that make no sense ---
+# --- Unexpected replies ---
 
 
 @pytest.mark.parametrize("name", ["block", "nodes", "drives", "jobs", "migration", "runstate"])
 @pytest.mark.parametrize("wrong", [None, 5, 1.5, "x", True])
-def test_an_answer_of_a_wrong_type_fails(name: str, wrong: Any) -> None:
+def test_a_reply_of_a_wrong_type_is_an_error(name: str, wrong: Any) -> None:
     with pytest.raises(UnexpectedReplyError, match="expected"):
         collect(name, wrong)
     with pytest.raises(UnexpectedReplyError, match="expected"):
@@ -82,25 +82,25 @@ def test_an_answer_of_a_wrong_type_fails(name: str, wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["block", "nodes", "drives", "jobs", "migration", "runstate"])
-def test_an_error_fails_with_qemus_own_words(name: str) -> None:
+def test_an_error_reply_raises_qemus_error(name: str) -> None:
     with pytest.raises(CommandError, match="GenericError: no"):
         collect(name, CommandError("GenericError", "no"))
 
 
-def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield where every value inside a value is."""
-    yield place
+def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of every value inside a value."""
+    yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
-        yield from places(inner, (*place, key))
+        yield from paths(inner, (*path, key))
 
 
-def replaced(value: Any, place: tuple[Any, ...], by: Any) -> Any:
-    """Return a copy that has something else at a place."""
-    if not place:
-        return by
+def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    """Return a copy with another value at a path."""
+    if not path:
+        return new
     value = copy.copy(value)
-    value[place[0]] = replaced(value[place[0]], place[1:], by)
+    value[path[0]] = replaced(value[path[0]], path[1:], new)
     return value
 
 
@@ -123,8 +123,8 @@ anything = (
 )
 
 
-def well_formed(name: str, sample: Sample) -> None:
-    """Fail unless a collector's sample has its family's fields in their types, and can be a record."""
+def check_sample(name: str, sample: Sample) -> None:
+    """Assert that a sample has its family's fields in the right types and can be encoded."""
     kinds = {field.name: field.kind for field in sample.family.fields}
     assert sample.family in BY_NAME[name].families
     assert len(sample.labels) == len(sample.family.labels)
@@ -143,7 +143,7 @@ KERNEL = [(name, case["replies"]) for name, cases in CASES.items() for case in c
 
 
 @given(st.data())
-def test_whatever_a_file_holds_the_samples_have_only_their_familys_fields_in_their_types(data: st.DataObject) -> None:
+def test_samples_of_any_file_content_have_valid_fields(data: st.DataObject) -> None:
     name, replies = data.draw(st.sampled_from(KERNEL))
     which = data.draw(st.integers(0, len(replies) - 1))
     text = replies[which]["text"] or ""
@@ -151,29 +151,31 @@ def test_whatever_a_file_holds_the_samples_have_only_their_familys_fields_in_the
     junk = data.draw(
         st.text(max_size=20) | st.sampled_from([" -1 ", "(", ")", ":", "total=", "9" * 5000, "\x00", "\n: :"])
     )
-    hurt = {**replies[which], "text": text[:cut] + junk + text[cut:]}
-    for sample in BY_NAME[name].collect([answer(reply if at != which else hurt) for at, reply in enumerate(replies)]):
-        well_formed(name, sample)
+    damaged = {**replies[which], "text": text[:cut] + junk + text[cut:]}
+    for sample in BY_NAME[name].collect(
+        [decoded(reply if at != which else damaged) for at, reply in enumerate(replies)]
+    ):
+        check_sample(name, sample)
 
 
 @given(st.data())
-def test_whatever_one_field_is_the_samples_have_only_their_familys_fields_in_their_types(data: st.DataObject) -> None:
+def test_samples_of_replies_with_any_replaced_field_have_valid_fields(data: st.DataObject) -> None:
     name, replies = data.draw(st.sampled_from(REAL))
     which = data.draw(st.integers(0, len(replies) - 1))
-    place = data.draw(st.sampled_from(list(places(replies[which]))))
+    path = data.draw(st.sampled_from(list(paths(replies[which]))))
     try:
-        samples = collect(name, *replaced(replies, (which, *place), data.draw(anything)))
+        samples = collect(name, *replaced(replies, (which, *path), data.draw(anything)))
     except QmpError:
         return
     BY_NAME[name].topology(samples)
-    wait = BY_NAME[name].next_poll_delay(samples, Facts(guest_stats_seconds=5), HOUR)
-    assert wait is None or wait > 0
+    delay = BY_NAME[name].next_poll_delay(samples, Facts(guest_stats_seconds=5), INTERVALS)
+    assert delay is None or delay > 0
     for sample in samples:
-        well_formed(name, sample)
+        check_sample(name, sample)
 
 
 @pytest.mark.parametrize("speed", [1e308, -1e308, 2**64 - 1, -(2**63)])
-def test_a_figure_that_is_past_all_measure_in_base_units_stays_one_that_json_can_hold(speed: float) -> None:
+def test_huge_figures_stay_finite_in_base_units(speed: float) -> None:
     (sample,) = collect("migration", {"status": "active", "ram": {"mbps": speed, "total": 1}})
     assert math.isfinite(sample.values.get("throughput_bytes_per_second", 0))
     assert RecordEncoder()(Record("qemu.sample.migration", Vm("h", "u", "n"), sample.data, 0)).body
@@ -182,7 +184,7 @@ def test_a_figure_that_is_past_all_measure_in_base_units_stays_one_that_json_can
 # --- Disks ---
 
 
-def test_a_chain_without_end_makes_samples_with_an_end() -> None:
+def test_an_endless_backing_chain_results_in_a_bounded_number_of_samples() -> None:
     disk: dict[str, Any] = {"qdev": "d", "stats": {}}
     for _ in range(200):
         disk = {"qdev": "d", "stats": {}, "backing": disk}
@@ -207,28 +209,28 @@ def test_a_chain_without_end_makes_samples_with_an_end() -> None:
         ({"qdev": "x" * 1000}, "x" * 255),
     ],
 )
-def test_a_disks_name_is_one_that_outlives_snapshots(disk: dict[str, Any], name: str) -> None:
+def test_a_disks_stable_name_is_device_id_then_backend_then_node(disk: dict[str, Any], name: str) -> None:
     assert stable_name(disk) == name
 
 
-def test_a_disk_is_of_another_shape_when_its_nodes_are_others() -> None:
-    shape = BY_NAME["block"].topology
+def test_a_disks_topology_changes_with_its_nodes_only() -> None:
+    topology = BY_NAME["block"].topology
     disk = {"qdev": "d", "node-name": "a", "stats": {"rd_bytes": 1}, "parent": {"node-name": "b"}}
     same = collect("block", [disk | {"stats": {"rd_bytes": 2}}])
-    assert shape(collect("block", [disk])) == shape(same)
+    assert topology(collect("block", [disk])) == topology(same)
     for changed in (disk | {"node-name": "c"}, disk | {"parent": {"node-name": "c"}}, disk | {"qdev": "e"}):
-        assert shape(collect("block", [changed])) != shape(same)
-    assert shape(collect("block", [disk, disk | {"qdev": "e"}])) != shape(same)
+        assert topology(collect("block", [changed])) != topology(same)
+    assert topology(collect("block", [disk, disk | {"qdev": "e"}])) != topology(same)
 
 
 @pytest.mark.parametrize(
     ("version", "arguments"), [((4, 2), None), ((5, 0), {"flat": True}), ((11, 1), {"flat": True})]
 )
-def test_each_nodes_copy_of_its_chain_is_left_out_where_qemu_can(version: tuple[int, int], arguments: Any) -> None:
+def test_flat_node_lists_are_requested_where_qemu_supports_them(version: tuple[int, int], arguments: Any) -> None:
     assert BY_NAME["nodes"].commands(Facts(version=version))[0].arguments == arguments
 
 
-async def test_a_real_writers_figures_are_those_of_its_own_reply(start_guest: StartGuest) -> None:
+async def test_a_real_writers_samples_match_its_reply(start_guest: StartGuest) -> None:
     guest = await start_guest(kind="writer")
     await guest.booted()
     await guest.command("stop")
@@ -251,44 +253,46 @@ async def test_a_real_writers_figures_are_those_of_its_own_reply(start_guest: St
     }.items() <= disk.values.items()
 
 
-# --- When to ask again ---
+# --- Poll delays ---
 
 
 @pytest.mark.parametrize("status", ["none", "completed", "failed", "cancelled"])
-def test_a_migration_that_has_ended_is_asked_for_only_where_no_event_will_tell(status: str) -> None:
+def test_an_ended_migration_is_polled_only_without_migration_events(status: str) -> None:
     samples = collect("migration", {"status": status})
-    assert BY_NAME["migration"].next_poll_delay(samples, Facts(migration_events=True), HOUR) is None
-    assert BY_NAME["migration"].next_poll_delay(samples, Facts(migration_events=False), HOUR) == 10
+    assert BY_NAME["migration"].next_poll_delay(samples, Facts(migration_events=True), INTERVALS) is None
+    assert BY_NAME["migration"].next_poll_delay(samples, Facts(migration_events=False), INTERVALS) == 10
 
 
 @pytest.mark.parametrize(
     "status", ["setup", "active", "cancelling", "failing", "pre-switchover", "device", "teleporting", ""]
 )
 @pytest.mark.parametrize("events", [True, False])
-def test_a_migration_that_is_in_any_other_state_is_asked_for_each_second(status: str, events: bool) -> None:  # noqa: FBT001
+def test_a_migration_in_any_other_state_is_polled_each_second(status: str, events: bool) -> None:  # noqa: FBT001
     samples = collect("migration", {"status": status})
-    assert BY_NAME["migration"].next_poll_delay(samples, Facts(migration_events=events), HOUR) == 1
+    assert BY_NAME["migration"].next_poll_delay(samples, Facts(migration_events=events), INTERVALS) == 1
 
 
-def test_guest_memory_is_asked_for_no_more_often_than_the_guest_tells() -> None:
-    again = BY_NAME["guest_memory"].next_poll_delay
-    assert again((), Facts("/b", guest_stats_seconds=5), HOUR) == 30
-    assert again((), Facts("/b", guest_stats_seconds=90), HOUR) == 90
-    assert again((), Facts("/b", guest_stats_seconds=0), HOUR) is None
+def test_guest_memory_is_polled_no_more_often_than_the_guest_updates_it() -> None:
+    delay = BY_NAME["guest_memory"].next_poll_delay
+    assert delay((), Facts("/b", guest_stats_seconds=5), INTERVALS) == 30
+    assert delay((), Facts("/b", guest_stats_seconds=90), INTERVALS) == 90
+    assert delay((), Facts("/b", guest_stats_seconds=0), INTERVALS) is None
 
 
-def test_only_disks_are_asked_of_qemu_by_the_clock_alone() -> None:
+def test_only_disks_are_polled_from_qemu_at_an_interval() -> None:
     quiet = Facts("/b", guest_stats_seconds=0, migration_events=True)
-    asked = {c.name: c.next_poll_delay((), quiet, HOUR) for c in ALL if not c.host_only}
-    assert asked == dict.fromkeys(asked) | {"block": 10}
+    delays = {c.name: c.next_poll_delay((), quiet, INTERVALS) for c in ALL if not c.host_only}
+    assert delays == dict.fromkeys(delays) | {"block": 10}
 
 
-def test_what_the_hosts_kernel_knows_is_asked_for_at_each_poll_and_qemu_is_asked_nothing_for_it() -> None:
-    beside = [c for c in ALL if c.host_only]
-    assert [c.name for c in beside] == ["vcpu", "iothread", "process", "cgroup", "net"]
+def test_host_collectors_read_files_at_each_poll_and_send_no_command() -> None:
+    host_only = [c for c in ALL if c.host_only]
+    assert [c.name for c in host_only] == ["vcpu", "iothread", "process", "cgroup", "net"]
     task, same_netns, far = Task(5), Interface("tap0"), Interface("tap1", same_netns=False)
     facts = Facts("/b", 5, process=task, vcpus=(task,), iothreads=(task,), cgroup="/c", interfaces=(same_netns, far))
-    assert all(c.files(facts) and not c.commands(facts) and c.next_poll_delay((), facts, HOUR) == 10 for c in beside)
+    assert all(
+        c.files(facts) and not c.commands(facts) and c.next_poll_delay((), facts, INTERVALS) == 10 for c in host_only
+    )
     assert not [c.name for c in ALL if c.files(Facts("/b", 5))]
 
 
@@ -296,7 +300,7 @@ ALWAYS = {collector.name for collector in ALL if not collector.host_only} - {"ba
 
 
 @pytest.mark.parametrize(
-    ("facts", "asked"),
+    ("facts", "applicable"),
     [
         (Facts(), ALWAYS),
         (Facts("/b"), {*ALWAYS, "balloon"}),
@@ -309,17 +313,17 @@ ALWAYS = {collector.name for collector in ALL if not collector.host_only} - {"ba
         ),
     ],
 )
-def test_only_what_a_vm_has_is_asked_for(facts: Facts, asked: set[str]) -> None:
-    assert {collector.name for collector in ALL if collector.commands(facts)} == asked
+def test_collectors_apply_only_to_vms_with_their_feature(facts: Facts, applicable: set[str]) -> None:
+    assert {collector.name for collector in ALL if collector.commands(facts)} == applicable
 
 
-def test_the_balloons_event_is_read_as_its_answer_is() -> None:
+def test_balloon_change_is_read_like_the_reply() -> None:
     read = BY_NAME["balloon"].from_event["BALLOON_CHANGE"]
     assert list(read({"actual": 5})) == collect("balloon", {"actual": 5}) == [Sample(BALLOON, (), {"actual_bytes": 5})]
     assert list(read({})) == list(read({"actual": None})) == []
 
 
-def test_collectors_have_names_of_their_own_and_share_no_family() -> None:
+def test_collectors_have_unique_names_and_share_no_family() -> None:
     def families(collector: Collector) -> list[str]:
         return [family.name for family in collector.families]
 
@@ -328,13 +332,13 @@ def test_collectors_have_names_of_their_own_and_share_no_family() -> None:
     assert len(named) == len(set(named))
 
 
-def test_every_collector_that_is_written_is_named_and_so_is_every_family() -> None:
+def test_every_collector_is_in_all_and_every_family_has_a_collector() -> None:
     written = {
         collector.name: collector
         for module in pkgutil.iter_modules(collectors.__path__)
         for collector in vars(importlib.import_module(f"agent.collectors.{module.name}")).values()
         if isinstance(collector, Collector)
     }
-    assert written == BY_NAME, "name it in ALL"
+    assert written == BY_NAME, "add it to ALL"
     by_hand = {BLOCK_SPACE, ABOUT}  # made by alerts and at attach
     assert {family for collector in ALL for family in collector.families} | by_hand == set(FAMILIES)

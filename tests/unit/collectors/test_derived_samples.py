@@ -1,4 +1,4 @@
-"""What two polls together say: a job's rate, since when a VM is in its state, the end of a migration."""
+"""Samples and transitions derived from two polls: job rates, the start of a run state, the end of a migration."""
 
 from itertools import pairwise
 from typing import Any
@@ -13,36 +13,36 @@ from agent.model.metrics.migration import MIGRATION_ENDED
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, RecordEncoder, Severity, Vm
 from tests.lab.fixtures import StartGuest
-from tests.lab.record_validation import faults
+from tests.lab.record_validation import schema_violations
 from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
 from tests.unit.collectors.test_collectors import BY_NAME, collect
 
-TERMS = Intervals(poll=10, migration=1)
+INTERVALS = Intervals(poll=10, migration=1)
 
 
 def polls(name: str, *rounds: tuple[float, Any]) -> list[Poll]:
-    """Return what a collector makes of its answers at these seconds, each poll followed from the one before."""
-    made = [Poll()]
-    for at, *answers in rounds:
-        now = Poll(tuple(collect(name, *answers)), round(at * 1e9), at)
-        made.append(Poll(tuple(BY_NAME[name].derive(made[-1], now)), now.time_ns, at))
-    return made[1:]
+    """Return a collector's polls of replies at these seconds, each derived from the one before."""
+    derived = [Poll()]
+    for at, *replies in rounds:
+        now = Poll(tuple(collect(name, *replies)), round(at * 1e9), at)
+        derived.append(Poll(tuple(BY_NAME[name].derive(derived[-1], now)), now.time_ns, at))
+    return derived[1:]
 
 
-def notices(name: str, *answers: Any) -> list[Transition]:
-    """Return what a collector tells over these polls, a second apart."""
-    made = [Poll(), *polls(name, *enumerate(answers))]
-    return [n for before, now in pairwise(made) for n in BY_NAME[name].transitions(before, now)]
+def transitions(name: str, *replies: Any) -> list[Transition]:
+    """Return a collector's transitions over these polls, one second apart."""
+    derived = [Poll(), *polls(name, *enumerate(replies))]
+    return [transition for before, now in pairwise(derived) for transition in BY_NAME[name].transitions(before, now)]
 
 
 # --- Jobs ---
 
 
-def job(done: Any, goal: Any = 100, **more: Any) -> Any:
-    return [{"device": "j", "type": "mirror", "offset": done, "len": goal, "status": "running"} | more]
+def job(done: Any, goal: Any = 100, **fields: Any) -> Any:
+    return [{"device": "j", "type": "mirror", "offset": done, "len": goal, "status": "running"} | fields]
 
 
-def test_a_jobs_rate_and_what_is_left_are_measured_from_poll_to_poll() -> None:
+def test_a_jobs_rate_and_remaining_time_are_derived_from_two_polls() -> None:
     first, second, third, fourth = polls("jobs", (0, job(10)), (2, job(50)), (4, job(50)), (6, job(20)))
     assert "progress_per_second" not in first.samples[0].values
     assert {"progress_per_second": 20, "remaining_seconds": 2.5, "progress_ratio": 0.5}.items() <= second.samples[
@@ -52,13 +52,13 @@ def test_a_jobs_rate_and_what_is_left_are_measured_from_poll_to_poll() -> None:
     assert not {"remaining_seconds"} & (third.samples[0].values.keys() | fourth.samples[0].values.keys())
 
 
-def test_another_job_of_the_same_name_is_not_followed_from_the_first() -> None:
+def test_another_job_of_the_same_name_gets_no_rate_from_the_first() -> None:
     _, second = polls("jobs", (0, job(90)), (1, job(95, type="backup")))
     assert "progress_per_second" not in second.samples[0].values
 
 
 @pytest.mark.parametrize(
-    ("jobs", "wait"),
+    ("jobs", "delay"),
     [
         ([], None),
         (job(1), 1),
@@ -70,11 +70,11 @@ def test_another_job_of_the_same_name_is_not_followed_from_the_first() -> None:
         *((job(1, status=status), None) for status in ("paused", "standby", "pending", "concluded")),
     ],
 )
-def test_jobs_are_asked_for_again_only_while_one_moves(jobs: Any, wait: float | None) -> None:
-    assert BY_NAME["jobs"].next_poll_delay(collect("jobs", jobs), Facts(), TERMS) == wait
+def test_jobs_are_polled_only_while_one_makes_progress(jobs: Any, delay: float | None) -> None:
+    assert BY_NAME["jobs"].next_poll_delay(collect("jobs", jobs), Facts(), INTERVALS) == delay
 
 
-async def test_a_real_mirror_is_followed_while_it_runs_and_the_disks_layers_are_read_anew_at_its_end(
+async def test_a_real_mirror_is_polled_while_it_runs_and_the_layers_after_its_end(
     start_guest: StartGuest,
 ) -> None:
     guest = await start_guest(kind="writer", span_mib=1)
@@ -88,22 +88,22 @@ async def test_a_real_mirror_is_followed_while_it_runs_and_the_disks_layers_are_
             "blockdev-mirror", job_id="m", device="disk0-format", target="target", sync="full", speed=32 << 20
         )
         await observer.wait_until(lambda: any("remaining_seconds" in values for values in jobs_of(observer)))
-        layers = len(observer.outcomes("nodes"))
+        layer_polls = len(observer.outcomes("nodes"))
         await guest.command("block-job-set-speed", device="m", speed=0)
         await observer.wait_until(lambda: any(values.get("ready") for values in jobs_of(observer)))
         await guest.command("block-job-complete", device="m")
         await observer.wait_until(lambda: observer.records("event.block_job_completed"))
-        await observer.wait_until(lambda: len(observer.outcomes("nodes")) > layers)
+        await observer.wait_until(lambda: len(observer.outcomes("nodes")) > layer_polls)
         await observer.wait_until(lambda: not last(observer, JOB))
-        asked = len(observer.outcomes("jobs"))
+        job_polls = len(observer.outcomes("jobs"))
         await guest.command("stop")
         await observer.wait_until(
             lambda: any(sample.values.get("status") == "paused" for sample in last(observer, RUNSTATE))
         )
-    assert len(observer.outcomes("jobs")) == asked
-    ran = [values for values in jobs_of(observer) if values["status"] == "running"]
-    assert all(values["goal"] >= 64 << 20 for values in ran)
-    assert all(values["speed_limit_bytes_per_second"] in (0, 32 << 20) for values in ran)
+    assert len(observer.outcomes("jobs")) == job_polls
+    running = [values for values in jobs_of(observer) if values["status"] == "running"]
+    assert all(values["goal"] >= 64 << 20 for values in running)
+    assert all(values["speed_limit_bytes_per_second"] in (0, 32 << 20) for values in running)
 
 
 def jobs_of(observer: RecordingObserver) -> list[dict[str, Any]]:
@@ -111,24 +111,24 @@ def jobs_of(observer: RecordingObserver) -> list[dict[str, Any]]:
 
 
 def last(observer: RecordingObserver, family: Family) -> Any:
-    """Return what the last answer told of a family."""
+    """Return the samples of a family's last poll."""
     return [samples for _, families, samples, _ in observer.calls_of("on_samples") if family in families][-1]
 
 
 # --- Run state ---
 
 
-def test_a_vm_is_in_its_state_since_the_first_poll_that_found_it_there() -> None:
+def test_a_run_state_starts_at_the_first_poll_that_reports_it() -> None:
     running, paused = ({"status": status, "running": status == "running"} for status in ("running", "paused"))
-    seen = polls("runstate", (5, running), (7, running), (8, paused), (9, running))
-    assert [poll.samples[0].values["since_timestamp_seconds"] for poll in seen] == [5, 5, 8, 9]
+    derived = polls("runstate", (5, running), (7, running), (8, paused), (9, running))
+    assert [poll.samples[0].values["since_timestamp_seconds"] for poll in derived] == [5, 5, 8, 9]
 
 
-# --- What is asked for again ---
+# --- Poll delays ---
 
 
 @pytest.mark.parametrize(
-    ("name", "answers", "wait"),
+    ("name", "replies", "delay"),
     [
         ("dirty", [{"status": "measuring"}, []], 1),
         ("dirty", [{"status": "measured"}, []], None),
@@ -139,11 +139,13 @@ def test_a_vm_is_in_its_state_since_the_first_poll_that_found_it_there() -> None
         ("kvm", [[], [], []], None),
     ],
 )
-def test_what_moves_is_asked_for_again_and_what_rests_is_not(name: str, answers: Any, wait: float | None) -> None:
-    assert BY_NAME[name].next_poll_delay(collect(name, *answers), Facts(), TERMS) == wait
+def test_collectors_are_polled_again_while_something_is_in_progress(
+    name: str, replies: Any, delay: float | None
+) -> None:
+    assert BY_NAME[name].next_poll_delay(collect(name, *replies), Facts(), INTERVALS) == delay
 
 
-def test_the_end_of_a_dump_and_a_windows_guests_report_are_read_out_of_their_events() -> None:
+def test_dump_completed_and_hv_balloon_events_are_read_as_samples() -> None:
     ended = {"result": {"status": "failed", "completed": 1, "total": 2}, "error": "No space left on device"}
     (dump,) = BY_NAME["dump"].from_event["DUMP_COMPLETED"](ended)
     assert dump.values == {"status": "failed", "written_bytes": 1, "size_bytes": 2}
@@ -171,10 +173,10 @@ DONE = {
 }
 
 
-def test_a_migrations_end_is_told_once_with_all_its_figures() -> None:
-    (notice,) = notices("migration", {}, ACTIVE, ACTIVE, DONE, DONE)
-    assert notice.severity is Severity.INFO
-    assert notice.values == {
+def test_a_migrations_end_is_reported_once_with_all_figures() -> None:
+    (ended,) = transitions("migration", {}, ACTIVE, ACTIVE, DONE, DONE)
+    assert ended.severity is Severity.INFO
+    assert ended.values == {
         "outcome": "completed",
         "role": "source",
         "elapsed_seconds": 2,
@@ -187,44 +189,49 @@ def test_a_migrations_end_is_told_once_with_all_its_figures() -> None:
         "transferred_bytes": 10_500,
         "throughput_bytes_per_second": 5250,
     }
-    assert faults(RecordEncoder()(Record("qemu.migration.ended", Vm("h", "", "n", "m"), notice.values, 0)).body) == []
-    assert notice.family is MIGRATION_ENDED
+    assert (
+        schema_violations(RecordEncoder()(Record("qemu.migration.ended", Vm("h", "", "n", "m"), ended.values, 0)).body)
+        == []
+    )
+    assert ended.family is MIGRATION_ENDED
 
 
 @pytest.mark.parametrize(("status", "severity"), [("failed", Severity.ERROR), ("cancelled", Severity.WARNING)])
-def test_a_migration_that_did_not_succeed_is_told_with_the_last_figures_there_were(status: str, severity: Any) -> None:
-    (notice,) = notices("migration", ACTIVE, {"status": status, "error-desc": "no route"})
-    assert notice.severity is severity
+def test_a_failed_migration_is_reported_with_its_last_known_figures(status: str, severity: Any) -> None:
+    (ended,) = transitions("migration", ACTIVE, {"status": status, "error-desc": "no route"})
+    assert ended.severity is severity
     assert {
         "outcome": status,
         "error": "no route",
         "transferred_bytes": 4000,
         "passes": 2,
-    }.items() <= notice.values.items()
+    }.items() <= ended.values.items()
 
 
-def test_one_that_ended_before_we_came_is_not_told_but_one_between_two_polls_is() -> None:
-    assert notices("migration", DONE, DONE, {"status": "none"}) == []
-    (notice,) = notices("migration", DONE, {"status": "failed", "error-desc": "x"})
-    assert notice.values == {"outcome": "failed", "role": "destination", "error": "x"}
-    (notice,) = notices("migration", {"status": "failed"}, DONE)
-    assert notice.values["outcome"] == "completed"
+def test_a_migration_that_ended_before_the_attach_is_not_reported() -> None:
+    assert transitions("migration", DONE, DONE, {"status": "none"}) == []
+    (ended,) = transitions("migration", DONE, {"status": "failed", "error-desc": "x"})
+    assert ended.values == {"outcome": "failed", "role": "destination", "error": "x"}
+    (ended,) = transitions("migration", {"status": "failed"}, DONE)
+    assert ended.values["outcome"] == "completed"
 
 
-def test_one_whose_figures_are_yet_to_be_made_is_asked_for_again_and_told_when_they_are() -> None:
+def test_a_completed_migration_without_figures_is_polled_until_they_arrive() -> None:
     early = DONE | {"total-time": 0}
-    assert BY_NAME["migration"].next_poll_delay(collect("migration", early), Facts(migration_events=True), TERMS) == 1
-    (notice,) = notices("migration", ACTIVE, early, DONE)
-    assert notice.values["elapsed_seconds"] == 2
+    assert (
+        BY_NAME["migration"].next_poll_delay(collect("migration", early), Facts(migration_events=True), INTERVALS) == 1
+    )
+    (ended,) = transitions("migration", ACTIVE, early, DONE)
+    assert ended.values["elapsed_seconds"] == 2
 
 
-def test_a_destination_is_told_by_its_outcome() -> None:
-    (notice,) = notices("migration", {"status": "active"}, {"status": "completed"})
-    assert notice.values == {"outcome": "completed", "role": "destination"}
+def test_a_destination_reports_its_outcome_only() -> None:
+    (ended,) = transitions("migration", {"status": "active"}, {"status": "completed"})
+    assert ended.values == {"outcome": "completed", "role": "destination"}
 
 
 @pytest.mark.parametrize(
-    ("ram", "left"),
+    ("ram", "remaining"),
     [
         ({"remaining": 1000, "mbps": 0.008}, 1),
         ({"remaining": 4096, "mbps": 0.065536, "dirty-pages-rate": 1, "page-size": 4096}, 1),
@@ -233,6 +240,6 @@ def test_a_destination_is_told_by_its_outcome() -> None:
         ({"mbps": 1}, None),
     ],
 )
-def test_what_is_left_of_a_migration_counts_what_the_guest_dirties(ram: Any, left: Any) -> None:
+def test_a_migrations_remaining_time_includes_what_the_guest_dirties(ram: Any, remaining: Any) -> None:
     (sample,) = collect("migration", {"status": "active", "ram": ram})
-    assert sample.values.get("remaining_seconds") == left
+    assert sample.values.get("remaining_seconds") == remaining

@@ -1,4 +1,4 @@
-"""The table of events: all of QEMU's are there, each judged and about whom it should be."""
+"""The event table: complete, with the right severity and subject for each event."""
 
 import re
 from collections import Counter
@@ -19,13 +19,13 @@ QEMU = golden_files.load("events.json")
 
 
 @pytest.mark.parametrize("version", QEMU)
-def test_every_event_of_a_qemu_is_known(version: str) -> None:
+def test_the_table_has_every_event_of_a_qemu_version(version: str) -> None:
     assert len(QEMU[version]) > 50
     assert set(QEMU[version]) <= EVENTS.keys()
 
 
 @pytest.mark.parametrize("version", QEMU)
-def test_no_qemu_has_an_event_that_is_said_to_be_younger(version: str) -> None:
+def test_no_event_is_older_than_its_row_says(version: str) -> None:
     def numbers(text: str) -> tuple[int, ...]:
         return tuple(map(int, text.split(".")))
 
@@ -33,7 +33,7 @@ def test_no_qemu_has_an_event_that_is_said_to_be_younger(version: str) -> None:
         assert not EVENTS[name].since or numbers(EVENTS[name].since) <= numbers(version), name
 
 
-def test_events_stand_once_in_the_table_and_their_help_is_a_sentence() -> None:
+def test_each_event_has_one_row_and_its_help_is_a_sentence() -> None:
     assert [name for name, count in Counter(row.name for row in ROWS).items() if count > 1] == []
     for row in ROWS:
         assert re.fullmatch(r"[A-Z][^\n]*\.", row.help), row.name
@@ -41,7 +41,7 @@ def test_events_stand_once_in_the_table_and_their_help_is_a_sentence() -> None:
         assert re.fullmatch(r"(\d+\.\d+)?", row.since)
 
 
-def test_events_ask_only_what_there_is_to_ask() -> None:
+def test_events_invalidate_existing_collectors_only() -> None:
     assert {name for row in ROWS for name in row.invalidates} <= {THREADS, *(collector.name for collector in ALL)}
 
 
@@ -85,10 +85,10 @@ def test_events_ask_only_what_there_is_to_ask() -> None:
         ("ACPI_DEVICE_OST", {}, INFO),
         ("NETDEV_VHOST_USER_DISCONNECTED", {}, ERROR),
         ("NIC_RX_FILTER_CHANGED", {}, DEBUG),
-        ("NEVER_HEARD_OF", {"status": "failed"}, INFO),
+        ("NOT_IN_THE_TABLE", {"status": "failed"}, INFO),
     ],
 )
-def test_severity_is_judged_by_what_the_event_says(name: str, data: dict[str, Any], severity: Severity) -> None:
+def test_severity_depends_on_the_events_data(name: str, data: dict[str, Any], severity: Severity) -> None:
     assert row_of(name).severity_for(data) is severity
 
 
@@ -110,10 +110,10 @@ def test_severity_is_judged_by_what_the_event_says(name: str, data: dict[str, An
         ("VNC_CONNECTED", {"client": {"host": "192.0.2.7"}, "server": {"host": "x"}}, "192.0.2.7"),
         ("JOB_STATUS_CHANGE", {"id": "job\n0"}, "job\ufffd0"),
         ("STOP", {"id": "x"}, ""),
-        ("NEVER_HEARD_OF", {"id": "x"}, ""),
+        ("NOT_IN_THE_TABLE", {"id": "x"}, ""),
     ],
 )
-def test_an_event_is_about_whom_the_samples_call_the_same(name: str, data: dict[str, Any], subject: str) -> None:
+def test_an_events_subject_has_the_name_that_samples_use(name: str, data: dict[str, Any], subject: str) -> None:
     assert row_of(name).subject_of(data) == subject
 
 
@@ -128,17 +128,17 @@ def test_an_event_is_about_whom_the_samples_call_the_same(name: str, data: dict[
         ("", ""),
     ],
 )
-def test_a_devices_name_is_its_id_whichever_way_qemu_gives_it(qdev: str, name: str) -> None:
+def test_device_name_returns_the_id_of_any_qom_path(qdev: str, name: str) -> None:
     assert device_name(qdev) == name
 
 
-def test_an_event_nobody_has_heard_of_is_passed_on_under_its_own_name() -> None:
+def test_an_unknown_event_is_passed_through_under_its_own_name() -> None:
     row = row_of("SOMETHING_NEW_2")
     assert (row.name, row.category, row.invalidates) == ("SOMETHING_NEW_2", Category.UNKNOWN, ())
 
 
 @pytest.mark.parametrize("name", ["", "stop", "A" * 65, "A-B", "A\n", "2A", "É", "A B", '"', "../X", "_X"])
-def test_a_name_that_no_event_can_have_is_unknown(name: str) -> None:
+def test_an_invalid_event_name_becomes_unknown(name: str) -> None:
     assert row_of(name).name == "UNKNOWN"
 
 
@@ -156,6 +156,6 @@ fields = sorted({path.split(".")[0] for row in ROWS for path in row.subject} | {
     st.sampled_from(ROWS),
     st.dictionaries(st.sampled_from([*fields, "nospace", "fatal", "connected"]), json, max_size=4),
 )
-def test_any_event_with_any_data_is_judged_and_named(row: Any, data: dict[str, Any]) -> None:
+def test_any_event_with_any_data_has_a_severity_and_a_subject(row: Any, data: dict[str, Any]) -> None:
     assert row.severity_for(data) in Severity
     assert isinstance(row.subject_of(data), str)

@@ -1,4 +1,4 @@
-"""The table of metrics: its names follow Prometheus' rules, and a row reads what it says."""
+"""The metrics table: names that follow Prometheus' rules, and readers that return each field."""
 
 import re
 from collections import Counter
@@ -24,14 +24,14 @@ def read(field: Field, raw: Any, *, unavailable: frozenset[int] = frozenset()) -
 
 
 @pytest.mark.parametrize(("family", "field"), ROWS)
-def test_a_row_is_named_and_explained(family: Family, field: Field) -> None:
+def test_a_row_has_a_valid_name_and_a_help_sentence(family: Family, field: Field) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9_]*", field.name)
     assert re.fullmatch(r"[A-Z`][^\n]*\.", field.help)
     assert field.name not in (*family.labels, "vm", "vm_uuid")
 
 
 @pytest.mark.parametrize(("family", "field"), SERIES)
-def test_a_series_is_named_by_prometheus_rules(family: Family, field: Field) -> None:
+def test_a_series_name_follows_prometheus_rules(family: Family, field: Field) -> None:
     name = family.series(field)
     assert (field.kind is Kind.COUNTER) == name.endswith("_total")
     assert not re.search(r"_(ns|us|ms|milliseconds|kb|kib|mb|mbps|percent|percentage|count|sum|bucket)(_total)?$", name)
@@ -43,7 +43,7 @@ def test_a_series_is_named_by_prometheus_rules(family: Family, field: Field) -> 
         assert name.endswith("_bytes_per_second")
 
 
-def test_no_two_series_have_one_name_and_no_two_rows_of_a_family_one_path() -> None:
+def test_series_names_and_paths_within_a_family_are_unique() -> None:
     series = Counter(family.series(field) for family in FAMILIES for field in family.exported_fields())
     assert [name for name, count in series.items() if count > 1] == []
     for family in FAMILIES:
@@ -52,7 +52,7 @@ def test_no_two_series_have_one_name_and_no_two_rows_of_a_family_one_path() -> N
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
 
 
-def test_families_are_explained_and_their_labels_are_names() -> None:
+def test_families_have_a_help_sentence_and_valid_labels() -> None:
     for family in FAMILIES:
         assert re.fullmatch(r"[A-Z][^\n]*\.", family.help), family.name
         assert all(re.fullmatch(r"[a-z]+", label) for label in family.labels)
@@ -80,7 +80,7 @@ def test_texts_and_details_have_no_series() -> None:
         (Unit.PERCENT, 99, 0.99),
     ],
 )
-def test_numbers_are_read_into_base_units_to_the_last_digit(unit: Unit, raw: Any, value: Any) -> None:
+def test_numbers_are_converted_to_base_units_exactly(unit: Unit, raw: Any, value: Any) -> None:
     assert read(Field("x", "y", Kind.GAUGE, "H.", unit), raw) == value
 
 
@@ -95,25 +95,25 @@ def test_numbers_are_read_into_base_units_to_the_last_digit(unit: Unit, raw: Any
         (Kind.DETAIL, [[1, {"a": None}], "x", 5, False], [None, "x" * 9000]),
     ],
 )
-def test_what_is_not_of_the_fields_kind_is_left_out(kind: Kind, good: list[Any], bad: list[Any]) -> None:
+def test_values_of_a_wrong_type_are_omitted(kind: Kind, good: list[Any], bad: list[Any]) -> None:
     field = Field("x", "y", kind, "H.")
     assert [read(field, raw) for raw in good] == good
     assert [read(field, raw) for raw in bad] == [None] * len(bad)
 
 
-def test_numbers_by_which_qemu_says_that_it_does_not_know_are_left_out_where_they_say_that() -> None:
+def test_numbers_that_mean_unknown_are_omitted_in_families_that_use_them() -> None:
     field = Field("x", "y", Kind.GAUGE, "H.")
     assert [read(field, raw, unavailable=GUEST_MEMORY.unavailable) for raw in (-1, 2**64 - 1, 0)] == [None, None, 0]
     assert [read(field, raw) for raw in (-1, 2**64 - 1)] == [-1, 2**64 - 1]
     assert BLOCK.unavailable == MIGRATION.unavailable == frozenset()
 
 
-def test_words_and_texts_are_cleaned_and_bounded() -> None:
+def test_states_and_texts_are_sanitized_and_truncated() -> None:
     assert read(Field("x", "y", Kind.STATE, "H."), "a\nb" + "x" * 100) == "a\ufffdb" + "x" * 61
     assert read(Field("x", "y", Kind.TEXT, "H."), "a\u202eb" + "x" * 2000) == "a\ufffdb" + "x" * 1021
 
 
-def test_a_path_that_leads_through_something_else_leads_nowhere() -> None:
+def test_a_path_through_a_non_object_returns_no_value() -> None:
     reader = Reader(Family("f", "s", "h.", (), (Field("a.b.c", "y", Kind.GAUGE, "H."),)))
     assert reader({"a": {"b": {"c": 1}}}) == {"y": 1}
     items: list[dict[str, Any]] = [
@@ -129,14 +129,14 @@ def test_a_path_that_leads_through_something_else_leads_nowhere() -> None:
         assert reader(item) == {}
 
 
-def test_a_samples_data_are_its_labels_and_its_values() -> None:
+def test_a_samples_data_has_its_labels_and_values() -> None:
     sample = Sample(BLOCK, ("disk0",), {"reads_total": 5})
     assert sample.data == {"device": "disk0", "reads_total": 5}
     assert sample.subject == "disk0"
     assert Sample(MIGRATION, (), {}).subject == ""
 
 
-def test_of_shapes_that_take_much_none_is_kept() -> None:
+def test_large_shapes_are_not_cached() -> None:
     reader = Reader(Family("f", "s", "h.", (), (Field("a", "a", Kind.GAUGE, "H."), Field("b", "b", Kind.GAUGE, "H."))))
     assert reader({"a": 1, "b": 2}) == {"a": 1, "b": 2}
     assert reader({"a": 1, "b": 2, **{chr(1024 + n): n for n in range(1000)}}) == {"a": 1, "b": 2}

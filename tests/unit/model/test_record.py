@@ -1,4 +1,4 @@
-"""Records as the world gets them: numbered without gaps, exact, and fit for any reader whatever a guest is called."""
+"""Encoded records: numbered without gaps, exact, and valid for every name of a VM."""
 
 import json
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.model.record import Record, RecordEncoder, Severity, Vm, sanitize
-from tests.lab.record_validation import faults, understood
+from tests.lab.record_validation import parse_cloudevent, schema_violations
 
 UUID = "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1"
 VM = Vm("host1", UUID, "vm1", "/run/vm1.qmp")
@@ -28,9 +28,9 @@ HOSTILE = [
 ]
 
 
-def stamped(record: Record, stamp: RecordEncoder | None = None) -> dict[str, Any]:
-    body = (stamp or RecordEncoder())(record).body
-    understood(body)
+def encoded(record: Record, encoder: RecordEncoder | None = None) -> dict[str, Any]:
+    body = (encoder or RecordEncoder())(record).body
+    parse_cloudevent(body)
     event: dict[str, Any] = json.loads(body)
     return event
 
@@ -43,16 +43,16 @@ def stop(vm: Vm = VM, time_ns: int = 0, subject: str = "", severity: Severity = 
 # --- Ids ---
 
 
-def test_numbers_go_up_by_one_over_all_records_of_a_run() -> None:
-    stamp = RecordEncoder()
+def test_sequence_numbers_increase_by_one_over_all_records_of_a_run() -> None:
+    encoder = RecordEncoder()
     other = Vm("host1", "", "", "/run/vm2.qmp")
-    events = [stamped(stop(vm), stamp) for vm in (VM, other, VM, VM)]
+    events = [encoded(stop(vm), encoder) for vm in (VM, other, VM, VM)]
     assert [event["sequence"] for event in events] == ["1", "2", "3", "4"]
-    assert [event["id"] for event in events] == [f"{stamp.run}-{number}" for number in range(1, 5)]
+    assert [event["id"] for event in events] == [f"{encoder.run}-{number}" for number in range(1, 5)]
 
 
 @given(st.integers(0, 2**63), st.integers(1_000_000, 2**62))
-def test_a_later_runs_ids_sort_behind_an_earlier_ones(start: int, later: int) -> None:
+def test_the_ids_of_a_later_run_sort_after_those_of_an_earlier_run(start: int, later: int) -> None:
     assert RecordEncoder(start).run < RecordEncoder(start + later).run
     assert len(RecordEncoder(start).run) == 10
 
@@ -70,13 +70,13 @@ def test_a_later_runs_ids_sort_behind_an_earlier_ones(start: int, later: int) ->
         ((1 << 33) * 10**9 - 1000, "2242-03-16T12:56:31.999999Z"),
     ],
 )
-def test_a_time_is_in_utc_and_exact_to_the_microsecond(time_ns: int, text: str) -> None:
-    assert stamped(stop(time_ns=time_ns))["time"] == text
+def test_times_are_in_utc_and_exact_to_the_microsecond(time_ns: int, text: str) -> None:
+    assert encoded(stop(time_ns=time_ns))["time"] == text
 
 
 @given(st.integers(0, (1 << 33) * 10**6))
-def test_no_microsecond_is_lost(micros: int) -> None:
-    read = understood(RecordEncoder()(stop(time_ns=micros * 1000)).body).get_time()
+def test_every_microsecond_survives_encoding(micros: int) -> None:
+    read = parse_cloudevent(RecordEncoder()(stop(time_ns=micros * 1000)).body).get_time()
     assert read is not None
     since = read - datetime(1970, 1, 1, tzinfo=UTC)
     assert (since.days * 86400 + since.seconds) * 10**6 + since.microseconds == micros
@@ -85,8 +85,8 @@ def test_no_microsecond_is_lost(micros: int) -> None:
 # --- Attributes ---
 
 
-def test_a_record_is_the_cloudevent_that_it_says() -> None:
-    event = understood(RecordEncoder(0)(stop(time_ns=5 * 10**9, subject="disk0", severity=Severity.ERROR)).body)
+def test_a_cloudevents_reader_returns_every_attribute_and_the_data() -> None:
+    event = parse_cloudevent(RecordEncoder(0)(stop(time_ns=5 * 10**9, subject="disk0", severity=Severity.ERROR)).body)
     assert event.get_attributes() == {
         "specversion": "1.0",
         "id": "0000000000-1",
@@ -106,18 +106,18 @@ def test_a_record_is_the_cloudevent_that_it_says() -> None:
 
 
 def test_a_record_without_a_subject_has_none() -> None:
-    assert "subject" not in stamped(stop())
+    assert "subject" not in encoded(stop())
 
 
-def test_a_monitor_that_has_not_told_who_it_is_goes_by_its_address() -> None:
+def test_a_monitor_without_a_known_vm_is_identified_by_its_address() -> None:
     vm = Vm("host1", "", "", "/run/vm 1.qmp")
-    event = stamped(Record("qemu.vm.busy", vm, {"reason": "x"}, 0))
+    event = encoded(Record("qemu.vm.busy", vm, {"reason": "x"}, 0))
     assert event["source"] == "/hosts/host1/monitors/run%2Fvm%201.qmp"
     assert event["partitionkey"] == vm.key == "/run/vm 1.qmp"
     assert not {"vmuuid", "vmname"} & event.keys()
 
 
-def test_the_agent_itself_goes_by_its_host() -> None:
+def test_the_agent_itself_is_identified_by_its_host() -> None:
     body = RecordEncoder()(
         Record(
             "qemu.agent.records_dropped",
@@ -126,32 +126,32 @@ def test_the_agent_itself_goes_by_its_host() -> None:
             1,
         )
     ).body
-    attributes = understood(body).get_attributes()
+    attributes = parse_cloudevent(body).get_attributes()
     assert (attributes["source"], attributes["partitionkey"]) == ("/hosts/host1", "host1")
-    assert faults(body) == []
+    assert schema_violations(body) == []
 
 
-def test_records_of_one_vm_have_one_key_and_one_source_whatever_they_are() -> None:
+def test_all_records_of_a_vm_have_the_same_key_and_source() -> None:
     records = [stop(), Record("qemu.vm.gone", VM, {"reason": "x"}, 0), Record("qemu.sample.balloon", VM, {}, 0)]
-    events = [stamped(record) for record in records]
+    events = [encoded(record) for record in records]
     assert {(event["partitionkey"], event["source"]) for event in events} == {(VM.key, f"/hosts/host1/vms/{UUID}")}
     assert [record.kind == "sample" for record in records] == [False, False, True]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("known", [UUID, ""])
-def test_no_name_breaks_a_record(name: str, known: str) -> None:
+def test_records_are_valid_for_any_name(name: str, known: str) -> None:
     for vm in (Vm(name, known, name, name), Vm("host1", known, name, name), Vm(name, known, "vm1", "/run/x")):
         body = RecordEncoder()(stop(vm, subject=name)).body
-        assert faults(body) == []
-        assert len(body) < 8192 + 3 * len(name)  # of the address, which is the operator's, nothing is left out
-        understood(body)
+        assert schema_violations(body) == []
+        assert len(body) < 8192 + 3 * len(name)  # the address comes from the operator and is complete
+        parse_cloudevent(body)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
-def test_any_name_makes_a_source_that_is_a_uri(name: str) -> None:
+def test_any_name_results_in_a_source_that_is_a_uri(name: str) -> None:
     if name.strip("/"):
-        assert faults(RecordEncoder()(stop(Vm(name, "", "", name))).body) == []
+        assert schema_violations(RecordEncoder()(stop(Vm(name, "", "", name))).body) == []
 
 
 def test_sources_of_different_monitors_differ() -> None:
@@ -159,24 +159,24 @@ def test_sources_of_different_monitors_differ() -> None:
     assert len({json.loads(Vm("h", "", "", name).json_head + b"}")["source"] for name in names}) == len(names)
 
 
-# --- Cleaning ---
+# --- Sanitizing ---
 
 
 @given(st.text(), st.integers(1, 50))
-def test_cleaned_text_is_bounded_fit_to_print_and_clean(text: str, limit: int) -> None:
-    cleaned = sanitize(text, limit)
-    assert len(cleaned) <= limit
-    assert sanitize(cleaned, limit) == cleaned
-    assert not set(cleaned) & set("\n\r\t\x00\x1b\x7f\x85\u2028\u2029\u202e\u2066")
+def test_sanitized_text_is_short_and_has_no_unsafe_characters(text: str, limit: int) -> None:
+    sanitized = sanitize(text, limit)
+    assert len(sanitized) <= limit
+    assert sanitize(sanitized, limit) == sanitized
+    assert not set(sanitized) & set("\n\r\t\x00\x1b\x7f\x85\u2028\u2029\u202e\u2066")
 
 
-@pytest.mark.parametrize("sign", "\x00\t\n\r\x1f\x7f\x85\x9b\u2028\u2029\u202a\u202c\u202e\u2066\u2069")
-def test_what_breaks_or_turns_a_line_is_replaced(sign: str) -> None:
-    assert sanitize(f"a{sign}b") == "a\ufffdb"
+@pytest.mark.parametrize("character", "\x00\t\n\r\x1f\x7f\x85\x9b\u2028\u2029\u202a\u202c\u202e\u2066\u2069")
+def test_characters_that_break_or_reverse_a_line_are_replaced(character: str) -> None:
+    assert sanitize(f"a{character}b") == "a\ufffdb"
 
 
 @pytest.mark.parametrize("text", ["vm1", "Über VM", "日本", "a/b:c[0]", "x" * 255])
-def test_decent_text_is_left_as_it_is(text: str) -> None:
+def test_safe_text_is_unchanged(text: str) -> None:
     assert sanitize(text) == text
 
 
@@ -184,7 +184,7 @@ def test_severities_are_ordered_and_named() -> None:
     assert [severity.label for severity in sorted(Severity)] == ["debug", "info", "warning", "error", "critical"]
 
 
-def test_data_that_is_nested_deeper_than_can_be_written_is_told_without() -> None:
+def test_data_nested_too_deep_to_encode_is_replaced_by_an_empty_object() -> None:
     deep: object = 1
     for _ in range(400):
         deep = [deep]

@@ -1,4 +1,4 @@
-"""Connecting: what is busy, what is stalled, what is not there."""
+"""Connecting to monitors that are busy, stalled or absent."""
 
 import asyncio
 import contextlib
@@ -16,14 +16,14 @@ from tests.lab.scripted_peer import QUIET_SECONDS, TIMEOUT_SECONDS, connected, s
 
 @pytest.fixture
 def listener(folder: Path) -> socket.socket:
-    """A socket that listens and that nobody accepts on."""
+    """A listening socket that accepts no connection."""
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(os.fspath(folder / "vm1.qmp"))
     sock.listen(0)
     return sock
 
 
-async def test_a_monitor_that_accepts_but_does_not_greet_is_busy(listener: socket.socket, folder: Path) -> None:
+async def test_a_monitor_that_accepts_without_a_greeting_is_busy(listener: socket.socket, folder: Path) -> None:
     with listener, pytest.raises(BusyError, match=r"no greeting within 0.05 s"):
         async with connected(folder / "vm1.qmp", deadline=QUIET_SECONDS):
             pass
@@ -41,7 +41,7 @@ async def test_a_monitor_whose_backlog_is_full_is_busy(listener: socket.socket, 
                 pass
 
 
-async def test_a_monitor_that_another_client_holds_is_busy_until_that_one_leaves(fake: FakeQemu) -> None:
+async def test_a_monitor_is_busy_until_its_other_client_disconnects(fake: FakeQemu) -> None:
     async with connected(fake.path):
         with pytest.raises(BusyError):
             async with connected(fake.path, deadline=QUIET_SECONDS):
@@ -51,7 +51,7 @@ async def test_a_monitor_that_another_client_holds_is_busy_until_that_one_leaves
         assert client.greeting.version == (7, 2, 22)
 
 
-async def test_a_socket_that_nobody_listens_on_is_not_connected(fake: FakeQemu, folder: Path) -> None:
+async def test_a_socket_without_a_listener_is_not_connected(fake: FakeQemu, folder: Path) -> None:
     await fake.stop(leave_socket=True)
     for path, why in ((fake.path, "refused"), (folder / "none", "No such file"), (folder / ("x" * 200), "too long")):
         with pytest.raises(NotConnectedError, match=why) as caught:
@@ -60,7 +60,7 @@ async def test_a_socket_that_nobody_listens_on_is_not_connected(fake: FakeQemu, 
         assert not isinstance(caught.value, BusyError)
 
 
-async def test_a_peer_that_hangs_up_before_greeting_is_not_connected(folder: Path) -> None:
+async def test_a_peer_that_disconnects_before_its_greeting_is_not_connected(folder: Path) -> None:
     async def talk(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         pass
 
@@ -70,7 +70,7 @@ async def test_a_peer_that_hangs_up_before_greeting_is_not_connected(folder: Pat
                 pass
 
 
-async def test_a_peer_that_is_no_qmp_server_is_a_protocol_error(folder: Path) -> None:
+async def test_a_peer_that_does_not_speak_qmp_is_a_protocol_error(folder: Path) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"SSH-2.0-OpenSSH_9.2\r\n")
         await reader.read()
@@ -97,7 +97,7 @@ async def test_a_monitor_that_greets_but_does_not_negotiate_is_stalled(folder: P
     assert asked.is_set()
 
 
-async def test_giving_up_on_a_monitor_hangs_up(folder: Path) -> None:
+async def test_a_timeout_closes_the_connection(folder: Path) -> None:
     left = asyncio.Event()
 
     async def talk(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:

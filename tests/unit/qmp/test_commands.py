@@ -1,4 +1,4 @@
-"""The allow-list: nothing else ever becomes bytes."""
+"""The allow-list: no other command is ever encoded."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from tests.lab.fixtures import StartGuest
 
 INTERVAL = {"path": "/machine/peripheral/balloon0", "property": "guest-stats-polling-interval", "value": 10}
 EVENTS = {"capabilities": [{"capability": "events", "state": True}]}
-OWN_SOCKET, OWN_MONITOR = (ask.arguments for ask in own_monitor("/run/qmp-agent/own/7.qmp"))
+OWN_SOCKET, OWN_MONITOR = (command.arguments for command in own_monitor("/run/qmp-agent/own/7.qmp"))
 THRESHOLD = {"node-name": "disk0-storage", "write-threshold": 1 << 30}
 ALL = AllowList(Change)
 
@@ -25,12 +25,12 @@ def refused(allow: AllowList, command: str, arguments: Any = None) -> bool:
     return False
 
 
-async def test_of_all_that_a_real_qemu_understands_only_the_reads_can_be_said(start_guest: StartGuest) -> None:
+async def test_only_permitted_commands_of_a_real_qemu_can_be_encoded(start_guest: StartGuest) -> None:
     guest = await start_guest()
     names = {command["name"] for command in await guest.command("query-commands")}
     assert len(names) > 100
     assert names - (READS - {"qom-get"}) == {name for name in names if refused(AllowList(), name)}
-    # With the changes on too, each lets out its own command in its own form, and that is all.
+    # With every change permitted, each form of arguments encodes its own command only.
     for arguments, change in (
         (None, set()),
         ({}, set()),
@@ -47,13 +47,13 @@ async def test_of_all_that_a_real_qemu_understands_only_the_reads_can_be_said(st
 @pytest.mark.parametrize(
     "command", ["quit", "cont", "human-monitor-command", "qom-list-types", "query-cpus", "", "QUERY-STATUS"]
 )
-def test_what_is_not_listed_is_refused_by_name(command: str) -> None:
+def test_commands_that_are_not_listed_are_refused(command: str) -> None:
     with pytest.raises(CommandRefusedError, match="allow-list"):
         ALL.encode(Command(command))
 
 
 @pytest.mark.parametrize("command", sorted(READS - {"qom-get"}))
-def test_a_read_is_compact_with_no_id_and_no_newline(command: str) -> None:
+def test_a_read_is_encoded_compactly_without_id_and_newline(command: str) -> None:
     data = AllowList().encode(Command(command))
     assert data == b'{"execute":"%b"}' % command.encode()
     data = AllowList().encode(Command(command, {"path": "/machine", "n": "a\nb"}))
@@ -62,13 +62,13 @@ def test_a_read_is_compact_with_no_id_and_no_newline(command: str) -> None:
 
 
 @pytest.mark.parametrize("asked", ["data", "loaded", "", None, ["guest-stats"], "guest-stats "])
-def test_no_property_is_asked_for_but_those_that_are_listed(asked: Any) -> None:
+def test_only_listed_properties_can_be_read(asked: Any) -> None:
     assert not refused(AllowList(), "qom-get", {"path": "/machine/peripheral/b", "property": "guest-stats"})
     assert refused(ALL, "qom-get", {"path": "/objects/secret0", "property": asked})
     assert refused(ALL, "qom-get")
 
 
-def test_a_change_is_refused_until_it_is_turned_on_by_name() -> None:
+def test_a_change_is_refused_until_it_is_permitted_by_name() -> None:
     assert refused(AllowList(), "qom-set", INTERVAL)
     assert refused(AllowList(), "migrate-set-capabilities", EVENTS)
     assert refused(AllowList(), "block-set-write-threshold", THRESHOLD)
@@ -79,9 +79,13 @@ def test_a_change_is_refused_until_it_is_turned_on_by_name() -> None:
     assert refused(AllowList([Change.GUEST_STATS_INTERVAL]), "migrate-set-capabilities", EVENTS)
 
 
-def test_what_the_agent_asks_and_changes_is_allowed() -> None:
-    for ask in (*identity.IDENTITY, *identity.FEATURES, identity.get_stats_interval("/machine/peripheral/balloon0")):
-        assert AllowList().encode(ask)
+def test_every_command_that_the_agent_sends_is_permitted() -> None:
+    for command in (
+        *identity.IDENTITY,
+        *identity.FEATURES,
+        identity.get_stats_interval("/machine/peripheral/balloon0"),
+    ):
+        assert AllowList().encode(command)
     assert AllowList([Change.GUEST_STATS_INTERVAL]).encode(identity.set_stats_interval("/machine/peripheral/b", 10))
     assert AllowList([Change.MIGRATION_EVENTS]).encode(identity.ENABLE_MIGRATION_EVENTS)
 
@@ -104,7 +108,7 @@ def test_what_the_agent_asks_and_changes_is_allowed() -> None:
         EVENTS,
     ],
 )
-def test_the_guest_stats_interval_is_set_in_one_form_only(arguments: Any) -> None:
+def test_the_guest_stats_interval_is_permitted_in_one_form_only(arguments: Any) -> None:
     assert not refused(ALL, "qom-set", INTERVAL)
     assert refused(ALL, "qom-set", arguments)
 
@@ -124,13 +128,13 @@ def test_the_guest_stats_interval_is_set_in_one_form_only(arguments: Any) -> Non
         {"capabilities": EVENTS["capabilities"][0]},
     ],
 )
-def test_migration_events_are_switched_on_and_nothing_else(arguments: Any) -> None:
+def test_migration_events_are_permitted_in_one_form_only(arguments: Any) -> None:
     assert not refused(ALL, "migrate-set-capabilities", EVENTS)
     assert refused(ALL, "migrate-set-capabilities", arguments)
 
 
 def socket_of(path: object = "/run/own/7.qmp", **data: Any) -> dict[str, Any]:
-    """Return what adds a character device, with something in it changed."""
+    """Return the arguments of the agent's chardev-add, with changes."""
     address = {"type": "unix", "data": {"path": path}}
     return {
         "id": OWN,
@@ -157,7 +161,7 @@ def socket_of(path: object = "/run/own/7.qmp", **data: Any) -> dict[str, Any]:
         socket_of() | {"more": 1},
     ],
 )
-def test_a_monitor_of_our_own_is_a_socket_in_one_form_only(arguments: Any) -> None:
+def test_the_agents_own_monitor_is_permitted_in_one_form_only(arguments: Any) -> None:
     assert not refused(ALL, "chardev-add", socket_of())
     assert refused(ALL, "chardev-add", arguments)
     assert refused(AllowList(set(Change) - {Change.OWN_MONITOR}), "chardev-add", socket_of())
@@ -167,7 +171,7 @@ def test_a_monitor_of_our_own_is_a_socket_in_one_form_only(arguments: Any) -> No
 @pytest.mark.parametrize(
     "arguments", [None, {}, {"id": "secret0"}, {"qom-type": "secret", "id": OWN, "data": "x"}, {"id": OWN, "more": 1}]
 )
-def test_no_object_of_anybody_elses_is_added_or_taken_away(command: str, arguments: Any) -> None:
+def test_objects_of_other_clients_can_be_neither_added_nor_removed(command: str, arguments: Any) -> None:
     assert refused(ALL, command, arguments)
     assert not any(refused(ALL, ask.name, ask.arguments) for ask in (*own_monitor("/a.qmp"), *without_own_monitor()))
 
@@ -177,8 +181,8 @@ def test_no_object_of_anybody_elses_is_added_or_taken_away(command: str, argumen
     [
         None,
         {},
-        THRESHOLD | {"write-threshold": 0},  # what would clear somebody's
-        THRESHOLD | {"write-threshold": -1},  # what QEMU takes for 2^64 - 1
+        THRESHOLD | {"write-threshold": 0},  # clears another client's threshold
+        THRESHOLD | {"write-threshold": -1},  # QEMU takes it for 2^64 - 1
         THRESHOLD | {"write-threshold": 1 << 63},
         THRESHOLD | {"write-threshold": True},
         THRESHOLD | {"write-threshold": 1.5},
@@ -189,7 +193,7 @@ def test_no_object_of_anybody_elses_is_added_or_taken_away(command: str, argumen
         {"write-threshold": 5},
     ],
 )
-def test_a_write_threshold_is_set_in_one_form_only(arguments: Any) -> None:
+def test_a_write_threshold_is_permitted_in_one_form_only(arguments: Any) -> None:
     assert not refused(ALL, "block-set-write-threshold", THRESHOLD)
     assert not refused(ALL, "block-set-write-threshold", THRESHOLD | {"write-threshold": 2**63 - 1})
     assert refused(ALL, "block-set-write-threshold", arguments)

@@ -7,7 +7,7 @@ import pytest
 from agent.qmp.commands import AllowList, Command
 from agent.qmp.errors import CommandError, CommandRefusedError, ProtocolError, StalledError
 from agent.qmp.protocol import Connection, Event, Message, ProbeReply, Reply
-from tests.lab.qmp_bytes import DONE, HELLO, STATUS, line, ready, take
+from tests.lab.qmp_bytes import DONE, HELLO, STATUS, line, ready, receive
 
 NAME = Command("query-name")
 UNKNOWN = {"error": {"class": "CommandNotFound", "desc": "no such thing"}}
@@ -25,19 +25,19 @@ def test_questions_go_out_in_one_write_and_replies_are_theirs_in_order() -> None
     connection = ready()
     assert connection.ask([STATUS, NAME]) == b'{"execute":"query-status"}{"execute":"query-name"}'
     assert connection.replies_due == 2
-    assert take(connection, {"return": 1}, {"event": "STOP"}) == [Reply(STATUS, 1), Event("STOP", {}, None)]
+    assert receive(connection, {"return": 1}, {"event": "STOP"}) == [Reply(STATUS, 1), Event("STOP", {}, None)]
     assert connection.replies_due == 1
-    assert take(connection, {"return": None}) == [Reply(NAME, None)]
+    assert receive(connection, {"return": None}) == [Reply(NAME, None)]
     assert connection.replies_due == 0
 
 
 def test_asking_while_replies_are_due_is_refused_and_sends_nothing() -> None:
     connection = ready()
     connection.ask([STATUS, NAME])
-    take(connection, {"return": {}})
+    receive(connection, {"return": {}})
     with pytest.raises(StalledError, match="1 replies are still due, first query-name"):
         connection.ask([STATUS])
-    take(connection, {"return": {}})
+    receive(connection, {"return": {}})
     assert connection.ask([STATUS])
 
 
@@ -47,13 +47,13 @@ def test_one_refused_question_lets_none_out() -> None:
         connection.ask([STATUS, Command("quit")])
     assert connection.replies_due == 0
     with pytest.raises(ProtocolError, match="reply to nothing"):
-        take(connection, {"return": {}})
+        receive(connection, {"return": {}})
 
 
 def test_an_error_is_the_answer_to_one_question_only() -> None:
     connection = ready()
     connection.ask([STATUS, NAME])
-    first, second = take(connection, UNKNOWN, {"return": 2})
+    first, second = receive(connection, UNKNOWN, {"return": 2})
     assert isinstance(first, Reply)
     assert isinstance(first.error, CommandError)
     assert (first.error.error_class, first.error.desc) == ("CommandNotFound", "no such thing")
@@ -62,9 +62,9 @@ def test_an_error_is_the_answer_to_one_question_only() -> None:
 
 def test_a_reply_that_nobody_asked_for_ends_the_connection() -> None:
     with pytest.raises(ProtocolError, match="reply to nothing"):
-        take(ready(), DONE)
+        receive(ready(), DONE)
     with pytest.raises(ProtocolError, match="reply to nothing"):
-        take(Connection(AllowList()), DONE)
+        receive(Connection(AllowList()), DONE)
 
 
 @pytest.mark.parametrize("number", [0, 2, -1, "1", None, True, 1.0, [1], {"a": 1}])
@@ -72,7 +72,7 @@ def test_a_reply_with_an_id_that_is_not_ours_is_counted_and_dropped(number: Any)
     connection = ready()
     connection.probe()
     connection.ask([STATUS])
-    assert take(connection, {"return": {}, "id": number}, UNKNOWN | {"id": number}) == []
+    assert receive(connection, {"return": {}, "id": number}, UNKNOWN | {"id": number}) == []
     assert connection.strays == 2
     assert connection.replies_due == 1
 
@@ -82,7 +82,7 @@ def test_a_probe_is_answered_beside_the_questions_even_by_an_error() -> None:
     connection.ask([STATUS])
     assert connection.probe() == (1, b'{"exec-oob":"query-yank","id":1}')
     assert connection.probe() == (2, b'{"exec-oob":"query-yank","id":2}')
-    told = take(connection, {"return": [], "id": 2}, UNKNOWN | {"id": 1}, {"return": 5})
+    told = receive(connection, {"return": [], "id": 2}, UNKNOWN | {"id": 1}, {"return": 5})
     assert told == [ProbeReply(2), ProbeReply(1), Reply(STATUS, 5)]
 
 
@@ -107,12 +107,12 @@ def test_a_probe_is_answered_beside_the_questions_even_by_an_error() -> None:
     ],
 )
 def test_an_event_has_the_time_that_qemu_gave_it_or_none(stamp: Any, time_ns: int | None) -> None:
-    assert take(ready(), {"event": "STOP", "timestamp": stamp}) == [Event("STOP", {}, time_ns)]
+    assert receive(ready(), {"event": "STOP", "timestamp": stamp}) == [Event("STOP", {}, time_ns)]
 
 
 def test_an_events_data_is_kept_whole() -> None:
     data = {"a": [1, {"b": None}], "c": 2**64 - 1, "d": "é\u2028\u0000"}
-    assert take(ready(), {"event": "X", "data": data}) == [Event("X", data, None)]
+    assert receive(ready(), {"event": "X", "data": data}) == [Event("X", data, None)]
 
 
 # --- What is no QMP ---
@@ -160,7 +160,7 @@ def test_what_is_no_qmp_ends_the_connection(raw: bytes) -> None:
 @pytest.mark.parametrize("body", [{"QMP": 7}, {"QMP": None}, {"QMP": ["oob"]}])
 def test_a_greeting_that_is_no_object_ends_the_connection(body: Any) -> None:
     with pytest.raises(ProtocolError, match="greeting"):
-        take(Connection(AllowList()), body)
+        receive(Connection(AllowList()), body)
 
 
 @pytest.mark.parametrize(
@@ -193,4 +193,4 @@ def test_two_connections_share_nothing() -> None:
     first.ask([STATUS])
     assert (first.oob, second.oob, second.replies_due) == (True, False, 0)
     assert list(second.receive(b'{"event":')) == []
-    assert take(first, {"return": HELLO}) == [Reply(STATUS, HELLO)]
+    assert receive(first, {"return": HELLO}) == [Reply(STATUS, HELLO)]

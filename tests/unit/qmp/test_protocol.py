@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agent.qmp.commands import AllowList
 from agent.qmp.errors import ProtocolError
 from agent.qmp.protocol import Connection, Event, Greeting, Message, Ready, Reply
-from tests.lab.qmp_bytes import DONE, HELLO, STATUS, cut, line, ready, take
+from tests.lab.qmp_bytes import DONE, HELLO, STATUS, cut, line, ready, receive
 
 
 def run(chunks: Iterable[bytes], asks: int = 0, bound: int = 1 << 20) -> tuple[list[Message], ProtocolError | None]:
@@ -205,7 +205,7 @@ def test_nesting_as_deep_as_a_long_backing_chain_is_understood_in_lines() -> Non
     ],
 )
 def test_a_greeting_is_understood_with_whatever_of_it_is_there(body: Any, greeting: Greeting) -> None:
-    assert take(Connection(AllowList()), {"QMP": body}) == [greeting]
+    assert receive(Connection(AllowList()), {"QMP": body}) == [greeting]
 
 
 @pytest.mark.parametrize(
@@ -217,21 +217,21 @@ def test_a_greeting_is_understood_with_whatever_of_it_is_there(body: Any, greeti
 )
 def test_out_of_band_is_enabled_only_where_it_is_offered(offered: list[str], request_bytes: bytes) -> None:
     connection = Connection(AllowList())
-    take(connection, {"QMP": {"capabilities": offered}})
+    receive(connection, {"QMP": {"capabilities": offered}})
     assert connection.negotiate() == request_bytes
-    assert take(connection, DONE) == [Ready()]
+    assert receive(connection, DONE) == [Ready()]
 
 
 def test_a_refused_negotiation_ends_the_connection() -> None:
     with pytest.raises(ProtocolError, match="no thanks"):
-        take(Connection(AllowList()), HELLO, {"error": {"class": "GenericError", "desc": "no thanks"}})
+        receive(Connection(AllowList()), HELLO, {"error": {"class": "GenericError", "desc": "no thanks"}})
 
 
 def test_a_second_greeting_ends_the_connection() -> None:
     with pytest.raises(ProtocolError, match="second greeting"):
-        take(ready(), HELLO)
+        receive(ready(), HELLO)
 
 
 def test_events_are_heard_before_the_greeting_and_during_the_negotiation() -> None:
-    told = take(Connection(AllowList()), {"event": "A"}, HELLO, {"event": "B"}, DONE)
+    told = receive(Connection(AllowList()), {"event": "A"}, HELLO, {"event": "B"}, DONE)
     assert [m.name if isinstance(m, Event) else type(m).__name__ for m in told] == ["A", "Greeting", "B", "Ready"]

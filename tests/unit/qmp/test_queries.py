@@ -1,4 +1,4 @@
-"""The table of questions: all of QEMU's are there, and what it says becomes of each is what the code does."""
+"""The query table: complete, and in agreement with the commands that the agent sends."""
 
 import re
 
@@ -12,37 +12,37 @@ from tests.lab import golden_files
 from tools import reference
 
 QEMU = golden_files.load("queries.json")
-COLLECTED = {ask.name for collector in ALL for ask in collector.commands(ALL_FEATURES)}
-ATTACH = {ask.name for ask in (*identity.IDENTITY, *identity.FEATURES, *host_process.COMMANDS)}
+COLLECTED = {command.name for collector in ALL for command in collector.commands(ALL_FEATURES)}
+ATTACH = {command.name for command in (*identity.IDENTITY, *identity.FEATURES, *host_process.COMMANDS)}
 
 
 @pytest.mark.parametrize("version", QEMU)
-def test_what_becomes_of_every_question_of_a_qemu_is_told(version: str) -> None:
+def test_the_table_has_every_query_of_a_qemu_version(version: str) -> None:
     assert len(QEMU[version]) > 50
     assert [name for name in QEMU[version] if query_of(name) is None] == []
 
 
-def test_a_question_nobody_has_heard_of_has_no_row() -> None:
+def test_an_unknown_query_has_no_row() -> None:
     assert query_of("query-something-new") is None
     assert query_of("x-query-something-new") is query_of("x-query-jit")
 
 
-def test_questions_stand_once_in_order_and_the_reason_is_a_sentence() -> None:
+def test_rows_are_unique_and_sorted_and_the_reason_is_a_sentence() -> None:
     names = [row.name for row in ROWS]
     assert names == sorted(set(names))
     for row in ROWS:
         assert re.fullmatch(r"[A-Z][^\n]*\.", row.reason), row.name
 
 
-def test_what_is_not_refused_is_what_may_be_sent_and_is_asked() -> None:
+def test_the_permitted_queries_are_exactly_those_that_the_agent_sends() -> None:
     allowed = {row.name for row in ROWS if row.policy is not QueryPolicy.REFUSED}
     assert allowed | {"qom-get", "qom-list"} == READS
-    assert all(re.fullmatch(r"query-[a-z0-9-]+", name) for name in allowed), "each is allowed by its whole name"
-    asked = COLLECTED | ATTACH | {identity.LIST_COMMANDS.name, "query-yank"}
-    assert {name for name in asked if name.startswith("query-")} == allowed
+    assert all(re.fullmatch(r"query-[a-z0-9-]+", name) for name in allowed), "each is permitted by its full name"
+    sent = COLLECTED | ATTACH | {identity.LIST_COMMANDS.name, "query-yank"}
+    assert {name for name in sent if name.startswith("query-")} == allowed
 
 
-def test_what_is_said_to_be_asked_after_an_event_is_named_by_one() -> None:
+def test_queries_sent_after_an_event_are_invalidated_by_one() -> None:
     by_event = {row.name for row in ROWS if reference.events_of(row.name)}
     polled = {row.name for row in ROWS if row.policy is QueryPolicy.POLLED}
     assert {row.name for row in ROWS if row.policy is QueryPolicy.EVENT} == by_event - polled

@@ -15,7 +15,7 @@ from agent.session.event_coalescer import MAX_WINDOWS, WINDOW_SECONDS, Coalesced
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.fixtures import StartGuest
 from tests.lab.qmp_bytes import line
-from tests.lab.record_validation import faults
+from tests.lab.record_validation import schema_violations
 from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
 from tests.lab.snapshots import status, vm
 
@@ -110,7 +110,7 @@ async def test_a_flood_is_read_at_once_and_told_in_few_records_whose_counts_are_
     records = observer.records("event.block_io_error")
     assert len(records) <= 3 + seconds / WINDOW_SECONDS
     for record in records:
-        assert faults(RecordEncoder()(record).body) == []
+        assert schema_violations(RecordEncoder()(record).body) == []
     snapshot = Snapshot()
     snapshot.status(status(vm()))
     for record in records:
@@ -134,7 +134,7 @@ async def test_what_a_storm_holds_is_told_when_the_vm_leaves(fake: FakeQemu) -> 
 
 async def test_a_real_disk_that_fails_without_end_makes_some_records_a_second(start_guest: StartGuest) -> None:
     fault = {"event": "write_aio", "iotype": "write", "errno": 5, "once": False}
-    guest = await start_guest(kind="writer", faults=(fault,), disk_options="werror=ignore", pause_seconds=0)
+    guest = await start_guest(kind="writer", schema_violations=(fault,), disk_options="werror=ignore", pause_seconds=0)
     version = (await guest.command("query-version"))["qemu"]
     if (version["major"], version["minor"]) >= (9, 2):
         pytest.skip("QEMU holds these back itself from 9.2 on")

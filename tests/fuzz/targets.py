@@ -50,9 +50,9 @@ def protocol(data: bytes) -> None:
     for message in whole[0]:
         if isinstance(message, Event):
             row = row_of(message.name)
-            data = {"event": row.name, "category": row.category.value, "qemu": message.data}
+            fields = {"event": row.name, "category": row.category.value, "qemu": message.data}
             kind, subject = f"qemu.event.{row.name.lower()}", row.subject_of(message.data)
-            _encode(Record(kind, VM, told, message.time_ns or 0, subject, row.severity_for(message.data)))
+            _encode(Record(kind, VM, fields, message.time_ns or 0, subject, row.severity_for(message.data)))
 
 
 def _receive(stream: bytes, size: int) -> tuple[list[Message], str]:
@@ -61,7 +61,7 @@ def _receive(stream: bytes, size: int) -> tuple[list[Message], str]:
     Returns:
         The messages, and the error that ended the connection, or an empty text.
     """
-    connection = ready(bound=MOST_BYTES)
+    connection = ready(bound=MAX_BYTES)
     messages: list[Message] = []
     connection.ask([Command("query-status"), Command("query-blockstats"), Command("query-jobs")])
     connection.probe()
@@ -118,8 +118,8 @@ def collectors(data: bytes) -> None:
         _encode(Record(f"qemu.sample.{sample.family.name}", vm, sample.data, 10**18, sample.subject))
     for notice in notices:
         _encode(Record(f"qemu.{notice.family.name}", vm, dict(notice.values), 10**18))
-    for text in render(snapshot).splitlines():
-        assert text.startswith("# ") or _SERIES.fullmatch(text), text
+    for series in render(snapshot).splitlines():
+        assert series.startswith("# ") or _SERIES.fullmatch(series), series
 
 
 _COLLECTORS: Final = {collector.name.encode(): collector for collector in ALL if not collector.host_only}

@@ -24,57 +24,57 @@ _CONTEXT_OPTIONS = {"thresholds", "collectors", "first_polls", "root", "random"}
 
 
 class RecordingObserver:
-    """An Out that keeps everything.
+    """A SessionObserver that records all calls.
 
     Attributes:
-        told: the name of each call and what was told, oldest first.
+        calls: name and argument of each call, oldest first; several arguments are a tuple.
     """
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
-    def _note(self, name: str, what: Any) -> None:
-        self.calls.append((name, what))
-        self._news.set()
+    def _add(self, name: str, argument: Any) -> None:
+        self.calls.append((name, argument))
+        self._changed.set()
 
     def on_event(self, record: Record) -> None:
-        self._note("on_record", record)
+        self._add("on_record", record)
 
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
         assert record.type == change.type
-        self._note("on_record", record)
+        self._add("on_record", record)
 
     def on_transition(self, record: Record) -> None:
-        self._note("on_record", record)
+        self._add("on_record", record)
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        self._note("on_samples", (vm, families, samples, time_ns))
+        self._add("on_samples", (vm, families, samples, time_ns))
 
     def on_status(self, status: MonitorStatus) -> None:
-        self._note("on_status", status)
+        self._add("on_status", status)
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
-        self._note("on_monitor_removed", monitor)
+        self._add("on_monitor_removed", monitor)
 
     def on_connection_refused(self, address: str, reason: str) -> None:
-        self._note("on_connection_refused", (address, reason))
+        self._add("on_connection_refused", (address, reason))
 
     def on_response(self, seconds: float) -> None:
-        self._note("on_response", seconds)
+        self._add("on_response", seconds)
 
     def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
-        self._note("on_collector_run", (collector, outcome))
+        self._add("on_collector_run", (collector, outcome))
 
     def on_events_dropped(self, vm: Vm, reason: str, events: int) -> None:
-        self._note("on_events_dropped", (vm, reason, events))
+        self._add("on_events_dropped", (vm, reason, events))
 
     def calls_of(self, name: str) -> list[Any]:
-        """Return what was told by that call."""
-        return [what for called, what in self.calls if called == name]
+        """Return the arguments of all calls of a method."""
+        return [argument for called, argument in self.calls if called == name]
 
     def records(self, kind: str = "") -> list[Record]:
-        """Return the records whose type begins so, after `qemu.`."""
+        """Return the records whose type starts with `qemu.` and this prefix."""
         return [record for record in self.calls_of("on_record") if record.type.startswith(f"qemu.{kind}")]
 
     def types(self, kind: str = "") -> list[str]:
@@ -82,22 +82,22 @@ class RecordingObserver:
         return [record.type.removeprefix("qemu.") for record in self.records(kind)]
 
     def states(self) -> list[MonitorState]:
-        """Return the states that a monitor went through."""
+        """Return the reported monitor states in order."""
         return [status.state for status in self.calls_of("on_status")]
 
     def outcomes(self, collector: str) -> list[PollOutcome]:
-        """Return what became of a collector's questions."""
+        """Return the outcomes of a collector's runs."""
         return [outcome for name, outcome in self.calls_of("on_collector_run") if name == collector]
 
     async def wait_until(self, predicate: Callable[[], object]) -> None:
-        """Wait until it is so, looking whenever something is told."""
+        """Wait until a condition holds; it is checked after each call."""
         async with asyncio.timeout(TIMEOUT_SECONDS):
             while not predicate():
-                self._news.clear()
-                await self._news.wait()
+                self._changed.clear()
+                await self._changed.wait()
 
     async def wait_for_polls(self, times: int = 1, collector: str = "block") -> None:
-        """Wait until a collector has been asked that many times more."""
+        """Wait for this many further runs of a collector."""
         before = len(self.outcomes(collector))
         await self.wait_until(lambda: len(self.outcomes(collector)) >= before + times)
 

@@ -1,4 +1,4 @@
-"""The other end of a connection, for what FakeQemu does not do."""
+"""A scripted server at the other end of a connection, for behaviour that FakeQemu does not have."""
 
 import asyncio
 import contextlib
@@ -11,16 +11,16 @@ from agent.qmp.commands import AllowList
 from agent.qmp.protocol import Event
 
 QUIET_SECONDS = 0.05
-"""Seconds after which what never comes has not come."""
+"""Time to wait before a test concludes that nothing arrives."""
 TIMEOUT_SECONDS = 5.0
-"""Seconds in which what comes has come, on any machine."""
+"""Timeout for what must arrive, on any machine."""
 
 
 @contextlib.asynccontextmanager
 async def connected(
     path: Path, on_event: Callable[[Event], None] = lambda _: None, deadline: float = TIMEOUT_SECONDS
 ) -> AsyncIterator[Client]:
-    """A client of the monitor at a path, closed with the block."""
+    """Connect a client to the monitor at a path; it is closed with the block."""
     client = await Client.open(unix(str(path)), AllowList(), on_event, deadline=deadline)
     with contextlib.closing(client):
         yield client
@@ -30,13 +30,13 @@ async def connected(
 async def scripted_peer(
     folder: Path, talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 ) -> AsyncIterator[Path]:
-    """A server that talks to each client as it is told, and hangs up."""
-    talks: set[asyncio.Task[None]] = set()
+    """Serve each client with `talk`, then close its connection."""
+    running: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        talks.add(task)
+        running.add(task)
         with contextlib.suppress(OSError):
             await talk(reader, writer)
         writer.close()
@@ -49,4 +49,4 @@ async def scripted_peer(
     finally:
         server.close()
         async with asyncio.timeout(TIMEOUT_SECONDS):
-            await asyncio.gather(*talks)
+            await asyncio.gather(*running)

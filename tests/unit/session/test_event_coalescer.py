@@ -1,4 +1,4 @@
-"""Storms of one event: the first at once, the rest counted, nothing lost."""
+"""Coalescing of repeated events: the first is reported at once, the rest are counted, none is lost."""
 
 import time
 from typing import Any
@@ -26,59 +26,60 @@ def event(number: int = 0) -> Event:
     return Event("BLOCK_IO_ERROR", {"number": number}, number)
 
 
-def told(tellings: Any) -> list[tuple[int, int, int]]:
-    return [(one.count, one.first_ns, one.last_ns) for one in tellings]
+def reported(groups: Any) -> list[tuple[int, int, int]]:
+    """Return count, first time and last time of each reported group."""
+    return [(group.count, group.first_ns, group.last_ns) for group in groups]
 
 
-def test_the_first_is_told_at_once_and_those_of_the_same_second_as_one() -> None:
+def test_the_first_event_is_reported_at_once_and_the_rest_of_the_second_as_one() -> None:
     coalescer = EventCoalescer()
-    assert told(coalescer.take(("a",), event(), 5, 10.0)) == [(1, 5, 5)]
+    assert reported(coalescer.take(("a",), event(), 5, 10.0)) == [(1, 5, 5)]
     for number in range(6, 1000):
-        assert told(coalescer.take(("a",), event(number), number, 10.5)) == []
-    assert told(coalescer.due(10.9)) == []
+        assert reported(coalescer.take(("a",), event(number), number, 10.5)) == []
+    assert reported(coalescer.due(10.9)) == []
     assert coalescer.next_at() == 10 + WINDOW_SECONDS
-    (telling,) = coalescer.due(11)
-    assert (telling.count, telling.first_ns, telling.last_ns, telling.event.data["number"]) == (994, 6, 999, 999)
+    (group,) = coalescer.due(11)
+    assert (group.count, group.first_ns, group.last_ns, group.event.data["number"]) == (994, 6, 999, 999)
 
 
-def test_a_storm_that_goes_on_is_told_each_second_and_one_that_does_not_is_forgotten() -> None:
+def test_repeated_events_are_reported_each_second_until_they_stop() -> None:
     coalescer = EventCoalescer()
     list(coalescer.take(("a",), event(), 1, 0.0))
     list(coalescer.take(("a",), event(), 2, 0.5))
-    assert told(coalescer.due(1.0)) == [(1, 2, 2)]
-    assert told(coalescer.take(("a",), event(), 3, 1.5)) == []
-    assert told(coalescer.due(2.0)) == [(1, 3, 3)]
-    assert told(coalescer.due(3.0)) == []
+    assert reported(coalescer.due(1.0)) == [(1, 2, 2)]
+    assert reported(coalescer.take(("a",), event(), 3, 1.5)) == []
+    assert reported(coalescer.due(2.0)) == [(1, 3, 3)]
+    assert reported(coalescer.due(3.0)) == []
     assert coalescer.next_at() == float("inf")
-    assert told(coalescer.take(("a",), event(), 4, 3.1)) == [(1, 4, 4)]
+    assert reported(coalescer.take(("a",), event(), 4, 3.1)) == [(1, 4, 4)]
 
 
-def test_a_storm_hides_no_other() -> None:
+def test_events_of_another_key_are_reported_at_once() -> None:
     coalescer = EventCoalescer()
     list(coalescer.take(("a",), event(), 1, 0.0))
     list(coalescer.take(("a",), event(), 2, 0.1))
-    assert told(coalescer.take(("b",), event(), 3, 0.2)) == [(1, 3, 3)]
+    assert reported(coalescer.take(("b",), event(), 3, 0.2)) == [(1, 3, 3)]
 
 
-def test_there_is_room_for_so_many_and_what_has_to_make_room_is_told() -> None:
+def test_past_the_maximum_of_windows_the_oldest_is_reported_early() -> None:
     coalescer = EventCoalescer()
     list(coalescer.take(("first",), event(), 1, 0.0))
     list(coalescer.take(("first",), event(), 2, 0.0))
     for number in range(MAX_WINDOWS - 1):
         list(coalescer.take((number,), event(), 3, 0.0))
-    assert told(coalescer.take(("one more",), event(), 4, 0.0)) == [(1, 2, 2), (1, 4, 4)]
+    assert reported(coalescer.take(("one more",), event(), 4, 0.0)) == [(1, 2, 2), (1, 4, 4)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 2), st.booleans()), max_size=60))
-def test_whatever_comes_whenever_every_event_is_counted_once(steps: list[tuple[int, float, bool]]) -> None:
-    coalescer, now, tellings = EventCoalescer(), 0.0, list[CoalescedEvent]()
-    for key, wait, look in steps:
+def test_every_event_is_counted_exactly_once(steps: list[tuple[int, float, bool]]) -> None:
+    coalescer, now, groups = EventCoalescer(), 0.0, list[CoalescedEvent]()
+    for key, wait, check_due in steps:
         now += wait
-        if look:
-            tellings += coalescer.due(now)
-        tellings += coalescer.take((key,), event(), 1, now)
-    tellings += coalescer.flush()
-    assert sum(one.count for one in tellings) == len(steps)
+        if check_due:
+            groups += coalescer.due(now)
+        groups += coalescer.take((key,), event(), 1, now)
+    groups += coalescer.flush()
+    assert sum(group.count for group in groups) == len(steps)
     assert list(coalescer.flush()) == []
 
 
@@ -89,23 +90,25 @@ def count(observer: RecordingObserver) -> int:
     return sum(record.data.get("count", 1) for record in observer.records("event.block_io_error"))
 
 
-async def test_a_flood_is_read_at_once_and_told_in_few_records_whose_counts_are_all_there_was(fake: FakeQemu) -> None:
+async def test_a_flood_is_read_at_once_and_reported_in_few_records_with_exact_counts(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    many = 20_000
+    total = 20_000
     context = quick_context(intervals=Intervals(), response_seconds=5.0)
     async with supervised(observer, fake.path, context=context):
         await observer.wait_for_polls()
         start = time.monotonic()
         fake.send_raw(line({"event": "BLOCK_IO_ERROR", "data": FAILED}))
-        fake.send_raw(line({"event": "BLOCK_IO_ERROR", "data": FAILED}) * (many - 2))
+        fake.send_raw(line({"event": "BLOCK_IO_ERROR", "data": FAILED}) * (total - 2))
         fake.send_raw(line({"event": "BLOCK_IO_ERROR", "data": FAILED | {"action": "stop", "nospace": True}}))
         fake.emit("RESUME")
         await observer.wait_until(lambda: observer.records("event.resume"))
         early = observer.records("event.block_io_error")
         assert "count" not in early[0].data
-        last = next(record for record in reversed(early) if "count" not in record.data)  # a window may have ended since
-        assert last.severity is Severity.CRITICAL, "another kind of error is told at once too"
-        await observer.wait_until(lambda: count(observer) == many)
+        last = next(
+            record for record in reversed(early) if "count" not in record.data
+        )  # a window may have ended meanwhile
+        assert last.severity is Severity.CRITICAL, "another kind of error is reported at once too"
+        await observer.wait_until(lambda: count(observer) == total)
         seconds = time.monotonic() - start
     records = observer.records("event.block_io_error")
     assert len(records) <= 3 + seconds / WINDOW_SECONDS
@@ -115,10 +118,10 @@ async def test_a_flood_is_read_at_once_and_told_in_few_records_whose_counts_are_
     snapshot.status(status(vm()))
     for record in records:
         snapshot.event(type(record)(record.type, vm(), record.data, record.time_ns))
-    assert next(view.events["BLOCK_IO_ERROR"] for _, view in snapshot.views()) == many
+    assert next(view.events["BLOCK_IO_ERROR"] for _, view in snapshot.views()) == total
 
 
-async def test_what_a_storm_holds_is_told_when_the_vm_leaves(fake: FakeQemu) -> None:
+async def test_held_events_are_reported_before_the_vm_is_gone(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())):
         await observer.wait_for_polls()
@@ -128,16 +131,18 @@ async def test_what_a_storm_holds_is_told_when_the_vm_leaves(fake: FakeQemu) -> 
         fake.drop()
         await observer.wait_until(lambda: observer.records("vm.gone"))
         assert count(observer) == 7
-    kinds = observer.types()
-    assert kinds.index("vm.gone") > [i for i, kind in enumerate(kinds) if kind == "event.block_io_error"][-1]
+    types = observer.types()
+    assert (
+        types.index("vm.gone") > [i for i, record_type in enumerate(types) if record_type == "event.block_io_error"][-1]
+    )
 
 
-async def test_a_real_disk_that_fails_without_end_makes_some_records_a_second(start_guest: StartGuest) -> None:
+async def test_a_real_failing_disk_gives_a_few_records_a_second(start_guest: StartGuest) -> None:
     fault = {"event": "write_aio", "iotype": "write", "errno": 5, "once": False}
     guest = await start_guest(kind="writer", schema_violations=(fault,), disk_options="werror=ignore", pause_seconds=0)
     version = (await guest.command("query-version"))["qemu"]
     if (version["major"], version["minor"]) >= (9, 2):
-        pytest.skip("QEMU holds these back itself from 9.2 on")
+        pytest.skip("QEMU throttles these events itself from 9.2 on")
     observer = RecordingObserver()
 
     def enough() -> bool:

@@ -1,4 +1,4 @@
-"""Who a VM is, and what it has, out of whatever it answers."""
+"""Identity and features of a VM, from valid and invalid answers."""
 
 import uuid
 from typing import Any
@@ -17,8 +17,10 @@ NO = CommandError("GenericError", "no")
 TYPE = {"name": "type", "type": "string"}
 
 
-def who(said: Any, named: Any = None, *, host: str = "host1", monitor: str = "/run/vm1.qmp") -> tuple[str, str]:
-    vm = identity.identify(host, monitor, [said, named])
+def uuid_and_name(
+    uuid_answer: Any, name_answer: Any = None, *, host: str = "host1", monitor: str = "/run/vm1.qmp"
+) -> tuple[str, str]:
+    vm = identity.identify(host, monitor, [uuid_answer, name_answer])
     assert (vm.host, vm.monitor) == (host, monitor)
     return vm.uuid, vm.name
 
@@ -27,29 +29,29 @@ def child(kind: str, name: str = "balloon0") -> dict[str, str]:
     return {"name": name, "type": f"child<{kind}>"}
 
 
-def test_a_vm_is_its_uuid_and_its_name() -> None:
-    assert who({"UUID": UUID}, {"name": "vm1"}) == (UUID, "vm1")
-    assert who({"UUID": UUID.upper()}, {"name": "vm1"}) == (UUID, "vm1")
+def test_a_vm_has_its_uuid_and_name() -> None:
+    assert uuid_and_name({"UUID": UUID}, {"name": "vm1"}) == (UUID, "vm1")
+    assert uuid_and_name({"UUID": UUID.upper()}, {"name": "vm1"}) == (UUID, "vm1")
 
 
-@pytest.mark.parametrize("named", [{}, {"name": ""}, {"name": 5}, {"name": None}, NO, None, []])
-def test_a_vm_without_a_name_goes_by_its_uuid(named: Any) -> None:
-    assert who({"UUID": UUID}, named) == (UUID, UUID)
+@pytest.mark.parametrize("name_answer", [{}, {"name": ""}, {"name": 5}, {"name": None}, NO, None, []])
+def test_a_vm_without_a_name_is_named_by_its_uuid(name_answer: Any) -> None:
+    assert uuid_and_name({"UUID": UUID}, name_answer) == (UUID, UUID)
 
 
-def test_a_name_is_cleaned_and_bounded() -> None:
-    assert who({"UUID": UUID}, {"name": "a\nb\x1b" + "x" * 1000})[1] == "a\ufffdb\ufffd" + "x" * 251
+def test_a_name_is_sanitized_and_truncated() -> None:
+    assert uuid_and_name({"UUID": UUID}, {"name": "a\nb\x1b" + "x" * 1000})[1] == "a\ufffdb\ufffd" + "x" * 251
 
 
 @pytest.mark.parametrize(
-    "said", [{"UUID": NIL}, {"UUID": ""}, {"UUID": "x"}, {"UUID": 5}, {"UUID": None}, {}, NO, None, [UUID]]
+    "uuid_answer", [{"UUID": NIL}, {"UUID": ""}, {"UUID": "x"}, {"UUID": 5}, {"UUID": None}, {}, NO, None, [UUID]]
 )
-def test_a_vm_without_a_uuid_gets_one_that_stays_and_that_no_other_has(said: Any) -> None:
-    made, name = who(said)
-    assert made == name == who({"UUID": NIL})[0]
-    assert uuid.UUID(made).version == 5
-    assert made != who(said, monitor="/run/vm2.qmp")[0]
-    assert made != who(said, host="host2")[0]
+def test_a_vm_without_a_uuid_gets_a_stable_and_unique_one(uuid_answer: Any) -> None:
+    vm_uuid, name = uuid_and_name(uuid_answer)
+    assert vm_uuid == name == uuid_and_name({"UUID": NIL})[0]
+    assert uuid.UUID(vm_uuid).version == 5
+    assert vm_uuid != uuid_and_name(uuid_answer, monitor="/run/vm2.qmp")[0]
+    assert vm_uuid != uuid_and_name(uuid_answer, host="host2")[0]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,7 @@ def test_a_vm_without_a_uuid_gets_one_that_stays_and_that_no_other_has(said: Any
         ((11, 1, 3), "a\nb" + "x" * 500, identity.Build("11.1.3", "a\ufffdb" + "x" * 125)),
     ],
 )
-def test_a_qemus_version_is_in_its_greeting(version: tuple[int, int, int], package: str, build: identity.Build) -> None:
+def test_the_build_comes_from_the_greeting(version: tuple[int, int, int], package: str, build: identity.Build) -> None:
     assert identity.build_of(Greeting(version, package, oob=True)) == build
 
 
@@ -93,7 +95,7 @@ def test_a_balloon_is_found_on_any_bus_with_or_without_an_id(bus: str) -> None:
         [child("virtio-net-pci")],
     ],
 )
-def test_what_is_no_balloon_is_none(children: Any) -> None:
+def test_another_device_is_not_a_balloon(children: Any) -> None:
     assert identity.balloon_path([[], children, children]) is None
 
 
@@ -111,14 +113,14 @@ def test_what_is_no_balloon_is_none(children: Any) -> None:
         (NO, False),
     ],
 )
-def test_migration_events_are_on_only_where_qemu_says_so(capabilities: Any, on: bool) -> None:  # noqa: FBT001 - a table
+def test_migration_events_are_enabled_only_if_qemu_reports_it(capabilities: Any, on: bool) -> None:  # noqa: FBT001 - the expected result
     assert identity.migration_events_enabled([capabilities, [], []]) is on
 
 
 @pytest.mark.parametrize(
     ("answer", "seconds"), [(10, 10), (0, 0), (-1, 0), (1 << 40, 0), ("10", 0), (True, 0), (1.5, 0), (None, 0), (NO, 0)]
 )
-def test_an_interval_is_a_positive_number_of_seconds_or_never(answer: Any, seconds: int) -> None:
+def test_a_stats_interval_is_a_positive_number_of_seconds_or_zero(answer: Any, seconds: int) -> None:
     assert identity.stats_interval(answer) == seconds
 
 

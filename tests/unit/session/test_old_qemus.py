@@ -1,6 +1,6 @@
-"""QEMUs that are too old to be had, played: their answers are written from what their schemas say (2.6, 4.2, 5.2), not recorded.
+"""QEMU 2.6, 4.2 and 5.2, played from transcripts that were written from their schemas.
 
-What each lacks is never asked of it; what it has under other names, or in fewer fields, is told all the same.
+Commands that a version lacks are never sent. Figures with other names or fewer fields are reported as usual.
 """
 
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ OFF: Final = {
     "4.2": {"dirty", "hv_balloon", "kvm"},
     "5.2": {"hv_balloon", "kvm"},
 }
-"""Collectors that are off for each."""
+"""Collectors that are off, by version."""
 
 EVENTS: Final = golden_files.load("events_data.json")
 
@@ -40,7 +40,7 @@ async def old(folder: Path, version: str) -> AsyncIterator[FakeQemu]:
         yield running
 
 
-def told(observer: RecordingObserver) -> dict[tuple[str, ...], dict[str, Any]]:
+def last_samples(observer: RecordingObserver) -> dict[tuple[str, ...], dict[str, Any]]:
     """Return the last sample of each subject, by its family's name and labels."""
     return {
         (sample.family.name, *sample.labels): dict(sample.values)
@@ -49,24 +49,26 @@ def told(observer: RecordingObserver) -> dict[tuple[str, ...], dict[str, Any]]:
     }
 
 
-async def test_what_it_lacks_is_never_asked_and_all_else_is_answered(old: FakeQemu, version: str) -> None:
+async def test_missing_commands_are_never_sent_and_all_others_are_answered(old: FakeQemu, version: str) -> None:
     observer = RecordingObserver()
     async with supervised(observer, old.path):
         await observer.wait_for_polls(3)
-        await observer.wait_until(lambda: ("inventory",) in told(observer))
+        await observer.wait_until(lambda: ("inventory",) in last_samples(observer))
     has = {c["name"] for c in old.transcript.answer("query-commands", {})["return"]}
     assert {request["execute"] for request in old.requests} <= has
     outcomes = {name for name, outcome in observer.calls_of("on_collector_run") if outcome is not PollOutcome.OK}
-    assert outcomes <= OFF[version]  # told once as unsupported, where it was to be asked at all
+    assert outcomes <= OFF[version]  # each is reported as unsupported once, if it applies at all
     assert {kind for kind in observer.types("vm") if "stall" in kind} == set()
 
 
-async def test_its_figures_are_told_under_the_names_of_today(old: FakeQemu, version: str) -> None:
+async def test_an_old_qemus_figures_have_todays_names(old: FakeQemu, version: str) -> None:
     observer, device = RecordingObserver(), DISKS[version]
     async with supervised(observer, old.path):
-        await observer.wait_until(lambda: {("guest_memory",), ("migration",), ("inventory",)} <= told(observer).keys())
+        await observer.wait_until(
+            lambda: {("guest_memory",), ("migration",), ("inventory",)} <= last_samples(observer).keys()
+        )
         await observer.wait_for_polls(1, "jobs")
-        figures = told(observer)
+        figures = last_samples(observer)
     disk = figures["block", device]
     assert (disk["writes_total"], disk["write_bytes_total"], disk["write_seconds_total"]) == (
         1024,
@@ -80,7 +82,7 @@ async def test_its_figures_are_told_under_the_names_of_today(old: FakeQemu, vers
     assert figures["runstate",]["status"] == "running"
     assert figures["balloon",] == {"actual_bytes": 1 << 30}
     assert figures["guest_memory",]["free_bytes"] == 734003200
-    assert "available_bytes" not in figures["guest_memory",]  # -1: the guest did not say
+    assert "available_bytes" not in figures["guest_memory",]  # -1: the guest did not report it
     migration = figures["migration",]
     assert (migration["status"], migration["ram_remaining_bytes"], migration["passes_total"]) == ("active", 50 << 20, 3)
     assert migration["throughput_bytes_per_second"] == 33554432
@@ -93,24 +95,22 @@ async def test_its_figures_are_told_under_the_names_of_today(old: FakeQemu, vers
         assert figures["dirty_rate",]["bytes_per_second"] == 37 << 20
 
 
-async def test_check_says_what_is_off_for_it(old: FakeQemu, version: str) -> None:
-    found = [text async for _, text in check(Config.model_validate({"monitors": [{"dial": str(old.path)}]}))]
-    (lacks,) = (text for text in found if text.startswith("QEMU "))
-    number, _, rest = lacks.partition(": ")
+async def test_check_lists_the_collectors_that_are_off(old: FakeQemu, version: str) -> None:
+    findings = [text async for _, text in check(Config.model_validate({"monitors": [{"dial": str(old.path)}]}))]
+    (finding,) = (text for text in findings if text.startswith("QEMU "))
+    number, _, rest = finding.partition(": ")
     assert number.startswith(f"QEMU {version}.")
     parts = dict(part.split(" ", 1) for part in rest.split("; "))
-    beside = {"vcpu"} if version == "2.6" else set()
-    assert {name for name, said in parts.items() if said.startswith("is off, for there is no query-")} == (
-        OFF[version] | beside
+    extra = {"vcpu"} if version == "2.6" else set()
+    assert {name for name, text in parts.items() if text.startswith("is off, for there is no query-")} == (
+        OFF[version] | extra
     )
-    less = {name for name, said in parts.items() if said.startswith("tells less, for there is no query-")}
+    less = {name for name, text in parts.items() if text.startswith("tells less, for there is no query-")}
     assert less == {"2.6": {"jobs"}, "4.2": set(), "5.2": {"dirty"}}[version]
 
 
 @pytest.mark.parametrize("event", EVENTS)
-async def test_an_event_is_told_whole_with_every_field_and_with_those_missing_that_a_qemu_leaves_out(
-    fake: FakeQemu, event: str
-) -> None:
+async def test_an_event_record_has_all_of_qemus_data(fake: FakeQemu, event: str) -> None:
     observer, kind = RecordingObserver(), f"event.{event.lower()}"
     async with supervised(observer, fake.path):
         await observer.wait_for_polls()

@@ -1,4 +1,4 @@
-"""When a VM is asked what: by the clock where nothing else tells, and never in a storm."""
+"""Scheduling of polls: by timer, on demand, spaced out and spread over slots."""
 
 from collections import Counter
 from itertools import pairwise
@@ -19,7 +19,7 @@ def scheduled(**at: float) -> Schedule:
     return schedule
 
 
-def test_nothing_is_due_before_its_time_and_each_once() -> None:
+def test_a_poll_is_due_at_its_time_and_once() -> None:
     schedule = scheduled(block=10)
     assert schedule.take(9.9) == []
     assert schedule.next_at() == 10
@@ -28,13 +28,13 @@ def test_nothing_is_due_before_its_time_and_each_once() -> None:
     assert schedule.next_at() == inf
 
 
-def test_what_is_due_close_together_goes_out_together_in_order() -> None:
+def test_polls_within_the_slack_are_taken_together_in_order() -> None:
     schedule = scheduled(late=10 + SLACK_SECONDS, early=9, later=10.2)
     assert schedule.take(10) == ["early", "late"]
     assert schedule.next_at() == 10.2
 
 
-def test_an_earlier_plan_stands_until_it_is_taken() -> None:
+def test_an_earlier_plan_stays_until_it_is_taken() -> None:
     schedule = scheduled(block=10)
     schedule.plan("block", 20)
     assert schedule.next_at() == 10
@@ -45,7 +45,7 @@ def test_an_earlier_plan_stands_until_it_is_taken() -> None:
     assert schedule.next_at() == 20
 
 
-def test_a_demand_is_due_at_once_or_as_soon_as_the_spacing_allows() -> None:
+def test_a_demand_is_due_at_once_or_after_the_spacing() -> None:
     schedule = scheduled(runstate=1)
     schedule.take(1)
     schedule.demand(["runstate"], 100)
@@ -56,15 +56,15 @@ def test_a_demand_is_due_at_once_or_as_soon_as_the_spacing_allows() -> None:
     assert schedule.take(100 + SPACING_SECONDS) == ["runstate"]
 
 
-def test_a_demand_while_the_question_is_out_is_not_forgotten() -> None:
+def test_a_demand_during_a_poll_leads_to_another_poll() -> None:
     schedule = scheduled(runstate=1)
     schedule.take(1)
-    schedule.demand(["runstate"], 1.001)  # the answer may be of before the event
+    schedule.demand(["runstate"], 1.001)  # the answer may predate the event
     schedule.plan("runstate", 300)
     assert schedule.next_at() == 1 + SPACING_SECONDS
 
 
-def test_a_demand_does_not_put_off_what_is_due_sooner() -> None:
+def test_a_demand_does_not_delay_an_earlier_poll() -> None:
     schedule = scheduled(block=1)
     schedule.take(1)
     schedule.plan("block", 1.1)
@@ -72,7 +72,7 @@ def test_a_demand_does_not_put_off_what_is_due_sooner() -> None:
     assert schedule.next_at() == 1.1
 
 
-def test_what_is_not_scheduled_or_was_dropped_is_not_demanded() -> None:
+def test_unknown_and_dropped_polls_cannot_be_demanded() -> None:
     schedule = scheduled(block=inf)
     schedule.demand(["unknown"], 1)
     schedule.drop("block")
@@ -82,7 +82,7 @@ def test_what_is_not_scheduled_or_was_dropped_is_not_demanded() -> None:
 
 
 @given(st.lists(st.floats(0, 0.2), min_size=1, max_size=200))
-def test_no_storm_has_one_thing_asked_more_often_than_the_spacing(gaps: list[float]) -> None:
+def test_no_sequence_of_demands_exceeds_the_spacing(gaps: list[float]) -> None:
     schedule, now, taken = scheduled(block=0), 0.0, []
     for gap in gaps:
         now += gap
@@ -94,36 +94,36 @@ def test_no_storm_has_one_thing_asked_more_often_than_the_spacing(gaps: list[flo
 
 
 @given(st.integers(0, 10**6), st.floats(0.001, 10), st.floats(0.001, 1000))
-def test_waits_between_attempts_double_spread_and_have_an_end(attempt: int, first: float, most: float) -> None:
+def test_the_back_off_doubles_is_jittered_and_capped(attempt: int, first: float, most: float) -> None:
     whole = min(most, first * 2 ** min(attempt, 30))
     assert whole / 2 <= back_off(attempt, first, most) <= whole
 
 
-def test_turns_are_taken_one_after_the_other_and_nobody_waits_where_nobody_was() -> None:
-    turns = Pacer(0.5, 1.2)
-    assert [turns.take(now) for now in (10, 10, 10.1, 10.3)] == [10, 10.5, 11, 11.5]
-    assert [turns.take(20) for _ in range(6)] == [20, 20.5, 21, 21.2, 21.2, 21.2]
+def test_the_pacer_spaces_moments_up_to_its_maximum_delay() -> None:
+    pacer = Pacer(0.5, 1.2)
+    assert [pacer.take(now) for now in (10, 10, 10.1, 10.3)] == [10, 10.5, 11, 11.5]
+    assert [pacer.take(20) for _ in range(6)] == [20, 20.5, 21, 21.2, 21.2, 21.2]
 
 
 @given(st.floats(0, 1e6), st.floats(0.2, 600), st.floats(0, 1, exclude_max=True), st.integers(0, 5000))
-def test_each_interval_has_one_moment_of_a_vms(start: float, interval: float, phase: float, vms: int) -> None:
+def test_each_interval_has_one_slot_of_a_vm(start: float, interval: float, phase: float, vms: int) -> None:
     first = next_poll_time(start, interval, interval, phase, vms)
     assert abs(first - start - interval) <= interval / 2 + SLACK_SECONDS + 1e-6
     assert abs(next_poll_time(first, interval, interval, phase, vms) - first - interval) < 1e-6
 
 
-def test_some_vms_have_one_moment_and_all_moments_have_some() -> None:
+def test_slots_are_shared_evenly() -> None:
     shared = Counter(round(next_poll_time(1000, 10, 10, number / 1000, 1000), 6) for number in range(1000))
     assert len(shared) == 1000 // VMS_PER_SLOT
     assert set(shared.values()) == {VMS_PER_SLOT}
 
 
-def test_few_vms_share_one_moment() -> None:
+def test_few_vms_share_one_slot() -> None:
     assert {next_poll_time(101, 10, 10, phase, 3) for phase in (0.0, 0.5, 0.9)} == {110}
 
 
 @pytest.mark.parametrize("start", [101, 109.99, 110 - SLACK_SECONDS, 110])
-def test_a_moment_is_never_that_of_the_question_that_it_follows(start: float) -> None:
+def test_the_next_slot_is_never_that_of_the_poll_itself(start: float) -> None:
     assert next_poll_time(start, 0.25, 0.25, 0.0, 1000) > start + 2 * SLACK_SECONDS
     assert next_poll_time(start, 0.06, 0.06, 0.0, 1000) == start + 0.06
     assert next_poll_time(start, 0, 10, 0.0, 1000) >= start + SLACK_SECONDS

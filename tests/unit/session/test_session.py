@@ -1,4 +1,4 @@
-"""What an attached VM is asked, and when."""
+"""Commands that a session sends to an attached VM, and when."""
 
 import time
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ POLLING = "guest-stats-polling-interval"
 
 
 def has_balloon(fake: FakeQemu, *, interval: int, stats: Any = None) -> None:
-    """Give a fake a balloon whose guest is asked this often."""
+    """Give a fake QEMU a balloon with this polling interval."""
     memory = {"last-update": 5, "stats": {"stat-free-memory": 7}} if stats is None else stats
     fake.replies["qom-list"] = lambda asked: BALLOON if asked["path"] == "/machine/peripheral" else []
     fake.replies["qom-get"] = lambda asked: {POLLING: interval, "guest-stats": memory, "type": "none-machine"}[
@@ -36,17 +36,17 @@ def has_balloon(fake: FakeQemu, *, interval: int, stats: Any = None) -> None:
     fake.replies["query-balloon"] = {"actual": 1 << 30}
 
 
-def plans(monkeypatch: pytest.MonkeyPatch, name: str) -> list[float]:
-    """Return when a collector is planned to be asked, as far as it is by now."""
+def record_plans(monkeypatch: pytest.MonkeyPatch, name: str) -> list[float]:
+    """Return the list to which the planned times of a collector's polls are added."""
     planned: list[float] = []
     plan = Schedule.plan
 
-    def noting(self: Schedule, whose: str, at: float) -> None:
-        plan(self, whose, at)
-        if whose == name:
+    def recording_plan(self: Schedule, planned_name: str, at: float) -> None:
+        plan(self, planned_name, at)
+        if planned_name == name:
             planned.append(at)
 
-    monkeypatch.setattr(Schedule, "plan", noting)
+    monkeypatch.setattr(Schedule, "plan", recording_plan)
     return planned
 
 
@@ -54,10 +54,10 @@ def executed(fake: FakeQemu) -> list[str]:
     return [request.get("execute", "") for request in fake.requests]
 
 
-# --- Only what is needed ---
+# --- Minimal polling ---
 
 
-async def test_a_quiet_vm_is_asked_nothing_but_its_block_statistics(fake: FakeQemu) -> None:
+async def test_a_quiet_vm_is_polled_for_block_statistics_only(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.replies["query-migrate-capabilities"] = ON
     async with supervised(observer, fake.path):
@@ -67,7 +67,7 @@ async def test_a_quiet_vm_is_asked_nothing_but_its_block_statistics(fake: FakeQe
     assert {tuple(request.items()) for request in fake.requests} == {(("execute", "query-blockstats"),)}
 
 
-async def test_at_attach_everything_is_asked_once(fake: FakeQemu) -> None:
+async def test_everything_is_polled_once_at_attach(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.replies["query-migrate-capabilities"] = ON
     has_balloon(fake, interval=7)
@@ -97,7 +97,7 @@ async def test_at_attach_everything_is_asked_once(fake: FakeQemu) -> None:
     assert {c.name: observer.outcomes(c.name) for c in ALL} == asked
 
 
-async def test_migration_is_polled_where_its_events_are_off_until_the_first_of_them(fake: FakeQemu) -> None:
+async def test_migration_is_polled_until_the_first_migration_event(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer, fake.path):
         await observer.wait_for_polls(3, "migration")
@@ -108,7 +108,7 @@ async def test_migration_is_polled_where_its_events_are_off_until_the_first_of_t
     assert fake.count("query-migrate") == 0
 
 
-async def test_an_event_has_what_it_made_untrue_asked_at_once(fake: FakeQemu) -> None:
+async def test_an_event_polls_at_once_what_it_invalidates(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())):
         await observer.wait_for_polls()
@@ -126,7 +126,7 @@ async def test_an_event_has_what_it_made_untrue_asked_at_once(fake: FakeQemu) ->
     assert executed(fake)[-2:] == ["query-status", "query-dump"]
 
 
-async def test_a_storm_of_events_asks_no_more_often_than_the_spacing(fake: FakeQemu) -> None:
+async def test_a_burst_of_events_polls_no_more_often_than_the_spacing(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())):
         await observer.wait_for_polls()
@@ -140,7 +140,7 @@ async def test_a_storm_of_events_asks_no_more_often_than_the_spacing(fake: FakeQ
     assert len(observer.records("event.stop")) >= 1000
 
 
-async def test_the_balloons_size_is_read_out_of_its_event_with_no_question(fake: FakeQemu) -> None:
+async def test_the_balloon_size_comes_from_its_event_without_a_command(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     has_balloon(fake, interval=0)
     async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())):
@@ -149,18 +149,18 @@ async def test_the_balloons_size_is_read_out_of_its_event_with_no_question(fake:
         await observer.wait_until(lambda: observer.records("event.balloon_change"))
         fake.emit("BALLOON_CHANGE", {"actual": "x"})
         await observer.wait_until(lambda: len(observer.records("event.balloon_change")) == 2)
-    told = [
+    balloons = [
         (samples, at) for _, (family, *_), samples, at in observer.calls_of("on_samples") if family.name == "balloon"
     ]
-    assert [samples[0].values for samples, _ in told if samples] == [{"actual_bytes": 1 << 30}, {"actual_bytes": 5}]
-    assert told[1][1] == 9 * 10**9
+    assert [samples[0].values for samples, _ in balloons if samples] == [{"actual_bytes": 1 << 30}, {"actual_bytes": 5}]
+    assert balloons[1][1] == 9 * 10**9
     assert fake.count("query-balloon") == 1
 
 
-# --- What a QEMU does not have ---
+# --- Missing commands and invalid answers ---
 
 
-async def test_a_command_that_is_not_there_is_not_asked_again_on_this_connection(fake: FakeQemu) -> None:
+async def test_an_unknown_command_is_not_sent_again_on_this_connection(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.replies["query-migrate"] = FakeError("CommandNotFound", "no")
     async with supervised(observer, fake.path):
@@ -171,10 +171,10 @@ async def test_a_command_that_is_not_there_is_not_asked_again_on_this_connection
         assert observer.outcomes("migration") == [PollOutcome.UNSUPPORTED]
         fake.drop()
         await observer.wait_for_polls(3)
-    assert fake.count("query-migrate") == 2  # another connection may be another QEMU
+    assert fake.count("query-migrate") == 2  # another connection may lead to another QEMU
 
 
-async def test_what_a_qemu_understands_is_asked_once_for_its_build_and_what_it_lacks_is_never_asked(
+async def test_the_commands_of_a_build_are_listed_once_and_missing_ones_never_sent(
     fake: FakeQemu,
 ) -> None:
     observer = RecordingObserver()
@@ -186,7 +186,7 @@ async def test_what_a_qemu_understands_is_asked_once_for_its_build_and_what_it_l
         fake.drop()
         await observer.wait_for_polls(2)
     assert fake.count("query-commands") == 1
-    assert fake.count("query-block-jobs") == 2  # it does without query-jobs, which came later
+    assert fake.count("query-block-jobs") == 2  # the collector works without query-jobs, which is newer
     assert not {"query-jobs", "query-migrate", "query-named-block-nodes"} & set(executed(fake))
     assert set(observer.outcomes("migration")) == set(observer.outcomes("nodes")) == {PollOutcome.UNSUPPORTED}
     assert len(observer.outcomes("migration")) == 2
@@ -194,7 +194,7 @@ async def test_what_a_qemu_understands_is_asked_once_for_its_build_and_what_it_l
 
 
 @pytest.mark.parametrize("answer", [FakeError(), [], [5, {"name": 5}], {"name": "x"}])
-async def test_a_qemu_that_does_not_say_what_it_understands_is_tried(fake: FakeQemu, answer: Any) -> None:
+async def test_without_a_list_of_commands_all_of_them_are_tried(fake: FakeQemu, answer: Any) -> None:
     observer = RecordingObserver()
     fake.replies["query-commands"] = answer
     async with supervised(observer, fake.path):
@@ -202,7 +202,7 @@ async def test_a_qemu_that_does_not_say_what_it_understands_is_tried(fake: FakeQ
     assert {"query-jobs", "query-migrate"} <= set(executed(fake))
 
 
-async def test_without_a_balloon_nothing_of_it_is_asked(fake: FakeQemu) -> None:
+async def test_without_a_balloon_no_balloon_command_is_sent(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer, fake.path):
         await observer.wait_for_polls(3)
@@ -213,7 +213,7 @@ async def test_without_a_balloon_nothing_of_it_is_asked(fake: FakeQemu) -> None:
     assert observer.outcomes("balloon") == observer.outcomes("guest_memory") == []
 
 
-async def test_an_answer_that_makes_no_sense_fails_its_collector_and_no_other(fake: FakeQemu) -> None:
+async def test_an_invalid_answer_fails_only_its_collector(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.replies["query-blockstats"] = {"no": "list"}
     fake.replies["query-status"] = FakeError()
@@ -228,14 +228,12 @@ async def test_an_answer_that_makes_no_sense_fails_its_collector_and_no_other(fa
 
 
 @pytest.mark.parametrize("failure", [ZeroDivisionError("a bug"), UnexpectedReplyError("no sense")])
-async def test_a_collector_that_explodes_harms_no_other_and_no_other_vm(
+async def test_a_collector_that_raises_affects_no_other_collector_or_vm(
     fake: FakeQemu, failure: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     def explode(answers: Replies) -> Iterable[Sample]:
         yield Sample(RUNSTATE, (), answers[0])
-        raise type(failure)(
-            *failure.args
-        )  # a new one each time: one that is raised keeps hold of where, for as long as it is there
+        raise type(failure)(*failure.args)  # a new exception each time, because a raised one keeps its traceback
 
     bomb = Collector("bomb", (), lambda _: (Command("query-name"),), explode, next_poll_delay=lambda *_: 0.02)
     observer = RecordingObserver()
@@ -246,13 +244,15 @@ async def test_a_collector_that_explodes_harms_no_other_and_no_other_vm(
     assert set(observer.outcomes("bomb")) == {PollOutcome.ERROR}
     assert set(observer.outcomes("block")) == {PollOutcome.OK}
     assert observer.types("vm") == ["vm.attached"] * 2 + ["vm.detached"] * 2
-    assert bool(caplog.records) is isinstance(failure, ZeroDivisionError)  # our bugs are told, QEMU's answers are not
+    assert bool(caplog.records) is isinstance(
+        failure, ZeroDivisionError
+    )  # bugs of the agent are logged, bad answers of QEMU are not
 
 
 # --- Changes ---
 
 
-async def test_nothing_is_changed_unless_the_operator_allowed_it(fake: FakeQemu) -> None:
+async def test_nothing_is_changed_unless_the_operator_allows_it(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     has_balloon(fake, interval=0)
     async with supervised(observer, fake.path):
@@ -261,7 +261,7 @@ async def test_nothing_is_changed_unless_the_operator_allowed_it(fake: FakeQemu)
     assert observer.outcomes("guest_memory") == []
 
 
-async def test_guest_statistics_are_turned_on_where_allowed_and_nobody_has(fake: FakeQemu) -> None:
+async def test_guest_statistics_are_enabled_if_allowed_and_off(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     has_balloon(fake, interval=0)
     async with supervised(
@@ -273,7 +273,7 @@ async def test_guest_statistics_are_turned_on_where_allowed_and_nobody_has(fake:
     assert "migrate-set-capabilities" not in executed(fake)
 
 
-async def test_guest_statistics_that_somebody_else_turned_on_are_left_as_they_are(fake: FakeQemu) -> None:
+async def test_an_interval_that_another_client_set_is_kept(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     has_balloon(fake, interval=3)
     async with supervised(
@@ -283,7 +283,7 @@ async def test_guest_statistics_that_somebody_else_turned_on_are_left_as_they_ar
     assert "qom-set" not in executed(fake)
 
 
-async def test_where_guest_statistics_cannot_be_turned_on_they_are_not_asked_for(fake: FakeQemu) -> None:
+async def test_guest_statistics_that_cannot_be_enabled_are_not_polled(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     has_balloon(fake, interval=0)
     fake.replies["qom-set"] = FakeError()
@@ -293,7 +293,7 @@ async def test_where_guest_statistics_cannot_be_turned_on_they_are_not_asked_for
     assert observer.types("vm") == ["vm.attached", "vm.detached"]
 
 
-async def test_migration_events_are_turned_on_where_allowed_and_off(fake: FakeQemu) -> None:
+async def test_migration_events_are_enabled_if_allowed_and_off(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.replies["migrate-set-capabilities"] = {}
     async with supervised(observer, fake.path, context=quick_context(Change.MIGRATION_EVENTS)):
@@ -302,10 +302,10 @@ async def test_migration_events_are_turned_on_where_allowed_and_off(fake: FakeQe
         request["arguments"] for request in fake.requests if request.get("execute") == "migrate-set-capabilities"
     ]
     assert change == {"capabilities": [{"capability": "events", "state": True}]}
-    assert fake.count("query-migrate") == 1  # from now on events tell
+    assert fake.count("query-migrate") == 1  # events report migrations from now on
 
 
-async def test_migration_events_that_are_on_are_left_and_those_that_cannot_be_are_polled_for(fake: FakeQemu) -> None:
+async def test_migration_is_polled_if_its_events_cannot_be_enabled(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.replies["migrate-set-capabilities"] = FakeError("GenericError", "There's a migration process in progress")
     async with supervised(observer, fake.path, context=quick_context(Change.MIGRATION_EVENTS)):
@@ -316,7 +316,7 @@ async def test_migration_events_that_are_on_are_left_and_those_that_cannot_be_ar
     assert fake.count("migrate-set-capabilities") == 1
 
 
-async def test_at_each_resync_what_the_vm_has_is_learned_anew(fake: FakeQemu) -> None:
+async def test_each_resync_discovers_the_features_again(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     context = quick_context(intervals=Intervals(poll=0.05, guest_memory=0.05, resync=0.1))
     async with supervised(observer, fake.path, context=context):
@@ -331,10 +331,8 @@ async def test_at_each_resync_what_the_vm_has_is_learned_anew(fake: FakeQemu) ->
     assert len(observer.outcomes("guest_memory")) == before
 
 
-async def test_polls_are_planned_for_the_moments_that_a_vm_shares_with_others(
-    fake: FakeQemu, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    planned = plans(monkeypatch, "block")
+async def test_polls_are_planned_in_shared_slots(fake: FakeQemu, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = record_plans(monkeypatch, "block")
     observer, context = RecordingObserver(), quick_context(intervals=Intervals(poll=0.25))
     async with supervised(observer, fake.path, context=context):
         await observer.wait_for_polls(4)
@@ -346,10 +344,10 @@ async def test_polls_are_planned_for_the_moments_that_a_vm_shares_with_others(
 
 
 @pytest.mark.parametrize("interval", [0.25, 0.5, 0.3])
-async def test_what_is_asked_more_seldom_than_polls_are_is_asked_as_often_as_it_says(
+async def test_a_collector_with_a_longer_interval_is_polled_at_that_interval(
     fake: FakeQemu, monkeypatch: pytest.MonkeyPatch, interval: float
 ) -> None:
-    asked = plans(monkeypatch, "slow")
+    asked = record_plans(monkeypatch, "slow")
     slow = Collector("slow", (), lambda _: (Command("query-name"),), lambda _: (), next_poll_delay=lambda *_: interval)
     observer = RecordingObserver()
     async with supervised(
@@ -362,7 +360,7 @@ async def test_what_is_asked_more_seldom_than_polls_are_is_asked_as_often_as_it_
     assert gaps == pytest.approx([interval] * len(gaps), abs=SLACK_SECONDS)
 
 
-async def test_one_whose_events_are_not_heard_is_not_polled_twice_at_once_when_it_is_met(
+async def test_a_vm_without_events_is_not_polled_twice_in_a_row_at_attach(
     fake: FakeQemu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Client, "receives_events", False)
@@ -374,13 +372,13 @@ async def test_one_whose_events_are_not_heard_is_not_polled_twice_at_once_when_i
     assert time.monotonic() - began > 0.1 * 0.9 * 3.0
 
 
-async def test_an_event_that_asks_for_something_brings_the_first_look_forward(fake: FakeQemu) -> None:
-    turns = Pacer(60, 60)
-    turns.take(time.monotonic())
+async def test_an_event_that_invalidates_an_answer_advances_the_first_poll(fake: FakeQemu) -> None:
+    pacer = Pacer(60, 60)
+    pacer.take(time.monotonic())
     observer = RecordingObserver()
-    async with supervised(observer, fake.path, context=quick_context(first_polls=turns)):
+    async with supervised(observer, fake.path, context=quick_context(first_polls=pacer)):
         await observer.wait_until(lambda: observer.records("vm.attached"))
-        fake.emit("RTC_CHANGE", {"offset": 1})  # asks for nothing
+        fake.emit("RTC_CHANGE", {"offset": 1})  # invalidates nothing
         fake.emit("DEVICE_DELETED", {"path": "/machine"})
         await observer.wait_for_polls()
     asked = executed(fake)

@@ -1,4 +1,4 @@
-"""A monitor's life as the agent tells it: met, busy, stalled, gone and back."""
+"""Lifecycle of a monitor: attached, busy, stalled, gone and back."""
 
 import asyncio
 import gc
@@ -16,10 +16,10 @@ from tests.lab.recording_observer import RecordingObserver, quick_context, super
 from tests.lab.scripted_peer import connected
 from tests.lab.transcript import UUID
 
-# --- Meeting ---
+# --- Attach ---
 
 
-async def test_a_vm_is_met_named_and_asked(fake: FakeQemu) -> None:
+async def test_a_vm_is_attached_identified_and_polled(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer, fake.path):
         await observer.wait_for_polls(2)
@@ -33,13 +33,13 @@ async def test_a_vm_is_met_named_and_asked(fake: FakeQemu) -> None:
     }
     assert observer.states() == [MonitorState.CONNECTING, MonitorState.NEGOTIATING, MonitorState.UP, MonitorState.GONE]
     assert observer.calls_of("on_status")[2].vm == attached.vm
-    vm, families, samples, _ = next(told for told in observer.calls_of("on_samples") if told[1][0].name == "block")
+    vm, families, samples, _ = next(call for call in observer.calls_of("on_samples") if call[1][0].name == "block")
     assert vm == attached.vm
     assert [sample.labels for sample in samples] == [("boot",), ("disk0",)]
     assert [family.name for family in families] == ["block", "block_backing", "block_timed"]
 
 
-async def test_stopping_says_that_the_agent_leaves(fake: FakeQemu) -> None:
+async def test_stopping_reports_detached(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer, fake.path):
         await observer.wait_for_polls()
@@ -48,7 +48,7 @@ async def test_stopping_says_that_the_agent_leaves(fake: FakeQemu) -> None:
     assert observer.calls[-1][0] == "on_monitor_removed"
 
 
-async def test_events_heard_before_the_vm_is_known_come_after_attached_in_their_order(fake: FakeQemu) -> None:
+async def test_events_before_identification_follow_the_attached_record_in_order(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.hang("query-name")
     async with supervised(observer, fake.path, context=quick_context(response_seconds=5)):
@@ -66,13 +66,13 @@ async def test_events_heard_before_the_vm_is_known_come_after_attached_in_their_
     ]
     assert [record.time_ns for record in observer.records("event")] == [n * 10**9 for n in range(100, 106)]
     assert {record.vm.uuid for record in observer.records()} == {UUID}
-    balloon = next(told for told in observer.calls_of("on_samples") if told[1][0].name == "balloon")
+    balloon = next(call for call in observer.calls_of("on_samples") if call[1][0].name == "balloon")
     assert observer.calls.index(("on_status", observer.calls_of("on_status")[2])) < observer.calls.index(
         ("on_samples", balloon)
     )
 
 
-async def test_of_a_flood_before_the_vm_is_known_the_first_are_kept_and_the_rest_counted(fake: FakeQemu) -> None:
+async def test_of_a_flood_before_identification_the_first_are_kept_and_the_rest_counted(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.hang("query-name")
     async with supervised(observer, fake.path, context=quick_context(response_seconds=5)):
@@ -85,7 +85,7 @@ async def test_of_a_flood_before_the_vm_is_known_the_first_are_kept_and_the_rest
     assert [record.data["qemu"]["offset"] for record in observer.records("event.rtc_change")] == list(range(1024))
 
 
-async def test_an_events_record_has_its_subject_severity_and_qemus_own_data(fake: FakeQemu) -> None:
+async def test_an_event_record_has_subject_severity_and_qemus_data(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     data = {
         "qom-path": "/machine/peripheral/disk0/virtio-backend",
@@ -108,7 +108,7 @@ async def test_an_events_record_has_its_subject_severity_and_qemus_own_data(fake
 # --- Busy ---
 
 
-async def test_a_monitor_that_somebody_else_holds_is_busy_once_and_attached_when_free(fake: FakeQemu) -> None:
+async def test_a_monitor_held_by_another_client_is_busy_and_attached_when_free(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with connected(fake.path), supervised(observer, fake.path, context=quick_context(greeting_seconds=0.03)):
         await observer.wait_until(lambda: len(observer.calls_of("on_status")) >= 3)  # connecting, and two attempts
@@ -128,7 +128,7 @@ async def test_a_monitor_that_somebody_else_holds_is_busy_once_and_attached_when
 # --- Stalled ---
 
 
-async def test_a_qemu_that_does_not_answer_is_stalled_not_gone_and_recovers(fake: FakeQemu) -> None:
+async def test_a_qemu_that_does_not_answer_is_stalled_and_recovers(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer, fake.path):
         await observer.wait_for_polls()
@@ -139,7 +139,7 @@ async def test_a_qemu_that_does_not_answer_is_stalled_not_gone_and_recovers(fake
         asked = [request for request in fake.requests if "execute" in request]
         fake.emit("WATCHDOG", {"action": "none"})
         await fake.wait_for("query-yank", fake.count("query-yank") + 2)
-        assert observer.types("event") == ["event.watchdog"]  # heard all the while
+        assert observer.types("event") == ["event.watchdog"]  # events are received meanwhile
         assert [request for request in fake.requests if "execute" in request] == asked  # nothing in-band meanwhile
         fake.release("query-blockstats")
         await observer.wait_for_polls(2)
@@ -148,10 +148,10 @@ async def test_a_qemu_that_does_not_answer_is_stalled_not_gone_and_recovers(fake
     assert (stalled.severity, stalled.vm.uuid) == (Severity.ERROR, UUID)
     assert "query-blockstats" in stalled.data["reason"]
     assert PollOutcome.TIMEOUT in observer.outcomes("block")
-    assert fake.count("qom-list") == 4  # twice: what it has is learned anew
+    assert fake.count("qom-list") == 4  # twice: the features are discovered again
 
 
-async def test_a_process_that_is_stopped_as_a_whole_is_told_from_a_main_loop_that_hangs(fake: FakeQemu) -> None:
+async def test_a_stopped_process_is_distinguished_from_a_hung_main_loop(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer, fake.path):
         await observer.wait_for_polls()
@@ -160,7 +160,7 @@ async def test_a_process_that_is_stopped_as_a_whole_is_told_from_a_main_loop_tha
         await observer.wait_until(
             lambda: any("no thread" in status.reason for status in observer.calls_of("on_status"))
         )
-        assert fake.count("query-yank") == 1  # not a heap of them
+        assert fake.count("query-yank") == 1  # probes do not pile up
         fake.release("query-yank")
         await observer.wait_until(
             lambda: any("main loop" in status.reason for status in observer.calls_of("on_status"))
@@ -168,25 +168,25 @@ async def test_a_process_that_is_stopped_as_a_whole_is_told_from_a_main_loop_tha
     assert observer.types("vm").count("vm.stalled") == 1
 
 
-async def test_a_vm_that_dies_while_it_is_stalled_is_gone_without_complaint(fake: FakeQemu) -> None:
-    observer, complaints = RecordingObserver(), []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+async def test_a_vm_that_dies_while_stalled_is_gone_without_an_error(fake: FakeQemu) -> None:
+    observer, errors = RecordingObserver(), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     async with supervised(observer, fake.path):
         await observer.wait_for_polls()
         fake.hang("query-yank")
         fake.hang("query-blockstats")
-        await fake.wait_for("query-yank")  # both the questions and a probe are open now
+        await fake.wait_for("query-yank")  # commands and a probe are in flight now
         await fake.stop()
         await observer.wait_until(lambda: observer.records("vm.gone"))
     gc.collect()
     assert observer.types("vm") == ["vm.attached", "vm.stalled", "vm.gone"]
-    assert complaints == []
+    assert errors == []
 
 
 # --- Gone and back ---
 
 
-async def test_a_vm_that_leaves_says_why_and_one_that_is_back_since_when_events_were_lost(fake: FakeQemu) -> None:
+async def test_gone_has_the_cause_and_the_next_attached_has_the_time_of_lost_events(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer, fake.path):
         await observer.wait_for_polls()
@@ -205,7 +205,7 @@ async def test_a_vm_that_leaves_says_why_and_one_that_is_back_since_when_events_
     ]
 
 
-async def test_an_end_is_noticed_at_once_however_long_it_is_to_the_next_poll(fake: FakeQemu) -> None:
+async def test_the_end_of_a_connection_is_noticed_at_once(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer, fake.path, context=quick_context(intervals=Intervals(poll=3600, resync=3600))):
         await observer.wait_for_polls(1, "migration")
@@ -213,7 +213,7 @@ async def test_an_end_is_noticed_at_once_however_long_it_is_to_the_next_poll(fak
         await observer.wait_until(lambda: observer.records("vm.gone"))
 
 
-async def test_a_qemu_that_is_not_there_is_tried_again_until_it_is(fake: FakeQemu) -> None:
+async def test_a_missing_qemu_is_retried_until_it_starts(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     await fake.stop()
     async with supervised(observer, fake.path):
@@ -224,7 +224,7 @@ async def test_a_qemu_that_is_not_there_is_tried_again_until_it_is(fake: FakeQem
     assert observer.types("vm") == ["vm.attached", "vm.detached"]
 
 
-async def test_a_qemu_that_breaks_the_protocol_is_left_and_tried_again(fake: FakeQemu) -> None:
+async def test_a_protocol_violation_leads_to_a_reconnect(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer, fake.path):
         await observer.wait_for_polls()
@@ -233,21 +233,19 @@ async def test_a_qemu_that_breaks_the_protocol_is_left_and_tried_again(fake: Fak
     assert "not JSON" in observer.records("vm.gone")[0].data["reason"]
 
 
-async def test_a_monitor_that_this_user_may_not_connect_to_is_denied_not_gone(
-    fake: FakeQemu, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_monitor_without_permission_is_denied(fake: FakeQemu, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     observer = RecordingObserver()
-    monkeypatch.setattr("socket.socket.connect", refuse)  # to root, who runs tests too, nothing is denied
+    monkeypatch.setattr("socket.socket.connect", refuse)  # root, who may run the tests, is never denied
     async with supervised(observer, fake.path):
         await observer.wait_until(lambda: MonitorState.DENIED in observer.states())
         assert "may not connect: give it the group" in observer.calls_of("on_status")[-1].reason
 
 
-async def test_a_connection_that_ended_leaves_no_circle_of_memory_behind(fake: FakeQemu) -> None:
-    """Garbage that refers to itself is looked for seldom, and connections come and go."""
+async def test_a_closed_connection_leaves_no_reference_cycle(fake: FakeQemu) -> None:
+    """The garbage collector runs rarely, and connections come and go."""
     observer = RecordingObserver()
     gc.collect()
     gc.disable()
@@ -257,7 +255,7 @@ async def test_a_connection_that_ended_leaves_no_circle_of_memory_behind(fake: F
                 await observer.wait_until(lambda: len(observer.outcomes("kvm")) >= times)  # noqa: B023 - awaited here
                 fake.drop()
                 await observer.wait_until(lambda: len(observer.records("vm.attached")) > times)  # noqa: B023 - awaited here
-            left = [type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, Session | Client)]
+            alive = [type(item).__name__ for item in gc.get_objects() if isinstance(item, Session | Client)]
     finally:
         gc.enable()
-    assert len(left) <= 2, left
+    assert len(alive) <= 2, alive

@@ -1,4 +1,4 @@
-"""What went wrong once between a monitor and what is told of it."""
+"""Regression tests of the supervisor, one for each bug found."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.lab.recording_observer import RecordingObserver, quick_context, super
 from tests.lab.transcript import UUID
 
 
-async def test_a_vm_that_stalls_while_it_is_met_has_its_name_once_it_is_up(fake: FakeQemu) -> None:
+async def test_a_vm_that_stalls_during_identification_has_its_name_once_up(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.hang("query-uuid")
     async with supervised(observer, fake.path):
@@ -22,7 +22,7 @@ async def test_a_vm_that_stalls_while_it_is_met_has_its_name_once_it_is_up(fake:
         assert (up.state, up.vm and up.vm.uuid) == (MonitorState.UP, UUID)
 
 
-async def test_events_are_lost_since_the_vm_was_last_heard_not_since_an_attempt_that_failed(fake: FakeQemu) -> None:
+async def test_events_are_lost_since_the_last_session_not_since_a_failed_attempt(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer, fake.path):
         await observer.wait_for_polls()
@@ -30,7 +30,7 @@ async def test_events_are_lost_since_the_vm_was_last_heard_not_since_an_attempt_
         fake.drop()
         await fake.wait_for("query-uuid", 2)
         first = observer.records("vm.gone")[0].time_ns
-        fake.drop()  # an attempt that gets no further
+        fake.drop()  # a failed attempt
         await observer.wait_until(lambda: observer.states().count(MonitorState.GONE) == 2)
         fake.release("query-uuid")
         await observer.wait_until(lambda: len(observer.records("vm.attached")) == 2)
@@ -39,7 +39,7 @@ async def test_events_are_lost_since_the_vm_was_last_heard_not_since_an_attempt_
     )
 
 
-async def test_a_monitor_that_was_never_met_is_not_reattached(fake: FakeQemu) -> None:
+async def test_a_monitor_without_an_earlier_session_is_not_reattached(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.hang("query-uuid")
     async with supervised(observer, fake.path):
@@ -52,7 +52,7 @@ async def test_a_monitor_that_was_never_met_is_not_reattached(fake: FakeQemu) ->
     assert "events_lost_since_timestamp_seconds" not in observer.records("vm.attached")[0].data
 
 
-async def test_the_kernel_is_asked_on_while_qemu_stalls_in_the_middle_of_a_resync(fake: FakeQemu) -> None:
+async def test_host_collectors_are_polled_while_qemu_stalls_during_a_resync(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     clock = Collector(
         "clock", (), no_commands, lambda _: (), at_poll_interval, files=lambda _: (FileRequest("/proc/uptime"),)

@@ -1,19 +1,19 @@
-"""A QEMU that stalls on one order is given none of the others: what they were made of is old by then."""
+"""A stall drops the remaining threshold commands, because the figures behind them are old."""
 
 from agent.qmp.commands import Change
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
-from tests.unit.session.test_threshold_commands import Orders, sent, threshold
+from tests.unit.session.test_threshold_commands import RecordingController, sent, threshold
 
 
-async def test_orders_that_are_left_when_qemu_stalls_are_not_made(fake: FakeQemu) -> None:
+async def test_commands_that_remain_after_a_stall_are_dropped(fake: FakeQemu) -> None:
     fake.hang("block-set-write-threshold")
     observer = RecordingObserver()
-    orders = Orders(a=threshold("n1"), b=threshold("n2"))
-    async with supervised(observer, fake.path, context=quick_context(Change.WRITE_THRESHOLD, thresholds=orders)):
+    controller = RecordingController(a=threshold("n1"), b=threshold("n2"))
+    async with supervised(observer, fake.path, context=quick_context(Change.WRITE_THRESHOLD, thresholds=controller)):
         await observer.wait_until(lambda: observer.records("vm.stalled"))
         fake.release("block-set-write-threshold")
         await observer.wait_until(lambda: observer.records("vm.recovered"))
         await observer.wait_for_polls(2)
     assert sent(fake) == ["n1"]
-    assert orders.detected_by == [("a", False), ("b", False)]
+    assert controller.outcomes == [("a", False), ("b", False)]

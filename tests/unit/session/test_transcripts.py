@@ -1,6 +1,6 @@
-"""What the agent makes of each QEMU's answers, from 2.6 to 11.1: all samples and all series, as the golden files have them.
+"""Samples and series from the answers of each QEMU version, 2.6 to 11.1, compared with golden files.
 
-`GOLDEN=write pytest tests/unit/session/test_transcripts.py` writes them anew; read the difference before it is kept.
+`GOLDEN=write pytest tests/unit/session/test_transcripts.py` rewrites the golden files. Review the difference before you commit it.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.lab.transcript import FOLDER, Transcript
 
 TRANSCRIPTS: Final = sorted(path.stem for path in FOLDER.glob("*.json"))
 MOVING: Final = {"since_timestamp_seconds", "process_unknown"}
-"""Fields that are of the moment or of the process that plays the QEMU."""
+"""Fields that depend on the time or on the process that plays QEMU."""
 
 
 def samples_of(observer: RecordingObserver) -> dict[str, dict[str, Any]]:
@@ -32,37 +32,35 @@ def samples_of(observer: RecordingObserver) -> dict[str, dict[str, Any]]:
 
 
 def series_of(observer: RecordingObserver) -> list[str]:
-    """Return the series that are made of samples."""
+    """Return the series that come from samples."""
     snapshot = Snapshot()
     for vm, families, samples, time_ns in observer.calls_of("on_samples"):
         snapshot.status(status(vm))
         snapshot.samples(vm, families, samples, time_ns)
     lines = render(snapshot).splitlines()
-    made = (line for line in lines if line.startswith("qemu_") and not line.startswith("qemu_vm_"))
-    return [line for line in made if "since_timestamp" not in line]
+    series = (line for line in lines if line.startswith("qemu_") and not line.startswith("qemu_vm_"))
+    return [line for line in series if "since_timestamp" not in line]
 
 
-def is_all(samples: dict[str, dict[str, Any]]) -> bool:
-    """Return whether everything was asked, and jobs twice, which takes two for a rate."""
+def is_complete(samples: dict[str, dict[str, Any]]) -> bool:
+    """Return whether everything was polled, and jobs twice, because a rate takes two polls."""
     jobs = [values for name, values in samples.items() if name.startswith("job ")]
     return "inventory" in samples and all("progress_per_second" in job for job in jobs)
 
 
 @pytest.mark.parametrize("name", TRANSCRIPTS)
-async def test_of_a_qemus_answers_the_samples_and_series_are_made_that_the_golden_file_has(
-    name: str, folder: Path
-) -> None:
+async def test_a_transcript_gives_the_golden_samples_and_series(name: str, folder: Path) -> None:
     observer = RecordingObserver()
     async with FakeQemu(folder / "vm1.qmp", transcript=Transcript.load(name)) as fake, supervised(observer, fake.path):
-        await observer.wait_until(lambda: is_all(samples_of(observer)))
-    made = {"samples": dict(sorted(samples_of(observer).items())), "series": sorted(series_of(observer))}
+        await observer.wait_until(lambda: is_complete(samples_of(observer)))
+    output = {"samples": dict(sorted(samples_of(observer).items())), "series": sorted(series_of(observer))}
     if golden_files.WRITE:
-        golden_files.save(f"session_output/{name}.json", made)
-    known = golden_files.load(f"session_output/{name}.json")
-    assert made["samples"] == known["samples"]
-    assert made["series"] == known["series"]
+        golden_files.save(f"session_output/{name}.json", output)
+    golden = golden_files.load(f"session_output/{name}.json")
+    assert output["samples"] == golden["samples"]
+    assert output["series"] == golden["series"]
     assert PollOutcome.ERROR not in {outcome for _, outcome in observer.calls_of("on_collector_run")}
 
 
-def test_there_is_one_of_each_qemu_in_service() -> None:
+def test_every_supported_qemu_version_has_a_transcript() -> None:
     assert {name.removeprefix("qemu-") for name in TRANSCRIPTS} >= {"2.6", "4.2", "5.2", "7.2", "10.0", "11.1"}

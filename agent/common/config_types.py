@@ -1,4 +1,4 @@
-"""What the config is made of: sections, and the kinds of values in them, with what one is told that it should be."""
+"""Base class and value types of the config, with the error texts of bad values."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from agent.common.units import Seconds
 
 
 class Section(BaseModel):
-    """Keys of the config that belong together; each is an attribute, its default, and under it what it is for."""
+    """A section of the config. Each key is an attribute with its default, followed by its description as a docstring."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, use_attribute_docstrings=True)
 
@@ -32,7 +32,7 @@ def _dial(value: str) -> str:
     return value
 
 
-def _folder(value: str) -> str:
+def _directory(value: str) -> str:
     if not value.startswith("/"):
         raise ValueError("should be an absolute path")
     return value
@@ -40,7 +40,7 @@ def _folder(value: str) -> str:
 
 def _topic(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", value) or value in {".", ".."}:
-        raise ValueError("should be a Kafka topic: letters, digits, dots, underscores and dashes, at most 249")
+        raise ValueError("should be a Kafka topic of at most 249 letters, digits, dots, underscores and dashes")
     return value
 
 
@@ -51,24 +51,24 @@ def _secret(value: str) -> str:
 
 
 Secret = Annotated[str, AfterValidator(_secret)]
-"""A file with a secret or a certificate; never the secret itself."""
+"""Path of a file with a secret or a certificate; never the secret itself."""
 
 
 def expand(path: str) -> Path:
-    """Return a path with `${CREDENTIALS_DIRECTORY}`, systemd's folder of secrets (systemd.exec(5)), filled in.
+    """Expand `${CREDENTIALS_DIRECTORY}`, systemd's directory of secrets (systemd.exec(5)), in a path.
 
     Raises:
-        OSError: it names that folder, and there is none.
+        OSError: the path has the variable, and it is not set.
     """
     name = "${CREDENTIALS_DIRECTORY}"
     if name not in path:
         return Path(path)
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    if not folder:
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not directory:
         raise FileNotFoundError(
-            errno.ENOENT, f"{name} is not set: give the unit LoadCredential=, or a path of its own here"
+            errno.ENOENT, f"{name} is not set: add LoadCredential= to the systemd unit, or use an absolute path"
         )
-    return Path(path.replace(name, folder))
+    return Path(path.replace(name, directory))
 
 
 Address = Annotated[str, AfterValidator(_address)]
@@ -79,8 +79,8 @@ Id = Annotated[
     Field(min_length=1),
     WithJsonSchema({"type": ["string", "integer"], "minLength": 1}),
 ]
-"""A user or a group, by name or number."""
+"""A user or a group by name or number."""
 Positive = Annotated[Seconds, Field(gt=0)]
 DialAddress = Annotated[str, AfterValidator(_dial)]
-"""A Unix socket, a pattern of them, or tcp:host:port."""
-Folder = Annotated[str, AfterValidator(_folder)]
+"""A Unix socket, a pattern of Unix sockets, or tcp:host:port."""
+AbsolutePath = Annotated[str, AfterValidator(_directory)]

@@ -1,5 +1,5 @@
-"""What ends a command."""
+"""Errors that end a command."""
 
 
 class CommandFailedError(Exception):
-    """A command cannot do what it is for; the text says why, for people."""
+    """A command failed. Its text is the message for the user."""

@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them: `10s`, `5m`, `1GiB`. Pure."""
+"""Parses and formats durations and sizes such as `10s`, `5m` and `1GiB`. Pure."""
 
 import re
 from typing import Annotated
@@ -24,7 +24,7 @@ def parse_seconds(value: object) -> float:
     """Return the seconds in `10s`, `500ms`, `5m`, `1h`, `2d` or a plain number of seconds.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the value has another form.
     """
     match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*(ms|s|m|h|d)", value) if isinstance(value, str) else None
     if match:
@@ -38,7 +38,7 @@ def parse_bytes(value: object) -> int:
     """Return the bytes in `64KiB`, `1GiB`, `10MB` or a plain number of bytes.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the value has another form.
     """
     match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([kKMGT]i?B|B|)", value) if isinstance(value, str) else None
     if match and match[2] in _BYTES:
@@ -49,7 +49,7 @@ def parse_bytes(value: object) -> int:
 
 
 def format_bytes(size: float) -> str:
-    """Return a size for people, to three digits: `1.5 GiB`."""
+    """Format a size in bytes with three digits, such as `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(size) < 1024:
             return f"{size:.{3 if abs(size) < 999.5 else 4}g} {unit}"  # 1023, not 1.02e+03

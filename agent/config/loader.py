@@ -1,4 +1,4 @@
-"""Reading a config file: all that is wrong with it at once, each with its file, line, key and what would be right."""
+"""Reads and validates config files, and reports all problems at once, each with its file, line, key and remedy."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,21 +10,22 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from agent.config.model import WAY, WAYS, Config
+from agent.config.model import ENTRY_TYPES, TAG_PREFIX, Config
 
 DEFAULT_PATH = Path("/etc/qmp-agent/agent.yaml")
 
-Place = tuple[str | int, ...]
+Location = tuple[str | int, ...]
+"""The keys and list indices that lead to a value, as pydantic gives them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong.
+    """One problem of a config file.
 
     Attributes:
-        file: the file as it was named.
-        line: in it, from 1; 0 where it cannot be told.
-        key: as `kafka.bootstrap_servers[0]`; empty for the file as a whole.
+        file: the path of the file.
+        line: the line, from 1; 0 if it is unknown.
+        key: the key, such as `kafka.bootstrap_servers[0]`; empty for the file as a whole.
         text: what is wrong and what would be right.
     """
 
@@ -39,7 +40,11 @@ class Problem:
 
 
 class ConfigError(Exception):
-    """A config that cannot be used, with all that is wrong with it."""
+    """A config has problems.
+
+    Attributes:
+        problems: all of them.
+    """
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("\n".join(map(str, problems)))
@@ -53,16 +58,20 @@ def load(path: Path) -> Config:
     """Read and validate the agent's config.
 
     Raises:
-        ConfigError: with every problem there is.
+        ConfigError: with all problems.
     """
     return read(path, Config)
 
 
 def read(path: Path, model: type[Model]) -> Model:
-    """Read and validate a file of that kind.
+    """Read and validate a YAML file.
+
+    Args:
+        path: the file.
+        model: the pydantic model of its content.
 
     Raises:
-        ConfigError: with every problem there is.
+        ConfigError: with all problems.
     """
     name = str(path)
     try:
@@ -75,24 +84,29 @@ def read(path: Path, model: type[Model]) -> Model:
 
 
 def validate(text: str, name: str, model: type[Model]) -> Model:
-    """Validate a file's text; `name` is what the problems call it.
+    """Validate the text of a YAML file.
+
+    Args:
+        text: the text.
+        name: the name of the file in the problems.
+        model: the pydantic model of its content.
 
     Raises:
-        ConfigError: with every problem there is.
+        ConfigError: with all problems.
     """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines: dict[Place, int] = {}
-        problems = [Problem(name, line, _key(place), "is given twice") for place, line in _walk(node, (), lines)]
+        lines: dict[Location, int] = {}
+        problems = [Problem(name, line, _key(place), "duplicate key") for place, line in _duplicates(node, (), lines)]
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError([_yaml_problem(name, error)]) from error
     except (ArithmeticError, AttributeError, LookupError, RecursionError, ValueError) as error:
-        # What PyYAML lets through of a value that is not of its type, such as 2024-13-45, and of aliases without end.
+        # PyYAML does not catch these for values that do not fit their type, such as 2024-13-45, and for recursive aliases.
         raise ConfigError([Problem(name, 0, "", f"is not YAML: {error}")]) from error
     if not isinstance(values, dict):
-        cure = "should be keys and values; the least is\n\n  monitors:\n    - dial: /run/qemu/*.qmp\n"
-        raise ConfigError([Problem(name, 0, "", cure)])
+        text = "should be a mapping; the minimal config is\n\n  monitors:\n    - dial: /run/qemu/*.qmp\n"
+        raise ConfigError([Problem(name, 0, "", text)])
     try:
         config = model.model_validate(values)
     except ValidationError as error:
@@ -103,8 +117,8 @@ def validate(text: str, name: str, model: type[Model]) -> Model:
     return config
 
 
-def _walk(node: yaml.Node | None, place: Place, lines: dict[Place, int]) -> Iterator[tuple[Place, int]]:
-    """Note the line of every key and item; yield those given twice, which YAML would let the last one win."""
+def _duplicates(node: yaml.Node | None, place: Location, lines: dict[Location, int]) -> Iterator[tuple[Location, int]]:
+    """Yield duplicate keys, of which PyYAML would silently use the last, and add the line of every key and item to `lines`."""
     if node is None:
         return
     lines.setdefault(place, node.start_mark.line + 1)
@@ -116,43 +130,43 @@ def _walk(node: yaml.Node | None, place: Place, lines: dict[Place, int]) -> Iter
                 yield inner, key.start_mark.line + 1
             seen.add(inner)
             lines[inner] = key.start_mark.line + 1
-            yield from _walk(value, inner, lines)
+            yield from _duplicates(value, inner, lines)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            yield from _walk(value, (*place, index), lines)
+            yield from _duplicates(value, (*place, index), lines)
 
 
 def _yaml_problem(name: str, error: yaml.YAMLError) -> Problem:
     mark = getattr(error, "problem_mark", None)
-    said = getattr(error, "problem", None) or str(error)
-    return Problem(name, mark.line + 1 if mark else 0, "", f"is not YAML: {said}")
+    reason = getattr(error, "problem", None) or str(error)
+    return Problem(name, mark.line + 1 if mark else 0, "", f"is not YAML: {reason}")
 
 
-def _key(place: Place) -> str:
+def _key(place: Location) -> str:
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     return text.removeprefix(".")
 
 
-def _problem(name: str, detail: ErrorDetails, lines: dict[Place, int], model: type[BaseModel]) -> Problem:
-    found = tuple(detail["loc"])
-    place = tuple(part for part in found if not str(part).startswith(WAY))
+def _problem(name: str, detail: ErrorDetails, lines: dict[Location, int], model: type[BaseModel]) -> Problem:
+    location = tuple(detail["loc"])
+    place = tuple(part for part in location if not str(part).startswith(TAG_PREFIX))
     line = next((lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in lines), 0)
-    return Problem(name, line, _key(place), _text(detail, found, model))
+    return Problem(name, line, _key(place), _text(detail, location, model))
 
 
-def _text(detail: ErrorDetails, place: Place, model: type[BaseModel]) -> str:
-    """Return what is wrong in this file's words instead of pydantic's. What may be a secret is not said again."""
+def _text(detail: ErrorDetails, location: Location, model: type[BaseModel]) -> str:
+    """Return what is wrong, in the words of the config file instead of pydantic's. A value that may be a secret is left out."""
     context: dict[str, Any] = detail.get("ctx", {})
     kind, given = detail["type"], detail["input"]
     if kind == "extra_forbidden":
-        plain = _key(tuple(part for part in place if isinstance(part, str) and not part.startswith(WAY)))
-        if plain in RENAMED:
-            return f"was renamed: use {RENAMED[plain]}"
-        known = _keys_at(place[:-1], model)
-        near = difflib.get_close_matches(str(place[-1]), known, n=1)
-        return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; the keys here are {', '.join(known)}"
+        key = _key(tuple(part for part in location if isinstance(part, str) and not part.startswith(TAG_PREFIX)))
+        if key in RENAMED:
+            return f"unknown key; it was renamed to {RENAMED[key]}"
+        known = _keys_at(location[:-1], model)
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; known keys: {', '.join(known)}"
     text = _TEXTS.get(kind, detail["msg"].removeprefix("Input ")).format(**context)
-    return f"{text}, not {given!r}" if isinstance(given, str | int | float) and not _SECRETS & {*place} else text
+    return f"{text}, not {given!r}" if isinstance(given, str | int | float) and not _SECRETS & {*location} else text
 
 
 RENAMED: Mapping[str, str] = {
@@ -176,40 +190,41 @@ RENAMED: Mapping[str, str] = {
     "timeouts.reply": "response",
     "timeouts.stop": "shutdown",
 }
-"""Keys that had another name before, by their path without list indices, and the name to use now."""
+"""The new name of each renamed key, by the old key without list indices."""
 
 _SECRETS = frozenset({"password_file", "key", "key_file", "basic_auth_users", "url"})
-"""Keys where somebody may have put the secret itself instead of where it lies."""
+"""Keys in which an operator may have put a secret instead of the path of its file."""
 
 
 _TEXTS = {
-    "missing": "is missing",
+    "missing": "is required",
     "value_error": "{error}",
     "greater_than": "should be more than {gt}",
     "greater_than_equal": "should be at least {ge}",
     "less_than": "should be less than {lt}",
     "less_than_equal": "should be at most {le}",
     "literal_error": "should be {expected}",
-    "too_short": "should have at least one item",
-    "model_type": "should be keys and values",
+    "too_short": "should not be empty",
+    "string_too_short": "should not be empty",
+    "model_type": "should be a mapping",
     "list_type": "should be a list",
 }
 
 
-def _keys_at(place: Place, model: Any) -> list[str]:
-    """Return the keys that are known in the section at a place, as pydantic tells it."""
-    others: tuple[str, ...] = ()
-    for part in place:
-        others = ()
-        if part in WAYS:
-            model, others = WAYS[str(part)], tuple(way.removeprefix(WAY) for way in WAYS)
+def _keys_at(location: Location, model: Any) -> list[str]:
+    """Return the known keys of the section at a location."""
+    entry_keys: tuple[str, ...] = ()
+    for part in location:
+        entry_keys = ()
+        if part in ENTRY_TYPES:
+            model, entry_keys = ENTRY_TYPES[str(part)], tuple(tag.removeprefix(TAG_PREFIX) for tag in ENTRY_TYPES)
         elif isinstance(part, str) and model is not None:
             model = next(sections(model.model_fields[part].annotation), None)
-    return list(dict.fromkeys((*model.model_fields, *others))) if model is not None else []
+    return list(dict.fromkeys((*model.model_fields, *entry_keys))) if model is not None else []
 
 
 def sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the sections that a key may hold."""
+    """Yield the sections that a key's type annotation allows."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):

@@ -1,6 +1,6 @@
-"""The config file as types: every key, its default and what it is for. Reading and explaining files is config_file's.
+"""The config file as types: every key with its default and its description. `agent.config.loader` reads the file.
 
-The help of a key is its `description`: config/agent.yaml, agent.schema.json and `qmp-agent check` all speak from here.
+The docstring of a key is its description in config/agent.schema.json.
 """
 
 import operator
@@ -22,24 +22,24 @@ from agent.delivery.sinks.kafka.config import KafkaConfig
 from agent.host.libvirt_metadata import LabelsConfig
 from agent.monitors import ENTRIES, DiscovererConfig
 
-WAY = "way:"
-"""How the names of the kinds of entries begin, by which pydantic tells them apart."""
+TAG_PREFIX = "discoverer:"
+"""Prefix of the tags by which pydantic distinguishes the entries of `monitors`."""
 
-WAYS = {f"{WAY}{kind.key()}": kind for kind in ENTRIES}
-"""The kinds of entries, each by the key that says it."""
+ENTRY_TYPES = {f"{TAG_PREFIX}{entry.key()}": entry for entry in ENTRIES}
+"""The types of the entries of `monitors` by tag."""
 
 
-def _way(entry: object) -> str:
-    """Return which kind of entry one is, by the keys that it has; one that has none is taken for the simplest."""
-    given = entry if isinstance(entry, dict) else getattr(entry, "__dict__", {})
-    return next((way for way in WAYS if way.removeprefix(WAY) in given), next(iter(WAYS)))
+def _tag(entry: object) -> str:
+    """Return the tag of an entry of `monitors` by its keys; the first tag if none of them fits."""
+    keys = entry if isinstance(entry, dict) else getattr(entry, "__dict__", {})
+    return next((tag for tag in ENTRY_TYPES if tag.removeprefix(TAG_PREFIX) in keys), next(iter(ENTRY_TYPES)))
 
 
 if TYPE_CHECKING:
     MonitorConfig = DiscovererConfig
 else:
     MonitorConfig = Annotated[
-        reduce(operator.or_, (Annotated[kind, Tag(way)] for way, kind in WAYS.items())), Discriminator(_way)
+        reduce(operator.or_, (Annotated[entry, Tag(tag)] for tag, entry in ENTRY_TYPES.items())), Discriminator(_tag)
     ]
 
 
@@ -48,18 +48,18 @@ def _level(value: str) -> str:
 
 
 LevelText = Annotated[str, AfterValidator(_level)]
-"""A threshold level, as the config writes it."""
+"""A threshold level, such as `90%`, `used 100GiB` or `free 2GiB`."""
 
 
 class JournalConfig(Section):
-    """Records on disk until Kafka has them: events and alerts always, samples only what memory cannot hold."""
+    """Stores records on disk until Kafka acknowledges them: all events and alerts, and the samples that do not fit in memory."""
 
     directory: Path = Field(default_factory=lambda: Path(os.environ.get("STATE_DIRECTORY") or "/var/lib/qmp-agent"))
-    """Where the journal lies; by default systemd's state directory, or else /var/lib/qmp-agent."""
+    """Directory of the journal; by default systemd's state directory, else /var/lib/qmp-agent."""
     alerts: Annotated[Bytes, Field(ge=1 << 20)] = 64 << 20
-    """How much disk alerts may take. Past it the oldest are dropped, counted and told."""
+    """Maximum disk space for alerts. Beyond it, the oldest are dropped, counted and reported."""
     events: Annotated[Bytes, Field(ge=1 << 20)] = 512 << 20
-    """The same for events and changes in VMs' lives."""
+    """The same for events and lifecycle changes."""
     samples: Annotated[Bytes, Field(ge=1 << 20)] = 256 << 20
     """The same for samples."""
 
@@ -68,160 +68,160 @@ class WebConfig(Section):
     """The HTTP endpoint: /metrics, /healthz, /readyz and the page."""
 
     listen_address: Address = "127.0.0.1:9179"
-    """Where to listen. Without `config_file`, anyone who reaches it can read the names, disks and events of guests."""
+    """Address to listen on. Without `config_file`, every client that reaches it can read the names, disks and events of guests."""
     config_file: Secret | None = None
-    """TLS, client certificates, users and their passwords: a web configuration file as Prometheus' own exporters have it."""
+    """TLS, client certificates and users: a web configuration file in the format of Prometheus' exporter-toolkit."""
 
 
 class IntervalsConfig(Section):
-    """How often to ask what no event tells."""
+    """How often the agent polls what no event reports."""
 
     poll: Annotated[Seconds, Field(ge=0.1)] = 10.0
-    """Block statistics; and migration where QEMU's migration events are off."""
+    """Block statistics, and migrations if QEMU's migration events are off."""
     guest_memory: Annotated[Seconds, Field(ge=1)] = 30.0
-    """The guest's own memory statistics, where its balloon driver tells them."""
+    """Memory statistics of the guest's balloon driver."""
     migration: Annotated[Seconds, Field(ge=0.1)] = 1.0
-    """A migration that is under way."""
+    """A running migration."""
     kvm: Annotated[Seconds, Field(ge=1)] = 300.0
-    """KVM's statistics, where KVM runs the VM."""
+    """KVM's statistics."""
     resync: Annotated[Seconds, Field(ge=1)] = 300.0
-    """Everything, to mend what a lost event left wrong."""
+    """Everything, to correct what a lost event left out of date."""
 
 
 class TimeoutsConfig(Section):
-    """How long to wait before a VM is called something else than up."""
+    """How long the agent waits for QEMU, and at its own end for delivery."""
 
     greeting: Positive = 3.0
-    """A monitor that does not greet by then is busy: another client holds it."""
+    """A monitor that sends no greeting within this time is busy: another client holds it."""
     response: Positive = 5.0
-    """A VM that does not answer by then is stalled. Nothing more is asked until the answer comes."""
+    """A VM that sends no response within this time is stalled. The agent sends no further command until the response arrives."""
     retry: Positive = 30.0
-    """The longest wait between two attempts to connect."""
+    """Maximum time between two attempts to connect."""
     shutdown: Positive = 10.0
-    """How long stopping may take to deliver what is left."""
+    """Maximum time to deliver the remaining records at shutdown."""
 
 
 class AllowConfig(Section):
-    """Changes that the agent may make to a QEMU. None is made unless it is asked for here."""
+    """Changes that the agent may make to QEMU. It makes none by default."""
 
     guest_stats_interval: Annotated[Seconds, Field(ge=1, le=3600)] | None = None
-    """Have guests tell their memory statistics this often, where nobody has set it. Off when absent."""
+    """Polling interval of the guest's memory statistics to set in QEMU if none is set. Not set when absent."""
     libvirt_passthrough: bool = False
-    """Ask the QEMUs of libvirt's domains themselves, through libvirt, for what it does not tell. libvirt then marks them as tainted."""
+    """Query the QEMUs of libvirt's domains through libvirt for what libvirt does not report. libvirt then marks the domains as tainted."""
     migration_events: bool = False
-    """Switch on QEMU's MIGRATION events, so that short migrations are seen whole. libvirt always does."""
+    """Enable QEMU's MIGRATION events, so that short migrations are reported too. libvirt always enables them."""
 
 
 class DiskConfig(Section):
-    """What is wanted of some disks."""
+    """Write thresholds of some disks."""
 
     vm: str = "*"
-    """The VMs, by name or UUID; * and ? stand for any."""
+    """Name or UUID of the VMs; * and ? are wildcards."""
     disk: str = "*"
-    """The disks, by their guest-visible device's id; * and ? stand for any."""
+    """Device id of the disks; * and ? are wildcards."""
     mode: ThresholdMode | None = None
-    """As write_threshold.mode, for these."""
+    """Overrides write_threshold.mode."""
     levels: list[LevelText] | None = None
-    """As write_threshold.levels, for these."""
+    """Overrides write_threshold.levels."""
 
 
 class WriteThresholdConfig(Section):
-    """Warnings before a thin disk is full."""
+    """Alerts before a thin disk is full."""
 
     mode: ThresholdMode = ThresholdMode.OBSERVE
-    """`observe` compares levels at each poll and sets nothing; `arm` sets QEMU's write thresholds, so that it tells at the write."""
+    """`observe` compares levels at each poll. `arm` also sets QEMU's write thresholds, so that QEMU reports the write itself."""
     levels: list[LevelText] = ["80%", "90%", "95%"]
-    """The ladder: percent of the disk, bytes used or bytes free, in any order."""
+    """Levels in percent of the disk, bytes used or bytes free, in any order."""
     hysteresis: Annotated[float, Field(ge=0, le=50)] = 2.0
-    """By how many percent of its size a disk has to come down before a level is resolved."""
+    """A level is resolved when usage falls below it by this percentage of the disk's size."""
     disks: list[DiskConfig] = []
-    """Disks for which something else is wanted; the first that fits wins."""
+    """Overrides for some disks; the first match wins."""
 
 
 class AlertmanagerConfig(Section):
-    """Prometheus' Alertmanager, told directly; it needs no Prometheus for that."""
+    """Sends alerts to Prometheus' Alertmanager directly, without Prometheus."""
 
     url: Annotated[str, StringConstraints(pattern=r"^https?://[^/]+(/.*)?$")]
-    """Its address, without /api/v2."""
+    """URL of the Alertmanager, without /api/v2."""
     resend_interval: Annotated[Seconds, Field(ge=1)] = 60.0
-    """How often firing alerts are sent again; Alertmanager forgets those that it does not hear of four times."""
+    """How often firing alerts are sent again. Alertmanager ends an alert after four intervals without it."""
     labels: dict[str, str] = {}
-    """Labels added to every alert, such as {cluster: eu1}."""
+    """Labels to add to every alert, such as {cluster: eu1}."""
 
 
 class AlertsConfig(Section):
-    """What is worth waking somebody for."""
+    """Alerts. Each one is a record and a metric."""
 
     write_threshold: WriteThresholdConfig = WriteThresholdConfig()
-    """Warnings before a thin disk is full."""
+    """Alerts before a thin disk is full."""
     alertmanager: AlertmanagerConfig | None = None
-    """Alertmanager, told directly. Without it, alerts are records and metrics."""
+    """Alertmanager to send alerts to."""
 
 
 class LimitsConfig(Section):
-    """What one VM may take of /metrics, since the names in it are the VM's to choose. Records have all; what is left out is counted."""
+    """Series of one VM on /metrics. A guest can choose the names in its series; what exceeds a limit is left out and counted."""
 
     series_per_vm: Annotated[int, Field(ge=100, le=1_000_000)] = 5000
-    """Series of one VM's disks, vCPUs, jobs and the like, all together."""
+    """Maximum series of one VM's disks, vCPUs, jobs and other subjects together."""
     new_subjects_per_hour: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
-    """Disks, vCPUs, jobs and the like that are new to one VM within an hour: names that change at each poll would fill Prometheus."""
+    """Maximum new subjects of one VM within an hour: names that change at each poll would fill Prometheus."""
 
 
 class LogConfig(Section):
     """The agent's own log, on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least severe line that is written."""
+    """The least severe level to log."""
     format: Literal["auto", "text", "json"] = "auto"
-    """`auto` is text on a terminal and under systemd's journal, JSON elsewhere."""
+    """`auto` is text on a terminal and for journald, else JSON."""
 
 
 class Config(Section):
-    """The whole file. Only `monitors` is needed."""
+    """The config file. Only `monitors` is required."""
 
     monitors: Annotated[list[MonitorConfig], Field(min_length=1)]
-    """Ways of reaching the VMs' monitors; several at once. See docs/monitors.md for what each needs and costs."""
+    """How the agent reaches the QMP monitors of VMs. docs/monitors.md compares the kinds of entries."""
     host: Annotated[str, StringConstraints(min_length=1, max_length=255)] = Field(default_factory=socket.gethostname)
-    """This host's name in records; by default what the system calls itself."""
+    """Name of this host in records; by default the system's host name."""
     kafka: KafkaConfig | None = None
-    """Apache Kafka. Without it, records go to `jsonl`."""
+    """Sends records to Apache Kafka. Without it, records go to `jsonl`."""
     jsonl: JsonLinesConfig = JsonLinesConfig()
-    """Records as JSON lines, where there is no Kafka."""
+    """Writes records as JSON lines if `kafka` is absent."""
     journal: JournalConfig = JournalConfig()
-    """Records on disk until Kafka has them; without `kafka`, there is none."""
+    """Stores records on disk until Kafka acknowledges them. Without `kafka`, there is no journal."""
     buffer_memory: Annotated[Bytes, Field(ge=1 << 20)] = 32 << 20
-    """How much memory records may take that wait to be delivered. Past it they lie in the journal alone."""
+    """Maximum memory for records that wait for delivery. Beyond it they are on disk only, in the journal."""
     web: WebConfig = WebConfig()
     """The HTTP endpoint."""
     intervals: IntervalsConfig = IntervalsConfig()
-    """How often to ask what no event tells."""
+    """How often the agent polls what no event reports."""
     timeouts: TimeoutsConfig = TimeoutsConfig()
-    """How long to wait."""
+    """Timeouts."""
     alerts: AlertsConfig = AlertsConfig()
-    """What is worth waking somebody for."""
+    """Alerts. Each one is a record and a metric."""
     allow: AllowConfig = AllowConfig()
     """Changes that the agent may make to a QEMU."""
     labels: LabelsConfig = LabelsConfig()
-    """Labels of qemu_vm_info that are read out of libvirt's files."""
+    """Labels of qemu_vm_info from libvirt's files."""
     limits: LimitsConfig = LimitsConfig()
-    """What one VM may take of /metrics."""
+    """Limits of the series of one VM."""
     log: LogConfig = LogConfig()
     """The agent's own log."""
 
     @property
     def sink(self) -> SinkConfig:
-        """Where records go: standard output where nothing says it."""
+        """The sink of the records; by default JSON lines on standard output."""
         return next(iter(self._sinks().values()), self.jsonl)
 
     def _sinks(self) -> dict[str, SinkConfig]:
-        """Return the sections that say where records go, each by the key that does."""
+        """Return the configured sinks by key."""
         sinks = {"kafka": self.kafka, "jsonl.path": self.jsonl if self.jsonl.path is not None else None}
         return {key: sink for key, sink in sinks.items() if sink is not None}
 
     @model_validator(mode="after")
     def _one_sink(self) -> "Config":
-        if len(given := list(self._sinks())) > 1:
-            raise ValueError(f"{' and '.join(given[:2])} are both given; records go to one of them: remove the other")
+        if len(keys := list(self._sinks())) > 1:
+            raise ValueError(f"{' and '.join(keys[:2])} exclude each other: remove one of them")
         if min(self.journal.alerts, self.journal.events, self.journal.samples) < self.buffer_memory:
             raise ValueError("journal.alerts, journal.events and journal.samples should each be at least buffer_memory")
         return self

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from agent.common.config_types import DialAddress, Folder
+from agent.common.config_types import AbsolutePath, DialAddress
 from agent.common.units import Seconds
 from agent.model.record import sanitize
 from agent.monitors.base import (
@@ -44,7 +44,7 @@ class BurstConfig(DiscovererConfig):
     """A Unix socket, a glob pattern of sockets, or tcp:host:port."""
     timeout: Annotated[Seconds, Field(ge=0.05, le=10)] = 0.5
     """How long a burst waits for the greeting, and again for the replies, before it disconnects."""
-    hotplug_dir: Folder | None = None
+    hotplug_dir: AbsolutePath | None = None
     """A directory in which QEMU 11.1 and newer adds a monitor for the agent. The key allows this change and no other."""
 
     def build(self, _allow: AllowedChanges) -> BurstDiscoverer:

@@ -74,7 +74,7 @@ async def test_a_bad_config_changes_nothing_and_is_reported_until_a_good_one_is_
         fake = await host.vm("one", "a")
         agent = await host.agent("one/*.qmp")
         await agent.wait_for_record("vm.attached", vm="a")
-        for bad, why in (("monitor: []\n", "monitors?"), ("monitors: [\n", "is not YAML"), ("", "keys and values")):
+        for bad, why in (("monitor: []\n", "monitors?"), ("monitors: [\n", "is not YAML"), ("", "should be a mapping")):
             host.write(bad)
             await host.until_reload(lambda _, successful: successful == 0)
 

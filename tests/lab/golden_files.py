@@ -1,4 +1,4 @@
-"""Files that say what is expected. `GOLDEN=write pytest ...` writes them anew; read the difference before it is kept."""
+"""Golden files. `GOLDEN=write pytest ...` updates them; review the difference before you commit it."""
 
 import json
 import os
@@ -10,17 +10,17 @@ WRITE: Final = os.environ.get("GOLDEN") == "write"
 
 
 def load(name: str) -> Any:
-    """Return what a JSON file holds."""
+    """Return the value in a JSON file."""
     return json.loads((FOLDER / name).read_text("utf-8"))
 
 
 def save(name: str, value: Any) -> None:
-    """Write a JSON file as people read it."""
+    """Write a value as an indented JSON file."""
     (FOLDER / name).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def same_text(name: str, actual: str) -> bool:
-    """Return whether a file holds just this text."""
+    """Return whether a file contains exactly this text."""
     if WRITE:
         (FOLDER / name).write_text(actual, "utf-8")
     return (FOLDER / name).read_text("utf-8") == actual

@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them."""
+"""Durations and sizes as a config has them."""
 
 import contextlib
 from typing import Any
@@ -24,7 +24,7 @@ from agent.common.units import format_bytes, parse_bytes, parse_seconds
         (0, 0),
     ],
 )
-def test_a_duration_is_read_in_the_unit_it_names(text: Any, seconds: float) -> None:
+def test_a_duration_is_parsed_in_its_unit(text: Any, seconds: float) -> None:
     assert parse_seconds(text) == seconds
 
 
@@ -53,7 +53,7 @@ def test_a_duration_is_read_in_the_unit_it_names(text: Any, seconds: float) -> N
         "9" * 400 + "s",
     ],
 )
-def test_what_is_no_duration_is_refused(text: Any) -> None:
+def test_an_invalid_duration_is_rejected(text: Any) -> None:
     with pytest.raises(ValueError, match="should be a duration"):
         parse_seconds(text)
 
@@ -73,7 +73,7 @@ def test_what_is_no_duration_is_refused(text: Any) -> None:
         (0, 0),
     ],
 )
-def test_a_size_is_read_in_the_unit_it_names(text: Any, size: int) -> None:
+def test_a_size_is_parsed_in_its_unit(text: Any, size: int) -> None:
     assert parse_bytes(text) == size
     assert type(parse_bytes(text)) is int
 
@@ -81,13 +81,13 @@ def test_a_size_is_read_in_the_unit_it_names(text: Any, size: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "MiB", "10KB", "10kiB", "10mib", "-1B", "1e3B", "1PiB", -1, 1.5, True, None, [], "9" * 400 + "GiB"]
 )
-def test_what_is_no_size_is_refused(text: Any) -> None:
+def test_an_invalid_size_is_rejected(text: Any) -> None:
     with pytest.raises(ValueError, match="should be a size"):
         parse_bytes(text)
 
 
 @given(st.one_of(st.text(), st.integers(), st.floats(), st.none(), st.booleans(), st.binary()))
-def test_nothing_raises_anything_but_a_value_error(value: object) -> None:
+def test_arbitrary_values_raise_only_value_errors(value: object) -> None:
     for parse in (parse_seconds, parse_bytes):
         with contextlib.suppress(ValueError):
             assert 0 <= parse(value) < float("inf")
@@ -109,5 +109,5 @@ def test_nothing_raises_anything_but_a_value_error(value: object) -> None:
         (-2048, "-2 KiB"),
     ],
 )
-def test_a_size_is_shown_to_three_digits(size: float, text: str) -> None:
+def test_a_size_is_formatted_with_three_digits(size: float, text: str) -> None:
     assert format_bytes(size) == text

@@ -1,4 +1,4 @@
-"""The config file: good ones load, bad ones say all that is wrong at once, where, and what would be right."""
+"""The config file: good ones load; for a bad one, all problems are reported with line, key and remedy."""
 
 import importlib
 import json
@@ -20,7 +20,7 @@ from agent.monitors import DialConfig, DiscovererConfig
 from tests.lab import golden_files
 
 FOLDER = golden_files.FOLDER / "config"
-LEAST: dict[str, Any] = {"monitors": [{"dial": "/run/qemu/*.qmp"}]}
+MINIMAL: dict[str, Any] = {"monitors": [{"dial": "/run/qemu/*.qmp"}]}
 
 
 def files(end: str) -> list[Any]:
@@ -28,7 +28,7 @@ def files(end: str) -> list[Any]:
 
 
 def problems(text: str) -> list[str]:
-    """Return what is wrong with a file's text."""
+    """Return the problems of a file with this text."""
     try:
         validate(text, "f", Config)
     except ConfigError as error:
@@ -42,20 +42,20 @@ def test_a_good_file_loads(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", files("bad"))
-def test_a_bad_file_is_told_all_that_is_wrong_with_it_at_once(path: Path) -> None:
+def test_all_problems_of_a_bad_file_are_reported(path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         validate(path.read_text("utf-8"), path.name, Config)
-    told = "".join(f"{problem}\n" for problem in caught.value.problems)
-    assert golden_files.same_text(f"config/{path.stem}.txt", told)
-    assert str(caught.value) + "\n" == told
+    report = "".join(f"{problem}\n" for problem in caught.value.problems)
+    assert golden_files.same_text(f"config/{path.stem}.txt", report)
+    assert str(caught.value) + "\n" == report
 
 
-def test_the_file_that_is_shipped_is_good_and_says_the_defaults() -> None:
+def test_the_shipped_config_states_the_defaults() -> None:
     shipped = load(FOLDER.parents[2] / "config" / "agent.yaml")
-    assert shipped == load(FOLDER / "least.good.yml")
+    assert shipped == load(FOLDER / "minimal.good.yml")
 
 
-def test_what_a_file_says_is_what_the_agent_takes() -> None:
+def test_every_kind_of_value_is_loaded() -> None:
     config = load(FOLDER / "all.good.yml")
     assert [entry.model_dump(exclude_defaults=True) for entry in config.monitors] == [
         {"dial": "/run/libvirt/qemu/channel/*/qmp.sock"},
@@ -89,7 +89,7 @@ def test_what_a_file_says_is_what_the_agent_takes() -> None:
         ("latin1.yml", b"host: \xe9t\xe9\n", "is not UTF-8 text at byte 6"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes | str | None, text: str) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path, name: str, content: bytes | str | None, text: str) -> None:
     path = tmp_path / name
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -100,50 +100,50 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content:
     assert str(caught.value) == f"{path}: {text}"
 
 
-def test_a_problem_without_a_place_of_its_own_has_that_of_what_is_around_it() -> None:
+def test_a_missing_key_is_reported_at_the_line_of_its_section() -> None:
     assert problems("host: x\n\nkafka: {}\nmonitors: [{}]\n") == [
-        "f:3: kafka.bootstrap_servers: is missing",
-        "f:4: monitors[0].dial: is missing",
+        "f:3: kafka.bootstrap_servers: is required",
+        "f:4: monitors[0].dial: is required",
     ]
 
 
-def test_every_way_that_is_written_may_be_an_entry() -> None:
+def test_every_discoverer_config_is_registered() -> None:
     for module in pkgutil.iter_modules(monitors.__path__):
         importlib.import_module(f"agent.monitors.{module.name}")
     assert {*DiscovererConfig.__subclasses__()} == {*monitors.ENTRIES}, "name it in ENTRIES"
 
 
-def test_every_section_of_a_sink_is_one_that_records_may_go_to() -> None:
-    written = {
+def test_every_sink_config_is_registered() -> None:
+    sinks = {
         name: section.model_construct(path=Path("/r.jsonl"))
         for name, field in Config.model_fields.items()
         for section in sections(field.annotation)
         if issubclass(section, SinkConfig)
     }
-    everything = load(FOLDER / "least.good.yml").model_copy(update=written)
-    assert {key.partition(".")[0] for key in everything._sinks()} == written.keys()
+    everything = load(FOLDER / "minimal.good.yml").model_copy(update=sinks)
+    assert {key.partition(".")[0] for key in everything._sinks()} == sinks.keys()
 
 
-def test_a_config_is_not_changed_once_it_is_made() -> None:
-    config = validate(yaml.safe_dump(LEAST), "least", Config)
+def test_a_config_is_immutable() -> None:
+    config = validate(yaml.safe_dump(MINIMAL), "minimal", Config)
     with pytest.raises(ValueError, match="frozen"):
         config.host = "x"
 
 
-# --- Whatever is in the file ---
+# --- Arbitrary files ---
 
 SECTIONS = [
     *Config.model_fields,
     "dial",
     "users",
     "tls",
-    "servers",
+    "bootstrap_servers",
     "topics",
     "listen",
     "poll",
     "level",
-    "file",
-    "rotate",
+    "path",
+    "max_size",
 ]
 leaves = (
     st.none()
@@ -163,9 +163,9 @@ values = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(SECTIONS), values, max_size=5))
-def test_no_values_raise_anything_but_a_config_error(given_values: dict[str, Any]) -> None:
-    for told in problems(yaml.safe_dump(LEAST | given_values, allow_unicode=True)):
-        assert told.startswith("f")
+def test_arbitrary_values_raise_only_config_errors(given_values: dict[str, Any]) -> None:
+    for problem in problems(yaml.safe_dump(MINIMAL | given_values, allow_unicode=True)):
+        assert problem.startswith("f")
 
 
 @given(
@@ -180,18 +180,18 @@ def test_no_values_raise_anything_but_a_config_error(given_values: dict[str, Any
         max_size=20,
     ).map("".join)
 )
-def test_no_text_raises_anything_but_a_config_error(text: str) -> None:
+def test_arbitrary_text_raises_only_config_errors(text: str) -> None:
     assert isinstance(problems(text), list)
 
 
-def test_the_schema_of_the_config_admits_the_good_and_refuses_most_of_the_bad() -> None:
-    from jsonschema import Draft202012Validator  # noqa: PLC0415 - heavy, and for this one test
+def test_the_json_schema_accepts_good_files_and_rejects_most_bad_ones() -> None:
+    from jsonschema import Draft202012Validator  # noqa: PLC0415 - a large import for this test only
 
     from agent.cli.schema import config_schema  # noqa: PLC0415
 
     validator = Draft202012Validator(config_schema())
     for path in FOLDER.glob("*.good.yml"):
         assert [e.message for e in validator.iter_errors(yaml.safe_load(path.read_text()))] == [], path.name
-    for name in ("keys", "values", "shapes", "none", "missing", "empty", "word", "list"):
+    for name in ("keys", "values", "shapes", "renamed", "none", "missing", "empty", "word", "list"):
         value = json.loads(json.dumps(yaml.safe_load((FOLDER / f"{name}.bad.yml").read_text()), default=str))
         assert not validator.is_valid(value), name

@@ -226,7 +226,7 @@ async def test_a_renewed_certificate_is_used_for_new_connections(folder: Path) -
     [
         ({"tls_server_config": {"cert_file": "none.pem", "key_file": "none.pem"}}, "No such file"),
         ({"tls_server_config": {"cert_file": "web.yml", "key_file": "web.yml"}}, "TLS setup failed"),
-        ({"tls_server_config": {"cert_file": "x"}}, "key_file: is missing"),
+        ({"tls_server_config": {"cert_file": "x"}}, "key_file: is required"),
         ({"tls_server_config": {"cert": "x"}}, "did you mean cert_file"),
         (
             {"tls_server_config": {"cert_file": "x", "key_file": "x", "client_auth_type": "RequireAnyClientCert"}},
@@ -239,7 +239,7 @@ async def test_a_renewed_certificate_is_used_for_new_connections(folder: Path) -
         ({"basic_auth_users": {"alice": HASH.replace("$04$", "$31$")}}, "cost 4 to 16"),
         ({"http_server_config": {"headers": {"X-Frame-Options": "a\r\nB: c"}}}, "printable"),
         ({"http_server_config": {"headers": {"Set-Cookie": "x"}}}, "should be"),
-        ("- x", "keys and values"),
+        ("- x", "should be a mapping"),
     ],
 )
 async def test_an_invalid_web_config_fails_the_start_without_leaking_secrets(

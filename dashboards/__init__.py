@@ -1,4 +1,4 @@
-"""Grafana dashboards as code, and the JSON that they make: `python -m dashboards` writes it."""
+"""Grafana dashboards as code; `python -m dashboards` writes their JSON."""
 
 from dashboards.agent import AGENT
 from dashboards.fleet import FLEET

@@ -1,4 +1,4 @@
-"""Writes each dashboard's JSON beside the code."""
+"""Write each dashboard's JSON beside the code."""
 
 from pathlib import Path
 

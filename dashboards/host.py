@@ -1,6 +1,6 @@
-"""One host: its VMs side by side."""
+"""The VMs of one host side by side."""
 
-from dashboards.panels import TO_VM, Dashboard, choice, each, graph, number, rate, states
+from dashboards.panels import TO_VM, Dashboard, choice, graph, mean_time, number, rate, states
 
 WHERE = 'instance="$host",vm=~"$vm"'
 DISK = "{{vm}} {{device}}"
@@ -16,16 +16,16 @@ HOST = Dashboard(
     ),
     WHERE,
     {
-        "At a glance": (
+        "Summary": (
             number("VMs", "short", f"count(qemu_vm_up{{{WHERE}}}) or vector(0)"),
             number(
-                "Do not answer",
+                "Not responding",
                 "short",
                 f"count(qemu_vm_up{{{WHERE}}} == 0) or vector(0)",
                 thresholds=((1, "red"),),
-                help="A question to QEMU is overdue: it hangs, on storage most often.",
+                help="A QMP response is overdue: QEMU hangs, most often on storage.",
             ),
-            number("Stand still", "short", f"count(qemu_runstate_running{{{WHERE}}} == 0) or vector(0)"),
+            number("Not running", "short", f"count(qemu_runstate_running{{{WHERE}}} == 0) or vector(0)"),
             number(
                 "Alerts firing",
                 "short",
@@ -41,14 +41,14 @@ HOST = Dashboard(
         ),
         "Virtual machines": (
             states(
-                "Answers",
+                "Responds",
                 {0: ("overdue", "red"), 1: ("in time", "green")},
                 (f"qemu_vm_up{{{WHERE}}}", VM),
                 link=TO_VM,
             ),
             states(
-                "Runs",
-                {0: ("stands still", "orange"), 1: ("runs", "green")},
+                "Running",
+                {0: ("not running", "orange"), 1: ("running", "green")},
                 (f"qemu_runstate_running{{{WHERE}}}", VM),
                 link=TO_VM,
             ),
@@ -72,7 +72,7 @@ HOST = Dashboard(
                 "percentunit",
                 (f"avg by (vm, vm_uuid) ({rate('qemu_vcpu_run_delay_seconds_total', WHERE)})", VM),
                 thresholds=((0.1, "orange"),),
-                help="The share of time that its vCPUs were ready to run and had no host CPU.",
+                help="Share of time in which its vCPUs were ready to run but had no host CPU.",
                 link=TO_VM,
             ),
             graph(
@@ -80,7 +80,7 @@ HOST = Dashboard(
                 "percentunit",
                 (rate("qemu_process_main_loop_cpu_seconds_total", WHERE), VM),
                 thresholds=((0.8, "orange"),),
-                help="The share of a CPU that QEMU's main thread takes: it answers questions and does I/O without iothreads.",
+                help="Share of a CPU that QEMU's main thread uses; it handles QMP, and the I/O of disks without iothreads.",
                 link=TO_VM,
             ),
         ),
@@ -88,14 +88,14 @@ HOST = Dashboard(
             graph("Read", "Bps", (rate("qemu_block_read_bytes_total", WHERE), DISK), link=TO_VM),
             graph("Written", "Bps", (rate("qemu_block_write_bytes_total", WHERE), DISK), link=TO_VM),
             graph(
-                "Time of a write",
+                "Write latency, mean",
                 "s",
-                (each("qemu_block_write_seconds_total", "qemu_block_writes_total", WHERE), DISK),
+                (mean_time("qemu_block_write_seconds_total", "qemu_block_writes_total", WHERE), DISK),
                 thresholds=((0.1, "orange"),),
                 link=TO_VM,
             ),
             graph(
-                "Failed",
+                "Failed requests",
                 "iops",
                 (rate("qemu_block_failed_reads_total", WHERE), f"{DISK} reads"),
                 (rate("qemu_block_failed_writes_total", WHERE), f"{DISK} writes"),
@@ -105,26 +105,26 @@ HOST = Dashboard(
             ),
         ),
         "Memory and network": (
-            graph("Memory of the process", "bytes", (f"qemu_process_resident_bytes{{{WHERE}}}", VM), link=TO_VM),
+            graph("Memory of the QEMU process", "bytes", (f"qemu_process_resident_bytes{{{WHERE}}}", VM), link=TO_VM),
             graph(
-                "Available in the guest",
+                "Available memory in the guest",
                 "bytes",
                 (f"qemu_guest_memory_available_bytes{{{WHERE}}}", VM),
-                empty="no guest tells (allow.guest_stats_interval)",
+                empty="no guest statistics (allow.guest_stats_interval)",
                 link=TO_VM,
             ),
             graph(
                 "Received by guests",
                 "Bps",
                 (rate("qemu_net_receive_bytes_total", WHERE, "vm, vm_uuid"), VM),
-                empty="no VM has a tap",
+                empty="no VM has a tap interface",
                 link=TO_VM,
             ),
             graph(
                 "Sent by guests",
                 "Bps",
                 (rate("qemu_net_transmit_bytes_total", WHERE, "vm, vm_uuid"), VM),
-                empty="no VM has a tap",
+                empty="no VM has a tap interface",
                 link=TO_VM,
             ),
         ),

@@ -1,42 +1,42 @@
-"""Migrations: how far, how fast, and whether they come to an end."""
+"""Live migrations: progress, throughput, convergence and downtime."""
 
 from dashboards.panels import EVERY, HOSTS, TO_VM, Column, Dashboard, graph, number, rows
 
 BY = "instance, vm, vm_uuid"
 VM = "{{vm}} from {{instance}}"
 NONE = "no VM has migrated"
-UNDER_WAY = f'{EVERY},status=~"setup|active|device|pre-switchover|postcopy-active|postcopy-paused"'
+ACTIVE = f'{EVERY},status=~"setup|active|device|pre-switchover|postcopy-active|postcopy-paused"'
 
 
 def gauge(name: str) -> str:
-    """Return a gauge of migrations."""
+    """Return the selector of a migration gauge."""
     return f"qemu_migration_{name}{{{EVERY}}}"
 
 
-def of_each(name: str) -> str:
-    """Return it with the labels that the table's rows have."""
+def by_vm(name: str) -> str:
+    """Return a migration gauge with the labels of the table's rows."""
     return f"max by ({BY}) ({gauge(name)})"
 
 
 DIRTIED = f"{gauge('ram_dirty_pages_per_second')} * {gauge('ram_page_bytes')}"
-TOLD = f'{EVERY},status!="none"'
+KNOWN = f'{EVERY},status!="none"'
 
 MIGRATIONS = Dashboard(
     "qemu-migrations",
     "QEMU migrations",
-    "Live migrations as their sources tell them: how far, how fast, and whether they come to an end.",
+    "Live migrations as their sources report them: progress, throughput, convergence and downtime.",
     (HOSTS,),
     EVERY,
     {
-        "At a glance": (
-            number("Under way", "short", f"count(qemu_migration_status{{{UNDER_WAY}}}) or vector(0)"),
+        "Summary": (
+            number("Active", "short", f"count(qemu_migration_status{{{ACTIVE}}}) or vector(0)"),
             number(
-                "Do not converge",
+                "Not converging",
                 "short",
                 f'count(qemu_migration_status{{{EVERY},status="active"}} unless on (instance, vm_uuid) {gauge("remaining_seconds")})'
                 " or vector(0)",
                 thresholds=((1, "orange"),),
-                help="The guest dirties its memory as fast as it is sent.",
+                help="The guest dirties memory as fast as it is sent.",
             ),
             number(
                 "Failed",
@@ -45,9 +45,9 @@ MIGRATIONS = Dashboard(
                 thresholds=((1, "red"),),
             ),
             number(
-                "Longest of those under way",
+                "Longest active migration",
                 "s",
-                f"max({gauge('elapsed_seconds')} and on (instance, vm_uuid) qemu_migration_status{{{UNDER_WAY}}}) or vector(0)",
+                f"max({gauge('elapsed_seconds')} and on (instance, vm_uuid) qemu_migration_status{{{ACTIVE}}}) or vector(0)",
             ),
         ),
         "Migrations": (
@@ -57,56 +57,62 @@ MIGRATIONS = Dashboard(
                 Column(
                     "Elapsed",
                     "s",
-                    f"max by (vm, status, instance, vm_uuid) (qemu_migration_status{{{TOLD}}}"
+                    f"max by (vm, status, instance, vm_uuid) (qemu_migration_status{{{KNOWN}}}"
                     f" * on (instance, vm_uuid) group_left {gauge('elapsed_seconds')})",
                 ),
                 empty=NONE,
                 link=TO_VM,
             ),
             rows(
-                "What is left",
+                "Remaining work",
                 {"vm": "VM", "instance": "Host", "vm_uuid": ""},
-                Column("Memory", "bytes", of_each("ram_bytes")),
-                Column("Remaining", "bytes", of_each("ram_remaining_bytes")),
-                Column("Left", "s", of_each("remaining_seconds")),
-                Column("Passes", "short", of_each("passes_total")),
-                Column("Downtime, expected", "s", of_each("expected_downtime_seconds")),
-                Column("Downtime", "s", of_each("downtime_seconds")),
+                Column("Memory", "bytes", by_vm("ram_bytes")),
+                Column("Remaining", "bytes", by_vm("ram_remaining_bytes")),
+                Column("Remaining time", "s", by_vm("remaining_seconds")),
+                Column("Passes", "short", by_vm("passes_total")),
+                Column("Expected downtime", "s", by_vm("expected_downtime_seconds")),
+                Column("Downtime", "s", by_vm("downtime_seconds")),
                 empty=NONE,
                 link=TO_VM,
             ),
         ),
-        "How far": (
-            graph("Memory that remains", "bytes", (gauge("ram_remaining_bytes"), VM), empty=NONE, link=TO_VM),
-            graph("Left", "s", (gauge("remaining_seconds"), VM), empty="none, or none converges", link=TO_VM),
-            graph("Passes over the memory", "short", (gauge("passes_total"), VM), empty=NONE, link=TO_VM),
+        "Progress": (
+            graph("Remaining memory", "bytes", (gauge("ram_remaining_bytes"), VM), empty=NONE, link=TO_VM),
+            graph(
+                "Remaining time",
+                "s",
+                (gauge("remaining_seconds"), VM),
+                empty="no active migration converges",
+                link=TO_VM,
+            ),
+            graph("Memory passes", "short", (gauge("passes_total"), VM), empty=NONE, link=TO_VM),
         ),
-        "How fast": (
+        "Throughput": (
             graph("Sent", "Bps", (gauge("throughput_bytes_per_second"), VM), empty=NONE, link=TO_VM),
             graph(
                 "Dirtied by the guest",
                 "Bps",
                 (DIRTIED, VM),
                 empty=NONE,
-                help="Where this is more than what is sent, it never ends by itself.",
+                help="A migration does not end by itself while this exceeds the sent rate.",
                 link=TO_VM,
             ),
             graph(
-                "vCPUs slowed by",
+                "vCPU throttling",
                 "percentunit",
                 (gauge("cpu_throttle_ratio"), VM),
-                empty="auto-converge is off, or not needed yet",
+                empty="auto-converge is off or not active",
                 link=TO_VM,
             ),
         ),
-        "How long the guest stands still": (
-            graph("Expected", "s", (gauge("expected_downtime_seconds"), VM), empty=NONE, link=TO_VM),
+        "Downtime": (
+            graph("Expected downtime", "s", (gauge("expected_downtime_seconds"), VM), empty=NONE, link=TO_VM),
             graph(
-                "In the end",
+                "Actual downtime",
                 "s",
                 (gauge("downtime_seconds"), VM),
                 thresholds=((1, "orange"),),
-                empty="none has ended",
+                empty="no migration has ended",
                 link=TO_VM,
             ),
         ),

@@ -1,6 +1,6 @@
-"""What every dashboard is made of, so that each is a short table of panels: with Grafana's own SDK.
+"""Building blocks of the dashboards, on Grafana's own SDK, so that each dashboard is a short table of panels.
 
-A dashboard is rows of panels; a panel is a title, a unit in Grafana's names and queries, each with its legend.
+A dashboard has rows of panels; a panel has a title, a unit by Grafana's name, and queries with their legends.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,20 +43,20 @@ TO_VM = "/d/qemu-vm?var-uuid=${__field.labels.vm_uuid}&${source:queryparam}&${__
 
 
 def rate(series: str, where: str, by: str = "") -> str:
-    """Return how fast a counter grows, summed by some labels where they are given."""
+    """Return a counter's rate, summed by labels if they are given."""
     text = f"rate({series}{{{where}}}[$__rate_interval])"
     return f"sum by ({by}) ({text})" if by else text
 
 
-def each(seconds: str, count: str, where: str) -> str:
-    """Return how long one operation took; nothing where there was none."""
+def mean_time(seconds: str, count: str, where: str) -> str:
+    """Return the mean duration of one operation; no value if there was none."""
     return f"{rate(seconds, where)} / ({rate(count, where)} > 0)"
 
 
 # --- Panels ---
 
 Query = tuple[str, str]
-"""An expression and its legend; in a table, the column's title and unit instead."""
+"""An expression and its legend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +66,25 @@ class Panel:
     Attributes:
         title: its title.
         queries: the expressions.
-        make: makes it, without its number and its width: all panels of a row are as wide.
-        height: in Grafana's units, of which a row of numbers has 4.
+        build: creates the panel without its id and width; all panels of a row have the same width.
+        height: in Grafana's units; a row of numbers has 4.
     """
 
     title: str
     queries: Sequence[str]
-    make: Callable[[], Any]
+    build: Callable[[], Any]
     height: int = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How values look.
+    """Appearance of a panel.
 
     Attributes:
-        thresholds: from which value on they have which colour; below the first they are green.
-        empty: what stands there where there is nothing.
-        help: what it is, for who points at its corner.
-        link: where a series leads to.
+        thresholds: lower bound and colour of each range; values below the first are green.
+        empty: text of a panel without values.
+        help: description, shown at the panel's corner.
+        link: URL that a series links to.
     """
 
     thresholds: Sequence[tuple[float, str]] = ()
@@ -94,45 +94,45 @@ class Style:
 
 
 def graph(title: str, unit: str, *queries: Query, **style: Any) -> Panel:
-    """Return lines over time; `style` are Style's fields."""
+    """Return a time series panel; `style` are Style's fields."""
 
-    def make() -> Any:
-        panel = timeseries.Panel().fill_opacity(10).span_nulls(60_000.0)  # milliseconds: a scrape that was missed
+    def build() -> Any:
+        panel = timeseries.Panel().fill_opacity(10).span_nulls(60_000.0)  # milliseconds: bridges a missed scrape
         panel = panel.tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
-        if look.thresholds:
+        if appearance.thresholds:
             panel = panel.thresholds_style(common.GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.DASHED))
-        return _filled(panel, title, unit, queries, look)
+        return _with_queries(panel, title, unit, queries, appearance)
 
-    look = Style(**style)
-    return Panel(title, [query for query, _ in queries], make)
+    appearance = Style(**style)
+    return Panel(title, [query for query, _ in queries], build)
 
 
 def number(title: str, unit: str, query: str, **style: Any) -> Panel:
-    """Return one number, large."""
+    """Return a panel with one large number."""
 
-    def make() -> Any:
+    def build() -> Any:
         panel = stat.Panel().color_scheme(dashboard.FieldColor().mode(FieldColorModeId.THRESHOLDS))
-        return _filled(panel, title, unit, ((query, title),), look)
+        return _with_queries(panel, title, unit, ((query, title),), appearance)
 
-    look = Style(**style)
-    return Panel(title, [query], make, height=4)
+    appearance = Style(**style)
+    return Panel(title, [query], build, height=4)
 
 
 def states(title: str, meanings: Mapping[int, tuple[str, str]], *queries: Query, **style: Any) -> Panel:
-    """Return bars over time that say in words and colours what each value means."""
+    """Return a state timeline with a text and a colour for each value."""
 
-    def make() -> Any:
+    def build() -> Any:
         results = {str(value): ValueMappingResult(text, colour) for value, (text, colour) in meanings.items()}
         mappings: list[ValueMapping] = [ValueMap(results)]
-        return _filled(statetimeline.Panel().mappings(mappings), title, "short", queries, look)
+        return _with_queries(statetimeline.Panel().mappings(mappings), title, "short", queries, appearance)
 
-    look = Style(**style)
-    return Panel(title, [query for query, _ in queries], make)
+    appearance = Style(**style)
+    return Panel(title, [query for query, _ in queries], build)
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table: what it says of each row, its unit, and from which values on it has which colour."""
+    """A column of a table: its title, unit, query and colour ranges."""
 
     title: str
     unit: str
@@ -141,28 +141,30 @@ class Column:
 
 
 def rows(title: str, by: Mapping[str, str], *columns: Column, **style: Any) -> Panel:
-    """Return a table of what there is now.
+    """Return a table of present values.
 
     Args:
         title: its title.
-        by: the labels that make a row, which each query must have, and their columns' titles; an empty one is hidden.
-        columns: the others.
-        style: Style's fields; the link is the first label's.
+        by: the labels that identify a row, which each query must have, with their columns' titles; an empty title hides the column.
+        columns: the columns with values.
+        style: Style's fields; the first label gets the link.
     """
 
-    def make() -> Any:
-        panel = _told(table.Panel().title(title).datasource(SOURCE), look)
+    def build() -> Any:
+        panel = _with_texts(table.Panel().title(title).datasource(SOURCE), appearance)
         names = {label: text for label, text in by.items() if text}
         for ref, column in zip(ascii_uppercase, columns, strict=False):
             query = prometheus.Dataquery().expr(column.query).instant().format(PromQueryFormat.TABLE).ref_id(ref)
             panel = panel.with_target(query.datasource(SOURCE))
             names[f"Value #{ref}" if len(columns) > 1 else "Value"] = column.title
-            panel = panel.override_by_name(column.title, [DynamicConfigValue("unit", column.unit), *_coloured(column)])
-        if look.link:
-            link = [{"title": "Show", "url": look.link.replace("__field.labels", "__data.fields")}]
+            panel = panel.override_by_name(
+                column.title, [DynamicConfigValue("unit", column.unit), *_colour_properties(column)]
+            )
+        if appearance.link:
+            link = [{"title": "Show", "url": appearance.link.replace("__field.labels", "__data.fields")}]
             panel = panel.override_by_name(next(iter(names.values())), [DynamicConfigValue("links", link)])
         hidden = [DynamicConfigValue("custom.hidden", value=True)]
-        for label in by.keys() - names.keys():  # kept, for the link
+        for label in by.keys() - names.keys():  # hidden, but needed by the link
             panel = panel.override_by_name(label, hidden)
         order = {name: place for place, name in enumerate(names)}
         organize = {"renameByName": names, "indexByName": order, "includeByName": {}, "excludeByName": {"Time": True}}
@@ -170,11 +172,11 @@ def rows(title: str, by: Mapping[str, str], *columns: Column, **style: Any) -> P
             panel = panel.with_transformation(DataTransformerConfig(step, options=options))
         return panel
 
-    look = Style(**style)
-    return Panel(title, [column.query for column in columns], make)
+    appearance = Style(**style)
+    return Panel(title, [column.query for column in columns], build)
 
 
-def _coloured(column: Column) -> list[DynamicConfigValue]:
+def _colour_properties(column: Column) -> list[DynamicConfigValue]:
     if not column.thresholds:
         return []
     return [
@@ -183,33 +185,35 @@ def _coloured(column: Column) -> list[DynamicConfigValue]:
     ]
 
 
-def _filled(panel: Any, title: str, unit: str, queries: Sequence[Query], look: Style) -> Any:
-    """Return a panel of any of the kinds that have series, with all that they have in common."""
-    panel = _told(panel.title(title).unit(unit).datasource(SOURCE), look).thresholds(_thresholds(look.thresholds))
-    if look.link:
-        panel = panel.data_links([dashboard.DashboardLink("Show").url(look.link)])
+def _with_queries(panel: Any, title: str, unit: str, queries: Sequence[Query], appearance: Style) -> Any:
+    """Set what all kinds of panels with series have in common."""
+    panel = _with_texts(panel.title(title).unit(unit).datasource(SOURCE), appearance).thresholds(
+        _thresholds(appearance.thresholds)
+    )
+    if appearance.link:
+        panel = panel.data_links([dashboard.DashboardLink("Show").url(appearance.link)])
     for ref, (query, legend) in zip(ascii_uppercase, queries, strict=False):
         target = prometheus.Dataquery().expr(query).legend_format(legend).ref_id(ref)
         panel = panel.with_target(target.datasource(SOURCE))
     return panel
 
 
-def _told(panel: Any, look: Style) -> Any:
-    """Return a panel with its texts, as far as it has any: an empty one would stand where there is no value."""
-    panel = panel.description(look.help) if look.help else panel
-    return panel.no_value(look.empty) if look.empty else panel
+def _with_texts(panel: Any, appearance: Style) -> Any:
+    """Set the panel's description and its text for no value, if any: an empty text would replace the default."""
+    panel = panel.description(appearance.help) if appearance.help else panel
+    return panel.no_value(appearance.empty) if appearance.empty else panel
 
 
 def _thresholds(steps: Sequence[tuple[float, str]]) -> dashboard.ThresholdsConfig:
-    least = [Threshold(None, "green"), *(Threshold(value, colour) for value, colour in steps)]
-    return dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(least)
+    ranges = [Threshold(None, "green"), *(Threshold(value, colour) for value, colour in steps)]
+    return dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(ranges)
 
 
 # --- Variables ---
 
 
 def choice(name: str, label: str, query: str, *, many: bool = False, regex: str = "") -> dashboard.QueryVariable:
-    """Return a variable that is chosen out of what a query finds, by default the first, or of `many` all."""
+    """Return a variable with the values of a query; the default is the first one, or all with `many`."""
     variable = dashboard.QueryVariable(name).label(label).datasource(SOURCE).query(query)
     variable = variable.refresh(VariableRefresh.ON_TIME_RANGE_CHANGED).sort(VariableSort.ALPHABETICAL_ASC)
     if many:
@@ -219,14 +223,14 @@ def choice(name: str, label: str, query: str, *, many: bool = False, regex: str 
 
 HOSTS = choice("hosts", "Hosts", "label_values(qmp_agent_build_info, instance)", many=True)
 EVERY = 'instance=~"$hosts"'
-"""What is on the hosts that were chosen."""
+"""Label matcher of the selected hosts."""
 
 
 # --- Dashboards ---
 
 
-class _Marks(AnnotationQuery):
-    """Marks of what happened, with Prometheus' own keys, which the SDK lacks."""
+class _Annotation(AnnotationQuery):
+    """Annotations with the keys of the Prometheus data source, which the SDK lacks."""
 
     def to_json(self) -> dict[str, object]:
         return super().to_json() | {
@@ -236,12 +240,12 @@ class _Marks(AnnotationQuery):
         }
 
 
-class _MarksBuilder(Builder[AnnotationQuery]):
+class _AnnotationBuilder(Builder[AnnotationQuery]):
     def __init__(self, name: str, colour: str, query: str) -> None:
-        self._marks = _Marks(name=name, datasource=SOURCE, icon_color=colour, expr=query)
+        self._annotation = _Annotation(name=name, datasource=SOURCE, icon_color=colour, expr=query)
 
     def build(self) -> AnnotationQuery:
-        return self._marks
+        return self._annotation
 
 
 EVENTS = "|".join(
@@ -250,7 +254,7 @@ EVENTS = "|".join(
         *("WATCHDOG", "BLOCK_IO_ERROR", "BLOCK_JOB_.*", "MIGRATION", "DEVICE_DELETED"),
     )
 )
-"""What is marked on graphs: what changes a VM's life."""
+"""Events that are annotated on graphs: those that change a VM's state."""
 
 
 @dataclass(frozen=True)
@@ -258,24 +262,24 @@ class Dashboard:
     """One dashboard.
 
     Attributes:
-        uid: what links name it by, and its file.
+        uid: identity in links, and name of its file.
         title: its title.
-        about: what it is for.
-        variables: what is chosen above it.
-        where: the labels that the chosen has.
-        rows: panels, by the titles of the rows.
+        description: its purpose.
+        variables: the selections above the panels.
+        where: label matchers of the selection.
+        rows: panels by row titles.
     """
 
     uid: str
     title: str
-    about: str
+    description: str
     variables: Sequence[dashboard.QueryVariable]
     where: str
     rows: Mapping[str, Sequence[Panel]]
 
     @property
-    def marks(self) -> Mapping[str, tuple[str, str]]:
-        """What is marked on every graph: colour and query, by name. A counter of events begins at its first event."""
+    def annotations(self) -> Mapping[str, tuple[str, str]]:
+        """Colour and query of each annotation, by name. A counter of events begins at its first event."""
         events = f'qemu_vm_events_total{{{self.where},event=~"{EVENTS}"}}'
         firing = f"qemu_alert_firing{{{self.where}}}"
         return {
@@ -289,34 +293,36 @@ class Dashboard:
             for panel in panels:
                 for query in panel.queries:
                     yield panel.title, query
-        for name, (_, query) in self.marks.items():
+        for name, (_, query) in self.annotations.items():
             yield name, query
 
     def json(self) -> str:
-        """Return it as Grafana imports it."""
-        made = dashboard.Dashboard(self.title).uid(self.uid).description(self.about).tags(TAGS).readonly()
-        made = made.refresh("30s").time("now-1h", "now").tooltip(DashboardCursorSync.CROSSHAIR)
-        made = made.with_variable(dashboard.DatasourceVariable("source").label("Data source").type("prometheus"))
+        """Return the dashboard as JSON for Grafana's import."""
+        board = dashboard.Dashboard(self.title).uid(self.uid).description(self.description).tags(TAGS).readonly()
+        board = board.refresh("30s").time("now-1h", "now").tooltip(DashboardCursorSync.CROSSHAIR)
+        board = board.with_variable(dashboard.DatasourceVariable("source").label("Data source").type("prometheus"))
         for variable in self.variables:
-            made = made.with_variable(variable)
+            board = board.with_variable(variable)
         others = dashboard.DashboardLink("QEMU").type(DashboardLinkType.DASHBOARDS).tags(TAGS)
-        made = made.link(others.as_dropdown(as_dropdown=True).include_vars(include_vars=True).keep_time(keep_time=True))
-        for name, (colour, query) in self.marks.items():
-            made = made.annotation(_MarksBuilder(name, colour, query))
+        board = board.link(
+            others.as_dropdown(as_dropdown=True).include_vars(include_vars=True).keep_time(keep_time=True)
+        )
+        for name, (colour, query) in self.annotations.items():
+            board = board.annotation(_AnnotationBuilder(name, colour, query))
         numbers = count(1)
         for title, panels in self.rows.items():
-            made = made.with_row(dashboard.Row(title).id(next(numbers)))
+            board = board.with_row(dashboard.Row(title).id(next(numbers)))
             for panel in panels:
-                made = made.with_panel(_Placed(panel, 24 // len(panels), next(numbers)))
-        return JSONEncoder(sort_keys=True, indent=2).encode(made.build())
+                board = board.with_panel(_Placed(panel, 24 // len(panels), next(numbers)))
+        return JSONEncoder(sort_keys=True, indent=2).encode(board.build())
 
 
 class _Placed(Builder[PanelModel]):
-    """A panel with its number and its place's size."""
+    """A panel with its id and width."""
 
-    def __init__(self, panel: Panel, width: int, number_: int) -> None:
-        self._made = panel.make().id(number_).span(width).height(panel.height)
+    def __init__(self, panel: Panel, width: int, panel_id: int) -> None:
+        self._panel = panel.build().id(panel_id).span(width).height(panel.height)
 
     def build(self) -> PanelModel:
-        model: PanelModel = self._made.build()
+        model: PanelModel = self._panel.build()
         return model

@@ -1,4 +1,4 @@
-"""Thin disks: how full they are, how fast they grow, and who warns of it."""
+"""Thin disks: used space, growth, time to full, and write thresholds."""
 
 from dashboards.panels import EVERY, HOSTS, TO_VM, Column, Dashboard, graph, number, rows
 
@@ -8,19 +8,19 @@ SHARE = f"qemu_block_space_used_bytes{{{EVERY}}} / qemu_block_space_limit_bytes{
 HOUR, DAY, WEEK = 3600, 86400, 7 * 86400
 
 
-def of_each(series: str) -> str:
-    """Return a gauge of each disk, with the labels that the table's rows have."""
+def by_disk(series: str) -> str:
+    """Return a gauge of each disk with the labels of the table's rows."""
     return f"max by ({BY}) (qemu_block_space_{series}{{{EVERY}}})"
 
 
 THIN = Dashboard(
     "qemu-thin-disks",
     "QEMU thin disks",
-    "How full thin disks are, how fast they grow, how long that lasts, and the write thresholds that warn of it.",
+    "Used space, growth and time to full of thin disks, and their write thresholds.",
     (HOSTS,),
     EVERY,
     {
-        "At a glance": (
+        "Summary": (
             number("Thin disks", "short", f"count(qemu_block_space_used_bytes{{{EVERY}}}) or vector(0)"),
             number(
                 "Full within a day",
@@ -35,22 +35,22 @@ THIN = Dashboard(
                 thresholds=((1, "red"),),
             ),
             number(
-                "Past a level",
+                "Levels exceeded",
                 "short",
                 f"count(qemu_block_space_exceeded_levels{{{EVERY}}} > 0) or vector(0)",
                 thresholds=((1, "orange"),),
             ),
             number(
-                "Thresholds armed",
+                "QEMU thresholds set",
                 "short",
                 f"count(qemu_block_space_armed_threshold_bytes{{{EVERY}}}) or vector(0)",
-                help="QEMU itself tells the moment that a write passes them (alerts.write_threshold.mode: arm).",
+                help="QEMU reports the write that exceeds one (alerts.write_threshold.mode: arm).",
             ),
             number(
-                "Thresholds of others",
+                "Foreign thresholds",
                 "short",
                 f"count(qemu_block_space_threshold_foreign{{{EVERY}}} == 1) or vector(0)",
-                help="A block node has one threshold; one that is somebody else's is left alone, and the level is watched at each poll.",
+                help="A block node has one threshold. The agent keeps another client's and compares levels at each poll instead.",
             ),
         ),
         "Disks": (
@@ -58,13 +58,15 @@ THIN = Dashboard(
                 "Disks",
                 {"vm": "VM", "device": "Disk", "instance": "Host", "vm_uuid": ""},
                 Column("Used", "percentunit", f"max by ({BY}) ({SHARE})", ((0, "text"), (0.8, "orange"), (0.9, "red"))),
-                Column("Headroom", "bytes", of_each("free_bytes")),
-                Column("Size", "bytes", of_each("limit_bytes")),
-                Column("Growth", "Bps", of_each("growth_bytes_per_second")),
-                Column("Full in", "s", of_each("time_to_full_seconds"), ((0, "red"), (DAY, "orange"), (WEEK, "text"))),
-                Column("Levels past", "short", of_each("exceeded_levels")),
-                Column("Threshold at", "bytes", of_each("armed_threshold_bytes")),
-                empty="no disk is thin",
+                Column("Free", "bytes", by_disk("free_bytes")),
+                Column("Size", "bytes", by_disk("limit_bytes")),
+                Column("Growth", "Bps", by_disk("growth_bytes_per_second")),
+                Column(
+                    "Time to full", "s", by_disk("time_to_full_seconds"), ((0, "red"), (DAY, "orange"), (WEEK, "text"))
+                ),
+                Column("Exceeded levels", "short", by_disk("exceeded_levels")),
+                Column("QEMU threshold", "bytes", by_disk("armed_threshold_bytes")),
+                empty="no thin disk",
                 link=TO_VM,
             ),
         ),
@@ -74,12 +76,12 @@ THIN = Dashboard(
                 "percentunit",
                 (SHARE, DISK),
                 thresholds=((0.8, "orange"), (0.9, "red")),
-                empty="no disk is thin",
+                empty="no thin disk",
                 link=TO_VM,
             ),
-            graph("Headroom", "bytes", (f"qemu_block_space_free_bytes{{{EVERY}}}", DISK), empty="none", link=TO_VM),
+            graph("Free", "bytes", (f"qemu_block_space_free_bytes{{{EVERY}}}", DISK), empty="none", link=TO_VM),
         ),
-        "How long it lasts": (
+        "Growth and time to full": (
             graph(
                 "Growth",
                 "Bps",
@@ -88,31 +90,31 @@ THIN = Dashboard(
                 link=TO_VM,
             ),
             graph(
-                "Full in",
+                "Time to full",
                 "s",
                 (f"qemu_block_space_time_to_full_seconds{{{EVERY}}}", DISK),
-                empty="none grows",
-                help="At that rate.",
+                empty="no disk is growing",
+                help="At the growth of the last ten minutes.",
                 link=TO_VM,
             ),
         ),
         "Write thresholds": (
             graph(
-                "From the highest write to the armed threshold",
+                "Space below the QEMU threshold",
                 "bytes",
                 (f"qemu_block_space_armed_threshold_bytes{{{EVERY}}} - qemu_block_space_used_bytes{{{EVERY}}}", DISK),
-                empty="none is armed",
+                empty="no threshold set by the agent",
                 link=TO_VM,
             ),
             graph(
-                "Set on a layer, by anybody",
+                "Thresholds of all layers, set by any client",
                 "bytes",
                 (f"qemu_block_layer_write_threshold_bytes{{{EVERY}}} > 0", f"{DISK} {{{{layer}}}}"),
-                empty="none is set",
+                empty="no threshold set",
                 link=TO_VM,
             ),
             graph(
-                "Levels past",
+                "Exceeded levels",
                 "short",
                 (f"qemu_block_space_exceeded_levels{{{EVERY}}}", DISK),
                 thresholds=((1, "orange"),),

@@ -1,43 +1,43 @@
-"""One VM, wherever it runs."""
+"""One VM, on any host."""
 
-from dashboards.panels import Column, Dashboard, choice, each, graph, number, rate, rows, states
+from dashboards.panels import Column, Dashboard, choice, graph, mean_time, number, rate, rows, states
 
 WHERE = 'vm_uuid="$uuid"'
 DISK = "{{device}}"
-NO_TAP = "it has no tap"
-NO_JOB = "no job is under way"
+NO_TAP = "no tap interface"
+NO_JOB = "no active job"
 
 
 def block(what: str) -> str:
-    """Return how fast one of the disks' counters grows."""
+    """Return the rate of one of the disks' counters."""
     return rate(f"qemu_block_{what}_total", WHERE)
 
 
 def quantile(direction: str) -> str:
-    """Return how long all but a hundredth of a disk's requests took at most."""
+    """Return the 99th percentile of a disk's request latency."""
     buckets = rate(f"qemu_block_{direction}_latency_seconds_bucket", WHERE, "device, le")
     return f"histogram_quantile(0.99, {buckets})"
 
 
-def took(one: str, many: str) -> str:
-    """Return how long one request took."""
-    return each(f"qemu_block_{one}_seconds_total", f"qemu_block_{many}_total", WHERE)
+def mean_latency(operation: str, plural: str) -> str:
+    """Return the mean duration of one request."""
+    return mean_time(f"qemu_block_{operation}_seconds_total", f"qemu_block_{plural}_total", WHERE)
 
 
-GLANCE = (
+SUMMARY = (
     states(
-        "Answers",
+        "Responds",
         {0: ("overdue", "red"), 1: ("in time", "green")},
         (f"qemu_vm_up{{{WHERE}}}", "{{instance}}"),
-        help="A question to QEMU that is overdue means that it hangs, on storage most often.",
+        help="A QMP response is overdue if QEMU hangs, most often on storage.",
     ),
     states(
-        "Runs",
-        {0: ("stands still", "orange"), 1: ("runs", "green")},
+        "Running",
+        {0: ("not running", "orange"), 1: ("running", "green")},
         (f"qemu_runstate_running{{{WHERE}}}", "{{instance}}"),
     ),
     rows(
-        "What it is",
+        "Identity",
         {
             "vm": "VM",
             "instance": "Host",
@@ -47,7 +47,7 @@ GLANCE = (
             "pid": "Process",
         },
         Column(
-            "Since",
+            "Started",
             "dateTimeFromNow",
             f"sum by (vm, instance, machine, qemu_version, accelerator, pid) (qemu_vm_info{{{WHERE}}}"
             f" * on (instance, vm_uuid) group_left qemu_process_start_timestamp_seconds{{{WHERE}}}) * 1000",
@@ -69,7 +69,7 @@ CPU = (
         "percentunit",
         (rate("qemu_vcpu_run_delay_seconds_total", WHERE), "vCPU {{vcpu}}"),
         thresholds=((0.1, "orange"),),
-        help="The share of time that a vCPU was ready to run and had no host CPU.",
+        help="Share of time in which a vCPU was ready to run but had no host CPU.",
     ),
     graph(
         "I/O threads and main loop",
@@ -94,74 +94,74 @@ DISKS = (
 
 LATENCY = (
     graph(
-        "Time of one request",
+        "Request latency, mean",
         "s",
-        (took("read", "reads"), f"{DISK} read"),
-        (took("write", "writes"), f"{DISK} write"),
-        (took("flush", "flushes"), f"{DISK} flush"),
+        (mean_latency("read", "reads"), f"{DISK} read"),
+        (mean_latency("write", "writes"), f"{DISK} write"),
+        (mean_latency("flush", "flushes"), f"{DISK} flush"),
         thresholds=((0.1, "orange"),),
-        help="On average, as QEMU counts it: from when the guest asked until it was told.",
+        help="As measured by QEMU, from the guest's request to its completion.",
     ),
     graph(
-        "99 of 100 requests took at most",
+        "Request latency, 99th percentile",
         "s",
         (quantile("read"), f"{DISK} read"),
         (quantile("write"), f"{DISK} write"),
         thresholds=((0.1, "orange"),),
-        empty="nobody set its bins (block-latency-histogram-set)",
+        empty="no latency histogram is set (block-latency-histogram-set)",
     ),
     graph(
-        "Failed",
+        "Failed requests",
         "iops",
         (block("failed_reads"), f"{DISK} reads"),
         (block("failed_writes"), f"{DISK} writes"),
         (block("failed_flushes"), f"{DISK} flushes"),
         thresholds=((0.001, "red"),),
-        help="What werror=stop holds back is no failure: such a guest stands still instead.",
+        help="Requests that werror=stop holds back do not count: QEMU pauses the guest instead.",
     ),
     graph(
-        "Headroom",
+        "Free",
         "bytes",
         (f"qemu_block_space_free_bytes{{{WHERE}}}", DISK),
-        empty="it has no thin disk",
+        empty="no thin disk",
     ),
 )
 
 MEMORY = (
     graph(
-        "Memory of the guest",
+        "Guest memory",
         "bytes",
-        (f"qemu_memory_base_bytes{{{WHERE}}}", "started with"),
-        (f"qemu_balloon_actual_bytes{{{WHERE}}}", "left by the balloon"),
+        (f"qemu_memory_base_bytes{{{WHERE}}}", "at start"),
+        (f"qemu_balloon_actual_bytes{{{WHERE}}}", "balloon size"),
         (f"qemu_guest_memory_available_bytes{{{WHERE}}}", "available in the guest"),
-        (f"qemu_guest_memory_disk_cache_bytes{{{WHERE}}}", "its caches"),
+        (f"qemu_guest_memory_disk_cache_bytes{{{WHERE}}}", "disk caches"),
     ),
     graph(
-        "Swapped by the guest",
+        "Guest swap",
         "Bps",
         (rate("qemu_guest_memory_swap_in_bytes_total", WHERE), "in"),
         (rate("qemu_guest_memory_swap_out_bytes_total", WHERE), "out"),
-        empty="the guest does not tell (allow.guest_stats_interval)",
+        empty="no guest statistics (allow.guest_stats_interval)",
     ),
     graph(
-        "Memory of the process",
+        "Memory of the QEMU process",
         "bytes",
         (f"qemu_process_resident_bytes{{{WHERE}}}", "resident"),
         (f"qemu_process_swap_bytes{{{WHERE}}}", "swapped out"),
-        (f"qemu_cgroup_memory_bytes{{{WHERE}}}", "charged to its cgroup"),
-        (f"qemu_cgroup_memory_limit_bytes{{{WHERE}}}", "its cgroup's limit"),
+        (f"qemu_cgroup_memory_bytes{{{WHERE}}}", "cgroup"),
+        (f"qemu_cgroup_memory_limit_bytes{{{WHERE}}}", "cgroup limit"),
     ),
     graph(
         "Major faults",
         "cps",
-        (rate("qemu_guest_memory_major_faults_total", WHERE), "in the guest"),
-        (rate("qemu_process_major_faults_total", WHERE), "of the process"),
+        (rate("qemu_guest_memory_major_faults_total", WHERE), "guest"),
+        (rate("qemu_process_major_faults_total", WHERE), "QEMU process"),
     ),
 )
 
 
 def net(what: str, legend: str) -> tuple[str, str]:
-    """Return how fast one of the interfaces' counters grows, and its legend."""
+    """Return the rate of one of the interfaces' counters, with its legend."""
     return rate(f"qemu_net_{what}_total", WHERE), f"{{{{interface}}}} {legend}"
 
 
@@ -171,10 +171,10 @@ NETWORK = (
     graph(
         "Drops and errors",
         "pps",
-        net("receive_drops", "not received in time"),
-        net("transmit_drops", "sent and dropped"),
+        net("receive_drops", "receive drops"),
+        net("transmit_drops", "transmit drops"),
         net("receive_errors", "receive errors"),
-        net("transmit_errors", "send errors"),
+        net("transmit_errors", "transmit errors"),
         thresholds=((0.001, "orange"),),
         empty=NO_TAP,
     ),
@@ -184,18 +184,18 @@ JOBS = (
     rows(
         "Jobs",
         {"job": "Job", "type": "Type", "status": "Status"},
-        Column("Under way", "short", f"sum by (job, type, status) (qemu_job_status{{{WHERE}}})"),
+        Column("Active", "short", f"sum by (job, type, status) (qemu_job_status{{{WHERE}}})"),
         empty=NO_JOB,
     ),
-    graph("Done", "percentunit", (f"qemu_job_progress_ratio{{{WHERE}}}", "{{job}}"), empty=NO_JOB),
+    graph("Progress", "percentunit", (f"qemu_job_progress_ratio{{{WHERE}}}", "{{job}}"), empty=NO_JOB),
     graph("Speed", "Bps", (f"qemu_job_progress_per_second{{{WHERE}}}", "{{job}}"), empty=NO_JOB),
-    graph("Left", "s", (f"qemu_job_remaining_seconds{{{WHERE}}}", "{{job}}"), empty=NO_JOB),
+    graph("Remaining time", "s", (f"qemu_job_remaining_seconds{{{WHERE}}}", "{{job}}"), empty=NO_JOB),
 )
 
 VM = Dashboard(
     "qemu-vm",
     "QEMU VM",
-    "One VM, on whichever of the hosts it runs.",
+    "One VM, on any host.",
     (
         choice(
             "uuid",
@@ -206,10 +206,10 @@ VM = Dashboard(
     ),
     WHERE,
     {
-        "At a glance": GLANCE,
+        "Summary": SUMMARY,
         "CPU": CPU,
         "Disks": DISKS,
-        "How disks do": LATENCY,
+        "Disk latency and errors": LATENCY,
         "Memory": MEMORY,
         "Network": NETWORK,
         "Jobs": JOBS,

@@ -82,7 +82,7 @@ class Snapshot:
     def views(self) -> Iterator[tuple[Vm, VmView]]:
         """Yield the VMs, one for each UUID.
 
-        Of several VMs with one UUID (a migration within the host) the first is used, until it does not run and a later one does.
+        If several VMs have one UUID (a migration within the host), the first is used until it does not run and a later one does.
         So a compromised QEMU cannot replace another VM by reporting that VM's UUID.
         """
         holders: dict[str, VmView] = {}

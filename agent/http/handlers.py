@@ -40,7 +40,7 @@ CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascri
 
 
 class AgentView(OverviewSource, Protocol):
-    """What the endpoint reads from the agent."""
+    """The agent's state as the endpoint reads it."""
 
     broadcaster: RecordBroadcaster
 

@@ -18,7 +18,7 @@ from agent.model.record import Vm, sanitize
 
 
 class OverviewSource(Protocol):
-    """What the overview is made from."""
+    """The state that the overview encodes."""
 
     snapshot: Snapshot
 

@@ -71,7 +71,7 @@ class TlsServer(_WebSection):
     key_file: Path
     """The certificate's private key (PEM)."""
     client_auth_type: Literal["NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"] = "NoClientCert"
-    """Whether clients must present a certificate that `client_ca_file` has issued."""
+    """Policy for client certificates, which `client_ca_file` must have issued."""
     client_ca_file: Path | None = None
     """Certificate authorities of the clients (PEM)."""
     client_allowed_sans: list[str] = []
@@ -83,7 +83,7 @@ class TlsServer(_WebSection):
     cipher_suites: list[Annotated[str, AfterValidator(_suite)]] = []
     """Cipher suites of TLS 1.2; empty uses OpenSSL's defaults."""
     prefer_server_cipher_suites: bool = True
-    """Whether the order of `cipher_suites` takes precedence over the client's."""
+    """Prefer the order of `cipher_suites` to the client's."""
 
     @model_validator(mode="after")
     def _check_client_auth(self) -> "TlsServer":
@@ -136,7 +136,7 @@ class WebConfigFile(_WebSection):
 
     @property
     def authenticates(self) -> bool:
-        """Whether clients must authenticate, by password or by certificate."""
+        """True if clients must authenticate, by password or by certificate."""
         tls = self.tls_server_config
         return bool(self.basic_auth_users) or (tls is not None and tls.client_auth_type == "RequireAndVerifyClientCert")
 

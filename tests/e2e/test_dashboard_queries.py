@@ -1,4 +1,4 @@
-"""Every query of every dashboard, asked of a real Prometheus that scrapes a real agent with real guests at work, finds something."""
+"""Every dashboard query has a result in a real Prometheus that scrapes a real agent with busy guests."""
 
 import asyncio
 import json
@@ -22,32 +22,32 @@ from tests.lab.prometheus import Prometheus
 
 FOLDER: Final = Path(__file__).parents[2] / "dashboards"
 ROOT: Final = os.geteuid() == 0
-SLOW: Final = 200_000  # bytes a second, by which a migration lasts longer than the test
-BEHIND: Final = 1_000_000  # by which a copy stays behind a guest that writes some three times as much
+SLOW: Final = 200_000  # bytes per second: a migration outlasts the test
+COPY_SPEED: Final = 1_000_000  # bytes per second: a copy stays behind the guest, which writes about three times as much
 
-CANNOT: Final = {
-    "qemu_migration_cpu_throttle_ratio": "vCPUs are slowed only after a migration has failed to converge for several passes",
-    "qemu_cgroup_memory_bytes": "where the tests run, QEMU need not be in a cgroup that counts memory",
-    "qemu_cgroup_memory_limit_bytes": "as above, and it has to have a limit",
-} | ({} if ROOT else {"qemu_net_": "only root makes a tap"})
-"""What cannot be had here, by what is in the query, and why."""
+NO_RESULT: Final = {
+    "qemu_migration_cpu_throttle_ratio": "auto-converge throttles vCPUs only after several passes that did not converge",
+    "qemu_cgroup_memory_bytes": "QEMU may run in a cgroup without memory accounting",
+    "qemu_cgroup_memory_limit_bytes": "as above, and the cgroup needs a limit",
+} | ({} if ROOT else {"qemu_net_": "only root can create a tap interface"})
+"""Parts of queries that have no result in this test, with the reason."""
 
 
-def queries(made: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the place and the expression of every query in a dashboard's JSON."""
-    for panel in made["panels"]:
+def queries(board: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the location and the expression of every query in a dashboard's JSON."""
+    for panel in board["panels"]:
         for target in panel.get("targets", ()):
             yield panel["title"], target["expr"]
-    for marks in made["annotations"]["list"]:
-        yield marks["name"], marks["expr"]
-    for variable in made["templating"]["list"]:
+    for annotation in board["annotations"]["list"]:
+        yield annotation["name"], annotation["expr"]
+    for variable in board["templating"]["list"]:
         if variable["type"] == "query":
             query = re.sub(r"label_values\((.*), (\w+)\)", r"group by (\2) (\1)", variable["query"])
             yield f"${variable['name']}", re.sub(r"query_result\((.*)\)", r"\1", query)
 
 
-def chosen(query: str, agent: AgentProcess, guest: Guest) -> str:
-    """Return a query as Grafana would send it."""
+def substitute(query: str, agent: AgentProcess, guest: Guest) -> str:
+    """Return a query with its variables replaced, as Grafana sends it."""
     values = {
         "$__rate_interval": "10s",
         "$__range": "30s",
@@ -63,8 +63,8 @@ def chosen(query: str, agent: AgentProcess, guest: Guest) -> str:
 
 
 @pytest.fixture
-def card() -> Iterator[list[str]]:
-    """Arguments for a network card on a tap; none where only root could make one."""
+def network_card() -> Iterator[list[str]]:
+    """Arguments for a network card on a tap interface; empty if the test is not root."""
     if not ROOT:
         yield []
         return
@@ -79,8 +79,8 @@ def card() -> Iterator[list[str]]:
 
 
 @asynccontextmanager
-async def reading(guest: Guest) -> AsyncIterator[None]:
-    """Have a disk read, which its guest does not do, now and then."""
+async def read_disk(guest: Guest) -> AsyncIterator[None]:
+    """Read from the disk while the block runs; the guest itself only writes."""
 
     async def read() -> None:
         line = 'qemu-io -d /machine/peripheral/disk0/virtio-backend "aio_read 0 4k"'
@@ -96,9 +96,9 @@ async def reading(guest: Guest) -> AsyncIterator[None]:
         await asyncio.wait({task})
 
 
-async def set_to_work(guest: Guest, moved: Guest) -> None:
-    """Have a Linux be copied and moved, slowly, its latencies counted; and another moved at once."""
-    await moved.command("migrate", uri="exec:cat >/dev/null")
+async def start_work(guest: Guest, migrated: Guest) -> None:
+    """Copy and migrate one guest slowly, with latency histograms; migrate the other one at full speed."""
+    await migrated.command("migrate", uri="exec:cat >/dev/null")
     await guest.booted()
     await guest.command(
         "block-latency-histogram-set",
@@ -106,31 +106,31 @@ async def set_to_work(guest: Guest, moved: Guest) -> None:
         boundaries=[100_000, 1_000_000, 10_000_000],
     )
     await guest.command("blockdev-add", driver="null-co", node_name="copy", size=guest.options.disk_mib << 20)
-    small: Any = {"granularity": 1 << 16, "buf_size": 1 << 16}  # steps, so that it is seen to advance at each poll
+    steps: Any = {"granularity": 1 << 16, "buf_size": 1 << 16}  # small steps, so that each poll shows progress
     await guest.command(
-        "blockdev-mirror", job_id="copy0", device="disk0-format", target="copy", sync="full", speed=BEHIND, **small
+        "blockdev-mirror", job_id="copy0", device="disk0-format", target="copy", sync="full", speed=COPY_SPEED, **steps
     )
     await guest.command("migrate-set-parameters", max_bandwidth=SLOW)
     await guest.command("migrate", uri="exec:cat >/dev/null")
 
 
-async def found(prometheus: Prometheus, query: str) -> bool:
-    """Return whether a query finds a number."""
+async def has_result(prometheus: Prometheus, query: str) -> bool:
+    """Return whether a query returns a number."""
     return any(series["value"][1] != "NaN" for series in await prometheus.query(query))
 
 
 @pytest.mark.timeout(300)
-async def test_every_query_of_every_panel_finds_what_there_is(
+async def test_every_query_of_every_panel_has_a_result(
     start_guest: StartGuest,
     start_prometheus: StartPrometheus,
     kafka: KafkaCluster,
     folder: Path,
-    card: list[str],
+    network_card: list[str],
 ) -> None:
-    extra = ["-smp", "2", "-object", "iothread,id=io0", *card]
+    extra = ["-smp", "2", "-object", "iothread,id=io0", *network_card]
     work: Any = {"kind": GuestKind.LINUX, "pause_seconds": 0.3, "span_mib": 40, "disk_options": "iothread=io0"}
     linux = await start_guest("web-1", extra=extra, **work)
-    moved = await start_guest("old-1", kind=GuestKind.WRITER)
+    migrated = await start_guest("old-1", kind=GuestKind.WRITER)
     topics = {kind: f"test-{kind}-{uuid4()}" for kind in ("events", "samples", "alerts")}
     for topic in topics.values():
         await kafka.create_topic(topic)
@@ -141,31 +141,33 @@ async def test_every_query_of_every_panel_finds_what_there_is(
         "alerts": {"write_threshold": {"mode": "arm", "levels": ["1%", "20%", "50%", "99%"]}},
         "kafka": {"bootstrap_servers": kafka.bootstrap, "topics": topics},
     }
-    async with AgentProcess(folder, config) as agent, reading(linux):
+    async with AgentProcess(folder, config) as agent, read_disk(linux):
         prometheus = await start_prometheus(agent.url.removeprefix("http://"))
-        await set_to_work(linux, moved)
-        made = [json.loads((FOLDER / f"{one.uid}.json").read_text()) for one in DASHBOARDS]
+        await start_work(linux, migrated)
+        boards = [json.loads((FOLDER / f"{dashboard.uid}.json").read_text()) for dashboard in DASHBOARDS]
         empty = {
-            (one["title"], place, chosen(query, agent, linux))
-            for one in made
-            for place, query in queries(one)
-            if not any(name in query for name in CANNOT)
+            (board["title"], location, substitute(query, agent, linux))
+            for board in boards
+            for location, query in queries(board)
+            if not any(name in query for name in NO_RESULT)
         }
         assert len(empty) > 100
 
-        async def nothing_is_empty() -> bool:
-            await linux.command("stop")  # marks are of the last minute
+        async def all_have_results() -> bool:
+            await linux.command("stop")  # annotations cover the last minute
             await linux.command("cont")
-            for one in sorted(empty):
-                if await found(prometheus, one[2]):
-                    empty.remove(one)
+            for entry in sorted(empty):
+                if await has_result(prometheus, entry[2]):
+                    empty.remove(entry)
             return not empty
 
         try:
-            await until(nothing_is_empty, 150)
+            await until(all_have_results, 150)
         except TimeoutError:
-            raise AssertionError("these find nothing:\n" + "\n".join(": ".join(one) for one in sorted(empty))) from None
-        (vm,) = (v for one in made for v in one["templating"]["list"] if v["name"] == "uuid")
+            raise AssertionError(
+                "queries without a result:\n" + "\n".join(": ".join(entry) for entry in sorted(empty))
+            ) from None
+        (vm,) = (v for board in boards for v in board["templating"]["list"] if v["name"] == "uuid")
         series = (await prometheus.query(f'qemu_vm_info{{vm_uuid="{linux.uuid}"}}'))[0]["metric"]
         text = "qemu_vm_info{" + ",".join(f'{k}="{v}"' for k, v in sorted(series.items()) if k != "__name__") + "}"
         match = re.search(vm["regex"].strip("/").replace("(?<", "(?P<"), text)

@@ -1,4 +1,4 @@
-"""The figures in a scrape are those that QEMU gives to a client that is not ours, and Prometheus takes them as they are."""
+"""The values in a scrape equal those that QEMU reports to an independent client, and Prometheus ingests them."""
 
 import asyncio
 import tempfile
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 BALLOON: Final = "/machine/peripheral/balloon0"
 BALLOON_BYTES: Final = 100 << 20
 
-# What QEMU calls a figure, what the series is called, and how many of QEMU's units one of ours is.
-# Written by hand and not taken from the agent's own table, which it is to be compared with.
+# QEMU's name of each value, the series' name, and QEMU's units per unit of the series.
+# Written by hand: the agent's own table is what this test checks.
 BLOCK: Final[Mapping[str, tuple[str, float]]] = {
     "rd_bytes": ("read_bytes_total", 1),
     "wr_bytes": ("write_bytes_total", 1),
@@ -91,8 +91,8 @@ def second_monitor(guest: Guest) -> Path:
 
 
 @asynccontextmanager
-async def asking(guest: Guest) -> AsyncIterator[QMPClient]:
-    """The other client, on a monitor of its own."""
+async def independent_client(guest: Guest) -> AsyncIterator[QMPClient]:
+    """Connect an independent QMP client to the guest's second monitor."""
     client = QMPClient()
     await client.connect(str(second_monitor(guest)))
     try:
@@ -111,8 +111,8 @@ async def stage() -> AsyncIterator[Stage]:
             return Guest(folder, name, GuestOptions(extra=extra, **options))
 
         linux = guest("linux", kind=GuestKind.LINUX, pause_seconds=0.1)
-        once = {"event": "write_aio", "iotype": "write", "errno": 5, "once": True}
-        writer = guest("writer", kind=GuestKind.WRITER, faults=[once], disk_options="werror=report")
+        one_error = {"event": "write_aio", "iotype": "write", "errno": 5, "once": True}
+        writer = guest("writer", kind=GuestKind.WRITER, faults=[one_error], disk_options="werror=report")
         config = {
             "monitors": [{"dial": f"{folder}/*.qmp"}],
             "intervals": {"poll": "500ms", "guest_memory": "1s", "resync": "1s"},
@@ -131,8 +131,8 @@ async def stage() -> AsyncIterator[Stage]:
 
 
 @asynccontextmanager
-async def still(guest: Guest) -> AsyncIterator[None]:
-    """A guest whose figures stand still, since it is stopped."""
+async def paused(guest: Guest) -> AsyncIterator[None]:
+    """Pause a guest while the block runs, so that its values do not change."""
     await guest.command("stop")
     try:
         yield
@@ -141,17 +141,17 @@ async def still(guest: Guest) -> AsyncIterator[None]:
 
 
 async def scrape_of(stage: Stage, guest: Guest) -> Scrape:
-    """Return a scrape of figures that were asked for after the guest had stopped."""
-    for _ in range(2):  # the first may have been on its way already
-        before = stage.agent.mark()
-        await stage.agent.wait_for_record("sample.block", vm=guest.uuid, since=before, device="disk0")
+    """Return a scrape whose values were polled after the guest was paused."""
+    for _ in range(2):  # the first may have been in flight
+        mark = stage.agent.mark()
+        await stage.agent.wait_for_record("sample.block", vm=guest.uuid, since=mark, device="disk0")
     return await stage.agent.metrics()
 
 
 @pytest.mark.parametrize("name", ["linux", "writer"])
-async def test_every_disk_figure_is_qemus_own(stage: Stage, name: str) -> None:
+async def test_disk_values_equal_qemus_own(stage: Stage, name: str) -> None:
     guest: Guest = getattr(stage, name)
-    async with still(guest), asking(guest) as client:
+    async with paused(guest), independent_client(guest) as client:
         series = await scrape_of(stage, guest)
         disks: Any = await client.execute("query-blockstats")
         status: Any = await client.execute("query-status")
@@ -161,10 +161,12 @@ async def test_every_disk_figure_is_qemus_own(stage: Stage, name: str) -> None:
         stats = disk["stats"]
         assert not stats.keys() - BLOCK.keys() - NO_SERIES - MOVING
         for key in stats.keys() & BLOCK.keys():
-            its, unit = BLOCK[key]
-            assert series.value(f"qemu_block_{its}", vm_uuid=guest.uuid, device=device) == stats[key] / unit, key
-        told = series.value("qemu_block_storage_write_highest_offset_bytes", vm_uuid=guest.uuid, device=device)
-        assert told == disk["parent"]["stats"]["wr_highest_offset"]
+            name_of_series, unit = BLOCK[key]
+            assert (
+                series.value(f"qemu_block_{name_of_series}", vm_uuid=guest.uuid, device=device) == stats[key] / unit
+            ), key
+        highest = series.value("qemu_block_storage_write_highest_offset_bytes", vm_uuid=guest.uuid, device=device)
+        assert highest == disk["parent"]["stats"]["wr_highest_offset"]
         for key in BLOCK.keys() - stats.keys():
             assert series.value(f"qemu_block_{BLOCK[key][0]}", vm_uuid=guest.uuid, device=device) is None, key
     disk = names["disk0"]["stats"]
@@ -178,43 +180,43 @@ async def test_every_disk_figure_is_qemus_own(stage: Stage, name: str) -> None:
     assert series.value("qemu_runstate_running", vm_uuid=guest.uuid) == status["running"] == 0
 
 
-async def test_a_guests_memory_is_told_as_qemu_tells_it(stage: Stage) -> None:
+async def test_guest_memory_values_equal_qemus_own(stage: Stage) -> None:
     guest = stage.linux
     await guest.command("balloon", value=BALLOON_BYTES)
 
     async def has_inflated() -> bool:
         return bool((await guest.command("query-balloon"))["actual"] == BALLOON_BYTES)
 
-    async def has_told_since() -> bool:
+    async def has_reported_since() -> bool:
         stats = (await guest.command("qom-get", path=BALLOON, property="guest-stats"))["stats"]
         return bool(stats["stat-total-memory"] <= BALLOON_BYTES)
 
     await until(has_inflated, 10)
-    await until(has_told_since, 10)
-    async with still(guest), asking(guest) as client:
+    await until(has_reported_since, 10)
+    async with paused(guest), independent_client(guest) as client:
         balloon: Any = await client.execute("query-balloon")
         memory: Any = await client.execute("qom-get", {"path": BALLOON, "property": "guest-stats"})
-        of = {"vm_uuid": guest.uuid}
+        labels = {"vm_uuid": guest.uuid}
 
-        async def tells_both() -> bool:
+        async def both_match() -> bool:
             series = await stage.agent.metrics()
-            told = [series.value(f"qemu_{name}", **of) for name in ("balloon_actual_bytes", LAST_UPDATE)]
-            return bool(told == [balloon["actual"], memory["last-update"]])
+            exported = [series.value(f"qemu_{name}", **labels) for name in ("balloon_actual_bytes", LAST_UPDATE)]
+            return bool(exported == [balloon["actual"], memory["last-update"]])
 
-        await until(tells_both, 10)
+        await until(both_match, 10)
         series = await stage.agent.metrics()
     assert not memory["stats"].keys() - GUEST_MEMORY.keys()
     for key, name in GUEST_MEMORY.items():
         value = memory["stats"].get(key, UNKNOWN)
-        assert series.value(f"qemu_guest_memory_{name}", **of) == (None if value == UNKNOWN else value), key
+        assert series.value(f"qemu_guest_memory_{name}", **labels) == (None if value == UNKNOWN else value), key
     assert 0 < memory["stats"]["stat-free-memory"] < memory["stats"]["stat-total-memory"]
     assert series.matching("qemu_balloon_actual_bytes", vm_uuid=stage.writer.uuid) == []
 
 
-async def test_the_layers_of_a_disk_are_told_as_qemu_tells_them(stage: Stage) -> None:
+async def test_layer_values_equal_qemus_own(stage: Stage) -> None:
     guest = stage.linux
     await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 40)
-    async with still(guest), asking(guest) as client:
+    async with paused(guest), independent_client(guest) as client:
         nodes: Any = await client.execute("query-named-block-nodes", {"flat": True})
         expected = {
             (layer, name): float(value)
@@ -230,32 +232,32 @@ async def test_the_layers_of_a_disk_are_told_as_qemu_tells_them(stage: Stage) ->
             )
         }
 
-        async def tells_all() -> bool:
+        async def all_match() -> bool:
             series = await stage.agent.metrics()
-            of = {"vm_uuid": guest.uuid, "device": "disk0"}
-            told = {key: series.value(f"qemu_block_layer_{key[1]}", layer=key[0], **of) for key in expected}
-            return told == expected
+            labels = {"vm_uuid": guest.uuid, "device": "disk0"}
+            exported = {key: series.value(f"qemu_block_layer_{key[1]}", layer=key[0], **labels) for key in expected}
+            return exported == expected
 
-        await until(tells_all, 10)
+        await until(all_match, 10)
     assert expected["storage", "write_threshold_bytes"] == 1 << 40
     assert 0 < expected["storage", "allocated_bytes"] < expected["format", "size_bytes"]
 
 
-async def test_a_threshold_that_is_exceeded_is_told_as_qemu_tells_it(stage: Stage) -> None:
+async def test_an_exceeded_threshold_is_reported_with_qemus_values(stage: Stage) -> None:
     guest = stage.linux
     await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 20)
-    said = (await guest.event("BLOCK_WRITE_THRESHOLD"))["data"]
+    qemu_event = (await guest.event("BLOCK_WRITE_THRESHOLD"))["data"]
     alert = await stage.agent.wait_for_record("alert.write_threshold", vm=guest.uuid, state="firing")
     assert (alert["subject"], alert["severity"]) == ("disk0", "warning")
-    assert alert["data"]["level_bytes"] == said["write-threshold"]
-    assert alert["data"]["exceeded_by_bytes"] == said["amount-exceeded"]
+    assert alert["data"]["level_bytes"] == qemu_event["write-threshold"]
+    assert alert["data"]["exceeded_by_bytes"] == qemu_event["amount-exceeded"]
     assert alert["data"]["layer"] == "storage"
     series = await stage.agent.metrics()
     firing = {"vm_uuid": guest.uuid, "alert": "write_threshold", "device": "disk0", "severity": "warning"}
     assert series.value("qemu_alert_firing", **firing) == 1
 
 
-async def test_promtool_has_nothing_to_say_against_a_scrape(stage: Stage) -> None:
+async def test_promtool_accepts_a_scrape(stage: Stage) -> None:
     assert promtool_check((await stage.agent.metrics()).text) == []
 
 
@@ -263,8 +265,8 @@ async def test_prometheus_sees_a_guest_write(stage: Stage) -> None:
     written = f'qemu_block_write_bytes_total{{device="disk0",vm_uuid="{stage.writer.uuid}"}}'
 
     async def value(expression: str) -> float:
-        found = await stage.prometheus.query(expression)
-        return float(found[0]["value"][1]) if found else 0.0
+        result = await stage.prometheus.query(expression)
+        return float(result[0]["value"][1]) if result else 0.0
 
     async def is_scraped() -> bool:
         return await value("up") == 1 and await value(written) > 0

@@ -44,10 +44,13 @@ class SessionDispatcher:
         self._progress = progress
 
     def on_event(self, record: Record) -> None:
-        """Publish an event and update the snapshot and the alerts."""
+        """Publish an event and update the snapshot."""
         self._publisher.publish(record)
         self._snapshot.event(record)
-        self._alerts.on_event(record)
+
+    def on_event_read(self, event: Record) -> None:
+        """Update the alerts, without the delay of coalesced events."""
+        self._alerts.on_event(event)
 
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
         """Publish a lifecycle change and update the alerts."""

@@ -101,6 +101,9 @@ class SessionObserver(Protocol):
     def on_event(self, record: Record) -> None:
         """Handle the record of a QEMU event, which may stand for several coalesced ones."""
 
+    def on_event_read(self, event: Record) -> None:
+        """Handle an event at the moment it is read. Decisions are made here, because coalesced events reach `on_event` later."""
+
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
         """Handle the record of a change in a VM's lifecycle."""
 

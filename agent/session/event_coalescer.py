@@ -76,6 +76,7 @@ class EventCoalescer:
                 yield window.held
 
     def flush(self) -> Iterator[CoalescedEvent]:
-        """Close all windows and yield the events that they hold."""
+        """Close all windows and yield the events that they hold, the oldest first."""
         windows, self._windows = self._windows, {}
-        yield from (window.held for window in windows.values() if window.held is not None)
+        held = [window.held for window in windows.values() if window.held is not None]
+        yield from sorted(held, key=lambda event: event.last_ns)

@@ -21,6 +21,10 @@ MAX_BUFFERED_EVENTS = 1024
 """Maximum number of events that are buffered until the VM is identified."""
 
 
+ORDERED_EVENTS = frozenset({"STOP", "RESUME", "RESET", "SHUTDOWN"})
+"""Events before which the held events are reported: a VM's records leave in the order in which things happened."""
+
+
 class EventHandler:
     """Handler of one connection's events: `on_event` for each of them, `attach` once the VM is identified, `close` at the end."""
 
@@ -72,12 +76,16 @@ class EventHandler:
     def _handle(self, vm: Vm, event: Event) -> None:
         row = row_of(event.name)
         time_ns = time.time_ns() if event.time_ns is None else event.time_ns
+        record = _record(vm, row, event, time_ns)
+        if event.name in ORDERED_EVENTS:
+            self._report(vm, self._coalescer.flush())
         if row.coalesce_by is None:
-            self._observer.on_event(_record(vm, row, event, time_ns))
+            self._observer.on_event(record)
         else:
             key = row.coalesce_key(event.data, row.coalesce_by)
             self._report(vm, self._coalescer.take(key, event, time_ns, time.monotonic()))
             self._start_timer(vm)
+        self._observer.on_event_read(record)
         if self._callback is not None:
             self._callback(event, time_ns)
 

@@ -41,6 +41,9 @@ class RecordingObserver:
     def on_event(self, record: Record) -> None:
         self._add("on_record", record)
 
+    def on_event_read(self, event: Record) -> None:
+        self._note("on_event_read", event)
+
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
         assert record.type == change.type
         self._add("on_record", record)

@@ -1,1 +1,1 @@
-"""Watching one VM: who it is (identity), when to ask what (schedule), the session that does it (session), again and again (watch)."""
+"""Sessions with monitors: discovery, supervision, ownership, and the polling and events of one VM."""

@@ -95,6 +95,19 @@ class VmChange(StrEnum):
         return f"qemu.vm.{self.value}"
 
 
+def reported_change(before: MonitorState | None, after: MonitorState) -> VmChange | None:
+    """Return the lifecycle change that a session reports when a monitor's state changes; None if it reports none."""
+    match before, after:
+        case _, MonitorState.BUSY:
+            return VmChange.BUSY
+        case _, MonitorState.STALLED:
+            return VmChange.STALLED
+        case (MonitorState.STALLED, _) | (MonitorState.BUSY, MonitorState.UP):
+            return VmChange.RECOVERED
+        case _:
+            return None
+
+
 class SessionObserver(Protocol):
     """Callbacks invoked by sessions. Implementations must not block or raise."""
 

@@ -24,7 +24,7 @@ from agent.qmp.errors import (
     TransportLostError,
 )
 from agent.session import identity
-from agent.session.api import MonitorState, MonitorStatus, SessionContext, SessionObserver, VmChange
+from agent.session.api import MonitorState, MonitorStatus, SessionContext, SessionObserver, VmChange, reported_change
 from agent.session.event_handler import EventHandler
 from agent.session.migration_state import MigrationState
 from agent.session.ownership import OwnershipClaim, OwnershipRegistry
@@ -195,12 +195,10 @@ class MonitorSupervisor:
         before = self._state
         if not self._set_state(state, reason or (self._up_reason if state is MonitorState.UP else "")):
             return
-        if state is MonitorState.BUSY:
-            self._report_change(VmChange.BUSY, {"reason": reason}, Severity.WARNING)
-        elif state is MonitorState.STALLED:
-            self._report_change(VmChange.STALLED, {"reason": reason}, Severity.ERROR)
-        elif before is MonitorState.STALLED or (before is MonitorState.BUSY and state is MonitorState.UP):
-            self._report_change(VmChange.RECOVERED, {})
+        change = reported_change(before, state)
+        if change is not None:
+            data = {} if change is VmChange.RECOVERED else {"reason": reason}
+            self._report_change(change, data, _SEVERITIES.get(change, Severity.INFO))
 
     def _set_state(self, state: MonitorState, reason: str = "") -> bool:
         """Set the state; return whether the state itself is new, and not just its reason."""
@@ -216,6 +214,8 @@ class MonitorSupervisor:
         known = {key: value for key, value in data.items() if value is not None}
         self._observer.on_lifecycle(change, Record(change.type, vm, known, time.time_ns(), severity=severity))
 
+
+_SEVERITIES = {VmChange.BUSY: Severity.WARNING, VmChange.STALLED: Severity.ERROR}
 
 _STATES = {
     StalledError: MonitorState.STALLED,

@@ -42,7 +42,7 @@ class RecordingObserver:
         self._add("on_record", record)
 
     def on_event_read(self, event: Record) -> None:
-        self._note("on_event_read", event)
+        self._add("on_event_read", event)
 
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
         assert record.type == change.type

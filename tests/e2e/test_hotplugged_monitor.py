@@ -8,7 +8,7 @@ from agent.cli.demo.guest import Guest, until
 from agent.qmp.commands import own_monitor
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest
-from tests.lab.proxmox import visit
+from tests.lab.proxmox import poll
 from tests.lab.qemus import Qemu
 
 SINCE = (11, 1)
@@ -41,7 +41,7 @@ async def test_a_monitor_is_added_if_qemu_supports_it_and_removed_with_the_agent
             attached = await agent.wait_for_record("vm.attached", vm=guest.uuid, since=mark)
             assert attached["data"].get("events_available", True) is supported
             await until(lambda: has_added(int(supported)), 60)
-            visit(str(guest.monitor))
+            poll(str(guest.monitor))
             if supported:
                 await guest.command("stop")
                 await agent.wait_for_record("event.stop", vm=guest.uuid, since=mark)

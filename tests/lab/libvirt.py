@@ -1,4 +1,4 @@
-"""A real libvirtd of the tests' own, whose folders are its own too: one that runs on this machine already is not touched."""
+"""A real libvirtd for tests, with directories of its own: a libvirtd of this machine is not touched."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ _FOLDERS: Final = {
     "etc": "/etc/libvirt",
 }
 _CACHE: Final = "/var/cache/libvirt"
-"""What libvirtd found out about QEMU, which takes it ten seconds: kept from run to run."""
+"""libvirtd's cache of QEMU's capabilities, which take ten seconds to probe: kept from run to run."""
 
 _DAEMON: Final = """\
 auth_unix_rw = "none"
@@ -46,7 +46,7 @@ remember_owner = 0
 """
 
 _USER: Final = 64055
-"""Debian's libvirt-qemu: libvirtd does not start without it, and Debian makes it only where libvirtd is to be a service."""
+"""Debian's libvirt-qemu: libvirtd does not start without it, and Debian creates it only with the package of the service."""
 
 _DOMAIN: Final = """\
 <domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
@@ -72,12 +72,12 @@ _DOMAIN: Final = """\
 MONITOR: Final = """<qemu:commandline>
     <qemu:arg value='-qmp'/><qemu:arg value='unix:{path},server=on,wait=off'/>
   </qemu:commandline>"""
-"""XML of a domain with a QMP monitor beside libvirt's own."""
+"""XML that gives a domain a QMP monitor beside libvirt's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """A domain whose guest writes to its second disk, `vdb` to libvirt and `virtio-disk1` to QEMU, for ever."""
+    """A domain whose guest writes to its second disk, `vdb` to libvirt and `virtio-disk1` to QEMU, continuously."""
 
     name: str
     uuid: str
@@ -90,8 +90,7 @@ class Libvirtd:
     """A libvirtd; as an async context manager it runs from entering to leaving, and its domains end with it.
 
     Attributes:
-        folder: where all that it writes is.
-        uri: by which clients reach it.
+        folder: directory for everything that it writes.
     """
 
     folder: Path
@@ -99,25 +98,25 @@ class Libvirtd:
 
     @property
     def _host(self) -> uuid.UUID:
-        """Who its host is, which is the same whenever it is started."""
+        """UUID of its host, the same at each start."""
         return uuid.uuid5(uuid.NAMESPACE_URL, str(self.folder))
 
     @property
     def uri(self) -> str:
-        """Its address."""
+        """Libvirt's URI of it."""
         return f"qemu+unix:///system?socket={self.folder}/run/libvirt-sock"
 
     @property
     def read_only_uri(self) -> str:
-        """The address of the socket that everybody may use, to read."""
+        """Libvirt's URI of its read-only socket, which every user may use."""
         return f"{self.uri}-ro"
 
     async def start(self) -> None:
-        """Start it and return when it answers; domains of an earlier run are taken over.
+        """Start it and return when it answers; it takes over the domains of an earlier run.
 
         Raises:
-            LabMissing: it is not installed, or this user may not give it folders of its own.
-            AssertionError: it did not start; with its log.
+            LabMissing: it is not installed, or this user may not give it its own directories.
+            AssertionError: it did not start; the text has its log.
         """
         for program, package in (
             ("libvirtd", "libvirt-daemon"),
@@ -126,7 +125,7 @@ class Libvirtd:
         ):
             require(program, package)
         if os.geteuid() != 0:
-            raise LabMissing(f"libvirtd with folders of its own takes root: {INSTALL_HINT}, and run the tests as root")
+            raise LabMissing(f"libvirtd with its own directories needs root: {INSTALL_HINT}, and run the tests as root")
         self._prepare()
         if self._shell is None:
             await self._open()
@@ -134,16 +133,16 @@ class Libvirtd:
             f"libvirtd -f {self.folder}/libvirtd.conf -p {self.folder}/libvirtd.pid >>{self.folder}/out 2>&1 & pid=$!"
         )
 
-        async def settled() -> bool:
+        async def started_or_ended() -> bool:
             return not await self.runs() or (await self._virsh("list"))[0] == 0
 
-        await until(settled, _START_SECONDS)
+        await until(started_or_ended, _START_SECONDS)
         assert await self.runs(), f"libvirtd did not start: {self.log}"
 
     async def _open(self) -> None:
-        """Start the shell that libvirtd and its domains are children of: in namespaces of its own, which end with it and with us.
+        """Start the shell that is the parent of libvirtd and its domains, in its own namespaces, which end with it and with this process.
 
-        It takes the place of init, which has to collect processes that have ended: libvirtd waits for that, and not every init is quick.
+        It is the init of its PID namespace and reaps ended processes: libvirtd waits for that, and not every init is quick.
         """
         mounts = self._prepare()
         script = " && ".join([*mounts, 'while read -r line; do eval "$line"; echo "$?"; done'])
@@ -166,13 +165,13 @@ class Libvirtd:
         )
 
     async def run(self, line: str) -> str:
-        """Have a command run where libvirtd runs, and its folders are those of the system; return what it says."""
-        said = self.folder / "said"
-        await self._do(f"{{ {line}; }} >{said} 2>&1")
-        return said.read_text()
+        """Run a shell command in libvirtd's namespaces, where its directories are the system's; return the output."""
+        output = self.folder / "output"
+        await self._do(f"{{ {line}; }} >{output} 2>&1")
+        return output.read_text()
 
     async def _do(self, line: str) -> bool:
-        """Have the shell do something; return whether it succeeded."""
+        """Run a line in the shell; return whether it succeeded."""
         assert self._shell is not None
         assert self._shell.stdin is not None
         assert self._shell.stdout is not None
@@ -181,16 +180,16 @@ class Libvirtd:
             return await self._shell.stdout.readline() == b"0\n"
 
     async def runs(self) -> bool:
-        """Return whether it runs."""
+        """Return whether the process runs."""
         return await self._do("kill -0 $pid 2>/dev/null")
 
     def _prepare(self) -> list[str]:
-        """Make its folders and files; return the commands that put them where it looks."""
+        """Create its directories and files; return the commands that mount them at the system's paths."""
         for name in _FOLDERS:
             Path(self.folder, name).mkdir(exist_ok=True)
         Path(cache_folder(), "libvirt").mkdir(parents=True, exist_ok=True)
-        for theirs in (*_FOLDERS.values(), _CACHE):
-            Path(theirs).mkdir(parents=True, exist_ok=True)  # something has to be there to mount on
+        for path in (*_FOLDERS.values(), _CACHE):
+            Path(path).mkdir(parents=True, exist_ok=True)  # a mount point has to exist
         self.folder.chmod(0o755)
         Path(self.folder, "libvirtd.conf").write_text(_DAEMON.format(folder=self.folder, host=self._host))
         Path(self.folder, "etc", "qemu.conf").write_text(_QEMU)
@@ -198,57 +197,55 @@ class Libvirtd:
             ("passwd", f"libvirt-qemu:x:{_USER}:{_USER}::/var/lib/libvirt:/bin/false\n"),
             ("group", f"libvirt-qemu:x:{_USER}:\nkvm:x:{_USER + 1}:\n"),
         ):
-            known = Path("/etc", name).read_text()
-            missing = [entry for entry in line.splitlines(keepends=True) if entry.split(":")[0] + ":" not in known]
-            Path(self.folder, name).write_text(known + "".join(missing))
-        mounts = [f"mount --bind {self.folder}/{mine} {theirs}" for mine, theirs in _FOLDERS.items()]
+            existing = Path("/etc", name).read_text()
+            missing = [entry for entry in line.splitlines(keepends=True) if entry.split(":")[0] + ":" not in existing]
+            Path(self.folder, name).write_text(existing + "".join(missing))
+        mounts = [f"mount --bind {self.folder}/{name} {path}" for name, path in _FOLDERS.items()]
         mounts += [f"mount --bind {self.folder}/{name} /etc/{name}" for name in ("passwd", "group")]
         mounts += [f"mount --bind {cache_folder()}/libvirt {_CACHE}"]
-        mounts += [f"hostname host-{self._host.hex[:12]}"]  # a domain migrates to another host only
+        mounts += [f"hostname host-{self._host.hex[:12]}"]  # a domain migrates only to a host of another name
         if Path("/dev/kvm").exists():
-            # libvirtd asks a QEMU for its capabilities anew, for ten seconds, whenever its user may not use KVM and root may.
+            # libvirtd probes QEMU's capabilities again, for ten seconds, whenever QEMU's user may not use KVM and root may.
             mounts += [f"mkdir -p {self.folder}/dev", f"mount -t tmpfs tmpfs {self.folder}/dev"]
             mounts += [f"mknod -m 666 {self.folder}/dev/kvm c 10 232", f"mount --bind {self.folder}/dev/kvm /dev/kvm"]
         return mounts
 
     async def stop(self) -> None:
-        """End it as its service manager would; the domains live on."""
+        """Stop it as its service manager would; the domains keep running."""
         await self._do("kill $pid; wait $pid; true")
 
     async def kill(self) -> None:
-        """End it as a crash would; the domains live on."""
+        """Kill it as a crash would; the domains keep running."""
         await self._do("kill -KILL $pid; wait $pid; true")
 
     async def send_signal(self, number: signal.Signals) -> None:
-        """Send it a signal: SIGSTOP makes it hang, SIGCONT go on."""
+        """Send it a signal: SIGSTOP makes it hang, SIGCONT continue."""
         assert await self._do(f"kill -{number} $pid")
 
     @property
     def log(self) -> str:
-        """What it wrote."""
+        """Its log."""
         return "".join(path.read_text(errors="replace") for path in self.folder.glob("libvirtd.log"))
-
-    # Its domains.
 
     async def domain(
         self, name: str, *, vcpus: int = 1, interface: str = "user", extra: str = "", identity: str | None = None
     ) -> Domain:
-        """Make a domain and start it.
+        """Create a domain and start it.
 
         Args:
             name: its name.
-            vcpus: how many vCPUs it has.
-            interface: what its network interface is to libvirt: `ethernet` is a tap that libvirt makes, and takes away again.
+            vcpus: number of its vCPUs.
+            interface: libvirt's type of its network interface: `ethernet` is a tap that libvirt creates and removes.
             extra: more XML.
             identity: its UUID; by default a new one.
         """
         boot, disk, xml = (self.folder / f"{name}{end}" for end in ("-boot.raw", ".qcow2", ".xml"))
         boot.write_bytes(boot_sector(pause_us=20_000).ljust(1 << 20, b"\0"))
-        made = await asyncio.create_subprocess_exec("qemu-img", "create", "-q", "-f", "qcow2", disk, "64M")
-        assert await made.wait() == 0
+        process = await asyncio.create_subprocess_exec("qemu-img", "create", "-q", "-f", "qcow2", disk, "64M")
+        assert await process.wait() == 0
         domain = Domain(name, identity or str(uuid.uuid4()), disk, xml)
-        told = {"name": name, "uuid": domain.uuid, "boot": boot, "disk": disk, "vcpus": vcpus}
-        xml.write_text(_DOMAIN.format(**told, interface=interface, extra=extra))
+        values = {"name": name, "uuid": domain.uuid, "boot": boot, "disk": disk, "vcpus": vcpus}
+        xml.write_text(_DOMAIN.format(**values, interface=interface, extra=extra))
         await self.virsh("create", xml)
         return domain
 
@@ -262,15 +259,15 @@ class Libvirtd:
         return dict(line.strip().split("=", 1) for line in lines if "=" in line)
 
     def taints(self, domain: Domain) -> list[str]:
-        """Return how libvirtd marks a domain, by its own state of it; that is there while libvirtd is away, too."""
+        """Return a domain's taints from libvirtd's state file, which exists also while libvirtd is down."""
         text = Path(self.folder, "run", "qemu", f"{domain.name}.xml").read_text()
         return [line.split("'")[1] for line in text.splitlines() if "<taint flag=" in line]
 
     async def virsh(self, *arguments: Any) -> str:
-        """Run virsh and return what it says.
+        """Run virsh and return its output.
 
         Raises:
-            AssertionError: it failed; with its words.
+            AssertionError: it failed; the text is its error output.
         """
         status, out, error = await self._virsh(*arguments)
         assert status == 0, error
@@ -307,7 +304,7 @@ class Libvirtd:
 
 @contextlib.asynccontextmanager
 async def exporter(libvirtd: Libvirtd) -> AsyncIterator[tuple[str, int]]:
-    """Run Debian's prometheus-libvirt-exporter on a libvirtd; yield its address and its process."""
+    """Run Debian's prometheus-libvirt-exporter on a libvirtd; yield its address and its process ID."""
     require("prometheus-libvirt-exporter", "prometheus-libvirt-exporter")
     address = f"127.0.0.1:{free_port()}"
     process = await asyncio.create_subprocess_exec(

@@ -1,9 +1,9 @@
-"""A program that uses a VM's monitor as Proxmox VE's own do (PVE::QMPClient of qemu-server 9.2), again and again until its input ends.
+"""A program that polls a VM's monitor as Proxmox VE's tools do (PVE::QMPClient of qemu-server 9.2), until its standard input ends.
 
     python -m tests.lab.proxmox SOCKET PAUSE_SECONDS
 
-It connects, trying again each 100 ms where there is no room to wait, asks one question after the other without waiting for the greeting
-first, and leaves. An answer has to come within three seconds of the question before it. At its end it writes a `Report` as JSON.
+A poll connects, with a retry every 100 ms while the backlog is full, sends one command after the other without waiting for the greeting
+first, and disconnects. Each reply has to arrive within three seconds of its command. At its end the program writes a `Report` as JSON.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any, Final
 TIMEOUT_SECONDS: Final = 3.0
 RETRY_SECONDS: Final = 0.1
 
-QUESTIONS: Final = (
+COMMANDS: Final = (
     "qmp_capabilities",
     "query-status",
     "query-blockstats",
@@ -25,16 +25,16 @@ QUESTIONS: Final = (
     "query-version",
     "query-balloon",
 )
-"""What pvestatd asks of each VM every ten seconds."""
+"""The commands that pvestatd sends to each VM every ten seconds."""
 
 
 @dataclass(slots=True)
 class Report:
-    """What came of it.
+    """Result of all polls.
 
     Attributes:
-        seconds: how long each visit took, from wanting to connect to the last answer.
-        failures: why visits failed.
+        seconds: duration of each poll, from the first attempt to connect to the last reply.
+        failures: why polls failed.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -45,7 +45,7 @@ def connect(path: str) -> socket.socket:
     """Return a connected socket.
 
     Raises:
-        OSError: it could not be had in time.
+        OSError: the backlog stayed full for too long, or nothing listens.
     """
     until = time.monotonic() + TIMEOUT_SECONDS
     while True:
@@ -63,35 +63,35 @@ def connect(path: str) -> socket.socket:
             return sock
 
 
-def visit(path: str) -> None:
-    """Ask all.
+def poll(path: str) -> None:
+    """Send all commands and read their replies.
 
     Raises:
-        OSError: one was not answered in time.
+        OSError: a reply did not arrive in time.
     """
-    with connect(path) as sock, sock.makefile("rb") as answers:
-        for number, question in enumerate(QUESTIONS):
-            sock.sendall(json.dumps({"execute": question, "arguments": {}, "id": str(number)}).encode())
+    with connect(path) as sock, sock.makefile("rb") as replies:
+        for number, command in enumerate(COMMANDS):
+            sock.sendall(json.dumps({"execute": command, "arguments": {}, "id": str(number)}).encode())
             while True:
-                line = answers.readline()
+                line = replies.readline()
                 if not line:
-                    raise ConnectionError(f"hung up on before {question} was answered")
+                    raise ConnectionError(f"disconnected before the reply to {command}")
                 reply: dict[str, Any] = json.loads(line)
                 if reply.get("id") == str(number):
                     break
 
 
 def main() -> None:
-    """Visit until standard input ends, then report."""
+    """Poll until standard input ends, then report."""
     path, pause = sys.argv[1], float(sys.argv[2])
     report = Report()
     while not select.select([sys.stdin], [], [], pause)[0]:
-        begin = time.monotonic()
+        start = time.monotonic()
         try:
-            visit(path)
+            poll(path)
         except OSError as error:
             report.failures.append(str(error) or type(error).__name__)
-        report.seconds.append(time.monotonic() - begin)
+        report.seconds.append(time.monotonic() - start)
     json.dump(asdict(report), sys.stdout)
 
 

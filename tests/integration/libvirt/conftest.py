@@ -1,4 +1,4 @@
-"""What the tests over libvirt share: one libvirtd for each module, and the agent on it."""
+"""Fixtures of the libvirt tests: one libvirtd for each module, and agents on it."""
 
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -21,7 +21,7 @@ AgentOn = Callable[..., AgentProcess]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def libvirtd() -> AsyncIterator[Libvirtd]:
-    """A libvirtd for the module's tests; leave it running."""
+    """A libvirtd for the module's tests; tests leave it running."""
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         async with Libvirtd(Path(path)) as running:
             yield running
@@ -29,9 +29,9 @@ async def libvirtd() -> AsyncIterator[Libvirtd]:
 
 @pytest.fixture
 def agent_on(libvirtd: Libvirtd, folder: Path) -> AgentOn:
-    """A function that makes an agent, with an entry for `libvirtd` of these keys, and a config of others."""
+    """A function that creates an agent with these keys in its entry for `libvirtd`, and these other keys in its config."""
 
-    def make(entry: Mapping[str, Any] | None = None, **config: Any) -> AgentProcess:
+    def create(entry: Mapping[str, Any] | None = None, **config: Any) -> AgentProcess:
         return AgentProcess(folder, {**QUICK, "monitors": [{"libvirt": libvirtd.uri} | dict(entry or {})], **config})
 
-    return make
+    return create

@@ -1,4 +1,4 @@
-"""Beside libvirt: deploy/'s monitor of the domain's own, all that passthrough gives, somebody else's threshold, a libvirtd elsewhere."""
+"""Setups beside libvirt: deploy/'s own monitor, passthrough, another client's threshold, a libvirtd in namespaces."""
 
 import json
 import re
@@ -17,11 +17,11 @@ from tests.lab.libvirt import Libvirtd
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 DEPLOY = Path(__file__).parents[3] / "deploy" / "libvirt"
-OURS = {"users": ["root", "64055"]}
-"""Debian's number of the user that libvirtd of the tests starts QEMU as; no user of this machine need have it."""
+ALLOWED_USERS = {"users": ["root", "64055"]}
+"""Debian's user ID that the tests' libvirtd starts QEMU as; this machine need not have the user."""
 
 
-async def test_a_domain_with_deploys_monitor_calls_the_agent_again_and_again_and_is_watched_over_that(
+async def test_a_domain_with_deploys_own_monitor_reconnects_and_is_polled_over_it(
     libvirtd: Libvirtd, agent_on: AgentOn
 ) -> None:
     path = libvirtd.folder / "monitor.sock"
@@ -29,19 +29,23 @@ async def test_a_domain_with_deploys_monitor_calls_the_agent_again_and_again_and
     snippet = snippet.replace("/run/qmp-agent/monitor.sock", str(path)).replace("reconnect=5", "reconnect=1")
     domain = await libvirtd.domain("caller", extra=snippet)
     assert libvirtd.taints(domain) == ["custom-argv"]
-    monitors = [{"libvirt": libvirtd.uri}, {"listen": str(path), **OURS}]
+    monitors = [{"libvirt": libvirtd.uri}, {"listen": str(path), **ALLOWED_USERS}]
     agent = agent_on(monitors=monitors)
     for _ in range(2):
         async with agent:
 
-            async def settled() -> bool:
-                ways = [labels for labels, up in (await agent.metrics()).matching("qmp_agent_monitor_state") if up]
-                return {(way["monitor"].split(" ")[0].split("#")[-1], way["state"]) for way in ways} >= {
+            async def is_up() -> bool:
+                monitors_now = [
+                    labels for labels, up in (await agent.metrics()).matching("qmp_agent_monitor_state") if up
+                ]
+                return {
+                    (labels["monitor"].split(" ")[0].split("#")[-1], labels["state"]) for labels in monitors_now
+                } >= {
                     (str(path), "up"),
                     ("caller", "standby"),
                 }
 
-            await until(settled, 20)
+            await until(is_up, 20)
             since = agent.mark()
             await libvirtd.virsh("suspend", domain.name)
             await agent.wait_for_record("event.stop", vm=domain.uuid, since=since)
@@ -50,8 +54,8 @@ async def test_a_domain_with_deploys_monitor_calls_the_agent_again_and_again_and
     assert libvirtd.taints(domain) == ["custom-argv"]
 
 
-def told(agent: AgentProcess, uuid: str) -> Mapping[str, set[str]]:
-    """Return which figures of a VM are told, by type of record; without those that this host tells, and not QEMU."""
+def reported_fields(agent: AgentProcess, uuid: str) -> Mapping[str, set[str]]:
+    """Return the reported fields of a VM by record type, without the types that come from the host and not from QEMU."""
     fields: dict[str, set[str]] = {}
     for record in agent.records():
         if record["type"].startswith("qemu.sample.") and record["vmuuid"] == uuid:
@@ -61,7 +65,7 @@ def told(agent: AgentProcess, uuid: str) -> Mapping[str, set[str]]:
     }
 
 
-async def test_with_passthrough_all_is_told_that_a_monitor_of_qemus_own_tells(
+async def test_passthrough_reports_everything_that_a_dedicated_monitor_reports(
     libvirtd: Libvirtd, agent_on: AgentOn, folder: Path
 ) -> None:
     own = f"{libvirtd.folder}/lib/qemu/whole.qmp"
@@ -77,46 +81,48 @@ async def test_with_passthrough_all_is_told_that_a_monitor_of_qemus_own_tells(
         await attached(through, domain)
         await attached(direct, domain)
 
-        def all_told() -> bool:
-            return bool(told(direct, domain.uuid)) and told(through, domain.uuid) == told(direct, domain.uuid)
+        def same_fields() -> bool:
+            return bool(reported_fields(direct, domain.uuid)) and reported_fields(
+                through, domain.uuid
+            ) == reported_fields(direct, domain.uuid)
 
         try:
-            await until(all_told, 20)
+            await until(same_fields, 20)
         except TimeoutError:
-            assert told(through, domain.uuid) == told(direct, domain.uuid)
-        assert len(told(through, domain.uuid)) > 6
+            assert reported_fields(through, domain.uuid) == reported_fields(direct, domain.uuid)
+        assert len(reported_fields(through, domain.uuid)) > 6
     assert set(libvirtd.taints(domain)) == {"custom-argv", "custom-monitor"}
 
 
-async def test_a_threshold_that_somebody_set_over_libvirt_is_left_alone_and_told(
+async def test_a_threshold_that_another_client_set_over_libvirt_is_kept_and_reported(
     libvirtd: Libvirtd, agent_on: AgentOn
 ) -> None:
     domain = await libvirtd.domain("foreign")
-    theirs = 60 << 20
-    await libvirtd.virsh("domblkthreshold", domain.name, "vdb", str(theirs))
+    foreign_threshold = 60 << 20
+    await libvirtd.virsh("domblkthreshold", domain.name, "vdb", str(foreign_threshold))
     levels = {"write_threshold": {"mode": "arm", "levels": ["used 1MiB", "used 40MiB"]}}
     async with agent_on(alerts=levels) as agent:
         await attached(agent, domain)
         alert = await agent.wait_for_record("alert.write_threshold", vm=domain.uuid, timeout=30)
         assert (alert["data"]["device"], alert["data"]["detected_by"]) == ("virtio-disk1", "level")
 
-        async def foreign() -> bool:
+        async def is_foreign() -> bool:
             series = await agent.metrics()
             return series.value("qemu_block_space_threshold_foreign", vm_uuid=domain.uuid, device="virtio-disk1") == 1
 
-        await until(foreign, 10)
+        await until(is_foreign, 10)
         since = agent.mark()
         await agent.wait_for_record("sample.block", vm=domain.uuid, since=since)
-    assert (await libvirtd.stats(domain))["block.1.threshold"] == str(theirs)
+    assert (await libvirtd.stats(domain))["block.1.threshold"] == str(foreign_threshold)
     assert libvirtd.taints(domain) == []
 
 
-async def test_a_libvirtd_in_namespaces_of_its_own_is_reached_through_its_domains_process(
+async def test_a_libvirtd_in_its_own_namespaces_is_reached_through_its_domains_process(
     libvirtd: Libvirtd, agent_on: AgentOn
 ) -> None:
     domain = await libvirtd.domain("pod")
-    said = await run_command("doctor", "--vm", "pod", "--json", "--user", "root")
-    (vm,) = json.loads(said.out)
+    result = await run_command("doctor", "--vm", "pod", "--json", "--user", "root")
+    (vm,) = json.loads(result.out)
     socket = f"/proc/{vm['pid']}/root/run/libvirt/libvirt-sock"
     async with agent_on({"libvirt": f"qemu+unix:///system?socket={socket}"}) as agent:
         await attached(agent, domain)

@@ -1,4 +1,4 @@
-"""A libvirtd that hangs until keepalive closes all connections while many calls are under way: each is told, and their process lives on."""
+"""A libvirtd that hangs until keepalive ends all connections with calls in progress: the calls fail, the process does not crash."""
 
 import asyncio
 import signal
@@ -12,7 +12,7 @@ from tests.lab.libvirt_crowd import ANSWERED, ENDED
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 
-async def test_calls_that_keepalive_ends_are_made_again(libvirtd: Libvirtd) -> None:
+async def test_calls_that_keepalive_ended_are_made_again(libvirtd: Libvirtd) -> None:
     domain = await libvirtd.domain("crowded")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-X", "faulthandler", "-m", "tests.lab.libvirt_crowd", libvirtd.uri, domain.uuid),
@@ -22,22 +22,22 @@ async def test_calls_that_keepalive_ends_are_made_again(libvirtd: Libvirtd) -> N
     assert process.stdin is not None
     assert process.stdout is not None
 
-    async def meets(what: bytes) -> bool:
+    async def all_get(outcome: bytes) -> bool:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(what)
+        process.stdin.write(outcome)
         async with asyncio.timeout(30):
-            return await process.stdout.readline() == what
+            return await process.stdout.readline() == outcome
 
     try:
-        assert await meets(ANSWERED)
+        assert await all_get(ANSWERED)
         for _ in range(2):
             await libvirtd.send_signal(signal.SIGSTOP)
             try:
-                assert await meets(ENDED), f"the process ended: {await process.wait()}"
+                assert await all_get(ENDED), f"the process ended: {await process.wait()}"
             finally:
                 await libvirtd.send_signal(signal.SIGCONT)
-            assert await meets(ANSWERED), f"the process ended: {await process.wait()}"
+            assert await all_get(ANSWERED), f"the process ended: {await process.wait()}"
         process.stdin.close()
         assert await process.wait() == 0
     finally:

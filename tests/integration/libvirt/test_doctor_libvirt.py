@@ -40,11 +40,11 @@ for sock, address in zip(held, sys.argv[1:]):
 print("held", flush=True)
 sys.stdin.read()
 """
-"""A manager that holds what it is given."""
+"""A manager that holds the addresses that it is given."""
 
 
 VMS: Final = f"doctor{os.getpid()}-"
-"""How the names of these VMs begin: not as those of another test run on this machine."""
+"""Prefix of the VMs' names; another test run on this machine has another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Here:
     libvirtd: Libvirtd
 
     def known(self, text: str) -> str:
-        """Return what doctor says with what differs from run to run left out."""
+        """Return doctor's output without the parts that differ between runs."""
         for number, (name, port) in enumerate(self.ports.items()):
             text = re.sub(rf"\b{port}\b", f"PORT{number}-{name}", text)
         text = (
@@ -68,7 +68,7 @@ class Here:
 
 
 async def run(stack: AsyncExitStack, *line: str, umask: int = 0, **options: Any) -> asyncio.subprocess.Process:
-    """Start a process that ends with us."""
+    """Start a process that ends with this one."""
     process = await asyncio.create_subprocess_exec(
         *("setpriv", "--pdeathsig", "KILL", *line), umask=umask, stdin=asyncio.subprocess.PIPE, **options
     )
@@ -83,7 +83,7 @@ async def run(stack: AsyncExitStack, *line: str, umask: int = 0, **options: Any)
 
 @pytest.fixture(scope="module")
 def open_folder() -> Iterator[Path]:
-    """A folder that everybody may enter."""
+    """A directory that every user may enter."""
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         Path(path).chmod(0o755)
         yield Path(path)
@@ -102,14 +102,14 @@ async def here(libvirtd: Libvirtd, open_folder: Path) -> AsyncIterator[Here]:
         "nothing": "-monitor none",
         **{name: f"-qmp tcp:127.0.0.1:{port},server=on,wait=off" for name, port in here.ports.items()},
         "calls": f"-chardev socket,id=m,path={folder}/agent.sock,{reconnect}",
-        "waits": f"-chardev socket,id=m,path={folder}/nobody.sock,{reconnect}",
+        "waits": f"-chardev socket,id=m,path={folder}/absent.sock,{reconnect}",
     }
     async with AsyncExitStack() as stack:
-        for name, said in monitors.items():
+        for name, options in monitors.items():
             qemu = (
                 f"qemu-system-x86_64 -name {VMS}{name} -uuid {UUIDS[name]} -S -machine none -nodefaults -display none"
             )
-            await run(stack, *qemu.split(), *said.split(), umask=0o77 if name == "denied" else 0)
+            await run(stack, *qemu.split(), *options.split(), umask=0o77 if name == "denied" else 0)
         held = (folder / "held.qmp", folder / "private/denied.qmp", folder / "free.qmp", folder / "watched.qmp")
         await until(lambda: all(path.is_socket() for path in held), 20)
         (folder / "vm-manager").write_text(HOLD)
@@ -126,25 +126,25 @@ async def here(libvirtd: Libvirtd, open_folder: Path) -> AsyncIterator[Here]:
 
 
 async def doctor(*options: str | Path) -> str:
-    """Return what doctor says of the VMs of this test."""
+    """Return doctor's output about the VMs of this test."""
     ended = await run_command("doctor", "--vm", f"{VMS}*", *options)
     assert (ended.status, ended.log) == (0, "")
     return ended.out
 
 
 def config(here: Here, name: str, monitors: Sequence[Mapping[str, Any]]) -> Path:
-    """Write a config that has only these monitors."""
+    """Write a config with these monitors only."""
     path = here.folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump({"monitors": [dict(entry) for entry in monitors]}))
     return path
 
 
-async def test_doctor_says_of_each_vm_who_holds_it_and_what_would_have_it_watched(here: Here) -> None:
-    said = here.known(await doctor("--user", "nobody"))
-    assert same_text("doctor.txt", said)
+async def test_doctor_reports_each_vms_holder_and_the_change_that_it_needs(here: Here) -> None:
+    output = here.known(await doctor("--user", "nobody"))
+    assert same_text("doctor.txt", output)
 
 
-async def test_with_a_config_doctor_says_which_vms_it_leads_to_and_what_is_in_the_way(
+async def test_doctor_reports_the_vms_that_a_config_reaches_and_what_blocks_the_others(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monitors = [
@@ -160,14 +160,14 @@ async def test_with_a_config_doctor_says_which_vms_it_leads_to_and_what_is_in_th
     async with AgentProcess(here.folder, {"monitors": watching}) as agent:
         for name in ("watched", "calls"):
             await agent.wait_for_record("vm.attached", vm=UUIDS[name])
-        said = here.known(await doctor("--config", path, "--user", "nobody"))
-        assert same_text("doctor-configured.txt", said)
+        output = here.known(await doctor("--config", path, "--user", "nobody"))
+        assert same_text("doctor-configured.txt", output)
 
 
-async def test_what_doctor_says_as_json_has_a_field_for_all_of_it(here: Here) -> None:
-    found = {vm["name"].removeprefix(VMS): vm for vm in json.loads(await doctor("--json", "--user", "root"))}
-    assert found.keys() == {"libvirt", *UUIDS}
-    held = found["held"]
+async def test_doctors_json_has_a_field_for_everything_that_it_reports(here: Here) -> None:
+    vms = {vm["name"].removeprefix(VMS): vm for vm in json.loads(await doctor("--json", "--user", "root"))}
+    assert vms.keys() == {"libvirt", *UUIDS}
+    held = vms["held"]
     assert held["monitors"][0] | {"holder_pid": 0} == {
         "address": f"{here.folder}/held.qmp",
         "state": "held",
@@ -179,36 +179,36 @@ async def test_what_doctor_says_as_json_has_a_field_for_all_of_it(here: Here) ->
     }
     assert any("vm-manager" in word for word in arguments(held["monitors"][0]["holder_pid"]))
     assert held["uuid"] == UUIDS["held"]
-    assert {vm["state"] for vm in found.values()} == {"unwatched"}
-    assert found["libvirt"]["manager"] == "libvirt"
-    assert found["libvirt"]["monitors"][0]["holder"] == "libvirtd"
+    assert {vm["state"] for vm in vms.values()} == {"unwatched"}
+    assert vms["libvirt"]["manager"] == "libvirt"
+    assert vms["libvirt"]["monitors"][0]["holder"] == "libvirtd"
 
 
-async def test_the_changes_that_doctor_names_make_the_vms_watched(here: Here) -> None:
-    found = {vm["name"].removeprefix(VMS): vm for vm in json.loads(await doctor("--json", "--user", "root"))}
+async def test_the_config_that_doctor_proposes_reaches_the_vms(here: Here) -> None:
+    vms = {vm["name"].removeprefix(VMS): vm for vm in json.loads(await doctor("--json", "--user", "root"))}
     named = ("free", "tcp", "waits", "denied")
-    lines = [line for name in named for line in found[name]["change"] if line.startswith("    - ")]
+    lines = [line for name in named for line in vms[name]["change"] if line.startswith("    - ")]
     async with AgentProcess(here.folder, yaml.safe_load("\n".join(["monitors:", *lines])), name="named") as agent:
         for name in named:
-            await agent.wait_for_record("vm.attached", vm=found[name]["uuid"])
+            await agent.wait_for_record("vm.attached", vm=vms[name]["uuid"])
 
 
-async def test_the_commands_that_doctor_names_let_the_user_in(here: Here) -> None:
+async def test_the_commands_that_doctor_proposes_give_the_user_access(here: Here) -> None:
     def denied(text: str) -> dict[str, Any]:
         return next(vm for vm in json.loads(text) if vm["name"] == f"{VMS}denied")
 
     path = config(here, "denied", [{"dial": f"{here.folder}/private/*.qmp"}])
-    place = here.folder / "private" / "denied.qmp"
-    ask = ("--config", path, "--user", "nobody", "--json")
-    vm = denied(await doctor(*ask))
+    monitor = here.folder / "private" / "denied.qmp"
+    options = ("--config", path, "--user", "nobody", "--json")
+    vm = denied(await doctor(*options))
     assert (vm["state"], vm["change"][0]) == ("unwatched", "as root:")
     for line in vm["change"][1:]:
         assert await (await asyncio.create_subprocess_shell(line)).wait() == 0
-    assert denied(await doctor(*ask))["state"] == "configured"
-    assert await may_write(place)
+    assert denied(await doctor(*options))["state"] == "configured"
+    assert await may_write(monitor)
 
 
-async def test_a_folder_of_the_agents_group_and_a_umask_that_leaves_the_group_its_rights_let_the_user_in(
+async def test_a_directory_of_the_agents_group_and_a_group_umask_give_the_user_access(
     here: Here,
 ) -> None:
     folder = here.folder / "shared"
@@ -222,11 +222,11 @@ async def test_a_folder_of_the_agents_group_and_a_umask_that_leaves_the_group_it
         await until((folder / "doctor-shared.qmp").is_socket, 20)
         assert await may_write(folder / "doctor-shared.qmp", "nogroup")
         path = config(here, "shared", [{"dial": f"{folder}/*.qmp"}])
-        said = json.loads(await doctor("--config", path, "--user", "nobody", "--json"))
-        assert [vm["state"] for vm in said if vm["name"] == f"{VMS}shared"] == ["configured"]
+        output = json.loads(await doctor("--config", path, "--user", "nobody", "--json"))
+        assert [vm["state"] for vm in output if vm["name"] == f"{VMS}shared"] == ["configured"]
 
 
-async def may_write(place: Path, group: str = "65534") -> bool:
-    """Return whether `nobody` may, by what the kernel says to a process of its own."""
+async def may_write(path: Path, group: str = "65534") -> bool:
+    """Return whether the kernel lets a process of user 65534 write."""
     as_nobody = ("setpriv", "--reuid", "65534", "--regid", group, "--clear-groups")
-    return await (await asyncio.create_subprocess_exec(*as_nobody, "test", "-w", place)).wait() == 0
+    return await (await asyncio.create_subprocess_exec(*as_nobody, "test", "-w", path)).wait() == 0

@@ -1,4 +1,4 @@
-"""Libvirt's domains as they come, pause, go on and end, with nothing that taints them, and with what does."""
+"""Life of libvirt's domains, without taints and with them."""
 
 import asyncio
 import re
@@ -19,19 +19,19 @@ EVENT = re.compile(r"event (\w+) at (\d+)\.(\d+) for domain '([^']+)'")
 
 
 async def attached(agent: AgentProcess, domain: Domain, **data: Any) -> int:
-    """Wait until a domain is watched; return how many records there were then."""
+    """Wait until a domain is polled; return the number of records until then."""
     await agent.wait_for_record("vm.attached", vm=domain.uuid, **data)
     await agent.wait_for_record("sample.block", vm=domain.uuid)
     return agent.mark()
 
 
 async def state_of(agent: AgentProcess, name: str) -> list[str]:
-    """Return the states of the monitors whose names end so, as the scrape tells them."""
-    told = (await agent.metrics()).matching("qmp_agent_monitor_state")
-    return [labels["state"] for labels, value in told if labels["monitor"].endswith(name) and value]
+    """Return the states of the monitors whose names end with `name`, from a scrape."""
+    series = (await agent.metrics()).matching("qmp_agent_monitor_state")
+    return [labels["state"] for labels, value in series if labels["monitor"].endswith(name) and value]
 
 
-async def test_a_domain_that_is_started_paused_resumed_and_destroyed(libvirtd: Libvirtd, agent_on: AgentOn) -> None:
+async def test_a_domain_is_started_paused_resumed_and_destroyed(libvirtd: Libvirtd, agent_on: AgentOn) -> None:
     async with agent_on() as agent:
         domain = await libvirtd.domain("mayfly")
         await attached(agent, domain, reattached=False)
@@ -51,7 +51,7 @@ async def test_a_domain_that_is_started_paused_resumed_and_destroyed(libvirtd: L
         await agent.wait_for_record("sample.block", vm=domain.uuid, since=since)
 
 
-async def test_by_default_every_event_is_delivered_and_nothing_taints_a_domain(
+async def test_every_event_is_delivered_and_no_domain_is_tainted_by_default(
     libvirtd: Libvirtd, agent_on: AgentOn
 ) -> None:
     levels = {"write_threshold": {"mode": "arm", "levels": ["used 2MiB"]}}
@@ -74,14 +74,14 @@ async def test_by_default_every_event_is_delivered_and_nothing_taints_a_domain(
             alert = await agent.wait_for_record("alert.write_threshold", vm=domain.uuid, timeout=30)
             assert (alert["data"]["detected_by"], alert["data"]["device"]) == ("event", "virtio-disk1")
         out, _ = await witness.communicate()
-        seen = {(m[4], m[1], int(m[2]) * 10**6 + int(m[3])) for m in EVENT.finditer(out.decode())}
-        told = {
+        witnessed = {(m[4], m[1], int(m[2]) * 10**6 + int(m[3])) for m in EVENT.finditer(out.decode())}
+        reported = {
             (r["vmname"], r["data"]["event"], round(datetime.fromisoformat(r["time"]).timestamp() * 10**6))
             for r in agent.records()
             if r["type"].startswith("qemu.event.")
         }
-    assert {name for _, name, _ in seen} >= {"STOP", "RESUME", "RESET"}
-    assert seen <= told
+    assert {name for _, name, _ in witnessed} >= {"STOP", "RESUME", "RESET"}
+    assert witnessed <= reported
     for domain in domains:
         assert libvirtd.taints(domain) == []
         assert "tainted" not in await libvirtd.virsh("dominfo", domain.name)
@@ -89,12 +89,14 @@ async def test_by_default_every_event_is_delivered_and_nothing_taints_a_domain(
 
 
 @pytest.mark.parametrize("where", ["entry", "allow"])
-async def test_with_passthrough_all_is_asked_of_qemu_and_the_domain_is_marked(
+async def test_passthrough_queries_qemu_and_taints_the_domain(
     libvirtd: Libvirtd, agent_on: AgentOn, where: str
 ) -> None:
     domain = await libvirtd.domain(f"tainted-{where}")
-    made = agent_on({"passthrough": True}) if where == "entry" else agent_on(allow={"libvirt_passthrough": True})
-    async with made as agent:
+    agent_process = (
+        agent_on({"passthrough": True}) if where == "entry" else agent_on(allow={"libvirt_passthrough": True})
+    )
+    async with agent_process as agent:
         await attached(agent, domain)
         sample = await agent.wait_for_record("sample.block", vm=domain.uuid, device="virtio-disk1")
         await agent.wait_for_record("sample.migration", vm=domain.uuid)
@@ -102,7 +104,7 @@ async def test_with_passthrough_all_is_asked_of_qemu_and_the_domain_is_marked(
     assert libvirtd.taints(domain) == ["custom-monitor"]
 
 
-async def test_a_libvirtd_that_is_killed_and_comes_back_ends_no_domain_and_disturbs_nobody_else(
+async def test_a_restarted_libvirtd_ends_no_domain_and_does_not_affect_other_vms(
     libvirtd: Libvirtd, folder: Path, agent_on: AgentOn
 ) -> None:
     domains = [await libvirtd.domain(name) for name in ("first", "second")]
@@ -113,20 +115,20 @@ async def test_a_libvirtd_that_is_killed_and_comes_back_ends_no_domain_and_distu
         since = agent.mark()
         await libvirtd.kill()
         for domain in domains:
-            left = await agent.wait_for_record("vm.detached", vm=domain.uuid, since=since)
-            assert "libvirt" in left["data"]["reason"]
+            detached = await agent.wait_for_record("vm.detached", vm=domain.uuid, since=since)
+            assert "libvirt" in detached["data"]["reason"]
             assert await state_of(agent, f"#{domain.name}") == ["connecting"]
-        while_away = agent.mark()
-        await agent.wait_for_record("sample.process", vm=guest.uuid, since=while_away)
+        since_kill = agent.mark()
+        await agent.wait_for_record("sample.process", vm=guest.uuid, since=since_kill)
         await libvirtd.start()
         for domain in domains:
             await agent.wait_for_record("vm.attached", vm=domain.uuid, since=since, reattached=True, timeout=20)
-            await agent.wait_for_record("sample.block", vm=domain.uuid, since=while_away)
+            await agent.wait_for_record("sample.block", vm=domain.uuid, since=since_kill)
             assert await state_of(agent, f"#{domain.name}") == ["up"]
         assert [*agent.find_records("vm.gone", since=since), *agent.find_records("vm.detached", vm=guest.uuid)] == []
 
 
-async def test_a_domain_reached_in_two_ways_is_watched_once_by_its_own_monitor(
+async def test_a_domain_with_two_monitors_is_polled_once_over_its_own_monitor(
     libvirtd: Libvirtd, agent_on: AgentOn
 ) -> None:
     own = f"{libvirtd.folder}/lib/qemu/own.qmp"
@@ -135,15 +137,15 @@ async def test_a_domain_reached_in_two_ways_is_watched_once_by_its_own_monitor(
         "<qemu:arg value='unix:/var/lib/libvirt/qemu/own.qmp,server=on,wait=off'/></qemu:commandline>"
     )
     domain = await libvirtd.domain("own", extra=extra)
-    assert libvirtd.taints(domain) == ["custom-argv"]  # what a monitor of its own costs
+    assert libvirtd.taints(domain) == ["custom-argv"]  # the cost of its own monitor
     async with agent_on(monitors=[{"libvirt": libvirtd.uri}, {"dial": own}]) as agent:
         await agent.wait_for_record("vm.attached", vm=domain.uuid, monitor=own)
         since = await attached(agent, domain)
 
-        async def settled() -> bool:
+        async def states_settled() -> bool:
             return [await state_of(agent, end) for end in (own, "#own")] == [["up"], ["standby"]]
 
-        await until(settled, 5)
+        await until(states_settled, 5)
         await libvirtd.virsh("suspend", domain.name)
         await agent.wait_for_record("event.stop", vm=domain.uuid, since=since)
         await agent.wait_for_record("sample.runstate", vm=domain.uuid, since=since, status="paused")

@@ -1,4 +1,4 @@
-"""A domain that leaves its process and lives on is not told to be dead."""
+"""A domain that leaves its process and continues is not reported as gone."""
 
 import tempfile
 from pathlib import Path
@@ -11,15 +11,15 @@ from tests.lab.libvirt import Libvirtd
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 
-async def test_a_domain_that_is_saved_has_departed_and_is_met_again_when_it_is_restored(
+async def test_a_saved_domain_migrates_out_and_is_attached_again_when_restored(
     libvirtd: Libvirtd, agent_on: AgentOn, folder: Path
 ) -> None:
     domain = await libvirtd.domain("moves")
     async with agent_on() as agent:
         await agent.wait_for_record("sample.block", vm=domain.uuid)
         await libvirtd.virsh("save", domain.name, str(folder / "saved"))
-        departed = await agent.wait_for_record("vm.migrated_out", vm=domain.uuid)
-        assert departed["data"]["reason"] == "the domain was saved"
+        migrated_out = await agent.wait_for_record("vm.migrated_out", vm=domain.uuid)
+        assert migrated_out["data"]["reason"] == "the domain was saved"
         mark = agent.mark()
         await libvirtd.virsh("restore", str(folder / "saved"))
         await agent.wait_for_record("vm.attached", vm=domain.uuid, since=mark)
@@ -27,19 +27,19 @@ async def test_a_domain_that_is_saved_has_departed_and_is_met_again_when_it_is_r
         assert [*agent.find_records("vm.gone")] == []
 
 
-async def test_a_domain_that_migrates_departs_from_one_libvirtd_and_arrives_at_the_other(
+async def test_a_migrating_domain_leaves_one_libvirtd_and_arrives_at_the_other(
     libvirtd: Libvirtd, agent_on: AgentOn
 ) -> None:
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
-        async with Libvirtd(Path(path)) as there:
+        async with Libvirtd(Path(path)) as destination:
             domain = await libvirtd.domain("travels")
-            async with agent_on(monitors=[{"libvirt": libvirtd.uri}, {"libvirt": there.uri}]) as agent:
+            async with agent_on(monitors=[{"libvirt": libvirtd.uri}, {"libvirt": destination.uri}]) as agent:
                 await agent.wait_for_record("sample.block", vm=domain.uuid)
                 mark = agent.mark()
-                ways = ("--live", "--unsafe", domain.name, there.uri, "--migrateuri", "tcp:127.0.0.1")
-                await libvirtd.virsh("migrate", *ways)
+                arguments = ("--live", "--unsafe", domain.name, destination.uri, "--migrateuri", "tcp:127.0.0.1")
+                await libvirtd.virsh("migrate", *arguments)
                 await agent.wait_for_record("vm.migrated_in", vm=domain.uuid, since=mark)
-                departed = await agent.wait_for_record("vm.migrated_out", vm=domain.uuid, since=mark)
-                assert departed["data"]["reason"] == "the domain has migrated to another host"
+                migrated_out = await agent.wait_for_record("vm.migrated_out", vm=domain.uuid, since=mark)
+                assert migrated_out["data"]["reason"] == "the domain has migrated to another host"
                 await agent.wait_for_record("sample.runstate", vm=domain.uuid, since=mark, status="running")
                 assert [*agent.find_records("vm.gone", vm=domain.uuid)] == []

@@ -1,4 +1,4 @@
-"""Beside Debian's prometheus-libvirt-exporter on the same domain, the recording rules make the series that it makes."""
+"""Recording rules produce the series of Debian's prometheus-libvirt-exporter, on the same domain."""
 
 import contextlib
 from collections.abc import Mapping
@@ -20,62 +20,63 @@ from tests.lab.prometheus import Prometheus
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
 FOLDER: Final = Path(__file__).parents[3] / "deploy/prometheus"
-OURS: Final = {"instance", "job", "__name__"}
+TARGET_LABELS: Final = {"instance", "job", "__name__"}
 
 Named = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
-async def scraped(address: str) -> Named:
-    """Return what it tells of libvirt; empty while it does not answer."""
+async def scrape_exporter(address: str) -> Named:
+    """Return an exporter's libvirt series; empty while it does not answer."""
     with contextlib.suppress(aiohttp.ClientConnectionError):
         async with aiohttp.ClientSession() as session, session.get(f"http://{address}/metrics") as response:
             # An empty label is the same as none to Prometheus.
             return {
-                (one.name, frozenset((key, value) for key, value in one.labels.items() if value)): one.value
+                (sample.name, frozenset((key, value) for key, value in sample.labels.items() if value)): sample.value
                 for family in text_string_to_metric_families(await response.text())
-                for one in family.samples
-                if one.name.startswith("libvirt_")
+                for sample in family.samples
+                if sample.name.startswith("libvirt_")
             }
     return {}
 
 
-async def recorded(prometheus: Prometheus) -> Named:
-    """Return what the rules have made, without the labels that Prometheus gives a target."""
+async def recorded_series(prometheus: Prometheus) -> Named:
+    """Return the series that the rules recorded, without the labels that Prometheus adds to a target."""
     return {
-        (one["metric"]["__name__"], frozenset((k, v) for k, v in one["metric"].items() if k not in OURS)): float(
-            one["value"][1]
-        )
-        for one in await prometheus.query('{__name__=~"libvirt_.+"}')
+        (
+            sample["metric"]["__name__"],
+            frozenset((k, v) for k, v in sample["metric"].items() if k not in TARGET_LABELS),
+        ): float(sample["value"][1])
+        for sample in await prometheus.query('{__name__=~"libvirt_.+"}')
     }
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def domain(libvirtd: Libvirtd) -> Domain:
-    """A domain with an interface on the host, and a monitor of its own, that has written something and stands still."""
+    """A paused domain that has written, with an interface on the host and its own monitor."""
     monitors = libvirtd.folder / "qmp"
     monitors.mkdir()
     monitors.chmod(0o777)  # QEMU runs as a user of libvirt's
     extra = MONITOR.format(path=monitors / "web-3.qmp")
-    made = await libvirtd.domain("web-3", vcpus=2, interface="ethernet", extra=extra)
+    started = await libvirtd.domain("web-3", vcpus=2, interface="ethernet", extra=extra)
 
     async def has_written() -> bool:
-        return int((await libvirtd.stats(made))["block.1.wr.reqs"]) > 0
+        return int((await libvirtd.stats(started))["block.1.wr.reqs"]) > 0
 
     await until(has_written, 30)
-    await libvirtd.virsh("suspend", made.name)
-    return made
+    await libvirtd.virsh("suspend", started.name)
+    return started
 
 
 SECOND: Final = 1.0
-"""How far apart two figures of CPU time may be: the guest stands, but QEMU answers."""
+"""Largest difference of two CPU times: the guest is paused, but QEMU answers."""
 
-# libvirt tells no threads: CPU time, vCPUs and taps come from the kernel, where the process is known, as of a monitor that is dialed.
-# Over a monitor nobody tells libvirt's names of disks: there they have their devices'.
+# libvirt does not report threads: CPU time, vCPUs and taps come from the kernel if the process is known, as for a dialed monitor.
+# QMP does not report libvirt's names of disks: the series have the devices' names.
 OVER_LIBVIRT: Final = {"up", "domains_number", "domain_state_code"} | {
     f"domain_{name}"
     for name in (
         *("info_maximum_memory_bytes", "info_memory_usage_bytes"),
-        *(f"block_stats_{way}_{what}_total" for way in ("read", "write") for what in ("bytes", "requests")),
+        *(f"block_stats_{direction}_{what}_total" for direction in ("read", "write") for what in ("bytes", "requests")),
     )
 }
 OVER_A_MONITOR: Final = OVER_LIBVIRT | {
@@ -83,8 +84,8 @@ OVER_A_MONITOR: Final = OVER_LIBVIRT | {
     for name in (
         *("info_virtual_cpus", "info_cpu_time_seconds_total"),
         *(
-            f"interface_stats_{way}_{what}_total"
-            for way in ("receive", "transmit")
+            f"interface_stats_{direction}_{what}_total"
+            for direction in ("receive", "transmit")
             for what in ("bytes", "packets", "errors", "drops")
         ),
     )
@@ -92,8 +93,8 @@ OVER_A_MONITOR: Final = OVER_LIBVIRT | {
 DEVICES: Final = {"vda": "virtio-disk0", "vdb": "virtio-disk1"}
 
 
-def among(series: Named, names: set[str], targets: Mapping[str, str]) -> Named:
-    """Return the series of these names, with other names of disks."""
+def select(series: Named, names: set[str], targets: Mapping[str, str]) -> Named:
+    """Return the series of these names, with the disks renamed by `targets`."""
     return {
         (name, frozenset((k, targets.get(v, v) if k == "target_device" else v) for k, v in labels)): value
         for (name, labels), value in series.items()
@@ -101,41 +102,41 @@ def among(series: Named, names: set[str], targets: Mapping[str, str]) -> Named:
     }
 
 
-@pytest.mark.parametrize("way", ["libvirt", "monitor"])
-async def test_the_rules_make_the_series_of_debians_exporter(
-    way: str, libvirtd: Libvirtd, domain: Domain, folder: Path, start_prometheus: StartPrometheus
+@pytest.mark.parametrize("transport", ["libvirt", "monitor"])
+async def test_the_recording_rules_produce_the_series_of_debians_exporter(
+    transport: str, libvirtd: Libvirtd, domain: Domain, folder: Path, start_prometheus: StartPrometheus
 ) -> None:
-    monitor = {"libvirt": libvirtd.uri} if way == "libvirt" else {"dial": f"{libvirtd.folder}/qmp/*.qmp"}
-    names, targets = (OVER_LIBVIRT, {}) if way == "libvirt" else (OVER_A_MONITOR, DEVICES)
+    monitor = {"libvirt": libvirtd.uri} if transport == "libvirt" else {"dial": f"{libvirtd.folder}/qmp/*.qmp"}
+    names, targets = (OVER_LIBVIRT, {}) if transport == "libvirt" else (OVER_A_MONITOR, DEVICES)
     async with AgentProcess(folder, {**QUICK, "monitors": [monitor]}) as agent, exporter(libvirtd) as (address, _):
         rules = FOLDER / "libvirt-names-debian.yml"
         prometheus = await start_prometheus(f"127.0.0.1:{agent.port}", rules=rules, job="qmp-agent")
         theirs: Named = {}
         ours: Named = {}
 
-        async def alike() -> bool:
+        async def same_names() -> bool:
             nonlocal theirs, ours
-            theirs = among(await scraped(address), names, targets)
-            ours = await recorded(prometheus)
+            theirs = select(await scrape_exporter(address), names, targets)
+            ours = await recorded_series(prometheus)
             return theirs.keys() <= ours.keys() and {name for name, _ in theirs} == {f"libvirt_{n}" for n in names}
 
         with contextlib.suppress(TimeoutError):
-            await until(alike, 30)
+            await until(same_names, 30)
         assert theirs.keys() == ours.keys()
     for key, value in theirs.items():
         assert ours[key] == pytest.approx(value, abs=SECOND if "cpu_time" in key[0] else 0), key
     assert ours["libvirt_domain_state_code", frozenset({("domain", "web-3"), ("uuid", domain.uuid)})] == 3
-    assert {name.removeprefix("libvirt_") for name, _ in await every(libvirtd)} == OVER_LIBVIRT | OVER_A_MONITOR
+    assert {name.removeprefix("libvirt_") for name, _ in await all_series(libvirtd)} == OVER_LIBVIRT | OVER_A_MONITOR
 
 
-async def every(libvirtd: Libvirtd) -> Named:
-    """Return all series that the exporter has."""
-    found: Named = {}
+async def all_series(libvirtd: Libvirtd) -> Named:
+    """Return all libvirt series of the exporter."""
+    series: Named = {}
     async with exporter(libvirtd) as (address, _):
 
-        async def told() -> bool:
-            found.update(await scraped(address))
-            return len(found) > 1
+        async def has_series() -> bool:
+            series.update(await scrape_exporter(address))
+            return len(series) > 1
 
-        await until(told, 20)
-    return found
+        await until(has_series, 20)
+    return series

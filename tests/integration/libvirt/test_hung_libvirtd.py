@@ -1,4 +1,4 @@
-"""QEMUs that hang and a libvirtd that does: each is told, and harms nobody else."""
+"""Hung QEMUs and a hung libvirtd: each is reported and does not affect others."""
 
 import asyncio
 import signal
@@ -20,26 +20,26 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)
 
 @asynccontextmanager
 async def quick_scrapes(agent: AgentProcess) -> AsyncIterator[list[float]]:
-    """Scrape ten times a second for as long as the block runs; yields how long each took, in seconds."""
-    took: list[float] = []
+    """Scrape ten times a second while the block runs; yield the durations in seconds."""
+    durations: list[float] = []
 
     async def scrape() -> None:
         while True:
             start = time.monotonic()
             await agent.metrics()
-            took.append(time.monotonic() - start)
+            durations.append(time.monotonic() - start)
             await asyncio.sleep(0.1)
 
     task = asyncio.create_task(scrape())
     try:
-        yield took
+        yield durations
     finally:
         task.cancel()
         await asyncio.wait({task})
 
 
-async def polled(agent: AgentProcess, domain: Domain, times: int, timeout: float) -> None:  # noqa: ASYNC109 - as in `until`
-    """Wait until a domain has been polled so many times more."""
+async def wait_for_polls(agent: AgentProcess, domain: Domain, times: int, timeout: float) -> None:  # noqa: ASYNC109 - as in `until`
+    """Wait until a domain has been polled `times` more times."""
     since = agent.mark()
 
     def enough() -> bool:
@@ -48,63 +48,65 @@ async def polled(agent: AgentProcess, domain: Domain, times: int, timeout: float
     await until(enough, timeout)
 
 
-async def test_domains_whose_qemu_hangs_disturb_no_other_and_no_scrape(libvirtd: Libvirtd, agent_on: AgentOn) -> None:
+async def test_domains_with_a_hung_qemu_affect_no_other_domain_and_no_scrape(
+    libvirtd: Libvirtd, agent_on: AgentOn
+) -> None:
     hung = [await libvirtd.domain(f"hung{number}") for number in range(3)]
-    well = [await libvirtd.domain(f"well{number}") for number in range(2)]
+    healthy = [await libvirtd.domain(f"healthy{number}") for number in range(2)]
     async with agent_on() as agent:
-        for domain in (*hung, *well):
+        for domain in (*hung, *healthy):
             await attached(agent, domain)
         since = agent.mark()
-        async with quick_scrapes(agent) as took:
+        async with quick_scrapes(agent) as durations:
             for domain in hung:
                 await libvirtd.send_domain(domain, signal.SIGSTOP)
             for domain in hung:
                 stalled = await agent.wait_for_record("vm.stalled", vm=domain.uuid, since=since, timeout=15)
                 assert "libvirt" in stalled["data"]["reason"]
                 assert await state_of(agent, f"#{domain.name}") == ["stalled"]
-            for domain in well:
-                await polled(agent, domain, 6, 10)
-            # What happens to the others is told at once, whoever hangs.
-            await libvirtd.virsh("suspend", well[0].name)
-            await agent.wait_for_record("event.stop", vm=well[0].uuid, since=since, timeout=2)
-            await libvirtd.virsh("resume", well[0].name)
-        assert len(took) > 20
-        assert max(took) < 1
+            for domain in healthy:
+                await wait_for_polls(agent, domain, 6, 10)
+            # Events of the healthy domains arrive at once.
+            await libvirtd.virsh("suspend", healthy[0].name)
+            await agent.wait_for_record("event.stop", vm=healthy[0].uuid, since=since, timeout=2)
+            await libvirtd.virsh("resume", healthy[0].name)
+        assert len(durations) > 20
+        assert max(durations) < 1
         for domain in hung:
             await libvirtd.send_domain(domain, signal.SIGCONT)
         for domain in hung:
             await agent.wait_for_record("vm.recovered", vm=domain.uuid, since=since)
-            await polled(agent, domain, 2, 5)
-        told = [r["type"] for r in agent.records()[since:] if r.get("vmuuid") in {domain.uuid for domain in well}]
-        assert not {"qemu.vm.stalled", "qemu.vm.gone", "qemu.vm.detached"} & set(told)
+            await wait_for_polls(agent, domain, 2, 5)
+        types = [r["type"] for r in agent.records()[since:] if r.get("vmuuid") in {domain.uuid for domain in healthy}]
+        assert not {"qemu.vm.stalled", "qemu.vm.gone", "qemu.vm.detached"} & set(types)
 
 
-async def test_a_libvirtd_that_hangs_is_told_and_left_and_nobody_else_is_disturbed(
+async def test_a_hung_libvirtd_is_reported_and_does_not_affect_other_vms(
     libvirtd: Libvirtd, folder: Path, agent_on: AgentOn
 ) -> None:
     domain = await libvirtd.domain("patient")
-    ways = [{"dial": f"{folder}/*.qmp"}, {"libvirt": libvirtd.uri}]
-    async with Guest(folder, "beside") as guest, agent_on(monitors=ways) as agent:
+    monitors = [{"dial": f"{folder}/*.qmp"}, {"libvirt": libvirtd.uri}]
+    async with Guest(folder, "beside") as guest, agent_on(monitors=monitors) as agent:
         await attached(agent, domain)
         since = agent.mark()
-        async with quick_scrapes(agent) as took:
+        async with quick_scrapes(agent) as durations:
             await libvirtd.send_signal(signal.SIGSTOP)
             try:
                 await agent.wait_for_record("vm.stalled", vm=domain.uuid, since=since, timeout=10)
-                # Signs of life are missing after some twenty seconds.
+                # Keepalive ends the connection after about 20 s.
                 await agent.wait_for_record("vm.detached", vm=domain.uuid, since=since, timeout=30)
 
-                async def says_so() -> bool:
+                async def is_stalled() -> bool:
                     return await state_of(agent, "libvirt-sock") == ["stalled"]
 
-                await until(says_so, 10)
+                await until(is_stalled, 10)
                 assert (await state_of(agent, f"#{domain.name}"))[0] in ("connecting", "stalled")
                 assert len([*agent.find_records("sample.process", vm=guest.uuid, since=since)]) > 20
             finally:
                 await libvirtd.send_signal(signal.SIGCONT)
             await agent.wait_for_record("vm.attached", vm=domain.uuid, since=since, reattached=True, timeout=15)
-            await polled(agent, domain, 2, 5)
-        assert max(took) < 1
+            await wait_for_polls(agent, domain, 2, 5)
+        assert max(durations) < 1
         assert [
             *agent.find_records("vm.gone", since=since),
             *agent.find_records("vm.detached", vm=guest.uuid, since=since),

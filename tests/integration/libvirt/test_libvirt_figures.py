@@ -1,4 +1,4 @@
-"""What the agent tells of libvirt's domains is what libvirt's own tool tells, and what QEMU tells."""
+"""The figures of libvirt's domains equal those of virsh and of QEMU."""
 
 import json
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ from tests.lab.libvirt import Domain, Libvirtd
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
-# virsh's name of a figure, the series, and how many of virsh's units one of ours is; written by hand, not taken from the agent's table.
+# virsh's name, the series, and virsh's units in one of the series'; written by hand, not taken from the agent's table.
 FIGURES: Final = {
     "rd.reqs": ("reads_total", 1),
     "rd.bytes": ("read_bytes_total", 1),
@@ -31,21 +31,21 @@ FIGURES: Final = {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def domains(libvirtd: Libvirtd) -> AsyncIterator[list[Domain]]:
-    made = [await libvirtd.domain(name) for name in ("one", "two", "three")]
+    started = [await libvirtd.domain(name) for name in ("one", "two", "three")]
 
     async def has_written() -> bool:
-        return all([int((await libvirtd.stats(domain))["block.1.wr.reqs"]) > 0 for domain in made])
+        return all([int((await libvirtd.stats(domain))["block.1.wr.reqs"]) > 0 for domain in started])
 
     await until(has_written, 30)
-    yield made
+    yield started
 
 
 @asynccontextmanager
-async def still(libvirtd: Libvirtd, agent: AgentProcess, domain: Domain) -> AsyncIterator[Scrape]:
-    """A domain that is paused, and a scrape of figures asked for since."""
+async def paused(libvirtd: Libvirtd, agent: AgentProcess, domain: Domain) -> AsyncIterator[Scrape]:
+    """Pause a domain while the block runs; yield a scrape of figures that were polled since."""
     await libvirtd.virsh("suspend", domain.name)
     try:
-        for _ in range(2):  # the first may have been on its way already
+        for _ in range(2):  # the first poll may have started before the pause
             before = agent.mark()
             await agent.wait_for_record("sample.block", vm=domain.uuid, since=before, device="virtio-disk1")
         yield await agent.metrics()
@@ -53,33 +53,35 @@ async def still(libvirtd: Libvirtd, agent: AgentProcess, domain: Domain) -> Asyn
         await libvirtd.virsh("resume", domain.name)
 
 
-async def test_all_figures_of_all_domains_are_those_of_virsh_domstats(
+async def test_all_figures_of_all_domains_equal_those_of_virsh_domstats(
     libvirtd: Libvirtd, domains: list[Domain], agent_on: AgentOn
 ) -> None:
     async with agent_on() as agent:
         for domain in domains:
-            async with still(libvirtd, agent, domain) as series:
-                told = await libvirtd.stats(domain)
+            async with paused(libvirtd, agent, domain) as series:
+                stats = await libvirtd.stats(domain)
             for number, device in enumerate(("virtio-disk0", "virtio-disk1")):
                 for key, (name, unit) in FIGURES.items():
-                    value = int(told[f"block.{number}.{key}"])
+                    value = int(stats[f"block.{number}.{key}"])
                     assert series.value(f"qemu_block_{name}", vm_uuid=domain.uuid, device=device) == value / unit, key
-            assert int(told["block.1.wr.reqs"]) > 0
-            assert series.value("qemu_balloon_actual_bytes", vm_uuid=domain.uuid) == int(told["balloon.current"]) * 1024
-            assert told["state.state"] == "3"
+            assert int(stats["block.1.wr.reqs"]) > 0
+            assert (
+                series.value("qemu_balloon_actual_bytes", vm_uuid=domain.uuid) == int(stats["balloon.current"]) * 1024
+            )
+            assert stats["state.state"] == "3"
             assert series.value("qemu_runstate_status", vm_uuid=domain.uuid, status="paused") == 1
             of_disk = {"vm_uuid": domain.uuid, "device": "virtio-disk1"}
             size = series.value("qemu_block_layer_size_bytes", layer="format", **of_disk)
-            assert size == int(told["block.1.capacity"])
+            assert size == int(stats["block.1.capacity"])
 
 
 async def test_a_disk_has_the_same_names_and_figures_over_libvirt_as_over_qmp(
     libvirtd: Libvirtd, domains: list[Domain], agent_on: AgentOn
 ) -> None:
     domain = domains[0]
-    async with agent_on() as agent, still(libvirtd, agent, domain) as series:
-        asked = await libvirtd.virsh("qemu-monitor-command", domain.name, '{"execute":"query-blockstats"}')
-        disks = {disk["qdev"].split("/")[3]: disk for disk in json.loads(asked)["return"]}
+    async with agent_on() as agent, paused(libvirtd, agent, domain) as series:
+        reply = await libvirtd.virsh("qemu-monitor-command", domain.name, '{"execute":"query-blockstats"}')
+        disks = {disk["qdev"].split("/")[3]: disk for disk in json.loads(reply)["return"]}
         records = {r["subject"]: r["data"] for r in agent.find_records("sample.block", vm=domain.uuid)}
     assert disks.keys() == records.keys() == {"virtio-disk0", "virtio-disk1"}
     for device, disk in disks.items():
@@ -88,11 +90,11 @@ async def test_a_disk_has_the_same_names_and_figures_over_libvirt_as_over_qmp(
             disk["parent"]["node-name"],
         )
         assert records[device]["write_bytes_total"] == disk["stats"]["wr_bytes"]
-        told = series.value("qemu_block_storage_write_highest_offset_bytes", vm_uuid=domain.uuid, device=device)
-        assert told == disk["parent"]["stats"]["wr_highest_offset"]
+        offset = series.value("qemu_block_storage_write_highest_offset_bytes", vm_uuid=domain.uuid, device=device)
+        assert offset == disk["parent"]["stats"]["wr_highest_offset"]
 
 
-async def test_the_layers_of_a_disk_are_those_that_qemu_has(
+async def test_the_layers_of_a_disk_equal_those_of_qemu(
     libvirtd: Libvirtd, domains: list[Domain], agent_on: AgentOn
 ) -> None:
     domain = domains[1]
@@ -102,18 +104,18 @@ async def test_the_layers_of_a_disk_are_those_that_qemu_has(
     )
     async with agent_on() as agent:
         await agent.wait_for_record("sample.block_layer", vm=domain.uuid, device="virtio-disk1", layer="backing-1")
-        told = {
+        layers = {
             (r["data"]["device"], r["data"]["layer"]): r["data"]
             for r in agent.find_records("sample.block_layer", vm=domain.uuid)
         }
         backing = await agent.wait_for_record("sample.block_backing", vm=domain.uuid, device="virtio-disk1")
-    asked = await libvirtd.virsh(
+    reply = await libvirtd.virsh(
         "qemu-monitor-command", domain.name, '{"execute":"query-named-block-nodes","arguments":{"flat":true}}'
     )
-    nodes = {node["node-name"]: node for node in json.loads(asked)["return"]}
+    nodes = {node["node-name"]: node for node in json.loads(reply)["return"]}
     await libvirtd.virsh("resume", domain.name)
-    assert {layer for device, layer in told if device == "virtio-disk1"} == {"format", "storage", "backing-1"}
-    for layer in told.values():
+    assert {layer for device, layer in layers if device == "virtio-disk1"} == {"format", "storage", "backing-1"}
+    for layer in layers.values():
         node = nodes[layer["node"]]
         assert layer["driver"] == node["drv"]
         assert layer.get("read_only", node["ro"]) == node["ro"]
@@ -123,6 +125,6 @@ async def test_the_layers_of_a_disk_are_those_that_qemu_has(
         if layer["layer"] == "storage":
             assert layer["path"] == node["file"]
             assert layer["write_threshold_bytes"] == node["write_threshold"] == 0
-    assert told["virtio-disk1", "storage"].keys() >= {"size_bytes", "allocated_bytes"}
-    assert told["virtio-disk1", "format"].keys() >= {"size_bytes", "read_only"}
-    assert backing["data"]["node"] == told["virtio-disk1", "backing-1"]["node"]
+    assert layers["virtio-disk1", "storage"].keys() >= {"size_bytes", "allocated_bytes"}
+    assert layers["virtio-disk1", "format"].keys() >= {"size_bytes", "read_only"}
+    assert backing["data"]["node"] == layers["virtio-disk1", "backing-1"]["node"]

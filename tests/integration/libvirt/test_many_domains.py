@@ -1,4 +1,4 @@
-"""While a guest writes, what the agent tells lies between what libvirt's own tool and another QMP client say before and after."""
+"""While a guest writes, the agent's figures lie between those of virsh and of another QMP client, before and after."""
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)
 DEVICE: Final = "virtio-disk1"
 ROUNDS: Final = 3
 
-# virsh's name of a figure, qemu.qmp's, ours, and how many of their units one of ours is; by hand, not out of the agent's table.
+# virsh's name, qemu.qmp's, the agent's, and their units in one of the agent's; written by hand, not taken from the agent's table.
 BLOCK: Final = (
     ("block.1.rd.reqs", "rd_operations", "reads_total", 1),
     ("block.1.rd.bytes", "rd_bytes", "read_bytes_total", 1),
@@ -30,15 +30,15 @@ BLOCK: Final = (
 )
 OF_VM: Final = ("run_delay_seconds_total", "actual_bytes")
 TICK_SECONDS: Final = 0.01
-"""To what libvirt, which asks the kernel by clock ticks, is exact."""
+"""Resolution of libvirt's CPU times, which it reads in clock ticks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A domain with two monitors beside libvirt's, and the agent on one of them.
+    """A domain with two monitors beside libvirt's; the agent is on one of them.
 
     Attributes:
-        other: a QMP client that is not ours, on the other.
+        other: another QMP client, on the other monitor.
     """
 
     libvirtd: Libvirtd
@@ -47,25 +47,25 @@ class Stage:
     other: QMPClient
 
     async def virsh(self) -> dict[str, float]:
-        """Return what virsh says, in our names and units."""
-        told = await self.libvirtd.stats(self.domain)
-        return {ours: int(told[name]) / unit for name, _, ours, unit in BLOCK} | {
-            "cpu_seconds": int(told["vcpu.0.time"]) / 1e9,
-            "run_delay_seconds_total": int(told["vcpu.0.delay"]) / 1e9,
-            "actual_bytes": int(told["balloon.current"]) * 1024,
+        """Return virsh's figures, in the agent's names and units."""
+        stats = await self.libvirtd.stats(self.domain)
+        return {ours: int(stats[name]) / unit for name, _, ours, unit in BLOCK} | {
+            "cpu_seconds": int(stats["vcpu.0.time"]) / 1e9,
+            "run_delay_seconds_total": int(stats["vcpu.0.delay"]) / 1e9,
+            "actual_bytes": int(stats["balloon.current"]) * 1024,
         }
 
     async def qmp(self) -> dict[str, float]:
-        """Return what the other client is answered, in our names and units."""
+        """Return the other client's figures, in the agent's names and units."""
         disks: Any = await self.other.execute("query-blockstats")
         (stats,) = (disk["stats"] for disk in disks if f"/{DEVICE}/" in disk["qdev"])
         balloon: Any = await self.other.execute("query-balloon")
         return {ours: stats[name] / unit for _, name, ours, unit in BLOCK} | {"actual_bytes": balloon["actual"]}
 
-    async def told(self) -> dict[str, float]:
-        """Return what the agent tells that it asked from now on."""
+    async def agent_figures(self) -> dict[str, float]:
+        """Return the agent's figures of polls that start from now on."""
         since = self.agent.mark()
-        for _ in range(2):  # the first may have been asked before
+        for _ in range(2):  # the first poll may have started before
             block = await self.agent.wait_for_record("sample.block", vm=self.domain.uuid, since=since, device=DEVICE)
             since = self.agent.records().index(block) + 1
         vcpu = await self.agent.wait_for_record("sample.vcpu", vm=self.domain.uuid, since=since)
@@ -79,8 +79,8 @@ class Stage:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage(libvirtd: Libvirtd) -> AsyncIterator[Stage]:
     monitors = [libvirtd.folder / "lib" / name for name in ("agent.qmp", "other.qmp")]
-    words = [word for path in monitors for word in ("-qmp", f"unix:{path},server=on,wait=off")]
-    arguments = "".join(f"<qemu:arg value='{word}'/>" for word in words)
+    options = [option for path in monitors for option in ("-qmp", f"unix:{path},server=on,wait=off")]
+    arguments = "".join(f"<qemu:arg value='{option}'/>" for option in options)
     (libvirtd.folder / "lib").chmod(0o777)  # QEMU is not root there
     domain = await libvirtd.domain("loaded", extra=f"<qemu:commandline>{arguments}</qemu:commandline>")
 
@@ -99,19 +99,19 @@ async def stage(libvirtd: Libvirtd) -> AsyncIterator[Stage]:
     await other.disconnect()
 
 
-async def test_under_load_all_figures_lie_between_two_that_virsh_tells_and_two_that_qemu_qmp_is_answered(
+async def test_under_load_all_figures_lie_between_those_of_virsh_and_of_another_qmp_client(
     stage: Stage,
 ) -> None:
     first = await stage.virsh()
     for _ in range(ROUNDS):
-        before, also_before = await stage.virsh(), await stage.qmp()
-        told = await stage.told()
-        also_after, after = await stage.qmp(), await stage.virsh()
-        for name, value in told.items():
+        before, other_before = await stage.virsh(), await stage.qmp()
+        figures = await stage.agent_figures()
+        other_after, after = await stage.qmp(), await stage.virsh()
+        for name, value in figures.items():
             slack = TICK_SECONDS * 2 if name == "cpu_seconds" else 1e-9 * value
             assert before[name] - slack <= value <= after[name] + slack, name
-            if name in also_before:
-                assert also_before[name] - slack <= value <= also_after[name] + slack, name
+            if name in other_before:
+                assert other_before[name] - slack <= value <= other_after[name] + slack, name
     last = await stage.virsh()
     for name in ("writes_total", "write_bytes_total", "write_seconds_total", "cpu_seconds"):
         assert last[name] > first[name], f"there was no load: {name} did not rise"

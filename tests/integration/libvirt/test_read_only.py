@@ -1,4 +1,4 @@
-"""With a connection that may only read, the agent does what that allows, and says what is missing."""
+"""Read-only connections: what the agent does with them, and the limitations that it reports."""
 
 import re
 import sys
@@ -13,20 +13,20 @@ from tests.lab.libvirt import Libvirtd
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
-MISSING = "read-only: of QEMU's events only STOP, RESUME, SUSPEND and SHUTDOWN; no thresholds and no passthrough"
+LIMITATION = "read-only: of QEMU's events only STOP, RESUME, SUSPEND and SHUTDOWN; no thresholds and no passthrough"
 
 
-@pytest.mark.parametrize("how", ["asked for", "all that there is"])
-async def test_figures_and_lives_are_told_and_what_is_missing_is_said(
-    libvirtd: Libvirtd, agent_on: AgentOn, how: str
+@pytest.mark.parametrize("reason", ["configured", "no other permitted"])
+async def test_a_read_only_connection_reports_figures_lifecycle_and_its_limitations(
+    libvirtd: Libvirtd, agent_on: AgentOn, reason: str
 ) -> None:
-    name = "asked" if how == "asked for" else "had"
-    entry = {"read_only": True} if how == "asked for" else {"libvirt": libvirtd.read_only_uri}
+    name = "configured" if reason == "configured" else "permitted"
+    entry = {"read_only": True} if reason == "configured" else {"libvirt": libvirtd.read_only_uri}
     domain = await libvirtd.domain(f"ro-{name}")
     levels = {"write_threshold": {"mode": "arm", "levels": ["used 1MiB"]}}
     async with agent_on(entry, alerts=levels, allow={"libvirt_passthrough": True}) as agent:
         await attached(agent, domain)
-        assert MISSING in (await agent.get("/overview"))[1]
+        assert LIMITATION in (await agent.get("/overview"))[1]
         await libvirtd.virsh("suspend", domain.name)
         await agent.wait_for_record("sample.runstate", vm=domain.uuid, status="paused")
         await libvirtd.virsh("destroy", domain.name)
@@ -38,37 +38,37 @@ async def test_figures_and_lives_are_told_and_what_is_missing_is_said(
         }
 
 
-async def test_a_user_who_may_only_read_reads_and_check_says_so(libvirtd: Libvirtd) -> None:
+async def test_a_user_with_read_only_access_polls_and_check_reports_the_limitation(libvirtd: Libvirtd) -> None:
     domain = await libvirtd.domain("public")
     config = libvirtd.folder / "public.yaml"
     config.write_text(yaml.safe_dump({"monitors": [{"libvirt": "qemu:///system"}]}))
-    said = await libvirtd.run(
+    output = await libvirtd.run(
         f"setpriv --reuid 65534 --clear-groups {sys.executable} -m agent.cli check --config {config}"
     )
-    assert re.search(rf"qemu:///system: \d+ running; {MISSING}", said), said
-    assert f"qemu:///system#public: public ({domain.uuid}), QEMU 7" in said
+    assert re.search(rf"qemu:///system: \d+ running; {LIMITATION}", output), output
+    assert f"qemu:///system#public: public ({domain.uuid}), QEMU 7" in output
 
 
-async def test_a_user_whom_libvirtd_lets_do_nothing_is_told_so(libvirtd: Libvirtd) -> None:
+async def test_a_user_without_access_to_libvirtd_gets_the_error(libvirtd: Libvirtd) -> None:
     config = libvirtd.folder / "nothing.yaml"
     config.write_text(yaml.safe_dump({"monitors": [{"libvirt": "qemu:///system"}]}))
     await libvirtd.run("chmod 0700 /run/libvirt/libvirt-sock-ro")
     try:
-        said = await libvirtd.run(
+        output = await libvirtd.run(
             f"setpriv --reuid 65534 --clear-groups {sys.executable} -m agent.cli check --config {config}"
         )
     finally:
         await libvirtd.run("chmod 0777 /run/libvirt/libvirt-sock-ro")
-    assert re.search("BAD  qemu:///system: .*Permission denied", said), said
+    assert re.search("BAD  qemu:///system: .*Permission denied", output), output
 
 
-async def test_check_says_how_each_domain_is_and_why_there_is_no_libvirtd(libvirtd: Libvirtd) -> None:
+async def test_check_reports_each_domain_and_why_a_libvirtd_cannot_be_reached(libvirtd: Libvirtd) -> None:
     config = libvirtd.folder / "check.yaml"
     config.write_text(yaml.safe_dump({"monitors": [{"libvirt": libvirtd.uri}]}))
-    found = await run_command("check", "--config", config)
-    assert (found.status, f"{libvirtd.uri}#public: public" in found.out) == (0, True)
+    result = await run_command("check", "--config", config)
+    assert (result.status, f"{libvirtd.uri}#public: public" in result.out) == (0, True)
     nowhere = "qemu+unix:///system?socket=/nowhere"
     config.write_text(yaml.safe_dump({"monitors": [{"libvirt": nowhere}]}))
-    found = await run_command("check", "--config", config)
-    assert found.status != 0
-    assert "No such file or directory" in found.out
+    result = await run_command("check", "--config", config)
+    assert result.status != 0
+    assert "No such file or directory" in result.out

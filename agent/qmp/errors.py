@@ -45,6 +45,10 @@ class UnexpectedReplyError(QmpError):
     """The reply has a type that the command cannot return."""
 
 
+class UnreadableReplyError(QmpError):
+    """The reply to one command is not valid JSON, is malformed or exceeds the size limit. The connection stays usable."""
+
+
 class CommandError(QmpError):
     """QEMU returned an error for a command.
 

@@ -17,7 +17,7 @@ VMS: Final = 500
 POLL_SECONDS: Final = 10.0
 PER_SECOND: Final = 100
 IDLE_SECONDS: Final = 5.0
-"""Time without a delivery after which no more is expected."""
+"""Time without a delivery after which the flood counts as delivered."""
 EVENT: Final = "JOB_STATUS_CHANGE"
 
 

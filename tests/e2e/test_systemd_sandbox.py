@@ -19,7 +19,7 @@ from tests.lab.fake_qemu import FakeQemu
 from tests.lab.machine import free_port
 
 USER, GROUP = 65534, 54321
-"""User nobody, and a group without a name: the one that may connect to monitors."""
+"""An unprivileged user, and a group without a name: the one that may connect to monitors."""
 READ_ONLY: Final = """
 awk '{print $5}' /proc/self/mountinfo | while read -r mount; do mount -o remount,bind,ro "$mount" 2>/dev/null || true; done
 mount --bind "$1" "$1" && mount -o remount,bind,rw "$1" && shift

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing with atheris (libFuzzer): `python -m tests.fuzz TARGET --seconds 60`. New inputs go to .fuzz/TARGET.
 
-An input that breaks an invariant ends the run and is stored there as crash-<hash>. Fix the bug, and add the input to
-tests/fuzz/corpus/TARGET, all of which `make test` runs. `--keep` adds those new inputs to that folder that the corpus does not cover yet.
+An input that breaks an invariant ends the run and is stored there as crash-<hash>. Fix the bug, and add the input to the corpus,
+tests/fuzz/corpus/TARGET, which `make test` runs as a whole. `--keep` adds the new inputs that the corpus does not cover yet.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Soak test: `python -m tests.soak --minutes 60`. VMs start, end, hang, crash and send garbage; the agent's resources must not grow.
 
-The run has sixty scripted VMs, of which two each second are replaced by new ones, and three real QEMUs. All the while it scrapes, fetches
-the page's data and streams records. It measures memory, file descriptors, threads, tasks and lag every few seconds, and passes if the
-medians late in the run equal those of its beginning.
+The run has sixty scripted VMs and three real QEMUs. Two scripted VMs each second are replaced by new ones. All the while it scrapes,
+fetches the page's data and streams records. It measures memory, file descriptors, threads, tasks and lag every few seconds, and passes if
+the medians late in the run equal those of its beginning.
 """
 
 import argparse

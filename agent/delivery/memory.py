@@ -74,7 +74,7 @@ class PendingWrites:
 
     @property
     def busy(self) -> bool:
-        """Whether records wait or are being written."""
+        """True if records wait or are being written."""
         return bool(self._waiting or self._writing)
 
     def add(self, record: EncodedRecord) -> None:

@@ -45,7 +45,7 @@ class RecordQueue:
         self.name = name
         self.limits = limits
         self.durable = durable
-        """Whether every record is journaled, not only what memory cannot hold."""
+        """True if every record is journaled, not only what memory cannot hold."""
         self.linger_seconds = linger_seconds
         """How long a record may wait for others, so that a batch has several."""
         self.in_flight: Sequence[EncodedRecord] = ()
@@ -55,7 +55,7 @@ class RecordQueue:
         self.backlog = DiskBacklog()
         self.tail = MemoryTail()
         self.has_journal = False
-        """Whether the journal works; without it, memory is all there is."""
+        """True while the journal works; without it, the queue has memory alone."""
         self.journaled = 0
         """Records written to the journal since the start."""
         self.dirty = asyncio.Event()
@@ -141,7 +141,7 @@ class RecordQueue:
     # For who sends records.
 
     def _is_held(self, record: EncodedRecord) -> bool:
-        """Whether the journal has to write a record before it is sent."""
+        """Return whether the journal has to write a record before it is sent."""
         return record.note is not None and record.row is None and self.has_journal
 
     async def wait_nonempty(self) -> None:
@@ -261,7 +261,7 @@ class RecordQueue:
 
     @property
     def has_writes(self) -> bool:
-        """Whether the journal has something to write."""
+        """True if the journal has something to write."""
         return bool(self._writes)
 
     def start_write(self) -> list[EncodedRecord]:

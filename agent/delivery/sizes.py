@@ -35,7 +35,7 @@ Body = bytes
 
 @dataclass(slots=True)
 class QueueContents:
-    """What the journal file has of a queue, or what was deleted from it.
+    """A summary of a queue's rows in the journal, or of those deleted from it.
 
     Attributes:
         records: number of records.

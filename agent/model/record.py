@@ -146,7 +146,7 @@ _note_versions = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class StateNote:
-    """A small named value that outlives the agent. Of two notes with one name the higher version wins.
+    """A small named value that outlives the agent. If two notes have one name, the higher version wins.
 
     Attributes:
         name: the note's name.
@@ -194,7 +194,7 @@ class EncodedRecord:
 
     @property
     def done(self) -> bool:
-        """Whether it is delivered or dropped."""
+        """True if it is delivered or dropped."""
         return self.state >= RecordState.DONE_WHILE_WRITING
 
     @property

@@ -1,1 +1,1 @@
-"""What no fault may do: lose an event that was accepted, change one, or bring a VM's events out of order."""
+"""Chaos tests: no fault may lose or change an accepted event, or reorder the events of a VM."""

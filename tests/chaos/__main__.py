@@ -1,4 +1,4 @@
-"""The long form: random faults for as long as you like, `python -m tests.chaos --minutes 10 --seed 7`."""
+"""The long form, with random faults: `python -m tests.chaos --minutes 10 --seed 7`."""
 
 import argparse
 import asyncio
@@ -16,7 +16,7 @@ from tests.chaos.run import Plan, Result, run
 from tests.lab.kafka import KafkaCluster
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
@@ -26,31 +26,35 @@ async def _run(folder: Path, options: argparse.Namespace) -> Result:
     script = scripts.get(options.script) or partial(faults.long, seconds=options.minutes * 60)
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # so that no mount is left behind
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # so that no mount stays behind
     async with KafkaCluster(folder / "kafka", 3) as cluster:
-        return await run(folder / "run", cluster, Plan(script, options.seed, options.rate, say=_say))
+        return await run(folder / "run", cluster, Plan(script, options.seed, options.rate, report=_print))
 
 
 def main() -> int:
-    """Run, and return 0 only if every promise was kept."""
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Breaks what can break, and counts.")
+    """Run, and return 0 only if every guarantee holds."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos", description="Injects faults, and checks the delivery guarantees."
+    )
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 31))
     parser.add_argument("--rate", type=float, default=2500.0, help="events a second")
-    parser.add_argument("--script", choices=("long", "short", "damage"), default="long", help="what to do")
-    parser.add_argument("--keep", action="store_true", help="leave the logs, even if all is well")
+    parser.add_argument("--script", choices=("long", "short", "damage"), default="long", help="the faults")
+    parser.add_argument("--keep", action="store_true", help="keep the logs of a run without problems")
     options = parser.parse_args()
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # the judge's clients meet brokers that are just back
+    logging.getLogger("aiokafka").setLevel(
+        logging.CRITICAL
+    )  # the judge's clients meet brokers that have just restarted
     folder = Path(tempfile.mkdtemp(prefix="qmp-chaos-"))
-    _say(f"seed {options.seed}, in {folder}")
-    problems = ["it did not come to an end"]
+    _print(f"seed {options.seed}, in {folder}")
+    problems = ["the run did not finish"]
     try:
         result = asyncio.run(_run(folder, options))
         problems = result.problems
-        _say(f"\n{result.table}\n")
+        _print(f"\n{result.table}\n")
     finally:
         if problems:
-            _say("\n".join(["BROKEN:", *problems, f"seed {options.seed}; all of it is in {folder}"]))
+            _print("\n".join(["FAILED:", *problems, f"seed {options.seed}; logs are in {folder}"]))
         elif not options.keep:
             shutil.rmtree(folder)
     return 1 if problems else 0

@@ -1,4 +1,4 @@
-"""What is done to a run: the faults, a short script that has each of them, and a long one that is drawn from a seed."""
+"""The faults; a short script that has each of them, and a long one that is random."""
 
 import asyncio
 import contextlib
@@ -10,27 +10,27 @@ from typing import Final
 
 from agent.delivery.drops import DropReason
 from tests.chaos.issuer_process import eventually
-from tests.chaos.participants import REQUEST_TIMEOUT_SECONDS, WINDOW_SECONDS, World
+from tests.chaos.participants import REQUEST_TIMEOUT_SECONDS, WINDOW_SECONDS, Environment
 from tests.lab.kafka import Broker
 
 LONGER_SECONDS: Final = 2 * REQUEST_TIMEOUT_SECONDS + 1.5
-"""How long a broker is away so that requests to it time out, its partitions have no leader, and batches for these time out too."""
+"""How long a broker is down until requests to it time out, its partitions have no leader, and their batches time out too."""
 MEMORY_SECONDS: Final = 3.0
-"""How long it takes, more or less, to fill the memory that the agent may use."""
-FEEL_SECONDS: Final = 15.0
-"""How long it takes at most until the journal feels that its disk is full: it has some pages left inside."""
+"""How long it takes, roughly, to fill the memory that the agent may use."""
+DETECT_SECONDS: Final = 15.0
+"""How long it takes at most until the journal meets the full disk: its file has some free pages."""
 
-MUCH: Final = 10_000
-MUCH_SECONDS: Final = 30.0
-"""How many records wait in a journal that is worth damaging, and how long they take to gather."""
+BACKLOG_RECORDS: Final = 10_000
+BACKLOG_SECONDS: Final = 30.0
+"""How many records wait in the journal before it is damaged, and how long that takes at most."""
 
-# Of the brokers.
+# Faults of the brokers.
 
 
 @contextlib.asynccontextmanager
-async def killed(world: World, brokers: Sequence[Broker]) -> AsyncIterator[None]:
-    """Have brokers killed with SIGKILL while the block runs; they serve again when this has ended."""
-    _count(world, "killed", brokers)
+async def killed(env: Environment, brokers: Sequence[Broker]) -> AsyncIterator[None]:
+    """Kill brokers with SIGKILL; they serve again after the block."""
+    _count(env, "killed", brokers)
     await _together(broker.kill() for broker in brokers)
     try:
         yield
@@ -39,9 +39,9 @@ async def killed(world: World, brokers: Sequence[Broker]) -> AsyncIterator[None]
 
 
 @contextlib.asynccontextmanager
-async def paused(world: World, brokers: Sequence[Broker]) -> AsyncIterator[None]:
-    """Have brokers stopped in their tracks while the block runs: connections stay, nothing is answered."""
-    _count(world, "paused", brokers)
+async def paused(env: Environment, brokers: Sequence[Broker]) -> AsyncIterator[None]:
+    """Freeze brokers while the block runs: connections stay open, no request is answered."""
+    _count(env, "paused", brokers)
     for broker in brokers:
         await broker.pause()
     try:
@@ -51,162 +51,164 @@ async def paused(world: World, brokers: Sequence[Broker]) -> AsyncIterator[None]
             broker.resume()
 
 
-def _count(world: World, what: str, brokers: Sequence[Broker]) -> None:
-    number = {1: "one broker", len(world.cluster.brokers): "all brokers"}.get(len(brokers), f"{len(brokers)} brokers")
-    world.note(f"{number} {what}")
+def _count(env: Environment, what: str, brokers: Sequence[Broker]) -> None:
+    number = {1: "one broker", len(env.cluster.brokers): "all brokers"}.get(len(brokers), f"{len(brokers)} brokers")
+    env.count_fault(f"{number} {what}")
 
 
 async def _together(starts: Iterable[Awaitable[None]]) -> None:
-    """Await all at once: of several brokers none serves before most of them run."""
+    """Await all concurrently: several brokers serve only after most of them have started."""
     await asyncio.gather(*starts)
 
 
-# Of the agent.
+# Faults of the agent.
 
 
-async def agent_killed(world: World, _draw: random.Random | None = None) -> None:
-    """Kill the agent with SIGKILL, and start another."""
-    world.note("agent killed")
-    await world.kill_agent()
-    await world.start_agent()
+async def agent_killed(env: Environment, _draw: random.Random | None = None) -> None:
+    """Kill the agent with SIGKILL, and start another one."""
+    env.count_fault("agent killed")
+    await env.kill_agent()
+    await env.start_agent()
 
 
-async def agent_killed_young(world: World, draw: random.Random) -> None:
-    """Kill the agent, and the next one while it starts, and start a third."""
-    world.note("agent killed", 2)
-    await world.kill_agent()
-    await world.start_agent_for(draw.uniform(0.2, 1.5))
-    await world.start_agent()
+async def agent_killed_at_start(env: Environment, draw: random.Random) -> None:
+    """Kill the agent, kill the next one while it starts, and start a third one."""
+    env.count_fault("agent killed", 2)
+    await env.kill_agent()
+    await env.start_agent_for(draw.uniform(0.2, 1.5))
+    await env.start_agent()
 
 
-async def agent_terminated(world: World, _draw: random.Random | None = None) -> None:
-    """Ask the agent to end, and start another."""
-    world.note("agent terminated")
-    await world.terminate_agent()
-    await world.start_agent()
+async def agent_terminated(env: Environment, _draw: random.Random | None = None) -> None:
+    """Stop the agent with SIGTERM, and start another one."""
+    env.count_fault("agent terminated")
+    await env.terminate_agent()
+    await env.start_agent()
 
 
-async def agent_frozen(world: World, draw: random.Random) -> None:
-    """Stop the agent in its tracks for some seconds."""
-    world.note("agent frozen")
-    world.agent.send_signal(signal.SIGSTOP)
+async def agent_frozen(env: Environment, draw: random.Random) -> None:
+    """Freeze the agent for some seconds."""
+    env.count_fault("agent frozen")
+    env.agent.send_signal(signal.SIGSTOP)
     await asyncio.sleep(draw.uniform(1.0, 5.0))
-    world.agent.send_signal(signal.SIGCONT)
-    await eventually(world.figures, 20, "an agent that was frozen answers")
+    env.agent.send_signal(signal.SIGCONT)
+    await eventually(env.metrics, 20, "the agent answers after it was frozen")
 
 
-AGENT_FAULTS: Final[tuple[Callable[[World, random.Random], Awaitable[None]], ...]] = (
+AGENT_FAULTS: Final[tuple[Callable[[Environment, random.Random], Awaitable[None]], ...]] = (
     agent_killed,
-    agent_killed_young,
+    agent_killed_at_start,
     agent_terminated,
     agent_frozen,
 )
 
-# Of the journal's disk. The agent must not be killed meanwhile: what it cannot journal it has in memory only, as it says.
+# Faults of the journal's disk. The agent must not be killed meanwhile: records that it cannot journal are in memory only.
 
 
 @contextlib.asynccontextmanager
-async def disk_full(world: World) -> AsyncIterator[None]:
-    """Have the journal's disk full while the block runs; when this has ended, the agent journals again, and has delivered all there was.
+async def disk_full(env: Environment) -> AsyncIterator[None]:
+    """Fill the journal's disk while the block runs. After it, the agent journals again and has delivered all records.
 
-    So the brokers have to be back by the block's end.
+    So the brokers must serve again by the end of the block.
     """
-    if world.disk.cannot is not None:
-        world.say(f"the disk is not filled: {world.disk.cannot}")
+    if env.disk.mount_error is not None:
+        env.report(f"the disk cannot be filled: {env.disk.mount_error}")
         yield
         return
-    world.note("journal's disk full")
+    env.count_fault("journal's disk full")
     begin = time.time()
-    world.disk.fill()
+    env.disk.fill()
     try:
         yield
     finally:
-        world.disk.free()
-    await eventually(lambda: _journals(world, up=True), FEEL_SECONDS, "the agent journals again")
-    await world.delivered()  # what is in memory alone would go with a kill, and neither be journaled nor told of
-    world.excuses.append((DropReason.JOURNAL_UNAVAILABLE, begin - MEMORY_SECONDS, time.time()))
+        env.disk.free()
+    await eventually(lambda: _is_journaling(env, up=True), DETECT_SECONDS, "the agent journals again")
+    await env.wait_delivered()  # a kill would lose records that are in memory only, without a report
+    env.expected_drops.append((DropReason.JOURNAL_UNAVAILABLE, begin - MEMORY_SECONDS, time.time()))
 
 
-async def felt(world: World) -> None:
-    """Wait until the agent says that it cannot journal."""
-    if world.disk.cannot is None:
-        await eventually(lambda: _journals(world, up=False), FEEL_SECONDS, "the agent says that it cannot journal")
+async def full_disk_detected(env: Environment) -> None:
+    """Wait until the agent reports that it cannot journal."""
+    if env.disk.mount_error is None:
+        await eventually(
+            lambda: _is_journaling(env, up=False), DETECT_SECONDS, "the agent reports that it cannot journal"
+        )
 
 
-async def _journals(world: World, *, up: bool) -> bool:
-    return (await world.figures()).get("qmp_agent_journal_up") == up
+async def _is_journaling(env: Environment, *, up: bool) -> bool:
+    return (await env.metrics()).get("qmp_agent_journal_up") == up
 
 
 # Scripts.
 
 
-async def short(world: World, draw: random.Random) -> None:
-    """Do each kind of fault, the agent's ends in good and in bad weather."""
-    await world.recovered()  # it has come to deliver
-    single = await world.broker_of_single()
-    others = [broker for broker in world.cluster.brokers if broker is not single]
+async def short(env: Environment, draw: random.Random) -> None:
+    """Inject each kind of fault; kill and stop the agent with and without a working Kafka."""
+    await env.wait_recovered()  # the agent delivers
+    single = await env.broker_of_single()
+    others = [broker for broker in env.cluster.brokers if broker is not single]
     draw.shuffle(others)
-    async with disk_full(world), paused(world, world.cluster.brokers):
-        await felt(world)
-        await asyncio.sleep(MEMORY_SECONDS)  # what memory cannot hold now is lost, and has to be told
-    await world.recovered()
-    await agent_killed(world)
-    async with killed(world, others[:1]):
-        await agent_killed(world)
+    async with disk_full(env), paused(env, env.cluster.brokers):
+        await full_disk_detected(env)
+        await asyncio.sleep(MEMORY_SECONDS)  # records that memory cannot hold now are dropped, and must be reported
+    await env.wait_recovered()
+    await agent_killed(env)
+    async with killed(env, others[:1]):
+        await agent_killed(env)
         await asyncio.sleep(1.0)
-    async with paused(world, [single]):  # no leader for the topic that has no replica
+    async with paused(env, [single]):  # the topic with one replica has no leader
         await asyncio.sleep(LONGER_SECONDS)
-    async with paused(world, others):  # too few for an acknowledgement, and for electing anybody
+    async with paused(env, others):  # too few for acknowledgements and for elections
         await asyncio.sleep(1.0)
-        await agent_killed(world)
-    await world.recovered()
-    async with killed(world, world.cluster.brokers):
-        await agent_terminated(world)
-        await agent_killed_young(world, draw)
+        await agent_killed(env)
+    await env.wait_recovered()
+    async with killed(env, env.cluster.brokers):
+        await agent_terminated(env)
+        await agent_killed_at_start(env, draw)
 
 
-async def damage(world: World, draw: random.Random) -> None:
-    """Overwrite a page of the journal, with much in it and the agent down."""
+async def damage(env: Environment, draw: random.Random) -> None:
+    """Overwrite a page of the journal while it has a backlog and the agent is down."""
 
-    async def much() -> bool:
-        return (await world.figures()).get('qmp_agent_queue_records{queue="events"}', 0) > MUCH
+    async def has_backlog() -> bool:
+        return (await env.metrics()).get('qmp_agent_queue_records{queue="events"}', 0) > BACKLOG_RECORDS
 
-    async with paused(world, world.cluster.brokers):
-        await eventually(much, MUCH_SECONDS, f"{MUCH} records wait")
-        await world.issuer.rate(0)
-        await asyncio.sleep(1.5 * WINDOW_SECONDS)  # what is missing then is so for the damage alone
+    async with paused(env, env.cluster.brokers):
+        await eventually(has_backlog, BACKLOG_SECONDS, f"{BACKLOG_RECORDS} records wait")
+        await env.issuer.rate(0)
+        await asyncio.sleep(1.5 * WINDOW_SECONDS)  # so that only the damage loses records
         if draw.random() < 0.5:
-            await world.terminate_agent()
+            await env.terminate_agent()
         else:
-            await world.kill_agent()
-        world.note("page of the journal overwritten")
-        world.damage(draw)
-        world.excuses.append((DropReason.CORRUPT, 0.0, time.time()))
-        await world.start_agent()
-        await world.issuer.rate(world.rate)
+            await env.kill_agent()
+        env.count_fault("page of the journal overwritten")
+        env.damage(draw)
+        env.expected_drops.append((DropReason.CORRUPT, 0.0, time.time()))
+        await env.start_agent()
+        await env.issuer.rate(env.rate)
 
 
-async def long(world: World, draw: random.Random, seconds: float) -> None:
-    """Do the short script, and then faults as they are drawn, one after the other and several at once, for so long in all."""
+async def long(env: Environment, draw: random.Random, seconds: float) -> None:
+    """Run the short script, and then random faults, single and concurrent ones, for so many seconds in all."""
     deadline = time.monotonic() + seconds
-    await short(world, draw)
+    await short(env, draw)
     while time.monotonic() < deadline:
-        await world.recovered()
-        await _episode(world, draw)
+        await env.wait_recovered()
+        await _episode(env, draw)
 
 
-async def _episode(world: World, draw: random.Random) -> None:
-    brokers = draw.sample(world.cluster.brokers, draw.choice((0, 1, 1, 1, 2, 2, 3)))
-    weather = draw.choice((killed, paused))
+async def _episode(env: Environment, draw: random.Random) -> None:
+    brokers = draw.sample(env.cluster.brokers, draw.choice((0, 1, 1, 1, 2, 2, 3)))
+    broker_fault = draw.choice((killed, paused))
     full = draw.random() < 0.25
-    async with contextlib.AsyncExitStack() as faults:
+    async with contextlib.AsyncExitStack() as stack:
         if full:
-            await faults.enter_async_context(disk_full(world))
+            await stack.enter_async_context(disk_full(env))
         if brokers:
-            await faults.enter_async_context(weather(world, brokers))
+            await stack.enter_async_context(broker_fault(env, brokers))
             await asyncio.sleep(draw.uniform(0.0, 2.0))
         if not full:
             for _ in range(draw.randint(0 if brokers else 1, 4)):
-                await draw.choice(AGENT_FAULTS)(world, draw)
+                await draw.choice(AGENT_FAULTS)(env, draw)
                 await asyncio.sleep(draw.uniform(0.0, 2.0))
         await asyncio.sleep(draw.uniform(0.0, 1.5 * LONGER_SECONDS))

@@ -1,8 +1,8 @@
-"""Scripted monitors that issue numbered events as fast as they are told, and keep a log of what they issued.
+"""Scripted monitors that issue numbered events at a given rate, and log them.
 
-A process of its own, `python -m tests.chaos.issuer`, so that neither the agent nor the judge slows it down. As QEMU does it serves one
-client at a time at each monitor, and issues nothing while there is none. It takes commands on standard input, a line each, and ends
-with it: `rate N` sets how many events a second all VMs issue together, `count` is answered with a line of JSON.
+This is a process of its own, `python -m tests.chaos.issuer`, so that neither the agent nor the judge slows it down. Like QEMU, each monitor
+serves one client at a time, and issues nothing without a client. Commands are lines of standard input: `rate N` sets the rate of all
+VMs together in events per second, `count` prints a line of JSON. The process ends with its standard input.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from tests.lab.fake_qemu import OUT_OF_BAND, error, split
 from tests.lab.transcript import Transcript
 
 TICK_SECONDS: Final = 0.01
-MOST_DUE_SECONDS: Final = 0.2
-"""What a tick that came late may still make up for."""
+MAX_DUE_SECONDS: Final = 0.2
+"""How much a late tick may catch up."""
 SEND_BUFFER_BYTES: Final = 32 << 10
-MOST_AT_ONCE: Final = 24
-"""Events in one write, at most."""
+MAX_WRITE_EVENTS: Final = 24
+"""Largest number of events in one write."""
 
 
 class Monitor:
@@ -44,19 +44,19 @@ class Monitor:
 
     @property
     def ready(self) -> bool:
-        """Whether events can be issued: a client has negotiated, and has taken all there was before."""
+        """True if a client has negotiated and has read all earlier events."""
         client = self._client
         return (
             client is not None and client.negotiated and not client.transport.is_closing() and self._unwritten is None
         )
 
     def emit(self, count: int) -> int:
-        """Issue so many events in one write; return how many were."""
+        """Issue events in one write; return how many were issued."""
         assert self._client is not None
         first, wall_us = self.issued, time.time_ns() // 1000
         transport = self._client.transport
         transport.write(b"".join(numbered.encode(self.vm, first + i, wall_us + i) for i in range(count)))
-        if transport.is_closing():  # the client is gone: not a byte was taken
+        if transport.is_closing():  # the client is gone: nothing was written
             return 0
         self.issued += count
         self._unwritten = (first, count, wall_us)
@@ -65,20 +65,20 @@ class Monitor:
         return count
 
     def written(self, *, whole: bool = True) -> None:
-        """Log the last write, which the kernel has now; or not whole, the client having gone."""
+        """Log the last write: the kernel has it, or, if not `whole`, the client has disconnected."""
         if self._unwritten is not None:
             first, count, wall_us = self._unwritten
             at_ns = time.monotonic_ns() if whole else 0
             self._log.write(numbered.write_line(self.vm, self._connection, first, count, wall_us, at_ns))
             self._unwritten = None
 
-    def arrived(self, client: "_Client") -> None:
-        """Greet a client, as soon as no other is there."""
+    def on_connect(self, client: "_Client") -> None:
+        """Greet a client as soon as it is the only one."""
         self._waiting.append(client)
         self._next()
 
-    def left(self, client: "_Client") -> None:
-        """Take note that a client is gone."""
+    def on_disconnect(self, client: "_Client") -> None:
+        """Handle the disconnect of a client."""
         if client is not self._client:
             self._waiting.remove(client)
             return
@@ -95,7 +95,7 @@ class Monitor:
             self._client.send(self._transcript.greeting)
 
     def answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer to a command."""
+        """Return the reply to a command."""
         match command:
             case "query-uuid":
                 return {"return": {"UUID": numbered.uuid_of(self.vm)}}
@@ -116,18 +116,18 @@ class _Client(asyncio.Protocol):
         self._text = ""
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send a message that is no event."""
+        """Send a message other than an event."""
         self.transport.write(json.dumps(message).encode() + b"\r\n")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        self.transport.set_write_buffer_limits(high=0)  # resumed means: the kernel has it all
-        # And what the kernel has, the agent has read, but for a little: one that gets no processor is issued less.
+        self.transport.set_write_buffer_limits(high=0)  # so that resume_writing means that the kernel has all
+        # The agent has read all but a little of what the kernel has: an agent without CPU time gets fewer events.
         self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        self._monitor.arrived(self)
+        self._monitor.on_connect(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's own contract
-        self._monitor.left(self)
+        self._monitor.on_disconnect(self)
 
     def resume_writing(self) -> None:
         self._monitor.written()
@@ -150,8 +150,8 @@ class _Client(asyncio.Protocol):
         return self._monitor.answer(command, request.get("arguments", {}))
 
 
-class Issuing:
-    """All monitors, and how fast they issue."""
+class EventLoad:
+    """All monitors and their rate."""
 
     def __init__(self, monitors: list[Monitor], log: TextIO, seed: int) -> None:
         self._monitors = monitors
@@ -160,21 +160,21 @@ class Issuing:
         self._rate = 0.0
 
     async def issue(self) -> None:
-        """Issue, until cancelled."""
+        """Issue events, until cancelled."""
         due, before = 0.0, time.monotonic()
         while True:
             await asyncio.sleep(TICK_SECONDS)
             now = time.monotonic()
-            due, before = min(due + self._rate * (now - before), self._rate * MOST_DUE_SECONDS), now
+            due, before = min(due + self._rate * (now - before), self._rate * MAX_DUE_SECONDS), now
             ready = [monitor for monitor in self._monitors if monitor.ready]
             while due >= 1 and ready:
                 monitor = self._random.choice(ready)
-                due -= monitor.emit(min(int(due), self._random.randint(1, MOST_AT_ONCE)))
+                due -= monitor.emit(min(int(due), self._random.randint(1, MAX_WRITE_EVENTS)))
                 if not monitor.ready:
                     ready.remove(monitor)
 
-    async def obey(self) -> None:
-        """Take commands until there are no more."""
+    async def read_commands(self) -> None:
+        """Execute the commands of standard input until it ends."""
         commands = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
         while line := (await commands.readline()).decode():
@@ -192,10 +192,10 @@ class Issuing:
 
 
 async def main() -> None:
-    """Listen, issue and obey."""
+    """Listen, issue events and execute commands."""
     parser = argparse.ArgumentParser(description="Issues numbered events at scripted monitors.")
-    parser.add_argument("--folder", type=Path, required=True, help="where the sockets go")
-    parser.add_argument("--log", type=Path, required=True, help="where the log goes")
+    parser.add_argument("--folder", type=Path, required=True, help="directory of the sockets")
+    parser.add_argument("--log", type=Path, required=True, help="path of the log")
     parser.add_argument("--vms", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -206,9 +206,9 @@ async def main() -> None:
         for monitor in monitors:
             path = options.folder / f"{numbered.name_of(monitor.vm)}.qmp"
             await loop.create_unix_server(lambda monitor=monitor: _Client(monitor), os.fspath(path))  # type: ignore[misc]
-        issuing = Issuing(monitors, log, options.seed)
-        task = asyncio.create_task(issuing.issue())
-        await asyncio.wait({task, asyncio.create_task(issuing.obey())}, return_when=asyncio.FIRST_COMPLETED)
+        load = EventLoad(monitors, log, options.seed)
+        task = asyncio.create_task(load.issue())
+        await asyncio.wait({task, asyncio.create_task(load.read_commands())}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             task.result()
         task.cancel()

@@ -1,4 +1,4 @@
-"""The parts of a run that are neither Kafka nor the agent: the issuer's process, and a disk for the journal that can be full."""
+"""The issuer's process, and a file system for the journal that can be filled."""
 
 import asyncio
 import contextlib
@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Final, Self
 
 ROOT: Final = Path(__file__).parents[2]
-ASK_SECONDS: Final = 0.2
+POLL_SECONDS: Final = 0.2
 _ANSWER_SECONDS: Final = 20.0
 
 
 async def eventually(predicate: Callable[[], Awaitable[object]], seconds: float, what: str) -> None:
-    """Wait until something holds, asking a few times a second.
+    """Wait until a predicate holds; it is evaluated a few times a second.
+
+    Args:
+        predicate: what to wait for.
+        seconds: the deadline.
+        what: describes it in the error.
 
     Raises:
         AssertionError: it does not hold in time.
@@ -26,15 +31,15 @@ async def eventually(predicate: Callable[[], Awaitable[object]], seconds: float,
     deadline = time.monotonic() + seconds
     while not await predicate():
         assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        await asyncio.sleep(ASK_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)
 
 
 class Issuer:
-    """The process of `issuer.py`; as an async context manager it runs from entering to leaving.
+    """The process of `issuer.py`, which runs inside `async with`.
 
     Attributes:
-        monitors: the pattern of its monitors' sockets.
-        log: the file that says what it issued.
+        monitors: glob pattern of its monitors' sockets.
+        log: its log of issued events.
     """
 
     def __init__(self, folder: Path, vms: int, seed: int) -> None:
@@ -45,23 +50,23 @@ class Issuer:
         self.monitors = f"{self._folder}/*.qmp"
         self._seed = seed
         self._process: asyncio.subprocess.Process | None = None
-        self._asking = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def rate(self, rate: float) -> None:
-        """Issue so many events a second from now on."""
-        await self._say(f"rate {rate}")
+        """Set the rate in events per second."""
+        await self._send(f"rate {rate}")
 
     async def count(self) -> tuple[int, int]:
-        """Return how many events were issued, and how many monitors are ready to issue; bring the log up to date."""
-        async with self._asking:
-            await self._say("count")
+        """Return how many events were issued and how many monitors are ready; flush the log."""
+        async with self._lock:
+            await self._send("count")
             assert self._process is not None
             assert self._process.stdout is not None
             async with asyncio.timeout(_ANSWER_SECONDS):
                 answer = json.loads(await self._process.stdout.readline())
         return answer["issued"], answer["ready"]
 
-    async def _say(self, line: str) -> None:
+    async def _send(self, line: str) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.write(f"{line}\n".encode())
@@ -75,7 +80,7 @@ class Issuer:
             stdout=asyncio.subprocess.PIPE,
             cwd=ROOT,
         )
-        await self.count()  # it listens
+        await self.count()  # it listens now
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -92,37 +97,37 @@ class Issuer:
 
 
 class Disk:
-    """A small disk of its own for the journal.
+    """A small file system for the journal.
 
     Attributes:
-        folder: where it is mounted, or a plain folder.
-        cannot: why it cannot be made full, or None. Mounting takes root.
+        folder: its mount point, or a plain directory.
+        mount_error: why it is not mounted and cannot be filled, or None. Mounting needs root.
     """
 
-    def __init__(self, folder: Path, cannot: str | None) -> None:
+    def __init__(self, folder: Path, mount_error: str | None) -> None:
         self.folder = folder
-        self.cannot = cannot
+        self.mount_error = mount_error
         self._ballast = folder / "ballast"
 
     @classmethod
     @contextlib.contextmanager
     def mounted(cls, folder: Path, size: int) -> Iterator[Self]:
-        """Mount one: a file with ext4 in it, on which an fsync costs what it costs; else memory; else none."""
+        """Mount a file system: ext4 in a file, where an fsync has its real cost; else tmpfs; else none."""
         folder.mkdir(parents=True)
         image = folder.with_suffix(".ext4")
-        cannot = None
-        if (error := _on_file(image, folder, size)) and _said(
+        mount_error = None
+        if (error := _mount_ext4(image, folder, size)) and _run(
             "mount", "-t", "tmpfs", "-o", f"size={size}", "t", folder
         ):
-            cannot = f"no disk of its own can be mounted: {error}"
+            mount_error = error
         try:
-            yield cls(folder, cannot)
+            yield cls(folder, mount_error)
         finally:
-            if cannot is None and _said("umount", folder):
-                _said("umount", "--lazy", folder)  # a process that was killed may hold it for a moment
+            if mount_error is None and _run("umount", folder):
+                _run("umount", "--lazy", folder)  # a killed process may hold it for a moment
 
     def fill(self) -> None:
-        """Leave no room."""
+        """Fill the file system."""
         with self._ballast.open("wb") as file, contextlib.suppress(OSError):
             os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(self.folder).free - (64 << 10)))
         with self._ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
@@ -130,18 +135,18 @@ class Disk:
                 file.write(bytes(4096))
 
     def free(self) -> None:
-        """Give the room back."""
+        """Free the space again."""
         self._ballast.unlink(missing_ok=True)
 
 
-def _on_file(image: Path, folder: Path, size: int) -> str:
+def _mount_ext4(image: Path, folder: Path, size: int) -> str:
     with image.open("wb") as file:
         file.truncate(size)
-    return _said("mkfs.ext4", "-q", "-m", "0", image) or _said("mount", "-o", "loop", image, folder)
+    return _run("mkfs.ext4", "-q", "-m", "0", image) or _run("mount", "-o", "loop", image, folder)
 
 
-def _said(*command: str | Path) -> str:
-    """Run a command; return what it said if it failed, empty if not."""
+def _run(*command: str | Path) -> str:
+    """Run a command; return its error, empty if it succeeds."""
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:

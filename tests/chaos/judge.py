@@ -1,8 +1,8 @@
-"""Reads all that Kafka has, and judges by the issuer's log what should be there.
+"""Reads all topics, and compares them with the issuer's log.
 
-An event counts as accepted when it was written to an agent's socket more than a window before that agent was killed, or hung up because
-it was asked to end: between reading an event and having it in the journal lie milliseconds, in which a crash takes it along. The judge
-measures how long before its agent's end the oldest event was written that went so: the least window that would have done.
+An event counts as accepted if it was written to an agent's socket more than a window before that agent was killed, or disconnected after
+SIGTERM. Between reading an event and journaling it, milliseconds pass in which a crash loses the event. The judge measures the window
+that was needed: how long before its agent's end the oldest lost event was written.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaConsumer
 from agent.delivery.drops import DropReason
 from tests.chaos import numbered
 from tests.chaos.numbered import Connection, Issued
-from tests.chaos.participants import WINDOW_SECONDS, How, Life, World
+from tests.chaos.participants import WINDOW_SECONDS, AgentRun, Environment, ExitKind
 
 _READ_SECONDS: Final = 120.0
 _EXAMPLES: Final = 5
@@ -27,11 +27,11 @@ _EXAMPLE_CHARACTERS: Final = 600
 
 
 @dataclass(slots=True)
-class Ends:
-    """What went with agents that ended in one way.
+class LostAtExit:
+    """Events that were lost with agents that ended in one way.
 
     Attributes:
-        lost: events that were written to them and are nowhere.
+        lost: number of events that were written to them and not delivered.
         window_seconds: how long before its agent's end the oldest of these was written.
     """
 
@@ -39,36 +39,38 @@ class Ends:
     window_seconds: float = 0.0
 
     def add(self, seconds: float) -> None:
-        """Count one more."""
+        """Add an event that was written so many seconds before the end."""
         self.lost += 1
         self.window_seconds = max(self.window_seconds, seconds)
 
 
 @dataclass(slots=True)
 class Verdict:
-    """What was found. All of `wrong` has to be none, and no more may be missing than was told."""
+    """The findings. Every count of `wrong` must be 0, and no more events may be missing than are reported as dropped."""
 
     issued: int = 0
     accepted: int = 0
     delivered: int = 0
     duplicates: int = 0
     missing: int = 0
-    told: Counter[str] = field(default_factory=Counter)
-    ends: dict[How, Ends] = field(default_factory=lambda: {how: Ends() for how in How})
+    reported: Counter[str] = field(default_factory=Counter)
+    exits: dict[ExitKind, LostAtExit] = field(default_factory=lambda: {kind: LostAtExit() for kind in ExitKind})
     wrong: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
-    def find(self, what: str, example: object) -> None:
-        """Count something that must not be."""
+    def add_problem(self, what: str, example: object) -> None:
+        """Count a broken guarantee."""
         self.wrong[what] += 1
         if self.wrong[what] <= _EXAMPLES:
             self.examples.append(f"{what}: {str(example)[:_EXAMPLE_CHARACTERS]}")
 
     def problems(self) -> list[str]:
-        """Return what breaks the promise."""
+        """Return the broken guarantees."""
         problems = [f"{count} {what}" for what, count in self.wrong.items() if count]
-        if self.missing > self.told.total():
-            problems.append(f"{self.missing} accepted events are missing, {self.told.total()} told of")
+        if self.missing > self.reported.total():
+            problems.append(
+                f"{self.missing} accepted events are missing, {self.reported.total()} are reported as dropped"
+            )
         return problems + self.examples if problems else []
 
 
@@ -76,93 +78,95 @@ WRONG: Final = (
     "out of order",
     "wrong payload",
     "never issued",
-    "again under another id",
+    "duplicate under another id",
     "in another partition",
-    "hung up",
-    "lost without a cause",
+    "unexpected disconnect",
+    "dropped without a cause",
     "missing without a cause",
 )
 
 
-async def judge(world: World) -> Verdict:
-    """Judge a run that has ended."""
+async def judge(env: Environment) -> Verdict:
+    """Judge a finished run."""
     verdict = Verdict(wrong=Counter(dict.fromkeys(WRONG, 0)))
-    issued = await asyncio.to_thread(Issued.read, world.issuer.log, world.issuer.vms)
-    delivered = _Delivered(issued, world.excuses, verdict)
-    await read(world, (world.topics.events, world.topics.single), delivered.take)
+    issued = await asyncio.to_thread(Issued.read, env.issuer.log, env.issuer.vms)
+    delivered = _Delivered(issued, env.expected_drops, verdict)
+    await read(env, (env.topics.events, env.topics.single), delivered.add)
     for vm, of_vm in enumerate(issued):
-        _look_for_the_missing(vm, of_vm, delivered.seen[vm], world, verdict)
+        _find_missing(vm, of_vm, delivered.seen[vm], env, verdict)
     verdict.issued = sum(map(len, issued))
     return verdict
 
 
-async def read(world: World, topics: Sequence[str], take: Callable[[str, int, bytes, bytes], None]) -> None:
-    """Hand on topic, partition, key and value of all messages of some topics, those of each partition in its order."""
+async def read(env: Environment, topics: Sequence[str], handle: Callable[[str, int, bytes, bytes], None]) -> None:
+    """Call `handle` with topic, partition, key and value of every message, those of each partition in order."""
     async with (
         asyncio.timeout(_READ_SECONDS),
-        AIOKafkaConsumer(*topics, auto_offset_reset="earliest", **world.cluster.client) as consumer,
+        AIOKafkaConsumer(*topics, auto_offset_reset="earliest", **env.cluster.client) as consumer,
     ):
         ends = await consumer.end_offsets(consumer.assignment())
         while any([await consumer.position(place) < end for place, end in ends.items()]):
             for place, messages in (await consumer.getmany(timeout_ms=1000)).items():
                 for message in messages:
-                    take(place.topic, place.partition, message.key, message.value)
+                    handle(place.topic, place.partition, message.key, message.value)
 
 
 class _Delivered:
-    """Takes every message there is, and says what is wrong with it."""
+    """Checks every message."""
 
     def __init__(
-        self, issued: Sequence[Issued], excuses: Sequence[tuple[DropReason, float, float]], verdict: Verdict
+        self, issued: Sequence[Issued], expected_drops: Sequence[tuple[DropReason, float, float]], verdict: Verdict
     ) -> None:
         self.seen = [bytearray(len(of_vm)) for of_vm in issued]
         self._issued = issued
-        self._excuses = excuses
+        self._expected_drops = expected_drops
         self._verdict = verdict
         self._ids: set[str] = set()
         self._last: dict[tuple[int, str], int] = {}
         self._partitions: dict[tuple[str, str], int] = {}
         self._vms = {numbered.uuid_of(vm): vm for vm in range(len(issued))}
 
-    def take(self, topic: str, partition: int, key: bytes, value: bytes) -> None:
-        """Take the next message of a partition."""
+    def add(self, topic: str, partition: int, key: bytes, value: bytes) -> None:
+        """Check the next message of a partition."""
         event = orjson.loads(value)
         if event["id"] in self._ids:
             self._verdict.duplicates += event["type"].startswith("qemu.event.")
             return
         self._ids.add(event["id"])
         if self._partitions.setdefault((topic, key.decode()), partition) != partition:
-            self._verdict.find("in another partition", event)
+            self._verdict.add_problem("in another partition", event)
         if event["type"] == "qemu.agent.records_dropped" and event["data"]["queue"] == "events":
-            self._lost(event["data"])
+            self._add_drops(event["data"])
         if event["type"].startswith("qemu.event."):
-            self._event(topic, key, event)
+            self._add_event(topic, key, event)
 
-    def _lost(self, told: Mapping[str, Any]) -> None:
-        self._verdict.told[told["reason"]] += told["records"]
+    def _add_drops(self, report: Mapping[str, Any]) -> None:
+        self._verdict.reported[report["reason"]] += report["records"]
         for end in ("first_timestamp_seconds", "last_timestamp_seconds"):
-            at = told.get(end, 0.0)
-            if not any(told["reason"] == reason and begin <= at <= until for reason, begin, until in self._excuses):
-                self._verdict.find("lost without a cause", told)
+            at = report.get(end, 0.0)
+            if not any(
+                report["reason"] == reason and begin <= at <= until for reason, begin, until in self._expected_drops
+            ):
+                self._verdict.add_problem("dropped without a cause", report)
 
-    def _event(self, topic: str, key: bytes, event: Mapping[str, Any]) -> None:
+    def _add_event(self, topic: str, key: bytes, event: Mapping[str, Any]) -> None:
         vm, n = self._vms.get(event.get("vmuuid", "")), event["data"]["qemu"].get("n")
         if vm is None or not isinstance(n, int) or not 0 <= n < len(self._issued[vm]):
-            self._verdict.find("never issued", event)
+            self._verdict.add_problem("never issued", event)
             return
         self._verdict.delivered += 1
         if self.seen[vm][n]:
-            self._verdict.find("again under another id", event)
+            self._verdict.add_problem("duplicate under another id", event)
         self.seen[vm][n] = 1
         if n <= self._last.get((vm, topic), -1):
-            self._verdict.find("out of order", event)
+            self._verdict.add_problem("out of order", event)
         self._last[vm, topic] = n
-        if not _right(vm, n, self._issued[vm].wall_us[n], key, event):
-            self._verdict.find("wrong payload", event)
+        if not _matches(vm, n, self._issued[vm].wall_us[n], key, event):
+            self._verdict.add_problem("wrong payload", event)
 
 
-def _right(vm: int, n: int, wall_us: int, key: bytes, event: Mapping[str, Any]) -> bool:
-    """Say whether a delivered event says what the issued one did."""
+def _matches(vm: int, n: int, wall_us: int, key: bytes, event: Mapping[str, Any]) -> bool:
+    """Return whether a delivered event has the content of the issued one."""
     kind, data = numbered.kind_of(n), numbered.payload(vm, n)
     moment = datetime.fromisoformat(event["time"])
     return (
@@ -175,36 +179,38 @@ def _right(vm: int, n: int, wall_us: int, key: bytes, event: Mapping[str, Any]) 
     )
 
 
-def _look_for_the_missing(vm: int, issued: Issued, seen: bytearray, world: World, verdict: Verdict) -> None:
-    ends = [_end(connection, world.lives) for connection in issued.connections]
+def _find_missing(vm: int, issued: Issued, seen: bytearray, env: Environment, verdict: Verdict) -> None:
+    ends = [_end(connection, env.processes) for connection in issued.connections]
 
-    def excused(n: int, *reasons: DropReason) -> bool:
+    def is_expected(n: int, *reasons: DropReason) -> bool:
         at = issued.wall_us[n] / 1e6
-        return any(reason in reasons and begin <= at <= until for reason, begin, until in world.excuses)
+        return any(reason in reasons and begin <= at <= until for reason, begin, until in env.expected_drops)
 
     for number, (connection, (end_ns, _)) in enumerate(zip(issued.connections, ends, strict=True)):
         if connection.ended_ns is not None and connection.ended_ns < end_ns:
-            verdict.find("hung up", f"{numbered.name_of(vm)}, connection {number}")
+            verdict.add_problem("unexpected disconnect", f"{numbered.name_of(vm)}, connection {number}")
     for n, (written_ns, number) in enumerate(zip(issued.written_ns, issued.connection, strict=True)):
-        end_ns, how = ends[number]
+        end_ns, kind = ends[number]
         accepted = 0 < written_ns < end_ns - WINDOW_SECONDS * 1e9
         verdict.accepted += accepted
         if seen[n]:
             continue
-        if not accepted:  # where the disk was full, it may have been lost, and told of, before that end
-            if not excused(n, DropReason.JOURNAL_UNAVAILABLE):
-                verdict.ends[how].add((end_ns - written_ns) / 1e9 if written_ns else 0.0)
+        if not accepted:  # on a full disk it may have been dropped and reported before that end
+            if not is_expected(n, DropReason.JOURNAL_UNAVAILABLE):
+                verdict.exits[kind].add((end_ns - written_ns) / 1e9 if written_ns else 0.0)
             continue
         verdict.missing += 1
-        if not excused(n, *DropReason):
+        if not is_expected(n, *DropReason):
             early = (end_ns - written_ns) / 1e9
-            verdict.find("missing without a cause", f"{numbered.name_of(vm)} n={n}, {early:.1f} s before it was {how}")
+            verdict.add_problem(
+                "missing without a cause", f"{numbered.name_of(vm)} n={n}, {early:.1f} s before the agent was {kind}"
+            )
 
 
-def _end(connection: Connection, lives: Sequence[Life]) -> tuple[int, How]:
-    """Return when the agent's process that had a connection ended, as far as it matters for what it took, and how."""
-    life = lives[bisect_right(lives, connection.connected_ns, key=lambda life: life.started_ns) - 1]
-    assert life.how is not None
-    if life.how is How.TERMINATED and connection.ended_ns is not None:
-        return max(life.ended_ns, connection.ended_ns), life.how
-    return life.ended_ns, life.how
+def _end(connection: Connection, processes: Sequence[AgentRun]) -> tuple[int, ExitKind]:
+    """Return when the agent with a connection ended, as far as it concerns what it had read, and how."""
+    process = processes[bisect_right(processes, connection.connected_ns, key=lambda run: run.started_ns) - 1]
+    assert process.exit is not None
+    if process.exit is ExitKind.TERMINATED and connection.ended_ns is not None:
+        return max(process.ended_ns, connection.ended_ns), process.exit
+    return process.ended_ns, process.exit

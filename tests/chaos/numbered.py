@@ -1,4 +1,4 @@
-"""Events that carry a number: what the issuer writes and what the judge expects, made of the number alone; and the issuer's log."""
+"""Numbered events: their content depends on the number alone, for the issuer and the judge. Also the issuer's log."""
 
 import json
 import random
@@ -14,7 +14,7 @@ HOST: Final = "chaos"
 """The host's name in records."""
 
 READY, COMPLETED = "BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED"
-"""Two kinds of event, neither of which QEMU coalesces, so that one can be given a topic of its own."""
+"""Two events that QEMU does not coalesce; one has a topic of its own."""
 
 _READY_EVERY: Final = 16
 _PAD: Final = "".join(random.Random(0).choices(string.ascii_letters + string.digits + ' "\\/{}äß€', k=8192))
@@ -31,19 +31,19 @@ def name_of(vm: int) -> str:
 
 
 def kind_of(n: int) -> str:
-    """Return which event has this number."""
+    """Return the event with a number."""
     return READY if n % _READY_EVERY == 0 else COMPLETED
 
 
 def payload(vm: int, n: int) -> dict[str, Any]:
-    """Return the data of a VM's event with this number; its length differs from one to the next."""
+    """Return the data of a VM's event with a number; the length varies."""
     draw = zlib.crc32(b"%d %d" % (vm, n))
     pad = _PAD[draw % 7000 :][: draw // 7000 % 300]
     return {"type": "commit", "device": f"disk{n % 3}", "len": n, "offset": n, "speed": 0, "n": n, "pad": pad}
 
 
 def encode(vm: int, n: int, wall_us: int) -> bytes:
-    """Return an event as QEMU writes it."""
+    """Return the bytes of an event as QEMU writes them."""
     seconds, microseconds = divmod(wall_us, 1_000_000)
     message = {
         "timestamp": {"seconds": seconds, "microseconds": microseconds},
@@ -57,23 +57,32 @@ def encode(vm: int, n: int, wall_us: int) -> bytes:
 
 
 def write_line(vm: int, connection: int, first: int, count: int, wall_us: int, written_ns: int) -> str:
-    """Return the line that says that events from `first` on were written at an instant of the monotonic clock; 0: perhaps not whole."""
+    """Return the log line of one write.
+
+    Args:
+        vm: number of the VM.
+        connection: number of the connection.
+        first: number of the first event.
+        count: how many events.
+        wall_us: time of the first event, microseconds since the epoch.
+        written_ns: when the kernel had all of it, on the monotonic clock; 0 if it may be incomplete.
+    """
     return f"w {vm} {connection} {first} {count} {wall_us} {written_ns}\n"
 
 
 def connected_line(vm: int, connection: int, at_ns: int) -> str:
-    """Return the line that says that a client came."""
+    """Return the log line of a client that connected."""
     return f"c {vm} {connection} {at_ns}\n"
 
 
 def ended_line(vm: int, connection: int, at_ns: int) -> str:
-    """Return the line that says that it left."""
+    """Return the log line of a client that disconnected."""
     return f"e {vm} {connection} {at_ns}\n"
 
 
 @dataclass(slots=True)
 class Connection:
-    """A client's time at a VM's monitor, in nanoseconds of the monotonic clock; `ended_ns` is None while it is there."""
+    """A client's connection to a VM's monitor, in nanoseconds of the monotonic clock; `ended_ns` is None while it lasts."""
 
     connected_ns: int
     ended_ns: int | None = None
@@ -81,12 +90,12 @@ class Connection:
 
 @dataclass(slots=True)
 class Issued:
-    """What was issued of one VM, each list by the event's number.
+    """The events that one VM issued; each list is by the event's number.
 
     Attributes:
         wall_us: the event's own time, microseconds since the epoch.
-        written_ns: when the kernel had all of it, on the monotonic clock; 0: perhaps it never had.
-        connection: on which of `connections`.
+        written_ns: when the kernel had all of it, on the monotonic clock; 0 if it may be incomplete.
+        connection: index in `connections`.
         connections: the VM's clients.
     """
 
@@ -106,10 +115,10 @@ class Issued:
             for line in lines:
                 what, *fields = line.split()
                 vm, connection, *rest = map(int, fields)
-                logs[vm]._take(what, connection, rest)
+                logs[vm]._add(what, connection, rest)
         return logs
 
-    def _take(self, what: str, connection: int, rest: list[int]) -> None:
+    def _add(self, what: str, connection: int, rest: list[int]) -> None:
         if what == "c":
             assert connection == len(self.connections)
             self.connections.append(Connection(rest[0]))

@@ -1,4 +1,4 @@
-"""All that takes part in a run: three brokers, one agent after the other, an issuer of events and a disk for the journal."""
+"""The environment of a run: three brokers, one agent at a time, an issuer of events and a file system for the journal."""
 
 import asyncio
 import contextlib
@@ -27,22 +27,22 @@ from tests.lab.kafka import Broker, KafkaCluster
 REQUEST_TIMEOUT_SECONDS: Final = 3.0
 DISK_BYTES: Final = 384 << 20
 MEMORY_BUDGET: Final = 12 << 20
-"""Small, so that a second or two without Kafka has records wait on disk alone."""
+"""Small, so that a second or two without Kafka leaves records on disk only."""
 WINDOW_SECONDS: Final = 1.0
-"""An event counts as accepted when it was written this long before its agent's end."""
+"""An event counts as accepted if it was written this long before its agent's end."""
 STOP_SECONDS: Final = 5.0
-FEW: Final = 20_000
-"""Records that may wait while all is well: a few seconds' worth, on a machine that has much else to do."""
+MAX_WAITING: Final = 20_000
+"""Records that may wait while all works: a few seconds' worth, on a busy machine."""
 RECOVER_SECONDS: Final = 120.0
 VMS: Final = 20
 PARTITIONS: Final = 6
 PAGE_BYTES: Final = 4096
-"""A page of SQLite's."""
+"""Size of a page of SQLite."""
 
 REPLICATED: Final = {"min.insync.replicas": "2", "unclean.leader.election.enable": "false"}
 
 
-class How(StrEnum):
+class ExitKind(StrEnum):
     """How an agent ended."""
 
     KILLED = auto()
@@ -50,21 +50,23 @@ class How(StrEnum):
 
 
 @dataclass(slots=True)
-class Life:
+class AgentRun:
     """One process of the agent, in nanoseconds of the monotonic clock; `ended_ns` is just before the signal was sent."""
 
     started_ns: int
     ended_ns: int = 0
-    how: How | None = None
+    exit: ExitKind | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """Where records go.
+    """Topics.
 
     Attributes:
-        events, samples, alerts: three replicas each, of which two have to be there.
-        single: the events of one kind; it has one partition and one replica, so that it has no leader when that broker is gone.
+        events: three replicas; two of them must be in sync.
+        samples: the same.
+        alerts: the same.
+        single: one partition and one replica, for one event type; it has no leader while that broker is down.
     """
 
     events: str
@@ -74,33 +76,39 @@ class Topics:
 
     @classmethod
     def named(cls, prefix: str) -> Self:
-        """Return names that begin so."""
+        """Return topics whose names have a prefix."""
         return cls(*(f"{prefix}.{name}" for name in ("events", "samples", "alerts", "single")))
 
     async def create(self, cluster: KafkaCluster) -> None:
-        """Create them all."""
+        """Create all topics."""
         for name in (self.events, self.samples, self.alerts):
             await cluster.create_topic(name, partitions=PARTITIONS, replication=3, config=REPLICATED)
         await cluster.create_topic(self.single)
 
     def config(self) -> dict[str, object]:
-        """Return them as the agent's config names them."""
+        """Return the section of the agent's config."""
         route = {"type": f"qemu.event.{numbered.READY.lower()}", "topic": self.single}
         return {"events": self.events, "samples": self.samples, "alerts": self.alerts, "routes": [route]}
 
 
 @dataclass(slots=True)
-class World:
-    """One run. Made by `running`.
+class Environment:
+    """Brokers, issuer, disk and agent of a run; `running` makes it.
 
     Attributes:
-        lives: each process of the agent.
-        rate: events a second.
-        say: what tells a person how it goes.
-        faults: how often each was done, by name.
-        excuses: why and for which events, by their times, the agent may tell of a loss.
-        complaints: what went wrong that the records cannot tell.
-        recoveries: how long it took, each time, from the end of a fault until all was well.
+        folder: the directory of the run.
+        cluster: the brokers.
+        topics: the topics.
+        issuer: the issuer of events.
+        disk: the journal's file system.
+        agent: the agent.
+        rate: events per second.
+        report: called with lines of progress.
+        processes: all processes of the agent.
+        faults: how often each fault was injected.
+        expected_drops: reasons and times, in seconds since the epoch, of events that the agent may report as dropped.
+        problems: problems that no record shows.
+        recoveries: seconds from the end of each fault until all worked.
     """
 
     folder: Path
@@ -110,41 +118,41 @@ class World:
     disk: Disk
     agent: AgentProcess
     rate: float
-    say: Callable[[str], None]
-    lives: list[Life] = field(default_factory=list)
+    report: Callable[[str], None]
+    processes: list[AgentRun] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
-    excuses: list[tuple[DropReason, float, float]] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
+    expected_drops: list[tuple[DropReason, float, float]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
     recoveries: list[float] = field(default_factory=list)
 
     @classmethod
     @contextlib.asynccontextmanager
     async def running(
-        cls, folder: Path, cluster: KafkaCluster, seed: int, rate: float, say: Callable[[str], None]
+        cls, folder: Path, cluster: KafkaCluster, seed: int, rate: float, report: Callable[[str], None]
     ) -> AsyncIterator[Self]:
-        """Run the issuer, at rest, and an agent, against brokers that run already, from entering to leaving."""
+        """Run the issuer, at rate 0, and an agent inside `async with`; the brokers are already running."""
         topics = Topics.named(folder.name)
         await topics.create(cluster)
         with Disk.mounted(folder / "disk", DISK_BYTES) as disk:
             async with Issuer(folder, VMS, seed) as issuer:
                 agent = _agent(folder, cluster, topics, issuer, disk)
-                world = cls(folder, cluster, topics, issuer, disk, agent, rate, say)
+                env = cls(folder, cluster, topics, issuer, disk, agent, rate, report)
                 try:
-                    await world.start_agent()
-                    yield world
+                    await env.start_agent()
+                    yield env
                 finally:
-                    await world.agent.kill()
+                    await env.agent.kill()
 
-    # The agent's lives.
+    # Processes of the agent.
 
     async def start_agent(self) -> None:
-        """Start an agent and return when it answers."""
-        self.lives.append(Life(time.monotonic_ns()))
+        """Start an agent and wait until it answers."""
+        self.processes.append(AgentRun(time.monotonic_ns()))
         await self.agent.start()
 
     async def start_agent_for(self, seconds: float) -> None:
-        """Start an agent, and kill it before it may have come to anything."""
-        self.lives.append(Life(time.monotonic_ns()))
+        """Start an agent, and kill it after so many seconds, whether it has started or not."""
+        self.processes.append(AgentRun(time.monotonic_ns()))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.agent.start()
@@ -152,61 +160,61 @@ class World:
 
     async def kill_agent(self) -> None:
         """Kill the agent with SIGKILL."""
-        self._ends(How.KILLED)
+        self._record_end(ExitKind.KILLED)
         await self.agent.kill()
 
     async def terminate_agent(self) -> None:
-        """Ask the agent to end, and see that it does, within its deadline and with status 0."""
-        self._ends(How.TERMINATED)
+        """Stop the agent with SIGTERM, and check that it exits within its deadline and with status 0."""
+        self._record_end(ExitKind.TERMINATED)
         begin = time.monotonic()
         ended = await self.agent.stop(signal.SIGTERM)
-        took = time.monotonic() - begin
-        if ended.status or took > STOP_SECONDS + 5:
-            self.complaints.append(f"the agent took {took:.1f} s to stop, and ended with {ended.status}")
+        duration = time.monotonic() - begin
+        if ended.status or duration > STOP_SECONDS + 5:
+            self.problems.append(f"the agent took {duration:.1f} s to stop, and exited with status {ended.status}")
 
-    def _ends(self, how: How) -> None:
-        self.lives[-1].ended_ns, self.lives[-1].how = time.monotonic_ns(), how
+    def _record_end(self, kind: ExitKind) -> None:
+        self.processes[-1].ended_ns, self.processes[-1].exit = time.monotonic_ns(), kind
 
-    # What the agent tells of itself.
+    # The agent's own metrics.
 
-    async def figures(self) -> dict[str, float]:
-        """Return the agent's own series, by name with labels; empty while it does not answer."""
+    async def metrics(self) -> dict[str, float]:
+        """Return the agent's own metrics, by name with labels; empty while it does not answer."""
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
             _, text = await self.agent.get("/metrics")
             return {name: float(value) for name, value in re.findall(r"^(qmp_agent_\S+) (\S+)$", text, re.MULTILINE)}
         return {}
 
-    async def well(self) -> bool:
-        """Say whether the agent watches all VMs, journals, delivers, and has delivered most of what there was."""
-        figures = await self.figures()
+    async def is_healthy(self) -> bool:
+        """Return whether the agent is attached to all VMs, journals, delivers, and has delivered most records."""
+        metrics = await self.metrics()
         return (
-            figures.get("qmp_agent_sink_up") == 1
-            and figures.get("qmp_agent_journal_up") == 1
-            and figures['qmp_agent_monitors{state="up"}'] == self.issuer.vms
-            and figures['qmp_agent_queue_records{queue="events"}'] < FEW
+            metrics.get("qmp_agent_sink_up") == 1
+            and metrics.get("qmp_agent_journal_up") == 1
+            and metrics['qmp_agent_monitors{state="up"}'] == self.issuer.vms
+            and metrics['qmp_agent_queue_records{queue="events"}'] < MAX_WAITING
         )
 
-    async def recovered(self) -> None:
-        """Wait until all is well."""
+    async def wait_recovered(self) -> None:
+        """Wait until the agent is healthy."""
         begin = time.monotonic()
         try:
-            await eventually(self.well, RECOVER_SECONDS / 3, "the agent is well")
+            await eventually(self.is_healthy, RECOVER_SECONDS / 3, "the agent is healthy")
         except AssertionError:
-            self.say("the machine is slow: half as many events, until all is well")
+            self.report("the machine is slow: the rate is halved until the agent is healthy")
             await self.issuer.rate(self.rate / 2)
-            await eventually(self.well, RECOVER_SECONDS, "the agent is well")
+            await eventually(self.is_healthy, RECOVER_SECONDS, "the agent is healthy")
             await self.issuer.rate(self.rate)
         self.recoveries.append(time.monotonic() - begin)
-        self.say(f"all well after {self.recoveries[-1]:.1f} s")
+        self.report(f"healthy after {self.recoveries[-1]:.1f} s")
 
-    async def delivered(self) -> None:
-        """Hold the issuing for as long as it takes until everything is delivered."""
+    async def wait_delivered(self) -> None:
+        """Pause the issuer until everything is delivered."""
         await self.issuer.rate(0)
         await eventually(self._empty, RECOVER_SECONDS, "everything is delivered")
         await self.issuer.rate(self.rate)
 
-    async def fresh(self) -> float:
-        """Wait for an event that is younger than this moment to come out of Kafka; return how long it took."""
+    async def wait_fresh_event(self) -> float:
+        """Wait until an event that is issued from now on is delivered; return the seconds that it took."""
         begin, since_ms = time.monotonic(), time.time_ns() // 1_000_000
         async with asyncio.timeout(RECOVER_SECONDS), self._consumer() as consumer:
             async for message in consumer:
@@ -218,40 +226,40 @@ class World:
         return AIOKafkaConsumer(self.topics.events, auto_offset_reset="latest", **self.cluster.client)
 
     async def finish(self) -> None:
-        """Issue no more, wait until everything is delivered and all losses are told, and end the agent."""
+        """Stop the issuer, wait until everything is delivered and all drops are reported, and stop the agent."""
         await self.issuer.rate(0)
         await eventually(self._empty, RECOVER_SECONDS, "everything is delivered")
         await self.terminate_agent()
-        await self.start_agent()  # it tells at once of losses that the one before had only noted
-        await self.recovered()
+        await self.start_agent()  # it reports drops that the one before had only stored
+        await self.wait_recovered()
         await eventually(self._empty, RECOVER_SECONDS, "everything is delivered")
         await self.terminate_agent()
         await self.issuer.count()
 
     async def _empty(self) -> bool:
-        return (await self.figures()).get('qmp_agent_queue_records{queue="events"}') == 0
+        return (await self.metrics()).get('qmp_agent_queue_records{queue="events"}') == 0
 
-    # What was done.
+    # Faults.
 
-    def note(self, fault: str, times: int = 1) -> None:
-        """Count a fault, and tell of it."""
+    def count_fault(self, fault: str, times: int = 1) -> None:
+        """Count and report a fault."""
         self.faults[fault] += times
-        self.say(fault)
+        self.report(fault)
 
     def damage(self, draw: random.Random) -> None:
-        """Overwrite a page in the midst of the journal's file."""
+        """Overwrite a random page in the middle of the journal's file."""
         with (self.disk.folder / "journal" / JOURNAL).open("r+b") as file:
             pages = file.seek(0, 2) // PAGE_BYTES
             page = draw.randrange(pages // 4, pages * 3 // 4)
-            self.say(f"page {page} of {pages}")
+            self.report(f"page {page} of {pages}")
             file.seek(page * PAGE_BYTES)
             file.write(draw.randbytes(PAGE_BYTES))
 
     async def broker_of_single(self) -> Broker:
-        """Return the broker that alone has the topic with one replica."""
+        """Return the broker of the topic with one replica."""
         async with self.cluster._admin() as admin:
-            (found,) = await admin.describe_topics([self.topics.single])
-        (partition,) = found["partitions"]
+            (topic,) = await admin.describe_topics([self.topics.single])
+        (partition,) = topic["partitions"]
         leader: int = partition["leader"]
         return self.cluster.brokers[leader - 1]
 

@@ -1,4 +1,4 @@
-"""Disks as they should not be: connections to a journal that hang, or fail where the test wants it."""
+"""Disks with faults: connections to a journal that hang, or fail where a test wants it; and small file systems."""
 
 import contextlib
 import sqlite3
@@ -14,12 +14,13 @@ from agent.delivery.journal.database import Connect
 
 T = TypeVar("T")
 
-Call = Callable[[str], None]
-_NO_WAIT: Final[dict[str, Any]] = {"timeout": 0.0, "isolation_level": None, "check_same_thread": False}
+Hook = Callable[[str], None]
+"""Called with the SQL of a statement; it may block or raise."""
+_OPTIONS: Final[dict[str, Any]] = {"timeout": 0.0, "isolation_level": None, "check_same_thread": False}
 
 
-def instrumented(before: Call, after: Call = lambda _: None) -> Connect:
-    """Return a way of connecting that calls these around each statement, and around reading each row of its answer; they may raise."""
+def hooked(before: Hook, after: Hook = lambda _: None) -> Connect:
+    """Return a `connect` that calls hooks before and after each statement, and around reading each row of its result."""
 
     class Cursor(sqlite3.Cursor):
         sql = ""
@@ -41,13 +42,13 @@ def instrumented(before: Call, after: Call = lambda _: None) -> Connect:
 
         def _around(self, call: Callable[[], T]) -> T:
             before(self.sql)
-            answer = call()
+            result = call()
             try:
                 after(self.sql)
             except sqlite3.Error:
                 self.close()  # as SQLite resets a statement that fails
                 raise
-            return answer
+            return result
 
     class Connection(sqlite3.Connection):
         def execute(self, *args: Any) -> Any:
@@ -59,91 +60,99 @@ def instrumented(before: Call, after: Call = lambda _: None) -> Connect:
         def executescript(self, *args: Any) -> Any:
             return self.cursor(Cursor).executescript(*args)
 
-    return lambda path: sqlite3.connect(path, factory=Connection, **_NO_WAIT)
+    return lambda path: sqlite3.connect(path, factory=Connection, **_OPTIONS)
 
 
 class HangingDisk:
-    """A disk on which a commit takes until `release`.
+    """A disk whose commits hang until `release`.
 
     Attributes:
-        begun: set once a commit has been begun.
+        hanging: whether commits hang.
+        begun: set once a commit hangs.
     """
 
     def __init__(self) -> None:
         self.hanging = False
         self.begun = threading.Event()
-        self._go = threading.Event()
-        self.connect = instrumented(self._before)
+        self._released = threading.Event()
+        self.connect = hooked(self._before)
 
     def connect_late(self, path: Path) -> sqlite3.Connection:
-        """Connect as soon as it is let go."""
-        self._go.wait(30)
+        """Connect after `release`."""
+        self._released.wait(30)
         return self.connect(path)
 
     def release(self) -> None:
-        """Let it, and all that come, go on."""
-        self._go.set()
+        """Let the commit that hangs continue, and all later ones."""
+        self._released.set()
 
     def _before(self, sql: str) -> None:
         if self.hanging and sql == "COMMIT":
             self.begun.set()
-            self._go.wait(30)
+            self._released.wait(30)
 
 
-def failure(name: str) -> sqlite3.OperationalError:
-    """Return the error that SQLite raises with a result code of that name."""
+def sqlite_error(name: str) -> sqlite3.OperationalError:
+    """Return the error that SQLite raises with a result code."""
     error = sqlite3.OperationalError(f"scripted {name}")
     error.sqlite_errorname = name
     return error
 
 
 class FailingDisk:
-    """A disk that fails with one of SQLite's result codes while it is told to.
+    """A disk that fails with one of SQLite's result codes.
 
     Attributes:
-        name: the result code's name, or None while all is well.
-        only: what a statement must begin with to fail.
+        error_name: name of the result code; None while the disk works.
+        prefix: statements with this prefix fail.
     """
 
-    def __init__(self, only: str = "") -> None:
-        self.name: str | None = None
-        self.only = only
-        self.connect = instrumented(self._before)
+    def __init__(self, prefix: str = "") -> None:
+        self.error_name: str | None = None
+        self.prefix = prefix
+        self.connect = hooked(self._before)
 
     def _before(self, sql: str) -> None:
-        if self.name is not None and sql.startswith(self.only):
-            raise failure(self.name)
+        if self.error_name is not None and sql.startswith(self.prefix):
+            raise sqlite_error(self.error_name)
 
 
 class FailsOnce:
-    """A disk that fails once, at the so manieth call; counted from 1, before the call or after it has been done.
+    """A disk that fails at one call.
 
     Attributes:
-        calls: how many there were.
-        failed: what failed.
+        calls: number of calls so far.
+        failed: the SQL that failed.
     """
 
-    def __init__(self, name: str, at: int, *, after: bool = False) -> None:
+    def __init__(self, error_name: str, at: int, *, after: bool = False) -> None:
+        """Choose the call that fails.
+
+        Args:
+            error_name: name of SQLite's result code.
+            at: number of the call, from 1.
+            after: whether the call is executed before it fails.
+        """
         self.calls = 0
         self.failed = ""
-        self._name = name
+        self._error_name = error_name
         self._at = at
-        self.connect = instrumented(*((lambda _: None, self._count) if after else (self._count,)))
+        self.connect = hooked(*((lambda _: None, self._count) if after else (self._count,)))
 
     def _count(self, sql: str) -> None:
         self.calls += 1
         if self.calls == self._at:
             self.failed = sql
-            raise failure(self._name)
+            raise sqlite_error(self._error_name)
 
 
 @contextlib.contextmanager
 def tmpfs(folder: Path, options: str) -> Iterator[None]:
-    """Have a file system in memory at a folder; skips where that is not allowed."""
+    """Mount a tmpfs at a new directory; skip the test where that is not permitted."""
     folder.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False)
     if done.returncode:
-        pytest.skip(f"no mounting here: {done.stderr.decode().strip()}")
+        pytest.skip(f"mounting is not permitted: {done.stderr.decode().strip()}")
     try:
         yield
     finally:

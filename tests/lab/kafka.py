@@ -30,12 +30,12 @@ class BrokerError(Exception):
 
 
 class Broker:
-    """One broker, which is a controller of the cluster too; its ports and data stay the same over a restart.
+    """One broker, which is also a controller of the cluster; its ports and data survive a restart.
 
     Attributes:
         identity: its node id, from 1.
-        address: where clients reach it, `127.0.0.1:port`.
-        process: its process; None when it does not run.
+        address: its client listener, `127.0.0.1:port`.
+        process: its process; None while it does not run.
     """
 
     def __init__(self, folder: Path, identity: int) -> None:
@@ -50,7 +50,7 @@ class Broker:
         self._properties = folder / "server.properties"
 
     def format(self, cluster: str, properties: Mapping[str, object]) -> None:
-        """Write its settings, and mark its data folder as this cluster's, for which Kafka's own tool takes a Java."""
+        """Write its properties and format its data directory, without starting the Java of Kafka's own tool."""
         data = self.folder / "data"
         data.mkdir(parents=True)
         settings = {**properties, "node.id": self.identity, "log.dirs": data}
@@ -60,33 +60,33 @@ class Broker:
         )
 
     async def start(self) -> None:
-        """Start it and wait until it serves; of several brokers none does before most of them run.
+        """Start it and wait until it serves. Several brokers serve only after most of them have started.
 
         Raises:
-            BrokerError: if it does not come to that.
+            BrokerError: it does not start in time.
         """
-        assert self.process is None, "it runs already"
+        assert self.process is None, "the broker is already running"
         with self._log.open("ab") as log:
             begin = log.tell()
-            # Not asyncio's process: a broker outlives the event loop of one test.
+            # Not an asyncio process: a broker outlives the event loop of one test.
             self.process = subprocess.Popen(  # noqa: ASYNC220 - the fork takes no time
                 [*java_command(kafka_home()), "kafka.Kafka", str(self._properties)], stdout=log, stderr=log
             )
 
         def settled() -> bool:
             assert self.process is not None
-            return self.process.poll() is not None or _STARTED in self._said(begin)
+            return self.process.poll() is not None or _STARTED in self._log_since(begin)
 
         try:
             await until(settled, _START_SECONDS)
         finally:
-            if _STARTED not in self._said(begin):
+            if _STARTED not in self._log_since(begin):
                 await self.kill()
         if self.process is None:
-            raise BrokerError(f"broker {self.identity} did not start: {self._said(begin)[-2000:].decode()}")
+            raise BrokerError(f"broker {self.identity} did not start: {self._log_since(begin)[-2000:].decode()}")
 
     async def stop(self) -> None:
-        """End it in an orderly way, killing it if that takes too long."""
+        """Stop it, and kill it if that takes too long."""
         if self.process is not None:
             self.resume()
             self.process.terminate()
@@ -95,39 +95,39 @@ class Broker:
             await self.kill()
 
     async def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill it with SIGKILL."""
         if self.process is not None:
             self.process.kill()
             await until(self._ended, _STOP_SECONDS)
             self.process = None
 
     async def pause(self) -> None:
-        """Freeze it: connections stay, nothing is answered. When this returns no thread of it runs any more."""
+        """Freeze it with SIGSTOP: connections stay open, no request is answered. Returns once all its threads have stopped."""
         if self.process is not None:
             self.process.send_signal(signal.SIGSTOP)
             threads = Path(f"/proc/{self.process.pid}/task")
             await until(lambda: all(_state(thread) == "T" for thread in threads.iterdir()), 5)
 
     def resume(self) -> None:
-        """Let it go on."""
+        """Continue it with SIGCONT."""
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
 
     def _ended(self) -> bool:
         return self.process is None or self.process.poll() is not None
 
-    def _said(self, begin: int) -> bytes:
+    def _log_since(self, begin: int) -> bytes:
         with self._log.open("rb") as log:
             log.seek(begin)
             return log.read()
 
 
 class KafkaCluster:
-    """One or more brokers; as an async context manager it runs from entering to leaving.
+    """One or more brokers, which run inside `async with`.
 
     Attributes:
         brokers: the brokers, in the order of `bootstrap`.
-        bootstrap: where clients begin, `host:port` of each broker.
+        bootstrap: `host:port` of each broker's client listener.
     """
 
     def __init__(
@@ -141,10 +141,10 @@ class KafkaCluster:
         """Choose the ports.
 
         Args:
-            folder: where logs and data go; must not be there yet or be empty.
-            brokers: how many; of three one may be killed.
-            security: how clients reach them; None: plain text, for anybody.
-            properties: settings of the brokers beside ours, such as `auto.create.topics.enable`.
+            folder: directory of logs and data; must be missing or empty.
+            brokers: number of brokers; of three, one may be killed.
+            security: the security of the client listeners; None is plain text without credentials.
+            properties: additional broker properties, such as `auto.create.topics.enable`.
         """
         self.security = security or Security()
         self.brokers = [Broker(folder / f"broker{number}", number) for number in range(1, brokers + 1)]
@@ -153,15 +153,15 @@ class KafkaCluster:
 
     @property
     def client(self) -> dict[str, Any]:
-        """What a client of aiokafka's takes to connect as the first of the users, as keyword arguments."""
+        """Keyword arguments with which a client of aiokafka connects as the first user."""
         return {"bootstrap_servers": self.bootstrap, **self.security.client()}
 
     async def start(self) -> None:
         """Start all brokers at once and wait until they serve.
 
         Raises:
-            BrokerError: if one does not come to that.
-            LabMissing: if the machine lacks Java or Maven.
+            BrokerError: a broker does not start in time.
+            LabMissing: Java or Maven is missing.
         """
         cluster = _identity()
         await asyncio.to_thread(_warm_up)
@@ -177,7 +177,7 @@ class KafkaCluster:
             raise
 
     async def stop(self) -> None:
-        """End what runs of it; the brokers of a cluster are killed, since none can leave in order when all leave."""
+        """Stop all brokers. Several are killed, since no broker stops cleanly while all others stop."""
         async with asyncio.TaskGroup() as tasks:
             for broker in self.brokers:
                 tasks.create_task(broker.stop() if len(self.brokers) == 1 else broker.kill())
@@ -188,17 +188,17 @@ class KafkaCluster:
         """Create a topic and wait until each of its partitions has a leader and all its replicas.
 
         Raises:
-            TimeoutError: if it does not come to that.
+            TimeoutError: it is not complete in time.
         """
         async with self._admin() as admin:
             topic = NewTopic(name, partitions, replication, topic_configs=dict(config or {}))
             await admin.create_topics([topic])
 
             async def complete() -> bool:
-                (found,) = await admin.describe_topics([name])
-                known = found["partitions"]
-                return len(known) == partitions and all(
-                    partition["leader"] >= 0 and len(partition["isr"]) == replication for partition in known
+                (description,) = await admin.describe_topics([name])
+                created = description["partitions"]
+                return len(created) == partitions and all(
+                    partition["leader"] >= 0 and len(partition["isr"]) == replication for partition in created
                 )
 
             await until(complete, _START_SECONDS)
@@ -222,7 +222,7 @@ class KafkaCluster:
 
 
 def server_properties(broker: Broker, brokers: list[Broker], security: Security) -> dict[str, object]:
-    """Return a broker's settings but for its data folder: all that is not the default, quick rather than careful."""
+    """Return a broker's properties except its data directory: those that differ from the defaults, fast rather than safe."""
     copies = min(3, len(brokers))
     addresses = {name: f"{name}://127.0.0.1:{port}" for name, port in broker.ports.items()}
     return {
@@ -246,14 +246,14 @@ def server_properties(broker: Broker, brokers: list[Broker], security: Security)
         "broker.session.timeout.ms": 2000,
         "controller.quorum.election.timeout.ms": 500,
         "controller.quorum.fetch.timeout.ms": 1000,
-        "log.cleaner.dedupe.buffer.size": 4 << 20,  # by default half of the heap
+        "log.cleaner.dedupe.buffer.size": 4 << 20,  # half of the heap by default
         "num.io.threads": 2,
         "num.network.threads": 2,
     }
 
 
 def _warm_up() -> None:
-    """Make the class archive with a throw-away broker, on the first use on this machine."""
+    """Make the class archive with a temporary broker, on the first use on this machine."""
     home = kafka_home()
     with tempfile.TemporaryDirectory(prefix="qmp-kafka-") as folder:
         broker = Broker(Path(folder), 1)
@@ -262,7 +262,7 @@ def _warm_up() -> None:
 
 
 def _identity() -> str:
-    """Return a new identity in the form of Kafka's, which must not look like an option."""
+    """Return a new identifier in Kafka's format, which must not start like a command-line option."""
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
 
 
@@ -274,5 +274,5 @@ if __name__ == "__main__":
 
 
 def _state(thread: Path) -> str:
-    """Return the kernel's letter for what a thread does: R runs, T is stopped."""
+    """Return the kernel's letter for the state of a thread: R is running, T is stopped."""
     return (thread / "stat").read_text().rpartition(")")[2].split()[0]

@@ -1,6 +1,6 @@
-"""The Kafka that the tests run: its jars, fetched once, and the command line of its Java machine.
+"""The jars of Apache Kafka, fetched once, and the command line of its Java.
 
-`python -m tests.lab.kafka` fetches them ahead of time.
+`python -m tests.lab.kafka` fetches them in advance.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ _DUMP_SECONDS: Final = 60
 
 
 def kafka_home() -> Path:
-    """Return the folder with Kafka's jars, fetched from Maven Central on the first call, which takes some seconds.
+    """Return the directory of Kafka's jars. The first call fetches them from Maven Central, which takes some seconds.
 
     Blocks.
 
     Raises:
-        LabMissing: if Java or Maven is not there, or Maven cannot fetch the jars.
+        LabMissing: Java or Maven is missing, or Maven cannot fetch the jars.
     """
     require("java", "a Java runtime, 17 or newer,")
     require("setpriv", "util-linux")
@@ -37,10 +37,9 @@ def kafka_home() -> Path:
 
 
 def java_command(home: Path) -> list[str]:
-    """Return the command which runs a class of Kafka's that is named after it, in a Java that starts quickly.
+    """Return the command that runs a class of Kafka, whose name is to be appended, in a Java that starts quickly.
 
-    An archive of the loaded classes, made by `warm`, halves the time; without it all works the same. The log goes to
-    the standard error.
+    An archive of the loaded classes, made by `warm`, halves the start time. The log goes to standard error.
     """
     archive = _archive(home)
     return [
@@ -52,11 +51,11 @@ def java_command(home: Path) -> list[str]:
 
 
 def warm(home: Path, properties: Path) -> None:
-    """Run a broker once, up to its start, and archive the classes that it has loaded; a failure changes nothing.
+    """Run a broker until it has started, and archive the classes that it has loaded. A failure changes nothing.
 
     Args:
-        home: the folder of the jars.
-        properties: the settings of a broker whose data folder is formatted.
+        home: the directory of the jars.
+        properties: the properties file of a broker with a formatted data directory.
     """
     if _archive(home).exists():
         return
@@ -80,7 +79,7 @@ def warm(home: Path, properties: Path) -> None:
 
 
 def _archive(home: Path) -> Path:
-    """Return where the class archive is, one per Java: another Java, were it but another build, would ignore it."""
+    """Return the path of the class archive. Each build of Java has its own, since it ignores those of others."""
     java = os.path.realpath(shutil.which("java") or "java")
     build = hashlib.sha256(f"{java} {os.stat(java).st_mtime_ns}".encode()).hexdigest()[:12]  # noqa: PTH116 - a str
     return home / f"classes-{build}.jsa"
@@ -93,6 +92,6 @@ def _fetch(scratch: Path) -> None:
     try:
         subprocess.run([*command, "-DincludeScope=runtime"], check=True, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
-        said = [line for line in error.stdout.splitlines() if "ERROR] " in line and "problems were" not in line]
-        cause = next((line.partition("ERROR] ")[2] for line in said if line.strip()), "it did not say why")
-        raise LabMissing(f"mvn could not fetch Kafka; it takes a network or Maven's own cache: {cause}") from error
+        errors = [line for line in error.stdout.splitlines() if "ERROR] " in line and "problems were" not in line]
+        cause = next((line.partition("ERROR] ")[2] for line in errors if line.strip()), "no error message")
+        raise LabMissing(f"mvn cannot fetch Kafka: {cause}; it needs a network or Maven's cache") from error

@@ -1,4 +1,4 @@
-"""How the clients of the lab's Kafka say who they are, and whether they are overheard: SASL and TLS."""
+"""Security of the lab's Kafka: SASL and TLS."""
 
 import ssl
 import subprocess
@@ -12,7 +12,7 @@ from tests.lab.kafka_home import java_command
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """Files in PEM, made by openssl: an authority of our own, and what it has signed.
+    """Certificates in PEM, made by openssl: an authority, and what it has signed.
 
     Attributes:
         authority: the authority's certificate.
@@ -26,7 +26,7 @@ class Certificates:
 
     @classmethod
     def make(cls, folder: Path) -> "Certificates":
-        """Make them in a folder; takes openssl and a tenth of a second."""
+        """Make them in a directory with openssl, in a tenth of a second."""
         folder.mkdir(parents=True, exist_ok=True)
         new = [
             "openssl",
@@ -62,16 +62,16 @@ class Certificates:
         return cls(folder / "authority.crt", folder / "server.pem", folder / "client.pem")
 
 
-def login(mechanism: str, users: Mapping[str, str]) -> str:
-    """Return how a broker checks passwords, given those that users have; of SCRAM's it is told while it runs."""
+def jaas_config(mechanism: str, users: Mapping[str, str]) -> str:
+    """Return the JAAS config of a listener, for users and their passwords. SCRAM users are added while the broker runs."""
     if mechanism == "PLAIN":
-        known = "".join(f' user_{name}="{password}"' for name, password in users.items())
-        return f"org.apache.kafka.common.security.plain.PlainLoginModule required{known};"
+        entries = "".join(f' user_{name}="{password}"' for name, password in users.items())
+        return f"org.apache.kafka.common.security.plain.PlainLoginModule required{entries};"
     return "org.apache.kafka.common.security.scram.ScramLoginModule required;"
 
 
-def adding(home: Path, broker: str, mechanism: str, name: str, password: str) -> list[str]:
-    """Return the command that tells a running broker of a user."""
+def add_user_command(home: Path, broker: str, mechanism: str, name: str, password: str) -> list[str]:
+    """Return the command that adds a SCRAM user to a running broker."""
     return [
         *(*java_command(home), "kafka.admin.ConfigCommand", "--bootstrap-server", broker, "--alter"),
         *("--add-config", f"{mechanism}=[password={password}]", "--entity-type", "users", "--entity-name", name),
@@ -80,13 +80,13 @@ def adding(home: Path, broker: str, mechanism: str, name: str, password: str) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Security:
-    """How clients reach the brokers; brokers speak plain text among themselves whatever it is.
+    """Security of the client listeners; the brokers use plain text among themselves.
 
     Attributes:
-        mechanism: the SASL mechanism, `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`; None: anybody may come.
+        mechanism: the SASL mechanism, `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`; None for no authentication.
         users: passwords by user name.
-        certificates: the brokers' keys and certificates; None: no TLS.
-        client_certificates: whether clients must have one too.
+        certificates: the brokers' keys and certificates; None for no TLS.
+        client_certificates: whether clients need a certificate too.
     """
 
     mechanism: str | None = None
@@ -96,41 +96,43 @@ class Security:
 
     @property
     def protocol(self) -> str:
-        """Kafka's name for it."""
+        """Kafka's name of the security protocol."""
         transport = "SSL" if self.certificates else "PLAINTEXT"
         return f"SASL_{transport}" if self.mechanism else transport
 
     def broker_properties(self, listener: str) -> dict[str, object]:
-        """Return the settings of a broker's listener of that name, in lower case."""
+        """Return the broker properties of a listener, whose name is in lower case."""
         prefix = f"listener.name.{listener}"
-        found: dict[str, object] = {}
+        properties: dict[str, object] = {}
         if self.mechanism is not None:
-            found[f"{prefix}.sasl.enabled.mechanisms"] = self.mechanism
-            found[f"{prefix}.{self.mechanism.lower()}.sasl.jaas.config"] = login(self.mechanism, self.users)
+            properties[f"{prefix}.sasl.enabled.mechanisms"] = self.mechanism
+            properties[f"{prefix}.{self.mechanism.lower()}.sasl.jaas.config"] = jaas_config(self.mechanism, self.users)
         if self.certificates is not None:
-            found[f"{prefix}.ssl.keystore.type"] = "PEM"
-            found[f"{prefix}.ssl.keystore.location"] = self.certificates.server
-            found[f"{prefix}.ssl.truststore.type"] = "PEM"
-            found[f"{prefix}.ssl.truststore.location"] = self.certificates.authority
-            found[f"{prefix}.ssl.client.auth"] = "required" if self.client_certificates else "none"
-        return found
+            properties[f"{prefix}.ssl.keystore.type"] = "PEM"
+            properties[f"{prefix}.ssl.keystore.location"] = self.certificates.server
+            properties[f"{prefix}.ssl.truststore.type"] = "PEM"
+            properties[f"{prefix}.ssl.truststore.location"] = self.certificates.authority
+            properties[f"{prefix}.ssl.client.auth"] = "required" if self.client_certificates else "none"
+        return properties
 
     def add_users(self, home: Path, broker: str) -> None:
-        """Tell a running broker of the users, where that is how it learns of them; takes a second each. Blocks."""
+        """Add the users of a SCRAM mechanism to a running broker, in a second each. Blocks."""
         if self.mechanism is None or self.mechanism == "PLAIN":
             return
         for name, password in self.users.items():
-            subprocess.run(adding(home, broker, self.mechanism, name, password), check=True, capture_output=True)
+            subprocess.run(
+                add_user_command(home, broker, self.mechanism, name, password), check=True, capture_output=True
+            )
 
     def client(self) -> dict[str, Any]:
-        """Return what a client of aiokafka's takes to connect as the first user, as keyword arguments."""
-        found: dict[str, Any] = {"security_protocol": self.protocol}
+        """Return the keyword arguments with which a client of aiokafka connects as the first user."""
+        options: dict[str, Any] = {"security_protocol": self.protocol}
         if self.mechanism is not None:
             name, password = next(iter(self.users.items()))
-            found |= {"sasl_mechanism": self.mechanism, "sasl_plain_username": name, "sasl_plain_password": password}
+            options |= {"sasl_mechanism": self.mechanism, "sasl_plain_username": name, "sasl_plain_password": password}
         if self.certificates is not None:
             context = ssl.create_default_context(cafile=self.certificates.authority)
             if self.client_certificates:
                 context.load_cert_chain(self.certificates.client)
-            found["ssl_context"] = context
-        return found
+            options["ssl_context"] = context
+        return options

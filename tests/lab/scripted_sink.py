@@ -28,7 +28,7 @@ SHORT_TIMINGS: Final = DeliveryTimings(
 
 
 class ScriptedSink:
-    """A sink that does what a test tells it.
+    """A sink that a test controls.
 
     Attributes:
         up: whether it accepts anything.
@@ -58,7 +58,7 @@ class ScriptedSink:
         self.opens += 1
         await asyncio.sleep(0)
         if not self.up:
-            raise SinkError("nobody is there")
+            raise SinkError("the sink is down")
         self.is_open = True
 
     async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:

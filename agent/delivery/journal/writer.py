@@ -384,7 +384,7 @@ def _delete_changes(deletions: Mapping[str, Deletion]) -> list[statements.Change
 
 
 class _Surplus:
-    """What one transaction drops from a queue's backlog."""
+    """The part of a queue's backlog that one transaction drops."""
 
     def __init__(self, queue: RecordQueue, size: int) -> None:
         self._queue = queue

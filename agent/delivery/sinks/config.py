@@ -9,4 +9,4 @@ class SinkConfig(Section):
     """A config section that says where records go; `agent.delivery.sinks.factory.build_sink` makes the sink."""
 
     journaled: ClassVar[bool] = True
-    """Whether events and alerts stay in the journal until the sink has them."""
+    """True if events and alerts stay in the journal until the sink has them."""

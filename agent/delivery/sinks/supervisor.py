@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class SinkState(Enum):
-    """What a sink does."""
+    """The state of a sink's connection."""
 
     CLOSED = auto()
     """Not connected; the next attempt need not wait."""
@@ -60,7 +60,7 @@ class SinkSupervisor:
 
     @property
     def failing(self) -> bool:
-        """Whether the last attempt failed; False before the first one."""
+        """True if the last attempt failed; False before the first one."""
         return self._failures > 0
 
     async def deliver(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:

@@ -90,7 +90,7 @@ async def test_records_are_unchanged_in_order_and_in_the_java_clients_partitions
         mine = [message for message in messages if message.key.decode() == vm.key]
         assert [message.value for message in mine] == [record.body for record in records if record.key == vm.key]
         assert all(one.offset < other.offset for one, other in pairwise(mine))
-        assert [message.timeencode for message in mine] == [e.time_ns // 1_000_000 for e in records if e.key == vm.key]
+        assert [message.timestamp for message in mine] == [e.time_ns // 1_000_000 for e in records if e.key == vm.key]
     assert all(
         message.headers == (("content-type", b"application/cloudevents+json; charset=UTF-8"),) for message in messages
     )

@@ -1,4 +1,4 @@
-"""A disk that fails at any step: nothing that was accepted is lost or out of order, and the journal goes on."""
+"""A disk that fails at any step: accepted records are delivered in order, and the journal resumes."""
 
 import asyncio
 from dataclasses import dataclass
@@ -21,28 +21,34 @@ from tests.lab.scripted_sink import (
     running,
 )
 
-TOGETHER = 10
+CONCURRENT = 10
 MEMORY = 5400
-"""Bytes for all lanes: some three records for events, four for samples."""
+"""Bytes for all queues: about three records for events, four for samples."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What came of a story: what was made, the ids that came, and how many were counted as lost."""
+class Outcome:
+    """The outcome of a run.
+
+    Attributes:
+        sources: the sources of the records, by type.
+        delivered: the ids that were delivered, in order.
+        dropped: how many records were counted as dropped.
+    """
 
     sources: dict[str, RecordSource]
-    came: list[str]
+    delivered: list[str]
     dropped: int
 
 
-async def story(folder: Path, disk: FailsOnce) -> Told:
-    """Put records in while the sink comes and goes, stop, and start again."""
+async def run(folder: Path, disk: FailsOnce) -> Outcome:
+    """Put records while the sink fails and recovers, stop, and start again."""
     sources = {EVENT: RecordSource(EVENT), SAMPLE: RecordSource(SAMPLE, run=1)}
     first, second = ScriptedSink(up=False), ScriptedSink()
     pipeline = make_pipeline(first, folder, memory=MEMORY, connect=disk.connect)
     queues = {EVENT: pipeline.events, SAMPLE: pipeline.samples}
 
-    async def more(count: int) -> None:
+    async def put(count: int) -> None:
         for _ in range(count):
             for kind, source in sources.items():
                 pipeline.put(source.next())
@@ -50,56 +56,56 @@ async def story(folder: Path, disk: FailsOnce) -> Told:
             await eventually(lambda: is_journaled(pipeline.events))
 
     async with running(pipeline):
-        await more(6)
+        await put(6)
         first.up = True
         await first.until(lambda: len(first.ids) >= 3)
-        await more(2)
+        await put(2)
         await first.until(lambda: all(source.ids[-1] in first.ids for source in sources.values()))
         await eventually(lambda: pipeline.events.backlog.stored.records == 0)
         first.up = False
-        await more(4)
-        pipeline.supervisor._failures = 1  # no use in waiting for it at the end
-    after = make_pipeline(second, folder)
-    async with running(after):
+        await put(4)
+        pipeline.supervisor._failures = 1  # so that the stop does not wait for it
+    restarted = make_pipeline(second, folder)
+    async with running(restarted):
         last = sources[EVENT].next()
-        after.put(last)
+        restarted.put(last)
         await second.until(lambda: last.id in second.ids)
-    return Told(sources, first.ids + second.ids, dropped(after) + dropped(pipeline))
+    return Outcome(sources, first.ids + second.ids, dropped(restarted) + dropped(pipeline))
 
 
-def judge(drop_reports: Told, disk: FailsOnce) -> None:
-    """See that nothing is missing but what was told, and that each lane's records came in order."""
-    for source in drop_reports.sources.values():
-        mine = [record_id for record_id in deduplicated(drop_reports.came) if record_id in source.bodies]
-        assert mine == [record_id for record_id in source.ids if record_id in set(mine)], "in order"
-    assert set(drop_reports.sources[EVENT].ids) <= set(drop_reports.came), "no event is lost"
-    missing = sum(len(source.ids) for source in drop_reports.sources.values()) - len(deduplicated(drop_reports.came))
-    # What was on disk after all, though it was not said to be, may come although it was counted.
-    assert missing == drop_reports.dropped or (disk.failed == "COMMIT" and missing <= drop_reports.dropped)
+def check(outcome: Outcome, disk: FailsOnce) -> None:
+    """Check that only samples that were counted are missing, and that each queue's records are in order."""
+    for source in outcome.sources.values():
+        delivered = [record_id for record_id in deduplicated(outcome.delivered) if record_id in source.bodies]
+        assert delivered == [record_id for record_id in source.ids if record_id in set(delivered)], "in order"
+    assert set(outcome.sources[EVENT].ids) <= set(outcome.delivered), "no event is lost"
+    missing = sum(len(source.ids) for source in outcome.sources.values()) - len(deduplicated(outcome.delivered))
+    # A commit that failed may be on disk after all: its records may be delivered although they were counted.
+    assert missing == outcome.dropped or (disk.failed == "COMMIT" and missing <= outcome.dropped)
 
 
-async def test_without_a_fault_nothing_is_lost(folder: Path) -> None:
+async def test_without_a_fault_no_record_is_lost(folder: Path) -> None:
     disk = FailsOnce("", 0)
-    drop_reports = await story(folder, disk)
-    judge(drop_reports, disk)
-    assert drop_reports.dropped == 0
+    outcome = await run(folder, disk)
+    check(outcome, disk)
+    assert outcome.dropped == 0
     assert disk.calls > 60
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["not-done", "done"])
 @pytest.mark.parametrize("name", ["SQLITE_IOERR_FSYNC", "SQLITE_FULL", "SQLITE_CORRUPT", "SQLITE_BUSY"])
-async def test_a_fault_at_any_step_loses_no_event_and_keeps_order(folder: Path, name: str, *, after: bool) -> None:
-    async def one(at: int) -> bool:
+async def test_a_fault_at_any_step_loses_no_event_and_keeps_the_order(folder: Path, name: str, *, after: bool) -> None:
+    async def fails_at(at: int) -> bool:
         disk = FailsOnce(name, at, after=after)
-        drop_reports = await story(folder / str(at), disk)
+        outcome = await run(folder / str(at), disk)
         try:
-            judge(drop_reports, disk)
+            check(outcome, disk)
         except AssertionError as error:
             error.add_note(f"{name} at {at}: {disk.failed}")
             raise
         return bool(disk.failed)
 
     at = 1
-    while all(await asyncio.gather(*(one(number) for number in range(at, at + TOGETHER)))):
-        at += TOGETHER
+    while all(await asyncio.gather(*(fails_at(number) for number in range(at, at + CONCURRENT)))):
+        at += CONCURRENT
     assert at > 60

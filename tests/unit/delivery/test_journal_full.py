@@ -1,4 +1,4 @@
-"""A disk that is full: samples give way to events, events go on from memory, and all is well when there is room again."""
+"""Full disks: samples make room for events, events are delivered from memory, and journaling resumes with free space."""
 
 import os
 import sqlite3
@@ -28,13 +28,13 @@ from tests.lab.scripted_sink import (
 
 @pytest.fixture
 def small(folder: Path) -> Iterator[Path]:
-    """A disk of its own, of half a megabyte."""
+    """A file system of half a megabyte."""
     with tmpfs(folder / "disk", "size=512k"):
         yield folder / "disk"
 
 
 def fill(folder: Path) -> Path:
-    """Fill a disk to the last byte; return the file that does it."""
+    """Fill a file system to the last byte, and return the file that fills it."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file:
         for size in (4096, 1):
@@ -47,16 +47,16 @@ def fill(folder: Path) -> Path:
     return filler
 
 
-def of_100_pages(path: Path) -> sqlite3.Connection:
-    """Connect to a file that SQLite itself says is full when it would be larger."""
+def connect_100_pages(path: Path) -> sqlite3.Connection:
+    """Connect to a file that SQLite limits to 100 pages."""
     db = connect(path)
     db.execute("PRAGMA max_page_count = 100")
     return db
 
 
-async def test_samples_on_a_full_disk_give_way_to_events(folder: Path) -> None:
+async def test_samples_make_room_for_events_on_a_full_disk(folder: Path) -> None:
     sink, events, samples = ScriptedSink(up=False), RecordSource(EVENT, run=1), RecordSource(SAMPLE, run=2)
-    async with running(make_pipeline(sink, folder, memory=100_000, connect=of_100_pages)) as pipeline:
+    async with running(make_pipeline(sink, folder, memory=100_000, connect=connect_100_pages)) as pipeline:
         for _ in range(300):
             pipeline.put(samples.next())
             pipeline.put(samples.next())
@@ -68,22 +68,22 @@ async def test_samples_on_a_full_disk_give_way_to_events(folder: Path) -> None:
         await sink.until(lambda: {events.ids[-1], samples.ids[-1]} <= set(sink.ids))
         await eventually(lambda: pipeline.unready_reasons() == [])
     for source in (events, samples):
-        came = [record_id for record_id in deduplicated(sink.ids) if record_id in source.bodies]
-        assert came == [record_id for record_id in source.ids if record_id in set(came)]
+        delivered = [record_id for record_id in deduplicated(sink.ids) if record_id in source.bodies]
+        assert delivered == [record_id for record_id in source.ids if record_id in set(delivered)]
     assert set(events.ids) <= set(sink.ids)
     assert len(deduplicated(sink.ids)) + dropped(pipeline) == 900
 
 
-async def test_events_go_on_from_memory_while_there_is_no_room_at_all(small: Path) -> None:
+async def test_events_are_delivered_from_memory_while_the_disk_is_full(small: Path) -> None:
     sink, source = ScriptedSink(), RecordSource()
     async with running(make_pipeline(sink, small)) as pipeline:
         pipeline.put(source.next())
         await sink.until(lambda: sink.ids == source.ids)
         filler = fill(small)
         sink.up = False
-        for _ in range(200):  # more than there are pages to spare
+        for _ in range(200):  # more than the free pages hold
             pipeline.put(source.next())
-        await eventually(lambda: any("disk is full" in trouble for trouble in pipeline.unready_reasons()))
+        await eventually(lambda: any("disk is full" in reason for reason in pipeline.unready_reasons()))
         sink.up = True
         await sink.until(lambda: deduplicated(sink.ids) == source.ids)
         sink.up = False
@@ -98,7 +98,7 @@ async def test_events_go_on_from_memory_while_there_is_no_room_at_all(small: Pat
     assert quarantined_files(small) == []
 
 
-async def test_a_disk_that_is_full_at_the_start_costs_nothing_that_is_on_it(small: Path) -> None:
+async def test_a_start_on_a_full_disk_loses_no_journaled_record(small: Path) -> None:
     source, fresh = RecordSource(run=1), RecordSource(run=2)
     async with running(make_pipeline(ScriptedSink(up=False), small), stop_seconds=1) as pipeline:
         for record in source.take(50):
@@ -115,7 +115,7 @@ async def test_a_disk_that_is_full_at_the_start_costs_nothing_that_is_on_it(smal
     assert dropped(pipeline) == 0
 
 
-async def test_a_full_disk_at_the_end_costs_no_more_than_what_had_no_room(small: Path) -> None:
+async def test_a_stop_on_a_full_disk_loses_only_what_has_no_room(small: Path) -> None:
     sink, source = ScriptedSink(up=False), RecordSource()
     async with running(make_pipeline(sink, small), stop_seconds=1) as pipeline:
         for record in source.take(20):

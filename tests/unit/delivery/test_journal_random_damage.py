@@ -1,4 +1,4 @@
-"""Whatever happens to the journal's bytes, the agent starts, delivers nothing that it was not given, and journals on."""
+"""Random damage of the journal's bytes: the agent starts, delivers nothing but what it was given, and journals again."""
 
 import json
 import random
@@ -28,16 +28,16 @@ from tests.lab.scripted_sink import (
 )
 
 SECONDS = 10.0
-LANES = {"events": EVENT, "samples": SAMPLE}
+QUEUES = {"events": EVENT, "samples": SAMPLE}
 
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """A journal's files, and what is in them.
+    """A journal's files and their contents.
 
     Attributes:
-        files: bytes by the ends of their names.
-        bodies: what was written to each lane, by id, in order.
+        files: the bytes of each file, by suffix.
+        bodies: the bodies in each queue, by id, in order.
     """
 
     files: dict[str, bytes]
@@ -46,45 +46,53 @@ class Journal:
 
 @cache
 def journal(*, closed: bool) -> Journal:
-    """Write a journal by the real store, with room of deleted entries within; not closed it is as a crash leaves it."""
+    """Return a journal with freed pages; if not closed, it is as a crash leaves it."""
     draw = random.Random(1)
-    bodies: dict[str, dict[str, bytes]] = {queue: {} for queue in LANES}
-    sources = {queue: RecordSource(kind, size=300, run=1 + run) for run, (queue, kind) in enumerate(LANES.items())}
+    bodies: dict[str, dict[str, bytes]] = {queue: {} for queue in QUEUES}
+    sources = {queue: RecordSource(kind, size=300, run=1 + run) for run, (queue, kind) in enumerate(QUEUES.items())}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, FILE)
-        store = JournalDatabase(path)
+        database = JournalDatabase(path)
         for group in range(20):
             for queue, source in sources.items():
-                source.padding = "x" * draw.choice((1, 200, 900, 6000))  # the last takes pages of its own
+                source.padding = "x" * draw.choice((1, 200, 900, 6000))  # the last one needs overflow pages
                 records = [*source.take(draw.randint(1, 12))]
                 bodies[queue] |= {record.id: record.body for record in records}
-                store.commit([insert(queue, records, [])])
+                database.commit([insert(queue, records, [])])
             if group == 8:
-                store.commit([delete(queue, 0, 60) for queue in LANES])
-                store.checkpoint()
+                database.commit([delete(queue, 0, 60) for queue in QUEUES])
+                database.checkpoint()
         if closed:
-            store.close()
+            database.close()
         copy = Path(folder, "copy")
         copy.mkdir()
-        for end in ("", "-wal", "-shm"):
-            if path.with_name(FILE + end).exists():
-                shutil.copy(path.with_name(FILE + end), copy / (FILE + end))
-        store.close()
+        for suffix in ("", "-wal", "-shm"):
+            if path.with_name(FILE + suffix).exists():
+                shutil.copy(path.with_name(FILE + suffix), copy / (FILE + suffix))
+        database.close()
         return Journal({file.name.removeprefix(FILE): file.read_bytes() for file in copy.iterdir()}, bodies)
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What is done to one of the files: where, by parts of its length, how long, and what."""
+    """Damage of one file.
 
-    end: str
+    Attributes:
+        suffix: the file's suffix.
+        at: where the damage starts, as a fraction of the file's length.
+        length: bytes of damage.
+        what: cut, zero, noise or flip.
+        seed: of the random bytes.
+    """
+
+    suffix: str
     at: float
     length: int
     what: str
     seed: int
 
     def apply(self, files: dict[str, bytes]) -> None:
-        data = bytearray(files.get(self.end, b""))
+        data = bytearray(files.get(self.suffix, b""))
         if not data:
             return
         draw = random.Random(self.seed)
@@ -100,28 +108,33 @@ class Damage:
             case "flip":
                 for _ in range(draw.randint(1, 4)):
                     data[draw.randrange(at, to)] ^= 1 << draw.randrange(8)
-        files[self.end] = bytes(data)
+        files[self.suffix] = bytes(data)
 
 
-def damages(*ends: str) -> st.SearchStrategy[list[Damage]]:
-    """Return ways of damaging a journal: anywhere, and often where its structure is: in the first pages."""
+def damages(*suffixes: str) -> st.SearchStrategy[list[Damage]]:
+    """Return a strategy of damages: anywhere in the files, and often in the first pages, which have the structure."""
     at = st.one_of(st.floats(0, 1, exclude_max=True), st.floats(0, 0.05))
     length = st.sampled_from((1, 8, 100, 512, 4096, 20_000))
-    one = st.builds(
-        Damage, st.sampled_from(ends), at, length, st.sampled_from(("cut", "zero", "noise", "flip")), st.integers(0, 99)
+    damage = st.builds(
+        Damage,
+        st.sampled_from(suffixes),
+        at,
+        length,
+        st.sampled_from(("cut", "zero", "noise", "flip")),
+        st.integers(0, 99),
     )
-    return st.lists(one, min_size=1, max_size=3)
+    return st.lists(damage, min_size=1, max_size=3)
 
 
 async def check(before: Journal, damaged: list[Damage]) -> None:
-    """Start an agent's delivery on a damaged journal, and see that it keeps what is promised."""
+    """Start delivery with a damaged journal, and check the guarantees."""
     files = dict(before.files)
     for damage in damaged:
         damage.apply(files)
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         folder = Path(path)
-        for end, data in files.items():
-            (folder / (FILE + end)).write_bytes(data)
+        for suffix, data in files.items():
+            (folder / (FILE + suffix)).write_bytes(data)
         sink, event, sample = ScriptedSink(), RecordSource(run=8), RecordSource(SAMPLE, run=9)
         async with running(make_pipeline(sink, folder), stop_seconds=SECONDS) as pipeline:
             pipeline.put(event.next())
@@ -135,30 +148,30 @@ async def check(before: Journal, damaged: list[Damage]) -> None:
             await sink.until(lambda: event.ids[-1] in sink.ids)
         assert pipeline.journal is not None
         assert len(quarantined_files(folder)) == pipeline.journal.quarantined
-    came = {record.id: record.body for record in sink.records if record not in sink.drop_reports}
+    delivered = {record.id: record.body for record in sink.records if record not in sink.drop_reports}
     for bodies in (*before.bodies.values(), event.bodies, sample.bodies):
         ours = [record_id for record_id in deduplicated(sink.ids) if record_id in bodies]
         assert ours == sorted(ours, key=list(bodies).index), "order is kept"
-        assert all(came.pop(record_id) == bodies[record_id] for record_id in ours), "no body was changed"
-    assert came == {}, "nothing came that was never put in"
+        assert all(delivered.pop(record_id) == bodies[record_id] for record_id in ours), "no body is changed"
+    assert delivered == {}, "nothing else is delivered"
     for record in sink.drop_reports:
         assert json.loads(record.body)["data"]["records"] > 0
 
 
 @settings(max_examples=120, deadline=None)
-@example([Damage("", 0.0053991136509337415, 1, "zero", 0)])  # one entry is read twice, the first time among others
+@example([Damage("", 0.0053991136509337415, 1, "zero", 0)])  # SQLite returns one row twice
 @given(damages(""))
-async def test_a_journal_that_was_closed_may_be_damaged_anywhere(damaged: list[Damage]) -> None:
+async def test_a_closed_journal_may_be_damaged_anywhere(damaged: list[Damage]) -> None:
     await check(journal(closed=True), damaged)
 
 
 @settings(max_examples=120, deadline=None)
 @given(damages("", "-wal", "-shm"))
-async def test_a_journal_that_a_crash_left_may_be_damaged_anywhere(damaged: list[Damage]) -> None:
+async def test_a_crashed_journal_may_be_damaged_anywhere(damaged: list[Damage]) -> None:
     await check(journal(closed=False), damaged)
 
 
-async def test_a_sound_journal_is_delivered_whole() -> None:
+async def test_an_intact_journal_is_delivered_completely() -> None:
     for closed in (True, False):
         before = journal(closed=closed)
         await check(before, [])

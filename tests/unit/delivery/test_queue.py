@@ -1,4 +1,4 @@
-"""What every kind of lane promises while the agent runs: order, exact counts, and nothing lost that need not be."""
+"""Guarantees of every kind of queue while the agent runs: order, exact counts, no unnecessary drops."""
 
 import asyncio
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.lab.scripted_sink import (
 pytestmark = each_kind
 
 
-async def test_what_is_put_in_comes_out_once_and_in_order(kind: QueueKind, folder: Path) -> None:
+async def test_records_are_delivered_once_and_in_order(kind: QueueKind, folder: Path) -> None:
     sink, source = ScriptedSink(), RecordSource(kind.type)
     async with running(make_pipeline(sink, kind.folder(folder))) as pipeline:
         for record in source.take(3000):
@@ -34,7 +34,7 @@ async def test_what_is_put_in_comes_out_once_and_in_order(kind: QueueKind, folde
     assert len(kind.queue(pipeline)) == 0
 
 
-async def test_a_record_put_while_a_batch_flies_comes_behind_it(kind: QueueKind, folder: Path) -> None:
+async def test_records_put_during_a_send_are_sent_after_it(kind: QueueKind, folder: Path) -> None:
     sink, source = ScriptedSink(), RecordSource(kind.type)
     async with running(make_pipeline(sink, kind.folder(folder))) as pipeline:
         sink.gate.clear()
@@ -49,7 +49,7 @@ async def test_a_record_put_while_a_batch_flies_comes_behind_it(kind: QueueKind,
     assert len(sink.batches) == 2
 
 
-async def test_what_failed_is_sent_again_before_what_came_later(kind: QueueKind, folder: Path) -> None:
+async def test_a_failed_batch_is_retried_before_later_records(kind: QueueKind, folder: Path) -> None:
     sink, source = ScriptedSink(), RecordSource(kind.type)
     async with running(make_pipeline(sink, kind.folder(folder))) as pipeline:
         for _ in range(5):
@@ -67,7 +67,7 @@ async def test_what_failed_is_sent_again_before_what_came_later(kind: QueueKind,
     assert dropped(pipeline) == 0
 
 
-async def test_over_its_budget_the_oldest_that_wait_go_and_each_is_counted(kind: QueueKind, folder: Path) -> None:
+async def test_past_the_limit_the_oldest_waiting_records_are_dropped_and_counted(kind: QueueKind, folder: Path) -> None:
     sink, source = ScriptedSink(up=False), RecordSource(kind.type, size=1000)
     async with running(make_pipeline(sink, kind.folder(folder), memory=200_000, disk=400_000)) as pipeline:
         queue = kind.queue(pipeline)
@@ -78,50 +78,52 @@ async def test_over_its_budget_the_oldest_that_wait_go_and_each_is_counted(kind:
         sink.up = True
         await sink.until(lambda: source.ids[-1] in sink.ids)
         await queue.drained()
-    came = deduplicated(sink.ids)
-    missing = [number for number, record_id in enumerate(source.ids) if record_id not in set(came)]
-    assert came == [record_id for record_id in source.ids if record_id in set(came)], "order is kept"
+    delivered = deduplicated(sink.ids)
+    missing = [number for number, record_id in enumerate(source.ids) if record_id not in set(delivered)]
+    assert delivered == [record_id for record_id in source.ids if record_id in set(delivered)], "order is kept"
     assert len(missing) == dropped(pipeline) > 1000
-    assert missing == list(range(missing[0], missing[0] + len(missing))), "the oldest that did not fly, and no other"
+    assert missing == list(range(missing[0], missing[0] + len(missing))), (
+        "the oldest that were not in flight, and no others"
+    )
     assert [key[1] for key in pipeline.drops.totals] == ["queue_full"]
-    kept = sum(len(source.bodies[record_id]) for record_id in came)
-    assert kept > 50_000, "a budget is used"
+    kept = sum(len(source.bodies[record_id]) for record_id in delivered)
+    assert kept > 50_000, "the limit is used"
     assert kept < 2 * (200_000 + (400_000 if kind.journaled else 0))
-    drop_reports = [record.body for record in sink.drop_reports]
-    assert sum(int(body.split(b'"records":')[1].split(b",")[0]) for body in drop_reports) == dropped(pipeline)
+    reports = [record.body for record in sink.drop_reports]
+    assert sum(int(body.split(b'"records":')[1].split(b",")[0]) for body in reports) == dropped(pipeline)
 
 
-async def test_refused_records_are_buried_and_the_rest_delivered(kind: QueueKind, folder: Path) -> None:
+async def test_rejected_records_become_dead_letters_and_the_others_are_delivered(kind: QueueKind, folder: Path) -> None:
     sink, source = ScriptedSink(), RecordSource(kind.type)
-    record = list(source.take(100))
+    records = list(source.take(100))
     sink.rejected = set(source.ids[7:60:11])
     async with running(make_pipeline(sink, kind.folder(folder))) as pipeline:
-        for one in record:
-            pipeline.put(one)
+        for record in records:
+            pipeline.put(record)
         await sink.until(lambda: len(sink.ids) == 95 and sink.drop_reports)
         assert pipeline.supervisor.delivered >= 95
     assert sink.ids == [record_id for record_id in source.ids if record_id not in sink.rejected]
     assert pipeline.drops.totals == {(kind.queue(pipeline).name, "rejected"): 5}
     if pipeline.journal is not None:
-        store = JournalDatabase(pipeline.journal.path)
-        dead_letters = list(store.dead_letters())
-        store.close()
+        database = JournalDatabase(pipeline.journal.path)
+        dead_letters = list(database.dead_letters())
+        database.close()
         assert [(reason, record.id) for reason, record in dead_letters] == [
             ("rejected", i) for i in source.ids[7:60:11]
         ]
         assert [record.body for _, record in dead_letters] == [source.bodies[i] for i in source.ids[7:60:11]]
 
 
-async def test_what_is_left_at_the_end_is_delivered_while_the_sink_takes_it(kind: QueueKind, folder: Path) -> None:
+async def test_a_stop_delivers_what_is_left_while_the_sink_works(kind: QueueKind, folder: Path) -> None:
     sink, source = ScriptedSink(), RecordSource(kind.type)
     async with running(make_pipeline(sink, kind.folder(folder))) as pipeline:
         for record in source.take(2500):
             pipeline.put(record)
-    assert sink.ids == source.ids, "even those put in when the sink was not open yet"
+    assert sink.ids == source.ids, "including those put before the sink was open"
     assert dropped(pipeline) == 0
 
 
-async def test_a_sink_that_is_down_at_the_end_costs_no_more_than_the_deadline(kind: QueueKind, folder: Path) -> None:
+async def test_a_stop_with_a_sink_that_is_down_keeps_its_deadline(kind: QueueKind, folder: Path) -> None:
     sink, source = ScriptedSink(up=False), RecordSource(kind.type)
     async with asyncio.timeout(2), running(make_pipeline(sink, kind.folder(folder)), stop_seconds=1) as pipeline:
         for record in source.take(2500):
@@ -133,12 +135,12 @@ async def test_a_sink_that_is_down_at_the_end_costs_no_more_than_the_deadline(ki
         sink = ScriptedSink()
         async with running(make_pipeline(sink, kind.folder(folder))) as pipeline:
             await sink.until(lambda: len(sink.ids) >= 2500)
-        assert sink.ids == source.ids, "the next run delivers it all"
+        assert sink.ids == source.ids, "the next run delivers all"
     else:
         assert pipeline.drops.totals == {("events", "shutdown"): 2500}
 
 
-async def test_a_sink_that_hangs_at_the_end_costs_no_more_than_the_deadline(kind: QueueKind, folder: Path) -> None:
+async def test_a_stop_with_a_sink_that_hangs_keeps_its_deadline(kind: QueueKind, folder: Path) -> None:
     sink, source = ScriptedSink(), RecordSource(kind.type)
     sink.gate.clear()
     async with asyncio.timeout(2), running(make_pipeline(sink, kind.folder(folder)), stop_seconds=1) as pipeline:
@@ -148,10 +150,10 @@ async def test_a_sink_that_hangs_at_the_end_costs_no_more_than_the_deadline(kind
     assert dropped(pipeline) == (0 if kind.journaled else 10)
 
 
-async def test_over_many_restarts_nothing_is_lost_and_order_kept(kind: QueueKind, folder: Path) -> None:
-    made: list[str] = []
-    came: list[str] = []
-    gone = 0
+async def test_many_restarts_lose_no_record_and_keep_the_order(kind: QueueKind, folder: Path) -> None:
+    created: list[str] = []
+    delivered: list[str] = []
+    lost = 0
     for run in range(6):
         sink, source = ScriptedSink(up=run % 3 == 2), RecordSource(kind.type, size=400, run=run)
         memory = 16 << 20 if run % 2 else 60_000
@@ -160,10 +162,10 @@ async def test_over_many_restarts_nothing_is_lost_and_order_kept(kind: QueueKind
                 for record in source.take(20):
                     pipeline.put(record)
                 await journal_caught_up(kind.queue(pipeline))
-        made += source.ids
-        came += sink.ids
-        gone += dropped(pipeline)
+        created += source.ids
+        delivered += sink.ids
+        lost += dropped(pipeline)
     if kind.journaled:
-        assert gone == 0
-        assert deduplicated(came) == made
-    assert len(deduplicated(came)) + gone == len(made)
+        assert lost == 0
+        assert deduplicated(delivered) == created
+    assert len(deduplicated(delivered)) + lost == len(created)

@@ -1,4 +1,4 @@
-"""What lanes may take: of the disk while all is well, of memory while nothing is, of time at the end."""
+"""Limits of queues: disk while all works, memory while nothing does, time at a stop."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ from tests.lab.scripted_sink import (
 
 @pytest.fixture
 def hanging() -> Iterator[HangingDisk]:
-    """A disk that hangs when it is told to, but not beyond the test."""
+    """A disk that a test lets hang; the end of the test releases it."""
     disk = HangingDisk()
     yield disk
     disk.release()
@@ -50,17 +50,17 @@ def records_in_memory() -> int:
     return sum(type(thing) is EncodedRecord for thing in gc.get_objects())
 
 
-def test_an_entry_takes_about_the_memory_that_it_is_counted_for() -> None:
+def test_a_record_takes_about_as_much_memory_as_is_counted_for_it() -> None:
     source = RecordSource(size=500)
     tracemalloc.start()
     records = [*source.take(500)]
     source.bodies.clear()
-    taken = tracemalloc.get_traced_memory()[0]
+    size = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert taken < 1.5 * sum(record.size for record in records)
+    assert size < 1.5 * sum(record.size for record in records)
 
 
-async def test_samples_cost_a_healthy_host_no_write_at_all(folder: Path) -> None:
+async def test_samples_are_not_written_to_disk_while_the_sink_works(folder: Path) -> None:
     sink, source = ScriptedSink(), RecordSource(SAMPLE)
     async with running(make_pipeline(sink, folder)) as pipeline:
         for _ in range(20):
@@ -71,7 +71,7 @@ async def test_samples_cost_a_healthy_host_no_write_at_all(folder: Path) -> None
         assert (pipeline.samples.journaled, pipeline.journal.commits) == (0, 0)
 
 
-async def test_samples_gather_for_a_batch_and_events_do_not_wait_for_them(folder: Path) -> None:
+async def test_samples_linger_for_a_batch_and_events_do_not(folder: Path) -> None:
     sink, samples, events = ScriptedSink(), RecordSource(SAMPLE, run=1), RecordSource()
     async with running(make_pipeline(sink, folder, linger_seconds=DEADLINE_SECONDS / 20)) as pipeline:
         for record in samples.take(5):
@@ -85,20 +85,22 @@ async def test_samples_gather_for_a_batch_and_events_do_not_wait_for_them(folder
     assert [[record.id for record in batch] for batch in sink.batches] == [[event.id], samples.ids]
 
 
-@pytest.mark.parametrize("why", [None, asyncio.CancelledError()], ids=["asked to", "cancelled"])
-async def test_what_waits_for_others_goes_at_once_when_the_agent_ends(why: BaseException | None, folder: Path) -> None:
+@pytest.mark.parametrize("error", [None, asyncio.CancelledError()], ids=["stop", "cancelled"])
+async def test_a_stop_sends_lingering_records_immediately(error: BaseException | None, folder: Path) -> None:
     sink, samples = ScriptedSink(), RecordSource(SAMPLE)
     with contextlib.suppress(asyncio.CancelledError):
         async with running(make_pipeline(sink, None, linger_seconds=10 * DEADLINE_SECONDS)) as pipeline:
             pipeline.put(samples.next())
             await asyncio.sleep(0)
-            if why is not None:
-                raise why
+            if error is not None:
+                raise error
     assert sink.ids == samples.ids
     assert dropped(pipeline) == 0
 
 
-async def test_a_bug_in_the_way_out_ends_the_agent_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unexpected_exception_in_delivery_ends_the_agent_immediately(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def fail(_: object) -> None:
         raise RuntimeError("a bug")
 
@@ -113,7 +115,7 @@ async def test_a_bug_in_the_way_out_ends_the_agent_at_once(folder: Path, monkeyp
     assert caught.group_contains(RuntimeError, match="a bug")
 
 
-async def test_samples_spill_while_the_sink_is_down_and_come_in_order_when_it_is_back(folder: Path) -> None:
+async def test_samples_spill_to_disk_while_the_sink_is_down_and_keep_their_order(folder: Path) -> None:
     sink, source = ScriptedSink(), RecordSource(SAMPLE, size=400)
     async with running(make_pipeline(sink, folder, memory=200_000)) as pipeline:
         queue = pipeline.samples
@@ -125,15 +127,15 @@ async def test_samples_spill_while_the_sink_is_down_and_come_in_order_when_it_is
                 await journal_caught_up(queue)
             assert queue.backlog.waiting.records > 300
             sink.up = True
-            for record in source.take(10):  # while the backlog is on its way
+            for record in source.take(10):  # while the backlog is being sent
                 pipeline.put(record)
             await sink.until(lambda: deduplicated(sink.ids) == source.ids)
             await eventually(lambda: queue.backlog.stored.records == 0 and queue.backlog.waiting.records == 0)
-        assert 1000 < queue.journaled < len(source.ids), "what memory can hold needs no disk"
+        assert 1000 < queue.journaled < len(source.ids), "records that fit into memory are not written"
     assert dropped(pipeline) == 0
 
 
-async def test_what_is_delivered_is_taken_off_the_disk(folder: Path) -> None:
+async def test_delivered_records_are_deleted_from_the_journal(folder: Path) -> None:
     sink, source = ScriptedSink(up=False), RecordSource()
     async with running(make_pipeline(sink, folder)) as pipeline:
         queue = pipeline.events
@@ -146,11 +148,11 @@ async def test_what_is_delivered_is_taken_off_the_disk(folder: Path) -> None:
         await eventually(lambda: queue.backlog.stored.records == 0)
         assert queue.backlog.stored.bytes == 0
         assert pipeline.journal is not None
-        assert pipeline.journal.commits < 20, "an fsync is shared by all that wait for one"
+        assert pipeline.journal.commits < 20, "records share an fsync"
 
 
 @journaled_kinds
-async def test_what_was_journaled_survives_a_kill(kind: QueueKind, folder: Path) -> None:
+async def test_journaled_records_survive_a_kill(kind: QueueKind, folder: Path) -> None:
     sink, source = ScriptedSink(up=False), RecordSource(kind.type)
     async with running(make_pipeline(sink, folder / "one", memory=100_000), stop_seconds=1) as pipeline:
         queue = kind.queue(pipeline)
@@ -161,7 +163,7 @@ async def test_what_was_journaled_survives_a_kill(kind: QueueKind, folder: Path)
             lambda: queue.journaled > 50 and (is_journaled(queue) or not (kind.durable or queue._writes.busy))
         )
         journaled = queue.journaled
-        shutil.copytree(folder / "one", folder / "two")  # what is there after a kill -9
+        shutil.copytree(folder / "one", folder / "two")  # the files after a kill -9
     if kind.durable:
         assert journaled == 200
     sink = ScriptedSink()
@@ -171,7 +173,7 @@ async def test_what_was_journaled_survives_a_kill(kind: QueueKind, folder: Path)
     assert {record.id: record.body for record in sink.records}.items() <= source.bodies.items()
 
 
-async def test_losses_that_were_not_told_survive_a_restart_and_are_told_once(folder: Path) -> None:
+async def test_unreported_drops_survive_a_restart_and_are_reported_once(folder: Path) -> None:
     sink = ScriptedSink(up=False)
     async with running(make_pipeline(sink, folder), stop_seconds=1) as pipeline:
         pipeline.drops.add("samples", DropReason.QUEUE_FULL, 7, START_NS, START_NS + 5 * 10**9, 0)
@@ -182,8 +184,8 @@ async def test_losses_that_were_not_told_survive_a_restart_and_are_told_once(fol
         pipeline.put(RecordSource().next())
         await sink.until(lambda: len(sink.drop_reports) == 2)
         assert not pipeline.drops
-    drop_reports = [json.loads(record.body) for record in sink.drop_reports]
-    assert [(one["subject"], one["severity"], one["data"]) for one in drop_reports] == [
+    reports = [json.loads(record.body) for record in sink.drop_reports]
+    assert [(report["subject"], report["severity"], report["data"]) for report in reports] == [
         (
             "samples",
             "error",
@@ -201,42 +203,42 @@ async def test_losses_that_were_not_told_survive_a_restart_and_are_told_once(fol
     async with running(make_pipeline(sink, folder)) as pipeline:
         pipeline.put(RecordSource(run=1).next())
         await sink.until(lambda: sink.ids)
-    assert sink.drop_reports == [], "once is enough"
+    assert sink.drop_reports == [], "each drop is reported once"
 
 
 @pytest.mark.parametrize(("kind", "disk"), STORAGE, ids=lambda it: it.name if isinstance(it, QueueKind) else it)
-async def test_a_hundred_thousand_records_that_cannot_go_take_a_bounded_memory(
+async def test_memory_stays_bounded_while_100000_records_cannot_be_sent(
     kind: QueueKind, disk: str, folder: Path, hanging: HangingDisk
 ) -> None:
-    sink, failing, one = ScriptedSink(), FailingDisk("BEGIN"), RecordSource(kind.type, size=500).next()
+    sink, failing, template = ScriptedSink(), FailingDisk("BEGIN"), RecordSource(kind.type, size=500).next()
     connect = failing.connect if disk == "fails" else hanging.connect
     pipeline = make_pipeline(sink, kind.folder(folder), memory=4 << 20, disk=256 << 20, connect=connect)
     queue = kind.queue(pipeline)
     async with running(pipeline, stop_seconds=10 if disk == "works" else 1):
-        pipeline.put(one)
+        pipeline.put(template)
         await sink.until(lambda: sink.ids)
-        sink.gate.clear()  # it takes, and never acknowledges
-        hanging.hanging, failing.name = disk == "hangs", "SQLITE_READONLY" if disk == "fails" else None
-        most = 0
+        sink.gate.clear()  # it accepts records and never acknowledges them
+        hanging.hanging, failing.error_name = disk == "hangs", "SQLITE_READONLY" if disk == "fails" else None
+        highest = 0
         for number in range(100_000):
-            pipeline.put(replace(one, id=f"{one.id}-{number}", row=None, state=RecordState.QUEUED))
+            pipeline.put(replace(template, id=f"{template.id}-{number}", row=None, state=RecordState.QUEUED))
             if number % 500 == 499:
                 await asyncio.sleep(0)
-                most = max(most, queue.memory_bytes)
+                highest = max(highest, queue.memory_bytes)
                 if disk == "works":
                     await journal_caught_up(queue)
         held = records_in_memory()
         hanging.release()
-        failing.name = None
+        failing.error_name = None
         sink.gate.set()
-    assert most <= 2 * (2 << 20) + 2 * (1 << 20), "twice the lane's half, and what flies"
+    assert highest <= 2 * (2 << 20) + 2 * (1 << 20), "twice the queue's half of the memory, and what is in flight"
     assert held < 12_000
     if disk == "works":
         assert dropped(pipeline) == 0
 
 
 @pytest.mark.parametrize("kind", [DURABLE, SPILLING], ids=lambda kind: kind.name)
-async def test_a_disk_that_hangs_holds_up_neither_delivery_nor_the_end(
+async def test_a_disk_that_hangs_delays_neither_delivery_nor_a_stop(
     kind: QueueKind, folder: Path, hanging: HangingDisk
 ) -> None:
     sink, source = ScriptedSink(), RecordSource(kind.type)
@@ -246,14 +248,14 @@ async def test_a_disk_that_hangs_holds_up_neither_delivery_nor_the_end(
             await sink.until(lambda: sink.ids)
             hanging.hanging = True
             for _ in range(5):
-                pipeline.put(source.next("qemu.event.stop"))  # has the journal begin
+                pipeline.put(source.next("qemu.event.stop"))  # has the journal start
                 pipeline.put(source.next())
                 await sink.until(lambda: sorted(sink.ids) == sorted(source.ids))
             await asyncio.to_thread(hanging.begun.wait, DEADLINE_SECONDS)
-    assert dropped(pipeline) == 0, "all was acknowledged"
+    assert dropped(pipeline) == 0, "all records were acknowledged"
 
 
-async def test_a_disk_that_hangs_is_said_to_until_it_goes_on(folder: Path, hanging: HangingDisk) -> None:
+async def test_a_disk_that_hangs_is_reported_until_it_continues(folder: Path, hanging: HangingDisk) -> None:
     sink, source = ScriptedSink(), RecordSource()
     timings = replace(SHORT_TIMINGS, silence=0.2)
     async with running(make_pipeline(sink, folder, connect=hanging.connect, timings=timings)) as pipeline:
@@ -261,12 +263,12 @@ async def test_a_disk_that_hangs_is_said_to_until_it_goes_on(folder: Path, hangi
         await sink.until(lambda: sink.ids)
         hanging.hanging = True
         pipeline.put(source.next())
-        await eventually(lambda: any("the disk of" in trouble for trouble in pipeline.unready_reasons()))
+        await eventually(lambda: any("the disk of" in reason for reason in pipeline.unready_reasons()))
         hanging.release()
         await eventually(lambda: pipeline.unready_reasons() == [])
 
 
-async def test_a_journal_that_cannot_be_opened_in_time_holds_up_no_start(folder: Path, hanging: HangingDisk) -> None:
+async def test_a_journal_that_opens_late_does_not_delay_the_start(folder: Path, hanging: HangingDisk) -> None:
     sink, source = ScriptedSink(), RecordSource()
     async with running(make_pipeline(sink, folder)) as pipeline:
         pipeline.put(source.next())
@@ -284,29 +286,29 @@ async def test_a_journal_that_cannot_be_opened_in_time_holds_up_no_start(folder:
     assert sink.ids == source.ids[1:]
 
 
-async def test_dropped_without_a_journal_in_a_durable_lane_says_so(folder: Path) -> None:
+async def test_drops_of_a_durable_queue_without_a_journal_have_their_own_reason(folder: Path) -> None:
     sink, source, disk = ScriptedSink(up=False), RecordSource(size=1000), FailingDisk("BEGIN")
     async with running(make_pipeline(sink, folder, memory=200_000, connect=disk.connect), stop_seconds=1) as pipeline:
-        disk.name = "SQLITE_READONLY"
+        disk.error_name = "SQLITE_READONLY"
         for record in source.take(1000):
             pipeline.put(record)
-        await eventually(lambda: any("nothing is journaled" in trouble for trouble in pipeline.unready_reasons()))
+        await eventually(lambda: any("nothing is journaled" in reason for reason in pipeline.unready_reasons()))
         assert list(pipeline.drops.totals) == [("events", "journal_unavailable")]
-        disk.name = None
-        await eventually(lambda: not any("journaled" in trouble for trouble in pipeline.unready_reasons()))
+        disk.error_name = None
+        await eventually(lambda: not any("journaled" in reason for reason in pipeline.unready_reasons()))
         sink.up = True
         await sink.until(lambda: source.ids[-1] in sink.ids)
     assert len(deduplicated(sink.ids)) + dropped(pipeline) == 1000
 
 
-async def test_without_a_journal_nothing_is_told_of_one(folder: Path) -> None:
+async def test_without_a_journal_its_state_is_not_reported(folder: Path) -> None:
     sink, source = ScriptedSink(up=False), RecordSource(MEMORY.type)
     async with running(make_pipeline(sink, None), stop_seconds=1) as pipeline:
         pipeline.put(source.next())
-        await eventually(lambda: pipeline.unready_reasons() == ["nothing is delivered to the script: nobody is there"])
+        await eventually(lambda: pipeline.unready_reasons() == ["nothing is delivered to the script: the sink is down"])
 
 
-async def test_a_bug_in_a_sink_ends_the_agent_and_does_not_look_like_work(folder: Path) -> None:
+async def test_an_unexpected_exception_in_a_sink_ends_the_agent(folder: Path) -> None:
     class Buggy(ScriptedSink):
         async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
             raise ZeroDivisionError(len(batch))
@@ -318,7 +320,7 @@ async def test_a_bug_in_a_sink_ends_the_agent_and_does_not_look_like_work(folder
     assert raised.group_contains(ZeroDivisionError)
 
 
-async def test_a_batch_that_is_full_by_its_bytes_waits_for_no_more() -> None:
+async def test_a_batch_that_is_full_does_not_linger() -> None:
     queue, source = (
         RecordQueue(
             "samples", QueueLimits(1 << 20, 0), DropLedger(), durable=False, linger_seconds=10 * DEADLINE_SECONDS

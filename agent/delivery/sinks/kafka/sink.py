@@ -271,7 +271,7 @@ async def _discard(producer: AIOKafkaProducer, seconds: float) -> None:
     for batch in batches:
         for future in (batch.future, batch._drain_waiter):  # noqa: SLF001
             if future.done() and not future.cancelled():
-                future.exception()  # retrieved, or asyncio warns: nobody may be waiting for it
+                future.exception()  # retrieved, or asyncio warns: no task may be waiting for it
     for connection in list(client._conns.values()):  # noqa: SLF001
         writer = connection._writer  # noqa: SLF001
         connection.close()

@@ -84,8 +84,11 @@ def is_source(values: Mapping[str, Any]) -> bool:
 
 
 def _summary(last: Mapping[str, Any]) -> Values:
-    """Return the fields of the record about a migration's end, given its last figures."""
-    summary: Values = {"outcome": last["status"], "role": "source" if is_source(last) else "destination"}
+    """Return the fields of the record about a migration's end, given its last figures.
+
+    The role is left out unless the figures prove it: a failed migration has none at either end.
+    """
+    summary: Values = {"outcome": last["status"]} | ({"role": "source"} if is_source(last) else {})
     summary |= {key: last[key] for key in _COPIED if key in last}
     summary |= {name: last[key] for name, key in _RENAMED.items() if key in last}
     if "ram_transferred_bytes_total" in last:

@@ -4,7 +4,9 @@ A VM that migrates has two processes with one UUID. The end of the source proces
 destination process is not the start of the VM. QEMU treats a VM that is saved to a file, or restored from one, as migrating too.
 """
 
+from collections.abc import Mapping
 from enum import Enum
+from typing import Any
 
 from agent.collectors.migration import is_source
 from agent.model.family import Sample
@@ -21,6 +23,8 @@ _SHUTDOWN = "shutdown"
 class MigrationPhase(Enum):
     """Where the VM is, seen from this process."""
 
+    UNKNOWN = "unknown"
+    """No run state is known yet."""
     PRESENT = "present"
     """The VM runs here. No incoming migration was observed, or an outgoing one has begun since."""
     INCOMING = "incoming"
@@ -43,10 +47,22 @@ _RUN_STATES: dict[str, dict[MigrationPhase, MigrationPhase]] = {
 """Next phase for each run state; a phase that is not listed stays."""
 
 _OTHER_RUN_STATE = {
+    MigrationPhase.UNKNOWN: MigrationPhase.PRESENT,
     MigrationPhase.INCOMING: MigrationPhase.RECEIVED,
     MigrationPhase.HANDING_OVER: MigrationPhase.PRESENT,  # the migration failed
     MigrationPhase.MIGRATED_AWAY: MigrationPhase.PRESENT,  # the source was resumed
 }
+
+_ROLES = {
+    MigrationPhase.PRESENT: "source",  # a process that runs its VM cannot start to receive one
+    MigrationPhase.HANDING_OVER: "source",
+    MigrationPhase.MIGRATED_AWAY: "source",
+    MigrationPhase.INCOMING: "destination",
+    MigrationPhase.RECEIVED: "destination",
+}
+
+_TRANSFERRING = frozenset({"active", "postcopy-active", "postcopy-paused", "postcopy-recover"})
+"""Statuses in which a source reports figures, so that a process without any is a destination."""
 
 _EVENTS: dict[object, dict[MigrationPhase, MigrationPhase]] = {
     "setup": {MigrationPhase.RECEIVED: MigrationPhase.PRESENT},
@@ -65,20 +81,25 @@ class MigrationState:
         phase: the current phase.
     """
 
-    __slots__ = ("_sampled", "phase")
+    __slots__ = ("_status", "phase")
 
     def __init__(self) -> None:
-        self.phase = MigrationPhase.PRESENT
-        self._sampled = False
+        self.phase = MigrationPhase.UNKNOWN
+        self._status: str | None = None  # of the last migration sample
 
     @property
     def incoming(self) -> bool:
         """True while the process waits for a VM or receives it."""
         return self.phase is MigrationPhase.INCOMING
 
+    @property
+    def role(self) -> str | None:
+        """The process's role in its last migration: `source`, `destination`, or None if unknown."""
+        return _ROLES.get(self.phase)
+
     def on_attach(self, run_state: str) -> None:
         """Handle the run state at attach. Only samples report that the VM has migrated in."""
-        if run_state == _INMIGRATE:
+        if run_state == _INMIGRATE or (run_state and self.phase is MigrationPhase.UNKNOWN):
             self._on_run_state(run_state)
 
     def on_event(self, status: object) -> None:
@@ -95,12 +116,21 @@ class MigrationState:
         if sample.family is RUNSTATE:
             return True if self._on_run_state(sample.values.get("status", "")) else None
         if sample.family is MIGRATION:
-            first, self._sampled = not self._sampled, True
-            completed, source = sample.values["status"] == "completed", is_source(sample.values)
-            if completed and source and self.phase is MigrationPhase.HANDING_OVER:
+            return self._on_migration_sample(sample.values)
+        return None
+
+    def _on_migration_sample(self, values: Mapping[str, Any]) -> bool | None:
+        before, self._status = self._status, values["status"]
+        first, completed, source = before is None, self._status == "completed", is_source(values)
+        match self.phase:
+            case MigrationPhase.HANDING_OVER if completed and source:
                 self.phase = MigrationPhase.MIGRATED_AWAY
-            received = self.phase in (MigrationPhase.INCOMING, MigrationPhase.RECEIVED)
-            return False if first and completed and not source and not received else None
+            case MigrationPhase.RECEIVED if before == "completed" and not completed:
+                self.phase = MigrationPhase.PRESENT  # another migration, which can only be outgoing
+            case MigrationPhase.UNKNOWN | MigrationPhase.PRESENT if first and not source:
+                if completed or self._status in _TRANSFERRING:
+                    self.phase = MigrationPhase.RECEIVED
+                return False if completed else None
         return None
 
     def migrated_away(self, *, shut_down: bool) -> bool:
@@ -114,5 +144,7 @@ class MigrationState:
     def _on_run_state(self, run_state: str) -> bool:
         """Handle a run state; return whether the VM has migrated in."""
         before = self.phase
+        if not run_state:
+            return False
         self.phase = _RUN_STATES.get(run_state, _OTHER_RUN_STATE).get(before, before)
         return before is MigrationPhase.INCOMING and self.phase is not MigrationPhase.INCOMING

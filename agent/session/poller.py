@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 from agent.collectors import Collector, Facts
 from agent.collectors.base import Poll
 from agent.model.family import Sample
+from agent.model.metrics.migration import MIGRATION_ENDED
 from agent.model.record import Record, Vm
 from agent.qmp.client import CommandResult
 from agent.qmp.errors import BusyError, CommandError, QmpError, StalledError
@@ -187,6 +188,8 @@ class Poller:
                 self._previous[collector.name] = poll
             for transition in collector.transitions(previous, poll):
                 record_type, values = f"qemu.{transition.family.name}", dict(transition.values)
+                if transition.family is MIGRATION_ENDED and (role := self._migration.role) is not None:
+                    values["role"] = role
                 self._observer.on_transition(
                     Record(record_type, self._vm, values, time.time_ns(), severity=transition.severity)
                 )

@@ -218,7 +218,12 @@ MIGRATION_ENDED = Family(
     (),
     (
         Field("outcome", "outcome", TEXT, "`completed`, `failed` or `cancelled`."),
-        Field("role", "role", TEXT, "`source` or `destination`; QEMU reports no figures at the destination."),
+        Field(
+            "role",
+            "role",
+            TEXT,
+            "`source` or `destination`, absent if unknown; QEMU reports no figures at the destination.",
+        ),
         Field("elapsed_seconds", "elapsed_seconds", GAUGE, "Duration in seconds."),
         Field("downtime_seconds", "downtime_seconds", GAUGE, "Downtime of the guest in seconds."),
         Field("setup_seconds", "setup_seconds", GAUGE, "Time before the first byte in seconds."),

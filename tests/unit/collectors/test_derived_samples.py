@@ -211,7 +211,7 @@ def test_a_failed_migration_is_reported_with_its_last_known_figures(status: str,
 def test_a_migration_that_ended_before_the_attach_is_not_reported() -> None:
     assert transitions("migration", DONE, DONE, {"status": "none"}) == []
     (ended,) = transitions("migration", DONE, {"status": "failed", "error-desc": "x"})
-    assert ended.values == {"outcome": "failed", "role": "destination", "error": "x"}
+    assert ended.values == {"outcome": "failed", "error": "x"}
     (ended,) = transitions("migration", {"status": "failed"}, DONE)
     assert ended.values["outcome"] == "completed"
 
@@ -227,7 +227,7 @@ def test_a_completed_migration_without_figures_is_polled_until_they_arrive() -> 
 
 def test_a_destination_reports_its_outcome_only() -> None:
     (ended,) = transitions("migration", {"status": "active"}, {"status": "completed"})
-    assert ended.values == {"outcome": "completed", "role": "destination"}
+    assert ended.values == {"outcome": "completed"}
 
 
 @pytest.mark.parametrize(

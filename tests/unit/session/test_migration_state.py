@@ -91,6 +91,43 @@ def test_a_process_that_is_shut_down_during_the_handover_has_migrated_away() -> 
     assert not after("running")[0].migrated_away(shut_down=True)
 
 
+@pytest.mark.parametrize(
+    ("taken", "role"),
+    [
+        (["running", "SETUP", "ACTIVE", "FAILED"], "source"),
+        (["running", {"status": "none"}, {"status": "failed"}], "source"),  # a running process cannot start to receive
+        (["running", "finish-migrate", SENT, "postmigrate"], "source"),
+        (["inmigrate", "SETUP", "ACTIVE", "running", "COMPLETED", RECEIVED], "destination"),
+        (["inmigrate", {"status": "failed"}], "destination"),
+        (["running", RECEIVED], "destination"),  # it migrated in before the attach
+        (["running", {"status": "postcopy-active"}, RECEIVED], "destination"),  # attached in the middle of it
+        (["inmigrate", "running", RECEIVED, "SETUP", "FAILED"], "source"),
+        (["inmigrate", "running", RECEIVED, {"status": "failed"}], "source"),  # without events
+        (["inmigrate", "running", RECEIVED, {"status": "setup"}], "source"),
+        (["", "FAILED"], None),
+        (["", "SETUP", "FAILED"], None),  # a destination emits `setup` too
+    ],
+)
+def test_the_role_in_a_migration_comes_from_what_was_observed(taken: list[Step], role: str | None) -> None:
+    assert after(*taken)[0].role == role
+
+
+@pytest.mark.parametrize(("run_state", "role"), [("running", "source"), ("inmigrate", "destination")])
+async def test_a_failed_migration_is_reported_with_the_role_of_its_process(
+    fake: FakeQemu, run_state: str, role: str
+) -> None:
+    fake.replies["query-status"] = {"status": run_state, "running": run_state == "running"}
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path):
+        await observer.wait_for_polls(1, "migration")
+        fake.replies["query-migrate"] = {"status": "failed", "error-desc": "connection refused"}
+        for status in ("setup", "active", "failed"):
+            fake.emit("MIGRATION", {"status": status})
+        await observer.wait_until(lambda: observer.records("migration.ended"))
+    (ended,) = observer.records("migration.ended")
+    assert ended.data == {"outcome": "failed", "role": role, "error": "connection refused"}
+
+
 @given(st.lists(steps, max_size=20))
 def test_invariants_hold_on_every_walk_through_the_states(taken: list[Step]) -> None:
     state, last_run_state = MigrationState(), ""
@@ -111,7 +148,7 @@ def test_invariants_hold_on_every_walk_through_the_states(taken: list[Step]) -> 
             assert state.phase is not MigrationPhase.INCOMING
         if reported is False:
             assert step == RECEIVED
-            assert state.phase is before
+            assert state.role == "destination"
         if step in ("ACTIVE", "FAILED", "CANCELLED"):
             assert state.phase is before
 

@@ -1,7 +1,7 @@
 """The devices of a running domain, read from its XML. Pure."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,8 @@ class ImageLayer:
     """An image of a disk.
 
     Attributes:
-        index: libvirt's number of the image, from which it derives the names of the block nodes; -1 if it has none.
+        index: libvirt's number of the image, from which it derives the names of the block nodes; -1 if it has none (libvirt
+            without -blockdev), and then the names are unknown.
         format: the format's block driver, such as qcow2.
         protocol: the block driver of the storage below.
         path: location of the image.
@@ -50,14 +51,14 @@ class ImageLayer:
     path: str
 
     @property
-    def format_node(self) -> str:
-        """Name of the format's block node, which the guest or the layer above uses."""
-        return f"libvirt-{self.index}-format"
+    def format_node(self) -> str | None:
+        """Name of the format's block node, which the guest or the layer above uses; None if unknown."""
+        return f"libvirt-{self.index}-format" if self.index >= 0 else None
 
     @property
-    def storage_node(self) -> str:
-        """Name of the storage's block node, below the format's."""
-        return f"libvirt-{self.index}-storage"
+    def storage_node(self) -> str | None:
+        """Name of the storage's block node, below the format's; None if unknown."""
+        return f"libvirt-{self.index}-storage" if self.index >= 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +70,14 @@ class Disk:
         target: libvirt's name of it, such as vda.
         read_only: whether the guest may not write to it.
         layers: its images; the guest writes to the first.
+        complete: whether `layers` reaches the end of the chain.
     """
 
     alias: str
     target: str
     read_only: bool
     layers: tuple[ImageLayer, ...]
+    complete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +115,11 @@ def parse_devices(xml: str) -> Devices:
     disks = {disk.target: disk for element in domain.iterfind("devices/disk") if (disk := _disk(element)) is not None}
     balloon = domain.find("devices/memballoon")
     model = balloon.get("model", "none") if balloon is not None else "none"
-    alias = balloon.find("alias") if balloon is not None else None
+    name = _attribute(balloon, "alias", "name") if balloon is not None else ""
     stats = balloon.find("stats") if balloon is not None else None
     return Devices(
         disks,
-        (alias.get("name", ""), _BALLOON_TYPES[model]) if alias is not None and model in _BALLOON_TYPES else None,
+        (name, _BALLOON_TYPES[model]) if name and model in _BALLOON_TYPES else None,
         _number(stats, "period") if stats is not None else 0,
         len(domain.findall("devices/memory")),
     )
@@ -127,28 +130,33 @@ def _number(element: "Element", name: str, default: int = 0) -> int:
     return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else default
 
 
+def _attribute(parent: "Element", child: str, name: str) -> str:
+    """Return an attribute of a child element; empty if there is none."""
+    element = parent.find(child)
+    return element.get(name, "") if element is not None else ""
+
+
 def _disk(element: "Element") -> Disk | None:
-    target, alias = element.find("target"), element.find("alias")
-    if target is None or alias is None:
+    """Return a disk; None if it has no name."""
+    alias, target = _attribute(element, "alias", "name"), _attribute(element, "target", "dev")
+    if not alias or not target:
         return None
-    return Disk(
-        alias.get("name", ""),
-        target.get("dev", ""),
-        element.find("readonly") is not None,
-        tuple(_layers(element)),
-    )
+    layers, complete = _layers(element)
+    return Disk(alias, target, element.find("readonly") is not None, tuple(layers), complete)
 
 
-def _layers(disk: "Element") -> Iterator[ImageLayer]:
-    """Yield a disk's images: its own, then each `backingStore` inside the one before."""
-    format_ = disk.find("driver")
+def _layers(disk: "Element") -> tuple[list[ImageLayer], bool]:
+    """Return a disk's images, and whether they are all.
+
+    The first is the disk's own, the others are nested in `backingStore` elements. libvirt marks the end of the chain with an empty one.
+    """
+    layers: list[ImageLayer] = []
     element: Element | None = disk
-    for _ in range(_MAX_DEPTH):
-        if element is None or (source := element.find("source")) is None:
-            return
-        driver = format_.get("type", "") if format_ is not None else ""
+    driver = _attribute(disk, "driver", "type")
+    while element is not None and (source := element.find("source")) is not None and len(layers) < _MAX_DEPTH:
         protocol = source.get("protocol", "") or _PROTOCOLS.get(element.get("type", ""), "")
         path = source.get("file") or source.get("dev") or source.get("name") or source.get("dir") or ""
-        yield ImageLayer(_number(source, "index", _number(element, "index", -1)), driver, protocol, path)
+        layers.append(ImageLayer(_number(source, "index", _number(element, "index", -1)), driver, protocol, path))
         element = element.find("backingStore")
-        format_ = element.find("format") if element is not None else None
+        driver = _attribute(element, "format", "type") if element is not None else ""
+    return layers, element is not None and element.find("source") is None

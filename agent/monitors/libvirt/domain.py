@@ -7,7 +7,7 @@ from typing import Any
 
 from agent.monitors.base import EventCallback
 from agent.monitors.libvirt.connection_pool import MAX_HUNG
-from agent.monitors.libvirt.executors import CommandExecutor, LibvirtHost, PassthroughExecutor, TranslatingExecutor
+from agent.monitors.libvirt.executors import DomainExecutor, LibvirtHost, PassthroughExecutor, TranslatingExecutor
 from agent.monitors.libvirt.lifecycle import MigrationPhase
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import AllowList, Command
@@ -39,7 +39,7 @@ class DomainConnection:
         self.on_event = on_event
         self._host = host
         self._allow = allow
-        self._executor: CommandExecutor = (
+        self._executor: DomainExecutor = (
             PassthroughExecutor(host, uuid, allow)
             if host.passthrough
             else TranslatingExecutor(host, uuid, name, migration_phase)

@@ -45,7 +45,7 @@ class LibvirtHost:
     passthrough: bool
 
 
-class CommandExecutor(Protocol):
+class DomainExecutor(Protocol):
     """Executes QMP commands for one domain."""
 
     async def execute(self, commands: Sequence[Command]) -> list[CommandResult]:

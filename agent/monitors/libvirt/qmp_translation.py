@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.monitors.libvirt.devices import Devices, ImageLayer
+from agent.qmp.client import CommandResult
 from agent.qmp.commands import Command
+from agent.qmp.errors import CommandError
 
 Stats = Mapping[str, Any]
 """A domain's statistics by virConnectGetAllDomainStats' names, such as `block.0.rd.reqs`."""
@@ -42,13 +44,18 @@ STATUS_RUNNING = {"status": "running", "running": True}
 """Result of query-status for a running guest."""
 
 
-def status(stats: Stats) -> dict[str, Any]:
+def status(stats: Stats) -> CommandResult:
     """Return the result of query-status."""
     state = stats.get("state.state")
     run_state = _STATES.get(state, "") if isinstance(state, int) else ""
     if run_state == "paused":
         run_state = _PAUSED_STATES.get(stats.get("state.reason", 0), run_state)
-    return {"status": run_state, "running": run_state == "running"} if run_state else {}
+    return {"status": run_state, "running": run_state == "running"} if run_state else _missing("state.state")
+
+
+def _missing(key: str) -> CommandError:
+    """Return the result of a command whose value libvirt leaves out now. The collector fails once and stays enabled."""
+    return CommandError("GenericError", f"libvirt's statistics have no {key}")
 
 
 # --- Memory ---
@@ -70,24 +77,24 @@ _GUEST_STATS: Mapping[str, tuple[str, int]] = {
 """QEMU's name, and QEMU's units in one of libvirt's, by libvirt's name. libvirt rounds bytes down to KiB."""
 
 
-def balloon(stats: Stats) -> dict[str, Any]:
+def balloon(stats: Stats) -> CommandResult:
     """Return the result of query-balloon."""
     current = stats.get("balloon.current")
-    return {"actual": current * KIB} if type(current) is int else {}
+    return {"actual": current * KIB} if type(current) is int else _missing("balloon.current")
 
 
-def memory(stats: Stats, devices: Devices) -> dict[str, Any]:
-    """Return the result of query-memory-size-summary: libvirt reports the sum, which is the base if no memory is plugged in."""
+def memory(stats: Stats, devices: Devices) -> CommandResult:
+    """Return the result of query-memory-size-summary; None with memory devices, because libvirt reports only the sum."""
+    if devices.memory_devices:
+        return None
     total = stats.get("balloon.maximum")
-    return (
-        {"base-memory": total * KIB, "plugged-memory": 0} if type(total) is int and not devices.memory_devices else {}
-    )
+    return {"base-memory": total * KIB, "plugged-memory": 0} if type(total) is int else _missing("balloon.maximum")
 
 
 def guest_stats(stats: Stats) -> dict[str, Any]:
     """Return the property guest-stats of a balloon device."""
     values = {name: value * unit for key, (name, unit) in _GUEST_STATS.items() if type(value := stats.get(key)) is int}
-    return {"last-update": stats.get("balloon.last-update", 0), "stats": values}
+    return _select(stats, {"balloon.last-update": "last-update"}) | {"stats": values}
 
 
 # --- Disks ---
@@ -141,11 +148,8 @@ def blockstats(stats: Stats, devices: Devices) -> list[dict[str, Any]]:
         backing: dict[str, Any] | None = None
         for layer in reversed(disk.layers):
             image = images.get((disk.target, layer.index), {})
-            entry: dict[str, Any] = {"node-name": layer.format_node}
-            entry["parent"] = {
-                "node-name": layer.storage_node,
-                "stats": _select(image, {"allocation": "wr_highest_offset"}),
-            }
+            offset = _select(image, {"allocation": "wr_highest_offset"})
+            entry = _node_name(layer.format_node) | {"parent": _node_name(layer.storage_node) | {"stats": offset}}
             entry |= {"backing": backing} if backing is not None else {}
             if layer is disk.layers[0]:
                 entry |= {"qdev": disk.alias, "target": disk.target, "stats": _select(image, _BLOCK_COUNTERS)}
@@ -159,40 +163,55 @@ def _select(image: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any
     return {name: image[key] for key, name in names.items() if key in image}
 
 
+def _node_name(name: str | None) -> dict[str, Any]:
+    return {"node-name": name} if name is not None else {}
+
+
 def block_nodes(stats: Stats, devices: Devices, sizes: FileSizes) -> list[dict[str, Any]]:
-    """Return the result of query-named-block-nodes: the format's and the storage's node of each image."""
+    """Return the result of query-named-block-nodes: the format's and the storage's node of each image with known nodes."""
     images = _images(stats)
     result: list[dict[str, Any]] = []
     for disk in devices.disks.values():
         for depth, layer in enumerate(disk.layers):
+            if layer.format_node is None:
+                continue
             image = images.get((disk.target, layer.index), {})
-            # libvirt does not report whether QEMU may write to a storage node.
-            format_node = {
+            format_node: dict[str, Any] = {
                 "file": layer.path,
                 "node-name": layer.format_node,
                 "drv": layer.format,
                 "image": _select(image, {"capacity": "virtual-size"}),
-                "backing_file_depth": len(disk.layers) - depth - 1,
-                "ro": disk.read_only or depth > 0,
             }
+            # libvirt does not report whether QEMU may write to a backing image or to a storage node.
+            format_node |= {"ro": disk.read_only} if depth == 0 else {}
+            format_node |= {"backing_file_depth": len(disk.layers) - depth - 1} if disk.complete else {}
             storage_node = {
                 "file": layer.path,
                 "node-name": layer.storage_node,
                 "drv": layer.protocol,
                 "image": _storage_size(image, layer, sizes.get(disk.target) if depth == 0 else None),
                 "backing_file_depth": 0,
-                "write_threshold": image.get("threshold", 0),
             }
-            result += format_node, storage_node
+            result += format_node, storage_node | _threshold(image)
     return result
 
 
+def _threshold(image: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the threshold slot of an image. libvirt leaves out an empty slot; without a capacity it has not queried the image."""
+    if "threshold" in image:
+        return {"write_threshold": image["threshold"]}
+    return {"write_threshold": 0} if "capacity" in image else {}
+
+
 def _storage_size(image: Mapping[str, Any], layer: ImageLayer, file_size: tuple[int, int] | None) -> dict[str, Any]:
-    """Return the `image` of a storage node: allocated bytes, and the size rounded up to whole sectors."""
+    """Return the `image` of a storage node: allocated bytes, and the size rounded up to whole sectors.
+
+    libvirt's `physical` is QEMU's `actual-size`, except for a block device, whose `actual-size` is 0: there it is the device's size.
+    """
     if file_size is not None:
         allocated, size = file_size
         return {"actual-size": allocated, "virtual-size": -(-size // 512) * 512}
-    return _select(image, {"physical": "actual-size" if layer.protocol == "file" else "virtual-size"})
+    return _select(image, {"physical": "virtual-size" if layer.protocol == "host_device" else "actual-size"})
 
 
 # --- Commands ---
@@ -241,7 +260,7 @@ _TRANSLATORS: Mapping[str, Callable[[DomainSnapshot, Mapping[str, Any]], Any]] =
     "query-name": lambda snapshot, _: {"name": snapshot.name},
     "query-status": lambda snapshot, _: status(snapshot.stats),
     "query-balloon": lambda snapshot, _: balloon(snapshot.stats) if snapshot.devices.balloon is not None else None,
-    "query-memory-size-summary": lambda snapshot, _: memory(snapshot.stats, snapshot.devices) or None,
+    "query-memory-size-summary": lambda snapshot, _: memory(snapshot.stats, snapshot.devices),
     "query-memory-devices": lambda snapshot, _: None if snapshot.devices.memory_devices else [],
     "query-blockstats": lambda snapshot, _: blockstats(snapshot.stats, snapshot.devices),
     "query-named-block-nodes": lambda snapshot, _: block_nodes(snapshot.stats, snapshot.devices, snapshot.sizes),

@@ -325,7 +325,9 @@ def _capture_config(parsed: argparse.Namespace) -> Config:
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
-    from agent.cli.doctor import report  # noqa: PLC0415 - as above
+    from agent.cli.doctor.inspection import inspect_host  # noqa: PLC0415 - as above
+    from agent.cli.doctor.model import HostView  # noqa: PLC0415 - as above
+    from agent.cli.doctor.rendering import render  # noqa: PLC0415 - as above
     from agent.host import permissions  # noqa: PLC0415 - as above
 
     path = parsed.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
@@ -334,11 +336,11 @@ def _doctor(parsed: argparse.Namespace) -> int:
     except KeyError:
         print(f"qmp-agent: this host has no user {parsed.user}", file=sys.stderr)
         return USAGE_ERROR
-    found = report.inspect_host(report.HostView(user, load(path) if path is not None else None), parsed.vm)
+    reports = inspect_host(HostView(user, load(path) if path is not None else None), parsed.vm)
     if parsed.json:
-        print(json.dumps([dataclasses.asdict(vm) for vm in found], indent=2))
+        print(json.dumps([dataclasses.asdict(vm) for vm in reports], indent=2))
     else:
-        print(*report.lines(found), sep="\n")
+        print(*render(reports), sep="\n")
     return 0
 
 

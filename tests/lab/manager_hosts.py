@@ -1,11 +1,12 @@
-"""Hosts as managers make them: command lines as they write them, in a /proc made of files."""
+"""Hosts of several VM managers: their QEMU command lines in a fake /proc."""
 
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from agent.cli.doctor.report import HostView, VmReport, inspect_host
+from agent.cli.doctor.inspection import inspect_host
+from agent.cli.doctor.model import HostView, VmReport
 from agent.config.model import Config
 from agent.host.permissions import User
 from agent.host.sockets import ESTABLISHED, SocketEntry
@@ -63,8 +64,8 @@ LIBVIRT: Final = """\
 -chardev socket,id=charmonitor,fd=33,server=on,wait=off -mon chardev=charmonitor,id=monitor,mode=control -rtc base=utc"""
 
 
-class Files:
-    """A /proc of our own, and sockets in it."""
+class FakeHost:
+    """A fake /proc and a fake socket table."""
 
     def __init__(self, folder: Path) -> None:
         self.proc = folder / "proc"
@@ -72,7 +73,7 @@ class Files:
         self._inodes = iter(range(1, 1000))
 
     def process(self, pid: int, line: str, uid: int = 0, fds: Mapping[int, int] | None = None) -> Path:
-        """Make a process; return its folder."""
+        """Add a process and return its directory."""
         folder = self.proc / str(pid)
         (folder / "fd").mkdir(parents=True)
         (folder / "cmdline").write_bytes("\0".join([*shlex.split(line, posix="{" not in line), ""]).encode())
@@ -82,26 +83,31 @@ class Files:
         return folder
 
     def listener(self, path: str) -> int:
-        """Make a socket that listens at a path; return its inode."""
+        """Add a listening socket and return its inode."""
         inode = next(self._inodes)
         self.table[inode] = SocketEntry(LISTENS, path)
         return inode
 
     def connection(self, path: str) -> tuple[int, int]:
-        """Make a connection to a path; return the inodes of who listens and of who called."""
-        accepted, called = next(self._inodes), next(self._inodes)
-        self.table |= {accepted: SocketEntry(ESTABLISHED, path, called), called: SocketEntry(ESTABLISHED, "", accepted)}
-        return accepted, called
+        """Add a connection to a path and return the inodes of the server's and of the client's end."""
+        server, client = next(self._inodes), next(self._inodes)
+        self.table |= {server: SocketEntry(ESTABLISHED, path, client), client: SocketEntry(ESTABLISHED, "", server)}
+        return server, client
 
-    def libvirt(self, pid: int, manager: int, **said: str) -> None:
-        """Make a domain and its libvirtd."""
-        path = f"{said['folder']}/domain-3-{said['name']}/monitor.sock"
-        accepted, called = self.connection(path)
-        self.process(pid, LIBVIRT.format(**said), uid=1000, fds={33: self.listener(path), 40: accepted})
+    def libvirt(self, pid: int, manager: int, **values: str) -> None:
+        """Add a libvirt domain and, unless its pid is 0, its libvirtd. The values fill in LIBVIRT."""
+        path = f"{values['folder']}/domain-3-{values['name']}/monitor.sock"
+        server, client = self.connection(path)
+        self.process(pid, LIBVIRT.format(**values), uid=1000, fds={33: self.listener(path), 40: server})
         if manager:
-            self.process(manager, "/usr/sbin/libvirtd --timeout 120", fds={17: called})
+            self.process(manager, "/usr/sbin/libvirtd --timeout 120", fds={17: client})
 
-    def vms(self, monitors: Sequence[Mapping[str, object]] = (), wanted: str = "*") -> list[VmReport]:
-        """Return what doctor finds here."""
+    def inspect(self, monitors: Sequence[Mapping[str, object]] = (), pattern: str = "*") -> list[VmReport]:
+        """Return doctor's reports for this host.
+
+        Args:
+            monitors: entries of the config; without any, there is no config.
+            pattern: the VMs.
+        """
         config = Config.model_validate({"monitors": monitors}) if monitors else None
-        return inspect_host(HostView(ROOT, config, self.proc.parent, self.proc, self.table), wanted)
+        return inspect_host(HostView(ROOT, config, self.proc.parent, self.proc, self.table), pattern)

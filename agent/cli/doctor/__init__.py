@@ -1,1 +1,1 @@
-"""`qmp-agent doctor`: every VM on this host, whether and how it can be watched, and what would have to change."""
+"""`qmp-agent doctor`: reports whether and how each VM on this host can be watched, and what has to change for it."""

@@ -1,8 +1,8 @@
-"""What a QEMU's command line says of its name and its monitors. Pure.
+"""Parses QEMU's command line for its name, its UUID and its monitors. Pure.
 
-Options as QEMU 2.6 to 11.1 take them: `-qmp DEV`, `-mon` or (11.1) `-object monitor-qmp` with `-chardev`, all of them in a file of
-`-readconfig` too (Incus), and sockets that were passed as descriptors (libvirt). Anybody can start a process with any
-command line, so nothing in it is believed to be well made.
+It knows the options of QEMU 2.6 to 11.1: `-qmp DEV`, and `-mon` or (11.1) `-object monitor-qmp` with `-chardev`. They may also be in a
+file of `-readconfig` (Incus), and sockets may be inherited descriptors (libvirt). Every user can start a process with any command
+line, so a malformed one must not raise.
 """
 
 import contextlib
@@ -20,24 +20,24 @@ _PAIR = re.compile(r'([\w.-]+)\s*=\s*"([^"]*)"')
 
 @dataclass(frozen=True, slots=True)
 class Socket:
-    """A QMP monitor.
+    """The socket of a QMP monitor.
 
     Attributes:
-        path: its Unix socket's path; empty where it was passed as a descriptor, or is TCP.
-        fd: the descriptor it was passed as, or None.
-        tcp: host:port, where it is TCP.
-        calls: whether QEMU connects to it instead of listening.
+        path: the path of a Unix socket; empty for an inherited descriptor and for TCP.
+        fd: the inherited descriptor, or None.
+        tcp: host:port of a TCP socket, or empty.
+        connects: whether QEMU connects to the address instead of listening on it.
     """
 
     path: str = ""
     fd: int | None = None
     tcp: str = ""
-    calls: bool = False
+    connects: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CommandLine:
-    """What a QEMU was started as. `name` and `uuid` are empty where it was not told."""
+    """A parsed command line. `name` and `uuid` are empty if it does not have them."""
 
     name: str
     uuid: str
@@ -45,12 +45,12 @@ class CommandLine:
 
 
 def config_files(argv: Sequence[str]) -> list[str]:
-    """Return the files that a command line has read in."""
+    """Return the files that `-readconfig` reads."""
     return [value for option, value in _options(argv) if option == "readconfig"]
 
 
 def parse_argv(argv: Sequence[str], files: Sequence[str] = ()) -> CommandLine:
-    """Return what a command line, and the text of its `config_files`, say."""
+    """Parse a command line and the text of its `config_files`."""
     name = uuid = ""
     chardevs: dict[str, Socket] = {}
     monitors: list[Socket | str] = []
@@ -82,7 +82,7 @@ def _options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _keys(value: str) -> dict[str, str]:
-    """Return the keys of `word,key=value,...`, the word under an empty name; `,,` stands for a comma. Or those of a JSON object."""
+    """Parse `word,key=value,...` or a JSON object. The word gets an empty key; `,,` is an escaped comma."""
     if value.startswith("{"):
         with contextlib.suppress(orjson.JSONDecodeError):
             return {key: text for key, text in orjson.loads(value).items() if isinstance(text, str)}
@@ -99,30 +99,30 @@ def _keys(value: str) -> dict[str, str]:
 
 
 def _socket(keys: dict[str, str]) -> Socket:
-    calls = keys.get("server", "off") in _OFF
+    connects = keys.get("server", "off") in _OFF
     if "fd" in keys:
-        return Socket(fd=int(keys["fd"]) if _FD.fullmatch(keys["fd"]) else None, calls=calls)
+        return Socket(fd=int(keys["fd"]) if _FD.fullmatch(keys["fd"]) else None, connects=connects)
     if "path" in keys:
-        return Socket(keys["path"], calls=calls)
-    return Socket(tcp=f"{keys.get('host', '')}:{keys.get('port', '')}", calls=calls)
+        return Socket(keys["path"], connects=connects)
+    return Socket(tcp=f"{keys.get('host', '')}:{keys.get('port', '')}", connects=connects)
 
 
 def _device(value: str) -> Socket | str:
-    """Return what `-qmp` names: `unix:PATH,...`, `tcp:HOST:PORT,...` or a chardev."""
+    """Parse the argument of `-qmp`: `unix:PATH,...`, `tcp:HOST:PORT,...` or the name of a chardev."""
     kind, _, rest = value.partition(":")
     keys = _keys(rest)
-    calls = keys.get("server", "off") in _OFF
+    connects = keys.get("server", "off") in _OFF
     match kind:
         case "unix":
-            return Socket(keys.get("", ""), calls=calls)
+            return Socket(keys.get("", ""), connects=connects)
         case "tcp":
-            return Socket(tcp=keys.get("", ""), calls=calls)
+            return Socket(tcp=keys.get("", ""), connects=connects)
         case _:
             return rest if kind == "chardev" else ""
 
 
 def _sections(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the options of a file as `-readconfig` takes it: [chardev "monitor"], and `key = "value"` below."""
+    """Yield the options of a `-readconfig` file: [chardev "monitor"], followed by `key = "value"`."""
     option = ""
     keys: list[tuple[str, str]] = []
     for line in [*text.splitlines(), "[end]"]:

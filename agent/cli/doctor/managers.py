@@ -1,7 +1,7 @@
-"""What starts VMs, how it is recognised, and what has to be changed there for one to be watched: a row each. Pure.
+"""VM managers: how each is recognised, and the change that has its VMs watched. A row each. Pure.
 
-The command lines are those of Proxmox VE 6 to 9, Ganeti 2.12 to 3.1, Incus 6 and LXD 4 to 5, VDSM 4.5 and KubeVirt 1.x; what a row says is
-explained in docs/monitors.md, which says too what of it was tried.
+The command lines are those of Proxmox VE 6 to 9, Ganeti 2.12 to 3.1, Incus 6 and LXD 4 to 5, VDSM 4.5 and KubeVirt 1.x. docs/monitors.md
+explains the changes and lists which of them were tested.
 """
 
 import re
@@ -12,33 +12,33 @@ from dataclasses import dataclass
 from agent.host.permissions import User
 from agent.monitors.listen import USUAL_USERS
 
-LISTEN = "/run/qmp-agent/monitor.sock"
-"""Where the agent is to listen, where its config does not say."""
+DEFAULT_LISTEN = "/run/qmp-agent/monitor.sock"
+"""The socket for the agent to listen on, if its config has no `listen` entry."""
 
 
 @dataclass(frozen=True, slots=True)
 class VmManager:
-    """A kind of host.
+    """A VM manager.
 
     Attributes:
-        name: as its makers write it.
-        sign: a pattern in the command line of the VMs that it starts, or in the files that they read.
-        own: a pattern of the monitors that it needs for itself, be they free at the moment or not.
-        change: lines that tell a person what to do; {name}, {number}, {front}, {args}, {pid}, {uid}, {chardev}, {escaped} and
-            {listen} are filled in.
-        uri: how libvirt's name of it begins, where it is libvirt underneath; where not, what `change` says has QEMU call the agent.
-        page: the section of docs/monitors.md.
+        name: its name.
+        signature: a pattern that the command lines of its VMs match, or the files that they read.
+        own: a pattern of the monitors that it needs, even if they are free at the moment.
+        steps: what to do, line by line, with the placeholders {name}, {number}, {front}, {args}, {pid}, {uid}, {chardev}, {escaped} and
+            {listen}.
+        uri: the libvirt URI, if it is based on libvirt. Otherwise the steps have QEMU connect to the agent.
+        section: the section of docs/monitors.md.
     """
 
     name: str
-    sign: str
+    signature: str
     own: str
-    change: tuple[str, ...]
+    steps: tuple[str, ...]
     uri: str = ""
-    page: str = "listen"
+    section: str = "listen"
 
 
-_LIBVIRT = "in the agent's config; no restart, and nothing is tainted:"
+_LIBVIRT = "in the agent's config; no restart and no taint:"
 
 MANAGERS = (
     VmManager(
@@ -46,28 +46,28 @@ MANAGERS = (
         r"manufacturer=KubeVirt|/var/run/kubevirt",
         r".",
         (
-            "as root on this node, in the agent's config, for as long as the VM is here; nothing is tainted:",
+            "as root on this node, in the agent's config, while the VM runs here; no taint:",
             "  monitors:",
             "    - libvirt: qemu+unix:///session?socket=/proc/{pid}/root/var/run/libvirt/virtqemud-sock",
         ),
         uri="qemu+unix:///session",
-        page="libvirt",
+        section="libvirt",
     ),
     VmManager(
         "VDSM",
         r"manufacturer=(oVirt|RHEV|Red Hat,product=RHEL)",
         r".",
         (
-            "in the agent's config; no restart, and nothing is tainted; to do more than read takes a password of VDSM's:",
+            "in the agent's config; no restart and no taint (more than reading needs a VDSM password):",
             "  monitors:",
             "    - libvirt: qemu:///system",
             "      read_only: true",
         ),
         uri="qemu:///system",
-        page="libvirt",
+        section="libvirt",
     ),
     VmManager(
-        "libvirt, of a user",
+        "libvirt session",
         r"/\.(config|cache|local)/[^ ]*libvirt/",
         r"/monitor\.sock$",
         (
@@ -76,7 +76,7 @@ MANAGERS = (
             "    - libvirt: qemu+unix:///session?socket=/run/user/{uid}/libvirt/libvirt-sock",
         ),
         uri="qemu+unix:///session",
-        page="libvirt",
+        section="libvirt",
     ),
     VmManager(
         "libvirt",
@@ -84,7 +84,7 @@ MANAGERS = (
         r"/monitor\.sock$",
         (_LIBVIRT, "  monitors:", "    - libvirt: qemu:///system"),
         uri="qemu:///system",
-        page="libvirt",
+        section="libvirt",
     ),
     VmManager(
         "Proxmox",
@@ -100,7 +100,7 @@ MANAGERS = (
         r"/ganeti/kvm-hypervisor/",
         r"/ctrl/[^/]*\.qmp$",
         (
-            "on the master node, with what `gnt-instance info {name}` shows as `kvm_extra` in front; then stop and start the VM:",
+            "on the master node, with any `kvm_extra` of `gnt-instance info {name}` kept in front; then stop and start the VM:",
             "  gnt-instance modify -H 'kvm_extra={escaped}' {name}",
         ),
     ),
@@ -109,42 +109,42 @@ MANAGERS = (
         r"/(incus|lxd)/[^ ]*qemu\.(conf|pid|monitor)",
         r"/qemu\.monitor$",
         (
-            "with what these keys have already in front; then restart the VM (LXD: lxc instead of incus):",
+            "with the present values of these keys kept in front; then restart the VM (LXD: lxc instead of incus):",
             "  incus config set {name} raw.qemu='{chardev}'",
             "  incus config set {name} raw.apparmor='{listen} rw,'",
         ),
     ),
     VmManager(
-        "none known",
+        "unknown",
         r"",
         r"^$",
-        ("start QEMU with these arguments too:", "  {chardev}"),
+        ("start QEMU with these additional arguments:", "  {chardev}"),
     ),
 )
 
 
 def manager_of(argv: Sequence[str], files: Sequence[str] = (), paths: Sequence[str] = ()) -> VmManager:
-    """Return who started a VM, by its command line, the files that it read and the paths of its monitors."""
+    """Return the manager of a VM by its command line, the files that it read and the paths of its monitors."""
     text = " ".join((*argv, *files, *paths))
-    return next(manager for manager in MANAGERS if re.search(manager.sign, text))
+    return next(manager for manager in MANAGERS if re.search(manager.signature, text))
 
 
 def vmid(argv: Sequence[str]) -> str:
-    """Return Proxmox' number of a VM."""
-    found = re.search(r"/qemu-server/(\d+)\.", " ".join(argv))
-    return found[1] if found else "VMID"
+    """Return the number of a VM in Proxmox."""
+    match = re.search(r"/qemu-server/(\d+)\.", " ".join(argv))
+    return match[1] if match else "VMID"
 
 
 @dataclass(frozen=True, slots=True)
 class VmContext:
-    """A VM that a change is for.
+    """The VM that steps are for.
 
     Attributes:
         argv: its command line.
         name: its name.
         pid: its process.
-        owner: whose that is.
-        args: arguments that its manager adds for a person already; None where that is not known.
+        owner: the user of that process.
+        args: the custom arguments that its manager adds already; None if they are unknown.
     """
 
     argv: Sequence[str]
@@ -154,41 +154,47 @@ class VmContext:
     args: str | None = None
 
 
-def change(manager: VmManager, case: VmContext, listen: str, entry: Sequence[str]) -> list[str]:
-    """Return what a person is to do for a VM whose monitors are all taken.
+def manager_steps(manager: VmManager, vm: VmContext, listen: str, entry: Sequence[str]) -> list[str]:
+    """Return the steps that give a VM another monitor, or have its libvirtd watched.
 
     Args:
-        manager: who started it.
-        case: the VM.
-        listen: where the agent listens, or is to listen.
-        entry: what its config takes for that, line by line; empty where it has all of it.
+        manager: the VM's manager.
+        vm: the VM.
+        listen: the address that the agent listens on.
+        entry: the config lines for that address; empty if the config has them.
     """
-    text = " ".join(case.argv)
+    text = " ".join(vm.argv)
     reconnect = "reconnect-ms=5000" if "reconnect-ms=" in text else "reconnect=5"
     chardev = f"-chardev socket,id=qmp-agent,path={listen},{reconnect} -mon chardev=qmp-agent,mode=control"
-    number = vmid(case.argv)
-    given = {
-        "name": shlex.quote(case.name),
+    number = vmid(vm.argv)
+    values = {
+        "name": shlex.quote(vm.name),
         "number": number,
-        "front": f", with what `qm config {number}` shows as `args` in front" if case.args is None else "",
-        "args": shlex.quote(f"{case.args or ''} {chardev}".strip()),
-        "pid": case.pid,
-        "uid": case.owner.uid,
+        "front": f", with any `args` of `qm config {number}` kept in front" if vm.args is None else "",
+        "args": shlex.quote(f"{vm.args or ''} {chardev}".strip()),
+        "pid": vm.pid,
+        "uid": vm.owner.uid,
         "chardev": chardev,
         "escaped": chardev.replace(",", r"\,"),
         "listen": listen,
     }
-    lines = [line.format(**given) for line in manager.change]
+    lines = [line.format(**values) for line in manager.steps]
     if not manager.uri and "reconnect-ms=" not in text:
-        lines.append("  (QEMU 9.2 and newer: reconnect-ms=5000 in place of reconnect=5)")
+        lines.append("  (QEMU 9.2 and newer: reconnect-ms=5000 instead of reconnect=5)")
     if entry and not manager.uri:
         lines += ["and in the agent's config:", *entry]
     return lines
 
 
-def listen_entry(case: VmContext, listen: str, users: Sequence[str] | None = None) -> list[str]:
-    """Return the lines of the config that let a VM call; `users` are those that it names already."""
+def listen_entry(vm: VmContext, listen: str, users: Sequence[str] | None = None) -> list[str]:
+    """Return the config lines that let a VM connect.
+
+    Args:
+        vm: the VM.
+        listen: the address.
+        users: the users that the config allows already, or None.
+    """
     entry = ["  monitors:", f"    - listen: {listen}"]
-    if users is not None or case.owner.name not in ("", *USUAL_USERS):
-        entry.append(f"      users: [{', '.join(dict.fromkeys([*(users or ['root']), case.owner.name]))}]")
+    if users is not None or vm.owner.name not in ("", *USUAL_USERS):
+        entry.append(f"      users: [{', '.join(dict.fromkeys([*(users or ['root']), vm.owner.name]))}]")
     return entry

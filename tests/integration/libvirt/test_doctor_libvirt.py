@@ -174,8 +174,8 @@ async def test_doctors_json_has_a_field_for_everything_that_it_reports(here: Her
         "holder": "vm-manager",
         "holder_pid": 0,
         "missing": "",
-        "way": "",
-        "managers": False,
+        "entry": "",
+        "used_by_manager": False,
     }
     assert any("vm-manager" in word for word in arguments(held["monitors"][0]["holder_pid"]))
     assert held["uuid"] == UUIDS["held"]
@@ -187,7 +187,7 @@ async def test_doctors_json_has_a_field_for_everything_that_it_reports(here: Her
 async def test_the_config_that_doctor_proposes_reaches_the_vms(here: Here) -> None:
     vms = {vm["name"].removeprefix(VMS): vm for vm in json.loads(await doctor("--json", "--user", "root"))}
     named = ("free", "tcp", "waits", "denied")
-    lines = [line for name in named for line in vms[name]["change"] if line.startswith("    - ")]
+    lines = [line for name in named for line in vms[name]["steps"] if line.startswith("    - ")]
     async with AgentProcess(here.folder, yaml.safe_load("\n".join(["monitors:", *lines])), name="named") as agent:
         for name in named:
             await agent.wait_for_record("vm.attached", vm=vms[name]["uuid"])
@@ -201,8 +201,8 @@ async def test_the_commands_that_doctor_proposes_give_the_user_access(here: Here
     monitor = here.folder / "private" / "denied.qmp"
     options = ("--config", path, "--user", "nobody", "--json")
     vm = denied(await doctor(*options))
-    assert (vm["state"], vm["change"][0]) == ("unwatched", "as root:")
-    for line in vm["change"][1:]:
+    assert (vm["state"], vm["steps"][0]) == ("unwatched", "as root:")
+    for line in vm["steps"][1:]:
         assert await (await asyncio.create_subprocess_shell(line)).wait() == 0
     assert denied(await doctor(*options))["state"] == "configured"
     assert await may_write(monitor)

@@ -1,0 +1,68 @@
+"""Finds the smallest change that has a VM watched, and words it as steps."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from agent.cli.doctor.addresses import dial_address
+from agent.cli.doctor.managers import DEFAULT_LISTEN, VmContext, VmManager, listen_entry, manager_steps
+from agent.cli.doctor.model import HostView, MonitorReport, SocketState
+from agent.host.permissions import blocked_paths, fix_commands
+from agent.monitors import ListenConfig
+from agent.monitors.listen import allowed_ids
+
+BURST_PREFIX = "burst: "
+_SHARED = "or without a restart, but without events before QEMU 11.1 (docs/monitors.md#burst and #hotplug):"
+_NO_RESTART = "in the agent's config; no restart:"
+
+
+def advise(
+    host: HostView, manager: VmManager, vm: VmContext, monitors: Iterable[MonitorReport]
+) -> tuple[str, list[str]]:
+    """Return the section of docs/monitors.md and the steps that have a VM watched with the smallest change."""
+    monitors = list(monitors)
+    for monitor in monitors:
+        if monitor.used_by_manager or monitor.holder_pid is not None:
+            continue
+        if monitor.state is SocketState.CONNECTS and (monitor.missing or not monitor.entry):
+            return "listen", [_NO_RESTART, *_listen_steps(host, vm, monitor.address)]
+        if monitor.state is SocketState.FREE:
+            entry = ["  monitors:", f"    - dial: {dial_address(monitor.address)}"]
+            steps = [] if monitor.entry else [_NO_RESTART, *entry]
+            return "dial", [*steps, *permission_steps(host, blocked_by(host, monitor.address))]
+    listen = next((e.listen for e in host.entries if isinstance(e, ListenConfig)), DEFAULT_LISTEN)
+    steps = manager_steps(manager, vm, listen, _listen_steps(host, vm, listen))
+    shared = next((m.address for m in monitors if m.used_by_manager and m.state is SocketState.FREE), None)
+    if shared is not None and not manager.uri:
+        steps += [_SHARED, "  monitors:", f"    - {BURST_PREFIX}{shared}"]
+    return manager.section, steps
+
+
+def permission_steps(host: HostView, paths: Iterable[Path], *, recreated: bool = True) -> list[str]:
+    """Return the commands that give the agent's user access to paths.
+
+    Args:
+        host: the host.
+        paths: what blocks the user.
+        recreated: whether the last path is created again at each start of the VM.
+    """
+    commands = [command for path in paths for command in fix_commands(path, host.user, recreated=recreated)]
+    return ["as root:", *(f"  {command}" for command in dict.fromkeys(commands))] if commands else []
+
+
+def blocked_by(host: HostView, address: str) -> list[Path]:
+    """Return the paths that block the agent's user on the way to a monitor."""
+    return blocked_paths(address, host.user) if address.startswith("/") else []
+
+
+def is_allowed(host: HostView, entry: ListenConfig, vm: VmContext) -> bool:
+    """Return whether a `listen` entry accepts connections of a VM's process."""
+    uids, gids = allowed_ids(entry, host.user.uid)
+    return not vm.owner.name or vm.owner.uid in uids or not gids.isdisjoint(vm.owner.gids)
+
+
+def _listen_steps(host: HostView, vm: VmContext, listen: str) -> list[str]:
+    """Return the config lines that let a VM connect to an address; empty if the config has them."""
+    entry = next((e for e in host.entries if isinstance(e, ListenConfig) and e.listen == listen), None)
+    if entry is not None and is_allowed(host, entry, vm):
+        return []
+    return listen_entry(vm, listen, entry.users if entry is not None else None)

@@ -1,0 +1,189 @@
+"""Inspects the QEMU processes of a host: their monitors, who holds those, and whether the agent can watch them. Blocks."""
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from itertools import takewhile
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from agent.cli.doctor.addresses import leads_to, libvirt_instance, table_key
+from agent.cli.doctor.advice import BURST_PREFIX, advise, blocked_by, is_allowed, permission_steps
+from agent.cli.doctor.argv import Socket, config_files, parse_argv
+from agent.cli.doctor.managers import VmContext, manager_of, vmid
+from agent.cli.doctor.model import HostView, MonitorReport, SocketState, VmReport, VmState
+from agent.host import qemu_processes
+from agent.host.permissions import describe_denial, process_user
+from agent.host.qemu_processes import arguments
+from agent.host.sockets import ESTABLISHED, SocketEntry, is_agent, program_name, socket_inodes, socket_owners
+from agent.model.record import sanitize
+from agent.monitors import LibvirtConfig, ListenConfig
+
+MAX_STEP_CHARACTERS = 16_384
+"""Longer steps are cut. No manager's command line is that long."""
+
+_LIBVIRT_SOCKETS = ("/run/libvirt/virtqemud-sock", "/run/libvirt/libvirt-sock")
+
+
+def inspect_host(host: HostView, pattern: str = "*") -> list[VmReport]:
+    """Inspect each QEMU whose name or UUID matches a pattern.
+
+    Returns:
+        The reports, sorted by name.
+    """
+    vms = [vm for pid in qemu_processes.list_qemus(host.proc) if (vm := _VmInspector(pid, host)).matches(pattern)]
+    holders = socket_owners({entry.peer for vm in vms for entry in vm.connections()}, host.proc)
+    return sorted((vm.report(holders) for vm in vms), key=lambda report: (report.name, report.pid))
+
+
+class _VmInspector:
+    """One QEMU process."""
+
+    def __init__(self, pid: int, host: HostView) -> None:
+        argv = arguments(pid, host.proc)
+        files = [_config_file(path, pid, host.proc) for path in config_files(argv)]
+        line = parse_argv(argv, files)
+        self._host = host
+        self._uuid = sanitize(line.uuid)
+        name, args = sanitize(line.name or f"pid {pid}"), _proxmox_args(argv, host.root)
+        self._vm = VmContext(argv, name, pid, process_user(pid, host.proc), args)
+        self._inodes = socket_inodes(pid, host.proc)
+        self._monitors = [(monitor, self._address(monitor)) for monitor in line.monitors]
+        self._manager = manager_of(argv, files, [address for _, address in self._monitors])
+
+    def matches(self, pattern: str) -> bool:
+        """Return whether the name or the UUID matches a pattern."""
+        return fnmatchcase(self._vm.name, pattern) or fnmatchcase(self._uuid, pattern)
+
+    def connections(self) -> Iterator[SocketEntry]:
+        """Yield the process's ends of its connections. Some may belong to monitors that were added after its start."""
+        table = self._host.table
+        inodes = table.keys() if self._inodes is None else self._inodes.values()
+        yield from (entry for inode in inodes if (entry := table.get(inode)) and entry.state == ESTABLISHED)
+
+    def report(self, holders: Mapping[int, int]) -> VmReport:
+        """Return the report of this VM.
+
+        Args:
+            holders: the process of each peer socket, by inode.
+        """
+        monitors = tuple(self._monitor(monitor, address, holders) for monitor, address in self._monitors)
+        monitors += tuple(self._added(holders, {monitor.address for monitor in monitors}))
+        held = next((m for m in monitors if self._is_agent(m.holder_pid)), None)
+        reachable = held or next((m for m in monitors if m.entry and not m.missing and _can_connect(m)), None)
+        libvirt = self._libvirt_entry()
+        blocked = self._libvirt_blocked_by(libvirt) if libvirt is not None else []
+        if reachable is not None:
+            state, entry = VmState.WATCHED if held is not None else VmState.CONFIGURED, reachable.entry
+        elif libvirt is not None:
+            state, entry = VmState.UNWATCHED if blocked else VmState.CONFIGURED, f"libvirt: {libvirt.libvirt}"
+        else:
+            state, entry = VmState.UNWATCHED, next((m.entry for m in monitors if m.entry), "")
+        section, steps = self._manager.section, list[str]()
+        if state is VmState.UNWATCHED and blocked:
+            steps = permission_steps(self._host, blocked, recreated=False)
+        elif state is VmState.UNWATCHED:
+            section, steps = advise(self._host, self._manager, self._vm, monitors)
+        return VmReport(
+            self._vm.name,
+            self._uuid,
+            self._vm.pid,
+            self._manager.name,
+            state,
+            sanitize(entry),
+            self._denial(blocked),
+            monitors,
+            tuple(sanitize(step, MAX_STEP_CHARACTERS) for step in steps),
+            section,
+        )
+
+    def _monitor(self, monitor: Socket, address: str, holders: Mapping[int, int]) -> MonitorReport:
+        shown = sanitize(address or f"descriptor {monitor.fd}")
+        used = re.search(self._manager.own, address) is not None
+        entry = next((entry for entry in self._host.entries if leads_to(entry, monitor, address)), None)
+        text = str(entry) if entry is not None else ""
+        if not address or not self._host.table:
+            return MonitorReport(shown, SocketState.UNKNOWN, entry=text, used_by_manager=used)
+        connections = list(self._connections(monitor, address))
+        pid = next((holders[entry.peer] for entry in connections if entry.peer in holders), None)
+        state = SocketState.HELD if connections else SocketState.FREE
+        state = SocketState.CONNECTS if monitor.connects else state
+        wanted = entry is not None or (state is SocketState.FREE and not used)
+        missing = self._denial(blocked_by(self._host, address)) if wanted and not monitor.connects else ""
+        if isinstance(entry, ListenConfig) and not is_allowed(self._host, entry, self._vm):
+            missing = f"the agent refuses connections of the processes of {self._vm.owner.name}"
+        holder = sanitize(program_name(arguments(pid, self._host.proc))) if pid is not None else ""
+        return MonitorReport(shown, state, holder, pid, missing, text, used)
+
+    def _denial(self, blocked: Sequence[Path]) -> str:
+        return sanitize(describe_denial(blocked[0], self._host.user)) if blocked else ""
+
+    def _libvirt_entry(self) -> LibvirtConfig | None:
+        """Return the config entry that leads to the VM's libvirtd."""
+        uri = self._manager.uri
+        entries = (entry for entry in self._host.entries if uri and isinstance(entry, LibvirtConfig))
+        return next((e for e in entries if libvirt_instance(e.libvirt) == libvirt_instance(uri)), None)
+
+    def _libvirt_blocked_by(self, entry: LibvirtConfig) -> list[Path]:
+        """Return the paths that block the agent's user on the way to a libvirtd's socket."""
+        given = parse_qs(urlsplit(entry.libvirt).query).get("socket", [])
+        path = next((path for path in given or _LIBVIRT_SOCKETS if Path(path).is_socket()), None)
+        return blocked_by(self._host, f"{path}-ro" if entry.read_only and not given else path) if path else []
+
+    def _address(self, monitor: Socket) -> str:
+        """Return the address of a monitor. For an inherited descriptor the kernel's socket table has it; empty if it is unknown."""
+        if monitor.fd is None:
+            return monitor.path or f"tcp:{monitor.tcp}"
+        entry = self._host.table.get((self._inodes or {}).get(monitor.fd, 0))
+        return entry.address if entry is not None else ""
+
+    def _connections(self, monitor: Socket, address: str) -> Iterator[SocketEntry]:
+        """Yield this process's ends of the connections to or from an address."""
+        key = table_key(address)
+        for entry in self.connections():
+            peer = self._host.table.get(entry.peer)
+            remote = entry.remote or (peer.address if peer is not None else "")
+            if key and key == (remote if monitor.connects else entry.address):
+                yield entry
+
+    def _added(self, holders: Mapping[int, int], known: Iterable[str]) -> Iterator[MonitorReport]:
+        """Yield the monitors that the agent added to QEMU."""
+        keys = {table_key(address) for address in known}
+        for entry in self.connections() if self._inodes is not None else ():
+            pid = holders.get(entry.peer)
+            if pid is not None and entry.address.startswith("/") and entry.address not in keys and self._is_agent(pid):
+                yield MonitorReport(sanitize(entry.address), SocketState.HELD, "qmp-agent", pid)
+
+    def _is_agent(self, pid: int | None) -> bool:
+        return pid is not None and is_agent(pid, self._host.proc)
+
+
+def _can_connect(monitor: MonitorReport) -> bool:
+    """Return whether the config entry of a monitor gets a connection. A burst waits for the other client."""
+    return monitor.state is not SocketState.HELD or monitor.entry.startswith(BURST_PREFIX)
+
+
+def _proxmox_args(argv: Sequence[str], root: Path) -> str | None:
+    """Return the `args` of a VM in Proxmox' config; None if the file cannot be read."""
+    path = root / "etc/pve/qemu-server" / f"{vmid(argv)}.conf"
+    lines = qemu_processes.read(path).decode("utf-8", "replace").splitlines()
+    current = takewhile(lambda line: not line.startswith("["), lines)  # sections of snapshots follow
+    args = (line.removeprefix("args:").strip() for line in current if line.startswith("args:"))
+    return next(args, "") if lines else None
+
+
+def _config_file(path: str, pid: int, proc: Path) -> str:
+    """Return the text of a file as a process sees it; empty unless it is a regular file."""
+    place = proc / str(pid) / (f"root{path}" if path.startswith("/") else f"cwd/{path}")
+    try:
+        # O_PATH does not open the file yet: opening some devices has effects.
+        descriptor = os.open(place, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return qemu_processes.read(f"/proc/self/fd/{descriptor}").decode("utf-8", "replace") if is_regular else ""
+    finally:
+        os.close(descriptor)

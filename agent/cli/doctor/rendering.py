@@ -1,0 +1,43 @@
+"""Renders reports as text. Pure."""
+
+from collections.abc import Iterator, Sequence
+
+from agent.cli.doctor.model import MonitorReport, SocketState, VmReport, VmState
+
+
+def render(reports: Sequence[VmReport]) -> Iterator[str]:
+    """Yield the lines of a report."""
+    for vm in reports:
+        yield f"{vm.name}  uuid {vm.uuid or 'none'}  pid {vm.pid}  manager {vm.manager}"
+        for monitor in vm.monitors:
+            yield f"  {monitor.address}: {_socket(monitor)}"
+            if monitor.missing:
+                yield f"    {monitor.missing}"
+        if not vm.monitors:
+            yield "  no QMP monitor"
+        if vm.missing:
+            yield f"  {vm.missing}"
+        match vm.state:
+            case VmState.WATCHED:
+                yield "  watched"
+            case VmState.CONFIGURED:
+                yield f"  configured: {vm.entry}"
+            case VmState.UNWATCHED:
+                configured = f" although configured ({vm.entry})" if vm.entry else ""
+                yield f"  not watched{configured}; to watch it (docs/monitors.md#{vm.section}),"
+                yield from (f"    {step}" for step in vm.steps)
+    if not reports:
+        yield "no matching QEMU process is visible to this user"
+
+
+def _socket(monitor: MonitorReport) -> str:
+    holder = f"{monitor.holder} (pid {monitor.holder_pid})" if monitor.holder_pid is not None else ""
+    match monitor.state:
+        case SocketState.HELD:
+            return f"held by {holder or 'an unknown process'}"
+        case SocketState.CONNECTS:
+            return f"QEMU connects to it; {f'{holder} listens' if holder else 'no process listens'}"
+        case SocketState.FREE:
+            return "free, but the manager needs it" if monitor.used_by_manager else "free"
+        case SocketState.UNKNOWN:
+            return "holder unknown; run doctor as root to see it"

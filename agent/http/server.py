@@ -10,18 +10,35 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from agent.http.access_control import ACCESS_CONTROL, AccessControl, control_access, set_configured_headers
 from agent.http.connection_limits import DEFAULT_LIMITS, ConnectionLimiter, ConnectionLimits
 from agent.http.web_config import EndpointError, LoadedWebConfig
 
 _log = logging.getLogger(__name__)
+_request_log = logging.getLogger("agent.http.requests")
 
 RELOAD_SECONDS = 1.0
 """Interval between two checks of the web config and the files that it names."""
 HANDSHAKE_SECONDS = 5.0
 MAX_LINE_BYTES = 8190
 MAX_HEADERS = 64
+
+
+class _ClientErrorFilter(logging.Filter):
+    """Demotes aiohttp's errors about clients that disconnect or send malformed requests to debug messages without a traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, ConnectionError | HttpProcessingError):
+            record.levelno, record.levelname = logging.DEBUG, logging.getLevelName(logging.DEBUG)
+            record.msg, record.args, record.exc_info = f"{record.getMessage()}: {error!r}", (), None
+            return _request_log.isEnabledFor(logging.DEBUG)
+        return True
+
+
+_request_log.addFilter(_ClientErrorFilter())
 
 
 class HttpEndpoint:
@@ -57,6 +74,7 @@ class HttpEndpoint:
         self._runner = web.AppRunner(
             app,
             access_log=None,
+            logger=_request_log,
             shutdown_timeout=1.0,
             handle_signals=False,
             max_line_size=MAX_LINE_BYTES,

@@ -15,6 +15,7 @@ from agent.http.connection_limits import DEFAULT_LIMITS, ConnectionLimits
 from agent.http.handlers import create_application
 from agent.http.record_stream import RecordBroadcaster
 from agent.http.server import HttpEndpoint
+from agent.http.sse import DEFAULT_TIMING, StreamTiming
 from agent.model.record import Vm
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
 
@@ -68,6 +69,7 @@ class RunningEndpoint:
         config: the web config, as keys and values or as text.
         listen: the address.
         limits: limits of its connections.
+        timing: intervals of its streams.
     """
 
     def __init__(
@@ -76,12 +78,13 @@ class RunningEndpoint:
         config: Any = None,
         listen: str = "127.0.0.1:0",
         limits: ConnectionLimits = DEFAULT_LIMITS,
+        timing: StreamTiming = DEFAULT_TIMING,
     ) -> None:
         self.path = folder / "web.yml"
         self.write(config or {})
         self.view = FakeView()
         self.endpoint = HttpEndpoint(
-            create_application(self.view), listen, self.path, limits=limits, reload_seconds=0.05
+            create_application(self.view, timing), listen, self.path, limits=limits, reload_seconds=0.05
         )
 
     def write(self, config: Any) -> None:

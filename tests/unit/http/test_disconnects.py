@@ -1,0 +1,111 @@
+"""Clients that disconnect or send malformed requests: the endpoint ends their requests and logs no error."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from agent.cli.demo.guest import until
+from agent.http.connection_limits import ConnectionLimits
+from agent.http.sse import StreamTiming
+from agent.model.record import Record, RecordEncoder
+from tests.lab.endpoint import RunningEndpoint
+from tests.lab.scripted_peer import TIMEOUT_SECONDS
+from tests.lab.snapshots import status, vm
+
+ENCODE = RecordEncoder()
+NUMBERS = count()
+TIMING = StreamTiming(keepalive_seconds=0.02, overview_seconds=0.01)
+PATHS = ["/records", "/records?recent", "/overview/live", f"/overview/live?vm={vm().uuid}"]
+
+
+def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the messages that an operator would see as a problem."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def start_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str) -> None:
+    """Request a stream and read its first byte of content."""
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        assert b"200" in await reader.readuntil(b"\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.read(1)
+
+
+def change_state(endpoint: RunningEndpoint, size: int) -> None:
+    """Publish a record and change the overview, so that both streams have something to send."""
+    endpoint.view.broadcaster.publish(ENCODE(Record("qemu.event.stop", vm(), {"x": "x" * size}, 0)))
+    endpoint.view.reasons = [f"{next(NUMBERS)}" + "x" * size]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("leave", [asyncio.StreamWriter.close, lambda writer: writer.transport.abort()])
+async def test_a_reader_that_leaves_a_stream_logs_no_error(
+    folder: Path, caplog: pytest.LogCaptureFixture, path: str, leave: Callable[[asyncio.StreamWriter], None]
+) -> None:
+    async with RunningEndpoint(folder, timing=TIMING).open() as endpoint:
+        endpoint.view.snapshot.status(status(vm()))
+        async with endpoint.raw() as (reader, writer):
+            tasks = asyncio.all_tasks()
+            await start_stream(reader, writer, path)
+            leave(writer)
+
+            def has_ended() -> bool:
+                change_state(endpoint, size=1000)
+                return not asyncio.all_tasks() - tasks
+
+            await until(has_ended, TIMEOUT_SECONDS)
+    assert problems(caplog) == []
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_reader_that_stops_reading_a_stream_logs_no_error(
+    folder: Path, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    limits = ConnectionLimits(read_seconds=0.1)
+    async with RunningEndpoint(folder, limits=limits, timing=TIMING).open() as endpoint:
+        async with endpoint.raw() as (reader, writer):
+            await start_stream(reader, writer, path)
+
+            def is_disconnected() -> bool:
+                change_state(endpoint, size=500_000)
+                return endpoint.endpoint.open_connections == 0
+
+            await until(is_disconnected, TIMEOUT_SECONDS)
+        change_state(endpoint, size=1000)
+        await asyncio.sleep(0.1)
+    assert problems(caplog) == []
+
+
+@pytest.mark.parametrize(
+    "request_text",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n\x00\x00\x00\r\n\r\n",
+    ],
+)
+async def test_a_malformed_request_logs_no_error(
+    folder: Path, caplog: pytest.LogCaptureFixture, request_text: bytes
+) -> None:
+    async with RunningEndpoint(folder).open() as endpoint, endpoint.raw() as (reader, writer):
+        writer.write(request_text)
+        writer.write_eof()
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            await reader.read()
+    assert problems(caplog) == []
+
+
+async def test_an_error_in_a_handler_is_still_logged(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with RunningEndpoint(folder).open() as endpoint:
+        monkeypatch.setattr(endpoint.view, "hang_reason", lambda: 1 / 0)
+        assert await endpoint.get("/healthz") == 500
+    assert "Error handling request" in "".join(problems(caplog))

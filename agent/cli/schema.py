@@ -234,6 +234,11 @@ CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
                 "type": "number",
                 "description": "Since when events were not heard.",
             },
+            "events_dropped": {
+                "type": "integer",
+                "minimum": 1,
+                "description": "Number of events before the attach that did not fit the buffer and were dropped.",
+            },
             "incoming": _INCOMING,
             "events_available": {
                 "const": False,

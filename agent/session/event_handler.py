@@ -7,10 +7,11 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from math import inf
+from operator import itemgetter
 from typing import Any
 
 from agent.model.events import EventRow, row_of
-from agent.model.record import Record, Vm
+from agent.model.record import Record, Severity, Vm
 from agent.qmp.protocol import Event
 from agent.session.api import SessionObserver
 from agent.session.event_coalescer import CoalescedEvent, EventCoalescer
@@ -18,7 +19,7 @@ from agent.session.event_coalescer import CoalescedEvent, EventCoalescer
 EventCallback = Callable[[Event, int], None]
 
 MAX_BUFFERED_EVENTS = 1024
-"""Maximum number of events that are buffered until the VM is identified."""
+"""Maximum number of events that are buffered until the VM is identified. The first ones are kept, and severe ones in preference."""
 
 
 ORDERED_EVENTS = frozenset({"STOP", "RESUME", "RESET", "SHUTDOWN"})
@@ -32,24 +33,37 @@ class EventHandler:
         self._observer = observer
         self._callback: EventCallback | None = None
         self._vm: Vm | None = None
-        self._buffer: list[Event] = []
-        self._dropped = 0
+        self._arrivals = 0
+        self._buffer: list[tuple[int, Event]] = []  # with the order of arrival
+        self._severe: list[tuple[int, Event]] = []
         self._coalescer = EventCoalescer()
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def dropped(self) -> int:
+        """Number of events that were dropped because the VM was not identified in time."""
+        return self._arrivals - len(self._buffer) - len(self._severe)
 
     def on_event(self, event: Event) -> None:
         """Handle an event at the moment it is read."""
         if self._vm is not None:
             self._handle(self._vm, event)
-        elif len(self._buffer) < MAX_BUFFERED_EVENTS:
-            self._buffer.append(event)
         else:
-            self._dropped += 1
+            self._add_to_buffer(event)
+
+    def _add_to_buffer(self, event: Event) -> None:
+        severe = _is_severe(event)
+        if len(self._buffer) + len(self._severe) >= MAX_BUFFERED_EVENTS and severe and self._buffer:
+            self._buffer.pop()
+        if len(self._buffer) + len(self._severe) < MAX_BUFFERED_EVENTS:
+            (self._severe if severe else self._buffer).append((self._arrivals, event))
+        self._arrivals += 1
 
     def discard_buffered(self) -> None:
         """Discard the buffered events, because another session has reported them."""
         self._buffer.clear()
-        self._dropped = 0
+        self._severe.clear()
+        self._arrivals = 0
 
     def attach(self, vm: Vm, callback: EventCallback | None = None) -> None:
         """Attribute all events to this VM, the buffered ones included.
@@ -59,11 +73,11 @@ class EventHandler:
             callback: called after each event, with its time in nanoseconds since the epoch.
         """
         self._vm, self._callback = vm, callback
-        for event in self._buffer:
+        for _, event in sorted(self._buffer + self._severe, key=itemgetter(0)):
             self._handle(vm, event)
-        if self._dropped:
-            self._observer.on_events_dropped(vm, "before_attach", self._dropped)
-        self._buffer.clear()
+        if self.dropped:
+            self._observer.on_events_dropped(vm, "before_attach", self.dropped)
+        self.discard_buffered()
 
     def close(self) -> None:
         """Report the events that the coalescer still holds."""
@@ -109,6 +123,10 @@ class EventHandler:
         self._timer = None
         self._report(vm, self._coalescer.due(time.monotonic()))
         self._start_timer(vm)
+
+
+def _is_severe(event: Event) -> bool:
+    return row_of(event.name).severity_for(event.data) >= Severity.ERROR
 
 
 def _record(vm: Vm, row: EventRow, event: Event, time_ns: int, **counts: Any) -> Record:

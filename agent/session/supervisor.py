@@ -136,7 +136,7 @@ class MonitorSupervisor:
                 if client.ended.done():
                     return True
                 events.discard_buffered()
-            return await self._attach(client, session, vm)
+            return await self._attach(client, session, vm, events.dropped)
         finally:
             self._claims.release(claim)
 
@@ -151,12 +151,13 @@ class MonitorSupervisor:
             return_when=asyncio.FIRST_COMPLETED,
         )
 
-    async def _attach(self, client: MonitorConnection, session: Session, vm: Vm) -> bool:
+    async def _attach(self, client: MonitorConnection, session: Session, vm: Vm, events_dropped: int) -> bool:
         change, reason, state = VmChange.DETACHED, "the agent stops watching", MonitorState.GONE
         try:
             assert client.greeting is not None
             self._vm, self._build = vm, identity.build_of(client.greeting)
-            self._report_change(VmChange.ATTACHED, self._attach_data(self._build, client))
+            data = self._attach_data(self._build, client) | {"events_dropped": events_dropped or None}
+            self._report_change(VmChange.ATTACHED, data, Severity.ERROR if events_dropped else Severity.INFO)
             self._up_reason = "" if client.receives_events else NO_EVENTS
             self._set_state(MonitorState.UP, self._up_reason)
             await session.run(vm)

@@ -6,9 +6,11 @@ import gc
 import pytest
 
 from agent.collectors import Intervals
-from agent.model.record import Severity
+from agent.model.record import Severity, Vm
 from agent.qmp.client import Client
+from agent.qmp.protocol import Event
 from agent.session.api import MonitorState, PollOutcome
+from agent.session.event_handler import EventHandler
 from agent.session.session import Session
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.qmp_bytes import line
@@ -83,6 +85,39 @@ async def test_of_a_flood_before_identification_the_first_are_kept_and_the_rest_
     ((vm, reason, count),) = observer.calls_of("on_events_dropped")
     assert (vm.uuid, reason, count) == (UUID, "before_attach", 1500 - 1024)
     assert [record.data["qemu"]["offset"] for record in observer.records("event.rtc_change")] == list(range(1024))
+
+
+async def test_severe_events_before_identification_are_kept_and_the_drops_are_reported(fake: FakeQemu) -> None:
+    observer = RecordingObserver()
+    fake.hang("query-name")
+    flood = [line({"event": "RTC_CHANGE", "data": {"offset": number}}) for number in range(1300)]
+    flood[1200] = line({"event": "GUEST_PANICKED", "data": {"action": "pause"}})
+    async with supervised(observer, fake.path, context=quick_context(response_seconds=5)):
+        await fake.wait_for("query-name")
+        fake.send_raw(b"".join(flood))
+        fake.release("query-name")
+        await observer.wait_until(lambda: observer.calls_of("on_events_dropped"))
+    ((_, _, count),) = observer.calls_of("on_events_dropped")
+    (attached,) = observer.records("vm.attached")
+    assert count == attached.data["events_dropped"] == 1300 - 1024
+    assert attached.severity is Severity.ERROR
+    assert [record.data["qemu"]["offset"] for record in observer.records("event.rtc_change")] == list(range(1023))
+    assert len(observer.records("event.guest_panicked")) == 1
+    assert observer.types("event")[-1] == "event.guest_panicked"
+
+
+@pytest.mark.parametrize("severe", [1024, 1500])
+def test_a_flood_of_severe_events_is_bounded_and_in_order(severe: int) -> None:
+    observer = RecordingObserver()
+    handler = EventHandler(observer)
+    for number in range(1000):
+        handler.on_event(Event("RTC_CHANGE", {"offset": number}, None))
+    for number in range(severe):
+        handler.on_event(Event("GUEST_PANICKED", {"number": number}, None))
+    assert handler.dropped == 1000 + severe - 1024
+    handler.attach(Vm("host1", UUID, "vm1"))
+    assert [record.data["qemu"] for record in observer.records("event")] == [{"number": n} for n in range(1024)]
+    assert handler.dropped == 0
 
 
 async def test_an_event_record_has_subject_severity_and_qemus_data(fake: FakeQemu) -> None:

@@ -1,1 +1,1 @@
-"""What it takes to run the agent on hosts of one's own."""
+"""Deployment files, and the generator of the recording rules for other exporters' names."""

@@ -1,1 +1,1 @@
-"""Alerts, and series under other exporters' names."""
+"""Prometheus rules: alerts, and recording rules with other exporters' names."""

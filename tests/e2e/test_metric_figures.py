@@ -279,5 +279,7 @@ async def test_prometheus_sees_a_guest_write(stage: Stage) -> None:
 
     await until(has_risen, 10)
     assert await value("up") == 1
-    (info,) = await stage.prometheus.query(f"{written} * on (vm_uuid) group_left (qemu_version) qemu_vm_info")
+    (info,) = await stage.prometheus.query(
+        f"{written} * on (job, instance, vm_uuid) group_left (qemu_version) qemu_vm_info"
+    )
     assert info["metric"]["qemu_version"].count(".") == 2

@@ -8,9 +8,18 @@ CPU = "qemu_vcpu_cpu_seconds_total"
 BAD = ((1, "red"),)
 
 
-def count(what: str) -> str:
-    """Return the number of these on each host that has VMs, 0 if there is none."""
-    return f"count by (instance) ({what}) or 0 * count by (instance) (qemu_vm_up{{{EVERY}}})"
+AGENTS = f"count by (instance) (qmp_agent_build_info{{{EVERY}}})"
+VMS = f"count by (instance) (qemu_vm_up{{{EVERY}}})"
+
+
+def count(selector: str) -> str:
+    """Return the number of these on each host, 0 if there is none."""
+    return f"count by (instance) ({selector}) or 0 * {AGENTS}"
+
+
+def total(query: str) -> str:
+    """Return a sum for each host: 0 for a host without VMs, and no value where the VMs' values are unknown."""
+    return f"{query} or 0 * {AGENTS} unless {VMS}"
 
 
 def top_ten(query: str) -> str:
@@ -48,14 +57,14 @@ FLEET = Dashboard(
             rows(
                 "Hosts",
                 {"instance": "Host"},
-                Column("VMs", "short", f"count by (instance) (qemu_vm_up{{{EVERY}}})"),
+                Column("VMs", "short", count(f"qemu_vm_up{{{EVERY}}}")),
                 Column("Not responding", "short", count(f"qemu_vm_up{{{EVERY}}} == 0"), BAD),
                 Column("Alerts", "short", count(f"qemu_alert_firing{{{EVERY}}}"), BAD),
-                Column("CPUs used", "short", rate(CPU, EVERY, "instance")),
-                Column("Steal", "short", rate("qemu_vcpu_run_delay_seconds_total", EVERY, "instance")),
-                Column("Memory", "bytes", f"sum by (instance) (qemu_process_resident_bytes{{{EVERY}}})"),
-                Column("Read", "Bps", rate("qemu_block_read_bytes_total", EVERY, "instance")),
-                Column("Written", "Bps", rate("qemu_block_write_bytes_total", EVERY, "instance")),
+                Column("CPUs used", "short", total(rate(CPU, EVERY, "instance"))),
+                Column("Steal", "short", total(rate("qemu_vcpu_run_delay_seconds_total", EVERY, "instance"))),
+                Column("Memory", "bytes", total(f"sum by (instance) (qemu_process_resident_bytes{{{EVERY}}})")),
+                Column("Read", "Bps", total(rate("qemu_block_read_bytes_total", EVERY, "instance"))),
+                Column("Written", "Bps", total(rate("qemu_block_write_bytes_total", EVERY, "instance"))),
                 Column(
                     "Shortest time to full",
                     "s",

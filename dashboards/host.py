@@ -6,6 +6,12 @@ WHERE = 'instance="$host",vm=~"$vm"'
 DISK = "{{vm}} {{device}}"
 VM = "{{vm}}"
 
+
+def total(query: str) -> str:
+    """Return a sum: 0 if the host has no VMs, and no value if the VMs' values are unknown."""
+    return f'sum({query}) or 0 * count(qmp_agent_build_info{{instance="$host"}}) unless count(qemu_vm_up{{{WHERE}}})'
+
+
 HOST = Dashboard(
     "qemu-host",
     "QEMU host",
@@ -35,9 +41,11 @@ HOST = Dashboard(
             number(
                 "CPUs used",
                 "short",
-                f"sum({rate('qemu_process_user_seconds_total', WHERE)} + {rate('qemu_process_system_seconds_total', WHERE)})",
+                total(
+                    f"{rate('qemu_process_user_seconds_total', WHERE)} + {rate('qemu_process_system_seconds_total', WHERE)}"
+                ),
             ),
-            number("Memory used", "bytes", f"sum(qemu_process_resident_bytes{{{WHERE}}})"),
+            number("Memory used", "bytes", total(f"qemu_process_resident_bytes{{{WHERE}}}")),
         ),
         "Virtual machines": (
             states(

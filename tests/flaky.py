@@ -88,7 +88,7 @@ def run_once(paths: list[str], log: Path) -> tuple[bool, set[str]]:
     """Run the suite, or some paths, once.
 
     Returns:
-        Whether it passed, and the tests that failed.
+        True if it passed, and the tests that failed.
     """
     command = [sys.executable, "-m", "pytest", "-q", *paths] if paths else [str(ROOT / "tests/all")]
     with tempfile.TemporaryDirectory() as folder, log.open("ab") as out:

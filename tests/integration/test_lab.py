@@ -130,9 +130,7 @@ async def test_the_fakes_replies_have_the_shape_of_a_real_qemus(start_guest: Sta
     await guest.booted()
     real = await capture(guest.monitor)
     if not transcript_path(real.greeting).exists():
-        pytest.skip(
-            f"there is no transcript {transcript_path(real.greeting).name}: python -m tests.lab.transcript makes it"
-        )
+        pytest.skip(f"no transcript {transcript_path(real.greeting).name}: run python -m tests.lab.transcript")
     transcript = Transcript.load(transcript_path(real.greeting).stem)
     async with FakeQemu(folder / "fake.qmp", transcript=transcript) as fake:
         scripted = await capture(fake.path)

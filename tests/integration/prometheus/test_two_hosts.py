@@ -24,7 +24,7 @@ PER_HOST: Final = {
     "state",
     "path",
 }
-"""Labels with one value for each host; the others name subjects, of which each host has two."""
+"""Labels with one value for each host; the others name subjects, two for each host."""
 VARIABLES: Final = {
     "$__rate_interval": "5m",
     "$__range": "5m",

@@ -105,6 +105,9 @@ class Devices:
         return None
 
 
+NO_DEVICES = Devices({}, None, 0)
+
+
 def parse_devices(xml: str) -> Devices:
     """Return the devices in the XML of a running domain.
 

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from enum import Enum, auto
+from math import inf
 from typing import Any
 
 from agent.common.backoff import back_off
@@ -18,7 +19,7 @@ from agent.monitors.libvirt.executors import LibvirtHost
 from agent.monitors.libvirt.library import LibraryMissingError, load_library
 from agent.monitors.libvirt.lifecycle import LifecycleEvent
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
-from agent.qmp.errors import DeniedError, NotConnectedError, QmpError, StalledError, TransportLostError
+from agent.qmp.errors import CommandError, DeniedError, NotConnectedError, QmpError, StalledError, TransportLostError
 
 LIST_SECONDS = 30.0
 RESPONSE_SECONDS = 5.0
@@ -100,10 +101,10 @@ class LibvirtDiscoverer:
         pool, attempt = ConnectionPool(api, self.uri), 0
         while True:
             self._changed.clear()
-            events, started = EventConnection(api, qemu, self._on_message), time.monotonic()
+            events, connected_at = EventConnection(api, qemu, self._on_message), inf
             try:
                 self._host = await self._connect(events, pool, listener)
-                self._state = DaemonState.REACHABLE
+                self._state, connected_at = DaemonState.REACHABLE, time.monotonic()
                 await self._follow(events, self._host, listener)
             except QmpError as error:
                 self._disconnect(error)
@@ -113,8 +114,12 @@ class LibvirtDiscoverer:
                 raise
             finally:
                 events.close()
-            attempt = 0 if time.monotonic() - started > MAX_RETRY_SECONDS else attempt + 1
+            attempt = 0 if time.monotonic() - connected_at > MAX_RETRY_SECONDS else attempt + 1
             await asyncio.sleep(back_off(attempt, FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS))
+
+    def refresh(self) -> None:
+        """Read the list of domains now."""
+        self._changed.set()
 
     async def _connect(self, events: EventConnection, pool: ConnectionPool, listener: DiscoveryListener) -> LibvirtHost:
         """Connect without a deadline; a libvirtd that does not answer in time is reported as hung."""
@@ -147,9 +152,13 @@ class LibvirtDiscoverer:
                 if ended.done():
                     overflow = f": {events.dropped} events exceeded the queue" if events.dropped else ""
                     raise TransportLostError(f"the connection to {self.uri} ended{overflow}")
-                self.domains.update(listing.result(), listener)
                 self._state = DaemonState.REACHABLE
-                self._report(listener, None, READ_ONLY_NOTE if host.read_only else "")
+                try:
+                    self.domains.update(listing.result(), listener)
+                except CommandError as error:  # the list is refused, but the domains' connections work
+                    self._report(listener, error)
+                else:
+                    self._report(listener, None, READ_ONLY_NOTE if host.read_only else "")
                 changed = asyncio.ensure_future(self._changed.wait())
                 await asyncio.wait({changed, ended}, timeout=LIST_SECONDS, return_when=_FIRST)
                 changed.cancel()
@@ -192,7 +201,7 @@ class LibvirtDiscoverer:
     def _on_message(self, message: Message) -> None:
         self.domains.on_message(message)
         if isinstance(message, LifecycleEvent):
-            self._changed.set()
+            self.refresh()
 
     async def _open_source(self, *_: Any, **__: Any) -> MonitorConnection:
         raise NotConnectedError(f"{self.uri} is not a VM")

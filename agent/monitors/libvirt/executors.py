@@ -4,6 +4,7 @@ libvirt's own calls cover a part of QMP. Any other command fails as on a QEMU th
 Passthrough sends every command to QEMU, and libvirt marks the domain as tainted.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,10 +13,10 @@ import orjson
 
 from agent.monitors.libvirt import qmp_translation
 from agent.monitors.libvirt.connection_pool import ConnectionPool
-from agent.monitors.libvirt.devices import Devices, parse_devices
+from agent.monitors.libvirt.devices import NO_DEVICES, Devices, parse_devices
 from agent.monitors.libvirt.library import LibvirtConnection
 from agent.monitors.libvirt.lifecycle import MigrationPhase
-from agent.monitors.libvirt.qmp_translation import DomainSnapshot, FileSizes
+from agent.monitors.libvirt.qmp_translation import DomainSnapshot, FileSizes, Stats
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import AllowList, Command
@@ -77,11 +78,21 @@ class PassthroughExecutor:
             if connection.lost() or error.get_error_code() == self._host.api.VIR_ERR_NO_DOMAIN:
                 raise
             return CommandError("GenericError", error.get_error_message())
+        return _parse_reply(text)
+
+
+def _parse_reply(text: str) -> CommandResult:
+    """Return the result in a reply of QEMU; an unreadable reply is an error of its command alone."""
+    try:
         reply = orjson.loads(text)
-        if "return" in reply:
-            return reply["return"]
-        failure = reply.get("error", {})
-        return CommandError(str(failure.get("class")), str(failure.get("desc")))
+    except orjson.JSONDecodeError as error:
+        return CommandError("GenericError", f"the reply cannot be parsed: {error}")
+    match reply:
+        case {"return": value}:
+            return value
+        case {"error": {"class": str(error_class), "desc": str(desc)}}:
+            return CommandError(error_class, desc)
+    return CommandError("GenericError", "the reply has neither a return value nor an error")
 
 
 class TranslatingExecutor:
@@ -110,23 +121,49 @@ class TranslatingExecutor:
 
     async def _snapshot(self, commands: Sequence[Command]) -> DomainSnapshot:
         """Fetch what these commands need, and nothing else."""
-        names = {command.name for command in commands}
+        stats, stats_error = await self._stats(commands)
+        devices, devices_error = await self._read_devices(commands, stats)
+        sizes: FileSizes = {}
+        if any(command.name == "query-named-block-nodes" for command in commands):
+            with contextlib.suppress(CommandError):  # the sizes are absent then
+                sizes = await self._file_sizes(devices)
+        return DomainSnapshot(self._uuid, self._name, stats, devices, sizes, stats_error, devices_error)
+
+    async def _stats(self, commands: Sequence[Command]) -> tuple[Stats, CommandError | None]:
+        """Return the statistics that these commands need, or why there are none."""
         groups = 0
         for group in qmp_translation.stats_groups(commands):
             groups |= getattr(self._host.api, f"VIR_DOMAIN_STATS_{group}")
-        stats = await self._host.stats.fetch(self._uuid, groups) if groups else {}
+        try:
+            return await self._host.stats.fetch(self._uuid, groups) if groups else {}, None
+        except CommandError as error:
+            return {}, error
+
+    async def _read_devices(self, commands: Sequence[Command], stats: Stats) -> tuple[Devices, CommandError | None]:
+        """Return the devices, read again if these commands need that, or why there are none."""
+        if not any(map(qmp_translation.needs_devices, commands)):
+            return NO_DEVICES, None
         devices = self._devices
-        if devices is None or names & qmp_translation.REFRESH_DEVICES or not qmp_translation.matches(stats, devices):
+        refresh = any(command.name in qmp_translation.REFRESH_DEVICES for command in commands)
+        if devices is not None and not refresh and qmp_translation.matches(stats, devices):
+            return devices, None
+        self._devices = None
+        try:
             xml: str = await self._host.pool.run(lambda connection: connection.domain(self._uuid).XMLDesc(0))
             devices = self._devices = parse_devices(xml)
-        sizes = await self._file_sizes(devices) if "query-named-block-nodes" in names else {}
-        return DomainSnapshot(self._uuid, self._name, stats, devices, sizes)
+        except CommandError as error:
+            return NO_DEVICES, error
+        except ValueError as error:
+            return NO_DEVICES, CommandError("GenericError", f"the domain's XML cannot be read: {error}")
+        return devices, None
 
     async def _execute(self, command: Command, snapshot: DomainSnapshot) -> CommandResult:
         arguments = command.arguments or {}
         if command.name == "qom-set":
             return await self._change(lambda domain: domain.setMemoryStatsPeriod(arguments["value"], 0))
         if command.name == "block-set-write-threshold":
+            if snapshot.devices_error is not None:
+                return snapshot.devices_error
             target = snapshot.devices.threshold_target(arguments["node-name"])
             if target is None:
                 return CommandError("GenericError", f"libvirt has no image for the node {arguments['node-name']}")

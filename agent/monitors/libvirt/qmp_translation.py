@@ -226,6 +226,7 @@ class DomainSnapshot:
         stats: its statistics, of the groups that the commands need.
         devices: its devices.
         sizes: sizes of its disks that are files; empty if no command needs them.
+        stats_error, devices_error: why there are no statistics or no devices; None if there are.
     """
 
     uuid: str
@@ -233,6 +234,8 @@ class DomainSnapshot:
     stats: Stats
     devices: Devices
     sizes: FileSizes
+    stats_error: CommandError | None = None
+    devices_error: CommandError | None = None
 
 
 _PERIOD = "guest-stats-polling-interval"
@@ -283,16 +286,41 @@ REFRESH_DEVICES = frozenset({"qom-list", "query-named-block-nodes"})
 """Commands that the agent sends after devices may have changed, so the XML is read again."""
 
 
+_NEED_DEVICES = frozenset(
+    {
+        "query-balloon",
+        "query-memory-size-summary",
+        "query-memory-devices",
+        "query-blockstats",
+        "query-named-block-nodes",
+        "qom-list",
+        "qom-get",
+        "block-set-write-threshold",
+    }
+)
+
+
 def stats_groups(commands: Iterable[Command]) -> set[str]:
     """Return the groups of statistics (VIR_DOMAIN_STATS_*, without the prefix) that commands need."""
-    return {
-        _GROUPS[command.name]
-        for command in commands
-        if command.name in _GROUPS and (command.arguments or {}).get("property") != _PERIOD
-    }
+    return {group for command in commands if (group := _group_of(command)) is not None}
 
 
-def translate(command: Command, snapshot: DomainSnapshot) -> Any:
+def _group_of(command: Command) -> str | None:
+    return None if (command.arguments or {}).get("property") == _PERIOD else _GROUPS.get(command.name)
+
+
+def needs_devices(command: Command) -> bool:
+    """Return whether a command needs the domain's devices."""
+    return command.name in _NEED_DEVICES
+
+
+def translate(command: Command, snapshot: DomainSnapshot) -> CommandResult:
     """Return a command's result; None if libvirt does not report it."""
     translator = _TRANSLATORS.get(command.name)
-    return translator(snapshot, command.arguments or {}) if translator is not None else None
+    if translator is None:
+        return None
+    if snapshot.stats_error is not None and _group_of(command) is not None:
+        return snapshot.stats_error
+    if snapshot.devices_error is not None and needs_devices(command):
+        return snapshot.devices_error
+    return translator(snapshot, command.arguments or {})

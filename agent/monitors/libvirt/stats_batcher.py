@@ -7,7 +7,7 @@ from agent.monitors.libvirt import qmp_translation
 from agent.monitors.libvirt.connection_pool import ConnectionPool
 from agent.monitors.libvirt.library import LibvirtConnection
 from agent.monitors.libvirt.qmp_translation import Stats
-from agent.qmp.errors import NotConnectedError, QmpError
+from agent.qmp.errors import CommandError, NotConnectedError, QmpError
 
 MAX_BATCH = 32
 """Domains in one call; libvirtd queries their QEMUs one after the other."""
@@ -30,7 +30,7 @@ class _StatsRequest:
         self.groups = groups
         self.stats = stats
         self.alone = False
-        """True after a call for this and other domains timed out: the request gets a call of its own."""
+        """True after a call for this and other domains timed out or failed: the request gets a call of its own."""
 
 
 class StatsBatcher:
@@ -76,9 +76,10 @@ class StatsBatcher:
                 self._requests.remove(request)
 
     async def _serve(self, requests: list[_StatsRequest]) -> None:
-        """Make one call for these requests. If it times out, it continues unobserved, and each request gets a call of its own.
+        """Make one call for these requests. If it times out or is refused, each request gets a call of its own.
 
-        In those calls libvirt does not wait for the domain that hangs, since the first call still occupies it.
+        A call that times out continues unobserved. In the later calls libvirt does not wait for the domain that hangs, since the first
+        call still occupies it.
         """
         uuids = list({request.uuid for request in requests})
         groups = 0
@@ -96,6 +97,10 @@ class StatsBatcher:
             outcome: dict[str, Stats] | QmpError = call.result()
         except QmpError as error:
             outcome = error
+        if isinstance(outcome, CommandError) and len(requests) > 1:
+            for request in requests:
+                request.alone = True  # to find the domain that the call fails for
+            return
         for request in requests:
             self._complete(request, outcome)
 

@@ -1,0 +1,118 @@
+"""Discovery of libvirt's domains: reconnecting, and the errors that it reports."""
+
+import asyncio
+import contextlib
+import time
+import traceback
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from agent.cli.demo.guest import until
+from agent.monitors.libvirt import discovery
+from agent.monitors.libvirt.discovery import LibvirtDiscoverer
+from agent.qmp.commands import AllowList
+from agent.qmp.errors import CommandError, DeniedError, QmpError, TransportLostError
+from tests.lab.scripted_libvirt import REFUSED, ScriptedDomain, ScriptedError, ScriptedLibrary, ScriptedQemuLibrary
+
+ALLOW = AllowList()
+
+
+@pytest.fixture
+def libvirtd(monkeypatch: pytest.MonkeyPatch) -> ScriptedLibrary:
+    library = ScriptedLibrary()
+    monkeypatch.setattr(discovery, "load_library", lambda: (library, ScriptedQemuLibrary()))
+    return library
+
+
+class Reports(SimpleNamespace):
+    """A listener that keeps what is reported."""
+
+    def __init__(self) -> None:
+        super().__init__(statuses=[], added=[], removed=[])
+
+    def on_status(self, _source: object, error: QmpError | None, _note: str) -> None:
+        self.statuses.append(error)
+
+    def on_monitor_added(self, monitor: Any) -> None:
+        self.added.append(monitor.name)
+
+    def on_monitor_removed(self, monitor: Any) -> None:
+        self.removed.append(monitor.name)
+
+
+@contextlib.asynccontextmanager
+async def discovering(libvirt: LibvirtDiscoverer) -> AsyncIterator[Reports]:
+    """Run discovery while the block runs."""
+    reports = Reports()
+    task = asyncio.create_task(libvirt.run(cast("Any", reports)))
+    try:
+        yield reports
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+@pytest.mark.parametrize(("code", "kind"), [(-1, TransportLostError), ("ACCESS_DENIED", DeniedError)])
+async def test_opening_a_domain_raises_why_libvirtd_cannot_be_reached(
+    code: object, kind: type[QmpError], libvirtd: ScriptedLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_uri: str) -> None:
+        raise ScriptedError(code=code)
+
+    for name in ("open", "openReadOnly"):
+        monkeypatch.setattr(libvirtd, name, refuse)
+    libvirt = LibvirtDiscoverer("test")
+    async with discovering(libvirt) as reports:
+        await until(lambda: reports.statuses, 5)
+        errors = []
+        for _ in range(3):
+            with pytest.raises(kind, match="the connection is closed") as caught:
+                await libvirt.domains.open("uuid", "name", ALLOW, lambda _: None, deadline=1)
+            errors.append(caught.value)
+    assert len({len(traceback.extract_tb(error.__traceback__)) for error in errors}) == 1, "no traceback grows"
+
+
+async def test_the_wait_between_attempts_grows_until_a_connection_holds(
+    libvirtd: ScriptedLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt on a hung libvirtd takes long, and is no connection that held."""
+    attempts: list[int] = []
+
+    def no_wait(attempt: int, *_: float) -> float:
+        attempts.append(attempt)
+        return 0
+
+    def hang_up(_uri: str) -> None:
+        time.sleep(0.05)
+        raise ScriptedError
+
+    monkeypatch.setattr(discovery, "back_off", no_wait)
+    monkeypatch.setattr(discovery, "MAX_RETRY_SECONDS", 0.02)
+    for name in ("open", "openReadOnly"):
+        monkeypatch.setattr(libvirtd, name, hang_up)
+    async with discovering(LibvirtDiscoverer("test")):
+        await until(lambda: len(attempts) >= 4, 5)
+    assert attempts[:4] == [1, 2, 3, 4]
+
+
+async def test_a_refused_list_of_domains_is_reported_and_ends_no_connection(libvirtd: ScriptedLibrary) -> None:
+    libvirtd.domains["a"] = ScriptedDomain("a")
+    listing, libvirt = libvirtd.listing, LibvirtDiscoverer("test")
+    async with discovering(libvirt) as reports:
+        await until(lambda: reports.statuses == [None], 5)
+        connection = await libvirt.domains.open("a", "a", ALLOW, lambda _: None, deadline=1)
+        opened = len(libvirtd.connections)
+        libvirtd.listing = lambda: ScriptedError("cannot decode the list", REFUSED)
+        libvirt.refresh()
+        await until(lambda: len(reports.statuses) == 2, 5)
+        assert isinstance(reports.statuses[1], CommandError)
+        assert not connection.ended.done()
+        libvirtd.listing = listing
+        libvirt.refresh()
+        await until(lambda: reports.statuses[2:] == [None], 5)
+        assert len(libvirtd.connections) == opened
+        assert (reports.added, reports.removed) == (["test#a"], [])
+        connection.close()

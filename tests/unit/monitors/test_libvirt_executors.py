@@ -1,0 +1,101 @@
+"""Commands for a domain: an answer of libvirt that cannot be read costs the commands that need it, and no others."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from agent.monitors.libvirt.connection_pool import ConnectionPool
+from agent.monitors.libvirt.executors import DomainExecutor, LibvirtHost, PassthroughExecutor, TranslatingExecutor
+from agent.monitors.libvirt.lifecycle import MigrationPhase
+from agent.monitors.libvirt.stats_batcher import StatsBatcher
+from agent.qmp.commands import AllowList, Command
+from agent.qmp.errors import CommandError
+from tests.lab.scripted_libvirt import REFUSED, ScriptedDomain, ScriptedError, ScriptedLibrary, ScriptedQemuLibrary
+
+XML = (
+    "<domain><devices><disk type='file'><source file='/a' index='1'/><backingStore/><target dev='vda'/>"
+    "<alias name='virtio-disk0'/></disk></devices></domain>"
+)
+STATS = {"state.state": 1, "block.0.name": "vda", "block.0.backingIndex": 1, "block.0.rd.reqs": 7}
+
+UUID = Command("query-uuid")
+STATUS = Command("query-status")
+BLOCKSTATS = Command("query-blockstats")
+
+
+@pytest.fixture
+def library() -> ScriptedLibrary:
+    return ScriptedLibrary()
+
+
+def host_of(library: ScriptedLibrary) -> LibvirtHost:
+    pool = ConnectionPool(library, "test")
+    stats = StatsBatcher(library, pool)
+    return LibvirtHost(library, ScriptedQemuLibrary(), pool, stats, (7, 2, 0), read_only=False, passthrough=False)
+
+
+async def results_of(executor: DomainExecutor, *commands: Command) -> list[Any]:
+    return await executor.execute(commands)
+
+
+def translating(library: ScriptedLibrary, **domain: Any) -> TranslatingExecutor:
+    library.domains["a"] = ScriptedDomain("a", **{"xml": XML, "stats": STATS} | domain)
+    return TranslatingExecutor(host_of(library), "a", "vm", lambda: MigrationPhase.NONE)
+
+
+async def test_readable_answers_have_results(library: ScriptedLibrary) -> None:
+    uuid, status, (disk,) = await results_of(translating(library), UUID, STATUS, BLOCKSTATS)
+    assert uuid == {"UUID": "a"}
+    assert status == {"status": "running", "running": True}
+    assert disk["stats"] == {"rd_operations": 7}
+
+
+@pytest.mark.parametrize(
+    "xml", ["<domain>", "<!DOCTYPE x><domain/>", UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")]
+)
+async def test_unreadable_xml_fails_the_commands_that_need_devices(library: ScriptedLibrary, xml: Any) -> None:
+    executor = translating(library, xml=xml)
+    uuid, status, blockstats = await results_of(executor, UUID, STATUS, BLOCKSTATS)
+    assert (uuid, status["status"]) == ({"UUID": "a"}, "running")
+    assert isinstance(blockstats, CommandError)
+    assert blockstats.error_class == "GenericError"
+    library.domains["a"].xml = XML
+    (blockstats,) = await results_of(executor, BLOCKSTATS)
+    assert blockstats[0]["qdev"] == "virtio-disk0"
+
+
+async def test_refused_statistics_fail_the_commands_that_need_them(library: ScriptedLibrary) -> None:
+    executor = translating(library, stats=ScriptedError("cannot decode the reply", REFUSED))
+    uuid, status, capabilities = await results_of(executor, UUID, STATUS, Command("query-migrate-capabilities"))
+    assert uuid == {"UUID": "a"}
+    assert isinstance(status, CommandError)
+    assert isinstance(capabilities, list)
+
+
+async def test_refused_statistics_of_one_domain_do_not_affect_others(library: ScriptedLibrary) -> None:
+    library.domains |= {
+        "good": ScriptedDomain("good", stats=STATS),
+        "bad": ScriptedDomain("bad", stats=ScriptedError("cannot decode the reply", REFUSED)),
+    }
+    stats = host_of(library).stats
+    # The second and the third request share a call.
+    first, good, bad = await asyncio.gather(
+        stats.fetch("good", library.VIR_DOMAIN_STATS_STATE),
+        stats.fetch("good", library.VIR_DOMAIN_STATS_STATE),
+        stats.fetch("bad", library.VIR_DOMAIN_STATS_STATE),
+        return_exceptions=True,
+    )
+    assert first == good == STATS
+    assert isinstance(bad, CommandError)
+
+
+@pytest.mark.parametrize("reply", ['{"return":[{"device":"d","locked":false,}]}', '{"return":{"mbps":nan}}', "[]", ""])
+async def test_an_unreadable_reply_of_qemu_fails_its_command_alone(library: ScriptedLibrary, reply: str) -> None:
+    replies = {"query-status": '{"return":{"status":"running"},"id":"libvirt-9"}', "query-blockstats": reply}
+    library.domains["a"] = ScriptedDomain("a", replies=replies)
+    executor = PassthroughExecutor(host_of(library), "a", AllowList())
+    status, blockstats = await results_of(executor, STATUS, BLOCKSTATS)
+    assert status == {"status": "running"}
+    assert isinstance(blockstats, CommandError)
+    assert blockstats.error_class == "GenericError"

@@ -13,6 +13,7 @@ from agent.model.family import Family, Sample
 from agent.model.record import Record, Vm
 from agent.monitors import Monitor
 from agent.qmp.commands import AllowList, Change, Command
+from agent.session.collector_failures import Degraded
 from agent.session.identity import Build
 from agent.session.scheduler import Pacer
 
@@ -55,6 +56,7 @@ class MonitorStatus:
         vm: the VM, once identified.
         build: the VM's QEMU, once known.
         since_ns: when the state began, in nanoseconds since the epoch.
+        degraded: the failing collectors and their causes; the VM is watched, but without their figures.
     """
 
     monitor: Monitor
@@ -63,6 +65,7 @@ class MonitorStatus:
     vm: Vm | None
     build: Build | None
     since_ns: int
+    degraded: Degraded = ()
 
 
 class PollOutcome(StrEnum):
@@ -188,6 +191,7 @@ class SessionSettings:
         greeting_seconds: time after which a monitor without a greeting is busy.
         max_retry_seconds: maximum time between two connection attempts.
         probe_seconds: interval and timeout of the out-of-band probes of a stalled QEMU.
+        max_collector_off_seconds: maximum time for which a collector is off after answers that cannot be read.
         guest_stats_seconds: polling interval for guest statistics to set where none is set; needs Change.GUEST_STATS_INTERVAL.
         labels: labels to read from libvirt's files.
     """
@@ -199,6 +203,7 @@ class SessionSettings:
     greeting_seconds: float = 3.0
     max_retry_seconds: float = 30.0
     probe_seconds: float = 2.0
+    max_collector_off_seconds: float = 600.0
     guest_stats_seconds: int = 10
     labels: LabelsConfig = field(default_factory=lambda: LabelsConfig(libvirt_xml_dirs=[]))
 

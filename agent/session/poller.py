@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, Self
 
@@ -12,13 +12,14 @@ from agent.model.family import Sample
 from agent.model.metrics.migration import MIGRATION_ENDED
 from agent.model.record import Record, Vm
 from agent.qmp.client import CommandResult
-from agent.qmp.errors import BusyError, CommandError, QmpError, StalledError
+from agent.qmp.errors import BusyError, CommandError, ProtocolError, QmpError, StalledError
 from agent.qmp.protocol import Event
 from agent.session.api import PollOutcome, SessionContext, SessionObserver, VmChange
+from agent.session.collector_failures import CollectorFailures
 from agent.session.command_executor import CommandExecutor
 from agent.session.host_process import HostProcess
 from agent.session.migration_state import MigrationState
-from agent.session.scheduler import Schedule, next_poll_time, split_batch
+from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, next_poll_time, split_batch
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +61,22 @@ class Poller:
         process: HostProcess,
         vm: Vm,
         migration: MigrationState,
+        failures: CollectorFailures,
+        on_degraded: Callable[[], None],
     ) -> None:
+        """Create a poller of an attached VM.
+
+        Args:
+            context: state shared with the other sessions.
+            observer: receives samples, transitions and figures about polls.
+            executor: executes commands.
+            schedule: the due times of the collectors.
+            process: the VM's process.
+            vm: the VM.
+            migration: migration state of the VM's process.
+            failures: failing collectors of the VM, over all its connections.
+            on_degraded: called when `failures` changes.
+        """
         self.facts = Facts()
         self.phase = context.random()
         self._context = context
@@ -70,6 +86,8 @@ class Poller:
         self._process = process
         self._vm = vm
         self._migration = migration
+        self._failures = failures
+        self._on_degraded = on_degraded
         self._collectors = context.collectors
         self._jitter = 1.0
         self._phased: list[str] = []
@@ -101,14 +119,11 @@ class Poller:
         Raises:
             QmpError: the connection ended.
         """
-        collectors = [c for name in names if (c := self._collectors.by_name.get(name)) is not None]
-        rest = [(c, commands) for c in collectors if (commands := c.commands(self.facts))]
         if (
             not self.facts.receives_events
         ):  # another client may poll in bursts at the same interval: do not collide each time
             self._jitter = 0.9 + 0.2 * self._context.random()
-        while rest:
-            batch, rest = split_batch(rest)
+        for batch in self._batches(names):
             when = PollTime.now()
             try:
                 answers = await self._executor.execute([command for _, commands in batch for command in commands])
@@ -118,11 +133,28 @@ class Poller:
                     self._observer.on_collector_run(collector.name, PollOutcome.TIMEOUT)
                 await self._executor.wait_until_responsive(error)
                 return False  # much may have changed, and the late answers are stale
+            except ProtocolError as error:
+                for collector, _ in batch:
+                    self._fail(collector.name, str(error))
+                raise
             self._observer.on_response(time.monotonic() - when.monotonic)
             for collector, commands in batch:
                 own, answers = answers[: len(commands)], answers[len(commands) :]
                 self._handle_answers(collector, own, when)
         return True
+
+    def _batches(self, names: Iterable[str]) -> Iterator[Batch[Collector]]:
+        """Yield the collectors with their commands, as many as fit one write. A failing collector is alone in its batch."""
+        rest: Batch[Collector] = []
+        retries: Batch[Collector] = []
+        for name in names:
+            collector = self._collectors.by_name.get(name)
+            if collector is not None and (commands := collector.commands(self.facts)) and not self._is_off(name):
+                (retries if name in self._failures else rest).append((collector, commands))
+        while rest:
+            batch, rest = split_batch(rest)
+            yield batch
+        yield from ([retry] for retry in retries)
 
     def poll_host(self, names: Iterable[str] | None = None) -> None:
         """Read the kernel's files for these collectors, which takes microseconds a file and does not involve QEMU.
@@ -134,7 +166,7 @@ class Poller:
         """
         host_only = self._collectors.host_only
         for name in host_only if names is None else names:
-            if name not in host_only:
+            if name not in host_only or self._is_off(name):
                 continue
             collector, when = self._collectors.by_name[name], PollTime.now()
             if files := collector.files(self.facts):
@@ -150,6 +182,23 @@ class Poller:
     def poll_due_host_collectors(self) -> None:
         """Poll the host-only collectors that are due."""
         self.poll_host(self._schedule.take(time.monotonic(), self._collectors.host_only))
+
+    def _is_off(self, name: str) -> bool:
+        """Return whether a collector is off after a failure, and plan its retry."""
+        retry_at = self._failures.retry_at(name)
+        if retry_at <= time.monotonic() + SLACK_SECONDS:
+            return False
+        self._schedule.plan(name, retry_at)
+        return True
+
+    def _fail(self, name: str, cause: str, *, bug: bool = False) -> None:
+        """Switch a collector off for a time that grows with each failure."""
+        settings = self._context.settings
+        delay = self._failures.add(
+            name, cause, time.monotonic(), 2 * settings.intervals.poll, settings.max_collector_off_seconds
+        )
+        _log.warning("%s: collector %s is off for %.0f s: %s", self._vm.name, name, delay, cause, exc_info=bug)
+        self._on_degraded()
 
     def _disable(self, name: str) -> None:
         """Stop polling a collector on this connection. Its QEMU lacks a command, and a running QEMU does not gain one."""
@@ -169,6 +218,9 @@ class Poller:
                         change, Record(change.type, self._vm, {"observed": observed}, when.time_ns)
                     )
             self._compare_topology(collector, samples)
+            if self._failures.clear(collector.name):
+                _log.info("%s: collector %s works again", self._vm.name, collector.name)
+                self._on_degraded()
         self._plan_next(collector, samples, when.monotonic)
 
     def _collect(
@@ -193,10 +245,12 @@ class Poller:
                 self._observer.on_transition(
                     Record(record_type, self._vm, values, time.time_ns(), severity=transition.severity)
                 )
+        except CommandError as error:
+            _log.debug("%s: collector %s: QEMU refused: %s", self._vm.name, collector.name, error)
         except QmpError as error:
-            _log.debug("%s: collector %s failed: %s", self._vm.name, collector.name, error)
-        except Exception:  # noqa: BLE001 - a bug in one collector must not end the session
-            _log.exception("%s: collector %s failed on an answer", self._vm.name, collector.name)
+            self._fail(collector.name, str(error))
+        except Exception as error:  # noqa: BLE001 - a bug in one collector must not end the session
+            self._fail(collector.name, f"{type(error).__name__}: {error}", bug=True)
         else:
             return poll.samples, PollOutcome.TRUNCATED if truncated else PollOutcome.OK
         return (), PollOutcome.ERROR
@@ -213,6 +267,9 @@ class Poller:
     def _plan_next(self, collector: Collector, samples: Sequence[Sample], start: float) -> None:
         intervals, name = self._context.settings.intervals, collector.name
         delay = collector.next_poll_delay(samples, self.facts, intervals)
+        if name in self._failures:
+            self._schedule.plan(name, self._failures.retry_at(name))
+            return
         if name in self._unsupported or delay is None:
             return
         interval = intervals.poll

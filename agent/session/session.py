@@ -17,6 +17,7 @@ from agent.qmp.errors import CommandError
 from agent.qmp.protocol import Event, Greeting
 from agent.session import identity
 from agent.session.api import MonitorState, SessionContext, SessionObserver
+from agent.session.collector_failures import CollectorFailures
 from agent.session.command_executor import CommandExecutor
 from agent.session.event_handler import EventHandler
 from agent.session.host_process import HostProcess
@@ -56,7 +57,9 @@ class Session:
         client: MonitorConnection,
         events: EventHandler,
         on_state: Callable[[MonitorState, str], None],
+        on_degraded: Callable[[], None],
         migration: MigrationState,
+        failures: CollectorFailures,
     ) -> None:
         """Create a session on an open connection.
 
@@ -66,7 +69,9 @@ class Session:
             client: the connection.
             events: handler of the connection's events. Created before the connection, so that no event is missed.
             on_state: called with each change between up, busy and stalled, and its cause.
+            on_degraded: called when `failures` changes.
             migration: migration state of the VM's process, over all its connections.
+            failures: failing collectors of the VM, over all its connections.
         """
         self.shutdown_reason: str | None = None
         self._context = context
@@ -74,6 +79,8 @@ class Session:
         self._client = client
         self._events = events
         self._migration = migration
+        self._failures = failures
+        self._on_degraded = on_degraded
         self._probe = StallProbe(client, context, on_state)
         self._executor = CommandExecutor(client, context, self._probe)
         self._schedule = Schedule()
@@ -113,7 +120,15 @@ class Session:
             QmpError: why the connection ended.
         """
         poller = self._poller = Poller(
-            self._context, self._observer, self._executor, self._schedule, self._process, vm, self._migration
+            self._context,
+            self._observer,
+            self._executor,
+            self._schedule,
+            self._process,
+            vm,
+            self._migration,
+            self._failures,
+            self._on_degraded,
         )
         thresholds = ThresholdWriter(self._context, self._executor, self._schedule, vm)
         self._probe.poller = poller

@@ -19,12 +19,14 @@ from agent.qmp.errors import (
     DeniedError,
     MigratedAwayError,
     PreemptedError,
+    ProtocolError,
     QmpError,
     StalledError,
     TransportLostError,
 )
 from agent.session import identity
 from agent.session.api import MonitorState, MonitorStatus, SessionContext, SessionObserver, VmChange, reported_change
+from agent.session.collector_failures import CollectorFailures, Degraded
 from agent.session.event_handler import EventHandler
 from agent.session.migration_state import MigrationState
 from agent.session.ownership import OwnershipClaim, OwnershipRegistry
@@ -55,6 +57,9 @@ class MonitorSupervisor:
         self._detached_ns: int | None = None
         self._session: Session | None = None
         self._migration = MigrationState()
+        self._failures = CollectorFailures()
+        self._degraded: Degraded = ()
+        self._since_ns = 0
         self._up_reason = ""
         self._removed = asyncio.get_running_loop().create_future()  # an Event allocates 0.7 KB for its waiters
 
@@ -90,7 +95,7 @@ class MonitorSupervisor:
             await asyncio.wait({self._removed}, timeout=delay)
 
     async def _connect(self) -> bool:
-        """Watch over one connection; return whether a VM was identified."""
+        """Watch over one connection; return False if it failed or was lost soon, so that the delay before the next one grows."""
         if self._state in (None, MonitorState.NEGOTIATING, MonitorState.UP):
             self._set_state(MonitorState.CONNECTING)  # any other state stays until a better one is known
         events = EventHandler(self._observer)
@@ -112,7 +117,14 @@ class MonitorSupervisor:
             return False
         with contextlib.closing(client):
             session = self._session = Session(
-                self._context, self._observer, client, events, self._report_state, self._migration
+                self._context,
+                self._observer,
+                client,
+                events,
+                self._report_state,
+                self._report_degraded,
+                self._migration,
+                self._failures,
             )
             return await self._identify(client, session, events)
 
@@ -153,6 +165,7 @@ class MonitorSupervisor:
 
     async def _attach(self, client: MonitorConnection, session: Session, vm: Vm, events_dropped: int) -> bool:
         change, reason, state = VmChange.DETACHED, "the agent stops watching", MonitorState.GONE
+        attached_at = time.monotonic()
         try:
             assert client.greeting is not None
             self._vm, self._build = vm, identity.build_of(client.greeting)
@@ -163,7 +176,8 @@ class MonitorSupervisor:
             await session.run(vm)
         except PreemptedError as error:
             reason = str(error)
-        except TransportLostError as error:
+            return True
+        except (TransportLostError, ProtocolError) as error:  # the VM itself has not ended
             reason, state = str(error), MonitorState.CONNECTING
         except QmpError as error:
             shut_down = session.shutdown_reason is not None
@@ -176,9 +190,9 @@ class MonitorSupervisor:
                 change, {"reason": reason, "shutdown_reason": session.shutdown_reason, "incoming": incoming}
             )
             if change is not VmChange.DETACHED:
-                self._migration = MigrationState()
+                self._migration, self._failures = MigrationState(), CollectorFailures()
             self._set_state(state, reason)
-        return True
+        return time.monotonic() - attached_at >= self._context.settings.max_retry_seconds
 
     def _attach_data(self, build: identity.Build, client: MonitorConnection) -> dict[str, Any]:
         return {
@@ -203,12 +217,22 @@ class MonitorSupervisor:
 
     def _set_state(self, state: MonitorState, reason: str = "") -> bool:
         """Set the state; return whether the state itself is new, and not just its reason."""
-        if (state, reason) == (self._state, self._reason):
+        degraded = self._failures.degraded if state in (MonitorState.UP, MonitorState.STALLED) else ()
+        if (state, reason, degraded) == (self._state, self._reason, self._degraded):
             return False
         changed = state is not self._state
-        self._state, self._reason = state, reason
-        self._observer.on_status(MonitorStatus(self._monitor, state, reason, self._vm, self._build, time.time_ns()))
+        if (state, reason) != (self._state, self._reason):
+            self._since_ns = time.time_ns()
+        self._state, self._reason, self._degraded = state, reason, degraded
+        self._observer.on_status(
+            MonitorStatus(self._monitor, state, reason, self._vm, self._build, self._since_ns, degraded)
+        )
         return changed
+
+    def _report_degraded(self) -> None:
+        """Report the status with the collectors that fail now."""
+        if self._state is not None:
+            self._set_state(self._state, self._reason)
 
     def _report_change(self, change: VmChange, data: Mapping[str, Any], severity: Severity = Severity.INFO) -> None:
         vm = self._vm or Vm(self._context.settings.host, "", "", self._monitor.name)

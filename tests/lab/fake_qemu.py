@@ -266,7 +266,10 @@ class _Client:
                 reply = self._negotiate(command, request.get("arguments", {}))
             else:
                 reply = await self._fake.answer(command, request.get("arguments", {}))
-            self.send(reply | {key: request[key] for key in ("id",) if key in request})
+            if isinstance(raw := self._fake.replies.get(command), bytes):
+                self.write(raw)
+            else:
+                self.send(reply | {key: request[key] for key in ("id",) if key in request})
 
     def _negotiate(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
         if command != "qmp_capabilities":

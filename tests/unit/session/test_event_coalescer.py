@@ -139,7 +139,7 @@ async def test_held_events_are_reported_before_the_vm_is_gone(fake: FakeQemu) ->
 
 async def test_a_real_failing_disk_gives_a_few_records_a_second(start_guest: StartGuest) -> None:
     fault = {"event": "write_aio", "iotype": "write", "errno": 5, "once": False}
-    guest = await start_guest(kind="writer", schema_violations=(fault,), disk_options="werror=ignore", pause_seconds=0)
+    guest = await start_guest(kind="writer", faults=(fault,), disk_options="werror=ignore", pause_seconds=0)
     version = (await guest.command("query-version"))["qemu"]
     if (version["major"], version["minor"]) >= (9, 2):
         pytest.skip("QEMU throttles these events itself from 9.2 on")

@@ -265,7 +265,8 @@ async def test_a_protocol_violation_leads_to_a_reconnect(fake: FakeQemu) -> None
         await observer.wait_for_polls()
         fake.send_raw(b"{]}\r\n")
         await observer.wait_until(lambda: len(observer.records("vm.attached")) == 2)
-    assert "not JSON" in observer.records("vm.gone")[0].data["reason"]
+    assert "not JSON" in observer.records("vm.detached")[0].data["reason"]
+    assert observer.types("vm.gone") == []
 
 
 async def test_a_monitor_without_permission_is_denied(fake: FakeQemu, monkeypatch: pytest.MonkeyPatch) -> None:

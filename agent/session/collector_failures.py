@@ -1,0 +1,61 @@
+"""Back-off of collectors whose answers cannot be read. Pure: time is an argument."""
+
+from dataclasses import dataclass
+from math import inf
+
+from agent.model.record import sanitize
+
+MAX_CAUSE = 200
+"""Maximum length of a cause in characters."""
+
+Degraded = tuple[tuple[str, str], ...]
+"""Pairs of a failing collector's name and the cause."""
+
+
+@dataclass(slots=True)
+class _Failure:
+    cause: str
+    count: int
+    retry_at: float
+
+
+class CollectorFailures:
+    """Failing collectors of one VM: each is off for a time that doubles with each failure in a row."""
+
+    __slots__ = ("_failures",)
+
+    def __init__(self) -> None:
+        self._failures: dict[str, _Failure] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._failures
+
+    @property
+    def degraded(self) -> Degraded:
+        """The failing collectors and their causes, sorted by name."""
+        return tuple((name, failure.cause) for name, failure in sorted(self._failures.items()))
+
+    def add(self, name: str, cause: str, now: float, first_seconds: float, max_seconds: float) -> float:
+        """Add a failure of a collector; return how long the collector is off, in seconds.
+
+        Args:
+            name: the collector's name.
+            cause: the error.
+            now: the current time, in seconds on the monotonic clock.
+            first_seconds: the time after the first failure.
+            max_seconds: the maximum time.
+        """
+        before = self._failures.get(name)
+        count = before.count + 1 if before is not None else 1
+        delay = min(max_seconds, first_seconds * 2.0 ** min(count - 1, 30))
+        self._failures[name] = _Failure(sanitize(cause, MAX_CAUSE), count, now + delay)
+        return delay
+
+    def clear(self, name: str) -> bool:
+        """Forget a collector's failures; return whether there were any."""
+        return self._failures.pop(name, None) is not None
+
+    def retry_at(self, name: str) -> float:
+        """Return when a collector may be polled again; `-inf` if it does not fail."""
+        failure = self._failures.get(name)
+        return failure.retry_at if failure is not None else -inf

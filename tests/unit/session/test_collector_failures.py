@@ -1,0 +1,128 @@
+"""Failing collectors: one answer that cannot be read costs its collector, not the VM."""
+
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.collectors import ALL, Intervals
+from agent.collectors.base import Collector
+from agent.qmp.commands import Command
+from agent.session.api import CollectorIndex, MonitorState, MonitorStatus, PollOutcome
+from agent.session.collector_failures import MAX_CAUSE, CollectorFailures
+from tests.lab.fake_qemu import FakeQemu
+from tests.lab.qmp_bytes import line
+from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
+
+
+def last_status(observer: RecordingObserver) -> MonitorStatus:
+    status: MonitorStatus = observer.calls_of("on_status")[-1]
+    return status
+
+
+def failing(observer: RecordingObserver) -> list[str]:
+    """Return the names of the collectors in the last reported status that fail."""
+    return [name for name, _ in last_status(observer).degraded]
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=30))
+def test_the_time_off_doubles_with_each_failure_up_to_the_maximum(outcomes: list[bool]) -> None:
+    failures, in_a_row = CollectorFailures(), 0
+    for failed in outcomes:
+        if failed:
+            in_a_row += 1
+            assert failures.add("block", "x", 100.0, 20.0, 600.0) == min(600.0, 20.0 * 2 ** (in_a_row - 1))
+            assert failures.retry_at("block") > 100.0
+        else:
+            assert failures.clear("block") is (in_a_row > 0)
+            in_a_row = 0
+            assert failures.retry_at("block") < 0
+        assert bool(failures.degraded) is ("block" in failures) is (in_a_row > 0)
+
+
+def test_a_cause_is_sanitized_and_truncated() -> None:
+    failures = CollectorFailures()
+    failures.add("b", "a\nb" + "x" * 1000, 0, 1, 1)
+    failures.add("a", "y", 0, 1, 1)
+    (first, second) = failures.degraded
+    assert first == ("a", "y")
+    assert second == ("b", "a\ufffdb" + "x" * (MAX_CAUSE - 3))
+
+
+@pytest.mark.parametrize(
+    ("command", "reply", "collector"),
+    [
+        ("query-block", {"not": "a list"}, "drives"),
+        ("query-migrate", ["not an object"], "migration"),
+        ("query-status", 5, "runstate"),
+    ],
+)
+async def test_an_unreadable_reply_degrades_the_vm_and_costs_its_collector_only(
+    fake: FakeQemu, command: str, reply: Any, collector: str
+) -> None:
+    fake.replies[command] = reply
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path):
+        await observer.wait_until(lambda: observer.calls_of("on_status") and failing(observer) == [collector])
+        await observer.wait_for_polls(3, "block")
+        assert last_status(observer).state is MonitorState.UP
+        fake.emit("GUEST_PANICKED", {"action": "pause"})
+        await observer.wait_until(lambda: observer.records("event.guest_panicked"))
+        assert failing(observer) == [collector]
+        del fake.replies[command]
+        await observer.wait_until(lambda: failing(observer) == [])
+    assert observer.types("vm") == ["vm.attached", "vm.detached"]
+
+
+async def test_a_failing_collector_is_polled_less_and_less_often(fake: FakeQemu) -> None:
+    fake.replies["query-blockstats"] = {"not": "a list"}
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path):
+        start = time.monotonic()
+        await observer.wait_until(lambda: len(observer.outcomes("block")) >= 4)
+        seconds = time.monotonic() - start
+    assert set(observer.outcomes("block")) == {PollOutcome.ERROR}
+    assert seconds >= 0.12 + 0.24 + 0.48 - 3 * 0.05
+    assert {cause for status in observer.calls_of("on_status") for _, cause in status.degraded} == {
+        "expected list, got dict"
+    }
+
+
+async def test_events_and_resyncs_do_not_poll_a_collector_that_is_off(fake: FakeQemu) -> None:
+    fake.replies["query-status"] = ["not an object"]
+    observer = RecordingObserver()
+    context = quick_context(intervals=Intervals(poll=30))
+    async with supervised(observer, fake.path, context=context) as group:
+        await observer.wait_until(lambda: observer.calls_of("on_status") and failing(observer))
+        polls = fake.count("query-status")
+        fake.emit("STOP")
+        await observer.wait_until(lambda: observer.records("event.stop"))
+        group.resync()
+        fake.emit("DEVICE_DELETED", {"path": "/machine"})
+        await observer.wait_for_polls(1, "nodes")
+        assert fake.count("query-status") == polls
+
+
+async def test_connections_that_are_lost_soon_are_retried_less_and_less_often(fake: FakeQemu) -> None:
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path, context=quick_context(max_retry_seconds=60)):
+        for times in range(1, 4):
+            await observer.wait_until(lambda: len(observer.records("vm.attached")) == times)  # noqa: B023 - awaited here
+            fake.send_raw(line({"return": {}}))  # a reply to nothing
+        start = time.monotonic()
+        await observer.wait_until(lambda: len(observer.records("vm.attached")) == 4)
+        assert time.monotonic() - start >= 0.5 * 0.2 * 2**3
+    assert observer.types("vm.gone") == []
+
+
+async def test_a_bug_in_a_collector_degrades_the_vm_with_the_exception(fake: FakeQemu) -> None:
+    def collect(_replies: Any) -> Any:
+        raise ZeroDivisionError("x")
+
+    bug = Collector("bug", (), lambda _: (Command("query-name"),), collect)
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path, context=quick_context(collectors=CollectorIndex([*ALL, bug]))):
+        await observer.wait_until(lambda: observer.calls_of("on_status") and failing(observer))
+        assert last_status(observer).degraded == (("bug", "ZeroDivisionError: x"),)

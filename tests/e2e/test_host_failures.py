@@ -103,7 +103,7 @@ async def test_a_vm_on_hung_storage_is_stalled_only_when_its_main_loop_hangs(fol
                 # The commands of each poll do not wait for storage; those of the resync do.
                 stalled = await agent.wait_for_record("vm.stalled", vm=guest.uuid, since=begin)
                 assert "no reply to " in stalled["data"]["reason"]
-                await until(lambda: "its main loop does not: it hangs, on storage most often" in agent.log, 15)
+                await until(lambda: "its main loop does not: it hangs, on storage most often" in agent.log, 60)
                 polls = other.count("query-blockstats")
                 await until(lambda: other.count("query-blockstats") > polls + 5, 60)
                 assert (await agent.get("/healthz"))[0] == 200

@@ -58,7 +58,7 @@ class HostileHost:
         begin, before = len(self._polls), resident_memory(self.agent)
         self._log_begin = len(self.log())
         yield
-        await until(lambda: len(self._polls) > begin + 3, 30)
+        await until(lambda: len(self._polls) > begin + 3, 60)
         gaps = [later - earlier for earlier, later in pairwise(self._polls[begin:])]
         assert max(gaps) <= POLL_SECONDS + LATE_SECONDS, gaps
         assert resident_memory(self.agent) - before < MAX_GROWTH_BYTES

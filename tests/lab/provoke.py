@@ -185,7 +185,7 @@ async def _vnc(guest: Guest) -> None:
     (display,) = await guest.command("query-vnc-servers")
     reader, writer = await asyncio.open_connection("127.0.0.1", int(display["server"][0]["service"]))
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             writer.write(await reader.readexactly(12))  # accept the server's protocol version
             security_types = await reader.readexactly((await reader.readexactly(1))[0])
             assert 1 in security_types  # no authentication
@@ -218,7 +218,7 @@ async def _stream(guest: Guest) -> None:
             writers.append((await asyncio.open_unix_connection(path))[1])
         return bool(writers)
 
-    await until(connected, 30)
+    await until(connected, 60)
     await guest.event("NETDEV_STREAM_CONNECTED")
     writers[0].close()
 

@@ -16,7 +16,7 @@ from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.hostile_host import HostileHost, hostile_host, resident_memory
 from tests.lab.qmp_bytes import line
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 HOSTILE_TEXT: Final = (
     "\x1b]0;owned\x07\x1b[31mred\x1b[0m\x9b2J\r\n"
@@ -81,7 +81,7 @@ async def test_huge_numbers_do_no_harm(host: HostileHost, number: str) -> None:
         evil.hang("query-blockstats")
         await evil.wait_for("query-blockstats")
         evil.send_raw(raw.encode())
-        await until(lambda: evil.clients > 1 or evil.count("query-blockstats") > 1, 10)
+        await until(lambda: evil.clients > 1 or evil.count("query-blockstats") > 1, 60)
         await host.assert_no_injection()
 
 
@@ -95,7 +95,7 @@ async def test_duplicate_keys_count_once_and_unexpected_replies_close_the_connec
         await evil.wait_for("query-blockstats", evil.count("query-blockstats") + 2)
         assert "up" in await host.states()
         evil.send_raw(line({"return": []}) * 3)
-        await until(lambda: evil.clients > 1, 10)
+        await until(lambda: evil.clients > 1, 60)
         await host.assert_no_injection()
 
 
@@ -124,7 +124,7 @@ async def test_events_between_replies_and_cut_at_every_byte_are_all_reported(hos
         await evil.wait_for("query-blockstats", 2)
         for byte in next_event():
             evil.send_raw(bytes([byte]))
-        await until(lambda: len([*host.agent.find_records("event.watchdog", vm=uuid)]) >= sent >= 3, 10)
+        await until(lambda: len([*host.agent.find_records("event.watchdog", vm=uuid)]) >= sent >= 3, 60)
     numbers = [record["data"]["qemu"]["n"] for record in host.agent.find_records("event.watchdog", vm=uuid)]
     assert numbers == list(range(1, sent + 1))
 
@@ -141,7 +141,7 @@ async def test_a_million_device_names_exhaust_neither_memory_nor_cpu(host: Hosti
     evil.answers = CyclingReplies(evil.answers, {b"query-blockstats": replies})
     before = resident_memory(host.agent)
     async with host.undisturbed(), evil:
-        await until(lambda: evil.answered[b"query-blockstats"] >= polls, 90)
+        await until(lambda: evil.answered[b"query-blockstats"] >= polls, 240)
         series = await host.assert_no_injection()
         assert len(series.matching("qemu_block_read_bytes_total", vm="vm0")) <= 4096
         truncated = series.value("qmp_agent_collector_runs_total", collector="block", outcome="truncated")

@@ -16,7 +16,7 @@ from agent.http.handlers import create_application
 from agent.http.record_stream import RecordBroadcaster
 from agent.http.server import HttpEndpoint
 from agent.http.sse import DEFAULT_TIMING, StreamTiming
-from agent.model.record import Vm
+from agent.model.record import RecordEncoder, Vm
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
 
 
@@ -60,7 +60,8 @@ class RunningEndpoint:
     """An endpoint with a web config.
 
     Attributes:
-        view: what it serves.
+        view: the state that it serves.
+        encode: encodes records for the view's broadcaster.
         url: its base URL.
         host, port: the same, in parts.
 
@@ -83,6 +84,7 @@ class RunningEndpoint:
         self.path = folder / "web.yml"
         self.write(config or {})
         self.view = FakeView()
+        self.encode = RecordEncoder()
         self.endpoint = HttpEndpoint(
             create_application(self.view, timing), listen, self.path, limits=limits, reload_seconds=0.05
         )

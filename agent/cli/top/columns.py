@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.cli.top.text import number, seconds, size
+from agent.cli.top.text import natural_key, number, seconds, size
 
 Vm = Mapping[str, Any]
 
@@ -22,6 +22,7 @@ class Column:
         width: its columns on the screen; 0 takes what is left.
         value: what it is sorted by; None is not known.
         text: what is shown of that.
+        order: the key by which values are compared.
         most_first: whether the largest stand on top.
     """
 
@@ -31,6 +32,7 @@ class Column:
     value: Callable[[Vm], Any]
     text: Callable[[Any], str]
     most_first: bool = True
+    order: Callable[[Any], Any] = lambda value: value
 
 
 def state(vm: Vm) -> str:
@@ -61,7 +63,7 @@ def _least(name: str) -> Callable[[Vm], Any]:
 
 
 COLUMNS: Sequence[Column] = (
-    Column("VM", "n", 0, lambda vm: vm["name"], str, most_first=False),
+    Column("VM", "n", 0, lambda vm: vm["name"], str, most_first=False, order=natural_key),
     Column("STATE", "s", 10, state, str, most_first=False),
     Column("CPU%", "c", 6, _now("cpu"), _percent),
     Column("RD/s", "r", 6, _now("read"), size),
@@ -78,7 +80,9 @@ COLUMNS: Sequence[Column] = (
 
 def by_column(vms: Sequence[Vm], column: Column, *, reverse: bool) -> list[Vm]:
     """Return the VMs in a column's order, those without a value last, equal ones by name."""
-    named = sorted(vms, key=lambda vm: (vm["name"], vm["uuid"]))
+    named = sorted(vms, key=lambda vm: (natural_key(vm["name"]), vm["uuid"]))
     known = [vm for vm in named if column.value(vm) is not None]
     unknown = [vm for vm in named if column.value(vm) is None]
-    return sorted(known, key=column.value, reverse=column.most_first is not reverse) + unknown
+    return (
+        sorted(known, key=lambda vm: column.order(column.value(vm)), reverse=column.most_first is not reverse) + unknown
+    )

@@ -1,5 +1,6 @@
 """Text in columns of a terminal. Pure."""
 
+import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -92,3 +93,10 @@ def wrapped(words: list[str], width: int, between: str = "   ") -> Iterator[str]
         row += (between if row else "") + word
     if row:
         yield row
+
+
+def natural_key(name: str) -> list[tuple[str, int, str]]:
+    """Return a sort key for natural order, without regard to case: `vm2` precedes `vm10`."""
+    parts = re.split(r"([0-9]+)", name.casefold())
+    numbers = [digits.lstrip("0") for digits in parts[1::2]] + [""]  # compared as text: int() refuses very long numbers
+    return [(text, len(digits), digits) for text, digits in zip(parts[::2], numbers, strict=True)]

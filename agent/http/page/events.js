@@ -1,7 +1,7 @@
 /** The events section: events, alerts and lifecycle records as they arrive, with filters. Samples are not shown. */
 
 import { el, renderList, setAttribute, setText } from "./dom.js";
-import { clock, fieldName, fieldValue } from "./format.js";
+import { clock, compareNames, fieldName, fieldValue } from "./format.js";
 import { stream } from "./live.js";
 
 const KEPT = 500;
@@ -110,7 +110,7 @@ export class Events {
   }
 
   #updateVmFilter() {
-    const names = [...new Set(this.#kept.map((entry) => entry.vm))].filter(Boolean).sort();
+    const names = [...new Set(this.#kept.map((entry) => entry.vm))].filter(Boolean).sort(compareNames);
     renderList(this.#vm, ["", ...names], (name) => name, (name) => ({ node: el("option", { value: name }, name || "all"), update() {} }));
   }
 }

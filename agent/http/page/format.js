@@ -61,6 +61,11 @@ export function fieldRate(name, value) {
   return `${number(value)}/s`;
 }
 
+const NATURAL_ORDER = new Intl.Collator("en", { numeric: true });
+
+/** Compare two names in natural order: `vm2` precedes `vm10`. */
+export const compareNames = (a, b) => NATURAL_ORDER.compare(a, b);
+
 const UNIT_SUFFIXES = [
   [/_total$/, ""],
   [/_bytes_per_second$|_timestamp_seconds$|_bytes$|_ratio$/, ""],

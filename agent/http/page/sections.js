@@ -2,7 +2,7 @@
 
 import { cell, el, renderList, setAttribute, setText } from "./dom.js";
 import { fullness } from "./draw.js";
-import { bytes, clock, duration, fieldName, percent } from "./format.js";
+import { bytes, clock, compareNames, duration, fieldName, percent } from "./format.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -183,7 +183,7 @@ export function agent(host) {
   if (!host.agent) return;
   setAttribute(byId("agent"), "hidden", false);
   renderList(byId("agent").querySelector(".facts"), facts(host.agent, host.monitors), ([name]) => name, fact);
-  const sorted = [...host.monitors].sort((a, b) => (a.state === "up") - (b.state === "up") || (a.monitor < b.monitor ? -1 : 1));
+  const sorted = [...host.monitors].sort((a, b) => (a.state === "up") - (b.state === "up") || compareNames(a.monitor, b.monitor));
   setAttribute(byId("agent").querySelector("table"), "hidden", sorted.length === 0);
   renderList(byId("agent").querySelector("tbody"), sorted, (known) => known.monitor, monitor);
   const problems = [...host.agent.unready_reasons, ...host.agent.warnings];

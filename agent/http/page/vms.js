@@ -2,7 +2,7 @@
 
 import { cell, el, renderList, setAttribute, setText } from "./dom.js";
 import { sparkline } from "./draw.js";
-import { bytes, number } from "./format.js";
+import { bytes, compareNames, number } from "./format.js";
 
 /** A VM's state as a word, and its appearance: good, idle, warning or bad. */
 export function stateOf(vm) {
@@ -17,7 +17,7 @@ const now = (vm, name) => vm.now?.[name];
 const sum = (...values) => (values.every((value) => value === undefined) ? undefined : values.reduce((a, b) => (a ?? 0) + (b ?? 0), 0));
 
 const COLUMNS = [
-  { name: "VM", sort: (vm) => vm.name.toLowerCase(), isKnown: () => true },
+  { name: "VM", sort: () => 0, isKnown: () => true },
   { name: "State", sort: (vm) => `${stateOf(vm).look} ${stateOf(vm).word}`, isKnown: () => true },
   { name: "CPU", sort: (vm) => -(now(vm, "cpu") ?? -1), isKnown: (vm) => now(vm, "cpu") !== undefined },
   { name: "Disk I/O", sort: (vm) => -(sum(now(vm, "read"), now(vm, "write")) ?? -1), isKnown: (vm) => now(vm, "write") !== undefined || now(vm, "read") !== undefined },
@@ -116,7 +116,7 @@ export class Vms {
     const words = this.#filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     const matches = (vm) => words.every((word) => `${vm.name} ${vm.uuid} ${stateOf(vm).word}`.toLowerCase().includes(word));
     const sortKey = COLUMNS[this.#sort.index].sort;
-    const shown = all.filter(matches).sort((a, b) => compare(sortKey(a), sortKey(b)) || compare(a.name, b.name) || compare(a.uuid, b.uuid));
+    const shown = all.filter(matches).sort((a, b) => compare(sortKey(a), sortKey(b)) || compareNames(a.name, b.name) || compare(a.uuid, b.uuid));
     if (this.#sort.descending) shown.reverse();
     this.heads.forEach((head, index) => {
       setAttribute(head, "hidden", !visible[index]);

@@ -76,6 +76,16 @@ def test_a_vm_is_ordered_by_a_column_and_last_where_it_has_no_value() -> None:
     assert [one["name"] for one in by_column(vms, cpu, reverse=True)] == ["b", "c", "a"]
 
 
+def test_vm_names_are_in_natural_order() -> None:
+    name = next(column for column in COLUMNS if column.title == "VM")
+    expected = ["db", "VM1", "vm1-a", "vm02", "vm3", "vm10", "vm10b", "vm20", f"vm{'9' * 5000}"]
+    vms = [vm(text) for text in reversed(expected)]
+    assert [shown["name"] for shown in by_column(vms, name, reverse=False)] == expected
+    assert [shown["name"] for shown in by_column(vms, name, reverse=True)] == expected[::-1]
+    cpu = next(column for column in COLUMNS if column.title == "CPU%")
+    assert [shown["name"] for shown in by_column(vms, cpu, reverse=False)] == expected
+
+
 def test_a_column_that_nobody_has_anything_for_is_not_shown() -> None:
     head, _ = table([vm("a", alerts=0)], 0)
     assert head.text.split() == ["VM", "STATE"]

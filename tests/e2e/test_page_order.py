@@ -1,0 +1,45 @@
+"""Order of VM names on the page: numbers in a name compare by value, so vm2 precedes vm10."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from playwright.async_api import expect
+
+from agent.model.record import Vm
+from tests.lab.browser import chromium, opened
+from tests.lab.endpoint import RunningEndpoint
+from tests.lab.snapshots import event, status
+
+NAMES: Final = ["db", "VM1", "vm1-a", "vm02", "vm3", "vm10", "vm10b", "vm20", f"vm{'9' * 200}"]
+
+
+def agent_state() -> dict[str, Any]:
+    """Return the agent's part of the overview, as the page needs it."""
+    queue = {"name": "events", "records": 0, "oldest_record_age_seconds": 0.0}
+    return {
+        "host": "hv1",
+        "version": "0",
+        "unready_reasons": [],
+        "warnings": [],
+        "sink": {"name": "jsonl", "error": None},
+        "delivered": 0,
+        "reconnects": 0,
+        "queues": [queue],
+        "dropped": [],
+        "events_dropped": {},
+    }
+
+
+async def test_vm_names_are_in_natural_order_everywhere(folder: Path) -> None:
+    async with RunningEndpoint(folder).open() as endpoint:
+        endpoint.view.health = agent_state  # type: ignore[method-assign]
+        for number, name in enumerate(reversed(NAMES)):
+            vm = Vm("hv1", f"{number:08}-1111-4111-8111-111111111111", name, f"/run/qmp/{name[:20]}")
+            endpoint.view.snapshot.status(status(vm))
+            endpoint.view.broadcaster.publish(endpoint.encode(event(vm, "STOP")))
+        async with chromium() as browser, opened(browser, endpoint.url) as page:
+            await expect(page.locator("#vms tbody th")).to_have_text(NAMES)
+            await expect(page.locator("#agent tbody th")).to_have_text([f"/run/qmp/{name[:20]}" for name in NAMES])
+            await expect(page.locator("#events-vm option")).to_have_text(["all", *NAMES])
+            await page.get_by_role("button", name="VM", exact=True).click()
+            await expect(page.locator("#vms tbody th")).to_have_text(NAMES[::-1])

@@ -91,6 +91,8 @@ class Monitor:
         priority: preference among the monitors of its VM.
         inbound: whether QEMU connected to the agent. Such a monitor has a single connection, which stays open in standby too:
             QEMU would only reconnect.
+        shared_address: the address that several VMs connect to, for an inbound monitor. It has no part that changes when a VM
+            restarts, such as a process ID. Empty if `name` is the address of one VM.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Monitor:
     open: ConnectionOpener
     priority: MonitorPriority = MonitorPriority.DEDICATED
     inbound: bool = False
+    shared_address: str = ""
 
 
 class DiscoveryListener(Protocol):

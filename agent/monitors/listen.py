@@ -105,12 +105,14 @@ class _IncomingConnection:
     Attributes:
         sock: its socket.
         name: its name as a monitor.
+        peer: its name without the parts that change with each connection of the same peer.
         pid: process ID of the peer; 0 if unknown.
         transport: None until a session opens the monitor.
     """
 
     sock: socket.socket
     name: str
+    peer: str
     pid: int = 0
     transport: asyncio.BaseTransport | None = None
 
@@ -234,7 +236,7 @@ class ListenDiscoverer:
             raise _RefusedError("limit")
         if sock.family != socket.AF_UNIX:
             host, port = address[:2] if isinstance(address, tuple) else ("", 0)
-            return _IncomingConnection(sock, f"{self.address} from {host}:{port}")
+            return _IncomingConnection(sock, f"{self.address} from {host}:{port}", f"{self.address} from {host}")
         pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid not in self._uids and not (self._gids and self._gids & {gid, *_groups(sock)}):
             if uid not in self._refused_uids:
@@ -243,7 +245,7 @@ class ListenDiscoverer:
             raise _RefusedError("user")
         if sum(connection.pid == pid for connection in self._connections) >= MAX_PER_PROCESS:
             raise _RefusedError("process")
-        return _IncomingConnection(sock, f"{self.address} pid {pid}", pid)
+        return _IncomingConnection(sock, f"{self.address} pid {pid}", self.address, pid)
 
     def _monitor(self, connection: _IncomingConnection, listener: DiscoveryListener) -> Monitor:
         async def connect(factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseTransport:
@@ -262,7 +264,7 @@ class ListenDiscoverer:
             return connection.transport
 
         key = (self.address, next(self._numbers))
-        monitor = Monitor(connection.name, key, qmp_opener(connect), inbound=True)
+        monitor = Monitor(connection.name, key, qmp_opener(connect), inbound=True, shared_address=connection.peer)
         return monitor
 
     def _context(self, tls: ListenTlsConfig) -> ssl.SSLContext:

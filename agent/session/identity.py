@@ -1,7 +1,7 @@
 """Identity and features of a VM: commands sent once at each attach, and parsers of their answers. Pure."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,20 +61,44 @@ def build_of(greeting: Greeting) -> Build:
     return Build(".".join(map(str, greeting.version)), sanitize(greeting.package, 128))
 
 
-def identify(host: str, monitor: str, answers: Sequence[Any]) -> Vm:
+def identify(
+    host: str,
+    monitor: str,
+    answers: Sequence[Any],
+    *,
+    shared_address: str = "",
+    arguments: Callable[[], Sequence[str]] = tuple,
+) -> Vm:
     """Return the VM that the answers to IDENTITY describe.
 
     A VM that was started without a UUID reports zeros, as all such VMs do. It gets a UUID derived from the host's name and
-    its monitor's address, which stays the same when the VM or the agent restarts.
+    its monitor's address, which stays the same when the VM or the agent restarts. An address that VMs share is combined with the VM's
+    name or, if it has none, with its command line.
+
+    Args:
+        host: the host's name.
+        monitor: the monitor's name.
+        answers: the answers to IDENTITY.
+        shared_address: the address that VMs connect to; empty if the monitor's name is an address of this VM alone.
+        arguments: returns QEMU's command line; empty if it is unknown.
     """
     uuid_answer, name_answer = map(as_object, answers)
     try:
         vm_uuid = str(uuid.UUID(uuid_answer.get("UUID")))
     except (ValueError, TypeError, AttributeError):
         vm_uuid = _NIL
+    name = sanitize(as_text(name_answer.get("name")))
     if vm_uuid == _NIL:
-        vm_uuid = str(uuid.uuid5(_NAMESPACE, f"{host}\n{monitor}"))
-    return Vm(host, vm_uuid, sanitize(as_text(name_answer.get("name"))) or vm_uuid, monitor)
+        key = _key_at(shared_address, name, arguments) if shared_address else ""
+        vm_uuid = str(uuid.uuid5(_NAMESPACE, f"{host}\n{key or monitor}"))
+    return Vm(host, vm_uuid, name or vm_uuid, monitor)
+
+
+def _key_at(address: str, name: str, arguments: Callable[[], Sequence[str]]) -> str:
+    """Return what tells a VM from the others at a shared address and outlives its process; empty if nothing does."""
+    if name:
+        return f"{address}\nname\n{name}"
+    return "\0".join((address, *command_line)) if (command_line := arguments()) else ""
 
 
 def balloon_path(answers: Sequence[Any], types: tuple[str, ...] = _BALLOONS) -> str | None:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from math import inf
 
 from agent.collectors import Facts
+from agent.host.qemu_processes import arguments, is_qemu
 from agent.model.events import row_of
 from agent.model.metrics.about import ABOUT
 from agent.model.record import Vm, sanitize
-from agent.monitors import MonitorConnection
+from agent.monitors import Monitor, MonitorConnection
 from agent.qmp.commands import Change
 from agent.qmp.errors import CommandError
 from agent.qmp.protocol import Event, Greeting
@@ -100,18 +101,29 @@ class Session:
             self._schedule.plan(DISCOVER, time.monotonic() + delay)
             self._wake()
 
-    async def identify(self, monitor: str) -> Vm:
+    async def identify(self, monitor: Monitor) -> Vm:
         """Return the VM behind this connection.
 
         Args:
-            monitor: the monitor's name.
+            monitor: the monitor that the connection is to.
 
         Raises:
             QmpError: the connection ended.
         """
         *answers, status = await self._executor.execute_with_retry((*identity.IDENTITY, identity.RUN_STATE))
         self._migration.on_attach(status.get("status", "") if isinstance(status, dict) else "")
-        return identity.identify(self._context.settings.host, monitor, answers)
+        return identity.identify(
+            self._context.settings.host,
+            monitor.name,
+            answers,
+            shared_address=monitor.shared_address,
+            arguments=self._arguments,
+        )
+
+    def _arguments(self) -> Sequence[str]:
+        """Return the command line of the connected process; empty if that is unknown or not a QEMU."""
+        argv = arguments(self._client.peer_pid) if self._client.peer_pid is not None else []
+        return argv if is_qemu(argv) else ()
 
     async def run(self, vm: Vm) -> None:
         """Attribute the events to the VM, and poll it until the connection ends.

@@ -132,7 +132,7 @@ class MonitorSupervisor:
         if self._state is not MonitorState.STANDBY:
             self._set_state(MonitorState.NEGOTIATING)
         try:
-            vm = await session.identify(self._monitor.name)
+            vm = await session.identify(self._monitor)
         except QmpError as error:
             self._set_state(MonitorState.GONE, str(error))
             return False

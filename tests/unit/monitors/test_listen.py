@@ -102,6 +102,42 @@ async def test_qemus_reconnect_after_a_restart_of_the_agent(start_guest: StartGu
         assert observer.types("vm").count("vm.detached") == 3
 
 
+async def uuid_of_new_qemu(discoverer: ListenDiscoverer, observer: RecordingObserver, *options: str) -> str:
+    """Start a QEMU without -uuid, wait until it is attached, kill it, and return its UUID in the records."""
+    attached = len(observer.records("vm.attached"))
+    process = await asyncio.create_subprocess_exec(
+        *(
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "qemu-system-x86_64",
+            "-machine",
+            "none",
+            "-nodefaults",
+            "-display",
+            "none",
+        ),
+        *(*options, *qemu_arguments(discoverer)),
+    )
+    try:
+        await observer.wait_until(lambda: len(observer.records("vm.attached")) > attached)
+    finally:
+        process.kill()
+        await process.wait()
+    await observer.wait_until(lambda: len(observer.records("vm.gone")) > attached)
+    return observer.records("vm.attached")[-1].vm.uuid
+
+
+@pytest.mark.parametrize(("first", "other"), [(("-name", "a"), ("-name", "b")), (("-m", "64"), ("-m", "65"))])
+async def test_a_vm_without_a_uuid_keeps_its_uuid_when_it_restarts(
+    folder: Path, first: tuple[str, ...], other: tuple[str, ...]
+) -> None:
+    observer, discoverer = RecordingObserver(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
+    async with listening(observer, discoverer):
+        uuids = [await uuid_of_new_qemu(discoverer, observer, *options) for options in (first, first, other)]
+    assert uuids[0] == uuids[1] != uuids[2]
+
+
 async def test_a_peer_without_a_greeting_is_disconnected_and_emits_no_record(folder: Path) -> None:
     observer, discoverer = RecordingObserver(), ListenDiscoverer(ListenConfig(listen=str(folder / "mon")))
     async with listening(observer, discoverer):

@@ -54,6 +54,39 @@ def test_a_vm_without_a_uuid_gets_a_stable_and_unique_one(uuid_answer: Any) -> N
     assert vm_uuid != uuid_and_name(uuid_answer, host="host2")[0]
 
 
+ADDRESS = "/run/agent.sock"
+
+
+def inbound_uuid(
+    pid: int, name: str = "", arguments: tuple[str, ...] = (), *, address: str = ADDRESS, vm_uuid: str = NIL
+) -> str:
+    """Return the UUID of a VM that connects to the agent."""
+    answers = [{"UUID": vm_uuid}, {"name": name}]
+    return identity.identify(
+        "host1", f"{ADDRESS} pid {pid}", answers, shared_address=address, arguments=lambda: arguments
+    ).uuid
+
+
+def test_an_inbound_vm_without_a_uuid_keeps_its_uuid_with_its_name() -> None:
+    assert inbound_uuid(7, "web") == inbound_uuid(8, "web", ("qemu-kvm", "-m", "2G"))
+    assert inbound_uuid(7, "web") != inbound_uuid(7, "db")
+    assert inbound_uuid(7, "web") != inbound_uuid(7, "web", address="tcp:0.0.0.0:4445 from 192.0.2.7")
+    assert inbound_uuid(7, "web", vm_uuid=UUID) == UUID
+
+
+def test_an_inbound_vm_without_uuid_and_name_keeps_its_uuid_with_its_command_line() -> None:
+    first, other = ("qemu-kvm", "-drive", "file=/a"), ("qemu-kvm", "-drive", "file=/b")
+    assert inbound_uuid(7, arguments=first) == inbound_uuid(8, arguments=first)
+    assert inbound_uuid(7, arguments=first) != inbound_uuid(7, arguments=other)
+    assert inbound_uuid(7, arguments=("qemu-kvm",)) != inbound_uuid(7, "qemu-kvm"), "a name is no command line"
+    assert inbound_uuid(7, arguments=("a", "b c")) != inbound_uuid(7, arguments=("a b", "c"))
+
+
+def test_an_inbound_vm_of_which_nothing_is_known_is_not_mistaken_for_another() -> None:
+    assert inbound_uuid(7) == inbound_uuid(7)
+    assert inbound_uuid(7) != inbound_uuid(8)
+
+
 @pytest.mark.parametrize(
     ("version", "package", "build"),
     [

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from agent.monitors.libvirt.library import KEEPALIVE, LibvirtConnection, run_in_thread, set_outcome, to_qmp_error
-from agent.qmp.errors import CommandError, QmpError
+from agent.qmp.errors import QmpError, UnreadableReplyError
 
 HUNG_SECONDS = 1.5
 """A call that takes longer counts as hung: it gives its slot to others, and its connection is retired."""
@@ -76,6 +76,7 @@ class ConnectionPool:
 
         Raises:
             CommandError: libvirt refused the call, or passed on an error of QEMU.
+            UnreadableReplyError: libvirt's answer cannot be decoded.
             NotConnectedError: the domain does not exist.
             TransportLostError: libvirtd cannot be reached.
             DeniedError: libvirtd does not let the agent connect.
@@ -118,7 +119,7 @@ class ConnectionPool:
         except self._api.libvirtError as error:
             return to_qmp_error(self._api, error, connection if connection.opened else None)
         except UnicodeDecodeError as error:  # libvirt's library decodes what libvirtd sends
-            return CommandError("GenericError", f"libvirt's answer cannot be read: {error}")
+            return UnreadableReplyError(f"libvirt's answer cannot be decoded: {error}")
 
     def _on_hung(self, call: _PooledCall) -> None:
         if self.hung < MAX_HUNG:

@@ -19,7 +19,15 @@ from agent.monitors.libvirt.executors import LibvirtHost
 from agent.monitors.libvirt.library import LibraryMissingError, load_library
 from agent.monitors.libvirt.lifecycle import LifecycleEvent
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
-from agent.qmp.errors import CommandError, DeniedError, NotConnectedError, QmpError, StalledError, TransportLostError
+from agent.qmp.errors import (
+    CommandError,
+    DeniedError,
+    NotConnectedError,
+    QmpError,
+    StalledError,
+    TransportLostError,
+    UnreadableReplyError,
+)
 
 LIST_SECONDS = 30.0
 RESPONSE_SECONDS = 5.0
@@ -155,7 +163,10 @@ class LibvirtDiscoverer:
                 self._state = DaemonState.REACHABLE
                 try:
                     self.domains.update(listing.result(), listener)
-                except CommandError as error:  # the list is refused, but the domains' connections work
+                except (
+                    CommandError,
+                    UnreadableReplyError,
+                ) as error:  # there is no list, but the domains' connections work
                     self._report(listener, error)
                 else:
                     self._report(listener, None, READ_ONLY_NOTE if host.read_only else "")

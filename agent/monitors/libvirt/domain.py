@@ -11,7 +11,14 @@ from agent.monitors.libvirt.executors import DomainExecutor, LibvirtHost, Passth
 from agent.monitors.libvirt.lifecycle import MigrationPhase
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import AllowList, Command
-from agent.qmp.errors import CommandError, NotConnectedError, PreemptedError, QmpError, StalledError
+from agent.qmp.errors import (
+    CommandError,
+    NotConnectedError,
+    PreemptedError,
+    QmpError,
+    StalledError,
+    UnreadableReplyError,
+)
 from agent.qmp.protocol import Greeting
 
 REASON_SECONDS = 1.0
@@ -102,7 +109,7 @@ class DomainConnection:
     async def _execute(self, commands: Sequence[Command]) -> list[CommandResult]:
         try:
             return await self._executor.execute(commands)
-        except CommandError as error:
+        except (CommandError, UnreadableReplyError) as error:
             return [error] * len(commands)
 
     async def _wait(self, execution: asyncio.Task[list[CommandResult]], deadline: float | None) -> bool:

@@ -20,7 +20,7 @@ from agent.monitors.libvirt.qmp_translation import DomainSnapshot, FileSizes, St
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import AllowList, Command
-from agent.qmp.errors import CommandError
+from agent.qmp.errors import CommandError, QmpError, UnreadableReplyError
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +86,13 @@ def _parse_reply(text: str) -> CommandResult:
     try:
         reply = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        return CommandError("GenericError", f"the reply cannot be parsed: {error}")
+        return UnreadableReplyError(f"QEMU's reply is not valid JSON: {error}")
     match reply:
         case {"return": value}:
             return value
         case {"error": {"class": str(error_class), "desc": str(desc)}}:
             return CommandError(error_class, desc)
-    return CommandError("GenericError", "the reply has neither a return value nor an error")
+    return UnreadableReplyError("QEMU's reply has neither a return value nor an error")
 
 
 class TranslatingExecutor:
@@ -125,21 +125,21 @@ class TranslatingExecutor:
         devices, devices_error = await self._read_devices(commands, stats)
         sizes: FileSizes = {}
         if any(command.name == "query-named-block-nodes" for command in commands):
-            with contextlib.suppress(CommandError):  # the sizes are absent then
+            with contextlib.suppress(CommandError, UnreadableReplyError):  # the sizes are absent then
                 sizes = await self._file_sizes(devices)
         return DomainSnapshot(self._uuid, self._name, stats, devices, sizes, stats_error, devices_error)
 
-    async def _stats(self, commands: Sequence[Command]) -> tuple[Stats, CommandError | None]:
+    async def _stats(self, commands: Sequence[Command]) -> tuple[Stats, QmpError | None]:
         """Return the statistics that these commands need, or why there are none."""
         groups = 0
         for group in qmp_translation.stats_groups(commands):
             groups |= getattr(self._host.api, f"VIR_DOMAIN_STATS_{group}")
         try:
             return await self._host.stats.fetch(self._uuid, groups) if groups else {}, None
-        except CommandError as error:
+        except (CommandError, UnreadableReplyError) as error:
             return {}, error
 
-    async def _read_devices(self, commands: Sequence[Command], stats: Stats) -> tuple[Devices, CommandError | None]:
+    async def _read_devices(self, commands: Sequence[Command], stats: Stats) -> tuple[Devices, QmpError | None]:
         """Return the devices, read again if these commands need that, or why there are none."""
         if not any(map(qmp_translation.needs_devices, commands)):
             return NO_DEVICES, None
@@ -151,10 +151,10 @@ class TranslatingExecutor:
         try:
             xml: str = await self._host.pool.run(lambda connection: connection.domain(self._uuid).XMLDesc(0))
             devices = self._devices = parse_devices(xml)
-        except CommandError as error:
+        except (CommandError, UnreadableReplyError) as error:
             return NO_DEVICES, error
         except ValueError as error:
-            return NO_DEVICES, CommandError("GenericError", f"the domain's XML cannot be read: {error}")
+            return NO_DEVICES, UnreadableReplyError(f"the domain's XML cannot be read: {error}")
         return devices, None
 
     async def _execute(self, command: Command, snapshot: DomainSnapshot) -> CommandResult:

@@ -12,7 +12,7 @@ from typing import Any
 from agent.monitors.libvirt.devices import Devices, ImageLayer
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import Command
-from agent.qmp.errors import CommandError
+from agent.qmp.errors import CommandError, QmpError
 
 Stats = Mapping[str, Any]
 """A domain's statistics by virConnectGetAllDomainStats' names, such as `block.0.rd.reqs`."""
@@ -234,8 +234,8 @@ class DomainSnapshot:
     stats: Stats
     devices: Devices
     sizes: FileSizes
-    stats_error: CommandError | None = None
-    devices_error: CommandError | None = None
+    stats_error: QmpError | None = None
+    devices_error: QmpError | None = None
 
 
 _PERIOD = "guest-stats-polling-interval"

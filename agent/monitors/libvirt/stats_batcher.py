@@ -7,7 +7,7 @@ from agent.monitors.libvirt import qmp_translation
 from agent.monitors.libvirt.connection_pool import ConnectionPool
 from agent.monitors.libvirt.library import LibvirtConnection
 from agent.monitors.libvirt.qmp_translation import Stats
-from agent.qmp.errors import CommandError, NotConnectedError, QmpError
+from agent.qmp.errors import CommandError, NotConnectedError, QmpError, UnreadableReplyError
 
 MAX_BATCH = 32
 """Domains in one call; libvirtd queries their QEMUs one after the other."""
@@ -97,7 +97,7 @@ class StatsBatcher:
             outcome: dict[str, Stats] | QmpError = call.result()
         except QmpError as error:
             outcome = error
-        if isinstance(outcome, CommandError) and len(requests) > 1:
+        if isinstance(outcome, CommandError | UnreadableReplyError) and len(requests) > 1:
             for request in requests:
                 request.alone = True  # to find the domain that the call fails for
             return

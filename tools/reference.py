@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.alerts.rules import RULES
+from agent.alerts.rules import ALERTS
 from agent.app.agent import Agent
 from agent.cli import schema
 from agent.collectors import ALL, ALL_FEATURES
@@ -194,9 +194,7 @@ def records(examples: Iterable[str]) -> str:
         "## Alerts\n",
         _type("qemu.alert.write_threshold", "A thin disk exceeded an alert level, or is below it again.", by_type),
     ]
-    parts += [
-        _type(f"qemu.alert.{rule.alert}", rule.help, by_type) for rule in {rule.alert: rule for rule in RULES}.values()
-    ]
+    parts += [_type(f"qemu.alert.{alert}", text, by_type) for alert, text in ALERTS.items()]
     parts += [
         "## The agent\n",
         _type("qemu.agent.records_dropped", "Number of records that could not be delivered, by reason.", by_type),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from agent.alerts.images import ImageMemory
 from agent.alerts.levels import MAX_BYTES
 from agent.alerts.rules import HOUR
 from agent.alerts.space_metrics import space_figures, space_sample
@@ -27,9 +28,12 @@ DeviceSizeLookup = Callable[[Vm, str], int | None]
 class DiskAlerts:
     """Disk usage, thresholds and their alerts, for all VMs."""
 
-    def __init__(self, store: AlertStore, policy_of: PolicyLookup, size_of: DeviceSizeLookup) -> None:
+    def __init__(
+        self, store: AlertStore, images: ImageMemory, policy_of: PolicyLookup, size_of: DeviceSizeLookup
+    ) -> None:
         self.policy_of = policy_of
         self._store = store
+        self._images = images
         self._size_of = size_of
 
     def set_policy(self, policy_of: PolicyLookup, states: Iterable[VmAlertState]) -> None:
@@ -60,8 +64,14 @@ class DiskAlerts:
                 layers.setdefault(sample.subject, {})[sample.labels[1]] = sample
         if layers or BLOCK_LAYER in families:
             state.space_changed = True
+            state.layers = {
+                str(sample.values.get("node", "")): (device, layer, str(sample.values.get("path", "")))
+                for device, by_layer in layers.items()
+                for layer, sample in by_layer.items()
+            }
             for device, by_layer in layers.items():
                 yield from self._on_layers(state, device, by_layer, now, time_ns)
+                yield from self._check_image(state, device, by_layer, time_ns)
             yield from self._remove_unplugged(state, layers, time_ns)
 
     def space(self, state: VmAlertState) -> list[Sample]:
@@ -72,6 +82,9 @@ class DiskAlerts:
         return state.space
 
     def _on_counters(self, state: VmAlertState, sample: Sample, now: float) -> None:
+        for alias in ("backend", "node"):
+            if (name := sample.values.get(alias)) and state.aliases.get(name) != sample.subject:
+                state.aliases[name] = sample.subject
         node, offset = sample.values.get("storage_node", ""), sample.values.get("storage_write_highest_offset_bytes")
         if type(offset) is not int or not 0 <= offset <= MAX_BYTES:
             return
@@ -85,6 +98,13 @@ class DiskAlerts:
         state.space_changed = state.space_changed or tracker.measure == "offset" or offset > tracker.offset
         if tracker.on_poll(node, offset, now):
             state.refreshes |= {"nodes"}
+        else:
+            self._remember(tracker)
+
+    def _remember(self, tracker: ThresholdTracker) -> None:
+        """Store how far an image is written, for the time after QEMU has closed it."""
+        if tracker.measure == "offset" and not tracker.is_raw:
+            self._images.store(tracker.storage.path, tracker.format.size, tracker.offset)
 
     def _set_device_size(self, state: VmAlertState, storage: DiskLayer) -> None:
         """Set a device's size to what the host's kernel reports, which may have been extended under QEMU."""
@@ -104,17 +124,20 @@ class DiskAlerts:
         form, storage = (DiskLayer.from_values(by_layer[layer].values) for layer in ("format", "storage"))
         self._set_device_size(state, storage)
         state.fresh_slots |= {device}
-        crossings = tracker.on_layers(form, storage, state.offsets.get(storage.node, 0), now)
-        yield from self._report(state, device, tracker, crossings, time_ns)
+        offset = max(state.offsets.get(storage.node, 0), self._images.recall(storage.path, form.size))
+        yield from self._report(state, device, tracker, tracker.on_layers(form, storage, offset, now), time_ns)
+        self._remember(tracker)
 
     def _remove_unplugged(self, state: VmAlertState, devices: Collection[str], time_ns: int) -> Iterator[Record]:
         """Remove the disks that are gone, and resolve their alerts, those of an earlier run too."""
         for device in state.trackers.keys() - set(devices):
             del state.trackers[device]
+        gone = [alert for alert in self._store.of_owner(state.owner) if alert.subject not in devices]
         unplugged = [
             alert
-            for alert in self._store.of_vm(state.vm.uuid)
-            if alert.name == "write_threshold" and alert.subject not in devices and alert.data.get("layer") != "node"
+            for alert in gone
+            if (alert.name == "write_threshold" and alert.data.get("layer") != "node")
+            or (alert.name == "image_corrupted" and "path" in alert.data)
         ]
         return self._store.resolve(unplugged, time_ns, "unplugged")
 
@@ -129,23 +152,122 @@ class DiskAlerts:
             return
         state.space_changed = True
         state.refreshes |= {"nodes"}
+        owner = "other"
         for device, tracker in state.trackers.items():
             if tracker.slot.owns(node, threshold):
                 state.fresh_slots -= {device}
                 crossings = tracker.on_event(node, threshold, exceeded_by)
                 yield from self._report(state, device, tracker, crossings, event.time_ns)
-                return
-        device, layer, located = state.locate(node)
+                if node not in tracker.past_nodes:
+                    return
+                owner = "agent"  # an image that is no longer on top: something writes to it, such as a commit
+        yield from self._on_node_threshold(state, event, node, threshold, exceeded_by, owner, now_ns)
+
+    def _on_node_threshold(
+        self,
+        state: VmAlertState,
+        event: Record,
+        node: str,
+        threshold: int,
+        exceeded_by: int,
+        owner: str,
+        now_ns: int,
+    ) -> Iterator[Record]:
+        """Fire the alert of a threshold that is not a level of a disk."""
+        device, layer, path = self._locate(state, node)
+        tracker = state.trackers.get(device)
         state.fresh_slots -= {device}
-        if located is not None and layer == "storage":
-            located.raise_offset(threshold + exceeded_by)
-        more = {"detected_by": DetectedBy.EVENT.value, "device": device, "layer": layer, "node": node, "owner": "other"}
-        figures = space_figures(located) if located is not None else {}
+        figures: dict[str, Any] = {}
+        if tracker is not None and node == tracker.storage.node:
+            tracker.raise_offset(threshold + exceeded_by)
+            figures = space_figures(tracker)
+        where = {"device": device, "layer": layer, "node": node, "owner": owner} | ({"path": path} if path else {})
+        sizes = {"level_bytes": threshold, "exceeded_by_bytes": exceeded_by, **figures}
+        data = {"detected_by": DetectedBy.EVENT.value, **where, **sizes}
         until_ns = now_ns + int(HOUR * 1e9)
         level = f"threshold {threshold}"
-        data = {**more, "level_bytes": threshold, "exceeded_by_bytes": exceeded_by, **figures}
-        alert = Alert("write_threshold", event.vm, device, level, Severity.WARNING, event.time_ns, data, until_ns)
-        yield from self._store.fire(alert)
+        yield from self._store.fire(self._alert(state, device, level, Severity.WARNING, event.time_ns, data, until_ns))
+
+    def _locate(self, state: VmAlertState, node: str) -> tuple[str, str, str]:
+        """Return the device, the layer and the path that a node belongs to; the node itself where it is no known disk's."""
+        device, layer, tracker = state.locate(node)
+        if tracker is not None:
+            return device, layer, (tracker.storage if layer == "storage" else tracker.format).path
+        for device, tracker in state.trackers.items():
+            if node in tracker.past_nodes:
+                return device, "backing", tracker.past_nodes[node]
+        if node in state.layers:
+            device, layer, path = state.layers[node]
+            return device, "backing" if layer.startswith("backing") else layer, path
+        return node, "node", ""
+
+    def device_of(self, state: VmAlertState, subject: str, qemu: Mapping[str, Any]) -> tuple[str, bool]:
+        """Return the device that an event is about, by its stable name, and whether it is certain.
+
+        Args:
+            state: The process.
+            subject: The event's subject: a device, a backend or a block node.
+            qemu: The event's data.
+        """
+        if subject in state.trackers or not subject:
+            return subject, bool(subject)
+        node = str(qemu.get("node-name") or subject)
+        for name in (subject, node):
+            if name in state.aliases:
+                return state.aliases[name], True
+            device, layer, _ = self._locate(state, name)
+            if layer != "node":
+                return device, True
+        # A random node name is no use to a person, and it would be a new label each time.
+        return ("" if subject.startswith("#") else subject), isinstance(qemu.get("qom-path"), str)
+
+    # Corrupt images.
+
+    def image_fields(self, state: VmAlertState, qemu: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what identifies the image that an event is about."""
+        node = qemu.get("node-name")
+        if not isinstance(node, str) or not node:
+            return {}
+        _, layer, path = self._locate(state, node)
+        return {"node": node, "is_marked": qemu.get("fatal") is True} | ({"path": path} if layer != "node" else {})
+
+    def _check_image(
+        self, state: VmAlertState, device: str, by_layer: Mapping[str, Sample], time_ns: int
+    ) -> Iterator[Record]:
+        """Resolve the alert of a corrupt image that was replaced or repaired."""
+        alert = self._store.find(state.owner, "image_corrupted", device)
+        if alert is None or time_ns < alert.seen_ns:
+            return
+        path, node = alert.data.get("path"), alert.data.get("node")
+        images = [sample.values for sample in by_layer.values()]
+        same_path = [image for image in images if image.get("path") == path] if path else images
+        if not same_path or (path and node and all(image.get("node") != node for image in images)):
+            yield from self._store.resolve([alert], time_ns, "replaced")
+        elif alert.data.get("is_marked") and not any(image.get("corrupt") for image in same_path):
+            yield from self._store.resolve([alert], time_ns, "repaired")
+
+    def _alert(
+        self,
+        state: VmAlertState,
+        device: str,
+        level: str,
+        severity: Severity,
+        time_ns: int,
+        data: Mapping[str, Any],
+        until_ns: int = 0,
+    ) -> Alert:
+        return Alert(
+            "write_threshold",
+            state.vm,
+            device,
+            level,
+            severity,
+            time_ns,
+            data,
+            until_ns,
+            owner=state.owner,
+            instance=state.instance,
+        )
 
     def _report(
         self,
@@ -160,7 +282,7 @@ class DiskAlerts:
             severity = Severity.CRITICAL if crossing.is_highest else Severity.WARNING
             more = {"detected_by": crossing.detected_by.value, "device": device, "layer": "storage", "owner": "agent"}
             more |= {"level_bytes": crossing.level.bytes} | space_figures(tracker)
-            alert = Alert("write_threshold", state.vm, device, crossing.level.text, severity, time_ns, more)
+            alert = self._alert(state, device, crossing.level.text, severity, time_ns, more)
             if crossing.firing:
                 yield from self._store.fire(alert)
             else:

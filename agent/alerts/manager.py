@@ -1,35 +1,38 @@
-"""Alerts of all VMs: write thresholds and severe events, in one store. Pure: it returns the records to send and the commands to execute.
+"""Alerts of all VMs: write thresholds, severe events and run states, in one store.
 
-Each record comes with the state that has to outlive the agent, to be written in one transaction with it. Wherever the agent is killed,
-each alert is therefore emitted exactly once.
+Pure: it returns the records to send and the commands to execute. Each record comes with the state that has to outlive the agent, to be
+written in one transaction with it. Wherever the agent is killed, each alert is therefore emitted exactly once.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.alerts.active_instances import ActiveInstances
 from agent.alerts.disk_alerts import DeviceSizeLookup, DiskAlerts, PolicyLookup
+from agent.alerts.event_alerts import HANDLED_EVENTS, EventAlerts
+from agent.alerts.images import ImageMemory
 from agent.alerts.levels import ResolvedLevel
-from agent.alerts.rules import RULES
-from agent.alerts.space_metrics import space_figures
+from agent.alerts.processes import ProcessRegistry
+from agent.alerts.rules import UUID_CLASH_HELP
+from agent.alerts.run_state_alerts import RunStateAlerts
 from agent.alerts.store import Alert, AlertStore
 from agent.alerts.threshold_tracker import ThresholdTracker
-from agent.alerts.threshold_types import DetectedBy
 from agent.alerts.vm_state import EMPTY, VmAlertState
 from agent.model.family import Family, Sample
-from agent.model.record import Record, Vm
+from agent.model.record import Record, Severity, Vm
 from agent.qmp.commands import Command
 
 NOTE_PREFIX = "alerts/"
 """Prefix of the names of state notes; a VM's UUID follows."""
 
+IMAGE_PREFIX = "images/"
+"""Prefix of the names of image notes; the image's path follows."""
+
+Note = tuple[str, Any]
+"""The name and the JSON value of what outlives the agent; None as the value removes it."""
+
 AWAY_SECONDS = 60.0
 """How long the alerts of a detached VM are kept. Its agent or its monitor may just be restarting."""
-
-_RULES_BY_EVENT = {event: [rule for rule in RULES if rule.event == event] for event in {rule.event for rule in RULES}}
-_HANDLED_EVENTS = {"RESUME", "STOP", "BLOCK_WRITE_THRESHOLD", *_RULES_BY_EVENT}
-"""Events that may fire an alert or change the run state. Those that resolve one are in the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class PendingAlert:
     """
 
     record: Record
-    note: tuple[str, Any]
+    note: Note
 
     @property
     def uuid(self) -> str:
@@ -61,169 +64,198 @@ class AlertManager:
     def __init__(self, host: str, policy_of: PolicyLookup, size_of: DeviceSizeLookup = lambda _vm, _path: None) -> None:
         self.store = AlertStore()
         self._host = host
-        self._disks = DiskAlerts(self.store, policy_of, size_of)
-        self._vms: dict[str, VmAlertState] = {}
-        self._instances = ActiveInstances()
+        self._images = ImageMemory()
+        self._disks = DiskAlerts(self.store, self._images, policy_of, size_of)
+        self._run_states = RunStateAlerts(self.store)
+        self._events = EventAlerts(self.store, self._disks, self._run_states)
+        self._processes = ProcessRegistry()
         self._persisted: set[str] = set()
 
     def set_policy(self, policy_of: PolicyLookup) -> None:
         """Use another policy. It applies to each disk at its next poll, which is due now."""
-        self._disks.set_policy(policy_of, self._vms.values())
+        self._disks.set_policy(policy_of, self._processes)
 
     # Persistence.
 
-    def restore(self, notes: dict[str, object], now: float) -> None:
-        """Restore the state notes of an earlier run. A VM that is not attached in time counts as gone."""
+    def restore(self, notes: Mapping[str, object], now: float) -> None:
+        """Restore the notes of an earlier run. A VM that is not attached in time counts as gone."""
         for name, note in notes.items():
-            uuid = name.removeprefix(NOTE_PREFIX)
-            self._persisted.add(uuid)
-            if isinstance(note, dict):
-                disks = note.get("disks")
-                restored = disks if isinstance(disks, dict) else {}
-                self._vms[uuid] = VmAlertState(Vm(self._host, uuid, uuid), restored_disks=restored, gone_at=now)
-                self.store.restore(self._host, uuid, note.get("firing"))
+            if name.startswith(IMAGE_PREFIX):
+                self._images.restore(name.removeprefix(IMAGE_PREFIX), note)
+            elif name.startswith(NOTE_PREFIX):
+                self._restore_vm(name.removeprefix(NOTE_PREFIX), note, now)
 
-    def state_note(self, uuid: str) -> tuple[str, Any]:
-        """Return the name and the value of a VM's state note; the value is JSON, or None where there is no state."""
-        state = self._vms.get(uuid)
-        disks = dict(state.restored_disks) if state is not None else {}
-        if state is not None:
+    def _restore_vm(self, uuid: str, note: object, now: float) -> None:
+        self._persisted.add(uuid)
+        processes = note.get("processes") if isinstance(note, dict) else None
+        for process in processes if isinstance(processes, list) else ():
+            if not isinstance(process, dict):
+                continue
+            monitor, pid, instance = (process.get(key) for key in ("monitor", "pid", "instance"))
+            vm = Vm(self._host, uuid, uuid, str(monitor or ""))
+            state = self._processes.add(vm, pid if type(pid) is int else None, instance=str(instance or ""))
+            state.gone_at = now
+            disks = process.get("disks")
+            state.restored_disks = disks if isinstance(disks, dict) else {}
+            self.store.restore(vm, state.owner, process.get("firing"))
+
+    def state_note(self, uuid: str) -> Note:
+        """Return a VM's state note; its value is None where there is no state."""
+        processes = []
+        for state in self._processes.of_uuid(uuid):
+            disks = dict(state.restored_disks)
             disks |= {device: tracker.to_note() for device, tracker in state.trackers.items() if tracker.has_state}
-        firing = self.store.to_note(uuid)
-        (self._persisted.add if disks or firing else self._persisted.discard)(uuid)
-        return NOTE_PREFIX + uuid, {"disks": disks, "firing": firing} if disks or firing else None
+            if (firing := self.store.to_note(state.owner)) or disks:
+                about = {"monitor": state.vm.monitor, "pid": state.pid, "instance": state.instance}
+                processes.append({**about, "disks": disks, "firing": firing})
+        (self._persisted.add if processes else self._persisted.discard)(uuid)
+        return NOTE_PREFIX + uuid, {"processes": processes} if processes else None
 
-    def stale_notes(self) -> list[str]:
-        """Return the UUIDs of VMs that are gone and still have a note on disk; `state_note` then returns None for them."""
-        return sorted(self._persisted - self._vms.keys())
+    def notes_due(self) -> list[Note]:
+        """Return the notes to persist now: those of images that were written further, and of VMs that are gone."""
+        stale = sorted(uuid for uuid in self._persisted if uuid not in self._processes)
+        images = [(IMAGE_PREFIX + path, note) for path, note in self._images.notes_due()]
+        return [*(self.state_note(uuid) for uuid in stale), *images]
 
     # Lifecycle.
 
-    def on_attached(self, vm: Vm, time_ns: int = 0) -> list[PendingAlert]:
-        """Process that a VM is attached. Another attached instance with its UUID stays active until it is gone or stops."""
-        self._instances.add(vm)
-        state = self._vms.get(vm.uuid)
-        ended: list[Alert] = []
-        if state is not None and state.gone_for_good:
-            # A new process: alerts of the old one are over, but its disks are as full as before.
-            ended = [alert for alert in self.store.of_vm(vm.uuid) if alert.name != "write_threshold"]
-        self._switch_active(vm.uuid)
-        return self._with_notes(self.store.resolve(ended, time_ns, "vm_gone"))
+    def on_attached(self, vm: Vm, time_ns: int = 0, pid: int | None = None) -> list[PendingAlert]:
+        """Process that a VM is attached, whose process is `pid` where that is known."""
+        state = self._processes.attach(vm, pid)
+        self._expect_changes(state)
+        if state.restored_disks and state.is_active:
+            self._restore_disks(state, state.restored_disks)
+            state.restored_disks = {}
+        return self._with_notes(self._switch_primary(vm.uuid, time_ns))
 
-    def on_gone(self, vm: Vm, now: float, *, for_good: bool) -> None:
+    def on_gone(self, vm: Vm, now: float, *, for_good: bool, time_ns: int = 0) -> list[PendingAlert]:
         """Process that a VM is detached. Unless `for_good`, its alerts are kept for `AWAY_SECONDS`."""
-        self._instances.remove(vm)
-        state = self._vms.get(vm.uuid)
-        if state is not None and state.vm == vm and not self._switch_active(vm.uuid):
-            state.gone_at, state.gone_for_good = (now - AWAY_SECONDS if for_good else now), for_good
-
-    def on_run_state(self, vm: Vm, time_ns: int, *, running: bool, status: str = "") -> list[PendingAlert]:
-        """Process a poll of the run state. The first one after attaching shows what began or ended while the agent was away."""
-        self._instances.set_running(vm, running=running)
-        self._switch_active(vm.uuid)
-        state = self._active(vm)
-        if state is None or state.has_run_state:
+        state = self._processes.attached(vm)
+        if state is None:
             return []
-        state.has_run_state = True
-        return self._with_notes(self._on_first_run_state(state, time_ns, running=running, status=status))
+        state.gone_at, state.gone_for_good = (now - AWAY_SECONDS if for_good else now), for_good
+        return self._with_notes(self._switch_primary(vm.uuid, time_ns))
 
-    def _on_first_run_state(self, state: VmAlertState, time_ns: int, *, running: bool, status: str) -> Iterator[Record]:
-        ended = [alert for alert in self.store if running and alert.fingerprint in state.unconfirmed]
-        yield from self.store.resolve(ended, time_ns, "running")
-        if any("RESUME" in alert.resolved_by for alert in self.store.of_vm(state.vm.uuid)):
+    def _switch_primary(self, uuid: str, time_ns: int) -> Iterator[Record]:
+        """Make another process the primary of a UUID where that is due."""
+        successor = self._processes.successor(uuid)
+        if successor is None:
             return
-        for rule in RULES:
-            if rule.status and rule.status == status:
-                more = {"help": rule.help, "event": rule.event, "detected_by": DetectedBy.MISSED.value}
-                yield from self.store.fire(
-                    Alert(rule.alert, state.vm, "", "", rule.severity, time_ns, more, resolved_by=rule.resolved_by)
-                )
+        primary = self._processes.of_uuid(uuid)[0]
+        alerts = self.store.of_owner(primary.owner)
+        kept = [alert for alert in alerts if _survives(alert, primary, successor)]
+        ended = [alert for alert in alerts if alert not in kept]
+        reason = "vm_gone" if primary.gone_at is not None else "migrated"
+        self._processes.make_primary(successor)
+        self._restore_disks(successor, primary.disk_notes())
+        primary.trackers, primary.restored_disks = {}, {}
+        self.store.reassign(kept, successor.vm, successor.owner)
+        self._expect_changes(successor)
+        successor.refreshes |= {"block", "nodes"} if primary.gone_at is None else EMPTY
+        yield from self.store.resolve(ended, time_ns, reason)
+        if _has_ended(primary, successor):
+            self._processes.remove(primary)
 
-    def _switch_active(self, uuid: str) -> bool:
-        """Make another instance of a UUID active where that is due; return whether one became active."""
-        state = self._vms.get(uuid)
-        is_attached = state is not None and state.gone_at is None
-        vm = self._instances.successor(uuid, state.vm if state is not None and is_attached else None)
-        if vm is None:
-            return False
-        restored = state.restored_disks if state is not None else {}
-        if state is not None:
-            restored |= {device: tracker.to_note() for device, tracker in state.trackers.items()}
-        self._vms[uuid] = successor = VmAlertState(vm)
-        for device, note in restored.items():
-            successor.trackers[device] = tracker = ThresholdTracker(self._disks.policy_of(vm, device))
+    def _expect_changes(self, state: VmAlertState) -> None:
+        """Note that events were missed: a poll of a running guest now resolves what stopped it before."""
+        seen_ns = (alert.seen_ns for alert in self.store.of_owner(state.owner))
+        state.run.stopped_ns = max([state.run.stopped_ns, *seen_ns])
+
+    def _restore_disks(self, state: VmAlertState, notes: Mapping[str, Any]) -> None:
+        for device, note in notes.items():
+            state.trackers[device] = tracker = ThresholdTracker(self._disks.policy_of(state.vm, device))
             tracker.restore(note)
-        if is_attached:
-            successor.refreshes |= {"block", "nodes"}
-        else:
-            paused_by = (alert for alert in self.store.of_vm(uuid) if "RESUME" in alert.resolved_by)
-            successor.unconfirmed = frozenset(alert.fingerprint for alert in paused_by) or EMPTY
-        return True
 
     def tick(self, now: float, now_ns: int) -> list[PendingAlert]:
-        """Resolve what ends by time. Call it about once a second.
+        """Process the passing of time. Call it about once a second.
 
         Args:
             now: Monotonic time in seconds.
             now_ns: Nanoseconds since the epoch.
         """
-        return self._with_notes(self._resolve_by_time(now, now_ns))
+        return self._with_notes(self._on_tick(now, now_ns))
 
-    def _resolve_by_time(self, now: float, now_ns: int) -> Iterator[Record]:
+    def _on_tick(self, now: float, now_ns: int) -> Iterator[Record]:
         yield from self.store.resolve_expired(now_ns)
-        for uuid, state in list(self._vms.items()):
-            if state.gone_at is not None and now - state.gone_at >= AWAY_SECONDS:
-                del self._vms[uuid]
-                yield from self.store.resolve_vm(uuid, now_ns)
+        for state in self._processes:
+            if state.gone_at is None:
+                yield from self._run_states.on_tick(state, now_ns)
+            elif now - state.gone_at >= AWAY_SECONDS:
+                self._processes.remove(state)
+                yield from self.store.resolve(self.store.of_owner(state.owner), now_ns, "vm_gone")
+        for uuid in self._processes.uuids():
+            yield from self._check_clash(uuid, now_ns)
+
+    def _check_clash(self, uuid: str, now_ns: int) -> Iterator[Record]:
+        """Report that several running VMs have one UUID."""
+        states = self._processes.of_uuid(uuid)
+        if len(states) < 2 and (not states or self.store.find(states[0].owner, "uuid_clash") is None):
+            return
+        clashing = self._processes.clashes(uuid)
+        for state in states[1:]:
+            state.is_active = state in clashing
+        if clashing:
+            primary = states[0]
+            monitors = ", ".join(sorted(state.vm.monitor for state in clashing))
+            data = {"help": UUID_CLASH_HELP, "monitors": monitors}
+            alert = Alert(
+                "uuid_clash", primary.vm, "", "", Severity.ERROR, now_ns, data,
+                owner=primary.owner, instance=primary.instance,
+            )  # fmt: skip
+            if self.store.find(primary.owner, "uuid_clash") is None:
+                yield from self.store.fire(alert)
+        else:
+            over = (self.store.find(state.owner, "uuid_clash") for state in states)
+            yield from self.store.resolve((alert for alert in over if alert is not None), now_ns, "uuid_unique")
+        if len(self._processes.running(uuid)) > 1:
+            for state in states:
+                state.refreshes |= {"runstate"}
 
     # Events and samples.
 
     def on_event(self, event: Record, name: str, now_ns: int) -> list[PendingAlert]:
-        """Process an event; `name` is QEMU's name of it."""
-        if name not in _HANDLED_EVENTS and name not in self.store.resolving_events:
+        """Process an event at the moment it is read; `name` is QEMU's name of it."""
+        if name not in HANDLED_EVENTS and name not in self.store.resolving_events:
             return []  # most events, and in a flood all of them
-        return self._with_notes(self._on_handled_event(event, name, now_ns))
+        state = self._processes.attached(event.vm)
+        if state is None:
+            return []
+        records = self._with_notes(self._events.on_event(state, event, name, now_ns))
+        return records + self._with_notes(self._switch_primary(event.vm.uuid, event.time_ns))
 
-    def _on_handled_event(self, event: Record, name: str, now_ns: int) -> Iterator[Record]:
-        if name in ("RESUME", "STOP"):
-            self._instances.set_running(event.vm, running=name == "RESUME")
-            self._switch_active(event.vm.uuid)
-        yield from self.store.resolve_by_event(event.vm, name, event.time_ns)
-        yield from self._fire_rules(event, name, now_ns)
-        state = self._active(event.vm)
-        if name == "BLOCK_WRITE_THRESHOLD" and state is not None:
-            yield from self._disks.on_threshold_event(state, event, event.data["qemu"], now_ns)
+    def on_run_state(self, vm: Vm, time_ns: int, *, running: bool, status: str = "") -> list[PendingAlert]:
+        """Process a poll of the run state that was sent at `time_ns`."""
+        state = self._processes.attached(vm)
+        if state is None:
+            return []
+        records = self._with_notes(self._run_states.on_poll(state, status, time_ns, running=running))
+        return records + self._with_notes(self._switch_primary(vm.uuid, time_ns))
 
-    def _fire_rules(self, event: Record, name: str, now_ns: int) -> Iterator[Record]:
-        data, state = event.data["qemu"], self._vms.get(event.vm.uuid)
-        for rule in _RULES_BY_EVENT.get(name, ()):
-            if not rule.when(data):
-                continue
-            until_ns = now_ns + int(rule.seconds * 1e9) if rule.seconds is not None else 0
-            subject, _, tracker = state.locate(event.subject) if state is not None else (event.subject, "", None)
-            tracker = tracker or (state.trackers.get(event.subject) if state is not None else None)
-            more = {"help": rule.help, "event": name}
-            if rule.alert == "disk_full" and tracker is not None:
-                more |= {"detected_by": DetectedBy.ENOSPC.value} | space_figures(tracker)
-            # A guest that was not stopped by the event is not resumed either: an operator's pause and resume resolves nothing.
-            resolved_by = rule.resolved_by - {"RESUME"} if data.get("action") == "run" else rule.resolved_by
-            alert = Alert(rule.alert, event.vm, subject, "", rule.severity, event.time_ns, more, until_ns, resolved_by)
-            if state is not None:
-                state.unconfirmed -= {alert.fingerprint}
-            yield from self.store.fire(alert)
+    def on_migration(self, vm: Vm, status: str, time_ns: int) -> list[PendingAlert]:
+        """Process a migration status that was polled at `time_ns`."""
+        state = self._processes.attached(vm)
+        return self._with_notes(self._run_states.on_migration(state, status, time_ns)) if state is not None else []
+
+    def on_jobs(self, vm: Vm, samples: Iterable[Sample], time_ns: int, now_ns: int) -> list[PendingAlert]:
+        """Process a poll of the jobs, which has all samples of jobs."""
+        state = self._processes.attached(vm)
+        return self._with_notes(self._events.on_jobs(state, samples, time_ns, now_ns)) if state is not None else []
 
     def on_samples(
         self, vm: Vm, samples: Sequence[Sample], now: float, time_ns: int, *, families: Collection[Family] = ()
     ) -> tuple[list[PendingAlert], list[Sample]]:
-        """Process a poll, which has all samples of these families.
+        """Process a poll of disks, which has all samples of these families.
 
         Returns:
             The alert records to send, and the VM's space samples: the same list as before where nothing changed.
         """
-        state = self._active(vm)
+        state = self._processes.attached(vm)
         if state is None:
             return [], []
-        pending = self._with_notes(self._disks.on_samples(state, samples, families, now, time_ns))
+        pending = self._with_notes(self._run_states.on_devices(state, samples, families, time_ns))
+        if not state.is_active:
+            return pending, []
+        pending += self._with_notes(self._disks.on_samples(state, samples, families, now, time_ns))
         return pending, self._disks.space(state)
 
     def _with_notes(self, records: Iterable[Record]) -> list[PendingAlert]:
@@ -232,9 +264,9 @@ class AlertManager:
     # Queries and commands.
 
     def _active(self, vm: Vm) -> VmAlertState | None:
-        """Return the state of a VM if it is the active instance of its UUID."""
-        state = self._vms.get(vm.uuid)
-        return state if state is not None and (state.vm is vm or state.vm == vm) else None
+        """Return the process that is attached as this VM, if its disks are evaluated."""
+        state = self._processes.attached(vm)
+        return state if state is not None and state.is_active else None
 
     def levels(self, vm: Vm, device: str) -> tuple[ResolvedLevel, ...]:
         """Return the levels of a VM's disk, the lowest first; none where the policy is off or the disk is not thin."""
@@ -244,7 +276,7 @@ class AlertManager:
 
     def refreshes_due(self, vm: Vm) -> frozenset[str]:
         """Return the collectors that have to run now, and clear them."""
-        state = self._active(vm)
+        state = self._processes.attached(vm)
         if state is None:
             return EMPTY
         due, state.refreshes = state.refreshes, EMPTY
@@ -260,3 +292,19 @@ class AlertManager:
         state = self._active(vm)
         if state is not None:
             self._disks.on_command_done(state, device, done=done)
+
+
+def _has_ended(state: VmAlertState, successor: VmAlertState) -> bool:
+    """Return whether a process has certainly ended: it said so, or its monitor has another process now."""
+    return state.gone_at is not None and (state.gone_for_good or state.vm.monitor == successor.vm.monitor)
+
+
+def _survives(alert: Alert, before: VmAlertState, successor: VmAlertState) -> bool:
+    """Return whether an alert of a process becomes an alert of the process that succeeds it."""
+    if alert.name == "write_threshold":
+        return True  # the disks are as full as before
+    if _has_ended(before, successor):
+        return False
+    if before.gone_at is not None and (before.pid is None or successor.pid is None):
+        return True  # it may be the same process, reached over another monitor: its run state tells
+    return not alert.status  # a guest that stood is gone, or it runs in another process now

@@ -1,4 +1,4 @@
-"""Rules that make alerts of events: the event, the severity, and what resolves the alert."""
+"""Rules that make alerts of events and of run states: the condition, the severity, and what resolves the alert."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,22 +9,24 @@ from agent.model.record import Severity
 Data = Mapping[str, Any]
 
 HOUR = 3600.0
-RESUMED = frozenset({"RESUME", "RESET"})
+CRITICAL, ERROR, WARNING = Severity.CRITICAL, Severity.ERROR, Severity.WARNING
 
 
 @dataclass(frozen=True, slots=True)
 class EventRule:
-    """One rule.
+    """A rule that fires an alert when an event arrives.
 
     Attributes:
-        event: QEMU's name of the event that fires the alert.
+        event: QEMU's name of the event.
         alert: The alert's name.
         severity: The alert's severity.
         help: The alert's text for people, one sentence.
         when: Whether an event with this data fires the alert.
+        status: The run state that the event leaves the guest in. Such an alert is resolved when the guest runs, and by nothing else.
+            Empty where the guest continues by itself.
         resolved_by: Events that resolve the alert.
-        status: The run state that the event leaves the VM in. It reveals an event that was missed. Empty where there is none.
-        seconds: How long the alert fires where no event resolves it; None is as long as the VM exists.
+        seconds: How long the alert fires where no event resolves it; None is as long as the process exists.
+        copies: Fields of the event that the alert's record has too.
     """
 
     event: str
@@ -32,24 +34,41 @@ class EventRule:
     severity: Severity
     help: str
     when: Callable[[Data], bool] = lambda _: True
+    status: str = ""
     resolved_by: frozenset[str] = frozenset()
     seconds: float | None = None
-    status: str = ""
+    copies: tuple[str, ...] = ()
 
 
-RULES = (
+def _is_full(data: Data) -> bool:
+    return data.get("nospace") is True and data.get("action") == "stop"
+
+
+def _failed(data: Data) -> bool:
+    return data.get("nospace") is not True and data.get("action") == "stop"
+
+
+EVENT_RULES = (
     EventRule(
         "GUEST_PANICKED",
         "guest_panicked",
-        Severity.CRITICAL,
+        CRITICAL,
         "The guest's kernel panicked.",
-        resolved_by=RESUMED,
+        when=lambda data: data.get("action") != "run",
         status="guest-panicked",
+    ),
+    EventRule(
+        "GUEST_PANICKED",
+        "guest_panicked",
+        CRITICAL,
+        "The guest's kernel panicked.",
+        when=lambda data: data.get("action") == "run",
+        resolved_by=frozenset({"RESET"}),
     ),
     EventRule(
         "GUEST_CRASHLOADED",
         "guest_crashed",
-        Severity.ERROR,
+        ERROR,
         "The guest crashed and loaded its crash kernel.",
         resolved_by=frozenset({"RESET"}),
         seconds=HOUR,
@@ -57,29 +76,100 @@ RULES = (
     EventRule(
         "BLOCK_IO_ERROR",
         "disk_full",
-        Severity.CRITICAL,
+        CRITICAL,
         "The guest is paused because a write found no space.",
-        when=lambda data: data.get("nospace") is True and data.get("action") == "stop",
-        resolved_by=RESUMED,
+        when=_is_full,
+        status="io-error",
     ),
     EventRule(
         "BLOCK_IO_ERROR",
         "io_error_stop",
-        Severity.CRITICAL,
+        CRITICAL,
         "The guest is paused because a disk request failed.",
-        when=lambda data: data.get("nospace") is not True and data.get("action") == "stop",
-        resolved_by=RESUMED,
+        when=_failed,
         status="io-error",
     ),
+    EventRule("BLOCK_IMAGE_CORRUPTED", "image_corrupted", CRITICAL, "The metadata of a disk image is corrupt."),
     EventRule(
-        "BLOCK_IMAGE_CORRUPTED", "image_corrupted", Severity.CRITICAL, "The metadata of a disk image is corrupt."
+        "WATCHDOG",
+        "watchdog_stop",
+        CRITICAL,
+        "The guest is paused because its watchdog expired.",
+        when=lambda data: data.get("action") == "pause",
+        status="watchdog",
     ),
-    EventRule("WATCHDOG", "watchdog", Severity.ERROR, "The guest's watchdog expired.", seconds=HOUR),
     EventRule(
-        "MEMORY_FAILURE", "memory_failure", Severity.ERROR, "The host's memory failed under the VM.", seconds=HOUR
+        "WATCHDOG",
+        "watchdog",
+        ERROR,
+        "The guest's watchdog expired.",
+        when=lambda data: data.get("action") != "pause",
+        seconds=HOUR,
     ),
+    EventRule("MEMORY_FAILURE", "memory_failure", ERROR, "The host's memory failed under the VM.", seconds=HOUR),
+    EventRule("QUORUM_FAILURE", "quorum_failure", CRITICAL, "The disks of a quorum do not agree.", seconds=HOUR),
     EventRule(
-        "QUORUM_FAILURE", "quorum_failure", Severity.CRITICAL, "The disks of a quorum do not agree.", seconds=HOUR
+        "BLOCK_JOB_COMPLETED",
+        "job_failed",
+        ERROR,
+        "A block job failed.",
+        when=lambda data: bool(data.get("error")),
+        seconds=HOUR,
+        copies=("type", "error"),
     ),
 )
 """`nospace` is only present with `action: stop` (QEMU 2.2 to 11.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStateRule:
+    """A rule that fires an alert while the guest stands in a run state. It applies to polls, whatever events arrived.
+
+    Attributes:
+        status: QEMU's RunState.
+        alert: The alert's name.
+        severity: The alert's severity.
+        help: The alert's text for people, one sentence.
+        seconds: How long the guest has to be in this state.
+        after_reset: Whether the rule applies only after the guest was reset or had run: a VM also starts in this state.
+    """
+
+    status: str
+    alert: str
+    severity: Severity
+    help: str
+    seconds: float = 0.0
+    after_reset: bool = False
+
+
+RUN_STATE_RULES = (
+    RunStateRule("internal-error", "internal_error", CRITICAL, "The guest is paused because of an internal error."),
+    RunStateRule("guest-panicked", "guest_panicked", CRITICAL, "The guest's kernel panicked."),
+    RunStateRule("watchdog", "watchdog_stop", CRITICAL, "The guest is paused because its watchdog expired."),
+    RunStateRule("io-error", "io_error_stop", CRITICAL, "The guest is paused because a disk request failed."),
+    RunStateRule(
+        "prelaunch",
+        "reset_stopped",
+        ERROR,
+        "The guest was reset while it was stopped, and has not run since.",
+        seconds=60.0,
+        after_reset=True,
+    ),
+    RunStateRule(
+        "shutdown", "shutdown_stuck", WARNING, "The guest has shut down, but its QEMU still runs.", seconds=300.0
+    ),
+    RunStateRule("suspended", "guest_suspended", WARNING, "The guest has been suspended for an hour.", seconds=HOUR),
+)
+
+POSTCOPY_PAUSED = "postcopy-paused"
+POSTCOPY_RECOVERING = frozenset({"postcopy-recover-setup", "postcopy-recover"})
+POSTCOPY_HELP = "The postcopy migration lost its connection, and the guest waits for memory."
+
+UUID_CLASH_HELP = "Several running VMs have this UUID; their records and metrics are mixed."
+
+ALERTS: Mapping[str, str] = {
+    **{rule.alert: rule.help for rule in (*EVENT_RULES, *RUN_STATE_RULES)},
+    "postcopy_paused": POSTCOPY_HELP,
+    "uuid_clash": UUID_CLASH_HELP,
+}
+"""The text of each alert but `write_threshold`, by name."""

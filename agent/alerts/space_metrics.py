@@ -11,11 +11,9 @@ from agent.model.metrics.block import BLOCK_SPACE
 def space_figures(tracker: ThresholdTracker) -> dict[str, Any]:
     """Return a disk's node, path and usage, and its growth where it is known."""
     figures: dict[str, Any] = {"node": tracker.storage.node, "path": tracker.storage.path, "measure": tracker.measure}
-    figures |= {
-        "used_bytes": tracker.used,
-        "limit_bytes": tracker.limit,
-        "free_bytes": tracker.limit - tracker.used,
-    }
+    figures["limit_bytes"] = tracker.limit
+    if tracker.is_measured:
+        figures |= {"used_bytes": tracker.used, "free_bytes": tracker.limit - tracker.used}
     if tracker.growth_rate is not None:
         figures["growth_bytes_per_second"] = round(tracker.growth_rate, 1)
     if tracker.time_to_full is not None:

@@ -22,6 +22,10 @@ class Alert:
         data: Further fields of its record.
         until_ns: When it is resolved without an event, in nanoseconds since the epoch; 0 is never.
         resolved_by: Events that resolve it.
+        status: The run state that the guest stands in; the alert is resolved when the guest runs. Empty where the guest may run.
+        owner: The process that it belongs to.
+        instance: Distinguishes processes with one UUID that run at the same time; empty for the first of them.
+        seen_ns: Time of the newest evidence of it; older evidence does not resolve it.
     """
 
     name: str
@@ -33,11 +37,21 @@ class Alert:
     data: Mapping[str, Any]
     until_ns: int = 0
     resolved_by: frozenset[str] = frozenset()
+    status: str = ""
+    owner: int = 0
+    instance: str = ""
+    seen_ns: int = 0
+
+    @property
+    def key(self) -> tuple[int, str, str, str]:
+        """Its identity in this run of the agent."""
+        return self.owner, self.name, self.subject, self.level
 
     @property
     def fingerprint(self) -> str:
-        """Its identity, which stays the same over restarts, reconnects and repetitions."""
+        """Its identity for consumers, which stays the same over restarts, reconnects and repetitions."""
         parts = f"{self.vm.host}\n{self.vm.uuid}\n{self.name}\n{self.subject}\n{self.level}"
+        parts += f"\n{self.instance}" if self.instance else ""
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     def to_record(self, state: str, time_ns: int, more: Mapping[str, Any]) -> Record:
@@ -56,14 +70,14 @@ class Alert:
 
 
 class AlertStore:
-    """All firing alerts, by fingerprint.
+    """All firing alerts.
 
     Attributes:
         resolving_events: Names of events that may resolve one of them.
     """
 
     def __init__(self) -> None:
-        self._firing: dict[str, Alert] = {}
+        self._firing: dict[tuple[int, str, str, str], Alert] = {}
         self.resolving_events: set[str] = set()
 
     def __iter__(self) -> Iterator[Alert]:
@@ -72,45 +86,60 @@ class AlertStore:
     def __len__(self) -> int:
         return len(self._firing)
 
-    def of_vm(self, uuid: str) -> list[Alert]:
-        """Return the firing alerts of a VM."""
-        return [alert for alert in self if alert.vm.uuid == uuid]
+    def of_owner(self, owner: int) -> list[Alert]:
+        """Return the firing alerts of a process."""
+        return [alert for alert in self if alert.owner == owner]
+
+    def find(self, owner: int, name: str, subject: str = "", level: str = "") -> Alert | None:
+        """Return a firing alert; None where it does not fire."""
+        return self._firing.get((owner, name, subject, level))
 
     def fire(self, alert: Alert) -> Iterator[Record]:
-        """Store an alert; yield its record unless it fires already."""
+        """Store an alert; yield its record unless it fires already. A later repetition updates its data."""
         self.resolving_events |= alert.resolved_by
-        known = self._firing.get(alert.fingerprint)
-        if known is not None:
-            self._firing[alert.fingerprint] = replace(alert, since_ns=known.since_ns)
-        else:
-            self._firing[alert.fingerprint] = alert
+        seen_ns = alert.seen_ns or alert.since_ns
+        known = self._firing.get(alert.key)
+        if known is None:
+            self._firing[alert.key] = replace(alert, seen_ns=seen_ns)
             yield alert.to_record("firing", alert.since_ns, {})
+        elif seen_ns >= known.seen_ns:
+            self._firing[alert.key] = replace(alert, since_ns=known.since_ns, instance=known.instance, seen_ns=seen_ns)
+
+    def confirm(self, alert: Alert, time_ns: int) -> None:
+        """Note that a firing alert's condition still holds at this time."""
+        known = self._firing.get(alert.key)
+        if known is not None and time_ns > known.seen_ns:
+            self._firing[alert.key] = replace(known, seen_ns=time_ns)
 
     def resolve(
         self, alerts: Iterable[Alert], time_ns: int, reason: str, more: Mapping[str, Any] | None = None
     ) -> Iterator[Record]:
         """Resolve those of the alerts that fire; yield a record for each, at the moment when it is resolved."""
         for alert in list(alerts):
-            known = self._firing.pop(alert.fingerprint, None)
+            known = self._firing.pop(alert.key, None)
             if known is not None:
                 yield known.to_record("resolved", time_ns, {"resolved_by": reason, **(more or {})})
 
-    def resolve_by_event(self, vm: Vm, event: str, time_ns: int) -> Iterator[Record]:
-        """Resolve the alerts that an event of a VM resolves."""
-        return self.resolve((alert for alert in self.of_vm(vm.uuid) if event in alert.resolved_by), time_ns, event)
-
-    def resolve_vm(self, uuid: str, time_ns: int) -> Iterator[Record]:
-        """Resolve all alerts of a VM that is gone."""
-        return self.resolve(self.of_vm(uuid), time_ns, "vm_gone")
+    def resolve_by_event(self, owner: int, event: str, time_ns: int) -> Iterator[Record]:
+        """Resolve the alerts of a process that an event resolves, except those with newer evidence."""
+        resolved = (a for a in self.of_owner(owner) if event in a.resolved_by and a.seen_ns <= time_ns)
+        return self.resolve(resolved, time_ns, event)
 
     def resolve_expired(self, time_ns: int) -> Iterator[Record]:
         """Resolve the alerts whose time is over."""
         return self.resolve((alert for alert in self if 0 < alert.until_ns <= time_ns), time_ns, "time")
 
+    def reassign(self, alerts: Iterable[Alert], vm: Vm, owner: int) -> None:
+        """Make alerts the alerts of another process, such as the destination of a migration."""
+        for alert in list(alerts):
+            del self._firing[alert.key]
+            moved = replace(alert, vm=vm, owner=owner)
+            self._firing.setdefault(moved.key, moved)
+
     # Persistence.
 
-    def to_note(self, uuid: str) -> list[dict[str, Any]]:
-        """Return the firing alerts of a VM as JSON values."""
+    def to_note(self, owner: int) -> list[dict[str, Any]]:
+        """Return the firing alerts of a process as JSON values."""
         return [
             {
                 "name": alert.name,
@@ -121,18 +150,21 @@ class AlertStore:
                 "since_ns": alert.since_ns,
                 "until_ns": alert.until_ns,
                 "resolved_by": sorted(alert.resolved_by),
+                "status": alert.status,
+                "instance": alert.instance,
+                "seen_ns": alert.seen_ns,
                 "data": dict(alert.data),
             }
-            for alert in self.of_vm(uuid)
+            for alert in self.of_owner(owner)
         ]
 
-    def restore(self, host: str, uuid: str, note: object) -> None:
+    def restore(self, vm: Vm, owner: int, note: object) -> None:
         """Restore what `to_note` returned in an earlier run; other values are ignored."""
         for item in note if isinstance(note, list) else ():
             try:
                 alert = Alert(
                     item["name"],
-                    Vm(host, uuid, item["vm_name"]),
+                    replace(vm, name=item["vm_name"]),
                     item["subject"],
                     item["level"],
                     Severity(item["severity"]),
@@ -140,8 +172,12 @@ class AlertStore:
                     dict(item["data"]),
                     int(item["until_ns"]),
                     frozenset(item["resolved_by"]),
+                    str(item["status"]),
+                    owner,
+                    str(item["instance"]),
+                    int(item["seen_ns"]),
                 )
             except (KeyError, TypeError, ValueError):
                 continue
-            self._firing.setdefault(alert.fingerprint, alert)
+            self._firing.setdefault(alert.key, alert)
             self.resolving_events |= alert.resolved_by

@@ -41,7 +41,8 @@ class ThresholdTracker:
         policy: The config's policy.
         slot: The write-threshold slot of the storage node.
         storage, format: The layers, once known.
-        offset: End of the highest write to the storage since QEMU opened it, in bytes.
+        offset: End of the highest write to the storage that is known, in bytes; 0 where none is.
+        past_nodes: Paths of the storage before a snapshot or a mirror's pivot, by node.
     """
 
     policy: ThresholdPolicy
@@ -49,6 +50,7 @@ class ThresholdTracker:
     storage: DiskLayer = field(default_factory=DiskLayer)
     format: DiskLayer = field(default_factory=DiskLayer)
     offset: int = 0
+    past_nodes: dict[str, str] = field(default_factory=dict)
     _exceeded: frozenset[str] = frozenset()
     _was_thin: bool = False
     _queried_offset: int = 0  # offset and allocated bytes when the layers were queried last
@@ -79,6 +81,11 @@ class ThresholdTracker:
     def used(self) -> int:
         """Bytes in use."""
         return self.storage.allocated if self.measure == "allocated" else self.offset
+
+    @property
+    def is_measured(self) -> bool:
+        """True if the usage is known. QEMU reports the offset 0 until it has written to an image that it opened."""
+        return self.measure == "allocated" or self.offset > 0
 
     @property
     def is_raw(self) -> bool:
@@ -130,7 +137,7 @@ class ThresholdTracker:
         self.offset = max(self.offset, offset)
         if self.measure == "offset":
             self._add_point(now)
-            return any(self._changes())
+            return self.is_measured and any(self._changes())
         grown = self.offset - self._queried_offset
         if grown <= 0:
             return False
@@ -139,6 +146,8 @@ class ThresholdTracker:
         return is_near or grown > max(self.limit * REFRESH_SHARE, 1)
 
     def _add_point(self, now: float) -> None:
+        if not self.is_measured:
+            return
         while self._points and (now - self._points[0] > GROWTH_SECONDS or self._points[-1] > self.used):
             del self._points[:2]
         self._points.extend((now, self.used))
@@ -146,6 +155,10 @@ class ThresholdTracker:
 
     def on_layers(self, form: DiskLayer, storage: DiskLayer, offset: int, now: float) -> Iterator[LevelCrossing]:
         """Process the layers as QEMU reports them; yield the levels crossed since the last time."""
+        path_before = self.storage.path if self._known else self._highest_write[0]
+        is_replaced = bool(path_before) and path_before != storage.path
+        if self._known and storage.node != self.storage.node:
+            self.past_nodes = {**self.past_nodes, self.storage.node: self.storage.path}
         if storage.path != self.storage.path:
             del self._points[:]
             self.offset, self._was_thin = 0, False
@@ -161,7 +174,7 @@ class ThresholdTracker:
         has_fired = self.slot.read(
             storage.node, storage.write_threshold, is_level=self._is_own_level(storage.write_threshold)
         )
-        yield from self._compare(DetectedBy.MISSED if has_fired else DetectedBy.LEVEL)
+        yield from self._compare(DetectedBy.MISSED if has_fired else DetectedBy.LEVEL, is_replaced=is_replaced)
 
     def _is_own_level(self, value: int) -> bool:
         return self.policy.mode is ThresholdMode.ARM and any(value == level.bytes for level in self.levels)
@@ -186,7 +199,7 @@ class ThresholdTracker:
 
     def _changes(self) -> Iterator[tuple[ResolvedLevel, bool]]:
         """Yield the newly exceeded levels, the lowest first, then those no longer exceeded, the highest first."""
-        if not self.limit:
+        if not self.limit or (self.measure == "offset" and not self.is_raw and not self.is_measured):
             return  # not known at the moment
         levels, used, slack = self.levels, self.used, int(self.limit * self.policy.hysteresis)
         for level in levels:
@@ -198,10 +211,13 @@ class ThresholdTracker:
         for text in sorted(self._exceeded - {level.text for level in levels}):
             yield ResolvedLevel(text, 0), False
 
-    def _compare(self, detected_by: DetectedBy) -> Iterator[LevelCrossing]:
+    def _compare(self, detected_by: DetectedBy, *, is_replaced: bool = False) -> Iterator[LevelCrossing]:
         """Yield the crossings since the last comparison, and store them."""
         levels = self.levels
-        for level, firing in list(self._changes()):
+        changes = list(self._changes())
+        if is_replaced and not self.is_measured:  # levels were exceeded by the image before
+            changes = [(ResolvedLevel(text, 0), False) for text in sorted(self._exceeded)]
+        for level, firing in changes:
             self._exceeded = self._exceeded | {level.text} if firing else self._exceeded - {level.text}
             yield LevelCrossing(
                 level,
@@ -210,7 +226,7 @@ class ThresholdTracker:
                 detected_by if firing else DetectedBy.LEVEL,
                 firing,
                 is_highest=len(levels) > 1 and level == levels[-1],
-                resolved_by=ResolvedReason.SPACE if level in levels else ResolvedReason.LEVEL_GONE,
+                resolved_by=_reason(is_known=level in levels, is_replaced=is_replaced),
             )
 
     # Output.
@@ -260,3 +276,9 @@ class ThresholdTracker:
             self._exceeded = frozenset(text for text in exceeded[:MAX_EXCEEDED] if isinstance(text, str))
         self.slot.restore(note)
         self._highest_write = parse_place(note.get("highest_write")) or ("", 0)
+
+
+def _reason(*, is_known: bool, is_replaced: bool) -> ResolvedReason:
+    if is_replaced:
+        return ResolvedReason.REPLACED
+    return ResolvedReason.SPACE if is_known else ResolvedReason.LEVEL_GONE

@@ -35,7 +35,9 @@ class ResolvedReason(StrEnum):
     """Why a level is no longer exceeded."""
 
     SPACE = "space"
-    """The disk uses less, was extended, or was replaced by one with more free space."""
+    """The disk uses less, or was extended."""
+    REPLACED = "replaced"
+    """The disk has another image."""
     LEVEL_GONE = "level_gone"
     """The config no longer has the level, or the disk is too small for it."""
 

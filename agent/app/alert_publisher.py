@@ -6,11 +6,12 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
-from agent.alerts.manager import NOTE_PREFIX, AlertManager, PendingAlert
+from agent.alerts.manager import AlertManager, PendingAlert
 from agent.app.builders import device_size_of, threshold_policy
 from agent.app.publisher import RecordPublisher
 from agent.config.model import WriteThresholdConfig
 from agent.model.family import Family, Sample
+from agent.model.metrics.migration import MIGRATION
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, StateNote, Vm
 from agent.qmp.commands import Command
@@ -37,8 +38,7 @@ class AlertPublisher:
 
     def restore(self) -> None:
         """Restore the alerts of the previous run from the journal."""
-        notes = self._publisher.delivery.stored_notes.items()
-        self.manager.restore({k: v for k, v in notes if k.startswith(NOTE_PREFIX)}, time.monotonic())
+        self.manager.restore(self._publisher.delivery.stored_notes, time.monotonic())
 
     def set_policy(self, config: WriteThresholdConfig) -> None:
         """Apply a new threshold configuration to all disks."""
@@ -52,10 +52,11 @@ class AlertPublisher:
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
         """Evaluate a lifecycle change."""
         if change is VmChange.ATTACHED:
-            self._publish(self.manager.on_attached(record.vm, record.time_ns))
+            self._publish(self.manager.on_attached(record.vm, record.time_ns, record.data.get("pid")))
         elif change in (VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT):
             for_good = "shutdown_reason" in record.data or change is VmChange.MIGRATED_OUT
-            self.manager.on_gone(record.vm, time.monotonic(), for_good=for_good)
+            gone = self.manager.on_gone(record.vm, time.monotonic(), for_good=for_good, time_ns=record.time_ns)
+            self._publish(gone)
 
     def on_block_samples(
         self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
@@ -72,11 +73,21 @@ class AlertPublisher:
                 status = str(sample.values.get("status", ""))
                 self._publish(self.manager.on_run_state(vm, time_ns, running=running, status=status))
 
+    def on_migration(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
+        """Evaluate the migration statuses among samples."""
+        for sample in samples:
+            if sample.family is MIGRATION and isinstance(status := sample.values.get("status"), str):
+                self._publish(self.manager.on_migration(vm, status, time_ns))
+
+    def on_jobs(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
+        """Evaluate a poll of jobs."""
+        self._publish(self.manager.on_jobs(vm, samples, time_ns, time.time_ns()))
+
     async def tick(self) -> None:
-        """Evaluate the passage of time and remove stale state notes from the journal; call it about once a second."""
+        """Evaluate the passage of time and store the notes that are due; call it about once a second."""
         self._publish(self.manager.tick(time.monotonic(), time.time_ns()))
         delivery = self._publisher.delivery
-        notes = [StateNote(*self.manager.state_note(uuid)) for uuid in self.manager.stale_notes()]
+        notes = [StateNote(*note) for note in self.manager.notes_due()]
         await asyncio.gather(*(delivery.persist(note, STORE_SECONDS) for note in notes))  # all in one commit
 
     def refreshes_due(self, vm: Vm) -> frozenset[str]:
@@ -99,8 +110,9 @@ class AlertPublisher:
         for alert in pending:
             record = alert.record
             self._publisher.publish(record, StateNote(*alert.note))
-            _log.warning(
-                "%s: alert %s %s %s", record.vm.name, record.data["alert"], record.subject, record.data["state"]
+            level = logging.WARNING if record.data["state"] == "firing" else logging.INFO
+            _log.log(
+                level, "%s: alert %s %s %s", record.vm.name, record.data["alert"], record.subject, record.data["state"]
             )
         if pending:
             self.changed.set()

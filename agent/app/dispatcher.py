@@ -10,6 +10,8 @@ from agent.app.self_metrics import SelfMetrics
 from agent.exposition.snapshot import Snapshot
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK_SPACE
+from agent.model.metrics.jobs import JOB
+from agent.model.metrics.migration import MIGRATION
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, Vm
 from agent.monitors import Monitor
@@ -72,6 +74,10 @@ class SessionDispatcher:
             self._snapshot.samples(vm, (BLOCK_SPACE,), spaces, time_ns)
         if RUNSTATE in families:
             self._alerts.on_run_state(vm, samples, time_ns)
+        if MIGRATION in families:
+            self._alerts.on_migration(vm, samples, time_ns)
+        if JOB in families:
+            self._alerts.on_jobs(vm, samples, time_ns)
 
     def on_status(self, status: MonitorStatus) -> None:
         """Update the snapshot and log the new state of a monitor."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from agent.alerts.rules import RULES
+from agent.alerts.rules import ALERTS
 from agent.alerts.threshold_types import DetectedBy
 from agent.config.model import Config
 from agent.delivery.drops import DropReason
@@ -115,12 +115,12 @@ def _bodies() -> dict[str, dict[str, Any]]:
     bodies["qemu.alert.write_threshold"] = _body(
         _THRESHOLD, required=("alert", "state", "fingerprint", "device", "level", "detected_by")
     )
-    for rule in RULES:
+    for alert in sorted(ALERTS):
         body = _body(
-            _ALERT | {"alert": {"const": rule.alert}, "help": _TEXT, "event": _TEXT},
+            _ALERT | {"alert": {"const": alert}, "help": _TEXT, "event": _TEXT},
             required=("alert", "state", "fingerprint"),
         )
-        bodies[f"qemu.alert.{rule.alert}"] = body | {"additionalProperties": True}
+        bodies[f"qemu.alert.{alert}"] = body | {"additionalProperties": True}
     return bodies
 
 
@@ -176,7 +176,7 @@ _THRESHOLD = _ALERT | {
     "detected_by": {"enum": [detected_by.value for detected_by in DetectedBy], "description": "How it was detected."},
     "owner": {"enum": ["agent", "other"], "description": "Whose threshold or ladder it is."},
     "device": _TEXT,
-    "layer": {"enum": ["format", "storage", "node"]},
+    "layer": {"enum": ["format", "storage", "backing", "node"]},
     "node": {"type": "string"},
     "path": {"type": "string"},
     "measure": {
@@ -226,6 +226,7 @@ CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "monitor": _TEXT,
             "qemu_version": _TEXT,
             "qemu_package": {"type": "string"},
+            "pid": {"type": "integer", "description": "QEMU's process; absent where it is not known."},
             "reattached": {
                 "type": "boolean",
                 "description": "Whether the agent watched this monitor before in this run.",

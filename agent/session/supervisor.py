@@ -199,6 +199,7 @@ class MonitorSupervisor:
             "monitor": sanitize(self._monitor.name),
             "qemu_version": build.version,
             "qemu_package": build.package,
+            "pid": pid_if_qemu(client.peer_pid),
             "reattached": self._detached_ns is not None,
             "incoming": self._migration.incoming or None,
             "events_available": None if client.receives_events else False,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agent.alerts.levels import parse_level, resolve_levels
-from agent.alerts.manager import NOTE_PREFIX, AlertManager, PendingAlert
+from agent.alerts.manager import AlertManager, PendingAlert
 from agent.alerts.space_metrics import space_sample
 from agent.alerts.threshold_types import ThresholdMode, ThresholdPolicy
 from agent.model.family import Sample
@@ -147,7 +147,7 @@ class Agent:
         self.journal = journal
         self.emitted: list[Record] = []
         self.manager = AlertManager(HOST, lambda _vm, _disk: ThresholdPolicy(mode, LEVELS, HYSTERESIS), self._size_of)
-        self.manager.restore({k: v for k, v in journal.notes.items() if k.startswith(NOTE_PREFIX)}, now)
+        self.manager.restore(journal.notes, now)
 
     def _size_of(self, _vm: Vm, path: str) -> int | None:
         sizes = {node.medium.path: node.medium.size for node in self.qemu.nodes.values()}
@@ -167,7 +167,7 @@ class Agent:
         """Process a reply."""
         families = (BLOCK, BLOCK_LAYER) if reply.with_nodes else (BLOCK,)
         pending, spaces = self.manager.on_samples(VM, self.qemu.samples(reply), now, int(now * 1e9), families=families)
-        trackers = self.manager._vms[UUID].trackers.items()
+        trackers = self.manager._processes.of_uuid(UUID)[0].trackers.items()
         assert spaces == [space for disk, tracker in trackers if (space := space_sample(disk, tracker)) is not None]
         self.emit(pending)
 

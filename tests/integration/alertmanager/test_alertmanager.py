@@ -181,7 +181,7 @@ async def test_an_unreachable_alertmanager_is_reported_and_retried(fake: FakeQem
 
         async def reports_the_error() -> bool:
             status, text = await agent.readiness()
-            return status == 503 and f"Alertmanager at {alertmanager.url}: sending alerts failed" in text
+            return status == 503 and f"alerts cannot be sent to Alertmanager at {alertmanager.url}" in text
 
         await until(reports_the_error, 10)
         await alertmanager.start()

@@ -12,7 +12,7 @@ def test_a_replugged_disk_reports_its_levels_again() -> None:
     manager.on_gone(VM, 1, for_good=False)
     manager.on_attached(VM)  # exceeded levels are kept over a reconnect
     poll(manager, disk)
-    manager.on_samples(VM, Disk(node="n2").layer_samples("disk1"), 2, 0)  # disk0 is unplugged
+    manager.on_samples(VM, Disk(node="n2", path="/dev/vg/lv2").layer_samples("disk1"), 2, 0)  # disk0 is unplugged
     assert summary(poll(manager, disk)) == [("write_threshold", "disk0", "80%", "firing")]
 
 

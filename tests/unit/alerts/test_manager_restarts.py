@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent.alerts.manager import AWAY_SECONDS, NOTE_PREFIX, AlertManager, PendingAlert
-from agent.alerts.rules import HOUR, RULES
+from agent.alerts.rules import EVENT_RULES, HOUR
 from agent.alerts.threshold_types import ThresholdMode
 from agent.model.metrics.block import BLOCK_LAYER
 from agent.model.record import Record, Severity, Vm
@@ -50,6 +50,11 @@ def restarted(agent: Agent) -> Agent:
     return new_agent(agent.qemu, agent.journal)
 
 
+def vm_notes_due(agent: Agent) -> list[tuple[str, Any]]:
+    """Return the state notes of VMs that are due."""
+    return [note for note in agent.manager.notes_due() if note[0].startswith(NOTE_PREFIX)]
+
+
 NO_SPACE: dict[str, Any] = {"action": "stop", "nospace": True, "operation": "write"}
 
 
@@ -60,16 +65,16 @@ def test_each_record_has_the_state_note_as_of_that_record() -> None:
     agent = polled_agent(960)
     firing = [len(pending.note[1]["firing"]) for pending in agent.manager.tick(0, 0)]
     assert firing == []
-    levels = [value["disks"]["disk0"]["exceeded"] for _, _, value in agent.journal.pending]
+    levels = [value["processes"][0]["disks"]["disk0"]["exceeded"] for _, _, value in agent.journal.pending]
     assert levels == [["80%"], ["80%", "90%"], ["80%", "90%", "95%"]]
-    assert [len(value["firing"]) for _, _, value in agent.journal.pending] == [1, 2, 3]
+    assert [len(value["processes"][0]["firing"]) for _, _, value in agent.journal.pending] == [1, 2, 3]
 
 
 def test_a_note_before_the_first_poll_keeps_restored_disks() -> None:
     second = restarted(polled_agent(850))
     second.manager.on_attached(VM)
     (pending,) = second.manager.on_event(event("WATCHDOG", action="none"), "WATCHDOG", 7)
-    assert pending.note[1]["disks"]["disk0"]["exceeded"] == ["80%"]
+    assert pending.note[1]["processes"][0]["disks"]["disk0"]["exceeded"] == ["80%"]
 
 
 def test_the_note_of_a_gone_vm_without_alerts_is_removed() -> None:
@@ -77,20 +82,19 @@ def test_the_note_of_a_gone_vm_without_alerts_is_removed() -> None:
     assert len(agent.pending_commands()) == 1
     assert agent.journal.pending[-1][2] is not None
     agent.manager.on_gone(VM, 0, for_good=True)
-    assert agent.manager.stale_notes() == []
+    assert vm_notes_due(agent) == []
     assert agent.manager.tick(1, 0) == []
-    assert agent.manager.stale_notes() == [UUID]
-    assert agent.manager.state_note(UUID) == (NOTE_PREFIX + UUID, None)
-    assert agent.manager.stale_notes() == []
+    assert vm_notes_due(agent) == [(NOTE_PREFIX + UUID, None)]
+    assert vm_notes_due(agent) == []
 
 
 def test_the_note_of_a_vm_that_never_returns_is_removed() -> None:
     agent = polled_agent()
     agent.pending_commands()
     second = restarted(agent)
-    assert second.manager.stale_notes() == []
+    assert vm_notes_due(second) == []
     second.manager.tick(AWAY_SECONDS, 0)
-    assert second.manager.stale_notes() == [UUID]
+    assert vm_notes_due(second) == [(NOTE_PREFIX + UUID, None)]
 
 
 def test_fingerprints_are_stable_over_restarts_and_processes() -> None:
@@ -156,14 +160,14 @@ def test_a_disk_unplugged_while_the_agent_was_away_resolves() -> None:
 # --- Event rules ---
 
 
-@pytest.mark.parametrize("end", ["RESUME", "RESET"])
-def test_a_panic_outlives_an_agent_restart_until_the_guest_runs(end: str) -> None:
+def test_a_panic_outlives_an_agent_restart_until_the_guest_runs() -> None:
     agent = polled_agent()
     agent.emit(agent.manager.on_event(event("GUEST_PANICKED", action="pause"), "GUEST_PANICKED", 7))
     second = restarted(agent)
     second.manager.on_attached(VM)
     assert send_event(second.manager, "STOP") == []
-    assert send_event(second.manager, end) == [("guest_panicked", "resolved")]
+    assert send_event(second.manager, "RESET") == [], "the guest stands still"
+    assert send_event(second.manager, "RESUME") == [("guest_panicked", "resolved")]
 
 
 def test_resume_does_not_resolve_a_panic_that_stopped_nothing() -> None:
@@ -197,7 +201,7 @@ def test_an_event_without_a_subject_names_no_disk() -> None:
 
 
 def test_every_rule_is_at_least_an_error() -> None:
-    assert {rule.severity for rule in RULES} <= {Severity.ERROR, Severity.CRITICAL}
+    assert {rule.severity for rule in EVENT_RULES} <= {Severity.ERROR, Severity.CRITICAL}
 
 
 # --- Run state at attach ---
@@ -218,12 +222,13 @@ def test_a_guest_found_running_resolves_its_pause(is_restarted: bool) -> None:  
 def test_a_guest_found_paused_stays_firing_until_resume() -> None:
     manager = polled_agent().manager
     send_event(manager, "BLOCK_IO_ERROR", subject="disk0", **NO_SPACE)
-    assert manager.on_run_state(VM, 9, running=True) == [], "the poll is older than the error"
+    assert manager.on_run_state(VM, 6, running=True) == [], "the poll is older than the error"
     manager.on_gone(VM, 1, for_good=False)
     manager.on_attached(VM)
-    assert manager.on_run_state(VM, 9, running=False) == []
-    assert manager.on_run_state(VM, 9, running=True) == [], "only RESUME resolves it"
-    assert send_event(manager, "RESUME") == [("disk_full", "resolved")]
+    assert manager.on_run_state(VM, 9, running=False, status="io-error") == []
+    assert manager.on_run_state(VM, 8, running=True) == [], "the poll is older than the last one"
+    assert send_event(manager, "RESUME") == [], "the event is older than the last poll"
+    assert summary(manager.on_event(event("RESUME", time_ns=10), "RESUME", 10)) == [("disk_full", "resolved")]
 
 
 def test_an_error_at_attach_outranks_an_older_poll() -> None:
@@ -232,7 +237,7 @@ def test_an_error_at_attach_outranks_an_older_poll() -> None:
     manager.on_gone(VM, 1, for_good=False)
     manager.on_attached(VM)
     assert send_event(manager, "BLOCK_IO_ERROR", subject="disk0", **NO_SPACE) == []
-    assert manager.on_run_state(VM, 9, running=True) == [], "the poll is older than the error"
+    assert manager.on_run_state(VM, 6, running=True) == [], "the poll is older than the error"
 
 
 def test_a_restarted_vm_keeps_its_disk_levels_only() -> None:
@@ -247,7 +252,13 @@ def test_a_restarted_vm_keeps_its_disk_levels_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "alert"), [("io-error", "io_error_stop"), ("guest-panicked", "guest_panicked"), ("paused", None)]
+    ("status", "alert"),
+    [
+        ("guest-panicked", "guest_panicked"),
+        ("internal-error", "internal_error"),
+        ("watchdog", "watchdog_stop"),
+        ("paused", None),
+    ],
 )
 def test_a_missed_pause_is_detected_by_the_run_state(status: str, alert: str | None) -> None:
     manager = polled_agent().manager
@@ -255,8 +266,9 @@ def test_a_missed_pause_is_detected_by_the_run_state(status: str, alert: str | N
     assert summary(pending) == ([(alert, "firing")] if alert else [])
     assert [alert.record.data["detected_by"] for alert in pending] == ["missed"] * len(pending)
     assert manager.on_run_state(VM, 10, running=False, status=status) == []
-    assert summary(manager.on_event(event("RESUME"), "RESUME", 11)) == ([(alert, "resolved")] if alert else [])
-    assert manager.on_run_state(VM, 12, running=False, status=status) == [], "from here on, events report it"
+    resumed = manager.on_event(event("RESUME", time_ns=11), "RESUME", 11)
+    assert summary(resumed) == ([(alert, "resolved")] if alert else [])
+    assert summary(manager.on_run_state(VM, 12, running=False, status=status)) == ([(alert, "firing")] if alert else [])
 
 
 def test_a_known_pause_is_not_reported_again() -> None:
@@ -275,7 +287,7 @@ def test_a_migration_source_is_active_until_it_stops() -> None:
     manager = agent.manager
     manager.on_run_state(VM, 1, running=True)
     manager.on_attached(TWIN)
-    manager.on_run_state(TWIN, 1, running=False)
+    manager.on_run_state(TWIN, 1, running=False, status="inmigrate")
     assert manager.pending_commands(TWIN) == []
     assert manager.on_samples(TWIN, agent.qemu.samples(agent.qemu.reply(with_nodes=True)), 1, 1) == ([], [])
     assert len(manager.pending_commands(VM)) == 1, "the source writes"
@@ -306,7 +318,7 @@ def test_after_a_restart_the_running_process_is_active() -> None:
         agent = restarted(polled_agent(850))
         agent.manager.on_attached(first)
         agent.manager.on_attached(second)
-        agent.manager.on_run_state(VM, 1, running=False)  # the source of a completed migration
+        agent.manager.on_run_state(VM, 1, running=False, status="postmigrate")  # the source of a completed migration
         agent.manager.on_run_state(TWIN, 1, running=True)
         reply = agent.qemu.samples(agent.qemu.reply(with_nodes=True))
         assert agent.manager.on_samples(VM, reply, 1, 1) == ([], [])
@@ -326,7 +338,7 @@ def test_an_event_from_two_monitors_is_reported_once() -> None:
 def test_a_response_for_an_inactive_process_is_ignored() -> None:
     agent = polled_agent(100)
     agent.pending_commands()
-    agent.manager.on_run_state(VM, 1, running=False)
+    agent.manager.on_run_state(VM, 1, running=False, status="postmigrate")
     agent.manager.on_attached(TWIN)
     agent.manager.on_run_state(TWIN, 1, running=True)
     agent.manager.refreshes_due(TWIN)
@@ -343,5 +355,5 @@ def test_the_state_note_is_json() -> None:
     name, value = agent.manager.state_note(UUID)
     assert json.loads(json.dumps(value)) == value
     assert name == f"{NOTE_PREFIX}{UUID}"
-    assert value["disks"]["disk0"]["threshold"] == ["storage1", 900]
+    assert value["processes"][0]["disks"]["disk0"]["threshold"] == ["storage1", 900]
     assert {alert.vm.host for alert in agent.manager.store} == {HOST}

@@ -283,7 +283,7 @@ class Scenario:
             assert not is_firing or medium.end > size - int(medium.size * HYSTERESIS), (
                 f"{level} fires and is not exceeded"
             )
-        (tracker,) = self.agent.manager._vms[UUID].trackers.values()
+        (tracker,) = self.agent.manager._processes.of_uuid(UUID)[0].trackers.values()
         if (
             self.mode is ThresholdMode.ARM
             and not tracker.slot.is_foreign

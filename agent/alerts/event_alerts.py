@@ -1,0 +1,114 @@
+"""Alerts that events fire. Pure: it returns records."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from agent.alerts.disk_alerts import DiskAlerts
+from agent.alerts.rules import EVENT_RULES, HOUR, EventRule
+from agent.alerts.run_state_alerts import RunStateAlerts
+from agent.alerts.store import Alert, AlertStore
+from agent.alerts.threshold_types import DetectedBy
+from agent.alerts.vm_state import VmAlertState
+from agent.model.family import Sample
+from agent.model.record import Record, sanitize
+
+RUN_STATE_EVENTS = frozenset({"RESUME", "STOP", "RESET"})
+_RULES = {event: [rule for rule in EVENT_RULES if rule.event == event] for event in {r.event for r in EVENT_RULES}}
+HANDLED_EVENTS = frozenset({"BLOCK_WRITE_THRESHOLD", "MIGRATION", *RUN_STATE_EVENTS, *_RULES})
+"""Events that may fire an alert or change the run state. Those that resolve one are in the store."""
+
+_JOB_FAILED = next(rule for rule in EVENT_RULES if rule.alert == "job_failed")
+
+
+class EventAlerts:
+    """Alerts of events and of failed jobs, for all VMs."""
+
+    def __init__(self, store: AlertStore, disks: DiskAlerts, run_states: RunStateAlerts) -> None:
+        self._store = store
+        self._disks = disks
+        self._run_states = run_states
+
+    def on_event(self, state: VmAlertState, event: Record, name: str, now_ns: int) -> Iterator[Record]:
+        """Process an event; `name` is QEMU's name of it."""
+        data = event.data["qemu"]
+        if name in RUN_STATE_EVENTS:
+            yield from self._run_states.on_event(state, name, event.time_ns)
+        yield from self._store.resolve_by_event(state.owner, name, event.time_ns)
+        for rule in _RULES.get(name, ()):
+            if rule.when(data):
+                yield from self._on_rule(state, rule, event, data, now_ns)
+        if name == "MIGRATION":
+            yield from self._run_states.on_migration(state, str(data.get("status")), event.time_ns)
+        if name == "BLOCK_WRITE_THRESHOLD" and state.is_active:
+            yield from self._disks.on_threshold_event(state, event, data, now_ns)
+
+    def _on_rule(
+        self, state: VmAlertState, rule: EventRule, event: Record, data: Mapping[str, Any], now_ns: int
+    ) -> Iterator[Record]:
+        """Fire a rule's alert, unless the guest is known to have run since."""
+        if rule.status and state.run.has_run_since(event.time_ns):
+            return
+        device, located = self._disks.device_of(state, event.subject, data)
+        if rule.status == "io-error":
+            if not located:
+                self._run_states.on_unlocated_io_error(state, event.time_ns, is_full=rule.alert == "disk_full")
+                return
+            how = DetectedBy.ENOSPC if rule.alert == "disk_full" else DetectedBy.EVENT
+            yield from self._run_states.fire_io_error(state, rule.alert, device, event.time_ns, how)
+            return
+        yield from self._fire(state, rule, event, device, data, now_ns)
+
+    def _fire(
+        self,
+        state: VmAlertState,
+        rule: EventRule,
+        event: Record,
+        device: str,
+        data: Mapping[str, Any],
+        now_ns: int,
+    ) -> Iterator[Record]:
+        until_ns = now_ns + int(rule.seconds * 1e9) if rule.seconds is not None else 0
+        fields: dict[str, Any] = {"help": rule.help, "event": rule.event}
+        fields |= {key: sanitize(data[key]) for key in rule.copies if isinstance(data.get(key), str)}
+        if rule.alert == "image_corrupted":
+            fields |= self._disks.image_fields(state, data)
+        if rule.alert == "job_failed":
+            state.failed_jobs |= {event.subject}
+        alert = Alert(
+            rule.alert,
+            state.vm,
+            device,
+            "",
+            rule.severity,
+            event.time_ns,
+            fields,
+            until_ns,
+            rule.resolved_by,
+            rule.status,
+            state.owner,
+            state.instance,
+        )
+        yield from self._store.fire(alert)
+
+    def on_jobs(self, state: VmAlertState, samples: Iterable[Sample], time_ns: int, now_ns: int) -> Iterator[Record]:
+        """Fire an alert for each job that is newly found to have failed."""
+        failed = {sample.subject: sample for sample in samples if sample.values.get("error")}
+        known, state.failed_jobs = state.failed_jobs, frozenset(failed)
+        for job in sorted(failed.keys() - known):
+            values = failed[job].values
+            fields = {"help": _JOB_FAILED.help, "event": _JOB_FAILED.event, "error": sanitize(str(values["error"]))}
+            fields |= {"type": failed[job].labels[1]}
+            until_ns = now_ns + int(HOUR * 1e9)
+            alert = Alert(
+                _JOB_FAILED.alert,
+                state.vm,
+                job,
+                "",
+                _JOB_FAILED.severity,
+                time_ns,
+                fields,
+                until_ns,
+                owner=state.owner,
+                instance=state.instance,
+            )
+            yield from self._store.fire(alert)

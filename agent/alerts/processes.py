@@ -1,0 +1,109 @@
+"""VM processes by UUID. Pure.
+
+Several processes can have one UUID: the source and the destination of a migration within the host, a VM and its predecessor before a
+restart, or two VMs by mistake (clones). Each process has its own alerts. The first process of a UUID is its primary: it has the alerts
+of the disks, which a successor takes over.
+"""
+
+from collections.abc import Iterator
+from itertools import count
+
+from agent.alerts.vm_state import VmAlertState
+from agent.model.record import Vm
+
+
+class ProcessRegistry:
+    """All processes that are attached, or were a short time ago."""
+
+    def __init__(self) -> None:
+        self._by_uuid: dict[str, list[VmAlertState]] = {}
+        self._owners = count(1)
+
+    def __iter__(self) -> Iterator[VmAlertState]:
+        return (state for states in list(self._by_uuid.values()) for state in list(states))
+
+    def __contains__(self, uuid: object) -> bool:
+        return uuid in self._by_uuid
+
+    def uuids(self) -> list[str]:
+        """Return the UUIDs of all processes."""
+        return list(self._by_uuid)
+
+    def of_uuid(self, uuid: str) -> list[VmAlertState]:
+        """Return the processes of a UUID, the primary first."""
+        return self._by_uuid.get(uuid, [])
+
+    def attached(self, vm: Vm) -> VmAlertState | None:
+        """Return the process that is attached as this VM."""
+        for state in self._by_uuid.get(vm.uuid, ()):
+            if state.gone_at is None and (state.vm is vm or state.vm == vm):
+                return state
+        return None
+
+    def attach(self, vm: Vm, pid: int | None) -> VmAlertState:
+        """Return the process that is now attached as this VM: a known one that is back, or a new one."""
+        states = self._by_uuid.setdefault(vm.uuid, [])
+        state = next((state for state in states if state.is_process(vm, pid)), None)
+        if state is None:
+            is_second = any(other.gone_at is None for other in states)
+            state = self.add(vm, pid, instance=vm.monitor if is_second else "")
+        else:
+            state.vm, state.pid = vm, pid if pid is not None else state.pid
+            state.gone_at, state.gone_for_good, state.has_run_state = None, False, False
+        return state
+
+    def add(self, vm: Vm, pid: int | None, *, instance: str) -> VmAlertState:
+        """Add a process."""
+        states = self._by_uuid.setdefault(vm.uuid, [])
+        state = VmAlertState(vm, pid, next(self._owners), instance, is_active=not states)
+        states.append(state)
+        return state
+
+    def remove(self, state: VmAlertState) -> None:
+        """Remove a process."""
+        states = self._by_uuid[state.vm.uuid]
+        states.remove(state)
+        if states:
+            states[0].is_active = True
+        else:
+            del self._by_uuid[state.vm.uuid]
+
+    def successor(self, uuid: str) -> VmAlertState | None:
+        """Return the process that has to become the primary of a UUID now, or None where nothing changes.
+
+        The destination of a migration becomes the primary when it runs and its source does not. Until then the source writes, and if
+        the migration fails, the source is left. Of two VMs with one UUID each keeps its own alerts, whichever of them is paused.
+        """
+        if uuid not in self._by_uuid:
+            return None
+        primary, *others = self._by_uuid[uuid]
+        candidates = [state for state in others if state.gone_at is None]
+        running = next((state for state in candidates if state.run.running), None)
+        if primary.gone_at is not None:
+            return running or next(iter(candidates), None)
+        if running is None or primary.run.running is not False:
+            return None
+        has_migrated = running.run.was_incoming or primary.run.status == "postmigrate"
+        return running if has_migrated else None
+
+    def make_primary(self, state: VmAlertState) -> None:
+        """Make a process the primary of its UUID."""
+        states = self._by_uuid[state.vm.uuid]
+        before = states[0]
+        states.remove(state)
+        states.insert(0, state)
+        before.is_active, state.is_active = False, True
+        before.instance, state.instance = state.instance or before.vm.monitor, before.instance
+
+    def running(self, uuid: str) -> list[VmAlertState]:
+        """Return the attached processes of a UUID that run, as far as is known."""
+        return [state for state in self.of_uuid(uuid) if state.gone_at is None and state.run.running]
+
+    def clashes(self, uuid: str) -> list[VmAlertState]:
+        """Return the processes of a UUID if several of them certainly run at the same time; none otherwise.
+
+        Each was seen running after all had begun to run. The source of a migration never is: it stops before its destination runs.
+        """
+        running = self.running(uuid)
+        begun_ns = max((state.run.running_since_ns for state in running), default=0)
+        return running if len(running) > 1 and all(state.run.ran_ns > begun_ns for state in running) else []

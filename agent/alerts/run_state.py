@@ -1,0 +1,85 @@
+"""Run state of one process, with the time of what is known. Pure.
+
+Events and polls arrive in any order: libvirt passes events over another connection, and QEMU delays some. Each piece of evidence
+therefore counts as of its own time, and older evidence never replaces newer evidence.
+"""
+
+from dataclasses import dataclass
+
+STOP_DELAY_NS = 1_000_000_000
+"""QEMU emits the event of an error before it stops the guest. Within this time a poll may still report `running`."""
+
+
+@dataclass(slots=True)
+class RunState:
+    """Run state of one process. Times are in nanoseconds since the epoch; 0 is never.
+
+    Attributes:
+        running: Whether the guest runs; None until it is known.
+        status: QEMU's RunState at the newest poll; empty until then, and after an event that changed it.
+        since_ns: When `status` was first polled.
+        resumed_ns: Newest RESUME.
+        stopped_ns: Newest STOP, or newest poll of a guest that did not run.
+        running_ns: Newest poll of a guest that ran.
+        running_since_ns: When it began to run, as far as is known.
+        has_started: Whether the guest ran or was reset before.
+        was_incoming: Whether the process waited for an incoming migration.
+    """
+
+    running: bool | None = None
+    status: str = ""
+    since_ns: int = 0
+    resumed_ns: int = 0
+    stopped_ns: int = 0
+    running_ns: int = 0
+    running_since_ns: int = 0
+    has_started: bool = False
+    was_incoming: bool = False
+    _as_of_ns: int = 0
+
+    def on_event(self, name: str, time_ns: int) -> None:
+        """Process STOP, RESUME or RESET."""
+        self.has_started = True
+        if name == "RESET":
+            return
+        running = name == "RESUME"
+        if running:
+            self.resumed_ns = max(self.resumed_ns, time_ns)
+        else:
+            self.stopped_ns = max(self.stopped_ns, time_ns)
+        if time_ns >= self._as_of_ns:
+            if running is not self.running:
+                self.status = ""
+            self._set_running(time_ns, running=running)
+
+    def on_poll(self, status: str, time_ns: int, *, running: bool) -> bool:
+        """Process a poll that was sent at `time_ns`; return False if newer evidence is known."""
+        if time_ns < self._as_of_ns:
+            return False
+        if running:
+            self.running_ns, self.has_started = time_ns, True
+        else:
+            self.stopped_ns = max(self.stopped_ns, time_ns)
+        if status != self.status or not self.since_ns:
+            self.since_ns = time_ns
+        self.was_incoming = self.was_incoming or status == "inmigrate"
+        self.status = status
+        self._set_running(time_ns, running=running)
+        return True
+
+    def _set_running(self, time_ns: int, *, running: bool) -> None:
+        if running and not self.running:
+            self.running_since_ns = time_ns
+        self.running, self._as_of_ns = running, time_ns
+
+    def has_run_since(self, time_ns: int) -> bool:
+        """Return whether the guest certainly ran after an event of this time that stops it."""
+        if self.resumed_ns > time_ns:
+            return True
+        stop_is_known = time_ns <= self.stopped_ns <= self.running_ns
+        return self.running_ns > (time_ns if stop_is_known else time_ns + STOP_DELAY_NS)
+
+    @property
+    def ran_ns(self) -> int:
+        """Newest time at which the guest is known to have run."""
+        return max(self.resumed_ns, self.running_ns)

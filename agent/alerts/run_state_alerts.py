@@ -1,0 +1,197 @@
+"""Alerts of guests that stand against their operator's will. Pure: it returns records.
+
+Such an alert is resolved when the guest runs: by RESUME or by a later poll. A reset, a stop or an older poll never resolves it.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from agent.alerts.rules import (
+    EVENT_RULES,
+    POSTCOPY_HELP,
+    POSTCOPY_PAUSED,
+    POSTCOPY_RECOVERING,
+    RUN_STATE_RULES,
+    RunStateRule,
+)
+from agent.alerts.space_metrics import space_figures
+from agent.alerts.store import Alert, AlertStore
+from agent.alerts.threshold_types import DetectedBy
+from agent.alerts.vm_state import VmAlertState
+from agent.model.family import Family, Sample
+from agent.model.metrics.block import BLOCK_DEVICE
+from agent.model.record import Record, Severity
+
+IO_STATUS_NS = 2_000_000_000
+"""How long an I/O error waits for query-block to name its disk, before it is reported without one."""
+
+_IO_ERRORS = {rule.alert: rule for rule in EVENT_RULES if rule.status == "io-error"}
+_FAILED_STATUS = {"nospace": "disk_full", "failed": "io_error_stop"}
+"""Alerts by a device's `io-status`."""
+_EVENT_STATUSES = frozenset(rule.status for rule in EVENT_RULES if rule.status)
+
+
+class RunStateAlerts:
+    """Alerts that depend on what a process does, for all VMs."""
+
+    def __init__(self, store: AlertStore) -> None:
+        self._store = store
+
+    def _standing(self, state: VmAlertState) -> list[Alert]:
+        return [alert for alert in self._store.of_owner(state.owner) if alert.status]
+
+    def on_event(self, state: VmAlertState, name: str, time_ns: int) -> Iterator[Record]:
+        """Process STOP, RESUME or RESET."""
+        state.run.on_event(name, time_ns)
+        if name == "RESUME":
+            yield from self._on_running(state, time_ns, name)
+
+    def _on_running(self, state: VmAlertState, time_ns: int, reason: str) -> Iterator[Record]:
+        """Resolve what the guest has got over; alerts with newer evidence stay."""
+        if state.run.has_run_since(state.io_errors_ns):
+            state.io_errors_ns = 0
+        over = [
+            alert
+            for alert in self._standing(state)
+            if (alert.seen_ns <= time_ns if reason == "RESUME" else state.run.has_run_since(alert.seen_ns))
+        ]
+        yield from self._store.resolve(over, time_ns, reason)
+
+    def on_poll(self, state: VmAlertState, status: str, time_ns: int, *, running: bool) -> Iterator[Record]:
+        """Process a poll of the run state that was sent at `time_ns`."""
+        if not state.run.on_poll(status, time_ns, running=running):
+            return  # a newer event is known
+        is_first, state.has_run_state = not state.has_run_state, True
+        if running:
+            yield from self._on_running(state, time_ns, "running")
+            return
+        timed = {rule.alert for rule in RUN_STATE_RULES if rule.seconds}
+        standing = self._standing(state)
+        over = [alert for alert in standing if alert.name in timed and alert.status != status]
+        yield from self._store.resolve(over, time_ns, "run_state")
+        if status == "postmigrate":
+            yield from self._store.resolve(standing, time_ns, "migrated")
+        for alert in self._standing(state):
+            self._store.confirm(alert, time_ns)
+        if not any(alert.status == status for alert in standing):
+            yield from self._on_unexplained(state, status, time_ns, is_first=is_first)
+
+    def _on_unexplained(self, state: VmAlertState, status: str, time_ns: int, *, is_first: bool) -> Iterator[Record]:
+        """Fire the alert of a run state that no event explains."""
+        if status == "io-error":
+            state.io_errors_ns, state.io_error_full = state.io_errors_ns or time_ns, False
+            state.refreshes |= {"drives"}
+            yield from self._locate_io_error(state, time_ns)
+            return
+        for rule in RUN_STATE_RULES:
+            if rule.status == status and not rule.seconds:
+                missed = is_first or status in _EVENT_STATUSES
+                yield from self._fire(state, rule, time_ns, DetectedBy.MISSED if missed else DetectedBy.LEVEL)
+
+    def _fire(self, state: VmAlertState, rule: RunStateRule, time_ns: int, detected_by: DetectedBy) -> Iterator[Record]:
+        data = {"help": rule.help, "status": rule.status, "detected_by": detected_by.value}
+        yield from self._store.fire(self._alert(state, rule.alert, "", rule.severity, time_ns, data, rule.status))
+
+    def _alert(
+        self,
+        state: VmAlertState,
+        name: str,
+        subject: str,
+        severity: Severity,
+        time_ns: int,
+        data: dict[str, Any],
+        status: str,
+    ) -> Alert:
+        return Alert(
+            name,
+            state.vm,
+            subject,
+            "",
+            severity,
+            time_ns,
+            data,
+            status=status,
+            owner=state.owner,
+            instance=state.instance,
+        )
+
+    # I/O errors.
+
+    def on_unlocated_io_error(self, state: VmAlertState, time_ns: int, *, is_full: bool) -> None:
+        """Note an I/O error that stops the guest and names no known disk. query-block's io-status names it."""
+        if not state.io_errors_ns or time_ns < state.io_errors_ns:
+            state.io_errors_ns = time_ns
+        state.io_error_full = is_full
+        state.refreshes |= {"drives"}
+
+    def on_devices(
+        self, state: VmAlertState, samples: Sequence[Sample], families: Collection[Family], time_ns: int
+    ) -> Iterator[Record]:
+        """Process a poll of devices, whose io-status says which disk failed."""
+        devices = [sample for sample in samples if sample.family is BLOCK_DEVICE]
+        if not devices and BLOCK_DEVICE not in families:
+            return
+        state.io_status = {device.subject: str(device.values.get("io_status", "")) for device in devices}
+        state.io_status_ns = time_ns
+        yield from self._locate_io_error(state, time_ns)
+
+    def _locate_io_error(self, state: VmAlertState, time_ns: int) -> Iterator[Record]:
+        """Fire the alerts of an I/O error whose disks are known now."""
+        if not state.io_errors_ns or state.io_status_ns < max(state.run.ran_ns, state.io_errors_ns):
+            return  # io-status is from before the error, and RESUME clears it
+        failed = {device: _FAILED_STATUS[s] for device, s in state.io_status.items() if s in _FAILED_STATUS}
+        if failed:
+            for device, alert in failed.items():
+                yield from self.fire_io_error(state, alert, device, time_ns, DetectedBy.MISSED)
+            state.io_errors_ns = 0
+
+    def fire_io_error(
+        self, state: VmAlertState, name: str, device: str, time_ns: int, detected_by: DetectedBy, **data: Any
+    ) -> Iterator[Record]:
+        """Fire the alert of an I/O error that stopped the guest.
+
+        Args:
+            state: The process.
+            name: The alert's name: `disk_full` or `io_error_stop`.
+            device: The disk; empty where it is not known.
+            time_ns: When it happened, or was polled.
+            detected_by: How it was detected.
+            data: Further fields of the alert's record.
+        """
+        rule, tracker = _IO_ERRORS[name], state.trackers.get(device)
+        figures = space_figures(tracker) if tracker is not None else {}
+        data = {"help": rule.help, "event": rule.event, "detected_by": detected_by.value} | figures | data
+        yield from self._store.fire(self._alert(state, name, device, rule.severity, time_ns, data, rule.status))
+
+    # Time and migrations.
+
+    def on_tick(self, state: VmAlertState, now_ns: int) -> Iterator[Record]:
+        """Fire what depends on time, and have the run state of a standing guest polled."""
+        if state.io_errors_ns and now_ns - state.io_errors_ns >= IO_STATUS_NS:
+            name = "disk_full" if state.io_error_full else "io_error_stop"
+            yield from self.fire_io_error(state, name, "", state.io_errors_ns, DetectedBy.MISSED)
+            state.io_errors_ns = 0
+        for rule in RUN_STATE_RULES:
+            if self._is_due(state, rule, now_ns):
+                yield from self._fire(state, rule, now_ns, DetectedBy.LEVEL)
+        if self._standing(state):
+            state.refreshes |= {"runstate"}
+
+    def _is_due(self, state: VmAlertState, rule: RunStateRule, now_ns: int) -> bool:
+        """Return whether a guest has been in a run state for too long, and nothing else explains why."""
+        if not rule.seconds or state.run.status != rule.status or (rule.after_reset and not state.run.has_started):
+            return False
+        return now_ns - state.run.since_ns >= rule.seconds * 1e9 and not self._standing(state)
+
+    def on_migration(self, state: VmAlertState, status: str, time_ns: int) -> Iterator[Record]:
+        """Process a migration status of an event or a poll."""
+        if time_ns < state.migration_ns:
+            return
+        state.migration_ns = time_ns
+        known = self._store.find(state.owner, "postcopy_paused")
+        if status == POSTCOPY_PAUSED:
+            data = {"help": POSTCOPY_HELP, "status": status}
+            alert = self._alert(state, "postcopy_paused", "", Severity.CRITICAL, time_ns, data, "")
+            yield from self._store.fire(alert)
+        elif known is not None and status not in POSTCOPY_RECOVERING:
+            yield from self._store.resolve([known], time_ns, "migration")

@@ -16,6 +16,7 @@ from agent.qmp.commands import AllowList, Change, Command
 from agent.session.collector_failures import Degraded
 from agent.session.identity import Build
 from agent.session.scheduler import Pacer
+from agent.session.uuid_clash import GRACE_SECONDS
 
 FIRST_POLL_SPACING_SECONDS = 0.0015
 """Time between the first polls of two VMs. A first poll takes 1.3 ms, and 15 KiB of memory until its records are sent."""
@@ -57,6 +58,7 @@ class MonitorStatus:
         build: the VM's QEMU, once known.
         since_ns: when the state began, in nanoseconds since the epoch.
         degraded: the failing collectors and their causes; the VM is watched, but without their figures.
+        clash: names of all monitors, this one included, whose VMs run with this VM's UUID; empty if there is no other.
     """
 
     monitor: Monitor
@@ -66,6 +68,7 @@ class MonitorStatus:
     build: Build | None
     since_ns: int
     degraded: Degraded = ()
+    clash: tuple[str, ...] = ()
 
 
 class PollOutcome(StrEnum):
@@ -191,6 +194,7 @@ class SessionSettings:
         greeting_seconds: time after which a monitor without a greeting is busy.
         max_retry_seconds: maximum time between two connection attempts.
         probe_seconds: interval and timeout of the out-of-band probes of a stalled QEMU.
+        uuid_clash_seconds: time for which two VMs must run with one UUID before it is a clash.
         max_collector_off_seconds: maximum time for which a collector is off after answers that cannot be read.
         guest_stats_seconds: polling interval for guest statistics to set where none is set; needs Change.GUEST_STATS_INTERVAL.
         labels: labels to read from libvirt's files.
@@ -203,6 +207,7 @@ class SessionSettings:
     greeting_seconds: float = 3.0
     max_retry_seconds: float = 30.0
     probe_seconds: float = 2.0
+    uuid_clash_seconds: float = GRACE_SECONDS
     max_collector_off_seconds: float = 600.0
     guest_stats_seconds: int = 10
     labels: LabelsConfig = field(default_factory=lambda: LabelsConfig(libvirt_xml_dirs=[]))

@@ -93,6 +93,11 @@ class MigrationState:
         return self.phase is MigrationPhase.INCOMING
 
     @property
+    def runs(self) -> bool:
+        """True if the VM is known to be in this process, and not on its way in or out."""
+        return self.phase in (MigrationPhase.PRESENT, MigrationPhase.RECEIVED)
+
+    @property
     def role(self) -> str | None:
         """The process's role in its last migration: `source`, `destination`, or None if unknown."""
         return _ROLES.get(self.phase)

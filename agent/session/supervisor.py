@@ -26,11 +26,12 @@ from agent.qmp.errors import (
 )
 from agent.session import identity
 from agent.session.api import MonitorState, MonitorStatus, SessionContext, SessionObserver, VmChange, reported_change
-from agent.session.collector_failures import CollectorFailures, Degraded
+from agent.session.collector_failures import CollectorFailures
 from agent.session.event_handler import EventHandler
 from agent.session.migration_state import MigrationState
 from agent.session.ownership import OwnershipClaim, OwnershipRegistry
 from agent.session.session import Session
+from agent.session.uuid_clash import UuidClashDetector
 
 _log = logging.getLogger(__name__)
 
@@ -52,16 +53,18 @@ class MonitorSupervisor:
         self._claims = claims
         self._vm: Vm | None = None
         self._build: identity.Build | None = None
-        self._state: MonitorState | None = None
-        self._reason = ""
+        self._status: MonitorStatus | None = None
         self._detached_ns: int | None = None
         self._session: Session | None = None
         self._migration = MigrationState()
         self._failures = CollectorFailures()
-        self._degraded: Degraded = ()
-        self._since_ns = 0
+        self._clash: tuple[str, ...] = ()
         self._up_reason = ""
         self._removed = asyncio.get_running_loop().create_future()  # an Event allocates 0.7 KB for its waiters
+
+    @property
+    def _state(self) -> MonitorState | None:
+        return self._status.state if self._status is not None else None
 
     def remove(self) -> None:
         """Stop connecting, because the monitor's address no longer exists. An open connection stays open."""
@@ -122,7 +125,7 @@ class MonitorSupervisor:
                 client,
                 events,
                 self._report_state,
-                self._report_degraded,
+                self._report_problems,
                 self._migration,
                 self._failures,
             )
@@ -139,7 +142,13 @@ class MonitorSupervisor:
         # A connection without events has the lowest priority, however it was opened.
         priority = self._monitor.priority if client.receives_events else MonitorPriority.BURST
         claim = OwnershipClaim(
-            vm.uuid, pid_if_qemu(client.peer_pid), priority, sanitize(self._monitor.name), client.preempt
+            vm.uuid,
+            pid_if_qemu(client.peer_pid),
+            priority,
+            sanitize(self._monitor.name),
+            client.preempt,
+            runs=lambda: self._migration.runs,
+            on_clash=self._report_clash,
         )
         try:
             while (better := await self._claims.take(claim)) is not None:
@@ -151,6 +160,7 @@ class MonitorSupervisor:
             return await self._attach(client, session, vm, events.dropped)
         finally:
             self._claims.release(claim)
+            self._clash = ()
 
     async def _stand_by(self, client: MonitorConnection, better: OwnershipClaim) -> None:
         """Wait until the better monitor is lost. The wait is bounded, to check that the VM here is still the same."""
@@ -218,22 +228,28 @@ class MonitorSupervisor:
 
     def _set_state(self, state: MonitorState, reason: str = "") -> bool:
         """Set the state; return whether the state itself is new, and not just its reason."""
-        degraded = self._failures.degraded if state in (MonitorState.UP, MonitorState.STALLED) else ()
-        if (state, reason, degraded) == (self._state, self._reason, self._degraded):
-            return False
-        changed = state is not self._state
-        if (state, reason) != (self._state, self._reason):
-            self._since_ns = time.time_ns()
-        self._state, self._reason, self._degraded = state, reason, degraded
-        self._observer.on_status(
-            MonitorStatus(self._monitor, state, reason, self._vm, self._build, self._since_ns, degraded)
-        )
-        return changed
+        before = self._status
+        attached = state in (MonitorState.UP, MonitorState.STALLED)
+        degraded, clash = (self._failures.degraded, self._clash) if attached else ((), ())
+        if before is not None and (state, reason) == (before.state, before.reason):
+            if (degraded, clash) == (before.degraded, before.clash):
+                return False
+            since_ns = before.since_ns
+        else:
+            since_ns = time.time_ns()
+        self._status = MonitorStatus(self._monitor, state, reason, self._vm, self._build, since_ns, degraded, clash)
+        self._observer.on_status(self._status)
+        return before is None or state is not before.state
 
-    def _report_degraded(self) -> None:
-        """Report the status with the collectors that fail now."""
-        if self._state is not None:
-            self._set_state(self._state, self._reason)
+    def _report_problems(self) -> None:
+        """Report the status again, with the problems that there are now."""
+        if self._status is not None:
+            self._set_state(self._status.state, self._status.reason)
+
+    def _report_clash(self, names: tuple[str, ...]) -> None:
+        """Report the status with the monitors of other VMs that run with this UUID."""
+        self._clash = names
+        self._report_problems()
 
     def _report_change(self, change: VmChange, data: Mapping[str, Any], severity: Severity = Severity.INFO) -> None:
         vm = self._vm or Vm(self._context.settings.host, "", "", self._monitor.name)
@@ -263,7 +279,9 @@ class SupervisorGroup:
         self._context = context
         self._observer = observer
         self._tasks = tasks
-        self._claims = OwnershipRegistry()
+        self._claims = OwnershipRegistry(self._watch_clashes)
+        self._clashes = UuidClashDetector(context.settings.uuid_clash_seconds)
+        self._clash_timer: asyncio.TimerHandle | None = None
         self._supervisors: dict[tuple[object, ...], MonitorSupervisor] = {}
         self._running: dict[MonitorSupervisor, asyncio.Task[None]] = {}
 
@@ -316,6 +334,19 @@ class SupervisorGroup:
     def on_connection_refused(self, address: str, reason: str) -> None:
         """Report a refused incoming connection."""
         self._observer.on_connection_refused(address, reason)
+
+    def _watch_clashes(self) -> None:
+        """Check for clashes of UUIDs, and again for as long as VMs share one."""
+        if self._clash_timer is None:
+            self._clash_timer = asyncio.get_running_loop().call_later(
+                min(1.0, self._context.settings.uuid_clash_seconds), self._check_clashes
+            )
+
+    def _check_clashes(self) -> None:
+        self._clash_timer = None
+        self._clashes.update(self._claims.shared(), time.monotonic())
+        if self._claims.has_shared_uuid or self._clashes.active:
+            self._watch_clashes()
 
     async def _run(self, monitor: Monitor, supervisor: MonitorSupervisor) -> None:
         try:

@@ -95,7 +95,7 @@ async def armed(guest: ThinGuest, value: int) -> None:
     async def is_set() -> bool:
         return await guest.slot() == value
 
-    await until(is_set, 15)
+    await until(is_set, 60)
 
 
 async def cross(guest: ThinGuest) -> None:
@@ -118,14 +118,14 @@ async def test_killed_after_arming_it_reports_what_fired_meanwhile(
     for number, level_bytes in enumerate(LEVEL_BYTES[:3]):
         await agent.start()
         await armed(guest, level_bytes)
-        await until(lambda n=number: once(topic, LEVELS[:n]), 10)  # type: ignore[misc]
+        await until(lambda n=number: once(topic, LEVELS[:n]), 60)  # type: ignore[misc]
         await agent.kill()
         await cross(guest)
         await guest.command("stop")
         assert await guest.slot() == 0
     await agent.start()
     await armed(guest, LEVEL_BYTES[3])
-    await until(lambda: once(topic, LEVELS[:3]), 10)
+    await until(lambda: once(topic, LEVELS[:3]), 60)
     assert {alert["detected_by"] for alert in await topic.firing()} == {"missed"}
     assert (await agent.stop()).status == 0
     assert await once(topic, LEVELS[:3])
@@ -155,7 +155,7 @@ async def test_killed_after_delivery_it_repeats_no_level(
         await armed(guest, level_bytes)
         await cross(guest)
         await guest.command("stop")
-        await until(lambda n=number: once(topic, LEVELS[:n]), 10)  # type: ignore[misc]
+        await until(lambda n=number: once(topic, LEVELS[:n]), 60)  # type: ignore[misc]
         await agent.kill()
     await agent.start()
     await armed(guest, LEVEL_BYTES[3])

@@ -128,12 +128,12 @@ class Tail:
         )
 
     async def line(self) -> str:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return (await self._out.readline()).decode().rstrip("\n")
 
     async def stop(self) -> FinishedCommand:
         self._process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             out, log = await self._process.communicate()
         assert self._process.returncode is not None
         return FinishedCommand(self._process.returncode, out.decode(), log.decode())
@@ -192,7 +192,7 @@ async def test_tail_ends_quietly_when_nobody_reads_any_more(stage: Stage) -> Non
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         out, log = await process.communicate()
     assert (process.returncode, log) == (0, b"")
     assert out.count(b"\n") == 1

@@ -48,7 +48,7 @@ class Demo:
 
     async def booting(self) -> None:
         """Wait until it has told where its page is, which it does when both guests run."""
-        await until(lambda: self.process.returncode is not None or "page " in self.said.read_text(), 20)
+        await until(lambda: self.process.returncode is not None or "page " in self.said.read_text(), 60)
         assert self.process.returncode is None, self.said.read_text()
 
     def qemus(self) -> list[int]:

@@ -191,8 +191,8 @@ async def test_guest_memory_values_equal_qemus_own(stage: Stage) -> None:
         stats = (await guest.command("qom-get", path=BALLOON, property="guest-stats"))["stats"]
         return bool(stats["stat-total-memory"] <= BALLOON_BYTES)
 
-    await until(has_inflated, 10)
-    await until(has_reported_since, 10)
+    await until(has_inflated, 60)
+    await until(has_reported_since, 60)
     async with paused(guest), independent_client(guest) as client:
         balloon: Any = await client.execute("query-balloon")
         memory: Any = await client.execute("qom-get", {"path": BALLOON, "property": "guest-stats"})
@@ -203,7 +203,7 @@ async def test_guest_memory_values_equal_qemus_own(stage: Stage) -> None:
             exported = [series.value(f"qemu_{name}", **labels) for name in ("balloon_actual_bytes", LAST_UPDATE)]
             return bool(exported == [balloon["actual"], memory["last-update"]])
 
-        await until(both_match, 10)
+        await until(both_match, 60)
         series = await stage.agent.metrics()
     assert not memory["stats"].keys() - GUEST_MEMORY.keys()
     for key, name in GUEST_MEMORY.items():
@@ -238,7 +238,7 @@ async def test_layer_values_equal_qemus_own(stage: Stage) -> None:
             exported = {key: series.value(f"qemu_block_layer_{key[1]}", layer=key[0], **labels) for key in expected}
             return exported == expected
 
-        await until(all_match, 10)
+        await until(all_match, 60)
     assert expected["storage", "write_threshold_bytes"] == 1 << 40
     assert 0 < expected["storage", "allocated_bytes"] < expected["format", "size_bytes"]
 
@@ -271,13 +271,13 @@ async def test_prometheus_sees_a_guest_write(stage: Stage) -> None:
     async def is_scraped() -> bool:
         return await value("up") == 1 and await value(written) > 0
 
-    await until(is_scraped, 20)
+    await until(is_scraped, 60)
     before = await value(written)
 
     async def has_risen() -> bool:
         return await value(written) > before
 
-    await until(has_risen, 10)
+    await until(has_risen, 60)
     assert await value("up") == 1
     (info,) = await stage.prometheus.query(
         f"{written} * on (job, instance, vm_uuid) group_left (qemu_version) qemu_vm_info"

@@ -26,7 +26,7 @@ async def test_without_a_way_out_records_and_nothing_else_go_to_standard_output(
 ) -> None:
     guest = await start_guest()
     async with AgentProcess(folder, {"monitors": [{"dial": str(guest.monitor)}], "jsonl": None}) as agent:
-        await until(lambda: agent.out.count("\n") >= 2, 10)
+        await until(lambda: agent.out.count("\n") >= 2, 60)
         ended = await agent.stop()
     assert ended.status == 0
     schema = validator(record_schema())
@@ -46,7 +46,7 @@ async def test_a_file_of_records_is_rotated_and_no_line_is_lost_or_torn(start_gu
         "jsonl": {"path": str(records), "max_size": "4KiB", "max_files": 1000},
     }
     async with AgentProcess(folder, config) as agent:
-        await until(lambda: records.with_name("records.jsonl.8").exists(), 20)
+        await until(lambda: records.with_name("records.jsonl.8").exists(), 60)
         assert (await agent.stop()).status == 0
     current, *aside = files_of(records)
     assert all(path.stat().st_size >= 4096 for path in aside)
@@ -69,7 +69,7 @@ async def test_only_as_many_files_are_kept_as_were_asked_for(start_guest: StartG
         def starts_at() -> int:
             return int(json.loads(oldest.read_bytes().partition(b"\n")[0])["sequence"]) if oldest.exists() else 1
 
-        await until(lambda: starts_at() > 1, 20)
+        await until(lambda: starts_at() > 1, 60)
         await agent.stop()
     assert [path.name for path in files_of(records)] == ["records.jsonl", "records.jsonl.1", "records.jsonl.2"]
 
@@ -79,7 +79,7 @@ async def test_a_line_that_was_torn_by_a_crash_does_not_spoil_the_next(start_gue
     agent = AgentProcess(folder, {"monitors": [{"dial": str(guest.monitor)}]})
     agent.sink.write_text('{"specversion": "1.0", "ty')
     async with agent:
-        await until(lambda: agent.sink.read_bytes().count(b"\n") >= 2, 10)
+        await until(lambda: agent.sink.read_bytes().count(b"\n") >= 2, 60)
         await agent.stop()
     torn, *whole = agent.sink.read_bytes().splitlines()
     assert torn == b'{"specversion": "1.0", "ty'

@@ -82,9 +82,9 @@ async def test_the_agent_notifies_ready_watchdog_and_stopping(
     async with AgentProcess(folder, config(folder)) as agent:
         await agent.wait_for_record("vm.attached", vm=guest.uuid)
         assert systemd.notifications()[0] == {"READY": "1"}
-        await until(lambda: systemd.status() == "monitors: 1 up", 10)
+        await until(lambda: systemd.status() == "monitors: 1 up", 60)
         before = systemd.pings()
-        await until(lambda: systemd.pings() >= before + 3, 10)
+        await until(lambda: systemd.pings() >= before + 3, 60)
         await agent.stop()
     assert systemd.notifications()[-1] == {"STOPPING": "1"}
 
@@ -97,9 +97,9 @@ async def test_a_stalled_vm_does_not_stop_the_watchdog_pings(
         await agent.wait_for_record("vm.attached", vm=guest.uuid)
         guest.send_signal(signal.SIGSTOP)
         try:
-            await until(lambda: systemd.status().startswith("monitors: 1 stalled"), 10)
+            await until(lambda: systemd.status().startswith("monitors: 1 stalled"), 60)
             before = systemd.pings()
-            await until(lambda: systemd.pings() >= before + 3, 10)
+            await until(lambda: systemd.pings() >= before + 3, 60)
         finally:
             guest.send_signal(signal.SIGCONT)
 
@@ -112,15 +112,15 @@ async def test_an_agent_that_polls_no_vm_withholds_the_watchdog_ping(
     agent = Agent(quick, limits=HealthLimits(patience_seconds=0.5))
     async with agent.running():
         watching = asyncio.create_task(SystemdNotifier().watch(agent.health.hang_reason, agent.health.summary))
-        await until(lambda: systemd.status() == "monitors: 1 up", 10)
+        await until(lambda: systemd.status() == "monitors: 1 up", 60)
 
         async def hang(*_: Any) -> None:
             await asyncio.Event().wait()
 
         monkeypatch.setattr(Poller, "poll", hang)
-        await until(lambda: systemd.status().startswith("1 VMs are up, and none was polled"), 20)
+        await until(lambda: systemd.status().startswith("1 VMs are up, and none was polled"), 60)
         pings, before = systemd.pings(), len(systemd.notifications())
-        await until(lambda: len(systemd.notifications()) >= before + 3, 10)
+        await until(lambda: len(systemd.notifications()) >= before + 3, 60)
         assert systemd.pings() == pings
         watching.cancel()
 

@@ -41,7 +41,7 @@ async def stage() -> AsyncIterator[Stage]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         async with AsyncExitStack() as running:
             agent, writer, _, linux = await watch_guests(running, Path(path), HOSTILE)
-            await agent.wait_for_record("alert.write_threshold", vm=writer.uuid, timeout=30)
+            await agent.wait_for_record("alert.write_threshold", vm=writer.uuid)
             yield Stage(agent, writer, linux)
 
 
@@ -63,7 +63,7 @@ async def test_every_vm_has_a_row_with_what_it_does(stage: Stage) -> None:
             "FULL",
             "ALERTS",
         ]
-        await until(lambda: re.match(r"db-1 +running +[\d.]+ +0 +[\d.]+[KM] ", top.row("db-1")), 10)
+        await until(lambda: re.match(r"db-1 +running +[\d.]+ +0 +[\d.]+[KM] ", top.row("db-1")), 60)
         assert re.search(r" [56]\d(\.\d)?M +\d+[sm] +1$", top.row("db-1"))
 
 
@@ -82,18 +82,18 @@ async def test_keys_sort_reverse_and_filter(stage: Stage) -> None:
 
         top.type("n")
         await top.shows("VM*")
-        await until(lambda: [name[:4] for name in order()] == ["db-1", "evil", "web-"], 5)
+        await until(lambda: [name[:4] for name in order()] == ["db-1", "evil", "web-"], 60)
         top.type("R")
-        await until(lambda: [name[:4] for name in order()] == ["web-", "evil", "db-1"], 5)
+        await until(lambda: [name[:4] for name in order()] == ["web-", "evil", "db-1"], 60)
         top.type(">")
         await top.shows("STATE*")
         top.type("/we")
         await top.shows("Filter: we_")
-        await until(lambda: order() == ["web-1"], 5)
+        await until(lambda: order() == ["web-1"], 60)
         top.type("\n")
         await top.shows("(filter: we)")
         top.type("/\x1b")
-        await until(lambda: len(order()) == 3, 5)
+        await until(lambda: len(order()) == 3, 60)
 
 
 async def test_one_vm_in_detail_and_back(stage: Stage) -> None:
@@ -111,7 +111,7 @@ async def test_a_terminal_that_is_made_smaller_shows_less_and_larger_again_all(s
     async with stage.top() as top:
         await top.shows("ALERTS")
         top.resize(40, 10)
-        await until(lambda: "WR/s" not in "".join(top.screen.display) and top.row("db-1"), 10)
+        await until(lambda: "WR/s" not in "".join(top.screen.display) and top.row("db-1"), 60)
         assert all(len(row) <= 40 for row in top.screen.display)
         top.resize(120, 30)
         await top.shows("ALERTS", "db-1")
@@ -121,7 +121,7 @@ async def test_q_ends_it_and_leaves_the_terminal_as_it_was(stage: Stage) -> None
     async with stage.top() as top:
         await top.shows("db-1")
         top.type("q")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert await top.process.wait() == 0
 
 
@@ -131,11 +131,11 @@ async def test_it_says_that_the_agent_is_gone_and_goes_on_when_it_is_back(stage:
         await stage.agent.kill()
         await top.shows("no agent answers at", "db-1")
         await stage.agent.start()
-        await until(lambda: not top.row("no agent answers") and top.row("db-1"), 20)
+        await until(lambda: not top.row("no agent answers") and top.row("db-1"), 60)
 
 
 async def test_once_prints_a_table_for_scripts(stage: Stage) -> None:
-    await until(lambda: has_rates(stage), 10)
+    await until(lambda: has_rates(stage), 60)
     ended = await run_command("top", "--once", "--url", stage.agent.url)
     assert (ended.status, ended.log) == (0, "")
     head, *rows = ended.out.splitlines()

@@ -106,7 +106,7 @@ class Broker:
         if self.process is not None:
             self.process.send_signal(signal.SIGSTOP)
             threads = Path(f"/proc/{self.process.pid}/task")
-            await until(lambda: all(_state(thread) == "T" for thread in threads.iterdir()), 5)
+            await until(lambda: all(_state(thread) == "T" for thread in threads.iterdir()), 60)
 
     def resume(self) -> None:
         """Continue it with SIGCONT."""

@@ -84,7 +84,7 @@ async def shoot_terminal(browser: Browser, agent: AgentProcess) -> None:
     """Take the screenshot of the terminal."""
     async with Terminal("top", "--url", agent.url, "--interval", "1s", columns=100, rows=12) as top:
         await top.shows("db-1", "web-1")
-        await until(lambda: "%" in top.row("CPU%") and len(top.row("web-1").split()) > 6, 10)
+        await until(lambda: "%" in top.row("CPU%") and len(top.row("web-1").split()) > 6, 60)
         document = screen_html(top.screen)
     context = await browser.new_context(viewport={"width": 880, "height": 240})
     page = await context.new_page()

@@ -86,6 +86,6 @@ class Terminal:
             AssertionError: they are not, in time.
         """
         try:
-            await until(lambda: all(self.row(text) for text in texts), 15.0)
+            await until(lambda: all(self.row(text) for text in texts), 60)
         except TimeoutError:
             raise AssertionError(f"no {texts} on\n" + "\n".join(self.screen.display)) from None

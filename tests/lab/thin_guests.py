@@ -74,7 +74,7 @@ async def network_device(socket: Path, size: int) -> AsyncIterator[Mapping[str, 
     command = ("qemu-nbd", "--format=raw", "--persistent", "--shared=4", f"--socket={socket}", str(file))
     server = await asyncio.create_subprocess_exec("setpriv", "--pdeathsig", "KILL", *command)
     try:
-        await until(socket.exists, 5)
+        await until(socket.exists, 60)
         yield {"driver": "nbd", "server": {"type": "unix", "path": str(socket)}}
     finally:
         server.kill()

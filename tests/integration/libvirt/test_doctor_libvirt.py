@@ -111,7 +111,7 @@ async def here(libvirtd: Libvirtd, open_folder: Path) -> AsyncIterator[Here]:
             )
             await run(stack, *qemu.split(), *options.split(), umask=0o77 if name == "denied" else 0)
         held = (folder / "held.qmp", folder / "private/denied.qmp", folder / "free.qmp", folder / "watched.qmp")
-        await until(lambda: all(path.is_socket() for path in held), 20)
+        await until(lambda: all(path.is_socket() for path in held), 60)
         (folder / "vm-manager").write_text(HOLD)
         manager = await run(
             stack,
@@ -219,7 +219,7 @@ async def test_a_directory_of_the_agents_group_and_a_group_umask_give_the_user_a
         monitor = f"unix:{folder}/doctor-shared.qmp,server=on,wait=off"
         qemu = f"qemu-system-x86_64 -name {VMS}shared -S -machine none -nodefaults -display none -qmp {monitor}"
         await run(stack, *qemu.split(), umask=0o007)
-        await until((folder / "doctor-shared.qmp").is_socket, 20)
+        await until((folder / "doctor-shared.qmp").is_socket, 60)
         assert await may_write(folder / "doctor-shared.qmp", "nogroup")
         path = config(here, "shared", [{"dial": f"{folder}/*.qmp"}])
         output = json.loads(await doctor("--config", path, "--user", "nobody", "--json"))

@@ -71,7 +71,7 @@ async def test_every_event_is_delivered_and_no_domain_is_tainted_by_default(
             for change in ("reset", "resume", "suspend", "resume"):
                 await libvirtd.virsh(change, domain.name)
         for domain in domains:
-            alert = await agent.wait_for_record("alert.write_threshold", vm=domain.uuid, timeout=30)
+            alert = await agent.wait_for_record("alert.write_threshold", vm=domain.uuid)
             assert (alert["data"]["detected_by"], alert["data"]["device"]) == ("event", "virtio-disk1")
         out, _ = await witness.communicate()
         witnessed = {(m[4], m[1], int(m[2]) * 10**6 + int(m[3])) for m in EVENT.finditer(out.decode())}
@@ -122,7 +122,7 @@ async def test_a_restarted_libvirtd_ends_no_domain_and_does_not_affect_other_vms
         await agent.wait_for_record("sample.process", vm=guest.uuid, since=since_kill)
         await libvirtd.start()
         for domain in domains:
-            await agent.wait_for_record("vm.attached", vm=domain.uuid, since=since, reattached=True, timeout=20)
+            await agent.wait_for_record("vm.attached", vm=domain.uuid, since=since, reattached=True)
             await agent.wait_for_record("sample.block", vm=domain.uuid, since=since_kill)
             assert await state_of(agent, f"#{domain.name}") == ["up"]
         assert [*agent.find_records("vm.gone", since=since), *agent.find_records("vm.detached", vm=guest.uuid)] == []
@@ -145,7 +145,7 @@ async def test_a_domain_with_two_monitors_is_polled_once_over_its_own_monitor(
         async def states_settled() -> bool:
             return [await state_of(agent, end) for end in (own, "#own")] == [["up"], ["standby"]]
 
-        await until(states_settled, 5)
+        await until(states_settled, 60)
         await libvirtd.virsh("suspend", domain.name)
         await agent.wait_for_record("event.stop", vm=domain.uuid, since=since)
         await agent.wait_for_record("sample.runstate", vm=domain.uuid, since=since, status="paused")

@@ -62,7 +62,7 @@ async def domain(libvirtd: Libvirtd) -> Domain:
     async def has_written() -> bool:
         return int((await libvirtd.stats(started))["block.1.wr.reqs"]) > 0
 
-    await until(has_written, 30)
+    await until(has_written, 60)
     await libvirtd.virsh("suspend", started.name)
     return started
 
@@ -138,5 +138,5 @@ async def all_series(libvirtd: Libvirtd) -> Named:
             series.update(await scrape_exporter(address))
             return len(series) > 1
 
-        await until(has_series, 20)
+        await until(has_series, 60)
     return series

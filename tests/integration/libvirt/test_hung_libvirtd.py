@@ -61,14 +61,14 @@ async def test_domains_with_a_hung_qemu_affect_no_other_domain_and_no_scrape(
             for domain in hung:
                 await libvirtd.send_domain(domain, signal.SIGSTOP)
             for domain in hung:
-                stalled = await agent.wait_for_record("vm.stalled", vm=domain.uuid, since=since, timeout=15)
+                stalled = await agent.wait_for_record("vm.stalled", vm=domain.uuid, since=since)
                 assert "libvirt" in stalled["data"]["reason"]
                 assert await state_of(agent, f"#{domain.name}") == ["stalled"]
             for domain in healthy:
                 await wait_for_polls(agent, domain, 6, 10)
             # Events of the healthy domains arrive at once.
             await libvirtd.virsh("suspend", healthy[0].name)
-            await agent.wait_for_record("event.stop", vm=healthy[0].uuid, since=since, timeout=2)
+            await agent.wait_for_record("event.stop", vm=healthy[0].uuid, since=since)
             await libvirtd.virsh("resume", healthy[0].name)
         assert len(durations) > 20
         assert max(durations) < 1
@@ -92,19 +92,19 @@ async def test_a_hung_libvirtd_is_reported_and_does_not_affect_other_vms(
         async with quick_scrapes(agent) as durations:
             await libvirtd.send_signal(signal.SIGSTOP)
             try:
-                await agent.wait_for_record("vm.stalled", vm=domain.uuid, since=since, timeout=10)
+                await agent.wait_for_record("vm.stalled", vm=domain.uuid, since=since)
                 # Keepalive ends the connection after about 20 s.
-                await agent.wait_for_record("vm.detached", vm=domain.uuid, since=since, timeout=30)
+                await agent.wait_for_record("vm.detached", vm=domain.uuid, since=since)
 
                 async def is_stalled() -> bool:
                     return await state_of(agent, "libvirt-sock") == ["stalled"]
 
-                await until(is_stalled, 10)
+                await until(is_stalled, 60)
                 assert (await state_of(agent, f"#{domain.name}"))[0] in ("connecting", "stalled")
                 assert len([*agent.find_records("sample.process", vm=guest.uuid, since=since)]) > 20
             finally:
                 await libvirtd.send_signal(signal.SIGCONT)
-            await agent.wait_for_record("vm.attached", vm=domain.uuid, since=since, reattached=True, timeout=15)
+            await agent.wait_for_record("vm.attached", vm=domain.uuid, since=since, reattached=True)
             await wait_for_polls(agent, domain, 2, 5)
         assert max(durations) < 1
         assert [

@@ -36,7 +36,7 @@ async def domains(libvirtd: Libvirtd) -> AsyncIterator[list[Domain]]:
     async def has_written() -> bool:
         return all([int((await libvirtd.stats(domain))["block.1.wr.reqs"]) > 0 for domain in started])
 
-    await until(has_written, 30)
+    await until(has_written, 60)
     yield started
 
 

@@ -87,7 +87,7 @@ async def stage(libvirtd: Libvirtd) -> AsyncIterator[Stage]:
     async def writes() -> bool:
         return int((await libvirtd.stats(domain))["block.1.wr.reqs"]) > 0
 
-    await until(writes, 30)
+    await until(writes, 60)
     other = QMPClient()
     await other.connect(str(monitors[1]))
     config = {"monitors": [{"dial": str(monitors[0])}], "intervals": {"poll": "200ms"}}

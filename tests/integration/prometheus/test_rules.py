@@ -11,6 +11,7 @@ import yaml
 from agent.session.api import MonitorState
 from deploy.prometheus import libvirt_names
 from tests.lab.machine import require
+from tests.lab.markdown import anchors
 
 ROOT: Final = Path(__file__).parents[3]
 FOLDER: Final = ROOT / "deploy/prometheus"
@@ -26,12 +27,6 @@ ALERTS: Final = rules("alerts.yml")
 def exported_series() -> set[str]:
     """Return the series in docs/metrics.md, which is generated from the code."""
     return set(re.findall(r"^\| `(q\w+)` \|", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE))
-
-
-def anchors(page: Path) -> set[str]:
-    """Return the anchors of a page's headings, as GitHub and GitLab generate them."""
-    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def promtool(*arguments: str | Path) -> str:

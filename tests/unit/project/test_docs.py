@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from tests.lab.markdown import anchors
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -22,3 +24,16 @@ def test_make_test_runs_every_folder_of_tests() -> None:
     script = (ROOT / "tests/all").read_text()
     folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "tests").glob("*/test_*.py")}
     assert {folder for folder in folders if not re.search(rf"\b{folder}\b", script)} == set()
+
+
+def test_links_lead_to_existing_files_and_headings() -> None:
+    links = [
+        (page, *match.groups())
+        for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))
+        for match in re.finditer(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text())
+    ]
+    assert len(links) > 50
+    for page, file, anchor in links:
+        target = page.parent / file if file else page
+        assert target.exists(), f"{page.name} links to {file}"
+        assert not anchor or anchor in anchors(target), f"{page.name} links to {file}#{anchor}"

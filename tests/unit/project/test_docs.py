@@ -28,7 +28,7 @@ def test_make_test_runs_every_folder_of_tests() -> None:
 
 def test_links_lead_to_existing_files_and_headings() -> None:
     links = [
-        (page, *match.groups())
+        (page, match[1], match[2])
         for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))
         for match in re.finditer(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text())
     ]

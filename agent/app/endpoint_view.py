@@ -1,4 +1,4 @@
-"""What the HTTP endpoint shows of the agent, as JSON-compatible values."""
+"""The HTTP endpoint's view of the agent, as JSON-compatible values."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -60,7 +60,7 @@ class AgentHealth:
     def unready_reasons(self) -> list[str]:
         """Return why the agent does not do all of its work; empty if it does."""
         reasons = []
-        # A socket that nobody listens on was left behind by a VM that ended: that is no failure.
+        # A socket without a listener was left behind by a VM that ended: that is no failure.
         states = Counter(
             status.state for status in self.snapshot.monitors.values() if status.state is not MonitorState.GONE
         )

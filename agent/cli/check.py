@@ -1,11 +1,11 @@
-"""`qmp-agent check`: tries what a config names and says what it found, without watching or delivering anything."""
+"""`qmp-agent check`: tries what a config names and reports the findings. It neither watches a VM nor delivers a record."""
 
 import asyncio
 import contextlib
 import errno
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.app.builders import build_discoverers, build_sink, session_settings
@@ -24,35 +24,56 @@ from agent.session.api import SessionContext
 
 MAX_AT_ONCE = 50
 
-WAY_SECONDS = 10.0
-"""How long a way that has to be connected to may take to say how it stands."""
+DISCOVERY_SECONDS = 10.0
+"""How long a discoverer that has to connect may take to report its status."""
 
 
-async def check(config: Config) -> AsyncIterator[tuple[bool, str]]:
-    """Yield findings as they are made: whether each is good, and what it is in words."""
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The outcome of one check.
+
+    Attributes:
+        ok: whether it passed.
+        text: what was checked, and the outcome.
+    """
+
+    ok: bool
+    text: str
+
+
+def _passed(text: str) -> Finding:
+    return Finding(ok=True, text=text)
+
+
+def _failed(text: str) -> Finding:
+    return Finding(ok=False, text=text)
+
+
+async def check(config: Config) -> AsyncIterator[Finding]:
+    """Yield the findings, each as soon as it is known."""
     context = SessionContext(session_settings(config))
-    for way in build_discoverers(config).values():
-        async with _looking(way) as (found, of_itself):
-            for finding in of_itself:
+    for discoverer in build_discoverers(config).values():
+        async with _discovered(discoverer) as (monitors, findings):
+            for finding in findings:
                 yield finding
             gate = asyncio.Semaphore(MAX_AT_ONCE)
-            for checked in asyncio.as_completed([_monitor(monitor, context, gate) for monitor in found]):
+            for checked in asyncio.as_completed([_check_monitor(monitor, context, gate) for monitor in monitors]):
                 yield await checked
     for build, commands in context.build_commands.items():
-        if lacks := list(_lacks(commands, context.collectors.by_name.values())):
-            yield True, f"QEMU {build.version}: {'; '.join(lacks)}"
-    for said in _journal(config):
-        yield said
-    yield await _endpoint(config)
-    yield await _sink(config)
+        if limitations := list(_limitations(commands, context.collectors.by_name.values())):
+            yield _passed(f"QEMU {build.version}: {'; '.join(limitations)}")
+    for finding in _check_journal(config):
+        yield finding
+    yield await _check_endpoint(config)
+    yield await _check_sink(config)
 
 
-class _Seen:
-    """What a way finds until it has said how it stands."""
+class _DiscoveryRecorder:
+    """A DiscoveryListener that keeps monitors until the discoverer reports its status."""
 
     def __init__(self) -> None:
         self.monitors: dict[tuple[object, ...], Monitor] = {}
-        self.stood: asyncio.Future[tuple[bool, str]] = asyncio.get_running_loop().create_future()
+        self.status: asyncio.Future[Finding] = asyncio.get_running_loop().create_future()
 
     def on_monitor_added(self, monitor: Monitor) -> None:
         self.monitors[monitor.key] = monitor
@@ -60,88 +81,87 @@ class _Seen:
     def on_monitor_removed(self, monitor: Monitor) -> None:
         self.monitors.pop(monitor.key, None)
 
-    def on_status(self, way: Monitor, trouble: QmpError | None, note: str = "") -> None:
-        text = str(trouble) if trouble is not None else f"{len(self.monitors)} running" + (f"; {note}" if note else "")
-        if not self.stood.done():
-            self.stood.set_result((trouble is None and not note, f"{sanitize(way.name)}: {text}"))
+    def on_status(self, source: Monitor, error: QmpError | None, note: str = "") -> None:
+        text = str(error) if error is not None else f"{len(self.monitors)} running" + (f"; {note}" if note else "")
+        if not self.status.done():
+            self.status.set_result(Finding(ok=error is None and not note, text=f"{sanitize(source.name)}: {text}"))
 
     def on_connection_refused(self, address: str, reason: str) -> None:
-        """Nobody is asked here to be let in."""
+        """Do nothing: only a listening discoverer refuses connections, and it does not run here."""
 
 
 @contextlib.asynccontextmanager
-async def _looking(way: Discoverer) -> AsyncIterator[tuple[list[Monitor], list[tuple[bool, str]]]]:
-    """Yield the monitors that a way finds now, and what is to be said of the way itself; it works for as long as the block runs."""
-    if isinstance(way, DialDiscoverer):
-        monitors = list(way.scan().values())
-        yield monitors, [] if monitors else [_nothing(way.pattern)]
+async def _discovered(discoverer: Discoverer) -> AsyncIterator[tuple[list[Monitor], list[Finding]]]:
+    """Yield the present monitors of a discoverer and the findings about itself. It runs as long as the block does."""
+    if isinstance(discoverer, DialDiscoverer):
+        monitors = list(discoverer.scan().values())
+        yield monitors, [] if monitors else [_no_monitors(discoverer.pattern)]
         return
-    if isinstance(way, ListenDiscoverer):
-        yield [], [_listens(way)]
+    if isinstance(discoverer, ListenDiscoverer):
+        yield [], [_check_listen(discoverer)]
         return
-    seen = _Seen()
-    watching = asyncio.create_task(way.run(seen))
+    recorder = _DiscoveryRecorder()
+    running = asyncio.create_task(discoverer.run(recorder))
     try:
-        async with asyncio.timeout(WAY_SECONDS):
-            said = await seen.stood
-        yield list(seen.monitors.values()), [said]
+        async with asyncio.timeout(DISCOVERY_SECONDS):
+            status = await recorder.status
+        yield list(recorder.monitors.values()), [status]
     except TimeoutError:
-        yield [], [(False, f"{way}: nothing was heard of it for {WAY_SECONDS:g} s")]
+        yield [], [_failed(f"{discoverer}: no connection within {DISCOVERY_SECONDS:g} s")]
     finally:
-        watching.cancel()
-        await asyncio.wait({watching})
+        running.cancel()
+        await asyncio.wait({running})
 
 
-def _journal(config: Config) -> Iterator[tuple[bool, str]]:
+def _check_journal(config: Config) -> Iterator[Finding]:
     if not config.sink.journaled:
         return
-    folder = config.journal.directory
-    there = folder if folder.exists() else next(parent for parent in folder.parents if parent.exists())
-    if not os.access(there, os.W_OK | os.X_OK) or not there.is_dir():
-        yield False, f"{folder}: events cannot be journaled: {there} cannot be written by this user"
+    directory = config.journal.directory
+    existing = directory if directory.exists() else next(parent for parent in directory.parents if parent.exists())
+    if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
+        yield _failed(f"journal: {directory} cannot be created or written: this user cannot write {existing}")
         return
-    yield True, f"events are journaled in {folder}"
-    for aside in quarantined_files(folder):
-        yield (
-            False,
-            f"{aside}: a damaged journal that was set aside; see `qmp-agent journal`, and remove it when it is not needed",
-        )
+    yield _passed(f"journal: {directory}")
+    for path in quarantined_files(directory):
+        text = f"journal: {path} is damaged and quarantined; see `qmp-agent journal`, and remove it when you do not need it"
+        yield _failed(text)
 
 
-def _nothing(pattern: str) -> tuple[bool, str]:
-    folder = Path(pattern).parent
-    if not any(c in str(folder) for c in "*?[") and not folder.is_dir():
-        return False, f"{pattern}: there is no folder {folder}"
-    return True, f"{pattern}: no socket there now; it is looked for as long as the agent runs"
+def _no_monitors(pattern: str) -> Finding:
+    directory = Path(pattern).parent
+    if not any(c in str(directory) for c in "*?[") and not directory.is_dir():
+        return _failed(f"{pattern}: the directory {directory} does not exist")
+    return _passed(f"{pattern}: no socket exists now; the agent watches for new ones")
 
 
-def _listens(way: ListenDiscoverer) -> tuple[bool, str]:
+def _check_listen(discoverer: ListenDiscoverer) -> Finding:
+    address = discoverer.address
     try:
-        way.bind().close()
+        discoverer.bind().close()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return True, f"{way.address}: something listens there already, the agent it is to be hoped"
-        return False, f"{way.address}: cannot be listened on: {error.strerror or error}"
-    if not way.address.startswith("tcp:"):
-        Path(way.address).unlink(missing_ok=True)
-    return True, f"{way.address}: can be listened on"
+            return _passed(f"{address}: address in use (probably by the running agent)")
+        return _failed(f"{address}: cannot listen: {error.strerror or error}")
+    if not address.startswith("tcp:"):
+        Path(address).unlink(missing_ok=True)
+    return _passed(f"{address}: the agent can listen")
 
 
-async def _monitor(monitor: Monitor, context: SessionContext, gate: asyncio.Semaphore) -> tuple[bool, str]:
+async def _check_monitor(monitor: Monitor, context: SessionContext, gate: asyncio.Semaphore) -> Finding:
     name = sanitize(monitor.name)
     async with gate:
         try:
             client = await monitor.open(context.allow, lambda _: None, deadline=context.settings.greeting_seconds)
         except (BusyError, DeniedError) as error:
-            return False, f"{name}: {error}; `sudo qmp-agent doctor` says more"
+            return _failed(f"{name}: {error}; run `sudo qmp-agent doctor` for details")
         except QmpError as error:
-            return False, f"{name}: {error}"
+            return _failed(f"{name}: {error}")
         try:
             answers = await client.execute(
                 (*identity.IDENTITY, identity.LIST_COMMANDS), deadline=context.settings.response_seconds
             )
         except QmpError as error:
-            return False, f"{name}: {error}"
+            return _failed(f"{name}: {error}")
         finally:
             client.close()
         vm = identity.identify(context.settings.host, monitor.name, answers[:-1])
@@ -149,44 +169,45 @@ async def _monitor(monitor: Monitor, context: SessionContext, gate: asyncio.Sema
         build = identity.build_of(client.greeting)
         if commands := identity.command_names(answers[-1]):
             context.build_commands[build] = commands
-        return True, f"{name}: {vm.name} ({vm.uuid}), QEMU {build.version}"
+        return _passed(f"{name}: {vm.name} ({vm.uuid}), QEMU {build.version}")
 
 
-def _lacks(commands: frozenset[str], collectors: Iterable[Collector]) -> Iterator[str]:
-    """Yield which collectors are off for a QEMU that understands no more than these, or tell less, and why."""
-    facts = replace(ALL_FEATURES, commands=commands)
+def _limitations(available: frozenset[str], collectors: Iterable[Collector]) -> Iterator[str]:
+    """Yield the collectors that are off or limited, because QEMU does not have their commands."""
+    facts = replace(ALL_FEATURES, commands=available)
     for collector in collectors:
-        asks = (
-            *(ask.name for ask in collector.commands(ALL_FEATURES)),
-            *filter(None, [host_process.REQUIRED_COMMANDS.get(collector.name)]),
-        )
-        if missing := sorted({command for command in asks if command not in commands}):
+        needed = {command.name for command in collector.commands(ALL_FEATURES)}
+        needed |= {*filter(None, [host_process.REQUIRED_COMMANDS.get(collector.name)])}
+        if missing := sorted(needed - available):
             off = collector.missing_command(facts) or not collector.commands(facts)
-            yield f"{collector.name} {'is off' if off else 'tells less'}, for there is no {' and no '.join(missing)}"
+            yield f"{collector.name} is {'off' if off else 'limited'} without {' and '.join(missing)}"
 
 
-async def _endpoint(config: Config) -> tuple[bool, str]:
-    listen, path = config.web.listen_address, config.web.config_file
+async def _check_endpoint(config: Config) -> Finding:
+    address, path = config.web.listen_address, config.web.config_file
     try:
         web_config = await asyncio.to_thread(LoadedWebConfig.read, expand(path) if path is not None else None)
     except EndpointError as error:
-        return False, str(error)
+        return _failed(f"endpoint: {error}")
     except OSError as error:
-        return False, error.strerror or str(error)
+        return _failed(f"endpoint: {error.strerror or error}")
     if web_config.config.authenticates:
-        return True, f"{listen} asks who reads, as {path} says"
-    if is_loopback(listen):
-        return True, f"{listen} can be read by all on this host"
-    return True, f"{listen} can be read by all who reach it: web.config_file can ask them who they are"
+        return _passed(f"endpoint: {address} requires authentication ({path})")
+    if is_loopback(address):
+        return _passed(f"endpoint: {address} is readable by every user of this host")
+    text = (
+        f"endpoint: {address} is readable by every client that reaches it; web.config_file can require authentication"
+    )
+    return _passed(text)
 
 
-async def _sink(config: Config) -> tuple[bool, str]:
-    to = build_sink(config)
+async def _check_sink(config: Config) -> Finding:
+    sink = build_sink(config)
     if config.sink is config.jsonl and config.jsonl.path is None:
-        return True, "records go to standard output, since there is neither kafka nor jsonl.path"
+        return _passed("sink: standard output, because neither kafka nor jsonl.path is set")
     try:
-        await to.open()
+        await sink.open()
     except SinkError as error:
-        return False, f"{to.name}: {error}"
-    await to.close()
-    return True, f"records go to {to.name}"
+        return _failed(f"sink: {sink.name}: {error}")
+    await sink.close()
+    return _passed(f"sink: {sink.name}")

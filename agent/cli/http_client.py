@@ -1,4 +1,4 @@
-"""How our own commands visit an endpoint that asks who they are."""
+"""HTTP sessions of the agent's own commands, with credentials for a protected endpoint."""
 
 import base64
 import ssl
@@ -12,19 +12,19 @@ from agent.common.errors import CommandFailedError
 
 
 class EndpointCredentialsError(CommandFailedError):
-    """What the visitor should show cannot be had; the text says why, for people."""
+    """The credentials cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointCredentials:
-    """What a visitor shows.
+    """Credentials for the endpoint.
 
     Attributes:
-        ca: the authorities that vouch for the endpoint; None trusts the system's.
-        certificate: the visitor's own certificate with its key.
-        user: its name.
-        password_file: a file whose first line is its password; never the password itself, which every user of the host could read in
-            the list of processes.
+        ca: file with the authorities that sign the endpoint's certificate; None trusts the system's.
+        certificate: file with the client certificate and its key, or None.
+        user: the user name, or empty.
+        password_file: file whose first line is the password. The password itself is no option: every user of the host can read the
+            command lines of processes.
     """
 
     ca: Path | None = None
@@ -32,22 +32,22 @@ class EndpointCredentials:
     user: str = ""
     password_file: Path | None = None
 
-    def session(self, **more: Any) -> aiohttp.ClientSession:
-        """Return a session that shows it.
+    def session(self, **options: Any) -> aiohttp.ClientSession:
+        """Return a session with these credentials.
 
         Raises:
-            VisitError: a file is not there, or is not what it should be.
+            EndpointCredentialsError: a file does not exist or has the wrong content.
         """
         try:
             context = ssl.create_default_context(cafile=self.ca)
             if self.certificate is not None:
                 context.load_cert_chain(self.certificate, password=lambda: "")
-            secret = self.password_file.read_text("utf-8") if self.password_file is not None else ""
+            password = self.password_file.read_text("utf-8") if self.password_file is not None else ""
         except (OSError, UnicodeDecodeError) as error:
-            where = getattr(error, "filename", None) or self.certificate or self.ca
-            raise EndpointCredentialsError(f"{where}: {getattr(error, 'strerror', None) or error}") from error
+            file = getattr(error, "filename", None) or self.certificate or self.ca
+            raise EndpointCredentialsError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
         headers = {}
         if self.user:
-            both = f"{self.user}:{secret.partition(chr(10))[0]}"
-            headers["Authorization"] = f"Basic {base64.b64encode(both.encode()).decode()}"
-        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context), headers=headers, **more)
+            basic = f"{self.user}:{password.partition(chr(10))[0]}"
+            headers["Authorization"] = f"Basic {base64.b64encode(basic.encode()).decode()}"
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context), headers=headers, **options)

@@ -1,7 +1,8 @@
-"""`qmp-agent journal`: what lies in the journal, taken out as JSON lines, or put back to be delivered. Works beside a running agent."""
+"""`qmp-agent journal`: shows and exports the journal beside a running agent, and replays records from it."""
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,25 +19,25 @@ REPLAY_QUEUE = "events"
 
 
 class JournalToolError(CommandFailedError):
-    """It cannot be done; the text says why, for people."""
+    """The journal cannot be read or changed."""
 
 
-def quarantined_files(folder: Path) -> list[Path]:
-    """Return the damaged files that lie in a journal's folder, oldest first."""
-    names = folder.glob(f"{FILE}.damaged-*")
+def quarantined_files(directory: Path) -> list[Path]:
+    """Return the quarantined files in a journal's directory, oldest first."""
+    names = directory.glob(f"{FILE}.damaged-*")
     return sorted(path for path in names if not path.name.endswith(recovery.LOGS))
 
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[JournalDatabase]:
-    """Open a file to be read, beside an agent that writes it.
+    """Open a journal file read-only, also beside an agent that writes it.
 
     Raises:
-        JournalToolError: there is none, or it cannot be read.
+        JournalToolError: the file does not exist or cannot be read.
     """
     if not path.exists():
         raise JournalToolError(
-            f"there is no {path}: no agent has journaled here yet, or journal.directory is another one"
+            f"{path} does not exist: no agent has used this journal yet, or journal.directory is wrong"
         )
     try:
         opened = JournalDatabase(path, connect_readonly, readonly=True)
@@ -50,99 +51,115 @@ def _reading(path: Path) -> Iterator[JournalDatabase]:
         opened.close()
 
 
-def show(folder: Path) -> Iterator[str]:
-    """Yield, in words, what waits in the journal, what was refused, what was set aside.
+def show(directory: Path) -> Iterator[str]:
+    """Yield a description of the waiting records, the dead letters, the unreported drops and the quarantined files.
 
     Raises:
-        JournalToolError: it cannot be read.
+        JournalToolError: the journal cannot be read.
     """
-    path = folder / FILE
+    path = directory / FILE
     with _reading(path) as opened:
         yield f"{path}: {format_bytes(path.stat().st_size)}"
         for queue in QUEUE_NAMES:
-            found = opened.contents(queue)
-            span = f", from {_when(found.first_ns)} to {_when(found.last_ns)}" if found.records else ""
-            yield f"  {queue}: {found.records} records wait, {format_bytes(found.bytes)}{span}"
-            for kind, count in sorted(found.types.items()):
+            contents = opened.contents(queue)
+            span = (
+                f", from {_local_time(contents.first_ns)} to {_local_time(contents.last_ns)}"
+                if contents.records
+                else ""
+            )
+            yield f"  {queue}: {contents.records} waiting records, {format_bytes(contents.bytes)}{span}"
+            for kind, count in sorted(contents.types.items()):
                 yield f"    {count:8} {kind}"
-        dead = [(reason, entry.type) for reason, entry in opened.dead_letters()]
-        yield f"  dead letters: {len(dead)}"
-        for key in sorted(set(dead)):
-            yield f"    {dead.count(key):8} {key[1]} ({key[0]})"
-        untold = opened.notes().get(UNREPORTED_DROPS)
-        for loss in untold if isinstance(untold, list) else ():
-            yield f"  lost and not told downstream yet: {loss['records']} of lane {loss['queue']} ({loss['reason']})"
-    for aside in quarantined_files(folder):
-        yield f"{aside}: damaged, set aside; `qmp-agent journal export --file {aside.name}` shows what can be read of it"
+        dead_letters = Counter((record.type, reason) for reason, record in opened.dead_letters())
+        yield f"  dead letters: {dead_letters.total()}"
+        for (kind, reason), count in sorted(dead_letters.items(), key=lambda item: item[0][::-1]):
+            yield f"    {count:8} {kind} ({reason})"
+        drops = opened.notes().get(UNREPORTED_DROPS)
+        for drop in drops if isinstance(drops, list) else ():
+            yield f"  dropped and not reported downstream yet: {drop['records']} of queue {drop['queue']} ({drop['reason']})"
+    for quarantined in quarantined_files(directory):
+        command = f"qmp-agent journal export --file {quarantined.name}"
+        yield f"{quarantined}: damaged and quarantined; `{command}` prints its readable records"
 
 
-def export(folder: Path, *, file: str | None, dead: bool) -> Iterator[bytes]:
-    """Yield records of the journal, of its dead letters or of a file that was set aside, as JSON lines.
+def export(directory: Path, *, file: str | None, dead_letters: bool) -> Iterator[bytes]:
+    """Yield records as JSON lines.
+
+    Args:
+        directory: the journal's directory.
+        file: the name of a quarantined file, whose readable records are exported; None exports the journal.
+        dead_letters: whether to export the dead letters instead of the waiting records.
 
     Raises:
-        JournalToolError: it cannot be read.
+        JournalToolError: the journal or the file cannot be read.
     """
     if file is not None:
-        for entry in _salvaged(folder, file):
-            yield entry.body + b"\n"
+        for record in _salvaged(directory, file):
+            yield record.body + b"\n"
         return
-    with _reading(folder / FILE) as opened:
-        if dead:
-            for _, entry in opened.dead_letters():
-                yield entry.body + b"\n"
+    with _reading(directory / FILE) as opened:
+        if dead_letters:
+            for _, record in opened.dead_letters():
+                yield record.body + b"\n"
             return
         for queue in QUEUE_NAMES:
-            for entry in _all(opened, queue):
-                yield entry.body + b"\n"
+            for record in _waiting(opened, queue):
+                yield record.body + b"\n"
 
 
-def _all(opened: JournalDatabase, queue: str) -> Iterator[EncodedRecord]:
+def _waiting(opened: JournalDatabase, queue: str) -> Iterator[EncodedRecord]:
     after = 0
     while True:
-        entries, _, last = opened.read(queue, after, 500, 8 << 20)
+        records, _, last = opened.read(queue, after, 500, 8 << 20)
         if last == after:
             return
-        yield from entries
+        yield from records
         after = last
 
 
-def _salvaged(folder: Path, file: str) -> Iterator[EncodedRecord]:
-    path = folder / file
-    if path.parent != folder or path not in quarantined_files(folder):
-        known = ", ".join(aside.name for aside in quarantined_files(folder)) or "none"
-        raise JournalToolError(f"{file} is no file that was set aside in {folder}; there are: {known}")
-    for _, entries in recovery.salvage(path, QUEUE_NAMES):
-        yield from entries
+def _salvaged(directory: Path, file: str) -> Iterator[EncodedRecord]:
+    path = directory / file
+    if path.parent != directory or path not in quarantined_files(directory):
+        known = ", ".join(quarantined.name for quarantined in quarantined_files(directory)) or "none"
+        raise JournalToolError(f"{file} is not a quarantined file in {directory}; quarantined files: {known}")
+    for _, records in recovery.salvage(path, QUEUE_NAMES):
+        yield from records
 
 
-def replay(folder: Path, *, file: str | None) -> int:
-    """Put dead letters, or what can be read of a file that was set aside, back to be delivered at the agent's next start.
+def replay(directory: Path, *, file: str | None) -> int:
+    """Enqueue records for delivery at the agent's next start. They keep their ids, on which consumers deduplicate.
 
-    Records keep their ids, so consumers that have some of them already can tell.
+    Args:
+        directory: the journal's directory.
+        file: the name of a quarantined file, whose readable records are enqueued; None enqueues the dead letters.
+
+    Returns:
+        The number of records.
 
     Raises:
         JournalToolError: the agent runs, or a file cannot be read or written.
     """
     try:
-        held = lock(folder)
+        held = lock(directory)
     except (JournalError, OSError) as error:
         raise JournalToolError(f"{error}; stop the agent first") from error
     try:
-        opened = JournalDatabase(folder / FILE)
+        opened = JournalDatabase(directory / FILE)
         try:
-            entries = [entry for _, entry in opened.dead_letters()] if file is None else list(_salvaged(folder, file))
-            changes = [statements.insert(REPLAY_QUEUE, entries, [])]
+            dead_letters = (record for _, record in opened.dead_letters())
+            records = list(dead_letters if file is None else _salvaged(directory, file))
+            changes = [statements.insert(REPLAY_QUEUE, records, [])]
             if file is None:
                 changes.append(statements.delete_dead_letters())
             opened.commit(changes)
         finally:
             opened.close()
     except JournalError as error:
-        raise JournalToolError(f"{folder / FILE}: {error}") from error
+        raise JournalToolError(f"{directory / FILE}: {error}") from error
     finally:
         os.close(held)
-    return len(entries)
+    return len(records)
 
 
-def _when(time_ns: int) -> str:
+def _local_time(time_ns: int) -> str:
     return datetime.fromtimestamp(time_ns / 1e9, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")

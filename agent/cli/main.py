@@ -31,11 +31,15 @@ from agent.runtime.logging import configure_logging
 
 USAGE_ERROR = 2
 LINGER_SECONDS = 2.0
-"""How long an agent that has ended waits for its threads."""
+"""How long a process that has ended waits for its threads."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand and return the exit status: 0 done, 1 failed, 2 the command line or the config is wrong."""
+    """Run a subcommand.
+
+    Returns:
+        The exit status: 0 success, 1 failure, 2 wrong command line or config.
+    """
     parsed = _parser().parse_args(arguments)
     handler: Callable[[argparse.Namespace], int] = parsed.handler
     try:
@@ -48,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `qmp-agent tail | head` has had enough
+    except BrokenPipeError:  # the reader has closed the pipe, as in `qmp-agent tail | head`
         with contextlib.suppress(OSError):
             sys.stdout.close()
         return 0
@@ -56,56 +60,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="qmp-agent", description="Watches every QEMU on this host and tells Kafka, Prometheus and people."
+        prog="qmp-agent",
+        description="Monitors the QEMU virtual machines of this host.",
     )
     parser.add_argument("--version", action="version", version=f"qmp-agent {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    _config_option(_command(commands, "run", _run, "watch this host's VMs until told to stop"))
+    _config_option(_command(commands, "run", _run, "watch the VMs of this host until SIGTERM"))
 
     command = _command(
-        commands, "check", _check, "say what is wrong with the config, then try the monitors and the way out"
+        commands, "check", _check, "validate the config, then try its monitors, the journal, the endpoint and the sink"
     )
     _config_option(command)
 
-    command.add_argument("--syntax", action="store_true", help="only read the config; try nothing")
+    command.add_argument("--syntax", action="store_true", help="only validate the config")
 
-    command = _command(commands, "tail", _tail, "show the records of the running agent as they come")
+    command = _command(commands, "tail", _tail, "follow the records of the running agent")
     _config_option(command)
-    command.add_argument(
-        "--url", help="the agent's endpoint; by default what the config says, or else http://127.0.0.1:9179"
-    )
-    _visitor_options(command)
+    command.add_argument("--url", help="URL of the agent's endpoint; default: the config's, else http://127.0.0.1:9179")
+    _credentials_options(command)
     command.add_argument("--vm", default="", help="only this VM, by name or UUID")
-    command.add_argument("--type", default="", help="only types that begin so: event, sample.block, alert, vm, ...")
+    command.add_argument("--type", default="", help="only types with this prefix: event, sample.block, alert, vm, ...")
     command.add_argument(
-        "--severity", default="debug", choices=[s.label for s in Severity], help="only these and worse"
+        "--severity", default="debug", choices=[s.label for s in Severity], help="only this severity and higher"
     )
-    command.add_argument("--json", action="store_true", help="whole records, one a line")
+    command.add_argument("--json", action="store_true", help="print whole records, one per line")
 
-    command = _command(commands, "top", _top, "show this host's VMs at the terminal, out of the running agent")
+    command = _command(commands, "top", _top, "show the VMs of the running agent in the terminal")
     _config_option(command)
-    command.add_argument("--url", help="as for tail")
-    _visitor_options(command)
-    command.add_argument(
-        "--interval", type=_duration, default=2.0, metavar="TIME", help="how often to look, such as 5s"
-    )
-    command.add_argument("--vm", default="", help="begin with this VM in detail, by name or UUID")
-    command.add_argument("--once", action="store_true", help="print a table, or with --vm that VM, and end")
+    command.add_argument("--url", help="URL of the agent's endpoint; default: the config's, else http://127.0.0.1:9179")
+    _credentials_options(command)
+    command.add_argument("--interval", type=_duration, default=2.0, metavar="TIME", help="refresh interval, such as 5s")
+    command.add_argument("--vm", default="", help="start with the details of this VM, by name or UUID")
+    command.add_argument("--once", action="store_true", help="print the table, or with --vm the details, and exit")
 
-    command = _command(
-        commands, "journal", _journal, "show what waits in the journal, take it out, or put it back to be delivered"
-    )
+    command = _command(commands, "journal", _journal, "show, export or replay the records in the journal")
     _config_option(command)
     command.add_argument("action", nargs="?", choices=("show", "export", "replay"), default="show")
     command.add_argument(
         "--dead-letters",
         action="store_true",
-        help="export: the records that Kafka refused; replay puts those back in any case",
+        help="export: the records that Kafka rejected (replay always replays these)",
     )
-    command.add_argument(
-        "--file", help="export, replay: a damaged file that was set aside, by its name in the journal's folder"
-    )
+    command.add_argument("--file", help="export, replay: a quarantined file, by its name in the journal's directory")
 
     _add_tools(commands)
     _command(commands, "version", _version, "print the version")
@@ -113,45 +110,54 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_tools(commands: Any) -> None:
-    """Add what needs no running agent."""
+    """Add the commands that need no running agent."""
     command = _command(
-        commands, "record", _record, "record what one monitor says, for a bug report; secrets are removed"
+        commands, "record", _record, "record the QMP traffic of one monitor, for a bug report; secrets are removed"
     )
     _config_option(command)
-    command.add_argument("monitor", help="a socket's path, or tcp:host:port; no other client may hold it")
-    command.add_argument("file", type=Path, help="where to; only you may read it")
+    command.add_argument("monitor", help="path of a socket, or tcp:host:port; no other client may hold it")
+    command.add_argument("file", type=Path, help="output file; only you can read it")
     command.add_argument(
-        "--duration", dest="seconds", type=_duration, default=60.0, metavar="TIME", help="by default 60s"
+        "--duration",
+        dest="seconds",
+        type=_duration,
+        default=60.0,
+        metavar="TIME",
+        help="maximum duration; default: 60s",
     )
-    command.add_argument("--max-size", type=_size, default=64 << 20, metavar="SIZE", help="at most, by default 64MiB")
+    command.add_argument(
+        "--max-size", type=_size, default=64 << 20, metavar="SIZE", help="maximum size of the file; default: 64MiB"
+    )
 
-    command = _command(commands, "replay", _replay, "have an agent watch what was recorded, and print its records")
+    command = _command(commands, "replay", _replay, "replay recorded QMP traffic to an agent, and print its records")
     _config_option(command)
-    command.add_argument("file", type=Path, help="what `record` wrote")
-    command.add_argument("--speed", type=_speed, default=1.0, metavar="N", help="so many times as fast")
+    command.add_argument("file", type=Path, help="file from `record`")
+    command.add_argument("--speed", type=_speed, default=1.0, metavar="N", help="speed factor; default: 1")
     command.add_argument(
-        "--listen", default="127.0.0.1:0", metavar="ADDRESS", help="where to show the page and /metrics meanwhile"
+        "--listen", default="127.0.0.1:0", metavar="ADDRESS", help="address of the page and /metrics during the replay"
     )
 
     command = _command(
-        commands, "doctor", _doctor, "say of every VM on this host whether and how it can be watched; best as root"
+        commands, "doctor", _doctor, "report whether and how each VM on this host can be watched; run it as root"
     )
     _config_option(command)
-    command.add_argument("--vm", default="*", help="only these, by name or UUID, or a pattern")
+    command.add_argument("--vm", default="*", help="only VMs whose name or UUID matches this pattern")
     command.add_argument(
-        "--user", help="whose permissions are looked at; by default the running agent's, or else qmp-agent's"
+        "--user", help="user whose permissions to check; default: the running agent's user, else qmp-agent"
     )
-    command.add_argument("--json", action="store_true", help="as one JSON array; fields as in docs/monitors.md")
+    command.add_argument(
+        "--json", action="store_true", help="print one JSON array; docs/monitors.md describes its fields"
+    )
 
     command = _command(commands, "schema", _schema, "print the JSON schema of records or of the config")
     command.add_argument("of", choices=("record", "config"))
 
-    command = _command(commands, "demo", _demo, "boot two small guests, watch them and make things happen")
+    command = _command(commands, "demo", _demo, "boot two small guests, watch them and provoke events")
     command.add_argument(
-        "--duration", dest="seconds", type=_duration, metavar="TIME", help="end by itself after this long, such as 30s"
+        "--duration", dest="seconds", type=_duration, metavar="TIME", help="end after this time, such as 30s"
     )
-    command.add_argument("--output", type=Path, metavar="FILE", help="leave every record in this file, one a line")
-    command.add_argument("--alertmanager", type=_alertmanager, metavar="URL", help="tell this Alertmanager of alerts")
+    command.add_argument("--output", type=Path, metavar="FILE", help="write every record to this file, one per line")
+    command.add_argument("--alertmanager", type=_alertmanager, metavar="URL", help="send alerts to this Alertmanager")
 
 
 def _command(
@@ -164,18 +170,18 @@ def _command(
 
 def _config_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--config", type=Path, default=None, metavar="FILE", help=f"the config file; by default {DEFAULT_PATH}"
+        "--config", type=Path, default=None, metavar="FILE", help=f"the config file; default: {DEFAULT_PATH}"
     )
 
 
-def _visitor_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--ca", type=Path, metavar="FILE", help="the authorities that vouch for the endpoint")
-    command.add_argument("--cert", type=Path, metavar="FILE", help="a client certificate, with its key")
-    command.add_argument("--user", default="", help="a user that the endpoint's web config knows")
-    command.add_argument("--password-file", type=Path, metavar="FILE", help="a file whose first line is the password")
+def _credentials_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--ca", type=Path, metavar="FILE", help="authorities that sign the endpoint's certificate")
+    command.add_argument("--cert", type=Path, metavar="FILE", help="client certificate with its key")
+    command.add_argument("--user", default="", help="user name")
+    command.add_argument("--password-file", type=Path, metavar="FILE", help="file whose first line is the password")
 
 
-def _visitor(parsed: argparse.Namespace) -> EndpointCredentials:
+def _credentials(parsed: argparse.Namespace) -> EndpointCredentials:
     return EndpointCredentials(parsed.ca, parsed.cert, parsed.user, parsed.password_file)
 
 
@@ -207,7 +213,7 @@ def _alertmanager(text: str) -> AlertmanagerConfig:
         raise argparse.ArgumentTypeError("should be a URL, such as http://127.0.0.1:9093") from error
 
 
-def _loop(main: Coroutine[Any, Any, None]) -> None:
+def _run_loop(main: Coroutine[Any, Any, None]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main)
 
@@ -216,87 +222,87 @@ def _run(parsed: argparse.Namespace) -> int:
     read = partial(load, parsed.config or DEFAULT_PATH)
     config = read()
     configure_logging(config.log.level, config.log.format)
-    faulthandler.enable()  # where the service manager's watchdog ends us, the log says what hung
-    _loop(_ended(run(config, read)))
+    faulthandler.enable()  # when systemd's watchdog ends the process, the log shows where it hung
+    _run_loop(_exit_after(run(config, read)))
     return 0
 
 
-async def _ended(main: Coroutine[Any, Any, None]) -> None:
-    """Run it to its end; all that is to be saved is saved then. A thread that a disk holds would keep the process from ending."""
+async def _exit_after(main: Coroutine[Any, Any, None]) -> None:
+    """Run to the end and then let the process exit soon. A thread that a hung disk blocks would otherwise keep the process alive."""
     status = 1
     try:
         await main
         status = 0
     finally:
         timer = threading.Timer(LINGER_SECONDS, os._exit, (status,))
-        timer.daemon = True  # so that it ends with a process that ends by itself
+        timer.daemon = True  # so that it does not itself keep the process alive
         timer.start()
 
 
 def _check(parsed: argparse.Namespace) -> int:
-    from agent.cli.check import check  # noqa: PLC0415 - nobody who runs the agent pays for it
+    from agent.cli.check import check  # noqa: PLC0415 - `qmp-agent run` does not need it
 
     path = parsed.config or DEFAULT_PATH
     config = load(path)
-    print(f"{path}: the config is good")
+    print(f"{path}: the config is valid")
     if parsed.syntax:
         return 0
-    bad = []
+    failures = []
 
-    async def findings() -> None:
-        async for good, text in check(config):
-            print(f"{'ok ' if good else 'BAD'}  {text}", flush=True)
-            if not good:
-                bad.append(text)
+    async def print_findings() -> None:
+        async for finding in check(config):
+            print(f"{'ok' if finding.ok else 'FAIL':4}  {finding.text}", flush=True)
+            if not finding.ok:
+                failures.append(finding)
 
-    _loop(findings())
-    return 1 if bad else 0
+    _run_loop(print_findings())
+    return 1 if failures else 0
 
 
 def _tail(parsed: argparse.Namespace) -> int:
-    from agent.cli.tail import Wanted, tail  # noqa: PLC0415 - as above
+    from agent.cli.tail import TailOptions, tail  # noqa: PLC0415 - as above
 
-    url = parsed.url or _listening(parsed.config)
-    _loop(tail(Wanted(url.rstrip("/"), parsed.vm, parsed.type, parsed.severity, parsed.json, _visitor(parsed))))
+    url, credentials = _endpoint_url(parsed), _credentials(parsed)
+    _run_loop(tail(TailOptions(url, parsed.vm, parsed.type, parsed.severity, parsed.json, credentials)))
     return 0
 
 
 def _top(parsed: argparse.Namespace) -> int:
-    from agent.cli.top.terminal import TopOptions, once, show  # noqa: PLC0415 - curses is for those who have a terminal
+    from agent.cli.top.terminal import TopOptions, once, show  # noqa: PLC0415 - curses needs a terminal
 
-    url = parsed.url or _listening(parsed.config)
-    view = TopOptions(url.rstrip("/"), parsed.interval, parsed.vm, _visitor(parsed))
-    asyncio.run(once(view) if parsed.once else show(view))
+    options = TopOptions(_endpoint_url(parsed), parsed.interval, parsed.vm, _credentials(parsed))
+    asyncio.run(once(options) if parsed.once else show(options))
     return 0
 
 
-def _listening(path: Path | None) -> str:
-    """Return the agent's URL by its config, or by default where there is none to read."""
-    path = path or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
-    config = load(path) if path is not None else None
-    to = config.web if config is not None else WebConfig()
+def _endpoint_url(parsed: argparse.Namespace) -> str:
+    """Return the URL of the agent's endpoint: the option's, else the config's, else the default."""
+    if parsed.url:
+        return str(parsed.url).rstrip("/")
+    path = parsed.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
+    web = load(path).web if path is not None else WebConfig()
     scheme = "http"
-    if to.config_file is not None:
-        with contextlib.suppress(EndpointError, OSError):  # it may be readable by the agent alone
-            scheme = "https" if LoadedWebConfig.read(expand(to.config_file)).tls is not None else "http"
-    host, _, port = to.listen_address.rpartition(":")
+    if web.config_file is not None:
+        with contextlib.suppress(EndpointError, OSError):  # perhaps only the agent can read it
+            scheme = "https" if LoadedWebConfig.read(expand(web.config_file)).tls is not None else "http"
+    host, _, port = web.listen_address.rpartition(":")
     return f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104 - compared, not bound
 
 
 def _journal(parsed: argparse.Namespace) -> int:
     from agent.cli import journal  # noqa: PLC0415 - as above
 
-    folder = load(parsed.config or DEFAULT_PATH).journal.directory
+    directory = load(parsed.config or DEFAULT_PATH).journal.directory
     match parsed.action:
         case "show":
-            for text in journal.show(folder):
+            for text in journal.show(directory):
                 print(text)
         case "export":
-            for body in journal.export(folder, file=parsed.file, dead=parsed.dead_letters):
+            for body in journal.export(directory, file=parsed.file, dead_letters=parsed.dead_letters):
                 sys.stdout.buffer.write(body)
         case "replay":
-            count = journal.replay(folder, file=parsed.file)
-            print(f"{count} records are to be delivered at the agent's next start")
+            count = journal.replay(directory, file=parsed.file)
+            print(f"{count} records enqueued; the agent delivers them at its next start")
     return 0
 
 
@@ -307,19 +313,19 @@ def _record(parsed: argparse.Namespace) -> int:
         config = _capture_config(parsed)
         print(await record(parsed.monitor, parsed.file, config, seconds=parsed.seconds, max_bytes=parsed.max_size))
 
-    _loop(main())
+    _run_loop(main())
     return 0
 
 
 def _replay(parsed: argparse.Namespace) -> int:
     from agent.cli.capture.replay import replay  # noqa: PLC0415 - as above
 
-    _loop(replay(parsed.file, _capture_config(parsed), listen=parsed.listen, speed=parsed.speed))
+    _run_loop(replay(parsed.file, _capture_config(parsed), listen=parsed.listen, speed=parsed.speed))
     return 0
 
 
 def _capture_config(parsed: argparse.Namespace) -> Config:
-    """Return the config that is named, else the defaults: its monitors do not count."""
+    """Return the given config, else the defaults. Its monitors are not used."""
     configure_logging("warning", "auto")
     return load(parsed.config) if parsed.config is not None else Config(monitors=[DialConfig(dial="/nowhere")])
 
@@ -334,7 +340,7 @@ def _doctor(parsed: argparse.Namespace) -> int:
     try:
         user = permissions.agent_user(parsed.user)
     except KeyError:
-        print(f"qmp-agent: this host has no user {parsed.user}", file=sys.stderr)
+        print(f"qmp-agent: user {parsed.user} does not exist on this host", file=sys.stderr)
         return USAGE_ERROR
     reports = inspect_host(HostView(user, load(path) if path is not None else None), parsed.vm)
     if parsed.json:
@@ -347,15 +353,15 @@ def _doctor(parsed: argparse.Namespace) -> int:
 def _schema(parsed: argparse.Namespace) -> int:
     from agent.cli import schema  # noqa: PLC0415 - as above
 
-    made = schema.record_schema() if parsed.of == "record" else schema.config_schema()
-    print(json.dumps(made, indent=2))
+    value = schema.record_schema() if parsed.of == "record" else schema.config_schema()
+    print(json.dumps(value, indent=2))
     return 0
 
 
 def _demo(parsed: argparse.Namespace) -> int:
     from agent.cli.demo.play import play  # noqa: PLC0415 - as above
 
-    _loop(play(parsed.seconds, parsed.output, parsed.alertmanager))
+    _run_loop(play(parsed.seconds, parsed.output, parsed.alertmanager))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""JSON schemas of what the agent emits and reads, made from the catalogue and the config's types. Pure."""
+"""JSON schemas of the records and of the config, generated from the catalogue and the config's types. Pure."""
 
 from typing import Any
 
@@ -38,16 +38,16 @@ _TYPES: dict[Kind, dict[str, Any]] = {
 
 def config_schema() -> dict[str, Any]:
     """Return the schema of the config file."""
-    return {"$schema": _DIALECT, "title": "qmp-agent's config", **Config.model_json_schema()}
+    return {"$schema": _DIALECT, "title": "Config of qmp-agent", **Config.model_json_schema()}
 
 
 def record_schema() -> dict[str, Any]:
-    """Return the schema of a record: CloudEvents' attributes and ours, and by type what its data holds."""
+    """Return the schema of a record: its CloudEvents attributes and extensions, and the data of each type."""
     known = {f"qemu.event.{row.name.lower()}" for row in ROWS}
     bodies = _bodies()
     return {
         "$schema": _DIALECT,
-        "title": "qmp-agent's record: a CloudEvents 1.0 event in JSON structured mode",
+        "title": "Record of qmp-agent: a CloudEvents 1.0 event in JSON structured mode",
         "type": "object",
         "properties": {
             "specversion": {"const": "1.0"},
@@ -64,7 +64,7 @@ def record_schema() -> dict[str, Any]:
             "type": {
                 "anyOf": [{"enum": sorted(bodies)}, {"type": "string", "pattern": "^qemu\\.event\\.[a-z][a-z0-9_]*$"}]
             },
-            "subject": {**_TEXT, "description": "The device, node, job or the like within the VM."},
+            "subject": {**_TEXT, "description": "Device, node, job or other subject within the VM."},
             "time": {"type": "string", "format": "date-time"},
             "datacontenttype": {"const": "application/json"},
             "host": _TEXT,
@@ -74,11 +74,11 @@ def record_schema() -> dict[str, Any]:
             "sequence": {
                 "type": "string",
                 "pattern": "^[0-9]+$",
-                "description": "Counts up by one over all records of one run.",
+                "description": "Counter of the records of one run of the agent.",
             },
             "partitionkey": {
                 **_TEXT,
-                "description": "Kafka's key: the VM's UUID, else its monitor's address; the host, of the agent itself.",
+                "description": "Kafka message key: the VM's UUID, else its monitor's address; the host for records of the agent itself.",
             },
             "data": {"type": "object"},
         },
@@ -104,14 +104,14 @@ def record_schema() -> dict[str, Any]:
 
 
 def _bodies() -> dict[str, dict[str, Any]]:
-    """Return the schema of each type's data; events' is the same for all."""
+    """Return the schema of the data of each type except events, whose data have one schema."""
     bodies = {family.type: _sample(family) for family in FAMILIES if family is not BLOCK_SPACE}
     bodies |= {f"qemu.{family.name}": _sample(family) for family in TRANSITIONS}
     bodies |= {
         f"qemu.vm.{change}": _body(change_fields, required=needed)
         for change, (change_fields, needed) in CHANGES.items()
     }
-    bodies["qemu.agent.records_dropped"] = _body(_LOST, required=("reason", "queue", "records"))
+    bodies["qemu.agent.records_dropped"] = _body(_DROPS, required=("reason", "queue", "records"))
     bodies["qemu.alert.write_threshold"] = _body(
         _THRESHOLD, required=("alert", "state", "fingerprint", "device", "level", "detected_by")
     )
@@ -146,14 +146,17 @@ _EVENT = _body(
     {
         "event": _TEXT,
         "category": {"enum": [c.value for c in Category]},
-        "qemu": {"type": "object", "description": "QEMU's own data, whole; of several that are alike, the last's."},
+        "qemu": {
+            "type": "object",
+            "description": "QEMU's own data, unchanged; of coalesced events, the data of the last.",
+        },
         "count": {
             "type": "integer",
             "minimum": 2,
-            "description": "How many that are alike this record is of; absent where it is one.",
+            "description": "Number of coalesced events; absent for a single event.",
         },
-        "first_timestamp_seconds": {"type": "number", "description": "When the first of them was."},
-        "last_timestamp_seconds": {"type": "number", "description": "When the last of them was."},
+        "first_timestamp_seconds": {"type": "number", "description": "Time of the first coalesced event."},
+        "last_timestamp_seconds": {"type": "number", "description": "Time of the last coalesced event."},
     },
     required=("event", "category", "qemu"),
 )
@@ -164,24 +167,27 @@ _ALERT: dict[str, Any] = {
     "fingerprint": {
         "type": "string",
         "pattern": "^[0-9a-f]{16}$",
-        "description": "The same for one alert over all restarts.",
+        "description": "Identity of the alert, stable across restarts.",
     },
-    "since_timestamp_seconds": {"type": "number", "description": "Since when it fires."},
-    "resolved_by": {"type": "string", "description": "What ended it: space, an event, time, unplugged or vm_gone."},
+    "since_timestamp_seconds": {"type": "number", "description": "Time since which it fires."},
+    "resolved_by": {"type": "string", "description": "What resolved it: space, an event, time, unplugged or vm_gone."},
 }
 
 _THRESHOLD = _ALERT | {
     "alert": {"const": "write_threshold"},
-    "level": {**_TEXT, "description": "The rung, as the config has it; `threshold N` for one that somebody else set."},
-    "detected_by": {"enum": [detected_by.value for detected_by in DetectedBy], "description": "How it was detected."},
-    "owner": {"enum": ["agent", "other"], "description": "Whose threshold or ladder it is."},
+    "level": {**_TEXT, "description": "The level as in the config; `threshold N` for a threshold of another client."},
+    "detected_by": {
+        "enum": [detected_by.value for detected_by in DetectedBy],
+        "description": "How the alert was detected.",
+    },
+    "owner": {"enum": ["agent", "other"], "description": "Owner of the threshold or the level."},
     "device": _TEXT,
     "layer": {"enum": ["format", "storage", "backing", "node"]},
     "node": {"type": "string"},
     "path": {"type": "string"},
     "measure": {
         "enum": ["offset", "allocated"],
-        "description": "What is compared: how far it was written, or what its file has allocated.",
+        "description": "The compared value: the highest written offset, or the allocated size.",
     },
     "level_bytes": {"type": "integer"},
     "exceeded_by_bytes": {"type": "integer"},
@@ -192,30 +198,30 @@ _THRESHOLD = _ALERT | {
     "time_to_full_seconds": {"type": "number"},
 }
 
-_LOST = {
+_DROPS = {
     "reason": {"enum": [drop.value for drop in DropReason]},
     "queue": _TEXT,
     "records": {
         "type": "integer",
         "minimum": 1,
-        "description": "How many records were lost since the last one of this type.",
+        "description": "Number of records dropped since the previous record of this type.",
     },
     "first_timestamp_seconds": {
         "type": "number",
-        "description": "When the oldest of them was seen; absent where that is lost too.",
+        "description": "Time of the oldest dropped record; absent if unknown.",
     },
-    "last_timestamp_seconds": {"type": "number", "description": "When the newest of them was seen."},
+    "last_timestamp_seconds": {"type": "number", "description": "Time of the newest dropped record."},
 }
 
 _REASON = {"reason": {"type": "string"}}
 _INCOMING = {
     "type": "boolean",
-    "description": "Whether the process still waits for its VM to come by migration; absent where it does not.",
+    "description": "Whether the process waits for an incoming migration; absent otherwise.",
 }
 _LEFT = (
     _REASON
     | {
-        "shutdown_reason": {"type": "string", "description": "QEMU's ShutdownCause, where it said SHUTDOWN."},
+        "shutdown_reason": {"type": "string", "description": "QEMU's ShutdownCause, if it sent SHUTDOWN."},
         "incoming": _INCOMING,
     },
     ("reason",),
@@ -229,11 +235,11 @@ CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "pid": {"type": "integer", "description": "QEMU's process; absent where it is not known."},
             "reattached": {
                 "type": "boolean",
-                "description": "Whether the agent watched this monitor before in this run.",
+                "description": "Whether the agent watched this monitor before, in the same run.",
             },
             "events_lost_since_timestamp_seconds": {
                 "type": "number",
-                "description": "Since when events were not heard.",
+                "description": "Time since which events were lost.",
             },
             "events_dropped": {
                 "type": "integer",
@@ -243,7 +249,7 @@ CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "incoming": _INCOMING,
             "events_available": {
                 "const": False,
-                "description": "There where its events are not heard over this monitor, so that polls alone tell of it.",
+                "description": "Present if this monitor delivers no events, so that only polls report changes.",
             },
         },
         ("monitor", "qemu_version", "qemu_package", "reattached"),
@@ -254,7 +260,7 @@ CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {
             "observed": {
                 "type": "boolean",
-                "description": "Whether it was seen to arrive; if not, it had before it was first looked at.",
+                "description": "Whether the agent observed the arrival; false if it happened before the first poll.",
             }
         },
         ("observed",),

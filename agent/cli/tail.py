@@ -1,4 +1,4 @@
-"""`qmp-agent tail`: the records of a running agent as they come."""
+"""`qmp-agent tail`: follows the records of a running agent."""
 
 import asyncio
 import shutil
@@ -15,20 +15,20 @@ from agent.common.errors import CommandFailedError
 
 
 class TailError(CommandFailedError):
-    """There is nothing to look on; the text says why, for people."""
+    """The records cannot be followed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which records, and how.
+class TailOptions:
+    """Which records to print, and how.
 
     Attributes:
         url: the agent's endpoint.
-        vm: a VM's name or UUID; empty is all.
-        type: the beginning of the type, with or without `qemu.`; empty is all.
-        severity: the least severe.
-        json: whole records instead of lines for people.
-        visitor: who asks.
+        vm: a VM's name or UUID; empty for all.
+        type: a prefix of the type, with or without `qemu.`; empty for all.
+        severity: the least severe to print.
+        json: print whole records as JSON instead of one readable line each.
+        credentials: credentials for the endpoint.
     """
 
     url: str
@@ -36,47 +36,47 @@ class Wanted:
     type: str = ""
     severity: str = "debug"
     json: bool = False
-    visitor: EndpointCredentials = field(default_factory=EndpointCredentials)
+    credentials: EndpointCredentials = field(default_factory=EndpointCredentials)
 
 
-async def tail(wanted: Wanted) -> None:
-    """Print records until cancelled, over restarts of the agent.
+async def tail(options: TailOptions) -> None:
+    """Print records until cancelled. Reconnects after a restart of the agent.
 
     Raises:
-        TailError: no agent answers at the start, or it refuses the question.
-        VisitError: what the visitor should show is not there.
+        TailError: no agent answers at the start, or it rejects the request.
+        EndpointCredentialsError: the credentials cannot be read.
     """
-    kind = f"qemu.{wanted.type.removeprefix('qemu.')}" if wanted.type else ""
-    query = {"vm": wanted.vm, "type": kind, "severity": wanted.severity}
+    kind = f"qemu.{options.type.removeprefix('qemu.')}" if options.type else ""
+    query = {"vm": options.vm, "type": kind, "severity": options.severity}
     timeout = aiohttp.ClientTimeout(total=None, connect=5.0, sock_read=60.0)
     attempt = 0
-    async with wanted.visitor.session(timeout=timeout, read_bufsize=1 << 22) as session:
+    async with options.credentials.session(timeout=timeout, read_bufsize=1 << 22) as session:
         while True:
             try:
-                async with session.get(f"{wanted.url}/records", params=query) as response:
+                async with session.get(f"{options.url}/records", params=query) as response:
                     if response.status != 200:
-                        raise TailError(f"{wanted.url} refuses: {(await response.text()).strip()}")
+                        raise TailError(f"{options.url}: HTTP {response.status}: {(await response.text()).strip()}")
                     attempt = 1
                     async for raw in response.content:
-                        _show(raw, wanted)
+                        _print(raw, options)
             except (aiohttp.ClientError, TimeoutError) as error:
                 if attempt == 0:
                     raise TailError(
-                        f"no agent answers at {wanted.url}: {error}; is it running, with this web.listen_address?"
+                        f"no agent answers at {options.url}: {error}; is it running with this web.listen_address?"
                     ) from error
-            print("the agent is gone; waiting for it", file=sys.stderr)
+            print("connection to the agent lost; reconnecting", file=sys.stderr)
             attempt += 1
             await asyncio.sleep(back_off(attempt, 0.25, 5.0))
 
 
-def _show(raw: bytes, wanted: Wanted) -> None:
-    """Print one line of a server-sent event."""
+def _print(raw: bytes, options: TailOptions) -> None:
+    """Print the record in one line of a server-sent event."""
     if not raw.startswith(b"data: "):
         return
     event = orjson.loads(raw[6:])
     if "specversion" not in event:
-        print(f"({event.get('records')} records went by too fast to show)", file=sys.stderr)
-    elif wanted.json:
+        print(f"({event.get('records')} records skipped: they arrived faster than they could be sent)", file=sys.stderr)
+    elif options.json:
         print(raw[6:].decode().rstrip(), flush=True)
     else:
         on_terminal = sys.stdout.isatty()

@@ -118,7 +118,7 @@ def validate(text: str, name: str, model: type[Model]) -> Model:
 
 
 def _duplicates(node: yaml.Node | None, place: Location, lines: dict[Location, int]) -> Iterator[tuple[Location, int]]:
-    """Yield duplicate keys, of which PyYAML would silently use the last, and add the line of every key and item to `lines`."""
+    """Yield duplicate keys, which PyYAML would silently accept, and add the line of every key and item to `lines`."""
     if node is None:
         return
     lines.setdefault(place, node.start_mark.line + 1)

@@ -97,7 +97,7 @@ async def test_an_installed_wheel_watches_a_guest_and_serves_the_page(
     config = folder / "agent.yaml"
     settings = {"monitors": [{"dial": str(guest.monitor)}], "web": {"listen_address": f"127.0.0.1:{port}"}}
     config.write_text(json.dumps(settings))
-    assert "the config is good" in output(command, "check", "--syntax", "--config", config)
+    assert "the config is valid" in output(command, "check", "--syntax", "--config", config)
     process = await asyncio.create_subprocess_exec(
         *("setpriv", "--pdeathsig", "KILL", command, "run", "--config", config),
         stdout=asyncio.subprocess.DEVNULL,

@@ -176,10 +176,10 @@ async def test_check_reports_what_this_qemu_lacks(watched: WatchedQemu, folder: 
     version = ".".join(map(str, watched.qemu.version))
     assert (ended.status, ended.log) == (0, "")
     _, up, *rest = ended.out.splitlines()
-    assert up == f"ok   {free.monitor}: free ({free.uuid}), QEMU {version}"
-    lacks = "hv_balloon is off, for there is no query-hv-balloon-status-report"
+    assert up == f"ok    {free.monitor}: free ({free.uuid}), QEMU {version}"
+    lacks = "hv_balloon is off without query-hv-balloon-status-report"
     assert [line for line in rest if "QEMU" in line] == (
-        [f"ok   QEMU {version}: {lacks}"] if watched.qemu.version < (8, 2) else []
+        [f"ok    QEMU {version}: {lacks}"] if watched.qemu.version < (8, 2) else []
     )
 
 

@@ -1,4 +1,4 @@
-"""What `qmp-agent` says to the person who types it, and how it ends."""
+"""The commands of `qmp-agent`: their output and their exit status."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ SHIPPED = Path(__file__).parents[2] / "config" / "agent.yaml"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Two guests and an agent that watches them for all tests here."""
+    """Two guests and an agent that watches them, for all tests of this module."""
 
     writer: Guest
     idle: Guest
@@ -54,7 +54,7 @@ async def stage() -> AsyncIterator[Stage]:
 # --- check ---
 
 
-async def test_check_tells_of_each_monitor_and_of_the_way_out(folder: Path) -> None:
+async def test_check_reports_each_monitor_the_endpoint_and_the_sink(folder: Path) -> None:
     config = folder / "agent.yaml"
     monitors = [{"dial": f"{folder}/{pattern}"} for pattern in ("*.qmp", "missing/*.qmp", "none-*.qmp")]
     records = folder / "records.jsonl"
@@ -66,40 +66,40 @@ async def test_check_tells_of_each_monitor_and_of_the_way_out(folder: Path) -> N
             ended = await run_command("check", "--config", config)
     assert (ended.status, ended.log) == (1, "")
     first, *findings = ended.out.splitlines()
-    assert first == f"{config}: the config is good"
-    up, busy, missing, none, endpoint, way_out = (line for line in findings if not line.startswith("ok   QEMU "))
-    assert re.fullmatch(rf"ok   {free.monitor}: free \({free.uuid}\), QEMU \d+\.\d+\.\d+", up)
-    assert busy.startswith(f"BAD  {held.monitor}: no greeting within 0.5 s: another client holds this monitor")
-    assert missing == f"BAD  {folder}/missing/*.qmp: there is no folder {folder}/missing"
-    assert none.startswith(f"ok   {folder}/none-*.qmp: no socket there now")
-    assert endpoint == "ok   127.0.0.1:9179 can be read by all on this host"
-    assert way_out == f"ok   records go to {records}"
+    assert first == f"{config}: the config is valid"
+    up, busy, missing, none, endpoint, sink = (line for line in findings if not line.startswith("ok    QEMU "))
+    assert re.fullmatch(rf"ok    {free.monitor}: free \({free.uuid}\), QEMU \d+\.\d+\.\d+", up)
+    assert busy.startswith(f"FAIL  {held.monitor}: no greeting within 0.5 s: another client holds this monitor")
+    assert missing == f"FAIL  {folder}/missing/*.qmp: the directory {folder}/missing does not exist"
+    assert none.startswith(f"ok    {folder}/none-*.qmp: no socket exists now")
+    assert endpoint == "ok    endpoint: 127.0.0.1:9179 is readable by every user of this host"
+    assert sink == f"ok    sink: {records}"
 
 
-async def test_check_is_content_with_what_is_all_good(folder: Path) -> None:
+async def test_check_succeeds_if_every_check_passes(folder: Path) -> None:
     config = folder / "agent.yaml"
     async with Guest(folder, "vm1") as guest:
         config.write_text(yaml.safe_dump({"monitors": [{"dial": str(guest.monitor)}]}))
         ended = await run_command("check", "--config", config)
     assert (ended.status, ended.log) == (0, "")
-    assert "BAD" not in ended.out
+    assert "FAIL" not in ended.out
     assert "standard output" in ended.out
 
 
-async def test_all_that_is_wrong_with_a_config_is_told_at_once_by_whatever_reads_it(folder: Path) -> None:
+async def test_every_command_reports_all_problems_of_the_config(folder: Path) -> None:
     config = folder / "agent.yaml"
     config.write_text("monitors:\n  - dial: relative/*.qmp\nintervals:\n  pol: 5s\n  resync: soon\nhosst: hv7\n")
     for ended in await asyncio.gather(*(run_command(name, "--config", config) for name in ("check", "run", "tail"))):
         assert (ended.status, ended.out) == (2, "")
-        said = ended.log.splitlines()
-        assert [line.partition(": ")[0] for line in said] == [f"{config}:{number}" for number in (2, 4, 5, 6)]
-        assert said[0].startswith(f"{config}:2: monitors[0].dial: should be an absolute path")
-        assert said[1] == f"{config}:4: intervals.pol: unknown key; did you mean poll?"
-        assert said[2].startswith(f"{config}:5: intervals.resync: ")
-        assert said[3] == f"{config}:6: hosst: unknown key; did you mean host?"
+        lines = ended.log.splitlines()
+        assert [line.partition(": ")[0] for line in lines] == [f"{config}:{number}" for number in (2, 4, 5, 6)]
+        assert lines[0].startswith(f"{config}:2: monitors[0].dial: should be an absolute path")
+        assert lines[1] == f"{config}:4: intervals.pol: unknown key; did you mean poll?"
+        assert lines[2].startswith(f"{config}:5: intervals.resync: ")
+        assert lines[3] == f"{config}:6: hosst: unknown key; did you mean host?"
 
 
-async def test_a_config_that_is_not_there_is_told_in_one_line(folder: Path) -> None:
+async def test_a_missing_config_is_reported_in_one_line(folder: Path) -> None:
     ended = await run_command("run", "--config", folder / "none.yaml")
     assert (ended.status, ended.out) == (2, "")
     assert ended.log == f"{folder}/none.yaml: cannot be read: No such file or directory\n"
@@ -109,7 +109,7 @@ async def test_a_config_that_is_not_there_is_told_in_one_line(folder: Path) -> N
 
 
 class Tail:
-    """`qmp-agent tail` that runs; its lines as they come."""
+    """A running `qmp-agent tail`."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -118,7 +118,7 @@ class Tail:
 
     @classmethod
     async def start(cls, stage: Stage, *arguments: str) -> "Tail":
-        """Start it; it shows what comes from about now on."""
+        """Start it; it prints the records from about now on."""
         return cls(
             await asyncio.create_subprocess_exec(
                 *(*COMMAND, "tail", "--config", str(stage.agent.config), *arguments),
@@ -139,7 +139,7 @@ class Tail:
         return FinishedCommand(self._process.returncode, out.decode(), log.decode())
 
 
-async def test_tail_prints_lines_for_people(stage: Stage) -> None:
+async def test_tail_prints_readable_lines(stage: Stage) -> None:
     tail = await Tail.start(stage)
     lines = [await tail.line()]
     while not re.search(r" sample\.block +disk0 .*  write=\d.*  writes=\d", lines[-1]):
@@ -151,7 +151,7 @@ async def test_tail_prints_lines_for_people(stage: Stage) -> None:
         assert "\x1b" not in line
 
 
-async def test_tail_prints_whole_records_of_those_that_were_asked_for(stage: Stage) -> None:
+async def test_tail_filters_by_vm_type_and_severity(stage: Stage) -> None:
     tails = {
         "vm": await Tail.start(stage, "--json", "--vm", "idle"),
         "uuid": await Tail.start(stage, "--json", "--vm", stage.idle.uuid),
@@ -160,14 +160,14 @@ async def test_tail_prints_whole_records_of_those_that_were_asked_for(stage: Sta
         "sample": await Tail.start(stage, "--json", "--type", "qemu.sample.block", "--vm", "writer"),
     }
     assert json.loads(await tails["sample"].line())["type"] == "qemu.sample.block"
-    told: dict[str, Any] = {}
+    records: dict[str, Any] = {}
 
     async def first(name: str) -> None:
-        told[name] = json.loads(await tails[name].line())
+        records[name] = json.loads(await tails[name].line())
 
     async with asyncio.TaskGroup() as tasks:
         watching = [tasks.create_task(first(name)) for name in ("vm", "uuid", "type", "severity")]
-        while not all(task.done() for task in watching):  # a tail that was not there yet has missed the first
+        while not all(task.done() for task in watching):  # a tail that was not connected yet missed the first
             await stage.idle.command("stop")
             await stage.idle.event("STOP")
             await stage.idle.command("cont")
@@ -177,15 +177,15 @@ async def test_tail_prints_whole_records_of_those_that_were_asked_for(stage: Sta
     schema = validator(json.loads((await run_command("schema", "record")).out))
     for name, tail in tails.items():
         await tail.stop()
-        if name in told:
-            validate_record(json.dumps(told[name]), schema)
-    assert told["vm"]["vmuuid"] == told["uuid"]["vmuuid"] == stage.idle.uuid
-    assert told["type"]["type"].startswith("qemu.event.")
-    assert told["severity"]["severity"] == "warning"
-    assert told["severity"]["vmuuid"] == stage.writer.uuid
+        if name in records:
+            validate_record(json.dumps(records[name]), schema)
+    assert records["vm"]["vmuuid"] == records["uuid"]["vmuuid"] == stage.idle.uuid
+    assert records["type"]["type"].startswith("qemu.event.")
+    assert records["severity"]["severity"] == "warning"
+    assert records["severity"]["vmuuid"] == stage.writer.uuid
 
 
-async def test_tail_ends_quietly_when_nobody_reads_any_more(stage: Stage) -> None:
+async def test_tail_exits_quietly_when_its_pipe_is_closed(stage: Stage) -> None:
     tail = shlex.join([*COMMAND, "tail", "--url", stage.agent.url])
     process = await asyncio.create_subprocess_exec(
         *("bash", "-o", "pipefail", "-c", f"{tail} | head -1"),
@@ -198,7 +198,7 @@ async def test_tail_ends_quietly_when_nobody_reads_any_more(stage: Stage) -> Non
     assert out.count(b"\n") == 1
 
 
-async def test_tail_says_that_no_agent_answers() -> None:
+async def test_tail_reports_that_no_agent_answers() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     ended = await run_command("tail", "--url", url)
     assert (ended.status, ended.out) == (1, "")
@@ -209,7 +209,7 @@ async def test_tail_says_that_no_agent_answers() -> None:
 # --- run ---
 
 
-async def test_a_second_agent_on_the_same_port_says_so_in_one_line(stage: Stage) -> None:
+async def test_a_second_agent_on_the_same_port_fails_with_one_line(stage: Stage) -> None:
     ended = await run_command("run", "--config", stage.agent.config)
     assert (ended.status, ended.out) == (1, "")
     address = stage.agent.url.removeprefix("http://")
@@ -218,20 +218,20 @@ async def test_a_second_agent_on_the_same_port_says_so_in_one_line(stage: Stage)
     assert (await stage.agent.get("/healthz"))[0] == 200
 
 
-# --- the rest ---
+# --- version, schema and unknown commands ---
 
 
-async def test_version_is_the_packages() -> None:
+async def test_version_is_that_of_the_package() -> None:
     assert await run_command("version") == FinishedCommand(0, f"qmp-agent {__version__}\n", "")
 
 
-async def test_a_command_that_is_not_known_is_answered_with_those_that_are() -> None:
+async def test_an_unknown_command_lists_the_known_ones() -> None:
     ended = await run_command("wacth")
     assert (ended.status, ended.out) == (2, "")
     assert "'run', 'check', 'tail'" in ended.log
 
 
-async def test_the_configs_schema_takes_the_config_that_is_shipped() -> None:
+async def test_the_config_schema_accepts_the_shipped_config() -> None:
     schema = validator(json.loads((await run_command("schema", "config")).out))
     shipped = yaml.safe_load(SHIPPED.read_text())
     assert [error.message for error in schema.iter_errors(shipped)] == []

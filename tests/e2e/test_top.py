@@ -1,4 +1,4 @@
-"""`qmp-agent top` as people use it: on a terminal, of a real agent, with real guests."""
+"""`qmp-agent top` on a terminal, with a real agent and real guests."""
 
 import asyncio
 import re
@@ -32,7 +32,7 @@ class Stage:
     linux: Guest
 
     def top(self, *arguments: str, columns: int = 120, rows: int = 30) -> Terminal:
-        """Return `top` of the agent, on a terminal."""
+        """Return `top` for the agent, on a terminal."""
         return Terminal("top", "--url", self.agent.url, "--interval", "300ms", *arguments, columns=columns, rows=rows)
 
 
@@ -45,7 +45,7 @@ async def stage() -> AsyncIterator[Stage]:
             yield Stage(agent, writer, linux)
 
 
-async def test_every_vm_has_a_row_with_what_it_does(stage: Stage) -> None:
+async def test_every_vm_has_a_row_with_its_rates(stage: Stage) -> None:
     async with stage.top() as top:
         await top.shows("CPU%*", "db-1", "web-1", "evil", "3 VMs", "monitors: 3 up")
         head = top.row("CPU%").split()
@@ -67,7 +67,7 @@ async def test_every_vm_has_a_row_with_what_it_does(stage: Stage) -> None:
         assert re.search(r" [56]\d(\.\d)?M +\d+[sm] +1$", top.row("db-1"))
 
 
-async def test_a_hostile_name_does_nothing_to_the_terminal(stage: Stage) -> None:
+async def test_a_hostile_name_cannot_control_the_terminal(stage: Stage) -> None:
     async with stage.top() as top:
         await top.shows("evil\ufffd[31m\ufffd\ufffd]0;pwned\ufffd")
         assert top.screen.title != "pwned"
@@ -96,7 +96,7 @@ async def test_keys_sort_reverse_and_filter(stage: Stage) -> None:
         await until(lambda: len(order()) == 3, 60)
 
 
-async def test_one_vm_in_detail_and_back(stage: Stage) -> None:
+async def test_enter_opens_a_vm_and_escape_goes_back(stage: Stage) -> None:
     async with stage.top() as top:
         await top.shows("db-1")
         top.type("n\x1b[B\x1b[B\x1b[A\x1b[A")
@@ -107,7 +107,7 @@ async def test_one_vm_in_detail_and_back(stage: Stage) -> None:
         await top.shows("VM*", "web-1")
 
 
-async def test_a_terminal_that_is_made_smaller_shows_less_and_larger_again_all(stage: Stage) -> None:
+async def test_columns_follow_the_size_of_the_terminal(stage: Stage) -> None:
     async with stage.top() as top:
         await top.shows("ALERTS")
         top.resize(40, 10)
@@ -117,7 +117,7 @@ async def test_a_terminal_that_is_made_smaller_shows_less_and_larger_again_all(s
         await top.shows("ALERTS", "db-1")
 
 
-async def test_q_ends_it_and_leaves_the_terminal_as_it_was(stage: Stage) -> None:
+async def test_q_quits(stage: Stage) -> None:
     async with stage.top() as top:
         await top.shows("db-1")
         top.type("q")
@@ -125,7 +125,7 @@ async def test_q_ends_it_and_leaves_the_terminal_as_it_was(stage: Stage) -> None
             assert await top.process.wait() == 0
 
 
-async def test_it_says_that_the_agent_is_gone_and_goes_on_when_it_is_back(stage: Stage) -> None:
+async def test_top_reports_a_lost_agent_and_reconnects(stage: Stage) -> None:
     async with stage.top() as top:
         await top.shows("db-1")
         await stage.agent.kill()
@@ -134,7 +134,7 @@ async def test_it_says_that_the_agent_is_gone_and_goes_on_when_it_is_back(stage:
         await until(lambda: not top.row("no agent answers") and top.row("db-1"), 60)
 
 
-async def test_once_prints_a_table_for_scripts(stage: Stage) -> None:
+async def test_once_prints_a_table(stage: Stage) -> None:
     await until(lambda: has_rates(stage), 60)
     ended = await run_command("top", "--once", "--url", stage.agent.url)
     assert (ended.status, ended.log) == (0, "")
@@ -148,20 +148,20 @@ async def has_rates(stage: Stage) -> bool:
     return '"writes":' in (await stage.agent.get("/overview"))[1]
 
 
-async def test_once_prints_a_vm_by_name_or_uuid_and_refuses_what_is_not_there(stage: Stage) -> None:
+async def test_once_prints_a_vm_and_rejects_an_unknown_name(stage: Stage) -> None:
     by_name = await run_command("top", "--once", "--url", stage.agent.url, "--vm", "web-1")
     assert by_name.status == 0
     assert stage.linux.uuid in by_name.out
     assert "balloon" in by_name.out
-    unknown = await run_command("top", "--once", "--url", stage.agent.url, "--vm", "nobody")
-    assert (unknown.status, unknown.out, unknown.log) == (1, "", "qmp-agent: the agent knows no VM nobody\n")
+    unknown = await run_command("top", "--once", "--url", stage.agent.url, "--vm", "absent")
+    assert (unknown.status, unknown.out, unknown.log) == (1, "", "qmp-agent: the agent watches no VM named absent\n")
 
 
-async def test_without_a_terminal_or_an_agent_it_says_so() -> None:
+async def test_a_missing_terminal_or_agent_is_reported() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     ended = await run_command("top", "--url", url)
     assert (ended.status, ended.out) == (1, "")
-    assert ended.log.startswith("qmp-agent: this is no terminal: --once")
+    assert ended.log.startswith("qmp-agent: standard input and output must be a terminal; --once")
     ended = await run_command("top", "--once", "--url", url)
     assert (ended.status, ended.out) == (1, "")
     assert ended.log.startswith(f"qmp-agent: no agent answers at {url}: ")

@@ -1,4 +1,4 @@
-"""`qmp-agent top` on a terminal that can be looked at: a real pseudo-terminal, and pyte to read its screen."""
+"""Runs a command on a pseudo-terminal, and reads its screen with pyte."""
 
 import asyncio
 import fcntl
@@ -16,11 +16,11 @@ from tests.lab.agent_process import COMMAND
 
 
 class Terminal:
-    """A command on a pseudo-terminal of its own; it runs from entering to leaving.
+    """A command on its own pseudo-terminal. It runs as long as the context does.
 
     Attributes:
-        screen: what is on it.
-        process: the command, once entered.
+        screen: the screen.
+        process: the command, inside the context.
     """
 
     def __init__(self, *arguments: str, columns: int = 120, rows: int = 30) -> None:
@@ -64,26 +64,25 @@ class Terminal:
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
 
     def resize(self, columns: int, rows: int) -> None:
-        """Make it another size, as a window that is dragged."""
+        """Resize the terminal."""
         self.screen.resize(rows, columns)
         self._size()
-        os.killpg(
-            self.process.pid, signal.SIGWINCH
-        )  # the kernel tells the terminal's foreground group, which this is not
+        # The kernel signals only the foreground process group, and the command is not in it.
+        os.killpg(self.process.pid, signal.SIGWINCH)
 
     def type(self, keys: str) -> None:
         """Press keys."""
         os.write(self._master, keys.encode())
 
     def row(self, text: str) -> str:
-        """Return the first row that has this text; empty where there is none."""
+        """Return the first row that contains a text; empty if there is none."""
         return next((row.rstrip() for row in self.screen.display if text in row), "")
 
     async def shows(self, *texts: str) -> None:
-        """Wait until all of these are on the screen.
+        """Wait until all texts are on the screen.
 
         Raises:
-            AssertionError: they are not, in time.
+            AssertionError: They do not appear in time.
         """
         try:
             await until(lambda: all(self.row(text) for text in texts), 60)

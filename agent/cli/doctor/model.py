@@ -13,7 +13,7 @@ from agent.monitors import DiscovererConfig
 
 
 class VmState(StrEnum):
-    """Whether a VM is watched."""
+    """The state of a VM."""
 
     WATCHED = "watched"
     """The agent holds one of its monitors."""

@@ -1,7 +1,7 @@
-"""`qmp-agent top`: this host's VMs at a terminal, out of the running agent's /overview; it asks no QEMU."""
+"""`qmp-agent top`: shows the VMs of a running agent in a terminal. It reads /overview and queries no QEMU."""
 
 from agent.common.errors import CommandFailedError
 
 
 class TopError(CommandFailedError):
-    """There is nothing to show; the text says why, for people."""
+    """The VMs cannot be shown."""

@@ -1,6 +1,6 @@
 """The columns of the table, a row each. Pure.
 
-A VM is what /overview tells of it; a column that no VM has anything for is not shown.
+A VM is its JSON value in /overview. A column without a value in any VM is hidden.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +17,13 @@ class Column:
     """One column.
 
     Attributes:
-        title: its head.
+        title: its heading.
         key: the key that sorts by it.
-        width: its columns on the screen; 0 takes what is left.
-        value: what it is sorted by; None is not known.
-        text: what is shown of that.
-        order: the key by which values are compared.
-        most_first: whether the largest stand on top.
+        width: its width in characters; 0 takes the remaining width.
+        value: returns the value to sort by; None if it is unknown.
+        text: formats that value.
+        descending: whether the largest values come first.
+        order: returns the key by which values are compared.
     """
 
     title: str
@@ -31,12 +31,12 @@ class Column:
     width: int
     value: Callable[[Vm], Any]
     text: Callable[[Any], str]
-    most_first: bool = True
+    descending: bool = True
     order: Callable[[Any], Any] = lambda value: value
 
 
 def state(vm: Vm) -> str:
-    """Return a VM's state in a word: of its session, or where that is up, of the guest."""
+    """Return the state of a VM's session, or if that is up, its run state."""
     return str(vm.get("status", "up") if vm["state"] == "up" else vm["state"])
 
 
@@ -58,13 +58,13 @@ def _share(vm: Vm) -> float | None:
     return memory["used_bytes"] / memory["total_bytes"] if "used_bytes" in memory else None
 
 
-def _least(name: str) -> Callable[[Vm], Any]:
+def _smallest(name: str) -> Callable[[Vm], Any]:
     return lambda vm: min((disk[name] for disk in vm.get("disks", ()) if name in disk), default=None)
 
 
 COLUMNS: Sequence[Column] = (
-    Column("VM", "n", 0, lambda vm: vm["name"], str, most_first=False, order=natural_key),
-    Column("STATE", "s", 10, state, str, most_first=False),
+    Column("VM", "n", 0, lambda vm: vm["name"], str, descending=False, order=natural_key),
+    Column("STATE", "s", 10, state, str, descending=False),
     Column("CPU%", "c", 6, _now("cpu"), _percent),
     Column("RD/s", "r", 6, _now("read"), size),
     Column("WR/s", "w", 6, _now("write"), size),
@@ -72,17 +72,17 @@ COLUMNS: Sequence[Column] = (
     Column("WIOPS", "o", 6, _now("writes"), number),
     Column("MEM", "m", 6, _memory, size),
     Column("MEM%", "p", 5, _share, _percent),
-    Column("FREE", "d", 6, _least("free_bytes"), size, most_first=False),
-    Column("FULL", "f", 5, _least("time_to_full_seconds"), seconds, most_first=False),
+    Column("FREE", "d", 6, _smallest("free_bytes"), size, descending=False),
+    Column("FULL", "f", 5, _smallest("time_to_full_seconds"), seconds, descending=False),
     Column("ALERTS", "a", 6, lambda vm: vm["alerts"] or None, lambda count: str(count or "")),
 )
 
 
 def by_column(vms: Sequence[Vm], column: Column, *, reverse: bool) -> list[Vm]:
-    """Return the VMs in a column's order, those without a value last, equal ones by name."""
+    """Sort VMs by a column, then by name in natural order. VMs without a value come last."""
     named = sorted(vms, key=lambda vm: (natural_key(vm["name"]), vm["uuid"]))
     known = [vm for vm in named if column.value(vm) is not None]
     unknown = [vm for vm in named if column.value(vm) is None]
     return (
-        sorted(known, key=lambda vm: column.order(column.value(vm)), reverse=column.most_first is not reverse) + unknown
+        sorted(known, key=lambda vm: column.order(column.value(vm)), reverse=column.descending is not reverse) + unknown
     )

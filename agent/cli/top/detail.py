@@ -1,9 +1,9 @@
-"""One VM in detail, as lines. Pure."""
+"""The details of one VM, as lines. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from agent.cli.format import HIDDEN, figure
+from agent.cli.format import HIDDEN, format_value
 from agent.cli.top.columns import Vm, state
 from agent.cli.top.text import ScreenLine, TextStyle, fit, number, seconds, size, wrapped
 from agent.common.units import format_bytes
@@ -12,9 +12,16 @@ from agent.common.units import format_bytes
 def detail(
     vm: Vm, alerts: Sequence[Mapping[str, Any]], families: Sequence[Mapping[str, Any]], width: int
 ) -> Iterator[ScreenLine]:
-    """Yield all that is known of a VM, on lines of at most `width` columns; of 0, as wide as it takes."""
-    for text, look in _texts(vm, alerts, families, width or 120):
-        yield ScreenLine(fit(text, width) if width else text.rstrip(), look)
+    """Yield the details of a VM.
+
+    Args:
+        vm: the VM's value in /overview.
+        alerts: its firing alerts.
+        families: its samples.
+        width: the width of the lines in characters; 0 does not limit it.
+    """
+    for text, style in _texts(vm, alerts, families, width or 120):
+        yield ScreenLine(fit(text, width) if width else text.rstrip(), style)
 
 
 def _texts(
@@ -22,23 +29,26 @@ def _texts(
 ) -> Iterator[tuple[str, TextStyle]]:
     yield f"{vm['name']}   {state(vm)}   {vm.get('reason', '')}", TextStyle.HEAD
     yield f"UUID {vm['uuid']}   QEMU {vm['qemu']}   monitor {vm['monitor']}", TextStyle.PLAIN
-    for row in wrapped(list(_glance(vm)), width):
+    for row in wrapped(list(_summary(vm)), width):
         yield row, TextStyle.PLAIN
     for alert in alerts:
         level = f" past {alert['level']}" if alert["level"] else ""
         yield f"{alert['severity']}: {alert['alert']} {alert['subject']}{level}", TextStyle.BAD
-    for row in _moves(vm):
+    for row in _progress(vm):
         yield row, TextStyle.PLAIN
     if vm.get("disks"):
         yield "", TextStyle.PLAIN
-        yield _disk("DISK", "RD/s", "WR/s", "RIOPS", "WIOPS", "SIZE", "USED", "FREE", "FULL", "LEVELS"), TextStyle.HEAD
+        yield (
+            _disk_row("DISK", "RD/s", "WR/s", "RIOPS", "WIOPS", "SIZE", "USED", "FREE", "FULL", "LEVELS"),
+            TextStyle.HEAD,
+        )
         for disk in vm["disks"]:
-            yield _of_disk(disk), TextStyle.PLAIN
+            yield _disk(disk), TextStyle.PLAIN
     for family in families:
         yield from _family(family, width)
 
 
-def _glance(vm: Vm) -> Iterator[str]:
+def _summary(vm: Vm) -> Iterator[str]:
     now, memory = vm.get("now", {}), vm.get("memory", {})
     if "cpu" in now:
         yield f"CPU {number(now['cpu'] * 100)} % of {vm.get('vcpus', 0)} vCPU"
@@ -51,45 +61,45 @@ def _glance(vm: Vm) -> Iterator[str]:
             yield f"{text} {format_bytes(memory[name])}"
 
 
-def _moves(vm: Vm) -> Iterator[str]:
-    """Yield the migration and the jobs, with how far each has come and how long it takes."""
+def _progress(vm: Vm) -> Iterator[str]:
+    """Yield the migration and the jobs with their progress and their remaining time."""
     migration = vm.get("migration")
-    moves = [("migration", migration)] if migration else []
-    moves += [(f"{job['type']} {job['job']}", job) for job in vm.get("jobs", ())]
-    for name, move in moves:
-        share = move.get("progress_ratio")
-        if "total_bytes" in move:
-            share = move["done_bytes"] / move["total_bytes"]
+    tasks = [("migration", migration)] if migration else []
+    tasks += [(f"{job['type']} {job['job']}", job) for job in vm.get("jobs", ())]
+    for name, task in tasks:
+        share = task.get("progress_ratio")
+        if "total_bytes" in task:
+            share = task["done_bytes"] / task["total_bytes"]
         done = f"   {share * 100:.1f} %" if share is not None else ""
-        left = f"   {seconds(move['remaining_seconds'])} left" if "remaining_seconds" in move else ""
-        yield f"{name}   {move.get('status', '')}{done}{left}"
+        left = f"   {seconds(task['remaining_seconds'])} left" if "remaining_seconds" in task else ""
+        yield f"{name}   {task.get('status', '')}{done}{left}"
 
 
-def _disk(name: str, *texts: str) -> str:
-    *figures, levels = texts
-    return " ".join([fit(name, 20), *(fit(text, 7, right=True) for text in figures), " " + levels])
+def _disk_row(name: str, *texts: str) -> str:
+    *values, levels = texts
+    return " ".join([fit(name, 20), *(fit(text, 7, right=True) for text in values), " " + levels])
 
 
-def _of_disk(disk: Mapping[str, Any]) -> str:
+def _disk(disk: Mapping[str, Any]) -> str:
     rates = (size(disk.get("read")), size(disk.get("write")), number(disk.get("reads")), number(disk.get("writes")))
-    room = (size(disk.get(name)) for name in ("size_bytes", "used_bytes", "free_bytes"))
-    over = disk.get("used_bytes", 0)
-    levels = "  ".join(f"{text}{' exceeded' if over > at else ''}" for text, at in disk.get("levels", ()))
-    return _disk(disk["device"], *rates, *room, seconds(disk.get("time_to_full_seconds")), levels)
+    space = (size(disk.get(name)) for name in ("size_bytes", "used_bytes", "free_bytes"))
+    used = disk.get("used_bytes", 0)
+    levels = "  ".join(f"{text}{' exceeded' if used > at else ''}" for text, at in disk.get("levels", ()))
+    return _disk_row(disk["device"], *rates, *space, seconds(disk.get("time_to_full_seconds")), levels)
 
 
 def _family(family: Mapping[str, Any], width: int) -> Iterator[tuple[str, TextStyle]]:
-    """Yield a family's figures, subject by subject; nothing that is zero or empty."""
+    """Yield the values of a family by subject, without zero and empty ones."""
     for subject in family["subjects"]:
-        said = []
+        values = []
         for name, value in subject["values"].items():
             if value not in (0, "", None) and name not in HIDDEN and not isinstance(value, list | dict):
                 rate = subject["rates"].get(name)
-                said.append(f"{name}={figure(name, value)}{f' ({_rate(name, rate)})' if rate else ''}")
-        if said:
+                values.append(f"{name}={format_value(name, value)}{f' ({_rate(name, rate)})' if rate else ''}")
+        if values:
             yield "", TextStyle.PLAIN
             yield " ".join((family["name"], *subject["labels"])), TextStyle.HEAD
-            for row in wrapped(said, width):
+            for row in wrapped(values, width):
                 yield row, TextStyle.PLAIN
 
 

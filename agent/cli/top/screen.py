@@ -1,4 +1,4 @@
-"""What the screen shows and what a key does to it. Pure: the host's overview and keys in, lines out."""
+"""The state of the screen: takes overviews and keys, returns lines. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,25 +8,25 @@ from agent.cli.top.columns import COLUMNS, Column, Vm, by_column, state
 from agent.cli.top.detail import detail
 from agent.cli.top.text import ScreenLine, TextStyle, fit, wrapped
 
-NAME_LEAST = 12
+MIN_NAME_WIDTH = 12
 KEYS = "q quit  Enter detail  / filter  < > or a column's key: sort  R reverse  ? keys"
 
 
 @dataclass
 class TopScreen:
-    """One who looks.
+    """The screen.
 
     Attributes:
-        host: the last overview; empty until there is one.
-        trouble: why there is no newer one; empty where there is.
-        chosen: the UUID of the VM that the bar is on.
-        opened: the UUID of the VM that is shown in detail; empty is the table.
-        ended: whether it was told to quit.
+        host: the last overview; empty before the first.
+        error: why the last request failed, or empty.
+        selected: the UUID of the VM that the selection bar is on.
+        opened: the UUID of the VM whose details are shown; empty shows the table.
+        ended: whether the user quit.
     """
 
     host: Mapping[str, Any] = field(default_factory=dict)
-    trouble: str = ""
-    chosen: str = ""
+    error: str = ""
+    selected: str = ""
     opened: str = ""
     ended: bool = False
     _sort: str = "CPU%"
@@ -37,22 +37,18 @@ class TopScreen:
     _top: int = 0
     _page: int = 10
 
-    # What there is.
-
     def vms(self) -> list[Vm]:
-        """Return the VMs that are shown, in order."""
+        """Return the visible VMs in order."""
         firing = [alert["uuid"] for alert in self.host.get("alerts", ())]
         words = self._filter.lower().split()
         all_vms = [vm | {"alerts": firing.count(uuid)} for uuid, vm in self.host.get("vms", {}).items()]
-        found = [vm for vm in all_vms if all(w in f"{vm['name']} {vm['uuid']} {state(vm)}".lower() for w in words)]
-        there = columns(found)
-        by = next((column for column in there if column.title == self._sort), there[0])
-        return by_column(found, by, reverse=self._reverse)
-
-    # Keys.
+        visible = [vm for vm in all_vms if all(w in f"{vm['name']} {vm['uuid']} {state(vm)}".lower() for w in words)]
+        shown = columns(visible)
+        by = next((column for column in shown if column.title == self._sort), shown[0])
+        return by_column(visible, by, reverse=self._reverse)
 
     def key(self, name: str) -> None:
-        """Take a key: a character, or UP, DOWN, PAGE_UP, PAGE_DOWN, HOME, END, ENTER, ESCAPE, BACKSPACE."""
+        """Handle a key: a character, or UP, DOWN, PAGE_UP, PAGE_DOWN, HOME, END, ENTER, ESCAPE, BACKSPACE."""
         if self._typing:
             self._type(name)
         elif name in ("UP", "DOWN", "PAGE_UP", "PAGE_DOWN", "HOME", "END", "k", "j"):
@@ -84,12 +80,12 @@ class TopScreen:
             return
         order = [vm["uuid"] for vm in self.vms()]
         if order:
-            at = order.index(self.chosen) if self.chosen in order else 0
-            self.chosen = order[min(max(0, at + step), len(order) - 1)]
+            at = order.index(self.selected) if self.selected in order else 0
+            self.selected = order[min(max(0, at + step), len(order) - 1)]
 
     def _table(self, name: str) -> None:
-        there = columns(self.vms())
-        titles = [column.title for column in there]
+        shown = columns(self.vms())
+        titles = [column.title for column in shown]
         at = titles.index(self._sort) if self._sort in titles else 0
         match name:
             case "/":
@@ -99,19 +95,22 @@ class TopScreen:
             case "<" | ">":
                 self._sort = titles[(at + (1 if name == ">" else -1)) % len(titles)]
             case "ENTER" | "RIGHT":
-                self.opened, self._top = self.chosen, 0
+                self.opened, self._top = self.selected, 0
             case "ESCAPE":
                 self._filter = ""
             case _:
-                self._sort = next((column.title for column in there if column.key == name), self._sort)
-
-    # Lines.
+                self._sort = next((column.title for column in shown if column.key == name), self._sort)
 
     def lines(self, width: int, height: int) -> list[ScreenLine]:
-        """Return what fills a screen of that size, at most so many lines of at most so many columns."""
+        """Return the lines of the screen.
+
+        Args:
+            width: the width of the screen in characters.
+            height: the number of lines.
+        """
         head = [
             ScreenLine(fit(self._summary(), width)),
-            ScreenLine(fit(self.trouble, width), TextStyle.BAD) if self.trouble else ScreenLine(""),
+            ScreenLine(fit(self.error, width), TextStyle.BAD) if self.error else ScreenLine(""),
         ]
         foot = (
             f"Filter: {self._filter}_"
@@ -130,34 +129,35 @@ class TopScreen:
         agent = self.host.get("agent")
         if agent is None:
             return "qmp-agent top"
-        monitors = [one["state"] for one in self.host["monitors"]]
+        monitors = [monitor["state"] for monitor in self.host["monitors"]]
         states = ", ".join(f"{monitors.count(name)} {name}" for name in dict.fromkeys(sorted(monitors)))
-        troubles = "; ".join(agent["unready_reasons"])
-        said = f"{agent['host']}   {len(self.host['vms'])} VMs   monitors: {states or 'none'}   alerts: {len(self.host['alerts'])}"
-        return f"{said}   {troubles}" if troubles else said
+        counts = f"{len(self.host['vms'])} VMs   monitors: {states or 'none'}   alerts: {len(self.host['alerts'])}"
+        return "   ".join([agent["host"], counts, *filter(None, ["; ".join(agent["unready_reasons"])])])
 
     def _rows(self, width: int, room: int) -> list[ScreenLine]:
         shown = self.vms()
         order = [vm["uuid"] for vm in shown]
-        if self.chosen not in order:
-            self.chosen = order[0] if order else ""
-        at = order.index(self.chosen) if order else 0
+        if self.selected not in order:
+            self.selected = order[0] if order else ""
+        at = order.index(self.selected) if order else 0
         rows = max(1, room - 1)
         self._top = min(max(self._top, at - rows + 1, 0), at)
         head, *lines = table(shown, width, self._sort)
-        both = list(zip(lines, shown, strict=True))[self._top : self._top + rows]
-        return [head, *(self._mark(line, vm) for line, vm in both)]
+        visible = list(zip(lines, shown, strict=True))[self._top : self._top + rows]
+        return [head, *(self._mark(line, vm) for line, vm in visible)]
 
     def _mark(self, line: ScreenLine, vm: Vm) -> ScreenLine:
-        return ScreenLine(line.text, TextStyle.CHOSEN) if vm["uuid"] == self.chosen else line
+        return ScreenLine(line.text, TextStyle.SELECTED) if vm["uuid"] == self.selected else line
 
     def _detail(self, width: int, room: int) -> list[ScreenLine]:
-        said = self.host.get("detail") or {}
+        details = self.host.get("detail") or {}
         vm = self.host.get("vms", {}).get(self.opened)
         if vm is None:
-            return [ScreenLine("This VM is gone. Esc goes back.")]
+            return [ScreenLine("This VM is gone. Press Esc to go back.")]
         alerts = [alert for alert in self.host["alerts"] if alert["uuid"] == self.opened]
-        lines = list(detail(vm, alerts, said.get("families", ()) if said.get("uuid") == self.opened else (), width))
+        lines = list(
+            detail(vm, alerts, details.get("families", ()) if details.get("uuid") == self.opened else (), width)
+        )
         self._top = min(self._top, max(0, len(lines) - room))
         return lines[self._top :]
 
@@ -170,34 +170,40 @@ class TopScreen:
 
 
 def columns(vms: Sequence[Vm]) -> list[Column]:
-    """Return the columns that some VM has something for; the first two always."""
+    """Return the first two columns, and the others that have a value in some VM."""
     rest = (column for column in COLUMNS[2:] if any(column.value(vm) is not None for vm in vms))
     return [*COLUMNS[:2], *rest]
 
 
 def table(vms: Sequence[Vm], width: int, sort: str = "") -> list[ScreenLine]:
-    """Return the VMs as a table with its head; of a width of 0, as wide as it takes. Where it is narrow, the last columns are left out."""
-    there = columns(vms)
+    """Return the VMs as a table with a heading.
+
+    Args:
+        vms: the VMs.
+        width: the width in characters, for which the last columns may be left out; 0 does not limit it.
+        sort: the title of the column to mark as sorted.
+    """
+    shown = columns(vms)
     longest = max((len(str(vm["name"])) for vm in vms), default=0)
-    while width and len(there) > 2 and sum(c.width + 1 for c in there[1:]) + NAME_LEAST > width:
-        there.pop()
-    fixed = sum(column.width + 1 for column in there[1:])
-    name = max(NAME_LEAST, longest) if not width else max(1, min(max(NAME_LEAST, longest), width - fixed))
+    while width and len(shown) > 2 and sum(c.width + 1 for c in shown[1:]) + MIN_NAME_WIDTH > width:
+        shown.pop()
+    fixed = sum(column.width + 1 for column in shown[1:])
+    name = max(MIN_NAME_WIDTH, longest) if not width else max(1, min(max(MIN_NAME_WIDTH, longest), width - fixed))
 
     def line(texts: Sequence[str]) -> str:
         cells = [fit(texts[0], name)]
         cells += [
-            fit(text, c.width, right=c.most_first or c.title in ("FREE", "FULL"))
-            for text, c in zip(texts[1:], there[1:], strict=True)
+            fit(text, c.width, right=c.descending or c.title in ("FREE", "FULL"))
+            for text, c in zip(texts[1:], shown[1:], strict=True)
         ]
-        said = " ".join(cells)
-        return fit(said, width) if width else said.rstrip()
+        row = " ".join(cells)
+        return fit(row, width) if width else row.rstrip()
 
-    lines = [ScreenLine(line([f"{c.title}*" if c.title == sort else c.title for c in there]), TextStyle.HEAD)]
-    return lines + [ScreenLine(line([c.text(c.value(vm)) for c in there]), _look(vm)) for vm in vms]
+    lines = [ScreenLine(line([f"{c.title}*" if c.title == sort else c.title for c in shown]), TextStyle.HEAD)]
+    return lines + [ScreenLine(line([c.text(c.value(vm)) for c in shown]), _style(vm)) for vm in vms]
 
 
-def _look(vm: Vm) -> TextStyle:
+def _style(vm: Vm) -> TextStyle:
     if vm["state"] != "up" or state(vm) in ("io-error", "internal-error", "guest-panicked"):
         return TextStyle.BAD
     return TextStyle.WARNING if vm["alerts"] else TextStyle.PLAIN

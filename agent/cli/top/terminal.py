@@ -1,4 +1,4 @@
-"""The terminal: curses on asyncio's loop, and the agent's endpoint asked every few seconds."""
+"""The terminal: curses on asyncio's loop, and requests to the agent's endpoint every few seconds."""
 
 import asyncio
 import contextlib
@@ -18,40 +18,40 @@ from agent.cli.top.detail import detail
 from agent.cli.top.screen import TopScreen, table
 from agent.cli.top.text import ScreenLine, TextStyle
 
-ASK_SECONDS = 5.0
-"""How long the agent may take to answer."""
+REQUEST_SECONDS = 5.0
+"""Timeout of a request to the agent."""
 
 
 @dataclass(frozen=True, slots=True)
 class TopOptions:
-    """What is wanted.
+    """The options of `qmp-agent top`.
 
     Attributes:
         url: the agent's endpoint.
-        seconds: how often to look.
-        vm: the name or UUID of a VM to be shown in detail; empty is the table.
-        visitor: who asks.
+        seconds: the refresh interval.
+        vm: the name or UUID of a VM whose details to show; empty shows the table.
+        credentials: credentials for the endpoint.
     """
 
     url: str
     seconds: float = 2.0
     vm: str = ""
-    visitor: EndpointCredentials = field(default_factory=EndpointCredentials)
+    credentials: EndpointCredentials = field(default_factory=EndpointCredentials)
 
 
-async def once(view: TopOptions) -> None:
-    """Print the table, or a VM in detail, and return.
+async def once(options: TopOptions) -> None:
+    """Print the table or the details of a VM, and return.
 
     Raises:
-        TopError: no agent answers, or it knows no such VM.
-        VisitError: what the visitor should show is not there.
+        TopError: no agent answers, or it watches no such VM.
+        EndpointCredentialsError: the credentials cannot be read.
     """
-    async with _session(view) as session:
-        host = await _ask(session, view, "")
-        uuid = _uuid(host, view.vm)
+    async with _session(options) as session:
+        host = await _fetch(session, options, "")
+        uuid = _uuid(host, options.vm)
         screen = TopScreen(host)
         if uuid:
-            host = await _ask(session, view, uuid)
+            host = await _fetch(session, options, uuid)
             alerts = [alert for alert in host["alerts"] if alert["uuid"] == uuid]
             lines = list(detail(host["vms"][uuid], alerts, host["detail"]["families"], 0))
         else:
@@ -59,45 +59,45 @@ async def once(view: TopOptions) -> None:
     sys.stdout.writelines(f"{line.text}\n" for line in lines)
 
 
-async def show(view: TopOptions) -> None:
-    """Show them until told to quit.
+async def show(options: TopOptions) -> None:
+    """Show the screen until the user quits.
 
     Raises:
-        TopError: it is no terminal, or no agent answers at the start.
-        VisitError: what the visitor should show is not there.
+        TopError: there is no terminal, or no agent answers at the start.
+        EndpointCredentialsError: the credentials cannot be read.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise TopError("this is no terminal: --once prints a table")
-    async with _session(view) as session:
-        screen = TopScreen(await _ask(session, view, ""))
-        screen.opened = screen.chosen = _uuid(screen.host, view.vm)
+        raise TopError("standard input and output must be a terminal; --once prints a table without one")
+    async with _session(options) as session:
+        screen = TopScreen(await _fetch(session, options, ""))
+        screen.opened = screen.selected = _uuid(screen.host, options.vm)
         with _curses() as window:
-            await _TopTerminal(view, session, screen, window).run()
+            await _TopTerminal(options, session, screen, window).run()
 
 
-def _session(view: TopOptions) -> aiohttp.ClientSession:
-    return view.visitor.session(timeout=aiohttp.ClientTimeout(total=ASK_SECONDS))
+def _session(options: TopOptions) -> aiohttp.ClientSession:
+    return options.credentials.session(timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS))
 
 
-async def _ask(session: aiohttp.ClientSession, view: TopOptions, uuid: str) -> Mapping[str, Any]:
+async def _fetch(session: aiohttp.ClientSession, options: TopOptions, uuid: str) -> Mapping[str, Any]:
     try:
-        async with session.get(f"{view.url}/overview", params={"vm": uuid} if uuid else None) as response:
+        async with session.get(f"{options.url}/overview", params={"vm": uuid} if uuid else None) as response:
             if response.status != 200:
-                raise TopError(f"{view.url} refuses: {(await response.text()).strip()[:200]}")
+                raise TopError(f"{options.url}: HTTP {response.status}: {(await response.text()).strip()[:200]}")
             host: Mapping[str, Any] = await response.json()
             return host
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         raise TopError(
-            f"no agent answers at {view.url}: {error or 'it takes too long'}; is it running, with this web.listen_address?"
+            f"no agent answers at {options.url}: {error or 'timeout'}; is it running with this web.listen_address?"
         ) from error
 
 
 def _uuid(host: Mapping[str, Any], name: str) -> str:
     """Return the UUID of the VM of that name or UUID; empty for an empty name."""
-    found = [uuid for uuid, vm in host["vms"].items() if name in (uuid, vm["name"])]
-    if name and not found:
-        raise TopError(f"the agent knows no VM {name}")
-    return found[0] if name else ""
+    uuids = [uuid for uuid, vm in host["vms"].items() if name in (uuid, vm["name"])]
+    if name and not uuids:
+        raise TopError(f"the agent watches no VM named {name}")
+    return uuids[0] if name else ""
 
 
 _PAIRS = {TextStyle.BAD: curses.COLOR_RED, TextStyle.WARNING: curses.COLOR_YELLOW}
@@ -122,18 +122,18 @@ _KEYS = {
 
 @contextlib.contextmanager
 def _curses() -> Iterator[curses.window]:
-    """Take the terminal for as long as the block runs, and give it back however that ends.
+    """Switch the terminal to full-screen mode while the block runs.
 
     Raises:
-        TopError: curses does not know this terminal.
+        TopError: curses does not support this terminal.
     """
-    os.environ.setdefault("ESCDELAY", "25")  # milliseconds: Esc alone is a key here
+    os.environ.setdefault("ESCDELAY", "25")  # milliseconds; Esc alone is a key of `top`
     try:
         window = curses.initscr()
         curses.start_color()
         curses.use_default_colors()
     except curses.error as error:
-        raise TopError(f"this terminal cannot be used ({error}): --once prints a table") from error
+        raise TopError(f"this terminal is not supported ({error}); --once prints a table without one") from error
     try:
         curses.noecho()
         curses.cbreak()
@@ -151,59 +151,59 @@ def _curses() -> Iterator[curses.window]:
 
 class _TopTerminal:
     def __init__(
-        self, view: TopOptions, session: aiohttp.ClientSession, screen: TopScreen, window: curses.window
+        self, options: TopOptions, session: aiohttp.ClientSession, screen: TopScreen, window: curses.window
     ) -> None:
-        self._view = view
+        self._options = options
         self._session = session
         self._screen = screen
         self._window = window
         self._changed = asyncio.Event()
-        self._wanted = asyncio.Event()  # another VM's figures, now
-        looks = {look: curses.color_pair(number) for number, look in enumerate(_PAIRS, 1)}
-        looks |= {TextStyle.PLAIN: curses.A_NORMAL, TextStyle.HEAD: curses.A_BOLD, TextStyle.SOFT: curses.A_DIM}
-        self._looks = looks | {TextStyle.CHOSEN: curses.A_REVERSE}
+        self._refresh = asyncio.Event()  # set to refresh at once, for another VM
+        styles = {style: curses.color_pair(number) for number, style in enumerate(_PAIRS, 1)}
+        styles |= {TextStyle.PLAIN: curses.A_NORMAL, TextStyle.HEAD: curses.A_BOLD, TextStyle.SOFT: curses.A_DIM}
+        self._styles = styles | {TextStyle.SELECTED: curses.A_REVERSE}
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_reader(sys.stdin.fileno(), self._typed)
-        loop.add_signal_handler(signal.SIGWINCH, self._resized)
-        asking = asyncio.create_task(self._keep_asking(), name="ask")
+        loop.add_reader(sys.stdin.fileno(), self._on_input)
+        loop.add_signal_handler(signal.SIGWINCH, self._on_resize)
+        fetching = asyncio.create_task(self._keep_fetching(), name="fetch")
         try:
             while not self._screen.ended:
                 self._draw()
                 changed = asyncio.ensure_future(self._changed.wait())
-                await asyncio.wait({changed, asking}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({changed, fetching}, return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
-                if asking.done():
-                    asking.result()
+                if fetching.done():
+                    fetching.result()
                 self._changed.clear()
         finally:
-            asking.cancel()
+            fetching.cancel()
             loop.remove_reader(sys.stdin.fileno())
             loop.remove_signal_handler(signal.SIGWINCH)
 
-    async def _keep_asking(self) -> None:
+    async def _keep_fetching(self) -> None:
         while True:
             opened = self._screen.opened
             try:
-                self._screen.host, self._screen.trouble = await _ask(self._session, self._view, opened), ""
+                self._screen.host, self._screen.error = await _fetch(self._session, self._options, opened), ""
             except TopError as error:
-                self._screen.trouble = str(error)
+                self._screen.error = str(error)
             self._changed.set()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._view.seconds):
-                    await self._wanted.wait()
-            self._wanted.clear()
+                async with asyncio.timeout(self._options.seconds):
+                    await self._refresh.wait()
+            self._refresh.clear()
 
-    def _typed(self) -> None:
+    def _on_input(self) -> None:
         opened = self._screen.opened
         while (code := self._window.getch()) != curses.ERR:
             self._screen.key(_KEYS.get(code, chr(code) if 32 <= code < 127 else ""))
         if self._screen.opened != opened:
-            self._wanted.set()
+            self._refresh.set()
         self._changed.set()
 
-    def _resized(self) -> None:
+    def _on_resize(self) -> None:
         size = os.get_terminal_size(sys.stdout.fileno())
         curses.resizeterm(size.lines, size.columns)
         self._changed.set()
@@ -216,5 +216,5 @@ class _TopTerminal:
         self._window.refresh()
 
     def _put(self, row: int, line: ScreenLine) -> None:
-        with contextlib.suppress(curses.error):  # the last cell of the screen cannot be written without one
-            self._window.addstr(row, 0, line.text, self._looks[line.look])
+        with contextlib.suppress(curses.error):  # writing the last cell of the screen raises one
+            self._window.addstr(row, 0, line.text, self._styles[line.style])

@@ -12,11 +12,11 @@ _UNITS = ("B", "K", "M", "G", "T", "P")
 
 
 class TextStyle(StrEnum):
-    """How a line or a part of it looks."""
+    """The style of a line."""
 
     PLAIN = ""
     HEAD = "head"
-    CHOSEN = "chosen"
+    SELECTED = "selected"
     BAD = "bad"
     WARNING = "warning"
     SOFT = "soft"
@@ -27,11 +27,11 @@ class ScreenLine:
     """One line of the screen."""
 
     text: str
-    look: TextStyle = TextStyle.PLAIN
+    style: TextStyle = TextStyle.PLAIN
 
 
 def _columns(character: str) -> int:
-    """Return how many columns a character takes."""
+    """Return the width of a character in terminal columns."""
     if unicodedata.combining(character) or unicodedata.category(character) == "Cf":
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
@@ -42,18 +42,18 @@ def _width(text: str) -> int:
 
 
 def fit(text: str, width: int, *, right: bool = False) -> str:
-    """Return text cleaned, and cut or padded to so many columns; what is cut ends with a plus sign."""
-    said = sanitize(text, 4096)
-    if _width(said) > width:
-        while said and _width(said) > width - 1:
-            said = said[:-1]
-        said += "+" if width else ""
-    pad = " " * (width - _width(said))
-    return pad + said if right else said + pad
+    """Sanitize a text and cut or pad it to a width in terminal columns. A plus sign ends a cut text."""
+    fitted = sanitize(text, 4096)
+    if _width(fitted) > width:
+        while fitted and _width(fitted) > width - 1:
+            fitted = fitted[:-1]
+        fitted += "+" if width else ""
+    pad = " " * (width - _width(fitted))
+    return pad + fitted if right else fitted + pad
 
 
 def size(value: float | None) -> str:
-    """Return bytes, or operations, in at most five characters: `1.5M`, `340K`, `12`."""
+    """Format bytes or operations in at most five characters: `1.5M`, `340K`, `12`."""
     if value is None:
         return ""
     for unit in _UNITS:
@@ -65,7 +65,7 @@ def size(value: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return a rate in at most five characters: `0.5`, `140`, `12.3k`."""
+    """Format a rate in at most five characters: `0.5`, `140`, `12.3k`."""
     if value is None:
         return ""
     if value >= 9999.5:
@@ -74,7 +74,7 @@ def number(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Return a duration in at most four characters: `45s`, `12m`, `5h`, `31d`."""
+    """Format a duration in at most four characters: `45s`, `12m`, `5h`, `31d`."""
     if value is None:
         return ""
     for unit, most, of in (("s", 100, 1), ("m", 100, 60), ("h", 48, 3600), ("d", 1000, 86400)):
@@ -84,7 +84,7 @@ def seconds(value: float | None) -> str:
 
 
 def wrapped(words: list[str], width: int, between: str = "   ") -> Iterator[str]:
-    """Yield the words on as few lines of that width as hold them."""
+    """Yield the words on as few lines of a width as possible."""
     row = ""
     for word in words:
         if row and len(row) + len(between) + len(word) > width:

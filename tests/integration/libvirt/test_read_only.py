@@ -59,7 +59,7 @@ async def test_a_user_without_access_to_libvirtd_gets_the_error(libvirtd: Libvir
         )
     finally:
         await libvirtd.run("chmod 0777 /run/libvirt/libvirt-sock-ro")
-    assert re.search("BAD  qemu:///system: .*Permission denied", output), output
+    assert re.search("FAIL  qemu:///system: .*Permission denied", output), output
 
 
 async def test_check_reports_each_domain_and_why_a_libvirtd_cannot_be_reached(libvirtd: Libvirtd) -> None:

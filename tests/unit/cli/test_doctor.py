@@ -306,17 +306,17 @@ def test_the_default_user_is_that_of_the_running_agent(host: FakeHost) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can check other users")
 def test_blocked_paths_are_those_that_the_kernel_denies(tmp_path: Path) -> None:
-    nobody = User("nobody", 65534, frozenset({65534}))
+    other = User("other", 65534, frozenset({65534}))
     shut, socket = tmp_path / "shut", tmp_path / "shut" / "m"
     shut.mkdir(mode=0o700)
     socket.write_text("")
     socket.chmod(0o660)
-    assert blocked_paths(str(socket), nobody)[-2:] == [shut, socket]
+    assert blocked_paths(str(socket), other)[-2:] == [shut, socket]
     assert blocked_paths(str(socket), ROOT) == []
-    assert describe_denial(shut, nobody) == f"nobody may not enter {shut} (root:root 0700)"
+    assert describe_denial(shut, other) == f"other may not enter {shut} (root:root 0700)"
     os.chown(socket, 0, 65534)
-    assert blocked_paths(str(socket), nobody)[-1] == shut
-    assert describe_denial(tmp_path / "gone", nobody).endswith("No such file or directory")
+    assert blocked_paths(str(socket), other)[-1] == shut
+    assert describe_denial(tmp_path / "gone", other).endswith("No such file or directory")
     assert (os.geteuid(), os.getegid()) == (0, 0)
 
 

@@ -1,4 +1,4 @@
-"""Records as lines for people."""
+"""Records as readable lines."""
 
 import json
 import os
@@ -27,23 +27,23 @@ def in_utc() -> Iterator[None]:
     time.tzset()
 
 
-def shown(kind: str, data: dict[str, Any], subject: str = "", vm: Vm = VM, **how: Any) -> str:
-    severity = how.pop("severity", Severity.INFO)
-    return line(json.loads(RecordEncoder()(Record(kind, vm, data, NOON, subject, severity)).body), **how)
+def formatted(kind: str, data: dict[str, Any], subject: str = "", vm: Vm = VM, **options: Any) -> str:
+    severity = options.pop("severity", Severity.INFO)
+    return line(json.loads(RecordEncoder()(Record(kind, vm, data, NOON, subject, severity)).body), **options)
 
 
 def event(qemu: dict[str, Any]) -> dict[str, Any]:
     return {"event": "X", "category": "block", "qemu": qemu}
 
 
-def test_an_event_says_when_who_what_about_whom_and_its_figures() -> None:
+def test_an_event_line_has_time_vm_type_subject_and_values() -> None:
     data = event({"node-name": "n", "action": "stop", "nospace": True, "operation": "write"})
-    text = shown("qemu.event.block_io_error", data, "disk0")
+    text = formatted("qemu.event.block_io_error", data, "disk0")
     head = "12:00:00.123  vm1           event.block_io_error     disk0       "
     assert text == f"{head}node-name=n  action=stop  nospace=True  operation=write"
 
 
-def test_a_sample_says_what_is_not_zero_in_units_for_people() -> None:
+def test_a_sample_line_has_nonzero_values_in_readable_units() -> None:
     data = {
         "device": "disk0",
         "qdev": "/machine/peripheral/disk0/virtio-backend",
@@ -57,20 +57,22 @@ def test_a_sample_says_what_is_not_zero_in_units_for_people() -> None:
         "error": "",
         "running": False,
     }
-    assert shown("qemu.sample.block", data, "disk0").split("disk0", 1)[1].split() == [
+    assert formatted("qemu.sample.block", data, "disk0").split("disk0", 1)[1].split() == [
         *["writes=12345", "write=1.5", "KiB", "write_seconds=0.1235", "throughput_bytes_per_second=1", "MiB/s"],
         "last_update=12:00:00",
     ]
 
 
-def test_a_monitor_that_has_not_told_goes_by_its_address() -> None:
-    assert "  /run/vm9.qmp  vm.busy " in shown("qemu.vm.busy", {"reason": "x"}, vm=Vm("host1", "", "", "/run/vm9.qmp"))
+def test_a_vm_without_a_name_is_shown_by_its_monitor() -> None:
+    assert "  /run/vm9.qmp  vm.busy " in formatted(
+        "qemu.vm.busy", {"reason": "x"}, vm=Vm("host1", "", "", "/run/vm9.qmp")
+    )
 
 
-def test_a_line_is_cut_to_the_width_and_has_no_blanks_at_its_end() -> None:
-    assert len(shown("qemu.event.x", event({"a": "x" * 500}), width=80)) == 80
-    assert shown("qemu.event.x", event({})) == shown("qemu.event.x", event({})).rstrip()
-    assert len(shown("qemu.event.x", event({"a": "x" * 50_000}))) <= 4096
+def test_a_line_is_cut_to_the_width_without_trailing_blanks() -> None:
+    assert len(formatted("qemu.event.x", event({"a": "x" * 500}), width=80)) == 80
+    assert formatted("qemu.event.x", event({})) == formatted("qemu.event.x", event({})).rstrip()
+    assert len(formatted("qemu.event.x", event({"a": "x" * 50_000}))) <= 4096
 
 
 @pytest.mark.parametrize(
@@ -84,22 +86,22 @@ def test_a_line_is_cut_to_the_width_and_has_no_blanks_at_its_end() -> None:
         ("qemu.alert.write_threshold", Severity.WARNING, "1;35"),
     ],
 )
-def test_colour_tells_how_severe_it_is(kind: str, severity: Severity, code: str | None) -> None:
-    plain = shown(kind, {}, severity=severity)
-    assert shown(kind, {}, severity=severity, colour=True) == (f"\x1b[{code}m{plain}\x1b[0m" if code else plain)
+def test_the_colour_depends_on_the_severity(kind: str, severity: Severity, code: str | None) -> None:
+    plain = formatted(kind, {}, severity=severity)
+    assert formatted(kind, {}, severity=severity, colour=True) == (f"\x1b[{code}m{plain}\x1b[0m" if code else plain)
     assert "\x1b" not in plain
 
 
 @pytest.mark.parametrize("text", ["a\nb", "\x1b[2J", "\r", "\u202e", "\x9b31m"])
-def test_nothing_a_guest_says_moves_the_cursor(text: str) -> None:
+def test_text_of_a_guest_cannot_control_the_terminal(text: str) -> None:
     hostile = Vm("host1", VM.uuid, text, text)
-    for made in (shown("qemu.event.x", event({text: text, "b": [text], "c": {text: 1}}), text, hostile),):
-        assert not set(made) & set("\n\r\x1b\u202e\x9b")
+    shown = formatted("qemu.event.x", event({text: text, "b": [text], "c": {text: 1}}), text, hostile)
+    assert not set(shown) & set("\n\r\x1b\u202e\x9b")
 
 
-def test_an_event_whose_own_data_is_called_as_ours_is_shown() -> None:
-    assert "qemu=5" in shown("qemu.event.x", event({"qemu": 5}))
+def test_an_event_field_named_qemu_is_shown() -> None:
+    assert "qemu=5" in formatted("qemu.event.x", event({"qemu": 5}))
 
 
-def test_a_time_past_all_measure_is_shown() -> None:
-    assert shown("qemu.sample.guest_memory", {"last_update_timestamp_seconds": 2**63 - 1})
+def test_a_timestamp_out_of_range_is_shown() -> None:
+    assert formatted("qemu.sample.guest_memory", {"last_update_timestamp_seconds": 2**63 - 1})

@@ -1,4 +1,4 @@
-"""`top` without a terminal: what fits, what sorts, what a key does."""
+"""The screen of `top`: layout, order and keys."""
 
 from typing import Any
 
@@ -24,23 +24,23 @@ def vm(name: str, **more: Any) -> dict[str, Any]:
 
 def host(*vms: dict[str, Any]) -> dict[str, Any]:
     agent = {"host": "hv7", "unready_reasons": []}
-    return {"vms": {one["uuid"]: one for one in vms}, "alerts": [], "monitors": [], "agent": agent}
+    return {"vms": {entry["uuid"]: entry for entry in vms}, "alerts": [], "monitors": [], "agent": agent}
 
 
 def names(screen: TopScreen) -> list[str]:
-    return [str(one["name"]) for one in screen.vms()]
+    return [str(entry["name"]) for entry in screen.vms()]
 
 
 @given(st.text(), st.integers(0, 40), st.booleans())
-def test_text_takes_the_columns_it_is_given_and_no_control_characters(text: str, width: int, right: bool) -> None:  # noqa: FBT001 - hypothesis gives it by place
-    said = fit(text, width, right=right)
-    if said.isascii():
-        assert len(said) == width
-    assert not any(ord(character) < 32 or ord(character) == 127 for character in said)
+def test_fitted_text_has_the_given_width_and_no_control_characters(text: str, width: int, right: bool) -> None:  # noqa: FBT001 - hypothesis passes it by position
+    fitted = fit(text, width, right=right)
+    if fitted.isascii():
+        assert len(fitted) == width
+    assert not any(ord(character) < 32 or ord(character) == 127 for character in fitted)
 
 
 @pytest.mark.parametrize(
-    ("text", "width", "said"),
+    ("text", "width", "fitted"),
     [
         ("abc", 5, "abc  "),
         ("abcdef", 4, "abc+"),
@@ -50,11 +50,11 @@ def test_text_takes_the_columns_it_is_given_and_no_control_characters(text: str,
         ("x", 0, ""),
     ],
 )
-def test_what_is_too_long_is_cut_and_wide_characters_count_twice(text: str, width: int, said: str) -> None:
-    assert fit(text, width) == said
+def test_long_text_is_cut_and_wide_characters_take_two_columns(text: str, width: int, fitted: str) -> None:
+    assert fit(text, width) == fitted
 
 
-def test_figures_are_short() -> None:
+def test_values_are_short() -> None:
     assert [size(v) for v in (None, 0, 12, 999, 1000, 1536, 340 << 10, 5 << 30)] == [
         "",
         "0",
@@ -69,11 +69,11 @@ def test_figures_are_short() -> None:
     assert [seconds(v) for v in (None, 45, 720, 18_000, 86400 * 31, 1e9)] == ["", "45s", "12m", "5h", "31d", ">3y"]
 
 
-def test_a_vm_is_ordered_by_a_column_and_last_where_it_has_no_value() -> None:
+def test_vms_are_sorted_by_a_column_with_missing_values_last() -> None:
     cpu = next(column for column in COLUMNS if column.title == "CPU%")
     vms = [vm("a"), vm("b", now={"cpu": 0.1}), vm("c", now={"cpu": 0.9})]
-    assert [one["name"] for one in by_column(vms, cpu, reverse=False)] == ["c", "b", "a"]
-    assert [one["name"] for one in by_column(vms, cpu, reverse=True)] == ["b", "c", "a"]
+    assert [entry["name"] for entry in by_column(vms, cpu, reverse=False)] == ["c", "b", "a"]
+    assert [entry["name"] for entry in by_column(vms, cpu, reverse=True)] == ["b", "c", "a"]
 
 
 def test_vm_names_are_in_natural_order() -> None:
@@ -86,7 +86,7 @@ def test_vm_names_are_in_natural_order() -> None:
     assert [shown["name"] for shown in by_column(vms, cpu, reverse=False)] == expected
 
 
-def test_a_column_that_nobody_has_anything_for_is_not_shown() -> None:
+def test_an_empty_column_is_hidden() -> None:
     head, _ = table([vm("a", alerts=0)], 0)
     assert head.text.split() == ["VM", "STATE"]
     head, _ = table([vm("a", alerts=2, now={"write": 5})], 0)
@@ -95,7 +95,7 @@ def test_a_column_that_nobody_has_anything_for_is_not_shown() -> None:
 
 @pytest.mark.parametrize("width", [1, 10, 24, 40, 80, 200])
 @pytest.mark.parametrize("height", [1, 3, 10, 50])
-def test_the_screen_is_filled_and_never_overrun(width: int, height: int) -> None:
+def test_the_screen_is_filled_exactly(width: int, height: int) -> None:
     vms = [
         vm(f"vm{n}" * 9, now={"cpu": n, "read": n, "write": n}, disks=[{"device": "d", "used_bytes": 5}])
         for n in range(30)
@@ -108,18 +108,18 @@ def test_the_screen_is_filled_and_never_overrun(width: int, height: int) -> None
         assert all(len(line.text) <= width for line in lines)
 
 
-def test_the_bar_moves_stays_on_its_vm_and_is_always_seen() -> None:
+def test_the_selection_moves_follows_its_vm_and_stays_visible() -> None:
     screen = TopScreen(host(*(vm(f"vm{n:02}") for n in range(30))))
     screen.lines(80, 13)
     screen.key("END")
     lines = screen.lines(80, 13)
-    assert [line.text[:4] for line in lines if line.look == "chosen"] == ["vm29"]
+    assert [line.text[:4] for line in lines if line.style == "selected"] == ["vm29"]
     screen.key("PAGE_UP")
     screen.key("UP")
-    chosen = screen.chosen
+    selected = screen.selected
     screen.host = host(vm("new"), *(vm(f"vm{n:02}") for n in range(5, 30)))
     screen.lines(80, 13)
-    assert screen.chosen == chosen
+    assert screen.selected == selected
 
 
 def test_keys_filter_open_and_quit() -> None:

@@ -96,17 +96,15 @@ async def test_an_old_qemus_figures_have_todays_names(old: FakeQemu, version: st
 
 
 async def test_check_lists_the_collectors_that_are_off(old: FakeQemu, version: str) -> None:
-    findings = [text async for _, text in check(Config.model_validate({"monitors": [{"dial": str(old.path)}]}))]
+    findings = [found.text async for found in check(Config.model_validate({"monitors": [{"dial": str(old.path)}]}))]
     (finding,) = (text for text in findings if text.startswith("QEMU "))
     number, _, rest = finding.partition(": ")
     assert number.startswith(f"QEMU {version}.")
     parts = dict(part.split(" ", 1) for part in rest.split("; "))
     extra = {"vcpu"} if version == "2.6" else set()
-    assert {name for name, text in parts.items() if text.startswith("is off, for there is no query-")} == (
-        OFF[version] | extra
-    )
-    less = {name for name, text in parts.items() if text.startswith("tells less, for there is no query-")}
-    assert less == {"2.6": {"jobs"}, "4.2": set(), "5.2": {"dirty"}}[version]
+    assert {name for name, text in parts.items() if text.startswith("is off without query-")} == (OFF[version] | extra)
+    limited = {name for name, text in parts.items() if text.startswith("is limited without query-")}
+    assert limited == {"2.6": {"jobs"}, "4.2": set(), "5.2": {"dirty"}}[version]
 
 
 @pytest.mark.parametrize("event", EVENTS)

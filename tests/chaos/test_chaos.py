@@ -39,7 +39,6 @@ def assert_guarantees_hold(result: Result, folder: Path) -> None:
     assert not result.problems, "\n".join([*result.problems, f"seed {SEED}; logs are in {folder}"])
 
 
-@pytest.mark.timeout(240)
 async def test_accepted_events_are_delivered_unchanged_and_in_order_under_all_faults(
     brokers: KafkaCluster, kept: Path
 ) -> None:
@@ -49,7 +48,6 @@ async def test_accepted_events_are_delivered_unchanged_and_in_order_under_all_fa
     assert result.verdict.delivered > 0.9 * MIN_EVENTS
 
 
-@pytest.mark.timeout(240)
 async def test_records_lost_in_a_damaged_journal_are_counted_and_reported(brokers: KafkaCluster, kept: Path) -> None:
     result = await run(kept / "damage", brokers, Plan(faults.damage, SEED, rate=3000))
     assert_guarantees_hold(result, kept)

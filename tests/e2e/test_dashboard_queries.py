@@ -119,7 +119,6 @@ async def has_result(prometheus: Prometheus, query: str) -> bool:
     return any(series["value"][1] != "NaN" for series in await prometheus.query(query))
 
 
-@pytest.mark.timeout(300)
 async def test_every_query_of_every_panel_has_a_result(
     start_guest: StartGuest,
     start_prometheus: StartPrometheus,

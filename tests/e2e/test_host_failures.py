@@ -28,8 +28,6 @@ from tests.lab.agent_process import COMMAND, AgentProcess, Record, record_time
 from tests.lab.command_audit import TRACE
 from tests.lab.fake_qemu import FakeQemu
 
-pytestmark = pytest.mark.timeout(300)
-
 QUICK: Final[dict[str, Any]] = {
     "intervals": {"poll": "200ms"},
     "timeouts": {"response": "1s", "greeting": "1s", "retry": "1s", "shutdown": "2s"},

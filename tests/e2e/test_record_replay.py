@@ -8,15 +8,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from agent.cli.demo.guest import Guest, GuestKind, until
 from tests.lab.agent_process import COMMAND, AgentProcess, run_command
 from tests.lab.fixtures import StartGuest
 from tests.lab.machine import free_port
-
-pytestmark = pytest.mark.timeout(150)
 
 Happening = Callable[[Guest], Awaitable[object]]
 

@@ -16,7 +16,7 @@ from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.hostile_host import HostileHost, hostile_host, resident_memory
 from tests.lab.qmp_bytes import line
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 HOSTILE_TEXT: Final = (
     "\x1b]0;owned\x07\x1b[31mred\x1b[0m\x9b2J\r\n"

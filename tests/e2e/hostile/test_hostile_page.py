@@ -14,7 +14,7 @@ from tests.lab.fake_qemu import FakeQemu
 from tests.lab.hostile_host import HostileHost, hostile_host
 from tests.lab.terminal import Terminal
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 UUID = "eeeeeeee-1111-4111-8111-111111111117"
 SCRIPT = "<script>window.pwned=1</script><img src=x onerror=window.pwned=1><svg onload=window.pwned=1>"

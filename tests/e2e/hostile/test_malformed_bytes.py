@@ -9,7 +9,7 @@ import pytest_asyncio
 from tests.lab.hostile_host import HostileHost, hostile_host, raw_monitor
 from tests.lab.qmp_bytes import DONE, HELLO, line
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MIB = 1 << 20
 READY = line(HELLO) + line(DONE)

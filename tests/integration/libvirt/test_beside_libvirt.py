@@ -14,7 +14,7 @@ from tests.integration.libvirt.test_domain_lifecycle import attached, state_of
 from tests.lab.agent_process import AgentProcess, run_command
 from tests.lab.libvirt import Libvirtd
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 DEPLOY = Path(__file__).parents[3] / "deploy" / "libvirt"
 ALLOWED_USERS = {"users": ["root", "64055"]}

@@ -9,7 +9,7 @@ import pytest
 from tests.lab.libvirt import Libvirtd
 from tests.lab.libvirt_crowd import ANSWERED, ENDED
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_calls_that_keepalive_ended_are_made_again(libvirtd: Libvirtd) -> None:

@@ -23,7 +23,7 @@ from tests.lab.golden_files import same_text
 from tests.lab.libvirt import Libvirtd
 from tests.lab.machine import free_port
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 UUIDS: Final = {
     name: f"00000000-0000-4000-8000-{number:012}"

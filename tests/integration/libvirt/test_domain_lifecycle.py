@@ -13,7 +13,7 @@ from tests.integration.libvirt.conftest import AgentOn
 from tests.lab.agent_process import AgentProcess
 from tests.lab.libvirt import Domain, Libvirtd
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 EVENT = re.compile(r"event (\w+) at (\d+)\.(\d+) for domain '([^']+)'")
 

@@ -8,7 +8,7 @@ import pytest
 from tests.integration.libvirt.conftest import AgentOn
 from tests.lab.libvirt import Libvirtd
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_a_saved_domain_migrates_out_and_is_attached_again_when_restored(

@@ -17,7 +17,7 @@ from tests.lab.fixtures import StartPrometheus
 from tests.lab.libvirt import MONITOR, Domain, Libvirtd, exporter
 from tests.lab.prometheus import Prometheus
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FOLDER: Final = Path(__file__).parents[3] / "deploy/prometheus"
 TARGET_LABELS: Final = {"instance", "job", "__name__"}

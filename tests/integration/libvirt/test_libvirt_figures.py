@@ -13,7 +13,7 @@ from tests.integration.libvirt.conftest import AgentOn
 from tests.lab.agent_process import AgentProcess, Scrape
 from tests.lab.libvirt import Domain, Libvirtd
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 # virsh's name, the series, and virsh's units in one of the series'; written by hand, not taken from the agent's table.
 FIGURES: Final = {

@@ -12,7 +12,7 @@ from agent.cli.demo.guest import until
 from tests.lab.agent_process import AgentProcess
 from tests.lab.libvirt import Domain, Libvirtd
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 DEVICE: Final = "virtio-disk1"
 ROUNDS: Final = 3

@@ -11,7 +11,7 @@ from tests.integration.libvirt.test_domain_lifecycle import attached
 from tests.lab.agent_process import run_command
 from tests.lab.libvirt import Libvirtd
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LIMITATION = "read-only: of QEMU's events only STOP, RESUME, SUSPEND and SHUTDOWN; no thresholds and no passthrough"
 

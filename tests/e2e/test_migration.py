@@ -244,3 +244,12 @@ async def test_a_vm_that_arrived_before_the_agent_started_is_reported_as_migrate
         await agent.wait_for_record("vm.migrated_in", vm=destination.name, observed=False)
         (attached,) = agent.find_records("vm.attached")
         assert "incoming" not in attached["data"]
+
+
+@pytest.mark.parametrize("events", [True, False])
+async def test_a_refused_migration_is_reported_as_failed_at_the_source(start_ends: StartEnds, events: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    ends = await start_ends(events=events, same_identity=False)
+    await ends.source.command("migrate", uri="tcp:127.0.0.1:1")
+    ended = (await ends.agent.wait_for_record("migration.ended", vm=ends.source.name))["data"]
+    assert (ended["outcome"], ended["role"]) == ("failed", "source")
+    assert [*ends.agent.find_records("migration.ended", vm=ends.destination.name)] == []

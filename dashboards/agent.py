@@ -31,6 +31,12 @@ AGENT = Dashboard(
                 f"count(qmp_agent_sink_up{{{EVERY}}} == 0) or vector(0)",
                 thresholds=((1, "red"),),
             ),
+            number(
+                "Collectors off",
+                "short",
+                f"count(qmp_agent_collector_degraded{{{EVERY}}}) or vector(0)",
+                thresholds=BAD,
+            ),
             number("Records dropped", "short", dropped("qmp_agent_records_dropped_total"), thresholds=BAD),
             number("Events dropped", "short", dropped("qmp_agent_events_dropped_total"), thresholds=BAD),
         ),

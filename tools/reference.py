@@ -152,7 +152,9 @@ def _sample_agent() -> Agent:
     vm, now = Vm("hv7", "1a8b9e0c-3f52-4a61-9c1d-5b8a7c6d0e21", "vm1", "/run/vm1.qmp"), time.time_ns()
     app.snapshot.limits = SeriesLimits(series_per_vm=1)
     app.observer.on_status(
-        MonitorStatus(Monitor("/run/vm1.qmp", (), _never), MonitorState.UP, "", vm, Build("0", "0"), now)
+        MonitorStatus(
+            Monitor("/run/vm1.qmp", (), _never), MonitorState.UP, "", vm, Build("0", "0"), now, (("nodes", "not JSON"),)
+        )
     )
     app.observer.on_samples(vm, (RUNSTATE,), (Sample(RUNSTATE, (), {"running": True}),), now)
     app.observer.on_samples(vm, (ABOUT,), (Sample(ABOUT, (), {"machine": "m", "accelerator": "kvm", "pid": "1"}),), now)

@@ -12,11 +12,13 @@ from agent.config.reload import Reload
 from agent.delivery.pipeline import DeliveryPipeline
 from agent.exposition.snapshot import Snapshot
 from agent.http.server import HttpEndpoint
+from agent.model.record import sanitize
 from agent.session.api import MonitorState
 from agent.session.supervisor import SupervisorGroup
 
 PATIENCE_POLLS = 3
 MAX_NAMED_MONITORS = 5
+MAX_NAMED_COLLECTORS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,22 @@ class AgentHealth:
     def warnings(self) -> list[str]:
         """Return what an operator should look at although the agent does all of its work."""
         config_error = self.endpoint.config_error if self.endpoint is not None else None
-        return [*self.reload.warnings(), *filter(None, [config_error]), *self.delivery.warnings()]
+        return [
+            *self.reload.warnings(),
+            *filter(None, [config_error]),
+            *self.delivery.warnings(),
+            *self._collector_warnings(),
+        ]
+
+    def _collector_warnings(self) -> list[str]:
+        """Return the collectors that are off because their answers cannot be read."""
+        warnings = [
+            f"{sanitize(status.vm.name if status.vm is not None else status.monitor.name)}: collector {name} is off: {cause}"
+            for status in self.snapshot.monitors.values()
+            for name, cause in status.degraded
+        ]
+        more = len(warnings) - MAX_NAMED_COLLECTORS
+        return warnings[:MAX_NAMED_COLLECTORS] + ([f"{more} more collectors are off"] if more > 0 else [])
 
     def hang_reason(self) -> str:
         """Return why the process should be restarted; empty if it makes progress."""

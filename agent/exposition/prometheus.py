@@ -133,6 +133,14 @@ def _vm_series(views: list[VmView]) -> Iterator[str]:
             "Time of the VM's last response, in seconds since the epoch.",
             responses,
         )
+    degraded = [
+        (f'{view.labels},collector="{escape(collector)}"', 1) for view in views for collector, _ in view.status.degraded
+    ]
+    if degraded:
+        text = (
+            "1 for each collector of a VM that is off for a growing time, because its last answers could not be read."
+        )
+        yield _metric("qmp_agent_collector_degraded", "gauge", text, degraded)
     events = [(f'{view.labels},event="{name}"', count) for view in views for name, count in sorted(view.events.items())]
     if events:
         text = "Total number of events since the VM was attached; a lower bound, because QEMU coalesces some."

@@ -61,7 +61,7 @@ class Overview:
         for disk in summary.get("disks", ()):
             if "limit_bytes" in disk:
                 disk["levels"] = self._source.resolved_levels(vm, disk["device"])
-        return {
+        own: dict[str, Any] = {
             "uuid": vm.uuid,
             "name": sanitize(vm.name),
             "state": status.state.value,
@@ -70,7 +70,10 @@ class Overview:
             "last_response": view.last_response_ns / 1e9,
             "monitor": sanitize(vm.monitor),
             "qemu": status.build.version if status.build is not None else "",
-        } | summary
+        }
+        if status.degraded:
+            own["degraded"] = [{"collector": name, "cause": cause} for name, cause in status.degraded]
+        return own | summary
 
     def host_parts(self) -> dict[str, Any]:
         """Return everything but the VMs."""

@@ -28,6 +28,8 @@ def _texts(
     vm: Vm, alerts: Sequence[Mapping[str, Any]], families: Sequence[Mapping[str, Any]], width: int
 ) -> Iterator[tuple[str, TextStyle]]:
     yield f"{vm['name']}   {state(vm)}   {vm.get('reason', '')}", TextStyle.HEAD
+    for failure in vm.get("degraded", ()):
+        yield f"collector {failure['collector']} is off: {failure['cause']}", TextStyle.BAD
     yield f"UUID {vm['uuid']}   QEMU {vm['qemu']}   monitor {vm['monitor']}", TextStyle.PLAIN
     for row in wrapped(list(_summary(vm)), width):
         yield row, TextStyle.PLAIN

@@ -102,7 +102,7 @@ export class Detail {
     setText(reason, vm?.reason ?? "");
     for (const part of [facts, ...cards]) setAttribute(part, "hidden", !vm);
     if (!vm) return;
-    const identity = { UUID: vm.uuid, Monitor: vm.monitor, QEMU: vm.qemu, "Last response": vm.last_response ? clock(vm.last_response) : "" };
+    const identity = { UUID: vm.uuid, Monitor: vm.monitor, QEMU: vm.qemu, "Last response": vm.last_response ? clock(vm.last_response) : "", "Collectors off": (vm.degraded ?? []).map(({ collector, cause }) => `${collector}: ${cause}`).join("; ") };
     renderList(facts, Object.entries(identity).filter(([, value]) => value), ([key]) => key, ([key]) => {
       const value = el("dd");
       return { node: el("div", {}, el("dt", {}, key), value), update: ([, current]) => setText(value, current) };

@@ -75,8 +75,10 @@ function row(vm) {
       setText(link, vm.name);
       setText(state, word);
       setAttribute(state, "data-look", look);
-      setText(reason, vm.reason || (alerts ? `${alerts} alert${alerts > 1 ? "s" : ""}` : ""));
-      setAttribute(reason, "data-look", alerts && !vm.reason ? "bad" : undefined);
+      const off = vm.degraded?.length ? `collectors off: ${vm.degraded.map(({ collector }) => collector).join(", ")}` : "";
+      const count = alerts ? `${alerts} alert${alerts > 1 ? "s" : ""}` : "";
+      setText(reason, vm.reason || [count, off].filter(Boolean).join(" · "));
+      setAttribute(reason, "data-look", vm.reason ? undefined : alerts ? "bad" : off ? "warning" : undefined);
       parts.update(vm, points);
       COLUMNS.forEach((column, index) => {
         setAttribute(cells[index], "hidden", !visible[index]);

@@ -1,6 +1,7 @@
 """The Prometheus text format: equal to the golden file, valid for promtool, and parsed back without loss."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -126,6 +127,19 @@ def test_a_field_that_qemu_does_not_report_has_no_series() -> None:
     poll(snapshot, vm(), "block", [{"qdev": "a", "stats": {"rd_bytes": 1}}, {"qdev": "b", "stats": {"wr_bytes": 2}}])
     assert [labels["device"] for labels, _ in named(snapshot, "qemu_block_read_bytes_total")] == ["a"]
     assert "unmap" not in render(snapshot)
+
+
+def test_each_collector_that_is_off_has_a_series() -> None:
+    snapshot = Snapshot()
+    snapshot.status(replace(status(vm()), degraded=(("block", "not JSON"), ('a"b', "too long"))))
+    labels = {"vm": "vm1", "vm_uuid": vm().uuid}
+    assert named(snapshot, "qmp_agent_collector_degraded") == [
+        ({**labels, "collector": "block"}, 1),
+        ({**labels, "collector": 'a"b'}, 1),
+    ]
+    assert promtool_check(render(snapshot)) == []
+    snapshot.status(status(vm()))
+    assert named(snapshot, "qmp_agent_collector_degraded") == []
 
 
 @pytest.mark.parametrize("family", BY_NAME)

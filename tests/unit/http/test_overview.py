@@ -1,5 +1,6 @@
 """The overview and its cursor: the whole state first, then only the changes."""
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -56,6 +57,13 @@ def test_a_new_vm_comes_with_its_history_and_a_vm_that_left_is_reported_gone(sou
     gone = status(other, key=1)
     source.snapshot.status(type(gone)(gone.monitor, type(gone.state).GONE, "", other, gone.build, 0))
     assert decoded(cursor.changes())["gone"] == [other.uuid]
+
+
+def test_a_vm_has_its_collectors_that_are_off_with_their_causes(source: OneVmSource) -> None:
+    cursor = connect(source)
+    assert "degraded" not in decoded(cursor.changes())["vms"][vm().uuid]
+    source.snapshot.status(replace(status(vm()), degraded=(("block", "not JSON"),)))
+    assert decoded(cursor.changes())["vms"][vm().uuid]["degraded"] == [{"collector": "block", "cause": "not JSON"}]
 
 
 def test_a_thin_disk_has_its_levels(source: OneVmSource) -> None:

@@ -1,5 +1,6 @@
-"""Order of VM names on the page: numbers in a name compare by value, so vm2 precedes vm10."""
+"""The page in a real browser, of states made by hand: natural order of names, and collectors that are off."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,3 +44,21 @@ async def test_vm_names_are_in_natural_order_everywhere(folder: Path) -> None:
             await expect(page.locator("#events-vm option")).to_have_text(["all", *NAMES])
             await page.get_by_role("button", name="VM", exact=True).click()
             await expect(page.locator("#vms tbody th")).to_have_text(NAMES[::-1])
+
+
+async def test_a_collector_that_is_off_is_shown_with_its_cause(folder: Path) -> None:
+    async with RunningEndpoint(folder).open() as endpoint:
+        endpoint.view.health = agent_state  # type: ignore[method-assign]
+        healthy, degraded = (Vm("hv1", f"{number}" * 36, f"vm{number}", f"/run/vm{number}.qmp") for number in (1, 2))
+        endpoint.view.snapshot.status(status(healthy))
+        causes = (("block", "not JSON: <b>"), ("nodes", "the answer is too long"))
+        endpoint.view.snapshot.status(replace(status(degraded), degraded=causes))
+        async with chromium() as browser, opened(browser, endpoint.url) as page:
+            rows = page.locator("#vms tbody tr")
+            await expect(rows.nth(0)).not_to_contain_text("off")
+            await expect(rows.nth(1)).to_contain_text("collectors off: block, nodes")
+            await page.get_by_role("link", name="vm2").first.click()
+            facts = page.locator("#detail .facts")
+            await expect(facts).to_contain_text("block: not JSON: <b>; nodes: the answer is too long")
+            endpoint.view.snapshot.status(status(degraded))
+            await expect(facts).not_to_contain_text("block")

@@ -1,0 +1,38 @@
+"""Warnings of the agent's health."""
+
+from dataclasses import replace
+from typing import Any
+
+from agent.app.agent import Agent
+from agent.config.model import Config
+from agent.model.record import Vm
+from tests.lab.snapshots import status
+
+
+def an_agent() -> Any:
+    return Agent(Config.model_validate({"monitors": [{"dial": "/run/*.qmp"}], "host": "hv1"}))
+
+
+def vm(number: int) -> Vm:
+    return Vm("hv1", f"{number:036}", f"vm{number}", f"/run/vm{number}.qmp")
+
+
+async def test_collectors_that_are_off_are_warnings_and_the_agent_stays_ready() -> None:
+    agent = an_agent()
+    agent.snapshot.status(status(vm(1)))
+    assert agent.health.warnings() == []
+    agent.snapshot.status(replace(status(vm(1)), degraded=(("block", "not JSON"), ("nodes", "too long"))))
+    assert agent.health.warnings() == [
+        "vm1: collector block is off: not JSON",
+        "vm1: collector nodes is off: too long",
+    ]
+    assert agent.health.unready_reasons() == []
+
+
+async def test_the_warnings_about_collectors_are_limited_in_number() -> None:
+    agent = an_agent()
+    for number in range(20):
+        agent.snapshot.status(replace(status(vm(number)), degraded=(("block", "not JSON"),)))
+    warnings = agent.health.warnings()
+    assert len(warnings) == 6
+    assert warnings[-1] == "15 more collectors are off"

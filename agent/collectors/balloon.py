@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from agent.collectors.base import Collector, Replies, on_event_only
+from agent.collectors.base import Collector, Replies, on_event_only, optional
 from agent.model.family import Sample
 from agent.model.metrics.memory import BALLOON
 from agent.model.reader import Reader
@@ -13,8 +13,8 @@ _read = Reader(BALLOON)
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    (info,) = replies
-    return _samples(info) if isinstance(info, dict) else ()  # DeviceNotActive, KVMMissingCap: no balloon
+    info = optional(replies[0], dict)
+    return _samples(info) if info is not None else ()  # DeviceNotActive, KVMMissingCap: no balloon
 
 
 def _samples(info: Mapping[str, Any]) -> Iterable[Sample]:

@@ -8,7 +8,7 @@ from agent.host.types import FileRequest, Interface, Task
 from agent.model.family import Family, Sample
 from agent.model.record import Severity
 from agent.qmp.commands import Command
-from agent.qmp.errors import QmpError, UnexpectedReplyError
+from agent.qmp.errors import QmpError, UnexpectedReplyError, UnreadableReplyError
 
 Replies = Sequence[Any]
 """QEMU's replies in the order of the commands, a QmpError for each command that failed; then a Text for each file."""
@@ -77,6 +77,17 @@ def require_type(reply: Any, expected: type[T]) -> T:
     if isinstance(reply, QmpError):
         raise reply
     raise UnexpectedReplyError(f"expected {expected.__name__}, got {type(reply).__name__}")
+
+
+def optional(reply: Any, expected: type[T]) -> T | None:
+    """Return the reply if it has the expected type; None for an error of QEMU, which means that the VM lacks the feature.
+
+    Raises:
+        UnreadableReplyError: the reply cannot be read.
+    """
+    if isinstance(reply, UnreadableReplyError):
+        raise reply
+    return reply if isinstance(reply, expected) else None
 
 
 class Poll(NamedTuple):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.collectors.base import Collector, Facts, Intervals, Replies, require_type
+from agent.collectors.base import Collector, Facts, Intervals, Replies, optional, require_type
 from agent.collectors.untrusted import as_list_of_objects
 from agent.model.family import Sample, Values
 from agent.model.metrics.memory import DIRTY_RATE, VCPU_DIRTY
@@ -32,7 +32,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
     measurement = require_type(replies[0], dict)
     vcpus = _by_vcpu(measurement.get("vcpu-dirty-rate"), "id", {})
     for limits in replies[1:]:  # an error without a dirty ring
-        vcpus = _by_vcpu(limits, "cpu-index", vcpus)
+        vcpus = _by_vcpu(optional(limits, list), "cpu-index", vcpus)
     samples = [Sample(VCPU_DIRTY, (str(number),), values) for number, values in list(vcpus.items())[:_MAX_VCPUS]]
     if measurement.get("status") not in ("unstarted", None):
         unit = measurement.get("calc-time-unit", "second")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.base import Collector, Facts, Intervals, Replies
+from agent.collectors.base import Collector, Facts, Intervals, Replies, optional
 from agent.model.family import Sample
 from agent.model.metrics.memory import GUEST_MEMORY
 from agent.model.reader import Reader
@@ -18,8 +18,8 @@ def _commands(facts: Facts) -> Sequence[Command]:
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    (stats,) = replies
-    if not isinstance(stats, dict) or not stats.get("last-update"):  # 0: the guest has not sent any statistics yet
+    stats = optional(replies[0], dict)
+    if stats is None or not stats.get("last-update"):  # 0: the guest has not sent any statistics yet
         return ()
     return (Sample(GUEST_MEMORY, (), _read(stats)),)
 

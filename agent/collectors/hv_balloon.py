@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from agent.collectors.base import Collector, Replies, on_event_only
+from agent.collectors.base import Collector, Replies, on_event_only, optional
 from agent.model.family import Sample
 from agent.model.metrics.memory import HV_BALLOON
 from agent.model.reader import Reader
@@ -13,8 +13,8 @@ _read = Reader(HV_BALLOON)
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    (report,) = replies
-    return _samples(report) if isinstance(report, dict) else ()  # GenericError: the guest has not sent a report yet
+    report = optional(replies[0], dict)
+    return _samples(report) if report is not None else ()  # GenericError: the guest has not sent a report yet
 
 
 def _samples(report: Mapping[str, Any]) -> Iterable[Sample]:

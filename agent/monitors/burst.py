@@ -123,11 +123,11 @@ class BurstConnection:
 
     def close(self) -> None:
         """End the connection now."""
-        self._end(NotConnectedError("closed by us"))
+        self._end(NotConnectedError("closed by the agent"))
 
     def preempt(self) -> None:
         """End the connection now because a better one to the same VM exists."""
-        self._end(PreemptedError("a better way to this VM was found"))
+        self._end(PreemptedError("a preferred monitor of this VM is available"))
 
     async def _burst(self, commands: Sequence[Command]) -> list[CommandResult]:
         """Connect, execute commands and disconnect.

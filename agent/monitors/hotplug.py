@@ -139,11 +139,11 @@ async def _add_monitor(
     socket, monitor = await shared.execute(own_monitor(path), deadline=deadline)
     # Both exist already if an agent was killed after it had added them and before it connected.
     try:
-        if isinstance(monitor, CommandError) and not isinstance(socket, CommandError):
+        if isinstance(monitor, QmpError) and not isinstance(socket, QmpError):
             raise monitor
         return await Client.open(unix(path), allow, on_event, deadline=deadline)
     except QmpError as error:
-        if not isinstance(socket, CommandError):
+        if not isinstance(socket, QmpError):
             with contextlib.suppress(QmpError):
                 await shared.execute(without_own_monitor(), deadline=deadline)
         elif not isinstance(error, BusyError | DeniedError):

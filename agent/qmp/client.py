@@ -1,8 +1,8 @@
-"""A QMP client on asyncio: the protocol core on a transport, with a deadline on every step.
+"""A QMP client on asyncio: the protocol on a transport, with a deadline on every step.
 
-It always reads: QEMU buffers without bound for a client that does not (seen: 57 MB), so `data_received` hands every message on at
-once, and whoever gets the events decides what to keep. Nothing waits here for anybody; only of a flood is the next part read some turns
-of the loop later, whatever becomes of the last: or the loop would do nothing but read.
+The client always reads, because QEMU buffers without bound for a client that does not (measured: 57 MB). `data_received` passes every
+message on at once, and the receiver of the events decides what to keep. Reading pauses only during a flood, for a few turns of the event
+loop, because the loop would do nothing else otherwise.
 """
 
 import asyncio
@@ -15,7 +15,6 @@ from typing import Any, cast
 from agent.qmp.commands import AllowList, Command, Request
 from agent.qmp.errors import (
     BusyError,
-    CommandError,
     DeniedError,
     NotConnectedError,
     PreemptedError,
@@ -25,42 +24,47 @@ from agent.qmp.errors import (
 )
 from agent.qmp.protocol import Connection, Event, Greeting, ProbeReply, Ready, Reply
 
-CommandResult = CommandError | Any
-"""What became of one question: QEMU's value, or the error it gave."""
+CommandResult = QmpError | Any
+"""The result of one command: QEMU's value, a CommandError from QEMU, or an UnreadableReplyError."""
 
 Connect = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.BaseTransport]]
-"""Makes a transport for the protocol that the factory returns; raises OSError where it cannot."""
+"""Opens a transport for the protocol that the factory returns. Raises OSError if it cannot."""
 
 GREETING_SECONDS = 3.0
-"""A free monitor greets within milliseconds of connecting (QEMU 7.2 to 11.1); one that is silent this long is somebody else's."""
-
+"""Timeout of the greeting. A free monitor greets within milliseconds (QEMU 7.2 to 11.1); a silent one has another client."""
 
 FLOOD_BYTES = 64 * 1024
-"""So much at once is a flood, if it is not one long answer."""
-REST_TURNS = 16
-"""Turns of the loop, some milliseconds each at most, before more of a flood is read: acknowledging what was read takes about so many."""
+"""A chunk of this size is a flood, unless it is part of one long reply."""
+PAUSE_TURNS = 16
+"""Turns of the event loop without reading after a flood, a few milliseconds each: enough to process what has been read."""
 READ_TURNS = 2
-"""Turns in which what there is to read is read."""
+"""Turns of the event loop that it takes to read what has arrived."""
 
 
 class Client(asyncio.Protocol):
-    """One connection to one monitor. Made by `Client.open`."""
+    """A connection to one monitor. Create it with `Client.open`.
+
+    Attributes:
+        greeting: QEMU's greeting; None until it arrives.
+        ended: done when the connection has ended; the result is the cause.
+        bytes_read: total number of bytes read.
+        bytes_written: total number of bytes written.
+    """
 
     def __init__(self, allow: AllowList, on_event: Callable[[Event], None]) -> None:
+        loop = asyncio.get_running_loop()
         self.greeting: Greeting | None = None
-        self.ended: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
-        """Done when the connection has ended; its result says why."""
+        self.ended: asyncio.Future[QmpError] = loop.create_future()
         self.bytes_read = 0
         self.bytes_written = 0
-        self.strays = 0
         self._on_event = on_event
         self._qmp = Connection(allow)
         self._transport: asyncio.Transport | None = None
-        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._answers: list[CommandResult] = []
-        self._round: asyncio.Future[list[CommandResult]] | None = None
+        self._ready: asyncio.Future[None] = loop.create_future()
+        self._results: list[CommandResult] = []
+        self._batch: asyncio.Future[list[CommandResult]] | None = None
         self._probe: tuple[int, asyncio.Future[None]] | None = None
-        self._turns = 0  # until a flood is read on and what is held is written
+        self._pause_turns = 0  # turns until the held requests are written; reading resumes earlier
         self._held: list[Request] = []
 
     @classmethod
@@ -72,14 +76,20 @@ class Client(asyncio.Protocol):
         *,
         deadline: float = GREETING_SECONDS,
     ) -> "Client":
-        """Connect, wait for the greeting, negotiate.
+        """Connect, wait for the greeting and negotiate.
+
+        Args:
+            connect: opens the transport.
+            allow: the permitted commands.
+            on_event: receives every event; must not block.
+            deadline: seconds for all of it.
 
         Raises:
             NotConnectedError: nothing listens there.
-            DeniedError: we may not connect.
-            BusyError: it accepted but did not greet within `deadline` seconds.
-            ProtocolError: what greets is not QMP.
-            StalledError: it greeted but did not finish negotiation in time: its main loop is stuck.
+            DeniedError: the agent's user has no permission to connect.
+            BusyError: the monitor accepted the connection but sent no greeting.
+            ProtocolError: the peer does not speak QMP.
+            StalledError: QEMU greeted but did not finish the negotiation: its main loop hangs.
         """
         client = cls(allow, on_event)
         try:
@@ -90,14 +100,14 @@ class Client(asyncio.Protocol):
             client.close()
             if client.greeting is None:
                 raise BusyError(f"no greeting within {deadline:g} s: another client holds this monitor") from None
-            raise StalledError(f"greeted, but no answer to negotiation within {deadline:g} s") from None
+            raise StalledError(f"no reply to the negotiation within {deadline:g} s of the greeting") from None
         except BlockingIOError:
             client.close()
             raise BusyError("the monitor's backlog is full: other clients hold it and wait for it") from None
         except PermissionError as error:
             client.close()
             raise DeniedError(
-                f"user {getpass.getuser()} may not connect: give it the group that the socket belongs to"
+                f"permission denied for user {getpass.getuser()}: add it to the group that owns the socket"
             ) from error
         except OSError as error:
             client.close()
@@ -109,80 +119,95 @@ class Client(asyncio.Protocol):
 
     @property
     def peer_pid(self) -> int | None:
-        """The process at the other end of a Unix socket: who connected, or who listened. None where it cannot be told."""
+        """Process id of the peer of a Unix socket; None if it is unknown."""
         sock = self._transport.get_extra_info("socket") if self._transport is not None else None
         if sock is None or sock.family != socket.AF_UNIX:
             return None
         pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return pid or None  # 0 is a process of another namespace
+        return pid or None  # 0 is a process in another namespace
 
     @property
     def can_probe(self) -> bool:
-        """Whether out-of-band questions are understood here."""
+        """True if QEMU accepts out-of-band commands."""
         return self._qmp.oob
 
     @property
     def receives_events(self) -> bool:
-        """Whether every event is heard as long as this is up: a connection that stays hears them all."""
+        """True: a permanent connection receives every event."""
         return True
 
     @property
     def replies_due(self) -> int:
-        """How many in-band questions QEMU still owes an answer to."""
+        """Number of in-band commands without a reply."""
         return self._qmp.replies_due
 
-    async def execute(self, asks: Sequence[Command], *, deadline: float) -> list[CommandResult]:
-        """Send questions in one write and return their answers, in order.
+    @property
+    def stray_replies(self) -> int:
+        """Total number of replies that belong to no command."""
+        return self._qmp.stray_replies
+
+    @property
+    def unreadable_messages(self) -> int:
+        """Total number of messages that could not be read, without the oversized ones."""
+        return self._qmp.unreadable_messages
+
+    @property
+    def oversized_messages(self) -> int:
+        """Total number of messages that exceeded the size limit."""
+        return self._qmp.oversized_messages
+
+    async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
+        """Send commands in one write and return their results, in order.
 
         Raises:
-            StalledError: not all answers came within `deadline` seconds, or earlier ones are still due. `wait_idle` tells when they have.
+            StalledError: a reply did not arrive within `deadline` seconds, or an earlier one is still due; see `wait_idle`.
             NotConnectedError: the connection ended.
-            ProtocolError: the peer broke the protocol.
-            CommandRefusedError: one of the questions is not on the allow-list.
+            ProtocolError: the peer violated the protocol.
+            CommandRefusedError: one of the commands is not on the allow-list; none is sent.
         """
         if self.ended.done():
             raise self.ended.result()
-        data = self._qmp.ask(asks)
+        data = self._qmp.send(commands)
         loop = asyncio.get_running_loop()
-        self._round = loop.create_future()
-        self._answers = []
-        self._say(data)
-        # As cheap as a wait gets, on every poll's way: one future and one timer.
-        late = loop.call_later(deadline, self._late, asks[0], deadline)
+        self._batch = loop.create_future()
+        self._results = []
+        self._send(data)
+        # The cheapest wait, because every poll takes it: one future and one timer.
+        timer = loop.call_later(deadline, self._on_deadline, deadline)
         try:
-            answers = await self._round
+            results = await self._batch
         finally:
-            late.cancel()
-        self._round, self._answers = None, []  # not to keep 10 KiB of each VM until it is asked again
-        return answers
+            timer.cancel()
+        self._batch, self._results = None, []  # 10 KiB per VM that need not stay until the next poll
+        return results
 
-    def _late(self, ask: Command, deadline: float) -> None:
-        """Let go of who waits for the answers; they are due all the same."""
-        why = f"no reply to {ask.name} within {deadline:g} s"
-        if self._round is not None and not self._round.done():
-            waiting, self._round = self._round, asyncio.get_running_loop().create_future()
-            waiting.set_exception(StalledError(why))
+    def _on_deadline(self, deadline: float) -> None:
+        """Fail the pending batch; its replies stay due."""
+        if self._batch is not None and not self._batch.done():
+            failed, self._batch = self._batch, asyncio.get_running_loop().create_future()
+            failed.set_exception(StalledError(f"no reply to {self._qmp.oldest_pending} within {deadline:g} s"))
 
     async def wait_idle(self) -> None:
-        """Wait, without a deadline, until no reply is due any more. The owner bounds it, and `ended` breaks it.
+        """Wait until no reply is due, without a deadline.
 
         Raises:
             QmpError: the connection ended first.
         """
-        if self.replies_due and self._round is not None:
-            await asyncio.shield(self._round)
+        if self.replies_due and self._batch is not None:
+            await asyncio.shield(self._batch)
 
     async def probe(self, *, deadline: float) -> bool:
-        """Return whether QEMU's monitor thread answers out of band; true with no in-band reply means a stuck main loop.
+        """Return whether QEMU's monitor thread replies out of band within `deadline` seconds.
 
-        One that is still unanswered is waited for again, so that a QEMU that is stopped does not find a heap of them.
+        True while in-band replies are overdue means that the main loop hangs. A pending probe is awaited again instead of sent again,
+        so that probes do not pile up in a stopped QEMU.
         """
         if self.ended.done() or not self._qmp.oob:
             return False
-        if self._probe is None or self._probe[1].done():  # a late answer told of then, not of now
+        if self._probe is None or self._probe[1].done():  # a late reply to an earlier probe does not count
             number, data = self._qmp.probe()
             self._probe = number, asyncio.get_running_loop().create_future()
-            self._say(data)
+            self._send(data)
         try:
             async with asyncio.timeout(deadline):
                 await asyncio.shield(self._probe[1])
@@ -192,19 +217,19 @@ class Client(asyncio.Protocol):
         return True
 
     def close(self) -> None:
-        """End the connection now; `ended` and everything that waits learns it."""
-        self._end(NotConnectedError("closed by us"))
-        # It leads to whoever was told, and so back to us: memory till garbage is looked for.
+        """End the connection now; every waiter gets the error."""
+        self._end(NotConnectedError("closed by the agent"))
+        # The traceback refers to the waiters and so to this object: a cycle that only the garbage collector would free.
         self.ended.result().__traceback__ = None
 
     def preempt(self) -> None:
-        """End the connection now, because the VM is watched in a better way; `ended` says so."""
-        self._end(PreemptedError("a better way to this VM was found"))
+        """End the connection now, because a preferred monitor of the VM is available."""
+        self._end(PreemptedError("a preferred monitor of this VM is available"))
 
-    def _say(self, data: Request) -> None:
-        """Write a request, or hold it while a flood is not read to its end."""
+    def _send(self, data: Request) -> None:
+        """Write a request, or hold it during a flood."""
         self.bytes_written += len(data)
-        if self._turns:
+        if self._pause_turns:
             self._held.append(data)
         else:
             self._write(data)
@@ -214,45 +239,44 @@ class Client(asyncio.Protocol):
         if self._transport.get_extra_info("ssl_object") is None:
             self._transport.write(data)
             return
-        # QEMU reads a monitor a byte at a time and before 8.0 forgets what is left of a TLS record (seen: 7.2): a record for each byte.
+        # One TLS record per byte: QEMU reads a monitor a byte at a time and before 8.0 loses the rest of a TLS record (seen on 7.2).
         for number in data:
             self._transport.write(bytes((number,)))
 
-    # What asyncio calls.
+    # Callbacks of asyncio.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102 - asyncio's own contract
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by behaviour, not by class
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102 - defined by asyncio
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is one by behaviour, not by class
         if self.ended.done():  # the deadline passed in the same turn
             self._transport.abort()
 
-    def data_received(self, data: bytes) -> None:  # noqa: D102 - asyncio's own contract
+    def data_received(self, data: bytes) -> None:  # noqa: D102 - defined by asyncio
         self.bytes_read += len(data)
         try:
             for message in self._qmp.receive(data):
-                self._take(message)
+                self._handle(message)
         except ProtocolError as error:
             self._end(error)
-        self.strays = self._qmp.strays
         if self._held:
             self._write_held()
         if len(data) >= FLOOD_BYTES and self._transport is not None and not self.ended.done():
             self._transport.pause_reading()
-            if not self._turns:
-                asyncio.get_running_loop().call_soon(self._rest)
-            self._turns = REST_TURNS + READ_TURNS
+            if not self._pause_turns:
+                asyncio.get_running_loop().call_soon(self._count_turn)
+            self._pause_turns = PAUSE_TURNS + READ_TURNS
 
-    def _rest(self) -> None:
-        """Read on after some turns of the loop; write what was held in that time when something was read, or there was nothing to read.
+    def _count_turn(self) -> None:
+        """Count the turns of a pause, resume reading near its end and then write the held requests.
 
-        Not before: what one who has ended leaves unread is thrown away by the kernel's no to a write.
+        Requests wait until everything has been read: a write to a peer that has closed its end makes the kernel discard unread data.
         """
         if self.ended.done() or self._transport is None:
             return
-        self._turns -= 1
-        if self._turns == READ_TURNS:
+        self._pause_turns -= 1
+        if self._pause_turns == READ_TURNS:
             self._transport.resume_reading()
-        if self._turns:
-            asyncio.get_running_loop().call_soon(self._rest)
+        if self._pause_turns:
+            asyncio.get_running_loop().call_soon(self._count_turn)
         elif self._held:
             self._write_held()
 
@@ -261,34 +285,34 @@ class Client(asyncio.Protocol):
         for data in held if not self.ended.done() else ():
             self._write(data)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102 - asyncio's own contract
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102 - defined by asyncio
         self._end(NotConnectedError(str(exc) if exc else "QEMU closed the connection"))
 
-    def _take(self, message: object) -> None:
+    def _handle(self, message: object) -> None:
         match message:
             case Event():
                 self._on_event(message)
             case Reply():
-                self._answers.append(message.error if message.error is not None else message.value)
-                if not self._qmp.replies_due and self._round is not None and not self._round.done():
-                    self._round.set_result(self._answers)
+                self._results.append(message.error if message.error is not None else message.value)
+                if not self._qmp.replies_due and self._batch is not None and not self._batch.done():
+                    self._batch.set_result(self._results)
             case ProbeReply():
                 if self._probe is not None and self._probe[0] == message.number and not self._probe[1].done():
                     self._probe[1].set_result(None)
             case Greeting():
                 self.greeting = message
-                self._say(self._qmp.negotiate())
+                self._send(self._qmp.negotiate())
             case Ready():
                 if not self._ready.done():
                     self._ready.set_result(None)
 
-    def _end(self, why: QmpError) -> None:
+    def _end(self, cause: QmpError) -> None:
         if self.ended.done():
             return
-        self.ended.set_result(why)
+        self.ended.set_result(cause)
         if self._transport is not None:
             self._transport.abort()
-        for waiter in (self._ready, self._round, self._probe and self._probe[1]):
+        for waiter in (self._ready, self._batch, self._probe and self._probe[1]):
             if waiter is not None and not waiter.done():
-                waiter.set_exception(why)
-                waiter.exception()  # looked at: nobody may be waiting any more, and asyncio need not complain of that
+                waiter.set_exception(cause)
+                waiter.exception()  # marks it as retrieved, so that asyncio does not log an error without a waiter

@@ -183,3 +183,8 @@ def negotiation(*, oob: bool) -> Request:
 def probe(number: int) -> Request:
     """Return an out-of-band liveness probe; QEMU's monitor thread replies even while the main loop hangs (QEMU 6.0)."""
     return Request(b'{"exec-oob":"query-yank","id":%d}' % number)
+
+
+def marker(number: int) -> Request:
+    """Return an in-band command with an id. Its reply shows that the replies to all earlier commands have arrived."""
+    return Request(b'{"execute":"query-status","id":%d}' % number)

@@ -1,36 +1,32 @@
-"""QMP as bytes in, messages out. Pure: no socket, no clock, no asyncio.
+"""The QMP protocol: bytes in, messages out. Pure: no socket, no clock, no asyncio.
 
-`Connection` holds one connection's state: `receive` takes whatever arrived and returns the messages that are now whole, `ask` and
-`probe` return the bytes to send. If `receive` raises anything but ProtocolError, that is a bug. Whatever way the bytes are cut into
-chunks, the messages are the same.
+A `Connection` holds the state of one connection. `receive` takes the bytes that arrived and yields the messages that they complete; `send`
+and `probe` return bytes to write. `receive` raises ProtocolError only; any other exception is a bug. The messages do not depend on how the
+bytes are cut into chunks.
 
-Facts, from QEMU 7.2 to 11.1: each message ends with a newline, and a newline never stands inside a JSON string; monitors with
-`pretty=on` spread one message over lines; in-band replies come in the order of the requests; an out-of-band reply carries its id;
-an event may stand between any two messages, even before the greeting.
+Facts about QEMU 2.6 to 11.1: in-band replies arrive in the order of the commands; an out-of-band reply carries its id; an event can
+stand between any two messages, also before the greeting.
+
+A message that cannot be read does not end a negotiated connection. It becomes an error for the command whose reply it is. If that
+is unclear, every pending command fails, and a marker command finds the boundary to the next replies.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
-import orjson
-
 from agent.qmp import commands
 from agent.qmp.commands import AllowList, Command, Request
-from agent.qmp.errors import CommandError, ProtocolError, StalledError
+from agent.qmp.errors import CommandError, ProtocolError, QmpError, StalledError, UnreadableReplyError
+from agent.qmp.frames import Frames, MessageKind, Unreadable
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-"""A message past this ends the connection. query-blockstats takes about 1.5 KB a disk, query-qmp-schema 250 KB (QEMU 11.1)."""
-
-_MAX_DEPTH = 128
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)')
-"""A string, or the rest of a line that opens one and does not close it: so that no hostile line takes more than one pass."""
+"""Default size limit of a message. query-blockstats takes about 1.5 KB per disk, query-qmp-schema 250 KB (QEMU 11.1)."""
 
 
 class ConnectionState(Enum):
-    """How far a connection has come."""
+    """Progress of the handshake."""
 
     GREETING = auto()
     NEGOTIATING = auto()
@@ -42,9 +38,9 @@ class Greeting:
     """QEMU's first message.
 
     Attributes:
-        version: major, minor, micro; zeros where QEMU gave none.
+        version: major, minor, micro; zeros if QEMU sent none.
         package: the distribution's version text, or empty.
-        oob: whether out-of-band execution is offered (always, on a socket, from QEMU 4.0).
+        oob: whether QEMU offers out-of-band execution (always, on a socket, since QEMU 4.0).
     """
 
     version: tuple[int, int, int]
@@ -54,31 +50,30 @@ class Greeting:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Negotiation has ended: commands may be sent, events come."""
+    """The negotiation ended: commands can be sent, and events arrive."""
 
 
 class Reply(NamedTuple):
-    """The answer to the oldest in-band question that was still open: its value, or QEMU's error."""
+    """The reply to the oldest pending in-band command: its value, or the error of QEMU or of the protocol."""
 
-    ask: Command
     value: Any
-    error: CommandError | None = None
+    error: QmpError | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeReply:
-    """The answer to an out-of-band probe; an error counts as an answer, since something answered."""
+    """The reply to an out-of-band probe. An error counts as a reply, because QEMU's monitor thread sent it."""
 
     number: int
 
 
 class Event(NamedTuple):
-    """Something that QEMU says unasked.
+    """An event.
 
     Attributes:
         name: QEMU's name of it, such as STOP.
-        data: its own data, whole.
-        time_ns: when QEMU built it, nanoseconds since the epoch by the host's clock, or None where QEMU had no time to give.
+        data: its data, complete.
+        time_ns: when QEMU created it, in nanoseconds since the epoch by the host's clock; None without a valid timestamp.
     """
 
     name: str
@@ -89,71 +84,137 @@ class Event(NamedTuple):
 Message = Greeting | Ready | Reply | ProbeReply | Event
 
 
+class _UnreadableError(Exception):
+    """A message that cannot be read."""
+
+    def __init__(self, kind: MessageKind, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
 class Connection:
-    """One QMP connection's state."""
+    """The state of one QMP connection.
+
+    Attributes:
+        state: the progress of the handshake.
+        oob: whether QEMU offers out-of-band execution.
+        stray_replies: how many replies arrived that belong to no command; they are dropped.
+        unreadable_messages: how many messages could not be read, without the oversized ones.
+        oversized_messages: how many messages exceeded the size limit.
+    """
 
     def __init__(self, allow: AllowList, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
         self.state = ConnectionState.GREETING
         self.oob = False
-        self.strays = 0
-        """Replies nobody waits for, dropped as the protocol demands."""
+        self.stray_replies = 0
+        self.unreadable_messages = 0
+        self.oversized_messages = 0
         self._allow = allow
         self._frames = Frames(max_message_bytes)
-        self._open: list[Command] = []
-        self._probe_number = 0
+        self._pending: list[Command] = []
+        self._last_id = 0
+        self._out_of_step = False
+        """True while replies cannot be assigned to commands: until the reply to a marker arrives."""
+        self._marker = 0
 
     @property
     def replies_due(self) -> int:
-        """How many in-band questions are still open."""
-        return len(self._open)
+        """Number of in-band commands without a reply."""
+        return len(self._pending)
+
+    @property
+    def oldest_pending(self) -> str:
+        """Name of the command whose reply is due next, the one that QEMU is executing; empty if no reply is due."""
+        return self._pending[0].name if self._pending else ""
 
     def receive(self, data: bytes) -> Iterator[Message]:
-        """Take bytes as they came and yield the messages that they complete; to be run to its end.
+        """Yield the messages that these bytes complete. Run it to its end.
 
         Raises:
-            ProtocolError: after the good messages before it: these bytes cannot come from a QMP server, or are more than we keep.
-                The connection must be closed.
+            ProtocolError: the bytes are not QMP; the good messages before them have been yielded. Close the connection.
         """
         for value in self._frames.receive(data):
-            message = self._understand(value)
+            try:
+                message = self._read(value)
+            except _UnreadableError as error:
+                yield from self._recover(error.kind, str(error))
+                continue
             if message is not None:
                 yield message
 
     def negotiate(self) -> Request:
-        """Return the bytes that answer a greeting, asking for `oob` where it was offered."""
+        """Return the bytes that answer a greeting; they enable `oob` if QEMU offered it."""
         assert self.state is ConnectionState.NEGOTIATING
         return commands.negotiation(oob=self.oob)
 
-    def ask(self, asks: Sequence[Command]) -> Request:
-        """Return the bytes of in-band questions for one write; replies come in this order.
+    def send(self, batch: Sequence[Command]) -> Request:
+        """Return the bytes of in-band commands for one write; the replies arrive in this order.
 
         Raises:
             CommandRefusedError: one of them is not on the allow-list; none is sent.
-            StalledError: an earlier question is still open.
+            StalledError: an earlier reply is still due.
         """
         assert self.state is ConnectionState.READY
-        if self._open:
-            raise StalledError(f"{len(self._open)} replies are still due, first {self._open[0].name}")
-        data = self._allow.encode_all(asks)
-        self._open.extend(asks)
+        if self._pending:
+            raise StalledError(f"{len(self._pending)} replies are still due, first {self.oldest_pending}")
+        data = self._allow.encode_all(batch)
+        self._pending.extend(batch)
+        if self._out_of_step and not self._marker:
+            self._last_id += 1
+            self._marker = self._last_id
+            data = Request(commands.marker(self._marker) + data)
         return data
 
     def probe(self) -> tuple[int, Request]:
-        """Return the number and the bytes of an out-of-band probe; only where `oob` is true."""
+        """Return the number and the bytes of an out-of-band probe. Requires `oob`."""
         assert self.oob
-        self._probe_number += 1
-        return self._probe_number, commands.probe(self._probe_number)
+        self._last_id += 1
+        return self._last_id, commands.probe(self._last_id)
 
-    def _understand(self, value: Any) -> Message | None:
+    def _recover(self, kind: MessageKind, reason: str) -> Iterator[Reply]:
+        """Yield the replies whose commands fail because of a message that cannot be read.
+
+        Raises:
+            ProtocolError: the handshake has not ended: the peer does not speak QMP.
+        """
+        if self.state is not ConnectionState.READY:
+            raise ProtocolError(reason)
+        failed = self._count_failed(kind)
+        if failed and kind is not MessageKind.REPLY:
+            self._out_of_step, self._marker = True, 0
+        for _ in range(failed):
+            command = self._pending.pop(0)
+            yield Reply(None, UnreadableReplyError(f"unreadable reply to {command.name}: {reason}"))
+
+    def _count_failed(self, kind: MessageKind) -> int:
+        """Return how many of the pending commands an unreadable message can be the reply to, or displace the reply to."""
+        if kind is MessageKind.UNKNOWN:
+            return len(self._pending)
+        if self._out_of_step:  # a reply without an id belongs to an earlier batch; the marker's reply has one
+            return len(self._pending) if kind is MessageKind.REPLY_WITH_ID else 0
+        return min(1, len(self._pending)) if kind is MessageKind.REPLY else 0
+
+    def _read(self, value: Any) -> Message | None:
+        """Return the message of a value; None for a dropped one."""
+        if isinstance(value, Unreadable):
+            if value.oversized:
+                self.oversized_messages += 1
+            else:
+                self.unreadable_messages += 1
+            raise _UnreadableError(value.kind, value.reason)
         if not isinstance(value, dict):
-            raise ProtocolError("a message that is not an object")
+            raise self._malformed(MessageKind.UNKNOWN, "a message that is not an object")
         if "event" in value:
-            return _event(value)
+            return self._event(value)
         if "QMP" in value:
             return self._greeting(value["QMP"])
         if "return" in value or "error" in value:
-            return self._answer(value)
-        raise ProtocolError("a message that is neither greeting, reply, error nor event")
+            return self._reply(value)
+        raise self._malformed(MessageKind.UNKNOWN, "a message that is neither greeting, reply, error nor event")
+
+    def _malformed(self, kind: MessageKind, reason: str) -> _UnreadableError:
+        self.unreadable_messages += 1
+        return _UnreadableError(kind, reason)
 
     def _greeting(self, body: Any) -> Greeting:
         if self.state is not ConnectionState.GREETING:
@@ -171,99 +232,45 @@ class Connection:
         package = version.get("package")
         return Greeting((major, minor, micro), package if isinstance(package, str) else "", self.oob)
 
-    def _answer(self, value: dict[str, Any]) -> Message | None:
-        error = None
+    def _reply(self, value: dict[str, Any]) -> Message | None:
+        error: CommandError | None = None
         if "return" not in value:
             body = value["error"]
             if not isinstance(body, dict):
-                raise ProtocolError("an error that is not an object")
+                kind = MessageKind.REPLY_WITH_ID if "id" in value else MessageKind.REPLY
+                raise self._malformed(kind, "an error that is not an object")
             error = CommandError(str(body.get("class", "GenericError")), str(body.get("desc", "")))
         if self.state is ConnectionState.NEGOTIATING:
             if error is not None:
-                raise ProtocolError(f"negotiation was refused: {error}")
+                raise ProtocolError(f"QEMU refused the negotiation: {error}")
             self.state = ConnectionState.READY
             return Ready()
         if "id" in value:
-            number = value["id"]
-            if type(number) is int and 0 < number <= self._probe_number:
+            return self._reply_with_id(value["id"])
+        if self._out_of_step:
+            self.stray_replies += 1
+            return None
+        if not self._pending:
+            raise ProtocolError("a reply without a command")
+        del self._pending[0]
+        return Reply(value.get("return"), error)
+
+    def _reply_with_id(self, number: Any) -> ProbeReply | None:
+        if type(number) is int and 0 < number <= self._last_id:
+            if number != self._marker:
                 return ProbeReply(number)
-            self.strays += 1
-            return None
-        if not self._open:
-            raise ProtocolError("a reply to nothing")
-        return Reply(self._open.pop(0), value.get("return"), error)
+            self._out_of_step, self._marker = False, 0
+        else:
+            self.stray_replies += 1
+        return None
 
-
-def _event(value: dict[str, Any]) -> Event:
-    name, data, stamp = value["event"], value.get("data", {}), value.get("timestamp")
-    if not isinstance(name, str) or not isinstance(data, dict):
-        raise ProtocolError("an event without a name, or with data that is not an object")
-    time_ns = None
-    if isinstance(stamp, dict):
-        seconds, micros = stamp.get("seconds"), stamp.get("microseconds")
-        if type(seconds) is int and type(micros) is int and 0 <= seconds < 1 << 33 and 0 <= micros < 1_000_000:
-            time_ns = seconds * 1_000_000_000 + micros * 1000
-    return Event(name, data, time_ns)
-
-
-class Frames:
-    """Cuts the byte stream into JSON values, a line or (pretty-printed) a balanced run of lines each."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max = max_bytes
-        self._buffer = bytearray()
-        self._seen = 0  # how much of the buffer is known to hold no line end
-        self._lines: list[bytes] = []  # a pretty-printed message so far
-        self._lines_bytes = 0
-        self._depth = 0
-
-    def receive(self, data: bytes) -> Iterator[Any]:
-        """Take bytes as they came and yield the values that they complete; to be run to its end.
-
-        Raises:
-            ProtocolError: what came is not JSON, or longer than was said.
-        """
-        buffer = self._buffer
-        if buffer:
-            buffer += data
-            end = buffer.rfind(b"\n", self._seen) + 1
-            whole = bytes(buffer[:end])
-            del buffer[:end]
-        else:  # as most often: what came is whole messages
-            end = data.rfind(b"\n") + 1
-            whole = data[:end]
-            buffer += data[end:]
-        self._seen = len(buffer)
-        for line in whole.split(b"\n"):
-            self._check(len(line))
-            text = line.strip(b" \t\r")
-            if text and (message := self._line(text)) is not None:
-                yield _parse(message)
-        self._check(len(buffer))
-
-    def _check(self, pending: int) -> None:
-        if pending + self._lines_bytes > self._max:
-            raise ProtocolError(f"a message longer than {self._max} bytes")
-
-    def _line(self, text: bytes) -> bytes | None:
-        """Return the message that this line ends, or None where it goes on."""
-        if (
-            not self._lines and text[0] == 0x7B and text[-1] == 0x7D
-        ):  # { ... }: the whole message, as QEMU sends it by default
-            return text
-        bare = _STRING.sub(b"", text)
-        self._depth += bare.count(b"{") + bare.count(b"[") - bare.count(b"}") - bare.count(b"]")
-        self._lines.append(text)
-        self._lines_bytes += len(text)
-        if 0 < self._depth <= _MAX_DEPTH:
-            return None
-        whole = b"".join(self._lines)
-        self._lines, self._lines_bytes, self._depth = [], 0, 0
-        return whole
-
-
-def _parse(text: bytes) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise ProtocolError(f"not JSON: {error}") from None
+    def _event(self, value: dict[str, Any]) -> Event:
+        name, data, stamp = value["event"], value.get("data", {}), value.get("timestamp")
+        if not isinstance(name, str) or not isinstance(data, dict):
+            raise self._malformed(MessageKind.EVENT, "an event without a name, or with data that is not an object")
+        time_ns = None
+        if isinstance(stamp, dict):
+            seconds, micros = stamp.get("seconds"), stamp.get("microseconds")
+            if type(seconds) is int and type(micros) is int and 0 <= seconds < 1 << 33 and 0 <= micros < 1_000_000:
+                time_ns = seconds * 1_000_000_000 + micros * 1000
+        return Event(name, data, time_ns)

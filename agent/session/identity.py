@@ -9,6 +9,7 @@ from agent.collectors.base import Facts
 from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
 from agent.model.record import Vm, sanitize
 from agent.qmp.commands import Command
+from agent.qmp.errors import UnreadableReplyError
 from agent.qmp.protocol import Greeting
 
 _NAMESPACE = uuid.UUID("5f0b6f6e-8c3e-5d0a-9a39-6e1f1f2d7a10")
@@ -81,7 +82,13 @@ def identify(
         answers: the answers to IDENTITY.
         shared_address: the address that VMs connect to; empty if the monitor's name is an address of this VM alone.
         arguments: returns QEMU's command line; empty if it is unknown.
+
+    Raises:
+        UnreadableReplyError: an answer cannot be read, so the identity is unknown.
     """
+    for answer in answers:
+        if isinstance(answer, UnreadableReplyError):
+            raise answer
     uuid_answer, name_answer = map(as_object, answers)
     try:
         vm_uuid = str(uuid.UUID(uuid_answer.get("UUID")))

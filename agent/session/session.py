@@ -14,7 +14,7 @@ from agent.model.metrics.about import ABOUT
 from agent.model.record import Vm, sanitize
 from agent.monitors import Monitor, MonitorConnection
 from agent.qmp.commands import Change
-from agent.qmp.errors import CommandError
+from agent.qmp.errors import QmpError
 from agent.qmp.protocol import Event, Greeting
 from agent.session import identity
 from agent.session.api import MonitorState, SessionContext, SessionObserver
@@ -222,7 +222,7 @@ class Session:
         wanted = Change.MIGRATION_EVENTS in self._context.settings.changes
         if facts.receives_events and not facts.migration_events and wanted:
             (result,) = await execute((identity.ENABLE_MIGRATION_EVENTS,))
-            facts = dataclasses.replace(facts, migration_events=not isinstance(result, CommandError))
+            facts = dataclasses.replace(facts, migration_events=not isinstance(result, QmpError))
         poller.facts = await self._discover_process(vm, facts)
         now = time.monotonic()
         poller.plan_all(now)
@@ -253,5 +253,5 @@ class Session:
         settings = self._context.settings
         if seconds == 0 and Change.GUEST_STATS_INTERVAL in settings.changes:
             (result,) = await execute((identity.set_stats_interval(balloon, settings.guest_stats_seconds),))
-            return 0 if isinstance(result, CommandError) else settings.guest_stats_seconds
+            return 0 if isinstance(result, QmpError) else settings.guest_stats_seconds
         return seconds

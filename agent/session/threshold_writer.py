@@ -4,7 +4,7 @@ import logging
 import time
 
 from agent.model.record import Vm
-from agent.qmp.errors import CommandError, CommandRefusedError, StalledError
+from agent.qmp.errors import CommandRefusedError, QmpError, StalledError
 from agent.session.api import SessionContext
 from agent.session.command_executor import CommandExecutor
 from agent.session.scheduler import Schedule
@@ -49,7 +49,7 @@ class ThresholdWriter:
             try:
                 if not stalled:
                     (result,) = await self._executor.execute((command,))
-                    done = not isinstance(result, CommandError)
+                    done = not isinstance(result, QmpError)
             except CommandRefusedError as error:  # a config reload has just disallowed it
                 _log.info("%s: write threshold of %s not set: %s", self._vm.name, disk, error)
             except StalledError as error:

@@ -117,7 +117,7 @@ async def test_the_agent_works_in_the_sandbox_of_its_unit(folder: Path) -> None:
             )
             assert written > 0
             assert (await agent.get("/healthz"))[0] == 200
-            assert "may not connect" in (await agent.get("/overview"))[1]
+            assert "permission denied for user" in (await agent.get("/overview"))[1]
         finally:
             if process.returncode is None:
                 process.terminate()

@@ -63,7 +63,7 @@ def _receive(stream: bytes, size: int) -> tuple[list[Message], str]:
     """
     connection = ready(bound=MAX_BYTES)
     messages: list[Message] = []
-    connection.ask([Command("query-status"), Command("query-blockstats"), Command("query-jobs")])
+    connection.send([Command("query-status"), Command("query-blockstats"), Command("query-jobs")])
     connection.probe()
     ended = ""
     for chunk in cut(stream, [size] * (len(stream) // size)):

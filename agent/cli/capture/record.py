@@ -13,7 +13,8 @@ from agent.cli.capture.wire import READ_BYTES, RequestFrames, watching
 from agent.config.model import Config
 from agent.model.record import sanitize
 from agent.qmp.errors import ProtocolError
-from agent.qmp.protocol import MAX_MESSAGE_BYTES, Frames
+from agent.qmp.frames import Frames, Unreadable
+from agent.qmp.protocol import MAX_MESSAGE_BYTES
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -109,7 +110,8 @@ class _RecordingProxy:
         with contextlib.suppress(ConnectionError, ProtocolError):
             while (data := data or await reader.read(READ_BYTES)) and not self._to.full and self.trouble is None:
                 for message in cutter.receive(data):
-                    self._put(side, message)
+                    if not isinstance(message, Unreadable):  # the file holds JSON
+                        self._put(side, message)
                 writer.write(data)
                 await writer.drain()
                 data = b""

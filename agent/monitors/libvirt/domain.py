@@ -93,11 +93,11 @@ class DomainConnection:
 
     def close(self) -> None:
         """End the connection now."""
-        self.end(NotConnectedError("closed by us"))
+        self.end(NotConnectedError("closed by the agent"))
 
     def preempt(self) -> None:
         """End the connection now because a better one to the same VM exists."""
-        self.end(PreemptedError("a better way to this VM was found"))
+        self.end(PreemptedError("a preferred monitor of this VM is available"))
 
     def end(self, cause: QmpError) -> None:
         """End the connection with a cause."""

@@ -13,6 +13,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MIB = 1 << 20
 READY = line(HELLO) + line(DONE)
+SILENT = "no reply to query-(uuid|name|status) within 1 s"
+"""Reason of a stall: the unreadable messages are skipped, and the monitor sends no reply."""
 EVENT = line({"event": "STOP", "data": {}, "timestamp": {"seconds": 1, "microseconds": 1}})
 
 
@@ -25,27 +27,27 @@ async def host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hostil
 @pytest.mark.parametrize(
     ("chunks", "state", "reason"),
     [
-        ([READY, *[b"x" * MIB] * 20], "gone", "a message longer than 16777216 bytes"),
-        ([READY, b'{"event": "', *[b"x" * MIB] * 20], "gone", "a message longer than"),
-        ([READY, b"{\r\n", *[b'"k": "' + b"x" * 1000 + b'",\r\n'] * 20_000], "gone", "a message longer than"),
-        ([READY, b"{\r\n", *[b'"k": [\r\n'] * 20_000], "gone", "not JSON"),
-        ([READY, b'{"return": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\r\n"], "gone", "not JSON"),
-        ([READY, b'{"return": ' + b'{"a":' * 5000 + b"1" + b"}" * 5000 + b"}\r\n"], "gone", "not JSON"),
-        ([READY, b'{"event": "\xff\xfe\xc0\x80", "data": {}}\r\n'], "gone", "not JSON"),
-        ([READY, b'{"event": "\\ud800", "data": {}}\r\n'], "gone", "not JSON"),
-        ([READY, b"\x00" * 100 + b"\r\n"], "gone", "not JSON"),
-        ([READY, b'{"event": "X", "data": ' + b"9" * 100_000 + b"}\r\n"], "gone", "not JSON|not an object"),
-        ([READY + line({"return": {}})], "gone", "a reply to nothing"),
-        ([READY, line({"error": 5})], "gone", "an error that is not an object"),
-        ([READY, line({"event": 5})], "gone", "an event without a name"),
-        ([READY, line({"event": "X", "data": [1]})], "gone", "data that is not an object"),
-        ([READY, line([1])], "gone", "a message that is not an object"),
-        ([READY, line({})], "gone", "neither greeting, reply, error nor event"),
+        ([READY, *[b"x" * MIB] * 20], "stalled", SILENT),
+        ([READY, b'{"event": "', *[b"x" * MIB] * 20], "stalled", SILENT),
+        ([READY, b"{\r\n", *[b'"k": "' + b"x" * 1000 + b'",\r\n'] * 20_000], "stalled", SILENT),
+        ([READY, b"{\r\n", *[b'"k": [\r\n'] * 20_000], "stalled", SILENT),
+        ([READY, b'{"return": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\r\n"], "stalled", SILENT),
+        ([READY, b'{"return": ' + b'{"a":' * 5000 + b"1" + b"}" * 5000 + b"}\r\n"], "stalled", SILENT),
+        ([READY, b'{"event": "\xff\xfe\xc0\x80", "data": {}}\r\n'], "stalled", SILENT),
+        ([READY, b'{"event": "\\ud800", "data": {}}\r\n'], "stalled", SILENT),
+        ([READY, b"\x00" * 100 + b"\r\n"], "stalled", SILENT),
+        ([READY, b'{"event": "X", "data": ' + b"9" * 100_000 + b"}\r\n"], "stalled", SILENT),
+        ([READY + line({"return": {}})], "gone", "a reply without a command"),
+        ([READY, line({"error": 5})], "stalled", SILENT),
+        ([READY, line({"event": 5})], "stalled", SILENT),
+        ([READY, line({"event": "X", "data": [1]})], "stalled", SILENT),
+        ([READY, line([1])], "stalled", SILENT),
+        ([READY, line({})], "stalled", SILENT),
         ([line(HELLO), line(HELLO)], "gone", "a second greeting"),
         ([line({"QMP": 5})], "gone", "a greeting that is not an object"),
-        ([line(HELLO), line({"error": {"class": "X", "desc": "no"}})], "gone", "negotiation was refused: X: no"),
+        ([line(HELLO), line({"error": {"class": "X", "desc": "no"}})], "gone", "QEMU refused the negotiation: X: no"),
         ([b"HTTP/1.1 400 Bad Request\r\n\r\n"], "gone", "not JSON"),
-        ([line(HELLO)], "stalled", "greeted, but no answer to negotiation within 1 s"),
+        ([line(HELLO)], "stalled", "no reply to the negotiation within 1 s of the greeting"),
         ([READY], "stalled", "no reply to query-uuid within 1 s"),
         ([], "busy", "no greeting within 1 s"),
         ([line(HELLO)[:30]], "busy", "no greeting within 1 s"),

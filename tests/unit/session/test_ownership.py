@@ -90,7 +90,10 @@ async def test_a_better_monitor_that_appears_later_replaces_the_worse_one(fake: 
         await observer.wait_for_polls(2)
     assert observer.types("vm") == ["vm.attached", "vm.detached", "vm.attached", "vm.detached"]
     detached = observer.records("vm")[1]
-    assert (detached.vm.monitor, detached.data["reason"]) == (str(fake.path), "a better way to this VM was found")
+    assert (detached.vm.monitor, detached.data["reason"]) == (
+        str(fake.path),
+        "a preferred monitor of this VM is available",
+    )
 
 
 async def test_an_inbound_standby_connection_is_kept_and_reports_no_event_twice(fake: FakeQemu) -> None:

@@ -263,10 +263,22 @@ async def test_a_protocol_violation_leads_to_a_reconnect(fake: FakeQemu) -> None
     observer = RecordingObserver()
     async with supervised(observer, fake.path):
         await observer.wait_for_polls()
-        fake.send_raw(b"{]}\r\n")
+        fake.send_raw(line(fake.greeting))
         await observer.wait_until(lambda: len(observer.records("vm.attached")) == 2)
-    assert "not JSON" in observer.records("vm.detached")[0].data["reason"]
+    assert "a second greeting" in observer.records("vm.detached")[0].data["reason"]
     assert observer.types("vm.gone") == []
+
+
+@pytest.mark.parametrize("damage", [b"{]}\r\n", b'{"event": nan}\r\n'])
+async def test_an_unreadable_message_does_not_end_the_connection(fake: FakeQemu, damage: bytes) -> None:
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path):
+        await observer.wait_for_polls()
+        fake.send_raw(damage)
+        fake.emit("GUEST_PANICKED", {"action": "pause"})
+        await observer.wait_until(lambda: observer.records("event.guest_panicked"))
+        await observer.wait_for_polls(2)
+    assert observer.types("vm.attached") == ["vm.attached"]
 
 
 async def test_a_monitor_without_permission_is_denied(fake: FakeQemu, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +289,7 @@ async def test_a_monitor_without_permission_is_denied(fake: FakeQemu, monkeypatc
     monkeypatch.setattr("socket.socket.connect", refuse)  # root, who may run the tests, is never denied
     async with supervised(observer, fake.path):
         await observer.wait_until(lambda: MonitorState.DENIED in observer.states())
-        assert "may not connect: give it the group" in observer.calls_of("on_status")[-1].reason
+        assert "add it to the group that owns the socket" in observer.calls_of("on_status")[-1].reason
 
 
 async def test_a_closed_connection_leaves_no_reference_cycle(fake: FakeQemu) -> None:

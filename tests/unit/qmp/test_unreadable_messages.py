@@ -1,0 +1,247 @@
+"""Messages that cannot be read: each costs the command that it answers, and nothing after it is lost."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.qmp.commands import AllowList, Command
+from agent.qmp.errors import ProtocolError, UnreadableReplyError
+from agent.qmp.protocol import Connection, Event, Message, ProbeReply, Reply
+from tests.lab.qmp_bytes import DONE, HELLO, STATUS, cut, line, ready, receive
+
+BLOCK, MIGRATE = Command("query-block"), Command("query-migrate")
+PANIC = {"timestamp": {"seconds": 1, "microseconds": 2}, "event": "GUEST_PANICKED", "data": {"action": "pause"}}
+PANICKED = Event("GUEST_PANICKED", {"action": "pause"}, 1_000_002_000)
+TRAILING_COMMA = b'{"return":[{"device":"d","locked":false,}]}\r\n'
+NOT_A_NUMBER = b'{"return": {"status": "active", "ram": {"mbps": nan, "total": 1}}}\r\n'
+LOST_BRACE = b'{"return": {"status": "active", "ram": {"total": 1}}\r\n'
+
+
+def feed(connection: Connection, *chunks: bytes) -> list[Message]:
+    return [message for chunk in chunks for message in connection.receive(chunk)]
+
+
+def summary(messages: Iterable[Message]) -> list[Any]:
+    """Return the messages, with the name of an error's type in place of each failed reply."""
+    return [
+        type(message.error).__name__ if isinstance(message, Reply) and message.error is not None else message
+        for message in messages
+    ]
+
+
+FAILED = UnreadableReplyError.__name__
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        TRAILING_COMMA,
+        NOT_A_NUMBER,
+        LOST_BRACE,
+        LOST_BRACE.replace(b"\r", b""),
+        b'{"return": {"name": "\xff"}}\r\n',
+        b'{"return": {"name": "\\ud800"}}\r\n',
+        b'{"return": {"name": "a\x01b"}}\r\n',
+        b'{"return": 01}\r\n',
+        b'{"return": 1}}\r\n',
+        b'{"return": "\r\n',
+        b'{"return": ' + b"[" * 5000 + b"]" * 5000 + b"}\r\n",
+        b'{"error": {"class": "GenericError", "desc": }}\r\n',
+        b'{"error": "x"}\r\n',
+        b'{"error": null}\r\n',
+        b'{\r\n    "return": {\r\n        "mbps": nan\r\n    }\r\n}\r\n',
+        b'{\r\n    "return": {\r\n        "total": 1\r\n    },\r\n}\r\n',
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 4])
+def test_an_unreadable_reply_fails_its_own_command_and_nothing_else(reply: bytes, indent: int | None) -> None:
+    connection = ready()
+    connection.send([STATUS, BLOCK, MIGRATE])
+    first, event, third = (line(message, indent=indent) for message in ({"return": 1}, PANIC, {"return": 3}))
+    messages = feed(connection, first + reply + event + third)
+    assert summary(messages) == [Reply(1), FAILED, PANICKED, Reply(3)]
+    assert connection.replies_due == 0
+    assert (connection.unreadable_messages, connection.oversized_messages) == (1, 0)
+    failed = messages[1]
+    assert isinstance(failed, Reply)
+    assert str(failed.error).startswith("unreadable reply to query-block: ")
+    assert connection.send([STATUS]) == b'{"execute":"query-status"}'
+    assert receive(connection, {"return": 4}) == [Reply(4)]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b'{\r\n    "return": {\r\n        "total": 1\r\n    }\r\n',
+        b'{\r\n    "return": {\r\n        "total": 1\r\n',
+        b'{\r\n    "return": {\r\n        "total": 1\r\n}\r\n',
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 4])
+def test_a_pretty_printed_reply_without_its_end_does_not_swallow_the_next_message(
+    damaged: bytes, indent: int | None
+) -> None:
+    connection = ready()
+    connection.send([BLOCK])
+    assert summary(feed(connection, damaged + line(PANIC, indent=indent) * 2)) == [FAILED, PANICKED, PANICKED]
+    assert connection.unreadable_messages == 1
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        line(PANIC).replace(b"}}", b"}"),
+        line(PANIC).replace(b"pause", b"\xff"),
+        line({"event": 5}),
+        line({"event": None}),
+        line({"event": "A", "data": [1]}),
+        line({"event": "A", "data": None}),
+    ],
+)
+def test_an_unreadable_event_is_counted_and_fails_no_command(event: bytes) -> None:
+    connection = ready()
+    connection.send([STATUS])
+    assert feed(connection, event + line(PANIC) + line({"return": 1})) == [PANICKED, Reply(1)]
+    assert connection.unreadable_messages == 1
+
+
+@pytest.mark.parametrize(
+    "reply", [b'{"return": [], "id": 1\r\n', b'{"id": 1, "error": }\r\n', b'{"error": 5, "id": 1}\r\n']
+)
+def test_an_unreadable_reply_to_a_probe_fails_no_command(reply: bytes) -> None:
+    connection = ready()
+    connection.send([STATUS])
+    connection.probe()
+    assert feed(connection, reply + line({"return": 1})) == [Reply(1)]
+    number, _ = connection.probe()
+    assert receive(connection, {"return": [], "id": number}) == [ProbeReply(number)]
+
+
+# --- Messages that can be anything ---
+
+NOISE = (
+    b"5",
+    b"null",
+    b'"event"',
+    b"[]",
+    b'[{"event":"A"}]',
+    b"{}",
+    b'{"id":1}',
+    b"\x00",
+    b"RFB 003.008",
+    b"}",
+    b'"return": 1}',
+)
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_noise_fails_every_pending_command_because_any_reply_can_be_missing(noise: bytes) -> None:
+    connection = ready()
+    connection.send([STATUS, BLOCK])
+    assert summary(feed(connection, noise + b"\r\n")) == [FAILED, FAILED]
+    assert connection.replies_due == 0
+    marker = b'{"execute":"query-status","id":1}'
+    assert connection.send([MIGRATE]) == marker + b'{"execute":"query-migrate"}'
+    late = [{"return": 1}, {"return": 2}, PANIC, {"return": {}, "id": 1}, {"return": 3}]
+    assert receive(connection, *late) == [PANICKED, Reply(3)]
+    assert connection.stray_replies == 2
+    assert connection.send([MIGRATE]) == b'{"execute":"query-migrate"}'
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_noise_without_a_pending_command_is_only_counted(noise: bytes) -> None:
+    connection = ready()
+    assert feed(connection, noise + b"\r\n" + line(PANIC)) == [PANICKED]
+    assert connection.unreadable_messages == 1
+    assert connection.send([STATUS]) == b'{"execute":"query-status"}'
+
+
+def test_noise_before_the_markers_reply_fails_the_commands_and_sends_another_marker() -> None:
+    connection = ready()
+    connection.send([STATUS])
+    assert summary(feed(connection, b"5\r\n")) == [FAILED]
+    connection.send([STATUS])
+    assert summary(feed(connection, b"5\r\n")) == [FAILED]
+    assert connection.send([STATUS]).startswith(b'{"execute":"query-status","id":2}')
+    late = [{"return": 1}, {"return": {}, "id": 1}, {"return": 2}, {"return": {}, "id": 2}, {"return": 3}]
+    assert [m for m in receive(connection, *late) if isinstance(m, Reply)] == [Reply(3)]
+
+
+@pytest.mark.parametrize("noise", [*NOISE, TRAILING_COMMA, LOST_BRACE])
+@pytest.mark.parametrize("before", [[], [HELLO]])
+def test_an_unreadable_message_during_the_handshake_ends_the_connection(noise: bytes, before: list[Any]) -> None:
+    connection = Connection(AllowList())
+    receive(connection, *before)
+    with pytest.raises(ProtocolError):
+        feed(connection, noise + b"\r\n")
+
+
+# --- Messages over the size limit ---
+
+LIMIT = 4096
+LONG = {"return": [{"name": "x" * 100}] * 100}
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(line(LONG), id="one line"),
+        pytest.param(line(LONG, indent=4), id="many lines"),
+        pytest.param(line({"return": "x" * 10_000}), id="one string"),
+        pytest.param(line({"return": {"a": "x" * 10_000, "b": 1}}, indent=4), id="one long line of many"),
+    ],
+)
+@pytest.mark.parametrize("size", [1 << 16, 1000, 7])
+def test_an_oversized_reply_is_skipped_within_bounded_memory(shape: bytes, size: int) -> None:
+    connection = ready(bound=LIMIT)
+    connection.send([STATUS, BLOCK, MIGRATE])
+    data = line({"return": 1}) + shape + line(PANIC) + line({"return": 3})
+    messages = []
+    for chunk in cut(data, [size] * (len(data) // size)):
+        messages += feed(connection, chunk)
+        frames = connection._frames
+        assert len(frames._buffer) + sum(map(len, frames._lines)) <= 2 * LIMIT + 2
+    assert summary(messages) == [Reply(1), FAILED, PANICKED, Reply(3)]
+    assert (connection.unreadable_messages, connection.oversized_messages) == (0, 1)
+    assert "query-block: the message is longer than 4096 bytes" in str(messages[1].error)  # type: ignore[union-attr]
+
+
+def test_an_oversized_event_is_skipped_and_the_next_one_is_read() -> None:
+    connection = ready(bound=LIMIT)
+    connection.send([STATUS])
+    long = line({"timestamp": {"seconds": 1, "microseconds": 1}, "event": "X", "data": {"x": "y" * 10_000}})
+    assert feed(connection, long + line(PANIC) + line(DONE)) == [PANICKED, Reply({})]
+    assert connection.oversized_messages == 1
+
+
+def test_an_endless_line_takes_bounded_memory_and_fails_no_command_before_its_end() -> None:
+    connection = ready(bound=LIMIT)
+    connection.send([STATUS])
+    assert feed(connection, b'{"return": "', *[b"x" * 1000] * 1000) == []
+    assert len(connection._frames._buffer) == LIMIT + 1
+    assert summary(feed(connection, b'"}\r\n')) == [FAILED]
+
+
+# --- Any damage ---
+
+damage = st.sampled_from([TRAILING_COMMA, NOT_A_NUMBER, LOST_BRACE, *(noise + b"\r\n" for noise in NOISE)])
+good = st.sampled_from([PANIC, {"event": "STOP"}, {"event": "RESUME", "data": {"x": '"}{\r\n'}}])
+
+
+@given(
+    st.lists(st.tuples(good, st.sampled_from([None, 4])).map(lambda m: line(m[0], indent=m[1])) | damage, max_size=8),
+    st.lists(st.integers(0, 60), max_size=30),
+    st.integers(0, 3),
+)
+def test_every_good_event_around_damaged_messages_is_received(parts: list[bytes], sizes: list[int], count: int) -> None:
+    names = [part for part in parts if b"event" in part and b"[{" not in part and part != b'"event"\r\n']
+    results = []
+    for chunks in ([b"".join(parts)], cut(b"".join(parts), sizes)):
+        connection = ready()
+        connection.send([STATUS] * count)
+        results.append(list(map(repr, feed(connection, *chunks))))
+    assert results[0] == results[1]
+    assert len([message for message in results[0] if message.startswith("Event(")]) == len(names)

@@ -1,18 +1,22 @@
 """Clients that disconnect or send malformed requests: the endpoint ends their requests and logs no error."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from agent.cli.demo.guest import until
+from agent.cli.http_client import EndpointCredentials
 from agent.http.connection_limits import ConnectionLimits
 from agent.http.sse import StreamTiming
 from agent.model.record import Record, RecordEncoder
 from tests.lab.endpoint import RunningEndpoint
+from tests.lab.kafka_security import Certificates
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
 from tests.lab.snapshots import status, vm
 
@@ -109,3 +113,28 @@ async def test_an_error_in_a_handler_is_still_logged(
         monkeypatch.setattr(endpoint.view, "hang_reason", lambda: 1 / 0)
         assert await endpoint.get("/healthz") == 500
     assert "Error handling request" in "".join(problems(caplog))
+
+
+@pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\x16\x03\x01\x02\x00\x01"])
+@pytest.mark.parametrize("client_auth", [False, True])
+async def test_a_failed_tls_handshake_logs_no_error(
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    data: bytes,
+    client_auth: bool,  # noqa: FBT001 - pytest passes it by name
+) -> None:
+    certificates = Certificates.make(folder / "certificates")
+    tls = {"cert_file": str(certificates.server), "key_file": str(certificates.server)}
+    if client_auth:
+        tls |= {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": str(certificates.authority)}
+    async with RunningEndpoint(folder, {"tls_server_config": tls}).open() as endpoint:
+        async with endpoint.raw() as (reader, writer):
+            writer.write(data)
+            writer.write_eof()
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                with contextlib.suppress(ConnectionError):
+                    await reader.read()
+        if client_auth:
+            with pytest.raises((aiohttp.ClientError, ConnectionError)):
+                await endpoint.get(credentials=EndpointCredentials(ca=certificates.authority))
+    assert problems(caplog) == []

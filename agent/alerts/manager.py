@@ -12,7 +12,7 @@ from agent.alerts.disk_alerts import DeviceSizeLookup, DiskAlerts, PolicyLookup
 from agent.alerts.event_alerts import HANDLED_EVENTS, EventAlerts
 from agent.alerts.images import ImageMemory
 from agent.alerts.levels import ResolvedLevel
-from agent.alerts.processes import ProcessRegistry
+from agent.alerts.processes import ProcessLookup, ProcessRegistry
 from agent.alerts.rules import UUID_CLASH_HELP
 from agent.alerts.run_state_alerts import RunStateAlerts
 from agent.alerts.store import Alert, AlertStore
@@ -61,14 +61,20 @@ class AlertManager:
         store: The firing alerts.
     """
 
-    def __init__(self, host: str, policy_of: PolicyLookup, size_of: DeviceSizeLookup = lambda _vm, _path: None) -> None:
+    def __init__(
+        self,
+        host: str,
+        policy_of: PolicyLookup,
+        size_of: DeviceSizeLookup = lambda _vm, _path: None,
+        is_alive: ProcessLookup = lambda _pid: False,
+    ) -> None:
         self.store = AlertStore()
         self._host = host
         self._images = ImageMemory()
         self._disks = DiskAlerts(self.store, self._images, policy_of, size_of)
         self._run_states = RunStateAlerts(self.store)
         self._events = EventAlerts(self.store, self._disks, self._run_states)
-        self._processes = ProcessRegistry()
+        self._processes = ProcessRegistry(is_alive)
         self._persisted: set[str] = set()
 
     def set_policy(self, policy_of: PolicyLookup) -> None:
@@ -143,7 +149,8 @@ class AlertManager:
             return
         primary = self._processes.of_uuid(uuid)[0]
         alerts = self.store.of_owner(primary.owner)
-        kept = [alert for alert in alerts if _survives(alert, primary, successor)]
+        has_ended = self._processes.has_ended(primary, successor)
+        kept = [alert for alert in alerts if _survives(alert, primary, has_ended=has_ended)]
         ended = [alert for alert in alerts if alert not in kept]
         reason = "vm_gone" if primary.gone_at is not None else "migrated"
         self._processes.make_primary(successor)
@@ -153,7 +160,7 @@ class AlertManager:
         self._expect_changes(successor)
         successor.refreshes |= {"block", "nodes"} if primary.gone_at is None else EMPTY
         yield from self.store.resolve(ended, time_ns, reason)
-        if _has_ended(primary, successor):
+        if has_ended:
             self._processes.remove(primary)
 
     def _expect_changes(self, state: VmAlertState) -> None:
@@ -252,11 +259,10 @@ class AlertManager:
         state = self._processes.attached(vm)
         if state is None:
             return [], []
-        pending = self._with_notes(self._run_states.on_devices(state, samples, families, time_ns))
-        if not state.is_active:
-            return pending, []
-        pending += self._with_notes(self._disks.on_samples(state, samples, families, now, time_ns))
-        return pending, self._disks.space(state)
+        disks = self._disks.on_samples(state, samples, families, now, time_ns) if state.is_active else ()
+        pending = self._with_notes(disks)
+        pending += self._with_notes(self._run_states.on_devices(state, samples, families, time_ns))
+        return pending, self._disks.space(state) if state.is_active else []
 
     def _with_notes(self, records: Iterable[Record]) -> list[PendingAlert]:
         return [PendingAlert(record, self.state_note(record.vm.uuid)) for record in records]
@@ -294,17 +300,12 @@ class AlertManager:
             self._disks.on_command_done(state, device, done=done)
 
 
-def _has_ended(state: VmAlertState, successor: VmAlertState) -> bool:
-    """Return whether a process has certainly ended: it said so, or its monitor has another process now."""
-    return state.gone_at is not None and (state.gone_for_good or state.vm.monitor == successor.vm.monitor)
-
-
-def _survives(alert: Alert, before: VmAlertState, successor: VmAlertState) -> bool:
+def _survives(alert: Alert, before: VmAlertState, *, has_ended: bool) -> bool:
     """Return whether an alert of a process becomes an alert of the process that succeeds it."""
     if alert.name == "write_threshold":
         return True  # the disks are as full as before
-    if _has_ended(before, successor):
+    if has_ended:
         return False
-    if before.gone_at is not None and (before.pid is None or successor.pid is None):
-        return True  # it may be the same process, reached over another monitor: its run state tells
+    if before.gone_at is not None:
+        return True  # it may be the same process, reached over another monitor: its run state decides
     return not alert.status  # a guest that stood is gone, or it runs in another process now

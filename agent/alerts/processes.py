@@ -5,17 +5,21 @@ restart, or two VMs by mistake (clones). Each process has its own alerts. The fi
 of the disks, which a successor takes over.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 
 from agent.alerts.vm_state import VmAlertState
 from agent.model.record import Vm
 
+ProcessLookup = Callable[[int], bool]
+"""Returns whether a QEMU process lives."""
+
 
 class ProcessRegistry:
     """All processes that are attached, or were a short time ago."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_alive: ProcessLookup) -> None:
+        self._is_alive = is_alive
         self._by_uuid: dict[str, list[VmAlertState]] = {}
         self._owners = count(1)
 
@@ -80,11 +84,20 @@ class ProcessRegistry:
         candidates = [state for state in others if state.gone_at is None]
         running = next((state for state in candidates if state.run.running), None)
         if primary.gone_at is not None:
-            return running or next(iter(candidates), None)
+            successor = running or next(iter(candidates), None)
+            lives = successor is not None and successor.pid is not None and not self.has_ended(primary, successor)
+            return successor if primary.pid is None or not lives else None
         if running is None or primary.run.running is not False:
             return None
         has_migrated = running.run.was_incoming or primary.run.status == "postmigrate"
         return running if has_migrated else None
+
+    def has_ended(self, state: VmAlertState, successor: VmAlertState) -> bool:
+        """Return whether a detached process has certainly ended: it said so, or its monitor has another process now."""
+        if state.gone_at is None:
+            return False
+        is_dead = state.pid is not None and not self._is_alive(state.pid)
+        return is_dead or state.gone_for_good or state.vm.monitor == successor.vm.monitor
 
     def make_primary(self, state: VmAlertState) -> None:
         """Make a process the primary of its UUID."""

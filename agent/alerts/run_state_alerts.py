@@ -81,7 +81,8 @@ class RunStateAlerts:
         if status == "io-error":
             state.io_errors_ns, state.io_error_full = state.io_errors_ns or time_ns, False
             state.refreshes |= {"drives"}
-            yield from self._locate_io_error(state, time_ns)
+            if state.layers:
+                yield from self._locate_io_error(state)
             return
         for rule in RUN_STATE_RULES:
             if rule.status == status and not rule.seconds:
@@ -128,21 +129,22 @@ class RunStateAlerts:
         self, state: VmAlertState, samples: Sequence[Sample], families: Collection[Family], time_ns: int
     ) -> Iterator[Record]:
         """Process a poll of devices, whose io-status says which disk failed."""
-        devices = [sample for sample in samples if sample.family is BLOCK_DEVICE]
-        if not devices and BLOCK_DEVICE not in families:
-            return
-        state.io_status = {device.subject: str(device.values.get("io_status", "")) for device in devices}
-        state.io_status_ns = time_ns
-        yield from self._locate_io_error(state, time_ns)
+        if BLOCK_DEVICE in families:
+            devices = (sample for sample in samples if sample.family is BLOCK_DEVICE)
+            state.io_status = {device.subject: str(device.values.get("io_status", "")) for device in devices}
+            state.io_status_ns = time_ns
+        if state.io_errors_ns and (state.layers or not state.is_active):  # the layers have the disk's path and figures
+            yield from self._locate_io_error(state)
 
-    def _locate_io_error(self, state: VmAlertState, time_ns: int) -> Iterator[Record]:
+    def _locate_io_error(self, state: VmAlertState) -> Iterator[Record]:
         """Fire the alerts of an I/O error whose disks are known now."""
         if not state.io_errors_ns or state.io_status_ns < max(state.run.ran_ns, state.io_errors_ns):
             return  # io-status is from before the error, and RESUME clears it
         failed = {device: _FAILED_STATUS[s] for device, s in state.io_status.items() if s in _FAILED_STATUS}
+        how = DetectedBy.ENOSPC if state.io_error_full else DetectedBy.MISSED
+        for device, alert in failed.items():
+            yield from self.fire_io_error(state, alert, device, state.io_errors_ns, how)
         if failed:
-            for device, alert in failed.items():
-                yield from self.fire_io_error(state, alert, device, time_ns, DetectedBy.MISSED)
             state.io_errors_ns = 0
 
     def fire_io_error(
@@ -167,6 +169,8 @@ class RunStateAlerts:
 
     def on_tick(self, state: VmAlertState, now_ns: int) -> Iterator[Record]:
         """Fire what depends on time, and have the run state of a standing guest polled."""
+        if state.io_errors_ns and now_ns - state.io_errors_ns >= IO_STATUS_NS:
+            yield from self._locate_io_error(state)
         if state.io_errors_ns and now_ns - state.io_errors_ns >= IO_STATUS_NS:
             name = "disk_full" if state.io_error_full else "io_error_stop"
             yield from self.fire_io_error(state, name, "", state.io_errors_ns, DetectedBy.MISSED)

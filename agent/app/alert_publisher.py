@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
 from agent.alerts.manager import AlertManager, PendingAlert
-from agent.app.builders import device_size_of, threshold_policy
+from agent.app.builders import device_size_of, is_qemu, threshold_policy
 from agent.app.publisher import RecordPublisher
 from agent.config.model import WriteThresholdConfig
 from agent.model.family import Family, Sample
@@ -32,7 +32,7 @@ class AlertPublisher:
     """
 
     def __init__(self, host: str, config: WriteThresholdConfig, publisher: RecordPublisher) -> None:
-        self.manager = AlertManager(host, partial(threshold_policy, config), device_size_of)
+        self.manager = AlertManager(host, partial(threshold_policy, config), device_size_of, is_qemu)
         self.changed = asyncio.Event()
         self._publisher = publisher
 

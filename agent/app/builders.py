@@ -13,6 +13,7 @@ from agent.delivery.pipeline import DeliverySettings
 from agent.delivery.sinks import factory
 from agent.delivery.sinks.base import Sink
 from agent.host import device_size
+from agent.host.qemu_processes import pid_if_qemu
 from agent.http.handlers import AgentView, create_application
 from agent.http.server import HttpEndpoint
 from agent.model.record import Vm
@@ -40,6 +41,11 @@ def threshold_policy(config: WriteThresholdConfig, vm: Vm, disk: str) -> Thresho
     if mode is ThresholdMode.ARM and VDSM.exists():
         mode = ThresholdMode.OBSERVE
     return ThresholdPolicy(mode, tuple(map(parse_level, levels)), config.hysteresis / 100)
+
+
+def is_qemu(pid: int) -> bool:
+    """Return whether a process is a QEMU that lives on this host."""
+    return pid_if_qemu(pid) is not None
 
 
 def device_size_of(vm: Vm, path: str) -> int | None:

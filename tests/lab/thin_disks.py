@@ -32,9 +32,11 @@ class Disk:
     slot: int = 0
     node: str = "storage"
     driver: str = "host_device"
+    format_node: str = "format"
     format_driver: str = "qcow2"
     path: str = "/dev/vg/lv"
     read_only: bool = False
+    corrupt: bool = False
 
     def write(self, end: int) -> dict[str, Any] | None:
         """Write up to the offset `end`; return the data of QEMU's event, if the write exceeds the threshold."""
@@ -48,7 +50,7 @@ class Disk:
     def layers(self) -> tuple[DiskLayer, DiskLayer]:
         """Return the format layer and the storage layer."""
         storage_size = self.size if self.driver == "host_device" else max(self.offset, self.allocated)
-        form = DiskLayer("format", self.format_driver, self.path, self.size, self.allocated, 0, self.read_only)
+        form = DiskLayer(self.format_node, self.format_driver, self.path, self.size, self.allocated, 0, self.read_only)
         return form, DiskLayer(
             self.node, self.driver, self.path, storage_size, self.allocated, self.slot, self.read_only
         )
@@ -62,13 +64,18 @@ class Disk:
                 "allocated_bytes": layer.allocated,
                 "write_threshold_bytes": layer.write_threshold,
                 "read_only": layer.read_only,
+                "corrupt": self.corrupt and name == "format",
             }
             samples.append(Sample(BLOCK_LAYER, (device, name), values))
         return samples
 
     def counter_sample(self, device: str = "disk0") -> Sample:
         """Return the sample of the `block` collector."""
-        values = {"node": "format", "storage_node": self.node, "storage_write_highest_offset_bytes": self.offset}
+        values = {
+            "node": self.format_node,
+            "storage_node": self.node,
+            "storage_write_highest_offset_bytes": self.offset,
+        }
         return Sample(BLOCK, (device,), values)
 
 

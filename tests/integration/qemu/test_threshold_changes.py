@@ -91,7 +91,8 @@ async def test_a_guest_paused_before_the_agent_attached_is_reported(folder: Path
         async with Watcher(folder, levels=["80%"], poll=60) as agent:
             await until(lambda: agent.alerts, 60)
             (alert,) = agent.alerts
-            assert (alert["alert"], alert["detected_by"], alert["severity"]) == ("io_error_stop", "missed", "critical")
+            assert (alert["alert"], alert["detected_by"], alert["severity"]) == ("disk_full", "missed", "critical")
+            assert (alert["subject"], alert["path"]) == ("disk0", f"{folder}/{guest.name}-disk0.qcow2")
             await guest.command("cont")
             await until(lambda: len(agent.alerts) > 1, 60)
             assert (agent.alerts[1]["state"], agent.alerts[1]["resolved_by"]) == ("resolved", "RESUME")

@@ -1,0 +1,124 @@
+"""Helpers for tests of alerts: one agent's alert manager, fed with events and polls in plain calls."""
+
+import json
+from dataclasses import replace
+from typing import Any, Final
+
+from agent.alerts.manager import AlertManager, PendingAlert
+from agent.alerts.threshold_types import ThresholdMode
+from agent.model.events import row_of
+from agent.model.family import Sample
+from agent.model.metrics.block import BLOCK, BLOCK_DEVICE, BLOCK_LAYER
+from agent.model.metrics.jobs import JOB
+from agent.model.record import Record, Vm
+from tests.lab.thin_disks import HOST, VM, Disk, policy
+
+SECOND: Final = 1_000_000_000
+
+Change = tuple[str, str, str]
+"""An alert's name, its subject, and its new state."""
+
+
+class AlertScenario:
+    """An alert manager and what it emitted. Times are in seconds.
+
+    Attributes:
+        manager: The manager.
+        emitted: All records, oldest first.
+        notes: The notes on disk.
+        live_pids: The processes that live, of those that are not attached.
+    """
+
+    def __init__(self, mode: ThresholdMode = ThresholdMode.OBSERVE) -> None:
+        self.mode = mode
+        self.live_pids: set[int] = set()
+        self.manager = self._new_manager()
+        self.emitted: list[Record] = []
+        self.notes: dict[str, Any] = {}
+
+    def _new_manager(self) -> AlertManager:
+        return AlertManager(HOST, lambda _vm, _disk: policy(self.mode), is_alive=lambda pid: pid in self.live_pids)
+
+    def _changes(self, pending: list[PendingAlert]) -> list[Change]:
+        for alert in pending:
+            self._persist(*alert.note)
+        records = [alert.record for alert in pending]
+        self.emitted += records
+        return [(record.data["alert"], record.subject, record.data["state"]) for record in records]
+
+    def _persist(self, name: str, note: Any) -> None:
+        self.notes.pop(name, None)
+        if note is not None:
+            self.notes[name] = json.loads(json.dumps(note))
+
+    def restart(self, now: float = 0.0) -> None:
+        """Start another run of the agent."""
+        self.manager = self._new_manager()
+        self.manager.restore(self.notes, now)
+
+    def attach(self, vm: Vm = VM, *, at: float = 0.0, pid: int | None = None) -> list[Change]:
+        return self._changes(self.manager.on_attached(vm, int(at * SECOND), pid))
+
+    def detach(self, vm: Vm = VM, *, at: float = 0.0, for_good: bool = False) -> list[Change]:
+        return self._changes(self.manager.on_gone(vm, at, for_good=for_good, time_ns=int(at * SECOND)))
+
+    def event(self, name: str, at: float, vm: Vm = VM, **qemu: Any) -> list[Change]:
+        """Pass an event; keywords are its data, with `_` for `-`."""
+        data = {key.replace("_", "-"): value for key, value in qemu.items()}
+        body = {"event": name, "category": "x", "qemu": data}
+        record = Record(f"qemu.event.{name.lower()}", vm, body, int(at * SECOND), row_of(name).subject_of(data))
+        return self._changes(self.manager.on_event(record, name, int(at * SECOND)))
+
+    def io_error(self, at: float, vm: Vm = VM, *, nospace: bool = True, **qemu: Any) -> list[Change]:
+        """Pass BLOCK_IO_ERROR with action stop, by default of the device disk0."""
+        named: dict[str, Any] = qemu or {"qom_path": "/machine/peripheral/disk0/virtio-backend", "device": ""}
+        return self.event("BLOCK_IO_ERROR", at, vm, operation="write", action="stop", nospace=nospace, **named)
+
+    def run_state(self, status: str, at: float, vm: Vm = VM) -> list[Change]:
+        """Pass a poll of the run state that was sent at this time."""
+        pending = self.manager.on_run_state(vm, int(at * SECOND), running=status == "running", status=status)
+        return self._changes(pending)
+
+    def migration(self, status: str, at: float, vm: Vm = VM) -> list[Change]:
+        return self._changes(self.manager.on_migration(vm, status, int(at * SECOND)))
+
+    def jobs(self, at: float, vm: Vm = VM, **errors: str) -> list[Change]:
+        """Pass a poll of jobs; keywords are their errors, by job."""
+        samples = [Sample(JOB, (job, "commit"), {"error": error} if error else {}) for job, error in errors.items()]
+        return self._changes(self.manager.on_jobs(vm, samples, int(at * SECOND), int(at * SECOND)))
+
+    def io_status(self, at: float, vm: Vm = VM, **devices: str) -> list[Change]:
+        """Pass a poll of devices; keywords are their io-status, by device."""
+        samples = [Sample(BLOCK_DEVICE, (device,), {"io_status": status}) for device, status in devices.items()]
+        return self._changes(self.manager.on_samples(vm, samples, at, int(at * SECOND), families=(BLOCK_DEVICE,))[0])
+
+    def disks(self, at: float, vm: Vm = VM, **disks: Disk) -> list[Change]:
+        """Pass a poll of counters and layers; keywords are the disks, by device."""
+        samples = [
+            sample
+            for device, disk in disks.items()
+            for sample in (disk.counter_sample(device), *disk.layer_samples(device))
+        ]
+        pending, _ = self.manager.on_samples(vm, samples, at, int(at * SECOND), families=(BLOCK, BLOCK_LAYER))
+        return self._changes(pending)
+
+    def tick(self, at: float) -> list[Change]:
+        """Let the time pass, and persist the notes that are due."""
+        changes = self._changes(self.manager.tick(at, int(at * SECOND)))
+        for note in self.manager.notes_due():
+            self._persist(*note)
+        return changes
+
+    def firing(self) -> set[tuple[str, str]]:
+        """Return the names and the subjects of the firing alerts."""
+        return {(alert.name, alert.subject) for alert in self.manager.store}
+
+    def space(self, device: str = "disk0", vm: Vm = VM) -> dict[str, Any]:
+        """Return a disk's space sample; empty where there is none."""
+        _, samples = self.manager.on_samples(vm, [], 0.0, 0)
+        return next((dict(sample.values) for sample in samples if sample.subject == device), {})
+
+
+def other_vm(monitor: str) -> Vm:
+    """Return another VM with the same UUID."""
+    return replace(VM, monitor=monitor)

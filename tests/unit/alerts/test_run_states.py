@@ -1,0 +1,154 @@
+"""Alerts of guests that stand: they end when the guest runs, and older news never changes them."""
+
+import pytest
+
+from agent.alerts.rules import EVENT_RULES, RUN_STATE_RULES, RunStateRule
+from tests.lab.alert_scenario import AlertScenario
+from tests.lab.thin_disks import GIB, VM, Disk
+
+FULL = ("disk_full", "disk0")
+
+
+@pytest.fixture
+def scenario() -> AlertScenario:
+    """A scenario with an attached VM that runs."""
+    scenario = AlertScenario()
+    scenario.attach()
+    scenario.run_state("running", 1)
+    scenario.disks(1, disk0=Disk(offset=50 * GIB))
+    return scenario
+
+
+# --- Order ---
+
+
+def test_an_error_older_than_resume_fires_nothing(scenario: AlertScenario) -> None:
+    assert scenario.io_error(10.0) == [(*FULL, "firing")]
+    scenario.event("STOP", 10.1)
+    assert scenario.event("RESUME", 11.0) == [(*FULL, "resolved")]
+    assert scenario.io_error(10.05) == [], "one of the requests that failed before the stop"
+    assert scenario.firing() == set()
+    assert scenario.io_error(11.5) == [(*FULL, "firing")], "the guest is stopped again"
+
+
+def test_a_resume_older_than_the_error_resolves_nothing(scenario: AlertScenario) -> None:
+    scenario.io_error(10.0)
+    assert scenario.event("RESUME", 9.0) == []
+    assert scenario.run_state("running", 9.5) == []
+    assert scenario.firing() == {FULL}
+
+
+def test_a_repeated_error_outranks_a_delayed_resume(scenario: AlertScenario) -> None:
+    scenario.io_error(10.0)
+    scenario.io_error(12.0)
+    assert scenario.event("RESUME", 11.0) == []
+    assert scenario.event("RESUME", 13.0) == [(*FULL, "resolved")]
+
+
+def test_a_later_poll_of_a_running_guest_resolves_the_pause(scenario: AlertScenario) -> None:
+    scenario.io_error(10.0)
+    scenario.event("STOP", 10.1)
+    assert scenario.run_state("io-error", 10.2) == []
+    assert scenario.run_state("running", 20.0) == [(*FULL, "resolved")], "RESUME was lost"
+
+
+def test_a_poll_between_the_error_and_the_stop_resolves_nothing(scenario: AlertScenario) -> None:
+    scenario.io_error(10.0)
+    assert scenario.run_state("running", 10.001) == [], "QEMU stops the guest after it has emitted the event"
+    scenario.event("STOP", 10.002)
+    assert scenario.firing() == {FULL}
+
+
+def test_a_pause_is_polled_until_it_ends(scenario: AlertScenario) -> None:
+    assert "runstate" not in scenario.manager.refreshes_due(VM)
+    scenario.io_error(10.0)
+    scenario.tick(11.0)
+    assert "runstate" in scenario.manager.refreshes_due(VM)
+
+
+def test_a_reset_does_not_end_what_stops_the_guest(scenario: AlertScenario) -> None:
+    scenario.io_error(10.0)
+    scenario.event("STOP", 10.1)
+    assert scenario.event("RESET", 12.0) == []
+    assert scenario.run_state("prelaunch", 12.1) == []
+    assert scenario.firing() == {FULL}
+    assert scenario.event("RESUME", 13.0) == [(*FULL, "resolved")]
+
+
+def test_thirty_quick_pauses_end_without_an_alert(scenario: AlertScenario) -> None:
+    for n in range(30):
+        begin = 10 + n * 0.03
+        for request in range(8):
+            scenario.io_error(begin + request / 1e6)
+        scenario.event("STOP", begin + 0.001)
+        scenario.event("RESUME", begin + 0.02)
+    assert scenario.firing() == set()
+    assert [record.data["state"] for record in scenario.emitted] == ["firing", "resolved"] * 30
+
+
+# --- Run states ---
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RUN_STATE_RULES if not rule.seconds], ids=lambda rule: rule.status)
+def test_a_run_state_without_an_event_fires_and_resolves(scenario: AlertScenario, rule: RunStateRule) -> None:
+    status = rule.status
+    expected = FULL if status == "io-error" else (rule.alert, "")
+    changes = scenario.run_state(status, 10)
+    changes += scenario.io_status(10.5, disk0="nospace")
+    assert changes == [(*expected, "firing")]
+    assert scenario.run_state(status, 20) == []
+    assert scenario.run_state("running", 30) == [(*expected, "resolved")]
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RUN_STATE_RULES if rule.seconds], ids=lambda rule: rule.status)
+def test_a_run_state_past_its_time_fires_and_resolves(scenario: AlertScenario, rule: RunStateRule) -> None:
+    status, alert, seconds = rule.status, rule.alert, rule.seconds
+    scenario.run_state(status, 10)
+    assert scenario.tick(9 + seconds) == []
+    assert scenario.tick(10 + seconds) == [(alert, "", "firing")]
+    assert scenario.tick(20 + seconds) == []
+    assert scenario.run_state("running", 30 + seconds) == [(alert, "", "resolved")]
+
+
+def test_a_vm_that_waits_for_its_operator_fires_nothing() -> None:
+    scenario = AlertScenario()
+    scenario.attach()
+    for status in ("prelaunch", "paused", "inmigrate", "finish-migrate", "debug"):
+        assert scenario.run_state(status, 10) == []
+        assert scenario.tick(1000) == []
+
+
+def test_every_event_that_stops_a_guest_has_a_rule_for_its_run_state() -> None:
+    assert {rule.status for rule in EVENT_RULES if rule.status} <= {rule.status for rule in RUN_STATE_RULES}
+
+
+def test_a_guest_that_migrated_while_it_stood_resolves_at_its_source(scenario: AlertScenario) -> None:
+    scenario.io_error(10.0)
+    assert scenario.run_state("postmigrate", 20) == [(*FULL, "resolved")]
+
+
+# --- Postcopy ---
+
+
+def test_a_paused_postcopy_fires_until_the_migration_continues(scenario: AlertScenario) -> None:
+    assert scenario.event("MIGRATION", 10, status="postcopy-paused") == [("postcopy_paused", "", "firing")]
+    assert scenario.migration("postcopy-active", 9) == [], "the poll is older"
+    assert scenario.migration("postcopy-recover", 11) == []
+    assert scenario.migration("postcopy-paused", 12) == [], "the recovery failed"
+    assert scenario.migration("postcopy-active", 13) == [("postcopy_paused", "", "resolved")]
+
+
+def test_a_paused_postcopy_is_detected_by_a_poll(scenario: AlertScenario) -> None:
+    assert scenario.migration("postcopy-paused", 10) == [("postcopy_paused", "", "firing")]
+
+
+# --- Restarts ---
+
+
+def test_a_pause_outlives_a_restart_of_the_agent(scenario: AlertScenario) -> None:
+    scenario.io_error(10.0)
+    scenario.restart()
+    scenario.attach()
+    assert scenario.run_state("io-error", 20) == []
+    assert scenario.event("RESUME", 15) == [], "older than the poll"
+    assert scenario.run_state("running", 30) == [(*FULL, "resolved")]

@@ -40,12 +40,14 @@ class ScriptedDomain:
     Attributes:
         xml, stats: what libvirt reports; an exception is raised.
         replies: QEMU's replies as text, by command.
+        thresholds: the thresholds that were set, with their images.
     """
 
     uuid: str
     xml: Any = "<domain/>"
     stats: Any = field(default_factory=dict)
     replies: dict[str, str] = field(default_factory=dict)
+    thresholds: list[tuple[str, int]] = field(default_factory=list)
 
     def UUIDString(self) -> str:
         return self.uuid
@@ -58,6 +60,9 @@ class ScriptedDomain:
 
     def XMLDesc(self, _flags: int) -> Any:
         return reply_with(self.xml)
+
+    def setBlockThreshold(self, image: str, threshold: int) -> None:
+        self.thresholds.append((image, threshold))
 
     def controlInfo(self) -> list[int]:
         return [0, 0, 0]

@@ -162,16 +162,22 @@ class TranslatingExecutor:
         if command.name == "qom-set":
             return await self._change(lambda domain: domain.setMemoryStatsPeriod(arguments["value"], 0))
         if command.name == "block-set-write-threshold":
-            if snapshot.devices_error is not None:
-                return snapshot.devices_error
-            target = snapshot.devices.threshold_target(arguments["node-name"])
-            if target is None:
-                return CommandError("GenericError", f"libvirt has no image for the node {arguments['node-name']}")
-            return await self._change(lambda domain: domain.setBlockThreshold(target, arguments["write-threshold"]))
+            return await self._set_threshold(arguments["node-name"], arguments["write-threshold"], snapshot)
         result = self._with_migration(command, qmp_translation.translate(command, snapshot))
         if result is None:
             return CommandError("CommandNotFound", f"libvirt does not report {command.name} without passthrough")
         return result
+
+    async def _set_threshold(self, node: str, threshold: int, snapshot: DomainSnapshot) -> CommandResult:
+        """Set the threshold of a storage node, unless the slot could hold another client's."""
+        if (error := snapshot.stats_error or snapshot.devices_error) is not None:
+            return error
+        target = snapshot.devices.threshold_target(node)
+        if target is None:
+            return CommandError("GenericError", f"libvirt has no image for the node {node}")
+        if not qmp_translation.has_threshold_slot(node, snapshot):
+            return CommandError("GenericError", f"libvirt does not report the threshold that the node {node} has now")
+        return await self._change(lambda domain: domain.setBlockThreshold(target, threshold))
 
     def _with_migration(self, command: Command, result: Any) -> Any:
         """Return a result with the migration that libvirt's states lack: `inmigrate` while the domain arrives, `completed` once after."""

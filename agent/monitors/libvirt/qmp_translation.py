@@ -203,6 +203,12 @@ def _threshold(image: Mapping[str, Any]) -> dict[str, Any]:
     return {"write_threshold": 0} if "capacity" in image else {}
 
 
+def has_threshold_slot(node: str, snapshot: "DomainSnapshot") -> bool:
+    """Return whether libvirt reports the threshold slot of a storage node."""
+    nodes = block_nodes(snapshot.stats, snapshot.devices, {})
+    return any(entry["node-name"] == node and "write_threshold" in entry for entry in nodes)
+
+
 def _storage_size(image: Mapping[str, Any], layer: ImageLayer, file_size: tuple[int, int] | None) -> dict[str, Any]:
     """Return the `image` of a storage node: allocated bytes, and the size rounded up to whole sectors.
 
@@ -280,6 +286,7 @@ _GROUPS: Mapping[str, str] = {
     "qom-get": "BALLOON",
     "query-blockstats": "BLOCK",
     "query-named-block-nodes": "BLOCK",
+    "block-set-write-threshold": "BLOCK",
 }
 
 REFRESH_DEVICES = frozenset({"qom-list", "query-named-block-nodes"})

@@ -72,6 +72,18 @@ async def test_refused_statistics_fail_the_commands_that_need_them(library: Scri
     assert isinstance(capabilities, list)
 
 
+@pytest.mark.parametrize("stats", [STATS, ScriptedError("cannot decode the reply", REFUSED)])
+async def test_no_threshold_is_set_where_libvirt_has_not_read_the_slot(library: ScriptedLibrary, stats: Any) -> None:
+    threshold = Command("block-set-write-threshold", {"node-name": "libvirt-1-storage", "write-threshold": 1 << 20})
+    executor = translating(library, stats=stats)
+    (result,) = await results_of(executor, threshold)
+    assert isinstance(result, CommandError)
+    assert library.domains["a"].thresholds == []
+    library.domains["a"].stats = STATS | {"block.0.capacity": 1 << 30}
+    assert await results_of(executor, threshold) == [{}]
+    assert library.domains["a"].thresholds == [("vda[1]", 1 << 20)]
+
+
 async def test_refused_statistics_of_one_domain_do_not_affect_others(library: ScriptedLibrary) -> None:
     library.domains |= {
         "good": ScriptedDomain("good", stats=STATS),

@@ -1,9 +1,10 @@
 """Requirements of the lab on the machine: installed programs and free ports."""
 
-import contextlib
+import os
 import random
 import shutil
 import socket
+from collections import deque
 from typing import Final
 
 from agent.cli.demo.images import LabMissing
@@ -23,9 +24,25 @@ def require(program: str, package: str) -> None:
 
 
 def free_port() -> int:
-    """Return a free TCP port below the range that the kernel uses for outgoing connections."""
+    """Return a free TCP port below the range that the kernel uses for outgoing connections.
+
+    No other process of the lab gets the same port meanwhile: an abstract Unix socket reserves it.
+    """
     while True:
         port = random.randrange(12000, 32000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+        reservation = socket.socket(socket.AF_UNIX)
+        try:
+            reservation.bind(f"\0qmp-agent-lab-port-{port}")
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            reservation.close()
+            continue
+        if len(_reservations) == _reservations.maxlen:
+            os.close(_reservations[0])
+        _reservations.append(reservation.detach())
+        return port
+
+
+_reservations: Final[deque[int]] = deque(maxlen=64)
+"""File descriptors of the sockets that reserve the ports returned last, open until the process ends."""

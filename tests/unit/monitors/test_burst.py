@@ -177,6 +177,21 @@ async def test_a_running_burst_is_preempted(fake: FakeQemu) -> None:
         await connection.execute([Command("query-status")], deadline=TIMEOUT_SECONDS)
 
 
+@pytest.mark.parametrize("reply", [b'{"return": {"mbps": nan}}\r\n', b'{"return": {"status": "active"}\r\n'])
+async def test_an_unreadable_reply_in_a_burst_costs_its_collector_alone(fake: FakeQemu, reply: bytes) -> None:
+    observer = RecordingObserver()
+    fake.replies["query-migrate"] = reply
+    async with supervised(observer) as fleet:
+        fleet.on_monitor_added(burst_monitor(fake.path))
+        await observer.wait_for_polls(5)
+        await observer.wait_for_polls(2, "runstate")
+        await observer.wait_until(lambda: observer.calls_of("on_status")[-1].degraded)
+        degraded = observer.calls_of("on_status")[-1].degraded
+        assert fake.count("query-migrate") < fake.count("query-blockstats")
+    assert [name for name, _ in degraded] == ["migration"]
+    assert observer.types("vm") == ["vm.attached", "vm.detached"]
+
+
 async def test_a_refused_command_does_not_end_the_connection(fake: FakeQemu) -> None:
     opener = burst_opener(unix(str(fake.path)), BURST_SECONDS)
     connection = await opener(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)

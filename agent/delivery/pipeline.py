@@ -13,7 +13,7 @@ from agent.delivery.drops import DropLedger, DropReason, DropReport
 from agent.delivery.journal.writer import Journal
 from agent.delivery.queue import QueueLimits, RecordQueue
 from agent.delivery.sender import send_records
-from agent.delivery.sinks.base import Sink
+from agent.delivery.sinks.base import Sink, SinkWithWarnings
 from agent.delivery.sinks.supervisor import SinkSupervisor
 from agent.delivery.timings import DeliveryTimings
 from agent.model.record import EncodedRecord, StateNote
@@ -131,11 +131,13 @@ class DeliveryPipeline:
 
     def warnings(self) -> list[str]:
         """Return what the operator should look at when convenient."""
-        if self.journal is None or not self.journal.quarantined:
-            return []
-        return [
-            f"{self.journal.quarantined} damaged journal files were quarantined since the start: see `qmp-agent journal`"
-        ]
+        sink = self.supervisor.sink
+        warnings = sink.warnings() if isinstance(sink, SinkWithWarnings) else []
+        if self.journal is not None and self.journal.quarantined:
+            warnings.append(
+                f"{self.journal.quarantined} damaged journal files were quarantined since the start: see `qmp-agent journal`"
+            )
+        return warnings
 
     @contextlib.asynccontextmanager
     async def running(self, stop_seconds: float) -> AsyncIterator[None]:

@@ -157,3 +157,8 @@ def tmpfs(folder: Path, options: str) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
+
+
+def resize(folder: Path, size: str) -> None:
+    """Change the size of a tmpfs."""
+    subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)

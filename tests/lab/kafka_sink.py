@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncIterator, Sequence
+import json
+import random
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,11 +15,25 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.kafka.config import KafkaConfig, KafkaTopicsConfig
 from agent.delivery.sinks.kafka.sink import KafkaSink, KafkaTimings
-from agent.model.record import EncodedRecord
+from agent.model.record import EncodedRecord, Record, RecordEncoder, Vm
 from tests.lab.kafka import KafkaCluster
-from tests.lab.scripted_sink import DEADLINE_SECONDS, eventually
+from tests.lab.scripted_sink import DEADLINE_SECONDS, EVENT, START_NS, eventually
 
-TIMINGS: Final = KafkaTimings(open=5.0, probe=0.5)
+BAD_UUID: Final = "00000000-0000-4000-8000-00000000bad0"
+"""The VM of `large_records`."""
+TIMINGS: Final = KafkaTimings(open=10.0, probe=2.0)
+
+
+def large_records(count: int, size: int) -> list[EncodedRecord]:
+    """Return incompressible records of so many bytes each."""
+    encode, vm, draw = RecordEncoder(START_NS + 10**12), Vm("host1", BAD_UUID, "bad"), random.Random(size)
+    records = (Record(EVENT, vm, {"pad": draw.randbytes(size // 2).hex()}, START_NS) for _ in range(count))
+    return [encode(record) for record in records]
+
+
+def ids(messages: Iterable[ConsumerRecord]) -> list[str]:
+    """Return the ids of the records in messages."""
+    return [json.loads(message.value)["id"] for message in messages]
 
 
 def single_topic(name: str) -> KafkaTopicsConfig:
@@ -71,7 +87,7 @@ async def open_sink(config: KafkaConfig, timings: KafkaTimings = TIMINGS) -> Asy
 
 async def open_error(config: KafkaConfig, *, seconds: float = DEADLINE_SECONDS) -> str:
     """Return the error of a sink that cannot be opened, within a deadline in seconds."""
-    sink = KafkaSink(config, KafkaTimings(open=min(TIMINGS.open, seconds / 2), probe=TIMINGS.probe))
+    sink = KafkaSink(config, KafkaTimings(open=min(TIMINGS.open, seconds / 2), probe=min(TIMINGS.probe, seconds / 8)))
     async with asyncio.timeout(seconds):
         with pytest.raises(SinkError) as raised:
             await sink.open()

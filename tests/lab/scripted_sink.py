@@ -107,25 +107,27 @@ class RecordSource:
         bodies: the bodies of all its records, by id.
     """
 
-    def __init__(self, record_type: str = EVENT, *, size: int = 100, run: int = 0) -> None:
+    def __init__(self, record_type: str = EVENT, *, size: int = 100, run: int = 0, start_ns: int = START_NS) -> None:
         """Set up a source.
 
         Args:
             record_type: the type of the records.
             size: bytes of padding in each record.
             run: makes the ids of several sources distinct.
+            start_ns: time of the first record, nanoseconds since the epoch; each later one is a nanosecond later.
         """
         self.record_type = record_type
         self.ids: list[str] = []
         self.bodies: dict[str, bytes] = {}
         self.padding = "x" * size
+        self._start_ns = start_ns
         self._encode = RecordEncoder(START_NS + run * 1_000_000_000)
 
     def next(self, record_type: str | None = None) -> EncodedRecord:
         """Return the next record."""
         number = len(self.ids)
         data = {"n": number, "pad": self.padding}
-        record = self._encode(Record(record_type or self.record_type, VMS[number % 3], data, START_NS + number))
+        record = self._encode(Record(record_type or self.record_type, VMS[number % 3], data, self._start_ns + number))
         self.ids.append(record.id)
         self.bodies[record.id] = record.body
         return record

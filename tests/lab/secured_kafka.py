@@ -52,6 +52,8 @@ def _properties(broker: Broker, ports: Mapping[str, int], certificates: Certific
         "CLEAR:SASL_PLAINTEXT,TLS:SASL_SSL,MUTUAL:SSL",
         "listener.name.clear.sasl.enabled.mechanisms": ",".join(MECHANISMS[:2]),
         "listener.name.tls.sasl.enabled.mechanisms": ",".join(MECHANISMS),
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "allow.everyone.if.no.acl.found": "true",
     }
     for name in ("tls", "mutual"):
         security = Security(certificates=certificates, client_certificates=name == "mutual")

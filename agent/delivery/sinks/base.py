@@ -1,7 +1,7 @@
 """The interface of a sink."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from agent.model.record import EncodedRecord
 
@@ -42,3 +42,11 @@ class Sink(Protocol):
 
     async def close(self) -> None:
         """Disconnect, within a deadline of the sink's own. Never raises."""
+
+
+@runtime_checkable
+class SinkWithWarnings(Protocol):
+    """A sink that has something to report although it delivers."""
+
+    def warnings(self) -> list[str]:
+        """Return what the operator should look at when convenient."""

@@ -1,13 +1,16 @@
 """JSON lines sink: standard output, or a file that is rotated by size. The default when no Kafka is configured."""
 
 import asyncio
+import contextlib
 import os
+import stat
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
+import orjson
 from pydantic import Field
 
 from agent.common.units import Bytes
@@ -15,9 +18,18 @@ from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.config import SinkConfig
 from agent.model.record import EncodedRecord
 
+READ_BYTES = 64 * 1024
+"""Bytes read at once in the search for the last line."""
+MAX_LINE_BYTES = 64 << 20
+"""No record is longer."""
+
 
 class JsonLinesSink:
-    """Writes one record a line to a file; rotated files are `<name>.1` and up, the oldest last. No path means standard output."""
+    """Writes one record a line to a file; rotated files are `<name>.1` and up, the oldest last. No path means standard output.
+
+    Lines are always whole: a write that fails in the middle of a line is cut back to the line before, or completed by the next write
+    where the output is a pipe. A record whose line was written is not written again.
+    """
 
     def __init__(self, path: Path | None, rotate_bytes: int = 100 << 20, max_files: int = 5) -> None:
         self.name = "standard output" if path is None else str(path)
@@ -26,9 +38,12 @@ class JsonLinesSink:
         self._max_files = max_files
         self._fd = -1
         self._lock = threading.Lock()  # queues send concurrently, and one of them may rotate
+        self._written: set[str] = set()  # ids of records whose batch failed after their lines were written
+        self._rest = b""  # the end of a line whose start is in a pipe
+        self._rest_id = ""  # the id of its record
 
     async def open(self) -> None:
-        """Open the file, and terminate its last line if the agent was killed in the middle of it.
+        """Open the file, and repair its last line if the agent was killed in the middle of it.
 
         Raises:
             SinkError: the file cannot be opened.
@@ -41,8 +56,7 @@ class JsonLinesSink:
         Raises:
             SinkError: the disk is full, or the reader of standard output has closed it.
         """
-        lines = b"".join(record.body + b"\n" for record in batch)
-        await self._in_thread(self._write, lines)
+        await self._in_thread(self._write, batch)
         return ()
 
     async def close(self) -> None:
@@ -60,27 +74,68 @@ class JsonLinesSink:
             self._fd = sys.stdout.fileno()
             return
         self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        if self._rest:  # a new reader gets the whole line
+            self._written.discard(self._rest_id)
+            self._rest = b""
         try:
-            size = os.fstat(self._fd).st_size
-            if size and os.pread(self._fd, 1, size - 1) != b"\n":
-                os.write(self._fd, b"\n")
+            if self._is_file():
+                repair_last_line(self._fd)
         except OSError:
             self._close()
             raise
+
+    def _is_file(self) -> bool:
+        return stat.S_ISREG(os.fstat(self._fd).st_mode)
 
     def _close(self) -> None:
         descriptor, self._fd = self._fd, -1
         if self._path is not None and descriptor >= 0:
             os.close(descriptor)
 
-    def _write(self, lines: bytes) -> None:
+    def _write(self, batch: Sequence[EncodedRecord]) -> None:
         with self._lock:
             # Before the lines, so that a failed rotation writes nothing twice.
             if self._path is not None and os.fstat(self._fd).st_size >= self._rotate_bytes:
                 self._rotate(self._path)
+            records = [record for record in batch if record.id not in self._written]
+            lines = self._rest + b"".join(record.body + b"\n" for record in records)
             view = memoryview(lines)
-            while view:
-                view = view[os.write(self._fd, view) :]
+            try:
+                while view:
+                    view = view[os.write(self._fd, view) :]
+            except OSError:
+                self._keep_whole_lines(lines, len(lines) - len(view), records)
+                raise
+            self._rest = b""
+            self._written.difference_update(record.id for record in batch)
+
+    def _keep_whole_lines(self, lines: bytes, written: int, records: Sequence[EncodedRecord]) -> None:
+        """Cut the output back to the last whole line, or remember the rest of the line that it ends with.
+
+        Args:
+            lines: `_rest`, and the lines of the records.
+            written: how many bytes of it are written.
+            records: the records.
+        """
+        whole = lines.rfind(b"\n", 0, written) + 1
+        torn = written - whole
+        if torn and self._is_file():
+            with contextlib.suppress(OSError):  # then the next open repairs the line
+                os.ftruncate(self._fd, os.fstat(self._fd).st_size - torn)
+                os.lseek(self._fd, 0, os.SEEK_END)  # standard output may not be open for appending
+            self._rest = b""
+        elif torn:
+            self._rest = lines[written : lines.index(b"\n", written) + 1]
+            whole = written + len(self._rest)
+        elif written:
+            self._rest = b""
+        end = len(lines) - sum(len(record.body) + 1 for record in records)
+        for record in records:
+            end += len(record.body) + 1
+            if end > whole:
+                break
+            self._written.add(record.id)
+            self._rest_id = record.id
 
     def _rotate(self, path: Path) -> None:
         if not self._max_files:
@@ -91,6 +146,48 @@ class JsonLinesSink:
                 newer.replace(older)
         self._close()
         self._open()
+
+
+def repair_last_line(descriptor: int) -> None:
+    """Make a file end with a whole line: remove a torn record, end any other line.
+
+    Args:
+        descriptor: a regular file that is open for reading and appending.
+
+    Raises:
+        OSError: the file is not readable, or the disk is full.
+    """
+    size = os.fstat(descriptor).st_size
+    line = _last_line(descriptor, size)
+    if not line:
+        return
+    if line.startswith(b"{") and not _is_json(line):
+        with contextlib.suppress(OSError):  # a file may be append-only
+            os.ftruncate(descriptor, size - len(line))
+            return
+    os.write(descriptor, b"\n")  # a record without its line end, or a line of another program
+
+
+def _last_line(descriptor: int, size: int) -> bytes:
+    """Return what follows the last line end of a file of so many bytes, MAX_LINE_BYTES at most."""
+    chunks: list[bytes] = []
+    start = size
+    while start > max(0, size - MAX_LINE_BYTES):
+        begin = max(0, start - READ_BYTES)
+        chunk = os.pread(descriptor, start - begin, begin)
+        start = begin
+        chunks.insert(0, chunk[chunk.rfind(b"\n") + 1 :])
+        if b"\n" in chunk:
+            break
+    return b"".join(chunks)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        orjson.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 class JsonLinesConfig(SinkConfig):

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import random
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,10 +14,13 @@ from agent.delivery.journal.database import JournalDatabase
 from agent.delivery.journal.writer import FILE
 from agent.delivery.sinks.kafka.config import KafkaCreateConfig, KafkaTopicsConfig, RouteConfig
 from agent.delivery.sinks.kafka.sink import KafkaSink, _hash
-from agent.model.record import EncodedRecord, Record, RecordEncoder, Vm
+from agent.model.record import Record, RecordEncoder, Vm
 from tests.lab.kafka import KafkaCluster
 from tests.lab.kafka_sink import (
+    BAD_UUID,
+    ids,
     kafka_config,
+    large_records,
     no_leaks,
     open_error,
     open_sink,
@@ -38,8 +40,6 @@ from tests.lab.scripted_sink import (
     running,
 )
 
-BAD_UUID = "00000000-0000-4000-8000-00000000bad0"
-
 JAVA_HASHES = {  # org.apache.kafka.common.utils.UtilsTest.testMurmur2
     "21": -973932308,
     "foobar": -790332482,
@@ -48,18 +48,6 @@ JAVA_HASHES = {  # org.apache.kafka.common.utils.UtilsTest.testMurmur2
     "lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971,
     "abc": 479470107,
 }
-
-
-def large(count: int, size: int) -> list[EncodedRecord]:
-    """Return incompressible records of so many bytes each."""
-    encode, vm, draw = RecordEncoder(START_NS + 10**12), Vm("host1", BAD_UUID, "bad"), random.Random(size)
-    records = (Record(EVENT, vm, {"pad": draw.randbytes(size // 2).hex()}, START_NS) for _ in range(count))
-    return [encode(record) for record in records]
-
-
-def ids(messages: list[object]) -> list[str]:
-    """Return the ids of the records in messages."""
-    return [json.loads(message.value)["id"] for message in messages]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("key", JAVA_HASHES)
@@ -192,7 +180,7 @@ async def test_records_over_max_message_bytes_are_rejected_and_the_others_delive
 ) -> None:
     source = RecordSource()
     records = [*source.take(10)]
-    records[3:3] = too_large = large(1, 20_000)
+    records[3:3] = too_large = large_records(1, 20_000)
     async with open_sink(kafka_config(kafka.bootstrap, single_topic(topic), max_message_bytes=10_000)) as sink:
         assert list(await sink.send(records)) == too_large
         assert list(await sink.send(too_large)) == too_large
@@ -206,7 +194,7 @@ async def test_records_too_large_for_the_topic_are_found_and_the_others_delivere
 ) -> None:
     topic, source = f"test-{uuid4()}", RecordSource(size=500)
     await kafka.create_topic(topic, partitions=2, config={"max.message.bytes": "30000"})
-    records, rejected = [*source.take(100)], large(bad, 60_000)
+    records, rejected = [*source.take(100)], large_records(bad, 60_000)
     for number, record in enumerate(rejected):
         records.insert(7 * number + 5, record)
     async with open_sink(kafka_config(kafka.bootstrap, single_topic(topic))) as sink:
@@ -225,7 +213,7 @@ async def test_a_rejected_record_is_found_while_another_queue_delivers(kafka: Ka
     await kafka.create_topic(names[0], config={"max.message.bytes": "30000"})
     await kafka.create_topic(names[1])
     source, other = RecordSource(size=500), RecordSource(SAMPLE, run=1)
-    records, rejected = [*source.take(20)], large(1, 60_000)
+    records, rejected = [*source.take(20)], large_records(1, 60_000)
     records[10:10] = rejected
     async with open_sink(
         kafka_config(kafka.bootstrap, KafkaTopicsConfig(events=names[0], samples=names[1], alerts=names[0]))
@@ -248,7 +236,7 @@ async def test_many_rejected_records_delay_no_others(kafka: KafkaCluster, folder
     timings = replace(SHORT_TIMINGS, first_retry=600.0, max_retry=600.0)
     topic, source = f"test-{uuid4()}", RecordSource()
     await kafka.create_topic(topic, config={"max.message.bytes": "30000"})
-    rejected = large(20, 60_000)
+    rejected = large_records(20, 60_000)
     async with running(
         make_pipeline(KafkaSink(kafka_config(kafka.bootstrap, single_topic(topic))), folder, timings=timings)
     ) as pipeline:

@@ -1,6 +1,7 @@
 """The JSON lines sink: whole lines, rotation without loss, full disks."""
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ import pytest
 from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.jsonl import JsonLinesSink
 from agent.model.record import EncodedRecord
-from tests.lab.faulty_disk import tmpfs
+from tests.lab.faulty_disk import resize, tmpfs
 from tests.lab.scripted_sink import RecordSource, eventually, make_pipeline, running
 from tests.unit.delivery.test_journal_full import fill
 
@@ -49,16 +50,37 @@ async def test_each_record_is_one_line(folder: Path) -> None:
     assert (folder / "records.jsonl").stat().st_mode & 0o777 == 0o640
 
 
-async def test_opening_ends_a_line_that_a_kill_left_incomplete(folder: Path) -> None:
+async def test_opening_removes_a_line_that_a_kill_left_incomplete(folder: Path) -> None:
     path = folder / "records.jsonl"
     path.write_bytes(b'{"id":"a"}\n{"id":"torn')
     source, sink = RecordSource(), JsonLinesSink(path)
     await sink.open()
     await send(sink, [*source.take(1)])
     await sink.close()
-    first, torn, last = path.read_bytes().splitlines()
-    assert (first, torn) == (b'{"id":"a"}', b'{"id":"torn')
-    assert json.loads(last)["id"] == source.ids[0]
+    assert ids(path) == ["a", *source.ids]
+
+
+@pytest.mark.parametrize(
+    ("left", "repaired"),
+    [
+        (b'{"id":"a"}\n{"id":"to', b'{"id":"a"}\n'),
+        (b'{"id":"to', b""),
+        (b'{"id":"a"}\n{"id":"' + b"x" * 200_000, b'{"id":"a"}\n'),
+        (b'{"id":"a"}\n{"id":"b"}', b'{"id":"a"}\n{"id":"b"}\n'),
+        (b'{"id":"a"}\nof another program', b'{"id":"a"}\nof another program\n'),
+        (b"x" * 200_000, b"x" * 200_000 + b"\n"),
+        (b"", b""),
+    ],
+    ids=["torn", "only a torn line", "long", "whole without its end", "foreign", "foreign file", "empty"],
+)
+async def test_opening_repairs_the_last_line(folder: Path, left: bytes, repaired: bytes) -> None:
+    path = folder / "records.jsonl"
+    path.write_bytes(left)
+    for _ in range(2):
+        sink = JsonLinesSink(path)
+        await sink.open()
+        await sink.close()
+        assert path.read_bytes() == repaired
 
 
 async def test_opening_a_file_of_whole_lines_changes_nothing(folder: Path) -> None:
@@ -201,6 +223,71 @@ async def test_a_full_disk_delays_records_until_there_is_room(folder: Path) -> N
             filler.unlink()
             await eventually(lambda: pipeline.unready_reasons() == [])
         assert ids(path) == source.ids
+
+
+async def test_a_disk_that_fills_up_leaves_whole_lines_and_repeats_none(folder: Path) -> None:
+    with tmpfs(folder / "disk", "size=64k"):
+        path, source = folder / "disk" / "records.jsonl", RecordSource(size=777)
+        sink, records = JsonLinesSink(path), [*source.take(200)]
+        filler = folder / "disk" / "filler"
+        filler.write_bytes(bytes(16_000))
+        await sink.open()
+        for _ in range(3):
+            with pytest.raises(SinkError, match="No space left"):
+                await sink.send(records)
+            written = ids(path)
+            assert written == source.ids[: len(written)]
+            assert 0 < len(written) < 200
+            await sink.close()
+            await sink.open()
+        filler.unlink()
+        with pytest.raises(SinkError, match="No space left"):
+            await sink.send(records)
+        assert len(ids(path)) > len(written)
+        resize(folder / "disk", "1m")
+        await send(sink, records)
+        await send(sink, [*source.take(3)])
+        await sink.close()
+        assert ids(path) == source.ids
+
+
+async def test_a_failed_write_to_a_file_without_append_mode_is_cut_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tmpfs(folder / "disk", "size=64k"), (folder / "disk" / "out").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        source, sink = RecordSource(size=777), JsonLinesSink(None)
+        await sink.open()
+        records = [*source.take(200)]
+        with pytest.raises(SinkError, match="No space left"):
+            await sink.send(records)
+        assert ids(folder / "disk" / "out") == source.ids[: len(ids(folder / "disk" / "out"))]
+        resize(folder / "disk", "1m")
+        await send(sink, records)
+        assert ids(folder / "disk" / "out") == source.ids
+
+
+async def test_a_pipe_that_is_full_gets_the_rest_of_a_line_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    received = b""
+    with os.fdopen(writer, "w") as out, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        source, sink = RecordSource(size=5000), JsonLinesSink(None)
+        await sink.open()
+        records = [*source.take(60)]
+        for _ in range(60):
+            try:
+                await send(sink, records)
+                break
+            except SinkError:
+                received += os.read(reader, 33_333)
+        os.set_blocking(reader, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                received += os.read(reader, 1 << 16)
+    os.close(reader)
+    assert [json.loads(line)["id"] for line in received.splitlines()] == source.ids
 
 
 async def test_standard_output_stays_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

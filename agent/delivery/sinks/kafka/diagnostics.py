@@ -10,9 +10,13 @@ from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     CorrelationIdError,
     IllegalSaslStateError,
+    InvalidProducerEpoch,
     KafkaConnectionError,
+    OutOfOrderSequenceNumber,
+    ProducerFenced,
     SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
+    UnknownProducerId,
     UnknownTopicOrPartitionError,
     UnsupportedSaslMechanismError,
 )
@@ -67,9 +71,14 @@ def _describe(error: BaseException, server: str, config: KafkaConnectionConfig) 
         case IllegalSaslStateError():
             return f"{server} does not offer SASL on this port: remove kafka.sasl, or use a SASL listener"
         case TopicAuthorizationFailedError() | ClusterAuthorizationFailedError():
-            return f"user {user or 'ANONYMOUS'} is not authorized: {sanitize(str(error), 200)}"
+            return (
+                f"user {user or 'ANONYMOUS'} is not authorized: {sanitize(str(error), 200)}: "
+                "grant it Describe and Write on the topics"
+            )
         case UnknownTopicOrPartitionError():
-            return "a topic was deleted"
+            return "a topic was deleted: create it again, or set kafka.create_topics"
+        case InvalidProducerEpoch() | OutOfOrderSequenceNumber() | ProducerFenced() | UnknownProducerId():
+            return f"the brokers fenced the producer: {type(cause).__name__}; the agent connects again"
         case ssl.SSLCertVerificationError():
             return f"{server} has a certificate that is not trusted: {cause.verify_message}; check kafka.tls.ca"
         case ssl.SSLError() if "ALERT" in (cause.reason or "") and "CERT" in cause.reason:

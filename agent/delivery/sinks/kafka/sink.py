@@ -1,14 +1,14 @@
 """Kafka sink, by the CloudEvents Kafka binding 1.0.2 in structured mode: the body is the event, the key its VM.
 
-An aiokafka producer is discarded after any failure. Once a batch has failed for good, an idempotent producer's sequence numbers do not
-match the broker's and every later batch fails too (aiokafka issue 1017). A producer does not return to its bootstrap servers when all
-brokers have moved (459). Its `stop` waits forever for brokers that are gone (1101). So every failure is a SinkError: the supervisor
-closes this sink, opens it again and sends the same batch again.
+An error that every record would meet is an outage: the records wait. Kafka rejects a record for itself only if it is too large while
+others are not. A timestamp never makes a record undeliverable: records whose timestamps Kafka rejects are sent without one.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,7 +17,6 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
     InvalidTimestampError,
-    KafkaError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
     TopicAlreadyExistsError,
@@ -28,14 +27,14 @@ from aiokafka.partitioner import murmur2
 from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.kafka.config import KafkaConfig
 from agent.delivery.sinks.kafka.diagnostics import PROBE_SECONDS, explain
+from agent.delivery.sinks.kafka.producer import discard_producer, start_producer
+from agent.delivery.sinks.kafka.size_limits import SizeLimit, read_max_message_bytes
 from agent.model.record import CONTENT_TYPE, EncodedRecord
+
+_log = logging.getLogger(__name__)
 
 HEADERS = [("content-type", f"{CONTENT_TYPE}; charset=UTF-8".encode())]
 
-BATCH_BYTES = 1024 * 1024
-"""Bytes of records in one Kafka batch before compression. One batch per partition is in flight, and a busy loop slows each round trip."""
-UNCOMPRESSED_BATCH_BYTES = 256 * 1024
-"""The same without compression."""
 RECORD_OVERHEAD_BYTES = 512
 """Bytes that a record's key, headers and framing add to its body, roughly."""
 
@@ -49,29 +48,57 @@ class KafkaTimings:
         acknowledge: acknowledgement of a batch, retries included; a producer that takes longer counts as lost.
         close: discarding a producer.
         probe: one connection that finds out why aiokafka could not connect.
+        untimestamped: how long a topic gets no timestamps after it has rejected one.
     """
 
     open: float = 30.0
     acknowledge: float = 60.0
     close: float = 3.0
     probe: float = PROBE_SECONDS
+    untimestamped: float = 600.0
 
 
-_REJECTIONS = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidTimestampError)
-"""Errors of a batch that a retry cannot change."""
+NO_TIMESTAMP = -1
+"""Kafka's own value; brokers accept it whatever their clocks and limits are."""
+
+_TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+_RETRY_NOW = (*_TOO_LARGE, InvalidTimestampError)
+"""Errors of a batch after which the next attempt sends something else."""
 
 
 class KafkaSink:
     """A sink whose records are acknowledged by all in-sync replicas, in order for each key."""
 
-    def __init__(self, config: KafkaConfig, timings: KafkaTimings | None = None) -> None:
+    def __init__(
+        self, config: KafkaConfig, timings: KafkaTimings | None = None, clock: Callable[[], int] = time.time_ns
+    ) -> None:
+        """Set up a sink.
+
+        Args:
+            config: how to connect, and the topics.
+            timings: deadlines.
+            clock: returns nanoseconds since the epoch.
+        """
         self.name = f"Kafka at {', '.join(config.bootstrap_servers)}"
         self._config = config
         self._timings = timings or KafkaTimings()
         self._producer: AIOKafkaProducer | None = None
+        self._clock = clock
         self._suspects: set[str] = set()  # ids of the records of a rejected batch: one of them is the cause
+        self._too_large: set[str] = set()  # ids of records that were rejected alone in this attempt
+        self._smallest: dict[str, int] = {}  # bytes of the smallest record of the last batch that a topic accepted
         self._rejected: set[str] = set()
         self._acknowledged: set[str] = set()
+        self._untimestamped: dict[str, float] = {}  # until when a topic gets no timestamps, by time.monotonic
+
+    def warnings(self) -> list[str]:
+        """Return what the operator should look at although records are delivered."""
+        now = time.monotonic()
+        return [
+            f"topic {topic} gets records without timestamps, because it rejected theirs: {_TIMESTAMP_HINT}"
+            for topic, until in sorted(self._untimestamped.items())
+            if now < until
+        ]
 
     async def open(self) -> None:
         """Connect, and check that every topic exists.
@@ -82,7 +109,7 @@ class KafkaSink:
         try:
             async with asyncio.timeout(self._timings.open):
                 options = self._config.options() | {"request_timeout_ms": int(self._config.request_timeout * 1000)}
-                self._producer = await self._start(options)
+                self._producer = await start_producer(self._config, options, self._timings.close)
                 for topic in sorted(self._config.topics.all()):
                     await self._ensure_topic(self._producer, topic, options)
         except SinkError:
@@ -94,26 +121,6 @@ class KafkaSink:
         except BaseException:
             await self.close()
             raise
-
-    async def _start(self, options: Mapping[str, Any]) -> AIOKafkaProducer:
-        codec = None if self._config.compression == "none" else self._config.compression
-        batch_bytes = BATCH_BYTES if codec else UNCOMPRESSED_BATCH_BYTES
-        producer = AIOKafkaProducer(
-            acks="all",
-            enable_idempotence=True,
-            compression_type=codec,
-            max_batch_size=min(batch_bytes, self._config.max_message_bytes),
-            max_request_size=self._config.max_message_bytes + BATCH_BYTES,
-            retry_backoff_ms=250,
-            metadata_max_age_ms=60_000,
-            **options,
-        )
-        try:
-            await producer.start()
-        except BaseException:
-            await _discard(producer, self._timings.close)
-            raise
-        return producer
 
     async def _ensure_topic(self, producer: AIOKafkaProducer, topic: str, options: Mapping[str, Any]) -> None:
         metadata = await producer.client.fetch_all_metadata()
@@ -154,13 +161,18 @@ class KafkaSink:
                     return_exceptions=True,
                 )
         except TimeoutError:
-            raise SinkError(f"no acknowledgement for {self._timings.acknowledge:g} s") from None
+            raise SinkError(
+                f"no acknowledgement for {self._timings.acknowledge:g} s: "
+                "check the brokers' load, the topics' min.insync.replicas and the quotas of the client"
+            ) from None
         failures = [result for result in results if isinstance(result, BaseException)]
-        # Rejections last: their retry is immediate, for each finds one record, or a batch in which to search for it.
-        for failure in sorted(failures, key=lambda failure: isinstance(failure, _REJECTIONS)):
-            if isinstance(failure, Exception):
+        if self._too_large:
+            await self._judge_too_large(batch)
+        # Those that change the next attempt last: their retry is immediate.
+        for failure in sorted(failures, key=lambda failure: isinstance(failure, _RETRY_NOW)):
+            if isinstance(failure, Exception) and not isinstance(failure, SinkError):
                 text = await explain(failure, self._config, self._timings.probe)
-                raise SinkError(text, retry_now=isinstance(failure, _REJECTIONS)) from failure
+                raise SinkError(text, retry_now=isinstance(failure, _RETRY_NOW)) from failure
             raise failure
         ids = {record.id for record in batch}
         rejected = [record for record in batch if record.id in self._rejected]
@@ -168,6 +180,36 @@ class KafkaSink:
         self._acknowledged -= ids
         self._suspects -= ids
         return rejected
+
+    async def _judge_too_large(self, batch: Sequence[EncodedRecord]) -> None:
+        """Decide whether records that were rejected alone are at fault, or the limit of their topic is.
+
+        Raises:
+            SinkError: the limit of a topic is too low for any record: records have to wait until it is raised.
+        """
+        suspects: dict[str, list[EncodedRecord]] = {}
+        for record in batch:
+            if record.id in self._too_large:
+                suspects.setdefault(self._config.topics.topic_for(record.type), []).append(record)
+        self._too_large.clear()
+        for topic, records in suspects.items():
+            others = [
+                len(record.body)
+                for record in batch
+                if record not in records and self._config.topics.topic_for(record.type) == topic
+            ]
+            options = self._config.options()
+            limit = SizeLimit(
+                await read_max_message_bytes(options, topic),
+                min(others, default=self._smallest.get(topic)),
+            )
+            for record in records:
+                if not limit.is_fault_of(len(record.body)):
+                    raise SinkError(
+                        f"topic {topic} rejects even records of {len(record.body)} bytes as too large: "
+                        f"raise its max.message.bytes to {self._config.max_message_bytes} or more"
+                    )
+                self._rejected.add(record.id)
 
     def _by_partition(
         self, producer: AIOKafkaProducer, batch: Sequence[EncodedRecord]
@@ -191,7 +233,7 @@ class KafkaSink:
         topic = self._config.topics.topic_for(record_type)
         partitions = producer.client.cluster.partitions_for_topic(topic)
         if not partitions:
-            raise SinkError(f"topic {topic} was deleted")
+            raise SinkError(f"topic {topic} was deleted: create it again, or set kafka.create_topics")
         return topic, _hash(key) % len(partitions)
 
     async def _send_partition(
@@ -202,20 +244,40 @@ class KafkaSink:
         start = 0
         while start < len(records):
             batch = producer.create_batch()
-            end = self._fill(batch, records, start)
+            latest_ms = self._latest_timestamp(topic)
+            end = self._fill(batch, records, start, latest_ms)
             ids = [record.id for record in records[start:end]]
             try:
                 await (await producer.send_batch(batch, topic, partition=partition))
-            except _REJECTIONS:
-                (self._rejected if len(ids) == 1 else self._suspects).update(ids)
+            except _TOO_LARGE:
+                (self._too_large if len(ids) == 1 else self._suspects).update(ids)
+                raise
+            except InvalidTimestampError as error:
+                if latest_ms == NO_TIMESTAMP:
+                    raise SinkError(f"topic {topic} rejects records without a timestamp: {_TIMESTAMP_HINT}") from error
+                self._stop_timestamps(topic)
                 raise
             self._acknowledged.update(ids)
+            self._smallest[topic] = min(len(record.body) for record in records[start:end])
             start = end
 
-    def _fill(self, batch: Any, records: Sequence[EncodedRecord], start: int) -> int:
+    def _latest_timestamp(self, topic: str) -> int:
+        """Return the latest timestamp for a record, now, in milliseconds since the epoch; NO_TIMESTAMP if the topic rejects them."""
+        if time.monotonic() < self._untimestamped.get(topic, 0.0):
+            return NO_TIMESTAMP
+        return self._clock() // 1_000_000
+
+    def _stop_timestamps(self, topic: str) -> None:
+        if topic not in self._untimestamped:
+            _log.warning(
+                "%s: topic %s gets records without timestamps: it rejects theirs: %s", self.name, topic, _TIMESTAMP_HINT
+            )
+        self._untimestamped[topic] = time.monotonic() + self._timings.untimestamped
+
+    def _fill(self, batch: Any, records: Sequence[EncodedRecord], start: int, latest_ms: int) -> int:
         """Add records to a batch while it has room, a suspect alone; return where the next batch starts."""
         end = start
-        while end < len(records) and _append(batch, records[end]):
+        while end < len(records) and _append(batch, records[end], latest_ms):
             end += 1
             if self._suspects and not self._suspects.isdisjoint(record.id for record in records[end - 1 : end + 1]):
                 break
@@ -225,7 +287,13 @@ class KafkaSink:
         """Discard the producer, with whatever it has not sent."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            await _discard(producer, self._timings.close)
+            await discard_producer(producer, self._timings.close)
+
+
+_TIMESTAMP_HINT = (
+    "compare the clocks of this host and of the brokers, "
+    "and the topic's message.timestamp.before.max.ms and message.timestamp.after.max.ms"
+)
 
 
 @lru_cache(maxsize=16384)
@@ -233,11 +301,16 @@ def _hash(key: str) -> int:
     return int(murmur2(key.encode())) & 0x7FFFFFFF
 
 
-def _append(batch: Any, record: EncodedRecord) -> bool:
-    """Add a record to a batch, if it has room. The timestamp is in milliseconds, whatever aiokafka's docstring says."""
-    added = batch.append(
-        key=record.key.encode(), value=record.body, timestamp=record.time_ns // 1_000_000, headers=HEADERS
-    )
+def _append(batch: Any, record: EncodedRecord, latest_ms: int) -> bool:
+    """Add a record to a batch, if it has room.
+
+    The timestamp is in milliseconds, whatever aiokafka's docstring says. A QEMU may send any time in an event: it is limited to the
+    time from 1970 to now.
+    """
+    timestamp = latest_ms
+    if latest_ms != NO_TIMESTAMP:
+        timestamp = max(0, min(record.time_ns // 1_000_000, latest_ms))
+    added = batch.append(key=record.key.encode(), value=record.body, timestamp=timestamp, headers=HEADERS)
     return added is not None
 
 
@@ -245,41 +318,3 @@ def _raise_for(topic_error: Sequence[Any]) -> None:
     """Raise the error of a topic that was to be created, if there is one."""
     if topic_error[1]:
         raise for_code(topic_error[1])(topic_error[2] if len(topic_error) > 2 and topic_error[2] else topic_error[0])
-
-
-async def _discard(producer: AIOKafkaProducer, seconds: float) -> None:
-    """End a producer immediately, with its tasks and connections.
-
-    Its own `stop` waits for brokers that may never answer. Its sender, once cancelled, waits for the requests under way, which end with an
-    exception that aiokafka 0.14 does not handle. A connection that is closed but not aborted stays until its broker reads all of it.
-
-    Args:
-        producer: the producer.
-        seconds: how long its tasks may take to end.
-    """
-    producer._closed = True  # noqa: SLF001 - or it warns when it is garbage-collected
-    sender, client, accumulator = producer._sender, producer.client, producer._message_accumulator  # noqa: SLF001
-    tasks = [task for task in asyncio.all_tasks() if _owner(task) in (sender, client)]
-    for task in tasks:
-        task.remove_done_callback(sender._fail_all)  # noqa: SLF001
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=seconds)
-    batches = accumulator._pending_batches  # noqa: SLF001
-    batches.update(b for queue in accumulator._batches.values() for b in queue)  # noqa: SLF001 - batches that wait for a retry
-    accumulator.fail_all(KafkaError("the producer was closed"))
-    for batch in batches:
-        for future in (batch.future, batch._drain_waiter):  # noqa: SLF001
-            if future.done() and not future.cancelled():
-                future.exception()  # retrieved, or asyncio warns: no task may be waiting for it
-    for connection in list(client._conns.values()):  # noqa: SLF001
-        writer = connection._writer  # noqa: SLF001
-        connection.close()
-        if writer is not None:
-            writer.transport.abort()
-
-
-def _owner(task: "asyncio.Task[Any]") -> object:
-    """Return the object whose method a task runs; None if unknown."""
-    frame = getattr(task.get_coro(), "cr_frame", None)
-    return frame.f_locals.get("self") if frame is not None else None

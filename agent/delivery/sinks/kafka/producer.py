@@ -1,0 +1,87 @@
+"""Producers of aiokafka: started with the sink's settings, and discarded after any failure.
+
+Once a batch has failed for good, an idempotent producer's sequence numbers do not match the broker's and every later batch fails too
+(aiokafka issue 1017). A producer does not return to its bootstrap servers when all brokers have moved (459). Its `stop` waits forever for
+brokers that are gone (1101). So every failure is a SinkError: the supervisor closes the sink, opens it again and sends the same batch
+again.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from agent.delivery.sinks.kafka.config import KafkaConfig
+
+BATCH_BYTES = 1024 * 1024
+"""Bytes of records in one Kafka batch before compression. One batch per partition is in flight, and a busy loop slows each round trip."""
+UNCOMPRESSED_BATCH_BYTES = 256 * 1024
+"""The same without compression."""
+
+
+async def start_producer(config: KafkaConfig, options: Mapping[str, Any], close_seconds: float) -> AIOKafkaProducer:
+    """Return a producer that is connected.
+
+    Args:
+        config: the sink's config.
+        options: aiokafka's keyword arguments for the connection.
+        close_seconds: how long discarding the producer may take if it does not start.
+    """
+    codec = None if config.compression == "none" else config.compression
+    batch_bytes = BATCH_BYTES if codec else UNCOMPRESSED_BATCH_BYTES
+    producer = AIOKafkaProducer(
+        acks="all",
+        enable_idempotence=True,
+        compression_type=codec,
+        max_batch_size=min(batch_bytes, config.max_message_bytes),
+        max_request_size=config.max_message_bytes + BATCH_BYTES,
+        retry_backoff_ms=250,
+        metadata_max_age_ms=60_000,
+        **options,
+    )
+    try:
+        await producer.start()
+    except BaseException:
+        await discard_producer(producer, close_seconds)
+        raise
+    return producer
+
+
+async def discard_producer(producer: AIOKafkaProducer, seconds: float) -> None:
+    """End a producer immediately, with its tasks and connections.
+
+    Its own `stop` waits for brokers that may never answer. Its sender, once cancelled, waits for the requests under way, which end with an
+    exception that aiokafka 0.14 does not handle. A connection that is closed but not aborted stays until its broker reads all of it.
+
+    Args:
+        producer: the producer.
+        seconds: how long its tasks may take to end.
+    """
+    producer._closed = True  # noqa: SLF001 - or it warns when it is garbage-collected
+    sender, client, accumulator = producer._sender, producer.client, producer._message_accumulator  # noqa: SLF001
+    tasks = [task for task in asyncio.all_tasks() if _owner(task) in (sender, client)]
+    for task in tasks:
+        task.remove_done_callback(sender._fail_all)  # noqa: SLF001
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=seconds)
+    batches = accumulator._pending_batches  # noqa: SLF001
+    batches.update(b for queue in accumulator._batches.values() for b in queue)  # noqa: SLF001 - batches that wait for a retry
+    accumulator.fail_all(KafkaError("the producer was closed"))
+    for batch in batches:
+        for future in (batch.future, batch._drain_waiter):  # noqa: SLF001
+            if future.done() and not future.cancelled():
+                future.exception()  # retrieved, or asyncio warns: no task may be waiting for it
+    for connection in list(client._conns.values()):  # noqa: SLF001
+        writer = connection._writer  # noqa: SLF001
+        connection.close()
+        if writer is not None:
+            writer.transport.abort()
+
+
+def _owner(task: "asyncio.Task[Any]") -> object:
+    """Return the object whose method a task runs; None if unknown."""
+    frame = getattr(task.get_coro(), "cr_frame", None)
+    return frame.f_locals.get("self") if frame is not None else None

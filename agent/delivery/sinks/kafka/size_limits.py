@@ -1,0 +1,61 @@
+"""Records that Kafka rejects as too large: is the record at fault, or the limit of its topic?"""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError
+
+ORDINARY_BYTES = 4096
+"""Most records are smaller."""
+OVERHEAD_BYTES = 256
+"""Bytes that a record's key, headers and the framing of its batch add to its body, roughly."""
+READ_SECONDS = 5.0
+"""Time limit of reading a topic's config."""
+
+
+@dataclass(frozen=True, slots=True)
+class SizeLimit:
+    """The limit of a topic, and other records to compare it with.
+
+    Attributes:
+        max_message_bytes: the topic's max.message.bytes; None if the agent is not authorized to read it.
+        smallest_other: bytes of the smallest other record of the topic, waiting or acknowledged; None if there is none.
+    """
+
+    max_message_bytes: int | None
+    smallest_other: int | None
+
+    def is_fault_of(self, size: int) -> bool:
+        """Return whether a record of so many bytes is rejected for itself, because other records are not too large."""
+        if self.max_message_bytes is not None and size + OVERHEAD_BYTES <= self.max_message_bytes:
+            return False  # the limit was raised after the rejection
+        if self.max_message_bytes is not None and self.smallest_other is not None:
+            return self.smallest_other + OVERHEAD_BYTES <= self.max_message_bytes
+        return size >= ORDINARY_BYTES
+
+
+async def read_max_message_bytes(options: Mapping[str, Any], topic: str) -> int | None:
+    """Return a topic's max.message.bytes; None if it is not readable.
+
+    Args:
+        options: aiokafka's keyword arguments for the connection.
+        topic: the topic.
+    """
+    name = "max.message.bytes"
+    with contextlib.suppress(KafkaError, OSError, TimeoutError, ValueError):
+        async with asyncio.timeout(READ_SECONDS):
+            admin = AIOKafkaAdminClient(**options)
+            try:
+                await admin.start()
+                resource = ConfigResource(ConfigResourceType.TOPIC, topic, {name: None})
+                (response,) = await admin.describe_configs([resource])
+            finally:
+                await admin.close()
+        for _, _, _, _, entries in response.resources:
+            return next((int(entry[1]) for entry in entries if entry[0] == name), None)
+    return None

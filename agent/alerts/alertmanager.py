@@ -91,7 +91,8 @@ class AlertmanagerClient:
 
     def _to_json(self, alert: Alert, ends: float) -> dict[str, Any]:
         labels = {"alertname": alert.name, "severity": alert.severity.label, "host": alert.vm.host, "vm": alert.vm.name}
-        labels |= {"vm_uuid": alert.vm.uuid, "device": alert.subject, "level": alert.level, **self._labels}
+        labels |= {"vm_uuid": alert.vm.uuid, "device": alert.subject, "level": alert.level, "monitor": alert.instance}
+        labels |= self._labels
         annotations = {key: str(value) for key, value in alert.data.items()} | {"summary": _summary(alert)}
         started = alert.since_ns / 1e9
         return {

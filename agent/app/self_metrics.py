@@ -232,9 +232,11 @@ class AlertCollector(Collector):
         """Yield the current values."""
         labels = ["vm_uuid", "vm", "alert", "device", "level", "severity"]
         firing = GaugeMetricFamily("qemu_alert_firing", "A constant 1 for each firing alert.", labels=labels)
-        for alert in self._store:
-            vm, severity = alert.vm, alert.severity.label
-            firing.add_metric([vm.uuid, vm.name, alert.name, alert.subject, alert.level, severity], 1)
+        # Two VMs with one UUID may have the same alert, and a series must not appear twice.
+        for values in sorted(
+            {(a.vm.uuid, a.vm.name, a.name, a.subject, a.level, a.severity.label) for a in self._store}
+        ):
+            firing.add_metric(values, 1)
         yield firing
 
 

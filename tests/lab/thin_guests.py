@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -174,6 +175,12 @@ class Watcher:
             for record in self._sink.records
             if record["type"].startswith("qemu.alert.")
         ]
+
+    def event_times(self, *names: str) -> list[float]:
+        """Return the times of the records of these events, in the order in which they left, in seconds since the epoch."""
+        types = {f"qemu.event.{name.lower()}" for name in names}
+        records = [record for record in self._sink.records if record["type"] in types]
+        return [datetime.fromisoformat(record["time"]).timestamp() for record in records]
 
     def alternates(self) -> bool:
         """Return whether each alert fired and resolved in turn."""

@@ -70,7 +70,7 @@ AGENT = Dashboard(
         ),
         "Delivery": (
             graph(
-                "Records made",
+                "Records created",
                 "cps",
                 (rate("qmp_agent_records_total", EVERY, "instance, kind"), f"{HOST} {{{{kind}}}}"),
             ),

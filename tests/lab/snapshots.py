@@ -31,27 +31,27 @@ def vm(number: int = 0, name: str = "vm1", monitor: str = "/run/vm1.qmp") -> Vm:
 
 
 def status(
-    whose: Vm, state: MonitorState = MonitorState.UP, *, key: object = 0, reason: str = "", package: str = "Debian"
+    owner: Vm, state: MonitorState = MonitorState.UP, *, key: object = 0, reason: str = "", package: str = "Debian"
 ) -> MonitorStatus:
     """Return the status of a VM's monitor; monitors with different keys are different sockets."""
-    monitor = Monitor(whose.monitor, (whose.monitor, key), OPEN)
-    return MonitorStatus(monitor, state, reason, whose, Build("7.2.22", package), 5 * SECOND)
+    monitor = Monitor(owner.monitor, (owner.monitor, key), OPEN)
+    return MonitorStatus(monitor, state, reason, owner, Build("7.2.22", package), 5 * SECOND)
 
 
-def poll(snapshot: Snapshot, whose: Vm, collector: str, *replies: Any, at: int = 7) -> None:
+def poll(snapshot: Snapshot, owner: Vm, collector: str, *replies: Any, at: int = 7) -> None:
     """Store the samples that a collector makes of these replies."""
     chosen = next(c for c in ALL if c.name == collector)
-    snapshot.samples(whose, chosen.families, tuple(chosen.collect(replies)), at * SECOND)
+    snapshot.samples(owner, chosen.families, tuple(chosen.collect(replies)), at * SECOND)
 
 
-def put(snapshot: Snapshot, whose: Vm, family: Family, *samples: tuple[tuple[str, ...], dict[str, Any]]) -> None:
+def put(snapshot: Snapshot, owner: Vm, family: Family, *samples: tuple[tuple[str, ...], dict[str, Any]]) -> None:
     """Store a family's samples as they are."""
-    snapshot.samples(whose, (family,), [Sample(family, labels, values) for labels, values in samples], 7 * SECOND)
+    snapshot.samples(owner, (family,), [Sample(family, labels, values) for labels, values in samples], 7 * SECOND)
 
 
-def event(whose: Vm, name: str) -> Record:
+def event(owner: Vm, name: str) -> Record:
     """Return the record of an event."""
-    return Record("qemu.event.x", whose, {"event": name, "category": "unknown", "qemu": {}}, 0)
+    return Record("qemu.event.x", owner, {"event": name, "category": "unknown", "qemu": {}}, 0)
 
 
 def disk_counters(read: int = 0, write: int = 0, reads: int = 0, writes: int = 0) -> dict[str, int]:
@@ -77,8 +77,8 @@ class OneVmSource:
         return [("80%", 80), ("90%", 90)]
 
     def put(
-        self, family: Family, at: float, *samples: tuple[tuple[str, ...], dict[str, Any]], whose: Vm | None = None
+        self, family: Family, at: float, *samples: tuple[tuple[str, ...], dict[str, Any]], owner: Vm | None = None
     ) -> None:
         """Store a family's samples of a poll at this time, in seconds."""
         polled = [Sample(family, labels, values) for labels, values in samples]
-        self.snapshot.samples(whose or vm(), (family,), polled, round(at * SECOND))
+        self.snapshot.samples(owner or vm(), (family,), polled, round(at * SECOND))

@@ -181,7 +181,7 @@ names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]) | st.
 @given(names, names, st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**63), 2**64 - 1))
 def test_any_name_and_any_number_are_parsed_back(name: str, disk: str, value: float) -> None:
     snapshot = Snapshot()
-    whose = vm(0, name)
-    snapshot.status(status(whose))
-    put(snapshot, whose, BY_NAME["block"], ((disk,), {"idle_seconds": value}))
-    assert named(snapshot, "qemu_block_idle_seconds") == [({"vm": name, "vm_uuid": whose.uuid, "device": disk}, value)]
+    owner = vm(0, name)
+    snapshot.status(status(owner))
+    put(snapshot, owner, BY_NAME["block"], ((disk,), {"idle_seconds": value}))
+    assert named(snapshot, "qemu_block_idle_seconds") == [({"vm": name, "vm_uuid": owner.uuid, "device": disk}, value)]

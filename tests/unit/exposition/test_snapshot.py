@@ -16,13 +16,13 @@ from tests.lab.snapshots import BY_NAME, SECOND, event, poll, put, status, vm
 BLOCK, BALLOON = BY_NAME["block"], BY_NAME["balloon"]
 
 
-def view(snapshot: Snapshot, whose: Vm) -> VmView:
-    (only,) = [view for known, view in snapshot.views() if known == whose]
+def view(snapshot: Snapshot, owner: Vm) -> VmView:
+    (only,) = [view for known, view in snapshot.views() if known == owner]
     return only
 
 
-def subjects(snapshot: Snapshot, whose: Vm, family: str) -> list[tuple[str, ...]]:
-    polls = view(snapshot, whose).polls
+def subjects(snapshot: Snapshot, owner: Vm, family: str) -> list[tuple[str, ...]]:
+    polls = view(snapshot, owner).polls
     return list(polls[family].current) if family in polls else []
 
 
@@ -82,8 +82,8 @@ def test_of_two_vms_with_one_uuid_the_first_is_used_until_only_the_other_runs() 
     first, second = vm(monitor="/run/a"), vm(name="an impostor, or the destination", monitor="/run/b")
     snapshot = attached(first, second, vm(1, "other"))
 
-    def set_running(whose: Vm, *, running: bool) -> None:
-        poll(snapshot, whose, "runstate", {"running": running, "status": "running" if running else "postmigrate"})
+    def set_running(owner: Vm, *, running: bool) -> None:
+        poll(snapshot, owner, "runstate", {"running": running, "status": "running" if running else "postmigrate"})
 
     def shown() -> list[str]:
         return [known.monitor for known, _ in snapshot.views()]

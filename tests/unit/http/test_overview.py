@@ -50,7 +50,7 @@ def test_a_new_vm_comes_with_its_history_and_a_vm_that_left_is_reported_gone(sou
     cursor.changes()
     source.snapshot.status(status(other, key=1))
     for at in (10, 12, 14):
-        source.put(BLOCK, at, (("disk0",), disk_counters(write=at)), whose=other)
+        source.put(BLOCK, at, (("disk0",), disk_counters(write=at)), owner=other)
     changes = decoded(cursor.changes())
     assert changes["vms"].keys() == {other.uuid}
     assert [point[0] for point in changes["history"][other.uuid]] == [12, 14]

@@ -8,7 +8,7 @@ from typing import Any
 from agent.monitors.base import EventCallback
 from agent.monitors.libvirt.connection_pool import MAX_HUNG
 from agent.monitors.libvirt.executors import DomainExecutor, LibvirtHost, PassthroughExecutor, TranslatingExecutor
-from agent.monitors.libvirt.lifecycle import MigrationPhase
+from agent.monitors.libvirt.lifecycle import DomainMigrationPhase
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import AllowList, Command
 from agent.qmp.errors import (
@@ -38,7 +38,7 @@ class DomainConnection:
         allow: AllowList,
         on_event: EventCallback,
         pid: int | None,
-        migration_phase: Callable[[], MigrationPhase],
+        migration_phase: Callable[[], DomainMigrationPhase],
     ) -> None:
         self.greeting: Greeting | None = Greeting(host.version, "", oob=False)
         self.ended: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()

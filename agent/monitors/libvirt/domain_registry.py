@@ -10,7 +10,7 @@ from agent.monitors.base import DiscoveryListener, EventCallback, Monitor, Monit
 from agent.monitors.libvirt.domain import DomainConnection, pid_of
 from agent.monitors.libvirt.event_connection import DomainEvent, Message
 from agent.monitors.libvirt.executors import LibvirtHost
-from agent.monitors.libvirt.lifecycle import QMP_EVENTS, STOPPED, LifecycleEvent, MigrationPhase
+from agent.monitors.libvirt.lifecycle import QMP_EVENTS, STOPPED, DomainMigrationPhase, LifecycleEvent
 from agent.qmp.commands import AllowList
 from agent.qmp.errors import MigratedAwayError, NotConnectedError, QmpError
 from agent.qmp.protocol import Event
@@ -42,7 +42,7 @@ class DomainRegistry:
         self._require_host = require_host
         self._monitors: dict[tuple[object, ...], Monitor] = {}
         self._connections: dict[str, DomainConnection] = {}
-        self._phases: dict[str, MigrationPhase] = {}
+        self._phases: dict[str, DomainMigrationPhase] = {}
         self._missing: set[str] = set()
         """Domains with a connection that the last list did not contain."""
 
@@ -100,7 +100,7 @@ class DomainRegistry:
 
     def _on_lifecycle(self, event: LifecycleEvent) -> None:
         phase = self._phase(event.uuid).after(event)
-        if phase is MigrationPhase.NONE:
+        if phase is DomainMigrationPhase.NONE:
             self._phases.pop(event.uuid, None)
         else:
             self._phases[event.uuid] = phase
@@ -114,8 +114,8 @@ class DomainRegistry:
             self._forget(event.uuid, connection)
             connection.end(error(event.stop_reason))
 
-    def _phase(self, uuid: str) -> MigrationPhase:
-        return self._phases.get(uuid, MigrationPhase.NONE)
+    def _phase(self, uuid: str) -> DomainMigrationPhase:
+        return self._phases.get(uuid, DomainMigrationPhase.NONE)
 
     def _forget(self, uuid: str, connection: DomainConnection) -> None:
         if self._connections.get(uuid) is connection:

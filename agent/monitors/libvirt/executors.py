@@ -15,7 +15,7 @@ from agent.monitors.libvirt import qmp_translation
 from agent.monitors.libvirt.connection_pool import ConnectionPool
 from agent.monitors.libvirt.devices import NO_DEVICES, Devices, parse_devices
 from agent.monitors.libvirt.library import LibvirtConnection
-from agent.monitors.libvirt.lifecycle import MigrationPhase
+from agent.monitors.libvirt.lifecycle import DomainMigrationPhase
 from agent.monitors.libvirt.qmp_translation import DomainSnapshot, FileSizes, Stats
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.qmp.client import CommandResult
@@ -98,7 +98,9 @@ def _parse_reply(text: str) -> CommandResult:
 class TranslatingExecutor:
     """Answers commands from libvirt's statistics and the domain's XML."""
 
-    def __init__(self, host: LibvirtHost, uuid: str, name: str, migration_phase: Callable[[], MigrationPhase]) -> None:
+    def __init__(
+        self, host: LibvirtHost, uuid: str, name: str, migration_phase: Callable[[], DomainMigrationPhase]
+    ) -> None:
         """Create an executor.
 
         Args:
@@ -183,13 +185,13 @@ class TranslatingExecutor:
         """Return a result with the migration that libvirt's states lack: `inmigrate` while the domain arrives, `completed` once after."""
         phase = self._migration_phase()
         if (
-            phase is MigrationPhase.ARRIVING
+            phase is DomainMigrationPhase.ARRIVING
             and command.name == "query-status"
             and result != qmp_translation.STATUS_RUNNING
         ):
             self._arrival_reported = True
             return {"status": "inmigrate", "running": False}
-        if phase is MigrationPhase.ARRIVED and command.name == "query-migrate" and not self._arrival_reported:
+        if phase is DomainMigrationPhase.ARRIVED and command.name == "query-migrate" and not self._arrival_reported:
             self._arrival_reported = True
             return {"status": "completed"}
         return result

@@ -55,7 +55,7 @@ class LifecycleEvent:
         return self.type == STOPPED and self.detail in _STOPPED_BUT_ALIVE
 
 
-class MigrationPhase(Enum):
+class DomainMigrationPhase(Enum):
     """Progress of a domain that comes from another host. libvirt's domain states do not contain it, its lifecycle events do."""
 
     NONE = auto()
@@ -63,12 +63,12 @@ class MigrationPhase(Enum):
     ARRIVING = auto()
     ARRIVED = auto()
 
-    def after(self, event: LifecycleEvent) -> "MigrationPhase":
+    def after(self, event: LifecycleEvent) -> "DomainMigrationPhase":
         """Return the phase after a lifecycle event."""
         if event.type == STOPPED:
-            return MigrationPhase.NONE
+            return DomainMigrationPhase.NONE
         if (event.type, event.detail) == (STARTED, _MIGRATED):
-            return MigrationPhase.ARRIVING
-        if self is not MigrationPhase.NONE and (event.type, event.detail) in _ARRIVALS:
-            return MigrationPhase.ARRIVED
+            return DomainMigrationPhase.ARRIVING
+        if self is not DomainMigrationPhase.NONE and (event.type, event.detail) in _ARRIVALS:
+            return DomainMigrationPhase.ARRIVED
         return self

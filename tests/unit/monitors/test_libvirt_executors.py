@@ -7,7 +7,7 @@ import pytest
 
 from agent.monitors.libvirt.connection_pool import ConnectionPool
 from agent.monitors.libvirt.executors import DomainExecutor, LibvirtHost, PassthroughExecutor, TranslatingExecutor
-from agent.monitors.libvirt.lifecycle import MigrationPhase
+from agent.monitors.libvirt.lifecycle import DomainMigrationPhase
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.qmp.commands import AllowList, Command
 from agent.qmp.errors import CommandError, UnreadableReplyError
@@ -41,7 +41,7 @@ async def results_of(executor: DomainExecutor, *commands: Command) -> list[Any]:
 
 def translating(library: ScriptedLibrary, **domain: Any) -> TranslatingExecutor:
     library.domains["a"] = ScriptedDomain("a", **{"xml": XML, "stats": STATS} | domain)
-    return TranslatingExecutor(host_of(library), "a", "vm", lambda: MigrationPhase.NONE)
+    return TranslatingExecutor(host_of(library), "a", "vm", lambda: DomainMigrationPhase.NONE)
 
 
 async def test_readable_answers_have_results(library: ScriptedLibrary) -> None:

@@ -3,10 +3,10 @@
 import pytest
 
 from agent.monitors.libvirt.discovery import DaemonState
-from agent.monitors.libvirt.lifecycle import RESUMED, STARTED, STOPPED, SUSPENDED, LifecycleEvent, MigrationPhase
+from agent.monitors.libvirt.lifecycle import RESUMED, STARTED, STOPPED, SUSPENDED, DomainMigrationPhase, LifecycleEvent
 from agent.qmp.errors import DeniedError, QmpError, TransportLostError
 
-NONE, ARRIVING, ARRIVED = MigrationPhase
+NONE, ARRIVING, ARRIVED = DomainMigrationPhase
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ NONE, ARRIVING, ARRIVED = MigrationPhase
     ],
 )
 def test_a_migration_phase_follows_the_lifecycle_events(
-    before: MigrationPhase, event: tuple[int, int], after: MigrationPhase
+    before: DomainMigrationPhase, event: tuple[int, int], after: DomainMigrationPhase
 ) -> None:
     assert before.after(LifecycleEvent("uuid", *event)) is after
 

@@ -23,7 +23,7 @@ DELAYS: Final = (0.0, 0.0, 0.05, 0.2, 0.5, 1.0, 3.0)
 
 
 async def is_stopped(guest: ThinGuest) -> bool:
-    return (await guest.command("query-status"))["status"] == "io-error"
+    return bool((await guest.command("query-status"))["status"] == "io-error")
 
 
 def full_alerts(agent: Watcher) -> list[dict[str, Any]]:

@@ -6,11 +6,8 @@ executable after it was written, and no new privileges can be gained.
 
 import asyncio
 import os
-import shlex
 import shutil
-import stat
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -19,9 +16,9 @@ import pytest
 from agent.cli.demo.guest import until
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fake_qemu import FakeQemu
+from tests.lab.hidden_paths import ROOT, hidden_paths, reveal
 from tests.lab.machine import free_port
 
-ROOT: Final = Path(__file__).parents[2]
 USER, GROUP = 65534, 54321
 """An unprivileged user, and a group without a name: the one that may connect to monitors."""
 READ_ONLY: Final = """
@@ -38,36 +35,6 @@ ctypes.CDLL(None).prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0)  # since
 from agent.cli.main import main
 sys.exit(main(["run", "--config", sys.argv[1]]))
 """
-
-
-def hidden_paths() -> dict[Path, Path]:
-    """Return the paths that the agent's program needs but its user cannot reach, each with the ancestor that only root may enter.
-
-    Such an ancestor is /root, for example, with the checkout or the interpreter below it.
-    """
-    hidden = {}
-    for path in {ROOT, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()}:
-        closed = [parent for parent in reversed(path.parents) if not parent.stat().st_mode & stat.S_IXOTH]
-        if closed:
-            hidden[path] = closed[0]
-    return hidden
-
-
-def reveal(hidden: Mapping[Path, Path], mounts: Path) -> str:
-    """Return shell commands that make hidden paths reachable in a mount namespace, and nothing else of their ancestors.
-
-    Args:
-        hidden: The paths, each with the ancestor to replace by an empty directory.
-        mounts: Directory for mount points.
-    """
-    commands = ["trap 'exit 77' ERR"]
-    for number, path in enumerate(hidden):
-        commands += [f"mkdir -p {mounts}/{number}", f"mount --bind {shlex.quote(str(path))} {mounts}/{number}"]
-    commands += [f"mount -t tmpfs -o mode=755 tmpfs {shlex.quote(str(closed))}" for closed in {*hidden.values()}]
-    for number, path in enumerate(hidden):
-        quoted = shlex.quote(str(path))
-        commands += [f"mkdir -p {quoted}", f"mount --bind {mounts}/{number} {quoted}"]
-    return "\n".join([*commands, "trap - ERR"])
 
 
 def create_state_directory(folder: Path) -> Path:

@@ -1,7 +1,9 @@
 """Read-only connections: what the agent does with them, and the limitations that it reports."""
 
 import re
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -9,6 +11,7 @@ import yaml
 from tests.integration.libvirt.conftest import AgentOn
 from tests.integration.libvirt.test_domain_lifecycle import attached
 from tests.lab.agent_process import run_command
+from tests.lab.hidden_paths import ROOT, hidden_paths, reveal
 from tests.lab.libvirt import Libvirtd
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -38,13 +41,21 @@ async def test_a_read_only_connection_reports_figures_lifecycle_and_its_limitati
         }
 
 
+async def check_as_other_user(libvirtd: Libvirtd, config: Path) -> str:
+    """Return the output of `qmp-agent check` as an unprivileged user, in libvirtd's namespaces."""
+    script = libvirtd.folder / "check.sh"
+    check = shlex.join(["setpriv", "--reuid", "65534", "--clear-groups", sys.executable, "-m", "agent", "check"])
+    root = shlex.quote(str(ROOT))
+    reachable = reveal(hidden_paths(), libvirtd.folder / "mounts")
+    script.write_text(f"{reachable}\ncd {root}\nPYTHONPATH={root} exec {check} --config {config}\n")
+    return await libvirtd.run(f"unshare --mount --propagation private bash {script}")
+
+
 async def test_a_user_with_read_only_access_polls_and_check_reports_the_limitation(libvirtd: Libvirtd) -> None:
     domain = await libvirtd.domain("public")
     config = libvirtd.folder / "public.yaml"
     config.write_text(yaml.safe_dump({"monitors": [{"libvirt": "qemu:///system"}]}))
-    output = await libvirtd.run(
-        f"setpriv --reuid 65534 --clear-groups {sys.executable} -m agent.cli check --config {config}"
-    )
+    output = await check_as_other_user(libvirtd, config)
     assert re.search(rf"qemu:///system: \d+ running; {LIMITATION}", output), output
     assert f"qemu:///system#public: public ({domain.uuid}), QEMU 7" in output
 
@@ -54,9 +65,7 @@ async def test_a_user_without_access_to_libvirtd_gets_the_error(libvirtd: Libvir
     config.write_text(yaml.safe_dump({"monitors": [{"libvirt": "qemu:///system"}]}))
     await libvirtd.run("chmod 0700 /run/libvirt/libvirt-sock-ro")
     try:
-        output = await libvirtd.run(
-            f"setpriv --reuid 65534 --clear-groups {sys.executable} -m agent.cli check --config {config}"
-        )
+        output = await check_as_other_user(libvirtd, config)
     finally:
         await libvirtd.run("chmod 0777 /run/libvirt/libvirt-sock-ro")
     assert re.search("FAIL  qemu:///system: .*Permission denied", output), output

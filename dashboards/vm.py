@@ -15,7 +15,7 @@ def block(what: str) -> str:
 
 def quantile(direction: str) -> str:
     """Return the 99th percentile of a disk's request latency."""
-    buckets = rate(f"qemu_block_{direction}_latency_seconds_bucket", WHERE, "device, le")
+    buckets = rate(f"qemu_block_{direction}_latency_seconds_bucket", WHERE, "instance, device, le")
     return f"histogram_quantile(0.99, {buckets})"
 
 

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, Replies, require_type
+from agent.collectors.block_graph import stable_name
 from agent.collectors.untrusted import as_list_of_objects, as_object
-from agent.model.events import device_name
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_TIMED
 from agent.model.reader import Reader
-from agent.model.record import sanitize
 from agent.qmp.commands import Command
 
 _read_disk = Reader(BLOCK)
@@ -85,15 +84,6 @@ def disks(reply: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         if name and name not in seen:
             seen.add(name)
             yield name, disk
-
-
-def stable_name(disk: dict[str, Any]) -> str:
-    """Return the name that a disk keeps through snapshots and mirrors: the device id, else the backend's name, else the node name."""
-    for key in ("qdev", "device", "node-name"):
-        name = disk.get(key)
-        if isinstance(name, str) and name:
-            return sanitize(device_name(name))
-    return ""
 
 
 def _topology(samples: Sequence[Sample]) -> object:

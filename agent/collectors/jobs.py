@@ -78,4 +78,15 @@ def _delays(samples: Sequence[Sample], intervals: Intervals) -> Iterator[float]:
             yield intervals.migration
 
 
-COLLECTOR = Collector("jobs", (JOB,), _commands, _collect, _next_poll_delay, derive=_derive)
+COLLECTOR = Collector(
+    "jobs",
+    (JOB,),
+    _commands,
+    _collect,
+    _next_poll_delay,
+    topology=lambda samples: {
+        sample.labels for sample in samples
+    },  # a job adds and removes nodes, such as a mirror's filter
+    invalidates=("nodes",),
+    derive=_derive,
+)

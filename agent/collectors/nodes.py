@@ -4,37 +4,26 @@ Polled rarely: QEMU accesses the storage for it, and hung storage then freezes t
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
+
+import orjson
 
 from agent.collectors.base import Collector, Facts, Replies, require_type
 from agent.collectors.block import backings, chain, disks
+from agent.collectors.block_graph import FILTERS, BlockGraph
 from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Sample
-from agent.model.metrics.block import BLOCK_BITMAP, BLOCK_LAYER
-from agent.model.reader import Reader
+from agent.model.metrics.block import BLOCK_BITMAP, BLOCK_LAYER, BLOCK_NAMES
+from agent.model.reader import MAX_DETAIL_BYTES, Reader
 from agent.model.record import sanitize
 from agent.qmp.commands import Command
 
 _read = Reader(BLOCK_LAYER)
 _read_bitmap = Reader(BLOCK_BITMAP)
+_read_names = Reader(BLOCK_NAMES)
 
 _MAX_BITMAPS = 64
-
-FILTERS = frozenset(
-    {
-        "blkdebug",
-        "blklogwrites",
-        "blkreplay",
-        "blkverify",
-        "compress",
-        "copy-before-write",
-        "copy-on-read",
-        "preallocate",
-        "snapshot-access",
-    }
-    | {"throttle", "mirror_top", "commit_top", "backup-top"}
-)
-"""Filter drivers, which store no data (QEMU's BlockDriver.is_filter, 2.6 to 11.1)."""
 
 Nodes = Mapping[str, Mapping[str, Any]]
 
@@ -58,6 +47,16 @@ def _collect(replies: Replies) -> Iterable[Sample]:
             if name in nodes:
                 yield Sample(BLOCK_LAYER, (device, layer), _read(_with_snapshots(nodes[name])))
                 yield from _bitmaps(device, layer, nodes[name])
+    names = BlockGraph.from_replies(replies[1], replies[0]).names()
+    for device, _ in disks(replies[1]):
+        if device in names:
+            yield Sample(BLOCK_NAMES, (device,), _read_names({"names": _fitting(names[device])}))
+
+
+def _fitting(names: list[str]) -> list[str]:
+    """Return the first names, as many as one field of a record has room for."""
+    ends = accumulate(len(orjson.dumps(name)) + 1 for name in names)
+    return [name for name, end in zip(names, ends, strict=True) if end < MAX_DETAIL_BYTES]
 
 
 def _with_snapshots(node: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -88,4 +87,4 @@ def _layers(nodes: Nodes, disk: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"backing-{depth}", name
 
 
-COLLECTOR = Collector("nodes", (BLOCK_LAYER, BLOCK_BITMAP), _commands, _collect)
+COLLECTOR = Collector("nodes", (BLOCK_LAYER, BLOCK_BITMAP, BLOCK_NAMES), _commands, _collect)

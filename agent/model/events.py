@@ -91,14 +91,21 @@ class EventRow:
         return ""
 
 
+_LATER_LEGACY_DISK = re.compile(r"legacy\[[1-9][0-9]*\]\Z")
+"""A further disk of a SCSI controller; only the first one has the controller's id as its name."""
+
+
 def device_name(qdev: str) -> str:
     """Return a device's stable name: its id, extracted from the QOM path that some replies contain instead.
 
-    `/machine/peripheral/disk0/virtio-backend` and `disk0` are one device. A device without an id keeps the distinctive part of its path.
+    `/machine/peripheral/disk0/virtio-backend`, `/machine/peripheral/disk0` and `disk0` are one device; `usb0/usb0.0/legacy[0]` is the disk
+    inside the device `usb0`. A device without an id keeps the distinctive part of its path, such as `device[0]`.
     """
     for root in ("/machine/peripheral/", "/machine/peripheral-anon/"):
         if qdev.startswith(root):
-            return qdev.removeprefix(root).removesuffix("/virtio-backend")
+            path = qdev.removeprefix(root)
+            device, _, part = path.partition("/")
+            return (path if _LATER_LEGACY_DISK.search(part) else device) or qdev
     return qdev
 
 

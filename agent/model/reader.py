@@ -45,7 +45,8 @@ _MAX_SHAPE_BYTES = 8192
 _KEY_BYTES = 64
 """Memory that a key takes in addition to its characters."""
 _MAX_BOUNDARIES = 64
-_MAX_DETAIL_BYTES = 8192
+MAX_DETAIL_BYTES = 8192
+"""Largest JSON of a DETAIL field; a larger one is omitted."""
 
 _INTS = {int}
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -225,7 +226,7 @@ def _naturals(raw: Any) -> TypeGuard[list[int]]:
 
 
 def _detail(_: object) -> Convert:
-    return lambda raw: raw if type(raw) is bool or len(orjson.dumps(raw)) <= _MAX_DETAIL_BYTES else None
+    return lambda raw: raw if type(raw) is bool or len(orjson.dumps(raw)) <= MAX_DETAIL_BYTES else None
 
 
 _CONVERTERS: Mapping[Kind, Callable[[ToBase], Convert]] = {

@@ -328,6 +328,15 @@ BLOCK_BITMAP = Family(
     on_change=True,
 )
 
+BLOCK_NAMES = Family(
+    "block_names",
+    "query-blockstats and query-named-block-nodes",
+    "Other names of a disk, which QEMU's events contain: QOM path, block backend, and nodes, including filters of jobs.",
+    ("device",),
+    (Field("names", "names", DETAIL, "Names that belong to this disk alone."),),
+    on_change=True,
+)
+
 _LIMITS = (("bps", "bytes"), ("iops", "operations"))
 _DIRECTIONS = (("", "", "reads and writes together"), ("_rd", "read_", "reads"), ("_wr", "write_", "writes"))
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agent import collectors
 from agent.collectors import ALL, Collector, Facts, Intervals
-from agent.collectors.block import stable_name
+from agent.collectors.block_graph import stable_name
 from agent.host.types import FileReply, FileRequest, Interface, Task
 from agent.model.family import Kind, Sample
 from agent.model.metrics import FAMILIES

@@ -11,7 +11,8 @@ from agent.common.errors import CommandFailedError
 from agent.common.units import format_bytes
 from agent.delivery.journal import recovery, statements
 from agent.delivery.journal.database import JournalDatabase, JournalError, connect_readonly
-from agent.delivery.journal.writer import FILE, UNREPORTED_DROPS, lock
+from agent.delivery.journal.lock import lock
+from agent.delivery.journal.writer import FILE, UNREPORTED_DROPS
 from agent.delivery.pipeline import QUEUE_NAMES
 from agent.model.record import EncodedRecord
 

@@ -248,6 +248,11 @@ class RecordQueue:
         if self._writes:
             self.dirty.set()
 
+    def journal_suspended(self) -> None:
+        """Deliver without the journal while its disk hangs; a transaction may still be under way."""
+        self.has_journal = False
+        self._nonempty.set()
+
     def journal_resumed(self) -> None:
         """Use the journal again: the same file works again."""
         self.has_journal = True

@@ -15,6 +15,7 @@ class DeliveryTimings:
         max_retry: longest wait before a retry of a sink.
         journal_open: how long a start waits for the journal. A journal that takes longer opens while the agent works.
         journal_retry: wait before the retry of a journal's disk that failed.
+        journal_hang: how long a call to the journal's disk may take before alerts no longer wait for it.
         delete_delay: how long deletions wait for a write to share a transaction with.
         read_patience: how long a journal may be unreadable before its backlog is left to the next start.
     """
@@ -26,5 +27,6 @@ class DeliveryTimings:
     max_retry: float = 15.0
     journal_open: float = 10.0
     journal_retry: float = 5.0
+    journal_hang: float = 5.0
     delete_delay: float = 1.0
     read_patience: float = 60.0

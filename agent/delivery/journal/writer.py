@@ -7,7 +7,6 @@ or is full leaves the queues with memory alone until it works again.
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import time
@@ -20,9 +19,10 @@ from agent.delivery.backlog import Deletion
 from agent.delivery.drops import DropLedger, DropReason
 from agent.delivery.journal import recovery, statements
 from agent.delivery.journal.database import Connect, JournalDatabase, JournalError, JournalFault, connect
+from agent.delivery.journal.deletions import Surplus, delete_changes
+from agent.delivery.journal.lock import lock
 from agent.delivery.journal.recovery import InFlightRows
 from agent.delivery.queue import RecordQueue
-from agent.delivery.sizes import QueueContents
 from agent.delivery.timings import DeliveryTimings
 from agent.model.record import EncodedRecord, StateNote
 
@@ -215,13 +215,13 @@ class Journal:
     async def _write_locked(self, database: JournalDatabase) -> bool:
         rows: dict[str, list[int]] = {queue.name: [] for queue in self._queues}
         deletions = self._deletions()
-        changes = _delete_changes(deletions)
+        changes = delete_changes(deletions)
         changes += [
             statements.insert(queue.name, records, rows[queue.name])
             for queue in self._queues
             if (records := queue.start_write())
         ]
-        surpluses = [_Surplus(queue, size) for queue in self._queues if (size := queue.excess_bytes) > 0]
+        surpluses = [Surplus(queue, size) for queue in self._queues if (size := queue.excess_bytes) > 0]
         changes += [surplus.change for surplus in surpluses]
         dead_letters, self._dead_letters = self._dead_letters, []
         changes += [statements.insert_dead_letter(reason, record, MAX_DEAD_LETTERS) for reason, record in dead_letters]
@@ -330,14 +330,14 @@ class Journal:
     async def _make_room(self, opened: JournalDatabase) -> None:
         """On a full disk, drop a part of the least valuable records: SQLite reuses the pages inside the file."""
         surpluses = [
-            _Surplus(queue, queue.backlog.stored.bytes // 4)
+            Surplus(queue, queue.backlog.stored.bytes // 4)
             for queue in self._queues
             if not queue.durable and queue.backlog
         ]
         deletions = self._deletions()
         try:
             await self._in_thread(opened.checkpoint)
-            changes = [*_delete_changes(deletions), *(surplus.change for surplus in surpluses)]
+            changes = [*delete_changes(deletions), *(surplus.change for surplus in surpluses)]
             await self._in_thread(opened.commit, changes)
         except JournalError as error:
             _log.debug("journal %s: no room can be made: %s", self.path, error)
@@ -372,43 +372,19 @@ class Journal:
             await self._in_thread(rebuilt.database.close)
 
     async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
+        """Call the disk; while it hangs, the queues deliver without it."""
         self._called_at = time.monotonic()
+        running = asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
+            done, _ = await asyncio.wait({running}, timeout=self._timings.journal_hang)
+            if not done:
+                _log.warning("journal %s: alerts are delivered before they are journaled: the disk hangs", self.path)
+                for queue in self._queues:
+                    queue.journal_suspended()
+            result = await running
         finally:
             self._called_at = None
-
-
-def _delete_changes(deletions: Mapping[str, Deletion]) -> list[statements.Change]:
-    return [statements.delete(name, deletion.after, deletion.through) for name, deletion in deletions.items()]
-
-
-class _Surplus:
-    """The part of a queue's backlog that one transaction drops."""
-
-    def __init__(self, queue: RecordQueue, size: int) -> None:
-        self._queue = queue
-        self._dropped = QueueContents()
-        self._last_row: list[int] = []
-        after, self._through = queue.droppable_rows
-        self.change = statements.drop_oldest(queue.name, size, after, self._through, self._dropped, self._last_row)
-
-    def report(self) -> None:
-        """Report the drops to the queue, after the transaction was committed."""
-        self._queue.backlog_dropped(self._dropped, self._last_row[0] if self._last_row else self._through)
-
-
-def lock(directory: Path) -> int:
-    """Lock a directory for this process, and return the file descriptor that holds the lock.
-
-    Raises:
-        JournalError: another process holds it.
-        OSError: the directory is not writable.
-    """
-    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise JournalError(JournalFault.UNUSABLE, f"another agent uses {directory}") from None
-    return descriptor
+        if not done and self.error is None:
+            for queue in self._queues:
+                queue.journal_resumed()
+        return result

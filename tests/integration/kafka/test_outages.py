@@ -127,7 +127,7 @@ async def test_a_record_from_the_future_gets_the_time_of_sending(kafka: KafkaClu
 async def test_timestamps_are_tried_again_after_a_while(kafka: KafkaCluster, folder: Path, topic_name: str) -> None:
     await kafka.create_topic(topic_name, config={"message.timestamp.before.max.ms": "3600000"})
     old, new = RecordSource(start_ns=time.time_ns() - TWO_HOURS_NS), RecordSource(run=1, start_ns=time.time_ns())
-    timings = replace(TIMINGS, untimestamped=0.5)
+    timings = replace(TIMINGS, relearn=0.5)
     async with running(pipeline_to(kafka, topic_name, folder, timings=timings)) as pipeline:
         pipeline.put(old.next())
         await eventually(lambda: pipeline.supervisor.delivered == 1)
@@ -245,6 +245,20 @@ async def test_only_records_larger_than_the_lowered_limit_are_rejected(
         await eventually(lambda: pipeline.unready_reasons() == [] and pipeline.supervisor.delivered >= 30)
     delivered = ids(await read_topic(kafka, topic_name))
     assert [record_id for record_id in deduplicated(delivered) if record_id in source.bodies] == source.ids
+
+
+async def test_batches_fit_a_lowered_limit_after_one_rejection(
+    kafka: KafkaCluster, folder: Path, topic_name: str
+) -> None:
+    await kafka.create_topic(topic_name, config={"max.message.bytes": "5000"})
+    source = RecordSource()
+    async with running(pipeline_to(kafka, topic_name, folder, compression="none")) as pipeline:
+        for _ in range(10):
+            for record in source.take(50):
+                pipeline.put(record)
+            await all_delivered(pipeline, source)
+        assert pipeline.supervisor.reconnects == 1
+    assert ids(await read_topic(kafka, topic_name)) == source.ids
 
 
 # --- Quotas and fencing ---

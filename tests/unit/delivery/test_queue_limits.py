@@ -14,7 +14,7 @@ import pytest
 
 from agent.delivery.drops import DropLedger, DropReason
 from agent.delivery.queue import QueueLimits, RecordQueue
-from agent.model.record import EncodedRecord, RecordState
+from agent.model.record import EncodedRecord, RecordState, StateNote
 from tests.lab.faulty_disk import FailingDisk, HangingDisk
 from tests.lab.queue_kinds import DURABLE, MEMORY, SPILLING, QueueKind, journaled_kinds
 from tests.lab.scripted_sink import (
@@ -253,6 +253,32 @@ async def test_a_disk_that_hangs_delays_neither_delivery_nor_a_stop(
                 await sink.until(lambda: sorted(sink.ids) == sorted(source.ids))
             await asyncio.to_thread(hanging.begun.wait, DEADLINE_SECONDS)
     assert dropped(pipeline) == 0, "all records were acknowledged"
+
+
+async def test_alerts_are_delivered_while_the_journals_disk_hangs(folder: Path, hanging: HangingDisk) -> None:
+    sink, source = ScriptedSink(), RecordSource("qemu.alert.disk_full")
+    timings = replace(SHORT_TIMINGS, journal_hang=0.1)
+
+    def alert() -> EncodedRecord:
+        return replace(source.next(), note=StateNote("alert", len(source.ids)))
+
+    async with running(make_pipeline(sink, folder, connect=hanging.connect, timings=timings)) as pipeline:
+        pipeline.put(alert())
+        await sink.until(lambda: sink.ids == source.ids)
+        hanging.hanging = True
+        for _ in range(3):
+            pipeline.put(alert())
+            await sink.until(lambda: sink.ids == source.ids)
+        hanging.release()
+        await eventually(lambda: pipeline.alerts.has_journal)
+        sink.up = False
+        pipeline.put(alert())
+        await eventually(lambda: is_journaled(pipeline.alerts))
+        sink.up = True
+        await sink.until(lambda: deduplicated(sink.ids) == source.ids)
+    assert dropped(pipeline) == 0
+    async with running(make_pipeline(ScriptedSink(), folder)) as pipeline:
+        assert pipeline.stored_notes == {"alert": 5}
 
 
 async def test_a_disk_that_hangs_is_reported_until_it_continues(folder: Path, hanging: HangingDisk) -> None:

@@ -7,6 +7,7 @@ others are not. A timestamp never makes a record undeliverable: records whose ti
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.kafka.config import KafkaConfig
 from agent.delivery.sinks.kafka.diagnostics import PROBE_SECONDS, explain
 from agent.delivery.sinks.kafka.producer import discard_producer, start_producer
-from agent.delivery.sinks.kafka.size_limits import SizeLimit, read_max_message_bytes
+from agent.delivery.sinks.kafka.size_limits import OVERHEAD_BYTES, SizeLimit, read_max_message_bytes
 from agent.model.record import CONTENT_TYPE, EncodedRecord
 
 _log = logging.getLogger(__name__)
@@ -48,14 +49,14 @@ class KafkaTimings:
         acknowledge: acknowledgement of a batch, retries included; a producer that takes longer counts as lost.
         close: discarding a producer.
         probe: one connection that finds out why aiokafka could not connect.
-        untimestamped: how long a topic gets no timestamps after it has rejected one.
+        relearn: how long a topic gets no timestamps, or smaller batches, after it has rejected one.
     """
 
     open: float = 30.0
     acknowledge: float = 60.0
     close: float = 3.0
     probe: float = PROBE_SECONDS
-    untimestamped: float = 600.0
+    relearn: float = 600.0
 
 
 NO_TIMESTAMP = -1
@@ -86,6 +87,12 @@ class KafkaSink:
         self._clock = clock
         self._suspects: set[str] = set()  # ids of the records of a rejected batch: one of them is the cause
         self._too_large: set[str] = set()  # ids of records that were rejected alone in this attempt
+        self._oversized: list[
+            tuple[str, int, list[str]]
+        ] = []  # topic, bytes and ids of batches rejected in this attempt
+        self._batch_limits: dict[
+            str, tuple[int, float]
+        ] = {}  # bytes of a topic's batches, and until when by time.monotonic
         self._smallest: dict[str, int] = {}  # bytes of the smallest record of the last batch that a topic accepted
         self._rejected: set[str] = set()
         self._acknowledged: set[str] = set()
@@ -166,6 +173,7 @@ class KafkaSink:
                 "check the brokers' load, the topics' min.insync.replicas and the quotas of the client"
             ) from None
         failures = [result for result in results if isinstance(result, BaseException)]
+        await self._limit_batches()
         if self._too_large:
             await self._judge_too_large(batch)
         # Those that change the next attempt last: their retry is immediate.
@@ -180,6 +188,16 @@ class KafkaSink:
         self._acknowledged -= ids
         self._suspects -= ids
         return rejected
+
+    async def _limit_batches(self) -> None:
+        """Make batches as small as the topic allows, or send the records of a rejected one alone."""
+        oversized, self._oversized = self._oversized, []
+        for topic, size, ids in oversized:
+            limit = await read_max_message_bytes(self._config.options(), topic)
+            if limit is not None and size > limit:
+                self._batch_limits[topic] = limit, time.monotonic() + self._timings.relearn
+            else:
+                self._suspects.update(ids)
 
     async def _judge_too_large(self, batch: Sequence[EncodedRecord]) -> None:
         """Decide whether records that were rejected alone are at fault, or the limit of their topic is.
@@ -245,12 +263,15 @@ class KafkaSink:
         while start < len(records):
             batch = producer.create_batch()
             latest_ms = self._latest_timestamp(topic)
-            end = self._fill(batch, records, start, latest_ms)
+            end, size = self._fill(batch, records, start, latest_ms, self._batch_limit(topic))
             ids = [record.id for record in records[start:end]]
             try:
                 await (await producer.send_batch(batch, topic, partition=partition))
             except _TOO_LARGE:
-                (self._too_large if len(ids) == 1 else self._suspects).update(ids)
+                if len(ids) == 1:
+                    self._too_large.update(ids)
+                else:
+                    self._oversized.append((topic, size, ids))
                 raise
             except InvalidTimestampError as error:
                 if latest_ms == NO_TIMESTAMP:
@@ -260,6 +281,10 @@ class KafkaSink:
             self._acknowledged.update(ids)
             self._smallest[topic] = min(len(record.body) for record in records[start:end])
             start = end
+
+    def _batch_limit(self, topic: str) -> float:
+        limit, until = self._batch_limits.get(topic, (math.inf, math.inf))
+        return limit if time.monotonic() < until else math.inf
 
     def _latest_timestamp(self, topic: str) -> int:
         """Return the latest timestamp for a record, now, in milliseconds since the epoch; NO_TIMESTAMP if the topic rejects them."""
@@ -272,16 +297,33 @@ class KafkaSink:
             _log.warning(
                 "%s: topic %s gets records without timestamps: it rejects theirs: %s", self.name, topic, _TIMESTAMP_HINT
             )
-        self._untimestamped[topic] = time.monotonic() + self._timings.untimestamped
+        self._untimestamped[topic] = time.monotonic() + self._timings.relearn
 
-    def _fill(self, batch: Any, records: Sequence[EncodedRecord], start: int, latest_ms: int) -> int:
-        """Add records to a batch while it has room, a suspect alone; return where the next batch starts."""
-        end = start
-        while end < len(records) and _append(batch, records[end], latest_ms):
+    def _fill(
+        self, batch: Any, records: Sequence[EncodedRecord], start: int, latest_ms: int, limit: float
+    ) -> tuple[int, int]:
+        """Add records to a batch while it has room, a suspect alone.
+
+        Args:
+            batch: aiokafka's batch builder.
+            records: the records of the partition.
+            start: index of the first record to add.
+            latest_ms: as `_append`.
+            limit: bytes of the batch; the first record is added whatever its size.
+
+        Returns:
+            the index of the first record of the next batch, and the bytes of this one.
+        """
+        end, size = start, 0
+        while end < len(records):
+            more = len(records[end].body) + OVERHEAD_BYTES
+            if (size and size + more > limit) or not _append(batch, records[end], latest_ms):
+                break
+            size += more
             end += 1
             if self._suspects and not self._suspects.isdisjoint(record.id for record in records[end - 1 : end + 1]):
                 break
-        return end
+        return end, size
 
     async def close(self) -> None:
         """Discard the producer, with whatever it has not sent."""

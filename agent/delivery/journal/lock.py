@@ -1,0 +1,23 @@
+"""The lock of a journal's directory."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from agent.delivery.journal.database import JournalError, JournalFault
+
+
+def lock(directory: Path) -> int:
+    """Lock a directory for this process, and return the file descriptor that holds the lock.
+
+    Raises:
+        JournalError: another process holds it.
+        OSError: the directory is not writable.
+    """
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise JournalError(JournalFault.UNUSABLE, f"another agent uses {directory}") from None
+    return descriptor

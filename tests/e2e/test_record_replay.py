@@ -147,7 +147,7 @@ async def test_no_secret_that_qemu_tells_is_in_the_file_nor_in_what_is_replayed_
     assert "hunter2" not in "".join(again)
 
 
-async def test_a_recording_ends_after_its_time_or_when_it_is_full_and_leaves_the_guest_alone(
+async def test_a_recording_ends_after_its_time_or_when_it_is_full_and_keeps_the_guest(
     start_guest: StartGuest, folder: Path
 ) -> None:
     guest = await start_guest("db-1", kind=GuestKind.WRITER)

@@ -76,7 +76,7 @@ def test_the_messages_do_not_depend_on_the_chunks(script: tuple[list[bytes], int
 
 
 @given(scripts(), st.sampled_from(GARBAGE), st.data())
-def test_garbage_during_the_handshake_ends_the_connection_after_the_messages_before_it(
+def test_garbage_during_the_handshake_ends_the_connection_after_earlier_messages(
     script: tuple[list[bytes], int], garbage: bytes, data: st.DataObject
 ) -> None:
     parts, count = script

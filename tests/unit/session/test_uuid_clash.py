@@ -49,7 +49,7 @@ async def test_a_clash_is_reported_after_the_grace_time_and_its_end_at_once() ->
     assert len(reported) == 2
 
 
-async def test_two_running_vms_with_one_uuid_are_watched_and_the_clash_is_in_their_statuses(
+async def test_two_vms_with_one_uuid_are_watched_and_their_statuses_have_the_clash(
     fake: FakeQemu, caplog: pytest.LogCaptureFixture
 ) -> None:
     observer = RecordingObserver()

@@ -20,6 +20,9 @@ from tests.lab.scripted_peer import TIMEOUT_SECONDS
 QUICK = Intervals(poll=0.06, guest_memory=0.06, migration=0.06, resync=60.0)
 """Just above the slack within which polls share one write."""
 
+STALL_SECONDS = 0.3
+"""Response timeout of tests that provoke a stall."""
+
 _CONTEXT_OPTIONS = {"thresholds", "collectors", "first_polls", "root", "random"}
 
 
@@ -111,7 +114,7 @@ def monitor_at(path: Path) -> Monitor:
 
 
 def quick_context(*changes: Change, **options: Any) -> SessionContext:
-    """Return a context with short intervals and timeouts.
+    """Return a context with short intervals and retries, and with timeouts that no test reaches unless it asks for shorter ones.
 
     Args:
         changes: changes to QEMU to allow.
@@ -120,8 +123,8 @@ def quick_context(*changes: Change, **options: Any) -> SessionContext:
     settings: dict[str, Any] = {
         "intervals": QUICK,
         "max_retry_seconds": 0.02,
-        "greeting_seconds": 0.1,
-        "response_seconds": 0.1,
+        "greeting_seconds": 60.0,
+        "response_seconds": 60.0,
         "probe_seconds": 0.05,
     }
     settings |= {name: value for name, value in options.items() if name not in _CONTEXT_OPTIONS}

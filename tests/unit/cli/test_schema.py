@@ -42,7 +42,7 @@ def test_every_sample_of_the_golden_files_is_valid(name: str) -> None:
 
 async def test_every_record_of_a_vms_life_is_valid(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, fake.path, context=quick_context(response_seconds=0.05)):
+    async with supervised(observer, fake.path, context=quick_context(response_seconds=0.5)):
         await observer.wait_for_polls()
         for row in ROWS:
             fake.emit(row.name, {"x": 1})

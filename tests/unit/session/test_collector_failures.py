@@ -16,6 +16,9 @@ from tests.lab.fake_qemu import FakeQemu
 from tests.lab.qmp_bytes import line
 from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
 
+TRAILING_COMMA = b'{"return":[{"device":"d","locked":false,}]}\r\n'
+NOT_A_NUMBER = b'{"return":{"status":"active","mbps":nan}}\r\n'
+
 
 def last_status(observer: RecordingObserver) -> MonitorStatus:
     status: MonitorStatus = observer.calls_of("on_status")[-1]
@@ -57,7 +60,11 @@ def test_a_cause_is_sanitized_and_truncated() -> None:
         ("query-block", {"not": "a list"}, "drives"),
         ("query-migrate", ["not an object"], "migration"),
         ("query-status", 5, "runstate"),
+        ("query-block", TRAILING_COMMA, "drives"),
+        ("query-migrate", NOT_A_NUMBER, "migration"),
+        ("query-block", b'{"return":[' + b"1" * (17 << 20) + b"]}\r\n", "drives"),
     ],
+    ids=lambda value: value if isinstance(value, str) else repr(value)[:40],
 )
 async def test_an_unreadable_reply_degrades_the_vm_and_costs_its_collector_only(
     fake: FakeQemu, command: str, reply: Any, collector: str

@@ -14,7 +14,7 @@ from agent.session.event_handler import EventHandler
 from agent.session.session import Session
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.qmp_bytes import line
-from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
+from tests.lab.recording_observer import STALL_SECONDS, RecordingObserver, quick_context, supervised
 from tests.lab.scripted_peer import connected
 from tests.lab.transcript import UUID
 
@@ -165,7 +165,7 @@ async def test_a_monitor_held_by_another_client_is_busy_and_attached_when_free(f
 
 async def test_a_qemu_that_does_not_answer_is_stalled_and_recovers(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, fake.path):
+    async with supervised(observer, fake.path, context=quick_context(response_seconds=STALL_SECONDS)):
         await observer.wait_for_polls()
         fake.hang("query-blockstats")
         await observer.wait_until(
@@ -188,7 +188,7 @@ async def test_a_qemu_that_does_not_answer_is_stalled_and_recovers(fake: FakeQem
 
 async def test_a_stopped_process_is_distinguished_from_a_hung_main_loop(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, fake.path):
+    async with supervised(observer, fake.path, context=quick_context(response_seconds=STALL_SECONDS)):
         await observer.wait_for_polls()
         fake.hang("query-yank")
         fake.hang("query-blockstats")
@@ -206,7 +206,7 @@ async def test_a_stopped_process_is_distinguished_from_a_hung_main_loop(fake: Fa
 async def test_a_vm_that_dies_while_stalled_is_gone_without_an_error(fake: FakeQemu) -> None:
     observer, errors = RecordingObserver(), []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
-    async with supervised(observer, fake.path):
+    async with supervised(observer, fake.path, context=quick_context(response_seconds=STALL_SECONDS)):
         await observer.wait_for_polls()
         fake.hang("query-yank")
         fake.hang("query-blockstats")

@@ -8,7 +8,7 @@ import pytest
 from agent.model.record import Record
 from agent.session.api import MonitorState, VmChange
 from tests.lab.fake_qemu import FakeQemu
-from tests.lab.recording_observer import RecordingObserver, monitor_at, quick_context, supervised
+from tests.lab.recording_observer import STALL_SECONDS, RecordingObserver, monitor_at, quick_context, supervised
 
 
 async def test_a_monitor_that_is_added_twice_is_supervised_once(fake: FakeQemu) -> None:
@@ -68,7 +68,7 @@ async def test_a_hung_vm_does_not_affect_another(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with FakeQemu(fake.path.with_name("vm2.qmp")) as second:
         second.hang("query-uuid")
-        async with supervised(observer, fake.path, second.path):
+        async with supervised(observer, fake.path, second.path, context=quick_context(response_seconds=STALL_SECONDS)):
             await observer.wait_until(lambda: MonitorState.STALLED in observer.states())
             await observer.wait_for_polls(3)
     assert [record.vm.monitor for record in observer.records("vm.attached")] == [str(fake.path)]

@@ -10,7 +10,7 @@ from agent.collectors import Intervals
 from agent.model.record import Vm
 from agent.qmp.commands import Change, Command
 from tests.lab.fake_qemu import FakeError, FakeQemu
-from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
+from tests.lab.recording_observer import STALL_SECONDS, RecordingObserver, quick_context, supervised
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
 from tests.lab.transcript import UUID
 
@@ -92,7 +92,11 @@ async def test_refreshes_due_after_an_event_are_polled_at_once(fake: FakeQemu, o
 async def test_a_command_that_stalls_is_reported_when_qemu_answers(fake: FakeQemu, observer: RecordingObserver) -> None:
     fake.hang("block-set-write-threshold")
     controller = RecordingController(a=threshold("n1"))
-    async with supervised(observer, fake.path, context=quick_context(Change.WRITE_THRESHOLD, thresholds=controller)):
+    async with supervised(
+        observer,
+        fake.path,
+        context=quick_context(Change.WRITE_THRESHOLD, thresholds=controller, response_seconds=STALL_SECONDS),
+    ):
         await observer.wait_until(lambda: observer.records("vm.stalled"))
         assert controller.outcomes == []
         fake.release("block-set-write-threshold")

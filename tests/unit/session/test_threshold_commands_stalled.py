@@ -2,7 +2,7 @@
 
 from agent.qmp.commands import Change
 from tests.lab.fake_qemu import FakeQemu
-from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
+from tests.lab.recording_observer import STALL_SECONDS, RecordingObserver, quick_context, supervised
 from tests.unit.session.test_threshold_commands import RecordingController, sent, threshold
 
 
@@ -10,7 +10,11 @@ async def test_commands_that_remain_after_a_stall_are_dropped(fake: FakeQemu) ->
     fake.hang("block-set-write-threshold")
     observer = RecordingObserver()
     controller = RecordingController(a=threshold("n1"), b=threshold("n2"))
-    async with supervised(observer, fake.path, context=quick_context(Change.WRITE_THRESHOLD, thresholds=controller)):
+    async with supervised(
+        observer,
+        fake.path,
+        context=quick_context(Change.WRITE_THRESHOLD, thresholds=controller, response_seconds=STALL_SECONDS),
+    ):
         await observer.wait_until(lambda: observer.records("vm.stalled"))
         fake.release("block-set-write-threshold")
         await observer.wait_until(lambda: observer.records("vm.recovered"))

@@ -275,7 +275,13 @@ ROWS = (
         ("device-id", "qom-path"),
         since="9.1",
     ),
-    EventRow("COLO_EXIT", _MIG, ERROR, "COLO replication ended.", since="3.1"),
+    EventRow(
+        "COLO_EXIT",
+        _MIG,
+        _by_field("reason", {"request": INFO}, ERROR),
+        "COLO replication ended, because of an error unless `reason` is request.",
+        since="3.1",
+    ),
     EventRow("DUMP_COMPLETED", _RUN, _failed, "A dump of the guest's memory ended."),
     EventRow("BALLOON_CHANGE", _MEM, INFO, "The size of the balloon changed. Rate-limited."),
     EventRow(

@@ -249,8 +249,29 @@ def _encode(data: Mapping[str, Any]) -> bytes:
     try:
         return orjson.dumps(data)
     except TypeError:
-        # QEMU's data can be nested deeper than orjson writes (it reads 1024 levels and writes 254): replace it by an empty object.
-        return orjson.dumps({key: value if isinstance(value, str | int | float) else {} for key, value in data.items()})
+        return orjson.dumps({key: _encodable(value) for key, value in data.items()})
+
+
+def _encodable(value: Any) -> Any:
+    """Return a value that JSON can hold, as close as possible; an empty object for one that is nested too deep or has another type."""
+    try:
+        value = _with_64_bit_integers(value)
+        orjson.dumps(value)
+    except (TypeError, RecursionError):  # orjson reads 1024 levels and writes 254
+        return {}
+    return value
+
+
+def _with_64_bit_integers(value: Any) -> Any:
+    """Return the value with each integer beyond 64 bits as a float: a sum of counters can exceed them."""
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        try:
+            return float(value)
+        except OverflowError:
+            return None
+    if isinstance(value, Mapping):
+        return {key: _with_64_bit_integers(inner) for key, inner in value.items()}
+    return [_with_64_bit_integers(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _second(seconds: int) -> str:

@@ -1,5 +1,6 @@
 """Samples and transitions derived from two polls: job rates, the start of a run state, the end of a migration."""
 
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -194,6 +195,18 @@ def test_a_migrations_end_is_reported_once_with_all_figures() -> None:
         == []
     )
     assert ended.family is MIGRATION_ENDED
+
+
+def test_a_migration_with_huge_counters_is_still_reported() -> None:
+    most = 2**63 - 1
+    done = DONE | {
+        "ram": {"transferred": most, "total": 1},
+        "disk": {"transferred": most},
+        "vfio": {"transferred": most},
+    }
+    (ended,) = transitions("migration", ACTIVE, done)
+    record = Record("qemu.migration.ended", Vm("h", "", "n", "m"), ended.values, 0)
+    assert json.loads(RecordEncoder()(record).body)["data"]["transferred_bytes"] == 3.0 * most
 
 
 @pytest.mark.parametrize(("status", "severity"), [("failed", Severity.ERROR), ("cancelled", Severity.WARNING)])

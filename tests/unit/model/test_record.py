@@ -184,6 +184,23 @@ def test_severities_are_ordered_and_named() -> None:
     assert [severity.label for severity in sorted(Severity)] == ["debug", "info", "warning", "error", "critical"]
 
 
+@pytest.mark.parametrize("number", [2**64, 3 * (2**63 - 1), -(2**63) - 1, 10**30])
+def test_integers_beyond_64_bits_become_floats(number: int) -> None:
+    data = {"transferred_bytes": number, "qemu": {"list": [number, {"nested": number}], "small": 2**64 - 1}}
+    event = encoded(Record("qemu.migration.ended", VM, data, 0))
+    nested = {"list": [float(number), {"nested": float(number)}], "small": 2**64 - 1}
+    assert event["data"] == {"transferred_bytes": float(number), "qemu": nested}
+    assert isinstance(event["data"]["transferred_bytes"], float)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("inf"), float("nan"), "\ud800", {1: 2}, object()])
+def test_values_that_json_cannot_hold_never_lose_a_record(value: Any) -> None:
+    event = json.loads(
+        RecordEncoder()(Record("qemu.event.x", VM, {"event": "X", "value": value, "list": [value]}, 0)).body
+    )
+    assert event["data"]["event"] == "X"
+
+
 def test_data_nested_too_deep_to_encode_is_replaced_by_an_empty_object() -> None:
     deep: object = 1
     for _ in range(400):

@@ -86,6 +86,7 @@ class AgentHealth:
             *filter(None, [config_error]),
             *self.delivery.warnings(),
             *self._collector_warnings(),
+            *self._clash_warnings(),
         ]
 
     def _collector_warnings(self) -> list[str]:
@@ -97,6 +98,17 @@ class AgentHealth:
         ]
         more = len(warnings) - MAX_NAMED_COLLECTORS
         return warnings[:MAX_NAMED_COLLECTORS] + ([f"{more} more collectors are off"] if more > 0 else [])
+
+    def _clash_warnings(self) -> list[str]:
+        """Return the UUIDs with which several VMs run, each with the monitors of these VMs."""
+        clashes = {
+            status.vm.uuid: status.clash for status in self.snapshot.monitors.values() if status.vm and status.clash
+        }
+        warnings = [
+            f"UUID clash: {', '.join(names)}: several VMs run with UUID {uuid}" for uuid, names in clashes.items()
+        ]
+        more = len(warnings) - MAX_NAMED_MONITORS
+        return warnings[:MAX_NAMED_MONITORS] + ([f"{more} more UUID clashes"] if more > 0 else [])
 
     def hang_reason(self) -> str:
         """Return why the process should be restarted; empty if it makes progress."""

@@ -102,7 +102,7 @@ def identify(
 
 
 def _key_at(address: str, name: str, arguments: Callable[[], Sequence[str]]) -> str:
-    """Return what tells a VM from the others at a shared address and outlives its process; empty if nothing does."""
+    """Return a key that distinguishes a VM at a shared address and outlives its process; empty if there is none."""
     if name:
         return f"{address}\nname\n{name}"
     return "\0".join((address, *command_line)) if (command_line := arguments()) else ""

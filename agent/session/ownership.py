@@ -62,7 +62,7 @@ class OwnershipRegistry:
 
     @property
     def has_shared_uuid(self) -> bool:
-        """Whether any two VMs have one UUID."""
+        """True if any two VMs have one UUID."""
         return bool(self._shared)
 
     async def take(self, claim: OwnershipClaim) -> OwnershipClaim | None:

@@ -21,7 +21,7 @@ class UuidClashDetector:
 
     @property
     def active(self) -> bool:
-        """Whether a clash is suspected or reported."""
+        """True while a clash is suspected or reported."""
         return bool(self._since or self._reported)
 
     def update(self, shared: Mapping[str, Sequence[OwnershipClaim]], now: float) -> None:

@@ -36,3 +36,13 @@ async def test_the_warnings_about_collectors_are_limited_in_number() -> None:
     warnings = agent.health.warnings()
     assert len(warnings) == 6
     assert warnings[-1] == "15 more collectors are off"
+
+
+async def test_vms_that_run_with_one_uuid_are_one_warning() -> None:
+    agent = an_agent()
+    monitors = ("/run/vm1.qmp", "/run/vm2.qmp")
+    for number in (1, 2):
+        clone = replace(vm(number), uuid="u")
+        agent.snapshot.status(replace(status(clone), clash=monitors))
+    assert agent.health.warnings() == ["UUID clash: /run/vm1.qmp, /run/vm2.qmp: several VMs run with UUID u"]
+    assert agent.health.unready_reasons() == []

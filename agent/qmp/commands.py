@@ -185,6 +185,6 @@ def probe(number: int) -> Request:
     return Request(b'{"exec-oob":"query-yank","id":%d}' % number)
 
 
-def marker(number: int) -> Request:
-    """Return an in-band command with an id. Its reply shows that the replies to all earlier commands have arrived."""
-    return Request(b'{"execute":"query-status","id":%d}' % number)
+def with_marker(number: int, request: Request) -> Request:
+    """Return a request after a command with an id, whose reply shows that the replies to all earlier commands have arrived."""
+    return Request(b'{"execute":"query-status","id":%d}%b' % (number, request))

@@ -162,7 +162,7 @@ class Connection:
         if self._out_of_step and not self._marker:
             self._last_id += 1
             self._marker = self._last_id
-            data = Request(commands.marker(self._marker) + data)
+            data = commands.with_marker(self._marker, data)
         return data
 
     def probe(self) -> tuple[int, Request]:

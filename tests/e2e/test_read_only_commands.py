@@ -1,12 +1,12 @@
 """The agent sends no command that is not on its list, whichever input asks for it: every command of QEMU through every input."""
 
-import asyncio
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from agent.config.loader import ConfigError, validate
@@ -172,11 +172,11 @@ async def test_neither_names_from_qemu_nor_http_requests_become_commands(
         for name in names:
             fake.emit(name, {"execute": name, "device": evil, "node-name": evil})
             fake.emit(f'X"}}{{"execute":"{name}"', {})
-        async with asyncio.timeout(240):
+        async with aiohttp.ClientSession() as session:
             for name in names:
                 for path in (f"/{name}", f"/metrics?execute={name}", f"/records/{name}", f"/records?severity={name}"):
-                    status, _ = await agent.get(path)
-                    assert status in (200, 400, 404), path
+                    async with session.get(agent.url + path) as response:
+                        assert response.status in (200, 400, 404), path
         await fake.wait_for("query-blockstats", fake.count("query-blockstats") + 3)
     assert [request for request in fake.requests if command_audit.violation(request) is not None] == []
 

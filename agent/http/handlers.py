@@ -6,13 +6,13 @@ import time
 from importlib.resources import files
 from typing import Protocol
 
-import orjson
 from aiohttp import web
 
 from agent.exposition.prometheus import render_chunks
 from agent.http.overview import Overview, OverviewCursor, OverviewSource
 from agent.http.record_stream import RecordBroadcaster
 from agent.http.sse import DEFAULT_TIMING, EventStreams, StreamTiming
+from agent.model.record import encode_json
 
 MAX_BLOCKING_SECONDS = 0.005
 """How long a scrape may block the event loop; this bounds the delay that it adds to an event."""
@@ -132,4 +132,4 @@ class _Handlers:
     async def overview(self, request: web.Request) -> web.Response:
         """Return the whole host overview as JSON; query parameter `vm` (UUID) adds all values of one VM."""
         changes = OverviewCursor(self._overview).changes(request.query.get("vm", ""))
-        return web.Response(body=orjson.dumps(changes), content_type="application/json")
+        return web.Response(body=encode_json(changes or {}), content_type="application/json")

@@ -14,7 +14,7 @@ from agent.exposition.snapshot import Snapshot, VmView
 from agent.exposition.summary import summarize
 from agent.model.family import Family, Kind
 from agent.model.metrics import FAMILIES
-from agent.model.record import Vm, sanitize
+from agent.model.record import Vm, encode_json, sanitize
 
 
 class OverviewSource(Protocol):
@@ -130,9 +130,9 @@ class OverviewCursor:
         return changes or None
 
 
-def _encode(value: Any) -> bytes:
+def _encode(value: dict[str, Any]) -> bytes:
     """Return JSON to keep: a copy, because orjson's result stays in a buffer of up to eight times its size."""
-    return bytes(memoryview(orjson.dumps(value)))
+    return bytes(memoryview(encode_json(value)))
 
 
 def vm_detail(vm: Vm, view: VmView) -> dict[str, Any]:

@@ -4,13 +4,13 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import orjson
 from aiohttp import web
 
 from agent.http.overview import Overview, OverviewCursor
 from agent.http.record_stream import MAX_STREAMS, RecordBroadcaster, StreamLimit, Subscriber, TooManySubscribersError
-from agent.model.record import Severity
+from agent.model.record import Severity, encode_json
 
 _HEADERS = {"Content-Type": "text/event-stream"}
 
@@ -107,5 +107,5 @@ def _unavailable(error: TooManySubscribersError) -> web.HTTPException:
     return web.HTTPServiceUnavailable(text=f"{error}\n")
 
 
-def _message(value: Mapping[str, object]) -> bytes:
-    return b"data: %b\n\n" % orjson.dumps(value)
+def _message(value: Mapping[str, Any]) -> bytes:
+    return b"data: %b\n\n" % encode_json(value)

@@ -236,7 +236,7 @@ class RecordEncoder:
             f',"id":"{record_id}","type":{_quoted(record_type)},"time":"{self._time(time_ns)}"'
             f',"severity":"{_LABELS[severity]}","sequence":"{number}"{subject},"data":'
         )
-        body = b"".join((vm.json_head, middle.encode(), _encode(data), b"}"))
+        body = b"".join((vm.json_head, middle.encode(), encode_json(data), b"}"))
         return EncodedRecord(record_id, vm.key, record_type, time_ns, body, vm, severity, note)
 
 
@@ -245,7 +245,8 @@ def _quoted(text: str) -> str:
     return orjson.dumps(text).decode()
 
 
-def _encode(data: Mapping[str, Any]) -> bytes:
+def encode_json(data: Mapping[str, Any]) -> bytes:
+    """Return JSON of untrusted values: each that JSON cannot hold is replaced, so that the others are not lost."""
     try:
         return orjson.dumps(data)
     except TypeError:

@@ -8,7 +8,8 @@ import pytest
 
 from agent.http.overview import Overview, OverviewCursor
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
-from agent.model.metrics.memory import BALLOON
+from agent.model.metrics.memory import BALLOON, GUEST_MEMORY
+from agent.model.record import encode_json
 from tests.lab.snapshots import OneVmSource, disk_counters, status, vm
 
 
@@ -89,3 +90,11 @@ def test_the_detail_of_a_vm_has_every_family_with_the_help_of_its_fields(source:
     assert subject["rates"]["write_bytes_total"] == 100
     assert cursor.changes(vm().uuid) is None
     assert "detail" not in decoded(connect(source).changes())
+
+
+def test_figures_beyond_64_bits_do_not_break_the_overview(source: OneVmSource) -> None:
+    source.put(GUEST_MEMORY, 10, ((), {"total_bytes": 2**64 - 2, "available_bytes": -(2**63)}))
+    changes = connect(source).changes(vm().uuid)
+    assert changes is not None
+    overview = orjson.loads(encode_json(changes))["vms"][vm().uuid]
+    assert overview["memory"] == {"total_bytes": 2**64 - 2, "used_bytes": float(2**64 - 2 + 2**63)}

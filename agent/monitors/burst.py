@@ -25,6 +25,9 @@ MAX_RETRY_SECONDS = 10.0
 """Longest wait before the next attempt on a monitor that is held by another client or does not answer."""
 
 
+QUERY_UUID = Command("query-uuid")
+
+
 class BurstDiscoverer(DialDiscoverer):
     """Finds monitors at addresses, as `DialDiscoverer` does, and connects to them in bursts."""
 
@@ -66,7 +69,8 @@ def burst_opener(connect: Connect, timeout: float) -> ConnectionOpener:
 class BurstConnection:
     """A `MonitorConnection` that holds the socket only while it executes commands.
 
-    It ends when the socket refuses connections, or when another process listens on it.
+    It ends when the socket refuses connections, or when another process listens on it. The process of a TCP peer is unknown, so there
+    each burst also reads the VM's UUID, and the connection ends when that is another one.
     """
 
     can_probe = False
@@ -81,6 +85,7 @@ class BurstConnection:
         self._allow = allow
         self._on_event = on_event
         self._client: Client | None = None
+        self._uuid: str | None = None
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
         """Run a burst and return the results, in order. A busy monitor is retried with growing waits.
@@ -142,6 +147,10 @@ class BurstConnection:
             client = await Client.open(self._connect, self._allow, self._on_event, deadline=self._timeout)
             with contextlib.closing(client):
                 self._attach(client)
+                if client.peer_pid is None:
+                    uuid, *results = await client.execute((QUERY_UUID, *commands), deadline=self._timeout)
+                    self._compare_uuid(uuid)
+                    return results
                 return await client.execute(commands, deadline=self._timeout) if commands else []
         except BusyError:
             raise
@@ -162,6 +171,19 @@ class BurstConnection:
         if self.greeting is not None and self.peer_pid != client.peer_pid:
             raise NotConnectedError("another process listens there now")
         self.greeting, self.peer_pid, self._client = client.greeting, client.peer_pid, client
+
+    def _compare_uuid(self, result: CommandResult) -> None:
+        """Remember the VM's UUID, and compare it at the later bursts. An unknown one proves nothing.
+
+        Raises:
+            NotConnectedError: another VM listens.
+        """
+        uuid = result.get("UUID") if isinstance(result, dict) else None
+        if not isinstance(uuid, str):
+            return
+        if self._uuid not in (None, uuid):
+            raise NotConnectedError("another VM listens there now")
+        self._uuid = uuid
 
     async def _sleep(self, seconds: float) -> None:
         await asyncio.wait({self.ended}, timeout=seconds)

@@ -5,13 +5,14 @@ import dataclasses
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.collectors import Intervals
 from agent.monitors import BurstDiscoverer, Monitor, MonitorPriority
 from agent.monitors.burst import burst_opener
-from agent.monitors.dial import unix
+from agent.monitors.dial import tcp, unix
 from agent.qmp.commands import AllowList, Change, Command
 from agent.qmp.errors import BusyError, CommandRefusedError, NotConnectedError, PreemptedError
 from agent.session.api import MonitorState
@@ -19,10 +20,12 @@ from agent.session.scheduler import Schedule
 from agent.session.supervisor import NO_EVENTS
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.fixtures import StartGuest
+from tests.lab.machine import free_port
 from tests.lab.recording_observer import STALL_SECONDS, RecordingObserver, monitor_at, quick_context, supervised
 from tests.lab.scripted_peer import TIMEOUT_SECONDS, connected
 
 BURST_SECONDS = 0.2
+STATUS = [Command("query-status")]
 
 
 def burst_monitor(path: Path, timeout: float = BURST_SECONDS) -> Monitor:
@@ -160,6 +163,26 @@ async def test_another_qemu_at_the_same_address_is_another_vm(start_guest: Start
         fleet.on_monitor_added(burst_monitor(guest.monitor))
         await observer.wait_for_polls()
     assert observer.records("vm.attached")[0].vm.uuid == second.uuid
+
+
+async def test_another_vm_at_the_same_tcp_address_is_another_vm(start_guest: StartGuest) -> None:
+    """The process at the other end of a TCP connection is unknown, so the VM's UUID identifies it."""
+    port = free_port()
+    extra = ["-qmp", f"tcp:127.0.0.1:{port},server=on,wait=off"]
+    guest = await start_guest("a", extra=extra)
+    connection = await burst_opener(tcp("127.0.0.1", port), TIMEOUT_SECONDS)(
+        AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS
+    )
+    status: list[Any] = await connection.execute(STATUS, deadline=TIMEOUT_SECONDS)
+    assert status[0]["status"] == "running"
+    await guest.stop()
+    restarted = await start_guest("a", identity=guest.uuid, extra=extra)
+    assert await connection.execute(STATUS, deadline=TIMEOUT_SECONDS), "the VM has restarted"
+    await restarted.stop()
+    await start_guest("b", extra=extra)
+    with pytest.raises(NotConnectedError, match="another VM"):
+        await connection.execute(STATUS, deadline=TIMEOUT_SECONDS)
+    assert connection.ended.done()
 
 
 async def test_a_running_burst_is_preempted(fake: FakeQemu) -> None:

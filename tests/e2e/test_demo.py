@@ -1,4 +1,4 @@
-"""`qmp-agent demo`, as somebody who has just installed it runs it."""
+"""`qmp-agent demo`, run as a new user runs it."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from tests.lab.record_checks import sort_events, validate_record, validator
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-SEEN: Final = frozenset(
+EXPECTED_TYPES: Final = frozenset(
     {
         "qemu.vm.attached",
         "qemu.sample.block",
@@ -40,39 +40,39 @@ SEEN: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """A demo that runs: its process, the folder that it takes for temporary ones, and what it says."""
+    """A running demo: its process, its directory for temporary files, and its output."""
 
     process: asyncio.subprocess.Process
     folder: Path
-    said: Path
+    output: Path
 
     async def booting(self) -> None:
-        """Wait until it has told where its page is, which it does when both guests run."""
-        await until(lambda: self.process.returncode is not None or "page " in self.said.read_text(), 60)
-        assert self.process.returncode is None, self.said.read_text()
+        """Wait until the demo prints the address of its page, which it does when both guests run."""
+        await until(lambda: self.process.returncode is not None or "page " in self.output.read_text(), 60)
+        assert self.process.returncode is None, self.output.read_text()
 
     def qemus(self) -> list[int]:
-        """Return the processes that have its folder on their command lines, all but itself."""
-        found = []
+        """Return the other processes that have the demo's directory in their command lines."""
+        pids = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 if os.fsencode(self.folder) in path.read_bytes() and int(path.parent.name) != self.process.pid:
-                    found.append(int(path.parent.name))
-        return found
+                    pids.append(int(path.parent.name))
+        return pids
 
     async def ended(self, within: float) -> None:
-        """Wait for its end, which must be a good one and leave nothing."""
+        """Wait until the demo ends successfully, and assert that no process and no file remains."""
         async with asyncio.timeout(within):
-            assert await self.process.wait() == 0, self.said.read_text()
+            assert await self.process.wait() == 0, self.output.read_text()
         assert self.qemus() == []
         assert list(self.folder.iterdir()) == []
 
 
 @contextlib.asynccontextmanager
 async def running(folder: Path, *arguments: str) -> AsyncIterator[Demo]:
-    temporary, said = folder / "t", folder / "said"
+    temporary, output = folder / "t", folder / "output"
     temporary.mkdir()
-    with said.open("wb") as out:
+    with output.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
             *("setpriv", "--pdeathsig", "KILL", *COMMAND, "demo", *arguments),
             stdout=out,
@@ -80,7 +80,7 @@ async def running(folder: Path, *arguments: str) -> AsyncIterator[Demo]:
             env=os.environ | {"TMPDIR": str(temporary)},
         )
     try:
-        yield Demo(process, temporary, said)
+        yield Demo(process, temporary, output)
     finally:
         if process.returncode is None:
             process.kill()
@@ -97,7 +97,7 @@ async def alertmanager(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
 async def demo(
     tmp_path_factory: pytest.TempPathFactory, alertmanager: Alertmanager
 ) -> AsyncIterator[tuple[Demo, Path]]:
-    """A whole demo, which the shorter ones run beside, so that all of them together take as long as it does."""
+    """A whole demo. The shorter ones run at the same time, so that all of them take only as long as this one."""
     folder = tmp_path_factory.mktemp("demo")
     options = ("--duration", "22s", "--output", str(folder / "records"), "--alertmanager", alertmanager.url)
     async with running(folder, *options) as whole:
@@ -105,9 +105,7 @@ async def demo(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_demo_that_is_interrupted_ends_well_and_leaves_nothing(
-    number: signal.Signals, folder: Path, demo: tuple[Demo, Path]
-) -> None:
+async def test_an_interrupted_demo_cleans_up(number: signal.Signals, folder: Path, demo: tuple[Demo, Path]) -> None:
     await demo[0].booting()
     async with running(folder) as short:
         await short.booting()
@@ -116,29 +114,29 @@ async def test_a_demo_that_is_interrupted_ends_well_and_leaves_nothing(
         await short.ended(8)
 
 
-async def test_a_demo_shows_all_kinds_of_records_and_leaves_nothing(demo: tuple[Demo, Path]) -> None:
+async def test_a_demo_prints_all_kinds_of_records_and_cleans_up(demo: tuple[Demo, Path]) -> None:
     whole, out = demo
     await whole.ended(40)
     schema = validator(record_schema())
     events = sort_events([validate_record(line, schema) for line in out.read_bytes().splitlines()])
-    assert {event.get_type() for event in events} >= SEEN
+    assert {event.get_type() for event in events} >= EXPECTED_TYPES
     for name in ("web-1", "db-1"):
-        mine = [event.get_type() for event in events if event.get_extension("vmname") == name]
-        assert (mine[0], mine[-1]) == ("qemu.vm.attached", "qemu.vm.gone")
+        types = [event.get_type() for event in events if event.get_extension("vmname") == name]
+        assert (types[0], types[-1]) == ("qemu.vm.attached", "qemu.vm.gone")
     assert {event.get_extension("vmname") for event in events} == {"web-1", "db-1"}
-    said = whole.said.read_text()
-    assert f"{len(events)} records are in {out}" in said
+    output = whole.output.read_text()
+    assert f"{len(events)} records written to {out}" in output
     for kind in ("sample.block", "event.stop", "event.balloon_change", "alert.write_threshold"):
-        assert re.search(rf"(?m)^\d\d:\d\d:\d\d\.\d{{3}}  (web|db)-1 +{re.escape(kind)}\b", said), said
-    assert "Traceback" not in said
+        assert re.search(rf"(?m)^\d\d:\d\d:\d\d\.\d{{3}}  (web|db)-1 +{re.escape(kind)}\b", output), output
+    assert "Traceback" not in output
 
 
-async def test_a_demos_alert_is_in_the_alertmanager_that_it_is_told_of(
+async def test_a_demo_sends_its_alert_to_the_given_alertmanager(
     demo: tuple[Demo, Path], alertmanager: Alertmanager
 ) -> None:
     await demo[0].ended(40)
     (first, *_) = alertmanager.notifications
     assert (first["status"], first["groupLabels"]) == ("firing", {"vm": "db-1"})
-    refused = await run_command("demo", "--alertmanager", "nowhere")
-    assert refused.status == 2
-    assert "should be a URL, such as http://127.0.0.1:9093" in refused.log
+    rejected = await run_command("demo", "--alertmanager", "nowhere")
+    assert rejected.status == 2
+    assert "should be a URL, such as http://127.0.0.1:9093" in rejected.log

@@ -155,7 +155,7 @@ async def _operate(guest: Guest, agent: AgentProcess) -> None:
 
 
 async def _fill(guest: Guest, agent: AgentProcess) -> None:
-    threshold = await guest.highest() + (1 << 20)
+    threshold = await guest.highest_write() + (1 << 20)
     await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=threshold)
     await agent.wait_for_record("alert.write_threshold", vm=guest.uuid, state="firing", timeout=LONG)
 

@@ -1,4 +1,4 @@
-"""Real QEMU processes, started and ended by us, whose guests do something worth watching."""
+"""Starts and stops QEMU processes whose guests do something worth watching."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self
 
-from agent.cli.demo.control import Control, GuestError
+from agent.cli.demo.control import ControlClient, GuestError
 from agent.cli.demo.images import LabMissing, boot_sector, linux_image
 
 _LONGEST_SOCKET_PATH: Final = 107  # bytes: what struct sockaddr_un holds
@@ -26,29 +26,29 @@ _POLL_SECONDS: Final = 0.02
 
 
 class GuestKind(StrEnum):
-    """What runs in the virtual machine."""
+    """A kind of guest."""
 
-    IDLE = "idle"  # no processor and no disk: a monitor that answers, for little memory
-    WRITER = "writer"  # a boot sector that writes to `disk0` for ever
-    LINUX = "linux"  # a Linux that writes to `disk0` with flushes and has the balloon `balloon0`
+    IDLE = "idle"  # no CPU and no disk, only a monitor; uses little memory
+    WRITER = "writer"  # a boot sector that writes to `disk0` in a loop
+    LINUX = "linux"  # Linux that writes to `disk0` with flushes and has the balloon `balloon0`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestOptions:
-    """How a guest is made.
+    """Options of a guest.
 
     Attributes:
-        kind: what runs in it.
-        memory_mib: its memory; by default 64 MiB, 128 for a Linux.
-        disk_mib: size of `disk0` as the guest sees it. The file of it grows with what is written.
-        span_mib: how much of the disk is written to before the guest starts over; by default all of it.
-        write_kib: size of one write, by default 4 KiB (a boot sector can do 63 at most), 1024 for a Linux.
-        pause_seconds: time between two writes, by default 2 ms, 1 s for a Linux.
-        disk_options: more properties of the disk's device, such as `werror=stop`.
-        faults: rules of QEMU's blkdebug driver (`inject-error`) that `disk0-storage` breaks by; none: a plain file.
-        extra: more arguments of QEMU, after ours.
-        binary: the QEMU to run.
-        accel: what executes it, as QEMU's `-accel` takes it.
+        kind: the kind of guest.
+        memory_mib: memory in MiB; default: 64, for Linux 128.
+        disk_mib: virtual size of `disk0` in MiB. Its file grows with the writes.
+        span_mib: how much of the disk the guest writes before it starts over, in MiB; default: all.
+        write_kib: size of one write in KiB; default: 4 (the maximum of a boot sector is 63), for Linux 1024.
+        pause_seconds: time between two writes; default: 2 ms, for Linux 1 s.
+        disk_options: additional properties of the disk device, such as `werror=stop`.
+        faults: `inject-error` rules of QEMU's blkdebug driver for `disk0-storage`; without any, it is a plain file.
+        extra: additional arguments of QEMU, after the others.
+        binary: the QEMU program.
+        accel: the argument of `-accel`.
     """
 
     kind: GuestKind = GuestKind.IDLE
@@ -65,17 +65,17 @@ class GuestOptions:
 
 
 class Guest:
-    """One QEMU process; as an async context manager it runs from entering to leaving.
+    """One QEMU process. It runs as long as the async context does.
 
-    It can be started again after a stop: its name, UUID and disk stay. It cannot outlive the thread that starts it.
+    It can start again after a stop and keeps its name, UUID and disk. It cannot outlive the thread that starts it.
 
     Attributes:
-        name: QEMU's -name.
-        uuid: QEMU's -uuid.
-        folder: where its files are, all named after it.
-        monitor: the QMP socket that an agent may take, `<name>.qmp`.
-        control: the QMP socket that we take ourselves; `command` and `event` go over it.
-        process: the running process, None before start and after stop.
+        name: the argument of -name.
+        uuid: the argument of -uuid.
+        folder: the directory of its files, which are named after it.
+        monitor: the QMP socket for an agent, `<name>.qmp`.
+        control: the QMP socket that `command` and `event` use.
+        process: the process; None before start and after stop.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Guest:
         self.monitor = folder / f"{name}.qmp"
         self.control = folder / f"{name}.control"
         self.process: asyncio.subprocess.Process | None = None
-        self._line: Control | None = None
+        self._client: ControlClient | None = None
         self._log = folder / f"{name}.log"
         self._serial = folder / f"{name}.serial"
 
@@ -96,20 +96,20 @@ class Guest:
         """Start QEMU and return when its monitors answer, which is before the guest has booted.
 
         Raises:
-            GuestError: if QEMU ends or does not answer; with the last lines that it said.
-            LabMissing: if a program or package that it takes is not there.
+            GuestError: QEMU ends or does not answer; the message has the last lines of its output.
+            LabMissing: a program or package is missing.
         """
         if len(os.fsencode(self.control)) > _LONGEST_SOCKET_PATH:
-            raise GuestError(f"{self.control} is too long for the path of a socket: choose another folder")
+            raise GuestError(f"{self.control} is too long for the path of a socket: choose another directory")
         for program in ("setpriv", self.options.binary):
             if shutil.which(program) is None:
-                raise LabMissing(f"there is no {program}: install QEMU (qemu-system-x86) and util-linux")
+                raise LabMissing(f"{program} is missing: install QEMU (qemu-system-x86) and util-linux")
         self._unlink_sockets()
         self._serial.unlink(missing_ok=True)
         arguments = await self._arguments()
         client = socket.socket(socket.AF_UNIX)
-        # QEMU is handed a listening socket to which we are connected before it runs: its first answer says that it is
-        # ready, the end of the connection that it has died, and nobody need ask for either.
+        # QEMU inherits a listening socket that already has a connection. Its greeting shows that it is ready, and the end of
+        # the connection that it has ended.
         with socket.socket(socket.AF_UNIX) as listener, self._log.open("wb") as log:
             listener.bind(os.fspath(self.control))
             listener.listen(1)
@@ -126,21 +126,21 @@ class Guest:
             )
         try:
             async with asyncio.timeout(_START_SECONDS):
-                self._line = await Control.open(client)
+                self._client = await ControlClient.open(client)
         except (GuestError, OSError) as error:
             await self.stop()
-            raise GuestError(f"{self.name} did not start ({error}): {self.last_words()}") from error
+            raise GuestError(f"{self.name} did not start ({error}): {self.last_output()}") from error
         except BaseException:
             await self.stop()
             raise
 
     async def stop(self) -> None:
-        """End QEMU, if it runs: asked first, then killed."""
-        if self._line is not None:
-            await self._line.close()
-            self._line = None
+        """Stop QEMU if it runs: SIGTERM first, then SIGKILL."""
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
         if self.process is not None:
-            self.send_signal(signal.SIGCONT)  # in case somebody has stopped it
+            self.send_signal(signal.SIGCONT)  # a stopped process cannot handle SIGTERM
             self.send_signal(signal.SIGTERM)
             try:
                 await asyncio.wait_for(self.process.wait(), _STOP_SECONDS)
@@ -150,41 +150,41 @@ class Guest:
         self._unlink_sockets()
 
     async def kill(self) -> None:
-        """End QEMU as a crash would: no event, and its sockets stay behind until the next start or stop."""
+        """Kill QEMU as a crash would: without an event. Its sockets remain until the next start or stop."""
         if self.process is not None:
             self.send_signal(signal.SIGKILL)
             await self.process.wait()
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send QEMU a signal, if it still runs: SIGSTOP makes it hang, SIGCONT go on."""
-        # Not by the process object: that looks for its end first, under the feet of asyncio, which then misses it.
+        """Send QEMU a signal if it still runs. SIGSTOP makes it hang until SIGCONT."""
+        # Not by the process object: its poll would reap the process, and asyncio would miss the end.
         if self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)
 
     async def command(self, command: str, /, **arguments: Any) -> Any:
-        """Ask QEMU over the control socket and return the answer; `a_b=1` is sent as `"a-b": 1`.
+        """Execute a command over the control socket and return its reply. `a_b=1` is sent as `"a-b": 1`.
 
         Raises:
-            GuestError: if QEMU answers with an error, is gone, or was not started.
+            GuestError: QEMU answers with an error or does not run.
         """
         return await self._connected().command(command, **arguments)
 
     async def event(self, name: str, timeout: float = 10.0) -> dict[str, Any]:  # noqa: ASYNC109 - as in `until`
-        """Take the oldest event of that name not taken yet, waiting up to `timeout` seconds for one.
+        """Remove and return the oldest event of this name. Wait up to `timeout` seconds for one.
 
         Raises:
-            TimeoutError: if none came in time.
-            GuestError: if QEMU is gone, or was not started.
+            TimeoutError: no such event arrives in time.
+            GuestError: QEMU does not run.
         """
         async with asyncio.timeout(timeout):
             return await self._connected().event(name)
 
     async def booted(self, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - as in `until`
-        """Wait until the guest is at its work: a Linux says so on its console, a writer has written.
+        """Wait until the guest works: Linux prints READY on its console, a writer has written.
 
         Raises:
-            TimeoutError: if it does not come to that in `timeout` seconds.
+            TimeoutError: the guest does not work within `timeout` seconds.
         """
         match self.options.kind:
             case GuestKind.LINUX:
@@ -193,20 +193,20 @@ class Guest:
                 await until(self.writes, timeout)
 
     async def writes(self) -> int:
-        """Return how many writes `disk0` has completed since QEMU's start."""
+        """Return the number of writes that `disk0` has completed since the start of QEMU."""
         devices = await self.command("query-blockstats")
         return sum(device["stats"]["wr_operations"] for device in devices if "disk0" in device.get("qdev", ""))
 
-    async def highest(self) -> int:
-        """Return where the highest write to what `disk0` lies on ended, in bytes."""
+    async def highest_write(self) -> int:
+        """Return the highest written offset of the storage node of `disk0` in bytes."""
         devices = await self.command("query-blockstats")
         disk = next(device for device in devices if "disk0" in device.get("qdev", ""))
         return int(disk["parent"]["stats"]["wr_highest_offset"])
 
-    def last_words(self, lines: int = 5) -> str:
-        """Return the last lines that QEMU wrote to its standard output and error."""
-        said = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
-        return " / ".join(said[-lines:]) or "it said nothing"
+    def last_output(self, lines: int = 5) -> str:
+        """Return the last lines of QEMU's standard output and error."""
+        output = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
+        return " / ".join(output[-lines:]) or "no output"
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -218,17 +218,17 @@ class Guest:
     def _console(self) -> str:
         return self._serial.read_text(errors="replace") if self._serial.exists() else ""
 
-    def _connected(self) -> Control:
-        if self._line is None:
-            raise GuestError(f"{self.name} does not run")
-        return self._line
+    def _connected(self) -> ControlClient:
+        if self._client is None:
+            raise GuestError(f"{self.name} is not running")
+        return self._client
 
     def _unlink_sockets(self) -> None:
         self.monitor.unlink(missing_ok=True)
         self.control.unlink(missing_ok=True)
 
     async def _arguments(self) -> list[str]:
-        """Return QEMU's arguments but for the control socket, making the images they name."""
+        """Create the images and return QEMU's arguments, without those of the control socket."""
         options = self.options
         memory = options.memory_mib or (128 if options.kind is GuestKind.LINUX else 64)
         arguments = ["-name", self.name, "-uuid", self.uuid, "-accel", options.accel, "-m", str(memory)]
@@ -253,7 +253,7 @@ class Guest:
                 pause_us=round((0.002 if options.pause_seconds is None else options.pause_seconds) * 1e6),
             )
         )
-        os.truncate(image, 1 << 20)  # a BIOS boots from no disk of less than one cylinder
+        os.truncate(image, 1 << 20)  # a BIOS does not boot from a disk smaller than one cylinder
         storage = {"driver": "file", "node-name": "boot-storage", "filename": os.fspath(image), "read-only": True}
         node = {"driver": "raw", "node-name": "boot-format", "file": "boot-storage", "read-only": True}
         return [
@@ -274,7 +274,7 @@ class Guest:
         return ["-kernel", os.fspath(image.kernel), "-initrd", os.fspath(image.initramfs), "-append", line, *console]
 
     async def _disk(self) -> list[str]:
-        """Return the arguments of `disk0`: a device on qcow2 node `disk0-format` on node `disk0-storage`."""
+        """Return the arguments of `disk0`: a device on the qcow2 node `disk0-format` on the node `disk0-storage`."""
         storage = {**await self._storage(), "node-name": "disk0-storage"}
         node = {"driver": "qcow2", "node-name": "disk0-format", "file": "disk0-storage"}
         device = ",".join(filter(None, ["virtio-blk-pci,id=disk0,drive=disk0-format", self.options.disk_options]))
@@ -284,7 +284,7 @@ class Guest:
         ]
 
     async def _storage(self) -> Mapping[str, Any]:
-        """Return what `disk0` lies on, as QEMU's block drivers take it: a file, made where it is not there yet."""
+        """Return the storage node of `disk0` as a -blockdev value, and create its file if it does not exist."""
         image = self.folder / f"{self.name}-disk0.qcow2"
         if not image.exists():
             await _make_disk(image, self.options.disk_mib)
@@ -295,20 +295,20 @@ class Guest:
 
 async def until(
     predicate: Callable[[], object | Awaitable[object]],
-    timeout: float,  # noqa: ASYNC109 - the deadline is the point
+    timeout: float,  # noqa: ASYNC109 - the function is a timeout
 ) -> None:
-    """Wait until the predicate holds, asking every 20 ms: for what no event tells of.
+    """Poll a predicate every 20 ms until it holds.
 
     Raises:
-        TimeoutError: if it does not hold within `timeout` seconds.
+        TimeoutError: it does not hold within `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
     while True:
-        answer = predicate()
-        if await answer if inspect.isawaitable(answer) else answer:
+        result = predicate()
+        if await result if inspect.isawaitable(result) else result:
             return
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not so within {timeout:g} s")
+            raise TimeoutError(f"the condition did not hold within {timeout:g} s")
         await asyncio.sleep(_POLL_SECONDS)
 
 
@@ -317,7 +317,7 @@ async def _make_disk(image: Path, size_mib: int) -> None:
     try:
         process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
     except FileNotFoundError as error:
-        raise LabMissing("there is no qemu-img: install the package qemu-utils") from error
-    _, said = await process.communicate()
+        raise LabMissing("qemu-img is missing: install the package qemu-utils") from error
+    _, errors = await process.communicate()
     if process.returncode:
-        raise GuestError(f"qemu-img: {said.decode(errors='replace').strip()}")
+        raise GuestError(f"qemu-img: {errors.decode(errors='replace').strip()}")

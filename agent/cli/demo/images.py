@@ -1,7 +1,7 @@
-"""Guests built on the spot, with no image to download: a 512-byte boot disk, and a Linux of kernel and busybox.
+"""Builds guest images locally: a 512-byte boot disk, and a Linux with busybox.
 
-`boot_sector` is enough wherever only disk writes matter: it runs within a second of QEMU's start. `linux_image` is
-for what needs a guest with drivers of its own: balloon statistics, balloon changes, flushes.
+`boot_sector` suffices for disk writes and runs within a second of QEMU's start. `linux_image` is for guests that need
+drivers: balloon statistics, balloon changes, flushes.
 """
 
 import hashlib
@@ -23,16 +23,16 @@ from typing import Final
 SECTOR_BYTES: Final = 512
 
 
-class LabMissing(Exception):  # noqa: N818 - it names what the machine lacks, which its message tells how to cure
-    """A program, a package or the network that a guest is made with is not there; the message says what helps."""
+class LabMissing(Exception):  # noqa: N818 - it names what the machine lacks
+    """A program, a package or the network is missing. The message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinuxImage:
-    """A Linux guest as QEMU boots it: `-kernel kernel -initrd initramfs`.
+    """A Linux guest: `-kernel kernel -initrd initramfs`.
 
-    Its kernel command line sets what it does, all whole numbers but the pause: `WRITE_KIB` written at a time, with
-    a flush; `PAUSE_SECONDS` between two writes; `SPAN_MIB` of /dev/vda after which it starts over.
+    Its kernel command line has the options: `WRITE_KIB`, the size of one write, which is flushed; `PAUSE_SECONDS`, the time
+    between two writes; `SPAN_MIB`, how much of /dev/vda it writes before it starts over. Only the pause may be a fraction.
     """
 
     kernel: Path
@@ -40,16 +40,16 @@ class LinuxImage:
 
 
 def cache_folder() -> Path:
-    """Return where what is built or fetched once for this user is kept; the folder need not exist yet."""
+    """Return this user's cache directory of built and downloaded files. It may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmp-agent"
 
 
 def kept(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Return a folder, built on the first call. Safe to be called at the same time by several processes: none sees half of it.
+    """Return a directory and build it on the first call. Several processes may call this at once; none sees it half built.
 
     Args:
-        folder: where it is to be.
-        build: makes it as `built` in a folder that it is given, which is gone afterwards.
+        folder: the directory.
+        build: builds it as `built` in the given temporary directory.
     """
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -60,18 +60,18 @@ def kept(folder: Path, build: Callable[[Path], None]) -> Path:
             except OSError:
                 if not folder.exists():
                     raise
-                # Somebody else was quicker: theirs is as good as ours.
+                # Another process was faster, and its result is the same.
     return folder
 
 
 # --- The boot-sector guest ---------------------------------------------------------------------------------------
 
-_LOADED_AT: Final = 0x7C00  # where every PC BIOS puts the boot sector
-_PACKET: Final = 0x180  # offset, within the sector, of the disk address packet that INT 13h AH=43h takes
+_LOADED_AT: Final = 0x7C00  # where every PC BIOS loads the boot sector
+_PACKET: Final = 0x180  # offset, within the sector, of the disk address packet of INT 13h AH=43h
 _PACKET_COUNT: Final = _LOADED_AT + _PACKET + 2  # its 16-bit number of sectors
-_PACKET_LBA: Final = _LOADED_AT + _PACKET + 8  # its 64-bit first sector, of which we count the low 32 bits
-_DATA_AT: Final = 0x8000  # memory whose content is written: whatever is there
-_DRIVE: Final = 0x81  # the BIOS number of the disk written to: the one after the disk booted from
+_PACKET_LBA: Final = _LOADED_AT + _PACKET + 8  # its 64-bit first sector; the guest counts the low 32 bits
+_DATA_AT: Final = 0x8000  # memory whose content is written
+_DRIVE: Final = 0x81  # the BIOS number of the second disk, which is written
 _FIRST_SECTOR: Final = 64  # where the first write begins
 
 
@@ -81,20 +81,20 @@ def boot_sector(
     last_sector: int = 64 * 2048 - 1,
     pause_us: int = 2000,
 ) -> bytes:
-    """Build a boot disk whose guest writes to another disk for ever, upwards, and starts over after `last_sector`.
+    """Build a boot disk whose guest writes to another disk in ascending order, and starts over after `last_sector`.
 
-    A failed write is not tried again: the guest goes on with the next one, as long as QEMU lets it run.
+    The guest does not retry a failed write: it continues with the next one as long as QEMU lets it run.
 
     Args:
-        sectors_per_write: size of one write, 1..127 sectors, which is all that a BIOS must accept.
-        last_sector: the highest sector of 512 bytes written to, up to 2^32 - 2.
+        sectors_per_write: size of one write in sectors, 1..127, the range that every BIOS accepts.
+        last_sector: the highest sector that is written, up to 2^32 - 2.
         pause_us: time between two writes in microseconds; the BIOS counts it in steps of about 1 ms.
 
     Returns:
-        512 bytes. A BIOS boots from a disk of one cylinder at least: pad it to 1 MiB.
+        512 bytes. Pad them to 1 MiB: a BIOS boots only from a disk of at least one cylinder.
 
     Raises:
-        ValueError: if not even one write fits before the last sector.
+        ValueError: not even one write fits before the last sector.
     """
     if not (1 <= sectors_per_write <= 127 and _FIRST_SECTOR <= last_sector + 1 - sectors_per_write < 2**32):
         raise ValueError(f"no write of {sectors_per_write} sectors fits in {_FIRST_SECTOR}..{last_sector}")
@@ -103,13 +103,13 @@ def boot_sector(
         (
             b"\xfa",  # cli
             b"\x31\xc0\x8e\xd8\x8e\xc0\x8e\xd0",  # xor ax, ax; mov ds, ax; mov es, ax; mov ss, ax
-            b"\xbc" + struct.pack("<H", _LOADED_AT),  # mov sp, 0x7c00: the stack grows down from under the code
+            b"\xbc" + struct.pack("<H", _LOADED_AT),  # mov sp, 0x7c00: the stack grows down from the code
             b"\xfb",  # sti
         )
     )
     write = b"".join(
         (
-            # The BIOS leaves the number of sectors it did write in the packet: none after an error.
+            # The BIOS stores the number of sectors it wrote in the packet: none after an error.
             b"\xc7\x06" + struct.pack("<HH", _PACKET_COUNT, sectors_per_write),  # mov word [count], sectors_per_write
             b"\xbe" + struct.pack("<H", _LOADED_AT + _PACKET),  # mov si, packet
             b"\xb8\x00\x43",  # mov ax, 0x4300: extended write, without verifying
@@ -133,9 +133,9 @@ def boot_sector(
 
 # --- The Linux guest ---------------------------------------------------------------------------------------------
 
-_KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"  # Debian's name for "the kernel for virtual machines, any version"
+_KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"  # Debian's meta-package for the current kernel for virtual machines
 _DRIVERS: Final = ("virtio_pci", "virtio_blk", "virtio_balloon")
-# The kernel hands words `NAME=value` of its command line that it does not know to init as environment variables.
+# The kernel passes unknown words `NAME=value` of its command line to init as environment variables.
 _INIT: Final = """\
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -159,17 +159,17 @@ done
 
 
 def linux_image(cache: Path | None = None) -> LinuxImage:
-    """Return the Linux guest, built from Debian's packages on the first call, which takes some seconds.
+    """Return the Linux guest. The first call builds it from Debian's packages, which takes some seconds. Blocks.
 
-    Needs Debian's package lists, `dpkg-deb`, `cpio` and a static busybox; needs no root and installs nothing. Blocks.
+    The build needs Debian's package lists, `dpkg-deb`, `cpio` and a static busybox. It needs no root and installs nothing.
 
     Args:
-        cache: where the result is kept, by default this user's cache; one small folder, about 20 MB.
+        cache: the directory for the result of about 20 MB; default: this user's cache.
 
     Raises:
-        LabMissing: if one of these things is not there.
+        LabMissing: one of these is missing.
     """
-    # The name tells the recipe, not the kernel's version: no package list need be read to find what is there already.
+    # The name depends on the recipe and not on the kernel's version, so that a cached image needs no package list.
     recipe = hashlib.sha256(_INIT.encode()).hexdigest()[:12]
     folder = kept((cache or cache_folder()) / f"linux-guest-{recipe}", _build_linux)
     return LinuxImage(kernel=folder / "vmlinuz", initramfs=folder / "initramfs")
@@ -195,29 +195,29 @@ def _build_linux(scratch: Path) -> None:
 
 
 def _download_kernel(folder: Path) -> Path:
-    """Fetch the package of the kernel which Debian's meta-package stands for; needs no root."""
-    cure = "run 'apt-get update' as root; the machine must be a Debian for amd64 and reach its package mirror"
-    described = output("apt-cache", "show", "--no-all-versions", _KERNEL_PACKAGE, cure=cure).decode()
-    found = re.search(r"^Depends:.*?\b(linux-image-[\w.+~-]+)(?: \(= ([^)]+)\))?", described, re.MULTILINE)
-    if found is None:
-        raise LabMissing(f"the package lists do not know {_KERNEL_PACKAGE}: {cure}")
-    name, version = found.groups()
-    output("apt-get", "-q", "download", f"{name}={version}" if version else name, cwd=folder, cure=cure)
+    """Download the kernel package that the meta-package depends on. Needs no root."""
+    remedy = "run 'apt-get update' as root; the machine must be a Debian for amd64 and reach its package mirror"
+    description = output("apt-cache", "show", "--no-all-versions", _KERNEL_PACKAGE, remedy=remedy).decode()
+    match = re.search(r"^Depends:.*?\b(linux-image-[\w.+~-]+)(?: \(= ([^)]+)\))?", description, re.MULTILINE)
+    if match is None:
+        raise LabMissing(f"the package lists do not contain {_KERNEL_PACKAGE}: {remedy}")
+    name, version = match.groups()
+    output("apt-get", "-q", "download", f"{name}={version}" if version else name, cwd=folder, remedy=remedy)
     return next(folder.glob("linux-image-*.deb"))
 
 
 def _kernel_files(package: Path) -> tuple[bytes, dict[str, bytes]]:
-    """Return a package's kernel, and its modules that the drivers take, in the order in which they can be loaded.
+    """Return the kernel of a package and the modules for the drivers in loading order.
 
-    Which module needs which differs from kernel to kernel, so the modules themselves are asked; one that is not in
-    the package is built into the kernel.
+    The dependencies differ between kernels, so they are read from the modules. A module that is not in the package is
+    built into the kernel.
     """
     with tarfile.open(fileobj=io.BytesIO(output("dpkg-deb", "--fsys-tarfile", str(package)))) as archive:
         members = {PurePath(member.name).name: member for member in archive if member.isfile()}
 
         def read(name: str) -> bytes:
             content = archive.extractfile(members[name])
-            assert content is not None, f"{name} is no file"
+            assert content is not None, f"{name} is not a file"
             return content.read()
 
         loaded: dict[str, bytes] = {}
@@ -237,30 +237,30 @@ def _kernel_files(package: Path) -> tuple[bytes, dict[str, bytes]]:
 
 
 def _static_busybox() -> Path:
-    cure = "install the package busybox-static"
-    found = shutil.which("busybox")
-    if found is None:
-        raise LabMissing(f"there is no busybox: {cure}")
-    if b"/ld-linux" in Path(found).read_bytes():  # the name of the loader that a dynamic program asks for
-        raise LabMissing(f"{found} needs libraries, which the guest has not: {cure}")
-    return Path(found)
+    remedy = "install the package busybox-static"
+    path = shutil.which("busybox")
+    if path is None:
+        raise LabMissing(f"busybox is missing: {remedy}")
+    if b"/ld-linux" in Path(path).read_bytes():  # the loader of a dynamic program
+        raise LabMissing(f"{path} needs libraries, which the guest does not have: {remedy}")
+    return Path(path)
 
 
-def output(*command: str, cwd: Path | None = None, stdin: bytes = b"", cure: str | None = None) -> bytes:
-    """Run one of the programs that something is built with and return its output.
+def output(*command: str, cwd: Path | None = None, stdin: bytes = b"", remedy: str | None = None) -> bytes:
+    """Run a build program and return its output.
 
     Raises:
-        LabMissing: if it is not there or fails.
+        LabMissing: the program is missing or fails.
     """
-    cure = cure or f"install the package that has {command[0]}"
+    remedy = remedy or f"install the package that contains {command[0]}"
     environment = {**os.environ, "LC_ALL": "C"}
     try:
         return subprocess.run(command, cwd=cwd, input=stdin, env=environment, capture_output=True, check=True).stdout
     except FileNotFoundError as error:
-        raise LabMissing(f"there is no {command[0]}: {cure}") from error
+        raise LabMissing(f"{command[0]} is missing: {remedy}") from error
     except subprocess.CalledProcessError as error:
-        said = error.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {error.returncode}"]
-        raise LabMissing(f"{' '.join(command)} failed ({said[-1]}): {cure}") from error
+        lines = error.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {error.returncode}"]
+        raise LabMissing(f"{' '.join(command)} failed ({lines[-1]}): {remedy}") from error
 
 
 if __name__ == "__main__":

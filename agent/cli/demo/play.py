@@ -1,4 +1,4 @@
-"""`qmp-agent demo`: two real guests, the agent watching them, and things happening to them, told as they happen."""
+"""`qmp-agent demo`: runs two real guests and an agent that watches them, provokes events and prints the records."""
 
 import asyncio
 import contextlib
@@ -26,62 +26,62 @@ from agent.monitors import DialConfig
 from agent.runtime.logging import configure_logging
 
 PORTS = ("127.0.0.1:9179", "127.0.0.1:0")
-"""The endpoint's usual address, or any free one where an agent has that already."""
+"""The endpoint's default address, or any free port if an agent uses that already."""
 
 MEMORY_MIB = 128
 
 SHOWN = frozenset(
     f"qemu.sample.{name}" for name in ("block", "balloon", "guest_memory", "runstate", "migration", "job")
 )
-"""Samples that are printed; of all others there are too many for a person to read, and the page has them."""
+"""Samples to print. The others are too many to read; the page shows them."""
 
 
 class DemoError(CommandFailedError):
-    """The demo cannot run here; the text says why and what helps."""
+    """The demo cannot run on this machine."""
 
 
 async def play(seconds: float | None, out: Path | None, alertmanager: AlertmanagerConfig | None = None) -> None:
-    """Run the demo until interrupted, or for so many seconds.
+    """Run the demo until interrupted.
 
     Args:
-        seconds: how long, counted from when the guests run.
-        out: where to leave every record, one a line; a file of that name is replaced.
-        alertmanager: one that is to be told of alerts.
+        seconds: maximum duration in seconds, from the start of the guests; None for no limit.
+        out: the file for the records, one per line, which is replaced; None for a temporary file.
+        alertmanager: the Alertmanager to send alerts to, or None.
 
     Raises:
-        DemoError: QEMU or something else is missing.
+        DemoError: QEMU or another program is missing.
     """
-    configure_logging("error", "auto")  # what the records say need not be said twice
+    configure_logging("error", "auto")  # the records show the rest
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     with tempfile.TemporaryDirectory(prefix="qmp-agent-demo-") as name:
         folder = Path(name)
         records = out if out is not None else folder / "records.jsonl"
-        told = AlertsConfig(alertmanager=alertmanager)
+        alerts = AlertsConfig(alertmanager=alertmanager)
         try:
             records.unlink(missing_ok=True)
             await _prepare()
-            async with asyncio.timeout(None) as deadline, _stage(folder, records, told) as (onlooker, guests):
+            async with asyncio.timeout(None) as deadline, _stage(folder, records, alerts) as (subscriber, guests):
                 if seconds is not None:
                     deadline.reschedule(asyncio.get_running_loop().time() + seconds)
-                await _until(stop, _show(onlooker), _story(*guests))
+                await _until(stop, _print_records(subscriber), _story(*guests))
         except TimeoutError:
             pass
         except (GuestError, LabMissing, StartError, OSError) as error:
             raise DemoError(str(error)) from error
         if out is not None:
-            _say(f"{sum(1 for _ in records.open('rb'))} records are in {out}")
+            _print(f"{sum(1 for _ in records.open('rb'))} records written to {out}")
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(f"\n  {text}\n\n")
     sys.stdout.flush()
 
 
 async def _prepare() -> None:
     if not any(cache_folder().glob("linux-guest-*")):
-        _say("fetching Debian's cloud kernel for the Linux guest: some 30 MB, once")
+        _print("downloading Debian's cloud kernel for the Linux guest, about 30 MB (only once)")
     await asyncio.to_thread(linux_image)
 
 
@@ -89,17 +89,17 @@ async def _prepare() -> None:
 async def _stage(
     folder: Path, records: Path, alerts: AlertsConfig
 ) -> AsyncIterator[tuple[Subscriber, tuple[Guest, Guest]]]:
-    """Run two guests and the agent; end them all when the block ends."""
+    """Run two guests and the agent while the block runs."""
     web = Guest(folder, "web-1", GuestOptions(kind=GuestKind.LINUX, memory_mib=MEMORY_MIB, disk_mib=256))
     db = Guest(folder, "db-1", GuestOptions(kind=GuestKind.WRITER, disk_mib=1024))
     async with _agent(folder, records, alerts) as (app, url):
-        with app.publisher.broadcaster.subscribe(Subscriber()) as onlooker:  # from before the first guest is there
+        with app.publisher.broadcaster.subscribe(Subscriber()) as subscriber:  # before the guests, to get every record
             async with web, db:
-                _say(
-                    f"two guests are booting: {web.name} is a Linux with a balloon, {db.name} writes to a thin disk and does nothing else"
+                _print(
+                    f"booting two guests: {web.name} runs Linux with a balloon, {db.name} only writes to a thin disk"
                 )
-                _say(f"page    {url}/\n  metrics {url}/metrics\n  look on {_command()} tail --url {url}")
-                yield onlooker, (web, db)
+                _print(f"page     {url}/\n  metrics  {url}/metrics\n  records  {_command()} tail --url {url}")
+                yield subscriber, (web, db)
 
 
 def _command() -> str:
@@ -129,7 +129,7 @@ async def _agent(folder: Path, records: Path, alerts: AlertsConfig) -> AsyncIter
 
 
 async def _until(stop: asyncio.Event, *acts: Coroutine[None, None, None]) -> None:
-    """Run the acts until told to stop, or until one fails."""
+    """Run the acts until `stop` is set or one of them ends or fails."""
     tasks = [asyncio.create_task(act) for act in acts]
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -142,11 +142,11 @@ async def _until(stop: asyncio.Event, *acts: Coroutine[None, None, None]) -> Non
         await asyncio.gather(stopped, *tasks, return_exceptions=True)
 
 
-async def _show(onlooker: Subscriber) -> None:
-    """Print records as they come."""
+async def _print_records(subscriber: Subscriber) -> None:
+    """Print records until cancelled."""
     colour = sys.stdout.isatty()
     while True:
-        record = await onlooker.get()
+        record = await subscriber.get()
         kind = record.type
         if kind.startswith("qemu.sample.") and kind not in SHOWN:
             continue
@@ -156,23 +156,23 @@ async def _show(onlooker: Subscriber) -> None:
 
 
 async def _story(web: Guest, db: Guest) -> None:
-    """Make things happen: a threshold crossed, a guest paused and resumed, a balloon inflated and let out; again and again."""
+    """Provoke events in turn: cross a write threshold, pause and resume a guest, inflate and deflate a balloon."""
     await db.booted()
     for turn in itertools.count():
-        offset = await db.highest()
-        _say(f"a write threshold is set 1 MiB above where {db.name} writes now; it is about to be crossed")
+        offset = await db.highest_write()
+        _print(f"setting a write threshold 1 MiB above the last write of {db.name}, which will cross it soon")
         await db.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=offset + (1 << 20))
         await db.event("BLOCK_WRITE_THRESHOLD", 30.0)
-        _say(f"{db.name} is paused, as an operator would, and goes on")
+        _print(f"pausing and resuming {db.name}")
         await db.command("stop")
         await asyncio.sleep(1.0)
         await db.command("cont")
         if turn == 0:
             await web.booted()
-        _say(f"{web.name}'s balloon takes 32 of its {MEMORY_MIB} MiB")
+        _print(f"inflating the balloon of {web.name}: it takes 32 of {MEMORY_MIB} MiB")
         await web.command("balloon", value=(MEMORY_MIB - 32) << 20)
         await web.event("BALLOON_CHANGE", 30.0)
         await asyncio.sleep(3.0)
-        _say(f"{web.name}'s balloon gives them back")
+        _print(f"deflating the balloon of {web.name}")
         await web.command("balloon", value=MEMORY_MIB << 20)
         await asyncio.sleep(10.0)

@@ -8,7 +8,7 @@ from collections import deque
 from typing import Any, Final
 
 from agent.qmp.errors import ProtocolError
-from agent.qmp.protocol import Frames
+from agent.qmp.frames import Frames
 
 _MAX_EVENTS: Final = 1000
 _MAX_REPLY_BYTES: Final = 4 << 20

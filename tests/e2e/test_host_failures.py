@@ -246,7 +246,7 @@ async def test_unreachable_kafka_is_reported_and_the_vms_stay_watched(folder: Pa
         kafka = {"bootstrap_servers": [server], "request_timeout": "1s"}
         alerts = {"alertmanager": {"url": f"http://{server}"}}
         async with bystander(folder) as fake, watching_agent(folder, kafka=kafka, alerts=alerts) as agent:
-            cause = "the name cannot be resolved" if fault == "dns" else "no answer in time"
+            cause = "name resolution fails" if fault == "dns" else "no answer in time"
 
             async def is_reported() -> bool:
                 status, text = await agent.get("/readyz")

@@ -157,7 +157,7 @@ async def test_records_that_wait_for_a_paused_broker_are_delivered_at_shutdown(
 ) -> None:
     idle = await start_guest("idle")
     await agent.start()
-    await until(lambda: "delivering to" in agent.log, 60)
+    await until(lambda: "records are delivered" in agent.log, 60)
     (broker,) = kafka.brokers
     await broker.pause()
     try:
@@ -200,7 +200,7 @@ async def test_records_that_wait_when_the_agent_is_killed_are_delivered_by_the_n
     finally:
         broker.resume()
     await agent.start()
-    await until(lambda: "delivering to" in agent.log, 60)
+    await until(lambda: "records are delivered" in agent.log, 60)
     assert (await agent.stop()).status == 0
     messages = [message for message in await read_all(kafka, topics) if message.kind == "events"]
     runs: dict[str, list[str]] = {}

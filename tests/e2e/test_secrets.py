@@ -74,7 +74,7 @@ async def test_no_secret_is_in_responses_logs_records_or_the_process_list(fake: 
             assert_no_secret("check", checked.out + checked.log)
             # A web config with an invalid entry beside a valid hash.
             (folder / "web.yml").write_text(yaml.safe_dump({"basic_auth_users": {"alice": HASH, "bob": USER}}))
-            await until(lambda: "the web config was not taken" in agent.log, 60)
+            await until(lambda: "web config: reload failed" in agent.log, 60)
             ended = await agent.stop()
     assert_no_secret("its log", ended.log)
     assert_no_secret("its records", await _journaled(agent.config))

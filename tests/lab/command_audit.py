@@ -43,12 +43,16 @@ def violation(request: Any) -> str | None:
         return "it is no request"
     arguments = request.get("arguments", {})
     if "exec-oob" in request:
-        allowed = request["exec-oob"] == "query-yank" and not arguments
-        return None if allowed else "out of band"
+        return None if (request["exec-oob"], arguments) == ("query-yank", {}) else "out of band"
+    command = request.get("execute")
     if "id" in request:  # the marker of a resynchronisation
-        allowed = request.get("execute") == "query-status" and not arguments
-        return None if allowed else "a command with an id"
-    match request.get("execute"):
+        return None if (command, arguments) == ("query-status", {}) else "a command with an id"
+    return None if _is_allowed(command, arguments) else "it is not on the list, or not in this form"
+
+
+def _is_allowed(command: Any, arguments: Any) -> bool:
+    """Return whether the agent may send a command with these arguments."""
+    match command:
         case "qom-get" | "qom-set":
             allowed = arguments.get("property") in PROPERTIES
         case "migrate-set-capabilities":
@@ -62,11 +66,11 @@ def violation(request: Any) -> str | None:
             allowed = arguments == {"id": "qmp-agent"}
         case "qmp_capabilities":
             allowed = arguments in ({}, {"enable": ["oob"]})
-        case str(command):
+        case str():
             allowed = command in OTHER_COMMANDS or (command.startswith("query-") and command not in COSTLY_QUERIES)
         case _:
             allowed = False
-    return None if allowed else "it is not on the list, or not in this form"
+    return bool(allowed)
 
 
 def _is_own_socket(arguments: Any) -> bool:

@@ -1,1 +1,1 @@
-"""Records on their way out: lanes keep them until they are delivered, a pump moves them, a sink is where they go."""
+"""Delivery of records: queues hold them until a sink has them, and a journal keeps them across restarts."""

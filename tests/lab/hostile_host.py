@@ -77,7 +77,7 @@ class HostileHost:
             return state in await self.states()
 
         await until(has_state, 60)
-        pattern = re.compile(rf"evil\.qmp: {state} \(.*({reason})")
+        pattern = re.compile(rf"evil\.qmp: {state}: .*({reason})")
         await until(lambda: any(pattern.search(entry["message"]) for entry in self.log()[begin:]), 60)
 
     def log(self) -> list[dict[str, Any]]:

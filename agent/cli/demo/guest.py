@@ -20,8 +20,8 @@ from agent.cli.demo.control import ControlClient, GuestError
 from agent.cli.demo.images import LabMissing, boot_sector, linux_image
 
 _LONGEST_SOCKET_PATH: Final = 107  # bytes: what struct sockaddr_un holds
-_START_SECONDS: Final = 20.0
-_STOP_SECONDS: Final = 5.0
+_START_SECONDS: Final = 60.0
+_STOP_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.02
 
 
@@ -170,7 +170,7 @@ class Guest:
         """
         return await self._connected().command(command, **arguments)
 
-    async def event(self, name: str, timeout: float = 10.0) -> dict[str, Any]:  # noqa: ASYNC109 - as in `until`
+    async def event(self, name: str, timeout: float = 60.0) -> dict[str, Any]:  # noqa: ASYNC109 - as in `until`
         """Remove and return the oldest event of this name. Wait up to `timeout` seconds for one.
 
         Raises:
@@ -180,7 +180,7 @@ class Guest:
         async with asyncio.timeout(timeout):
             return await self._connected().event(name)
 
-    async def booted(self, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - as in `until`
+    async def booted(self, timeout: float = 120.0) -> None:  # noqa: ASYNC109 - as in `until`
         """Wait until the guest works: Linux prints READY on its console, a writer has written.
 
         Raises:

@@ -150,11 +150,19 @@ class AlertManager:
         primary = self._processes.of_uuid(uuid)[0]
         alerts = self.store.of_owner(primary.owner)
         has_ended = self._processes.has_ended(primary, successor)
-        kept = [alert for alert in alerts if _survives(alert, primary, has_ended=has_ended)]
+        inherits = not successor.is_active  # a VM that runs beside the primary has disks of its own
+        kept = [
+            alert
+            for alert in alerts
+            if inherits
+            and _survives(alert, primary, has_ended=has_ended)
+            and self.store.find(successor.owner, *alert.key) is None
+        ]
         ended = [alert for alert in alerts if alert not in kept]
         reason = "vm_gone" if primary.gone_at is not None else "migrated"
         self._processes.make_primary(successor)
-        self._restore_disks(successor, primary.disk_notes())
+        if inherits:
+            self._restore_disks(successor, primary.disk_notes())
         primary.trackers, primary.restored_disks = {}, {}
         self.store.reassign(kept, successor.vm, successor.owner)
         self._expect_changes(successor)

@@ -28,6 +28,9 @@ IO_STATUS_NS = 2_000_000_000
 _IO_ERRORS = {rule.alert: rule for rule in EVENT_RULES if rule.status == "io-error"}
 _FAILED_STATUS = {"nospace": "disk_full", "failed": "io_error_stop"}
 """Alerts by a device's `io-status`."""
+_TIMED = frozenset(rule.alert for rule in RUN_STATE_RULES if rule.seconds)
+_ENTERED_FROM_RUNNING = frozenset({"io-error", "guest-panicked", "internal-error", "watchdog", "paused", "suspended"})
+"""Run states that a guest can only enter while it runs."""
 _EVENT_STATUSES = frozenset(rule.status for rule in EVENT_RULES if rule.status)
 
 
@@ -65,12 +68,9 @@ class RunStateAlerts:
         if running:
             yield from self._on_running(state, time_ns, "running")
             return
-        timed = {rule.alert for rule in RUN_STATE_RULES if rule.seconds}
         standing = self._standing(state)
-        over = [alert for alert in standing if alert.name in timed and alert.status != status]
-        yield from self._store.resolve(over, time_ns, "run_state")
-        if status == "postmigrate":
-            yield from self._store.resolve(standing, time_ns, "migrated")
+        over = [alert for alert in standing if _is_over(alert, status) and alert.seen_ns <= time_ns]
+        yield from self._store.resolve(over, time_ns, "migrated" if status == "postmigrate" else "run_state")
         for alert in self._standing(state):
             self._store.confirm(alert, time_ns)
         if not any(alert.status == status for alert in standing):
@@ -133,19 +133,24 @@ class RunStateAlerts:
             devices = (sample for sample in samples if sample.family is BLOCK_DEVICE)
             state.io_status = {device.subject: str(device.values.get("io_status", "")) for device in devices}
             state.io_status_ns = time_ns
-        if state.io_errors_ns and (state.layers or not state.is_active):  # the layers have the disk's path and figures
+        is_due = BLOCK_DEVICE in families or state.io_errors_ns
+        if is_due and (state.layers or not state.is_active):  # the layers have the disk's path and figures
             yield from self._locate_io_error(state)
 
     def _locate_io_error(self, state: VmAlertState) -> Iterator[Record]:
-        """Fire the alerts of an I/O error whose disks are known now."""
-        if not state.io_errors_ns or state.io_status_ns < max(state.run.ran_ns, state.io_errors_ns):
+        """Fire the alerts of an I/O error whose disks are known now, instead of one without a disk."""
+        unlocated = [alert for alert in self._standing(state) if alert.status == "io-error" and not alert.subject]
+        since_ns = state.io_errors_ns or max((alert.since_ns for alert in unlocated), default=0)
+        if not since_ns or state.io_status_ns < max(state.run.ran_ns, since_ns):
             return  # io-status is from before the error, and RESUME clears it
         failed = {device: _FAILED_STATUS[s] for device, s in state.io_status.items() if s in _FAILED_STATUS}
+        if not failed:
+            return
+        state.io_errors_ns = 0
+        yield from self._store.resolve(unlocated, state.io_status_ns, "located")
         how = DetectedBy.ENOSPC if state.io_error_full else DetectedBy.MISSED
         for device, alert in failed.items():
-            yield from self.fire_io_error(state, alert, device, state.io_errors_ns, how)
-        if failed:
-            state.io_errors_ns = 0
+            yield from self.fire_io_error(state, alert, device, since_ns, how)
 
     def fire_io_error(
         self, state: VmAlertState, name: str, device: str, time_ns: int, detected_by: DetectedBy, **data: Any
@@ -175,7 +180,7 @@ class RunStateAlerts:
             name = "disk_full" if state.io_error_full else "io_error_stop"
             yield from self.fire_io_error(state, name, "", state.io_errors_ns, DetectedBy.MISSED)
             state.io_errors_ns = 0
-        for rule in RUN_STATE_RULES:
+        for rule in RUN_STATE_RULES if state.run.running is False else ():
             if self._is_due(state, rule, now_ns):
                 yield from self._fire(state, rule, now_ns, DetectedBy.LEVEL)
         if self._standing(state):
@@ -199,3 +204,10 @@ class RunStateAlerts:
             yield from self._store.fire(alert)
         elif known is not None and status not in POSTCOPY_RECOVERING:
             yield from self._store.resolve([known], time_ns, "migration")
+
+
+def _is_over(alert: Alert, status: str) -> bool:
+    """Return whether another run state shows that the guest no longer stands for an alert's reason, although it stands now."""
+    if alert.status == status:
+        return False
+    return status == "postmigrate" or status in _ENTERED_FROM_RUNNING or alert.name in _TIMED

@@ -7,6 +7,9 @@ from typing import Any
 
 from agent.model.record import Record, Severity, Vm
 
+AlertKey = tuple[str, str, str]
+"""An alert's name, its subject and its level."""
+
 
 @dataclass(frozen=True, slots=True)
 class Alert:
@@ -43,9 +46,9 @@ class Alert:
     seen_ns: int = 0
 
     @property
-    def key(self) -> tuple[int, str, str, str]:
-        """Its identity in this run of the agent."""
-        return self.owner, self.name, self.subject, self.level
+    def key(self) -> AlertKey:
+        """Its identity among the alerts of its process."""
+        return self.name, self.subject, self.level
 
     @property
     def fingerprint(self) -> str:
@@ -77,46 +80,56 @@ class AlertStore:
     """
 
     def __init__(self) -> None:
-        self._firing: dict[tuple[int, str, str, str], Alert] = {}
+        self._firing: dict[int, dict[AlertKey, Alert]] = {}  # by owner
         self.resolving_events: set[str] = set()
 
     def __iter__(self) -> Iterator[Alert]:
-        return iter(self._firing.values())
+        return (alert for alerts in list(self._firing.values()) for alert in list(alerts.values()))
 
     def __len__(self) -> int:
-        return len(self._firing)
+        return sum(map(len, self._firing.values()))
 
     def of_owner(self, owner: int) -> list[Alert]:
         """Return the firing alerts of a process."""
-        return [alert for alert in self if alert.owner == owner]
+        return list(self._firing.get(owner, {}).values())
 
     def find(self, owner: int, name: str, subject: str = "", level: str = "") -> Alert | None:
         """Return a firing alert; None where it does not fire."""
-        return self._firing.get((owner, name, subject, level))
+        return self._firing.get(owner, {}).get((name, subject, level))
 
     def fire(self, alert: Alert) -> Iterator[Record]:
         """Store an alert; yield its record unless it fires already. A later repetition updates its data."""
         self.resolving_events |= alert.resolved_by
         seen_ns = alert.seen_ns or alert.since_ns
-        known = self._firing.get(alert.key)
+        known = self.find(alert.owner, *alert.key)
         if known is None:
-            self._firing[alert.key] = replace(alert, seen_ns=seen_ns)
+            self._put(replace(alert, seen_ns=seen_ns))
             yield alert.to_record("firing", alert.since_ns, {})
         elif seen_ns >= known.seen_ns:
-            self._firing[alert.key] = replace(alert, since_ns=known.since_ns, instance=known.instance, seen_ns=seen_ns)
+            self._put(replace(alert, since_ns=known.since_ns, instance=known.instance, seen_ns=seen_ns))
+
+    def _put(self, alert: Alert) -> None:
+        self._firing.setdefault(alert.owner, {})[alert.key] = alert
+
+    def _pop(self, alert: Alert) -> Alert | None:
+        alerts = self._firing.get(alert.owner, {})
+        known = alerts.pop(alert.key, None)
+        if not alerts:
+            self._firing.pop(alert.owner, None)
+        return known
 
     def confirm(self, alert: Alert, time_ns: int) -> None:
         """Note that a firing alert's condition still holds at this time."""
-        known = self._firing.get(alert.key)
+        known = self.find(alert.owner, *alert.key)
         if known is not None and time_ns > known.seen_ns:
-            self._firing[alert.key] = replace(known, seen_ns=time_ns)
+            self._put(replace(known, seen_ns=time_ns))
 
     def resolve(
         self, alerts: Iterable[Alert], time_ns: int, reason: str, more: Mapping[str, Any] | None = None
     ) -> Iterator[Record]:
         """Resolve those of the alerts that fire; yield a record for each, at the moment when it is resolved."""
         for alert in list(alerts):
-            known = self._firing.pop(alert.key, None)
+            known = self._pop(alert)
             if known is not None:
                 yield known.to_record("resolved", time_ns, {"resolved_by": reason, **(more or {})})
 
@@ -132,9 +145,8 @@ class AlertStore:
     def reassign(self, alerts: Iterable[Alert], vm: Vm, owner: int) -> None:
         """Make alerts the alerts of another process, such as the destination of a migration."""
         for alert in list(alerts):
-            del self._firing[alert.key]
-            moved = replace(alert, vm=vm, owner=owner)
-            self._firing.setdefault(moved.key, moved)
+            self._pop(alert)
+            self._put(replace(alert, vm=vm, owner=owner))
 
     # Persistence.
 
@@ -179,5 +191,5 @@ class AlertStore:
                 )
             except (KeyError, TypeError, ValueError):
                 continue
-            self._firing.setdefault(alert.key, alert)
+            self._put(alert)
             self.resolving_events |= alert.resolved_by

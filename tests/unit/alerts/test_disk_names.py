@@ -64,6 +64,13 @@ def test_an_error_that_io_status_does_not_locate_is_reported_without_a_disk(scen
     assert scenario.tick(12) == [("disk_full", "", "firing")]
 
 
+def test_an_error_without_a_disk_is_replaced_when_io_status_arrives_late(scenario: AlertScenario) -> None:
+    scenario.run_state("io-error", 10)
+    assert scenario.tick(13) == [("io_error_stop", "", "firing")]
+    assert scenario.io_status(14, disk0="nospace") == [("io_error_stop", "", "resolved"), FULL]
+    assert scenario.event("RESUME", 15) == [("disk_full", "disk0", "resolved")]
+
+
 def test_an_unlocated_error_is_dropped_when_the_guest_runs_again(scenario: AlertScenario) -> None:
     scenario.io_error(10, device="", node_name="#block269")
     scenario.event("STOP", 10.1)

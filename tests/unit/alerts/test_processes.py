@@ -82,6 +82,18 @@ def test_the_end_of_a_clone_resolves_its_own_alerts_only() -> None:
     assert FULL in scenario.firing()
 
 
+def test_the_end_of_the_first_clone_leaves_the_second_its_own_levels() -> None:
+    scenario = clones()
+    scenario.disks(5, VM, disk0=Disk(offset=96 * GIB, path="/dev/vg/a"))
+    scenario.disks(5, CLONE, disk0=Disk(offset=81 * GIB, path="/dev/vg/b"))
+    assert scenario.detach(VM, at=10, for_good=True).count(("write_threshold", "disk0", "resolved")) == 3
+    scenario.tick(11)
+    (alert,) = scenario.manager.store
+    assert (alert.level, alert.data["path"]) == ("80%", "/dev/vg/b")
+    assert scenario.disks(12, CLONE, disk0=Disk(offset=81 * GIB, path="/dev/vg/b")) == []
+    assert scenario.space(vm=CLONE)["used_bytes"] == 81 * GIB
+
+
 def test_clones_are_told_apart_after_a_restart_of_the_agent() -> None:
     scenario = clones()
     scenario.io_error(10, VM)

@@ -257,9 +257,38 @@ It also sends `qom-list` and `qom-get`, for balloons, network devices and the ma
 """
 
 
+_OMITTED_INTRO = """## Omitted fields
+
+Records omit these fields of the replies.
+
+| command | fields | reason |
+|---|---|---|
+"""
+
+_OMITTED = (
+    ("query-pci", "`irq`, `irq_pin`, `regions`", "The guest's firmware assigns them, so they change at each boot."),
+    (
+        "query-spice",
+        "`connection-id`, `channel-id`, `family`",
+        "Numbers of one connection, without a meaning outside of it.",
+    ),
+    ("query-vnc-servers", "`family`", "The address shows it."),
+    ("query-named-block-nodes", "`vm-clock-*`, `icount`, `date-nsec` of snapshots", "For the load of a snapshot only."),
+    (
+        "query-named-block-nodes",
+        "`uuid`, `payload-offset`, `master-key-iters`, `key-offset`, `iters`, `stripes` of LUKS",
+        "The layout of the image, for the tools that repair it.",
+    ),
+    ("query-named-block-nodes", "limits of throttling", "query-block has them, and only the device's limits apply."),
+    ("query-blockstats", "counters of `parent` and `backing`", "QEMU does not count there; they are always 0."),
+)
+"""Command, fields and reason of each field that no record contains."""
+
+
 def queries() -> str:
     """Return docs/qmp-commands.md, with one row for each query."""
-    return "\n".join((_GENERATED, "# QMP commands\n", _QUERIES_INTRO + "".join(map(_query_row, QUERIES))))
+    rows, omitted = "".join(map(_query_row, QUERIES)), "".join(f"| `{c}` | {f} | {r} |\n" for c, f, r in _OMITTED)
+    return "\n".join((_GENERATED, "# QMP commands\n", _QUERIES_INTRO + rows, _OMITTED_INTRO + omitted))
 
 
 def _query_row(query: Query) -> str:

@@ -17,13 +17,28 @@ _read_spice = Reader(SPICE)
 _MAX_DISPLAYS = 16
 _MAX_CLIENTS = 48
 
+_CHANNELS = {
+    1: "main",
+    2: "display",
+    3: "inputs",
+    4: "cursor",
+    5: "playback",
+    6: "record",
+    7: "tunnel",
+    8: "smartcard",
+    9: "usbredir",
+    10: "port",
+    11: "webdav",
+}
+"""Names of the channel types in the SPICE protocol."""
+
 
 def _vnc(replies: Replies) -> Iterable[Sample]:
     for display in as_list_of_objects(require_type(replies[0], list), _MAX_DISPLAYS):
         if name := as_text(display.get("id")):
             addresses, clients = as_list_of_objects(display.get("server")), as_list_of_objects(display.get("clients"))
             fields = {
-                "addresses": [_address(address) for address in addresses[:_MAX_CLIENTS]],
+                "addresses": [_address(address) | _server(address) for address in addresses[:_MAX_CLIENTS]],
                 "clients": len(clients),
                 "who": [_address(client) | _credentials(client) for client in clients[:_MAX_CLIENTS]],
             }
@@ -34,10 +49,10 @@ def _spice(replies: Replies) -> Iterable[Sample]:
     display = require_type(replies[0], dict)
     if display.get("enabled") is not True:
         return ()
-    clients: dict[Any, dict[str, Any]] = {}
+    clients: dict[str, list[dict[str, Any]]] = {}
     for channel in as_list_of_objects(display.get("channels")):  # a client has several channels
-        clients.setdefault(str(channel.get("connection-id")), channel)
-    who = [_address(client) for client in list(clients.values())[:_MAX_CLIENTS]]
+        clients.setdefault(str(channel.get("connection-id")), []).append(channel)
+    who = [_address(channels[0]) | _channels(channels) for channels in list(clients.values())[:_MAX_CLIENTS]]
     return (Sample(SPICE, (), _read_spice(display | {"clients": len(clients), "who": who})),)
 
 
@@ -47,9 +62,24 @@ def _address(endpoint: dict[str, Any]) -> Values:
     return {key: sanitize(value, 128) for key, value in raw.items() if isinstance(value, str)}
 
 
+def _server(address: dict[str, Any]) -> Values:
+    """Return what an address of a VNC display has of its own: the authentication, and whether it is a websocket."""
+    raw = {key: address.get(key) for key in ("auth", "vencrypt")}
+    texts = {key: sanitize(value, 128) for key, value in raw.items() if isinstance(value, str)}
+    return texts | ({"websocket": True} if address.get("websocket") is True else {})
+
+
 def _credentials(client: dict[str, Any]) -> Values:
     raw = {key: client.get(key) for key in ("sasl_username", "x509_dname")}
-    return {key: sanitize(value, 128) for key, value in raw.items() if isinstance(value, str)}
+    texts = {key: sanitize(value, 128) for key, value in raw.items() if isinstance(value, str)}
+    return texts | ({"websocket": True} if client.get("websocket") is True else {})
+
+
+def _channels(channels: list[dict[str, Any]]) -> Values:
+    """Return the types of a SPICE client's channels, and whether all of them use TLS."""
+    types = (channel.get("channel-type") for channel in channels)
+    names = {_CHANNELS.get(number, str(number)) for number in types if type(number) is int}
+    return {"channels": sorted(names), "tls": all(channel.get("tls") is True for channel in channels)}
 
 
 VNC_DISPLAYS = Collector(

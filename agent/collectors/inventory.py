@@ -67,6 +67,7 @@ def _backend(backend: dict[str, Any]) -> Values:
         "host_nodes": [n for n in nodes if type(n) is int][:8] if isinstance(nodes, list) else [],
         "prealloc": backend.get("prealloc") is True,
         "share": backend.get("share") is True,
+        **{key: backend[key] for key in ("merge", "dump", "reserve") if type(backend.get(key)) is bool},
     }
 
 

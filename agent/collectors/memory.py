@@ -27,7 +27,9 @@ def _devices(devices: list[Any]) -> Iterator[Sample]:
     for device in as_list_of_objects(devices, _MAX_DEVICES):
         data = as_object(device.get("data"))
         if name := as_text(data.get("id")) or as_text(data.get("memdev")):
-            yield Sample(MEMORY_DEVICE, (sanitize(name),), _read_device(device))
+            address = data.get("addr", data.get("memaddr"))
+            known = {"address": address} if type(address) is int else {}
+            yield Sample(MEMORY_DEVICE, (sanitize(name),), _read_device(device | known))
 
 
 COLLECTOR = Collector(

@@ -12,8 +12,8 @@ import orjson
 from agent.collectors.base import Collector, Facts, Replies, require_type
 from agent.collectors.block import backings, chain, disks
 from agent.collectors.block_graph import FILTERS, BlockGraph
-from agent.collectors.untrusted import as_list_of_objects, as_text
-from agent.model.family import Sample
+from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
+from agent.model.family import Sample, Values
 from agent.model.metrics.block import BLOCK_BITMAP, BLOCK_LAYER, BLOCK_NAMES
 from agent.model.reader import MAX_DETAIL_BYTES, Reader
 from agent.model.record import sanitize
@@ -24,6 +24,8 @@ _read_bitmap = Reader(BLOCK_BITMAP)
 _read_names = Reader(BLOCK_NAMES)
 
 _MAX_BITMAPS = 64
+_MAX_SNAPSHOTS = 32
+_MAX_TEXT = 96
 
 Nodes = Mapping[str, Mapping[str, Any]]
 
@@ -45,7 +47,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
     for device, disk in disks(replies[1]):
         for layer, name in _layers(nodes, disk):
             if name in nodes:
-                yield Sample(BLOCK_LAYER, (device, layer), _read(_with_snapshots(nodes[name])))
+                yield Sample(BLOCK_LAYER, (device, layer), _read(_with_image_details(nodes[name])))
                 yield from _bitmaps(device, layer, nodes[name])
     names = BlockGraph.from_replies(replies[1], replies[0]).names()
     for device, _ in disks(replies[1]):
@@ -59,13 +61,43 @@ def _fitting(names: list[str]) -> list[str]:
     return [name for name, end in zip(names, ends, strict=True) if end < MAX_DETAIL_BYTES]
 
 
-def _with_snapshots(node: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the node with the number of its internal snapshots, if its format supports them."""
-    image = node.get("image")
-    if not isinstance(image, dict) or image.get("format") != "qcow2":
-        return node
+def _with_image_details(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the node with its internal snapshots and the details of its encryption, as far as its format has them."""
+    image = as_object(node.get("image"))
+    details = _encryption(as_object(image.get("format-specific")))
+    fields = {**node, "encryption_details": details} if details else node
+    if image.get("format") != "qcow2":
+        return fields
     snapshots = image.get("snapshots", [])
-    return {**node, "snapshots": len(snapshots) if isinstance(snapshots, list) else None}
+    if not isinstance(snapshots, list):
+        return fields
+    last = [_snapshot(snapshot) for snapshot in as_list_of_objects(snapshots[-_MAX_SNAPSHOTS:])]
+    return {**fields, "snapshots": len(snapshots), **({"snapshot_list": last} if last else {})}
+
+
+def _snapshot(snapshot: Mapping[str, Any]) -> Values:
+    numbers = {"created_timestamp_seconds": snapshot.get("date-sec"), "vm_state_bytes": snapshot.get("vm-state-size")}
+    texts = {key: sanitize(as_text(snapshot.get(key)), _MAX_TEXT) for key in ("id", "name")}
+    return texts | {key: number for key, number in numbers.items() if type(number) is int and number >= 0}
+
+
+def _encryption(specific: Mapping[str, Any]) -> Values:
+    """Return the details of LUKS, which a qcow2 image has in an object of its own."""
+    data = as_object(specific.get("data"))
+    luks = data if specific.get("type") == "luks" else as_object(data.get("encrypt"))
+    keys = {
+        "cipher": "cipher-alg",
+        "mode": "cipher-mode",
+        "iv_generator": "ivgen-alg",
+        "iv_hash": "ivgen-hash-alg",
+        "hash": "hash-alg",
+    }
+    details: Values = {
+        name: sanitize(text, _MAX_TEXT) for name, key in keys.items() if (text := as_text(luks.get(key)))
+    }
+    if details:
+        details["active_slots"] = sum(slot.get("active") is True for slot in as_list_of_objects(luks.get("slots")))
+    return details
 
 
 def _bitmaps(device: str, layer: str, node: Mapping[str, Any]) -> Iterator[Sample]:

@@ -302,6 +302,18 @@ BLOCK_LAYER = Family(
         Field("image.format-specific.data.corrupt", "corrupt", FLAG, "Whether the qcow2 image is marked as corrupt."),
         Field("image.dirty-flag", "dirty", FLAG, "Whether the image was not closed cleanly."),
         Field("backing_file", "backing_path", TEXT, "Path of the backing image."),
+        Field(
+            "encryption_details",
+            "encryption_details",
+            DETAIL,
+            "Cipher, mode, IV generator, hash and number of active key slots of LUKS encryption.",
+        ),
+        Field(
+            "snapshot_list",
+            "snapshots",
+            DETAIL,
+            "Id, name, creation time and size of the VM state of each internal snapshot; truncated to the last ones.",
+        ),
         Field("snapshots", "internal_snapshots", GAUGE, "Number of internal snapshots in the image."),
         Field("detect_zeroes", "detect_zeroes", TEXT, "Whether QEMU detects zero writes: off, on or unmap."),
         Field("backing_file_depth", "backing_depth", GAUGE, "Number of layers in the backing chain."),
@@ -353,6 +365,22 @@ BLOCK_DEVICE = Family(
         Field("tray_open", "tray_open", FLAG, "Whether the tray is open."),
         Field("inserted.node-name", "node", TEXT, "Node name of the inserted medium."),
         Field("inserted.group", "throttle_group", TEXT, "Name of the throttle group that shares the limits."),
+        Field(
+            "inserted.iops_size",
+            "throttle_operation_bytes",
+            GAUGE,
+            "Size in bytes above which one request counts as several operations; absent if every request counts as one.",
+        ),
+        *(
+            Field(
+                f"inserted.{limit}{direction}_max_length",
+                f"throttle_{prefix}{unit}_burst_seconds",
+                GAUGE,
+                f"Maximum duration of a burst of {unit} for {what} in seconds (QEMU 2.6).",
+            )
+            for limit, unit in _LIMITS
+            for direction, prefix, what in _DIRECTIONS
+        ),
         *(
             Field(
                 f"inserted.{limit}{direction}{end}",

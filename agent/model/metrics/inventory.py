@@ -16,7 +16,12 @@ INVENTORY = Family(
             DETAIL,
             "Label, target and frontend state of each character device.",
         ),
-        Field("memory", "memory_backends", DETAIL, "Id, size and NUMA policy of each memory backend."),
+        Field(
+            "memory",
+            "memory_backends",
+            DETAIL,
+            "Id, size, NUMA policy, and the flags prealloc, share, merge, dump and reserve of each memory backend.",
+        ),
     ),
     on_change=True,
 )
@@ -42,7 +47,12 @@ VNC = Family(
     ("display",),
     (
         Field("auth", "auth", TEXT, "Authentication method."),
-        Field("addresses", "addresses", DETAIL, "Addresses that the display listens on."),
+        Field(
+            "addresses",
+            "addresses",
+            DETAIL,
+            "Addresses that the display listens on, each with its authentication, and whether it is a websocket.",
+        ),
         _CLIENTS,
         Field(
             "who",
@@ -66,7 +76,12 @@ SPICE = Family(
         Field("tls-port", "tls_port", GAUGE, "Port number for TLS."),
         Field("mouse-mode", "mouse_mode", TEXT, "Owner of the mouse pointer: client or server."),
         _CLIENTS,
-        Field("who", "connected", DETAIL, "Addresses of the connected clients."),
+        Field(
+            "who",
+            "connected",
+            DETAIL,
+            "Connected clients: address, types of the channels, and whether all of them use TLS.",
+        ),
     ),
     on_change=True,
 )

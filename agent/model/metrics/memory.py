@@ -1,6 +1,6 @@
 """Memory of a guest."""
 
-from agent.model.family import COUNTER, GAUGE, STATE, TEXT, Family, Field, Kind, Unit
+from agent.model.family import COUNTER, DETAIL, GAUGE, STATE, TEXT, Family, Field, Kind, Unit
 
 BALLOON = Family(
     "balloon",
@@ -128,6 +128,8 @@ MEMORY_DEVICE = Family(
         ),
         Field("data.block-size", "block_bytes", GAUGE, "Size of one block in bytes; virtio-mem (QEMU 5.1)."),
         Field("data.node", "numa_node", GAUGE, "Number of the guest's NUMA node."),
+        Field("address", "address", DETAIL, "Physical address in the guest (addr or memaddr)."),
+        Field("data.slot", "slot", DETAIL, "Number of the slot; DIMMs and NVDIMMs."),
         Field("data.memdev", "backend", TEXT, "QOM path of the memory backend."),
         Field("data.hotplugged", "hotplugged", Kind.FLAG, "Whether the device was hot-plugged."),
     ),

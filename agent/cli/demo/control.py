@@ -7,8 +7,7 @@ import socket
 from collections import deque
 from typing import Any, Final
 
-from agent.qmp.errors import ProtocolError
-from agent.qmp.frames import Frames
+from agent.qmp.frames import Frames, Unreadable
 
 _MAX_EVENTS: Final = 1000
 _MAX_REPLY_BYTES: Final = 4 << 20
@@ -31,7 +30,7 @@ class ControlClient:
         self._reader = reader
         self._writer = writer
         self._ids = itertools.count()
-        self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._pending: dict[int, asyncio.Future[Any]] = {}
         self._greeted = asyncio.Event()
         self._closed = False
         self._changed = asyncio.Condition()
@@ -71,14 +70,11 @@ class ControlClient:
         future = self._pending[number] = asyncio.get_running_loop().create_future()
         try:
             self._writer.write(json.dumps(request).encode())
-            reply = await future
-        except ConnectionError as error:
-            raise GuestError(f"{name}: QEMU closed its monitor") from error
+            return await future
+        except GuestError as error:
+            raise GuestError(f"{name}: {error}") from error
         finally:
             del self._pending[number]
-        if "error" in reply:
-            raise GuestError(f"{name}: {reply['error']['class']}: {reply['error']['desc']}")
-        return reply["return"]
 
     async def event(self, name: str) -> dict[str, Any]:
         """Remove and return the oldest event of this name; wait for one if there is none.
@@ -112,15 +108,15 @@ class ControlClient:
         try:
             while data := await self._reader.read(_READ_BYTES):
                 for message in frames.receive(data):
-                    if isinstance(message, dict):
+                    if isinstance(message, Unreadable):
+                        self._fail(message.reason)
+                    elif isinstance(message, dict):
                         await self._dispatch(message)
-        except (OSError, ProtocolError):
+        except OSError:
             pass  # as if QEMU had closed the connection
         self._closed = True
         self._greeted.set()
-        for future in self._pending.values():
-            if not future.done():
-                future.set_exception(ConnectionError())
+        self._fail("QEMU closed its monitor")
         async with self._changed:
             self._changed.notify_all()
 
@@ -136,4 +132,13 @@ class ControlClient:
             number = message.get("id")
             future = self._pending.get(number) if isinstance(number, int) else None
             if future is not None and not future.done():
-                future.set_result(message)
+                if "error" in message:
+                    future.set_exception(GuestError(f"{message['error']['class']}: {message['error']['desc']}"))
+                else:
+                    future.set_result(message["return"])
+
+    def _fail(self, reason: str) -> None:
+        """Fail the waiting commands."""
+        for future in self._pending.values():
+            if not future.done():
+                future.set_exception(GuestError(reason))

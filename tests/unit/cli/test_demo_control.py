@@ -101,6 +101,15 @@ async def test_an_error_and_the_end_of_the_connection_are_reported(monitor: Fake
         await client.event("STOP")
 
 
+async def test_an_unreadable_reply_fails_its_command(monitor: FakeMonitor) -> None:
+    client, serving = await opened(monitor, GREETING)
+    monitor.answer = lambda _: [float("nan")]
+    with pytest.raises(GuestError, match="query-name: not JSON"):
+        await client.command("query-name")
+    await client.close()
+    await serving
+
+
 async def test_a_hangup_instead_of_the_greeting_is_reported(monitor: FakeMonitor) -> None:
     monitor._server.close()
     with pytest.raises(GuestError, match="without a greeting"):

@@ -1,4 +1,4 @@
-"""`record` and `replay`: what a real guest did, in a file, and an agent that sees it again."""
+"""`record` and `replay` with real guests: a replay gives the same records as the recording."""
 
 import asyncio
 import json
@@ -15,18 +15,18 @@ from tests.lab.agent_process import COMMAND, AgentProcess, run_command
 from tests.lab.fixtures import StartGuest
 from tests.lab.machine import free_port
 
-Happening = Callable[[Guest], Awaitable[object]]
+Action = Callable[[Guest], Awaitable[object]]
 
 
 def config(folder: Path, **more: Any) -> Path:
     path = folder / "agent.yaml"
-    whole = {"host": "hv7", "monitors": [{"dial": f"{folder}/*.qmp"}], "intervals": {"poll": "300ms"}}
-    path.write_text(yaml.safe_dump(whole | more))
+    content = {"host": "hv7", "monitors": [{"dial": f"{folder}/*.qmp"}], "intervals": {"poll": "300ms"}}
+    path.write_text(yaml.safe_dump(content | more))
     return path
 
 
-async def recorded(guest: Guest, path: Path, happens: Happening) -> list[str]:
-    """Record a guest while something happens to it, until it is gone; return the records made meanwhile."""
+async def recorded(guest: Guest, path: Path, action: Action) -> list[str]:
+    """Record a guest during an action and until it ends, and return the records of that time."""
     traffic = guest.folder / "traffic"
     process = await asyncio.create_subprocess_exec(
         *("setpriv", "--pdeathsig", "KILL", *COMMAND, "record", guest.monitor, traffic, "--config", path),
@@ -38,10 +38,10 @@ async def recorded(guest: Guest, path: Path, happens: Happening) -> list[str]:
         seen = []
         async with asyncio.timeout(60):
             while '"qemu.sample.block"' not in (line := (await process.stdout.readline()).decode()):
-                assert line, "it ended before it was told anything of a disk"
+                assert line, "it ended before the first disk sample"
                 seen.append(line)
             seen.append(line)
-            await happens(guest)
+            await action(guest)
             await guest.stop()
             rest, log = await process.communicate()
     finally:
@@ -50,7 +50,7 @@ async def recorded(guest: Guest, path: Path, happens: Happening) -> list[str]:
             await process.communicate()
     assert process.returncode == 0, log.decode()
     *lines, last = ["".join(seen).rstrip("\n"), *rest.decode().splitlines()]
-    assert last.endswith(f" messages are in {traffic}")
+    assert last.endswith(f" messages written to {traffic}")
     return "\n".join(lines).splitlines()
 
 
@@ -60,8 +60,8 @@ async def replayed(folder: Path, path: Path, *arguments: str) -> list[str]:
     return ended.out.splitlines()
 
 
-def happened(records: list[str]) -> list[str]:
-    """Return what records tell, sorted: but for samples, whose number depends on how long it took, as the place of an alert does."""
+def event_types(records: list[str]) -> list[str]:
+    """Return the sorted types of records without samples. The number of samples and the place of an alert depend on the timing."""
     types = [json.loads(record)["type"].removeprefix("qemu.") for record in records]
     return sorted(kind for kind in types if not kind.startswith("sample."))
 
@@ -75,24 +75,24 @@ async def pauses(guest: Guest) -> None:
     await asyncio.sleep(1)
 
 
-async def test_a_replay_tells_what_was_told_live(start_guest: StartGuest, folder: Path) -> None:
+async def test_a_replay_gives_the_records_of_the_recording(start_guest: StartGuest, folder: Path) -> None:
     guest = await start_guest("db-1", kind=GuestKind.WRITER)
     path = config(folder, alerts={"write_threshold": {"mode": "arm", "levels": ["1%", "99%"]}})
     live = await recorded(guest, path, pauses)
-    assert {"vm.attached", "event.stop", "event.resume", "alert.write_threshold"} <= set(happened(live))
-    again = await replayed(folder, path)
-    assert happened(again) == happened(live)
-    assert disks(again) <= disks(live)
-    assert len(disks(again)) > 3
+    assert {"vm.attached", "event.stop", "event.resume", "alert.write_threshold"} <= set(event_types(live))
+    replay = await replayed(folder, path)
+    assert event_types(replay) == event_types(live)
+    assert disks(replay) <= disks(live)
+    assert len(disks(replay)) > 3
 
 
 def disks(records: list[str]) -> set[int]:
-    """Return how many writes the disk was told to have completed."""
-    samples = [json.loads(one) for one in records if '"qemu.sample.block"' in one and '"subject":"disk0"' in one]
+    """Return the numbers of completed writes in the samples of the disk."""
+    samples = [json.loads(text) for text in records if '"qemu.sample.block"' in text and '"subject":"disk0"' in text]
     return {sample["data"]["writes_total"] for sample in samples}
 
 
-async def test_a_guest_that_hung_hangs_again(start_guest: StartGuest, folder: Path) -> None:
+async def test_a_recorded_hang_is_replayed(start_guest: StartGuest, folder: Path) -> None:
     guest = await start_guest("db-1", kind=GuestKind.WRITER)
 
     async def hangs(guest: Guest) -> None:
@@ -104,35 +104,33 @@ async def test_a_guest_that_hung_hangs_again(start_guest: StartGuest, folder: Pa
 
     path = config(folder, timeouts={"response": "500ms"})
     live = await recorded(guest, path, hangs)
-    assert {"vm.stalled", "vm.recovered", "vm.gone"} <= set(happened(live))
-    assert set(happened(await replayed(folder, path))) == set(happened(live))
+    assert {"vm.stalled", "vm.recovered", "vm.gone"} <= set(event_types(live))
+    assert set(event_types(await replayed(folder, path))) == set(event_types(live))
 
 
-async def test_an_agent_of_another_mind_can_be_shown_it_faster_and_looked_at(
-    start_guest: StartGuest, folder: Path
-) -> None:
+async def test_another_config_can_replay_at_another_speed_and_be_scraped(start_guest: StartGuest, folder: Path) -> None:
     guest = await start_guest("db-1", kind=GuestKind.WRITER)
     await recorded(guest, config(folder), pauses)
-    path = config(folder, intervals={"poll": "100ms"})  # and no thresholds, and another order of questions
+    path = config(folder, intervals={"poll": "100ms"})  # and no thresholds, and another order of commands
     port = free_port()
     replaying = asyncio.create_task(replayed(folder, path, "--listen", f"127.0.0.1:{port}", "--speed", "0.5"))
-    looking = AgentProcess(folder, {"monitors": [{"dial": "/nowhere"}]}, name="looking")
-    looking.url = f"http://127.0.0.1:{port}"
+    client = AgentProcess(folder, {"monitors": [{"dial": "/nowhere"}]}, name="client")
+    client.url = f"http://127.0.0.1:{port}"
 
-    async def seen() -> bool:
+    async def has_disk() -> bool:
         try:
-            return (await looking.metrics()).value("qemu_block_writes_total", vm="db-1", device="disk0") is not None
+            return (await client.metrics()).value("qemu_block_writes_total", vm="db-1", device="disk0") is not None
         except OSError:
             return False
 
-    await until(seen, 60)
-    assert {"vm.attached", "event.stop", "event.resume"} <= set(happened(await replaying))
-    assert {"vm.attached", "event.stop", "event.resume"} <= set(happened(await replayed(folder, path, "--speed", "20")))
+    await until(has_disk, 60)
+    assert {"vm.attached", "event.stop", "event.resume"} <= set(event_types(await replaying))
+    assert {"vm.attached", "event.stop", "event.resume"} <= set(
+        event_types(await replayed(folder, path, "--speed", "20"))
+    )
 
 
-async def test_no_secret_that_qemu_tells_is_in_the_file_nor_in_what_is_replayed_from_it(
-    start_guest: StartGuest, folder: Path
-) -> None:
+async def test_secrets_are_neither_in_the_file_nor_in_a_replay(start_guest: StartGuest, folder: Path) -> None:
     guest = await start_guest("db-1", kind=GuestKind.WRITER, extra=("-name", "guest=token=hunter2"))
     path = config(folder)
     ended = await run_command(
@@ -142,23 +140,21 @@ async def test_no_secret_that_qemu_tells_is_in_the_file_nor_in_what_is_replayed_
     text = (folder / "traffic").read_text()
     assert "token=(removed)" in text
     assert "hunter2" not in text
-    again = await replayed(folder, path)
-    assert "vm.attached" in happened(again)
-    assert "hunter2" not in "".join(again)
+    replay = await replayed(folder, path)
+    assert "vm.attached" in event_types(replay)
+    assert "hunter2" not in "".join(replay)
 
 
-async def test_a_recording_ends_after_its_time_or_when_it_is_full_and_keeps_the_guest(
-    start_guest: StartGuest, folder: Path
-) -> None:
+async def test_a_recording_ends_at_its_limits_without_harm_to_the_guest(start_guest: StartGuest, folder: Path) -> None:
     guest = await start_guest("db-1", kind=GuestKind.WRITER)
     path = config(folder)
     ended = await run_command(
         "record", guest.monitor, folder / "traffic", "--max-size", "40KiB", "--config", path, timeout=60
     )
     assert ended.status == 0, ended.log
-    assert ended.out.endswith("which is full\n")
+    assert ended.out.endswith(" (size limit reached)\n")
     assert (folder / "traffic").stat().st_size <= 40 << 10
-    assert "vm.attached" in happened(await replayed(folder, path))
+    assert "vm.attached" in event_types(await replayed(folder, path))
     ended = await run_command(
         "record", guest.monitor, folder / "more", "--duration", "1s", "--config", path, timeout=60
     )
@@ -166,7 +162,7 @@ async def test_a_recording_ends_after_its_time_or_when_it_is_full_and_keeps_the_
     assert (await guest.command("query-status"))["status"] == "running"
 
 
-async def test_a_monitor_that_is_held_or_not_there_is_refused_in_words(start_guest: StartGuest, folder: Path) -> None:
+async def test_a_held_or_missing_monitor_is_reported(start_guest: StartGuest, folder: Path) -> None:
     guest = await start_guest("db-1")
     path = config(folder, timeouts={"greeting": "300ms"})
     with socket.socket(socket.AF_UNIX) as holder:
@@ -181,8 +177,8 @@ async def test_a_monitor_that_is_held_or_not_there_is_refused_in_words(start_gue
     assert "No such file" in missing.log
 
 
-async def test_what_is_no_recording_is_refused_in_words(folder: Path) -> None:
+async def test_a_file_of_another_kind_is_reported(folder: Path) -> None:
     (folder / "traffic").write_text("{}\n")
     ended = await run_command("replay", folder / "traffic")
     assert (ended.status, ended.out) == (1, "")
-    assert ended.log == f"qmp-agent: {folder}/traffic: this is not what `qmp-agent record` writes\n"
+    assert ended.log == f"qmp-agent: {folder}/traffic: not a capture file of `qmp-agent record`\n"

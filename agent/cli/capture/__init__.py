@@ -1,7 +1,7 @@
-"""`qmp-agent record` and `replay`: what is said on one monitor kept in a file, and a stand-in that says it to an agent again."""
+"""`qmp-agent record` and `replay`: record the QMP traffic of one monitor in a file, and replay it to an agent."""
 
 from agent.common.errors import CommandFailedError
 
 
 class CaptureError(CommandFailedError):
-    """It cannot be recorded or replayed; the text says why, for people."""
+    """Recording or replaying fails."""

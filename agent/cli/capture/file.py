@@ -1,10 +1,10 @@
-"""The file: a header, then a line for each message in the order in which it passed, without secrets.
+"""The capture file: a header, then one line for each message in order, without secrets.
 
     {"qmp-agent-capture": 1, "agent": "0.1.0", "time": "2026-11-21T09:14:02Z", "monitor": "/run/qemu/web-3.qmp"}
     {"seconds": 0.004, "from": "qemu", "message": {"QMP": ...}}
     {"seconds": 0.031, "from": "agent", "message": {"execute": "query-status"}}
 
-`seconds` count from the header. The last line is `{"seconds": 61.2, "from": "qemu", "message": null}` where QEMU hung up.
+`seconds` count from the header. The last line is `{"seconds": 61.2, "from": "qemu", "message": null}` if QEMU closed the connection.
 """
 
 import os
@@ -27,7 +27,7 @@ REMOVED = "(removed)"
 _SECRET = re.compile(
     r"passw(or)?d|passphrase|secret|psk|token|credential|cookie|private.?key|^(auth|key)$", re.IGNORECASE
 )
-"""Keys whose texts are secrets, or may be. QEMU names its own so: password, key-secret, tls-creds, cookie, password-secret, ..."""
+"""Keys whose texts are or may be secrets, such as QEMU's password, key-secret, tls-creds, cookie and password-secret."""
 
 _INSIDE = (
     (re.compile(r"(?<=://)[^/@\s\"]+(?=@)"), REMOVED),  # the user and the password of a URL
@@ -38,14 +38,14 @@ _INSIDE = (
         rf"\g<1>{REMOVED}",
     ),
 )
-"""Secrets inside of texts: URLs, and options as `json:{...}` or `a=b,c=d` has them."""
+"""Secrets inside texts: in URLs, and in options such as `json:{...}` or `a=b,c=d`."""
 
 Side = Literal["agent", "qemu"]
 
 
 @dataclass(frozen=True, slots=True)
 class CaptureLine:
-    """One message, and when it passed; None: the side hung up."""
+    """One message with its time; a None message: this side closed the connection."""
 
     seconds: float
     side: Side
@@ -53,7 +53,7 @@ class CaptureLine:
 
 
 def without_secrets(value: Any, key: str = "") -> Any:
-    """Return a message without what may be secret in it: by the names of its keys, and inside of its texts."""
+    """Return a message with its secrets removed: texts under secret keys, and secrets inside other texts."""
     match value:
         case dict():
             return {name: without_secrets(inner, name) for name, inner in value.items()}
@@ -68,14 +68,19 @@ def without_secrets(value: Any, key: str = "") -> Any:
 
 
 class CaptureWriter:
-    """Writes a file of at most so many bytes, which only its owner may read.
+    """Writes a capture file that only its owner can read.
+
+    Args:
+        path: the file.
+        monitor: the monitor's address, for the header.
+        max_bytes: the maximum size of the file.
 
     Attributes:
-        lines: how many messages it has.
-        full: whether there was no room for one.
+        lines: the number of messages in the file.
+        full: whether a message did not fit.
 
     Raises:
-        CaptureError: it cannot be made; one that is there is not replaced.
+        CaptureError: the file cannot be created; an existing file is not replaced.
     """
 
     def __init__(self, path: Path, monitor: str, max_bytes: int) -> None:
@@ -83,7 +88,7 @@ class CaptureWriter:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise CaptureError(f"{path}: {error.strerror}") from error
-        self._file = os.fdopen(descriptor, "wb", buffering=0)  # whole whenever we are killed
+        self._file = os.fdopen(descriptor, "wb", buffering=0)  # unbuffered, so that a kill loses nothing
         self._left = max_bytes
         self._start = time.monotonic()
         self.lines = 0
@@ -92,7 +97,7 @@ class CaptureWriter:
         self._put({"qmp-agent-capture": FORMAT, "agent": __version__, "time": now, "monitor": without_secrets(monitor)})
 
     def put(self, side: Side, message: dict[str, Any] | None) -> None:
-        """Write a message that passes now, where there is room."""
+        """Write a message with the present time, if it fits."""
         seconds = round(time.monotonic() - self._start, 6)
         self._put({"seconds": seconds, "from": side, "message": without_secrets(message)})
         self.lines += not self.full
@@ -105,25 +110,25 @@ class CaptureWriter:
             self._file.write(text)
 
     def close(self) -> None:
-        """End the file."""
+        """Close the file."""
         self._file.close()
 
 
 def read(path: Path) -> list[CaptureLine]:
-    """Return a file's messages; a last line that was cut off is left out.
+    """Return the messages of a capture file. An incomplete last line is left out.
 
     Raises:
-        CaptureError: it cannot be read, or is no such file.
+        CaptureError: the file cannot be read or is not a capture file.
     """
     try:
         header, *lines = _values(path.read_bytes())
         if header["qmp-agent-capture"] != FORMAT:
-            raise CaptureError(f"{path}: a format of another version; this one reads {FORMAT}")
+            raise CaptureError(f"{path}: unsupported format; this version reads format {FORMAT}")
         return [_line(line) for line in lines]
     except OSError as error:
         raise CaptureError(f"{path}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise CaptureError(f"{path}: this is not what `qmp-agent record` writes") from error
+        raise CaptureError(f"{path}: not a capture file of `qmp-agent record`") from error
 
 
 def _line(value: Any) -> CaptureLine:

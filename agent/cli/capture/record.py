@@ -1,4 +1,4 @@
-"""Recording: an agent of our own watches the monitor through us, and all that passes is written down."""
+"""Records a monitor: an agent watches it through a proxy that writes the traffic to a file."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from agent.cli.capture import CaptureError
 from agent.cli.capture.file import CaptureWriter, Side
-from agent.cli.capture.wire import READ_BYTES, RequestFrames, watching
+from agent.cli.capture.wire import READ_BYTES, RequestFrames, running_agent
 from agent.config.model import Config
 from agent.model.record import sanitize
 from agent.qmp.errors import ProtocolError
@@ -20,34 +20,40 @@ Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def record(monitor: str, path: Path, config: Config, *, seconds: float, max_bytes: int) -> str:
-    """Record a monitor until QEMU hangs up, for at most so long and so many bytes; return what was done.
+    """Record a monitor until QEMU closes the connection or a limit is reached.
 
     Args:
-        monitor: a socket's path, or tcp:host:port.
-        path: the file, which must not be there yet.
-        config: what the agent that asks goes by.
-        seconds: the longest that it takes.
-        max_bytes: the most that is written.
+        monitor: the path of a socket, or tcp:host:port.
+        path: the file, which must not exist.
+        config: the config of the agent.
+        seconds: the maximum duration.
+        max_bytes: the maximum size of the file.
+
+    Returns:
+        The outcome in words.
 
     Raises:
-        CaptureError: the monitor cannot be had, or the file cannot be written.
-        StartError: the agent cannot be started.
+        CaptureError: the monitor cannot be reached or is held, or the file cannot be written.
+        StartError: the agent cannot start.
     """
-    qemu, first = await _taken(monitor, config.timeouts.greeting)
-    with contextlib.closing(qemu[1]), contextlib.closing(CaptureWriter(path, monitor, max_bytes)) as to:
-        between = _RecordingProxy(qemu, first, to)
+    qemu, first = await _connect(monitor, config.timeouts.greeting)
+    with contextlib.closing(qemu[1]), contextlib.closing(CaptureWriter(path, monitor, max_bytes)) as file:
+        proxy = _RecordingProxy(qemu, first, file)
         with tempfile.TemporaryDirectory(prefix="qmp-agent-record-") as folder:
             socket = Path(folder) / "monitor.qmp"
-            async with await asyncio.start_unix_server(between.serve, socket), watching(socket, config, "127.0.0.1:0"):
+            async with (
+                await asyncio.start_unix_server(proxy.serve, socket),
+                running_agent(socket, config, "127.0.0.1:0"),
+            ):
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(between.over.wait(), seconds)
-    if between.trouble is not None:
-        raise CaptureError(f"{path}: {between.trouble}")
-    return f"{to.lines} messages are in {path}{', which is full' if to.full else ''}"
+                    await asyncio.wait_for(proxy.ended.wait(), seconds)
+    if proxy.error is not None:
+        raise CaptureError(f"{path}: {proxy.error}")
+    return f"{file.lines} messages written to {path}{' (size limit reached)' if file.full else ''}"
 
 
-async def _taken(monitor: str, deadline: float) -> tuple[Stream, bytes]:
-    """Return a connection to a monitor that is free, and the first bytes that came over it."""
+async def _connect(monitor: str, deadline: float) -> tuple[Stream, bytes]:
+    """Connect to a free monitor, and return the connection with its first bytes."""
     try:
         async with asyncio.timeout(deadline):
             if monitor.startswith("tcp:"):
@@ -61,55 +67,55 @@ async def _taken(monitor: str, deadline: float) -> tuple[Stream, bytes]:
         raise CaptureError(f"{sanitize(monitor)}: no greeting within {deadline:g} s: another client holds it") from None
     except (OSError, ValueError) as error:
         raise CaptureError(f"{sanitize(monitor)}: {error}") from error
-    raise CaptureError(f"{sanitize(monitor)}: it hung up")
+    raise CaptureError(f"{sanitize(monitor)}: QEMU closed the connection")
 
 
-class _Cutter(Protocol):
+class _Framer(Protocol):
     def receive(self, data: bytes) -> Iterable[Any]: ...
 
 
 class _RecordingProxy:
-    """Between one agent and one QEMU.
+    """A proxy between one agent and one QEMU that writes the traffic to a file.
 
     Attributes:
-        over: set when no more can be had: QEMU hung up, and the agent knows, or the file takes no more.
-        trouble: why it takes no more, where that is not its size.
+        ended: set when QEMU has closed the connection and the agent has noticed it, or when the file accepts no more.
+        error: why the file cannot be written, or None.
     """
 
-    def __init__(self, qemu: Stream, first: bytes, to: CaptureWriter) -> None:
-        self.over = asyncio.Event()
-        self.trouble: OSError | None = None
+    def __init__(self, qemu: Stream, first: bytes, file: CaptureWriter) -> None:
+        self.ended = asyncio.Event()
+        self.error: OSError | None = None
         self._qemu: Stream | None = qemu
         self._first = first
-        self._to = to
+        self._file = file
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Pass on what the agent that connects and QEMU say to each other."""
+        """Forward the traffic between QEMU and the agent that connects."""
         qemu, self._qemu = self._qemu, None
-        if qemu is None:  # as QEMU we serve one; this one has noticed that we hung up, and tries again
-            self.over.set()
+        if qemu is None:  # a reconnect: the agent has noticed the end of the connection
+            self.ended.set()
             writer.close()
             return
-        ways = (
-            asyncio.create_task(self._pass(reader, qemu[1], "agent", RequestFrames())),
-            asyncio.create_task(self._pass(qemu[0], writer, "qemu", Frames(MAX_MESSAGE_BYTES), self._first)),
+        directions = (
+            asyncio.create_task(self._forward(reader, qemu[1], "agent", RequestFrames())),
+            asyncio.create_task(self._forward(qemu[0], writer, "qemu", Frames(MAX_MESSAGE_BYTES), self._first)),
         )
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        for way in ways:
-            way.cancel()
-        if not reader.at_eof() and reader.exception() is None:  # the agent has not left, so QEMU has
+        await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+        for direction in directions:
+            direction.cancel()
+        if not reader.at_eof() and reader.exception() is None:  # QEMU closed the connection, not the agent
             self._put("qemu", None)
-        if self._to.full or self.trouble is not None:
-            self.over.set()
+        if self._file.full or self.error is not None:
+            self.ended.set()
         writer.close()
 
-    async def _pass(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, side: Side, cutter: _Cutter, data: bytes = b""
+    async def _forward(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, side: Side, framer: _Framer, data: bytes = b""
     ) -> None:
-        """Write down and pass on what one side says until it hangs up, breaks the protocol, or there is no room."""
+        """Record and forward the messages of one side until it closes the connection or the file is full."""
         with contextlib.suppress(ConnectionError, ProtocolError):
-            while (data := data or await reader.read(READ_BYTES)) and not self._to.full and self.trouble is None:
-                for message in cutter.receive(data):
+            while (data := data or await reader.read(READ_BYTES)) and not self._file.full and self.error is None:
+                for message in framer.receive(data):
                     if not isinstance(message, Unreadable):  # the file holds JSON
                         self._put(side, message)
                 writer.write(data)
@@ -118,6 +124,6 @@ class _RecordingProxy:
 
     def _put(self, side: Side, message: dict[str, Any] | None) -> None:
         try:
-            self._to.put(side, message)
+            self._file.put(side, message)
         except OSError as error:
-            self.trouble = self.trouble or error
+            self.error = self.error or error

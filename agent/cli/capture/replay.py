@@ -1,7 +1,7 @@
-"""Replaying: a stand-in for QEMU says to an agent what was recorded, when it was said.
+"""Replays a capture file: a stand-in for QEMU sends the recorded messages to an agent at their recorded times.
 
-A question is answered as it was answered last by then, and not before it was; so the agent need not ask in the order in which it was
-recorded, nor be the version that recorded it. One that was never asked is a command that this QEMU does not have.
+A command gets the reply to the latest such command in the recording up to that time, and not earlier than recorded. So the agent may
+send its commands in another order than recorded, or be another version. A command that was never recorded gets CommandNotFound.
 """
 
 import asyncio
@@ -19,27 +19,27 @@ import orjson
 
 from agent.cli.capture import CaptureError
 from agent.cli.capture.file import CaptureLine, read, without_secrets
-from agent.cli.capture.wire import READ_BYTES, RequestFrames, watching
+from agent.cli.capture.wire import READ_BYTES, RequestFrames, running_agent
 from agent.config.model import Config
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedExchange:
-    """A question and its answer, in the file's seconds; `answered` is infinite where it never was."""
+    """A command's reply with the times of both, in seconds from the header; `replied_at` is infinite without a reply."""
 
-    asked: float
-    answered: float
-    answer: dict[str, Any]
+    sent_at: float
+    replied_at: float
+    reply: dict[str, Any]
 
 
 class Recording:
-    """What a file says.
+    """The content of a capture file.
 
     Attributes:
-        greeting: QEMU's first message.
-        events: what it said unasked.
-        end: the seconds of the last line.
-        hung_up: whether QEMU did, at the end.
+        greeting: QEMU's greeting.
+        events: QEMU's events.
+        end: the time of the last line, in seconds from the header.
+        hung_up: whether QEMU closed the connection at the end.
     """
 
     def __init__(self, lines: Sequence[CaptureLine]) -> None:
@@ -48,69 +48,70 @@ class Recording:
         self.end = lines[-1].seconds if lines else 0.0
         self.hung_up = bool(lines) and lines[-1].message is None
         self._exchanges: dict[bytes, list[RecordedExchange]] = defaultdict(list)
-        in_band, beside = deque[CaptureLine](), dict[Any, CaptureLine]()
+        in_band, out_of_band = deque[CaptureLine](), dict[Any, CaptureLine]()
         for line in lines:
             message = line.message or {}
             if line.side == "agent":
                 if "exec-oob" in message:
-                    beside[message.get("id")] = line
+                    out_of_band[message.get("id")] = line
                 else:
                     in_band.append(line)
-            elif message.keys() & {"return", "error"} and (in_band or message.get("id") in beside):
-                asked = beside.pop(message["id"]) if message.get("id") in beside else in_band.popleft()
-                self._keep(asked, line.seconds, message)
-        for asked in (*in_band, *beside.values()):
-            self._keep(asked, inf, {})
+            elif message.keys() & {"return", "error"} and (in_band or message.get("id") in out_of_band):
+                is_oob = message.get("id") in out_of_band
+                command = out_of_band.pop(message["id"]) if is_oob else in_band.popleft()
+                self._add(command, line.seconds, message)
+        for command in (*in_band, *out_of_band.values()):
+            self._add(command, inf, {})
 
-    def _keep(self, asked: CaptureLine, seconds: float, answer: dict[str, Any]) -> None:
-        assert asked.message is not None
-        self._exchanges[_key(asked.message)].append(RecordedExchange(asked.seconds, seconds, answer))
+    def _add(self, command: CaptureLine, replied_at: float, reply: dict[str, Any]) -> None:
+        assert command.message is not None
+        self._exchanges[_key(command.message)].append(RecordedExchange(command.seconds, replied_at, reply))
 
     def exchange(self, request: dict[str, Any], seconds: float) -> RecordedExchange | None:
-        """Return how such a question went when it was last asked by then, or else first; None where it never was."""
-        found = self._exchanges.get(_key(without_secrets(request)))
-        if found is None:
+        """Return the latest exchange of this command up to a time, else its first one; None if it was never recorded."""
+        exchanges = self._exchanges.get(_key(without_secrets(request)))
+        if exchanges is None:
             return None
-        return found[max(0, bisect_right(found, seconds, key=lambda exchange: exchange.asked) - 1)]
+        return exchanges[max(0, bisect_right(exchanges, seconds, key=lambda exchange: exchange.sent_at) - 1)]
 
 
 def _key(request: dict[str, Any]) -> bytes:
     return orjson.dumps({name: request[name] for name in request if name != "id"}, option=orjson.OPT_SORT_KEYS)
 
 
-UNKNOWN = {"error": {"class": "CommandNotFound", "desc": "it was not asked when this was recorded"}}
+NOT_RECORDED = {"error": {"class": "CommandNotFound", "desc": "this command is not in the recording"}}
 
 
 class ReplayedMonitor:
-    """Plays a tape, from when an agent connects, so many times as fast.
+    """Replays a recording to the agent that connects.
 
     Attributes:
-        over: set at the tape's end, once the agent knows.
+        ended: set when the recording has ended and the agent has noticed it.
     """
 
-    def __init__(self, tape: Recording, speed: float) -> None:
-        self.over = asyncio.Event()
-        self._tape = tape
+    def __init__(self, recording: Recording, speed: float) -> None:
+        self.ended = asyncio.Event()
+        self._recording = recording
         self._speed = speed
         self._start: float | None = None
-        self._asked: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._requests: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Be QEMU to the agent that connects, and to no other."""
+        """Act as QEMU for the first agent that connects."""
         if self._start is None:
             self._start = time.monotonic()
-            _say(writer, self._tape.greeting)
-            parts = (self._listen(reader, writer), self._answer(writer), self._tell(writer))
+            _send(writer, self._recording.greeting)
+            parts = (self._read(reader, writer), self._reply(writer), self._send_events(writer))
             tasks = [asyncio.create_task(part) for part in parts]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 task.cancel()
-            if not self._tape.hung_up:
-                self.over.set()
+            if not self._recording.hung_up:
+                self.ended.set()
                 while await reader.read(READ_BYTES):
-                    pass  # it is the agent who leaves
-        else:  # it has noticed that QEMU hung up, and tries again
-            self.over.set()
+                    pass  # until the agent closes the connection
+        else:  # a reconnect: the agent has noticed the end of the connection
+            self.ended.set()
         writer.close()
 
     @property
@@ -118,59 +119,61 @@ class ReplayedMonitor:
         assert self._start is not None
         return (time.monotonic() - self._start) * self._speed
 
-    async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         requests = RequestFrames()
         while data := await reader.read(READ_BYTES):
             for request in requests.receive(data):
                 if "exec-oob" not in request:
-                    self._asked.put_nowait(request)
-                elif (found := self._tape.exchange(request, self._now)) is not None and found.answered < inf:
-                    _say(writer, found.answer | {"id": request.get("id")})
+                    self._requests.put_nowait(request)
+                elif (
+                    exchange := self._recording.exchange(request, self._now)
+                ) is not None and exchange.replied_at < inf:
+                    _send(writer, exchange.reply | {"id": request.get("id")})
 
-    async def _answer(self, writer: asyncio.StreamWriter) -> None:
-        """Answer one question after the other."""
+    async def _reply(self, writer: asyncio.StreamWriter) -> None:
+        """Reply to one command after the other."""
         while True:
-            request = await self._asked.get()
-            found = self._tape.exchange(request, self._now)
-            if found is not None:
-                # A QEMU that hung did so until the tape says, whenever it is asked meanwhile.
-                await asyncio.sleep(max(0.0, found.answered - max(self._now, found.asked)) / self._speed)
-            _say(writer, found.answer if found is not None else UNKNOWN)
+            request = await self._requests.get()
+            exchange = self._recording.exchange(request, self._now)
+            if exchange is not None:
+                # A QEMU that hung replies at the recorded time, whenever the command arrives meanwhile.
+                await asyncio.sleep(max(0.0, exchange.replied_at - max(self._now, exchange.sent_at)) / self._speed)
+            _send(writer, exchange.reply if exchange is not None else NOT_RECORDED)
 
-    async def _tell(self, writer: asyncio.StreamWriter) -> None:
-        """Say the events, each as if it happened now, and return at the end."""
-        for line in self._tape.events:
-            await self._reach(line.seconds)
+    async def _send_events(self, writer: asyncio.StreamWriter) -> None:
+        """Send the events at their times, each with the present time as timestamp, and return at the end."""
+        for line in self._recording.events:
+            await self._sleep_until(line.seconds)
             seconds, micros = divmod(time.time_ns() // 1000, 1_000_000)
-            _say(writer, {**(line.message or {}), "timestamp": {"seconds": seconds, "microseconds": micros}})
-        await self._reach(self._tape.end)
+            _send(writer, {**(line.message or {}), "timestamp": {"seconds": seconds, "microseconds": micros}})
+        await self._sleep_until(self._recording.end)
 
-    async def _reach(self, seconds: float) -> None:
+    async def _sleep_until(self, seconds: float) -> None:
         await asyncio.sleep(max(0.0, seconds - self._now) / self._speed)
 
 
-def _say(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
+def _send(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
     writer.write(orjson.dumps(message) + b"\r\n")
 
 
 async def replay(path: Path, config: Config, *, listen: str, speed: float) -> None:
-    """Have an agent watch what a file says, to its end; its records are printed.
+    """Replay a capture file to an agent and print the agent's records.
 
     Args:
         path: the file.
-        config: what the agent goes by.
-        listen: where its endpoint is.
-        speed: how many times as fast.
+        config: the config of the agent.
+        listen: the address of the agent's endpoint.
+        speed: the speed factor.
 
     Raises:
-        CaptureError: it is no such file.
-        StartError: the agent cannot be started.
+        CaptureError: the file is not a capture file.
+        StartError: the agent cannot start.
     """
-    tape = Recording(read(path))
-    if not tape.greeting:
-        raise CaptureError(f"{path}: there is no QEMU's greeting in it")
-    stand_in = ReplayedMonitor(tape, speed)
+    recording = Recording(read(path))
+    if not recording.greeting:
+        raise CaptureError(f"{path}: it has no greeting of QEMU")
+    monitor = ReplayedMonitor(recording, speed)
     with tempfile.TemporaryDirectory(prefix="qmp-agent-replay-") as folder:
         socket = Path(folder) / "monitor.qmp"
-        async with await asyncio.start_unix_server(stand_in.serve, socket), watching(socket, config, listen):
-            await stand_in.over.wait()
+        async with await asyncio.start_unix_server(monitor.serve, socket), running_agent(socket, config, listen):
+            await monitor.ended.wait()

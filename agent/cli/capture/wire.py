@@ -1,4 +1,4 @@
-"""What recording and replaying share: requests cut out of an agent's bytes, and an agent for one monitor that prints its records."""
+"""Shared by recording and replaying: the framing of requests, and an agent for one monitor that prints its records."""
 
 import codecs
 import contextlib
@@ -16,37 +16,42 @@ READ_BYTES = 1 << 16
 
 
 class RequestFrames:
-    """Cuts an agent's bytes into requests. The agent puts nothing between them."""
+    """Splits an agent's bytes into requests, which the agent sends without a separator."""
 
     def __init__(self) -> None:
         self._text = ""
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def receive(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """Take bytes as they came and yield the requests that they complete; to be run to its end."""
+        """Yield the requests that these bytes complete. Run it to its end."""
         self._text += self._decode(data)
         while self._text:
             try:
                 request, end = json.JSONDecoder().raw_decode(self._text)
             except json.JSONDecodeError:
-                return  # the rest of it is to come
+                return  # incomplete
             self._text = self._text[end:]
             yield request
 
 
 @contextlib.asynccontextmanager
-async def watching(monitor: Path, config: Config, listen: str) -> AsyncIterator[None]:
-    """Run an agent by a config, but with this one monitor, its records on standard output, and its endpoint there.
+async def running_agent(monitor: Path, config: Config, listen: str) -> AsyncIterator[None]:
+    """Run an agent that watches one monitor and prints its records, while the block runs.
+
+    Args:
+        monitor: the socket.
+        config: the agent's config; its monitors, sinks and endpoint are replaced.
+        listen: the address of the endpoint.
 
     Raises:
-        StartError: the endpoint's address cannot be had.
+        StartError: the endpoint cannot listen on its address.
     """
-    only = {
+    changes = {
         "monitors": [DialConfig(dial=str(monitor))],
         "kafka": None,
         "jsonl": JsonLinesConfig(),
         "web": config.web.model_copy(update={"listen_address": listen, "config_file": None}),
         "alerts": config.alerts.model_copy(update={"alertmanager": None}),
     }
-    async with Agent(config.model_copy(update=only)).running():
+    async with Agent(config.model_copy(update=changes)).running():
         yield

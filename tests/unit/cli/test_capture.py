@@ -1,4 +1,4 @@
-"""The file of a recording, and what a stand-in makes of one."""
+"""The capture file, and its replay."""
 
 import resource
 from math import inf
@@ -19,7 +19,7 @@ NAMES = (
 
 
 @pytest.mark.parametrize("key", NAMES.split())
-def test_values_of_keys_that_name_secrets_are_removed_at_any_depth(key: str) -> None:
+def test_values_of_secret_keys_are_removed_at_any_depth(key: str) -> None:
     message = {"event": "X", "data": {"list": [{key: "hunter2"}, {key: ["hunter2"]}], "device": "disk0"}}
     assert without_secrets(message) == {
         "event": "X",
@@ -28,7 +28,7 @@ def test_values_of_keys_that_name_secrets_are_removed_at_any_depth(key: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("said", "kept"),
+    ("text", "kept"),
     [
         ("https://joe:hunter2@host/disk.img", "https://(removed)@host/disk.img"),
         ("rbd:pool/img:password=hunter2:mon=x", "rbd:pool/img:password=(removed)"),
@@ -40,13 +40,13 @@ def test_values_of_keys_that_name_secrets_are_removed_at_any_depth(key: str) -> 
         ("write-threshold", "write-threshold"),
     ],
 )
-def test_secrets_inside_of_texts_are_removed_and_the_rest_stays(said: str, kept: str) -> None:
-    assert without_secrets({"file": said})["file"].startswith(kept)
-    assert "hunter2" not in str(without_secrets({"file": said}))
+def test_secrets_inside_texts_are_removed(text: str, kept: str) -> None:
+    assert without_secrets({"file": text})["file"].startswith(kept)
+    assert "hunter2" not in str(without_secrets({"file": text}))
 
 
 @pytest.mark.parametrize("value", [0, 1.5, True, None, {"monkey": 3}, {"keys": 2, "keyboard": "us"}])
-def test_what_is_no_secret_stays_as_it_is(value: Any) -> None:
+def test_other_values_are_kept(value: Any) -> None:
     assert without_secrets({"x": value}) == {"x": value}
 
 
@@ -62,7 +62,7 @@ def written(path: Path, max_bytes: int = 1 << 20) -> CaptureWriter:
     return writer
 
 
-def test_a_file_is_read_back_as_it_was_written_and_is_its_owners_alone(tmp_path: Path) -> None:
+def test_a_written_file_can_be_read_by_its_owner_only(tmp_path: Path) -> None:
     assert written(tmp_path / "f").lines == 3
     assert [(line.side, line.message) for line in read(tmp_path / "f")] == [
         ("agent", {"execute": "query-status"}),
@@ -72,21 +72,21 @@ def test_a_file_is_read_back_as_it_was_written_and_is_its_owners_alone(tmp_path:
     assert (tmp_path / "f").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_file_that_is_there_is_not_replaced(tmp_path: Path) -> None:
+def test_an_existing_file_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("mine")
     with pytest.raises(CaptureError, match="File exists"):
         written(tmp_path / "f")
     assert (tmp_path / "f").read_text() == "mine"
 
 
-def test_a_file_that_is_full_takes_nothing_more_even_where_it_would_fit(tmp_path: Path) -> None:
+def test_a_full_file_accepts_no_smaller_message(tmp_path: Path) -> None:
     writer = written(tmp_path / "f", 200)
     assert writer.full
     assert writer.lines == len(read(tmp_path / "f")) < 3
     assert (tmp_path / "f").stat().st_size <= 200
 
 
-def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_left_out(tmp_path: Path) -> None:
     written(tmp_path / "f")
     (tmp_path / "f").write_bytes((tmp_path / "f").read_bytes()[:-5])
     assert len(read(tmp_path / "f")) == 2
@@ -106,76 +106,76 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
         LINE % b'{"id":[]}',
     ],
 )
-def test_what_is_no_recording_is_refused_in_words(tmp_path: Path, content: bytes) -> None:
+def test_a_file_of_another_kind_is_rejected(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "f").write_bytes(content)
     with pytest.raises(CaptureError, match="/f: "):
         read(tmp_path / "f")
 
 
 @pytest.mark.parametrize("sizes", [1, 2, 7, 1000])
-def test_requests_are_the_same_however_their_bytes_are_cut(sizes: int) -> None:
-    asked = [
+def test_requests_do_not_depend_on_the_chunks(sizes: int) -> None:
+    expected = [
         {"execute": "query-status"},
         {"exec-oob": "query-yank", "id": 1},
         {"execute": "x", "arguments": {"ä": "}{"}},
     ]
-    data = b"".join(map(orjson.dumps, asked))
+    data = b"".join(map(orjson.dumps, expected))
     requests = RequestFrames()
     chunks = [data[at : at + sizes] for at in range(0, len(data), sizes)]
-    assert [request for chunk in chunks for request in requests.receive(chunk)] == asked
+    assert [request for chunk in chunks for request in requests.receive(chunk)] == expected
 
 
-ASK = {"execute": "query-status"}
-OTHER = {"execute": "query-balloon"}
+STATUS = {"execute": "query-status"}
+BALLOON = {"execute": "query-balloon"}
 PROBE = {"exec-oob": "query-yank", "id": 7}
-TAPE = Recording(
+RECORDING = Recording(
     [
         CaptureLine(0.0, "qemu", {"QMP": {"capabilities": ["oob"]}}),
-        CaptureLine(1.0, "agent", ASK),
-        CaptureLine(1.0, "agent", OTHER),
+        CaptureLine(1.0, "agent", STATUS),
+        CaptureLine(1.0, "agent", BALLOON),
         CaptureLine(1.1, "qemu", {"event": "STOP", "timestamp": {}}),
         CaptureLine(1.2, "qemu", {"return": 1}),
         CaptureLine(1.3, "qemu", {"error": {"class": "GenericError"}}),
-        CaptureLine(5.0, "agent", ASK),
+        CaptureLine(5.0, "agent", STATUS),
         CaptureLine(5.1, "agent", PROBE),
         CaptureLine(5.2, "qemu", {"return": [], "id": 7}),
         CaptureLine(9.0, "qemu", {"return": 2}),
-        CaptureLine(10.0, "agent", ASK),
+        CaptureLine(10.0, "agent", STATUS),
         CaptureLine(11.0, "qemu", None),
     ]
 )
 
 
 @pytest.mark.parametrize(
-    ("request_", "at", "answer", "takes"),
+    ("request_", "at", "reply", "seconds"),
     [
-        (ASK, 0.0, {"return": 1}, 0.2),
-        (ASK, 4.9, {"return": 1}, 0.2),
-        (ASK, 5.0, {"return": 2}, 4.0),
-        (ASK, 99.0, {}, inf),
-        (OTHER, 99.0, {"error": {"class": "GenericError"}}, 0.3),
+        (STATUS, 0.0, {"return": 1}, 0.2),
+        (STATUS, 4.9, {"return": 1}, 0.2),
+        (STATUS, 5.0, {"return": 2}, 4.0),
+        (STATUS, 99.0, {}, inf),
+        (BALLOON, 99.0, {"error": {"class": "GenericError"}}, 0.3),
         (PROBE | {"id": 1}, 0.0, {"return": [], "id": 7}, 0.1),
     ],
 )
-def test_a_question_is_answered_as_it_was_when_it_was_last_asked_by_then(
-    request_: dict[str, Any], at: float, answer: dict[str, Any], takes: float
+def test_a_command_gets_the_latest_recorded_reply(
+    request_: dict[str, Any], at: float, reply: dict[str, Any], seconds: float
 ) -> None:
-    found = TAPE.exchange(request_, at)
-    assert found is not None
-    assert found.answer == answer
-    assert found.answered - found.asked == pytest.approx(takes)
+    exchange = RECORDING.exchange(request_, at)
+    assert exchange is not None
+    assert exchange.reply == reply
+    assert exchange.replied_at - exchange.sent_at == pytest.approx(seconds)
 
 
-def test_a_question_that_was_never_asked_has_no_answer() -> None:
-    assert TAPE.exchange({"execute": "query-status", "arguments": {"x": 1}}, 5.0) is None
+def test_a_command_that_was_not_recorded_has_no_reply() -> None:
+    assert RECORDING.exchange({"execute": "query-status", "arguments": {"x": 1}}, 5.0) is None
 
 
-def test_a_tape_knows_its_events_and_its_end() -> None:
-    assert [line.seconds for line in TAPE.events] == [1.1]
-    assert (TAPE.end, TAPE.hung_up) == (11.0, True)
+def test_a_recording_has_its_events_and_its_end() -> None:
+    assert [line.seconds for line in RECORDING.events] == [1.1]
+    assert (RECORDING.end, RECORDING.hung_up) == (11.0, True)
 
 
-def test_a_file_that_cannot_be_written_any_more_says_so(tmp_path: Path) -> None:
+def test_a_failed_write_is_reported(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     writer = CaptureWriter(tmp_path / "f", "/run/vm1.qmp", 1 << 20)
     resource.setrlimit(resource.RLIMIT_FSIZE, (150, limits[1]))

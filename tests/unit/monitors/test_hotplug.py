@@ -1,7 +1,6 @@
 """Dedicated monitors that QEMU adds over a shared one, and the fallback to bursts."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +33,13 @@ def added_path(folder: Path) -> Path:
     return folder / f"{os.getpid()}.qmp"
 
 
-async def supervise(
-    fake: FakeQemu, folder: Path, until: Callable[[RecordingObserver], object] = lambda _: True
-) -> RecordingObserver:
-    """Supervise the monitor until two polls are done and the condition holds."""
+async def supervise(fake: FakeQemu, folder: Path, **options: Any) -> RecordingObserver:
+    """Supervise the monitor, with these settings, until two polls are done."""
     observer = RecordingObserver()
     (monitor,) = HotplugDiscoverer(str(fake.path), folder, 0.2).scan().values()
-    async with supervised(observer, context=quick_context(Change.OWN_MONITOR)) as fleet:
+    async with supervised(observer, context=quick_context(Change.OWN_MONITOR, **options)) as fleet:
         fleet.on_monitor_added(monitor)
         await observer.wait_for_polls(2)
-        await observer.wait_until(lambda: until(observer))
     return observer
 
 
@@ -82,6 +78,6 @@ async def test_an_added_monitor_held_by_another_client_is_left_alone(fake: FakeQ
     support_hotplug(fake, socket=EXISTS, monitor=EXISTS)
     async with FakeQemu(added_path(folder)) as added:
         added.busy()
-        observer = await supervise(fake, folder)
+        observer = await supervise(fake, folder, greeting_seconds=0.3)
     assert observer.records("vm.attached")[0].data["events_available"] is False
     assert fake.count("object-del") == 0

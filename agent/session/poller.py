@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from math import inf
 from typing import NamedTuple, Self
 
 from agent.collectors import Collector, Facts
@@ -186,7 +187,7 @@ class Poller:
     def _is_off(self, name: str) -> bool:
         """Return whether a collector is off after a failure, and plan its retry."""
         retry_at = self._failures.retry_at(name)
-        if retry_at <= time.monotonic() + SLACK_SECONDS:
+        if retry_at == -inf or retry_at <= time.monotonic() + SLACK_SECONDS:
             return False
         self._schedule.plan(name, retry_at)
         return True

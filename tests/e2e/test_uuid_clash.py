@@ -1,0 +1,32 @@
+"""Two real QEMUs that run with one UUID: both are watched, and the clash is in the log, in /readyz and an alert."""
+
+from pathlib import Path
+
+from agent.cli.demo.guest import until
+from tests.lab.agent_process import AgentProcess
+from tests.lab.fixtures import StartGuest
+
+
+async def test_two_vms_with_one_uuid_are_watched_and_their_clash_is_reported_and_ends(
+    start_guest: StartGuest, folder: Path
+) -> None:
+    first = await start_guest("first")
+    clone = await start_guest("clone", identity=first.uuid)
+    config = {"monitors": [{"dial": f"{folder}/*.qmp"}], "intervals": {"poll": "500ms"}}
+    async with AgentProcess(folder, config) as agent:
+        for guest in (first, clone):
+            await agent.wait_for_record("vm.attached", vm=guest.name)
+        text = f"UUID clash: {clone.monitor}, {first.monitor}: several VMs run with UUID {first.uuid}"
+
+        async def is_ready(*, with_clash: bool) -> bool:
+            status, ready = await agent.get("/readyz")
+            assert status == 200
+            return (text in ready) is with_clash
+
+        await until(lambda: is_ready(with_clash=True), 60)
+        assert agent.log.count(text) == 1
+        await agent.wait_for_record("alert.uuid_clash", state="firing")
+        await clone.stop()
+        await until(lambda: is_ready(with_clash=False), 60)
+        await agent.wait_for_record("alert.uuid_clash", state="resolved")
+        assert [*agent.find_records("vm.gone", vm=first.name)] == []

@@ -1,4 +1,4 @@
-"""How an agent runs and ends, and what becomes of its records where there is no Kafka."""
+"""The start and the end of an agent, and its records without Kafka."""
 
 import json
 import signal
@@ -16,14 +16,12 @@ from tests.lab.record_checks import sort_events, validate_record, validator
 
 
 def files_of(records: Path) -> list[Path]:
-    """Return the file of records and those put aside, newest first."""
-    aside = {int(path.suffix[1:]): path for path in records.parent.glob(f"{records.name}.*")}
-    return [records, *(aside[number] for number in sorted(aside))]
+    """Return the file of records and the rotated ones, newest first."""
+    rotated = {int(path.suffix[1:]): path for path in records.parent.glob(f"{records.name}.*")}
+    return [records, *(rotated[number] for number in sorted(rotated))]
 
 
-async def test_without_a_way_out_records_and_nothing_else_go_to_standard_output(
-    start_guest: StartGuest, folder: Path
-) -> None:
+async def test_without_a_sink_only_records_go_to_standard_output(start_guest: StartGuest, folder: Path) -> None:
     guest = await start_guest()
     async with AgentProcess(folder, {"monitors": [{"dial": str(guest.monitor)}], "jsonl": None}) as agent:
         await until(lambda: agent.out.count("\n") >= 2, 60)
@@ -37,7 +35,7 @@ async def test_without_a_way_out_records_and_nothing_else_go_to_standard_output(
     assert all(entry["level"] == "info" for entry in entries)
 
 
-async def test_a_file_of_records_is_rotated_and_no_line_is_lost_or_torn(start_guest: StartGuest, folder: Path) -> None:
+async def test_rotation_loses_and_tears_no_line(start_guest: StartGuest, folder: Path) -> None:
     guest = await start_guest(kind=GuestKind.WRITER)
     records = folder / "records.jsonl"
     config = {
@@ -48,14 +46,14 @@ async def test_a_file_of_records_is_rotated_and_no_line_is_lost_or_torn(start_gu
     async with AgentProcess(folder, config) as agent:
         await until(lambda: records.with_name("records.jsonl.8").exists(), 60)
         assert (await agent.stop()).status == 0
-    current, *aside = files_of(records)
-    assert all(path.stat().st_size >= 4096 for path in aside)
-    whole = b"".join(path.read_bytes() for path in (*reversed(aside), current))
-    told = sort_events([JSONFormat().read(None, line) for line in whole.splitlines()])
-    assert told[-1].get_type() == "qemu.vm.detached"
+    current, *rotated = files_of(records)
+    assert all(path.stat().st_size >= 4096 for path in rotated)
+    whole = b"".join(path.read_bytes() for path in (*reversed(rotated), current))
+    events = sort_events([JSONFormat().read(None, line) for line in whole.splitlines()])
+    assert events[-1].get_type() == "qemu.vm.detached"
 
 
-async def test_only_as_many_files_are_kept_as_were_asked_for(start_guest: StartGuest, folder: Path) -> None:
+async def test_only_max_files_rotated_files_are_kept(start_guest: StartGuest, folder: Path) -> None:
     guest = await start_guest(kind=GuestKind.WRITER)
     records = folder / "records.jsonl"
     config = {
@@ -85,15 +83,15 @@ async def test_a_line_that_a_crash_left_incomplete_is_removed(start_guest: Start
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_an_agent_that_is_told_to_stop_does_so_within_a_second(
+async def test_an_agent_stops_within_a_second_of_a_signal(
     number: signal.Signals, start_guest: StartGuest, folder: Path
 ) -> None:
     guest = await start_guest()
     async with AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]}) as agent:
         await agent.wait_for_record("vm.attached", vm=guest.uuid)
-        begin = time.monotonic()
+        start = time.monotonic()
         ended = await agent.stop(number)
-        assert time.monotonic() - begin < 1.0
+        assert time.monotonic() - start < 1.0
     assert ended.status == 0
     assert "Traceback" not in ended.log
     last = max(agent.records(), key=lambda record: int(record["sequence"]))

@@ -78,7 +78,7 @@ class _RecordingProxy:
     """A proxy between one agent and one QEMU that writes the traffic to a file.
 
     Attributes:
-        ended: set when QEMU has closed the connection and the agent has noticed it, or when the file accepts no more.
+        ended: set when QEMU has closed the connection and the agent has noticed it, or when the file cannot grow further.
         error: why the file cannot be written, or None.
     """
 

@@ -1,4 +1,4 @@
-"""The published schemas: what the agent really emits is valid, and what is not is refused."""
+"""The published schemas accept what the agent emits and reject other records."""
 
 import json
 from pathlib import Path
@@ -17,17 +17,17 @@ from tests.lab.recording_observer import RecordingObserver, quick_context, super
 from tests.unit.collectors.test_collectors import BY_NAME, CASES, decoded
 
 VM = Vm("host1", "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1", "vm1", "/run/vm1.qmp")
-STAMP = RecordEncoder()
+ENCODE = RecordEncoder()
 STOP = Record("qemu.event.stop", VM, {"event": "STOP", "category": "runstate", "qemu": {}}, 0)
 
 
 def body(kind: str, data: dict[str, Any]) -> bytes:
-    return STAMP(Record(kind, VM, data, 1_700_000_000_000_000_000)).body
+    return ENCODE(Record(kind, VM, data, 1_700_000_000_000_000_000)).body
 
 
 def changed(**attributes: Any) -> list[str]:
-    """Return the faults of a good record with some attributes changed, or taken away where None."""
-    event = {**json.loads(STAMP(STOP).body), **attributes}
+    """Return the schema violations of a valid record with some attributes changed; None removes one."""
+    event = {**json.loads(ENCODE(STOP).body), **attributes}
     return schema_violations(json.dumps({key: value for key, value in event.items() if value is not None}).encode())
 
 
@@ -35,12 +35,12 @@ def changed(**attributes: Any) -> list[str]:
 def test_every_sample_of_the_golden_files_is_valid(name: str) -> None:
     for case in CASES[name]:
         for sample in BY_NAME[name].collect(list(map(decoded, case["replies"]))):
-            made = body(f"qemu.sample.{sample.family.name}", sample.data)
-            assert schema_violations(made) == [], case["case"]
-            assert parse_cloudevent(made).get_data() == json.loads(json.dumps(sample.data))
+            encoded = body(f"qemu.sample.{sample.family.name}", sample.data)
+            assert schema_violations(encoded) == [], case["case"]
+            assert parse_cloudevent(encoded).get_data() == json.loads(json.dumps(sample.data))
 
 
-async def test_every_record_of_a_vms_life_is_valid(fake: FakeQemu) -> None:
+async def test_every_lifecycle_and_event_record_is_valid(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer, fake.path, context=quick_context(response_seconds=0.5)):
         await observer.wait_for_polls()
@@ -60,8 +60,8 @@ async def test_every_record_of_a_vms_life_is_valid(fake: FakeQemu) -> None:
     assert kinds == {"vm.attached", "vm.stalled", "vm.recovered", "vm.gone", "vm.detached"}
     assert len(observer.types("event")) >= len(ROWS) + 3
     for record in observer.records():
-        assert schema_violations(STAMP(record).body) == [], record.type
-        parse_cloudevent(STAMP(record).body)
+        assert schema_violations(ENCODE(record).body) == [], record.type
+        parse_cloudevent(ENCODE(record).body)
 
 
 @pytest.mark.parametrize(
@@ -79,10 +79,10 @@ async def test_every_record_of_a_vms_life_is_valid(fake: FakeQemu) -> None:
         ("qemu.vm.gone", {}),
         ("qemu.vm.recovered", {"reason": "x"}),
         ("qemu.alert.write_threshold", {"alert": "write_threshold"}),
-        ("somebody.elses", {}),
+        ("com.example.other", {}),
     ],
 )
-def test_what_the_agent_does_not_emit_is_refused(kind: str, data: dict[str, Any]) -> None:
+def test_other_records_are_rejected(kind: str, data: dict[str, Any]) -> None:
     assert schema_violations(body(kind, data))
 
 
@@ -104,14 +104,14 @@ def test_what_the_agent_does_not_emit_is_refused(kind: str, data: dict[str, Any]
         {"dataschema": "x"},
     ],
 )
-def test_a_record_with_a_wrong_attribute_is_refused(attributes: dict[str, Any]) -> None:
+def test_a_record_with_a_wrong_attribute_is_rejected(attributes: dict[str, Any]) -> None:
     assert changed() == []
     assert changed(**attributes)
 
 
 @pytest.mark.parametrize("name", ["record", "config"])
-def test_the_published_files_are_those_that_the_code_makes(name: str) -> None:
-    made = schema.record_schema() if name == "record" else schema.config_schema()
-    Draft202012Validator.check_schema(made)
+def test_the_published_files_match_the_code(name: str) -> None:
+    generated = schema.record_schema() if name == "record" else schema.config_schema()
+    Draft202012Validator.check_schema(generated)
     file = Path(golden_files.FOLDER).parents[1] / "config" / f"{'agent' if name == 'config' else name}.schema.json"
-    assert json.loads(file.read_text("utf-8")) == json.loads(json.dumps(made))
+    assert json.loads(file.read_text("utf-8")) == json.loads(json.dumps(generated))

@@ -166,6 +166,7 @@ def _sample_agent() -> Agent:
     )
     app.observer.on_collector_run("block", PollOutcome.OK)
     app.observer.on_events_dropped(vm, "before_attach", 1)
+    app.observer.on_messages_skipped(vm, "unreadable", 1)
     app.observer.on_connection_refused("unix:/run/qmp.sock", "user")
     return app
 

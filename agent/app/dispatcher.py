@@ -103,6 +103,11 @@ class SessionDispatcher:
         self._progress.on_poll()
         self._metrics.collector_runs[collector, outcome.value] += 1
 
+    def on_messages_skipped(self, vm: Vm, reason: str, messages: int) -> None:
+        """Count and log messages of QEMU that could not be read."""
+        _log.warning("%s: %d messages skipped: %s", vm.name, messages, reason)
+        self._metrics.messages_skipped.labels(reason).inc(messages)
+
     def on_events_dropped(self, vm: Vm, reason: str, events: int) -> None:
         """Count and log events that were dropped before they became records."""
         _log.warning("%s: %d events dropped: %s", vm.name, events, reason)

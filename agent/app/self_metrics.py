@@ -37,6 +37,7 @@ class SelfMetrics:
         collector_runs: runs by collector and outcome. A plain counter: the library's would take a lock at every poll.
         response_seconds: how long QEMU took to answer one write.
         events_dropped: events dropped before they became records, by reason.
+        messages_skipped: messages of QEMU that could not be read, by reason.
         connections_refused: refused connections to `listen` addresses.
         scrape_seconds: duration of the last scrape.
     """
@@ -58,6 +59,11 @@ class SelfMetrics:
         )
         self.events_dropped = counter(
             "qmp_agent_events_dropped", "Total number of events dropped before they became records.", ["reason"]
+        )
+        self.messages_skipped = counter(
+            "qmp_agent_messages_skipped",
+            "Total number of messages of QEMU that could not be read; the reason is unreadable or oversized.",
+            ["reason"],
         )
         self.connections_refused = counter(
             "qmp_agent_connections_refused",

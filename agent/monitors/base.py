@@ -2,6 +2,7 @@
 
 import asyncio
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -37,6 +38,10 @@ class MonitorConnection(Protocol):
     @property
     def receives_events(self) -> bool:
         """True if every event arrives while the connection is up."""
+
+    @property
+    def skipped_messages(self) -> Counter[str]:
+        """Total number of messages that could not be read, by reason: `unreadable` or `oversized`."""
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
         """Execute commands within `deadline` seconds; raises what `Client.execute` raises."""

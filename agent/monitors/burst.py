@@ -7,6 +7,7 @@ in one write, read the replies, disconnect, each step within a bounded time. Eve
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from agent.common.backoff import back_off
@@ -80,6 +81,7 @@ class BurstConnection:
         self.greeting: Greeting | None = None
         self.ended: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
         self.peer_pid: int | None = None
+        self.skipped_messages = Counter[str]()
         self._connect = connect
         self._timeout = timeout
         self._allow = allow
@@ -151,7 +153,10 @@ class BurstConnection:
                     uuid, *results = await client.execute((QUERY_UUID, *commands), deadline=self._timeout)
                     self._compare_uuid(uuid)
                     return results
-                return await client.execute(commands, deadline=self._timeout) if commands else []
+                try:
+                    return await client.execute(commands, deadline=self._timeout) if commands else []
+                finally:
+                    self.skipped_messages += client.skipped_messages
         except BusyError:
             raise
         except (NotConnectedError, ProtocolError) as error:

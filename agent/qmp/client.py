@@ -9,6 +9,7 @@ import asyncio
 import getpass
 import socket
 import struct
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
@@ -155,6 +156,11 @@ class Client(asyncio.Protocol):
     def oversized_messages(self) -> int:
         """Total number of messages that exceeded the size limit."""
         return self._qmp.oversized_messages
+
+    @property
+    def skipped_messages(self) -> Counter[str]:
+        """Total number of skipped messages by reason: `unreadable` or `oversized`."""
+        return Counter(unreadable=self.unreadable_messages, oversized=self.oversized_messages)
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
         """Send commands in one write and return their results, in order.

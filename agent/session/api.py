@@ -147,6 +147,9 @@ class SessionObserver(Protocol):
     def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
         """Handle the outcome of one run of a collector."""
 
+    def on_messages_skipped(self, vm: Vm, reason: str, messages: int) -> None:
+        """Handle messages of QEMU that could not be read; the reason is `unreadable` or `oversized`."""
+
     def on_events_dropped(self, vm: Vm, reason: str, events: int) -> None:
         """Handle the loss of this many events."""
 

@@ -1,6 +1,7 @@
 """Execution of commands on one connection, with a deadline."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from math import inf
 
@@ -19,13 +20,14 @@ class CommandExecutor:
         next_action_at: monotonic time by which the session acts without QEMU; `inf` while it waits for QEMU.
     """
 
-    __slots__ = ("_client", "_context", "_probe", "next_action_at")
+    __slots__ = ("_client", "_context", "_probe", "_skipped", "next_action_at")
 
     def __init__(self, client: MonitorConnection, context: SessionContext, probe: StallProbe) -> None:
         self.next_action_at = inf
         self._client = client
         self._context = context
         self._probe = probe
+        self._skipped = Counter[str]()
 
     async def execute(self, commands: Sequence[Command]) -> list[CommandResult]:
         """Execute commands in one write; return their results in order.
@@ -38,6 +40,12 @@ class CommandExecutor:
         timeout = self._context.settings.response_seconds
         self.next_action_at = time.monotonic() + timeout
         return await self._client.execute(commands, deadline=timeout)
+
+    def take_skipped_messages(self) -> Counter[str]:
+        """Return how many messages of QEMU could not be read since the last call, by reason."""
+        total = self._client.skipped_messages
+        taken, self._skipped = total - self._skipped, total
+        return taken
 
     async def execute_with_retry(self, commands: Sequence[Command]) -> list[CommandResult]:
         """Execute commands, again after each stall, until QEMU answers.

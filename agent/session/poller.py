@@ -139,6 +139,8 @@ class Poller:
                     self._fail(collector.name, str(error))
                 raise
             self._observer.on_response(time.monotonic() - when.monotonic)
+            for reason, messages in self._executor.take_skipped_messages().items():
+                self._observer.on_messages_skipped(self._vm, reason, messages)
             for collector, commands in batch:
                 own, answers = answers[: len(commands)], answers[len(commands) :]
                 self._handle_answers(collector, own, when)

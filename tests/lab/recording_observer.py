@@ -72,6 +72,9 @@ class RecordingObserver:
     def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
         self._add("on_collector_run", (collector, outcome))
 
+    def on_messages_skipped(self, vm: Vm, reason: str, messages: int) -> None:
+        self._add("on_messages_skipped", (vm, reason, messages))
+
     def on_events_dropped(self, vm: Vm, reason: str, events: int) -> None:
         self._add("on_events_dropped", (vm, reason, events))
 

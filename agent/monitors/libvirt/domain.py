@@ -1,6 +1,7 @@
 """A connection to one running domain."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class DomainConnection:
         self.greeting: Greeting | None = Greeting(host.version, "", oob=False)
         self.ended: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
         self.peer_pid = pid
+        self.skipped_messages = Counter[str]()  # libvirt reads QEMU's messages
         self.on_event = on_event
         self._host = host
         self._allow = allow

@@ -278,6 +278,7 @@ async def test_an_unreadable_message_does_not_end_the_connection(fake: FakeQemu,
         fake.emit("GUEST_PANICKED", {"action": "pause"})
         await observer.wait_until(lambda: observer.records("event.guest_panicked"))
         await observer.wait_for_polls(2)
+    assert [call[1:] for call in observer.calls_of("on_messages_skipped")] == [("unreadable", 1)]
     assert observer.types("vm.attached") == ["vm.attached"]
 
 

@@ -100,15 +100,14 @@ async def test_a_failing_collector_is_polled_less_and_less_often(fake: FakeQemu)
 async def test_events_and_resyncs_do_not_poll_a_collector_that_is_off(fake: FakeQemu) -> None:
     fake.replies["query-status"] = ["not an object"]
     observer = RecordingObserver()
-    context = quick_context(intervals=Intervals(poll=30))
+    context = quick_context(intervals=Intervals(poll=30), random=lambda: 0.0)  # a resync is at once
     async with supervised(observer, fake.path, context=context) as group:
         await observer.wait_until(lambda: observer.calls_of("on_status") and failing(observer))
         polls = fake.count("query-status")
         fake.emit("STOP")
         await observer.wait_until(lambda: observer.records("event.stop"))
         group.resync()
-        fake.emit("DEVICE_DELETED", {"path": "/machine"})
-        await observer.wait_for_polls(1, "nodes")
+        await observer.wait_for_polls(1, "inventory")
         assert fake.count("query-status") == polls
 
 

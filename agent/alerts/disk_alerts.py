@@ -12,7 +12,7 @@ from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.alerts.threshold_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdPolicy
 from agent.alerts.vm_state import EMPTY, VmAlertState
 from agent.model.family import Family, Sample
-from agent.model.metrics.block import BLOCK, BLOCK_LAYER
+from agent.model.metrics.block import BLOCK, BLOCK_LAYER, BLOCK_NAMES
 from agent.model.record import Record, Severity, Vm
 from agent.qmp.commands import Command
 
@@ -57,6 +57,9 @@ class DiskAlerts:
     ) -> Iterator[Record]:
         """Process a poll, which has all samples of these families; yield the records of alerts that changed."""
         layers: dict[str, dict[str, Sample]] = {}
+        if BLOCK_NAMES in families:  # all names that QEMU uses now; those of a finished job are gone
+            named = (sample for sample in samples if sample.family is BLOCK_NAMES)
+            state.aliases = {name: sample.subject for sample in named for name in sample.values.get("names", ())}
         for sample in samples:
             if sample.family is BLOCK:
                 self._on_counters(state, sample, now)
@@ -211,8 +214,9 @@ class DiskAlerts:
         """
         if subject in state.trackers or not subject:
             return subject, bool(subject)
-        node = str(qemu.get("node-name") or subject)
-        for name in (subject, node):
+        for name in (subject, qemu.get("device"), qemu.get("node-name")):
+            if not isinstance(name, str) or not name:
+                continue
             if name in state.aliases:
                 return state.aliases[name], True
             device, layer, _ = self._locate(state, name)

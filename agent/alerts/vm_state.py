@@ -26,7 +26,7 @@ class VmAlertState:
         trackers: Usage of its disks, by device.
         restored_disks: Disk notes of an earlier run, by device, until the VM is attached.
         offsets: End of the highest write, by storage node.
-        aliases: Devices by the names of their backends and top nodes, filters included.
+        aliases: Devices by their other names: QOM paths, backends, and nodes, including the filters of jobs.
         layers: Device, layer and path by the names of the nodes of disks' layers.
         io_status: `io-status` of its devices, as polled at `io_status_ns`.
         io_errors_ns: Time of the oldest I/O error that stopped the guest and whose disk is not known yet; 0 where there is none.

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from agent.model.family import Sample
+from agent.model.metrics.block import BLOCK_NAMES
 from tests.lab.alert_scenario import AlertScenario
 from tests.lab.thin_disks import GIB, VM, Disk
 
@@ -46,6 +47,19 @@ def test_an_error_that_names_a_backend_or_a_filter_has_the_disks_figures(scenari
     named: dict[str, Any] = {"device": "", key: alias}
     assert scenario.io_error(10, **named) == [FULL]
     assert scenario.emitted[-1].data.items() >= FIGURES.items()
+
+
+@pytest.mark.parametrize("named", [{"device": "", "node_name": "#block269"}, {"device": "drive-scsi0"}])
+def test_an_error_under_the_filter_of_a_job_has_the_disks_figures(
+    scenario: AlertScenario, named: dict[str, Any]
+) -> None:
+    names = Sample(BLOCK_NAMES, ("disk0",), {"names": ["#block269", "drive-scsi0"]})
+    scenario.manager.on_samples(VM, [names], 2, 2, families=(BLOCK_NAMES,))
+    assert scenario.io_error(10, **named) == [FULL]
+    assert scenario.emitted[-1].data.items() >= FIGURES.items()
+    scenario.event("RESUME", 11)
+    scenario.manager.on_samples(VM, [], 12, 12, families=(BLOCK_NAMES,))
+    assert scenario.io_error(13, device="", node_name="#block269") == [], "the job has ended"
 
 
 @pytest.mark.parametrize("node", ["#block269", "mirror-filter"])

@@ -1,0 +1,133 @@
+"""Alerts of real disks name the guest's device, the image and its usage: under job filters, with legacy drives and after restarts."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from agent.cli.demo.guest import until
+from tests.integration.qemu.test_write_thresholds import armed
+from tests.lab.thin_guests import MIB, Loop, ThinGuest, ThinOptions, Watcher, make_qcow2, run, started
+
+SIZE: Final = 8 * MIB
+VIRTUAL_MIB: Final = 64
+
+needs_loop = pytest.mark.skipif(not Loop.is_available(), reason="only root can make loop devices")
+
+
+class LegacyGuest(ThinGuest):
+    """A guest whose disk is configured by `-drive`: QEMU names the backend `drive0` in events."""
+
+    async def _disk(self) -> list[str]:
+        assert self.options.storage is not None
+        drive = f"if=none,id=drive0,format=qcow2,werror=stop,file={self.options.storage['filename']}"
+        return ["-drive", drive, "-device", "virtio-blk-pci,id=disk0,drive=drive0"]
+
+
+async def start_mirror(guest: ThinGuest) -> None:
+    """Start a mirror that does not end: its filter becomes the top node of the disk."""
+    target = {"driver": "null-co", "node-name": "target", "size": VIRTUAL_MIB * MIB}
+    await guest.command("blockdev-add", **target)
+    job = {"job_id": "m", "device": "disk0-format", "target": "target", "sync": "full", "speed": 1}
+    await guest.command("blockdev-mirror", **job)
+
+
+async def full_disk(agent: Watcher, path: str) -> dict[str, Any]:
+    """Wait for the alert of a full disk, check what it names, and return it."""
+    await until(lambda: [alert for alert in agent.alerts if alert["alert"] == "disk_full"], 30)
+    alert = next(alert for alert in agent.alerts if alert["alert"] == "disk_full")
+    assert (alert["subject"], alert["path"], alert["state"]) == ("disk0", path, "firing")
+    assert alert["limit_bytes"] == SIZE
+    assert alert["used_bytes"] >= SIZE // 2
+    return alert
+
+
+@needs_loop
+@pytest.mark.parametrize("is_mirrored", [False, True])
+@pytest.mark.parametrize("is_attached", [True, False])
+async def test_a_full_disk_is_named_under_a_mirror_and_at_attach(
+    folder: Path,
+    is_mirrored: bool,  # noqa: FBT001 - a table
+    is_attached: bool,  # noqa: FBT001 - a table
+) -> None:
+    async with Loop(folder / "lv.raw", SIZE) as loop:
+        await make_qcow2(loop.path, VIRTUAL_MIB * MIB)
+        storage = {"driver": "host_device", "filename": loop.path}
+        options: dict[str, Any] = {"disk_mib": VIRTUAL_MIB, "storage": storage, "disk_options": "werror=stop"}
+        agent = Watcher(folder, mode="observe", levels=["99%"], poll=0.5)
+        async with started(folder, **options) as guest:
+            if is_mirrored:
+                await start_mirror(guest)
+            if not is_attached:
+                await guest.event("STOP", 30)
+            async with agent:
+                alert = await full_disk(agent, loop.path)
+                assert alert["detected_by"] == ("enospc" if is_attached else "missed")
+                await loop.extend(2 * SIZE)
+                await guest.command("cont")
+                await until(lambda: len([a for a in agent.alerts if a["alert"] == "disk_full"]) > 1, 10)
+
+
+@needs_loop
+async def test_a_full_legacy_drive_is_named_by_its_device(folder: Path) -> None:
+    async with Loop(folder / "lv.raw", SIZE) as loop:
+        await make_qcow2(loop.path, VIRTUAL_MIB * MIB)
+        options = ThinOptions(disk_mib=VIRTUAL_MIB, storage={"filename": loop.path})
+        async with LegacyGuest(folder, "vm1", options), Watcher(folder, mode="observe", poll=1) as agent:
+            await full_disk(agent, loop.path)
+
+
+@needs_loop
+async def test_a_nearly_full_disk_is_known_as_such_after_a_power_cycle(folder: Path) -> None:
+    async with Loop(folder / "lv.raw", SIZE) as loop:
+        await make_qcow2(loop.path, VIRTUAL_MIB * MIB)
+        storage = {"driver": "host_device", "filename": loop.path}
+        options: dict[str, Any] = {"disk_mib": VIRTUAL_MIB, "storage": storage, "disk_options": "werror=stop"}
+        async with Watcher(folder, mode="observe", levels=["50%", "90%"], poll=0.2) as agent:
+            async with started(folder, **options) as guest:
+                await agent.until("90%")
+                used = agent.space(guest.name)["used_bytes"]
+            await agent.until("90%", "resolved", resolved_by="vm_gone")
+            async with started(folder, identity=guest.uuid, extra=["-S"], **options) as guest:
+                await until(lambda: agent.levels() == ["50%", "90%"] * 2, 10)
+                disks = {disk["qdev"]: disk for disk in await guest.command("query-blockstats")}
+                (disk,) = [disk for name, disk in disks.items() if "disk0" in name]
+                assert disk["parent"]["stats"]["wr_highest_offset"] == 0, "QEMU counts from 0 again"
+                assert agent.space(guest.name)["used_bytes"] >= used
+        assert agent.alternates()
+
+
+async def test_an_own_threshold_that_a_commit_exceeds_is_reported(folder: Path) -> None:
+    async with started(folder, disk_mib=24) as guest, Watcher(folder, levels=["20%"], poll=0.2) as agent:
+        threshold = await armed(agent, guest)
+        base = (await guest.nodes())["disk0-storage"]["file"]
+        await guest.command(
+            "blockdev-snapshot-sync",
+            node_name="disk0-format",
+            snapshot_file=f"{folder}/overlay.qcow2",
+            snapshot_node_name="overlay",
+            format="qcow2",
+        )
+        await until(lambda: agent.space(guest.name).get("used_bytes", 0) > 10 * MIB, 20)
+        await guest.command("block-commit", job_id="c", device="overlay", speed=0)
+        await until(lambda: [a for a in agent.alerts if a.get("level") == f"threshold {threshold}"], 20)
+        alert = next(alert for alert in agent.alerts if alert.get("level") == f"threshold {threshold}")
+        assert (alert["owner"], alert["layer"], alert["subject"], alert["path"]) == ("agent", "backing", "disk0", base)
+
+
+@needs_loop
+async def test_a_commit_without_space_is_a_failed_job(folder: Path) -> None:
+    async with Loop(folder / "lv.raw", SIZE) as loop:
+        await make_qcow2(loop.path, VIRTUAL_MIB * MIB)
+        await run("qemu-img", "create", "-q", "-f", "qcow2", "-b", loop.path, "-F", "qcow2", f"{folder}/top.qcow2")
+        await run("qemu-io", "-f", "qcow2", "-c", "write 0 16M", f"{folder}/top.qcow2")
+        storage = {"driver": "file", "filename": f"{folder}/top.qcow2"}
+        async with (
+            started(folder, storage=storage, disk_mib=VIRTUAL_MIB, extra=["-S"]) as guest,
+            Watcher(folder, mode="observe", poll=0.5) as agent,
+        ):
+            await until(lambda: agent.space(guest.name), 10)
+            await guest.command("block-commit", job_id="c", device="disk0-format", on_error="report")
+            await until(lambda: [alert for alert in agent.alerts if alert["alert"] == "job_failed"], 20)
+            (alert,) = [alert for alert in agent.alerts if alert["alert"] == "job_failed"]
+            assert (alert["subject"], alert["error"]) == ("c", "No space left on device")

@@ -1,4 +1,4 @@
-"""qmp-agent: watches every QEMU on a host over QMP and tells Kafka, Prometheus and people what it learns."""
+"""qmp-agent: watches every QEMU on a host over QMP and reports to Kafka, Prometheus, a web page and a terminal."""
 
 from importlib.metadata import version
 

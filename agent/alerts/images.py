@@ -1,6 +1,6 @@
-"""What is known of disk images, by path. Pure.
+"""Known state of disk images, by path. Pure.
 
-QEMU counts the highest write to an image from 0 whenever it opens the image. What was seen before outlives a power cycle of the VM, an
+QEMU counts the highest write to an image from 0 whenever it opens the image. The state seen before outlives a power cycle of the VM, an
 unplugged disk and a restart of the agent, because the image keeps what was written.
 """
 

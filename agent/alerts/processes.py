@@ -76,7 +76,7 @@ class ProcessRegistry:
         """Return the process that has to become the primary of a UUID now, or None where nothing changes.
 
         The destination of a migration becomes the primary when it runs and its source does not. Until then the source writes, and if
-        the migration fails, the source is left. Of two VMs with one UUID each keeps its own alerts, whichever of them is paused.
+        the migration fails, the source is left. Two VMs with one UUID each keep their own alerts, whichever is paused.
         """
         if uuid not in self._by_uuid:
             return None

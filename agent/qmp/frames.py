@@ -19,7 +19,7 @@ _ID_AT_END = re.compile(rb'"id":\s*\d+[\s}]*\Z')
 
 
 class MessageKind(Enum):
-    """What an unreadable message was, as far as its first key and its end show."""
+    """Kind of an unreadable message, as far as its first key and its end show it."""
 
     REPLY = auto()
     """A reply without an id: the reply to the oldest in-band command."""

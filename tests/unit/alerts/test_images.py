@@ -1,4 +1,4 @@
-"""What is known of disk images: it outlives power cycles, replugging and the agent, and ends with the image."""
+"""Known state of disk images: it outlives power cycles, replugging and the agent, and ends with the image."""
 
 import pytest
 

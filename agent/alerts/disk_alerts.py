@@ -12,7 +12,8 @@ from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.alerts.threshold_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdPolicy
 from agent.alerts.vm_state import EMPTY, VmAlertState
 from agent.model.family import Family, Sample
-from agent.model.metrics.block import BLOCK, BLOCK_LAYER, BLOCK_NAMES
+from agent.model.metrics.block import BLOCK
+from agent.model.metrics.block_layers import BLOCK_LAYER, BLOCK_NAMES
 from agent.model.record import Record, Severity, Vm
 from agent.qmp.commands import Command
 

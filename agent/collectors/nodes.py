@@ -14,7 +14,7 @@ from agent.collectors.block import backings, chain, disks
 from agent.collectors.block_graph import FILTERS, BlockGraph
 from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample, Values
-from agent.model.metrics.block import BLOCK_BITMAP, BLOCK_LAYER, BLOCK_NAMES
+from agent.model.metrics.block_layers import BLOCK_BITMAP, BLOCK_LAYER, BLOCK_NAMES
 from agent.model.reader import MAX_DETAIL_BYTES, Reader
 from agent.model.record import sanitize
 from agent.qmp.commands import Command

@@ -8,7 +8,8 @@ from agent.alerts.manager import AlertManager, PendingAlert
 from agent.alerts.threshold_types import ThresholdMode
 from agent.model.events import row_of
 from agent.model.family import Sample
-from agent.model.metrics.block import BLOCK, BLOCK_DEVICE, BLOCK_LAYER
+from agent.model.metrics.block import BLOCK, BLOCK_DEVICE
+from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.jobs import JOB
 from agent.model.record import Record, Vm
 from tests.lab.thin_disks import HOST, VM, Disk, policy

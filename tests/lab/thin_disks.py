@@ -8,7 +8,8 @@ from agent.alerts.manager import AlertManager
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.alerts.threshold_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdMode, ThresholdPolicy
 from agent.model.family import Sample
-from agent.model.metrics.block import BLOCK, BLOCK_LAYER
+from agent.model.metrics.block import BLOCK
+from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.record import Record, Vm
 from agent.session.identity import identify
 

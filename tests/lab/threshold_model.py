@@ -9,7 +9,8 @@ from agent.alerts.manager import AlertManager, PendingAlert
 from agent.alerts.space_metrics import space_sample
 from agent.alerts.threshold_types import ThresholdMode, ThresholdPolicy
 from agent.model.family import Sample
-from agent.model.metrics.block import BLOCK, BLOCK_LAYER
+from agent.model.metrics.block import BLOCK
+from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.record import Record, Vm
 
 HOST = "hv7"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from agent.model.family import Sample
-from agent.model.metrics.block import BLOCK_NAMES
+from agent.model.metrics.block_layers import BLOCK_NAMES
 from tests.lab.alert_scenario import AlertScenario
 from tests.lab.thin_disks import GIB, VM, Disk
 

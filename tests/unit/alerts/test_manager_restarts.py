@@ -9,7 +9,7 @@ import pytest
 from agent.alerts.manager import AWAY_SECONDS, NOTE_PREFIX, AlertManager, PendingAlert
 from agent.alerts.rules import EVENT_RULES, HOUR
 from agent.alerts.threshold_types import ThresholdMode
-from agent.model.metrics.block import BLOCK_LAYER
+from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.record import Record, Severity, Vm
 from tests.lab.threshold_model import HOST, UUID, VM, Agent, Journal, Qemu
 

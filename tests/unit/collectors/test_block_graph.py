@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from agent.collectors import ALL
 from agent.collectors.block_graph import BlockGraph
 from agent.model.family import Sample
-from agent.model.metrics.block import BLOCK, BLOCK_NAMES
+from agent.model.metrics.block import BLOCK
+from agent.model.metrics.block_layers import BLOCK_NAMES
 from tests.lab import golden_files
 from tests.lab.transcript import Transcript
 

@@ -23,14 +23,18 @@ def line(event: Mapping[str, Any], *, width: int = 0, colour: bool = False) -> s
     kind = event["type"].removeprefix("qemu.")
     subject = event.get("subject", "")
     values = "  ".join(_values(event["data"], subject))
-    text = f"{time}  {event.get('vmname', event['partitionkey']):12.20}  {kind:24} {subject:10}  {values}"
+    text = f"{time}  {event.get('vmname', event['partitionkey']):12.20}  {kind:27} {subject:10}  {values}"
     text = sanitize(text[:width] if width else text, 4096).rstrip()
     code = _ALERT_COLOUR if kind.startswith("alert.") else _COLOURS.get(event["severity"])
     return f"\x1b[{code}m{text}\x1b[0m" if colour and code else text
 
 
-HIDDEN = frozenset({"event", "category", "alert", "account_failed", "account_invalid", "qdev"})
+HIDDEN = frozenset({"event", "category", "alert", "fingerprint", "account_failed", "account_invalid", "qdev"})
 """Fields that repeat other parts of the line, or that a reader does not need."""
+
+
+_QEMU_BYTES = frozenset({"write-threshold", "amount-exceeded", "actual"})
+"""Fields of QEMU's own events that are in bytes."""
 
 
 def _values(data: Mapping[str, Any], subject: str) -> Iterator[str]:
@@ -48,14 +52,14 @@ def _name(key: str) -> str:
 
 def format_value(key: str, value: object) -> str:
     """Format a field's value in the unit of its name."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, int | float):
         return str(value)
-    if (
-        "timestamp_seconds" in key and 0 <= value < 1 << 37
-    ):  # the dates that Python supports; an event may have any number
+    if "timestamp_seconds" in key and 0 <= value < 1 << 37:  # the dates that Python supports
         return datetime.fromtimestamp(value).astimezone().strftime("%H:%M:%S")
     if "bytes_per_second" in key:
         return f"{format_bytes(value)}/s"
-    if "_bytes" in key:
+    if "_bytes" in key or key in _QEMU_BYTES:
         return format_bytes(value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)

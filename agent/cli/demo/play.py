@@ -103,7 +103,10 @@ async def _stage(
 
 
 def _command() -> str:
-    return "qmp-agent" if shutil.which("qmp-agent") else sys.argv[0]
+    """Return how to run `qmp-agent` from here."""
+    if shutil.which("qmp-agent"):
+        return "qmp-agent"
+    return f"{sys.executable} -m agent" if Path(sys.argv[0]).name == "__main__.py" else sys.argv[0]
 
 
 @contextlib.asynccontextmanager

@@ -39,8 +39,8 @@ def event(qemu: dict[str, Any]) -> dict[str, Any]:
 def test_an_event_line_has_time_vm_type_subject_and_values() -> None:
     data = event({"node-name": "n", "action": "stop", "nospace": True, "operation": "write"})
     text = formatted("qemu.event.block_io_error", data, "disk0")
-    head = "12:00:00.123  vm1           event.block_io_error     disk0       "
-    assert text == f"{head}node-name=n  action=stop  nospace=True  operation=write"
+    head = "12:00:00.123  vm1           event.block_io_error        disk0       "
+    assert text == f"{head}node-name=n  action=stop  nospace=true  operation=write"
 
 
 def test_a_sample_line_has_nonzero_values_in_readable_units() -> None:
@@ -97,6 +97,11 @@ def test_text_of_a_guest_cannot_control_the_terminal(text: str) -> None:
     hostile = Vm("host1", VM.uuid, text, text)
     shown = formatted("qemu.event.x", event({text: text, "b": [text], "c": {text: 1}}), text, hostile)
     assert not set(shown) & set("\n\r\x1b\u202e\x9b")
+
+
+def test_qemus_own_sizes_are_shown_in_readable_units() -> None:
+    text = formatted("qemu.event.block_write_threshold", event({"write-threshold": 1441792, "amount-exceeded": 65536}))
+    assert text.endswith("  write-threshold=1.38 MiB  amount-exceeded=64 KiB")
 
 
 def test_an_event_field_named_qemu_is_shown() -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path
@@ -33,29 +34,41 @@ def inspect_host(host: HostView, pattern: str = "*") -> list[VmReport]:
     Returns:
         The reports, sorted by name.
     """
-    vms = [vm for pid in qemu_processes.list_qemus(host.proc) if (vm := _VmInspector(pid, host)).matches(pattern)]
+    everything = [_VmInspector(pid, host) for pid in qemu_processes.list_qemus(host.proc)]
+    vms = [vm for vm in everything if vm.matches(pattern)]
     holders = socket_owners({entry.peer for vm in vms for entry in vm.connections()}, host.proc)
-    return sorted((vm.report(holders) for vm in vms), key=lambda report: (report.name, report.pid))
+    reports = (replace(vm.report(holders), same_uuid=vm.same_uuid(everything)) for vm in vms)
+    return sorted(reports, key=lambda report: (report.name, report.pid))
 
 
 class _VmInspector:
-    """One QEMU process."""
+    """One QEMU process.
+
+    Attributes:
+        vm: the VM.
+        uuid: its UUID, or empty.
+    """
 
     def __init__(self, pid: int, host: HostView) -> None:
         argv = arguments(pid, host.proc)
         files = [_config_file(path, pid, host.proc) for path in config_files(argv)]
         line = parse_argv(argv, files)
         self._host = host
-        self._uuid = sanitize(line.uuid)
+        self.uuid = sanitize(line.uuid)
         name, args = sanitize(line.name or f"pid {pid}"), _proxmox_args(argv, host.root)
-        self._vm = VmContext(argv, name, pid, process_user(pid, host.proc), args)
+        self.vm = VmContext(argv, name, pid, process_user(pid, host.proc), args)
         self._inodes = socket_inodes(pid, host.proc)
         self._monitors = [(monitor, self._address(monitor)) for monitor in line.monitors]
         self._manager = manager_of(argv, files, [address for _, address in self._monitors])
 
     def matches(self, pattern: str) -> bool:
         """Return whether the name or the UUID matches a pattern."""
-        return fnmatchcase(self._vm.name, pattern) or fnmatchcase(self._uuid, pattern)
+        return fnmatchcase(self.vm.name, pattern) or fnmatchcase(self.uuid, pattern)
+
+    def same_uuid(self, others: Iterable["_VmInspector"]) -> tuple[str, ...]:
+        """Return the names and pids of the other VMs with this UUID."""
+        clashing = (vm for vm in others if vm is not self and self.uuid and vm.uuid == self.uuid)
+        return tuple(f"{vm.vm.name} (pid {vm.vm.pid})" for vm in clashing)
 
     def connections(self) -> Iterator[SocketEntry]:
         """Yield the process's ends of its connections. Some may belong to monitors that were added after its start."""
@@ -85,11 +98,11 @@ class _VmInspector:
         if state is VmState.UNWATCHED and blocked:
             steps = permission_steps(self._host, blocked, recreated=False)
         elif state is VmState.UNWATCHED:
-            section, steps = advise(self._host, self._manager, self._vm, monitors)
+            section, steps = advise(self._host, self._manager, self.vm, monitors)
         return VmReport(
-            self._vm.name,
-            self._uuid,
-            self._vm.pid,
+            self.vm.name,
+            self.uuid,
+            self.vm.pid,
             self._manager.name,
             state,
             sanitize(entry),
@@ -112,8 +125,8 @@ class _VmInspector:
         state = SocketState.CONNECTS if monitor.connects else state
         wanted = entry is not None or (state is SocketState.FREE and not used)
         missing = self._denial(blocked_by(self._host, address)) if wanted and not monitor.connects else ""
-        if isinstance(entry, ListenConfig) and not is_allowed(self._host, entry, self._vm):
-            missing = f"the agent refuses connections of the processes of {self._vm.owner.name}"
+        if isinstance(entry, ListenConfig) and not is_allowed(self._host, entry, self.vm):
+            missing = f"the agent refuses connections of the processes of {self.vm.owner.name}"
         holder = sanitize(program_name(arguments(pid, self._host.proc))) if pid is not None else ""
         return MonitorReport(shown, state, holder, pid, missing, text, used)
 

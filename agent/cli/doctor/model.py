@@ -69,6 +69,7 @@ class VmReport:
         monitors: its QMP monitors.
         steps: what to do to have it watched, line by line; empty if nothing has to be done.
         section: the section of docs/monitors.md that explains the steps.
+        same_uuid: name and pid of the other VMs on this host with the same UUID.
     """
 
     name: str
@@ -81,6 +82,7 @@ class VmReport:
     monitors: tuple[MonitorReport, ...]
     steps: tuple[str, ...]
     section: str
+    same_uuid: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,25 +9,35 @@ def render(reports: Sequence[VmReport]) -> Iterator[str]:
     """Yield the lines of a report."""
     for vm in reports:
         yield f"{vm.name}  uuid {vm.uuid or 'none'}  pid {vm.pid}  manager {vm.manager}"
-        for monitor in vm.monitors:
-            yield f"  {monitor.address}: {_socket(monitor)}"
-            if monitor.missing:
-                yield f"    {monitor.missing}"
-        if not vm.monitors:
-            yield "  no QMP monitor"
+        if vm.same_uuid:
+            yield f"  UUID clash: {', '.join(vm.same_uuid)} run with the same UUID"
+        yield from _monitors(vm)
         if vm.missing:
             yield f"  {vm.missing}"
-        match vm.state:
-            case VmState.WATCHED:
-                yield "  watched"
-            case VmState.CONFIGURED:
-                yield f"  configured: {vm.entry}"
-            case VmState.UNWATCHED:
-                configured = f" although configured ({vm.entry})" if vm.entry else ""
-                yield f"  not watched{configured}; to watch it (docs/monitors.md#{vm.section}),"
-                yield from (f"    {step}" for step in vm.steps)
+        yield from _state(vm)
     if not reports:
         yield "no matching QEMU process is visible to this user"
+
+
+def _monitors(vm: VmReport) -> Iterator[str]:
+    for monitor in vm.monitors:
+        yield f"  {monitor.address}: {_socket(monitor)}"
+        if monitor.missing:
+            yield f"    {monitor.missing}"
+    if not vm.monitors:
+        yield "  no QMP monitor"
+
+
+def _state(vm: VmReport) -> Iterator[str]:
+    match vm.state:
+        case VmState.WATCHED:
+            yield "  watched"
+        case VmState.CONFIGURED:
+            yield f"  configured: {vm.entry}"
+        case VmState.UNWATCHED:
+            configured = f" although configured ({vm.entry})" if vm.entry else ""
+            yield f"  not watched{configured}; to watch it (docs/monitors.md#{vm.section}),"
+            yield from (f"    {step}" for step in vm.steps)
 
 
 def _socket(monitor: MonitorReport) -> str:

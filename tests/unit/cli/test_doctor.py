@@ -38,9 +38,8 @@ def add_managed_vms(host: FakeHost) -> None:
             fds[11], kvmd = host.connection(f"{ctrl}/{name}.kvmd")
             host.process(91, "/usr/sbin/ganeti-kvmd -f", fds={6: kvmd})
         (ctrl / f"{name}.kvmd").touch()
-        host.process(
-            pid, GANETI.replace("db.example.com", name).replace("/var/run/ganeti", str(ctrl.parents[1])), fds=fds
-        )
+        line = GANETI.replace("db.example.com", name).replace("/var/run/ganeti", str(ctrl.parents[1]))
+        host.process(pid, line.replace("4f6a01", f"4f6{pid}"), fds=fds)
 
     server, client = host.connection("/run/incus/v1/qemu.monitor")
     folder = host.process(300, INCUS, uid=4242, fds={8: server})
@@ -164,6 +163,18 @@ def test_an_existing_listen_address_is_used_without_a_config_change(host: FakeHo
         "--args '-chardev socket,id=qmp-agent,path=/srv/agent.sock,reconnect-ms=5000 -mon chardev=qmp-agent,mode=control'"
     )
     assert not any("listen:" in line for line in vm.steps)
+
+
+def test_vms_with_the_same_uuid_are_named_whatever_the_pattern(host: FakeHost) -> None:
+    line = "qemu-system-x86_64 -name {} -uuid 5f0c2c9e-1111-4111-8111-111111111111"
+    for pid, name in ((7, "original"), (8, "clone"), (9, "clone2")):
+        host.process(pid, line.format(name))
+    host.process(10, "qemu-system-x86_64 -name first")  # without -uuid, two VMs are no clash
+    host.process(11, "qemu-system-x86_64 -name second")
+    (vm,) = host.inspect(pattern="original")
+    assert vm.same_uuid == ("clone (pid 8)", "clone2 (pid 9)")
+    assert "  UUID clash: clone (pid 8), clone2 (pid 9) run with the same UUID" in list(render([vm]))
+    assert {vm.same_uuid for vm in host.inspect(pattern="*st")} == {()}
 
 
 def test_existing_proxmox_args_are_kept(host: FakeHost) -> None:

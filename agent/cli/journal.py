@@ -123,8 +123,11 @@ def _salvaged(directory: Path, file: str) -> Iterator[EncodedRecord]:
     if path.parent != directory or path not in quarantined_files(directory):
         known = ", ".join(quarantined.name for quarantined in quarantined_files(directory)) or "none"
         raise JournalToolError(f"{file} is not a quarantined file in {directory}; quarantined files: {known}")
-    for _, records in recovery.salvage(path, QUEUE_NAMES):
-        yield from records
+    try:
+        for _, records in recovery.salvage(path, QUEUE_NAMES):
+            yield from records
+    except JournalError as error:
+        raise JournalToolError(f"{path}: {error}") from error
 
 
 def replay(directory: Path, *, file: str | None) -> int:

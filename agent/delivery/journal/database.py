@@ -57,10 +57,10 @@ class JournalError(Exception):
         self.fault = fault
 
 
-def _fault(error: Exception) -> JournalError:
+def fault_of(error: Exception) -> JournalError:
     """Return the error for one of SQLite's, by its result code (sqlite.org/rescode.html)."""
     name = getattr(error, "sqlite_errorname", "") or ""
-    if name.startswith("SQLITE_FULL"):
+    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR_SHM")):  # the latter: no space for the shared memory of the log
         return JournalError(JournalFault.FULL, "the disk is full")
     if name.startswith(
         ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_AUTH")
@@ -75,12 +75,23 @@ def _faults() -> Iterator[None]:
     try:
         yield
     except ERRORS as error:
-        raise _fault(error) from error
+        raise fault_of(error) from error
 
 
 def connect(path: Path) -> sqlite3.Connection:
     """Open a connection that does not wait for locks and starts no transactions implicitly."""
     return sqlite3.connect(path, timeout=0.0, isolation_level=None, check_same_thread=False)
+
+
+def check_space(error: Exception) -> None:
+    """Raise JournalError if an error says that the disk is full, rather than that the file is damaged.
+
+    Raises:
+        JournalError: the disk is full.
+    """
+    fault = fault_of(error)
+    if fault.fault is JournalFault.FULL:
+        raise fault from error
 
 
 def connect_readonly(path: Path) -> sqlite3.Connection:
@@ -117,7 +128,7 @@ class JournalDatabase:
             self._file_id = self._current_file_id()
         except ERRORS as error:
             self.close()
-            raise _fault(error) from error
+            raise fault_of(error) from error
         except JournalError:
             self.close()
             raise
@@ -173,7 +184,7 @@ class JournalDatabase:
             db.execute("COMMIT")
         except ERRORS as error:
             self._roll_back(db)
-            raise _fault(error) from error
+            raise fault_of(error) from error
         if self._current_file_id() != self._file_id:
             raise JournalError(JournalFault.DAMAGED, "the file was removed or replaced")
 

@@ -18,6 +18,7 @@ from agent.delivery.journal.database import (
     JournalDatabase,
     JournalError,
     JournalFault,
+    check_space,
     connect_readonly,
 )
 from agent.delivery.journal.statements import read_notes, record_of
@@ -69,10 +70,15 @@ def _rename(path: Path, to: Path) -> None:
 
 
 def salvage(path: Path, queues: Sequence[str]) -> Iterator[tuple[str, list[EncodedRecord]]]:
-    """Yield the readable records of a damaged file, queue by queue and in order: up to the damage, and from the end back to it."""
+    """Yield the readable records of a damaged file, queue by queue and in order: up to the damage, and from the end back to it.
+
+    Raises:
+        JournalError: the disk has no space for the files that SQLite needs to read it.
+    """
     try:
         db = connect_readonly(path)
-    except ERRORS:
+    except ERRORS as error:
+        check_space(error)
         return
     try:
         for queue in queues:
@@ -100,16 +106,21 @@ def count_indexed(path: Path, queue: str) -> int:
                             break
                         rows.add(row)
     except ERRORS:
-        return 0
+        return len(rows)
     return len(rows)
 
 
 def salvage_notes(path: Path) -> dict[str, Any]:
-    """Return the readable notes of a damaged file."""
+    """Return the readable notes of a damaged file.
+
+    Raises:
+        JournalError: the disk has no space for the files that SQLite needs to read it.
+    """
     try:
         with contextlib.closing(connect_readonly(path)) as db:
             return read_notes(db)
-    except ERRORS:
+    except ERRORS as error:
+        check_space(error)
         return {}
 
 
@@ -120,8 +131,8 @@ def _intact(db: sqlite3.Connection, query: str, queue: str) -> Iterator[EncodedR
             record = record_of(row)
             if record is not None:
                 yield record
-    except ERRORS:
-        return
+    except ERRORS as error:
+        check_space(error)
 
 
 def _in_order(records: Iterator[EncodedRecord], sign: int) -> Iterator[EncodedRecord]:

@@ -1,5 +1,7 @@
 """Full disks: samples make room for events, events are delivered from memory, and journaling resumes with free space."""
 
+import asyncio
+import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -113,6 +115,34 @@ async def test_a_start_on_a_full_disk_loses_no_journaled_record(small: Path) -> 
         await eventually(lambda: pipeline.unready_reasons() == [])
     assert [record_id for record_id in sink.ids if record_id in source.bodies] == source.ids
     assert dropped(pipeline) == 0
+
+
+@pytest.mark.parametrize("spare", [0, 20, 28, 60, 76, 100])
+@pytest.mark.parametrize("damaged", [False, True], ids=["intact", "damaged"])
+async def test_a_start_on_an_almost_full_disk_quarantines_and_loses_nothing_intact(
+    small: Path, spare: int, *, damaged: bool
+) -> None:
+    """SQLite needs space for its log and its shared memory even to read a journal."""
+    source, fresh = RecordSource(run=1), RecordSource(run=2)
+    async with running(make_pipeline(ScriptedSink(up=False), small), stop_seconds=1) as pipeline:
+        for record in source.take(50):
+            pipeline.put(record)
+    if damaged:
+        with contextlib.closing(sqlite3.connect(small / FILE)) as db:
+            db.execute("PRAGMA user_version = 7")
+    filler = fill(small)
+    os.truncate(filler, filler.stat().st_size - spare * 1024)
+    sink = ScriptedSink()
+    async with running(make_pipeline(sink, small)) as pipeline:
+        pipeline.put(fresh.next())
+        await sink.until(lambda: fresh.ids[0] in sink.ids)
+        await asyncio.sleep(0.2)
+        filler.unlink()
+        await sink.until(lambda: set(source.ids) <= set(sink.ids))
+        await eventually(lambda: pipeline.unready_reasons() == [])
+    assert [record_id for record_id in deduplicated(sink.ids) if record_id in source.bodies] == source.ids
+    assert dropped(pipeline) == 0
+    assert len(quarantined_files(small)) == damaged
 
 
 async def test_a_stop_on_a_full_disk_loses_only_what_has_no_room(small: Path) -> None:

@@ -196,21 +196,21 @@ class Connection:
 
     def _read(self, value: Any) -> Message | None:
         """Return the message of a value; None for a dropped one."""
-        if isinstance(value, Unreadable):
-            if value.oversized:
-                self.oversized_messages += 1
-            else:
-                self.unreadable_messages += 1
-            raise _UnreadableError(value.kind, value.reason)
-        if not isinstance(value, dict):
+        if type(value) is dict:
+            if "event" in value:
+                return self._event(value)
+            if "return" in value or "error" in value:
+                return self._reply(value)
+            if "QMP" in value:
+                return self._greeting(value["QMP"])
+            raise self._malformed(MessageKind.UNKNOWN, "a message that is neither greeting, reply, error nor event")
+        if not isinstance(value, Unreadable):
             raise self._malformed(MessageKind.UNKNOWN, "a message that is not an object")
-        if "event" in value:
-            return self._event(value)
-        if "QMP" in value:
-            return self._greeting(value["QMP"])
-        if "return" in value or "error" in value:
-            return self._reply(value)
-        raise self._malformed(MessageKind.UNKNOWN, "a message that is neither greeting, reply, error nor event")
+        if value.oversized:
+            self.oversized_messages += 1
+        else:
+            self.unreadable_messages += 1
+        raise _UnreadableError(value.kind, value.reason)
 
     def _malformed(self, kind: MessageKind, reason: str) -> _UnreadableError:
         self.unreadable_messages += 1

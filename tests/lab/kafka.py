@@ -20,8 +20,8 @@ from tests.lab.kafka_home import java_command, kafka_home, warm
 from tests.lab.kafka_security import Security
 from tests.lab.machine import free_port
 
-_START_SECONDS: Final = 40.0
-_STOP_SECONDS: Final = 10.0
+_START_SECONDS: Final = 120.0
+_STOP_SECONDS: Final = 30.0
 _STARTED: Final = b"Kafka Server started"
 
 

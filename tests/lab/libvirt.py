@@ -14,8 +14,8 @@ from agent.cli.demo.guest import until
 from agent.cli.demo.images import LabMissing, boot_sector, cache_folder
 from tests.lab.machine import INSTALL_HINT, free_port, require
 
-_START_SECONDS: Final = 30.0
-_STOP_SECONDS: Final = 10.0
+_START_SECONDS: Final = 120.0
+_STOP_SECONDS: Final = 30.0
 
 _FOLDERS: Final = {
     "run": "/run/libvirt",

@@ -47,7 +47,13 @@ class LibvirtHost:
 
 
 class DomainExecutor(Protocol):
-    """Executes QMP commands for one domain."""
+    """Executes QMP commands for one domain.
+
+    Attributes:
+        current: name of the command that is being executed; empty during a call that serves several commands.
+    """
+
+    current: str
 
     async def execute(self, commands: Sequence[Command]) -> list[CommandResult]:
         """Return the commands' results, in order; the caller sets the deadline.
@@ -61,17 +67,19 @@ class PassthroughExecutor:
     """Sends commands to QEMU by virDomainQemuMonitorCommand."""
 
     def __init__(self, host: LibvirtHost, uuid: str, allow: AllowList) -> None:
+        self.current = ""
         self._host = host
         self._uuid = uuid
         self._allow = allow
 
     async def execute(self, commands: Sequence[Command]) -> list[CommandResult]:
         """Return the commands' results, in order."""
-        requests = [self._allow.encode(command).decode() for command in commands]
-        return await self._host.pool.run(lambda connection: [self._send(connection, request) for request in requests])
+        requests = [(command.name, self._allow.encode(command).decode()) for command in commands]
+        return await self._host.pool.run(lambda connection: [self._send(connection, *request) for request in requests])
 
-    def _send(self, connection: LibvirtConnection, request: str) -> CommandResult:
+    def _send(self, connection: LibvirtConnection, name: str, request: str) -> CommandResult:
         """Send one command. Runs in a thread."""
+        self.current = name
         try:
             text = self._host.qemu.qemuMonitorCommand(connection.domain(self._uuid), request, 0)
         except self._host.api.libvirtError as error:
@@ -113,6 +121,7 @@ class TranslatingExecutor:
         self._uuid = uuid
         self._name = name
         self._migration_phase = migration_phase
+        self.current = ""
         self._arrival_reported = False
         self._devices: Devices | None = None
 

@@ -1,16 +1,19 @@
 """Commands for a domain: an answer of libvirt that cannot be read costs the commands that need it, and no others."""
 
 import asyncio
+import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from agent.monitors.libvirt.connection_pool import ConnectionPool
+from agent.monitors.libvirt.domain import DomainConnection
 from agent.monitors.libvirt.executors import DomainExecutor, LibvirtHost, PassthroughExecutor, TranslatingExecutor
 from agent.monitors.libvirt.lifecycle import DomainMigrationPhase
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.qmp.commands import AllowList, Command
-from agent.qmp.errors import CommandError, UnreadableReplyError
+from agent.qmp.errors import CommandError, StalledError, UnreadableReplyError
 from tests.lab.scripted_libvirt import REFUSED, ScriptedDomain, ScriptedError, ScriptedLibrary, ScriptedQemuLibrary
 
 XML = (
@@ -99,6 +102,28 @@ async def test_refused_statistics_of_one_domain_do_not_affect_others(library: Sc
     )
     assert first == good == STATS
     assert isinstance(bad, CommandError)
+
+
+async def test_a_stall_names_the_command_that_hangs(library: ScriptedLibrary) -> None:
+    hanging, release = threading.Event(), threading.Event()
+
+    class HangingQemuLibrary(ScriptedQemuLibrary):
+        def qemuMonitorCommand(self, domain: ScriptedDomain, request: str, flags: int) -> str:
+            if "query-blockstats" in request:
+                hanging.set()
+                release.wait(10)
+            return super().qemuMonitorCommand(domain, request, flags)
+
+    replies = dict.fromkeys(("query-status", "query-blockstats"), '{"return":{}}')
+    library.domains["a"] = ScriptedDomain("a", replies=replies)
+    host = replace(host_of(library), qemu=HangingQemuLibrary(), passthrough=True)
+    connection = DomainConnection(host, "a", "vm", AllowList(), lambda _: None, None, lambda: DomainMigrationPhase.NONE)
+    with pytest.raises(StalledError, match="no reply from libvirt to query-blockstats within"):
+        await connection.execute([STATUS, BLOCKSTATS, STATUS], deadline=0.3)
+    assert hanging.is_set()
+    release.set()
+    await connection.wait_idle()
+    connection.close()
 
 
 @pytest.mark.parametrize("reply", ['{"return":[{"device":"d","locked":false,}]}', '{"return":{"mbps":nan}}', "[]", ""])

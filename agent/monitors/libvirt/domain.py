@@ -78,8 +78,8 @@ class DomainConnection:
         if await self._wait(self._execution, deadline):
             return self._execution.result()
         full = f"; {MAX_HUNG} calls hang in libvirtd, which is the limit" if self._host.pool.hung >= MAX_HUNG else ""
-        command = f" to {self._executor.current}" if self._executor.current else ""
-        raise StalledError(f"no reply from libvirt{command} within {deadline:g} s{full}")
+        name = f" to {self._executor.current}" if self._executor.current else ""
+        raise StalledError(f"no reply from libvirt{name} within {deadline:g} s{full}")
 
     async def wait_idle(self) -> None:
         """Wait, without a deadline, until no result is due.

@@ -108,7 +108,7 @@ async def test_a_stall_names_the_command_that_hangs(library: ScriptedLibrary) ->
     hanging, release = threading.Event(), threading.Event()
 
     class HangingQemuLibrary(ScriptedQemuLibrary):
-        def qemuMonitorCommand(self, domain: ScriptedDomain, request: str, flags: int) -> str:
+        def qemuMonitorCommand(self, domain: ScriptedDomain, request: str, flags: int) -> str:  # noqa: N802 - libvirt's name
             if "query-blockstats" in request:
                 hanging.set()
                 release.wait(10)

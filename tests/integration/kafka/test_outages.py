@@ -143,7 +143,7 @@ async def test_timestamps_are_tried_again_after_a_while(kafka: KafkaCluster, fol
 async def test_records_wait_while_a_topic_is_deleted(kafka: KafkaCluster, folder: Path, topic_name: str) -> None:
     await kafka.create_topic(topic_name)
     source = RecordSource()
-    timings = replace(TIMINGS, acknowledge=2.0)
+    timings = replace(TIMINGS, check=0.5)
     async with running(pipeline_to(kafka, topic_name, folder, timings=timings)) as pipeline:
         pipeline.put(source.next())
         await eventually(lambda: pipeline.supervisor.delivered == 1)

@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
     InvalidTimestampError,
+    KafkaError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
     TopicAlreadyExistsError,
@@ -47,6 +48,7 @@ class KafkaTimings:
     Attributes:
         open: connecting and reading the topics' metadata.
         acknowledge: acknowledgement of a batch, retries included; a producer that takes longer counts as lost.
+        check: how often the topics are checked during the wait for an acknowledgement.
         close: discarding a producer.
         probe: one connection that finds out why aiokafka could not connect.
         relearn: how long a topic gets no timestamps, or smaller batches, after it has rejected one.
@@ -54,6 +56,7 @@ class KafkaTimings:
 
     open: float = 30.0
     acknowledge: float = 60.0
+    check: float = 5.0
     close: float = 3.0
     probe: float = PROBE_SECONDS
     relearn: float = 600.0
@@ -136,9 +139,7 @@ class KafkaSink:
             return
         create = self._config.create_topics
         if create is None:
-            raise SinkError(
-                f"topic {topic} does not exist, or the agent is not authorized to see it: create it, or set kafka.create_topics"
-            )
+            raise SinkError(_missing(topic))
         admin = AIOKafkaAdminClient(**options)
         await admin.start()
         try:
@@ -160,18 +161,7 @@ class KafkaSink:
         producer = self._producer
         if producer is None:
             raise SinkError("the connection is closed")
-        partitions = self._by_partition(producer, batch)
-        try:
-            async with asyncio.timeout(self._timings.acknowledge):
-                results = await asyncio.gather(
-                    *(self._send_partition(producer, place, records) for place, records in partitions.items()),
-                    return_exceptions=True,
-                )
-        except TimeoutError:
-            raise SinkError(
-                f"no acknowledgement for {self._timings.acknowledge:g} s: "
-                "check the brokers' load, the topics' min.insync.replicas and the quotas of the client"
-            ) from None
+        results = await self._send_all(producer, self._by_partition(producer, batch))
         failures = [result for result in results if isinstance(result, BaseException)]
         await self._limit_batches()
         if self._too_large:
@@ -188,6 +178,40 @@ class KafkaSink:
         self._acknowledged -= ids
         self._suspects -= ids
         return rejected
+
+    async def _send_all(
+        self, producer: AIOKafkaProducer, partitions: Mapping[tuple[str, int], Sequence[EncodedRecord]]
+    ) -> list[BaseException | None]:
+        """Send records to all partitions concurrently, and return the failure of each partition.
+
+        Raises:
+            SinkError: a topic was deleted, or an acknowledgement takes too long.
+        """
+        sending = asyncio.gather(
+            *(self._send_partition(producer, place, records) for place, records in partitions.items()),
+            return_exceptions=True,
+        )
+        try:
+            async with asyncio.timeout(self._timings.acknowledge):
+                while not (await asyncio.wait({sending}, timeout=self._timings.check))[0]:
+                    await self._check_topics(producer, {topic for topic, _ in partitions})
+        except TimeoutError:
+            raise SinkError(
+                f"no acknowledgement for {self._timings.acknowledge:g} s: "
+                "check the brokers' load, the topics' min.insync.replicas and the quotas of the client"
+            ) from None
+        finally:
+            if not sending.done():
+                sending.cancel()
+                await asyncio.wait({sending})
+        return sending.result()
+
+    async def _check_topics(self, producer: AIOKafkaProducer, topics: set[str]) -> None:
+        """Raise SinkError if a topic was deleted: aiokafka waits for it in vain."""
+        with contextlib.suppress(KafkaError):
+            metadata = await producer.client.fetch_all_metadata()
+            for topic in topics - metadata.topics(exclude_internal_topics=False):
+                raise SinkError(_missing(topic))
 
     async def _limit_batches(self) -> None:
         """Make batches as small as the topic allows, or send the records of a rejected one alone."""
@@ -251,7 +275,7 @@ class KafkaSink:
         topic = self._config.topics.topic_for(record_type)
         partitions = producer.client.cluster.partitions_for_topic(topic)
         if not partitions:
-            raise SinkError(f"topic {topic} was deleted: create it again, or set kafka.create_topics")
+            raise SinkError(_missing(topic))
         return topic, _hash(key) % len(partitions)
 
     async def _send_partition(
@@ -336,6 +360,12 @@ _TIMESTAMP_HINT = (
     "compare the clocks of this host and of the brokers, "
     "and the topic's message.timestamp.before.max.ms and message.timestamp.after.max.ms"
 )
+
+
+def _missing(topic: str) -> str:
+    return (
+        f"topic {topic} does not exist, or the agent is not authorized to see it: create it, or set kafka.create_topics"
+    )
 
 
 @lru_cache(maxsize=16384)

@@ -85,10 +85,10 @@ async def open_sink(config: KafkaConfig, timings: KafkaTimings = TIMINGS) -> Asy
         await sink.close()
 
 
-async def open_error(config: KafkaConfig, *, seconds: float = DEADLINE_SECONDS) -> str:
-    """Return the error of a sink that cannot be opened, within a deadline in seconds."""
+async def open_error(config: KafkaConfig, *, seconds: float = 15.0) -> str:
+    """Return the error of a sink that cannot be opened, with timings for `seconds`."""
     sink = KafkaSink(config, KafkaTimings(open=min(TIMINGS.open, seconds / 2), probe=min(TIMINGS.probe, seconds / 8)))
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         with pytest.raises(SinkError) as raised:
             await sink.open()
     await sink.close()

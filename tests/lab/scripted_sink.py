@@ -15,8 +15,8 @@ from agent.delivery.sinks.base import Sink, SinkError
 from agent.delivery.timings import DeliveryTimings
 from agent.model.record import EncodedRecord, Record, RecordEncoder, Severity, Vm
 
-DEADLINE_SECONDS: Final = 15.0
-"""Everything that is expected happens within this time."""
+DEADLINE_SECONDS: Final = 60.0
+"""Deadline of everything that is expected: generous, for a machine under load."""
 EVENT: Final = "qemu.event.stop"
 SAMPLE: Final = "qemu.sample.block"
 START_NS: Final = 1_763_716_442_000_000_000
@@ -174,9 +174,7 @@ def make_pipeline(
 
 
 @contextlib.asynccontextmanager
-async def running(
-    pipeline: DeliveryPipeline, stop_seconds: float = DEADLINE_SECONDS
-) -> AsyncIterator[DeliveryPipeline]:
+async def running(pipeline: DeliveryPipeline, stop_seconds: float = 15.0) -> AsyncIterator[DeliveryPipeline]:
     """Run a pipeline as long as the block runs, within a deadline."""
     async with asyncio.timeout(3 * DEADLINE_SECONDS), pipeline.running(stop_seconds):
         yield pipeline

@@ -163,7 +163,7 @@ class KafkaConfig(KafkaConnectionConfig):
     """Create missing topics. Without it, records wait until the topic exists."""
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "zstd"
     """Compression codec. zstd is small and fast; gzip blocks the agent for some 20 ms a batch."""
-    max_message_bytes: Annotated[Bytes, Field(ge=1024, le=1 << 30)] = 1_000_000
+    max_message_bytes: Annotated[Bytes, Field(ge=8192, le=1 << 30)] = 1_000_000
     """Largest record to send; larger ones become dead letters. The topics' max.message.bytes must allow it."""
     request_timeout: Positive = 10.0
     """Time limit of one request to a broker."""

@@ -149,14 +149,15 @@ class BurstConnection:
             client = await Client.open(self._connect, self._allow, self._on_event, deadline=self._timeout)
             with contextlib.closing(client):
                 self._attach(client)
-                if client.peer_pid is None:
-                    uuid, *results = await client.execute((QUERY_UUID, *commands), deadline=self._timeout)
-                    self._compare_uuid(uuid)
-                    return results
                 try:
+                    if client.peer_pid is None:
+                        uuid, *results = await client.execute((QUERY_UUID, *commands), deadline=self._timeout)
+                        self._compare_uuid(uuid)
+                        return results
                     return await client.execute(commands, deadline=self._timeout) if commands else []
                 finally:
-                    self.skipped_messages += client.skipped_messages
+                    skipped = self.skipped_messages + client.skipped_messages
+                    self.skipped_messages = skipped  # a new object, because callers keep the old one
         except BusyError:
             raise
         except (NotConnectedError, ProtocolError) as error:

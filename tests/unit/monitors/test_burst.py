@@ -200,6 +200,12 @@ async def test_a_running_burst_is_preempted(fake: FakeQemu) -> None:
         await connection.execute([Command("query-status")], deadline=TIMEOUT_SECONDS)
 
 
+def skipped(observer: RecordingObserver) -> int:
+    """Return the number of messages that were reported as unreadable."""
+    calls = observer.calls_of("on_messages_skipped")
+    return sum(messages for _, reason, messages in calls if reason == "unreadable")
+
+
 @pytest.mark.parametrize("reply", [b'{"return": {"mbps": nan}}\r\n', b'{"return": {"status": "active"}\r\n'])
 async def test_an_unreadable_reply_in_a_burst_costs_its_collector_alone(fake: FakeQemu, reply: bytes) -> None:
     observer = RecordingObserver()
@@ -211,6 +217,7 @@ async def test_an_unreadable_reply_in_a_burst_costs_its_collector_alone(fake: Fa
         await observer.wait_until(lambda: observer.calls_of("on_status")[-1].degraded)
         degraded = observer.calls_of("on_status")[-1].degraded
         assert fake.count("query-migrate") < fake.count("query-blockstats")
+        await observer.wait_until(lambda: skipped(observer) == fake.count("query-migrate"))
     assert [name for name, _ in degraded] == ["migration"]
     assert observer.types("vm") == ["vm.attached", "vm.detached"]
 

@@ -104,7 +104,7 @@ class SessionDispatcher:
         self._metrics.collector_runs[collector, outcome.value] += 1
 
     def on_messages_skipped(self, vm: Vm, reason: str, messages: int) -> None:
-        """Count and log messages of QEMU that could not be read."""
+        """Count and log skipped messages of QEMU."""
         _log.warning("%s: %d messages skipped: %s", vm.name, messages, reason)
         self._metrics.messages_skipped.labels(reason).inc(messages)
 

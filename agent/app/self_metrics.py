@@ -37,7 +37,7 @@ class SelfMetrics:
         collector_runs: runs by collector and outcome. A plain counter: the library's would take a lock at every poll.
         response_seconds: how long QEMU took to answer one write.
         events_dropped: events dropped before they became records, by reason.
-        messages_skipped: messages of QEMU that could not be read, by reason.
+        messages_skipped: skipped messages of QEMU, by reason.
         connections_refused: refused connections to `listen` addresses.
         scrape_seconds: duration of the last scrape.
     """
@@ -62,7 +62,7 @@ class SelfMetrics:
         )
         self.messages_skipped = counter(
             "qmp_agent_messages_skipped",
-            "Total number of messages of QEMU that could not be read; the reason is unreadable or oversized.",
+            "Total number of skipped messages of QEMU; the reason is unreadable, oversized, or stray for a reply without a command.",
             ["reason"],
         )
         self.connections_refused = counter(

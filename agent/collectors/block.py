@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.collectors.base import Collector, Replies, require_type
 from agent.collectors.block_graph import stable_name
-from agent.collectors.untrusted import as_list_of_objects, as_object
+from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_TIMED
 from agent.model.reader import Reader
@@ -62,13 +62,26 @@ def chain(disk: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def backings(disk: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the layers of a disk's backing chain from the top."""
-    layer = disk.get("backing")
+    """Yield the layers of a disk's backing chain from the top, without filters."""
+    layer = _below_filters(disk)
     for _ in range(_MAX_DEPTH):
-        if not isinstance(layer, dict):
+        backing = layer.get("backing")
+        if not isinstance(backing, dict):
             return
+        layer = _below_filters(backing)
         yield layer
-        layer = layer.get("backing")
+
+
+def _below_filters(layer: dict[str, Any]) -> dict[str, Any]:
+    """Return the first node that is no filter: QEMU reports the node under a filter as its `parent` and as its `backing` (QEMU 5.2)."""
+    for _ in range(_MAX_LAYERS):
+        below, backing = layer.get("parent"), layer.get("backing")
+        if not isinstance(below, dict) or not isinstance(backing, dict):
+            break
+        if not (name := as_text(below.get("node-name"))) or name != backing.get("node-name"):
+            break
+        layer = below
+    return layer
 
 
 def disks(reply: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -41,7 +41,7 @@ class MonitorConnection(Protocol):
 
     @property
     def skipped_messages(self) -> Counter[str]:
-        """Total number of messages that could not be read, by reason: `unreadable` or `oversized`."""
+        """Total number of skipped messages by reason: `unreadable`, `oversized` or `stray`."""
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
         """Execute commands within `deadline` seconds; raises what `Client.execute` raises."""

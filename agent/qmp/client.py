@@ -159,8 +159,8 @@ class Client(asyncio.Protocol):
 
     @property
     def skipped_messages(self) -> Counter[str]:
-        """Total number of skipped messages by reason: `unreadable` or `oversized`."""
-        return Counter(unreadable=self.unreadable_messages, oversized=self.oversized_messages)
+        """Total number of skipped messages by reason: `unreadable`, `oversized`, or `stray` for a reply that belongs to no command."""
+        return Counter(unreadable=self.unreadable_messages, oversized=self.oversized_messages, stray=self.stray_replies)
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
         """Send commands in one write and return their results, in order.

@@ -148,7 +148,7 @@ class SessionObserver(Protocol):
         """Handle the outcome of one run of a collector."""
 
     def on_messages_skipped(self, vm: Vm, reason: str, messages: int) -> None:
-        """Handle messages of QEMU that could not be read; the reason is `unreadable` or `oversized`."""
+        """Handle skipped messages of QEMU; the reason is `unreadable`, `oversized` or `stray` (a reply without a command)."""
 
     def on_events_dropped(self, vm: Vm, reason: str, events: int) -> None:
         """Handle the loss of this many events."""

@@ -42,7 +42,7 @@ class CommandExecutor:
         return await self._client.execute(commands, deadline=timeout)
 
     def take_skipped_messages(self) -> Counter[str]:
-        """Return how many messages of QEMU could not be read since the last call, by reason."""
+        """Return how many messages of QEMU were skipped since the last call, by reason."""
         total = self._client.skipped_messages
         taken, self._skipped = total - self._skipped, total
         return taken

@@ -111,6 +111,20 @@ def test_every_name_in_a_transcript_leads_to_the_disk_of_its_samples(version: st
     assert all(graph.device(node["node-name"]) for node in nodes)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_node_under_a_filter_is_no_backing_layer(version: str) -> None:
+    replies = REPLIES[version]
+    layers = {
+        s.labels: s.values["node"]
+        for s in BY_NAME["nodes"].collect([replies["nodes"], replies["stats"]])
+        if len(s.labels) == 2
+    }
+    backing = [s.labels for s in BY_NAME["block"].collect([replies["stats"]]) if len(s.labels) == 2]
+    assert backing == [("vo", "1")]
+    assert [labels for labels in layers if labels[1].startswith("backing")] == [("vo", "backing-1")]
+    assert (layers["vc", "format"], layers["vc", "storage"]) == ("c-f", "c-s")
+
+
 def test_a_name_that_two_disks_share_identifies_neither() -> None:
     shared = {"node-name": "base"}
     stats = [{"qdev": name, "node-name": f"{name}-top", "backing": shared} for name in ("a", "b")]

@@ -187,6 +187,7 @@ async def test_noise_fails_the_batch_and_the_next_batch_gets_its_own_replies(fak
         fake.release("query-status")
         assert await client.execute([NAME], deadline=TIMEOUT_SECONDS) == [{"name": "vm1"}]
         assert client.stray_replies == 2
+        assert client.skipped_messages == {"unreadable": 1, "oversized": 0, "stray": 2}
 
 
 async def test_a_stall_names_the_command_that_hangs(fake: FakeQemu) -> None:

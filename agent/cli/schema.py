@@ -170,7 +170,11 @@ _ALERT: dict[str, Any] = {
         "description": "Identity of the alert, stable across restarts.",
     },
     "since_timestamp_seconds": {"type": "number", "description": "Time since which it fires."},
-    "resolved_by": {"type": "string", "description": "What resolved it: space, an event, time, unplugged or vm_gone."},
+    "resolved_by": {
+        "type": "string",
+        "description": "What resolved it: an event such as RESUME, running, run_state, space, level_gone, replaced, repaired, "
+        "unplugged, time, migration, migrated, located, uuid_unique or vm_gone.",
+    },
 }
 
 _THRESHOLD = _ALERT | {

@@ -334,7 +334,12 @@ BLOCK_SPACE = Family(
             TEXT,
             "`offset`: highest write offset in the block device; `allocated`: allocated size of the image file.",
         ),
-        Field("used_bytes", "used_bytes", GAUGE, "Number of bytes used."),
+        Field(
+            "used_bytes",
+            "used_bytes",
+            GAUGE,
+            "Number of bytes used. For `offset` a lower bound: the highest write that QEMU or the agent saw; absent until the first.",
+        ),
         Field("limit_bytes", "limit_bytes", GAUGE, "Number of bytes available in total."),
         Field("free_bytes", "free_bytes", GAUGE, "Number of bytes left."),
         Field(

@@ -182,6 +182,6 @@ async def test_an_extended_device_has_its_levels_moved_by_a_poll(folder: Path) -
             await agent.until("50%", "resolved")
             assert await armed(agent, guest) == 32 * MIB
             await guest.command("cont")
-            await agent.until("50%", detected_by="event", level_bytes=32 * MIB)
+            await agent.until("50%", detected_by="event", level_bytes=32 * MIB, timeout=90)
             assert [alert["state"] for alert in agent.alerts if alert["alert"] == "disk_full"] == ["firing", "resolved"]
             assert agent.alternates()

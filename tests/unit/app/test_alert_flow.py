@@ -1,0 +1,61 @@
+"""From an event on the wire to alert records: their order, and how they are logged."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from agent.app.agent import Agent
+from agent.cli.demo.guest import until
+from agent.config.model import Config
+from tests.lab.fake_qemu import FakeQemu
+from tests.lab.thin_guests import ListSink
+
+NOSPACE = {"device": "", "qom-path": "/machine/peripheral/disk0", "operation": "write", "action": "stop"}
+
+
+@contextlib.asynccontextmanager
+async def monitored(fake: FakeQemu) -> AsyncIterator[ListSink]:
+    """Run an agent that monitors the scripted VM; yield its sink."""
+    sink = ListSink()
+    config = {"monitors": [{"dial": str(fake.path)}], "web": {"listen_address": "127.0.0.1:0"}}
+    agent = Agent(Config.model_validate(config), sink)
+    async with agent.running():
+        await until(lambda: any(s.state.value == "up" for s in agent.snapshot.monitors.values()), 5)
+        yield sink
+
+
+def events(sink: ListSink) -> list[str]:
+    """Return the events of I/O errors and of the run state, in the order in which their records left."""
+    names = [record["data"]["event"] for record in sink.records if record["type"].startswith("qemu.event.")]
+    return [name for name in names if name in ("BLOCK_IO_ERROR", "STOP", "RESUME")]
+
+
+def states(sink: ListSink) -> list[str]:
+    """Return the states of the alert of a full disk, in order."""
+    return [record["data"]["state"] for record in sink.records if record["type"] == "qemu.alert.disk_full"]
+
+
+async def test_a_quick_resume_ends_the_alert_and_coalesced_events_leave_before_it(
+    fake: FakeQemu, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "agent")
+    async with monitored(fake) as sink:
+        now = time.time()
+        for number in range(8):
+            fake.emit("BLOCK_IO_ERROR", NOSPACE | {"nospace": True}, at=now + number / 1000)
+        fake.emit("STOP", at=now + 0.01)
+        fake.emit("RESUME", at=now + 0.02)
+        await until(lambda: "resolved" in states(sink), 5)
+        await asyncio.sleep(1.5)  # coalesced events are reported after a second at the latest
+        assert events(sink) == ["BLOCK_IO_ERROR", "BLOCK_IO_ERROR", "STOP", "RESUME"]
+        assert states(sink) == ["firing", "resolved"]
+    levels = {
+        record.getMessage().split()[-1]: record.levelname
+        for record in caplog.records
+        if "alert " in record.getMessage()
+    }
+    assert levels == {"firing": "WARNING", "resolved": "INFO"}

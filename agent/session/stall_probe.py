@@ -2,14 +2,21 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from agent.monitors import MonitorConnection
 from agent.qmp.errors import BusyError, StalledError
 from agent.session.api import MAIN_LOOP_STALLED, PROCESS_STALLED, MonitorState, SessionContext
 
-if TYPE_CHECKING:
-    from agent.session.poller import Poller
+
+class HostPoller(Protocol):
+    """Polls the kernel about a VM, which needs no answer of QEMU."""
+
+    def plan_host_collectors(self) -> None:
+        """Make all collectors due that ask the kernel alone."""
+
+    def poll_due_host_collectors(self) -> None:
+        """Run those of them that are due."""
 
 
 class StallProbe:
@@ -24,7 +31,7 @@ class StallProbe:
     def __init__(
         self, client: MonitorConnection, context: SessionContext, on_state: Callable[[MonitorState, str], None]
     ) -> None:
-        self.poller: Poller | None = None
+        self.poller: HostPoller | None = None
         self._client = client
         self._context = context
         self._on_state = on_state

@@ -8,7 +8,7 @@ from math import inf
 from agent.monitors import MonitorConnection
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import Command
-from agent.qmp.errors import BusyError, StalledError
+from agent.qmp.errors import BusyError, StalledError, UnreadableReplyError
 from agent.session.api import SessionContext
 from agent.session.stall_probe import StallProbe
 
@@ -17,12 +17,14 @@ class CommandExecutor:
     """Executes commands and keeps track of when the session acts next.
 
     Attributes:
+        unreadable: error of the last unreadable reply in `execute_with_retry`; empty if there was none. The caller resets it.
         next_action_at: monotonic time by which the session acts without QEMU; `inf` while it waits for QEMU.
     """
 
-    __slots__ = ("_client", "_context", "_probe", "_skipped", "next_action_at")
+    __slots__ = ("_client", "_context", "_probe", "_skipped", "next_action_at", "unreadable")
 
     def __init__(self, client: MonitorConnection, context: SessionContext, probe: StallProbe) -> None:
+        self.unreadable = ""
         self.next_action_at = inf
         self._client = client
         self._context = context
@@ -55,9 +57,14 @@ class CommandExecutor:
         """
         while True:
             try:
-                return await self.execute(commands)
+                results = await self.execute(commands)
             except (BusyError, StalledError) as error:
                 await self.wait_until_responsive(error)
+            else:
+                self.unreadable = next(
+                    (str(result) for result in results if isinstance(result, UnreadableReplyError)), self.unreadable
+                )
+                return results
 
     async def wait_until_responsive(self, error: BusyError | StalledError) -> None:
         """Wait until QEMU has answered what it was sent.

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Sequence
 from math import inf
@@ -14,7 +15,7 @@ from agent.model.metrics.about import ABOUT
 from agent.model.record import Vm, sanitize
 from agent.monitors import Monitor, MonitorConnection
 from agent.qmp.commands import Change
-from agent.qmp.errors import QmpError
+from agent.qmp.errors import QmpError, UnreadableReplyError
 from agent.qmp.protocol import Event, Greeting
 from agent.session import identity
 from agent.session.api import MonitorState, SessionContext, SessionObserver
@@ -28,6 +29,8 @@ from agent.session.scheduler import Schedule
 from agent.session.stall_probe import StallProbe
 from agent.session.threshold_writer import ThresholdWriter
 
+_log = logging.getLogger(__name__)
+
 IDLE_SECONDS = 86400.0
 """Maximum delay of a timer, because some event loops accept no longer ones."""
 
@@ -39,6 +42,9 @@ MAX_BUILDS = 64
 
 DISCOVER = "discover"
 """Name in the schedule for the discovery of the VM's features, after which all collectors are polled."""
+
+DISCOVERY = "discovery"
+"""Name of the discovery among the failing collectors."""
 
 THREADS = "threads"
 """Name in the schedule for the discovery of the process, after events that change its threads or network interfaces."""
@@ -209,6 +215,7 @@ class Session:
     async def _discover(self, poller: Poller, vm: Vm) -> None:
         """Discover the VM's features, make the changes that the operator allows, and plan a poll of everything."""
         execute, client = self._executor.execute_with_retry, self._client
+        self._executor.unreadable = ""
         answers = await execute(identity.FEATURES)
         assert client.greeting is not None
         facts = identity.facts_of(answers, client.greeting, await self._command_names(client.greeting))
@@ -225,15 +232,28 @@ class Session:
             facts = dataclasses.replace(facts, migration_events=not isinstance(result, QmpError))
         poller.facts = await self._discover_process(vm, facts)
         now = time.monotonic()
+        self._report_discovery(vm, now)
         poller.plan_all(now)
         self._schedule.plan(DISCOVER, now + self._context.settings.intervals.resync * (0.9 + 0.2 * poller.phase))
         self._discovered = True
+
+    def _report_discovery(self, vm: Vm, now: float) -> None:
+        """Report whether all replies of the discovery could be read. The next resync repeats it."""
+        if cause := self._executor.unreadable:
+            seconds = self._context.settings.intervals.resync
+            self._failures.add(DISCOVERY, cause, now, seconds, seconds)
+            _log.warning("%s: discovery incomplete: %s", vm.name, cause)
+            self._on_degraded()
+        elif self._failures.clear(DISCOVERY):
+            self._on_degraded()
 
     async def _command_names(self, greeting: Greeting) -> frozenset[str]:
         """Return the names of this QEMU's commands, queried once for each build."""
         build, known = identity.build_of(greeting), self._context.build_commands
         if build not in known:
             (answer,) = await self._executor.execute_with_retry((identity.LIST_COMMANDS,))
+            if isinstance(answer, UnreadableReplyError):
+                return frozenset()
             if len(known) >= MAX_BUILDS:
                 known.clear()
             known[build] = identity.command_names(answer)

@@ -132,3 +132,20 @@ async def test_a_bug_in_a_collector_degrades_the_vm_with_the_exception(fake: Fak
     async with supervised(observer, fake.path, context=quick_context(collectors=CollectorIndex([*ALL, bug]))):
         await observer.wait_until(lambda: observer.calls_of("on_status") and failing(observer))
         assert last_status(observer).degraded == (("bug", "ZeroDivisionError: x"),)
+
+
+@pytest.mark.parametrize("command", ["query-migrate-capabilities", "qom-list", "query-commands", "query-cpus-fast"])
+async def test_an_unreadable_reply_in_discovery_degrades_the_vm_until_the_next_resync(
+    fake: FakeQemu, command: str
+) -> None:
+    fake.replies[command] = TRAILING_COMMA
+    observer = RecordingObserver()
+    context = quick_context(random=lambda: 0.0)  # a resync is at once
+    async with supervised(observer, fake.path, context=context) as group:
+        await observer.wait_until(lambda: observer.calls_of("on_status") and "discovery" in failing(observer))
+        await observer.wait_for_polls(3)
+        assert (context.build_commands == {}) is (command == "query-commands")
+        del fake.replies[command]
+        group.resync()
+        await observer.wait_until(lambda: "discovery" not in failing(observer))
+    assert observer.types("vm") == ["vm.attached", "vm.detached"]

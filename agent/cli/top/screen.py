@@ -108,10 +108,7 @@ class TopScreen:
             width: the width of the screen in characters.
             height: the number of lines.
         """
-        head = [
-            ScreenLine(fit(self._summary(), width)),
-            ScreenLine(fit(self.error, width), TextStyle.BAD) if self.error else ScreenLine(""),
-        ]
+        head = [ScreenLine(fit(self._summary(), width)), self._problems(width)]
         foot = (
             f"Filter: {self._filter}_"
             if self._typing
@@ -132,7 +129,16 @@ class TopScreen:
         monitors = [monitor["state"] for monitor in self.host["monitors"]]
         states = ", ".join(f"{monitors.count(name)} {name}" for name in dict.fromkeys(sorted(monitors)))
         counts = f"{len(self.host['vms'])} VMs   monitors: {states or 'none'}   alerts: {len(self.host['alerts'])}"
-        return "   ".join([agent["host"], counts, *filter(None, ["; ".join(agent["unready_reasons"])])])
+        return f"{agent['host']}   {counts}"
+
+    def _problems(self, width: int) -> ScreenLine:
+        """Return the line of what is wrong: with the connection, else with the agent."""
+        agent = self.host.get("agent", {})
+        reasons = [self.error] if self.error else agent.get("unready_reasons", [])
+        if reasons:
+            return ScreenLine(fit("; ".join(reasons), width), TextStyle.BAD)
+        warnings = agent.get("warnings", [])
+        return ScreenLine(fit("; ".join(warnings), width), TextStyle.WARNING) if warnings else ScreenLine("")
 
     def _rows(self, width: int, room: int) -> list[ScreenLine]:
         shown = self.vms()

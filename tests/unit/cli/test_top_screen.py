@@ -122,6 +122,20 @@ def test_the_selection_moves_follows_its_vm_and_stays_visible() -> None:
     assert screen.selected == selected
 
 
+def test_the_second_line_shows_the_worst_problem() -> None:
+    overview = host(vm("a"))
+    agent = overview["agent"]
+    screen = TopScreen(overview)
+    assert screen.lines(80, 10)[1].text == ""
+    agent["warnings"] = ["a: collector block is off: not JSON", "UUID clash"]
+    assert screen.lines(80, 10)[1].text.rstrip() == "a: collector block is off: not JSON; UUID clash"
+    assert screen.lines(80, 10)[1].style == "warning"
+    agent["unready_reasons"] = ["nothing is delivered"]
+    assert (screen.lines(80, 10)[1].text.rstrip(), screen.lines(80, 10)[1].style) == ("nothing is delivered", "bad")
+    screen.error = "no agent answers"
+    assert screen.lines(80, 10)[1].text.rstrip() == "no agent answers"
+
+
 def test_keys_filter_open_and_quit() -> None:
     screen = TopScreen(host(vm("db-1"), vm("web-1", status="paused")))
     for key in "/PAU":

@@ -49,7 +49,7 @@ class ImageMemory:
             return
         image = self._images.pop(path, None)
         if image is None or image.size != size:
-            image = Image(size, 0, image.persisted and 1 if image is not None else 0)
+            image = Image(size, 0)
         image.offset = max(image.offset, offset)
         self._images[path] = image
         while len(self._images) > MAX_IMAGES:

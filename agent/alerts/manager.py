@@ -194,18 +194,20 @@ class AlertManager:
         yield from self.store.resolve_expired(now_ns)
         for state in self._processes:
             if state.gone_at is None:
-                yield from self._run_states.on_tick(state, now_ns)
+                if (
+                    not state.run.running or state.io_errors_ns or state.owner in self.store
+                ):  # most VMs run without alert
+                    yield from self._run_states.on_tick(state, now_ns)
             elif now - state.gone_at >= AWAY_SECONDS:
                 self._processes.remove(state)
                 yield from self.store.resolve(self.store.of_owner(state.owner), now_ns, "vm_gone")
-        for uuid in self._processes.uuids():
+        clashing = {alert.vm.uuid for alert in self.store if alert.name == "uuid_clash"}
+        for uuid in clashing.union(self._processes.shared_uuids()):
             yield from self._check_clash(uuid, now_ns)
 
     def _check_clash(self, uuid: str, now_ns: int) -> Iterator[Record]:
-        """Report that several running VMs have one UUID."""
+        """Report that several running VMs have one UUID, or that they no longer do."""
         states = self._processes.of_uuid(uuid)
-        if len(states) < 2 and (not states or self.store.find(states[0].owner, "uuid_clash") is None):
-            return
         clashing = self._processes.clashes(uuid)
         for state in states[1:]:
             state.is_active = state in clashing
@@ -235,6 +237,8 @@ class AlertManager:
         state = self._processes.attached(event.vm)
         if state is None:
             return []
+        if event.time_ns > now_ns:  # from a host whose clock is ahead
+            event = event._replace(time_ns=now_ns)
         records = self._with_notes(self._events.on_event(state, event, name, now_ns))
         return records + self._with_notes(self._switch_primary(event.vm.uuid, event.time_ns))
 

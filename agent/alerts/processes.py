@@ -24,14 +24,14 @@ class ProcessRegistry:
         self._owners = count(1)
 
     def __iter__(self) -> Iterator[VmAlertState]:
-        return (state for states in list(self._by_uuid.values()) for state in list(states))
+        return iter([state for states in self._by_uuid.values() for state in states])
 
     def __contains__(self, uuid: object) -> bool:
         return uuid in self._by_uuid
 
-    def uuids(self) -> list[str]:
-        """Return the UUIDs of all processes."""
-        return list(self._by_uuid)
+    def shared_uuids(self) -> list[str]:
+        """Return the UUIDs that several processes have."""
+        return [uuid for uuid, states in self._by_uuid.items() if len(states) > 1]
 
     def of_uuid(self, uuid: str) -> list[VmAlertState]:
         """Return the processes of a UUID, the primary first."""

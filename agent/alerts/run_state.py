@@ -6,6 +6,8 @@ therefore counts as of its own time, and older evidence never replaces newer evi
 
 from dataclasses import dataclass
 
+CLOCK_STEP_NS = 1_000_000_000
+"""Polls arrive in order. One that is older than the last by more than this shows that the clock was set back."""
 STOP_DELAY_NS = 1_000_000_000
 """QEMU emits the event of an error before it stops the guest. Within this time a poll may still report `running`."""
 
@@ -36,6 +38,7 @@ class RunState:
     has_started: bool = False
     was_incoming: bool = False
     _as_of_ns: int = 0
+    _polled_ns: int = 0
 
     def on_event(self, name: str, time_ns: int) -> None:
         """Process STOP, RESUME or RESET."""
@@ -53,7 +56,10 @@ class RunState:
             self._set_running(time_ns, running=running)
 
     def on_poll(self, status: str, time_ns: int, *, running: bool) -> bool:
-        """Process a poll that was sent at `time_ns`; return False if newer evidence is known."""
+        """Process a poll that was sent at `time_ns`; return False if newer evidence is known.
+
+        Polls arrive in the order in which they were sent.
+        """
         if time_ns < self._as_of_ns:
             return False
         if running:
@@ -71,6 +77,15 @@ class RunState:
         if running and not self.running:
             self.running_since_ns = time_ns
         self.running, self._as_of_ns = running, time_ns
+
+    def set_back(self, time_ns: int) -> bool:
+        """Return whether the clock was set back, as a poll at `time_ns` shows. No time is later than the poll then."""
+        before, self._polled_ns = self._polled_ns, time_ns
+        if time_ns >= before - CLOCK_STEP_NS:
+            return False
+        for name in ("since_ns", "resumed_ns", "stopped_ns", "running_ns", "running_since_ns", "_as_of_ns"):
+            setattr(self, name, min(getattr(self, name), time_ns))
+        return True
 
     def has_run_since(self, time_ns: int) -> bool:
         """Return whether the guest certainly ran after an event of this time that stops it."""

@@ -62,6 +62,8 @@ class RunStateAlerts:
 
     def on_poll(self, state: VmAlertState, status: str, time_ns: int, *, running: bool) -> Iterator[Record]:
         """Process a poll of the run state that was sent at `time_ns`."""
+        if state.run.set_back(time_ns):
+            self._store.set_back(state.owner, time_ns)
         if not state.run.on_poll(status, time_ns, running=running):
             return  # a newer event is known
         is_first, state.has_run_state = not state.has_run_state, True

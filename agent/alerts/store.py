@@ -89,6 +89,10 @@ class AlertStore:
     def __len__(self) -> int:
         return sum(map(len, self._firing.values()))
 
+    def __contains__(self, owner: object) -> bool:
+        """Return whether a process has a firing alert."""
+        return owner in self._firing
+
     def of_owner(self, owner: int) -> list[Alert]:
         """Return the firing alerts of a process."""
         return list(self._firing.get(owner, {}).values())
@@ -123,6 +127,11 @@ class AlertStore:
         known = self.find(alert.owner, *alert.key)
         if known is not None and time_ns > known.seen_ns:
             self._put(replace(known, seen_ns=time_ns))
+
+    def set_back(self, owner: int, time_ns: int) -> None:
+        """Limit the time of the evidence of a process' alerts, after the clock was set back."""
+        for alert in self.of_owner(owner):
+            self._put(replace(alert, seen_ns=min(alert.seen_ns, time_ns)))
 
     def resolve(
         self, alerts: Iterable[Alert], time_ns: int, reason: str, more: Mapping[str, Any] | None = None

@@ -66,9 +66,7 @@ class AlertScenario:
     def event(self, name: str, at: float, vm: Vm = VM, **qemu: Any) -> list[Change]:
         """Pass an event; keywords are its data, with `_` for `-`."""
         data = {key.replace("_", "-"): value for key, value in qemu.items()}
-        body = {"event": name, "category": "x", "qemu": data}
-        record = Record(f"qemu.event.{name.lower()}", vm, body, int(at * SECOND), row_of(name).subject_of(data))
-        return self._changes(self.manager.on_event(record, name, int(at * SECOND)))
+        return self._changes(self.manager.on_event(event_record(name, at, vm, **data), name, int(at * SECOND)))
 
     def io_error(self, at: float, vm: Vm = VM, *, nospace: bool = True, **qemu: Any) -> list[Change]:
         """Pass BLOCK_IO_ERROR with action stop, by default of the device disk0."""
@@ -118,6 +116,12 @@ class AlertScenario:
         """Return a disk's space sample; empty where there is none."""
         _, samples = self.manager.on_samples(vm, [], 0.0, 0)
         return next((dict(sample.values) for sample in samples if sample.subject == device), {})
+
+
+def event_record(name: str, at: float, vm: Vm = VM, **qemu: Any) -> Record:
+    """Return the record of an event; keywords are its data."""
+    body = {"event": name, "category": "x", "qemu": qemu}
+    return Record(f"qemu.event.{name.lower()}", vm, body, int(at * SECOND), row_of(name).subject_of(qemu))
 
 
 def other_vm(monitor: str) -> Vm:

@@ -246,5 +246,5 @@ class AlertMachine(RuleBasedStateMachine):
             assert firing == set()
 
 
-AlertMachine.TestCase.settings = settings(max_examples=400, stateful_step_count=50, deadline=None)
+AlertMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
 TestAlertMachine = AlertMachine.TestCase

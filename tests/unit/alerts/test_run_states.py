@@ -3,7 +3,7 @@
 import pytest
 
 from agent.alerts.rules import EVENT_RULES, RUN_STATE_RULES, RunStateRule
-from tests.lab.alert_scenario import AlertScenario
+from tests.lab.alert_scenario import SECOND, AlertScenario, event_record
 from tests.lab.thin_disks import GIB, VM, Disk
 
 FULL = ("disk_full", "disk0")
@@ -84,6 +84,24 @@ def test_thirty_quick_pauses_end_without_an_alert(scenario: AlertScenario) -> No
         scenario.event("RESUME", begin + 0.02)
     assert scenario.firing() == set()
     assert [record.data["state"] for record in scenario.emitted] == ["firing", "resolved"] * 30
+
+
+def test_an_event_from_a_clock_that_is_ahead_counts_as_of_now(scenario: AlertScenario) -> None:
+    ahead = event_record("BLOCK_IO_ERROR", 4000, action="stop", nospace=True, device="disk0")
+    assert len(scenario.manager.on_event(ahead, "BLOCK_IO_ERROR", 10 * SECOND)) == 1
+    assert scenario.run_state("io-error", 11) == []
+    assert scenario.run_state("running", 20) == [(*FULL, "resolved")]
+
+
+def test_a_clock_that_is_set_back_keeps_no_alert_for_ever(scenario: AlertScenario) -> None:
+    scenario.run_state("running", 4000)
+    scenario.io_error(4001)
+    scenario.run_state("io-error", 4002)
+    assert scenario.run_state("io-error", 402) == []
+    assert scenario.event("RESUME", 403) == [(*FULL, "resolved")]
+    assert scenario.io_error(404) == [(*FULL, "firing")]
+    scenario.event("STOP", 404.1)
+    assert scenario.run_state("running", 410) == [(*FULL, "resolved")]
 
 
 # --- Run states ---

@@ -42,6 +42,7 @@ class Facts:
         cgroup: the directory of its process' cgroup (version 2), or None.
         interfaces: the host's network interfaces that its process has open.
         receives_events: whether the connection receives its events; without them, their collectors poll at the poll interval.
+        repeated_images: how many images query-named-block-nodes lists without `flat`; it repeats the backing chain of each node. 0 with it.
     """
 
     balloon: str | None = None
@@ -56,6 +57,7 @@ class Facts:
     interfaces: tuple[Interface, ...] = ()
     hv_balloon: bool = False
     receives_events: bool = True
+    repeated_images: int = 0
 
     def has_command(self, command: str) -> bool:
         """Return whether its QEMU supports a command; true if its commands are unknown."""

@@ -84,6 +84,15 @@ def _below_filters(layer: dict[str, Any]) -> dict[str, Any]:
     return layer
 
 
+def count_repeated_images(reply: Any) -> int:
+    """Return how many images query-named-block-nodes lists without `flat`, from the reply to query-blockstats.
+
+    Each image of a chain comes with those below it. Chains count up to `_MAX_DEPTH`.
+    """
+    layers = (1 + sum(1 for _ in backings(disk)) for disk in as_list_of_objects(reply))
+    return sum(count * (count + 1) // 2 for count in layers)
+
+
 def disks(reply: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each disk of a reply with its stable name; the first one if several have the same name.
 

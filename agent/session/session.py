@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from math import inf
 
 from agent.collectors import Facts
+from agent.collectors.block import count_repeated_images
+from agent.collectors.nodes import supports_flat
 from agent.host.qemu_processes import arguments, is_qemu
 from agent.model.events import row_of
 from agent.model.metrics.about import ABOUT
 from agent.model.record import Vm, sanitize
 from agent.monitors import Monitor, MonitorConnection
-from agent.qmp.commands import Change
+from agent.qmp.commands import Change, Command
 from agent.qmp.errors import QmpError, UnreadableReplyError
 from agent.qmp.protocol import Event, Greeting
 from agent.session import identity
@@ -230,6 +232,9 @@ class Session:
         if facts.receives_events and not facts.migration_events and wanted:
             (result,) = await execute((identity.ENABLE_MIGRATION_EVENTS,))
             facts = dataclasses.replace(facts, migration_events=not isinstance(result, QmpError))
+        if not supports_flat(facts.version):
+            (stats,) = await execute((Command("query-blockstats"),))
+            facts = dataclasses.replace(facts, repeated_images=count_repeated_images(stats))
         poller.facts = await self._discover_process(vm, facts)
         now = time.monotonic()
         self._report_discovery(vm, now)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import uvloop
 
+from tests.bench.backing_chain import backing_chain
 from tests.bench.events import event_latency, flood
 from tests.bench.host import host
 from tests.bench.libvirt_exporter import libvirt_exporter
@@ -27,6 +28,7 @@ PARTS: dict[str, Callable[..., Awaitable[list[Row]]]] = {
     "flood": flood,
     "host": host,
     "exporter": libvirt_exporter,
+    "chain": backing_chain,
 }
 
 

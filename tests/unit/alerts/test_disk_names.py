@@ -97,6 +97,7 @@ def test_a_full_disk_at_attach_is_located_by_io_status() -> None:
     scenario = AlertScenario()
     scenario.attach()
     assert scenario.run_state("io-error", 1) == []
+    assert "drives" in scenario.manager.refreshes_due(VM)
     assert scenario.io_status(1, disk0="nospace", disk1="ok") == [], "the disks are not polled yet"
     assert scenario.disks(1, disk0=DISK) == [FULL]
     assert scenario.emitted[-1].data.items() >= FIGURES.items()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from agent import collectors
 from agent.collectors import ALL, Collector, Facts, Intervals
+from agent.collectors.block import count_repeated_images
 from agent.collectors.block_graph import stable_name
 from agent.host.types import FileReply, FileRequest, Interface, Task
 from agent.model.family import Kind, Sample
@@ -228,6 +229,21 @@ def test_a_disks_topology_changes_with_its_nodes_only() -> None:
 )
 def test_flat_node_lists_are_requested_where_qemu_supports_them(version: tuple[int, int], arguments: Any) -> None:
     assert BY_NAME["nodes"].commands(Facts(version=version))[0].arguments == arguments
+
+
+def test_a_long_chain_is_not_listed_without_flat() -> None:
+    disk: dict[str, Any] = {"node-name": "base"}
+    for number in range(214):
+        disk = {"node-name": f"n{number}", "backing": disk}
+    for layers, images in ((3, 6), (215, 65 * 66 // 2)):
+        chain = disk
+        for _ in range(215 - layers):
+            chain = chain["backing"]
+        assert count_repeated_images([chain]) == images
+        commands = BY_NAME["nodes"].commands(Facts(version=(4, 2), repeated_images=images))
+        assert len(commands) == (2 if layers == 3 else 1)
+    with pytest.raises(UnexpectedReplyError, match="backing chains are too long"):
+        list(BY_NAME["nodes"].collect([[disk]]))
 
 
 async def test_a_real_writers_samples_match_its_reply(start_guest: StartGuest) -> None:

@@ -123,3 +123,19 @@ async def test_an_event_record_has_all_of_qemus_data(fake: FakeQemu, event: str)
     assert records[-1].data["qemu"] == EVENTS[event][-1]
     assert [record.data["qemu"] for record in records if record.data["qemu"] not in EVENTS[event]] == []
     assert records[-1].time_ns == (1_500_000_000 + len(EVENTS[event])) * 10**9
+
+
+async def test_a_long_backing_chain_is_not_listed_by_a_qemu_without_flat(folder: Path) -> None:
+    layer: dict[str, Any] = {"node-name": "base"}
+    for number in range(214):
+        layer = {"node-name": f"layer{number}", "backing": layer}
+    observer = RecordingObserver()
+    async with FakeQemu(folder / "vm1.qmp", transcript=Transcript.load("qemu-4.2")) as fake:
+        fake.replies["query-blockstats"] = [layer | {"qdev": "disk0"}]
+        async with supervised(observer, fake.path):
+            await observer.wait_until(lambda: observer.outcomes("nodes"))
+            await observer.wait_for_polls(2)
+    assert fake.count("query-named-block-nodes") == 0
+    degraded = {item for status in observer.calls_of("on_status") for item in status.degraded}
+    assert {name for name, _ in degraded} == {"nodes"}
+    assert all(cause.startswith("the backing chains are too long") for _, cause in degraded)

@@ -7,7 +7,7 @@ from agent.alerts.images import ImageMemory
 from agent.alerts.levels import MAX_BYTES
 from agent.alerts.rules import HOUR
 from agent.alerts.space_metrics import space_figures, space_sample
-from agent.alerts.store import Alert, AlertStore
+from agent.alerts.store import AlertStore
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.alerts.threshold_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdPolicy
 from agent.alerts.vm_state import EMPTY, VmAlertState
@@ -188,9 +188,10 @@ class DiskAlerts:
         where = {"device": device, "layer": layer, "node": node, "owner": owner} | ({"path": path} if path else {})
         sizes = {"level_bytes": threshold, "exceeded_by_bytes": exceeded_by, **figures}
         data = {"detected_by": DetectedBy.EVENT.value, **where, **sizes}
-        until_ns = now_ns + int(HOUR * 1e9)
-        level = f"threshold {threshold}"
-        yield from self._store.fire(self._alert(state, device, level, Severity.WARNING, event.time_ns, data, until_ns))
+        more = {"level": f"threshold {threshold}", "until_ns": now_ns + int(HOUR * 1e9)}
+        yield from self._store.fire(
+            state.alert("write_threshold", device, Severity.WARNING, event.time_ns, data, **more)
+        )
 
     def _locate(self, state: VmAlertState, node: str) -> tuple[str, str, str]:
         """Return the device, the layer and the path that a node belongs to; the node itself where it is no known disk's."""
@@ -251,29 +252,6 @@ class DiskAlerts:
         elif alert.data.get("is_marked") and not any(image.get("corrupt") for image in same_path):
             yield from self._store.resolve([alert], time_ns, "repaired")
 
-    def _alert(
-        self,
-        state: VmAlertState,
-        device: str,
-        level: str,
-        severity: Severity,
-        time_ns: int,
-        data: Mapping[str, Any],
-        until_ns: int = 0,
-    ) -> Alert:
-        return Alert(
-            "write_threshold",
-            state.vm,
-            device,
-            level,
-            severity,
-            time_ns,
-            data,
-            until_ns,
-            owner=state.owner,
-            instance=state.instance,
-        )
-
     def _report(
         self,
         state: VmAlertState,
@@ -287,7 +265,7 @@ class DiskAlerts:
             severity = Severity.CRITICAL if crossing.is_highest else Severity.WARNING
             more = {"detected_by": crossing.detected_by.value, "device": device, "layer": "storage", "owner": "agent"}
             more |= {"level_bytes": crossing.level.bytes} | space_figures(tracker)
-            alert = self._alert(state, device, crossing.level.text, severity, time_ns, more)
+            alert = state.alert("write_threshold", device, severity, time_ns, more, level=crossing.level.text)
             if crossing.firing:
                 yield from self._store.fire(alert)
             else:

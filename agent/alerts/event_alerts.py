@@ -6,7 +6,7 @@ from typing import Any
 from agent.alerts.disk_alerts import DiskAlerts
 from agent.alerts.rules import EVENT_RULES, HOUR, EventRule
 from agent.alerts.run_state_alerts import RunStateAlerts
-from agent.alerts.store import Alert, AlertStore
+from agent.alerts.store import AlertStore
 from agent.alerts.threshold_types import DetectedBy
 from agent.alerts.vm_state import VmAlertState
 from agent.model.family import Sample
@@ -74,21 +74,8 @@ class EventAlerts:
             fields |= self._disks.image_fields(state, data)
         if rule.alert == "job_failed":
             state.failed_jobs |= {event.subject}
-        alert = Alert(
-            rule.alert,
-            state.vm,
-            device,
-            "",
-            rule.severity,
-            event.time_ns,
-            fields,
-            until_ns,
-            rule.resolved_by,
-            rule.status,
-            state.owner,
-            state.instance,
-        )
-        yield from self._store.fire(alert)
+        more = {"until_ns": until_ns, "resolved_by": rule.resolved_by, "status": rule.status}
+        yield from self._store.fire(state.alert(rule.alert, device, rule.severity, event.time_ns, fields, **more))
 
     def on_jobs(self, state: VmAlertState, samples: Iterable[Sample], time_ns: int, now_ns: int) -> Iterator[Record]:
         """Fire an alert for each job that is newly found to have failed."""
@@ -99,16 +86,5 @@ class EventAlerts:
             fields = {"help": _JOB_FAILED.help, "event": _JOB_FAILED.event, "error": sanitize(str(values["error"]))}
             fields |= {"type": failed[job].labels[1]}
             until_ns = now_ns + int(HOUR * 1e9)
-            alert = Alert(
-                _JOB_FAILED.alert,
-                state.vm,
-                job,
-                "",
-                _JOB_FAILED.severity,
-                time_ns,
-                fields,
-                until_ns,
-                owner=state.owner,
-                instance=state.instance,
-            )
-            yield from self._store.fire(alert)
+            rule = _JOB_FAILED
+            yield from self._store.fire(state.alert(rule.alert, job, rule.severity, time_ns, fields, until_ns=until_ns))

@@ -107,15 +107,16 @@ class AlertManager:
 
     def state_note(self, uuid: str) -> Note:
         """Return a VM's state note; its value is None where there is no state."""
-        processes = []
-        for state in self._processes.of_uuid(uuid):
-            disks = dict(state.restored_disks)
-            disks |= {device: tracker.to_note() for device, tracker in state.trackers.items() if tracker.has_state}
-            if (firing := self.store.to_note(state.owner)) or disks:
-                about = {"monitor": state.vm.monitor, "pid": state.pid, "instance": state.instance}
-                processes.append({**about, "disks": disks, "firing": firing})
-        (self._persisted.add if processes else self._persisted.discard)(uuid)
-        return NOTE_PREFIX + uuid, {"processes": processes} if processes else None
+        processes = [self._process_note(state) for state in self._processes.of_uuid(uuid)]
+        has_state = any(process["disks"] or process["firing"] for process in processes)
+        (self._persisted.add if has_state else self._persisted.discard)(uuid)
+        return NOTE_PREFIX + uuid, {"processes": processes} if has_state else None
+
+    def _process_note(self, state: VmAlertState) -> dict[str, Any]:
+        disks = dict(state.restored_disks)
+        disks |= {device: tracker.to_note() for device, tracker in state.trackers.items() if tracker.has_state}
+        about = {"monitor": state.vm.monitor, "pid": state.pid, "instance": state.instance}
+        return {**about, "disks": disks, "firing": self.store.to_note(state.owner)}
 
     def notes_due(self) -> list[Note]:
         """Return the notes to persist now: those of images that were written further, and of VMs that are gone."""
@@ -194,9 +195,8 @@ class AlertManager:
         yield from self.store.resolve_expired(now_ns)
         for state in self._processes:
             if state.gone_at is None:
-                if (
-                    not state.run.running or state.io_errors_ns or state.owner in self.store
-                ):  # most VMs run without alert
+                # Most VMs run and have no alert.
+                if not state.run.running or state.io_errors_ns or state.owner in self.store:
                     yield from self._run_states.on_tick(state, now_ns)
             elif now - state.gone_at >= AWAY_SECONDS:
                 self._processes.remove(state)
@@ -215,13 +215,10 @@ class AlertManager:
             primary = states[0]
             monitors = ", ".join(sorted(state.vm.monitor for state in clashing))
             data = {"help": UUID_CLASH_HELP, "monitors": monitors}
-            alert = Alert(
-                "uuid_clash", primary.vm, "", "", Severity.ERROR, now_ns, data,
-                owner=primary.owner, instance=primary.instance,
-            )  # fmt: skip
+            alert = primary.alert("uuid_clash", "", Severity.ERROR, now_ns, data)
             if self.store.find(primary.owner, "uuid_clash") is None:
                 yield from self.store.fire(alert)
-        else:
+        elif len(states) < 2 or self._processes.is_unique(uuid):
             over = (self.store.find(state.owner, "uuid_clash") for state in states)
             yield from self.store.resolve((alert for alert in over if alert is not None), now_ns, "uuid_unique")
         if len(self._processes.running(uuid)) > 1:

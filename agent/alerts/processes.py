@@ -112,6 +112,11 @@ class ProcessRegistry:
         """Return the attached processes of a UUID that run, as far as is known."""
         return [state for state in self.of_uuid(uuid) if state.gone_at is None and state.run.running]
 
+    def is_unique(self, uuid: str) -> bool:
+        """Return whether at most one process of a UUID certainly runs: all are attached and were polled."""
+        known = all(state.has_run_state and state.gone_at is None for state in self.of_uuid(uuid))
+        return known and len(self.running(uuid)) < 2
+
     def clashes(self, uuid: str) -> list[VmAlertState]:
         """Return the processes of a UUID if several of them certainly run at the same time; none otherwise.
 

@@ -93,30 +93,7 @@ class RunStateAlerts:
 
     def _fire(self, state: VmAlertState, rule: RunStateRule, time_ns: int, detected_by: DetectedBy) -> Iterator[Record]:
         data = {"help": rule.help, "status": rule.status, "detected_by": detected_by.value}
-        yield from self._store.fire(self._alert(state, rule.alert, "", rule.severity, time_ns, data, rule.status))
-
-    def _alert(
-        self,
-        state: VmAlertState,
-        name: str,
-        subject: str,
-        severity: Severity,
-        time_ns: int,
-        data: dict[str, Any],
-        status: str,
-    ) -> Alert:
-        return Alert(
-            name,
-            state.vm,
-            subject,
-            "",
-            severity,
-            time_ns,
-            data,
-            status=status,
-            owner=state.owner,
-            instance=state.instance,
-        )
+        yield from self._store.fire(state.alert(rule.alert, "", rule.severity, time_ns, data, status=rule.status))
 
     # I/O errors.
 
@@ -170,7 +147,7 @@ class RunStateAlerts:
         rule, tracker = _IO_ERRORS[name], state.trackers.get(device)
         figures = space_figures(tracker) if tracker is not None else {}
         data = {"help": rule.help, "event": rule.event, "detected_by": detected_by.value} | figures | data
-        yield from self._store.fire(self._alert(state, name, device, rule.severity, time_ns, data, rule.status))
+        yield from self._store.fire(state.alert(name, device, rule.severity, time_ns, data, status=rule.status))
 
     # Time and migrations.
 
@@ -202,8 +179,7 @@ class RunStateAlerts:
         known = self._store.find(state.owner, "postcopy_paused")
         if status == POSTCOPY_PAUSED:
             data = {"help": POSTCOPY_HELP, "status": status}
-            alert = self._alert(state, "postcopy_paused", "", Severity.CRITICAL, time_ns, data, "")
-            yield from self._store.fire(alert)
+            yield from self._store.fire(state.alert("postcopy_paused", "", Severity.CRITICAL, time_ns, data))
         elif known is not None and status not in POSTCOPY_RECOVERING:
             yield from self._store.resolve([known], time_ns, "migration")
 

@@ -1,12 +1,14 @@
 """Alert state of one VM process. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from agent.alerts.run_state import RunState
+from agent.alerts.store import Alert
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.model.family import Sample
-from agent.model.record import Vm
+from agent.model.record import Severity, Vm
 
 EMPTY: frozenset[str] = frozenset()
 """The one empty set that all states share; each would take 216 bytes."""
@@ -72,6 +74,15 @@ class VmAlertState:
         if pid is not None and self.pid is not None:
             return pid == self.pid
         return vm.monitor == self.vm.monitor and not self.gone_for_good
+
+    def alert(
+        self, name: str, subject: str, severity: Severity, time_ns: int, data: Mapping[str, Any], **more: Any
+    ) -> Alert:
+        """Return an alert of this process that begins at this time; `more` are further attributes of it."""
+        level = more.pop("level", "")
+        return Alert(
+            name, self.vm, subject, level, severity, time_ns, data, owner=self.owner, instance=self.instance, **more
+        )
 
     def locate(self, node: str) -> tuple[str, str, ThresholdTracker | None]:
         """Return the device, the layer and the tracker that a node belongs to; the node itself where it is no known disk's."""

@@ -37,6 +37,21 @@ def test_a_clash_is_certain_only_after_both_were_polled_again() -> None:
     assert "runstate" in scenario.manager.refreshes_due(CLONE)
 
 
+def test_a_clash_outlives_a_restart_of_the_agent() -> None:
+    scenario = clones()
+    scenario.live_pids = {1, 2}
+    scenario.restart()
+    assert scenario.tick(6) == []
+    scenario.attach(VM, pid=1)
+    scenario.attach(CLONE, pid=2)
+    for at, vm in ((7, VM), (8, CLONE), (9, VM), (10, CLONE)):
+        scenario.run_state("running", at, vm)
+        assert scenario.tick(at) == []
+    assert ("uuid_clash", "") in scenario.firing()
+    scenario.event("STOP", 11, CLONE)
+    assert scenario.tick(12) == [("uuid_clash", "", "resolved")]
+
+
 def test_the_resume_of_a_clone_resolves_nothing_of_the_other_vm() -> None:
     scenario = clones()
     scenario.disks(5, VM, disk0=Disk(offset=50 * GIB, path="/dev/vg/a"))

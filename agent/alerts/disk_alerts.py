@@ -5,12 +5,12 @@ from typing import Any
 
 from agent.alerts.images import ImageMemory
 from agent.alerts.levels import MAX_BYTES
+from agent.alerts.process_state import EMPTY, VmProcessState
 from agent.alerts.rules import HOUR
 from agent.alerts.space_metrics import space_figures, space_sample
 from agent.alerts.store import AlertStore
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.alerts.threshold_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdPolicy
-from agent.alerts.vm_state import EMPTY, VmAlertState
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK
 from agent.model.metrics.block_layers import BLOCK_LAYER, BLOCK_NAMES
@@ -37,7 +37,7 @@ class DiskAlerts:
         self._images = images
         self._size_of = size_of
 
-    def set_policy(self, policy_of: PolicyLookup, states: Iterable[VmAlertState]) -> None:
+    def set_policy(self, policy_of: PolicyLookup, states: Iterable[VmProcessState]) -> None:
         """Use another policy. It applies to each disk at its next poll, which is due now."""
         self.policy_of = policy_of
         for state in states:
@@ -50,7 +50,7 @@ class DiskAlerts:
 
     def on_samples(
         self,
-        state: VmAlertState,
+        state: VmProcessState,
         samples: Sequence[Sample],
         families: Collection[Family],
         now: float,
@@ -78,14 +78,14 @@ class DiskAlerts:
                 yield from self._check_image(state, device, by_layer, time_ns)
             yield from self._remove_unplugged(state, layers, time_ns)
 
-    def space(self, state: VmAlertState) -> list[Sample]:
+    def space(self, state: VmProcessState) -> list[Sample]:
         """Return a VM's space samples; the same list as before where nothing changed."""
         if state.space_changed:
             samples = (space_sample(device, tracker) for device, tracker in state.trackers.items())
             state.space, state.space_changed = [sample for sample in samples if sample is not None], False
         return state.space
 
-    def _on_counters(self, state: VmAlertState, sample: Sample, now: float) -> None:
+    def _on_counters(self, state: VmProcessState, sample: Sample, now: float) -> None:
         for alias in ("backend", "node"):
             if (name := sample.values.get(alias)) and state.aliases.get(name) != sample.subject:
                 state.aliases[name] = sample.subject
@@ -110,13 +110,13 @@ class DiskAlerts:
         if tracker.measure == "offset" and not tracker.is_raw:
             self._images.store(tracker.storage.path, tracker.format.size, tracker.offset)
 
-    def _set_device_size(self, state: VmAlertState, storage: DiskLayer) -> None:
+    def _set_device_size(self, state: VmProcessState, storage: DiskLayer) -> None:
         """Set a device's size to what the host's kernel reports, which may have been extended under QEMU."""
         if storage.driver == "host_device":
             storage.size = self._size_of(state.vm, storage.path) or storage.size
 
     def _on_layers(
-        self, state: VmAlertState, device: str, by_layer: Mapping[str, Sample], now: float, time_ns: int
+        self, state: VmProcessState, device: str, by_layer: Mapping[str, Sample], now: float, time_ns: int
     ) -> Iterator[Record]:
         if "format" not in by_layer or "storage" not in by_layer:
             return
@@ -132,7 +132,7 @@ class DiskAlerts:
         yield from self._report(state, device, tracker, tracker.on_layers(form, storage, offset, now), time_ns)
         self._remember(tracker)
 
-    def _remove_unplugged(self, state: VmAlertState, devices: Collection[str], time_ns: int) -> Iterator[Record]:
+    def _remove_unplugged(self, state: VmProcessState, devices: Collection[str], time_ns: int) -> Iterator[Record]:
         """Remove the disks that are gone, and resolve their alerts, those of an earlier run too."""
         for device in state.trackers.keys() - set(devices):
             del state.trackers[device]
@@ -148,7 +148,7 @@ class DiskAlerts:
     # Events.
 
     def on_threshold_event(
-        self, state: VmAlertState, event: Record, qemu: Mapping[str, Any], now_ns: int
+        self, state: VmProcessState, event: Record, qemu: Mapping[str, Any], now_ns: int
     ) -> Iterator[Record]:
         """Process BLOCK_WRITE_THRESHOLD: an own threshold is a level; another client's is an alert of its own."""
         node, threshold, exceeded_by = (qemu.get(key) for key in ("node-name", "write-threshold", "amount-exceeded"))
@@ -169,7 +169,7 @@ class DiskAlerts:
 
     def _on_node_threshold(
         self,
-        state: VmAlertState,
+        state: VmProcessState,
         event: Record,
         node: str,
         threshold: int,
@@ -193,7 +193,7 @@ class DiskAlerts:
             state.alert("write_threshold", device, Severity.WARNING, event.time_ns, data, **more)
         )
 
-    def _locate(self, state: VmAlertState, node: str) -> tuple[str, str, str]:
+    def _locate(self, state: VmProcessState, node: str) -> tuple[str, str, str]:
         """Return the device, the layer and the path that a node belongs to; the node itself where it is no known disk's."""
         device, layer, tracker = state.locate(node)
         if tracker is not None:
@@ -206,7 +206,7 @@ class DiskAlerts:
             return device, "backing" if layer.startswith("backing") else layer, path
         return node, "node", ""
 
-    def device_of(self, state: VmAlertState, subject: str, qemu: Mapping[str, Any]) -> tuple[str, bool]:
+    def device_of(self, state: VmProcessState, subject: str, qemu: Mapping[str, Any]) -> tuple[str, bool]:
         """Return the device that an event is about, by its stable name, and whether it is certain.
 
         Args:
@@ -229,7 +229,7 @@ class DiskAlerts:
 
     # Corrupt images.
 
-    def image_fields(self, state: VmAlertState, qemu: Mapping[str, Any]) -> dict[str, Any]:
+    def image_fields(self, state: VmProcessState, qemu: Mapping[str, Any]) -> dict[str, Any]:
         """Return what identifies the image that an event is about."""
         node = qemu.get("node-name")
         if not isinstance(node, str) or not node:
@@ -238,7 +238,7 @@ class DiskAlerts:
         return {"node": node, "is_marked": qemu.get("fatal") is True} | ({"path": path} if layer != "node" else {})
 
     def _check_image(
-        self, state: VmAlertState, device: str, by_layer: Mapping[str, Sample], time_ns: int
+        self, state: VmProcessState, device: str, by_layer: Mapping[str, Sample], time_ns: int
     ) -> Iterator[Record]:
         """Resolve the alert of a corrupt image that was replaced or repaired."""
         alert = self._store.find(state.owner, "image_corrupted", device)
@@ -254,7 +254,7 @@ class DiskAlerts:
 
     def _report(
         self,
-        state: VmAlertState,
+        state: VmProcessState,
         device: str,
         tracker: ThresholdTracker,
         crossings: Iterable[LevelCrossing],
@@ -274,7 +274,7 @@ class DiskAlerts:
 
     # Commands.
 
-    def pending_commands(self, state: VmAlertState) -> list[tuple[str, Command]]:
+    def pending_commands(self, state: VmProcessState) -> list[tuple[str, Command]]:
         """Return the commands that set thresholds now, each with its disk. The thresholds count as set from here on.
 
         A read of a slot is good for one command: another client may have set a threshold since.
@@ -289,7 +289,7 @@ class DiskAlerts:
                 commands.append((device, Command("block-set-write-threshold", arguments)))
         return commands
 
-    def on_command_done(self, state: VmAlertState, device: str, *, done: bool) -> None:
+    def on_command_done(self, state: VmProcessState, device: str, *, done: bool) -> None:
         """Process a command's outcome: whether QEMU confirmed it.
 
         The level is compared next, because a write may have passed it in the meantime. After a failure the slot is read first: QEMU may

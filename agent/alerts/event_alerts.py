@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from agent.alerts.disk_alerts import DiskAlerts
+from agent.alerts.process_state import VmProcessState
 from agent.alerts.rules import EVENT_RULES, HOUR, EventRule
 from agent.alerts.run_state_alerts import RunStateAlerts
 from agent.alerts.store import AlertStore
 from agent.alerts.threshold_types import DetectedBy
-from agent.alerts.vm_state import VmAlertState
 from agent.model.family import Sample
 from agent.model.record import Record, sanitize
 
@@ -28,7 +28,7 @@ class EventAlerts:
         self._disks = disks
         self._run_states = run_states
 
-    def on_event(self, state: VmAlertState, event: Record, name: str, now_ns: int) -> Iterator[Record]:
+    def on_event(self, state: VmProcessState, event: Record, name: str, now_ns: int) -> Iterator[Record]:
         """Process an event; `name` is QEMU's name of it."""
         data = event.data["qemu"]
         if name in RUN_STATE_EVENTS:
@@ -43,7 +43,7 @@ class EventAlerts:
             yield from self._disks.on_threshold_event(state, event, data, now_ns)
 
     def _on_rule(
-        self, state: VmAlertState, rule: EventRule, event: Record, data: Mapping[str, Any], now_ns: int
+        self, state: VmProcessState, rule: EventRule, event: Record, data: Mapping[str, Any], now_ns: int
     ) -> Iterator[Record]:
         """Fire a rule's alert, unless the guest is known to have run since."""
         if rule.status and state.run.has_run_since(event.time_ns):
@@ -60,7 +60,7 @@ class EventAlerts:
 
     def _fire(
         self,
-        state: VmAlertState,
+        state: VmProcessState,
         rule: EventRule,
         event: Record,
         device: str,
@@ -77,7 +77,7 @@ class EventAlerts:
         more = {"until_ns": until_ns, "resolved_by": rule.resolved_by, "status": rule.status}
         yield from self._store.fire(state.alert(rule.alert, device, rule.severity, event.time_ns, fields, **more))
 
-    def on_jobs(self, state: VmAlertState, samples: Iterable[Sample], time_ns: int, now_ns: int) -> Iterator[Record]:
+    def on_jobs(self, state: VmProcessState, samples: Iterable[Sample], time_ns: int, now_ns: int) -> Iterator[Record]:
         """Fire an alert for each job that is newly found to have failed."""
         failed = {sample.subject: sample for sample in samples if sample.values.get("error")}
         known, state.failed_jobs = state.failed_jobs, frozenset(failed)

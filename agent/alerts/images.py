@@ -17,7 +17,7 @@ PERSIST_SHARE = 256
 
 
 @dataclass(slots=True)
-class Image:
+class ImageState:
     """An image.
 
     Attributes:
@@ -35,7 +35,7 @@ class ImageMemory:
     """Images by path, the one seen last at the end."""
 
     def __init__(self) -> None:
-        self._images: dict[str, Image] = {}
+        self._images: dict[str, ImageState] = {}
         self._forgotten: list[str] = []
 
     def recall(self, path: str, size: int) -> int:
@@ -49,7 +49,7 @@ class ImageMemory:
             return
         image = self._images.pop(path, None)
         if image is None or image.size != size:
-            image = Image(size, 0)
+            image = ImageState(size, 0)
         image.offset = max(image.offset, offset)
         self._images[path] = image
         while len(self._images) > MAX_IMAGES:
@@ -70,4 +70,4 @@ class ImageMemory:
         """Restore a note of an earlier run; other values are ignored."""
         match note:
             case [int(size), int(offset)] if 0 < offset <= MAX_BYTES and size >= 0:
-                self._images[path] = Image(size, offset, persisted=offset)
+                self._images[path] = ImageState(size, offset, persisted=offset)

@@ -12,12 +12,12 @@ from agent.alerts.disk_alerts import DeviceSizeLookup, DiskAlerts, PolicyLookup
 from agent.alerts.event_alerts import HANDLED_EVENTS, EventAlerts
 from agent.alerts.images import ImageMemory
 from agent.alerts.levels import ResolvedLevel
+from agent.alerts.process_state import EMPTY, VmProcessState
 from agent.alerts.processes import ProcessLookup, ProcessRegistry
 from agent.alerts.rules import UUID_CLASH_HELP
 from agent.alerts.run_state_alerts import RunStateAlerts
 from agent.alerts.store import Alert, AlertStore
 from agent.alerts.threshold_tracker import ThresholdTracker
-from agent.alerts.vm_state import EMPTY, VmAlertState
 from agent.model.family import Family, Sample
 from agent.model.record import Record, Severity, Vm
 from agent.qmp.commands import Command
@@ -112,7 +112,7 @@ class AlertManager:
         (self._persisted.add if has_state else self._persisted.discard)(uuid)
         return NOTE_PREFIX + uuid, {"processes": processes} if has_state else None
 
-    def _process_note(self, state: VmAlertState) -> dict[str, Any]:
+    def _process_note(self, state: VmProcessState) -> dict[str, Any]:
         disks = dict(state.restored_disks)
         disks |= {device: tracker.to_note() for device, tracker in state.trackers.items() if tracker.has_state}
         about = {"monitor": state.vm.monitor, "pid": state.pid, "instance": state.instance}
@@ -172,12 +172,12 @@ class AlertManager:
         if has_ended:
             self._processes.remove(primary)
 
-    def _expect_changes(self, state: VmAlertState) -> None:
+    def _expect_changes(self, state: VmProcessState) -> None:
         """Note that events were missed: a poll of a running guest now resolves what stopped it before."""
         seen_ns = (alert.seen_ns for alert in self.store.of_owner(state.owner))
         state.run.stopped_ns = max([state.run.stopped_ns, *seen_ns])
 
-    def _restore_disks(self, state: VmAlertState, notes: Mapping[str, Any]) -> None:
+    def _restore_disks(self, state: VmProcessState, notes: Mapping[str, Any]) -> None:
         for device, note in notes.items():
             state.trackers[device] = tracker = ThresholdTracker(self._disks.policy_of(state.vm, device))
             tracker.restore(note)
@@ -278,7 +278,7 @@ class AlertManager:
 
     # Queries and commands.
 
-    def _active(self, vm: Vm) -> VmAlertState | None:
+    def _active(self, vm: Vm) -> VmProcessState | None:
         """Return the process that is attached as this VM, if its disks are evaluated."""
         state = self._processes.attached(vm)
         return state if state is not None and state.is_active else None
@@ -309,7 +309,7 @@ class AlertManager:
             self._disks.on_command_done(state, device, done=done)
 
 
-def _survives(alert: Alert, before: VmAlertState, *, has_ended: bool) -> bool:
+def _survives(alert: Alert, before: VmProcessState, *, has_ended: bool) -> bool:
     """Return whether an alert of a process becomes an alert of the process that succeeds it."""
     if alert.name == "write_threshold":
         return True  # the disks are as full as before

@@ -8,7 +8,7 @@ of the disks, which a successor takes over.
 from collections.abc import Callable, Iterator
 from itertools import count
 
-from agent.alerts.vm_state import VmAlertState
+from agent.alerts.process_state import VmProcessState
 from agent.model.record import Vm
 
 ProcessLookup = Callable[[int], bool]
@@ -20,10 +20,10 @@ class ProcessRegistry:
 
     def __init__(self, is_alive: ProcessLookup) -> None:
         self._is_alive = is_alive
-        self._by_uuid: dict[str, list[VmAlertState]] = {}
+        self._by_uuid: dict[str, list[VmProcessState]] = {}
         self._owners = count(1)
 
-    def __iter__(self) -> Iterator[VmAlertState]:
+    def __iter__(self) -> Iterator[VmProcessState]:
         return iter([state for states in self._by_uuid.values() for state in states])
 
     def __contains__(self, uuid: object) -> bool:
@@ -33,18 +33,18 @@ class ProcessRegistry:
         """Return the UUIDs that several processes have."""
         return [uuid for uuid, states in self._by_uuid.items() if len(states) > 1]
 
-    def of_uuid(self, uuid: str) -> list[VmAlertState]:
+    def of_uuid(self, uuid: str) -> list[VmProcessState]:
         """Return the processes of a UUID, the primary first."""
         return self._by_uuid.get(uuid, [])
 
-    def attached(self, vm: Vm) -> VmAlertState | None:
+    def attached(self, vm: Vm) -> VmProcessState | None:
         """Return the process that is attached as this VM."""
         for state in self._by_uuid.get(vm.uuid, ()):
             if state.gone_at is None and (state.vm is vm or state.vm == vm):
                 return state
         return None
 
-    def attach(self, vm: Vm, pid: int | None) -> VmAlertState:
+    def attach(self, vm: Vm, pid: int | None) -> VmProcessState:
         """Return the process that is now attached as this VM: a known one that is back, or a new one."""
         states = self._by_uuid.setdefault(vm.uuid, [])
         state = next((state for state in states if state.is_process(vm, pid)), None)
@@ -56,14 +56,14 @@ class ProcessRegistry:
             state.gone_at, state.gone_for_good, state.has_run_state = None, False, False
         return state
 
-    def add(self, vm: Vm, pid: int | None, *, instance: str) -> VmAlertState:
+    def add(self, vm: Vm, pid: int | None, *, instance: str) -> VmProcessState:
         """Add a process."""
         states = self._by_uuid.setdefault(vm.uuid, [])
-        state = VmAlertState(vm, pid, next(self._owners), instance, is_active=not states)
+        state = VmProcessState(vm, pid, next(self._owners), instance, is_active=not states)
         states.append(state)
         return state
 
-    def remove(self, state: VmAlertState) -> None:
+    def remove(self, state: VmProcessState) -> None:
         """Remove a process."""
         states = self._by_uuid[state.vm.uuid]
         states.remove(state)
@@ -72,7 +72,7 @@ class ProcessRegistry:
         else:
             del self._by_uuid[state.vm.uuid]
 
-    def successor(self, uuid: str) -> VmAlertState | None:
+    def successor(self, uuid: str) -> VmProcessState | None:
         """Return the process that has to become the primary of a UUID now, or None where nothing changes.
 
         The destination of a migration becomes the primary when it runs and its source does not. Until then the source writes, and if
@@ -92,14 +92,14 @@ class ProcessRegistry:
         has_migrated = running.run.was_incoming or primary.run.status == "postmigrate"
         return running if has_migrated else None
 
-    def has_ended(self, state: VmAlertState, successor: VmAlertState) -> bool:
+    def has_ended(self, state: VmProcessState, successor: VmProcessState) -> bool:
         """Return whether a detached process has certainly ended: it said so, or its monitor has another process now."""
         if state.gone_at is None:
             return False
         is_dead = state.pid is not None and not self._is_alive(state.pid)
         return is_dead or state.gone_for_good or state.vm.monitor == successor.vm.monitor
 
-    def make_primary(self, state: VmAlertState) -> None:
+    def make_primary(self, state: VmProcessState) -> None:
         """Make a process the primary of its UUID."""
         states = self._by_uuid[state.vm.uuid]
         before = states[0]
@@ -108,7 +108,7 @@ class ProcessRegistry:
         before.is_active, state.is_active = False, True
         before.instance, state.instance = state.instance or before.vm.monitor, before.instance
 
-    def running(self, uuid: str) -> list[VmAlertState]:
+    def running(self, uuid: str) -> list[VmProcessState]:
         """Return the attached processes of a UUID that run, as far as is known."""
         return [state for state in self.of_uuid(uuid) if state.gone_at is None and state.run.running]
 
@@ -117,7 +117,7 @@ class ProcessRegistry:
         known = all(state.has_run_state and state.gone_at is None for state in self.of_uuid(uuid))
         return known and len(self.running(uuid)) < 2
 
-    def clashes(self, uuid: str) -> list[VmAlertState]:
+    def clashes(self, uuid: str) -> list[VmProcessState]:
         """Return the processes of a UUID if several of them certainly run at the same time; none otherwise.
 
         Each was seen running after all had begun to run. The source of a migration never is: it stops before its destination runs.

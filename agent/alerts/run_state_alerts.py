@@ -6,6 +6,7 @@ Such an alert is resolved when the guest runs: by RESUME or by a later poll. A r
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+from agent.alerts.process_state import VmProcessState
 from agent.alerts.rules import (
     EVENT_RULES,
     POSTCOPY_HELP,
@@ -17,7 +18,6 @@ from agent.alerts.rules import (
 from agent.alerts.space_metrics import space_figures
 from agent.alerts.store import Alert, AlertStore
 from agent.alerts.threshold_types import DetectedBy
-from agent.alerts.vm_state import VmAlertState
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK_DEVICE
 from agent.model.record import Record, Severity
@@ -40,16 +40,16 @@ class RunStateAlerts:
     def __init__(self, store: AlertStore) -> None:
         self._store = store
 
-    def _standing(self, state: VmAlertState) -> list[Alert]:
+    def _standing(self, state: VmProcessState) -> list[Alert]:
         return [alert for alert in self._store.of_owner(state.owner) if alert.status]
 
-    def on_event(self, state: VmAlertState, name: str, time_ns: int) -> Iterator[Record]:
+    def on_event(self, state: VmProcessState, name: str, time_ns: int) -> Iterator[Record]:
         """Process STOP, RESUME or RESET."""
         state.run.on_event(name, time_ns)
         if name == "RESUME":
             yield from self._on_running(state, time_ns, name)
 
-    def _on_running(self, state: VmAlertState, time_ns: int, reason: str) -> Iterator[Record]:
+    def _on_running(self, state: VmProcessState, time_ns: int, reason: str) -> Iterator[Record]:
         """Resolve what the guest has got over; alerts with newer evidence stay."""
         if state.run.has_run_since(state.io_errors_ns):
             state.io_errors_ns = 0
@@ -60,7 +60,7 @@ class RunStateAlerts:
         ]
         yield from self._store.resolve(over, time_ns, reason)
 
-    def on_poll(self, state: VmAlertState, status: str, time_ns: int, *, running: bool) -> Iterator[Record]:
+    def on_poll(self, state: VmProcessState, status: str, time_ns: int, *, running: bool) -> Iterator[Record]:
         """Process a poll of the run state that was sent at `time_ns`."""
         if state.run.set_back(time_ns):
             self._store.set_back(state.owner, time_ns)
@@ -78,7 +78,7 @@ class RunStateAlerts:
         if not any(alert.status == status for alert in standing):
             yield from self._on_unexplained(state, status, time_ns, is_first=is_first)
 
-    def _on_unexplained(self, state: VmAlertState, status: str, time_ns: int, *, is_first: bool) -> Iterator[Record]:
+    def _on_unexplained(self, state: VmProcessState, status: str, time_ns: int, *, is_first: bool) -> Iterator[Record]:
         """Fire the alert of a run state that no event explains."""
         if status == "io-error":
             state.io_errors_ns, state.io_error_full = state.io_errors_ns or time_ns, False
@@ -91,13 +91,15 @@ class RunStateAlerts:
                 missed = is_first or status in _EVENT_STATUSES
                 yield from self._fire(state, rule, time_ns, DetectedBy.MISSED if missed else DetectedBy.LEVEL)
 
-    def _fire(self, state: VmAlertState, rule: RunStateRule, time_ns: int, detected_by: DetectedBy) -> Iterator[Record]:
+    def _fire(
+        self, state: VmProcessState, rule: RunStateRule, time_ns: int, detected_by: DetectedBy
+    ) -> Iterator[Record]:
         data = {"help": rule.help, "status": rule.status, "detected_by": detected_by.value}
         yield from self._store.fire(state.alert(rule.alert, "", rule.severity, time_ns, data, status=rule.status))
 
     # I/O errors.
 
-    def on_unlocated_io_error(self, state: VmAlertState, time_ns: int, *, is_full: bool) -> None:
+    def on_unlocated_io_error(self, state: VmProcessState, time_ns: int, *, is_full: bool) -> None:
         """Note an I/O error that stops the guest and names no known disk. query-block's io-status names it."""
         if not state.io_errors_ns or time_ns < state.io_errors_ns:
             state.io_errors_ns = time_ns
@@ -105,7 +107,7 @@ class RunStateAlerts:
         state.refreshes |= {"drives"}
 
     def on_devices(
-        self, state: VmAlertState, samples: Sequence[Sample], families: Collection[Family], time_ns: int
+        self, state: VmProcessState, samples: Sequence[Sample], families: Collection[Family], time_ns: int
     ) -> Iterator[Record]:
         """Process a poll of devices, whose io-status says which disk failed."""
         if BLOCK_DEVICE in families:
@@ -116,7 +118,7 @@ class RunStateAlerts:
         if is_due and (state.layers or not state.is_active):  # the layers have the disk's path and figures
             yield from self._locate_io_error(state)
 
-    def _locate_io_error(self, state: VmAlertState) -> Iterator[Record]:
+    def _locate_io_error(self, state: VmProcessState) -> Iterator[Record]:
         """Fire the alerts of an I/O error whose disks are known now, instead of one without a disk."""
         unlocated = [alert for alert in self._standing(state) if alert.status == "io-error" and not alert.subject]
         since_ns = state.io_errors_ns or max((alert.since_ns for alert in unlocated), default=0)
@@ -132,7 +134,7 @@ class RunStateAlerts:
             yield from self.fire_io_error(state, alert, device, since_ns, how)
 
     def fire_io_error(
-        self, state: VmAlertState, name: str, device: str, time_ns: int, detected_by: DetectedBy, **data: Any
+        self, state: VmProcessState, name: str, device: str, time_ns: int, detected_by: DetectedBy, **data: Any
     ) -> Iterator[Record]:
         """Fire the alert of an I/O error that stopped the guest.
 
@@ -151,7 +153,7 @@ class RunStateAlerts:
 
     # Time and migrations.
 
-    def on_tick(self, state: VmAlertState, now_ns: int) -> Iterator[Record]:
+    def on_tick(self, state: VmProcessState, now_ns: int) -> Iterator[Record]:
         """Fire what depends on time, and have the run state of a standing guest polled."""
         if state.io_errors_ns and now_ns - state.io_errors_ns >= IO_STATUS_NS:
             yield from self._locate_io_error(state)
@@ -165,13 +167,13 @@ class RunStateAlerts:
         if self._standing(state):
             state.refreshes |= {"runstate"}
 
-    def _is_due(self, state: VmAlertState, rule: RunStateRule, now_ns: int) -> bool:
+    def _is_due(self, state: VmProcessState, rule: RunStateRule, now_ns: int) -> bool:
         """Return whether a guest has been in a run state for too long, and nothing else explains why."""
         if not rule.seconds or state.run.status != rule.status or (rule.after_reset and not state.run.has_started):
             return False
         return now_ns - state.run.since_ns >= rule.seconds * 1e9 and not self._standing(state)
 
-    def on_migration(self, state: VmAlertState, status: str, time_ns: int) -> Iterator[Record]:
+    def on_migration(self, state: VmProcessState, status: str, time_ns: int) -> Iterator[Record]:
         """Process a migration status of an event or a poll."""
         if time_ns < state.migration_ns:
             return

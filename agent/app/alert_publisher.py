@@ -88,7 +88,7 @@ class AlertPublisher:
         self._publish(self.manager.tick(time.monotonic(), time.time_ns()))
         delivery = self._publisher.delivery
         notes = [StateNote(*note) for note in self.manager.notes_due()]
-        await asyncio.gather(*(delivery.persist(note, STORE_SECONDS) for note in notes))  # all in one commit
+        await asyncio.gather(*(delivery.persist_note(note, STORE_SECONDS) for note in notes))  # all in one commit
 
     def refreshes_due(self, vm: Vm) -> frozenset[str]:
         """Return the collectors to run again now."""
@@ -98,7 +98,7 @@ class AlertPublisher:
         """Return the threshold commands to send now. Their state note is stored first."""
         commands = self.manager.pending_commands(vm)
         if commands:
-            await self._publisher.delivery.persist(StateNote(*self.manager.state_note(vm.uuid)), STORE_SECONDS)
+            await self._publisher.delivery.persist_note(StateNote(*self.manager.state_note(vm.uuid)), STORE_SECONDS)
         return commands
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:

@@ -38,9 +38,9 @@ def _vnc(replies: Replies) -> Iterable[Sample]:
         if name := as_text(display.get("id")):
             addresses, clients = as_list_of_objects(display.get("server")), as_list_of_objects(display.get("clients"))
             fields = {
-                "addresses": [_address(address) | _server(address) for address in addresses[:_MAX_CLIENTS]],
+                "addresses": [_host_and_port(address) | _server(address) for address in addresses[:_MAX_CLIENTS]],
                 "clients": len(clients),
-                "who": [_address(client) | _credentials(client) for client in clients[:_MAX_CLIENTS]],
+                "who": [_host_and_port(client) | _credentials(client) for client in clients[:_MAX_CLIENTS]],
             }
             yield Sample(VNC, (sanitize(name),), _read_vnc(display | fields))
 
@@ -52,11 +52,11 @@ def _spice(replies: Replies) -> Iterable[Sample]:
     clients: dict[str, list[dict[str, Any]]] = {}
     for channel in as_list_of_objects(display.get("channels")):  # a client has several channels
         clients.setdefault(str(channel.get("connection-id")), []).append(channel)
-    who = [_address(channels[0]) | _channels(channels) for channels in list(clients.values())[:_MAX_CLIENTS]]
+    who = [_host_and_port(channels[0]) | _channels(channels) for channels in list(clients.values())[:_MAX_CLIENTS]]
     return (Sample(SPICE, (), _read_spice(display | {"clients": len(clients), "who": who})),)
 
 
-def _address(endpoint: dict[str, Any]) -> Values:
+def _host_and_port(endpoint: dict[str, Any]) -> Values:
     """Return the host and port of an endpoint; VNC calls the port `service`."""
     raw = {"host": endpoint.get("host"), "port": endpoint.get("service", endpoint.get("port"))}
     return {key: sanitize(value, 128) for key, value in raw.items() if isinstance(value, str)}

@@ -90,7 +90,7 @@ class DeliveryPipeline:
         """Accept a record. Never waits."""
         self._queue_of.get(record.kind, self.events).put(record)
 
-    async def persist(self, note: StateNote, seconds: float) -> bool:
+    async def persist_note(self, note: StateNote, seconds: float) -> bool:
         """Store a note that outlives the agent.
 
         Args:
@@ -104,7 +104,7 @@ class DeliveryPipeline:
             return False
         try:
             async with asyncio.timeout(seconds):
-                await self.journal.persist(note)
+                await self.journal.persist_note(note)
         except TimeoutError:
             return False
         return True

@@ -1,10 +1,10 @@
 """Host-side discovery: processes, interfaces, block devices, sockets, libvirt's files. Only this package reads /proc and /sys."""
 
 from agent.host.block_device import device_size
-from agent.host.find import QemuProcess, UnknownProcessError, find_process
 from agent.host.interfaces import interfaces_of
 from agent.host.libvirt_metadata import LabelsConfig, labels_of
 from agent.host.process import Process
+from agent.host.process_lookup import QemuProcess, UnknownProcessError, find_process
 
 __all__ = [
     "LabelsConfig",

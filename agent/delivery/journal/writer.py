@@ -92,7 +92,7 @@ class Journal:
         self._dead_letters += [(reason, record) for record in records][: MAX_DEAD_LETTERS - len(self._dead_letters)]
         self._dirty.set()
 
-    async def persist(self, note: StateNote) -> None:
+    async def persist_note(self, note: StateNote) -> None:
         """Store a note and wait until it is on disk. The caller bounds the wait."""
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._notes.append((note, stored))

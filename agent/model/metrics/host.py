@@ -212,13 +212,13 @@ CGROUP = Family(
         Field("memory.swap.current", "swap_bytes", GAUGE, "Size of swapped-out memory in bytes."),
         Field(
             "memory.events.high",
-            "memory_high_total",
+            "memory_throttled_total",
             COUNTER,
             "Total number of times that the cgroup was throttled at memory.high.",
         ),
         Field(
             "memory.events.max",
-            "memory_max_total",
+            "memory_limit_reached_total",
             COUNTER,
             "Total number of times that the cgroup reached its memory limit.",
         ),

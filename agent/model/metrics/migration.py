@@ -91,7 +91,7 @@ MIGRATION = Family(
         ),
         Field(
             "compression.busy",
-            "compression_busy_total",
+            "compression_skipped_pages_total",
             COUNTER,
             "Total number of pages sent uncompressed because no thread was free (QEMU before 9.1).",
         ),

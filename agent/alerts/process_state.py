@@ -15,7 +15,7 @@ EMPTY: frozenset[str] = frozenset()
 
 
 @dataclass(eq=False, slots=True)
-class VmAlertState:
+class VmProcessState:
     """A process that is attached, or was a short time ago.
 
     Attributes:

@@ -57,7 +57,7 @@ class JournalConfig(Section):
     directory: Path = Field(default_factory=lambda: Path(os.environ.get("STATE_DIRECTORY") or "/var/lib/qmp-agent"))
     """Directory of the journal; by default systemd's state directory, else /var/lib/qmp-agent."""
     alerts: Annotated[Bytes, Field(ge=1 << 20)] = 64 << 20
-    """Maximum disk space for alerts. Beyond it, the oldest are dropped, counted and reported."""
+    """Maximum disk space for alerts. Beyond it, the agent drops the oldest alerts, counts them and reports them."""
     events: Annotated[Bytes, Field(ge=1 << 20)] = 512 << 20
     """The same for events and lifecycle changes."""
     samples: Annotated[Bytes, Field(ge=1 << 20)] = 256 << 20
@@ -74,7 +74,7 @@ class WebConfig(Section):
 
 
 class IntervalsConfig(Section):
-    """How often the agent polls what no event reports."""
+    """How often the agent polls what QEMU does not report by events."""
 
     poll: Annotated[Seconds, Field(ge=0.1)] = 10.0
     """Block statistics, and migrations if QEMU's migration events are off."""
@@ -85,11 +85,11 @@ class IntervalsConfig(Section):
     kvm: Annotated[Seconds, Field(ge=1)] = 300.0
     """KVM's statistics."""
     resync: Annotated[Seconds, Field(ge=1)] = 300.0
-    """Everything, to correct what a lost event left out of date."""
+    """Everything, because an event may have been lost."""
 
 
 class TimeoutsConfig(Section):
-    """How long the agent waits for QEMU, and at its own end for delivery."""
+    """How long the agent waits for QEMU, and for delivery when it stops."""
 
     greeting: Positive = 3.0
     """A monitor that sends no greeting within this time is busy: another client holds it."""
@@ -144,13 +144,13 @@ class AlertmanagerConfig(Section):
     url: Annotated[str, StringConstraints(pattern=r"^https?://[^/]+(/.*)?$")]
     """URL of the Alertmanager, without /api/v2."""
     resend_interval: Annotated[Seconds, Field(ge=1)] = 60.0
-    """How often firing alerts are sent again. Alertmanager ends an alert after four intervals without it."""
+    """How often the agent sends firing alerts again. Alertmanager resolves an alert that it does not receive for four intervals."""
     labels: dict[str, str] = {}
     """Labels to add to every alert, such as {cluster: eu1}."""
 
 
 class AlertsConfig(Section):
-    """Alerts. Each one is a record and a metric."""
+    """Alerts. The agent emits each alert as a record and as a metric."""
 
     write_threshold: WriteThresholdConfig = WriteThresholdConfig()
     """Alerts before a thin disk is full."""
@@ -159,12 +159,15 @@ class AlertsConfig(Section):
 
 
 class LimitsConfig(Section):
-    """Series of one VM on /metrics. A guest can choose the names in its series; what exceeds a limit is left out and counted."""
+    """Limits of one VM's series on /metrics, because a guest can choose names in its series.
+
+    Series beyond a limit are left out and counted. Their records are still emitted, up to 4096 subjects per poll.
+    """
 
     series_per_vm: Annotated[int, Field(ge=100, le=1_000_000)] = 5000
     """Maximum series of one VM's disks, vCPUs, jobs and other subjects together."""
     new_subjects_per_hour: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
-    """Maximum new subjects of one VM within an hour: names that change at each poll would fill Prometheus."""
+    """Maximum new subjects of one VM within an hour. Without it, names that change at each poll would fill Prometheus."""
 
 
 class LogConfig(Section):
@@ -190,21 +193,21 @@ class Config(Section):
     journal: JournalConfig = JournalConfig()
     """Stores records on disk until Kafka acknowledges them. Without `kafka`, there is no journal."""
     buffer_memory: Annotated[Bytes, Field(ge=1 << 20)] = 32 << 20
-    """Maximum memory for records that wait for delivery. Beyond it they are on disk only, in the journal."""
+    """Maximum memory for records that wait for delivery. Records beyond it are on disk only, in the journal."""
     web: WebConfig = WebConfig()
     """The HTTP endpoint."""
     intervals: IntervalsConfig = IntervalsConfig()
-    """How often the agent polls what no event reports."""
+    """How often the agent polls what QEMU does not report by events."""
     timeouts: TimeoutsConfig = TimeoutsConfig()
-    """Timeouts."""
+    """How long the agent waits for QEMU, and for delivery when it stops."""
     alerts: AlertsConfig = AlertsConfig()
-    """Alerts. Each one is a record and a metric."""
+    """Alerts. The agent emits each alert as a record and as a metric."""
     allow: AllowConfig = AllowConfig()
     """Changes that the agent may make to a QEMU."""
     labels: LabelsConfig = LabelsConfig()
     """Labels of qemu_vm_info from libvirt's files."""
     limits: LimitsConfig = LimitsConfig()
-    """Limits of the series of one VM."""
+    """Limits of one VM's series on /metrics."""
     log: LogConfig = LogConfig()
     """The agent's own log."""
 

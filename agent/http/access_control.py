@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from agent.http.basic_auth import TooManyAttemptsError
+from agent.http.basic_auth import TooManyPendingChecksError
 from agent.http.connection_limits import ConnectionLimiter
 from agent.http.web_config import LoadedWebConfig, RateLimit
 
@@ -54,7 +54,7 @@ class AccessControl:
             try:
                 if not await users.authenticate(request.headers.get("Authorization", "")):
                     return _refuse(401, "authentication required", _CHALLENGE)
-            except TooManyAttemptsError:
+            except TooManyPendingChecksError:
                 return _refuse(503, "too many authentication attempts at once", {"Retry-After": "5"})
         return None
 

@@ -19,7 +19,7 @@ _BCRYPT_BYTES = 72
 """bcrypt ignores what follows; longer passwords are always refused."""
 
 
-class TooManyAttemptsError(Exception):
+class TooManyPendingChecksError(Exception):
     """Too many password checks are waiting."""
 
 
@@ -41,14 +41,14 @@ class BasicAuthUsers:
         """Return whether the value of an Authorization header has a known user and its password.
 
         Raises:
-            TooManyAttemptsError: too many other checks are waiting.
+            TooManyPendingChecksError: too many other checks are waiting.
         """
         user, password = _parse(authorization)
         digest = hmac.digest(self._key, len(user).to_bytes(4, "big") + user.encode() + password, hashlib.sha256)
         if digest in self._authenticated:
             return True
         if self._waiting >= MAX_WAITING:
-            raise TooManyAttemptsError
+            raise TooManyPendingChecksError
         self._waiting += 1
         try:
             async with self._check:

@@ -67,7 +67,7 @@ class Recording:
         assert command.message is not None
         self._exchanges[_key(command.message)].append(RecordedExchange(command.seconds, replied_at, reply))
 
-    def exchange(self, request: dict[str, Any], seconds: float) -> RecordedExchange | None:
+    def find_exchange(self, request: dict[str, Any], seconds: float) -> RecordedExchange | None:
         """Return the latest exchange of this command up to a time, else its first one; None if it was never recorded."""
         exchanges = self._exchanges.get(_key(without_secrets(request)))
         if exchanges is None:
@@ -126,7 +126,7 @@ class ReplayedMonitor:
                 if "exec-oob" not in request:
                     self._requests.put_nowait(request)
                 elif (
-                    exchange := self._recording.exchange(request, self._now)
+                    exchange := self._recording.find_exchange(request, self._now)
                 ) is not None and exchange.replied_at < inf:
                     _send(writer, exchange.reply | {"id": request.get("id")})
 
@@ -134,7 +134,7 @@ class ReplayedMonitor:
         """Reply to one command after the other."""
         while True:
             request = await self._requests.get()
-            exchange = self._recording.exchange(request, self._now)
+            exchange = self._recording.find_exchange(request, self._now)
             if exchange is not None:
                 # A QEMU that hung replies at the recorded time, whenever the command arrives meanwhile.
                 await asyncio.sleep(max(0.0, exchange.replied_at - max(self._now, exchange.sent_at)) / self._speed)

@@ -160,14 +160,14 @@ RECORDING = Recording(
 def test_a_command_gets_the_latest_recorded_reply(
     request_: dict[str, Any], at: float, reply: dict[str, Any], seconds: float
 ) -> None:
-    exchange = RECORDING.exchange(request_, at)
+    exchange = RECORDING.find_exchange(request_, at)
     assert exchange is not None
     assert exchange.reply == reply
     assert exchange.replied_at - exchange.sent_at == pytest.approx(seconds)
 
 
 def test_a_command_that_was_not_recorded_has_no_reply() -> None:
-    assert RECORDING.exchange({"execute": "query-status", "arguments": {"x": 1}}, 5.0) is None
+    assert RECORDING.find_exchange({"execute": "query-status", "arguments": {"x": 1}}, 5.0) is None
 
 
 def test_a_recording_has_its_events_and_its_end() -> None:

@@ -131,7 +131,8 @@ async def test_password_checks_use_one_thread_and_excess_ones_are_refused(
     assert set(at_once) == {1}
     assert answers.count(False) == basic_auth.MAX_WAITING
     assert (
-        sum(isinstance(answer, basic_auth.TooManyAttemptsError) for answer in answers) == 100 - basic_auth.MAX_WAITING
+        sum(isinstance(answer, basic_auth.TooManyPendingChecksError) for answer in answers)
+        == 100 - basic_auth.MAX_WAITING
     )
 
 

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from agent.config.reload import LIVE
 from tests.lab.markdown import anchors
 
 ROOT = Path(__file__).parents[3]
@@ -37,3 +38,23 @@ def test_links_lead_to_existing_files_and_headings() -> None:
         target = page.parent / file if file else page
         assert target.exists(), f"{page.name} links to {file}"
         assert not anchor or anchor in anchors(target), f"{page.name} links to {file}#{anchor}"
+
+
+def test_the_example_of_a_new_metric_adds_a_row_that_the_code_lacks() -> None:
+    match = re.search(
+        r"`(agent/model/metrics/\w+\.py)`.*?```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL
+    )
+    assert match is not None
+    code = (ROOT / match[1]).read_text()
+    lines = [(line[0], line[1:].strip()) for line in match[2].splitlines()]
+    assert {sign for sign, _ in lines} == {" ", "+"}
+    for sign, line in lines:
+        name = re.findall(r'"([^"]*)"', line)[1]
+        assert (f'"{name}"' in code) is (sign == " "), line
+
+
+def test_the_sections_that_reload_live_are_those_of_the_code() -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    match = re.search(r"The sections (.*) take effect at once", text)
+    assert match is not None
+    assert set(re.findall(r"`(\w+)`", match[1])) == LIVE

@@ -1,4 +1,4 @@
-"""The part of a queue that is only in the journal, and the count of all rows that the journal has of the queue. Pure."""
+"""The part of a queue that is only in the journal, and the size of all rows of the queue in the journal. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,18 +10,18 @@ from agent.model.record import EncodedRecord
 class DiskBacklog:
     """Waiting records that are only on disk: the rows after `after_row`, up to and including `last_row`.
 
-    A queue's rows rise with its order. Rows up to `done_row` are delivered; the next commit deletes them.
+    Row numbers rise in the order of the queue. Rows up to `_done_row` are delivered; the next commit deletes them.
     """
 
     def __init__(self) -> None:
         self.after_row = 0
         self.last_row = 0
         self.kept_through = 0
-        """Rows up to this one stay in the journal until the next start, because they are not readable now."""
+        """Rows up to this one stay in the journal until the next start, because they cannot be read now."""
         self.waiting = QueueSize()
         """Size of the backlog."""
         self.stored = QueueSize()
-        """Size of all rows that the journal has of the queue, delivered ones that are not deleted yet included."""
+        """Size of all rows of the queue in the journal, including delivered rows that are not deleted yet."""
         self._done_row = 0
         self._deletable = QueueSize()
 
@@ -29,7 +29,7 @@ class DiskBacklog:
         return self.last_row > self.after_row
 
     def append(self, record: EncodedRecord) -> None:
-        """Add a journaled record that leaves memory."""
+        """Add a journaled record that is removed from memory."""
         assert record.row is not None
         if not self:
             self.after_row = record.row - 1
@@ -39,15 +39,15 @@ class DiskBacklog:
     def take(
         self, records: Sequence[EncodedRecord], corrupt: int, last_read: int
     ) -> tuple[Sequence[EncodedRecord], int]:
-        """Take what was read from the front of the backlog.
+        """Remove from the backlog the records that were read from its front.
 
         Args:
-            records: intact records, in order. Rows after the backlog are in memory too, and are left out.
+            records: intact records, in order. Records after the end of the backlog are ignored: they are in memory too.
             corrupt: how many rows had a wrong checksum.
             last_read: the last row that was read.
 
         Returns:
-            the records of the backlog, and how many records are missing: corrupt, or gone without a trace.
+            the removed records, and how many records are missing: those that are corrupt, and those whose rows do not exist.
         """
         taken = [record for record in records if record.row is not None and record.row <= self.last_row]
         self.waiting.subtract(len(taken) + corrupt, size_of(taken))
@@ -65,10 +65,10 @@ class DiskBacklog:
         self.waiting = QueueSize()
 
     def drop(self, contents: QueueContents, last_row: int) -> None:
-        """Remove the oldest rows, which were deleted to make room.
+        """Remove the oldest rows: the journal deleted them to make room.
 
         Args:
-            contents: what was deleted.
+            contents: summary of the deleted rows.
             last_row: the last deleted row.
         """
         self.after_row = max(self.after_row, last_row)
@@ -81,13 +81,13 @@ class DiskBacklog:
         """Start with another journal file.
 
         Args:
-            contents: what the file has of the queue.
+            contents: summary of the queue's rows in the file.
             last_row: the last row of the file.
             copied: in-flight records that were copied into the file.
-            rows: the rows of these.
+            rows: their rows in the file.
 
         Returns:
-            how many records of the old backlog the file does not have.
+            how many records of the old backlog are missing from the file.
         """
         before = self.waiting.records
         self.stored = QueueSize(contents.records, contents.bytes)
@@ -108,18 +108,18 @@ class DiskBacklog:
             self._deletable.add(records)
 
     def deletion(self) -> "Deletion | None":
-        """Return what the next transaction may delete; None for nothing."""
+        """Return the rows that the next transaction may delete; None if there are none."""
         if not self._deletable.records:
             return None
         return Deletion(self.kept_through, self._done_row, replace(self._deletable))
 
     def deleted(self, deletion: "Deletion") -> None:
-        """Count a deletion, which is committed."""
+        """Subtract the rows of a deletion that was committed."""
         for size in (self.stored, self._deletable):
             size.subtract(deletion.size.records, deletion.size.bytes)
 
     def excess(self, limit: int) -> int:
-        """Return by how many bytes the rows exceed a limit, once the deletable ones are deleted; at most 0 if they do not."""
+        """Return by how many bytes the rows exceed a limit, without those that can be deleted; 0 or less if they do not exceed it."""
         return self.stored.bytes - self._deletable.bytes - limit
 
 

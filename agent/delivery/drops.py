@@ -1,4 +1,4 @@
-"""Dropped records: counted by queue and reason, logged at a limited rate, and reported downstream. Pure but for the log."""
+"""Dropped records: counted by queue and reason, logged at a limited rate, and reported downstream. Pure except for the log."""
 
 import logging
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ class DropReason(StrEnum):
     JOURNAL_UNAVAILABLE = "journal_unavailable"
     """The journal was not writable, and the queue's memory was full."""
     REJECTED = "rejected"
-    """The sink will never accept the record. Where there is a journal, it keeps the record as a dead letter."""
+    """The sink will never accept the record. The journal, if there is one, stores the record as a dead letter."""
     CORRUPT = "corrupt"
     """The record is missing from the journal, or its checksum does not match."""
     SHUTDOWN = "shutdown"
@@ -121,7 +121,7 @@ class DropLedger:
         """Mark drops as unreported again, because the records that reported them were dropped too.
 
         Args:
-            bodies: bodies of the dropped reports; one that is not readable is ignored.
+            bodies: bodies of the dropped reports; those that cannot be parsed are ignored.
         """
         for body in bodies:
             try:
@@ -136,6 +136,6 @@ class DropLedger:
         known.add(report.records, report.first_ns, report.last_ns)
 
     def take_unreported(self) -> list[DropReport]:
-        """Return the unreported drops, and count them as reported."""
+        """Return the unreported drops, and mark them as reported."""
         reports, self._unreported = list(self._unreported.values()), {}
         return reports

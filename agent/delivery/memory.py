@@ -1,4 +1,4 @@
-"""The parts of a queue that are in memory: its tail, and the records that the journal has yet to write. Pure."""
+"""The parts of a queue that are in memory: its tail, and the records that the journal has not written yet. Pure."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from agent.delivery.transitions import FINISHED, WRITE_COMMITTED, WRITE_FAILED, 
 from agent.model.record import EncodedRecord, RecordState
 
 WRITE_RECORDS = 20_000
-"""Records in one transaction: some 0.2 s, so that a read never waits long; and as many as one turn of a busy loop accepts."""
+"""Limit of records in one transaction. It takes about 0.2 s, so reads never wait long. A busy event loop accepts as many in one turn."""
 
 
 class MemoryTail:
@@ -34,7 +34,7 @@ class MemoryTail:
         return record
 
     def remove_first(self, records: Sequence[EncodedRecord]) -> None:
-        """Remove the oldest records, which are these."""
+        """Remove these records, which are the oldest."""
         for _ in records:
             self.records.popleft()
         self.bytes -= size_of(records)
@@ -44,7 +44,7 @@ class MemoryTail:
         return islice(self.records, len(self.records) // 2 + 1)
 
     def drop_oldest(self, size: int) -> list[EncodedRecord]:
-        """Remove, finish and return the oldest records that are in memory only.
+        """Remove the oldest records that are in memory only; mark them as done, and return them.
 
         Args:
             size: how many bytes to free, at least.
@@ -63,7 +63,7 @@ class MemoryTail:
 
 
 class PendingWrites:
-    """Records in memory that the journal has yet to write, in order; and the transaction that is being written."""
+    """Records in memory that the journal has not written yet, in order; and the records of the transaction that is under way."""
 
     def __init__(self) -> None:
         self._waiting: deque[EncodedRecord] = deque()
@@ -82,7 +82,7 @@ class PendingWrites:
         self._waiting.append(record)
 
     def replace(self, records: Iterable[EncodedRecord]) -> None:
-        """Let these records wait instead of those that did."""
+        """Replace the waiting records by these."""
         self._waiting = deque(records)
 
     def start(self) -> list[EncodedRecord]:
@@ -96,24 +96,24 @@ class PendingWrites:
         return list(self._writing)
 
     def commit(self, rows: Sequence[int]) -> list[EncodedRecord]:
-        """Finish the transaction and return its records, which are in these rows now."""
+        """Finish the transaction: store in each record its row, and return the records."""
         for record, row in zip(self._writing, rows, strict=True):
             record.row, record.state = row, WRITE_COMMITTED[record.state]
         written, self._writing = self._writing, []
         return written
 
     def fail(self) -> None:
-        """Finish the transaction, which failed; its records wait again, before all others."""
+        """Finish a transaction that failed: its records wait again, before all others."""
         for record in self._writing:
             record.state = WRITE_FAILED[record.state]
         self._waiting.extendleft(record for record in reversed(self._writing) if not record.done)
         self._writing = []
 
     def discard_done(self) -> None:
-        """Forget the oldest records as far as they are done."""
+        """Remove the oldest records, up to the first that is not done."""
         while self._waiting and self._waiting[0].done:
             self._waiting.popleft()
 
     def discard_dropped(self) -> None:
-        """Forget all records that are done."""
+        """Remove all records that are done."""
         self._waiting = deque(record for record in self._waiting if not record.done)

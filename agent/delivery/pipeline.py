@@ -1,4 +1,4 @@
-"""Delivery as the rest of the agent uses it: records go in, and are delivered or counted as dropped."""
+"""The entry to delivery for the rest of the agent: each record is delivered, or counted as dropped."""
 
 import asyncio
 import contextlib
@@ -25,11 +25,11 @@ QUEUE_NAMES = ("alerts", "events", "samples")
 
 @dataclass(frozen=True, slots=True)
 class DeliverySettings:
-    """How much may wait, and where.
+    """Limits of the queues, and the journal's directory.
 
     Attributes:
         memory: bytes of memory for all queues together.
-        directory: the journal's directory; None for no journal, for sinks that are a disk themselves.
+        directory: the journal's directory; None for no journal, because the sink itself stores the records on disk.
         alerts_disk: bytes that alerts may take in the journal.
         events_disk: bytes that events may take in the journal.
         samples_disk: bytes that samples may take in the journal.
@@ -47,8 +47,8 @@ class DeliverySettings:
 class DeliveryPipeline:
     """Three queues, a journal and a sink.
 
-    Alerts have a queue of their own. An alert waits until it is journaled, and the records behind it in the queue wait with it; nor
-    does an alert wait behind a flood of events.
+    Alerts have their own queue for two reasons. An alert is sent only after it is journaled, and must not delay events meanwhile.
+    And a flood of events must not delay an alert.
     """
 
     def __init__(self, sink: Sink, settings: DeliverySettings, report_drops: Callable[[DropReport], None]) -> None:
@@ -57,7 +57,7 @@ class DeliveryPipeline:
         Args:
             sink: where records go.
             settings: limits and timings.
-            report_drops: makes a record of a drop report and puts it here; called while delivery works.
+            report_drops: makes a record from a drop report and passes it to `put`; called while delivery works.
         """
         timings = settings.timings
         self.drops = DropLedger()
@@ -91,7 +91,7 @@ class DeliveryPipeline:
         self._queue_of.get(record.kind, self.events).put(record)
 
     async def persist_note(self, note: StateNote, seconds: float) -> bool:
-        """Store a note that outlives the agent.
+        """Store a note in the journal, where it survives a restart of the agent.
 
         Args:
             note: the note.
@@ -111,7 +111,7 @@ class DeliveryPipeline:
 
     @property
     def stored_notes(self) -> dict[str, Any]:
-        """The values of the notes of earlier runs, by name; known once `running` was entered."""
+        """The values of the notes of earlier runs, by name; complete once `running` is entered."""
         return self.journal.notes if self.journal is not None else {}
 
     def unready_reasons(self) -> list[str]:
@@ -130,7 +130,7 @@ class DeliveryPipeline:
         return reasons
 
     def warnings(self) -> list[str]:
-        """Return what the operator should look at when convenient."""
+        """Return conditions that the operator should check, although records are delivered."""
         sink = self.supervisor.sink
         warnings = sink.warnings() if isinstance(sink, SinkWithWarnings) else []
         if self.journal is not None and self.journal.quarantined:
@@ -141,10 +141,10 @@ class DeliveryPipeline:
 
     @contextlib.asynccontextmanager
     async def running(self, stop_seconds: float) -> AsyncIterator[None]:
-        """Deliver while the block runs; at its end, deliver or journal what is left.
+        """Deliver while the block runs; when it ends, deliver or journal the remaining records.
 
         Args:
-            stop_seconds: how long the end may take.
+            stop_seconds: how long that may take.
         """
         async with asyncio.TaskGroup() as tasks:  # an unexpected exception must end the agent
             journaling = None
@@ -164,7 +164,7 @@ class DeliveryPipeline:
                 try:
                     yield
                 finally:
-                    if not any(map(_has_failed, senders)):  # a failed one would never drain its queue
+                    if not any(map(_has_failed, senders)):  # a failed sender would never empty its queue
                         await self._drain(stop_seconds * 0.7)
             finally:
                 for task in senders:
@@ -173,7 +173,7 @@ class DeliveryPipeline:
                 await self._stop(journaling, stop_seconds * 0.3)
 
     async def _drain(self, seconds: float) -> None:
-        """Deliver what is left while the sink works."""
+        """Deliver the remaining records while the sink works."""
         for queue in self.queues:
             queue.stop_lingering()
         with contextlib.suppress(TimeoutError):
@@ -183,7 +183,7 @@ class DeliveryPipeline:
                         await queue.drained()
 
     async def _stop(self, journaling: asyncio.Task[None] | None, seconds: float) -> None:
-        """Journal what is left, unless the disk takes too long; drop what is neither delivered nor journaled; close the sink."""
+        """Journal the remaining records, unless the disk takes too long. Drop those that are not journaled, and close the sink."""
         if journaling is not None and self.journal is not None:
             self.journal.stop()
             try:
@@ -193,7 +193,10 @@ class DeliveryPipeline:
                     self._drop_remaining()
                     await self.journal.close()
             except TimeoutError:
-                _log.error("journal %s: records that are not journaled are dropped: the disk hangs", self.journal.path)
+                _log.error(
+                    "journal %s: the disk hangs: stopping without it; records that are neither delivered nor journaled are lost",
+                    self.journal.path,
+                )
                 journaling.cancel()
                 self.journal.release()
         self._drop_remaining()
@@ -209,7 +212,7 @@ class DeliveryPipeline:
             self.drops.add_records(queue.name, DropReason.REJECTED, rejected, time.monotonic())
             if self.journal is not None:
                 self.journal.dead_letter(DropReason.REJECTED.value, rejected)
-        reportable = queue is self.events or not len(self.events)  # a report queues behind the events
+        reportable = queue is self.events or not len(self.events)  # a report waits in the queue of the events
         now = time.monotonic()
         if reportable and self.drops and now - self._reported_at >= self.timings.drop_report_interval:
             self._reported_at = now

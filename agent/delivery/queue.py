@@ -1,8 +1,8 @@
-"""Queues of records that wait for delivery: the newest in memory, what does not fit there in the journal, with a limit for each.
+"""Queues of records that wait for delivery. The newest records are in memory; those that do not fit there are in the journal.
 
-A queue has three parts, oldest first: the batch in flight, the backlog that is only on disk, and the tail in memory. A durable queue has
-every record journaled; another one only what its tail cannot hold. A queue never waits for a disk: the journal fetches what to write and
-reports what it wrote.
+A queue has three parts, oldest first: the batch in flight, the backlog that is only on disk, and the tail in memory. Memory and disk have
+a limit each. A durable queue has every record journaled; another queue only those that its tail cannot hold. A queue never waits for a
+disk: the journal fetches the records to write, and reports when they are written.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ class QueueLimits:
 class RecordQueue:
     """One queue of records; `agent.delivery.transitions` has the states of a record.
 
-    The methods come in three groups: for who makes records, for who sends them, and for the journal.
+    The methods are in three groups: for the producers of records, for the sender, and for the journal.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class RecordQueue:
         self.durable = durable
         """True if every record is journaled, not only what memory cannot hold."""
         self.linger_seconds = linger_seconds
-        """How long a record may wait for others, so that a batch has several."""
+        """How long a record may wait for others, so that they share a batch."""
         self.in_flight: Sequence[EncodedRecord] = ()
-        """The batch that is being sent. A journal may have it too."""
+        """The batch that is being sent. Its records may be in the journal too."""
         self.sent_at = 0.0
         """Time.monotonic when the batch in flight was handed to the sink."""
         self.backlog = DiskBacklog()
         self.tail = MemoryTail()
         self.has_journal = False
-        """True while the journal works; without it, the queue has memory alone."""
+        """True while the journal works. Without a journal, the queue is in memory only."""
         self.journaled = 0
         """Records written to the journal since the start."""
         self.dirty = asyncio.Event()
@@ -76,14 +76,14 @@ class RecordQueue:
         return self.tail.bytes + size_of(self.in_flight)
 
     def oldest_age_seconds(self) -> float:
-        """Return the age of the oldest record in flight; 0 for none."""
+        """Return the age of the oldest record in flight; 0 if none is in flight."""
         return max(0.0, time.time() - self.in_flight[0].time_ns / 1e9) if self.in_flight else 0.0
 
     def silent_seconds(self, now: float) -> float:
-        """Return how long the batch in flight has waited for the sink, by time.monotonic; 0 for none."""
+        """Return how long the batch in flight has waited for the sink, by time.monotonic; 0 if none is in flight."""
         return now - self.sent_at if self.in_flight else 0.0
 
-    # For who makes records.
+    # For the producers of records.
 
     def put(self, record: EncodedRecord) -> None:
         """Append a record. Never waits."""
@@ -93,7 +93,7 @@ class RecordQueue:
         if self.tail.bytes > self.limits.memory:
             self._shrink_tail()
             self._update_events()
-        elif len(self.tail) == 1:  # behind another record it changes nothing for those who wait
+        elif len(self.tail) == 1:  # with more records, the events are set already
             self._update_events()
 
     def _update_events(self) -> None:
@@ -110,24 +110,26 @@ class RecordQueue:
             self.dirty.set()
 
     def write_all(self) -> None:
-        """Have the journal write everything in memory, of a queue that is not durable too: the agent is about to stop."""
+        """Have the journal write all records in memory, even if the queue is not durable: the agent is about to stop."""
         memory = (*self.in_flight, *self.tail.records)
         self._writes.replace(record for record in memory if record.state is RecordState.QUEUED)
 
     def _shrink_tail(self) -> None:
-        """Bring the tail back under its limit: leave records to the disk, have more of them written, or drop some."""
+        """Bring the tail back under its limit: remove journaled records from memory, have others journaled, or drop some."""
         tail, limit = self.tail, self.limits.memory
         while tail.bytes > limit and tail and tail.records[0].row is not None:
             self.backlog.append(tail.popleft())
         if self.has_journal and not self.durable and not self._writes.busy and tail.bytes > limit:
-            # The batch in flight first, or it would be behind the backlog after a restart.
+            # Write the batch in flight first: otherwise it would follow the backlog after a restart.
             for record in (*self.in_flight, *tail.older_half()):
                 if record.row is None:
                     self._write_later(record)
-        # A journal that works gets time to catch up; one that hangs must not make the agent grow.
+        # A journal that works gets time to catch up. One that hangs must not make the agent's memory grow.
         most = 2 * limit if self.has_journal else limit
         if tail.bytes > most:
-            dropped = tail.drop_oldest(tail.bytes - most + limit // 16)  # some more, so that not every record causes it
+            dropped = tail.drop_oldest(
+                tail.bytes - most + limit // 16
+            )  # more than needed: otherwise each new record would drop one
             self._writes.discard_dropped()
             self._dropped(DropReason.JOURNAL_UNAVAILABLE if self.durable else DropReason.QUEUE_FULL, dropped)
 
@@ -138,7 +140,7 @@ class RecordQueue:
     def _corrupt(self, records: int) -> None:
         self._drops.add(self.name, DropReason.CORRUPT, records, 0, 0, time.monotonic())
 
-    # For who sends records.
+    # For the sender.
 
     def _is_held(self, record: EncodedRecord) -> bool:
         """Return whether the journal has to write a record before it is sent."""
@@ -151,18 +153,18 @@ class RecordQueue:
             await self._nonempty.wait()
 
     async def linger(self, records: int, size: int) -> None:
-        """Wait `linger_seconds` for more records, unless there are so many records or bytes already, or the agent stops."""
+        """Wait `linger_seconds` for more records; stop earlier at this number of records or bytes, or if the agent stops."""
         if self.linger_seconds and len(self) < records and self.tail.bytes < size:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.linger_seconds):
                     await self._ending.wait()
 
     def stop_lingering(self) -> None:
-        """End every `linger`, now and later."""
+        """End the wait of `linger`, and make later calls of it return at once."""
         self._ending.set()
 
     def take_from_memory(self, records: int, size: int) -> None:
-        """Move the oldest records of the tail into flight; there must be no backlog.
+        """Put the oldest records of the tail in flight. There must be no backlog.
 
         Args:
             records: how many at most.
@@ -181,7 +183,7 @@ class RecordQueue:
         self.in_flight = batch
 
     def take_from_disk(self, records: Sequence[EncodedRecord], corrupt: int, last_row: int) -> None:
-        """Move records that were read from the backlog into flight.
+        """Put records in flight that were read from the backlog.
 
         Args:
             records: the intact records.
@@ -194,7 +196,7 @@ class RecordQueue:
         self._update_events()
 
     def ack(self) -> None:
-        """Forget the batch in flight: the sink acknowledged or rejected each of its records."""
+        """Remove the batch in flight: the sink has acknowledged or rejected each of its records."""
         for record in self.in_flight:
             record.state = FINISHED[record.state]
         self._delete_later([record for record in self.in_flight if record.row is not None])
@@ -208,11 +210,11 @@ class RecordQueue:
             self.dirty.set()
 
     async def drained(self) -> None:
-        """Wait until nothing is left to deliver."""
+        """Wait until every record is delivered."""
         await self._empty.wait()
 
     def drop_remaining(self) -> None:
-        """Drop what is neither delivered nor journaled: the agent stops."""
+        """Drop the records that are neither delivered nor journaled: the agent stops."""
         lost = [record for record in (*self.in_flight, *self.tail.records) if record.row is None and not record.done]
         for record in lost:
             record.state = FINISHED[record.state]
@@ -227,13 +229,15 @@ class RecordQueue:
         copied: Sequence[EncodedRecord] = (),
         rows: Sequence[int] = (),
     ) -> None:
-        """Take the contents of a journal file that was opened as the backlog; what is in memory comes behind it, to be written again.
+        """Use the contents of a newly opened journal file as the backlog.
+
+        The records in memory follow the backlog, and are written again.
 
         Args:
-            contents: what the file has of this queue.
+            contents: summary of this queue's rows in the file.
             last_row: the last row of the file.
-            copied: what was in flight when the file was made, and was copied into it.
-            rows: the rows of these.
+            copied: records that were in flight when the file was made, and were copied into it.
+            rows: their rows in the file.
         """
         self.has_journal = True
         for record in (*self.in_flight, *self.tail.records):
@@ -254,13 +258,13 @@ class RecordQueue:
         self._nonempty.set()
 
     def journal_resumed(self) -> None:
-        """Use the journal again: the same file works again."""
+        """Use the journal again: its file works again."""
         self.has_journal = True
         if self._writes:
             self.dirty.set()
 
     def skip_backlog(self) -> None:
-        """Continue with memory: the backlog is not readable now, and is delivered after the next start."""
+        """Continue with the records in memory. The backlog cannot be read now; it is delivered after the next start."""
         self.backlog.skip()
         self._update_events()
 
@@ -275,7 +279,10 @@ class RecordQueue:
 
     @property
     def excess_bytes(self) -> int:
-        """Bytes of the backlog that have to be dropped; some more than the excess, so that not every record causes it. 0 for none."""
+        """Bytes of the backlog to be dropped; 0 if it is within its limit.
+
+        It is more than the excess: otherwise each new record would drop one.
+        """
         excess = self.backlog.excess(self.limits.disk)
         after, through = self.droppable_rows
         return excess + self.limits.disk // 50 if excess > 0 and through > after else 0
@@ -290,7 +297,7 @@ class RecordQueue:
 
         Args:
             rows: the rows of the records that `start_write` returned.
-            deletion: what the transaction deleted.
+            deletion: the delivered rows that the transaction deleted; None if it deleted none.
         """
         written = self._writes.commit(rows)
         self.backlog.stored.add(written)
@@ -306,7 +313,7 @@ class RecordQueue:
         self._nonempty.set()
 
     def write_failed(self, *, has_journal: bool) -> None:
-        """Report that the journal failed; its transaction is undone.
+        """Report that the journal failed, and that its transaction was rolled back.
 
         Args:
             has_journal: whether the journal still works.
@@ -319,10 +326,10 @@ class RecordQueue:
             self._shrink_tail()
 
     def backlog_dropped(self, contents: QueueContents, last_row: int) -> None:
-        """Report that the oldest of the backlog was deleted, because the limit or the disk was full.
+        """Report that the oldest records of the backlog were deleted, because the limit was reached or the disk was full.
 
         Args:
-            contents: what was deleted.
+            contents: summary of the deleted rows.
             last_row: the last deleted row.
         """
         self.backlog.drop(contents, last_row)

@@ -10,7 +10,7 @@ from agent.model.record import EncodedRecord
 
 BATCH_RECORDS = 8000
 BATCH_BYTES = 3 * 1024 * 1024
-"""Limits of a batch; it may also have a quarter of the queue's memory at most."""
+"""Limits of a batch. A batch also takes at most a quarter of the queue's memory."""
 
 
 async def send_records(
@@ -22,9 +22,9 @@ async def send_records(
     """Send the records of a queue, in order, until cancelled.
 
     Args:
-        queue: where the records wait.
-        supervisor: where they go.
-        journal: where the queue's backlog is; None for a queue without one.
+        queue: the queue.
+        supervisor: sends the batches to the sink.
+        journal: the journal with the queue's backlog; None if there is no journal.
         on_sent: called after each batch with the queue and the records that the sink rejected.
     """
     batch_bytes = min(BATCH_BYTES, queue.limits.memory // 4)

@@ -30,7 +30,7 @@ class QueueSize:
 
 
 Body = bytes
-"""The bytes of a record; inside `QueueContents` the name `bytes` is a field."""
+"""The body of a record. In `QueueContents` the name `bytes` is a field, so the type needs another name."""
 
 
 @dataclass(slots=True)

@@ -8,16 +8,16 @@ class DeliveryTimings:
     """Waits and deadlines, in seconds.
 
     Attributes:
-        linger: how long a sample waits for others; a batch for each poll costs more to send than to make.
+        linger: how long a sample waits for others, so that they share a batch. Sending a batch costs more than making a sample.
         drop_report_interval: shortest time between reports of dropped records downstream.
-        silence: how long a sink or a disk may leave a call unanswered before `/readyz` reports it. Kafka's requests time out earlier.
+        silence: how long a call to a sink or a disk may take before `/readyz` reports it. Kafka's requests time out earlier.
         first_retry: wait before the first retry of a sink that failed; it doubles up to `max_retry`.
         max_retry: longest wait before a retry of a sink.
-        journal_open: how long a start waits for the journal. A journal that takes longer opens while the agent works.
-        journal_retry: wait before the retry of a journal's disk that failed.
+        journal_open: how long the agent's start waits for the journal. After that the agent works while the journal still opens.
+        journal_retry: wait before the next attempt to use a journal that failed.
         journal_hang: how long a call to the journal's disk may take before alerts no longer wait for it.
-        delete_delay: how long deletions wait for a write to share a transaction with.
-        read_patience: how long a journal may be unreadable before its backlog is left to the next start.
+        delete_delay: how long deletions wait for a write, so that both share a transaction.
+        read_patience: how long a journal may be unreadable before the agent leaves its backlog on disk until the next start.
     """
 
     linger: float = 0.25

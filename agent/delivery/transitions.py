@@ -1,6 +1,6 @@
-"""Transitions of a record's delivery state: one table for each thing that can happen to a record. Pure.
+"""Transitions of a record's delivery state: one table for each input. Pure.
 
-A transition is `record.state = TABLE[record.state]`; a state that a table does not have raises KeyError, which is a bug.
+A transition is `record.state = TABLE[record.state]`. A state that is missing from the table raises KeyError: that is a bug.
 """
 
 from typing import Final
@@ -36,7 +36,7 @@ JOURNAL_REPLACED: Final[_Table] = {
     RecordState.JOURNALED: RecordState.QUEUED,
     RecordState.DONE: RecordState.DONE,
 }
-"""The journal file is a new one, which does not have the record."""
+"""A new journal file is in use, which does not have the record."""
 
 COPIED: Final[_Table] = {RecordState.QUEUED: RecordState.JOURNALED, RecordState.DONE: RecordState.DONE}
 """The record was copied into the new journal file."""

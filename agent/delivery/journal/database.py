@@ -35,11 +35,11 @@ _READ_DEAD_LETTERS = "SELECT reason, row, id, key, type, time_ns, crc, body FROM
 
 
 ERRORS = (sqlite3.Error, OSError, ValueError, TypeError, OverflowError)
-"""Errors of reading and writing a file. The last three come from damaged texts and types, those of SQLite's own message included."""
+"""Errors of reading and writing a file. Damaged texts and types in the file, or in SQLite's message, cause the last three."""
 
 
 class JournalFault(StrEnum):
-    """Why a file failed."""
+    """Why the journal's file failed."""
 
     FULL = "full"
     """The disk is full; there may be room later."""
@@ -50,7 +50,7 @@ class JournalFault(StrEnum):
 
 
 class JournalError(Exception):
-    """The file failed; the transaction at hand is not in it."""
+    """The file failed; the current transaction is not in it."""
 
     def __init__(self, fault: JournalFault, text: str) -> None:
         super().__init__(text)
@@ -58,9 +58,9 @@ class JournalError(Exception):
 
 
 def fault_of(error: Exception) -> JournalError:
-    """Return the error for one of SQLite's, by its result code (sqlite.org/rescode.html)."""
+    """Convert an error of SQLite by its result code (sqlite.org/rescode.html)."""
     name = getattr(error, "sqlite_errorname", "") or ""
-    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR_SHM")):  # the latter: no space for the shared memory of the log
+    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR_SHM")):  # SHM: no space for the log's shared-memory file
         return JournalError(JournalFault.FULL, "the disk is full")
     if name.startswith(
         ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_AUTH")
@@ -71,7 +71,7 @@ def fault_of(error: Exception) -> JournalError:
 
 @contextlib.contextmanager
 def _faults() -> Iterator[None]:
-    """Raise errors of SQLite as JournalError."""
+    """Convert errors of SQLite to JournalError."""
     try:
         yield
     except ERRORS as error:
@@ -84,7 +84,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def check_space(error: Exception) -> None:
-    """Raise JournalError if an error says that the disk is full, rather than that the file is damaged.
+    """Check whether a full disk, not a damaged file, caused an error.
 
     Raises:
         JournalError: the disk is full.
@@ -108,10 +108,10 @@ class JournalDatabase:
         Args:
             path: the file.
             connect: opens a connection.
-            readonly: whether to change nothing; then the file must exist.
+            readonly: True to change nothing; the file must exist.
 
         Raises:
-            JournalError: it cannot be opened, or is not an intact journal.
+            JournalError: the file cannot be opened, or is not an intact journal.
         """
         self.path = path
         self.identity = ""
@@ -171,7 +171,7 @@ class JournalDatabase:
         if db is not None:
             try:
                 db.close()
-            except sqlite3.Error:  # committed transactions are in the log, and the next start finds them
+            except sqlite3.Error:  # committed transactions are in the log; the next start reads them
                 return
 
     def commit(self, changes: Iterable[Change]) -> None:
@@ -242,7 +242,7 @@ class JournalDatabase:
                     yield reason, record
 
     def contents(self, queue: str) -> QueueContents:
-        """Return what the file has of a queue."""
+        """Return a summary of a queue's rows in the file."""
         contents = QueueContents()
         with _faults():
             rows = self._open().execute(
@@ -259,7 +259,7 @@ class JournalDatabase:
             return read_notes(self._open())
 
     def checkpoint(self) -> None:
-        """Checkpoint the write-ahead log into the file and restart it, so that a full disk needs no room for a longer log."""
+        """Checkpoint the write-ahead log and restart it: the next writes reuse its space, which helps on a full disk."""
         with _faults():
             self._open().execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
 

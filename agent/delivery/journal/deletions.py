@@ -1,4 +1,4 @@
-"""Deletions from the journal: delivered records, and records that have to make room."""
+"""Deletions from the journal: delivered records, and records that are dropped to make room."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ def delete_changes(deletions: Mapping[str, Deletion]) -> list[statements.Change]
 
 
 class Surplus:
-    """The part of a queue's backlog that one transaction drops."""
+    """The oldest records of a queue's backlog, which one transaction drops to make room."""
 
     def __init__(self, queue: RecordQueue, size: int) -> None:
         self._queue = queue

@@ -1,4 +1,4 @@
-"""Recovery of a damaged journal: quarantines the file, and copies what is readable of it into a new one. Every call blocks."""
+"""Recovery of a damaged journal: quarantines the file, and copies its readable records into a new one. Every call blocks."""
 
 import contextlib
 import math
@@ -25,7 +25,7 @@ from agent.delivery.journal.statements import read_notes, record_of
 from agent.delivery.queue import RecordQueue
 from agent.model.record import EncodedRecord, StateNote
 
-# By the table alone: its index may be damaged.
+# NOT INDEXED: the index may be damaged.
 _SALVAGE = "SELECT row, id, key, type, time_ns, crc, body FROM records NOT INDEXED WHERE queue = ? ORDER BY row"
 _INDEXED = "SELECT row FROM records INDEXED BY by_queue WHERE queue = ? ORDER BY row"
 
@@ -33,7 +33,7 @@ LOGS = ("-wal", "-shm")
 """Suffixes of the files that SQLite puts beside a database."""
 
 SALVAGE_BEHIND = 100_000
-"""How many records after a damaged page are recovered; they are held in memory to be put in order."""
+"""How many records after a damaged page are recovered at most. They are held in memory, because they are read backwards."""
 
 
 def quarantine(path: Path) -> Path | None:
@@ -70,7 +70,9 @@ def _rename(path: Path, to: Path) -> None:
 
 
 def salvage(path: Path, queues: Sequence[str]) -> Iterator[tuple[str, list[EncodedRecord]]]:
-    """Yield the readable records of a damaged file, queue by queue and in order: up to the damage, and from the end back to it.
+    """Yield the readable records of a damaged file, queue by queue and in order.
+
+    It reads forwards up to the damage, then backwards from the end of the file to the damage.
 
     Raises:
         JournalError: the disk has no space for the files that SQLite needs to read it.
@@ -95,7 +97,7 @@ def salvage(path: Path, queues: Sequence[str]) -> Iterator[tuple[str, list[Encod
 
 
 def count_indexed(path: Path, queue: str) -> int:
-    """Return how many records the index has of a queue, as far as it is readable: it is in other pages than the records."""
+    """Return how many records of a queue the readable part of the index has. The index is in other pages than the records."""
     rows = set[int]()
     try:
         with contextlib.closing(connect_readonly(path)) as db:
@@ -125,7 +127,7 @@ def salvage_notes(path: Path) -> dict[str, Any]:
 
 
 def _intact(db: sqlite3.Connection, query: str, queue: str) -> Iterator[EncodedRecord]:
-    """Yield a queue's intact records until the file is not readable any further."""
+    """Yield a queue's intact records, up to the first read error."""
     try:
         for row in db.execute(query, (queue,)):
             record = record_of(row)
@@ -136,7 +138,7 @@ def _intact(db: sqlite3.Connection, query: str, queue: str) -> Iterator[EncodedR
 
 
 def _in_order(records: Iterator[EncodedRecord], sign: int) -> Iterator[EncodedRecord]:
-    """Yield records whose rows rise (sign 1) or fall (sign -1); a page with a damaged structure may have one in a wrong place."""
+    """Yield the records whose rows rise (sign 1) or fall (sign -1), and leave out others: a damaged page may have rows out of order."""
     yielded = held = None
     for record in records:
         row = sign * (record.row or 0)
@@ -161,12 +163,12 @@ def _chunks(records: Iterator[EncodedRecord]) -> Iterator[list[EncodedRecord]]:
 
 @dataclass(slots=True)
 class InFlightRows:
-    """A queue's records in flight while its file is replaced: they come first in the new file.
+    """A queue's records in flight while its file is replaced: they are the first in the new file.
 
     Attributes:
-        records: the records; of a queue that is not durable only those that were on disk.
-        after: the row of the old file before the first of the backlog.
-        through: the last row of the backlog.
+        records: the records; for a queue that is not durable, only those that were on disk.
+        after: the row in the old file before the first row of the backlog.
+        through: the last row of the backlog in the old file.
         rows: the rows of the records in the new file.
     """
 
@@ -191,8 +193,8 @@ class Rebuilt:
     Attributes:
         quarantined: the new path of the old file; None if it was gone.
         database: the new file.
-        recovered: how many records of the old file it has.
-        lost: how many records of the old file it lacks, by queue; only for queues whose old contents were not read before.
+        recovered: how many records of the old file are in the new one.
+        lost: how many are not, by queue; only for queues whose contents in the old file were not known.
     """
 
     quarantined: Path | None
@@ -202,10 +204,10 @@ class Rebuilt:
 
 
 def rebuild(path: Path, connect: Connect, in_flight: Mapping[str, InFlightRows]) -> Rebuilt:
-    """Quarantine a file, and make a new one of what is in flight and what is readable of the backlog.
+    """Quarantine a file, and make a new one from the records in flight and the readable records of the backlog.
 
     Raises:
-        JournalError: it cannot be renamed, or the new one cannot be made; the old one is where it was.
+        JournalError: the file cannot be renamed, or the new one cannot be made. The old file is at its path again.
     """
     quarantined = quarantine(path)
     try:

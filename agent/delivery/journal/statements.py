@@ -1,4 +1,4 @@
-"""The journal's SQL statements: records as rows with a checksum, and the changes that a transaction is made of."""
+"""The journal's SQL statements: rows with a checksum for records, and the changes that make up a transaction."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from agent.model.record import OVERHEAD_BYTES, EncodedRecord, RecordState, State
 
 
 def record_of(row: Sequence[object]) -> EncodedRecord | None:
-    """Return the record of a row; None if the row is not what was written."""
+    """Return the record of a row; None if the row differs from what was written."""
     number, record_id, key, record_type, time_ns, crc, body = row
     if not (isinstance(number, int) and isinstance(time_ns, int) and isinstance(crc, int) and isinstance(body, bytes)):
         return None
@@ -42,10 +42,10 @@ Change = Callable[[sqlite3.Connection], None]
 """A part of a transaction."""
 
 MAX_STATEMENT_BYTES = 1 << 20
-"""Limit of what is bound to a statement with several rows; sqlite3's cache of statements holds on to it."""
+"""Limit of the bytes bound to a statement with several rows. sqlite3's statement cache keeps them in memory."""
 MAX_ROWS = 64
-"""Rows that one statement writes. For each statement SQLite's thread releases the GIL and waits for it again, up to 5 ms beside a busy
-event loop; and a statement has its own cost too."""
+"""Rows that one statement writes. Each statement costs time: SQLite's thread releases the GIL and, beside a busy event loop, waits up to
+5 ms to get it back."""
 _INSERT = "INSERT INTO records (queue, id, key, type, time_ns, crc, body) VALUES "
 _ROW = "(?, ?, ?, ?, ?, ?, ?)"
 
@@ -64,7 +64,7 @@ def insert(queue: str, records: Sequence[EncodedRecord], rows: list[int]) -> Cha
         size = MAX_ROWS
         while len(rows) < len(records):
             while size > len(records) - len(rows):
-                size //= 2  # so that there are few different statements, which are prepared once
+                size //= 2  # few sizes make few different statements, and each is prepared only once
             chunk = records[len(rows) : len(rows) + size]
             if size > 1 and size_of(chunk) > MAX_STATEMENT_BYTES:
                 size, chunk = 1, chunk[:1]
@@ -80,12 +80,12 @@ def insert(queue: str, records: Sequence[EncodedRecord], rows: list[int]) -> Cha
 
 
 def delete(queue: str, after: int, through: int) -> Change:
-    """Delete a queue's rows after one row, up to and including another."""
+    """Delete a queue's rows after the row `after`, up to and including the row `through`."""
     return lambda db: _run(db, "DELETE FROM records WHERE queue = ? AND row > ? AND row <= ?", (queue, after, through))
 
 
 def insert_dead_letter(reason: str, record: EncodedRecord, limit: int) -> Change:
-    """Add a dead letter; the newest `limit` of them are kept."""
+    """Add a dead letter, and keep only the newest `limit` dead letters."""
 
     def change(db: sqlite3.Connection) -> None:
         db.execute(
@@ -105,7 +105,7 @@ def drop_oldest(queue: str, size: int, after: int, through: int, dropped: QueueC
         size: how many bytes to delete, at least.
         after: the row before the first that may be deleted.
         through: the last row that may be deleted.
-        dropped: receives what was deleted.
+        dropped: receives a summary of the deleted rows.
         last_row: receives the last deleted row, if any.
     """
 

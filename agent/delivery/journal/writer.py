@@ -1,8 +1,8 @@
-"""The journal of all queues: opens its file, writes in groups, reads back, and copes with whatever the disk does.
+"""The journal of all queues: opens its file, writes records in groups, reads them back, and handles failures of the disk.
 
-One thread does all of SQLite's work. While it commits one transaction, new records wait for the next one: a single event costs one fsync,
-and so do a thousand events at once. A damaged file is quarantined, and what is readable of it is copied into a new one. A disk that fails
-or is full leaves the queues with memory alone until it works again.
+One thread makes all calls to SQLite. While it commits a transaction, new records wait for the next one: a single event costs one fsync,
+and a thousand events at once cost one fsync too. A damaged file is quarantined, and its readable records are copied into a new file.
+While the disk fails or is full, the queues are in memory only.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class Journal:
-    """One file for several queues. `run` does the work; while the file is not open, the queues have memory alone."""
+    """One file for several queues. `run` does the work. While the file is not open, the queues are in memory only."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Journal:
         self.commits = 0
         """Transactions since the start."""
         self.notes: dict[str, Any] = {}
-        """Values of the notes of earlier runs, by name, as they were when the file was opened."""
+        """Values of the notes in the file when it was opened, by name."""
         self.opened = asyncio.Event()
         """Set after the first attempt to open the file, whether it succeeded or not."""
         self._queues = queues
@@ -73,7 +73,7 @@ class Journal:
         self._dirty = asyncio.Event()
         self._stored_drops: object = None
         self._identity = ""
-        self._file_lock = asyncio.Lock()  # the queues' rows change only while one operation on the file is under way
+        self._file_lock = asyncio.Lock()  # one operation on the file at a time, because each changes the queues' rows
         self._read_error: JournalError | None = None
         self._stopping = asyncio.Event()
         self._worked_at = time.monotonic()
@@ -82,10 +82,10 @@ class Journal:
             queue.dirty = self._dirty
 
     def silent_seconds(self, now: float) -> float:
-        """Return how long the disk has left a call unanswered, by time.monotonic; 0 if no call is under way."""
+        """Return how long the current call to the disk has taken, by time.monotonic; 0 if no call is under way."""
         return now - self._called_at if self._called_at is not None else 0.0
 
-    # For those who use the queues.
+    # For the users of the queues.
 
     def dead_letter(self, reason: str, records: Sequence[EncodedRecord]) -> None:
         """Store rejected records for the operator."""
@@ -93,20 +93,20 @@ class Journal:
         self._dirty.set()
 
     async def persist_note(self, note: StateNote) -> None:
-        """Store a note and wait until it is on disk. The caller bounds the wait."""
+        """Store a note and wait until it is on disk. There is no deadline: the caller sets one."""
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._notes.append((note, stored))
         self._dirty.set()
         await stored
 
     async def fetch(self, queue: RecordQueue, records: int, size: int) -> None:
-        """Read the oldest of a queue's backlog and move it into flight; or wait, and leave it for the next call.
+        """Read the oldest records of a queue's backlog and put them in flight. If the file cannot be read now, wait for the next attempt.
 
-        A file that turns out to be damaged is quarantined, and the backlog becomes what was readable of it. A file that stays unreadable
-        is not waited for: what is in memory is delivered, and what is on disk after the next start.
+        `run` quarantines a file that is damaged; the backlog then has its readable records. If the file stays unreadable for
+        `read_patience`, the records in memory are delivered now, and those on disk after the next start.
 
         Args:
-            queue: the queue; nothing of it is in flight.
+            queue: the queue; none of its records is in flight.
             records: how many to read at most.
             size: bytes of bodies to read at most.
         """
@@ -123,7 +123,7 @@ class Journal:
                     return
         if self._database is None and time.monotonic() - self._worked_at > self._timings.read_patience:
             _log.error(
-                "journal %s: its records are delivered after the next start: not readable: %s", self.path, self.error
+                "journal %s: cannot be read: %s; its records stay on disk until the next start", self.path, self.error
             )
             queue.skip_backlog()
             return
@@ -135,7 +135,7 @@ class Journal:
         self._dirty.set()
 
     async def finish(self) -> None:
-        """Write all that is in memory, after `run` has returned: the agent stops. A disk that fails gets one retry."""
+        """Write all records in memory when the agent stops, after `run` has returned. If the disk fails, retry once."""
         for _ in range(2):
             if self._database is None:
                 await self._try_to_open()
@@ -155,7 +155,7 @@ class Journal:
         self.release()
 
     def release(self) -> None:
-        """Release the lock, and the thread as soon as its call returns."""
+        """Release the lock, and end the thread once its current call returns."""
         self._thread.shutdown(wait=False)
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
@@ -164,7 +164,7 @@ class Journal:
     # Writing.
 
     async def run(self) -> None:
-        """Open the file, then write and delete what the queues have, until `stop`. Cancelling is for a disk that hangs."""
+        """Open the file, then write the queues' records and delete the delivered ones, until `stop`. Cancel it only if the disk hangs."""
         while not self._stopping.is_set():
             async with self._file_lock:
                 if self._database is None:
@@ -185,7 +185,7 @@ class Journal:
                 self._dirty.set()
 
     async def _pause(self) -> None:
-        """Wait before the disk is tried again."""
+        """Wait before the next attempt to use the disk."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._timings.journal_retry):
                 await self._stopping.wait()
@@ -197,7 +197,7 @@ class Journal:
         return self._has_writes() or self._read_error is not None or self._stopping.is_set()
 
     async def _wait_for_batch(self) -> None:
-        """Wait for something to write when there is only something to delete, so that both share a transaction."""
+        """Delay deletions by `delete_delay`, or until there are records to write, so that both share a transaction."""
         self._dirty.clear()
         try:
             async with asyncio.timeout(self._timings.delete_delay):
@@ -208,7 +208,7 @@ class Journal:
             return
 
     async def _write(self, database: JournalDatabase) -> bool:
-        """Commit one transaction of all that waits to be written or deleted; return whether it is on disk."""
+        """Commit all waiting writes and deletions in one transaction; return whether it is on disk."""
         async with self._file_lock:
             return await self._write_locked(database)
 
@@ -255,10 +255,10 @@ class Journal:
         """Return which delivered rows can be deleted, by queue."""
         return {queue.name: deletion for queue in self._queues if (deletion := queue.backlog.deletion()) is not None}
 
-    # Opening the file, and handling what a disk does to it.
+    # Opening the file, and handling its failures.
 
     async def _try_to_open(self) -> None:
-        """Open the file; quarantine a damaged one, and start a new one with what is readable of it."""
+        """Open the file. If it is damaged, quarantine it and start a new one with its readable records."""
         try:
             self._lock()
             opened = await self._in_thread(JournalDatabase, self.path, self._connect)
@@ -273,7 +273,7 @@ class Journal:
             self._mark_failed(f"{self.path.parent}: {error.strerror}")
 
     async def _adopt(self, opened: JournalDatabase, in_flight: Mapping[str, InFlightRows] | None = None) -> None:
-        """Use another file than before, and give its contents to the queues."""
+        """Use a new or newly opened file, and give its contents to the queues."""
         contents = [await self._in_thread(opened.contents, queue.name) for queue in self._queues]
         self.notes = await self._in_thread(opened.notes)
         self._drops.load(self.notes.pop(UNREPORTED_DROPS, None))
@@ -309,13 +309,13 @@ class Journal:
 
     def _mark_failed(self, error: str) -> None:
         if error != self.error:
-            _log.error("journal: records are kept in memory only: %s", error)
+            _log.error("journal %s; records are kept in memory only", error)
         self.error = error
         for queue in self._queues:
             queue.write_failed(has_journal=False)
 
     async def _handle(self, error: JournalError) -> None:
-        """Handle a failure: make room on a full disk, close a file that may work later, quarantine a damaged one."""
+        """Handle a failure: make room on a full disk, quarantine a damaged file, and close any other file until the next attempt."""
         self._mark_failed(f"{self.path}: {error}")
         opened, self._read_error = self._database, None
         if error.fault is JournalFault.FULL and opened is not None:
@@ -328,7 +328,7 @@ class Journal:
             await self._replace()
 
     async def _make_room(self, opened: JournalDatabase) -> None:
-        """On a full disk, drop a part of the least valuable records: SQLite reuses the pages inside the file."""
+        """On a full disk, drop a part of the samples, the least valuable records: SQLite reuses their pages in the file."""
         surpluses = [
             Surplus(queue, queue.backlog.stored.bytes // 4)
             for queue in self._queues
@@ -348,7 +348,7 @@ class Journal:
             queue.write_committed((), deletions.get(queue.name))
 
     async def _replace(self) -> None:
-        """Quarantine a damaged file, and start a new one with what is readable of it."""
+        """Quarantine a damaged file, and start a new one with its readable records."""
         in_flight = {queue.name: InFlightRows.of(queue, known=bool(self._identity)) for queue in self._queues}
         try:
             rebuilt = await self._in_thread(recovery.rebuild, self.path, self._connect, in_flight)
@@ -358,7 +358,7 @@ class Journal:
         if rebuilt.quarantined is not None:
             self.quarantined += 1
             _log.error(
-                "journal %s: damaged file quarantined as %s: %d of its records are readable",
+                "journal %s: damaged; renamed to %s; %d records recovered",
                 self.path,
                 rebuilt.quarantined.name,
                 rebuilt.recovered,
@@ -372,13 +372,13 @@ class Journal:
             await self._in_thread(rebuilt.database.close)
 
     async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
-        """Call the disk; while it hangs, the queues deliver without it."""
+        """Make a call to the disk in the journal's thread. While the disk hangs, the queues deliver without the journal."""
         self._called_at = time.monotonic()
         running = asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
         try:
             done, _ = await asyncio.wait({running}, timeout=self._timings.journal_hang)
             if not done:
-                _log.warning("journal %s: alerts are delivered before they are journaled: the disk hangs", self.path)
+                _log.warning("journal %s: the disk hangs: alerts no longer wait for the journal", self.path)
                 for queue in self._queues:
                     queue.journal_suspended()
             result = await running

@@ -1,1 +1,1 @@
-"""Alerts made of events and samples: what fires, what resolves it, and the write thresholds that detect it."""
+"""Alerts that events and samples fire and resolve, and the write thresholds that detect a filling disk."""

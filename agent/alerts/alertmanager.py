@@ -1,6 +1,6 @@
 """Client of Prometheus' Alertmanager, API v2. It sends as Prometheus does: firing alerts repeatedly, resolved ones for a while.
 
-Alertmanager resolves an alert that is not sent again before its `endsAt`. An agent that dies therefore leaves no alert firing for ever.
+Alertmanager resolves an alert that is not sent again before its `endsAt`. So the alerts of an agent that dies do not fire for ever.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ REQUEST_SECONDS = 10.0
 RESOLVED_SECONDS = 900.0
 """How long a resolved alert is sent; Prometheus uses the same time (rules/alerting.go: resolvedRetention)."""
 ENDS_AFTER_INTERVALS = 4
-"""A firing alert's `endsAt` lies this many resend intervals ahead."""
+"""A firing alert's `endsAt` is this many resend intervals in the future."""
 
 
 class AlertmanagerClient:
@@ -61,7 +61,9 @@ class AlertmanagerClient:
             while True:
                 changed.clear()
                 alerts = self.compose(store, time.time())
-                if alerts or self.error is not None:  # an empty request finds out whether a failure is over
+                if (
+                    alerts or self.error is not None
+                ):  # after a failure, an empty request shows whether Alertmanager works again
                     failures = 0 if await self._send(session, alerts) else failures + 1
                 wait = back_off(failures, 1.0, self._resend_seconds) if failures else self._resend_seconds
                 with contextlib.suppress(TimeoutError):
@@ -111,7 +113,7 @@ class AlertmanagerClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as failure:
             error = str(failure).replace(self._url, self.name) or f"no response within {REQUEST_SECONDS:g} s"
         if error is not None and error != self.error:
-            _log.warning("Alertmanager at %s: sending alerts failed: %s", self.name, error)
+            _log.warning("Alertmanager at %s: cannot send alerts: %s", self.name, error)
         self.error = error
         return error is None
 

@@ -1,4 +1,4 @@
-"""Alerts of disks that fill: levels compared at each poll, and QEMU's write thresholds. Pure: it returns records and commands."""
+"""Alerts of disks: levels of usage, QEMU's write thresholds, and corrupt images. Pure: it returns records and commands."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,11 +23,11 @@ PolicyLookup = Callable[[Vm, str], ThresholdPolicy]
 """Returns the config's policy for a VM's disk."""
 
 DeviceSizeLookup = Callable[[Vm, str], int | None]
-"""Returns the size in bytes of the block device that a VM has at a path; None where it is not known."""
+"""Returns the current size in bytes of a VM's block device by its path; None if it is unknown."""
 
 
 class DiskAlerts:
-    """Disk usage, thresholds and their alerts, for all VMs."""
+    """Disk usage, write thresholds, corrupt images, and their alerts, for all VMs."""
 
     def __init__(
         self, store: AlertStore, images: ImageMemory, policy_of: PolicyLookup, size_of: DeviceSizeLookup
@@ -56,9 +56,9 @@ class DiskAlerts:
         now: float,
         time_ns: int,
     ) -> Iterator[Record]:
-        """Process a poll, which has all samples of these families; yield the records of alerts that changed."""
+        """Handle a poll with all samples of these families; yield the records of alerts that changed."""
         layers: dict[str, dict[str, Sample]] = {}
-        if BLOCK_NAMES in families:  # all names that QEMU uses now; those of a finished job are gone
+        if BLOCK_NAMES in families:  # the sample has all current names: it drops those of finished jobs
             named = (sample for sample in samples if sample.family is BLOCK_NAMES)
             state.aliases = {name: sample.subject for sample in named for name in sample.values.get("names", ())}
         for sample in samples:
@@ -79,7 +79,7 @@ class DiskAlerts:
             yield from self._remove_unplugged(state, layers, time_ns)
 
     def space(self, state: VmProcessState) -> list[Sample]:
-        """Return a VM's space samples; the same list as before where nothing changed."""
+        """Return a VM's space samples; the same list object as before if nothing changed."""
         if state.space_changed:
             samples = (space_sample(device, tracker) for device, tracker in state.trackers.items())
             state.space, state.space_changed = [sample for sample in samples if sample is not None], False
@@ -106,12 +106,12 @@ class DiskAlerts:
             self._remember(tracker)
 
     def _remember(self, tracker: ThresholdTracker) -> None:
-        """Store how far an image is written, for the time after QEMU has closed it."""
+        """Remember the highest write to an image, because QEMU forgets it when it closes the image."""
         if tracker.measure == "offset" and not tracker.is_raw:
             self._images.store(tracker.storage.path, tracker.format.size, tracker.offset)
 
     def _set_device_size(self, state: VmProcessState, storage: DiskLayer) -> None:
-        """Set a device's size to what the host's kernel reports, which may have been extended under QEMU."""
+        """Set a device's size to the one that the host's kernel reports: QEMU does not notice an extended device."""
         if storage.driver == "host_device":
             storage.size = self._size_of(state.vm, storage.path) or storage.size
 
@@ -133,7 +133,7 @@ class DiskAlerts:
         self._remember(tracker)
 
     def _remove_unplugged(self, state: VmProcessState, devices: Collection[str], time_ns: int) -> Iterator[Record]:
-        """Remove the disks that are gone, and resolve their alerts, those of an earlier run too."""
+        """Remove the disks that are gone, and resolve their alerts, including those from an earlier run."""
         for device in state.trackers.keys() - set(devices):
             del state.trackers[device]
         gone = [alert for alert in self._store.of_owner(state.owner) if alert.subject not in devices]
@@ -150,7 +150,7 @@ class DiskAlerts:
     def on_threshold_event(
         self, state: VmProcessState, event: Record, qemu: Mapping[str, Any], now_ns: int
     ) -> Iterator[Record]:
-        """Process BLOCK_WRITE_THRESHOLD: an own threshold is a level; another client's is an alert of its own."""
+        """Handle BLOCK_WRITE_THRESHOLD. The agent's own threshold stands for a level; another client's threshold gets a separate alert."""
         node, threshold, exceeded_by = (qemu.get(key) for key in ("node-name", "write-threshold", "amount-exceeded"))
         if not isinstance(node, str) or type(threshold) is not int or type(exceeded_by) is not int:
             return
@@ -164,7 +164,7 @@ class DiskAlerts:
                 yield from self._report(state, device, tracker, crossings, event.time_ns)
                 if node not in tracker.past_nodes:
                     return
-                owner = "agent"  # an image that is no longer on top: something writes to it, such as a commit
+                owner = "agent"  # the image is now a backing file, and something such as a commit writes to it
         yield from self._on_node_threshold(state, event, node, threshold, exceeded_by, owner, now_ns)
 
     def _on_node_threshold(
@@ -194,7 +194,7 @@ class DiskAlerts:
         )
 
     def _locate(self, state: VmProcessState, node: str) -> tuple[str, str, str]:
-        """Return the device, the layer and the path that a node belongs to; the node itself where it is no known disk's."""
+        """Return the device, the layer and the path of a node; the node itself as the device if it belongs to no known disk."""
         device, layer, tracker = state.locate(node)
         if tracker is not None:
             return device, layer, (tracker.storage if layer == "storage" else tracker.format).path
@@ -207,7 +207,7 @@ class DiskAlerts:
         return node, "node", ""
 
     def device_of(self, state: VmProcessState, subject: str, qemu: Mapping[str, Any]) -> tuple[str, bool]:
-        """Return the device that an event is about, by its stable name, and whether it is certain.
+        """Return the stable name of the device that an event is about, and whether the name is certain.
 
         Args:
             state: The process.
@@ -224,13 +224,13 @@ class DiskAlerts:
             device, layer, _ = self._locate(state, name)
             if layer != "node":
                 return device, True
-        # A random node name is no use to a person, and it would be a new label each time.
+        # Leave out a generated node name: it tells an operator nothing, and each one would be a new label.
         return ("" if subject.startswith("#") else subject), isinstance(qemu.get("qom-path"), str)
 
     # Corrupt images.
 
     def image_fields(self, state: VmProcessState, qemu: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what identifies the image that an event is about."""
+        """Return the fields that identify the image of an event."""
         node = qemu.get("node-name")
         if not isinstance(node, str) or not node:
             return {}
@@ -275,9 +275,9 @@ class DiskAlerts:
     # Commands.
 
     def pending_commands(self, state: VmProcessState) -> list[tuple[str, Command]]:
-        """Return the commands that set thresholds now, each with its disk. The thresholds count as set from here on.
+        """Return the commands that set thresholds now, each with its disk. The thresholds count as set from now on.
 
-        A read of a slot is good for one command: another client may have set a threshold since.
+        After a read of a slot, the agent sends one command at most: another client may have set a threshold since the read.
         """
         fresh, state.fresh_slots = state.fresh_slots, EMPTY
         commands = []
@@ -290,10 +290,10 @@ class DiskAlerts:
         return commands
 
     def on_command_done(self, state: VmProcessState, device: str, *, done: bool) -> None:
-        """Process a command's outcome: whether QEMU confirmed it.
+        """Handle the outcome of the command that set the threshold; `done` says whether QEMU confirmed it.
 
-        The level is compared next, because a write may have passed it in the meantime. After a failure the slot is read first: QEMU may
-        have executed the command although its response was lost.
+        After a success, the levels are compared next: a write may have crossed one in the meantime. After a failure, the slot is read
+        next: QEMU may have executed the command although its response was lost.
         """
         if device in state.trackers:
             state.trackers[device].on_command_done(done=done)

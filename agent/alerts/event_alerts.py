@@ -29,7 +29,7 @@ class EventAlerts:
         self._run_states = run_states
 
     def on_event(self, state: VmProcessState, event: Record, name: str, now_ns: int) -> Iterator[Record]:
-        """Process an event; `name` is QEMU's name of it."""
+        """Handle an event; `name` is its name in QEMU."""
         data = event.data["qemu"]
         if name in RUN_STATE_EVENTS:
             yield from self._run_states.on_event(state, name, event.time_ns)
@@ -45,7 +45,7 @@ class EventAlerts:
     def _on_rule(
         self, state: VmProcessState, rule: EventRule, event: Record, data: Mapping[str, Any], now_ns: int
     ) -> Iterator[Record]:
-        """Fire a rule's alert, unless the guest is known to have run since."""
+        """Fire a rule's alert, unless the guest has certainly run after the event."""
         if rule.status and state.run.has_run_since(event.time_ns):
             return
         device, located = self._disks.device_of(state, event.subject, data)
@@ -78,7 +78,7 @@ class EventAlerts:
         yield from self._store.fire(state.alert(rule.alert, device, rule.severity, event.time_ns, fields, **more))
 
     def on_jobs(self, state: VmProcessState, samples: Iterable[Sample], time_ns: int, now_ns: int) -> Iterator[Record]:
-        """Fire an alert for each job that is newly found to have failed."""
+        """Fire an alert for each job whose failure was not reported yet."""
         failed = {sample.subject: sample for sample in samples if sample.values.get("error")}
         known, state.failed_jobs = state.failed_jobs, frozenset(failed)
         for job in sorted(failed.keys() - known):

@@ -1,7 +1,7 @@
-"""Known state of disk images, by path. Pure.
+"""The highest write to each disk image, by path. Pure.
 
-QEMU counts the highest write to an image from 0 whenever it opens the image. The state seen before outlives a power cycle of the VM, an
-unplugged disk and a restart of the agent, because the image keeps what was written.
+QEMU counts the highest write from 0 again whenever it opens an image, although the image keeps its data. The agent therefore remembers
+it, across a power cycle of the VM, an unplugged disk and a restart of the agent.
 """
 
 from collections.abc import Iterator
@@ -11,19 +11,19 @@ from typing import Any
 from agent.alerts.levels import MAX_BYTES
 
 MAX_IMAGES = 16384
-"""Images that are remembered; past it, the one that was seen longest ago is forgotten."""
+"""Number of images that are remembered. Beyond it, the image seen longest ago is forgotten."""
 PERSIST_SHARE = 256
-"""An image is persisted again when it was written further by its size divided by this."""
+"""An image is persisted again when its highest write has grown by more than its size divided by this number."""
 
 
 @dataclass(slots=True)
 class ImageState:
-    """An image.
+    """The highest write to an image.
 
     Attributes:
-        size: Its virtual size, in bytes. Another size at the same path is another image.
-        offset: End of the highest write ever seen.
-        persisted: The offset in its note; 0 where there is none.
+        size: The image's virtual size, in bytes. Another size at the same path is another image.
+        offset: End of the highest write ever seen, in bytes.
+        persisted: The offset in the image's note; 0 if there is no note.
     """
 
     size: int
@@ -39,7 +39,7 @@ class ImageMemory:
         self._forgotten: list[str] = []
 
     def recall(self, path: str, size: int) -> int:
-        """Return the end of the highest write ever seen to an image; 0 where nothing is known of it."""
+        """Return the end of the highest write ever seen to an image; 0 if the image is unknown."""
         image = self._images.get(path)
         return image.offset if image is not None and image.size == size else 0
 
@@ -58,7 +58,7 @@ class ImageMemory:
                 self._forgotten.append(oldest)
 
     def notes_due(self) -> Iterator[tuple[str, Any]]:
-        """Yield the path and the note of each image that has to be persisted now; None removes a note."""
+        """Yield the path and the note of each image whose note has to be stored now; None instead of a note deletes the stored one."""
         forgotten, self._forgotten = self._forgotten, []
         yield from ((path, None) for path in forgotten)
         for path, image in self._images.items():

@@ -1,7 +1,7 @@
-"""Alert levels of a disk, as the config has them. Pure.
+"""Alert levels of a disk, as written in the config. Pure.
 
-A level is exceeded when more bytes than it are used. QEMU's own threshold fires likewise: when a write ends beyond it, not at it
-(block/write-threshold.c).
+A level is exceeded when usage is above it, not when usage equals it. QEMU's write thresholds work in the same way: they fire when a write
+ends beyond them (block/write-threshold.c).
 """
 
 import re
@@ -30,7 +30,7 @@ class Level:
     free: int | None = None
 
     def bytes_of(self, limit: int) -> int:
-        """Return the bytes in use above which it is exceeded on a disk of `limit` bytes; may lie outside the disk."""
+        """Return the usage in bytes above which the level is exceeded on a disk of `limit` bytes. It may be outside the disk's size."""
         if self.percent is not None:
             return int(limit * self.percent / 100)
         return self.used if self.used is not None else limit - (self.free or 0)
@@ -61,7 +61,7 @@ class ResolvedLevel:
 
     Attributes:
         text: The level as the config has it.
-        bytes: The bytes in use above which the level is exceeded.
+        bytes: The usage in bytes above which the level is exceeded.
     """
 
     text: str
@@ -69,6 +69,6 @@ class ResolvedLevel:
 
 
 def resolve_levels(levels: Sequence[Level], limit: int) -> tuple[ResolvedLevel, ...]:
-    """Resolve levels on a disk of `limit` bytes, the lowest first. Levels that lie outside the disk are left out."""
+    """Resolve levels on a disk of `limit` bytes, the lowest first. Leave out levels outside the disk's size."""
     text_of = {level.bytes_of(limit): level.text for level in levels}
     return tuple(ResolvedLevel(text_of[size], size) for size in sorted(text_of) if 0 < size < min(limit, MAX_BYTES))

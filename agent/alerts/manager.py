@@ -1,7 +1,7 @@
 """Alerts of all VMs: write thresholds, severe events and run states, in one store.
 
-Pure: it returns the records to send and the commands to execute. Each record comes with the state that has to outlive the agent, to be
-written in one transaction with it. Wherever the agent is killed, each alert is therefore emitted exactly once.
+Pure: it returns the records to send and the commands to execute. With each record it returns the state that has to survive a restart.
+The journal stores both in one transaction. So each alert is emitted exactly once, whenever the agent is killed.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ IMAGE_PREFIX = "images/"
 """Prefix of the names of image notes; the image's path follows."""
 
 Note = tuple[str, Any]
-"""The name and the JSON value of what outlives the agent; None as the value removes it."""
+"""The name and the JSON value of a note that survives a restart of the agent. The value None deletes the stored note."""
 
 AWAY_SECONDS = 60.0
 """How long the alerts of a detached VM are kept. Its agent or its monitor may just be restarting."""
@@ -41,8 +41,8 @@ class PendingAlert:
 
     Attributes:
         record: The record.
-        note: The state note to persist in one transaction with it, as of the moment of this record. Each of several records has a note
-            of its own, so that no alert counts as emitted before it is on disk.
+        note: The state note to persist in one transaction with the record. It has the state right after this record, so that no alert
+            counts as emitted before its record is on disk.
     """
 
     record: Record
@@ -106,7 +106,7 @@ class AlertManager:
             self.store.restore(vm, state.owner, process.get("firing"))
 
     def state_note(self, uuid: str) -> Note:
-        """Return a VM's state note; its value is None where there is no state."""
+        """Return a VM's state note; its value is None if there is no state."""
         processes = [self._process_note(state) for state in self._processes.of_uuid(uuid)]
         has_state = any(process["disks"] or process["firing"] for process in processes)
         (self._persisted.add if has_state else self._persisted.discard)(uuid)
@@ -119,7 +119,7 @@ class AlertManager:
         return {**about, "disks": disks, "firing": self.store.to_note(state.owner)}
 
     def notes_due(self) -> list[Note]:
-        """Return the notes to persist now: those of images that were written further, and of VMs that are gone."""
+        """Return the notes to persist now: those of images that grew, and those of VMs that are gone."""
         stale = sorted(uuid for uuid in self._persisted if uuid not in self._processes)
         images = [(IMAGE_PREFIX + path, note) for path, note in self._images.notes_due()]
         return [*(self.state_note(uuid) for uuid in stale), *images]
@@ -127,7 +127,7 @@ class AlertManager:
     # Lifecycle.
 
     def on_attached(self, vm: Vm, time_ns: int = 0, pid: int | None = None) -> list[PendingAlert]:
-        """Process that a VM is attached, whose process is `pid` where that is known."""
+        """Handle a VM that is attached; `pid` is its process, None if unknown."""
         state = self._processes.attach(vm, pid)
         self._expect_changes(state)
         if state.restored_disks and state.is_active:
@@ -136,7 +136,7 @@ class AlertManager:
         return self._with_notes(self._switch_primary(vm.uuid, time_ns))
 
     def on_gone(self, vm: Vm, now: float, *, for_good: bool, time_ns: int = 0) -> list[PendingAlert]:
-        """Process that a VM is detached. Unless `for_good`, its alerts are kept for `AWAY_SECONDS`."""
+        """Handle a VM that is detached. Unless it is `for_good`, keep its alerts for `AWAY_SECONDS`."""
         state = self._processes.attached(vm)
         if state is None:
             return []
@@ -144,14 +144,14 @@ class AlertManager:
         return self._with_notes(self._switch_primary(vm.uuid, time_ns))
 
     def _switch_primary(self, uuid: str, time_ns: int) -> Iterator[Record]:
-        """Make another process the primary of a UUID where that is due."""
+        """Make another process the primary of a UUID if it has to take over."""
         successor = self._processes.successor(uuid)
         if successor is None:
             return
         primary = self._processes.of_uuid(uuid)[0]
         alerts = self.store.of_owner(primary.owner)
         has_ended = self._processes.has_ended(primary, successor)
-        inherits = not successor.is_active  # a VM that runs beside the primary has disks of its own
+        inherits = not successor.is_active  # a VM that runs beside the primary has its own disks
         kept = [
             alert
             for alert in alerts
@@ -173,7 +173,10 @@ class AlertManager:
             self._processes.remove(primary)
 
     def _expect_changes(self, state: VmProcessState) -> None:
-        """Note that events were missed: a poll of a running guest now resolves what stopped it before."""
+        """Allow polls to resolve older alerts: the events that resolve them may have been missed while the VM was detached.
+
+        Until the guest is polled as running, it counts as stopped since the newest evidence of its alerts.
+        """
         seen_ns = (alert.seen_ns for alert in self.store.of_owner(state.owner))
         state.run.stopped_ns = max([state.run.stopped_ns, *seen_ns])
 
@@ -183,7 +186,7 @@ class AlertManager:
             tracker.restore(note)
 
     def tick(self, now: float, now_ns: int) -> list[PendingAlert]:
-        """Process the passing of time. Call it about once a second.
+        """Fire and resolve the alerts that depend on time. Call it about once a second.
 
         Args:
             now: Monotonic time in seconds.
@@ -206,7 +209,7 @@ class AlertManager:
             yield from self._check_clash(uuid, now_ns)
 
     def _check_clash(self, uuid: str, now_ns: int) -> Iterator[Record]:
-        """Report that several running VMs have one UUID, or that they no longer do."""
+        """Fire the alert that several running VMs have one UUID, or resolve it."""
         states = self._processes.of_uuid(uuid)
         clashing = self._processes.clashes(uuid)
         for state in states[1:]:
@@ -228,9 +231,9 @@ class AlertManager:
     # Events and samples.
 
     def on_event(self, event: Record, name: str, now_ns: int) -> list[PendingAlert]:
-        """Process an event at the moment it is read; `name` is QEMU's name of it."""
+        """Handle an event as soon as it is read; `name` is its name in QEMU."""
         if name not in HANDLED_EVENTS and name not in self.store.resolving_events:
-            return []  # most events, and in a flood all of them
+            return []  # the fast path of most events, and of all events in a flood
         state = self._processes.attached(event.vm)
         if state is None:
             return []
@@ -240,7 +243,7 @@ class AlertManager:
         return records + self._with_notes(self._switch_primary(event.vm.uuid, event.time_ns))
 
     def on_run_state(self, vm: Vm, time_ns: int, *, running: bool, status: str = "") -> list[PendingAlert]:
-        """Process a poll of the run state that was sent at `time_ns`."""
+        """Handle a poll of the run state; its query was sent at `time_ns`."""
         state = self._processes.attached(vm)
         if state is None:
             return []
@@ -248,22 +251,22 @@ class AlertManager:
         return records + self._with_notes(self._switch_primary(vm.uuid, time_ns))
 
     def on_migration(self, vm: Vm, status: str, time_ns: int) -> list[PendingAlert]:
-        """Process a migration status that was polled at `time_ns`."""
+        """Handle a migration status that was polled at `time_ns`."""
         state = self._processes.attached(vm)
         return self._with_notes(self._run_states.on_migration(state, status, time_ns)) if state is not None else []
 
     def on_jobs(self, vm: Vm, samples: Iterable[Sample], time_ns: int, now_ns: int) -> list[PendingAlert]:
-        """Process a poll of the jobs, which has all samples of jobs."""
+        """Handle a poll of the jobs with the samples of all jobs."""
         state = self._processes.attached(vm)
         return self._with_notes(self._events.on_jobs(state, samples, time_ns, now_ns)) if state is not None else []
 
     def on_samples(
         self, vm: Vm, samples: Sequence[Sample], now: float, time_ns: int, *, families: Collection[Family] = ()
     ) -> tuple[list[PendingAlert], list[Sample]]:
-        """Process a poll of disks, which has all samples of these families.
+        """Handle a poll of disks with all samples of these families.
 
         Returns:
-            The alert records to send, and the VM's space samples: the same list as before where nothing changed.
+            The alert records to send, and the VM's space samples: the same list object as before if nothing changed.
         """
         state = self._processes.attached(vm)
         if state is None:
@@ -284,13 +287,13 @@ class AlertManager:
         return state if state is not None and state.is_active else None
 
     def levels(self, vm: Vm, device: str) -> tuple[ResolvedLevel, ...]:
-        """Return the levels of a VM's disk, the lowest first; none where the policy is off or the disk is not thin."""
+        """Return the levels of a VM's disk, the lowest first; none if the policy is off or the disk is not thin."""
         state = self._active(vm)
         tracker = state.trackers.get(device) if state is not None else None
         return tracker.levels if tracker is not None else ()
 
     def refreshes_due(self, vm: Vm) -> frozenset[str]:
-        """Return the collectors that have to run now, and clear them."""
+        """Return the collectors that have to run now, and clear the set."""
         state = self._processes.attached(vm)
         if state is None:
             return EMPTY
@@ -298,12 +301,12 @@ class AlertManager:
         return due
 
     def pending_commands(self, vm: Vm) -> list[tuple[str, Command]]:
-        """Return the commands that set thresholds now, each with its disk. `state_note` then has these thresholds as set."""
+        """Return the commands that set thresholds now, each with its disk. From now on, `state_note` shows these thresholds as set."""
         state = self._active(vm)
         return self._disks.pending_commands(state) if state is not None else []
 
     def on_command_done(self, vm: Vm, device: str, *, done: bool) -> None:
-        """Process a command's outcome: whether QEMU confirmed it."""
+        """Handle the outcome of the command that set the threshold; `done` says whether QEMU confirmed it."""
         state = self._active(vm)
         if state is not None:
             self._disks.on_command_done(state, device, done=done)
@@ -316,5 +319,5 @@ def _survives(alert: Alert, before: VmProcessState, *, has_ended: bool) -> bool:
     if has_ended:
         return False
     if before.gone_at is not None:
-        return True  # it may be the same process, reached over another monitor: its run state decides
-    return not alert.status  # a guest that stood is gone, or it runs in another process now
+        return True  # it may be the same process on another monitor: its run state decides
+    return not alert.status  # the stopped guest is gone, or it runs in another process now

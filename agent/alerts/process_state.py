@@ -11,7 +11,7 @@ from agent.model.family import Sample
 from agent.model.record import Severity, Vm
 
 EMPTY: frozenset[str] = frozenset()
-"""The one empty set that all states share; each would take 216 bytes."""
+"""An empty set that all states share: separate ones would take 216 bytes each."""
 
 
 @dataclass(eq=False, slots=True)
@@ -19,28 +19,28 @@ class VmProcessState:
     """A process that is attached, or was a short time ago.
 
     Attributes:
-        vm: The VM, as the monitor that it is attached through names it.
-        pid: The process; None where it is not known.
+        vm: The VM, with the monitor through which it is attached.
+        pid: The process id; None if it is unknown.
         owner: Number that identifies the process in the alert store.
-        instance: Part of its alerts' fingerprints: empty, or the monitor where another process with its UUID was attached before.
+        instance: Part of its alerts' fingerprints: its monitor if another process with the same UUID was attached first, else empty.
         run: Its run state.
-        is_active: Whether its disks are evaluated: a migration destination's are not before it runs.
+        is_active: Whether its disks are evaluated. Those of a migration's destination are not, until the destination runs.
         trackers: Usage of its disks, by device.
         restored_disks: Disk notes of an earlier run, by device, until the VM is attached.
         offsets: End of the highest write, by storage node.
-        aliases: Devices by their other names: QOM paths, backends, and nodes, including the filters of jobs.
-        layers: Device, layer and path by the names of the nodes of disks' layers.
+        aliases: Devices by their other names: QOM paths, backends and nodes, including the filter nodes of jobs.
+        layers: Device, layer and path, by the node of each layer of a disk.
         io_status: `io-status` of its devices, as polled at `io_status_ns`.
-        io_errors_ns: Time of the oldest I/O error that stopped the guest and whose disk is not known yet; 0 where there is none.
-        io_error_full: Whether that error was a lack of space, as its event said.
+        io_errors_ns: Time of the oldest I/O error that stopped the guest and whose disk is not known yet; 0 if there is none.
+        io_error_full: Whether the cause of that error was a lack of space, according to its event.
         failed_jobs: Jobs whose failure was reported.
         migration_ns: Time of the newest migration status.
         refreshes: Collectors that are due now.
-        fresh_slots: Disks whose slot was read, and nothing has happened to it since.
+        fresh_slots: Disks whose threshold slot was read, and for which no command or event followed.
         has_run_state: Whether its run state was polled since it was attached.
         gone_at: Monotonic time at which it was detached; None while it is attached.
         gone_for_good: Whether it shut down or migrated away.
-        space: Its space samples as returned last.
+        space: Its space samples, as returned last.
         space_changed: Whether `space` may be outdated.
     """
 
@@ -70,7 +70,7 @@ class VmProcessState:
     space_changed: bool = True
 
     def is_process(self, vm: Vm, pid: int | None) -> bool:
-        """Return whether a VM that is attached is this process. Without pids the monitor decides."""
+        """Return whether an attached VM is this process: by pid, or by monitor if a pid is unknown."""
         if pid is not None and self.pid is not None:
             return pid == self.pid
         return vm.monitor == self.vm.monitor and not self.gone_for_good
@@ -78,14 +78,14 @@ class VmProcessState:
     def alert(
         self, name: str, subject: str, severity: Severity, time_ns: int, data: Mapping[str, Any], **more: Any
     ) -> Alert:
-        """Return an alert of this process that begins at this time; `more` are further attributes of it."""
+        """Return an alert of this process that fires since `time_ns`; `more` are further attributes of the alert."""
         level = more.pop("level", "")
         return Alert(
             name, self.vm, subject, level, severity, time_ns, data, owner=self.owner, instance=self.instance, **more
         )
 
     def locate(self, node: str) -> tuple[str, str, ThresholdTracker | None]:
-        """Return the device, the layer and the tracker that a node belongs to; the node itself where it is no known disk's."""
+        """Return the device, the layer and the tracker of a node; the node itself as the device if it belongs to no known disk."""
         for device, tracker in self.trackers.items() if node else ():
             if node == tracker.storage.node:
                 return device, "storage", tracker
@@ -94,6 +94,6 @@ class VmProcessState:
         return node, "node", None
 
     def disk_notes(self) -> dict[str, Any]:
-        """Return the disks' state that has to outlive the agent, by device."""
+        """Return the state of the disks that has to survive a restart of the agent, by device."""
         notes = dict(self.restored_disks)
         return notes | {device: tracker.to_note() for device, tracker in self.trackers.items()}

@@ -1,8 +1,8 @@
 """VM processes by UUID. Pure.
 
-Several processes can have one UUID: the source and the destination of a migration within the host, a VM and its predecessor before a
-restart, or two VMs by mistake (clones). Each process has its own alerts. The first process of a UUID is its primary: it has the alerts
-of the disks, which a successor takes over.
+Several processes can have one UUID: the source and the destination of a migration within the host, a VM before and after a restart, or
+two VMs by mistake (clones). Each process has its own alerts. The first process of a UUID is its primary. It has the alerts of the disks,
+and a successor takes them over.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from agent.alerts.process_state import VmProcessState
 from agent.model.record import Vm
 
 ProcessLookup = Callable[[int], bool]
-"""Returns whether a QEMU process lives."""
+"""Returns whether a QEMU process is alive."""
 
 
 class ProcessRegistry:
@@ -73,10 +73,10 @@ class ProcessRegistry:
             del self._by_uuid[state.vm.uuid]
 
     def successor(self, uuid: str) -> VmProcessState | None:
-        """Return the process that has to become the primary of a UUID now, or None where nothing changes.
+        """Return the process that has to become the primary of a UUID now, or None if nothing changes.
 
-        The destination of a migration becomes the primary when it runs and its source does not. Until then the source writes, and if
-        the migration fails, the source is left. Two VMs with one UUID each keep their own alerts, whichever is paused.
+        The destination of a migration becomes the primary when it runs and its source does not. Until then the source writes to the
+        disks, and it continues if the migration fails. Two VMs with one UUID keep their own alerts, even while one is paused.
         """
         if uuid not in self._by_uuid:
             return None
@@ -93,7 +93,7 @@ class ProcessRegistry:
         return running if has_migrated else None
 
     def has_ended(self, state: VmProcessState, successor: VmProcessState) -> bool:
-        """Return whether a detached process has certainly ended: it said so, or its monitor has another process now."""
+        """Return whether a detached process has certainly ended: it is dead, it reported its end, or its monitor has another process."""
         if state.gone_at is None:
             return False
         is_dead = state.pid is not None and not self._is_alive(state.pid)
@@ -109,18 +109,19 @@ class ProcessRegistry:
         before.instance, state.instance = state.instance or before.vm.monitor, before.instance
 
     def running(self, uuid: str) -> list[VmProcessState]:
-        """Return the attached processes of a UUID that run, as far as is known."""
+        """Return the attached processes of a UUID that are known to run."""
         return [state for state in self.of_uuid(uuid) if state.gone_at is None and state.run.running]
 
     def is_unique(self, uuid: str) -> bool:
-        """Return whether at most one process of a UUID certainly runs: all are attached and were polled."""
+        """Return whether it is certain that at most one process of a UUID runs: all are attached and were polled."""
         known = all(state.has_run_state and state.gone_at is None for state in self.of_uuid(uuid))
         return known and len(self.running(uuid)) < 2
 
     def clashes(self, uuid: str) -> list[VmProcessState]:
-        """Return the processes of a UUID if several of them certainly run at the same time; none otherwise.
+        """Return the processes of a UUID if it is certain that several of them run at the same time; none otherwise.
 
-        Each was seen running after all had begun to run. The source of a migration never is: it stops before its destination runs.
+        It is certain if each was seen running after all had begun to run. A migration never looks so: its source stops before its
+        destination runs.
         """
         running = self.running(uuid)
         begun_ns = max((state.run.running_since_ns for state in running), default=0)

@@ -1,4 +1,4 @@
-"""Rules that make alerts of events and of run states: the condition, the severity, and what resolves the alert."""
+"""Rules for alerts of events and run states: the condition, the severity, and the events that resolve the alert."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ class EventRule:
         event: QEMU's name of the event.
         alert: The alert's name.
         severity: The alert's severity.
-        help: The alert's text for people, one sentence.
+        help: Text of the alert for the operator, one sentence.
         when: Whether an event with this data fires the alert.
-        status: The run state that the event leaves the guest in. Such an alert is resolved when the guest runs, and by nothing else.
-            Empty where the guest continues by itself.
+        status: The run state in which the event stops the guest. Such an alert is resolved only when the guest runs again. Empty if the
+            guest continues without help.
         resolved_by: Events that resolve the alert.
-        seconds: How long the alert fires where no event resolves it; None is as long as the process exists.
-        copies: Fields of the event that the alert's record has too.
+        seconds: How long the alert fires if no event resolves it; None means as long as the process exists.
+        copies: Fields of the event that are copied into the alert's record.
     """
 
     event: str
@@ -123,15 +123,15 @@ EVENT_RULES = (
 
 @dataclass(frozen=True, slots=True)
 class RunStateRule:
-    """A rule that fires an alert while the guest stands in a run state. It applies to polls, whatever events arrived.
+    """A rule that fires an alert when polls show the guest in a run state, whether or not an event arrived.
 
     Attributes:
         status: QEMU's RunState.
         alert: The alert's name.
         severity: The alert's severity.
-        help: The alert's text for people, one sentence.
+        help: Text of the alert for the operator, one sentence.
         seconds: How long the guest has to be in this state.
-        after_reset: Whether the rule applies only after the guest was reset or had run: a VM also starts in this state.
+        after_reset: Whether the rule applies only after the guest was reset or has run, because each VM also starts in this state.
     """
 
     status: str
@@ -172,4 +172,4 @@ ALERTS: Mapping[str, str] = {
     "postcopy_paused": POSTCOPY_HELP,
     "uuid_clash": UUID_CLASH_HELP,
 }
-"""The text of each alert but `write_threshold`, by name."""
+"""Text of each alert except `write_threshold`, by name."""

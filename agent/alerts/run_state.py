@@ -1,29 +1,29 @@
-"""Run state of one process, with the time of what is known. Pure.
+"""Run state of one process, with the times of its evidence. Pure.
 
-Events and polls arrive in any order: libvirt passes events over another connection, and QEMU delays some. Each piece of evidence
-therefore counts as of its own time, and older evidence never replaces newer evidence.
+Events and polls arrive in any order: libvirt passes events over another connection, and QEMU delays some events. Each event or poll is
+therefore evidence for its own time, and older evidence never replaces newer evidence.
 """
 
 from dataclasses import dataclass
 
 CLOCK_STEP_NS = 1_000_000_000
-"""Polls arrive in order. One that is older than the last by more than this shows that the clock was set back."""
+"""Polls arrive in order. If a poll is older than the last one by more than this, the clock was set back."""
 STOP_DELAY_NS = 1_000_000_000
 """QEMU emits the event of an error before it stops the guest. Within this time a poll may still report `running`."""
 
 
 @dataclass(slots=True)
 class RunState:
-    """Run state of one process. Times are in nanoseconds since the epoch; 0 is never.
+    """Run state of one process. Times are in nanoseconds since the epoch; 0 means that it never happened.
 
     Attributes:
         running: Whether the guest runs; None until it is known.
         status: QEMU's RunState at the newest poll; empty until then, and after an event that changed it.
         since_ns: When `status` was first polled.
-        resumed_ns: Newest RESUME.
-        stopped_ns: Newest STOP, or newest poll of a guest that did not run.
-        running_ns: Newest poll of a guest that ran.
-        running_since_ns: When it began to run, as far as is known.
+        resumed_ns: Time of the newest RESUME.
+        stopped_ns: Time of the newest STOP, or of the newest poll that found the guest stopped.
+        running_ns: Time of the newest poll that found the guest running.
+        running_since_ns: When the guest began to run, as far as known.
         has_started: Whether the guest ran or was reset before.
         was_incoming: Whether the process waited for an incoming migration.
     """
@@ -41,7 +41,7 @@ class RunState:
     _polled_ns: int = 0
 
     def on_event(self, name: str, time_ns: int) -> None:
-        """Process STOP, RESUME or RESET."""
+        """Handle STOP, RESUME or RESET."""
         self.has_started = True
         if name == "RESET":
             return
@@ -56,7 +56,7 @@ class RunState:
             self._set_running(time_ns, running=running)
 
     def on_poll(self, status: str, time_ns: int, *, running: bool) -> bool:
-        """Process a poll that was sent at `time_ns`; return False if newer evidence is known.
+        """Handle a poll whose query was sent at `time_ns`; return False if newer evidence is known.
 
         Polls arrive in the order in which they were sent.
         """
@@ -79,7 +79,7 @@ class RunState:
         self.running, self._as_of_ns = running, time_ns
 
     def set_back(self, time_ns: int) -> bool:
-        """Return whether the clock was set back, as a poll at `time_ns` shows. No time is later than the poll then."""
+        """Return whether a poll at `time_ns` shows that the clock was set back. If so, limit all times to that of the poll."""
         before, self._polled_ns = self._polled_ns, time_ns
         if time_ns >= before - CLOCK_STEP_NS:
             return False
@@ -88,7 +88,7 @@ class RunState:
         return True
 
     def has_run_since(self, time_ns: int) -> bool:
-        """Return whether the guest certainly ran after an event of this time that stops it."""
+        """Return whether the guest has certainly run after an event that stopped it at `time_ns`."""
         if self.resumed_ns > time_ns:
             return True
         stop_is_known = time_ns <= self.stopped_ns <= self.running_ns

@@ -1,6 +1,6 @@
-"""Alerts of guests that stand against their operator's will. Pure: it returns records.
+"""Alerts of guests that are stopped, but not by their operator. Pure: it returns records.
 
-Such an alert is resolved when the guest runs: by RESUME or by a later poll. A reset, a stop or an older poll never resolves it.
+RESUME or a later poll of a running guest resolves such an alert. A reset, a stop or an older poll never resolves it.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -23,7 +23,7 @@ from agent.model.metrics.block import BLOCK_DEVICE
 from agent.model.record import Record, Severity
 
 IO_STATUS_NS = 2_000_000_000
-"""How long an I/O error waits for query-block to name its disk, before it is reported without one."""
+"""How long the agent waits for query-block to show which disk failed. After that it fires the alert without a disk."""
 
 _IO_ERRORS = {rule.alert: rule for rule in EVENT_RULES if rule.status == "io-error"}
 _FAILED_STATUS = {"nospace": "disk_full", "failed": "io_error_stop"}
@@ -35,7 +35,7 @@ _EVENT_STATUSES = frozenset(rule.status for rule in EVENT_RULES if rule.status)
 
 
 class RunStateAlerts:
-    """Alerts that depend on what a process does, for all VMs."""
+    """Alerts that depend on the run state or the migration of a process, for all VMs."""
 
     def __init__(self, store: AlertStore) -> None:
         self._store = store
@@ -44,13 +44,13 @@ class RunStateAlerts:
         return [alert for alert in self._store.of_owner(state.owner) if alert.status]
 
     def on_event(self, state: VmProcessState, name: str, time_ns: int) -> Iterator[Record]:
-        """Process STOP, RESUME or RESET."""
+        """Handle STOP, RESUME or RESET."""
         state.run.on_event(name, time_ns)
         if name == "RESUME":
             yield from self._on_running(state, time_ns, name)
 
     def _on_running(self, state: VmProcessState, time_ns: int, reason: str) -> Iterator[Record]:
-        """Resolve what the guest has got over; alerts with newer evidence stay."""
+        """Resolve the alerts of a stopped guest, because it runs again. Alerts with newer evidence keep firing."""
         if state.run.has_run_since(state.io_errors_ns):
             state.io_errors_ns = 0
         over = [
@@ -61,7 +61,7 @@ class RunStateAlerts:
         yield from self._store.resolve(over, time_ns, reason)
 
     def on_poll(self, state: VmProcessState, status: str, time_ns: int, *, running: bool) -> Iterator[Record]:
-        """Process a poll of the run state that was sent at `time_ns`."""
+        """Handle a poll of the run state; its query was sent at `time_ns`."""
         if state.run.set_back(time_ns):
             self._store.set_back(state.owner, time_ns)
         if not state.run.on_poll(status, time_ns, running=running):
@@ -100,7 +100,7 @@ class RunStateAlerts:
     # I/O errors.
 
     def on_unlocated_io_error(self, state: VmProcessState, time_ns: int, *, is_full: bool) -> None:
-        """Note an I/O error that stops the guest and names no known disk. query-block's io-status names it."""
+        """Remember an I/O error that stopped the guest on an unknown disk. The `io-status` in query-block shows the disk later."""
         if not state.io_errors_ns or time_ns < state.io_errors_ns:
             state.io_errors_ns = time_ns
         state.io_error_full = is_full
@@ -109,7 +109,7 @@ class RunStateAlerts:
     def on_devices(
         self, state: VmProcessState, samples: Sequence[Sample], families: Collection[Family], time_ns: int
     ) -> Iterator[Record]:
-        """Process a poll of devices, whose io-status says which disk failed."""
+        """Handle a poll of devices; their `io-status` shows which disk failed."""
         if BLOCK_DEVICE in families:
             devices = (sample for sample in samples if sample.family is BLOCK_DEVICE)
             state.io_status = {device.subject: str(device.values.get("io_status", "")) for device in devices}
@@ -119,7 +119,7 @@ class RunStateAlerts:
             yield from self._locate_io_error(state)
 
     def _locate_io_error(self, state: VmProcessState) -> Iterator[Record]:
-        """Fire the alerts of an I/O error whose disks are known now, instead of one without a disk."""
+        """Once io-status shows which disks failed, fire an alert for each, and resolve the alert without a disk."""
         unlocated = [alert for alert in self._standing(state) if alert.status == "io-error" and not alert.subject]
         since_ns = state.io_errors_ns or max((alert.since_ns for alert in unlocated), default=0)
         if not since_ns or state.io_status_ns < max(state.run.ran_ns, since_ns):
@@ -141,8 +141,8 @@ class RunStateAlerts:
         Args:
             state: The process.
             name: The alert's name: `disk_full` or `io_error_stop`.
-            device: The disk; empty where it is not known.
-            time_ns: When it happened, or was polled.
+            device: The disk; empty if it is unknown.
+            time_ns: When the error happened, or was polled.
             detected_by: How it was detected.
             data: Further fields of the alert's record.
         """
@@ -154,7 +154,7 @@ class RunStateAlerts:
     # Time and migrations.
 
     def on_tick(self, state: VmProcessState, now_ns: int) -> Iterator[Record]:
-        """Fire what depends on time, and have the run state of a standing guest polled."""
+        """Fire the alerts that are due at this time, and have the run state polled if the guest has an alert of being stopped."""
         if state.io_errors_ns and now_ns - state.io_errors_ns >= IO_STATUS_NS:
             yield from self._locate_io_error(state)
         if state.io_errors_ns and now_ns - state.io_errors_ns >= IO_STATUS_NS:
@@ -168,13 +168,13 @@ class RunStateAlerts:
             state.refreshes |= {"runstate"}
 
     def _is_due(self, state: VmProcessState, rule: RunStateRule, now_ns: int) -> bool:
-        """Return whether a guest has been in a run state for too long, and nothing else explains why."""
+        """Return whether a guest has been in a run state for too long, and no other alert explains it."""
         if not rule.seconds or state.run.status != rule.status or (rule.after_reset and not state.run.has_started):
             return False
         return now_ns - state.run.since_ns >= rule.seconds * 1e9 and not self._standing(state)
 
     def on_migration(self, state: VmProcessState, status: str, time_ns: int) -> Iterator[Record]:
-        """Process a migration status of an event or a poll."""
+        """Handle a migration status from an event or a poll."""
         if time_ns < state.migration_ns:
             return
         state.migration_ns = time_ns
@@ -187,7 +187,7 @@ class RunStateAlerts:
 
 
 def _is_over(alert: Alert, status: str) -> bool:
-    """Return whether another run state shows that the guest no longer stands for an alert's reason, although it stands now."""
+    """Return whether the run state of a stopped guest shows that it is no longer stopped for an alert's reason."""
     if alert.status == status:
         return False
     return status == "postmigrate" or status in _ENTERED_FROM_RUNNING or alert.name in _TIMED

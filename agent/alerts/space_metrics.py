@@ -9,7 +9,7 @@ from agent.model.metrics.block import BLOCK_SPACE
 
 
 def space_figures(tracker: ThresholdTracker) -> dict[str, Any]:
-    """Return a disk's node, path and usage, and its growth where it is known."""
+    """Return a disk's node, path and usage, and its growth if it is known."""
     figures: dict[str, Any] = {"node": tracker.storage.node, "path": tracker.storage.path, "measure": tracker.measure}
     figures["limit_bytes"] = tracker.limit
     if tracker.is_measured:
@@ -22,7 +22,7 @@ def space_figures(tracker: ThresholdTracker) -> dict[str, Any]:
 
 
 def space_sample(device: str, tracker: ThresholdTracker) -> Sample | None:
-    """Return a disk's usage as a sample, or None where the disk cannot run out of space or the policy is off."""
+    """Return a disk's usage as a sample, or None if the disk cannot run out of space or the policy is off."""
     if not tracker.thin or tracker.policy.mode is ThresholdMode.OFF:
         return None
     values = {key: value for key, value in space_figures(tracker).items() if key not in ("node", "path")}

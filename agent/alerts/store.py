@@ -19,14 +19,14 @@ class Alert:
         name: Its kind, such as `write_threshold`.
         vm: The VM.
         subject: The disk or other device, by its guest-visible name; empty for the VM as a whole.
-        level: The level that was exceeded, as the config has it; empty where there is none.
+        level: The exceeded level, as written in the config; empty if there is none.
         severity: Its severity.
-        since_ns: Since when it fires, in nanoseconds since the epoch.
+        since_ns: When it began to fire, in nanoseconds since the epoch.
         data: Further fields of its record.
-        until_ns: When it is resolved without an event, in nanoseconds since the epoch; 0 is never.
+        until_ns: When it is resolved without an event, in nanoseconds since the epoch; 0 means never.
         resolved_by: Events that resolve it.
-        status: The run state that the guest stands in; the alert is resolved when the guest runs. Empty where the guest may run.
-        owner: The process that it belongs to.
+        status: The run state in which the guest is stopped: the alert is resolved when the guest runs. Empty if the guest may run.
+        owner: Number of the process that it belongs to.
         instance: Distinguishes processes with one UUID that run at the same time; empty for the first of them.
         seen_ns: Time of the newest evidence of it; older evidence does not resolve it.
     """
@@ -98,11 +98,11 @@ class AlertStore:
         return list(self._firing.get(owner, {}).values())
 
     def find(self, owner: int, name: str, subject: str = "", level: str = "") -> Alert | None:
-        """Return a firing alert; None where it does not fire."""
+        """Return a firing alert; None if it does not fire."""
         return self._firing.get(owner, {}).get((name, subject, level))
 
     def fire(self, alert: Alert) -> Iterator[Record]:
-        """Store an alert; yield its record unless it fires already. A later repetition updates its data."""
+        """Store an alert; yield its record unless it fires already. If it does, newer evidence updates its data."""
         self.resolving_events |= alert.resolved_by
         seen_ns = alert.seen_ns or alert.since_ns
         known = self.find(alert.owner, *alert.key)
@@ -123,20 +123,20 @@ class AlertStore:
         return known
 
     def confirm(self, alert: Alert, time_ns: int) -> None:
-        """Note that a firing alert's condition still holds at this time."""
+        """Record that a firing alert's condition still holds at this time."""
         known = self.find(alert.owner, *alert.key)
         if known is not None and time_ns > known.seen_ns:
             self._put(replace(known, seen_ns=time_ns))
 
     def set_back(self, owner: int, time_ns: int) -> None:
-        """Limit the time of the evidence of a process' alerts, after the clock was set back."""
+        """Limit the times of the evidence of a process's alerts to `time_ns`, because the clock was set back."""
         for alert in self.of_owner(owner):
             self._put(replace(alert, seen_ns=min(alert.seen_ns, time_ns)))
 
     def resolve(
         self, alerts: Iterable[Alert], time_ns: int, reason: str, more: Mapping[str, Any] | None = None
     ) -> Iterator[Record]:
-        """Resolve those of the alerts that fire; yield a record for each, at the moment when it is resolved."""
+        """Resolve the alerts that fire; yield a record for each as soon as it is resolved."""
         for alert in list(alerts):
             known = self._pop(alert)
             if known is not None:
@@ -152,7 +152,7 @@ class AlertStore:
         return self.resolve((alert for alert in self if 0 < alert.until_ns <= time_ns), time_ns, "time")
 
     def reassign(self, alerts: Iterable[Alert], vm: Vm, owner: int) -> None:
-        """Make alerts the alerts of another process, such as the destination of a migration."""
+        """Move alerts to another process, such as the destination of a migration."""
         for alert in list(alerts):
             self._pop(alert)
             self._put(replace(alert, vm=vm, owner=owner))
@@ -180,7 +180,7 @@ class AlertStore:
         ]
 
     def restore(self, vm: Vm, owner: int, note: object) -> None:
-        """Restore what `to_note` returned in an earlier run; other values are ignored."""
+        """Restore a note that `to_note` returned in an earlier run; other values are ignored."""
         for item in note if isinstance(note, list) else ():
             try:
                 alert = Alert(

@@ -1,8 +1,8 @@
 """State machine of one write-threshold slot in QEMU. Pure.
 
-QEMU has one slot for each block node. Any client can overwrite it, it empties when it fires, and a threshold below what is already
-written does nothing until the next write. The agent therefore reads the slot, leaves another client's value alone, and remembers what
-it is about to set before it sets it: a slot that is found empty later has fired or was cleared in the meantime.
+QEMU has one slot for each block node. Any client can overwrite it. It becomes empty when it fires. A threshold below the highest write
+does nothing until the next write. The agent therefore reads the slot first, and never replaces another client's value. It remembers a
+threshold before it sets it: if the slot is empty later, the threshold has fired or was cleared in the meantime.
 """
 
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ from typing import Any
 from agent.alerts.levels import MAX_BYTES
 
 MAX_OWN_THRESHOLDS = 16
-"""Own thresholds that are remembered. An event may arrive after a reply that shows the slot empty, or from a previous node."""
+"""How many of the agent's own thresholds are remembered. An event may arrive after a reply with an empty slot, or from an earlier node."""
 MAX_REFUSALS = 3
-"""Failed attempts after which a node's threshold is no longer set."""
+"""Number of failed commands in a row after which the agent no longer sets a node's threshold."""
 
 Threshold = tuple[str, int]
 """A block node and the value in its slot, in bytes."""
@@ -26,13 +26,13 @@ class SlotState(StrEnum):
     """The agent's knowledge of the slot."""
 
     UNREAD = "unread"
-    """Not read since the agent attached. It may hold what an earlier run set."""
+    """Not read since the agent attached. It may hold a threshold of an earlier run."""
     EMPTY = "empty"
-    """It holds nothing: the agent may set it."""
+    """It is empty: the agent may set it."""
     OURS = "ours"
-    """It holds the agent's value, or the command that sets it is on its way."""
+    """It holds the agent's value, or the command that sets it is under way."""
     FOREIGN = "foreign"
-    """It held another client's value once: the agent leaves it alone for good."""
+    """It held another client's value once: the agent never sets it again."""
     UNKNOWN = "unknown"
     """A command failed or got no response, so QEMU may or may not have set it. It has to be read."""
     REFUSED = "refused"
@@ -48,7 +48,7 @@ class SlotInput(StrEnum):
     READ_REFUSED = "read_refused"
     """Empty, after `MAX_REFUSALS` failed commands for this node."""
     SEND = "send"
-    """The command that sets it is about to be sent."""
+    """The agent is about to send the command that sets it."""
     FAIL = "fail"
     """QEMU refused the command, or its response did not arrive."""
     FIRE = "fire"
@@ -77,16 +77,16 @@ TRANSITIONS: Mapping[SlotState, Mapping[SlotInput, SlotState]] = MappingProxyTyp
 
 @dataclass(slots=True)
 class ThresholdSlot:
-    """The slot of a disk's storage node.
+    """What the agent knows of the write-threshold slot of a disk's storage node.
 
     Attributes:
-        state: What is known of it.
-        threshold: The agent's own threshold that it holds or, in UNREAD and UNKNOWN, may hold.
+        state: The state of the slot.
+        threshold: The agent's own threshold in the slot. In UNREAD and UNKNOWN it is uncertain whether the slot holds it.
     """
 
     state: SlotState = SlotState.UNREAD
     threshold: Threshold | None = None
-    _own: list[Threshold] = field(default_factory=list)  # what the agent set last, the newest at the end
+    _own: list[Threshold] = field(default_factory=list)  # the thresholds that the agent set last, the newest at the end
     _refusals: dict[str, int] = field(default_factory=dict)  # failed commands in a row, by node
 
     @property
@@ -104,12 +104,12 @@ class ThresholdSlot:
         return self.threshold == (node, value) or (node, value) in self._own
 
     def read(self, node: str, value: int, *, is_level: bool) -> bool:
-        """Process the slot's value as QEMU reports it.
+        """Handle the slot's value as QEMU reports it.
 
         Args:
             node: The storage node.
-            value: The value in its slot; 0 is none.
-            is_level: Whether the agent itself would set this value. Such a value is from a run that could not persist it.
+            value: The value in its slot; 0 if it is empty.
+            is_level: Whether the agent itself would set this value. Then an earlier run set it, and could not persist it.
 
         Returns:
             True if the agent's threshold has fired or was cleared since the last read.
@@ -126,13 +126,13 @@ class ThresholdSlot:
         return SlotInput.READ_OURS if is_level or self.owns(node, value) else SlotInput.READ_FOREIGN
 
     def send(self, node: str, value: int) -> None:
-        """Note that the command that sets this value is about to be sent; from here on it counts as set."""
+        """Remember this threshold before its command is sent. It counts as set from now on."""
         self._apply(SlotInput.SEND)
         self.threshold = (node, value)
         self._own = [*(own for own in self._own if own != self.threshold), self.threshold][-MAX_OWN_THRESHOLDS:]
 
     def on_command_done(self, node: str, *, done: bool) -> None:
-        """Process a command's outcome: whether QEMU confirmed it."""
+        """Handle the outcome of the command that set the threshold; `done` says whether QEMU confirmed it."""
         if done:
             self._refusals.pop(node, None)
         else:
@@ -140,7 +140,7 @@ class ThresholdSlot:
             self._apply(SlotInput.FAIL)
 
     def fire(self, node: str, value: int) -> None:
-        """Process the event of an own threshold. Before the first read `threshold` stays: that read reports it as missed."""
+        """Handle the event of the agent's own threshold. In UNREAD, `threshold` is kept: the first read then reports it as missed."""
         if self.threshold == (node, value) and self.state is not SlotState.UNREAD:
             self.threshold = None
             self._apply(SlotInput.FIRE)
@@ -149,14 +149,14 @@ class ThresholdSlot:
         self.state = TRANSITIONS[self.state].get(happened, self.state)
 
     def to_note(self) -> dict[str, Any]:
-        """Return what has to outlive the agent, as JSON values."""
+        """Return the state that has to survive a restart of the agent, as JSON values."""
         return {
             "threshold": list(self.threshold) if self.threshold is not None else None,
             "own_thresholds": [list(own) for own in self._own],
         }
 
     def restore(self, note: Mapping[str, Any]) -> None:
-        """Restore what `to_note` returned in an earlier run; other values are ignored."""
+        """Restore a note that `to_note` returned in an earlier run; other values are ignored."""
         own = note.get("own_thresholds")
         parsed = map(parse_place, own if isinstance(own, list) else ())
         self.threshold = parse_place(note.get("threshold"))
@@ -164,7 +164,7 @@ class ThresholdSlot:
 
 
 def parse_place(note: object) -> tuple[str, int] | None:
-    """Return a name and a number of bytes out of a note; None where it holds anything else."""
+    """Parse a name and a number of bytes in a note; return None if it is anything else."""
     match note:
         case [str(name), int(value)] if not isinstance(value, bool) and 0 <= value <= MAX_BYTES:
             return name, value

@@ -1,6 +1,6 @@
 """Usage of one disk: how full it is, which levels are exceeded, and which write threshold QEMU should have. Pure.
 
-After a threshold is set, the level is compared again: QEMU reports nothing about a threshold below what is already written.
+After a threshold is set, the levels are compared again: QEMU sends no event if a write has passed the threshold already.
 
 Exceeded levels are remembered by their text, not by their number. A disk that is extended, or a config that changes, changes the order
 and the number of the levels.
@@ -25,9 +25,9 @@ from agent.alerts.threshold_types import (
 GROWTH_SECONDS = 600.0
 GROWTH_POINTS = 64
 REFRESH_SHARE = 0.01
-"""A file's layers are queried again after writes have extended it by this share of its size."""
+"""A file's layers are queried again after writes have extended the file by this share of its limit."""
 MAX_EXCEEDED = 1000
-"""Exceeded levels that are restored from a note."""
+"""Limit of the exceeded levels that are restored from a note."""
 
 FILE_DRIVERS = frozenset({"file", "nfs", "ssh", "gluster", "vvfat", "ftp", "ftps", "http", "https"})
 """Storage drivers whose size does not limit what can be written. Their allocated bytes are the usage."""
@@ -41,8 +41,8 @@ class ThresholdTracker:
         policy: The config's policy.
         slot: The write-threshold slot of the storage node.
         storage, format: The layers, once known.
-        offset: End of the highest write to the storage that is known, in bytes; 0 where none is.
-        past_nodes: Paths of the storage before a snapshot or a mirror's pivot, by node.
+        offset: End of the highest known write to the storage, in bytes; 0 if none is known.
+        past_nodes: Paths of the earlier storage nodes, before a snapshot or a mirror's pivot, by node.
     """
 
     policy: ThresholdPolicy
@@ -69,12 +69,12 @@ class ThresholdTracker:
 
     @property
     def measure(self) -> str:
-        """Meaning of usage: the highest write's `offset` in a device, or the `allocated` bytes of a file."""
+        """What usage means: `offset`, the end of the highest write to a device; or `allocated`, the allocated bytes of a file."""
         return "allocated" if self.storage.driver in FILE_DRIVERS else "offset"
 
     @property
     def limit(self) -> int:
-        """Bytes that can be used: a device's size, or for a file the disk's virtual size; 0 while it is not known."""
+        """Bytes that can be used: the size of a device, or the virtual size of a disk in a file; 0 while unknown."""
         return self.format.size if self.measure == "allocated" else self.storage.size
 
     @property
@@ -89,7 +89,7 @@ class ThresholdTracker:
 
     @property
     def is_raw(self) -> bool:
-        """True if the guest's offsets are the storage's. The guest writes anywhere then, and an offset shows no usage."""
+        """True if the guest's offsets are those of the storage. Such a guest writes anywhere, and an offset shows no usage."""
         return self.format.driver == "raw" or self.format.node == self.storage.node
 
     @property
@@ -101,7 +101,7 @@ class ThresholdTracker:
 
     @property
     def levels(self) -> tuple[ResolvedLevel, ...]:
-        """The levels on this disk, the lowest first; none where the policy is off or the disk is not thin."""
+        """The levels on this disk, the lowest first; none if the policy is off or the disk is not thin."""
         if self.policy.mode is ThresholdMode.OFF or not self.thin:
             return ()
         key = self.limit, self.policy.levels
@@ -116,7 +116,7 @@ class ThresholdTracker:
 
     @property
     def growth_rate(self) -> float | None:
-        """Growth in bytes per second over the last ten minutes; None before the second sample."""
+        """Growth in bytes per second over the last ten minutes; None before the second measurement."""
         if len(self._points) < 4 or self._points[-2] <= self._points[0]:
             return None
         (start, used_then), (now, used_now) = self._points[:2], self._points[-2:]
@@ -131,7 +131,7 @@ class ThresholdTracker:
     # Input.
 
     def on_poll(self, storage_node: str, offset: int, now: float) -> bool:
-        """Process the highest write offset of a poll; return whether the layers have to be queried before levels are reported."""
+        """Handle the highest write offset of a poll; return whether the layers have to be queried before levels can be compared."""
         if storage_node != self.storage.node or self.slot.needs_read:
             return True  # a snapshot or a mirror's pivot changed the storage
         self.offset = max(self.offset, offset)
@@ -154,7 +154,7 @@ class ThresholdTracker:
         del self._points[: -2 * GROWTH_POINTS]
 
     def on_layers(self, form: DiskLayer, storage: DiskLayer, offset: int, now: float) -> Iterator[LevelCrossing]:
-        """Process the layers as QEMU reports them; yield the levels crossed since the last time."""
+        """Handle the layers as QEMU reports them; yield the levels crossed since the last comparison."""
         path_before = self.storage.path if self._known else self._highest_write[0]
         is_replaced = bool(path_before) and path_before != storage.path
         if self._known and storage.node != self.storage.node:
@@ -180,7 +180,7 @@ class ThresholdTracker:
         return self.policy.mode is ThresholdMode.ARM and any(value == level.bytes for level in self.levels)
 
     def on_event(self, node: str, threshold: int, exceeded_by: int) -> Iterator[LevelCrossing]:
-        """Process the event of an own threshold; yield the levels that the write crossed."""
+        """Handle the event of the agent's own threshold; yield the levels that the write crossed."""
         if not self.slot.owns(node, threshold) or not self._known:
             return
         self.slot.fire(node, threshold)
@@ -189,10 +189,10 @@ class ThresholdTracker:
             yield from self._compare(DetectedBy.EVENT)
 
     def raise_offset(self, end: int) -> None:
-        """Process an event of any client's threshold: the storage is written up to the offset `end`."""
+        """Handle a threshold event of any client: the storage is written up to the offset `end`."""
         end = min(end, MAX_BYTES)
         if self.measure == "allocated":
-            # A file grows at its end: what lies beyond the end that was seen last was not allocated then.
+            # A file grows at its end: bytes beyond the end that was seen last were not allocated then.
             grown = max(0, end - max(self._queried_offset, self.storage.size))
             self.storage.allocated = max(self.storage.allocated, self._queried_allocated + grown)
         self.offset = max(self.offset, end)
@@ -200,7 +200,7 @@ class ThresholdTracker:
     def _changes(self) -> Iterator[tuple[ResolvedLevel, bool]]:
         """Yield the newly exceeded levels, the lowest first, then those no longer exceeded, the highest first."""
         if not self.limit or (self.measure == "offset" and not self.is_raw and not self.is_measured):
-            return  # not known at the moment
+            return  # usage is unknown
         levels, used, slack = self.levels, self.used, int(self.limit * self.policy.hysteresis)
         for level in levels:
             if used > level.bytes and level.text not in self._exceeded:
@@ -215,7 +215,7 @@ class ThresholdTracker:
         """Yield the crossings since the last comparison, and store them."""
         levels = self.levels
         changes = list(self._changes())
-        if is_replaced and not self.is_measured:  # levels were exceeded by the image before
+        if is_replaced and not self.is_measured:  # the earlier image exceeded these levels
             changes = [(ResolvedLevel(text, 0), False) for text in sorted(self._exceeded)]
         for level, firing in changes:
             self._exceeded = self._exceeded | {level.text} if firing else self._exceeded - {level.text}
@@ -235,40 +235,40 @@ class ThresholdTracker:
         return next((level for level in self.levels if level.text not in self._exceeded), None)
 
     def next_threshold(self) -> Threshold | None:
-        """Return the threshold to be set now, or None."""
+        """Return the threshold to set now, or None."""
         level = self._next_level()
         if self.policy.mode is not ThresholdMode.ARM or self.slot.state is not SlotState.EMPTY:
             return None
         if self.is_raw or level is None:
             return None
-        # A file grows at its end: bytes that are still to be allocated lie beyond its current end.
+        # A file grows at its end: bytes that are not allocated yet are beyond its current end.
         base = max(self.offset, self.storage.size) if self.measure == "allocated" else self.offset
         value = base + level.bytes - self.used
         return (self.storage.node, value) if base <= value <= MAX_BYTES else None
 
     def take_command(self) -> Threshold | None:
-        """Return the threshold to be set now, which counts as set from here on."""
+        """Return the threshold to set now, or None. It counts as set from now on."""
         threshold = self.next_threshold()
         if threshold is not None:
             self.slot.send(*threshold)
         return threshold
 
     def on_command_done(self, *, done: bool) -> None:
-        """Process the outcome of the last command: whether QEMU confirmed it."""
+        """Handle the outcome of the command that set the threshold; `done` says whether QEMU confirmed it."""
         self.slot.on_command_done(self.storage.node, done=done)
 
     @property
     def has_state(self) -> bool:
-        """True if anything has to outlive the agent."""
+        """True if there is state that has to survive a restart of the agent."""
         return bool(self._exceeded) or self.slot.threshold is not None
 
     def to_note(self) -> dict[str, Any]:
-        """Return what has to outlive the agent, as JSON values."""
+        """Return the state that has to survive a restart of the agent, as JSON values."""
         highest_write = (self.storage.path, self.offset) if self._known else self._highest_write
         return {"exceeded": sorted(self._exceeded), **self.slot.to_note(), "highest_write": list(highest_write)}
 
     def restore(self, note: object) -> None:
-        """Restore what `to_note` returned in an earlier run; other values are ignored."""
+        """Restore a note that `to_note` returned in an earlier run; other values are ignored."""
         if not isinstance(note, dict):
             return
         exceeded = note.get("exceeded")

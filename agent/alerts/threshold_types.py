@@ -1,4 +1,4 @@
-"""Types for write thresholds: the config's policy for a disk, the disk's layers as QEMU reports them, and crossed levels. Pure."""
+"""Types for write thresholds: a disk's policy in the config, its layers as QEMU reports them, and crossed levels. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class ThresholdPolicy:
     Attributes:
         mode: How levels are detected.
         levels: The levels, in any order.
-        hysteresis: The share of the disk's size that usage has to fall below a level before the level is resolved.
+        hysteresis: A level is resolved once usage is below it by this share of the disk's size.
     """
 
     mode: ThresholdMode
@@ -59,15 +59,15 @@ class ThresholdPolicy:
 
 @dataclass(frozen=True, slots=True)
 class LevelCrossing:
-    """A level that usage crossed.
+    """A level that usage crossed, upwards or downwards.
 
     Attributes:
         level: The level.
         used, limit: The disk's usage and size, in bytes.
         detected_by: How the crossing was detected.
         firing: Whether the level is exceeded now.
-        is_highest: Whether it is the highest of several levels.
-        resolved_by: Why it is no longer exceeded, where `firing` is false.
+        is_highest: Whether it is the highest of two or more levels.
+        resolved_by: Why it is no longer exceeded, if `firing` is false.
     """
 
     level: ResolvedLevel
@@ -86,10 +86,10 @@ class DiskLayer:
     Attributes:
         node: The block node's name.
         driver: Its driver.
-        path: Where it lies.
+        path: Path of its file or device.
         size: Its size in bytes.
         allocated: Bytes that the host has allocated for it.
-        write_threshold: The value in the node's threshold slot; 0 is none. QEMU reports a value above 2^63 as a negative number.
+        write_threshold: The value in the node's threshold slot; 0 if it is empty. QEMU reports a value above 2^63 as a negative number.
         read_only: Whether it is read-only.
     """
 

@@ -7,6 +7,7 @@ import pytest
 
 from agent.cli.demo.guest import until
 from tests.integration.qemu.test_write_thresholds import armed
+from tests.lab.qemus import Qemu
 from tests.lab.thin_guests import MIB, Loop, ThinGuest, ThinOptions, Watcher, make_qcow2, run, started
 
 SIZE: Final = 8 * MIB
@@ -34,7 +35,7 @@ async def start_mirror(guest: ThinGuest) -> None:
 
 async def full_disk(agent: Watcher, path: str) -> dict[str, Any]:
     """Wait for the alert of a full disk, check what it names, and return it."""
-    await until(lambda: [alert for alert in agent.alerts if alert["alert"] == "disk_full"], 30)
+    await until(lambda: [alert for alert in agent.alerts if alert["alert"] == "disk_full"], 180)
     alert = next(alert for alert in agent.alerts if alert["alert"] == "disk_full")
     assert (alert["subject"], alert["path"], alert["state"]) == ("disk0", path, "firing")
     assert alert["limit_bytes"] == SIZE
@@ -47,6 +48,7 @@ async def full_disk(agent: Watcher, path: str) -> dict[str, Any]:
 @pytest.mark.parametrize("is_attached", [True, False])
 async def test_a_full_disk_is_named_under_a_mirror_and_at_attach(
     folder: Path,
+    qemu: Qemu,
     is_mirrored: bool,  # noqa: FBT001 - a table
     is_attached: bool,  # noqa: FBT001 - a table
 ) -> None:
@@ -54,12 +56,13 @@ async def test_a_full_disk_is_named_under_a_mirror_and_at_attach(
         await make_qcow2(loop.path, VIRTUAL_MIB * MIB)
         storage = {"driver": "host_device", "filename": loop.path}
         options: dict[str, Any] = {"disk_mib": VIRTUAL_MIB, "storage": storage, "disk_options": "werror=stop"}
+        options |= {"binary": qemu.binary, "write_kib": 63}
         agent = Watcher(folder, mode="observe", levels=["99%"], poll=0.5)
         async with started(folder, **options) as guest:
             if is_mirrored:
                 await start_mirror(guest)
             if not is_attached:
-                await guest.event("STOP", 30)
+                await guest.event("STOP", 180)
             async with agent:
                 alert = await full_disk(agent, loop.path)
                 assert alert["detected_by"] == ("enospc" if is_attached else "missed")
@@ -69,10 +72,10 @@ async def test_a_full_disk_is_named_under_a_mirror_and_at_attach(
 
 
 @needs_loop
-async def test_a_full_legacy_drive_is_named_by_its_device(folder: Path) -> None:
+async def test_a_full_legacy_drive_is_named_by_its_device(folder: Path, qemu: Qemu) -> None:
     async with Loop(folder / "lv.raw", SIZE) as loop:
         await make_qcow2(loop.path, VIRTUAL_MIB * MIB)
-        options = ThinOptions(disk_mib=VIRTUAL_MIB, storage={"filename": loop.path})
+        options = ThinOptions(disk_mib=VIRTUAL_MIB, storage={"filename": loop.path}, binary=qemu.binary, write_kib=63)
         async with LegacyGuest(folder, "vm1", options), Watcher(folder, mode="observe", poll=1) as agent:
             await full_disk(agent, loop.path)
 

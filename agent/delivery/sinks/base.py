@@ -7,10 +7,10 @@ from agent.model.record import EncodedRecord
 
 
 class SinkError(Exception):
-    """A sink cannot deliver now; closing it, opening it and sending the batch again may help. The text is for the operator.
+    """A sink cannot deliver now. The caller closes it, opens it again and sends the batch again. The text is for the operator.
 
     Attributes:
-        retry_now: whether the retry need not wait.
+        retry_now: whether the caller may retry without a wait.
     """
 
     def __init__(self, text: str, *, retry_now: bool = False) -> None:
@@ -34,19 +34,19 @@ class Sink(Protocol):
         """Deliver a batch.
 
         Returns:
-            the records that the destination rejects for themselves and will never accept; all others are delivered.
+            the records that the destination will never accept, because of the record itself; all others are delivered.
 
         Raises:
-            SinkError: some records may not be delivered; sending the batch again may deliver some of them twice.
+            SinkError: some records may not be delivered. If the batch is sent again, some may be delivered twice.
         """
 
     async def close(self) -> None:
-        """Disconnect, within a deadline of the sink's own. Never raises."""
+        """Disconnect. The sink limits how long this takes. Never raises."""
 
 
 @runtime_checkable
 class SinkWithWarnings(Protocol):
-    """A sink that has something to report although it delivers."""
+    """A sink that can have warnings while it delivers."""
 
     def warnings(self) -> list[str]:
-        """Return what the operator should look at when convenient."""
+        """Return conditions that the operator should check, although records are delivered."""

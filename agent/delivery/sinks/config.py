@@ -6,7 +6,7 @@ from agent.common.config_types import Section
 
 
 class SinkConfig(Section):
-    """A config section that says where records go; `agent.delivery.sinks.factory.build_sink` makes the sink."""
+    """A config section of a destination for records; `agent.delivery.sinks.factory.build_sink` makes the sink."""
 
     journaled: ClassVar[bool] = True
-    """True if events and alerts stay in the journal until the sink has them."""
+    """True if events and alerts stay in the journal until the sink acknowledges them."""

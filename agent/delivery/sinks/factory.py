@@ -1,4 +1,4 @@
-"""Makes the sink that the config names."""
+"""Makes the sink that the config chooses."""
 
 from agent.delivery.sinks.base import Sink
 from agent.delivery.sinks.config import SinkConfig
@@ -7,7 +7,7 @@ from agent.delivery.sinks.kafka.config import KafkaConfig
 
 
 def build_sink(config: SinkConfig) -> Sink:
-    """Return the sink of a config section.
+    """Return the sink for this config: Kafka for a `kafka` section, else JSON lines.
 
     Raises:
         OSError: a secret is in `$CREDENTIALS_DIRECTORY`, which is not set.
@@ -15,7 +15,7 @@ def build_sink(config: SinkConfig) -> Sink:
     match config:
         case KafkaConfig():
             config.check_secret_paths()
-            # aiokafka takes 5 MiB of memory, which an agent without Kafka saves.
+            # Import late: aiokafka takes 5 MiB of memory, which an agent without Kafka does not need.
             from agent.delivery.sinks.kafka.sink import KafkaSink  # noqa: PLC0415
 
             return KafkaSink(config)

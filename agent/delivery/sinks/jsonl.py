@@ -1,4 +1,4 @@
-"""JSON lines sink: standard output, or a file that is rotated by size. The default when no Kafka is configured."""
+"""JSON lines sink: standard output, or a file that is rotated by size. It is the default without a `kafka` section."""
 
 import asyncio
 import contextlib
@@ -19,16 +19,16 @@ from agent.delivery.sinks.config import SinkConfig
 from agent.model.record import EncodedRecord
 
 READ_BYTES = 64 * 1024
-"""Bytes read at once in the search for the last line."""
+"""Bytes per read in the search for the last line."""
 MAX_LINE_BYTES = 64 << 20
-"""No record is longer."""
+"""Upper limit of a record's length."""
 
 
 class JsonLinesSink:
-    """Writes one record a line to a file; rotated files are `<name>.1` and up, the oldest last. No path means standard output.
+    """Writes one record per line to a file. Rotated files are `<name>.1` and up, the oldest last. Without a path: standard output.
 
-    Lines are always whole: a write that fails in the middle of a line is cut back to the line before, or completed by the next write
-    where the output is a pipe. A record whose line was written is not written again.
+    Lines are always whole. If a write fails in the middle of a line, the part of the line is removed; in a pipe, the next write
+    completes it. A record whose line was written is not written again.
     """
 
     def __init__(self, path: Path | None, rotate_bytes: int = 100 << 20, max_files: int = 5) -> None:
@@ -43,7 +43,7 @@ class JsonLinesSink:
         self._rest_id = ""  # the id of its record
 
     async def open(self) -> None:
-        """Open the file, and repair its last line if the agent was killed in the middle of it.
+        """Open the file, and repair its last line if a kill of the agent has cut it off.
 
         Raises:
             SinkError: the file cannot be opened.
@@ -74,7 +74,7 @@ class JsonLinesSink:
             self._fd = sys.stdout.fileno()
             return
         self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        if self._rest:  # a new reader gets the whole line
+        if self._rest:  # a new reader of the pipe gets the whole line
             self._written.discard(self._rest_id)
             self._rest = b""
         try:
@@ -94,7 +94,7 @@ class JsonLinesSink:
 
     def _write(self, batch: Sequence[EncodedRecord]) -> None:
         with self._lock:
-            # Before the lines, so that a failed rotation writes nothing twice.
+            # Rotate before the write, so that a failed rotation does not repeat lines.
             if self._path is not None and os.fstat(self._fd).st_size >= self._rotate_bytes:
                 self._rotate(self._path)
             records = [record for record in batch if record.id not in self._written]
@@ -110,11 +110,11 @@ class JsonLinesSink:
             self._written.difference_update(record.id for record in batch)
 
     def _keep_whole_lines(self, lines: bytes, written: int, records: Sequence[EncodedRecord]) -> None:
-        """Cut the output back to the last whole line, or remember the rest of the line that it ends with.
+        """Remove an incomplete last line from the output; if the output is a pipe, store the rest of the line for the next write.
 
         Args:
-            lines: `_rest`, and the lines of the records.
-            written: how many bytes of it are written.
+            lines: `_rest` and the lines of the records.
+            written: how many bytes of `lines` are written.
             records: the records.
         """
         whole = lines.rfind(b"\n", 0, written) + 1
@@ -149,13 +149,13 @@ class JsonLinesSink:
 
 
 def repair_last_line(descriptor: int) -> None:
-    """Make a file end with a whole line: remove a torn record, end any other line.
+    """Make a file end with a whole line: remove a record that was cut off, and add the missing line end to any other line.
 
     Args:
         descriptor: a regular file that is open for reading and appending.
 
     Raises:
-        OSError: the file is not readable, or the disk is full.
+        OSError: the file cannot be read, or the disk is full.
     """
     size = os.fstat(descriptor).st_size
     line = _last_line(descriptor, size)
@@ -169,7 +169,7 @@ def repair_last_line(descriptor: int) -> None:
 
 
 def _last_line(descriptor: int, size: int) -> bytes:
-    """Return what follows the last line end of a file of so many bytes, MAX_LINE_BYTES at most."""
+    """Return the bytes after the last line end of a file of `size` bytes, MAX_LINE_BYTES at most."""
     chunks: list[bytes] = []
     start = size
     while start > max(0, size - MAX_LINE_BYTES):
@@ -191,10 +191,10 @@ def _is_json(line: bytes) -> bool:
 
 
 class JsonLinesConfig(SinkConfig):
-    """Records as JSON lines, where there is no Kafka."""
+    """Records as JSON lines, used without a `kafka` section."""
 
     path: Path | None = None
-    """The file; without one, standard output."""
+    """Path of the file; without it, standard output."""
     max_size: Annotated[Bytes, Field(ge=4096)] = 100 << 20
     """Size at which the file is rotated."""
     max_files: Annotated[int, Field(ge=0, le=1000)] = 5

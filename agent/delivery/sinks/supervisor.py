@@ -1,4 +1,4 @@
-"""A sink that is kept open: closed and opened again, with growing waits, when it fails."""
+"""Supervision of a sink: after a failure it is closed and opened again, with growing waits."""
 
 import asyncio
 import logging
@@ -19,16 +19,16 @@ class SinkState(Enum):
     """The state of a sink's connection."""
 
     CLOSED = auto()
-    """Not connected; the next attempt need not wait."""
+    """Not connected; the next attempt starts at once."""
     OPENING = auto()
     OPEN = auto()
     FAILED = auto()
-    """Not connected; the next attempt waits."""
+    """Not connected; the next attempt starts after a wait."""
 
 
 _Table = dict[SinkState, SinkState]
 
-# One table for each thing that can happen to a sink; a state that a table does not have raises KeyError, which is a bug.
+# One table for each input. A state that is missing from the table raises KeyError: that is a bug.
 OPEN_STARTED: Final[_Table] = {SinkState.CLOSED: SinkState.OPENING, SinkState.FAILED: SinkState.OPENING}
 OPENED: Final[_Table] = {SinkState.OPENING: SinkState.OPEN}
 OPEN_FAILED: Final[_Table] = {SinkState.OPENING: SinkState.FAILED}
@@ -39,21 +39,21 @@ STOPPED: Final[_Table] = dict.fromkeys(SinkState, SinkState.CLOSED)
 
 
 class SinkSupervisor:
-    """Opens a sink when there is something to send, and sends each batch until the sink takes it. Shared by all queues."""
+    """Opens a sink when there are records to send, and sends each batch until the sink accepts it. Shared by all queues."""
 
     def __init__(self, sink: Sink, timings: DeliveryTimings) -> None:
         self.sink = sink
         self.state = SinkState.CLOSED
         self.error: str | None = "not connected yet"
-        """Why nothing is delivered; None while records are delivered."""
+        """Why records are not delivered; None while they are."""
         self.delivered = 0
         """Records delivered since the start."""
         self.reconnects = 0
-        """How often the sink failed after it had been open."""
+        """Number of failures of an open sink since the start."""
         self._timings = timings
         self._opening = asyncio.Lock()
         self._generation = (
-            0  # counts how often the sink was opened: a failure of an earlier connection must not close this one
+            0  # number of times that the sink was opened: a failure of an earlier connection must not close this one
         )
         self._failures = 0
         self._retry_at = float("-inf")
@@ -64,7 +64,7 @@ class SinkSupervisor:
         return self._failures > 0
 
     async def deliver(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
-        """Send a batch until the sink takes it, and return the records that it rejects for themselves."""
+        """Send a batch until the sink accepts it; return the records that it rejects because of the record itself."""
         while True:
             generation = await self._ensure_open()
             try:
@@ -77,12 +77,12 @@ class SinkSupervisor:
             return rejected
 
     async def open_early(self) -> None:
-        """Open the sink before there is anything to send, so that trouble is reported early."""
+        """Open the sink before there are records to send, so that failures are reported early."""
         await self._ensure_open()
         self._mark_working()
 
     async def _ensure_open(self) -> int:
-        """Open the sink unless it is open, until it succeeds; return which generation of connections this is."""
+        """Retry until the sink is open; return the number of the connection."""
         async with self._opening:
             while self.state is not SinkState.OPEN:
                 await asyncio.sleep(max(0.0, self._retry_at - time.monotonic()))
@@ -104,7 +104,7 @@ class SinkSupervisor:
             self._generation += 1
 
     async def _close_failed(self, error: SinkError, generation: int) -> None:
-        """Close a sink after a failed send, unless another queue's failure has closed it already."""
+        """Close a sink after a failed send, unless a failure of another queue has already closed it."""
         async with self._opening:
             if self.state is SinkState.OPEN and generation == self._generation:
                 if error.retry_now:
@@ -122,7 +122,7 @@ class SinkSupervisor:
 
     def _mark_failed(self, error: str) -> None:
         if error != self.error:
-            _log.warning("%s: records are not delivered and wait: %s", self.sink.name, error)
+            _log.warning("%s: %s; records wait until it works again", self.sink.name, error)
         self.error = error
         wait = back_off(self._failures, self._timings.first_retry, self._timings.max_retry)
         self._retry_at = time.monotonic() + wait

@@ -1,4 +1,4 @@
-"""The config section of Kafka: how to connect, and which topic each type of record has."""
+"""The config section of Kafka: how to connect, and the topic of each type of record."""
 
 import ssl
 from typing import Annotated, Any, Literal
@@ -24,7 +24,7 @@ class TlsConfig(Section):
         """Read the files and return the context.
 
         Raises:
-            OSError: a file is not readable, or has no certificate or key; the error names the file.
+            OSError: a file cannot be read, or has no certificate or key; the error names the file.
         """
         ca, certificate, key = (
             expand(file) if file is not None else None for file in (self.ca, self.certificate, self.key)
@@ -55,7 +55,7 @@ class SaslConfig(Section):
         """Return the password.
 
         Raises:
-            OSError: the file is not readable.
+            OSError: the file cannot be read.
         """
         return expand(self.password_file).read_text("utf-8").split("\n", 1)[0]
 
@@ -64,11 +64,11 @@ class KafkaConnectionConfig(SinkConfig):
     """How to connect to the brokers."""
 
     bootstrap_servers: Annotated[list[Address], Field(min_length=1)]
-    """Some of the brokers, host:port; these name the others."""
+    """Addresses of some brokers, host:port; the agent learns the other brokers from them."""
     tls: TlsConfig | None = None
     """TLS; `tls: {}` trusts the system's CA certificates. Without it, connections are not encrypted."""
     sasl: SaslConfig | None = None
-    """SASL credentials. Without them, the agent is anonymous, or is the subject of its client certificate."""
+    """SASL credentials. Without them, the agent is anonymous, or identified by its client certificate."""
     client_id: Annotated[str, StringConstraints(min_length=1, max_length=249)] = "qmp-agent"
     """Client id, for the logs and quotas of the brokers."""
 
@@ -76,7 +76,7 @@ class KafkaConnectionConfig(SinkConfig):
         """Return keyword arguments for aiokafka's clients.
 
         Raises:
-            OSError: a certificate or the password file is not readable.
+            OSError: a certificate or the password file cannot be read.
         """
         return {"bootstrap_servers": list(self.bootstrap_servers), "client_id": self.client_id, **self.security()}
 
@@ -84,7 +84,7 @@ class KafkaConnectionConfig(SinkConfig):
         """Return aiokafka's keyword arguments for TLS and SASL.
 
         Raises:
-            OSError: a certificate or the password file is not readable.
+            OSError: a certificate or the password file cannot be read.
         """
         protocol = f"{'SASL_' if self.sasl else ''}{'SSL' if self.tls else 'PLAINTEXT'}"
         options: dict[str, Any] = {"security_protocol": protocol}
@@ -99,7 +99,7 @@ class KafkaConnectionConfig(SinkConfig):
         return options
 
     def check_secret_paths(self) -> None:
-        """Check that the paths of certificates and of the password are known.
+        """Check that the paths of the certificates and of the password file can be expanded.
 
         Raises:
             OSError: a path starts with `$CREDENTIALS_DIRECTORY`, which is not set.
@@ -149,20 +149,20 @@ class KafkaCreateConfig(Section):
     """How missing topics are created."""
 
     partitions: Annotated[int, Field(ge=1, le=100_000)] = 12
-    """Partitions of each topic. All records of a VM are in one; partitions that are added later move VMs between them."""
+    """Partitions of each topic. All records of a VM are in one partition. If you add partitions later, VMs move between them."""
     replication_factor: Annotated[int, Field(ge=-1, le=32767)] = -1
     """Replicas of each topic; -1 is the default of the brokers."""
 
 
 class KafkaConfig(KafkaConnectionConfig):
-    """Apache Kafka, or a service with its protocol."""
+    """Apache Kafka, or a service that speaks its protocol."""
 
     topics: KafkaTopicsConfig = KafkaTopicsConfig()
     """Topic of each kind of record."""
     create_topics: KafkaCreateConfig | None = None
     """Create missing topics. Without it, records wait until the topic exists."""
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "zstd"
-    """Compression codec. zstd is small and fast; gzip blocks the agent for some 20 ms a batch."""
+    """Compression codec. zstd compresses well and is fast; gzip blocks the agent for about 20 ms per batch."""
     max_message_bytes: Annotated[Bytes, Field(ge=8192, le=1 << 30)] = 1_000_000
     """Largest record to send; larger ones become dead letters. The topics' max.message.bytes must allow it."""
     request_timeout: Positive = 10.0

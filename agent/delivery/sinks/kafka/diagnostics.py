@@ -1,4 +1,4 @@
-"""Explains to the operator why Kafka is not usable."""
+"""Explains to the operator why the agent cannot use Kafka."""
 
 import asyncio
 import socket
@@ -25,11 +25,11 @@ from agent.delivery.sinks.kafka.config import KafkaConnectionConfig
 from agent.model.record import sanitize
 
 PROBE_SECONDS = 5.0
-"""Time limit of one connection that finds out why aiokafka could not connect."""
+"""Deadline of the connection that finds out why aiokafka could not connect."""
 
 
 async def explain(error: BaseException, config: KafkaConnectionConfig, probe_seconds: float = PROBE_SECONDS) -> str:
-    """Return why Kafka is not usable, for the operator. Connects to the brokers again if the error does not say it."""
+    """Return the operator's text for why Kafka cannot be used. Connect to the brokers again if the error lacks the cause."""
     if isinstance(error, KafkaConnectionError):
         return await _diagnose(error, config, probe_seconds)
     if isinstance(error, ExceptionGroup):
@@ -54,7 +54,7 @@ async def _diagnose(error: KafkaConnectionError, config: KafkaConnectionConfig, 
             connection.close()
         except Exception as cause:  # noqa: BLE001 - aiokafka raises anything at a server that is not Kafka
             causes.append(_describe(cause, server, config))
-        else:  # the server answers Kafka's handshake, and nothing after it
+        else:  # the server completes Kafka's handshake, but rejects what follows
             causes.append(_describe(ConnectionResetError(), server, config))
     return "; ".join(dict.fromkeys(causes)) or sanitize(f"no broker accepts the connection: {error}", 500)
 

@@ -1,9 +1,9 @@
 """Producers of aiokafka: started with the sink's settings, and discarded after any failure.
 
-Once a batch has failed for good, an idempotent producer's sequence numbers do not match the broker's and every later batch fails too
-(aiokafka issue 1017). A producer does not return to its bootstrap servers when all brokers have moved (459). Its `stop` waits forever for
-brokers that are gone (1101). So every failure is a SinkError: the supervisor closes the sink, opens it again and sends the same batch
-again.
+An idempotent producer does not recover from a batch that failed for good: its sequence numbers no longer match the broker's, and every
+later batch fails too (aiokafka issue 1017). A producer does not use its bootstrap servers again after all brokers have moved (459). Its
+`stop` waits forever for brokers that are gone (1101). So after any failure, the supervisor closes the sink, opens it with a new producer
+and sends the batch again.
 """
 
 import asyncio
@@ -16,18 +16,18 @@ from aiokafka.errors import KafkaError
 from agent.delivery.sinks.kafka.config import KafkaConfig
 
 BATCH_BYTES = 1024 * 1024
-"""Bytes of records in one Kafka batch before compression. One batch per partition is in flight, and a busy loop slows each round trip."""
+"""Bytes of records in one Kafka batch before compression. Only one batch per partition is in flight, so small batches limit the rate."""
 UNCOMPRESSED_BATCH_BYTES = 256 * 1024
 """The same without compression."""
 
 
 async def start_producer(config: KafkaConfig, options: Mapping[str, Any], close_seconds: float) -> AIOKafkaProducer:
-    """Return a producer that is connected.
+    """Return a connected producer.
 
     Args:
         config: the sink's config.
         options: aiokafka's keyword arguments for the connection.
-        close_seconds: how long discarding the producer may take if it does not start.
+        close_seconds: how long the agent may take to discard a producer that fails to start.
     """
     codec = None if config.compression == "none" else config.compression
     batch_bytes = BATCH_BYTES if codec else UNCOMPRESSED_BATCH_BYTES
@@ -52,14 +52,14 @@ async def start_producer(config: KafkaConfig, options: Mapping[str, Any], close_
 async def discard_producer(producer: AIOKafkaProducer, seconds: float) -> None:
     """End a producer immediately, with its tasks and connections.
 
-    Its own `stop` waits for brokers that may never answer. Its sender, once cancelled, waits for the requests under way, which end with an
-    exception that aiokafka 0.14 does not handle. A connection that is closed but not aborted stays until its broker reads all of it.
+    The producer's `stop` waits for brokers that may never reply. Its sender, once cancelled, waits for its requests; they end with an
+    exception that aiokafka 0.14 does not handle. A connection that is closed but not aborted stays open until the broker has read all data.
 
     Args:
         producer: the producer.
         seconds: how long its tasks may take to end.
     """
-    producer._closed = True  # noqa: SLF001 - or it warns when it is garbage-collected
+    producer._closed = True  # noqa: SLF001 - otherwise it logs a warning when it is garbage-collected
     sender, client, accumulator = producer._sender, producer.client, producer._message_accumulator  # noqa: SLF001
     tasks = [task for task in asyncio.all_tasks() if _owner(task) in (sender, client)]
     for task in tasks:
@@ -73,7 +73,7 @@ async def discard_producer(producer: AIOKafkaProducer, seconds: float) -> None:
     for batch in batches:
         for future in (batch.future, batch._drain_waiter):  # noqa: SLF001
             if future.done() and not future.cancelled():
-                future.exception()  # retrieved, or asyncio warns: no task may be waiting for it
+                future.exception()  # retrieve it: otherwise asyncio warns, because no task may be waiting for it
     for connection in list(client._conns.values()):  # noqa: SLF001
         writer = connection._writer  # noqa: SLF001
         connection.close()

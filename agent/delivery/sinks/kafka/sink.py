@@ -1,7 +1,7 @@
-"""Kafka sink, by the CloudEvents Kafka binding 1.0.2 in structured mode: the body is the event, the key its VM.
+"""Kafka sink. Records follow the CloudEvents Kafka binding 1.0.2 in structured mode: the body is the event, and the key is its VM.
 
-An error that every record would meet is an outage: the records wait. Kafka rejects a record for itself only if it is too large while
-others are not. A timestamp never makes a record undeliverable: records whose timestamps Kafka rejects are sent without one.
+An error that affects every record is an outage: the records wait. Kafka rejects a record because of the record itself only if it is too
+large and other records are not. A timestamp never prevents delivery: if Kafka rejects a record's timestamp, it is sent without one.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 HEADERS = [("content-type", f"{CONTENT_TYPE}; charset=UTF-8".encode())]
 
 RECORD_OVERHEAD_BYTES = 512
-"""Bytes that a record's key, headers and framing add to its body, roughly."""
+"""Approximate bytes that a record's key, headers and framing add to its body."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +46,12 @@ class KafkaTimings:
     """Deadlines that are not configurable, in seconds.
 
     Attributes:
-        open: connecting and reading the topics' metadata.
-        acknowledge: acknowledgement of a batch, retries included; a producer that takes longer counts as lost.
-        check: how often the topics are checked during the wait for an acknowledgement.
-        close: discarding a producer.
-        probe: one connection that finds out why aiokafka could not connect.
-        relearn: how long a topic gets no timestamps, or smaller batches, after it has rejected one.
+        open: to connect and read the topics' metadata.
+        acknowledge: for the acknowledgement of a batch, including retries; a producer that takes longer is discarded.
+        check: interval of the checks that the topics exist, while waiting for an acknowledgement.
+        close: to discard a producer.
+        probe: for the connection that finds out why aiokafka could not connect.
+        relearn: how long a topic gets no timestamps, or smaller batches, after it rejected a timestamp or a batch.
     """
 
     open: float = 30.0
@@ -63,11 +63,11 @@ class KafkaTimings:
 
 
 NO_TIMESTAMP = -1
-"""Kafka's own value; brokers accept it whatever their clocks and limits are."""
+"""Kafka's value for a record without a timestamp. Brokers accept it regardless of their clocks and limits."""
 
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 _RETRY_NOW = (*_TOO_LARGE, InvalidTimestampError)
-"""Errors of a batch after which the next attempt sends something else."""
+"""Errors of a batch after which the next attempt differs: smaller batches, or no timestamps."""
 
 
 class KafkaSink:
@@ -102,10 +102,10 @@ class KafkaSink:
         self._untimestamped: dict[str, float] = {}  # until when a topic gets no timestamps, by time.monotonic
 
     def warnings(self) -> list[str]:
-        """Return what the operator should look at although records are delivered."""
+        """Return conditions that the operator should check, although records are delivered."""
         now = time.monotonic()
         return [
-            f"topic {topic} gets records without timestamps, because it rejected theirs: {_TIMESTAMP_HINT}"
+            f"topic {topic} rejects the records' timestamps: records are sent without timestamps: {_TIMESTAMP_HINT}"
             for topic, until in sorted(self._untimestamped.items())
             if now < until
         ]
@@ -153,7 +153,7 @@ class KafkaSink:
         await producer.partitions_for(topic)
 
     async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
-        """Send a batch and wait until Kafka has acknowledged it; return the records that Kafka rejects for themselves.
+        """Send a batch and wait until Kafka acknowledges it; return the records that Kafka rejects because of the record itself.
 
         Raises:
             SinkError: some records are not acknowledged; close this sink and open it again.
@@ -166,7 +166,7 @@ class KafkaSink:
         await self._limit_batches()
         if self._too_large:
             await self._judge_too_large(batch)
-        # Those that change the next attempt last: their retry is immediate.
+        # Raise a failure that needs a wait first; the retry after the others is immediate.
         for failure in sorted(failures, key=lambda failure: isinstance(failure, _RETRY_NOW)):
             if isinstance(failure, Exception) and not isinstance(failure, SinkError):
                 text = await explain(failure, self._config, self._timings.probe)
@@ -182,10 +182,10 @@ class KafkaSink:
     async def _send_all(
         self, producer: AIOKafkaProducer, partitions: Mapping[tuple[str, int], Sequence[EncodedRecord]]
     ) -> list[BaseException | None]:
-        """Send records to all partitions concurrently, and return the failure of each partition.
+        """Send records to all partitions concurrently; return the failure of each partition, or None.
 
         Raises:
-            SinkError: a topic was deleted, or an acknowledgement takes too long.
+            SinkError: a topic was deleted, or the acknowledgement took too long.
         """
         sending = asyncio.gather(
             *(self._send_partition(producer, place, records) for place, records in partitions.items()),
@@ -207,14 +207,14 @@ class KafkaSink:
         return sending.result()
 
     async def _check_topics(self, producer: AIOKafkaProducer, topics: set[str]) -> None:
-        """Raise SinkError if a topic was deleted: aiokafka waits for it in vain."""
+        """Raise SinkError if a topic was deleted: aiokafka would wait for the topic forever."""
         with contextlib.suppress(KafkaError):
             metadata = await producer.client.fetch_all_metadata()
             for topic in topics - metadata.topics(exclude_internal_topics=False):
                 raise SinkError(_missing(topic))
 
     async def _limit_batches(self) -> None:
-        """Make batches as small as the topic allows, or send the records of a rejected one alone."""
+        """After batches were rejected as too large: make the topic's batches smaller, or send their records one by one."""
         oversized, self._oversized = self._oversized, []
         for topic, size, ids in oversized:
             limit = await read_max_message_bytes(self._config.options(), topic)
@@ -224,10 +224,10 @@ class KafkaSink:
                 self._suspects.update(ids)
 
     async def _judge_too_large(self, batch: Sequence[EncodedRecord]) -> None:
-        """Decide whether records that were rejected alone are at fault, or the limit of their topic is.
+        """Decide why records that were sent alone were rejected: they are too large, or their topic's limit is too low.
 
         Raises:
-            SinkError: the limit of a topic is too low for any record: records have to wait until it is raised.
+            SinkError: the limit of a topic is too low for any record; records wait until it is raised.
         """
         suspects: dict[str, list[EncodedRecord]] = {}
         for record in batch:
@@ -256,7 +256,7 @@ class KafkaSink:
     def _by_partition(
         self, producer: AIOKafkaProducer, batch: Sequence[EncodedRecord]
     ) -> dict[tuple[str, int], list[EncodedRecord]]:
-        """Return the records that are still to be sent, by topic and partition."""
+        """Return the records that are not sent yet, by topic and partition."""
         partitions: dict[tuple[str, int], list[EncodedRecord]] = {}
         routes: dict[tuple[str, str], list[EncodedRecord]] = {}  # one lookup for all records of a type and a VM
         max_body = self._config.max_message_bytes - RECORD_OVERHEAD_BYTES
@@ -271,7 +271,7 @@ class KafkaSink:
         return partitions
 
     def _partition(self, producer: AIOKafkaProducer, record_type: str, key: str) -> tuple[str, int]:
-        """Return the topic and partition of a type and a key, as Kafka's own clients choose it."""
+        """Return the topic and partition for a type and a key; the partition is the one that Kafka's own clients choose."""
         topic = self._config.topics.topic_for(record_type)
         partitions = producer.client.cluster.partitions_for_topic(topic)
         if not partitions:
@@ -281,7 +281,7 @@ class KafkaSink:
     async def _send_partition(
         self, producer: AIOKafkaProducer, place: tuple[str, int], records: Sequence[EncodedRecord]
     ) -> None:
-        """Send one partition's records, one batch after the other: the next batch must not overtake one that failed."""
+        """Send one partition's records, one batch at a time: a batch must not overtake an earlier one that failed."""
         topic, partition = place
         start = 0
         while start < len(records):
@@ -311,7 +311,7 @@ class KafkaSink:
         return limit if time.monotonic() < until else math.inf
 
     def _latest_timestamp(self, topic: str) -> int:
-        """Return the latest timestamp for a record, now, in milliseconds since the epoch; NO_TIMESTAMP if the topic rejects them."""
+        """Return the latest allowed timestamp of a record in milliseconds since the epoch; NO_TIMESTAMP if the topic gets none."""
         if time.monotonic() < self._untimestamped.get(topic, 0.0):
             return NO_TIMESTAMP
         return self._clock() // 1_000_000
@@ -319,21 +319,24 @@ class KafkaSink:
     def _stop_timestamps(self, topic: str) -> None:
         if topic not in self._untimestamped:
             _log.warning(
-                "%s: topic %s gets records without timestamps: it rejects theirs: %s", self.name, topic, _TIMESTAMP_HINT
+                "%s: topic %s rejects the records' timestamps: records are sent without timestamps: %s",
+                self.name,
+                topic,
+                _TIMESTAMP_HINT,
             )
         self._untimestamped[topic] = time.monotonic() + self._timings.relearn
 
     def _fill(
         self, batch: Any, records: Sequence[EncodedRecord], start: int, latest_ms: int, limit: float
     ) -> tuple[int, int]:
-        """Add records to a batch while it has room, a suspect alone.
+        """Add records to a batch while it has room. A suspect, one that may be too large, gets its own batch.
 
         Args:
             batch: aiokafka's batch builder.
             records: the records of the partition.
             start: index of the first record to add.
-            latest_ms: as `_append`.
-            limit: bytes of the batch; the first record is added whatever its size.
+            latest_ms: the latest allowed timestamp, as in `_append`.
+            limit: maximum bytes of the batch; the first record is added whatever its size.
 
         Returns:
             the index of the first record of the next batch, and the bytes of this one.
@@ -350,7 +353,7 @@ class KafkaSink:
         return end, size
 
     async def close(self) -> None:
-        """Discard the producer, with whatever it has not sent."""
+        """Discard the producer and its unsent records."""
         producer, self._producer = self._producer, None
         if producer is not None:
             await discard_producer(producer, self._timings.close)
@@ -376,8 +379,8 @@ def _hash(key: str) -> int:
 def _append(batch: Any, record: EncodedRecord, latest_ms: int) -> bool:
     """Add a record to a batch, if it has room.
 
-    The timestamp is in milliseconds, whatever aiokafka's docstring says. A QEMU may send any time in an event: it is limited to the
-    time from 1970 to now.
+    The timestamp is in milliseconds; aiokafka's docstring is wrong. QEMU may send any time in an event, so the timestamp is limited to
+    the range from 1970 to now.
     """
     timestamp = latest_ms
     if latest_ms != NO_TIMESTAMP:
@@ -387,6 +390,6 @@ def _append(batch: Any, record: EncodedRecord, latest_ms: int) -> bool:
 
 
 def _raise_for(topic_error: Sequence[Any]) -> None:
-    """Raise the error of a topic that was to be created, if there is one."""
+    """Raise the error of a request to create a topic, if it failed."""
     if topic_error[1]:
         raise for_code(topic_error[1])(topic_error[2] if len(topic_error) > 2 and topic_error[2] else topic_error[0])

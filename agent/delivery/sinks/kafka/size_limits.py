@@ -1,4 +1,4 @@
-"""Records that Kafka rejects as too large: is the record at fault, or the limit of its topic?"""
+"""Decides, when Kafka rejects a record as too large, whether the record is too large or the topic's limit is too low."""
 
 import asyncio
 import contextlib
@@ -13,25 +13,25 @@ from aiokafka.errors import KafkaError
 ORDINARY_BYTES = 4096
 """Most records are smaller."""
 OVERHEAD_BYTES = 256
-"""Bytes that a record's key, headers and the framing of its batch add to its body, roughly."""
+"""Approximate bytes that a record's key, headers and the framing of its batch add to its body."""
 READ_SECONDS = 5.0
-"""Time limit of reading a topic's config."""
+"""Deadline for reading a topic's config."""
 
 
 @dataclass(frozen=True, slots=True)
 class SizeLimit:
-    """The limit of a topic, and other records to compare it with.
+    """The size limit of a topic, and the smallest other record for comparison.
 
     Attributes:
         max_message_bytes: the topic's max.message.bytes; None if the agent is not authorized to read it.
-        smallest_other: bytes of the smallest other record of the topic, waiting or acknowledged; None if there is none.
+        smallest_other: bytes of the smallest other record of the topic, in the batch or acknowledged; None if there is none.
     """
 
     max_message_bytes: int | None
     smallest_other: int | None
 
     def is_fault_of(self, size: int) -> bool:
-        """Return whether a record of so many bytes is rejected for itself, because other records are not too large."""
+        """Return whether a record of `size` bytes is itself too large: the topic accepts other records."""
         if self.max_message_bytes is not None and size + OVERHEAD_BYTES <= self.max_message_bytes:
             return False  # the limit was raised after the rejection
         if self.max_message_bytes is not None and self.smallest_other is not None:
@@ -40,7 +40,7 @@ class SizeLimit:
 
 
 async def read_max_message_bytes(options: Mapping[str, Any], topic: str) -> int | None:
-    """Return a topic's max.message.bytes; None if it is not readable.
+    """Return a topic's max.message.bytes; None if it cannot be read.
 
     Args:
         options: aiokafka's keyword arguments for the connection.

@@ -203,8 +203,15 @@ class Poller:
         _log.warning("%s: collector %s is off for %.0f s: %s", self._vm.name, name, delay, cause, exc_info=bug)
         self._on_degraded()
 
+    def _clear_failure(self, name: str) -> None:
+        """Poll a collector at its interval again, because its answers can be read."""
+        if self._failures.clear(name):
+            _log.info("%s: collector %s works again", self._vm.name, name)
+            self._on_degraded()
+
     def _disable(self, name: str) -> None:
         """Stop polling a collector on this connection. Its QEMU lacks a command, and a running QEMU does not gain one."""
+        self._clear_failure(name)
         self._unsupported.append(name)
         self._schedule.drop(name)
 
@@ -221,9 +228,7 @@ class Poller:
                         change, Record(change.type, self._vm, {"observed": observed}, when.time_ns)
                     )
             self._compare_topology(collector, samples)
-            if self._failures.clear(collector.name):
-                _log.info("%s: collector %s works again", self._vm.name, collector.name)
-                self._on_degraded()
+            self._clear_failure(collector.name)
         self._plan_next(collector, samples, when.monotonic)
 
     def _collect(
@@ -250,6 +255,7 @@ class Poller:
                 )
         except CommandError as error:
             _log.debug("%s: collector %s: QEMU refused: %s", self._vm.name, collector.name, error)
+            self._clear_failure(collector.name)
         except QmpError as error:
             self._fail(collector.name, str(error))
         except Exception as error:  # noqa: BLE001 - a bug in one collector must not end the session

@@ -1,5 +1,6 @@
 """Failing collectors: one answer that cannot be read costs its collector, not the VM."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -12,7 +13,7 @@ from agent.collectors.base import Collector
 from agent.qmp.commands import Command
 from agent.session.api import CollectorIndex, MonitorState, MonitorStatus, PollOutcome
 from agent.session.collector_failures import MAX_CAUSE, CollectorFailures
-from tests.lab.fake_qemu import FakeQemu
+from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.qmp_bytes import line
 from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
 
@@ -95,6 +96,18 @@ async def test_a_failing_collector_is_polled_less_and_less_often(fake: FakeQemu)
     assert {cause for status in observer.calls_of("on_status") for _, cause in status.degraded} == {
         "expected list, got dict"
     }
+
+
+async def test_an_error_of_qemu_after_an_unreadable_reply_is_not_polled_again_at_once(fake: FakeQemu) -> None:
+    fake.replies["query-block"] = TRAILING_COMMA
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path):
+        await observer.wait_until(lambda: observer.calls_of("on_status") and failing(observer) == ["drives"])
+        fake.replies["query-block"] = FakeError()
+        await observer.wait_until(lambda: failing(observer) == [])  # the error can be read
+        polls = fake.count("query-block")
+        await asyncio.sleep(0.3)
+        assert fake.count("query-block") - polls <= 10  # the interval is 0.06 s
 
 
 async def test_events_and_resyncs_do_not_poll_a_collector_that_is_off(fake: FakeQemu) -> None:

@@ -15,6 +15,8 @@ import orjson
 _BLANK = b" \t\r"
 _HEAD_BYTES = 64
 _FIRST_KEY = re.compile(rb'\{\s*"(return|error|timestamp|event|id)"')
+_NEXT_MESSAGE = re.compile(rb'\}\s*\{\s*"(return|error|timestamp|event|id)"')
+"""Two messages without a line end between them. Inside a message, a comma separates two objects, and strings escape quotes."""
 _ID_AT_END = re.compile(rb'"id":\s*\d+[\s}]*\Z')
 
 
@@ -53,8 +55,9 @@ class Frames:
         self._max = max_bytes
         self._buffer = bytearray()  # the line so far; cut just past the limit
         self._scanned = 0  # how much of the buffer holds no line end
-        self._lines: list[bytes] = []  # the pretty-printed message so far
-        self._lines_bytes = 0
+        # The pretty-printed message so far. A list of short lines would take 20 times the memory.
+        self._lines = bytearray()
+        self._lines_bytes = 0  # its length, without the limit
 
     def receive(self, data: bytes) -> Iterator[Any]:
         """Yield the JSON values, and an Unreadable for each other message, that these bytes complete. Run it to its end."""
@@ -89,14 +92,14 @@ class Frames:
                 return
         self._lines_bytes += len(text)
         if self._lines_bytes <= self._max:
-            self._lines.append(text)
+            self._lines += text
         if not indented and text == b"}":
             size = self._lines_bytes
             yield self._parse(self._flush(), size)
 
     def _flush(self) -> bytes:
-        text = b"".join(self._lines)
-        self._lines, self._lines_bytes = [], 0
+        text = bytes(self._lines)
+        self._lines, self._lines_bytes = bytearray(), 0
         return text
 
     def _parse(self, text: bytes, size: int) -> Any:
@@ -108,14 +111,15 @@ class Frames:
             return self._unreadable(text, f"not JSON: {error}")
 
     def _unreadable(self, text: bytes, reason: str, *, oversized: bool = False) -> Unreadable:
-        return Unreadable(_kind_of(text), reason, oversized)
+        return Unreadable(_kind_of(text, oversized=oversized), reason, oversized)
 
 
-def _kind_of(text: bytes) -> MessageKind:
+def _kind_of(text: bytes, *, oversized: bool) -> MessageKind:
     match = _FIRST_KEY.match(text[:_HEAD_BYTES])
-    if match is None:
+    if match is None or _NEXT_MESSAGE.search(text, match.end()):
         return MessageKind.UNKNOWN
     if match[1] in (b"timestamp", b"event"):
         return MessageKind.EVENT
-    with_id = match[1] == b"id" or _ID_AT_END.search(text[-_HEAD_BYTES:])
+    # The end of an oversized message is not in the text.
+    with_id = match[1] == b"id" or (not oversized and _ID_AT_END.search(text[-_HEAD_BYTES:]))
     return MessageKind.REPLY_WITH_ID if with_id else MessageKind.REPLY

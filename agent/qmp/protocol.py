@@ -113,6 +113,8 @@ class Connection:
         self._frames = Frames(max_message_bytes)
         self._pending: list[Command] = []
         self._last_id = 0
+        self._probe = 0
+        """Id of the pending probe; 0 for none."""
         self._out_of_step = False
         """True while replies cannot be assigned to commands: until the reply to a marker arrives."""
         self._marker = 0
@@ -169,29 +171,46 @@ class Connection:
         """Return the number and the bytes of an out-of-band probe. Requires `oob`."""
         assert self.oob
         self._last_id += 1
-        return self._last_id, commands.probe(self._last_id)
+        self._probe = self._last_id
+        return self._probe, commands.probe(self._probe)
 
-    def _recover(self, kind: MessageKind, reason: str) -> Iterator[Reply]:
+    def _recover(self, kind: MessageKind, reason: str) -> Iterator[Reply | ProbeReply]:
         """Yield the replies whose commands fail because of a message that cannot be read.
+
+        It can be the reply to a pending probe, too. That counts as one, because QEMU's monitor thread sent it.
 
         Raises:
             ProtocolError: the handshake has not ended: the peer does not speak QMP.
         """
         if self.state is not ConnectionState.READY:
             raise ProtocolError(reason)
+        kind = self._resolve(kind)
+        if self._probe and kind is not MessageKind.EVENT:
+            number, self._probe = self._probe, 0
+            yield ProbeReply(number)
         failed = self._count_failed(kind)
-        if failed and kind is not MessageKind.REPLY:
+        if failed and kind is MessageKind.UNKNOWN:
             self._out_of_step, self._marker = True, 0
         for _ in range(failed):
             command = self._pending.pop(0)
             yield Reply(None, UnreadableReplyError(f"unreadable reply to {command.name}: {reason}"))
 
+    def _resolve(self, kind: MessageKind) -> MessageKind:
+        """Return the kind of an unreadable message, as far as the pending requests allow to tell it."""
+        if kind is MessageKind.EVENT:
+            return kind
+        if self._out_of_step:  # the reply to the marker, or one to an earlier batch
+            return MessageKind.UNKNOWN
+        if kind is MessageKind.REPLY_WITH_ID and not self._probe:  # the id is one inside the value
+            return MessageKind.REPLY
+        if kind is MessageKind.REPLY and self._probe:  # the reply to a command, or one to the probe without its id
+            return MessageKind.UNKNOWN
+        return kind
+
     def _count_failed(self, kind: MessageKind) -> int:
         """Return how many of the pending commands an unreadable message can be the reply to, or displace the reply to."""
         if kind is MessageKind.UNKNOWN:
             return len(self._pending)
-        if self._out_of_step:  # a reply without an id belongs to an earlier batch; the marker's reply has one
-            return len(self._pending) if kind is MessageKind.REPLY_WITH_ID else 0
         return min(1, len(self._pending)) if kind is MessageKind.REPLY else 0
 
     def _read(self, value: Any) -> Message | None:
@@ -258,6 +277,8 @@ class Connection:
     def _reply_with_id(self, number: Any) -> ProbeReply | None:
         if type(number) is int and 0 < number <= self._last_id:
             if number != self._marker:
+                if number == self._probe:
+                    self._probe = 0
                 return ProbeReply(number)
             self._out_of_step, self._marker = False, 0
         else:

@@ -1,5 +1,6 @@
 """Messages that cannot be read: each costs the command that it answers, and nothing after it is lost."""
 
+import tracemalloc
 from collections.abc import Iterable
 from typing import Any
 
@@ -111,13 +112,42 @@ def test_an_unreadable_event_is_counted_and_fails_no_command(event: bytes) -> No
 @pytest.mark.parametrize(
     "reply", [b'{"return": [], "id": 1\r\n', b'{"id": 1, "error": }\r\n', b'{"error": 5, "id": 1}\r\n']
 )
-def test_an_unreadable_reply_to_a_probe_fails_no_command(reply: bytes) -> None:
+def test_an_unreadable_reply_to_a_probe_counts_as_one_and_fails_no_command(reply: bytes) -> None:
     connection = ready()
     connection.send([STATUS])
     connection.probe()
-    assert feed(connection, reply + line({"return": 1})) == [Reply(1)]
+    assert feed(connection, reply + line({"return": 1})) == [ProbeReply(1), Reply(1)]
     number, _ = connection.probe()
     assert receive(connection, {"return": [], "id": number}) == [ProbeReply(number)]
+
+
+def test_a_reply_that_can_be_the_probes_fails_every_command_and_is_not_mistaken_for_a_later_one() -> None:
+    connection = ready()
+    connection.send([STATUS])
+    connection.probe()
+    assert summary(feed(connection, b'{"return": [], "i\r\n')) == [ProbeReply(1), FAILED]
+    assert connection.send([BLOCK]).startswith(b'{"execute":"query-status","id":2}')
+    late = [{"return": "status"}, {"return": {}, "id": 2}, {"return": "block"}]
+    assert receive(connection, *late) == [Reply("block")]
+
+
+def test_an_id_inside_an_unreadable_reply_is_not_taken_for_the_reply_to_a_probe() -> None:
+    connection = ready()
+    connection.send([STATUS, BLOCK])
+    assert summary(feed(connection, b'{"return": [{"id": 5}}\r\n' + line({"return": 2}))) == [FAILED, Reply(2)]
+    assert connection.replies_due == 0
+
+
+@pytest.mark.parametrize(
+    "merged",
+    [b'{"return": 1}{"return": 2}\r\n', b'{"return": 1} {"error": {}}\r\n', line(PANIC).strip() + b'{"return": 1}\r\n'],
+)
+def test_messages_without_a_line_end_between_them_leave_no_command_waiting(merged: bytes) -> None:
+    connection = ready()
+    connection.send([STATUS, BLOCK])
+    assert summary(feed(connection, merged)) == [FAILED, FAILED]
+    connection.send([MIGRATE])
+    assert receive(connection, {"return": {}, "id": 1}, {"return": 3}) == [Reply(3)]
 
 
 # --- Messages that can be anything ---
@@ -170,6 +200,16 @@ def test_noise_before_the_markers_reply_fails_the_commands_and_sends_another_mar
     assert [m for m in receive(connection, *late) if isinstance(m, Reply)] == [Reply(3)]
 
 
+def test_an_unreadable_reply_to_the_marker_leaves_no_command_waiting() -> None:
+    connection = ready()
+    connection.send([STATUS])
+    feed(connection, b"5\r\n")
+    connection.send([MIGRATE])
+    assert summary(feed(connection, line({"return": 1}) + b'{"return": {}, "i\r\n' + line({"return": 2}))) == [FAILED]
+    connection.send([BLOCK])
+    assert receive(connection, {"return": {}, "id": 2}, {"return": 3}) == [Reply(3)]
+
+
 @pytest.mark.parametrize("noise", [*NOISE, TRAILING_COMMA, LOST_BRACE])
 @pytest.mark.parametrize("before", [[], [HELLO]])
 def test_an_unreadable_message_during_the_handshake_ends_the_connection(noise: bytes, before: list[Any]) -> None:
@@ -203,7 +243,7 @@ def test_an_oversized_reply_is_skipped_within_bounded_memory(shape: bytes, size:
     for chunk in cut(data, [size] * (len(data) // size)):
         messages += feed(connection, chunk)
         frames = connection._frames
-        assert len(frames._buffer) + sum(map(len, frames._lines)) <= 2 * LIMIT + 2
+        assert len(frames._buffer) + len(frames._lines) <= 2 * LIMIT + 2
     assert summary(messages) == [Reply(1), FAILED, PANICKED, Reply(3)]
     assert (connection.unreadable_messages, connection.oversized_messages) == (0, 1)
     assert "query-block: the message is longer than 4096 bytes" in str(messages[1].error)  # type: ignore[union-attr]
@@ -223,6 +263,16 @@ def test_an_endless_line_takes_bounded_memory_and_fails_no_command_before_its_en
     assert feed(connection, b'{"return": "', *[b"x" * 1000] * 1000) == []
     assert len(connection._frames._buffer) == LIMIT + 1
     assert summary(feed(connection, b'"}\r\n')) == [FAILED]
+
+
+def test_many_short_lines_take_no_more_memory_than_their_bytes() -> None:
+    connection = ready()
+    tracemalloc.start()
+    try:
+        feed(connection, b"{\r\n", *[b"ab\n" * 10_000] * 40)
+        assert tracemalloc.get_traced_memory()[0] < 3 << 20
+    finally:
+        tracemalloc.stop()
 
 
 # --- Any damage ---

@@ -1,5 +1,6 @@
 """Alerts of real disks name the guest's device, the image and its usage: under job filters, with legacy drives and after restarts."""
 
+import asyncio
 from pathlib import Path
 from typing import Any, Final
 
@@ -134,3 +135,18 @@ async def test_a_commit_without_space_is_a_failed_job(folder: Path) -> None:
             await until(lambda: [alert for alert in agent.alerts if alert["alert"] == "job_failed"], 20)
             (alert,) = [alert for alert in agent.alerts if alert["alert"] == "job_failed"]
             assert (alert["subject"], alert["error"]) == ("c", "No space left on device")
+
+
+async def test_a_reset_does_not_resolve_the_alert_of_a_full_disk(folder: Path) -> None:
+    no_space = {"event": "write_aio", "iotype": "write", "errno": 28, "once": True}
+    options: dict[str, Any] = {"faults": [no_space], "disk_options": "werror=stop", "span_mib": 8}
+    async with Watcher(folder, mode="observe", poll=0.2) as agent, started(folder, **options) as guest:
+        await until(lambda: agent.alerts, 20)
+        await guest.command("system_reset")
+        await guest.event("RESET")
+        assert (await guest.command("query-status"))["status"] == "prelaunch"
+        await asyncio.sleep(1.5)  # several polls
+        assert [alert["state"] for alert in agent.alerts] == ["firing"]
+        await guest.command("cont")
+        await until(lambda: len(agent.alerts) > 1, 10)
+        assert [alert["state"] for alert in agent.alerts] == ["firing", "resolved"]

@@ -13,6 +13,7 @@ from typing import Any, Final
 import pytest
 
 from agent.cli.demo.guest import GuestKind, until
+from tests.lab.qemus import Qemu
 from tests.lab.thin_guests import MIB, Loop, ThinGuest, Watcher, make_qcow2, started
 
 ROUNDS: Final = int(os.environ.get("QMP_AGENT_PAUSE_ROUNDS", "3"))
@@ -32,12 +33,17 @@ def full_alerts(agent: Watcher) -> list[dict[str, Any]]:
 
 @pytest.mark.skipif(not Loop.is_available(), reason="only root can make loop devices")
 @pytest.mark.timeout(60 + 15 * ROUNDS)
-async def test_no_alert_fires_while_the_guest_runs(folder: Path) -> None:
+async def test_no_alert_fires_while_the_guest_runs(folder: Path, qemu: Qemu) -> None:
     delays = random.Random(7)  # the same delays in each run
     disk_mib = (FIRST_SIZE + (ROUNDS + 40) * STEP) // MIB
     async with Loop(folder / "lv.raw", FIRST_SIZE) as loop:
         await make_qcow2(loop.path, disk_mib * MIB)
-        options: dict[str, Any] = {"kind": GuestKind.LINUX, "write_kib": 4096, "pause_seconds": 0}
+        options: dict[str, Any] = {
+            "kind": GuestKind.LINUX,
+            "binary": qemu.binary,
+            "write_kib": 4096,
+            "pause_seconds": 0,
+        }
         options |= {"storage": {"driver": "host_device", "filename": loop.path}, "disk_options": "werror=stop"}
         async with (
             started(folder, disk_mib=disk_mib, **options) as guest,

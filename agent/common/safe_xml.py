@@ -19,7 +19,7 @@ def parse_xml(text: str | bytes, max_bytes: int = MAX_BYTES) -> "Element":
     Raises:
         ValueError: the document is too large, not well-formed, or has a document type definition.
     """
-    # Imported here: the two take 1 MiB, which a host without such documents is spared.
+    # Import late: these modules take 1 MiB, which a host without such documents does not need.
     from defusedxml import DefusedXmlException  # noqa: PLC0415
     from defusedxml.ElementTree import ParseError, fromstring  # noqa: PLC0415
 

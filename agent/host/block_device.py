@@ -1,7 +1,7 @@
-"""Current size of a block device, which QEMU does not know.
+"""Current size of a block device. QEMU knows only the size at the time when it opened the device.
 
-QEMU reads a device's size when it opens the device. After a logical volume is extended, `query-named-block-nodes` still reports the old
-size. Once a write lands past that, it reports where the last write ended (seen on 7.2), so that the volume always looks full.
+After a logical volume is extended, `query-named-block-nodes` still reports the old size. After a write beyond that size, it reports the end
+of the last write as the size (seen on 7.2), so that the volume always looks full.
 """
 
 import os
@@ -15,7 +15,7 @@ def device_size(path: str) -> int | None:
     """Return the size of a block device in bytes, without opening it.
 
     Args:
-        path: the path that QEMU reports. A path outside /dev is ignored: it may lie on a hung mount, which would block the agent.
+        path: the path that QEMU reports. A path outside /dev is ignored: it may be on a hung mount, which would block the agent.
 
     Returns:
         None if there is no such device, as in a container.

@@ -22,8 +22,8 @@ def interfaces_of(process: Process, nics: Mapping[str, Nic]) -> tuple[Interface,
 
     Args:
         process: the process.
-        nics: the guest's network cards by MAC address in lower case. A macvtap has its card's address. A tap made by libvirt has
-            one that differs in the first byte only.
+        nics: the guest's network cards by MAC address in lower case. A macvtap has the address of its card. A tap that libvirt made has
+            an address that differs in the first byte only.
     """
     same_netns = process.link("ns/net") == process.link("/proc/self/ns/net")
     kinds = dict(_open(process, same_netns=same_netns))

@@ -1,7 +1,7 @@
 """Labels of a VM from libvirt's XML files, such as Nova's project and flavour, oVirt's cluster, or a title. Blocks.
 
-libvirt keeps the XML of running VMs in /run/libvirt/qemu and of defined VMs in /etc/libvirt/qemu, readable by root only. Without permission
-to read them there are no such labels. Their metadata comes from users of the manager and is untrusted.
+libvirt stores the XML of running VMs in /run/libvirt/qemu and of defined VMs in /etc/libvirt/qemu, readable by root only. Without
+permission to read them, VMs have no such labels. Users of the manager can set the metadata, so it is untrusted.
 """
 
 import re
@@ -85,7 +85,7 @@ def _domain(directory: Path, vm: Vm) -> "Element | None":
             root = parse_xml(file.read(MAX_BYTES + 1))
     except (OSError, ValueError):
         return None
-    domain = root if root.tag == "domain" else root.find("domain")  # a running one's is inside <domstatus>
+    domain = root if root.tag == "domain" else root.find("domain")  # the XML of a running VM is inside <domstatus>
     if domain is None or (domain.findtext("uuid") or "").strip().lower() != vm.uuid:
         return None
     element: Element = domain

@@ -82,7 +82,7 @@ def _user_name(uid: int) -> str:
 def blocked_paths(path: str, user: User) -> list[Path]:
     """Return the directories that a user cannot enter on the way to a socket, and the socket itself if it cannot connect to it.
 
-    Empty if nothing blocks the user. Also empty if the current user is neither root nor that user, as then nothing can be checked.
+    Empty if nothing blocks the user. Also empty if the current user is neither root nor that user: then nothing can be checked.
     """
     if os.geteuid() not in (0, user.uid):
         return []
@@ -90,7 +90,7 @@ def blocked_paths(path: str, user: User) -> list[Path]:
 
 
 def _has_access(path: Path, user: User) -> bool:
-    """Return whether a user has permission to enter a directory or connect to a socket, its parents aside."""
+    """Return whether a user has permission to enter a directory or connect to a socket. Parent directories are not checked."""
     try:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:

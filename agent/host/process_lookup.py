@@ -1,8 +1,8 @@
 """Identification of the QEMU process behind a monitor, once at each attach.
 
 There are two clues: the pid that opened the monitor's socket (SO_PEERCRED), and the ids of QEMU's vCPU threads.
-A manager may have opened the socket and passed it on. A QEMU in a pid namespace counts its threads in that namespace.
-A process is returned only if the clues agree.
+Each clue alone can be wrong: a manager may have opened the socket and passed it to QEMU, and a QEMU in a pid namespace reports the thread
+ids of that namespace. A process is returned only if the clues agree.
 """
 
 import os
@@ -25,7 +25,7 @@ _MAX_THREADS = 4096
 
 
 class UnknownProcessError(Exception):
-    """The process cannot be identified. The message is the cause, for people."""
+    """The process cannot be identified. The message is the cause, for the operator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def find_process(socket_owner: int | None, threads: Sequence[int], root: Path = 
 
 
 def _by_pid(pid: int, threads: Sequence[int], root: Path) -> Process | None:
-    """Return this process if it has these threads. If there are none, its name must be QEMU's."""
+    """Return this process if it has these threads. If no threads are given, its name must be QEMU's."""
     try:
         process = Process(pid, root)
     except OSError:
@@ -86,7 +86,7 @@ def _by_pid(pid: int, threads: Sequence[int], root: Path) -> Process | None:
 
 
 def _by_threads(threads: Sequence[int], root: Path) -> Process | None:
-    """Return the process with these threads, if its name is QEMU's and it is in the agent's pid namespace: numbers alone prove little."""
+    """Return the process with these threads. Thread ids alone may match another process: its name and pid namespace are checked, too."""
     if not threads:
         return None
     try:
@@ -119,7 +119,7 @@ def _depth(process: Process) -> int:
 
 
 def _ids(process: Process, threads: Sequence[int]) -> Mapping[int, int] | None:
-    """Return ids on this host by QEMU's thread ids, or None unless the process has all these threads."""
+    """Map the thread ids that QEMU reports to the ids on this host; None if the process lacks any of them."""
     if _depth(process) == 1:
         known = {thread: thread for thread in threads if process.read(f"task/{thread}/stat") is not None}
     else:
@@ -144,7 +144,7 @@ def _cgroup_name(process: Process) -> str:
 
 
 def _cgroup(process: Process, name: str) -> str | None:
-    """Return the directory of the nearest cgroup above it that counts memory; libvirt's cgroups for threads do not."""
+    """Return the directory of the process's cgroup, or of the nearest one above it that counts memory: libvirt's for threads do not."""
     while name not in ("", "/") and ".." not in name.split("/"):
         directory = f"/sys/fs/cgroup{name}"
         if process.read(f"{directory}/memory.current") is not None:

@@ -1,4 +1,4 @@
-"""Parsers of the kernel's files: from a text to numbers by name (proc(5), Linux 4.15 to 6.18). Pure.
+"""Parsers of the kernel's files: each takes a text and returns numbers by name (proc(5), Linux 4.15 to 6.18). Pure.
 
 A value that is missing, is not a number, or does not exist on an older kernel is left out.
 """
@@ -42,7 +42,7 @@ _STATES = {
 
 
 def number(text: str) -> int | None:
-    """Return a decimal number of the kernel's, or None if the text is not one."""
+    """Parse a decimal number of the kernel; None if the text is not one."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 20 else None
 
 

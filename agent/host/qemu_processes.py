@@ -37,7 +37,7 @@ def is_qemu(argv: list[str]) -> bool:
 
 
 def pid_if_qemu(pid: int | None, proc: Path = PROC) -> int | None:
-    """Return the pid if it is a visible QEMU; None for a process that passed a socket on, or in another pid namespace."""
+    """Return the pid if it is a visible QEMU. None if not: the process passed the socket to QEMU, or is in another pid namespace."""
     return pid if pid and is_qemu(arguments(pid, proc)) else None
 
 

@@ -34,7 +34,7 @@ class SocketEntry:
     """One socket.
 
     Attributes:
-        state: the state, as TCP numbers states.
+        state: the state, as a number of TCP's states.
         address: the path that the socket is bound to, or `tcp:PORT`.
         peer: inode of the socket at the other end, or 0 if it is not on this host.
         remote: `tcp:PORT` of the other end; empty for a Unix socket.
@@ -141,7 +141,7 @@ def socket_inodes(pid: int, proc: Path = PROC) -> dict[int, int] | None:
 
 
 def socket_owners(inodes: set[int], proc: Path = PROC) -> Mapping[int, int]:
-    """Return the pid of the process that holds each of these sockets, by inode, where it is visible."""
+    """Return the pid of the process that holds each of these sockets, by inode; sockets of invisible processes are left out."""
     pids_by_inode: dict[int, int] = {}
     for pid in pids(proc) if inodes else ():
         pids_by_inode |= dict.fromkeys(inodes.intersection((socket_inodes(pid, proc) or {}).values()), pid)
@@ -149,7 +149,7 @@ def socket_owners(inodes: set[int], proc: Path = PROC) -> Mapping[int, int]:
 
 
 def program_name(argv: list[str]) -> str:
-    """Return a process's name for people: the name of its executable, or of the script that it runs."""
+    """Return a process's name for the operator: the name of its executable, or of the script that it runs."""
     words = [os.path.basename(word) for word in argv if word and not word.startswith("-")]  # noqa: PTH119 - any text
     return (words[1] if len(words) > 1 and _INTERPRETER.fullmatch(words[0]) else words[0]) if words else "a process"
 

@@ -1,8 +1,8 @@
 """A QMP client on asyncio: the protocol on a transport, with a deadline on every step.
 
-The client always reads, because QEMU buffers without bound for a client that does not (measured: 57 MB). `data_received` passes every
-message on at once, and the receiver of the events decides what to keep. Reading pauses only during a flood, for a few turns of the event
-loop, because the loop would do nothing else otherwise.
+The client always reads, because QEMU's buffer for a client that does not read has no limit (measured: 57 MB). `data_received` passes every
+message on at once, and the receiver of the events decides what to keep. Only in a flood, reading pauses for a few turns of the event loop;
+otherwise the loop would only read.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ FLOOD_BYTES = 64 * 1024
 PAUSE_TURNS = 16
 """Turns of the event loop without reading after a flood, a few milliseconds each: enough to process what has been read."""
 READ_TURNS = 2
-"""Turns of the event loop that it takes to read what has arrived."""
+"""Turns of the event loop that it takes to read all data that has arrived."""
 
 
 class Client(asyncio.Protocol):
@@ -83,10 +83,10 @@ class Client(asyncio.Protocol):
             connect: opens the transport.
             allow: the permitted commands.
             on_event: receives every event; must not block.
-            deadline: seconds for all of it.
+            deadline: seconds for all steps together.
 
         Raises:
-            NotConnectedError: nothing listens there.
+            NotConnectedError: no process listens at the address.
             DeniedError: the agent's user has no permission to connect.
             BusyError: the monitor accepted the connection but sent no greeting.
             ProtocolError: the peer does not speak QMP.
@@ -166,7 +166,7 @@ class Client(asyncio.Protocol):
         """Send commands in one write and return their results, in order.
 
         Raises:
-            StalledError: a reply did not arrive within `deadline` seconds, or an earlier one is still due; see `wait_idle`.
+            StalledError: a reply did not arrive within `deadline` seconds, or an earlier reply is still due; see `wait_idle`.
             NotConnectedError: the connection ended.
             ProtocolError: the peer violated the protocol.
             CommandRefusedError: one of the commands is not on the allow-list; none is sent.
@@ -184,7 +184,7 @@ class Client(asyncio.Protocol):
             results = await self._batch
         finally:
             timer.cancel()
-        self._batch, self._results = None, []  # 10 KiB per VM that need not stay until the next poll
+        self._batch, self._results = None, []  # frees 10 KiB per VM until the next poll
         return results
 
     def _on_deadline(self, deadline: float) -> None:
@@ -205,8 +205,8 @@ class Client(asyncio.Protocol):
     async def probe(self, *, deadline: float) -> bool:
         """Return whether QEMU's monitor thread replies out of band within `deadline` seconds.
 
-        True while in-band replies are overdue means that the main loop hangs. A pending probe is awaited again instead of sent again,
-        so that probes do not pile up in a stopped QEMU.
+        If it does while in-band replies are overdue, the main loop hangs. If an earlier probe is still pending, wait for it instead of
+        sending another one, so that probes do not accumulate in a stopped QEMU.
         """
         if self.ended.done() or not self._qmp.oob:
             return False
@@ -225,7 +225,7 @@ class Client(asyncio.Protocol):
     def close(self) -> None:
         """End the connection now; every waiter gets the error."""
         self._end(NotConnectedError("closed by the agent"))
-        # The traceback refers to the waiters and so to this object: a cycle that only the garbage collector would free.
+        # Drop the traceback: it refers to the waiters and so to this object, a cycle that only the garbage collector would free.
         self.ended.result().__traceback__ = None
 
     def preempt(self) -> None:
@@ -245,7 +245,7 @@ class Client(asyncio.Protocol):
         if self._transport.get_extra_info("ssl_object") is None:
             self._transport.write(data)
             return
-        # One TLS record per byte: QEMU reads a monitor a byte at a time and before 8.0 loses the rest of a TLS record (seen on 7.2).
+        # Send one TLS record per byte: QEMU reads a monitor byte by byte, and before 8.0 it loses the rest of a TLS record (seen on 7.2).
         for number in data:
             self._transport.write(bytes((number,)))
 

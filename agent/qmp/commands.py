@@ -1,8 +1,8 @@
 """The allow-list of commands, and the only place that encodes requests.
 
 A QMP client has full control over its guest, so the list is closed: neither a config nor a bug can make the agent send another command.
-Reads change nothing that a guest or a manager can see. Each change is off until the operator enables it by name, and is permitted in one
-form only.
+Reads change nothing that a guest or a manager can see. Each change is off until the operator enables it by name, and the agent can send
+it in one form only.
 
 Deliberately missing: `human-monitor-command` (runs any command), `qom-list-types` and similar commands (load modules, which crashes a
 QEMU whose package was upgraded), `query-rx-filter` (re-arms an event), `query-cpus` (interrupts every vCPU), `cont` and all other actions.
@@ -20,13 +20,13 @@ from agent.qmp.errors import CommandRefusedError
 from agent.qmp.queries import ROWS, QueryPolicy
 
 READS = frozenset({row.name for row in ROWS if row.policy is not QueryPolicy.REFUSED} | {"qom-get", "qom-list"})
-"""Permitted reads: every `query-*` command whose row does not refuse it, and reads of QOM."""
+"""Permitted reads: every `query-*` command that the query table does not refuse, and reads of QOM."""
 
 PROPERTIES = frozenset({"guest-stats", "guest-stats-polling-interval", "mac", "netdev", "type"})
 """Properties that `qom-get` may read: a `secret` object returns its secret to any client (QEMU 2.6 to 11.1)."""
 
 Request = NewType("Request", bytes)
-"""Bytes that may be written to a monitor. Only this file makes them, and a client writes nothing else: mypy checks it."""
+"""Bytes that may be written to a monitor. Only this file makes them, and a client writes no others; mypy checks both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class _AllowedChange:
 _INTERVAL_MAX_SECONDS = 3600
 
 _THRESHOLD_MAX_BYTES = 2**63 - 1
-"""QEMU accepts a negative number, too, and treats it as larger than any disk (2.3 to 11.1)."""
+"""QEMU also accepts a negative number, and treats it as larger than any disk (2.3 to 11.1)."""
 
 OWN = "qmp-agent"
 """Id, in QEMU, of the monitor that is added for the agent and of its character device."""
@@ -80,7 +80,7 @@ def without_own_monitor() -> tuple[Command, Command]:
 
 
 def _same(first: object, second: object) -> bool:
-    """Return whether both are the same JSON; in Python, 1 equals true."""
+    """Return whether both values are the same JSON. `==` is not enough: in Python, 1 equals True."""
     return orjson.dumps(first, option=orjson.OPT_SORT_KEYS) == orjson.dumps(second, option=orjson.OPT_SORT_KEYS)
 
 
@@ -140,7 +140,7 @@ class AllowList:
         self._cache = {name: Request(b'{"execute":"%b"}' % name.encode()) for name in READS - {"qom-get"}}
 
     def allow(self, changes: Iterable[Change]) -> None:
-        """Permit these changes and no others from now on, also on open connections."""
+        """Permit only these changes from now on, also on open connections."""
         self._forms = [form for change in changes for form in _FORMS[change]]
 
     def encode(self, command: Command) -> Request:
@@ -186,5 +186,5 @@ def probe(number: int) -> Request:
 
 
 def with_marker(number: int, request: Request) -> Request:
-    """Return a request after a command with an id, whose reply shows that the replies to all earlier commands have arrived."""
+    """Return a marker: a request with an id. When its reply arrives, the replies to all earlier commands have arrived."""
     return Request(b'{"execute":"query-status","id":%d}%b' % (number, request))

@@ -34,7 +34,7 @@ class BusyError(NotConnectedError):
 
 
 class StalledError(QmpError):
-    """A reply is overdue. QEMU is still executing the command, so the agent sends no further in-band command."""
+    """A reply is overdue. QEMU is still executing the command, so the agent sends no further in-band commands."""
 
 
 class CommandRefusedError(QmpError):
@@ -54,7 +54,7 @@ class CommandError(QmpError):
 
     Attributes:
         error_class: QAPI's QapiErrorClass: GenericError, CommandNotFound, DeviceNotActive, DeviceNotFound, KVMMissingCap.
-        desc: a message for people; it differs between QEMU versions, so code must not parse it.
+        desc: a message for the operator. It differs between QEMU versions, so code must not parse it.
     """
 
     def __init__(self, error_class: str, desc: str) -> None:

@@ -1,8 +1,8 @@
 """Framing of the QMP byte stream: bytes in, JSON values out, and a marker for each message that cannot be read. Pure.
 
 QEMU ends every message with CR LF and escapes control characters inside strings, so a line end is a message's end. A monitor with
-`pretty=on` sends a message as several lines: `{`, indented lines, `}`. These rules delimit a damaged message, too, and the next one is
-read. They hold for QEMU 2.6 to 11.1.
+`pretty=on` sends a message as several lines: `{`, indented lines, `}`. By these rules, the reader also finds the end of a damaged message,
+and reads the next one. They hold for QEMU 2.6 to 11.1.
 """
 
 import re
@@ -21,7 +21,7 @@ _ID_AT_END = re.compile(rb'"id":\s*\d+[\s}]*\Z')
 
 
 class MessageKind(Enum):
-    """Kind of an unreadable message, as far as its first key and its end show it."""
+    """Kind of an unreadable message, guessed from its first key and its end."""
 
     REPLY = auto()
     """A reply without an id: the reply to the oldest in-band command."""
@@ -34,8 +34,8 @@ class Unreadable(NamedTuple):
     """A message that cannot be read.
 
     Attributes:
-        kind: what it was.
-        reason: why it cannot be read, for people.
+        kind: the kind of message.
+        reason: why it cannot be read, for the operator.
         oversized: whether it exceeds the size limit.
     """
 
@@ -48,7 +48,7 @@ class Frames:
     """Splits the byte stream into JSON values.
 
     Args:
-        max_bytes: the size limit of one message. A larger one is skipped to its end; memory stays within this limit and one chunk.
+        max_bytes: the size limit of one message. A larger message is skipped. Memory use is at most this limit plus one chunk.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -60,7 +60,7 @@ class Frames:
         self._lines_bytes = 0  # its length, without the limit
 
     def receive(self, data: bytes) -> Iterator[Any]:
-        """Yield the JSON values, and an Unreadable for each other message, that these bytes complete. Run it to its end."""
+        """Yield each message that these bytes complete: its JSON value, or an Unreadable. Consume the iterator to its end."""
         buffer = self._buffer
         if buffer:
             buffer += data

@@ -4,11 +4,11 @@ A `Connection` holds the state of one connection. `receive` takes the bytes that
 and `probe` return bytes to write. `receive` raises ProtocolError only; any other exception is a bug. The messages do not depend on how the
 bytes are cut into chunks.
 
-Facts about QEMU 2.6 to 11.1: in-band replies arrive in the order of the commands; an out-of-band reply carries its id; an event can
-stand between any two messages, also before the greeting.
+Facts about QEMU 2.6 to 11.1: in-band replies arrive in the order of the commands; an out-of-band reply has its id; an event can arrive
+between any two messages, also before the greeting.
 
-A message that cannot be read does not end a negotiated connection. It becomes an error for the command whose reply it is. If that
-is unclear, every pending command fails, and a marker command finds the boundary to the next replies.
+A message that cannot be read does not end a negotiated connection. The command whose reply it is fails. If that command is unclear,
+every pending command fails. A marker command then shows where the next replies begin.
 """
 
 from collections.abc import Iterator, Sequence
@@ -71,7 +71,7 @@ class Event(NamedTuple):
     """An event.
 
     Attributes:
-        name: QEMU's name of it, such as STOP.
+        name: its name in QEMU, such as STOP.
         data: its data, complete.
         time_ns: when QEMU created it, in nanoseconds since the epoch by the host's clock; None without a valid timestamp.
     """
@@ -130,10 +130,10 @@ class Connection:
         return self._pending[0].name if self._pending else ""
 
     def receive(self, data: bytes) -> Iterator[Message]:
-        """Yield the messages that these bytes complete. Run it to its end.
+        """Yield the messages that these bytes complete. Consume the iterator to its end.
 
         Raises:
-            ProtocolError: the bytes are not QMP; the good messages before them have been yielded. Close the connection.
+            ProtocolError: the bytes are not QMP; the messages before them were yielded. Close the connection.
         """
         for value in self._frames.receive(data):
             try:
@@ -208,13 +208,13 @@ class Connection:
         return kind
 
     def _count_failed(self, kind: MessageKind) -> int:
-        """Return how many of the pending commands an unreadable message can be the reply to, or displace the reply to."""
+        """Return how many pending commands to fail: those whose reply may be this unreadable message, or lost because of it."""
         if kind is MessageKind.UNKNOWN:
             return len(self._pending)
         return min(1, len(self._pending)) if kind is MessageKind.REPLY else 0
 
     def _read(self, value: Any) -> Message | None:
-        """Return the message of a value; None for a dropped one."""
+        """Return the message of a JSON value; None if it is dropped."""
         if type(value) is dict:
             if "event" in value:
                 return self._event(value)

@@ -30,7 +30,7 @@ class Query:
     """One row.
 
     Attributes:
-        name: QEMU's name of the command; a trailing `*` matches every command with that prefix.
+        name: the command's name in QEMU; a trailing `*` matches every command with that prefix.
         policy: when the agent sends it.
         reason: what it is for, or why the agent does not send it.
     """

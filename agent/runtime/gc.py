@@ -1,8 +1,8 @@
 """Scheduled collections of Python's garbage collector.
 
-A full collection stops the process, for 0.1 s with 500 VMs. By default CPython (3.11 to 3.13) starts one whenever a quarter of all
-objects is new. With many VMs the polls cause that every minute or so, at a moment when an event may be waiting. The agent creates
-reference cycles only where connections end, so that reference counting frees all else at once.
+A full collection stops the process: for 0.1 s with 500 VMs. By default CPython (3.11 to 3.13) starts one when a quarter of all objects is
+new. With many VMs, polls cause that about once a minute, and an event may be waiting at that moment. The agent needs few collections: only
+connections that end leave reference cycles, and reference counting frees all other objects at once.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ YOUNG_THRESHOLDS = (2_000, 10)
 
 @contextlib.contextmanager
 def scheduled_collection(interval_seconds: float = 120.0) -> Iterator[None]:
-    """Run full collections only at this interval while the block runs. Objects that existed before are never inspected."""
+    """While the block runs, run full garbage collections only at this interval. Objects created before the block are never inspected."""
     loop = asyncio.get_running_loop()
     previous = gc.get_threshold()
     gc.collect()

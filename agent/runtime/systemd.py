@@ -1,8 +1,7 @@
 """Notifications to systemd, sd_notify(3): ready, status, watchdog, stopping.
 
-The watchdog is fed by progress, not by a timer: an event loop that runs while no VM is polled any more is a bug that a restart cures.
-A restart does not cure a QEMU that stalls, or a Kafka or a disk that is away. /readyz reports those, and the watchdog is fed all the
-same.
+The agent sends watchdog pings only while it makes progress. If its event loop runs but no VM is polled, that is a bug, and a restart fixes
+it. A restart does not fix a QEMU that stalls, or Kafka or a disk that fails: /readyz reports those, and the pings continue.
 """
 
 import asyncio
@@ -15,7 +14,7 @@ from collections.abc import Callable, Mapping
 _log = logging.getLogger("agent")
 
 STATUS_SECONDS = 10.0
-"""How often the status line is sent without a watchdog."""
+"""Interval of the status line if there is no watchdog."""
 
 
 class SystemdNotifier:

@@ -36,7 +36,13 @@ CONFIG: Final[dict[str, Any]] = {
     "alerts": {"write_threshold": {"levels": ["1%", "50%", "99%"]}},
     "log": {"level": "error"},
 }
-LIMITS: Final = {"MiB of memory": 8.0, "file descriptors": 8.0, "threads": 4.0, "tasks": 12.0, "s of lag": 1.0}
+LIMITS: Final = {
+    "memory, MiB": 8.0,
+    "file descriptors": 8.0,
+    "threads": 4.0,
+    "tasks": 12.0,
+    "lag of the event loop, s": 1.0,
+}
 """Allowed growth from the median of the second fifth of the run to that of the last fifth."""
 
 
@@ -132,11 +138,11 @@ class SoakRun:
             now, total = time.monotonic(), cpu_seconds([pid])
             lag = max(value for _, value in series.matching("qmp_agent_queue_oldest_record_age_seconds"))
             values = {
-                "MiB of memory": resident_bytes(pid) / (1 << 20),
+                "memory, MiB": resident_bytes(pid) / (1 << 20),
                 "file descriptors": _count(pid, "fd"),
                 "threads": _count(pid, "task"),
                 "tasks": series.value("qmp_agent_asyncio_tasks"),
-                "s of lag": lag,
+                "lag of the event loop, s": lag,
                 "CPU, %": 100 * (total - spent) / (now - at),
             }
             self.minutes.append((now - begun) / 60)

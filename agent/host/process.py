@@ -15,7 +15,7 @@ MAX_BYTES = 64 << 10
 """Maximum size of one file. /proc/PID/net/dev has about 130 bytes for each interface."""
 
 SHORT_BYTES = 2048
-"""A read that returns fewer bytes than this is the last one: the kernel fills a page with whole lines (fs/seq_file.c, Linux 2.6 to 6.18)."""
+"""A read that returns fewer bytes is the last one: the kernel fills a page with whole lines (fs/seq_file.c, Linux 2.6 to 6.18)."""
 
 ROOT = Path("/")
 

@@ -18,6 +18,8 @@ from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.config import SinkConfig
 from agent.model.record import EncodedRecord
 
+CLOSE_SECONDS = 1.0
+"""How long closing the file waits for a write."""
 READ_BYTES = 64 * 1024
 """Bytes per read in the search for the last line."""
 MAX_LINE_BYTES = 64 << 20
@@ -48,7 +50,7 @@ class JsonLinesSink:
         Raises:
             SinkError: the file cannot be opened.
         """
-        await self._in_thread(self._open)
+        await self._in_thread(self._open_between_writes)
 
     async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
         """Append the batch.
@@ -60,14 +62,26 @@ class JsonLinesSink:
         return ()
 
     async def close(self) -> None:
-        """Close the file."""
-        self._close()
+        """Close the file, after another queue's write has ended; a write that hangs is not waited for."""
+        await self._in_thread(self._close_between_writes)
 
     async def _in_thread(self, call: Callable[..., None], *args: object) -> None:
         try:
             await asyncio.to_thread(call, *args)
         except OSError as error:
             raise SinkError(f"{self.name}: {error.strerror}") from error
+
+    def _open_between_writes(self) -> None:
+        with self._lock:  # the end of a line would be written to the new descriptor
+            self._open()
+
+    def _close_between_writes(self) -> None:
+        locked = self._lock.acquire(timeout=CLOSE_SECONDS)
+        try:
+            self._close()
+        finally:
+            if locked:
+                self._lock.release()
 
     def _open(self) -> None:
         if self._path is None:
@@ -90,7 +104,8 @@ class JsonLinesSink:
     def _close(self) -> None:
         descriptor, self._fd = self._fd, -1
         if self._path is not None and descriptor >= 0:
-            os.close(descriptor)
+            with contextlib.suppress(OSError):  # the descriptor is closed all the same
+                os.close(descriptor)
 
     def _write(self, batch: Sequence[EncodedRecord]) -> None:
         with self._lock:

@@ -251,6 +251,32 @@ async def test_a_disk_that_fills_up_leaves_whole_lines_and_repeats_none(folder: 
         assert ids(path) == source.ids
 
 
+async def test_reopening_the_file_waits_for_the_write_of_another_queue(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, go_on, write = threading.Event(), threading.Event(), os.write
+
+    def write_in_two_parts(descriptor: int, data: memoryview) -> int:
+        if written.is_set():
+            return write(descriptor, data)
+        count = write(descriptor, data[:50])
+        written.set()
+        go_on.wait(10)
+        return count
+
+    source, sink = RecordSource(size=100), JsonLinesSink(folder / "records.jsonl")
+    await sink.open()
+    monkeypatch.setattr("os.write", write_in_two_parts)
+    sending = asyncio.create_task(send(sink, [*source.take(2)]))
+    await asyncio.to_thread(written.wait, 10)
+    asyncio.get_running_loop().call_later(0.2, go_on.set)
+    await sink.close()  # as after the failure of another queue
+    await sink.open()
+    await sending
+    await sink.close()
+    assert ids(folder / "records.jsonl") == source.ids
+
+
 async def test_a_failed_write_to_a_file_without_append_mode_is_cut_back(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,7 +196,7 @@ class Connection:
             yield Reply(None, UnreadableReplyError(f"unreadable reply to {command.name}: {reason}"))
 
     def _resolve(self, kind: MessageKind) -> MessageKind:
-        """Return the kind of an unreadable message, as far as the pending requests allow to tell it."""
+        """Return the kind of an unreadable message, in the light of the pending requests."""
         if kind is MessageKind.EVENT:
             return kind
         if self._out_of_step:  # the reply to the marker, or one to an earlier batch

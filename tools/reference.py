@@ -83,7 +83,7 @@ def metrics() -> str:
 def _family(family: Family) -> str:
     labels = "".join(f"`{name}`, " for name in family.labels).removesuffix(", ")
     where = f"Label{'s' if len(family.labels) > 1 else ''} {labels}. " if labels else ""
-    record = "No record of its own: alerts contain it." if family is BLOCK_SPACE else f"Record `{family.type}`."
+    record = "No separate record: alerts contain it." if family is BLOCK_SPACE else f"Record `{family.type}`."
     change = " Emitted only after a change." if family.on_change else ""
     rows = "".join(
         f"| `{family.series(field)}` | {_kind(field)} | {_unit(field)} | {_cell(field.help)} | {_source(field)} |\n"
@@ -138,7 +138,7 @@ def _own() -> Iterator[str]:
 
 
 async def _scrape() -> str:
-    """Return the sample agent's exposition; some of its own series need a running loop."""
+    """Return the sample agent's exposition; some series of the agent need a running event loop."""
     app = _sample_agent()
     return render(app.snapshot) + app.metrics.render().decode()
 
@@ -271,10 +271,14 @@ _OMITTED = (
     (
         "query-spice",
         "`connection-id`, `channel-id`, `family`",
-        "Numbers of one connection, without a meaning outside of it.",
+        "Numbers that have a meaning only within one connection.",
     ),
     ("query-vnc-servers", "`family`", "The address shows it."),
-    ("query-named-block-nodes", "`vm-clock-*`, `icount`, `date-nsec` of snapshots", "For the load of a snapshot only."),
+    (
+        "query-named-block-nodes",
+        "`vm-clock-*`, `icount`, `date-nsec` of snapshots",
+        "QEMU needs them only to load a snapshot.",
+    ),
     (
         "query-named-block-nodes",
         "`uuid`, `payload-offset`, `master-key-iters`, `key-offset`, `iters`, `stripes` of LUKS",
@@ -319,7 +323,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("document", choices=_DOCUMENTS)
     document = parser.parse_args().document
-    logging.disable()  # the sample agent's alert is not real
+    logging.disable()  # the sample agent would log an alert that is not real
     sys.stdout.write(_DOCUMENTS[document]())
 
 

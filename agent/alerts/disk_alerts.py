@@ -224,7 +224,7 @@ class DiskAlerts:
             device, layer, _ = self._locate(state, name)
             if layer != "node":
                 return device, True
-        # Leave out a generated node name: it tells an operator nothing, and each one would be a new label.
+        # Leave out a generated node name: it has no meaning for an operator, and each one would be a new label.
         return ("" if subject.startswith("#") else subject), isinstance(qemu.get("qom-path"), str)
 
     # Corrupt images.

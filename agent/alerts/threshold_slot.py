@@ -77,7 +77,7 @@ TRANSITIONS: Mapping[SlotState, Mapping[SlotInput, SlotState]] = MappingProxyTyp
 
 @dataclass(slots=True)
 class ThresholdSlot:
-    """What the agent knows of the write-threshold slot of a disk's storage node.
+    """The agent's knowledge of the write-threshold slot of a disk's storage node.
 
     Attributes:
         state: The state of the slot.

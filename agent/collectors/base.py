@@ -11,7 +11,7 @@ from agent.qmp.commands import Command
 from agent.qmp.errors import QmpError, UnexpectedReplyError, UnreadableReplyError
 
 Replies = Sequence[Any]
-"""QEMU's replies in the order of the commands, a QmpError for each command that failed; then a Text for each file."""
+"""QEMU's replies in the order of the commands, with a QmpError for each command that failed. One FileReply for each file follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Facts:
         balloon: the QOM path of its balloon device, or None.
         hv_balloon: whether it has a Hyper-V balloon.
         guest_stats_seconds: the polling interval of its balloon driver's statistics; 0 if they are off.
-        migration_events: whether its MIGRATION events are on, which makes polling unnecessary.
+        migration_events: whether its MIGRATION events are on; if they are, migrations need no polling.
         version: its QEMU's major and minor version, for features that cannot be detected otherwise.
         commands: the names of the commands that its QEMU supports; empty if they are unknown.
         process: its process on this host, or None if it is unknown.
@@ -42,7 +42,7 @@ class Facts:
         cgroup: the directory of its process' cgroup (version 2), or None.
         interfaces: the host's network interfaces that its process has open.
         receives_events: whether the connection receives its events; without them, their collectors poll at the poll interval.
-        repeated_images: how many images query-named-block-nodes lists without `flat`; it repeats the backing chain of each node. 0 with it.
+        repeated_images: how many images query-named-block-nodes lists without `flat`: it repeats each node's chain. 0 with `flat`.
     """
 
     balloon: str | None = None
@@ -112,7 +112,7 @@ class Poll(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A change between two polls, emitted once as a record of its own.
+    """A change between two polls, emitted once as a separate record.
 
     Attributes:
         family: the family of its fields; the record's type is `qemu.<the family's name>`.
@@ -167,10 +167,10 @@ class Collector:
         commands: the commands to send, given the facts about the VM; empty if the collector does not apply.
         collect: returns the samples of the replies. Raises QmpError for an error or an unexpected reply.
         next_poll_delay: seconds until the next poll, given the samples; None waits for an event or the next resync.
-        topology: the part of the samples whose change invalidates other collectors; for changes that no event reports.
+        topology: the part of the samples that, if it changes, invalidates other collectors; for changes that no event reports.
         invalidates: the names of those collectors.
-        derive: adds values that take two polls, such as a rate; the first poll after an attach has an empty one before it.
-        transitions: the changes between two polls that are records of their own.
+        derive: adds values that need two polls, such as a rate; for the first poll after an attach, the previous poll is empty.
+        transitions: the changes between two polls that become separate records.
         from_event: events that contain a reply's data, each with the function that reads it.
         files: files of the host's kernel to read. A collector without commands runs while QEMU is stalled, too.
     """

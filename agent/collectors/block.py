@@ -73,7 +73,7 @@ def backings(disk: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _below_filters(layer: dict[str, Any]) -> dict[str, Any]:
-    """Return the first node that is no filter: QEMU reports the node under a filter as its `parent` and as its `backing` (QEMU 5.2)."""
+    """Return the first node that is not a filter. QEMU reports the node under a filter as both `parent` and `backing` (QEMU 5.2)."""
     for _ in range(_MAX_LAYERS):
         below, backing = layer.get("parent"), layer.get("backing")
         if not isinstance(below, dict) or not isinstance(backing, dict):
@@ -87,7 +87,7 @@ def _below_filters(layer: dict[str, Any]) -> dict[str, Any]:
 def count_repeated_images(reply: Any) -> int:
     """Return how many images query-named-block-nodes lists without `flat`, from the reply to query-blockstats.
 
-    Each image of a chain comes with those below it. Chains count up to `_MAX_DEPTH`.
+    The reply repeats for each image of a chain all images below it. Chains are counted up to `_MAX_DEPTH`.
     """
     layers = (1 + sum(1 for _ in backings(disk)) for disk in as_list_of_objects(reply))
     return sum(count * (count + 1) // 2 for count in layers)

@@ -1,8 +1,8 @@
-"""Names of disks: from any name that QEMU uses in events to the stable name of the guest's disk. Pure.
+"""Names of disks: finds the stable name of the guest's disk from any name that QEMU uses in events. Pure.
 
 QEMU names a disk in an event by its QOM path, its block backend or the node at the top of its graph. That node can be a filter that a
 mirror, a commit or a backup inserted, and query-block and query-blockstats leave such an implicit filter out (QEMU 2.9 to 11.1).
-query-named-block-nodes lists it, since QEMU 10.1 with its children, before with the file name of the node below.
+query-named-block-nodes lists it: since QEMU 10.1 with its children, in older versions with the file name of the node below.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -49,8 +49,8 @@ def stable_name(disk: Mapping[str, Any]) -> str:
 class BlockGraph:
     """The names of the disks of one VM.
 
-    Build it with `from_replies` or, from what the collectors emit, with `from_samples`. It answers for the moment of the replies: a job or
-    a snapshot that starts later adds nodes.
+    Build it with `from_replies` from QEMU's replies, or with `from_samples` from samples. It is correct for the moment of the replies: a
+    job or a snapshot that starts later adds nodes.
     """
 
     def __init__(self) -> None:
@@ -135,7 +135,7 @@ class BlockGraph:
                     pending.append(child)
 
     def _add_filters(self, nodes: Mapping[str, Mapping[str, Any]]) -> None:
-        """Add the filters above known nodes; a filter can stand on another one."""
+        """Add the filters above known nodes; a filter can be above another filter."""
         by_file: dict[str, set[str]] = {}
         for name, node in nodes.items():
             if name in self._devices and (file := as_text(node.get("file"))):

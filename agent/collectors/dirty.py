@@ -1,4 +1,4 @@
-"""Dirty rates that another client measures or limits. The agent starts no measurement: it is a change and slows the guest."""
+"""Dirty rates that another client measures or limits. The agent starts no measurement: that would be a change and slow the guest."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ _read_vcpu = Reader(VCPU_DIRTY)
 _MAX_VCPUS = 4096
 
 _PER_SECOND = {"second": 1, "millisecond": 1000}
-"""How many of each calc-time-unit (QEMU 8.2) make a second; older versions use seconds."""
+"""Number of each calc-time-unit (QEMU 8.2) in a second; older versions use seconds."""
 
 
 def _commands(facts: Facts) -> tuple[Command, ...]:

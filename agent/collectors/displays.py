@@ -63,7 +63,7 @@ def _host_and_port(endpoint: dict[str, Any]) -> Values:
 
 
 def _server(address: dict[str, Any]) -> Values:
-    """Return what an address of a VNC display has of its own: the authentication, and whether it is a websocket."""
+    """Return the properties of one address of a VNC display: the authentication, and whether it is a websocket."""
     raw = {key: address.get(key) for key in ("auth", "vencrypt")}
     texts = {key: sanitize(value, 128) for key, value in raw.items() if isinstance(value, str)}
     return texts | ({"websocket": True} if address.get("websocket") is True else {})

@@ -1,6 +1,6 @@
 """Disks as their devices see them: throttle limits, trays, I/O status.
 
-Polled as rarely as the layers are, and for the same reason: query-block accesses the storage, too.
+They are polled as rarely as the layers (`nodes`), because query-block accesses the storage, too.
 """
 
 from collections.abc import Iterable

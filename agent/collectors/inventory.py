@@ -34,7 +34,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 
 def _devices(devices: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield a bus' devices and those behind its bridges."""
+    """Yield the devices of a bus, and those behind its bridges."""
     for device in as_list_of_objects(devices) if depth < _MAX_BRIDGES else ():
         yield device
         yield from _devices(as_object(device.get("pci_bridge")).get("devices"), depth + 1)
@@ -53,7 +53,7 @@ def _pci(device: dict[str, Any]) -> Values:
 
 
 def _chardev(chardev: dict[str, Any]) -> Values:
-    """Return a character device without its connected peer, which would change the inventory with each connection."""
+    """Return a character device without its connected peer: with it, each connection would change the inventory."""
     target = _text(chardev.get("filename")).removeprefix("disconnected:").split(" <->")[0]
     return {"label": _text(chardev.get("label")), "leads_to": target, "open": chardev.get("frontend-open") is True}
 

@@ -1,6 +1,6 @@
 """KVM's statistics, by name. QEMU reads them from the kernel without interrupting a vCPU (QEMU 7.1).
 
-The names make these commands long, so they cost more than others and have an interval of their own. Measured against query-status, the
+The names make these commands long. They cost more than other commands, and so have their own interval. Measured against query-status, the
 main loop spends 1.4 times as long on the VM's statistics and 2.2 times on those of two vCPUs on QEMU 7.2; 1.0 and 1.7 times on 11.1.
 """
 

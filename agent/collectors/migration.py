@@ -79,14 +79,14 @@ _TRANSFERRED = ("ram_transferred_bytes_total", "disk_transferred_bytes_total", "
 
 
 def is_source(values: Mapping[str, Any]) -> bool:
-    """Return whether these are the figures of a source; a destination counts neither RAM nor time."""
+    """Return whether these values are from a source; a destination reports neither RAM nor time."""
     return "ram_transferred_bytes_total" in values or "elapsed_seconds" in values
 
 
 def _summary(last: Mapping[str, Any]) -> Values:
-    """Return the fields of the record about a migration's end, given its last figures.
+    """Return the fields of the record about a migration's end, from its last values.
 
-    The role is left out unless the figures prove it: a failed migration has none at either end.
+    The role is left out unless the values prove it: after a failed migration, neither end has values.
     """
     summary: Values = {"outcome": last["status"]} | ({"role": "source"} if is_source(last) else {})
     summary |= {key: last[key] for key in _COPIED if key in last}

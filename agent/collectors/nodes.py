@@ -27,8 +27,8 @@ _read_names = Reader(BLOCK_NAMES)
 _STATS = Command("query-blockstats")
 
 _MAX_REPEATED_IMAGES = 1000
-"""Maximum number of images in a reply without `flat`: a chain of 44. QEMU reads the state of each one while the guest stands: for 22 s with
-215 layers, which are 23,220 images (7.2, on a busy host).
+"""Maximum number of images in a reply without `flat`: those of a chain of 44 layers. The guest is stopped while QEMU reads the state of
+each image: for 22 s with 215 layers, which are 23,220 images (7.2, on a busy host).
 """
 
 _TOO_LONG = "the backing chains are too long: QEMU before 5.0 stops the guest for seconds to list them; merge layers"
@@ -69,13 +69,13 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 
 def _fitting(names: list[str]) -> list[str]:
-    """Return the first names, as many as one field of a record has room for."""
+    """Return the first names: as many as fit into one field of a record."""
     ends = accumulate(len(orjson.dumps(name)) + 1 for name in names)
     return [name for name, end in zip(names, ends, strict=True) if end < MAX_DETAIL_BYTES]
 
 
 def _with_image_details(node: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the node with its internal snapshots and the details of its encryption, as far as its format has them."""
+    """Return the node with its internal snapshots and the details of its encryption, if its format has them."""
     image = as_object(node.get("image"))
     details = _encryption(as_object(image.get("format-specific")))
     fields = {**node, "encryption_details": details} if details else node
@@ -95,7 +95,7 @@ def _snapshot(snapshot: Mapping[str, Any]) -> Values:
 
 
 def _encryption(specific: Mapping[str, Any]) -> Values:
-    """Return the details of LUKS, which a qcow2 image has in an object of its own."""
+    """Return the details of LUKS; a qcow2 image has them in a separate object."""
     data = as_object(specific.get("data"))
     luks = data if specific.get("type") == "luks" else as_object(data.get("encrypt"))
     keys = {
@@ -114,7 +114,7 @@ def _encryption(specific: Mapping[str, Any]) -> Values:
 
 
 def _bitmaps(device: str, layer: str, node: Mapping[str, Any]) -> Iterator[Sample]:
-    """Yield a layer's named bitmaps; those without a name are QEMU's own for the duration of a job."""
+    """Yield a layer's named bitmaps; QEMU itself uses those without a name during a job."""
     for bitmap in as_list_of_objects(node.get("dirty-bitmaps"), _MAX_BITMAPS):
         if name := as_text(bitmap.get("name")):
             yield Sample(BLOCK_BITMAP, (device, layer, sanitize(name)), _read_bitmap(bitmap))

@@ -23,7 +23,7 @@ def _derive(before: Poll, now: Poll) -> Sequence[Sample]:
 
 
 def _since(before: Sample | None, sample: Sample, now: Poll) -> float:
-    """Return the start of the status in seconds since the epoch; a poll follows each event at once, so its time is close enough."""
+    """Return the start of the status in seconds since the epoch: the time of the poll, because a poll follows each event at once."""
     if before is not None and before.values.get("status") == sample.values.get("status"):
         since: float = before.values["since_timestamp_seconds"]
         return since

@@ -41,14 +41,14 @@ class EventRow:
     """One row.
 
     Attributes:
-        name: QEMU's name of the event.
+        name: the event's name in QEMU.
         category: the part of the VM that it concerns.
         severity: the severity, or a function that returns it for the event's data.
         help: the help text, one line.
-        subject: paths in the data, separated by dots; the first one that is present names the subject.
+        subject: paths in the data, with dots between keys; the value at the first path that is present is the subject.
         invalidates: names of the collectors to poll again; `threads` looks up the threads and interfaces of the process.
         since: the QEMU release that added the event.
-        coalesce_by: the fields that identical events have in common; None for an event that is not coalesced.
+        coalesce_by: the fields that have to be equal in events that are coalesced; None for an event that is not coalesced.
         record_type: the type of its records.
         data_head: the first fields of its records' data.
     """
@@ -92,11 +92,11 @@ class EventRow:
 
 
 _LATER_LEGACY_DISK = re.compile(r"legacy\[[1-9][0-9]*\]\Z")
-"""A further disk of a SCSI controller; only the first one has the controller's id as its name."""
+"""A second or later disk of a SCSI controller; only the first one has the controller's id as its name."""
 
 
 def device_name(qdev: str) -> str:
-    """Return a device's stable name: its id, extracted from the QOM path that some replies contain instead.
+    """Return a device's stable name: its id. Some replies have its QOM path instead; the id is then extracted from the path.
 
     `/machine/peripheral/disk0/virtio-backend`, `/machine/peripheral/disk0` and `disk0` are one device; `usb0/usb0.0/legacy[0]` is the disk
     inside the device `usb0`. A device without an id keeps the distinctive part of its path, such as `device[0]`.
@@ -110,7 +110,7 @@ def device_name(qdev: str) -> str:
 
 
 def _by_field(key: str, table: Mapping[Any, Severity], otherwise: Severity) -> Callable[[Data], Severity]:
-    """Return a function that looks the severity up by the value of one field."""
+    """Return a function that looks up the severity by the value of one field."""
 
     def severity_for(data: Data) -> Severity:
         value = data.get(key)

@@ -6,28 +6,28 @@ from enum import StrEnum, auto
 from typing import Any, NamedTuple
 
 Values = dict[str, Any]
-"""A sample's fields: numbers in base units, flags, texts. A value that QEMU did not give is absent."""
+"""A sample's fields: numbers in base units, flags, texts. A value that QEMU did not report is absent."""
 
 
 class Kind(StrEnum):
     """The type of a field, which decides how it is exported."""
 
     COUNTER = auto()
-    """A number that only rises while the process lives; a series."""
+    """A number that never falls during the process's life; a series."""
     GAUGE = auto()
     """A number that rises and falls; a series."""
     FLAG = auto()
     """True or false; a series of 1 or 0."""
     STATE = auto()
-    """One value of an enumeration; a series of 1 with the value as a label, named as the field."""
+    """One value of an enumeration; a series with the value 1 and the enumeration's value in a label with the field's name."""
     NAME = auto()
-    """An identifier used elsewhere; a series of 1 with it as a label, named as the field, for joins."""
+    """An identifier for joins with other series; a series with the value 1 and the identifier in a label with the field's name."""
     HISTOGRAM = auto()
     """Counts by duration, read from QEMU's BlockLatencyHistogramInfo; a histogram."""
     TEXT = auto()
     """Text; in records only."""
     DETAIL = auto()
-    """JSON as QEMU gave it; in records only."""
+    """JSON as QEMU sent it; in records only."""
 
 
 COUNTER, GAUGE, FLAG, STATE, NAME, HISTOGRAM, TEXT, DETAIL = Kind
@@ -54,7 +54,7 @@ class Field:
 
     Attributes:
         path: the path in the reply's item, separated by dots.
-        name: the name in the record, and with the family's prefix the series' name. Counters end in `_total`; units are base units.
+        name: the name in the record. The series has it too, after the family's prefix. Counters end in `_total`; units are base units.
         kind: the type, which decides how it is exported.
         help: the help text; the command and the path are added to it.
         unit: the unit of the source.
@@ -77,9 +77,9 @@ class Family:
         help: the help text of the family as a whole.
         labels: the labels of its series in addition to `vm_uuid` and `vm`; a sample has their values in this order.
         fields: the rows.
-        unavailable: numbers that QEMU gives for an unknown value.
+        unavailable: numbers by which QEMU says that a value is unknown.
         on_change: whether a record is emitted only after a change.
-        host_only: whether it is read from the host, and so does not show whether QEMU responds.
+        host_only: whether it is read from the host. Its samples do not show that QEMU responds.
     """
 
     name: str

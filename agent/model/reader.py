@@ -16,7 +16,7 @@ ToBase = Callable[[float], float]
 """Converts a number to its base unit."""
 
 Convert = Callable[[Any], Any]
-"""Converts a raw value to the field's value, or to None where the raw value is not valid."""
+"""Converts a raw value to the field's value; returns None if the raw value is not valid."""
 
 Getter = Callable[[Any], tuple[Any, ...]]
 """Returns the values of some keys of an object."""
@@ -41,7 +41,7 @@ _TO_BASE: Mapping[Unit, ToBase] = {
 
 _MAX_LAYOUTS = 256
 _MAX_SHAPE_BYTES = 8192
-"""Largest shape that is cached: a hostile QEMU sends a new one each time. A disk's takes about 5 KB."""
+"""Largest shape that is cached: a malicious QEMU can send a new one each time. The shape of a disk takes about 5 KB."""
 _KEY_BYTES = 64
 """Memory that a key takes in addition to its characters."""
 _MAX_BOUNDARIES = 64
@@ -85,10 +85,10 @@ class Layout(NamedTuple):
 
 
 class Reader:
-    """Extracts one family's fields from items of QMP replies. Make one per family and keep it: each poll calls it.
+    """Extracts one family's fields from items of QMP replies. Create one reader per family, and use it for every poll.
 
-    One QEMU process always sends the keys of an object in the same order. The reader compiles a layout for each shape that it sees,
-    and then gets all whole numbers, which most polled values are, at once.
+    A QEMU process always sends the keys of an object in the same order. The reader compiles a layout for each shape that it sees. With it,
+    it reads all whole numbers of an item at once; most polled values are whole numbers.
     """
 
     def __init__(self, family: Family) -> None:
@@ -114,7 +114,7 @@ class Reader:
         return self._objects[path]
 
     def __call__(self, item: Mapping[str, Any]) -> Values:
-        """Return the fields that the item holds, without those that are missing, of a wrong type or unavailable."""
+        """Return the fields of an item. Fields that are missing, unavailable or of a wrong type are left out."""
         objects = [item]
         keys: list[str | int] = [*item]
         for parent, key in self._parents:
@@ -163,13 +163,13 @@ class Reader:
 
 
 def getter(keys: Sequence[str]) -> Getter:
-    """Return a function that gets the values of these keys, at least one; an `itemgetter` of one key returns no tuple."""
+    """Return a function that gets a tuple of the values of one or more keys; an `itemgetter` of one key returns no tuple."""
     first = keys[0]
     return itemgetter(*keys) if len(keys) > 1 else lambda item: (item[first],)
 
 
 def object_at(item: Any, path: tuple[str, ...]) -> Mapping[str, Any] | None:
-    """Return the object at `path` inside `item`, or None where there is none."""
+    """Return the object at `path` inside `item`; None if there is none."""
     for key in path:
         item = item.get(key) if isinstance(item, dict) else None
     return item if isinstance(item, dict) else None
@@ -204,7 +204,10 @@ def _text(_: object) -> Convert:
 
 
 def _histogram(to_base: ToBase) -> Convert:
-    """Read `boundaries`, the lower bounds of all bins but the first, `bins`, one more than bounds, and `sum`, the total duration."""
+    """Return a converter of a histogram.
+
+    It has three keys: `boundaries`, the lower bounds of all bins except the first; `bins`, the counts; and `sum`, the total duration.
+    """
 
     def convert(raw: Any) -> Values | None:
         if not isinstance(raw, dict):

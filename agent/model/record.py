@@ -27,7 +27,7 @@ class Severity(IntEnum):
 
     @property
     def label(self) -> str:
-        """The severity as records spell it."""
+        """The severity as records write it."""
         return _LABELS[self]
 
 
@@ -99,7 +99,7 @@ class Record(NamedTuple):
             `qemu.migration.ended` or `qemu.agent.<change>`.
         vm: the source.
         data: flat; field names and units are those of the metrics.
-        time_ns: nanoseconds since the epoch: QEMU's own time for an event, the instant before the query for a sample.
+        time_ns: nanoseconds since the epoch: for an event, QEMU's time of it; for a sample, the instant before the query was sent.
         subject: the device, vCPU or job within the VM, or empty.
         severity: the severity.
     """
@@ -123,7 +123,7 @@ def _kind(record_type: str) -> str:
 
 
 class RecordState(IntEnum):
-    """Where delivery has got to with a record."""
+    """The state of a record's delivery."""
 
     QUEUED = 0
     """In memory only."""
@@ -138,7 +138,7 @@ class RecordState(IntEnum):
 
 
 OVERHEAD_BYTES = 200
-"""Memory that Python and SQLite use for a record beside its body, in bytes, roughly."""
+"""Approximate bytes that Python or SQLite uses for a record in addition to its body."""
 
 
 _note_versions = itertools.count(1)
@@ -146,12 +146,12 @@ _note_versions = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class StateNote:
-    """A small named value that outlives the agent. If two notes have one name, the higher version wins.
+    """A small named value that survives a restart of the agent. If two notes have the same name, the higher version counts.
 
     Attributes:
         name: the note's name.
         value: a JSON value; None deletes the note.
-        version: increases with each note that is made.
+        version: higher than that of every earlier note of this run.
     """
 
     name: str
@@ -172,8 +172,8 @@ class EncodedRecord:
         vm: the VM it is about; None for a record that was read from the journal.
         severity: how urgent it is; INFO for a record that was read from the journal.
         note: the note that the journal stores in one transaction with the record, before the record is sent.
-        row: its row in the journal; None while the journal does not have it.
-        state: where delivery has got to with it; `agent.delivery.transitions` has the transitions.
+        row: its row in the journal; None while it is not in the journal.
+        state: the state of its delivery; `agent.delivery.transitions` has the transitions.
     """
 
     id: str
@@ -199,7 +199,7 @@ class EncodedRecord:
 
     @property
     def size(self) -> int:
-        """The bytes it counts against a limit."""
+        """The bytes that it counts against a limit."""
         return len(self.body) + OVERHEAD_BYTES
 
 
@@ -213,12 +213,12 @@ class RecordEncoder:
     def __init__(self, started_ns: int | None = None) -> None:
         millis = (time.time_ns() if started_ns is None else started_ns) // 1_000_000
         self.run = "".join(_BASE32[millis >> shift & 31] for shift in range(45, -1, -5))
-        """First part of every id of this run: its start in milliseconds as ten Crockford base-32 digits, so that ids sort by time."""
+        """First part of every id of this run: its start in milliseconds as ten Crockford base-32 digits. So ids sort by time."""
         self._sequence = 0
         self._second = 0, _second(0)
 
     def _time(self, time_ns: int) -> str:
-        """Return an RFC 3339 timestamp in microseconds. Integers only: a float of today's nanoseconds is 200 ns off."""
+        """Return an RFC 3339 timestamp in microseconds. It uses integers only: a float has an error of 200 ns at today's time."""
         seconds, nanos = divmod(time_ns, 1_000_000_000)
         if seconds != self._second[0]:
             self._second = seconds, _second(seconds)
@@ -231,7 +231,7 @@ class RecordEncoder:
         record_type, vm, data, time_ns, device, severity = record
         record_id = f"{self.run}-{number}"
         subject = f',"subject":{orjson.dumps(sanitize(device)).decode()}' if device else ""
-        # Concatenated by hand: this takes a third of the time that it takes to build and encode a dict.
+        # Concatenated by hand: a dict would take three times as long to build and encode.
         middle = (
             f',"id":"{record_id}","type":{_quoted(record_type)},"time":"{self._time(time_ns)}"'
             f',"severity":"{_LABELS[severity]}","sequence":"{number}"{subject},"data":'
@@ -246,7 +246,7 @@ def _quoted(text: str) -> str:
 
 
 def encode_json(data: Mapping[str, Any]) -> bytes:
-    """Return JSON of untrusted values: each that JSON cannot hold is replaced, so that the others are not lost."""
+    """Return JSON of untrusted values. A value that JSON cannot hold is replaced, so that the others are not lost."""
     try:
         return orjson.dumps(data)
     except TypeError:
@@ -254,7 +254,7 @@ def encode_json(data: Mapping[str, Any]) -> bytes:
 
 
 def _encodable(value: Any) -> Any:
-    """Return a value that JSON can hold, as close as possible; an empty object for one that is nested too deep or has another type."""
+    """Return the closest value that JSON can hold; an empty object if the value is nested too deep or has another type."""
     try:
         value = _with_64_bit_integers(value)
         orjson.dumps(value)

@@ -1,4 +1,4 @@
-"""Identity of a VM, for people and for joins."""
+"""Identity of a VM, for operators and for joins of series."""
 
 from agent.model.family import TEXT, Family, Field, Kind
 

@@ -92,7 +92,7 @@ BLOCK = Family(
             "stats.failed_wr_operations",
             "failed_writes_total",
             COUNTER,
-            "Total number of failed writes, without those that werror=stop holds back for a retry.",
+            "Total number of failed writes, except those that werror=stop keeps for a retry.",
         ),
         Field("stats.failed_flush_operations", "failed_flushes_total", COUNTER, "Total number of failed flushes."),
         Field(
@@ -183,7 +183,7 @@ BLOCK = Family(
             "parent.stats.wr_highest_offset",
             "storage_write_highest_offset_bytes",
             GAUGE,
-            "End of the highest write on the storage layer since it was opened, in bytes; what a thin volume has allocated.",
+            "End of the highest write on the storage layer since it was opened, in bytes; for a thin volume, its allocated size.",
         ),
         Field(
             "parent.driver-specific.discard-nb-ok",
@@ -227,7 +227,7 @@ BLOCK = Family(
 BLOCK_TIMED = Family(
     "block_timed",
     "query-blockstats",
-    "Latencies of a disk over the last interval; one interval for each of the disk's `stats-intervals`; 0 without requests.",
+    "Latencies of a disk over the last interval, for each of the disk's `stats-intervals`; 0 if there were no requests.",
     ("device", "interval"),
     (
         *(
@@ -338,7 +338,7 @@ BLOCK_SPACE = Family(
             "used_bytes",
             "used_bytes",
             GAUGE,
-            "Number of bytes used. For `offset` a lower bound: the highest write that QEMU or the agent saw; absent until the first.",
+            "Number of bytes used. With `offset` it is a lower bound, the highest write that QEMU or the agent saw; absent before one.",
         ),
         Field("limit_bytes", "limit_bytes", GAUGE, "Number of bytes available in total."),
         Field("free_bytes", "free_bytes", GAUGE, "Number of bytes left."),
@@ -360,7 +360,7 @@ BLOCK_SPACE = Family(
             "threshold_foreign",
             "threshold_foreign",
             FLAG,
-            "Whether another client uses the write threshold; the agent leaves it alone.",
+            "Whether another client uses the write threshold; the agent does not set it then.",
         ),
     ),
 )

@@ -19,7 +19,7 @@ _THREAD = (
         "schedstat.delay",
         "run_delay_seconds_total",
         COUNTER,
-        "Total time that the thread was runnable without a host CPU in seconds; the guest sees it as steal time.",
+        "Total time that the thread was runnable without a host CPU in seconds; the guest sees this as steal time.",
         NS,
     ),
     Field(
@@ -285,7 +285,7 @@ CGROUP = Family(
 
 NET = Family(
     "net",
-    "/sys/class/net/INTERFACE/statistics, or /proc/PID/net/dev where the process has a network of its own",
+    "/sys/class/net/INTERFACE/statistics, or /proc/PID/net/dev if the process has its own network namespace",
     "A tap or macvtap interface of a VM's process, counted by the host and named from the guest's side: `receive` is what the host sends.",
     ("interface",),
     (

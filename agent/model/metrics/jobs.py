@@ -5,7 +5,7 @@ from agent.model.family import FLAG, GAUGE, STATE, TEXT, Family, Field
 JOB = Family(
     "job",
     "query-block-jobs and query-jobs",
-    "A job that runs or is not dismissed yet. Block jobs count progress in bytes, other jobs in a unit of their own.",
+    "A job that runs or is not dismissed yet. Block jobs count progress in bytes, other jobs in another unit.",
     ("job", "type"),
     (
         Field("status", "status", STATE, "Status: running, ready, paused, concluded, ... (QEMU 2.12)."),

@@ -1,4 +1,4 @@
-"""KVM's statistics: a short selection, by their names in Linux.
+"""KVM's statistics: a small selection, by their names in Linux.
 
 The agent requests only these names. A kernel or an architecture without one of them omits it.
 """

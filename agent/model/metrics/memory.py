@@ -118,7 +118,7 @@ MEMORY_DEVICE = Family(
     ("device",),
     (
         Field("type", "kind", TEXT, "Type of the device."),
-        Field("data.size", "size_bytes", GAUGE, "Size of the memory that the guest has from it in bytes."),
+        Field("data.size", "size_bytes", GAUGE, "Size of the memory that the device gives to the guest, in bytes."),
         Field("data.requested-size", "requested_bytes", GAUGE, "Requested size in bytes; virtio-mem (QEMU 5.1)."),
         Field(
             "data.max-size",

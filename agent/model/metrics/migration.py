@@ -11,7 +11,7 @@ INACTIVE_STATUSES = frozenset({"none", "completed", "failed", "cancelled"})
 MIGRATION = Family(
     "migration",
     "query-migrate",
-    "The migration of this VM: every field on the source, the status on the destination. Figures stay until the next migration.",
+    "The migration of this VM. The source has all fields, the destination only the status. Values remain until the next migration.",
     (),
     (
         Field("status", "status", STATE, "Status; none if this process has not been migrated."),
@@ -202,7 +202,7 @@ MIGRATION = Family(
             "left",
             "remaining_seconds",
             GAUGE,
-            "Time to send the remaining RAM at this speed in seconds; absent while the guest dirties it as fast.",
+            "Time to send the remaining RAM at this speed in seconds; absent while the guest dirties RAM as fast as QEMU sends it.",
         ),
         Field("error-desc", "error", TEXT, "Error message from QEMU if the migration failed."),
         Field("blocked-reasons", "blocked_reasons", DETAIL, "Reasons why this VM cannot be migrated (QEMU 6.0)."),
@@ -214,7 +214,7 @@ MIGRATION = Family(
 MIGRATION_ENDED = Family(
     "migration.ended",
     "query-migrate",
-    "A migration ended. QEMU omits some figures after a failure; the record then has those of the poll before.",
+    "A migration ended. QEMU omits some values after a failure; the record then has those of the previous poll.",
     (),
     (
         Field("outcome", "outcome", TEXT, "`completed`, `failed` or `cancelled`."),

@@ -14,7 +14,7 @@ RUNSTATE = Family(
             "since",
             "since_timestamp_seconds",
             GAUGE,
-            "Time since which the agent has seen this status, in seconds since the epoch; before the attach it is not known.",
+            "Time of the first poll with this status, in seconds since the epoch; a status before the attach is not counted.",
         ),
     ),
     on_change=True,

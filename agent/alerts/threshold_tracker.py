@@ -69,7 +69,7 @@ class ThresholdTracker:
 
     @property
     def measure(self) -> str:
-        """What usage means: `offset`, the end of the highest write to a device; or `allocated`, the allocated bytes of a file."""
+        """Meaning of usage: `offset`, the end of the highest write to a device; or `allocated`, the allocated bytes of a file."""
         return "allocated" if self.storage.driver in FILE_DRIVERS else "offset"
 
     @property

@@ -195,4 +195,4 @@ async def _run(agent: Agent, read: Callable[[], Config], stop: asyncio.Event) ->
         if not stopped.cancel():
             _log.info("agent: stopping")
         else:
-            agent.watching.result()  # raises: only a bug ends this task, and the process must end with it
+            agent.watching.result()  # Raises the task's error. Only a bug ends this task, and then the process must end too.

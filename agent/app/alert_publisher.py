@@ -1,4 +1,4 @@
-"""The alert side of the agent: feeds the alert manager, publishes its alerts and stores what has to survive a restart."""
+"""Feeds the alert manager, publishes its alerts, and stores the alert state that has to survive a restart."""
 
 import asyncio
 import logging
@@ -45,12 +45,12 @@ class AlertPublisher:
         self.manager.set_policy(partial(threshold_policy, config))
 
     def on_event(self, record: Record) -> None:
-        """Evaluate an event."""
+        """Update the alerts after an event."""
         if pending := self.manager.on_event(record, record.data["event"], time.time_ns()):
             self._publish(pending)
 
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
-        """Evaluate a lifecycle change."""
+        """Update the alerts after a lifecycle change."""
         if change is VmChange.ATTACHED:
             self._publish(self.manager.on_attached(record.vm, record.time_ns, record.data.get("pid")))
         elif change in (VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT):
@@ -61,37 +61,37 @@ class AlertPublisher:
     def on_block_samples(
         self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> Sequence[Sample]:
-        """Evaluate samples of block families and return the VM's disk space samples."""
+        """Update the alerts after a poll of block families, and return the VM's disk space samples."""
         pending, spaces = self.manager.on_samples(vm, samples, time.monotonic(), time_ns, families=families)
         self._publish(pending)
         return spaces
 
     def on_run_state(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
-        """Evaluate the run states among samples."""
+        """Update the alerts with the run states among these samples."""
         for sample in samples:
             if sample.family is RUNSTATE and type(running := sample.values.get("running")) is bool:
                 status = str(sample.values.get("status", ""))
                 self._publish(self.manager.on_run_state(vm, time_ns, running=running, status=status))
 
     def on_migration(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
-        """Evaluate the migration statuses among samples."""
+        """Update the alerts with the migration statuses among these samples."""
         for sample in samples:
             if sample.family is MIGRATION and isinstance(status := sample.values.get("status"), str):
                 self._publish(self.manager.on_migration(vm, status, time_ns))
 
     def on_jobs(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
-        """Evaluate a poll of jobs."""
+        """Update the alerts after a poll of jobs."""
         self._publish(self.manager.on_jobs(vm, samples, time_ns, time.time_ns()))
 
     async def tick(self) -> None:
-        """Evaluate the passage of time and store the notes that are due; call it about once a second."""
+        """Update the alerts that depend on time, and store the notes that are due; call it about once a second."""
         self._publish(self.manager.tick(time.monotonic(), time.time_ns()))
         delivery = self._publisher.delivery
         notes = [StateNote(*note) for note in self.manager.notes_due()]
         await asyncio.gather(*(delivery.persist_note(note, STORE_SECONDS) for note in notes))  # all in one commit
 
     def refreshes_due(self, vm: Vm) -> frozenset[str]:
-        """Return the collectors to run again now."""
+        """Return the names of the collectors to poll again now."""
         return self.manager.refreshes_due(vm)
 
     async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
@@ -102,7 +102,7 @@ class AlertPublisher:
         return commands
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
-        """Record whether a threshold command succeeded."""
+        """Handle the outcome of a threshold command; `done` says whether QEMU confirmed it."""
         self.manager.on_command_done(vm, disk, done=done)
 
     def _publish(self, pending: Sequence[PendingAlert]) -> None:

@@ -27,11 +27,14 @@ class StartError(CommandFailedError):
 
 
 VDSM = Path("/run/vdsm")
-"""Exists on oVirt hosts. VDSM sets write thresholds itself and takes every threshold event for its own."""
+"""Directory that exists on oVirt hosts. VDSM sets write thresholds itself, and treats every threshold event as its own."""
 
 
 def threshold_policy(config: WriteThresholdConfig, vm: Vm, disk: str) -> ThresholdPolicy:
-    """Return the threshold policy of a VM's disk: the first matching entry of `disks`, else the defaults."""
+    """Return the threshold policy of a VM's disk: the first matching entry of `disks`, else the defaults.
+
+    On oVirt hosts `arm` becomes `observe`.
+    """
     mode, levels = config.mode, config.levels
     for entry in config.disks:
         if fnmatchcase(disk, entry.disk) and (fnmatchcase(vm.name, entry.vm) or fnmatchcase(vm.uuid, entry.vm)):
@@ -44,12 +47,12 @@ def threshold_policy(config: WriteThresholdConfig, vm: Vm, disk: str) -> Thresho
 
 
 def is_qemu(pid: int) -> bool:
-    """Return whether a process is a QEMU that lives on this host."""
+    """Return whether a process of this host is a QEMU."""
     return pid_if_qemu(pid) is not None
 
 
 def device_size_of(vm: Vm, path: str) -> int | None:
-    """Return the size of a VM's block device in bytes; None if it is unknown or the VM may run on another host."""
+    """Return the size in bytes of a VM's block device; None if it is unknown, or if the VM may run on another host."""
     return None if vm.monitor.startswith("tcp:") else device_size(path)
 
 
@@ -82,7 +85,7 @@ def build_discoverers(config: Config) -> dict[str, Discoverer]:
 
 
 def build_sink(config: Config) -> Sink:
-    """Return the sink.
+    """Return the sink that the config chooses: Kafka if there is a `kafka` section, else JSON lines.
 
     Raises:
         StartError: the path of a secret cannot be resolved.
@@ -108,7 +111,7 @@ def build_endpoint(view: AgentView, config: Config) -> HttpEndpoint:
 
 
 def delivery_settings(config: Config) -> DeliverySettings:
-    """Return the limits of the queues. A JSON lines sink needs no journal: its file is as durable."""
+    """Return the limits of the queues. A JSON lines sink needs no journal, because its file is as durable as a journal."""
     directory = config.journal.directory if config.sink.journaled else None
     return DeliverySettings(
         config.buffer_memory, directory, config.journal.alerts, config.journal.events, config.journal.samples

@@ -51,7 +51,7 @@ class SessionDispatcher:
         self._snapshot.event(record)
 
     def on_event_read(self, event: Record) -> None:
-        """Update the alerts, without the delay of coalesced events."""
+        """Update the alerts at once; `on_event` gets repeated events later, coalesced."""
         self._alerts.on_event(event)
 
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
@@ -64,7 +64,7 @@ class SessionDispatcher:
         self._publisher.publish(record)
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Publish samples, those of on-change families only if they changed, and update the snapshot and the alerts."""
+        """Publish samples, and update the snapshot and the alerts. Samples of on-change families are published only if they changed."""
         changed = [s for s in samples if not (s.family.on_change and self._snapshot.values(vm, s) == s.values)]
         self._snapshot.samples(vm, families, samples, time_ns)
         for sample in changed:

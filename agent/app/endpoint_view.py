@@ -21,7 +21,7 @@ _ALERT_FIELDS = (
     "time_to_full_seconds",
     "detected_by",
 )
-"""The fields of an alert's data that the overview shows; its record has all."""
+"""The fields of an alert's data that the overview shows; the alert's record has all fields."""
 
 
 class EndpointView:

@@ -27,8 +27,8 @@ class HealthLimits:
 
     Attributes:
         tick_seconds: how often the alert loop runs.
-        patience_seconds: how long, beside three polls and one response timeout, no VM may be polled before the process counts as hung.
-        stuck_seconds: how overdue the poll of one VM may be before that VM's session counts as stuck: a bug, or an overloaded host.
+        patience_seconds: the process counts as hung if no VM is polled for three poll intervals, one response timeout and this time.
+        stuck_seconds: a VM's session counts as stuck if its poll is overdue by more than this. The cause is a bug or an overloaded host.
     """
 
     tick_seconds: float = 1.0
@@ -62,7 +62,7 @@ class AgentHealth:
     def unready_reasons(self) -> list[str]:
         """Return why the agent does not do all of its work; empty if it does."""
         reasons = []
-        # A socket without a listener was left behind by a VM that ended: that is no failure.
+        # A VM that ended leaves its socket behind. A socket without a listener is therefore no failure.
         states = Counter(
             status.state for status in self.snapshot.monitors.values() if status.state is not MonitorState.GONE
         )
@@ -90,7 +90,7 @@ class AgentHealth:
         ]
 
     def _collector_warnings(self) -> list[str]:
-        """Return the collectors that are off because their answers cannot be read."""
+        """Return a warning for each collector that is off because its answers cannot be read."""
         warnings = [
             f"{sanitize(status.vm.name if status.vm is not None else status.monitor.name)}: collector {name} is off: {cause}"
             for status in self.snapshot.monitors.values()
@@ -100,7 +100,7 @@ class AgentHealth:
         return warnings[:MAX_NAMED_COLLECTORS] + ([f"{more} more collectors are off"] if more > 0 else [])
 
     def _clash_warnings(self) -> list[str]:
-        """Return the UUIDs with which several VMs run, each with the monitors of these VMs."""
+        """Return a warning for each UUID that several running VMs have, with the monitors of these VMs."""
         clashes = {
             status.vm.uuid: status.clash for status in self.snapshot.monitors.values() if status.vm and status.clash
         }

@@ -29,7 +29,7 @@ class Progress:
 
         Args:
             up: the number of VMs that can be polled.
-            patience: seconds in which at least one of them is polled.
+            patience: seconds within which at least one of them must be polled.
         """
         now = time.monotonic()
         if up == 0:

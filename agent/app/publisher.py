@@ -1,4 +1,4 @@
-"""The one way for a record out of the agent: encoded once, then enqueued for delivery and streamed to subscribers."""
+"""Publishes every record that leaves the agent: encodes it once, enqueues it for delivery and streams it to subscribers."""
 
 import time
 from collections import Counter

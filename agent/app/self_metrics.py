@@ -1,6 +1,6 @@
-"""The agent's metrics of itself, `qmp_agent_*`, by prometheus_client.
+"""The agent's metrics of itself, `qmp_agent_*`, with prometheus_client.
 
-Counters are incremented where things happen. Everything else is read at each scrape by a collector for each part of the agent.
+Counters are incremented where things happen. For everything else, each part of the agent has a collector that reads it at each scrape.
 """
 
 import asyncio
@@ -33,8 +33,8 @@ class SelfMetrics:
     """The registry of one agent.
 
     Attributes:
-        registry: the registry; `register` adds a collector for each part that is read at a scrape.
-        collector_runs: runs by collector and outcome. A plain counter: the library's would take a lock at every poll.
+        registry: the registry; `register` adds collectors that read parts of the agent at each scrape.
+        collector_runs: runs by collector and outcome. A plain counter, because the library's counter takes a lock at every poll.
         response_seconds: how long QEMU took to answer one write.
         events_dropped: events dropped before they became records, by reason.
         messages_skipped: skipped messages of QEMU, by reason.

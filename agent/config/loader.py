@@ -26,7 +26,7 @@ class Problem:
         file: the path of the file.
         line: the line, from 1; 0 if it is unknown.
         key: the key, such as `kafka.bootstrap_servers[0]`; empty for the file as a whole.
-        text: what is wrong and what would be right.
+        text: what is wrong, and what is allowed.
     """
 
     file: str
@@ -155,7 +155,7 @@ def _problem(name: str, detail: ErrorDetails, lines: dict[Location, int], model:
 
 
 def _text(detail: ErrorDetails, location: Location, model: type[BaseModel]) -> str:
-    """Return what is wrong, in the words of the config file instead of pydantic's. A value that may be a secret is left out."""
+    """Return what is wrong, in the terms of the config file instead of pydantic's. A value that may be a secret is left out."""
     context: dict[str, Any] = detail.get("ctx", {})
     kind, given = detail["type"], detail["input"]
     if kind == "extra_forbidden":
@@ -193,7 +193,7 @@ RENAMED: Mapping[str, str] = {
 """The new name of each renamed key, by the old key without list indices."""
 
 _SECRETS = frozenset({"password_file", "key", "key_file", "basic_auth_users", "url"})
-"""Keys in which an operator may have put a secret instead of the path of its file."""
+"""Keys whose values an error does not show, because an operator may have written a secret instead of a file's path."""
 
 
 _TEXTS = {

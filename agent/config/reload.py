@@ -53,7 +53,7 @@ class Reload:
 
     def warnings(self) -> list[str]:
         """Return what an operator should know about the last reload."""
-        failure = [f"config reload failed, keeping the previous config: {self.error}"] if self.error else []
+        failure = [f"config: reload failed: {self.error}; the previous config stays in use"] if self.error else []
         return failure + [_needs_restart(name) for name in self.waiting]
 
     async def run(self, agent: Reloadable, read: Callable[[], Config]) -> None:
@@ -65,15 +65,15 @@ class Reload:
 
     async def _reload(self, agent: Reloadable, read: Callable[[], Config]) -> None:
         try:
-            wanted = await asyncio.to_thread(read)  # the file may be on storage that hangs
+            wanted = await asyncio.to_thread(read)  # in a thread, because the file's storage may hang
         except ConfigError as error:
             self.error = "; ".join(map(str, error.problems))
-            _log.error("config reload failed, keeping the previous config: %s", self.error)
+            _log.error("config: reload failed: %s; the previous config stays in use", self.error)
             return
         config, self.waiting = merge(agent.config, wanted)
         agent.apply(config)
         self.error, self.loaded_at = None, time.time()
-        _log.info("config reloaded")
+        _log.info("config: reloaded")
         for name in self.waiting:
             _log.warning("%s", _needs_restart(name))
 

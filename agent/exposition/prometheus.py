@@ -15,7 +15,7 @@ from agent.model.metrics.about import ABOUT
 from agent.session.api import MonitorState
 
 Row = tuple[str, Values]
-"""A subject: its labels in the text format, without braces, and its values."""
+"""A subject as its labels in the text format, without braces, and its values."""
 
 
 def render(snapshot: Snapshot) -> str:
@@ -26,7 +26,7 @@ def render(snapshot: Snapshot) -> str:
 def render_chunks(snapshot: Snapshot) -> Iterator[str]:
     """Return the text of all series in chunks.
 
-    All values are of the instant of the call, however long the caller takes over the chunks: stored samples are never modified.
+    All values are those at the time of the call, even if the caller takes long to read the chunks: stored samples are never modified.
     """
     views = [view for _, view in snapshot.views()]
     families = [
@@ -50,7 +50,7 @@ def _render_family(family: Family, subjects_by_vm: list[tuple[VmView, Subjects]]
 
 @cache
 def _metrics_of(family: Family) -> list[tuple[str, LineRenderer]]:
-    """Return the header and the line renderer of each metric of a family; both are the same at each scrape."""
+    """Return the header and the line renderer of each metric of a family. They do not change between scrapes."""
     return [
         (
             _header(family.series(field), _type(field), f"{field.help} ({family.source}: {field.path})"),

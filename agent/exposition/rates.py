@@ -1,7 +1,7 @@
 """Rates of counters between a family's last two polls. Pure.
 
-The agent computes rates itself, so that a page just opened and `qmp-agent top --once` show them at once. It keeps only the counters of the
-previous poll, packed as plain numbers: as Python objects they would be a tenth of a VM's memory.
+The agent computes rates itself, so that a new page and `qmp-agent top --once` show them at once. Of the previous poll it keeps only the
+counters, packed as plain numbers. As Python objects they would take a tenth of a VM's memory.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -12,7 +12,7 @@ from agent.model.family import Sample, Values
 from agent.model.reader import Getter, getter
 
 MIN_INTERVAL_NS = 500_000_000
-"""Polls closer together than this count as one: a rate over a few milliseconds is noise."""
+"""Minimum time between the two polls of a rate, because a rate over a few milliseconds is noise."""
 
 MAX_LAYOUTS = 1024
 
@@ -68,20 +68,20 @@ class PollPair:
     _previous: dict[Labels, PackedCounters] = field(default_factory=lambda: _NONE)
 
     def is_current(self, samples: Sequence[Sample]) -> bool:
-        """Return whether these are the very samples of the last poll, compared by identity."""
+        """Return whether these are the same sample objects as those of the last poll."""
         return len(samples) == len(self.current) and all(
             self.current.get(sample.labels) is sample.values for sample in samples
         )
 
     def update(self, subjects: Subjects, time_ns: int) -> None:
-        """Store a new poll. If it follows the last one too closely, the previous poll stays the base of the rates."""
+        """Store a new poll. If it follows the last poll too soon, rates still start at the previous poll."""
         if time_ns - self.time_ns >= MIN_INTERVAL_NS:
             counters = {labels: packed for labels, values in self.current.items() if (packed := _pack(values))}
             self.previous_ns, self._previous = self.time_ns, counters or _NONE
         self.time_ns, self.current = time_ns, subjects
 
     def rates(self, labels: Labels, names: Iterable[str]) -> dict[str, float]:
-        """Return the increase per second of those counters of a subject that both polls have and that did not restart."""
+        """Return the increase per second of a subject's counters, without counters that restarted or that one poll lacks."""
         values, packed = self.current.get(labels), self._previous.get(labels)
         if values is None or packed is None or self.time_ns <= self.previous_ns:
             return {}
@@ -99,7 +99,7 @@ class PollPair:
         return self.totals((name,)).get(name)
 
     def totals(self, names: Collection[str]) -> dict[str, float]:
-        """Return the sums of several counters' rates over all subjects, as far as rates are known."""
+        """Return the sum over all subjects of each counter's rates; counters without a known rate are left out."""
         totals: dict[str, float] = {}
         for labels in self.current:
             for name, rate in self.rates(labels, names).items():

@@ -1,7 +1,7 @@
 """Limits on the series of one VM. Pure.
 
 The VM chooses the names of its disks, jobs and other subjects, and Prometheus keeps an index entry for every name it has ever scraped.
-So both the present series and the rate of new names are limited. Records are not limited by this.
+So both the number of series and the rate of new names are limited. These limits do not affect records.
 """
 
 from collections.abc import Collection, Sequence
@@ -21,7 +21,7 @@ _HISTOGRAMS = {
 
 
 def _count_series(family: Family, values: Values) -> int:
-    """Return how many series a subject has; a histogram has one for each bin and two more."""
+    """Return how many series a subject has. A histogram has one series for each bin, and two more."""
     count = len(values) - sum(map(values.__contains__, _NO_SERIES[family.name]))
     return count + sum(len(values[name]["counts"]) + 1 for name in _HISTOGRAMS[family.name] if name in values)
 
@@ -31,8 +31,8 @@ class SeriesLimits:
     """The limits.
 
     Attributes:
-        series_per_vm: series of all subjects (disks, vCPUs, jobs and the like) of one VM; the catalogue bounds those without a subject.
-        new_subjects_per_hour: subjects that are new to one VM within an hour.
+        series_per_vm: maximum series of one VM's subjects (disks, vCPUs, jobs and others). Series without a subject are few and fixed.
+        new_subjects_per_hour: maximum new subjects of one VM within an hour.
     """
 
     series_per_vm: int = 5000
@@ -59,7 +59,7 @@ class SeriesLimiter:
         time_ns: int,
         limits: SeriesLimits,
     ) -> Sequence[Sample]:
-        """Select the samples of one family that get series: the first ones that fit. Their series replace the family's previous ones.
+        """Return the samples of one family that get series: the first ones within the limits. They replace the family's previous series.
 
         Args:
             family: the samples' family.

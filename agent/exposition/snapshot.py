@@ -1,6 +1,6 @@
 """The latest samples of every VM and the state of every monitor, for scrapes and the page. Pure.
 
-A family of a VM is replaced whole: a reader sees all of one poll or all of the next, and an unplugged disk is gone.
+All samples of a VM's family are replaced at once. So a reader never sees parts of two polls, and an unplugged disk disappears.
 """
 
 from collections import Counter
@@ -25,13 +25,13 @@ class VmView:
     Attributes:
         status: its session's state.
         labels: its own labels in the text format, `vm_uuid="...",vm="..."`.
-        last_response_ns: time of its last response, nanoseconds since the epoch; 0 is never.
+        last_response_ns: time of its last response, nanoseconds since the epoch; 0 if there was none.
         events: number of events by name since the VM was attached.
         dropped_subjects: by family name, number of subjects without series because of the limits.
-        polls: by family name, its last two polls; families that the VM never had are absent.
-        label_texts: by family name, each subject's labels in the text format, made on first use.
+        polls: by family name, the family's last two polls; families that the VM never had are absent.
+        label_texts: by family name, each subject's labels in the text format, built at their first use.
         history: recent points of the sparklines.
-        revision: number of changes to any of this, so that readers can detect a change.
+        revision: number of changes to this state, so that readers can detect a change.
         limiter: applies the series limits.
     """
 
@@ -75,14 +75,14 @@ class Snapshot:
 
     def __init__(self, limits: SeriesLimits = DEFAULT_LIMITS) -> None:
         self.limits = limits
-        """Limits of each VM; a new value applies from the next samples on."""
+        """Series limits of each VM. New limits apply to the next samples."""
         self.monitors: dict[tuple[object, ...], MonitorStatus] = {}
         self._views: dict[Vm, VmView] = {}
 
     def views(self) -> Iterator[tuple[Vm, VmView]]:
         """Yield the VMs, one for each UUID.
 
-        If several VMs have one UUID (a migration within the host), the first is used until it does not run and a later one does.
+        If several VMs have one UUID (a migration within the host), the first VM is used until it stops running and a later one runs.
         So a compromised QEMU cannot replace another VM by reporting that VM's UUID.
         """
         holders: dict[str, VmView] = {}
@@ -113,11 +113,11 @@ class Snapshot:
         self.monitors.pop(key, None)
 
     def samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Store all samples that a VM has of these families. Samples identical to the stored ones change nothing.
+        """Replace a VM's samples of these families. Samples identical to the stored ones change nothing.
 
         Args:
             vm: the VM.
-            families: the families that were polled; one without samples has no subjects now.
+            families: the polled families; a family without samples has no subjects now.
             samples: the samples.
             time_ns: time of the poll, nanoseconds since the epoch.
         """
@@ -125,7 +125,7 @@ class Snapshot:
         if view is None:
             return
         if not all(family.host_only for family in families):
-            view.last_response_ns = time_ns  # may go back when the clock is set
+            view.last_response_ns = time_ns  # the time may go back when the clock is set
         view.revision += 1
         for family in families:
             own = [sample for sample in samples if sample.family is family] if len(families) > 1 else samples

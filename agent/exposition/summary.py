@@ -1,4 +1,4 @@
-"""The summary of one VM: the few values that a page and a terminal have room for. Pure.
+"""The summary of one VM: the few values that fit on a page and in a terminal. Pure.
 
 Each value is computed from families that may be absent. An unknown value is None or left out, so that no reader shows an empty box.
 """
@@ -40,7 +40,7 @@ class Point(NamedTuple):
 
 
 class History:
-    """The latest points of one VM, oldest first, packed as plain numbers: as objects they would be a quarter of a VM's memory."""
+    """The latest points of one VM, oldest first, packed as plain numbers. As objects they would take a quarter of a VM's memory."""
 
     def __init__(self) -> None:
         self._numbers = array("d")
@@ -54,7 +54,7 @@ class History:
             yield Point(time, *(None if isnan(value) else value for value in values))
 
     def append(self, point: Point) -> None:
-        """Append a point; the oldest one goes if the history is full."""
+        """Append a point. If the history is full, remove the oldest point."""
         if len(self) >= POINTS:
             del self._numbers[:_WIDTH]
         self._numbers.extend([nan if value is None else value for value in point])
@@ -69,7 +69,7 @@ _WIDTH = len(Point._fields)
 
 
 def update_history(polls: Polls, history: History) -> None:
-    """Append a point of the last two polls, unless the history has one of the same time."""
+    """Append a point for the last two polls, unless the history has a point of the same time."""
     time_ns = polls["block"].time_ns
     if polls["block"].previous_ns and time_ns / 1e9 - history.last_time >= MIN_INTERVAL_NS / 1e9:
         history.append(point(polls))
@@ -81,7 +81,7 @@ _COUNTERS = {
     "reads": "reads_total",
     "writes": "writes_total",
 }
-"""Counters of a disk's activity by their short names, in the order of a point."""
+"""Counters of a disk's activity, by their short names in the order of `Point`."""
 
 
 def point(polls: Polls) -> Point:
@@ -99,7 +99,7 @@ def cpu(polls: Polls) -> float | None:
 
 
 def memory(polls: Polls) -> dict[str, float]:
-    """Return a VM's memory in bytes: the guest's total, what the guest uses of it, and resident bytes of the process, as far as known."""
+    """Return a VM's memory in bytes: the guest's total, the part that the guest uses, and the process's resident memory, if known."""
     guest, balloon, process = (_vm_values(polls, family) for family in ("guest_memory", "balloon", "process"))
     sizes = {"resident_bytes": process["resident_bytes"]} if "resident_bytes" in process else {}
     total = guest.get("total_bytes", balloon.get("actual_bytes"))
@@ -149,7 +149,7 @@ def jobs(polls: Polls) -> list[dict[str, Any]]:
 
 
 def summarize(polls: Polls) -> dict[str, Any]:
-    """Return all of the above, without unknown values."""
+    """Return the summary of a VM, without unknown values."""
     now = {name: value for name, value in point(polls)._asdict().items() if value is not None}
     parts: dict[str, Any] = {
         "now": now,

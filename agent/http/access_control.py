@@ -1,4 +1,4 @@
-"""Access control of the endpoint: a middleware that refuses requests by the current web config."""
+"""Access control of the endpoint: a middleware that refuses requests which the current web config does not allow."""
 
 import ipaddress
 import time
@@ -37,14 +37,14 @@ class AccessControl:
         self.connections = connections if connections is not None else ConnectionLimiter()
         self._loopback = loopback
         self._clock = clock
-        self._tokens = inf  # the bucket starts full: on a host that has just booted, the monotonic clock is near 0
+        self._tokens = inf  # the bucket starts full, although the monotonic clock is near 0 just after a boot
         self._counted_at = clock()
 
     async def refusal(self, request: web.Request) -> web.Response | None:
         """Return the response that refuses a request, or None if the request is allowed."""
         config, users = self.web_config.config, self.web_config.users
         if self._loopback and not config.authenticates and not _is_local(request.host):
-            # DNS rebinding: another site's name can resolve to this address, and its page could then read the answer.
+            # DNS rebinding: a web site's host name can resolve to this address. Its page could then read the response.
             return _refuse(421, "use the endpoint's IP address or localhost as its host name")
         if not self.take_token(config.rate_limit):
             return _refuse(429, "too many requests", {"Retry-After": "1"})
@@ -107,7 +107,7 @@ async def control_access(request: web.Request, handler: Any) -> web.StreamRespon
 
 
 async def set_configured_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Set the headers of the web config on a response; an empty one removes the header."""
+    """Set the headers of the web config on a response; an empty value removes the header."""
     for name, value in request.app[ACCESS_CONTROL].web_config.config.http_server_config.headers.items():
         if value:
             response.headers[name] = value

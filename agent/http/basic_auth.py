@@ -12,11 +12,11 @@ import secrets
 from collections.abc import Mapping
 
 MAX_WAITING = 16
-"""Password checks that may wait; further ones are refused, so that guessing costs the host one core at most."""
+"""Maximum number of waiting password checks. Further ones are refused, so that guessing passwords costs the host at most one core."""
 MAX_CACHED = 100
-"""Successful credentials that are remembered."""
+"""Maximum number of accepted credentials that are cached."""
 _BCRYPT_BYTES = 72
-"""bcrypt ignores what follows; longer passwords are always refused."""
+"""Maximum length of a password in bytes. bcrypt ignores the bytes after it, so longer passwords are refused."""
 
 
 class TooManyPendingChecksError(Exception):
@@ -24,7 +24,7 @@ class TooManyPendingChecksError(Exception):
 
 
 class BasicAuthUsers:
-    """Users by name, with the bcrypt hashes of their passwords. The constructor hashes once: call it in a thread."""
+    """Users by name, with the bcrypt hashes of their passwords. The constructor computes a hash, so call it in a thread."""
 
     def __init__(self, hashes: Mapping[str, str]) -> None:
         self._hashes = {user: text.encode() for user, text in hashes.items()}

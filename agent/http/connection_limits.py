@@ -14,9 +14,9 @@ class ConnectionLimits:
 
     Attributes:
         connections: concurrent connections.
-        header_seconds: time from the connection to its first whole request.
-        idle_seconds: time between requests; Prometheus keeps its connection from scrape to scrape.
-        read_seconds: time for which a client may read nothing of a pending response.
+        header_seconds: time from the connection to its first complete request.
+        idle_seconds: time between requests. Prometheus keeps its connection open between scrapes.
+        read_seconds: time for which a client may not read while a response is pending.
         header_bytes: size of a request's header.
     """
 
@@ -47,7 +47,7 @@ class ConnectionLimiter:
         return lambda: _LimitedProtocol(self, cast("asyncio.Protocol", factory()))
 
     def request_started(self, transport: asyncio.BaseTransport | None) -> None:
-        """Stop the timer of a connection whose request has arrived: its handler may take as long as it needs."""
+        """Stop the timer of a connection whose request has arrived, because its handler has no time limit."""
         if transport is not None and (connection := self._connections.get(transport)) is not None:
             connection.request_started()
 
@@ -70,7 +70,7 @@ class ConnectionLimiter:
 
 
 class _LimitedProtocol(asyncio.Protocol):
-    """Passes a connection's data on while the connection keeps to the limits."""
+    """Forwards a connection's data to the server while the connection stays within the limits."""
 
     def __init__(self, limiter: ConnectionLimiter, inner: asyncio.Protocol) -> None:
         self._limiter = limiter

@@ -15,9 +15,9 @@ from agent.http.sse import DEFAULT_TIMING, EventStreams, StreamTiming
 from agent.model.record import encode_json
 
 MAX_BLOCKING_SECONDS = 0.005
-"""How long a scrape may block the event loop; this bounds the delay that it adds to an event."""
+"""Maximum time for which a scrape blocks the event loop. It limits how long a scrape delays an event."""
 GZIP_LEVEL = 1
-"""Labels repeat so much that the lowest level gives nearly the full compression."""
+"""Compression level of gzip. Labels repeat, so the lowest level compresses nearly as well as the highest."""
 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -40,7 +40,7 @@ CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascri
 
 
 class AgentView(OverviewSource, Protocol):
-    """The agent's state as the endpoint reads it."""
+    """The state of the agent that the endpoint reads."""
 
     broadcaster: RecordBroadcaster
 
@@ -114,7 +114,7 @@ class _Handlers:
         return web.Response(body=body, headers=headers)
 
     async def healthz(self, _: web.Request) -> web.Response:
-        reason = self._view.hang_reason()  # any answer at all shows that the event loop runs
+        reason = self._view.hang_reason()  # a response of any status shows that the event loop runs
         return web.Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
 
     async def readyz(self, _: web.Request) -> web.Response:

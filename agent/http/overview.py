@@ -1,7 +1,7 @@
 """The host overview as JSON: a summary of every VM, the monitors, the firing alerts and the agent's own state.
 
-A client gets it whole, then only what changed. Each VM's part is encoded once per change and shared by all clients.
-A slow client skips intermediate states and always gets the newest one, so nothing is queued.
+A client first gets the whole overview, and then only the changed parts. A VM's part is encoded once for each change, for all clients.
+A slow client misses intermediate states and always gets the newest state, so nothing is queued.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class OverviewSource(Protocol):
         """Return the firing alerts."""
 
     def resolved_levels(self, vm: Vm, device: str, /) -> Sequence[tuple[str, int]]:
-        """Return a disk's threshold levels, each with the bytes used above which it is exceeded, in ascending order."""
+        """Return a disk's threshold levels in ascending order, each as its text and the used bytes above which it is exceeded."""
 
 
 class Overview:
@@ -92,7 +92,7 @@ class Overview:
 
 
 class OverviewCursor:
-    """The state of the overview that one client has."""
+    """The state of the overview that one client has received."""
 
     def __init__(self, overview: Overview) -> None:
         self._overview = overview
@@ -131,7 +131,7 @@ class OverviewCursor:
 
 
 def _encode(value: dict[str, Any]) -> bytes:
-    """Return JSON to keep: a copy, because orjson's result stays in a buffer of up to eight times its size."""
+    """Return JSON that can be stored. It is a copy, because orjson's result keeps a buffer of up to eight times its size."""
     return bytes(memoryview(encode_json(value)))
 
 

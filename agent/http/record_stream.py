@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from agent.model.record import EncodedRecord, Severity
 
 QUEUE_RECORDS = 1000
-"""Records that one subscriber may have waiting."""
+"""Maximum number of records that wait for one subscriber."""
 MAX_STREAMS = 32
-"""Concurrent streams of each kind."""
+"""Maximum number of concurrent streams of each kind."""
 
 RECENT_RECORDS = 500
 RECENT_BYTES = 1 << 20
-"""Recent records other than samples are kept for subscribers that connect late or reconnect, up to the smaller of both limits."""
+"""Limits of the recent records that are kept for new subscribers, without samples. The limit that is reached first applies."""
 
 
 class TooManySubscribersError(Exception):
@@ -32,7 +32,7 @@ class Subscriber:
 
     def __init__(self, *, vm: str = "", types: tuple[str, ...] = ("",), severity: Severity = Severity.DEBUG) -> None:
         self.missed = 0
-        """Matching records that found the queue full; the reader resets it."""
+        """Number of matching records that were dropped because the queue was full; the reader resets it."""
         self._vm = vm
         self._types = types
         self._severity = severity

@@ -27,7 +27,7 @@ MAX_HEADERS = 64
 
 
 class _ClientErrorFilter(logging.Filter):
-    """Demotes aiohttp's errors about clients that disconnect or send malformed requests to debug messages without a traceback."""
+    """Logs aiohttp's errors about clients that disconnect or send malformed requests as debug messages without a traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -62,7 +62,7 @@ class HttpEndpoint:
         reload_seconds: float = RELOAD_SECONDS,
     ) -> None:
         self.config_error: str | None = None
-        """Why the present web config is not in use, or None."""
+        """Why the latest web config file is not in use, or None."""
         self._listen = listen
         self._path = web_config
         self._reload_seconds = reload_seconds
@@ -106,7 +106,7 @@ class HttpEndpoint:
             sockets = [stack.enter_context(bound) for bound in _bind(self._listen)]
             if not is_loopback(self._listen) and not web_config.config.authenticates:
                 _log.warning(
-                    "%s: the endpoint answers every client that can reach it: web.config_file can require authentication",
+                    "endpoint %s: every client that can reach it may read it; web.config_file can require authentication",
                     self._listen,
                 )
             await self._runner.setup()
@@ -125,7 +125,7 @@ class HttpEndpoint:
                 await self._runner.cleanup()
 
     async def _start_servers(self, web_config: LoadedWebConfig, sockets: Sequence[socket.socket]) -> None:
-        """Accept connections under this web config. Open connections stay; their next request is checked by the new config."""
+        """Accept connections under this web config. Open connections stay open, and the new config applies to their next request."""
         loop = asyncio.get_running_loop()
         assert self._runner.server is not None
         factory = self._connections.wrap(self._runner.server)
@@ -155,7 +155,7 @@ class HttpEndpoint:
                 await self._start_servers(web_config, sockets)
             except (EndpointError, OSError) as error:
                 signature = current
-                self.config_error = f"web config: reload failed, keeping the previous one: {error}"
+                self.config_error = f"web config: reload failed: {error}; the previous web config stays in use"
                 _log.error("%s", self.config_error)
                 continue
             signature, self.config_error = web_config.signature, None

@@ -20,7 +20,7 @@ class StreamTiming:
     """Intervals of both streams.
 
     Attributes:
-        keepalive_seconds: pause after which an idle stream gets a comment, so that a disconnected reader is noticed.
+        keepalive_seconds: interval of the comments on an idle stream. They detect a disconnected reader.
         overview_seconds: interval between two checks of the overview for changes.
     """
 

@@ -1,7 +1,7 @@
 """The web config: TLS, authentication and rate limit of the endpoint, in the file format of Prometheus' exporter-toolkit.
 
-Python's TLS cannot do three things of that format: certificates inside the file, curve preferences, and unverified client certificates.
-A file that asks for one of them is refused with its name.
+Python's TLS does not support three features of that format: certificates inside the file, curve preferences, and unverified client
+certificates. A file that uses one of them is rejected, and the error names the feature.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from agent.config.loader import ConfigError, read
 from agent.http.basic_auth import BasicAuthUsers
 
 MAX_COST = 16
-"""Highest bcrypt cost. A cost of 10 takes 50 ms and each step doubles it: with 16, the first request of a user takes 4 s."""
+"""Maximum bcrypt cost. A check of cost 10 takes 50 ms, and each step doubles the time. With cost 16, a user's first request takes 4 s."""
 
 _VERSIONS = {
     "TLS10": ssl.TLSVersion.TLSv1,
@@ -37,7 +37,7 @@ _SUITES = {
         ("CHACHA20_POLY1305_SHA256", "CHACHA20-POLY1305"),
     )
 }
-"""Go's names of the TLS 1.2 suites that are not weak, with OpenSSL's names. The suites of TLS 1.3 cannot be chosen in either."""
+"""OpenSSL's name by Go's name of the TLS 1.2 suites that are not weak. Neither Go nor OpenSSL here can choose suites of TLS 1.3."""
 
 
 def _bcrypt(value: str) -> str:
@@ -75,11 +75,11 @@ class TlsServer(_WebSection):
     client_ca_file: Path | None = None
     """Certificate authorities of the clients (PEM)."""
     client_allowed_sans: list[str] = []
-    """Subject alternative names, compared literally; a client's certificate needs one of them. Empty allows all."""
+    """Subject alternative names, compared literally. A client's certificate needs one of them. An empty list allows all."""
     min_version: Literal["TLS10", "TLS11", "TLS12", "TLS13"] = "TLS12"
-    """The oldest TLS version that is accepted."""
+    """The oldest accepted TLS version."""
     max_version: Literal["TLS10", "TLS11", "TLS12", "TLS13"] = "TLS13"
-    """The newest TLS version that is accepted."""
+    """The newest accepted TLS version."""
     cipher_suites: list[Annotated[str, AfterValidator(_suite)]] = []
     """Cipher suites of TLS 1.2; empty uses OpenSSL's defaults."""
     prefer_server_cipher_suites: bool = True
@@ -98,7 +98,7 @@ class HttpServer(_WebSection):
     """HTTP settings."""
 
     http2: bool = True
-    """Accepted and ignored: the endpoint speaks HTTP/1.1, which every client falls back to."""
+    """Accepted and ignored. The endpoint speaks HTTP/1.1, and every client can use it."""
     headers: dict[
         Literal[
             "Content-Security-Policy",
@@ -117,20 +117,20 @@ class RateLimit(_WebSection):
     """Rate limit of all clients together, as a token bucket."""
 
     interval: Annotated[Seconds, Field(ge=0)] = 0.0
-    """Time in which one more request is allowed; 0 is no limit."""
+    """Time after which one more request is allowed; 0 means no limit."""
     burst: Annotated[int, Field(ge=1)] = 1
     """Requests that are allowed at once."""
 
 
 class WebConfigFile(_WebSection):
-    """The whole file; an empty one restricts nothing."""
+    """The web config file. An empty file sets no restriction."""
 
     tls_server_config: TlsServer | None = None
     """TLS; without it the endpoint speaks plain HTTP."""
     http_server_config: HttpServer = HttpServer()
     """HTTP settings."""
     basic_auth_users: dict[str, Annotated[str, AfterValidator(_bcrypt)]] = {}
-    """Users and the bcrypt hashes of their passwords; without any, no password is required."""
+    """Users and the bcrypt hashes of their passwords; if there are none, no password is required."""
     rate_limit: RateLimit = RateLimit()
     """Rate limit of requests."""
 
@@ -142,7 +142,7 @@ class WebConfigFile(_WebSection):
 
 
 def referenced_files(config: WebConfigFile, directory: Path) -> list[Path]:
-    """Return the files that a web config in this directory names."""
+    """Return the paths of the files that a web config refers to; relative ones start at `directory`."""
     tls = config.tls_server_config
     paths = (tls.cert_file, tls.key_file, tls.client_ca_file) if tls is not None else ()
     return [directory / path for path in paths if path is not None]

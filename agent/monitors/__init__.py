@@ -19,7 +19,7 @@ from agent.monitors.libvirt.config import LibvirtConfig
 from agent.monitors.listen import ListenConfig, ListenDiscoverer, ListenTlsConfig
 
 ENTRIES: tuple[type[DiscovererConfig], ...] = (DialConfig, BurstConfig, LibvirtConfig, ListenConfig)
-"""Types of the entries of the config's `monitors`; an entry with none of their keys is validated as the first."""
+"""Types of the entries of the config's `monitors`. An entry that has no type's key is validated as the first type."""
 
 __all__ = [
     "ENTRIES",

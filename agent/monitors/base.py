@@ -80,9 +80,9 @@ class MonitorPriority(IntEnum):
     DEDICATED = 0
     """A monitor for the agent alone: all events, all commands."""
     MANAGER = 10
-    """Through the VM's manager, such as libvirt: all events, and the commands that the manager passes on."""
+    """A monitor over the VM's manager, such as libvirt: all events, and the commands that the manager supports."""
     BURST = 20
-    """A monitor that the agent shares with another client: a poll now and then, no events."""
+    """A monitor that the agent shares with another client: short connections for polls, no events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +91,12 @@ class Monitor:
 
     Attributes:
         name: its address, as in the config.
-        key: identity of the monitor. A socket that was created again at the same path has another key.
+        key: identity of the monitor. A new socket at the same path has another key.
         open: opens a connection to it.
         priority: preference among the monitors of its VM.
-        inbound: whether QEMU connected to the agent. Such a monitor has a single connection, which stays open in standby too:
-            QEMU would only reconnect.
-        shared_address: the address that several VMs connect to, for an inbound monitor. It has no part that changes when a VM
+        inbound: whether QEMU connected to the agent. Such a monitor has one connection. It stays open in standby too, because QEMU
+            would reconnect at once.
+        shared_address: the address of an inbound monitor, to which several VMs connect. It has no part that changes when a VM
             restarts, such as a process ID. Empty if `name` is the address of one VM.
     """
 
@@ -115,7 +115,7 @@ class DiscoveryListener(Protocol):
         """Handle a new monitor."""
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
-        """Handle the end of a monitor; a connection to it may still be open and ends by itself."""
+        """Handle the end of a monitor. A connection to it may still be open; it ends by itself."""
 
     def on_status(self, source: Monitor, error: QmpError | None, note: str = "") -> None:
         """Handle a change of the discoverer's own state.
@@ -123,7 +123,7 @@ class DiscoveryListener(Protocol):
         Args:
             source: stands for the discoverer in status lists; it has no VM.
             error: why discovery does not work; None if it works.
-            note: a limitation while it works, for people; empty if there is none.
+            note: a limitation of a discovery that works, for people; empty if there is none.
         """
 
     def on_connection_refused(self, address: str, reason: str) -> None:
@@ -149,7 +149,7 @@ class DiscovererConfig(Section):
     """An entry of the config's `monitors`. The first key names the transport, and its value the address."""
 
     inbound: ClassVar[bool] = False
-    """Whether QEMU connects to the agent."""
+    """True if QEMU connects to the agent."""
 
     @classmethod
     def key(cls) -> str:
@@ -165,7 +165,7 @@ class DiscovererConfig(Section):
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Socket addresses, written as for `dial`; empty if only another program knows them."""
+        """Socket addresses in the form of `dial`; empty if only another program knows them."""
         return ()
 
     @property

@@ -1,7 +1,7 @@
-"""Monitors that the agent shares with another client, such as Proxmox's tools: it connects for each poll and disconnects.
+"""Monitors that the agent shares with another client, such as Proxmox's tools: the agent connects for each poll and disconnects.
 
 A QMP socket serves one client at a time, and two more may wait in its backlog. So each poll is one burst: connect, send all commands
-in one write, read the replies, disconnect, each step within a bounded time. Events arrive only during a burst, so most are missed.
+in one write, read the replies, disconnect. Each step has a time limit. Events arrive only during a burst, so most are missed.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ BURST_SECONDS = 0.5
 
 FIRST_RETRY_SECONDS = 0.05
 MAX_RETRY_SECONDS = 10.0
-"""Longest wait before the next attempt on a monitor that is held by another client or does not answer."""
+"""Maximum wait before the next attempt, while another client holds the monitor or QEMU does not answer."""
 
 
 QUERY_UUID = Command("query-uuid")
@@ -70,8 +70,8 @@ def burst_opener(connect: Connect, timeout: float) -> ConnectionOpener:
 class BurstConnection:
     """A `MonitorConnection` that holds the socket only while it executes commands.
 
-    It ends when the socket refuses connections, or when another process listens on it. The process of a TCP peer is unknown, so there
-    each burst also reads the VM's UUID, and the connection ends when that is another one.
+    It ends when the socket refuses connections, or when another process listens on it. The process of a TCP peer is unknown. So over
+    TCP each burst also reads the VM's UUID, and the connection ends when the UUID changes.
     """
 
     can_probe = False
@@ -125,7 +125,7 @@ class BurstConnection:
             attempt += 1
 
     async def probe(self, *, deadline: float) -> bool:  # noqa: ARG002 - MonitorConnection's signature
-        """Return False: there is no connection between bursts to send an out-of-band command on."""
+        """Return False: between bursts there is no connection for an out-of-band command."""
         return False
 
     def close(self) -> None:
@@ -167,7 +167,7 @@ class BurstConnection:
             self._client = None
 
     def _attach(self, client: Client) -> None:
-        """Remember the peer at the first burst, and compare it at the later ones.
+        """Store the peer at the first burst, and compare later peers with it.
 
         Raises:
             NotConnectedError: another process listens, or the connection ended meanwhile.
@@ -179,7 +179,7 @@ class BurstConnection:
         self.greeting, self.peer_pid, self._client = client.greeting, client.peer_pid, client
 
     def _compare_uuid(self, result: CommandResult) -> None:
-        """Remember the VM's UUID, and compare it at the later bursts. An unknown one proves nothing.
+        """Store the VM's UUID at the first burst, and compare later ones with it. An unknown UUID is ignored.
 
         Raises:
             NotConnectedError: another VM listens.

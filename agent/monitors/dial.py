@@ -1,7 +1,7 @@
 """Monitors that the agent connects to: Unix sockets by path or glob pattern, and TCP addresses.
 
-Discovery relies on a scan of the file system every few seconds. inotify on the directories only triggers a scan early.
-A socket file that was created again has another inode, and is another monitor: another QEMU created it.
+Discovery scans the file system every few seconds. inotify on the directories only triggers a scan early.
+A new socket file at the same path has another inode. It is another monitor, because another QEMU created it.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 SCAN_SECONDS = 5.0
 SETTLE_SECONDS = 0.02
-"""Delay between a change and the scan: a manager that starts many VMs creates many sockets, and one scan finds them all."""
+"""Delay between a change and the scan. A manager that starts many VMs creates many sockets, and one scan then finds them all."""
 
 _CHANGES = Mask.CREATE | Mask.DELETE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.ONLYDIR
 
@@ -80,7 +80,7 @@ class DialDiscoverer:
         return monitors
 
     def _can_scan(self) -> bool:
-        """Return whether a file descriptor is free to scan with: without one, glob returns nothing for every directory."""
+        """Return whether a file descriptor is free for a scan. Without one, glob finds nothing in any directory."""
         try:
             os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
@@ -98,7 +98,7 @@ class DialDiscoverer:
                 await watcher.wait(self._scan_seconds)
 
     def _report_changes(self, known: dict[tuple[object, ...], Monitor], listener: DiscoveryListener) -> None:
-        """Scan once and report the difference. A function of its own, so that the scan's objects are freed before the wait."""
+        """Scan once and report the difference. The scan is a separate function, so that its objects are freed before the wait."""
         current = self.scan()
         for key in known.keys() - current.keys():
             listener.on_monitor_removed(known.pop(key))
@@ -148,7 +148,7 @@ class _DirectoryWatcher:
 
 
 def _directory_of(pattern: str) -> Path:
-    """Return the directory to watch: the deepest one above the sockets that is not itself a pattern."""
+    """Return the directory to watch: the deepest directory above the sockets whose path is not a pattern."""
     directory = Path(pattern).parent
     while glob.has_magic(str(directory)):
         directory = directory.parent
@@ -161,7 +161,7 @@ def unix(path: str) -> Connect:
 
 
 async def _connect_unix(path: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseTransport:
-    # Not asyncio's own connect: it takes the EAGAIN of a full backlog for success.
+    # asyncio's own connect is not used, because it treats the EAGAIN of a full backlog as success.
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.connect(path)

@@ -1,8 +1,8 @@
-"""A dedicated monitor that QEMU 11.1 and newer adds on request, over a monitor that the agent shares with another client.
+"""A dedicated monitor that the agent adds to QEMU 11.1 and newer, over a monitor that it shares with another client.
 
-Such a QEMU lists its monitors among its QOM objects, so one query shows whether it can add one. QEMU deletes the added object, the
-character device and the socket file when the agent disconnects (`close-action`). If no monitor can be added, the agent uses the shared
-one in bursts.
+A QEMU that can add monitors lists them among its QOM objects, so one query shows whether it can. When the agent disconnects, QEMU
+deletes the added object, the character device and the socket file (`close-action`). If no monitor can be added, the agent uses the
+shared monitor in bursts.
 """
 
 import contextlib
@@ -43,9 +43,9 @@ class BurstConfig(DiscovererConfig):
     burst: DialAddress
     """A Unix socket, a glob pattern of sockets, or tcp:host:port."""
     timeout: Annotated[Seconds, Field(ge=0.05, le=10)] = 0.5
-    """How long a burst waits for the greeting, and again for the replies, before it disconnects."""
+    """How long a burst waits for the greeting, and then for the replies, before it disconnects."""
     hotplug_dir: AbsolutePath | None = None
-    """A directory in which QEMU 11.1 and newer adds a monitor for the agent. The key allows this change and no other."""
+    """Directory for sockets of the agent's own monitors, which it adds to QEMU 11.1 and newer. The key allows only this change."""
 
     def build(self, _allow: AllowedChanges) -> BurstDiscoverer:
         """Return the discoverer."""
@@ -62,12 +62,12 @@ class BurstConfig(DiscovererConfig):
 
     @property
     def changes(self) -> frozenset[Change]:
-        """Adding a monitor is a change."""
+        """The change that adds a monitor, if `hotplug_dir` is set."""
         return frozenset({Change.OWN_MONITOR} if self.hotplug_dir is not None else ())
 
 
 class HotplugDiscoverer(BurstDiscoverer):
-    """Finds shared monitors, as `BurstDiscoverer` does, and has each QEMU add a dedicated one."""
+    """Finds shared monitors, as `BurstDiscoverer` does, and adds a dedicated monitor to each QEMU."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ def hotplug_opener(name: str, open_shared: ConnectionOpener, directory: Path) ->
         except (NotConnectedError, CommandError) as error:
             if shared.ended.done():
                 raise
-            _log.warning("%s: no dedicated monitor, using bursts: %s", sanitize(name), sanitize(str(error)))
+            _log.warning("%s: no dedicated monitor: %s; the agent uses bursts", sanitize(name), sanitize(str(error)))
             return shared
         except BaseException:
             shared.close()
@@ -122,7 +122,7 @@ def hotplug_opener(name: str, open_shared: ConnectionOpener, directory: Path) ->
 async def _add_monitor(
     shared: MonitorConnection, directory: Path, allow: AllowList, on_event: EventCallback, deadline: float
 ) -> Client:
-    """Have QEMU add a monitor and connect to it.
+    """Add a monitor to QEMU, and connect to it.
 
     Raises:
         CommandError: QEMU refused to add it.

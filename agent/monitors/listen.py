@@ -1,7 +1,7 @@
 """Monitors that connect to the agent: one Unix socket, or TCP with TLS, for all VMs of a host.
 
-A QEMU started with `-chardev socket,...,reconnect=N` connects until it succeeds, so the agent may restart at any time. The kernel
-(Unix) or a certificate (TCP) authenticates the peer before a byte is read.
+A QEMU with `-chardev socket,...,reconnect=N` retries until it is connected, so the agent may restart at any time. The peer is
+authenticated before the agent reads a byte: by the kernel (Unix socket) or by a certificate (TCP).
 """
 
 import asyncio
@@ -31,13 +31,13 @@ CHECK_SECONDS = 5.0
 """Interval of the check that the socket file is still the agent's own, and of retries to create it."""
 TLS_SECONDS = 5.0
 BACKLOG = 4096
-"""All QEMUs of a host connect at once after a restart of the agent; the kernel limits this to net.core.somaxconn."""
+"""Backlog of the socket. After a restart of the agent all QEMUs of a host connect at once. The kernel's limit is net.core.somaxconn."""
 MAX_PER_PROCESS = 4
-"""Connections of one process. A compromised QEMU must not use up the connections of all others."""
+"""Maximum number of connections of one process, so that a compromised QEMU leaves connections for the others."""
 USUAL_USERS = ("root", "libvirt-qemu", "qemu")
 
 _SO_PEERGROUPS = 59
-"""Linux 4.13; missing in Python's socket module."""
+"""Socket option of Linux 4.13 that Python's socket module lacks."""
 
 
 class ListenTlsConfig(Section):
@@ -48,7 +48,7 @@ class ListenTlsConfig(Section):
     certificate: Secret
     """The agent's own certificate."""
     key: Secret | None = None
-    """The key of that certificate, if it is in another file."""
+    """The certificate's key, if the certificate's file does not contain it."""
 
     def context(self) -> ssl.SSLContext:
         """Return a context that requires a client certificate signed by `ca`.
@@ -72,11 +72,11 @@ class ListenConfig(DiscovererConfig):
     listen: DialAddress
     """A Unix socket that the agent creates, or tcp:host:port, which needs `tls`. docs/monitors.md has QEMU's side."""
     users: list[Id] | None = None
-    """Users whose processes may connect to a Unix socket; by default root, the agent's own, libvirt-qemu and qemu."""
+    """Users whose processes may connect to a Unix socket; by default root, the agent's own user, libvirt-qemu and qemu."""
     groups: list[Id] = []
     """Groups whose members' processes may connect too."""
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 2048
-    """Largest number of connections at once."""
+    """Maximum number of connections at once."""
     tls: ListenTlsConfig | None = None
     """TLS with client certificates, for TCP."""
 
@@ -151,7 +151,7 @@ class ListenDiscoverer:
         """Return a listening socket.
 
         Raises:
-            OSError: the address cannot be listened on; the text says why.
+            OSError: the agent cannot listen on the address; the text says why.
         """
         if self.address.startswith("tcp:"):
             assert self.config.tls is not None
@@ -179,7 +179,10 @@ class ListenDiscoverer:
                     if str(error) != logged:
                         logged = str(error)
                         _log.error(
-                            "%s: cannot listen, retrying every %g s: %s", self.address, self._check_seconds, logged
+                            "%s: cannot listen: %s; the agent retries every %g s",
+                            self.address,
+                            logged,
+                            self._check_seconds,
                         )
                 await asyncio.sleep(self._check_seconds)
         finally:
@@ -199,19 +202,21 @@ class ListenDiscoverer:
         try:
             while not (await asyncio.wait({failed}, timeout=self._check_seconds))[0]:
                 if self._inode() != inode:
-                    _log.warning("%s: socket file was removed or replaced, creating it again", self.address)
+                    _log.warning(
+                        "%s: the socket file was removed or replaced; the agent creates it again", self.address
+                    )
                     return
             raise failed.result()
         finally:
             loop.remove_reader(server)
 
     def _accept(self, server: socket.socket, listener: DiscoveryListener, failed: asyncio.Future[OSError]) -> None:
-        """Accept one connection. Not with asyncio's own accept, which may drop an accepted connection when it is cancelled."""
+        """Accept one connection. asyncio's own accept is not used: when cancelled, it may drop an accepted connection."""
         try:
             sock, address = server.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return  # the peer has disconnected already
-        except OSError as error:  # no free file descriptor, most often
+        except OSError as error:  # most often because no file descriptor is free
             if not failed.done():
                 failed.set_result(error)
             return
@@ -268,7 +273,7 @@ class ListenDiscoverer:
         return monitor
 
     def _context(self, tls: ListenTlsConfig) -> ssl.SSLContext:
-        """Return the context of the current files: certificates are renewed while the agent runs."""
+        """Return a TLS context of the current files, because certificates are renewed while the agent runs."""
         modified = tls.modified()
         if self._tls is None or self._tls[0] != modified:
             self._tls = modified, tls.context()
@@ -294,7 +299,7 @@ class ListenDiscoverer:
 
 
 def _bind_unix(path: str) -> socket.socket:
-    """Return a socket that listens at a path; a socket file that no process listens on is replaced."""
+    """Return a socket that listens at a path. Replace a socket file on which no process listens."""
     if _is_stale(path):
         Path(path).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
@@ -322,7 +327,7 @@ def _is_stale(path: str) -> bool:
 
 
 def _groups(sock: socket.socket) -> Sequence[int]:
-    """Return the supplementary groups of the peer; empty if there are more than Python can ask for."""
+    """Return the supplementary groups of the peer; empty if there are more than Python can read."""
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
     except OSError:
@@ -347,7 +352,7 @@ def allowed_ids(config: ListenConfig, agent_uid: int) -> tuple[set[int], set[int
 
 
 def _ids(names: Iterable[str], look_up: Callable[[str], int]) -> set[int]:
-    """Return the IDs of users or groups; a name that does not exist is logged and left out."""
+    """Return the IDs of users or groups. Log and skip names that do not exist."""
     numbers = set()
     for name in names:
         try:

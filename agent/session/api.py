@@ -41,9 +41,9 @@ class MonitorState(StrEnum):
     DENIED = "denied"
     """The agent's user lacks permission to connect."""
     STANDBY = "standby"
-    """A better monitor reaches the same VM. This one takes over when that one is lost."""
+    """A monitor of better priority reaches the same VM. This monitor takes over when the better one is lost."""
     GONE = "gone"
-    """Nothing listens there: the VM has ended, or has not started yet."""
+    """No process listens on the monitor's address: the VM has ended, or has not started yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,8 @@ class MonitorStatus:
         vm: the VM, once identified.
         build: the VM's QEMU, once known.
         since_ns: when the state began, in nanoseconds since the epoch.
-        degraded: the failing collectors and their causes; the VM is watched, but without their figures.
-        clash: names of all monitors, this one included, whose VMs run with this VM's UUID; empty if there is no other.
+        degraded: the failing collectors and their causes. The VM is watched, but without the figures of these collectors.
+        clash: names of all monitors whose VMs run with this VM's UUID, this monitor included; empty if no other VM has the UUID.
     """
 
     monitor: Monitor
@@ -121,7 +121,7 @@ class SessionObserver(Protocol):
         """Handle the record of a QEMU event, which may stand for several coalesced ones."""
 
     def on_event_read(self, event: Record) -> None:
-        """Handle an event at the moment it is read. Decisions are made here, because coalesced events reach `on_event` later."""
+        """Handle an event at the moment it is read. Alerts are decided here, because coalesced events reach `on_event` later."""
 
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
         """Handle the record of a change in a VM's lifecycle."""
@@ -136,13 +136,13 @@ class SessionObserver(Protocol):
         """Handle a change of a monitor's state."""
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
-        """Handle the end of a monitor that is not supervised any longer."""
+        """Handle a monitor that is no longer supervised."""
 
     def on_connection_refused(self, address: str, reason: str) -> None:
         """Handle a refused incoming connection."""
 
     def on_response(self, seconds: float) -> None:
-        """Handle the response time of one write's commands, in seconds; of a timeout, the time waited."""
+        """Handle the response time in seconds of the commands of one write; after a timeout, the time waited."""
 
     def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
         """Handle the outcome of one run of a collector."""
@@ -151,7 +151,7 @@ class SessionObserver(Protocol):
         """Handle skipped messages of QEMU; the reason is `unreadable`, `oversized` or `stray` (a reply without a command)."""
 
     def on_events_dropped(self, vm: Vm, reason: str, events: int) -> None:
-        """Handle the loss of this many events."""
+        """Handle the drop of this many events."""
 
 
 class ThresholdController(Protocol):
@@ -164,7 +164,7 @@ class ThresholdController(Protocol):
         """Return the commands to execute on this VM now, each with its disk."""
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
-        """Handle the end of a command; `done` is true if QEMU executed it."""
+        """Handle the outcome of a command; `done` says whether QEMU executed it."""
 
 
 class CollectorIndex:
@@ -173,7 +173,7 @@ class CollectorIndex:
     Attributes:
         by_name: the collectors by name.
         host_only: names of the collectors that send no command to QEMU, in order.
-        by_event: the collector that reads its samples from an event, by the event's name.
+        by_event: by the name of an event, the collector that reads samples from it.
     """
 
     def __init__(self, collectors: Sequence[Collector]) -> None:
@@ -198,8 +198,9 @@ class SessionSettings:
         max_retry_seconds: maximum time between two connection attempts.
         probe_seconds: interval and timeout of the out-of-band probes of a stalled QEMU.
         uuid_clash_seconds: time for which two VMs must run with one UUID before it is a clash.
-        max_collector_off_seconds: maximum time for which a collector is off after answers that cannot be read.
-        guest_stats_seconds: polling interval for guest statistics to set where none is set; needs Change.GUEST_STATS_INTERVAL.
+        max_collector_off_seconds: maximum time for which a collector is off after an answer that cannot be read.
+        guest_stats_seconds: polling interval of the guest's memory statistics to set in QEMU if none is set; needs
+            Change.GUEST_STATS_INTERVAL.
         labels: labels to read from libvirt's files.
     """
 
@@ -222,7 +223,7 @@ class SessionContext:
     Attributes:
         settings: the current settings; sessions read them at each use.
         allow: commands that may be sent, on open connections too.
-        collectors: collectors of the sessions that start from now on.
+        collectors: collectors of new sessions.
         thresholds: source of write thresholds, or None.
         root: the directory that holds /proc and /sys.
         random: returns a number from 0 to 1, to spread polls.

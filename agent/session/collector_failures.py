@@ -20,7 +20,7 @@ class _Failure:
 
 
 class CollectorFailures:
-    """Failing collectors of one VM: each is off for a time that doubles with each failure in a row."""
+    """Failing collectors of one VM. A failing collector is off for a time that doubles with each failure in a row."""
 
     __slots__ = ("_failures",)
 
@@ -42,8 +42,8 @@ class CollectorFailures:
             name: the collector's name.
             cause: the error.
             now: the current time, in seconds on the monotonic clock.
-            first_seconds: the time after the first failure.
-            max_seconds: the maximum time.
+            first_seconds: how long the collector is off after the first failure.
+            max_seconds: how long the collector is off at most.
         """
         before = self._failures.get(name)
         count = before.count + 1 if before is not None else 1
@@ -56,6 +56,6 @@ class CollectorFailures:
         return self._failures.pop(name, None) is not None
 
     def retry_at(self, name: str) -> float:
-        """Return when a collector may be polled again; `-inf` if it does not fail."""
+        """Return the monotonic time at which a collector may be polled again; `-inf` if it does not fail."""
         failure = self._failures.get(name)
         return failure.retry_at if failure is not None else -inf

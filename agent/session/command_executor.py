@@ -14,7 +14,7 @@ from agent.session.stall_probe import StallProbe
 
 
 class CommandExecutor:
-    """Executes commands and keeps track of when the session acts next.
+    """Executes commands, and knows the time at which the session acts next.
 
     Attributes:
         unreadable: error of the last unreadable reply in `execute_with_retry`; empty if there was none. The caller resets it.
@@ -50,7 +50,7 @@ class CommandExecutor:
         return taken
 
     async def execute_with_retry(self, commands: Sequence[Command]) -> list[CommandResult]:
-        """Execute commands, again after each stall, until QEMU answers.
+        """Execute commands; repeat them after each stall until QEMU answers.
 
         Raises:
             QmpError: the connection ended, or a command is not allowed.
@@ -67,7 +67,7 @@ class CommandExecutor:
                 return results
 
     async def wait_until_responsive(self, error: BusyError | StalledError) -> None:
-        """Wait until QEMU has answered what it was sent.
+        """Wait until QEMU has answered all commands that it was sent.
 
         Raises:
             QmpError: the connection ended.

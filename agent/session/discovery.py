@@ -1,4 +1,4 @@
-"""The discoverers that the current config names. After a config reload, a monitor that another discoverer also finds stays supervised."""
+"""Runs the discoverers of the current config. When a reload removes one, monitors that another discoverer finds stay supervised."""
 
 import asyncio
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from agent.qmp.errors import QmpError
 from agent.session.supervisor import SupervisorGroup
 
 GRACE_SECONDS = 1.0
-"""Time for another discoverer to find the monitors of one that was removed."""
+"""After a discoverer is removed, time for another discoverer to find its monitors."""
 
 
 class _DiscoveredMonitors:
@@ -24,9 +24,8 @@ class _DiscoveredMonitors:
         self._group.on_monitor_added(monitor)
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
-        self._group.on_monitor_removed(
-            monitor
-        )  # its connection may stay open, and belongs to this discoverer until then
+        # The monitor stays in `monitors` while its connection is open.
+        self._group.on_monitor_removed(monitor)
         self.monitors = {key: monitor for key, monitor in self.monitors.items() if key in self._group}
 
     def on_status(self, discoverer: Monitor, error: QmpError | None, note: str = "") -> None:
@@ -46,7 +45,7 @@ class DiscoveryManager:
         self._running: dict[str, tuple[_DiscoveredMonitors, asyncio.Task[None]]] = {}
 
     def set(self, wanted: Mapping[str, Discoverer]) -> None:
-        """Run exactly these discoverers. One whose name is running already keeps running."""
+        """Run exactly these discoverers. A discoverer whose name is already running keeps running."""
         removed = [self._running.pop(name) for name in self._running.keys() - wanted.keys()]
         for name in wanted.keys() - self._running.keys():
             discovered = _DiscoveredMonitors(self._group)

@@ -1,6 +1,6 @@
 """Coalescing of repeated events: the first one is reported at once, later ones once a second with a count. Pure: time is an argument.
 
-A failing disk with werror=ignore emits about 270 BLOCK_IO_ERROR a second on QEMU 7.2 (measured). QEMU throttles them itself from 9.2 on.
+With a failing disk and werror=ignore, QEMU 7.2 emits about 270 BLOCK_IO_ERROR events a second (measured). QEMU 9.2 and newer limits them.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from agent.qmp.protocol import Event
 WINDOW_SECONDS = 1.0
 
 MAX_WINDOWS = 256
-"""Maximum number of open windows. The key comes from the guest's QEMU, so past this limit the oldest window is reported early."""
+"""Maximum number of open windows. QEMU controls the keys, so beyond this limit the oldest window is closed and reported early."""
 
 Key = tuple[object, ...]
 
@@ -41,7 +41,7 @@ class _Window:
 
 
 class EventCoalescer:
-    """Windows of one VM, one for each key. Times without a unit are seconds on one monotonic clock."""
+    """Coalesces the events of one VM, in one window of time for each key. Times without a unit are seconds on one monotonic clock."""
 
     def __init__(self) -> None:
         self._windows: dict[Key, _Window] = {}
@@ -63,7 +63,7 @@ class EventCoalescer:
             held.event, held.count, held.last_ns = event, held.count + 1, time_ns
 
     def next_at(self) -> float:
-        """Return when the first window ends; `inf` means that none is open."""
+        """Return when the first window ends; `inf` if none is open."""
         return next((window.ends for window in self._windows.values()), inf)
 
     def due(self, now: float) -> Iterator[CoalescedEvent]:

@@ -19,11 +19,10 @@ from agent.session.event_coalescer import CoalescedEvent, EventCoalescer
 EventCallback = Callable[[Event, int], None]
 
 MAX_BUFFERED_EVENTS = 1024
-"""Maximum number of events that are buffered until the VM is identified. The first ones are kept, and severe ones in preference."""
-
+"""Maximum number of events that are buffered until the VM is identified. Severe events are kept first, then the earliest ones."""
 
 ORDERED_EVENTS = frozenset({"STOP", "RESUME", "RESET", "SHUTDOWN"})
-"""Events before which the held events are reported: a VM's records leave in the order in which things happened."""
+"""Events before which all held events are reported, so that a VM's records keep the order of its events."""
 
 
 class EventHandler:
@@ -114,7 +113,7 @@ class EventHandler:
             self._observer.on_event(_record(vm, row, group.event, group.last_ns, **(counts if group.count > 1 else {})))
 
     def _start_timer(self, vm: Vm) -> None:
-        """Schedule the report of held events. It does not wait for QEMU's replies."""
+        """Schedule the report of held events. A timer reports them, so that it does not wait for QEMU's replies."""
         if self._timer is None and (at := self._coalescer.next_at()) < inf:
             delay = max(0.0, at - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(delay, self._report_due, vm)

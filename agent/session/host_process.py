@@ -27,7 +27,7 @@ COMMANDS = (
 )
 
 REQUIRED_COMMANDS = {"vcpu": "query-cpus-fast", "iothread": "query-iothreads"}
-"""Collectors that read a thread's files, and the command of QEMU's that lists these threads."""
+"""By collector that reads files of threads, the QMP command that lists these threads."""
 
 _NICS = tuple(
     f"child<{kind}"
@@ -80,19 +80,19 @@ class HostProcess:
             self._process = None
 
     def read(self, files: Sequence[FileRequest]) -> Sequence[FileReply]:
-        """Return the texts of these files; each is None if the process is unknown."""
+        """Return the texts of these files; all are None if the process is unknown."""
         return (
             self._process.read_files(files) if self._process is not None else [FileReply(file, None) for file in files]
         )
 
     async def discover(self, execute: Execute, socket_owner: int | None, vm: Vm, facts: Facts) -> Facts:
-        """Return the facts, updated with those of the process.
+        """Find the VM's process and return the facts with its data added.
 
         Args:
             execute: executes commands on QEMU.
-            socket_owner: pid that opened the monitor's socket, as `find_process` takes it.
+            socket_owner: pid of the process that opened the monitor's socket, or None; see `find_process`.
             vm: the VM.
-            facts: the other facts.
+            facts: the facts so far.
 
         Raises:
             QmpError: the connection ended.
@@ -179,7 +179,7 @@ def _thread_id(item: Mapping[str, Any]) -> int | None:
 
 
 def _vcpus(answer: Any) -> Iterator[Task]:
-    """Yield the vCPU threads with QEMU's own thread ids; none before QEMU 2.12, which lacks the command."""
+    """Yield the vCPU threads with QEMU's own thread ids; none for QEMU before 2.12, which lacks the command."""
     for cpu in as_list_of_objects(answer, MAX_THREADS):
         thread = _thread_id(cpu)
         if thread is not None and type(index := cpu.get("cpu-index")) is int:

@@ -39,7 +39,10 @@ ENABLE_MIGRATION_EVENTS = Command(
 _INTERVAL = "guest-stats-polling-interval"
 
 _BALLOONS = tuple(f"child<virtio-balloon-{bus}" for bus in ("pci", "ccw", "device"))
-"""Prefixes of balloon types; -transitional> and -non-transitional> may follow. Listing the types through QEMU would load modules."""
+"""Prefixes of the types of balloon devices; the suffix -transitional> or -non-transitional> may follow.
+
+The agent does not ask QEMU for its types, because QEMU would load modules to list them.
+"""
 
 _HV_BALLOONS = ("child<hv-balloon",)
 
@@ -72,9 +75,9 @@ def identify(
 ) -> Vm:
     """Return the VM that the answers to IDENTITY describe.
 
-    A VM that was started without a UUID reports zeros, as all such VMs do. It gets a UUID derived from the host's name and
-    its monitor's address, which stays the same when the VM or the agent restarts. An address that VMs share is combined with the VM's
-    name or, if it has none, with its command line.
+    Every VM that was started without a UUID reports zeros. The agent derives a UUID for it from the host's name and the monitor's
+    address, so that the UUID stays the same when the VM or the agent restarts. If several VMs share the address, the VM's name or, if
+    it has none, its command line is added.
 
     Args:
         host: the host's name.
@@ -102,7 +105,7 @@ def identify(
 
 
 def _key_at(address: str, name: str, arguments: Callable[[], Sequence[str]]) -> str:
-    """Return a key that distinguishes a VM at a shared address and outlives its process; empty if there is none."""
+    """Return a key that identifies a VM at a shared address and stays the same when the VM restarts; empty if there is none."""
     if name:
         return f"{address}\nname\n{name}"
     return "\0".join((address, *command_line)) if (command_line := arguments()) else ""
@@ -138,7 +141,7 @@ def set_stats_interval(balloon: str, seconds: int) -> Command:
 
 
 def stats_interval(answer: Any) -> int:
-    """Return the interval in seconds from the answer to `get_stats_interval`; 0 means that polling is off or unknown."""
+    """Return the interval in seconds from the answer to `get_stats_interval`; 0 if polling is off or unknown."""
     return answer if type(answer) is int and 0 < answer < 1 << 31 else 0
 
 

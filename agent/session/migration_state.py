@@ -1,4 +1,4 @@
-"""Live migration of a VM as one of its processes goes through it. Pure.
+"""Live migration, seen from one QEMU process of the VM. Pure.
 
 A VM that migrates has two processes with one UUID. The end of the source process is not the end of the VM, and the start of the
 destination process is not the start of the VM. QEMU treats a VM that is saved to a file, or restored from one, as migrating too.
@@ -62,7 +62,7 @@ _ROLES = {
 }
 
 _TRANSFERRING = frozenset({"active", "postcopy-active", "postcopy-paused", "postcopy-recover"})
-"""Statuses in which a source reports figures, so that a process without any is a destination."""
+"""Statuses in which a source reports figures. A process in such a status that reports no figures is a destination."""
 
 _EVENTS: dict[object, dict[MigrationPhase, MigrationPhase]] = {
     "setup": {MigrationPhase.RECEIVED: MigrationPhase.PRESENT},
@@ -94,7 +94,7 @@ class MigrationState:
 
     @property
     def runs(self) -> bool:
-        """True if the VM is known to be in this process, and not on its way in or out."""
+        """True if the VM is known to be in this process, and is not migrating in or out."""
         return self.phase in (MigrationPhase.PRESENT, MigrationPhase.RECEIVED)
 
     @property
@@ -103,7 +103,7 @@ class MigrationState:
         return _ROLES.get(self.phase)
 
     def on_attach(self, run_state: str) -> None:
-        """Handle the run state at attach. Only samples report that the VM has migrated in."""
+        """Handle the run state at attach. It never reports that the VM has migrated in; only samples do."""
         if run_state == _INMIGRATE or (run_state and self.phase is MigrationPhase.UNKNOWN):
             self._on_run_state(run_state)
 
@@ -116,7 +116,8 @@ class MigrationState:
         """Handle a sample.
 
         Returns:
-            None unless the sample shows that the VM has migrated in. If so, whether the agent observed it as it happened.
+            None if the sample does not show that the VM has migrated in. Otherwise True if the agent observed the arrival, and False
+            if the VM had arrived before the first poll.
         """
         if sample.family is RUNSTATE:
             return True if self._on_run_state(sample.values.get("status", "")) else None
@@ -139,10 +140,10 @@ class MigrationState:
         return None
 
     def migrated_away(self, *, shut_down: bool) -> bool:
-        """Return whether the VM lives on elsewhere, now that the process has ended.
+        """Return, after the process has ended, whether its VM continues elsewhere.
 
         Args:
-            shut_down: whether QEMU emitted SHUTDOWN.
+            shut_down: whether QEMU emitted SHUTDOWN before it ended.
         """
         return self.phase is MigrationPhase.MIGRATED_AWAY or (self.phase is MigrationPhase.HANDING_OVER and shut_down)
 

@@ -14,10 +14,10 @@ class OwnershipClaim:
     Attributes:
         uuid: the VM's UUID.
         pid: pid of its QEMU on this host, or None if unknown.
-        rank: priority of the monitor; a lower value is better.
+        priority: priority of the monitor; a lower value is better.
         name: the monitor's name, for people.
-        runs: returns whether the VM runs in this process, and not on its way in or out by migration.
-        on_clash: called with the names of all monitors whose VMs run with this UUID, and with none when that ends.
+        runs: returns whether the VM runs in this process and is not migrating in or out.
+        on_clash: called with the names of all monitors whose VMs run with this UUID; called with no names when the clash ends.
         preempt: called once when a better monitor claims the VM; the supervisor then ends its session and releases the claim.
         released: done when the claim is no longer held.
     """
@@ -34,8 +34,8 @@ class OwnershipClaim:
     def same_vm(self, other: "OwnershipClaim") -> bool:
         """Return whether both claims are for one VM.
 
-        Two known processes are compared by pid. Otherwise one UUID is one VM if the monitors differ in priority.
-        With equal priority, one UUID is more likely a migration within this host, which has two VMs of one UUID.
+        If both pids are known, the pids decide. Otherwise claims with one UUID are for one VM if their priorities differ.
+        If the priorities are equal, a migration within this host is more likely: it has two VMs with one UUID.
         """
         if self.pid is not None and other.pid is not None:
             return self.pid == other.pid
@@ -43,20 +43,20 @@ class OwnershipClaim:
 
 
 class OwnershipRegistry:
-    """The claims that are held: the best one for each VM."""
+    """Decides which session watches a VM: the one whose claim has the best priority holds the VM."""
 
     def __init__(self, on_shared_uuid: Callable[[], None] = lambda: None) -> None:
         """Create an empty registry.
 
         Args:
-            on_shared_uuid: called when a second VM has the UUID of another.
+            on_shared_uuid: called when a VM is added that has the UUID of another VM.
         """
         self._held: dict[str | int, list[OwnershipClaim]] = {}  # by pid and by UUID
         self._shared: set[str] = set()
         self._on_shared_uuid = on_shared_uuid
 
     def shared(self) -> dict[str, list[OwnershipClaim]]:
-        """Return the claims of VMs that run, for each UUID that more than one of them has."""
+        """Return, for each UUID that several running VMs have, the claims on these VMs."""
         running = {uuid: [claim for claim in self._held[uuid] if claim.runs()] for uuid in sorted(self._shared)}
         return {uuid: claims for uuid, claims in running.items() if len(claims) > 1}
 
@@ -69,7 +69,7 @@ class OwnershipRegistry:
         """Hold a claim after preempting worse ones.
 
         Returns:
-            None if the claim is held now; otherwise the claim that is as good or better, for the caller to wait for.
+            None if the claim is held now. Otherwise the claim with equal or better priority that the caller has to wait for.
         """
         while rivals := [held for key in _keys(claim) for held in self._held.get(key, ()) if claim.same_vm(held)]:
             for rival in rivals:

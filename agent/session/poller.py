@@ -1,4 +1,4 @@
-"""Polling of one VM: due collectors' commands to QEMU and reads from the kernel, and samples from their answers."""
+"""Polling of one VM: sends the commands of due collectors to QEMU, reads the kernel's files, and reports samples from the answers."""
 
 import logging
 import time
@@ -25,7 +25,7 @@ from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, next_poll_ti
 _log = logging.getLogger(__name__)
 
 MAX_SAMPLES = 4096
-"""Maximum number of samples from one answer. One message has room for a million, whose records would delay all other VMs."""
+"""Maximum number of samples from one answer. One message has room for a million samples; their records would delay all other VMs."""
 
 
 class PollTime(NamedTuple):
@@ -49,7 +49,7 @@ class Poller:
     """Polls one attached VM.
 
     Attributes:
-        facts: what is known of the VM.
+        facts: known facts about the VM, such as its threads and features.
         phase: the VM's position in the polling interval, 0 to 1; spreads the polls of many VMs.
     """
 
@@ -108,7 +108,7 @@ class Poller:
                 self._schedule.plan(name, now)
 
     def read_event(self, event: Event, time_ns: int) -> None:
-        """Report the samples that an event carries itself."""
+        """Report the samples in the data of an event."""
         collector = self._collectors.by_event.get(event.name)
         if collector is not None:
             samples = tuple(collector.from_event[event.name](event.data))
@@ -120,9 +120,8 @@ class Poller:
         Raises:
             QmpError: the connection ended.
         """
-        if (
-            not self.facts.receives_events
-        ):  # another client may poll in bursts at the same interval: do not collide each time
+        if not self.facts.receives_events:
+            # Another client may use the monitor at the same interval. The jitter avoids a collision at each poll.
             self._jitter = 0.9 + 0.2 * self._context.random()
         for batch in self._batches(names):
             when = PollTime.now()
@@ -133,7 +132,7 @@ class Poller:
                 for collector, _ in batch:
                     self._observer.on_collector_run(collector.name, PollOutcome.TIMEOUT)
                 await self._executor.wait_until_responsive(error)
-                return False  # much may have changed, and the late answers are stale
+                return False  # the late answers are out of date, and much may have changed
             except ProtocolError as error:
                 for collector, _ in batch:
                     self._fail(collector.name, str(error))
@@ -147,7 +146,7 @@ class Poller:
         return True
 
     def _batches(self, names: Iterable[str]) -> Iterator[Batch[Collector]]:
-        """Yield the collectors with their commands, as many as fit one write. A failing collector is alone in its batch."""
+        """Yield batches of collectors and their commands that fit one write. A failing collector has a batch of its own."""
         rest: Batch[Collector] = []
         retries: Batch[Collector] = []
         for name in names:
@@ -160,12 +159,12 @@ class Poller:
         yield from ([retry] for retry in retries)
 
     def poll_host(self, names: Iterable[str] | None = None) -> None:
-        """Read the kernel's files for these collectors, which takes microseconds a file and does not involve QEMU.
+        """Poll these collectors by reading the kernel's files. A file takes microseconds, and QEMU is not involved.
 
         A collector without files reports that its subjects no longer exist.
 
         Args:
-            names: names of collectors; all but the host-only ones are ignored. None polls all host-only collectors.
+            names: names of collectors; collectors that need QEMU are ignored. None polls all host-only collectors.
         """
         host_only = self._collectors.host_only
         for name in host_only if names is None else names:
@@ -178,7 +177,7 @@ class Poller:
                 self._observer.on_samples(self._vm, collector.families, (), when.time_ns)
 
     def plan_host_collectors(self) -> None:
-        """Make the host-only collectors due now. Some may have been taken from the schedule for a poll that a stall prevents."""
+        """Make the host-only collectors due now. A stall may have prevented a poll for which they were taken from the schedule."""
         for name in self._collectors.host_only:
             self._schedule.plan(name, time.monotonic())
 
@@ -210,7 +209,7 @@ class Poller:
             self._on_degraded()
 
     def _disable(self, name: str) -> None:
-        """Stop polling a collector on this connection. Its QEMU lacks a command, and a running QEMU does not gain one."""
+        """Stop polling a collector on this connection, because QEMU lacks its command. A running QEMU gets no new commands."""
         self._clear_failure(name)
         self._unsupported.append(name)
         self._schedule.drop(name)
@@ -265,7 +264,7 @@ class Poller:
         return (), PollOutcome.ERROR
 
     def _compare_topology(self, collector: Collector, samples: Sequence[Sample]) -> None:
-        """Poll the collectors whose answers a changed topology invalidates."""
+        """If the topology changed, poll the collectors whose last answers are out of date now."""
         if not collector.invalidates:
             return
         topology = collector.topology(samples)

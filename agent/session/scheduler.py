@@ -10,17 +10,19 @@ SLACK_SECONDS = 0.05
 """Polls due within this time share one write, because each wake-up costs QEMU time."""
 
 MAX_COMMANDS_PER_WRITE = 7
-"""QEMU stops reading, out-of-band probes included, while eight in-band requests wait (monitor/qmp.c, 4.0 to 11.1)."""
+"""While eight in-band requests wait, QEMU stops reading, even out-of-band probes (monitor/qmp.c, 4.0 to 11.1)."""
 
 SPACING_SECONDS = 0.25
 """Minimum time between two polls of one collector that events demand."""
 
 VMS_PER_SLOT = 8
-"""VMs polled at one moment. The agent's code and data are then in the processor's caches, and a poll costs two thirds."""
+"""VMs polled at one moment. The agent's code and data are then in the processor's caches, which saves a third of the cost of a poll."""
 
 
 def next_poll_time(start: float, wait: float, interval: float, phase: float, vms: int) -> float:
-    """Return the VM's slot, one in each interval and shared with some other VMs, that is nearest to the end of a wait.
+    """Return the time of the VM's slot that is nearest to the end of a wait.
+
+    A VM has one slot in each interval, which it shares with some other VMs.
 
     Args:
         start: time of the last poll, in seconds on the monotonic clock.
@@ -47,11 +49,11 @@ class Schedule:
     def demand(self, names: Iterable[str], now: float) -> None:
         """Make these polls due at once, or as soon as their spacing allows."""
         for name in names:
-            if self._due.get(name, -inf) > now:  # the others are due already, as in a burst of events
+            if self._due.get(name, -inf) > now:  # a poll that is already due stays as it is, as in a burst of events
                 self._due[name] = min(self._due[name], max(now, self._taken.get(name, -inf) + SPACING_SECONDS))
 
     def plan(self, name: str, at: float) -> None:
-        """Make a poll due at a time, unless it is due earlier since it was last taken. `inf` waits for `demand`."""
+        """Make a poll due at a time, unless it is already due earlier. With `inf` it waits for `demand`."""
         self._due[name] = min(self._due.get(name, inf), at)
 
     def drop(self, name: str) -> None:
@@ -59,11 +61,11 @@ class Schedule:
         self._due.pop(name, None)
 
     def next_at(self) -> float:
-        """Return when the next poll is due; `inf` means never."""
+        """Return when the next poll is due; `inf` if none is planned."""
         return min(self._due.values(), default=inf)
 
     def take(self, now: float, among: Container[str] | None = None) -> list[str]:
-        """Return the due polls in the order of their due times. Each waits for its next `plan` or `demand`.
+        """Remove the due polls from the schedule until their next `plan` or `demand`, and return them in the order of due times.
 
         Args:
             now: the current time.
@@ -100,7 +102,7 @@ Batch = list[tuple[Who, Sequence[Command]]]
 
 
 def split_batch(batch: Batch[Who]) -> tuple[Batch[Who], Batch[Who]]:
-    """Split off the part that fits one write; return it and the rest."""
+    """Split a batch; return the part that fits one write, and the rest."""
     count = 0
     for index, (_, commands) in enumerate(batch):
         count += len(commands)

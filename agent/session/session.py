@@ -1,4 +1,4 @@
-"""Life of one connection to a VM: identification, discovery of features, and the loop that polls until the connection ends."""
+"""One connection to a VM: identifies the VM, discovers its features, and polls until the connection ends."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ from agent.session.threshold_writer import ThresholdWriter
 _log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 86400.0
-"""Maximum delay of a timer, because some event loops accept no longer ones."""
+"""Maximum delay of a timer, because some event loops reject longer delays."""
 
 MAX_RESYNC_DELAY_SECONDS = 10.0
 """Maximum delay of a requested resync."""
@@ -43,13 +43,13 @@ MAX_BUILDS = 64
 """Maximum number of QEMU builds whose command names are kept; a host has a few."""
 
 DISCOVER = "discover"
-"""Name in the schedule for the discovery of the VM's features, after which all collectors are polled."""
+"""Name of the discovery of the VM's features in the schedule. All collectors are polled after it."""
 
 DISCOVERY = "discovery"
-"""Name of the discovery among the failing collectors."""
+"""Name of the discovery in the list of failing collectors."""
 
 THREADS = "threads"
-"""Name in the schedule for the discovery of the process, after events that change its threads or network interfaces."""
+"""Name of the discovery of the process in the schedule. Events that change its threads or network interfaces demand it."""
 
 
 class Session:
@@ -76,7 +76,7 @@ class Session:
             context: state shared with the other sessions.
             observer: receives records, samples and figures about polls.
             client: the connection.
-            events: handler of the connection's events. Created before the connection, so that no event is missed.
+            events: handler of the connection's events. It exists before the connection, so that no event is missed.
             on_state: called with each change between up, busy and stalled, and its cause.
             on_degraded: called when `failures` changes.
             migration: migration state of the VM's process, over all its connections.
@@ -99,7 +99,7 @@ class Session:
         self._discovered = False
 
     def overdue_by(self, now: float) -> float:
-        """Return by how many seconds the next action is overdue; negative if it is not. Waiting for QEMU does not count."""
+        """Return by how many seconds the next action is overdue; negative if it is not overdue. Waiting for QEMU does not count."""
         return now - self._executor.next_action_at
 
     def resync(self) -> None:
@@ -169,7 +169,7 @@ class Session:
                 self._probe.poller = None  # breaks a reference cycle
 
     def _on_event(self, poller: Poller, thresholds: ThresholdWriter, event: Event, time_ns: int) -> None:
-        """Handle an event of the attached VM, and poll what it invalidates."""
+        """Handle an event of the attached VM, and poll the collectors whose last answers it invalidates."""
         poller.read_event(event, time_ns)
         match event.name:
             case "SHUTDOWN":
@@ -178,11 +178,11 @@ class Session:
             case "MIGRATION":
                 self._migration.on_event(status := event.data.get("status"))
                 if status != "setup" and poller.facts.receives_events:
-                    # The capability is on. QEMU 7.2 emits `setup` on a destination even where it is off.
+                    # The capability is on. `setup` does not prove it: QEMU 7.2 emits it on a destination without the capability too.
                     poller.facts = dataclasses.replace(poller.facts, migration_events=True)
         names = (*row_of(event.name).invalidates, *thresholds.refreshes_due())
         if names:
-            # Before the first discovery an event brings that forward: it polls everything.
+            # Before the first discovery, an event only makes the discovery due now, because the discovery polls everything.
             self._schedule.demand(names if self._discovered else (DISCOVER,), time.monotonic())
             self._wake()
 
@@ -243,7 +243,7 @@ class Session:
         self._discovered = True
 
     def _report_discovery(self, vm: Vm, now: float) -> None:
-        """Report whether all replies of the discovery could be read. The next resync repeats it."""
+        """Report whether all replies of the discovery could be read. The next resync repeats the discovery."""
         if cause := self._executor.unreadable:
             seconds = self._context.settings.intervals.resync
             self._failures.add(DISCOVERY, cause, now, seconds, seconds)
@@ -265,14 +265,14 @@ class Session:
         return known[build]
 
     async def _discover_process(self, vm: Vm, facts: Facts) -> Facts:
-        """Return the facts, updated with those of the VM's process, and report the description of the VM."""
+        """Find the VM's process, report the description of the VM, and return the facts with the process's data added."""
         time_ns = time.time_ns()
         facts = await self._process.discover(self._executor.execute_with_retry, self._client.peer_pid, vm, facts)
         self._observer.on_samples(vm, (ABOUT,), (self._process.about,), time_ns)
         return facts
 
     async def _guest_stats_seconds(self, balloon: str) -> int:
-        """Return the polling interval for guest statistics, after setting it if it was unset and the operator allows that."""
+        """Return the polling interval of the guest's memory statistics. Set it first if it is not set and the config allows that."""
         execute = self._executor.execute_with_retry
         seconds = identity.stats_interval((await execute((identity.get_stats_interval(balloon),)))[0])
         settings = self._context.settings

@@ -10,17 +10,17 @@ from agent.session.api import MAIN_LOOP_STALLED, PROCESS_STALLED, MonitorState, 
 
 
 class HostPoller(Protocol):
-    """Polls the kernel about a VM, which needs no answer of QEMU."""
+    """Polls the host-only collectors of a VM, which read the kernel's files and need no answer from QEMU."""
 
     def plan_host_collectors(self) -> None:
-        """Make all collectors due that ask the kernel alone."""
+        """Make all host-only collectors due now."""
 
     def poll_due_host_collectors(self) -> None:
-        """Run those of them that are due."""
+        """Poll the host-only collectors that are due."""
 
 
 class StallProbe:
-    """Waits for overdue replies, and probes QEMU's monitor thread out of band meanwhile.
+    """Waits for overdue replies, and meanwhile probes QEMU's monitor thread out of band.
 
     Attributes:
         poller: polls the kernel during a stall; None until the VM is attached.
@@ -39,7 +39,7 @@ class StallProbe:
     async def wait(self, error: BusyError | StalledError) -> None:
         """Wait until no reply is overdue, or until a busy monitor is free.
 
-        Nothing is sent in band meanwhile, because QEMU still executes the overdue command.
+        Meanwhile the agent sends no in-band command, because QEMU still executes the overdue one.
 
         Args:
             error: why the session waits.

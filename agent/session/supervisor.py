@@ -1,4 +1,4 @@
-"""Supervision of monitors: one connection after another to each of them.
+"""Supervision of monitors: connects to each monitor, and connects again whenever a connection ends.
 
 A monitor that hangs, misbehaves or disappears does not affect the others.
 """
@@ -41,7 +41,7 @@ NO_EVENTS = "figures only: this monitor delivers no events"
 
 
 class MonitorSupervisor:
-    """Connects to one monitor, again after each end, until it is cancelled or the monitor is removed."""
+    """Connects to one monitor, and again after each connection ends, until it is cancelled or the monitor is removed."""
 
     def __init__(
         self, monitor: Monitor, context: SessionContext, observer: SessionObserver, claims: OwnershipRegistry
@@ -98,9 +98,9 @@ class MonitorSupervisor:
             await asyncio.wait({self._removed}, timeout=delay)
 
     async def _connect(self) -> bool:
-        """Watch over one connection; return False if it failed or was lost soon, so that the delay before the next one grows."""
+        """Open a connection and watch the VM until it ends. Return False if it failed or ended soon; the next delay then grows."""
         if self._state in (None, MonitorState.NEGOTIATING, MonitorState.UP):
-            self._set_state(MonitorState.CONNECTING)  # any other state stays until a better one is known
+            self._set_state(MonitorState.CONNECTING)  # any other state stays until the outcome of this attempt is known
         events = EventHandler(self._observer)
         try:
             client = await self._monitor.open(
@@ -163,7 +163,7 @@ class MonitorSupervisor:
             self._clash = ()
 
     async def _stand_by(self, client: MonitorConnection, better: OwnershipClaim) -> None:
-        """Wait until the better monitor is lost. The wait is bounded, to check that the VM here is still the same."""
+        """Wait until the better monitor is lost. The wait has a limit, after which the VM is identified again."""
         if not self._monitor.inbound:
             client.close()
         over: asyncio.Future[Any] = client.ended if self._monitor.inbound else self._removed
@@ -217,7 +217,7 @@ class MonitorSupervisor:
         }
 
     def _report_state(self, state: MonitorState, reason: str) -> None:
-        """Set the state; a new one is also reported as a lifecycle record."""
+        """Set the state, and report a new state as a lifecycle record too."""
         before = self._state
         if not self._set_state(state, reason or (self._up_reason if state is MonitorState.UP else "")):
             return
@@ -242,12 +242,12 @@ class MonitorSupervisor:
         return before is None or state is not before.state
 
     def _report_problems(self) -> None:
-        """Report the status again, with the problems that there are now."""
+        """Report the status again, with the current problems."""
         if self._status is not None:
             self._set_state(self._status.state, self._status.reason)
 
     def _report_clash(self, names: tuple[str, ...]) -> None:
-        """Report the status with the monitors of other VMs that run with this UUID."""
+        """Report the status with the names of all monitors whose VMs run with this UUID."""
         self._clash = names
         self._report_problems()
 
@@ -265,7 +265,7 @@ _STATES = {
     TransportLostError: MonitorState.CONNECTING,
     QmpError: MonitorState.GONE,
 }
-"""State of a monitor after an error; the first entry that matches counts."""
+"""State of a monitor after an error; the first matching entry decides."""
 
 
 def _state_after(error: QmpError) -> MonitorState:
@@ -322,7 +322,7 @@ class SupervisorGroup:
         self._observer.on_monitor_removed(discoverer)
 
     def overdue_by(self, now: float) -> dict[str, float]:
-        """Return by how many seconds the next poll of each attached VM is overdue, by monitor name; negative if it is not."""
+        """Return, by monitor name, by how many seconds an attached VM's next poll is overdue; negative if it is not overdue."""
         overdue = ((sanitize(supervisor.name), supervisor.overdue_by(now)) for supervisor in self._running)
         return {name: seconds for name, seconds in overdue if seconds is not None}
 
@@ -336,7 +336,7 @@ class SupervisorGroup:
         self._observer.on_connection_refused(address, reason)
 
     def _watch_clashes(self) -> None:
-        """Check for clashes of UUIDs, and again for as long as VMs share one."""
+        """Check for clashes of UUIDs, and repeat the check for as long as VMs share a UUID."""
         if self._clash_timer is None:
             self._clash_timer = asyncio.get_running_loop().call_later(
                 min(1.0, self._context.settings.uuid_clash_seconds), self._check_clashes
@@ -354,11 +354,11 @@ class SupervisorGroup:
                 try:
                     return await supervisor.run()
                 except Exception:  # noqa: BLE001 - a bug that one VM triggers must not end the supervision of others
-                    _log.exception("%s: supervision failed, restarting", sanitize(monitor.name))
+                    _log.exception("monitor %s: internal error; its supervision starts again", sanitize(monitor.name))
                     await asyncio.sleep(self._context.settings.max_retry_seconds)
         finally:
             del self._running[supervisor]
-            # It may have been dismissed, and replaced by a new supervisor.
+            # The monitor may have been dismissed and found again, so that a new supervisor has its place.
             if self._supervisors.get(monitor.key, supervisor) is supervisor:
                 self._supervisors.pop(monitor.key, None)
                 self._observer.on_monitor_removed(monitor)

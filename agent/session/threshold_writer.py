@@ -29,10 +29,10 @@ class ThresholdWriter:
         return controller.refreshes_due(self._vm) if controller is not None else frozenset()
 
     async def apply(self, *, receives_events: bool) -> None:
-        """Execute the pending commands one by one, then poll what the controller needs.
+        """Execute the pending commands one by one, then make the collectors that the controller needs due.
 
-        After a stall the remaining commands are dropped, because their figures are old. Without events no threshold is set:
-        its event would be missed, and each poll compares the levels anyway.
+        After a stall the remaining commands are dropped, because they were computed from old figures. Without events no threshold
+        is set, because its event would be missed; each poll compares the levels anyway.
 
         Args:
             receives_events: whether this connection receives events.
@@ -50,7 +50,7 @@ class ThresholdWriter:
                 if not stalled:
                     (result,) = await self._executor.execute((command,))
                     done = not isinstance(result, QmpError)
-            except CommandRefusedError as error:  # a config reload has just disallowed it
+            except CommandRefusedError as error:  # a config reload has just removed the permission
                 _log.info("%s: write threshold of %s not set: %s", self._vm.name, disk, error)
             except StalledError as error:
                 stalled = True

@@ -12,7 +12,7 @@ GRACE_SECONDS = 5.0
 
 
 class UuidClashDetector:
-    """Reports clashes to the claims that take part in them."""
+    """Detects clashes of UUIDs, and reports each clash to all claims on its VMs."""
 
     def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
         self._grace_seconds = grace_seconds
@@ -28,7 +28,7 @@ class UuidClashDetector:
         """Report the clashes that have begun or ended.
 
         Args:
-            shared: the claims of VMs that run, for each UUID that more than one of them has.
+            shared: for each UUID that several running VMs have, the claims on these VMs.
             now: the current time, in seconds on the monotonic clock.
         """
         self._since = {uuid: self._since.get(uuid, now) for uuid in shared}

@@ -80,7 +80,7 @@ async def test_a_bad_config_changes_nothing_and_is_reported_until_a_good_one_is_
 
             async def reported(why: str = why) -> bool:
                 status, text = await agent.get("/readyz")
-                return status == 200 and "config reload failed, keeping the previous config" in text and why in text
+                return status == 200 and "config: reload failed" in text and "stays in use" in text and why in text
 
             await until(reported, 60)
             assert why in agent.log

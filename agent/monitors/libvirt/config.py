@@ -20,13 +20,14 @@ class LibvirtConfig(DiscovererConfig):
     libvirt: Annotated[str, AfterValidator(_uri)]
     """libvirt's URI, such as qemu:///system. It needs qmp-agent[libvirt]; docs/monitors.md has the permissions."""
     read_only: bool = False
-    """Use a read-only connection: no events from QEMU and no thresholds. The agent falls back to one if no other is permitted."""
+    """Use a read-only connection: no events from QEMU and no thresholds. The agent also uses one if libvirt permits no other."""
     passthrough: bool = False
-    """Send commands to QEMU itself, through libvirt, which marks a domain as tainted; allow.libvirt_passthrough for this entry alone."""
+    """Send commands through libvirt to QEMU itself; libvirt then marks the domains as tainted. allow.libvirt_passthrough does it for all
+    entries."""
 
     def build(self, allow: AllowedChanges) -> Discoverer:
         """Return the discoverer."""
-        # Imported here: with its XML parser it takes 1 MiB, which a host without libvirt is spared.
+        # Imported only where it is needed, because it takes 1 MiB of memory with its XML parser.
         from agent.monitors.libvirt.discovery import LibvirtDiscoverer  # noqa: PLC0415
 
         passthrough = self.passthrough or allow.libvirt_passthrough

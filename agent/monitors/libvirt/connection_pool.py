@@ -1,12 +1,12 @@
-"""Calls of libvirt's blocking library, each in a thread, on a bounded number of connections.
+"""Calls of libvirt's blocking library, each in a thread, on a limited number of connections.
 
-A call that waits for a hung QEMU returns when that QEMU continues; libvirt cannot cancel it. So a call that takes long gives its slot to
-others, and its connection is not used again. The number of hung calls is bounded too: each occupies one of the workers (max_workers,
-20 by default) that libvirtd has for all its clients.
+A call that waits for a hung QEMU returns only when that QEMU continues, because libvirt cannot cancel it. So a call that takes long
+frees its slot for other calls, and its connection is not used again. The number of hung calls is limited too: each occupies one of
+the workers (max_workers, 20 by default) that libvirtd has for all its clients.
 
-A connection never has two calls at once. When keepalive ends the calls of several threads on one connection, libvirt's
-virNetClientIOEventLoop (9.0; CVE-2024-4418) leaves an event source that points into the stack of an ended thread, and the next thread
-that waits there crashes.
+A connection never has two calls at once, because libvirt 9.0 may crash then (virNetClientIOEventLoop, CVE-2024-4418). When keepalive
+ends the calls of several threads on one connection, it leaves an event source that points into the stack of an ended thread. The next
+thread that waits there crashes.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from agent.monitors.libvirt.library import KEEPALIVE, LibvirtConnection, run_in_
 from agent.qmp.errors import QmpError, UnreadableReplyError
 
 HUNG_SECONDS = 1.5
-"""A call that takes longer counts as hung: it gives its slot to others, and its connection is retired."""
+"""Time after which a call counts as hung: its slot is free for other calls, and its connection is not used again."""
 
 MAX_CALLS = 4
 MAX_HUNG = 8
@@ -37,7 +37,7 @@ class _PooledCall:
 
 
 class ConnectionPool:
-    """Makes calls to one libvirtd, across its restarts. Must be used on the event loop that created it."""
+    """Makes calls to one libvirtd, and reconnects when it restarts. Must be used on the event loop that created it."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class ConnectionPool:
         self._busy: set[LibvirtConnection] = set()
 
     async def run(self, function: Callable[[LibvirtConnection], T]) -> T:
-        """Call `function` in a thread and return its result, which must not refer to libvirt's objects.
+        """Call `function` in a thread and return its result. The result must not refer to libvirt's objects.
 
         The caller sets the deadline. A cancelled call continues in its thread until it returns.
 
@@ -93,7 +93,7 @@ class ConnectionPool:
         return result
 
     def retire(self) -> None:
-        """Use new connections from now on: close the idle ones, and the busy ones when their calls return."""
+        """Use new connections from now on. Close idle connections now, and busy ones when their calls return."""
         for connection in self._busy:
             connection.retired = True
         for connection in self._idle:

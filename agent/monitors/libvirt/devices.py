@@ -27,10 +27,10 @@ _PROTOCOLS = {
 """QEMU's block driver by the type of a disk's source in the XML; for the type `network` it is the source's protocol."""
 
 _MAX_DEPTH = 64
-"""Layers of a disk that are read."""
+"""Maximum number of layers that are read from a disk."""
 
 MAX_XML_BYTES = 1 << 22
-"""Size of the largest XML that libvirt's protocol carries in one string."""
+"""Maximum size of a string in libvirt's protocol, and so of the XML."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class ImageLayer:
     """An image of a disk.
 
     Attributes:
-        index: libvirt's number of the image, from which it derives the names of the block nodes; -1 if it has none (libvirt
-            without -blockdev), and then the names are unknown.
+        index: libvirt's number of the image. libvirt derives the names of the block nodes from it. -1 if there is none (libvirt
+            without -blockdev); then the names are unknown.
         format: the format's block driver, such as qcow2.
         protocol: the block driver of the storage below.
         path: location of the image.
@@ -52,12 +52,12 @@ class ImageLayer:
 
     @property
     def format_node(self) -> str | None:
-        """Name of the format's block node, which the guest or the layer above uses; None if unknown."""
+        """Name of the block node of the image's format, which the guest or the layer above uses; None if unknown."""
         return f"libvirt-{self.index}-format" if self.index >= 0 else None
 
     @property
     def storage_node(self) -> str | None:
-        """Name of the storage's block node, below the format's; None if unknown."""
+        """Name of the block node of the image's storage, below the format node; None if unknown."""
         return f"libvirt-{self.index}-storage" if self.index >= 0 else None
 
 
@@ -87,7 +87,7 @@ class Devices:
     Attributes:
         disks: by target.
         balloon: id and QEMU's type of the balloon device; None if there is none.
-        period_seconds: interval at which QEMU polls the guest's memory statistics; 0 is never.
+        period_seconds: interval at which QEMU polls the guest's memory statistics; 0 if it does not poll them.
         memory_devices: number of memory devices.
     """
 
@@ -149,9 +149,9 @@ def _disk(element: "Element") -> Disk | None:
 
 
 def _layers(disk: "Element") -> tuple[list[ImageLayer], bool]:
-    """Return a disk's images, and whether they are all.
+    """Return a disk's images, and whether the list is complete.
 
-    The first is the disk's own, the others are nested in `backingStore` elements. libvirt marks the end of the chain with an empty one.
+    The first image is the disk's own. The others are nested in `backingStore` elements. An empty element marks the end of the chain.
     """
     layers: list[ImageLayer] = []
     element: Element | None = disk

@@ -1,6 +1,6 @@
 """Discovery of the domains of one libvirtd; each running domain is a monitor.
 
-Discovery relies on libvirt's list of running domains, which is read every 30 s. libvirt's lifecycle events trigger a read at once.
+Discovery reads libvirt's list of running domains every 30 s. libvirt's lifecycle events trigger a read at once.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from agent.qmp.errors import (
 
 LIST_SECONDS = 30.0
 RESPONSE_SECONDS = 5.0
-"""Timeout of calls that libvirtd answers without QEMU; past it, libvirtd counts as hung."""
+"""Timeout of calls that libvirtd answers without QEMU. After it, libvirtd counts as hung."""
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 10.0
 
@@ -47,7 +47,7 @@ class DaemonState(Enum):
     """No attempt to connect has finished yet."""
     REACHABLE = auto()
     HUNG = auto()
-    """libvirtd accepts connections and does not answer in time."""
+    """libvirtd accepts connections but does not answer in time."""
     LOST = auto()
     DENIED = auto()
 
@@ -68,7 +68,7 @@ _ERROR_TYPES: Mapping[DaemonState, type[QmpError]] = {
     DaemonState.LOST: TransportLostError,
     DaemonState.DENIED: DeniedError,
 }
-"""Error that opening a domain raises, in each state but REACHABLE."""
+"""In each state but REACHABLE, the error that is raised when a domain is opened."""
 
 
 class LibvirtDiscoverer:
@@ -166,7 +166,7 @@ class LibvirtDiscoverer:
                 except (
                     CommandError,
                     UnreadableReplyError,
-                ) as error:  # there is no list, but the domains' connections work
+                ) as error:  # the list cannot be read, but the connections to the domains still work
                     self._report(listener, error)
                 else:
                     self._report(listener, None, READ_ONLY_NOTE if host.read_only else "")
@@ -188,7 +188,7 @@ class LibvirtDiscoverer:
             listener.on_status(self._source, error, note)
 
     def _disconnect(self, error: QmpError) -> None:
-        """Note that libvirtd is gone, and end the connections to its domains: their state is unknown now."""
+        """Note that libvirtd is gone, and end the connections to its domains, because their state is unknown now."""
         state = self._state.after_failure(error, connected=self._host is not None)
         if state is not DaemonState.HUNG:
             self._reason = str(error)

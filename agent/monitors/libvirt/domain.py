@@ -23,7 +23,7 @@ from agent.qmp.errors import (
 from agent.qmp.protocol import Greeting
 
 REASON_SECONDS = 1.0
-"""How long to wait for libvirt's reason after a call found that the domain has ended."""
+"""How long to wait for libvirt's reason after a call has failed because the domain ended."""
 
 
 class DomainConnection:
@@ -57,14 +57,14 @@ class DomainConnection:
 
     @property
     def receives_events(self) -> bool:
-        """True if libvirt passes events on, which it does not on read-only connections."""
+        """True if libvirt reports QEMU's events. It does not on read-only connections."""
         return not self._host.read_only
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
         """Return the commands' results, in order.
 
         Raises:
-            StalledError: the results did not arrive within `deadline` seconds, or earlier ones are still due.
+            StalledError: the results did not arrive within `deadline` seconds, or earlier results are still due.
             NotConnectedError: the connection has ended.
             CommandRefusedError: a command is not on the allow-list.
         """

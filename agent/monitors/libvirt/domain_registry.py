@@ -19,7 +19,7 @@ PID_FILES = Path("/run/libvirt/qemu")
 
 
 class RunningDomain(NamedTuple):
-    """An entry of libvirt's list of running domains. A domain that was started again has another ID."""
+    """An entry of libvirt's list of running domains. A domain gets a new ID at each start."""
 
     id: int
     uuid: str
@@ -34,7 +34,7 @@ class DomainRegistry:
 
         Args:
             uri: libvirt's URI of the daemon.
-            key: beginning of the keys of the domains' monitors.
+            key: first part of the key of each domain's monitor.
             require_host: returns the connected libvirtd, or raises QmpError if there is none.
         """
         self._uri = uri
@@ -44,7 +44,7 @@ class DomainRegistry:
         self._connections: dict[str, DomainConnection] = {}
         self._phases: dict[str, DomainMigrationPhase] = {}
         self._missing: set[str] = set()
-        """Domains with a connection that the last list did not contain."""
+        """Domains that the last list did not contain, but that still have a connection."""
 
     def update(self, running: Iterable[RunningDomain], listener: DiscoveryListener) -> None:
         """Report the difference between the running domains and the last list to `listener`."""

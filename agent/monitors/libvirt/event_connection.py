@@ -1,4 +1,4 @@
-"""A connection for libvirt's callbacks: QEMU's events and lifecycle events, handed from libvirt's event thread to the event loop."""
+"""A connection for libvirt's callbacks. It passes QEMU's events and lifecycle events from libvirt's event thread to the event loop."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from agent.monitors.libvirt.lifecycle import LifecycleEvent
 from agent.qmp.protocol import Event
 
 MAX_PENDING = 8192
-"""Messages that the event loop has not taken yet; more are dropped, and the connection is opened again."""
+"""Maximum number of messages that wait for the event loop. More messages are dropped, and the connection is opened again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class EventConnection:
         self.qemu = qemu
         self.ended = asyncio.Event()
         self.dropped = 0
-        """Number of messages that were dropped; a drop ends the connection, so that everything is queried again."""
+        """Number of dropped messages. A drop ends the connection, so that everything is queried again."""
         self._on_message = on_message
         self._inbox = EventInbox(self._deliver, self._on_overflow)
         self._loop = asyncio.get_running_loop()
@@ -68,7 +68,7 @@ class EventConnection:
         """Connect and register for events.
 
         Returns:
-            The version of libvirtd's QEMU, and whether the connection is read-only. It also is if no other is permitted.
+            The version of libvirtd's QEMU, and whether the connection is read-only. It is read-only also if libvirt permits no other.
 
         Raises:
             DeniedError: not even a read-only connection is permitted.
@@ -169,7 +169,7 @@ def _event_callback(put: Callable[[Any], None]) -> Callable[..., None]:
 
 
 class EventInbox:
-    """A bounded queue from libvirt's event thread to the event loop. It keeps the order and counts what it drops."""
+    """A bounded queue from libvirt's event thread to the event loop. It keeps the order and counts dropped messages."""
 
     def __init__(self, deliver: Callable[[Any], None], on_overflow: Callable[[int], object]) -> None:
         """Create an empty queue.
@@ -186,7 +186,7 @@ class EventInbox:
         self._pending: deque[Any] = deque()
 
     def put(self, message: Any) -> None:
-        """Enqueue a message; may be called from any thread."""
+        """Enqueue a message. Any thread may call this."""
         with self._lock:
             if len(self._pending) >= MAX_PENDING:
                 self._dropped += 1

@@ -1,7 +1,7 @@
 """Execution of QMP commands for a domain: by translation into libvirt's own calls, or passed through to QEMU.
 
-libvirt's own calls cover a part of QMP. Any other command fails as on a QEMU that does not have it, so that it is not sent again.
-Passthrough sends every command to QEMU, and libvirt marks the domain as tainted.
+libvirt's own calls cover a part of QMP. Any other command fails as on a QEMU that lacks it, so that the agent does not send it again.
+Passthrough sends every command to QEMU, and libvirt then marks the domain as tainted.
 """
 
 import contextlib
@@ -90,7 +90,7 @@ class PassthroughExecutor:
 
 
 def _parse_reply(text: str) -> CommandResult:
-    """Return the result in a reply of QEMU; an unreadable reply is an error of its command alone."""
+    """Return the result in a reply of QEMU. An unreadable reply is an error result for its command only."""
     try:
         reply = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -115,7 +115,7 @@ class TranslatingExecutor:
             host: the domain's libvirtd.
             uuid: the domain.
             name: its name.
-            migration_phase: returns how far the domain has come from another host.
+            migration_phase: returns the progress of the domain's migration from another host.
         """
         self._host = host
         self._uuid = uuid
@@ -131,7 +131,7 @@ class TranslatingExecutor:
         return [await self._execute(command, snapshot) for command in commands]
 
     async def _snapshot(self, commands: Sequence[Command]) -> DomainSnapshot:
-        """Fetch what these commands need, and nothing else."""
+        """Fetch only the data that these commands need."""
         stats, stats_error = await self._stats(commands)
         devices, devices_error = await self._read_devices(commands, stats)
         sizes: FileSizes = {}
@@ -141,7 +141,7 @@ class TranslatingExecutor:
         return DomainSnapshot(self._uuid, self._name, stats, devices, sizes, stats_error, devices_error)
 
     async def _stats(self, commands: Sequence[Command]) -> tuple[Stats, QmpError | None]:
-        """Return the statistics that these commands need, or why there are none."""
+        """Return the statistics that these commands need, or the error that prevents it."""
         groups = 0
         for group in qmp_translation.stats_groups(commands):
             groups |= getattr(self._host.api, f"VIR_DOMAIN_STATS_{group}")
@@ -151,7 +151,7 @@ class TranslatingExecutor:
             return {}, error
 
     async def _read_devices(self, commands: Sequence[Command], stats: Stats) -> tuple[Devices, QmpError | None]:
-        """Return the devices, read again if these commands need that, or why there are none."""
+        """Return the devices, or the error that prevents it. Read the XML again if these commands need that."""
         if not any(map(qmp_translation.needs_devices, commands)):
             return NO_DEVICES, None
         devices = self._devices
@@ -180,7 +180,7 @@ class TranslatingExecutor:
         return result
 
     async def _set_threshold(self, node: str, threshold: int, snapshot: DomainSnapshot) -> CommandResult:
-        """Set the threshold of a storage node, unless the slot could hold another client's."""
+        """Set the threshold of a storage node, unless the slot may hold another client's threshold."""
         if (error := snapshot.stats_error or snapshot.devices_error) is not None:
             return error
         target = snapshot.devices.threshold_target(node)
@@ -191,7 +191,7 @@ class TranslatingExecutor:
         return await self._change(lambda domain: domain.setBlockThreshold(target, threshold))
 
     def _with_migration(self, command: Command, result: Any) -> Any:
-        """Return a result with the migration that libvirt's states lack: `inmigrate` while the domain arrives, `completed` once after."""
+        """Add an incoming migration to a result, which libvirt's states lack: `inmigrate` while it runs, then `completed` once."""
         phase = self._migration_phase()
         if (
             phase is DomainMigrationPhase.ARRIVING
@@ -218,7 +218,7 @@ class TranslatingExecutor:
             return error
 
     async def _file_sizes(self, devices: Devices) -> FileSizes:
-        """Return the sizes of the disks that are files; libvirtd reads them without QEMU."""
+        """Return the sizes of the disks that are files. libvirtd reads them without QEMU."""
         targets = [disk.target for disk in devices.disks.values() if disk.layers and disk.layers[0].protocol == "file"]
 
         def read(connection: LibvirtConnection) -> FileSizes:

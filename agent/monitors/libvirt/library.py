@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from agent.qmp.errors import CommandError, DeniedError, NotConnectedError, QmpError, TransportLostError
 
 KEEPALIVE = (5, 3)
-"""Seconds between two keepalive messages, and how many may stay unanswered: a connection to a hung libvirtd ends after 20 s."""
+"""Seconds between two keepalive messages, and how many may stay unanswered. So a connection to a hung libvirtd ends after 20 s."""
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ def load_library() -> tuple[Any, Any]:
         ) from None
     with _loading:
         if not any(thread.name == _THREAD for thread in threading.enumerate()):
-            api.registerErrorHandler(lambda *_: None, None)  # by default it prints to standard error what it raises too
+            api.registerErrorHandler(lambda *_: None, None)  # by default libvirt also prints each error that it raises
             api.virEventRegisterDefaultImpl()
             threading.Thread(target=_run_events, args=(api,), name=_THREAD, daemon=True).start()
     return api, qemu
@@ -55,7 +55,7 @@ class LibvirtConnection:
 
     def __init__(self, api: Any, uri: str, *, read_only: bool, keepalive: tuple[int, int] = KEEPALIVE) -> None:
         self.retired = False
-        """True if no further calls may be made on it."""
+        """True if the connection must not be used for further calls."""
         self._api = api
         self._uri = uri
         self._read_only = read_only
@@ -73,7 +73,7 @@ class LibvirtConnection:
         return self.handle().lookupByUUIDString(uuid)
 
     def domains(self, uuids: Iterable[str]) -> list[Any]:
-        """Return libvirt's objects of those domains that exist. Blocks."""
+        """Return libvirt's objects of the domains, without those that no longer exist. Blocks."""
         domains = []
         for uuid in uuids:
             try:
@@ -142,7 +142,7 @@ def to_qmp_error(api: Any, error: Any, connection: LibvirtConnection | None = No
 def run_in_thread(loop: asyncio.AbstractEventLoop, work: Callable[[], T], done: Callable[[Any], None]) -> None:
     """Run `work` in a thread of its own, then call `done` on the loop with its result or its exception.
 
-    The thread is a daemon: a call that hangs does not keep the process from ending.
+    The thread is a daemon, so that the process can end while a call hangs.
     """
 
     def run() -> None:

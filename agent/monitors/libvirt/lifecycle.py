@@ -8,12 +8,12 @@ STARTED, SUSPENDED, RESUMED, STOPPED = 2, 3, 4, 5
 """virDomainEventType."""
 
 _MIGRATED = 1
-"""VIR_DOMAIN_EVENT_STARTED_MIGRATED: the process exists, and the domain is on its way."""
+"""VIR_DOMAIN_EVENT_STARTED_MIGRATED: the process exists, and the domain is migrating in."""
 _ARRIVALS = {(SUSPENDED, 0), (RESUMED, 0), (RESUMED, 1)}
-"""Events after _MIGRATED: the domain was suspended, as it had been on the other host, or resumed."""
+"""Events that follow _MIGRATED: the domain was suspended, if it was suspended on the other host, or resumed."""
 
 QMP_EVENTS: Mapping[int, str] = {SUSPENDED: "STOP", RESUMED: "RESUME", 6: "SHUTDOWN", 7: "SUSPEND"}
-"""QEMU's event for a virDomainEventType; for read-only connections, which do not receive QEMU's own events."""
+"""QEMU's event by virDomainEventType. Read-only connections use it, because they do not receive QEMU's own events."""
 
 _STOP_REASONS = {
     0: "the guest shut down",
@@ -56,10 +56,10 @@ class LifecycleEvent:
 
 
 class DomainMigrationPhase(Enum):
-    """Progress of a domain that comes from another host. libvirt's domain states do not contain it, its lifecycle events do."""
+    """Progress of a domain's migration from another host. libvirt's lifecycle events report it; its domain states do not."""
 
     NONE = auto()
-    """The domain was started here, or came before the agent connected to libvirtd."""
+    """The domain was started on this host, or had migrated in before the agent connected to libvirtd."""
     ARRIVING = auto()
     ARRIVED = auto()
 

@@ -1,7 +1,7 @@
 """Translation of libvirt's statistics and devices into the results of QMP commands. Pure.
 
-libvirt sends QEMU the same commands and reports a part of the results under names and in units of its own. These tables undo that, so
-that the collectors work on one format. A value that libvirt does not report is absent from the result.
+libvirt sends QEMU the same commands, and reports a part of the results under other names and in other units. These tables convert
+them back, so that the collectors read one format. A value that libvirt does not report is absent from the result.
 """
 
 import re
@@ -15,7 +15,7 @@ from agent.qmp.commands import Command
 from agent.qmp.errors import CommandError, QmpError
 
 Stats = Mapping[str, Any]
-"""A domain's statistics by virConnectGetAllDomainStats' names, such as `block.0.rd.reqs`."""
+"""A domain's statistics by the names of virConnectGetAllDomainStats, such as `block.0.rd.reqs`."""
 
 
 FileSizes = Mapping[str, tuple[int, int]]
@@ -54,7 +54,7 @@ def status(stats: Stats) -> CommandResult:
 
 
 def _missing(key: str) -> CommandError:
-    """Return the result of a command whose value libvirt leaves out now. The collector fails once and stays enabled."""
+    """Return an error for a command whose value libvirt does not report now. The collector fails once and stays enabled."""
     return CommandError("GenericError", f"libvirt's statistics have no {key}")
 
 
@@ -74,7 +74,7 @@ _GUEST_STATS: Mapping[str, tuple[str, int]] = {
     "balloon.hugetlb_pgalloc": ("stat-htlb-pgalloc", 1),
     "balloon.hugetlb_pgfail": ("stat-htlb-pgfail", 1),
 }
-"""QEMU's name, and QEMU's units in one of libvirt's, by libvirt's name. libvirt rounds bytes down to KiB."""
+"""By libvirt's name, QEMU's name and the factor from libvirt's unit to QEMU's. libvirt rounds bytes down to KiB."""
 
 
 def balloon(stats: Stats) -> CommandResult:
@@ -84,7 +84,7 @@ def balloon(stats: Stats) -> CommandResult:
 
 
 def memory(stats: Stats, devices: Devices) -> CommandResult:
-    """Return the result of query-memory-size-summary; None with memory devices, because libvirt reports only the sum."""
+    """Return the result of query-memory-size-summary; None if there are memory devices, because libvirt reports only the sum."""
     if devices.memory_devices:
         return None
     total = stats.get("balloon.maximum")
@@ -109,7 +109,7 @@ _BLOCK_COUNTERS: Mapping[str, str] = {
     "fl.reqs": "flush_operations",
     "fl.times": "flush_total_time_ns",
 }
-"""QEMU's name by libvirt's, of the guest's operations on a disk."""
+"""Statistics of the guest's operations on a disk: QEMU's name by libvirt's name."""
 
 _ENTRY = re.compile(r"block\.(\d+)\.(.+)")
 
@@ -124,24 +124,24 @@ def _images(stats: Stats) -> dict[tuple[Any, int], dict[str, Any]]:
 
 
 QEMU_BUSY = "agent.qemu_busy"
-"""An entry that the agent adds to incomplete statistics: True if another command to that QEMU was in progress."""
+"""Key that the agent adds to incomplete statistics; True if the QEMU was busy with another command."""
 
 
 def has_block_stats(stats: Stats) -> bool:
-    """Return whether libvirt could query the QEMU: if it could not without waiting, it lists the disks without figures."""
+    """Return whether libvirt could query the QEMU. If the QEMU was busy, libvirt lists the disks without figures."""
     images = _images(stats).values()
     return not images or any("rd.reqs" in image for image in images)
 
 
 def matches(stats: Stats, devices: Devices) -> bool:
-    """Return whether the statistics are about these devices: a snapshot, a mirror's pivot or a plug changes the images."""
+    """Return whether the statistics and the devices list the same images. A snapshot, a mirror's pivot or a hotplug changes them."""
     return _images(stats).keys() <= {
         (disk.target, layer.index) for disk in devices.disks.values() for layer in disk.layers
     }
 
 
 def blockstats(stats: Stats, devices: Devices) -> list[dict[str, Any]]:
-    """Return the result of query-blockstats: one entry a disk, with its backing images nested."""
+    """Return the result of query-blockstats: one entry for each disk, with its backing images nested."""
     images = _images(stats)
     result = []
     for disk in devices.disks.values():
@@ -168,7 +168,7 @@ def _node_name(name: str | None) -> dict[str, Any]:
 
 
 def block_nodes(stats: Stats, devices: Devices, sizes: FileSizes) -> list[dict[str, Any]]:
-    """Return the result of query-named-block-nodes: the format's and the storage's node of each image with known nodes."""
+    """Return the result of query-named-block-nodes: the format node and the storage node of each image, where they are known."""
     images = _images(stats)
     result: list[dict[str, Any]] = []
     for disk in devices.disks.values():
@@ -197,7 +197,7 @@ def block_nodes(stats: Stats, devices: Devices, sizes: FileSizes) -> list[dict[s
 
 
 def _threshold(image: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the threshold slot of an image. libvirt leaves out an empty slot; without a capacity it has not queried the image."""
+    """Return the write threshold of an image: 0 if its slot is empty, nothing if libvirt has not queried the image."""
     if "threshold" in image:
         return {"write_threshold": image["threshold"]}
     return {"write_threshold": 0} if "capacity" in image else {}
@@ -212,7 +212,8 @@ def has_threshold_slot(node: str, snapshot: "DomainSnapshot") -> bool:
 def _storage_size(image: Mapping[str, Any], layer: ImageLayer, file_size: tuple[int, int] | None) -> dict[str, Any]:
     """Return the `image` of a storage node: allocated bytes, and the size rounded up to whole sectors.
 
-    libvirt's `physical` is QEMU's `actual-size`, except for a block device, whose `actual-size` is 0: there it is the device's size.
+    libvirt's `physical` is QEMU's `actual-size`, except for a block device: there `physical` is the device's size, and `actual-size`
+    is 0.
     """
     if file_size is not None:
         allocated, size = file_size
@@ -231,8 +232,8 @@ class DomainSnapshot:
         uuid, name: the domain.
         stats: its statistics, of the groups that the commands need.
         devices: its devices.
-        sizes: sizes of its disks that are files; empty if no command needs them.
-        stats_error, devices_error: why there are no statistics or no devices; None if there are.
+        sizes: sizes of the disks that are files; empty if no command needs them.
+        stats_error, devices_error: why the statistics or the devices are missing; None if they are not.
     """
 
     uuid: str
@@ -257,7 +258,7 @@ def _property(snapshot: DomainSnapshot, arguments: Mapping[str, Any]) -> Any:
 
 
 def _children(snapshot: DomainSnapshot, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the result of qom-list for devices with an id: the balloon, which is all that the agent looks for."""
+    """Return the result of qom-list for devices with an id: only the balloon, because the agent needs no other device."""
     if arguments.get("path") != "/machine/peripheral" or snapshot.devices.balloon is None:
         return []
     alias, type_ = snapshot.devices.balloon
@@ -290,7 +291,7 @@ _GROUPS: Mapping[str, str] = {
 }
 
 REFRESH_DEVICES = frozenset({"qom-list", "query-named-block-nodes"})
-"""Commands that the agent sends after devices may have changed, so the XML is read again."""
+"""Commands that the agent sends after devices may have changed. The XML is read again for them."""
 
 
 _NEED_DEVICES = frozenset(
@@ -308,7 +309,7 @@ _NEED_DEVICES = frozenset(
 
 
 def stats_groups(commands: Iterable[Command]) -> set[str]:
-    """Return the groups of statistics (VIR_DOMAIN_STATS_*, without the prefix) that commands need."""
+    """Return the groups of statistics that commands need, as names of VIR_DOMAIN_STATS_* without the prefix."""
     return {group for command in commands if (group := _group_of(command)) is not None}
 
 

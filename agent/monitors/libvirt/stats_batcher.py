@@ -1,4 +1,4 @@
-"""Domains' statistics, fetched for many domains in one call, without waiting for a domain that hangs."""
+"""Fetches the statistics of many domains in one call, without waiting for a domain that hangs."""
 
 import asyncio
 from typing import Any
@@ -10,14 +10,14 @@ from agent.monitors.libvirt.qmp_translation import Stats
 from agent.qmp.errors import CommandError, NotConnectedError, QmpError, UnreadableReplyError
 
 MAX_BATCH = 32
-"""Domains in one call; libvirtd queries their QEMUs one after the other."""
+"""Maximum number of domains in one call. libvirtd queries their QEMUs one after the other."""
 
 BATCH_SECONDS = 0.5
-"""Timeout of a call for many domains. 32 domains take about 0.3 s (libvirt 9.0), so a slower call has met a domain that hangs. Each of its
-domains is then fetched alone; a domain that waits for such a call and for the next one is delayed by at most twice this time."""
+"""Timeout of a call for many domains. 32 domains take about 0.3 s (libvirt 9.0), so after this time a domain of the call hangs. The agent
+then makes one call for each of its domains. A domain that waits for two such calls is delayed by at most twice this time."""
 
 RETRY_SECONDS = 0.5
-"""Wait before the next call for a domain whose QEMU was busy with another command: no event reports when it is free."""
+"""Wait before the next call for a domain whose QEMU was busy with another command. No event reports when the QEMU is free."""
 
 
 class _StatsRequest:
@@ -30,11 +30,11 @@ class _StatsRequest:
         self.groups = groups
         self.stats = stats
         self.alone = False
-        """True after a call for this and other domains timed out or failed: the request gets a call of its own."""
+        """True after a call for several domains timed out or failed. The request then gets a call of its own."""
 
 
 class StatsBatcher:
-    """Fetches statistics from one libvirtd. The first waiting caller makes the call for all that wait."""
+    """Fetches statistics from one libvirtd. The first waiting caller makes one call for all waiting callers."""
 
     def __init__(self, api: Any, pool: ConnectionPool) -> None:
         self._api = api
@@ -44,7 +44,7 @@ class StatsBatcher:
         self._requests: list[_StatsRequest] = []
 
     async def fetch(self, uuid: str, groups: int) -> Stats:
-        """Return a domain's statistics, once libvirt can query its QEMU. The caller sets the deadline.
+        """Return a domain's statistics; wait while libvirt cannot query its QEMU. There is no deadline: the caller sets one.
 
         Args:
             uuid: the domain.
@@ -78,8 +78,8 @@ class StatsBatcher:
     async def _serve(self, requests: list[_StatsRequest]) -> None:
         """Make one call for these requests. If it times out or is refused, each request gets a call of its own.
 
-        A call that times out continues unobserved. In the later calls libvirt does not wait for the domain that hangs, since the first
-        call still occupies it.
+        A call that times out continues, and its result is ignored. It still occupies the domain that hangs, so libvirt does not wait
+        for this domain in later calls.
         """
         uuids = list({request.uuid for request in requests})
         groups = 0
@@ -99,7 +99,7 @@ class StatsBatcher:
             outcome = error
         if isinstance(outcome, CommandError | UnreadableReplyError) and len(requests) > 1:
             for request in requests:
-                request.alone = True  # to find the domain that the call fails for
+                request.alone = True  # to find the domain for which the call fails
             return
         for request in requests:
             self._complete(request, outcome)
@@ -115,7 +115,7 @@ class StatsBatcher:
             request.stats.set_result(outcome[request.uuid])
         else:
             request.stats.set_exception(NotConnectedError("libvirt no longer has the domain"))
-        request.stats.exception()  # marks it as retrieved: the caller may have left, and asyncio would log it
+        request.stats.exception()  # marks it as retrieved, else asyncio logs it if the caller was cancelled
 
     def _query(self, connection: LibvirtConnection, uuids: list[str], groups: int) -> dict[str, Stats]:
         """Fetch the statistics of these domains. Runs in a thread."""

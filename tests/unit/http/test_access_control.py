@@ -192,7 +192,7 @@ async def test_a_changed_web_config_is_reloaded_and_an_invalid_one_changes_nothi
         endpoint.write("tls_server_config: [")
         await until(lambda: endpoint.endpoint.config_error, TIMEOUT_SECONDS)
         assert endpoint.endpoint.config_error is not None
-        assert "keeping the previous one" in endpoint.endpoint.config_error
+        assert "the previous web config stays in use" in endpoint.endpoint.config_error
         assert (await endpoint.get(credentials=alice), await endpoint.get()) == (200, 401)
         endpoint.write({})
         await endpoint.until(200)
@@ -288,7 +288,7 @@ async def test_an_open_address_without_authentication_logs_a_warning(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with RunningEndpoint(folder, listen="0.0.0.0:0").open():
-        assert "answers every client that can reach it" in caplog.text
+        assert "every client that can reach it may read it" in caplog.text
     caplog.clear()
     async with RunningEndpoint(folder, USERS, listen="0.0.0.0:0").open():
         assert "every client" not in caplog.text

@@ -151,7 +151,12 @@ class Poller:
         retries: Batch[Collector] = []
         for name in names:
             collector = self._collectors.by_name.get(name)
-            if collector is not None and (commands := collector.commands(self.facts)) and not self._is_off(name):
+            if collector is None or collector.host_only:
+                continue
+            commands = collector.commands(self.facts)
+            if not commands:  # the VM has nothing to query any more, such as a balloon
+                self._clear_failure(name)
+            elif not self._is_off(name):
                 (retries if name in self._failures else rest).append((collector, commands))
         while rest:
             batch, rest = split_batch(rest)
@@ -174,6 +179,7 @@ class Poller:
             if files := collector.files(self.facts):
                 self._handle_answers(collector, self._process.read(files), when)
             else:
+                self._clear_failure(name)
                 self._observer.on_samples(self._vm, collector.families, (), when.time_ns)
 
     def plan_host_collectors(self) -> None:

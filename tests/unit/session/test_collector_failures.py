@@ -31,6 +31,10 @@ def failing(observer: RecordingObserver) -> list[str]:
     return [name for name, _ in last_status(observer).degraded]
 
 
+def raise_error(_replies: Any) -> Any:
+    raise ZeroDivisionError("x")
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=30))
 def test_the_time_off_doubles_with_each_failure_up_to_the_maximum(outcomes: list[bool]) -> None:
     failures, in_a_row = CollectorFailures(), 0
@@ -137,14 +141,23 @@ async def test_connections_that_are_lost_soon_are_retried_less_and_less_often(fa
 
 
 async def test_a_bug_in_a_collector_degrades_the_vm_with_the_exception(fake: FakeQemu) -> None:
-    def collect(_replies: Any) -> Any:
-        raise ZeroDivisionError("x")
-
-    bug = Collector("bug", (), lambda _: (Command("query-name"),), collect)
+    bug = Collector("bug", (), lambda _: (Command("query-name"),), raise_error)
     observer = RecordingObserver()
     async with supervised(observer, fake.path, context=quick_context(collectors=CollectorIndex([*ALL, bug]))):
         await observer.wait_until(lambda: observer.calls_of("on_status") and failing(observer))
         assert last_status(observer).degraded == (("bug", "ZeroDivisionError: x"),)
+
+
+async def test_a_failing_collector_without_anything_to_query_any_more_is_not_degraded(fake: FakeQemu) -> None:
+    commands = [Command("query-name")]
+    collector = Collector("gone", (), lambda _: tuple(commands), raise_error)
+    observer = RecordingObserver()
+    context = quick_context(random=lambda: 0.0, collectors=CollectorIndex([*ALL, collector]))  # a resync is at once
+    async with supervised(observer, fake.path, context=context) as group:
+        await observer.wait_until(lambda: observer.calls_of("on_status") and failing(observer) == ["gone"])
+        commands.clear()
+        group.resync()
+        await observer.wait_until(lambda: failing(observer) == [])
 
 
 @pytest.mark.parametrize("command", ["query-migrate-capabilities", "qom-list", "query-commands", "query-cpus-fast"])

@@ -124,7 +124,7 @@ async def write_rate(guest: Guest, seconds: float) -> float:
 
 async def backing_chain(*, short: bool) -> list[Row]:
     """Return the rows. The agent runs all the time; the VM's monitor exists in the middle of each round only."""
-    seconds, rounds = (20.0, 4) if short else (60.0, 6)
+    seconds, rounds = (60.0, 2) if short else (60.0, 6)
     with_agent = without = answering = 0.0
     detached = 0
     proxies: list[OldQemuProxy] = []

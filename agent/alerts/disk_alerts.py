@@ -38,7 +38,7 @@ class DiskAlerts:
         self._size_of = size_of
 
     def set_policy(self, policy_of: PolicyLookup, states: Iterable[VmProcessState]) -> None:
-        """Use another policy. It applies to each disk at its next poll, which is due now."""
+        """Use another policy. It applies to each disk from the disk's next poll; a poll is due now."""
         self.policy_of = policy_of
         for state in states:
             for device, tracker in state.trackers.items():

@@ -78,13 +78,13 @@ class AlertManager:
         self._persisted: set[str] = set()
 
     def set_policy(self, policy_of: PolicyLookup) -> None:
-        """Use another policy. It applies to each disk at its next poll, which is due now."""
+        """Use another policy. It applies to each disk from the disk's next poll; a poll is due now."""
         self._disks.set_policy(policy_of, self._processes)
 
     # Persistence.
 
     def restore(self, notes: Mapping[str, object], now: float) -> None:
-        """Restore the notes of an earlier run. A VM that is not attached in time counts as gone."""
+        """Restore the notes of an earlier run. A VM that is not attached within `AWAY_SECONDS` counts as gone."""
         for name, note in notes.items():
             if name.startswith(IMAGE_PREFIX):
                 self._images.restore(name.removeprefix(IMAGE_PREFIX), note)

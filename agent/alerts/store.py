@@ -52,7 +52,7 @@ class Alert:
 
     @property
     def fingerprint(self) -> str:
-        """Its identity for consumers, which stays the same over restarts, reconnects and repetitions."""
+        """Its identity for consumers. It stays the same across restarts, reconnects and repetitions."""
         parts = f"{self.vm.host}\n{self.vm.uuid}\n{self.name}\n{self.subject}\n{self.level}"
         parts += f"\n{self.instance}" if self.instance else ""
         return hashlib.sha256(parts.encode()).hexdigest()[:16]

@@ -96,7 +96,7 @@ class DropLedger:
         self._merge(DropReport(reason.value, queue, records, first_ns, last_ns))
         self._unlogged += records
         if now - self._logged_at >= LOG_SECONDS:
-            _log.warning("queue %s: %d records dropped: %s", queue, self._unlogged, reason.value)
+            _log.warning("queue %s: dropped %d records: %s", queue, self._unlogged, reason.value)
             self._logged_at, self._unlogged = now, 0
 
     def add_records(self, queue: str, reason: DropReason, records: Iterable[EncodedRecord], now: float) -> None:

@@ -104,7 +104,7 @@ class Client(asyncio.Protocol):
             raise StalledError(f"no reply to the negotiation within {deadline:g} s of the greeting") from None
         except BlockingIOError:
             client.close()
-            raise BusyError("the monitor's backlog is full: other clients hold it and wait for it") from None
+            raise BusyError("the monitor's backlog is full: another client holds it, and others wait") from None
         except PermissionError as error:
             client.close()
             raise DeniedError(

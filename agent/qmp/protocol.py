@@ -177,7 +177,7 @@ class Connection:
     def _recover(self, kind: MessageKind, reason: str) -> Iterator[Reply | ProbeReply]:
         """Yield the replies whose commands fail because of a message that cannot be read.
 
-        It can be the reply to a pending probe, too. That counts as one, because QEMU's monitor thread sent it.
+        The message can also be the reply to a pending probe. It then counts as this reply, because QEMU's monitor thread sent it.
 
         Raises:
             ProtocolError: the handshake has not ended: the peer does not speak QMP.
@@ -196,14 +196,16 @@ class Connection:
             yield Reply(None, UnreadableReplyError(f"unreadable reply to {command.name}: {reason}"))
 
     def _resolve(self, kind: MessageKind) -> MessageKind:
-        """Return the kind of an unreadable message, in the light of the pending requests."""
+        """Correct the guessed kind of an unreadable message by the requests that are pending."""
         if kind is MessageKind.EVENT:
             return kind
-        if self._out_of_step:  # the reply to the marker, or one to an earlier batch
+        if self._out_of_step:  # it is the reply to the marker or to an earlier batch
             return MessageKind.UNKNOWN
-        if kind is MessageKind.REPLY_WITH_ID and not self._probe:  # the id is one inside the value
+        if kind is MessageKind.REPLY_WITH_ID and not self._probe:  # the `id` is part of the reply's value
             return MessageKind.REPLY
-        if kind is MessageKind.REPLY and self._probe:  # the reply to a command, or one to the probe without its id
+        if (
+            kind is MessageKind.REPLY and self._probe
+        ):  # it is the reply to a command, or the reply to the probe with its id lost
             return MessageKind.UNKNOWN
         return kind
 

@@ -252,7 +252,7 @@ class Journal:
         return True
 
     def _deletions(self) -> dict[str, Deletion]:
-        """Return which delivered rows can be deleted, by queue."""
+        """Return the delivered rows that can be deleted, by queue."""
         return {queue.name: deletion for queue in self._queues if (deletion := queue.backlog.deletion()) is not None}
 
     # Opening the file, and handling its failures.
@@ -301,7 +301,7 @@ class Journal:
 
     def _mark_working(self) -> None:
         if self.error not in (None, _NOT_OPENED):
-            _log.info("journal %s: records are journaled again", self.path)
+            _log.info("journal %s: works again: records are journaled", self.path)
         self.error = None
         self._worked_at = time.monotonic()
         for queue in self._queues:
@@ -340,7 +340,7 @@ class Journal:
             changes = [*delete_changes(deletions), *(surplus.change for surplus in surpluses)]
             await self._in_thread(opened.commit, changes)
         except JournalError as error:
-            _log.debug("journal %s: no room can be made: %s", self.path, error)
+            _log.debug("journal %s: cannot make room: %s", self.path, error)
             return
         for surplus in surpluses:
             surplus.report()

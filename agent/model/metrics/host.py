@@ -62,7 +62,7 @@ VCPU = Family(
             "known.topology",
             "topology",
             DETAIL,
-            "Node, socket, die, core and thread of the vCPU, as far as the machine has them (query-cpus-fast: props).",
+            "Node, socket, die, core and thread of the vCPU, if the machine has them (query-cpus-fast: props).",
         ),
     ),
     host_only=True,
@@ -104,7 +104,7 @@ IOTHREAD = Family(
 PROCESS = Family(
     "process",
     "/proc/PID",
-    "A VM's QEMU process: all its threads together, unless a field names one.",
+    "A VM's QEMU process. Values cover all its threads together, unless a field names one.",
     (),
     (
         Field("known.pid", "pid", DETAIL, "Process id on the host."),

@@ -121,7 +121,7 @@ def test_an_unreadable_reply_to_a_probe_counts_as_one_and_fails_no_command(reply
     assert receive(connection, {"return": [], "id": number}) == [ProbeReply(number)]
 
 
-def test_a_reply_that_can_be_the_probes_fails_every_command_and_is_not_mistaken_for_a_later_one() -> None:
+def test_a_reply_that_can_be_the_probes_fails_every_command_and_no_later_one() -> None:
     connection = ready()
     connection.send([STATUS])
     connection.probe()

@@ -187,7 +187,7 @@ class RunStateAlerts:
 
 
 def _is_over(alert: Alert, status: str) -> bool:
-    """Return whether the run state of a stopped guest shows that it is no longer stopped for an alert's reason."""
+    """Return whether the run state shows that a stopped guest is stopped for another reason than an alert's."""
     if alert.status == status:
         return False
     return status == "postmigrate" or status in _ENTERED_FROM_RUNNING or alert.name in _TIMED

@@ -1,1 +1,1 @@
-"""Delivery of records: queues hold them until a sink has them, and a journal keeps them across restarts."""
+"""Delivery of records: queues hold them until a sink acknowledges them, and a journal keeps them across restarts."""

@@ -114,7 +114,7 @@ class Connection:
         self._pending: list[Command] = []
         self._last_id = 0
         self._probe = 0
-        """Id of the pending probe; 0 for none."""
+        """Id of the pending probe; 0 if none is pending."""
         self._out_of_step = False
         """True while replies cannot be assigned to commands: until the reply to a marker arrives."""
         self._marker = 0

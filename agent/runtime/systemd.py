@@ -47,7 +47,7 @@ class SystemdNotifier:
         while True:
             reason = hang_reason()
             if reason and reason != previous:
-                _log.error("watchdog: withholding the systemd watchdog ping: %s", reason)
+                _log.error("watchdog: %s: systemd gets no ping until this is over", reason)
             previous = reason
             ping = {} if reason or not self.watchdog_seconds else {"WATCHDOG": "1"}
             self.notify(STATUS=reason or status(), **ping)

@@ -233,7 +233,7 @@ class Scenario:
             data = record.data
             if data["owner"] == "other":
                 assert not self.note_persisted or data["level_bytes"] in self.foreign, (
-                    f"an own threshold is reported as foreign: {data}"
+                    f"a threshold of the agent is reported as foreign: {data}"
                 )
                 continue
             level, state = data["level"], data["state"]

@@ -1,4 +1,4 @@
-"""`qmp-agent check`: tries what a config names and reports the findings. It neither watches a VM nor delivers a record."""
+"""`qmp-agent check`: tries to reach every monitor, broker and file of a config. It neither watches a VM nor delivers a record."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ from agent.session.api import SessionContext
 MAX_AT_ONCE = 50
 
 DISCOVERY_SECONDS = 10.0
-"""How long a discoverer that has to connect may take to report its status."""
+"""How long to wait for the status of a discoverer that has to connect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +87,12 @@ class _DiscoveryRecorder:
             self.status.set_result(Finding(ok=error is None and not note, text=f"{sanitize(source.name)}: {text}"))
 
     def on_connection_refused(self, address: str, reason: str) -> None:
-        """Do nothing: only a listening discoverer refuses connections, and it does not run here."""
+        """Do nothing: only a `listen` discoverer refuses connections, and `check` does not run one."""
 
 
 @contextlib.asynccontextmanager
 async def _discovered(discoverer: Discoverer) -> AsyncIterator[tuple[list[Monitor], list[Finding]]]:
-    """Yield the present monitors of a discoverer and the findings about itself. It runs as long as the block does."""
+    """Run a discoverer while the block runs. Yield its monitors, and the findings about the discoverer itself."""
     if isinstance(discoverer, DialDiscoverer):
         monitors = list(discoverer.scan().values())
         yield monitors, [] if monitors else [_no_monitors(discoverer.pattern)]
@@ -123,7 +123,7 @@ def _check_journal(config: Config) -> Iterator[Finding]:
         return
     yield _passed(f"journal: {directory}")
     for path in quarantined_files(directory):
-        text = f"journal: {path} is damaged and quarantined; see `qmp-agent journal`, and remove it when you do not need it"
+        text = f"journal: {path} is damaged and quarantined; see `qmp-agent journal`, and remove the file when you no longer need it"
         yield _failed(text)
 
 
@@ -173,7 +173,7 @@ async def _check_monitor(monitor: Monitor, context: SessionContext, gate: asynci
 
 
 def _limitations(available: frozenset[str], collectors: Iterable[Collector]) -> Iterator[str]:
-    """Yield the collectors that are off or limited, because QEMU does not have their commands."""
+    """Yield a text for each collector that is off or limited because QEMU lacks a command."""
     facts = replace(ALL_FEATURES, commands=available)
     for collector in collectors:
         needed = {command.name for command in collector.commands(ALL_FEATURES)}

@@ -23,8 +23,8 @@ class EndpointCredentials:
         ca: file with the authorities that sign the endpoint's certificate; None trusts the system's.
         certificate: file with the client certificate and its key, or None.
         user: the user name, or empty.
-        password_file: file whose first line is the password. The password itself is no option: every user of the host can read the
-            command lines of processes.
+        password_file: file whose first line is the password. There is no option for the password itself, because every user of the
+            host can read the command lines of processes.
     """
 
     ca: Path | None = None

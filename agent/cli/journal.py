@@ -1,4 +1,4 @@
-"""`qmp-agent journal`: shows and exports the journal beside a running agent, and replays records from it."""
+"""`qmp-agent journal`: shows and exports the journal, also while an agent runs, and replays records from it."""
 
 import contextlib
 import os
@@ -31,7 +31,7 @@ def quarantined_files(directory: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[JournalDatabase]:
-    """Open a journal file read-only, also beside an agent that writes it.
+    """Open a journal file read-only, also while an agent writes it.
 
     Raises:
         JournalToolError: the file does not exist or cannot be read.
@@ -77,7 +77,7 @@ def show(directory: Path) -> Iterator[str]:
             yield f"    {count:8} {kind} ({reason})"
         drops = opened.notes().get(UNREPORTED_DROPS)
         for drop in drops if isinstance(drops, list) else ():
-            yield f"  dropped and not reported downstream yet: {drop['records']} of queue {drop['queue']} ({drop['reason']})"
+            yield f"  dropped, but not yet reported downstream: {drop['records']} of queue {drop['queue']} ({drop['reason']})"
     for quarantined in quarantined_files(directory):
         command = f"qmp-agent journal export --file {quarantined.name}"
         yield f"{quarantined}: damaged and quarantined; `{command}` prints its readable records"

@@ -31,7 +31,7 @@ from agent.runtime.logging import configure_logging
 
 USAGE_ERROR = 2
 LINGER_SECONDS = 2.0
-"""How long a process that has ended waits for its threads."""
+"""How long the process waits for its threads before it exits."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     _config_option(_command(commands, "run", _run, "watch the VMs of this host until SIGTERM"))
 
     command = _command(
-        commands, "check", _check, "validate the config, then try its monitors, the journal, the endpoint and the sink"
+        commands,
+        "check",
+        _check,
+        "check the config, then try to reach its monitors, the journal, the endpoint and the sink",
     )
     _config_option(command)
 
@@ -138,7 +141,10 @@ def _add_tools(commands: Any) -> None:
     )
 
     command = _command(
-        commands, "doctor", _doctor, "report whether and how each VM on this host can be watched; run it as root"
+        commands,
+        "doctor",
+        _doctor,
+        "report for each VM on this host whether the agent can watch it, and how; run it as root",
     )
     _config_option(command)
     command.add_argument("--vm", default="*", help="only VMs whose name or UUID matches this pattern")
@@ -228,7 +234,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 async def _exit_after(main: Coroutine[Any, Any, None]) -> None:
-    """Run to the end and then let the process exit soon. A thread that a hung disk blocks would otherwise keep the process alive."""
+    """Run to the end, and then make the process exit soon. Otherwise a thread that a hung disk blocks would keep it alive."""
     status = 1
     try:
         await main

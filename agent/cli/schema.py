@@ -148,7 +148,7 @@ _EVENT = _body(
         "category": {"enum": [c.value for c in Category]},
         "qemu": {
             "type": "object",
-            "description": "QEMU's own data, unchanged; of coalesced events, the data of the last.",
+            "description": "QEMU's own data, unchanged; for coalesced events, the data of the last one.",
         },
         "count": {
             "type": "integer",
@@ -169,7 +169,7 @@ _ALERT: dict[str, Any] = {
         "pattern": "^[0-9a-f]{16}$",
         "description": "Identity of the alert, stable across restarts.",
     },
-    "since_timestamp_seconds": {"type": "number", "description": "Time since which it fires."},
+    "since_timestamp_seconds": {"type": "number", "description": "Time at which the alert began to fire."},
     "resolved_by": {
         "type": "string",
         "description": "What resolved it: an event such as RESUME, running, run_state, space, level_gone, replaced, repaired, "
@@ -236,14 +236,14 @@ CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "monitor": _TEXT,
             "qemu_version": _TEXT,
             "qemu_package": {"type": "string"},
-            "pid": {"type": "integer", "description": "QEMU's process; absent where it is not known."},
+            "pid": {"type": "integer", "description": "Process ID of QEMU; absent if unknown."},
             "reattached": {
                 "type": "boolean",
                 "description": "Whether the agent watched this monitor before, in the same run.",
             },
             "events_lost_since_timestamp_seconds": {
                 "type": "number",
-                "description": "Time since which events were lost.",
+                "description": "Time from which on events were lost.",
             },
             "events_dropped": {
                 "type": "integer",

@@ -1,7 +1,7 @@
 """Rates of counters between a family's last two polls. Pure.
 
-The agent computes rates itself, so that a new page and `qmp-agent top --once` show them at once. It keeps only the counters of the
-previous poll, packed as plain numbers. As Python objects they would take a tenth of a VM's memory.
+The agent computes rates itself, so that a new page and `qmp-agent top --once` show them at once. It keeps only the previous poll's
+counters, packed as plain numbers. As Python objects they would take a tenth of a VM's memory.
 """
 
 from collections.abc import Collection, Iterable, Sequence

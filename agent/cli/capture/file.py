@@ -45,7 +45,7 @@ Side = Literal["agent", "qemu"]
 
 @dataclass(frozen=True, slots=True)
 class CaptureLine:
-    """One message with its time; a None message: this side closed the connection."""
+    """One message with its time. If the message is None, this side closed the connection."""
 
     seconds: float
     side: Side
@@ -115,7 +115,7 @@ class CaptureWriter:
 
 
 def read(path: Path) -> list[CaptureLine]:
-    """Return the messages of a capture file. An incomplete last line is left out.
+    """Return the messages of a capture file, without an incomplete last line.
 
     Raises:
         CaptureError: the file cannot be read or is not a capture file.

@@ -1,4 +1,4 @@
-"""Records a monitor: an agent watches it through a proxy that writes the traffic to a file."""
+"""Records a monitor: runs an agent that watches the monitor through a proxy, which writes the traffic to a file."""
 
 import asyncio
 import contextlib

@@ -1,7 +1,8 @@
 """Replays a capture file: a stand-in for QEMU sends the recorded messages to an agent at their recorded times.
 
-A command gets the reply to the latest such command in the recording up to that time, and not earlier than recorded. So the agent may
-send its commands in another order than recorded, or be another version. A command that was never recorded gets CommandNotFound.
+A command gets the reply of the latest recording of this command up to the current time, and not before the recorded time of the reply.
+So the agent may send commands in another order than recorded, or have another version. A command without a recording gets
+CommandNotFound.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from agent.config.model import Config
 
 @dataclass(frozen=True, slots=True)
 class RecordedExchange:
-    """A command's reply with the times of both, in seconds from the header; `replied_at` is infinite without a reply."""
+    """A command's reply, and the times of both in seconds from the header. `replied_at` is infinite if there is no reply."""
 
     sent_at: float
     replied_at: float
@@ -68,7 +69,7 @@ class Recording:
         self._exchanges[_key(command.message)].append(RecordedExchange(command.seconds, replied_at, reply))
 
     def find_exchange(self, request: dict[str, Any], seconds: float) -> RecordedExchange | None:
-        """Return the latest exchange of this command up to a time, else its first one; None if it was never recorded."""
+        """Return the latest exchange of this command up to a time, else its first exchange; None if the recording has none."""
         exchanges = self._exchanges.get(_key(without_secrets(request)))
         if exchanges is None:
             return None
@@ -131,7 +132,7 @@ class ReplayedMonitor:
                     _send(writer, exchange.reply | {"id": request.get("id")})
 
     async def _reply(self, writer: asyncio.StreamWriter) -> None:
-        """Reply to one command after the other."""
+        """Reply to the commands one after the other."""
         while True:
             request = await self._requests.get()
             exchange = self._recording.find_exchange(request, self._now)

@@ -1,4 +1,4 @@
-"""Shared by recording and replaying: the framing of requests, and an agent for one monitor that prints its records."""
+"""Parts that recording and replaying share: the framing of requests, and an agent that watches one monitor and prints its records."""
 
 import codecs
 import contextlib

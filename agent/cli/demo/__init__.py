@@ -1,1 +1,1 @@
-"""Real QEMU processes with real guests: what the demonstration shows and what the tests watch."""
+"""Real QEMU processes with real guests, for the demo and the tests."""

@@ -1,4 +1,4 @@
-"""The QMP client of the demo and the tests for their own guests. It can send any command, so no part of the agent may use it."""
+"""The QMP client with which the demo and the tests control their own guests. It can send any command; the agent must not use it."""
 
 import asyncio
 import itertools

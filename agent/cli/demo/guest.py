@@ -1,4 +1,4 @@
-"""Starts and stops QEMU processes whose guests do something worth watching."""
+"""Starts and stops QEMU processes whose guests write to disks or use a balloon."""
 
 import asyncio
 import contextlib
@@ -93,7 +93,7 @@ class Guest:
         self._serial = folder / f"{name}.serial"
 
     async def start(self) -> None:
-        """Start QEMU and return when its monitors answer, which is before the guest has booted.
+        """Start QEMU and wait until its monitors answer. The guest has not booted then.
 
         Raises:
             GuestError: QEMU ends or does not answer; the message has the last lines of its output.

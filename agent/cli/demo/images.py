@@ -45,7 +45,7 @@ def cache_folder() -> Path:
 
 
 def kept(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Return a directory and build it on the first call. Several processes may call this at once; none sees it half built.
+    """Return a directory; build it at the first call. Several processes may call this at once, and none gets an incomplete directory.
 
     Args:
         folder: the directory.

@@ -1,1 +1,1 @@
-"""`qmp-agent doctor`: reports whether and how each VM on this host can be watched, and what has to change for it."""
+"""`qmp-agent doctor`: reports for each VM on this host whether the agent can watch it, and which change allows it."""

@@ -1,4 +1,4 @@
-"""Finds the smallest change that has a VM watched, and words it as steps."""
+"""Finds the smallest change that lets the agent watch a VM, and describes it as steps."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +18,7 @@ _NO_RESTART = "in the agent's config; no restart:"
 def advise(
     host: HostView, manager: VmManager, vm: VmContext, monitors: Iterable[MonitorReport]
 ) -> tuple[str, list[str]]:
-    """Return the section of docs/monitors.md and the steps that have a VM watched with the smallest change."""
+    """Return the smallest change that lets the agent watch a VM: the section of docs/monitors.md, and the steps."""
     monitors = list(monitors)
     for monitor in monitors:
         if monitor.used_by_manager or monitor.holder_pid is not None:
@@ -43,7 +43,7 @@ def permission_steps(host: HostView, paths: Iterable[Path], *, recreated: bool =
     Args:
         host: the host.
         paths: what blocks the user.
-        recreated: whether the last path is created again at each start of the VM.
+        recreated: whether each start of the VM creates the last path again.
     """
     commands = [command for path in paths for command in fix_commands(path, host.user, recreated=recreated)]
     return ["as root:", *(f"  {command}" for command in dict.fromkeys(commands))] if commands else []

@@ -1,8 +1,8 @@
 """Parses QEMU's command line for its name, its UUID and its monitors. Pure.
 
-It knows the options of QEMU 2.6 to 11.1: `-qmp DEV`, and `-mon` or (11.1) `-object monitor-qmp` with `-chardev`. They may also be in a
-file of `-readconfig` (Incus), and sockets may be inherited descriptors (libvirt). Every user can start a process with any command
-line, so a malformed one must not raise.
+It supports the options of QEMU 2.6 to 11.1: `-qmp DEV`, and `-mon` or (11.1) `-object monitor-qmp` with `-chardev`. The options may also
+be in a file of `-readconfig` (Incus), and sockets may be inherited descriptors (libvirt). Any user can start a process with any command
+line, so a malformed command line must not raise an error.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Inspects the QEMU processes of a host: their monitors, who holds those, and whether the agent can watch them. Blocks."""
+"""Inspects the QEMU processes of a host: their monitors, the clients that hold them, and whether the agent can watch the VMs. Blocks."""
 
 import os
 import re
@@ -23,7 +23,7 @@ from agent.model.record import sanitize
 from agent.monitors import LibvirtConfig, ListenConfig
 
 MAX_STEP_CHARACTERS = 16_384
-"""Longer steps are cut. No manager's command line is that long."""
+"""Maximum length of a step; longer steps are cut. No manager's command line is that long."""
 
 _LIBVIRT_SOCKETS = ("/run/libvirt/virtqemud-sock", "/run/libvirt/libvirt-sock")
 
@@ -80,7 +80,7 @@ class _VmInspector:
         """Return the report of this VM.
 
         Args:
-            holders: the process of each peer socket, by inode.
+            holders: the process that holds each peer socket, by the socket's inode.
         """
         monitors = tuple(self._monitor(monitor, address, holders) for monitor, address in self._monitors)
         monitors += tuple(self._added(holders, {monitor.address for monitor in monitors}))
@@ -174,7 +174,7 @@ class _VmInspector:
 
 
 def _can_connect(monitor: MonitorReport) -> bool:
-    """Return whether the config entry of a monitor gets a connection. A burst waits for the other client."""
+    """Return whether the agent can connect to a monitor with its config entry. A burst waits for the other client."""
     return monitor.state is not SocketState.HELD or monitor.entry.startswith(BURST_PREFIX)
 
 

@@ -1,4 +1,4 @@
-"""VM managers: how each is recognised, and the change that has its VMs watched. A row each. Pure.
+"""Table of VM managers: how doctor recognises each one, and the change that lets the agent watch its VMs. Pure.
 
 The command lines are those of Proxmox VE 6 to 9, Ganeti 2.12 to 3.1, Incus 6 and LXD 4 to 5, VDSM 4.5 and KubeVirt 1.x. docs/monitors.md
 explains the changes and lists which of them were tested.
@@ -23,7 +23,7 @@ class VmManager:
     Attributes:
         name: its name.
         signature: a pattern that the command lines of its VMs match, or the files that they read.
-        own: a pattern of the monitors that it needs, even if they are free at the moment.
+        own: a pattern of the monitors that the manager needs, even if they are free now.
         steps: what to do, line by line, with the placeholders {name}, {number}, {front}, {args}, {pid}, {uid}, {chardev}, {escaped} and
             {listen}.
         uri: the libvirt URI, if it is based on libvirt. Otherwise the steps have QEMU connect to the agent.
@@ -155,7 +155,7 @@ class VmContext:
 
 
 def manager_steps(manager: VmManager, vm: VmContext, listen: str, entry: Sequence[str]) -> list[str]:
-    """Return the steps that give a VM another monitor, or have its libvirtd watched.
+    """Return the steps that give a VM another monitor, or that let the agent watch it over libvirtd.
 
     Args:
         manager: the VM's manager.

@@ -67,7 +67,7 @@ class VmReport:
         entry: the config entry that leads to it, or empty.
         missing: the permission that the agent's user lacks on its manager's socket, or empty.
         monitors: its QMP monitors.
-        steps: what to do to have it watched, line by line; empty if nothing has to be done.
+        steps: the steps that let the agent watch the VM, line by line; empty if none is needed.
         section: the section of docs/monitors.md that explains the steps.
         same_uuid: name and pid of the other VMs on this host with the same UUID.
     """

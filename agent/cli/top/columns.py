@@ -1,4 +1,4 @@
-"""The columns of the table, a row each. Pure.
+"""The columns of the table of VMs, defined one on each row. Pure.
 
 A VM is its JSON value in /overview. A column without a value in any VM is hidden.
 """
@@ -36,7 +36,7 @@ class Column:
 
 
 def state(vm: Vm) -> str:
-    """Return the state of a VM's session, or if that is up, its run state."""
+    """Return the state of a VM's session; if the state is `up`, return the VM's run state."""
     return str(vm.get("status", "up") if vm["state"] == "up" else vm["state"])
 
 

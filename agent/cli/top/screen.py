@@ -1,4 +1,4 @@
-"""The state of the screen: takes overviews and keys, returns lines. Pure."""
+"""The state of the screen. It takes overviews and keys, and returns lines. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -132,7 +132,7 @@ class TopScreen:
         return f"{agent['host']}   {counts}"
 
     def _problems(self, width: int) -> ScreenLine:
-        """Return the line of what is wrong: with the connection, else with the agent."""
+        """Return a line with the connection's error, else with the agent's problems and warnings."""
         agent = self.host.get("agent", {})
         reasons = [self.error] if self.error else agent.get("unready_reasons", [])
         if reasons:
@@ -176,7 +176,7 @@ class TopScreen:
 
 
 def columns(vms: Sequence[Vm]) -> list[Column]:
-    """Return the first two columns, and the others that have a value in some VM."""
+    """Return the first two columns, and the other columns that have a value for at least one VM."""
     rest = (column for column in COLUMNS[2:] if any(column.value(vm) is not None for vm in vms))
     return [*COLUMNS[:2], *rest]
 

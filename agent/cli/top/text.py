@@ -42,7 +42,7 @@ def _width(text: str) -> int:
 
 
 def fit(text: str, width: int, *, right: bool = False) -> str:
-    """Sanitize a text and cut or pad it to a width in terminal columns. A plus sign ends a cut text."""
+    """Sanitize a text, and cut or pad it to a width in terminal columns. A plus sign marks a cut text."""
     fitted = sanitize(text, 4096)
     if _width(fitted) > width:
         while fitted and _width(fitted) > width - 1:
@@ -84,7 +84,7 @@ def seconds(value: float | None) -> str:
 
 
 def wrapped(words: list[str], width: int, between: str = "   ") -> Iterator[str]:
-    """Yield the words on as few lines of a width as possible."""
+    """Yield the words, wrapped into as few lines of this width as possible."""
     row = ""
     for word in words:
         if row and len(row) + len(between) + len(word) > width:

@@ -50,7 +50,7 @@ THIN = Dashboard(
                 "Foreign thresholds",
                 "short",
                 f"count(qemu_block_space_threshold_foreign{{{EVERY}}} == 1) or vector(0)",
-                help="A block node has one threshold. The agent keeps another client's and compares levels at each poll instead.",
+                help="The agent does not overwrite another client's threshold; it compares levels at each poll instead.",
             ),
         ),
         "Disks": (

@@ -117,7 +117,7 @@ LATENCY = (
         (block("failed_writes"), f"{DISK} writes"),
         (block("failed_flushes"), f"{DISK} flushes"),
         thresholds=((0.001, "red"),),
-        help="Requests that werror=stop holds back do not count: QEMU pauses the guest instead.",
+        help="With werror=stop, QEMU pauses the guest instead, and the request is not counted.",
     ),
     graph(
         "Free",

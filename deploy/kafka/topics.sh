@@ -7,8 +7,8 @@
 # partitions, and their order is lost at that moment: start with enough.
 # Retention: a week for events and alerts, a day for samples, which Prometheus has too. A sample of a disk has some 1.2 kB, every ten
 # seconds: 10 MB a day for each disk.
-# Compaction: none. Compaction keeps the last record of each key, and the key is a VM: it would keep one event of each VM.
-# Replication: 3, two of which must have a record before the agent deletes it (acks=all): one broker may be down.
+# Compaction: none. Compaction keeps the last record of each key, and the key is a VM. So it would keep only one event of each VM.
+# Replication: 3. Two replicas must have a record before the agent deletes it (acks=all), so one broker may be down.
 # Record size: 1 MB at most (`kafka.max_message_bytes`), which topics accept by default (max.message.bytes).
 set -eu
 bootstrap=${1:?give the address of a broker, such as kafka-1:9092} partitions=${2:-12} replication=${3:-3}

@@ -56,6 +56,8 @@ class RecordQueue:
         self.tail = MemoryTail()
         self.has_journal = False
         """True while the journal works. Without a journal, the queue is in memory only."""
+        self.journal_hangs = False
+        """True while a call to the journal's disk takes too long. Alerts do not wait for the journal meanwhile."""
         self.journaled = 0
         """Records written to the journal since the start."""
         self.dirty = asyncio.Event()
@@ -144,7 +146,7 @@ class RecordQueue:
 
     def _is_held(self, record: EncodedRecord) -> bool:
         """Return whether the journal has to write a record before it is sent."""
-        return record.note is not None and record.row is None and self.has_journal
+        return record.note is not None and record.row is None and self.has_journal and not self.journal_hangs
 
     async def wait_nonempty(self) -> None:
         """Wait until there is a record to send."""
@@ -252,10 +254,11 @@ class RecordQueue:
         if self._writes:
             self.dirty.set()
 
-    def journal_suspended(self) -> None:
-        """Deliver without the journal while its disk hangs; a transaction may still be under way."""
-        self.has_journal = False
-        self._nonempty.set()
+    def set_journal_hangs(self, *, hangs: bool) -> None:
+        """Note whether a call to the journal's disk takes too long. The journal is still in use: a slow disk must not cost records."""
+        self.journal_hangs = hangs
+        if hangs:
+            self._nonempty.set()
 
     def journal_resumed(self) -> None:
         """Use the journal again: its file works again."""

@@ -372,19 +372,18 @@ class Journal:
             await self._in_thread(rebuilt.database.close)
 
     async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
-        """Make a call to the disk in the journal's thread. While the disk hangs, the queues deliver without the journal."""
+        """Make a call to the disk in the journal's thread. While the call takes too long, alerts do not wait for the journal."""
         self._called_at = time.monotonic()
         running = asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
         try:
-            done, _ = await asyncio.wait({running}, timeout=self._timings.journal_hang)
-            if not done:
+            if not (await asyncio.wait({running}, timeout=self._timings.journal_hang))[0]:
                 _log.warning("journal %s: the disk hangs: alerts no longer wait for the journal", self.path)
-                for queue in self._queues:
-                    queue.journal_suspended()
-            result = await running
+                self._set_hangs(hangs=True)
+            return await running
         finally:
             self._called_at = None
-        if not done and self.error is None:
-            for queue in self._queues:
-                queue.journal_resumed()
-        return result
+            self._set_hangs(hangs=False)
+
+    def _set_hangs(self, *, hangs: bool) -> None:
+        for queue in self._queues:
+            queue.set_journal_hangs(hangs=hangs)

@@ -361,3 +361,24 @@ async def test_a_batch_that_is_full_does_not_linger() -> None:
     waiting.cancel()
     async with asyncio.timeout(DEADLINE_SECONDS):
         await queue.linger(1000, 1000)
+
+
+async def test_a_slow_disk_costs_no_record_that_a_working_one_would_keep(folder: Path, hanging: HangingDisk) -> None:
+    sink, source = ScriptedSink(), RecordSource(size=2000)
+    timings = replace(SHORT_TIMINGS, journal_hang=0.05)
+    async with running(
+        make_pipeline(sink, folder, memory=1 << 20, connect=hanging.connect, timings=timings)
+    ) as pipeline:
+        pipeline.put(source.next())
+        await sink.until(lambda: sink.ids)
+        sink.up = False
+        hanging.hanging = True
+        pipeline.put(source.next())
+        await eventually(lambda: pipeline.events.journal_hangs)
+        while pipeline.events.memory_bytes < pipeline.events.limits.memory * 3 // 2:
+            pipeline.put(source.next())
+        hanging.release()
+        await eventually(lambda: not pipeline.events.journal_hangs)
+        sink.up = True
+        await sink.until(lambda: len(sink.ids) == len(source.ids))
+    assert pipeline.drops.totals == {}

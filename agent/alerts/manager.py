@@ -209,7 +209,7 @@ class AlertManager:
             yield from self._check_clash(uuid, now_ns)
 
     def _check_clash(self, uuid: str, now_ns: int) -> Iterator[Record]:
-        """Fire the alert that several running VMs have one UUID, or resolve it."""
+        """Fire or resolve the alert that several running VMs share this UUID."""
         states = self._processes.of_uuid(uuid)
         clashing = self._processes.clashes(uuid)
         for state in states[1:]:

@@ -40,7 +40,7 @@ from agent.runtime.gc import scheduled_collection
 from agent.runtime.logging import configure_logging
 from agent.runtime.systemd import SystemdNotifier
 from agent.session.api import SessionContext
-from agent.session.discovery import DiscoveryManager
+from agent.session.discovery_manager import DiscoveryManager
 from agent.session.supervisor import SupervisorGroup
 
 _log = logging.getLogger("agent")

@@ -97,7 +97,7 @@ class Reader:
         # For each nested object: the number of the object that holds it, and its key there.
         self._parents: list[tuple[int, str]] = []
         self._rows = [
-            Row(self._object_index(tuple(parents)), key, field.name, _CONVERTERS[field.kind](_TO_BASE[field.unit]))
+            Row(self._number_object(tuple(parents)), key, field.name, _CONVERTERS[field.kind](_TO_BASE[field.unit]))
             for field in family.fields
             for *parents, key in (field.path.split("."),)
         ]
@@ -106,10 +106,10 @@ class Reader:
         self._units = {f.name: _TO_BASE[f.unit] for f in numbers if f.unit is not Unit.BASE}
         self._layouts: dict[Shape, Layout] = {}
 
-    def _object_index(self, path: tuple[str, ...]) -> int:
+    def _number_object(self, path: tuple[str, ...]) -> int:
         """Return the number of the object at `path` inside the item; a new path gets the next number."""
         if path not in self._objects:
-            self._parents.append((self._object_index(path[:-1]), path[-1]))
+            self._parents.append((self._number_object(path[:-1]), path[-1]))
             self._objects[path] = len(self._parents)
         return self._objects[path]
 

@@ -256,14 +256,14 @@ def encode_json(data: Mapping[str, Any]) -> bytes:
 def _encodable(value: Any) -> Any:
     """Return the closest value that JSON can hold; an empty object if the value is nested too deep or has another type."""
     try:
-        value = _with_64_bit_integers(value)
+        value = _large_integers_as_floats(value)
         orjson.dumps(value)
     except (TypeError, RecursionError):  # orjson reads 1024 levels and writes 254
         return {}
     return value
 
 
-def _with_64_bit_integers(value: Any) -> Any:
+def _large_integers_as_floats(value: Any) -> Any:
     """Return the value with each integer beyond 64 bits as a float: a sum of counters can exceed them."""
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
         try:
@@ -271,8 +271,8 @@ def _with_64_bit_integers(value: Any) -> Any:
         except OverflowError:
             return None
     if isinstance(value, Mapping):
-        return {key: _with_64_bit_integers(inner) for key, inner in value.items()}
-    return [_with_64_bit_integers(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: _large_integers_as_floats(inner) for key, inner in value.items()}
+    return [_large_integers_as_floats(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _second(seconds: int) -> str:

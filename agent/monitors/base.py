@@ -33,7 +33,7 @@ class MonitorConnection(Protocol):
 
     @property
     def can_probe(self) -> bool:
-        """Whether QEMU accepts out-of-band commands here."""
+        """True if a stalled QEMU can be probed: it accepts out-of-band commands."""
 
     @property
     def receives_events(self) -> bool:

@@ -129,7 +129,7 @@ class Client(asyncio.Protocol):
 
     @property
     def can_probe(self) -> bool:
-        """True if QEMU accepts out-of-band commands."""
+        """True if a stalled QEMU can be probed: it accepts out-of-band commands."""
         return self._qmp.oob
 
     @property

@@ -75,7 +75,7 @@ def own_monitor(path: str) -> tuple[Command, Command]:
 
 
 def without_own_monitor() -> tuple[Command, Command]:
-    """Return the commands that remove the monitor of `own_monitor` after a failed connection attempt."""
+    """Return the commands that remove the monitor that `own_monitor` adds, for when the agent could not connect to it."""
     return Command("object-del", {"id": OWN}), Command("chardev-remove", {"id": OWN})
 
 

@@ -38,7 +38,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def _line(record: logging.LogRecord) -> str:
-    """Return the message as one line, followed by the origin of an exception. Control characters, such as in guests' names, are removed."""
+    """Return the message as one line, with the exception, if any, and the place where it was raised. Control characters are replaced."""
     text = record.getMessage()
     if record.exc_info and record.exc_info[1] is not None:
         trace, error = record.exc_info[2], record.exc_info[1]

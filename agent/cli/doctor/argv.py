@@ -64,7 +64,7 @@ def parse_argv(argv: Sequence[str], files: Sequence[str] = ()) -> CommandLine:
             case "smbios" if keys.get("type") == "1":
                 uuid = uuid or keys.get("uuid", "")
             case "qmp" | "qmp-pretty":
-                monitors.append(_device(value))
+                monitors.append(_qmp_argument(value))
             case "chardev" if "socket" in (keys.get(""), keys.get("backend")):
                 chardevs[keys.get("id", "")] = _socket(keys)
             case "mon" if keys.get("mode") == "control":
@@ -107,7 +107,7 @@ def _socket(keys: dict[str, str]) -> Socket:
     return Socket(tcp=f"{keys.get('host', '')}:{keys.get('port', '')}", connects=connects)
 
 
-def _device(value: str) -> Socket | str:
+def _qmp_argument(value: str) -> Socket | str:
     """Parse the argument of `-qmp`: `unix:PATH,...`, `tcp:HOST:PORT,...` or the name of a chardev."""
     kind, _, rest = value.partition(":")
     keys = _keys(rest)

@@ -153,7 +153,7 @@ class _VmInspector:
         return entry.address if entry is not None else ""
 
     def _connections(self, monitor: Socket, address: str) -> Iterator[SocketEntry]:
-        """Yield this process's ends of the connections to or from an address."""
+        """Yield this process's end of each connection of the monitor at this address."""
         key = table_key(address)
         for entry in self.connections():
             peer = self._host.table.get(entry.peer)

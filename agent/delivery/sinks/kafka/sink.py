@@ -1,4 +1,6 @@
-"""Kafka sink. Records follow the CloudEvents Kafka binding 1.0.2 in structured mode: the body is the event, and the key is its VM.
+"""Kafka sink. Records follow the CloudEvents Kafka binding 1.0.2 in structured mode.
+
+The body is the whole CloudEvent, and the key identifies the VM.
 
 An error that affects every record is an outage: the records wait. Kafka rejects a record because of the record itself only if it is too
 large and other records are not. A timestamp never prevents delivery: if Kafka rejects a record's timestamp, it is sent without one.
@@ -224,7 +226,7 @@ class KafkaSink:
                 self._suspects.update(ids)
 
     async def _judge_too_large(self, batch: Sequence[EncodedRecord]) -> None:
-        """Decide why records that were sent alone were rejected: they are too large, or their topic's limit is too low.
+        """Decide why Kafka rejected records that each had a batch of their own: they are too large, or their topic's limit is too low.
 
         Raises:
             SinkError: the limit of a topic is too low for any record; records wait until it is raised.

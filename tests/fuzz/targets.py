@@ -73,7 +73,9 @@ def _receive(stream: bytes, size: int) -> tuple[list[Message], str]:
             ended = re.sub(r": .*", "", str(error))  # without the position in the JSON
             break
         frames = connection._frames
-        assert len(frames._buffer) + frames._lines_bytes <= MAX_BYTES
+        # One byte past the limit shows that a line is too long.
+        assert len(frames._buffer) <= MAX_BYTES + 1
+        assert len(frames._lines) <= MAX_BYTES
     return [_plain(message) for message in messages], ended
 
 

@@ -48,7 +48,7 @@ class Frames:
     """Splits the byte stream into JSON values.
 
     Args:
-        max_bytes: the size limit of one message. A larger message is skipped. Memory use is at most this limit plus one chunk.
+        max_bytes: the size limit of one message. A larger message is skipped. Memory use is at most twice this limit plus one chunk.
     """
 
     def __init__(self, max_bytes: int) -> None:

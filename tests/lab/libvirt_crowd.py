@@ -9,8 +9,8 @@ from functools import partial
 from typing import Final
 
 from agent.cli.demo.guest import until
+from agent.monitors.libvirt.client_library import load_library
 from agent.monitors.libvirt.connection_pool import MAX_CALLS, ConnectionPool
-from agent.monitors.libvirt.library import load_library
 from agent.qmp.errors import QmpError
 
 POOLS: Final = 6

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from agent.monitors.libvirt.library import KEEPALIVE, LibvirtConnection, run_in_thread, set_outcome, to_qmp_error
+from agent.monitors.libvirt.client_library import KEEPALIVE, LibvirtConnection, run_in_thread, set_outcome, to_qmp_error
 from agent.qmp.errors import QmpError, UnreadableReplyError
 
 HUNG_SECONDS = 1.5

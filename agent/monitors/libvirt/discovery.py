@@ -12,11 +12,11 @@ from typing import Any
 
 from agent.common.backoff import back_off
 from agent.monitors.base import DiscoveryListener, Monitor, MonitorConnection
+from agent.monitors.libvirt.client_library import LibraryMissingError, load_library
 from agent.monitors.libvirt.connection_pool import ConnectionPool
 from agent.monitors.libvirt.domain_registry import DomainRegistry, RunningDomain
 from agent.monitors.libvirt.event_connection import EventConnection, Message
 from agent.monitors.libvirt.executors import LibvirtHost
-from agent.monitors.libvirt.library import LibraryMissingError, load_library
 from agent.monitors.libvirt.lifecycle import LifecycleEvent
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.qmp.errors import (

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from agent.monitors.libvirt.library import (
+from agent.monitors.libvirt.client_library import (
     is_alive,
     is_denied,
     open_connection,

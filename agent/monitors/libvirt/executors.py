@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import orjson
 
 from agent.monitors.libvirt import qmp_translation
+from agent.monitors.libvirt.client_library import LibvirtConnection
 from agent.monitors.libvirt.connection_pool import ConnectionPool
 from agent.monitors.libvirt.devices import NO_DEVICES, Devices, parse_devices
-from agent.monitors.libvirt.library import LibvirtConnection
 from agent.monitors.libvirt.lifecycle import DomainMigrationPhase
 from agent.monitors.libvirt.qmp_translation import DomainSnapshot, FileSizes, Stats
 from agent.monitors.libvirt.stats_batcher import StatsBatcher

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from agent.cli.demo.guest import until
+from agent.monitors.libvirt.client_library import LibvirtConnection
 from agent.monitors.libvirt.connection_pool import MAX_CALLS, MAX_HUNG, ConnectionPool
 from agent.monitors.libvirt.event_connection import MAX_PENDING, EventConnection, EventInbox
-from agent.monitors.libvirt.library import LibvirtConnection
 from agent.qmp.commands import AllowList
 from agent.qmp.errors import TransportLostError
 from tests.lab.scripted_libvirt import ScriptedLibrary

@@ -1,0 +1,71 @@
+"""Mounts of a process: finds the mount that a path is on, from /proc/PID/mountinfo (proc(5)). Pure."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
+"""The kernel writes space, tab, newline and backslash as an octal escape (fs/proc_namespace.c: mangle)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One mount.
+
+    Attributes:
+        id: The kernel's id of the mount.
+        parent: Id of the mount that it is mounted on.
+        device: `major:minor` of the file system. Bind mounts of one file system share it.
+        root: Directory of the file system that is mounted; `/` unless it is a bind mount or a subvolume.
+        point: Mount point in the process's namespace.
+        type: File system type, such as `xfs` or `fuse.sshfs`.
+        source: Device, server or dataset.
+    """
+
+    id: int
+    parent: int
+    device: str
+    root: str
+    point: str
+    type: str
+    source: str
+
+
+def _unescape(text: str) -> str:
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
+
+
+@lru_cache(maxsize=64)
+def parse_mountinfo(text: str) -> tuple[Mount, ...]:
+    """Parse a mountinfo file. A line that is not as proc(5) describes it is left out."""
+    return tuple(mount for line in text.splitlines() if (mount := _parse_line(line)) is not None)
+
+
+def _parse_line(line: str) -> Mount | None:
+    front, _, back = line.partition(" - ")
+    fields, rest = front.split(" "), back.split(" ")
+    if len(fields) < 6 or len(rest) < 2 or not (fields[0].isdecimal() and fields[1].isdecimal()):
+        return None
+    return Mount(int(fields[0]), int(fields[1]), fields[2], *map(_unescape, (fields[3], fields[4], rest[0], rest[1])))
+
+
+def mount_of(mounts: Sequence[Mount], path: str) -> Mount | None:
+    """Return the mount that an absolute path is on, as the kernel walks the path; None if the list has no root.
+
+    A mount that a later one on a directory above it hides is not found, although the file lists it.
+
+    Args:
+        mounts: All mounts of the namespace.
+        path: An absolute path without `..`. Symbolic links are not followed.
+    """
+    on_path = [mount for mount in mounts if mount.point in ("/", path) or path.startswith(f"{mount.point}/")]
+    ids = {mount.id for mount in on_path}
+    below = next((mount for mount in on_path if mount.parent not in ids or mount.parent == mount.id), None)
+    current = None
+    while below is not None:
+        current = below
+        on_path.remove(current)
+        children = [mount for mount in on_path if mount.parent == current.id]
+        below = min(children, key=lambda mount: len(mount.point), default=None)
+    return current

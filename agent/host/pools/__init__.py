@@ -1,0 +1,1 @@
+"""Pools: the storage under the images of VMs, one file for each kind of pool."""

@@ -44,7 +44,8 @@ class PoolReading:
 
     Attributes:
         size_bytes: Size in bytes.
-        free_bytes: Bytes that a process without privileges can still allocate.
+        free_bytes: Bytes that a process without privileges can still allocate; None for a device, because only QEMU knows how far its
+            image extends.
         inodes: Number of inodes; None for a file system without a fixed number.
         free_inodes: Number of free inodes.
         metadata_size_bytes: Size of the metadata of an LVM thin pool, which can run out separately.
@@ -54,7 +55,7 @@ class PoolReading:
     """
 
     size_bytes: int
-    free_bytes: int
+    free_bytes: int | None = None
     inodes: int | None = None
     free_inodes: int | None = None
     metadata_size_bytes: int | None = None
@@ -81,9 +82,10 @@ class ImageLocation:
     Attributes:
         driver: QEMU's driver of the node, such as `file`, `host_device` or `rbd`.
         path: Path of the image in QEMU's mount namespace; absolute.
-        mount: The mount that the path is on; None for a block device, or if it is unknown.
-        directory: Directory of the image as the agent can reach it; empty if it cannot.
-        device: `major:minor` of a block device; empty for a file.
+        mount: The mount that the path is on; None for a block device.
+        directory: The part of the file system that the image shares with others, as the agent can reach it: the mount point, or the
+            directory of a quota. Empty for a block device.
+        device: `major:minor` of a block device; empty for a file, and if the agent cannot see the device.
     """
 
     driver: str

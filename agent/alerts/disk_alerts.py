@@ -1,9 +1,10 @@
-"""Alerts of disks: levels of usage, QEMU's write thresholds, and corrupt images. Pure: it returns records and commands."""
+"""Alerts of disks: exceeded levels, QEMU's write thresholds, and corrupt images. Pure: it returns records and commands."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from agent.alerts.images import ImageMemory
+from agent.alerts.disk_usage import DiskUsage
+from agent.alerts.highest_writes import HighestWriteStore
 from agent.alerts.levels import MAX_BYTES
 from agent.alerts.process_state import EMPTY, VmProcessState
 from agent.alerts.rules import HOUR
@@ -18,33 +19,47 @@ from agent.model.record import Record, Severity, Vm
 from agent.qmp.commands import Command
 
 MAX_DISKS = 4096
+"""Maximum number of disks of one VM."""
 
 PolicyLookup = Callable[[Vm, str], ThresholdPolicy]
-"""Returns the config's policy for a VM's disk."""
+"""Returns the config's policy for a VM's disk, given the disk's device."""
 
 DeviceSizeLookup = Callable[[Vm, str], int | None]
-"""Returns the current size in bytes of a VM's block device by its path; None if it is unknown."""
+"""Returns the current size in bytes of a host block device that a VM uses, given the device's path; None if the size is unknown."""
 
 
 class DiskAlerts:
-    """Disk usage, write thresholds, corrupt images, and their alerts, for all VMs."""
+    """Alerts of exceeded levels, write thresholds and corrupt images, for the disks of all VMs."""
 
     def __init__(
-        self, store: AlertStore, images: ImageMemory, policy_of: PolicyLookup, size_of: DeviceSizeLookup
+        self,
+        store: AlertStore,
+        highest_writes: HighestWriteStore,
+        policy_lookup: PolicyLookup,
+        size_lookup: DeviceSizeLookup,
     ) -> None:
-        self.policy_of = policy_of
         self._store = store
-        self._images = images
-        self._size_of = size_of
+        self._highest_writes = highest_writes
+        self._policy_lookup = policy_lookup
+        self._size_lookup = size_lookup
 
-    def set_policy(self, policy_of: PolicyLookup, states: Iterable[VmProcessState]) -> None:
-        """Use another policy. It applies to each disk from the disk's next poll; a poll is due now."""
-        self.policy_of = policy_of
+    def set_policy(self, policy_lookup: PolicyLookup, states: Iterable[VmProcessState]) -> None:
+        """Use another policy. The policy applies to each disk from its next poll, and this poll is due now."""
+        self._policy_lookup = policy_lookup
         for state in states:
             for device, tracker in state.trackers.items():
-                tracker.policy = policy_of(state.vm, device)
+                tracker.policy = policy_lookup(state.vm, device)
             state.space_changed = True
             state.refreshes |= {"block", "nodes"}
+
+    def restore_disks(self, state: VmProcessState, notes: Mapping[str, Any]) -> None:
+        """Restore a process's disks from their notes, by device."""
+        for device, note in notes.items():
+            state.trackers[device] = tracker = self._new_tracker(state, device)
+            tracker.restore(note)
+
+    def _new_tracker(self, state: VmProcessState, device: str) -> ThresholdTracker:
+        return ThresholdTracker(self._policy_lookup(state.vm, device))
 
     # Polls.
 
@@ -56,9 +71,9 @@ class DiskAlerts:
         now: float,
         time_ns: int,
     ) -> Iterator[Record]:
-        """Handle a poll with all samples of these families; yield the records of alerts that changed."""
+        """Handle a poll with all samples of these families; yield a record for each alert that fires or is resolved."""
         layers: dict[str, dict[str, Sample]] = {}
-        if BLOCK_NAMES in families:  # the sample has all current names: it drops those of finished jobs
+        if BLOCK_NAMES in families:  # replace all names, because the nodes of a finished job no longer exist
             named = (sample for sample in samples if sample.family is BLOCK_NAMES)
             state.aliases = {name: sample.subject for sample in named for name in sample.values.get("names", ())}
         for sample in samples:
@@ -75,8 +90,8 @@ class DiskAlerts:
             }
             for device, by_layer in layers.items():
                 yield from self._on_layers(state, device, by_layer, now, time_ns)
-                yield from self._check_image(state, device, by_layer, time_ns)
-            yield from self._remove_unplugged(state, layers, time_ns)
+                yield from self._resolve_corrupt_image(state, device, by_layer, time_ns)
+            yield from self._remove_unplugged_disks(state, layers, time_ns)
 
     def space(self, state: VmProcessState) -> list[Sample]:
         """Return a VM's space samples; the same list object as before if nothing changed."""
@@ -97,23 +112,24 @@ class DiskAlerts:
         tracker = state.trackers.get(sample.subject)
         if tracker is None:
             return
-        self._set_device_size(state, tracker.storage)
-        # A device's growth rate changes at each poll; a file's usage changes only if it was written.
-        state.space_changed = state.space_changed or tracker.measure == "offset" or offset > tracker.offset
+        usage = tracker.usage
+        self._set_device_size(state, usage.storage)
+        # A device's growth rate changes at each poll; a file's usage changes only if the guest has written.
+        state.space_changed = state.space_changed or usage.measure == "offset" or offset > usage.offset
         if tracker.on_poll(node, offset, now):
             state.refreshes |= {"nodes"}
         else:
-            self._remember(tracker)
+            self._store_highest_write(usage)
 
-    def _remember(self, tracker: ThresholdTracker) -> None:
-        """Remember the highest write to an image, because QEMU forgets it when it closes the image."""
-        if tracker.measure == "offset" and not tracker.is_raw:
-            self._images.store(tracker.storage.path, tracker.format.size, tracker.offset)
+    def _store_highest_write(self, usage: DiskUsage) -> None:
+        """Store the highest write offset of a disk's image, because QEMU resets it when it opens the image again."""
+        if usage.measure == "offset" and not usage.is_raw:
+            self._highest_writes.raise_offset(usage.storage.path, usage.format.size, usage.offset)
 
     def _set_device_size(self, state: VmProcessState, storage: DiskLayer) -> None:
-        """Set a device's size to the one that the host's kernel reports: QEMU does not notice an extended device."""
+        """Set a block device's size to the size in the host's kernel, because QEMU does not notice that a device was extended."""
         if storage.driver == "host_device":
-            storage.size = self._size_of(state.vm, storage.path) or storage.size
+            storage.size = self._size_lookup(state.vm, storage.path) or storage.size
 
     def _on_layers(
         self, state: VmProcessState, device: str, by_layer: Mapping[str, Sample], now: float, time_ns: int
@@ -124,16 +140,19 @@ class DiskAlerts:
         if tracker is None:
             if len(state.trackers) >= MAX_DISKS:
                 return
-            tracker = state.trackers[device] = ThresholdTracker(self.policy_of(state.vm, device))
+            tracker = state.trackers[device] = self._new_tracker(state, device)
         form, storage = (DiskLayer.from_values(by_layer[layer].values) for layer in ("format", "storage"))
         self._set_device_size(state, storage)
         state.fresh_slots |= {device}
-        offset = max(state.offsets.get(storage.node, 0), self._images.recall(storage.path, form.size))
-        yield from self._report(state, device, tracker, tracker.on_layers(form, storage, offset, now), time_ns)
-        self._remember(tracker)
+        offset = max(state.offsets.get(storage.node, 0), self._highest_writes.offset_of(storage.path, form.size))
+        crossings = tracker.on_layers(form, storage, offset, now)
+        yield from self._report_crossings(state, device, tracker, crossings, time_ns)
+        self._store_highest_write(tracker.usage)
 
-    def _remove_unplugged(self, state: VmProcessState, devices: Collection[str], time_ns: int) -> Iterator[Record]:
-        """Remove the disks that are gone, and resolve their alerts, including those from an earlier run."""
+    def _remove_unplugged_disks(
+        self, state: VmProcessState, devices: Collection[str], time_ns: int
+    ) -> Iterator[Record]:
+        """Remove all disks except these devices. Resolve the alerts of the removed disks, also the alerts of an earlier run."""
         for device in state.trackers.keys() - set(devices):
             del state.trackers[device]
         gone = [alert for alert in self._store.of_owner(state.owner) if alert.subject not in devices]
@@ -150,7 +169,16 @@ class DiskAlerts:
     def on_threshold_event(
         self, state: VmProcessState, event: Record, qemu: Mapping[str, Any], now_ns: int
     ) -> Iterator[Record]:
-        """Handle BLOCK_WRITE_THRESHOLD. The agent's own threshold stands for a level; another client's threshold gets a separate alert."""
+        """Handle BLOCK_WRITE_THRESHOLD.
+
+        If the agent set the threshold, report the levels that the write crossed. Otherwise fire an alert of the threshold itself.
+
+        Args:
+            state: The process.
+            event: The event.
+            qemu: The event's data from QEMU.
+            now_ns: The current time in nanoseconds since the epoch.
+        """
         node, threshold, exceeded_by = (qemu.get(key) for key in ("node-name", "write-threshold", "amount-exceeded"))
         if not isinstance(node, str) or type(threshold) is not int or type(exceeded_by) is not int:
             return
@@ -161,13 +189,13 @@ class DiskAlerts:
             if tracker.slot.owns(node, threshold):
                 state.fresh_slots -= {device}
                 crossings = tracker.on_event(node, threshold, exceeded_by)
-                yield from self._report(state, device, tracker, crossings, event.time_ns)
-                if node not in tracker.past_nodes:
+                yield from self._report_crossings(state, device, tracker, crossings, event.time_ns)
+                if node not in tracker.usage.past_nodes:
                     return
-                owner = "agent"  # the image is now a backing file, and something such as a commit writes to it
-        yield from self._on_node_threshold(state, event, node, threshold, exceeded_by, owner, now_ns)
+                owner = "agent"  # the image is now a backing file, and a job such as a commit writes to it
+        yield from self._fire_node_threshold(state, event, node, threshold, exceeded_by, owner, now_ns)
 
-    def _on_node_threshold(
+    def _fire_node_threshold(
         self,
         state: VmProcessState,
         event: Record,
@@ -177,42 +205,47 @@ class DiskAlerts:
         owner: str,
         now_ns: int,
     ) -> Iterator[Record]:
-        """Fire the alert of a threshold that is not a level of a disk."""
-        device, layer, path = self._locate(state, node)
+        """Fire the alert of a threshold on any node, if the threshold is not a level of a disk."""
+        device, layer, path = self._locate_node(state, node)
         tracker = state.trackers.get(device)
         state.fresh_slots -= {device}
         figures: dict[str, Any] = {}
-        if tracker is not None and node == tracker.storage.node:
-            tracker.raise_offset(threshold + exceeded_by)
-            figures = space_figures(tracker)
-        where = {"device": device, "layer": layer, "node": node, "owner": owner} | ({"path": path} if path else {})
+        if tracker is not None and node == tracker.usage.storage.node:
+            tracker.usage.raise_offset(threshold + exceeded_by)
+            figures = space_figures(tracker.usage)
+        location = {"device": device, "layer": layer, "node": node, "owner": owner} | ({"path": path} if path else {})
         sizes = {"level_bytes": threshold, "exceeded_by_bytes": exceeded_by, **figures}
-        data = {"detected_by": DetectedBy.EVENT.value, **where, **sizes}
-        more = {"level": f"threshold {threshold}", "until_ns": now_ns + int(HOUR * 1e9)}
+        data = {"detected_by": DetectedBy.EVENT.value, **location, **sizes}
+        attributes = {"level": f"threshold {threshold}", "until_ns": now_ns + int(HOUR * 1e9)}
         yield from self._store.fire(
-            state.alert("write_threshold", device, Severity.WARNING, event.time_ns, data, **more)
+            state.alert("write_threshold", device, Severity.WARNING, event.time_ns, data, **attributes)
         )
 
-    def _locate(self, state: VmProcessState, node: str) -> tuple[str, str, str]:
-        """Return the device, the layer and the path of a node; the node itself as the device if it belongs to no known disk."""
-        device, layer, tracker = state.locate(node)
-        if tracker is not None:
-            return device, layer, (tracker.storage if layer == "storage" else tracker.format).path
+    def _locate_node(self, state: VmProcessState, node: str) -> tuple[str, str, str]:
+        """Return the device, the layer and the path of a block node.
+
+        A node that belongs to no known disk is returned as the device itself, with the layer `node` and an empty path.
+        """
+        for device, tracker in state.trackers.items() if node else ():
+            if node == tracker.usage.storage.node:
+                return device, "storage", tracker.usage.storage.path
+            if node == tracker.usage.format.node:
+                return device, "format", tracker.usage.format.path
         for device, tracker in state.trackers.items():
-            if node in tracker.past_nodes:
-                return device, "backing", tracker.past_nodes[node]
+            if node in tracker.usage.past_nodes:
+                return device, "backing", tracker.usage.past_nodes[node]
         if node in state.layers:
             device, layer, path = state.layers[node]
             return device, "backing" if layer.startswith("backing") else layer, path
         return node, "node", ""
 
     def device_of(self, state: VmProcessState, subject: str, qemu: Mapping[str, Any]) -> tuple[str, bool]:
-        """Return the stable name of the device that an event is about, and whether the name is certain.
+        """Return the device of an event, and whether the device is certain.
 
         Args:
             state: The process.
-            subject: The event's subject: a device, a backend or a block node.
-            qemu: The event's data.
+            subject: The event's subject: a device, a block backend or a block node.
+            qemu: The event's data from QEMU.
         """
         if subject in state.trackers or not subject:
             return subject, bool(subject)
@@ -221,26 +254,26 @@ class DiskAlerts:
                 continue
             if name in state.aliases:
                 return state.aliases[name], True
-            device, layer, _ = self._locate(state, name)
+            device, layer, _ = self._locate_node(state, name)
             if layer != "node":
                 return device, True
-        # Leave out a generated node name: it has no meaning for an operator, and each one would be a new label.
+        # Omit a node name that QEMU generated: it means nothing to an operator, and each such name would be a new label value.
         return ("" if subject.startswith("#") else subject), isinstance(qemu.get("qom-path"), str)
 
     # Corrupt images.
 
     def image_fields(self, state: VmProcessState, qemu: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields that identify the image of an event."""
+        """Return the fields that identify the image of a BLOCK_IMAGE_CORRUPTED event."""
         node = qemu.get("node-name")
         if not isinstance(node, str) or not node:
             return {}
-        _, layer, path = self._locate(state, node)
+        _, layer, path = self._locate_node(state, node)
         return {"node": node, "is_marked": qemu.get("fatal") is True} | ({"path": path} if layer != "node" else {})
 
-    def _check_image(
+    def _resolve_corrupt_image(
         self, state: VmProcessState, device: str, by_layer: Mapping[str, Sample], time_ns: int
     ) -> Iterator[Record]:
-        """Resolve the alert of a corrupt image that was replaced or repaired."""
+        """Resolve the alert of a disk's corrupt image if the image was replaced or repaired."""
         alert = self._store.find(state.owner, "image_corrupted", device)
         if alert is None or time_ns < alert.seen_ns:
             return
@@ -252,7 +285,7 @@ class DiskAlerts:
         elif alert.data.get("is_marked") and not any(image.get("corrupt") for image in same_path):
             yield from self._store.resolve([alert], time_ns, "repaired")
 
-    def _report(
+    def _report_crossings(
         self,
         state: VmProcessState,
         device: str,
@@ -260,29 +293,29 @@ class DiskAlerts:
         crossings: Iterable[LevelCrossing],
         time_ns: int,
     ) -> Iterator[Record]:
-        """Fire or resolve the alert of each crossing."""
+        """Fire or resolve the alert of each crossed level."""
         for crossing in crossings:
             severity = Severity.CRITICAL if crossing.is_highest else Severity.WARNING
-            more = {"detected_by": crossing.detected_by.value, "device": device, "layer": "storage", "owner": "agent"}
-            more |= {"level_bytes": crossing.level.bytes} | space_figures(tracker)
-            alert = state.alert("write_threshold", device, severity, time_ns, more, level=crossing.level.text)
+            data = {"detected_by": crossing.detected_by.value, "device": device, "layer": "storage", "owner": "agent"}
+            data |= {"level_bytes": crossing.level.bytes} | space_figures(tracker.usage)
+            alert = state.alert("write_threshold", device, severity, time_ns, data, level=crossing.level.text)
             if crossing.firing:
                 yield from self._store.fire(alert)
             else:
                 reason = crossing.resolved_by.value
-                yield from self._store.resolve([alert], time_ns, reason, space_figures(tracker))
+                yield from self._store.resolve([alert], time_ns, reason, space_figures(tracker.usage))
 
     # Commands.
 
     def pending_commands(self, state: VmProcessState) -> list[tuple[str, Command]]:
-        """Return the commands that set thresholds now, each with its disk. The thresholds count as set from now on.
+        """Return the commands that set thresholds now, each with its device. The thresholds count as set from now on.
 
-        After a read of a slot, the agent sends one command at most: another client may have set a threshold since the read.
+        The agent sends at most one command after each read of a slot, because another client may have set a threshold since the read.
         """
-        fresh, state.fresh_slots = state.fresh_slots, EMPTY
+        fresh_slots, state.fresh_slots = state.fresh_slots, EMPTY
         commands = []
-        for device in sorted(fresh & state.trackers.keys()):
-            threshold = state.trackers[device].take_command()
+        for device in sorted(fresh_slots & state.trackers.keys()):
+            threshold = state.trackers[device].take_threshold()
             if threshold is not None:
                 state.space_changed = True
                 arguments = dict(zip(("node-name", "write-threshold"), threshold, strict=True))
@@ -290,10 +323,10 @@ class DiskAlerts:
         return commands
 
     def on_command_done(self, state: VmProcessState, device: str, *, done: bool) -> None:
-        """Handle the outcome of the command that set the threshold; `done` says whether QEMU confirmed it.
+        """Handle the outcome of the command that set a disk's threshold; `done` says whether QEMU confirmed it.
 
-        After a success, the levels are compared next: a write may have crossed one in the meantime. After a failure, the slot is read
-        next: QEMU may have executed the command although its response was lost.
+        After a success, the agent polls the disk, because a write may have crossed a level in the meantime. After a failure, the agent
+        reads the slot, because QEMU may have executed the command although its response was lost.
         """
         if device in state.trackers:
             state.trackers[device].on_command_done(done=done)

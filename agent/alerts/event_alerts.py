@@ -13,15 +13,18 @@ from agent.model.family import Sample
 from agent.model.record import Record, sanitize
 
 RUN_STATE_EVENTS = frozenset({"RESUME", "STOP", "RESET"})
-_RULES = {event: [rule for rule in EVENT_RULES if rule.event == event] for event in {r.event for r in EVENT_RULES}}
-HANDLED_EVENTS = frozenset({"BLOCK_WRITE_THRESHOLD", "MIGRATION", *RUN_STATE_EVENTS, *_RULES})
-"""Events that may fire an alert or change the run state. Those that resolve one are in the store."""
+"""Events that report a change of the run state."""
+_RULES_BY_EVENT = {
+    event: [rule for rule in EVENT_RULES if rule.event == event] for event in {rule.event for rule in EVENT_RULES}
+}
+HANDLED_EVENTS = frozenset({"BLOCK_WRITE_THRESHOLD", "MIGRATION", *RUN_STATE_EVENTS, *_RULES_BY_EVENT})
+"""Events that may fire an alert or change the run state. `AlertStore.resolving_events` has the events that may resolve an alert."""
 
 _JOB_FAILED = next(rule for rule in EVENT_RULES if rule.alert == "job_failed")
 
 
 class EventAlerts:
-    """Alerts of events and of failed jobs, for all VMs."""
+    """Alerts that events fire and resolve, and alerts of failed jobs, for all VMs."""
 
     def __init__(self, store: AlertStore, disks: DiskAlerts, run_states: RunStateAlerts) -> None:
         self._store = store
@@ -34,18 +37,18 @@ class EventAlerts:
         if name in RUN_STATE_EVENTS:
             yield from self._run_states.on_event(state, name, event.time_ns)
         yield from self._store.resolve_by_event(state.owner, name, event.time_ns)
-        for rule in _RULES.get(name, ()):
+        for rule in _RULES_BY_EVENT.get(name, ()):
             if rule.when(data):
-                yield from self._on_rule(state, rule, event, data, now_ns)
+                yield from self._apply_rule(state, rule, event, data, now_ns)
         if name == "MIGRATION":
             yield from self._run_states.on_migration(state, str(data.get("status")), event.time_ns)
         if name == "BLOCK_WRITE_THRESHOLD" and state.is_active:
             yield from self._disks.on_threshold_event(state, event, data, now_ns)
 
-    def _on_rule(
+    def _apply_rule(
         self, state: VmProcessState, rule: EventRule, event: Record, data: Mapping[str, Any], now_ns: int
     ) -> Iterator[Record]:
-        """Fire a rule's alert, unless the guest has certainly run after the event."""
+        """Fire a rule's alert. If the event stopped the guest but the guest has certainly run since, fire nothing."""
         if rule.status and state.run.has_run_since(event.time_ns):
             return
         device, located = self._disks.device_of(state, event.subject, data)
@@ -56,9 +59,9 @@ class EventAlerts:
             how = DetectedBy.ENOSPC if rule.alert == "disk_full" else DetectedBy.EVENT
             yield from self._run_states.fire_io_error(state, rule.alert, device, event.time_ns, how)
             return
-        yield from self._fire(state, rule, event, device, data, now_ns)
+        yield from self._fire_rule(state, rule, event, device, data, now_ns)
 
-    def _fire(
+    def _fire_rule(
         self,
         state: VmProcessState,
         rule: EventRule,
@@ -74,11 +77,11 @@ class EventAlerts:
             fields |= self._disks.image_fields(state, data)
         if rule.alert == "job_failed":
             state.failed_jobs |= {event.subject}
-        more = {"until_ns": until_ns, "resolved_by": rule.resolved_by, "status": rule.status}
-        yield from self._store.fire(state.alert(rule.alert, device, rule.severity, event.time_ns, fields, **more))
+        attributes = {"until_ns": until_ns, "resolved_by": rule.resolved_by, "status": rule.status}
+        yield from self._store.fire(state.alert(rule.alert, device, rule.severity, event.time_ns, fields, **attributes))
 
     def on_jobs(self, state: VmProcessState, samples: Iterable[Sample], time_ns: int, now_ns: int) -> Iterator[Record]:
-        """Fire an alert for each job whose failure was not reported yet."""
+        """Handle a poll of the jobs; fire an alert for each failed job whose failure was not reported yet."""
         failed = {sample.subject: sample for sample in samples if sample.values.get("error")}
         known, state.failed_jobs = state.failed_jobs, frozenset(failed)
         for job in sorted(failed.keys() - known):

@@ -1,7 +1,7 @@
 """Alert levels of a disk, as written in the config. Pure.
 
-A level is exceeded when usage is above it, not when usage equals it. QEMU's write thresholds work in the same way: they fire when a write
-ends beyond them (block/write-threshold.c).
+A disk exceeds a level when its usage is higher than the level, not when both are equal. A write threshold in QEMU works in the same way: it
+fires when a write ends beyond it (block/write-threshold.c).
 """
 
 import re
@@ -12,7 +12,7 @@ from functools import lru_cache
 from agent.common.units import parse_bytes
 
 MAX_BYTES = 2**63 - 1
-"""The largest threshold that QEMU accepts. QEMU also accepts negative numbers without an error; the agent never sends one."""
+"""Maximum of every number of bytes. QEMU reports a larger threshold as a negative number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Level:
 
     Attributes:
         text: The level as written: `80%`, `used 100GiB` or `free 2GiB`.
-        percent, used, free: The value of its kind, in percent or bytes; the other two are None.
+        percent, used, free: The value, in percent of the disk's size, bytes in use or free bytes. Two of the three are None.
     """
 
     text: str
@@ -30,7 +30,7 @@ class Level:
     free: int | None = None
 
     def bytes_of(self, limit: int) -> int:
-        """Return the usage in bytes above which the level is exceeded on a disk of `limit` bytes. It may be outside the disk's size."""
+        """Return the usage in bytes above which a disk of `limit` bytes exceeds the level. The result can be negative or above `limit`."""
         if self.percent is not None:
             return int(limit * self.percent / 100)
         return self.used if self.used is not None else limit - (self.free or 0)
@@ -60,8 +60,8 @@ class ResolvedLevel:
     """A level on a disk of a known size.
 
     Attributes:
-        text: The level as the config has it.
-        bytes: The usage in bytes above which the level is exceeded.
+        text: The level as written in the config.
+        bytes: The usage in bytes above which the disk exceeds the level.
     """
 
     text: str
@@ -69,6 +69,6 @@ class ResolvedLevel:
 
 
 def resolve_levels(levels: Sequence[Level], limit: int) -> tuple[ResolvedLevel, ...]:
-    """Resolve levels on a disk of `limit` bytes, the lowest first. Leave out levels outside the disk's size."""
+    """Return the levels on a disk of `limit` bytes, the lowest first, without levels that are not between 0 and `limit`."""
     text_of = {level.bytes_of(limit): level.text for level in levels}
     return tuple(ResolvedLevel(text_of[size], size) for size in sorted(text_of) if 0 < size < min(limit, MAX_BYTES))

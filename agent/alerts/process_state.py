@@ -1,4 +1,4 @@
-"""Alert state of one VM process. Pure."""
+"""State of one VM process for its alerts. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,36 +11,39 @@ from agent.model.family import Sample
 from agent.model.record import Severity, Vm
 
 EMPTY: frozenset[str] = frozenset()
-"""An empty set that all states share: separate ones would take 216 bytes each."""
+"""An empty set that all states share, because a separate empty set takes 216 bytes."""
 
 
 @dataclass(eq=False, slots=True)
 class VmProcessState:
-    """A process that is attached, or was a short time ago.
+    """State of a QEMU process that is attached, or that was attached less than `AWAY_SECONDS` ago.
+
+    Times whose names end in `_ns` are in nanoseconds since the epoch.
 
     Attributes:
-        vm: The VM, with the monitor through which it is attached.
-        pid: The process id; None if it is unknown.
+        vm: The VM, with the monitor through which the process is attached.
+        pid: The process id; None if unknown.
         owner: Number that identifies the process in the alert store.
-        instance: Part of its alerts' fingerprints: its monitor if another process with the same UUID was attached first, else empty.
-        run: Its run state.
-        is_active: Whether its disks are evaluated. Those of a migration's destination are not, until the destination runs.
-        trackers: Usage of its disks, by device.
+        instance: Distinguishes the process in fingerprints of alerts: empty for the first process of a UUID, else a monitor's name.
+        run: The run state of the guest.
+        is_active: Whether the agent evaluates the disks. For the destination of a migration it is false until the guest runs there.
+        trackers: Levels and write threshold of each disk, by device.
         restored_disks: Disk notes of an earlier run, by device, until the VM is attached.
-        offsets: End of the highest write, by storage node.
-        aliases: Devices by their other names: QOM paths, backends and nodes, including the filter nodes of jobs.
-        layers: Device, layer and path, by the node of each layer of a disk.
-        io_status: `io-status` of its devices, as polled at `io_status_ns`.
-        io_errors_ns: Time of the oldest I/O error that stopped the guest and whose disk is not known yet; 0 if there is none.
-        io_error_full: Whether the cause of that error was a lack of space, according to its event.
+        offsets: Highest write offset in bytes, by storage node.
+        aliases: Devices by their other names: QOM paths, block backends and block nodes, including the filter nodes of jobs.
+        layers: Device, layer and path, by the block node of each layer of a disk.
+        io_status: `io-status` of each device at the last poll.
+        io_status_ns: Time of that poll; 0 if the devices were not polled.
+        io_errors_ns: Time of the oldest I/O error that stopped the guest and whose disk is still unknown; 0 if there is no such error.
+        io_error_full: Whether the newest such error happened because there was no space.
         failed_jobs: Jobs whose failure was reported.
         migration_ns: Time of the newest migration status.
-        refreshes: Collectors that are due now.
-        fresh_slots: Disks whose threshold slot was read, and for which no command or event followed.
-        has_run_state: Whether its run state was polled since it was attached.
-        gone_at: Monotonic time at which it was detached; None while it is attached.
-        gone_for_good: Whether it shut down or migrated away.
-        space: Its space samples, as returned last.
+        refreshes: Names of the collectors to run now.
+        fresh_slots: Devices whose threshold slot was read, and for which no command or event followed.
+        has_run_state: Whether the run state was polled since the process was attached.
+        gone_at: Monotonic time in seconds at which the process was detached; None while it is attached.
+        gone_for_good: Whether the guest shut down or migrated away.
+        space: The VM's space samples that were returned last.
         space_changed: Whether `space` may be outdated.
     """
 
@@ -70,30 +73,31 @@ class VmProcessState:
     space_changed: bool = True
 
     def is_process(self, vm: Vm, pid: int | None) -> bool:
-        """Return whether an attached VM is this process: by pid, or by monitor if a pid is unknown."""
+        """Return whether an attached VM runs in this process. The pids decide, or the monitors if a pid is unknown."""
         if pid is not None and self.pid is not None:
             return pid == self.pid
         return vm.monitor == self.vm.monitor and not self.gone_for_good
 
     def alert(
-        self, name: str, subject: str, severity: Severity, time_ns: int, data: Mapping[str, Any], **more: Any
+        self, name: str, subject: str, severity: Severity, time_ns: int, data: Mapping[str, Any], **attributes: Any
     ) -> Alert:
-        """Return an alert of this process that fires since `time_ns`; `more` are further attributes of the alert."""
-        level = more.pop("level", "")
+        """Return an alert of this process.
+
+        Args:
+            name: The alert's name, such as `write_threshold`.
+            subject: The device; empty for the VM as a whole.
+            severity: The alert's severity.
+            time_ns: When the alert began to fire, in nanoseconds since the epoch.
+            data: Further fields of the alert's record.
+            attributes: Further attributes of `Alert`.
+        """
+        level = attributes.pop("level", "")
+        owner, instance = self.owner, self.instance
         return Alert(
-            name, self.vm, subject, level, severity, time_ns, data, owner=self.owner, instance=self.instance, **more
+            name, self.vm, subject, level, severity, time_ns, data, owner=owner, instance=instance, **attributes
         )
 
-    def locate(self, node: str) -> tuple[str, str, ThresholdTracker | None]:
-        """Return the device, the layer and the tracker of a node; the node itself as the device if it belongs to no known disk."""
-        for device, tracker in self.trackers.items() if node else ():
-            if node == tracker.storage.node:
-                return device, "storage", tracker
-            if node == tracker.format.node:
-                return device, "format", tracker
-        return node, "node", None
-
     def disk_notes(self) -> dict[str, Any]:
-        """Return the state of the disks that has to survive a restart of the agent, by device."""
+        """Return the notes of the disks for the next run of the agent, by device."""
         notes = dict(self.restored_disks)
         return notes | {device: tracker.to_note() for device, tracker in self.trackers.items()}

@@ -1,8 +1,8 @@
 """VM processes by UUID. Pure.
 
 Several processes can have one UUID: the source and the destination of a migration within the host, a VM before and after a restart, or
-two VMs by mistake (clones). Each process has its own alerts. The first process of a UUID is its primary. It has the alerts of the disks,
-and a successor takes them over.
+two clones that got one UUID by mistake. Each process has its own alerts. One process of each UUID is the primary. When another process
+becomes the primary, it takes over the alerts of the disks.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ ProcessLookup = Callable[[int], bool]
 
 
 class ProcessRegistry:
-    """All processes that are attached, or were a short time ago."""
+    """All processes that are attached, or that were attached less than `AWAY_SECONDS` ago."""
 
     def __init__(self, is_alive: ProcessLookup) -> None:
         self._is_alive = is_alive
@@ -38,14 +38,14 @@ class ProcessRegistry:
         return self._by_uuid.get(uuid, [])
 
     def attached(self, vm: Vm) -> VmProcessState | None:
-        """Return the process that is attached as this VM."""
+        """Return the process that is attached as this VM; None if no process is."""
         for state in self._by_uuid.get(vm.uuid, ()):
             if state.gone_at is None and (state.vm is vm or state.vm == vm):
                 return state
         return None
 
     def attach(self, vm: Vm, pid: int | None) -> VmProcessState:
-        """Return the process that is now attached as this VM: a known one that is back, or a new one."""
+        """Attach a VM and return its process: a known process that is back, or else a new one. The pid is None if unknown."""
         states = self._by_uuid.setdefault(vm.uuid, [])
         state = next((state for state in states if state.is_process(vm, pid)), None)
         if state is None:
@@ -57,7 +57,7 @@ class ProcessRegistry:
         return state
 
     def add(self, vm: Vm, pid: int | None, *, instance: str) -> VmProcessState:
-        """Add a process."""
+        """Add a process and return it; see `VmProcessState` for the arguments."""
         states = self._by_uuid.setdefault(vm.uuid, [])
         state = VmProcessState(vm, pid, next(self._owners), instance, is_active=not states)
         states.append(state)
@@ -73,10 +73,10 @@ class ProcessRegistry:
             del self._by_uuid[state.vm.uuid]
 
     def successor(self, uuid: str) -> VmProcessState | None:
-        """Return the process that has to become the primary of a UUID now, or None if nothing changes.
+        """Return the process that has to become the primary of a UUID now; None if the primary stays.
 
-        The destination of a migration becomes the primary when it runs and its source does not. Until then the source writes to the
-        disks, and it continues if the migration fails. Two VMs with one UUID keep their own alerts, even while one is paused.
+        The destination of a migration becomes the primary when its guest runs and the source's guest does not. Until then the source
+        writes to the disks, and the source continues if the migration fails. Two clones keep their own alerts, even if one is paused.
         """
         if uuid not in self._by_uuid:
             return None
@@ -85,15 +85,18 @@ class ProcessRegistry:
         running = next((state for state in candidates if state.run.running), None)
         if primary.gone_at is not None:
             successor = running or next(iter(candidates), None)
-            lives = successor is not None and successor.pid is not None and not self.has_ended(primary, successor)
-            return successor if primary.pid is None or not lives else None
+            may_live = successor is not None and successor.pid is not None and not self.has_ended(primary, successor)
+            return successor if primary.pid is None or not may_live else None
         if running is None or primary.run.running is not False:
             return None
         has_migrated = running.run.was_incoming or primary.run.status == "postmigrate"
         return running if has_migrated else None
 
     def has_ended(self, state: VmProcessState, successor: VmProcessState) -> bool:
-        """Return whether a detached process has certainly ended: it is dead, it reported its end, or its monitor has another process."""
+        """Return whether a detached process has certainly ended.
+
+        It has if its pid is dead, if the guest shut down or migrated away, or if its monitor leads to the successor now.
+        """
         if state.gone_at is None:
             return False
         is_dead = state.pid is not None and not self._is_alive(state.pid)
@@ -109,20 +112,20 @@ class ProcessRegistry:
         before.instance, state.instance = state.instance or before.vm.monitor, before.instance
 
     def running(self, uuid: str) -> list[VmProcessState]:
-        """Return the attached processes of a UUID that are known to run."""
+        """Return the attached processes of a UUID whose guest is known to run."""
         return [state for state in self.of_uuid(uuid) if state.gone_at is None and state.run.running]
 
     def is_unique(self, uuid: str) -> bool:
-        """Return whether it is certain that at most one process of a UUID runs: all are attached and were polled."""
-        known = all(state.has_run_state and state.gone_at is None for state in self.of_uuid(uuid))
-        return known and len(self.running(uuid)) < 2
+        """Return whether the guest of at most one process of a UUID runs. False if a run state is unknown."""
+        are_known = all(state.has_run_state and state.gone_at is None for state in self.of_uuid(uuid))
+        return are_known and len(self.running(uuid)) < 2
 
-    def clashes(self, uuid: str) -> list[VmProcessState]:
-        """Return the processes of a UUID if it is certain that several of them run at the same time; none otherwise.
+    def clashing(self, uuid: str) -> list[VmProcessState]:
+        """Return the running processes of a UUID if it is certain that several guests run at the same time; else an empty list.
 
-        It is certain if each was seen running after all had begun to run. A migration never looks so: its source stops before its
-        destination runs.
+        It is certain if each guest was polled as running after the last of them had begun to run. A migration never meets this condition,
+        because its source stops before its destination runs.
         """
         running = self.running(uuid)
-        begun_ns = max((state.run.running_since_ns for state in running), default=0)
-        return running if len(running) > 1 and all(state.run.ran_ns > begun_ns for state in running) else []
+        last_start_ns = max((state.run.running_since_ns for state in running), default=0)
+        return running if len(running) > 1 and all(state.run.ran_ns > last_start_ns for state in running) else []

@@ -1,4 +1,4 @@
-"""Rules for alerts of events and run states: the condition, the severity, and the events that resolve the alert."""
+"""Rules for alerts: which events and run states fire an alert, its severity and text, and which events resolve it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,9 +6,11 @@ from typing import Any
 
 from agent.model.record import Severity
 
-Data = Mapping[str, Any]
+EventData = Mapping[str, Any]
+"""The data of an event from QEMU."""
 
 HOUR = 3600.0
+"""An hour in seconds."""
 CRITICAL, ERROR, WARNING = Severity.CRITICAL, Severity.ERROR, Severity.WARNING
 
 
@@ -17,34 +19,34 @@ class EventRule:
     """A rule that fires an alert when an event arrives.
 
     Attributes:
-        event: QEMU's name of the event.
+        event: The event's name in QEMU.
         alert: The alert's name.
         severity: The alert's severity.
         help: Text of the alert for the operator, one sentence.
-        when: Whether an event with this data fires the alert.
-        status: The run state in which the event stops the guest. Such an alert is resolved only when the guest runs again. Empty if the
-            guest continues without help.
-        resolved_by: Events that resolve the alert.
+        when: Returns whether an event with this data fires the alert.
+        status: The run state in which the event stops the guest; empty if the event does not stop the guest. The alert of a stopped guest
+            is resolved only when the guest runs again.
+        resolved_by: Names of the events that resolve the alert.
         seconds: How long the alert fires if no event resolves it; None means as long as the process exists.
-        copies: Fields of the event that are copied into the alert's record.
+        copies: Names of the fields of the event to copy into the alert's record.
     """
 
     event: str
     alert: str
     severity: Severity
     help: str
-    when: Callable[[Data], bool] = lambda _: True
+    when: Callable[[EventData], bool] = lambda _: True
     status: str = ""
     resolved_by: frozenset[str] = frozenset()
     seconds: float | None = None
     copies: tuple[str, ...] = ()
 
 
-def _is_full(data: Data) -> bool:
+def _stopped_without_space(data: EventData) -> bool:
     return data.get("nospace") is True and data.get("action") == "stop"
 
 
-def _failed(data: Data) -> bool:
+def _stopped_by_other_error(data: EventData) -> bool:
     return data.get("nospace") is not True and data.get("action") == "stop"
 
 
@@ -78,7 +80,7 @@ EVENT_RULES = (
         "disk_full",
         CRITICAL,
         "The guest is paused because a write found no space.",
-        when=_is_full,
+        when=_stopped_without_space,
         status="io-error",
     ),
     EventRule(
@@ -86,7 +88,7 @@ EVENT_RULES = (
         "io_error_stop",
         CRITICAL,
         "The guest is paused because a disk request failed.",
-        when=_failed,
+        when=_stopped_by_other_error,
         status="io-error",
     ),
     EventRule("BLOCK_IMAGE_CORRUPTED", "image_corrupted", CRITICAL, "The metadata of a disk image is corrupt."),
@@ -118,20 +120,20 @@ EVENT_RULES = (
         copies=("type", "error"),
     ),
 )
-"""`nospace` is only present with `action: stop` (QEMU 2.2 to 11.1)."""
+"""The rules for events. In BLOCK_IO_ERROR, `nospace` is only present with `action: stop` (QEMU 2.2 to 11.1)."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunStateRule:
-    """A rule that fires an alert when polls show the guest in a run state, whether or not an event arrived.
+    """A rule that fires an alert when polls show the guest in a run state, with or without an event.
 
     Attributes:
-        status: QEMU's RunState.
+        status: The run state, as QEMU's RunState names it.
         alert: The alert's name.
         severity: The alert's severity.
         help: Text of the alert for the operator, one sentence.
-        seconds: How long the guest has to be in this state.
-        after_reset: Whether the rule applies only after the guest was reset or has run, because each VM also starts in this state.
+        seconds: How long the guest has to be in the run state before the alert fires.
+        after_reset: Whether the guest must have run or been reset before. Each VM also starts in such a run state, and this is no alert.
     """
 
     status: str
@@ -162,7 +164,9 @@ RUN_STATE_RULES = (
 )
 
 POSTCOPY_PAUSED = "postcopy-paused"
+"""Migration status that fires the alert `postcopy_paused`."""
 POSTCOPY_RECOVERING = frozenset({"postcopy-recover-setup", "postcopy-recover"})
+"""Migration statuses in which this alert keeps firing."""
 POSTCOPY_HELP = "The postcopy migration lost its connection, and the guest waits for memory."
 
 UUID_CLASH_HELP = "Several running VMs have this UUID; their records and metrics are mixed."
@@ -172,4 +176,4 @@ ALERTS: Mapping[str, str] = {
     "postcopy_paused": POSTCOPY_HELP,
     "uuid_clash": UUID_CLASH_HELP,
 }
-"""Text of each alert except `write_threshold`, by name."""
+"""Text of each alert except `write_threshold`, by the alert's name."""

@@ -1,31 +1,31 @@
-"""Run state of one process, with the times of its evidence. Pure.
+"""Run state of one process's guest, from events and polls in any order. Pure.
 
-Events and polls arrive in any order: libvirt passes events over another connection, and QEMU delays some events. Each event or poll is
-therefore evidence for its own time, and older evidence never replaces newer evidence.
+Events and polls can arrive out of order: libvirt passes events over another connection, and QEMU delays some events. So an event or a
+poll changes the run state only if it is newer than the newest event or poll so far.
 """
 
 from dataclasses import dataclass
 
 CLOCK_STEP_NS = 1_000_000_000
-"""Polls arrive in order. If a poll is older than the last one by more than this, the clock was set back."""
+"""Polls arrive in order. If a poll is older than the poll before it by more than this time, the clock was set back."""
 STOP_DELAY_NS = 1_000_000_000
-"""QEMU emits the event of an error before it stops the guest. Within this time a poll may still report `running`."""
+"""QEMU emits the event of an error before it stops the guest. For this time after the event, a poll may still report `running`."""
 
 
 @dataclass(slots=True)
 class RunState:
-    """Run state of one process. Times are in nanoseconds since the epoch; 0 means that it never happened.
+    """Run state of one process's guest. Times are in nanoseconds since the epoch; 0 if there is no such time.
 
     Attributes:
-        running: Whether the guest runs; None until it is known.
-        status: QEMU's RunState at the newest poll; empty until then, and after an event that changed it.
+        running: Whether the guest runs; None if unknown.
+        status: QEMU's RunState at the newest poll; empty if there was no poll, or if an event has changed the run state since.
         since_ns: When `status` was first polled.
         resumed_ns: Time of the newest RESUME.
-        stopped_ns: Time of the newest STOP, or of the newest poll that found the guest stopped.
-        running_ns: Time of the newest poll that found the guest running.
-        running_since_ns: When the guest began to run, as far as known.
-        has_started: Whether the guest ran or was reset before.
-        was_incoming: Whether the process waited for an incoming migration.
+        stopped_ns: Time of the newest STOP, or of the newest poll of a stopped guest.
+        running_ns: Time of the newest poll of a running guest.
+        running_since_ns: Earliest time from which the guest is known to have run without a stop.
+        has_started: Whether the guest has run or was reset.
+        was_incoming: Whether the process has waited for an incoming migration.
     """
 
     running: bool | None = None
@@ -56,9 +56,15 @@ class RunState:
             self._set_running(time_ns, running=running)
 
     def on_poll(self, status: str, time_ns: int, *, running: bool) -> bool:
-        """Handle a poll whose query was sent at `time_ns`; return False if newer evidence is known.
+        """Handle a poll of the run state.
 
-        Polls arrive in the order in which they were sent.
+        Args:
+            status: QEMU's RunState.
+            time_ns: When the query was sent.
+            running: Whether the guest runs.
+
+        Returns:
+            False if the poll changes nothing, because a newer event is known.
         """
         if time_ns < self._as_of_ns:
             return False
@@ -78,8 +84,8 @@ class RunState:
             self.running_since_ns = time_ns
         self.running, self._as_of_ns = running, time_ns
 
-    def set_back(self, time_ns: int) -> bool:
-        """Return whether a poll at `time_ns` shows that the clock was set back. If so, limit all times to that of the poll."""
+    def adjust_clock(self, time_ns: int) -> bool:
+        """Return whether a poll at `time_ns` shows that the clock was set back. If it was, limit all times to `time_ns`."""
         before, self._polled_ns = self._polled_ns, time_ns
         if time_ns >= before - CLOCK_STEP_NS:
             return False
@@ -88,7 +94,7 @@ class RunState:
         return True
 
     def has_run_since(self, time_ns: int) -> bool:
-        """Return whether the guest has certainly run after an event that stopped it at `time_ns`."""
+        """Return whether the guest has certainly run after an event that stopped the guest at `time_ns`."""
         if self.resumed_ns > time_ns:
             return True
         stop_is_known = time_ns <= self.stopped_ns <= self.running_ns

@@ -1,6 +1,6 @@
 """Alerts of guests that are stopped, but not by their operator. Pure: it returns records.
 
-RESUME or a later poll of a running guest resolves such an alert. A reset, a stop or an older poll never resolves it.
+A RESUME event, or a later poll of a running guest, resolves such an alert. A reset, a stop or an older poll never resolves it.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -23,15 +23,18 @@ from agent.model.metrics.block import BLOCK_DEVICE
 from agent.model.record import Record, Severity
 
 IO_STATUS_NS = 2_000_000_000
-"""How long the agent waits for query-block to show which disk failed. After that it fires the alert without a disk."""
+"""How long the agent waits until query-block shows which disk failed. After that, the agent fires the alert without a disk."""
 
-_IO_ERRORS = {rule.alert: rule for rule in EVENT_RULES if rule.status == "io-error"}
-_FAILED_STATUS = {"nospace": "disk_full", "failed": "io_error_stop"}
-"""Alerts by a device's `io-status`."""
-_TIMED = frozenset(rule.alert for rule in RUN_STATE_RULES if rule.seconds)
+_IO_ERROR_RULES = {rule.alert: rule for rule in EVENT_RULES if rule.status == "io-error"}
+"""Rules of I/O errors that stop the guest, by alert."""
+_ALERT_OF_IO_STATUS = {"nospace": "disk_full", "failed": "io_error_stop"}
+"""Alert for each `io-status` of a device whose request failed."""
+_DELAYED_ALERTS = frozenset(rule.alert for rule in RUN_STATE_RULES if rule.seconds)
+"""Alerts that fire only after the guest has been in a run state for some time."""
 _ENTERED_FROM_RUNNING = frozenset({"io-error", "guest-panicked", "internal-error", "watchdog", "paused", "suspended"})
 """Run states that a guest can only enter while it runs."""
-_EVENT_STATUSES = frozenset(rule.status for rule in EVENT_RULES if rule.status)
+_STATUSES_WITH_EVENT = frozenset(rule.status for rule in EVENT_RULES if rule.status)
+"""Run states that QEMU also reports by an event."""
 
 
 class RunStateAlerts:
@@ -40,46 +43,57 @@ class RunStateAlerts:
     def __init__(self, store: AlertStore) -> None:
         self._store = store
 
-    def _standing(self, state: VmProcessState) -> list[Alert]:
+    def _alerts_of_stop(self, state: VmProcessState) -> list[Alert]:
+        """Return the firing alerts whose cause has stopped the guest."""
         return [alert for alert in self._store.of_owner(state.owner) if alert.status]
+
+    def on_attached(self, state: VmProcessState) -> None:
+        """Allow the next poll of a running guest to resolve the alerts, because the agent may have missed the RESUME event.
+
+        Until that poll, the guest counts as stopped since the newest evidence of its alerts.
+        """
+        seen_ns = (alert.seen_ns for alert in self._store.of_owner(state.owner))
+        state.run.stopped_ns = max([state.run.stopped_ns, *seen_ns])
 
     def on_event(self, state: VmProcessState, name: str, time_ns: int) -> Iterator[Record]:
         """Handle STOP, RESUME or RESET."""
         state.run.on_event(name, time_ns)
         if name == "RESUME":
-            yield from self._on_running(state, time_ns, name)
+            yield from self._resolve_stop(state, time_ns, name)
 
-    def _on_running(self, state: VmProcessState, time_ns: int, reason: str) -> Iterator[Record]:
-        """Resolve the alerts of a stopped guest, because it runs again. Alerts with newer evidence keep firing."""
+    def _resolve_stop(self, state: VmProcessState, time_ns: int, reason: str) -> Iterator[Record]:
+        """Resolve the alerts of a stopped guest, because the guest runs again. Alerts with newer evidence keep firing."""
         if state.run.has_run_since(state.io_errors_ns):
             state.io_errors_ns = 0
-        over = [
+        ended = [
             alert
-            for alert in self._standing(state)
+            for alert in self._alerts_of_stop(state)
             if (alert.seen_ns <= time_ns if reason == "RESUME" else state.run.has_run_since(alert.seen_ns))
         ]
-        yield from self._store.resolve(over, time_ns, reason)
+        yield from self._store.resolve(ended, time_ns, reason)
 
     def on_poll(self, state: VmProcessState, status: str, time_ns: int, *, running: bool) -> Iterator[Record]:
-        """Handle a poll of the run state; its query was sent at `time_ns`."""
-        if state.run.set_back(time_ns):
-            self._store.set_back(state.owner, time_ns)
+        """Handle a poll of the run state; `time_ns` is when the query was sent, in nanoseconds since the epoch."""
+        if state.run.adjust_clock(time_ns):
+            self._store.adjust_clock(state.owner, time_ns)
         if not state.run.on_poll(status, time_ns, running=running):
             return  # a newer event is known
         is_first, state.has_run_state = not state.has_run_state, True
         if running:
-            yield from self._on_running(state, time_ns, "running")
+            yield from self._resolve_stop(state, time_ns, "running")
             return
-        standing = self._standing(state)
-        over = [alert for alert in standing if _is_over(alert, status) and alert.seen_ns <= time_ns]
-        yield from self._store.resolve(over, time_ns, "migrated" if status == "postmigrate" else "run_state")
-        for alert in self._standing(state):
+        alerts = self._alerts_of_stop(state)
+        ended = [alert for alert in alerts if _has_ended(alert, status) and alert.seen_ns <= time_ns]
+        yield from self._store.resolve(ended, time_ns, "migrated" if status == "postmigrate" else "run_state")
+        for alert in self._alerts_of_stop(state):
             self._store.confirm(alert, time_ns)
-        if not any(alert.status == status for alert in standing):
-            yield from self._on_unexplained(state, status, time_ns, is_first=is_first)
+        if not any(alert.status == status for alert in alerts):
+            yield from self._fire_polled_state(state, status, time_ns, is_first=is_first)
 
-    def _on_unexplained(self, state: VmProcessState, status: str, time_ns: int, *, is_first: bool) -> Iterator[Record]:
-        """Fire the alert of a run state that no event explains."""
+    def _fire_polled_state(
+        self, state: VmProcessState, status: str, time_ns: int, *, is_first: bool
+    ) -> Iterator[Record]:
+        """Fire the alert of a polled run state for which no event has fired an alert."""
         if status == "io-error":
             state.io_errors_ns, state.io_error_full = state.io_errors_ns or time_ns, False
             state.refreshes |= {"drives"}
@@ -88,7 +102,7 @@ class RunStateAlerts:
             return
         for rule in RUN_STATE_RULES:
             if rule.status == status and not rule.seconds:
-                missed = is_first or status in _EVENT_STATUSES
+                missed = is_first or status in _STATUSES_WITH_EVENT
                 yield from self._fire(state, rule, time_ns, DetectedBy.MISSED if missed else DetectedBy.LEVEL)
 
     def _fire(
@@ -100,7 +114,13 @@ class RunStateAlerts:
     # I/O errors.
 
     def on_unlocated_io_error(self, state: VmProcessState, time_ns: int, *, is_full: bool) -> None:
-        """Remember an I/O error that stopped the guest on an unknown disk. The `io-status` in query-block shows the disk later."""
+        """Handle an I/O error that stopped the guest and whose disk is unknown. A later query-block shows the disk by its `io-status`.
+
+        Args:
+            state: The process.
+            time_ns: When the error happened, in nanoseconds since the epoch.
+            is_full: Whether the cause was a lack of space.
+        """
         if not state.io_errors_ns or time_ns < state.io_errors_ns:
             state.io_errors_ns = time_ns
         state.io_error_full = is_full
@@ -109,7 +129,7 @@ class RunStateAlerts:
     def on_devices(
         self, state: VmProcessState, samples: Sequence[Sample], families: Collection[Family], time_ns: int
     ) -> Iterator[Record]:
-        """Handle a poll of devices; their `io-status` shows which disk failed."""
+        """Handle a poll of disks. In the samples of query-block, `io-status` shows which disk failed."""
         if BLOCK_DEVICE in families:
             devices = (sample for sample in samples if sample.family is BLOCK_DEVICE)
             state.io_status = {device.subject: str(device.values.get("io_status", "")) for device in devices}
@@ -119,12 +139,16 @@ class RunStateAlerts:
             yield from self._locate_io_error(state)
 
     def _locate_io_error(self, state: VmProcessState) -> Iterator[Record]:
-        """Once io-status shows which disks failed, fire an alert for each, and resolve the alert without a disk."""
-        unlocated = [alert for alert in self._standing(state) if alert.status == "io-error" and not alert.subject]
+        """If `io-status` shows which disks failed, fire an alert for each of these disks and resolve the alert without a disk."""
+        unlocated = [alert for alert in self._alerts_of_stop(state) if alert.status == "io-error" and not alert.subject]
         since_ns = state.io_errors_ns or max((alert.since_ns for alert in unlocated), default=0)
         if not since_ns or state.io_status_ns < max(state.run.ran_ns, since_ns):
-            return  # io-status is from before the error, and RESUME clears it
-        failed = {device: _FAILED_STATUS[s] for device, s in state.io_status.items() if s in _FAILED_STATUS}
+            return  # io-status is older than the error, or QEMU has cleared io-status at a RESUME since
+        failed = {
+            device: _ALERT_OF_IO_STATUS[io_status]
+            for device, io_status in state.io_status.items()
+            if io_status in _ALERT_OF_IO_STATUS
+        }
         if not failed:
             return
         state.io_errors_ns = 0
@@ -142,19 +166,19 @@ class RunStateAlerts:
             state: The process.
             name: The alert's name: `disk_full` or `io_error_stop`.
             device: The disk; empty if it is unknown.
-            time_ns: When the error happened, or was polled.
-            detected_by: How it was detected.
+            time_ns: When the error happened or was polled, in nanoseconds since the epoch.
+            detected_by: How the error was detected.
             data: Further fields of the alert's record.
         """
-        rule, tracker = _IO_ERRORS[name], state.trackers.get(device)
-        figures = space_figures(tracker) if tracker is not None else {}
+        rule, tracker = _IO_ERROR_RULES[name], state.trackers.get(device)
+        figures = space_figures(tracker.usage) if tracker is not None else {}
         data = {"help": rule.help, "event": rule.event, "detected_by": detected_by.value} | figures | data
         yield from self._store.fire(state.alert(name, device, rule.severity, time_ns, data, status=rule.status))
 
     # Time and migrations.
 
     def on_tick(self, state: VmProcessState, now_ns: int) -> Iterator[Record]:
-        """Fire the alerts that are due at this time, and have the run state polled if the guest has an alert of being stopped."""
+        """Fire the alerts that are due at this time. While an alert of a stopped guest fires, request a poll of the run state."""
         if state.io_errors_ns and now_ns - state.io_errors_ns >= IO_STATUS_NS:
             yield from self._locate_io_error(state)
         if state.io_errors_ns and now_ns - state.io_errors_ns >= IO_STATUS_NS:
@@ -164,14 +188,14 @@ class RunStateAlerts:
         for rule in RUN_STATE_RULES if state.run.running is False else ():
             if self._is_due(state, rule, now_ns):
                 yield from self._fire(state, rule, now_ns, DetectedBy.LEVEL)
-        if self._standing(state):
+        if self._alerts_of_stop(state):
             state.refreshes |= {"runstate"}
 
     def _is_due(self, state: VmProcessState, rule: RunStateRule, now_ns: int) -> bool:
-        """Return whether a guest has been in a run state for too long, and no other alert explains it."""
+        """Return whether the guest has been in the rule's run state for too long and no other alert says why the guest is stopped."""
         if not rule.seconds or state.run.status != rule.status or (rule.after_reset and not state.run.has_started):
             return False
-        return now_ns - state.run.since_ns >= rule.seconds * 1e9 and not self._standing(state)
+        return now_ns - state.run.since_ns >= rule.seconds * 1e9 and not self._alerts_of_stop(state)
 
     def on_migration(self, state: VmProcessState, status: str, time_ns: int) -> Iterator[Record]:
         """Handle a migration status from an event or a poll."""
@@ -186,8 +210,8 @@ class RunStateAlerts:
             yield from self._store.resolve([known], time_ns, "migration")
 
 
-def _is_over(alert: Alert, status: str) -> bool:
-    """Return whether the run state shows that a stopped guest is stopped for another reason than an alert's."""
+def _has_ended(alert: Alert, status: str) -> bool:
+    """Return whether the run state of a stopped guest shows that the cause of the alert has ended."""
     if alert.status == status:
         return False
-    return status == "postmigrate" or status in _ENTERED_FROM_RUNNING or alert.name in _TIMED
+    return status == "postmigrate" or status in _ENTERED_FROM_RUNNING or alert.name in _DELAYED_ALERTS

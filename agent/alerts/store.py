@@ -1,4 +1,4 @@
-"""Firing alerts, and each change of their state as a record. Pure: the caller passes the time."""
+"""The firing alerts, and a record for each alert that fires or is resolved. Pure: the caller passes the time."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 from agent.model.record import Record, Severity, Vm
 
 AlertKey = tuple[str, str, str]
-"""An alert's name, its subject and its level."""
+"""An alert's name, subject and level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,19 +16,19 @@ class Alert:
     """One alert.
 
     Attributes:
-        name: Its kind, such as `write_threshold`.
+        name: The kind of alert, such as `write_threshold`.
         vm: The VM.
-        subject: The disk or other device, by its guest-visible name; empty for the VM as a whole.
-        level: The exceeded level, as written in the config; empty if there is none.
-        severity: Its severity.
-        since_ns: When it began to fire, in nanoseconds since the epoch.
-        data: Further fields of its record.
-        until_ns: When it is resolved without an event, in nanoseconds since the epoch; 0 means never.
-        resolved_by: Events that resolve it.
-        status: The run state in which the guest is stopped: the alert is resolved when the guest runs. Empty if the guest may run.
-        owner: Number of the process that it belongs to.
-        instance: Distinguishes processes with one UUID that run at the same time; empty for the first of them.
-        seen_ns: Time of the newest evidence of it; older evidence does not resolve it.
+        subject: The device id of the disk or other device; empty for the VM as a whole.
+        level: The exceeded level, as written in the config; empty if the alert has no level.
+        severity: The severity.
+        since_ns: When the alert began to fire, in nanoseconds since the epoch.
+        data: Further fields of the alert's record.
+        until_ns: When the alert is resolved even without an event, in nanoseconds since the epoch; 0 means never.
+        resolved_by: Names of the events that resolve the alert.
+        status: The run state in which the guest is stopped. The alert is resolved when the guest runs. Empty if the guest is not stopped.
+        owner: Number of the VM process that the alert belongs to.
+        instance: Distinguishes processes with one UUID that run at the same time; empty for the first attached process.
+        seen_ns: Time of the newest event or poll that showed the alert's condition. An older event or poll does not resolve the alert.
     """
 
     name: str
@@ -47,18 +47,24 @@ class Alert:
 
     @property
     def key(self) -> AlertKey:
-        """Its identity among the alerts of its process."""
+        """Identity of the alert among the alerts of one process."""
         return self.name, self.subject, self.level
 
     @property
     def fingerprint(self) -> str:
-        """Its identity for consumers. It stays the same across restarts, reconnects and repetitions."""
+        """Identity of the alert for consumers of records. It stays the same when the agent restarts and when the alert fires again."""
         parts = f"{self.vm.host}\n{self.vm.uuid}\n{self.name}\n{self.subject}\n{self.level}"
         parts += f"\n{self.instance}" if self.instance else ""
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
-    def to_record(self, state: str, time_ns: int, more: Mapping[str, Any]) -> Record:
-        """Return the record of a change of its state."""
+    def to_record(self, state: str, time_ns: int, extra: Mapping[str, Any]) -> Record:
+        """Return the record of the alert's new state.
+
+        Args:
+            state: `firing` or `resolved`.
+            time_ns: Time of the change, in nanoseconds since the epoch.
+            extra: Fields to add to the record.
+        """
         data = {
             "alert": self.name,
             "state": state,
@@ -67,7 +73,7 @@ class Alert:
         }
         if self.level:
             data["level"] = self.level
-        data |= {**self.data, **more}
+        data |= {**self.data, **extra}
         severity = self.severity if state == "firing" else Severity.INFO
         return Record(f"qemu.alert.{self.name}", self.vm, data, time_ns, self.subject, severity)
 
@@ -76,7 +82,7 @@ class AlertStore:
     """All firing alerts.
 
     Attributes:
-        resolving_events: Names of events that may resolve one of them.
+        resolving_events: Names of the events that may resolve a firing alert.
     """
 
     def __init__(self) -> None:
@@ -98,11 +104,14 @@ class AlertStore:
         return list(self._firing.get(owner, {}).values())
 
     def find(self, owner: int, name: str, subject: str = "", level: str = "") -> Alert | None:
-        """Return a firing alert; None if it does not fire."""
+        """Return a process's firing alert by its name, subject and level; None if no such alert fires."""
         return self._firing.get(owner, {}).get((name, subject, level))
 
     def fire(self, alert: Alert) -> Iterator[Record]:
-        """Store an alert; yield its record unless it fires already. If it does, newer evidence updates its data."""
+        """Store an alert that fires, and yield its record.
+
+        If the alert fires already, yield nothing. Replace its data, except when the stored alert has a newer `seen_ns`.
+        """
         self.resolving_events |= alert.resolved_by
         seen_ns = alert.seen_ns or alert.since_ns
         known = self.find(alert.owner, *alert.key)
@@ -123,36 +132,44 @@ class AlertStore:
         return known
 
     def confirm(self, alert: Alert, time_ns: int) -> None:
-        """Record that a firing alert's condition still holds at this time."""
+        """Store that a poll at `time_ns` has shown the condition of a firing alert again."""
         known = self.find(alert.owner, *alert.key)
         if known is not None and time_ns > known.seen_ns:
             self._put(replace(known, seen_ns=time_ns))
 
-    def set_back(self, owner: int, time_ns: int) -> None:
-        """Limit the times of the evidence of a process's alerts to `time_ns`, because the clock was set back."""
+    def adjust_clock(self, owner: int, time_ns: int) -> None:
+        """Limit `seen_ns` of a process's alerts to `time_ns`, because the clock was set back."""
         for alert in self.of_owner(owner):
             self._put(replace(alert, seen_ns=min(alert.seen_ns, time_ns)))
 
     def resolve(
-        self, alerts: Iterable[Alert], time_ns: int, reason: str, more: Mapping[str, Any] | None = None
+        self, alerts: Iterable[Alert], time_ns: int, reason: str, extra: Mapping[str, Any] | None = None
     ) -> Iterator[Record]:
-        """Resolve the alerts that fire; yield a record for each as soon as it is resolved."""
+        """Resolve those of the alerts that fire. Yield the record of each alert right after this alert is resolved.
+
+        Args:
+            alerts: The alerts.
+            time_ns: When the condition ended, in nanoseconds since the epoch.
+            reason: The record's field `resolved_by`: the event or the cause.
+            extra: Fields to add to the records.
+        """
         for alert in list(alerts):
             known = self._pop(alert)
             if known is not None:
-                yield known.to_record("resolved", time_ns, {"resolved_by": reason, **(more or {})})
+                yield known.to_record("resolved", time_ns, {"resolved_by": reason, **(extra or {})})
 
     def resolve_by_event(self, owner: int, event: str, time_ns: int) -> Iterator[Record]:
-        """Resolve the alerts of a process that an event resolves, except those with newer evidence."""
-        resolved = (a for a in self.of_owner(owner) if event in a.resolved_by and a.seen_ns <= time_ns)
+        """Resolve a process's alerts that an event resolves, except alerts whose condition was seen after the event."""
+        alerts = self.of_owner(owner)
+        resolved = (alert for alert in alerts if event in alert.resolved_by and alert.seen_ns <= time_ns)
         return self.resolve(resolved, time_ns, event)
 
     def resolve_expired(self, time_ns: int) -> Iterator[Record]:
-        """Resolve the alerts whose time is over."""
+        """Resolve the alerts whose `until_ns` has passed at `time_ns`."""
         return self.resolve((alert for alert in self if 0 < alert.until_ns <= time_ns), time_ns, "time")
 
     def reassign(self, alerts: Iterable[Alert], vm: Vm, owner: int) -> None:
-        """Move alerts to another process, such as the destination of a migration."""
+        """Move alerts to another process of the VM, such as the destination of a migration."""
         for alert in list(alerts):
             self._pop(alert)
             self._put(replace(alert, vm=vm, owner=owner))
@@ -160,7 +177,7 @@ class AlertStore:
     # Persistence.
 
     def to_note(self, owner: int) -> list[dict[str, Any]]:
-        """Return the firing alerts of a process as JSON values."""
+        """Return the firing alerts of a process for the next run of the agent, as JSON values."""
         return [
             {
                 "name": alert.name,
@@ -180,23 +197,23 @@ class AlertStore:
         ]
 
     def restore(self, vm: Vm, owner: int, note: object) -> None:
-        """Restore a note that `to_note` returned in an earlier run; other values are ignored."""
-        for item in note if isinstance(note, list) else ():
+        """Restore the alerts in a note that `to_note` returned in an earlier run. Invalid values are ignored."""
+        for fields in note if isinstance(note, list) else ():
             try:
                 alert = Alert(
-                    item["name"],
-                    replace(vm, name=item["vm_name"]),
-                    item["subject"],
-                    item["level"],
-                    Severity(item["severity"]),
-                    int(item["since_ns"]),
-                    dict(item["data"]),
-                    int(item["until_ns"]),
-                    frozenset(item["resolved_by"]),
-                    str(item["status"]),
+                    fields["name"],
+                    replace(vm, name=fields["vm_name"]),
+                    fields["subject"],
+                    fields["level"],
+                    Severity(fields["severity"]),
+                    int(fields["since_ns"]),
+                    dict(fields["data"]),
+                    int(fields["until_ns"]),
+                    frozenset(fields["resolved_by"]),
+                    str(fields["status"]),
                     owner,
-                    str(item["instance"]),
-                    int(item["seen_ns"]),
+                    str(fields["instance"]),
+                    int(fields["seen_ns"]),
                 )
             except (KeyError, TypeError, ValueError):
                 continue

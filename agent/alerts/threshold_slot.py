@@ -1,8 +1,9 @@
-"""State machine of one write-threshold slot in QEMU. Pure.
+"""State machine of the write-threshold slot of one block node in QEMU. Pure.
 
-QEMU has one slot for each block node. Any client can overwrite it. It becomes empty when it fires. A threshold below the highest write
-does nothing until the next write. The agent therefore reads the slot first, and never replaces another client's value. It remembers a
-threshold before it sets it: if the slot is empty later, the threshold has fired or was cleared in the meantime.
+QEMU has one slot for each block node, and any client can overwrite its value. QEMU empties the slot when the threshold fires. A threshold
+below the highest write offset fires only at the next write. The agent therefore reads the slot first, and never replaces another client's
+value. The agent stores a threshold before it sets the threshold. If the slot is empty later, the threshold has fired or another client has
+cleared it.
 """
 
 from collections.abc import Mapping
@@ -11,10 +12,11 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from agent.alerts.levels import MAX_BYTES
+from agent.alerts.threshold_types import parse_name_and_bytes
 
 MAX_OWN_THRESHOLDS = 16
-"""How many of the agent's own thresholds are remembered. An event may arrive after a reply with an empty slot, or from an earlier node."""
+"""Number of the agent's last thresholds that are stored, because an event can arrive late: after a reply with an empty slot, or after
+a snapshot has changed the storage node."""
 MAX_REFUSALS = 3
 """Number of failed commands in a row after which the agent no longer sets a node's threshold."""
 
@@ -23,20 +25,20 @@ Threshold = tuple[str, int]
 
 
 class SlotState(StrEnum):
-    """The agent's knowledge of the slot."""
+    """State of a slot, as far as the agent has read and set it."""
 
     UNREAD = "unread"
-    """Not read since the agent attached. It may hold a threshold of an earlier run."""
+    """The agent has not read the slot since it attached. The slot may hold a threshold of an earlier run."""
     EMPTY = "empty"
-    """It is empty: the agent may set it."""
+    """The slot is empty, so the agent may set it."""
     OURS = "ours"
-    """It holds the agent's value, or the command that sets it is under way."""
+    """The slot holds the agent's value, or the agent has sent the command that sets it."""
     FOREIGN = "foreign"
-    """It held another client's value once: the agent never sets it again."""
+    """The slot held another client's value at some time. The agent never sets this slot again."""
     UNKNOWN = "unknown"
-    """A command failed or got no response, so QEMU may or may not have set it. It has to be read."""
+    """A command failed or got no response, so QEMU may have executed it. The agent has to read the slot."""
     REFUSED = "refused"
-    """It is empty, and QEMU refused the agent's commands. The agent waits for another node."""
+    """The slot is empty, and QEMU refused the agent's commands. The agent sets no threshold until the storage node changes."""
 
 
 class SlotInput(StrEnum):
@@ -46,13 +48,13 @@ class SlotInput(StrEnum):
     READ_OURS = "read_ours"
     READ_FOREIGN = "read_foreign"
     READ_REFUSED = "read_refused"
-    """Empty, after `MAX_REFUSALS` failed commands for this node."""
+    """The slot is empty after `MAX_REFUSALS` failed commands for this node."""
     SEND = "send"
-    """The agent is about to send the command that sets it."""
+    """The agent is about to send the command that sets the slot."""
     FAIL = "fail"
     """QEMU refused the command, or its response did not arrive."""
     FIRE = "fire"
-    """QEMU reported a write beyond the value, and emptied the slot."""
+    """QEMU reported a write beyond the agent's threshold, and emptied the slot."""
 
 
 _READS = {
@@ -77,57 +79,57 @@ TRANSITIONS: Mapping[SlotState, Mapping[SlotInput, SlotState]] = MappingProxyTyp
 
 @dataclass(slots=True)
 class ThresholdSlot:
-    """The agent's knowledge of the write-threshold slot of a disk's storage node.
+    """The write-threshold slot of a disk's storage node, as far as the agent has read and set it.
 
     Attributes:
         state: The state of the slot.
-        threshold: The agent's own threshold in the slot. In UNREAD and UNKNOWN it is uncertain whether the slot holds it.
+        threshold: The agent's own threshold in the slot. In UNREAD and UNKNOWN it is uncertain whether the slot holds this threshold.
     """
 
     state: SlotState = SlotState.UNREAD
     threshold: Threshold | None = None
-    _own: list[Threshold] = field(default_factory=list)  # the thresholds that the agent set last, the newest at the end
+    _own: list[Threshold] = field(default_factory=list)  # the last thresholds that the agent set, the newest at the end
     _refusals: dict[str, int] = field(default_factory=dict)  # failed commands in a row, by node
 
     @property
     def is_foreign(self) -> bool:
-        """True if another client uses it."""
+        """True if another client uses the slot."""
         return self.state is SlotState.FOREIGN
 
     @property
     def needs_read(self) -> bool:
-        """True if a command's outcome is unknown: the slot has to be read before anything else."""
+        """True if the outcome of a command is unknown. The agent then has to read the slot before anything else."""
         return self.state is SlotState.UNKNOWN
 
     def owns(self, node: str, value: int) -> bool:
         """Return whether the agent set this threshold, even on a node that is no longer the disk's storage."""
         return self.threshold == (node, value) or (node, value) in self._own
 
-    def read(self, node: str, value: int, *, is_level: bool) -> bool:
-        """Handle the slot's value as QEMU reports it.
+    def on_read(self, node: str, value: int, *, is_level: bool) -> bool:
+        """Handle the slot's value that QEMU reported.
 
         Args:
             node: The storage node.
-            value: The value in its slot; 0 if it is empty.
-            is_level: Whether the agent itself would set this value. Then an earlier run set it, and could not persist it.
+            value: The value in its slot; 0 if the slot is empty.
+            is_level: Whether the agent itself would set this value. Then an earlier run set the value but could not store it.
 
         Returns:
             True if the agent's threshold has fired or was cleared since the last read.
         """
         before, was_unknown = self.threshold, self.needs_read
-        self._apply(self._classify(node, value, is_level=is_level))
+        self._change_state(self._classify_read(node, value, is_level=is_level))
         self.threshold = (node, value) if self.state is SlotState.OURS else None
         return before is not None and before[0] == node and before != self.threshold and not was_unknown
 
-    def _classify(self, node: str, value: int, *, is_level: bool) -> SlotInput:
+    def _classify_read(self, node: str, value: int, *, is_level: bool) -> SlotInput:
         if not value:
             refused = self._refusals.get(node, 0) >= MAX_REFUSALS
             return SlotInput.READ_REFUSED if refused else SlotInput.READ_EMPTY
         return SlotInput.READ_OURS if is_level or self.owns(node, value) else SlotInput.READ_FOREIGN
 
-    def send(self, node: str, value: int) -> None:
-        """Remember this threshold before its command is sent. It counts as set from now on."""
-        self._apply(SlotInput.SEND)
+    def on_send(self, node: str, value: int) -> None:
+        """Store a threshold whose command is about to be sent, and count the threshold as set from now on."""
+        self._change_state(SlotInput.SEND)
         self.threshold = (node, value)
         self._own = [*(own for own in self._own if own != self.threshold), self.threshold][-MAX_OWN_THRESHOLDS:]
 
@@ -137,35 +139,27 @@ class ThresholdSlot:
             self._refusals.pop(node, None)
         else:
             self._refusals[node] = self._refusals.get(node, 0) + 1
-            self._apply(SlotInput.FAIL)
+            self._change_state(SlotInput.FAIL)
 
-    def fire(self, node: str, value: int) -> None:
-        """Handle the event of the agent's own threshold. In UNREAD, `threshold` is kept: the first read then reports it as missed."""
+    def on_fired(self, node: str, value: int) -> None:
+        """Handle the event of the agent's own threshold. UNREAD keeps the threshold, and the first read then reports it as missed."""
         if self.threshold == (node, value) and self.state is not SlotState.UNREAD:
             self.threshold = None
-            self._apply(SlotInput.FIRE)
+            self._change_state(SlotInput.FIRE)
 
-    def _apply(self, happened: SlotInput) -> None:
-        self.state = TRANSITIONS[self.state].get(happened, self.state)
+    def _change_state(self, slot_input: SlotInput) -> None:
+        self.state = TRANSITIONS[self.state].get(slot_input, self.state)
 
     def to_note(self) -> dict[str, Any]:
-        """Return the state that has to survive a restart of the agent, as JSON values."""
+        """Return the state to store for the next run of the agent, as JSON values."""
         return {
             "threshold": list(self.threshold) if self.threshold is not None else None,
             "own_thresholds": [list(own) for own in self._own],
         }
 
     def restore(self, note: Mapping[str, Any]) -> None:
-        """Restore a note that `to_note` returned in an earlier run; other values are ignored."""
+        """Restore a note that `to_note` returned in an earlier run. Invalid values are ignored."""
         own = note.get("own_thresholds")
-        parsed = map(parse_place, own if isinstance(own, list) else ())
-        self.threshold = parse_place(note.get("threshold"))
-        self._own = [place for place in parsed if place is not None][-MAX_OWN_THRESHOLDS:]
-
-
-def parse_place(note: object) -> tuple[str, int] | None:
-    """Parse a name and a number of bytes in a note; return None if it is anything else."""
-    match note:
-        case [str(name), int(value)] if not isinstance(value, bool) and 0 <= value <= MAX_BYTES:
-            return name, value
-    return None
+        parsed = map(parse_name_and_bytes, own if isinstance(own, list) else ())
+        self.threshold = parse_name_and_bytes(note.get("threshold"))
+        self._own = [threshold for threshold in parsed if threshold is not None][-MAX_OWN_THRESHOLDS:]

@@ -1,11 +1,11 @@
-"""Types for write thresholds: a disk's policy in the config, its layers as QEMU reports them, and crossed levels. Pure."""
+"""Types for write thresholds: a disk's policy in the config, the layers that QEMU reports, and crossed levels. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from agent.alerts.levels import Level, ResolvedLevel
+from agent.alerts.levels import MAX_BYTES, Level, ResolvedLevel
 
 
 class ThresholdMode(StrEnum):
@@ -15,18 +15,18 @@ class ThresholdMode(StrEnum):
     OBSERVE = "observe"
     """The agent compares the levels at each poll and sets nothing in QEMU."""
     ARM = "arm"
-    """The agent also sets write thresholds, so that QEMU reports the write itself."""
+    """The agent also sets write thresholds in QEMU. QEMU then reports a write beyond a level by an event."""
 
 
 class DetectedBy(StrEnum):
-    """How a condition was detected."""
+    """How the agent detected the condition of an alert."""
 
     EVENT = "event"
-    """QEMU reported it at the write."""
+    """QEMU reported the condition by an event."""
     LEVEL = "level"
-    """A poll showed it."""
+    """A poll showed the condition."""
     MISSED = "missed"
-    """It happened while the agent was away, or its event was lost."""
+    """A poll showed the condition. Its event was lost, or the agent was not connected at that time."""
     ENOSPC = "enospc"
     """A write failed because there was no space."""
 
@@ -35,7 +35,7 @@ class ResolvedReason(StrEnum):
     """Why a level is no longer exceeded."""
 
     SPACE = "space"
-    """The disk uses less, or was extended."""
+    """The disk uses fewer bytes, or the disk was extended."""
     REPLACED = "replaced"
     """The disk has another image."""
     LEVEL_GONE = "level_gone"
@@ -47,9 +47,9 @@ class ThresholdPolicy:
     """The config's policy for a disk.
 
     Attributes:
-        mode: How levels are detected.
+        mode: How exceeded levels are detected.
         levels: The levels, in any order.
-        hysteresis: A level is resolved once usage is below it by this share of the disk's size.
+        hysteresis: Share of the disk's size by which the usage has to fall below a level before the level is resolved.
     """
 
     mode: ThresholdMode
@@ -59,15 +59,15 @@ class ThresholdPolicy:
 
 @dataclass(frozen=True, slots=True)
 class LevelCrossing:
-    """A level that usage crossed, upwards or downwards.
+    """A level that the usage crossed, upwards or downwards.
 
     Attributes:
         level: The level.
         used, limit: The disk's usage and size, in bytes.
         detected_by: How the crossing was detected.
         firing: Whether the level is exceeded now.
-        is_highest: Whether it is the highest of two or more levels.
-        resolved_by: Why it is no longer exceeded, if `firing` is false.
+        is_highest: Whether the disk has two or more levels and this level is the highest.
+        resolved_by: Why the level is no longer exceeded; valid only if `firing` is false.
     """
 
     level: ResolvedLevel
@@ -84,13 +84,13 @@ class DiskLayer:
     """One layer of a disk.
 
     Attributes:
-        node: The block node's name.
-        driver: Its driver.
-        path: Path of its file or device.
-        size: Its size in bytes.
-        allocated: Bytes that the host has allocated for it.
-        write_threshold: The value in the node's threshold slot; 0 if it is empty. QEMU reports a value above 2^63 as a negative number.
-        read_only: Whether it is read-only.
+        node: The name of the layer's block node.
+        driver: The node's driver.
+        path: Path of the layer's file or device.
+        size: The layer's size in bytes.
+        allocated: Bytes that the host has allocated for the layer.
+        write_threshold: The value in the node's threshold slot, in bytes; 0 if it is empty. QEMU reports values above 2^63 as negative.
+        read_only: Whether the layer is read-only.
     """
 
     node: str = ""
@@ -105,7 +105,7 @@ class DiskLayer:
     def from_values(cls, values: Mapping[str, Any]) -> "DiskLayer":
         """Create a layer from the values of a BLOCK_LAYER sample."""
 
-        def number(name: str) -> int:
+        def bytes_in(name: str) -> int:
             value = values.get(name, 0)
             return value if type(value) is int and value >= 0 else 0
 
@@ -115,8 +115,16 @@ class DiskLayer:
             node,
             driver,
             path,
-            number("size_bytes"),
-            number("allocated_bytes"),
+            bytes_in("size_bytes"),
+            bytes_in("allocated_bytes"),
             threshold if type(threshold) is int else 0,
             values.get("read_only") is True,
         )
+
+
+def parse_name_and_bytes(note: object) -> tuple[str, int] | None:
+    """Parse a list of a name and a number of bytes in a note; return None if the note is anything else."""
+    match note:
+        case [str(name), int(value)] if not isinstance(value, bool) and 0 <= value <= MAX_BYTES:
+            return name, value
+    return None

@@ -38,7 +38,7 @@ class AlertPublisher:
 
     def restore(self) -> None:
         """Restore the alerts of the previous run from the journal."""
-        self.manager.restore(self._publisher.delivery.stored_notes, time.monotonic())
+        self.manager.notes.restore(self._publisher.delivery.stored_notes, time.monotonic())
 
     def set_policy(self, config: WriteThresholdConfig) -> None:
         """Apply a new threshold configuration to all disks."""
@@ -87,7 +87,7 @@ class AlertPublisher:
         """Update the alerts that depend on time, and store the notes that are due; call it about once a second."""
         self._publish(self.manager.tick(time.monotonic(), time.time_ns()))
         delivery = self._publisher.delivery
-        notes = [StateNote(*note) for note in self.manager.notes_due()]
+        notes = [StateNote(*note) for note in self.manager.notes.notes_due()]
         await asyncio.gather(*(delivery.persist_note(note, STORE_SECONDS) for note in notes))  # all in one commit
 
     def refreshes_due(self, vm: Vm) -> frozenset[str]:
@@ -98,7 +98,9 @@ class AlertPublisher:
         """Return the threshold commands to send now. Their state note is stored first."""
         commands = self.manager.pending_commands(vm)
         if commands:
-            await self._publisher.delivery.persist_note(StateNote(*self.manager.state_note(vm.uuid)), STORE_SECONDS)
+            await self._publisher.delivery.persist_note(
+                StateNote(*self.manager.notes.note_of_vm(vm.uuid)), STORE_SECONDS
+            )
         return commands
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:

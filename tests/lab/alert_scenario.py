@@ -55,7 +55,7 @@ class AlertScenario:
     def restart(self, now: float = 0.0) -> None:
         """Start another run of the agent."""
         self.manager = self._new_manager()
-        self.manager.restore(self.notes, now)
+        self.manager.notes.restore(self.notes, now)
 
     def attach(self, vm: Vm = VM, *, at: float = 0.0, pid: int | None = None) -> list[Change]:
         return self._changes(self.manager.on_attached(vm, int(at * SECOND), pid))
@@ -104,7 +104,7 @@ class AlertScenario:
     def tick(self, at: float) -> list[Change]:
         """Let the time pass, and persist the notes that are due."""
         changes = self._changes(self.manager.tick(at, int(at * SECOND)))
-        for note in self.manager.notes_due():
+        for note in self.manager.notes.notes_due():
             self._persist(*note)
         return changes
 

@@ -148,7 +148,7 @@ class Agent:
         self.journal = journal
         self.emitted: list[Record] = []
         self.manager = AlertManager(HOST, lambda _vm, _disk: ThresholdPolicy(mode, LEVELS, HYSTERESIS), self._size_of)
-        self.manager.restore(journal.notes, now)
+        self.manager.notes.restore(journal.notes, now)
 
     def _size_of(self, _vm: Vm, path: str) -> int | None:
         sizes = {node.medium.path: node.medium.size for node in self.qemu.nodes.values()}
@@ -176,7 +176,7 @@ class Agent:
         """Return the thresholds to set, by node; their state note is put into the journal first."""
         commands = self.manager.pending_commands(VM)
         if commands:
-            self.journal.put(None, self.manager.state_note(UUID))
+            self.journal.put(None, self.manager.notes.note_of_vm(UUID))
         thresholds = []
         for device, command in commands:
             assert device == DEVICE

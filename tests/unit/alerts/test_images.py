@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.alerts.images import MAX_IMAGES, ImageMemory
+from agent.alerts.highest_writes import MAX_IMAGES, HighestWriteStore
 from agent.alerts.threshold_types import ThresholdMode
 from tests.lab.alert_scenario import AlertScenario
 from tests.lab.thin_disks import GIB, VM, Disk
@@ -77,24 +77,24 @@ def test_a_mirror_target_as_full_as_its_source_changes_nothing() -> None:
 
 
 def test_images_are_persisted_as_they_grow_and_forgotten_one_by_one() -> None:
-    memory = ImageMemory()
-    memory.store("/a", 1000, 100)
-    assert list(memory.notes_due()) == [("/a", [1000, 100])]
-    memory.store("/a", 1000, 101)
-    assert list(memory.notes_due()) == []
-    memory.store("/a", 1000, 200)
-    assert list(memory.notes_due()) == [("/a", [1000, 200])]
+    highest_writes = HighestWriteStore()
+    highest_writes.raise_offset("/a", 1000, 100)
+    assert list(highest_writes.notes_due()) == [("/a", [1000, 100])]
+    highest_writes.raise_offset("/a", 1000, 101)
+    assert list(highest_writes.notes_due()) == []
+    highest_writes.raise_offset("/a", 1000, 200)
+    assert list(highest_writes.notes_due()) == [("/a", [1000, 200])]
     for number in range(MAX_IMAGES):
-        memory.store(f"/{number}", 1, 1)
-    assert ("/a", None) in list(memory.notes_due())
-    assert memory.recall("/a", 1000) == 0
+        highest_writes.raise_offset(f"/{number}", 1, 1)
+    assert ("/a", None) in list(highest_writes.notes_due())
+    assert highest_writes.offset_of("/a", 1000) == 0
 
 
 @pytest.mark.parametrize("note", [None, 5, [], [1], ["a", 2], [1, -2], [True, 2**64], {"size": 1}])
 def test_invalid_image_notes_are_ignored(note: object) -> None:
-    memory = ImageMemory()
-    memory.restore("/a", note)
-    assert memory.recall("/a", 1) == 0
+    highest_writes = HighestWriteStore()
+    highest_writes.restore("/a", note)
+    assert highest_writes.offset_of("/a", 1) == 0
 
 
 # --- Corrupt images ---

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from agent.alerts.manager import AWAY_SECONDS, NOTE_PREFIX, AlertManager, PendingAlert
+from agent.alerts.manager import AWAY_SECONDS, AlertManager, PendingAlert
+from agent.alerts.notes import VM_NOTE_PREFIX
 from agent.alerts.rules import EVENT_RULES, HOUR
 from agent.alerts.threshold_types import ThresholdMode
 from agent.model.metrics.block_layers import BLOCK_LAYER
@@ -52,7 +53,7 @@ def restarted(agent: Agent) -> Agent:
 
 def vm_notes_due(agent: Agent) -> list[tuple[str, Any]]:
     """Return the state notes of VMs that are due."""
-    return [note for note in agent.manager.notes_due() if note[0].startswith(NOTE_PREFIX)]
+    return [note for note in agent.manager.notes.notes_due() if note[0].startswith(VM_NOTE_PREFIX)]
 
 
 NO_SPACE: dict[str, Any] = {"action": "stop", "nospace": True, "operation": "write"}
@@ -84,7 +85,7 @@ def test_the_note_of_a_gone_vm_without_alerts_is_removed() -> None:
     agent.manager.on_gone(VM, 0, for_good=True)
     assert vm_notes_due(agent) == []
     assert agent.manager.tick(1, 0) == []
-    assert vm_notes_due(agent) == [(NOTE_PREFIX + UUID, None)]
+    assert vm_notes_due(agent) == [(VM_NOTE_PREFIX + UUID, None)]
     assert vm_notes_due(agent) == []
 
 
@@ -94,7 +95,7 @@ def test_the_note_of_a_vm_that_never_returns_is_removed() -> None:
     second = restarted(agent)
     assert vm_notes_due(second) == []
     second.manager.tick(AWAY_SECONDS, 0)
-    assert vm_notes_due(second) == [(NOTE_PREFIX + UUID, None)]
+    assert vm_notes_due(second) == [(VM_NOTE_PREFIX + UUID, None)]
 
 
 def test_fingerprints_are_stable_over_restarts_and_processes() -> None:
@@ -154,7 +155,7 @@ def test_a_disk_unplugged_while_the_agent_was_away_resolves() -> None:
     second.manager.on_attached(VM)
     pending, _ = second.manager.on_samples(VM, [], 1, 1, families=(BLOCK_LAYER,))
     assert [alert.record.data["resolved_by"] for alert in pending] == ["unplugged"]
-    assert pending[0].note == (NOTE_PREFIX + UUID, None)
+    assert pending[0].note == (VM_NOTE_PREFIX + UUID, None)
 
 
 # --- Event rules ---
@@ -352,8 +353,8 @@ def test_a_response_for_an_inactive_process_is_ignored() -> None:
 def test_the_state_note_is_json() -> None:
     agent = polled_agent(850)
     agent.pending_commands()
-    name, value = agent.manager.state_note(UUID)
+    name, value = agent.manager.notes.note_of_vm(UUID)
     assert json.loads(json.dumps(value)) == value
-    assert name == f"{NOTE_PREFIX}{UUID}"
+    assert name == f"{VM_NOTE_PREFIX}{UUID}"
     assert value["processes"][0]["disks"]["disk0"]["threshold"] == ["storage1", 900]
     assert {alert.vm.host for alert in agent.manager.store} == {HOST}

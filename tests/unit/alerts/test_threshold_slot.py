@@ -66,7 +66,7 @@ class SlotMachine(RuleBasedStateMachine):
     def read(self) -> None:
         value, expected = self.node.slot, self.slot.threshold
         was_unknown = self.slot.state is SlotState.UNKNOWN
-        has_fired = self.slot.read(self.node.name, value, is_level=False)
+        has_fired = self.slot.on_read(self.node.name, value, is_level=False)
         self.read_foreign = self.read_foreign or value % 100 == 1
         self.is_fresh = True
         assert has_fired == (expected is not None and expected[1] != value and not was_unknown) or self.read_foreign
@@ -82,7 +82,7 @@ class SlotMachine(RuleBasedStateMachine):
     @rule(value=OWN)
     def send(self, value: int) -> None:
         self.command = value
-        self.slot.send(self.node.name, value)
+        self.slot.on_send(self.node.name, value)
         assert self.slot.state is SlotState.OURS
 
     @precondition(lambda self: self.command is not None)
@@ -103,7 +103,7 @@ class SlotMachine(RuleBasedStateMachine):
     def deliver(self) -> None:
         event = self.events.pop(0)
         before = self.slot.state
-        self.slot.fire(event["node-name"], event["write-threshold"])
+        self.slot.on_fired(event["node-name"], event["write-threshold"])
         if event["write-threshold"] % 100 == 1:
             assert self.slot.state is before, "an event of another client changes nothing"
 

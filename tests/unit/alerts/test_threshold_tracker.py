@@ -35,14 +35,19 @@ def polled_tracker(disk: Disk, mode: ThresholdMode = ThresholdMode.ARM) -> Thres
 )
 def test_only_a_thin_disk_has_levels(disk: Disk, thin: bool) -> None:  # noqa: FBT001 - a table
     tracker = polled_tracker(disk)
-    assert tracker.thin is thin
+    assert tracker.usage.is_thin is thin
     assert bool(tracker.levels) is thin
     assert (tracker.next_threshold() is not None) is (thin and disk.format_driver != "raw")
 
 
 def test_a_disk_before_the_first_poll_has_no_levels() -> None:
     tracker = ThresholdTracker(policy())
-    assert (tracker.thin, tracker.levels, tracker.next_threshold(), tracker.time_to_full) == (False, (), None, None)
+    assert (tracker.usage.is_thin, tracker.levels, tracker.next_threshold(), tracker.usage.time_to_full) == (
+        False,
+        (),
+        None,
+        None,
+    )
 
 
 def test_a_disk_with_mode_off_is_left_alone() -> None:
@@ -100,7 +105,7 @@ def test_each_fired_threshold_is_followed_by_the_next() -> None:
         assert tracker.next_threshold() is None
         event = disk.write(level * GIB + 4096)
         assert summary(fire(tracker, event)) == [(LEVELS[number], EVENT, True)]
-        assert tracker.offset == level * GIB + 4096
+        assert tracker.usage.offset == level * GIB + 4096
     assert tracker.next_threshold() is None
     assert poll_layers(tracker, disk) == []
 
@@ -200,7 +205,7 @@ def test_the_storage_of_a_new_snapshot_is_armed() -> None:
 def test_a_files_threshold_is_relative_to_its_end() -> None:
     disk = Disk(driver="file", allocated=10 * GIB, offset=12 * GIB)
     tracker = polled_tracker(disk)
-    assert (tracker.measure, tracker.limit, tracker.used) == ("allocated", 100 * GIB, 10 * GIB)
+    assert (tracker.usage.measure, tracker.usage.limit, tracker.usage.used) == ("allocated", 100 * GIB, 10 * GIB)
     assert arm(tracker, disk) == 12 * GIB + 70 * GIB
     disk.allocated = 81 * GIB
     assert summary(fire(tracker, disk.write(83 * GIB))) == [("80%", EVENT, True)]
@@ -223,14 +228,14 @@ def test_a_file_is_queried_again_after_it_grew_by_a_share() -> None:
 def test_growth_rate_covers_the_last_ten_minutes() -> None:
     disk = Disk()
     tracker = polled_tracker(disk)
-    assert (tracker.growth_rate, tracker.time_to_full) == (None, None)
+    assert (tracker.usage.growth_rate, tracker.usage.time_to_full) == (None, None)
     for minute in range(31):
         tracker.on_poll(disk.node, minute * GIB, minute * 60.0)
-    assert tracker.growth_rate == pytest.approx(GIB / 60)
-    assert tracker.time_to_full == pytest.approx(70 * 60)
+    assert tracker.usage.growth_rate == pytest.approx(GIB / 60)
+    assert tracker.usage.time_to_full == pytest.approx(70 * 60)
     for minute in range(31, 60):
         tracker.on_poll(disk.node, 30 * GIB, minute * 60.0)
-    assert (tracker.growth_rate, tracker.time_to_full) == (0, None)
+    assert (tracker.usage.growth_rate, tracker.usage.time_to_full) == (0, None)
 
 
 # --- Restarts ---

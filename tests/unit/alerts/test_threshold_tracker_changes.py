@@ -41,7 +41,7 @@ def arm(tracker: ThresholdTracker) -> int:
     threshold = tracker.next_threshold()
     assert threshold is not None
     assert threshold[0] == NODE
-    assert tracker.take_command() == threshold
+    assert tracker.take_threshold() == threshold
     return threshold[1]
 
 
@@ -105,7 +105,7 @@ def test_storage_without_a_format_layer_is_not_armed(driver: str) -> None:
     tracker = new_tracker()
     assert poll_layers(tracker, (form, form, 990)) == []
     assert tracker.next_threshold() is None
-    assert tracker.thin is (driver == "file"), "a sparse file has levels"
+    assert tracker.usage.is_thin is (driver == "file"), "a sparse file has levels"
 
 
 def test_a_thin_file_that_fills_between_polls_is_reported() -> None:
@@ -264,10 +264,10 @@ def test_a_reopened_image_keeps_its_usage() -> None:
     poll_layers(tracker, device(850))
     restored = restarted(tracker)
     assert poll_layers(restored, device(0)) == []
-    assert restored.used == 850
+    assert restored.usage.used == 850
     assert [firing for _, firing, _ in poll_layers(restored, device(0, path="/dev/vg/b"))] == [False]
     assert poll_layers(restored, device(0)) == [], "an image that returns may be a new one"
-    assert restored.used == 0
+    assert restored.usage.used == 0
 
 
 @pytest.mark.parametrize("value", [-1, 2**63, 1.5, True, "80", None])
@@ -277,5 +277,5 @@ def test_values_outside_qemus_range_are_not_restored(value: object) -> None:
         {"threshold": [NODE, value], "own_thresholds": {NODE: value}, "highest_write": ["/dev/vg/lv", value]}
     )
     poll_layers(tracker, device(100))
-    assert (tracker.slot.threshold, tracker.used) == (None, 100)
+    assert (tracker.slot.threshold, tracker.usage.used) == (None, 100)
     assert arm(tracker) == 800

@@ -1,0 +1,160 @@
+"""Usage of one disk: its size, the bytes in use and their growth. Pure.
+
+A disk consists of two layers: the format, such as qcow2, and the storage below it, which is a file or a block device.
+QEMU reports how many bytes the host has allocated for a file. For a block device it reports only the highest write offset.
+"""
+
+from array import array
+from dataclasses import dataclass, field
+
+from agent.alerts.levels import MAX_BYTES
+from agent.alerts.threshold_types import DiskLayer, parse_name_and_bytes
+
+GROWTH_SECONDS = 600.0
+"""Period over which the growth rate is computed."""
+MAX_GROWTH_POINTS = 64
+"""Maximum number of measurements in that period."""
+
+FILE_DRIVERS = frozenset({"file", "nfs", "ssh", "gluster", "vvfat", "ftp", "ftps", "http", "https"})
+"""Storage drivers whose allocated bytes are the usage. The size of such a storage does not limit what can be written to it."""
+
+
+@dataclass(slots=True)
+class DiskUsage:
+    """Usage of one disk.
+
+    Attributes:
+        format: The format layer, once it was polled.
+        storage: The storage layer, once it was polled.
+        offset: The highest known write offset in the storage, in bytes; 0 if no write is known.
+        past_nodes: The paths of earlier storage nodes by node name. A snapshot or a completed mirror changes the storage node.
+        is_polled: Whether the layers were polled.
+    """
+
+    format: DiskLayer = field(default_factory=DiskLayer)
+    storage: DiskLayer = field(default_factory=DiskLayer)
+    offset: int = 0
+    past_nodes: dict[str, str] = field(default_factory=dict)
+    is_polled: bool = False
+    _was_thin: bool = False  # whether the storage had unallocated bytes at any poll
+    _layers_offset: int = 0  # the highest write offset and the allocated bytes when the layers were polled last
+    _layers_allocated: int = 0
+    _restored_write: tuple[str, int] = (
+        "",
+        0,
+    )  # the storage's path and highest write offset in the note of an earlier run
+    _points: "array[float]" = field(
+        default_factory=lambda: array("d")
+    )  # a time, the usage at this time, the next time and so on; tuples would take 7 KiB
+
+    @property
+    def measure(self) -> str:
+        """The quantity in `used`: `offset`, the highest write offset of a device; or `allocated`, the allocated bytes of a file."""
+        return "allocated" if self.storage.driver in FILE_DRIVERS else "offset"
+
+    @property
+    def limit(self) -> int:
+        """The usage at which the disk is full, in bytes: a device's size, or the virtual size of a disk in a file; 0 if unknown."""
+        return self.format.size if self.measure == "allocated" else self.storage.size
+
+    @property
+    def used(self) -> int:
+        """Bytes in use; valid only if `is_measured`."""
+        return self.storage.allocated if self.measure == "allocated" else self.offset
+
+    @property
+    def is_measured(self) -> bool:
+        """True if the usage is known. QEMU reports the offset 0 until the guest writes to an image that QEMU has opened."""
+        return self.measure == "allocated" or self.offset > 0
+
+    @property
+    def is_raw(self) -> bool:
+        """True if no format maps the guest's offsets. Such a guest writes at any offset, so the highest offset shows no usage."""
+        return self.format.driver == "raw" or self.format.node == self.storage.node
+
+    @property
+    def is_thin(self) -> bool:
+        """True if the storage can run out of space. A raw device and a fully allocated file cannot."""
+        if not self.is_polled or not self.limit or self.format.read_only:
+            return False
+        return self._was_thin if self.measure == "allocated" else not self.is_raw
+
+    @property
+    def growth_rate(self) -> float | None:
+        """Growth in bytes per second over the last ten minutes; None until there are two measurements."""
+        if len(self._points) < 4 or self._points[-2] <= self._points[0]:
+            return None
+        (start, used_then), (now, used_now) = self._points[:2], self._points[-2:]
+        return max(0.0, used_now - used_then) / (now - start)
+
+    @property
+    def time_to_full(self) -> float | None:
+        """Seconds until the disk is full at the current growth rate; None if the disk does not grow or its growth is unknown."""
+        rate = self.growth_rate
+        return (self.limit - self.used) / rate if rate and self.limit > self.used else None
+
+    @property
+    def written_since_layers(self) -> int:
+        """By how many bytes the highest write offset has grown since the layers were polled."""
+        return self.offset - self._layers_offset
+
+    def on_offset(self, offset: int, now: float) -> None:
+        """Handle a poll of the highest write offset in the storage."""
+        self.offset = max(self.offset, offset)
+        if self.measure == "offset":
+            self._add_point(now)
+
+    def on_layers(self, form: DiskLayer, storage: DiskLayer, offset: int, now: float, *, had_alert: bool) -> bool:
+        """Handle a poll of the layers.
+
+        Args:
+            form: The format layer.
+            storage: The storage layer.
+            offset: The highest known write offset in the storage, in bytes.
+            now: The current time in seconds.
+            had_alert: Whether a level of this disk was exceeded before. Then the storage had unallocated bytes when the guest filled it.
+
+        Returns:
+            True if another image replaced the disk's image.
+        """
+        path_before = self.storage.path if self.is_polled else self._restored_write[0]
+        if self.is_polled and storage.node != self.storage.node:
+            self.past_nodes = {**self.past_nodes, self.storage.node: self.storage.path}
+        if storage.path != self.storage.path:
+            del self._points[:]
+            self.offset, self._was_thin = 0, False
+            if storage.path == self._restored_write[0]:
+                self.offset = self._restored_write[1]
+                self._was_thin = had_alert
+            self._restored_write = ("", 0)
+        self.format, self.storage, self.is_polled = form, storage, True
+        self.offset = self._layers_offset = max(self.offset, offset)
+        self._layers_allocated = storage.allocated
+        self._was_thin = self._was_thin or storage.allocated < self.limit
+        self._add_point(now)
+        return bool(path_before) and path_before != storage.path
+
+    def _add_point(self, now: float) -> None:
+        if not self.is_measured:
+            return
+        while self._points and (now - self._points[0] > GROWTH_SECONDS or self._points[-1] > self.used):
+            del self._points[:2]
+        self._points.extend((now, self.used))
+        del self._points[: -2 * MAX_GROWTH_POINTS]
+
+    def raise_offset(self, offset: int) -> None:
+        """Handle the event of any client's threshold: it shows that the guest has written up to this offset in the storage."""
+        offset = min(offset, MAX_BYTES)
+        if self.measure == "allocated":
+            # A file grows at its end. So the bytes beyond the end that was polled last were not allocated at that poll.
+            grown = max(0, offset - max(self._layers_offset, self.storage.size))
+            self.storage.allocated = max(self.storage.allocated, self._layers_allocated + grown)
+        self.offset = max(self.offset, offset)
+
+    def to_note(self) -> list[str | int]:
+        """Return the storage's path and its highest write offset, for the next run of the agent."""
+        return list((self.storage.path, self.offset) if self.is_polled else self._restored_write)
+
+    def restore(self, note: object) -> None:
+        """Restore a note that `to_note` returned in an earlier run. An invalid note is ignored."""
+        self._restored_write = parse_name_and_bytes(note) or ("", 0)

@@ -1,0 +1,73 @@
+"""Notes of the alert manager: the state that the journal stores for the next run of the agent. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from agent.alerts.highest_writes import HighestWriteStore
+from agent.alerts.process_state import VmProcessState
+from agent.alerts.processes import ProcessRegistry
+from agent.alerts.store import AlertStore
+from agent.model.record import Vm
+
+VM_NOTE_PREFIX = "alerts/"
+"""Prefix of the names of the VMs' notes; a VM's UUID follows."""
+
+IMAGE_NOTE_PREFIX = "images/"
+"""Prefix of the names of the images' notes; an image's path follows."""
+
+Note = tuple[str, Any]
+"""The name and the JSON value of a note. The value None deletes the stored note."""
+
+
+class AlertNotes:
+    """Creates and restores the notes of VMs and of disk images."""
+
+    def __init__(
+        self, host: str, store: AlertStore, processes: ProcessRegistry, highest_writes: HighestWriteStore
+    ) -> None:
+        self._host = host
+        self._store = store
+        self._processes = processes
+        self._highest_writes = highest_writes
+        self._stored_uuids: set[str] = set()
+
+    def restore(self, notes: Mapping[str, object], now: float) -> None:
+        """Restore the notes of an earlier run. Each restored VM counts as detached at `now`, in seconds on the monotonic clock."""
+        for name, note in notes.items():
+            if name.startswith(IMAGE_NOTE_PREFIX):
+                self._highest_writes.restore(name.removeprefix(IMAGE_NOTE_PREFIX), note)
+            elif name.startswith(VM_NOTE_PREFIX):
+                self._restore_vm(name.removeprefix(VM_NOTE_PREFIX), note, now)
+
+    def _restore_vm(self, uuid: str, note: object, now: float) -> None:
+        self._stored_uuids.add(uuid)
+        processes = note.get("processes") if isinstance(note, dict) else None
+        for process in processes if isinstance(processes, list) else ():
+            if not isinstance(process, dict):
+                continue
+            monitor, pid, instance = (process.get(key) for key in ("monitor", "pid", "instance"))
+            vm = Vm(self._host, uuid, uuid, str(monitor or ""))
+            state = self._processes.add(vm, pid if type(pid) is int else None, instance=str(instance or ""))
+            state.gone_at = now
+            disks = process.get("disks")
+            state.restored_disks = disks if isinstance(disks, dict) else {}
+            self._store.restore(vm, state.owner, process.get("firing"))
+
+    def note_of_vm(self, uuid: str) -> Note:
+        """Return a VM's note; its value is None if the VM has no state to store."""
+        processes = [self._process_fields(state) for state in self._processes.of_uuid(uuid)]
+        has_state = any(process["disks"] or process["firing"] for process in processes)
+        (self._stored_uuids.add if has_state else self._stored_uuids.discard)(uuid)
+        return VM_NOTE_PREFIX + uuid, {"processes": processes} if has_state else None
+
+    def _process_fields(self, state: VmProcessState) -> dict[str, Any]:
+        disks = dict(state.restored_disks)
+        disks |= {device: tracker.to_note() for device, tracker in state.trackers.items() if tracker.has_state}
+        identity = {"monitor": state.vm.monitor, "pid": state.pid, "instance": state.instance}
+        return {**identity, "disks": disks, "firing": self._store.to_note(state.owner)}
+
+    def notes_due(self) -> list[Note]:
+        """Return the notes to store now: the notes of images whose highest write offset grew, and of VMs that are gone."""
+        gone_uuids = sorted(uuid for uuid in self._stored_uuids if uuid not in self._processes)
+        images = [(IMAGE_NOTE_PREFIX + path, note) for path, note in self._highest_writes.notes_due()]
+        return [*(self.note_of_vm(uuid) for uuid in gone_uuids), *images]

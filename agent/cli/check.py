@@ -167,7 +167,7 @@ async def _check_monitor(monitor: Monitor, context: SessionContext, gate: asynci
         vm = identity.identify(context.settings.host, monitor.name, answers[:-1])
         assert client.greeting is not None
         build = identity.build_of(client.greeting)
-        if commands := identity.command_names(answers[-1]):
+        if commands := identity.parse_command_names(answers[-1]):
             context.build_commands[build] = commands
         return _passed(f"{name}: {vm.name} ({vm.uuid}), QEMU {build.version}")
 

@@ -1,4 +1,4 @@
-"""Interfaces of a session: its states, its settings, and the callbacks that report its results. Pure."""
+"""Types that sessions share with other packages: states, settings, and the callbacks that receive a session's results. Pure."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -23,9 +23,12 @@ FIRST_POLL_SPACING_SECONDS = 0.0015
 FIRST_POLL_MAX_DELAY_SECONDS = 5.0
 """Maximum delay of a VM's first poll."""
 
-MAIN_LOOP_STALLED = "QEMU's monitor thread answers but its main loop does not: it hangs, on storage most often"
-PROCESS_STALLED = "no thread of QEMU answers: the process is stopped or starved"
-"""Causes of a stall; the out-of-band probe distinguishes them."""
+MAIN_LOOP_STALLED = (
+    "QEMU's monitor thread answers but its main loop does not: the main loop hangs, most often on storage"
+)
+"""Cause of a stall if QEMU answers the out-of-band probe."""
+PROCESS_STALLED = "no thread of QEMU answers: the process is stopped or gets no CPU time"
+"""Cause of a stall if QEMU does not answer the out-of-band probe."""
 
 
 class MonitorState(StrEnum):
@@ -41,24 +44,24 @@ class MonitorState(StrEnum):
     DENIED = "denied"
     """The agent's user lacks permission to connect."""
     STANDBY = "standby"
-    """A monitor of better priority reaches the same VM. This monitor takes over when the better one is lost."""
+    """The agent watches the VM over another monitor of better priority. This monitor takes over when that monitor is lost."""
     GONE = "gone"
     """No process listens on the monitor's address: the VM has ended, or has not started yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class MonitorStatus:
-    """State of one monitor, as it is displayed and logged.
+    """State of one monitor, for display and logs.
 
     Attributes:
         monitor: the monitor.
-        state: its state.
+        state: the monitor's state.
         reason: cause of the state, for people; may be empty.
-        vm: the VM, once identified.
-        build: the VM's QEMU, once known.
+        vm: the VM; None until the VM is identified.
+        build: the version of the VM's QEMU; None until known.
         since_ns: when the state began, in nanoseconds since the epoch.
-        degraded: the failing collectors and their causes. The VM is watched, but without the figures of these collectors.
-        clash: names of all monitors whose VMs run with this VM's UUID, this monitor included; empty if no other VM has the UUID.
+        degraded: the failing collectors and their causes. The agent watches the VM without the samples of these collectors.
+        clash: names of all monitors, with this monitor, whose VMs run with this VM's UUID; empty if no other VM has the UUID.
     """
 
     monitor: Monitor
@@ -79,7 +82,7 @@ class PollOutcome(StrEnum):
     UNSUPPORTED = "unsupported"
     TIMEOUT = "timeout"
     TRUNCATED = "truncated"
-    """The answer had more subjects than the agent accepts."""
+    """The reply had more subjects, such as disks, than the agent accepts. The agent emits samples of the first ones."""
 
 
 class VmChange(StrEnum):
@@ -87,7 +90,7 @@ class VmChange(StrEnum):
 
     ATTACHED = "attached"
     DETACHED = "detached"
-    """The agent stops watching a VM that keeps running."""
+    """The agent stops watching a VM that may still run."""
     GONE = "gone"
     MIGRATED_IN = "migrated_in"
     MIGRATED_OUT = "migrated_out"
@@ -97,7 +100,7 @@ class VmChange(StrEnum):
 
     @property
     def type(self) -> str:
-        """The type of its records."""
+        """The record type of this change, such as `qemu.vm.attached`."""
         return f"qemu.vm.{self.value}"
 
 
@@ -118,10 +121,10 @@ class SessionObserver(Protocol):
     """Callbacks invoked by sessions. Implementations must not block or raise."""
 
     def on_event(self, record: Record) -> None:
-        """Handle the record of a QEMU event, which may stand for several coalesced ones."""
+        """Handle the record of a QEMU event. The record may represent several coalesced events, and then comes up to a second late."""
 
     def on_event_read(self, event: Record) -> None:
-        """Handle an event at the moment it is read. Alerts are decided here, because coalesced events reach `on_event` later."""
+        """Handle each QEMU event as soon as it is read, coalesced or not. Alerts use this callback."""
 
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
         """Handle the record of a change in a VM's lifecycle."""
@@ -130,50 +133,56 @@ class SessionObserver(Protocol):
         """Handle the record of a transition that a collector derived from two polls, such as the end of a migration."""
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Handle all samples of these families at one instant. A subject without a sample no longer exists."""
+        """Handle a poll: all samples of these families at `time_ns`. A subject, such as a disk, without a sample no longer exists."""
 
     def on_status(self, status: MonitorStatus) -> None:
-        """Handle a change of a monitor's state."""
+        """Handle a change of a monitor's status."""
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
         """Handle a monitor that is no longer supervised."""
 
     def on_connection_refused(self, address: str, reason: str) -> None:
-        """Handle a refused incoming connection."""
+        """Handle an incoming connection that the agent refused; `address` is the agent's own address."""
 
     def on_response(self, seconds: float) -> None:
-        """Handle the response time in seconds of the commands of one write; after a timeout, the time waited."""
+        """Handle the response time in seconds of the commands that one write sent; after a timeout, the timeout."""
 
     def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
         """Handle the outcome of one run of a collector."""
 
     def on_messages_skipped(self, vm: Vm, reason: str, messages: int) -> None:
-        """Handle skipped messages of QEMU; the reason is `unreadable`, `oversized` or `stray` (a reply without a command)."""
+        """Handle messages of QEMU that the agent skipped.
+
+        Args:
+            vm: the VM.
+            reason: `unreadable`, `oversized` or `stray` (a reply without a command).
+            messages: number of skipped messages.
+        """
 
     def on_events_dropped(self, vm: Vm, reason: str, events: int) -> None:
-        """Handle the drop of this many events."""
+        """Handle events that the agent dropped; `events` is their number."""
 
 
 class ThresholdController(Protocol):
-    """Source of the write thresholds to set."""
+    """Decides which write thresholds the sessions set in QEMU."""
 
     def refreshes_due(self, vm: Vm) -> frozenset[str]:
         """Return the names of the collectors to poll now."""
 
     async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
-        """Return the commands to execute on this VM now, each with its disk."""
+        """Return the commands that set thresholds on this VM now, each with its disk."""
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
-        """Handle the outcome of a command; `done` says whether QEMU executed it."""
+        """Handle the outcome of the command that set a disk's threshold; `done` says whether QEMU confirmed it."""
 
 
 class CollectorIndex:
-    """Collectors, indexed for lookup by a session.
+    """Collectors by name and by event.
 
     Attributes:
         by_name: the collectors by name.
-        host_only: names of the collectors that send no command to QEMU, in order.
-        by_event: by the name of an event, the collector that reads samples from it.
+        host_only: names of the collectors that send no command to QEMU, in the order of polls.
+        by_event: the collector that reads samples from an event's data, by the event's name.
     """
 
     def __init__(self, collectors: Sequence[Collector]) -> None:
@@ -193,14 +202,14 @@ class SessionSettings:
         host: this host's name.
         changes: changes to QEMU that the operator allows.
         intervals: polling intervals.
-        response_seconds: time after which a VM without a reply is stalled.
-        greeting_seconds: time after which a monitor without a greeting is busy.
+        response_seconds: time after which a VM that sends no reply is stalled.
+        greeting_seconds: time after which a monitor that sends no greeting is busy.
         max_retry_seconds: maximum time between two connection attempts.
         probe_seconds: interval and timeout of the out-of-band probes of a stalled QEMU.
-        uuid_clash_seconds: time for which two VMs must run with one UUID before it is a clash.
-        max_collector_off_seconds: maximum time for which a collector is off after an answer that cannot be read.
-        guest_stats_seconds: polling interval of the guest's memory statistics to set in QEMU if none is set; needs
-            Change.GUEST_STATS_INTERVAL.
+        uuid_clash_seconds: how long several VMs have to run with one UUID before the agent reports a clash.
+        max_collector_off_seconds: maximum time for which a failing collector is off.
+        guest_stats_seconds: interval at which QEMU polls the guest's memory statistics. The agent sets it if QEMU has none and
+            Change.GUEST_STATS_INTERVAL is allowed.
         labels: labels to read from libvirt's files.
     """
 
@@ -221,15 +230,15 @@ class SessionContext:
     """State that all sessions share.
 
     Attributes:
-        settings: the current settings; sessions read them at each use.
-        allow: commands that may be sent, on open connections too.
-        collectors: collectors of new sessions.
-        thresholds: source of write thresholds, or None.
-        root: the directory that holds /proc and /sys.
-        random: returns a number from 0 to 1, to spread polls.
-        build_commands: command names of each known QEMU build; sessions add to it.
-        first_polls: paces the first polls of newly attached VMs.
-        attached_vms: number of VMs that are attached now; sessions count themselves.
+        settings: the current settings. A reload replaces them, so read them at each use.
+        allow: the commands that may be sent.
+        collectors: the collectors that sessions run.
+        thresholds: decides which write thresholds to set; None if none are set.
+        root: the directory that contains /proc and /sys.
+        random: returns a number from 0 to 1, to spread polls over time.
+        build_commands: the command names of each known QEMU build; sessions add builds.
+        first_polls: spreads the first polls of newly attached VMs over time.
+        attached_vms: number of attached VMs; each session adds itself while its VM is attached.
     """
 
     __slots__ = (

@@ -1,4 +1,4 @@
-"""Back-off of collectors whose answers cannot be read. Pure: time is an argument."""
+"""Back-off of collectors that fail, because QEMU's replies cannot be read. Pure: time is an argument."""
 
 from dataclasses import dataclass
 from math import inf
@@ -6,7 +6,7 @@ from math import inf
 from agent.model.record import sanitize
 
 MAX_CAUSE = 200
-"""Maximum length of a cause in characters."""
+"""Maximum length of a failure's cause, in characters."""
 
 Degraded = tuple[tuple[str, str], ...]
 """Pairs of a failing collector's name and the cause."""
@@ -20,7 +20,7 @@ class _Failure:
 
 
 class CollectorFailures:
-    """Failing collectors of one VM. A failing collector is off for a time that doubles with each failure in a row."""
+    """Failing collectors of one VM. The agent does not poll a failing collector for a time, which doubles with each failure in a row."""
 
     __slots__ = ("_failures",)
 
@@ -40,22 +40,22 @@ class CollectorFailures:
 
         Args:
             name: the collector's name.
-            cause: the error.
+            cause: the error's text.
             now: the current time, in seconds on the monotonic clock.
-            first_seconds: how long the collector is off after the first failure.
-            max_seconds: how long the collector is off at most.
+            first_seconds: how long a collector is off after its first failure.
+            max_seconds: maximum time for which a collector is off.
         """
-        before = self._failures.get(name)
-        count = before.count + 1 if before is not None else 1
+        previous = self._failures.get(name)
+        count = previous.count + 1 if previous is not None else 1
         delay = min(max_seconds, first_seconds * 2.0 ** min(count - 1, 30))
         self._failures[name] = _Failure(sanitize(cause, MAX_CAUSE), count, now + delay)
         return delay
 
     def clear(self, name: str) -> bool:
-        """Forget a collector's failures; return whether there were any."""
+        """Remove a collector's failures; return False if it had none."""
         return self._failures.pop(name, None) is not None
 
     def retry_at(self, name: str) -> float:
-        """Return the monotonic time at which a collector may be polled again; `-inf` if it does not fail."""
+        """Return the monotonic time from which the agent may poll a collector again; `-inf` if the collector does not fail."""
         failure = self._failures.get(name)
         return failure.retry_at if failure is not None else -inf

@@ -1,4 +1,4 @@
-"""Execution of commands on one connection, with a deadline."""
+"""Execution of QMP commands on one connection, with a deadline."""
 
 import time
 from collections import Counter
@@ -14,11 +14,11 @@ from agent.session.stall_probe import StallProbe
 
 
 class CommandExecutor:
-    """Executes commands, and knows the time at which the session acts next.
+    """Executes commands on one connection, and keeps the deadline of the session's next action for the agent's watchdog.
 
     Attributes:
-        unreadable: error of the last unreadable reply in `execute_with_retry`; empty if there was none. The caller resets it.
-        next_action_at: monotonic time by which the session acts without QEMU; `inf` while it waits for QEMU.
+        unreadable: error of the last unreadable reply in `execute_with_retry`; empty if all could be read. The caller resets it.
+        next_action_at: monotonic time at which the session has to act next; `inf` while the session waits for an overdue reply.
     """
 
     __slots__ = ("_client", "_context", "_probe", "_skipped", "next_action_at", "unreadable")
@@ -32,7 +32,7 @@ class CommandExecutor:
         self._skipped = Counter[str]()
 
     async def execute(self, commands: Sequence[Command]) -> list[CommandResult]:
-        """Execute commands in one write; return their results in order.
+        """Send commands in one write; return their results in the same order.
 
         Raises:
             BusyError: the monitor is in use by another client.
@@ -44,13 +44,13 @@ class CommandExecutor:
         return await self._client.execute(commands, deadline=timeout)
 
     def take_skipped_messages(self) -> Counter[str]:
-        """Return how many messages of QEMU were skipped since the last call, by reason."""
+        """Return how many messages of QEMU were skipped since the last call of this method, by reason."""
         total = self._client.skipped_messages
-        taken, self._skipped = total - self._skipped, total
-        return taken
+        new_messages, self._skipped = total - self._skipped, total
+        return new_messages
 
     async def execute_with_retry(self, commands: Sequence[Command]) -> list[CommandResult]:
-        """Execute commands; repeat them after each stall until QEMU answers.
+        """Execute commands like `execute`. After each stall, execute them again until QEMU replies in time.
 
         Raises:
             QmpError: the connection ended, or a command is not allowed.
@@ -67,7 +67,10 @@ class CommandExecutor:
                 return results
 
     async def wait_until_responsive(self, error: BusyError | StalledError) -> None:
-        """Wait until QEMU has answered all commands that it was sent.
+        """Wait until QEMU has replied to all commands, or until a busy monitor is free.
+
+        Args:
+            error: why the session waits.
 
         Raises:
             QmpError: the connection ended.

@@ -1,4 +1,7 @@
-"""Runs the discoverers of the current config. When a reload removes one, monitors that another discoverer finds stay supervised."""
+"""Runs the discoverers of the current config.
+
+When a config reload removes a discoverer, the agent keeps its connections to the monitors that another discoverer finds.
+"""
 
 import asyncio
 from collections.abc import Mapping
@@ -8,15 +11,15 @@ from agent.qmp.errors import QmpError
 from agent.session.supervisor import SupervisorGroup
 
 GRACE_SECONDS = 1.0
-"""After a discoverer is removed, time for another discoverer to find its monitors."""
+"""How long the monitors of a removed discoverer stay connected, so that another discoverer can find them."""
 
 
 class _DiscoveredMonitors:
-    """Monitors of one discoverer, forwarded to the supervisor group."""
+    """Keeps the monitors that one discoverer finds, and passes them to the supervisor group."""
 
     def __init__(self, group: SupervisorGroup) -> None:
         self.monitors: dict[tuple[object, ...], Monitor] = {}
-        self.reported: set[Monitor] = set()
+        self.discoverers_with_status: set[Monitor] = set()
         self._group = group
 
     def on_monitor_added(self, monitor: Monitor) -> None:
@@ -24,12 +27,12 @@ class _DiscoveredMonitors:
         self._group.on_monitor_added(monitor)
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
-        # The monitor stays in `monitors` while its connection is open.
+        # The group still has the monitor while its connection is open.
         self._group.on_monitor_removed(monitor)
         self.monitors = {key: monitor for key, monitor in self.monitors.items() if key in self._group}
 
     def on_status(self, discoverer: Monitor, error: QmpError | None, note: str = "") -> None:
-        self.reported.add(discoverer)
+        self.discoverers_with_status.add(discoverer)
         self._group.on_status(discoverer, error, note)
 
     def on_connection_refused(self, address: str, reason: str) -> None:
@@ -37,28 +40,28 @@ class _DiscoveredMonitors:
 
 
 class DiscoveryManager:
-    """Runs discoverers by name, one task for each."""
+    """Runs the discoverers of the current config, each in a task of its own."""
 
     def __init__(self, group: SupervisorGroup, tasks: asyncio.TaskGroup) -> None:
         self._group = group
         self._tasks = tasks
         self._running: dict[str, tuple[_DiscoveredMonitors, asyncio.Task[None]]] = {}
 
-    def set(self, wanted: Mapping[str, Discoverer]) -> None:
-        """Run exactly these discoverers. A discoverer whose name is already running keeps running."""
-        removed = [self._running.pop(name) for name in self._running.keys() - wanted.keys()]
-        for name in wanted.keys() - self._running.keys():
+    def set(self, discoverers: Mapping[str, Discoverer]) -> None:
+        """Run exactly these discoverers, given by name. A running discoverer whose name is among them keeps running."""
+        removed = [self._running.pop(name) for name in self._running.keys() - discoverers.keys()]
+        for name in discoverers.keys() - self._running.keys():
             discovered = _DiscoveredMonitors(self._group)
-            self._running[name] = discovered, self._tasks.create_task(wanted[name].run(discovered), name=name)
+            self._running[name] = discovered, self._tasks.create_task(discoverers[name].run(discovered), name=name)
         for discovered, task in removed:
             task.cancel()
-            self._tasks.create_task(self._release(discovered), name="release")
+            self._tasks.create_task(self._dismiss_unshared(discovered), name="dismiss monitors")
 
-    async def _release(self, discovered: _DiscoveredMonitors) -> None:
-        """Dismiss the monitors that no other discoverer has found."""
+    async def _dismiss_unshared(self, removed: _DiscoveredMonitors) -> None:
+        """Dismiss the monitors of a removed discoverer that no other discoverer has found."""
         await asyncio.sleep(GRACE_SECONDS)
-        for key, monitor in discovered.monitors.items():
+        for key, monitor in removed.monitors.items():
             if not any(key in others.monitors for others, _ in self._running.values()):
                 self._group.dismiss(monitor)
-        for discoverer in discovered.reported:
+        for discoverer in removed.discoverers_with_status:
             self._group.remove_status(discoverer)

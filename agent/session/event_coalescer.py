@@ -1,6 +1,7 @@
-"""Coalescing of repeated events: the first one is reported at once, later ones once a second with a count. Pure: time is an argument.
+"""Coalescing of repeated events. Pure: time is an argument.
 
-With a failing disk and werror=ignore, QEMU 7.2 emits about 270 BLOCK_IO_ERROR events a second (measured). QEMU 9.2 and newer limits them.
+The first event is reported at once. Repetitions are reported once a second, as the last event with a count.
+With a failing disk and werror=ignore, QEMU 7.2 emits about 270 BLOCK_IO_ERROR events a second (measured). QEMU 9.2 and newer limit them.
 """
 
 from collections.abc import Iterator
@@ -10,19 +11,21 @@ from math import inf
 from agent.qmp.protocol import Event
 
 WINDOW_SECONDS = 1.0
+"""Time for which repetitions of an event are counted before they are reported."""
 
 MAX_WINDOWS = 256
-"""Maximum number of open windows. QEMU controls the keys, so beyond this limit the oldest window is closed and reported early."""
+"""Maximum number of open windows, because QEMU's data decides how many keys there are. Beyond it, the oldest window ends early."""
 
 Key = tuple[object, ...]
+"""Values that are equal for repetitions of one event, such as the event's name and its device."""
 
 
 @dataclass(slots=True)
 class CoalescedEvent:
-    """One report for `count` events of the same key.
+    """One report of `count` events with the same key.
 
     Attributes:
-        event: the last of these events.
+        event: the last event.
         count: number of events.
         first_ns: time of the first event, in nanoseconds since the epoch.
         last_ns: time of the last event, in nanoseconds since the epoch.
@@ -36,18 +39,28 @@ class CoalescedEvent:
 
 @dataclass(slots=True)
 class _Window:
-    ends: float
-    held: CoalescedEvent | None = None
+    ends_at: float
+    held: CoalescedEvent | None = None  # the events of the window that are not reported yet
 
 
 class EventCoalescer:
-    """Coalesces the events of one VM, in one window of time for each key. Times without a unit are seconds on one monotonic clock."""
+    """Coalesces the events of one VM, with a window of time for each key.
+
+    `now` and returned times are in seconds on one monotonic clock.
+    """
 
     def __init__(self) -> None:
         self._windows: dict[Key, _Window] = {}
 
-    def take(self, key: Key, event: Event, time_ns: int, now: float) -> Iterator[CoalescedEvent]:
-        """Add an event and yield what to report now; `due` yields the rest later."""
+    def add(self, key: Key, event: Event, time_ns: int, now: float) -> Iterator[CoalescedEvent]:
+        """Add an event and yield the reports to emit now; `take_due` yields later reports.
+
+        Args:
+            key: the event's key.
+            event: the event.
+            time_ns: time of the event, in nanoseconds since the epoch.
+            now: the current time.
+        """
         window = self._windows.get(key)
         if window is None:
             if len(self._windows) >= MAX_WINDOWS:
@@ -62,21 +75,21 @@ class EventCoalescer:
             held = window.held
             held.event, held.count, held.last_ns = event, held.count + 1, time_ns
 
-    def next_at(self) -> float:
-        """Return when the first window ends; `inf` if none is open."""
-        return next((window.ends for window in self._windows.values()), inf)
+    def next_due_at(self) -> float:
+        """Return when the first open window ends; `inf` if no window is open."""
+        return next((window.ends_at for window in self._windows.values()), inf)
 
-    def due(self, now: float) -> Iterator[CoalescedEvent]:
-        """Yield the held events of windows that have ended. A window that held events opens again; an empty one is removed."""
-        while self.next_at() <= now:
+    def take_due(self, now: float) -> Iterator[CoalescedEvent]:
+        """Yield the reports of the windows that have ended. If a window has a report, a new window with the same key begins."""
+        while self.next_due_at() <= now:
             key = next(iter(self._windows))  # windows are ordered by their end
             window = self._windows.pop(key)
             if window.held is not None:
-                self._windows[key] = _Window(max(now, window.ends) + WINDOW_SECONDS)
+                self._windows[key] = _Window(max(now, window.ends_at) + WINDOW_SECONDS)
                 yield window.held
 
     def flush(self) -> Iterator[CoalescedEvent]:
-        """Close all windows and yield the events that they hold, the oldest first."""
+        """End all windows and yield their reports, the oldest first."""
         windows, self._windows = self._windows, {}
         held = [window.held for window in windows.values() if window.held is not None]
         yield from sorted(held, key=lambda event: event.last_ns)

@@ -1,4 +1,4 @@
-"""Discovery of a VM's process on the host: its pid, its threads and its network interfaces, from QEMU's answers and the kernel."""
+"""Discovery of a VM's process on the host: pid, threads and network interfaces, from QEMU's replies and the kernel's files."""
 
 import asyncio
 import contextlib
@@ -25,11 +25,12 @@ COMMANDS = (
     Command("query-kvm"),
     Command("qom-get", {"path": "/machine", "property": "type"}),
 )
+"""Commands whose replies describe a VM's threads, accelerator and machine type."""
 
 REQUIRED_COMMANDS = {"vcpu": "query-cpus-fast", "iothread": "query-iothreads"}
-"""By collector that reads files of threads, the QMP command that lists these threads."""
+"""The QMP command that lists the threads of a collector, by the collector's name."""
 
-_NICS = tuple(
+_NIC_TYPES = tuple(
     f"child<{kind}"
     for kind in (
         "virtio-net-",
@@ -45,70 +46,76 @@ _NICS = tuple(
         "spapr-vlan",
     )
 )
-"""Prefixes of network card types. Listing the types through QEMU would load modules."""
+"""Prefixes of the QOM types of network cards. The agent does not query them from QEMU, because QEMU would load modules to list them."""
 
 MAX_NICS = 64
 """Maximum number of network cards to query; QEMU's machines have room for fewer."""
 
 HOST_TIMEOUT_SECONDS = 5.0
-"""Timeout of each lookup on the host. Reading the fdinfo of a tap waits for the kernel's network lock."""
+"""Timeout of each lookup on the host. A lookup can hang: to read a tap's fdinfo, the kernel waits for its network lock."""
 
 MAX_THREADS = 8192
 """Maximum number of threads to report. QEMU's machines have at most 4096 vCPUs (11.1)."""
 
 Execute = Callable[[Sequence[Command]], Awaitable[list[CommandResult]]]
+"""Executes commands on QEMU and returns their results in the same order."""
+
 T = TypeVar("T")
 Nics = Mapping[str, Mapping[str, Any]]
 """Properties of network cards by MAC address in lower case."""
 
 
 class HostProcess:
-    """The process of one VM. Close it with the session."""
+    """The QEMU process of one VM on this host. Call `close` when the session ends.
+
+    Attributes:
+        about: sample that describes the VM, with the fields that are known.
+    """
 
     def __init__(self, context: SessionContext) -> None:
         self.about = Sample(ABOUT, (), {})
-        """Description of the VM, as far as it is known."""
         self._context = context
         self._process: Process | None = None
         self._interface_names: frozenset[str] = frozenset()
         self._nics: Nics = {}
 
     def close(self) -> None:
-        """Close the process's directory."""
+        """Close the process's directory in /proc."""
         if self._process is not None:
             self._process.close()
             self._process = None
 
     def read(self, files: Sequence[FileRequest]) -> Sequence[FileReply]:
-        """Return the texts of these files; all are None if the process is unknown."""
+        """Read files of the kernel about the process. The texts in the replies are None if the process is unknown."""
         return (
             self._process.read_files(files) if self._process is not None else [FileReply(file, None) for file in files]
         )
 
     async def discover(self, execute: Execute, socket_owner: int | None, vm: Vm, facts: Facts) -> Facts:
-        """Find the VM's process and return the facts with its data added.
+        """Find the VM's process, and return the facts with the process's threads, cgroup and network interfaces.
 
         Args:
             execute: executes commands on QEMU.
-            socket_owner: pid of the process that opened the monitor's socket, or None; see `find_process`.
+            socket_owner: pid of the process that opened the monitor's socket; None if unknown. `find_process` says how it is used.
             vm: the VM.
-            facts: the facts so far.
+            facts: the facts about the VM that are known already.
 
         Raises:
             QmpError: the connection ended.
         """
         commands = [command for command in COMMANDS if facts.has_command(command.name)]
         results = await execute(commands) if commands else ()
-        answers = dict(zip((command.name for command in commands), results, strict=True))
-        cpus_answer, iothreads_answer, kvm, machine = (answers.get(command.name) for command in COMMANDS)
-        vcpus, iothreads = list(_vcpus(cpus_answer)), list(_iothreads(iothreads_answer))
-        values = dict(_machine(kvm, machine))
+        replies = dict(zip((command.name for command in commands), results, strict=True))
+        cpus, threads, kvm, machine = (replies.get(command.name) for command in COMMANDS)
+        vcpus, iothreads = list(_parse_vcpus(cpus)), list(_parse_iothreads(threads))
+        values = dict(_parse_machine(kvm, machine))
         with contextlib.suppress(TimeoutError):
-            if labels := await _in_thread(partial(labels_of, vm, self._context.settings.labels)):
+            if labels := await _run_in_thread(partial(labels_of, vm, self._context.settings.labels)):
                 values["labels"] = labels
-        threads = [task.id for task in (*vcpus, *iothreads)]
+        thread_ids = [task.id for task in (*vcpus, *iothreads)]
+        find = partial(find_process, socket_owner, thread_ids, self._context.root)
         try:
-            qemu = await _in_thread(partial(find_process, socket_owner, threads, self._context.root), _close_result)
+            qemu = await _run_in_thread(find, _close_found_process)
         except (UnknownProcessError, TimeoutError) as error:
             self.close()
             cause = str(error) or f"the lookup on the host timed out after {HOST_TIMEOUT_SECONDS:g} s"
@@ -119,17 +126,17 @@ class HostProcess:
         self.about = Sample(ABOUT, (), values | {"pid": str(qemu.process.pid)})
         return dataclasses.replace(
             facts,
-            process=_process_task(qemu),
+            process=_task_of_process(qemu),
             vcpus=tuple(dataclasses.replace(task, id=qemu.threads[task.id]) for task in vcpus),
             iothreads=tuple(dataclasses.replace(task, id=qemu.threads[task.id]) for task in iothreads),
             cgroup=qemu.cgroup,
-            interfaces=await self._interfaces(execute, qemu.process),
+            interfaces=await self._find_interfaces(execute, qemu.process),
         )
 
-    async def _interfaces(self, execute: Execute, process: Process) -> tuple[Interface, ...]:
-        """Return the process's network interfaces. QEMU's network cards are queried only when a new interface appears."""
+    async def _find_interfaces(self, execute: Execute, process: Process) -> tuple[Interface, ...]:
+        """Return the process's network interfaces. The agent queries QEMU's network cards only when there is a new interface."""
         try:
-            interfaces = await _in_thread(partial(interfaces_of, process, self._nics))
+            interfaces = await _run_in_thread(partial(interfaces_of, process, self._nics))
         except TimeoutError:
             return ()
         names = frozenset(interface.name for interface in interfaces)
@@ -137,17 +144,19 @@ class HostProcess:
             return interfaces
         self._interface_names, self._nics = names, await _query_nics(execute)
         try:
-            return await _in_thread(partial(interfaces_of, process, self._nics))
+            return await _run_in_thread(partial(interfaces_of, process, self._nics))
         except TimeoutError:
             return interfaces
 
 
-async def _in_thread(call: Callable[[], T], undo: Callable[["asyncio.Future[T]"], None] = lambda _: None) -> T:
+async def _run_in_thread(
+    call: Callable[[], T], on_late_result: Callable[["asyncio.Future[T]"], None] = lambda _: None
+) -> T:
     """Run a blocking call in a thread and return its result.
 
     Args:
         call: the call.
-        undo: handles the result when it arrives after the timeout.
+        on_late_result: called with the finished call if it finishes after the timeout, to release what the result holds.
 
     Raises:
         TimeoutError: the call took longer than HOST_TIMEOUT_SECONDS.
@@ -157,18 +166,18 @@ async def _in_thread(call: Callable[[], T], undo: Callable[["asyncio.Future[T]"]
         async with asyncio.timeout(HOST_TIMEOUT_SECONDS):
             return await asyncio.shield(running)
     except BaseException:
-        running.add_done_callback(undo)
+        running.add_done_callback(on_late_result)
         raise
     finally:
-        del running  # breaks a reference cycle: the future holds an error whose traceback holds this frame
+        del running  # breaks a reference cycle: the future refers to an error, whose traceback refers to this frame
 
 
-def _close_result(running: "asyncio.Future[QemuProcess]") -> None:
-    if not running.cancelled() and running.exception() is None:
-        running.result().process.close()
+def _close_found_process(finished: "asyncio.Future[QemuProcess]") -> None:
+    if not finished.cancelled() and finished.exception() is None:
+        finished.result().process.close()
 
 
-def _process_task(qemu: QemuProcess) -> Task:
+def _task_of_process(qemu: QemuProcess) -> Task:
     values = {"start_seconds": qemu.start_seconds, "cgroup": qemu.cgroup_name or None}
     return Task(qemu.process.pid, "", {key: value for key, value in values.items() if value is not None})
 
@@ -178,16 +187,16 @@ def _thread_id(item: Mapping[str, Any]) -> int | None:
     return thread if type(thread) is int and 0 < thread < 1 << 31 else None
 
 
-def _vcpus(answer: Any) -> Iterator[Task]:
-    """Yield the vCPU threads with QEMU's own thread ids; none for QEMU before 2.12, which lacks the command."""
-    for cpu in as_list_of_objects(answer, MAX_THREADS):
+def _parse_vcpus(reply: Any) -> Iterator[Task]:
+    """Yield the vCPU threads in the reply to query-cpus-fast, with their thread ids in QEMU's pid namespace."""
+    for cpu in as_list_of_objects(reply, MAX_THREADS):
         thread = _thread_id(cpu)
         if thread is not None and type(index := cpu.get("cpu-index")) is int:
             yield Task(thread, str(index), {"qom_path": cpu.get("qom-path"), "topology": cpu.get("props")})
 
 
-def _iothreads(answer: Any) -> Iterator[Task]:
-    for iothread in as_list_of_objects(answer, MAX_THREADS):
+def _parse_iothreads(reply: Any) -> Iterator[Task]:
+    for iothread in as_list_of_objects(reply, MAX_THREADS):
         thread = _thread_id(iothread)
         if thread is not None and (name := as_text(iothread.get("id"))):
             values = {
@@ -197,7 +206,8 @@ def _iothreads(answer: Any) -> Iterator[Task]:
             yield Task(thread, sanitize(name), values)
 
 
-def _machine(kvm: Any, machine: Any) -> Iterator[tuple[str, Any]]:
+def _parse_machine(kvm: Any, machine: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the fields of the replies to query-kvm and to the query of the machine type."""
     if isinstance(machine, str):
         yield "machine", sanitize(machine.removesuffix("-machine"), 128)
     if isinstance(kvm, dict) and type(enabled := kvm.get("enabled")) is bool:
@@ -205,13 +215,13 @@ def _machine(kvm: Any, machine: Any) -> Iterator[tuple[str, Any]]:
 
 
 async def _query_nics(execute: Execute) -> Nics:
-    """Return the guest's network cards by MAC address."""
+    """Return the properties of the guest's network cards."""
     listings = await execute([Command("qom-list", {"path": container}) for container in DEVICE_CONTAINERS])
     paths = [
         (name, f"{container}/{name}")
         for container, children in zip(DEVICE_CONTAINERS, listings, strict=True)
         for child in as_list_of_objects(children)
-        if as_text(child.get("type")).startswith(_NICS) and (name := as_text(child.get("name")))
+        if as_text(child.get("type")).startswith(_NIC_TYPES) and (name := as_text(child.get("name")))
     ]
     nics: dict[str, Values] = {}
     for name, path in paths[:MAX_NICS]:

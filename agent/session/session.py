@@ -261,7 +261,7 @@ class Session:
                 return frozenset()
             if len(known) >= MAX_BUILDS:
                 known.clear()
-            known[build] = identity.command_names(answer)
+            known[build] = identity.parse_command_names(answer)
         return known[build]
 
     async def _discover_process(self, vm: Vm, facts: Facts) -> Facts:
@@ -274,7 +274,7 @@ class Session:
     async def _guest_stats_seconds(self, balloon: str) -> int:
         """Return the polling interval of the guest's memory statistics. Set it first if it is not set and the config allows that."""
         execute = self._executor.execute_with_retry
-        seconds = identity.stats_interval((await execute((identity.get_stats_interval(balloon),)))[0])
+        seconds = identity.parse_stats_interval((await execute((identity.get_stats_interval(balloon),)))[0])
         settings = self._context.settings
         if seconds == 0 and Change.GUEST_STATS_INTERVAL in settings.changes:
             (result,) = await execute((identity.set_stats_interval(balloon, settings.guest_stats_seconds),))

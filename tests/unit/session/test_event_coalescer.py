@@ -33,41 +33,41 @@ def reported(groups: Any) -> list[tuple[int, int, int]]:
 
 def test_the_first_event_is_reported_at_once_and_the_rest_of_the_second_as_one() -> None:
     coalescer = EventCoalescer()
-    assert reported(coalescer.take(("a",), event(), 5, 10.0)) == [(1, 5, 5)]
+    assert reported(coalescer.add(("a",), event(), 5, 10.0)) == [(1, 5, 5)]
     for number in range(6, 1000):
-        assert reported(coalescer.take(("a",), event(number), number, 10.5)) == []
-    assert reported(coalescer.due(10.9)) == []
-    assert coalescer.next_at() == 10 + WINDOW_SECONDS
-    (group,) = coalescer.due(11)
+        assert reported(coalescer.add(("a",), event(number), number, 10.5)) == []
+    assert reported(coalescer.take_due(10.9)) == []
+    assert coalescer.next_due_at() == 10 + WINDOW_SECONDS
+    (group,) = coalescer.take_due(11)
     assert (group.count, group.first_ns, group.last_ns, group.event.data["number"]) == (994, 6, 999, 999)
 
 
 def test_repeated_events_are_reported_each_second_until_they_stop() -> None:
     coalescer = EventCoalescer()
-    list(coalescer.take(("a",), event(), 1, 0.0))
-    list(coalescer.take(("a",), event(), 2, 0.5))
-    assert reported(coalescer.due(1.0)) == [(1, 2, 2)]
-    assert reported(coalescer.take(("a",), event(), 3, 1.5)) == []
-    assert reported(coalescer.due(2.0)) == [(1, 3, 3)]
-    assert reported(coalescer.due(3.0)) == []
-    assert coalescer.next_at() == float("inf")
-    assert reported(coalescer.take(("a",), event(), 4, 3.1)) == [(1, 4, 4)]
+    list(coalescer.add(("a",), event(), 1, 0.0))
+    list(coalescer.add(("a",), event(), 2, 0.5))
+    assert reported(coalescer.take_due(1.0)) == [(1, 2, 2)]
+    assert reported(coalescer.add(("a",), event(), 3, 1.5)) == []
+    assert reported(coalescer.take_due(2.0)) == [(1, 3, 3)]
+    assert reported(coalescer.take_due(3.0)) == []
+    assert coalescer.next_due_at() == float("inf")
+    assert reported(coalescer.add(("a",), event(), 4, 3.1)) == [(1, 4, 4)]
 
 
 def test_events_of_another_key_are_reported_at_once() -> None:
     coalescer = EventCoalescer()
-    list(coalescer.take(("a",), event(), 1, 0.0))
-    list(coalescer.take(("a",), event(), 2, 0.1))
-    assert reported(coalescer.take(("b",), event(), 3, 0.2)) == [(1, 3, 3)]
+    list(coalescer.add(("a",), event(), 1, 0.0))
+    list(coalescer.add(("a",), event(), 2, 0.1))
+    assert reported(coalescer.add(("b",), event(), 3, 0.2)) == [(1, 3, 3)]
 
 
 def test_past_the_maximum_of_windows_the_oldest_is_reported_early() -> None:
     coalescer = EventCoalescer()
-    list(coalescer.take(("first",), event(), 1, 0.0))
-    list(coalescer.take(("first",), event(), 2, 0.0))
+    list(coalescer.add(("first",), event(), 1, 0.0))
+    list(coalescer.add(("first",), event(), 2, 0.0))
     for number in range(MAX_WINDOWS - 1):
-        list(coalescer.take((number,), event(), 3, 0.0))
-    assert reported(coalescer.take(("one more",), event(), 4, 0.0)) == [(1, 2, 2), (1, 4, 4)]
+        list(coalescer.add((number,), event(), 3, 0.0))
+    assert reported(coalescer.add(("one more",), event(), 4, 0.0)) == [(1, 2, 2), (1, 4, 4)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 2), st.booleans()), max_size=60))
@@ -76,8 +76,8 @@ def test_every_event_is_counted_exactly_once(steps: list[tuple[int, float, bool]
     for key, wait, check_due in steps:
         now += wait
         if check_due:
-            groups += coalescer.due(now)
-        groups += coalescer.take((key,), event(), 1, now)
+            groups += coalescer.take_due(now)
+        groups += coalescer.add((key,), event(), 1, now)
     groups += coalescer.flush()
     assert sum(group.count for group in groups) == len(steps)
     assert list(coalescer.flush()) == []

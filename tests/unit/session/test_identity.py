@@ -154,7 +154,7 @@ def test_migration_events_are_enabled_only_if_qemu_reports_it(capabilities: Any,
     ("answer", "seconds"), [(10, 10), (0, 0), (-1, 0), (1 << 40, 0), ("10", 0), (True, 0), (1.5, 0), (None, 0), (NO, 0)]
 )
 def test_a_stats_interval_is_a_positive_number_of_seconds_or_zero(answer: Any, seconds: int) -> None:
-    assert identity.stats_interval(answer) == seconds
+    assert identity.parse_stats_interval(answer) == seconds
 
 
 json = st.recursive(

@@ -128,7 +128,9 @@ AGENT = Dashboard(
                 thresholds=((1, "orange"),),
                 help="Disks and other subjects of VMs that exceed the limits (config: limits).",
             ),
-            number("Connections refused", "short", dropped("qmp_agent_connections_refused_total"), thresholds=BAD),
+            number(
+                "Connections refused", "short", dropped("qmp_agent_listen_connections_refused_total"), thresholds=BAD
+            ),
         ),
     },
 )

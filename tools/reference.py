@@ -226,7 +226,7 @@ _CHANGES = {
     "stalled": "A VM does not respond in time.",
     "recovered": "A VM that was stalled, or whose monitor was busy, responds again.",
 }
-assert _CHANGES.keys() == schema.CHANGES.keys()
+assert _CHANGES.keys() == schema.LIFECYCLE_CHANGES.keys()
 
 
 def _event_row(row: EventRow) -> str:

@@ -1,1 +1,1 @@
-"""Wiring: builds every part from the config and connects them."""
+"""Wiring: builds the parts of the agent from the config and connects them."""

@@ -22,13 +22,13 @@ from agent.app.health import AgentHealth, HealthLimits
 from agent.app.progress import Progress
 from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import (
-    AlertCollector,
-    DeliveryCollector,
-    EndpointCollector,
-    RecordCollector,
-    ReloadCollector,
+    AlertMetrics,
+    ConfigReloadMetrics,
+    DeliveryMetrics,
+    HttpEndpointMetrics,
+    MonitorMetrics,
+    RecordMetrics,
     SelfMetrics,
-    SnapshotCollector,
 )
 from agent.config.model import Config
 from agent.config.reload import Reload
@@ -47,12 +47,12 @@ _log = logging.getLogger("agent")
 
 
 class Agent:
-    """One agent.
+    """One agent with all its parts: sessions, alerts, delivery, HTTP endpoint and health.
 
     Args:
         config: the config to start with.
-        sink: where records go; None builds the sink of the config.
-        limits: when the agent counts as stuck.
+        sink: where records are delivered; None builds the sink that the config describes.
+        limits: when the agent counts as hung and a session as stuck; None for the defaults.
     """
 
     def __init__(self, config: Config, sink: Sink | None = None, limits: HealthLimits | None = None) -> None:
@@ -71,15 +71,15 @@ class Agent:
         self.view = EndpointView(config.host, self.snapshot, self.publisher, self.alerts, self.metrics, self.health)
         self.endpoint = self.health.endpoint = build_endpoint(self.view, config)
         self.metrics.register(
-            RecordCollector(self.publisher.published),
-            DeliveryCollector(self.publisher.delivery),
-            SnapshotCollector(self.snapshot),
-            AlertCollector(self.alerts.manager.store),
-            ReloadCollector(self.reload),
-            EndpointCollector(self.endpoint),
+            RecordMetrics(self.publisher.published),
+            DeliveryMetrics(self.publisher.delivery),
+            MonitorMetrics(self.snapshot),
+            AlertMetrics(self.alerts.manager.store),
+            ConfigReloadMetrics(self.reload),
+            HttpEndpointMetrics(self.endpoint),
         )
         self.watching: asyncio.Task[None]
-        """Runs while the agent watches VMs; it ends by itself only with an error."""
+        """The task that watches VMs. It runs until it is cancelled; it ends earlier only with an error."""
         self._context = SessionContext(session_settings(config), thresholds=self.alerts)
         self._supervisors: SupervisorGroup
         self._discovery: DiscoveryManager
@@ -88,7 +88,7 @@ class Agent:
 
     @contextlib.asynccontextmanager
     async def running(self, read: Callable[[], Config] | None = None) -> AsyncIterator[str]:
-        """Run while the block runs, and yield the endpoint's URL. Afterwards deliver the remaining records within the timeout.
+        """Run the agent while the block runs, and yield the endpoint's URL. Then deliver the remaining records within `timeouts.shutdown`.
 
         Args:
             read: reads the config for a reload; None disables reloads.
@@ -96,13 +96,13 @@ class Agent:
         Raises:
             StartError: the endpoint cannot listen on its address.
         """
-        async with self._endpoint() as url, self.publisher.delivery.running(self.config.timeouts.shutdown):
+        async with self._serving_endpoint() as url, self.publisher.delivery.running(self.config.timeouts.shutdown):
             self.alerts.restore()
             self.watching = asyncio.create_task(self._watch(read or (lambda: self.config)), name="watch")
             try:
                 yield url
             finally:
-                await _cancel(self.watching)  # each session publishes that it detaches
+                await _cancel(self.watching)  # each session publishes a `detached` record
 
     async def _watch(self, read: Callable[[], Config]) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -111,12 +111,12 @@ class Agent:
             self.health.supervisors = self._supervisors
             self._discovery = DiscoveryManager(self._supervisors, tasks)
             self._discovery.set(build_discoverers(self.config))
-            tasks.create_task(self._tick(), name="tick")
+            tasks.create_task(self._run_alert_loop(), name="alert loop")
             tasks.create_task(self.reload.run(self, read), name="reload")
             self._restart_alertmanager()
 
     def _restart_alertmanager(self) -> None:
-        """Send alerts to the Alertmanager of the current config and to no other."""
+        """Replace the Alertmanager client by a client for the current config, or by none if the config has no Alertmanager."""
         if self._alertmanager is not None:
             self._alertmanager.cancel()
         client = self._alertmanager = None
@@ -127,7 +127,7 @@ class Agent:
         self.health.alertmanager = client
 
     def apply(self, config: Config) -> None:
-        """Apply the live sections of a new config; see `reload.LIVE`."""
+        """Apply the sections of a new config that can change while the agent runs: `LIVE` in agent/config/reload.py."""
         before, self.config = self.config, config
         configure_logging(config.log.level, config.log.format)
         self._context.apply(session_settings(config))
@@ -140,14 +140,14 @@ class Agent:
         if any(getattr(before, name) != getattr(config, name) for name in ("intervals", "allow", "alerts", "labels")):
             self._supervisors.resync()
 
-    async def _tick(self) -> None:
+    async def _run_alert_loop(self) -> None:
         while True:
             await asyncio.sleep(self._limits.tick_seconds)
             await self.alerts.tick()
             self.progress.on_tick()
 
     @contextlib.asynccontextmanager
-    async def _endpoint(self) -> AsyncIterator[str]:
+    async def _serving_endpoint(self) -> AsyncIterator[str]:
         try:
             async with self.endpoint.serving() as url:
                 yield url
@@ -162,7 +162,7 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 
 async def run(config: Config, read: Callable[[], Config]) -> None:
-    """Run until SIGTERM or SIGINT; reload the config at SIGHUP.
+    """Run an agent until SIGTERM or SIGINT. SIGHUP reloads the config.
 
     Args:
         config: the config to start with.
@@ -178,16 +178,16 @@ async def run(config: Config, read: Callable[[], Config]) -> None:
     agent = Agent(config)
     loop.add_signal_handler(signal.SIGHUP, agent.reload.requested.set)
     with scheduled_collection():
-        await _run(agent, read, stop)
+        await _run_until(stop, agent, read)
 
 
-async def _run(agent: Agent, read: Callable[[], Config], stop: asyncio.Event) -> None:
+async def _run_until(stop: asyncio.Event, agent: Agent, read: Callable[[], Config]) -> None:
     notifier = SystemdNotifier()
     async with agent.running(read) as url:
         _log.info("endpoint: metrics and page on %s", url)
         notifier.notify(READY="1")
-        watchdog = notifier.watch(agent.health.hang_reason, agent.health.summary)
-        notifying = asyncio.create_task(watchdog, name="service manager")
+        watchdog = notifier.keep_notifying(agent.health.hang_reason, agent.health.summary)
+        notifying = asyncio.create_task(watchdog, name="systemd notifications")
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({stopped, agent.watching}, return_when=asyncio.FIRST_COMPLETED)
         await _cancel(notifying)
@@ -195,4 +195,4 @@ async def _run(agent: Agent, read: Callable[[], Config], stop: asyncio.Event) ->
         if not stopped.cancel():
             _log.info("agent: stopping")
         else:
-            agent.watching.result()  # Raises the task's error. Only a bug ends this task, and then the process must end too.
+            agent.watching.result()  # Raises the task's error: only a bug ends this task, and then the process must end too.

@@ -1,4 +1,7 @@
-"""Feeds the alert manager, publishes its alerts, and stores the alert state that has to survive a restart."""
+"""Passes events and samples to the alert manager, publishes its alerts, and stores their state for the next start.
+
+The state of a VM's alerts is a note in the journal. An alert and its note are stored in one transaction.
+"""
 
 import asyncio
 import logging
@@ -20,11 +23,11 @@ from agent.session.api import VmChange
 _log = logging.getLogger("agent")
 
 STORE_SECONDS = 2.0
-"""How long a threshold command waits until its state note is on disk."""
+"""Maximum time that a threshold command waits for the journal to store its state note."""
 
 
 class AlertPublisher:
-    """Connects the alert manager to sessions and to delivery. It is the sessions' ThresholdController.
+    """Connects the alert manager to the sessions and to delivery. Implements the sessions' ThresholdController.
 
     Attributes:
         manager: the alert manager.
@@ -41,7 +44,7 @@ class AlertPublisher:
         self.manager.notes.restore(self._publisher.delivery.stored_notes, time.monotonic())
 
     def set_policy(self, config: WriteThresholdConfig) -> None:
-        """Apply a new threshold configuration to all disks."""
+        """Apply a new config of write thresholds to all disks."""
         self.manager.set_policy(partial(threshold_policy, config))
 
     def on_event(self, record: Record) -> None:
@@ -61,20 +64,20 @@ class AlertPublisher:
     def on_block_samples(
         self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> Sequence[Sample]:
-        """Update the alerts after a poll of block families, and return the VM's disk space samples."""
+        """Update the alerts after a poll of disks, and return the VM's samples of free disk space."""
         pending, spaces = self.manager.on_samples(vm, samples, time.monotonic(), time_ns, families=families)
         self._publish(pending)
         return spaces
 
     def on_run_state(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
-        """Update the alerts with the run states among these samples."""
+        """Update the alerts with the run state of a VM, if the samples contain it."""
         for sample in samples:
             if sample.family is RUNSTATE and type(running := sample.values.get("running")) is bool:
                 status = str(sample.values.get("status", ""))
                 self._publish(self.manager.on_run_state(vm, time_ns, running=running, status=status))
 
     def on_migration(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
-        """Update the alerts with the migration statuses among these samples."""
+        """Update the alerts with the migration status of a VM, if the samples contain it."""
         for sample in samples:
             if sample.family is MIGRATION and isinstance(status := sample.values.get("status"), str):
                 self._publish(self.manager.on_migration(vm, status, time_ns))
@@ -84,18 +87,18 @@ class AlertPublisher:
         self._publish(self.manager.on_jobs(vm, samples, time_ns, time.time_ns()))
 
     async def tick(self) -> None:
-        """Update the alerts that depend on time, and store the notes that are due; call it about once a second."""
+        """Update the alerts that depend on time, and store the state notes that are due. Call this about once a second."""
         self._publish(self.manager.tick(time.monotonic(), time.time_ns()))
         delivery = self._publisher.delivery
         notes = [StateNote(*note) for note in self.manager.notes.notes_due()]
         await asyncio.gather(*(delivery.persist_note(note, STORE_SECONDS) for note in notes))  # all in one commit
 
     def refreshes_due(self, vm: Vm) -> frozenset[str]:
-        """Return the names of the collectors to poll again now."""
+        """Return the names of the collectors that a VM's session has to run again now."""
         return self.manager.refreshes_due(vm)
 
     async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
-        """Return the threshold commands to send now. Their state note is stored first."""
+        """Return the threshold commands to send to a VM now, each with its disk. Their state note is stored first."""
         commands = self.manager.pending_commands(vm)
         if commands:
             await self._publisher.delivery.persist_note(
@@ -104,7 +107,7 @@ class AlertPublisher:
         return commands
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
-        """Handle the outcome of a threshold command; `done` says whether QEMU confirmed it."""
+        """Handle the end of a threshold command. `done` is whether QEMU confirmed the command."""
         self.manager.on_command_done(vm, disk, done=done)
 
     def _publish(self, pending: Sequence[PendingAlert]) -> None:
@@ -113,8 +116,7 @@ class AlertPublisher:
             record = alert.record
             self._publisher.publish(record, StateNote(*alert.note))
             level = logging.WARNING if record.data["state"] == "firing" else logging.INFO
-            _log.log(
-                level, "%s: alert %s %s %s", record.vm.name, record.data["alert"], record.subject, record.data["state"]
-            )
+            what = " of ".join(filter(None, (record.data["alert"], record.subject)))
+            _log.log(level, "%s: alert %s %s", record.vm.name, what, record.data["state"])
         if pending:
             self.changed.set()

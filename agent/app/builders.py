@@ -1,4 +1,4 @@
-"""Builds the settings and the parts of the agent from the config."""
+"""Builds the parts of the agent and their settings from the config."""
 
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 from agent.alerts.levels import parse_level
 from agent.alerts.threshold_types import ThresholdMode, ThresholdPolicy
 from agent.collectors import Intervals
-from agent.common.config_types import expand
-from agent.common.errors import CommandFailedError
+from agent.common.config_types import expand_secret_path
+from agent.common.errors import SubcommandError
 from agent.config.model import Config, WriteThresholdConfig
 from agent.delivery.pipeline import DeliverySettings
 from agent.delivery.sinks import factory
@@ -22,12 +22,12 @@ from agent.qmp.commands import Change
 from agent.session.api import SessionSettings
 
 
-class StartError(CommandFailedError):
+class StartError(SubcommandError):
     """The agent cannot start."""
 
 
-VDSM = Path("/run/vdsm")
-"""Directory that exists on oVirt hosts. VDSM sets write thresholds itself, and treats every threshold event as its own."""
+VDSM_DIRECTORY = Path("/run/vdsm")
+"""A directory that exists on oVirt hosts only. Their VDSM sets write thresholds itself and handles every threshold event as its own."""
 
 
 def threshold_policy(config: WriteThresholdConfig, vm: Vm, disk: str) -> ThresholdPolicy:
@@ -41,7 +41,7 @@ def threshold_policy(config: WriteThresholdConfig, vm: Vm, disk: str) -> Thresho
             mode = entry.mode or mode
             levels = entry.levels if entry.levels is not None else levels
             break
-    if mode is ThresholdMode.ARM and VDSM.exists():
+    if mode is ThresholdMode.ARM and VDSM_DIRECTORY.exists():
         mode = ThresholdMode.OBSERVE
     return ThresholdPolicy(mode, tuple(map(parse_level, levels)), config.hysteresis / 100)
 
@@ -52,7 +52,7 @@ def is_qemu(pid: int) -> bool:
 
 
 def device_size_of(vm: Vm, path: str) -> int | None:
-    """Return the size in bytes of a VM's block device; None if it is unknown, or if the VM may run on another host."""
+    """Return the size of a VM's block device in bytes. None if the size is unknown, or if the VM may run on another host (TCP monitor)."""
     return None if vm.monitor.startswith("tcp:") else device_size(path)
 
 
@@ -80,7 +80,7 @@ def session_settings(config: Config) -> SessionSettings:
 
 
 def build_discoverers(config: Config) -> dict[str, Discoverer]:
-    """Return the discoverers of `monitors`, each under a key that changes with its config entry."""
+    """Return a discoverer for each entry of `monitors` in the config, by a key that changes with the entry."""
     return {repr(discoverer): discoverer for discoverer in (entry.build(config.allow) for entry in config.monitors)}
 
 
@@ -104,7 +104,7 @@ def build_endpoint(view: AgentView, config: Config) -> HttpEndpoint:
     """
     web = config.web
     try:
-        path = expand(web.config_file) if web.config_file is not None else None
+        path = expand_secret_path(web.config_file) if web.config_file is not None else None
     except OSError as error:
         raise StartError(error.strerror or str(error)) from error
     return HttpEndpoint(create_application(view), web.listen_address, path)

@@ -1,4 +1,4 @@
-"""Distributes what sessions report: to delivery, to the snapshot, to the alerts and to the agent's own metrics, in this order."""
+"""Passes on what sessions report: to delivery, the snapshot, the alerts and the agent's own metrics."""
 
 import logging
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ _LOG_LEVELS = {
 
 
 class SessionDispatcher:
-    """The SessionObserver of all sessions of one agent."""
+    """Implements SessionObserver for all sessions of one agent."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class SessionDispatcher:
         self._snapshot.event(record)
 
     def on_event_read(self, event: Record) -> None:
-        """Update the alerts at once; `on_event` gets repeated events later, coalesced."""
+        """Update the alerts at once. `on_event` gets repeated events later, coalesced into one record."""
         self._alerts.on_event(event)
 
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
@@ -64,7 +64,7 @@ class SessionDispatcher:
         self._publisher.publish(record)
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Publish samples, and update the snapshot and the alerts. Samples of on-change families are published only if they changed."""
+        """Publish samples, and update the snapshot and the alerts. On-change families are published only if their values changed."""
         changed = [s for s in samples if not (s.family.on_change and self._snapshot.values(vm, s) == s.values)]
         self._snapshot.samples(vm, families, samples, time_ns)
         for sample in changed:
@@ -95,20 +95,20 @@ class SessionDispatcher:
         self._metrics.connections_refused.labels(address, reason).inc()
 
     def on_response(self, seconds: float) -> None:
-        """Observe a response time."""
+        """Add one of QEMU's response times, in seconds, to the histogram."""
         self._metrics.response_seconds.observe(seconds)
 
     def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
-        """Count one run of a collector and note that sessions make progress."""
+        """Count a run of a collector. The run is also the sign that sessions make progress."""
         self._progress.on_poll()
         self._metrics.collector_runs[collector, outcome.value] += 1
 
     def on_messages_skipped(self, vm: Vm, reason: str, messages: int) -> None:
-        """Count and log skipped messages of QEMU."""
+        """Count and log messages from QEMU that the session skipped."""
         _log.warning("%s: %d messages skipped: %s", vm.name, messages, reason)
         self._metrics.messages_skipped.labels(reason).inc(messages)
 
     def on_events_dropped(self, vm: Vm, reason: str, events: int) -> None:
-        """Count and log events that were dropped before they became records."""
+        """Count and log events that the session dropped before they became records."""
         _log.warning("%s: %d events dropped: %s", vm.name, events, reason)
         self._metrics.events_dropped.labels(reason).inc(events)

@@ -1,4 +1,4 @@
-"""The HTTP endpoint's view of the agent, as JSON-compatible values."""
+"""The agent's state that the HTTP endpoint reads, in values that JSON can encode."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -21,11 +21,11 @@ _ALERT_FIELDS = (
     "time_to_full_seconds",
     "detected_by",
 )
-"""The fields of an alert's data that the overview shows; the alert's record has all fields."""
+"""Fields of an alert's data that /overview contains. The alert's record has all fields."""
 
 
 class EndpointView:
-    """The endpoint's read-only view of the agent (http.handlers.AgentView)."""
+    """Implements agent.http.handlers.AgentView."""
 
     def __init__(
         self,
@@ -49,34 +49,34 @@ class EndpointView:
         return self._metrics.render()
 
     def unready_reasons(self) -> list[str]:
-        """Return why the agent does not do all of its work; empty if it does."""
+        """Return why /readyz reports failure, one text for each reason; empty if the agent is ready."""
         return self._health.unready_reasons()
 
     def warnings(self) -> list[str]:
-        """Return what an operator should look at although the agent does all of its work."""
+        """Return problems that need attention although the agent is ready."""
         return self._health.warnings()
 
     def hang_reason(self) -> str:
-        """Return why the process should be restarted; empty if it makes progress."""
+        """Return why the agent makes no progress and should be restarted; empty if it makes progress."""
         return self._health.hang_reason()
 
     def health(self) -> dict[str, Any]:
-        """Return the health of the agent."""
+        """Return the agent's own state: problems, sink, queues, journal, delivered and dropped records."""
         return {
             "host": self._host,
             "version": __version__,
             "unready_reasons": self.unready_reasons(),
             "warnings": self.warnings(),
-            **_delivery(self._delivery),
-            "events_dropped": self._metrics.dropped_by_reason(),
+            **_delivery_json(self._delivery),
+            "events_dropped": self._metrics.events_dropped_by_reason(),
         }
 
     def firing_alerts(self) -> list[dict[str, Any]]:
-        """Return the firing alerts, the most severe first, then the oldest."""
-        return _alerts(self._alerts.store)
+        """Return the firing alerts by severity, the highest first, and then by age, the oldest first."""
+        return _alerts_json(self._alerts.store)
 
-    def resolved_levels(self, vm: Vm, device: str) -> list[tuple[str, int]]:
-        """Return the alert levels of a disk, each as its text and its bytes."""
+    def levels_in_bytes(self, vm: Vm, device: str) -> list[tuple[str, int]]:
+        """Return the alert levels of a disk, each as its text in the config and as a number of bytes."""
         return [(level.text, level.bytes) for level in self._alerts.levels(vm, device)]
 
     def on_scrape(self, seconds: float) -> None:
@@ -84,7 +84,7 @@ class EndpointView:
         self._metrics.scrape_seconds.set(seconds)
 
 
-def _delivery(delivery: DeliveryPipeline) -> dict[str, Any]:
+def _delivery_json(delivery: DeliveryPipeline) -> dict[str, Any]:
     supervisor, journal = delivery.supervisor, delivery.journal
     state: dict[str, Any] = {
         "sink": {"name": supervisor.sink.name, "error": supervisor.error if supervisor.failing else None},
@@ -110,7 +110,7 @@ def _delivery(delivery: DeliveryPipeline) -> dict[str, Any]:
     return state
 
 
-def _alerts(store: Iterable[Alert]) -> list[dict[str, Any]]:
+def _alerts_json(alerts: Iterable[Alert]) -> list[dict[str, Any]]:
     return [
         {
             "alert": alert.name,
@@ -123,5 +123,5 @@ def _alerts(store: Iterable[Alert]) -> list[dict[str, Any]]:
             "fingerprint": alert.fingerprint,
         }
         | {name: alert.data[name] for name in _ALERT_FIELDS if name in alert.data}
-        for alert in sorted(store, key=lambda alert: (-alert.severity, alert.since_ns))
+        for alert in sorted(alerts, key=lambda alert: (-alert.severity, alert.since_ns))
     ]

@@ -1,4 +1,4 @@
-"""The health of the agent in words, for /readyz, /healthz, the page and the systemd status line."""
+"""Describes the health of the agent for /readyz, /healthz, the page and systemd's status line."""
 
 import time
 from collections import Counter
@@ -16,34 +16,37 @@ from agent.model.record import sanitize
 from agent.session.api import MonitorState
 from agent.session.supervisor import SupervisorGroup
 
-PATIENCE_POLLS = 3
+HANG_POLLS = 3
 MAX_NAMED_MONITORS = 5
 MAX_NAMED_COLLECTORS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class HealthLimits:
-    """When the agent counts as stuck.
+    """When the agent counts as hung, and a session as stuck.
 
     Attributes:
-        tick_seconds: how often the alert loop runs.
-        patience_seconds: the process counts as hung if no VM is polled for three poll intervals, one response timeout and this time.
+        tick_seconds: interval of the alert loop.
+        hang_seconds: the agent counts as hung if no VM was polled for this time, plus three poll intervals, plus one response timeout.
         stuck_seconds: a VM's session counts as stuck if its poll is overdue by more than this. The cause is a bug or an overloaded host.
     """
 
     tick_seconds: float = 1.0
-    patience_seconds: float = 30.0
+    hang_seconds: float = 30.0
     stuck_seconds: float = 60.0
 
 
 @dataclass(slots=True)
 class AgentHealth:
-    """Reads the health of the agent's parts.
+    """Derives the health of the agent from its parts.
 
     Attributes:
         config: returns the config in use.
-        snapshot, delivery, reload, progress: the parts.
-        limits: when the agent counts as stuck.
+        snapshot: has the state of each monitor.
+        delivery: has the state of the sink and the journal.
+        reload: has the outcome of the latest config reload.
+        progress: has the times of the latest progress.
+        limits: when the agent counts as hung, and a session as stuck.
         supervisors: the supervisors of all monitors; None before the agent starts them.
         endpoint: the HTTP endpoint; None before it is built.
         alertmanager: the client of the configured Alertmanager, or None.
@@ -60,9 +63,9 @@ class AgentHealth:
     alertmanager: AlertmanagerClient | None = None
 
     def unready_reasons(self) -> list[str]:
-        """Return why the agent does not do all of its work; empty if it does."""
+        """Return why the agent is not ready, one text for each reason; empty if it is ready."""
         reasons = []
-        # A VM that ended leaves its socket behind. A socket without a listener is therefore no failure.
+        # A VM that ended may leave its socket behind. So a socket without a listener (GONE) is no failure.
         states = Counter(
             status.state for status in self.snapshot.monitors.values() if status.state is not MonitorState.GONE
         )
@@ -79,7 +82,7 @@ class AgentHealth:
         return reasons + self.delivery.unready_reasons()
 
     def warnings(self) -> list[str]:
-        """Return what an operator should look at although the agent does all of its work."""
+        """Return problems that need attention although the agent is ready."""
         config_error = self.endpoint.config_error if self.endpoint is not None else None
         return [
             *self.reload.warnings(),
@@ -90,37 +93,41 @@ class AgentHealth:
         ]
 
     def _collector_warnings(self) -> list[str]:
-        """Return a warning for each collector that is off because its answers cannot be read."""
+        """Return a warning for each collector that is off because the agent cannot parse QEMU's replies."""
         warnings = [
             f"{sanitize(status.vm.name if status.vm is not None else status.monitor.name)}: collector {name} is off: {cause}"
             for status in self.snapshot.monitors.values()
             for name, cause in status.degraded
         ]
-        more = len(warnings) - MAX_NAMED_COLLECTORS
-        return warnings[:MAX_NAMED_COLLECTORS] + ([f"{more} more collectors are off"] if more > 0 else [])
+        return _shorten(warnings, MAX_NAMED_COLLECTORS, "more collectors are off")
 
     def _clash_warnings(self) -> list[str]:
-        """Return a warning for each UUID that several running VMs have, with the monitors of these VMs."""
+        """Return a warning for each UUID that several running VMs have, with the names of these VMs."""
         clashes = {
             status.vm.uuid: status.clash for status in self.snapshot.monitors.values() if status.vm and status.clash
         }
         warnings = [
             f"UUID clash: {', '.join(names)}: several VMs run with UUID {uuid}" for uuid, names in clashes.items()
         ]
-        more = len(warnings) - MAX_NAMED_MONITORS
-        return warnings[:MAX_NAMED_MONITORS] + ([f"{more} more UUID clashes"] if more > 0 else [])
+        return _shorten(warnings, MAX_NAMED_MONITORS, "more UUID clashes")
 
     def hang_reason(self) -> str:
-        """Return why the process should be restarted; empty if it makes progress."""
+        """Return why the agent makes no progress and should be restarted; empty if it makes progress."""
         config = self.config()
-        patience = PATIENCE_POLLS * config.intervals.poll + config.timeouts.response + self.limits.patience_seconds
-        return self.progress.hang_reason(up=self.monitor_states()[MonitorState.UP], patience=patience)
+        hang_seconds = HANG_POLLS * config.intervals.poll + config.timeouts.response + self.limits.hang_seconds
+        return self.progress.hang_reason(vms_up=self.monitor_states()[MonitorState.UP], hang_seconds=hang_seconds)
 
     def summary(self) -> str:
-        """Return the health in one line."""
+        """Return the monitors by state and the reasons against readiness, in one line."""
         states = ", ".join(f"{number} {state.value}" for state, number in self.monitor_states().items())
         return "; ".join([f"monitors: {states or 'none'}", *self.unready_reasons()])
 
     def monitor_states(self) -> Counter[MonitorState]:
         """Return the number of monitors in each state."""
         return Counter(status.state for status in self.snapshot.monitors.values())
+
+
+def _shorten(warnings: list[str], maximum: int, ending: str) -> list[str]:
+    """Return at most `maximum` warnings. One more warning has the number of the others and an ending."""
+    excess = len(warnings) - maximum
+    return [*warnings[:maximum], f"{excess} {ending}"] if excess > 0 else warnings

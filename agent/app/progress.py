@@ -1,4 +1,4 @@
-"""Detects an agent that no longer makes progress, for /healthz and the systemd watchdog."""
+"""Detects that the agent makes no progress, for /healthz and systemd's watchdog."""
 
 import time
 from dataclasses import dataclass, field
@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Progress:
-    """The latest progress, in seconds of the monotonic clock.
+    """The times of the latest progress, in seconds of the monotonic clock.
 
     Attributes:
-        ticked_at: when the alert loop last completed.
+        ticked_at: when the alert loop last completed a turn.
         polled_at: when a collector last ran, successfully or not.
     """
 
@@ -17,25 +17,25 @@ class Progress:
     polled_at: float = field(default_factory=time.monotonic)
 
     def on_tick(self) -> None:
-        """Note that the alert loop completed."""
+        """Record that the alert loop completed a turn."""
         self.ticked_at = time.monotonic()
 
     def on_poll(self) -> None:
-        """Note that a collector ran."""
+        """Record that a collector ran."""
         self.polled_at = time.monotonic()
 
-    def hang_reason(self, *, up: int, patience: float) -> str:
-        """Return what no longer makes progress; empty if everything does.
+    def hang_reason(self, *, vms_up: int, hang_seconds: float) -> str:
+        """Return which part of the agent makes no progress; empty if both parts do.
 
         Args:
-            up: the number of VMs that can be polled.
-            patience: seconds within which at least one of them must be polled.
+            vms_up: number of VMs that can be polled. The polls count as progress if there is none.
+            hang_seconds: maximum time without a turn of the alert loop, and maximum time without a poll of any VM.
         """
         now = time.monotonic()
-        if up == 0:
+        if vms_up == 0:
             self.polled_at = now
-        if now - self.ticked_at > patience:
+        if now - self.ticked_at > hang_seconds:
             return f"the alert loop has not run for {now - self.ticked_at:.0f} s"
-        if now - self.polled_at > patience:
-            return f"{up} VMs are up, and none was polled for {now - self.polled_at:.0f} s"
+        if now - self.polled_at > hang_seconds:
+            return f"{vms_up} VMs are up, and none was polled for {now - self.polled_at:.0f} s"
         return ""

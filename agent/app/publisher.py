@@ -1,4 +1,4 @@
-"""Publishes every record that leaves the agent: encodes it once, enqueues it for delivery and streams it to subscribers."""
+"""Publishes records: encodes each record once, enqueues it for delivery and sends it to the live stream's subscribers."""
 
 import time
 from collections import Counter
@@ -11,12 +11,12 @@ from agent.model.record import Record, RecordEncoder, Severity, StateNote, Vm
 
 
 class RecordPublisher:
-    """Publishes records.
+    """Publishes records to delivery and to the live stream.
 
     Attributes:
         delivery: the queues, the journal and the sink.
         broadcaster: the live stream.
-        published: how many records were published, by kind.
+        published: number of published records by kind, such as `event`.
     """
 
     def __init__(self, host: str, sink: Sink, settings: DeliverySettings) -> None:
@@ -31,7 +31,7 @@ class RecordPublisher:
 
         Args:
             record: the record.
-            note: state that the journal stores in the same transaction.
+            note: state that the journal stores in one transaction with the record, or None.
         """
         encoded = self._encode(record, note)
         self.published[record.kind] += 1
@@ -39,7 +39,7 @@ class RecordPublisher:
         self.broadcaster.publish(encoded)
 
     def _report_drops(self, report: DropReport) -> None:
-        """Report dropped records downstream."""
+        """Publish a record that reports dropped records."""
         vm = Vm(self._host, "", "")
         self.publish(
             Record("qemu.agent.records_dropped", vm, report.data(), time.time_ns(), report.queue, Severity.ERROR)

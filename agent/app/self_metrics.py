@@ -1,6 +1,6 @@
-"""The agent's metrics of itself, `qmp_agent_*`, with prometheus_client.
+"""The agent's metrics about itself, `qmp_agent_*`, with prometheus_client.
 
-Counters are incremented where things happen. For everything else, each part of the agent has a collector that reads it at each scrape.
+Other modules increment the counters in SelfMetrics. The `*Metrics` collectors read the state of the agent's parts at each scrape.
 """
 
 import asyncio
@@ -33,12 +33,12 @@ class SelfMetrics:
     """The registry of one agent.
 
     Attributes:
-        registry: the registry; `register` adds collectors that read parts of the agent at each scrape.
-        collector_runs: runs by collector and outcome. A plain counter, because the library's counter takes a lock at every poll.
-        response_seconds: how long QEMU took to answer one write.
-        events_dropped: events dropped before they became records, by reason.
-        messages_skipped: skipped messages of QEMU, by reason.
-        connections_refused: refused connections to `listen` addresses.
+        registry: the prometheus_client registry.
+        collector_runs: number of runs of agent/collectors/, by collector and outcome. Not the library's counter, which takes a lock.
+        response_seconds: histogram of the time that QEMU took to answer all commands of one write.
+        events_dropped: number of events that were dropped before they became records, by reason.
+        messages_skipped: number of messages from QEMU that were skipped, by reason.
+        connections_refused: number of connections that `listen` addresses refused, by address and reason.
         scrape_seconds: duration of the last scrape.
     """
 
@@ -50,45 +50,47 @@ class SelfMetrics:
         gauge, counter = partial(Gauge, registry=self.registry), partial(Counter, registry=self.registry)
         build = gauge("qmp_agent_build_info", "A constant 1 with the version of the agent as label.", ["version"])
         build.labels(__version__).set(1)
-        self.register(RunCollector(self.collector_runs), RuntimeCollector())
+        self.register(CollectorRunMetrics(self.collector_runs), EventLoopMetrics())
         self.response_seconds = Histogram(
             "qmp_agent_qmp_response_seconds",
-            "Time QEMU took to answer all commands of one write, in seconds.",
+            "Time in seconds that QEMU took to answer all commands of one write.",
             buckets=_RESPONSE_BUCKETS,
             registry=self.registry,
         )
         self.events_dropped = counter(
-            "qmp_agent_events_dropped", "Total number of events dropped before they became records.", ["reason"]
+            "qmp_agent_events_dropped",
+            "Total number of events dropped before they became records, by reason.",
+            ["reason"],
         )
         self.messages_skipped = counter(
             "qmp_agent_messages_skipped",
-            "Total number of skipped messages of QEMU; the reason is unreadable, oversized, or stray for a reply without a command.",
+            "Total number of skipped messages from QEMU. The reason is unreadable, oversized or stray (a reply without a command).",
             ["reason"],
         )
         self.connections_refused = counter(
-            "qmp_agent_connections_refused",
-            "Total number of refused connections to a `listen` address; the reason is user, limit or process.",
+            "qmp_agent_listen_connections_refused",
+            "Total number of connections that a `listen` address refused. The reason is user, limit or process.",
             ["address", "reason"],
         )
         self.scrape_seconds = gauge("qmp_agent_scrape_duration_seconds", "Duration of the last scrape in seconds.")
 
     def register(self, *collectors: Collector) -> None:
-        """Add collectors to the registry."""
+        """Add prometheus_client collectors to the registry."""
         for collector in collectors:
             self.registry.register(collector)
 
-    def dropped_by_reason(self) -> dict[str, float]:
-        """Return the number of events dropped before they became records, by reason."""
+    def events_dropped_by_reason(self) -> dict[str, float]:
+        """Return the number of events that were dropped before they became records, by reason."""
         (metric,) = self.events_dropped.collect()
-        return {s.labels["reason"]: s.value for s in metric.samples if s.name.endswith("_total")}
+        return {sample.labels["reason"]: sample.value for sample in metric.samples if sample.name.endswith("_total")}
 
     def render(self) -> bytes:
-        """Return all metrics in the text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
-class RunCollector(Collector):
-    """Reads how often collectors ran."""
+class CollectorRunMetrics(Collector):
+    """How often the collectors in agent/collectors/ ran."""
 
     def __init__(self, runs: Mapping[tuple[str, str], int]) -> None:
         self._runs = runs
@@ -103,8 +105,8 @@ class RunCollector(Collector):
         yield runs
 
 
-class RuntimeCollector(Collector):
-    """Reads the event loop."""
+class EventLoopMetrics(Collector):
+    """The asyncio event loop."""
 
     def collect(self) -> Iterator[Metric]:
         """Yield the current values."""
@@ -112,8 +114,8 @@ class RuntimeCollector(Collector):
         yield GaugeMetricFamily("qmp_agent_asyncio_tasks", text, value=len(asyncio.all_tasks()))
 
 
-class RecordCollector(Collector):
-    """Reads how many records were published."""
+class RecordMetrics(Collector):
+    """How many records were published."""
 
     def __init__(self, published: Mapping[str, int]) -> None:
         self._published = published
@@ -128,8 +130,8 @@ class RecordCollector(Collector):
         yield records
 
 
-class DeliveryCollector(Collector):
-    """Reads the sink, the queues and the journal."""
+class DeliveryMetrics(Collector):
+    """The sink, the queues and the journal."""
 
     def __init__(self, delivery: DeliveryPipeline) -> None:
         self._delivery = delivery
@@ -145,7 +147,7 @@ class DeliveryCollector(Collector):
         )
         yield CounterMetricFamily(
             "qmp_agent_sink_reconnects",
-            "Total number of reconnects of the sink after a failure.",
+            "Total number of times the sink reconnected after a failure.",
             value=supervisor.reconnects,
         )
         dropped = CounterMetricFamily(
@@ -156,14 +158,14 @@ class DeliveryCollector(Collector):
         for (queue_name, reason), count in delivery.drops.totals.items():
             dropped.add_metric([queue_name, reason], count)
         yield dropped
-        for name, text, read in _QUEUE_GAUGES:
-            gauge = GaugeMetricFamily(name, text, labels=["queue"])
+        for name, help_text, read in _QUEUE_GAUGES:
+            gauge = GaugeMetricFamily(name, help_text, labels=["queue"])
             for queue in delivery.queues:
                 gauge.add_metric([queue.name], read(queue))
             yield gauge
-        yield from self._journal()
+        yield from self._collect_journal()
 
-    def _journal(self) -> Iterator[Metric]:
+    def _collect_journal(self) -> Iterator[Metric]:
         journal = self._delivery.journal
         if journal is None:
             return
@@ -176,7 +178,7 @@ class DeliveryCollector(Collector):
         )
         yield CounterMetricFamily(
             "qmp_agent_journal_files_quarantined",
-            "Total number of damaged journal files quarantined.",
+            "Total number of damaged journal files that were quarantined.",
             value=journal.quarantined,
         )
         written = CounterMetricFamily(
@@ -208,8 +210,8 @@ _QUEUE_GAUGES: tuple[tuple[str, str, Callable[[RecordQueue], float]], ...] = (
 )
 
 
-class SnapshotCollector(Collector):
-    """Reads the monitors and VMs of the snapshot."""
+class MonitorMetrics(Collector):
+    """The monitors and VMs in the snapshot."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
@@ -223,13 +225,13 @@ class SnapshotCollector(Collector):
         yield monitors
         yield GaugeMetricFamily(
             "qmp_agent_series_limit_dropped_subjects",
-            "Number of disks, vCPUs, jobs and other subjects without series, because their VM exceeds a series limit.",
+            "Number of disks, vCPUs, jobs and other subjects that have no series because their VM exceeds a series limit.",
             value=sum(view.dropped_subjects.total() for _, view in self._snapshot.views()),
         )
 
 
-class AlertCollector(Collector):
-    """Reads the firing alerts."""
+class AlertMetrics(Collector):
+    """The firing alerts."""
 
     def __init__(self, store: AlertStore) -> None:
         self._store = store
@@ -238,7 +240,7 @@ class AlertCollector(Collector):
         """Yield the current values."""
         labels = ["vm_uuid", "vm", "alert", "device", "level", "severity"]
         firing = GaugeMetricFamily("qemu_alert_firing", "A constant 1 for each firing alert.", labels=labels)
-        # Two VMs with one UUID may have the same alert, and a series must not appear twice.
+        # A set, because two VMs with one UUID and one name may have the same alert, and a series must not appear twice.
         for values in sorted(
             {(a.vm.uuid, a.vm.name, a.name, a.subject, a.level, a.severity.label) for a in self._store}
         ):
@@ -246,8 +248,8 @@ class AlertCollector(Collector):
         yield firing
 
 
-class ReloadCollector(Collector):
-    """Reads the outcome of the last config reload."""
+class ConfigReloadMetrics(Collector):
+    """The outcome of the latest config reload."""
 
     def __init__(self, reload: Reload) -> None:
         self._reload = reload
@@ -256,7 +258,7 @@ class ReloadCollector(Collector):
         """Yield the current values."""
         yield GaugeMetricFamily(
             "qmp_agent_config_last_reload_successful",
-            "Whether the last config reload succeeded: 1 or 0. After a failure the previous config stays in use.",
+            "Whether the last config reload succeeded: 1 or 0. The previous config stays in use after a failure.",
             value=self._reload.error is None,
         )
         yield GaugeMetricFamily(
@@ -266,8 +268,8 @@ class ReloadCollector(Collector):
         )
 
 
-class EndpointCollector(Collector):
-    """Reads the HTTP endpoint."""
+class HttpEndpointMetrics(Collector):
+    """The HTTP endpoint."""
 
     def __init__(self, endpoint: HttpEndpoint) -> None:
         self._endpoint = endpoint
@@ -276,6 +278,6 @@ class EndpointCollector(Collector):
         """Yield the current values."""
         yield CounterMetricFamily(
             "qmp_agent_http_connections_refused",
-            "Total number of connections refused by the HTTP endpoint because too many were open.",
+            "Total number of connections that the HTTP endpoint refused because too many were open.",
             value=self._endpoint.refused_connections,
         )

@@ -1,4 +1,4 @@
-"""`qmp-agent check`: tries to reach every monitor, broker and file of a config. It neither watches a VM nor delivers a record."""
+"""`qmp-agent check`: tries to reach every monitor, broker and file of a config. It watches no VM and delivers no record."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ from pathlib import Path
 from agent.app.builders import build_discoverers, build_sink, session_settings
 from agent.cli.journal import quarantined_files
 from agent.collectors import ALL_FEATURES, Collector
-from agent.common.config_types import expand
+from agent.common.config_types import expand_secret_path
 from agent.config.model import Config
 from agent.delivery.sinks.base import SinkError
 from agent.http.server import is_loopback
@@ -22,10 +22,10 @@ from agent.qmp.errors import BusyError, DeniedError, QmpError
 from agent.session import host_process, identity
 from agent.session.api import SessionContext
 
-MAX_AT_ONCE = 50
+MAX_CONCURRENT_CHECKS = 50
 
 DISCOVERY_SECONDS = 10.0
-"""How long to wait for the status of a discoverer that has to connect."""
+"""How long to wait until a discoverer, such as libvirt's, has connected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Finding:
     """The outcome of one check.
 
     Attributes:
-        ok: whether it passed.
-        text: what was checked, and the outcome.
+        ok: whether the check passed.
+        text: what was checked, and the outcome: a line for the user.
     """
 
     ok: bool
@@ -50,17 +50,17 @@ def _failed(text: str) -> Finding:
 
 
 async def check(config: Config) -> AsyncIterator[Finding]:
-    """Yield the findings, each as soon as it is known."""
+    """Run all checks of a config, and yield each finding as soon as it is known."""
     context = SessionContext(session_settings(config))
     for discoverer in build_discoverers(config).values():
-        async with _discovered(discoverer) as (monitors, findings):
+        async with _run_discoverer(discoverer) as (monitors, findings):
             for finding in findings:
                 yield finding
-            gate = asyncio.Semaphore(MAX_AT_ONCE)
-            for checked in asyncio.as_completed([_check_monitor(monitor, context, gate) for monitor in monitors]):
+            slots = asyncio.Semaphore(MAX_CONCURRENT_CHECKS)
+            for checked in asyncio.as_completed([_check_monitor(monitor, context, slots) for monitor in monitors]):
                 yield await checked
     for build, commands in context.build_commands.items():
-        if limitations := list(_limitations(commands, context.collectors.by_name.values())):
+        if limitations := list(_limitations_without(commands, context.collectors.by_name.values())):
             yield _passed(f"QEMU {build.version}: {'; '.join(limitations)}")
     for finding in _check_journal(config):
         yield finding
@@ -69,7 +69,7 @@ async def check(config: Config) -> AsyncIterator[Finding]:
 
 
 class _DiscoveryRecorder:
-    """A DiscoveryListener that keeps monitors until the discoverer reports its status."""
+    """A DiscoveryListener that records the monitors and the first status that a discoverer reports."""
 
     def __init__(self) -> None:
         self.monitors: dict[tuple[object, ...], Monitor] = {}
@@ -87,18 +87,18 @@ class _DiscoveryRecorder:
             self.status.set_result(Finding(ok=error is None and not note, text=f"{sanitize(source.name)}: {text}"))
 
     def on_connection_refused(self, address: str, reason: str) -> None:
-        """Do nothing: only a `listen` discoverer refuses connections, and `check` does not run one."""
+        """Do nothing. Only a `listen` discoverer refuses connections, and `check` does not run it."""
 
 
 @contextlib.asynccontextmanager
-async def _discovered(discoverer: Discoverer) -> AsyncIterator[tuple[list[Monitor], list[Finding]]]:
-    """Run a discoverer while the block runs. Yield its monitors, and the findings about the discoverer itself."""
+async def _run_discoverer(discoverer: Discoverer) -> AsyncIterator[tuple[list[Monitor], list[Finding]]]:
+    """Run a discoverer while the block runs. Yield the monitors that it found, and the findings about the discoverer itself."""
     if isinstance(discoverer, DialDiscoverer):
         monitors = list(discoverer.scan().values())
-        yield monitors, [] if monitors else [_no_monitors(discoverer.pattern)]
+        yield monitors, [] if monitors else [_explain_no_monitors(discoverer.pattern)]
         return
     if isinstance(discoverer, ListenDiscoverer):
-        yield [], [_check_listen(discoverer)]
+        yield [], [_check_listen_address(discoverer)]
         return
     recorder = _DiscoveryRecorder()
     running = asyncio.create_task(discoverer.run(recorder))
@@ -127,14 +127,14 @@ def _check_journal(config: Config) -> Iterator[Finding]:
         yield _failed(text)
 
 
-def _no_monitors(pattern: str) -> Finding:
+def _explain_no_monitors(pattern: str) -> Finding:
     directory = Path(pattern).parent
     if not any(c in str(directory) for c in "*?[") and not directory.is_dir():
         return _failed(f"{pattern}: the directory {directory} does not exist")
     return _passed(f"{pattern}: no socket exists now; the agent watches for new ones")
 
 
-def _check_listen(discoverer: ListenDiscoverer) -> Finding:
+def _check_listen_address(discoverer: ListenDiscoverer) -> Finding:
     address = discoverer.address
     try:
         discoverer.bind().close()
@@ -147,9 +147,9 @@ def _check_listen(discoverer: ListenDiscoverer) -> Finding:
     return _passed(f"{address}: the agent can listen")
 
 
-async def _check_monitor(monitor: Monitor, context: SessionContext, gate: asyncio.Semaphore) -> Finding:
+async def _check_monitor(monitor: Monitor, context: SessionContext, slots: asyncio.Semaphore) -> Finding:
     name = sanitize(monitor.name)
-    async with gate:
+    async with slots:
         try:
             client = await monitor.open(context.allow, lambda _: None, deadline=context.settings.greeting_seconds)
         except (BusyError, DeniedError) as error:
@@ -157,36 +157,38 @@ async def _check_monitor(monitor: Monitor, context: SessionContext, gate: asynci
         except QmpError as error:
             return _failed(f"{name}: {error}")
         try:
-            answers = await client.execute(
+            replies = await client.execute(
                 (*identity.IDENTITY, identity.LIST_COMMANDS), deadline=context.settings.response_seconds
             )
         except QmpError as error:
             return _failed(f"{name}: {error}")
         finally:
             client.close()
-        vm = identity.identify(context.settings.host, monitor.name, answers[:-1])
+        vm = identity.identify(context.settings.host, monitor.name, replies[:-1])
         assert client.greeting is not None
         build = identity.build_of(client.greeting)
-        if commands := identity.parse_command_names(answers[-1]):
+        if commands := identity.parse_command_names(replies[-1]):
             context.build_commands[build] = commands
         return _passed(f"{name}: {vm.name} ({vm.uuid}), QEMU {build.version}")
 
 
-def _limitations(available: frozenset[str], collectors: Iterable[Collector]) -> Iterator[str]:
-    """Yield a text for each collector that is off or limited because QEMU lacks a command."""
-    facts = replace(ALL_FEATURES, commands=available)
+def _limitations_without(available: frozenset[str], collectors: Iterable[Collector]) -> Iterator[str]:
+    """Yield a text for each collector that is off or limited because QEMU's available commands lack one that it needs."""
+    features = replace(ALL_FEATURES, commands=available)
     for collector in collectors:
         needed = {command.name for command in collector.commands(ALL_FEATURES)}
         needed |= {*filter(None, [host_process.REQUIRED_COMMANDS.get(collector.name)])}
         if missing := sorted(needed - available):
-            off = collector.missing_command(facts) or not collector.commands(facts)
-            yield f"{collector.name} is {'off' if off else 'limited'} without {' and '.join(missing)}"
+            is_off = collector.missing_command(features) or not collector.commands(features)
+            yield f"{collector.name} is {'off' if is_off else 'limited'} without {' and '.join(missing)}"
 
 
 async def _check_endpoint(config: Config) -> Finding:
     address, path = config.web.listen_address, config.web.config_file
     try:
-        web_config = await asyncio.to_thread(LoadedWebConfig.read, expand(path) if path is not None else None)
+        web_config = await asyncio.to_thread(
+            LoadedWebConfig.read, expand_secret_path(path) if path is not None else None
+        )
     except EndpointError as error:
         return _failed(f"endpoint: {error}")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Formats records as readable lines. Pure."""
+"""Formats records and their values for people. Pure."""
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -11,47 +11,47 @@ _COLOURS = {"debug": "2", "warning": "33", "error": "31", "critical": "1;31"}
 _ALERT_COLOUR = "1;35"
 
 
-def line(event: Mapping[str, Any], *, width: int = 0, colour: bool = False) -> str:
+def format_record(event: Mapping[str, Any], *, width: int = 0, colour: bool = False) -> str:
     """Format a record as one line: time, VM, type, subject and values.
 
     Args:
         event: the record.
-        width: the columns to cut the line to; 0 does not cut.
-        colour: whether to colour it by severity.
+        width: maximum width of the line in characters; 0 for no maximum.
+        colour: whether to add the escape codes of the severity's colour.
     """
     time = datetime.fromisoformat(event["time"]).astimezone().strftime("%H:%M:%S.%f")[:-3]
     kind = event["type"].removeprefix("qemu.")
     subject = event.get("subject", "")
-    values = "  ".join(_values(event["data"], subject))
+    values = "  ".join(_format_fields(event["data"], subject))
     text = f"{time}  {event.get('vmname', event['partitionkey']):12.20}  {kind:27} {subject:10}  {values}"
     text = sanitize(text[:width] if width else text, 4096).rstrip()
     code = _ALERT_COLOUR if kind.startswith("alert.") else _COLOURS.get(event["severity"])
     return f"\x1b[{code}m{text}\x1b[0m" if colour and code else text
 
 
-HIDDEN = frozenset({"event", "category", "alert", "fingerprint", "account_failed", "account_invalid", "qdev"})
-"""Fields that repeat other parts of the line, or that a reader does not need."""
+HIDDEN_FIELDS = frozenset({"event", "category", "alert", "fingerprint", "account_failed", "account_invalid", "qdev"})
+"""Fields of a record's data that are not shown: they repeat other parts of the line or help no reader."""
 
 
 _QEMU_BYTES = frozenset({"write-threshold", "amount-exceeded", "actual"})
 """Fields of QEMU's own events that are in bytes."""
 
 
-def _values(data: Mapping[str, Any], subject: str) -> Iterator[str]:
-    """Yield the fields that are neither zero nor empty nor the subject."""
+def _format_fields(data: Mapping[str, Any], subject: str) -> Iterator[str]:
+    """Yield `name=value` for each field. Fields that are zero, empty or equal to the subject are left out."""
     for key, value in data.items():
         if key == "qemu" and isinstance(value, dict):
-            yield from _values(value, subject)
-        elif value not in (0, "", None, subject) and key not in HIDDEN:
-            yield f"{_name(key)}={format_value(key, value)}"
+            yield from _format_fields(value, subject)
+        elif value not in (0, "", None, subject) and key not in HIDDEN_FIELDS:
+            yield f"{_name_without_unit(key)}={format_value(key, value)}"
 
 
-def _name(key: str) -> str:
+def _name_without_unit(key: str) -> str:
     return key.removesuffix("_total").removesuffix("_bytes").removesuffix("_timestamp_seconds")
 
 
 def format_value(key: str, value: object) -> str:
-    """Format a field's value in the unit of its name."""
+    """Format the value of a field. The field's name, such as `read_bytes_total`, has the unit."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if not isinstance(value, int | float):

@@ -1,4 +1,4 @@
-"""HTTP sessions of the agent's own commands, with credentials for a protected endpoint."""
+"""HTTP client of `qmp-agent tail` and `top`, with credentials for an endpoint that requires authentication."""
 
 import base64
 import ssl
@@ -8,23 +8,23 @@ from typing import Any
 
 import aiohttp
 
-from agent.common.errors import CommandFailedError
+from agent.common.errors import SubcommandError
 
 
-class EndpointCredentialsError(CommandFailedError):
-    """The credentials cannot be read."""
+class EndpointCredentialsError(SubcommandError):
+    """A file with credentials cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointCredentials:
-    """Credentials for the endpoint.
+    """Credentials for the agent's endpoint.
 
     Attributes:
-        ca: file with the authorities that sign the endpoint's certificate; None trusts the system's.
-        certificate: file with the client certificate and its key, or None.
-        user: the user name, or empty.
-        password_file: file whose first line is the password. There is no option for the password itself, because every user of the
-            host can read the command lines of processes.
+        ca: file with the certificate authorities of the endpoint; None for those of the system.
+        certificate: file with the client's certificate and its key, or None.
+        user: the user name; empty for no authentication by password.
+        password_file: file whose first line is the password. No option takes the password itself, because every user of the host can
+            read the command lines of processes.
     """
 
     ca: Path | None = None
@@ -32,11 +32,14 @@ class EndpointCredentials:
     user: str = ""
     password_file: Path | None = None
 
-    def session(self, **options: Any) -> aiohttp.ClientSession:
-        """Return a session with these credentials.
+    def open_session(self, **options: Any) -> aiohttp.ClientSession:
+        """Return an HTTP session with these credentials.
+
+        Args:
+            options: further arguments of aiohttp.ClientSession.
 
         Raises:
-            EndpointCredentialsError: a file does not exist or has the wrong content.
+            EndpointCredentialsError: a file cannot be read, or is no certificate or text.
         """
         try:
             context = ssl.create_default_context(cafile=self.ca)

@@ -1,4 +1,4 @@
-"""`qmp-agent journal`: shows and exports the journal, also while an agent runs, and replays records from it."""
+"""`qmp-agent journal`: shows, exports and replays the records in the journal. An agent may run meanwhile, except for a replay."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.common.errors import CommandFailedError
+from agent.common.errors import SubcommandError
 from agent.common.units import format_bytes
 from agent.delivery.journal import recovery, statements
 from agent.delivery.journal.database import JournalDatabase, JournalError, connect_readonly
@@ -16,10 +16,10 @@ from agent.delivery.journal.writer import FILE, UNREPORTED_DROPS
 from agent.delivery.pipeline import QUEUE_NAMES
 from agent.model.record import EncodedRecord
 
-REPLAY_QUEUE = "events"
+REPLAY_QUEUE = "events"  # the queue that all replayed records are added to
 
 
-class JournalToolError(CommandFailedError):
+class JournalToolError(SubcommandError):
     """The journal cannot be read or changed."""
 
 
@@ -30,8 +30,8 @@ def quarantined_files(directory: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[JournalDatabase]:
-    """Open a journal file read-only, also while an agent writes it.
+def _open_readonly(path: Path) -> Iterator[JournalDatabase]:
+    """Open a journal file for reading while the block runs. An agent may write to the file meanwhile.
 
     Raises:
         JournalToolError: the file does not exist or cannot be read.
@@ -53,13 +53,13 @@ def _reading(path: Path) -> Iterator[JournalDatabase]:
 
 
 def show(directory: Path) -> Iterator[str]:
-    """Yield a description of the waiting records, the dead letters, the unreported drops and the quarantined files.
+    """Yield lines that describe the waiting records, the dead letters, the unreported drops and the quarantined files.
 
     Raises:
         JournalToolError: the journal cannot be read.
     """
     path = directory / FILE
-    with _reading(path) as opened:
+    with _open_readonly(path) as opened:
         yield f"{path}: {format_bytes(path.stat().st_size)}"
         for queue in QUEUE_NAMES:
             contents = opened.contents(queue)
@@ -88,27 +88,27 @@ def export(directory: Path, *, file: str | None, dead_letters: bool) -> Iterator
 
     Args:
         directory: the journal's directory.
-        file: the name of a quarantined file, whose readable records are exported; None exports the journal.
+        file: the name of a quarantined file, whose readable records are exported; None for the journal itself.
         dead_letters: whether to export the dead letters instead of the waiting records.
 
     Raises:
         JournalToolError: the journal or the file cannot be read.
     """
     if file is not None:
-        for record in _salvaged(directory, file):
+        for record in _salvage_records(directory, file):
             yield record.body + b"\n"
         return
-    with _reading(directory / FILE) as opened:
+    with _open_readonly(directory / FILE) as opened:
         if dead_letters:
             for _, record in opened.dead_letters():
                 yield record.body + b"\n"
             return
         for queue in QUEUE_NAMES:
-            for record in _waiting(opened, queue):
+            for record in _read_waiting_records(opened, queue):
                 yield record.body + b"\n"
 
 
-def _waiting(opened: JournalDatabase, queue: str) -> Iterator[EncodedRecord]:
+def _read_waiting_records(opened: JournalDatabase, queue: str) -> Iterator[EncodedRecord]:
     after = 0
     while True:
         records, _, last = opened.read(queue, after, 500, 8 << 20)
@@ -118,7 +118,7 @@ def _waiting(opened: JournalDatabase, queue: str) -> Iterator[EncodedRecord]:
         after = last
 
 
-def _salvaged(directory: Path, file: str) -> Iterator[EncodedRecord]:
+def _salvage_records(directory: Path, file: str) -> Iterator[EncodedRecord]:
     path = directory / file
     if path.parent != directory or path not in quarantined_files(directory):
         known = ", ".join(quarantined.name for quarantined in quarantined_files(directory)) or "none"
@@ -135,23 +135,23 @@ def replay(directory: Path, *, file: str | None) -> int:
 
     Args:
         directory: the journal's directory.
-        file: the name of a quarantined file, whose readable records are enqueued; None enqueues the dead letters.
+        file: the name of a quarantined file, whose readable records are enqueued; None for the journal's dead letters.
 
     Returns:
-        The number of records.
+        The number of enqueued records.
 
     Raises:
-        JournalToolError: the agent runs, or a file cannot be read or written.
+        JournalToolError: an agent uses the journal, or a file cannot be read or written.
     """
     try:
-        held = lock(directory)
+        lock_descriptor = lock(directory)
     except (JournalError, OSError) as error:
         raise JournalToolError(f"{error}; stop the agent first") from error
     try:
         opened = JournalDatabase(directory / FILE)
         try:
             dead_letters = (record for _, record in opened.dead_letters())
-            records = list(dead_letters if file is None else _salvaged(directory, file))
+            records = list(dead_letters if file is None else _salvage_records(directory, file))
             changes = [statements.insert(REPLAY_QUEUE, records, [])]
             if file is None:
                 changes.append(statements.delete_dead_letters())
@@ -161,7 +161,7 @@ def replay(directory: Path, *, file: str | None) -> int:
     except JournalError as error:
         raise JournalToolError(f"{directory / FILE}: {error}") from error
     finally:
-        os.close(held)
+        os.close(lock_descriptor)
     return len(records)
 
 

@@ -1,4 +1,4 @@
-"""The command `qmp-agent`."""
+"""The command `qmp-agent`: parses the command line and runs a subcommand."""
 
 import argparse
 import asyncio
@@ -19,8 +19,8 @@ import uvloop
 from agent import __version__
 from agent.app.agent import run
 from agent.cli.http_client import EndpointCredentials
-from agent.common.config_types import expand
-from agent.common.errors import CommandFailedError
+from agent.common.config_types import expand_secret_path
+from agent.common.errors import SubcommandError
 from agent.common.units import parse_bytes, parse_seconds
 from agent.config.loader import DEFAULT_PATH, ConfigError, load
 from agent.config.model import AlertmanagerConfig, Config, WebConfig
@@ -30,24 +30,27 @@ from agent.monitors import DialConfig
 from agent.runtime.logging import configure_logging
 
 USAGE_ERROR = 2
-LINGER_SECONDS = 2.0
-"""How long the process waits for its threads before it exits."""
+THREAD_EXIT_SECONDS = 2.0
+"""How long a finished `run` waits for its threads before the process exits."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand.
+    """Run the subcommand that the arguments name.
+
+    Args:
+        arguments: the arguments after the program's name; None for those of the process.
 
     Returns:
-        The exit status: 0 success, 1 failure, 2 wrong command line or config.
+        The exit status: 0 after success, 1 after a failure, 2 for a wrong command line or config, 130 after Ctrl-C.
     """
-    parsed = _parser().parse_args(arguments)
+    parsed = _build_parser().parse_args(arguments)
     handler: Callable[[argparse.Namespace], int] = parsed.handler
     try:
         return handler(parsed)
     except ConfigError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         return USAGE_ERROR
-    except CommandFailedError as error:
+    except SubcommandError as error:
         print(f"qmp-agent: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -58,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="qmp-agent",
         description="Monitors the QEMU virtual machines of this host.",
@@ -66,87 +69,105 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"qmp-agent {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    _config_option(_command(commands, "run", _run, "watch the VMs of this host until SIGTERM"))
+    _add_config_option(_add_command(commands, "run", _execute_run, "watch the VMs of this host until SIGTERM"))
 
-    command = _command(
+    command = _add_command(
         commands,
         "check",
-        _check,
-        "check the config, then try to reach its monitors, the journal, the endpoint and the sink",
+        _execute_check,
+        "check the config, then the monitors, the journal, the endpoint and the sink that it names",
     )
-    _config_option(command)
+    _add_config_option(command)
 
     command.add_argument("--syntax", action="store_true", help="only validate the config")
 
-    command = _command(commands, "tail", _tail, "follow the records of the running agent")
-    _config_option(command)
+    command = _add_command(commands, "tail", _execute_tail, "follow the records of the running agent")
+    _add_config_option(command)
     command.add_argument("--url", help="URL of the agent's endpoint; default: the config's, else http://127.0.0.1:9179")
-    _credentials_options(command)
+    _add_credentials_options(command)
     command.add_argument("--vm", default="", help="only this VM, by name or UUID")
-    command.add_argument("--type", default="", help="only types with this prefix: event, sample.block, alert, vm, ...")
     command.add_argument(
-        "--severity", default="debug", choices=[s.label for s in Severity], help="only this severity and higher"
+        "--type", default="", help="only record types with this prefix: event, sample.block, alert, vm, ..."
+    )
+    command.add_argument(
+        "--severity",
+        default="debug",
+        choices=[s.label for s in Severity],
+        help="only records of this severity or higher",
     )
     command.add_argument("--json", action="store_true", help="print whole records, one per line")
 
-    command = _command(commands, "top", _top, "show the VMs of the running agent in the terminal")
-    _config_option(command)
+    command = _add_command(commands, "top", _execute_top, "show the VMs of the running agent in the terminal")
+    _add_config_option(command)
     command.add_argument("--url", help="URL of the agent's endpoint; default: the config's, else http://127.0.0.1:9179")
-    _credentials_options(command)
-    command.add_argument("--interval", type=_duration, default=2.0, metavar="TIME", help="refresh interval, such as 5s")
+    _add_credentials_options(command)
+    command.add_argument(
+        "--interval", type=_parse_duration, default=2.0, metavar="TIME", help="refresh interval, such as 5s"
+    )
     command.add_argument("--vm", default="", help="start with the details of this VM, by name or UUID")
     command.add_argument("--once", action="store_true", help="print the table, or with --vm the details, and exit")
 
-    command = _command(commands, "journal", _journal, "show, export or replay the records in the journal")
-    _config_option(command)
+    command = _add_command(commands, "journal", _execute_journal, "show, export or replay the records in the journal")
+    _add_config_option(command)
     command.add_argument("action", nargs="?", choices=("show", "export", "replay"), default="show")
     command.add_argument(
         "--dead-letters",
         action="store_true",
-        help="export: the records that Kafka rejected (replay always replays these)",
+        help="export the records that Kafka rejected, instead of the waiting records (`replay` always replays these)",
     )
-    command.add_argument("--file", help="export, replay: a quarantined file, by its name in the journal's directory")
+    command.add_argument("--file", help="export or replay this quarantined file, named as in the journal's directory")
 
-    _add_tools(commands)
-    _command(commands, "version", _version, "print the version")
+    _add_standalone_commands(commands)
+    _add_command(commands, "version", _execute_version, "print the version")
     return parser
 
 
-def _add_tools(commands: Any) -> None:
-    """Add the commands that need no running agent."""
-    command = _command(
-        commands, "record", _record, "record the QMP traffic of one monitor, for a bug report; secrets are removed"
+def _add_standalone_commands(commands: Any) -> None:
+    """Add the subcommands that need no running agent."""
+    command = _add_command(
+        commands,
+        "record",
+        _execute_record,
+        "record the QMP traffic of one monitor, for a bug report; secrets are removed",
     )
-    _config_option(command)
+    _add_config_option(command)
     command.add_argument("monitor", help="path of a socket, or tcp:host:port; no other client may hold it")
     command.add_argument("file", type=Path, help="output file; only you can read it")
     command.add_argument(
         "--duration",
         dest="seconds",
-        type=_duration,
+        type=_parse_duration,
         default=60.0,
         metavar="TIME",
         help="maximum duration; default: 60s",
     )
     command.add_argument(
-        "--max-size", type=_size, default=64 << 20, metavar="SIZE", help="maximum size of the file; default: 64MiB"
+        "--max-size",
+        type=_parse_size,
+        default=64 << 20,
+        metavar="SIZE",
+        help="maximum size of the file; default: 64MiB",
     )
 
-    command = _command(commands, "replay", _replay, "replay recorded QMP traffic to an agent, and print its records")
-    _config_option(command)
+    command = _add_command(
+        commands, "replay", _execute_replay, "replay recorded QMP traffic to an agent, and print its records"
+    )
+    _add_config_option(command)
     command.add_argument("file", type=Path, help="file from `record`")
-    command.add_argument("--speed", type=_speed, default=1.0, metavar="N", help="speed factor; default: 1")
+    command.add_argument(
+        "--speed", type=_parse_speed, default=1.0, metavar="N", help="replay N times as fast; default: 1"
+    )
     command.add_argument(
         "--listen", default="127.0.0.1:0", metavar="ADDRESS", help="address of the page and /metrics during the replay"
     )
 
-    command = _command(
+    command = _add_command(
         commands,
         "doctor",
-        _doctor,
-        "report for each VM on this host whether the agent can watch it, and how; run it as root",
+        _execute_doctor,
+        "report whether the agent can watch each VM on this host, and which change allows it; run it as root",
     )
-    _config_option(command)
+    _add_config_option(command)
     command.add_argument("--vm", default="*", help="only VMs whose name or UUID matches this pattern")
     command.add_argument(
         "--user", help="user whose permissions to check; default: the running agent's user, else qmp-agent"
@@ -155,18 +176,20 @@ def _add_tools(commands: Any) -> None:
         "--json", action="store_true", help="print one JSON array; docs/monitors.md describes its fields"
     )
 
-    command = _command(commands, "schema", _schema, "print the JSON schema of records or of the config")
+    command = _add_command(commands, "schema", _execute_schema, "print the JSON schema of records or of the config")
     command.add_argument("of", choices=("record", "config"))
 
-    command = _command(commands, "demo", _demo, "boot two small guests, watch them and provoke events")
+    command = _add_command(commands, "demo", _execute_demo, "boot two small guests, watch them and provoke events")
     command.add_argument(
-        "--duration", dest="seconds", type=_duration, metavar="TIME", help="end after this time, such as 30s"
+        "--duration", dest="seconds", type=_parse_duration, metavar="TIME", help="end after this time, such as 30s"
     )
     command.add_argument("--output", type=Path, metavar="FILE", help="write every record to this file, one per line")
-    command.add_argument("--alertmanager", type=_alertmanager, metavar="URL", help="send alerts to this Alertmanager")
+    command.add_argument(
+        "--alertmanager", type=_parse_alertmanager_url, metavar="URL", help="send alerts to this Alertmanager"
+    )
 
 
-def _command(
+def _add_command(
     commands: Any, name: str, handler: Callable[[argparse.Namespace], int], text: str
 ) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
@@ -174,45 +197,48 @@ def _command(
     return command
 
 
-def _config_option(command: argparse.ArgumentParser) -> None:
+def _add_config_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--config", type=Path, default=None, metavar="FILE", help=f"the config file; default: {DEFAULT_PATH}"
     )
 
 
-def _credentials_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--ca", type=Path, metavar="FILE", help="authorities that sign the endpoint's certificate")
-    command.add_argument("--cert", type=Path, metavar="FILE", help="client certificate with its key")
-    command.add_argument("--user", default="", help="user name")
+def _add_credentials_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--ca", type=Path, metavar="FILE", help="certificate authorities of the endpoint")
+    command.add_argument("--cert", type=Path, metavar="FILE", help="the client's certificate and its key")
+    command.add_argument("--user", default="", help="user name for the endpoint")
     command.add_argument("--password-file", type=Path, metavar="FILE", help="file whose first line is the password")
 
 
-def _credentials(parsed: argparse.Namespace) -> EndpointCredentials:
+def _credentials_from(parsed: argparse.Namespace) -> EndpointCredentials:
     return EndpointCredentials(parsed.ca, parsed.cert, parsed.user, parsed.password_file)
 
 
-def _duration(text: str) -> float:
+def _parse_duration(text: str) -> float:
     try:
         return parse_seconds(float(text) if text.isdecimal() else text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _size(text: str) -> int:
+def _parse_size(text: str) -> int:
     try:
         return parse_bytes(int(text) if text.isdecimal() else text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _speed(text: str) -> float:
-    speed = float(text)
+def _parse_speed(text: str) -> float:
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = 0.0
     if not 0 < speed <= 1000:
-        raise argparse.ArgumentTypeError("should be more than 0 and at most 1000")
+        raise argparse.ArgumentTypeError("should be a number of more than 0 and at most 1000")
     return speed
 
 
-def _alertmanager(text: str) -> AlertmanagerConfig:
+def _parse_alertmanager_url(text: str) -> AlertmanagerConfig:
     try:
         return AlertmanagerConfig(url=text)
     except ValueError as error:
@@ -224,28 +250,28 @@ def _run_loop(main: Coroutine[Any, Any, None]) -> None:
         runner.run(main)
 
 
-def _run(parsed: argparse.Namespace) -> int:
+def _execute_run(parsed: argparse.Namespace) -> int:
     read = partial(load, parsed.config or DEFAULT_PATH)
     config = read()
     configure_logging(config.log.level, config.log.format)
-    faulthandler.enable()  # when systemd's watchdog ends the process, the log shows where it hung
+    faulthandler.enable()  # systemd's watchdog ends the process with SIGABRT; the log then shows where it hung
     _run_loop(_exit_after(run(config, read)))
     return 0
 
 
 async def _exit_after(main: Coroutine[Any, Any, None]) -> None:
-    """Run to the end, and then make the process exit soon. Otherwise a thread that a hung disk blocks would keep it alive."""
+    """Run a coroutine to its end, and then end the process within THREAD_EXIT_SECONDS, even if a hung disk blocks a thread."""
     status = 1
     try:
         await main
         status = 0
     finally:
-        timer = threading.Timer(LINGER_SECONDS, os._exit, (status,))
-        timer.daemon = True  # so that it does not itself keep the process alive
+        timer = threading.Timer(THREAD_EXIT_SECONDS, os._exit, (status,))
+        timer.daemon = True  # the process can end before
         timer.start()
 
 
-def _check(parsed: argparse.Namespace) -> int:
+def _execute_check(parsed: argparse.Namespace) -> int:
     from agent.cli.check import check  # noqa: PLC0415 - `qmp-agent run` does not need it
 
     path = parsed.config or DEFAULT_PATH
@@ -265,37 +291,37 @@ def _check(parsed: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _tail(parsed: argparse.Namespace) -> int:
+def _execute_tail(parsed: argparse.Namespace) -> int:
     from agent.cli.tail import TailOptions, tail  # noqa: PLC0415 - as above
 
-    url, credentials = _endpoint_url(parsed), _credentials(parsed)
+    url, credentials = _endpoint_url(parsed), _credentials_from(parsed)
     _run_loop(tail(TailOptions(url, parsed.vm, parsed.type, parsed.severity, parsed.json, credentials)))
     return 0
 
 
-def _top(parsed: argparse.Namespace) -> int:
-    from agent.cli.top.terminal import TopOptions, once, show  # noqa: PLC0415 - curses needs a terminal
+def _execute_top(parsed: argparse.Namespace) -> int:
+    from agent.cli.top.terminal import TopOptions, print_once, run_top  # noqa: PLC0415 - curses needs a terminal
 
-    options = TopOptions(_endpoint_url(parsed), parsed.interval, parsed.vm, _credentials(parsed))
-    asyncio.run(once(options) if parsed.once else show(options))
+    options = TopOptions(_endpoint_url(parsed), parsed.interval, parsed.vm, _credentials_from(parsed))
+    asyncio.run(print_once(options) if parsed.once else run_top(options))
     return 0
 
 
 def _endpoint_url(parsed: argparse.Namespace) -> str:
-    """Return the URL of the agent's endpoint: the option's, else the config's, else the default."""
+    """Return the URL of the agent's endpoint: from the option --url, else from the config, else the default."""
     if parsed.url:
         return str(parsed.url).rstrip("/")
     path = parsed.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
     web = load(path).web if path is not None else WebConfig()
     scheme = "http"
     if web.config_file is not None:
-        with contextlib.suppress(EndpointError, OSError):  # perhaps only the agent can read it
-            scheme = "https" if LoadedWebConfig.read(expand(web.config_file)).tls is not None else "http"
+        with contextlib.suppress(EndpointError, OSError):  # this user may have no permission to read the file
+            scheme = "https" if LoadedWebConfig.read(expand_secret_path(web.config_file)).tls is not None else "http"
     host, _, port = web.listen_address.rpartition(":")
     return f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104 - compared, not bound
 
 
-def _journal(parsed: argparse.Namespace) -> int:
+def _execute_journal(parsed: argparse.Namespace) -> int:
     from agent.cli import journal  # noqa: PLC0415 - as above
 
     directory = load(parsed.config or DEFAULT_PATH).journal.directory
@@ -312,7 +338,7 @@ def _journal(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _record(parsed: argparse.Namespace) -> int:
+def _execute_record(parsed: argparse.Namespace) -> int:
     from agent.cli.capture.record import record  # noqa: PLC0415 - as above
 
     async def main() -> None:
@@ -323,7 +349,7 @@ def _record(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _replay(parsed: argparse.Namespace) -> int:
+def _execute_replay(parsed: argparse.Namespace) -> int:
     from agent.cli.capture.replay import replay  # noqa: PLC0415 - as above
 
     _run_loop(replay(parsed.file, _capture_config(parsed), listen=parsed.listen, speed=parsed.speed))
@@ -331,12 +357,12 @@ def _replay(parsed: argparse.Namespace) -> int:
 
 
 def _capture_config(parsed: argparse.Namespace) -> Config:
-    """Return the given config, else the defaults. Its monitors are not used."""
+    """Return the config of --config, else the default config. `record` and `replay` replace its monitors."""
     configure_logging("warning", "auto")
     return load(parsed.config) if parsed.config is not None else Config(monitors=[DialConfig(dial="/nowhere")])
 
 
-def _doctor(parsed: argparse.Namespace) -> int:
+def _execute_doctor(parsed: argparse.Namespace) -> int:
     from agent.cli.doctor.inspection import inspect_host  # noqa: PLC0415 - as above
     from agent.cli.doctor.model import HostView  # noqa: PLC0415 - as above
     from agent.cli.doctor.rendering import render  # noqa: PLC0415 - as above
@@ -356,7 +382,7 @@ def _doctor(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _schema(parsed: argparse.Namespace) -> int:
+def _execute_schema(parsed: argparse.Namespace) -> int:
     from agent.cli import schema  # noqa: PLC0415 - as above
 
     value = schema.record_schema() if parsed.of == "record" else schema.config_schema()
@@ -364,14 +390,14 @@ def _schema(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _demo(parsed: argparse.Namespace) -> int:
-    from agent.cli.demo.play import play  # noqa: PLC0415 - as above
+def _execute_demo(parsed: argparse.Namespace) -> int:
+    from agent.cli.demo.play import run_demo  # noqa: PLC0415 - as above
 
-    _run_loop(play(parsed.seconds, parsed.output, parsed.alertmanager))
+    _run_loop(run_demo(parsed.seconds, parsed.output, parsed.alertmanager))
     return 0
 
 
-def _version(_: argparse.Namespace) -> int:
+def _execute_version(_: argparse.Namespace) -> int:
     print(f"qmp-agent {__version__}")
     return 0
 

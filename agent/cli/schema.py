@@ -1,4 +1,4 @@
-"""JSON schemas of the records and of the config, generated from the catalogue and the config's types. Pure."""
+"""JSON schemas of records and of the config, generated from the tables in agent/model/ and the types in agent/config/. Pure."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.record import Severity
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_TEXT = {"type": "string", "minLength": 1}
+_NONEMPTY_TEXT = {"type": "string", "minLength": 1}
 
-_TYPES: dict[Kind, dict[str, Any]] = {
+_JSON_TYPES: dict[Kind, dict[str, Any]] = {
     Kind.COUNTER: {"type": "number", "minimum": 0},
     Kind.GAUGE: {"type": "number"},
     Kind.FLAG: {"type": "boolean"},
@@ -37,14 +37,14 @@ _TYPES: dict[Kind, dict[str, Any]] = {
 
 
 def config_schema() -> dict[str, Any]:
-    """Return the schema of the config file."""
+    """Return the JSON schema of the config file."""
     return {"$schema": _DIALECT, "title": "Config of qmp-agent", **Config.model_json_schema()}
 
 
 def record_schema() -> dict[str, Any]:
-    """Return the schema of a record: its CloudEvents attributes and extensions, and the data of each type."""
-    known = {f"qemu.event.{row.name.lower()}" for row in ROWS}
-    bodies = _bodies()
+    """Return the JSON schema of a record: CloudEvents attributes, extensions, and the data of each record type."""
+    event_types = {f"qemu.event.{row.name.lower()}" for row in ROWS}
+    data_schemas = _data_schemas()
     return {
         "$schema": _DIALECT,
         "title": "Record of qmp-agent: a CloudEvents 1.0 event in JSON structured mode",
@@ -62,14 +62,17 @@ def record_schema() -> dict[str, Any]:
                 "format": "uri-reference",
             },
             "type": {
-                "anyOf": [{"enum": sorted(bodies)}, {"type": "string", "pattern": "^qemu\\.event\\.[a-z][a-z0-9_]*$"}]
+                "anyOf": [
+                    {"enum": sorted(data_schemas)},
+                    {"type": "string", "pattern": "^qemu\\.event\\.[a-z][a-z0-9_]*$"},
+                ]
             },
-            "subject": {**_TEXT, "description": "Device, node, job or other subject within the VM."},
+            "subject": {**_NONEMPTY_TEXT, "description": "Device, node, job or other subject within the VM."},
             "time": {"type": "string", "format": "date-time"},
             "datacontenttype": {"const": "application/json"},
-            "host": _TEXT,
+            "host": _NONEMPTY_TEXT,
             "vmuuid": {"type": "string", "format": "uuid"},
-            "vmname": _TEXT,
+            "vmname": _NONEMPTY_TEXT,
             "severity": {"enum": [severity.label for severity in Severity]},
             "sequence": {
                 "type": "string",
@@ -77,7 +80,7 @@ def record_schema() -> dict[str, Any]:
                 "description": "Counter of the records of one run of the agent.",
             },
             "partitionkey": {
-                **_TEXT,
+                **_NONEMPTY_TEXT,
                 "description": "Kafka message key: the VM's UUID, else its monitor's address; the host for records of the agent itself.",
             },
             "data": {"type": "object"},
@@ -97,58 +100,66 @@ def record_schema() -> dict[str, Any]:
         ],
         "additionalProperties": False,
         "allOf": [
-            *({"if": _is(name), "then": {"properties": {"data": body}}} for name, body in sorted(bodies.items())),
-            {"if": {"properties": {"type": {"enum": sorted(known)}}}, "then": {"properties": {"data": _EVENT}}},
+            *(
+                {"if": _has_type(name), "then": {"properties": {"data": body}}}
+                for name, body in sorted(data_schemas.items())
+            ),
+            {
+                "if": {"properties": {"type": {"enum": sorted(event_types)}}},
+                "then": {"properties": {"data": _EVENT_DATA}},
+            },
         ],
     }
 
 
-def _bodies() -> dict[str, dict[str, Any]]:
-    """Return the schema of the data of each type except events, whose data have one schema."""
-    bodies = {family.type: _sample(family) for family in FAMILIES if family is not BLOCK_SPACE}
-    bodies |= {f"qemu.{family.name}": _sample(family) for family in TRANSITIONS}
-    bodies |= {
-        f"qemu.vm.{change}": _body(change_fields, required=needed)
-        for change, (change_fields, needed) in CHANGES.items()
+def _data_schemas() -> dict[str, dict[str, Any]]:
+    """Return the schema of `data` by record type, without events: the data of all events have one schema."""
+    data_schemas = {family.type: _sample_schema(family) for family in FAMILIES if family is not BLOCK_SPACE}
+    data_schemas |= {f"qemu.{family.name}": _sample_schema(family) for family in TRANSITIONS}
+    data_schemas |= {
+        f"qemu.vm.{change}": _object_schema(change_fields, required=needed)
+        for change, (change_fields, needed) in LIFECYCLE_CHANGES.items()
     }
-    bodies["qemu.agent.records_dropped"] = _body(_DROPS, required=("reason", "queue", "records"))
-    bodies["qemu.alert.write_threshold"] = _body(
-        _THRESHOLD, required=("alert", "state", "fingerprint", "device", "level", "detected_by")
+    data_schemas["qemu.agent.records_dropped"] = _object_schema(
+        _DROPPED_RECORDS_FIELDS, required=("reason", "queue", "records")
+    )
+    data_schemas["qemu.alert.write_threshold"] = _object_schema(
+        _THRESHOLD_ALERT_FIELDS, required=("alert", "state", "fingerprint", "device", "level", "detected_by")
     )
     for alert in sorted(ALERTS):
-        body = _body(
-            _ALERT | {"alert": {"const": alert}, "help": _TEXT, "event": _TEXT},
+        body = _object_schema(
+            _ALERT_FIELDS | {"alert": {"const": alert}, "help": _NONEMPTY_TEXT, "event": _NONEMPTY_TEXT},
             required=("alert", "state", "fingerprint"),
         )
-        bodies[f"qemu.alert.{alert}"] = body | {"additionalProperties": True}
-    return bodies
+        data_schemas[f"qemu.alert.{alert}"] = body | {"additionalProperties": True}
+    return data_schemas
 
 
-def _is(name: str) -> dict[str, Any]:
+def _has_type(name: str) -> dict[str, Any]:
     return {"properties": {"type": {"const": name}}}
 
 
-def _body(properties: dict[str, Any], required: tuple[str, ...] = ()) -> dict[str, Any]:
+def _object_schema(properties: dict[str, Any], required: tuple[str, ...] = ()) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
 
 
-def _sample(family: Family) -> dict[str, Any]:
-    properties: dict[str, Any] = dict.fromkeys(family.labels, _TEXT)
-    properties |= {field.name: _field(family, field) for field in family.fields}
-    return {"description": family.help, **_body(properties, family.labels)}
+def _sample_schema(family: Family) -> dict[str, Any]:
+    properties: dict[str, Any] = dict.fromkeys(family.labels, _NONEMPTY_TEXT)
+    properties |= {field.name: _field_schema(family, field) for field in family.fields}
+    return {"description": family.help, **_object_schema(properties, family.labels)}
 
 
-def _field(family: Family, field: Field) -> dict[str, Any]:
-    return {**_TYPES[field.kind], "description": f"{field.help} ({family.source}: {field.path})"}
+def _field_schema(family: Family, field: Field) -> dict[str, Any]:
+    return {**_JSON_TYPES[field.kind], "description": f"{field.help} ({family.source}: {field.path})"}
 
 
-_EVENT = _body(
+_EVENT_DATA = _object_schema(
     {
-        "event": _TEXT,
+        "event": _NONEMPTY_TEXT,
         "category": {"enum": [c.value for c in Category]},
         "qemu": {
             "type": "object",
-            "description": "QEMU's own data, unchanged; for coalesced events, the data of the last one.",
+            "description": "QEMU's own data, unchanged; for coalesced events, the data of the last event.",
         },
         "count": {
             "type": "integer",
@@ -161,8 +172,8 @@ _EVENT = _body(
     required=("event", "category", "qemu"),
 )
 
-_ALERT: dict[str, Any] = {
-    "alert": _TEXT,
+_ALERT_FIELDS: dict[str, Any] = {
+    "alert": _NONEMPTY_TEXT,
     "state": {"enum": ["firing", "resolved"]},
     "fingerprint": {
         "type": "string",
@@ -172,20 +183,26 @@ _ALERT: dict[str, Any] = {
     "since_timestamp_seconds": {"type": "number", "description": "Time at which the alert began to fire."},
     "resolved_by": {
         "type": "string",
-        "description": "What resolved it: an event such as RESUME, running, run_state, space, level_gone, replaced, repaired, "
+        "description": "What resolved the alert: an event such as RESUME, running, run_state, space, level_gone, replaced, repaired, "
         "unplugged, time, migration, migrated, located, uuid_unique or vm_gone.",
     },
 }
 
-_THRESHOLD = _ALERT | {
+_THRESHOLD_ALERT_FIELDS = _ALERT_FIELDS | {
     "alert": {"const": "write_threshold"},
-    "level": {**_TEXT, "description": "The level as in the config; `threshold N` for a threshold of another client."},
+    "level": {
+        **_NONEMPTY_TEXT,
+        "description": "The level as in the config; `threshold N` for a threshold of another client.",
+    },
     "detected_by": {
         "enum": [detected_by.value for detected_by in DetectedBy],
-        "description": "How the alert was detected.",
+        "description": "How the agent detected that the level was exceeded.",
     },
-    "owner": {"enum": ["agent", "other"], "description": "Owner of the threshold or the level."},
-    "device": _TEXT,
+    "owner": {
+        "enum": ["agent", "other"],
+        "description": "Who set the level: the agent's config, or another client of QEMU.",
+    },
+    "device": _NONEMPTY_TEXT,
     "layer": {"enum": ["format", "storage", "backing", "node"]},
     "node": {"type": "string"},
     "path": {"type": "string"},
@@ -202,9 +219,9 @@ _THRESHOLD = _ALERT | {
     "time_to_full_seconds": {"type": "number"},
 }
 
-_DROPS = {
+_DROPPED_RECORDS_FIELDS = {
     "reason": {"enum": [drop.value for drop in DropReason]},
-    "queue": _TEXT,
+    "queue": _NONEMPTY_TEXT,
     "records": {
         "type": "integer",
         "minimum": 1,
@@ -217,49 +234,49 @@ _DROPS = {
     "last_timestamp_seconds": {"type": "number", "description": "Time of the newest dropped record."},
 }
 
-_REASON = {"reason": {"type": "string"}}
-_INCOMING = {
+_REASON_FIELD = {"reason": {"type": "string"}}
+_INCOMING_FIELD = {
     "type": "boolean",
-    "description": "Whether the process waits for an incoming migration; absent otherwise.",
+    "description": "True while the process waits for an incoming migration; absent otherwise.",
 }
-_LEFT = (
-    _REASON
+_SESSION_END = (
+    _REASON_FIELD
     | {
         "shutdown_reason": {"type": "string", "description": "QEMU's ShutdownCause, if it sent SHUTDOWN."},
-        "incoming": _INCOMING,
+        "incoming": _INCOMING_FIELD,
     },
     ("reason",),
 )
-CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+LIFECYCLE_CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "attached": (
         {
-            "monitor": _TEXT,
-            "qemu_version": _TEXT,
+            "monitor": _NONEMPTY_TEXT,
+            "qemu_version": _NONEMPTY_TEXT,
             "qemu_package": {"type": "string"},
             "pid": {"type": "integer", "description": "Process ID of QEMU; absent if unknown."},
             "reattached": {
                 "type": "boolean",
-                "description": "Whether the agent watched this monitor before, in the same run.",
+                "description": "Whether the agent was attached to this monitor before, since its own start.",
             },
             "events_lost_since_timestamp_seconds": {
                 "type": "number",
-                "description": "Time from which on events were lost.",
+                "description": "Start of the time in which events were lost.",
             },
             "events_dropped": {
                 "type": "integer",
                 "minimum": 1,
-                "description": "Number of events before the attach that did not fit the buffer and were dropped.",
+                "description": "Number of events before the attach that were dropped because the buffer was full.",
             },
-            "incoming": _INCOMING,
+            "incoming": _INCOMING_FIELD,
             "events_available": {
                 "const": False,
-                "description": "Present if this monitor delivers no events, so that only polls report changes.",
+                "description": "Present if this monitor delivers no events. Then only polls report changes.",
             },
         },
         ("monitor", "qemu_version", "qemu_package", "reattached"),
     ),
-    "detached": _LEFT,
-    "gone": _LEFT,
+    "detached": _SESSION_END,
+    "gone": _SESSION_END,
     "migrated_in": (
         {
             "observed": {
@@ -269,8 +286,8 @@ CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         },
         ("observed",),
     ),
-    "migrated_out": _LEFT,
-    "busy": (_REASON, ("reason",)),
-    "stalled": (_REASON, ("reason",)),
+    "migrated_out": _SESSION_END,
+    "busy": (_REASON_FIELD, ("reason",)),
+    "stalled": (_REASON_FIELD, ("reason",)),
     "recovered": ({}, ()),
 }

@@ -1,4 +1,4 @@
-"""`qmp-agent tail`: follows the records of a running agent."""
+"""`qmp-agent tail`: prints the records of a running agent as they arrive."""
 
 import asyncio
 import shutil
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import aiohttp
 import orjson
 
-from agent.cli.format import line
+from agent.cli.format import format_record
 from agent.cli.http_client import EndpointCredentials
 from agent.common.backoff import back_off
-from agent.common.errors import CommandFailedError
+from agent.common.errors import SubcommandError
 
 
-class TailError(CommandFailedError):
-    """The records cannot be followed."""
+class TailError(SubcommandError):
+    """The agent's records cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,10 @@ class TailOptions:
     """Which records to print, and how.
 
     Attributes:
-        url: the agent's endpoint.
-        vm: a VM's name or UUID; empty for all.
-        type: a prefix of the type, with or without `qemu.`; empty for all.
-        severity: the least severe to print.
+        url: the URL of the agent's endpoint.
+        vm: the name or UUID of a VM; empty for all VMs.
+        type: a prefix of the record type, with or without `qemu.`; empty for all types.
+        severity: the lowest severity to print.
         json: print whole records as JSON instead of one readable line each.
         credentials: credentials for the endpoint.
     """
@@ -40,17 +40,17 @@ class TailOptions:
 
 
 async def tail(options: TailOptions) -> None:
-    """Print records until cancelled. Reconnects after a restart of the agent.
+    """Print records until cancelled. Reconnects if the connection to the agent is lost.
 
     Raises:
-        TailError: no agent answers at the start, or it rejects the request.
-        EndpointCredentialsError: the credentials cannot be read.
+        TailError: no agent answers the first request, or the agent rejects a request.
+        EndpointCredentialsError: a file with credentials cannot be read.
     """
     kind = f"qemu.{options.type.removeprefix('qemu.')}" if options.type else ""
     query = {"vm": options.vm, "type": kind, "severity": options.severity}
     timeout = aiohttp.ClientTimeout(total=None, connect=5.0, sock_read=60.0)
     attempt = 0
-    async with options.credentials.session(timeout=timeout, read_bufsize=1 << 22) as session:
+    async with options.credentials.open_session(timeout=timeout, read_bufsize=1 << 22) as session:
         while True:
             try:
                 async with session.get(f"{options.url}/records", params=query) as response:
@@ -58,7 +58,7 @@ async def tail(options: TailOptions) -> None:
                         raise TailError(f"{options.url}: HTTP {response.status}: {(await response.text()).strip()}")
                     attempt = 1
                     async for raw in response.content:
-                        _print(raw, options)
+                        _print_record(raw, options)
             except (aiohttp.ClientError, TimeoutError) as error:
                 if attempt == 0:
                     raise TailError(
@@ -69,16 +69,19 @@ async def tail(options: TailOptions) -> None:
             await asyncio.sleep(back_off(attempt, 0.25, 5.0))
 
 
-def _print(raw: bytes, options: TailOptions) -> None:
-    """Print the record in one line of a server-sent event."""
+def _print_record(raw: bytes, options: TailOptions) -> None:
+    """Print the record that a line of a server-sent event has. Other lines are ignored."""
     if not raw.startswith(b"data: "):
         return
     event = orjson.loads(raw[6:])
     if "specversion" not in event:
-        print(f"({event.get('records')} records skipped: they arrived faster than they could be sent)", file=sys.stderr)
+        print(
+            f"({event.get('records')} records skipped: the agent published faster than this client read)",
+            file=sys.stderr,
+        )
     elif options.json:
         print(raw[6:].decode().rstrip(), flush=True)
     else:
         on_terminal = sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if on_terminal else 0
-        print(line(event, width=width, colour=on_terminal), flush=True)
+        print(format_record(event, width=width, colour=on_terminal), flush=True)

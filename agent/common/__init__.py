@@ -1,1 +1,1 @@
-"""Helpers without dependencies on other packages: errors, backoff, units, config value types."""
+"""Helpers that import no other package of the agent: errors, backoff, units, types of config values, safe XML."""

@@ -3,12 +3,15 @@
 from random import random
 
 
-def back_off(attempt: int, first: float, most: float) -> float:
-    """Return the delay before an attempt in seconds. It doubles with each attempt, and jitter spreads clients that failed together.
+def back_off(attempt: int, initial_seconds: float, max_seconds: float) -> float:
+    """Return the delay in seconds before the next attempt.
+
+    The delay doubles with each failed attempt. Random jitter of up to half the delay spreads clients that failed at the same time.
 
     Args:
-        attempt: number of failed attempts, from 0.
-        first: delay before the first retry in seconds.
-        most: maximum delay in seconds.
+        attempt: number of retries before this one, from 0.
+        initial_seconds: delay before the first retry, without jitter.
+        max_seconds: maximum delay.
     """
-    return min(most, first * 2.0 ** min(attempt, 30)) * (0.5 + random() / 2)  # noqa: S311 - jitter is no secret
+    delay = min(max_seconds, initial_seconds * 2.0 ** min(attempt, 30))
+    return delay * (0.5 + random() / 2)  # noqa: S311 - jitter is no secret

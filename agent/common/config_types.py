@@ -1,4 +1,4 @@
-"""Base class and value types of the config, with the error texts of bad values."""
+"""Base class of config sections, and types that validate config values. The error texts are for the config's author."""
 
 import errno
 import os
@@ -17,48 +17,48 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, use_attribute_docstrings=True)
 
 
-def _address(value: str) -> str:
+def _check_host_port(value: str) -> str:
     host, _, port = value.rpartition(":")
     if not host or not port.isdecimal() or not 0 <= int(port) < 65536:
         raise ValueError('should be host:port, such as "127.0.0.1:9179"')
     return value
 
 
-def _dial(value: str) -> str:
+def _check_dial_address(value: str) -> str:
     if value.startswith("tcp:"):
-        return "tcp:" + _address(value.removeprefix("tcp:"))
+        return "tcp:" + _check_host_port(value.removeprefix("tcp:"))
     if not value.startswith("/"):
         raise ValueError("should be an absolute path, a pattern such as /run/qemu/*.qmp, or tcp:host:port")
     return value
 
 
-def _directory(value: str) -> str:
+def _check_absolute_path(value: str) -> str:
     if not value.startswith("/"):
         raise ValueError("should be an absolute path")
     return value
 
 
-def _topic(value: str) -> str:
+def _check_topic(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", value) or value in {".", ".."}:
         raise ValueError("should be a Kafka topic of at most 249 letters, digits, dots, underscores and dashes")
     return value
 
 
-def _secret(value: str) -> str:
+def _check_secret_path(value: str) -> str:
     if not value.startswith(("/", "${CREDENTIALS_DIRECTORY}/")):
         raise ValueError("should be an absolute path, or begin with ${CREDENTIALS_DIRECTORY}/")
     return value
 
 
-Secret = Annotated[str, AfterValidator(_secret)]
-"""Path of a file with a secret or a certificate; never the secret itself."""
+SecretPath = Annotated[str, AfterValidator(_check_secret_path)]
+"""Path of a file with a secret or a certificate. It may begin with `${CREDENTIALS_DIRECTORY}`."""
 
 
-def expand(path: str) -> Path:
-    """Expand `${CREDENTIALS_DIRECTORY}`, systemd's directory of secrets (systemd.exec(5)), in a path.
+def expand_secret_path(path: str) -> Path:
+    """Replace `${CREDENTIALS_DIRECTORY}` in a path by systemd's directory of secrets (systemd.exec(5)).
 
     Raises:
-        OSError: the path has the variable, and it is not set.
+        OSError: the path contains the variable, and the environment does not.
     """
     name = "${CREDENTIALS_DIRECTORY}"
     if name not in path:
@@ -71,16 +71,20 @@ def expand(path: str) -> Path:
     return Path(path.replace(name, directory))
 
 
-Address = Annotated[str, AfterValidator(_address)]
-Topic = Annotated[str, AfterValidator(_topic)]
-Id = Annotated[
+HostPort = Annotated[str, AfterValidator(_check_host_port)]
+"""An address `host:port`."""
+Topic = Annotated[str, AfterValidator(_check_topic)]
+"""The name of a Kafka topic."""
+UserOrGroup = Annotated[
     str,
     BeforeValidator(lambda value: str(value) if type(value) is int else value),
     Field(min_length=1),
     WithJsonSchema({"type": ["string", "integer"], "minLength": 1}),
 ]
-"""A user or a group by name or number."""
-Positive = Annotated[Seconds, Field(gt=0)]
-DialAddress = Annotated[str, AfterValidator(_dial)]
-"""A Unix socket, a pattern of Unix sockets, or tcp:host:port."""
-AbsolutePath = Annotated[str, AfterValidator(_directory)]
+"""The name or the number of a user or a group."""
+PositiveSeconds = Annotated[Seconds, Field(gt=0)]
+"""A duration of more than 0 s."""
+DialAddress = Annotated[str, AfterValidator(_check_dial_address)]
+"""Where the agent connects to monitors: the path of a Unix socket, a pattern of such paths, or `tcp:host:port`."""
+AbsolutePath = Annotated[str, AfterValidator(_check_absolute_path)]
+"""A path that begins with a slash."""

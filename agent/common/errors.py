@@ -1,5 +1,5 @@
-"""Errors that end a command."""
+"""The base class of errors that end a subcommand of `qmp-agent`."""
 
 
-class CommandFailedError(Exception):
-    """A command failed. Its text is the message for the user."""
+class SubcommandError(Exception):
+    """A subcommand of `qmp-agent` failed. The error's text is the message for the user."""

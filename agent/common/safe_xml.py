@@ -1,4 +1,4 @@
-"""XML from files and programs that the agent does not trust."""
+"""Parses XML from files and programs that the agent does not trust."""
 
 from typing import TYPE_CHECKING
 
@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 MAX_BYTES = 1 << 20
-"""Size of the largest document that is parsed by default; a running VM with a hundred disks has about 100 kB."""
+"""Default maximum size of a document. libvirt's XML of a running VM with a hundred disks has about 100 kB."""
 
 
 def parse_xml(text: str | bytes, max_bytes: int = MAX_BYTES) -> "Element":
@@ -14,17 +14,17 @@ def parse_xml(text: str | bytes, max_bytes: int = MAX_BYTES) -> "Element":
 
     Args:
         text: the document.
-        max_bytes: size of the largest document that is parsed, in bytes, or in characters if `text` is a str.
+        max_bytes: maximum size of the document: in bytes, or in characters if `text` is a str.
 
     Raises:
         ValueError: the document is too large, not well-formed, or has a document type definition.
     """
-    # Import late: these modules take 1 MiB, which a host without such documents does not need.
+    # Imported late, because these modules take 1 MiB of memory and many hosts have no such documents.
     from defusedxml import DefusedXmlException  # noqa: PLC0415
     from defusedxml.ElementTree import ParseError, fromstring  # noqa: PLC0415
 
     if len(text) > max_bytes:
-        raise ValueError(f"XML of {len(text)} bytes is over the limit of {max_bytes}")
+        raise ValueError(f"XML is larger than {max_bytes} bytes: {len(text)} bytes")
     try:
         root: Element = fromstring(text, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError, RecursionError) as error:

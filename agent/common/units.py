@@ -21,7 +21,7 @@ _BYTES = {
 
 
 def parse_seconds(value: object) -> float:
-    """Return the seconds in `10s`, `500ms`, `5m`, `1h`, `2d` or a plain number of seconds.
+    """Parse a duration such as `500ms`, `10s`, `5m`, `1h` or `2d`, or a number of seconds. Return seconds.
 
     Raises:
         ValueError: the value has another form.
@@ -35,7 +35,7 @@ def parse_seconds(value: object) -> float:
 
 
 def parse_bytes(value: object) -> int:
-    """Return the bytes in `64KiB`, `1GiB`, `10MB` or a plain number of bytes.
+    """Parse a size such as `64KiB`, `1GiB` or `10MB`, or a number of bytes. Return bytes.
 
     Raises:
         ValueError: the value has another form.
@@ -49,7 +49,7 @@ def parse_bytes(value: object) -> int:
 
 
 def format_bytes(size: float) -> str:
-    """Format a size in bytes with three digits, such as `1.5 GiB`."""
+    """Format a size in bytes with about three digits, such as `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(size) < 1024:
             return f"{size:.{3 if abs(size) < 999.5 else 4}g} {unit}"  # 1023, not 1.02e+03
@@ -64,7 +64,7 @@ Seconds = Annotated[
         {"anyOf": [{"type": "string", "pattern": r"^\d+(\.\d+)?\s*(ms|s|m|h|d)$"}, {"type": "number", "minimum": 0}]}
     ),
 ]
-"""A duration in a config, as seconds."""
+"""A duration in the config, such as `10s`; parsed to seconds."""
 
 Bytes = Annotated[
     int,
@@ -78,4 +78,4 @@ Bytes = Annotated[
         }
     ),
 ]
-"""A size in a config, as bytes."""
+"""A size in the config, such as `1GiB`; parsed to bytes."""

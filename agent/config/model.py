@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Ta
 
 from agent.alerts.levels import parse_level
 from agent.alerts.threshold_types import ThresholdMode
-from agent.common.config_types import Address, Positive, Secret, Section
+from agent.common.config_types import HostPort, PositiveSeconds, SecretPath, Section
 from agent.common.units import Bytes, Seconds
 from agent.delivery.sinks.config import SinkConfig
 from agent.delivery.sinks.jsonl import JsonLinesConfig
@@ -67,9 +67,9 @@ class JournalConfig(Section):
 class WebConfig(Section):
     """The HTTP endpoint: /metrics, /healthz, /readyz and the page."""
 
-    listen_address: Address = "127.0.0.1:9179"
+    listen_address: HostPort = "127.0.0.1:9179"
     """Address to listen on. Without `config_file`, every client that reaches it can read the names, disks and events of guests."""
-    config_file: Secret | None = None
+    config_file: SecretPath | None = None
     """TLS, client certificates and users: a web configuration file in the format of Prometheus' exporter-toolkit."""
 
 
@@ -91,13 +91,13 @@ class IntervalsConfig(Section):
 class TimeoutsConfig(Section):
     """How long the agent waits for QEMU, and for delivery when it stops."""
 
-    greeting: Positive = 3.0
+    greeting: PositiveSeconds = 3.0
     """A monitor that sends no greeting within this time is busy: another client holds it."""
-    response: Positive = 5.0
+    response: PositiveSeconds = 5.0
     """A VM that sends no response within this time is stalled. The agent sends no further command until the response arrives."""
-    retry: Positive = 30.0
+    retry: PositiveSeconds = 30.0
     """Maximum time between two attempts to connect."""
-    shutdown: Positive = 10.0
+    shutdown: PositiveSeconds = 10.0
     """Maximum time to deliver the remaining records at shutdown."""
 
 

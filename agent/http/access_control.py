@@ -1,4 +1,4 @@
-"""Access control of the endpoint: a middleware that refuses requests which the current web config does not allow."""
+"""Access control of the endpoint: an aiohttp middleware that refuses each request that the web config does not allow."""
 
 import ipaddress
 import time
@@ -18,12 +18,16 @@ ACCESS_CONTROL: web.AppKey["AccessControl"] = web.AppKey("access_control")
 
 
 class AccessControl:
-    """Decides whether a request is answered.
+    """Decides whether a request is allowed.
 
     Args:
         loopback: whether the endpoint listens on a loopback address.
-        connections: the limiter that counts the endpoint's connections.
-        clock: returns seconds of a monotonic clock.
+        connections: the limiter of the endpoint's connections; None for a new one.
+        clock: returns the time in seconds of a monotonic clock.
+
+    Attributes:
+        web_config: the web config in use.
+        connections: the limiter of the endpoint's connections.
     """
 
     def __init__(
@@ -37,34 +41,34 @@ class AccessControl:
         self.connections = connections if connections is not None else ConnectionLimiter()
         self._loopback = loopback
         self._clock = clock
-        self._tokens = inf  # the bucket starts full, although the monotonic clock is near 0 just after a boot
-        self._counted_at = clock()
+        self._tokens = inf  # a full bucket; `take_token` reduces it to the limit's burst
+        self._refilled_at = clock()
 
     async def refusal(self, request: web.Request) -> web.Response | None:
         """Return the response that refuses a request, or None if the request is allowed."""
         config, users = self.web_config.config, self.web_config.users
         if self._loopback and not config.authenticates and not _is_local(request.host):
-            # DNS rebinding: a web site's host name can resolve to this address. Its page could then read the response.
-            return _refuse(421, "use the endpoint's IP address or localhost as its host name")
+            # DNS rebinding: a web site's host name can resolve to this address, and then its page could read the response.
+            return _refusal(421, "host name not allowed: use the endpoint's IP address or localhost")
         if not self.take_token(config.rate_limit):
-            return _refuse(429, "too many requests", {"Retry-After": "1"})
+            return _refusal(429, "too many requests", {"Retry-After": "1"})
         if not self._has_allowed_san(request):
-            return _refuse(403, "the client certificate has no allowed subject alternative name")
+            return _refusal(403, "the client certificate has no allowed subject alternative name")
         if users:
             try:
                 if not await users.authenticate(request.headers.get("Authorization", "")):
-                    return _refuse(401, "authentication required", _CHALLENGE)
+                    return _refusal(401, "authentication required", _CHALLENGE)
             except TooManyPendingChecksError:
-                return _refuse(503, "too many authentication attempts at once", {"Retry-After": "5"})
+                return _refusal(503, "too many authentication attempts at once", {"Retry-After": "5"})
         return None
 
     def take_token(self, limit: RateLimit) -> bool:
-        """Take a token from the rate limit's bucket; return whether there was one."""
+        """Take a token from the bucket of the rate limit. Return whether the bucket had one."""
         if not limit.interval:
             return True
         now = self._clock()
-        self._tokens = min(limit.burst, self._tokens + (now - self._counted_at) / limit.interval)
-        self._counted_at = now
+        self._tokens = min(limit.burst, self._tokens + (now - self._refilled_at) / limit.interval)
+        self._refilled_at = now
         if self._tokens < 1:
             return False
         self._tokens -= 1
@@ -78,12 +82,12 @@ class AccessControl:
         return any(name in tls.client_allowed_sans for _, name in certificate.get("subjectAltName", ()))
 
 
-def _refuse(status: int, reason: str, headers: Mapping[str, str] | None = None) -> web.Response:
+def _refusal(status: int, reason: str, headers: Mapping[str, str] | None = None) -> web.Response:
     return web.Response(status=status, text=f"{reason}\n", headers=headers)
 
 
 def _is_local(host: str) -> bool:
-    """Return whether a Host header is an IP address or a name of localhost."""
+    """Return whether a Host header has an IP address, localhost or a subdomain of localhost."""
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
     try:
         ipaddress.ip_address(name.strip("[]"))
@@ -94,7 +98,7 @@ def _is_local(host: str) -> bool:
 
 @web.middleware
 async def control_access(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Handle a request if it is allowed. This is the first middleware of an application that has ACCESS_CONTROL."""
+    """Pass a request to its handler if it is allowed. The application needs an ACCESS_CONTROL, and this as its first middleware."""
     access = request.app[ACCESS_CONTROL]
     transport = request.transport
     access.connections.request_started(transport)
@@ -107,7 +111,7 @@ async def control_access(request: web.Request, handler: Any) -> web.StreamRespon
 
 
 async def set_configured_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Set the headers of the web config on a response; an empty value removes the header."""
+    """Set the response headers of the web config. An empty value removes a header."""
     for name, value in request.app[ACCESS_CONTROL].web_config.config.http_server_config.headers.items():
         if value:
             response.headers[name] = value

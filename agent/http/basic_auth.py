@@ -1,6 +1,7 @@
 """HTTP basic authentication against bcrypt hashes.
 
-bcrypt runs in a thread, one check at a time. A check takes the same time for an unknown user as for a known one.
+bcrypt checks one password at a time, in a thread, so guessing passwords costs the host at most one core. A check takes the same time for
+an unknown user as for a known user.
 """
 
 import asyncio
@@ -11,16 +12,16 @@ import hmac
 import secrets
 from collections.abc import Mapping
 
-MAX_WAITING = 16
-"""Maximum number of waiting password checks. Further ones are refused, so that guessing passwords costs the host at most one core."""
-MAX_CACHED = 100
-"""Maximum number of accepted credentials that are cached."""
-_BCRYPT_BYTES = 72
-"""Maximum length of a password in bytes. bcrypt ignores the bytes after it, so longer passwords are refused."""
+MAX_WAITING_CHECKS = 16
+"""Maximum number of password checks that wait for the thread. Further requests are refused."""
+MAX_CACHED_CREDENTIALS = 100
+"""Maximum number of accepted credentials whose digests are cached."""
+_MAX_PASSWORD_BYTES = 72
+"""Maximum length of a password. bcrypt ignores all further bytes, so longer passwords are refused."""
 
 
 class TooManyPendingChecksError(Exception):
-    """Too many password checks are waiting."""
+    """MAX_WAITING_CHECKS password checks wait already."""
 
 
 class BasicAuthUsers:
@@ -29,10 +30,12 @@ class BasicAuthUsers:
     def __init__(self, hashes: Mapping[str, str]) -> None:
         self._hashes = {user: text.encode() for user, text in hashes.items()}
         self._dummy_hash = _random_hash(max(int(text.split("$")[2]) for text in hashes.values())) if hashes else b""
-        self._key = secrets.token_bytes(32)
-        self._authenticated: dict[bytes, None] = {}  # keyed digests, which reveal nothing without the key
-        self._check = asyncio.Semaphore()
-        self._waiting = 0
+        self._digest_key = secrets.token_bytes(32)
+        self._accepted_digests: dict[
+            bytes, None
+        ] = {}  # oldest first; keyed, so they reveal no credentials without the key
+        self._check_slot = asyncio.Semaphore()
+        self._waiting_checks = 0
 
     def __bool__(self) -> bool:
         return bool(self._hashes)
@@ -41,31 +44,31 @@ class BasicAuthUsers:
         """Return whether the value of an Authorization header has a known user and its password.
 
         Raises:
-            TooManyPendingChecksError: too many other checks are waiting.
+            TooManyPendingChecksError: MAX_WAITING_CHECKS other checks wait already.
         """
-        user, password = _parse(authorization)
-        digest = hmac.digest(self._key, len(user).to_bytes(4, "big") + user.encode() + password, hashlib.sha256)
-        if digest in self._authenticated:
+        user, password = _parse_header(authorization)
+        digest = hmac.digest(self._digest_key, len(user).to_bytes(4, "big") + user.encode() + password, hashlib.sha256)
+        if digest in self._accepted_digests:
             return True
-        if self._waiting >= MAX_WAITING:
+        if self._waiting_checks >= MAX_WAITING_CHECKS:
             raise TooManyPendingChecksError
-        self._waiting += 1
+        self._waiting_checks += 1
         try:
-            async with self._check:
+            async with self._check_slot:
                 expected = self._hashes.get(user, self._dummy_hash)
-                matches = await asyncio.to_thread(_matches, password[:_BCRYPT_BYTES], expected)
+                matches = await asyncio.to_thread(_password_matches, password[:_MAX_PASSWORD_BYTES], expected)
         finally:
-            self._waiting -= 1
-        valid = matches and user in self._hashes and len(password) <= _BCRYPT_BYTES
+            self._waiting_checks -= 1
+        valid = matches and user in self._hashes and len(password) <= _MAX_PASSWORD_BYTES
         if valid:
-            self._authenticated[digest] = None
-            while len(self._authenticated) > MAX_CACHED:
-                self._authenticated.pop(next(iter(self._authenticated)))
+            self._accepted_digests[digest] = None
+            while len(self._accepted_digests) > MAX_CACHED_CREDENTIALS:
+                self._accepted_digests.pop(next(iter(self._accepted_digests)))
         return valid
 
 
-def _parse(authorization: str) -> tuple[str, bytes]:
-    """Return the user and the password of a header (RFC 7617); both are empty if it is malformed."""
+def _parse_header(authorization: str) -> tuple[str, bytes]:
+    """Return the user and the password of an Authorization header (RFC 7617); both are empty if the header is malformed."""
     scheme, _, encoded = authorization.partition(" ")
     try:
         plain = base64.b64decode(encoded.strip(), validate=True)
@@ -77,10 +80,10 @@ def _parse(authorization: str) -> tuple[str, bytes]:
     return user.decode("utf-8", "replace"), password
 
 
-def _matches(password: bytes, expected: bytes) -> bool:
+def _password_matches(password: bytes, expected_hash: bytes) -> bool:
     import bcrypt  # noqa: PLC0415 - loaded only where users are configured
 
-    return bcrypt.checkpw(password, expected)
+    return bcrypt.checkpw(password, expected_hash)
 
 
 def _random_hash(cost: int) -> bytes:

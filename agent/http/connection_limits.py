@@ -1,4 +1,4 @@
-"""Limits of the endpoint's connections: their number, the size of a request's header, and the time to send and to read."""
+"""Limits of the endpoint's connections: how many, how large a request's header, and how slow the client."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,14 +10,14 @@ ProtocolFactory = Callable[[], asyncio.Protocol]
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """Limits of the endpoint.
+    """Limits of the endpoint's connections. The endpoint closes a connection that exceeds one.
 
     Attributes:
-        connections: concurrent connections.
-        header_seconds: time from the connection to its first complete request.
-        idle_seconds: time between requests. Prometheus keeps its connection open between scrapes.
-        read_seconds: time for which a client may not read while a response is pending.
-        header_bytes: size of a request's header.
+        connections: maximum number of concurrent connections.
+        header_seconds: maximum time from the connection to its first complete request.
+        idle_seconds: maximum time between two requests. Prometheus keeps its connection open between scrapes.
+        read_seconds: maximum time without a read by the client while a response waits to be sent.
+        header_bytes: maximum size of a request's header.
     """
 
     connections: int = 256
@@ -31,33 +31,33 @@ DEFAULT_LIMITS = ConnectionLimits()
 
 
 class ConnectionLimiter:
-    """Wraps an HTTP server's protocols and closes connections that exceed a limit."""
+    """Wraps the asyncio protocols of an HTTP server, and closes connections that exceed a limit."""
 
     def __init__(self, limits: ConnectionLimits = DEFAULT_LIMITS) -> None:
         self.limits = limits
         self.refused = 0
-        """Connections that were closed at once because there were too many."""
+        """Number of connections that were closed at once because too many were open."""
         self._connections: dict[asyncio.BaseTransport, _LimitedProtocol] = {}
 
     def __len__(self) -> int:
         return len(self._connections)
 
     def wrap(self, factory: Callable[[], asyncio.BaseProtocol]) -> ProtocolFactory:
-        """Return a factory of limited protocols."""
+        """Return a protocol factory whose protocols enforce the limits and pass everything else to a protocol of `factory`."""
         return lambda: _LimitedProtocol(self, cast("asyncio.Protocol", factory()))
 
     def request_started(self, transport: asyncio.BaseTransport | None) -> None:
-        """Stop the timer of a connection whose request has arrived, because its handler has no time limit."""
+        """Stop the timer of a connection when a request has arrived. The request's handler has no time limit."""
         if transport is not None and (connection := self._connections.get(transport)) is not None:
             connection.request_started()
 
     def request_finished(self, transport: asyncio.BaseTransport | None) -> None:
-        """Start the idle timer of a connection whose request is answered."""
+        """Start the idle timer of a connection when a request is answered."""
         if transport is not None and (connection := self._connections.get(transport)) is not None:
             connection.request_finished()
 
     def add(self, transport: asyncio.BaseTransport, connection: "_LimitedProtocol") -> bool:
-        """Add a connection; return whether there is room for it."""
+        """Add a new connection. Return False if too many are open."""
         if len(self._connections) >= self.limits.connections:
             self.refused += 1
             return False
@@ -70,7 +70,7 @@ class ConnectionLimiter:
 
 
 class _LimitedProtocol(asyncio.Protocol):
-    """Forwards a connection's data to the server while the connection stays within the limits."""
+    """Passes a connection's data to the server's protocol while the connection stays within the limits."""
 
     def __init__(self, limiter: ConnectionLimiter, inner: asyncio.Protocol) -> None:
         self._limiter = limiter
@@ -79,7 +79,7 @@ class _LimitedProtocol(asyncio.Protocol):
         self._admitted = False
         self._request_timer: asyncio.TimerHandle | None = None
         self._read_timer: asyncio.TimerHandle | None = None
-        self._header_bytes: int | None = 0  # received since the last request; None while a request is handled
+        self._header_bytes: int | None = 0  # bytes since the previous request; None while a request is handled
 
     def request_started(self) -> None:
         self._header_bytes = None
@@ -98,7 +98,7 @@ class _LimitedProtocol(asyncio.Protocol):
         assert self._transport is not None
         return asyncio.get_running_loop().call_later(seconds, self._transport.abort)
 
-    # Called by asyncio.
+    # The methods below are called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)

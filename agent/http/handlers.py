@@ -1,4 +1,4 @@
-"""Request handlers of the endpoint: /metrics, /healthz, /readyz, the page and its data. They only read; no request reaches QEMU."""
+"""Request handlers of the endpoint: /metrics, /healthz, /readyz, /overview and the page. They only read, and send no command to QEMU."""
 
 import asyncio
 import gzip
@@ -15,9 +15,9 @@ from agent.http.sse import DEFAULT_TIMING, EventStreams, StreamTiming
 from agent.model.record import encode_json
 
 MAX_BLOCKING_SECONDS = 0.005
-"""Maximum time for which a scrape blocks the event loop. It limits how long a scrape delays an event."""
+"""Maximum time that a scrape blocks the event loop. Events wait meanwhile."""
 GZIP_LEVEL = 1
-"""Compression level of gzip. Labels repeat, so the lowest level compresses nearly as well as the highest."""
+"""gzip's lowest compression level. It compresses nearly as well as the highest, because labels repeat."""
 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -36,7 +36,7 @@ HEADERS = {
 }
 
 CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-"""Content types of the page's files, by suffix."""
+"""Content types of the page's files, by suffix. Files with other suffixes are not served."""
 
 
 class AgentView(OverviewSource, Protocol):
@@ -45,27 +45,27 @@ class AgentView(OverviewSource, Protocol):
     broadcaster: RecordBroadcaster
 
     def render_self_metrics(self) -> bytes:
-        """Return the agent's own series in the text format."""
+        """Return the agent's metrics about itself in Prometheus' text format."""
 
     def unready_reasons(self) -> list[str]:
-        """Return why the agent is not ready, one sentence each; empty if it is ready."""
+        """Return why the agent is not ready, one text for each reason; empty if it is ready."""
 
     def hang_reason(self) -> str:
-        """Return why the process should be restarted; empty if it makes progress."""
+        """Return why the agent makes no progress and should be restarted; empty if it makes progress."""
 
     def warnings(self) -> list[str]:
         """Return problems that need attention although the agent is ready."""
 
     def on_scrape(self, seconds: float) -> None:
-        """Record the duration of a scrape."""
+        """Record the duration of a scrape of /metrics, in seconds."""
 
 
 def create_application(view: AgentView, timing: StreamTiming = DEFAULT_TIMING) -> web.Application:
-    """Return the endpoint as an aiohttp application."""
+    """Return the endpoint as an aiohttp application, without access control."""
     app = web.Application()
     app.on_response_prepare.append(_set_headers)
     overview = Overview(view)
-    handlers, streams = _Handlers(view, overview), EventStreams(view.broadcaster, overview, timing)
+    handlers, streams = _RequestHandlers(view, overview), EventStreams(view.broadcaster, overview, timing)
     app.router.add_get("/", handlers.page)
     app.router.add_get("/page/{name}", handlers.page)
     app.router.add_get("/metrics", handlers.metrics)
@@ -81,7 +81,7 @@ async def _set_headers(_: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(HEADERS)
 
 
-def _read_page() -> dict[str, tuple[bytes, str]]:
+def _read_page_files() -> dict[str, tuple[bytes, str]]:
     """Return the page's files by name, each with its content type."""
     pages: dict[str, tuple[bytes, str]] = {}
     for file in files("agent.http").joinpath("page").iterdir():
@@ -91,11 +91,11 @@ def _read_page() -> dict[str, tuple[bytes, str]]:
     return pages
 
 
-class _Handlers:
+class _RequestHandlers:
     def __init__(self, view: AgentView, overview: Overview) -> None:
         self._view = view
         self._overview = overview
-        self._page = _read_page()
+        self._page_files = _read_page_files()
 
     async def metrics(self, request: web.Request) -> web.Response:
         start = resumed = time.perf_counter()
@@ -123,13 +123,13 @@ class _Handlers:
         return web.Response(text="\n".join(lines) + "\n", status=503 if reasons else 200)
 
     async def page(self, request: web.Request) -> web.Response:
-        file = self._page.get(request.match_info.get("name", "index.html"))
+        file = self._page_files.get(request.match_info.get("name", "index.html"))
         if file is None:
             raise web.HTTPNotFound
         body, content_type = file
         return web.Response(body=body, content_type=content_type, charset="utf-8")
 
     async def overview(self, request: web.Request) -> web.Response:
-        """Return the whole host overview as JSON; query parameter `vm` (UUID) adds all values of one VM."""
+        """Return the host overview as JSON. The query parameter `vm` is the UUID of a VM whose values are all added."""
         changes = OverviewCursor(self._overview).changes(request.query.get("vm", ""))
         return web.Response(body=encode_json(changes or {}), content_type="application/json")

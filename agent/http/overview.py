@@ -1,7 +1,7 @@
 """The host overview as JSON: a summary of every VM, the monitors, the firing alerts and the agent's own state.
 
-A client first gets the whole overview, and then only the changed parts. A VM's part is encoded once for each change, for all clients.
-A slow client misses intermediate states and always gets the newest state, so nothing is queued.
+A client first gets the whole overview, and then only the changed parts. Each changed VM is encoded once for all clients. Nothing is queued
+for a slow client: it misses intermediate states and gets the newest state.
 """
 
 from collections.abc import Sequence
@@ -23,45 +23,45 @@ class OverviewSource(Protocol):
     snapshot: Snapshot
 
     def health(self) -> dict[str, Any]:
-        """Return the agent's own state."""
+        """Return the agent's own state, such as its problems, its sink and its queues."""
 
     def firing_alerts(self) -> list[dict[str, Any]]:
         """Return the firing alerts."""
 
-    def resolved_levels(self, vm: Vm, device: str, /) -> Sequence[tuple[str, int]]:
-        """Return a disk's threshold levels in ascending order, each as its text and the used bytes above which it is exceeded."""
+    def levels_in_bytes(self, vm: Vm, device: str, /) -> Sequence[tuple[str, int]]:
+        """Return a disk's alert levels in ascending order: each level's text in the config, and the used bytes that exceed it."""
 
 
 class Overview:
-    """Encodes the overview; one instance serves all clients."""
+    """Encodes the host overview. One instance serves all clients and caches the JSON of each VM."""
 
     def __init__(self, source: OverviewSource) -> None:
         self._source = source
-        self._vms: dict[str, tuple[VmView, int, orjson.Fragment]] = {}
+        self._cache: dict[str, tuple[VmView, int, orjson.Fragment]] = {}  # by UUID: the VM, its revision, its JSON
 
     def views(self) -> dict[str, tuple[Vm, VmView]]:
-        """Return the VMs by UUID."""
+        """Return the present VMs by UUID."""
         return {vm.uuid: (vm, view) for vm, view in self._source.snapshot.views()}
 
     def vm_json(self, vm: Vm, view: VmView) -> orjson.Fragment:
-        """Return a VM's summary as JSON."""
-        cached = self._vms.get(vm.uuid)
+        """Return the JSON of a VM's summary."""
+        cached = self._cache.get(vm.uuid)
         if cached is None or cached[:2] != (view, view.revision):
-            cached = self._vms[vm.uuid] = view, view.revision, orjson.Fragment(_encode(self._vm_summary(vm, view)))
+            cached = self._cache[vm.uuid] = view, view.revision, orjson.Fragment(_encode(self._vm_summary(vm, view)))
         return cached[2]
 
-    def forget_all_but(self, views: dict[str, tuple[Vm, VmView]]) -> None:
-        """Forget the cached JSON of every VM that is not in `views`."""
-        for uuid in self._vms.keys() - views.keys():
-            del self._vms[uuid]
+    def evict_removed_vms(self, views: dict[str, tuple[Vm, VmView]]) -> None:
+        """Remove each VM from the cache that is not in `views`, the present VMs by UUID."""
+        for uuid in self._cache.keys() - views.keys():
+            del self._cache[uuid]
 
     def _vm_summary(self, vm: Vm, view: VmView) -> dict[str, Any]:
         status = view.status
         summary = summarize(view.polls)
         for disk in summary.get("disks", ()):
             if "limit_bytes" in disk:
-                disk["levels"] = self._source.resolved_levels(vm, disk["device"])
-        own: dict[str, Any] = {
+                disk["levels"] = self._source.levels_in_bytes(vm, disk["device"])
+        session: dict[str, Any] = {
             "uuid": vm.uuid,
             "name": sanitize(vm.name),
             "state": status.state.value,
@@ -72,11 +72,11 @@ class Overview:
             "qemu": status.build.version if status.build is not None else "",
         }
         if status.degraded:
-            own["degraded"] = [{"collector": name, "cause": cause} for name, cause in status.degraded]
-        return own | summary
+            session["degraded"] = [{"collector": name, "cause": cause} for name, cause in status.degraded]
+        return session | summary
 
     def host_parts(self) -> dict[str, Any]:
-        """Return everything but the VMs."""
+        """Return the parts of the overview that are not about one VM: the monitors, the firing alerts and the agent's own state."""
         monitors = [
             {
                 "monitor": sanitize(status.monitor.name),
@@ -92,46 +92,46 @@ class Overview:
 
 
 class OverviewCursor:
-    """The state of the overview that one client has received."""
+    """Remembers which state of the overview one client has received."""
 
     def __init__(self, overview: Overview) -> None:
         self._overview = overview
-        self._vms: dict[str, tuple[VmView, int]] = {}
-        self._host_parts: dict[str, bytes] = {}
-        self._detail: tuple[VmView, int] | None = None
+        self._sent_vms: dict[str, tuple[VmView, int]] = {}  # by UUID: the VM and its revision
+        self._sent_host_parts: dict[str, bytes] = {}
+        self._sent_detail: tuple[VmView, int] | None = None
 
     def changes(self, uuid: str = "") -> dict[str, Any] | None:
-        """Return what changed since the last call.
+        """Return the parts of the overview that changed since the previous call. The first call returns all parts.
 
         Args:
-            uuid: the VM whose values are all included.
+            uuid: the UUID of a VM whose values are all included; empty for none.
 
         Returns:
-            The changed parts by name; None if nothing changed.
+            The changed parts by name, such as `vms`; None if no part changed.
         """
         views = self._overview.views()
-        self._overview.forget_all_but(views)
+        self._overview.evict_removed_vms(views)
         changes: dict[str, Any] = {}
-        changed = {key: item for key, item in views.items() if self._vms.get(key) != (item[1], item[1].revision)}
+        changed = {key: item for key, item in views.items() if self._sent_vms.get(key) != (item[1], item[1].revision)}
         if changed:
             changes["vms"] = {key: self._overview.vm_json(vm, view) for key, (vm, view) in changed.items()}
-            new = changed.keys() - self._vms.keys()
+            new = changed.keys() - self._sent_vms.keys()
             changes["history"] = {key: list(map(list, views[key][1].history)) for key in new}
-        if gone := self._vms.keys() - views.keys():
+        if gone := self._sent_vms.keys() - views.keys():
             changes["gone"] = sorted(gone)
-        self._vms = {key: (view, view.revision) for key, (_, view) in views.items()}
+        self._sent_vms = {key: (view, view.revision) for key, (_, view) in views.items()}
         for name, part in self._overview.host_parts().items():
-            if self._host_parts.get(name) != (text := _encode(part)):
-                self._host_parts[name] = text
+            if self._sent_host_parts.get(name) != (text := _encode(part)):
+                self._sent_host_parts[name] = text
                 changes[name] = orjson.Fragment(text)
-        if uuid in views and self._detail != self._vms[uuid]:
-            self._detail = self._vms[uuid]
+        if uuid in views and self._sent_detail != self._sent_vms[uuid]:
+            self._sent_detail = self._sent_vms[uuid]
             changes["detail"] = vm_detail(*views[uuid])
         return changes or None
 
 
 def _encode(value: dict[str, Any]) -> bytes:
-    """Return JSON that can be stored. It is a copy, because orjson's result keeps a buffer of up to eight times its size."""
+    """Encode a value as JSON that can be cached. The copy is small; orjson's own result keeps a buffer of up to eight times its size."""
     return bytes(memoryview(encode_json(value)))
 
 

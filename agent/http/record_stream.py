@@ -10,15 +10,15 @@ from agent.model.record import EncodedRecord, Severity
 QUEUE_RECORDS = 1000
 """Maximum number of records that wait for one subscriber."""
 MAX_STREAMS = 32
-"""Maximum number of concurrent streams of each kind."""
+"""Maximum number of concurrent streams of records, and also of the overview."""
 
 RECENT_RECORDS = 500
 RECENT_BYTES = 1 << 20
-"""Limits of the recent records that are kept for new subscribers, without samples. The limit that is reached first applies."""
+"""Limits of the recent records that are kept for new subscribers. Samples are not kept. The limit that is reached first applies."""
 
 
 class TooManySubscribersError(Exception):
-    """All streams of this kind are in use."""
+    """The maximum number of concurrent streams is in use."""
 
 
 class Subscriber:
@@ -26,13 +26,13 @@ class Subscriber:
 
     Args:
         vm: name or UUID of one VM; empty matches all.
-        types: prefixes of record types.
-        severity: the lowest severity.
+        types: prefixes of record types; a record matches if its type begins with one of them.
+        severity: the lowest severity that matches.
     """
 
     def __init__(self, *, vm: str = "", types: tuple[str, ...] = ("",), severity: Severity = Severity.DEBUG) -> None:
         self.missed = 0
-        """Number of matching records that were dropped because the queue was full; the reader resets it."""
+        """Number of matching records that were dropped because the queue was full. The reader of the queue resets it to 0."""
         self._vm = vm
         self._types = types
         self._severity = severity
@@ -56,10 +56,10 @@ class Subscriber:
 
 
 class StreamLimit:
-    """A bound on concurrent streams."""
+    """Limits the number of concurrent streams."""
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
         self._in_use = 0
 
     @contextmanager
@@ -67,10 +67,10 @@ class StreamLimit:
         """Occupy one stream while the block runs.
 
         Raises:
-            TooManySubscribersError: all are in use.
+            TooManySubscribersError: all streams are in use.
         """
-        if self._in_use >= self._count:
-            raise TooManySubscribersError(f"all {self._count} streams are in use")
+        if self._in_use >= self._maximum:
+            raise TooManySubscribersError(f"all {self._maximum} streams are in use")
         self._in_use += 1
         try:
             yield
@@ -79,21 +79,21 @@ class StreamLimit:
 
 
 class RecordBroadcaster:
-    """Sends each record to every subscriber, and keeps recent records for new ones."""
+    """Offers each record to all subscribers, and keeps recent records for new subscribers."""
 
     def __init__(self, recent_records: int = RECENT_RECORDS, recent_bytes: int = RECENT_BYTES) -> None:
         self._subscribers: set[Subscriber] = set()
         self._limit = StreamLimit(MAX_STREAMS)
-        self._max_recent = recent_records, recent_bytes
+        self._recent_limits = recent_records, recent_bytes
         self._recent: deque[EncodedRecord] = deque()
         self._recent_bytes = 0
 
     def publish(self, encoded: EncodedRecord) -> None:
-        """Offer a record to all subscribers."""
+        """Offer a record to all subscribers without blocking."""
         for subscriber in self._subscribers:
             subscriber.offer(encoded)
         if encoded.kind != "sample":
-            max_records, max_bytes = self._max_recent
+            max_records, max_bytes = self._recent_limits
             self._recent.append(encoded)
             self._recent_bytes += len(encoded.body)
             while len(self._recent) > max_records or self._recent_bytes > max_bytes:
@@ -106,13 +106,13 @@ class RecordBroadcaster:
         Args:
             subscriber: the receiver.
             recent: whether recent records (samples excluded) are delivered first.
-            after: id of the last record that the receiver has; recent records up to it are skipped.
+            after: id of the last record that the receiver has. Recent records up to this record are skipped. Unknown ids skip none.
 
         Raises:
             TooManySubscribersError: all streams are in use.
         """
         with self._limit.acquire():
-            for encoded in self._since(after) if recent else ():
+            for encoded in self._recent_after(after) if recent else ():
                 subscriber.offer(encoded)
             self._subscribers.add(subscriber)
             try:
@@ -120,7 +120,7 @@ class RecordBroadcaster:
             finally:
                 self._subscribers.discard(subscriber)
 
-    def _since(self, record_id: str) -> list[EncodedRecord]:
-        """Return the recent records after this id; all of them if the id is unknown."""
+    def _recent_after(self, record_id: str) -> list[EncodedRecord]:
+        """Return the recent records after the record with this id; all recent records if the id is unknown."""
         ids = [encoded.id for encoded in self._recent]
         return list(self._recent)[ids.index(record_id) + 1 if record_id in ids else 0 :]

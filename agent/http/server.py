@@ -20,14 +20,14 @@ _log = logging.getLogger(__name__)
 _request_log = logging.getLogger("agent.http.requests")
 
 RELOAD_SECONDS = 1.0
-"""Interval between two checks of the web config and the files that it names."""
+"""Interval of the checks whether the web config file or a file that it names has changed."""
 HANDSHAKE_SECONDS = 5.0
 MAX_LINE_BYTES = 8190
 MAX_HEADERS = 64
 
 
 class _ClientErrorFilter(logging.Filter):
-    """Logs aiohttp's errors about clients that disconnect or send malformed requests as debug messages without a traceback."""
+    """Turns errors of clients, such as malformed requests and lost connections, into debug messages without a traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -42,14 +42,14 @@ _request_log.addFilter(_ClientErrorFilter())
 
 
 class HttpEndpoint:
-    """Serves an application at an address, under a web config.
+    """Serves an aiohttp application over HTTP or HTTPS, with the access control of a web config.
 
     Args:
         app: the application.
         listen: the address, `host:port`.
         web_config: path of the web config; None is plain HTTP without authentication.
         limits: limits of the connections.
-        reload_seconds: interval between two checks of the web config for changes.
+        reload_seconds: interval of the checks whether the web config has changed.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class HttpEndpoint:
         reload_seconds: float = RELOAD_SECONDS,
     ) -> None:
         self.config_error: str | None = None
-        """Why the latest web config file is not in use, or None."""
+        """Why the web config file could not be reloaded; None if the file's present content is in use."""
         self._listen = listen
         self._path = web_config
         self._reload_seconds = reload_seconds
@@ -86,33 +86,33 @@ class HttpEndpoint:
 
     @property
     def open_connections(self) -> int:
-        """Present number of connections."""
+        """The number of open connections."""
         return len(self._connections)
 
     @property
     def refused_connections(self) -> int:
-        """Connections that were closed at once because there were too many."""
+        """The number of connections that were closed at once because too many were open."""
         return self._connections.refused
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
-        """Serve while the block runs; yields the URL.
+        """Serve while the block runs, and yield the endpoint's URL.
 
         Raises:
             EndpointError: the address is not available, or the web config is invalid.
         """
         web_config = await asyncio.to_thread(LoadedWebConfig.read, self._path)
         with contextlib.ExitStack() as stack:
-            sockets = [stack.enter_context(bound) for bound in _bind(self._listen)]
+            sockets = [stack.enter_context(bound) for bound in _bind_sockets(self._listen)]
             if not is_loopback(self._listen) and not web_config.config.authenticates:
                 _log.warning(
-                    "endpoint %s: every client that can reach it may read it; web.config_file can require authentication",
+                    "endpoint %s: every client that can connect can read it; web.config_file can require authentication",
                     self._listen,
                 )
             await self._runner.setup()
             try:
                 await self._start_servers(web_config, sockets)
-                reloading = asyncio.create_task(self._reload(sockets), name="web config")
+                reloading = asyncio.create_task(self._reload_on_change(sockets), name="web config")
                 try:
                     scheme = "https" if web_config.tls is not None else "http"
                     yield f"{scheme}://{self._listen.rpartition(':')[0]}:{sockets[0].getsockname()[1]}"
@@ -125,13 +125,13 @@ class HttpEndpoint:
                 await self._runner.cleanup()
 
     async def _start_servers(self, web_config: LoadedWebConfig, sockets: Sequence[socket.socket]) -> None:
-        """Accept connections under this web config. Open connections stay open, and the new config applies to their next request."""
+        """Accept new connections with the TLS of a web config. Its access control applies to the next request on an open connection."""
         loop = asyncio.get_running_loop()
         assert self._runner.server is not None
         factory = self._connections.wrap(self._runner.server)
         previous, self._servers = self._servers, []
         handshake = HANDSHAKE_SECONDS if web_config.tls is not None else None
-        for bound in sockets:  # a server closes its socket, so each gets a duplicate; all share the accept queue
+        for bound in sockets:  # a server closes its socket, so it gets a duplicate, which shares the accept queue
             server = await loop.create_server(
                 factory, sock=bound.dup(), ssl=web_config.tls, backlog=128, ssl_handshake_timeout=handshake
             )
@@ -140,14 +140,14 @@ class HttpEndpoint:
         for server in previous:
             server.close()
 
-    async def _reload(self, sockets: Sequence[socket.socket]) -> None:
-        """Reload the web config whenever it changes, until cancelled. An invalid one changes nothing."""
+    async def _reload_on_change(self, sockets: Sequence[socket.socket]) -> None:
+        """Reload the web config when its files change, until cancelled. If the new web config is invalid, the previous one stays in use."""
         if self._path is None:
             return
         signature = self._access.web_config.signature
         while True:
             await asyncio.sleep(self._reload_seconds)
-            current = await asyncio.to_thread(self._access.web_config.sign, self._path)
+            current = await asyncio.to_thread(self._access.web_config.read_signature, self._path)
             if current == signature:
                 continue
             try:
@@ -163,7 +163,7 @@ class HttpEndpoint:
 
 
 def is_loopback(listen: str) -> bool:
-    """Return whether only this host can reach an address, `host:port`."""
+    """Return whether an address, `host:port`, is a loopback address, which only this host can reach."""
     host = listen.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -171,8 +171,8 @@ def is_loopback(listen: str) -> bool:
         return host == "localhost"
 
 
-def _bind(listen: str) -> list[socket.socket]:
-    """Return listening sockets, one for each address that the name resolves to."""
+def _bind_sockets(listen: str) -> list[socket.socket]:
+    """Return a listening socket for each IP address of `host:port`. All have the same port, even if the port is 0."""
     host, _, port = listen.rpartition(":")
     bound: list[socket.socket] = []
     try:
@@ -188,6 +188,6 @@ def _bind(listen: str) -> list[socket.socket]:
     except OSError as error:
         for sock in bound:
             sock.close()
-        why = error.strerror or os.strerror(error.errno or 0)
-        raise EndpointError(f"cannot listen on {listen}: {why}; choose another web.listen_address") from error
+        cause = error.strerror or os.strerror(error.errno or 0)
+        raise EndpointError(f"cannot listen on {listen}: {cause}; choose another web.listen_address") from error
     return bound

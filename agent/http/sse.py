@@ -1,4 +1,4 @@
-"""Server-sent events: the record stream, and changes of the host overview."""
+"""Server-sent events: a stream of records, and a stream of changes of the host overview."""
 
 import asyncio
 import time
@@ -17,11 +17,11 @@ _HEADERS = {"Content-Type": "text/event-stream"}
 
 @dataclass(frozen=True, slots=True)
 class StreamTiming:
-    """Intervals of both streams.
+    """Intervals of the record stream and the overview stream.
 
     Attributes:
-        keepalive_seconds: interval of the comments on an idle stream. They detect a disconnected reader.
-        overview_seconds: interval between two checks of the overview for changes.
+        keepalive_seconds: interval of the comments on an idle stream. They detect a disconnected client.
+        overview_seconds: interval of the checks whether the overview has changed.
     """
 
     keepalive_seconds: float = 15.0
@@ -32,7 +32,7 @@ DEFAULT_TIMING = StreamTiming()
 
 
 class EventStreams:
-    """Request handlers of both streams."""
+    """Request handlers of the record stream and the overview stream."""
 
     def __init__(
         self, broadcaster: RecordBroadcaster, overview: Overview, timing: StreamTiming = DEFAULT_TIMING
@@ -43,16 +43,19 @@ class EventStreams:
         self._overview_limit = StreamLimit(MAX_STREAMS)
 
     async def records(self, request: web.Request) -> web.StreamResponse:
-        """Stream records.
+        """Stream records. All query parameters are optional.
 
-        Query parameters: `vm` (name or UUID), `type` (comma-separated prefixes of record types), `severity` (the lowest one),
-        `recent` (send recent records first, samples excluded), `after` (skip recent records up to this id; `Last-Event-ID` works too).
+        `vm`: name or UUID of a VM. `type`: prefixes of record types, separated by commas. `severity`: the lowest severity.
+        `recent`: send recent records first, without samples. `after`: skip recent records up to the record with this id. The header
+        `Last-Event-ID` has the same meaning as `after`.
         """
         query = request.query
         try:
             severity = Severity[query.get("severity", "debug").upper()]
         except KeyError:
-            raise web.HTTPBadRequest(text=f"severity is one of {', '.join(s.label for s in Severity)}\n") from None
+            raise web.HTTPBadRequest(
+                text=f"severity should be one of {', '.join(s.label for s in Severity)}\n"
+            ) from None
         subscriber = Subscriber(
             vm=query.get("vm", ""), types=tuple(query.get("type", "").split(",")), severity=severity
         )
@@ -64,7 +67,7 @@ class EventStreams:
             raise _unavailable(error) from None
 
     async def overview(self, request: web.Request) -> web.StreamResponse:
-        """Stream changes of the overview, each second; query parameter `vm` (UUID) adds all values of one VM."""
+        """Stream changes of the overview. The query parameter `vm` is the UUID of a VM whose values are all added."""
         cursor = OverviewCursor(self._overview)
         try:
             with self._overview_limit.acquire():

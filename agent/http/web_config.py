@@ -1,7 +1,7 @@
 """The web config: TLS, authentication and rate limit of the endpoint, in the file format of Prometheus' exporter-toolkit.
 
-Python's TLS does not support three features of that format: certificates inside the file, curve preferences, and unverified client
-certificates. A file that uses one of them is rejected, and the error names the feature.
+Python's TLS library lacks three features of that format: certificates inside the file, curve preferences, and client certificates that are
+not verified. A file that uses one of these features is rejected, and the error names the feature.
 """
 
 import contextlib
@@ -18,17 +18,17 @@ from agent.common.units import Seconds
 from agent.config.loader import ConfigError, read
 from agent.http.basic_auth import BasicAuthUsers
 
-MAX_COST = 16
-"""Maximum bcrypt cost. A check of cost 10 takes 50 ms, and each step doubles the time. With cost 16, a user's first request takes 4 s."""
+MAX_BCRYPT_COST = 16
+"""Maximum cost of a bcrypt hash. A check takes 50 ms at cost 10, and each step doubles the time."""
 
-_VERSIONS = {
+_TLS_VERSIONS = {
     "TLS10": ssl.TLSVersion.TLSv1,
     "TLS11": ssl.TLSVersion.TLSv1_1,
     "TLS12": ssl.TLSVersion.TLSv1_2,
     "TLS13": ssl.TLSVersion.TLSv1_3,
 }
 
-_SUITES = {
+_CIPHER_SUITES = {
     f"TLS_ECDHE_{key}_WITH_{cipher}": f"ECDHE-{key}-{openssl}"
     for key in ("ECDSA", "RSA")
     for cipher, openssl in (
@@ -37,25 +37,27 @@ _SUITES = {
         ("CHACHA20_POLY1305_SHA256", "CHACHA20-POLY1305"),
     )
 }
-"""OpenSSL's name by Go's name of the TLS 1.2 suites that are not weak. Neither Go nor OpenSSL here can choose suites of TLS 1.3."""
+"""The strong cipher suites of TLS 1.2: OpenSSL's names by Go's names. The cipher suites of TLS 1.3 cannot be configured."""
 
 
-def _bcrypt(value: str) -> str:
+def _check_bcrypt_hash(value: str) -> str:
     match = re.fullmatch(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}", value)
-    if match is None or not 4 <= int(match[1]) <= MAX_COST:
-        raise ValueError(f"should be a bcrypt hash of cost 4 to {MAX_COST}, as `htpasswd -nBC 10 ''` prints it")
+    if match is None or not 4 <= int(match[1]) <= MAX_BCRYPT_COST:
+        raise ValueError(
+            f"should be a bcrypt hash of cost 4 to {MAX_BCRYPT_COST}, such as `htpasswd -nBC 10 ''` prints"
+        )
     return value
 
 
-def _header(value: str) -> str:
+def _check_header_value(value: str) -> str:
     if not re.fullmatch(r"[\x20-\x7e]*", value):
         raise ValueError("should be printable ASCII")
     return value
 
 
-def _suite(value: str) -> str:
-    if value not in _SUITES:
-        raise ValueError(f"should be one of {', '.join(_SUITES)}")
+def _check_cipher_suite(value: str) -> str:
+    if value not in _CIPHER_SUITES:
+        raise ValueError(f"should be one of {', '.join(_CIPHER_SUITES)}")
     return value
 
 
@@ -63,42 +65,44 @@ class _WebSection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class TlsServer(_WebSection):
-    """TLS and client certificates. Paths are relative to the web config's directory."""
+class TlsServerConfig(_WebSection):
+    """TLS and client certificates. A relative path begins at the web config's directory."""
 
     cert_file: Path
     """The endpoint's certificate chain (PEM)."""
     key_file: Path
     """The certificate's private key (PEM)."""
     client_auth_type: Literal["NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"] = "NoClientCert"
-    """Policy for client certificates, which `client_ca_file` must have issued."""
+    """Policy for client certificates. An authority in `client_ca_file` must have issued them."""
     client_ca_file: Path | None = None
-    """Certificate authorities of the clients (PEM)."""
+    """Certificate authorities that issue the clients' certificates (PEM)."""
     client_allowed_sans: list[str] = []
-    """Subject alternative names, compared literally. A client's certificate needs one of them. An empty list allows all."""
+    """Subject alternative names, compared literally. A client's certificate needs one of these. An empty list allows all clients."""
     min_version: Literal["TLS10", "TLS11", "TLS12", "TLS13"] = "TLS12"
     """The oldest accepted TLS version."""
     max_version: Literal["TLS10", "TLS11", "TLS12", "TLS13"] = "TLS13"
     """The newest accepted TLS version."""
-    cipher_suites: list[Annotated[str, AfterValidator(_suite)]] = []
-    """Cipher suites of TLS 1.2; empty uses OpenSSL's defaults."""
+    cipher_suites: list[Annotated[str, AfterValidator(_check_cipher_suite)]] = []
+    """Cipher suites of TLS 1.2, in Go's names; an empty list means OpenSSL's defaults."""
     prefer_server_cipher_suites: bool = True
-    """Prefer the order of `cipher_suites` to the client's."""
+    """Give the order of `cipher_suites` precedence over the client's order."""
 
     @model_validator(mode="after")
-    def _check_client_auth(self) -> "TlsServer":
+    def _check_client_auth(self) -> "TlsServerConfig":
         if (self.client_auth_type == "NoClientCert") != (self.client_ca_file is None):
-            raise ValueError("client_ca_file and a client_auth_type that uses it go together")
+            raise ValueError(
+                "client_ca_file needs a client_auth_type other than NoClientCert, and such a type needs client_ca_file"
+            )
         if self.client_allowed_sans and self.client_auth_type != "RequireAndVerifyClientCert":
             raise ValueError("client_allowed_sans needs client_auth_type: RequireAndVerifyClientCert")
         return self
 
 
-class HttpServer(_WebSection):
+class HttpServerConfig(_WebSection):
     """HTTP settings."""
 
     http2: bool = True
-    """Accepted and ignored. The endpoint speaks HTTP/1.1, and every client can use it."""
+    """Accepted for compatibility and ignored. The endpoint speaks HTTP/1.1 only."""
     headers: dict[
         Literal[
             "Content-Security-Policy",
@@ -108,56 +112,56 @@ class HttpServer(_WebSection):
             "Strict-Transport-Security",
             "Cache-Control",
         ],
-        Annotated[str, AfterValidator(_header)],
+        Annotated[str, AfterValidator(_check_header_value)],
     ] = {}
     """Response headers that replace the endpoint's own; an empty value removes the header."""
 
 
 class RateLimit(_WebSection):
-    """Rate limit of all clients together, as a token bucket."""
+    """Rate limit of the requests of all clients together (a token bucket)."""
 
     interval: Annotated[Seconds, Field(ge=0)] = 0.0
-    """Time after which one more request is allowed; 0 means no limit."""
+    """Time in which the bucket gains one token, for one request; 0 means no limit."""
     burst: Annotated[int, Field(ge=1)] = 1
-    """Requests that are allowed at once."""
+    """Size of the bucket: the number of requests that are allowed at once."""
 
 
 class WebConfigFile(_WebSection):
-    """The web config file. An empty file sets no restriction."""
+    """The content of a web config file. An empty file sets no restriction."""
 
-    tls_server_config: TlsServer | None = None
+    tls_server_config: TlsServerConfig | None = None
     """TLS; without it the endpoint speaks plain HTTP."""
-    http_server_config: HttpServer = HttpServer()
+    http_server_config: HttpServerConfig = HttpServerConfig()
     """HTTP settings."""
-    basic_auth_users: dict[str, Annotated[str, AfterValidator(_bcrypt)]] = {}
-    """Users and the bcrypt hashes of their passwords; if there are none, no password is required."""
+    basic_auth_users: dict[str, Annotated[str, AfterValidator(_check_bcrypt_hash)]] = {}
+    """The bcrypt hash of each user's password, by user name. Without users, no password is required."""
     rate_limit: RateLimit = RateLimit()
     """Rate limit of requests."""
 
     @property
     def authenticates(self) -> bool:
-        """True if clients must authenticate, by password or by certificate."""
+        """True if every client must authenticate, by password or by certificate."""
         tls = self.tls_server_config
         return bool(self.basic_auth_users) or (tls is not None and tls.client_auth_type == "RequireAndVerifyClientCert")
 
 
 def referenced_files(config: WebConfigFile, directory: Path) -> list[Path]:
-    """Return the paths of the files that a web config refers to; relative ones start at `directory`."""
+    """Return the paths of the files that a web config names. Relative paths begin at `directory`."""
     tls = config.tls_server_config
     paths = (tls.cert_file, tls.key_file, tls.client_ca_file) if tls is not None else ()
     return [directory / path for path in paths if path is not None]
 
 
-def tls_context(tls: TlsServer, directory: Path) -> ssl.SSLContext:
-    """Return the server's TLS context.
+def tls_context(tls: TlsServerConfig, directory: Path) -> ssl.SSLContext:
+    """Return the TLS context of the server. Relative paths begin at `directory`.
 
     Raises:
-        OSError: a file cannot be read; its subclass ssl.SSLError if a file is not valid.
+        OSError: a file cannot be read, or its content is invalid (the subclass ssl.SSLError).
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version, context.maximum_version = _VERSIONS[tls.min_version], _VERSIONS[tls.max_version]
+    context.minimum_version, context.maximum_version = _TLS_VERSIONS[tls.min_version], _TLS_VERSIONS[tls.max_version]
     if tls.cipher_suites:
-        context.set_ciphers(":".join(_SUITES[suite] for suite in tls.cipher_suites))
+        context.set_ciphers(":".join(_CIPHER_SUITES[suite] for suite in tls.cipher_suites))
     if not tls.prefer_server_cipher_suites:
         context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
     context.set_alpn_protocols(["http/1.1"])
@@ -171,18 +175,18 @@ def tls_context(tls: TlsServer, directory: Path) -> ssl.SSLContext:
 
 
 class EndpointError(Exception):
-    """The endpoint cannot be served; the text is for people."""
+    """The endpoint cannot start or reload its web config. The text is the message for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedWebConfig:
-    """A web config with its TLS context and users.
+    """A web config with everything that its files contain.
 
     Attributes:
-        config: the file.
-        tls: the server's TLS context; None is plain HTTP.
-        users: the users that may authenticate.
-        signature: identity of the files' contents, to detect changes.
+        config: the content of the web config file.
+        tls: the server's TLS context; None for plain HTTP.
+        users: the users that can authenticate by password.
+        signature: inode, time and size of each file. A different signature means that a file has changed.
     """
 
     config: WebConfigFile = field(default_factory=WebConfigFile)
@@ -192,10 +196,10 @@ class LoadedWebConfig:
 
     @classmethod
     def read(cls, path: Path | None) -> "LoadedWebConfig":
-        """Read a web config; blocks, so call it in a thread.
+        """Read a web config. This blocks, so call it in a thread.
 
         Args:
-            path: the file; None is an empty web config.
+            path: the web config file; None for an empty web config.
 
         Raises:
             EndpointError: the web config or a file that it names is invalid.
@@ -205,7 +209,7 @@ class LoadedWebConfig:
         try:
             config = read(path, WebConfigFile)
             tls = config.tls_server_config
-            signature = _signature([path, *referenced_files(config, path.parent)])
+            signature = _read_signature([path, *referenced_files(config, path.parent)])
             context = tls_context(tls, path.parent) if tls is not None else None
         except ConfigError as error:
             raise EndpointError("; ".join(map(str, error.problems))) from error
@@ -214,12 +218,12 @@ class LoadedWebConfig:
             raise EndpointError(f"{path}: TLS setup failed:{where} {error.strerror or error}") from error
         return cls(config, context, BasicAuthUsers(config.basic_auth_users), signature)
 
-    def sign(self, path: Path) -> object:
-        """Return the present signature of the files; blocks, so call it in a thread."""
-        return _signature([path, *referenced_files(self.config, path.parent)])
+    def read_signature(self, path: Path) -> object:
+        """Return the present signature of the web config's files. This blocks, so call it in a thread."""
+        return _read_signature([path, *referenced_files(self.config, path.parent)])
 
 
-def _signature(paths: Sequence[Path]) -> object:
+def _read_signature(paths: Sequence[Path]) -> object:
     signatures = []
     for path in paths:
         with contextlib.suppress(OSError):

@@ -22,7 +22,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from agent.common.config_types import DialAddress, Id, Secret, Section, expand
+from agent.common.config_types import DialAddress, SecretPath, Section, UserOrGroup, expand_secret_path
 from agent.monitors.base import AllowedChanges, DiscovererConfig, DiscoveryListener, Monitor, qmp_opener
 
 _log = logging.getLogger(__name__)
@@ -43,11 +43,11 @@ _SO_PEERGROUPS = 59
 class ListenTlsConfig(Section):
     """TLS on a TCP address; clients without a certificate are refused."""
 
-    ca: Secret
+    ca: SecretPath
     """Certificates of the authorities that sign the clients' certificates."""
-    certificate: Secret
+    certificate: SecretPath
     """The agent's own certificate."""
-    key: Secret | None = None
+    key: SecretPath | None = None
     """The certificate's key, if the certificate's file does not contain it."""
 
     def context(self) -> ssl.SSLContext:
@@ -56,14 +56,18 @@ class ListenTlsConfig(Section):
         Raises:
             OSError: a file cannot be read, or is not a certificate or key.
         """
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=expand(self.ca))
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=expand_secret_path(self.ca))
         context.verify_mode = ssl.CERT_REQUIRED
-        context.load_cert_chain(expand(self.certificate), expand(self.key) if self.key is not None else None)
+        context.load_cert_chain(
+            expand_secret_path(self.certificate), expand_secret_path(self.key) if self.key is not None else None
+        )
         return context
 
     def modified(self) -> tuple[int, ...]:
         """Return the files' times of modification, in nanoseconds."""
-        return tuple(expand(path).stat().st_mtime_ns for path in (self.ca, self.certificate, self.key) if path)
+        return tuple(
+            expand_secret_path(path).stat().st_mtime_ns for path in (self.ca, self.certificate, self.key) if path
+        )
 
 
 class ListenConfig(DiscovererConfig):
@@ -71,9 +75,9 @@ class ListenConfig(DiscovererConfig):
 
     listen: DialAddress
     """A Unix socket that the agent creates, or tcp:host:port, which needs `tls`. docs/monitors.md has QEMU's side."""
-    users: list[Id] | None = None
+    users: list[UserOrGroup] | None = None
     """Users whose processes may connect to a Unix socket; by default root, the agent's own user, libvirt-qemu and qemu."""
-    groups: list[Id] = []
+    groups: list[UserOrGroup] = []
     """Groups whose members' processes may connect too."""
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 2048
     """Maximum number of connections at once."""

@@ -1,1 +1,1 @@
-"""The process itself: systemd notification, logging, garbage collection."""
+"""The agent's process: notifications to systemd, logging, garbage collection."""

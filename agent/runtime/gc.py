@@ -1,15 +1,15 @@
 """Scheduled collections of Python's garbage collector.
 
-A full collection stops the process: for 0.1 s with 500 VMs. By default CPython (3.11 to 3.13) starts one when a quarter of all objects is
-new. With many VMs, polls cause that about once a minute, and an event may be waiting at that moment. The agent needs few collections: only
-connections that end leave reference cycles, and reference counting frees all other objects at once.
+A full collection stops the process for 0.1 s with 500 VMs. By default, CPython 3.11 to 3.13 starts a full collection when a quarter of all
+objects is new. With many VMs, polls cause that about once a minute, and an event may be waiting at that moment.
+
+The agent needs few full collections. Only closed connections leave reference cycles. Reference counting frees all other objects at once.
 """
 
 import asyncio
 import contextlib
 import gc
 from collections.abc import Iterator
-from functools import partial
 
 YOUNG_THRESHOLDS = (2_000, 10)
 """gc thresholds of the two young generations, whose collections take a few milliseconds at most."""
@@ -17,7 +17,7 @@ YOUNG_THRESHOLDS = (2_000, 10)
 
 @contextlib.contextmanager
 def scheduled_collection(interval_seconds: float = 120.0) -> Iterator[None]:
-    """While the block runs, run full garbage collections only at this interval. Objects created before the block are never inspected."""
+    """Run full garbage collections only at an interval while the block runs. Objects that exist before the block are never inspected."""
     loop = asyncio.get_running_loop()
     previous = gc.get_threshold()
     gc.collect()
@@ -26,12 +26,14 @@ def scheduled_collection(interval_seconds: float = 120.0) -> Iterator[None]:
 
     timers: list[asyncio.TimerHandle] = []
 
-    def schedule(*, collect: bool) -> None:
-        if collect:
-            gc.collect()
-        timers[:] = [loop.call_later(interval_seconds, partial(schedule, collect=True))]
+    def start_timer() -> None:
+        timers[:] = [loop.call_later(interval_seconds, collect)]
 
-    schedule(collect=False)
+    def collect() -> None:
+        gc.collect()
+        start_timer()
+
+    start_timer()
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The agent's own log: text for a terminal or the journal, else JSON. Each entry is one line, whatever it contains."""
+"""The agent's own log: text for a terminal or for systemd's journal, else JSON. Each entry is one line, whatever it contains."""
 
 import logging
 import os
@@ -10,9 +10,9 @@ import orjson
 
 from agent.model.record import sanitize
 
-LINE_LIMIT = 8192
+_MAX_LINE_CHARACTERS = 8192
 
-_JOURNAL_PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+_SYSLOG_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 _COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.CRITICAL: "\x1b[31;1m"}
 
 
@@ -23,11 +23,11 @@ class _TextFormatter(logging.Formatter):
         return f"{when} {colour}{record.levelname.lower():7} {_line(record)}{colour and chr(27) + '[0m'}"
 
 
-class _JournalFormatter(logging.Formatter):
-    """Text with the priority prefix that journald reads from standard error (sd-daemon(3)), without a time: the journal adds its own."""
+class _JournaldFormatter(logging.Formatter):
+    """Formats text with the priority prefix that journald reads (sd-daemon(3)). It has no time, because journald adds one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return f"<{_JOURNAL_PRIORITY.get(record.levelno, 6)}>{_line(record)}"
+        return f"<{_SYSLOG_PRIORITIES.get(record.levelno, 6)}>{_line(record)}"
 
 
 class _JsonFormatter(logging.Formatter):
@@ -38,7 +38,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def _line(record: logging.LogRecord) -> str:
-    """Return the message as one line, with the exception, if any, and the place where it was raised. Control characters are replaced."""
+    """Return the message as one line without control characters. An exception follows it, with the place where it was raised."""
     text = record.getMessage()
     if record.exc_info and record.exc_info[1] is not None:
         trace, error = record.exc_info[2], record.exc_info[1]
@@ -46,7 +46,7 @@ def _line(record: logging.LogRecord) -> str:
             trace = trace.tb_next
         where = f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""
         text += f": {type(error).__name__}: {error}{where}"
-    return sanitize(text, LINE_LIMIT)
+    return sanitize(text, _MAX_LINE_CHARACTERS)
 
 
 def configure_logging(level: str, form: Literal["auto", "text", "json"]) -> None:
@@ -57,13 +57,13 @@ def configure_logging(level: str, form: Literal["auto", "text", "json"]) -> None
         form: the format, as `log.format` in the config.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_formatter(form))
+    handler.setFormatter(_choose_formatter(form))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # aiokafka logs each attempt with a traceback; the sink logs the failure once.
+    # aiokafka logs a traceback for each failed attempt. The sink logs the failure once.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
-def _formatter(form: Literal["auto", "text", "json"]) -> logging.Formatter:
+def _choose_formatter(form: Literal["auto", "text", "json"]) -> logging.Formatter:
     if "JOURNAL_STREAM" in os.environ and form != "json":
-        return _JournalFormatter()
+        return _JournaldFormatter()
     return _TextFormatter() if form == "text" or (form == "auto" and sys.stderr.isatty()) else _JsonFormatter()

@@ -117,9 +117,9 @@ class OldQemuProxy:
 
 async def write_rate(guest: Guest, seconds: float) -> float:
     """Return the guest's writes per second over this time."""
-    begun, before = time.monotonic(), await guest.writes()
+    begun, before = time.monotonic(), await guest.count_writes()
     await asyncio.sleep(seconds)
-    return (await guest.writes() - before) / (time.monotonic() - begun)
+    return (await guest.count_writes() - before) / (time.monotonic() - begun)
 
 
 async def backing_chain(*, short: bool) -> list[Row]:
@@ -134,7 +134,7 @@ async def backing_chain(*, short: bool) -> list[Row]:
         guest = await stack.enter_async_context(ChainGuest(folder, "vm1", options))
         agent = AgentProcess(folder, {"monitors": [{"dial": f"{folder}/old*.qmp"}]})
         await stack.enter_async_context(agent)
-        await guest.booted()
+        await guest.wait_until_booted()
         await asyncio.sleep(WARM_UP_SECONDS)  # the first pass over the disk allocates clusters
         for number in range(rounds):
             without += await write_rate(guest, seconds / 2)

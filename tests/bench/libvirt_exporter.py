@@ -13,7 +13,7 @@ from typing import Final
 import aiohttp
 import orjson
 
-from agent.cli.demo.images import LabMissing
+from agent.cli.demo.images import MissingDependencyError
 from tests.bench.process import cpu_seconds
 from tests.bench.table import Row
 from tests.lab.libvirt import MONITOR, Libvirtd, exporter
@@ -45,7 +45,7 @@ async def libvirt_exporter(*, short: bool) -> list[Row]:
                 )
             address, pid = await stack.enter_async_context(_agent(folder, f"{monitors}/*.qmp"))
             ours = await _scrape_cost(address, {"agent": [pid], "QEMU": qemus}, seconds, domains)
-    except LabMissing as error:
+    except MissingDependencyError as error:
         return [Row("prometheus-libvirt-exporter and libvirtd", f"not measured: {error}")]
     # QEMU's and libvirtd's CPU without any scrape counts for neither.
     baseline = idle / seconds * EACH_SECONDS / domains * 1e6

@@ -101,7 +101,7 @@ async def armed(guest: ThinGuest, value: int) -> None:
 async def cross(guest: ThinGuest) -> None:
     """Let the guest write until QEMU reports that the threshold is exceeded."""
     await guest.command("cont")
-    await guest.event("BLOCK_WRITE_THRESHOLD", 20)
+    await guest.wait_for_event("BLOCK_WRITE_THRESHOLD", 20)
 
 
 async def once(topic: AlertsTopic, levels: list[str]) -> bool:

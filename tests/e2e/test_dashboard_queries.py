@@ -99,7 +99,7 @@ async def read_disk(guest: Guest) -> AsyncIterator[None]:
 async def start_work(guest: Guest, migrated: Guest) -> None:
     """Copy and migrate one guest slowly, with latency histograms; migrate the other one at full speed."""
     await migrated.command("migrate", uri="exec:cat >/dev/null")
-    await guest.booted()
+    await guest.wait_until_booted()
     await guest.command(
         "block-latency-histogram-set",
         id="/machine/peripheral/disk0/virtio-backend",

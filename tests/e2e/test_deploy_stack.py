@@ -22,7 +22,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from agent.cli.demo.guest import GuestKind, until
-from agent.common.config_types import expand
+from agent.common.config_types import expand_secret_path
 from agent.config.loader import load
 from tests.integration.prometheus.test_rules import ROOT, promtool, rules
 from tests.lab.agent_process import AgentProcess
@@ -237,7 +237,7 @@ def test_the_agent_accepts_the_config_of_the_config_map(folder: Path) -> None:
     (folder / "agent.yaml").write_text(config_map["data"]["agent.yaml"])
     config = load(folder / "agent.yaml")
     assert config.web.config_file is not None
-    assert expand(config.web.config_file) == Path("/etc/qmp-agent-web/web.yml")
+    assert expand_secret_path(config.web.config_file) == Path("/etc/qmp-agent-web/web.yml")
 
 
 # --- Kafka ---

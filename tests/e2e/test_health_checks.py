@@ -23,7 +23,7 @@ from agent.config.model import Config
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fake_qemu import FakeQemu
 
-IMPATIENT = HealthLimits(tick_seconds=0.05, patience_seconds=0.3, stuck_seconds=0.5)
+SHORT_LIMITS = HealthLimits(tick_seconds=0.05, hang_seconds=0.3, stuck_seconds=0.5)
 """Limits that detect a stuck agent within a second."""
 
 BUG = """
@@ -49,7 +49,7 @@ async def running(folder: Path, **more: Any) -> AsyncIterator[tuple[Agent, str]]
         "timeouts": {"response": "200ms", "shutdown": "1s"},
         "jsonl": {"path": str(folder / "records.jsonl")},
     }
-    app = Agent(Config.model_validate(config | more), limits=IMPATIENT)
+    app = Agent(Config.model_validate(config | more), limits=SHORT_LIMITS)
     async with app.running() as url:
         yield app, url
 

@@ -103,14 +103,14 @@ async def test_each_vms_records_arrive_complete_in_order_and_in_the_right_topic(
     await agent.start()
     writer = await start_guest("writer", kind=GuestKind.WRITER)
     idle = await start_guest("idle")
-    await writer.booted()
+    await writer.wait_until_booted()
 
     async def exports_its_disk() -> bool:
         return (await agent.metrics()).value("qemu_block_writes_total", vm_uuid=writer.uuid, device="disk0") is not None
 
     await until(exports_its_disk, 60)
     await writer.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 20)
-    await writer.event("BLOCK_WRITE_THRESHOLD")
+    await writer.wait_for_event("BLOCK_WRITE_THRESHOLD")
     await writer.command("stop")
     await writer.command("cont")
     await idle.stop()

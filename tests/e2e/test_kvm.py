@@ -45,7 +45,7 @@ async def test_kvm_counters_match_qemus_own_and_the_dirty_limit_is_reported(qemu
         "intervals": {"poll": "200ms", "kvm": "1s", "resync": "1s"},
     }
     async with Guest(folder, "vm1", options) as guest, AgentProcess(folder, config) as agent:
-        await guest.booted()
+        await guest.wait_until_booted()
         before = await kvm_counters(guest)
         since = agent.mark()
         for _ in range(3):  # the first poll may have begun before, and the vCPUs of one poll come in any order

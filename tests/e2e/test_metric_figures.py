@@ -126,7 +126,7 @@ async def stage() -> AsyncIterator[Stage]:
             async def has_flushed() -> bool:
                 return any(disk["stats"]["flush_operations"] for disk in await linux.command("query-blockstats"))
 
-            await asyncio.gather(until(has_flushed, 30), until(writer.writes, 30))
+            await asyncio.gather(until(has_flushed, 30), until(writer.count_writes, 30))
             yield Stage(linux, writer, agent, prometheus)
 
 
@@ -246,7 +246,7 @@ async def test_layer_values_equal_qemus_own(stage: Stage) -> None:
 async def test_an_exceeded_threshold_is_reported_with_qemus_values(stage: Stage) -> None:
     guest = stage.linux
     await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 20)
-    qemu_event = (await guest.event("BLOCK_WRITE_THRESHOLD"))["data"]
+    qemu_event = (await guest.wait_for_event("BLOCK_WRITE_THRESHOLD"))["data"]
     alert = await stage.agent.wait_for_record("alert.write_threshold", vm=guest.uuid, state="firing")
     assert (alert["subject"], alert["severity"]) == ("disk0", "warning")
     assert alert["data"]["level_bytes"] == qemu_event["write-threshold"]

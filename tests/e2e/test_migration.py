@@ -60,7 +60,7 @@ class Ends:
         await self.source.command("migrate", uri=uri)
         await until(lambda: self.active_seconds() >= (4 if events else 2), 60)
         await self.source.command("migrate-set-parameters", max_bandwidth=FAST)
-        await self.destination.event("RESUME")
+        await self.destination.wait_for_event("RESUME")
 
         async def completed() -> bool:
             return bool((await self.source.command("query-migrate"))["status"] == "completed")
@@ -81,7 +81,7 @@ async def start_ends(start_guest: StartGuest, folder: Path) -> Any:
         source = await start_guest("source", **kind)
         identity = source.uuid if same_identity else str(uuid4())
         destination = await start_guest("destination", identity=identity, extra=["-incoming", "defer"], **kind)
-        await source.booted()
+        await source.wait_until_booted()
         for guest in (source, destination) if events else ():
             await guest.command("migrate-set-capabilities", capabilities=[EVENTS])
         await agent.start()
@@ -215,7 +215,7 @@ async def test_with_each_kind_of_monitor_a_migrated_vm_is_neither_gone_nor_new(
     source = await start_guest("source", kind=GuestKind.WRITER, extra=connect)
     incoming = ["-incoming", "defer", *connect]
     destination = await start_guest("destination", kind=GuestKind.WRITER, identity=source.uuid, extra=incoming)
-    await source.booted()
+    await source.wait_until_booted()
     async with AgentProcess(folder, {"monitors": [entry], "intervals": {"poll": "300ms"}}) as agent:
         ends = Ends(source, destination, agent)
         for guest in (source, destination):
@@ -235,11 +235,11 @@ async def test_a_vm_that_arrived_before_the_agent_started_is_reported_as_migrate
 ) -> None:
     source = await start_guest("source", kind=GuestKind.WRITER)
     destination = await start_guest("destination", kind=GuestKind.WRITER, extra=["-incoming", "defer"])
-    await source.booted()
+    await source.wait_until_booted()
     uri = f"unix:{folder}/migration"
     await destination.command("migrate-incoming", uri=uri)
     await source.command("migrate", uri=uri)
-    await destination.event("RESUME")
+    await destination.wait_for_event("RESUME")
     async with AgentProcess(folder, {"monitors": [{"dial": str(destination.monitor)}]}) as agent:
         await agent.wait_for_record("vm.migrated_in", vm=destination.name, observed=False)
         (attached,) = agent.find_records("vm.attached")

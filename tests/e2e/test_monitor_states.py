@@ -109,7 +109,7 @@ async def watched() -> AsyncIterator[WatchedFolder]:
             holder = running.enter_context(hold(held))
             config = TIMING | {"monitors": [{"dial": f"{folder}/*.qmp"}]}
             agent = await running.enter_async_context(AgentProcess(folder, config))
-            await bystander.booted()
+            await bystander.wait_until_booted()
             await agent.wait_for_record("sample.block", vm=bystander.uuid, device="disk0")
             yield WatchedFolder(folder, agent, bystander, held, holder)
 

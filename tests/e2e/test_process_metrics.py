@@ -70,7 +70,7 @@ def cpu_seconds(path: str) -> float:
 
 async def test_process_and_vcpu_metrics_of_a_busy_guest_match_proc(folder: Path, start_guest: StartGuest) -> None:
     guest = await start_guest(kind=GuestKind.WRITER, pause_seconds=0, extra=["-smp", "2", "-object", "iothread,id=io0"])
-    await guest.booted()
+    await guest.wait_until_booted()
     pid = pid_of(guest)
     cpus = {str(cpu["cpu-index"]): cpu for cpu in await guest.command("query-cpus-fast")}
     (iothread,) = await guest.command("query-iothreads")

@@ -110,7 +110,7 @@ async def test_no_query_fails(watched: WatchedQemu) -> None:
 
 
 async def test_disk_metrics_match_query_blockstats(watched: WatchedQemu) -> None:
-    await watched.guest.booted()
+    await watched.guest.wait_until_booted()
     await watched.guest.command("stop")
     for _ in range(2):  # the first poll may have begun before
         since = watched.agent.mark()

@@ -68,10 +68,10 @@ def event_types(records: list[str]) -> list[str]:
 
 async def pauses(guest: Guest) -> None:
     await guest.command("stop")
-    await guest.event("STOP")
+    await guest.wait_for_event("STOP")
     await asyncio.sleep(1)  # a few polls
     await guest.command("cont")
-    await guest.event("RESUME")
+    await guest.wait_for_event("RESUME")
     await asyncio.sleep(1)
 
 

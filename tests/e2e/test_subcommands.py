@@ -169,11 +169,11 @@ async def test_tail_filters_by_vm_type_and_severity(stage: Stage) -> None:
         watching = [tasks.create_task(first(name)) for name in ("vm", "uuid", "type", "severity")]
         while not all(task.done() for task in watching):  # a tail that was not connected yet missed the first
             await stage.idle.command("stop")
-            await stage.idle.event("STOP")
+            await stage.idle.wait_for_event("STOP")
             await stage.idle.command("cont")
-            await stage.idle.event("RESUME")
+            await stage.idle.wait_for_event("RESUME")
             await stage.writer.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1)
-            await stage.writer.event("BLOCK_WRITE_THRESHOLD")
+            await stage.writer.wait_for_event("BLOCK_WRITE_THRESHOLD")
     schema = validator(json.loads((await run_command("schema", "record")).out))
     for name, tail in tails.items():
         await tail.stop()

@@ -109,9 +109,9 @@ async def test_an_agent_that_polls_no_vm_withholds_the_watchdog_ping(
 ) -> None:
     await start_guest()
     quick = Config.model_validate(config(folder) | {"web": {"listen_address": "127.0.0.1:0"}})
-    agent = Agent(quick, limits=HealthLimits(patience_seconds=0.5))
+    agent = Agent(quick, limits=HealthLimits(hang_seconds=0.5))
     async with agent.running():
-        watching = asyncio.create_task(SystemdNotifier().watch(agent.health.hang_reason, agent.health.summary))
+        watching = asyncio.create_task(SystemdNotifier().keep_notifying(agent.health.hang_reason, agent.health.summary))
         await until(lambda: systemd.status() == "monitors: 1 up", 60)
 
         async def hang(*_: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import orjson
 
 from agent.app.builders import StartError, build_discoverers, build_sink, session_settings
-from agent.cli.format import line
+from agent.cli.format import format_record
 from agent.collectors import ALL, ALL_FEATURES, Intervals
 from agent.collectors.base import Poll
 from agent.config.loader import ConfigError, validate
@@ -162,7 +162,7 @@ def config(data: bytes) -> None:
 def _encode(record: Record) -> None:
     body = _ENCODER(record).body
     assert body.count(b"\n") == 0
-    text = line(orjson.loads(body))
+    text = format_record(orjson.loads(body))
     assert not _CONTROL_CHARACTERS.search(text), text
 
 

@@ -14,7 +14,7 @@ from qemu.qmp import ExecuteError, QMPClient
 
 from agent.cli.demo.control import GuestError
 from agent.cli.demo.guest import GuestKind, until
-from agent.cli.demo.images import LabMissing, boot_sector, linux_image
+from agent.cli.demo.images import MissingDependencyError, boot_sector, linux_image
 from tests.lab.fake_qemu import FakeError, FakeQemu, split
 from tests.lab.fixtures import StartGuest, StartPrometheus
 from tests.lab.kafka import KafkaCluster
@@ -34,12 +34,12 @@ def test_a_boot_sector_has_512_bytes_and_needs_a_span_of_at_least_one_write() ->
 
 async def test_a_writer_starts_over_at_the_end_of_its_span(start_guest: StartGuest) -> None:
     guest = await start_guest(kind=GuestKind.WRITER, span_mib=1, write_kib=32)
-    await guest.booted()
-    before = await guest.writes()
+    await guest.wait_until_booted()
+    before = await guest.count_writes()
     writes_per_span = (1 << 20) // (32 << 10)
 
     async def has_started_over() -> bool:
-        return await guest.writes() > before + writes_per_span
+        return await guest.count_writes() > before + writes_per_span
 
     await until(has_started_over, 60)
     disk = next(device for device in await guest.command("query-blockstats") if "disk0" in device["qdev"])
@@ -49,19 +49,19 @@ async def test_a_writer_starts_over_at_the_end_of_its_span(start_guest: StartGue
 async def test_a_writers_disk_fails_on_request(start_guest: StartGuest) -> None:
     full = {"event": "write_aio", "iotype": "write", "errno": 28, "once": False}
     guest = await start_guest(kind=GuestKind.WRITER, faults=[full], disk_options="werror=stop")
-    failed = await guest.event("BLOCK_IO_ERROR")
-    await guest.event("STOP")
+    failed = await guest.wait_for_event("BLOCK_IO_ERROR")
+    await guest.wait_for_event("STOP")
     assert failed["data"]["nospace"] is True
     assert (await guest.command("query-status"))["status"] == "io-error"
 
 
 async def test_a_linux_guest_reports_memory_obeys_the_balloon_and_flushes(start_guest: StartGuest) -> None:
     guest = await start_guest(kind=GuestKind.LINUX, pause_seconds=0.1)
-    await guest.booted()
+    await guest.wait_until_booted()
     balloon = "/machine/peripheral/balloon0"
     await guest.command("qom-set", path=balloon, property="guest-stats-polling-interval", value=1)
     await guest.command("balloon", value=100 << 20)
-    assert (await guest.event("BALLOON_CHANGE"))["data"]["actual"] < 128 << 20
+    assert (await guest.wait_for_event("BALLOON_CHANGE"))["data"]["actual"] < 128 << 20
 
     async def has_reported() -> Any:
         return (await guest.command("qom-get", path=balloon, property="guest-stats"))["last-update"]
@@ -102,13 +102,13 @@ async def test_a_frozen_guest_can_be_stopped(start_guest: StartGuest) -> None:
 async def test_the_error_of_a_guest_that_does_not_start_quotes_qemu(start_guest: StartGuest) -> None:
     with pytest.raises(GuestError, match="'nonsense' is not a valid device model name"):
         await start_guest(extra=["-device", "nonsense"])
-    with pytest.raises(LabMissing, match="no-such-qemu"):
+    with pytest.raises(MissingDependencyError, match="no-such-qemu"):
         await start_guest(binary="no-such-qemu")
 
 
 def test_without_busybox_the_error_names_the_package_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.fspath(folder))
-    with pytest.raises(LabMissing, match="install the package busybox-static"):
+    with pytest.raises(MissingDependencyError, match="install the package busybox-static"):
         linux_image(folder)
     assert list(folder.iterdir()) == [], "no partial build stays behind"
 
@@ -127,7 +127,7 @@ def shape(value: Any) -> Any:
 
 async def test_the_fakes_replies_have_the_shape_of_a_real_qemus(start_guest: StartGuest, folder: Path) -> None:
     guest = await start_guest(NAME, kind=GuestKind.WRITER, identity=UUID)
-    await guest.booted()
+    await guest.wait_until_booted()
     real = await capture(guest.monitor)
     if not transcript_path(real.greeting).exists():
         pytest.skip(f"no transcript {transcript_path(real.greeting).name}: run python -m tests.lab.transcript")

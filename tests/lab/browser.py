@@ -7,7 +7,7 @@ from typing import Any
 
 from playwright.async_api import Browser, Page, async_playwright
 
-from agent.cli.demo.images import LabMissing
+from agent.cli.demo.images import MissingDependencyError
 
 _PROGRAM = "chromium"
 
@@ -17,11 +17,11 @@ async def chromium() -> AsyncIterator[Browser]:
     """Run a browser while the block runs.
 
     Raises:
-        LabMissing: Chromium is not installed.
+        MissingDependencyError: Chromium is not installed.
     """
     path = shutil.which(_PROGRAM)
     if path is None:
-        raise LabMissing("chromium is not installed: run tests/lab/install test")
+        raise MissingDependencyError("chromium is not installed: run tests/lab/install test")
     async with async_playwright() as playwright:
         # Chromium has no sandbox for root, which tests in containers run as; it opens only the agent's own page.
         browser = await playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])

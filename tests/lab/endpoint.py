@@ -49,7 +49,7 @@ class FakeView:
     def firing_alerts(self) -> list[dict[str, Any]]:
         return []
 
-    def resolved_levels(self, _vm: Vm, _device: str, /) -> list[tuple[str, int]]:
+    def levels_in_bytes(self, _vm: Vm, _device: str, /) -> list[tuple[str, int]]:
         return [("80%", 80)]
 
     def on_scrape(self, seconds: float) -> None:
@@ -105,7 +105,7 @@ class RunningEndpoint:
     async def get(self, path: str = "/healthz", credentials: EndpointCredentials | None = None, **more: Any) -> int:
         """Send a GET request; return the response's status."""
         async with (
-            (credentials or EndpointCredentials()).session() as session,
+            (credentials or EndpointCredentials()).open_session() as session,
             session.get(self.url + path, **more) as response,
         ):
             await response.read()

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from agent.cli.demo.guest import Guest, GuestOptions
-from agent.cli.demo.images import LabMissing
+from agent.cli.demo.images import MissingDependencyError
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.kafka import KafkaCluster
 from tests.lab.prometheus import Prometheus
@@ -44,7 +44,7 @@ def qemu(request: pytest.FixtureRequest) -> Qemu:
     """Each QEMU version in turn. Tests of a version that was not fetched are skipped."""
     try:
         return find_qemu(request.param)
-    except LabMissing as missing:
+    except MissingDependencyError as missing:
         if not request.param:
             raise
         pytest.skip(str(missing))

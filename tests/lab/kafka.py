@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from agent.cli.demo.guest import until
-from agent.cli.demo.images import LabMissing
+from agent.cli.demo.images import MissingDependencyError
 from tests.lab.kafka_home import java_command, kafka_home, warm
 from tests.lab.kafka_security import Security
 from tests.lab.machine import free_port
@@ -161,7 +161,7 @@ class KafkaCluster:
 
         Raises:
             BrokerError: a broker does not start in time.
-            LabMissing: Java or Maven is missing.
+            MissingDependencyError: Java or Maven is missing.
         """
         cluster = _identity()
         await asyncio.to_thread(_warm_up)
@@ -269,7 +269,7 @@ def _identity() -> str:
 if __name__ == "__main__":
     try:
         _warm_up()
-    except LabMissing as missing:
+    except MissingDependencyError as missing:
         sys.exit(str(missing))
 
 

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from agent.cli.demo.images import LabMissing, cache_folder, kept
+from agent.cli.demo.images import MissingDependencyError, build_once, cache_folder
 from tests.lab.machine import require
 
 POM: Final = Path(__file__).parent / "kafka" / "pom.xml"
@@ -27,13 +27,13 @@ def kafka_home() -> Path:
     Blocks.
 
     Raises:
-        LabMissing: Java or Maven is missing, or Maven cannot fetch the jars.
+        MissingDependencyError: Java or Maven is missing, or Maven cannot fetch the jars.
     """
     require("java", "a Java runtime, 17 or newer,")
     require("setpriv", "util-linux")
     version = re.search(r"<artifactId>kafka_[^<]*</artifactId>\s*<version>([^<]+)", POM.read_text())
     assert version is not None, f"{POM} names no version of Kafka"
-    return kept(cache_folder() / f"kafka-{version[1]}", _fetch)
+    return build_once(cache_folder() / f"kafka-{version[1]}", _fetch)
 
 
 def java_command(home: Path) -> list[str]:
@@ -94,4 +94,4 @@ def _fetch(scratch: Path) -> None:
     except subprocess.CalledProcessError as error:
         errors = [line for line in error.stdout.splitlines() if "ERROR] " in line and "problems were" not in line]
         cause = next((line.partition("ERROR] ")[2] for line in errors if line.strip()), "no error message")
-        raise LabMissing(f"mvn cannot fetch Kafka: {cause}; it needs a network or Maven's cache") from error
+        raise MissingDependencyError(f"mvn cannot fetch Kafka: {cause}; it needs a network or Maven's cache") from error

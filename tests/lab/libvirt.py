@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from agent.cli.demo.guest import until
-from agent.cli.demo.images import LabMissing, boot_sector, cache_folder
+from agent.cli.demo.images import MissingDependencyError, boot_sector, cache_folder
 from tests.lab.machine import INSTALL_HINT, free_port, require
 
 _START_SECONDS: Final = 120.0
@@ -115,7 +115,7 @@ class Libvirtd:
         """Start it and return when it answers; it takes over the domains of an earlier run.
 
         Raises:
-            LabMissing: it is not installed, or this user may not give it its own directories.
+            MissingDependencyError: it is not installed, or this user may not give it its own directories.
             AssertionError: it did not start; the text has its log.
         """
         for program, package in (
@@ -125,7 +125,9 @@ class Libvirtd:
         ):
             require(program, package)
         if os.geteuid() != 0:
-            raise LabMissing(f"libvirtd with its own directories needs root: {INSTALL_HINT}, and run the tests as root")
+            raise MissingDependencyError(
+                f"libvirtd with its own directories needs root: {INSTALL_HINT}, and run the tests as root"
+            )
         self._prepare()
         if self._shell is None:
             await self._open()

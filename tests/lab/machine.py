@@ -7,20 +7,20 @@ import socket
 from collections import deque
 from typing import Final
 
-from agent.cli.demo.images import LabMissing
+from agent.cli.demo.images import MissingDependencyError
 
 INSTALL_HINT: Final = "run tests/lab/install test"
 
 
 def require(program: str, package: str) -> None:
-    """Raise LabMissing, with a hint how to install it, if a program is missing.
+    """Raise MissingDependencyError, with a hint how to install it, if a program is missing.
 
     Args:
         program: The program.
         package: The package that has it.
     """
     if shutil.which(program) is None:
-        raise LabMissing(f"{program} is missing, which package {package} has: {INSTALL_HINT}")
+        raise MissingDependencyError(f"{program} is missing, which package {package} has: {INSTALL_HINT}")
 
 
 def free_port() -> int:

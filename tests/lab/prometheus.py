@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from agent.cli.demo.images import LabMissing
+from agent.cli.demo.images import MissingDependencyError
 from tests.lab.machine import INSTALL_HINT
 from tests.lab.server import Server, ServerError
 
@@ -84,13 +84,13 @@ def promtool_check(text: str) -> list[str]:
     """Return what `promtool check metrics` reports about an exposition in the text format; empty if it passes.
 
     Raises:
-        LabMissing: promtool is not installed.
+        MissingDependencyError: promtool is not installed.
     """
     try:
         result = subprocess.run(
             ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
         )
     except FileNotFoundError as error:
-        raise LabMissing(f"promtool is not installed: {INSTALL_HINT}") from error
+        raise MissingDependencyError(f"promtool is not installed: {INSTALL_HINT}") from error
     messages = (result.stdout + result.stderr).splitlines()
     return messages or ([f"promtool exited with {result.returncode}"] if result.returncode else [])

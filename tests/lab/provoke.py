@@ -84,10 +84,10 @@ async def _hmp(guest: Guest, line: str) -> str:
 
 async def _wait_until_writing(guest: Guest) -> None:
     """Wait until the BIOS has set up the machine and the guest writes to its disk."""
-    before = await guest.writes()
+    before = await guest.count_writes()
 
     async def wrote() -> bool:
-        return await guest.writes() > before
+        return await guest.count_writes() > before
 
     await until(wrote, 60)
 
@@ -146,7 +146,7 @@ def _job(kind: str, name: str, source: Provoke, *reactions: tuple[str, str], **o
         await _null(f"{name}-to")(guest)
         await guest.command(kind, **arguments)
         for event, command in reactions:
-            while (await guest.event(event))["data"].get("device", name) != name:
+            while (await guest.wait_for_event(event))["data"].get("device", name) != name:
                 pass
             await guest.command(command, **({"id": name} if command.startswith("job-") else {"device": name}))
 
@@ -219,7 +219,7 @@ async def _stream(guest: Guest) -> None:
         return bool(writers)
 
     await until(connected, 60)
-    await guest.event("NETDEV_STREAM_CONNECTED")
+    await guest.wait_for_event("NETDEV_STREAM_CONNECTED")
     writers[0].close()
 
 
@@ -227,7 +227,7 @@ async def _migrate(guest: Guest) -> None:
     events = [{"capability": "events", "state": True}]
     await guest.command("migrate-set-capabilities", capabilities=events)
     await guest.command("migrate", uri="exec:cat >/dev/null")
-    while (await guest.event("MIGRATION"))["data"]["status"] not in {"completed", "failed"}:
+    while (await guest.wait_for_event("MIGRATION"))["data"]["status"] not in {"completed", "failed"}:
         pass
 
 
@@ -249,7 +249,7 @@ _CLOCK = _all(_wait_until_writing, _do("stop"), _SET_CLOCK, _do("cont"))
 _MIRROR = _job("blockdev-mirror", "mirror0", _null("mirror0-from"), ("BLOCK_JOB_READY", "job-complete"))
 
 CASES: Final = (
-    EventCase("BLOCK_IO_ERROR", Guest.booted, {"operation": "write", "action": "report"}, None),
+    EventCase("BLOCK_IO_ERROR", Guest.wait_until_booted, {"operation": "write", "action": "report"}, None),
     EventCase("STOP", _do("stop")),
     EventCase("RESUME", _all(_do("stop"), _do("cont"))),
     EventCase("RESET", _RESET, {"guest": False, "reason": "host-qmp-system-reset"}),

@@ -12,7 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
-from agent.cli.demo.images import LabMissing, cache_folder, kept, output
+from agent.cli.demo.images import MissingDependencyError, build_once, cache_folder, run_program
 from tests.lab.machine import INSTALL_HINT
 
 PROGRAM: Final = "qemu-system-x86_64"
@@ -54,11 +54,11 @@ def find_qemu(release: str = "") -> Qemu:
     """Return the QEMU of a Debian release that was fetched, or the machine's own for an empty name.
 
     Raises:
-        LabMissing: It was not fetched; the message says how to fetch it.
+        MissingDependencyError: It was not fetched; the message says how to fetch it.
     """
     launcher = cache_folder() / f"qemu-{release}" / PROGRAM
     if release and not launcher.exists():
-        raise LabMissing(f"QEMU of Debian {release} was not fetched: {INSTALL_HINT}")
+        raise MissingDependencyError(f"QEMU of Debian {release} was not fetched: {INSTALL_HINT}")
     return _inspect(str(launcher) if release else PROGRAM)
 
 
@@ -68,9 +68,9 @@ def fetch(release: str) -> None:
     Needs Debian for amd64. Needs no root and installs nothing. Blocks.
 
     Raises:
-        LabMissing: It cannot be fetched; the message has the reason.
+        MissingDependencyError: It cannot be fetched; the message has the reason.
     """
-    kept(cache_folder() / f"qemu-{release}", partial(_build, release))
+    build_once(cache_folder() / f"qemu-{release}", partial(_build, release))
 
 
 def _build(release: str, scratch: Path) -> None:
@@ -82,9 +82,9 @@ def _build(release: str, scratch: Path) -> None:
 
 
 def _inspect(binary: str) -> Qemu:
-    match = re.match(r"QEMU emulator version (\d+)\.(\d+)\.(\d+)", output(binary, "--version").decode())
+    match = re.match(r"QEMU emulator version (\d+)\.(\d+)\.(\d+)", run_program(binary, "--version").decode())
     if match is None:
-        raise LabMissing(f"{binary} --version prints no version")
+        raise MissingDependencyError(f"{binary} --version prints no version")
     major, minor, micro = map(int, match.groups())
     return Qemu((major, minor, micro), binary)
 
@@ -107,10 +107,10 @@ def _unpack(release: str, scratch: Path) -> None:
     settings = [f"{name}={scratch / place}" for name, place in places.items()]
     settings += ["APT::Sandbox::User=", "APT::Update::Error-Mode=any", "Acquire::Languages=none"]
     apt = ("apt-get", "-qq", *(word for setting in settings for word in ("-o", setting)))
-    output(*apt, "update")
-    output(*apt, "install", "--no-install-recommends", "--download-only", "-y", "qemu-system-x86")
+    run_program(*apt, "update")
+    run_program(*apt, "install", "--no-install-recommends", "--download-only", "-y", "qemu-system-x86")
     for package in sorted(Path(scratch, "cache/archives").glob("*.deb")):
-        output("dpkg-deb", "-x", os.fspath(package), os.fspath(scratch / "built/root"))
+        run_program("dpkg-deb", "-x", os.fspath(package), os.fspath(scratch / "built/root"))
     for unused in ("usr/share/doc", "usr/share/man", "usr/share/locale"):
         shutil.rmtree(scratch / "built/root" / unused, ignore_errors=True)
 
@@ -118,9 +118,9 @@ def _unpack(release: str, scratch: Path) -> None:
 def _mirror() -> str:
     """Return the Debian mirror of this machine's apt configuration."""
     filters = ("Created-By: Packages", "Origin: Debian", "Label: Debian")
-    uris = output("apt-get", "indextargets", "--format", "$(REPO_URI)", *filters).decode()
+    uris = run_program("apt-get", "indextargets", "--format", "$(REPO_URI)", *filters).decode()
     if not uris:
-        raise LabMissing("apt has no Debian mirror: run 'apt-get update' as root")
+        raise MissingDependencyError("apt has no Debian mirror: run 'apt-get update' as root")
     return uris.split()[0]
 
 
@@ -129,5 +129,5 @@ if __name__ == "__main__":
         try:
             fetch(name)
             sys.stdout.write(f"QEMU {find_qemu(name)} of Debian {name} is ready\n")
-        except LabMissing as missing:
+        except MissingDependencyError as missing:
             sys.stdout.write(f"QEMU of Debian {name} is not available, its tests are skipped: {missing}\n")

@@ -80,7 +80,7 @@ async def _run(folder: Path) -> list[Record]:
         await running.enter_async_context(agent)
         await running.enter_async_context(full)
         await running.enter_async_context(bad)
-        await asyncio.gather(web.booted(LONG), db.booted(LONG), agent.wait_for_record("vm.busy"))
+        await asyncio.gather(web.wait_until_booted(LONG), db.wait_until_booted(LONG), agent.wait_for_record("vm.busy"))
         for act in (_operate, _fill, _snapshot, _panic, _migrate):
             await act(db, agent)
         await agent.wait_for_record("alert.disk_full", vm=full.uuid, state="firing")
@@ -119,7 +119,7 @@ async def _count(folder: Path, agent: AgentProcess) -> None:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return
     async with Guest(folder, "kvm-1", GuestOptions(kind=GuestKind.WRITER, accel="kvm,dirty-ring-size=4096")) as guest:
-        await guest.booted()
+        await guest.wait_until_booted()
         await guest.command("set-vcpu-dirty-limit", dirty_rate=100)
         for family in ("kvm", "kvm_vcpu", "vcpu_dirty"):
             await agent.wait_for_record(f"sample.{family}", vm=guest.uuid, timeout=LONG)
@@ -155,7 +155,7 @@ async def _operate(guest: Guest, agent: AgentProcess) -> None:
 
 
 async def _fill(guest: Guest, agent: AgentProcess) -> None:
-    threshold = await guest.highest_write() + (1 << 20)
+    threshold = await guest.highest_written_offset() + (1 << 20)
     await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=threshold)
     await agent.wait_for_record("alert.write_threshold", vm=guest.uuid, state="firing", timeout=LONG)
 

@@ -39,7 +39,7 @@ async def take() -> None:
             }
             agent = await running.enter_async_context(AgentProcess(Path(path), config))
             browser = await running.enter_async_context(chromium())
-            await guests["web-1"].booted()
+            await guests["web-1"].wait_until_booted()
             await start_backup(guests["build-7"])
             await agent.wait_for_record("alert.write_threshold", vm="web-1", level="50%", timeout=WORK_SECONDS)
             await start_migration(guests["web-1"])

@@ -46,7 +46,7 @@ class Server(ABC):
 
         Raises:
             ServerError: It ended, or was not ready in time.
-            LabMissing: The program is not installed.
+            MissingDependencyError: The program is not installed.
         """
         require(self.program, self.program)
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,7 @@ class OneVmSource:
     def firing_alerts(self) -> list[dict[str, Any]]:
         return []
 
-    def resolved_levels(self, _vm: Vm, _device: str, /) -> list[tuple[str, int]]:
+    def levels_in_bytes(self, _vm: Vm, _device: str, /) -> list[tuple[str, int]]:
         return [("80%", 80), ("90%", 90)]
 
     def put(

@@ -100,8 +100,8 @@ class ThinGuest(Guest):
 
     options: ThinOptions
 
-    async def _storage(self) -> Mapping[str, Any]:
-        return await super()._storage() if self.options.storage is None else self.options.storage
+    async def _disk0_storage(self) -> Mapping[str, Any]:
+        return await super()._disk0_storage() if self.options.storage is None else self.options.storage
 
     async def nodes(self) -> dict[str, Data]:
         """Return QEMU's block nodes by name."""

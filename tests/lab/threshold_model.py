@@ -185,6 +185,6 @@ class Agent:
         return thresholds
 
 
-def resolved_levels(size: int) -> dict[str, int]:
+def levels_in_bytes(size: int) -> dict[str, int]:
     """Return the bytes of each level on a disk of this size, by level."""
     return {level.text: level.bytes for level in resolve_levels(LEVELS, size)}

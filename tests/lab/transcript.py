@@ -118,7 +118,7 @@ async def main() -> None:
         options = GuestOptions(kind=GuestKind.WRITER, binary=find_qemu(release).binary)
         with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
             async with Guest(Path(folder), NAME, options, identity=UUID) as guest:
-                await guest.booted()
+                await guest.wait_until_booted()
                 transcript = await capture(guest.monitor)
         content = {"greeting": transcript.greeting, "exchanges": transcript.exchanges}
         transcript_path(transcript.greeting).write_text(json.dumps(content, indent=1) + "\n")

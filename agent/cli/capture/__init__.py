@@ -1,7 +1,7 @@
 """`qmp-agent record` and `replay`: record the QMP traffic of one monitor in a file, and replay it to an agent."""
 
-from agent.common.errors import CommandFailedError
+from agent.common.errors import SubcommandError
 
 
-class CaptureError(CommandFailedError):
-    """Recording or replaying fails."""
+class CaptureError(SubcommandError):
+    """A monitor cannot be recorded, or a capture file cannot be replayed."""

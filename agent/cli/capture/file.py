@@ -1,10 +1,10 @@
-"""The capture file: a header, then one line for each message in order, without secrets.
+"""Reads and writes capture files: a header, then a line of JSON for each message, in order and without secrets.
 
     {"qmp-agent-capture": 1, "agent": "0.1.0", "time": "2026-11-21T09:14:02Z", "monitor": "/run/qemu/web-3.qmp"}
     {"seconds": 0.004, "from": "qemu", "message": {"QMP": ...}}
     {"seconds": 0.031, "from": "agent", "message": {"execute": "query-status"}}
 
-`seconds` count from the header. The last line is `{"seconds": 61.2, "from": "qemu", "message": null}` if QEMU closed the connection.
+`seconds` is the time since the header. The last line is `{"seconds": 61.2, "from": "qemu", "message": null}` if QEMU closed the connection.
 """
 
 import os
@@ -24,12 +24,12 @@ from agent.cli.capture import CaptureError
 FORMAT = 1
 REMOVED = "(removed)"
 
-_SECRET = re.compile(
+_SECRET_KEY = re.compile(
     r"passw(or)?d|passphrase|secret|psk|token|credential|cookie|private.?key|^(auth|key)$", re.IGNORECASE
 )
-"""Keys whose texts are or may be secrets, such as QEMU's password, key-secret, tls-creds, cookie and password-secret."""
+"""Keys whose values may be secrets, such as QEMU's `password`, `key-secret` and `cookie`."""
 
-_INSIDE = (
+_SECRETS_IN_TEXT = (
     (re.compile(r"(?<=://)[^/@\s\"]+(?=@)"), REMOVED),  # the user and the password of a URL
     (
         re.compile(
@@ -38,31 +38,36 @@ _INSIDE = (
         rf"\g<1>{REMOVED}",
     ),
 )
-"""Secrets inside texts: in URLs, and in options such as `json:{...}` or `a=b,c=d`."""
+"""Patterns of secrets inside texts, such as URLs, `json:{...}` and `a=b,c=d`, each with its replacement."""
 
 Side = Literal["agent", "qemu"]
 
 
 @dataclass(frozen=True, slots=True)
 class CaptureLine:
-    """One message with its time. If the message is None, this side closed the connection."""
+    """A message, its sender and its time since the header. A message of None means that the sender closed the connection."""
 
     seconds: float
     side: Side
     message: dict[str, Any] | None
 
 
-def without_secrets(value: Any, key: str = "") -> Any:
-    """Return a message with its secrets removed: texts under secret keys, and secrets inside other texts."""
+def remove_secrets(value: Any, key: str = "") -> Any:
+    """Return a copy of a message without secrets. Removed are all texts under secret keys, and secrets inside other texts.
+
+    Args:
+        value: the message or a part of it.
+        key: the key of this part.
+    """
     match value:
         case dict():
-            return {name: without_secrets(inner, name) for name, inner in value.items()}
+            return {name: remove_secrets(inner, name) for name, inner in value.items()}
         case list():
-            return [without_secrets(inner, key) for inner in value]
-        case str() if _SECRET.search(key):
+            return [remove_secrets(inner, key) for inner in value]
+        case str() if _SECRET_KEY.search(key):
             return REMOVED
         case str():
-            for pattern, text in _INSIDE:
+            for pattern, text in _SECRETS_IN_TEXT:
                 value = pattern.sub(text, value)
     return value
 
@@ -77,10 +82,10 @@ class CaptureWriter:
 
     Attributes:
         lines: the number of messages in the file.
-        full: whether a message did not fit.
+        full: whether a message was not written because the file would exceed its maximum size.
 
     Raises:
-        CaptureError: the file cannot be created; an existing file is not replaced.
+        CaptureError: the file exists or cannot be created.
     """
 
     def __init__(self, path: Path, monitor: str, max_bytes: int) -> None:
@@ -89,24 +94,26 @@ class CaptureWriter:
         except OSError as error:
             raise CaptureError(f"{path}: {error.strerror}") from error
         self._file = os.fdopen(descriptor, "wb", buffering=0)  # unbuffered, so that a kill loses nothing
-        self._left = max_bytes
+        self._bytes_left = max_bytes
         self._start = time.monotonic()
         self.lines = 0
         self.full = False
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._put({"qmp-agent-capture": FORMAT, "agent": __version__, "time": now, "monitor": without_secrets(monitor)})
+        self._write_line(
+            {"qmp-agent-capture": FORMAT, "agent": __version__, "time": now, "monitor": remove_secrets(monitor)}
+        )
 
     def put(self, side: Side, message: dict[str, Any] | None) -> None:
-        """Write a message with the present time, if it fits."""
+        """Write a message with the present time. Do nothing if the file would exceed its maximum size."""
         seconds = round(time.monotonic() - self._start, 6)
-        self._put({"seconds": seconds, "from": side, "message": without_secrets(message)})
+        self._write_line({"seconds": seconds, "from": side, "message": remove_secrets(message)})
         self.lines += not self.full
 
-    def _put(self, value: dict[str, Any]) -> None:
+    def _write_line(self, value: dict[str, Any]) -> None:
         text = orjson.dumps(value) + b"\n"
-        self.full = self.full or len(text) > self._left
+        self.full = self.full or len(text) > self._bytes_left
         if not self.full:
-            self._left -= len(text)
+            self._bytes_left -= len(text)
             self._file.write(text)
 
     def close(self) -> None:
@@ -114,30 +121,30 @@ class CaptureWriter:
         self._file.close()
 
 
-def read(path: Path) -> list[CaptureLine]:
-    """Return the messages of a capture file, without an incomplete last line.
+def read_capture(path: Path) -> list[CaptureLine]:
+    """Return the messages of a capture file. An incomplete last line is ignored.
 
     Raises:
         CaptureError: the file cannot be read or is not a capture file.
     """
     try:
-        header, *lines = _values(path.read_bytes())
+        header, *lines = _parse_json_lines(path.read_bytes())
         if header["qmp-agent-capture"] != FORMAT:
             raise CaptureError(f"{path}: unsupported format; this version reads format {FORMAT}")
-        return [_line(line) for line in lines]
+        return [_parse_line(line) for line in lines]
     except OSError as error:
         raise CaptureError(f"{path}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise CaptureError(f"{path}: not a capture file of `qmp-agent record`") from error
 
 
-def _line(value: Any) -> CaptureLine:
+def _parse_line(value: Any) -> CaptureLine:
     message = value["message"]
     if not (message is None or (isinstance(message, dict) and isinstance(message.get("id"), int | str | None))):
         raise TypeError
     return CaptureLine(float(value["seconds"]), value["from"], message)
 
 
-def _values(text: bytes) -> Iterator[Any]:
+def _parse_json_lines(text: bytes) -> Iterator[Any]:
     *whole, _ = text.split(b"\n")
     return map(orjson.loads, whole)

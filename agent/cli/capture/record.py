@@ -1,4 +1,4 @@
-"""Records a monitor: runs an agent that watches the monitor through a proxy, which writes the traffic to a file."""
+"""Records the QMP traffic of a monitor. An agent watches the monitor through a proxy, and the proxy writes the traffic to a file."""
 
 import asyncio
 import contextlib
@@ -25,20 +25,20 @@ async def record(monitor: str, path: Path, config: Config, *, seconds: float, ma
     Args:
         monitor: the path of a socket, or tcp:host:port.
         path: the file, which must not exist.
-        config: the config of the agent.
+        config: the agent's config; its monitors are replaced.
         seconds: the maximum duration.
         max_bytes: the maximum size of the file.
 
     Returns:
-        The outcome in words.
+        The outcome: a line for the user.
 
     Raises:
-        CaptureError: the monitor cannot be reached or is held, or the file cannot be written.
+        CaptureError: the monitor cannot be reached, another client holds it, or the file cannot be written.
         StartError: the agent cannot start.
     """
-    qemu, first = await _connect(monitor, config.timeouts.greeting)
+    qemu, first_bytes = await _connect(monitor, config.timeouts.greeting)
     with contextlib.closing(qemu[1]), contextlib.closing(CaptureWriter(path, monitor, max_bytes)) as file:
-        proxy = _RecordingProxy(qemu, first, file)
+        proxy = _RecordingProxy(qemu, first_bytes, file)
         with tempfile.TemporaryDirectory(prefix="qmp-agent-record-") as folder:
             socket = Path(folder) / "monitor.qmp"
             async with (
@@ -53,7 +53,7 @@ async def record(monitor: str, path: Path, config: Config, *, seconds: float, ma
 
 
 async def _connect(monitor: str, deadline: float) -> tuple[Stream, bytes]:
-    """Connect to a free monitor, and return the connection with its first bytes."""
+    """Connect to a monitor that no other client holds. Return the connection, and the first bytes that QEMU sent."""
     try:
         async with asyncio.timeout(deadline):
             if monitor.startswith("tcp:"):
@@ -61,8 +61,8 @@ async def _connect(monitor: str, deadline: float) -> tuple[Stream, bytes]:
                 qemu = await asyncio.open_connection(host.strip("[]"), int(port))
             else:
                 qemu = await asyncio.open_unix_connection(monitor)
-            if first := await qemu[0].read(READ_BYTES):
-                return qemu, first
+            if first_bytes := await qemu[0].read(READ_BYTES):
+                return qemu, first_bytes
     except TimeoutError:
         raise CaptureError(f"{sanitize(monitor)}: no greeting within {deadline:g} s: another client holds it") from None
     except (OSError, ValueError) as error:
@@ -78,21 +78,21 @@ class _RecordingProxy:
     """A proxy between one agent and one QEMU that writes the traffic to a file.
 
     Attributes:
-        ended: set when QEMU has closed the connection and the agent has noticed it, or when the file cannot grow further.
+        ended: set when the agent has reconnected after QEMU closed the connection, or when the file is full or cannot be written.
         error: why the file cannot be written, or None.
     """
 
-    def __init__(self, qemu: Stream, first: bytes, file: CaptureWriter) -> None:
+    def __init__(self, qemu: Stream, first_bytes: bytes, file: CaptureWriter) -> None:
         self.ended = asyncio.Event()
         self.error: OSError | None = None
         self._qemu: Stream | None = qemu
-        self._first = first
+        self._first = first_bytes
         self._file = file
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Forward the traffic between QEMU and the agent that connects."""
         qemu, self._qemu = self._qemu, None
-        if qemu is None:  # a reconnect: the agent has noticed the end of the connection
+        if qemu is None:  # the agent reconnects, so it has handled the end of the connection
             self.ended.set()
             writer.close()
             return
@@ -104,7 +104,7 @@ class _RecordingProxy:
         for direction in directions:
             direction.cancel()
         if not reader.at_eof() and reader.exception() is None:  # QEMU closed the connection, not the agent
-            self._put("qemu", None)
+            self._write_message("qemu", None)
         if self._file.full or self.error is not None:
             self.ended.set()
         writer.close()
@@ -112,17 +112,25 @@ class _RecordingProxy:
     async def _forward(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, side: Side, framer: _Framer, data: bytes = b""
     ) -> None:
-        """Record and forward the messages of one side until it closes the connection or the file is full."""
+        """Record and forward the messages of one side until this side closes the connection or the file is full.
+
+        Args:
+            reader: the connection to read from.
+            writer: the connection to forward to.
+            side: whose messages these are.
+            framer: splits the bytes into messages.
+            data: bytes that were read already.
+        """
         with contextlib.suppress(ConnectionError, ProtocolError):
             while (data := data or await reader.read(READ_BYTES)) and not self._file.full and self.error is None:
                 for message in framer.receive(data):
-                    if not isinstance(message, Unreadable):  # the file holds JSON
-                        self._put(side, message)
+                    if not isinstance(message, Unreadable):  # a capture file can only hold JSON
+                        self._write_message(side, message)
                 writer.write(data)
                 await writer.drain()
                 data = b""
 
-    def _put(self, side: Side, message: dict[str, Any] | None) -> None:
+    def _write_message(self, side: Side, message: dict[str, Any] | None) -> None:
         try:
             self._file.put(side, message)
         except OSError as error:

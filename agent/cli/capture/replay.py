@@ -1,8 +1,8 @@
-"""Replays a capture file: a stand-in for QEMU sends the recorded messages to an agent at their recorded times.
+"""Replays a capture file: a fake QEMU sends the recorded messages to an agent at their recorded times.
 
-A command gets the reply of the latest recording of this command up to the current time, and not before the recorded time of the reply.
-So the agent may send commands in another order than recorded, or have another version. A command without a recording gets
-CommandNotFound.
+The fake QEMU answers a command with the reply to the same command in the recording. If the recording has the command several times, the
+latest one before the current time counts. The reply is not sent before its recorded time. The order of the agent's commands does not
+matter, so an agent of another version can be used. A command that is not in the recording gets the error CommandNotFound.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ from typing import Any
 import orjson
 
 from agent.cli.capture import CaptureError
-from agent.cli.capture.file import CaptureLine, read, without_secrets
+from agent.cli.capture.file import CaptureLine, read_capture, remove_secrets
 from agent.cli.capture.wire import READ_BYTES, RequestFrames, running_agent
 from agent.config.model import Config
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedExchange:
-    """A command's reply, and the times of both in seconds from the header. `replied_at` is infinite if there is no reply."""
+    """The reply to a recorded command, and the times of command and reply in seconds. Without a reply, `replied_at` is infinite."""
 
     sent_at: float
     replied_at: float
@@ -39,15 +39,15 @@ class Recording:
     Attributes:
         greeting: QEMU's greeting.
         events: QEMU's events.
-        end: the time of the last line, in seconds from the header.
-        hung_up: whether QEMU closed the connection at the end.
+        end: the time of the last line, in seconds.
+        closed_by_qemu: whether QEMU closed the connection at the end of the recording.
     """
 
     def __init__(self, lines: Sequence[CaptureLine]) -> None:
         self.greeting = next((line.message for line in lines if line.message and "QMP" in line.message), {})
         self.events = [line for line in lines if line.message is not None and "event" in line.message]
         self.end = lines[-1].seconds if lines else 0.0
-        self.hung_up = bool(lines) and lines[-1].message is None
+        self.closed_by_qemu = bool(lines) and lines[-1].message is None
         self._exchanges: dict[bytes, list[RecordedExchange]] = defaultdict(list)
         in_band, out_of_band = deque[CaptureLine](), dict[Any, CaptureLine]()
         for line in lines:
@@ -66,17 +66,25 @@ class Recording:
 
     def _add(self, command: CaptureLine, replied_at: float, reply: dict[str, Any]) -> None:
         assert command.message is not None
-        self._exchanges[_key(command.message)].append(RecordedExchange(command.seconds, replied_at, reply))
+        self._exchanges[_command_key(command.message)].append(RecordedExchange(command.seconds, replied_at, reply))
 
     def find_exchange(self, request: dict[str, Any], seconds: float) -> RecordedExchange | None:
-        """Return the latest exchange of this command up to a time, else its first exchange; None if the recording has none."""
-        exchanges = self._exchanges.get(_key(without_secrets(request)))
+        """Return the latest exchange of a command up to a time.
+
+        Args:
+            request: the command with its arguments.
+            seconds: the time since the header.
+
+        Returns:
+            The exchange. If all exchanges of the command are later, the first. None if the command is not in the recording.
+        """
+        exchanges = self._exchanges.get(_command_key(remove_secrets(request)))
         if exchanges is None:
             return None
         return exchanges[max(0, bisect_right(exchanges, seconds, key=lambda exchange: exchange.sent_at) - 1)]
 
 
-def _key(request: dict[str, Any]) -> bytes:
+def _command_key(request: dict[str, Any]) -> bytes:
     return orjson.dumps({name: request[name] for name in request if name != "id"}, option=orjson.OPT_SORT_KEYS)
 
 
@@ -84,10 +92,10 @@ NOT_RECORDED = {"error": {"class": "CommandNotFound", "desc": "this command is n
 
 
 class ReplayedMonitor:
-    """Replays a recording to the agent that connects.
+    """A fake QEMU monitor that replays a recording to the first agent that connects.
 
     Attributes:
-        ended: set when the recording has ended and the agent has noticed it.
+        ended: set when the recording has ended and, if QEMU closed the recorded connection, the agent has reconnected.
     """
 
     def __init__(self, recording: Recording, speed: float) -> None:
@@ -98,20 +106,20 @@ class ReplayedMonitor:
         self._requests: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Act as QEMU for the first agent that connects."""
+        """Replay the recording on the first connection. A second connection means that the replay has ended."""
         if self._start is None:
             self._start = time.monotonic()
             _send(writer, self._recording.greeting)
-            parts = (self._read(reader, writer), self._reply(writer), self._send_events(writer))
-            tasks = [asyncio.create_task(part) for part in parts]
+            loops = (self._read_requests(reader, writer), self._reply_in_order(writer), self._send_events(writer))
+            tasks = [asyncio.create_task(loop) for loop in loops]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 task.cancel()
-            if not self._recording.hung_up:
+            if not self._recording.closed_by_qemu:
                 self.ended.set()
                 while await reader.read(READ_BYTES):
                     pass  # until the agent closes the connection
-        else:  # a reconnect: the agent has noticed the end of the connection
+        else:  # the agent reconnects, so it has handled the end of the connection
             self.ended.set()
         writer.close()
 
@@ -120,7 +128,7 @@ class ReplayedMonitor:
         assert self._start is not None
         return (time.monotonic() - self._start) * self._speed
 
-    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _read_requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         requests = RequestFrames()
         while data := await reader.read(READ_BYTES):
             for request in requests.receive(data):
@@ -131,18 +139,18 @@ class ReplayedMonitor:
                 ) is not None and exchange.replied_at < inf:
                     _send(writer, exchange.reply | {"id": request.get("id")})
 
-    async def _reply(self, writer: asyncio.StreamWriter) -> None:
-        """Reply to the commands one after the other."""
+    async def _reply_in_order(self, writer: asyncio.StreamWriter) -> None:
+        """Reply to the in-band commands one after the other, until cancelled."""
         while True:
             request = await self._requests.get()
             exchange = self._recording.find_exchange(request, self._now)
             if exchange is not None:
-                # A QEMU that hung replies at the recorded time, whenever the command arrives meanwhile.
+                # If the recorded QEMU hung, the reply still comes at its recorded time, even if the command comes later than recorded.
                 await asyncio.sleep(max(0.0, exchange.replied_at - max(self._now, exchange.sent_at)) / self._speed)
             _send(writer, exchange.reply if exchange is not None else NOT_RECORDED)
 
     async def _send_events(self, writer: asyncio.StreamWriter) -> None:
-        """Send the events at their times, each with the present time as timestamp, and return at the end."""
+        """Send the events at their recorded times, with the present time as their timestamp. Return at the end of the recording."""
         for line in self._recording.events:
             await self._sleep_until(line.seconds)
             seconds, micros = divmod(time.time_ns() // 1000, 1_000_000)
@@ -161,16 +169,16 @@ async def replay(path: Path, config: Config, *, listen: str, speed: float) -> No
     """Replay a capture file to an agent and print the agent's records.
 
     Args:
-        path: the file.
-        config: the config of the agent.
-        listen: the address of the agent's endpoint.
-        speed: the speed factor.
+        path: the capture file.
+        config: the agent's config; its monitors are replaced.
+        listen: the address of the agent's endpoint, `host:port`.
+        speed: how many times as fast as recorded.
 
     Raises:
         CaptureError: the file is not a capture file.
         StartError: the agent cannot start.
     """
-    recording = Recording(read(path))
+    recording = Recording(read_capture(path))
     if not recording.greeting:
         raise CaptureError(f"{path}: it has no greeting of QEMU")
     monitor = ReplayedMonitor(recording, speed)

@@ -1,4 +1,4 @@
-"""Parts that recording and replaying share: the framing of requests, and an agent that watches one monitor and prints its records."""
+"""The agent's side of recording and replaying: splits an agent's bytes into requests, and runs an agent that prints its records."""
 
 import codecs
 import contextlib
@@ -16,14 +16,14 @@ READ_BYTES = 1 << 16
 
 
 class RequestFrames:
-    """Splits an agent's bytes into requests, which the agent sends without a separator."""
+    """Splits the bytes that an agent sends into requests. The agent sends no separator between requests."""
 
     def __init__(self) -> None:
         self._text = ""
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def receive(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """Yield the requests that these bytes complete. Run it to its end."""
+        """Yield the requests that these bytes complete. Always iterate to the end, because the state changes with each request."""
         self._text += self._decode(data)
         while self._text:
             try:
@@ -39,9 +39,9 @@ async def running_agent(monitor: Path, config: Config, listen: str) -> AsyncIter
     """Run an agent that watches one monitor and prints its records, while the block runs.
 
     Args:
-        monitor: the socket.
+        monitor: the path of the monitor's socket.
         config: the agent's config; its monitors, sinks and endpoint are replaced.
-        listen: the address of the endpoint.
+        listen: the address of the endpoint, `host:port`.
 
     Raises:
         StartError: the endpoint cannot listen on its address.

@@ -1,1 +1,1 @@
-"""Real QEMU processes with real guests, for the demo and the tests."""
+"""`qmp-agent demo`: runs small real guests in QEMU. The tests use the same guests."""

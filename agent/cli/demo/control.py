@@ -1,4 +1,4 @@
-"""The QMP client with which the demo and the tests control their own guests. It can send any command; the agent must not use it."""
+"""A QMP client for the demo and the tests, which control their own guests. It can send any command, so the agent must not use it."""
 
 import asyncio
 import itertools
@@ -19,10 +19,10 @@ class GuestError(Exception):
 
 
 class ControlClient:
-    """A client of one QMP monitor. It matches replies to commands by id and keeps the latest events.
+    """A client of one QMP monitor. It matches replies to commands by id, and keeps the latest events.
 
     Attributes:
-        events: events that `event` has not returned yet, oldest first.
+        events: the latest events that `wait_for_event` has not returned yet, oldest first.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -38,10 +38,10 @@ class ControlClient:
 
     @classmethod
     async def open(cls, connected: socket.socket) -> "ControlClient":
-        """Take over a connected socket and wait without a timeout until QEMU accepts commands on it.
+        """Take over a connected socket, and wait until QEMU accepts commands on it. There is no timeout.
 
         Raises:
-            GuestError: QEMU closes the connection instead.
+            GuestError: QEMU closes the connection before.
         """
         client = cls(*await asyncio.open_unix_connection(sock=connected))
         try:
@@ -76,11 +76,11 @@ class ControlClient:
         finally:
             del self._pending[number]
 
-    async def event(self, name: str) -> dict[str, Any]:
-        """Remove and return the oldest event of this name; wait for one if there is none.
+    async def wait_for_event(self, name: str) -> dict[str, Any]:
+        """Remove the oldest event of this name from `events` and return it. Wait for such an event if there is none.
 
         Raises:
-            GuestError: the connection ends before one arrives.
+            GuestError: the connection ends before such an event arrives.
         """
         async with self._changed:
             while True:
@@ -89,11 +89,11 @@ class ControlClient:
                         self.events.remove(event)
                         return event
                 if self._closed:
-                    raise GuestError(f"QEMU closed its monitor before an event {name}")
+                    raise GuestError(f"QEMU closed its monitor before the event {name} arrived")
                 await self._changed.wait()
 
     async def close(self) -> None:
-        """Close the connection. Waiting commands and events end with a GuestError."""
+        """Close the connection. Calls that wait for a reply or an event raise a GuestError."""
         self._writer.close()
         self._reader.feed_eof()
         await self._task
@@ -109,19 +109,19 @@ class ControlClient:
             while data := await self._reader.read(_READ_BYTES):
                 for message in frames.receive(data):
                     if isinstance(message, Unreadable):
-                        self._fail(message.reason)
+                        self._fail_pending(message.reason)
                     elif isinstance(message, dict):
                         await self._dispatch(message)
         except OSError:
             pass  # as if QEMU had closed the connection
         self._closed = True
         self._greeted.set()
-        self._fail("QEMU closed its monitor")
+        self._fail_pending("QEMU closed its monitor")
         async with self._changed:
             self._changed.notify_all()
 
     async def _dispatch(self, message: dict[str, Any]) -> None:
-        """Handle a message by its kind. Anything else, such as a reply without a waiting command, is ignored."""
+        """Handle an event, a greeting or a reply. Other messages are ignored, and so is a reply without a waiting command."""
         if "event" in message:
             async with self._changed:
                 self.events.append(message)
@@ -137,8 +137,8 @@ class ControlClient:
                 else:
                     future.set_result(message["return"])
 
-    def _fail(self, reason: str) -> None:
-        """Fail the waiting commands."""
+    def _fail_pending(self, reason: str) -> None:
+        """Let all commands that wait for a reply fail."""
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(GuestError(reason))

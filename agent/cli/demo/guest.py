@@ -1,4 +1,4 @@
-"""Starts and stops QEMU processes whose guests write to disks or use a balloon."""
+"""Starts and stops QEMU processes with small guests. A guest idles, writes to a disk, or runs Linux with a balloon."""
 
 import asyncio
 import contextlib
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from agent.cli.demo.control import ControlClient, GuestError
-from agent.cli.demo.images import LabMissing, boot_sector, linux_image
+from agent.cli.demo.images import MissingDependencyError, boot_sector, linux_image
 
-_LONGEST_SOCKET_PATH: Final = 107  # bytes: what struct sockaddr_un holds
+_MAX_SOCKET_PATH_BYTES: Final = 107  # the size of struct sockaddr_un
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.02
@@ -41,12 +41,12 @@ class GuestOptions:
         kind: the kind of guest.
         memory_mib: memory in MiB; default: 64, for Linux 128.
         disk_mib: virtual size of `disk0` in MiB. Its file grows with the writes.
-        span_mib: how much of the disk the guest writes before it starts over, in MiB; default: all.
+        span_mib: size in MiB of the part of the disk that the guest writes again and again; default: the whole disk.
         write_kib: size of one write in KiB; default: 4 (the maximum of a boot sector is 63), for Linux 1024.
         pause_seconds: time between two writes; default: 2 ms, for Linux 1 s.
         disk_options: additional properties of the disk device, such as `werror=stop`.
         faults: `inject-error` rules of QEMU's blkdebug driver for `disk0-storage`; without any, it is a plain file.
-        extra: additional arguments of QEMU, after the others.
+        extra: additional arguments of QEMU, after all others.
         binary: the QEMU program.
         accel: the argument of `-accel`.
     """
@@ -65,17 +65,17 @@ class GuestOptions:
 
 
 class Guest:
-    """One QEMU process. It runs as long as the async context does.
+    """A QEMU process that runs while the async context is open.
 
-    It can start again after a stop and keeps its name, UUID and disk. It cannot outlive the thread that starts it.
+    It can be started again after a stop, with the same name, UUID and disk. The kernel kills it when the thread that started it ends.
 
     Attributes:
         name: the argument of -name.
         uuid: the argument of -uuid.
-        folder: the directory of its files, which are named after it.
+        folder: the directory of the guest's files. Their names begin with the guest's name.
         monitor: the QMP socket for an agent, `<name>.qmp`.
-        control: the QMP socket that `command` and `event` use.
-        process: the process; None before start and after stop.
+        control: the QMP socket that `command` and `wait_for_event` use.
+        process: the QEMU process; None before `start` and after `stop`.
     """
 
     def __init__(
@@ -93,23 +93,22 @@ class Guest:
         self._serial = folder / f"{name}.serial"
 
     async def start(self) -> None:
-        """Start QEMU and wait until its monitors answer. The guest has not booted then.
+        """Start QEMU and wait until its control socket answers. The guest has not booted yet.
 
         Raises:
-            GuestError: QEMU ends or does not answer; the message has the last lines of its output.
-            LabMissing: a program or package is missing.
+            GuestError: QEMU ends or does not answer. The message has the last lines of QEMU's output.
+            MissingDependencyError: a program or package is missing.
         """
-        if len(os.fsencode(self.control)) > _LONGEST_SOCKET_PATH:
+        if len(os.fsencode(self.control)) > _MAX_SOCKET_PATH_BYTES:
             raise GuestError(f"{self.control} is too long for the path of a socket: choose another directory")
         for program in ("setpriv", self.options.binary):
             if shutil.which(program) is None:
-                raise LabMissing(f"{program} is missing: install QEMU (qemu-system-x86) and util-linux")
+                raise MissingDependencyError(f"{program} is missing: install QEMU (qemu-system-x86) and util-linux")
         self._unlink_sockets()
         self._serial.unlink(missing_ok=True)
         arguments = await self._arguments()
         client = socket.socket(socket.AF_UNIX)
-        # QEMU inherits a listening socket that already has a connection. Its greeting shows that it is ready, and the end of
-        # the connection that it has ended.
+        # QEMU inherits a listening socket on which a connection waits already. QEMU's greeting on this connection means that it is ready.
         with socket.socket(socket.AF_UNIX) as listener, self._log.open("wb") as log:
             listener.bind(os.fspath(self.control))
             listener.listen(1)
@@ -150,14 +149,14 @@ class Guest:
         self._unlink_sockets()
 
     async def kill(self) -> None:
-        """Kill QEMU as a crash would: without an event. Its sockets remain until the next start or stop."""
+        """Kill QEMU with SIGKILL, like a crash: it sends no event. Its sockets remain until the next start or stop."""
         if self.process is not None:
             self.send_signal(signal.SIGKILL)
             await self.process.wait()
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send QEMU a signal if it still runs. SIGSTOP makes it hang until SIGCONT."""
-        # Not by the process object: its poll would reap the process, and asyncio would miss the end.
+        """Send a signal to QEMU if it runs. After SIGSTOP it hangs until SIGCONT."""
+        # Not through the process object: it would reap the process, and asyncio would never see its end.
         if self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)
@@ -170,18 +169,18 @@ class Guest:
         """
         return await self._connected().command(command, **arguments)
 
-    async def event(self, name: str, timeout: float = 60.0) -> dict[str, Any]:  # noqa: ASYNC109 - as in `until`
-        """Remove and return the oldest event of this name. Wait up to `timeout` seconds for one.
+    async def wait_for_event(self, name: str, timeout: float = 60.0) -> dict[str, Any]:  # noqa: ASYNC109 - as in `until`
+        """Wait up to `timeout` seconds for an event. Remove and return the oldest event of this name.
 
         Raises:
             TimeoutError: no such event arrives in time.
             GuestError: QEMU does not run.
         """
         async with asyncio.timeout(timeout):
-            return await self._connected().event(name)
+            return await self._connected().wait_for_event(name)
 
-    async def booted(self, timeout: float = 120.0) -> None:  # noqa: ASYNC109 - as in `until`
-        """Wait until the guest works: Linux prints READY on its console, a writer has written.
+    async def wait_until_booted(self, timeout: float = 120.0) -> None:  # noqa: ASYNC109 - as in `until`
+        """Wait until the guest works: Linux has printed READY on its console, a writer has written to its disk.
 
         Raises:
             TimeoutError: the guest does not work within `timeout` seconds.
@@ -190,15 +189,15 @@ class Guest:
             case GuestKind.LINUX:
                 await until(lambda: "READY" in self._console(), timeout)
             case GuestKind.WRITER:
-                await until(self.writes, timeout)
+                await until(self.count_writes, timeout)
 
-    async def writes(self) -> int:
-        """Return the number of writes that `disk0` has completed since the start of QEMU."""
+    async def count_writes(self) -> int:
+        """Return the number of writes to `disk0` that have completed since QEMU started."""
         devices = await self.command("query-blockstats")
         return sum(device["stats"]["wr_operations"] for device in devices if "disk0" in device.get("qdev", ""))
 
-    async def highest_write(self) -> int:
-        """Return the highest written offset of the storage node of `disk0` in bytes."""
+    async def highest_written_offset(self) -> int:
+        """Return the highest offset in bytes that was written in the storage node of `disk0`."""
         devices = await self.command("query-blockstats")
         disk = next(device for device in devices if "disk0" in device.get("qdev", ""))
         return int(disk["parent"]["stats"]["wr_highest_offset"])
@@ -228,7 +227,7 @@ class Guest:
         self.control.unlink(missing_ok=True)
 
     async def _arguments(self) -> list[str]:
-        """Create the images and return QEMU's arguments, without those of the control socket."""
+        """Create the disk images, and return QEMU's arguments without those of the control socket."""
         options = self.options
         memory = options.memory_mib or (128 if options.kind is GuestKind.LINUX else 64)
         arguments = ["-name", self.name, "-uuid", self.uuid, "-accel", options.accel, "-m", str(memory)]
@@ -238,12 +237,13 @@ class Guest:
             case GuestKind.IDLE:
                 arguments += ["-machine", "none"]
             case GuestKind.WRITER:
-                arguments += [*self._boot_disk(), *await self._disk()]
+                arguments += [*self._boot_disk_arguments(), *await self._disk0_arguments()]
             case GuestKind.LINUX:
-                arguments += [*await self._linux(), *await self._disk(), "-device", "virtio-balloon-pci,id=balloon0"]
+                arguments += [*await self._linux_arguments(), *await self._disk0_arguments()]
+                arguments += ["-device", "virtio-balloon-pci,id=balloon0"]
         return arguments
 
-    def _boot_disk(self) -> list[str]:
+    def _boot_disk_arguments(self) -> list[str]:
         options = self.options
         image = self.folder / f"{self.name}-boot.raw"
         image.write_bytes(
@@ -261,21 +261,21 @@ class Guest:
             *("-device", "virtio-blk-pci,id=boot,drive=boot-format,bootindex=1"),
         ]
 
-    async def _linux(self) -> list[str]:
+    async def _linux_arguments(self) -> list[str]:
         options = self.options
         image = await asyncio.to_thread(linux_image)
-        work = {
+        writer_options = {
             "WRITE_KIB": options.write_kib or 1024,
             "PAUSE_SECONDS": 1 if options.pause_seconds is None else options.pause_seconds,
             "SPAN_MIB": options.span_mib or options.disk_mib,
         }
-        line = " ".join(["console=ttyS0", "quiet", *(f"{name}={value}" for name, value in work.items())])
+        line = " ".join(["console=ttyS0", "quiet", *(f"{name}={value}" for name, value in writer_options.items())])
         console = ["-chardev", f"file,id=serial,path={self._serial}", "-serial", "chardev:serial"]
         return ["-kernel", os.fspath(image.kernel), "-initrd", os.fspath(image.initramfs), "-append", line, *console]
 
-    async def _disk(self) -> list[str]:
-        """Return the arguments of `disk0`: a device on the qcow2 node `disk0-format` on the node `disk0-storage`."""
-        storage = {**await self._storage(), "node-name": "disk0-storage"}
+    async def _disk0_arguments(self) -> list[str]:
+        """Return the arguments of `disk0`: a device, its qcow2 node `disk0-format`, and that node's file node `disk0-storage`."""
+        storage = {**await self._disk0_storage(), "node-name": "disk0-storage"}
         node = {"driver": "qcow2", "node-name": "disk0-format", "file": "disk0-storage"}
         device = ",".join(filter(None, ["virtio-blk-pci,id=disk0,drive=disk0-format", self.options.disk_options]))
         return [
@@ -283,8 +283,8 @@ class Guest:
             *("-blockdev", json.dumps(node), "-device", device),
         ]
 
-    async def _storage(self) -> Mapping[str, Any]:
-        """Return the storage node of `disk0` as a -blockdev value, and create its file if it does not exist."""
+    async def _disk0_storage(self) -> Mapping[str, Any]:
+        """Return the -blockdev options of the node `disk0-storage`, and create its file if it does not exist."""
         image = self.folder / f"{self.name}-disk0.qcow2"
         if not image.exists():
             await _make_disk(image, self.options.disk_mib)
@@ -297,10 +297,10 @@ async def until(
     predicate: Callable[[], object | Awaitable[object]],
     timeout: float,  # noqa: ASYNC109 - the function is a timeout
 ) -> None:
-    """Poll a predicate every 20 ms until it holds.
+    """Call a predicate every 20 ms until it returns a true value.
 
     Raises:
-        TimeoutError: it does not hold within `timeout` seconds.
+        TimeoutError: the predicate returns no true value within `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -317,7 +317,7 @@ async def _make_disk(image: Path, size_mib: int) -> None:
     try:
         process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
     except FileNotFoundError as error:
-        raise LabMissing("qemu-img is missing: install the package qemu-utils") from error
+        raise MissingDependencyError("qemu-img is missing: install the package qemu-utils") from error
     _, errors = await process.communicate()
     if process.returncode:
         raise GuestError(f"qemu-img: {errors.decode(errors='replace').strip()}")

@@ -23,16 +23,16 @@ from typing import Final
 SECTOR_BYTES: Final = 512
 
 
-class LabMissing(Exception):  # noqa: N818 - it names what the machine lacks
-    """A program, a package or the network is missing. The message says what to do."""
+class MissingDependencyError(Exception):
+    """A program, a package or the network is missing. The message says how to get it."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinuxImage:
-    """A Linux guest: `-kernel kernel -initrd initramfs`.
+    """The files of the Linux guest, for QEMU's `-kernel` and `-initrd`.
 
-    Its kernel command line has the options: `WRITE_KIB`, the size of one write, which is flushed; `PAUSE_SECONDS`, the time
-    between two writes; `SPAN_MIB`, how much of /dev/vda it writes before it starts over. Only the pause may be a fraction.
+    The guest takes options on its kernel command line. `WRITE_KIB`: size of one write, after which it flushes. `PAUSE_SECONDS`: time
+    between two writes; may be a fraction. `SPAN_MIB`: size of the part of /dev/vda that it writes again and again.
     """
 
     kernel: Path
@@ -44,12 +44,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmp-agent"
 
 
-def kept(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Return a directory; build it at the first call. Several processes may call this at once, and none gets an incomplete directory.
+def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """Build a directory if it does not exist, and return its path. Several processes can do this at once; none sees it incomplete.
 
     Args:
         folder: the directory.
-        build: builds it as `built` in the given temporary directory.
+        build: builds the content in the subdirectory `built` of a temporary directory, which is its argument.
     """
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -81,9 +81,9 @@ def boot_sector(
     last_sector: int = 64 * 2048 - 1,
     pause_us: int = 2000,
 ) -> bytes:
-    """Build a boot disk whose guest writes to another disk in ascending order, and starts over after `last_sector`.
+    """Build a boot disk. Its guest writes to another disk in ascending order, and begins again after `last_sector`.
 
-    The guest does not retry a failed write: it continues with the next one as long as QEMU lets it run.
+    The guest does not retry a failed write. It continues with the next write while QEMU lets it run.
 
     Args:
         sectors_per_write: size of one write in sectors, 1..127, the range that every BIOS accepts.
@@ -94,7 +94,7 @@ def boot_sector(
         512 bytes. Pad them to 1 MiB: a BIOS boots only from a disk of at least one cylinder.
 
     Raises:
-        ValueError: not even one write fits before the last sector.
+        ValueError: no write fits before the last sector.
     """
     if not (1 <= sectors_per_write <= 127 and _FIRST_SECTOR <= last_sector + 1 - sectors_per_write < 2**32):
         raise ValueError(f"no write of {sectors_per_write} sectors fits in {_FIRST_SECTOR}..{last_sector}")
@@ -159,19 +159,19 @@ done
 
 
 def linux_image(cache: Path | None = None) -> LinuxImage:
-    """Return the Linux guest. The first call builds it from Debian's packages, which takes some seconds. Blocks.
+    """Return the Linux guest. The first call builds it from Debian's packages in a few seconds. Blocks.
 
-    The build needs Debian's package lists, `dpkg-deb`, `cpio` and a static busybox. It needs no root and installs nothing.
+    The build needs Debian's package lists, `dpkg-deb`, `cpio` and a static busybox. It needs no root privileges and installs nothing.
 
     Args:
-        cache: the directory for the result of about 20 MB; default: this user's cache.
+        cache: the directory for the result, which has about 20 MB; default: `cache_folder()`.
 
     Raises:
-        LabMissing: one of these is missing.
+        MissingDependencyError: something that the build needs is missing.
     """
     # The name depends on the recipe and not on the kernel's version, so that a cached image needs no package list.
     recipe = hashlib.sha256(_INIT.encode()).hexdigest()[:12]
-    folder = kept((cache or cache_folder()) / f"linux-guest-{recipe}", _build_linux)
+    folder = build_once((cache or cache_folder()) / f"linux-guest-{recipe}", _build_linux)
     return LinuxImage(kernel=folder / "vmlinuz", initramfs=folder / "initramfs")
 
 
@@ -190,29 +190,29 @@ def _build_linux(scratch: Path) -> None:
         (root / "modules" / f"{name}.ko").write_bytes(content)
     (root / "modules" / "order").write_text("\n".join(modules))
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
-    archive = output("cpio", "-o", "-H", "newc", "-R", "0:0", "--quiet", cwd=root, stdin="\n".join(names).encode())
+    archive = run_program("cpio", "-o", "-H", "newc", "-R", "0:0", "--quiet", cwd=root, stdin="\n".join(names).encode())
     (built / "initramfs").write_bytes(archive)
 
 
 def _download_kernel(folder: Path) -> Path:
     """Download the kernel package that the meta-package depends on. Needs no root."""
     remedy = "run 'apt-get update' as root; the machine must be a Debian for amd64 and reach its package mirror"
-    description = output("apt-cache", "show", "--no-all-versions", _KERNEL_PACKAGE, remedy=remedy).decode()
+    description = run_program("apt-cache", "show", "--no-all-versions", _KERNEL_PACKAGE, remedy=remedy).decode()
     match = re.search(r"^Depends:.*?\b(linux-image-[\w.+~-]+)(?: \(= ([^)]+)\))?", description, re.MULTILINE)
     if match is None:
-        raise LabMissing(f"the package lists do not contain {_KERNEL_PACKAGE}: {remedy}")
+        raise MissingDependencyError(f"the package lists do not contain {_KERNEL_PACKAGE}: {remedy}")
     name, version = match.groups()
-    output("apt-get", "-q", "download", f"{name}={version}" if version else name, cwd=folder, remedy=remedy)
+    run_program("apt-get", "-q", "download", f"{name}={version}" if version else name, cwd=folder, remedy=remedy)
     return next(folder.glob("linux-image-*.deb"))
 
 
 def _kernel_files(package: Path) -> tuple[bytes, dict[str, bytes]]:
-    """Return the kernel of a package and the modules for the drivers in loading order.
+    """Return the kernel in a package, and the modules of the drivers by name, in loading order.
 
     The dependencies differ between kernels, so they are read from the modules. A module that is not in the package is
     built into the kernel.
     """
-    with tarfile.open(fileobj=io.BytesIO(output("dpkg-deb", "--fsys-tarfile", str(package)))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(run_program("dpkg-deb", "--fsys-tarfile", str(package)))) as archive:
         members = {PurePath(member.name).name: member for member in archive if member.isfile()}
 
         def read(name: str) -> bytes:
@@ -240,31 +240,31 @@ def _static_busybox() -> Path:
     remedy = "install the package busybox-static"
     path = shutil.which("busybox")
     if path is None:
-        raise LabMissing(f"busybox is missing: {remedy}")
+        raise MissingDependencyError(f"busybox is missing: {remedy}")
     if b"/ld-linux" in Path(path).read_bytes():  # the loader of a dynamic program
-        raise LabMissing(f"{path} needs libraries, which the guest does not have: {remedy}")
+        raise MissingDependencyError(f"{path} needs libraries, which the guest does not have: {remedy}")
     return Path(path)
 
 
-def output(*command: str, cwd: Path | None = None, stdin: bytes = b"", remedy: str | None = None) -> bytes:
-    """Run a build program and return its output.
+def run_program(*command: str, cwd: Path | None = None, stdin: bytes = b"", remedy: str | None = None) -> bytes:
+    """Run a program and return its standard output.
 
     Raises:
-        LabMissing: the program is missing or fails.
+        MissingDependencyError: the program is missing or fails. The message has the remedy.
     """
     remedy = remedy or f"install the package that contains {command[0]}"
     environment = {**os.environ, "LC_ALL": "C"}
     try:
         return subprocess.run(command, cwd=cwd, input=stdin, env=environment, capture_output=True, check=True).stdout
     except FileNotFoundError as error:
-        raise LabMissing(f"{command[0]} is missing: {remedy}") from error
+        raise MissingDependencyError(f"{command[0]} is missing: {remedy}") from error
     except subprocess.CalledProcessError as error:
         lines = error.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {error.returncode}"]
-        raise LabMissing(f"{' '.join(command)} failed ({lines[-1]}): {remedy}") from error
+        raise MissingDependencyError(f"{' '.join(command)} failed ({lines[-1]}): {remedy}") from error
 
 
 if __name__ == "__main__":
     try:
         sys.stdout.write(f"{linux_image().kernel.parent}\n")
-    except LabMissing as missing:
+    except MissingDependencyError as missing:
         sys.exit(str(missing))

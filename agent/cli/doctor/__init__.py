@@ -1,1 +1,1 @@
-"""`qmp-agent doctor`: reports for each VM on this host whether the agent can watch it, and which change allows it."""
+"""`qmp-agent doctor`: reports whether the agent can watch each VM on this host, and which change allows it."""

@@ -1,4 +1,4 @@
-"""Finds the smallest change that lets the agent watch a VM, and describes it as steps."""
+"""Finds the smallest change that lets the agent watch a VM, and describes this change as steps for the operator."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,29 +11,33 @@ from agent.monitors import ListenConfig
 from agent.monitors.listen import allowed_ids
 
 BURST_PREFIX = "burst: "
-_SHARED = "or without a restart, but without events before QEMU 11.1 (docs/monitors.md#burst and #hotplug):"
-_NO_RESTART = "in the agent's config; no restart:"
+_BURST_STEP = "or without a restart, but without events before QEMU 11.1 (docs/monitors.md#burst and #hotplug):"
+_CONFIG_STEP = "in the agent's config; no restart:"
 
 
 def advise(
     host: HostView, manager: VmManager, vm: VmContext, monitors: Iterable[MonitorReport]
 ) -> tuple[str, list[str]]:
-    """Return the smallest change that lets the agent watch a VM: the section of docs/monitors.md, and the steps."""
+    """Find the smallest change that lets the agent watch a VM.
+
+    Returns:
+        The section of docs/monitors.md that explains the change, and the steps, line by line.
+    """
     monitors = list(monitors)
     for monitor in monitors:
         if monitor.used_by_manager or monitor.holder_pid is not None:
             continue
         if monitor.state is SocketState.CONNECTS and (monitor.missing or not monitor.entry):
-            return "listen", [_NO_RESTART, *_listen_steps(host, vm, monitor.address)]
+            return "listen", [_CONFIG_STEP, *_listen_steps(host, vm, monitor.address)]
         if monitor.state is SocketState.FREE:
             entry = ["  monitors:", f"    - dial: {dial_address(monitor.address)}"]
-            steps = [] if monitor.entry else [_NO_RESTART, *entry]
+            steps = [] if monitor.entry else [_CONFIG_STEP, *entry]
             return "dial", [*steps, *permission_steps(host, blocked_by(host, monitor.address))]
     listen = next((e.listen for e in host.entries if isinstance(e, ListenConfig)), DEFAULT_LISTEN)
     steps = manager_steps(manager, vm, listen, _listen_steps(host, vm, listen))
     shared = next((m.address for m in monitors if m.used_by_manager and m.state is SocketState.FREE), None)
     if shared is not None and not manager.uri:
-        steps += [_SHARED, "  monitors:", f"    - {BURST_PREFIX}{shared}"]
+        steps += [_BURST_STEP, "  monitors:", f"    - {BURST_PREFIX}{shared}"]
     return manager.section, steps
 
 
@@ -42,15 +46,15 @@ def permission_steps(host: HostView, paths: Iterable[Path], *, recreated: bool =
 
     Args:
         host: the host.
-        paths: what blocks the user.
-        recreated: whether each start of the VM creates the last path again.
+        paths: the files and directories that block the user.
+        recreated: whether each start of the VM creates the last path again, so that the commands must last.
     """
     commands = [command for path in paths for command in fix_commands(path, host.user, recreated=recreated)]
     return ["as root:", *(f"  {command}" for command in dict.fromkeys(commands))] if commands else []
 
 
 def blocked_by(host: HostView, address: str) -> list[Path]:
-    """Return the paths that block the agent's user on the way to a monitor."""
+    """Return the directories and the socket that block the agent's user on the way to a monitor."""
     return blocked_paths(address, host.user) if address.startswith("/") else []
 
 
@@ -61,7 +65,7 @@ def is_allowed(host: HostView, entry: ListenConfig, vm: VmContext) -> bool:
 
 
 def _listen_steps(host: HostView, vm: VmContext, listen: str) -> list[str]:
-    """Return the config lines that let a VM connect to an address; empty if the config has them."""
+    """Return the config lines that let a VM connect to an address; empty if the config has these lines."""
     entry = next((e for e in host.entries if isinstance(e, ListenConfig) and e.listen == listen), None)
     if entry is not None and is_allowed(host, entry, vm):
         return []

@@ -1,8 +1,8 @@
-"""Parses QEMU's command line for its name, its UUID and its monitors. Pure.
+"""Parses QEMU's command line: the VM's name, its UUID and its QMP monitors. Pure.
 
-It supports the options of QEMU 2.6 to 11.1: `-qmp DEV`, and `-mon` or (11.1) `-object monitor-qmp` with `-chardev`. The options may also
-be in a file of `-readconfig` (Incus), and sockets may be inherited descriptors (libvirt). Any user can start a process with any command
-line, so a malformed command line must not raise an error.
+In QEMU 2.6 to 11.1, these options define a monitor: `-qmp DEV`, or `-chardev` with `-mon`, or `-chardev` with `-object monitor-qmp` (11.1).
+The options may also be in a file of `-readconfig` (Incus). A socket may be an inherited descriptor (libvirt). Any user can start a process
+with any command line, so a malformed command line must not raise an error.
 """
 
 import contextlib
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import orjson
 
-_OFF = frozenset({"off", "no", "false", "0"})
-_FD = re.compile(r"[0-9]{1,9}")
-_HEADER = re.compile(r'\[\s*([\w-]+)\s*(?:"([^"]*)")?\s*\]')
-_PAIR = re.compile(r'([\w.-]+)\s*=\s*"([^"]*)"')
+_OFF_VALUES = frozenset({"off", "no", "false", "0"})
+_DESCRIPTOR = re.compile(r"[0-9]{1,9}")
+_SECTION_HEADER = re.compile(r'\[\s*([\w-]+)\s*(?:"([^"]*)")?\s*\]')
+_KEY_VALUE_LINE = re.compile(r'([\w.-]+)\s*=\s*"([^"]*)"')
 
 
 @dataclass(frozen=True, slots=True)
-class Socket:
+class MonitorSocket:
     """The socket of a QMP monitor.
 
     Attributes:
@@ -37,98 +37,105 @@ class Socket:
 
 @dataclass(frozen=True, slots=True)
 class CommandLine:
-    """A parsed command line. `name` and `uuid` are empty if it does not have them."""
+    """A parsed command line of QEMU. `name` and `uuid` are empty if the command line does not have them."""
 
     name: str
     uuid: str
-    monitors: tuple[Socket, ...]
+    monitors: tuple[MonitorSocket, ...]
 
 
 def config_files(argv: Sequence[str]) -> list[str]:
-    """Return the files that `-readconfig` reads."""
-    return [value for option, value in _options(argv) if option == "readconfig"]
+    """Return the paths of the files that QEMU reads because of `-readconfig`."""
+    return [value for option, value in _iterate_options(argv) if option == "readconfig"]
 
 
 def parse_argv(argv: Sequence[str], files: Sequence[str] = ()) -> CommandLine:
-    """Parse a command line and the text of its `config_files`."""
+    """Parse a command line of QEMU.
+
+    Args:
+        argv: the command line with the program's name.
+        files: the texts of the files that `config_files` returns.
+    """
     name = uuid = ""
-    chardevs: dict[str, Socket] = {}
-    monitors: list[Socket | str] = []
-    for option, value in [*_options(argv), *(pair for text in files for pair in _sections(text))]:
-        keys = _keys(value)
+    chardevs: dict[str, MonitorSocket] = {}
+    monitors: list[MonitorSocket | str] = []
+    for option, value in [*_iterate_options(argv), *(pair for text in files for pair in _options_of_config_file(text))]:
+        properties = _parse_properties(value)
         match option:
             case "name":
-                name = keys.get("guest") or keys.get("", name)
+                name = properties.get("guest") or properties.get("", name)
             case "uuid":
                 uuid = value
-            case "smbios" if keys.get("type") == "1":
-                uuid = uuid or keys.get("uuid", "")
+            case "smbios" if properties.get("type") == "1":
+                uuid = uuid or properties.get("uuid", "")
             case "qmp" | "qmp-pretty":
-                monitors.append(_qmp_argument(value))
-            case "chardev" if "socket" in (keys.get(""), keys.get("backend")):
-                chardevs[keys.get("id", "")] = _socket(keys)
-            case "mon" if keys.get("mode") == "control":
-                monitors.append(keys.get("chardev") or keys.get("", ""))
-            case "object" if "monitor-qmp" in (keys.get(""), keys.get("qom-type")):
-                monitors.append(keys.get("chardev", ""))
+                monitors.append(_parse_qmp_argument(value))
+            case "chardev" if "socket" in (properties.get(""), properties.get("backend")):
+                chardevs[properties.get("id", "")] = _socket_of_chardev(properties)
+            case "mon" if properties.get("mode") == "control":
+                monitors.append(properties.get("chardev") or properties.get("", ""))
+            case "object" if "monitor-qmp" in (properties.get(""), properties.get("qom-type")):
+                monitors.append(properties.get("chardev", ""))
     sockets = (chardevs.get(m) if isinstance(m, str) else m for m in monitors)
     return CommandLine(name, uuid, tuple(s for s in sockets if s is not None))
 
 
-def _options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _iterate_options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
     for option, value in zip(argv[1:], [*argv[2:], ""], strict=False):
         if option.startswith("-"):
             yield option.lstrip("-"), value
 
 
-def _keys(value: str) -> dict[str, str]:
-    """Parse `word,key=value,...` or a JSON object. The word gets an empty key; `,,` is an escaped comma."""
+def _parse_properties(value: str) -> dict[str, str]:
+    """Parse `WORD,KEY=VALUE,...` or a JSON object. The word is returned under an empty key. `,,` is an escaped comma."""
     if value.startswith("{"):
         with contextlib.suppress(orjson.JSONDecodeError):
             return {key: text for key, text in orjson.loads(value).items() if isinstance(text, str)}
-    keys = {}
+    properties = {}
     for part in re.split(r"(?<!,),(?!,)", value):
         key, equals, text = part.replace(",,", ",").partition("=")
         if equals:
-            keys[key] = text
-        elif not keys:
-            keys[""] = key
+            properties[key] = text
+        elif not properties:
+            properties[""] = key
         else:
-            keys[key] = "on"  # `server`, as before QEMU 6
-    return keys
+            properties[key] = "on"  # `server`, as before QEMU 6
+    return properties
 
 
-def _socket(keys: dict[str, str]) -> Socket:
-    connects = keys.get("server", "off") in _OFF
-    if "fd" in keys:
-        return Socket(fd=int(keys["fd"]) if _FD.fullmatch(keys["fd"]) else None, connects=connects)
-    if "path" in keys:
-        return Socket(keys["path"], connects=connects)
-    return Socket(tcp=f"{keys.get('host', '')}:{keys.get('port', '')}", connects=connects)
+def _socket_of_chardev(properties: dict[str, str]) -> MonitorSocket:
+    connects = properties.get("server", "off") in _OFF_VALUES
+    if "fd" in properties:
+        return MonitorSocket(
+            fd=int(properties["fd"]) if _DESCRIPTOR.fullmatch(properties["fd"]) else None, connects=connects
+        )
+    if "path" in properties:
+        return MonitorSocket(properties["path"], connects=connects)
+    return MonitorSocket(tcp=f"{properties.get('host', '')}:{properties.get('port', '')}", connects=connects)
 
 
-def _qmp_argument(value: str) -> Socket | str:
-    """Parse the argument of `-qmp`: `unix:PATH,...`, `tcp:HOST:PORT,...` or the name of a chardev."""
-    kind, _, rest = value.partition(":")
-    keys = _keys(rest)
-    connects = keys.get("server", "off") in _OFF
+def _parse_qmp_argument(value: str) -> MonitorSocket | str:
+    """Parse the argument of `-qmp`. Return the socket of `unix:PATH,...` or `tcp:HOST:PORT,...`, or the id in `chardev:ID`."""
+    kind, _, argument = value.partition(":")
+    properties = _parse_properties(argument)
+    connects = properties.get("server", "off") in _OFF_VALUES
     match kind:
         case "unix":
-            return Socket(keys.get("", ""), connects=connects)
+            return MonitorSocket(properties.get("", ""), connects=connects)
         case "tcp":
-            return Socket(tcp=keys.get("", ""), connects=connects)
+            return MonitorSocket(tcp=properties.get("", ""), connects=connects)
         case _:
-            return rest if kind == "chardev" else ""
+            return argument if kind == "chardev" else ""
 
 
-def _sections(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the options of a `-readconfig` file: [chardev "monitor"], followed by `key = "value"`."""
+def _options_of_config_file(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the options in a `-readconfig` file. Each is a section `[chardev "ID"]` with lines `key = "value"`."""
     option = ""
-    keys: list[tuple[str, str]] = []
+    properties: list[tuple[str, str]] = []
     for line in [*text.splitlines(), "[end]"]:
-        if header := _HEADER.fullmatch(line.strip()):
+        if header := _SECTION_HEADER.fullmatch(line.strip()):
             if option:
-                yield option, ",".join(f"{key}={value.replace(',', ',,')}" for key, value in keys)
-            option, keys = header[1], [("id", header[2] or "")]
-        elif pair := _PAIR.fullmatch(line.strip()):
-            keys.append((pair[1], pair[2]))
+                yield option, ",".join(f"{key}={value.replace(',', ',,')}" for key, value in properties)
+            option, properties = header[1], [("id", header[2] or "")]
+        elif pair := _KEY_VALUE_LINE.fullmatch(line.strip()):
+            properties.append((pair[1], pair[2]))

@@ -1,4 +1,4 @@
-"""Inspects the QEMU processes of a host: their monitors, the clients that hold them, and whether the agent can watch the VMs. Blocks."""
+"""Inspects the QEMU processes of a host: their monitors, the monitors' clients, and whether the agent can watch the VMs. Blocks."""
 
 import os
 import re
@@ -12,8 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from agent.cli.doctor.addresses import leads_to, libvirt_instance, table_key
 from agent.cli.doctor.advice import BURST_PREFIX, advise, blocked_by, is_allowed, permission_steps
-from agent.cli.doctor.argv import Socket, config_files, parse_argv
-from agent.cli.doctor.managers import VmContext, manager_of, vmid
+from agent.cli.doctor.argv import MonitorSocket, config_files, parse_argv
+from agent.cli.doctor.managers import VmContext, manager_of, proxmox_vmid
 from agent.cli.doctor.model import HostView, MonitorReport, SocketState, VmReport, VmState
 from agent.host import qemu_processes
 from agent.host.permissions import describe_denial, process_user
@@ -23,55 +23,55 @@ from agent.model.record import sanitize
 from agent.monitors import LibvirtConfig, ListenConfig
 
 MAX_STEP_CHARACTERS = 16_384
-"""Maximum length of a step; longer steps are cut. No manager's command line is that long."""
+"""Maximum length of a step of advice; longer steps are cut. No manager's command is that long."""
 
 _LIBVIRT_SOCKETS = ("/run/libvirt/virtqemud-sock", "/run/libvirt/libvirt-sock")
 
 
 def inspect_host(host: HostView, pattern: str = "*") -> list[VmReport]:
-    """Inspect each QEMU whose name or UUID matches a pattern.
+    """Inspect each QEMU process of the host whose VM's name or UUID matches a pattern, such as `web-*`.
 
     Returns:
         The reports, sorted by name.
     """
-    everything = [_VmInspector(pid, host) for pid in qemu_processes.list_qemus(host.proc)]
-    vms = [vm for vm in everything if vm.matches(pattern)]
-    holders = socket_owners({entry.peer for vm in vms for entry in vm.connections()}, host.proc)
-    reports = (replace(vm.report(holders), same_uuid=vm.same_uuid(everything)) for vm in vms)
+    all_vms = [_VmInspector(pid, host) for pid in qemu_processes.list_qemus(host.proc)]
+    selected = [vm for vm in all_vms if vm.matches(pattern)]
+    holders = socket_owners({entry.peer for vm in selected for entry in vm.connections()}, host.proc)
+    reports = (replace(vm.report(holders), same_uuid=vm.same_uuid(all_vms)) for vm in selected)
     return sorted(reports, key=lambda report: (report.name, report.pid))
 
 
 class _VmInspector:
-    """One QEMU process.
+    """Inspects one QEMU process.
 
     Attributes:
-        vm: the VM.
-        uuid: its UUID, or empty.
+        vm: the facts about the VM that advice depends on.
+        uuid: the VM's UUID; empty if the command line does not have it.
     """
 
     def __init__(self, pid: int, host: HostView) -> None:
         argv = arguments(pid, host.proc)
-        files = [_config_file(path, pid, host.proc) for path in config_files(argv)]
+        files = [_read_config_file(path, pid, host.proc) for path in config_files(argv)]
         line = parse_argv(argv, files)
         self._host = host
         self.uuid = sanitize(line.uuid)
-        name, args = sanitize(line.name or f"pid {pid}"), _proxmox_args(argv, host.root)
+        name, args = sanitize(line.name or f"pid {pid}"), _read_proxmox_args(argv, host.root)
         self.vm = VmContext(argv, name, pid, process_user(pid, host.proc), args)
         self._inodes = socket_inodes(pid, host.proc)
-        self._monitors = [(monitor, self._address(monitor)) for monitor in line.monitors]
+        self._monitors = [(monitor, self._address_of(monitor)) for monitor in line.monitors]
         self._manager = manager_of(argv, files, [address for _, address in self._monitors])
 
     def matches(self, pattern: str) -> bool:
-        """Return whether the name or the UUID matches a pattern."""
+        """Return whether the VM's name or UUID matches a pattern."""
         return fnmatchcase(self.vm.name, pattern) or fnmatchcase(self.uuid, pattern)
 
     def same_uuid(self, others: Iterable["_VmInspector"]) -> tuple[str, ...]:
-        """Return the names and pids of the other VMs with this UUID."""
+        """Return the names and pids of the other VMs that have this VM's UUID."""
         clashing = (vm for vm in others if vm is not self and self.uuid and vm.uuid == self.uuid)
         return tuple(f"{vm.vm.name} (pid {vm.vm.pid})" for vm in clashing)
 
     def connections(self) -> Iterator[SocketEntry]:
-        """Yield the process's ends of its connections. Some may belong to monitors that were added after its start."""
+        """Yield this process's end of each connection. Some ends may belong to monitors that were added after QEMU's start."""
         table = self._host.table
         inodes = table.keys() if self._inodes is None else self._inodes.values()
         yield from (entry for inode in inodes if (entry := table.get(inode)) and entry.state == ESTABLISHED)
@@ -80,16 +80,16 @@ class _VmInspector:
         """Return the report of this VM.
 
         Args:
-            holders: the process that holds each peer socket, by the socket's inode.
+            holders: the pid of the process that holds a peer's socket, by the socket's inode.
         """
-        monitors = tuple(self._monitor(monitor, address, holders) for monitor, address in self._monitors)
-        monitors += tuple(self._added(holders, {monitor.address for monitor in monitors}))
-        held = next((m for m in monitors if self._is_agent(m.holder_pid)), None)
-        reachable = held or next((m for m in monitors if m.entry and not m.missing and _can_connect(m)), None)
-        libvirt = self._libvirt_entry()
-        blocked = self._libvirt_blocked_by(libvirt) if libvirt is not None else []
+        monitors = tuple(self._inspect_monitor(monitor, address, holders) for monitor, address in self._monitors)
+        monitors += tuple(self._hotplugged_monitors(holders, {monitor.address for monitor in monitors}))
+        held_by_agent = next((m for m in monitors if self._is_agent(m.holder_pid)), None)
+        reachable = held_by_agent or next((m for m in monitors if m.entry and not m.missing and _can_connect(m)), None)
+        libvirt = self._find_libvirt_entry()
+        blocked = self._paths_blocking_libvirt(libvirt) if libvirt is not None else []
         if reachable is not None:
-            state, entry = VmState.WATCHED if held is not None else VmState.CONFIGURED, reachable.entry
+            state, entry = VmState.WATCHED if held_by_agent is not None else VmState.CONFIGURED, reachable.entry
         elif libvirt is not None:
             state, entry = VmState.UNWATCHED if blocked else VmState.CONFIGURED, f"libvirt: {libvirt.libvirt}"
         else:
@@ -106,54 +106,54 @@ class _VmInspector:
             self._manager.name,
             state,
             sanitize(entry),
-            self._denial(blocked),
+            self._describe_denial(blocked),
             monitors,
             tuple(sanitize(step, MAX_STEP_CHARACTERS) for step in steps),
             section,
         )
 
-    def _monitor(self, monitor: Socket, address: str, holders: Mapping[int, int]) -> MonitorReport:
+    def _inspect_monitor(self, monitor: MonitorSocket, address: str, holders: Mapping[int, int]) -> MonitorReport:
         shown = sanitize(address or f"descriptor {monitor.fd}")
-        used = re.search(self._manager.own, address) is not None
+        used = re.search(self._manager.used_monitors, address) is not None
         entry = next((entry for entry in self._host.entries if leads_to(entry, monitor, address)), None)
         text = str(entry) if entry is not None else ""
         if not address or not self._host.table:
             return MonitorReport(shown, SocketState.UNKNOWN, entry=text, used_by_manager=used)
-        connections = list(self._connections(monitor, address))
+        connections = list(self._connections_of(monitor, address))
         pid = next((holders[entry.peer] for entry in connections if entry.peer in holders), None)
         state = SocketState.HELD if connections else SocketState.FREE
         state = SocketState.CONNECTS if monitor.connects else state
-        wanted = entry is not None or (state is SocketState.FREE and not used)
-        missing = self._denial(blocked_by(self._host, address)) if wanted and not monitor.connects else ""
+        may_connect = entry is not None or (state is SocketState.FREE and not used)
+        missing = self._describe_denial(blocked_by(self._host, address)) if may_connect and not monitor.connects else ""
         if isinstance(entry, ListenConfig) and not is_allowed(self._host, entry, self.vm):
             missing = f"the agent refuses connections of the processes of {self.vm.owner.name}"
         holder = sanitize(program_name(arguments(pid, self._host.proc))) if pid is not None else ""
         return MonitorReport(shown, state, holder, pid, missing, text, used)
 
-    def _denial(self, blocked: Sequence[Path]) -> str:
+    def _describe_denial(self, blocked: Sequence[Path]) -> str:
         return sanitize(describe_denial(blocked[0], self._host.user)) if blocked else ""
 
-    def _libvirt_entry(self) -> LibvirtConfig | None:
-        """Return the config entry that leads to the VM's libvirtd."""
+    def _find_libvirt_entry(self) -> LibvirtConfig | None:
+        """Return the config entry for the libvirtd of the VM, or None."""
         uri = self._manager.uri
         entries = (entry for entry in self._host.entries if uri and isinstance(entry, LibvirtConfig))
         return next((e for e in entries if libvirt_instance(e.libvirt) == libvirt_instance(uri)), None)
 
-    def _libvirt_blocked_by(self, entry: LibvirtConfig) -> list[Path]:
+    def _paths_blocking_libvirt(self, entry: LibvirtConfig) -> list[Path]:
         """Return the paths that block the agent's user on the way to a libvirtd's socket."""
-        given = parse_qs(urlsplit(entry.libvirt).query).get("socket", [])
-        path = next((path for path in given or _LIBVIRT_SOCKETS if Path(path).is_socket()), None)
-        return blocked_by(self._host, f"{path}-ro" if entry.read_only and not given else path) if path else []
+        in_uri = parse_qs(urlsplit(entry.libvirt).query).get("socket", [])
+        path = next((path for path in in_uri or _LIBVIRT_SOCKETS if Path(path).is_socket()), None)
+        return blocked_by(self._host, f"{path}-ro" if entry.read_only and not in_uri else path) if path else []
 
-    def _address(self, monitor: Socket) -> str:
-        """Return the address of a monitor. For an inherited descriptor the kernel's socket table has it; empty if it is unknown."""
+    def _address_of(self, monitor: MonitorSocket) -> str:
+        """Return the address of a monitor; empty if it is unknown. The kernel's socket table has that of an inherited descriptor."""
         if monitor.fd is None:
             return monitor.path or f"tcp:{monitor.tcp}"
         entry = self._host.table.get((self._inodes or {}).get(monitor.fd, 0))
         return entry.address if entry is not None else ""
 
-    def _connections(self, monitor: Socket, address: str) -> Iterator[SocketEntry]:
-        """Yield this process's end of each connection of the monitor at this address."""
+    def _connections_of(self, monitor: MonitorSocket, address: str) -> Iterator[SocketEntry]:
+        """Yield QEMU's end of each connection of a monitor."""
         key = table_key(address)
         for entry in self.connections():
             peer = self._host.table.get(entry.peer)
@@ -161,8 +161,8 @@ class _VmInspector:
             if key and key == (remote if monitor.connects else entry.address):
                 yield entry
 
-    def _added(self, holders: Mapping[int, int], known: Iterable[str]) -> Iterator[MonitorReport]:
-        """Yield the monitors that the agent added to QEMU."""
+    def _hotplugged_monitors(self, holders: Mapping[int, int], known: Iterable[str]) -> Iterator[MonitorReport]:
+        """Yield the monitors that a running agent added to QEMU, without the monitors at the known addresses."""
         keys = {table_key(address) for address in known}
         for entry in self.connections() if self._inodes is not None else ():
             pid = holders.get(entry.peer)
@@ -174,25 +174,25 @@ class _VmInspector:
 
 
 def _can_connect(monitor: MonitorReport) -> bool:
-    """Return whether the agent can connect to a monitor with its config entry. A burst waits for the other client."""
+    """Return whether the agent can connect to a configured monitor. It waits for the other client only with `burst`."""
     return monitor.state is not SocketState.HELD or monitor.entry.startswith(BURST_PREFIX)
 
 
-def _proxmox_args(argv: Sequence[str], root: Path) -> str | None:
-    """Return the `args` of a VM in Proxmox' config; None if the file cannot be read."""
-    path = root / "etc/pve/qemu-server" / f"{vmid(argv)}.conf"
+def _read_proxmox_args(argv: Sequence[str], root: Path) -> str | None:
+    """Return the VM's key `args` in Proxmox' config; empty if it is not set, None if the config cannot be read."""
+    path = root / "etc/pve/qemu-server" / f"{proxmox_vmid(argv)}.conf"
     lines = qemu_processes.read(path).decode("utf-8", "replace").splitlines()
-    current = takewhile(lambda line: not line.startswith("["), lines)  # sections of snapshots follow
+    current = takewhile(lambda line: not line.startswith("["), lines)  # snapshots follow, a section each
     args = (line.removeprefix("args:").strip() for line in current if line.startswith("args:"))
     return next(args, "") if lines else None
 
 
-def _config_file(path: str, pid: int, proc: Path) -> str:
-    """Return the text of a file as a process sees it; empty unless it is a regular file."""
-    place = proc / str(pid) / (f"root{path}" if path.startswith("/") else f"cwd/{path}")
+def _read_config_file(path: str, pid: int, proc: Path) -> str:
+    """Return the text of a file in the file system that a process sees; empty if it is not a readable regular file."""
+    path_in_process = proc / str(pid) / (f"root{path}" if path.startswith("/") else f"cwd/{path}")
     try:
-        # O_PATH does not open the file yet: opening some devices has effects.
-        descriptor = os.open(place, os.O_PATH | os.O_CLOEXEC)
+        # O_PATH does not open the file itself, because opening a device can have side effects.
+        descriptor = os.open(path_in_process, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return ""
     try:

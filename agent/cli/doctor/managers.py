@@ -1,4 +1,4 @@
-"""Table of VM managers: how doctor recognises each one, and the change that lets the agent watch its VMs. Pure.
+"""Table of VM managers: how doctor recognises a manager's VMs, and which change lets the agent watch them. Pure.
 
 The command lines are those of Proxmox VE 6 to 9, Ganeti 2.12 to 3.1, Incus 6 and LXD 4 to 5, VDSM 4.5 and KubeVirt 1.x. docs/monitors.md
 explains the changes and lists which of them were tested.
@@ -13,7 +13,7 @@ from agent.host.permissions import User
 from agent.monitors.listen import USUAL_USERS
 
 DEFAULT_LISTEN = "/run/qmp-agent/monitor.sock"
-"""The socket for the agent to listen on, if its config has no `listen` entry."""
+"""The socket that advice names if the agent's config has no `listen` entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,24 +21,23 @@ class VmManager:
     """A VM manager.
 
     Attributes:
-        name: its name.
-        signature: a pattern that the command lines of its VMs match, or the files that they read.
-        own: a pattern of the monitors that the manager needs, even if they are free now.
-        steps: what to do, line by line, with the placeholders {name}, {number}, {front}, {args}, {pid}, {uid}, {chardev}, {escaped} and
-            {listen}.
-        uri: the libvirt URI, if it is based on libvirt. Otherwise the steps have QEMU connect to the agent.
-        section: the section of docs/monitors.md.
+        name: the manager's name.
+        signature: a regular expression that is found in the command line, config files or monitor paths of each of its VMs.
+        used_monitors: a regular expression for the addresses of monitors that the manager needs, even if they are free now.
+        steps: the change, line by line. `manager_steps` replaces the placeholders.
+        uri: the libvirt URI of a manager that uses libvirt, else empty. Without a URI, the steps make QEMU connect to the agent.
+        section: the section of docs/monitors.md that explains the change.
     """
 
     name: str
     signature: str
-    own: str
+    used_monitors: str
     steps: tuple[str, ...]
     uri: str = ""
     section: str = "listen"
 
 
-_LIBVIRT = "in the agent's config; no restart and no taint:"
+_LIBVIRT_STEP = "in the agent's config; no restart and no taint:"
 
 MANAGERS = (
     VmManager(
@@ -71,7 +70,7 @@ MANAGERS = (
         r"/\.(config|cache|local)/[^ ]*libvirt/",
         r"/monitor\.sock$",
         (
-            _LIBVIRT,
+            _LIBVIRT_STEP,
             "  monitors:",
             "    - libvirt: qemu+unix:///session?socket=/run/user/{uid}/libvirt/libvirt-sock",
         ),
@@ -82,7 +81,7 @@ MANAGERS = (
         "libvirt",
         r"id=charmonitor|/libvirt/qemu/",
         r"/monitor\.sock$",
-        (_LIBVIRT, "  monitors:", "    - libvirt: qemu:///system"),
+        (_LIBVIRT_STEP, "  monitors:", "    - libvirt: qemu:///system"),
         uri="qemu:///system",
         section="libvirt",
     ),
@@ -91,8 +90,8 @@ MANAGERS = (
         r"/qemu-server/\d+\.(qmp|pid)",
         r"/qemu-server/|/qmeventd\.sock",
         (
-            "as root on this node{front}; then stop and start the VM:",
-            "  qm set {number} --args {args}",
+            "as root on this node{keep_args}; then stop and start the VM:",
+            "  qm set {vmid} --args {args}",
         ),
     ),
     VmManager(
@@ -124,27 +123,33 @@ MANAGERS = (
 
 
 def manager_of(argv: Sequence[str], files: Sequence[str] = (), paths: Sequence[str] = ()) -> VmManager:
-    """Return the manager of a VM by its command line, the files that it read and the paths of its monitors."""
+    """Return the manager of a VM.
+
+    Args:
+        argv: the VM's command line.
+        files: the texts of the config files that QEMU read.
+        paths: the addresses of the VM's monitors.
+    """
     text = " ".join((*argv, *files, *paths))
     return next(manager for manager in MANAGERS if re.search(manager.signature, text))
 
 
-def vmid(argv: Sequence[str]) -> str:
-    """Return the number of a VM in Proxmox."""
+def proxmox_vmid(argv: Sequence[str]) -> str:
+    """Return the number of a VM in Proxmox (VMID); the text `VMID` if it is unknown."""
     match = re.search(r"/qemu-server/(\d+)\.", " ".join(argv))
     return match[1] if match else "VMID"
 
 
 @dataclass(frozen=True, slots=True)
 class VmContext:
-    """The VM that steps are for.
+    """The facts about a VM that advice depends on.
 
     Attributes:
-        argv: its command line.
-        name: its name.
-        pid: its process.
-        owner: the user of that process.
-        args: the custom arguments that its manager adds already; None if they are unknown.
+        argv: QEMU's command line.
+        name: the VM's name.
+        pid: the pid of QEMU.
+        owner: the user that QEMU runs as.
+        args: the custom arguments in Proxmox' config of the VM; None if they are unknown.
     """
 
     argv: Sequence[str]
@@ -155,22 +160,22 @@ class VmContext:
 
 
 def manager_steps(manager: VmManager, vm: VmContext, listen: str, entry: Sequence[str]) -> list[str]:
-    """Return the steps that give a VM another monitor, or that let the agent watch it over libvirtd.
+    """Return the steps that give a VM another monitor, or that let the agent watch the VM through libvirt.
 
     Args:
         manager: the VM's manager.
         vm: the VM.
         listen: the address that the agent listens on.
-        entry: the config lines for that address; empty if the config has them.
+        entry: the config lines for this address; empty if the config has these lines.
     """
     text = " ".join(vm.argv)
     reconnect = "reconnect-ms=5000" if "reconnect-ms=" in text else "reconnect=5"
     chardev = f"-chardev socket,id=qmp-agent,path={listen},{reconnect} -mon chardev=qmp-agent,mode=control"
-    number = vmid(vm.argv)
+    number = proxmox_vmid(vm.argv)
     values = {
         "name": shlex.quote(vm.name),
-        "number": number,
-        "front": f", with any `args` of `qm config {number}` kept in front" if vm.args is None else "",
+        "vmid": number,
+        "keep_args": f", with any `args` of `qm config {number}` kept in front" if vm.args is None else "",
         "args": shlex.quote(f"{vm.args or ''} {chardev}".strip()),
         "pid": vm.pid,
         "uid": vm.owner.uid,
@@ -187,12 +192,12 @@ def manager_steps(manager: VmManager, vm: VmContext, listen: str, entry: Sequenc
 
 
 def listen_entry(vm: VmContext, listen: str, users: Sequence[str] | None = None) -> list[str]:
-    """Return the config lines that let a VM connect.
+    """Return the config lines that let a VM connect to the agent.
 
     Args:
         vm: the VM.
-        listen: the address.
-        users: the users that the config allows already, or None.
+        listen: the address that the agent listens on.
+        users: the users that the present config entry for this address allows; None without such an entry or list.
     """
     entry = ["  monitors:", f"    - listen: {listen}"]
     if users is not None or vm.owner.name not in ("", *USUAL_USERS):

@@ -1,4 +1,4 @@
-"""The input and the output of an inspection."""
+"""Types of an inspection by `qmp-agent doctor`: its input and its reports."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,22 +13,22 @@ from agent.monitors import DiscovererConfig
 
 
 class VmState(StrEnum):
-    """The state of a VM."""
+    """The state of a VM: watched, ready to be watched, or not watched."""
 
     WATCHED = "watched"
-    """The agent holds one of its monitors."""
+    """The agent is connected to one of the VM's monitors."""
     CONFIGURED = "configured"
-    """An entry of the config leads to it, and nothing blocks the agent."""
+    """A config entry leads to the VM, and nothing blocks the agent."""
     UNWATCHED = "unwatched"
 
 
 class SocketState(StrEnum):
-    """The state of a monitor's socket."""
+    """The state of a monitor's socket. A monitor serves one client at a time."""
 
     FREE = "free"
     HELD = "held"
     CONNECTS = "connects"
-    """QEMU connects to the socket of another process."""
+    """QEMU does not listen; it connects to the socket of another process."""
     UNKNOWN = "unknown"
 
 
@@ -37,13 +37,13 @@ class MonitorReport:
     """One monitor of a VM.
 
     Attributes:
-        address: its path or tcp:host:port, or its file descriptor if the address is unknown.
-        state: the state of its socket.
-        holder: the program that holds it, or that listens where QEMU connects; empty if there is none or it is unknown.
-        holder_pid: the process of that program, or None.
-        missing: the permission that the agent's user lacks, or empty.
-        entry: the config entry that leads to it, or empty.
-        used_by_manager: whether the VM's manager needs it.
+        address: the path or tcp:host:port; `descriptor N` if the address is unknown.
+        state: the state of the monitor's socket.
+        holder: the program at the other end: the monitor's client, or the listener that QEMU connects to. Empty if none is known.
+        holder_pid: the pid of that program, or None.
+        missing: the permission that the agent's user lacks to connect; empty if it lacks none.
+        entry: the config entry that leads to the monitor, or empty.
+        used_by_manager: whether the VM's manager needs the monitor.
     """
 
     address: str
@@ -60,16 +60,17 @@ class VmReport:
     """One VM.
 
     Attributes:
-        name, uuid: from its command line.
-        pid: its process.
-        manager: the software that started it.
-        state: whether it is watched.
-        entry: the config entry that leads to it, or empty.
-        missing: the permission that the agent's user lacks on its manager's socket, or empty.
-        monitors: its QMP monitors.
-        steps: the steps that let the agent watch the VM, line by line; empty if none is needed.
+        name: the VM's name in QEMU's command line, else `pid N`.
+        uuid: the VM's UUID in QEMU's command line, or empty.
+        pid: the pid of QEMU.
+        manager: the VM manager that started QEMU, or `unknown`.
+        state: whether the agent watches the VM.
+        entry: the config entry that leads to the VM, or empty.
+        missing: the permission that the agent's user lacks on libvirt's socket; empty if it lacks none.
+        monitors: the VM's QMP monitors.
+        steps: the change that lets the agent watch the VM, line by line; empty if no change is needed.
         section: the section of docs/monitors.md that explains the steps.
-        same_uuid: name and pid of the other VMs on this host with the same UUID.
+        same_uuid: names and pids of the other VMs on this host with the same UUID.
     """
 
     name: str
@@ -91,10 +92,10 @@ class HostView:
 
     Attributes:
         user: the user that the agent runs as.
-        config: the agent's config, or None.
-        root: the directory that contains /etc.
+        config: the agent's config; None if there is no config file.
+        root: the root directory of the host's file system.
         proc: the /proc directory.
-        table: the sockets of this host.
+        table: the kernel's socket table, by inode.
     """
 
     user: User

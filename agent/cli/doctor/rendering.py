@@ -1,4 +1,4 @@
-"""Renders reports as text. Pure."""
+"""Renders the reports of `qmp-agent doctor` as text. Pure."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,29 +6,29 @@ from agent.cli.doctor.model import MonitorReport, SocketState, VmReport, VmState
 
 
 def render(reports: Sequence[VmReport]) -> Iterator[str]:
-    """Yield the lines of a report."""
+    """Yield the lines of all reports."""
     for vm in reports:
         yield f"{vm.name}  uuid {vm.uuid or 'none'}  pid {vm.pid}  manager {vm.manager}"
         if vm.same_uuid:
             yield f"  UUID clash: {', '.join(vm.same_uuid)} run with the same UUID"
-        yield from _monitors(vm)
+        yield from _monitor_lines(vm)
         if vm.missing:
             yield f"  {vm.missing}"
-        yield from _state(vm)
+        yield from _state_lines(vm)
     if not reports:
         yield "no matching QEMU process is visible to this user"
 
 
-def _monitors(vm: VmReport) -> Iterator[str]:
+def _monitor_lines(vm: VmReport) -> Iterator[str]:
     for monitor in vm.monitors:
-        yield f"  {monitor.address}: {_socket(monitor)}"
+        yield f"  {monitor.address}: {_describe_socket(monitor)}"
         if monitor.missing:
             yield f"    {monitor.missing}"
     if not vm.monitors:
         yield "  no QMP monitor"
 
 
-def _state(vm: VmReport) -> Iterator[str]:
+def _state_lines(vm: VmReport) -> Iterator[str]:
     match vm.state:
         case VmState.WATCHED:
             yield "  watched"
@@ -40,7 +40,7 @@ def _state(vm: VmReport) -> Iterator[str]:
             yield from (f"    {step}" for step in vm.steps)
 
 
-def _socket(monitor: MonitorReport) -> str:
+def _describe_socket(monitor: MonitorReport) -> str:
     holder = f"{monitor.holder} (pid {monitor.holder_pid})" if monitor.holder_pid is not None else ""
     match monitor.state:
         case SocketState.HELD:

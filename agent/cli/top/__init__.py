@@ -1,7 +1,7 @@
-"""`qmp-agent top`: shows the VMs of a running agent in a terminal. It reads /overview and queries no QEMU."""
+"""`qmp-agent top`: shows the VMs of a running agent in a terminal. It reads the agent's /overview and sends nothing to QEMU."""
 
-from agent.common.errors import CommandFailedError
+from agent.common.errors import SubcommandError
 
 
-class TopError(CommandFailedError):
-    """The VMs cannot be shown."""
+class TopError(SubcommandError):
+    """`qmp-agent top` cannot show the VMs."""

@@ -1,4 +1,4 @@
-"""The terminal: curses on asyncio's loop, and requests to the agent's endpoint every few seconds."""
+"""The terminal of `qmp-agent top`: draws with curses on asyncio's event loop, and polls the agent's endpoint."""
 
 import asyncio
 import contextlib
@@ -27,9 +27,9 @@ class TopOptions:
     """The options of `qmp-agent top`.
 
     Attributes:
-        url: the agent's endpoint.
-        seconds: the refresh interval.
-        vm: the name or UUID of a VM whose details to show; empty shows the table.
+        url: the URL of the agent's endpoint.
+        seconds: the refresh interval in seconds.
+        vm: the name or UUID of the VM whose details are shown first; empty for the table of all VMs.
         credentials: credentials for the endpoint.
     """
 
@@ -39,19 +39,19 @@ class TopOptions:
     credentials: EndpointCredentials = field(default_factory=EndpointCredentials)
 
 
-async def once(options: TopOptions) -> None:
-    """Print the table or the details of a VM, and return.
+async def print_once(options: TopOptions) -> None:
+    """Print the table, or the details of the VM that the options name, and return.
 
     Raises:
         TopError: no agent answers, or it watches no such VM.
         EndpointCredentialsError: the credentials cannot be read.
     """
-    async with _session(options) as session:
-        host = await _fetch(session, options, "")
-        uuid = _uuid(host, options.vm)
+    async with _open_session(options) as session:
+        host = await _fetch_overview(session, options, "")
+        uuid = _find_uuid(host, options.vm)
         screen = TopScreen(host)
         if uuid:
-            host = await _fetch(session, options, uuid)
+            host = await _fetch_overview(session, options, uuid)
             alerts = [alert for alert in host["alerts"] if alert["uuid"] == uuid]
             lines = list(detail(host["vms"][uuid], alerts, host["detail"]["families"], 0))
         else:
@@ -59,8 +59,8 @@ async def once(options: TopOptions) -> None:
     sys.stdout.writelines(f"{line.text}\n" for line in lines)
 
 
-async def show(options: TopOptions) -> None:
-    """Show the screen until the user quits.
+async def run_top(options: TopOptions) -> None:
+    """Run `top` full-screen until the user quits.
 
     Raises:
         TopError: there is no terminal, or no agent answers at the start.
@@ -68,18 +68,18 @@ async def show(options: TopOptions) -> None:
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise TopError("standard input and output must be a terminal; --once prints a table without one")
-    async with _session(options) as session:
-        screen = TopScreen(await _fetch(session, options, ""))
-        screen.opened = screen.selected = _uuid(screen.host, options.vm)
-        with _curses() as window:
+    async with _open_session(options) as session:
+        screen = TopScreen(await _fetch_overview(session, options, ""))
+        screen.opened = screen.selected = _find_uuid(screen.host, options.vm)
+        with _full_screen() as window:
             await _TopTerminal(options, session, screen, window).run()
 
 
-def _session(options: TopOptions) -> aiohttp.ClientSession:
-    return options.credentials.session(timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS))
+def _open_session(options: TopOptions) -> aiohttp.ClientSession:
+    return options.credentials.open_session(timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS))
 
 
-async def _fetch(session: aiohttp.ClientSession, options: TopOptions, uuid: str) -> Mapping[str, Any]:
+async def _fetch_overview(session: aiohttp.ClientSession, options: TopOptions, uuid: str) -> Mapping[str, Any]:
     try:
         async with session.get(f"{options.url}/overview", params={"vm": uuid} if uuid else None) as response:
             if response.status != 200:
@@ -92,16 +92,20 @@ async def _fetch(session: aiohttp.ClientSession, options: TopOptions, uuid: str)
         ) from error
 
 
-def _uuid(host: Mapping[str, Any], name: str) -> str:
-    """Return the UUID of the VM of that name or UUID; empty for an empty name."""
+def _find_uuid(host: Mapping[str, Any], name: str) -> str:
+    """Return the UUID of the VM that has this name or UUID; empty if the name is empty.
+
+    Raises:
+        TopError: no VM has this name or UUID.
+    """
     uuids = [uuid for uuid, vm in host["vms"].items() if name in (uuid, vm["name"])]
     if name and not uuids:
         raise TopError(f"the agent watches no VM named {name}")
     return uuids[0] if name else ""
 
 
-_PAIRS = {TextStyle.BAD: curses.COLOR_RED, TextStyle.WARNING: curses.COLOR_YELLOW}
-_KEYS = {
+_COLOURS = {TextStyle.BAD: curses.COLOR_RED, TextStyle.WARNING: curses.COLOR_YELLOW}
+_KEY_NAMES = {
     curses.KEY_UP: "UP",
     curses.KEY_DOWN: "DOWN",
     curses.KEY_LEFT: "LEFT",
@@ -121,7 +125,7 @@ _KEYS = {
 
 
 @contextlib.contextmanager
-def _curses() -> Iterator[curses.window]:
+def _full_screen() -> Iterator[curses.window]:
     """Switch the terminal to full-screen mode while the block runs.
 
     Raises:
@@ -141,7 +145,7 @@ def _curses() -> Iterator[curses.window]:
             curses.curs_set(0)
         window.keypad(True)  # noqa: FBT003 - curses' own signature
         window.nodelay(True)  # noqa: FBT003 - as above
-        for number, colour in enumerate(_PAIRS.values(), 1):
+        for number, colour in enumerate(_COLOURS.values(), 1):
             curses.init_pair(number, colour, -1)
         yield window
     finally:
@@ -158,8 +162,8 @@ class _TopTerminal:
         self._screen = screen
         self._window = window
         self._changed = asyncio.Event()
-        self._refresh = asyncio.Event()  # set to refresh at once, for another VM
-        styles = {style: curses.color_pair(number) for number, style in enumerate(_PAIRS, 1)}
+        self._refresh_now = asyncio.Event()  # set when the user opens or closes a VM
+        styles = {style: curses.color_pair(number) for number, style in enumerate(_COLOURS, 1)}
         styles |= {TextStyle.PLAIN: curses.A_NORMAL, TextStyle.HEAD: curses.A_BOLD, TextStyle.SOFT: curses.A_DIM}
         self._styles = styles | {TextStyle.SELECTED: curses.A_REVERSE}
 
@@ -186,21 +190,21 @@ class _TopTerminal:
         while True:
             opened = self._screen.opened
             try:
-                self._screen.host, self._screen.error = await _fetch(self._session, self._options, opened), ""
+                self._screen.host, self._screen.error = await _fetch_overview(self._session, self._options, opened), ""
             except TopError as error:
                 self._screen.error = str(error)
             self._changed.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._options.seconds):
-                    await self._refresh.wait()
-            self._refresh.clear()
+                    await self._refresh_now.wait()
+            self._refresh_now.clear()
 
     def _on_input(self) -> None:
         opened = self._screen.opened
         while (code := self._window.getch()) != curses.ERR:
-            self._screen.key(_KEYS.get(code, chr(code) if 32 <= code < 127 else ""))
+            self._screen.on_key(_KEY_NAMES.get(code, chr(code) if 32 <= code < 127 else ""))
         if self._screen.opened != opened:
-            self._refresh.set()
+            self._refresh_now.set()
         self._changed.set()
 
     def _on_resize(self) -> None:
@@ -212,9 +216,9 @@ class _TopTerminal:
         height, width = self._window.getmaxyx()
         self._window.erase()
         for row, line in enumerate(self._screen.lines(width, height)):
-            self._put(row, line)
+            self._draw_line(row, line)
         self._window.refresh()
 
-    def _put(self, row: int, line: ScreenLine) -> None:
-        with contextlib.suppress(curses.error):  # writing the last cell of the screen raises one
+    def _draw_line(self, row: int, line: ScreenLine) -> None:
+        with contextlib.suppress(curses.error):  # curses raises an error after it has written the screen's last cell
             self._window.addstr(row, 0, line.text, self._styles[line.style])

@@ -1,4 +1,4 @@
-"""Text in columns of a terminal. Pure."""
+"""Formats texts and values for a terminal's columns. Pure."""
 
 import re
 import unicodedata
@@ -12,7 +12,7 @@ _UNITS = ("B", "K", "M", "G", "T", "P")
 
 
 class TextStyle(StrEnum):
-    """The style of a line."""
+    """The style of a line on the screen."""
 
     PLAIN = ""
     HEAD = "head"
@@ -24,35 +24,35 @@ class TextStyle(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ScreenLine:
-    """One line of the screen."""
+    """A line of the screen, without escape codes."""
 
     text: str
     style: TextStyle = TextStyle.PLAIN
 
 
-def _columns(character: str) -> int:
+def _character_columns(character: str) -> int:
     """Return the width of a character in terminal columns."""
     if unicodedata.combining(character) or unicodedata.category(character) == "Cf":
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def _width(text: str) -> int:
-    return len(text) if text.isascii() else sum(map(_columns, text))
+def _text_columns(text: str) -> int:
+    return len(text) if text.isascii() else sum(map(_character_columns, text))
 
 
 def fit(text: str, width: int, *, right: bool = False) -> str:
-    """Sanitize a text, and cut or pad it to a width in terminal columns. A plus sign marks a cut text."""
+    """Replace control characters in a text, and cut or pad it to a width in terminal columns. A cut text ends in a plus sign."""
     fitted = sanitize(text, 4096)
-    if _width(fitted) > width:
-        while fitted and _width(fitted) > width - 1:
+    if _text_columns(fitted) > width:
+        while fitted and _text_columns(fitted) > width - 1:
             fitted = fitted[:-1]
         fitted += "+" if width else ""
-    pad = " " * (width - _width(fitted))
+    pad = " " * (width - _text_columns(fitted))
     return pad + fitted if right else fitted + pad
 
 
-def size(value: float | None) -> str:
+def format_size(value: float | None) -> str:
     """Format bytes or operations in at most five characters: `1.5M`, `340K`, `12`."""
     if value is None:
         return ""
@@ -64,8 +64,8 @@ def size(value: float | None) -> str:
     return ">999P"
 
 
-def number(value: float | None) -> str:
-    """Format a rate in at most five characters: `0.5`, `140`, `12.3k`."""
+def format_number(value: float | None) -> str:
+    """Format a number, such as a rate, in at most five characters: `0.5`, `140`, `12.3k`."""
     if value is None:
         return ""
     if value >= 9999.5:
@@ -73,18 +73,18 @@ def number(value: float | None) -> str:
     return f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
-def seconds(value: float | None) -> str:
-    """Format a duration in at most four characters: `45s`, `12m`, `5h`, `31d`."""
+def format_seconds(value: float | None) -> str:
+    """Format a duration in seconds in at most four characters: `45s`, `12m`, `5h`, `31d`."""
     if value is None:
         return ""
-    for unit, most, of in (("s", 100, 1), ("m", 100, 60), ("h", 48, 3600), ("d", 1000, 86400)):
-        if value / of < most - 0.5:
-            return f"{value / of:.0f}{unit}"
+    for unit, maximum, unit_seconds in (("s", 100, 1), ("m", 100, 60), ("h", 48, 3600), ("d", 1000, 86400)):
+        if value / unit_seconds < maximum - 0.5:
+            return f"{value / unit_seconds:.0f}{unit}"
     return ">3y"
 
 
-def wrapped(words: list[str], width: int, between: str = "   ") -> Iterator[str]:
-    """Yield the words, wrapped into as few lines of this width as possible."""
+def wrap_words(words: list[str], width: int, between: str = "   ") -> Iterator[str]:
+    """Yield lines of at most this width, each with as many of the words as fit."""
     row = ""
     for word in words:
         if row and len(row) + len(between) + len(word) > width:
@@ -96,7 +96,7 @@ def wrapped(words: list[str], width: int, between: str = "   ") -> Iterator[str]
 
 
 def natural_key(name: str) -> list[tuple[str, int, str]]:
-    """Return a sort key for natural order, without regard to case: `vm2` precedes `vm10`."""
+    """Return a sort key for natural order, in which `vm2` precedes `VM10`."""
     parts = re.split(r"([0-9]+)", name.casefold())
     numbers = [digits.lstrip("0") for digits in parts[1::2]] + [""]  # compared as text: int() refuses very long numbers
     return [(text, len(digits), digits) for text, digits in zip(parts[::2], numbers, strict=True)]

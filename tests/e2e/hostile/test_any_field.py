@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.app.agent import Agent
-from agent.cli.format import line
+from agent.cli.format import format_record
 from agent.collectors import ALL, Facts, Intervals
 from agent.config.model import Config
 from agent.delivery.sinks.jsonl import JsonLinesSink
@@ -65,7 +65,7 @@ def assert_well_formed(app: RecordingAgent) -> None:
     for stamped in app.sent:
         assert schema_violations(stamped.body) == []
         parse_cloudevent(stamped.body)
-        text = line(orjson.loads(stamped.body))
+        text = format_record(orjson.loads(stamped.body))
         assert not CONTROL_CHARACTERS.search(text), text
 
 

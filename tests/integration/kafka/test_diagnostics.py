@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from agent.common.config_types import expand
+from agent.common.config_types import expand_secret_path
 from agent.delivery.sinks.kafka.config import KafkaConfig, SaslConfig, TlsConfig
 from tests.lab.kafka import KafkaCluster
 from tests.lab.kafka_sink import TIMINGS, kafka_config, no_leaks, open_error, open_sink, read_topic, single_topic
@@ -257,6 +257,6 @@ async def test_tls_to_a_plain_text_listener_is_reported(listeners: Listeners) ->
 def test_an_unset_credentials_directory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     with pytest.raises(OSError, match="LoadCredential="):
-        expand("${CREDENTIALS_DIRECTORY}/kafka")
+        expand_secret_path("${CREDENTIALS_DIRECTORY}/kafka")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/x")
-    assert expand("${CREDENTIALS_DIRECTORY}/kafka") == Path("/run/credentials/x/kafka")
+    assert expand_secret_path("${CREDENTIALS_DIRECTORY}/kafka") == Path("/run/credentials/x/kafka")

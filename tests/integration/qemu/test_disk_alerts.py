@@ -63,7 +63,7 @@ async def test_a_full_disk_is_named_under_a_mirror_and_at_attach(
             if is_mirrored:
                 await start_mirror(guest)
             if not is_attached:
-                await guest.event("STOP", 180)
+                await guest.wait_for_event("STOP", 180)
             async with agent:
                 alert = await full_disk(agent, loop.path)
                 assert alert["detected_by"] == ("enospc" if is_attached else "missed")
@@ -143,7 +143,7 @@ async def test_a_reset_does_not_resolve_the_alert_of_a_full_disk(folder: Path) -
     async with Watcher(folder, mode="observe", poll=0.2) as agent, started(folder, **options) as guest:
         await until(lambda: agent.alerts, 20)
         await guest.command("system_reset")
-        await guest.event("RESET")
+        await guest.wait_for_event("RESET")
         assert (await guest.command("query-status"))["status"] == "prelaunch"
         await asyncio.sleep(1.5)  # several polls
         assert [alert["state"] for alert in agent.alerts] == ["firing"]

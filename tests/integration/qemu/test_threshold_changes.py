@@ -26,7 +26,7 @@ async def test_a_migration_destination_is_armed_and_repeats_no_level(folder: Pat
         await source.command("migrate-set-parameters", max_bandwidth=1 << 30)
         await destination.command("migrate-incoming", uri=uri)
         await source.command("migrate", uri=uri)
-        await destination.event("RESUME", 20)
+        await destination.wait_for_event("RESUME", 20)
         await until(lambda: "armed_threshold_bytes" in agent.space("destination"), 60)
         assert await armed(agent, destination) > 6 * MIB
         await source.stop()
@@ -65,7 +65,7 @@ async def test_unplugging_a_disk_resolves_its_alerts(folder: Path) -> None:
     ):
         await agent.until("80%", subject="disk1", detected_by="level")
         await guest.command("device_del", id="disk1")
-        await guest.event("DEVICE_DELETED")
+        await guest.wait_for_event("DEVICE_DELETED")
         await agent.until("80%", "resolved", subject="disk1", resolved_by="unplugged")
         assert agent.space(guest.name, "disk1") == {}
         assert agent.space(guest.name, "disk0") != {}
@@ -87,7 +87,7 @@ async def test_disk_full_is_critical_until_the_guest_resumes(folder: Path) -> No
 async def test_a_guest_paused_before_the_agent_attached_is_reported(folder: Path) -> None:
     options: dict[str, Any] = {"faults": [NO_SPACE], "disk_options": "werror=stop", "span_mib": 8}
     async with started(folder, **options) as guest:
-        await guest.event("STOP", 20)
+        await guest.wait_for_event("STOP", 20)
         async with Watcher(folder, levels=["80%"], poll=60) as agent:
             await until(lambda: agent.alerts, 60)
             (alert,) = agent.alerts

@@ -87,7 +87,7 @@ async def test_a_foreign_threshold_stays_and_is_reported_as_foreign(folder: Path
                 return await guest.slot() != foreign
 
             await until(has_fired, 60)
-            (event,) = [await guest.event("BLOCK_WRITE_THRESHOLD")]
+            (event,) = [await guest.wait_for_event("BLOCK_WRITE_THRESHOLD")]
             assert event["data"]["write-threshold"] == foreign, "the threshold was overwritten"
             await agent.until(
                 f"threshold {foreign}", owner="other", detected_by="event", layer="storage", subject="disk0"
@@ -140,9 +140,9 @@ async def test_after_a_mirror_pivot_the_target_is_armed(folder: Path) -> None:
         target = {"driver": "file", "filename": f"{folder}/target.qcow2", "node-name": "target-storage"}
         await guest.command("blockdev-add", **{"driver": "qcow2", "node-name": "target-format", "file": target})
         await guest.command("blockdev-mirror", job_id="m", device="disk0-format", target="target-format", sync="full")
-        await guest.event("BLOCK_JOB_READY", 20)
+        await guest.wait_for_event("BLOCK_JOB_READY", 20)
         await guest.command("job-complete", id="m")
-        await guest.event("BLOCK_JOB_COMPLETED", 20)
+        await guest.wait_for_event("BLOCK_JOB_COMPLETED", 20)
         await armed(agent, guest, "target-storage")
         await agent.until("60%", node="target-storage", detected_by="event", timeout=30)
         assert agent.levels() == ["10%", "50%", "60%"]

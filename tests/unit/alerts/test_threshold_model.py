@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agent.alerts.levels import MAX_BYTES
 from agent.alerts.threshold_types import ThresholdMode
-from tests.lab.threshold_model import HYSTERESIS, UUID, VM, Agent, Journal, Qemu, Reply, resolved_levels
+from tests.lab.threshold_model import HYSTERESIS, UUID, VM, Agent, Journal, Qemu, Reply, levels_in_bytes
 
 SIZE: Final = 1000
 QUIET_ROUNDS: Final = 8
@@ -100,7 +100,7 @@ class Scenario:
             self.qemu.node.slot = value
 
     def _own_values(self) -> set[int]:
-        return {value for _, value in self.own} | set(resolved_levels(self.qemu.node.medium.size).values())
+        return {value for _, value in self.own} | set(levels_in_bytes(self.qemu.node.medium.size).values())
 
     # The connection. Replies and events arrive in any order.
 
@@ -241,7 +241,7 @@ class Scenario:
             self.states[level] = state
             if state == "resolved":
                 slack = int(data["limit_bytes"] * HYSTERESIS)
-                assert any(end <= resolved_levels(size)[level] - slack for end, size in self.known_usage), (
+                assert any(end <= levels_in_bytes(size)[level] - slack for end, size in self.known_usage), (
                     f"{level} is still exceeded"
                 )
         self.checked = len(self.journal.records)
@@ -277,7 +277,7 @@ class Scenario:
         assert self.agent is not None
         node, medium = self.qemu.node, self.qemu.node.medium
         known = medium.end if self.qemu.driver == "file" else node.highest
-        for level, size in resolved_levels(medium.size).items():
+        for level, size in levels_in_bytes(medium.size).items():
             is_firing = self.states.get(level, "resolved") == "firing"
             assert is_firing or known <= size, f"{level} is exceeded and not reported"
             assert not is_firing or medium.end > size - int(medium.size * HYSTERESIS), (

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from agent.cli.capture import CaptureError
-from agent.cli.capture.file import REMOVED, CaptureLine, CaptureWriter, read, without_secrets
+from agent.cli.capture.file import REMOVED, CaptureLine, CaptureWriter, read_capture, remove_secrets
 from agent.cli.capture.replay import Recording
 from agent.cli.capture.wire import RequestFrames
 
@@ -21,7 +21,7 @@ NAMES = (
 @pytest.mark.parametrize("key", NAMES.split())
 def test_values_of_secret_keys_are_removed_at_any_depth(key: str) -> None:
     message = {"event": "X", "data": {"list": [{key: "hunter2"}, {key: ["hunter2"]}], "device": "disk0"}}
-    assert without_secrets(message) == {
+    assert remove_secrets(message) == {
         "event": "X",
         "data": {"list": [{key: REMOVED}, {key: [REMOVED]}], "device": "disk0"},
     }
@@ -41,13 +41,13 @@ def test_values_of_secret_keys_are_removed_at_any_depth(key: str) -> None:
     ],
 )
 def test_secrets_inside_texts_are_removed(text: str, kept: str) -> None:
-    assert without_secrets({"file": text})["file"].startswith(kept)
-    assert "hunter2" not in str(without_secrets({"file": text}))
+    assert remove_secrets({"file": text})["file"].startswith(kept)
+    assert "hunter2" not in str(remove_secrets({"file": text}))
 
 
 @pytest.mark.parametrize("value", [0, 1.5, True, None, {"monkey": 3}, {"keys": 2, "keyboard": "us"}])
 def test_other_values_are_kept(value: Any) -> None:
-    assert without_secrets({"x": value}) == {"x": value}
+    assert remove_secrets({"x": value}) == {"x": value}
 
 
 LINE = b'{"qmp-agent-capture":1}\n{"seconds":1,"from":"qemu","message":%b}\n'
@@ -64,7 +64,7 @@ def written(path: Path, max_bytes: int = 1 << 20) -> CaptureWriter:
 
 def test_a_written_file_can_be_read_by_its_owner_only(tmp_path: Path) -> None:
     assert written(tmp_path / "f").lines == 3
-    assert [(line.side, line.message) for line in read(tmp_path / "f")] == [
+    assert [(line.side, line.message) for line in read_capture(tmp_path / "f")] == [
         ("agent", {"execute": "query-status"}),
         ("qemu", {"return": {"status": "running", "password": REMOVED}}),
         ("qemu", None),
@@ -82,14 +82,14 @@ def test_an_existing_file_is_not_replaced(tmp_path: Path) -> None:
 def test_a_full_file_accepts_no_smaller_message(tmp_path: Path) -> None:
     writer = written(tmp_path / "f", 200)
     assert writer.full
-    assert writer.lines == len(read(tmp_path / "f")) < 3
+    assert writer.lines == len(read_capture(tmp_path / "f")) < 3
     assert (tmp_path / "f").stat().st_size <= 200
 
 
 def test_an_incomplete_last_line_is_left_out(tmp_path: Path) -> None:
     written(tmp_path / "f")
     (tmp_path / "f").write_bytes((tmp_path / "f").read_bytes()[:-5])
-    assert len(read(tmp_path / "f")) == 2
+    assert len(read_capture(tmp_path / "f")) == 2
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_an_incomplete_last_line_is_left_out(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_rejected(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "f").write_bytes(content)
     with pytest.raises(CaptureError, match="/f: "):
-        read(tmp_path / "f")
+        read_capture(tmp_path / "f")
 
 
 @pytest.mark.parametrize("sizes", [1, 2, 7, 1000])
@@ -172,7 +172,7 @@ def test_a_command_that_was_not_recorded_has_no_reply() -> None:
 
 def test_a_recording_has_its_events_and_its_end() -> None:
     assert [line.seconds for line in RECORDING.events] == [1.1]
-    assert (RECORDING.end, RECORDING.hung_up) == (11.0, True)
+    assert (RECORDING.end, RECORDING.closed_by_qemu) == (11.0, True)
 
 
 def test_a_failed_write_is_reported(tmp_path: Path) -> None:

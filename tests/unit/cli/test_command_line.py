@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.main import _parser, main
-from agent.common.errors import CommandFailedError
+from agent.cli.main import _build_parser, main
+from agent.common.errors import SubcommandError
 
 ROOT = Path(__file__).parents[3]
-(COMMANDS,) = (action.choices for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+(COMMANDS,) = (action.choices for action in _build_parser()._actions if isinstance(action, argparse._SubParsersAction))
 
 UNDOCUMENTED = {"demo", "schema", "version"}
 """Subcommands that `make` runs, or whose names explain them."""
@@ -26,12 +26,12 @@ def test_every_subcommand_has_a_description_and_documentation(name: str) -> None
 def test_a_failing_subcommand_prints_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class NewError(CommandFailedError):
+    class NewError(SubcommandError):
         pass
 
     def fails(_: object) -> int:
         raise NewError("out of memory")
 
-    monkeypatch.setattr("agent.cli.main._version", fails)
+    monkeypatch.setattr("agent.cli.main._execute_version", fails)
     assert main(["version"]) == 1
     assert capsys.readouterr().err == "qmp-agent: out of memory\n"

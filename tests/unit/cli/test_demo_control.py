@@ -56,7 +56,7 @@ async def opened(monitor: FakeMonitor, *opening: Any) -> tuple[ControlClient, as
 
 async def test_an_event_before_the_greeting_is_kept(monitor: FakeMonitor) -> None:
     client, serving = await opened(monitor, EVENT, GREETING)
-    assert (await client.event("RESUME"))["event"] == "RESUME"
+    assert (await client.wait_for_event("RESUME"))["event"] == "RESUME"
     assert await client.command("query-status") == {}
     await client.close()
     await serving
@@ -97,8 +97,8 @@ async def test_an_error_and_the_end_of_the_connection_are_reported(monitor: Fake
     await serving
     with pytest.raises(GuestError, match="query-name: QEMU closed its monitor"):
         await client.command("query-name")
-    with pytest.raises(GuestError, match="before an event STOP"):
-        await client.event("STOP")
+    with pytest.raises(GuestError, match="before the event STOP"):
+        await client.wait_for_event("STOP")
 
 
 async def test_an_unreadable_reply_fails_its_command(monitor: FakeMonitor) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from agent.cli.doctor.argv import CommandLine, Socket, config_files, parse_argv
+from agent.cli.doctor.argv import CommandLine, MonitorSocket, config_files, parse_argv
 from agent.cli.doctor.rendering import render
 from agent.config.loader import load
 from agent.host.permissions import User, agent_user, blocked_paths, describe_denial
@@ -236,29 +236,35 @@ def test_without_access_to_descriptors_doctor_refers_to_root(host: FakeHost) -> 
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("qemu -name a -uuid U -qmp unix:/m,server,nowait", CommandLine("a", "U", (Socket("/m"),))),
-        ("qemu -name guest=a,,b -qmp unix:/x,,y,server=on", CommandLine("a,b", "", (Socket("/x,y"),))),
-        ("qemu -qmp-pretty tcp:127.0.0.1:44,server=on", CommandLine("", "", (Socket(tcp="127.0.0.1:44"),))),
-        ("qemu -qmp tcp:hv:44", CommandLine("", "", (Socket(tcp="hv:44", connects=True),))),
+        ("qemu -name a -uuid U -qmp unix:/m,server,nowait", CommandLine("a", "U", (MonitorSocket("/m"),))),
+        ("qemu -name guest=a,,b -qmp unix:/x,,y,server=on", CommandLine("a,b", "", (MonitorSocket("/x,y"),))),
+        ("qemu -qmp-pretty tcp:127.0.0.1:44,server=on", CommandLine("", "", (MonitorSocket(tcp="127.0.0.1:44"),))),
+        ("qemu -qmp tcp:hv:44", CommandLine("", "", (MonitorSocket(tcp="hv:44", connects=True),))),
         (
             "qemu --chardev socket,id=c,path=/m --mon c,mode=control",
-            CommandLine("", "", (Socket("/m", connects=True),)),
+            CommandLine("", "", (MonitorSocket("/m", connects=True),)),
         ),
-        ("qemu -chardev socket,id=c,host=h,port=4,server=on -qmp chardev:c", CommandLine("", "", (Socket(tcp="h:4"),))),
-        ("qemu -chardev socket,id=c,fd=x -mon chardev=c,mode=control", CommandLine("", "", (Socket(connects=True),))),
+        (
+            "qemu -chardev socket,id=c,host=h,port=4,server=on -qmp chardev:c",
+            CommandLine("", "", (MonitorSocket(tcp="h:4"),)),
+        ),
+        (
+            "qemu -chardev socket,id=c,fd=x -mon chardev=c,mode=control",
+            CommandLine("", "", (MonitorSocket(connects=True),)),
+        ),
         (
             f"qemu -chardev socket,id=c,fd={'9' * 5000} -mon c,mode=control",
-            CommandLine("", "", (Socket(connects=True),)),
+            CommandLine("", "", (MonitorSocket(connects=True),)),
         ),
         ("qemu -chardev socket,id=c,path=/m -mon chardev=c", CommandLine("", "", ())),  # a human monitor
         ("qemu -monitor unix:/m,server -mon chardev=missing,mode=control -qmp stdio", CommandLine("", "", ())),
         (
             "qemu -chardev socket,id=c,path=/m -object monitor-qmp,id=q,chardev=c",
-            CommandLine("", "", (Socket("/m", connects=True),)),
+            CommandLine("", "", (MonitorSocket("/m", connects=True),)),
         ),
         (
             'qemu -chardev socket,id=c,path=/m -object {"qom-type":"monitor-qmp","id":"q","chardev":"c","n":1}',
-            CommandLine("", "", (Socket("/m", connects=True),)),
+            CommandLine("", "", (MonitorSocket("/m", connects=True),)),
         ),
         ("qemu -object {broken -object monitor-hmp,id=h,chardev=c", CommandLine("", "", ())),
         ("qemu -smbios type=1,uuid=S -uuid U", CommandLine("", "U", ())),

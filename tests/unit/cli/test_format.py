@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent.cli.format import line
+from agent.cli.format import format_record
 from agent.model.record import Record, RecordEncoder, Severity, Vm
 
 VM = Vm("host1", "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1", "vm1", "/run/vm1.qmp")
@@ -29,7 +29,7 @@ def in_utc() -> Iterator[None]:
 
 def formatted(kind: str, data: dict[str, Any], subject: str = "", vm: Vm = VM, **options: Any) -> str:
     severity = options.pop("severity", Severity.INFO)
-    return line(json.loads(RecordEncoder()(Record(kind, vm, data, NOON, subject, severity)).body), **options)
+    return format_record(json.loads(RecordEncoder()(Record(kind, vm, data, NOON, subject, severity)).body), **options)
 
 
 def event(qemu: dict[str, Any]) -> dict[str, Any]:

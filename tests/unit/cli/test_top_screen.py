@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cli.top.columns import COLUMNS, by_column
+from agent.cli.top.columns import COLUMNS, sort_by_column
 from agent.cli.top.screen import TopScreen, table
-from agent.cli.top.text import fit, number, seconds, size
+from agent.cli.top.text import fit, format_number, format_seconds, format_size
 
 
 def vm(name: str, **more: Any) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def test_long_text_is_cut_and_wide_characters_take_two_columns(text: str, width:
 
 
 def test_values_are_short() -> None:
-    assert [size(v) for v in (None, 0, 12, 999, 1000, 1536, 340 << 10, 5 << 30)] == [
+    assert [format_size(v) for v in (None, 0, 12, 999, 1000, 1536, 340 << 10, 5 << 30)] == [
         "",
         "0",
         "12",
@@ -65,25 +65,32 @@ def test_values_are_short() -> None:
         "340K",
         "5.0G",
     ]
-    assert [number(v) for v in (None, 0.5, 99.94, 140, 12_345)] == ["", "0.5", "99.9", "140", "12.3k"]
-    assert [seconds(v) for v in (None, 45, 720, 18_000, 86400 * 31, 1e9)] == ["", "45s", "12m", "5h", "31d", ">3y"]
+    assert [format_number(v) for v in (None, 0.5, 99.94, 140, 12_345)] == ["", "0.5", "99.9", "140", "12.3k"]
+    assert [format_seconds(v) for v in (None, 45, 720, 18_000, 86400 * 31, 1e9)] == [
+        "",
+        "45s",
+        "12m",
+        "5h",
+        "31d",
+        ">3y",
+    ]
 
 
 def test_vms_are_sorted_by_a_column_with_missing_values_last() -> None:
     cpu = next(column for column in COLUMNS if column.title == "CPU%")
     vms = [vm("a"), vm("b", now={"cpu": 0.1}), vm("c", now={"cpu": 0.9})]
-    assert [entry["name"] for entry in by_column(vms, cpu, reverse=False)] == ["c", "b", "a"]
-    assert [entry["name"] for entry in by_column(vms, cpu, reverse=True)] == ["b", "c", "a"]
+    assert [entry["name"] for entry in sort_by_column(vms, cpu, reverse=False)] == ["c", "b", "a"]
+    assert [entry["name"] for entry in sort_by_column(vms, cpu, reverse=True)] == ["b", "c", "a"]
 
 
 def test_vm_names_are_in_natural_order() -> None:
     name = next(column for column in COLUMNS if column.title == "VM")
     expected = ["db", "VM1", "vm1-a", "vm02", "vm3", "vm10", "vm10b", "vm20", f"vm{'9' * 5000}"]
     vms = [vm(text) for text in reversed(expected)]
-    assert [shown["name"] for shown in by_column(vms, name, reverse=False)] == expected
-    assert [shown["name"] for shown in by_column(vms, name, reverse=True)] == expected[::-1]
+    assert [shown["name"] for shown in sort_by_column(vms, name, reverse=False)] == expected
+    assert [shown["name"] for shown in sort_by_column(vms, name, reverse=True)] == expected[::-1]
     cpu = next(column for column in COLUMNS if column.title == "CPU%")
-    assert [shown["name"] for shown in by_column(vms, cpu, reverse=False)] == expected
+    assert [shown["name"] for shown in sort_by_column(vms, cpu, reverse=False)] == expected
 
 
 def test_an_empty_column_is_hidden() -> None:
@@ -102,7 +109,7 @@ def test_the_screen_is_filled_exactly(width: int, height: int) -> None:
     ]
     screen = TopScreen(host(*vms))
     for key in ("", "END", "ENTER", "?"):
-        screen.key(key)
+        screen.on_key(key)
         lines = screen.lines(width, height)
         assert len(lines) == height
         assert all(len(line.text) <= width for line in lines)
@@ -111,11 +118,11 @@ def test_the_screen_is_filled_exactly(width: int, height: int) -> None:
 def test_the_selection_moves_follows_its_vm_and_stays_visible() -> None:
     screen = TopScreen(host(*(vm(f"vm{n:02}") for n in range(30))))
     screen.lines(80, 13)
-    screen.key("END")
+    screen.on_key("END")
     lines = screen.lines(80, 13)
     assert [line.text[:4] for line in lines if line.style == "selected"] == ["vm29"]
-    screen.key("PAGE_UP")
-    screen.key("UP")
+    screen.on_key("PAGE_UP")
+    screen.on_key("UP")
     selected = screen.selected
     screen.host = host(vm("new"), *(vm(f"vm{n:02}") for n in range(5, 30)))
     screen.lines(80, 13)
@@ -139,18 +146,18 @@ def test_the_second_line_shows_the_worst_problem() -> None:
 def test_keys_filter_open_and_quit() -> None:
     screen = TopScreen(host(vm("db-1"), vm("web-1", status="paused")))
     for key in "/PAU":
-        screen.key(key)
+        screen.on_key(key)
     assert names(screen) == ["web-1"]
-    screen.key("BACKSPACE")
-    screen.key("ENTER")
+    screen.on_key("BACKSPACE")
+    screen.on_key("ENTER")
     screen.lines(80, 20)
-    screen.key("ENTER")
+    screen.on_key("ENTER")
     assert screen.opened == "uuid-web-1"
     screen.host = host(vm("db-1"))
     assert any("gone" in line.text for line in screen.lines(80, 20))
-    screen.key("ESCAPE")
+    screen.on_key("ESCAPE")
     assert (screen.opened, names(screen)) == ("", [])
-    screen.key("ESCAPE")
+    screen.on_key("ESCAPE")
     assert names(screen) == ["db-1"]
-    screen.key("q")
+    screen.on_key("q")
     assert screen.ended

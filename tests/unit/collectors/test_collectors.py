@@ -248,7 +248,7 @@ def test_a_long_chain_is_not_listed_without_flat() -> None:
 
 async def test_a_real_writers_samples_match_its_reply(start_guest: StartGuest) -> None:
     guest = await start_guest(kind="writer")
-    await guest.booted()
+    await guest.wait_until_booted()
     await guest.command("stop")
     reply = await guest.command("query-blockstats")
     raw = next(disk for disk in reply if "disk0" in disk["qdev"])

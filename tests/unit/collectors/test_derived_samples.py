@@ -79,7 +79,7 @@ async def test_a_real_mirror_is_polled_while_it_runs_and_the_layers_after_its_en
     start_guest: StartGuest,
 ) -> None:
     guest = await start_guest(kind="writer", span_mib=1)
-    await guest.booted()
+    await guest.wait_until_booted()
     await guest.command("blockdev-add", driver="null-co", node_name="target", size=64 << 20)
     observer = RecordingObserver()
     context = quick_context(intervals=Intervals(migration=0.05))

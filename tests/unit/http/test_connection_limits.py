@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.app.self_metrics import EndpointCollector, SelfMetrics
+from agent.app.self_metrics import HttpEndpointMetrics, SelfMetrics
 from agent.cli.demo.guest import until
 from agent.http.connection_limits import ConnectionLimits
 from tests.lab.endpoint import RunningEndpoint
@@ -89,7 +89,7 @@ async def test_excess_connections_are_refused_until_one_ends(folder: Path) -> No
             async with endpoint.raw() as (excess, _):
                 assert await closed(excess)
             metrics = SelfMetrics()
-            metrics.register(EndpointCollector(endpoint.endpoint))
+            metrics.register(HttpEndpointMetrics(endpoint.endpoint))
             assert b"qmp_agent_http_connections_refused_total 1.0" in metrics.render()
             assert not first.at_eof()
         await until(lambda: endpoint.endpoint.open_connections < 10, TIMEOUT_SECONDS)

@@ -210,7 +210,7 @@ async def test_a_record_stream_filters_by_vm_type_and_severity(client: Client, v
 @pytest.mark.parametrize("severity", ["fatal", "", "0", "debug,info"])
 async def test_an_unknown_severity_is_refused_with_the_known_ones(client: Client, severity: str) -> None:
     reason = await text(client, f"/records?severity={severity}", 400)
-    assert reason == "severity is one of debug, info, warning, error, critical\n"
+    assert reason == "severity should be one of debug, info, warning, error, critical\n"
 
 
 async def test_record_streams_are_limited_until_one_ends(client: Client, view: FakeView) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from agent.common.config_types import Address, Positive, Secret, Section, Topic, expand
+from agent.common.config_types import HostPort, PositiveSeconds, SecretPath, Section, Topic, expand_secret_path
 from agent.common.units import Bytes
 from agent.delivery.sinks.config import SinkConfig
 
@@ -13,11 +13,11 @@ from agent.delivery.sinks.config import SinkConfig
 class TlsConfig(Section):
     """TLS to the brokers."""
 
-    ca: Secret | None = None
+    ca: SecretPath | None = None
     """CA certificates to trust; without it, those of the system."""
-    certificate: Secret | None = None
+    certificate: SecretPath | None = None
     """Client certificate, if the brokers require one."""
-    key: Secret | None = None
+    key: SecretPath | None = None
     """Key of the client certificate, if it is not in the same file."""
 
     def context(self) -> ssl.SSLContext:
@@ -27,7 +27,7 @@ class TlsConfig(Section):
             OSError: a file cannot be read, or has no certificate or key; the error names the file.
         """
         ca, certificate, key = (
-            expand(file) if file is not None else None for file in (self.ca, self.certificate, self.key)
+            expand_secret_path(file) if file is not None else None for file in (self.ca, self.certificate, self.key)
         )
         file = ca
         try:
@@ -48,7 +48,7 @@ class SaslConfig(Section):
     """SASL mechanism; PLAIN needs TLS to be safe."""
     username: Annotated[str, StringConstraints(min_length=1, max_length=255)]
     """User name."""
-    password_file: Secret
+    password_file: SecretPath
     """File with the password in its first line; read at each connect."""
 
     def password(self) -> str:
@@ -57,13 +57,13 @@ class SaslConfig(Section):
         Raises:
             OSError: the file cannot be read.
         """
-        return expand(self.password_file).read_text("utf-8").split("\n", 1)[0]
+        return expand_secret_path(self.password_file).read_text("utf-8").split("\n", 1)[0]
 
 
 class KafkaConnectionConfig(SinkConfig):
     """How to connect to the brokers."""
 
-    bootstrap_servers: Annotated[list[Address], Field(min_length=1)]
+    bootstrap_servers: Annotated[list[HostPort], Field(min_length=1)]
     """Addresses of some brokers, host:port; the agent learns the other brokers from them."""
     tls: TlsConfig | None = None
     """TLS; `tls: {}` trusts the system's CA certificates. Without it, connections are not encrypted."""
@@ -107,7 +107,7 @@ class KafkaConnectionConfig(SinkConfig):
         paths = [self.tls.ca, self.tls.certificate, self.tls.key] if self.tls is not None else []
         paths += [self.sasl.password_file] if self.sasl is not None else []
         for path in filter(None, paths):
-            expand(path)
+            expand_secret_path(path)
 
 
 class RouteConfig(Section):
@@ -165,5 +165,5 @@ class KafkaConfig(KafkaConnectionConfig):
     """Compression codec. zstd compresses well and is fast; gzip blocks the agent for about 20 ms per batch."""
     max_message_bytes: Annotated[Bytes, Field(ge=8192, le=1 << 30)] = 1_000_000
     """Largest record to send; larger ones become dead letters. The topics' max.message.bytes must allow it."""
-    request_timeout: Positive = 10.0
+    request_timeout: PositiveSeconds = 10.0
     """Time limit of one request to a broker."""

@@ -251,7 +251,7 @@ _QUERIES_INTRO = """This table lists every `query-*` command of QEMU 2.6 to 11.1
 - `while stalled`: out of band, after a reply is overdue.
 
 The agent does not send commands that a QEMU does not support; `qmp-agent check` lists them.
-It also sends `qom-list` and `qom-get`, for balloons, network devices and the machine type.
+It also sends `qom-list` and `qom-get`, for balloons, network devices, serial ports and the machine type.
 
 | command | sent | reason | events |
 |---|---|---|---|

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from agent.alerts.disk_alerts import DeviceSizeLookup, DiskAlerts, PolicyLookup
 from agent.alerts.event_alerts import HANDLED_EVENTS, EventAlerts
+from agent.alerts.guest_alerts import GuestAlerts
 from agent.alerts.highest_writes import HighestWriteStore
 from agent.alerts.levels import ResolvedLevel
 from agent.alerts.notes import AlertNotes, Note
@@ -73,6 +74,7 @@ class AlertManager:
         self._disks = DiskAlerts(self.store, highest_writes, policy_lookup, size_lookup)
         self._run_states = RunStateAlerts(self.store)
         self._events = EventAlerts(self.store, self._disks, self._run_states)
+        self._guests = GuestAlerts(self.store)
         self._shared_uuids = SharedUuidAlerts(self.store, self._processes, self._disks, self._run_states)
         self.notes = AlertNotes(host, self.store, self._processes, highest_writes)
 
@@ -128,6 +130,7 @@ class AlertManager:
                 # Most guests run and have no alert. Skip them, because this loop runs for all VMs.
                 if not state.run.running or state.io_errors_ns or state.owner in self.store:
                     yield from self._run_states.on_tick(state, now_ns)
+                yield from self._guests.on_tick(state, now_ns)
             elif now - state.gone_at >= AWAY_SECONDS:
                 self._processes.remove(state)
                 yield from self.store.resolve(self.store.of_owner(state.owner), now_ns, "vm_gone")
@@ -184,6 +187,13 @@ class AlertManager:
         """
         state = self._processes.attached(vm)
         return self._with_notes(self._events.on_jobs(state, samples, time_ns, now_ns)) if state is not None else []
+
+    def on_guest_channel(self, vm: Vm, time_ns: int, *, connected: bool) -> list[PendingAlert]:
+        """Handle a poll of the guest agent's channel; `connected` says whether the guest has opened it."""
+        state = self._processes.attached(vm)
+        if state is None:
+            return []
+        return self._with_notes(self._guests.on_channel(state, time_ns, connected=connected))
 
     def on_samples(
         self, vm: Vm, samples: Sequence[Sample], now: float, time_ns: int, *, families: Collection[Family] = ()

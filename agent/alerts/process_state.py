@@ -14,6 +14,19 @@ EMPTY: frozenset[str] = frozenset()
 """An empty set that all states share, because a separate empty set takes 216 bytes."""
 
 
+@dataclass(slots=True)
+class GuestState:
+    """State of the inside of a VM's guest.
+
+    Attributes:
+        had_agent: Whether the guest had opened the channel of its guest agent.
+        agent_lost_ns: When the channel was found closed again; 0 if it is open.
+    """
+
+    had_agent: bool = False
+    agent_lost_ns: int = 0
+
+
 @dataclass(eq=False, slots=True)
 class VmProcessState:
     """State of a QEMU process that is attached, or that was attached less than `AWAY_SECONDS` ago.
@@ -43,6 +56,7 @@ class VmProcessState:
         has_run_state: Whether the run state was polled since the process was attached.
         gone_at: Monotonic time in seconds at which the process was detached; None while it is attached.
         gone_for_good: Whether the guest shut down or migrated away.
+        guest: State of the inside of the guest.
         space: The VM's space samples that were returned last.
         space_changed: Whether `space` may be outdated.
     """
@@ -69,6 +83,7 @@ class VmProcessState:
     has_run_state: bool = False
     gone_at: float | None = None
     gone_for_good: bool = False
+    guest: GuestState = field(default_factory=GuestState)
     space: list[Sample] = field(default_factory=list)
     space_changed: bool = True
 

@@ -171,9 +171,14 @@ POSTCOPY_HELP = "The postcopy migration lost its connection, and the guest waits
 
 UUID_CLASH_HELP = "Several running VMs have this UUID; their records and metrics are mixed."
 
+GUEST_AGENT_LOST_SECONDS = 300.0
+"""How long the guest agent of a running guest may be away, such as during a reboot."""
+GUEST_AGENT_LOST_HELP = "The guest agent has closed its channel, and the guest still runs."
+
 ALERTS: Mapping[str, str] = {
     **{rule.alert: rule.help for rule in (*EVENT_RULES, *RUN_STATE_RULES)},
     "postcopy_paused": POSTCOPY_HELP,
     "uuid_clash": UUID_CLASH_HELP,
+    "guest_agent_lost": GUEST_AGENT_LOST_HELP,
 }
 """Text of each alert except `write_threshold`, by the alert's name."""

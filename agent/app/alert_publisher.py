@@ -14,6 +14,7 @@ from agent.app.builders import device_size_of, is_qemu, threshold_policy
 from agent.app.publisher import RecordPublisher
 from agent.config.model import WriteThresholdConfig
 from agent.model.family import Family, Sample
+from agent.model.metrics.guest import GUEST_AGENT
 from agent.model.metrics.migration import MIGRATION
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, StateNote, Vm
@@ -85,6 +86,12 @@ class AlertPublisher:
     def on_jobs(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
         """Update the alerts after a poll of jobs."""
         self._publish(self.manager.on_jobs(vm, samples, time_ns, time.time_ns()))
+
+    def on_guest_channel(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
+        """Update the alerts with the state of the guest agent's channel among these samples."""
+        for sample in samples:
+            if sample.family is GUEST_AGENT and type(connected := sample.values.get("connected")) is bool:
+                self._publish(self.manager.on_guest_channel(vm, time_ns, connected=connected))
 
     async def tick(self) -> None:
         """Update the alerts that depend on time, and store the state notes that are due. Call this about once a second."""

@@ -10,6 +10,7 @@ from agent.app.self_metrics import SelfMetrics
 from agent.exposition.snapshot import Snapshot
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK_SPACE
+from agent.model.metrics.guest import GUEST_AGENT
 from agent.model.metrics.jobs import JOB
 from agent.model.metrics.migration import MIGRATION
 from agent.model.metrics.runstate import RUNSTATE
@@ -76,6 +77,8 @@ class SessionDispatcher:
             self._alerts.on_run_state(vm, samples, time_ns)
         if MIGRATION in families:
             self._alerts.on_migration(vm, samples, time_ns)
+        if GUEST_AGENT in families:
+            self._alerts.on_guest_channel(vm, samples, time_ns)
         if JOB in families:
             self._alerts.on_jobs(vm, samples, time_ns)
 

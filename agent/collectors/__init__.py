@@ -11,6 +11,7 @@ from agent.collectors import (
     displays,
     drives,
     dump,
+    guest_agent,
     guest_memory,
     hv_balloon,
     inventory,
@@ -41,6 +42,7 @@ ALL: tuple[Collector, ...] = (
     dump.COLLECTOR,
     inventory.COLLECTOR,
     inventory.TPMS,
+    guest_agent.COLLECTOR,
     displays.VNC_DISPLAYS,
     displays.SPICE_DISPLAY,
     kvm.COLLECTOR,
@@ -51,7 +53,12 @@ ALL: tuple[Collector, ...] = (
     net.COLLECTOR,
 )
 
-ALL_FEATURES = Facts(balloon="/machine/peripheral/balloon0", guest_stats_seconds=5, hv_balloon=True)
+ALL_FEATURES = Facts(
+    balloon="/machine/peripheral/balloon0",
+    guest_stats_seconds=5,
+    hv_balloon=True,
+    guest_agent_port="/machine/peripheral/channel0",
+)
 """Facts about a VM that has every feature that the collectors poll."""
 
 __all__ = ["ALL", "ALL_FEATURES", "Collector", "Facts", "Intervals"]

@@ -42,6 +42,7 @@ class Facts:
         cgroup: the directory of its process' cgroup (version 2), or None.
         interfaces: the host's network interfaces that its process has open.
         receives_events: whether the connection receives its events; without them, their collectors poll at the poll interval.
+        guest_agent_port: the QOM path of its guest agent's virtio serial port, or None.
         repeated_images: how many images query-named-block-nodes lists without `flat`: it repeats each node's chain. 0 with `flat`.
     """
 
@@ -57,6 +58,7 @@ class Facts:
     interfaces: tuple[Interface, ...] = ()
     hv_balloon: bool = False
     receives_events: bool = True
+    guest_agent_port: str | None = None
     repeated_images: int = 0
 
     def has_command(self, command: str) -> bool:

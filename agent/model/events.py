@@ -322,7 +322,14 @@ ROWS = (
         ("block", "balloon", "memory", "inventory", "threads"),
     ),
     EventRow("RTC_CHANGE", _DEV, INFO, "The guest set its clock. Rate-limited.", ("qom-path",)),
-    EventRow("VSERPORT_CHANGE", _DEV, INFO, "The guest opened or closed a virtio serial port. Rate-limited.", ("id",)),
+    EventRow(
+        "VSERPORT_CHANGE",
+        _DEV,
+        INFO,
+        "The guest opened or closed a virtio serial port. Rate-limited.",
+        ("id",),
+        ("guest_agent",),
+    ),
     EventRow("CPU_POLARIZATION_CHANGE", _DEV, INFO, "The guest changed its CPU polarization.", since="8.2"),
     EventRow("SCLP_CPI_INFO_AVAILABLE", _DEV, INFO, "An s390x guest reported its system name and level.", since="10.2"),
     EventRow(

@@ -7,12 +7,11 @@ otherwise the loop would only read.
 
 import asyncio
 import getpass
-import socket
-import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
+from agent.common.unix_peer import peer_pid
 from agent.qmp.commands import AllowList, Command, Request
 from agent.qmp.errors import (
     BusyError,
@@ -121,11 +120,7 @@ class Client(asyncio.Protocol):
     @property
     def peer_pid(self) -> int | None:
         """Process id of the peer of a Unix socket; None if it is unknown."""
-        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
-        if sock is None or sock.family != socket.AF_UNIX:
-            return None
-        pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return pid or None  # 0 is a process in another namespace
+        return peer_pid(self._transport)
 
     @property
     def can_probe(self) -> bool:

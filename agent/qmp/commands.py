@@ -22,7 +22,7 @@ from agent.qmp.queries import ROWS, QueryPolicy
 READS = frozenset({row.name for row in ROWS if row.policy is not QueryPolicy.REFUSED} | {"qom-get", "qom-list"})
 """Permitted reads: every `query-*` command that the query table does not refuse, and reads of QOM."""
 
-PROPERTIES = frozenset({"guest-stats", "guest-stats-polling-interval", "mac", "netdev", "type"})
+PROPERTIES = frozenset({"chardev", "guest-stats", "guest-stats-polling-interval", "mac", "name", "netdev", "type"})
 """Properties that `qom-get` may read: a `secret` object returns its secret to any client (QEMU 2.6 to 11.1)."""
 
 Request = NewType("Request", bytes)

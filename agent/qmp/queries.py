@@ -70,7 +70,11 @@ ROWS = (
         _POLLED,
         "I/O statistics of each disk: the only command that a quiet VM receives at every poll.",
     ),
-    Query("query-chardev", _EVENT, "Consoles, serial ports and monitors, for the inventory."),
+    Query(
+        "query-chardev",
+        _EVENT,
+        "Consoles, serial ports and monitors, for the inventory, and whether the guest agent is connected.",
+    ),
     Query("query-chardev-backends", _NO, f"{_FIXED}."),
     Query("query-colo-status", _NO, "For the manager of the replication; COLO_EXIT reports its end."),
     Query(

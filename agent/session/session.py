@@ -24,6 +24,7 @@ from agent.session.api import MonitorState, SessionContext, SessionObserver
 from agent.session.collector_failures import CollectorFailures
 from agent.session.command_executor import CommandExecutor
 from agent.session.event_handler import EventHandler
+from agent.session.guest_agent_port import GuestAgentPortLookup
 from agent.session.host_process import HostProcess
 from agent.session.migration_state import MigrationState
 from agent.session.poller import Poller
@@ -94,6 +95,7 @@ class Session:
         self._executor = CommandExecutor(client, context, self._probe)
         self._schedule = Schedule()
         self._process = HostProcess(context)
+        self._guest_agent_ports = GuestAgentPortLookup()
         self._poller: Poller | None = None
         self._idling: asyncio.Future[None] | None = None
         self._discovered = False
@@ -227,6 +229,7 @@ class Session:
             facts,
             receives_events=client.receives_events,
             migration_events=facts.migration_events and client.receives_events,
+            guest_agent_port=await self._guest_agent_ports.find(execute, answers[1:]),
         )
         wanted = Change.MIGRATION_EVENTS in self._context.settings.changes
         if facts.receives_events and not facts.migration_events and wanted:

@@ -86,6 +86,10 @@ class AlertScenario:
         samples = [Sample(JOB, (job, "commit"), {"error": error} if error else {}) for job, error in errors.items()]
         return self._changes(self.manager.on_jobs(vm, samples, int(at * SECOND), int(at * SECOND)))
 
+    def guest_channel(self, at: float, vm: Vm = VM, *, connected: bool) -> list[Change]:
+        """Pass a poll of the guest agent's channel."""
+        return self._changes(self.manager.on_guest_channel(vm, int(at * SECOND), connected=connected))
+
     def io_status(self, at: float, vm: Vm = VM, **devices: str) -> list[Change]:
         """Pass a poll of devices; keywords are their io-status, by device."""
         samples = [Sample(BLOCK_DEVICE, (device,), {"io_status": status}) for device, status in devices.items()]

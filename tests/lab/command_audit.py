@@ -32,7 +32,9 @@ COSTLY_QUERIES: Final = frozenset(
     }
 )
 """Queries that change something, interrupt vCPUs, load modules, or return a quarter of a megabyte."""
-PROPERTIES: Final = frozenset({"guest-stats", "guest-stats-polling-interval", "mac", "netdev", "type"})
+PROPERTIES: Final = frozenset(
+    {"chardev", "guest-stats", "guest-stats-polling-interval", "mac", "name", "netdev", "type"}
+)
 EXEMPT_TESTS: Final = ("tests/integration/test_lab.py",)
 """Tests that talk to scripted monitors with a client that is not the agent's."""
 
@@ -53,8 +55,10 @@ def violation(request: Any) -> str | None:
 def _is_allowed(command: Any, arguments: Any) -> bool:
     """Return whether the agent may send a command with these arguments."""
     match command:
-        case "qom-get" | "qom-set":
+        case "qom-get":
             allowed = arguments.get("property") in PROPERTIES
+        case "qom-set":
+            allowed = arguments.get("property") == "guest-stats-polling-interval"
         case "migrate-set-capabilities":
             allowed = arguments == {"capabilities": [{"capability": "events", "state": True}]}
         case "chardev-add":

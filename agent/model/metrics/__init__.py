@@ -5,12 +5,24 @@ those of QEMU's qapi/, 2.6 to 11.1. The help text names the QEMU version of a fi
 """
 
 from agent.model.family import Family
-from agent.model.metrics import about, block, block_layers, host, inventory, jobs, kvm, memory, migration, runstate
+from agent.model.metrics import (
+    about,
+    block,
+    block_layers,
+    guest,
+    host,
+    inventory,
+    jobs,
+    kvm,
+    memory,
+    migration,
+    runstate,
+)
 
 TRANSITIONS = (migration.MIGRATION_ENDED,)
 """Families of transitions: records `qemu.<name>` without series."""
 
-_PARTS = (block, block_layers, jobs, migration, memory, kvm, inventory, runstate, host, about)
+_PARTS = (block, block_layers, jobs, migration, memory, kvm, guest, inventory, runstate, host, about)
 
 FAMILIES = tuple(
     family

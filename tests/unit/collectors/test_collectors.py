@@ -312,7 +312,12 @@ def test_host_collectors_read_files_at_each_poll_and_send_no_command() -> None:
     assert not [c.name for c in ALL if c.files(Facts("/b", 5))]
 
 
-ALWAYS = {collector.name for collector in ALL if not collector.host_only} - {"balloon", "guest_memory", "hv_balloon"}
+ALWAYS = {collector.name for collector in ALL if not collector.host_only} - {
+    "balloon",
+    "guest_agent",
+    "guest_memory",
+    "hv_balloon",
+}
 
 
 @pytest.mark.parametrize(
@@ -323,6 +328,7 @@ ALWAYS = {collector.name for collector in ALL if not collector.host_only} - {"ba
         (Facts("/b", 5), {*ALWAYS, "balloon", "guest_memory"}),
         (Facts(None, 5), ALWAYS),
         (Facts(hv_balloon=True), {*ALWAYS, "hv_balloon"}),
+        (Facts(guest_agent_port="/machine/peripheral/p0"), {*ALWAYS, "guest_agent"}),
         (
             Facts(commands=frozenset({"query-status", "query-blockstats"})),
             ALWAYS - {"dirty", "kvm", "tpm", "vnc", "spice"},

@@ -10,6 +10,7 @@ import pytest
 from agent.collectors import ALL, Collector, Intervals
 from agent.collectors.base import Replies
 from agent.model.family import Sample
+from agent.model.metrics.guest import GUEST_AGENT
 from agent.model.metrics.runstate import RUNSTATE
 from agent.qmp.client import Client
 from agent.qmp.commands import Change, Command
@@ -93,7 +94,7 @@ async def test_everything_is_polled_once_at_attach(fake: FakeQemu) -> None:
         *["query-pci", "query-chardev", "query-memdev", "query-tpm", "query-vnc-servers", "query-spice"],
         *["query-stats", "query-stats", "query-cpus-fast"],
     ]
-    asked = {c.name: [] if c.host_only or c.name == "hv_balloon" else [PollOutcome.OK] for c in ALL}
+    asked = {c.name: [] if c.host_only or c.name in ("guest_agent", "hv_balloon") else [PollOutcome.OK] for c in ALL}
     assert {c.name: observer.outcomes(c.name) for c in ALL} == asked
 
 
@@ -211,6 +212,49 @@ async def test_without_a_balloon_no_balloon_command_is_sent(fake: FakeQemu) -> N
         "/machine"
     }
     assert observer.outcomes("balloon") == observer.outcomes("guest_memory") == []
+
+
+PORTS = {
+    "/machine/peripheral/vdagent0": ("com.redhat.spice.0", "spice"),
+    "/machine/peripheral/port0": ("org.qemu.guest_agent.0", "qga0"),
+}
+
+
+def has_guest_agent(fake: FakeQemu, *, connected: bool) -> None:
+    """Give a fake QEMU two virtio serial ports; one is that of a guest agent."""
+    children = [{"name": path.rpartition("/")[2], "type": "child<virtserialport>"} for path in PORTS]
+    fake.replies["qom-list"] = lambda asked: children if asked["path"] == "/machine/peripheral" else []
+    fake.replies["qom-get"] = lambda asked: (
+        PORTS[asked["path"]][asked["property"] == "chardev"] if asked["path"] in PORTS else "none-machine"
+    )
+    filename = "disconnected:unix:/run/vm1.qga,server=on"
+    chardevs = [{"label": label, "filename": filename, "frontend-open": False} for _, label in PORTS.values()]
+    fake.replies["query-chardev"] = [*chardevs[:-1], chardevs[-1] | {"frontend-open": connected}]
+
+
+async def test_the_guest_agents_channel_is_polled_at_attach_and_after_its_event(fake: FakeQemu) -> None:
+    observer = RecordingObserver()
+    has_guest_agent(fake, connected=False)
+    async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())):
+        await observer.wait_for_polls(1, "guest_agent")
+        has_guest_agent(fake, connected=True)
+        fake.emit("VSERPORT_CHANGE", {"id": "port0", "open": True})
+        await observer.wait_for_polls(1, "guest_agent")
+    samples = [samples for _, (family, *_), samples, _ in observer.calls_of("on_samples") if family is GUEST_AGENT]
+    where = {"chardev": "qga0", "socket": "/run/vm1.qga", "client_connected": False}
+    assert [sample.values for (sample,) in samples] == [where | {"connected": False}, where | {"connected": True}]
+    assert fake.count("query-chardev") == 3  # one is the inventory's
+
+
+async def test_a_port_is_queried_for_its_name_only_once(fake: FakeQemu) -> None:
+    observer = RecordingObserver()
+    has_guest_agent(fake, connected=True)
+    async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())) as group:
+        await observer.wait_for_polls(1, "guest_agent")
+        group.resync()
+        await observer.wait_for_polls(1, "guest_agent")
+    names = [r["arguments"]["path"] for r in fake.requests if r.get("arguments", {}).get("property") == "name"]
+    assert names == list(PORTS)
 
 
 async def test_an_invalid_answer_fails_only_its_collector(fake: FakeQemu) -> None:

@@ -1,0 +1,46 @@
+"""State of the guest agent's channel, polled at attach and after VSERPORT_CHANGE. Nothing is sent to the guest.
+
+QEMU reports as `frontend-open` whether the guest has opened the virtio serial port. The port's property `chardev` names its character
+device.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from agent.collectors.base import Collector, Facts, Replies, on_event_only, optional, require_type
+from agent.collectors.untrusted import as_list_of_objects, as_text
+from agent.model.family import Sample
+from agent.model.metrics.guest import GUEST_AGENT
+from agent.model.reader import Reader
+from agent.qmp.commands import Command
+
+PORT_NAME = "org.qemu.guest_agent.0"
+"""Name of the virtio serial port by which a guest agent finds its channel."""
+
+_read = Reader(GUEST_AGENT)
+
+_LISTENING_SOCKET = re.compile(r"(disconnected:)?unix:(/.*),server(?:=on)?", re.DOTALL)
+"""`filename` of a character device on a Unix socket that QEMU listens on (QEMU 2.6 to 11.1)."""
+
+
+def _commands(facts: Facts) -> Sequence[Command]:
+    if facts.guest_agent_port is None:
+        return ()
+    return (Command("query-chardev"), Command("qom-get", {"path": facts.guest_agent_port, "property": "chardev"}))
+
+
+def _collect(replies: Replies) -> Iterable[Sample]:
+    chardevs, label = require_type(replies[0], list), optional(replies[1], str)
+    chardev = next((c for c in as_list_of_objects(chardevs) if label and c.get("label") == label), None)
+    if chardev is not None:
+        yield Sample(GUEST_AGENT, (), _read(chardev | _socket(as_text(chardev.get("filename")))))
+
+
+def _socket(filename: str) -> dict[str, Any]:
+    """Return the path of the socket, and whether it has a client; nothing for another kind of character device."""
+    match = _LISTENING_SOCKET.fullmatch(filename)
+    return {"socket": match[2], "client": match[1] is None} if match is not None else {}
+
+
+COLLECTOR = Collector("guest_agent", (GUEST_AGENT,), _commands, _collect, on_event_only)

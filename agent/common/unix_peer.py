@@ -1,0 +1,14 @@
+"""The process at the other end of a Unix socket."""
+
+import asyncio
+import socket
+import struct
+
+
+def peer_pid(transport: asyncio.BaseTransport | None) -> int | None:
+    """Return the process id of a Unix socket's peer; None if it is unknown. For a listening socket it is the process that listens."""
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is None or sock.family != socket.AF_UNIX:
+        return None
+    pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid or None  # 0 is a process in another namespace

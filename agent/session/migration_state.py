@@ -1,7 +1,7 @@
-"""Live migration, seen from one QEMU process of the VM. Pure.
+"""Live migration of a VM, from the view of one of its QEMU processes. Pure.
 
 A VM that migrates has two processes with one UUID. The end of the source process is not the end of the VM, and the start of the
-destination process is not the start of the VM. QEMU treats a VM that is saved to a file, or restored from one, as migrating too.
+destination process is not the start of the VM. In QEMU, a save to a file and a restore from a file are migrations too.
 """
 
 from collections.abc import Mapping
@@ -21,39 +21,40 @@ _SHUTDOWN = "shutdown"
 
 
 class MigrationPhase(Enum):
-    """Where the VM is, seen from this process."""
+    """Where the VM is, from the view of this process."""
 
     UNKNOWN = "unknown"
     """No run state is known yet."""
     PRESENT = "present"
-    """The VM runs here. No incoming migration was observed, or an outgoing one has begun since."""
+    """The VM is in this process. The agent observed no incoming migration, or an outgoing migration has begun since."""
     INCOMING = "incoming"
-    """The process waits for the VM or receives it."""
+    """The process waits for the VM or receives the VM."""
     RECEIVED = "received"
-    """The VM has migrated in, and no outgoing migration has begun since."""
+    """The VM has migrated into this process, and no outgoing migration has begun since."""
     HANDING_OVER = "handing over"
-    """The process sends the last of the VM's state."""
+    """The guest is stopped, and the process sends the remaining state of the VM."""
     MIGRATED_AWAY = "migrated away"
-    """The VM runs elsewhere, or is in a file."""
+    """The VM is in another process or in a file."""
 
 
-_RUN_STATES: dict[str, dict[MigrationPhase, MigrationPhase]] = {
+_NEXT_BY_RUN_STATE: dict[str, dict[MigrationPhase, MigrationPhase]] = {
     _INMIGRATE: dict.fromkeys(MigrationPhase, MigrationPhase.INCOMING),
     _FINISH_MIGRATE: dict.fromkeys(MigrationPhase, MigrationPhase.HANDING_OVER)
     | {MigrationPhase.MIGRATED_AWAY: MigrationPhase.MIGRATED_AWAY},
     _POSTMIGRATE: dict.fromkeys(MigrationPhase, MigrationPhase.MIGRATED_AWAY),
     _SHUTDOWN: {MigrationPhase.INCOMING: MigrationPhase.RECEIVED, MigrationPhase.HANDING_OVER: MigrationPhase.PRESENT},
 }
-"""Next phase for each run state; a phase that is not listed stays."""
+"""The next phase by run state and present phase. A present phase that is not listed stays."""
 
-_OTHER_RUN_STATE = {
+_NEXT_BY_OTHER_RUN_STATE = {
     MigrationPhase.UNKNOWN: MigrationPhase.PRESENT,
     MigrationPhase.INCOMING: MigrationPhase.RECEIVED,
     MigrationPhase.HANDING_OVER: MigrationPhase.PRESENT,  # the migration failed
     MigrationPhase.MIGRATED_AWAY: MigrationPhase.PRESENT,  # the source was resumed
 }
+"""The next phase by present phase, for every other run state."""
 
-_ROLES = {
+_ROLE_BY_PHASE = {
     MigrationPhase.PRESENT: "source",  # a process that runs its VM cannot start to receive one
     MigrationPhase.HANDING_OVER: "source",
     MigrationPhase.MIGRATED_AWAY: "source",
@@ -62,62 +63,62 @@ _ROLES = {
 }
 
 _TRANSFERRING = frozenset({"active", "postcopy-active", "postcopy-paused", "postcopy-recover"})
-"""Statuses in which a source reports figures. A process in such a status that reports no figures is a destination."""
+"""Migration statuses in which a source reports transferred bytes. A process in such a status that reports none is a destination."""
 
-_EVENTS: dict[object, dict[MigrationPhase, MigrationPhase]] = {
+_NEXT_BY_EVENT: dict[object, dict[MigrationPhase, MigrationPhase]] = {
     "setup": {MigrationPhase.RECEIVED: MigrationPhase.PRESENT},
     "completed": {
         MigrationPhase.PRESENT: MigrationPhase.MIGRATED_AWAY,
         MigrationPhase.HANDING_OVER: MigrationPhase.MIGRATED_AWAY,
     },
 }
-"""Next phase for each status in a MIGRATION event. A destination emits these events too."""
+"""The next phase by status in a MIGRATION event and present phase. A source and a destination emit these events."""
 
 
 class MigrationState:
-    """State machine of one process of a VM, fed with run states, MIGRATION events and samples in order.
+    """State machine of one QEMU process of a VM. Its inputs are run states, MIGRATION events and samples, in their order of arrival.
 
     Attributes:
-        phase: the current phase.
+        phase: the present phase.
     """
 
-    __slots__ = ("_status", "phase")
+    __slots__ = ("_last_status", "phase")
 
     def __init__(self) -> None:
         self.phase = MigrationPhase.UNKNOWN
-        self._status: str | None = None  # of the last migration sample
+        self._last_status: str | None = None  # the status in the last migration sample
 
     @property
     def incoming(self) -> bool:
-        """True while the process waits for a VM or receives it."""
+        """True while the process waits for the VM or receives the VM."""
         return self.phase is MigrationPhase.INCOMING
 
     @property
     def runs(self) -> bool:
-        """True if the VM is known to be in this process, and is not migrating in or out."""
+        """True if the VM is certainly in this process: it is not migrating in and has not migrated away."""
         return self.phase in (MigrationPhase.PRESENT, MigrationPhase.RECEIVED)
 
     @property
     def role(self) -> str | None:
-        """The process's role in its last migration: `source`, `destination`, or None if unknown."""
-        return _ROLES.get(self.phase)
+        """The process's role in the VM's last migration: `source` or `destination`; None if the role is unknown."""
+        return _ROLE_BY_PHASE.get(self.phase)
 
     def on_attach(self, run_state: str) -> None:
-        """Handle the run state at attach. It never reports that the VM has migrated in; only samples do."""
+        """Handle the run state at attach; an empty text means that it is unknown."""
         if run_state == _INMIGRATE or (run_state and self.phase is MigrationPhase.UNKNOWN):
             self._on_run_state(run_state)
 
     def on_event(self, status: object) -> None:
         """Handle the status of a MIGRATION event."""
         if isinstance(status, str):
-            self.phase = _EVENTS.get(status, {}).get(self.phase, self.phase)
+            self.phase = _NEXT_BY_EVENT.get(status, {}).get(self.phase, self.phase)
 
     def on_sample(self, sample: Sample) -> bool | None:
-        """Handle a sample.
+        """Handle a sample of any family.
 
         Returns:
-            None if the sample does not show that the VM has migrated in. Otherwise True if the agent observed the arrival, and False
-            if the VM had arrived before the first poll.
+            True if the VM has migrated in since the last sample. False if the first migration sample shows that it migrated in earlier.
+            None in all other cases.
         """
         if sample.family is RUNSTATE:
             return True if self._on_run_state(sample.values.get("status", "")) else None
@@ -126,24 +127,24 @@ class MigrationState:
         return None
 
     def _on_migration_sample(self, values: Mapping[str, Any]) -> bool | None:
-        before, self._status = self._status, values["status"]
-        first, completed, source = before is None, self._status == "completed", is_source(values)
+        before, self._last_status = self._last_status, values["status"]
+        first, completed, source = before is None, self._last_status == "completed", is_source(values)
         match self.phase:
             case MigrationPhase.HANDING_OVER if completed and source:
                 self.phase = MigrationPhase.MIGRATED_AWAY
             case MigrationPhase.RECEIVED if before == "completed" and not completed:
-                self.phase = MigrationPhase.PRESENT  # another migration, which can only be outgoing
+                self.phase = MigrationPhase.PRESENT  # another migration has begun, and it can only be outgoing
             case MigrationPhase.UNKNOWN | MigrationPhase.PRESENT if first and not source:
-                if completed or self._status in _TRANSFERRING:
+                if completed or self._last_status in _TRANSFERRING:
                     self.phase = MigrationPhase.RECEIVED
                 return False if completed else None
         return None
 
     def migrated_away(self, *, shut_down: bool) -> bool:
-        """Return, after the process has ended, whether its VM continues elsewhere.
+        """Return whether a process that has ended had passed its VM to another process or to a file.
 
         Args:
-            shut_down: whether QEMU emitted SHUTDOWN before it ended.
+            shut_down: whether QEMU emitted SHUTDOWN before the process ended.
         """
         return self.phase is MigrationPhase.MIGRATED_AWAY or (self.phase is MigrationPhase.HANDING_OVER and shut_down)
 
@@ -152,5 +153,5 @@ class MigrationState:
         before = self.phase
         if not run_state:
             return False
-        self.phase = _RUN_STATES.get(run_state, _OTHER_RUN_STATE).get(before, before)
+        self.phase = _NEXT_BY_RUN_STATE.get(run_state, _NEXT_BY_OTHER_RUN_STATE).get(before, before)
         return before is MigrationPhase.INCOMING and self.phase is not MigrationPhase.INCOMING

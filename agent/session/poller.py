@@ -1,4 +1,4 @@
-"""Polling of one VM: sends the commands of due collectors to QEMU, reads the kernel's files, and reports samples from the answers."""
+"""Polling of one VM: sends the commands of the due collectors to QEMU, reads the kernel's files, and reports the samples."""
 
 import logging
 import time
@@ -25,11 +25,11 @@ from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, next_poll_ti
 _log = logging.getLogger(__name__)
 
 MAX_SAMPLES = 4096
-"""Maximum number of samples from one answer. One message has room for a million samples; their records would delay all other VMs."""
+"""Maximum number of samples of one poll of a collector. One reply could have a million samples, whose records would delay all other VMs."""
 
 
 class PollTime(NamedTuple):
-    """The instant before a poll.
+    """When a poll began.
 
     Attributes:
         time_ns: nanoseconds since the epoch.
@@ -50,7 +50,7 @@ class Poller:
 
     Attributes:
         facts: known facts about the VM, such as its threads and features.
-        phase: the VM's position in the polling interval, 0 to 1; spreads the polls of many VMs.
+        phase: random position of the VM's polls in the polling interval, 0 to 1. It spreads the polls of many VMs over time.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class Poller:
         """Create a poller of an attached VM.
 
         Args:
-            context: state shared with the other sessions.
-            observer: receives samples, transitions and figures about polls.
+            context: state that all sessions share.
+            observer: receives the samples, the transitions and the outcome of each poll.
             executor: executes commands.
-            schedule: the due times of the collectors.
-            process: the VM's process.
+            schedule: when each collector is due.
+            process: the VM's process on this host.
             vm: the VM.
             migration: migration state of the VM's process.
-            failures: failing collectors of the VM, over all its connections.
+            failures: the VM's failing collectors; kept when the VM is attached again.
             on_degraded: called when `failures` changes.
         """
         self.facts = Facts()
@@ -91,13 +91,13 @@ class Poller:
         self._on_degraded = on_degraded
         self._collectors = context.collectors
         self._jitter = 1.0
-        self._phased: list[str] = []
-        self._unsupported: list[str] = []  # a set of so few is six times as large
-        self._topologies: dict[str, object] = {}
-        self._previous: dict[str, Poll] = {}
+        self._spread: list[str] = []  # collectors whose second poll was moved to the VM's phase
+        self._unsupported: list[str] = []  # a list, because a set of few names takes six times the memory
+        self._topologies: dict[str, object] = {}  # by collector
+        self._previous: dict[str, Poll] = {}  # by collector
 
     def plan_all(self, now: float) -> None:
-        """Make all supported collectors due now."""
+        """Make all collectors due now whose commands QEMU supports."""
         for name, collector in self._collectors.by_name.items():
             if name in self._unsupported:
                 continue
@@ -115,61 +115,61 @@ class Poller:
             self._observer.on_samples(self._vm, collector.families, samples, min(time_ns, time.time_ns()))
 
     async def poll(self, names: Iterable[str]) -> bool:
-        """Poll QEMU for these collectors; return False if it stalled meanwhile.
+        """Poll these collectors from QEMU; return False if QEMU stalled and the remaining collectors were not polled.
 
         Raises:
             QmpError: the connection ended.
         """
         if not self.facts.receives_events:
-            # Another client may use the monitor at the same interval. The jitter avoids a collision at each poll.
+            # Another client may use the monitor at the same interval. The jitter avoids that both collide at each poll.
             self._jitter = 0.9 + 0.2 * self._context.random()
         for batch in self._batches(names):
             when = PollTime.now()
             try:
-                answers = await self._executor.execute([command for _, commands in batch for command in commands])
+                replies = await self._executor.execute([command for _, commands in batch for command in commands])
             except (BusyError, StalledError) as error:
                 self._observer.on_response(self._context.settings.response_seconds)
                 for collector, _ in batch:
                     self._observer.on_collector_run(collector.name, PollOutcome.TIMEOUT)
                 await self._executor.wait_until_responsive(error)
-                return False  # the late answers are out of date, and much may have changed
+                return False  # the late replies are out of date, and events may have been missed
             except ProtocolError as error:
                 for collector, _ in batch:
-                    self._fail(collector.name, str(error))
+                    self._switch_off(collector.name, str(error))
                 raise
             self._observer.on_response(time.monotonic() - when.monotonic)
             for reason, messages in self._executor.take_skipped_messages().items():
                 self._observer.on_messages_skipped(self._vm, reason, messages)
             for collector, commands in batch:
-                own, answers = answers[: len(commands)], answers[len(commands) :]
-                self._handle_answers(collector, own, when)
+                own, replies = replies[: len(commands)], replies[len(commands) :]
+                self._handle_replies(collector, own, when)
         return True
 
     def _batches(self, names: Iterable[str]) -> Iterator[Batch[Collector]]:
-        """Yield batches of collectors and their commands that fit one write. A failing collector has a batch of its own."""
-        rest: Batch[Collector] = []
+        """Yield batches of collectors whose commands fit one write. Each failing collector gets a batch of its own."""
+        remaining: Batch[Collector] = []
         retries: Batch[Collector] = []
         for name in names:
             collector = self._collectors.by_name.get(name)
             if collector is None or collector.host_only:
                 continue
             commands = collector.commands(self.facts)
-            if not commands:  # the VM has nothing to query any more, such as a balloon
+            if not commands:  # the VM has no such feature any more, such as a balloon
                 self._clear_failure(name)
             elif not self._is_off(name):
-                (retries if name in self._failures else rest).append((collector, commands))
-        while rest:
-            batch, rest = split_batch(rest)
+                (retries if name in self._failures else remaining).append((collector, commands))
+        while remaining:
+            batch, remaining = split_batch(remaining)
             yield batch
         yield from ([retry] for retry in retries)
 
     def poll_host(self, names: Iterable[str] | None = None) -> None:
-        """Poll these collectors by reading the kernel's files. A file takes microseconds, and QEMU is not involved.
+        """Poll collectors that read only the kernel's files. A file takes microseconds, and QEMU is not involved.
 
-        A collector without files reports that its subjects no longer exist.
+        A collector that has no file to read reports an empty list of samples.
 
         Args:
-            names: names of collectors; collectors that need QEMU are ignored. None polls all host-only collectors.
+            names: names of collectors; collectors that send commands to QEMU are ignored. None polls all host-only collectors.
         """
         host_only = self._collectors.host_only
         for name in host_only if names is None else names:
@@ -177,30 +177,30 @@ class Poller:
                 continue
             collector, when = self._collectors.by_name[name], PollTime.now()
             if files := collector.files(self.facts):
-                self._handle_answers(collector, self._process.read(files), when)
+                self._handle_replies(collector, self._process.read(files), when)
             else:
                 self._clear_failure(name)
                 self._observer.on_samples(self._vm, collector.families, (), when.time_ns)
 
     def plan_host_collectors(self) -> None:
-        """Make the host-only collectors due now. A stall may have prevented a poll for which they were taken from the schedule."""
+        """Make the host-only collectors due now. The stall probe calls this, because the stall may have prevented their poll."""
         for name in self._collectors.host_only:
             self._schedule.plan(name, time.monotonic())
 
     def poll_due_host_collectors(self) -> None:
         """Poll the host-only collectors that are due."""
-        self.poll_host(self._schedule.take(time.monotonic(), self._collectors.host_only))
+        self.poll_host(self._schedule.take_due(time.monotonic(), self._collectors.host_only))
 
     def _is_off(self, name: str) -> bool:
-        """Return whether a collector is off after a failure, and plan its retry."""
+        """Return whether a collector is off after a failure. If it is, plan the end of this time."""
         retry_at = self._failures.retry_at(name)
         if retry_at == -inf or retry_at <= time.monotonic() + SLACK_SECONDS:
             return False
         self._schedule.plan(name, retry_at)
         return True
 
-    def _fail(self, name: str, cause: str, *, bug: bool = False) -> None:
-        """Switch a collector off for a time that grows with each failure."""
+    def _switch_off(self, name: str, cause: str, *, bug: bool = False) -> None:
+        """Switch a failing collector off, for a time that doubles with each failure in a row."""
         settings = self._context.settings
         delay = self._failures.add(
             name, cause, time.monotonic(), 2 * settings.intervals.poll, settings.max_collector_off_seconds
@@ -209,20 +209,20 @@ class Poller:
         self._on_degraded()
 
     def _clear_failure(self, name: str) -> None:
-        """Poll a collector at its interval again, because its answers can be read."""
+        """Poll a collector at its interval again, because it has not failed this time."""
         if self._failures.clear(name):
             _log.info("%s: collector %s works again", self._vm.name, name)
             self._on_degraded()
 
     def _disable(self, name: str) -> None:
-        """Stop polling a collector on this connection, because QEMU lacks its command. A running QEMU gets no new commands."""
+        """Stop polling a collector on this connection, because QEMU lacks a command that the collector needs."""
         self._clear_failure(name)
         self._unsupported.append(name)
-        self._schedule.drop(name)
+        self._schedule.remove(name)
 
-    def _handle_answers(self, collector: Collector, answers: Sequence[CommandResult], when: PollTime) -> None:
-        """Report the samples in the answers, and plan the collector's next poll."""
-        samples, outcome = self._collect(collector, answers, when)
+    def _handle_replies(self, collector: Collector, replies: Sequence[CommandResult], when: PollTime) -> None:
+        """Report the samples in a collector's replies, and plan the collector's next poll."""
+        samples, outcome = self._collect_samples(collector, replies, when)
         self._observer.on_collector_run(collector.name, outcome)
         if outcome in (PollOutcome.OK, PollOutcome.TRUNCATED):
             self._observer.on_samples(self._vm, collector.families, samples, when.time_ns)
@@ -232,19 +232,19 @@ class Poller:
                     self._observer.on_lifecycle(
                         change, Record(change.type, self._vm, {"observed": observed}, when.time_ns)
                     )
-            self._compare_topology(collector, samples)
+            self._poll_invalidated(collector, samples)
             self._clear_failure(collector.name)
-        self._plan_next(collector, samples, when.monotonic)
+        self._plan_next_poll(collector, samples, when.monotonic)
 
-    def _collect(
-        self, collector: Collector, answers: Sequence[CommandResult], when: PollTime
+    def _collect_samples(
+        self, collector: Collector, replies: Sequence[CommandResult], when: PollTime
     ) -> tuple[Sequence[Sample], PollOutcome]:
-        if any(isinstance(a, CommandError) and a.error_class == "CommandNotFound" for a in answers):
+        if any(isinstance(reply, CommandError) and reply.error_class == "CommandNotFound" for reply in replies):
             self._disable(collector.name)
             return (), PollOutcome.UNSUPPORTED
         try:
             previous = self._previous.get(collector.name, Poll())
-            collected = iter(collector.collect(answers))
+            collected = iter(collector.collect(replies))
             poll = Poll(tuple(islice(collected, MAX_SAMPLES)), *when)
             truncated = next(collected, None) is not None
             if (samples := collector.derive(previous, poll)) is not poll.samples:
@@ -262,15 +262,15 @@ class Poller:
             _log.debug("%s: collector %s: QEMU refused: %s", self._vm.name, collector.name, error)
             self._clear_failure(collector.name)
         except QmpError as error:
-            self._fail(collector.name, str(error))
+            self._switch_off(collector.name, str(error))
         except Exception as error:  # noqa: BLE001 - a bug in one collector must not end the session
-            self._fail(collector.name, f"{type(error).__name__}: {error}", bug=True)
+            self._switch_off(collector.name, f"{type(error).__name__}: {error}", bug=True)
         else:
             return poll.samples, PollOutcome.TRUNCATED if truncated else PollOutcome.OK
         return (), PollOutcome.ERROR
 
-    def _compare_topology(self, collector: Collector, samples: Sequence[Sample]) -> None:
-        """If the topology changed, poll the collectors whose last answers are out of date now."""
+    def _poll_invalidated(self, collector: Collector, samples: Sequence[Sample]) -> None:
+        """If the collector's topology has changed, make the collectors due whose last results are out of date now."""
         if not collector.invalidates:
             return
         topology = collector.topology(samples)
@@ -278,7 +278,7 @@ class Poller:
             self._topologies[collector.name] = topology
             self._schedule.demand(collector.invalidates, time.monotonic())
 
-    def _plan_next(self, collector: Collector, samples: Sequence[Sample], start: float) -> None:
+    def _plan_next_poll(self, collector: Collector, samples: Sequence[Sample], start: float) -> None:
         intervals, name = self._context.settings.intervals, collector.name
         delay = collector.next_poll_delay(samples, self.facts, intervals)
         if name in self._failures:
@@ -288,8 +288,8 @@ class Poller:
             return
         interval = intervals.poll
         in_slot = delay >= interval and delay % interval == 0 and self.facts.receives_events
-        if delay >= interval and name not in self._phased:
-            self._phased.append(name)
+        if delay >= interval and name not in self._spread:
+            self._spread.append(name)
             delay *= 0.1 + 0.9 * self.phase
         if not in_slot:
             self._schedule.plan(name, start + delay * self._jitter)

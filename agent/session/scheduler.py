@@ -1,4 +1,4 @@
-"""Scheduling of a VM's polls: by timer, or at once when an event invalidates an answer. Pure: time is an argument."""
+"""Times of a VM's polls: at intervals, or at once when an event shows that a result has changed. Pure: time is an argument."""
 
 from collections.abc import Container, Iterable, Sequence
 from math import ceil, inf
@@ -7,31 +7,31 @@ from typing import TypeVar
 from agent.qmp.commands import Command
 
 SLACK_SECONDS = 0.05
-"""Polls due within this time share one write, because each wake-up costs QEMU time."""
+"""Polls that are due within this time share one write, because each write wakes QEMU's main loop and costs time there."""
 
 MAX_COMMANDS_PER_WRITE = 7
-"""While eight in-band requests wait, QEMU stops reading, even out-of-band probes (monitor/qmp.c, 4.0 to 11.1)."""
+"""While eight in-band requests wait, QEMU reads nothing from the monitor, not even out-of-band probes (monitor/qmp.c, 4.0 to 11.1)."""
 
 SPACING_SECONDS = 0.25
-"""Minimum time between two polls of one collector that events demand."""
+"""Minimum time between two polls of one collector because of events."""
 
 VMS_PER_SLOT = 8
-"""VMs polled at one moment. The agent's code and data are then in the processor's caches, which saves a third of the cost of a poll."""
+"""Number of VMs that share a slot. The agent's code and data are then in the processor's caches, which saves a third of the CPU time."""
 
 
 def next_poll_time(start: float, wait: float, interval: float, phase: float, vms: int) -> float:
-    """Return the time of the VM's slot that is nearest to the end of a wait.
+    """Return the time of the VM's slot nearest to `start + wait`, in seconds on the monotonic clock.
 
-    A VM has one slot in each interval, which it shares with some other VMs.
+    A slot is a moment at which the agent polls several VMs. Each VM has one slot in each interval.
 
     Args:
         start: time of the last poll, in seconds on the monotonic clock.
-        wait: seconds to wait after `start`.
-        interval: seconds between two polls.
+        wait: seconds from the last poll to the next one, as far as slots allow.
+        interval: seconds between two slots of the VM.
         phase: the VM's position in the interval, 0 to 1.
-        vms: number of VMs that are polled.
+        vms: number of attached VMs.
     """
-    if interval < 4 * SLACK_SECONDS:  # the slack would merge each slot with the one before
+    if interval < 4 * SLACK_SECONDS:  # polls in consecutive slots would be due within the slack, and share one write
         return start + wait
     slots = max(1, vms // VMS_PER_SLOT)
     position = int(phase * slots) / slots
@@ -40,69 +40,76 @@ def next_poll_time(start: float, wait: float, interval: float, phase: float, vms
 
 
 class Schedule:
-    """Due times of named polls, in seconds on one monotonic clock."""
+    """Due times of the polls of one VM, by name, in seconds on one monotonic clock."""
 
     def __init__(self) -> None:
-        self._due: dict[str, float] = {}
-        self._taken: dict[str, float] = {}
+        self._due_at: dict[str, float] = {}
+        self._taken_at: dict[str, float] = {}
 
     def demand(self, names: Iterable[str], now: float) -> None:
-        """Make these polls due at once, or as soon as their spacing allows."""
+        """Make polls due now, but not earlier than `SPACING_SECONDS` after the poll of the same name before. Ignore unknown names."""
         for name in names:
-            if self._due.get(name, -inf) > now:  # a poll that is already due stays as it is, as in a burst of events
-                self._due[name] = min(self._due[name], max(now, self._taken.get(name, -inf) + SPACING_SECONDS))
+            if self._due_at.get(name, -inf) > now:  # leave a poll that is due already, such as in a burst of events
+                earliest = max(now, self._taken_at.get(name, -inf) + SPACING_SECONDS)
+                self._due_at[name] = min(self._due_at[name], earliest)
 
     def plan(self, name: str, at: float) -> None:
-        """Make a poll due at a time, unless it is already due earlier. With `inf` it waits for `demand`."""
-        self._due[name] = min(self._due.get(name, inf), at)
+        """Make a poll due at this time, unless it is due earlier already. With the time `inf`, the poll waits for `demand`."""
+        self._due_at[name] = min(self._due_at.get(name, inf), at)
 
-    def drop(self, name: str) -> None:
-        """Remove a poll for good."""
-        self._due.pop(name, None)
+    def remove(self, name: str) -> None:
+        """Remove a poll. `demand` ignores its name from now on."""
+        self._due_at.pop(name, None)
 
-    def next_at(self) -> float:
-        """Return when the next poll is due; `inf` if none is planned."""
-        return min(self._due.values(), default=inf)
+    def next_due_at(self) -> float:
+        """Return when the next poll is due; `inf` if no poll is due at any time."""
+        return min(self._due_at.values(), default=inf)
 
-    def take(self, now: float, among: Container[str] | None = None) -> list[str]:
-        """Remove the due polls from the schedule until their next `plan` or `demand`, and return them in the order of due times.
+    def take_due(self, now: float, among: Container[str] | None = None) -> list[str]:
+        """Return the names of the polls that are due, in the order of due times. They are due again after the next `plan` or `demand`.
 
         Args:
             now: the current time.
-            among: names to consider; None considers all.
+            among: the names to consider; None considers all.
         """
-        names = (name for name, at in self._due.items() if at <= now + SLACK_SECONDS)
-        due = sorted((name for name in names if among is None or name in among), key=self._due.__getitem__)
+        names = (name for name, at in self._due_at.items() if at <= now + SLACK_SECONDS)
+        due = sorted((name for name in names if among is None or name in among), key=self._due_at.__getitem__)
         for name in due:
-            self._due[name] = inf
+            self._due_at[name] = inf
         if due:
-            recent = {name: at for name, at in self._taken.items() if at > now - SPACING_SECONDS}
-            self._taken = recent | dict.fromkeys(due, now)
+            recent = {name: at for name, at in self._taken_at.items() if at > now - SPACING_SECONDS}
+            self._taken_at = recent | dict.fromkeys(due, now)
         return due
 
 
 class Pacer:
-    """Spreads expensive work of many VMs over time."""
+    """Spreads an expensive action, such as the first poll of each VM, over time."""
 
     def __init__(self, spacing_seconds: float, max_delay_seconds: float) -> None:
+        """Create a pacer.
+
+        Args:
+            spacing_seconds: time between two actions.
+            max_delay_seconds: maximum delay of an action. If it is reached, actions come closer together.
+        """
         self._spacing_seconds = spacing_seconds
         self._max_delay_seconds = max_delay_seconds
-        self._next = -inf
+        self._next_at = -inf
 
-    def take(self, now: float) -> float:
-        """Return the next free moment, at most `max_delay_seconds` from now."""
-        at = min(max(now, self._next), now + self._max_delay_seconds)
-        self._next = at + self._spacing_seconds
+    def reserve_time(self, now: float) -> float:
+        """Return the time for the next action, and reserve it. Times are in seconds on the monotonic clock."""
+        at = min(max(now, self._next_at), now + self._max_delay_seconds)
+        self._next_at = at + self._spacing_seconds
         return at
 
 
-Who = TypeVar("Who")
-Batch = list[tuple[Who, Sequence[Command]]]
-"""Pairs of a requester and its commands."""
+Requester = TypeVar("Requester")
+Batch = list[tuple[Requester, Sequence[Command]]]
+"""Pairs of a requester, such as a collector, and its commands."""
 
 
-def split_batch(batch: Batch[Who]) -> tuple[Batch[Who], Batch[Who]]:
-    """Split a batch; return the part that fits one write, and the rest."""
+def split_batch(batch: Batch[Requester]) -> tuple[Batch[Requester], Batch[Requester]]:
+    """Split a batch. Return the requesters whose commands fit one write, and the remaining requesters."""
     count = 0
     for index, (_, commands) in enumerate(batch):
         count += len(commands)

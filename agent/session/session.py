@@ -1,4 +1,4 @@
-"""One connection to a VM: identifies the VM, discovers its features, and polls until the connection ends."""
+"""Session with one VM over one connection: identifies the VM, discovers its features, and polls it until the connection ends."""
 
 import asyncio
 import contextlib
@@ -34,27 +34,27 @@ from agent.session.threshold_writer import ThresholdWriter
 
 _log = logging.getLogger(__name__)
 
-IDLE_SECONDS = 86400.0
+MAX_TIMER_SECONDS = 86400.0
 """Maximum delay of a timer, because some event loops reject longer delays."""
 
 MAX_RESYNC_DELAY_SECONDS = 10.0
 """Maximum delay of a requested resync."""
 
 MAX_BUILDS = 64
-"""Maximum number of QEMU builds whose command names are kept; a host has a few."""
+"""Maximum number of QEMU builds whose command names are kept. A host usually has fewer than ten."""
 
 DISCOVER = "discover"
-"""Name of the discovery of the VM's features in the schedule. All collectors are polled after it."""
+"""Name in the schedule for the discovery of the VM's features. After it, all collectors are polled."""
 
 DISCOVERY = "discovery"
-"""Name of the discovery in the list of failing collectors."""
+"""Name of this discovery in the list of failing collectors."""
 
 THREADS = "threads"
-"""Name of the discovery of the process in the schedule. Events that change its threads or network interfaces demand it."""
+"""Name in the schedule for the discovery of the VM's process. It is due after an event that changes its threads or network interfaces."""
 
 
 class Session:
-    """One connection to one VM: `identify`, then `run`.
+    """A session with one VM over one connection. Call `identify`, then `run`.
 
     Attributes:
         shutdown_reason: the reason that QEMU gave in its SHUTDOWN event, or None.
@@ -74,14 +74,14 @@ class Session:
         """Create a session on an open connection.
 
         Args:
-            context: state shared with the other sessions.
-            observer: receives records, samples and figures about polls.
+            context: state that all sessions share.
+            observer: receives the records, the samples and the outcome of each poll.
             client: the connection.
-            events: handler of the connection's events. It exists before the connection, so that no event is missed.
-            on_state: called with each change between up, busy and stalled, and its cause.
+            events: handler of the connection's events. The caller creates it before the connection, so that no event is missed.
+            on_state: called with each new state (up, busy or stalled) and its cause.
             on_degraded: called when `failures` changes.
-            migration: migration state of the VM's process, over all its connections.
-            failures: failing collectors of the VM, over all its connections.
+            migration: migration state of the VM's process; kept when the VM is attached again.
+            failures: the VM's failing collectors; kept when the VM is attached again.
         """
         self.shutdown_reason: str | None = None
         self._context = context
@@ -101,45 +101,49 @@ class Session:
         self._discovered = False
 
     def overdue_by(self, now: float) -> float:
-        """Return by how many seconds the next action is overdue; negative if it is not overdue. Waiting for QEMU does not count."""
+        """Return by how many seconds the session's next action is overdue; negative if it is not overdue.
+
+        Args:
+            now: the current time, in seconds on the monotonic clock.
+        """
         return now - self._executor.next_action_at
 
     def resync(self) -> None:
-        """Plan a poll of everything, spread over the polling interval among the VMs."""
+        """Make all collectors due after a delay that depends on the VM, so that the resyncs of many VMs are spread over time."""
         if self._poller is not None:
             delay = self._poller.phase * min(self._context.settings.intervals.poll, MAX_RESYNC_DELAY_SECONDS)
             self._schedule.plan(DISCOVER, time.monotonic() + delay)
             self._wake()
 
     async def identify(self, monitor: Monitor) -> Vm:
-        """Return the VM behind this connection.
+        """Return the VM that the connection leads to.
 
         Args:
-            monitor: the monitor that the connection is to.
+            monitor: the monitor of the connection.
 
         Raises:
             QmpError: the connection ended.
         """
-        *answers, status = await self._executor.execute_with_retry((*identity.IDENTITY, identity.RUN_STATE))
+        *replies, status = await self._executor.execute_with_retry((*identity.IDENTITY, identity.RUN_STATE))
         self._migration.on_attach(status.get("status", "") if isinstance(status, dict) else "")
         return identity.identify(
             self._context.settings.host,
             monitor.name,
-            answers,
+            replies,
             shared_address=monitor.shared_address,
-            arguments=self._arguments,
+            arguments=self._qemu_arguments,
         )
 
-    def _arguments(self) -> Sequence[str]:
-        """Return the command line of the connected process; empty if that is unknown or not a QEMU."""
+    def _qemu_arguments(self) -> Sequence[str]:
+        """Return the command line of the connected process; empty if the process is unknown or not a QEMU."""
         argv = arguments(self._client.peer_pid) if self._client.peer_pid is not None else []
         return argv if is_qemu(argv) else ()
 
     async def run(self, vm: Vm) -> None:
-        """Attribute the events to the VM, and poll it until the connection ends.
+        """Report the events as events of this VM, and poll the VM until the connection ends.
 
         Raises:
-            QmpError: why the connection ended.
+            QmpError: why the connection ended; always raised.
         """
         poller = self._poller = Poller(
             self._context,
@@ -154,7 +158,7 @@ class Session:
         )
         thresholds = ThresholdWriter(self._context, self._executor, self._schedule, vm)
         self._probe.poller = poller
-        self._schedule.plan(DISCOVER, self._context.first_polls.take(time.monotonic()))
+        self._schedule.plan(DISCOVER, self._context.first_polls.reserve_time(time.monotonic()))
         self._schedule.plan(THREADS, inf)
         self._events.attach(vm, lambda event, time_ns: self._on_event(poller, thresholds, event, time_ns))
         self._client.ended.add_done_callback(lambda _: self._wake())
@@ -164,14 +168,14 @@ class Session:
                 while True:
                     if self._client.ended.done():
                         raise self._client.ended.result()
-                    await self._step(poller, thresholds, vm, self._schedule.take(time.monotonic()))
+                    await self._poll_or_wait(poller, thresholds, vm, self._schedule.take_due(time.monotonic()))
             finally:
                 self._context.attached_vms -= 1
                 self._events.close()
                 self._probe.poller = None  # breaks a reference cycle
 
     def _on_event(self, poller: Poller, thresholds: ThresholdWriter, event: Event, time_ns: int) -> None:
-        """Handle an event of the attached VM, and poll the collectors whose last answers it invalidates."""
+        """Handle an event of the attached VM, and make the collectors due whose last results are out of date now."""
         poller.read_event(event, time_ns)
         match event.name:
             case "SHUTDOWN":
@@ -180,7 +184,7 @@ class Session:
             case "MIGRATION":
                 self._migration.on_event(status := event.data.get("status"))
                 if status != "setup" and poller.facts.receives_events:
-                    # The capability is on. `setup` does not prove it: QEMU 7.2 emits it on a destination without the capability too.
+                    # The events are enabled. The status `setup` does not prove it, because QEMU 7.2 always emits it on a destination.
                     poller.facts = dataclasses.replace(poller.facts, migration_events=True)
         names = (*row_of(event.name).invalidates, *thresholds.refreshes_due())
         if names:
@@ -188,10 +192,10 @@ class Session:
             self._schedule.demand(names if self._discovered else (DISCOVER,), time.monotonic())
             self._wake()
 
-    async def _step(self, poller: Poller, thresholds: ThresholdWriter, vm: Vm, names: Sequence[str]) -> None:
-        """Do what is due, or wait until something is."""
+    async def _poll_or_wait(self, poller: Poller, thresholds: ThresholdWriter, vm: Vm, names: Sequence[str]) -> None:
+        """Run what is due, given by names in the schedule. If nothing is due, wait until something is due."""
         if not names:
-            await self._idle()
+            await self._wait_until_due()
         elif DISCOVER in names:
             await self._discover(poller, vm)
         else:
@@ -202,37 +206,37 @@ class Session:
                 self._schedule.plan(DISCOVER, time.monotonic())
             await thresholds.apply(receives_events=poller.facts.receives_events)
 
-    async def _idle(self) -> None:
-        loop, at = asyncio.get_running_loop(), self._schedule.next_at()
+    async def _wait_until_due(self) -> None:
+        loop, at = asyncio.get_running_loop(), self._schedule.next_due_at()
         self._executor.next_action_at, self._idling = at, loop.create_future()
-        timer = loop.call_later(max(0.0, min(at - time.monotonic(), IDLE_SECONDS)), self._wake)
+        timer = loop.call_later(max(0.0, min(at - time.monotonic(), MAX_TIMER_SECONDS)), self._wake)
         try:
             await self._idling
         finally:
             timer.cancel()
 
     def _wake(self) -> None:
-        """End `_idle`, because something is due or the connection has ended."""
+        """End the wait of `_wait_until_due`, because something is due or the connection has ended."""
         if self._idling is not None and not self._idling.done():
             self._idling.set_result(None)
 
     async def _discover(self, poller: Poller, vm: Vm) -> None:
-        """Discover the VM's features, make the changes that the operator allows, and plan a poll of everything."""
+        """Discover the VM's features, make the changes to QEMU that the config allows, and make all collectors due."""
         execute, client = self._executor.execute_with_retry, self._client
         self._executor.unreadable = ""
-        answers = await execute(identity.FEATURES)
+        replies = await execute(identity.FEATURES)
         assert client.greeting is not None
-        facts = identity.facts_of(answers, client.greeting, await self._command_names(client.greeting))
+        facts = identity.facts_of(replies, client.greeting, await self._command_names(client.greeting))
         if facts.balloon is not None:
             facts = dataclasses.replace(facts, guest_stats_seconds=await self._guest_stats_seconds(facts.balloon))
         facts = dataclasses.replace(
             facts,
             receives_events=client.receives_events,
             migration_events=facts.migration_events and client.receives_events,
-            guest_agent_port=await self._guest_agent_ports.find(execute, answers[1:]),
+            guest_agent_port=await self._guest_agent_ports.find(execute, replies[1:]),
         )
-        wanted = Change.MIGRATION_EVENTS in self._context.settings.changes
-        if facts.receives_events and not facts.migration_events and wanted:
+        is_allowed = Change.MIGRATION_EVENTS in self._context.settings.changes
+        if facts.receives_events and not facts.migration_events and is_allowed:
             (result,) = await execute((identity.ENABLE_MIGRATION_EVENTS,))
             facts = dataclasses.replace(facts, migration_events=not isinstance(result, QmpError))
         if not supports_flat(facts.version):
@@ -246,36 +250,39 @@ class Session:
         self._discovered = True
 
     def _report_discovery(self, vm: Vm, now: float) -> None:
-        """Report whether all replies of the discovery could be read. The next resync repeats the discovery."""
+        """Report a failure if a reply of the discovery could not be read. The next resync repeats the discovery."""
         if cause := self._executor.unreadable:
             seconds = self._context.settings.intervals.resync
             self._failures.add(DISCOVERY, cause, now, seconds, seconds)
-            _log.warning("%s: discovery incomplete: %s", vm.name, cause)
+            _log.warning("%s: discovery of features is incomplete until the next resync: %s", vm.name, cause)
             self._on_degraded()
         elif self._failures.clear(DISCOVERY):
             self._on_degraded()
 
     async def _command_names(self, greeting: Greeting) -> frozenset[str]:
-        """Return the names of this QEMU's commands, queried once for each build."""
+        """Return the names of this QEMU's commands. QEMU is queried only if no VM of the same build was queried before."""
         build, known = identity.build_of(greeting), self._context.build_commands
         if build not in known:
-            (answer,) = await self._executor.execute_with_retry((identity.LIST_COMMANDS,))
-            if isinstance(answer, UnreadableReplyError):
+            (reply,) = await self._executor.execute_with_retry((identity.LIST_COMMANDS,))
+            if isinstance(reply, UnreadableReplyError):
                 return frozenset()
             if len(known) >= MAX_BUILDS:
                 known.clear()
-            known[build] = identity.parse_command_names(answer)
+            known[build] = identity.parse_command_names(reply)
         return known[build]
 
     async def _discover_process(self, vm: Vm, facts: Facts) -> Facts:
-        """Find the VM's process, report the description of the VM, and return the facts with the process's data added."""
+        """Find the VM's process, report the sample that describes the VM, and return the facts with the process's data added."""
         time_ns = time.time_ns()
         facts = await self._process.discover(self._executor.execute_with_retry, self._client.peer_pid, vm, facts)
         self._observer.on_samples(vm, (ABOUT,), (self._process.about,), time_ns)
         return facts
 
     async def _guest_stats_seconds(self, balloon: str) -> int:
-        """Return the polling interval of the guest's memory statistics. Set it first if it is not set and the config allows that."""
+        """Return the interval in seconds at which QEMU polls the guest's memory statistics; 0 if QEMU does not poll them.
+
+        If QEMU does not poll them and the config allows the change, set the interval first.
+        """
         execute = self._executor.execute_with_retry
         seconds = identity.parse_stats_interval((await execute((identity.get_stats_interval(balloon),)))[0])
         settings = self._context.settings

@@ -10,7 +10,7 @@ from agent.session.api import MAIN_LOOP_STALLED, PROCESS_STALLED, MonitorState, 
 
 
 class HostPoller(Protocol):
-    """Polls the host-only collectors of a VM, which read the kernel's files and need no answer from QEMU."""
+    """Polls a VM's host-only collectors, which read the kernel's files and need no reply from QEMU."""
 
     def plan_host_collectors(self) -> None:
         """Make all host-only collectors due now."""
@@ -20,10 +20,10 @@ class HostPoller(Protocol):
 
 
 class StallProbe:
-    """Waits for overdue replies, and meanwhile probes QEMU's monitor thread out of band.
+    """Waits for overdue replies of a QEMU. Meanwhile, it probes QEMU's monitor thread out of band.
 
     Attributes:
-        poller: polls the kernel during a stall; None until the VM is attached.
+        poller: polls the host-only collectors during the wait; None until the VM is attached.
     """
 
     __slots__ = ("_client", "_context", "_on_state", "poller")
@@ -31,6 +31,13 @@ class StallProbe:
     def __init__(
         self, client: MonitorConnection, context: SessionContext, on_state: Callable[[MonitorState, str], None]
     ) -> None:
+        """Create a probe of one connection.
+
+        Args:
+            client: the connection.
+            context: state that all sessions share.
+            on_state: called with the new state and its cause, when a wait begins, when the cause changes and when the wait ends.
+        """
         self.poller: HostPoller | None = None
         self._client = client
         self._context = context
@@ -39,7 +46,7 @@ class StallProbe:
     async def wait(self, error: BusyError | StalledError) -> None:
         """Wait until no reply is overdue, or until a busy monitor is free.
 
-        Meanwhile the agent sends no in-band command, because QEMU still executes the overdue one.
+        The caller must send no in-band command during the wait, because QEMU still executes the overdue command.
 
         Args:
             error: why the session waits.

@@ -1,6 +1,6 @@
-"""Supervision of monitors: connects to each monitor, and connects again whenever a connection ends.
+"""Supervision of monitors: connects to each monitor, and connects again after each connection has ended.
 
-A monitor that hangs, misbehaves or disappears does not affect the others.
+A monitor that hangs, violates the protocol or disappears does not affect other monitors.
 """
 
 import asyncio
@@ -36,12 +36,14 @@ from agent.session.uuid_clash import UuidClashDetector
 _log = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 0.2
+"""Delay of the first attempt to connect again."""
 
 NO_EVENTS = "figures only: this monitor delivers no events"
+"""Reason of the state `up` of a monitor without events."""
 
 
 class MonitorSupervisor:
-    """Connects to one monitor, and again after each connection ends, until it is cancelled or the monitor is removed."""
+    """Connects to one monitor, and connects again after each connection has ended."""
 
     def __init__(
         self, monitor: Monitor, context: SessionContext, observer: SessionObserver, claims: OwnershipRegistry
@@ -67,40 +69,42 @@ class MonitorSupervisor:
         return self._status.state if self._status is not None else None
 
     def remove(self) -> None:
-        """Stop connecting, because the monitor's address no longer exists. An open connection stays open."""
+        """Make no new connection, because the monitor's address no longer exists. An open connection stays open."""
         if not self._removed.done():
             self._removed.set_result(None)
 
     def restore(self) -> None:
-        """Connect again, because the address is back."""
+        """Make new connections again after `remove`, because the monitor's address exists again."""
         if self._removed.done():
             self._removed = asyncio.get_running_loop().create_future()
 
     def overdue_by(self, now: float) -> float | None:
-        """Return by how many seconds the VM's next poll is overdue; None if it is not polled now."""
+        """Return by how many seconds the VM's next poll is overdue; None if the agent does not poll the VM now."""
         polled = self._session is not None and self._state is MonitorState.UP
         return self._session.overdue_by(now) if self._session is not None and polled else None
 
     def resync(self) -> None:
-        """Poll everything again, if a VM is attached."""
+        """Run all collectors again soon, if a VM is attached."""
         if self._session is not None:
             self._session.resync()
 
     async def run(self) -> None:
-        """Connect and watch, until cancelled or removed."""
+        """Connect repeatedly, until this task is cancelled or the monitor is removed."""
         failures = 0
         while not self._removed.done():
             try:
-                failures = 0 if await self._connect() else failures + 1
+                failures = 0 if await self._run_connection() else failures + 1
             finally:
                 self._session = None  # breaks a reference cycle
             delay = back_off(failures, FIRST_RETRY_SECONDS, self._context.settings.max_retry_seconds)
             await asyncio.wait({self._removed}, timeout=delay)
 
-    async def _connect(self) -> bool:
-        """Open a connection and watch the VM until it ends. Return False if it failed or ended soon; the next delay then grows."""
+    async def _run_connection(self) -> bool:
+        """Connect, and watch the VM until the connection ends. Return False if it failed or ended soon: the next delay is then longer."""
         if self._state in (None, MonitorState.NEGOTIATING, MonitorState.UP):
-            self._set_state(MonitorState.CONNECTING)  # any other state stays until the outcome of this attempt is known
+            self._set_state(
+                MonitorState.CONNECTING
+            )  # another state, such as busy, stays until this attempt has an outcome
         events = EventHandler(self._observer)
         try:
             client = await self._monitor.open(
@@ -129,9 +133,9 @@ class MonitorSupervisor:
                 self._migration,
                 self._failures,
             )
-            return await self._identify(client, session, events)
+            return await self._identify_and_watch(client, session, events)
 
-    async def _identify(self, client: MonitorConnection, session: Session, events: EventHandler) -> bool:
+    async def _identify_and_watch(self, client: MonitorConnection, session: Session, events: EventHandler) -> bool:
         if self._state is not MonitorState.STANDBY:
             self._set_state(MonitorState.NEGOTIATING)
         try:
@@ -139,7 +143,7 @@ class MonitorSupervisor:
         except QmpError as error:
             self._set_state(MonitorState.GONE, str(error))
             return False
-        # A connection without events has the lowest priority, however it was opened.
+        # A connection without events has the lowest priority.
         priority = self._monitor.priority if client.receives_events else MonitorPriority.BURST
         claim = OwnershipClaim(
             vm.uuid,
@@ -151,35 +155,36 @@ class MonitorSupervisor:
             on_clash=self._report_clash,
         )
         try:
-            while (better := await self._claims.take(claim)) is not None:
+            while (better := await self._claims.acquire(claim)) is not None:
                 self._set_state(MonitorState.STANDBY, f"{vm.name} is watched over {better.name}")
                 await self._stand_by(client, better)
                 if client.ended.done():
                     return True
-                events.discard_buffered()
+                events.discard_buffered()  # the session over the better monitor has reported them
             return await self._attach(client, session, vm, events.dropped)
         finally:
             self._claims.release(claim)
             self._clash = ()
 
     async def _stand_by(self, client: MonitorConnection, better: OwnershipClaim) -> None:
-        """Wait until the better monitor is lost. The wait has a limit, after which the VM is identified again."""
+        """Wait until the better monitor is lost, but at most one resync interval. After that, the caller claims the VM again."""
         if not self._monitor.inbound:
             client.close()
-        over: asyncio.Future[Any] = client.ended if self._monitor.inbound else self._removed
+        no_longer_usable: asyncio.Future[Any] = client.ended if self._monitor.inbound else self._removed
         await asyncio.wait(
-            {better.released, over},
+            {better.released, no_longer_usable},
             timeout=self._context.settings.intervals.resync,
             return_when=asyncio.FIRST_COMPLETED,
         )
 
     async def _attach(self, client: MonitorConnection, session: Session, vm: Vm, events_dropped: int) -> bool:
+        """Watch the VM until the connection ends. Return whether the connection lasted long enough to reset the back-off."""
         change, reason, state = VmChange.DETACHED, "the agent stops watching", MonitorState.GONE
         attached_at = time.monotonic()
         try:
             assert client.greeting is not None
             self._vm, self._build = vm, identity.build_of(client.greeting)
-            data = self._attach_data(self._build, client) | {"events_dropped": events_dropped or None}
+            data = self._attached_fields(self._build, client) | {"events_dropped": events_dropped or None}
             self._report_change(VmChange.ATTACHED, data, Severity.ERROR if events_dropped else Severity.INFO)
             self._up_reason = "" if client.receives_events else NO_EVENTS
             self._set_state(MonitorState.UP, self._up_reason)
@@ -187,7 +192,7 @@ class MonitorSupervisor:
         except PreemptedError as error:
             reason = str(error)
             return True
-        except (TransportLostError, ProtocolError) as error:  # the VM itself has not ended
+        except (TransportLostError, ProtocolError) as error:  # the connection has ended, and the VM may still run
             reason, state = str(error), MonitorState.CONNECTING
         except QmpError as error:
             shut_down = session.shutdown_reason is not None
@@ -204,7 +209,7 @@ class MonitorSupervisor:
             self._set_state(state, reason)
         return time.monotonic() - attached_at >= self._context.settings.max_retry_seconds
 
-    def _attach_data(self, build: identity.Build, client: MonitorConnection) -> dict[str, Any]:
+    def _attached_fields(self, build: identity.Build, client: MonitorConnection) -> dict[str, Any]:
         return {
             "monitor": sanitize(self._monitor.name),
             "qemu_version": build.version,
@@ -217,7 +222,7 @@ class MonitorSupervisor:
         }
 
     def _report_state(self, state: MonitorState, reason: str) -> None:
-        """Set the state, and report a new state as a lifecycle record too."""
+        """Set the state. If the state is new, also report the change as a lifecycle record."""
         before = self._state
         if not self._set_state(state, reason or (self._up_reason if state is MonitorState.UP else "")):
             return
@@ -227,7 +232,7 @@ class MonitorSupervisor:
             self._report_change(change, data, _SEVERITIES.get(change, Severity.INFO))
 
     def _set_state(self, state: MonitorState, reason: str = "") -> bool:
-        """Set the state; return whether the state itself is new, and not just its reason."""
+        """Set the state and its reason, and report the status if it changed. Return whether the state changed, and not only its reason."""
         before = self._status
         attached = state in (MonitorState.UP, MonitorState.STALLED)
         degraded, clash = (self._failures.degraded, self._clash) if attached else ((), ())
@@ -242,12 +247,12 @@ class MonitorSupervisor:
         return before is None or state is not before.state
 
     def _report_problems(self) -> None:
-        """Report the status again, with the current problems."""
+        """Report the status with the failing collectors and the UUID clash of this moment."""
         if self._status is not None:
             self._set_state(self._status.state, self._status.reason)
 
     def _report_clash(self, names: tuple[str, ...]) -> None:
-        """Report the status with the names of all monitors whose VMs run with this UUID."""
+        """Report the status with a UUID clash: the names of all monitors whose VMs run with this UUID; empty if there is no clash."""
         self._clash = names
         self._report_problems()
 
@@ -258,28 +263,29 @@ class MonitorSupervisor:
 
 
 _SEVERITIES = {VmChange.BUSY: Severity.WARNING, VmChange.STALLED: Severity.ERROR}
+"""Severity of the record of a change, if it is not info."""
 
-_STATES = {
+_STATE_AFTER_ERROR = {
     StalledError: MonitorState.STALLED,
     DeniedError: MonitorState.DENIED,
     TransportLostError: MonitorState.CONNECTING,
     QmpError: MonitorState.GONE,
 }
-"""State of a monitor after an error; the first matching entry decides."""
+"""State of a monitor after a failed attempt to connect; the first entry that matches the error decides."""
 
 
 def _state_after(error: QmpError) -> MonitorState:
-    return next(state for error_type, state in _STATES.items() if isinstance(error, error_type))
+    return next(state for error_type, state in _STATE_AFTER_ERROR.items() if isinstance(error, error_type))
 
 
 class SupervisorGroup:
-    """Supervises all monitors that discoverers find, one task for each."""
+    """Supervises all monitors that discoverers find, each in a task of its own."""
 
     def __init__(self, context: SessionContext, observer: SessionObserver, tasks: asyncio.TaskGroup) -> None:
         self._context = context
         self._observer = observer
         self._tasks = tasks
-        self._claims = OwnershipRegistry(self._watch_clashes)
+        self._claims = OwnershipRegistry(self._start_clash_checks)
         self._clashes = UuidClashDetector(context.settings.uuid_clash_seconds)
         self._clash_timer: asyncio.TimerHandle | None = None
         self._supervisors: dict[tuple[object, ...], MonitorSupervisor] = {}
@@ -292,18 +298,18 @@ class SupervisorGroup:
         return len(self._supervisors)
 
     def on_monitor_added(self, monitor: Monitor) -> None:
-        """Supervise a monitor, unless it is supervised already."""
+        """Start to supervise a monitor. A monitor that is supervised already is connected again if it had been removed."""
         if monitor.key in self._supervisors:
             self._supervisors[monitor.key].restore()
         else:
             supervisor = MonitorSupervisor(monitor, self._context, self._observer, self._claims)
             self._supervisors[monitor.key] = supervisor
             self._running[supervisor] = self._tasks.create_task(
-                self._run(monitor, supervisor), name=f"supervise {monitor.name}"
+                self._run_supervisor(monitor, supervisor), name=f"supervise {monitor.name}"
             )
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
-        """Stop supervising a monitor when its connection ends."""
+        """Stop supervising a monitor as soon as its open connection ends."""
         if monitor.key in self._supervisors:
             self._supervisors[monitor.key].remove()
 
@@ -313,21 +319,27 @@ class SupervisorGroup:
             self._running[supervisor].cancel()
 
     def on_status(self, discoverer: Monitor, error: QmpError | None, note: str = "") -> None:
-        """Report the state of a discoverer, which is displayed like a monitor."""
+        """Report the state of a discoverer. People see a discoverer as an entry among the monitors.
+
+        Args:
+            discoverer: the discoverer's entry.
+            error: why the discoverer cannot find monitors; None if it works.
+            note: a text about the discoverer for people; may be empty.
+        """
         state, reason = (MonitorState.UP, note) if error is None else (_state_after(error), str(error))
         self._observer.on_status(MonitorStatus(discoverer, state, reason, None, None, time.time_ns()))
 
     def remove_status(self, discoverer: Monitor) -> None:
-        """Report that a discoverer has ended."""
+        """Remove the entry of a discoverer that has ended."""
         self._observer.on_monitor_removed(discoverer)
 
     def overdue_by(self, now: float) -> dict[str, float]:
-        """Return, by monitor name, by how many seconds an attached VM's next poll is overdue; negative if it is not overdue."""
+        """Return by how many seconds the next poll of each attached VM is overdue, by monitor name; negative if it is not overdue."""
         overdue = ((sanitize(supervisor.name), supervisor.overdue_by(now)) for supervisor in self._running)
         return {name: seconds for name, seconds in overdue if seconds is not None}
 
     def resync(self) -> None:
-        """Poll everything of all VMs again, spread over some seconds."""
+        """Run all collectors of all VMs again, spread over a few seconds."""
         for supervisor in self._supervisors.values():
             supervisor.resync()
 
@@ -335,8 +347,8 @@ class SupervisorGroup:
         """Report a refused incoming connection."""
         self._observer.on_connection_refused(address, reason)
 
-    def _watch_clashes(self) -> None:
-        """Check for clashes of UUIDs, and repeat the check for as long as VMs share a UUID."""
+    def _start_clash_checks(self) -> None:
+        """Check for clashes of UUIDs soon, and repeat the check while VMs share a UUID."""
         if self._clash_timer is None:
             self._clash_timer = asyncio.get_running_loop().call_later(
                 min(1.0, self._context.settings.uuid_clash_seconds), self._check_clashes
@@ -344,21 +356,21 @@ class SupervisorGroup:
 
     def _check_clashes(self) -> None:
         self._clash_timer = None
-        self._clashes.update(self._claims.shared(), time.monotonic())
+        self._clashes.update(self._claims.claims_by_shared_uuid(), time.monotonic())
         if self._claims.has_shared_uuid or self._clashes.active:
-            self._watch_clashes()
+            self._start_clash_checks()
 
-    async def _run(self, monitor: Monitor, supervisor: MonitorSupervisor) -> None:
+    async def _run_supervisor(self, monitor: Monitor, supervisor: MonitorSupervisor) -> None:
         try:
             while True:
                 try:
                     return await supervisor.run()
                 except Exception:  # noqa: BLE001 - a bug that one VM triggers must not end the supervision of others
-                    _log.exception("monitor %s: internal error; its supervision starts again", sanitize(monitor.name))
+                    _log.exception("monitor %s: internal error: the agent connects again", sanitize(monitor.name))
                     await asyncio.sleep(self._context.settings.max_retry_seconds)
         finally:
             del self._running[supervisor]
-            # The monitor may have been dismissed and found again, so that a new supervisor has its place.
+            # The monitor may have been dismissed and found again. A new supervisor is then responsible for the monitor.
             if self._supervisors.get(monitor.key, supervisor) is supervisor:
                 self._supervisors.pop(monitor.key, None)
                 self._observer.on_monitor_removed(monitor)

@@ -1,4 +1,4 @@
-"""Setting of write thresholds on one VM."""
+"""Sets write thresholds in the QEMU of one VM."""
 
 import logging
 import time
@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 
 class ThresholdWriter:
-    """Executes the threshold commands that are pending for one VM."""
+    """Executes the commands that set write thresholds on one VM."""
 
     __slots__ = ("_context", "_executor", "_schedule", "_vm")
 
@@ -24,15 +24,15 @@ class ThresholdWriter:
         self._vm = vm
 
     def refreshes_due(self) -> frozenset[str]:
-        """Return the names of the collectors that the threshold controller needs polled now."""
+        """Return the names of the collectors to poll now for the threshold controller."""
         controller = self._context.thresholds
         return controller.refreshes_due(self._vm) if controller is not None else frozenset()
 
     async def apply(self, *, receives_events: bool) -> None:
-        """Execute the pending commands one by one, then make the collectors that the controller needs due.
+        """Execute the pending commands one by one. Then make the collectors due that the threshold controller needs.
 
-        After a stall the remaining commands are dropped, because they were computed from old figures. Without events no threshold
-        is set, because its event would be missed; each poll compares the levels anyway.
+        After a stall, the remaining commands are dropped, because they were computed from old samples. Without events, no threshold is set,
+        because the agent would miss the event of the threshold. Each poll compares the levels anyway.
 
         Args:
             receives_events: whether this connection receives events.
@@ -50,8 +50,8 @@ class ThresholdWriter:
                 if not stalled:
                     (result,) = await self._executor.execute((command,))
                     done = not isinstance(result, QmpError)
-            except CommandRefusedError as error:  # a config reload has just removed the permission
-                _log.info("%s: write threshold of %s not set: %s", self._vm.name, disk, error)
+            except CommandRefusedError as error:  # a config reload has just forbidden the command
+                _log.info("%s: write threshold of disk %s not set: %s", self._vm.name, disk, error)
             except StalledError as error:
                 stalled = True
                 await self._executor.wait_until_responsive(error)

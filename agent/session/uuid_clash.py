@@ -8,11 +8,11 @@ from agent.session.ownership import OwnershipClaim
 _log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
-"""Time for which two VMs must run with one UUID before it is a clash. A migration within the host takes less."""
+"""How long several VMs have to run with one UUID before it is a clash. In a migration within the host, both run for a shorter time."""
 
 
 class UuidClashDetector:
-    """Detects clashes of UUIDs, and reports each clash to all claims on its VMs."""
+    """Detects VMs that run with the same UUID. Calls `on_clash` of all claims on such VMs, when the clash begins, changes and ends."""
 
     def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
         self._grace_seconds = grace_seconds
@@ -28,7 +28,7 @@ class UuidClashDetector:
         """Report the clashes that have begun or ended.
 
         Args:
-            shared: for each UUID that several running VMs have, the claims on these VMs.
+            shared: the claims on running VMs by UUID, for each UUID that several running VMs have.
             now: the current time, in seconds on the monotonic clock.
         """
         self._since = {uuid: self._since.get(uuid, now) for uuid in shared}
@@ -38,7 +38,7 @@ class UuidClashDetector:
                 if claim not in clashes.get(uuid, ()):
                     claim.on_clash(())
             if uuid not in clashes:
-                _log.info("UUID clash ended: %s", uuid)
+                _log.info("UUID clash: ended: at most one VM runs with UUID %s", uuid)
         for uuid, claims in clashes.items():
             names = tuple(sorted(claim.name for claim in claims))
             if uuid not in self._reported:

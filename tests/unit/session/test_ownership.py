@@ -37,14 +37,14 @@ async def test_a_worse_monitor_is_preempted_before_the_better_one_holds_the_clai
     claims, preempted = OwnershipRegistry(), asyncio.Event()
     worse = OwnershipClaim("a", 5, MonitorPriority.BURST, "worse", preempted.set)
     better = claim(pid=5)
-    assert await claims.take(worse) is None
-    taking = asyncio.create_task(claims.take(better))
+    assert await claims.acquire(worse) is None
+    acquiring = asyncio.create_task(claims.acquire(better))
     await preempted.wait()
-    assert not taking.done()
+    assert not acquiring.done()
     claims.release(worse)
-    assert await taking is None
-    assert await claims.take(claim(pid=5)) is better
-    assert await claims.take(claim(pid=6)) is None
+    assert await acquiring is None
+    assert await claims.acquire(claim(pid=5)) is better
+    assert await claims.acquire(claim(pid=6)) is None
 
 
 async def test_a_vm_with_two_monitors_is_watched_over_one_and_the_other_is_not_held(

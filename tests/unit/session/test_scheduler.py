@@ -21,64 +21,64 @@ def scheduled(**at: float) -> Schedule:
 
 def test_a_poll_is_due_at_its_time_and_once() -> None:
     schedule = scheduled(block=10)
-    assert schedule.take(9.9) == []
-    assert schedule.next_at() == 10
-    assert schedule.take(10) == ["block"]
-    assert schedule.take(10) == []
-    assert schedule.next_at() == inf
+    assert schedule.take_due(9.9) == []
+    assert schedule.next_due_at() == 10
+    assert schedule.take_due(10) == ["block"]
+    assert schedule.take_due(10) == []
+    assert schedule.next_due_at() == inf
 
 
 def test_polls_within_the_slack_are_taken_together_in_order() -> None:
     schedule = scheduled(late=10 + SLACK_SECONDS, early=9, later=10.2)
-    assert schedule.take(10) == ["early", "late"]
-    assert schedule.next_at() == 10.2
+    assert schedule.take_due(10) == ["early", "late"]
+    assert schedule.next_due_at() == 10.2
 
 
 def test_an_earlier_plan_stays_until_it_is_taken() -> None:
     schedule = scheduled(block=10)
     schedule.plan("block", 20)
-    assert schedule.next_at() == 10
+    assert schedule.next_due_at() == 10
     schedule.plan("block", 5)
-    assert schedule.next_at() == 5
-    schedule.take(5)
+    assert schedule.next_due_at() == 5
+    schedule.take_due(5)
     schedule.plan("block", 20)
-    assert schedule.next_at() == 20
+    assert schedule.next_due_at() == 20
 
 
 def test_a_demand_is_due_at_once_or_after_the_spacing() -> None:
     schedule = scheduled(runstate=1)
-    schedule.take(1)
+    schedule.take_due(1)
     schedule.demand(["runstate"], 100)
-    assert schedule.take(100) == ["runstate"]
+    assert schedule.take_due(100) == ["runstate"]
     schedule.demand(["runstate"], 100.01)
-    assert schedule.take(100.01) == []
-    assert schedule.next_at() == 100 + SPACING_SECONDS
-    assert schedule.take(100 + SPACING_SECONDS) == ["runstate"]
+    assert schedule.take_due(100.01) == []
+    assert schedule.next_due_at() == 100 + SPACING_SECONDS
+    assert schedule.take_due(100 + SPACING_SECONDS) == ["runstate"]
 
 
 def test_a_demand_during_a_poll_leads_to_another_poll() -> None:
     schedule = scheduled(runstate=1)
-    schedule.take(1)
+    schedule.take_due(1)
     schedule.demand(["runstate"], 1.001)  # the answer may predate the event
     schedule.plan("runstate", 300)
-    assert schedule.next_at() == 1 + SPACING_SECONDS
+    assert schedule.next_due_at() == 1 + SPACING_SECONDS
 
 
 def test_a_demand_does_not_delay_an_earlier_poll() -> None:
     schedule = scheduled(block=1)
-    schedule.take(1)
+    schedule.take_due(1)
     schedule.plan("block", 1.1)
     schedule.demand(["block"], 1.05)
-    assert schedule.next_at() == 1.1
+    assert schedule.next_due_at() == 1.1
 
 
-def test_unknown_and_dropped_polls_cannot_be_demanded() -> None:
+def test_unknown_and_removed_polls_cannot_be_demanded() -> None:
     schedule = scheduled(block=inf)
     schedule.demand(["unknown"], 1)
-    schedule.drop("block")
-    schedule.drop("block")
+    schedule.remove("block")
+    schedule.remove("block")
     schedule.demand(["block"], 1)
-    assert schedule.take(inf) == []
+    assert schedule.take_due(inf) == []
 
 
 @given(st.lists(st.floats(0, 0.2), min_size=1, max_size=200))
@@ -87,7 +87,7 @@ def test_no_sequence_of_demands_exceeds_the_spacing(gaps: list[float]) -> None:
     for gap in gaps:
         now += gap
         schedule.demand(["block"], now)
-        taken += [now for _ in schedule.take(now)]
+        taken += [now for _ in schedule.take_due(now)]
     between = [later - earlier for earlier, later in pairwise(taken)]
     assert all(gap >= SPACING_SECONDS - SLACK_SECONDS - 1e-9 for gap in between)
     assert len(taken) >= 1
@@ -101,8 +101,8 @@ def test_the_back_off_doubles_is_jittered_and_capped(attempt: int, first: float,
 
 def test_the_pacer_spaces_moments_up_to_its_maximum_delay() -> None:
     pacer = Pacer(0.5, 1.2)
-    assert [pacer.take(now) for now in (10, 10, 10.1, 10.3)] == [10, 10.5, 11, 11.5]
-    assert [pacer.take(20) for _ in range(6)] == [20, 20.5, 21, 21.2, 21.2, 21.2]
+    assert [pacer.reserve_time(now) for now in (10, 10, 10.1, 10.3)] == [10, 10.5, 11, 11.5]
+    assert [pacer.reserve_time(20) for _ in range(6)] == [20, 20.5, 21, 21.2, 21.2, 21.2]
 
 
 @given(st.floats(0, 1e6), st.floats(0.2, 600), st.floats(0, 1, exclude_max=True), st.integers(0, 5000))

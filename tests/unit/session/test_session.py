@@ -418,7 +418,7 @@ async def test_a_vm_without_events_is_not_polled_twice_in_a_row_at_attach(
 
 async def test_an_event_that_invalidates_an_answer_advances_the_first_poll(fake: FakeQemu) -> None:
     pacer = Pacer(60, 60)
-    pacer.take(time.monotonic())
+    pacer.reserve_time(time.monotonic())
     observer = RecordingObserver()
     async with supervised(observer, fake.path, context=quick_context(first_polls=pacer)):
         await observer.wait_until(lambda: observer.records("vm.attached"))

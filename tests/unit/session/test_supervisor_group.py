@@ -93,7 +93,7 @@ async def test_an_exception_restarts_the_supervision_of_one_vm_only(
         )
         await observer.wait_for_polls(2)
         assert len(group) == 2
-    assert "internal error; its supervision starts again" in caplog.text
+    assert "internal error: the agent connects again" in caplog.text
     assert sum(record.vm.monitor == str(fake.path) for record in observer.records("vm.attached")) == 1
 
 

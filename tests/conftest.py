@@ -42,7 +42,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print how often each command was sent, and each violation."""
     if _AUDIT.commands:
         counts = ", ".join(f"{name} {count}" for name, count in _AUDIT.commands.most_common())
-        terminalreporter.section("commands sent to monitors")
+        terminalreporter.section("commands sent to monitors and guest agents")
         terminalreporter.line(f"{_AUDIT.commands.total()} requests, {len(_AUDIT.violations)} forbidden: {counts}")
         for violation in _AUDIT.violations[:20]:
             terminalreporter.line(f"FORBIDDEN {violation}", red=True)

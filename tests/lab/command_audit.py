@@ -1,4 +1,4 @@
-"""Audit of every QMP command that the agent sends during a run of the tests, against a list of its own.
+"""Audit of every command that the agent sends to a monitor or a guest agent during a run of the tests, against a list of its own.
 
 The audit hooks the agent's client where bytes leave it, in the tests' own process and in each agent that they start. The scripted
 monitors record what they receive. The audit judges all of it when the tests have ended. A command that the agent learns to send must be
@@ -12,6 +12,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
+from agent.qga.client import GuestAgentClient
+from agent.qga.commands import GuestRequest
 from agent.qmp.client import Client
 from agent.qmp.commands import Request
 from tests.lab.fake_qemu import FakeQemu, split
@@ -35,6 +37,23 @@ COSTLY_QUERIES: Final = frozenset(
 PROPERTIES: Final = frozenset(
     {"chardev", "guest-stats", "guest-stats-polling-interval", "mac", "name", "netdev", "type"}
 )
+GUEST_COMMANDS: Final = frozenset(
+    {
+        "guest-fsfreeze-status",
+        "guest-get-cpustats",
+        "guest-get-diskstats",
+        "guest-get-fsinfo",
+        "guest-get-host-name",
+        "guest-get-load",
+        "guest-get-osinfo",
+        "guest-get-time",
+        "guest-get-timezone",
+        "guest-get-users",
+        "guest-info",
+        "guest-network-get-interfaces",
+    }
+)
+"""Commands to a guest agent that are allowed, all without arguments."""
 EXEMPT_TESTS: Final = ("tests/integration/test_lab.py",)
 """Tests that talk to scripted monitors with a client that is not the agent's."""
 
@@ -84,6 +103,20 @@ def _is_own_socket(arguments: Any) -> bool:
     return bool(arguments == {"id": "qmp-agent", "backend": {"type": "socket", "data": data}})
 
 
+def guest_violation(data: bytes) -> str | None:
+    """Return why the bytes of one write to a guest agent are forbidden, or None."""
+    try:
+        request = json.loads(data.removeprefix(b"\xff"))
+    except ValueError:
+        return "it is not one request"
+    match request:
+        case {"execute": "guest-sync-delimited", "arguments": {"id": int()}}:
+            return None if data[:1] == b"\xff" else "a synchronization without the byte that resets the parser"
+        case {"execute": str(name), **rest} if name in GUEST_COMMANDS and not rest:
+            return None
+    return "it is not on the list, or not in this form"
+
+
 class CommandAudit:
     """All commands that were sent.
 
@@ -112,20 +145,34 @@ class CommandAudit:
             self.violations.append(f"{self.test}: a write that is not whole requests: {data[:200]!r}")
         self.add_requests(requests)
 
+    def add_guest_write(self, data: bytes) -> None:
+        """Count and judge the bytes of one write to a guest agent."""
+        if (reason := guest_violation(data)) is not None:
+            self.violations.append(f"{self.test}: {reason}: {data[:200]!r}")
+        else:
+            self.commands[json.loads(data.removeprefix(b"\xff"))["execute"]] += 1
+
     def add_traces(self, folder: Path) -> None:
         """Count and judge what the agent processes wrote into their traces."""
         for path in sorted(folder.glob("*.wire")):
             for line in path.read_bytes().splitlines():
                 self.add_write(json.loads(line).encode())
+        for path in sorted(folder.glob("*.guest")):
+            for line in path.read_bytes().splitlines():
+                self.add_guest_write(bytes.fromhex(line.decode()))
 
 
 def install(audit: CommandAudit) -> None:
     """Report to the audit what this process's clients send and its scripted monitors receive."""
-    write, record_request = Client._write, FakeQemu.record_request
+    write, guest_write, record_request = Client._write, GuestAgentClient._write, FakeQemu.record_request
 
     def audited_write(self: Client, data: Request) -> None:
         audit.add_write(data)
         write(self, data)
+
+    def audited_guest_write(self: GuestAgentClient, data: GuestRequest) -> None:
+        audit.add_guest_write(data)
+        guest_write(self, data)
 
     async def audited_record_request(self: FakeQemu, request: dict[str, Any]) -> None:
         if not audit.test.startswith(EXEMPT_TESTS):
@@ -133,6 +180,7 @@ def install(audit: CommandAudit) -> None:
         await record_request(self, request)
 
     Client._write = audited_write  # type: ignore[method-assign]  # that is the hook
+    GuestAgentClient._write = audited_guest_write  # type: ignore[method-assign]  # that is the hook
     FakeQemu.record_request = audited_record_request  # type: ignore[method-assign]
 
 
@@ -149,6 +197,14 @@ def main() -> int:
                 file.write(json.dumps(data.decode()).encode() + b"\n")
             write(self, data)
 
+        guest_path, guest_write = Path(folder) / f"{os.getpid()}.guest", GuestAgentClient._write
+
+        def traced_guest_write(self: GuestAgentClient, data: GuestRequest) -> None:
+            with guest_path.open("ab", buffering=0) as file:
+                file.write(data.hex().encode() + b"\n")
+            guest_write(self, data)
+
+        GuestAgentClient._write = traced_guest_write  # type: ignore[method-assign]  # that is the hook
         Client._write = traced_write  # type: ignore[method-assign]  # that is the hook
     return qmp_agent()
 

@@ -1,0 +1,166 @@
+"""A guest agent client on asyncio: the protocol on a transport, with a deadline on every step.
+
+Whatever the guest sends is read at once and is discarded unless it is the reply that is due. A guest that sends too much is disconnected.
+"""
+
+import asyncio
+import getpass
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+from agent.common.unix_peer import peer_pid
+from agent.qga.commands import GuestRequest
+from agent.qga.errors import (
+    GuestAgentError,
+    GuestChannelBusyError,
+    GuestChannelDeniedError,
+    GuestChannelError,
+    GuestFloodError,
+    GuestTimeoutError,
+    UnreadableGuestReplyError,
+)
+from agent.qga.protocol import GuestConnection, GuestReply, Synchronized, SyncState
+
+ConnectChannel = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.BaseTransport]]
+"""Opens a transport for the protocol that the factory returns. Raises OSError if it cannot."""
+
+PeerCheck = Callable[[int | None], str]
+"""Returns why the process that listens at the channel must not be used; empty if it may be used."""
+
+
+class GuestAgentClient(asyncio.Protocol):
+    """A connection to one guest agent. Create it with `GuestAgentClient.open`."""
+
+    def __init__(self) -> None:
+        self.ended: asyncio.Future[GuestAgentError] = asyncio.get_running_loop().create_future()
+        """Done when the connection has ended; the result is the cause."""
+        self._qga = GuestConnection(random.randrange(1 << 30))  # noqa: S311 - to distinguish clients, not a secret
+        self._transport: asyncio.Transport | None = None
+        self._due: asyncio.Future[Any] | None = None
+
+    @classmethod
+    async def open(
+        cls, connect: ConnectChannel, *, deadline: float, check_peer: PeerCheck = lambda _pid: ""
+    ) -> "GuestAgentClient":
+        """Connect. The first `execute` synchronizes, because only that shows whether a guest agent responds.
+
+        Args:
+            connect: opens the transport.
+            deadline: seconds to connect.
+            check_peer: judges the process that listens, before any byte is sent.
+
+        Raises:
+            GuestChannelError: the channel cannot be reached.
+            GuestChannelDeniedError: the agent's user has no permission, or `check_peer` objects.
+            GuestChannelBusyError: other clients use the channel and wait for it.
+        """
+        client = cls()
+        try:
+            async with asyncio.timeout(deadline):
+                await connect(lambda: client)
+        except (TimeoutError, BlockingIOError):
+            client.close()
+            raise GuestChannelBusyError("other clients use the channel and wait for it") from None
+        except PermissionError as error:
+            client.close()
+            raise GuestChannelDeniedError(
+                f"permission denied for user {getpass.getuser()}: add it to the group that owns the socket"
+            ) from error
+        except OSError as error:
+            client.close()
+            raise GuestChannelError(error.strerror or str(error)) from error
+        except BaseException:
+            client.close()
+            raise
+        if objection := check_peer(peer_pid(client._transport)):
+            client.close()
+            raise GuestChannelDeniedError(objection)
+        return client
+
+    @property
+    def synchronized(self) -> bool:
+        """True if the next `execute` needs no synchronization."""
+        return self._qga.state is SyncState.READY
+
+    async def execute(self, name: str, *, deadline: float) -> Any:
+        """Execute one command and return its value. Synchronize first if necessary.
+
+        Args:
+            name: the command.
+            deadline: seconds for everything.
+
+        Raises:
+            GuestCommandRefusedError: the command is not on the allow-list.
+            GuestCommandError: the guest agent returned an error.
+            GuestTimeoutError: no reply in time.
+            UnreadableGuestReplyError: the reply cannot be read.
+            GuestChannelError: the connection ended.
+        """
+        assert self._due is None, "one command at a time"
+        try:
+            async with asyncio.timeout(deadline):
+                if not self.synchronized:
+                    await self._request(self._qga.sync())
+                if not self.synchronized:
+                    raise UnreadableGuestReplyError("the guest sent data that no request asked for")
+                reply: GuestReply = await self._request(self._qga.send(name))
+        except TimeoutError:
+            self._qga.abandon()
+            raise GuestTimeoutError(f"no reply to {name} within {deadline:g} s") from None
+        except asyncio.CancelledError:
+            self._qga.abandon()
+            raise
+        if reply.error is not None:
+            raise reply.error
+        return reply.value
+
+    async def _request(self, data: GuestRequest) -> Any:
+        """Write a request and return what completes it."""
+        if self.ended.done():
+            raise self.ended.result()
+        self._due = asyncio.get_running_loop().create_future()
+        try:
+            self._write(data)
+            return await self._due
+        finally:
+            self._due = None
+
+    def _write(self, data: GuestRequest) -> None:
+        assert self._transport is not None
+        self._transport.write(data)
+
+    def close(self) -> None:
+        """End the connection now."""
+        self._end(GuestChannelError("closed by the agent"))
+
+    # Callbacks of asyncio.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102 - defined by asyncio
+        self._transport = cast("asyncio.Transport", transport)
+        if self.ended.done():  # the deadline passed in the same turn
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:  # noqa: D102 - defined by asyncio
+        try:
+            for message in self._qga.receive(data):
+                self._complete(message)
+        except GuestFloodError as error:
+            self._end(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102 - defined by asyncio
+        self._end(GuestChannelError(str(exc) if exc else "QEMU closed the channel"))
+
+    def _complete(self, message: Synchronized | GuestReply) -> None:
+        if self._due is not None and not self._due.done():
+            self._due.set_result(message)
+
+    def _end(self, cause: GuestAgentError) -> None:
+        if self.ended.done():
+            return
+        self.ended.set_result(cause)
+        if self._transport is not None:
+            self._transport.abort()
+        if self._due is not None and not self._due.done():
+            self._due.set_exception(cause)
+            self._due.exception()  # marks it as retrieved, so that asyncio does not log an error without a waiter

@@ -1,0 +1,97 @@
+"""The allow-list of guest agent commands, and the only place that encodes requests to a guest agent.
+
+A guest agent runs as root in its guest, and many of its commands change the guest or run programs. So the list is closed: neither a
+config nor a bug can make the agent send another command. No command here takes an argument but the number of a synchronization.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NewType
+
+from agent.qga.errors import GuestCommandRefusedError
+
+GuestRequest = NewType("GuestRequest", bytes)
+"""Bytes that may be written to a guest agent. Only this file makes them, and a client writes no others; mypy checks both."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestCommandRow:
+    """One row.
+
+    Attributes:
+        name: the command's name in qemu-ga; a trailing `*` matches every command with that prefix.
+        sent: whether the agent sends it.
+        reason: what it is for, or why the agent does not send it.
+        since: the release of qemu-ga that added it; empty for 2.6 and older.
+    """
+
+    name: str
+    sent: bool
+    reason: str
+    since: str = ""
+
+
+_YES, _NO = True, False
+
+ROWS = (
+    GuestCommandRow("guest-sync-delimited", _YES, "Marks where the next reply begins."),
+    GuestCommandRow("guest-info", _YES, "The version, and the commands that the guest permits."),
+    GuestCommandRow("guest-get-fsinfo", _YES, "File systems."),
+    GuestCommandRow("guest-get-load", _YES, "Load average.", "10.0"),
+    GuestCommandRow("guest-get-cpustats", _YES, "CPU time by state.", "7.1"),
+    GuestCommandRow("guest-get-diskstats", _YES, "I/O statistics as the guest counts them.", "7.1"),
+    GuestCommandRow("guest-get-osinfo", _YES, "Operating system and kernel.", "2.10"),
+    GuestCommandRow("guest-get-host-name", _YES, "Host name.", "2.10"),
+    GuestCommandRow("guest-get-timezone", _YES, "Time zone.", "2.10"),
+    GuestCommandRow("guest-get-users", _YES, "Number of users that are logged in.", "2.10"),
+    GuestCommandRow("guest-get-time", _YES, "The guest's clock, to compare with the host's."),
+    GuestCommandRow("guest-network-get-interfaces", _YES, "Addresses and traffic of interfaces."),
+    GuestCommandRow("guest-fsfreeze-status", _YES, "Whether the file systems are frozen."),
+    GuestCommandRow("guest-ping", _NO, "guest-sync-delimited also shows that the guest agent responds."),
+    GuestCommandRow("guest-sync", _NO, "Cannot be found in a reply that was cut; guest-sync-delimited can."),
+    GuestCommandRow("guest-get-devices", _NO, "Drivers of a Windows guest; QEMU lists the devices."),
+    GuestCommandRow("guest-get-disks", _NO, "Disks without sizes; QEMU lists them."),
+    GuestCommandRow("guest-get-vcpus", _NO, "QEMU and guest-get-cpustats list the vCPUs."),
+    GuestCommandRow(
+        "guest-get-memory-block*", _NO, "Thousands of blocks; the balloon driver reports the guest's memory."
+    ),
+    GuestCommandRow("guest-network-get-route", _NO, "Routes, for the guest's administrator."),
+    GuestCommandRow("guest-ssh-*", _NO, "Keys of users."),
+    GuestCommandRow("guest-exec*", _NO, "Runs programs in the guest."),
+    GuestCommandRow("guest-file-*", _NO, "Reads and writes files of the guest."),
+    GuestCommandRow("guest-fsfreeze-freeze*", _NO, "Changes the guest."),
+    GuestCommandRow("guest-fsfreeze-thaw", _NO, "Changes the guest."),
+    GuestCommandRow("guest-fstrim", _NO, "Changes the guest's storage."),
+    GuestCommandRow("guest-set-*", _NO, "Changes the guest."),
+    GuestCommandRow("guest-shutdown", _NO, "Changes the guest."),
+    GuestCommandRow("guest-suspend-*", _NO, "Changes the guest."),
+)
+"""Every command of qemu-ga 2.6 to 11.1."""
+
+READS = frozenset(row.name for row in ROWS if row.sent and row.name != "guest-sync-delimited")
+"""Commands without arguments that the agent can send."""
+
+_ENCODED: Mapping[str, GuestRequest] = {
+    name: GuestRequest(b'{"execute":"%b"}\n' % name.encode()) for name in sorted(READS)
+}
+
+MAX_SYNC_NUMBER = 2**31 - 1
+
+
+def encode(name: str) -> GuestRequest:
+    """Return the request of a command.
+
+    Raises:
+        GuestCommandRefusedError: the command is not a permitted read.
+    """
+    request = _ENCODED.get(name)
+    if request is None:
+        raise GuestCommandRefusedError(f"{name} is not on the allow-list")
+    return request
+
+
+def synchronization(number: int) -> GuestRequest:
+    """Return the byte that resets the guest agent's parser, and the command whose reply marks where the next replies begin."""
+    if type(number) is not int or not 0 <= number <= MAX_SYNC_NUMBER:
+        raise GuestCommandRefusedError("the number of a synchronization is out of range")
+    return GuestRequest(b'\xff{"execute":"guest-sync-delimited","arguments":{"id":%d}}\n' % number)

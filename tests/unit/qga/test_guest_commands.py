@@ -1,0 +1,74 @@
+"""The closed list of guest agent commands."""
+
+import re
+from pathlib import Path
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.qga.commands import MAX_SYNC_NUMBER, READS, ROWS, encode, synchronization
+from agent.qga.errors import GuestCommandRefusedError
+
+ROOT = Path(__file__).parents[3]
+
+CHANGING = re.compile(r"exec|file|ssh|set|freeze$|freeze-|thaw|trim|shutdown|suspend|password")
+
+
+def test_only_reads_can_be_sent() -> None:
+    assert {
+        "guest-info",
+        "guest-get-fsinfo",
+        "guest-get-load",
+        "guest-get-cpustats",
+        "guest-get-diskstats",
+        "guest-get-osinfo",
+        "guest-get-host-name",
+        "guest-get-timezone",
+        "guest-get-users",
+        "guest-get-time",
+        "guest-network-get-interfaces",
+        "guest-fsfreeze-status",
+    } == READS
+    assert not [name for name in READS - {"guest-fsfreeze-status"} if CHANGING.search(name)]
+
+
+@pytest.mark.parametrize("name", sorted(READS))
+def test_a_request_is_the_name_alone(name: str) -> None:
+    assert orjson.loads(encode(name)) == {"execute": name}
+    assert encode(name).endswith(b"\n")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [row.name.replace("*", "status") for row in ROWS if not row.sent] + ["", "guest-sync-delimited", "GUEST-INFO"],
+)
+def test_every_other_command_is_refused(name: str) -> None:
+    with pytest.raises(GuestCommandRefusedError):
+        encode(name)
+
+
+@given(st.text() | st.sampled_from(sorted(READS)).map(lambda name: name + '","arguments":{"x":"'))
+def test_no_text_becomes_a_command(name: str) -> None:
+    if name not in READS:
+        with pytest.raises(GuestCommandRefusedError):
+            encode(name)
+
+
+@given(st.integers(0, MAX_SYNC_NUMBER))
+def test_a_synchronization_is_a_byte_and_a_command(number: int) -> None:
+    request = synchronization(number)
+    assert request[:1] == b"\xff"
+    assert orjson.loads(request[1:]) == {"execute": "guest-sync-delimited", "arguments": {"id": number}}
+
+
+@pytest.mark.parametrize("number", [-1, MAX_SYNC_NUMBER + 1, True, '1}},{"execute":"guest-shutdown"'])
+def test_a_synchronization_takes_a_number_only(number: int) -> None:
+    with pytest.raises(GuestCommandRefusedError):
+        synchronization(number)
+
+
+def test_each_command_has_one_row() -> None:
+    names = [row.name for row in ROWS]
+    assert len(names) == len(set(names))

@@ -68,8 +68,8 @@ class SessionDispatcher:
         """Publish samples, and update the snapshot and the alerts. On-change families are published only if their values changed."""
         changed = [s for s in samples if not (s.family.on_change and self._snapshot.values(vm, s) == s.values)]
         self._snapshot.samples(vm, families, samples, time_ns)
-        for sample in changed:
-            self._publisher.publish(Record(sample.family.type, vm, sample.data, time_ns, sample.subject))
+        if changed:
+            self._publisher.publish_samples(vm, changed, time_ns)
         if families[0].name.startswith("block"):
             spaces = self._alerts.on_block_samples(vm, families, samples, time_ns)
             self._snapshot.samples(vm, (BLOCK_SPACE,), spaces, time_ns)

@@ -2,11 +2,13 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 from agent.delivery.drops import DropReport
 from agent.delivery.pipeline import DeliveryPipeline, DeliverySettings
 from agent.delivery.sinks.base import Sink
 from agent.http.record_stream import RecordBroadcaster
+from agent.model.family import Sample
 from agent.model.record import Record, RecordEncoder, Severity, StateNote, Vm
 
 
@@ -37,6 +39,19 @@ class RecordPublisher:
         self.published[record.kind] += 1
         self.delivery.put(encoded)
         self.broadcaster.publish(encoded)
+
+    def publish_samples(self, vm: Vm, samples: Sequence[Sample], time_ns: int) -> None:
+        """Publish the samples of one poll together, without blocking.
+
+        Args:
+            vm: the VM.
+            samples: the samples.
+            time_ns: time of the poll, nanoseconds since the epoch.
+        """
+        encoded = self._encode.encode_samples(vm, samples, time_ns)
+        self.published["sample"] += len(encoded)
+        self.delivery.put_samples(encoded)
+        self.broadcaster.publish_samples(encoded)
 
     def _report_drops(self, report: DropReport) -> None:
         """Publish a record that reports dropped records."""

@@ -22,10 +22,10 @@ class MemoryTail:
     def __len__(self) -> int:
         return len(self.records)
 
-    def append(self, record: EncodedRecord) -> None:
-        """Add the newest record."""
-        self.records.append(record)
-        self.bytes += record.size
+    def extend(self, records: Sequence[EncodedRecord]) -> None:
+        """Add the newest records, oldest first."""
+        self.records.extend(records)
+        self.bytes += size_of(records)
 
     def popleft(self) -> EncodedRecord:
         """Remove and return the oldest record."""

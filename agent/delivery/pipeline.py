@@ -90,6 +90,10 @@ class DeliveryPipeline:
         """Accept a record. Never waits."""
         self._queue_of.get(record.kind, self.events).put(record)
 
+    def put_samples(self, records: Sequence[EncodedRecord]) -> None:
+        """Accept the samples of one poll. Never waits."""
+        self.samples.put_all(records)
+
     async def persist_note(self, note: StateNote, seconds: float) -> bool:
         """Store a note in the journal, where it survives a restart of the agent.
 

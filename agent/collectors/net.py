@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, Facts, Replies, at_poll_interval, no_commands
-from agent.host.procfs import Numbers, interfaces, single_number
+from agent.host.procfs import Numbers, parse_net_dev, parse_single_number
 from agent.host.types import FileReply, FileRequest, Interface
 from agent.model.family import Sample
 from agent.model.metrics.host import NET
@@ -31,9 +31,9 @@ def _collect(replies: Replies) -> Iterable[Sample]:
         subject: Any = reply.request.subject
         if isinstance(subject, Interface):
             counter = reply.request.path.rpartition("/")[2]
-            counted.setdefault(subject.name, (subject, {}))[1][counter] = single_number(reply.text)
+            counted.setdefault(subject.name, (subject, {}))[1][counter] = parse_single_number(reply.text)
         else:
-            by_name = interfaces(reply.text)
+            by_name = parse_net_dev(reply.text)
             counted |= {far.name: (far, by_name[far.name]) for far in subject if far.name in by_name}
     for interface, counters in counted.values():
         yield Sample(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, Facts, Replies, at_poll_interval, no_commands
-from agent.host.procfs import group_by_subject, keyed_numbers_of, pressure, single_number
+from agent.host.procfs import family_numbers_parser, group_by_subject, parse_pressure, parse_single_number
 from agent.host.types import FileReply, FileRequest
 from agent.model.family import Sample
 from agent.model.metrics.host import CGROUP, PROCESS
@@ -14,14 +14,14 @@ _read_process = Reader(PROCESS)
 _read_cgroup = Reader(CGROUP)
 
 _CGROUP_FILES = {
-    "memory.current": single_number,
-    "memory.max": single_number,
-    "memory.swap.current": single_number,
-    "memory.events": keyed_numbers_of(CGROUP, "memory.events"),
-    "cpu.stat": keyed_numbers_of(CGROUP, "cpu.stat"),
-    "cpu.pressure": pressure,
-    "memory.pressure": pressure,
-    "io.pressure": pressure,
+    "memory.current": parse_single_number,
+    "memory.max": parse_single_number,
+    "memory.swap.current": parse_single_number,
+    "memory.events": family_numbers_parser(CGROUP, "memory.events"),
+    "cpu.stat": family_numbers_parser(CGROUP, "cpu.stat"),
+    "cpu.pressure": parse_pressure,
+    "memory.pressure": parse_pressure,
+    "io.pressure": parse_pressure,
 }
 
 
@@ -31,7 +31,7 @@ def _files(facts: Facts) -> Sequence[FileRequest]:
     task = facts.process
     return (
         *(FileRequest(name, task) for name in ("stat", "schedstat", "status", "io")),
-        FileRequest("fd", task, entries=True),
+        FileRequest("fd", task, count_entries=True),
     )
 
 

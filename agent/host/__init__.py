@@ -1,8 +1,8 @@
-"""Host-side discovery: processes, interfaces, block devices, sockets, libvirt's files. Only this package reads /proc and /sys."""
+"""The host's data about VMs: processes, interfaces, block devices, sockets, libvirt's files. Only this package reads /proc and /sys."""
 
 from agent.host.block_device import device_size
 from agent.host.interfaces import interfaces_of
-from agent.host.libvirt_metadata import LabelsConfig, labels_of
+from agent.host.libvirt_metadata import LabelsConfig, read_libvirt_labels
 from agent.host.process import Process
 from agent.host.process_lookup import QemuProcess, UnknownProcessError, find_process
 
@@ -14,5 +14,5 @@ __all__ = [
     "device_size",
     "find_process",
     "interfaces_of",
-    "labels_of",
+    "read_libvirt_labels",
 ]

@@ -1,7 +1,7 @@
-"""Current size of a block device. QEMU knows only the size at the time when it opened the device.
+"""Current size of a block device, from sysfs. QEMU reports the size that the device had when QEMU opened it.
 
-After a logical volume is extended, `query-named-block-nodes` still reports the old size. After a write beyond that size, it reports the end
-of the last write as the size (seen on 7.2), so that the volume always looks full.
+After a logical volume is extended, `query-named-block-nodes` still reports the old size. After a write beyond the old size,
+`query-named-block-nodes` reports the end of this write as the size (seen on 7.2). The volume then always looks full.
 """
 
 import os
@@ -15,10 +15,10 @@ def device_size(path: str) -> int | None:
     """Return the size of a block device in bytes, without opening it.
 
     Args:
-        path: the path that QEMU reports. A path outside /dev is ignored: it may be on a hung mount, which would block the agent.
+        path: the path that QEMU reports. A path outside /dev is ignored, because it may be on a hung mount and block the agent.
 
     Returns:
-        None if there is no such device, as in a container.
+        None if the path is ignored, or is not a block device that the agent can see. In a container the agent may see no devices.
     """
     if not path.startswith("/dev/") or os.path.normpath(path) != path:
         return None

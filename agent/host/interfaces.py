@@ -1,4 +1,4 @@
-"""Network interfaces that a process has open: taps from fdinfo, macvtaps from the names of their device files. Blocks."""
+"""Network interfaces that a process has open: taps from fdinfo, macvtaps from the names of their device files. Its calls block."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from agent.host.types import Interface
 
 _MAX_DESCRIPTORS = 8192
 
-_NAME = re.compile(r"[^/\s]{1,15}")
+_INTERFACE_NAME = re.compile(r"[^/\s]{1,15}")
 """Names that the kernel accepts for an interface (IFNAMSIZ)."""
 
 Nic = Mapping[str, Any]
@@ -18,39 +18,43 @@ Nic = Mapping[str, Any]
 
 
 def interfaces_of(process: Process, nics: Mapping[str, Nic]) -> tuple[Interface, ...]:
-    """Return the interfaces that a process has open, sorted by name; none without permission to read its descriptors.
+    """Return the interfaces that a process has open, sorted by name.
 
     Args:
         process: the process.
-        nics: the guest's network cards by MAC address in lower case. A macvtap has the address of its card. A tap that libvirt made has
-            an address that differs in the first byte only.
+        nics: the guest's network cards by MAC address in lower case. A macvtap has the address of its card. A tap that libvirt created
+            has an address that differs from its card's in the first byte only.
+
+    Returns:
+        An empty tuple if the agent has no permission to read the process's file descriptors.
     """
-    same_netns = process.link("ns/net") == process.link("/proc/self/ns/net")
-    kinds = dict(_open(process, same_netns=same_netns))
+    same_netns = process.read_link("ns/net") == process.read_link("/proc/self/ns/net")
+    kinds = dict(_find_interfaces(process, same_netns=same_netns))
     result = []
     for name, kind in sorted(kinds.items()):
-        values = {"kind": kind, **(_nic_of(process, name, nics) if same_netns else {})}
+        values = {"kind": kind, **(_nic_of_interface(process, name, nics) if same_netns else {})}
         result.append(Interface(name, values, directions_swapped=kind == "tap", same_netns=same_netns))
     return tuple(result)
 
 
-def _open(process: Process, *, same_netns: bool) -> Iterator[tuple[str, str]]:
+def _find_interfaces(process: Process, *, same_netns: bool) -> Iterator[tuple[str, str]]:
+    """Yield the name and the kind, `tap` or `macvtap`, of each open interface. An interface with several queues occurs several times."""
     macvtaps: dict[str, str] | None = None
-    for descriptor in process.names("fd")[:_MAX_DESCRIPTORS]:
-        target = process.link(f"fd/{descriptor}") or ""
+    for descriptor in process.list_directory("fd")[:_MAX_DESCRIPTORS]:
+        target = process.read_link(f"fd/{descriptor}") or ""
         if target == "/dev/net/tun":
             lines = (process.read(f"fdinfo/{descriptor}") or "").splitlines()
             name = next((line.split()[1] for line in lines if line.startswith("iff:") and len(line.split()) == 2), "")
-            if _NAME.fullmatch(name):
+            if _INTERFACE_NAME.fullmatch(name):
                 yield name, "tap"
         elif same_netns and re.fullmatch(r"/dev/tap\d+", target):  # numbered in its own network namespace
-            macvtaps = _by_index(process) if macvtaps is None else macvtaps
+            macvtaps = _interface_names_by_index(process) if macvtaps is None else macvtaps
             if (index := target.removeprefix("/dev/tap")) in macvtaps:
                 yield macvtaps[index], "macvtap"
 
 
-def _by_index(process: Process) -> dict[str, str]:
-    """Return the names of the interfaces in the agent's network namespace by their index."""
+def _interface_names_by_index(process: Process) -> dict[str, str]:
+    """Return the names of the interfaces in the agent's network namespace by ifindex, as text."""
     directory = Path(process.root + "/sys/class/net")
     try:
         names = [path.name for path in directory.iterdir()]
@@ -59,8 +63,8 @@ def _by_index(process: Process) -> dict[str, str]:
     return {(process.read(f"/sys/class/net/{name}/ifindex") or "").strip(): name for name in names}
 
 
-def _nic_of(process: Process, name: str, nics: Mapping[str, Nic]) -> Mapping[str, Any]:
-    """Return the guest's card behind an interface, matched by their addresses; empty if there is none."""
+def _nic_of_interface(process: Process, name: str, nics: Mapping[str, Nic]) -> Mapping[str, Any]:
+    """Return the guest's network card whose MAC address matches the interface's; empty if no card matches."""
     address = (process.read(f"/sys/class/net/{name}/address") or "").strip()
     for mac, nic in nics.items():
         if mac == address or (address.startswith("fe:") and mac[2:] == address[2:]):

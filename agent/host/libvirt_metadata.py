@@ -1,7 +1,7 @@
-"""Labels of a VM from libvirt's XML files, such as Nova's project and flavour, oVirt's cluster, or a title. Blocks.
+"""Labels of a VM from libvirt's XML files, such as Nova's project and flavour, oVirt's cluster, or a title. Its calls block.
 
-libvirt stores the XML of running VMs in /run/libvirt/qemu and of defined VMs in /etc/libvirt/qemu, readable by root only. Without
-permission to read them, VMs have no such labels. Users of the manager can set the metadata, so it is untrusted.
+libvirt stores the XML of running VMs in /run/libvirt/qemu and of defined VMs in /etc/libvirt/qemu. By default only root may read these
+files. VMs have no such labels if the agent may not read the files. Users of the manager can set the metadata, so it is untrusted.
 """
 
 import re
@@ -17,7 +17,7 @@ from agent.model.record import Vm, sanitize
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-MAX_VALUE = 128
+MAX_LABEL_CHARACTERS = 128
 """Maximum length of a label's value in characters."""
 
 RESERVED_LABELS = frozenset(
@@ -26,7 +26,7 @@ RESERVED_LABELS = frozenset(
 """Labels that qemu_vm_info always has."""
 
 
-def _label(value: str) -> str:
+def _check_label_name(value: str) -> str:
     if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", value) or value.startswith("__"):
         raise ValueError(
             "should be a label name: letters, digits and underscores, not starting with a digit or two underscores"
@@ -36,7 +36,7 @@ def _label(value: str) -> str:
     return value
 
 
-def _path(value: str) -> str:
+def _check_xml_path(value: str) -> str:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*(@[\w.-]+)?", value):
         raise ValueError(
             "should be a path of elements below <domain> and at most one attribute, such as metadata/instance/flavor@name"
@@ -44,15 +44,15 @@ def _path(value: str) -> str:
     return value
 
 
-Label = Annotated[str, AfterValidator(_label)]
-XmlPath = Annotated[str, AfterValidator(_path)]
+Label = Annotated[str, AfterValidator(_check_label_name)]
+XmlPath = Annotated[str, AfterValidator(_check_xml_path)]
 
 
 class LabelsConfig(Section):
     """Labels of qemu_vm_info that are read from libvirt's files, if the agent has permission."""
 
     libvirt_xml_dirs: list[Path] = [Path("/run/libvirt/qemu"), Path("/etc/libvirt/qemu")]
-    """Directories with libvirt's XML files, NAME.xml for each VM. The first file found is read. An empty list disables these labels."""
+    """Directories with libvirt's XML files, NAME.xml for each VM, in the order of preference. An empty list disables these labels."""
     metadata: Annotated[dict[Label, XmlPath], Field(max_length=20)] = {
         "title": "title",
         "nova_name": "metadata/instance/name",
@@ -64,20 +64,22 @@ class LabelsConfig(Section):
     """Path of each label's value: elements below <domain>, without namespaces, and optionally `@` and an attribute."""
 
 
-def labels_of(vm: Vm, labels: LabelsConfig) -> dict[str, str]:
-    """Return the VM's labels; empty if it has no file, or none that can be read."""
-    for directory in labels.libvirt_xml_dirs:
-        domain = _domain(directory, vm)
+def read_libvirt_labels(vm: Vm, config: LabelsConfig) -> dict[str, str]:
+    """Return the VM's labels; empty if there is no file of this VM, or the agent cannot read it."""
+    for directory in config.libvirt_xml_dirs:
+        domain = _read_domain(directory, vm)
         if domain is not None:
-            values = {name: _value(domain, path) for name, path in labels.metadata.items()}
+            values = {name: _value_at_path(domain, path) for name, path in config.metadata.items()}
             return {
-                name: sanitize(value.strip(), MAX_VALUE) for name, value in values.items() if value and value.strip()
+                name: sanitize(value.strip(), MAX_LABEL_CHARACTERS)
+                for name, value in values.items()
+                if value and value.strip()
             }
     return {}
 
 
-def _domain(directory: Path, vm: Vm) -> "Element | None":
-    """Return the VM's <domain>, or None. Another VM of the same name does not count."""
+def _read_domain(directory: Path, vm: Vm) -> "Element | None":
+    """Return the VM's <domain> element; None if the directory has no readable file of this VM. The file's UUID must be the VM's."""
     if "/" in vm.name or "\0" in vm.name:
         return None
     try:
@@ -92,15 +94,18 @@ def _domain(directory: Path, vm: Vm) -> "Element | None":
     return element
 
 
-def _value(domain: "Element", path: str) -> str | None:
+def _value_at_path(domain: "Element", path: str) -> str | None:
+    """Return the text or the attribute at a path of elements; None if the XML has no such element or attribute."""
     elements, _, attribute = path.partition("@")
     element: Element | None = domain
     for name in elements.split("/"):
-        element = next((child for child in element if _name(child) == name), None) if element is not None else None
+        element = (
+            next((child for child in element if _local_name(child) == name), None) if element is not None else None
+        )
     if element is None:
         return None
     return element.get(attribute) if attribute else element.text
 
 
-def _name(element: "Element") -> str:
+def _local_name(element: "Element") -> str:
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""

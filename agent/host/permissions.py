@@ -1,4 +1,4 @@
-"""Permission of the agent's user to connect to a socket: checked by the kernel as that user, with commands that grant it."""
+"""Permission of the agent's user to connect to a socket, checked by the kernel as that user, and the shell commands that grant it."""
 
 import contextlib
 import grp
@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.host.qemu_processes import PROC, pids, read
+from agent.host.qemu_processes import PROC, list_pids, read_file
 from agent.host.sockets import is_agent
 
-USER = "qmp-agent"
+AGENT_USER_NAME = "qmp-agent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +35,18 @@ def agent_user(name: str | None = None, proc: Path = PROC) -> User:
     """Return the user that the agent runs as.
 
     Args:
-        name: the user's name. None means the user of the running agent, or else of the installed one, or else the current user.
+        name: the user's name. If it is None, the user is that of a running agent. If no agent runs, it is `qmp-agent`, or the current
+            user if this host has no user of that name.
         proc: the /proc directory.
 
     Raises:
         KeyError: there is no user of that name.
     """
-    running = next((pid for pid in pids(proc) if name is None and is_agent(pid, proc)), None)
-    if running is not None and (user := _of_process(running, proc)) is not None:
+    running = next((pid for pid in list_pids(proc) if name is None and is_agent(pid, proc)), None)
+    if running is not None and (user := _read_process_user(running, proc)) is not None:
         return user
     try:
-        entry = pwd.getpwnam(name or USER)
+        entry = pwd.getpwnam(name or AGENT_USER_NAME)
     except KeyError:
         if name is not None:
             raise
@@ -53,23 +54,23 @@ def agent_user(name: str | None = None, proc: Path = PROC) -> User:
         return User(entry.pw_name, entry.pw_uid, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid)))
     return User(
         _user_name(os.geteuid()), os.geteuid(), frozenset({os.getegid(), *os.getgroups()})
-    )  # the agent is not installed
+    )  # the agent's Debian package, which creates the user, is not installed
 
 
 def process_user(pid: int, proc: Path = PROC) -> User:
     """Return the user of a process; its name is empty if it is unknown."""
-    return _of_process(pid, proc) or User("", -1, frozenset())
+    return _read_process_user(pid, proc) or User("", -1, frozenset())
 
 
-def _of_process(pid: int, proc: Path) -> User | None:
-    status = read(proc / str(pid) / "status").decode("ascii", "replace")
-    ids = {match[1]: [int(word) for word in match[2].split()] for match in _IDS.finditer(status)}
+def _read_process_user(pid: int, proc: Path) -> User | None:
+    status = read_file(proc / str(pid) / "status").decode("ascii", "replace")
+    ids = {match[1]: [int(word) for word in match[2].split()] for match in _ID_LINES.finditer(status)}
     if not ids.get("Uid") or not ids.get("Gid"):
         return None
     return User(_user_name(ids["Uid"][1]), ids["Uid"][1], frozenset({ids["Gid"][1], *ids.get("Groups", ())}))
 
 
-_IDS = re.compile(r"^(Uid|Gid|Groups):([\t 0-9]*)$", re.MULTILINE)
+_ID_LINES = re.compile(r"^(Uid|Gid|Groups):([\t 0-9]*)$", re.MULTILINE)
 
 
 def _user_name(uid: int) -> str:
@@ -80,9 +81,15 @@ def _user_name(uid: int) -> str:
 
 
 def blocked_paths(path: str, user: User) -> list[Path]:
-    """Return the directories that a user cannot enter on the way to a socket, and the socket itself if it cannot connect to it.
+    """Return the parent directories that a user may not enter, and the socket itself if the user may not connect to it.
 
-    Empty if nothing blocks the user. Also empty if the current user is neither root nor that user: then nothing can be checked.
+    Args:
+        path: the absolute path of the socket.
+        user: the user.
+
+    Returns:
+        An empty list if nothing blocks the user. It is also empty if the current user is neither root nor `user`, because then the
+        kernel cannot check the permission.
     """
     if os.geteuid() not in (0, user.uid):
         return []
@@ -90,7 +97,7 @@ def blocked_paths(path: str, user: User) -> list[Path]:
 
 
 def _has_access(path: Path, user: User) -> bool:
-    """Return whether a user has permission to enter a directory or connect to a socket. Parent directories are not checked."""
+    """Return whether a user may enter a directory or connect to a socket. Parent directories are not checked."""
     try:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
@@ -105,7 +112,7 @@ def _has_access(path: Path, user: User) -> bool:
 
 @contextlib.contextmanager
 def _acting_as(user: User) -> Iterator[None]:
-    """Switch to another user for the length of a block."""
+    """Run a `with` block with the effective user and groups of another user. Only root can switch to another user."""
     if os.geteuid() == user.uid:
         yield
         return
@@ -122,7 +129,7 @@ def _acting_as(user: User) -> Iterator[None]:
 
 
 def describe_denial(path: Path, user: User) -> str:
-    """Describe which permission a user lacks on a path."""
+    """Return a text for the operator that names the permission that a user lacks on a path."""
     try:
         info = path.stat()
     except OSError as error:
@@ -134,7 +141,7 @@ def describe_denial(path: Path, user: User) -> str:
 
 
 def fix_commands(path: Path, user: User, *, recreated: bool = True) -> list[str]:
-    """Return the commands that give a user permission; none if the path does not exist.
+    """Return the shell commands that let a user enter a directory or connect to a socket; none if the path does not exist.
 
     Args:
         path: the directory or the socket.

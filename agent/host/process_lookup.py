@@ -1,8 +1,8 @@
-"""Identification of the QEMU process behind a monitor, once at each attach.
+"""Identifies the QEMU process behind a monitor, at each attach, from the socket's owner and from QEMU's thread ids.
 
-There are two clues: the pid that opened the monitor's socket (SO_PEERCRED), and the ids of QEMU's vCPU threads.
-Each clue alone can be wrong: a manager may have opened the socket and passed it to QEMU, and a QEMU in a pid namespace reports the thread
-ids of that namespace. A process is returned only if the clues agree.
+The socket's owner is the pid that opened the other end of the monitor's socket (SO_PEERCRED). It can be a manager that opened the socket
+and passed it to QEMU. The ids of the vCPU threads and iothreads come from QEMU. A QEMU in a pid namespace reports the ids of that
+namespace, and other threads can have these ids on the host. So a process counts as the QEMU only after both were checked.
 """
 
 import os
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.host.process import ROOT, Process
-from agent.host.procfs import keyed_numbers
+from agent.host.procfs import keyed_numbers_parser
 
-_QEMU = re.compile(r"Name:\s*(qemu|kvm)")
-"""Name of QEMU's process unless `-name process=` changes it."""
+_QEMU_NAME = re.compile(r"Name:\s*(qemu|kvm)")
+"""The `Name` line of QEMU's /proc/PID/status, if `-name process=` does not change the name."""
 
-_tgid = keyed_numbers("Tgid")
+_parse_tgid = keyed_numbers_parser("Tgid")
 
 _MAX_THREADS = 4096
-"""Maximum number of threads to search for ids of another pid namespace."""
+"""Maximum number of threads whose files are read to translate thread ids of a pid namespace."""
 
 
 class UnknownProcessError(Exception):
@@ -35,9 +35,9 @@ class QemuProcess:
     Attributes:
         process: the process.
         threads: thread ids on this host, by the ids that QEMU reports.
-        start_seconds: start time in seconds since the epoch.
-        cgroup: directory of its cgroup (version 2) on the host, or None.
-        cgroup_name: its cgroup, or empty.
+        start_seconds: start time in seconds since the epoch; None if the kernel does not report it.
+        cgroup: path of the directory below /sys/fs/cgroup with the process's memory and CPU usage; None without cgroup version 2.
+        cgroup_name: the process's cgroup (version 2), as in /proc/PID/cgroup; empty if it has none.
     """
 
     process: Process
@@ -48,10 +48,10 @@ class QemuProcess:
 
 
 def find_process(socket_owner: int | None, threads: Sequence[int], root: Path = ROOT) -> QemuProcess:
-    """Return the process of a QEMU. Blocks for some milliseconds.
+    """Return the process of a QEMU. The call blocks for some milliseconds.
 
     Args:
-        socket_owner: pid that opened the other end of the monitor's socket, or None if unknown.
+        socket_owner: pid that opened the other end of the monitor's socket; None if unknown.
         threads: ids of its vCPU threads and iothreads, as QEMU reports them.
         root: the directory that holds /proc and /sys.
 
@@ -60,77 +60,80 @@ def find_process(socket_owner: int | None, threads: Sequence[int], root: Path = 
     """
     if socket_owner is None:
         raise UnknownProcessError(
-            "its monitor is not a Unix socket, or its process is in a pid namespace outside the agent's"
+            "the monitor is not a Unix socket, or QEMU's process is in a pid namespace that the agent cannot see"
         )
-    process = _by_pid(socket_owner, threads, root) or _by_threads(threads, root)
+    process = _process_by_pid(socket_owner, threads, root) or _process_by_threads(threads, root)
     if process is None:
         raise UnknownProcessError(
-            f"process {socket_owner} opened its monitor's socket but is not QEMU, and no process has the threads that QEMU reports"
+            f"process {socket_owner} opened the monitor's socket but is not QEMU, and no process has the threads that QEMU reports"
         )
-    ids = _ids(process, threads)
+    ids = _map_thread_ids(process, threads)
     assert ids is not None
     name = _cgroup_name(process)
-    return QemuProcess(process, ids, _start(process), _cgroup(process, name), name)
+    return QemuProcess(process, ids, _start_time(process), _cgroup_directory(process, name), name)
 
 
-def _by_pid(pid: int, threads: Sequence[int], root: Path) -> Process | None:
-    """Return this process if it has these threads. If no threads are given, its name must be QEMU's."""
+def _process_by_pid(pid: int, threads: Sequence[int], root: Path) -> Process | None:
+    """Return this process if it has all these threads. If `threads` is empty, the process's name must be QEMU's instead."""
     try:
         process = Process(pid, root)
     except OSError:
         return None
-    if (_ids(process, threads) is not None) if threads else _looks_like_qemu(process):
+    if (_map_thread_ids(process, threads) is not None) if threads else _looks_like_qemu(process):
         return process
     process.close()
     return None
 
 
-def _by_threads(threads: Sequence[int], root: Path) -> Process | None:
-    """Return the process with these threads. Thread ids alone may match another process: its name and pid namespace are checked, too."""
+def _process_by_threads(threads: Sequence[int], root: Path) -> Process | None:
+    """Return the process with these threads, if its name is QEMU's and it is in the agent's own pid namespace.
+
+    Thread ids alone are not enough, because the ids of a pid namespace can be those of another process's threads on the host.
+    """
     if not threads:
         return None
     try:
         first = Process(threads[0], root)  # /proc has an unlisted directory for each thread
     except OSError:
         return None
-    leader = _tgid(first.read("status") or "").get("Tgid")
+    leader = _parse_tgid(first.read("status") or "").get("Tgid")
     first.close()
     if leader is None:
         return None
-    process = _by_pid(leader, threads, root)
-    if process is not None and not (_looks_like_qemu(process) and _depth(process) == 1):
+    process = _process_by_pid(leader, threads, root)
+    if process is not None and not (_looks_like_qemu(process) and _pid_namespace_depth(process) == 1):
         process.close()
         return None
     return process
 
 
 def _looks_like_qemu(process: Process) -> bool:
-    return _QEMU.match(process.read("status") or "") is not None
+    return _QEMU_NAME.match(process.read("status") or "") is not None
 
 
-def _namespaced(status: str | None) -> list[int]:
-    """Return a thread's ids from a `status` file: first in the agent's pid namespace, last in its own (Linux 4.1)."""
+def _ids_in_pid_namespaces(status: str | None) -> list[int]:
+    """Return a thread's ids in each of its pid namespaces, from a `status` file: the agent's first, the innermost last (Linux 4.1)."""
     line = next((line for line in (status or "").splitlines() if line.startswith("NSpid:")), "")
     return [int(part) for part in line.split()[1:] if part.isdecimal()]
 
 
-def _depth(process: Process) -> int:
-    return len(_namespaced(process.read("status"))) or 1
+def _pid_namespace_depth(process: Process) -> int:
+    return len(_ids_in_pid_namespaces(process.read("status"))) or 1
 
 
-def _ids(process: Process, threads: Sequence[int]) -> Mapping[int, int] | None:
+def _map_thread_ids(process: Process, threads: Sequence[int]) -> Mapping[int, int] | None:
     """Map the thread ids that QEMU reports to the ids on this host; None if the process lacks any of them."""
-    if _depth(process) == 1:
+    if _pid_namespace_depth(process) == 1:
         known = {thread: thread for thread in threads if process.read(f"task/{thread}/stat") is not None}
     else:
-        tasks = [name for name in process.names("task")[:_MAX_THREADS] if name.isdecimal()]
-        inner = {task: _namespaced(process.read(f"task/{task}/status")) for task in tasks}
+        tasks = [name for name in process.list_directory("task")[:_MAX_THREADS] if name.isdecimal()]
+        inner = {task: _ids_in_pid_namespaces(process.read(f"task/{task}/status")) for task in tasks}
         known = {ids[-1]: int(task) for task, ids in inner.items() if ids and ids[-1] in threads}
     return known if known.keys() >= set(threads) else None
 
 
-def _start(process: Process) -> float | None:
-    """Return the start time in seconds since the epoch; the kernel reports it in clock ticks since boot."""
+def _start_time(process: Process) -> float | None:
+    """Return the start time in seconds since the epoch. The kernel reports clock ticks since boot."""
     fields = (process.read("stat") or "").rpartition(")")[2].split()
     if len(fields) < 20 or not fields[19].isdecimal():
         return None
@@ -143,8 +146,11 @@ def _cgroup_name(process: Process) -> str:
     return next((line[3:] for line in lines if line.startswith("0::/")), "")
 
 
-def _cgroup(process: Process, name: str) -> str | None:
-    """Return the directory of the process's cgroup, or of the nearest one above it that counts memory: libvirt's for threads do not."""
+def _cgroup_directory(process: Process, name: str) -> str | None:
+    """Return the directory of the process's cgroup, or of the nearest parent cgroup that counts memory; None if there is none.
+
+    The cgroups that libvirt creates for groups of threads do not count memory.
+    """
     while name not in ("", "/") and ".." not in name.split("/"):
         directory = f"/sys/fs/cgroup{name}"
         if process.read(f"{directory}/memory.current") is not None:

@@ -1,6 +1,6 @@
-"""Parsers of the kernel's files: each takes a text and returns numbers by name (proc(5), Linux 4.15 to 6.18). Pure.
+"""Parsers of files in /proc, sysfs and cgroups: each takes a file's text and returns numbers by name (Linux 4.15 to 6.18). Pure.
 
-A value that is missing, is not a number, or does not exist on an older kernel is left out.
+Parsers leave out values that are missing or are not numbers. Older kernels do not have all values.
 """
 
 import re
@@ -41,16 +41,16 @@ _STATES = {
 }
 
 
-def number(text: str) -> int | None:
-    """Parse a decimal number of the kernel; None if the text is not one."""
+def parse_number(text: str) -> int | None:
+    """Parse a decimal number; None if the text is not a number of at most 20 digits."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 20 else None
 
 
 def _numbers(pairs: Iterable[tuple[str, str]]) -> Numbers:
-    return {name: value for name, text in pairs if (value := number(text)) is not None}
+    return {name: value for name, text in pairs if (value := parse_number(text)) is not None}
 
 
-def stat(text: str) -> Numbers:
+def parse_stat(text: str) -> Numbers:
     """Parse /proc/PID/stat or a thread's stat. Times are in clock ticks."""
     # The name in parentheses may contain any character. Field 3 follows it.
     fields = text.rpartition(")")[2].split()
@@ -58,12 +58,12 @@ def stat(text: str) -> Numbers:
     return values | {"state": _STATES.get(fields[0], fields[0])} if fields else values
 
 
-def schedstat(text: str) -> Numbers:
-    """Parse /proc/PID/schedstat: nanoseconds on a CPU, nanoseconds waiting for one, and number of time slices."""
+def parse_schedstat(text: str) -> Numbers:
+    """Parse /proc/PID/schedstat: nanoseconds on a CPU, nanoseconds of waiting for a CPU, and number of time slices."""
     return _numbers(zip(("run", "delay", "slices"), text.split(), strict=False))
 
 
-def keyed_numbers(*names: str) -> Parser:
+def keyed_numbers_parser(*names: str) -> Parser:
     """Return a parser of lines such as `Name: 5 kB` (status, io) or `name 5` (cpu.stat, memory.events).
 
     Args:
@@ -73,49 +73,54 @@ def keyed_numbers(*names: str) -> Parser:
     return lambda text: {name: int(digits) for name, digits in line.findall(f"\n{text}")}
 
 
-def keyed_numbers_of(family: Family, file: str) -> Parser:
-    """Return a parser of the lines in `file` that a family has fields for, as `keyed_numbers` parses them."""
+def family_numbers_parser(family: Family, file: str) -> Parser:
+    """Return a `keyed_numbers_parser` of the lines of a file that a family of metrics has fields for.
+
+    Args:
+        family: the family; the paths of its fields begin with the file's name, such as `status.VmRSS`.
+        file: the file's name.
+    """
     paths = (field.path for field in family.fields)
-    return keyed_numbers(*(path.removeprefix(f"{file}.") for path in paths if path.startswith(f"{file}.")))
+    return keyed_numbers_parser(*(path.removeprefix(f"{file}.") for path in paths if path.startswith(f"{file}.")))
 
 
-def pressure(text: str) -> Numbers:
-    """Parse a pressure file: the totals `some` and `full`, in microseconds."""
+def parse_pressure(text: str) -> Numbers:
+    """Parse a pressure file such as /proc/pressure/cpu: the totals of `some` and `full`, in microseconds."""
     rows = (line.split() for line in text.splitlines())
     return _numbers((row[0], row[-1].removeprefix("total=")) for row in rows if row and row[-1].startswith("total="))
 
 
-def single_number(text: str) -> Any:
-    """Parse a file that holds one number; None if it does not."""
-    return number(text.strip())
+def parse_single_number(text: str) -> Any:
+    """Parse a file with one number; None if the file has another content."""
+    return parse_number(text.strip())
 
 
-def interfaces(text: str) -> dict[str, Numbers]:
+def parse_net_dev(text: str) -> dict[str, Numbers]:
     """Parse /proc/PID/net/dev: counters by interface, named as in /sys/class/net/INTERFACE/statistics."""
     names = ("bytes", "packets", "errors", "dropped", "fifo", "frame", "compressed", "multicast")
     columns = (*(f"rx_{name}" for name in names), *(f"tx_{name}" for name in names))
     counters = {}
     for line in text.splitlines():
-        name, colon, rest = line.strip().partition(":")
+        name, colon, values = line.strip().partition(":")
         if colon:
-            counters[name] = _numbers(zip(columns, rest.split(), strict=False))
+            counters[name] = _numbers(zip(columns, values.split(), strict=False))
     return counters
 
 
 _PARSERS: Mapping[str, Parser] = {
-    "stat": stat,
-    "schedstat": schedstat,
-    "status": keyed_numbers_of(PROCESS, "status"),
-    "io": keyed_numbers_of(PROCESS, "io"),
+    "stat": parse_stat,
+    "schedstat": parse_schedstat,
+    "status": family_numbers_parser(PROCESS, "status"),
+    "io": family_numbers_parser(PROCESS, "io"),
 }
 
 
 def group_by_subject(replies: Sequence[Any]) -> list[tuple[Any, Mapping[str, Any]]]:
-    """Group file replies by subject.
+    """Parse the replies to file requests and group them by subject, which is a process or a thread.
 
     Returns:
-        Pairs of a subject and its parsed files by name, in the order of the requests. A subject whose `stat` cannot be read has ended
-        and is left out.
+        Pairs of a subject and its parsed files by name, in the order of the requests. A subject without a readable `stat` file has
+        ended and is left out.
     """
     subjects: dict[str, tuple[Any, dict[str, Any]]] = {}
     for reply in replies:
@@ -123,6 +128,6 @@ def group_by_subject(replies: Sequence[Any]) -> list[tuple[Any, Mapping[str, Any
             continue
         directory, _, name = reply.request.path.rpartition("/")
         _, files = subjects.setdefault(directory, (reply.request.subject, {}))
-        parse = _PARSERS.get(name, single_number)
+        parse = _PARSERS.get(name, parse_single_number)
         files[name] = parse(reply.text)
     return [(subject, files) for subject, files in subjects.values() if "stat" in files]

@@ -1,6 +1,6 @@
-"""Sockets of this host and the processes at their ends, from the kernel's sock_diag (linux/unix_diag.h) and /proc/net/tcp.
+"""Sockets of this host and the processes that hold them, from the kernel's sock_diag (linux/unix_diag.h) and /proc.
 
-Finding the owner of a socket needs /proc/PID/fd, which only root can read for all processes. An unknown owner is left out.
+The process that holds a socket is found in /proc/PID/fd, which only root can read for all processes. Unknown processes are left out.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.host.qemu_processes import PROC, arguments, pids, read
+from agent.host.qemu_processes import PROC, command_line, list_pids, read_file
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -24,7 +24,7 @@ _NAME, _PEER = 0, 2
 ESTABLISHED = 1
 _DEADLINE_SECONDS = 5.0
 _MAX_SOCKETS = 1_000_000
-"""Maximum number of sockets to read; a busy host has some thousands."""
+"""Maximum number of Unix sockets to read. A busy host has some thousands."""
 
 _INTERPRETER = re.compile(r"python[0-9.]*|perl|ruby|(ba|da)?sh")
 
@@ -34,9 +34,9 @@ class SocketEntry:
     """One socket.
 
     Attributes:
-        state: the state, as a number of TCP's states.
+        state: the state, as the kernel's number of a TCP state, such as `ESTABLISHED`.
         address: the path that the socket is bound to, or `tcp:PORT`.
-        peer: inode of the socket at the other end, or 0 if it is not on this host.
+        peer: inode of the socket at the other end; 0 if that socket is not on this host.
         remote: `tcp:PORT` of the other end; empty for a Unix socket.
     """
 
@@ -46,24 +46,24 @@ class SocketEntry:
     remote: str = ""
 
 
-Table = Mapping[int, SocketEntry]
+SocketTable = Mapping[int, SocketEntry]
 """Sockets by inode."""
 
 
-def list_sockets(proc: Path = PROC) -> Table:
-    """Return all Unix and TCP sockets that the kernel lists, by inode. Blocks for some milliseconds."""
-    table = dict(_tcp(read(proc / "net" / "tcp"), read(proc / "net" / "tcp6")))
+def list_sockets(proc: Path = PROC) -> SocketTable:
+    """Return all Unix and TCP sockets that the kernel lists, by inode. The call blocks for some milliseconds."""
+    table = dict(_tcp_sockets(read_file(proc / "net" / "tcp"), read_file(proc / "net" / "tcp6")))
     with contextlib.suppress(OSError):
-        table |= _unix()
+        table |= _unix_sockets()
     return table
 
 
 def normalize_path(path: str) -> str:
-    """Return a path in the form that is compared: /var/run becomes /run."""
+    """Return a path with /var/run replaced by /run, so that two paths of one socket compare equal."""
     return "/run/" + path.removeprefix("/var/run/") if path.startswith("/var/run/") else path
 
 
-def _unix() -> dict[int, SocketEntry]:
+def _unix_sockets() -> dict[int, SocketEntry]:
     table: dict[int, SocketEntry] = {}
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
         netlink.settimeout(_DEADLINE_SECONDS)
@@ -71,17 +71,17 @@ def _unix() -> dict[int, SocketEntry]:
         header = struct.pack("=IHHII", 16 + len(request), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 1, 0)
         netlink.send(header + request)
         while len(table) < _MAX_SOCKETS:
-            for kind, body in _messages(netlink.recv(1 << 16)):
+            for kind, body in _netlink_messages(netlink.recv(1 << 16)):
                 if kind == _DONE:
                     return table
                 if kind == _ERROR:
                     raise OSError(-struct.unpack_from("=i", body)[0], "sock_diag refused")
-                inode, entry = _entry(body)
+                inode, entry = _parse_entry(body)
                 table[inode] = entry
     return table
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+def _netlink_messages(data: bytes) -> Iterator[tuple[int, bytes]]:
     at = 0
     while at + 16 <= len(data):
         length, kind = struct.unpack_from("=IH", data, at)
@@ -91,7 +91,7 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += (length + 3) & ~3
 
 
-def _entry(body: bytes) -> tuple[int, SocketEntry]:
+def _parse_entry(body: bytes) -> tuple[int, SocketEntry]:
     state, inode = struct.unpack_from("=xxBxI", body)
     path, peer, at = "", 0, 16
     while at + 4 <= len(body):
@@ -107,17 +107,19 @@ def _entry(body: bytes) -> tuple[int, SocketEntry]:
     return inode, SocketEntry(state, normalize_path(path), peer)
 
 
-def _tcp(*tables: bytes) -> Iterator[tuple[int, SocketEntry]]:
-    """Yield the sockets of /proc/net/tcp and tcp6 by inode, each with its other end if that is on this host."""
+def _tcp_sockets(*tables: bytes) -> Iterator[tuple[int, SocketEntry]]:
+    """Yield the inode and the entry of each socket in /proc/net/tcp and /proc/net/tcp6."""
     rows = [line.split() for table in tables for line in table.decode("ascii", "replace").splitlines()[1:]]
-    ends = [(_end(row[1]), _end(row[2]), int(row[3], 16), int(row[9])) for row in rows if len(row) > 9]
+    ends = [
+        (_parse_endpoint(row[1]), _parse_endpoint(row[2]), int(row[3], 16), int(row[9])) for row in rows if len(row) > 9
+    ]
     inodes = {(local, remote): inode for local, remote, _, inode in ends}
     for local, remote, state, inode in ends:
         yield inode, SocketEntry(state, f"tcp:{local[1]}", inodes.get((remote, local), 0), f"tcp:{remote[1]}")
 
 
-def _end(text: str) -> tuple[str, int]:
-    """Parse an address and port such as `0100007F:115C`: words of four bytes in host order; IPv4-mapped IPv6 becomes IPv4."""
+def _parse_endpoint(text: str) -> tuple[str, int]:
+    """Parse an address and port such as `0100007F:115C`: words of four bytes in host byte order. An IPv4-mapped address becomes IPv4."""
     digits, _, port = text.partition(":")
     words = [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
     address = ipaddress.ip_address(b"".join(struct.pack("=I", word) for word in words))
@@ -125,7 +127,7 @@ def _end(text: str) -> tuple[str, int]:
 
 
 def socket_inodes(pid: int, proc: Path = PROC) -> dict[int, int] | None:
-    """Return the inodes of a process's sockets by descriptor; None without permission to read them."""
+    """Return the inodes of a process's sockets by file descriptor; None if the agent may not read the descriptors."""
     inodes = {}
     directory = proc / str(pid) / "fd"
     try:
@@ -141,20 +143,20 @@ def socket_inodes(pid: int, proc: Path = PROC) -> dict[int, int] | None:
 
 
 def socket_owners(inodes: set[int], proc: Path = PROC) -> Mapping[int, int]:
-    """Return the pid of the process that holds each of these sockets, by inode; sockets of invisible processes are left out."""
+    """Return the pids of the processes that hold these sockets, by inode. Sockets without a visible process are left out."""
     pids_by_inode: dict[int, int] = {}
-    for pid in pids(proc) if inodes else ():
+    for pid in list_pids(proc) if inodes else ():
         pids_by_inode |= dict.fromkeys(inodes.intersection((socket_inodes(pid, proc) or {}).values()), pid)
     return pids_by_inode
 
 
 def program_name(argv: list[str]) -> str:
-    """Return a process's name for the operator: the name of its executable, or of the script that it runs."""
+    """Return a process's name for the operator: the name of its executable, or of the script that an interpreter runs."""
     words = [os.path.basename(word) for word in argv if word and not word.startswith("-")]  # noqa: PTH119 - any text
     return (words[1] if len(words) > 1 and _INTERPRETER.fullmatch(words[0]) else words[0]) if words else "a process"
 
 
 def is_agent(pid: int, proc: Path = PROC) -> bool:
     """Return whether a process is a running agent."""
-    argv = arguments(pid, proc)
+    argv = command_line(pid, proc)
     return program_name(argv) == "qmp-agent" and not {"run", "demo"}.isdisjoint(argv)

@@ -1,4 +1,4 @@
-"""Host-side facts of a VM: its threads, its network interfaces, and requests for files of the kernel."""
+"""Types of the host's data about a VM: its threads, its network interfaces, and requests for files of the kernel."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ class Task:
     Attributes:
         id: its pid or thread id on this host.
         name: its label: a vCPU's index or an iothread's id; empty for the process.
-        values: known values that need no file, by the catalogue's paths.
+        values: values that no file has, by the paths of the metrics' fields.
     """
 
     id: int
@@ -26,8 +26,8 @@ class Interface:
 
     Attributes:
         name: its name on the host, such as tap0.
-        values: known values, by the catalogue's paths.
-        directions_swapped: whether the host transmits what the guest receives; true for a tap, false for a macvtap.
+        values: values that no file has, by the paths of the metrics' fields.
+        directions_swapped: whether the interface transmits the packets that the guest receives; true for a tap, false for a macvtap.
         same_netns: whether it is in the agent's own network namespace.
     """
 
@@ -39,17 +39,17 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class FileRequest:
-    """A file of the kernel to read whole.
+    """A request for the content of a file in /proc, /sys or a cgroup.
 
     Attributes:
         path: relative to the process's directory under /proc; with a leading slash, absolute on the host.
-        subject: what the file is about; returned with the reply.
-        entries: whether to count the entries of this directory instead.
+        subject: the task, interface or cgroup that the file is about; the reply has the same subject.
+        count_entries: whether `path` is a directory whose entries are counted.
     """
 
     path: str
     subject: Any = None
-    entries: bool = False
+    count_entries: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class FileReply:
 
     Attributes:
         request: the request.
-        text: the content; None if the file cannot be read.
+        text: the content, or the number of entries; None if the file or directory cannot be read.
     """
 
     request: FileRequest

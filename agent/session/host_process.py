@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from agent.collectors.base import Facts
 from agent.collectors.untrusted import as_list_of_objects, as_text
-from agent.host import Process, QemuProcess, UnknownProcessError, find_process, interfaces_of, labels_of
+from agent.host import Process, QemuProcess, UnknownProcessError, find_process, interfaces_of, read_libvirt_labels
 from agent.host.types import FileReply, FileRequest, Interface, Task
 from agent.model.family import Sample, Values
 from agent.model.metrics.about import ABOUT
@@ -110,7 +110,7 @@ class HostProcess:
         vcpus, iothreads = list(_parse_vcpus(cpus)), list(_parse_iothreads(threads))
         values = dict(_parse_machine(kvm, machine))
         with contextlib.suppress(TimeoutError):
-            if labels := await _run_in_thread(partial(labels_of, vm, self._context.settings.labels)):
+            if labels := await _run_in_thread(partial(read_libvirt_labels, vm, self._context.settings.labels)):
                 values["labels"] = labels
         thread_ids = [task.id for task in (*vcpus, *iothreads)]
         find = partial(find_process, socket_owner, thread_ids, self._context.root)

@@ -11,7 +11,7 @@ from math import inf
 from agent.collectors import Facts
 from agent.collectors.block import count_repeated_images
 from agent.collectors.nodes import supports_flat
-from agent.host.qemu_processes import arguments, is_qemu
+from agent.host.qemu_processes import command_line, is_qemu
 from agent.model.events import row_of
 from agent.model.metrics.about import ABOUT
 from agent.model.record import Vm, sanitize
@@ -136,7 +136,7 @@ class Session:
 
     def _qemu_arguments(self) -> Sequence[str]:
         """Return the command line of the connected process; empty if the process is unknown or not a QEMU."""
-        argv = arguments(self._client.peer_pid) if self._client.peer_pid is not None else []
+        argv = command_line(self._client.peer_pid) if self._client.peer_pid is not None else []
         return argv if is_qemu(argv) else ()
 
     async def run(self, vm: Vm) -> None:

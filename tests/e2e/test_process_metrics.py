@@ -279,7 +279,7 @@ async def test_without_a_known_process_its_metrics_are_off_and_the_reason_is_rep
     async with AgentProcess(folder, {"monitors": [{"dial": address[0]}], "intervals": QUICK}) as agent:
         await agent.wait_for_record("sample.block", vm=guest.uuid)
         record = await agent.wait_for_record("sample.about", vm=guest.uuid)
-        assert record["data"]["process_unknown"].startswith("its monitor is not a Unix socket")
+        assert record["data"]["process_unknown"].startswith("the monitor is not a Unix socket")
         await agent.wait_for_record("sample.block", vm=guest.uuid, since=agent.mark())
         names = (await agent.metrics()).names_of(guest.uuid)
         assert not [name for name in names if name.startswith(("qemu_process_", "qemu_vcpu_", "qemu_net_"))]

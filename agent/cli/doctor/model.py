@@ -8,7 +8,7 @@ from pathlib import Path
 from agent.config.model import Config
 from agent.host.permissions import User
 from agent.host.qemu_processes import PROC
-from agent.host.sockets import Table, list_sockets
+from agent.host.sockets import SocketTable, list_sockets
 from agent.monitors import DiscovererConfig
 
 
@@ -102,7 +102,7 @@ class HostView:
     config: Config | None = None
     root: Path = Path("/")
     proc: Path = PROC
-    table: Table = field(default_factory=list_sockets)
+    table: SocketTable = field(default_factory=list_sockets)
 
     @property
     def entries(self) -> Sequence[DiscovererConfig]:

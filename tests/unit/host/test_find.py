@@ -119,7 +119,7 @@ def test_files_are_read_whole_and_unreadable_ones_are_none(child: subprocess.Pop
         FileRequest("no/such"),
         FileRequest("/sys/class/net/lo/ifindex"),
         FileRequest("/no/such"),
-        FileRequest("fd", entries=True),
+        FileRequest("fd", count_entries=True),
     ]
     stat, *others = process.read_files(files)
     assert (stat.text or "").startswith(f"{child.pid} (cat) ")
@@ -137,11 +137,13 @@ def test_nothing_is_read_after_the_process_has_ended(child: subprocess.Popen[byt
     process = Process(child.pid)
     child.kill()
     child.wait()
-    assert [reply.text for reply in process.read_files([FileRequest("stat"), FileRequest("fd", entries=True)])] == [
+    assert [
+        reply.text for reply in process.read_files([FileRequest("stat"), FileRequest("fd", count_entries=True)])
+    ] == [
         None,
         None,
     ]
-    assert (process.names("task"), process.link("ns/net")) == ([], None)
+    assert (process.list_directory("task"), process.read_link("ns/net")) == ([], None)
     process.close()
 
 
@@ -163,7 +165,7 @@ def test_a_file_that_the_kernel_returns_in_parts_is_read_whole() -> None:
 def test_no_descriptor_stays_open(child: subprocess.Popen[bytes], tmp_path: Path) -> None:
     before = open_descriptors(os.getpid())
     process = Process(child.pid)
-    process.read_files([FileRequest("stat"), FileRequest("no/such"), FileRequest("fd", entries=True)])
+    process.read_files([FileRequest("stat"), FileRequest("no/such"), FileRequest("fd", count_entries=True)])
     interfaces_of(process, {})
     process.close()
     unknown_cause(child.pid, [1], Path("/"))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from agent.common.safe_xml import MAX_BYTES
-from agent.host.libvirt_metadata import LabelsConfig, labels_of
+from agent.host.libvirt_metadata import LabelsConfig, read_libvirt_labels
 from agent.model.record import Vm
 
 VM = Vm("host1", "1a8b9e0c-3f52-4a61-9c1d-5b8a7c6d0e21", "instance-0000002a")
@@ -38,7 +38,7 @@ EXPECTED = {
 
 
 def read(*directories: Path, vm: Vm = VM) -> dict[str, str]:
-    return labels_of(vm, LabelsConfig(libvirt_xml_dirs=list(directories)))
+    return read_libvirt_labels(vm, LabelsConfig(libvirt_xml_dirs=list(directories)))
 
 
 def put(directory: Path, text: str | bytes) -> Path:

@@ -32,8 +32,7 @@ from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, Severity, Vm
 from agent.monitors import Monitor
-from agent.qmp.queries import ROWS as QUERIES
-from agent.qmp.queries import Query, QueryPolicy
+from agent.qmp.queries import QUERIES, Query, QueryPolicy
 from agent.session import host_process
 from agent.session.api import MonitorState, MonitorStatus, PollOutcome
 from agent.session.identity import Build

@@ -183,6 +183,7 @@ RENAMED: Mapping[str, str] = {
     "limits.series": "series_per_vm",
     "limits.subjects": "new_subjects_per_hour",
     "memory_budget": "buffer_memory",
+    "monitors.burst": "dial_per_poll",
     "monitors.connections": "max_connections",
     "monitors.hold": "timeout",
     "monitors.hotplug": "hotplug_dir",

@@ -12,21 +12,21 @@ from agent.monitors.base import (
     MonitorConnection,
     MonitorPriority,
 )
-from agent.monitors.burst import BurstDiscoverer
 from agent.monitors.dial import DialConfig, DialDiscoverer
-from agent.monitors.hotplug import BurstConfig, HotplugDiscoverer
+from agent.monitors.dial_per_poll import DialPerPollDiscoverer
+from agent.monitors.hotplug import DialPerPollConfig, HotplugDiscoverer
 from agent.monitors.libvirt.config import LibvirtConfig
 from agent.monitors.listen import ListenConfig, ListenDiscoverer, ListenTlsConfig
 
-ENTRIES: tuple[type[DiscovererConfig], ...] = (DialConfig, BurstConfig, LibvirtConfig, ListenConfig)
+ENTRIES: tuple[type[DiscovererConfig], ...] = (DialConfig, DialPerPollConfig, LibvirtConfig, ListenConfig)
 """Types of the entries of the config's `monitors`. An entry that has no type's key is validated as the first type."""
 
 __all__ = [
     "ENTRIES",
-    "BurstConfig",
-    "BurstDiscoverer",
     "DialConfig",
     "DialDiscoverer",
+    "DialPerPollConfig",
+    "DialPerPollDiscoverer",
     "Discoverer",
     "DiscovererConfig",
     "DiscoveryListener",

@@ -25,7 +25,7 @@ class MonitorConnection(Protocol):
 
     @property
     def ended(self) -> asyncio.Future[QmpError]:
-        """Done when the connection has ended; its result is the cause."""
+        """A future that completes when the connection ends; the result is the cause."""
 
     @property
     def peer_pid(self) -> int | None:
@@ -37,7 +37,7 @@ class MonitorConnection(Protocol):
 
     @property
     def receives_events(self) -> bool:
-        """True if every event arrives while the connection is up."""
+        """True if the agent receives every event while the connection is up."""
 
     @property
     def skipped_messages(self) -> Counter[str]:
@@ -47,7 +47,7 @@ class MonitorConnection(Protocol):
         """Execute commands within `deadline` seconds; raises what `Client.execute` raises."""
 
     async def wait_idle(self) -> None:
-        """Wait, without a deadline, until no reply is due."""
+        """Wait until all replies have arrived. There is no deadline."""
 
     async def probe(self, *, deadline: float) -> bool:
         """Return whether QEMU answers an out-of-band command within `deadline` seconds."""
@@ -56,7 +56,7 @@ class MonitorConnection(Protocol):
         """End the connection now."""
 
     def preempt(self) -> None:
-        """End the connection now because a better one to the same VM exists."""
+        """End the connection now because a monitor with a better priority leads to the same VM."""
 
 
 EventCallback = Callable[[Event], None]
@@ -70,19 +70,19 @@ class ConnectionOpener(Protocol):
 
 
 def qmp_opener(connect: Connect) -> ConnectionOpener:
-    """Return an opener for a QMP socket."""
+    """Return an opener that keeps one QMP connection; `connect` opens a transport to the socket."""
     return partial(Client.open, connect)
 
 
 class MonitorPriority(IntEnum):
-    """Preference among the monitors of one VM: the lowest value is used, the others stand by."""
+    """Preference among the monitors of one VM. The agent uses the monitor with the lowest value, and the others stand by."""
 
     DEDICATED = 0
     """A monitor for the agent alone: all events, all commands."""
     MANAGER = 10
     """A monitor over the VM's manager, such as libvirt: all events, and the commands that the manager supports."""
-    BURST = 20
-    """A monitor that the agent shares with another client: short connections for polls, no events."""
+    SHARED = 20
+    """A monitor that the agent shares with another client: one short connection for each poll, no events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +94,10 @@ class Monitor:
         key: identity of the monitor. A new socket at the same path has another key.
         open: opens a connection to it.
         priority: preference among the monitors of its VM.
-        inbound: whether QEMU connected to the agent. Such a monitor has one connection. It stays open in standby too, because QEMU
-            would reconnect at once.
-        shared_address: the address of an inbound monitor, to which several VMs connect. It has no part that changes when a VM
-            restarts, such as a process ID. Empty if `name` is the address of one VM.
+        inbound: whether QEMU connected to the agent. The agent keeps this connection open in standby too, because QEMU would
+            reconnect at once.
+        shared_address: the address that several VMs connect to, without parts that change when a VM restarts, such as a process ID.
+            Empty unless `inbound`.
     """
 
     name: str
@@ -109,25 +109,25 @@ class Monitor:
 
 
 class DiscoveryListener(Protocol):
-    """Receives what a discoverer finds. No method may block or raise."""
+    """Receives the monitors that a discoverer finds, and its state. No method may block or raise."""
 
     def on_monitor_added(self, monitor: Monitor) -> None:
         """Handle a new monitor."""
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
-        """Handle the end of a monitor. A connection to it may still be open; it ends by itself."""
+        """Handle a monitor that no longer exists. A connection to this monitor may still be open; the connection ends by itself."""
 
     def on_status(self, source: Monitor, error: QmpError | None, note: str = "") -> None:
         """Handle a change of the discoverer's own state.
 
         Args:
-            source: stands for the discoverer in status lists; it has no VM.
+            source: a monitor without a VM, which represents the discoverer in lists of monitors.
             error: why discovery does not work; None if it works.
-            note: a limitation of a discovery that works, for people; empty if there is none.
+            note: a limitation of discovery for the operator, such as read-only access; empty if there is none.
         """
 
     def on_connection_refused(self, address: str, reason: str) -> None:
-        """Handle an incoming connection that was refused at `address`; `reason` is a metric label."""
+        """Handle a connection that the agent refused at its `listen` address; `reason` is the value of a metric's label."""
 
 
 class Discoverer(Protocol):
@@ -142,11 +142,11 @@ class AllowedChanges(Protocol):
 
     @property
     def libvirt_passthrough(self) -> bool:
-        """Permission to send commands to QEMU through libvirt, which taints the domain."""
+        """True if the agent may send commands to QEMU through libvirt, which taints the domain."""
 
 
 class DiscovererConfig(Section):
-    """An entry of the config's `monitors`. The first key names the transport, and its value the address."""
+    """An entry of the config's `monitors`. The name of the first key is the transport; the value of the first key is the address."""
 
     inbound: ClassVar[bool] = False
     """True if QEMU connects to the agent."""
@@ -165,10 +165,10 @@ class DiscovererConfig(Section):
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Socket addresses in the form of `dial`; empty if only another program knows them."""
+        """Addresses of the monitors' sockets, written as in `dial`; empty for libvirt, which connects to the sockets itself."""
         return ()
 
     @property
     def changes(self) -> frozenset[Change]:
-        """Changes that the transport itself makes to a QEMU."""
+        """Changes that the agent makes to a QEMU to connect over this transport."""
         return frozenset()

@@ -1,7 +1,7 @@
 """Monitors that the agent connects to: Unix sockets by path or glob pattern, and TCP addresses.
 
-Discovery scans the file system every few seconds. inotify on the directories only triggers a scan early.
-A new socket file at the same path has another inode. It is another monitor, because another QEMU created it.
+Discovery scans the file system every few seconds. inotify on the directories triggers a scan earlier.
+A new socket file at the same path has another inode. The agent treats it as another monitor, because another QEMU created it.
 """
 
 import asyncio
@@ -26,9 +26,9 @@ _log = logging.getLogger(__name__)
 
 SCAN_SECONDS = 5.0
 SETTLE_SECONDS = 0.02
-"""Delay between a change and the scan. A manager that starts many VMs creates many sockets, and one scan then finds them all."""
+"""Delay between a change of the directory and the scan, because a manager that starts many VMs creates many sockets at once."""
 
-_CHANGES = Mask.CREATE | Mask.DELETE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.ONLYDIR
+_INOTIFY_MASK = Mask.CREATE | Mask.DELETE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.ONLYDIR
 
 
 class DialConfig(DiscovererConfig):
@@ -48,7 +48,7 @@ class DialConfig(DiscovererConfig):
 
 
 class DialDiscoverer:
-    """Finds monitors at an address such as `/run/qemu/*.qmp`, `/run/vm1.sock` or `tcp:127.0.0.1:4444`."""
+    """Finds monitors at an address such as `/run/qemu/*.qmp`, `/run/vm1.sock` or `tcp:127.0.0.1:4444`, and stays connected to them."""
 
     def __init__(self, pattern: str, scan_seconds: float = SCAN_SECONDS) -> None:
         self.pattern = pattern
@@ -57,15 +57,15 @@ class DialDiscoverer:
     def __repr__(self) -> str:
         return f"dial {self.pattern}"
 
-    def monitor(self, name: str, key: tuple[object, ...], connect: Connect) -> Monitor:
-        """Return the monitor at an address."""
+    def make_monitor(self, name: str, key: tuple[object, ...], connect: Connect) -> Monitor:
+        """Return the monitor at an address; `key` identifies its socket."""
         return Monitor(name, key, qmp_opener(connect))
 
     def scan(self) -> dict[tuple[object, ...], Monitor]:
         """Return the monitors that exist now, by key."""
         if self.pattern.startswith("tcp:"):
             host, _, port = self.pattern.removeprefix("tcp:").rpartition(":")
-            monitor = self.monitor(self.pattern, (self.pattern,), tcp(host.strip("[]"), int(port)))
+            monitor = self.make_monitor(self.pattern, (self.pattern,), tcp_connector(host.strip("[]"), int(port)))
             return {monitor.key: monitor}
         monitors = {}
         for path in glob.iglob(self.pattern):  # noqa: PTH207 - Path.glob takes no absolute pattern
@@ -75,21 +75,27 @@ class DialDiscoverer:
                 continue  # removed since the listing
             if stat.S_ISSOCK(info.st_mode):
                 name = os.fsencode(path).decode("utf-8", "backslashreplace")  # a file name need not be text
-                monitor = self.monitor(name, (path, info.st_dev, info.st_ino, info.st_ctime_ns), unix(path))
+                key = (path, info.st_dev, info.st_ino, info.st_ctime_ns)
+                monitor = self.make_monitor(name, key, unix_connector(path))
                 monitors[monitor.key] = monitor
         return monitors
 
     def _can_scan(self) -> bool:
-        """Return whether a file descriptor is free for a scan. Without one, glob finds nothing in any directory."""
+        """Return whether a file descriptor is free for a scan. Without a free descriptor, glob reports every directory as empty."""
         try:
             os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
-            _log.warning("%s: monitor scan skipped: %s", self.pattern, error.strerror)
+            _log.warning(
+                "%s: scan for monitors skipped: %s; the agent retries every %g s",
+                self.pattern,
+                error.strerror,
+                self._scan_seconds,
+            )
             return False
         return True
 
     async def run(self, listener: DiscoveryListener) -> None:
-        """Report sockets that appear and disappear to `listener`, until cancelled."""
+        """Report new and removed monitors to `listener` until cancelled."""
         known: dict[tuple[object, ...], Monitor] = {}
         with _DirectoryWatcher(self.pattern) as watcher:
             while True:
@@ -98,7 +104,7 @@ class DialDiscoverer:
                 await watcher.wait(self._scan_seconds)
 
     def _report_changes(self, known: dict[tuple[object, ...], Monitor], listener: DiscoveryListener) -> None:
-        """Scan once and report the difference. The scan is a separate function, so that its objects are freed before the wait."""
+        """Scan once and report new and removed monitors. When this function returns, the memory of the scan is free."""
         current = self.scan()
         for key in known.keys() - current.keys():
             listener.on_monitor_removed(known.pop(key))
@@ -108,9 +114,10 @@ class DialDiscoverer:
 
 
 class _DirectoryWatcher:
-    """Waits until the next scan: for an interval, or less when inotify reports a change.
+    """Waits for the next scan: until an interval has passed, or inotify reports a change of the directory.
 
-    Without inotify (its instances are limited per user) or while the directory does not exist, it waits for the whole interval.
+    It waits for the whole interval if inotify is not available or the directory does not exist. Linux limits the number of inotify
+    instances of a user.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -140,23 +147,23 @@ class _DirectoryWatcher:
             pass
 
     def _add_watch(self, inotify: Inotify) -> bool:
-        """Watch the directory if it exists; return whether it was not watched before."""
+        """Watch the directory if it exists; return whether the watch is new."""
         before = len(inotify.watches)
         with contextlib.suppress(OSError):
-            inotify.add_watch(str(self._directory), _CHANGES)  # returns the existing watch, if there is one
+            inotify.add_watch(str(self._directory), _INOTIFY_MASK)  # returns the existing watch, if there is one
         return len(inotify.watches) > before
 
 
 def _directory_of(pattern: str) -> Path:
-    """Return the directory to watch: the deepest directory above the sockets whose path is not a pattern."""
+    """Return the directory to watch: the nearest parent of the sockets whose path has no wildcard."""
     directory = Path(pattern).parent
     while glob.has_magic(str(directory)):
         directory = directory.parent
     return directory
 
 
-def unix(path: str) -> Connect:
-    """Return a function that connects to a Unix socket."""
+def unix_connector(path: str) -> Connect:
+    """Return a function that opens a transport to a Unix socket."""
     return partial(_connect_unix, path)
 
 
@@ -172,8 +179,8 @@ async def _connect_unix(path: str, factory: Callable[[], asyncio.Protocol]) -> a
     return transport
 
 
-def tcp(host: str, port: int) -> Connect:
-    """Return a function that connects to a TCP address."""
+def tcp_connector(host: str, port: int) -> Connect:
+    """Return a function that opens a transport to a TCP address."""
     return partial(_connect_tcp, host, port)
 
 

@@ -1,8 +1,8 @@
 """A dedicated monitor that the agent adds to QEMU 11.1 and newer, over a monitor that it shares with another client.
 
-A QEMU that can add monitors lists them among its QOM objects, so one query shows whether it can. When the agent disconnects, QEMU
-deletes the added object, the character device and the socket file (`close-action`). If no monitor can be added, the agent uses the
-shared monitor in bursts.
+A QEMU that can add monitors lists its existing monitors among its QOM objects. So one `qom-list` shows whether QEMU can add monitors.
+When the agent disconnects, QEMU deletes the added monitor, its character device and its socket file (`close-action`). If QEMU cannot
+add a monitor, the agent uses the shared monitor and connects to it for each poll.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ from agent.monitors.base import (
     MonitorConnection,
     MonitorPriority,
 )
-from agent.monitors.burst import BURST_SECONDS, BurstDiscoverer
-from agent.monitors.dial import SCAN_SECONDS, unix
+from agent.monitors.dial import SCAN_SECONDS, unix_connector
+from agent.monitors.dial_per_poll import STEP_SECONDS, DialPerPollDiscoverer
 from agent.qmp.client import Client, Connect
-from agent.qmp.commands import AllowList, Change, Command, own_monitor, without_own_monitor
+from agent.qmp.commands import AllowList, Change, Command, add_monitor_commands, remove_monitor_commands
 from agent.qmp.errors import BusyError, CommandError, DeniedError, NotConnectedError, QmpError
 
 _log = logging.getLogger(__name__)
@@ -37,28 +37,28 @@ LIST_OBJECTS = Command("qom-list", {"path": "/objects"})
 _MONITOR_TYPE = "child<monitor-qmp>"
 
 
-class BurstConfig(DiscovererConfig):
+class DialPerPollConfig(DiscovererConfig):
     """Monitors that are shared with another client, such as Proxmox's: the agent connects for each poll and receives no events."""
 
-    burst: DialAddress
+    dial_per_poll: DialAddress
     """A Unix socket, a glob pattern of sockets, or tcp:host:port."""
     timeout: Annotated[Seconds, Field(ge=0.05, le=10)] = 0.5
-    """How long a burst waits for the greeting, and then for the replies, before it disconnects."""
+    """How long the agent waits for the greeting, and again for the replies, before it disconnects."""
     hotplug_dir: AbsolutePath | None = None
     """Directory for sockets of the agent's own monitors, which it adds to QEMU 11.1 and newer. The key allows only this change."""
 
-    def build(self, _allow: AllowedChanges) -> BurstDiscoverer:
+    def build(self, _allow: AllowedChanges) -> DialPerPollDiscoverer:
         """Return the discoverer."""
         return (
-            BurstDiscoverer(self.burst, self.timeout)
+            DialPerPollDiscoverer(self.dial_per_poll, self.timeout)
             if self.hotplug_dir is None
-            else HotplugDiscoverer(self.burst, Path(self.hotplug_dir), self.timeout)
+            else HotplugDiscoverer(self.dial_per_poll, Path(self.hotplug_dir), self.timeout)
         )
 
     @property
     def addresses(self) -> Sequence[str]:
         """Address of the shared monitors."""
-        return (self.burst,)
+        return (self.dial_per_poll,)
 
     @property
     def changes(self) -> frozenset[Change]:
@@ -66,36 +66,46 @@ class BurstConfig(DiscovererConfig):
         return frozenset({Change.OWN_MONITOR} if self.hotplug_dir is not None else ())
 
 
-class HotplugDiscoverer(BurstDiscoverer):
-    """Finds shared monitors, as `BurstDiscoverer` does, and adds a dedicated monitor to each QEMU."""
+class HotplugDiscoverer(DialPerPollDiscoverer):
+    """Finds shared monitors as `DialPerPollDiscoverer` does, and adds a dedicated monitor to each QEMU."""
 
     def __init__(
         self,
         pattern: str,
         directory: Path,
-        timeout: float = BURST_SECONDS,
+        timeout: float = STEP_SECONDS,
         scan_seconds: float = SCAN_SECONDS,
     ) -> None:
+        """Create a discoverer.
+
+        Args:
+            pattern: address of the shared monitors: a path, a glob pattern or a TCP address.
+            directory: where QEMU creates the sockets of the added monitors.
+            timeout: seconds to wait for the greeting of a shared monitor, and again for its replies.
+            scan_seconds: seconds between two scans of the file system.
+        """
         super().__init__(pattern, timeout, scan_seconds)
         self._directory = directory
 
     def __repr__(self) -> str:
         return f"{super().__repr__()} hotplug {self._directory}"
 
-    def monitor(self, name: str, key: tuple[object, ...], connect: Connect) -> Monitor:
-        """Return the monitor at an address."""
-        shared = super().monitor(name, key, connect)
+    def make_monitor(self, name: str, key: tuple[object, ...], connect: Connect) -> Monitor:
+        """Return the monitor at an address; `key` identifies its socket."""
+        shared = super().make_monitor(name, key, connect)
         opener = hotplug_opener(name, shared.open, self._directory)
         return Monitor(name, ("hotplug", self._directory, *shared.key), opener, MonitorPriority.DEDICATED)
 
 
 def hotplug_opener(name: str, open_shared: ConnectionOpener, directory: Path) -> ConnectionOpener:
-    """Return an opener that adds a monitor over a shared one, and falls back to the shared one.
+    """Return an opener that adds a dedicated monitor over a shared monitor, and connects to the dedicated monitor.
+
+    If QEMU cannot add a monitor, the opener returns a connection to the shared monitor.
 
     Args:
-        name: the shared monitor, for the log.
-        open_shared: opens a connection to it.
-        directory: where QEMU creates the socket of the new monitor.
+        name: name of the shared monitor, for the log.
+        open_shared: opens a connection to the shared monitor.
+        directory: where QEMU creates the socket of the dedicated monitor.
     """
 
     async def open_(allow: AllowList, on_event: EventCallback, *, deadline: float) -> MonitorConnection:
@@ -108,7 +118,11 @@ def hotplug_opener(name: str, open_shared: ConnectionOpener, directory: Path) ->
         except (NotConnectedError, CommandError) as error:
             if shared.ended.done():
                 raise
-            _log.warning("%s: no dedicated monitor: %s; the agent uses bursts", sanitize(name), sanitize(str(error)))
+            _log.warning(
+                "%s: no dedicated monitor: %s; the agent connects to the shared monitor for each poll",
+                sanitize(name),
+                sanitize(str(error)),
+            )
             return shared
         except BaseException:
             shared.close()
@@ -122,30 +136,30 @@ def hotplug_opener(name: str, open_shared: ConnectionOpener, directory: Path) ->
 async def _add_monitor(
     shared: MonitorConnection, directory: Path, allow: AllowList, on_event: EventCallback, deadline: float
 ) -> Client:
-    """Add a monitor to QEMU, and connect to it.
+    """Add a monitor to QEMU, and connect to the new monitor.
 
     Raises:
-        CommandError: QEMU refused to add it.
-        NotConnectedError: this QEMU cannot add one, or the agent cannot connect to it.
+        CommandError: QEMU refused to add a monitor.
+        NotConnectedError: this QEMU cannot add monitors, or the agent cannot connect to the new monitor.
         QmpError: any other failure of the shared monitor.
     """
     if shared.peer_pid is None:
-        raise NotConnectedError("its process is not on this host")
+        raise NotConnectedError("QEMU's process is not on this host")
     (objects,) = await shared.execute((LIST_OBJECTS,), deadline=deadline)
     types = [entry.get("type") for entry in objects if isinstance(entry, dict)] if isinstance(objects, list) else []
     if _MONITOR_TYPE not in types:
         raise NotConnectedError("this QEMU cannot add monitors; 11.1 and newer can")
     path = str(directory / f"{shared.peer_pid}.qmp")
-    socket, monitor = await shared.execute(own_monitor(path), deadline=deadline)
-    # Both exist already if an agent was killed after it had added them and before it connected.
+    socket, monitor = await shared.execute(add_monitor_commands(path), deadline=deadline)
+    # Socket and monitor already exist if an agent was killed after it had added them and before it connected.
     try:
         if isinstance(monitor, QmpError) and not isinstance(socket, QmpError):
             raise monitor
-        return await Client.open(unix(path), allow, on_event, deadline=deadline)
+        return await Client.open(unix_connector(path), allow, on_event, deadline=deadline)
     except QmpError as error:
         if not isinstance(socket, QmpError):
             with contextlib.suppress(QmpError):
-                await shared.execute(without_own_monitor(), deadline=deadline)
+                await shared.execute(remove_monitor_commands(), deadline=deadline)
         elif not isinstance(error, BusyError | DeniedError):
             raise socket from error
         raise NotConnectedError(f"{path}: {error}") from error

@@ -1,7 +1,7 @@
-"""Monitors that connect to the agent: one Unix socket, or TCP with TLS, for all VMs of a host.
+"""Monitors that connect to the agent: one Unix socket, or one TCP port with TLS, for all VMs of a host.
 
-A QEMU with `-chardev socket,...,reconnect=N` retries until it is connected, so the agent may restart at any time. The peer is
-authenticated before the agent reads a byte: by the kernel (Unix socket) or by a certificate (TCP).
+A QEMU with `-chardev socket,...,reconnect=N` retries until it is connected, so the agent may restart at any time. The agent authenticates
+the peer before it reads a byte: by the credentials that the kernel reports (Unix socket), or by a certificate (TCP).
 """
 
 import asyncio
@@ -27,14 +27,15 @@ from agent.monitors.base import AllowedChanges, DiscovererConfig, DiscoveryListe
 
 _log = logging.getLogger(__name__)
 
-CHECK_SECONDS = 5.0
-"""Interval of the check that the socket file is still the agent's own, and of retries to create it."""
-TLS_SECONDS = 5.0
+SOCKET_CHECK_SECONDS = 5.0
+"""Interval of the check that the socket file is still the one that the agent created, and of retries to create it."""
+TLS_HANDSHAKE_SECONDS = 5.0
 BACKLOG = 4096
-"""Backlog of the socket. After a restart of the agent all QEMUs of a host connect at once. The kernel's limit is net.core.somaxconn."""
-MAX_PER_PROCESS = 4
-"""Maximum number of connections of one process, so that a compromised QEMU leaves connections for the others."""
-USUAL_USERS = ("root", "libvirt-qemu", "qemu")
+"""Maximum number of connections that wait to be accepted. After a restart of the agent all QEMUs of a host connect at once. The kernel
+limits it to net.core.somaxconn."""
+MAX_CONNECTIONS_PER_PROCESS = 4
+"""Maximum number of connections of one process, because a compromised QEMU must leave connections for the others."""
+DEFAULT_USERS = ("root", "libvirt-qemu", "qemu")
 
 _SO_PEERGROUPS = 59
 """Socket option of Linux 4.13 that Python's socket module lacks."""
@@ -50,7 +51,7 @@ class ListenTlsConfig(Section):
     key: SecretPath | None = None
     """The certificate's key, if the certificate's file does not contain it."""
 
-    def context(self) -> ssl.SSLContext:
+    def make_context(self) -> ssl.SSLContext:
         """Return a context that requires a client certificate signed by `ca`.
 
         Raises:
@@ -63,8 +64,8 @@ class ListenTlsConfig(Section):
         )
         return context
 
-    def modified(self) -> tuple[int, ...]:
-        """Return the files' times of modification, in nanoseconds."""
+    def modification_times(self) -> tuple[int, ...]:
+        """Return the modification times of the files, in nanoseconds since the epoch."""
         return tuple(
             expand_secret_path(path).stat().st_mtime_ns for path in (self.ca, self.certificate, self.key) if path
         )
@@ -74,9 +75,9 @@ class ListenConfig(DiscovererConfig):
     """An address that QEMU connects to."""
 
     listen: DialAddress
-    """A Unix socket that the agent creates, or tcp:host:port, which needs `tls`. docs/monitors.md has QEMU's side."""
+    """A Unix socket that the agent creates, or tcp:host:port, which needs `tls`. docs/monitors.md has the QEMU arguments."""
     users: list[UserOrGroup] | None = None
-    """Users whose processes may connect to a Unix socket; by default root, the agent's own user, libvirt-qemu and qemu."""
+    """Users whose processes may connect to the Unix socket; by default root, the agent's own user, libvirt-qemu and qemu."""
     groups: list[UserOrGroup] = []
     """Groups whose members' processes may connect too."""
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 2048
@@ -107,16 +108,16 @@ class _IncomingConnection:
     """An accepted connection.
 
     Attributes:
-        sock: its socket.
-        name: its name as a monitor.
-        peer: its name without the parts that change with each connection of the same peer.
-        pid: process ID of the peer; 0 if unknown.
-        transport: None until a session opens the monitor.
+        sock: the connection's socket.
+        name: name of the monitor that the connection leads to.
+        shared_address: the name without the parts that change when the peer connects again.
+        pid: process ID of the peer; 0 over TCP.
+        transport: the asyncio transport; None until a session opens the monitor.
     """
 
     sock: socket.socket
     name: str
-    peer: str
+    shared_address: str
     pid: int = 0
     transport: asyncio.BaseTransport | None = None
 
@@ -126,23 +127,23 @@ class _IncomingConnection:
 
 
 class _RefusedError(Exception):
-    """A connection is refused; the text is the value of the metric's label `reason`."""
+    """The agent refuses a connection. The text is the value of the metric's label `reason`."""
 
 
 class ListenDiscoverer:
-    """Accepts monitors at an address such as `/run/qmp-agent/monitor.sock` or `tcp:0.0.0.0:4445`."""
+    """Accepts connections of monitors at an address such as `/run/qmp-agent/monitor.sock` or `tcp:0.0.0.0:4445`."""
 
-    def __init__(self, config: ListenConfig, check_seconds: float = CHECK_SECONDS) -> None:
+    def __init__(self, config: ListenConfig, check_seconds: float = SOCKET_CHECK_SECONDS) -> None:
         """Create a discoverer.
 
         Args:
-            config: its entry in the config.
-            check_seconds: interval of the check of the socket file, and of retries to listen.
+            config: the entry of the config's `monitors`.
+            check_seconds: seconds between two checks of the socket file, and between two attempts to listen.
         """
         self.address = config.listen
         self.config = config
         self._check_seconds = check_seconds
-        self._numbers = count()
+        self._connection_numbers = count()
         self._connections: list[_IncomingConnection] = []
         self._uids, self._gids = allowed_ids(self.config, os.geteuid())
         self._refused_uids: set[int] = set()
@@ -155,11 +156,11 @@ class ListenDiscoverer:
         """Return a listening socket.
 
         Raises:
-            OSError: the agent cannot listen on the address; the text says why.
+            OSError: the agent cannot listen on the address; the text is the cause.
         """
         if self.address.startswith("tcp:"):
             assert self.config.tls is not None
-            self._context(self.config.tls)
+            self._current_tls_context(self.config.tls)
             host, _, port = self.address.removeprefix("tcp:").rpartition(":")
             host = host.strip("[]")
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -175,7 +176,7 @@ class ListenDiscoverer:
         try:
             while True:
                 try:
-                    with contextlib.closing(self.bind()) as server, self._unlinked():
+                    with contextlib.closing(self.bind()) as server, self._removing_socket_file():
                         logged = ""
                         _log.info("%s: listening", self.address)
                         await self._serve(server, listener)
@@ -201,11 +202,11 @@ class ListenDiscoverer:
             OSError: a connection could not be accepted.
         """
         loop = asyncio.get_running_loop()
-        inode, failed = self._inode(), loop.create_future()
-        loop.add_reader(server, self._accept, server, listener, failed)
+        inode, failed = self._socket_file_id(), loop.create_future()
+        loop.add_reader(server, self._accept_connection, server, listener, failed)
         try:
             while not (await asyncio.wait({failed}, timeout=self._check_seconds))[0]:
-                if self._inode() != inode:
+                if self._socket_file_id() != inode:
                     _log.warning(
                         "%s: the socket file was removed or replaced; the agent creates it again", self.address
                     )
@@ -214,8 +215,10 @@ class ListenDiscoverer:
         finally:
             loop.remove_reader(server)
 
-    def _accept(self, server: socket.socket, listener: DiscoveryListener, failed: asyncio.Future[OSError]) -> None:
-        """Accept one connection. asyncio's own accept is not used: when cancelled, it may drop an accepted connection."""
+    def _accept_connection(
+        self, server: socket.socket, listener: DiscoveryListener, failed: asyncio.Future[OSError]
+    ) -> None:
+        """Accept one connection. asyncio's `sock_accept` is not used, because it may drop an accepted connection when it is cancelled."""
         try:
             sock, address = server.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -227,16 +230,16 @@ class ListenDiscoverer:
         sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
         self._connections = [connection for connection in self._connections if not connection.closed]
         try:
-            connection = self._admit(sock, address)
+            connection = self._authorise(sock, address)
         except _RefusedError as refused:
             sock.close()
             listener.on_connection_refused(self.address, str(refused))
         else:
             self._connections.append(connection)
-            listener.on_monitor_added(self._monitor(connection, listener))
+            listener.on_monitor_added(self._make_monitor(connection, listener))
 
-    def _admit(self, sock: socket.socket, address: object) -> _IncomingConnection:
-        """Return the connection of an authorised peer.
+    def _authorise(self, sock: socket.socket, address: object) -> _IncomingConnection:
+        """Return the connection if its peer is authorised and no limit is reached. A TLS peer is authenticated later.
 
         Raises:
             _RefusedError: the peer is not authorised, or a limit is reached.
@@ -247,16 +250,21 @@ class ListenDiscoverer:
             host, port = address[:2] if isinstance(address, tuple) else ("", 0)
             return _IncomingConnection(sock, f"{self.address} from {host}:{port}", f"{self.address} from {host}")
         pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid not in self._uids and not (self._gids and self._gids & {gid, *_groups(sock)}):
+        if uid not in self._uids and not (self._gids and self._gids & {gid, *_peer_groups(sock)}):
             if uid not in self._refused_uids:
                 self._refused_uids.add(uid)
-                _log.warning("%s: connection of process %d refused: user %d is not in `users`", self.address, pid, uid)
+                _log.warning(
+                    "%s: connection of process %d refused: user %d is in neither `users` nor `groups`",
+                    self.address,
+                    pid,
+                    uid,
+                )
             raise _RefusedError("user")
-        if sum(connection.pid == pid for connection in self._connections) >= MAX_PER_PROCESS:
+        if sum(connection.pid == pid for connection in self._connections) >= MAX_CONNECTIONS_PER_PROCESS:
             raise _RefusedError("process")
         return _IncomingConnection(sock, f"{self.address} pid {pid}", self.address, pid)
 
-    def _monitor(self, connection: _IncomingConnection, listener: DiscoveryListener) -> Monitor:
+    def _make_monitor(self, connection: _IncomingConnection, listener: DiscoveryListener) -> Monitor:
         async def connect(factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseTransport:
             listener.on_monitor_removed(monitor)  # a connection can be opened only once
             tls = self.config.tls
@@ -264,27 +272,29 @@ class ListenDiscoverer:
                 connection.transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
                     factory,
                     connection.sock,
-                    ssl=self._context(tls) if tls is not None else None,
-                    ssl_handshake_timeout=TLS_SECONDS if tls is not None else None,
+                    ssl=self._current_tls_context(tls) if tls is not None else None,
+                    ssl_handshake_timeout=TLS_HANDSHAKE_SECONDS if tls is not None else None,
                 )
             except BaseException:
                 connection.sock.close()
                 raise
             return connection.transport
 
-        key = (self.address, next(self._numbers))
-        monitor = Monitor(connection.name, key, qmp_opener(connect), inbound=True, shared_address=connection.peer)
+        key = (self.address, next(self._connection_numbers))
+        monitor = Monitor(
+            connection.name, key, qmp_opener(connect), inbound=True, shared_address=connection.shared_address
+        )
         return monitor
 
-    def _context(self, tls: ListenTlsConfig) -> ssl.SSLContext:
-        """Return a TLS context of the current files, because certificates are renewed while the agent runs."""
-        modified = tls.modified()
+    def _current_tls_context(self, tls: ListenTlsConfig) -> ssl.SSLContext:
+        """Return a TLS context. Read the files again if they were modified, because certificates are renewed while the agent runs."""
+        modified = tls.modification_times()
         if self._tls is None or self._tls[0] != modified:
-            self._tls = modified, tls.context()
+            self._tls = modified, tls.make_context()
         return self._tls[1]
 
-    def _inode(self) -> tuple[int, int] | None:
-        """Return the device and inode of the socket file; None for TCP, and if there is no file."""
+    def _socket_file_id(self) -> tuple[int, int] | None:
+        """Return the device and inode numbers of the socket file; None over TCP, or if there is no file."""
         try:
             info = Path(self.address).stat()
         except OSError:
@@ -292,24 +302,24 @@ class ListenDiscoverer:
         return info.st_dev, info.st_ino
 
     @contextlib.contextmanager
-    def _unlinked(self) -> Iterator[None]:
-        """Remove the socket file at exit, if it is still the agent's own."""
-        inode = self._inode()
+    def _removing_socket_file(self) -> Iterator[None]:
+        """Remove the socket file at the end of a `with` block, unless another file has replaced it."""
+        inode = self._socket_file_id()
         try:
             yield
         finally:
-            if inode is not None and inode == self._inode():
+            if inode is not None and inode == self._socket_file_id():
                 Path(self.address).unlink(missing_ok=True)
 
 
 def _bind_unix(path: str) -> socket.socket:
-    """Return a socket that listens at a path. Replace a socket file on which no process listens."""
+    """Return a Unix socket that listens at a path. A socket file that no process listens on is replaced."""
     if _is_stale(path):
         Path(path).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(path)
-        # Any process that reaches the directory may connect; `_admit` decides by the credentials that the kernel reports.
+        # Any user that may enter the directory can connect. `_authorise` refuses users by the credentials that the kernel reports.
         Path(path).chmod(0o666)
         listener.listen(BACKLOG)
     except BaseException:
@@ -319,19 +329,19 @@ def _bind_unix(path: str) -> socket.socket:
 
 
 def _is_stale(path: str) -> bool:
-    """Return whether a socket file exists that no process listens on.
+    """Return whether the path is a socket file that no process listens on.
 
     Raises:
         OSError: a process listens on it.
     """
     with socket.socket(socket.AF_UNIX) as probe:
         if Path(path).is_socket() and probe.connect_ex(path) != errno.ECONNREFUSED:
-            raise OSError(errno.EADDRINUSE, "another process listens there")
+            raise OSError(errno.EADDRINUSE, "another process listens on this socket")
         return Path(path).is_socket()
 
 
-def _groups(sock: socket.socket) -> Sequence[int]:
-    """Return the supplementary groups of the peer; empty if there are more than Python can read."""
+def _peer_groups(sock: socket.socket) -> Sequence[int]:
+    """Return the IDs of the peer's supplementary groups; empty if there are more than 256, which `getsockopt` cannot return."""
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
     except OSError:
@@ -339,28 +349,35 @@ def _groups(sock: socket.socket) -> Sequence[int]:
     return struct.unpack(f"{len(raw) // 4}I", raw)
 
 
-def _uid(name: str) -> int:
+def _uid_of_user(name: str) -> int:
     return pwd.getpwnam(name).pw_uid
 
 
-def _gid(name: str) -> int:
+def _gid_of_group(name: str) -> int:
     return grp.getgrnam(name).gr_gid
 
 
 def allowed_ids(config: ListenConfig, agent_uid: int) -> tuple[set[int], set[int]]:
-    """Return the user IDs and the group IDs whose processes may connect."""
+    """Return the user IDs and the group IDs whose processes may connect to a Unix socket.
+
+    Args:
+        config: the entry of the config's `monitors`.
+        agent_uid: user ID of the agent, which may connect if `users` is not set.
+    """
     if config.users is not None:
-        return _ids(config.users, _uid), _ids(config.groups, _gid)
+        return _ids_of_names(config.users, _uid_of_user), _ids_of_names(config.groups, _gid_of_group)
     known = {user.pw_name: user.pw_uid for user in pwd.getpwall()}
-    return {agent_uid, *(known[name] for name in USUAL_USERS if name in known)}, _ids(config.groups, _gid)
+    return {agent_uid, *(known[name] for name in DEFAULT_USERS if name in known)}, _ids_of_names(
+        config.groups, _gid_of_group
+    )
 
 
-def _ids(names: Iterable[str], look_up: Callable[[str], int]) -> set[int]:
+def _ids_of_names(names: Iterable[str], look_up: Callable[[str], int]) -> set[int]:
     """Return the IDs of users or groups. Log and skip names that do not exist."""
     numbers = set()
     for name in names:
         try:
             numbers.add(int(name) if name.isdecimal() else look_up(name))
         except KeyError:
-            _log.warning("listen: %s is ignored: this host has no user or group of that name", name)
+            _log.warning("listen: %s ignored: this host has no user or group of that name", name)
     return numbers

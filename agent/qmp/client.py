@@ -1,8 +1,8 @@
 """A QMP client on asyncio: the protocol on a transport, with a deadline on every step.
 
 The client always reads, because QEMU's buffer for a client that does not read has no limit (measured: 57 MB). `data_received` passes every
-message on at once, and the receiver of the events decides what to keep. Only in a flood, reading pauses for a few turns of the event loop;
-otherwise the loop would only read.
+message on at once, and the receiver of the events decides which events to keep. In a flood, reading pauses for a few turns of the event
+loop, because the loop would otherwise have no time for anything else.
 """
 
 import asyncio
@@ -25,20 +25,20 @@ from agent.qmp.errors import (
 from agent.qmp.protocol import Connection, Event, Greeting, ProbeReply, Ready, Reply
 
 CommandResult = QmpError | Any
-"""The result of one command: QEMU's value, a CommandError from QEMU, or an UnreadableReplyError."""
+"""The result of one command: the value that QEMU returned, a CommandError if QEMU refused it, or an UnreadableReplyError."""
 
 Connect = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.BaseTransport]]
-"""Opens a transport for the protocol that the factory returns. Raises OSError if it cannot."""
+"""Opens a transport to a monitor for the asyncio protocol that the factory returns. Raises OSError if this fails."""
 
 GREETING_SECONDS = 3.0
-"""Timeout of the greeting. A free monitor greets within milliseconds (QEMU 7.2 to 11.1); a silent one has another client."""
+"""Timeout of the greeting. A free monitor greets within milliseconds (QEMU 7.2 to 11.1). A silent monitor has another client."""
 
 FLOOD_BYTES = 64 * 1024
-"""A chunk of this size is a flood, unless it is part of one long reply."""
+"""A chunk of at least this size counts as a flood of events. A long reply can be such a chunk, too."""
 PAUSE_TURNS = 16
-"""Turns of the event loop without reading after a flood, a few milliseconds each: enough to process what has been read."""
+"""Number of turns of the event loop without reading after a flood. Each takes a few milliseconds, in which other tasks run."""
 READ_TURNS = 2
-"""Turns of the event loop that it takes to read all data that has arrived."""
+"""Number of turns of the event loop that are needed to read all data that has arrived."""
 
 
 class Client(asyncio.Protocol):
@@ -46,7 +46,7 @@ class Client(asyncio.Protocol):
 
     Attributes:
         greeting: QEMU's greeting; None until it arrives.
-        ended: done when the connection has ended; the result is the cause.
+        ended: completes when the connection ends; the result is the cause.
         bytes_read: total number of bytes read.
         bytes_written: total number of bytes written.
     """
@@ -64,8 +64,10 @@ class Client(asyncio.Protocol):
         self._results: list[CommandResult] = []
         self._batch: asyncio.Future[list[CommandResult]] | None = None
         self._probe: tuple[int, asyncio.Future[None]] | None = None
-        self._pause_turns = 0  # turns until the held requests are written; reading resumes earlier
-        self._held: list[Request] = []
+        self._pause_turns = (
+            0  # turns of the event loop until the held requests are written; reading resumes READ_TURNS earlier
+        )
+        self._held_requests: list[Request] = []
 
     @classmethod
     async def open(
@@ -76,7 +78,7 @@ class Client(asyncio.Protocol):
         *,
         deadline: float = GREETING_SECONDS,
     ) -> "Client":
-        """Connect, wait for the greeting and negotiate.
+        """Connect, wait for the greeting and negotiate capabilities.
 
         Args:
             connect: opens the transport.
@@ -89,7 +91,7 @@ class Client(asyncio.Protocol):
             DeniedError: the agent's user has no permission to connect.
             BusyError: the monitor accepted the connection but sent no greeting.
             ProtocolError: the peer does not speak QMP.
-            StalledError: QEMU greeted but did not finish the negotiation: its main loop hangs.
+            StalledError: QEMU greeted but did not finish the negotiation, because its main loop hangs.
         """
         client = cls(allow, on_event)
         try:
@@ -119,7 +121,7 @@ class Client(asyncio.Protocol):
 
     @property
     def peer_pid(self) -> int | None:
-        """Process id of the peer of a Unix socket; None if it is unknown."""
+        """Process ID of the QEMU at a Unix socket; None over TCP, or if the process is in another pid namespace."""
         return peer_pid(self._transport)
 
     @property
@@ -144,7 +146,7 @@ class Client(asyncio.Protocol):
 
     @property
     def unreadable_messages(self) -> int:
-        """Total number of messages that could not be read, without the oversized ones."""
+        """Total number of messages that could not be read, not counting oversized messages."""
         return self._qmp.unreadable_messages
 
     @property
@@ -172,9 +174,9 @@ class Client(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._batch = loop.create_future()
         self._results = []
-        self._send(data)
+        self._write_or_hold(data)
         # The cheapest wait, because every poll takes it: one future and one timer.
-        timer = loop.call_later(deadline, self._on_deadline, deadline)
+        timer = loop.call_later(deadline, self._fail_overdue_batch, deadline)
         try:
             results = await self._batch
         finally:
@@ -182,14 +184,14 @@ class Client(asyncio.Protocol):
         self._batch, self._results = None, []  # frees 10 KiB per VM until the next poll
         return results
 
-    def _on_deadline(self, deadline: float) -> None:
-        """Fail the pending batch; its replies stay due."""
+    def _fail_overdue_batch(self, deadline: float) -> None:
+        """Fail the pending batch. Its replies stay due, because QEMU still executes the commands."""
         if self._batch is not None and not self._batch.done():
             failed, self._batch = self._batch, asyncio.get_running_loop().create_future()
             failed.set_exception(StalledError(f"no reply to {self._qmp.oldest_pending} within {deadline:g} s"))
 
     async def wait_idle(self) -> None:
-        """Wait until no reply is due, without a deadline.
+        """Wait until all replies have arrived. There is no deadline.
 
         Raises:
             QmpError: the connection ended first.
@@ -200,15 +202,17 @@ class Client(asyncio.Protocol):
     async def probe(self, *, deadline: float) -> bool:
         """Return whether QEMU's monitor thread replies out of band within `deadline` seconds.
 
-        If it does while in-band replies are overdue, the main loop hangs. If an earlier probe is still pending, wait for it instead of
-        sending another one, so that probes do not accumulate in a stopped QEMU.
+        If the monitor thread replies while in-band replies are overdue, QEMU's main loop hangs. If an earlier probe is still pending,
+        wait for its reply and send no other probe, because probes would accumulate in a stopped QEMU.
         """
         if self.ended.done() or not self._qmp.oob:
             return False
-        if self._probe is None or self._probe[1].done():  # a late reply to an earlier probe does not count
+        if (
+            self._probe is None or self._probe[1].done()
+        ):  # the reply to an earlier probe arrived after that probe's deadline
             number, data = self._qmp.probe()
             self._probe = number, asyncio.get_running_loop().create_future()
-            self._send(data)
+            self._write_or_hold(data)
         try:
             async with asyncio.timeout(deadline):
                 await asyncio.shield(self._probe[1])
@@ -218,20 +222,20 @@ class Client(asyncio.Protocol):
         return True
 
     def close(self) -> None:
-        """End the connection now; every waiter gets the error."""
+        """End the connection now. Every waiting call raises NotConnectedError."""
         self._end(NotConnectedError("closed by the agent"))
-        # Drop the traceback: it refers to the waiters and so to this object, a cycle that only the garbage collector would free.
+        # The traceback refers to the waiting calls and so to this object. Only the garbage collector would free this cycle.
         self.ended.result().__traceback__ = None
 
     def preempt(self) -> None:
-        """End the connection now, because a preferred monitor of the VM is available."""
+        """End the connection now because a monitor with a better priority leads to the same VM."""
         self._end(PreemptedError("a preferred monitor of this VM is available"))
 
-    def _send(self, data: Request) -> None:
-        """Write a request, or hold it during a flood."""
+    def _write_or_hold(self, data: Request) -> None:
+        """Write a request, or hold it while reading pauses after a flood."""
         self.bytes_written += len(data)
         if self._pause_turns:
-            self._held.append(data)
+            self._held_requests.append(data)
         else:
             self._write(data)
 
@@ -240,7 +244,7 @@ class Client(asyncio.Protocol):
         if self._transport.get_extra_info("ssl_object") is None:
             self._transport.write(data)
             return
-        # Send one TLS record per byte: QEMU reads a monitor byte by byte, and before 8.0 it loses the rest of a TLS record (seen on 7.2).
+        # One TLS record for each byte: QEMU reads a monitor byte by byte, and before 8.0 it loses the rest of a TLS record (seen on 7.2).
         for number in data:
             self._transport.write(bytes((number,)))
 
@@ -248,18 +252,18 @@ class Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102 - defined by asyncio
         self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is one by behaviour, not by class
-        if self.ended.done():  # the deadline passed in the same turn
+        if self.ended.done():  # the deadline of `open` passed in the same turn of the event loop
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:  # noqa: D102 - defined by asyncio
         self.bytes_read += len(data)
         try:
             for message in self._qmp.receive(data):
-                self._handle(message)
+                self._dispatch_message(message)
         except ProtocolError as error:
             self._end(error)
-        if self._held:
-            self._write_held()
+        if self._held_requests:
+            self._write_held_requests()
         if len(data) >= FLOOD_BYTES and self._transport is not None and not self.ended.done():
             self._transport.pause_reading()
             if not self._pause_turns:
@@ -267,9 +271,10 @@ class Client(asyncio.Protocol):
             self._pause_turns = PAUSE_TURNS + READ_TURNS
 
     def _count_turn(self) -> None:
-        """Count the turns of a pause, resume reading near its end and then write the held requests.
+        """Count the turns of a pause. Resume reading READ_TURNS before its end, and write the held requests at its end.
 
-        Requests wait until everything has been read: a write to a peer that has closed its end makes the kernel discard unread data.
+        Requests wait until all arrived data has been read. If the peer has closed the connection, a write makes the kernel discard
+        unread data.
         """
         if self.ended.done() or self._transport is None:
             return
@@ -278,18 +283,18 @@ class Client(asyncio.Protocol):
             self._transport.resume_reading()
         if self._pause_turns:
             asyncio.get_running_loop().call_soon(self._count_turn)
-        elif self._held:
-            self._write_held()
+        elif self._held_requests:
+            self._write_held_requests()
 
-    def _write_held(self) -> None:
-        held, self._held = self._held, []
+    def _write_held_requests(self) -> None:
+        held, self._held_requests = self._held_requests, []
         for data in held if not self.ended.done() else ():
             self._write(data)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102 - defined by asyncio
         self._end(NotConnectedError(str(exc) if exc else "QEMU closed the connection"))
 
-    def _handle(self, message: object) -> None:
+    def _dispatch_message(self, message: object) -> None:
         match message:
             case Event():
                 self._on_event(message)
@@ -302,7 +307,7 @@ class Client(asyncio.Protocol):
                     self._probe[1].set_result(None)
             case Greeting():
                 self.greeting = message
-                self._send(self._qmp.negotiate())
+                self._write_or_hold(self._qmp.negotiate())
             case Ready():
                 if not self._ready.done():
                     self._ready.set_result(None)
@@ -316,4 +321,4 @@ class Client(asyncio.Protocol):
         for waiter in (self._ready, self._batch, self._probe and self._probe[1]):
             if waiter is not None and not waiter.done():
                 waiter.set_exception(cause)
-                waiter.exception()  # marks it as retrieved, so that asyncio does not log an error without a waiter
+                waiter.exception()  # marks the exception as retrieved; asyncio would otherwise log it if no call waits

@@ -1,16 +1,16 @@
-"""Errors of one monitor's connection."""
+"""Exceptions of a connection to one monitor."""
 
 
 class QmpError(Exception):
-    """Base class: a failure of one monitor, never of the agent as a whole."""
+    """Base class of these exceptions. Each is a failure of one monitor, not of the agent."""
 
 
 class ProtocolError(QmpError):
-    """The peer does not speak QMP; the connection is unusable."""
+    """The peer does not speak QMP. The connection cannot be used any more."""
 
 
 class NotConnectedError(QmpError):
-    """The monitor cannot be reached, or the connection ended."""
+    """The agent cannot connect to the monitor, or the connection has ended."""
 
 
 class DeniedError(NotConnectedError):
@@ -38,7 +38,7 @@ class StalledError(QmpError):
 
 
 class CommandRefusedError(QmpError):
-    """The command is not on the allow-list: a bug in the agent, or a change that the config does not permit."""
+    """The command is not on the allow-list. It is a change that the config does not permit, or the agent has a bug."""
 
 
 class UnexpectedReplyError(QmpError):
@@ -46,7 +46,7 @@ class UnexpectedReplyError(QmpError):
 
 
 class UnreadableReplyError(QmpError):
-    """The reply to one command is not valid JSON, is malformed or exceeds the size limit. The connection stays usable."""
+    """The reply to one command is not JSON, is malformed, or exceeds the size limit. The connection can still be used."""
 
 
 class CommandError(QmpError):

@@ -1,8 +1,8 @@
-"""Framing of the QMP byte stream: bytes in, JSON values out, and a marker for each message that cannot be read. Pure.
+"""Framing of the QMP byte stream: bytes in, JSON values out, and an `UnreadableMessage` for each message that cannot be read. Pure.
 
 QEMU ends every message with CR LF and escapes control characters inside strings, so a line end is a message's end. A monitor with
-`pretty=on` sends a message as several lines: `{`, indented lines, `}`. By these rules, the reader also finds the end of a damaged message,
-and reads the next one. They hold for QEMU 2.6 to 11.1.
+`pretty=on` sends a message as several lines: `{`, indented lines, `}`. By these rules of QEMU 2.6 to 11.1, the splitter finds the end of
+a damaged message and reads the next message.
 """
 
 import re
@@ -16,7 +16,7 @@ _BLANK = b" \t\r"
 _HEAD_BYTES = 64
 _FIRST_KEY = re.compile(rb'\{\s*"(return|error|timestamp|event|id)"')
 _NEXT_MESSAGE = re.compile(rb'\}\s*\{\s*"(return|error|timestamp|event|id)"')
-"""Two messages without a line end between them. Inside a message, a comma separates two objects, and strings escape quotes."""
+"""Matches where a message ends and another one begins on the same line. Inside one message, a comma separates two objects."""
 _ID_AT_END = re.compile(rb'"id":\s*\d+[\s}]*\Z')
 
 
@@ -24,13 +24,15 @@ class MessageKind(Enum):
     """Kind of an unreadable message, guessed from its first key and its end."""
 
     REPLY = auto()
-    """A reply without an id: the reply to the oldest in-band command."""
+    """A reply without an id, which belongs to the oldest in-band command."""
     REPLY_WITH_ID = auto()
+    """A reply to a probe or a marker."""
     EVENT = auto()
     UNKNOWN = auto()
+    """The text has several messages, or does not begin as a message of QEMU."""
 
 
-class Unreadable(NamedTuple):
+class UnreadableMessage(NamedTuple):
     """A message that cannot be read.
 
     Attributes:
@@ -44,7 +46,7 @@ class Unreadable(NamedTuple):
     oversized: bool = False
 
 
-class Frames:
+class FrameSplitter:
     """Splits the byte stream into JSON values.
 
     Args:
@@ -52,15 +54,15 @@ class Frames:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._max = max_bytes
-        self._buffer = bytearray()  # the line so far; cut just past the limit
-        self._scanned = 0  # how much of the buffer holds no line end
-        # The pretty-printed message so far. A list of short lines would take 20 times the memory.
+        self._max_bytes = max_bytes
+        self._buffer = bytearray()  # the start of a line whose end has not arrived, truncated one byte after the limit
+        self._scanned = 0  # number of bytes at the start of the buffer that were searched for a line end
+        # The lines of a pretty-printed message whose end has not arrived. A list of short lines would take 20 times the memory.
         self._lines = bytearray()
-        self._lines_bytes = 0  # its length, without the limit
+        self._lines_bytes = 0  # total length of these lines, also beyond the limit
 
     def receive(self, data: bytes) -> Iterator[Any]:
-        """Yield each message that these bytes complete: its JSON value, or an Unreadable. Consume the iterator to its end."""
+        """Yield the JSON value of each message that these bytes complete, or an UnreadableMessage. Consume the iterator to its end."""
         buffer = self._buffer
         if buffer:
             buffer += data
@@ -71,50 +73,54 @@ class Frames:
             end = data.rfind(b"\n") + 1
             whole = data[:end]
             buffer += data[end:]
-        del buffer[self._max + 1 :]
+        del buffer[self._max_bytes + 1 :]
         self._scanned = len(buffer)
         for line in whole.split(b"\n"):
-            if len(line) > self._max:
-                line = line[: self._max + 1]  # noqa: PLW2901 - the same, however the bytes were cut into chunks
+            if len(line) > self._max_bytes:
+                line = line[: self._max_bytes + 1]  # noqa: PLW2901 - the same text as if the line had arrived in several chunks
             text = line.strip(_BLANK)
             if not text:
                 continue
             if not self._lines and text != b"{":
                 yield self._parse(text, len(line))
             else:
-                yield from self._take_pretty_line(text, indented=line[0] in _BLANK)
+                yield from self._add_pretty_line(text, indented=line[0] in _BLANK)
 
-    def _take_pretty_line(self, text: bytes, *, indented: bool) -> Iterator[Any]:
-        if self._lines and not indented and text[0] == 0x7B:  # {: the next message; the end of this one is missing
-            yield self._unreadable(self._flush(), "the message has no end")
+    def _add_pretty_line(self, text: bytes, *, indented: bool) -> Iterator[Any]:
+        """Add a line to the pretty-printed message. Yield the message if the line ends it, or begins the next message."""
+        if (
+            self._lines and not indented and text[0] == 0x7B
+        ):  # `{` begins the next message, and the end of this message is missing
+            yield self._make_unreadable(self._take_pretty_lines(), "the message has no end")
             if text != b"{":
                 yield self._parse(text, len(text))
                 return
         self._lines_bytes += len(text)
-        if self._lines_bytes <= self._max:
+        if self._lines_bytes <= self._max_bytes:
             self._lines += text
         if not indented and text == b"}":
             size = self._lines_bytes
-            yield self._parse(self._flush(), size)
+            yield self._parse(self._take_pretty_lines(), size)
 
-    def _flush(self) -> bytes:
+    def _take_pretty_lines(self) -> bytes:
+        """Return the lines of the pretty-printed message, and begin a new message."""
         text = bytes(self._lines)
         self._lines, self._lines_bytes = bytearray(), 0
         return text
 
     def _parse(self, text: bytes, size: int) -> Any:
-        if size > self._max:
-            return self._unreadable(text, f"the message is longer than {self._max} bytes", oversized=True)
+        if size > self._max_bytes:
+            return self._make_unreadable(text, f"the message is longer than {self._max_bytes} bytes", oversized=True)
         try:
             return orjson.loads(text)
         except orjson.JSONDecodeError as error:
-            return self._unreadable(text, f"not JSON: {error}")
+            return self._make_unreadable(text, f"not JSON: {error}")
 
-    def _unreadable(self, text: bytes, reason: str, *, oversized: bool = False) -> Unreadable:
-        return Unreadable(_kind_of(text, oversized=oversized), reason, oversized)
+    def _make_unreadable(self, text: bytes, reason: str, *, oversized: bool = False) -> UnreadableMessage:
+        return UnreadableMessage(_guess_kind(text, oversized=oversized), reason, oversized)
 
 
-def _kind_of(text: bytes, *, oversized: bool) -> MessageKind:
+def _guess_kind(text: bytes, *, oversized: bool) -> MessageKind:
     match = _FIRST_KEY.match(text[:_HEAD_BYTES])
     if match is None or _NEXT_MESSAGE.search(text, match.end()):
         return MessageKind.UNKNOWN

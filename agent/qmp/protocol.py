@@ -4,11 +4,12 @@ A `Connection` holds the state of one connection. `receive` takes the bytes that
 and `probe` return bytes to write. `receive` raises ProtocolError only; any other exception is a bug. The messages do not depend on how the
 bytes are cut into chunks.
 
-Facts about QEMU 2.6 to 11.1: in-band replies arrive in the order of the commands; an out-of-band reply has its id; an event can arrive
-between any two messages, also before the greeting.
+Facts about QEMU 2.6 to 11.1: in-band replies arrive in the order of the commands; an out-of-band reply has the id of its request; an event
+can arrive between any two messages, also before the greeting.
 
-A message that cannot be read does not end a negotiated connection. The command whose reply it is fails. If that command is unclear,
-every pending command fails. A marker command then shows where the next replies begin.
+An unreadable message does not end a negotiated connection. It can be the reply to a command, and then this command fails. If it can be
+the reply to several commands, all pending commands fail, and later replies cannot be assigned to commands. So the next batch begins with
+a marker, a command with an id. The replies after the marker's reply belong to the new batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 from agent.qmp import commands
 from agent.qmp.commands import AllowList, Command, Request
 from agent.qmp.errors import CommandError, ProtocolError, QmpError, StalledError, UnreadableReplyError
-from agent.qmp.frames import Frames, MessageKind, Unreadable
+from agent.qmp.frames import FrameSplitter, MessageKind, UnreadableMessage
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Default size limit of a message. query-blockstats takes about 1.5 KB per disk, query-qmp-schema 250 KB (QEMU 11.1)."""
@@ -40,7 +41,7 @@ class Greeting:
     Attributes:
         version: major, minor, micro; zeros if QEMU sent none.
         package: the distribution's version text, or empty.
-        oob: whether QEMU offers out-of-band execution (always, on a socket, since QEMU 4.0).
+        oob: whether QEMU offers out-of-band execution. QEMU 4.0 and newer always offer it on a socket.
     """
 
     version: tuple[int, int, int]
@@ -50,11 +51,16 @@ class Greeting:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The negotiation ended: commands can be sent, and events arrive."""
+    """QEMU accepted the negotiation. Commands can be sent now."""
 
 
 class Reply(NamedTuple):
-    """The reply to the oldest pending in-band command: its value, or the error of QEMU or of the protocol."""
+    """The reply to the oldest pending in-band command.
+
+    Attributes:
+        value: the value that QEMU returned; None if there is an error.
+        error: QEMU's error, or UnreadableReplyError if the reply cannot be read; None if the command succeeded.
+    """
 
     value: Any
     error: QmpError | None = None
@@ -62,18 +68,18 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ProbeReply:
-    """The reply to an out-of-band probe. An error counts as a reply, because QEMU's monitor thread sent it."""
+    """The reply to the out-of-band probe with this number. An error counts as a reply, because QEMU's monitor thread sent it."""
 
     number: int
 
 
 class Event(NamedTuple):
-    """An event.
+    """An event of QEMU.
 
     Attributes:
-        name: its name in QEMU, such as STOP.
-        data: its data, complete.
-        time_ns: when QEMU created it, in nanoseconds since the epoch by the host's clock; None without a valid timestamp.
+        name: its name, such as STOP.
+        data: all of its data.
+        time_ns: QEMU's timestamp, in nanoseconds since the epoch by the host's clock; None if there is no valid timestamp.
     """
 
     name: str
@@ -98,9 +104,9 @@ class Connection:
     Attributes:
         state: the progress of the handshake.
         oob: whether QEMU offers out-of-band execution.
-        stray_replies: how many replies arrived that belong to no command; they are dropped.
-        unreadable_messages: how many messages could not be read, without the oversized ones.
-        oversized_messages: how many messages exceeded the size limit.
+        stray_replies: total number of replies that belong to no command; they are dropped.
+        unreadable_messages: total number of messages that could not be read, not counting oversized messages.
+        oversized_messages: total number of messages that exceeded the size limit.
     """
 
     def __init__(self, allow: AllowList, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
@@ -110,14 +116,15 @@ class Connection:
         self.unreadable_messages = 0
         self.oversized_messages = 0
         self._allow = allow
-        self._frames = Frames(max_message_bytes)
+        self._frames = FrameSplitter(max_message_bytes)
         self._pending: list[Command] = []
         self._last_id = 0
         self._probe = 0
         """Id of the pending probe; 0 if none is pending."""
         self._out_of_step = False
-        """True while replies cannot be assigned to commands: until the reply to a marker arrives."""
+        """True while replies cannot be assigned to commands. The reply to a marker ends this."""
         self._marker = 0
+        """Id of the pending marker; 0 if none is pending."""
 
     @property
     def replies_due(self) -> int:
@@ -126,20 +133,20 @@ class Connection:
 
     @property
     def oldest_pending(self) -> str:
-        """Name of the command whose reply is due next, the one that QEMU is executing; empty if no reply is due."""
+        """Name of the command that QEMU is executing, whose reply is due next; empty if no reply is due."""
         return self._pending[0].name if self._pending else ""
 
     def receive(self, data: bytes) -> Iterator[Message]:
         """Yield the messages that these bytes complete. Consume the iterator to its end.
 
         Raises:
-            ProtocolError: the bytes are not QMP; the messages before them were yielded. Close the connection.
+            ProtocolError: the bytes are not QMP. All messages before these bytes were yielded. Close the connection.
         """
         for value in self._frames.receive(data):
             try:
-                message = self._read(value)
+                message = self._message_of(value)
             except _UnreadableError as error:
-                yield from self._recover(error.kind, str(error))
+                yield from self._fail_affected_commands(error.kind, str(error))
                 continue
             if message is not None:
                 yield message
@@ -147,13 +154,13 @@ class Connection:
     def negotiate(self) -> Request:
         """Return the bytes that answer a greeting; they enable `oob` if QEMU offered it."""
         assert self.state is ConnectionState.NEGOTIATING
-        return commands.negotiation(oob=self.oob)
+        return commands.negotiation_request(oob=self.oob)
 
     def send(self, batch: Sequence[Command]) -> Request:
         """Return the bytes of in-band commands for one write; the replies arrive in this order.
 
         Raises:
-            CommandRefusedError: one of them is not on the allow-list; none is sent.
+            CommandRefusedError: one of the commands is not on the allow-list. No bytes must be written then.
             StalledError: an earlier reply is still due.
         """
         assert self.state is ConnectionState.READY
@@ -164,7 +171,7 @@ class Connection:
         if self._out_of_step and not self._marker:
             self._last_id += 1
             self._marker = self._last_id
-            data = commands.with_marker(self._marker, data)
+            data = commands.prepend_marker(self._marker, data)
         return data
 
     def probe(self) -> tuple[int, Request]:
@@ -172,72 +179,82 @@ class Connection:
         assert self.oob
         self._last_id += 1
         self._probe = self._last_id
-        return self._probe, commands.probe(self._probe)
+        return self._probe, commands.probe_request(self._probe)
 
-    def _recover(self, kind: MessageKind, reason: str) -> Iterator[Reply | ProbeReply]:
-        """Yield the replies whose commands fail because of a message that cannot be read.
+    def _fail_affected_commands(self, kind: MessageKind, reason: str) -> Iterator[Reply | ProbeReply]:
+        """Yield a failed reply for each command that may have lost its reply because of an unreadable message.
 
-        The message can also be the reply to a pending probe. It then counts as this reply, because QEMU's monitor thread sent it.
+        The unreadable message may be the reply to a pending probe. It then counts as this reply.
+
+        Args:
+            kind: the message's kind, guessed from its text.
+            reason: why the message cannot be read.
 
         Raises:
-            ProtocolError: the handshake has not ended: the peer does not speak QMP.
+            ProtocolError: the message arrived during the handshake, so the peer does not speak QMP.
         """
         if self.state is not ConnectionState.READY:
             raise ProtocolError(reason)
-        kind = self._resolve(kind)
+        kind = self._correct_kind(kind)
         if self._probe and kind is not MessageKind.EVENT:
             number, self._probe = self._probe, 0
             yield ProbeReply(number)
-        failed = self._count_failed(kind)
+        failed = self._count_affected(kind)
         if failed and kind is MessageKind.UNKNOWN:
             self._out_of_step, self._marker = True, 0
         for _ in range(failed):
             command = self._pending.pop(0)
             yield Reply(None, UnreadableReplyError(f"unreadable reply to {command.name}: {reason}"))
 
-    def _resolve(self, kind: MessageKind) -> MessageKind:
+    def _correct_kind(self, kind: MessageKind) -> MessageKind:
         """Correct the guessed kind of an unreadable message by the requests that are pending."""
         if kind is MessageKind.EVENT:
             return kind
-        if self._out_of_step:  # it is the reply to the marker or to an earlier batch
+        if self._out_of_step:  # the message is the reply to the marker or to an earlier batch
             return MessageKind.UNKNOWN
         if kind is MessageKind.REPLY_WITH_ID and not self._probe:  # the `id` is part of the reply's value
             return MessageKind.REPLY
-        if (
-            kind is MessageKind.REPLY and self._probe
-        ):  # it is the reply to a command, or the reply to the probe with its id lost
+        if kind is MessageKind.REPLY and self._probe:  # a reply to a command, or a reply to the probe that lost its id
             return MessageKind.UNKNOWN
         return kind
 
-    def _count_failed(self, kind: MessageKind) -> int:
-        """Return how many pending commands to fail: those whose reply may be this unreadable message, or lost because of it."""
+    def _count_affected(self, kind: MessageKind) -> int:
+        """Return the number of pending commands that fail because of an unreadable message of this kind, oldest first."""
         if kind is MessageKind.UNKNOWN:
             return len(self._pending)
         return min(1, len(self._pending)) if kind is MessageKind.REPLY else 0
 
-    def _read(self, value: Any) -> Message | None:
-        """Return the message of a JSON value; None if it is dropped."""
+    def _message_of(self, value: Any) -> Message | None:
+        """Return the message that a JSON value is; None if it is a reply without a consumer.
+
+        Raises:
+            _UnreadableError: the value is not a message.
+            ProtocolError: the message is not permitted in the present state.
+        """
         if type(value) is dict:
             if "event" in value:
-                return self._event(value)
+                return self._accept_event(value)
             if "return" in value or "error" in value:
-                return self._reply(value)
+                return self._accept_reply(value)
             if "QMP" in value:
-                return self._greeting(value["QMP"])
-            raise self._malformed(MessageKind.UNKNOWN, "a message that is neither greeting, reply, error nor event")
-        if not isinstance(value, Unreadable):
-            raise self._malformed(MessageKind.UNKNOWN, "a message that is not an object")
+                return self._accept_greeting(value["QMP"])
+            raise self._count_malformed(
+                MessageKind.UNKNOWN, "a message that is neither greeting, reply, error nor event"
+            )
+        if not isinstance(value, UnreadableMessage):
+            raise self._count_malformed(MessageKind.UNKNOWN, "a message that is not an object")
         if value.oversized:
             self.oversized_messages += 1
         else:
             self.unreadable_messages += 1
         raise _UnreadableError(value.kind, value.reason)
 
-    def _malformed(self, kind: MessageKind, reason: str) -> _UnreadableError:
+    def _count_malformed(self, kind: MessageKind, reason: str) -> _UnreadableError:
+        """Count a malformed message, and return the exception to raise."""
         self.unreadable_messages += 1
         return _UnreadableError(kind, reason)
 
-    def _greeting(self, body: Any) -> Greeting:
+    def _accept_greeting(self, body: Any) -> Greeting:
         if self.state is not ConnectionState.GREETING:
             raise ProtocolError("a second greeting")
         if not isinstance(body, dict):
@@ -253,13 +270,13 @@ class Connection:
         package = version.get("package")
         return Greeting((major, minor, micro), package if isinstance(package, str) else "", self.oob)
 
-    def _reply(self, value: dict[str, Any]) -> Message | None:
+    def _accept_reply(self, value: dict[str, Any]) -> Message | None:
         error: CommandError | None = None
         if "return" not in value:
             body = value["error"]
             if not isinstance(body, dict):
                 kind = MessageKind.REPLY_WITH_ID if "id" in value else MessageKind.REPLY
-                raise self._malformed(kind, "an error that is not an object")
+                raise self._count_malformed(kind, "an error that is not an object")
             error = CommandError(str(body.get("class", "GenericError")), str(body.get("desc", "")))
         if self.state is ConnectionState.NEGOTIATING:
             if error is not None:
@@ -267,7 +284,7 @@ class Connection:
             self.state = ConnectionState.READY
             return Ready()
         if "id" in value:
-            return self._reply_with_id(value["id"])
+            return self._accept_reply_with_id(value["id"])
         if self._out_of_step:
             self.stray_replies += 1
             return None
@@ -276,7 +293,7 @@ class Connection:
         del self._pending[0]
         return Reply(value.get("return"), error)
 
-    def _reply_with_id(self, number: Any) -> ProbeReply | None:
+    def _accept_reply_with_id(self, number: Any) -> ProbeReply | None:
         if type(number) is int and 0 < number <= self._last_id:
             if number != self._marker:
                 if number == self._probe:
@@ -287,10 +304,12 @@ class Connection:
             self.stray_replies += 1
         return None
 
-    def _event(self, value: dict[str, Any]) -> Event:
+    def _accept_event(self, value: dict[str, Any]) -> Event:
         name, data, stamp = value["event"], value.get("data", {}), value.get("timestamp")
         if not isinstance(name, str) or not isinstance(data, dict):
-            raise self._malformed(MessageKind.EVENT, "an event without a name, or with data that is not an object")
+            raise self._count_malformed(
+                MessageKind.EVENT, "an event without a name, or with data that is not an object"
+            )
         time_ns = None
         if isinstance(stamp, dict):
             seconds, micros = stamp.get("seconds"), stamp.get("microseconds")

@@ -275,5 +275,5 @@ class SessionContext:
 
     def apply(self, settings: SessionSettings) -> None:
         """Replace the settings, for attached VMs too."""
-        self.allow.allow(settings.changes)
+        self.allow.permit_only(settings.changes)
         self.settings = settings

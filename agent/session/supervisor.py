@@ -144,7 +144,7 @@ class MonitorSupervisor:
             self._set_state(MonitorState.GONE, str(error))
             return False
         # A connection without events has the lowest priority.
-        priority = self._monitor.priority if client.receives_events else MonitorPriority.BURST
+        priority = self._monitor.priority if client.receives_events else MonitorPriority.SHARED
         claim = OwnershipClaim(
             vm.uuid,
             pid_if_qemu(client.peer_pid),

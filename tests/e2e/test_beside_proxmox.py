@@ -42,7 +42,7 @@ async def test_proxmox_and_the_agent_both_get_every_reply(start_guest: StartGues
     alone = await start_client(guest.monitor, 0.0)
     await asyncio.sleep(1)  # a second's connections without the agent, for the comparison in the log
     without_agent = await stop_client(alone)
-    config = {"monitors": [{"burst": str(guest.monitor)}], "intervals": {"poll": "200ms"}}
+    config = {"monitors": [{"dial_per_poll": str(guest.monitor)}], "intervals": {"poll": "200ms"}}
     async with AgentProcess(folder, config) as agent:
         client = await start_client(guest.monitor, 0.0)
         mark = agent.mark()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from agent.cli.demo.guest import Guest, until
-from agent.qmp.commands import own_monitor
+from agent.qmp.commands import add_monitor_commands
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest
 from tests.lab.proxmox import poll
@@ -27,7 +27,10 @@ async def test_a_monitor_is_added_if_qemu_supports_it_and_removed_with_the_agent
     own = folder / "own"
     own.mkdir()
     supported = qemu.version >= SINCE
-    config = {"monitors": [{"burst": str(guest.monitor), "hotplug_dir": str(own)}], "intervals": {"poll": "200ms"}}
+    config = {
+        "monitors": [{"dial_per_poll": str(guest.monitor), "hotplug_dir": str(own)}],
+        "intervals": {"poll": "200ms"},
+    }
     agent = AgentProcess(folder, config)
 
     async def has_added(number: int) -> bool:
@@ -61,9 +64,9 @@ async def test_a_monitor_that_a_killed_agent_left_behind_is_used(
         pytest.skip("this QEMU cannot add monitors")
     guest = await start_guest(binary=qemu.binary)
     assert guest.process is not None
-    for command in own_monitor(f"{folder}/{guest.process.pid}.qmp"):
+    for command in add_monitor_commands(f"{folder}/{guest.process.pid}.qmp"):
         await guest.command(command.name, **(command.arguments or {}))
-    entry = {"burst": str(guest.monitor), "hotplug_dir": str(folder)}
+    entry = {"dial_per_poll": str(guest.monitor), "hotplug_dir": str(folder)}
     async with AgentProcess(folder, {"monitors": [entry]}) as agent:
         attached = await agent.wait_for_record("vm.attached", vm=guest.uuid)
         assert "events_available" not in attached["data"]

@@ -197,7 +197,7 @@ async def test_a_migration_without_events_is_found_by_polling(start_ends: StartE
 
 MONITOR_ENTRIES: Final[dict[str, dict[str, Any]]] = {
     "dial": {"dial": "{folder}/*.qmp"},
-    "burst": {"burst": "{folder}/*.qmp"},
+    "dial_per_poll": {"dial_per_poll": "{folder}/*.qmp"},
     "listen": {"listen": "{folder}/mon"},
 }
 

@@ -289,14 +289,14 @@ class Libvirtd:
         try:
             await self.start()
         except BaseException:
-            await self._end()
+            await self._parse_endpoint()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._end()
+        await self._parse_endpoint()
 
-    async def _end(self) -> None:
+    async def _parse_endpoint(self) -> None:
         """End the shell, and with it everything that it started."""
         shell, self._shell = self._shell, None
         if shell is not None:

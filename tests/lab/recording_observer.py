@@ -11,7 +11,7 @@ from agent.model.family import Family, Sample
 from agent.model.record import Record, Vm
 from agent.monitors import Monitor
 from agent.monitors.base import qmp_opener
-from agent.monitors.dial import unix
+from agent.monitors.dial import unix_connector
 from agent.qmp.commands import Change
 from agent.session.api import MonitorState, MonitorStatus, PollOutcome, SessionContext, SessionSettings, VmChange
 from agent.session.supervisor import SupervisorGroup
@@ -113,7 +113,7 @@ class RecordingObserver:
 
 def monitor_at(path: Path) -> Monitor:
     """Return the monitor at a Unix socket."""
-    return Monitor(str(path), (str(path),), qmp_opener(unix(str(path))))
+    return Monitor(str(path), (str(path),), qmp_opener(unix_connector(str(path))))
 
 
 def quick_context(*changes: Change, **options: Any) -> SessionContext:

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from agent.monitors.dial import unix
+from agent.monitors.dial import unix_connector
 from agent.qmp.client import Client
 from agent.qmp.commands import AllowList
 from agent.qmp.protocol import Event
@@ -21,7 +21,7 @@ async def connected(
     path: Path, on_event: Callable[[Event], None] = lambda _: None, deadline: float = TIMEOUT_SECONDS
 ) -> AsyncIterator[Client]:
     """Connect a client to the monitor at a path; it is closed with the block."""
-    client = await Client.open(unix(str(path)), AllowList(), on_event, deadline=deadline)
+    client = await Client.open(unix_connector(str(path)), AllowList(), on_event, deadline=deadline)
     with contextlib.closing(client):
         yield client
 

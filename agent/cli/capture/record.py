@@ -13,7 +13,7 @@ from agent.cli.capture.wire import READ_BYTES, RequestFrames, running_agent
 from agent.config.model import Config
 from agent.model.record import sanitize
 from agent.qmp.errors import ProtocolError
-from agent.qmp.frames import Frames, Unreadable
+from agent.qmp.frames import FrameSplitter, UnreadableMessage
 from agent.qmp.protocol import MAX_MESSAGE_BYTES
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -98,7 +98,7 @@ class _RecordingProxy:
             return
         directions = (
             asyncio.create_task(self._forward(reader, qemu[1], "agent", RequestFrames())),
-            asyncio.create_task(self._forward(qemu[0], writer, "qemu", Frames(MAX_MESSAGE_BYTES), self._first)),
+            asyncio.create_task(self._forward(qemu[0], writer, "qemu", FrameSplitter(MAX_MESSAGE_BYTES), self._first)),
         )
         await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
         for direction in directions:
@@ -124,7 +124,7 @@ class _RecordingProxy:
         with contextlib.suppress(ConnectionError, ProtocolError):
             while (data := data or await reader.read(READ_BYTES)) and not self._file.full and self.error is None:
                 for message in framer.receive(data):
-                    if not isinstance(message, Unreadable):  # a capture file can only hold JSON
+                    if not isinstance(message, UnreadableMessage):  # a capture file can only hold JSON
                         self._write_message(side, message)
                 writer.write(data)
                 await writer.drain()

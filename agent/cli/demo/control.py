@@ -7,7 +7,7 @@ import socket
 from collections import deque
 from typing import Any, Final
 
-from agent.qmp.frames import Frames, Unreadable
+from agent.qmp.frames import FrameSplitter, UnreadableMessage
 
 _MAX_EVENTS: Final = 1000
 _MAX_REPLY_BYTES: Final = 4 << 20
@@ -104,11 +104,11 @@ class ControlClient:
             raise GuestError("QEMU closed its monitor without a greeting")
 
     async def _read(self) -> None:
-        frames = Frames(_MAX_REPLY_BYTES)
+        frames = FrameSplitter(_MAX_REPLY_BYTES)
         try:
             while data := await self._reader.read(_READ_BYTES):
                 for message in frames.receive(data):
-                    if isinstance(message, Unreadable):
+                    if isinstance(message, UnreadableMessage):
                         self._fail_pending(message.reason)
                     elif isinstance(message, dict):
                         await self._dispatch(message)

@@ -10,8 +10,10 @@ from agent.host.permissions import blocked_paths, fix_commands
 from agent.monitors import ListenConfig
 from agent.monitors.listen import allowed_ids
 
-BURST_PREFIX = "burst: "
-_BURST_STEP = "or without a restart, but without events before QEMU 11.1 (docs/monitors.md#burst and #hotplug):"
+DIAL_PER_POLL_PREFIX = "dial_per_poll: "
+_DIAL_PER_POLL_STEP = (
+    "or without a restart, but without events before QEMU 11.1 (docs/monitors.md#dial_per_poll and #hotplug):"
+)
 _CONFIG_STEP = "in the agent's config; no restart:"
 
 
@@ -37,7 +39,7 @@ def advise(
     steps = manager_steps(manager, vm, listen, _listen_steps(host, vm, listen))
     shared = next((m.address for m in monitors if m.used_by_manager and m.state is SocketState.FREE), None)
     if shared is not None and not manager.uri:
-        steps += [_BURST_STEP, "  monitors:", f"    - {BURST_PREFIX}{shared}"]
+        steps += [_DIAL_PER_POLL_STEP, "  monitors:", f"    - {DIAL_PER_POLL_PREFIX}{shared}"]
     return manager.section, steps
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from agent.cli.doctor.addresses import leads_to, libvirt_instance, table_key
-from agent.cli.doctor.advice import BURST_PREFIX, advise, blocked_by, is_allowed, permission_steps
+from agent.cli.doctor.advice import DIAL_PER_POLL_PREFIX, advise, blocked_by, is_allowed, permission_steps
 from agent.cli.doctor.argv import MonitorSocket, config_files, parse_argv
 from agent.cli.doctor.managers import VmContext, manager_of, proxmox_vmid
 from agent.cli.doctor.model import HostView, MonitorReport, SocketState, VmReport, VmState
 from agent.host import qemu_processes
 from agent.host.permissions import describe_denial, process_user
-from agent.host.qemu_processes import arguments
+from agent.host.qemu_processes import command_line
 from agent.host.sockets import ESTABLISHED, SocketEntry, is_agent, program_name, socket_inodes, socket_owners
 from agent.model.record import sanitize
 from agent.monitors import LibvirtConfig, ListenConfig
@@ -50,7 +50,7 @@ class _VmInspector:
     """
 
     def __init__(self, pid: int, host: HostView) -> None:
-        argv = arguments(pid, host.proc)
+        argv = command_line(pid, host.proc)
         files = [_read_config_file(path, pid, host.proc) for path in config_files(argv)]
         line = parse_argv(argv, files)
         self._host = host
@@ -127,7 +127,7 @@ class _VmInspector:
         missing = self._describe_denial(blocked_by(self._host, address)) if may_connect and not monitor.connects else ""
         if isinstance(entry, ListenConfig) and not is_allowed(self._host, entry, self.vm):
             missing = f"the agent refuses connections of the processes of {self.vm.owner.name}"
-        holder = sanitize(program_name(arguments(pid, self._host.proc))) if pid is not None else ""
+        holder = sanitize(program_name(command_line(pid, self._host.proc))) if pid is not None else ""
         return MonitorReport(shown, state, holder, pid, missing, text, used)
 
     def _describe_denial(self, blocked: Sequence[Path]) -> str:
@@ -174,14 +174,14 @@ class _VmInspector:
 
 
 def _can_connect(monitor: MonitorReport) -> bool:
-    """Return whether the agent can connect to a configured monitor. It waits for the other client only with `burst`."""
-    return monitor.state is not SocketState.HELD or monitor.entry.startswith(BURST_PREFIX)
+    """Return whether the agent can connect to a configured monitor. It waits for the other client only with `dial_per_poll`."""
+    return monitor.state is not SocketState.HELD or monitor.entry.startswith(DIAL_PER_POLL_PREFIX)
 
 
 def _read_proxmox_args(argv: Sequence[str], root: Path) -> str | None:
     """Return the VM's key `args` in Proxmox' config; empty if it is not set, None if the config cannot be read."""
     path = root / "etc/pve/qemu-server" / f"{proxmox_vmid(argv)}.conf"
-    lines = qemu_processes.read(path).decode("utf-8", "replace").splitlines()
+    lines = qemu_processes.read_file(path).decode("utf-8", "replace").splitlines()
     current = takewhile(lambda line: not line.startswith("["), lines)  # snapshots follow, a section each
     args = (line.removeprefix("args:").strip() for line in current if line.startswith("args:"))
     return next(args, "") if lines else None
@@ -197,6 +197,6 @@ def _read_config_file(path: str, pid: int, proc: Path) -> str:
         return ""
     try:
         is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        return qemu_processes.read(f"/proc/self/fd/{descriptor}").decode("utf-8", "replace") if is_regular else ""
+        return qemu_processes.read_file(f"/proc/self/fd/{descriptor}").decode("utf-8", "replace") if is_regular else ""
     finally:
         os.close(descriptor)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.host.permissions import User
-from agent.monitors.listen import USUAL_USERS
+from agent.monitors.listen import DEFAULT_USERS
 
 DEFAULT_LISTEN = "/run/qmp-agent/monitor.sock"
 """The socket that advice names if the agent's config has no `listen` entry."""
@@ -200,6 +200,6 @@ def listen_entry(vm: VmContext, listen: str, users: Sequence[str] | None = None)
         users: the users that the present config entry for this address allows; None without such an entry or list.
     """
     entry = ["  monitors:", f"    - listen: {listen}"]
-    if users is not None or vm.owner.name not in ("", *USUAL_USERS):
+    if users is not None or vm.owner.name not in ("", *DEFAULT_USERS):
         entry.append(f"      users: [{', '.join(dict.fromkeys([*(users or ['root']), vm.owner.name]))}]")
     return entry

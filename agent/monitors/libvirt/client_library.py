@@ -11,23 +11,24 @@ from typing import Any, TypeVar
 from agent.qmp.errors import CommandError, DeniedError, NotConnectedError, QmpError, TransportLostError
 
 KEEPALIVE = (5, 3)
-"""Seconds between two keepalive messages, and how many may stay unanswered. So a connection to a hung libvirtd ends after 20 s."""
+"""Seconds between two keepalive messages, and the number of messages that may stay unanswered. With these values, a connection to a hung
+libvirtd ends after 20 s."""
 
 T = TypeVar("T")
 
-_THREAD = "libvirt events"
-_loading = threading.Lock()
+_EVENT_THREAD_NAME = "libvirt events"
+_loading_lock = threading.Lock()
 
 
 class LibraryMissingError(Exception):
-    """libvirt's library cannot be loaded; the text says what to do."""
+    """libvirt's Python library cannot be loaded. The text has the command that installs it."""
 
 
 def load_library() -> tuple[Any, Any]:
-    """Return the modules libvirt and libvirt_qemu. The first call starts their event loop in a thread of its own.
+    """Return the modules libvirt and libvirt_qemu. The first call starts libvirt's event loop in a thread.
 
     Raises:
-        LibraryMissingError: they are not installed.
+        LibraryMissingError: the modules are not installed.
     """
     try:
         api, qemu = importlib.import_module("libvirt"), importlib.import_module("libvirt_qemu")
@@ -36,11 +37,11 @@ def load_library() -> tuple[Any, Any]:
             f"libvirt's library for Python cannot be loaded ({error}): pip install 'qmp-agent[libvirt]', which needs "
             "libvirt's headers (libvirt-dev), pkg-config and a C compiler"
         ) from None
-    with _loading:
-        if not any(thread.name == _THREAD for thread in threading.enumerate()):
+    with _loading_lock:
+        if not any(thread.name == _EVENT_THREAD_NAME for thread in threading.enumerate()):
             api.registerErrorHandler(lambda *_: None, None)  # by default libvirt also prints each error that it raises
             api.virEventRegisterDefaultImpl()
-            threading.Thread(target=_run_events, args=(api,), name=_THREAD, daemon=True).start()
+            threading.Thread(target=_run_events, args=(api,), name=_EVENT_THREAD_NAME, daemon=True).start()
     return api, qemu
 
 
@@ -51,7 +52,7 @@ def _run_events(api: Any) -> None:
 
 
 class LibvirtConnection:
-    """A connection to libvirtd, opened at its first use. Only one thread may use it at a time."""
+    """A connection to libvirtd that is opened when it is used first. Only one thread may use it at a time."""
 
     def __init__(self, api: Any, uri: str, *, read_only: bool, keepalive: tuple[int, int] = KEEPALIVE) -> None:
         self.retired = False
@@ -63,17 +64,17 @@ class LibvirtConnection:
         self._handle: Any = None
 
     def handle(self) -> Any:
-        """Return libvirt's connection object. Blocks."""
+        """Return libvirt's connection object (virConnect); connect if needed. The call blocks."""
         if self._handle is None:
             self._handle = open_connection(self._api, self._uri, read_only=self._read_only, keepalive=self._keepalive)
         return self._handle
 
     def domain(self, uuid: str) -> Any:
-        """Return libvirt's object of a domain. Blocks."""
+        """Return libvirt's object of a domain (virDomain). The call blocks."""
         return self.handle().lookupByUUIDString(uuid)
 
     def domains(self, uuids: Iterable[str]) -> list[Any]:
-        """Return libvirt's objects of the domains, without those that no longer exist. Blocks."""
+        """Return libvirt's objects of these domains, without domains that no longer exist. The call blocks."""
         domains = []
         for uuid in uuids:
             try:
@@ -93,7 +94,7 @@ class LibvirtConnection:
         return self._handle is not None and not is_alive(self._handle)
 
     def close(self) -> None:
-        """Close the connection. Blocks."""
+        """Close the connection. The call blocks."""
         handle, self._handle = self._handle, None
         with contextlib.suppress(self._api.libvirtError):
             if handle is not None:
@@ -101,22 +102,22 @@ class LibvirtConnection:
 
 
 def open_connection(api: Any, uri: str, *, read_only: bool, keepalive: tuple[int, int] = KEEPALIVE) -> Any:
-    """Open a connection and return libvirt's object. Blocks."""
+    """Open a connection and return libvirt's connection object. The call blocks."""
     handle = (api.openReadOnly if read_only else api.open)(uri)
     handle.setKeepAlive(*keepalive)
     return handle
 
 
 def is_alive(handle: Any) -> bool:
-    """Return whether a connection is up, given libvirt's object of it."""
+    """Return whether a connection is up; `handle` is libvirt's connection object."""
     try:
         return bool(handle.isAlive())
-    except Exception:  # noqa: BLE001 - a connection that cannot answer this is not up
+    except Exception:  # noqa: BLE001 - a connection whose call fails is not up
         return False
 
 
 def is_denied(api: Any, error: Any) -> bool:
-    """Return whether libvirt's error is a lack of permission."""
+    """Return whether a libvirtError means that libvirtd denied permission, or that its socket did."""
     codes = {api.VIR_ERR_AUTH_FAILED, api.VIR_ERR_AUTH_CANCELLED, api.VIR_ERR_AUTH_UNAVAILABLE}
     codes |= {api.VIR_ERR_OPERATION_DENIED, api.VIR_ERR_ACCESS_DENIED}
     system = error.get_error_code() == api.VIR_ERR_SYSTEM_ERROR
@@ -124,12 +125,12 @@ def is_denied(api: Any, error: Any) -> bool:
 
 
 def to_qmp_error(api: Any, error: Any, connection: LibvirtConnection | None = None) -> QmpError:
-    """Return the QmpError for one of libvirt's errors.
+    """Convert a libvirtError to a QmpError.
 
     Args:
         api: the module libvirt.
         error: the libvirtError.
-        connection: the connection that the failed call was made on; None if it could not be opened.
+        connection: the connection of the failed call; None if the connection could not be opened.
     """
     text = error.get_error_message() or str(error)
     if connection is None or connection.lost():
@@ -140,9 +141,9 @@ def to_qmp_error(api: Any, error: Any, connection: LibvirtConnection | None = No
 
 
 def run_in_thread(loop: asyncio.AbstractEventLoop, work: Callable[[], T], done: Callable[[Any], None]) -> None:
-    """Run `work` in a thread of its own, then call `done` on the loop with its result or its exception.
+    """Run `work` in a new thread, then call `done` on the event loop with the result or the exception of `work`.
 
-    The thread is a daemon, so that the process can end while a call hangs.
+    The thread is a daemon thread, because the process must be able to end while a call hangs.
     """
 
     def run() -> None:
@@ -158,7 +159,7 @@ def run_in_thread(loop: asyncio.AbstractEventLoop, work: Callable[[], T], done: 
 
 
 def set_outcome(future: asyncio.Future[Any], outcome: Any) -> None:
-    """Complete a future with a result or an exception, unless it is done already."""
+    """Complete a future with a result or an exception. A future that is done already does not change."""
     if future.done():
         return
     if isinstance(outcome, BaseException):

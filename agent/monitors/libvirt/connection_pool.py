@@ -1,12 +1,12 @@
 """Calls of libvirt's blocking library, each in a thread, on a limited number of connections.
 
-A call that waits for a hung QEMU returns only when that QEMU continues, because libvirt cannot cancel it. So a call that takes long
-frees its slot for other calls, and its connection is not used again. The number of hung calls is limited too: each occupies one of
-the workers (max_workers, 20 by default) that libvirtd has for all its clients.
+A call that waits for a hung QEMU returns only when that QEMU continues, because libvirt cannot cancel calls. So a call that takes too long
+counts as hung: it frees its slot for another call, and its connection gets no further calls. The number of hung calls is limited too,
+because each occupies one of the workers (max_workers, 20 by default) that libvirtd has for all its clients.
 
 A connection never has two calls at once, because libvirt 9.0 may crash then (virNetClientIOEventLoop, CVE-2024-4418). When keepalive
-ends the calls of several threads on one connection, it leaves an event source that points into the stack of an ended thread. The next
-thread that waits there crashes.
+ends the calls of several threads on one connection, libvirt keeps an event source that points into the stack of an ended thread. The next
+thread that waits on the connection crashes.
 """
 
 import asyncio
@@ -18,17 +18,20 @@ from agent.monitors.libvirt.client_library import KEEPALIVE, LibvirtConnection, 
 from agent.qmp.errors import QmpError, UnreadableReplyError
 
 HUNG_SECONDS = 1.5
-"""Time after which a call counts as hung: its slot is free for other calls, and its connection is not used again."""
+"""Time after which a call counts as hung."""
 
 MAX_CALLS = 4
+"""Maximum number of calls at once, not counting hung calls."""
+
 MAX_HUNG = 8
+"""Maximum number of hung calls. Any further call that takes too long keeps its slot."""
 
 T = TypeVar("T")
 
 
 @dataclass(eq=False, slots=True)
 class _PooledCall:
-    """A call in progress."""
+    """A call in progress on a connection. `outcome` completes when the call returns; `timer` marks the call as hung."""
 
     connection: LibvirtConnection
     outcome: asyncio.Future[Any]
@@ -55,7 +58,7 @@ class ConnectionPool:
             uri: libvirt's URI of the daemon.
             read_only: whether connections are read-only.
             hung_seconds: seconds after which a call counts as hung.
-            keepalive: seconds between two keepalive messages, and how many may stay unanswered.
+            keepalive: seconds between two keepalive messages, and the number of messages that may stay unanswered.
         """
         self.hung = 0
         """Number of hung calls."""
@@ -67,12 +70,12 @@ class ConnectionPool:
         self._loop = asyncio.get_running_loop()
         self._slots = asyncio.Semaphore(MAX_CALLS)
         self._idle: list[LibvirtConnection] = []
-        self._busy: set[LibvirtConnection] = set()
+        self._in_use: set[LibvirtConnection] = set()
 
     async def run(self, function: Callable[[LibvirtConnection], T]) -> T:
-        """Call `function` in a thread and return its result. The result must not refer to libvirt's objects.
+        """Call `function` with a connection, in a thread, and return the result. The result must not contain libvirt's objects.
 
-        The caller sets the deadline. A cancelled call continues in its thread until it returns.
+        There is no deadline: the caller sets one. If the caller is cancelled, `function` continues in its thread until it returns.
 
         Raises:
             CommandError: libvirt refused the call, or passed on an error of QEMU.
@@ -83,25 +86,27 @@ class ConnectionPool:
         """
         await self._slots.acquire()
         connection = self._take_connection()
-        self._busy.add(connection)
+        self._in_use.add(connection)
         call = _PooledCall(connection, self._loop.create_future())
-        call.timer = self._loop.call_later(self._hung_seconds, self._on_hung, call)
+        call.timer = self._loop.call_later(self._hung_seconds, self._mark_hung, call)
         run_in_thread(
-            self._loop, lambda: self._call(function, connection), lambda outcome: self._on_return(call, outcome)
+            self._loop,
+            lambda: self._call_and_convert_errors(function, connection),
+            lambda outcome: self._finish_call(call, outcome),
         )
         result: T = await call.outcome
         return result
 
     def retire(self) -> None:
-        """Use new connections from now on. Close idle connections now, and busy ones when their calls return."""
-        for connection in self._busy:
+        """Use new connections from now on. Close each old connection: now if it is idle, or else when its call returns."""
+        for connection in self._in_use:
             connection.retired = True
         for connection in self._idle:
             self._close(connection)
         self._idle.clear()
 
     def _take_connection(self) -> LibvirtConnection:
-        """Return a connection without a call in progress."""
+        """Return an idle connection, or a new one if none is idle."""
         while self._idle:
             connection = self._idle.pop()
             if not connection.lost():
@@ -112,8 +117,10 @@ class ConnectionPool:
     def _close(self, connection: LibvirtConnection) -> None:
         run_in_thread(self._loop, connection.close, lambda _: None)
 
-    def _call(self, function: Callable[[LibvirtConnection], T], connection: LibvirtConnection) -> T | QmpError:
-        """Call `function` and convert libvirt's errors. Runs in a thread."""
+    def _call_and_convert_errors(
+        self, function: Callable[[LibvirtConnection], T], connection: LibvirtConnection
+    ) -> T | QmpError:
+        """Call `function`; return its result, or the QmpError for libvirt's error. This method runs in a thread."""
         try:
             return function(connection)
         except self._api.libvirtError as error:
@@ -121,20 +128,20 @@ class ConnectionPool:
         except UnicodeDecodeError as error:  # libvirt's library decodes what libvirtd sends
             return UnreadableReplyError(f"libvirt's answer cannot be decoded: {error}")
 
-    def _on_hung(self, call: _PooledCall) -> None:
+    def _mark_hung(self, call: _PooledCall) -> None:
         if self.hung < MAX_HUNG:
             call.hung = call.connection.retired = True
             self.hung += 1
             self._slots.release()
 
-    def _on_return(self, call: _PooledCall, outcome: Any) -> None:
+    def _finish_call(self, call: _PooledCall, outcome: Any) -> None:
         assert call.timer is not None
         call.timer.cancel()
         if call.hung:
             self.hung -= 1
         else:
             self._slots.release()
-        self._busy.remove(call.connection)
+        self._in_use.remove(call.connection)
         if call.connection.retired:
             self._close(call.connection)
         else:

@@ -8,7 +8,7 @@ from typing import Any
 
 from agent.monitors.base import EventCallback
 from agent.monitors.libvirt.connection_pool import MAX_HUNG
-from agent.monitors.libvirt.executors import DomainExecutor, LibvirtHost, PassthroughExecutor, TranslatingExecutor
+from agent.monitors.libvirt.executors import DomainExecutor, LibvirtDaemon, PassthroughExecutor, TranslatingExecutor
 from agent.monitors.libvirt.lifecycle import DomainMigrationPhase
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import AllowList, Command
@@ -23,7 +23,7 @@ from agent.qmp.errors import (
 from agent.qmp.protocol import Greeting
 
 REASON_SECONDS = 1.0
-"""How long to wait for libvirt's reason after a call has failed because the domain ended."""
+"""How long to wait for libvirt's event with the reason, after a call has failed because the domain ended."""
 
 
 class DomainConnection:
@@ -33,7 +33,7 @@ class DomainConnection:
 
     def __init__(
         self,
-        host: LibvirtHost,
+        daemon: LibvirtDaemon,
         uuid: str,
         name: str,
         allow: AllowList,
@@ -41,27 +41,27 @@ class DomainConnection:
         pid: int | None,
         migration_phase: Callable[[], DomainMigrationPhase],
     ) -> None:
-        self.greeting: Greeting | None = Greeting(host.version, "", oob=False)
+        self.greeting: Greeting | None = Greeting(daemon.version, "", oob=False)
         self.ended: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
         self.peer_pid = pid
         self.skipped_messages = Counter[str]()  # libvirt reads QEMU's messages
         self.on_event = on_event
-        self._host = host
+        self._daemon = daemon
         self._allow = allow
         self._executor: DomainExecutor = (
-            PassthroughExecutor(host, uuid, allow)
-            if host.passthrough
-            else TranslatingExecutor(host, uuid, name, migration_phase)
+            PassthroughExecutor(daemon, uuid, allow)
+            if daemon.passthrough
+            else TranslatingExecutor(daemon, uuid, name, migration_phase)
         )
         self._execution: asyncio.Task[list[CommandResult]] | None = None
 
     @property
     def receives_events(self) -> bool:
-        """True if libvirt reports QEMU's events. It does not on read-only connections."""
-        return not self._host.read_only
+        """True if libvirt reports QEMU's events. It reports none on read-only connections."""
+        return not self._daemon.read_only
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
-        """Return the commands' results, in order.
+        """Execute commands and return their results, in order.
 
         Raises:
             StalledError: the results did not arrive within `deadline` seconds, or earlier results are still due.
@@ -75,20 +75,20 @@ class DomainConnection:
         if self._execution is not None and not self._execution.done():
             raise StalledError("earlier commands are still running")
         self._execution = asyncio.ensure_future(self._execute(commands))
-        if await self._wait(self._execution, deadline):
+        if await self._wait_for_results(self._execution, deadline):
             return self._execution.result()
-        full = f"; {MAX_HUNG} calls hang in libvirtd, which is the limit" if self._host.pool.hung >= MAX_HUNG else ""
-        name = f" to {self._executor.current}" if self._executor.current else ""
+        full = f"; {MAX_HUNG} calls hang in libvirtd, which is the limit" if self._daemon.pool.hung >= MAX_HUNG else ""
+        name = f" to {self._executor.current_command}" if self._executor.current_command else ""
         raise StalledError(f"no reply from libvirt{name} within {deadline:g} s{full}")
 
     async def wait_idle(self) -> None:
-        """Wait, without a deadline, until no result is due.
+        """Wait until all results have arrived. There is no deadline.
 
         Raises:
             QmpError: the connection ended first.
         """
         if self._execution is not None:
-            await self._wait(self._execution, None)
+            await self._wait_for_results(self._execution, None)
 
     async def probe(self, *, deadline: float) -> bool:  # noqa: ARG002 - MonitorConnection's signature
         """Return False: libvirt has no out-of-band commands."""
@@ -99,11 +99,11 @@ class DomainConnection:
         self.end(NotConnectedError("closed by the agent"))
 
     def preempt(self) -> None:
-        """End the connection now because a better one to the same VM exists."""
+        """End the connection now because a monitor with a better priority leads to the same VM."""
         self.end(PreemptedError("a preferred monitor of this VM is available"))
 
     def end(self, cause: QmpError) -> None:
-        """End the connection with a cause."""
+        """End the connection now, and complete `ended` with the cause."""
         if not self.ended.done():
             self.ended.set_result(cause)
         if self._execution is not None:
@@ -115,14 +115,14 @@ class DomainConnection:
         except (CommandError, UnreadableReplyError) as error:
             return [error] * len(commands)
 
-    async def _wait(self, execution: asyncio.Task[list[CommandResult]], deadline: float | None) -> bool:
-        """Wait for results; return whether they have arrived within the deadline.
+    async def _wait_for_results(self, execution: asyncio.Task[list[CommandResult]], deadline: float | None) -> bool:
+        """Return whether the results arrive within `deadline` seconds; None waits without a deadline.
 
         Raises:
             QmpError: the connection ended first.
         """
-        either: set[asyncio.Future[Any]] = {execution, self.ended}
-        await asyncio.wait(either, timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
+        waiting_for: set[asyncio.Future[Any]] = {execution, self.ended}
+        await asyncio.wait(waiting_for, timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
         if execution.done() and not execution.cancelled():
             error = execution.exception()
             if isinstance(error, NotConnectedError):
@@ -133,8 +133,8 @@ class DomainConnection:
         return execution.done()
 
 
-def pid_of(directory: Path, name: str) -> int | None:
-    """Return the process ID of a domain from libvirtd's PID file; None if the agent may not read it."""
+def read_pid_file(directory: Path, name: str) -> int | None:
+    """Return the process ID of a domain from libvirtd's file NAME.pid; None if the file is missing, unreadable or malformed."""
     try:
         return int((directory / f"{name}.pid").read_text().strip()) or None
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""A connection for libvirt's callbacks. It passes QEMU's events and lifecycle events from libvirt's event thread to the event loop."""
+"""A connection to libvirtd for events. It passes QEMU's events and lifecycle events from libvirt's event thread to the event loop."""
 
 import asyncio
 import contextlib
@@ -23,12 +23,12 @@ from agent.monitors.libvirt.lifecycle import LifecycleEvent
 from agent.qmp.protocol import Event
 
 MAX_PENDING = 8192
-"""Maximum number of messages that wait for the event loop. More messages are dropped, and the connection is opened again."""
+"""Maximum number of messages that wait for the event loop. Further messages are dropped, and the agent connects again."""
 
 
 @dataclass(frozen=True, slots=True)
 class DomainEvent:
-    """An event of the QEMU of a domain."""
+    """An event that a domain's QEMU emitted; `uuid` is the domain's."""
 
     uuid: str
     event: Event
@@ -37,12 +37,12 @@ class DomainEvent:
 Message = DomainEvent | LifecycleEvent
 
 
-class _Closed:
-    """libvirt's message that the connection has ended."""
+class _ConnectionClosed:
+    """The message that libvirt closed the connection."""
 
 
 class EventConnection:
-    """The connection on which libvirt reports events."""
+    """The connection to libvirtd on which libvirt reports events."""
 
     def __init__(self, api: Any, qemu: Any, on_message: Callable[[Message], None]) -> None:
         """Create a connection that is not open yet.
@@ -56,7 +56,7 @@ class EventConnection:
         self.qemu = qemu
         self.ended = asyncio.Event()
         self.dropped = 0
-        """Number of dropped messages. A drop ends the connection, so that everything is queried again."""
+        """Number of dropped messages. A drop ends the connection, because the agent queries everything again after it reconnects."""
         self._on_message = on_message
         self._inbox = EventInbox(self._deliver, self._on_overflow)
         self._loop = asyncio.get_running_loop()
@@ -68,7 +68,8 @@ class EventConnection:
         """Connect and register for events.
 
         Returns:
-            The version of libvirtd's QEMU, and whether the connection is read-only. It is read-only also if libvirt permits no other.
+            The version of the QEMU that libvirtd starts, as major, minor and micro; and whether the connection is read-only. The
+            connection is also read-only if libvirt does not permit the agent another one.
 
         Raises:
             DeniedError: not even a read-only connection is permitted.
@@ -84,8 +85,8 @@ class EventConnection:
         self._closing = True
         run_in_thread(self._loop, self._close, lambda _: None)
 
-    def _deliver(self, message: Message | _Closed) -> None:
-        if isinstance(message, _Closed):
+    def _deliver(self, message: Message | _ConnectionClosed) -> None:
+        if isinstance(message, _ConnectionClosed):
             self.ended.set()
         elif not self._closing:
             self._on_message(message)
@@ -110,13 +111,13 @@ class EventConnection:
         handle, read_only = self._connect(uri, read_only=read_only)
         self._handle = handle
         put = self._inbox.put
-        handle.registerCloseCallback(lambda _connection, _reason, _: put(_Closed()), None)
+        handle.registerCloseCallback(lambda _connection, _reason, _: put(_ConnectionClosed()), None)
         handle.domainEventRegisterAny(None, self.api.VIR_DOMAIN_EVENT_ID_LIFECYCLE, _lifecycle_callback(put), None)
         read_only = read_only or not self._register_events(handle)
         return handle.getVersion(), read_only
 
     def _register_events(self, handle: Any) -> bool:
-        """Register for QEMU's events; return whether that is permitted."""
+        """Register for QEMU's events; return False if libvirt does not permit it."""
         try:
             self.qemu.qemuMonitorEventRegister(handle, None, None, _event_callback(self._inbox.put), None, 0)
         except self.api.libvirtError as error:
@@ -169,7 +170,7 @@ def _event_callback(put: Callable[[Any], None]) -> Callable[..., None]:
 
 
 class EventInbox:
-    """A bounded queue from libvirt's event thread to the event loop. It keeps the order and counts dropped messages."""
+    """A bounded queue from libvirt's event thread to the event loop. It keeps the order of messages and counts dropped messages."""
 
     def __init__(self, deliver: Callable[[Any], None], on_overflow: Callable[[int], object]) -> None:
         """Create an empty queue.
@@ -186,7 +187,7 @@ class EventInbox:
         self._pending: deque[Any] = deque()
 
     def put(self, message: Any) -> None:
-        """Enqueue a message. Any thread may call this."""
+        """Enqueue a message, or drop and count it if the queue is full. Any thread may call this method."""
         with self._lock:
             if len(self._pending) >= MAX_PENDING:
                 self._dropped += 1

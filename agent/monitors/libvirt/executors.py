@@ -1,7 +1,7 @@
-"""Execution of QMP commands for a domain: by translation into libvirt's own calls, or passed through to QEMU.
+"""Execution of QMP commands for a domain: by translation into libvirt's own calls, or by passing them through libvirt to QEMU.
 
-libvirt's own calls cover a part of QMP. Any other command fails as on a QEMU that lacks it, so that the agent does not send it again.
-Passthrough sends every command to QEMU, and libvirt then marks the domain as tainted.
+libvirt's own calls cover a part of QMP. Any other command fails with CommandNotFound, as on a QEMU that lacks the command. So the agent
+does not send it again. Passthrough sends every command to QEMU, and libvirt then marks the domain as tainted.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ from agent.qmp.errors import CommandError, QmpError, UnreadableReplyError
 
 
 @dataclass(frozen=True, slots=True)
-class LibvirtHost:
-    """A libvirtd that is connected.
+class LibvirtDaemon:
+    """A libvirtd that the agent is connected to.
 
     Attributes:
         api: the module libvirt.
         qemu: the module libvirt_qemu.
-        pool: makes calls to it.
-        stats: fetches domains' statistics.
-        version: version of the QEMU that it starts.
-        read_only: whether only read-only connections are permitted.
-        passthrough: whether commands go to QEMU itself.
+        pool: makes calls to the libvirtd.
+        stats: fetches domains' statistics from the libvirtd.
+        version: version of the QEMU that the libvirtd starts, as major, minor and micro.
+        read_only: whether connections are read-only.
+        passthrough: whether commands go through libvirt to QEMU.
     """
 
     api: Any
@@ -50,47 +50,49 @@ class DomainExecutor(Protocol):
     """Executes QMP commands for one domain.
 
     Attributes:
-        current: name of the command that is being executed; empty during a call that serves several commands.
+        current_command: name of the command that QEMU is executing; empty during a call of libvirt's that serves several commands.
     """
 
-    current: str
+    current_command: str
 
     async def execute(self, commands: Sequence[Command]) -> list[CommandResult]:
-        """Return the commands' results, in order; the caller sets the deadline.
+        """Execute commands and return their results, in order. There is no deadline: the caller sets one.
 
         Raises:
-            QmpError: as ConnectionPool.run does.
+            QmpError: a failure that concerns all commands, as raised by `ConnectionPool.run`.
         """
 
 
 class PassthroughExecutor:
-    """Sends commands to QEMU by virDomainQemuMonitorCommand."""
+    """Sends commands to QEMU by libvirt's virDomainQemuMonitorCommand."""
 
-    def __init__(self, host: LibvirtHost, uuid: str, allow: AllowList) -> None:
-        self.current = ""
-        self._host = host
+    def __init__(self, daemon: LibvirtDaemon, uuid: str, allow: AllowList) -> None:
+        self.current_command = ""
+        self._daemon = daemon
         self._uuid = uuid
         self._allow = allow
 
     async def execute(self, commands: Sequence[Command]) -> list[CommandResult]:
         """Return the commands' results, in order."""
         requests = [(command.name, self._allow.encode(command).decode()) for command in commands]
-        return await self._host.pool.run(lambda connection: [self._send(connection, *request) for request in requests])
+        return await self._daemon.pool.run(
+            lambda connection: [self._send_command(connection, *request) for request in requests]
+        )
 
-    def _send(self, connection: LibvirtConnection, name: str, request: str) -> CommandResult:
-        """Send one command. Runs in a thread."""
-        self.current = name
+    def _send_command(self, connection: LibvirtConnection, name: str, request: str) -> CommandResult:
+        """Send one command and return its result. This method runs in a thread."""
+        self.current_command = name
         try:
-            text = self._host.qemu.qemuMonitorCommand(connection.domain(self._uuid), request, 0)
-        except self._host.api.libvirtError as error:
-            if connection.lost() or error.get_error_code() == self._host.api.VIR_ERR_NO_DOMAIN:
+            text = self._daemon.qemu.qemuMonitorCommand(connection.domain(self._uuid), request, 0)
+        except self._daemon.api.libvirtError as error:
+            if connection.lost() or error.get_error_code() == self._daemon.api.VIR_ERR_NO_DOMAIN:
                 raise
             return CommandError("GenericError", error.get_error_message())
         return _parse_reply(text)
 
 
 def _parse_reply(text: str) -> CommandResult:
-    """Return the result in a reply of QEMU. An unreadable reply is an error result for its command only."""
+    """Return the result in a reply of QEMU; an UnreadableReplyError if the reply cannot be read."""
     try:
         reply = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -104,63 +106,66 @@ def _parse_reply(text: str) -> CommandResult:
 
 
 class TranslatingExecutor:
-    """Answers commands from libvirt's statistics and the domain's XML."""
+    """Executes commands by libvirt's own calls: it converts libvirt's statistics and the domain's XML to QMP results."""
 
     def __init__(
-        self, host: LibvirtHost, uuid: str, name: str, migration_phase: Callable[[], DomainMigrationPhase]
+        self, daemon: LibvirtDaemon, uuid: str, name: str, migration_phase: Callable[[], DomainMigrationPhase]
     ) -> None:
         """Create an executor.
 
         Args:
-            host: the domain's libvirtd.
-            uuid: the domain.
-            name: its name.
-            migration_phase: returns the progress of the domain's migration from another host.
+            daemon: the domain's libvirtd.
+            uuid: the domain's UUID.
+            name: the domain's name.
+            migration_phase: returns the progress of the domain's migration to this host.
         """
-        self._host = host
+        self._daemon = daemon
         self._uuid = uuid
         self._name = name
         self._migration_phase = migration_phase
-        self.current = ""
+        self.current_command = ""
         self._arrival_reported = False
         self._devices: Devices | None = None
 
     async def execute(self, commands: Sequence[Command]) -> list[CommandResult]:
         """Return the commands' results, in order."""
-        snapshot = await self._snapshot(commands)
-        return [await self._execute(command, snapshot) for command in commands]
+        snapshot = await self._fetch_snapshot(commands)
+        return [await self._answer(command, snapshot) for command in commands]
 
-    async def _snapshot(self, commands: Sequence[Command]) -> DomainSnapshot:
+    async def _fetch_snapshot(self, commands: Sequence[Command]) -> DomainSnapshot:
         """Fetch only the data that these commands need."""
-        stats, stats_error = await self._stats(commands)
+        stats, stats_error = await self._fetch_stats(commands)
         devices, devices_error = await self._read_devices(commands, stats)
         sizes: FileSizes = {}
         if any(command.name == "query-named-block-nodes" for command in commands):
-            with contextlib.suppress(CommandError, UnreadableReplyError):  # the sizes are absent then
-                sizes = await self._file_sizes(devices)
+            with contextlib.suppress(CommandError, UnreadableReplyError):  # records then lack the sizes
+                sizes = await self._read_file_sizes(devices)
         return DomainSnapshot(self._uuid, self._name, stats, devices, sizes, stats_error, devices_error)
 
-    async def _stats(self, commands: Sequence[Command]) -> tuple[Stats, QmpError | None]:
-        """Return the statistics that these commands need, or the error that prevents it."""
+    async def _fetch_stats(self, commands: Sequence[Command]) -> tuple[Stats, QmpError | None]:
+        """Return the statistics that these commands need, and the error if libvirt did not report them."""
         groups = 0
         for group in qmp_translation.stats_groups(commands):
-            groups |= getattr(self._host.api, f"VIR_DOMAIN_STATS_{group}")
+            groups |= getattr(self._daemon.api, f"VIR_DOMAIN_STATS_{group}")
         try:
-            return await self._host.stats.fetch(self._uuid, groups) if groups else {}, None
+            return await self._daemon.stats.fetch(self._uuid, groups) if groups else {}, None
         except (CommandError, UnreadableReplyError) as error:
             return {}, error
 
     async def _read_devices(self, commands: Sequence[Command], stats: Stats) -> tuple[Devices, QmpError | None]:
-        """Return the devices, or the error that prevents it. Read the XML again if these commands need that."""
+        """Return the devices if these commands need them, and the error if the XML cannot be read.
+
+        The XML is read again if a command of `REFRESH_DEVICES` is among the commands, or if the statistics list other images.
+        """
         if not any(map(qmp_translation.needs_devices, commands)):
             return NO_DEVICES, None
         devices = self._devices
         refresh = any(command.name in qmp_translation.REFRESH_DEVICES for command in commands)
-        if devices is not None and not refresh and qmp_translation.matches(stats, devices):
+        if devices is not None and not refresh and qmp_translation.devices_cover_stats(stats, devices):
             return devices, None
         self._devices = None
         try:
-            xml: str = await self._host.pool.run(lambda connection: connection.domain(self._uuid).XMLDesc(0))
+            xml: str = await self._daemon.pool.run(lambda connection: connection.domain(self._uuid).XMLDesc(0))
             devices = self._devices = parse_devices(xml)
         except (CommandError, UnreadableReplyError) as error:
             return NO_DEVICES, error
@@ -168,19 +173,19 @@ class TranslatingExecutor:
             return NO_DEVICES, UnreadableReplyError(f"the domain's XML cannot be read: {error}")
         return devices, None
 
-    async def _execute(self, command: Command, snapshot: DomainSnapshot) -> CommandResult:
+    async def _answer(self, command: Command, snapshot: DomainSnapshot) -> CommandResult:
         arguments = command.arguments or {}
         if command.name == "qom-set":
-            return await self._change(lambda domain: domain.setMemoryStatsPeriod(arguments["value"], 0))
+            return await self._apply_change(lambda domain: domain.setMemoryStatsPeriod(arguments["value"], 0))
         if command.name == "block-set-write-threshold":
             return await self._set_threshold(arguments["node-name"], arguments["write-threshold"], snapshot)
-        result = self._with_migration(command, qmp_translation.translate(command, snapshot))
+        result = self._add_migration_state(command, qmp_translation.translate(command, snapshot))
         if result is None:
             return CommandError("CommandNotFound", f"libvirt does not report {command.name} without passthrough")
         return result
 
     async def _set_threshold(self, node: str, threshold: int, snapshot: DomainSnapshot) -> CommandResult:
-        """Set the threshold of a storage node, unless the slot may hold another client's threshold."""
+        """Set the threshold of a storage node. Refuse if libvirt does not report the node's present threshold."""
         if (error := snapshot.stats_error or snapshot.devices_error) is not None:
             return error
         target = snapshot.devices.threshold_target(node)
@@ -188,10 +193,14 @@ class TranslatingExecutor:
             return CommandError("GenericError", f"libvirt has no image for the node {node}")
         if not qmp_translation.has_threshold_slot(node, snapshot):
             return CommandError("GenericError", f"libvirt does not report the threshold that the node {node} has now")
-        return await self._change(lambda domain: domain.setBlockThreshold(target, threshold))
+        return await self._apply_change(lambda domain: domain.setBlockThreshold(target, threshold))
 
-    def _with_migration(self, command: Command, result: Any) -> Any:
-        """Add an incoming migration to a result, which libvirt's states lack: `inmigrate` while it runs, then `completed` once."""
+    def _add_migration_state(self, command: Command, result: Any) -> Any:
+        """Add the state of a migration to this host to a result, because libvirt's domain states lack it.
+
+        While the migration runs, query-status returns `inmigrate`. After it, query-migrate returns `completed` once, unless query-status
+        has returned `inmigrate` before.
+        """
         phase = self._migration_phase()
         if (
             phase is DomainMigrationPhase.ARRIVING
@@ -205,20 +214,20 @@ class TranslatingExecutor:
             return {"status": "completed"}
         return result
 
-    async def _change(self, change: Callable[[Any], object]) -> CommandResult:
-        """Make a change by libvirt's own call."""
+    async def _apply_change(self, change: Callable[[Any], object]) -> CommandResult:
+        """Make a change by a call of libvirt's; `change` gets libvirt's object of the domain, in a thread."""
 
         def call(connection: LibvirtConnection) -> dict[str, Any]:
             change(connection.domain(self._uuid))
             return {}
 
         try:
-            return await self._host.pool.run(call)
+            return await self._daemon.pool.run(call)
         except CommandError as error:
             return error
 
-    async def _file_sizes(self, devices: Devices) -> FileSizes:
-        """Return the sizes of the disks that are files. libvirtd reads them without QEMU."""
+    async def _read_file_sizes(self, devices: Devices) -> FileSizes:
+        """Return the sizes of the disks that are files. libvirtd reads these sizes from the file system, without QEMU."""
         targets = [disk.target for disk in devices.disks.values() if disk.layers and disk.layers[0].protocol == "file"]
 
         def read(connection: LibvirtConnection) -> FileSizes:
@@ -228,9 +237,9 @@ class TranslatingExecutor:
                 try:
                     _, allocation, physical = domain.blockInfo(target)
                     sizes[target] = allocation, physical
-                except self._host.api.libvirtError:  # libvirtd cannot read this file
+                except self._daemon.api.libvirtError:  # libvirtd cannot read this file
                     if connection.lost():
                         raise
             return sizes
 
-        return await self._host.pool.run(read) if targets else {}
+        return await self._daemon.pool.run(read) if targets else {}

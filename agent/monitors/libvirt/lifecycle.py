@@ -1,4 +1,4 @@
-"""libvirt's lifecycle events (virDomainEventType and its details): what they mean for a VM. Pure."""
+"""libvirt's lifecycle events (virDomainEventType) and the migration phase that follows from them. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from enum import Enum, auto
 STARTED, SUSPENDED, RESUMED, STOPPED = 2, 3, 4, 5
 """virDomainEventType."""
 
-_MIGRATED = 1
+_STARTED_BY_MIGRATION = 1
 """VIR_DOMAIN_EVENT_STARTED_MIGRATED: the process exists, and the domain is migrating in."""
-_ARRIVALS = {(SUSPENDED, 0), (RESUMED, 0), (RESUMED, 1)}
-"""Events that follow _MIGRATED: the domain was suspended, if it was suspended on the other host, or resumed."""
+_ARRIVAL_EVENTS = {(SUSPENDED, 0), (RESUMED, 0), (RESUMED, 1)}
+"""Types and details of the events that end a migration to this host. The domain is resumed, or suspended if it was suspended before."""
 
 QMP_EVENTS: Mapping[int, str] = {SUSPENDED: "STOP", RESUMED: "RESUME", 6: "SHUTDOWN", 7: "SUSPEND"}
-"""QEMU's event by virDomainEventType. Read-only connections use it, because they do not receive QEMU's own events."""
+"""The name of QEMU's event by virDomainEventType, for read-only connections, which do not receive QEMU's own events."""
 
 _STOP_REASONS = {
     0: "the guest shut down",
@@ -26,7 +26,7 @@ _STOP_REASONS = {
 }
 """virDomainEventStoppedDetailType."""
 
-_STOPPED_BUT_ALIVE = (3, 4)
+_CONTINUES_ELSEWHERE = (3, 4)
 """Details of STOPPED after which the VM continues elsewhere or in a file."""
 
 
@@ -36,8 +36,8 @@ class LifecycleEvent:
 
     Attributes:
         uuid: the domain.
-        type: virDomainEventType.
-        detail: the type's own detail, such as virDomainEventStoppedDetailType.
+        type: number of the type in virDomainEventType.
+        detail: number of the detail, in an enumeration of each type such as virDomainEventStoppedDetailType.
     """
 
     uuid: str
@@ -46,29 +46,31 @@ class LifecycleEvent:
 
     @property
     def stop_reason(self) -> str:
-        """Why the domain stopped, for people."""
+        """Why the domain stopped, for the operator. Only meaningful for the type STOPPED."""
         return _STOP_REASONS.get(self.detail, "the domain was stopped")
 
     @property
     def migrated_away(self) -> bool:
-        """True if the domain stopped here and its VM continues elsewhere or in a file."""
-        return self.type == STOPPED and self.detail in _STOPPED_BUT_ALIVE
+        """True if the domain stopped because it migrated to another host or was saved to a file."""
+        return self.type == STOPPED and self.detail in _CONTINUES_ELSEWHERE
 
 
 class DomainMigrationPhase(Enum):
-    """Progress of a domain's migration from another host. libvirt's lifecycle events report it; its domain states do not."""
+    """Progress of a domain's migration to this host. libvirt's lifecycle events report the progress; its domain states do not."""
 
     NONE = auto()
-    """The domain was started on this host, or had migrated in before the agent connected to libvirtd."""
+    """The domain was started on this host, or its migration ended before the agent connected to libvirtd."""
     ARRIVING = auto()
+    """The migration runs."""
     ARRIVED = auto()
+    """The migration has ended, and the domain is on this host."""
 
     def after(self, event: LifecycleEvent) -> "DomainMigrationPhase":
         """Return the phase after a lifecycle event."""
         if event.type == STOPPED:
             return DomainMigrationPhase.NONE
-        if (event.type, event.detail) == (STARTED, _MIGRATED):
+        if (event.type, event.detail) == (STARTED, _STARTED_BY_MIGRATION):
             return DomainMigrationPhase.ARRIVING
-        if self is not DomainMigrationPhase.NONE and (event.type, event.detail) in _ARRIVALS:
+        if self is not DomainMigrationPhase.NONE and (event.type, event.detail) in _ARRIVAL_EVENTS:
             return DomainMigrationPhase.ARRIVED
         return self

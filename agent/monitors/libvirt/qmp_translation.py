@@ -1,7 +1,7 @@
 """Translation of libvirt's statistics and devices into the results of QMP commands. Pure.
 
 libvirt sends QEMU the same commands, and reports a part of the results under other names and in other units. These tables convert
-them back, so that the collectors read one format. A value that libvirt does not report is absent from the result.
+libvirt's values to QEMU's names and units, so that the collectors read one format. A value that libvirt does not report is absent.
 """
 
 import re
@@ -25,7 +25,7 @@ FileSizes = Mapping[str, tuple[int, int]]
 # --- Run state ---
 
 _STATES = {1: "running", 2: "io-error", 3: "paused", 4: "shutdown", 5: "shutdown", 6: "guest-panicked", 7: "suspended"}
-"""QEMU's run state by virDomainState; only Xen has 2 (blocked)."""
+"""QEMU's run state by virDomainState. Only Xen's domains have the state 2 (blocked)."""
 
 _PAUSED_STATES = {
     2: "finish-migrate",
@@ -44,17 +44,19 @@ STATUS_RUNNING = {"status": "running", "running": True}
 """Result of query-status for a running guest."""
 
 
-def status(stats: Stats) -> CommandResult:
+def query_status(stats: Stats) -> CommandResult:
     """Return the result of query-status."""
     state = stats.get("state.state")
     run_state = _STATES.get(state, "") if isinstance(state, int) else ""
     if run_state == "paused":
         run_state = _PAUSED_STATES.get(stats.get("state.reason", 0), run_state)
-    return {"status": run_state, "running": run_state == "running"} if run_state else _missing("state.state")
+    return (
+        {"status": run_state, "running": run_state == "running"} if run_state else _missing_value_error("state.state")
+    )
 
 
-def _missing(key: str) -> CommandError:
-    """Return an error for a command whose value libvirt does not report now. The collector fails once and stays enabled."""
+def _missing_value_error(key: str) -> CommandError:
+    """Return an error for a command whose value libvirt does not report now. With this error class the collector stays enabled."""
     return CommandError("GenericError", f"libvirt's statistics have no {key}")
 
 
@@ -74,25 +76,29 @@ _GUEST_STATS: Mapping[str, tuple[str, int]] = {
     "balloon.hugetlb_pgalloc": ("stat-htlb-pgalloc", 1),
     "balloon.hugetlb_pgfail": ("stat-htlb-pgfail", 1),
 }
-"""By libvirt's name, QEMU's name and the factor from libvirt's unit to QEMU's. libvirt rounds bytes down to KiB."""
+"""QEMU's name of a statistic, and the factor from libvirt's unit to QEMU's, by libvirt's name. libvirt rounds bytes down to KiB."""
 
 
-def balloon(stats: Stats) -> CommandResult:
+def query_balloon(stats: Stats) -> CommandResult:
     """Return the result of query-balloon."""
     current = stats.get("balloon.current")
-    return {"actual": current * KIB} if type(current) is int else _missing("balloon.current")
+    return {"actual": current * KIB} if type(current) is int else _missing_value_error("balloon.current")
 
 
-def memory(stats: Stats, devices: Devices) -> CommandResult:
-    """Return the result of query-memory-size-summary; None if there are memory devices, because libvirt reports only the sum."""
+def query_memory_size_summary(stats: Stats, devices: Devices) -> CommandResult:
+    """Return the result of query-memory-size-summary; None if there are memory devices, because libvirt only reports the total size."""
     if devices.memory_devices:
         return None
     total = stats.get("balloon.maximum")
-    return {"base-memory": total * KIB, "plugged-memory": 0} if type(total) is int else _missing("balloon.maximum")
+    return (
+        {"base-memory": total * KIB, "plugged-memory": 0}
+        if type(total) is int
+        else _missing_value_error("balloon.maximum")
+    )
 
 
 def guest_stats(stats: Stats) -> dict[str, Any]:
-    """Return the property guest-stats of a balloon device."""
+    """Return the value of the balloon device's property guest-stats."""
     values = {name: value * unit for key, (name, unit) in _GUEST_STATS.items() if type(value := stats.get(key)) is int}
     return _select(stats, {"balloon.last-update": "last-update"}) | {"stats": values}
 
@@ -109,40 +115,40 @@ _BLOCK_COUNTERS: Mapping[str, str] = {
     "fl.reqs": "flush_operations",
     "fl.times": "flush_total_time_ns",
 }
-"""Statistics of the guest's operations on a disk: QEMU's name by libvirt's name."""
+"""QEMU's name of each statistic of a disk by libvirt's name."""
 
-_ENTRY = re.compile(r"block\.(\d+)\.(.+)")
+_BLOCK_KEY = re.compile(r"block\.(\d+)\.(.+)")
 
 
-def _images(stats: Stats) -> dict[tuple[Any, int], dict[str, Any]]:
-    """Return the `block` statistics of each image (`rd.reqs` and so on), by the disk's target and libvirt's number of the image."""
+def _image_stats(stats: Stats) -> dict[tuple[Any, int], dict[str, Any]]:
+    """Return the statistics of each image, such as `rd.reqs`, by the disk's target and libvirt's number of the image."""
     entries: dict[str, dict[str, Any]] = {}
     for key, value in stats.items():
-        if match := _ENTRY.fullmatch(key):
+        if match := _BLOCK_KEY.fullmatch(key):
             entries.setdefault(match[1], {})[match[2]] = value
     return {(entry.get("name"), entry.get("backingIndex", -1)): entry for entry in entries.values()}
 
 
 QEMU_BUSY = "agent.qemu_busy"
-"""Key that the agent adds to incomplete statistics; True if the QEMU was busy with another command."""
+"""Key that the agent adds to statistics without block statistics. Its value is True if QEMU was busy with another command."""
 
 
 def has_block_stats(stats: Stats) -> bool:
-    """Return whether libvirt could query the QEMU. If the QEMU was busy, libvirt lists the disks without figures."""
-    images = _images(stats).values()
+    """Return whether libvirt could query QEMU's block statistics. If QEMU was busy, libvirt lists the disks without these statistics."""
+    images = _image_stats(stats).values()
     return not images or any("rd.reqs" in image for image in images)
 
 
-def matches(stats: Stats, devices: Devices) -> bool:
-    """Return whether the statistics and the devices list the same images. A snapshot, a mirror's pivot or a hotplug changes them."""
-    return _images(stats).keys() <= {
+def devices_cover_stats(stats: Stats, devices: Devices) -> bool:
+    """Return whether the devices have all images of the statistics. They lack one after a snapshot, a pivot of a mirror, or a hotplug."""
+    return _image_stats(stats).keys() <= {
         (disk.target, layer.index) for disk in devices.disks.values() for layer in disk.layers
     }
 
 
-def blockstats(stats: Stats, devices: Devices) -> list[dict[str, Any]]:
-    """Return the result of query-blockstats: one entry for each disk, with its backing images nested."""
-    images = _images(stats)
+def query_blockstats(stats: Stats, devices: Devices) -> list[dict[str, Any]]:
+    """Return the result of query-blockstats: one entry for each disk. Each entry contains the entry of its backing image."""
+    images = _image_stats(stats)
     result = []
     for disk in devices.disks.values():
         backing: dict[str, Any] | None = None
@@ -159,7 +165,7 @@ def blockstats(stats: Stats, devices: Devices) -> list[dict[str, Any]]:
 
 
 def _select(image: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Return the values that exist, under their new names."""
+    """Return the values of an image under new names; `names` has the new name by the old name. Missing values are left out."""
     return {name: image[key] for key, name in names.items() if key in image}
 
 
@@ -167,9 +173,9 @@ def _node_name(name: str | None) -> dict[str, Any]:
     return {"node-name": name} if name is not None else {}
 
 
-def block_nodes(stats: Stats, devices: Devices, sizes: FileSizes) -> list[dict[str, Any]]:
-    """Return the result of query-named-block-nodes: the format node and the storage node of each image, where they are known."""
-    images = _images(stats)
+def query_named_block_nodes(stats: Stats, devices: Devices, sizes: FileSizes) -> list[dict[str, Any]]:
+    """Return the result of query-named-block-nodes: the format node and the storage node of each image whose node names are known."""
+    images = _image_stats(stats)
     result: list[dict[str, Any]] = []
     for disk in devices.disks.values():
         for depth, layer in enumerate(disk.layers):
@@ -184,7 +190,7 @@ def block_nodes(stats: Stats, devices: Devices, sizes: FileSizes) -> list[dict[s
             }
             # libvirt does not report whether QEMU may write to a backing image or to a storage node.
             format_node |= {"ro": disk.read_only} if depth == 0 else {}
-            format_node |= {"backing_file_depth": len(disk.layers) - depth - 1} if disk.complete else {}
+            format_node |= {"backing_file_depth": len(disk.layers) - depth - 1} if disk.chain_complete else {}
             storage_node = {
                 "file": layer.path,
                 "node-name": layer.storage_node,
@@ -192,28 +198,27 @@ def block_nodes(stats: Stats, devices: Devices, sizes: FileSizes) -> list[dict[s
                 "image": _storage_size(image, layer, sizes.get(disk.target) if depth == 0 else None),
                 "backing_file_depth": 0,
             }
-            result += format_node, storage_node | _threshold(image)
+            result += format_node, storage_node | _write_threshold(image)
     return result
 
 
-def _threshold(image: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the write threshold of an image: 0 if its slot is empty, nothing if libvirt has not queried the image."""
+def _write_threshold(image: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the write threshold of an image: 0 if none is set; an empty dict if libvirt could not query the image."""
     if "threshold" in image:
         return {"write_threshold": image["threshold"]}
     return {"write_threshold": 0} if "capacity" in image else {}
 
 
 def has_threshold_slot(node: str, snapshot: "DomainSnapshot") -> bool:
-    """Return whether libvirt reports the threshold slot of a storage node."""
-    nodes = block_nodes(snapshot.stats, snapshot.devices, {})
+    """Return whether libvirt reports the write threshold of a storage node, or that none is set."""
+    nodes = query_named_block_nodes(snapshot.stats, snapshot.devices, {})
     return any(entry["node-name"] == node and "write_threshold" in entry for entry in nodes)
 
 
 def _storage_size(image: Mapping[str, Any], layer: ImageLayer, file_size: tuple[int, int] | None) -> dict[str, Any]:
-    """Return the `image` of a storage node: allocated bytes, and the size rounded up to whole sectors.
+    """Return the `image` of a storage node: allocated bytes, and the size in bytes, rounded up to whole sectors.
 
-    libvirt's `physical` is QEMU's `actual-size`, except for a block device: there `physical` is the device's size, and `actual-size`
-    is 0.
+    For a file, libvirt's `physical` is QEMU's `actual-size`. For a block device, `physical` is the size of the device.
     """
     if file_size is not None:
         allocated, size = file_size
@@ -226,14 +231,16 @@ def _storage_size(image: Mapping[str, Any], layer: ImageLayer, file_size: tuple[
 
 @dataclass(frozen=True, slots=True)
 class DomainSnapshot:
-    """The data about a domain from which commands are answered.
+    """The data of a domain that are converted to results of commands.
 
     Attributes:
-        uuid, name: the domain.
-        stats: its statistics, of the groups that the commands need.
-        devices: its devices.
+        uuid: the domain's UUID.
+        name: the domain's name.
+        stats: the domain's statistics, of the groups that the commands need.
+        devices: the domain's devices.
         sizes: sizes of the disks that are files; empty if no command needs them.
-        stats_error, devices_error: why the statistics or the devices are missing; None if they are not.
+        stats_error: why the statistics are missing; None if they are not missing.
+        devices_error: why the devices are missing; None if they are not missing.
     """
 
     uuid: str
@@ -245,20 +252,20 @@ class DomainSnapshot:
     devices_error: QmpError | None = None
 
 
-_PERIOD = "guest-stats-polling-interval"
+_STATS_INTERVAL_PROPERTY = "guest-stats-polling-interval"
 
 
-def _property(snapshot: DomainSnapshot, arguments: Mapping[str, Any]) -> Any:
+def _qom_property(snapshot: DomainSnapshot, arguments: Mapping[str, Any]) -> Any:
     match arguments.get("property"):
         case "guest-stats":
             return guest_stats(snapshot.stats)
-        case name if name == _PERIOD:
-            return snapshot.devices.period_seconds
+        case name if name == _STATS_INTERVAL_PROPERTY:
+            return snapshot.devices.stats_interval_seconds
     return None
 
 
-def _children(snapshot: DomainSnapshot, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the result of qom-list for devices with an id: only the balloon, because the agent needs no other device."""
+def _qom_children(snapshot: DomainSnapshot, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the result of qom-list at /machine/peripheral: only the balloon device, because the agent needs no other device."""
     if arguments.get("path") != "/machine/peripheral" or snapshot.devices.balloon is None:
         return []
     alias, type_ = snapshot.devices.balloon
@@ -268,19 +275,23 @@ def _children(snapshot: DomainSnapshot, arguments: Mapping[str, Any]) -> list[di
 _TRANSLATORS: Mapping[str, Callable[[DomainSnapshot, Mapping[str, Any]], Any]] = {
     "query-uuid": lambda snapshot, _: {"UUID": snapshot.uuid},
     "query-name": lambda snapshot, _: {"name": snapshot.name},
-    "query-status": lambda snapshot, _: status(snapshot.stats),
-    "query-balloon": lambda snapshot, _: balloon(snapshot.stats) if snapshot.devices.balloon is not None else None,
-    "query-memory-size-summary": lambda snapshot, _: memory(snapshot.stats, snapshot.devices),
+    "query-status": lambda snapshot, _: query_status(snapshot.stats),
+    "query-balloon": lambda snapshot, _: (
+        query_balloon(snapshot.stats) if snapshot.devices.balloon is not None else None
+    ),
+    "query-memory-size-summary": lambda snapshot, _: query_memory_size_summary(snapshot.stats, snapshot.devices),
     "query-memory-devices": lambda snapshot, _: None if snapshot.devices.memory_devices else [],
-    "query-blockstats": lambda snapshot, _: blockstats(snapshot.stats, snapshot.devices),
-    "query-named-block-nodes": lambda snapshot, _: block_nodes(snapshot.stats, snapshot.devices, snapshot.sizes),
-    # libvirt enables it in every QEMU that has it.
+    "query-blockstats": lambda snapshot, _: query_blockstats(snapshot.stats, snapshot.devices),
+    "query-named-block-nodes": lambda snapshot, _: query_named_block_nodes(
+        snapshot.stats, snapshot.devices, snapshot.sizes
+    ),
+    # libvirt enables this capability in every QEMU that supports it.
     "query-migrate-capabilities": lambda _snapshot, _: [{"capability": "events", "state": True}],
-    "qom-list": _children,
-    "qom-get": _property,
+    "qom-list": _qom_children,
+    "qom-get": _qom_property,
 }
 
-_GROUPS: Mapping[str, str] = {
+_STATS_GROUPS: Mapping[str, str] = {
     "query-status": "STATE",
     "query-balloon": "BALLOON",
     "query-memory-size-summary": "BALLOON",
@@ -291,7 +302,7 @@ _GROUPS: Mapping[str, str] = {
 }
 
 REFRESH_DEVICES = frozenset({"qom-list", "query-named-block-nodes"})
-"""Commands that the agent sends after devices may have changed. The XML is read again for them."""
+"""Commands that the agent sends after devices may have changed. So the XML is read again for these commands."""
 
 
 _NEED_DEVICES = frozenset(
@@ -310,11 +321,15 @@ _NEED_DEVICES = frozenset(
 
 def stats_groups(commands: Iterable[Command]) -> set[str]:
     """Return the groups of statistics that commands need, as names of VIR_DOMAIN_STATS_* without the prefix."""
-    return {group for command in commands if (group := _group_of(command)) is not None}
+    return {group for command in commands if (group := _stats_group_of(command)) is not None}
 
 
-def _group_of(command: Command) -> str | None:
-    return None if (command.arguments or {}).get("property") == _PERIOD else _GROUPS.get(command.name)
+def _stats_group_of(command: Command) -> str | None:
+    return (
+        None
+        if (command.arguments or {}).get("property") == _STATS_INTERVAL_PROPERTY
+        else _STATS_GROUPS.get(command.name)
+    )
 
 
 def needs_devices(command: Command) -> bool:
@@ -327,7 +342,7 @@ def translate(command: Command, snapshot: DomainSnapshot) -> CommandResult:
     translator = _TRANSLATORS.get(command.name)
     if translator is None:
         return None
-    if snapshot.stats_error is not None and _group_of(command) is not None:
+    if snapshot.stats_error is not None and _stats_group_of(command) is not None:
         return snapshot.stats_error
     if snapshot.devices_error is not None and needs_devices(command):
         return snapshot.devices_error

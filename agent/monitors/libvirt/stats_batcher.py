@@ -1,4 +1,4 @@
-"""Fetches the statistics of many domains in one call, without waiting for a domain that hangs."""
+"""Fetches the statistics of many domains in one call to libvirt, without waiting for a domain whose QEMU hangs."""
 
 import asyncio
 from typing import Any
@@ -10,31 +10,31 @@ from agent.monitors.libvirt.qmp_translation import Stats
 from agent.qmp.errors import CommandError, NotConnectedError, QmpError, UnreadableReplyError
 
 MAX_BATCH = 32
-"""Maximum number of domains in one call. libvirtd queries their QEMUs one after the other."""
+"""Maximum number of domains in one call. libvirtd queries their QEMUs one after another."""
 
 BATCH_SECONDS = 0.5
-"""Timeout of a call for many domains. 32 domains take about 0.3 s (libvirt 9.0), so after this time a domain of the call hangs. The agent
-then makes one call for each of its domains. A domain that waits for two such calls is delayed by at most twice this time."""
+"""Timeout of a call for many domains. 32 domains take about 0.3 s (libvirt 9.0), so a call that takes longer contains a domain that hangs.
+The agent then makes a call for each domain. A domain that waits for two such calls is delayed by at most twice this time."""
 
 RETRY_SECONDS = 0.5
 """Wait before the next call for a domain whose QEMU was busy with another command. No event reports when the QEMU is free."""
 
 
 class _StatsRequest:
-    """A caller that waits for a domain's statistics."""
+    """A request for a domain's statistics; `groups` are bits of VIR_DOMAIN_STATS_*, and `stats` completes with the statistics."""
 
-    __slots__ = ("alone", "groups", "stats", "uuid")
+    __slots__ = ("groups", "needs_own_call", "stats", "uuid")
 
     def __init__(self, uuid: str, groups: int, stats: "asyncio.Future[Stats]") -> None:
         self.uuid = uuid
         self.groups = groups
         self.stats = stats
-        self.alone = False
-        """True after a call for several domains timed out or failed. The request then gets a call of its own."""
+        self.needs_own_call = False
+        """True after a call for several domains has timed out or failed. The next call is for this request alone."""
 
 
 class StatsBatcher:
-    """Fetches statistics from one libvirtd. The first waiting caller makes one call for all waiting callers."""
+    """Fetches domains' statistics from one libvirtd. The first waiting caller makes one call to libvirt for all waiting callers."""
 
     def __init__(self, api: Any, pool: ConnectionPool) -> None:
         self._api = api
@@ -44,14 +44,14 @@ class StatsBatcher:
         self._requests: list[_StatsRequest] = []
 
     async def fetch(self, uuid: str, groups: int) -> Stats:
-        """Return a domain's statistics; wait while libvirt cannot query its QEMU. There is no deadline: the caller sets one.
+        """Return a domain's statistics; retry while QEMU is busy with another command. There is no deadline: the caller sets one.
 
         Args:
-            uuid: the domain.
-            groups: bits of VIR_DOMAIN_STATS_*.
+            uuid: the domain's UUID.
+            groups: the groups of statistics, as bits of VIR_DOMAIN_STATS_*.
 
         Raises:
-            QmpError: as ConnectionPool.run does.
+            QmpError: the call failed; `ConnectionPool.run` lists the errors.
         """
         while True:
             stats = await self._fetch_once(uuid, groups)
@@ -64,32 +64,34 @@ class StatsBatcher:
         self._requests.append(request)
         try:
             while not request.stats.done():
-                if request.alone:
-                    await self._serve([request])
+                if request.needs_own_call:
+                    await self._fetch_batch([request])
                     continue
                 async with self._batch_lock:
-                    if not (request.stats.done() or request.alone):
-                        await self._serve([other for other in self._requests if not other.alone][:MAX_BATCH])
+                    if not (request.stats.done() or request.needs_own_call):
+                        await self._fetch_batch(
+                            [other for other in self._requests if not other.needs_own_call][:MAX_BATCH]
+                        )
             return request.stats.result()
         finally:
             if request in self._requests:
                 self._requests.remove(request)
 
-    async def _serve(self, requests: list[_StatsRequest]) -> None:
-        """Make one call for these requests. If it times out or is refused, each request gets a call of its own.
+    async def _fetch_batch(self, requests: list[_StatsRequest]) -> None:
+        """Make one call for these requests. If the call times out or libvirt refuses it, each request needs a call of its own.
 
-        A call that times out continues, and its result is ignored. It still occupies the domain that hangs, so libvirt does not wait
-        for this domain in later calls.
+        A call that has timed out continues in its thread, and its result is ignored. It keeps the hung domain busy. So later calls do
+        not wait for this domain, because they have the flag VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT.
         """
         uuids = list({request.uuid for request in requests})
         groups = 0
         for request in requests:
             groups |= request.groups
-        call = asyncio.ensure_future(self._pool.run(lambda connection: self._query(connection, uuids, groups)))
+        call = asyncio.ensure_future(self._pool.run(lambda connection: self._call_libvirt(connection, uuids, groups)))
         try:
             if not (await asyncio.wait({call}, timeout=BATCH_SECONDS))[0]:
                 for request in requests:
-                    request.alone = True
+                    request.needs_own_call = True
                 return
         finally:
             call.cancel()
@@ -99,7 +101,7 @@ class StatsBatcher:
             outcome = error
         if isinstance(outcome, CommandError | UnreadableReplyError) and len(requests) > 1:
             for request in requests:
-                request.alone = True  # to find the domain for which the call fails
+                request.needs_own_call = True  # to find the domain for which the call fails
             return
         for request in requests:
             self._complete(request, outcome)
@@ -117,14 +119,14 @@ class StatsBatcher:
             request.stats.set_exception(NotConnectedError("libvirt no longer has the domain"))
         request.stats.exception()  # marks it as retrieved, else asyncio logs it if the caller was cancelled
 
-    def _query(self, connection: LibvirtConnection, uuids: list[str], groups: int) -> dict[str, Stats]:
-        """Fetch the statistics of these domains. Runs in a thread."""
+    def _call_libvirt(self, connection: LibvirtConnection, uuids: list[str], groups: int) -> dict[str, Stats]:
+        """Return the statistics of these domains by UUID. This method runs in a thread."""
         domains = connection.domains(uuids)
         results = connection.handle().domainListGetStats(domains, groups, self._flags) if domains else []
         return {domain.UUIDString(): stats | self._busy_mark(domain, stats) for domain, stats in results}
 
     def _busy_mark(self, domain: Any, stats: Stats) -> Stats:
-        """Return a mark if statistics are missing because the QEMU was busy, not because its disks have none. Runs in a thread."""
+        """Return `QEMU_BUSY` with whether QEMU is busy if block statistics are missing, else nothing. This method runs in a thread."""
         if qmp_translation.has_block_stats(stats):
             return {}
         try:

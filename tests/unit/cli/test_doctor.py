@@ -113,7 +113,7 @@ def test_after_the_steps_the_vms_of_each_manager_are_configured(host: FakeHost) 
     }
 
 
-def test_a_burst_socket_may_be_held_by_its_manager(host: FakeHost) -> None:
+def test_a_shared_socket_may_be_held_by_its_manager(host: FakeHost) -> None:
     folder = host.proc.parent / "qemu-server"
     folder.mkdir()
     (folder / "104.qmp").touch()
@@ -121,9 +121,9 @@ def test_a_burst_socket_may_be_held_by_its_manager(host: FakeHost) -> None:
     line = PROXMOX.format(reconnect="reconnect=5").replace("/var/run/qemu-server", str(folder))
     host.process(104, line, fds={9: host.listener(f"{folder}/104.qmp"), 10: server})
     host.process(90, "/usr/bin/perl -T /usr/sbin/qm status 104", fds={7: client})
-    (vm,) = host.inspect([{"burst": f"{folder}/*.qmp"}])
+    (vm,) = host.inspect([{"dial_per_poll": f"{folder}/*.qmp"}])
     assert (vm.monitors[0].state, vm.monitors[0].holder) == ("held", "qm")
-    assert (vm.state, vm.entry) == ("configured", f"burst: {folder}/*.qmp")
+    assert (vm.state, vm.entry) == ("configured", f"dial_per_poll: {folder}/*.qmp")
     (vm,) = host.inspect([{"dial": f"{folder}/*.qmp"}])
     assert vm.state == "unwatched"
 
@@ -151,7 +151,7 @@ def test_a_hotplugged_monitor_of_the_agent_counts_as_watched(host: FakeHost) -> 
     server, client = host.connection("/run/qmp-agent/own/104.qmp")
     host.process(104, PROXMOX.format(reconnect="reconnect-ms=5000"), fds={10: server})
     host.process(90, "/usr/bin/python3 /usr/bin/qmp-agent run", fds={7: client})
-    (vm,) = host.inspect([{"burst": "/run/qemu-server/*.qmp", "hotplug_dir": "/run/qmp-agent/own"}])
+    (vm,) = host.inspect([{"dial_per_poll": "/run/qemu-server/*.qmp", "hotplug_dir": "/run/qmp-agent/own"}])
     assert vm.state == "watched"
     assert "  /run/qmp-agent/own/104.qmp: held by qmp-agent (pid 90)" in list(render([vm]))
 

@@ -60,7 +60,7 @@ def test_every_kind_of_value_is_loaded() -> None:
     assert [entry.model_dump(exclude_defaults=True) for entry in config.monitors] == [
         {"dial": "/run/libvirt/qemu/channel/*/qmp.sock"},
         {"dial": "tcp:[::1]:4444"},
-        {"burst": "/var/run/qemu-server/*.qmp", "timeout": 1.0, "hotplug_dir": "/run/qmp-agent/own"},
+        {"dial_per_poll": "/var/run/qemu-server/*.qmp", "timeout": 1.0, "hotplug_dir": "/run/qmp-agent/own"},
         {"libvirt": "qemu:///system", "read_only": True},
         {"listen": "/run/qmp-agent/monitor.sock", "users": ["64055", "qemu"], "groups": ["kvm"], "max_connections": 5},
         {"listen": "tcp:[::]:4445", "tls": {"ca": "/etc/ca.pem", "certificate": "/etc/agent.pem"}},

@@ -27,8 +27,8 @@ def libvirtd(monkeypatch: pytest.MonkeyPatch) -> ScriptedLibrary:
     return library
 
 
-class Reports(SimpleNamespace):
-    """A listener that keeps what is reported."""
+class RecordingListener(SimpleNamespace):
+    """A discovery listener that stores the errors, and the names of added and removed monitors."""
 
     def __init__(self) -> None:
         super().__init__(statuses=[], added=[], removed=[])
@@ -44,9 +44,9 @@ class Reports(SimpleNamespace):
 
 
 @contextlib.asynccontextmanager
-async def discovering(libvirt: LibvirtDiscoverer) -> AsyncIterator[Reports]:
+async def discovering(libvirt: LibvirtDiscoverer) -> AsyncIterator[RecordingListener]:
     """Run discovery while the block runs."""
-    reports = Reports()
+    reports = RecordingListener()
     task = asyncio.create_task(libvirt.run(cast("Any", reports)))
     try:
         yield reports
@@ -78,22 +78,20 @@ async def test_opening_a_domain_raises_why_libvirtd_cannot_be_reached(
 async def test_the_wait_between_attempts_grows_until_a_connection_holds(
     libvirtd: ScriptedLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An attempt on a hung libvirtd takes long, and is no connection that held."""
+    """An attempt to connect to a hung libvirtd takes longer than the maximum wait, but it does not reset the number of attempts."""
     attempts: list[int] = []
 
-    def no_wait(attempt: int, *_: float) -> float:
+    def no_delay(attempt: int, *_: float) -> float:
         attempts.append(attempt)
         return 0
 
-    def hang_up(_uri: str) -> None:
+    def hang_and_fail(_uri: str) -> None:
         time.sleep(0.05)
         raise ScriptedError
 
-    monkeypatch.setattr(discovery, "back_off", no_wait)
-    monkeypatch.setattr(discovery, "MAX_RETRY_SECONDS", 0.02)
     for name in ("open", "openReadOnly"):
-        monkeypatch.setattr(libvirtd, name, hang_up)
-    async with discovering(LibvirtDiscoverer("test")):
+        monkeypatch.setattr(libvirtd, name, hang_and_fail)
+    async with discovering(LibvirtDiscoverer("test", max_retry_seconds=0.02, retry_delay=no_delay)):
         await until(lambda: len(attempts) >= 4, 60)
     assert attempts[:4] == [1, 2, 3, 4]
 

@@ -9,7 +9,7 @@ import pytest
 
 from agent.monitors.libvirt.connection_pool import ConnectionPool
 from agent.monitors.libvirt.domain import DomainConnection
-from agent.monitors.libvirt.executors import DomainExecutor, LibvirtHost, PassthroughExecutor, TranslatingExecutor
+from agent.monitors.libvirt.executors import DomainExecutor, LibvirtDaemon, PassthroughExecutor, TranslatingExecutor
 from agent.monitors.libvirt.lifecycle import DomainMigrationPhase
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.qmp.commands import AllowList, Command
@@ -32,10 +32,10 @@ def library() -> ScriptedLibrary:
     return ScriptedLibrary()
 
 
-def host_of(library: ScriptedLibrary) -> LibvirtHost:
+def daemon_of(library: ScriptedLibrary) -> LibvirtDaemon:
     pool = ConnectionPool(library, "test")
     stats = StatsBatcher(library, pool)
-    return LibvirtHost(library, ScriptedQemuLibrary(), pool, stats, (7, 2, 0), read_only=False, passthrough=False)
+    return LibvirtDaemon(library, ScriptedQemuLibrary(), pool, stats, (7, 2, 0), read_only=False, passthrough=False)
 
 
 async def results_of(executor: DomainExecutor, *commands: Command) -> list[Any]:
@@ -44,7 +44,7 @@ async def results_of(executor: DomainExecutor, *commands: Command) -> list[Any]:
 
 def translating(library: ScriptedLibrary, **domain: Any) -> TranslatingExecutor:
     library.domains["a"] = ScriptedDomain("a", **{"xml": XML, "stats": STATS} | domain)
-    return TranslatingExecutor(host_of(library), "a", "vm", lambda: DomainMigrationPhase.NONE)
+    return TranslatingExecutor(daemon_of(library), "a", "vm", lambda: DomainMigrationPhase.NONE)
 
 
 async def test_readable_answers_have_results(library: ScriptedLibrary) -> None:
@@ -92,7 +92,7 @@ async def test_refused_statistics_of_one_domain_do_not_affect_others(library: Sc
         "good": ScriptedDomain("good", stats=STATS),
         "bad": ScriptedDomain("bad", stats=ScriptedError("cannot decode the reply", REFUSED)),
     }
-    stats = host_of(library).stats
+    stats = daemon_of(library).stats
     # The second and the third request share a call.
     first, good, bad = await asyncio.gather(
         stats.fetch("good", library.VIR_DOMAIN_STATS_STATE),
@@ -116,8 +116,10 @@ async def test_a_stall_names_the_command_that_hangs(library: ScriptedLibrary) ->
 
     replies = dict.fromkeys(("query-status", "query-blockstats"), '{"return":{}}')
     library.domains["a"] = ScriptedDomain("a", replies=replies)
-    host = replace(host_of(library), qemu=HangingQemuLibrary(), passthrough=True)
-    connection = DomainConnection(host, "a", "vm", AllowList(), lambda _: None, None, lambda: DomainMigrationPhase.NONE)
+    daemon = replace(daemon_of(library), qemu=HangingQemuLibrary(), passthrough=True)
+    connection = DomainConnection(
+        daemon, "a", "vm", AllowList(), lambda _: None, None, lambda: DomainMigrationPhase.NONE
+    )
     with pytest.raises(StalledError, match="no reply from libvirt to query-blockstats within"):
         await connection.execute([STATUS, BLOCKSTATS, STATUS], deadline=0.3)
     assert hanging.is_set()
@@ -130,7 +132,7 @@ async def test_a_stall_names_the_command_that_hangs(library: ScriptedLibrary) ->
 async def test_an_unreadable_reply_of_qemu_fails_its_command_alone(library: ScriptedLibrary, reply: str) -> None:
     replies = {"query-status": '{"return":{"status":"running"},"id":"libvirt-9"}', "query-blockstats": reply}
     library.domains["a"] = ScriptedDomain("a", replies=replies)
-    executor = PassthroughExecutor(host_of(library), "a", AllowList())
+    executor = PassthroughExecutor(daemon_of(library), "a", AllowList())
     status, blockstats = await results_of(executor, STATUS, BLOCKSTATS)
     assert status == {"status": "running"}
     assert isinstance(blockstats, UnreadableReplyError)

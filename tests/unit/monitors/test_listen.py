@@ -156,7 +156,7 @@ async def test_a_user_that_is_not_listed_is_refused_before_a_byte_is_read(
         assert await seconds_until_closed(discoverer) < 0.3
         assert set(observer.calls_of("on_connection_refused")) == {(discoverer.address, "user")}
     assert observer.calls_of("on_status") == []
-    assert "nobody-of-that-name is ignored" in caplog.text
+    assert "nobody-of-that-name ignored" in caplog.text
     assert caplog.text.count("refused: user") == 1, "logged once for each user"
 
 
@@ -196,7 +196,7 @@ async def test_a_stale_socket_is_replaced_and_one_in_use_is_not(folder: Path) ->
         path.unlink()
         in_use.bind(str(path))
         in_use.listen()
-        with pytest.raises(OSError, match="another process listens there"):
+        with pytest.raises(OSError, match="another process listens on this socket"):
             ListenDiscoverer(ListenConfig(listen=str(path))).bind()
     assert path.is_socket()
 

@@ -225,14 +225,14 @@ async def test_an_end_without_a_waiter_is_not_logged_by_asyncio(fake: FakeQemu) 
 # --- Events ---
 
 
-async def test_a_burst_of_fifty_thousand_events_is_received_in_order(folder: Path) -> None:
-    burst = 50_000
+async def test_fifty_thousand_events_at_once_are_received_in_order(folder: Path) -> None:
+    count = 50_000
     sent = asyncio.Event()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(line(HELLO) + line(DONE))
         await reader.readuntil(b"}}")
-        writer.write(b"".join(line({"event": "X", "data": {"n": n}}) for n in range(burst)))
+        writer.write(b"".join(line({"event": "X", "data": {"n": n}}) for n in range(count)))
         await writer.drain()
         sent.set()
         await reader.readuntil(b"}")
@@ -247,7 +247,7 @@ async def test_a_burst_of_fifty_thousand_events_is_received_in_order(folder: Pat
         async with asyncio.timeout(TIMEOUT_SECONDS):
             await sent.wait()
         assert await client.execute([STATUS], deadline=TIMEOUT_SECONDS) == ["still here"]
-        assert numbers == list(range(burst))
+        assert numbers == list(range(count))
 
 
 async def test_events_between_replies_are_passed_on_at_once(fake: FakeQemu) -> None:

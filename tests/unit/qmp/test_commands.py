@@ -5,14 +5,22 @@ from typing import Any
 import orjson
 import pytest
 
-from agent.qmp.commands import OWN, READS, AllowList, Change, Command, own_monitor, without_own_monitor
+from agent.qmp.commands import (
+    OWN_MONITOR_ID,
+    READS,
+    AllowList,
+    Change,
+    Command,
+    add_monitor_commands,
+    remove_monitor_commands,
+)
 from agent.qmp.errors import CommandRefusedError
 from agent.session import identity
 from tests.lab.fixtures import StartGuest
 
 INTERVAL = {"path": "/machine/peripheral/balloon0", "property": "guest-stats-polling-interval", "value": 10}
 EVENTS = {"capabilities": [{"capability": "events", "state": True}]}
-OWN_SOCKET, OWN_MONITOR = (command.arguments for command in own_monitor("/run/qmp-agent/own/7.qmp"))
+OWN_SOCKET, OWN_MONITOR = (command.arguments for command in add_monitor_commands("/run/qmp-agent/own/7.qmp"))
 THRESHOLD = {"node-name": "disk0-storage", "write-threshold": 1 << 30}
 ALL = AllowList(Change)
 
@@ -39,7 +47,7 @@ async def test_only_permitted_commands_of_a_real_qemu_can_be_encoded(start_guest
         (THRESHOLD, {"block-set-write-threshold"}),
         (OWN_SOCKET, {"chardev-add"}),
         (OWN_MONITOR, {"object-add"}),
-        ({"id": OWN}, {"object-del", "chardev-remove"}),
+        ({"id": OWN_MONITOR_ID}, {"object-del", "chardev-remove"}),
     ):
         assert {name for name in names if not refused(ALL, name, arguments)} - READS == change
 
@@ -137,7 +145,7 @@ def socket_of(path: object = "/run/own/7.qmp", **data: Any) -> dict[str, Any]:
     """Return the arguments of the agent's chardev-add, with changes."""
     address = {"type": "unix", "data": {"path": path}}
     return {
-        "id": OWN,
+        "id": OWN_MONITOR_ID,
         "backend": {"type": "socket", "data": {"addr": address, "server": True, "wait": False} | data},
     }
 
@@ -147,7 +155,7 @@ def socket_of(path: object = "/run/own/7.qmp", **data: Any) -> dict[str, Any]:
     [
         None,
         {},
-        {"id": OWN},
+        {"id": OWN_MONITOR_ID},
         socket_of("own/7.qmp"),
         socket_of("/etc/passwd"),
         socket_of(None),
@@ -169,11 +177,20 @@ def test_the_agents_own_monitor_is_permitted_in_one_form_only(arguments: Any) ->
 
 @pytest.mark.parametrize("command", ["object-add", "object-del", "chardev-remove"])
 @pytest.mark.parametrize(
-    "arguments", [None, {}, {"id": "secret0"}, {"qom-type": "secret", "id": OWN, "data": "x"}, {"id": OWN, "more": 1}]
+    "arguments",
+    [
+        None,
+        {},
+        {"id": "secret0"},
+        {"qom-type": "secret", "id": OWN_MONITOR_ID, "data": "x"},
+        {"id": OWN_MONITOR_ID, "more": 1},
+    ],
 )
 def test_objects_of_other_clients_can_be_neither_added_nor_removed(command: str, arguments: Any) -> None:
     assert refused(ALL, command, arguments)
-    assert not any(refused(ALL, ask.name, ask.arguments) for ask in (*own_monitor("/a.qmp"), *without_own_monitor()))
+    assert not any(
+        refused(ALL, ask.name, ask.arguments) for ask in (*add_monitor_commands("/a.qmp"), *remove_monitor_commands())
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from agent.collectors import ALL, ALL_FEATURES
 from agent.qmp.commands import READS
-from agent.qmp.queries import ROWS, QueryPolicy, query_of
+from agent.qmp.queries import QUERIES, QueryPolicy, query_of
 from agent.session import host_process, identity
 from tests.lab import golden_files
 from tools import reference
@@ -28,14 +28,14 @@ def test_an_unknown_query_has_no_row() -> None:
 
 
 def test_rows_are_unique_and_sorted_and_the_reason_is_a_sentence() -> None:
-    names = [row.name for row in ROWS]
+    names = [row.name for row in QUERIES]
     assert names == sorted(set(names))
-    for row in ROWS:
+    for row in QUERIES:
         assert re.fullmatch(r"[A-Z][^\n]*\.", row.reason), row.name
 
 
 def test_the_permitted_queries_are_exactly_those_that_the_agent_sends() -> None:
-    allowed = {row.name for row in ROWS if row.policy is not QueryPolicy.REFUSED}
+    allowed = {row.name for row in QUERIES if row.policy is not QueryPolicy.REFUSED}
     assert allowed | {"qom-get", "qom-list"} == READS
     assert all(re.fullmatch(r"query-[a-z0-9-]+", name) for name in allowed), "each is permitted by its full name"
     sent = COLLECTED | ATTACH | {identity.LIST_COMMANDS.name, "query-yank"}
@@ -43,6 +43,6 @@ def test_the_permitted_queries_are_exactly_those_that_the_agent_sends() -> None:
 
 
 def test_queries_sent_after_an_event_are_invalidated_by_one() -> None:
-    by_event = {row.name for row in ROWS if reference.events_of(row.name)}
-    polled = {row.name for row in ROWS if row.policy is QueryPolicy.POLLED}
-    assert {row.name for row in ROWS if row.policy is QueryPolicy.EVENT} == by_event - polled
+    by_event = {row.name for row in QUERIES if reference.events_of(row.name)}
+    polled = {row.name for row in QUERIES if row.policy is QueryPolicy.POLLED}
+    assert {row.name for row in QUERIES if row.policy is QueryPolicy.EVENT} == by_event - polled

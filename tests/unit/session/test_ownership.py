@@ -24,7 +24,7 @@ def monitor_with_priority(path: Path, priority: MonitorPriority) -> Monitor:
 
 async def test_one_process_is_one_vm_whatever_its_uuid() -> None:
     assert claim("a", 5).same_vm(claim("b", 5))
-    assert not claim("a", 5).same_vm(claim("a", 6, MonitorPriority.BURST))
+    assert not claim("a", 5).same_vm(claim("a", 6, MonitorPriority.SHARED))
 
 
 async def test_without_a_pid_one_uuid_is_one_vm_unless_it_may_be_a_migration() -> None:
@@ -35,7 +35,7 @@ async def test_without_a_pid_one_uuid_is_one_vm_unless_it_may_be_a_migration() -
 
 async def test_a_worse_monitor_is_preempted_before_the_better_one_holds_the_claim() -> None:
     claims, preempted = OwnershipRegistry(), asyncio.Event()
-    worse = OwnershipClaim("a", 5, MonitorPriority.BURST, "worse", preempted.set)
+    worse = OwnershipClaim("a", 5, MonitorPriority.SHARED, "worse", preempted.set)
     better = claim(pid=5)
     assert await claims.acquire(worse) is None
     acquiring = asyncio.create_task(claims.acquire(better))
@@ -71,7 +71,7 @@ async def test_a_standby_monitor_takes_over_when_the_better_one_is_lost(fake: Fa
     observer = RecordingObserver()
     async with FakeQemu(fake.path.with_name("vm2.qmp")) as worse, supervised(observer, fake.path) as group:
         await observer.wait_for_polls()
-        group.on_monitor_added(monitor_with_priority(worse.path, MonitorPriority.BURST))
+        group.on_monitor_added(monitor_with_priority(worse.path, MonitorPriority.SHARED))
         await observer.wait_until(lambda: MonitorState.STANDBY in observer.states())
         group.on_monitor_removed(monitor_at(fake.path))
         fake.drop()

@@ -1,4 +1,4 @@
-"""Bursts on a monitor that the agent shares with another client."""
+"""Polls over a monitor that the agent shares with another client: the agent connects for each poll and disconnects."""
 
 import asyncio
 import dataclasses
@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from agent.collectors import Intervals
-from agent.monitors import BurstDiscoverer, Monitor, MonitorPriority
-from agent.monitors.burst import burst_opener
-from agent.monitors.dial import tcp, unix
+from agent.monitors import DialPerPollDiscoverer, Monitor, MonitorPriority
+from agent.monitors.dial import tcp_connector, unix_connector
+from agent.monitors.dial_per_poll import dial_per_poll_opener
 from agent.qmp.commands import AllowList, Change, Command
 from agent.qmp.errors import BusyError, CommandRefusedError, NotConnectedError, PreemptedError
 from agent.session.api import MonitorState
@@ -24,19 +24,19 @@ from tests.lab.machine import free_port
 from tests.lab.recording_observer import STALL_SECONDS, RecordingObserver, monitor_at, quick_context, supervised
 from tests.lab.scripted_peer import TIMEOUT_SECONDS, connected
 
-BURST_SECONDS = 0.2
+STEP_SECONDS = 0.2
 STATUS = [Command("query-status")]
 
 
-def burst_monitor(path: Path, timeout: float = BURST_SECONDS) -> Monitor:
-    monitors = BurstDiscoverer(str(path), timeout).scan().values()
+def monitor_dialed_per_poll(path: Path, timeout: float = STEP_SECONDS) -> Monitor:
+    monitors = DialPerPollDiscoverer(str(path), timeout).scan().values()
     return next(iter(monitors))
 
 
-async def test_a_vm_is_polled_in_bursts_and_its_monitor_is_free_in_between(fake: FakeQemu) -> None:
+async def test_a_vm_is_polled_and_its_monitor_is_free_between_two_polls(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer) as fleet:
-        fleet.on_monitor_added(burst_monitor(fake.path))
+        fleet.on_monitor_added(monitor_dialed_per_poll(fake.path))
         await observer.wait_for_polls(2)
         async with connected(fake.path) as other:
             await other.execute([Command("query-status")], deadline=TIMEOUT_SECONDS)
@@ -51,7 +51,7 @@ async def test_a_vm_is_polled_in_bursts_and_its_monitor_is_free_in_between(fake:
 async def test_without_events_run_state_jobs_and_migration_are_polled_each_time(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer) as fleet:
-        fleet.on_monitor_added(burst_monitor(fake.path))
+        fleet.on_monitor_added(monitor_dialed_per_poll(fake.path))
         await observer.wait_for_polls(3, "runstate")
         await observer.wait_for_polls(2, "jobs")
         await observer.wait_for_polls(2, "migration")
@@ -71,14 +71,14 @@ async def test_polls_are_jittered_and_collectors_of_one_poll_stay_together(
     observer = RecordingObserver()
     context = quick_context(intervals=Intervals(poll=600, migration=600), random=lambda: 1.0)  # the longest jitter
     async with supervised(observer, context=context) as fleet:
-        fleet.on_monitor_added(burst_monitor(fake.path))
+        fleet.on_monitor_added(monitor_dialed_per_poll(fake.path))
         await observer.wait_for_polls(1, "migration")
     for name in ("block", "runstate", "jobs", "migration"):
         assert planned[name] == pytest.approx(660, abs=5), name
 
 
-async def test_a_burst_is_one_connection_and_sends_no_out_of_band_command(fake: FakeQemu) -> None:
-    opener = burst_opener(unix(str(fake.path)), BURST_SECONDS)
+async def test_a_poll_is_one_connection_and_sends_no_out_of_band_command(fake: FakeQemu) -> None:
+    opener = dial_per_poll_opener(unix_connector(str(fake.path)), STEP_SECONDS)
     connection = await opener(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)
     clients_before = fake.clients
     answers = await connection.execute([Command("query-status"), Command("query-name")], deadline=TIMEOUT_SECONDS)
@@ -92,11 +92,11 @@ async def test_a_burst_is_one_connection_and_sends_no_out_of_band_command(fake: 
     connection.close()
 
 
-async def test_a_burst_ends_within_its_timeout_while_qemu_hangs(fake: FakeQemu) -> None:
+async def test_the_agent_disconnects_within_the_timeout_while_qemu_hangs(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.hang("query-blockstats")
     async with supervised(observer, context=quick_context(response_seconds=STALL_SECONDS)) as fleet:
-        fleet.on_monitor_added(burst_monitor(fake.path))
+        fleet.on_monitor_added(monitor_dialed_per_poll(fake.path))
         await fake.wait_for("query-blockstats")
         start = time.monotonic()
         async with connected(fake.path):
@@ -111,7 +111,7 @@ async def test_a_burst_ends_within_its_timeout_while_qemu_hangs(fake: FakeQemu) 
 async def test_a_monitor_held_by_another_client_is_busy_and_its_vm_is_not_gone(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer, context=quick_context(response_seconds=0.3)) as fleet:
-        fleet.on_monitor_added(burst_monitor(fake.path, 0.05))
+        fleet.on_monitor_added(monitor_dialed_per_poll(fake.path, 0.05))
         await observer.wait_for_polls()
         async with connected(fake.path):
             await observer.wait_until(lambda: MonitorState.BUSY in observer.states())
@@ -123,7 +123,7 @@ async def test_a_monitor_held_by_another_client_is_busy_and_its_vm_is_not_gone(f
 
 
 async def test_a_monitor_with_a_full_backlog_is_busy(fake: FakeQemu) -> None:
-    opener = burst_opener(unix(str(fake.path)), 0.05)
+    opener = dial_per_poll_opener(unix_connector(str(fake.path)), 0.05)
     fake.busy()
     waiting = [await asyncio.open_unix_connection(fake.path) for _ in range(2)]
     with pytest.raises(BusyError):
@@ -136,7 +136,7 @@ async def test_a_stopped_and_continued_qemu_is_the_same_vm(start_guest: StartGue
     observer = RecordingObserver()
     guest = await start_guest()
     async with supervised(observer, context=quick_context(response_seconds=0.3)) as fleet:
-        fleet.on_monitor_added(burst_monitor(guest.monitor))
+        fleet.on_monitor_added(monitor_dialed_per_poll(guest.monitor))
         await observer.wait_for_polls()
         guest.send_signal(signal.SIGSTOP)
         await observer.wait_until(lambda: observer.states()[-1] in (MonitorState.BUSY, MonitorState.STALLED))
@@ -149,10 +149,10 @@ async def test_a_stopped_and_continued_qemu_is_the_same_vm(start_guest: StartGue
     assert observer.types("vm").count("vm.attached") == observer.types("vm").count("vm.gone") == 1
 
 
-async def test_another_qemu_at_the_same_address_is_another_vm(start_guest: StartGuest) -> None:
+async def test_a_connection_ends_when_another_qemu_takes_the_address(start_guest: StartGuest) -> None:
     observer = RecordingObserver()
     guest = await start_guest("a")
-    opener = burst_opener(unix(str(guest.monitor)), BURST_SECONDS)
+    opener = dial_per_poll_opener(unix_connector(str(guest.monitor)), STEP_SECONDS)
     connection = await opener(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)
     await guest.stop()
     second = await start_guest("b", extra=["-qmp", f"unix:{guest.monitor},server=on,wait=off"])
@@ -160,17 +160,17 @@ async def test_another_qemu_at_the_same_address_is_another_vm(start_guest: Start
         await connection.execute([Command("query-status")], deadline=TIMEOUT_SECONDS)
     assert connection.ended.done()
     async with supervised(observer) as fleet:
-        fleet.on_monitor_added(burst_monitor(guest.monitor))
+        fleet.on_monitor_added(monitor_dialed_per_poll(guest.monitor))
         await observer.wait_for_polls()
     assert observer.records("vm.attached")[0].vm.uuid == second.uuid
 
 
-async def test_another_vm_at_the_same_tcp_address_is_another_vm(start_guest: StartGuest) -> None:
+async def test_a_tcp_connection_ends_when_another_vm_takes_the_address(start_guest: StartGuest) -> None:
     """The process at the other end of a TCP connection is unknown, so the VM's UUID identifies it."""
     port = free_port()
     extra = ["-qmp", f"tcp:127.0.0.1:{port},server=on,wait=off"]
     guest = await start_guest("a", extra=extra)
-    connection = await burst_opener(tcp("127.0.0.1", port), TIMEOUT_SECONDS)(
+    connection = await dial_per_poll_opener(tcp_connector("127.0.0.1", port), TIMEOUT_SECONDS)(
         AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS
     )
     status: list[Any] = await connection.execute(STATUS, deadline=TIMEOUT_SECONDS)
@@ -185,8 +185,8 @@ async def test_another_vm_at_the_same_tcp_address_is_another_vm(start_guest: Sta
     assert connection.ended.done()
 
 
-async def test_a_running_burst_is_preempted(fake: FakeQemu) -> None:
-    opener = burst_opener(unix(str(fake.path)), TIMEOUT_SECONDS)
+async def test_a_running_poll_is_preempted(fake: FakeQemu) -> None:
+    opener = dial_per_poll_opener(unix_connector(str(fake.path)), TIMEOUT_SECONDS)
     connection = await opener(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)
     fake.hang("query-status")
     execution = asyncio.create_task(connection.execute([Command("query-status")], deadline=TIMEOUT_SECONDS))
@@ -200,30 +200,30 @@ async def test_a_running_burst_is_preempted(fake: FakeQemu) -> None:
         await connection.execute([Command("query-status")], deadline=TIMEOUT_SECONDS)
 
 
-def skipped(observer: RecordingObserver) -> int:
+def count_unreadable_messages(observer: RecordingObserver) -> int:
     """Return the number of messages that were reported as unreadable."""
     calls = observer.calls_of("on_messages_skipped")
     return sum(messages for _, reason, messages in calls if reason == "unreadable")
 
 
 @pytest.mark.parametrize("reply", [b'{"return": {"mbps": nan}}\r\n', b'{"return": {"status": "active"}\r\n'])
-async def test_an_unreadable_reply_in_a_burst_costs_its_collector_alone(fake: FakeQemu, reply: bytes) -> None:
+async def test_an_unreadable_reply_fails_only_its_own_collector(fake: FakeQemu, reply: bytes) -> None:
     observer = RecordingObserver()
     fake.replies["query-migrate"] = reply
     async with supervised(observer) as fleet:
-        fleet.on_monitor_added(burst_monitor(fake.path))
+        fleet.on_monitor_added(monitor_dialed_per_poll(fake.path))
         await observer.wait_for_polls(5)
         await observer.wait_for_polls(2, "runstate")
         await observer.wait_until(lambda: observer.calls_of("on_status")[-1].degraded)
         degraded = observer.calls_of("on_status")[-1].degraded
         assert fake.count("query-migrate") < fake.count("query-blockstats")
-        await observer.wait_until(lambda: skipped(observer) == fake.count("query-migrate"))
+        await observer.wait_until(lambda: count_unreadable_messages(observer) == fake.count("query-migrate"))
     assert [name for name, _ in degraded] == ["migration"]
     assert observer.types("vm") == ["vm.attached", "vm.detached"]
 
 
 async def test_a_refused_command_does_not_end_the_connection(fake: FakeQemu) -> None:
-    opener = burst_opener(unix(str(fake.path)), BURST_SECONDS)
+    opener = dial_per_poll_opener(unix_connector(str(fake.path)), STEP_SECONDS)
     connection = await opener(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)
     with pytest.raises(CommandRefusedError):
         await connection.execute([Command("quit")], deadline=TIMEOUT_SECONDS)
@@ -234,15 +234,15 @@ async def test_a_refused_command_does_not_end_the_connection(fake: FakeQemu) -> 
 async def test_migration_events_are_not_enabled_without_events(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with supervised(observer, context=quick_context(*Change)) as fleet:
-        fleet.on_monitor_added(burst_monitor(fake.path))
+        fleet.on_monitor_added(monitor_dialed_per_poll(fake.path))
         await observer.wait_for_polls(2)
     assert fake.count("migrate-set-capabilities") == 0
 
 
-async def test_a_dedicated_monitor_is_preferred_to_bursts(fake: FakeQemu) -> None:
+async def test_a_dedicated_monitor_is_preferred_to_a_shared_one(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with FakeQemu(fake.path.with_name("own.qmp")) as own, supervised(observer) as fleet:
-        fleet.on_monitor_added(burst_monitor(fake.path))
+        fleet.on_monitor_added(monitor_dialed_per_poll(fake.path))
         await observer.wait_for_polls()
         fleet.on_monitor_added(dataclasses.replace(monitor_at(own.path), priority=MonitorPriority.DEDICATED))
         await observer.wait_until(lambda: MonitorState.STANDBY in observer.states())

@@ -1,7 +1,8 @@
 """Monitors that the agent shares with another client, such as Proxmox's tools: the agent connects for each poll and disconnects.
 
-A QMP socket serves one client at a time, and two more may wait in its backlog. So each poll is one burst: connect, send all commands
-in one write, read the replies, disconnect. Each step has a time limit. Events arrive only during a burst, so most are missed.
+A QMP socket serves one client at a time, and two more may wait in its backlog. So each poll has a short connection of its own: connect,
+send all commands in one write, read the replies, disconnect. The greeting and the replies each have a timeout. The agent receives events
+only while it is connected, so it misses most events.
 """
 
 import asyncio
@@ -18,60 +19,65 @@ from agent.qmp.commands import AllowList, Command
 from agent.qmp.errors import BusyError, NotConnectedError, PreemptedError, ProtocolError, QmpError, StalledError
 from agent.qmp.protocol import Greeting  # noqa: TC001 - for its one annotation, as elsewhere
 
-BURST_SECONDS = 0.5
-"""Timeout of each step. Proxmox's figures wait 3 s and most of its commands 5 s, the queue included (qemu-server 9.2)."""
+STEP_SECONDS = 0.5
+"""Default timeout of the greeting, and of the replies. Proxmox's statistics give up after 3 s in the backlog, most of its commands after
+5 s (qemu-server 9.2)."""
 
 FIRST_RETRY_SECONDS = 0.05
 MAX_RETRY_SECONDS = 10.0
-"""Maximum wait before the next attempt, while another client holds the monitor or QEMU does not answer."""
-
+"""Maximum wait between two attempts to connect, while another client holds the monitor or QEMU does not answer."""
 
 QUERY_UUID = Command("query-uuid")
 
 
-class BurstDiscoverer(DialDiscoverer):
-    """Finds monitors at addresses, as `DialDiscoverer` does, and connects to them in bursts."""
+class DialPerPollDiscoverer(DialDiscoverer):
+    """Finds monitors as `DialDiscoverer` does, but connects to them only for each poll."""
 
-    def __init__(self, pattern: str, timeout: float = BURST_SECONDS, scan_seconds: float = SCAN_SECONDS) -> None:
+    def __init__(self, pattern: str, timeout: float = STEP_SECONDS, scan_seconds: float = SCAN_SECONDS) -> None:
         """Create a discoverer.
 
         Args:
             pattern: a path, a glob pattern or a TCP address, as for `DialDiscoverer`.
-            timeout: seconds that a burst waits for the greeting, and again for the replies.
+            timeout: seconds to wait for the greeting, and again for the replies.
             scan_seconds: seconds between two scans of the file system.
         """
         super().__init__(pattern, scan_seconds)
         self._timeout = timeout
 
     def __repr__(self) -> str:
-        return f"burst {self.pattern} {self._timeout:g}"
+        return f"dial_per_poll {self.pattern} {self._timeout:g}"
 
-    def monitor(self, name: str, key: tuple[object, ...], connect: Connect) -> Monitor:
-        """Return the monitor at an address."""
+    def make_monitor(self, name: str, key: tuple[object, ...], connect: Connect) -> Monitor:
+        """Return the monitor at an address; `key` identifies its socket."""
         return Monitor(
             name,
-            ("burst", self._timeout, *key),
-            burst_opener(connect, self._timeout),
-            MonitorPriority.BURST,
+            ("dial_per_poll", self._timeout, *key),
+            dial_per_poll_opener(connect, self._timeout),
+            MonitorPriority.SHARED,
         )
 
 
-def burst_opener(connect: Connect, timeout: float) -> ConnectionOpener:
-    """Return an opener whose connections work in bursts with a timeout in seconds for each step."""
+def dial_per_poll_opener(connect: Connect, timeout: float) -> ConnectionOpener:
+    """Return an opener whose connections hold the socket only while they execute commands.
+
+    Args:
+        connect: opens a transport to the socket.
+        timeout: seconds to wait for the greeting, and again for the replies.
+    """
 
     async def open_(allow: AllowList, on_event: EventCallback, *, deadline: float) -> MonitorConnection:
-        connection = BurstConnection(connect, timeout, allow, on_event)
+        connection = DialPerPollConnection(connect, timeout, allow, on_event)
         await connection.execute((), deadline=deadline)
         return connection
 
     return open_
 
 
-class BurstConnection:
-    """A `MonitorConnection` that holds the socket only while it executes commands.
+class DialPerPollConnection:
+    """A `MonitorConnection` that connects to the socket for each `execute` and disconnects afterwards.
 
-    It ends when the socket refuses connections, or when another process listens on it. The process of a TCP peer is unknown. So over
-    TCP each burst also reads the VM's UUID, and the connection ends when the UUID changes.
+    It ends when the socket refuses connections, or when another process listens on the socket. The process of a TCP peer is unknown. So
+    over TCP each `execute` also queries the VM's UUID, and the connection ends when the UUID changes.
     """
 
     can_probe = False
@@ -90,11 +96,11 @@ class BurstConnection:
         self._uuid: str | None = None
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
-        """Run a burst and return the results, in order. A busy monitor is retried with growing waits.
+        """Connect, execute the commands, disconnect, and return the results in order. Retry a busy monitor with growing waits.
 
         Raises:
-            BusyError: no attempt was greeted within `deadline` seconds. `wait_idle` retries without a deadline.
-            StalledError: the replies did not arrive within the timeout of a burst.
+            BusyError: QEMU greeted no attempt within `deadline` seconds. `wait_idle` retries without a deadline.
+            StalledError: QEMU greeted, but the replies did not arrive within the timeout.
             NotConnectedError: the connection has ended.
             ProtocolError: the peer does not speak QMP, and the connection has ended.
             CommandRefusedError: a command is not on the allow-list.
@@ -102,16 +108,16 @@ class BurstConnection:
         until, attempt = time.monotonic() + deadline, 0
         while True:
             try:
-                return await self._burst(commands)
+                return await self._connect_and_execute(commands)
             except BusyError:
                 wait = back_off(attempt, FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS)
                 if time.monotonic() + wait > until:
                     raise
             attempt += 1
-            await self._sleep(wait)
+            await self._wait_to_retry(wait)
 
     async def wait_idle(self) -> None:
-        """Run empty bursts with growing waits until one is answered.
+        """Connect and disconnect, with growing waits, until QEMU answers.
 
         Raises:
             QmpError: the connection ended first.
@@ -119,13 +125,13 @@ class BurstConnection:
         attempt = 0
         while True:
             with contextlib.suppress(BusyError, StalledError):
-                await self._burst(())
+                await self._connect_and_execute(())
                 return
-            await self._sleep(back_off(attempt, FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS))
+            await self._wait_to_retry(back_off(attempt, FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS))
             attempt += 1
 
     async def probe(self, *, deadline: float) -> bool:  # noqa: ARG002 - MonitorConnection's signature
-        """Return False: between bursts there is no connection for an out-of-band command."""
+        """Return False: between two polls there is no connection for an out-of-band command."""
         return False
 
     def close(self) -> None:
@@ -136,7 +142,7 @@ class BurstConnection:
         """End the connection now because a better one to the same VM exists."""
         self._end(PreemptedError("a preferred monitor of this VM is available"))
 
-    async def _burst(self, commands: Sequence[Command]) -> list[CommandResult]:
+    async def _connect_and_execute(self, commands: Sequence[Command]) -> list[CommandResult]:
         """Connect, execute commands and disconnect.
 
         Raises:
@@ -148,11 +154,11 @@ class BurstConnection:
         try:
             client = await Client.open(self._connect, self._allow, self._on_event, deadline=self._timeout)
             with contextlib.closing(client):
-                self._attach(client)
+                self._check_peer(client)
                 try:
                     if client.peer_pid is None:
                         uuid, *results = await client.execute((QUERY_UUID, *commands), deadline=self._timeout)
-                        self._compare_uuid(uuid)
+                        self._check_uuid(uuid)
                         return results
                     return await client.execute(commands, deadline=self._timeout) if commands else []
                 finally:
@@ -166,32 +172,37 @@ class BurstConnection:
         finally:
             self._client = None
 
-    def _attach(self, client: Client) -> None:
-        """Store the peer at the first burst, and compare later peers with it.
+    def _check_peer(self, client: Client) -> None:
+        """Store the peer's process at the first poll, and compare it at later polls.
 
         Raises:
-            NotConnectedError: another process listens, or the connection ended meanwhile.
+            NotConnectedError: another process listens on the socket now, or the connection ended meanwhile.
         """
         if self.ended.done():
             raise self.ended.result()
         if self.greeting is not None and self.peer_pid != client.peer_pid:
-            raise NotConnectedError("another process listens there now")
+            raise NotConnectedError("another process listens on the monitor's socket now")
         self.greeting, self.peer_pid, self._client = client.greeting, client.peer_pid, client
 
-    def _compare_uuid(self, result: CommandResult) -> None:
-        """Store the VM's UUID at the first burst, and compare later ones with it. An unknown UUID is ignored.
+    def _check_uuid(self, result: CommandResult) -> None:
+        """Store the VM's UUID at the first poll, and compare it at later polls. Ignore a reply without a UUID.
 
         Raises:
-            NotConnectedError: another VM listens.
+            NotConnectedError: another VM listens at the address now.
         """
         uuid = result.get("UUID") if isinstance(result, dict) else None
         if not isinstance(uuid, str):
             return
         if self._uuid not in (None, uuid):
-            raise NotConnectedError("another VM listens there now")
+            raise NotConnectedError("another VM listens at the monitor's address now")
         self._uuid = uuid
 
-    async def _sleep(self, seconds: float) -> None:
+    async def _wait_to_retry(self, seconds: float) -> None:
+        """Wait for a time.
+
+        Raises:
+            QmpError: the connection ended meanwhile.
+        """
         await asyncio.wait({self.ended}, timeout=seconds)
         if self.ended.done():
             raise self.ended.result()

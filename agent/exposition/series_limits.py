@@ -4,7 +4,7 @@ The VM chooses the names of its disks, jobs and other subjects, and Prometheus k
 So both the number of series and the rate of new names are limited. These limits do not affect records.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.model.family import Family, Kind, Sample, Values
@@ -24,6 +24,21 @@ def _count_series(family: Family, values: Values) -> int:
     """Return how many series a subject has. A histogram has one series for each bin, and two more."""
     count = len(values) - sum(map(values.__contains__, _NO_SERIES[family.name]))
     return count + sum(len(values[name]["counts"]) + 1 for name in _HISTOGRAMS[family.name] if name in values)
+
+
+def has_same_series(family: Family, previous: Mapping[tuple[str, ...], Values], samples: Collection[Sample]) -> bool:
+    """Return whether these samples have the series of the previous ones, so that the limits need not be applied again.
+
+    The answer is False for a histogram, because the number of its bins may have changed.
+    """
+    histograms = _HISTOGRAMS[family.name]
+    if len(samples) != len(previous):
+        return False
+    for sample in samples:
+        names, before = sample.values.keys(), previous.get(sample.labels)
+        if before is None or before.keys() != names or not names.isdisjoint(histograms):
+            return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from agent.exposition.rates import Labels, PollPair, Subjects
-from agent.exposition.series_limits import DEFAULT_LIMITS, SeriesLimiter, SeriesLimits
+from agent.exposition.series_limits import DEFAULT_LIMITS, SeriesLimiter, SeriesLimits, has_same_series
 from agent.exposition.summary import History, update_history
 from agent.model.events import EVENTS
 from agent.model.family import Family, Sample, Values
@@ -127,22 +127,32 @@ class Snapshot:
         if not all(family.host_only for family in families):
             view.last_response_ns = time_ns  # the time may go back when the clock is set
         view.revision += 1
+        remaining = len(samples)
         for family in families:
-            own = [sample for sample in samples if sample.family is family] if len(families) > 1 else samples
-            polls = view.polls.get(family.name)
-            if polls is None:
-                if not own:
-                    continue
-                polls = view.polls[family.name] = PollPair()
-            elif polls.limits is self.limits and not view.dropped_subjects[family.name] and polls.is_current(own):
-                continue
-            polls.limits = self.limits
-            admitted = view.limiter.admit(family, polls.current, own, time_ns, self.limits)
-            if len(admitted) < len(own) or family.name in view.dropped_subjects:
-                view.dropped_subjects[family.name] = len(own) - len(admitted)
-            polls.update({sample.labels: sample.values for sample in admitted}, time_ns)
+            own = [sample for sample in samples if sample.family is family] if remaining else []
+            remaining -= len(own)
+            self._replace(view, family, own, time_ns)
         if BLOCK in families and BLOCK.name in view.polls:  # the one family that is part of every poll
             update_history(view.polls, view.history)
+
+    def _replace(self, view: VmView, family: Family, samples: Sequence[Sample], time_ns: int) -> None:
+        """Replace all samples of one family."""
+        polls = view.polls.get(family.name)
+        if polls is None:
+            if not samples:
+                return
+            polls = view.polls[family.name] = PollPair()
+        elif polls.limits is self.limits and not view.dropped_subjects[family.name]:
+            if polls.is_current(samples):
+                return
+            if has_same_series(family, polls.current, samples):
+                polls.update({sample.labels: sample.values for sample in samples}, time_ns)
+                return
+        polls.limits = self.limits
+        admitted = view.limiter.admit(family, polls.current, samples, time_ns, self.limits)
+        if len(admitted) < len(samples) or family.name in view.dropped_subjects:
+            view.dropped_subjects[family.name] = len(samples) - len(admitted)
+        polls.update({sample.labels: sample.values for sample in admitted}, time_ns)
 
     def values(self, vm: Vm, sample: Sample) -> Values | None:
         """Return the stored values of a sample's subject."""

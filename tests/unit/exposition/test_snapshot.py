@@ -155,6 +155,18 @@ def test_each_bucket_of_a_histogram_counts_as_a_series() -> None:
     assert sum(line.startswith(family.series(field)) for line in render(snapshot).splitlines()) == 10
 
 
+def test_a_histogram_with_more_bins_than_before_is_limited_again() -> None:
+    snapshot = attached(vm())
+    family = next(f for f in BY_NAME.values() for field in f.fields if field.kind is Kind.HISTOGRAM and f.labels)
+    field = next(field for field in family.fields if field.kind is Kind.HISTOGRAM)
+    labels = [tuple(f"{name}{n}" for name in family.labels) for n in range(2)]
+    snapshot.limits = SeriesLimits(series_per_vm=11)
+    for bins, admitted in ((3, labels), (7, labels[:1])):
+        value = {"boundaries_seconds": [float(n) for n in range(bins - 1)], "counts": [1] * bins, "sum_seconds": 4.0}
+        put(snapshot, vm(), family, *((subject, {field.name: value}) for subject in labels))
+        assert subjects(snapshot, vm(), family.name) == admitted
+
+
 def test_new_names_beyond_the_hourly_limit_get_no_series() -> None:
     snapshot = attached(vm())
     snapshot.limits = SeriesLimits(new_subjects_per_hour=3)

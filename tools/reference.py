@@ -82,6 +82,7 @@ def metrics() -> str:
 def _family(family: Family) -> str:
     labels = "".join(f"`{name}`, " for name in family.labels).removesuffix(", ")
     where = f"Label{'s' if len(family.labels) > 1 else ''} {labels}. " if labels else ""
+    where += "Without the labels of a VM. " if family.per_host else ""
     record = "No separate record: alerts contain it." if family is BLOCK_SPACE else f"Record `{family.type}`."
     change = " Emitted only after a change." if family.on_change else ""
     rows = "".join(

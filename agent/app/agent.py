@@ -30,6 +30,7 @@ from agent.app.self_metrics import (
     RecordMetrics,
     SelfMetrics,
 )
+from agent.app.storage_monitor import StorageMonitor
 from agent.config.model import Config
 from agent.config.reload import Reload
 from agent.delivery.sinks.base import Sink
@@ -61,10 +62,15 @@ class Agent:
         self.snapshot = Snapshot(SeriesLimits(**config.limits.model_dump()))
         self.publisher = RecordPublisher(config.host, sink or build_sink(config), delivery_settings(config))
         self.alerts = AlertPublisher(config.host, config.alerts.write_threshold, self.publisher)
+        self.storage = StorageMonitor(
+            config.host, self.publisher.publish, self.snapshot, interval=config.intervals.storage
+        )
         self.metrics = SelfMetrics()
         self.reload = Reload()
         self.progress = Progress()
-        self.observer = SessionDispatcher(self.publisher, self.snapshot, self.alerts, self.metrics, self.progress)
+        self.observer = SessionDispatcher(
+            self.publisher, self.snapshot, self.alerts, self.storage, self.metrics, self.progress
+        )
         self.health = AgentHealth(
             lambda: self.config, self.snapshot, self.publisher.delivery, self.reload, self.progress, self._limits
         )
@@ -112,6 +118,7 @@ class Agent:
             self._discovery = DiscoveryManager(self._supervisors, tasks)
             self._discovery.set(build_discoverers(self.config))
             tasks.create_task(self._run_alert_loop(), name="alert loop")
+            tasks.create_task(self.storage.run(), name="storage")
             tasks.create_task(self.reload.run(self, read), name="reload")
             self._restart_alertmanager()
 
@@ -131,6 +138,7 @@ class Agent:
         before, self.config = self.config, config
         configure_logging(config.log.level, config.log.format)
         self._context.apply(session_settings(config))
+        self.storage.interval = config.intervals.storage
         self.snapshot.limits = SeriesLimits(**config.limits.model_dump())
         if before.alerts.write_threshold != config.alerts.write_threshold:
             self.alerts.set_policy(config.alerts.write_threshold)

@@ -70,7 +70,7 @@ def session_settings(config: Config) -> SessionSettings:
     return SessionSettings(
         host=config.host,
         changes=frozenset(changes),
-        intervals=Intervals(**config.intervals.model_dump()),
+        intervals=Intervals(**config.intervals.model_dump(exclude={"storage"})),
         response_seconds=config.timeouts.response,
         greeting_seconds=config.timeouts.greeting,
         max_retry_seconds=config.timeouts.retry,

@@ -7,6 +7,7 @@ from agent.app.alert_publisher import AlertPublisher
 from agent.app.progress import Progress
 from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import SelfMetrics
+from agent.app.storage_monitor import StorageMonitor
 from agent.exposition.snapshot import Snapshot
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK_SPACE
@@ -37,12 +38,14 @@ class SessionDispatcher:
         publisher: RecordPublisher,
         snapshot: Snapshot,
         alerts: AlertPublisher,
+        storage: StorageMonitor,
         metrics: SelfMetrics,
         progress: Progress,
     ) -> None:
         self._publisher = publisher
         self._snapshot = snapshot
         self._alerts = alerts
+        self._storage = storage
         self._metrics = metrics
         self._progress = progress
 
@@ -58,6 +61,8 @@ class SessionDispatcher:
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
         """Publish a lifecycle change and update the alerts."""
         self._publisher.publish(record)
+        if change in (VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT):
+            self._storage.on_detached(record.vm)
         self._alerts.on_lifecycle(change, record)
 
     def on_transition(self, record: Record) -> None:
@@ -70,6 +75,7 @@ class SessionDispatcher:
         self._snapshot.samples(vm, families, samples, time_ns)
         if changed:
             self._publisher.publish_samples(vm, changed, time_ns)
+        self._storage.on_samples(vm, families, samples)
         if families[0].name.startswith("block"):
             spaces = self._alerts.on_block_samples(vm, families, samples, time_ns)
             self._snapshot.samples(vm, (BLOCK_SPACE,), spaces, time_ns)

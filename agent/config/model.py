@@ -86,6 +86,8 @@ class IntervalsConfig(Section):
     """KVM's statistics."""
     resync: Annotated[Seconds, Field(ge=1)] = 300.0
     """Everything, because an event may have been lost."""
+    storage: Annotated[Seconds, Field(ge=1)] = 30.0
+    """The pools under the images. File systems are checked every five seconds at least, and faster near an alert level."""
 
 
 class TimeoutsConfig(Section):

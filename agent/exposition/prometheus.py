@@ -33,7 +33,12 @@ def render_chunks(snapshot: Snapshot) -> Iterator[str]:
         (family, [(view, polls.current) for view in views if (polls := view.polls.get(family.name)) is not None])
         for family in FAMILIES
     ]
-    samples = (text for family, subjects in families for text in _render_family(family, subjects))
+    host = {name: dict(subjects) for name, subjects in snapshot.host.items()}
+    samples = (
+        text
+        for family, subjects in families
+        for text in _render_family(family, [*_rows(family, subjects), *_host_rows(family, host.get(family.name, {}))])
+    )
     return chain(_vm_series(views), _monitor_series(snapshot), samples)
 
 
@@ -41,8 +46,17 @@ LineRenderer = Callable[[Sequence[Row]], list[str]]
 """Renders the lines of one metric from all subjects."""
 
 
-def _render_family(family: Family, subjects_by_vm: list[tuple[VmView, Subjects]]) -> Iterator[str]:
-    rows = [row for view, subjects in subjects_by_vm for row in view.labeled(family, subjects)]
+def _rows(family: Family, subjects_by_vm: list[tuple[VmView, Subjects]]) -> Iterator[Row]:
+    return (row for view, subjects in subjects_by_vm for row in view.labeled(family, subjects))
+
+
+def _host_rows(family: Family, subjects: Subjects) -> Iterator[Row]:
+    for labels, values in subjects.items():
+        own = zip(family.labels, labels, strict=True)
+        yield ",".join(f'{name}="{escape(value)}"' for name, value in own), values
+
+
+def _render_family(family: Family, rows: list[Row]) -> Iterator[str]:
     for header, render_lines in _metrics_of(family) if rows else ():
         if lines := render_lines(rows):
             yield header + "".join(lines)

@@ -77,6 +77,8 @@ class Snapshot:
         self.limits = limits
         """Series limits of each VM. New limits apply to the next samples."""
         self.monitors: dict[tuple[object, ...], MonitorStatus] = {}
+        self.host: dict[str, Subjects] = {}
+        """Samples of the host itself, such as its pools: by family name, the values of each subject."""
         self._views: dict[Vm, VmView] = {}
 
     def views(self) -> Iterator[tuple[Vm, VmView]]:
@@ -153,6 +155,14 @@ class Snapshot:
         if len(admitted) < len(samples) or family.name in view.dropped_subjects:
             view.dropped_subjects[family.name] = len(samples) - len(admitted)
         polls.update({sample.labels: sample.values for sample in admitted}, time_ns)
+
+    def host_sample(self, sample: Sample) -> None:
+        """Store the latest sample of a subject of the host. There are few, and no guest chooses their names, so they have no limit."""
+        self.host.setdefault(sample.family.name, {})[sample.labels] = sample.values
+
+    def remove_host_sample(self, family: Family, labels: Labels) -> None:
+        """Remove a subject of the host."""
+        self.host.get(family.name, {}).pop(labels, None)
 
     def values(self, vm: Vm, sample: Sample) -> Values | None:
         """Return the stored values of a sample's subject."""

@@ -75,11 +75,12 @@ class Family:
         name: the family's name.
         source: the QMP command, event or files that it is read from.
         help: the help text of the family as a whole.
-        labels: the labels of its series in addition to `vm_uuid` and `vm`; a sample has their values in this order.
+        labels: the labels of its series in addition to those of the VM, `vm_uuid` and `vm`; a sample has their values in this order.
         fields: the rows.
         unavailable: numbers by which QEMU says that a value is unknown.
         on_change: whether a record is emitted only after a change.
         host_only: whether it is read from the host. Its samples do not show that QEMU responds.
+        per_host: whether its samples belong to the host, and not to a VM; its series then have no labels of a VM.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Family:
     unavailable: frozenset[int] = frozenset()
     on_change: bool = False
     host_only: bool = False
+    per_host: bool = False
     type: str = field(init=False)
     """The type of its samples' records."""
 

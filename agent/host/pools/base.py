@@ -46,6 +46,8 @@ class PoolReading:
         size_bytes: Size in bytes.
         free_bytes: Bytes that a process without privileges can still allocate; None for a device, because only QEMU knows how far its
             image extends.
+        used_bytes: Bytes in use; None means the size without the free bytes. The blocks that a file system reserves for root are in
+            neither.
         inodes: Number of inodes; None for a file system without a fixed number.
         free_inodes: Number of free inodes.
         metadata_size_bytes: Size of the metadata of an LVM thin pool, which can run out separately.
@@ -56,6 +58,7 @@ class PoolReading:
 
     size_bytes: int
     free_bytes: int | None = None
+    used_bytes: int | None = None
     inodes: int | None = None
     free_inodes: int | None = None
     metadata_size_bytes: int | None = None
@@ -83,8 +86,8 @@ class ImageLocation:
         driver: QEMU's driver of the node, such as `file`, `host_device` or `rbd`.
         path: Path of the image in QEMU's mount namespace; absolute.
         mount: The mount that the path is on; None for a block device.
-        directory: The part of the file system that the image shares with others, as the agent can reach it: the mount point, or the
-            directory of a quota. Empty for a block device.
+        directory: The mount point, or the directory of a quota, as the agent can reach it. Empty for a block device.
+        quota: Directory of the quota that limits the image, such as an XFS project; empty if there is none.
         device: `major:minor` of a block device; empty for a file, and if the agent cannot see the device.
     """
 
@@ -92,6 +95,7 @@ class ImageLocation:
     path: str
     mount: Mount | None = None
     directory: str = ""
+    quota: str = ""
     device: str = ""
 
 

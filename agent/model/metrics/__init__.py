@@ -16,13 +16,14 @@ from agent.model.metrics import (
     kvm,
     memory,
     migration,
+    pool,
     runstate,
 )
 
 TRANSITIONS = (migration.MIGRATION_ENDED,)
 """Families of transitions: records `qemu.<name>` without series."""
 
-_PARTS = (block, block_layers, jobs, migration, memory, kvm, guest, inventory, runstate, host, about)
+_PARTS = (block, block_layers, pool, jobs, migration, memory, kvm, guest, inventory, runstate, host, about)
 
 FAMILIES = tuple(
     family

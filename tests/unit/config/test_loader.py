@@ -74,6 +74,7 @@ def test_every_kind_of_value_is_loaded() -> None:
         "migration": 0.5,
         "kvm": 120,
         "resync": 3600,
+        "storage": 15,
     }
     assert config.allow.guest_stats_interval == 10
     jsonl = load(FOLDER / "jsonl.good.yml")

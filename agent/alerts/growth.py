@@ -1,0 +1,116 @@
+"""Growth of used space, over seconds to a day, and the forecast from it. Pure.
+
+A forecast looks back at least a sixth of the time that it looks ahead. So ten seconds of writing show that a small pool is full within a
+minute, but not that a large one is full tomorrow.
+"""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+WINDOWS = (10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1800.0, 5400.0, 21600.0, 86400.0)
+"""Windows of a forecast, in seconds."""
+
+RECENT_SECONDS = 640.0
+RECENT_WINDOWS = tuple(window for window in WINDOWS if window <= RECENT_SECONDS)
+DAY_SECONDS = 86400.0
+
+LOOK_AHEAD = 6.0
+"""How many times its window a forecast may look ahead. The longest window has no such limit."""
+
+TOLERANCE = 0.6
+"""How far the measured time may differ from the window, as a share of the window."""
+
+
+@dataclass(slots=True)
+class _Tier:
+    """Points at a spacing, the newest at the end.
+
+    Attributes:
+        spacing: seconds between two points.
+        length: seconds that the points cover.
+        points: time and used bytes in turn; tuples would take ten times as much.
+    """
+
+    spacing: float
+    length: float
+    points: "array[float]" = field(default_factory=lambda: array("d"))
+
+    def add(self, at: float, used: float) -> None:
+        if self.points and at - self.points[-2] < self.spacing:
+            return
+        self.points.extend((at, used))
+        while at - self.points[0] > self.length + self.spacing:
+            del self.points[:2]
+
+    def before(self, at: float) -> tuple[float, float] | None:
+        """Return the newest point that is not newer than `at`."""
+        for index in range(len(self.points) - 2, -1, -2):
+            if self.points[index] <= at:
+                return self.points[index], self.points[index + 1]
+        return None
+
+
+def _tiers() -> tuple[_Tier, ...]:
+    return _Tier(2.0, 80.0), _Tier(20.0, RECENT_SECONDS), _Tier(900.0, DAY_SECONDS)
+
+
+@dataclass(slots=True)
+class Growth:
+    """Used space over the last day. Times are in seconds since the epoch, because they outlive the process."""
+
+    _tiers: tuple[_Tier, ...] = field(default_factory=_tiers)
+    _last: tuple[float, float] | None = None
+
+    def add(self, at: float, used: int) -> None:
+        """Add a measurement. If the clock was set back, the points after it are forgotten."""
+        if self._last is not None and at < self._last[0]:
+            for tier in self._tiers:
+                while tier.points and tier.points[-2] > at:
+                    del tier.points[-2:]
+        for tier in self._tiers:
+            tier.add(at, used)
+        self._last = at, used
+
+    def rate(self, window: float) -> float | None:
+        """Return the growth in bytes per second over a window, negative if the used space shrinks; None if it is not known for so long."""
+        if self._last is None:
+            return None
+        now, used = self._last
+        for tier in self._tiers:
+            start = tier.before(now - window)
+            if start is not None and now - start[0] <= window * (1 + TOLERANCE):
+                return (used - start[1]) / (now - start[0])
+        return None
+
+    def recent_rate(self) -> float | None:
+        """Return the growth over the last ten minutes, or over the whole time that is known if it is shorter; None below ten seconds."""
+        return next((rate for window in reversed(RECENT_WINDOWS) if (rate := self.rate(window)) is not None), None)
+
+    def time_to_full(self, free: int) -> float | None:
+        """Return the seconds until `free` bytes are used; None if they are not in sight."""
+        for window in WINDOWS:
+            rate = self.rate(window)
+            if rate is None or rate <= 0:
+                continue
+            seconds = free / rate
+            if seconds <= window * LOOK_AHEAD or window == WINDOWS[-1]:
+                return seconds
+        return None
+
+    # Persistence.
+
+    def to_note(self) -> list[list[int]]:
+        """Return the points of the day, as JSON values."""
+        return [[int(at), int(used)] for at, used in _pairs(self._tiers[-1].points)]
+
+    def restore(self, note: object, now: float) -> None:
+        """Restore the points of an earlier run; other values, and points that are too old or in the future, are ignored."""
+        for point in note if isinstance(note, list) else ():
+            match point:
+                case [int(at), int(used)] if now - DAY_SECONDS * (1 + TOLERANCE) <= at <= now and 0 <= used < 1 << 63:
+                    self._tiers[-1].add(at, used)
+
+
+def _pairs(points: Sequence[float]) -> Iterator[tuple[float, float]]:
+    return zip(points[::2], points[1::2], strict=True)

@@ -1,0 +1,42 @@
+"""Size to which an image file can grow. Pure."""
+
+from math import ceil
+
+_DEFAULT_CLUSTER_BYTES = 65536
+_ENTRY_BYTES = 8
+_REFCOUNT_BYTES = 2
+
+
+def max_file_bytes(driver: str, size: int, cluster_bytes: int = 0) -> int:
+    """Return the size of a fully allocated image file without internal snapshots, in bytes.
+
+    For qcow2 this is the result of `qemu-img measure` (block/qcow2.c: qcow2_calc_prealloc_size), with the default size of refcounts.
+
+    Args:
+        driver: format of the image.
+        size: virtual size.
+        cluster_bytes: size of a cluster; 0 if it is unknown.
+    """
+    if driver != "qcow2":
+        return size
+    cluster = cluster_bytes if cluster_bytes >= 512 else _DEFAULT_CLUSTER_BYTES
+    entries = cluster // _ENTRY_BYTES
+    data = _round_up(size, cluster)
+    l2_entries = _round_up(data // cluster, entries)
+    l1_entries = _round_up(l2_entries * _ENTRY_BYTES // cluster, entries)
+    metadata = cluster + (l2_entries + l1_entries) * _ENTRY_BYTES
+    return data + metadata + _refcount_bytes((data + metadata) // cluster, cluster)
+
+
+def _refcount_bytes(clusters: int, cluster: int) -> int:
+    """Return the size of the refcount table and its blocks, which count themselves too."""
+    blocks = table = total = 0
+    while True:
+        blocks = ceil((clusters + table + blocks) / (cluster // _REFCOUNT_BYTES))
+        table = ceil(blocks / (cluster // _ENTRY_BYTES))
+        if total == (total := clusters + blocks + table):
+            return (blocks + table) * cluster
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit

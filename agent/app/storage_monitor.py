@@ -1,0 +1,191 @@
+"""Watches the pools under the images of all VMs: finds the pool of each image, and reads each pool once for all VMs on it."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from agent.alerts.pool_usage import Placement, PoolRegistry, PoolUsage
+from agent.app.pool_placement import PoolPlacement
+from agent.exposition.snapshot import Snapshot
+from agent.host.filesystem_reader import FileSystemReader
+from agent.host.image_location import ImageLocator
+from agent.host.pools.base import (
+    Pool,
+    PoolKind,
+    PoolReadError,
+    PoolReading,
+    PoolReadings,
+    PoolSource,
+    PoolUnresponsiveError,
+)
+from agent.host.pools.device import DeviceSource
+from agent.host.pools.filesystem import FileSystemSource
+from agent.model.family import Family, Sample
+from agent.model.metrics.pool import BLOCK_STORAGE, POOL
+from agent.model.record import Record, Vm
+
+_log = logging.getLogger("agent")
+
+CHECK_SECONDS = 5.0
+"""A file system is checked at least this often, because it may stop to answer."""
+
+KEEP_UNUSED_SECONDS = 60.0
+"""How long a pool without a running VM is kept."""
+
+READ_SECONDS = 20.0
+"""Maximum time of one read."""
+
+MIN_DELAY_SECONDS = 0.05
+SLACK_SECONDS = 0.1
+
+
+class StorageMonitor:
+    """The pools of one agent.
+
+    Attributes:
+        registry: the pools and their images.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        publish: Callable[[Record], None],
+        snapshot: Snapshot,
+        sources: Sequence[PoolSource] = (),
+        interval: float = 30.0,
+    ) -> None:
+        """Create a monitor; `run` it.
+
+        Args:
+            host: name of this host.
+            publish: publishes a record.
+            snapshot: receives the samples of the pools.
+            sources: further kinds of pools; they come before file systems and devices.
+            interval: seconds between two records of a pool.
+        """
+        self.registry = PoolRegistry()
+        self.interval = interval
+        self._vm = Vm(host, "", "")
+        self._publish = publish
+        self._snapshot = snapshot
+        self._reader = FileSystemReader(on_change=self._wake)
+        self._sources: tuple[PoolSource, ...] = (*sources, FileSystemSource(self._reader), DeviceSource())
+        self._placement = PoolPlacement(ImageLocator(self._reader), self._sources, self._on_placed)
+        self._due: dict[str, float] = {}
+        self._published_at: dict[str, float] = {}
+        self._in_flight: set[str] = set()
+        self._woken = asyncio.Event()
+
+    # Input from sessions.
+
+    def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample]) -> None:
+        """Handle the samples of one poll of a VM."""
+        self._placement.on_samples(vm, families, samples)
+
+    def on_detached(self, vm: Vm) -> None:
+        """Handle a VM that is no longer attached."""
+        self._placement.on_detached(vm)
+        self.registry.remove(vm, time.time())
+
+    def _on_placed(self, vm: Vm, placements: Sequence[Placement]) -> None:
+        self.registry.place(vm, placements, time.time())
+        samples, time_ns = self.registry.storage_samples(vm), time.time_ns()
+        changed = [sample for sample in samples if self._snapshot.values(vm, sample) != sample.values]
+        self._snapshot.samples(vm, (BLOCK_STORAGE,), samples, time_ns)
+        for sample in changed:
+            self._publish(Record(BLOCK_STORAGE.type, vm, sample.data, time_ns, sample.subject))
+        for usage in self.registry.of_vm(vm):
+            self._due.setdefault(usage.pool.key, time.monotonic())
+        self._wake()
+
+    # The schedule.
+
+    async def run(self) -> None:
+        """Find and read pools, until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._refresh_sources(), name="refresh pools")
+                tasks.create_task(self._placement.run(), name="find pools")
+                while True:
+                    self._woken.clear()
+                    self._start_reads(tasks)
+                    self._forget_unused()
+                    delay = min(self._due.values(), default=time.monotonic() + CHECK_SECONDS) - time.monotonic()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(max(delay, MIN_DELAY_SECONDS)):
+                            await self._woken.wait()
+        finally:
+            await self._reader.close()
+
+    def _wake(self) -> None:
+        self._woken.set()
+
+    async def _refresh_sources(self) -> None:
+        while True:
+            for source in self._sources:
+                await source.refresh()
+            await asyncio.sleep(self.interval)
+
+    def _start_reads(self, tasks: asyncio.TaskGroup) -> None:
+        """Read the pools that are due: each file system by itself, because it may hang, and the pools of another source together."""
+        now = time.monotonic()
+        due: dict[PoolSource, list[Pool]] = {}
+        for key in [key for key, at in self._due.items() if at <= now]:
+            usage = self.registry.pools.get(key)
+            if usage is None:
+                del self._due[key]
+            elif key in self._in_flight:
+                self._due[key] = now + CHECK_SECONDS
+            else:
+                self._due[key] = now + self._delay(usage)
+                self._in_flight.add(key)
+                due.setdefault(self._placement.source_of(usage.pool), []).append(usage.pool)
+        for source, pools in due.items():
+            for group in [[pool] for pool in pools] if isinstance(source, FileSystemSource) else [pools]:
+                tasks.create_task(self._read(source, group), name=f"read pool {group[0].name}")
+
+    async def _read(self, source: PoolSource, pools: Sequence[Pool]) -> None:
+        """Read pools of one source."""
+        readings: PoolReadings
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                readings = await source.read(pools)
+        except TimeoutError:
+            readings = {pool.key: PoolUnresponsiveError(f"no answer within {READ_SECONDS:g} s") for pool in pools}
+        except Exception as error:  # noqa: BLE001 - a bug in one source must not end the reading of others
+            _log.exception("pools of %s: internal error", type(source).__name__)
+            readings = {pool.key: PoolReadError(f"{type(error).__name__}: {error}") for pool in pools}
+        finally:
+            self._in_flight.difference_update(pool.key for pool in pools)
+        for key, reading in readings.items():
+            if (usage := self.registry.pools.get(key)) is not None:
+                self._on_reading(usage, reading)
+
+    def _on_reading(self, usage: PoolUsage, reading: PoolReading | PoolReadError) -> None:
+        now, key = time.time(), usage.pool.key
+        if isinstance(reading, PoolReading):
+            usage.on_reading(reading, now)
+        elif isinstance(reading, PoolUnresponsiveError):
+            usage.silent_since = usage.silent_since or now
+        else:
+            usage.error = str(reading)
+        sample = usage.sample(now)
+        self._snapshot.host_sample(sample)
+        if time.monotonic() - self._published_at.get(key, float("-inf")) >= self.interval - SLACK_SECONDS:
+            self._published_at[key] = time.monotonic()
+            self._publish(Record(POOL.type, self._vm, sample.data, time.time_ns(), sample.subject))
+
+    def _delay(self, usage: PoolUsage) -> float:
+        """Return the seconds until the next read of a pool."""
+        return min(CHECK_SECONDS, self.interval) if usage.pool.kind is PoolKind.FILESYSTEM else self.interval
+
+    def _forget_unused(self) -> None:
+        now = time.time()
+        for usage in self.registry:
+            if usage.unused_since is not None and now - usage.unused_since > KEEP_UNUSED_SECONDS:
+                self.registry.forget(usage)
+                self._placement.forget(usage.pool)
+                self._published_at.pop(usage.pool.key, None)
+                self._snapshot.remove_host_sample(POOL, (usage.name, usage.pool.kind.value))

@@ -1,0 +1,199 @@
+"""Location of an image: the mount or the device that its path leads to, in the mount namespace of its QEMU."""
+
+import asyncio
+import os
+import re
+import stat
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+
+from agent.host.filesystem_reader import FileSystemReader
+from agent.host.mounts import Mount, mount_of, parse_mountinfo
+from agent.host.pools.base import ImageLocation, PoolReadError, PoolUnresponsiveError, UnknownPool
+from agent.host.process import ROOT
+
+MAX_MOUNTINFO_BYTES = 4 << 20
+"""Maximum size of a mount table; the rest is not read. A host with a thousand containers has about 1 MB."""
+
+MAX_DEPTH = 64
+"""Maximum number of directories of a path that are checked for a quota."""
+
+KEEP_SECONDS = 600.0
+"""How long the location of a directory is kept. A quota may be set on it later."""
+
+MAX_KEPT = 4096
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+_LOCAL_DRIVERS = frozenset({"file", "host_device", "host_cdrom"})
+
+
+class _Directory(NamedTuple):
+    """Where a directory is.
+
+    Attributes:
+        mount: its mount.
+        shared: the mount point, or the directory of a quota, as the agent can reach it.
+        is_quota: whether it is the directory of a quota.
+    """
+
+    mount: Mount
+    shared: str
+    is_quota: bool = False
+
+
+def read_mounts(pid: int | str, root: Path = ROOT) -> tuple[Mount, ...]:
+    """Return the mounts of a process; none if they cannot be read. `self` is the agent."""
+    try:
+        with (root / "proc" / str(pid) / "mountinfo").open("rb") as file:
+            return parse_mountinfo(file.read(MAX_MOUNTINFO_BYTES).decode("utf-8", "surrogateescape"))
+    except OSError:
+        return ()
+
+
+def local_path(driver: str, path: str) -> str | UnknownPool:
+    """Return the absolute path of an image on this host, from a node's driver and the file name that QEMU reports."""
+    if path.startswith("json:"):
+        path = _file_name(path[5:])
+    if path.startswith(("/dev/fd/", "/dev/fdset/")):
+        return UnknownPool("QEMU got the image as an open file: only its manager knows the path")
+    if path.startswith("/"):
+        return os.path.normpath(path)
+    if _URL.match(path) or driver not in _LOCAL_DRIVERS:
+        kind = path.partition(":")[0] if _URL.match(path) else driver
+        return UnknownPool(f"{kind or 'unknown'} storage is outside this host: monitor its free space at the server")
+    if not path:
+        return UnknownPool("QEMU reports no path of the image")
+    return UnknownPool(f"the path {path!r} is relative: start QEMU with an absolute path")
+
+
+def _file_name(text: str) -> str:
+    """Return the file name in the options of a node; without one, its protocol and a colon."""
+    try:
+        options = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return ""
+    driver = ""
+    for _ in range(8):
+        if not isinstance(options, dict):
+            break
+        if isinstance(name := options.get("filename", options.get("file.filename")), str):
+            return name
+        driver = options.get("driver", driver)
+        options = options.get("file")
+    return f"{driver}:"
+
+
+class ImageLocator:
+    """Finds where images are. Locations of directories are kept for some minutes."""
+
+    def __init__(self, reader: FileSystemReader, root: Path = ROOT) -> None:
+        """Create a locator.
+
+        Args:
+            reader: answers questions about paths.
+            root: the directory that holds /proc.
+        """
+        self._reader = reader
+        self._root = root
+        self._kept: dict[tuple[str, str], tuple[float, _Directory]] = {}
+
+    async def locate(self, pid: int | None, driver: str, path: str) -> ImageLocation | UnknownPool:
+        """Return the location of an image.
+
+        Args:
+            pid: the process id of its QEMU; None if it is unknown.
+            driver: the driver of its node.
+            path: the file name that QEMU reports.
+        """
+        local = local_path(driver, path)
+        if isinstance(local, UnknownPool):
+            return local
+        if local.startswith("/dev/") and (device := await asyncio.to_thread(_device_number, local)) != "":
+            return ImageLocation(driver, local, device=device or "")
+        return await self._locate_file(pid, driver, local)
+
+    async def _locate_file(self, pid: int | None, driver: str, path: str) -> ImageLocation | UnknownPool:
+        if pid is None:
+            return UnknownPool("the process of the VM is unknown: `qemu.sample.about` has the reason")
+        directory = os.path.dirname(path)  # noqa: PTH120 - of text
+        mount = mount_of(read_mounts(pid, self._root), directory)
+        if mount is None:
+            return UnknownPool(f"the mounts of process {pid} cannot be read")
+        try:
+            located = await self._locate_directory(pid, mount, directory)
+        except PoolUnresponsiveError:
+            return ImageLocation(driver, path, mount, mount.point)
+        except PoolReadError as error:
+            return UnknownPool(f"{error}: the agent needs search permission, or the same mount in its container")
+        quota = located.shared if located.is_quota else ""
+        return ImageLocation(driver, path, located.mount, located.shared, quota)
+
+    async def _locate_directory(self, pid: int, mount: Mount, directory: str) -> _Directory:
+        """Return the mount of a directory, and the directory of its quota.
+
+        Raises:
+            PoolUnresponsiveError: the file system did not answer.
+            PoolReadError: the directory cannot be accessed.
+        """
+        own = read_mounts("self", self._root)
+        reachable = _own_path(own, mount, directory)
+        path = f"/proc/{pid}/root{directory}" if reachable is None else reachable
+        kept = self._kept.get((mount.device, path))
+        if kept is not None and time.monotonic() - kept[0] < KEEP_SECONDS:
+            return kept[1]
+        real = await self._reader.realpath(path, mount.device)
+        if reachable is None:
+            found = _Directory(mount, path.removesuffix(directory) + mount.point)
+        else:
+            own_mount = mount_of(own, real) or mount
+            shared = await self._quota_directory(own_mount, real)
+            found = _Directory(own_mount, shared, shared != own_mount.point)
+        if len(self._kept) >= MAX_KEPT:
+            self._kept.clear()
+        self._kept[mount.device, path] = time.monotonic(), found
+        return found
+
+    async def _quota_directory(self, mount: Mount, directory: str) -> str:
+        """Return the topmost directory with the size of this one: the mount point, unless a quota gives the directory a size of its own."""
+        own = await self._reader.statvfs(directory, mount.device)
+        top = directory
+        for _ in range(MAX_DEPTH):
+            above = os.path.dirname(top)  # noqa: PTH120 - of text
+            if top == mount.point or len(above) < len(mount.point):
+                break
+            figures = await self._reader.statvfs(above, mount.device)
+            if (figures.size_bytes, figures.inodes) != (own.size_bytes, own.inodes):
+                break
+            top = above
+        return top
+
+
+def _own_path(own: tuple[Mount, ...], mount: Mount, path: str) -> str | None:
+    """Return the path by which the agent reaches a path of another mount namespace; None if it has no mount of that file system there."""
+    same = mount_of(own, path)
+    if same is not None and (same.device, same.root, same.point) == (mount.device, mount.root, mount.point):
+        return path
+    inside = _join(mount.root, path[len(mount.point.rstrip("/")) :])
+    for candidate in own:
+        root = candidate.root.rstrip("/")
+        if candidate.device == mount.device and (inside == root or inside.startswith(f"{root}/")):
+            return _join(candidate.point, inside[len(root) :])
+    return None
+
+
+def _join(directory: str, rest: str) -> str:
+    return os.path.normpath(f"{directory.rstrip('/')}/{rest.lstrip('/')}")
+
+
+def _device_number(path: str) -> str | None:
+    """Return `major:minor` of a block device; empty if the path is a file, and None if the agent cannot see the device."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    if not stat.S_ISBLK(status.st_mode):
+        return ""
+    return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"

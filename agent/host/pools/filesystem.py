@@ -1,0 +1,58 @@
+"""File systems, with the quotas that statvfs shows (XFS projects, ZFS reference quotas)."""
+
+import asyncio
+from collections.abc import Sequence
+
+from agent.host.filesystem_reader import FileSystemReader
+from agent.host.pools.base import (
+    ImageLocation,
+    Pool,
+    PoolKind,
+    PoolReadError,
+    PoolReading,
+    PoolReadings,
+    UnknownPool,
+)
+
+
+class FileSystemSource:
+    """The source of file systems."""
+
+    def __init__(self, reader: FileSystemReader) -> None:
+        self._reader = reader
+
+    async def refresh(self) -> None:
+        """Do nothing: `find` needs no list."""
+
+    def find(self, image: ImageLocation) -> Pool | UnknownPool | None:
+        """Return the file system of an image, or the quota of its directory."""
+        mount = image.mount
+        if mount is None:
+            return None
+        key = f"filesystem:{mount.device}" + (f":{image.quota}" if image.quota else "")
+        return Pool(key, PoolKind.FILESYSTEM, image.quota or mount.point, mount.type, image.directory)
+
+    async def read(self, pools: Sequence[Pool]) -> PoolReadings:
+        """Read these file systems."""
+        readings = await asyncio.gather(*map(self._read, pools))
+        return {pool.key: reading for pool, reading in zip(pools, readings, strict=True)}
+
+    async def _read(self, pool: Pool) -> PoolReading | PoolReadError:
+        try:
+            figures = await self._reader.statvfs(pool.path, mount_device(pool))
+        except PoolReadError as error:
+            return error
+        return PoolReading(
+            figures.size_bytes,
+            figures.available_bytes,
+            figures.size_bytes - figures.free_bytes,
+            figures.inodes or None,
+            figures.available_inodes if figures.inodes else None,
+        )
+
+
+def mount_device(pool: Pool) -> str:
+    """Return `major:minor` of the file system that a pool is on; empty for a pool of another kind."""
+    if pool.kind is not PoolKind.FILESYSTEM:
+        return ""
+    return ":".join(pool.key.split(":")[1:3])

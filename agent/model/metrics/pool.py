@@ -1,0 +1,87 @@
+"""Pools: the storage under the images of VMs. Their samples belong to the host, and not to one VM."""
+
+from agent.model.family import DETAIL, FLAG, GAUGE, NAME, TEXT, Family, Field
+
+_STATVFS = "statvfs, the kernel's size of a device, LVM, ZFS or libvirt"
+
+POOL = Family(
+    "pool",
+    _STATVFS,
+    "Storage that images of VMs share: a file system, a quota, an LVM thin pool, a ZFS pool or a pool of libvirt; or a block device with "
+    "one image.",
+    ("pool", "kind"),
+    (
+        Field("key", "key", TEXT, "Identity of the pool on this host."),
+        Field("type", "type", TEXT, "File system type, or the type in the words of its manager."),
+        Field(
+            "responsive",
+            "responsive",
+            FLAG,
+            "Whether the storage answers. If it does not, the agent sends no command that waits for it to the VMs on it.",
+        ),
+        Field(
+            "age", "age_seconds", GAUGE, "Age of the figures in seconds; absent if the agent has just read them itself."
+        ),
+        Field("size", "size_bytes", GAUGE, "Size in bytes."),
+        Field("used", "used_bytes", GAUGE, "Number of bytes in use, by images and by all other files."),
+        Field("free", "free_bytes", GAUGE, "Number of bytes that a process without privileges can still allocate."),
+        Field("inodes", "inodes", GAUGE, "Number of inodes; absent if the file system has no fixed number."),
+        Field("free_inodes", "free_inodes", GAUGE, "Number of free inodes."),
+        Field("metadata_size", "metadata_size_bytes", GAUGE, "Size of the metadata of an LVM thin pool in bytes."),
+        Field(
+            "metadata_free", "metadata_free_bytes", GAUGE, "Number of free bytes of the metadata of an LVM thin pool."
+        ),
+        Field(
+            "provisioned",
+            "provisioned_bytes",
+            GAUGE,
+            "Number of bytes that the images of running VMs on it can grow to. An image with internal snapshots can pass this.",
+        ),
+        Field(
+            "commitment",
+            "commitment_ratio",
+            GAUGE,
+            "Provisioned bytes divided by the size; above 1 the images together can fill the pool.",
+        ),
+        Field(
+            "growth",
+            "growth_bytes_per_second",
+            GAUGE,
+            "Growth of the bytes in use over the last ten minutes in bytes per second; negative if they shrink.",
+        ),
+        Field("growth_day", "growth_day_bytes_per_second", GAUGE, "The same over the last day."),
+        Field(
+            "time_to_full",
+            "time_to_full_seconds",
+            GAUGE,
+            "Time until the pool is full in seconds, from growth over a window of ten seconds to a day that fits the time; absent while "
+            "that is not in sight.",
+        ),
+        Field(
+            "time_to_full_day", "time_to_full_day_seconds", GAUGE, "The same from the growth over the last day alone."
+        ),
+        Field("exceeded_levels", "exceeded_levels", GAUGE, "Number of configured alert levels that are exceeded."),
+        Field("images", "images", GAUGE, "Number of images of running VMs on it, backing images included."),
+        Field("vms", "vms", GAUGE, "Number of VMs with images on it."),
+        Field("vm_names", "vm_names", DETAIL, "Names of these VMs; truncated to the first ones."),
+        Field("growers", "growers", DETAIL, "The disks that grow fastest: VM, device, and growth in bytes per second."),
+        Field("problem", "problem", TEXT, "State that its manager reports as a problem."),
+        Field("error", "error", TEXT, "Why it cannot be read."),
+    ),
+    per_host=True,
+)
+
+BLOCK_STORAGE = Family(
+    "block_storage",
+    "query-named-block-nodes and /proc/PID/mountinfo",
+    "The pool of each image of a disk, for joins with the pool's series.",
+    ("device", "layer"),
+    (
+        Field("pool", "pool", NAME, "Pool of the image; absent if it is unknown."),
+        Field("kind", "kind", TEXT, "Kind of the pool: filesystem, device, lvm_thin, zfs or libvirt."),
+        Field("path", "path", TEXT, "Path of the image."),
+        Field("unknown", "unknown", TEXT, "Why the pool is unknown, and what to do."),
+    ),
+    on_change=True,
+    host_only=True,
+)

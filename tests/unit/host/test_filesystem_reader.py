@@ -13,21 +13,23 @@ from agent.host.filesystem_reader import FileSystemReader
 from agent.host.pools.base import PoolReadError, PoolUnresponsiveError
 
 PROGRAM = """
-import os, sys, time
+import os, signal, sys
 print("ready", flush=True)
 for line in sys.stdin:
     path = bytes.fromhex(line.split()[1]).decode()
     if path == "/dies":
         sys.exit(1)
-    while path.startswith("/hung") and not os.path.exists(path[5:]):
-        time.sleep(0.01)
+    if path == "/hung":
+        signal.pause()
+    if path.startswith("/hung/"):
+        open(path[5:]).close()
     print(f"ok {os.getpid()} 2 1 0 0", flush=True)
 """
 
 
 @pytest.fixture
 async def reader(tmp_path: Path) -> AsyncIterator[FileSystemReader]:
-    """A reader whose child hangs on `/hungPATH` until the file PATH exists, and reports its pid as the size."""
+    """A reader whose child hangs on `/hung`, on `/hungPATH` until the named pipe PATH is opened, and reports its pid as the size."""
     program = tmp_path / "child_program.py"
     program.write_text(PROGRAM)
     reader = FileSystemReader(slow_seconds=0.3, deadline_seconds=0.9, program=program)
@@ -63,7 +65,7 @@ async def test_one_child_answers_all_requests(reader: FileSystemReader) -> None:
 
 async def test_a_hung_mount_delays_no_other_mount(reader: FileSystemReader) -> None:
     await reader.statvfs("/fine", "8:1")
-    hung = asyncio.create_task(reader.statvfs("/hung/none", "0:9"))
+    hung = asyncio.create_task(reader.statvfs("/hung", "0:9"))
     await asyncio.sleep(0)
     await reader.statvfs("/fine", "8:1")
     assert not hung.done()
@@ -76,11 +78,11 @@ async def test_a_hung_mount_delays_no_other_mount(reader: FileSystemReader) -> N
 
 
 async def test_only_one_request_is_in_flight_for_a_hung_mount(reader: FileSystemReader) -> None:
-    hung = asyncio.create_task(reader.statvfs("/hung/none", "0:9"))
+    hung = asyncio.create_task(reader.statvfs("/hung", "0:9"))
     await until(lambda: reader.is_suspect("0:9"), 20)
     started = time.monotonic()
     with pytest.raises(PoolUnresponsiveError):
-        await reader.statvfs("/hung/none", "0:9")
+        await reader.statvfs("/hung", "0:9")
     assert time.monotonic() - started < 0.5
     with pytest.raises(PoolUnresponsiveError):
         await hung
@@ -89,15 +91,16 @@ async def test_only_one_request_is_in_flight_for_a_hung_mount(reader: FileSystem
 async def test_a_mount_that_responds_again_is_noticed_without_another_request(
     reader: FileSystemReader, tmp_path: Path
 ) -> None:
+    os.mkfifo(tmp_path / "back")
     changes: list[bool] = []
     reader.on_change = lambda: changes.append(reader.is_suspect("0:9"))
     with pytest.raises(PoolUnresponsiveError):
         await reader.statvfs(f"/hung{tmp_path}/back", "0:9")
-    (tmp_path / "back").touch()
+    await asyncio.to_thread(lambda: (tmp_path / "back").open("w").close())
     await until(lambda: not reader.is_suspect("0:9"), 20)
     assert (changes[0], changes[-1]) == (True, False)
     assert reader.answered_seconds_ago("0:9") < 20
-    await reader.statvfs(f"/hung{tmp_path}/back", "0:9")
+    await reader.statvfs("/fine", "0:9")
 
 
 async def test_a_child_that_ends_is_replaced(reader: FileSystemReader) -> None:
@@ -107,7 +110,7 @@ async def test_a_child_that_ends_is_replaced(reader: FileSystemReader) -> None:
 
 
 async def test_the_end_does_not_wait_for_a_hung_mount(reader: FileSystemReader) -> None:
-    hung = asyncio.create_task(reader.statvfs("/hung/none", "0:9"))
+    hung = asyncio.create_task(reader.statvfs("/hung", "0:9"))
     await until(lambda: reader.is_suspect("0:9"), 20)
     async with asyncio.timeout(5):
         await reader.close()

@@ -1,7 +1,7 @@
-"""Collectors: one file for each thing polled, with its commands and a pure function from QEMU's replies to samples.
+"""Collectors: each file has the commands of one poll, and a pure function that turns QEMU's replies into samples.
 
 To add a collector, write its file, its family in agent/model/metrics/ and its command's row in agent/qmp/queries.py, and add it to `ALL`.
-The session (agent/session) provides the schedule, the deadline, the isolation of failures and the collector's own metrics.
+The session (agent/session) provides the schedule, the deadline, the isolation of failures and metrics about the collector.
 """
 
 from agent.collectors import (
@@ -59,6 +59,6 @@ ALL_FEATURES = Facts(
     hv_balloon=True,
     guest_agent_port="/machine/peripheral/channel0",
 )
-"""Facts about a VM that has every feature that the collectors poll."""
+"""Facts about a VM with all features that collectors poll, to list all commands."""
 
 __all__ = ["ALL", "ALL_FEATURES", "Collector", "Facts", "Intervals"]

@@ -1,4 +1,4 @@
-"""Size of the balloon, polled at attach; after that, BALLOON_CHANGE reports it."""
+"""Size of the balloon: polled at attach, and then read from BALLOON_CHANGE events."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,10 +14,10 @@ _read = Reader(BALLOON)
 
 def _collect(replies: Replies) -> Iterable[Sample]:
     info = optional(replies[0], dict)
-    return _samples(info) if info is not None else ()  # DeviceNotActive, KVMMissingCap: no balloon
+    return _read_samples(info) if info is not None else ()  # DeviceNotActive, KVMMissingCap: no balloon
 
 
-def _samples(info: Mapping[str, Any]) -> Iterable[Sample]:
+def _read_samples(info: Mapping[str, Any]) -> Iterable[Sample]:
     values = _read(info)
     return (Sample(BALLOON, (), values),) if values else ()
 
@@ -28,5 +28,5 @@ COLLECTOR = Collector(
     lambda facts: (Command("query-balloon"),) if facts.balloon else (),
     _collect,
     on_event_only,
-    from_event={"BALLOON_CHANGE": _samples},
+    from_event={"BALLOON_CHANGE": _read_samples},
 )

@@ -11,12 +11,20 @@ from agent.qmp.commands import Command
 from agent.qmp.errors import QmpError, UnexpectedReplyError, UnreadableReplyError
 
 Replies = Sequence[Any]
-"""QEMU's replies in the order of the commands, with a QmpError for each command that failed. One FileReply for each file follows."""
+"""Results of a collector's poll: QEMU's reply or a QmpError for each command, in order, and then a FileReply for each file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Intervals:
-    """Intervals of polls that no event replaces, in seconds."""
+    """Polling intervals of the collectors whose results no event reports, in seconds.
+
+    Attributes:
+        poll: disks and all collectors without an interval of their own.
+        guest_memory: memory statistics of the guest's balloon driver.
+        migration: migrations, jobs and dumps while they run.
+        kvm: KVM's statistics.
+        resync: all collectors, because an event may have been lost.
+    """
 
     poll: float = 10.0
     guest_memory: float = 30.0
@@ -30,20 +38,20 @@ class Facts:
     """Facts about one VM, discovered at attach and at each resync.
 
     Attributes:
-        balloon: the QOM path of its balloon device, or None.
-        hv_balloon: whether it has a Hyper-V balloon.
-        guest_stats_seconds: the polling interval of its balloon driver's statistics; 0 if they are off.
-        migration_events: whether its MIGRATION events are on; if they are, migrations need no polling.
-        version: its QEMU's major and minor version, for features that cannot be detected otherwise.
-        commands: the names of the commands that its QEMU supports; empty if they are unknown.
-        process: its process on this host, or None if it is unknown.
-        vcpus: the threads of its vCPUs; empty if the process is unknown.
-        iothreads: the threads of its iothreads; empty if the process is unknown.
-        cgroup: the directory of its process' cgroup (version 2), or None.
-        interfaces: the host's network interfaces that its process has open.
-        receives_events: whether the connection receives its events; without them, their collectors poll at the poll interval.
-        guest_agent_port: the QOM path of its guest agent's virtio serial port, or None.
-        repeated_images: how many images query-named-block-nodes lists without `flat`: it repeats each node's chain. 0 with `flat`.
+        balloon: the QOM path of the VM's balloon device; None if the VM has no balloon.
+        guest_stats_seconds: the interval at which QEMU polls the balloon driver's memory statistics; 0 if QEMU does not poll them.
+        migration_events: whether QEMU emits MIGRATION events. If it does, the agent polls migrations only after such an event.
+        version: QEMU's major and minor version, for features that cannot be detected in another way.
+        commands: the names of the commands that QEMU supports; empty if they are unknown.
+        process: the VM's process on this host; None if unknown.
+        vcpus: the threads of the VM's vCPUs; empty if the process is unknown.
+        iothreads: the threads of the VM's iothreads; empty if the process is unknown.
+        cgroup: the directory of the process's cgroup (version 2); None if unknown.
+        interfaces: the host's network interfaces that the process has open.
+        hv_balloon: whether the VM has a Hyper-V balloon.
+        receives_events: whether the connection receives events. Without events, collectors that wait for events use the poll interval.
+        guest_agent_port: the QOM path of the virtio serial port of the guest agent; None if the VM has no such port.
+        repeated_images: number of images that query-named-block-nodes lists without `flat`, with repetitions; 0 if QEMU has `flat`.
     """
 
     balloon: str | None = None
@@ -62,7 +70,7 @@ class Facts:
     repeated_images: int = 0
 
     def has_command(self, command: str) -> bool:
-        """Return whether its QEMU supports a command; true if its commands are unknown."""
+        """Return whether QEMU supports a command; true if QEMU's commands are unknown."""
         return not self.commands or command in self.commands
 
 
@@ -84,7 +92,7 @@ def require_type(reply: Any, expected: type[T]) -> T:
 
 
 def optional(reply: Any, expected: type[T]) -> T | None:
-    """Return the reply if it has the expected type; None for an error of QEMU, which means that the VM lacks the feature.
+    """Return the reply if it has the expected type, and None otherwise: an error of QEMU means that the VM lacks the feature.
 
     Raises:
         UnreadableReplyError: the reply cannot be read.
@@ -95,12 +103,12 @@ def optional(reply: Any, expected: type[T]) -> T | None:
 
 
 class Poll(NamedTuple):
-    """The result of one poll.
+    """One poll of a collector.
 
     Attributes:
         samples: the samples.
-        time_ns: the instant before the commands were sent, in nanoseconds since the epoch.
-        at: the same instant in seconds on the monotonic clock, for rates.
+        time_ns: the time before the commands were sent, in nanoseconds since the epoch.
+        at: the same time in seconds on the monotonic clock, for rates.
     """
 
     samples: Sequence[Sample] = ()
@@ -108,17 +116,17 @@ class Poll(NamedTuple):
     at: float = 0.0
 
     def matching(self, sample: Sample) -> Sample | None:
-        """Return this poll's sample of the same family and labels, or None."""
-        return next((s for s in self.samples if s.family is sample.family and s.labels == sample.labels), None)
+        """Return this poll's sample of the same family and labels; None if this poll has no such sample."""
+        return next((own for own in self.samples if own.family is sample.family and own.labels == sample.labels), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A change between two polls, emitted once as a separate record.
+    """A change between two polls, such as the end of a migration, which the agent emits once as a record.
 
     Attributes:
-        family: the family of its fields; the record's type is `qemu.<the family's name>`.
-        values: the fields.
+        family: the family of the record's fields; the record's type is `qemu.<name of the family>`.
+        values: the record's fields.
         severity: the record's severity.
     """
 
@@ -128,22 +136,22 @@ class Transition:
 
 
 def no_commands(_facts: Facts) -> tuple[()]:
-    """Send no command."""
+    """Return no command. Use it as `Collector.commands` of a collector that reads only files."""
     return ()
 
 
 def no_files(_facts: Facts) -> tuple[()]:
-    """Read no file."""
+    """Return no file. Use it as `Collector.files` of a collector that reads no file."""
     return ()
 
 
 def at_poll_interval(_samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
-    """Poll again after the poll interval."""
+    """Return the poll interval. Use it as `Collector.next_poll_delay`."""
     return intervals.poll
 
 
 def on_event_only(_samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:
-    """Poll again after an event; without events, after the poll interval."""
+    """Return None to wait for an event; if no events arrive, return the poll interval. Use it as `Collector.next_poll_delay`."""
     return None if facts.receives_events else intervals.poll
 
 
@@ -161,20 +169,21 @@ def _no_transitions(_before: Poll, _now: Poll) -> tuple[()]:
 
 @dataclass(frozen=True, slots=True)
 class Collector:
-    """One collector: the commands to send, and functions from their replies to samples.
+    """One collector: the commands to send, and functions that turn the replies into samples.
 
     Attributes:
-        name: the name, which events refer to.
-        families: the families of its samples.
-        commands: the commands to send, given the facts about the VM; empty if the collector does not apply.
-        collect: returns the samples of the replies. Raises QmpError for an error or an unexpected reply.
-        next_poll_delay: seconds until the next poll, given the samples; None waits for an event or the next resync.
-        topology: the part of the samples that, if it changes, invalidates other collectors; for changes that no event reports.
-        invalidates: the names of those collectors.
-        derive: adds values that need two polls, such as a rate; for the first poll after an attach, the previous poll is empty.
-        transitions: the changes between two polls that become separate records.
-        from_event: events that contain a reply's data, each with the function that reads it.
-        files: files of the host's kernel to read. A collector without commands runs while QEMU is stalled, too.
+        name: the collector's name. The rows of events refer to it in `invalidates`.
+        families: the families of the samples.
+        commands: returns the commands to send, given the facts about the VM; empty if the VM lacks the feature.
+        collect: returns the samples in the replies. Raises QmpError for an error or an unexpected reply.
+        next_poll_delay: returns the seconds until the next poll, given the last samples. None waits for an event or the next resync.
+        topology: returns a part of the samples, such as the names of block nodes. If it changes, run the collectors in `invalidates`.
+        invalidates: the names of the collectors whose results are out of date when `topology` changes. No event reports such a change.
+        derive: returns the samples with values that need two polls, such as a rate, given the previous and the present poll. At the first
+            poll of a session, the previous poll is empty.
+        transitions: returns the changes between the previous and the present poll to emit as records.
+        from_event: functions that return the samples in an event's data, by the event's name.
+        files: returns the files of the host's kernel to read. A collector without commands also runs while QEMU is stalled.
     """
 
     name: str
@@ -190,15 +199,15 @@ class Collector:
     files: Callable[[Facts], Sequence[FileRequest]] = no_files
 
     def missing_command(self, facts: Facts) -> str:
-        """Return the first of its commands that this QEMU does not support, or an empty string."""
+        """Return the name of the collector's first command that QEMU does not support; empty if QEMU supports all of them."""
         return next((command.name for command in self.commands(facts) if not facts.has_command(command.name)), "")
 
     @property
     def needs_previous(self) -> bool:
-        """True if its samples depend on the previous poll."""
+        """True if the samples or the transitions depend on the previous poll."""
         return self.derive is not _keep_samples or self.transitions is not _no_transitions
 
     @property
     def host_only(self) -> bool:
-        """True if it sends no command to QEMU."""
+        """True if the collector sends no command to QEMU."""
         return self.commands is no_commands

@@ -1,7 +1,7 @@
-"""I/O statistics of each disk: the only command that a quiet VM receives at every poll.
+"""I/O statistics of each disk. A quiet VM receives only this command at each poll.
 
-QEMU counts in the block backend. In `parent` (the storage under the top node) and `backing`, only the highest write offset is real;
-the other counters are constant zero and are not read.
+QEMU counts requests in the block backend. In `parent` (the storage under the top node) and in `backing`, QEMU sets only the highest write
+offset. All other counters there are always 0, and the agent does not read them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,19 +20,21 @@ _read_backing = Reader(BLOCK_BACKING)
 _read_timed = Reader(BLOCK_TIMED)
 
 _HISTOGRAMS = {f"{op}_latency_histogram": f"{op}_total_time_ns" for op in ("rd", "wr", "zone_append", "flush")}
-"""Latency histograms, each with the total time that is its sum."""
+"""The counter with the sum of a latency histogram, by the histogram's name."""
 
 _MAX_INTERVALS = 16
+"""Maximum number of `timed_stats` intervals of a disk."""
 
 _MAX_DEPTH = 64
-"""Longest backing chain reported. libvirt permits 200 layers, which would take too many series."""
+"""Maximum number of reported layers of a backing chain. libvirt permits 200 layers, which would be too many series."""
 
-_MAX_LAYERS = 16
+_MAX_NODES = 16
+"""Maximum number of nodes between a disk's top node and its storage."""
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    for name, disk in disks(replies[0]):
-        stats, storage = as_object(disk.get("stats")), chain(disk)[-1]
+    for name, disk in disks_by_name(replies[0]):
+        stats, storage = as_object(disk.get("stats")), nodes_to_storage(disk)[-1]
         changed = {"parent": storage} if storage is not disk.get("parent") else {}
         if not _HISTOGRAMS.keys().isdisjoint(stats):
             changed["stats"] = stats | _with_sums(stats)
@@ -40,7 +42,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
         for timed in as_list_of_objects(stats.get("timed_stats"), _MAX_INTERVALS):
             if type(seconds := timed.get("interval_length")) is int:
                 yield Sample(BLOCK_TIMED, (name, f"{seconds}s"), _read_timed(timed))
-        for depth, layer in enumerate(backings(disk), 1):
+        for depth, layer in enumerate(backing_layers(disk), 1):
             yield Sample(BLOCK_BACKING, (name, str(depth)), _read_backing(layer))
 
 
@@ -53,48 +55,57 @@ def _with_sums(stats: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def chain(disk: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a disk's layers from its top node to its storage: filters, format, protocol."""
-    layers = [disk]
-    while len(layers) < _MAX_LAYERS and isinstance(below := layers[-1].get("parent"), dict):
-        layers.append(below)
-    return layers
+def nodes_to_storage(disk: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a disk's nodes from the top node to the storage: filters, the format and the protocol."""
+    nodes = [disk]
+    while len(nodes) < _MAX_NODES and isinstance(below := nodes[-1].get("parent"), dict):
+        nodes.append(below)
+    return nodes
 
 
-def backings(disk: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the layers of a disk's backing chain from the top, without filters."""
-    layer = _below_filters(disk)
+def backing_layers(disk: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the backing images of a disk, from the top to the base. Filter nodes are omitted."""
+    layer = _skip_filters(disk)
     for _ in range(_MAX_DEPTH):
         backing = layer.get("backing")
         if not isinstance(backing, dict):
             return
-        layer = _below_filters(backing)
+        layer = _skip_filters(backing)
         yield layer
 
 
-def _below_filters(layer: dict[str, Any]) -> dict[str, Any]:
-    """Return the first node that is not a filter. QEMU reports the node under a filter as both `parent` and `backing` (QEMU 5.2)."""
-    for _ in range(_MAX_LAYERS):
-        below, backing = layer.get("parent"), layer.get("backing")
+def _skip_filters(node: dict[str, Any]) -> dict[str, Any]:
+    """Return the node itself, or the first node below it that is not a filter.
+
+    QEMU reports the node below a filter as both `parent` and `backing` (QEMU 5.2).
+    """
+    for _ in range(_MAX_NODES):
+        below, backing = node.get("parent"), node.get("backing")
         if not isinstance(below, dict) or not isinstance(backing, dict):
             break
         if not (name := as_text(below.get("node-name"))) or name != backing.get("node-name"):
             break
-        layer = below
-    return layer
+        node = below
+    return node
 
 
 def count_repeated_images(reply: Any) -> int:
-    """Return how many images query-named-block-nodes lists without `flat`, from the reply to query-blockstats.
+    """Return how many images query-named-block-nodes would list without `flat`.
 
-    The reply repeats for each image of a chain all images below it. Chains are counted up to `_MAX_DEPTH`.
+    That command lists each image of a backing chain with all images below it. At most `_MAX_DEPTH` backing images of a chain are counted.
+
+    Args:
+        reply: the reply to query-blockstats.
     """
-    layers = (1 + sum(1 for _ in backings(disk)) for disk in as_list_of_objects(reply))
+    layers = (1 + sum(1 for _ in backing_layers(disk)) for disk in as_list_of_objects(reply))
     return sum(count * (count + 1) // 2 for count in layers)
 
 
-def disks(reply: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each disk of a reply with its stable name; the first one if several have the same name.
+def disks_by_name(reply: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the stable name and the data of each disk. If several disks have the same name, yield only the first of them.
+
+    Args:
+        reply: the reply to query-blockstats or query-block.
 
     Raises:
         QmpError: the reply is an error.
@@ -109,8 +120,9 @@ def disks(reply: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _topology(samples: Sequence[Sample]) -> object:
-    """Return the nodes of each disk: a snapshot or a mirror's pivot changes them without an event."""
-    return {s.subject: (s.values.get("node"), s.values.get("storage_node")) for s in samples if s.family is BLOCK}
+    """Return the nodes of each disk. A snapshot or a completed mirror changes the nodes without an event."""
+    disks = [sample for sample in samples if sample.family is BLOCK]
+    return {disk.subject: (disk.values.get("node"), disk.values.get("storage_node")) for disk in disks}
 
 
 COLLECTOR = Collector(

@@ -1,8 +1,8 @@
-"""Names of disks: finds the stable name of the guest's disk from any name that QEMU uses in events. Pure.
+"""Names of disks: finds the guest's disk by any name that QEMU uses in events. Pure.
 
-QEMU names a disk in an event by its QOM path, its block backend or the node at the top of its graph. That node can be a filter that a
-mirror, a commit or a backup inserted, and query-block and query-blockstats leave such an implicit filter out (QEMU 2.9 to 11.1).
-query-named-block-nodes lists it: since QEMU 10.1 with its children, in older versions with the file name of the node below.
+In an event, QEMU names a disk by the QOM path of its device, by its block backend or by its top block node. The top node can be a filter
+that a mirror, a commit or a backup has inserted. query-block and query-blockstats omit such a filter (QEMU 2.9 to 11.1).
+query-named-block-nodes lists the filter: since QEMU 10.1 with its children, and before with the file name of the node below.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,13 +32,20 @@ FILTERS = frozenset(
 """Filter drivers, which store no data (QEMU's BlockDriver.is_filter, 2.6 to 11.1)."""
 
 _MAX_DEPTH = 256
-"""Longest backing chain; libvirt permits 200 layers."""
-_SIDE_CHILDREN = frozenset({"target"})
-"""Children that hold other data than the node: the target of a backup's filter."""
+"""Maximum length of a backing chain; libvirt permits 200 layers."""
+_OTHER_DATA_CHILDREN = frozenset({"target"})
+"""Kinds of children whose data is not the disk's data, such as the target of a backup's filter."""
 
 
 def stable_name(disk: Mapping[str, Any]) -> str:
-    """Return the name that a disk keeps through snapshots and mirrors: the device id, else the backend's name, else the node name."""
+    """Return the name that a disk keeps after snapshots and mirrors: the device id, else the block backend's name, else the node name.
+
+    Args:
+        disk: an entry of the reply to query-blockstats or query-block.
+
+    Returns:
+        The name; empty if the disk has none of these names.
+    """
     for key in ("qdev", "device", "node-name"):
         name = disk.get(key)
         if isinstance(name, str) and name:
@@ -47,34 +54,32 @@ def stable_name(disk: Mapping[str, Any]) -> str:
 
 
 class BlockGraph:
-    """The names of the disks of one VM.
+    """The names of the disks of one VM at one time. A later job or snapshot adds names.
 
-    Build it with `from_replies` from QEMU's replies, or with `from_samples` from samples. It is correct for the moment of the replies: a
-    job or a snapshot that starts later adds nodes.
+    Create it with `from_replies` or `from_samples`.
     """
 
     def __init__(self) -> None:
-        self._devices: dict[str, set[str]] = {}
-        """By name in QEMU, the stable names of the disks that it belongs to."""
+        self._disks_by_name: dict[str, set[str]] = {}  # the stable names of the disks that a name belongs to
 
     @classmethod
     def from_replies(cls, stats: Any, nodes: Any, block: Any = None) -> "BlockGraph":
-        """Return the graph of three replies; each can be an error or missing.
+        """Create a graph from QEMU's replies. Each reply may also be an error or None.
 
         Args:
-            stats: the reply to query-blockstats, which defines the stable names.
+            stats: the reply to query-blockstats, which has the stable names.
             nodes: the reply to query-named-block-nodes.
             block: the reply to query-block.
         """
         graph = cls()
         for disk in as_list_of_objects(stats):
             if name := stable_name(disk):
-                graph._add(name, *_names_of(disk))
+                graph._add_names(name, *_names_of_disk(disk))
         for disk in as_list_of_objects(block):
             node = as_object(disk.get("inserted")).get("node-name")
             names = (disk.get("qdev"), disk.get("device"), node)
             if name := graph.device(*names) or stable_name({**disk, "node-name": node}):
-                graph._add(name, *names)
+                graph._add_names(name, *names)
         by_name = {name: node for node in as_list_of_objects(nodes) if (name := as_text(node.get("node-name")))}
         graph._add_children(by_name)
         graph._add_filters(by_name)
@@ -82,94 +87,101 @@ class BlockGraph:
 
     @classmethod
     def from_samples(cls, samples: Iterable[Sample]) -> "BlockGraph":
-        """Return the graph of samples of the families block, block_backing, block_layer, block_device and block_names."""
+        """Create a graph from samples of the families block, block_backing, block_layer, block_device and block_names."""
         graph = cls()
         for sample in samples:
             if sample.family in (BLOCK, BLOCK_BACKING, BLOCK_LAYER, BLOCK_DEVICE, BLOCK_NAMES):
                 names = [sample.values.get(key) for key in ("node", "storage_node", "backend", "qdev")]
-                graph._add(sample.subject, *names, *sample.values.get("names", ()))
+                graph._add_names(sample.subject, *names, *sample.values.get("names", ()))
         return graph
 
     def device(self, *names: Any) -> str | None:
-        """Return the stable name of the disk that the first known name belongs to.
+        """Return the stable name of a disk, given some of the names that QEMU uses for it. The first name of exactly one disk decides.
 
         Args:
-            names: QOM paths, device ids, block backends and node names, such as `qom-path`, `device` and `node-name` of an event, in this
-                order. Values that are not strings, empty and unknown ones are skipped, and so are names that several disks share.
+            names: QOM paths, device ids, block backends and node names. For an event, give its `qom-path`, `device` and `node-name`.
+                Values that are not strings, unknown names and names of several disks are ignored.
 
         Returns:
             The stable name, or None if none of the names identifies one disk.
         """
         for name in names:
             if isinstance(name, str) and name:
-                devices = self._devices.get(sanitize(name)) or self._devices.get(sanitize(device_name(name)), set())
-                if len(devices) == 1:
-                    return next(iter(devices))
+                disks = self._disks_of(name) or self._disks_of(device_name(name))
+                if len(disks) == 1:
+                    return next(iter(disks))
         return None
 
+    def _disks_of(self, name: str) -> set[str]:
+        return self._disks_by_name.get(sanitize(name), set())
+
     def names(self) -> dict[str, list[str]]:
-        """Return, by stable name, the other names that belong to this disk alone, sorted."""
+        """Return the other names of each disk by its stable name, sorted. Names of several disks are omitted."""
         names: dict[str, list[str]] = {}
-        for name, devices in sorted(self._devices.items()):
-            if len(devices) == 1 and name not in devices:
-                names.setdefault(next(iter(devices)), []).append(name)
+        for name, disks in sorted(self._disks_by_name.items()):
+            if len(disks) == 1 and name not in disks:
+                names.setdefault(next(iter(disks)), []).append(name)
         return names
 
-    def _add(self, device: str, *names: Any) -> None:
-        for name in (device, *names):
+    def _add_names(self, disk: str, *names: Any) -> None:
+        for name in (disk, *names):
             if isinstance(name, str) and name:
-                self._devices.setdefault(sanitize(name), set()).add(device)
+                self._disks_by_name.setdefault(sanitize(name), set()).add(disk)
 
     def _add_children(self, nodes: Mapping[str, Mapping[str, Any]]) -> None:
-        """Add the nodes below known nodes."""
-        pending = [name for name in nodes if name in self._devices]
+        """Add the names of the nodes below known nodes."""
+        pending = [name for name in nodes if name in self._disks_by_name]
         seen = set(pending)
         while pending:
             name = pending.pop()
-            for child in _children(nodes.get(name, {})):
-                before = len(self._devices.get(child, ()))
-                for device in self._devices[name]:
-                    self._add(device, child)
-                if child not in seen or len(self._devices[child]) > before:
+            for child in _child_nodes(nodes.get(name, {})):
+                before = len(self._disks_by_name.get(child, ()))
+                for disk in self._disks_by_name[name]:
+                    self._add_names(disk, child)
+                if child not in seen or len(self._disks_by_name[child]) > before:
                     seen.add(child)
                     pending.append(child)
 
     def _add_filters(self, nodes: Mapping[str, Mapping[str, Any]]) -> None:
-        """Add the filters above known nodes; a filter can be above another filter."""
-        by_file: dict[str, set[str]] = {}
+        """Add the names of the filters above known nodes. A filter can be above another filter."""
+        disks_by_file: dict[str, set[str]] = {}
         for name, node in nodes.items():
-            if name in self._devices and (file := as_text(node.get("file"))):
-                by_file.setdefault(file, set()).update(self._devices[name])
-        filters = {n: node for n, node in nodes.items() if n not in self._devices and node.get("drv") in FILTERS}
-        found = True
-        while filters and found:
-            found = False
+            if name in self._disks_by_name and (file := as_text(node.get("file"))):
+                disks_by_file.setdefault(file, set()).update(self._disks_by_name[name])
+        filters = {
+            name: node
+            for name, node in nodes.items()
+            if name not in self._disks_by_name and as_text(node.get("drv")) in FILTERS
+        }
+        has_located = True
+        while filters and has_located:
+            has_located = False
             for name, node in list(filters.items()):
                 if "children" in node:
-                    devices = {d for child in _children(node) for d in self._devices.get(child, ())}
+                    disks = {disk for child in _child_nodes(node) for disk in self._disks_by_name.get(child, ())}
                 else:
-                    devices = by_file.get(as_text(node.get("file")), set())
-                if devices:
-                    for device in devices:
-                        self._add(device, name)
+                    disks = disks_by_file.get(as_text(node.get("file")), set())
+                if disks:
+                    for disk in disks:
+                        self._add_names(disk, name)
                     del filters[name]
-                    found = True
+                    has_located = True
 
 
-def _children(node: Mapping[str, Any]) -> Iterator[str]:
+def _child_nodes(node: Mapping[str, Any]) -> Iterator[str]:
     for child in as_list_of_objects(node.get("children")):
         name = as_text(child.get("node-name"))
-        if name and child.get("child") not in _SIDE_CHILDREN:
+        if name and as_text(child.get("child")) not in _OTHER_DATA_CHILDREN:
             yield sanitize(name)
 
 
-def _names_of(disk: Mapping[str, Any]) -> Iterator[Any]:
-    """Yield the names of a disk in query-blockstats: its own, and those of every node below."""
+def _names_of_disk(disk: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield the names of a disk in the reply to query-blockstats, and the names of all nodes below it."""
     yield disk.get("qdev")
     yield disk.get("device")
-    pending, left = [disk], _MAX_DEPTH * 2
-    while pending and left:
-        layer = pending.pop()
-        left -= 1
-        yield layer.get("node-name")
-        pending += [below for key in ("parent", "backing") if isinstance(below := layer.get(key), dict)]
+    pending, remaining_nodes = [disk], _MAX_DEPTH * 2
+    while pending and remaining_nodes:
+        node = pending.pop()
+        remaining_nodes -= 1
+        yield node.get("node-name")
+        pending += [below for key in ("parent", "backing") if isinstance(below := node.get(key), dict)]

@@ -1,10 +1,13 @@
-"""Dirty rates that another client measures or limits. The agent starts no measurement: that would be a change and slow the guest."""
+"""Rates at which the guest dirties its memory, if another client has QEMU measure or limit them.
+
+The agent starts no measurement, because a measurement is a change to QEMU and slows the guest.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, Facts, Intervals, Replies, optional, require_type
-from agent.collectors.untrusted import as_list_of_objects
+from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.memory import DIRTY_RATE, VCPU_DIRTY
 from agent.model.reader import Reader
@@ -16,7 +19,7 @@ _read_vcpu = Reader(VCPU_DIRTY)
 _MAX_VCPUS = 4096
 
 _PER_SECOND = {"second": 1, "millisecond": 1000}
-"""Number of each calc-time-unit (QEMU 8.2) in a second; older versions use seconds."""
+"""How many of a `calc-time-unit` (QEMU 8.2) make a second. Older versions have no unit and use seconds."""
 
 
 def _commands(facts: Facts) -> tuple[Command, ...]:
@@ -30,19 +33,20 @@ def _commands(facts: Facts) -> tuple[Command, ...]:
 
 def _collect(replies: Replies) -> Iterable[Sample]:
     measurement = require_type(replies[0], dict)
-    vcpus = _by_vcpu(measurement.get("vcpu-dirty-rate"), "id", {})
-    for limits in replies[1:]:  # an error without a dirty ring
-        vcpus = _by_vcpu(optional(limits, list), "cpu-index", vcpus)
+    vcpus = _merge_by_vcpu({}, measurement.get("vcpu-dirty-rate"), "id")
+    for limits in replies[1:]:  # the reply is an error if QEMU has no dirty ring
+        vcpus = _merge_by_vcpu(vcpus, optional(limits, list), "cpu-index")
     samples = [Sample(VCPU_DIRTY, (str(number),), values) for number, values in list(vcpus.items())[:_MAX_VCPUS]]
     if measurement.get("status") not in ("unstarted", None):
-        unit = measurement.get("calc-time-unit", "second")
+        unit = as_text(measurement.get("calc-time-unit", "second"))
         seconds = measurement.get("calc-time")
         duration = {"seconds": seconds / _PER_SECOND[unit]} if type(seconds) is int and unit in _PER_SECOND else {}
         samples.append(Sample(DIRTY_RATE, (), _read(measurement | duration)))
     return samples
 
 
-def _by_vcpu(rows: Any, key: str, known: Mapping[int, Values]) -> dict[int, Values]:
+def _merge_by_vcpu(known: Mapping[int, Values], rows: Any, key: str) -> dict[int, Values]:
+    """Return the values by vCPU number with the values of other rows added; `key` is the rows' field with the number."""
     merged = dict(known)
     for row in as_list_of_objects(rows):
         if type(number := row.get(key)) is int:

@@ -1,4 +1,7 @@
-"""VNC and SPICE displays and their clients, polled at attach and when a client connects or leaves; a QEMU may lack either type."""
+"""VNC and SPICE displays and their clients: polled at attach and when a client connects or disconnects.
+
+A QEMU may be built without VNC or without SPICE.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -33,37 +36,40 @@ _CHANNELS = {
 """Names of the channel types in the SPICE protocol."""
 
 
-def _vnc(replies: Replies) -> Iterable[Sample]:
+def _collect_vnc(replies: Replies) -> Iterable[Sample]:
     for display in as_list_of_objects(require_type(replies[0], list), _MAX_DISPLAYS):
         if name := as_text(display.get("id")):
             addresses, clients = as_list_of_objects(display.get("server")), as_list_of_objects(display.get("clients"))
             fields = {
-                "addresses": [_host_and_port(address) | _server(address) for address in addresses[:_MAX_CLIENTS]],
+                "addresses": [
+                    _host_and_port(address) | _authentication(address) for address in addresses[:_MAX_CLIENTS]
+                ],
                 "clients": len(clients),
                 "who": [_host_and_port(client) | _credentials(client) for client in clients[:_MAX_CLIENTS]],
             }
             yield Sample(VNC, (sanitize(name),), _read_vnc(display | fields))
 
 
-def _spice(replies: Replies) -> Iterable[Sample]:
+def _collect_spice(replies: Replies) -> Iterable[Sample]:
     display = require_type(replies[0], dict)
     if display.get("enabled") is not True:
         return ()
     clients: dict[str, list[dict[str, Any]]] = {}
     for channel in as_list_of_objects(display.get("channels")):  # a client has several channels
         clients.setdefault(str(channel.get("connection-id")), []).append(channel)
-    who = [_host_and_port(channels[0]) | _channels(channels) for channels in list(clients.values())[:_MAX_CLIENTS]]
-    return (Sample(SPICE, (), _read_spice(display | {"clients": len(clients), "who": who})),)
+    connected = [_host_and_port(channels[0]) | _channel_types(channels) for channels in clients.values()]
+    fields = {"clients": len(clients), "who": connected[:_MAX_CLIENTS]}
+    return (Sample(SPICE, (), _read_spice(display | fields)),)
 
 
 def _host_and_port(endpoint: dict[str, Any]) -> Values:
-    """Return the host and port of an endpoint; VNC calls the port `service`."""
+    """Return the host and the port of an address or a client. In VNC's replies, the field of the port is `service`."""
     raw = {"host": endpoint.get("host"), "port": endpoint.get("service", endpoint.get("port"))}
     return {key: sanitize(value, 128) for key, value in raw.items() if isinstance(value, str)}
 
 
-def _server(address: dict[str, Any]) -> Values:
-    """Return the properties of one address of a VNC display: the authentication, and whether it is a websocket."""
+def _authentication(address: dict[str, Any]) -> Values:
+    """Return the authentication of an address of a VNC display, and whether the address is a websocket."""
     raw = {key: address.get(key) for key in ("auth", "vencrypt")}
     texts = {key: sanitize(value, 128) for key, value in raw.items() if isinstance(value, str)}
     return texts | ({"websocket": True} if address.get("websocket") is True else {})
@@ -75,7 +81,7 @@ def _credentials(client: dict[str, Any]) -> Values:
     return texts | ({"websocket": True} if client.get("websocket") is True else {})
 
 
-def _channels(channels: list[dict[str, Any]]) -> Values:
+def _channel_types(channels: list[dict[str, Any]]) -> Values:
     """Return the types of a SPICE client's channels, and whether all of them use TLS."""
     types = (channel.get("channel-type") for channel in channels)
     names = {_CHANNELS.get(number, str(number)) for number in types if type(number) is int}
@@ -83,8 +89,14 @@ def _channels(channels: list[dict[str, Any]]) -> Values:
 
 
 VNC_DISPLAYS = Collector(
-    "vnc", (VNC,), lambda facts: (Command("query-vnc-servers"),) if facts.has_command("query-vnc-servers") else (), _vnc
+    "vnc",
+    (VNC,),
+    lambda facts: (Command("query-vnc-servers"),) if facts.has_command("query-vnc-servers") else (),
+    _collect_vnc,
 )
 SPICE_DISPLAY = Collector(
-    "spice", (SPICE,), lambda facts: (Command("query-spice"),) if facts.has_command("query-spice") else (), _spice
+    "spice",
+    (SPICE,),
+    lambda facts: (Command("query-spice"),) if facts.has_command("query-spice") else (),
+    _collect_spice,
 )

@@ -1,12 +1,12 @@
-"""Disks as their devices see them: throttle limits, trays, I/O status.
+"""State of each disk's device: throttle limits, tray and I/O status.
 
-They are polled as rarely as the layers (`nodes`), because query-block accesses the storage, too.
+Polled as rarely as the layers (nodes.py), because QEMU accesses the storage for query-block too.
 """
 
 from collections.abc import Iterable
 
 from agent.collectors.base import Collector, Replies
-from agent.collectors.block import disks
+from agent.collectors.block import disks_by_name
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK_DEVICE
 from agent.model.reader import Reader
@@ -16,7 +16,7 @@ _read = Reader(BLOCK_DEVICE)
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    for name, disk in disks(replies[0]):
+    for name, disk in disks_by_name(replies[0]):
         yield Sample(BLOCK_DEVICE, (name,), _read(disk))
 
 

@@ -1,4 +1,4 @@
-"""Dump of the guest's memory, polled when the vCPUs stop and while it runs; an event reports its end."""
+"""Dump of the guest's memory to a file: polled after STOP events and while a dump runs. DUMP_COMPLETED reports its end."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,11 +13,11 @@ _read = Reader(DUMP)
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    return _samples({"result": require_type(replies[0], dict)})
+    return _read_samples({"result": require_type(replies[0], dict)})
 
 
-def _samples(reply: Mapping[str, Any]) -> Iterable[Sample]:
-    result = reply.get("result")
+def _read_samples(event_data: Mapping[str, Any]) -> Iterable[Sample]:
+    result = event_data.get("result")
     values = _read(result) if isinstance(result, dict) else {}
     return (Sample(DUMP, (), values),) if values.get("status", "none") != "none" else ()
 
@@ -32,5 +32,5 @@ COLLECTOR = Collector(
     lambda _facts: (Command("query-dump"),),
     _collect,
     _next_poll_delay,
-    from_event={"DUMP_COMPLETED": _samples},
+    from_event={"DUMP_COMPLETED": _read_samples},
 )

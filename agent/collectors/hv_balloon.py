@@ -1,4 +1,4 @@
-"""Memory status of a Windows guest with a Hyper-V balloon, polled at attach; after that, an event reports it."""
+"""Memory status of a Windows guest with a Hyper-V balloon: polled at attach, and then read from HV_BALLOON_STATUS_REPORT events."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,10 +14,10 @@ _read = Reader(HV_BALLOON)
 
 def _collect(replies: Replies) -> Iterable[Sample]:
     report = optional(replies[0], dict)
-    return _samples(report) if report is not None else ()  # GenericError: the guest has not sent a report yet
+    return _read_samples(report) if report is not None else ()  # GenericError: the guest has not sent a report yet
 
 
-def _samples(report: Mapping[str, Any]) -> Iterable[Sample]:
+def _read_samples(report: Mapping[str, Any]) -> Iterable[Sample]:
     values = _read(report)
     return (Sample(HV_BALLOON, (), values),) if values else ()
 
@@ -28,5 +28,5 @@ COLLECTOR = Collector(
     lambda facts: (Command("query-hv-balloon-status-report"),) if facts.hv_balloon else (),
     _collect,
     on_event_only,
-    from_event={"HV_BALLOON_STATUS_REPORT": _samples},
+    from_event={"HV_BALLOON_STATUS_REPORT": _read_samples},
 )

@@ -1,4 +1,4 @@
-"""Devices, character devices and memory backends, polled at attach and when a device is added or removed."""
+"""PCI devices, character devices, memory backends and TPMs: polled at attach and when a device is added or removed."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,32 +15,34 @@ _read = Reader(INVENTORY)
 _read_tpm = Reader(TPM)
 
 MAX_LISTED = 48
-"""Maximum number of entries in one list, which keeps the record small; `pci_devices` has the full count."""
+"""Maximum number of entries in one list, to keep the record small. The field `pci_devices` has the number of all PCI devices."""
 
 _MAX_BRIDGES = 16
+"""Maximum number of PCI bridges behind each other."""
 _MAX_TEXT = 96
+"""Maximum length of a text in a list, in characters."""
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    buses, chardevs, backends = (as_list_of_objects(require_type(answer, list)) for answer in replies)
-    pci = [_pci(device) for bus in buses for device in _devices(bus.get("devices"))]
+    buses, chardevs, backends = (as_list_of_objects(require_type(reply, list)) for reply in replies)
+    pci = [_pci_fields(device) for bus in buses for device in _pci_devices(bus.get("devices"))]
     fields = {
         "pci_devices": len(pci),
         "pci": pci[:MAX_LISTED],
-        "chardevs": [_chardev(chardev) for chardev in chardevs[:MAX_LISTED]],
-        "memory": [_backend(backend) for backend in backends[:MAX_LISTED]],
+        "chardevs": [_chardev_fields(chardev) for chardev in chardevs[:MAX_LISTED]],
+        "memory": [_memory_backend_fields(backend) for backend in backends[:MAX_LISTED]],
     }
     return (Sample(INVENTORY, (), _read(fields)),)
 
 
-def _devices(devices: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield the devices of a bus, and those behind its bridges."""
-    for device in as_list_of_objects(devices) if depth < _MAX_BRIDGES else ():
+def _pci_devices(devices: Any, bridges: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the devices of a PCI bus, and the devices behind its bridges; `bridges` counts the bridges above the bus."""
+    for device in as_list_of_objects(devices) if bridges < _MAX_BRIDGES else ():
         yield device
-        yield from _devices(as_object(device.get("pci_bridge")).get("devices"), depth + 1)
+        yield from _pci_devices(as_object(device.get("pci_bridge")).get("devices"), bridges + 1)
 
 
-def _pci(device: dict[str, Any]) -> Values:
+def _pci_fields(device: dict[str, Any]) -> Values:
     device_class, ids = as_object(device.get("class_info")), as_object(device.get("id"))
     bus, slot, function = (_number(device.get(key)) for key in ("bus", "slot", "function"))
     vendor, product = (_number(ids.get(key)) for key in ("vendor", "device"))
@@ -52,19 +54,19 @@ def _pci(device: dict[str, Any]) -> Values:
     }
 
 
-def _chardev(chardev: dict[str, Any]) -> Values:
-    """Return a character device without its connected peer: with it, each connection would change the inventory."""
+def _chardev_fields(chardev: dict[str, Any]) -> Values:
+    """Return the fields of a character device without its connected peer, because each new peer would change the inventory."""
     target = _text(chardev.get("filename")).removeprefix("disconnected:").split(" <->")[0]
     return {"label": _text(chardev.get("label")), "leads_to": target, "open": chardev.get("frontend-open") is True}
 
 
-def _backend(backend: dict[str, Any]) -> Values:
+def _memory_backend_fields(backend: dict[str, Any]) -> Values:
     nodes = backend.get("host-nodes")
     return {
         "id": _text(backend.get("id")),
         "size_bytes": _number(backend.get("size")),
         "policy": _text(backend.get("policy")),
-        "host_nodes": [n for n in nodes if type(n) is int][:8] if isinstance(nodes, list) else [],
+        "host_nodes": [node for node in nodes if type(node) is int][:8] if isinstance(nodes, list) else [],
         "prealloc": backend.get("prealloc") is True,
         "share": backend.get("share") is True,
         **{key: backend[key] for key in ("merge", "dump", "reserve") if type(backend.get(key)) is bool},
@@ -79,7 +81,7 @@ def _number(raw: Any) -> int:
     return raw if type(raw) is int and raw >= 0 else 0
 
 
-def _tpms(replies: Replies) -> Iterable[Sample]:
+def _collect_tpms(replies: Replies) -> Iterable[Sample]:
     for tpm in as_list_of_objects(require_type(replies[0], list), MAX_LISTED):
         if name := as_text(tpm.get("id")):
             yield Sample(TPM, (sanitize(name),), _read_tpm(tpm))
@@ -95,4 +97,4 @@ COLLECTOR = Collector(
     lambda _facts: (Command("query-pci"), Command("query-chardev"), Command("query-memdev")),
     _collect,
 )
-TPMS = Collector("tpm", (TPM,), _tpm_commands, _tpms)
+TPMS = Collector("tpm", (TPM,), _tpm_commands, _collect_tpms)

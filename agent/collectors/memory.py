@@ -1,4 +1,4 @@
-"""Memory size and memory devices, polled at attach and after an event that changes them."""
+"""Size of the guest's memory, and its memory devices: polled at attach and after an event that changes them."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -19,17 +19,17 @@ _MAX_DEVICES = 256  # QEMU has 256 slots
 
 def _collect(replies: Replies) -> Iterable[Sample]:
     summary, devices = require_type(replies[0], dict), require_type(replies[1], list)
-    return [Sample(MEMORY, (), _read(summary)), *_devices(devices)]
+    return [Sample(MEMORY, (), _read(summary)), *_device_samples(devices)]
 
 
-def _devices(devices: list[Any]) -> Iterator[Sample]:
-    """Yield the memory devices by id, or by memory backend if they have no id."""
+def _device_samples(devices: list[Any]) -> Iterator[Sample]:
+    """Yield a sample for each memory device. The subject is the device's id, or the id of its memory backend if the device has no id."""
     for device in as_list_of_objects(devices, _MAX_DEVICES):
         data = as_object(device.get("data"))
         if name := as_text(data.get("id")) or as_text(data.get("memdev")):
             address = data.get("addr", data.get("memaddr"))
-            known = {"address": address} if type(address) is int else {}
-            yield Sample(MEMORY_DEVICE, (sanitize(name),), _read_device(device | known))
+            fields = {"address": address} if type(address) is int else {}
+            yield Sample(MEMORY_DEVICE, (sanitize(name),), _read_device(device | fields))
 
 
 COLLECTOR = Collector(

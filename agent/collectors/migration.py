@@ -1,4 +1,7 @@
-"""Migration, polled after MIGRATION events and each second while one runs; without those events, at the poll interval."""
+"""Migration: polled after each MIGRATION event, and each second while a migration runs.
+
+If QEMU emits no MIGRATION events, the migration is polled at the poll interval.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,7 +22,7 @@ _OLD_THROTTLE = "x-cpu-throttle-percentage"
 def _in_progress(values: Mapping[str, Any]) -> bool:
     """Return whether a migration is in progress.
 
-    A completed migration with a duration of 0 counts as in progress: QEMU's migration thread sets the status before the figures.
+    A completed migration with a duration of 0 counts as in progress, because QEMU sets the status `completed` before it sets the figures.
     """
     return values["status"] not in INACTIVE_STATUSES or (
         values["status"] == "completed" and values.get("elapsed_seconds") == 0
@@ -27,6 +30,7 @@ def _in_progress(values: Mapping[str, Any]) -> bool:
 
 
 _SEVERITIES = {"completed": Severity.INFO, "cancelled": Severity.WARNING, "failed": Severity.ERROR}
+"""Severity of the record of a migration's end, by status."""
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
@@ -34,11 +38,11 @@ def _collect(replies: Replies) -> Iterable[Sample]:
     if _OLD_THROTTLE in reply:
         reply = reply | {_OLD_THROTTLE.removeprefix("x-"): reply[_OLD_THROTTLE]}
     values = {"status": "none"} | _read(reply)
-    return (Sample(MIGRATION, (), values | _remaining(values)),)
+    return (Sample(MIGRATION, (), values | _remaining_time(values)),)
 
 
-def _remaining(values: Values) -> Values:
-    """Return the time to send the remaining RAM, unless the guest dirties it as fast as QEMU sends it."""
+def _remaining_time(values: Values) -> Values:
+    """Return the time until the remaining RAM is sent; no field if the guest dirties RAM as fast as QEMU sends it."""
     dirtied = values.get("ram_dirty_pages_per_second", 0) * values.get("ram_page_bytes", 4096)
     speed = values.get("throughput_bytes_per_second", 0) - dirtied
     if not _in_progress(values) or speed <= 0 or "ram_remaining_bytes" not in values:
@@ -53,20 +57,19 @@ def _next_poll_delay(samples: Sequence[Sample], facts: Facts, intervals: Interva
 
 
 def _transitions(before: Poll, now: Poll) -> Iterable[Transition]:
-    """Yield a migration's end once: when its status changes to an end, and when a whole migration ran between two polls."""
+    """Yield the end of a migration once: when the migration was in progress at the previous poll, or ran between the two polls."""
     for previous, current in zip((s.values for s in before.samples), (s.values for s in now.samples), strict=False):
         outcome = current["status"]
         if outcome not in _SEVERITIES or _in_progress(current):
             continue
         in_progress = _in_progress(previous)
         if in_progress or _fingerprint(previous) != _fingerprint(current):
-            yield Transition(
-                MIGRATION_ENDED, _summary((previous if in_progress else {}) | current), _SEVERITIES[outcome]
-            )
+            last_values = (previous if in_progress else {}) | current
+            yield Transition(MIGRATION_ENDED, _fields_of_end(last_values), _SEVERITIES[outcome])
 
 
 def _fingerprint(values: Mapping[str, Any]) -> list[Any]:
-    """Return values that are never the same for two finished migrations."""
+    """Return values that practically always differ between two finished migrations."""
     return [
         values.get(key)
         for key in ("status", "elapsed_seconds", "setup_seconds", "ram_transferred_bytes_total", "error")
@@ -79,23 +82,23 @@ _TRANSFERRED = ("ram_transferred_bytes_total", "disk_transferred_bytes_total", "
 
 
 def is_source(values: Mapping[str, Any]) -> bool:
-    """Return whether these values are from a source; a destination reports neither RAM nor time."""
+    """Return whether the values of a migration sample are from a source. A destination reports neither sent bytes nor a duration."""
     return "ram_transferred_bytes_total" in values or "elapsed_seconds" in values
 
 
-def _summary(last: Mapping[str, Any]) -> Values:
-    """Return the fields of the record about a migration's end, from its last values.
+def _fields_of_end(last: Mapping[str, Any]) -> Values:
+    """Return the fields of the record about a migration's end, from the migration's last values.
 
-    The role is left out unless the values prove it: after a failed migration, neither end has values.
+    The field `role` is only set if the values are from a source. After a failed migration, source and destination may have no values.
     """
-    summary: Values = {"outcome": last["status"]} | ({"role": "source"} if is_source(last) else {})
-    summary |= {key: last[key] for key in _COPIED if key in last}
-    summary |= {name: last[key] for name, key in _RENAMED.items() if key in last}
+    fields: Values = {"outcome": last["status"]} | ({"role": "source"} if is_source(last) else {})
+    fields |= {key: last[key] for key in _COPIED if key in last}
+    fields |= {name: last[key] for name, key in _RENAMED.items() if key in last}
     if "ram_transferred_bytes_total" in last:
-        summary["transferred_bytes"] = sum(last.get(key, 0) for key in _TRANSFERRED)
+        fields["transferred_bytes"] = sum(last.get(key, 0) for key in _TRANSFERRED)
         if last.get("elapsed_seconds", 0) > 0:
-            summary["throughput_bytes_per_second"] = summary["transferred_bytes"] / last["elapsed_seconds"]
-    return summary
+            fields["throughput_bytes_per_second"] = fields["transferred_bytes"] / last["elapsed_seconds"]
+    return fields
 
 
 COLLECTOR = Collector(

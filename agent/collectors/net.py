@@ -1,4 +1,4 @@
-"""Traffic of a VM's tap and macvtap interfaces, counted by the host and reported from the guest's side."""
+"""Traffic of a VM's tap and macvtap interfaces. The host counts it; the samples have the guest's directions."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,30 +19,29 @@ _COUNTERS = [f"{direction}_{what}" for direction in ("rx", "tx") for what in ("b
 def _files(facts: Facts) -> Sequence[FileRequest]:
     same_netns = [i for i in facts.interfaces if i.same_netns]
     files = [FileRequest(f"/sys/class/net/{i.name}/statistics/{name}", i) for i in same_netns for name in _COUNTERS]
-    far = tuple(i for i in facts.interfaces if not i.same_netns)
-    return [*files, FileRequest("net/dev", far)] if far else files
+    other_netns = tuple(i for i in facts.interfaces if not i.same_netns)
+    return [*files, FileRequest("net/dev", other_netns)] if other_netns else files
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    counted: dict[str, tuple[Interface, Numbers]] = {}
+    counters_by_name: dict[str, tuple[Interface, Numbers]] = {}
     for reply in replies:
         if not isinstance(reply, FileReply) or reply.text is None:
             continue
         subject: Any = reply.request.subject
         if isinstance(subject, Interface):
             counter = reply.request.path.rpartition("/")[2]
-            counted.setdefault(subject.name, (subject, {}))[1][counter] = parse_single_number(reply.text)
+            counters_by_name.setdefault(subject.name, (subject, {}))[1][counter] = parse_single_number(reply.text)
         else:
-            by_name = parse_net_dev(reply.text)
-            counted |= {far.name: (far, by_name[far.name]) for far in subject if far.name in by_name}
-    for interface, counters in counted.values():
-        yield Sample(
-            NET, (sanitize(interface.name),), _read(_from_guest_side(interface, counters) | {"known": interface.values})
-        )
+            parsed = parse_net_dev(reply.text)
+            counters_by_name |= {other.name: (other, parsed[other.name]) for other in subject if other.name in parsed}
+    for interface, counters in counters_by_name.values():
+        values = _read(_in_guest_directions(interface, counters) | {"known": interface.values})
+        yield Sample(NET, (sanitize(interface.name),), values)
 
 
-def _from_guest_side(interface: Interface, counters: Numbers) -> Numbers:
-    """Return the counters with a tap's directions: the guest receives what the host sends."""
+def _in_guest_directions(interface: Interface, counters: Numbers) -> Numbers:
+    """Return the counters with the guest's directions. On a tap, the host sends what the guest receives."""
     if interface.directions_swapped:
         return counters
     other = {"rx": "tx", "tx": "rx"}

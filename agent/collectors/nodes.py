@@ -1,6 +1,6 @@
-"""Layers of each disk: virtual size, allocated size, path, write threshold.
+"""Layers of each disk: virtual size, allocated size, path and write threshold.
 
-Polled rarely: QEMU accesses the storage for it, and hung storage then freezes the guest (block/qapi.c, seen on 7.2 and 11.1).
+Polled rarely, because QEMU accesses the storage for these commands. If the storage hangs, the guest freezes (block/qapi.c, 7.2 to 11.1).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from agent.collectors.base import Collector, Facts, Replies, require_type
-from agent.collectors.block import backings, chain, disks
+from agent.collectors.block import backing_layers, disks_by_name, nodes_to_storage
 from agent.collectors.block_graph import FILTERS, BlockGraph
 from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample, Values
@@ -24,52 +24,57 @@ _read = Reader(BLOCK_LAYER)
 _read_bitmap = Reader(BLOCK_BITMAP)
 _read_names = Reader(BLOCK_NAMES)
 
-_STATS = Command("query-blockstats")
+_QUERY_STATS = Command("query-blockstats")
 
 _MAX_REPEATED_IMAGES = 1000
-"""Maximum number of images in a reply without `flat`: those of a chain of 44 layers. The guest is stopped while QEMU reads the state of
-each image: for 22 s with 215 layers, which are 23,220 images (7.2, on a busy host).
+"""Maximum number of images in a reply without `flat`. A backing chain of 44 layers reaches it.
+
+The guest is stopped while QEMU reads the state of each image. This takes 22 s with 215 layers, which are 23,220 images (measured with
+QEMU 7.2 on a busy host).
 """
 
-_TOO_LONG = "the backing chains are too long: QEMU before 5.0 stops the guest for seconds to list them; merge layers"
+_CHAINS_TOO_LONG = (
+    "the backing chains are too long: QEMU before 5.0 stops the guest for seconds to list them; merge layers"
+)
 
 _MAX_BITMAPS = 64
 _MAX_SNAPSHOTS = 32
 _MAX_TEXT = 96
 
 Nodes = Mapping[str, Mapping[str, Any]]
+"""Block nodes by name, as in the reply to query-named-block-nodes."""
 
 
 def _commands(facts: Facts) -> tuple[Command, ...]:
     if facts.repeated_images > _MAX_REPEATED_IMAGES:
-        return (_STATS,)
-    # `flat` omits each node's copy of its backing chain (QEMU 5.0).
-    return (Command("query-named-block-nodes", {"flat": True} if supports_flat(facts.version) else None), _STATS)
+        return (_QUERY_STATS,)
+    # With `flat`, QEMU does not list the backing chain of each node again with the node (QEMU 5.0).
+    return (Command("query-named-block-nodes", {"flat": True} if supports_flat(facts.version) else None), _QUERY_STATS)
 
 
 def supports_flat(version: tuple[int, int]) -> bool:
-    """Return whether this version of QEMU can omit each node's copy of its backing chain."""
+    """Return whether query-named-block-nodes has the argument `flat` in this major and minor version of QEMU."""
     return version >= (5, 0)
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
     listed = require_type(replies[0], list)
     if len(replies) == 1:
-        raise UnexpectedReplyError(_TOO_LONG)
+        raise UnexpectedReplyError(_CHAINS_TOO_LONG)
     nodes = {name: node for node in as_list_of_objects(listed) if (name := as_text(node.get("node-name")))}
-    for device, disk in disks(replies[1]):
-        for layer, name in _layers(nodes, disk):
+    for device, disk in disks_by_name(replies[1]):
+        for layer, name in _layers_of_disk(nodes, disk):
             if name in nodes:
                 yield Sample(BLOCK_LAYER, (device, layer), _read(_with_image_details(nodes[name])))
-                yield from _bitmaps(device, layer, nodes[name])
+                yield from _bitmap_samples(device, layer, nodes[name])
     names = BlockGraph.from_replies(replies[1], replies[0]).names()
-    for device, _ in disks(replies[1]):
+    for device, _ in disks_by_name(replies[1]):
         if device in names:
-            yield Sample(BLOCK_NAMES, (device,), _read_names({"names": _fitting(names[device])}))
+            yield Sample(BLOCK_NAMES, (device,), _read_names({"names": _truncate_names(names[device])}))
 
 
-def _fitting(names: list[str]) -> list[str]:
-    """Return the first names: as many as fit into one field of a record."""
+def _truncate_names(names: list[str]) -> list[str]:
+    """Return as many of the names, from the first, as fit into one field of a record."""
     ends = accumulate(len(orjson.dumps(name)) + 1 for name in names)
     return [name for name, end in zip(names, ends, strict=True) if end < MAX_DETAIL_BYTES]
 
@@ -77,27 +82,27 @@ def _fitting(names: list[str]) -> list[str]:
 def _with_image_details(node: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the node with its internal snapshots and the details of its encryption, if its format has them."""
     image = as_object(node.get("image"))
-    details = _encryption(as_object(image.get("format-specific")))
+    details = _encryption_details(as_object(image.get("format-specific")))
     fields = {**node, "encryption_details": details} if details else node
     if image.get("format") != "qcow2":
         return fields
     snapshots = image.get("snapshots", [])
     if not isinstance(snapshots, list):
         return fields
-    last = [_snapshot(snapshot) for snapshot in as_list_of_objects(snapshots[-_MAX_SNAPSHOTS:])]
+    last = [_snapshot_fields(snapshot) for snapshot in as_list_of_objects(snapshots[-_MAX_SNAPSHOTS:])]
     return {**fields, "snapshots": len(snapshots), **({"snapshot_list": last} if last else {})}
 
 
-def _snapshot(snapshot: Mapping[str, Any]) -> Values:
+def _snapshot_fields(snapshot: Mapping[str, Any]) -> Values:
     numbers = {"created_timestamp_seconds": snapshot.get("date-sec"), "vm_state_bytes": snapshot.get("vm-state-size")}
     texts = {key: sanitize(as_text(snapshot.get(key)), _MAX_TEXT) for key in ("id", "name")}
     return texts | {key: number for key, number in numbers.items() if type(number) is int and number >= 0}
 
 
-def _encryption(specific: Mapping[str, Any]) -> Values:
-    """Return the details of LUKS; a qcow2 image has them in a separate object."""
-    data = as_object(specific.get("data"))
-    luks = data if specific.get("type") == "luks" else as_object(data.get("encrypt"))
+def _encryption_details(format_specific: Mapping[str, Any]) -> Values:
+    """Return the details of an image's LUKS encryption. In a qcow2 image they are in the object `encrypt`."""
+    data = as_object(format_specific.get("data"))
+    luks = data if format_specific.get("type") == "luks" else as_object(data.get("encrypt"))
     keys = {
         "cipher": "cipher-alg",
         "mode": "cipher-mode",
@@ -113,21 +118,21 @@ def _encryption(specific: Mapping[str, Any]) -> Values:
     return details
 
 
-def _bitmaps(device: str, layer: str, node: Mapping[str, Any]) -> Iterator[Sample]:
-    """Yield a layer's named bitmaps; QEMU itself uses those without a name during a job."""
+def _bitmap_samples(device: str, layer: str, node: Mapping[str, Any]) -> Iterator[Sample]:
+    """Yield a sample for each named dirty bitmap of a layer. Bitmaps without a name belong to jobs and are omitted."""
     for bitmap in as_list_of_objects(node.get("dirty-bitmaps"), _MAX_BITMAPS):
         if name := as_text(bitmap.get("name")):
             yield Sample(BLOCK_BITMAP, (device, layer, sanitize(name)), _read_bitmap(bitmap))
 
 
-def _layers(nodes: Nodes, disk: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield a disk's layers and their node names, without filters."""
-    names = [name for layer in chain(disk) if isinstance(name := layer.get("node-name"), str)]
-    solid = [name for name in names if str(nodes.get(name, {}).get("drv")) not in FILTERS]
-    if solid:
-        yield "format", solid[0]
-        yield "storage", solid[-1]
-    for depth, layer in enumerate(backings(disk), 1):
+def _layers_of_disk(nodes: Nodes, disk: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each layer of a disk and the layer's node name. Filter nodes are omitted."""
+    names = [name for node in nodes_to_storage(disk) if isinstance(name := node.get("node-name"), str)]
+    without_filters = [name for name in names if str(nodes.get(name, {}).get("drv")) not in FILTERS]
+    if without_filters:
+        yield "format", without_filters[0]
+        yield "storage", without_filters[-1]
+    for depth, layer in enumerate(backing_layers(disk), 1):
         if isinstance(name := layer.get("node-name"), str):
             yield f"backing-{depth}", name
 

@@ -1,4 +1,4 @@
-"""Resource usage of a VM's process and its cgroup. Reads only files that the kernel provides without waiting for the process."""
+"""Resource usage of a VM's process and of the process's cgroup. The kernel renders these files without waiting for the process."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from agent.model.reader import Reader
 _read_process = Reader(PROCESS)
 _read_cgroup = Reader(CGROUP)
 
-_CGROUP_FILES = {
+_CGROUP_PARSERS = {
     "memory.current": parse_single_number,
     "memory.max": parse_single_number,
     "memory.swap.current": parse_single_number,
@@ -25,7 +25,7 @@ _CGROUP_FILES = {
 }
 
 
-def _files(facts: Facts) -> Sequence[FileRequest]:
+def _process_files(facts: Facts) -> Sequence[FileRequest]:
     if facts.process is None:
         return ()
     task = facts.process
@@ -35,30 +35,30 @@ def _files(facts: Facts) -> Sequence[FileRequest]:
     )
 
 
-def _collect(replies: Replies) -> Iterable[Sample]:
+def _collect_process(replies: Replies) -> Iterable[Sample]:
     for task, files in group_by_subject(replies):
         yield Sample(PROCESS, (), _read_process({**files, "known": {"pid": task.id, **task.values}}))
 
 
 def _cgroup_files(facts: Facts) -> Sequence[FileRequest]:
-    return (
-        () if facts.cgroup is None else [FileRequest(f"{facts.cgroup}/{name}", facts.cgroup) for name in _CGROUP_FILES]
-    )
+    if facts.cgroup is None:
+        return ()
+    return [FileRequest(f"{facts.cgroup}/{name}", facts.cgroup) for name in _CGROUP_PARSERS]
 
 
 def _collect_cgroup(replies: Replies) -> Iterable[Sample]:
-    item: dict[str, Any] = {}
+    fields: dict[str, Any] = {}  # nested: the file memory.swap.current is fields["memory"]["swap"]["current"]
     for reply in replies:
         if isinstance(reply, FileReply) and reply.text is not None:
-            item["path"] = reply.request.subject
+            fields["path"] = reply.request.subject
             name = reply.request.path.rpartition("/")[2]
             *parents, last = name.split(".")
-            holder = item
+            parent_fields = fields
             for parent in parents:
-                holder = holder.setdefault(parent, {})
-            holder[last] = _CGROUP_FILES[name](reply.text)
-    return (Sample(CGROUP, (), _read_cgroup(item)),) if item else ()
+                parent_fields = parent_fields.setdefault(parent, {})
+            parent_fields[last] = _CGROUP_PARSERS[name](reply.text)
+    return (Sample(CGROUP, (), _read_cgroup(fields)),) if fields else ()
 
 
-PROCESSES = Collector("process", (PROCESS,), no_commands, _collect, at_poll_interval, files=_files)
+PROCESSES = Collector("process", (PROCESS,), no_commands, _collect_process, at_poll_interval, files=_process_files)
 CGROUPS = Collector("cgroup", (CGROUP,), no_commands, _collect_cgroup, at_poll_interval, files=_cgroup_files)

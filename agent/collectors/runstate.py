@@ -1,4 +1,4 @@
-"""Run state of the VM and its start, polled at attach and after STOP, RESUME and similar events."""
+"""Run state of the guest, and since when: polled at attach, and after STOP, RESUME and similar events."""
 
 from collections.abc import Iterable, Sequence
 
@@ -17,13 +17,13 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 def _derive(before: Poll, now: Poll) -> Sequence[Sample]:
     return [
-        Sample(s.family, s.labels, s.values | {"since_timestamp_seconds": _since(before.matching(s), s, now)})
+        Sample(s.family, s.labels, s.values | {"since_timestamp_seconds": _status_since(before.matching(s), s, now)})
         for s in now.samples
     ]
 
 
-def _since(before: Sample | None, sample: Sample, now: Poll) -> float:
-    """Return the start of the status in seconds since the epoch: the time of the poll, because a poll follows each event at once."""
+def _status_since(before: Sample | None, sample: Sample, now: Poll) -> float:
+    """Return the time in seconds since the epoch of the first poll with the present status. Such a poll follows an event at once."""
     if before is not None and before.values.get("status") == sample.values.get("status"):
         since: float = before.values["since_timestamp_seconds"]
         return since

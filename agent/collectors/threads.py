@@ -1,4 +1,4 @@
-"""CPU time of a VM's vCPU and I/O threads, by the thread ids that QEMU reports at attach."""
+"""CPU time of a VM's vCPU threads and iothreads. QEMU reports their thread ids at attach and after a hotplug."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -10,11 +10,12 @@ from agent.model.metrics.host import IOTHREAD, VCPU
 from agent.model.reader import Reader
 
 
-def _files(tasks: Sequence[Task]) -> list[FileRequest]:
+def _files_of_threads(tasks: Sequence[Task]) -> list[FileRequest]:
     return [FileRequest(f"task/{task.id}/{name}", task) for task in tasks for name in ("stat", "schedstat")]
 
 
-def _collect(family: Family) -> Callable[[Replies], Iterable[Sample]]:
+def _collect_family(family: Family) -> Callable[[Replies], Iterable[Sample]]:
+    """Return the function that turns replies into samples of this family."""
     read = Reader(family)
 
     def collect(replies: Replies) -> Iterable[Sample]:
@@ -25,13 +26,18 @@ def _collect(family: Family) -> Callable[[Replies], Iterable[Sample]]:
 
 
 VCPUS = Collector(
-    "vcpu", (VCPU,), no_commands, _collect(VCPU), at_poll_interval, files=lambda facts: _files(facts.vcpus)
+    "vcpu",
+    (VCPU,),
+    no_commands,
+    _collect_family(VCPU),
+    at_poll_interval,
+    files=lambda facts: _files_of_threads(facts.vcpus),
 )
 IOTHREADS = Collector(
     "iothread",
     (IOTHREAD,),
     no_commands,
-    _collect(IOTHREAD),
+    _collect_family(IOTHREAD),
     at_poll_interval,
-    files=lambda facts: _files(facts.iothreads),
+    files=lambda facts: _files_of_threads(facts.iothreads),
 )

@@ -1,18 +1,18 @@
-"""Type-checked accessors for parts of QMP replies, which are untrusted: a compromised QEMU can send anything. Pure."""
+"""Type-checked accessors for parts of QMP replies. The replies are untrusted, because a compromised QEMU can send anything. Pure."""
 
 from typing import Any
 
 
 def as_list_of_objects(raw: Any, limit: int | None = None) -> list[dict[str, Any]]:
-    """Return the objects among a list's first `limit` entries; empty if it is not a list."""
+    """Return the JSON objects among the first `limit` entries of a list; an empty list if the value is not a list."""
     return [entry for entry in raw[:limit] if isinstance(entry, dict)] if isinstance(raw, list) else []
 
 
 def as_object(raw: Any) -> dict[str, Any]:
-    """Return an object; an empty one for anything else."""
+    """Return the value if it is a JSON object, and an empty object otherwise."""
     return raw if isinstance(raw, dict) else {}
 
 
 def as_text(raw: Any) -> str:
-    """Return a string; an empty one for anything else."""
+    """Return the value if it is a string, and an empty string otherwise."""
     return raw if isinstance(raw, str) else ""

@@ -164,6 +164,18 @@ def test_a_filter_on_a_filter_leads_to_the_disk_below_both() -> None:
     assert graph.device("other") is None
 
 
+@pytest.mark.parametrize("driver", [["throttle"], {"throttle": 1}, 5, None])
+def test_a_node_whose_driver_is_no_string_is_no_filter(driver: Any) -> None:
+    node = {"node-name": "n", "drv": driver, "file": "f"}
+    assert BlockGraph.from_replies([], [node]).device("n") is None
+
+
+@pytest.mark.parametrize("kind", [["target"], {"target": 1}, 5, None])
+def test_a_child_whose_kind_is_no_string_belongs_to_its_node(kind: Any) -> None:
+    node = {"node-name": "top", "drv": "qcow2", "children": [{"child": kind, "node-name": "below"}]}
+    assert BlockGraph.from_replies([{"qdev": "a", "node-name": "top"}], [node]).device("below") == "a"
+
+
 def test_names_that_exceed_a_fields_size_are_truncated_and_not_dropped() -> None:
     layer: dict[str, Any] = {"node-name": "n"}
     for depth in range(200):

@@ -175,6 +175,13 @@ def test_samples_of_replies_with_any_replaced_field_have_valid_fields(data: st.D
         check_sample(name, sample)
 
 
+@pytest.mark.parametrize("unit", [["second"], {"second": 1}, 5, None])
+def test_a_dirty_rate_without_a_valid_unit_has_no_duration(unit: Any) -> None:
+    reply = {"status": "measured", "dirty-rate": 1, "calc-time": 2, "calc-time-unit": unit}
+    (sample,) = collect("dirty", reply, [])
+    assert sample.values == {"status": "measured", "bytes_per_second": 1 << 20}
+
+
 @pytest.mark.parametrize("speed", [1e308, -1e308, 2**64 - 1, -(2**63)])
 def test_huge_figures_stay_finite_in_base_units(speed: float) -> None:
     (sample,) = collect("migration", {"status": "active", "ram": {"mbps": speed, "total": 1}})

@@ -49,7 +49,7 @@ FLEET = Dashboard(
             number(
                 "Active migrations",
                 "short",
-                f'count(qemu_migration_status{{{EVERY},status=~"setup|active|device|pre-switchover|postcopy-active"}}) or vector(0)',
+                f'count(qemu_migration_status{{{EVERY},status=~"setup|active|device|pre-switchover|postcopy-.+"}}) or vector(0)',
             ),
             number("Active jobs", "short", f'count(qemu_job_status{{{EVERY},status!~"concluded|null"}}) or vector(0)'),
         ),

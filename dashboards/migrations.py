@@ -5,7 +5,7 @@ from dashboards.panels import EVERY, HOSTS, TO_VM, Column, Dashboard, graph, num
 BY = "instance, vm, vm_uuid"
 VM = "{{vm}} from {{instance}}"
 NONE = "no VM has migrated"
-ACTIVE = f'{EVERY},status=~"setup|active|device|pre-switchover|postcopy-active|postcopy-paused"'
+ACTIVE = f'{EVERY},status=~"setup|active|device|pre-switchover|postcopy-.+"'
 
 
 def gauge(name: str) -> str:

@@ -161,13 +161,28 @@ RUN_STATE_RULES = (
         "shutdown", "shutdown_stuck", WARNING, "The guest has shut down, but its QEMU still runs.", seconds=300.0
     ),
     RunStateRule("suspended", "guest_suspended", WARNING, "The guest has been suspended for an hour.", seconds=HOUR),
+    RunStateRule(
+        "save-vm",
+        "save_stuck",
+        WARNING,
+        "The guest has been stopped for ten minutes while its state is saved.",
+        seconds=600.0,
+    ),
+    RunStateRule(
+        "restore-vm",
+        "restore_stuck",
+        WARNING,
+        "The guest has been stopped for ten minutes while its state is restored.",
+        seconds=600.0,
+    ),
 )
 
 POSTCOPY_PAUSED = "postcopy-paused"
-"""Migration status that fires the alert `postcopy_paused`."""
 POSTCOPY_RECOVERING = frozenset({"postcopy-recover-setup", "postcopy-recover"})
-"""Migration statuses in which this alert keeps firing."""
+"""Statuses of an attempt to recover a paused postcopy migration. QEMU enters them only from `postcopy-paused`."""
+MIGRATION_FAILED = frozenset({"failing", "failed", "cancelling", "cancelled"})
 POSTCOPY_HELP = "The postcopy migration lost its connection, and the guest waits for memory."
+RECOVERY_FAILED_HELP = "The recovery of a postcopy migration failed, and the guest still waits for memory."
 
 UUID_CLASH_HELP = "Several running VMs have this UUID; their records and metrics are mixed."
 
@@ -178,6 +193,7 @@ GUEST_AGENT_LOST_HELP = "The guest agent has closed its channel, and the guest s
 ALERTS: Mapping[str, str] = {
     **{rule.alert: rule.help for rule in (*EVENT_RULES, *RUN_STATE_RULES)},
     "postcopy_paused": POSTCOPY_HELP,
+    "postcopy_recovery_failed": RECOVERY_FAILED_HELP,
     "uuid_clash": UUID_CLASH_HELP,
     "guest_agent_lost": GUEST_AGENT_LOST_HELP,
 }

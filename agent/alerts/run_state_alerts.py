@@ -9,9 +9,11 @@ from typing import Any
 from agent.alerts.process_state import VmProcessState
 from agent.alerts.rules import (
     EVENT_RULES,
+    MIGRATION_FAILED,
     POSTCOPY_HELP,
     POSTCOPY_PAUSED,
     POSTCOPY_RECOVERING,
+    RECOVERY_FAILED_HELP,
     RUN_STATE_RULES,
     RunStateRule,
 )
@@ -202,12 +204,25 @@ class RunStateAlerts:
         if time_ns < state.migration_ns:
             return
         state.migration_ns = time_ns
-        known = self._store.find(state.owner, "postcopy_paused")
-        if status == POSTCOPY_PAUSED:
-            data = {"help": POSTCOPY_HELP, "status": status}
-            yield from self._store.fire(state.alert("postcopy_paused", "", Severity.CRITICAL, time_ns, data))
-        elif known is not None and status not in POSTCOPY_RECOVERING:
-            yield from self._store.resolve([known], time_ns, "migration")
+        paused = self._store.find(state.owner, "postcopy_paused")
+        failed = self._store.find(state.owner, "postcopy_recovery_failed")
+        is_paused = status == POSTCOPY_PAUSED or status in POSTCOPY_RECOVERING
+        was_recovering = paused is not None and paused.data["status"] in POSTCOPY_RECOVERING
+        has_failed = status in MIGRATION_FAILED and (paused is not None or failed is not None)
+        if is_paused:
+            yield from self._fire_postcopy(state, "postcopy_paused", POSTCOPY_HELP, status, time_ns)
+        elif paused is not None:
+            yield from self._store.resolve([paused], time_ns, "migration")
+        if has_failed or (status == POSTCOPY_PAUSED and was_recovering):
+            yield from self._fire_postcopy(state, "postcopy_recovery_failed", RECOVERY_FAILED_HELP, status, time_ns)
+        elif failed is not None and not is_paused:
+            yield from self._store.resolve([failed], time_ns, "migration")
+
+    def _fire_postcopy(
+        self, state: VmProcessState, name: str, text: str, status: str, time_ns: int
+    ) -> Iterator[Record]:
+        data = {"help": text, "status": status}
+        yield from self._store.fire(state.alert(name, "", Severity.CRITICAL, time_ns, data))
 
 
 def _has_ended(alert: Alert, status: str) -> bool:

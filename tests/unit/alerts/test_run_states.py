@@ -1,9 +1,11 @@
 """Alerts of guests that stand: they end when the guest runs, and older news never changes them."""
 
+from collections.abc import Callable
+
 import pytest
 
 from agent.alerts.rules import EVENT_RULES, RUN_STATE_RULES, RunStateRule
-from tests.lab.alert_scenario import SECOND, AlertScenario, event_record
+from tests.lab.alert_scenario import SECOND, AlertScenario, Change, event_record
 from tests.lab.thin_disks import GIB, VM, Disk
 
 FULL = ("disk_full", "disk0")
@@ -152,12 +154,70 @@ def test_a_paused_postcopy_fires_until_the_migration_continues(scenario: AlertSc
     assert scenario.event("MIGRATION", 10, status="postcopy-paused") == [("postcopy_paused", "", "firing")]
     assert scenario.migration("postcopy-active", 9) == [], "the poll is older"
     assert scenario.migration("postcopy-recover", 11) == []
-    assert scenario.migration("postcopy-paused", 12) == [], "the recovery failed"
     assert scenario.migration("postcopy-active", 13) == [("postcopy_paused", "", "resolved")]
 
 
-def test_a_paused_postcopy_is_detected_by_a_poll(scenario: AlertScenario) -> None:
-    assert scenario.migration("postcopy-paused", 10) == [("postcopy_paused", "", "firing")]
+POSTCOPY_PAUSED = ("postcopy_paused", "")
+RECOVERY_FAILED = ("postcopy_recovery_failed", "")
+MigrationInput = Callable[[AlertScenario, str, float], list[Change]]
+BY_EVENT_AND_BY_POLL: list[MigrationInput] = [
+    lambda scenario, status, at: scenario.event("MIGRATION", at, status=status),
+    lambda scenario, status, at: scenario.migration(status, at),
+]
+
+
+@pytest.mark.parametrize("status", ["postcopy-paused", "postcopy-recover-setup", "postcopy-recover"])
+@pytest.mark.parametrize("report", BY_EVENT_AND_BY_POLL, ids=["event", "poll"])
+def test_a_postcopy_that_waits_fires_from_the_first_status(
+    scenario: AlertScenario, report: MigrationInput, status: str
+) -> None:
+    assert report(scenario, status, 10) == [(*POSTCOPY_PAUSED, "firing")]
+    assert report(scenario, status, 11) == []
+
+
+@pytest.mark.parametrize("attempt", [("postcopy-recover",), ("postcopy-recover-setup", "postcopy-recover")])
+@pytest.mark.parametrize("report", BY_EVENT_AND_BY_POLL, ids=["event", "poll"])
+def test_a_failed_recovery_fires_until_a_recovery_succeeds(
+    scenario: AlertScenario, report: MigrationInput, attempt: tuple[str, ...]
+) -> None:
+    report(scenario, "postcopy-paused", 10)
+    for number, status in enumerate(attempt):
+        assert report(scenario, status, 11 + number) == []
+    assert report(scenario, "postcopy-paused", 14) == [(*RECOVERY_FAILED, "firing")]
+    assert report(scenario, "postcopy-recover", 15) == [], "the next attempt has not succeeded yet"
+    assert report(scenario, "postcopy-paused", 16) == []
+    assert report(scenario, "postcopy-recover", 17) == []
+    changes = report(scenario, "postcopy-active", 18)
+    assert changes == [(*POSTCOPY_PAUSED, "resolved"), (*RECOVERY_FAILED, "resolved")]
+
+
+@pytest.mark.parametrize("before", ["postcopy-paused", "postcopy-recover-setup", "postcopy-recover"])
+@pytest.mark.parametrize("end", ["failing", "failed", "cancelled"])
+@pytest.mark.parametrize("report", BY_EVENT_AND_BY_POLL, ids=["event", "poll"])
+def test_a_paused_postcopy_that_fails_fires_as_long_as_the_process_lives(
+    scenario: AlertScenario, report: MigrationInput, end: str, before: str
+) -> None:
+    report(scenario, before, 10)
+    assert report(scenario, end, 11) == [(*POSTCOPY_PAUSED, "resolved"), (*RECOVERY_FAILED, "firing")]
+    assert report(scenario, end, 12) == []
+    scenario.detach(at=20, for_good=True)
+    assert scenario.tick(100) == [(*RECOVERY_FAILED, "resolved")]
+
+
+def test_a_failed_precopy_migration_is_no_failed_recovery(scenario: AlertScenario) -> None:
+    for at, status in enumerate(("setup", "active", "failed")):
+        assert scenario.migration(status, 10 + at) == []
+
+
+def test_a_recovery_that_failed_is_known_after_a_restart_of_the_agent(scenario: AlertScenario) -> None:
+    scenario.migration("postcopy-paused", 10)
+    scenario.restart()
+    scenario.attach()
+    assert scenario.migration("failed", 20) == [(*POSTCOPY_PAUSED, "resolved"), (*RECOVERY_FAILED, "firing")]
+    scenario.restart()
+    scenario.attach()
+    assert scenario.migration("failed", 30) == []
+    assert scenario.migration("setup", 40) == [(*RECOVERY_FAILED, "resolved")]
 
 
 # --- Restarts ---

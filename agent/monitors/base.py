@@ -2,7 +2,6 @@
 
 import asyncio
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -13,7 +12,7 @@ from agent.common.config_types import Section
 from agent.qmp.client import Client, CommandResult, Connect
 from agent.qmp.commands import AllowList, Change, Command
 from agent.qmp.errors import QmpError
-from agent.qmp.protocol import Event, Greeting
+from agent.qmp.protocol import Event, Greeting, SkippedMessages
 
 
 class MonitorConnection(Protocol):
@@ -40,8 +39,8 @@ class MonitorConnection(Protocol):
         """True if the agent receives every event while the connection is up."""
 
     @property
-    def skipped_messages(self) -> Counter[str]:
-        """Total number of skipped messages by reason: `unreadable`, `oversized` or `stray`."""
+    def skipped_messages(self) -> SkippedMessages:
+        """Total numbers of skipped messages; the same object as before if none was skipped since."""
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
         """Execute commands within `deadline` seconds; raises what `Client.execute` raises."""

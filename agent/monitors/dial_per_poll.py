@@ -8,7 +8,6 @@ only while it is connected, so it misses most events.
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Sequence
 
 from agent.common.backoff import back_off
@@ -17,7 +16,7 @@ from agent.monitors.dial import SCAN_SECONDS, DialDiscoverer
 from agent.qmp.client import Client, CommandResult, Connect
 from agent.qmp.commands import AllowList, Command
 from agent.qmp.errors import BusyError, NotConnectedError, PreemptedError, ProtocolError, QmpError, StalledError
-from agent.qmp.protocol import Greeting  # noqa: TC001 - for its one annotation, as elsewhere
+from agent.qmp.protocol import Greeting, SkippedMessages
 
 STEP_SECONDS = 0.5
 """Default timeout of the greeting, and of the replies. Proxmox's statistics give up after 3 s in the backlog, most of its commands after
@@ -87,7 +86,7 @@ class DialPerPollConnection:
         self.greeting: Greeting | None = None
         self.ended: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
         self.peer_pid: int | None = None
-        self.skipped_messages = Counter[str]()
+        self.skipped_messages = SkippedMessages()
         self._connect = connect
         self._timeout = timeout
         self._allow = allow
@@ -162,8 +161,9 @@ class DialPerPollConnection:
                         return results
                     return await client.execute(commands, deadline=self._timeout) if commands else []
                 finally:
-                    skipped = self.skipped_messages + client.skipped_messages
-                    self.skipped_messages = skipped  # a new object, because callers keep the old one
+                    if any(client.skipped_messages):
+                        counts = zip(self.skipped_messages, client.skipped_messages, strict=True)
+                        self.skipped_messages = SkippedMessages(*map(sum, counts))
         except BusyError:
             raise
         except (NotConnectedError, ProtocolError) as error:

@@ -7,7 +7,8 @@ loop, because the loop would otherwise have no time for anything else.
 
 import asyncio
 import getpass
-from collections import Counter
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
@@ -21,8 +22,18 @@ from agent.qmp.errors import (
     ProtocolError,
     QmpError,
     StalledError,
+    UnreadRequestsError,
 )
-from agent.qmp.protocol import Connection, Event, Greeting, ProbeReply, Ready, Reply
+from agent.qmp.protocol import (
+    MAX_COMMANDS_IN_FLIGHT,
+    Connection,
+    Event,
+    Greeting,
+    ProbeReply,
+    Ready,
+    Reply,
+    SkippedMessages,
+)
 
 CommandResult = QmpError | Any
 """The result of one command: the value that QEMU returned, a CommandError if QEMU refused it, or an UnreadableReplyError."""
@@ -38,7 +49,10 @@ FLOOD_BYTES = 64 * 1024
 PAUSE_TURNS = 16
 """Number of turns of the event loop without reading after a flood. Each takes a few milliseconds, in which other tasks run."""
 READ_TURNS = 2
-"""Number of turns of the event loop that are needed to read all data that has arrived."""
+"""Turns of the event loop that it takes to read all data that has arrived."""
+MAX_UNREAD_BYTES = 64 * 1024
+"""Bytes of requests that a peer may leave unread, besides those in the kernel. The agent sends the next command only after a reply, so
+only a hostile peer exceeds it: one that replies without reading."""
 
 
 class Client(asyncio.Protocol):
@@ -63,6 +77,8 @@ class Client(asyncio.Protocol):
         self._ready: asyncio.Future[None] = loop.create_future()
         self._results: list[CommandResult] = []
         self._batch: asyncio.Future[list[CommandResult]] | None = None
+        self._in_step: asyncio.Future[None] | None = None
+        """Done when replies can be assigned to commands again; None while they can."""
         self._probe: tuple[int, asyncio.Future[None]] | None = None
         self._pause_turns = (
             0  # turns of the event loop until the held requests are written; reading resumes READ_TURNS earlier
@@ -140,27 +156,12 @@ class Client(asyncio.Protocol):
         return self._qmp.replies_due
 
     @property
-    def stray_replies(self) -> int:
-        """Total number of replies that belong to no command."""
-        return self._qmp.stray_replies
-
-    @property
-    def unreadable_messages(self) -> int:
-        """Total number of messages that could not be read, not counting oversized messages."""
-        return self._qmp.unreadable_messages
-
-    @property
-    def oversized_messages(self) -> int:
-        """Total number of messages that exceeded the size limit."""
-        return self._qmp.oversized_messages
-
-    @property
-    def skipped_messages(self) -> Counter[str]:
-        """Total number of skipped messages by reason: `unreadable`, `oversized`, or `stray` for a reply that belongs to no command."""
-        return Counter(unreadable=self.unreadable_messages, oversized=self.oversized_messages, stray=self.stray_replies)
+    def skipped_messages(self) -> SkippedMessages:
+        """Total numbers of skipped messages; the same object as before if none was skipped since."""
+        return self._qmp.skipped
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
-        """Send commands in one write and return their results, in order.
+        """Send commands and return their results, in order. QEMU never holds more than `MAX_COMMANDS_IN_FLIGHT` of them.
 
         Raises:
             StalledError: a reply did not arrive within `deadline` seconds, or an earlier reply is still due; see `wait_idle`.
@@ -170,18 +171,75 @@ class Client(asyncio.Protocol):
         """
         if self.ended.done():
             raise self.ended.result()
+        if len(commands) <= MAX_COMMANDS_IN_FLIGHT and not self._qmp.out_of_step:
+            return await self._execute_batch(commands, deadline, deadline)
+        self._qmp.check(commands)
+        until = asyncio.get_running_loop().time() + deadline
+        results: list[CommandResult] = []
+        for start in range(0, len(commands), MAX_COMMANDS_IN_FLIGHT):
+            await self._get_in_step(until, deadline)
+            batch = commands[start : start + MAX_COMMANDS_IN_FLIGHT]
+            left = max(0.0, until - asyncio.get_running_loop().time())
+            results += await self._execute_batch(batch, left, deadline)
+        return results
+
+    async def _get_in_step(self, until: float, deadline: float) -> None:
+        """After an unreadable message, wait until replies can be assigned to commands again.
+
+        Args:
+            until: when the wait ends, on the event loop's clock.
+            deadline: seconds that the whole call may take, for the error's text.
+
+        Raises:
+            StalledError: they cannot be assigned yet.
+            QmpError: the connection ended.
+        """
+        if not self._qmp.out_of_step:
+            return
+        if self._in_step is None:
+            self._in_step = asyncio.get_running_loop().create_future()
+            self._mark()
+        try:
+            async with asyncio.timeout_at(until):
+                await asyncio.shield(self._in_step)
+        except TimeoutError:
+            raise StalledError(f"no reply to query-status within {deadline:g} s") from None
+
+    def _mark(self) -> None:
+        """Send a marker if one is due, and wake those that wait for its reply."""
+        waiting = self._in_step
+        if not self._qmp.out_of_step:
+            self._in_step = None
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
+        elif (data := self._qmp.mark()) is not None:
+            self._send(data)
+
+    async def _execute_batch(self, commands: Sequence[Command], seconds: float, deadline: float) -> list[CommandResult]:
+        """Send commands in one write and return their results, in order.
+
+        Args:
+            commands: the commands.
+            seconds: how long to wait for the results.
+            deadline: seconds that the whole call may take, for the error's text.
+
+        Raises:
+            QmpError: as `execute` does.
+        """
         data = self._qmp.send(commands)
         loop = asyncio.get_running_loop()
         self._batch = loop.create_future()
         self._results = []
         self._write_or_hold(data)
         # The cheapest wait, because every poll takes it: one future and one timer.
-        timer = loop.call_later(deadline, self._fail_overdue_batch, deadline)
+        timer = loop.call_later(seconds, self._on_deadline, deadline)
         try:
             results = await self._batch
         finally:
             timer.cancel()
         self._batch, self._results = None, []  # frees 10 KiB per VM until the next poll
+        if self.ended.done() and isinstance(error := self.ended.result(), ProtocolError):
+            raise error  # more replies than commands arrived: any of these may be another command's
         return results
 
     def _fail_overdue_batch(self, deadline: float) -> None:
@@ -198,6 +256,8 @@ class Client(asyncio.Protocol):
         """
         if self.replies_due and self._batch is not None:
             await asyncio.shield(self._batch)
+        if self._in_step is not None:
+            await asyncio.shield(self._in_step)
 
     async def probe(self, *, deadline: float) -> bool:
         """Return whether QEMU's monitor thread replies out of band within `deadline` seconds.
@@ -243,10 +303,15 @@ class Client(asyncio.Protocol):
         assert self._transport is not None
         if self._transport.get_extra_info("ssl_object") is None:
             self._transport.write(data)
-            return
-        # One TLS record for each byte: QEMU reads a monitor byte by byte, and before 8.0 it loses the rest of a TLS record (seen on 7.2).
-        for number in data:
-            self._transport.write(bytes((number,)))
+        else:
+            # Send one TLS record per byte: QEMU reads a monitor byte by byte, and before 8.0 it loses the rest of a TLS record (seen on
+            # 7.2).
+            for number in data:
+                self._transport.write(bytes((number,)))
+        if self._transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            self._end(
+                UnreadRequestsError(f"the peer does not read its requests: more than {MAX_UNREAD_BYTES} bytes wait")
+            )
 
     # Callbacks of asyncio.
 
@@ -259,7 +324,9 @@ class Client(asyncio.Protocol):
         self.bytes_read += len(data)
         try:
             for message in self._qmp.receive(data):
-                self._dispatch_message(message)
+                self._handle(message)
+            if self._in_step is not None:
+                self._mark()
         except ProtocolError as error:
             self._end(error)
         if self._held_requests:
@@ -318,7 +385,7 @@ class Client(asyncio.Protocol):
         self.ended.set_result(cause)
         if self._transport is not None:
             self._transport.abort()
-        for waiter in (self._ready, self._batch, self._probe and self._probe[1]):
+        for waiter in (self._ready, self._batch, self._in_step, self._probe and self._probe[1]):
             if waiter is not None and not waiter.done():
                 waiter.set_exception(cause)
                 waiter.exception()  # marks the exception as retrieved; asyncio would otherwise log it if no call waits

@@ -9,6 +9,10 @@ class ProtocolError(QmpError):
     """The peer does not speak QMP. The connection cannot be used any more."""
 
 
+class UnreadRequestsError(QmpError):
+    """The peer replies but does not read its requests."""
+
+
 class NotConnectedError(QmpError):
     """The agent cannot connect to the monitor, or the connection has ended."""
 
@@ -47,6 +51,10 @@ class UnexpectedReplyError(QmpError):
 
 class UnreadableReplyError(QmpError):
     """The reply to one command is not JSON, is malformed, or exceeds the size limit. The connection can still be used."""
+
+
+class UnclearReplyError(UnreadableReplyError):
+    """An unreadable message that may be the reply to any of several commands. All of them fail, although one is at fault at most."""
 
 
 class CommandError(QmpError):

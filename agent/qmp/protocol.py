@@ -7,9 +7,8 @@ bytes are cut into chunks.
 Facts about QEMU 2.6 to 11.1: in-band replies arrive in the order of the commands; an out-of-band reply has the id of its request; an event
 can arrive between any two messages, also before the greeting.
 
-An unreadable message does not end a negotiated connection. It can be the reply to a command, and then this command fails. If it can be
-the reply to several commands, all pending commands fail, and later replies cannot be assigned to commands. So the next batch begins with
-a marker, a command with an id. The replies after the marker's reply belong to the new batch.
+A message that cannot be read does not end a negotiated connection. The command whose reply it is fails. If that command is unclear,
+every pending command fails. A marker command, sent alone, then shows where the next replies begin.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,11 +18,21 @@ from typing import Any, NamedTuple
 
 from agent.qmp import commands
 from agent.qmp.commands import AllowList, Command, Request
-from agent.qmp.errors import CommandError, ProtocolError, QmpError, StalledError, UnreadableReplyError
-from agent.qmp.frames import FrameSplitter, MessageKind, UnreadableMessage
+from agent.qmp.errors import (
+    CommandError,
+    ProtocolError,
+    QmpError,
+    StalledError,
+    UnclearReplyError,
+    UnreadableReplyError,
+)
+from agent.qmp.frames import Frames, MessageKind, Unreadable
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Default size limit of a message. query-blockstats takes about 1.5 KB per disk, query-qmp-schema 250 KB (QEMU 11.1)."""
+
+MAX_COMMANDS_IN_FLIGHT = 7
+"""While eight in-band requests wait, QEMU stops reading, even out-of-band probes (monitor/qmp.c, 4.0 to 11.1)."""
 
 
 class ConnectionState(Enum):
@@ -87,6 +96,20 @@ class Event(NamedTuple):
     time_ns: int | None
 
 
+class SkippedMessages(NamedTuple):
+    """Total numbers of skipped messages, by reason.
+
+    Attributes:
+        unreadable: messages that could not be read, without the oversized ones.
+        oversized: messages that exceeded the size limit.
+        stray: replies that belong to no command.
+    """
+
+    unreadable: int = 0
+    oversized: int = 0
+    stray: int = 0
+
+
 Message = Greeting | Ready | Reply | ProbeReply | Event
 
 
@@ -104,31 +127,28 @@ class Connection:
     Attributes:
         state: the progress of the handshake.
         oob: whether QEMU offers out-of-band execution.
-        stray_replies: total number of replies that belong to no command; they are dropped.
-        unreadable_messages: total number of messages that could not be read, not counting oversized messages.
-        oversized_messages: total number of messages that exceeded the size limit.
+        skipped: how many messages were skipped; another object after each one.
+        out_of_step: whether replies cannot be assigned to commands, until the reply to a marker arrives.
     """
 
     def __init__(self, allow: AllowList, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
         self.state = ConnectionState.GREETING
         self.oob = False
-        self.stray_replies = 0
-        self.unreadable_messages = 0
-        self.oversized_messages = 0
+        self.skipped = SkippedMessages()
+        self.out_of_step = False
         self._allow = allow
         self._frames = FrameSplitter(max_message_bytes)
         self._pending: list[Command] = []
         self._last_id = 0
         self._probe = 0
         """Id of the pending probe; 0 if none is pending."""
-        self._out_of_step = False
-        """True while replies cannot be assigned to commands. The reply to a marker ends this."""
-        self._marker = 0
-        """Id of the pending marker; 0 if none is pending."""
+        self._markers: list[int] = []  # ids of the markers without a reply
+        self._is_marked = False  # whether the newest marker still shows where the next replies begin
+        self._held = 0  # how many requests, markers included, QEMU may hold while out of step, at most
 
     @property
     def replies_due(self) -> int:
-        """Number of in-band commands without a reply."""
+        """Number of in-band commands without a reply, without markers."""
         return len(self._pending)
 
     @property
@@ -159,20 +179,43 @@ class Connection:
     def send(self, batch: Sequence[Command]) -> Request:
         """Return the bytes of in-band commands for one write; the replies arrive in this order.
 
+        Args:
+            batch: at most `MAX_COMMANDS_IN_FLIGHT` commands. While `out_of_step`, send markers instead.
+
         Raises:
             CommandRefusedError: one of the commands is not on the allow-list. No bytes must be written then.
             StalledError: an earlier reply is still due.
         """
         assert self.state is ConnectionState.READY
+        assert len(batch) <= MAX_COMMANDS_IN_FLIGHT
         if self._pending:
             raise StalledError(f"{len(self._pending)} replies are still due, first {self.oldest_pending}")
+        assert not self.out_of_step
         data = self._allow.encode_all(batch)
         self._pending.extend(batch)
-        if self._out_of_step and not self._marker:
-            self._last_id += 1
-            self._marker = self._last_id
-            data = commands.prepend_marker(self._marker, data)
         return data
+
+    def check(self, batch: Sequence[Command]) -> None:
+        """Check that all commands are on the allow-list.
+
+        Raises:
+            CommandRefusedError: one of them is not.
+        """
+        self._allow.encode_all(batch)
+
+    def mark(self) -> Request | None:
+        """Return the bytes of a marker; None if none is needed now.
+
+        None is needed if no reply is out of step, or if a marker is under way. While QEMU may hold as many requests as it accepts, a
+        marker waits for another reply.
+        """
+        if not self.out_of_step or self._is_marked or self._held >= MAX_COMMANDS_IN_FLIGHT:
+            return None
+        self._last_id += 1
+        self._markers.append(self._last_id)
+        self._is_marked = True
+        self._held += 1
+        return commands.marker(self._last_id)
 
     def probe(self) -> tuple[int, Request]:
         """Return the number and the bytes of an out-of-band probe. Requires `oob`."""
@@ -201,16 +244,19 @@ class Connection:
             yield ProbeReply(number)
         failed = self._count_affected(kind)
         if failed and kind is MessageKind.UNKNOWN:
-            self._out_of_step, self._marker = True, 0
+            self.out_of_step, self._held = True, failed
+        if kind is MessageKind.UNKNOWN:
+            self._is_marked = False  # the message may have been the reply to the marker
+        error_type = UnreadableReplyError if failed == 1 else UnclearReplyError
         for _ in range(failed):
             command = self._pending.pop(0)
-            yield Reply(None, UnreadableReplyError(f"unreadable reply to {command.name}: {reason}"))
+            yield Reply(None, error_type(f"unreadable reply to {command.name}: {reason}"))
 
     def _correct_kind(self, kind: MessageKind) -> MessageKind:
         """Correct the guessed kind of an unreadable message by the requests that are pending."""
         if kind is MessageKind.EVENT:
             return kind
-        if self._out_of_step:  # the message is the reply to the marker or to an earlier batch
+        if self.out_of_step:  # it is the reply to the marker or to an earlier batch
             return MessageKind.UNKNOWN
         if kind is MessageKind.REPLY_WITH_ID and not self._probe:  # the `id` is part of the reply's value
             return MessageKind.REPLY
@@ -237,24 +283,21 @@ class Connection:
             if "return" in value or "error" in value:
                 return self._accept_reply(value)
             if "QMP" in value:
-                return self._accept_greeting(value["QMP"])
-            raise self._count_malformed(
-                MessageKind.UNKNOWN, "a message that is neither greeting, reply, error nor event"
-            )
-        if not isinstance(value, UnreadableMessage):
-            raise self._count_malformed(MessageKind.UNKNOWN, "a message that is not an object")
-        if value.oversized:
-            self.oversized_messages += 1
-        else:
-            self.unreadable_messages += 1
+                return self._greeting(value["QMP"])
+            raise self._malformed(MessageKind.UNKNOWN, "a message that is neither greeting, reply, error nor event")
+        if not isinstance(value, Unreadable):
+            raise self._malformed(MessageKind.UNKNOWN, "a message that is not an object")
+        self._skip("oversized" if value.oversized else "unreadable")
         raise _UnreadableError(value.kind, value.reason)
 
-    def _count_malformed(self, kind: MessageKind, reason: str) -> _UnreadableError:
-        """Count a malformed message, and return the exception to raise."""
-        self.unreadable_messages += 1
+    def _malformed(self, kind: MessageKind, reason: str) -> _UnreadableError:
+        self._skip("unreadable")
         return _UnreadableError(kind, reason)
 
-    def _accept_greeting(self, body: Any) -> Greeting:
+    def _skip(self, reason: str) -> None:
+        self.skipped = self.skipped._replace(**{reason: getattr(self.skipped, reason) + 1})
+
+    def _greeting(self, body: Any) -> Greeting:
         if self.state is not ConnectionState.GREETING:
             raise ProtocolError("a second greeting")
         if not isinstance(body, dict):
@@ -284,25 +327,32 @@ class Connection:
             self.state = ConnectionState.READY
             return Ready()
         if "id" in value:
-            return self._accept_reply_with_id(value["id"])
-        if self._out_of_step:
-            self.stray_replies += 1
+            return self._reply_with_id(value["id"])
+        if self.out_of_step:
+            self._skip("stray")
+            self._held = max(self._held - 1, len(self._markers))
             return None
         if not self._pending:
             raise ProtocolError("a reply without a command")
         del self._pending[0]
         return Reply(value.get("return"), error)
 
-    def _accept_reply_with_id(self, number: Any) -> ProbeReply | None:
-        if type(number) is int and 0 < number <= self._last_id:
-            if number != self._marker:
-                if number == self._probe:
-                    self._probe = 0
-                return ProbeReply(number)
-            self._out_of_step, self._marker = False, 0
-        else:
-            self.stray_replies += 1
-        return None
+    def _reply_with_id(self, number: Any) -> ProbeReply | None:
+        if type(number) is not int or not 0 < number <= self._last_id:
+            self._skip("stray")
+            return None
+        if number in self._markers:
+            self._on_marker(number)
+            return None
+        if number == self._probe:
+            self._probe = 0
+        return ProbeReply(number)
+
+    def _on_marker(self, number: int) -> None:
+        """Handle the reply to a marker. All earlier replies have arrived or are lost; if it is the newest marker, replies are in step."""
+        self._markers = [marker for marker in self._markers if marker > number]
+        self._held = len(self._markers)
+        self.out_of_step = bool(self._markers)
 
     def _accept_event(self, value: dict[str, Any]) -> Event:
         name, data, stamp = value["event"], value.get("data", {}), value.get("timestamp")

@@ -20,12 +20,16 @@ class _Failure:
 
 
 class CollectorFailures:
-    """Failing collectors of one VM. The agent does not poll a failing collector for a time, which doubles with each failure in a row."""
+    """Failing collectors of one VM. The agent does not poll a failing collector for a time, which doubles with each failure in a row.
 
-    __slots__ = ("_failures",)
+    After a failure that one of several collectors caused, all of them are suspects: each is polled alone, until its answer can be read.
+    """
+
+    __slots__ = ("_failures", "_suspects")
 
     def __init__(self) -> None:
         self._failures: dict[str, _Failure] = {}
+        self._suspects: list[str] = []
 
     def __contains__(self, name: object) -> bool:
         return name in self._failures
@@ -49,11 +53,27 @@ class CollectorFailures:
         count = previous.count + 1 if previous is not None else 1
         delay = min(max_seconds, first_seconds * 2.0 ** min(count - 1, 30))
         self._failures[name] = _Failure(sanitize(cause, MAX_CAUSE), count, now + delay)
+        self.acquit(name)
         return delay
 
     def clear(self, name: str) -> bool:
         """Remove a collector's failures; return False if it had none."""
+        self.acquit(name)
         return self._failures.pop(name, None) is not None
+
+    def suspect(self, name: str) -> None:
+        """Poll a collector alone from now on, because it or another one caused a failure."""
+        if name not in self._suspects:
+            self._suspects.append(name)
+
+    def acquit(self, name: str) -> None:
+        """Remove a collector from the suspects."""
+        if name in self._suspects:
+            self._suspects.remove(name)
+
+    def is_alone(self, name: str) -> bool:
+        """Return whether a collector has to be polled alone."""
+        return name in self._failures or name in self._suspects
 
     def retry_at(self, name: str) -> float:
         """Return the monotonic time from which the agent may poll a collector again; `-inf` if the collector does not fail."""

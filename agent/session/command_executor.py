@@ -1,14 +1,14 @@
 """Execution of QMP commands on one connection, with a deadline."""
 
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
 
 from agent.monitors import MonitorConnection
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import Command
 from agent.qmp.errors import BusyError, StalledError, UnreadableReplyError
+from agent.qmp.protocol import SkippedMessages
 from agent.session.api import SessionContext
 from agent.session.stall_probe import StallProbe
 
@@ -29,7 +29,7 @@ class CommandExecutor:
         self._client = client
         self._context = context
         self._probe = probe
-        self._skipped = Counter[str]()
+        self._skipped = SkippedMessages()
 
     async def execute(self, commands: Sequence[Command]) -> list[CommandResult]:
         """Send commands in one write; return their results in the same order.
@@ -43,11 +43,14 @@ class CommandExecutor:
         self.next_action_at = time.monotonic() + timeout
         return await self._client.execute(commands, deadline=timeout)
 
-    def take_skipped_messages(self) -> Counter[str]:
-        """Return how many messages of QEMU were skipped since the last call of this method, by reason."""
-        total = self._client.skipped_messages
-        new_messages, self._skipped = total - self._skipped, total
-        return new_messages
+    def take_skipped_messages(self) -> Iterable[tuple[str, int]]:
+        """Return the reasons for which messages of QEMU were skipped since the last call, and how many. Cheap if none was skipped."""
+        total, before = self._client.skipped_messages, self._skipped
+        if total is before:
+            return ()
+        self._skipped = total
+        counts = zip(SkippedMessages._fields, total, before, strict=True)
+        return [(reason, now - then) for reason, now, then in counts if now > then]
 
     async def execute_with_retry(self, commands: Sequence[Command]) -> list[CommandResult]:
         """Execute commands like `execute`. After each stall, execute them again until QEMU replies in time.

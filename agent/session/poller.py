@@ -13,7 +13,7 @@ from agent.model.family import Sample
 from agent.model.metrics.migration import MIGRATION_ENDED
 from agent.model.record import Record, Vm
 from agent.qmp.client import CommandResult
-from agent.qmp.errors import BusyError, CommandError, ProtocolError, QmpError, StalledError
+from agent.qmp.errors import BusyError, CommandError, ProtocolError, QmpError, StalledError, UnclearReplyError
 from agent.qmp.protocol import Event
 from agent.session.api import PollOutcome, SessionContext, SessionObserver, VmChange
 from agent.session.collector_failures import CollectorFailures
@@ -135,20 +135,40 @@ class Poller:
                 return False  # the late replies are out of date, and events may have been missed
             except ProtocolError as error:
                 for collector, _ in batch:
-                    self._switch_off(collector.name, str(error))
+                    if len(batch) > 1:
+                        self._suspect(collector.name)
+                    else:
+                        self._fail(collector.name, str(error))
                 raise
             self._observer.on_response(time.monotonic() - when.monotonic)
-            for reason, messages in self._executor.take_skipped_messages().items():
+            for reason, messages in self._executor.take_skipped_messages():
                 self._observer.on_messages_skipped(self._vm, reason, messages)
-            for collector, commands in batch:
-                own, replies = replies[: len(commands)], replies[len(commands) :]
-                self._handle_replies(collector, own, when)
+            self._handle_batch(batch, answers, when)
         return True
 
+    def _handle_batch(self, batch: Batch[Collector], answers: Sequence[CommandResult], when: PollTime) -> None:
+        """Handle the answers to a batch. If an unreadable reply may belong to several collectors, poll each of them alone."""
+        answered: list[tuple[Collector, Sequence[CommandResult]]] = []
+        for collector, commands in batch:
+            answered.append((collector, answers[: len(commands)]))
+            answers = answers[len(commands) :]
+        unclear = [c.name for c, own in answered if any(isinstance(answer, UnclearReplyError) for answer in own)]
+        for collector, own in answered:
+            if len(unclear) > 1 and collector.name in unclear:
+                self._observer.on_collector_run(collector.name, PollOutcome.ERROR)
+                self._suspect(collector.name)
+            else:
+                self._handle_answers(collector, own, when)
+
+    def _suspect(self, name: str) -> None:
+        """Poll a collector alone at once, because it or another one caused a failure."""
+        self._failures.suspect(name)
+        self._schedule.plan(name, time.monotonic())
+
     def _batches(self, names: Iterable[str]) -> Iterator[Batch[Collector]]:
-        """Yield batches of collectors whose commands fit one write. Each failing collector gets a batch of its own."""
-        remaining: Batch[Collector] = []
-        retries: Batch[Collector] = []
+        """Yield batches of collectors and their commands that fit one write. A failing or suspect collector has its own batch."""
+        rest: Batch[Collector] = []
+        alone: Batch[Collector] = []
         for name in names:
             collector = self._collectors.by_name.get(name)
             if collector is None or collector.host_only:
@@ -157,11 +177,11 @@ class Poller:
             if not commands:  # the VM has no such feature any more, such as a balloon
                 self._clear_failure(name)
             elif not self._is_off(name):
-                (retries if name in self._failures else remaining).append((collector, commands))
-        while remaining:
-            batch, remaining = split_batch(remaining)
+                (alone if self._failures.is_alone(name) else rest).append((collector, commands))
+        while rest:
+            batch, rest = split_batch(rest)
             yield batch
-        yield from ([retry] for retry in retries)
+        yield from ([one] for one in alone)
 
     def poll_host(self, names: Iterable[str] | None = None) -> None:
         """Poll collectors that read only the kernel's files. A file takes microseconds, and QEMU is not involved.

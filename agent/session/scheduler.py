@@ -5,12 +5,10 @@ from math import ceil, inf
 from typing import TypeVar
 
 from agent.qmp.commands import Command
+from agent.qmp.protocol import MAX_COMMANDS_IN_FLIGHT
 
 SLACK_SECONDS = 0.05
 """Polls that are due within this time share one write, because each write wakes QEMU's main loop and costs time there."""
-
-MAX_COMMANDS_PER_WRITE = 7
-"""While eight in-band requests wait, QEMU reads nothing from the monitor, not even out-of-band probes (monitor/qmp.c, 4.0 to 11.1)."""
 
 SPACING_SECONDS = 0.25
 """Minimum time between two polls of one collector because of events."""
@@ -113,6 +111,6 @@ def split_batch(batch: Batch[Requester]) -> tuple[Batch[Requester], Batch[Reques
     count = 0
     for index, (_, commands) in enumerate(batch):
         count += len(commands)
-        if index and count > MAX_COMMANDS_PER_WRITE:
+        if index and count > MAX_COMMANDS_IN_FLIGHT:
             return batch[:index], batch[index:]
     return batch, []

@@ -23,6 +23,7 @@ from agent.qmp.errors import (
     QmpError,
     StalledError,
     TransportLostError,
+    UnreadRequestsError,
 )
 from agent.session import identity
 from agent.session.api import MonitorState, MonitorStatus, SessionContext, SessionObserver, VmChange, reported_change
@@ -192,7 +193,7 @@ class MonitorSupervisor:
         except PreemptedError as error:
             reason = str(error)
             return True
-        except (TransportLostError, ProtocolError) as error:  # the connection has ended, and the VM may still run
+        except (TransportLostError, ProtocolError, UnreadRequestsError) as error:  # the VM itself has not ended
             reason, state = str(error), MonitorState.CONNECTING
         except QmpError as error:
             shut_down = session.shutdown_reason is not None

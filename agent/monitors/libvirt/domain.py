@@ -1,7 +1,6 @@
 """A connection to one running domain."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from agent.qmp.errors import (
     PreemptedError,
     QmpError,
     StalledError,
+    UnclearReplyError,
     UnreadableReplyError,
 )
-from agent.qmp.protocol import Greeting
+from agent.qmp.protocol import Greeting, SkippedMessages
 
 REASON_SECONDS = 1.0
 """How long to wait for libvirt's event with the reason, after a call has failed because the domain ended."""
@@ -44,7 +44,7 @@ class DomainConnection:
         self.greeting: Greeting | None = Greeting(daemon.version, "", oob=False)
         self.ended: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
         self.peer_pid = pid
-        self.skipped_messages = Counter[str]()  # libvirt reads QEMU's messages
+        self.skipped_messages = SkippedMessages()  # libvirt reads QEMU's messages
         self.on_event = on_event
         self._daemon = daemon
         self._allow = allow
@@ -112,8 +112,10 @@ class DomainConnection:
     async def _execute(self, commands: Sequence[Command]) -> list[CommandResult]:
         try:
             return await self._executor.execute(commands)
-        except (CommandError, UnreadableReplyError) as error:
+        except CommandError as error:
             return [error] * len(commands)
+        except UnreadableReplyError as error:
+            return [error if len(commands) == 1 else UnclearReplyError(str(error))] * len(commands)
 
     async def _wait_for_results(self, execution: asyncio.Task[list[CommandResult]], deadline: float | None) -> bool:
         """Return whether the results arrive within `deadline` seconds; None waits without a deadline.

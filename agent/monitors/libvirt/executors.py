@@ -20,7 +20,7 @@ from agent.monitors.libvirt.qmp_translation import DomainSnapshot, FileSizes, St
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import AllowList, Command
-from agent.qmp.errors import CommandError, QmpError, UnreadableReplyError
+from agent.qmp.errors import CommandError, QmpError, UnclearReplyError, UnreadableReplyError
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,15 +142,17 @@ class TranslatingExecutor:
                 sizes = await self._read_file_sizes(devices)
         return DomainSnapshot(self._uuid, self._name, stats, devices, sizes, stats_error, devices_error)
 
-    async def _fetch_stats(self, commands: Sequence[Command]) -> tuple[Stats, QmpError | None]:
-        """Return the statistics that these commands need, and the error if libvirt did not report them."""
-        groups = 0
-        for group in qmp_translation.stats_groups(commands):
-            groups |= getattr(self._daemon.api, f"VIR_DOMAIN_STATS_{group}")
+    async def _stats(self, commands: Sequence[Command]) -> tuple[Stats, QmpError | None]:
+        """Return the statistics that these commands need, or the error that prevents it."""
+        groups, names = 0, qmp_translation.stats_groups(commands)
+        for group in names:
+            groups |= getattr(self._host.api, f"VIR_DOMAIN_STATS_{group}")
         try:
-            return await self._daemon.stats.fetch(self._uuid, groups) if groups else {}, None
-        except (CommandError, UnreadableReplyError) as error:
+            return await self._host.stats.fetch(self._uuid, groups) if groups else {}, None
+        except CommandError as error:
             return {}, error
+        except UnreadableReplyError as error:
+            return {}, error if len(names) == 1 else UnclearReplyError(str(error))
 
     async def _read_devices(self, commands: Sequence[Command], stats: Stats) -> tuple[Devices, QmpError | None]:
         """Return the devices if these commands need them, and the error if the XML cannot be read.

@@ -13,7 +13,7 @@ from agent.monitors.libvirt.executors import DomainExecutor, LibvirtDaemon, Pass
 from agent.monitors.libvirt.lifecycle import DomainMigrationPhase
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.qmp.commands import AllowList, Command
-from agent.qmp.errors import CommandError, StalledError, UnreadableReplyError
+from agent.qmp.errors import CommandError, StalledError, UnclearReplyError, UnreadableReplyError
 from tests.lab.scripted_libvirt import REFUSED, ScriptedDomain, ScriptedError, ScriptedLibrary, ScriptedQemuLibrary
 
 XML = (
@@ -65,6 +65,18 @@ async def test_unreadable_xml_fails_the_commands_that_need_devices(library: Scri
     library.domains["a"].xml = XML
     (blockstats,) = await results_of(executor, BLOCKSTATS)
     assert blockstats[0]["qdev"] == "virtio-disk0"
+
+
+@pytest.mark.parametrize(
+    ("commands", "error_type"),
+    [([STATUS], UnreadableReplyError), ([STATUS, BLOCKSTATS], UnclearReplyError)],
+    ids=["one group", "two groups"],
+)
+async def test_unreadable_statistics_of_several_groups_are_not_the_fault_of_one_command(
+    library: ScriptedLibrary, commands: list[Command], error_type: type[Exception]
+) -> None:
+    executor = translating(library, stats=UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"))
+    assert {type(result) for result in await results_of(executor, *commands)} == {error_type}
 
 
 async def test_refused_statistics_fail_the_commands_that_need_them(library: ScriptedLibrary) -> None:

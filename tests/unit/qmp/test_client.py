@@ -1,15 +1,17 @@
 """The client after the handshake: a deadline on every step, and reading at all times."""
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import Coroutine
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
-from agent.qmp.client import FLOOD_BYTES, PAUSE_TURNS
+from agent.qmp.client import FLOOD_BYTES, MAX_UNREAD_BYTES, PAUSE_TURNS
 from agent.qmp.commands import Command
 from agent.qmp.errors import (
     CommandError,
@@ -17,9 +19,11 @@ from agent.qmp.errors import (
     NotConnectedError,
     QmpError,
     StalledError,
+    UnclearReplyError,
     UnreadableReplyError,
+    UnreadRequestsError,
 )
-from agent.qmp.protocol import Event
+from agent.qmp.protocol import MAX_COMMANDS_IN_FLIGHT, Event
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.qmp_bytes import DONE, HELLO, STATUS, line
 from tests.lab.scripted_peer import QUIET_SECONDS, TIMEOUT_SECONDS, connected, scripted_peer
@@ -170,7 +174,7 @@ async def test_an_unreadable_reply_fails_its_command_and_the_connection_stays_up
         fake.send_raw(b'{"return": {"status": "running", "running": true,}}\r\n')
         (result,) = await executing
         assert isinstance(result, UnreadableReplyError)
-        assert (client.unreadable_messages, client.oversized_messages, client.replies_due) == (1, 0, 0)
+        assert (client.skipped_messages.unreadable, client.skipped_messages.oversized, client.replies_due) == (1, 0, 0)
         fake.emit("STOP")
         assert not client.ended.done()
         assert await client.probe(deadline=TIMEOUT_SECONDS)
@@ -183,11 +187,95 @@ async def test_noise_fails_the_batch_and_the_next_batch_gets_its_own_replies(fak
         executing = tasks.create_task(client.execute([STATUS, NAME], deadline=TIMEOUT_SECONDS))
         await fake.wait_for("query-status")
         fake.send_raw(b"\x00\xff\r\n")
-        assert [type(result) for result in await executing] == [UnreadableReplyError] * 2
+        assert [type(result) for result in await executing] == [UnclearReplyError] * 2
         fake.release("query-status")
         assert await client.execute([NAME], deadline=TIMEOUT_SECONDS) == [{"name": "vm1"}]
-        assert client.stray_replies == 2
-        assert client.skipped_messages == {"unreadable": 1, "oversized": 0, "stray": 2}
+        assert client.skipped_messages == (1, 0, 2)
+        assert client.skipped_messages is client.skipped_messages, "cheap to compare at each poll"
+
+
+async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(line(HELLO))
+    await reader.readuntil(b"}}")
+    writer.write(line(DONE))
+
+
+async def read_soon(reader: asyncio.StreamReader, seconds: float | None) -> bytes:
+    """Return what has arrived within this time; nothing at the end of the stream too."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            return await reader.read(1 << 16)
+    return b""
+
+
+@pytest.mark.parametrize("count", [1, MAX_COMMANDS_IN_FLIGHT, 3 * MAX_COMMANDS_IN_FLIGHT])
+async def test_qemu_never_holds_more_commands_than_it_accepts(folder: Path, count: int) -> None:
+    """The peer answers one command at a time, the first batch with noise, and counts the commands that wait."""
+    most = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal most
+        await greet(reader, writer)
+        waiting, noisy = b"", True
+        while True:
+            waiting += await read_soon(reader, QUIET_SECONDS if waiting else None)
+            most = max(most, waiting.count(b'"execute"'))
+            if not waiting:
+                return
+            if noisy:
+                noisy = False
+                writer.write(b"5\r\n")
+                continue
+            request, brace, waiting = waiting.partition(b"}")
+            number = orjson.loads(request + brace).get("id")
+            writer.write(line({"return": {}} | ({"id": number} if number is not None else {})))
+
+    async with scripted_peer(folder, talk) as path, connected(path) as client:
+        first = await client.execute([STATUS] * count, deadline=TIMEOUT_SECONDS)
+        assert any(isinstance(result, UnreadableReplyError) for result in first)
+        assert await client.execute([STATUS] * count, deadline=TIMEOUT_SECONDS) == [{}] * count
+    assert 0 < most <= MAX_COMMANDS_IN_FLIGHT
+
+
+async def test_a_stall_before_the_markers_reply_ends_when_it_arrives(fake: FakeQemu) -> None:
+    fake.hang("query-status")
+    async with connected(fake.path) as client, asyncio.TaskGroup() as tasks:
+        executing = tasks.create_task(client.execute([STATUS, NAME], deadline=TIMEOUT_SECONDS))
+        await fake.wait_for("query-status")
+        fake.send_raw(b"\x00\xff\r\n")
+        await executing
+        for _ in range(2):
+            with pytest.raises(StalledError, match=r"no reply to query-status within 0.05 s"):
+                await client.execute([NAME], deadline=QUIET_SECONDS)
+        idle = asyncio.ensure_future(client.wait_idle())
+        fake.release("query-status")
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            await idle
+        assert await client.execute([NAME], deadline=TIMEOUT_SECONDS) == [{"name": "vm1"}]
+
+
+async def test_a_peer_that_replies_without_reading_is_disconnected(folder: Path) -> None:
+    sent = asyncio.Event()
+    error: BaseException | None = None
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await greet(reader, writer)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]  # typed as a transport that only writes
+        while await sent.wait() and error is None:
+            sent.clear()
+            writer.write(line({"return": []}))
+
+    long = Command("qom-list", {"path": "/" + "x" * 8192})
+    async with scripted_peer(folder, talk) as path, connected(path) as client:
+        while error is None:
+            executing = asyncio.ensure_future(client.execute([long], deadline=TIMEOUT_SECONDS))
+            await asyncio.sleep(0)
+            sent.set()
+            await asyncio.wait({executing})
+            error = executing.exception()
+            assert client.bytes_written < 100 * MAX_UNREAD_BYTES
+        assert isinstance(error, UnreadRequestsError)
+        sent.set()
 
 
 async def test_a_stall_names_the_command_that_hangs(fake: FakeQemu) -> None:

@@ -73,7 +73,7 @@ def test_a_reply_with_an_unknown_id_is_counted_and_dropped(number: Any) -> None:
     connection.probe()
     connection.send([STATUS])
     assert receive(connection, {"return": {}, "id": number}, UNKNOWN | {"id": number}) == []
-    assert connection.stray_replies == 2
+    assert connection.skipped.stray == 2
     assert connection.replies_due == 1
 
 

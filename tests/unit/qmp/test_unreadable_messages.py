@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.qmp.commands import AllowList, Command
-from agent.qmp.errors import ProtocolError, UnreadableReplyError
-from agent.qmp.protocol import Connection, Event, Message, ProbeReply, Reply
+from agent.qmp.errors import ProtocolError, UnclearReplyError, UnreadableReplyError
+from agent.qmp.protocol import MAX_COMMANDS_IN_FLIGHT, Connection, Event, Message, ProbeReply, Reply
 from tests.lab.qmp_bytes import DONE, HELLO, STATUS, cut, line, ready, receive
 
 BLOCK, MIGRATE = Command("query-block"), Command("query-migrate")
@@ -34,6 +34,7 @@ def summary(messages: Iterable[Message]) -> list[Any]:
 
 
 FAILED = UnreadableReplyError.__name__
+UNCLEAR = UnclearReplyError.__name__
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_an_unreadable_reply_fails_its_own_command_and_nothing_else(reply: bytes
     messages = feed(connection, first + reply + event + third)
     assert summary(messages) == [Reply(1), FAILED, PANICKED, Reply(3)]
     assert connection.replies_due == 0
-    assert (connection.unreadable_messages, connection.oversized_messages) == (1, 0)
+    assert (connection.skipped.unreadable, connection.skipped.oversized) == (1, 0)
     failed = messages[1]
     assert isinstance(failed, Reply)
     assert str(failed.error).startswith("unreadable reply to query-block: ")
@@ -88,7 +89,7 @@ def test_a_pretty_printed_reply_without_its_end_does_not_swallow_the_next_messag
     connection = ready()
     connection.send([BLOCK])
     assert summary(feed(connection, damaged + line(PANIC, indent=indent) * 2)) == [FAILED, PANICKED, PANICKED]
-    assert connection.unreadable_messages == 1
+    assert connection.skipped.unreadable == 1
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_an_unreadable_event_is_counted_and_fails_no_command(event: bytes) -> No
     connection = ready()
     connection.send([STATUS])
     assert feed(connection, event + line(PANIC) + line({"return": 1})) == [PANICKED, Reply(1)]
-    assert connection.unreadable_messages == 1
+    assert connection.skipped.unreadable == 1
 
 
 @pytest.mark.parametrize(
@@ -126,9 +127,10 @@ def test_a_reply_that_can_be_the_probes_fails_every_command_and_no_later_one() -
     connection.send([STATUS])
     connection.probe()
     assert summary(feed(connection, b'{"return": [], "i\r\n')) == [ProbeReply(1), FAILED]
-    assert connection.send([BLOCK]).startswith(b'{"execute":"query-status","id":2}')
-    late = [{"return": "status"}, {"return": {}, "id": 2}, {"return": "block"}]
-    assert receive(connection, *late) == [Reply("block")]
+    assert connection.mark() == b'{"execute":"query-status","id":2}'
+    assert receive(connection, {"return": "status"}, {"return": {}, "id": 2}) == []
+    connection.send([BLOCK])
+    assert receive(connection, {"return": "block"}) == [Reply("block")]
 
 
 def test_an_id_inside_an_unreadable_reply_is_not_taken_for_the_reply_to_a_probe() -> None:
@@ -145,9 +147,11 @@ def test_an_id_inside_an_unreadable_reply_is_not_taken_for_the_reply_to_a_probe(
 def test_messages_without_a_line_end_between_them_leave_no_command_waiting(merged: bytes) -> None:
     connection = ready()
     connection.send([STATUS, BLOCK])
-    assert summary(feed(connection, merged)) == [FAILED, FAILED]
+    assert summary(feed(connection, merged)) == [UNCLEAR, UNCLEAR]
+    connection.mark()
+    assert receive(connection, {"return": {}, "id": 1}) == []
     connection.send([MIGRATE])
-    assert receive(connection, {"return": {}, "id": 1}, {"return": 3}) == [Reply(3)]
+    assert receive(connection, {"return": 3}) == [Reply(3)]
 
 
 # --- Messages that can be anything ---
@@ -171,43 +175,64 @@ NOISE = (
 def test_noise_fails_every_pending_command_because_any_reply_can_be_missing(noise: bytes) -> None:
     connection = ready()
     connection.send([STATUS, BLOCK])
-    assert summary(feed(connection, noise + b"\r\n")) == [FAILED, FAILED]
+    assert summary(feed(connection, noise + b"\r\n")) == [UNCLEAR, UNCLEAR]
     assert connection.replies_due == 0
-    marker = b'{"execute":"query-status","id":1}'
-    assert connection.send([MIGRATE]) == marker + b'{"execute":"query-migrate"}'
-    late = [{"return": 1}, {"return": 2}, PANIC, {"return": {}, "id": 1}, {"return": 3}]
-    assert receive(connection, *late) == [PANICKED, Reply(3)]
-    assert connection.stray_replies == 2
+    assert connection.mark() == b'{"execute":"query-status","id":1}'
+    assert connection.mark() is None, "one is enough"
+    assert receive(connection, {"return": 1}, {"return": 2}, PANIC, {"return": {}, "id": 1}) == [PANICKED]
+    assert connection.skipped.stray == 2
+    assert connection.mark() is None
     assert connection.send([MIGRATE]) == b'{"execute":"query-migrate"}'
+    assert receive(connection, {"return": 3}) == [Reply(3)]
 
 
 @pytest.mark.parametrize("noise", NOISE)
 def test_noise_without_a_pending_command_is_only_counted(noise: bytes) -> None:
     connection = ready()
     assert feed(connection, noise + b"\r\n" + line(PANIC)) == [PANICKED]
-    assert connection.unreadable_messages == 1
+    assert connection.skipped.unreadable == 1
     assert connection.send([STATUS]) == b'{"execute":"query-status"}'
 
 
-def test_noise_before_the_markers_reply_fails_the_commands_and_sends_another_marker() -> None:
+def test_noise_before_the_markers_reply_sends_another_marker() -> None:
     connection = ready()
     connection.send([STATUS])
     assert summary(feed(connection, b"5\r\n")) == [FAILED]
+    connection.mark()
+    assert summary(feed(connection, b"5\r\n")) == []
+    assert connection.mark() == b'{"execute":"query-status","id":2}'
+    assert receive(connection, {"return": 1}, {"return": {}, "id": 1}) == []
+    assert connection.out_of_step, "the reply to the newest marker is still due"
+    assert receive(connection, {"return": {}, "id": 2}) == []
     connection.send([STATUS])
-    assert summary(feed(connection, b"5\r\n")) == [FAILED]
-    assert connection.send([STATUS]).startswith(b'{"execute":"query-status","id":2}')
-    late = [{"return": 1}, {"return": {}, "id": 1}, {"return": 2}, {"return": {}, "id": 2}, {"return": 3}]
-    assert [m for m in receive(connection, *late) if isinstance(m, Reply)] == [Reply(3)]
+    assert receive(connection, {"return": 3}) == [Reply(3)]
 
 
 def test_an_unreadable_reply_to_the_marker_leaves_no_command_waiting() -> None:
     connection = ready()
     connection.send([STATUS])
     feed(connection, b"5\r\n")
-    connection.send([MIGRATE])
-    assert summary(feed(connection, line({"return": 1}) + b'{"return": {}, "i\r\n' + line({"return": 2}))) == [FAILED]
+    connection.mark()
+    assert summary(feed(connection, line({"return": 1}) + b'{"return": {}, "i\r\n')) == []
+    connection.mark()
+    assert receive(connection, {"return": {}, "id": 2}) == []
     connection.send([BLOCK])
-    assert receive(connection, {"return": {}, "id": 2}, {"return": 3}) == [Reply(3)]
+    assert receive(connection, {"return": 3}) == [Reply(3)]
+
+
+def test_a_marker_waits_while_qemu_may_hold_seven_commands() -> None:
+    connection = ready()
+    connection.send([STATUS] * MAX_COMMANDS_IN_FLIGHT)
+    assert summary(feed(connection, b"5\r\n")) == [UNCLEAR] * MAX_COMMANDS_IN_FLIGHT
+    assert connection.mark() is None, "the noise may have been no reply"
+    receive(connection, {"return": 1})
+    assert connection.mark() is not None
+    feed(connection, b"5\r\n")
+    assert connection.mark() is None, "QEMU may hold six commands and the marker"
+    receive(connection, {"return": 2})
+    assert connection.mark() is not None
+    receive(connection, *[{"return": n} for n in range(5)], {"return": {}, "id": 1}, {"return": {}, "id": 2})
+    assert not connection.out_of_step
 
 
 @pytest.mark.parametrize("noise", [*NOISE, TRAILING_COMMA, LOST_BRACE])
@@ -245,7 +270,7 @@ def test_an_oversized_reply_is_skipped_within_bounded_memory(shape: bytes, size:
         frames = connection._frames
         assert len(frames._buffer) + len(frames._lines) <= 2 * LIMIT + 2
     assert summary(messages) == [Reply(1), FAILED, PANICKED, Reply(3)]
-    assert (connection.unreadable_messages, connection.oversized_messages) == (0, 1)
+    assert (connection.skipped.unreadable, connection.skipped.oversized) == (0, 1)
     assert "query-block: the message is longer than 4096 bytes" in str(messages[1].error)  # type: ignore[union-attr]
 
 
@@ -254,7 +279,7 @@ def test_an_oversized_event_is_skipped_and_the_next_one_is_read() -> None:
     connection.send([STATUS])
     long = line({"timestamp": {"seconds": 1, "microseconds": 1}, "event": "X", "data": {"x": "y" * 10_000}})
     assert feed(connection, long + line(PANIC) + line(DONE)) == [PANICKED, Reply({})]
-    assert connection.oversized_messages == 1
+    assert connection.skipped.oversized == 1
 
 
 def test_an_endless_line_takes_bounded_memory_and_fails_no_command_before_its_end() -> None:

@@ -88,6 +88,28 @@ async def test_an_unreadable_reply_degrades_the_vm_and_costs_its_collector_only(
     assert observer.types("vm") == ["vm.attached", "vm.detached"]
 
 
+@pytest.mark.parametrize("noise", [b"5\r\n", b'{"return":1}{"return":2}\r\n'], ids=["no message", "two messages"])
+async def test_of_a_batch_only_the_collector_at_fault_is_off(fake: FakeQemu, noise: bytes) -> None:
+    """The answer to query-block is a message that may belong to any command of its batch."""
+    fake.replies["query-block"] = noise
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path):
+        await observer.wait_until(lambda: observer.calls_of("on_status") and failing(observer) == ["drives"])
+        await observer.wait_for_polls(3, "block")
+        assert {name for status in observer.calls_of("on_status") for name, _ in status.degraded} == {"drives"}
+    assert observer.types("vm") == ["vm.attached", "vm.detached"]
+
+
+async def test_after_a_protocol_error_only_the_collector_at_fault_is_off(fake: FakeQemu) -> None:
+    """QEMU answers query-block with two replies, the second of them without a command."""
+    fake.replies["query-block"] = line({"return": []}) + line({"return": []}) * 8
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path, context=quick_context(max_retry_seconds=0.2)):
+        await observer.wait_until(lambda: observer.calls_of("on_status") and failing(observer) == ["drives"])
+        await observer.wait_for_polls(3, "block")
+        assert {name for status in observer.calls_of("on_status") for name, _ in status.degraded} == {"drives"}
+
+
 async def test_a_failing_collector_is_polled_less_and_less_often(fake: FakeQemu) -> None:
     fake.replies["query-blockstats"] = {"not": "a list"}
     observer = RecordingObserver()

@@ -229,6 +229,40 @@ async def test_a_single_record_that_is_too_large_delays_no_later_ones(
     assert [i for i in ids(await read_topic(kafka, topic_name)) if i in source.bodies] == source.ids
 
 
+@pytest.mark.parametrize("more", [260, 370])
+async def test_a_record_that_only_its_key_makes_too_large_delays_no_later_ones(
+    kafka: KafkaCluster, folder: Path, topic_name: str, more: int
+) -> None:
+    """The key of a monitor without a VM is its address, of up to 255 characters. Framing and headers take 128 bytes."""
+    source, (rejected,) = RecordSource(), large_records(1, 1500)
+    rejected.key = "k" * 255
+    await kafka.create_topic(topic_name, config={"max.message.bytes": str(len(rejected.body) + more)})
+    async with running(pipeline_to(kafka, topic_name, folder, compression="none")) as pipeline:
+        pipeline.put(source.next())
+        await eventually(lambda: pipeline.supervisor.delivered == 1)
+        pipeline.put(rejected)
+        pipeline.put(source.next())
+        await eventually(lambda: pipeline.drops.totals == {("events", "rejected"): 1})
+        await eventually(lambda: len(pipeline.events) == 0 and pipeline.unready_reasons() == [])
+    assert [i for i in ids(await read_topic(kafka, topic_name)) if i in source.bodies] == source.ids
+
+
+async def test_compressed_records_beside_a_larger_one_are_no_outage(
+    kafka: KafkaCluster, folder: Path, topic_name: str
+) -> None:
+    """Each record has more bytes than the topic accepts, but is sent with fewer."""
+    await kafka.create_topic(topic_name, config={"max.message.bytes": "1500"})
+    source, (rejected,) = RecordSource(size=4000), large_records(1, 20_000)
+    async with running(pipeline_to(kafka, topic_name, folder, compression="gzip")) as pipeline:
+        pipeline.put(source.next())
+        await eventually(lambda: pipeline.supervisor.delivered == 1)
+        pipeline.put(rejected)
+        await eventually(lambda: pipeline.drops.totals == {("events", "rejected"): 1})
+        pipeline.put(source.next())
+        await eventually(lambda: len(pipeline.events) == 0 and pipeline.unready_reasons() == [])
+    assert [i for i in ids(await read_topic(kafka, topic_name)) if i in source.bodies] == source.ids
+
+
 async def test_only_records_larger_than_the_lowered_limit_are_rejected(
     kafka: KafkaCluster, folder: Path, topic_name: str
 ) -> None:

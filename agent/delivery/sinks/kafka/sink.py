@@ -32,7 +32,7 @@ from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.kafka.config import KafkaConfig
 from agent.delivery.sinks.kafka.diagnostics import PROBE_SECONDS, explain
 from agent.delivery.sinks.kafka.producer import discard_producer, start_producer
-from agent.delivery.sinks.kafka.size_limits import OVERHEAD_BYTES, SizeLimit, read_max_message_bytes
+from agent.delivery.sinks.kafka.size_limits import SizeLimit, read_max_message_bytes
 from agent.model.record import CONTENT_TYPE, EncodedRecord
 
 _log = logging.getLogger(__name__)
@@ -41,6 +41,9 @@ HEADERS = [("content-type", f"{CONTENT_TYPE}; charset=UTF-8".encode())]
 
 RECORD_OVERHEAD_BYTES = 512
 """Approximate bytes that a record's key, headers and framing add to its body."""
+
+OVERHEAD_BYTES = 256
+"""Approximate bytes that headers and framing add to a record's key and body."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +94,16 @@ class KafkaSink:
         self._producer: AIOKafkaProducer | None = None
         self._clock = clock
         self._suspects: set[str] = set()  # ids of the records of a rejected batch: one of them is the cause
-        self._too_large: set[str] = set()  # ids of records that were rejected alone in this attempt
+        self._too_large: dict[
+            str, int
+        ] = {}  # id and bytes as sent of the records that were rejected alone in this attempt
         self._oversized: list[
             tuple[str, int, list[str]]
         ] = []  # topic, bytes and ids of batches rejected in this attempt
         self._batch_limits: dict[
             str, tuple[int, float]
         ] = {}  # bytes of a topic's batches, and until when by time.monotonic
-        self._smallest: dict[str, int] = {}  # bytes of the smallest record of the last batch that a topic accepted
+        self._smallest: dict[str, EncodedRecord] = {}  # the smallest record of the last batch that a topic accepted
         self._rejected: set[str] = set()
         self._acknowledged: set[str] = set()
         self._untimestamped: dict[str, float] = {}  # until when a topic gets no timestamps, by time.monotonic
@@ -167,7 +172,7 @@ class KafkaSink:
         failures = [result for result in results if isinstance(result, BaseException)]
         await self._limit_batches()
         if self._too_large:
-            await self._judge_too_large(batch)
+            await self._judge_too_large(producer, batch)
         # Raise a failure that needs a wait first; the retry after the others is immediate.
         for failure in sorted(failures, key=lambda failure: isinstance(failure, _RETRY_NOW)):
             if isinstance(failure, Exception) and not isinstance(failure, SinkError):
@@ -225,7 +230,7 @@ class KafkaSink:
             else:
                 self._suspects.update(ids)
 
-    async def _judge_too_large(self, batch: Sequence[EncodedRecord]) -> None:
+    async def _judge_too_large(self, producer: AIOKafkaProducer, batch: Sequence[EncodedRecord]) -> None:
         """Decide why Kafka rejected records that each had a batch of their own: they are too large, or their topic's limit is too low.
 
         Raises:
@@ -235,20 +240,20 @@ class KafkaSink:
         for record in batch:
             if record.id in self._too_large:
                 suspects.setdefault(self._config.topics.topic_for(record.type), []).append(record)
-        self._too_large.clear()
+        sizes, self._too_large = self._too_large, {}
         for topic, records in suspects.items():
             others = [
-                len(record.body)
+                record
                 for record in batch
                 if record not in records and self._config.topics.topic_for(record.type) == topic
             ]
-            options = self._config.options()
+            smallest = min(others, key=_body_bytes, default=self._smallest.get(topic))
             limit = SizeLimit(
-                await read_max_message_bytes(options, topic),
-                min(others, default=self._smallest.get(topic)),
+                await read_max_message_bytes(self._config.options(), topic),
+                _bytes_as_sent(producer, smallest) if smallest is not None else None,
             )
             for record in records:
-                if not limit.is_fault_of(len(record.body)):
+                if not limit.is_fault_of(sizes[record.id]):
                     raise SinkError(
                         f"topic {topic} rejects even records of {len(record.body)} bytes as too large: "
                         f"raise its max.message.bytes to {self._config.max_message_bytes} or more"
@@ -263,7 +268,7 @@ class KafkaSink:
         routes: dict[tuple[str, str], list[EncodedRecord]] = {}  # one lookup for all records of a type and a VM
         max_body = self._config.max_message_bytes - RECORD_OVERHEAD_BYTES
         for record in batch:
-            if len(record.body) > max_body:
+            if _body_bytes(record) > max_body:
                 self._rejected.add(record.id)
             if record.id not in self._rejected and record.id not in self._acknowledged:
                 records = routes.get(route := (record.type, record.key))
@@ -295,7 +300,7 @@ class KafkaSink:
                 await (await producer.send_batch(batch, topic, partition=partition))
             except _TOO_LARGE:
                 if len(ids) == 1:
-                    self._too_large.update(ids)
+                    self._too_large[ids[0]] = batch.size()
                 else:
                     self._oversized.append((topic, size, ids))
                 raise
@@ -305,7 +310,7 @@ class KafkaSink:
                 self._stop_timestamps(topic)
                 raise
             self._acknowledged.update(ids)
-            self._smallest[topic] = min(len(record.body) for record in records[start:end])
+            self._smallest[topic] = min(records[start:end], key=_body_bytes)
             start = end
 
     def _batch_limit(self, topic: str) -> float:
@@ -345,7 +350,7 @@ class KafkaSink:
         """
         end, size = start, 0
         while end < len(records):
-            more = len(records[end].body) + OVERHEAD_BYTES
+            more = _body_bytes(records[end]) + len(records[end].key) + OVERHEAD_BYTES
             if (size and size + more > limit) or not _append(batch, records[end], latest_ms):
                 break
             size += more
@@ -389,6 +394,17 @@ def _append(batch: Any, record: EncodedRecord, latest_ms: int) -> bool:
         timestamp = max(0, min(record.time_ns // 1_000_000, latest_ms))
     added = batch.append(key=record.key.encode(), value=record.body, timestamp=timestamp, headers=HEADERS)
     return added is not None
+
+
+def _body_bytes(record: EncodedRecord) -> int:
+    return len(record.body)
+
+
+def _bytes_as_sent(producer: AIOKafkaProducer, record: EncodedRecord) -> int:
+    """Return the bytes of a batch that has one record alone, compressed as the producer compresses it."""
+    batch = producer.create_batch()
+    _append(batch, record, NO_TIMESTAMP)
+    return len(batch._build())  # noqa: SLF001 - aiokafka's public `size` is that before the compression
 
 
 def _raise_for(topic_error: Sequence[Any]) -> None:

@@ -12,8 +12,6 @@ from aiokafka.errors import KafkaError
 
 ORDINARY_BYTES = 4096
 """Most records are smaller."""
-OVERHEAD_BYTES = 256
-"""Approximate bytes that a record's key, headers and the framing of its batch add to its body."""
 READ_SECONDS = 5.0
 """Deadline for reading a topic's config."""
 
@@ -25,6 +23,8 @@ class SizeLimit:
     Attributes:
         max_message_bytes: the topic's max.message.bytes; None if the agent is not authorized to read it.
         smallest_other: bytes of the smallest other record of the topic, in the batch or acknowledged; None if there is none.
+
+    A record's size is that of a batch that has this record alone, as it is sent: with its key, headers and framing, and compressed.
     """
 
     max_message_bytes: int | None
@@ -32,10 +32,10 @@ class SizeLimit:
 
     def is_fault_of(self, size: int) -> bool:
         """Return whether a record of `size` bytes is itself too large: the topic accepts other records."""
-        if self.max_message_bytes is not None and size + OVERHEAD_BYTES <= self.max_message_bytes:
+        if self.max_message_bytes is not None and size <= self.max_message_bytes:
             return False  # the limit was raised after the rejection
         if self.max_message_bytes is not None and self.smallest_other is not None:
-            return self.smallest_other + OVERHEAD_BYTES <= self.max_message_bytes
+            return self.smallest_other <= self.max_message_bytes
         return size >= ORDINARY_BYTES
 
 

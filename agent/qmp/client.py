@@ -7,8 +7,6 @@ loop, because the loop would otherwise have no time for anything else.
 
 import asyncio
 import getpass
-import socket
-import struct
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 

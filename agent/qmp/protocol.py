@@ -32,7 +32,7 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Default size limit of a message. query-blockstats takes about 1.5 KB per disk, query-qmp-schema 250 KB (QEMU 11.1)."""
 
 MAX_COMMANDS_IN_FLIGHT = 7
-"""While eight in-band requests wait, QEMU stops reading, even out-of-band probes (monitor/qmp.c, 4.0 to 11.1)."""
+"""While eight in-band requests wait, QEMU reads nothing from the monitor, not even out-of-band probes (monitor/qmp.c, 4.0 to 11.1)."""
 
 
 class ConnectionState(Enum):

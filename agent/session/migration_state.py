@@ -65,7 +65,7 @@ _ROLE_BY_PHASE = {
 _TRANSFERRING = frozenset(
     {"active", "postcopy-device", "postcopy-active", "postcopy-paused", "postcopy-recover-setup", "postcopy-recover"}
 )
-"""Statuses in which a source reports figures. A process in such a status that reports no figures is a destination."""
+"""Migration statuses in which a source reports transferred bytes. A process in such a status that reports none is a destination."""
 
 _NEXT_BY_EVENT: dict[object, dict[MigrationPhase, MigrationPhase]] = {
     "setup": {MigrationPhase.RECEIVED: MigrationPhase.PRESENT},

@@ -138,27 +138,31 @@ class Poller:
                     if len(batch) > 1:
                         self._suspect(collector.name)
                     else:
-                        self._fail(collector.name, str(error))
+                        self._switch_off(collector.name, str(error))
                 raise
             self._observer.on_response(time.monotonic() - when.monotonic)
             for reason, messages in self._executor.take_skipped_messages():
                 self._observer.on_messages_skipped(self._vm, reason, messages)
-            self._handle_batch(batch, answers, when)
+            self._handle_batch(batch, replies, when)
         return True
 
-    def _handle_batch(self, batch: Batch[Collector], answers: Sequence[CommandResult], when: PollTime) -> None:
-        """Handle the answers to a batch. If an unreadable reply may belong to several collectors, poll each of them alone."""
-        answered: list[tuple[Collector, Sequence[CommandResult]]] = []
+    def _handle_batch(self, batch: Batch[Collector], replies: Sequence[CommandResult], when: PollTime) -> None:
+        """Handle the replies to a batch. If an unreadable reply may belong to several collectors, poll each of them alone."""
+        replies_by_collector: list[tuple[Collector, Sequence[CommandResult]]] = []
         for collector, commands in batch:
-            answered.append((collector, answers[: len(commands)]))
-            answers = answers[len(commands) :]
-        unclear = [c.name for c, own in answered if any(isinstance(answer, UnclearReplyError) for answer in own)]
-        for collector, own in answered:
+            replies_by_collector.append((collector, replies[: len(commands)]))
+            replies = replies[len(commands) :]
+        unclear = [
+            collector.name
+            for collector, own in replies_by_collector
+            if any(isinstance(reply, UnclearReplyError) for reply in own)
+        ]
+        for collector, own in replies_by_collector:
             if len(unclear) > 1 and collector.name in unclear:
                 self._observer.on_collector_run(collector.name, PollOutcome.ERROR)
                 self._suspect(collector.name)
             else:
-                self._handle_answers(collector, own, when)
+                self._handle_replies(collector, own, when)
 
     def _suspect(self, name: str) -> None:
         """Poll a collector alone at once, because it or another one caused a failure."""
@@ -166,8 +170,8 @@ class Poller:
         self._schedule.plan(name, time.monotonic())
 
     def _batches(self, names: Iterable[str]) -> Iterator[Batch[Collector]]:
-        """Yield batches of collectors and their commands that fit one write. A failing or suspect collector has its own batch."""
-        rest: Batch[Collector] = []
+        """Yield batches of collectors whose commands fit one write. Each failing or suspect collector gets a batch of its own."""
+        remaining: Batch[Collector] = []
         alone: Batch[Collector] = []
         for name in names:
             collector = self._collectors.by_name.get(name)
@@ -177,9 +181,9 @@ class Poller:
             if not commands:  # the VM has no such feature any more, such as a balloon
                 self._clear_failure(name)
             elif not self._is_off(name):
-                (alone if self._failures.is_alone(name) else rest).append((collector, commands))
-        while rest:
-            batch, rest = split_batch(rest)
+                (alone if self._failures.is_alone(name) else remaining).append((collector, commands))
+        while remaining:
+            batch, remaining = split_batch(remaining)
             yield batch
         yield from ([one] for one in alone)
 

@@ -47,7 +47,7 @@ FLOOD_BYTES = 64 * 1024
 PAUSE_TURNS = 16
 """Number of turns of the event loop without reading after a flood. Each takes a few milliseconds, in which other tasks run."""
 READ_TURNS = 2
-"""Turns of the event loop that it takes to read all data that has arrived."""
+"""Number of turns of the event loop that are needed to read all data that has arrived."""
 MAX_UNREAD_BYTES = 64 * 1024
 """Bytes of requests that a peer may leave unread, besides those in the kernel. The agent sends the next command only after a reply, so
 only a hostile peer exceeds it: one that replies without reading."""
@@ -211,7 +211,7 @@ class Client(asyncio.Protocol):
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
         elif (data := self._qmp.mark()) is not None:
-            self._send(data)
+            self._write_or_hold(data)
 
     async def _execute_batch(self, commands: Sequence[Command], seconds: float, deadline: float) -> list[CommandResult]:
         """Send commands in one write and return their results, in order.
@@ -230,7 +230,7 @@ class Client(asyncio.Protocol):
         self._results = []
         self._write_or_hold(data)
         # The cheapest wait, because every poll takes it: one future and one timer.
-        timer = loop.call_later(seconds, self._on_deadline, deadline)
+        timer = loop.call_later(seconds, self._fail_overdue_batch, deadline)
         try:
             results = await self._batch
         finally:
@@ -322,7 +322,7 @@ class Client(asyncio.Protocol):
         self.bytes_read += len(data)
         try:
             for message in self._qmp.receive(data):
-                self._handle(message)
+                self._dispatch_message(message)
             if self._in_step is not None:
                 self._mark()
         except ProtocolError as error:

@@ -195,6 +195,6 @@ def probe_request(number: int) -> Request:
     return Request(b'{"exec-oob":"query-yank","id":%d}' % number)
 
 
-def marker(number: int) -> Request:
-    """Return a marker: a request with an id. When its reply arrives, the replies to all earlier commands have arrived."""
+def marker_request(number: int) -> Request:
+    """Return a marker: a command with an id. QEMU replies to it after all earlier commands."""
     return Request(b'{"execute":"query-status","id":%d}' % number)

@@ -54,7 +54,7 @@ class UnreadableReplyError(QmpError):
 
 
 class UnclearReplyError(UnreadableReplyError):
-    """An unreadable message that may be the reply to any of several commands. All of them fail, although one is at fault at most."""
+    """An unreadable message that may be the reply to any of several commands. All of them fail, although at most one is at fault."""
 
 
 class CommandError(QmpError):

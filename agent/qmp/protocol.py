@@ -7,8 +7,9 @@ bytes are cut into chunks.
 Facts about QEMU 2.6 to 11.1: in-band replies arrive in the order of the commands; an out-of-band reply has the id of its request; an event
 can arrive between any two messages, also before the greeting.
 
-A message that cannot be read does not end a negotiated connection. The command whose reply it is fails. If that command is unclear,
-every pending command fails. A marker command, sent alone, then shows where the next replies begin.
+An unreadable message does not end a negotiated connection. It can be the reply to a command, and then this command fails. If it can be
+the reply to several commands, all pending commands fail, and later replies cannot be assigned to commands. So a marker, a command with an
+id, is sent alone before the next batch. The replies after the marker's reply belong to that batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from agent.qmp.errors import (
     UnclearReplyError,
     UnreadableReplyError,
 )
-from agent.qmp.frames import Frames, MessageKind, Unreadable
+from agent.qmp.frames import FrameSplitter, MessageKind, UnreadableMessage
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Default size limit of a message. query-blockstats takes about 1.5 KB per disk, query-qmp-schema 250 KB (QEMU 11.1)."""
@@ -100,7 +101,7 @@ class SkippedMessages(NamedTuple):
     """Total numbers of skipped messages, by reason.
 
     Attributes:
-        unreadable: messages that could not be read, without the oversized ones.
+        unreadable: messages that could not be read, not counting oversized messages.
         oversized: messages that exceeded the size limit.
         stray: replies that belong to no command.
     """
@@ -127,8 +128,8 @@ class Connection:
     Attributes:
         state: the progress of the handshake.
         oob: whether QEMU offers out-of-band execution.
-        skipped: how many messages were skipped; another object after each one.
-        out_of_step: whether replies cannot be assigned to commands, until the reply to a marker arrives.
+        skipped: numbers of skipped messages; another object after each skipped message.
+        out_of_step: whether replies cannot be assigned to commands. The reply to a marker ends this.
     """
 
     def __init__(self, allow: AllowList, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
@@ -143,12 +144,12 @@ class Connection:
         self._probe = 0
         """Id of the pending probe; 0 if none is pending."""
         self._markers: list[int] = []  # ids of the markers without a reply
-        self._is_marked = False  # whether the newest marker still shows where the next replies begin
-        self._held = 0  # how many requests, markers included, QEMU may hold while out of step, at most
+        self._is_marked = False  # whether the newest marker is certainly under way
+        self._held = 0  # maximum number of requests, markers included, that QEMU may hold while out of step
 
     @property
     def replies_due(self) -> int:
-        """Number of in-band commands without a reply, without markers."""
+        """Number of in-band commands without a reply, not counting markers."""
         return len(self._pending)
 
     @property
@@ -204,10 +205,10 @@ class Connection:
         self._allow.encode_all(batch)
 
     def mark(self) -> Request | None:
-        """Return the bytes of a marker; None if none is needed now.
+        """Return the bytes of a marker; None if none is due.
 
-        None is needed if no reply is out of step, or if a marker is under way. While QEMU may hold as many requests as it accepts, a
-        marker waits for another reply.
+        None is due if replies are in step, or if a marker is under way. While QEMU may hold as many requests as it accepts, a marker
+        waits for another reply.
         """
         if not self.out_of_step or self._is_marked or self._held >= MAX_COMMANDS_IN_FLIGHT:
             return None
@@ -215,7 +216,7 @@ class Connection:
         self._markers.append(self._last_id)
         self._is_marked = True
         self._held += 1
-        return commands.marker(self._last_id)
+        return commands.marker_request(self._last_id)
 
     def probe(self) -> tuple[int, Request]:
         """Return the number and the bytes of an out-of-band probe. Requires `oob`."""
@@ -256,7 +257,7 @@ class Connection:
         """Correct the guessed kind of an unreadable message by the requests that are pending."""
         if kind is MessageKind.EVENT:
             return kind
-        if self.out_of_step:  # it is the reply to the marker or to an earlier batch
+        if self.out_of_step:  # the message is the reply to the marker or to an earlier batch
             return MessageKind.UNKNOWN
         if kind is MessageKind.REPLY_WITH_ID and not self._probe:  # the `id` is part of the reply's value
             return MessageKind.REPLY
@@ -283,21 +284,24 @@ class Connection:
             if "return" in value or "error" in value:
                 return self._accept_reply(value)
             if "QMP" in value:
-                return self._greeting(value["QMP"])
-            raise self._malformed(MessageKind.UNKNOWN, "a message that is neither greeting, reply, error nor event")
-        if not isinstance(value, Unreadable):
-            raise self._malformed(MessageKind.UNKNOWN, "a message that is not an object")
+                return self._accept_greeting(value["QMP"])
+            raise self._count_malformed(
+                MessageKind.UNKNOWN, "a message that is neither greeting, reply, error nor event"
+            )
+        if not isinstance(value, UnreadableMessage):
+            raise self._count_malformed(MessageKind.UNKNOWN, "a message that is not an object")
         self._skip("oversized" if value.oversized else "unreadable")
         raise _UnreadableError(value.kind, value.reason)
 
-    def _malformed(self, kind: MessageKind, reason: str) -> _UnreadableError:
+    def _count_malformed(self, kind: MessageKind, reason: str) -> _UnreadableError:
+        """Count a malformed message, and return the exception to raise."""
         self._skip("unreadable")
         return _UnreadableError(kind, reason)
 
     def _skip(self, reason: str) -> None:
         self.skipped = self.skipped._replace(**{reason: getattr(self.skipped, reason) + 1})
 
-    def _greeting(self, body: Any) -> Greeting:
+    def _accept_greeting(self, body: Any) -> Greeting:
         if self.state is not ConnectionState.GREETING:
             raise ProtocolError("a second greeting")
         if not isinstance(body, dict):
@@ -327,7 +331,7 @@ class Connection:
             self.state = ConnectionState.READY
             return Ready()
         if "id" in value:
-            return self._reply_with_id(value["id"])
+            return self._accept_reply_with_id(value["id"])
         if self.out_of_step:
             self._skip("stray")
             self._held = max(self._held - 1, len(self._markers))
@@ -337,19 +341,19 @@ class Connection:
         del self._pending[0]
         return Reply(value.get("return"), error)
 
-    def _reply_with_id(self, number: Any) -> ProbeReply | None:
+    def _accept_reply_with_id(self, number: Any) -> ProbeReply | None:
         if type(number) is not int or not 0 < number <= self._last_id:
             self._skip("stray")
             return None
         if number in self._markers:
-            self._on_marker(number)
+            self._accept_marker(number)
             return None
         if number == self._probe:
             self._probe = 0
         return ProbeReply(number)
 
-    def _on_marker(self, number: int) -> None:
-        """Handle the reply to a marker. All earlier replies have arrived or are lost; if it is the newest marker, replies are in step."""
+    def _accept_marker(self, number: int) -> None:
+        """Handle the reply to a marker. All earlier replies have arrived or are lost. If it is the newest marker, replies are in step."""
         self._markers = [marker for marker in self._markers if marker > number]
         self._held = len(self._markers)
         self.out_of_step = bool(self._markers)

@@ -142,13 +142,13 @@ class TranslatingExecutor:
                 sizes = await self._read_file_sizes(devices)
         return DomainSnapshot(self._uuid, self._name, stats, devices, sizes, stats_error, devices_error)
 
-    async def _stats(self, commands: Sequence[Command]) -> tuple[Stats, QmpError | None]:
+    async def _fetch_stats(self, commands: Sequence[Command]) -> tuple[Stats, QmpError | None]:
         """Return the statistics that these commands need, or the error that prevents it."""
         groups, names = 0, qmp_translation.stats_groups(commands)
         for group in names:
-            groups |= getattr(self._host.api, f"VIR_DOMAIN_STATS_{group}")
+            groups |= getattr(self._daemon.api, f"VIR_DOMAIN_STATS_{group}")
         try:
-            return await self._host.stats.fetch(self._uuid, groups) if groups else {}, None
+            return await self._daemon.stats.fetch(self._uuid, groups) if groups else {}, None
         except CommandError as error:
             return {}, error
         except UnreadableReplyError as error:

@@ -26,9 +26,13 @@ from tests.lab.machine import require
 ROOT: Final = Path(__file__).parents[2]
 FOLDER: Final = ROOT / "deploy/systemd"
 UNIT: Final = FOLDER / "qmp-agent.service"
+STORAGE: Final = ROOT / "deploy/storage"
 
 SECURITY: Final = 1.7
 """The highest exposure that systemd-analyze may report, from 0 (none) to 10 (all). It is 1.6 with systemd 252."""
+
+STORAGE_SECURITY: Final = 2.2
+"""The same for the report of thin pools, which needs CAP_SYS_ADMIN and the block devices."""
 
 
 class FakeSystemd:
@@ -159,6 +163,19 @@ def test_the_unit_has_a_low_exposure_level(folder: Path) -> None:
     level = re.search(r"Overall exposure level for qmp-agent.service: ([\d.]+)", text)
     assert level is not None
     assert float(level[1]) <= SECURITY
+
+
+def test_systemd_accepts_the_units_of_the_storage_report(folder: Path) -> None:
+    text = (STORAGE / "qmp-agent-storage.service").read_text()
+    assert re.findall(r"^Exec\w+=(.*)", text, re.MULTILINE) == ["/usr/libexec/qmp-agent/storage-report"]
+    service, timer = (folder / f"qmp-agent-storage.{kind}" for kind in ("service", "timer"))
+    service.write_text(text.replace("/usr/libexec/qmp-agent/storage-report", "/bin/true"))
+    timer.write_text((STORAGE / timer.name).read_text())
+    assert output("systemd-analyze", "verify", "--man=no", service, timer).strip() == ""
+    security = output("systemd-analyze", "security", "--offline=true", "--no-pager", service)
+    level = re.search(r"Overall exposure level for qmp-agent-storage.service: ([\d.]+)", security)
+    assert level is not None
+    assert float(level[1]) <= STORAGE_SECURITY
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="creates users and their directories in another root directory")

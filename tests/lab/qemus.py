@@ -3,9 +3,7 @@
 `python -m tests.lab.qemus` fetches them ahead of time.
 """
 
-import os
 import re
-import shutil
 import sys
 from dataclasses import dataclass
 from functools import cache, partial
@@ -13,14 +11,13 @@ from pathlib import Path
 from typing import Final
 
 from agent.cli.demo.images import MissingDependencyError, build_once, cache_folder, run_program
+from tests.lab.debian_release import unpack
 from tests.lab.machine import INSTALL_HINT
 
 PROGRAM: Final = "qemu-system-x86_64"
 
 OTHER_RELEASES: Final = ("trixie", "sid")
 """Debian releases whose QEMU the tests run beside the machine's own: 10.0, and the newest."""
-
-_KEYS: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 _LAUNCHER: Final = f"""\
 #!/bin/sh
@@ -74,7 +71,7 @@ def fetch(release: str) -> None:
 
 
 def _build(release: str, scratch: Path) -> None:
-    _unpack(release, scratch)
+    unpack(release, ("qemu-system-x86",), scratch)
     launcher = scratch / "built" / PROGRAM
     launcher.write_text(_LAUNCHER)
     launcher.chmod(0o755)
@@ -87,41 +84,6 @@ def _inspect(binary: str) -> Qemu:
         raise MissingDependencyError(f"{binary} --version prints no version")
     major, minor, micro = map(int, match.groups())
     return Qemu((major, minor, micro), binary)
-
-
-def _unpack(release: str, scratch: Path) -> None:
-    """Unpack a release's QEMU and its dependencies into `built/root`, with apt's state, lists and archives in `scratch`."""
-    for folder in ("state/lists/partial", "cache/archives/partial", "etc/parts", "built/root"):
-        Path(scratch, folder).mkdir(parents=True)
-    Path(scratch, "status").touch()  # nothing counts as installed, so apt fetches every dependency
-    Path(scratch, "etc/sources.list").write_text(f"deb [signed-by={_KEYS}] {_mirror()} {release} main\n")
-    places = {
-        "Dir::State": "state",
-        "Dir::State::status": "status",
-        "Dir::Cache": "cache",
-        "Dir::Etc": "etc",
-        "Dir::Etc::sourcelist": "etc/sources.list",
-        "Dir::Etc::sourceparts": "etc/parts",
-        "Dir::Etc::preferencesparts": "etc/parts",
-    }
-    settings = [f"{name}={scratch / place}" for name, place in places.items()]
-    settings += ["APT::Sandbox::User=", "APT::Update::Error-Mode=any", "Acquire::Languages=none"]
-    apt = ("apt-get", "-qq", *(word for setting in settings for word in ("-o", setting)))
-    run_program(*apt, "update")
-    run_program(*apt, "install", "--no-install-recommends", "--download-only", "-y", "qemu-system-x86")
-    for package in sorted(Path(scratch, "cache/archives").glob("*.deb")):
-        run_program("dpkg-deb", "-x", os.fspath(package), os.fspath(scratch / "built/root"))
-    for unused in ("usr/share/doc", "usr/share/man", "usr/share/locale"):
-        shutil.rmtree(scratch / "built/root" / unused, ignore_errors=True)
-
-
-def _mirror() -> str:
-    """Return the Debian mirror of this machine's apt configuration."""
-    filters = ("Created-By: Packages", "Origin: Debian", "Label: Debian")
-    uris = run_program("apt-get", "indextargets", "--format", "$(REPO_URI)", *filters).decode()
-    if not uris:
-        raise MissingDependencyError("apt has no Debian mirror: run 'apt-get update' as root")
-    return uris.split()[0]
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ _PROSE: Final = (
     "docs/*.md",
     "deploy/**/*.y*ml",
     "deploy/systemd/*",
+    "deploy/storage/qmp-agent*",
     "tests/all",
     "tests/lab/install",
 )

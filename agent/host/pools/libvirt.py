@@ -1,0 +1,123 @@
+"""Storage pools of libvirt, for images whose storage the agent cannot read itself, such as RBD.
+
+libvirt computes a pool's free space when it refreshes the pool, and when it creates or deletes a volume. Writes of guests do not change
+it. So the agent reads file systems and thin pools itself, and uses libvirt's figures for other storage only. A reading has the time at
+which the figures last changed.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from agent.host.pools.base import (
+    ImageLocation,
+    Pool,
+    PoolKind,
+    PoolReadError,
+    PoolReading,
+    PoolReadings,
+    PoolUnresponsiveError,
+)
+
+LIST_SECONDS = 5.0
+"""Timeout of one read of all pools."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoragePool:
+    """An active storage pool.
+
+    Attributes:
+        name: its name.
+        type: its type, such as `dir`, `logical` or `rbd`.
+        target: the directory of its volumes on this host; empty if there is none.
+        source: name of its source, such as the pool of a Ceph cluster or the volume group; may be empty.
+        capacity: size in bytes.
+        available: free bytes, as of libvirt's last refresh.
+    """
+
+    name: str
+    type: str
+    target: str
+    source: str
+    capacity: int
+    available: int
+
+
+class StoragePoolsError(Exception):
+    """libvirt's storage pools cannot be listed. The message is the cause."""
+
+
+ListStoragePools = Callable[[], Awaitable[Sequence[StoragePool]]]
+"""Returns the active storage pools of all configured libvirtds; raises StoragePoolsError."""
+
+
+class LibvirtPools:
+    """Finds the storage pool of an image by its path or by the name of its network storage."""
+
+    def __init__(self, list_pools: ListStoragePools, clock: Callable[[], float] = time.time) -> None:
+        """Create a source.
+
+        Args:
+            list_pools: lists the storage pools.
+            clock: returns the time in seconds since the epoch.
+        """
+        self._list_pools = list_pools
+        self._clock = clock
+        self._error: PoolReadError | None = None
+        self._pools: dict[str, StoragePool] = {}
+        self._changed_at: dict[str, float] = {}
+
+    async def refresh(self) -> None:
+        """List the storage pools. If that fails, keep those of the last list."""
+        try:
+            pools = await asyncio.wait_for(self._list_pools(), LIST_SECONDS)
+        except TimeoutError:
+            self._error = PoolUnresponsiveError(f"libvirtd did not list its storage pools within {LIST_SECONDS:g} s")
+            return
+        except StoragePoolsError as error:
+            self._error = PoolReadError(str(error))
+            return
+        now, before = self._clock(), self._pools
+        self._error = None
+        self._pools = {pool.name: pool for pool in pools}
+        self._changed_at = {
+            name: self._changed_at.get(name, now) if pool == before.get(name) else now
+            for name, pool in self._pools.items()
+        }
+
+    def find(self, image: ImageLocation) -> Pool | None:
+        """Return the storage pool of an image; None if it is in none."""
+        inside = [pool for pool in self._pools.values() if _contains(pool, image)]
+        if not inside:
+            return None
+        pool = max(inside, key=lambda pool: (len(pool.target), pool.name))
+        return Pool(f"{PoolKind.LIBVIRT.value}:{pool.name}", PoolKind.LIBVIRT, pool.name, pool.type, pool.name)
+
+    def names(self, image: ImageLocation) -> list[str]:
+        """Return the names of the storage pools that an image is in, for the labels of a pool of another kind."""
+        return sorted(pool.name for pool in self._pools.values() if _contains(pool, image))
+
+    def allocated(self, image: ImageLocation) -> int | None:  # noqa: ARG002 - PoolSource's signature
+        """Return None: libvirt knows it only as of its last refresh."""
+        return None
+
+    async def read(self, pools: Sequence[Pool]) -> PoolReadings:
+        """Return libvirt's figures of these pools."""
+        await self.refresh()
+        return {pool.key: self._reading(pool.name) for pool in pools}
+
+    def _reading(self, name: str) -> PoolReading | PoolReadError:
+        if self._error is not None:
+            return self._error
+        pool = self._pools.get(name)
+        if pool is None:
+            return PoolReadError(f"libvirt has no active storage pool {name}")
+        return PoolReading(pool.capacity, pool.available, read_at=self._changed_at[name])
+
+
+def _contains(pool: StoragePool, image: ImageLocation) -> bool:
+    if image.path.startswith("/"):
+        return bool(pool.target) and image.path.startswith(f"{pool.target.rstrip('/')}/")
+    return bool(pool.source) and pool.type == image.driver and pool.source in (image.path, image.path.partition("/")[0])

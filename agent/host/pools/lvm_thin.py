@@ -1,0 +1,50 @@
+"""LVM thin pools, from the report of qmp-agent-storage. Only root may query the device mapper."""
+
+from pathlib import Path
+
+from agent.host.pools.base import ImageLocation, Pool, PoolKind, UnknownPool
+from agent.host.pools.report import ReportedPools, ReportFile
+
+_SYS = Path("/sys")
+
+
+class LvmThinPools(ReportedPools):
+    """Finds the thin pool of an image on a thin volume."""
+
+    def __init__(self, file: ReportFile, sys: Path = _SYS) -> None:
+        """Create a source.
+
+        Args:
+            file: the report.
+            sys: the /sys directory.
+        """
+        super().__init__(PoolKind.LVM_THIN, file)
+        self._sys = sys
+
+    def find(self, image: ImageLocation) -> Pool | UnknownPool | None:
+        """Return the thin pool of an image; None if it is not on a thin volume."""
+        match = self.volume_of(image)
+        if match is not None:
+            return self.pool(match[0])
+        name = thin_pool_of(image.device, self._sys) if image.device else None
+        if name is None:
+            return None
+        reason = self.error or f"the report of qmp-agent-storage lacks {image.path}"
+        return UnknownPool(f"{image.path} is in the LVM thin pool {name}: {reason}")
+
+
+def thin_pool_of(device: str, sys: Path = _SYS) -> str | None:
+    """Return the device-mapper name of the thin pool under a device, such as `vg-pool`; None if there is none.
+
+    Every user may read this. The pool's usage needs root.
+
+    Args:
+        device: `major:minor`.
+        sys: the /sys directory.
+    """
+    try:
+        below = list((sys / "dev/block" / device / "slaves").iterdir())
+        names = [(slave / "dm/name").read_text().strip() for slave in below if slave.name.startswith("dm-")]
+    except OSError:
+        return None
+    return next((name.removesuffix("-tpool") for name in names if name.endswith("-tpool")), None)

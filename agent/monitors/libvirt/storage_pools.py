@@ -1,0 +1,50 @@
+"""Lists the active storage pools of a libvirtd. A read-only connection is enough."""
+
+from typing import Any
+
+from agent.common.safe_xml import parse_xml
+from agent.host.pools.libvirt import StoragePool
+from agent.model.record import sanitize
+
+MAX_POOLS = 1000
+_ACTIVE = 2  # VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE
+
+
+def list_storage_pools(api: Any, handle: Any) -> list[StoragePool]:
+    """Return the active storage pools, without those that end meanwhile. Blocks.
+
+    Args:
+        api: the module libvirt.
+        handle: libvirt's connection object.
+    """
+    pools = []
+    for pool in handle.listAllStoragePools(_ACTIVE)[:MAX_POOLS]:
+        try:
+            text, info = pool.XMLDesc(0), pool.info()
+        except api.libvirtError as error:
+            if error.get_error_code() != api.VIR_ERR_NO_STORAGE_POOL:
+                raise
+        else:
+            parsed = parse_storage_pool(text, info)
+            if parsed is not None:
+                pools.append(parsed)
+    return pools
+
+
+def parse_storage_pool(text: str, info: list[int]) -> StoragePool | None:
+    """Return a storage pool; None if its XML cannot be parsed.
+
+    Args:
+        text: its XML.
+        info: virStoragePoolGetInfo: state, capacity, allocation and available bytes.
+    """
+    try:
+        root = parse_xml(text.encode())
+    except ValueError:
+        return None
+    name, target = root.findtext("name") or "", root.findtext("target/path") or ""
+    source = root.findtext("source/name") or ""
+    _, capacity, _, available = info
+    return StoragePool(
+        sanitize(name), sanitize(root.get("type", "")), target.strip(), source.strip(), capacity, available
+    )

@@ -32,6 +32,10 @@ class FileSystemSource:
         key = f"filesystem:{mount.device}" + (f":{image.quota}" if image.quota else "")
         return Pool(key, PoolKind.FILESYSTEM, image.quota or mount.point, mount.type, image.directory)
 
+    def allocated(self, image: ImageLocation) -> int | None:  # noqa: ARG002 - PoolSource's signature
+        """Return None: QEMU reports it."""
+        return None
+
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
         """Read these file systems."""
         readings = await asyncio.gather(*map(self._read, pools))

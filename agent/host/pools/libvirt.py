@@ -53,7 +53,7 @@ ListStoragePools = Callable[[], Awaitable[Sequence[StoragePool]]]
 """Returns the active storage pools of all configured libvirtds; raises StoragePoolsError."""
 
 
-class LibvirtPools:
+class LibvirtSource:
     """Finds the storage pool of an image by its path or by the name of its network storage."""
 
     def __init__(self, list_pools: ListStoragePools, clock: Callable[[], float] = time.time) -> None:

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from agent.host.pools.base import ImageLocation, Pool, PoolKind, UnknownPool
-from agent.host.pools.report import ReportedPools, ReportFile
+from agent.host.pools.report import ReportedSource, ReportFile
 
 _SYS = Path("/sys")
 
 
-class LvmThinPools(ReportedPools):
+class LvmThinSource(ReportedSource):
     """Finds the thin pool of an image on a thin volume."""
 
     def __init__(self, file: ReportFile, sys: Path = _SYS) -> None:

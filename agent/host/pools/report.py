@@ -156,7 +156,7 @@ class ReportFile:
             return ReportError(f"{self.path}: {place or 'report'}: {first['msg']}")
 
 
-class ReportedPools:
+class ReportedSource:
     """The pools of one kind in the report, as a source.
 
     Attributes:

@@ -1,10 +1,10 @@
 """ZFS pools, from the report of qmp-agent-storage."""
 
 from agent.host.pools.base import ImageLocation, Pool, PoolKind, UnknownPool
-from agent.host.pools.report import ReportedPools, ReportFile
+from agent.host.pools.report import ReportedSource, ReportFile
 
 
-class ZfsPools(ReportedPools):
+class ZfsSource(ReportedSource):
     """Finds the ZFS pool of an image on a volume or in a file system.
 
     A volume whose whole size is reserved cannot run out of space, and a file system with a quota runs out before its pool does. The pool

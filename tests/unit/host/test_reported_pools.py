@@ -16,9 +16,9 @@ from agent.host.pools.base import (
     PoolUnresponsiveError,
     UnknownPool,
 )
-from agent.host.pools.lvm_thin import LvmThinPools
+from agent.host.pools.lvm_thin import LvmThinSource
 from agent.host.pools.report import MAX_BYTES, STALE_SECONDS, ReportError, ReportFile, volume_name
-from agent.host.pools.zfs import ZfsPools
+from agent.host.pools.zfs import ZfsSource
 
 GIB = 1 << 30
 DATA: dict[str, Any] = {
@@ -58,14 +58,14 @@ def file_on(source: str, type_: str = "zfs") -> ImageLocation:
     return ImageLocation("file", "/tank/vm/a.qcow2", Mount(1, 0, "0:51", "/", "/tank/vm", type_, source), "/tank/vm")
 
 
-async def lvm(path: Path, sys: Path = Path("/nonexistent")) -> LvmThinPools:
-    source = LvmThinPools(ReportFile(path), sys)
+async def lvm(path: Path, sys: Path = Path("/nonexistent")) -> LvmThinSource:
+    source = LvmThinSource(ReportFile(path), sys)
     await source.refresh()
     return source
 
 
-async def zfs(path: Path) -> ZfsPools:
-    source = ZfsPools(ReportFile(path))
+async def zfs(path: Path) -> ZfsSource:
+    source = ZfsSource(ReportFile(path))
     await source.refresh()
     return source
 
@@ -95,7 +95,9 @@ async def test_an_image_on_another_device_is_in_no_thin_pool(tmp_path: Path) -> 
 async def test_a_thin_pool_is_read_with_its_metadata_and_the_time_of_the_report(tmp_path: Path) -> None:
     source = await lvm(write(tmp_path / "report", DATA, written_at=(written_at := time.time() - 20)))
     (reading,) = (await source.read([POOL])).values()
-    assert reading == PoolReading(100 * GIB, 40 * GIB, None, None, GIB, GIB // 2, "", written_at)
+    assert reading == PoolReading(
+        100 * GIB, 40 * GIB, metadata_size_bytes=GIB, metadata_free_bytes=GIB // 2, read_at=written_at
+    )
 
 
 async def test_a_failed_pool_has_its_problem_and_no_free_space(tmp_path: Path) -> None:

@@ -39,11 +39,13 @@ def _collect(replies: Replies) -> Iterable[Sample]:
         if not _HISTOGRAMS.keys().isdisjoint(stats):
             changed["stats"] = stats | _with_sums(stats)
         yield Sample(BLOCK, (name,), _read_disk(disk | changed if changed else disk))
-        for timed in as_list_of_objects(stats.get("timed_stats"), _MAX_INTERVALS):
-            if type(seconds := timed.get("interval_length")) is int:
-                yield Sample(BLOCK_TIMED, (name, f"{seconds}s"), _read_timed(timed))
-        for depth, layer in enumerate(backing_layers(disk), 1):
-            yield Sample(BLOCK_BACKING, (name, str(depth)), _read_backing(layer))
+        if stats.get("timed_stats"):
+            for timed in as_list_of_objects(stats["timed_stats"], _MAX_INTERVALS):
+                if type(seconds := timed.get("interval_length")) is int:
+                    yield Sample(BLOCK_TIMED, (name, f"{seconds}s"), _read_timed(timed))
+        if "backing" in disk:
+            for depth, layer in enumerate(backing_layers(disk), 1):
+                yield Sample(BLOCK_BACKING, (name, str(depth)), _read_backing(layer))
 
 
 def _with_sums(stats: Mapping[str, Any]) -> dict[str, Any]:

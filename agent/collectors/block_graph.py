@@ -6,6 +6,7 @@ query-named-block-nodes lists the filter: since QEMU 10.1 with its children, and
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
@@ -37,6 +38,10 @@ _OTHER_DATA_CHILDREN = frozenset({"target"})
 """Kinds of children whose data is not the disk's data, such as the target of a backup's filter."""
 
 
+_MAX_CACHED_NAME = 255
+"""Longest name in the cache of device names in characters, because a hostile QEMU can send names of megabytes."""
+
+
 def stable_name(disk: Mapping[str, Any]) -> str:
     """Return the name that a disk keeps after snapshots and mirrors: the device id, else the block backend's name, else the node name.
 
@@ -49,8 +54,14 @@ def stable_name(disk: Mapping[str, Any]) -> str:
     for key in ("qdev", "device", "node-name"):
         name = disk.get(key)
         if isinstance(name, str) and name:
-            return sanitize(device_name(name))
+            return _short_device_name(name) if len(name) <= _MAX_CACHED_NAME else sanitize(device_name(name))
     return ""
+
+
+@lru_cache(maxsize=4096)
+def _short_device_name(name: str) -> str:
+    """Return the sanitized device name. The cache serves every poll of every disk."""
+    return sanitize(device_name(name))
 
 
 class BlockGraph:

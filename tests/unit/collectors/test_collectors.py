@@ -21,6 +21,7 @@ from agent.model.metrics import FAMILIES
 from agent.model.metrics.about import ABOUT
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.memory import BALLOON
+from agent.model.metrics.pool import BLOCK_STORAGE, POOL
 from agent.model.record import Record, RecordEncoder, Vm
 from agent.qmp.errors import CommandError, QmpError, UnexpectedReplyError
 from tests.lab import golden_files
@@ -369,5 +370,5 @@ def test_every_collector_is_in_all_and_every_family_has_a_collector() -> None:
         if isinstance(collector, Collector)
     }
     assert written == BY_NAME, "add it to ALL"
-    by_hand = {BLOCK_SPACE, ABOUT}  # made by alerts and at attach
+    by_hand = {BLOCK_SPACE, ABOUT, BLOCK_STORAGE, POOL}  # made by alerts, at attach and by the storage monitor
     assert {family for collector in ALL for family in collector.families} | by_hand == set(FAMILIES)

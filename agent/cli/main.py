@@ -391,7 +391,7 @@ def _execute_schema(parsed: argparse.Namespace) -> int:
 
 
 def _execute_demo(parsed: argparse.Namespace) -> int:
-    from agent.cli.demo.play import run_demo  # noqa: PLC0415 - as above
+    from agent.cli.demo.demo_run import run_demo  # noqa: PLC0415 - as above
 
     _run_loop(run_demo(parsed.seconds, parsed.output, parsed.alertmanager))
     return 0

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agent.cli.capture import CaptureError
+from agent.cli.capture.agent_side import READ_BYTES, RequestFrames, running_agent
 from agent.cli.capture.file import CaptureWriter, Side
-from agent.cli.capture.wire import READ_BYTES, RequestFrames, running_agent
 from agent.config.model import Config
 from agent.model.record import sanitize
 from agent.qmp.errors import ProtocolError

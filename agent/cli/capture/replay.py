@@ -19,8 +19,8 @@ from typing import Any
 import orjson
 
 from agent.cli.capture import CaptureError
+from agent.cli.capture.agent_side import READ_BYTES, RequestFrames, running_agent
 from agent.cli.capture.file import CaptureLine, read_capture, remove_secrets
-from agent.cli.capture.wire import READ_BYTES, RequestFrames, running_agent
 from agent.config.model import Config
 
 

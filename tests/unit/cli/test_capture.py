@@ -9,9 +9,9 @@ import orjson
 import pytest
 
 from agent.cli.capture import CaptureError
+from agent.cli.capture.agent_side import RequestFrames
 from agent.cli.capture.file import REMOVED, CaptureLine, CaptureWriter, read_capture, remove_secrets
 from agent.cli.capture.replay import Recording
-from agent.cli.capture.wire import RequestFrames
 
 NAMES = (
     "password Passwd key-secret password-secret proxy-password psk tls_psk passphrase token cookie auth key private-key"

@@ -26,7 +26,7 @@ from agent.config.model import Config
 from agent.delivery.sinks.base import Sink
 from agent.model.record import EncodedRecord, Record
 from tests.lab.kafka import KafkaCluster
-from tests.lab.thin_guests import started
+from tests.lab.thin_guests import thin_guest
 
 STEP_KIB: Final = 512
 """Distance of the levels. The guest takes longer to write this much than the agent takes to arm the next level."""
@@ -106,7 +106,7 @@ async def measure(events: int) -> dict[str, list[float]]:
             sink = TimedAlertSink(build_sink(config))
             app = Agent(config, sink)
             app.observer = dispatcher = TimingDispatcher(app)
-            async with app.running(), started(guests, disk_mib=4096, write_kib=8):
+            async with app.running(), thin_guest(guests, disk_mib=4096, write_kib=8):
                 await until(lambda: len(sink.alerts) > events, 60 + 2 * events)
             return stages(sink, dispatcher)
 

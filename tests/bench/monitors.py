@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Final, Self, cast
 from uuid import UUID
 
-from tests.lab.fake_qemu import split
+from tests.lab.fake_qemu import split_json_values
 from tests.lab.transcript import Transcript
 
 _COMMAND: Final = re.compile(rb'"(?:execute|exec-oob)"\s*:\s*"([a-z_-]+)"')
@@ -133,7 +133,7 @@ class _Server(asyncio.Protocol):
 
 def _numbered(data: bytes) -> Iterator[tuple[bytes, bytes | None]]:
     """Yield commands and their ids as JSON, for requests of qemu.qmp and for probes."""
-    for request in split(data.decode())[0]:
+    for request in split_json_values(data.decode())[0]:
         number = json.dumps(request["id"]).encode() if "id" in request else None
         yield request.get("execute", request.get("exec-oob")).encode(), number
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO, cast
 
 from tests.chaos import numbered
-from tests.lab.fake_qemu import OUT_OF_BAND, error, split
+from tests.lab.fake_qemu import OUT_OF_BAND, error, split_json_values
 from tests.lab.transcript import Transcript
 
 TICK_SECONDS: Final = 0.01
@@ -133,7 +133,7 @@ class _Client(asyncio.Protocol):
         self._monitor.written()
 
     def data_received(self, data: bytes) -> None:
-        requests, self._text, _ = split(self._text + data.decode())
+        requests, self._text, _ = split_json_values(self._text + data.decode())
         for request in requests:
             identity = {key: request[key] for key in ("id",) if key in request}
             self.send(self._reply(request) | identity)

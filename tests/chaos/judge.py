@@ -180,7 +180,7 @@ def _matches(vm: int, n: int, wall_us: int, key: bytes, event: Mapping[str, Any]
 
 
 def _find_missing(vm: int, issued: Issued, seen: bytearray, env: Environment, verdict: Verdict) -> None:
-    ends = [_parse_endpoint(connection, env.processes) for connection in issued.connections]
+    ends = [_end_of_connection(connection, env.processes) for connection in issued.connections]
 
     def is_expected(n: int, *reasons: DropReason) -> bool:
         at = issued.wall_us[n] / 1e6
@@ -207,7 +207,7 @@ def _find_missing(vm: int, issued: Issued, seen: bytearray, env: Environment, ve
             )
 
 
-def _parse_endpoint(connection: Connection, processes: Sequence[AgentRun]) -> tuple[int, ExitKind]:
+def _end_of_connection(connection: Connection, processes: Sequence[AgentRun]) -> tuple[int, ExitKind]:
     """Return when the agent with a connection ended, as far as it concerns what it had read, and how."""
     process = processes[bisect_right(processes, connection.connected_ns, key=lambda run: run.started_ns) - 1]
     assert process.exit is not None

@@ -1,4 +1,4 @@
-"""Kill the agent at each step between a threshold and its alert: each level is in Kafka exactly once."""
+"""The agent is killed at each step between a threshold and its alert. Then each level is in Kafka exactly once."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from agent.cli.demo.guest import until
 from tests.lab.agent_process import AgentProcess
 from tests.lab.kafka import KafkaCluster
-from tests.lab.thin_guests import MIB, ThinGuest, make_qcow2, network_device, started
+from tests.lab.thin_guests import MIB, ThinGuest, make_qcow2, network_device, thin_guest
 
 SIZE: Final = 32 * MIB
 LEVELS: Final = ["10%", "25%", "40%", "55%"]
@@ -21,7 +21,7 @@ LEVEL_BYTES: Final = [SIZE * percent // 100 for percent in (10, 25, 40, 55)]
 
 
 class AlertsTopic:
-    """Reader of the alerts topic in Kafka."""
+    """Reads the Kafka topic of alerts."""
 
     def __init__(self, kafka: KafkaCluster, name: str) -> None:
         self.name = name
@@ -39,7 +39,7 @@ class AlertsTopic:
         await self._consumer.stop()
 
     async def firing(self) -> list[dict[str, Any]]:
-        """Return the data of all firing records so far; a record that was delivered twice counts once."""
+        """Return the data of all firing alert records so far. A record that was delivered twice is returned once."""
         end = (await self._consumer.end_offsets([self._at]))[self._at]
         while await self._consumer.position(self._at) < end:
             for messages in (await self._consumer.getmany(timeout_ms=200)).values():
@@ -62,7 +62,7 @@ async def topic(kafka: KafkaCluster) -> AsyncIterator[AlertsTopic]:
 
 @pytest.fixture
 async def agent(kafka: KafkaCluster, topic: AlertsTopic, folder: Path) -> AsyncIterator[AgentProcess]:
-    """An agent that sets thresholds, not started yet."""
+    """An agent that sets write thresholds. The test starts it."""
     other_records = f"test-other_records-{uuid4()}"
     await kafka.create_topic(other_records)
     config = {
@@ -82,15 +82,15 @@ async def agent(kafka: KafkaCluster, topic: AlertsTopic, folder: Path) -> AsyncI
 
 @pytest.fixture
 async def guest(folder: Path) -> AsyncIterator[ThinGuest]:
-    """A paused guest that has written nothing yet."""
+    """A paused guest that has not written to its disk."""
     async with network_device(folder / "nbd", SIZE) as device:
         await make_qcow2(f"nbd+unix:///?socket={folder}/nbd", 2 * SIZE)
-        async with started(folder, disk_mib=64, storage=device, extra=["-S"]) as running:
+        async with thin_guest(folder, disk_mib=64, storage=device, extra=["-S"]) as running:
             yield running
 
 
-async def armed(guest: ThinGuest, value: int) -> None:
-    """Wait until the slot holds that value."""
+async def wait_until_armed(guest: ThinGuest, value: int) -> None:
+    """Wait until QEMU's threshold slot has this value."""
 
     async def is_set() -> bool:
         return await guest.slot() == value
@@ -99,13 +99,13 @@ async def armed(guest: ThinGuest, value: int) -> None:
 
 
 async def cross(guest: ThinGuest) -> None:
-    """Let the guest write until QEMU reports that the threshold is exceeded."""
+    """Let the guest write until QEMU reports that the write threshold was exceeded."""
     await guest.command("cont")
     await guest.wait_for_event("BLOCK_WRITE_THRESHOLD", 20)
 
 
-async def once(topic: AlertsTopic, levels: list[str]) -> bool:
-    """Return whether exactly these levels fired, each once."""
+async def have_fired_once(topic: AlertsTopic, levels: list[str]) -> bool:
+    """Return whether exactly these levels have fired, each of them once."""
     firing = await topic.firing()
     count = Counter((alert["fingerprint"], alert["level"]) for alert in firing)
     assert set(count.values()) <= {1}, firing
@@ -117,18 +117,18 @@ async def test_killed_after_arming_it_reports_what_fired_meanwhile(
 ) -> None:
     for number, level_bytes in enumerate(LEVEL_BYTES[:3]):
         await agent.start()
-        await armed(guest, level_bytes)
-        await until(lambda n=number: once(topic, LEVELS[:n]), 60)  # type: ignore[misc]
+        await wait_until_armed(guest, level_bytes)
+        await until(lambda n=number: have_fired_once(topic, LEVELS[:n]), 60)  # type: ignore[misc]
         await agent.kill()
         await cross(guest)
         await guest.command("stop")
         assert await guest.slot() == 0
     await agent.start()
-    await armed(guest, LEVEL_BYTES[3])
-    await until(lambda: once(topic, LEVELS[:3]), 60)
+    await wait_until_armed(guest, LEVEL_BYTES[3])
+    await until(lambda: have_fired_once(topic, LEVELS[:3]), 60)
     assert {alert["detected_by"] for alert in await topic.firing()} == {"missed"}
     assert (await agent.stop()).status == 0
-    assert await once(topic, LEVELS[:3])
+    assert await have_fired_once(topic, LEVELS[:3])
 
 
 async def test_killed_at_the_event_it_reports_it_once(
@@ -136,14 +136,14 @@ async def test_killed_at_the_event_it_reports_it_once(
 ) -> None:
     for level_bytes in LEVEL_BYTES[:3]:
         await agent.start()
-        await armed(guest, level_bytes)
+        await wait_until_armed(guest, level_bytes)
         await cross(guest)
         await agent.kill()
         await guest.command("stop")
     await agent.start()
-    await armed(guest, LEVEL_BYTES[3])
+    await wait_until_armed(guest, LEVEL_BYTES[3])
     assert (await agent.stop()).status == 0
-    assert await once(topic, LEVELS[:3])
+    assert await have_fired_once(topic, LEVELS[:3])
     assert {alert["detected_by"] for alert in await topic.firing()} <= {"event", "missed"}
 
 
@@ -152,13 +152,13 @@ async def test_killed_after_delivery_it_repeats_no_level(
 ) -> None:
     for number, level_bytes in enumerate(LEVEL_BYTES[:3], 1):
         await agent.start()
-        await armed(guest, level_bytes)
+        await wait_until_armed(guest, level_bytes)
         await cross(guest)
         await guest.command("stop")
-        await until(lambda n=number: once(topic, LEVELS[:n]), 60)  # type: ignore[misc]
+        await until(lambda n=number: have_fired_once(topic, LEVELS[:n]), 60)  # type: ignore[misc]
         await agent.kill()
     await agent.start()
-    await armed(guest, LEVEL_BYTES[3])
+    await wait_until_armed(guest, LEVEL_BYTES[3])
     assert (await agent.stop()).status == 0
-    assert await once(topic, LEVELS[:3])
+    assert await have_fired_once(topic, LEVELS[:3])
     assert {alert["detected_by"] for alert in await topic.firing()} == {"event"}

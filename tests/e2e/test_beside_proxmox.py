@@ -1,4 +1,4 @@
-"""The agent shares a monitor with a client that works like Proxmox's: neither of them starves.
+"""The agent shares a monitor with a client that works like Proxmox. Both get all their replies.
 
 The test logs how long the client's connections took: `pytest --log-cli-level=info`.
 """

@@ -1,4 +1,4 @@
-"""Config reload at SIGHUP: a bad config changes nothing and is reported, a good one affects only what it changes."""
+"""Config reload at SIGHUP. An invalid config is reported and changes nothing. A valid config affects only the parts that it changes."""
 
 import signal
 from collections.abc import Callable
@@ -17,7 +17,7 @@ QUICK = {"poll": "100ms"}
 
 
 class Host:
-    """An agent, and fake VMs named by letters in the directories `one` and `two`."""
+    """An agent, and scripted VMs in the directories `one` and `two`. Each VM has a letter as its name."""
 
     def __init__(self, folder: Path, stack: AsyncExitStack) -> None:
         self.folder = folder
@@ -42,7 +42,7 @@ class Host:
         return {"monitors": [{"dial": f"{self.folder}/{pattern}"} for pattern in patterns], "intervals": QUICK, **more}
 
     async def reload(self, *patterns: str, **more: Any) -> None:
-        """Reload another config and wait until it is applied."""
+        """Write a new config, reload it, and wait until it is applied."""
         config = {**self._initial, **self._config(patterns, more)}
         before = await self.loaded_at()
         self.write(yaml.safe_dump(config))
@@ -58,7 +58,7 @@ class Host:
         return at
 
     async def until_reload(self, predicate: Callable[[float, float], bool]) -> None:
-        """Wait until the reload metrics (time of the last success, whether the last reload succeeded) satisfy a predicate."""
+        """Wait until a predicate of two metrics holds: the time of the last successful reload, and whether the last reload succeeded."""
 
         async def satisfied() -> bool:
             successful = (await self.running.metrics()).value("qmp_agent_config_last_reload_successful")

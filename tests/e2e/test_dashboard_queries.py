@@ -1,4 +1,4 @@
-"""Every dashboard query has a result in a real Prometheus that scrapes a real agent with busy guests."""
+"""Every query of the dashboards returns a result from a real Prometheus. It scrapes a real agent with busy guests."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ NO_RESULT: Final = {
 
 
 def queries(board: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the location and the expression of every query in a dashboard's JSON."""
+    """Yield every query of a dashboard: its panel, and the PromQL expression."""
     for panel in board["panels"]:
         for target in panel.get("targets", ()):
             yield panel["title"], target["expr"]
@@ -47,7 +47,7 @@ def queries(board: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def substitute(query: str, agent: AgentProcess, guest: Guest) -> str:
-    """Return a query with its variables replaced, as Grafana sends it."""
+    """Replace the variables in a query, like Grafana."""
     values = {
         "$__rate_interval": "10s",
         "$__range": "30s",
@@ -64,7 +64,7 @@ def substitute(query: str, agent: AgentProcess, guest: Guest) -> str:
 
 @pytest.fixture
 def network_card() -> Iterator[list[str]]:
-    """Arguments for a network card on a tap interface; empty if the test is not root."""
+    """QEMU's arguments for a network card on a tap interface; empty if the user is not root."""
     if not ROOT:
         yield []
         return
@@ -80,7 +80,7 @@ def network_card() -> Iterator[list[str]]:
 
 @asynccontextmanager
 async def read_disk(guest: Guest) -> AsyncIterator[None]:
-    """Read from the disk while the block runs; the guest itself only writes."""
+    """Read from a guest's disk while the block runs. The guest itself only writes."""
 
     async def read() -> None:
         line = 'qemu-io -d /machine/peripheral/disk0/virtio-backend "aio_read 0 4k"'
@@ -97,7 +97,7 @@ async def read_disk(guest: Guest) -> AsyncIterator[None]:
 
 
 async def start_work(guest: Guest, migrated: Guest) -> None:
-    """Copy and migrate one guest slowly, with latency histograms; migrate the other one at full speed."""
+    """Start a slow copy and a slow migration of `guest`, with latency histograms. Migrate `migrated` at full speed."""
     await migrated.command("migrate", uri="exec:cat >/dev/null")
     await guest.wait_until_booted()
     await guest.command(

@@ -1,4 +1,4 @@
-"""A collector whose answer cannot be read is off and visible; the VM stays attached, and the collector comes back."""
+"""A collector is off while QEMU's replies to it cannot be parsed. The agent reports this, the VM stays attached, and it recovers later."""
 
 from pathlib import Path
 from typing import Final

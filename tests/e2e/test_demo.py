@@ -1,4 +1,4 @@
-"""`qmp-agent demo`, run as a new user runs it."""
+"""`qmp-agent demo`, from the command line to its end."""
 
 import asyncio
 import contextlib
@@ -40,19 +40,19 @@ EXPECTED_TYPES: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """A running demo: its process, its directory for temporary files, and its output."""
+    """A running `qmp-agent demo`: the process, its directory for temporary files, and its output."""
 
     process: asyncio.subprocess.Process
     folder: Path
     output: Path
 
     async def booting(self) -> None:
-        """Wait until the demo prints the address of its page, which it does when both guests run."""
+        """Wait until the demo prints the address of its page. It does this when both guests run."""
         await until(lambda: self.process.returncode is not None or "page " in self.output.read_text(), 60)
         assert self.process.returncode is None, self.output.read_text()
 
     def qemus(self) -> list[int]:
-        """Return the other processes that have the demo's directory in their command lines."""
+        """Return the QEMU processes of the demo: those that have its directory in their command lines."""
         pids = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
@@ -61,7 +61,7 @@ class Demo:
         return pids
 
     async def ended(self, within: float) -> None:
-        """Wait until the demo ends successfully, and assert that no process and no file remains."""
+        """Wait until the demo ends. Assert that it succeeded, and that no process and no file remains."""
         async with asyncio.timeout(within):
             assert await self.process.wait() == 0, self.output.read_text()
         assert self.qemus() == []
@@ -97,7 +97,7 @@ async def alertmanager(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
 async def demo(
     tmp_path_factory: pytest.TempPathFactory, alertmanager: Alertmanager
 ) -> AsyncIterator[tuple[Demo, Path]]:
-    """A whole demo. The shorter ones run at the same time, so that all of them take only as long as this one."""
+    """A demo that runs to its end. The other tests' demos run meanwhile, because all are slow."""
     folder = tmp_path_factory.mktemp("demo")
     options = ("--duration", "22s", "--output", str(folder / "records"), "--alertmanager", alertmanager.url)
     async with running(folder, *options) as whole:

@@ -1,6 +1,6 @@
-"""The compose stack, the Kubernetes manifests and the script for Kafka's topics: references resolve, and each tool accepts its files.
+"""The compose stack, the Kubernetes manifests and the topic script: all references are valid, and each program accepts its files.
 
-The tests have no container engine: they run the stack's Prometheus, Alertmanager, agent and topics as processes.
+The tests need no container engine. They run Prometheus, Alertmanager, the agent and the topic script of the stack as processes.
 """
 
 import asyncio
@@ -155,7 +155,7 @@ async def alertmanager(folder: Path) -> AsyncIterator[str]:
 
 
 async def fetch_alerts(address: str) -> dict[str, dict[str, Any]]:
-    """Return Alertmanager's alerts by name; none while it does not respond."""
+    """Return Alertmanager's alerts by name; empty while Alertmanager does not respond."""
     with contextlib.suppress(aiohttp.ClientConnectionError):
         async with aiohttp.ClientSession() as session, session.get(f"http://{address}/api/v2/alerts") as response:
             return {alert["labels"]["alertname"]: alert for alert in await response.json()}

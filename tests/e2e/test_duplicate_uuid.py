@@ -1,4 +1,4 @@
-"""Two real QEMUs that run with one UUID: both are watched, and the clash is in the log, in /readyz and an alert."""
+"""Two real QEMUs run with one UUID. The agent watches both, and reports the clash in its log, in /readyz and by an alert."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""Liveness and readiness: a process that collects or delivers nothing reports neither.
+"""Liveness (/healthz) and readiness (/readyz) fail if the agent polls or delivers nothing.
 
-tests/e2e/test_systemd.py checks the same for the systemd watchdog.
+tests/e2e/test_systemd.py has the same tests for systemd's watchdog.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ sys.exit(main(["run", "--config", sys.argv[1]]))
 
 @asynccontextmanager
 async def running(folder: Path, **more: Any) -> AsyncIterator[tuple[Agent, str]]:
-    """Run an impatient agent in this process; yield it and its endpoint's URL."""
+    """Run an agent with short health limits in this process while the block runs. Yield the agent and its endpoint's URL."""
     config = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "web": {"listen_address": "127.0.0.1:0"},
@@ -55,7 +55,7 @@ async def running(folder: Path, **more: Any) -> AsyncIterator[tuple[Agent, str]]
 
 
 async def until_answers(url: str, status: int, *words: str) -> None:
-    """Wait until a path answers with this status and these words."""
+    """Send requests until the response has this status and these words."""
 
     async def answers() -> bool:
         async with aiohttp.ClientSession() as session, session.get(url) as response:
@@ -114,7 +114,7 @@ async def test_a_stuck_alert_loop_fails_liveness(folder: Path, monkeypatch: pyte
 async def test_a_hanging_sink_fails_readiness_and_does_not_delay_the_end(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pipe without a reader takes 64 KiB and then blocks its writer, as a file on dead NFS does."""
+    """The sink is a pipe without a reader. It takes 64 KiB and then blocks its writer, like a file on a dead NFS server."""
     os.mkfifo(folder / "pipe")
     jsonl = {"jsonl": {"path": str(folder / "pipe")}}
     quick = {"intervals": {"poll": "100ms"}, "timeouts": {"shutdown": "1s"}}

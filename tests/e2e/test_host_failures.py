@@ -1,8 +1,8 @@
-"""Failures of the host: how the agent reacts, and that it recovers when the failure ends.
+"""Failures of the host: the agent reports each failure, and recovers when the failure ends.
 
-Other failures are tested elsewhere: QEMU stopped and killed (test_monitor_states.py), an invalid config (test_config_reload.py), disks
-that are full or damaged (tests/unit/delivery), Kafka that refuses or freezes (tests/integration/kafka/test_diagnostics.py), clocks of
-QEMU (tests/unit/qmp/test_messages.py).
+Other tests cover a stopped or killed QEMU (test_monitor_states.py), an invalid config (test_config_reload.py), full or damaged disks
+(tests/unit/delivery), a Kafka that refuses or hangs (tests/integration/kafka/test_diagnostics.py) and wrong clocks of QEMU
+(tests/unit/qmp/test_messages.py).
 """
 
 import asyncio
@@ -43,13 +43,13 @@ def watching_agent(folder: Path, **config: Any) -> AgentProcess:
 
 
 def bystander(folder: Path) -> FakeQemu:
-    """Return a scripted VM that nothing happens to."""
+    """Return a scripted VM that the failure does not affect."""
     replies = {"query-uuid": {"UUID": OTHER_UUID}, "query-name": {"name": "other"}}
     return FakeQemu(folder / "bystander.qmp", replies=replies)
 
 
 def poll_gaps(agent: AgentProcess, vm: str) -> list[float]:
-    """Return the times between a VM's polls in seconds."""
+    """Return the times between the polls of a VM, in seconds."""
     times = [record_time(record) for record in agent.find_records("sample.block", vm=vm)]
     return [after - before for before, after in pairwise(times)]
 
@@ -59,7 +59,7 @@ def poll_gaps(agent: AgentProcess, vm: str) -> list[float]:
 
 @contextlib.asynccontextmanager
 async def fuse(folder: Path) -> AsyncIterator[tuple[Path, asyncio.subprocess.Process]]:
-    """Serve a file of 16 MiB by FUSE; yield its path and the serving process, which a test can stop to hang the storage."""
+    """Serve a file of 16 MiB by FUSE. Yield its path and the FUSE process. The storage hangs while a test has this process stopped."""
     if not FUSE.exists():
         pytest.skip("/dev/fuse is missing")
     backing, served = folder / "backing", folder / "served"
@@ -205,7 +205,7 @@ sys.exit(main(["run", "--config", sys.argv[2]]))
 
 @pytest.mark.parametrize("step", [-86400.0, 86400.0])
 async def test_a_clock_step_of_a_day_changes_no_interval_and_no_state(folder: Path, step: float) -> None:
-    """Step the clock where the agent reads it: CLOCK_REALTIME belongs to the whole host."""
+    """Change the clock only in the agent's process, because CLOCK_REALTIME belongs to the whole host."""
     clock = folder / "step"
     clock.write_text("0")
     agent = watching_agent(folder)
@@ -282,16 +282,16 @@ async def test_sigterm_at_any_moment_ends_the_agent_cleanly(folder: Path, starte
 
 
 async def _terminate_after(folder: Path, name: str, delay: float, *, started: bool) -> tuple[int, str]:
-    """Start an agent, terminate it after a delay, and check its records.
+    """Start an agent, send SIGTERM after a delay, and check the agent's records.
 
     Args:
-        folder: Directory of the monitors and of the agent's files.
-        name: Name of the agent's files.
-        delay: Seconds from its start, or from its first line of log.
-        started: Whether the delay begins with its first line of log.
+        folder: The directory of the monitors and of the agent's files.
+        name: The name of the agent's files.
+        delay: Seconds from the agent's start, or from its first log line.
+        started: Whether the delay begins with the agent's first log line.
 
     Returns:
-        Its exit status and its log.
+        The agent's exit status and its log.
     """
     agent = AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]} | QUICK, name=name)
     process = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""A monitor of the agent's own, hot-plugged into each QEMU that supports it through a monitor that stays free for its owner."""
+"""The agent hot-plugs a monitor of its own into QEMU, through a monitor that the manager shares. That monitor is free again soon."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ async def test_a_monitor_is_added_if_qemu_supports_it_and_removed_with_the_agent
     agent = AgentProcess(folder, config)
 
     async def has_added(number: int) -> bool:
-        """Return whether QEMU has this many added monitors and the folder this many sockets."""
+        """Return whether QEMU has this number of hot-plugged monitors, and the folder this number of their sockets."""
         return len(await character_devices(guest) - before) == len([*own.iterdir()]) == number
 
     try:

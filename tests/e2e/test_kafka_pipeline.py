@@ -1,4 +1,4 @@
-"""Records through a real Apache Kafka, read by an independent client and an independent CloudEvents library."""
+"""Records delivered to a real Apache Kafka. An independent client and an independent CloudEvents library read them."""
 
 import asyncio
 import signal
@@ -27,7 +27,7 @@ PARTITIONS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A Kafka message and its CloudEvent."""
+    """A Kafka message and the CloudEvent in it."""
 
     kind: str
     partition: int
@@ -45,7 +45,7 @@ class Message:
 
 @pytest.fixture
 async def topics(kafka: KafkaCluster) -> dict[str, str]:
-    """New topics by the kind of their records."""
+    """New Kafka topics, by the kind of record."""
     names = {kind: f"test-{kind}-{uuid4()}" for kind in KINDS}
     for name in names.values():
         await kafka.create_topic(name, partitions=PARTITIONS)
@@ -54,7 +54,7 @@ async def topics(kafka: KafkaCluster) -> dict[str, str]:
 
 @pytest.fixture
 async def agent(kafka: KafkaCluster, topics: dict[str, str], folder: Path) -> AsyncIterator[AgentProcess]:
-    """An agent that delivers to the topics; not started yet."""
+    """An agent that delivers to these topics. The test starts it."""
     config = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": "100ms"},
@@ -85,7 +85,7 @@ async def read_all(kafka: KafkaCluster, topics: dict[str, str]) -> list[Message]
 
 
 def parse(kind: str, message: ConsumerRecord, schema: Draft202012Validator) -> Message:
-    """Parse a message by the CloudEvents Kafka binding in structured mode, and validate it by our schema."""
+    """Parse a message as CloudEvents' Kafka binding in structured mode, and validate the event with the schema of records."""
     headers = dict(message.headers)
     assert headers.keys() == {"content-type"}
     assert headers["content-type"].decode().partition(";")[0] == "application/cloudevents+json"

@@ -1,4 +1,4 @@
-"""KVM's statistics and dirty limits, on guests that run under KVM. Skipped on a machine without KVM."""
+"""KVM's statistics and dirty limits of guests that run under KVM. The tests are skipped on a machine without KVM."""
 
 import os
 from pathlib import Path
@@ -26,7 +26,7 @@ VCPU: Final = {
 
 
 async def kvm_counters(guest: Guest) -> dict[str, dict[str, int]]:
-    """Return KVM's counters of each vCPU by its number, queried on another monitor than the agent's."""
+    """Query KVM's counters on a second monitor. Return the counters of each vCPU, by the vCPU's number."""
     numbers = {cpu["qom-path"]: str(cpu["cpu-index"]) for cpu in await guest.command("query-cpus-fast")}
     answer: list[Any] = await guest.command("query-stats", target="vcpu")
     return {

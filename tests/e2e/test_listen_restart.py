@@ -1,6 +1,6 @@
-"""QEMUs that connect to the agent reconnect on their own after it was killed and restarted.
+"""QEMUs that connect to the agent reconnect by themselves after the agent was killed and restarted.
 
-The test logs how long that takes: `VMS=200 pytest --log-cli-level=info`.
+The test logs how long all reconnects take: `VMS=200 pytest --log-cli-level=info`.
 """
 
 import logging

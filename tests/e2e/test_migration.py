@@ -1,4 +1,4 @@
-"""A migration between two real QEMUs on one host, watched at both ends."""
+"""A migration between two real QEMUs on one host. One agent watches both QEMUs."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -19,34 +19,34 @@ EVENTS: Final = {"capability": "events", "state": True}
 
 
 @dataclass(frozen=True, slots=True)
-class Ends:
-    """Source and destination of a migration, and the agent that watches both."""
+class MigrationPair:
+    """The source and the destination of a migration, and the agent that watches both."""
 
     source: Guest
     destination: Guest
     agent: AgentProcess
 
     def active_samples(self) -> list[Record]:
-        """Return the samples of the source's migration while it was active."""
+        """Return the source's migration samples in which the migration was active."""
         return list(self.agent.find_records("sample.migration", vm=self.source.name, status="active"))
 
     def active_seconds(self) -> float:
-        """Return the time between the first and the last active sample in seconds."""
+        """Return the time in seconds between the first and the last sample with an active migration."""
         samples = self.active_samples()
         return record_time(samples[-1]) - record_time(samples[0]) if samples else 0
 
     def statuses(self, guest: Guest) -> list[str]:
-        """Return the statuses of a VM's samples in order, without repetitions."""
+        """Return the migration statuses in a VM's samples, in order and without repetitions."""
         statuses = [record["data"]["status"] for record in self.agent.find_records("sample.migration", vm=guest.name)]
         return [status for before, status in zip([None, *statuses], statuses, strict=False) if status != before]
 
     async def polls(self) -> float:
-        """Return the number of migration polls of both ends so far."""
+        """Return how often the agent has polled the migration of the source and of the destination so far."""
         series = await self.agent.metrics()
         return series.value("qmp_agent_collector_runs_total", collector="migration", outcome="ok") or 0
 
     async def migrate(self, *, events: bool) -> Any:
-        """Migrate slowly until there are several active samples, then quickly; return the source's final query-migrate."""
+        """Migrate slowly until several samples show an active migration, then fast. Return the source's last reply to query-migrate."""
         await self.source.command("migrate-set-parameters", max_bandwidth=SLOW)
         uri = f"unix:{self.source.folder}/migration"
         await self.destination.command("migrate-incoming", uri=uri)
@@ -69,14 +69,14 @@ class Ends:
         return await self.source.command("query-migrate")
 
 
-StartEnds = Callable[..., Awaitable[Ends]]
+StartEnds = Callable[..., Awaitable[MigrationPair]]
 
 
 @pytest.fixture
 async def start_ends(start_guest: StartGuest, folder: Path) -> Any:
     agent = AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}], "intervals": {"poll": "1s"}})
 
-    async def start(*, events: bool, same_identity: bool) -> Ends:
+    async def start(*, events: bool, same_identity: bool) -> MigrationPair:
         kind: dict[str, Any] = {"kind": GuestKind.WRITER, "write_kib": 32}
         source = await start_guest("source", **kind)
         identity = source.uuid if same_identity else str(uuid4())
@@ -87,7 +87,7 @@ async def start_ends(start_guest: StartGuest, folder: Path) -> Any:
         await agent.start()
         for guest in (source, destination):
             await agent.wait_for_record("sample.migration", vm=guest.name, status="none")
-        return Ends(source, destination, agent)
+        return MigrationPair(source, destination, agent)
 
     try:
         yield start
@@ -96,7 +96,7 @@ async def start_ends(start_guest: StartGuest, folder: Path) -> Any:
 
 
 def assert_progress(samples: list[Record]) -> None:
-    """Assert that there were several active samples and that the transferred bytes grew."""
+    """Assert that several samples show an active migration, and that the number of transferred bytes grew."""
     transferred = [sample["data"]["ram_transferred_bytes_total"] for sample in samples]
     assert len(transferred) > 2
     assert transferred == sorted(transferred)
@@ -105,8 +105,8 @@ def assert_progress(samples: list[Record]) -> None:
     assert all(sample["data"]["ram_remaining_bytes"] > 0 for sample in samples[:-1])
 
 
-def assert_moved(ends: Ends) -> None:
-    """Assert that the agent reports a migration, neither a new VM nor a dead one."""
+def assert_moved(ends: MigrationPair) -> None:
+    """Assert that the agent reports a migration, and reports neither a new VM nor the end of a VM."""
     find_records = ends.agent.find_records
     (migrated_in,) = find_records("vm.migrated_in")
     assert (migrated_in["vmname"], migrated_in["data"]) == (ends.destination.name, {"observed": True})
@@ -117,8 +117,8 @@ def assert_moved(ends: Ends) -> None:
     assert [*find_records("vm.gone")] == []
 
 
-async def assert_final(ends: Ends, final: dict[str, Any]) -> Record:
-    """Assert that the last sample of the source has the figures of QEMU's final query-migrate."""
+async def assert_final(ends: MigrationPair, final: dict[str, Any]) -> Record:
+    """Assert that the source's last sample has the values of QEMU's last reply to query-migrate."""
     took = final["total-time"] / 1000
     last = await ends.agent.wait_for_record(
         "sample.migration", vm=ends.source.name, status="completed", elapsed_seconds=took
@@ -217,7 +217,7 @@ async def test_with_each_kind_of_monitor_a_migrated_vm_is_neither_gone_nor_new(
     destination = await start_guest("destination", kind=GuestKind.WRITER, identity=source.uuid, extra=incoming)
     await source.wait_until_booted()
     async with AgentProcess(folder, {"monitors": [entry], "intervals": {"poll": "300ms"}}) as agent:
-        ends = Ends(source, destination, agent)
+        ends = MigrationPair(source, destination, agent)
         for guest in (source, destination):
             await agent.wait_for_record("sample.migration", vm=guest.name, status="none")
         uri = f"unix:{folder}/migration"

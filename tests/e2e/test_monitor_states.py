@@ -1,4 +1,4 @@
-"""States of a VM's monitor, on real QEMUs: each change is reported, and other VMs are not affected."""
+"""The states of a monitor, with real QEMUs. The agent reports each change of state, and other VMs are not affected."""
 
 import signal
 import socket
@@ -35,11 +35,11 @@ class WatchedFolder:
     """An agent that watches a folder of monitors.
 
     Attributes:
-        folder: Directory of the monitors.
+        folder: The directory of the monitors' sockets.
         agent: The agent.
-        bystander: A guest that nothing happens to.
-        held: A guest whose monitor had another client before the agent started.
-        holder: The connection of that client.
+        bystander: A guest that must not be affected.
+        held: A guest whose monitor is held by another client since before the agent's start.
+        holder: The connection of this client.
     """
 
     folder: Path
@@ -57,7 +57,7 @@ class WatchedFolder:
 
     @asynccontextmanager
     async def undisturbed(self) -> AsyncIterator[None]:
-        """Assert that the bystander is polled all the time during the block."""
+        """Assert that the bystander is polled all the time while the block runs."""
         polls = [*self.polls(0)]
         yield
         await self.wait_for_polls(1)
@@ -66,7 +66,7 @@ class WatchedFolder:
         assert max(gaps) <= LONGEST_GAP_SECONDS, gaps
 
     def polls(self, skipped: int) -> list[float]:
-        """Return the times of the bystander's polls after the first `skipped`."""
+        """Return the times of the bystander's polls, without the first `skipped` polls."""
         records = self.agent.find_records("sample.block", vm=self.bystander.uuid, device="disk0")
         return [record_time(record) for record in records][skipped:]
 
@@ -76,7 +76,7 @@ class WatchedFolder:
         await until(lambda: self.polls(before + count - 1), 60)
 
     async def state(self, guest: Guest) -> str | None:
-        """Return the state of a guest's monitor; None if the agent does not know it."""
+        """Return the state of a guest's monitor; None if the agent has not discovered the monitor."""
         series = (await self.agent.metrics()).matching("qmp_agent_monitor_state", monitor=str(guest.monitor))
         assert len(series) <= 1
         return series[0][0]["state"] if series else None
@@ -162,7 +162,7 @@ async def test_a_crashed_vm_has_no_series_and_is_attached_again_after_a_restart(
 
 
 async def test_a_lost_connection_is_reestablished_and_the_gap_in_events_is_reported(watched: WatchedFolder) -> None:
-    """A real QEMU never closes a connection while it runs, but a proxy between, such as for TCP, does."""
+    """A running QEMU never closes a connection. A proxy between agent and QEMU can do so."""
     async with FakeQemu(watched.folder / "dropping.qmp") as fake, watched.undisturbed():
         await watched.agent.wait_for_record("vm.attached", vm=UUID, reattached=False)
         begin = watched.agent.mark()

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(600)  # for a slow package index
 
 
 def build(source: Path, *arguments: str) -> None:
-    """Run hatchling in a source tree; the results go to its dist/ unless the arguments say otherwise."""
+    """Run hatchling in a source tree. By default, the results go to dist/ in this tree."""
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", *arguments],
         cwd=source,

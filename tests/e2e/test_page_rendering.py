@@ -1,4 +1,4 @@
-"""The page in a real browser, of states made by hand: natural order of names, and collectors that are off."""
+"""The page in a real browser, with a fake state of the agent: natural order of names, and collectors that are off."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any, Final
 from playwright.async_api import expect
 
 from agent.model.record import Vm
-from tests.lab.browser import chromium, opened
+from tests.lab.browser import chromium, open_page
 from tests.lab.endpoint import RunningEndpoint
 from tests.lab.snapshots import event, status
 
@@ -15,7 +15,7 @@ NAMES: Final = ["db", "VM1", "vm1-a", "vm02", "vm3", "vm10", "vm10b", "vm20", f"
 
 
 def agent_state() -> dict[str, Any]:
-    """Return the agent's part of the overview, as the page needs it."""
+    """Return the part `agent` of an overview, with all members that the page needs."""
     queue = {"name": "events", "records": 0, "oldest_record_age_seconds": 0.0}
     return {
         "host": "hv1",
@@ -38,7 +38,7 @@ async def test_vm_names_are_in_natural_order_everywhere(folder: Path) -> None:
             vm = Vm("hv1", f"{number:08}-1111-4111-8111-111111111111", name, f"/run/qmp/{name[:20]}")
             endpoint.view.snapshot.status(status(vm))
             endpoint.view.broadcaster.publish(endpoint.encode(event(vm, "STOP")))
-        async with chromium() as browser, opened(browser, endpoint.url) as page:
+        async with chromium() as browser, open_page(browser, endpoint.url) as page:
             await expect(page.locator("#vms tbody th")).to_have_text(NAMES)
             await expect(page.locator("#agent tbody th")).to_have_text([f"/run/qmp/{name[:20]}" for name in NAMES])
             await expect(page.locator("#events-vm option")).to_have_text(["all", *NAMES])
@@ -53,7 +53,7 @@ async def test_a_collector_that_is_off_is_shown_with_its_cause(folder: Path) -> 
         endpoint.view.snapshot.status(status(healthy))
         causes = (("block", "not JSON: <b>"), ("nodes", "the answer is too long"))
         endpoint.view.snapshot.status(replace(status(degraded), degraded=causes))
-        async with chromium() as browser, opened(browser, endpoint.url) as page:
+        async with chromium() as browser, open_page(browser, endpoint.url) as page:
             rows = page.locator("#vms tbody tr")
             await expect(rows.nth(0)).not_to_contain_text("off")
             await expect(rows.nth(1)).to_contain_text("collectors off: block, nodes")

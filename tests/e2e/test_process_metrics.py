@@ -1,4 +1,4 @@
-"""Metrics of QEMU's process and network interfaces, compared with /proc and sysfs read independently."""
+"""Metrics of QEMU's process and network interfaces equal the values that the test reads from /proc and sysfs."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ def pid_of(guest: Guest) -> int:
 
 
 async def fresh_scrape(agent: AgentProcess, guest: Guest, kind: str = "process") -> Scrape:
-    """Return a scrape whose figures were read after this call."""
+    """Return a scrape with values that the agent read after this call."""
     for _ in range(2):  # the first poll may have begun before
         await agent.wait_for_record(f"sample.{kind}", vm=guest.uuid, since=agent.mark())
     return await agent.metrics()
@@ -54,7 +54,7 @@ def read(path: str) -> str:
 
 
 def stat(path: str) -> list[str]:
-    """Return the fields of a `stat` file, from the third one on."""
+    """Return the fields of a /proc `stat` file from the third field on."""
     return read(path).rpartition(")")[2].split()
 
 

@@ -1,7 +1,7 @@
-"""The agent on each QEMU version: the samples, the queries, and every event that can be provoked without help from a guest.
+"""The agent with each QEMU version: the samples, the queries, and every event that QEMU emits without help from a guest.
 
-The versions are the machine's own and those of other Debian releases, which `tests/lab/install test` fetches. Tests of a version that
-was not fetched are skipped.
+The versions are that of this machine and those of other Debian releases. `tests/lab/install test` downloads the others. Tests of a version
+that was not downloaded are skipped.
 """
 
 import json
@@ -36,7 +36,7 @@ VALID: Final = validator(record_schema())
 
 @dataclass(frozen=True, slots=True)
 class WatchedQemu:
-    """A QEMU version, a guest that it runs, and an agent that watches the guest."""
+    """A QEMU version, a guest that this QEMU runs, and an agent that watches the guest."""
 
     qemu: Qemu
     guest: Guest
@@ -168,7 +168,7 @@ async def test_every_event_has_a_row_in_the_table_of_events(watched: WatchedQemu
 
 
 async def test_check_reports_what_this_qemu_lacks(watched: WatchedQemu, folder: Path) -> None:
-    """These versions lack little; older ones are simulated in tests/unit/session/test_old_qemus.py."""
+    """These versions lack few commands. tests/unit/session/test_old_qemus.py has older versions, with scripted QEMUs."""
     config = folder / "agent.yaml"
     async with Guest(folder, "free", GuestOptions(binary=watched.qemu.binary)) as free:
         config.write_text(yaml.safe_dump({"monitors": [{"dial": str(free.monitor)}]}))
@@ -198,7 +198,7 @@ async def test_a_provoked_event_becomes_its_record(watched: WatchedQemu, case: E
 
 
 async def test_a_corrupt_image_only_stops_the_samples_of_layers(watched: WatchedQemu) -> None:
-    """QEMU returns an error to query-named-block-nodes while it has a corrupt image, which one of the cases above creates."""
+    """QEMU replies to query-named-block-nodes with an error while it has a corrupt image. One of the event cases creates such an image."""
     await provoke.ensure_running(watched.guest)
     if not await _is_corrupt(watched.guest):
         await next(case for case in CASES if case.event == "BLOCK_IMAGE_CORRUPTED").provoke(watched.guest)

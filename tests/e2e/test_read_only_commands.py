@@ -1,4 +1,4 @@
-"""The agent sends no command that is not on its list, whichever input asks for it: every command of QEMU through every input."""
+"""The agent sends no command that is not on its list. The tests try every command of QEMU through every input of the agent."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def command_names(schema: list[dict[str, Any]]) -> list[str]:
 
 
 def arguments(schema: list[dict[str, Any]], name: str) -> list[dict[str, Any] | None]:
-    """Return arguments that QEMU accepts for a command: none, the required ones, all, and those of the allowed changes."""
+    """Return several arguments that QEMU accepts for a command: no arguments, the required ones, all, and those of allowed changes."""
     by_name = {entity["name"]: entity for entity in schema}
     command = next(e for e in schema if e["meta-type"] == "command" and e["name"] == name)
 
@@ -105,7 +105,7 @@ async def test_a_connection_that_gets_a_forbidden_command_sends_nothing(
 
 
 class RogueController:
-    """A compromised threshold controller, which returns every command."""
+    """A compromised threshold controller. It wants the session to send every command."""
 
     # ruff: noqa: ARG002 - the signatures are Commander's
 

@@ -1,4 +1,4 @@
-"""`record` and `replay` with real guests: a replay gives the same records as the recording."""
+"""`qmp-agent record` and `replay` with real guests. A replay yields the same records as the recording."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ def config(folder: Path, **more: Any) -> Path:
 
 
 async def recorded(guest: Guest, path: Path, action: Action) -> list[str]:
-    """Record a guest during an action and until it ends, and return the records of that time."""
+    """Record a guest during an action and until the guest ends. Return the agent's records of this time."""
     traffic = guest.folder / "traffic"
     process = await asyncio.create_subprocess_exec(
         *("setpriv", "--pdeathsig", "KILL", *COMMAND, "record", guest.monitor, traffic, "--config", path),
@@ -61,7 +61,7 @@ async def replayed(folder: Path, path: Path, *arguments: str) -> list[str]:
 
 
 def event_types(records: list[str]) -> list[str]:
-    """Return the sorted types of records without samples. The number of samples and the place of an alert depend on the timing."""
+    """Return the types of records without samples, sorted: the number of samples and the position of an alert depend on timing."""
     types = [json.loads(record)["type"].removeprefix("qemu.") for record in records]
     return sorted(kind for kind in types if not kind.startswith("sample."))
 
@@ -87,7 +87,7 @@ async def test_a_replay_gives_the_records_of_the_recording(start_guest: StartGue
 
 
 def disks(records: list[str]) -> set[int]:
-    """Return the numbers of completed writes in the samples of the disk."""
+    """Return the number of completed writes in each sample of the disk."""
     samples = [json.loads(text) for text in records if '"qemu.sample.block"' in text and '"subject":"disk0"' in text]
     return {sample["data"]["writes_total"] for sample in samples}
 

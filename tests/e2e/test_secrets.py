@@ -26,7 +26,7 @@ def assert_no_secret(where: str, text: str) -> None:
 
 
 def config(folder: Path) -> dict[str, Any]:
-    """Return a config with every kind of secret; Kafka and Alertmanager are unreachable, so errors about them are logged."""
+    """Return a config with every kind of secret. Kafka and Alertmanager cannot be reached, so the agent logs errors about them."""
     (folder / "kafka.password").write_text(KAFKA)
     (folder / "user.password").write_text(USER)
     (folder / "web.yml").write_text(yaml.safe_dump({"basic_auth_users": {"alice": HASH}}))

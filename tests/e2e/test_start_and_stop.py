@@ -1,4 +1,4 @@
-"""The start and the end of an agent, and its records without Kafka."""
+"""Start and stop of the agent, and its records without Kafka."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ from tests.lab.record_checks import sort_events, validate_record, validator
 
 
 def files_of(records: Path) -> list[Path]:
-    """Return the file of records and the rotated ones, newest first."""
+    """Return the file of records and the rotated files, newest first."""
     rotated = {int(path.suffix[1:]): path for path in records.parent.glob(f"{records.name}.*")}
     return [records, *(rotated[number] for number in sorted(rotated))]
 

@@ -1,4 +1,4 @@
-"""The commands of `qmp-agent`: their output and their exit status."""
+"""The subcommands of `qmp-agent`: their output and their exit status."""
 
 import asyncio
 import json
@@ -29,8 +29,8 @@ SHIPPED = Path(__file__).parents[2] / "config" / "agent.yaml"
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """Two guests and an agent that watches them, for all tests of this module."""
+class Testbed:
+    """Two guests, and an agent that watches both. All tests of this module share them."""
 
     writer: Guest
     idle: Guest
@@ -38,7 +38,7 @@ class Stage:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage() -> AsyncIterator[Stage]:
+async def testbed() -> AsyncIterator[Testbed]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         folder = Path(path)
         async with AsyncExitStack() as running:
@@ -48,7 +48,7 @@ async def stage() -> AsyncIterator[Stage]:
             agent = await running.enter_async_context(AgentProcess(folder, config))
             await agent.wait_for_record("sample.block", vm=writer.uuid)
             await agent.wait_for_record("vm.attached", vm=idle.uuid)
-            yield Stage(writer, idle, agent)
+            yield Testbed(writer, idle, agent)
 
 
 # --- check ---
@@ -117,11 +117,11 @@ class Tail:
         self._out = process.stdout
 
     @classmethod
-    async def start(cls, stage: Stage, *arguments: str) -> "Tail":
-        """Start it; it prints the records from about now on."""
+    async def start(cls, testbed: Testbed, *arguments: str) -> "Tail":
+        """Start `qmp-agent tail`. It prints the records from now on."""
         return cls(
             await asyncio.create_subprocess_exec(
-                *(*COMMAND, "tail", "--config", str(stage.agent.config), *arguments),
+                *(*COMMAND, "tail", "--config", str(testbed.agent.config), *arguments),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
             )
@@ -139,8 +139,8 @@ class Tail:
         return FinishedCommand(self._process.returncode, out.decode(), log.decode())
 
 
-async def test_tail_prints_readable_lines(stage: Stage) -> None:
-    tail = await Tail.start(stage)
+async def test_tail_prints_readable_lines(testbed: Testbed) -> None:
+    tail = await Tail.start(testbed)
     lines = [await tail.line()]
     while not re.search(r" sample\.block +disk0 .*  write=\d.*  writes=\d", lines[-1]):
         lines.append(await tail.line())
@@ -151,13 +151,13 @@ async def test_tail_prints_readable_lines(stage: Stage) -> None:
         assert "\x1b" not in line
 
 
-async def test_tail_filters_by_vm_type_and_severity(stage: Stage) -> None:
+async def test_tail_filters_by_vm_type_and_severity(testbed: Testbed) -> None:
     tails = {
-        "vm": await Tail.start(stage, "--json", "--vm", "idle"),
-        "uuid": await Tail.start(stage, "--json", "--vm", stage.idle.uuid),
-        "type": await Tail.start(stage, "--json", "--type", "event"),
-        "severity": await Tail.start(stage, "--json", "--severity", "warning"),
-        "sample": await Tail.start(stage, "--json", "--type", "qemu.sample.block", "--vm", "writer"),
+        "vm": await Tail.start(testbed, "--json", "--vm", "idle"),
+        "uuid": await Tail.start(testbed, "--json", "--vm", testbed.idle.uuid),
+        "type": await Tail.start(testbed, "--json", "--type", "event"),
+        "severity": await Tail.start(testbed, "--json", "--severity", "warning"),
+        "sample": await Tail.start(testbed, "--json", "--type", "qemu.sample.block", "--vm", "writer"),
     }
     assert json.loads(await tails["sample"].line())["type"] == "qemu.sample.block"
     records: dict[str, Any] = {}
@@ -168,25 +168,25 @@ async def test_tail_filters_by_vm_type_and_severity(stage: Stage) -> None:
     async with asyncio.TaskGroup() as tasks:
         watching = [tasks.create_task(first(name)) for name in ("vm", "uuid", "type", "severity")]
         while not all(task.done() for task in watching):  # a tail that was not connected yet missed the first
-            await stage.idle.command("stop")
-            await stage.idle.wait_for_event("STOP")
-            await stage.idle.command("cont")
-            await stage.idle.wait_for_event("RESUME")
-            await stage.writer.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1)
-            await stage.writer.wait_for_event("BLOCK_WRITE_THRESHOLD")
+            await testbed.idle.command("stop")
+            await testbed.idle.wait_for_event("STOP")
+            await testbed.idle.command("cont")
+            await testbed.idle.wait_for_event("RESUME")
+            await testbed.writer.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1)
+            await testbed.writer.wait_for_event("BLOCK_WRITE_THRESHOLD")
     schema = validator(json.loads((await run_command("schema", "record")).out))
     for name, tail in tails.items():
         await tail.stop()
         if name in records:
             validate_record(json.dumps(records[name]), schema)
-    assert records["vm"]["vmuuid"] == records["uuid"]["vmuuid"] == stage.idle.uuid
+    assert records["vm"]["vmuuid"] == records["uuid"]["vmuuid"] == testbed.idle.uuid
     assert records["type"]["type"].startswith("qemu.event.")
     assert records["severity"]["severity"] == "warning"
-    assert records["severity"]["vmuuid"] == stage.writer.uuid
+    assert records["severity"]["vmuuid"] == testbed.writer.uuid
 
 
-async def test_tail_exits_quietly_when_its_pipe_is_closed(stage: Stage) -> None:
-    tail = shlex.join([*COMMAND, "tail", "--url", stage.agent.url])
+async def test_tail_exits_quietly_when_its_pipe_is_closed(testbed: Testbed) -> None:
+    tail = shlex.join([*COMMAND, "tail", "--url", testbed.agent.url])
     process = await asyncio.create_subprocess_exec(
         *("bash", "-o", "pipefail", "-c", f"{tail} | head -1"),
         stdout=asyncio.subprocess.PIPE,
@@ -209,13 +209,13 @@ async def test_tail_reports_that_no_agent_answers() -> None:
 # --- run ---
 
 
-async def test_a_second_agent_on_the_same_port_fails_with_one_line(stage: Stage) -> None:
-    ended = await run_command("run", "--config", stage.agent.config)
+async def test_a_second_agent_on_the_same_port_fails_with_one_line(testbed: Testbed) -> None:
+    ended = await run_command("run", "--config", testbed.agent.config)
     assert (ended.status, ended.out) == (1, "")
-    address = stage.agent.url.removeprefix("http://")
+    address = testbed.agent.url.removeprefix("http://")
     assert ended.log.startswith(f"qmp-agent: cannot listen on {address}: ")
     assert ended.log.count("\n") == 1
-    assert (await stage.agent.get("/healthz"))[0] == 200
+    assert (await testbed.agent.get("/healthz"))[0] == 200
 
 
 # --- version, schema and unknown commands ---

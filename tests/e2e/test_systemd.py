@@ -1,4 +1,4 @@
-"""Notifications to systemd, and the files that are installed for it."""
+"""Notifications to systemd, and the files that are installed for systemd."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ STORAGE_SECURITY: Final = 2.2
 
 
 class FakeSystemd:
-    """Receives the notifications of an agent."""
+    """Receives the notifications of an agent at systemd's socket."""
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, watchdog_seconds: float) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -140,7 +140,7 @@ def test_a_watchdog_of_another_process_is_ignored() -> None:
 
 
 def output(*command: str | Path) -> str:
-    """Run a command, which has to succeed, and return its output."""
+    """Run a command and return its output. The command must succeed."""
     require(str(command[0]), "systemd")
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env={"LC_ALL": "C.UTF-8"})
     assert done.returncode == 0, done.stdout + done.stderr

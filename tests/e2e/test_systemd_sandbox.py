@@ -1,7 +1,7 @@
-"""The agent in the sandbox of its systemd unit, rebuilt without systemd.
+"""The agent works in the sandbox of its systemd unit. The test builds this sandbox without systemd.
 
-It runs as a user of its own with one group and no capability. Every mount but its state directory is read-only. Memory cannot become
-executable after it was written, and no new privileges can be gained.
+The agent runs as a user of its own with one group and no capability. Every mount is read-only, except for the state directory. Written
+memory cannot become executable, and the process cannot gain privileges.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ sys.exit(main(["run", "--config", sys.argv[1]]))
 
 
 def create_state_directory(folder: Path) -> Path:
-    """Create the state directory, owned by the agent's user, in a folder that the user may enter."""
+    """Create the state directory of the agent's user in a folder that this user may enter."""
     folder.chmod(0o755)
     state = folder / "agent.journal"
     state.mkdir()

@@ -24,31 +24,31 @@ HOSTILE: Final = "evil\x1b[31m\x07\x1b]0;pwned\x07"
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """An agent that watches a writer, a guest with a hostile name and a Linux."""
+class Testbed:
+    """An agent that watches three guests: a writer, a guest with a hostile name, and a Linux."""
 
     agent: AgentProcess
     writer: Guest
     linux: Guest
 
     def top(self, *arguments: str, columns: int = 120, rows: int = 30) -> Terminal:
-        """Return `top` for the agent, on a terminal."""
+        """Return a terminal that runs `qmp-agent top` for this agent."""
         return Terminal("top", "--url", self.agent.url, "--interval", "300ms", *arguments, columns=columns, rows=rows)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage() -> AsyncIterator[Stage]:
+async def testbed() -> AsyncIterator[Testbed]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         async with AsyncExitStack() as running:
             agent, writer, _, linux = await watch_guests(running, Path(path), HOSTILE)
             await agent.wait_for_record("alert.write_threshold", vm=writer.uuid)
-            yield Stage(agent, writer, linux)
+            yield Testbed(agent, writer, linux)
 
 
-async def test_every_vm_has_a_row_with_its_rates(stage: Stage) -> None:
-    async with stage.top() as top:
-        await top.shows("CPU%*", "db-1", "web-1", "evil", "3 VMs", "monitors: 3 up")
-        head = top.row("CPU%").split()
+async def test_every_vm_has_a_row_with_its_rates(testbed: Testbed) -> None:
+    async with testbed.top() as top:
+        await top.wait_for_texts("CPU%*", "db-1", "web-1", "evil", "3 VMs", "monitors: 3 up")
+        head = top.find_row("CPU%").split()
         assert head == [
             "VM",
             "STATE",
@@ -63,80 +63,82 @@ async def test_every_vm_has_a_row_with_its_rates(stage: Stage) -> None:
             "FULL",
             "ALERTS",
         ]
-        await until(lambda: re.match(r"db-1 +running +[\d.]+ +0 +[\d.]+[KM] ", top.row("db-1")), 60)
-        assert re.search(r" [56]\d(\.\d)?M +\d+[sm] +1$", top.row("db-1"))
+        await until(lambda: re.match(r"db-1 +running +[\d.]+ +0 +[\d.]+[KM] ", top.find_row("db-1")), 60)
+        assert re.search(r" [56]\d(\.\d)?M +\d+[sm] +1$", top.find_row("db-1"))
 
 
-async def test_a_hostile_name_cannot_control_the_terminal(stage: Stage) -> None:
-    async with stage.top() as top:
-        await top.shows("evil\ufffd[31m\ufffd\ufffd]0;pwned\ufffd")
+async def test_a_hostile_name_cannot_control_the_terminal(testbed: Testbed) -> None:
+    async with testbed.top() as top:
+        await top.wait_for_texts("evil\ufffd[31m\ufffd\ufffd]0;pwned\ufffd")
         assert top.screen.title != "pwned"
 
 
-async def test_keys_sort_reverse_and_filter(stage: Stage) -> None:
-    async with stage.top() as top:
-        await top.shows("db-1")
+async def test_keys_sort_reverse_and_filter(testbed: Testbed) -> None:
+    async with testbed.top() as top:
+        await top.wait_for_texts("db-1")
 
         def order() -> list[str]:
             return [row.split()[0] for row in top.screen.display if re.match(r"(db-1|web-1|evil)", row)]
 
         top.type("n")
-        await top.shows("VM*")
+        await top.wait_for_texts("VM*")
         await until(lambda: [name[:4] for name in order()] == ["db-1", "evil", "web-"], 60)
         top.type("R")
         await until(lambda: [name[:4] for name in order()] == ["web-", "evil", "db-1"], 60)
         top.type(">")
-        await top.shows("STATE*")
+        await top.wait_for_texts("STATE*")
         top.type("/we")
-        await top.shows("Filter: we_")
+        await top.wait_for_texts("Filter: we_")
         await until(lambda: order() == ["web-1"], 60)
         top.type("\n")
-        await top.shows("(filter: we)")
+        await top.wait_for_texts("(filter: we)")
         top.type("/\x1b")
         await until(lambda: len(order()) == 3, 60)
 
 
-async def test_enter_opens_a_vm_and_escape_goes_back(stage: Stage) -> None:
-    async with stage.top() as top:
-        await top.shows("db-1")
+async def test_enter_opens_a_vm_and_escape_goes_back(testbed: Testbed) -> None:
+    async with testbed.top() as top:
+        await top.wait_for_texts("db-1")
         top.type("n\x1b[B\x1b[B\x1b[A\x1b[A")
         top.type("\n")
-        await top.shows(stage.writer.uuid, "DISK", "disk0", "1% exceeded", "warning: write_threshold disk0 past 1%")
-        await top.shows("block disk0", "writes_total=")
+        await top.wait_for_texts(
+            testbed.writer.uuid, "DISK", "disk0", "1% exceeded", "warning: write_threshold disk0 past 1%"
+        )
+        await top.wait_for_texts("block disk0", "writes_total=")
         top.type("\x1b")
-        await top.shows("VM*", "web-1")
+        await top.wait_for_texts("VM*", "web-1")
 
 
-async def test_columns_follow_the_size_of_the_terminal(stage: Stage) -> None:
-    async with stage.top() as top:
-        await top.shows("ALERTS")
+async def test_columns_follow_the_size_of_the_terminal(testbed: Testbed) -> None:
+    async with testbed.top() as top:
+        await top.wait_for_texts("ALERTS")
         top.resize(40, 10)
-        await until(lambda: "WR/s" not in "".join(top.screen.display) and top.row("db-1"), 60)
+        await until(lambda: "WR/s" not in "".join(top.screen.display) and top.find_row("db-1"), 60)
         assert all(len(row) <= 40 for row in top.screen.display)
         top.resize(120, 30)
-        await top.shows("ALERTS", "db-1")
+        await top.wait_for_texts("ALERTS", "db-1")
 
 
-async def test_q_quits(stage: Stage) -> None:
-    async with stage.top() as top:
-        await top.shows("db-1")
+async def test_q_quits(testbed: Testbed) -> None:
+    async with testbed.top() as top:
+        await top.wait_for_texts("db-1")
         top.type("q")
         async with asyncio.timeout(60):
             assert await top.process.wait() == 0
 
 
-async def test_top_reports_a_lost_agent_and_reconnects(stage: Stage) -> None:
-    async with stage.top() as top:
-        await top.shows("db-1")
-        await stage.agent.kill()
-        await top.shows("no agent answers at", "db-1")
-        await stage.agent.start()
-        await until(lambda: not top.row("no agent answers") and top.row("db-1"), 60)
+async def test_top_reports_a_lost_agent_and_reconnects(testbed: Testbed) -> None:
+    async with testbed.top() as top:
+        await top.wait_for_texts("db-1")
+        await testbed.agent.kill()
+        await top.wait_for_texts("no agent answers at", "db-1")
+        await testbed.agent.start()
+        await until(lambda: not top.find_row("no agent answers") and top.find_row("db-1"), 60)
 
 
-async def test_once_prints_a_table(stage: Stage) -> None:
-    await until(lambda: has_rates(stage), 60)
-    ended = await run_command("top", "--once", "--url", stage.agent.url)
+async def test_once_prints_a_table(testbed: Testbed) -> None:
+    await until(lambda: has_rates(testbed), 60)
+    ended = await run_command("top", "--once", "--url", testbed.agent.url)
     assert (ended.status, ended.log) == (0, "")
     head, *rows = ended.out.splitlines()
     assert head.split()[:4] == ["VM", "STATE", "CPU%*", "RD/s"] or head.split()[0] == "VM"
@@ -144,16 +146,16 @@ async def test_once_prints_a_table(stage: Stage) -> None:
     assert "\x1b" not in ended.out
 
 
-async def has_rates(stage: Stage) -> bool:
-    return '"writes":' in (await stage.agent.get("/overview"))[1]
+async def has_rates(testbed: Testbed) -> bool:
+    return '"writes":' in (await testbed.agent.get("/overview"))[1]
 
 
-async def test_once_prints_a_vm_and_rejects_an_unknown_name(stage: Stage) -> None:
-    by_name = await run_command("top", "--once", "--url", stage.agent.url, "--vm", "web-1")
+async def test_once_prints_a_vm_and_rejects_an_unknown_name(testbed: Testbed) -> None:
+    by_name = await run_command("top", "--once", "--url", testbed.agent.url, "--vm", "web-1")
     assert by_name.status == 0
-    assert stage.linux.uuid in by_name.out
+    assert testbed.linux.uuid in by_name.out
     assert "balloon" in by_name.out
-    unknown = await run_command("top", "--once", "--url", stage.agent.url, "--vm", "absent")
+    unknown = await run_command("top", "--once", "--url", testbed.agent.url, "--vm", "absent")
     assert (unknown.status, unknown.out, unknown.log) == (1, "", "qmp-agent: the agent watches no VM named absent\n")
 
 

@@ -1,4 +1,4 @@
-"""A VM whose query-block replies are not JSON is attached once and loses no event, no block figure, and costs no more requests."""
+"""A VM whose replies to query-block are not JSON stays attached, loses no event and no disk counter, and gets no additional requests."""
 
 import copy
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ POLLS: Final = 60
 
 
 class BusyQemu(FakeQemu):
-    """A scripted QEMU that emits events and counts a write with each query-blockstats.
+    """A scripted QEMU that emits events, and counts one more write at each query-blockstats.
 
-    Half of its events invalidate the answers about disks. One is GUEST_PANICKED.
+    Half of the events make the agent query the disks again. One event is GUEST_PANICKED.
 
     Attributes:
-        writes: The number of writes that its last reply to query-blockstats had.
-        requests_in_window: The number of requests up to the last poll of the window; 0 before its end.
+        writes: The number of writes in the last reply to query-blockstats.
+        requests_in_window: The number of requests until the last poll of the measured time; 0 before.
     """
 
     def __init__(self, path: Path) -> None:

@@ -15,7 +15,7 @@ from qemu.qmp import ExecuteError, QMPClient
 from agent.cli.demo.control import GuestError
 from agent.cli.demo.guest import GuestKind, until
 from agent.cli.demo.images import MissingDependencyError, boot_sector, linux_image
-from tests.lab.fake_qemu import FakeError, FakeQemu, split
+from tests.lab.fake_qemu import FakeError, FakeQemu, split_json_values
 from tests.lab.fixtures import StartGuest, StartPrometheus
 from tests.lab.kafka import KafkaCluster
 from tests.lab.kafka_security import Certificates, Security
@@ -192,15 +192,15 @@ async def test_the_fake_serves_one_client_at_a_time_and_can_be_busy(fake: FakeQe
 
 def test_requests_are_split_without_newlines_and_at_any_cut() -> None:
     text = '{"execute":"a"}{"execute":"b","arguments":{"x":"}{\\""}} {"execute":'
-    values, rest, broken = split(text)
+    values, rest, broken = split_json_values(text)
     assert [value["execute"] for value in values] == ["a", "b"]
     assert (rest, broken) == ('{"execute":', False)
     for cut in range(len(text)):
-        early, kept, _ = split(text[:cut])
-        late, _, _ = split(kept + text[cut:])
+        early, kept, _ = split_json_values(text[:cut])
+        late, _, _ = split_json_values(kept + text[cut:])
         assert early + late == values
-    assert split('{"execute": }') == ([], "", True)
-    assert split('{"half\ufffd{"execute":"c"}') == ([{"execute": "c"}], "", True)
+    assert split_json_values('{"execute": }') == ([], "", True)
+    assert split_json_values('{"half\ufffd{"execute":"c"}') == ([{"execute": "c"}], "", True)
 
 
 # --- Kafka ---

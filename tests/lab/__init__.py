@@ -1,1 +1,1 @@
-"""The lab: real guests, brokers and a Prometheus for the tests, and a scripted QEMU for what a real one cannot do."""
+"""Parts for tests: real guests, Kafka brokers and Prometheus servers, and a scripted QEMU for what a real QEMU cannot be made to do."""

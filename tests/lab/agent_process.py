@@ -1,4 +1,4 @@
-"""The agent as a process of its own, with access to its records, series and log."""
+"""Runs the agent as a process of its own, and reads the agent's records, metrics and log."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from agent.cli.demo.guest import until
 from tests.lab.machine import free_port
 
 COMMAND: Final = (sys.executable, "-m", "tests.lab.command_audit")
-"""`qmp-agent`, run by the tests' interpreter, with its QMP commands recorded for the audit."""
+"""The command line of `qmp-agent` under the tests' interpreter. The audit of commands records what it sends to QEMU."""
 
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 60.0
@@ -31,7 +31,7 @@ Labels = frozenset[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class FinishedCommand:
-    """The result of a command that has ended.
+    """The result of a `qmp-agent` process that has ended.
 
     Attributes:
         status: The exit status.
@@ -48,7 +48,7 @@ async def run_command(*arguments: str | Path, timeout: float = 60.0) -> Finished
     """Run `qmp-agent` with these arguments and wait until it ends.
 
     Raises:
-        TimeoutError: It did not end in time.
+        TimeoutError: The process did not end in time.
     """
     process = await asyncio.create_subprocess_exec(
         *COMMAND, *map(str, arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -70,7 +70,7 @@ class Scrape:
 
     Attributes:
         text: The whole response.
-        values: Values by name and labels.
+        values: The value of each series, by the series' name and labels.
     """
 
     text: str
@@ -100,7 +100,7 @@ class Scrape:
         ]
 
     def value(self, name: str, **labels: str) -> float | None:
-        """Return the value of the one series that matches, or None."""
+        """Return the value of the only series of this name that has at least these labels; None if there is no such series."""
         series = self.matching(name, **labels)
         assert len(series) < 2, series
         return series[0][1] if series else None
@@ -116,18 +116,18 @@ def record_time(record: Record) -> float:
 
 
 class AgentProcess:
-    """`qmp-agent run` with a config. As an async context manager it runs while the block runs.
+    """A process `qmp-agent run`. As an async context manager, it runs while the block runs.
 
     Attributes:
         config: The config file.
-        port: The port of its endpoint.
-        url: The URL of its endpoint.
-        sink: The file of its records, unless the config names another sink.
-        process: Its process; None before start and after stop.
+        port: The port of the agent's endpoint.
+        url: The URL of the agent's endpoint.
+        sink: The file that the agent writes records to, unless the config names another sink.
+        process: The process; None before `start` and after `stop`.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], *, name: str = "agent") -> None:
-        """Write the config; add an endpoint, a journal if it has Kafka, and a file for records if it has no sink."""
+        """Write the config file. The endpoint is added; so is a journal if there is a Kafka sink, and a file sink if there is no sink."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.config = folder / f"{name}.yaml"
@@ -145,10 +145,10 @@ class AgentProcess:
         self.config.write_text(yaml.safe_dump({key: value for key, value in whole.items() if value is not None}))
 
     async def start(self) -> None:
-        """Start it and return as soon as its endpoint responds.
+        """Start the agent, and return when its endpoint responds.
 
         Raises:
-            AssertionError: It ended instead; the message has its log.
+            AssertionError: The agent ended. The message has its log.
         """
         with self._out.open("ab") as out, self._log.open("ab") as log:
             self.process = process = await asyncio.create_subprocess_exec(
@@ -167,19 +167,19 @@ class AgentProcess:
         assert process.returncode is None, f"the agent ended with {process.returncode}: {self.log}"
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send it a signal if it is running."""
+        """Send a signal to the agent if it is running."""
         if self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> FinishedCommand:
-        """Send it a signal and return its result.
+        """Send a signal to the agent, wait for its end and return its result.
 
         Raises:
-            TimeoutError: It did not end in time and was killed.
+            TimeoutError: The agent did not end in time and was killed.
         """
         process = self.process
-        assert process is not None, "it does not run"
+        assert process is not None, "the agent does not run"
         self.send_signal(number)
         try:
             async with asyncio.timeout(_STOP_SECONDS):
@@ -189,7 +189,7 @@ class AgentProcess:
         return FinishedCommand(status, self._out.read_text(), self.log)
 
     async def kill(self) -> None:
-        """Kill it, as a crash would, if it is running."""
+        """Kill the agent with SIGKILL if it is running."""
         process, self.process = self.process, None
         if process is not None and process.returncode is None:
             process.kill()
@@ -219,7 +219,7 @@ class AgentProcess:
         return self._out.read_text() if self._out.exists() else ""
 
     async def get(self, path: str) -> tuple[int, str]:
-        """Get a path from its endpoint; return the status and the text."""
+        """Send a GET request for a path to the endpoint. Return the response's status and text."""
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30.0)) as session,
             session.get(self.url + path) as response,
@@ -227,13 +227,13 @@ class AgentProcess:
             return response.status, await response.text()
 
     async def metrics(self) -> Scrape:
-        """Scrape its /metrics."""
+        """Scrape the agent's /metrics."""
         status, text = await self.get("/metrics")
         assert status == 200, text
         return Scrape.read(text)
 
     def records(self) -> list[Record]:
-        """Return all records in its file so far, in order. The file must not be rotated."""
+        """Return all records that the agent has written so far, in order. The file must not be rotated."""
         with contextlib.suppress(FileNotFoundError), self.sink.open("rb") as file:
             file.seek(self._read)
             whole, newline, _ = file.read().rpartition(b"\n")
@@ -247,7 +247,7 @@ class AgentProcess:
         Args:
             kind: The type without the prefix `qemu.`.
             vm: UUID or name of the VM; empty for any.
-            since: The number of records to skip, from `mark`.
+            since: The number of records to skip, as `mark` returned it.
             data: Fields that the record's data must have.
         """
         for record in self.records()[since:]:
@@ -267,10 +267,10 @@ class AgentProcess:
         timeout: float = 60.0,  # noqa: ASYNC109 - as in `until`
         **data: Any,
     ) -> Record:
-        """Wait for a record that `find_records` would yield, and return the first.
+        """Wait until `find_records` yields a record for these arguments, and return the first record.
 
         Raises:
-            AssertionError: No record matched in time; the message has the types of those since `since`, and the log.
+            AssertionError: No record matched in time. The message has the types of the new records, and the log.
         """
         try:
             await until(lambda: any(self.find_records(kind, vm=vm, since=since, **data)), timeout)

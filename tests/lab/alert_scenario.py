@@ -1,4 +1,4 @@
-"""Helpers for tests of alerts: one agent's alert manager, fed with events and polls in plain calls."""
+"""Helpers for tests of alerts: an alert manager that gets events and polls by plain calls, without a session."""
 
 import json
 from dataclasses import replace
@@ -21,13 +21,13 @@ Change = tuple[str, str, str]
 
 
 class AlertScenario:
-    """An alert manager and what it emitted. Times are in seconds.
+    """An alert manager, and the alert records that it emitted. Each method returns the alerts that changed. Times are in seconds.
 
     Attributes:
-        manager: The manager.
-        emitted: All records, oldest first.
-        notes: The notes on disk.
-        live_pids: The processes that live, of those that are not attached.
+        manager: The alert manager.
+        emitted: All emitted alert records, oldest first.
+        notes: The state notes that a journal would have stored, by name.
+        live_pids: The pids of processes that run although no session is attached to them.
     """
 
     def __init__(self, mode: ThresholdMode = ThresholdMode.OBSERVE) -> None:
@@ -53,7 +53,7 @@ class AlertScenario:
             self.notes[name] = json.loads(json.dumps(note))
 
     def restart(self, now: float = 0.0) -> None:
-        """Start another run of the agent."""
+        """Replace the manager by a new manager that restores the stored notes, as after a restart of the agent."""
         self.manager = self._new_manager()
         self.manager.notes.restore(self.notes, now)
 
@@ -64,17 +64,17 @@ class AlertScenario:
         return self._changes(self.manager.on_gone(vm, at, for_good=for_good, time_ns=int(at * SECOND)))
 
     def event(self, name: str, at: float, vm: Vm = VM, **qemu: Any) -> list[Change]:
-        """Pass an event; keywords are its data, with `_` for `-`."""
+        """Pass an event to the manager. The keywords are the event's data, with `_` for `-`."""
         data = {key.replace("_", "-"): value for key, value in qemu.items()}
         return self._changes(self.manager.on_event(event_record(name, at, vm, **data), name, int(at * SECOND)))
 
     def io_error(self, at: float, vm: Vm = VM, *, nospace: bool = True, **qemu: Any) -> list[Change]:
-        """Pass BLOCK_IO_ERROR with action stop, by default of the device disk0."""
+        """Pass an event BLOCK_IO_ERROR with action `stop`. The default device is disk0."""
         named: dict[str, Any] = qemu or {"qom_path": "/machine/peripheral/disk0/virtio-backend", "device": ""}
         return self.event("BLOCK_IO_ERROR", at, vm, operation="write", action="stop", nospace=nospace, **named)
 
     def run_state(self, status: str, at: float, vm: Vm = VM) -> list[Change]:
-        """Pass a poll of the run state that was sent at this time."""
+        """Pass the result of a poll of the run state. The poll was sent at this time."""
         pending = self.manager.on_run_state(vm, int(at * SECOND), running=status == "running", status=status)
         return self._changes(pending)
 
@@ -82,7 +82,7 @@ class AlertScenario:
         return self._changes(self.manager.on_migration(vm, status, int(at * SECOND)))
 
     def jobs(self, at: float, vm: Vm = VM, **errors: str) -> list[Change]:
-        """Pass a poll of jobs; keywords are their errors, by job."""
+        """Pass the result of a poll of jobs. The keywords are the job's error, by job."""
         samples = [Sample(JOB, (job, "commit"), {"error": error} if error else {}) for job, error in errors.items()]
         return self._changes(self.manager.on_jobs(vm, samples, int(at * SECOND), int(at * SECOND)))
 
@@ -91,12 +91,12 @@ class AlertScenario:
         return self._changes(self.manager.on_guest_channel(vm, int(at * SECOND), connected=connected))
 
     def io_status(self, at: float, vm: Vm = VM, **devices: str) -> list[Change]:
-        """Pass a poll of devices; keywords are their io-status, by device."""
+        """Pass the result of a poll of devices. The keywords are the device's io-status, by device."""
         samples = [Sample(BLOCK_DEVICE, (device,), {"io_status": status}) for device, status in devices.items()]
         return self._changes(self.manager.on_samples(vm, samples, at, int(at * SECOND), families=(BLOCK_DEVICE,))[0])
 
     def disks(self, at: float, vm: Vm = VM, **disks: Disk) -> list[Change]:
-        """Pass a poll of counters and layers; keywords are the disks, by device."""
+        """Pass the results of polls of disk counters and layers. The keywords are the disks, by device."""
         samples = [
             sample
             for device, disk in disks.items()
@@ -106,7 +106,7 @@ class AlertScenario:
         return self._changes(pending)
 
     def tick(self, at: float) -> list[Change]:
-        """Let the time pass, and persist the notes that are due."""
+        """Pass the time to the manager, and store the notes that are due."""
         changes = self._changes(self.manager.tick(at, int(at * SECOND)))
         for note in self.manager.notes.notes_due():
             self._persist(*note)
@@ -117,17 +117,17 @@ class AlertScenario:
         return {(alert.name, alert.subject) for alert in self.manager.store}
 
     def space(self, device: str = "disk0", vm: Vm = VM) -> dict[str, Any]:
-        """Return a disk's space sample; empty where there is none."""
+        """Return the values of a disk's space sample; empty if there is no sample."""
         _, samples = self.manager.on_samples(vm, [], 0.0, 0)
         return next((dict(sample.values) for sample in samples if sample.subject == device), {})
 
 
 def event_record(name: str, at: float, vm: Vm = VM, **qemu: Any) -> Record:
-    """Return the record of an event; keywords are its data."""
+    """Return the record of an event. The keywords are the event's data."""
     body = {"event": name, "category": "x", "qemu": qemu}
     return Record(f"qemu.event.{name.lower()}", vm, body, int(at * SECOND), row_of(name).subject_of(qemu))
 
 
 def other_vm(monitor: str) -> Vm:
-    """Return another VM with the same UUID."""
+    """Return a VM with the same UUID at another monitor."""
     return replace(VM, monitor=monitor)

@@ -1,4 +1,4 @@
-"""Run a real Alertmanager that sends its notifications to a receiver in this process."""
+"""Runs a real Alertmanager that sends its notifications to a webhook receiver in this process."""
 
 import asyncio
 import json
@@ -14,10 +14,10 @@ AlertList = list[dict[str, Any]]
 
 
 class Alertmanager(Server):
-    """An Alertmanager that groups by VM.
+    """An Alertmanager process that groups alerts by VM.
 
     Attributes:
-        notifications: The notifications that it has sent, oldest first: `{"status", "groupLabels", "alerts": [...]}` each.
+        notifications: The notifications that the receiver got, oldest first. Each is `{"status", "groupLabels", "alerts": [...]}`.
     """
 
     program = "prometheus-alertmanager"
@@ -28,21 +28,21 @@ class Alertmanager(Server):
         self._receiver: web.AppRunner | None = None
 
     async def arguments(self) -> list[str]:
-        """Write its config file and return its arguments without its address."""
+        """Write the config file, and return the command-line arguments without the listen address."""
         config_file = self.folder / "alertmanager.json"
         config_file.write_text(json.dumps(self._config(await self._listen())))  # JSON is YAML
         return [f"--config.file={config_file}", f"--storage.path={self.folder / 'data'}", "--cluster.listen-address="]
 
     async def alerts(self) -> AlertList:
-        """Return the active alerts: `{"labels", "annotations", "fingerprint", "startsAt", "endsAt", ...}` each."""
+        """Return the active alerts. Each is `{"labels", "annotations", "fingerprint", "startsAt", "endsAt", ...}`."""
         return await self._get("alerts")
 
     async def groups(self) -> AlertList:
-        """Return the groups of active alerts: `{"labels", "alerts", ...}` each."""
+        """Return the groups of active alerts. Each is `{"labels", "alerts", ...}`."""
         return await self._get("alerts/groups")
 
     def statuses(self) -> list[str]:
-        """Return the status of each notification: `firing` or `resolved`."""
+        """Return the status of each notification, `firing` or `resolved`, oldest first."""
         return [notification["status"] for notification in self.notifications]
 
     async def __aexit__(self, *_: object) -> None:

@@ -32,8 +32,8 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 @contextlib.asynccontextmanager
-async def opened(browser: Browser, url: str, **options: Any) -> AsyncIterator[Page]:
-    """Open a page and wait until it is live. Console errors and warnings fail the test at the end, except failed connections."""
+async def open_page(browser: Browser, url: str, **options: Any) -> AsyncIterator[Page]:
+    """Open the agent's page and wait until it is live. Errors and warnings in the console then fail the test, except lost connections."""
     messages: list[str] = []
     context = await browser.new_context(locale="en-GB", **options)
     try:

@@ -1,8 +1,8 @@
-"""Audit of every command that the agent sends to a monitor or a guest agent during a run of the tests, against a list of its own.
+"""Audit of all commands to monitors and guest agents that the agent sends during the tests. Commands that are not listed here fail the run.
 
-The audit hooks the agent's client where bytes leave it, in the tests' own process and in each agent that they start. The scripted
-monitors record what they receive. The audit judges all of it when the tests have ended. A command that the agent learns to send must be
-added to this list by hand, too: that is the second look.
+The audit records the bytes that the agent's client writes, in the tests' process and in each agent process that the tests start. It also
+records the requests that scripted monitors receive. If a change allows the agent a new command, add the command to this list by hand,
+too. So every new command is reviewed twice.
 """
 
 import json
@@ -16,13 +16,13 @@ from agent.qga.client import GuestAgentClient
 from agent.qga.commands import GuestRequest
 from agent.qmp.client import Client
 from agent.qmp.commands import Request
-from tests.lab.fake_qemu import FakeQemu, split
+from tests.lab.fake_qemu import FakeQemu, split_json_values
 
 TRACE: Final = "QMP_AGENT_WIRE_TRACE"
-"""Environment variable that names the directory of the traces."""
+"""Environment variable with the directory for traces of agent processes."""
 
 OTHER_COMMANDS: Final = frozenset({"qom-list", "block-set-write-threshold"})
-"""Commands that are allowed with any arguments, beside those that begin with `query-`."""
+"""Commands that are allowed with any arguments, in addition to commands that begin with `query-`."""
 COSTLY_QUERIES: Final = frozenset(
     {
         "query-command-line-options",
@@ -33,7 +33,7 @@ COSTLY_QUERIES: Final = frozenset(
         "query-rx-filter",
     }
 )
-"""Queries that change something, interrupt vCPUs, load modules, or return a quarter of a megabyte."""
+"""Forbidden queries: they change something, interrupt vCPUs, load modules, or return 250 kB."""
 PROPERTIES: Final = frozenset(
     {"chardev", "guest-stats", "guest-stats-polling-interval", "mac", "name", "netdev", "type"}
 )
@@ -55,11 +55,11 @@ GUEST_COMMANDS: Final = frozenset(
 )
 """Commands to a guest agent that are allowed, all without arguments."""
 EXEMPT_TESTS: Final = ("tests/integration/test_lab.py",)
-"""Tests that talk to scripted monitors with a client that is not the agent's."""
+"""Tests whose requests to scripted monitors do not come from the agent's client."""
 
 
 def violation(request: Any) -> str | None:
-    """Return why a request is forbidden, or None."""
+    """Return why a request is forbidden; None if the request is allowed."""
     if not isinstance(request, dict) or not request.keys() <= {"execute", "exec-oob", "arguments", "id"}:
         return "it is no request"
     arguments = request.get("arguments", {})
@@ -104,7 +104,7 @@ def _is_own_socket(arguments: Any) -> bool:
 
 
 def guest_violation(data: bytes) -> str | None:
-    """Return why the bytes of one write to a guest agent are forbidden, or None."""
+    """Return why the bytes of one write to a guest agent are forbidden; None if they are allowed."""
     try:
         request = json.loads(data.removeprefix(b"\xff"))
     except ValueError:
@@ -118,12 +118,12 @@ def guest_violation(data: bytes) -> str | None:
 
 
 class CommandAudit:
-    """All commands that were sent.
+    """Collects all requests that the agent sent, and checks them.
 
     Attributes:
         test: The test that runs now.
-        commands: How often each command was sent.
-        violations: Each forbidden request, with the test during which it was sent.
+        commands: The number of requests by command.
+        violations: A text for each forbidden request, with the test that ran.
     """
 
     def __init__(self) -> None:
@@ -132,28 +132,28 @@ class CommandAudit:
         self.violations: list[str] = []
 
     def add_requests(self, requests: list[Any]) -> None:
-        """Count and judge requests."""
+        """Count and check requests."""
         for request in requests:
             self.commands[str(request.get("execute", request.get("exec-oob")))] += 1
             if (reason := violation(request)) is not None:
                 self.violations.append(f"{self.test}: {reason}: {json.dumps(request)[:200]}")
 
     def add_write(self, data: bytes) -> None:
-        """Count and judge the bytes of one write, which must hold whole requests."""
-        requests, rest, broken = split(data.decode())
-        if rest or broken or not requests:
-            self.violations.append(f"{self.test}: a write that is not whole requests: {data[:200]!r}")
+        """Count and check the requests in the bytes of one write. A write must consist of complete requests."""
+        requests, incomplete, invalid = split_json_values(data.decode())
+        if incomplete or invalid or not requests:
+            self.violations.append(f"{self.test}: a write with an incomplete request: {data[:200]!r}")
         self.add_requests(requests)
 
     def add_guest_write(self, data: bytes) -> None:
-        """Count and judge the bytes of one write to a guest agent."""
+        """Count and check the bytes of one write to a guest agent."""
         if (reason := guest_violation(data)) is not None:
             self.violations.append(f"{self.test}: {reason}: {data[:200]!r}")
         else:
             self.commands[json.loads(data.removeprefix(b"\xff"))["execute"]] += 1
 
     def add_traces(self, folder: Path) -> None:
-        """Count and judge what the agent processes wrote into their traces."""
+        """Count and check the requests in the traces of agent processes."""
         for path in sorted(folder.glob("*.wire")):
             for line in path.read_bytes().splitlines():
                 self.add_write(json.loads(line).encode())
@@ -163,7 +163,7 @@ class CommandAudit:
 
 
 def install(audit: CommandAudit) -> None:
-    """Report to the audit what this process's clients send and its scripted monitors receive."""
+    """Let the audit record what clients in this process send and what scripted monitors in this process receive."""
     write, guest_write, record_request = Client._write, GuestAgentClient._write, FakeQemu.record_request
 
     def audited_write(self: Client, data: Request) -> None:
@@ -185,7 +185,7 @@ def install(audit: CommandAudit) -> None:
 
 
 def main() -> int:
-    """Run `qmp-agent`, with each write to a monitor appended to a trace in the directory that TRACE names."""
+    """Run `qmp-agent`. Append each write to a monitor to a trace file, if the environment variable TRACE is set."""
     from agent.cli.main import main as qmp_agent  # noqa: PLC0415 - after the hook
 
     folder = os.environ.get(TRACE)

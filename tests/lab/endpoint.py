@@ -1,4 +1,4 @@
-"""The HTTP endpoint without an agent: a view made by hand, and a running endpoint with a web config."""
+"""The HTTP endpoint without an agent: a fake view of the agent, and a running endpoint with a web config."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from tests.lab.scripted_peer import TIMEOUT_SECONDS
 
 
 class FakeView:
-    """An AgentView whose answers a test sets."""
+    """An AgentView whose return values a test sets."""
 
     def __init__(self) -> None:
         self.snapshot = Snapshot()
@@ -57,20 +57,21 @@ class FakeView:
 
 
 class RunningEndpoint:
-    """An endpoint with a web config.
+    """A running HTTP endpoint with a web config.
 
     Attributes:
-        view: the state that it serves.
+        view: the fake state of the agent that the endpoint serves.
         encode: encodes records for the view's broadcaster.
-        url: its base URL.
-        host, port: the same, in parts.
+        url: the base URL.
+        host: the host in the base URL.
+        port: the port in the base URL.
 
     Args:
-        folder: directory of the web config.
-        config: the web config, as keys and values or as text.
-        listen: the address.
-        limits: limits of its connections.
-        timing: intervals of its streams.
+        folder: directory of the web config file.
+        config: the web config, as a dict or as text.
+        listen: the address to listen on.
+        limits: limits of the endpoint's connections.
+        timing: intervals of the endpoint's streams.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class RunningEndpoint:
         )
 
     def write(self, config: Any) -> None:
-        """Replace the web config atomically."""
+        """Replace the web config file atomically."""
         new = self.path.with_suffix(".new")
         new.write_text(config if isinstance(config, str) else yaml.safe_dump(config))
         new.replace(self.path)
@@ -103,7 +104,7 @@ class RunningEndpoint:
             yield self
 
     async def get(self, path: str = "/healthz", credentials: EndpointCredentials | None = None, **more: Any) -> int:
-        """Send a GET request; return the response's status."""
+        """Send a GET request, and return the status of the response."""
         async with (
             (credentials or EndpointCredentials()).open_session() as session,
             session.get(self.url + path, **more) as response,
@@ -112,7 +113,7 @@ class RunningEndpoint:
             return response.status
 
     @contextlib.asynccontextmanager
-    async def raw(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    async def raw_connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         """Open a TCP connection."""
         reader, writer = await asyncio.open_connection(self.host, self.port)
         try:
@@ -122,7 +123,7 @@ class RunningEndpoint:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    async def until(self, status: int, **more: Any) -> None:
+    async def wait_for_status(self, status: int, **more: Any) -> None:
         """Send requests until the response has this status."""
 
         async def has_status() -> bool:

@@ -1,7 +1,7 @@
-"""A scripted QMP monitor, for what a real QEMU cannot be made to do at will.
+"""A scripted QMP monitor, for behaviour that a real QEMU cannot be made to show.
 
-By default it behaves like QEMU: it serves one client at a time, refuses commands before the handshake, runs commands in order and
-`exec-oob` beside them, and ends each reply with CRLF. Its default replies were captured from a real QEMU, see `transcript.py`.
+By default, the monitor behaves like QEMU. It serves one client at a time and refuses commands before the handshake. It runs commands in
+order, but `exec-oob` at once. It ends each reply with CRLF. The default replies were captured from a real QEMU, see `transcript.py`.
 """
 
 import asyncio
@@ -31,20 +31,20 @@ class FakeError:
 
 
 Reply = Any | FakeError | Callable[[dict[str, Any]], Any]
-"""A value, a FakeError, or a function that returns either for the command's arguments."""
+"""The `return` value of a reply, or a FakeError, or a function that returns one of these for the command's arguments."""
 
 
 class FakeQemu:
-    """A monitor at a Unix socket. As an async context manager it listens while the block runs.
+    """A QMP monitor at a Unix socket. As an async context manager, it listens while the block runs.
 
     Attributes:
-        path: The socket.
-        replies: Replies by command; may change at any time. A command that is neither here nor in the transcript is
-            unknown to this QEMU.
-        greeting: The first message; may change before a client connects.
-        requests: Every request of every client, oldest first, with the handshakes.
+        path: The path of the socket.
+        replies: The reply to each command; tests may change it at any time. The transcript has the replies to other commands. The error
+            CommandNotFound is the reply to commands that are in neither.
+        greeting: The first message to a client.
+        requests: All requests of all clients, oldest first, including the handshakes.
         pretty: Whether replies span several lines, as with QEMU's `pretty=on`.
-        clients: The number of clients that it has greeted.
+        clients: The number of clients that got a greeting.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class FakeQemu:
     # --- Controls for tests ---
 
     def emit(self, event: str, data: Mapping[str, Any] | None = None, *, at: float | None = None) -> None:
-        """Send an event. As with QEMU, it is lost if no client has completed the handshake.
+        """Send an event to the client. Without a client that has completed the handshake, the event is lost, as in QEMU.
 
         Args:
-            event: The name.
-            data: The data; None omits the field.
-            at: The time in seconds since 1970; None stands for now.
+            event: The event's name.
+            data: The event's data; None for an event without data.
+            at: The event's time in seconds since 1970; None for now.
         """
         seconds, microseconds = divmod(round((time.time() if at is None else at) * 1_000_000), 1_000_000)
         message: dict[str, Any] = {"timestamp": {"seconds": seconds, "microseconds": microseconds}, "event": event}
@@ -89,41 +89,41 @@ class FakeQemu:
             self._client.send(message)
 
     def send_raw(self, raw: bytes) -> None:
-        """Send the client these bytes unchanged."""
+        """Send these bytes to the client unchanged."""
         assert self._client is not None, "there is no client"
         self._client.write(raw)
 
     def hang(self, command: str) -> None:
-        """Withhold the reply to this command until `release`. Later commands wait too, unless they are out of band."""
+        """Withhold the reply to this command until `release` is called. Later in-band commands wait, too."""
         self._held.setdefault(command, asyncio.Event())
 
     def release(self, command: str) -> None:
-        """End `hang` for this command and send the reply that is due."""
+        """End `hang` for this command, and send the withheld reply."""
         held = self._held.pop(command, None)
         if held is not None:
             held.set()
 
     def busy(self) -> None:
-        """Act as if another client held the monitor: connections succeed, but no greeting is sent."""
+        """Act as if another client held the monitor: accept connections, but send no greeting."""
         self._free.clear()
         self.drop()
 
     def free(self) -> None:
-        """End `busy` and greet the client that waits."""
+        """End `busy`, and send the greeting to the client that waits."""
         self._free.set()
 
     def drop(self) -> None:
-        """Close the connection of the current client, if any."""
+        """Close the connection of the current client, if there is one."""
         if self._session is not None:
             self._session.cancel()
 
     async def wait_for(self, command: str, times: int = 1) -> None:
-        """Wait until the command has been sent that many times in all."""
+        """Wait until the command has been received this many times in total."""
         async with self._request_received:
             await self._request_received.wait_for(lambda: self.count(command) >= times)
 
     def count(self, command: str) -> int:
-        """Return how many times the command has been sent."""
+        """Return how many times the command has been received."""
         return sum(command in (request.get("execute"), request.get("exec-oob")) for request in self.requests)
 
     # --- The server ---
@@ -141,7 +141,7 @@ class FakeQemu:
         """Close the connection and stop listening.
 
         Args:
-            leave_socket: Whether the socket's file stays, as after a crash. Connections are refused then.
+            leave_socket: Whether the file of the socket stays, as after a crash of QEMU. Connections to it are refused then.
         """
         if self._task is not None:
             self._task.cancel()
@@ -182,7 +182,7 @@ class FakeQemu:
             self._request_received.notify_all()
 
     async def answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return the reply to a command as soon as it is not held."""
+        """Wait until the reply to a command is not withheld, and return the reply."""
         held = self._held.get(command)
         if held is not None:
             await held.wait()
@@ -195,7 +195,7 @@ class FakeQemu:
 
 
 class _Client:
-    """The one client connection of a FakeQemu, from the greeting to the end."""
+    """A client's connection to a FakeQemu, from the greeting to the end."""
 
     def __init__(self, fake: FakeQemu, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.negotiated = False
@@ -235,7 +235,7 @@ class _Client:
                 return
             if not data:
                 return
-            requests, text, broken = split(text + decoder.decode(data))
+            requests, text, broken = split_json_values(text + decoder.decode(data))
             for request in requests:
                 await self._take(request)
             if broken:
@@ -286,15 +286,15 @@ class _Client:
 
 
 def error(kind: str, text: str) -> dict[str, Any]:
-    """Return an error reply as QEMU sends it."""
+    """Return an error reply in QEMU's form."""
     return {"error": {"class": kind, "desc": text}}
 
 
-def split(text: str) -> tuple[list[Any], str, bool]:
-    """Split received text into JSON values, which need no newline between them.
+def split_json_values(text: str) -> tuple[list[Any], str, bool]:
+    """Split received text into JSON values. The values need no separator.
 
     Returns:
-        The values, the rest that is an incomplete value, and whether the text held something that can never be JSON.
+        The complete values, an incomplete value at the end (or an empty text), and whether a part of the text is invalid JSON.
     """
     # A control character, or the character that byte 0xFF decodes to, resets QEMU's parser.
     before, *after = re.split(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffd]", text)
@@ -308,7 +308,7 @@ def split(text: str) -> tuple[list[Any], str, bool]:
         values.append(value)
         rest = rest[end:].lstrip()
     if after:
-        later_values, rest, _ = split(after[-1])
+        later_values, rest, _ = split_json_values(after[-1])
         return values + later_values, rest, True
     outside_strings = re.sub(r'"(\\.|[^"\\])*("|$)', "", rest)
     if rest and outside_strings.count("}") >= outside_strings.count("{"):

@@ -1,4 +1,4 @@
-"""Disks with faults: connections to a journal that hang, or fail where a test wants it; and small file systems."""
+"""Faulty disks for the journal: SQLite connections that hang or fail at a chosen statement, and small file systems."""
 
 import contextlib
 import sqlite3
@@ -19,8 +19,13 @@ Hook = Callable[[str], None]
 _OPTIONS: Final[dict[str, Any]] = {"timeout": 0.0, "isolation_level": None, "check_same_thread": False}
 
 
-def hooked(before: Hook, after: Hook = lambda _: None) -> Connect:
-    """Return a `connect` that calls hooks before and after each statement, and around reading each row of its result."""
+def connect_with_hooks(before: Hook, after: Hook = lambda _: None) -> Connect:
+    """Return a function that opens an SQLite connection whose statements call two hooks.
+
+    Args:
+        before: called with the SQL before each statement, and before each row of the statement's result is read.
+        after: called with the SQL after each of these.
+    """
 
     class Cursor(sqlite3.Cursor):
         sql = ""
@@ -68,22 +73,22 @@ class HangingDisk:
 
     Attributes:
         hanging: whether commits hang.
-        begun: set once a commit hangs.
+        begun: set when a commit begins to hang.
     """
 
     def __init__(self) -> None:
         self.hanging = False
         self.begun = threading.Event()
         self._released = threading.Event()
-        self.connect = hooked(self._before)
+        self.connect = connect_with_hooks(self._before)
 
-    def connect_late(self, path: Path) -> sqlite3.Connection:
-        """Connect after `release`."""
+    def connect_after_release(self, path: Path) -> sqlite3.Connection:
+        """Open a connection, but not before `release` is called."""
         self._released.wait(30)
         return self.connect(path)
 
     def release(self) -> None:
-        """Let the commit that hangs continue, and all later ones."""
+        """Let the commit that hangs continue. Later commits do not hang."""
         self._released.set()
 
     def _before(self, sql: str) -> None:
@@ -93,7 +98,7 @@ class HangingDisk:
 
 
 def sqlite_error(name: str) -> sqlite3.OperationalError:
-    """Return the error that SQLite raises with a result code."""
+    """Return the exception that Python's sqlite3 raises for a result code, such as `SQLITE_FULL`."""
     error = sqlite3.OperationalError(f"scripted {name}")
     error.sqlite_errorname = name
     return error
@@ -104,13 +109,13 @@ class FailingDisk:
 
     Attributes:
         error_name: name of the result code; None while the disk works.
-        prefix: statements with this prefix fail.
+        prefix: statements that begin with this text fail.
     """
 
     def __init__(self, prefix: str = "") -> None:
         self.error_name: str | None = None
         self.prefix = prefix
-        self.connect = hooked(self._before)
+        self.connect = connect_with_hooks(self._before)
 
     def _before(self, sql: str) -> None:
         if self.error_name is not None and sql.startswith(self.prefix):
@@ -118,26 +123,26 @@ class FailingDisk:
 
 
 class FailsOnce:
-    """A disk that fails at one call.
+    """A disk that fails exactly once.
 
     Attributes:
-        calls: number of calls so far.
-        failed: the SQL that failed.
+        calls: number of calls of SQLite so far.
+        failed: the SQL of the failed call.
     """
 
     def __init__(self, error_name: str, at: int, *, after: bool = False) -> None:
-        """Choose the call that fails.
+        """Choose the call of SQLite that fails.
 
         Args:
             error_name: name of SQLite's result code.
             at: number of the call, from 1.
-            after: whether the call is executed before it fails.
+            after: whether SQLite executes the call before the failure is reported.
         """
         self.calls = 0
         self.failed = ""
         self._error_name = error_name
         self._at = at
-        self.connect = hooked(*((lambda _: None, self._count) if after else (self._count,)))
+        self.connect = connect_with_hooks(*((lambda _: None, self._count) if after else (self._count,)))
 
     def _count(self, sql: str) -> None:
         self.calls += 1
@@ -148,7 +153,7 @@ class FailsOnce:
 
 @contextlib.contextmanager
 def tmpfs(folder: Path, options: str) -> Iterator[None]:
-    """Mount a tmpfs at a new directory; skip the test where that is not permitted."""
+    """Mount a tmpfs at a new directory while the block runs. Skip the test if this user may not mount."""
     folder.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False)
     if done.returncode:

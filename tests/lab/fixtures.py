@@ -1,4 +1,4 @@
-"""Fixtures of the lab: a temporary folder, guests, scripted QEMUs, a Kafka broker, Prometheus."""
+"""pytest fixtures: a temporary folder, guests, scripted QEMUs, a Kafka broker, Prometheus."""
 
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -23,14 +23,14 @@ StartPrometheus = Callable[..., Awaitable[Prometheus]]
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A temporary folder for this test. Its path is short enough for sockets, which pytest's own is not."""
+    """A temporary folder for this test. Its path is short enough for Unix sockets; the path of pytest's tmp_path is too long."""
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         yield Path(path)
 
 
 @pytest.fixture
 async def start_guest(folder: Path) -> AsyncIterator[StartGuest]:
-    """A function that starts a guest in `folder`, given a name and GuestOptions' fields. The guests end with the test."""
+    """A function that starts a guest in `folder`. Its arguments are a name and fields of GuestOptions. The guests end with the test."""
     async with AsyncExitStack() as guests:
 
         async def start(name: str = "vm1", *, identity: str | None = None, **options: Any) -> Guest:
@@ -41,7 +41,7 @@ async def start_guest(folder: Path) -> AsyncIterator[StartGuest]:
 
 @pytest.fixture(scope="module", params=["", *OTHER_RELEASES], ids=lambda release: release or "own")
 def qemu(request: pytest.FixtureRequest) -> Qemu:
-    """Each QEMU version in turn. Tests of a version that was not fetched are skipped."""
+    """Each QEMU version in turn. A test is skipped if its version was not downloaded."""
     try:
         return find_qemu(request.param)
     except MissingDependencyError as missing:
@@ -59,7 +59,7 @@ async def fake(folder: Path) -> AsyncIterator[FakeQemu]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def kafka() -> AsyncIterator[KafkaCluster]:
-    """One broker that all tests share. A test leaves it running and uses topics of its own."""
+    """A Kafka broker that all tests share. A test uses topics of its own and does not stop the broker."""
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         async with KafkaCluster(Path(path, "kafka")) as running:
             yield running
@@ -75,7 +75,7 @@ async def topic(kafka: KafkaCluster) -> str:
 
 @pytest.fixture
 async def start_prometheus(folder: Path) -> AsyncIterator[StartPrometheus]:
-    """A function that starts a Prometheus server, given a target and Prometheus' options. It ends with the test."""
+    """A function that starts a Prometheus server. Its arguments are those of Prometheus. The server ends with the test."""
     async with AsyncExitStack() as running:
 
         async def start(target: str, **options: Any) -> Prometheus:

@@ -1,4 +1,4 @@
-"""Paths of the checkout and the interpreter that only root can reach, and a mount namespace in which other users reach them."""
+"""Makes the source tree and the Python interpreter reachable for an unprivileged user, if they are below a directory of root."""
 
 import shlex
 import stat
@@ -12,9 +12,9 @@ ROOT: Final = Path(__file__).parents[2]
 
 
 def hidden_paths() -> dict[Path, Path]:
-    """Return the paths that the agent's program needs but its user cannot reach, each with the ancestor that only root may enter.
+    """Return the paths that the agent needs but its user cannot reach. With each path goes the ancestor that only root may enter.
 
-    Such an ancestor is /root, for example, with the checkout or the interpreter below it.
+    For example, the ancestor is /root if the source tree is below /root.
     """
     hidden = {}
     for path in {ROOT, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()}:
@@ -25,11 +25,11 @@ def hidden_paths() -> dict[Path, Path]:
 
 
 def reveal(hidden: Mapping[Path, Path], mounts: Path) -> str:
-    """Return shell commands that make hidden paths reachable in a mount namespace, and nothing else of their ancestors.
+    """Return shell commands that make hidden paths reachable in a mount namespace. The other content of their ancestors is not visible.
 
     Args:
-        hidden: The paths, each with the ancestor to replace by an empty directory.
-        mounts: Directory for mount points.
+        hidden: The paths, each with the ancestor that an empty directory replaces.
+        mounts: A directory for mount points.
     """
     commands = ["trap 'exit 77' ERR"]
     for number, path in enumerate(hidden):

@@ -1,4 +1,4 @@
-"""An agent that watches a good VM and a hostile monitor, and the assertions that hold whatever the hostile monitor sends."""
+"""An agent that watches a normal VM and a hostile monitor. The assertions here must hold for all that the hostile monitor sends."""
 
 import asyncio
 import contextlib
@@ -35,13 +35,13 @@ def resident_memory(agent: AgentProcess) -> int:
 
 
 class HostileHost:
-    """A host with an agent, a good VM, and a place for a hostile monitor.
+    """A host with an agent, a normal VM, and the address of a hostile monitor.
 
     Attributes:
-        folder: Directory of the monitors.
+        folder: The directory of the monitors' sockets.
         agent: The agent.
-        good: The good VM.
-        monitor: The socket of the hostile monitor; nothing listens there at first.
+        good: The normal VM, a scripted QEMU.
+        monitor: The path for the hostile monitor's socket. A test starts a monitor there.
     """
 
     def __init__(self, folder: Path, agent: AgentProcess, good: FakeQemu, polls: list[float]) -> None:
@@ -54,7 +54,7 @@ class HostileHost:
 
     @contextlib.asynccontextmanager
     async def undisturbed(self) -> AsyncIterator[None]:
-        """Assert that, during the block, the good VM is polled on time and the agent's memory stays within its limit."""
+        """Assert that the normal VM is polled on time while the block runs, and that the agent's memory stays within its limit."""
         begin, before = len(self._polls), resident_memory(self.agent)
         self._log_begin = len(self.log())
         yield
@@ -65,12 +65,12 @@ class HostileHost:
         assert self.good.clients == 1
 
     async def states(self) -> set[str]:
-        """Return the states of the hostile monitor. There are several while the agent still retries those of earlier tests."""
+        """Return the states of the hostile monitors. There are several while the agent still retries hostile monitors of earlier tests."""
         series = (await self.agent.metrics()).matching("qmp_agent_monitor_state", monitor=str(self.monitor))
         return {labels["state"] for labels, _ in series}
 
     async def wait_for_state(self, state: str, reason: str) -> None:
-        """Wait until the hostile monitor is in a state and the log has the reason, a regular expression."""
+        """Wait until the hostile monitor is in a state and the agent's log matches a regular expression with the reason."""
         begin = self._log_begin
 
         async def has_state() -> bool:
@@ -81,13 +81,16 @@ class HostileHost:
         await until(lambda: any(pattern.search(entry["message"]) for entry in self.log()[begin:]), 60)
 
     def log(self) -> list[dict[str, Any]]:
-        """Return the entries of the log. A line that is not JSON fails."""
+        """Return the entries of the agent's log. A line that is not JSON fails the test."""
         return [json.loads(line) for line in self.agent.log.splitlines()]
 
     async def assert_no_injection(self, *words: str) -> Scrape:
-        """Assert that no output of the agent was forged, and that none of these words is on the page or in /readyz.
+        """Assert that each output of the agent is well-formed, and that none of these words is on the page or in /readyz.
 
-        Checks the log, /metrics, the page, /readyz, /overview and the last records; returns the scrape.
+        The outputs are the log, /metrics, the page, /readyz, /overview and the latest records.
+
+        Returns:
+            The scrape of /metrics.
         """
         for entry in self.log():
             assert not CONTROL_CHARACTERS.search(entry["message"]), entry
@@ -108,7 +111,7 @@ class HostileHost:
         return series
 
     async def tail(self, lines: int) -> str:
-        """Return the first lines of output of `qmp-agent tail`."""
+        """Run `qmp-agent tail` and return its first lines of output."""
         process = await asyncio.create_subprocess_exec(
             *(*COMMAND, "tail", "--url", self.agent.url), stdout=asyncio.subprocess.PIPE
         )
@@ -124,7 +127,7 @@ class HostileHost:
 
 @contextlib.asynccontextmanager
 async def hostile_host(folder: Path, *, response_timeout: str) -> AsyncIterator[HostileHost]:
-    """Run an agent whose good VM is attached and polled.
+    """Run an agent while the block runs. The normal VM is attached and polled when the block begins.
 
     Args:
         folder: Directory of the monitors.
@@ -152,7 +155,7 @@ async def hostile_host(folder: Path, *, response_timeout: str) -> AsyncIterator[
 
 @contextlib.asynccontextmanager
 async def raw_monitor(path: Path, chunks: Iterable[bytes], *, hang_up: bool = False) -> AsyncIterator[None]:
-    """Run a monitor that sends these bytes to each client and ignores requests; then it stays silent, or closes."""
+    """Run a monitor that sends these bytes to each client and ignores requests. Then it keeps the connection open, or closes it."""
     clients: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

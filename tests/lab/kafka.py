@@ -1,4 +1,4 @@
-"""A real Kafka on this machine: one broker or a few, which can be killed, paused and started again."""
+"""Runs a real Kafka cluster on this machine. Its brokers can be killed, paused and started again."""
 
 import asyncio
 import base64
@@ -26,16 +26,16 @@ _STARTED: Final = b"Kafka Server started"
 
 
 class BrokerError(Exception):
-    """A broker did not start; the message has the end of its log."""
+    """A broker did not start. The message has the end of the broker's log."""
 
 
 class Broker:
-    """One broker, which is also a controller of the cluster; its ports and data survive a restart.
+    """A Kafka broker that is also a controller of the cluster. It keeps its ports and its data across restarts.
 
     Attributes:
-        identity: its node id, from 1.
-        address: its client listener, `127.0.0.1:port`.
-        process: its process; None while it does not run.
+        identity: the node id, from 1.
+        address: the address of the listener for clients, `127.0.0.1:port`.
+        process: the process; None while the broker does not run.
     """
 
     def __init__(self, folder: Path, identity: int) -> None:
@@ -50,7 +50,7 @@ class Broker:
         self._properties = folder / "server.properties"
 
     def format(self, cluster: str, properties: Mapping[str, object]) -> None:
-        """Write its properties and format its data directory, without starting the Java of Kafka's own tool."""
+        """Write the broker's properties and format its data directory. Kafka's own tool for this would start a slow Java process."""
         data = self.folder / "data"
         data.mkdir(parents=True)
         settings = {**properties, "node.id": self.identity, "log.dirs": data}
@@ -60,10 +60,10 @@ class Broker:
         )
 
     async def start(self) -> None:
-        """Start it and wait until it serves. Several brokers serve only after most of them have started.
+        """Start the broker, and wait until it answers clients. In a cluster, a majority of the brokers must have started.
 
         Raises:
-            BrokerError: it does not start in time.
+            BrokerError: the broker does not start in time.
         """
         assert self.process is None, "the broker is already running"
         with self._log.open("ab") as log:
@@ -86,7 +86,7 @@ class Broker:
             raise BrokerError(f"broker {self.identity} did not start: {self._log_since(begin)[-2000:].decode()}")
 
     async def stop(self) -> None:
-        """Stop it, and kill it if that takes too long."""
+        """Stop the broker with SIGTERM. Kill the broker if it does not end in time."""
         if self.process is not None:
             self.resume()
             self.process.terminate()
@@ -95,21 +95,21 @@ class Broker:
             await self.kill()
 
     async def kill(self) -> None:
-        """Kill it with SIGKILL."""
+        """Kill the broker with SIGKILL."""
         if self.process is not None:
             self.process.kill()
             await until(self._ended, _STOP_SECONDS)
             self.process = None
 
     async def pause(self) -> None:
-        """Freeze it with SIGSTOP: connections stay open, no request is answered. Returns once all its threads have stopped."""
+        """Stop all threads of the broker with SIGSTOP, and wait for that. Connections stay open, and requests get no response."""
         if self.process is not None:
             self.process.send_signal(signal.SIGSTOP)
             threads = Path(f"/proc/{self.process.pid}/task")
             await until(lambda: all(_state(thread) == "T" for thread in threads.iterdir()), 60)
 
     def resume(self) -> None:
-        """Continue it with SIGCONT."""
+        """Continue the broker with SIGCONT."""
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
 
@@ -123,7 +123,7 @@ class Broker:
 
 
 class KafkaCluster:
-    """One or more brokers, which run inside `async with`.
+    """A cluster of one or more brokers. As an async context manager, it runs while the block runs.
 
     Attributes:
         brokers: the brokers, in the order of `bootstrap`.
@@ -141,9 +141,9 @@ class KafkaCluster:
         """Choose the ports.
 
         Args:
-            folder: directory of logs and data; must be missing or empty.
-            brokers: number of brokers; of three, one may be killed.
-            security: the security of the client listeners; None is plain text without credentials.
+            folder: directory for logs and data; it must not exist, or be empty.
+            brokers: number of brokers. A cluster of three works while one broker is down.
+            security: TLS and authentication of the client listeners; None for plain text without authentication.
             properties: additional broker properties, such as `auto.create.topics.enable`.
         """
         self.security = security or Security()
@@ -153,11 +153,11 @@ class KafkaCluster:
 
     @property
     def client(self) -> dict[str, Any]:
-        """Keyword arguments with which a client of aiokafka connects as the first user."""
+        """Keyword arguments for an aiokafka client that connects as the first user."""
         return {"bootstrap_servers": self.bootstrap, **self.security.client()}
 
     async def start(self) -> None:
-        """Start all brokers at once and wait until they serve.
+        """Start all brokers at once, and wait until they answer clients.
 
         Raises:
             BrokerError: a broker does not start in time.
@@ -177,7 +177,7 @@ class KafkaCluster:
             raise
 
     async def stop(self) -> None:
-        """Stop all brokers. Several are killed, since no broker stops cleanly while all others stop."""
+        """Stop all brokers. Several brokers are killed, because a broker cannot stop cleanly while all others stop."""
         async with asyncio.TaskGroup() as tasks:
             for broker in self.brokers:
                 tasks.create_task(broker.stop() if len(self.brokers) == 1 else broker.kill())
@@ -188,7 +188,7 @@ class KafkaCluster:
         """Create a topic and wait until each of its partitions has a leader and all its replicas.
 
         Raises:
-            TimeoutError: it is not complete in time.
+            TimeoutError: a partition has no leader, or not all replicas, in time.
         """
         async with self._admin() as admin:
             topic = NewTopic(name, partitions, replication, topic_configs=dict(config or {}))
@@ -222,7 +222,7 @@ class KafkaCluster:
 
 
 def server_properties(broker: Broker, brokers: list[Broker], security: Security) -> dict[str, object]:
-    """Return a broker's properties except its data directory: those that differ from the defaults, fast rather than safe."""
+    """Return a broker's properties that differ from Kafka's defaults, without the data directory. They prefer speed to durability."""
     copies = min(3, len(brokers))
     addresses = {name: f"{name}://127.0.0.1:{port}" for name, port in broker.ports.items()}
     return {
@@ -253,7 +253,7 @@ def server_properties(broker: Broker, brokers: list[Broker], security: Security)
 
 
 def _warm_up() -> None:
-    """Make the class archive with a temporary broker, on the first use on this machine."""
+    """Make the archive of Java classes with a temporary broker, if this machine has no archive yet."""
     home = kafka_home()
     with tempfile.TemporaryDirectory(prefix="qmp-kafka-") as folder:
         broker = Broker(Path(folder), 1)
@@ -262,7 +262,7 @@ def _warm_up() -> None:
 
 
 def _identity() -> str:
-    """Return a new identifier in Kafka's format, which must not start like a command-line option."""
+    """Return a new cluster id in Kafka's format. It does not begin with a dash, which Kafka's tools would take for an option."""
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
 
 
@@ -274,5 +274,5 @@ if __name__ == "__main__":
 
 
 def _state(thread: Path) -> str:
-    """Return the kernel's letter for the state of a thread: R is running, T is stopped."""
+    """Return the kernel's letter for the state of a thread, such as R (running) and T (stopped)."""
     return (thread / "stat").read_text().rpartition(")")[2].split()[0]

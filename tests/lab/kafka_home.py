@@ -1,6 +1,6 @@
-"""The jars of Apache Kafka, fetched once, and the command line of its Java.
+"""Downloads the jars of Apache Kafka once, and builds the command lines of its Java programs.
 
-`python -m tests.lab.kafka` fetches them in advance.
+`python -m tests.lab.kafka` downloads the jars in advance.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _DUMP_SECONDS: Final = 60
 
 
 def kafka_home() -> Path:
-    """Return the directory of Kafka's jars. The first call fetches them from Maven Central, which takes some seconds.
+    """Return the directory of Kafka's jars. The first call downloads the jars from Maven Central in a few seconds.
 
     Blocks.
 
@@ -37,7 +37,7 @@ def kafka_home() -> Path:
 
 
 def java_command(home: Path) -> list[str]:
-    """Return the command that runs a class of Kafka, whose name is to be appended, in a Java that starts quickly.
+    """Return a command line that runs a Java class of Kafka. Append the name of the class.
 
     An archive of the loaded classes, made by `warm`, halves the start time. The log goes to standard error.
     """
@@ -51,7 +51,7 @@ def java_command(home: Path) -> list[str]:
 
 
 def warm(home: Path, properties: Path) -> None:
-    """Run a broker until it has started, and archive the classes that it has loaded. A failure changes nothing.
+    """Run a broker until it has started, and archive the Java classes that it has loaded. Without the archive, Java starts slower.
 
     Args:
         home: the directory of the jars.
@@ -79,7 +79,7 @@ def warm(home: Path, properties: Path) -> None:
 
 
 def _archive(home: Path) -> Path:
-    """Return the path of the class archive. Each build of Java has its own, since it ignores those of others."""
+    """Return the path of the class archive for this build of Java. Java ignores archives of other builds."""
     java = os.path.realpath(shutil.which("java") or "java")
     build = hashlib.sha256(f"{java} {os.stat(java).st_mtime_ns}".encode()).hexdigest()[:12]  # noqa: PTH116 - a str
     return home / f"classes-{build}.jsa"

@@ -1,4 +1,4 @@
-"""Security of the lab's Kafka: SASL and TLS."""
+"""SASL and TLS for the Kafka brokers of the tests."""
 
 import ssl
 import subprocess
@@ -12,12 +12,12 @@ from tests.lab.kafka_home import java_command
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """Certificates in PEM, made by openssl: an authority, and what it has signed.
+    """PEM files made by openssl: a certificate authority, and certificates that it has signed.
 
     Attributes:
-        authority: the authority's certificate.
-        server: key and certificate of 127.0.0.1 and localhost, in one file.
-        client: key and certificate of a client, in one file.
+        authority: file with the authority's certificate.
+        server: file with the key and the certificate of a server at 127.0.0.1 and localhost.
+        client: file with the key and the certificate of a client.
     """
 
     authority: Path
@@ -26,7 +26,7 @@ class Certificates:
 
     @classmethod
     def make(cls, folder: Path) -> "Certificates":
-        """Make them in a directory with openssl, in a tenth of a second."""
+        """Make the files in a directory with openssl, in a tenth of a second."""
         folder.mkdir(parents=True, exist_ok=True)
         new = [
             "openssl",
@@ -63,7 +63,7 @@ class Certificates:
 
 
 def jaas_config(mechanism: str, users: Mapping[str, str]) -> str:
-    """Return the JAAS config of a listener, for users and their passwords. SCRAM users are added while the broker runs."""
+    """Return the JAAS config of a listener, with the users' passwords. SCRAM users are added later, while the broker runs."""
     if mechanism == "PLAIN":
         entries = "".join(f' user_{name}="{password}"' for name, password in users.items())
         return f"org.apache.kafka.common.security.plain.PlainLoginModule required{entries};"
@@ -80,13 +80,13 @@ def add_user_command(home: Path, broker: str, mechanism: str, name: str, passwor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Security:
-    """Security of the client listeners; the brokers use plain text among themselves.
+    """TLS and authentication of the client listeners. The brokers use plain text among themselves.
 
     Attributes:
         mechanism: the SASL mechanism, `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`; None for no authentication.
         users: passwords by user name.
         certificates: the brokers' keys and certificates; None for no TLS.
-        client_certificates: whether clients need a certificate too.
+        client_certificates: whether clients must have a certificate.
     """
 
     mechanism: str | None = None
@@ -101,7 +101,7 @@ class Security:
         return f"SASL_{transport}" if self.mechanism else transport
 
     def broker_properties(self, listener: str) -> dict[str, object]:
-        """Return the broker properties of a listener, whose name is in lower case."""
+        """Return the broker properties of a listener. The listener's name must be in lower case."""
         prefix = f"listener.name.{listener}"
         properties: dict[str, object] = {}
         if self.mechanism is not None:
@@ -116,7 +116,7 @@ class Security:
         return properties
 
     def add_users(self, home: Path, broker: str) -> None:
-        """Add the users of a SCRAM mechanism to a running broker, in a second each. Blocks."""
+        """Add the users of a SCRAM mechanism to a running broker. Each takes about a second. Blocks."""
         if self.mechanism is None or self.mechanism == "PLAIN":
             return
         for name, password in self.users.items():
@@ -125,7 +125,7 @@ class Security:
             )
 
     def client(self) -> dict[str, Any]:
-        """Return the keyword arguments with which a client of aiokafka connects as the first user."""
+        """Return keyword arguments for an aiokafka client that connects as the first user."""
         options: dict[str, Any] = {"security_protocol": self.protocol}
         if self.mechanism is not None:
             name, password = next(iter(self.users.items()))

@@ -1,4 +1,4 @@
-"""Kafka sinks for tests, checks for what they leave behind, and readers of topics."""
+"""Kafka sinks for tests, a check that they leave no task or socket open, and functions that read topics."""
 
 import asyncio
 import contextlib
@@ -25,31 +25,31 @@ TIMINGS: Final = KafkaTimings(open=10.0, probe=2.0)
 
 
 def large_records(count: int, size: int) -> list[EncodedRecord]:
-    """Return incompressible records of so many bytes each."""
+    """Return records of about `size` bytes that cannot be compressed."""
     encode, vm, draw = RecordEncoder(START_NS + 10**12), Vm("host1", BAD_UUID, "bad"), random.Random(size)
     records = (Record(EVENT, vm, {"pad": draw.randbytes(size // 2).hex()}, START_NS) for _ in range(count))
     return [encode(record) for record in records]
 
 
 def ids(messages: Iterable[ConsumerRecord]) -> list[str]:
-    """Return the ids of the records in messages."""
+    """Return the record ids of Kafka messages."""
     return [json.loads(message.value)["id"] for message in messages]
 
 
 def single_topic(name: str) -> KafkaTopicsConfig:
-    """Return topics that are all one; the name may be invalid."""
+    """Return a topics config with one topic for all records. The topic's name is not checked."""
     topics: KafkaTopicsConfig = KafkaTopicsConfig.model_construct(events=name, samples=name, alerts=name)
     return topics
 
 
 def kafka_config(bootstrap_servers: Sequence[str], topics: KafkaTopicsConfig, **more: Any) -> KafkaConfig:
-    """Return a config; without `more`, connections are not encrypted and have no credentials."""
+    """Return the config of a Kafka sink. By default, connections have no encryption and no credentials."""
     return KafkaConfig(**{"bootstrap_servers": [*bootstrap_servers], "topics": topics, "request_timeout": 5.0, **more})
 
 
 @contextlib.asynccontextmanager
 async def no_leaks(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
-    """Check that the block leaves no task and no socket behind, and no warning of asyncio."""
+    """Assert that the block leaves no task and no socket open, and that asyncio logs no warning."""
     tasks, connections = asyncio.all_tasks(), _connections()
     yield
     gc.collect()
@@ -76,7 +76,7 @@ def _connections() -> set[str]:
 
 @contextlib.asynccontextmanager
 async def open_sink(config: KafkaConfig, timings: KafkaTimings = TIMINGS) -> AsyncIterator[KafkaSink]:
-    """Keep a sink open as long as the block runs."""
+    """Keep a sink open while the block runs."""
     sink = KafkaSink(config, timings)
     await sink.open()
     try:
@@ -86,7 +86,7 @@ async def open_sink(config: KafkaConfig, timings: KafkaTimings = TIMINGS) -> Asy
 
 
 async def open_error(config: KafkaConfig, *, seconds: float = 15.0) -> str:
-    """Return the error of a sink that cannot be opened, with timings for `seconds`."""
+    """Return the error of a sink that cannot be opened. The timeouts of the attempt are derived from `seconds`."""
     sink = KafkaSink(config, KafkaTimings(open=min(TIMINGS.open, seconds / 2), probe=min(TIMINGS.probe, seconds / 8)))
     async with asyncio.timeout(DEADLINE_SECONDS):
         with pytest.raises(SinkError) as raised:
@@ -98,7 +98,7 @@ async def open_error(config: KafkaConfig, *, seconds: float = 15.0) -> str:
 async def send_with_retries(
     sink: KafkaSink, records: Sequence[EncodedRecord], *, tries: int = 40
 ) -> list[EncodedRecord]:
-    """Send a batch as the supervisor does, which opens the sink again after each failure; return the rejected records."""
+    """Send a batch, and open the sink again after each failure, as the supervisor does. Return the rejected records."""
     for _ in range(tries):
         try:
             return list(await sink.send(records))
@@ -109,7 +109,7 @@ async def send_with_retries(
 
 
 async def read_topic(kafka: KafkaCluster, topic: str) -> list[ConsumerRecord]:
-    """Return all messages of a topic, those of each partition in order."""
+    """Return all messages of a topic. The messages of each partition are in order."""
     messages: list[ConsumerRecord] = []
     consumer = AIOKafkaConsumer(topic, auto_offset_reset="earliest", **kafka.client)
     async with asyncio.timeout(DEADLINE_SECONDS), consumer:

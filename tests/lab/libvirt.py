@@ -1,4 +1,4 @@
-"""A real libvirtd for tests, with directories of its own: a libvirtd of this machine is not touched."""
+"""A real libvirtd for tests. It has directories of its own and does not affect another libvirtd on this machine."""
 
 import asyncio
 import contextlib
@@ -77,7 +77,7 @@ MONITOR: Final = """<qemu:commandline>
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """A domain whose guest writes to its second disk, `vdb` to libvirt and `virtio-disk1` to QEMU, continuously."""
+    """A libvirt domain. Its guest writes continuously to the second disk: `vdb` in libvirt, `virtio-disk1` in QEMU."""
 
     name: str
     uuid: str
@@ -87,10 +87,10 @@ class Domain:
 
 @dataclass(slots=True)
 class Libvirtd:
-    """A libvirtd; as an async context manager it runs from entering to leaving, and its domains end with it.
+    """A libvirtd process with its domains. As an async context manager, both run while the block runs.
 
     Attributes:
-        folder: directory for everything that it writes.
+        folder: the directory for all files that libvirtd writes.
     """
 
     folder: Path
@@ -98,25 +98,25 @@ class Libvirtd:
 
     @property
     def _host(self) -> uuid.UUID:
-        """UUID of its host, the same at each start."""
+        """The UUID that libvirtd reports for its host. It is the same at each start."""
         return uuid.uuid5(uuid.NAMESPACE_URL, str(self.folder))
 
     @property
     def uri(self) -> str:
-        """Libvirt's URI of it."""
+        """The libvirt URI of this libvirtd."""
         return f"qemu+unix:///system?socket={self.folder}/run/libvirt-sock"
 
     @property
     def read_only_uri(self) -> str:
-        """Libvirt's URI of its read-only socket, which every user may use."""
+        """The libvirt URI of the read-only socket, which every user may use."""
         return f"{self.uri}-ro"
 
     async def start(self) -> None:
-        """Start it and return when it answers; it takes over the domains of an earlier run.
+        """Start libvirtd, and return when it answers. It takes over the domains of its previous run.
 
         Raises:
-            MissingDependencyError: it is not installed, or this user may not give it its own directories.
-            AssertionError: it did not start; the text has its log.
+            MissingDependencyError: libvirtd is not installed, or this user is not root.
+            AssertionError: libvirtd did not start. The text has its log.
         """
         for program, package in (
             ("libvirtd", "libvirt-daemon"),
@@ -142,9 +142,9 @@ class Libvirtd:
         assert await self.runs(), f"libvirtd did not start: {self.log}"
 
     async def _open(self) -> None:
-        """Start the shell that is the parent of libvirtd and its domains, in its own namespaces, which end with it and with this process.
+        """Start a shell in its own namespaces. It becomes the parent of libvirtd and the domains, which end with it and with this process.
 
-        It is the init of its PID namespace and reaps ended processes: libvirtd waits for that, and not every init is quick.
+        The shell is the init of its PID namespace and reaps ended processes at once. libvirtd waits for that, and some inits are slow.
         """
         mounts = self._prepare()
         script = " && ".join([*mounts, 'while read -r line; do eval "$line"; echo "$?"; done'])
@@ -167,13 +167,13 @@ class Libvirtd:
         )
 
     async def run(self, line: str) -> str:
-        """Run a shell command in libvirtd's namespaces, where its directories are the system's; return the output."""
+        """Run a shell command in libvirtd's namespaces, and return its output."""
         output = self.folder / "output"
         await self._do(f"{{ {line}; }} >{output} 2>&1")
         return output.read_text()
 
     async def _do(self, line: str) -> bool:
-        """Run a line in the shell; return whether it succeeded."""
+        """Run a line in the shell, and return whether it succeeded."""
         assert self._shell is not None
         assert self._shell.stdin is not None
         assert self._shell.stdout is not None
@@ -182,11 +182,11 @@ class Libvirtd:
             return await self._shell.stdout.readline() == b"0\n"
 
     async def runs(self) -> bool:
-        """Return whether the process runs."""
+        """Return whether libvirtd runs."""
         return await self._do("kill -0 $pid 2>/dev/null")
 
     def _prepare(self) -> list[str]:
-        """Create its directories and files; return the commands that mount them at the system's paths."""
+        """Create libvirtd's directories and files. Return the shell commands that mount these at the system's paths."""
         for name in _FOLDERS:
             Path(self.folder, name).mkdir(exist_ok=True)
         Path(cache_folder(), "libvirt").mkdir(parents=True, exist_ok=True)
@@ -213,20 +213,20 @@ class Libvirtd:
         return mounts
 
     async def stop(self) -> None:
-        """Stop it as its service manager would; the domains keep running."""
+        """Stop libvirtd with SIGTERM. The domains keep running."""
         await self._do("kill $pid; wait $pid; true")
 
     async def kill(self) -> None:
-        """Kill it as a crash would; the domains keep running."""
+        """Kill libvirtd with SIGKILL. The domains keep running."""
         await self._do("kill -KILL $pid; wait $pid; true")
 
     async def send_signal(self, number: signal.Signals) -> None:
-        """Send it a signal: SIGSTOP makes it hang, SIGCONT continue."""
+        """Send a signal to libvirtd. After SIGSTOP it hangs until SIGCONT."""
         assert await self._do(f"kill -{number} $pid")
 
     @property
     def log(self) -> str:
-        """Its log."""
+        """The text in libvirtd's log."""
         return "".join(path.read_text(errors="replace") for path in self.folder.glob("libvirtd.log"))
 
     async def domain(
@@ -235,11 +235,11 @@ class Libvirtd:
         """Create a domain and start it.
 
         Args:
-            name: its name.
-            vcpus: number of its vCPUs.
-            interface: libvirt's type of its network interface: `ethernet` is a tap that libvirt creates and removes.
-            extra: more XML.
-            identity: its UUID; by default a new one.
+            name: the domain's name.
+            vcpus: the number of vCPUs.
+            interface: the type of the network interface in libvirt's XML. With `ethernet`, libvirt creates and removes a tap.
+            extra: additional XML.
+            identity: the domain's UUID; None for a new one.
         """
         boot, disk, xml = (self.folder / f"{name}{end}" for end in ("-boot.raw", ".qcow2", ".xml"))
         boot.write_bytes(boot_sector(pause_us=20_000).ljust(1 << 20, b"\0"))
@@ -252,16 +252,16 @@ class Libvirtd:
         return domain
 
     async def send_domain(self, domain: Domain, number: signal.Signals) -> None:
-        """Send a domain's QEMU a signal."""
+        """Send a signal to the QEMU process of a domain."""
         assert await self._do(f"kill -{number} $(cat /run/libvirt/qemu/{domain.name}.pid)")
 
     async def stats(self, domain: Domain) -> Mapping[str, str]:
-        """Return `virsh domstats` of a domain."""
+        """Return the output of `virsh domstats` for a domain."""
         lines = (await self.virsh("domstats", "--nowait", domain.name)).splitlines()
         return dict(line.strip().split("=", 1) for line in lines if "=" in line)
 
     def taints(self, domain: Domain) -> list[str]:
-        """Return a domain's taints from libvirtd's state file, which exists also while libvirtd is down."""
+        """Return a domain's taints in libvirtd's state file. The file can be read while libvirtd is down."""
         text = Path(self.folder, "run", "qemu", f"{domain.name}.xml").read_text()
         return [line.split("'")[1] for line in text.splitlines() if "<taint flag=" in line]
 
@@ -269,7 +269,7 @@ class Libvirtd:
         """Run virsh and return its output.
 
         Raises:
-            AssertionError: it failed; the text is its error output.
+            AssertionError: virsh failed. The text is its error output.
         """
         status, out, error = await self._virsh(*arguments)
         assert status == 0, error
@@ -289,15 +289,15 @@ class Libvirtd:
         try:
             await self.start()
         except BaseException:
-            await self._parse_endpoint()
+            await self._end_shell()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._parse_endpoint()
+        await self._end_shell()
 
-    async def _parse_endpoint(self) -> None:
-        """End the shell, and with it everything that it started."""
+    async def _end_shell(self) -> None:
+        """End the shell, and thereby all processes that it started."""
         shell, self._shell = self._shell, None
         if shell is not None:
             shell.kill()
@@ -306,7 +306,7 @@ class Libvirtd:
 
 @contextlib.asynccontextmanager
 async def exporter(libvirtd: Libvirtd) -> AsyncIterator[tuple[str, int]]:
-    """Run Debian's prometheus-libvirt-exporter on a libvirtd; yield its address and its process ID."""
+    """Run Debian's prometheus-libvirt-exporter on a libvirtd while the block runs. Yield the exporter's address and pid."""
     require("prometheus-libvirt-exporter", "prometheus-libvirt-exporter")
     address = f"127.0.0.1:{free_port()}"
     process = await asyncio.create_subprocess_exec(

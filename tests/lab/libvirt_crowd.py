@@ -1,6 +1,7 @@
-"""A process that makes many concurrent calls to one libvirtd, as an agent does.
+"""A process that makes many concurrent calls to one libvirtd, like an agent.
 
-For each line on standard input it writes the same line when each of its callers has since met that outcome: a reply, or a lost connection.
+Each line on standard input names an outcome: a reply, or a lost connection. The process writes the line to standard output when each of its
+callers has had this outcome since.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ ENDED: Final = b"ended\n"
 
 
 async def make_calls(pool: ConnectionPool, uuid: str, outcomes: set[bytes]) -> None:
-    """Make one call after the other until cancelled, and add their outcomes to a set."""
+    """Make one call after the other until cancelled, and add each call's outcome to a set."""
     while True:
         try:
             await pool.run(lambda connection: connection.domain(uuid).blockInfo("vdb"))

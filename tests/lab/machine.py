@@ -1,4 +1,4 @@
-"""Requirements of the lab on the machine: installed programs and free ports."""
+"""Checks and reservations on the machine that runs the tests: installed programs and free ports."""
 
 import os
 import random
@@ -13,11 +13,14 @@ INSTALL_HINT: Final = "run tests/lab/install test"
 
 
 def require(program: str, package: str) -> None:
-    """Raise MissingDependencyError, with a hint how to install it, if a program is missing.
+    """Check that a program is installed.
 
     Args:
         program: The program.
-        package: The package that has it.
+        package: The Debian package that contains the program.
+
+    Raises:
+        MissingDependencyError: The program is missing. The message says how to install it.
     """
     if shutil.which(program) is None:
         raise MissingDependencyError(f"{program} is missing, which package {package} has: {INSTALL_HINT}")
@@ -26,7 +29,7 @@ def require(program: str, package: str) -> None:
 def free_port() -> int:
     """Return a free TCP port below the range that the kernel uses for outgoing connections.
 
-    No other process of the lab gets the same port meanwhile: an abstract Unix socket reserves it.
+    No other test process gets the same port, because an abstract Unix socket reserves it.
     """
     while True:
         port = random.randrange(12000, 32000)

@@ -1,4 +1,4 @@
-"""Hosts of several VM managers: their QEMU command lines in a fake /proc."""
+"""Fake hosts for tests of doctor: the QEMU command lines of several VM managers in a fake /proc."""
 
 import shlex
 from collections.abc import Mapping, Sequence

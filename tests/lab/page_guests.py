@@ -1,4 +1,4 @@
-"""The guests and the agent of the tests of the page and the terminal."""
+"""The guests and the agent for tests of the web page and of `qmp-agent top`."""
 
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,7 +15,7 @@ _QUICK: Final = {
 
 
 async def watch_guests(running: AsyncExitStack, folder: Path, name: str) -> tuple[AgentProcess, Guest, Guest, Guest]:
-    """Start a writer, a guest of that name, a Linux and an agent; wait for the Linux's memory statistics."""
+    """Start an agent and three guests: a writer, an idle guest with this name, and a Linux. Wait for the Linux's memory statistics."""
     writer = Guest(folder, "db-1", GuestOptions(kind=GuestKind.WRITER))
     hostile = Guest(folder, "hostile", GuestOptions(extra=("-name", f"guest={name}")))
     linux = Guest(folder, "web-1", GuestOptions(kind=GuestKind.LINUX))

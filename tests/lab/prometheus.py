@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes one target every second, and promtool's check of an exposition."""
+"""Runs a real Prometheus that scrapes one target every second, and checks metrics with promtool."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from tests.lab.server import Server, ServerError
 
 
 class Prometheus(Server):
-    """A Prometheus with one target; its first scrape is about six seconds after its start."""
+    """A Prometheus process with one target. The first scrape is about six seconds after the start."""
 
     program = "prometheus"
 
@@ -30,12 +30,12 @@ class Prometheus(Server):
         """Choose a port.
 
         Args:
-            folder: directory of its data, log and settings.
+            folder: the directory for data, log and config.
             target: the scraped address, `host:port`.
             path: the path of the metrics.
             rules: a file of recording and alerting rules, evaluated every second.
             job: the label `job` of the series.
-            alertmanager: the Alertmanager that it notifies, `host:port`; empty is none.
+            alertmanager: the Alertmanager that gets the alerts, `host:port`; empty for none.
         """
         super().__init__(folder)
         self._settings = {  # JSON is YAML
@@ -50,13 +50,13 @@ class Prometheus(Server):
         }
 
     async def arguments(self) -> list[str]:
-        """Write its settings and return its arguments except the address."""
+        """Write the config file, and return the command-line arguments without the listen address."""
         settings = self.folder / "prometheus.json"
         settings.write_text(json.dumps(self._settings))
         return [f"--config.file={settings}", f"--storage.tsdb.path={self.folder / 'data'}"]
 
     async def query(self, expression: str) -> list[dict[str, Any]]:
-        """Evaluate an expression now and return its series: `{"metric": labels, "value": [time, "text"]}` each.
+        """Evaluate a PromQL expression now and return the series. Each is `{"metric": labels, "value": [time, "text"]}`.
 
         Raises:
             ServerError: the expression is invalid.
@@ -65,7 +65,7 @@ class Prometheus(Server):
         return result
 
     async def alerts(self) -> list[dict[str, Any]]:
-        """Return the alerts that are pending or firing: `{"labels", "annotations", "state", ...}` each."""
+        """Return the pending and the firing alerts. Each is `{"labels", "annotations", "state", ...}`."""
         alerts: list[dict[str, Any]] = (await self._get("alerts"))["alerts"]
         return alerts
 
@@ -81,7 +81,7 @@ class Prometheus(Server):
 
 
 def promtool_check(text: str) -> list[str]:
-    """Return what `promtool check metrics` reports about an exposition in the text format; empty if it passes.
+    """Return the problems that `promtool check metrics` finds in a text of metrics; empty if it finds none.
 
     Raises:
         MissingDependencyError: promtool is not installed.

@@ -1,6 +1,6 @@
-"""Table of ways to make a real QEMU emit each event, without help from its guest.
+"""Table of events, and of the action that makes a real QEMU emit each event. The guest need not cooperate.
 
-Where a guest would write to an I/O port of the PC, the human monitor's command `o` writes to it.
+Some events need a write to an I/O port by the guest. The human monitor's command `o` writes to the port instead.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ _PVPANIC, _PM1_CONTROL, _SLEEP, _WATCHDOG, _MEMORY_HOTPLUG = 0x505, 0x604, 0x200
 
 @dataclass(frozen=True, slots=True)
 class EventCase:
-    """A way to provoke one event.
+    """An event, and the action that makes QEMU emit it.
 
     Attributes:
         event: The name of the event.
-        provoke: Makes QEMU emit it. The VM runs before.
+        provoke: Makes QEMU emit the event. The VM must run.
         expected_data: Fields that the event's data must have.
-        subject: The subject of its record; None where it differs between QEMU versions.
+        subject: The subject of the event's record; None if it differs between QEMU versions.
         since: The first QEMU version that has the event.
     """
 
@@ -40,7 +40,7 @@ class EventCase:
 
 
 def guest_options(binary: str) -> GuestOptions:
-    """Return the options of a guest that suits every case. It starts paused, and its first write fails."""
+    """Return the options of a guest that suits every EventCase. The guest starts paused, and its first write fails."""
     devices = ("pvpanic", "ib700", "ide-cd,id=cd0", "virtio-balloon-pci,id=balloon0")
     return GuestOptions(
         kind=GuestKind.WRITER,
@@ -57,7 +57,7 @@ def guest_options(binary: str) -> GuestOptions:
 
 
 async def ensure_running(guest: Guest) -> None:
-    """Reset or continue the VM if it does not run."""
+    """Make the VM run again if it does not: reset it or continue it."""
     status = (await guest.command("query-status"))["status"]
     if status in {"guest-panicked", "shutdown"}:
         await guest.command("system_reset")
@@ -65,11 +65,11 @@ async def ensure_running(guest: Guest) -> None:
         await guest.command("cont")
 
 
-def _do(command: str, **arguments: Any) -> Provoke:
+def _send_command(command: str, **arguments: Any) -> Provoke:
     return lambda guest: guest.command(command, **arguments)
 
 
-def _all(*steps: Provoke) -> Provoke:
+def _run_steps(*steps: Provoke) -> Provoke:
     async def provoke(guest: Guest) -> None:
         for step in steps:
             await step(guest)
@@ -77,7 +77,7 @@ def _all(*steps: Provoke) -> Provoke:
     return provoke
 
 
-async def _hmp(guest: Guest, line: str) -> str:
+async def _send_human_command(guest: Guest, line: str) -> str:
     output: str = await guest.command("human-monitor-command", command_line=line)
     return output
 
@@ -92,45 +92,45 @@ async def _wait_until_writing(guest: Guest) -> None:
     await until(wrote, 60)
 
 
-def _write(*writes: tuple[int, int], size: str = "b") -> Provoke:
-    """Write to I/O ports, as a guest does: bytes, half words (`h`) or words (`w`)."""
+def _write_ports(*writes: tuple[int, int], size: str = "b") -> Provoke:
+    """Return an action that writes to I/O ports like a guest: bytes (`b`), half words (`h`) or words (`w`)."""
 
     async def provoke(guest: Guest) -> None:
         for port, value in writes:
-            await _hmp(guest, f"o/{size} {port:#x} {value:#x}")
+            await _send_human_command(guest, f"o/{size} {port:#x} {value:#x}")
 
     return provoke
 
 
-def _out(*writes: tuple[int, int], size: str = "b") -> Provoke:
-    return _all(_wait_until_writing, _write(*writes, size=size))
+def _write_ports_after_boot(*writes: tuple[int, int], size: str = "b") -> Provoke:
+    return _run_steps(_wait_until_writing, _write_ports(*writes, size=size))
 
 
-def _add(name: str, driver: str, **arguments: Any) -> Provoke:
+def _add_node(name: str, driver: str, **arguments: Any) -> Provoke:
     return lambda guest: guest.command("blockdev-add", node_name=name, driver=driver, **arguments)
 
 
-def _null(name: str, **arguments: Any) -> Provoke:
-    return _add(name, "null-co", size=64 << 20, **arguments)
+def _add_null_node(name: str, **arguments: Any) -> Provoke:
+    return _add_node(name, "null-co", size=64 << 20, **arguments)
 
 
-def _filled(name: str, byte: int) -> Provoke:
-    """Add a node that is filled with a byte."""
+def _add_filled_node(name: str, byte: int) -> Provoke:
+    """Return an action that adds a block node filled with a byte."""
 
     async def provoke(guest: Guest) -> None:
         path = guest.folder / f"{guest.name}-{name}"
         await asyncio.to_thread(path.write_bytes, bytes([byte]) * (64 << 20))
-        await _add(name, "file", filename=os.fspath(path), read_only=True)(guest)
+        await _add_node(name, "file", filename=os.fspath(path), read_only=True)(guest)
 
     return provoke
 
 
-def _read(node: str) -> Provoke:
-    return lambda guest: _hmp(guest, f'qemu-io {node} "read 0 512"')
+def _read_node(node: str) -> Provoke:
+    return lambda guest: _send_human_command(guest, f'qemu-io {node} "read 0 512"')
 
 
-def _job(kind: str, name: str, source: Provoke, *reactions: tuple[str, str], **options: Any) -> Provoke:
-    """Run a block job from one new node to another.
+def _run_block_job(kind: str, name: str, source: Provoke, *reactions: tuple[str, str], **options: Any) -> Provoke:
+    """Return an action that runs a block job from one new block node to another.
 
     Args:
         kind: The command that starts the job.
@@ -143,7 +143,7 @@ def _job(kind: str, name: str, source: Provoke, *reactions: tuple[str, str], **o
 
     async def provoke(guest: Guest) -> None:
         await source(guest)
-        await _null(f"{name}-to")(guest)
+        await _add_null_node(f"{name}-to")(guest)
         await guest.command(kind, **arguments)
         for event, command in reactions:
             while (await guest.wait_for_event(event))["data"].get("device", name) != name:
@@ -153,19 +153,19 @@ def _job(kind: str, name: str, source: Provoke, *reactions: tuple[str, str], **o
     return provoke
 
 
-def _broken(name: str) -> Provoke:
+def _add_failing_node(name: str) -> Provoke:
     fault = [{"event": "none", "iotype": "read", "errno": 5, "once": False}]
-    return _add(name, "blkdebug", image={"driver": "null-co", "size": 64 << 20}, inject_error=fault)
+    return _add_node(name, "blkdebug", image={"driver": "null-co", "size": 64 << 20}, inject_error=fault)
 
 
-async def _corrupt(guest: Guest) -> None:
-    """Corrupt an image, with metadata that points outside of any cluster, and read it."""
+async def _read_corrupt_image(guest: Guest) -> None:
+    """Corrupt the metadata of an image, so that it points outside of any cluster, and read the image."""
     path = guest.folder / f"{guest.name}-corrupt.qcow2"
     process = await asyncio.create_subprocess_exec("qemu-img", "create", "-q", "-f", "qcow2", os.fspath(path), "1M")
     await process.wait()
     await asyncio.to_thread(_corrupt_l1_entry, path)
-    await _add("corrupt0", "qcow2", file={"driver": "file", "filename": os.fspath(path)})(guest)
-    await _read("corrupt0")(guest)
+    await _add_node("corrupt0", "qcow2", file={"driver": "file", "filename": os.fspath(path)})(guest)
+    await _read_node("corrupt0")(guest)
 
 
 def _corrupt_l1_entry(path: Path) -> None:
@@ -175,12 +175,12 @@ def _corrupt_l1_entry(path: Path) -> None:
         image.write((1 << 63 | 0x30200).to_bytes(8, "big"))
 
 
-async def _dump(guest: Guest) -> None:
+async def _dump_memory(guest: Guest) -> None:
     path = guest.folder / f"{guest.name}.dump"
     await guest.command("dump-guest-memory", paging=False, protocol=f"file:{path}", detach=True)
 
 
-async def _vnc(guest: Guest) -> None:
+async def _connect_to_vnc(guest: Guest) -> None:
     """Connect to the VNC display and disconnect."""
     (display,) = await guest.command("query-vnc-servers")
     reader, writer = await asyncio.open_connection("127.0.0.1", int(display["server"][0]["service"]))
@@ -197,15 +197,15 @@ async def _vnc(guest: Guest) -> None:
         writer.close()
 
 
-async def _export(guest: Guest) -> None:
+async def _export_node(guest: Guest) -> None:
     address = {"type": "unix", "data": {"path": f"{guest.folder}/{guest.name}.nbd"}}
-    await _null("exported0")(guest)
+    await _add_null_node("exported0")(guest)
     await guest.command("nbd-server-start", addr=address)
     await guest.command("block-export-add", type="nbd", id="export0", node_name="exported0")
     await guest.command("block-export-del", id="export0")
 
 
-async def _stream(guest: Guest) -> None:
+async def _connect_to_stream_backend(guest: Guest) -> None:
     """Connect to a stream network backend and disconnect."""
     with contextlib.suppress(GuestError):
         await guest.command("netdev_del", id="net0")
@@ -223,7 +223,7 @@ async def _stream(guest: Guest) -> None:
     writers[0].close()
 
 
-async def _migrate(guest: Guest) -> None:
+async def _migrate_to_null(guest: Guest) -> None:
     events = [{"capability": "events", "state": True}]
     await guest.command("migrate-set-capabilities", capabilities=events)
     await guest.command("migrate", uri="exec:cat >/dev/null")
@@ -231,85 +231,106 @@ async def _migrate(guest: Guest) -> None:
         pass
 
 
-def _quorum(name: str, *children: Provoke) -> Provoke:
+def _read_quorum_node(name: str, *children: Provoke) -> Provoke:
     files = [f"{name}-{number}" for number in range(len(children))]
-    return _all(*children, _add(name, "quorum", vote_threshold=2, children=files), _read(name))
+    return _run_steps(*children, _add_node(name, "quorum", vote_threshold=2, children=files), _read_node(name))
 
 
-_QUORUM = _quorum(
-    "quorum0", _null("quorum0-0", read_zeroes=True), _null("quorum0-1", read_zeroes=True), _filled("quorum0-2", 7)
+_QUORUM = _read_quorum_node(
+    "quorum0",
+    _add_null_node("quorum0-0", read_zeroes=True),
+    _add_null_node("quorum0-1", read_zeroes=True),
+    _add_filled_node("quorum0-2", 7),
 )
-_NO_QUORUM = _quorum("quorum1", _null("quorum1-0", read_zeroes=True), _filled("quorum1-1", 1), _filled("quorum1-2", 2))
-_RESET = _do("system_reset")
-_SUSPEND = _out((_PM1_CONTROL, _SLEEP | 1 << 10), size="h")
-_WAKE = _all(_SUSPEND, _do("system_wakeup"), _RESET)
+_NO_QUORUM = _read_quorum_node(
+    "quorum1",
+    _add_null_node("quorum1-0", read_zeroes=True),
+    _add_filled_node("quorum1-1", 1),
+    _add_filled_node("quorum1-2", 2),
+)
+_RESET = _send_command("system_reset")
+_SUSPEND = _write_ports_after_boot((_PM1_CONTROL, _SLEEP | 1 << 10), size="h")
+_WAKE = _run_steps(_SUSPEND, _send_command("system_wakeup"), _RESET)
 # The guest is paused meanwhile: its BIOS uses the clock's index register too and could change it between two writes.
-_SET_CLOCK = _write((0x70, 11), (0x71, 0x82), (0x70, 4), (0x71, 3), (0x70, 11), (0x71, 2))
-_CLOCK = _all(_wait_until_writing, _do("stop"), _SET_CLOCK, _do("cont"))
-_MIRROR = _job("blockdev-mirror", "mirror0", _null("mirror0-from"), ("BLOCK_JOB_READY", "job-complete"))
+_SET_CLOCK = _write_ports((0x70, 11), (0x71, 0x82), (0x70, 4), (0x71, 3), (0x70, 11), (0x71, 2))
+_CLOCK = _run_steps(_wait_until_writing, _send_command("stop"), _SET_CLOCK, _send_command("cont"))
+_MIRROR = _run_block_job(
+    "blockdev-mirror", "mirror0", _add_null_node("mirror0-from"), ("BLOCK_JOB_READY", "job-complete")
+)
 
 CASES: Final = (
     EventCase("BLOCK_IO_ERROR", Guest.wait_until_booted, {"operation": "write", "action": "report"}, None),
-    EventCase("STOP", _do("stop")),
-    EventCase("RESUME", _all(_do("stop"), _do("cont"))),
+    EventCase("STOP", _send_command("stop")),
+    EventCase("RESUME", _run_steps(_send_command("stop"), _send_command("cont"))),
     EventCase("RESET", _RESET, {"guest": False, "reason": "host-qmp-system-reset"}),
-    EventCase("POWERDOWN", _do("system_powerdown")),
+    EventCase("POWERDOWN", _send_command("system_powerdown")),
     EventCase("SUSPEND", _WAKE),
     EventCase("WAKEUP", _WAKE),
-    EventCase("SUSPEND_DISK", _out((_PM1_CONTROL, _SLEEP | 2 << 10), size="h")),
-    EventCase("SHUTDOWN", _out((_PM1_CONTROL, _SLEEP), size="h"), {"guest": True, "reason": "guest-shutdown"}),
-    EventCase("GUEST_PANICKED", _out((_PVPANIC, 1)), {"action": "pause"}),
-    EventCase("GUEST_CRASHLOADED", _out((_PVPANIC, 2)), {"action": "run"}),
-    EventCase("GUEST_PVSHUTDOWN", _out((_PVPANIC, 4)), since=(9, 1)),
-    EventCase("WATCHDOG", _out((_WATCHDOG, 0x0E)), {"action": "none"}),
-    EventCase("RTC_CHANGE", _all(_CLOCK, _RESET), subject=None),
+    EventCase("SUSPEND_DISK", _write_ports_after_boot((_PM1_CONTROL, _SLEEP | 2 << 10), size="h")),
+    EventCase(
+        "SHUTDOWN",
+        _write_ports_after_boot((_PM1_CONTROL, _SLEEP), size="h"),
+        {"guest": True, "reason": "guest-shutdown"},
+    ),
+    EventCase("GUEST_PANICKED", _write_ports_after_boot((_PVPANIC, 1)), {"action": "pause"}),
+    EventCase("GUEST_CRASHLOADED", _write_ports_after_boot((_PVPANIC, 2)), {"action": "run"}),
+    EventCase("GUEST_PVSHUTDOWN", _write_ports_after_boot((_PVPANIC, 4)), since=(9, 1)),
+    EventCase("WATCHDOG", _write_ports_after_boot((_WATCHDOG, 0x0E)), {"action": "none"}),
+    EventCase("RTC_CHANGE", _run_steps(_CLOCK, _RESET), subject=None),
     EventCase(
         "ACPI_DEVICE_OST",
-        _out(*((_MEMORY_HOTPLUG + at, value) for at, value in ((0, 0), (4, 1), (8, 0))), size="w"),
+        _write_ports_after_boot(*((_MEMORY_HOTPLUG + at, value) for at, value in ((0, 0), (4, 1), (8, 0))), size="w"),
         subject="0",
     ),
     EventCase(
         "DEVICE_DELETED",
-        _all(_do("device_add", driver="usb-tablet", id="tablet0"), _do("device_del", id="tablet0")),
+        _run_steps(
+            _send_command("device_add", driver="usb-tablet", id="tablet0"), _send_command("device_del", id="tablet0")
+        ),
         {"device": "tablet0"},
         "tablet0",
     ),
-    EventCase("DEVICE_TRAY_MOVED", _do("blockdev-open-tray", id="cd0", force=True), {"tray-open": True}, "cd0"),
+    EventCase(
+        "DEVICE_TRAY_MOVED", _send_command("blockdev-open-tray", id="cd0", force=True), {"tray-open": True}, "cd0"
+    ),
     EventCase(
         "BLOCK_WRITE_THRESHOLD",
-        _do("block-set-write-threshold", node_name="disk0-storage", write_threshold=1),
+        _send_command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1),
         {"write-threshold": 1},
         "disk0-storage",
     ),
-    EventCase("BLOCK_IMAGE_CORRUPTED", _corrupt, {"node-name": "corrupt0", "fatal": True}, "corrupt0"),
-    EventCase("BLOCK_EXPORT_DELETED", _export, {"id": "export0"}, "export0"),
+    EventCase("BLOCK_IMAGE_CORRUPTED", _read_corrupt_image, {"node-name": "corrupt0", "fatal": True}, "corrupt0"),
+    EventCase("BLOCK_EXPORT_DELETED", _export_node, {"id": "export0"}, "export0"),
     EventCase("QUORUM_REPORT_BAD", _QUORUM, {"node-name": "quorum0-2"}, "quorum0-2"),
     EventCase("QUORUM_FAILURE", _NO_QUORUM, {"reference": "quorum1"}, "quorum1"),
     EventCase(
-        "JOB_STATUS_CHANGE", _job("blockdev-backup", "backup0", _null("backup0-from")), {"id": "backup0"}, "backup0"
+        "JOB_STATUS_CHANGE",
+        _run_block_job("blockdev-backup", "backup0", _add_null_node("backup0-from")),
+        {"id": "backup0"},
+        "backup0",
     ),
     EventCase("BLOCK_JOB_READY", _MIRROR, {"device": "mirror0", "type": "mirror"}, "mirror0"),
     EventCase(
         "BLOCK_JOB_COMPLETED",
-        _job("blockdev-backup", "backup1", _null("backup1-from")),
+        _run_block_job("blockdev-backup", "backup1", _add_null_node("backup1-from")),
         {"device": "backup1", "type": "backup"},
         "backup1",
     ),
     EventCase(
         "BLOCK_JOB_CANCELLED",
-        _all(
-            _job("blockdev-backup", "backup2", _null("backup2-from"), speed=1),
-            _do("block-job-cancel", device="backup2"),
+        _run_steps(
+            _run_block_job("blockdev-backup", "backup2", _add_null_node("backup2-from"), speed=1),
+            _send_command("block-job-cancel", device="backup2"),
         ),
         {"device": "backup2"},
         "backup2",
     ),
     EventCase(
         "BLOCK_JOB_PENDING",
-        _job(
+        _run_block_job(
             "blockdev-backup",
             "backup3",
-            _null("backup3-from"),
+            _add_null_node("backup3-from"),
             ("BLOCK_JOB_PENDING", "job-finalize"),
             auto_finalize=False,
         ),
@@ -318,16 +339,16 @@ CASES: Final = (
     ),
     EventCase(
         "BLOCK_JOB_ERROR",
-        _job("blockdev-backup", "backup4", _broken("backup4-from")),
+        _run_block_job("blockdev-backup", "backup4", _add_failing_node("backup4-from")),
         {"device": "backup4", "operation": "read", "action": "report"},
         "backup4",
     ),
-    EventCase("DUMP_COMPLETED", _dump),
-    EventCase("VNC_CONNECTED", _vnc, subject="127.0.0.1"),
-    EventCase("VNC_INITIALIZED", _vnc, subject="127.0.0.1"),
-    EventCase("VNC_DISCONNECTED", _vnc, subject="127.0.0.1"),
-    EventCase("NETDEV_STREAM_CONNECTED", _stream, {"netdev-id": "net0"}, "net0"),
-    EventCase("NETDEV_STREAM_DISCONNECTED", _stream, {"netdev-id": "net0"}, "net0"),
-    EventCase("MIGRATION", _migrate, {"status": "setup"}),
-    EventCase("MIGRATION_PASS", _migrate),
+    EventCase("DUMP_COMPLETED", _dump_memory),
+    EventCase("VNC_CONNECTED", _connect_to_vnc, subject="127.0.0.1"),
+    EventCase("VNC_INITIALIZED", _connect_to_vnc, subject="127.0.0.1"),
+    EventCase("VNC_DISCONNECTED", _connect_to_vnc, subject="127.0.0.1"),
+    EventCase("NETDEV_STREAM_CONNECTED", _connect_to_stream_backend, {"netdev-id": "net0"}, "net0"),
+    EventCase("NETDEV_STREAM_DISCONNECTED", _connect_to_stream_backend, {"netdev-id": "net0"}, "net0"),
+    EventCase("MIGRATION", _migrate_to_null, {"status": "setup"}),
+    EventCase("MIGRATION_PASS", _migrate_to_null),
 )

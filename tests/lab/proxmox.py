@@ -1,9 +1,9 @@
-"""A program that polls a VM's monitor as Proxmox VE's tools do (PVE::QMPClient of qemu-server 9.2), until its standard input ends.
+"""A program that polls a VM's monitor like Proxmox VE (PVE::QMPClient of qemu-server 9.2), until standard input ends.
 
     python -m tests.lab.proxmox SOCKET PAUSE_SECONDS
 
-A poll connects, with a retry every 100 ms while the backlog is full, sends one command after the other without waiting for the greeting
-first, and disconnects. Each reply has to arrive within three seconds of its command. At its end the program writes a `Report` as JSON.
+A poll connects, sends one command after the other, and disconnects. It retries the connection every 100 ms while the socket's backlog is
+full. It does not wait for the greeting. Each reply must arrive within three seconds. At the end the program writes a `Report` as JSON.
 """
 
 import json
@@ -30,11 +30,11 @@ COMMANDS: Final = (
 
 @dataclass(slots=True)
 class Report:
-    """Result of all polls.
+    """The result of all polls.
 
     Attributes:
-        seconds: duration of each poll, from the first attempt to connect to the last reply.
-        failures: why polls failed.
+        seconds: the duration of each poll, from the first attempt to connect until the last reply.
+        failures: the error of each failed poll.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -45,7 +45,7 @@ def connect(path: str) -> socket.socket:
     """Return a connected socket.
 
     Raises:
-        OSError: the backlog stayed full for too long, or nothing listens.
+        OSError: the backlog stayed full for too long, or no process listens.
     """
     until = time.monotonic() + TIMEOUT_SECONDS
     while True:

@@ -1,6 +1,6 @@
-"""QEMU versions that the tests run: the machine's own, and those of other Debian releases, unpacked but not installed.
+"""QEMU versions for the tests: the version that this machine has installed, and those of other Debian releases.
 
-`python -m tests.lab.qemus` fetches them ahead of time.
+The other versions are downloaded and unpacked, but not installed. `python -m tests.lab.qemus` downloads them in advance.
 """
 
 import re
@@ -48,10 +48,10 @@ class Qemu:
 
 @cache
 def find_qemu(release: str = "") -> Qemu:
-    """Return the QEMU of a Debian release that was fetched, or the machine's own for an empty name.
+    """Return the downloaded QEMU of a Debian release; for an empty name, the QEMU that this machine has installed.
 
     Raises:
-        MissingDependencyError: It was not fetched; the message says how to fetch it.
+        MissingDependencyError: The QEMU was not downloaded. The message says how to download it.
     """
     launcher = cache_folder() / f"qemu-{release}" / PROGRAM
     if release and not launcher.exists():
@@ -60,12 +60,12 @@ def find_qemu(release: str = "") -> Qemu:
 
 
 def fetch(release: str) -> None:
-    """Fetch a release's QEMU to where `find_qemu` expects it: a download of 42 MB, about a minute.
+    """Download the QEMU of a Debian release for `find_qemu`. The download has 42 MB and takes about a minute.
 
     Needs Debian for amd64. Needs no root and installs nothing. Blocks.
 
     Raises:
-        MissingDependencyError: It cannot be fetched; the message has the reason.
+        MissingDependencyError: The QEMU cannot be downloaded. The message has the reason.
     """
     build_once(cache_folder() / f"qemu-{release}", partial(_build, release))
 

@@ -1,4 +1,4 @@
-"""Messages of a QMP connection as bytes, and connections to feed them to."""
+"""QMP messages as bytes, and protocol objects (agent.qmp.protocol) that receive them."""
 
 import json
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ STATUS = Command("query-status")
 
 
 def line(message: object, *, indent: int | None = None) -> bytes:
-    """Return a message as QEMU sends it; with an indent, as a `pretty=on` monitor sends it."""
+    """Return a message in the form in which QEMU sends it. An indent gives the form of a `pretty=on` monitor."""
     return json.dumps(message, indent=indent).replace("\n", "\r\n").encode() + b"\r\n"
 
 
 def ready(*, oob: bool = True, bound: int = 1 << 20) -> Connection:
-    """Return a connection after negotiation."""
+    """Return a connection that has completed the negotiation."""
     connection = Connection(AllowList(), bound)
     hello = {"QMP": HELLO["QMP"] | {"capabilities": ["oob"] if oob else []}}
     assert len(list(connection.receive(line(hello) + line(DONE)))) == 2
@@ -26,12 +26,12 @@ def ready(*, oob: bool = True, bound: int = 1 << 20) -> Connection:
 
 
 def receive(connection: Connection, *messages: object) -> list[Message]:
-    """Feed messages to a connection and return the messages that it yields."""
+    """Pass messages to a connection as bytes, and return the messages that it yields."""
     return list(connection.receive(b"".join(line(message) for message in messages)))
 
 
 def cut(data: bytes, sizes: Sequence[int]) -> list[bytes]:
-    """Cut bytes into chunks of these sizes, and the rest into one more."""
+    """Cut bytes into chunks of these sizes. A last chunk has all remaining bytes."""
     chunks = []
     for size in sizes:
         chunks.append(data[:size])

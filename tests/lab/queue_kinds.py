@@ -1,4 +1,4 @@
-"""The kinds of queues, for one suite of tests that all of them have to pass."""
+"""The kinds of delivery queues. One suite of tests runs for each kind."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,13 @@ from tests.lab.scripted_sink import EVENT, SAMPLE
 
 @dataclass(frozen=True, slots=True)
 class QueueKind:
-    """One way of storing records.
+    """A kind of queue: how it stores its records.
 
     Attributes:
-        name: its name in the test report.
-        type: the type of record that is stored so.
-        journaled: whether there is a journal.
-        durable: whether every record is journaled.
+        name: the name in the test report.
+        type: a type of record that goes to this queue.
+        journaled: whether the pipeline has a journal.
+        durable: whether the queue writes every record to the journal.
     """
 
     name: str
@@ -28,11 +28,11 @@ class QueueKind:
     durable: bool
 
     def queue(self, pipeline: DeliveryPipeline) -> RecordQueue:
-        """Return the queue of its records."""
+        """Return this queue of a pipeline."""
         return pipeline.samples if self.type == SAMPLE else pipeline.events
 
     def folder(self, folder: Path) -> Path | None:
-        """Return the directory of its journal; None for no journal."""
+        """Return the directory for the journal; None for no journal."""
         return folder / "journal" if self.journaled else None
 
 

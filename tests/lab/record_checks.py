@@ -12,17 +12,17 @@ from tests.lab.record_validation import FORMATS
 
 
 def validator(schema: Any) -> Draft202012Validator:
-    """Return a validator for a schema, which must itself be valid."""
+    """Return a validator for a JSON schema. The schema must be valid."""
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema, format_checker=FORMATS)
 
 
 def validate_record(line: str | bytes, schema: Draft202012Validator) -> BaseCloudEvent:
-    """Return the CloudEvent that a line holds.
+    """Parse a line as a CloudEvent and validate it.
 
     Raises:
-        AssertionError: It violates our schema.
-        CloudEventValidationError: It is not a CloudEvent.
+        AssertionError: The line violates the schema of records.
+        CloudEventValidationError: The line is not a CloudEvent.
     """
     problems = [f"{error.json_path}: {error.message}" for error in schema.iter_errors(json.loads(line))]
     assert not problems, f"{problems} in {line!r}"
@@ -33,8 +33,7 @@ def sort_events(events: Sequence[BaseCloudEvent]) -> list[BaseCloudEvent]:
     """Return the events of one run of the agent in the order of their creation.
 
     Raises:
-        AssertionError: An event is missing or a duplicate, or the events of a queue (alerts; samples; all others) are out
-            of order.
+        AssertionError: An event is missing, an event is a duplicate, or the events of a queue are not in order.
     """
     queues: dict[str, list[int]] = {}
     for event in events:
@@ -48,5 +47,5 @@ def sort_events(events: Sequence[BaseCloudEvent]) -> list[BaseCloudEvent]:
 
 
 def sequence_number(event: BaseCloudEvent) -> int:
-    """Return the number of an event within its run."""
+    """Return the number of an event within its run of the agent."""
     return int(event.get_extension("sequence"))

@@ -1,7 +1,7 @@
 """Generates tests/golden/records.jsonl, the examples of docs/records.md: one record of each type from a real run.
 
-The run has real guests and an agent, and triggers every record that can be triggered at will. docs/records.md is generated from the
-file, which takes no QEMU. The folder of the run appears as /run/qemu.
+The run has real guests and an agent. It triggers every type of record that can be triggered at will. docs/records.md is generated from the
+file. The folder of the run appears as /run/qemu in the records.
 """
 
 import asyncio
@@ -32,37 +32,41 @@ _FOLDER = "/run/qemu"
 
 
 async def main() -> None:
-    """Write the file."""
+    """Run the guests and write the file."""
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
-        records = await _run(Path(path))
-        text = "".join(json.dumps(record) + "\n" for record in _best(records)).replace(path, _FOLDER)
+        records = await _run_and_collect(Path(path))
+        text = "".join(json.dumps(record) + "\n" for record in _pick_examples(records)).replace(path, _FOLDER)
         text = text.replace(quote(path[1:], safe=""), quote(_FOLDER[1:], safe=""))
     EXAMPLES.write_text(text, "utf-8")
     sys.stderr.write(f"{text.count(chr(10))} types of records written to {EXAMPLES}\n")
 
 
-def _best(records: Iterable[Record]) -> list[Record]:
-    """Return one record of each type: the one with the most data, and for alerts one that fires."""
+def _pick_examples(records: Iterable[Record]) -> list[Record]:
+    """Return the record with the most data of each type. For alerts, only firing alerts count."""
     best: dict[str, Record] = {}
     for record in records:
         previous = best.get(record["type"])
-        if previous is None or _rank(record) > _rank(previous):
+        if previous is None or _example_rank(record) > _example_rank(previous):
             best[record["type"]] = record
     return [best[name] for name in sorted(best)]
 
 
-def _rank(record: Record) -> tuple[bool, int]:
+def _example_rank(record: Record) -> tuple[bool, int]:
     return record["data"].get("state") == "firing", len(json.dumps(record["data"]))
 
 
-async def _run(folder: Path) -> list[Record]:
+async def _run_and_collect(folder: Path) -> list[Record]:
     config: dict[str, Any] = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": "500ms", "guest_memory": "1s", "migration": "200ms", "resync": "5s"},
         "timeouts": {"greeting": "1s", "response": "1s"},
         "allow": {"guest_stats_interval": "1s", "migration_events": True},
     }
-    web = Guest(folder, "web-1", GuestOptions(kind=GuestKind.LINUX, pause_seconds=0.1, extra=_card("qmpexample0")))
+    web = Guest(
+        folder,
+        "web-1",
+        GuestOptions(kind=GuestKind.LINUX, pause_seconds=0.1, extra=_network_card_arguments("qmpexample0")),
+    )
     machine = ["-action", "panic=pause", "-usb", "-device", "pvpanic", "-smp", "2", "-object", "iothread,id=io0"]
     db = Guest(folder, "db-1", GuestOptions(kind=GuestKind.WRITER, disk_mib=1024, extra=machine))
     enospc = {"event": "write_aio", "iotype": "write", "errno": 28, "once": True}
@@ -70,7 +74,7 @@ async def _run(folder: Path) -> list[Record]:
     eio = enospc | {"errno": 5}
     bad = Guest(folder, "bad-1", GuestOptions(kind=GuestKind.WRITER, faults=[eio], disk_options="werror=stop"))
     held = Guest(folder, "held-1")
-    lab = Guest(folder, "lab-1", _lab(folder))
+    lab = Guest(folder, "lab-1", _options_for_all_events(folder))
     async with AsyncExitStack() as running:
         agent = AgentProcess(folder, config)
         for guest in (web, db, held, lab):
@@ -81,13 +85,13 @@ async def _run(folder: Path) -> list[Record]:
         await running.enter_async_context(full)
         await running.enter_async_context(bad)
         await asyncio.gather(web.wait_until_booted(LONG), db.wait_until_booted(LONG), agent.wait_for_record("vm.busy"))
-        for act in (_operate, _fill, _snapshot, _panic, _migrate):
-            await act(db, agent)
+        for action in (_stop_reset_and_unplug, _exceed_threshold, _snapshot_and_stream, _panic_guest, _migrate_to_null):
+            await action(db, agent)
         await agent.wait_for_record("alert.disk_full", vm=full.uuid, state="firing")
         await agent.wait_for_record("alert.io_error_stop", vm=bad.uuid, state="firing")
-        await _measure(lab, agent)
-        await _provoke(lab, agent)
-        await _count(folder, agent)
+        await _trigger_manager_samples(lab, agent)
+        await _trigger_events(lab, agent)
+        await _trigger_kvm_samples(folder, agent)
         await _stall_and_balloon(web, agent)
         await db.command("system_powerdown")
         await agent.wait_for_record("event.powerdown", vm=db.uuid)
@@ -98,14 +102,14 @@ async def _run(folder: Path) -> list[Record]:
         return agent.records()
 
 
-def _card(tap: str) -> list[str]:
-    """Return the arguments of a network card on a tap that QEMU creates, which needs root."""
+def _network_card_arguments(tap: str) -> list[str]:
+    """Return QEMU's arguments for a network card on a tap. QEMU needs root privileges to create the tap."""
     backend = f"tap,id=net0,ifname={tap},script=no,downscript=no"
     return ["-netdev", backend, "-device", "virtio-net-pci,id=nic0,netdev=net0"] if os.geteuid() == 0 else []
 
 
-def _lab(folder: Path) -> GuestOptions:
-    """Return a guest on which every event of `provoke` can be triggered, with a disk that has timed statistics."""
+def _options_for_all_events(folder: Path) -> GuestOptions:
+    """Return options of a guest that can emit every event in `provoke.py`. It has a disk with timed statistics."""
     options = provoke.guest_options(find_qemu().binary)
     image = folder / "lab-1-timed.raw"
     image.write_bytes(bytes(1 << 20))
@@ -114,8 +118,8 @@ def _lab(folder: Path) -> GuestOptions:
     return dataclasses.replace(options, extra=[*options.extra, *timed])
 
 
-async def _count(folder: Path, agent: AgentProcess) -> None:
-    """Run a guest with a dirty limit, as during a migration, under KVM if this machine has it."""
+async def _trigger_kvm_samples(folder: Path, agent: AgentProcess) -> None:
+    """Trigger the samples that need KVM, with a guest that has a dirty limit. It runs under KVM if this machine has KVM."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return
     async with Guest(folder, "kvm-1", GuestOptions(kind=GuestKind.WRITER, accel="kvm,dirty-ring-size=4096")) as guest:
@@ -125,7 +129,7 @@ async def _count(folder: Path, agent: AgentProcess) -> None:
             await agent.wait_for_record(f"sample.{family}", vm=guest.uuid, timeout=LONG)
 
 
-async def _provoke(guest: Guest, agent: AgentProcess) -> None:
+async def _trigger_events(guest: Guest, agent: AgentProcess) -> None:
     for case in provoke.CASES:
         if find_qemu().version >= case.since:
             await provoke.ensure_running(guest)
@@ -133,7 +137,7 @@ async def _provoke(guest: Guest, agent: AgentProcess) -> None:
             await agent.wait_for_record(f"event.{case.event.lower()}", vm=guest.uuid, timeout=LONG)
 
 
-async def _measure(guest: Guest, agent: AgentProcess) -> None:
+async def _trigger_manager_samples(guest: Guest, agent: AgentProcess) -> None:
     """Trigger the samples of features that only managers use: a dirty rate, a dirty bitmap, hot-plugged memory."""
     await provoke.ensure_running(guest)
     await guest.command("calc-dirty-rate", calc_time=1)
@@ -144,7 +148,7 @@ async def _measure(guest: Guest, agent: AgentProcess) -> None:
         await agent.wait_for_record(f"sample.{family}", vm=guest.uuid, timeout=LONG)
 
 
-async def _operate(guest: Guest, agent: AgentProcess) -> None:
+async def _stop_reset_and_unplug(guest: Guest, agent: AgentProcess) -> None:
     await guest.command("stop")
     await guest.command("cont")
     await guest.command("system_reset")
@@ -154,13 +158,13 @@ async def _operate(guest: Guest, agent: AgentProcess) -> None:
         await agent.wait_for_record(f"event.{name}", vm=guest.uuid)
 
 
-async def _fill(guest: Guest, agent: AgentProcess) -> None:
+async def _exceed_threshold(guest: Guest, agent: AgentProcess) -> None:
     threshold = await guest.highest_written_offset() + (1 << 20)
     await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=threshold)
     await agent.wait_for_record("alert.write_threshold", vm=guest.uuid, state="firing", timeout=LONG)
 
 
-async def _snapshot(guest: Guest, agent: AgentProcess) -> None:
+async def _snapshot_and_stream(guest: Guest, agent: AgentProcess) -> None:
     """Take a snapshot and stream it back, slowly enough for several polls of the job."""
     overlay = os.fspath(guest.folder / "db-1-snapshot.qcow2")
     await guest.command(
@@ -175,14 +179,14 @@ async def _snapshot(guest: Guest, agent: AgentProcess) -> None:
     await agent.wait_for_record("event.block_job_completed", vm=guest.uuid, timeout=LONG)
 
 
-async def _panic(guest: Guest, agent: AgentProcess) -> None:
+async def _panic_guest(guest: Guest, agent: AgentProcess) -> None:
     await guest.command("human-monitor-command", command_line="o/1 0x505 1")
     await agent.wait_for_record("alert.guest_panicked", vm=guest.uuid, state="firing")
     await guest.command("system_reset")
     await guest.command("cont")
 
 
-async def _migrate(guest: Guest, agent: AgentProcess) -> None:
+async def _migrate_to_null(guest: Guest, agent: AgentProcess) -> None:
     await guest.command("migrate", uri="exec:cat >/dev/null")
     await agent.wait_for_record("migration.ended", vm=guest.uuid, timeout=LONG)
     await guest.command("cont")

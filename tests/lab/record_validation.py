@@ -1,4 +1,4 @@
-"""Validation of records against the published schema, and with an independent CloudEvents parser."""
+"""Validates records with the published JSON schema and with an independent CloudEvents parser."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def schema_violations(body: bytes) -> list[str]:
 
 
 def parse_cloudevent(body: bytes) -> CloudEvent:
-    """Return a record as the independent parser reads it, after a check of its attributes."""
+    """Parse a record with the independent CloudEvents parser, and check its attributes."""
     event = JSONFormat().read(CloudEvent, body)
     assert event.get_specversion() == "1.0"
     for name, value in event.get_attributes().items():

@@ -1,4 +1,4 @@
-"""Helpers for tests of sessions: an observer that records all calls, and supervision for the length of a block."""
+"""Helpers for tests of sessions: an observer that records all calls, and sessions that run while a block runs."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ class RecordingObserver:
     """A SessionObserver that records all calls.
 
     Attributes:
-        calls: name and argument of each call, oldest first; several arguments are a tuple.
+        calls: the method's name and its argument for each call, oldest first. Several arguments are a tuple.
     """
 
     def __init__(self) -> None:
@@ -87,26 +87,26 @@ class RecordingObserver:
         return [record for record in self.calls_of("on_record") if record.type.startswith(f"qemu.{kind}")]
 
     def types(self, kind: str = "") -> list[str]:
-        """Return the types of these records, without `qemu.`."""
+        """Return the types of the records that `records` returns, without `qemu.`."""
         return [record.type.removeprefix("qemu.") for record in self.records(kind)]
 
     def states(self) -> list[MonitorState]:
-        """Return the reported monitor states in order."""
+        """Return the reported states of monitors, oldest first."""
         return [status.state for status in self.calls_of("on_status")]
 
     def outcomes(self, collector: str) -> list[PollOutcome]:
-        """Return the outcomes of a collector's runs."""
+        """Return the outcomes of a collector's runs, oldest first."""
         return [outcome for name, outcome in self.calls_of("on_collector_run") if name == collector]
 
     async def wait_until(self, predicate: Callable[[], object]) -> None:
-        """Wait until a condition holds; it is checked after each call."""
+        """Wait until a predicate returns a true value. It is evaluated after each call."""
         async with asyncio.timeout(TIMEOUT_SECONDS):
             while not predicate():
                 self._changed.clear()
                 await self._changed.wait()
 
     async def wait_for_polls(self, times: int = 1, collector: str = "block") -> None:
-        """Wait for this many further runs of a collector."""
+        """Wait until a collector has run this many times more."""
         before = len(self.outcomes(collector))
         await self.wait_until(lambda: len(self.outcomes(collector)) >= before + times)
 
@@ -117,7 +117,7 @@ def monitor_at(path: Path) -> Monitor:
 
 
 def quick_context(*changes: Change, **options: Any) -> SessionContext:
-    """Return a context with short intervals and retries, and with timeouts that no test reaches unless it asks for shorter ones.
+    """Return a session context with short intervals and short delays of retries. The timeouts are so long that no test reaches them.
 
     Args:
         changes: changes to QEMU to allow.
@@ -139,7 +139,7 @@ def quick_context(*changes: Change, **options: Any) -> SessionContext:
 async def supervised(
     observer: RecordingObserver, *paths: Path, context: SessionContext | None = None
 ) -> AsyncIterator[SupervisorGroup]:
-    """Supervise the monitors at these paths for as long as the block runs."""
+    """Run sessions for the monitors at these paths while the block runs."""
     started: asyncio.Future[SupervisorGroup] = asyncio.get_running_loop().create_future()
 
     async def run() -> None:

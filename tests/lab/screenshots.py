@@ -1,4 +1,4 @@
-"""The README's screenshots of a real agent with real guests: `python -m tests.lab.screenshots` retakes them."""
+"""Takes the README's screenshots of a real agent with real guests: `python -m tests.lab.screenshots`."""
 
 import asyncio
 import html
@@ -12,7 +12,7 @@ from playwright.async_api import Browser
 
 from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
 from tests.lab.agent_process import AgentProcess
-from tests.lab.browser import chromium, opened
+from tests.lab.browser import chromium, open_page
 from tests.lab.terminal import Terminal
 
 IMAGES: Final = Path(__file__).parents[2] / "docs" / "images"
@@ -75,7 +75,7 @@ async def start_backup(guest: Guest) -> None:
 async def shoot_page(browser: Browser, agent: AgentProcess) -> None:
     """Take the screenshot of the page."""
     size = {"width": 1000, "height": 1000}
-    async with opened(browser, agent.url, viewport=size, color_scheme="light") as page:
+    async with open_page(browser, agent.url, viewport=size, color_scheme="light") as page:
         await page.locator("#activity progress").first.wait_for()
         await page.screenshot(path=IMAGES / "page.png")
 
@@ -83,8 +83,8 @@ async def shoot_page(browser: Browser, agent: AgentProcess) -> None:
 async def shoot_terminal(browser: Browser, agent: AgentProcess) -> None:
     """Take the screenshot of the terminal."""
     async with Terminal("top", "--url", agent.url, "--interval", "1s", columns=100, rows=12) as top:
-        await top.shows("db-1", "web-1")
-        await until(lambda: "%" in top.row("CPU%") and len(top.row("web-1").split()) > 6, 60)
+        await top.wait_for_texts("db-1", "web-1")
+        await until(lambda: "%" in top.find_row("CPU%") and len(top.find_row("web-1").split()) > 6, 60)
         document = screen_html(top.screen)
     context = await browser.new_context(viewport={"width": 880, "height": 240})
     page = await context.new_page()

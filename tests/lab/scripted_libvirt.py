@@ -1,4 +1,4 @@
-"""A scripted replacement of libvirt's Python library, for tests that need no libvirtd."""
+"""A fake of libvirt's Python library, for tests without a libvirtd."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ REFUSED = 1
 
 
 class ScriptedError(Exception):
-    """libvirt's exception."""
+    """A fake of libvirt.libvirtError."""
 
     def __init__(self, text: str = "the connection is closed", code: object = CONNECTION_CLOSED) -> None:
         super().__init__(text)
@@ -27,7 +27,7 @@ class ScriptedError(Exception):
 
 
 def reply_with(value: Any) -> Any:
-    """Return a scripted value; an exception is raised."""
+    """Return a value, or raise it if it is an exception."""
     if isinstance(value, Exception):
         raise value
     return value
@@ -35,12 +35,13 @@ def reply_with(value: Any) -> Any:
 
 @dataclass(slots=True)
 class ScriptedDomain:
-    """A domain.
+    """A fake of libvirt.virDomain.
 
     Attributes:
-        xml, stats: what libvirt reports; an exception is raised.
+        xml: the domain's XML, or an exception to raise.
+        stats: the domain's statistics, or an exception to raise.
         replies: QEMU's replies as text, by command.
-        thresholds: the thresholds that were set, with their images.
+        thresholds: each write threshold that was set, with the image.
     """
 
     uuid: str
@@ -69,7 +70,7 @@ class ScriptedDomain:
 
 
 class ScriptedConnection:
-    """A connection that counts calls made while another is in progress."""
+    """A fake of libvirt.virConnect. It counts the calls that are made while another call is in progress."""
 
     def __init__(self, library: "ScriptedLibrary") -> None:
         self.up = True
@@ -110,7 +111,7 @@ class ScriptedConnection:
         return [(domain, reply_with(domain.stats)) for domain in domains]
 
     def use(self, wait: Callable[[], object]) -> int:
-        """Make a call that blocks in `wait`."""
+        """Simulate a call of the library that blocks until `wait` returns."""
         self._call(wait)
         if not self.up:
             raise ScriptedError
@@ -127,14 +128,14 @@ class ScriptedConnection:
 
 
 class ScriptedLibrary(SimpleNamespace):
-    """The module `libvirt`.
+    """A fake of the module `libvirt`.
 
     Attributes:
-        connections: all that were opened.
-        shared: number of calls made on a connection while another was in progress.
-        version: called by getVersion.
-        domains: by UUID.
-        listing: returns the result of listAllDomains; an exception is raised.
+        connections: all connections that were opened.
+        shared: number of calls that were made while another call on the same connection was in progress.
+        version: the function that getVersion calls.
+        domains: the domains by UUID.
+        listing: returns the result of listAllDomains, or an exception to raise.
     """
 
     libvirtError = ScriptedError
@@ -171,7 +172,7 @@ class ScriptedLibrary(SimpleNamespace):
 
 
 class ScriptedQemuLibrary:
-    """The module `libvirt_qemu`."""
+    """A fake of the module `libvirt_qemu`."""
 
     def qemuMonitorEventRegister(self, *_: object) -> int:
         return 0

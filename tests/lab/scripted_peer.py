@@ -1,4 +1,4 @@
-"""A scripted server at the other end of a connection, for behaviour that FakeQemu does not have."""
+"""A scripted server at a Unix socket, for behaviour that FakeQemu does not have."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ TIMEOUT_SECONDS = 60.0
 async def connected(
     path: Path, on_event: Callable[[Event], None] = lambda _: None, deadline: float = TIMEOUT_SECONDS
 ) -> AsyncIterator[Client]:
-    """Connect a client to the monitor at a path; it is closed with the block."""
+    """Connect a client to the monitor at a path. The client is closed at the end of the block."""
     client = await Client.open(unix_connector(str(path)), AllowList(), on_event, deadline=deadline)
     with contextlib.closing(client):
         yield client
@@ -30,7 +30,7 @@ async def connected(
 async def scripted_peer(
     folder: Path, talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 ) -> AsyncIterator[Path]:
-    """Serve each client with `talk`, then close its connection."""
+    """Run a server while the block runs. It calls `talk` for each client, and then closes the connection."""
     running: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""A scripted sink, a source of records for it, and a delivery pipeline that runs as long as a block."""
+"""A scripted sink, a source of numbered records, and a delivery pipeline that runs while a block runs."""
 
 import asyncio
 import contextlib
@@ -31,13 +31,13 @@ class ScriptedSink:
     """A sink that a test controls.
 
     Attributes:
-        up: whether it accepts anything.
-        rejected: ids of records that it rejects.
-        batches: the batches that it accepted, in order, without rejected records.
-        opens: how often it was opened.
-        sends: how often a batch was sent to it, with any result.
-        gate: while cleared, an accepted batch is not acknowledged.
-        changed: set at each send.
+        up: whether the sink accepts records.
+        rejected: ids of the records that the sink rejects.
+        batches: the accepted batches, in order, without rejected records.
+        opens: how often the sink was opened.
+        sends: how often a batch was sent, with any result.
+        gate: while this event is not set, accepted batches are not acknowledged.
+        changed: set whenever a batch is sent.
     """
 
     name = "the script"
@@ -92,7 +92,7 @@ class ScriptedSink:
         return [record for record in self.records if record.type == DROP_REPORT_TYPE]
 
     async def until(self, predicate: Callable[[], object]) -> None:
-        """Wait until the predicate holds; it is evaluated at each send."""
+        """Wait until a predicate returns a true value. It is evaluated whenever a batch is sent."""
         async with asyncio.timeout(DEADLINE_SECONDS):
             while not predicate():
                 self.changed.clear()
@@ -103,18 +103,18 @@ class RecordSource:
     """Makes numbered records of three VMs in turn.
 
     Attributes:
-        ids: the ids of all its records, in order.
-        bodies: the bodies of all its records, by id.
+        ids: the ids of all records so far, in order.
+        bodies: the bodies of all records so far, by id.
     """
 
     def __init__(self, record_type: str = EVENT, *, size: int = 100, run: int = 0, start_ns: int = START_NS) -> None:
-        """Set up a source.
+        """Configure the records.
 
         Args:
             record_type: the type of the records.
             size: bytes of padding in each record.
-            run: makes the ids of several sources distinct.
-            start_ns: time of the first record, nanoseconds since the epoch; each later one is a nanosecond later.
+            run: a number that makes the ids of several sources distinct.
+            start_ns: time of the first record, in nanoseconds since the epoch. Each record is a nanosecond later than the previous one.
         """
         self.record_type = record_type
         self.ids: list[str] = []
@@ -148,16 +148,16 @@ def make_pipeline(
     timings: DeliveryTimings = SHORT_TIMINGS,
     linger_seconds: float = 0.0,
 ) -> DeliveryPipeline:
-    """Return a pipeline to a sink, which reports drops as the agent does.
+    """Return a delivery pipeline to a sink. It publishes a record about dropped records, like the agent.
 
     Args:
         sink: the sink.
         folder: the journal's directory; None for no journal.
         memory: bytes of memory for all queues.
         disk: bytes of disk for each queue.
-        connect: opens the journal's database, if not SQLite itself does.
-        timings: waits and deadlines.
-        linger_seconds: how long samples wait for others.
+        connect: opens the journal's database; a test can pass a faulty disk's function.
+        timings: delays and timeouts.
+        linger_seconds: how long a sample waits for more samples of the same batch.
     """
     encode = RecordEncoder()
     agent = Vm("host1", "", "")
@@ -175,20 +175,20 @@ def make_pipeline(
 
 @contextlib.asynccontextmanager
 async def running(pipeline: DeliveryPipeline, stop_seconds: float = 15.0) -> AsyncIterator[DeliveryPipeline]:
-    """Run a pipeline as long as the block runs, within a deadline."""
+    """Run a pipeline while the block runs. The block must end before a deadline."""
     async with asyncio.timeout(3 * DEADLINE_SECONDS), pipeline.running(stop_seconds):
         yield pipeline
 
 
 async def eventually(predicate: Callable[[], object]) -> None:
-    """Wait until the predicate holds; it is evaluated every millisecond, for conditions without an event."""
+    """Wait until a predicate returns a true value. It is evaluated every millisecond."""
     async with asyncio.timeout(DEADLINE_SECONDS):
         while not predicate():  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.001)
 
 
 async def journal_caught_up(queue: RecordQueue) -> None:
-    """Wait until the queue is within its limits."""
+    """Wait until the journal has caught up and the queue is within its limits."""
     await eventually(lambda: queue.tail.bytes <= queue.limits.memory and not queue.excess_bytes)
 
 
@@ -198,7 +198,7 @@ def is_journaled(queue: RecordQueue) -> bool:
 
 
 def deduplicated(ids: Sequence[str]) -> list[str]:
-    """Return ids without repetitions, as a consumer that deduplicates sees them."""
+    """Return ids without repetitions, like a consumer that deduplicates."""
     return list(dict.fromkeys(ids))
 
 

@@ -1,4 +1,4 @@
-"""One broker with a listener for each kind of security: SASL in plain text, SASL over TLS, and mutual TLS."""
+"""A Kafka broker with three secured listeners: SASL in plain text, SASL over TLS, and mutual TLS."""
 
 import asyncio
 import subprocess
@@ -21,16 +21,16 @@ USER, PASSWORD = "agent", "agent-secret"
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """Addresses of a broker, and its certificates.
+    """The secured listeners of a broker, and the certificates.
 
     Attributes:
-        clear: SASL in plain text, without SCRAM-SHA-512.
-        tls: SASL over TLS.
-        mutual: mutual TLS.
-        certificates: those of the broker and its clients.
-        foreign: those of another authority.
+        clear: address of the listener for SASL in plain text, which does not offer SCRAM-SHA-512.
+        tls: address of the listener for SASL over TLS.
+        mutual: address of the listener for mutual TLS.
+        certificates: the certificates of the broker and of its clients.
+        foreign: certificates of another authority.
         folder: a directory for files.
-        cluster: the broker; its default listener needs no credentials.
+        cluster: the broker. Its default listener needs no credentials.
     """
 
     clear: str
@@ -84,19 +84,19 @@ def _secured_broker() -> Iterator[Listeners]:
 
 @pytest.fixture(scope="session")
 def kafka(_secured_broker: Listeners) -> KafkaCluster:
-    """One broker for all tests of this directory, whichever loop they run on."""
+    """A broker that all tests of this directory share."""
     return _secured_broker.cluster
 
 
 @pytest.fixture(scope="session")
 def listeners(_secured_broker: Listeners) -> Listeners:
-    """The listeners of the same broker that need credentials."""
+    """The secured listeners of the broker in the fixture `kafka`."""
     _add_user(_secured_broker.cluster.brokers[0].internal)
     return _secured_broker
 
 
 def _add_user(broker: str) -> None:
-    """Add the user for each SCRAM mechanism; each starts a Java, which takes a second or two."""
+    """Add the user for each SCRAM mechanism. Each mechanism takes one or two seconds, because Kafka's tool is a Java program."""
     commands = [add_user_command(kafka_home(), broker, name, USER, PASSWORD) for name in MECHANISMS[1:]]
     running = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for command in commands]
     assert [process.wait(30) for process in running] == [0, 0]

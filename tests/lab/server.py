@@ -16,17 +16,17 @@ _STOP_SECONDS: Final = 15.0
 
 
 class ServerError(Exception):
-    """A server that did not start or refused a query; the message quotes it."""
+    """A server did not start, or rejected a query. The message quotes the server."""
 
 
 class Server(ABC):
-    """One of Prometheus' servers. As an async context manager it runs while the block runs.
+    """A server process such as Prometheus or Alertmanager. As an async context manager, it runs while the block runs.
 
-    It can be stopped and started again at the same address.
+    The server can be stopped, and started again at the same address.
 
     Attributes:
         url: The base URL, without a trailing slash.
-        folder: Directory of its data, log and settings; need not exist yet.
+        folder: The directory for data, log and config. It is created if it does not exist.
     """
 
     program: str
@@ -39,13 +39,13 @@ class Server(ABC):
 
     @abstractmethod
     async def arguments(self) -> list[str]:
-        """Write the settings and return the command's arguments, except the address."""
+        """Write the config file, and return the command-line arguments without the listen address."""
 
     async def start(self) -> None:
-        """Start it and wait until it is ready.
+        """Start the server, and wait until it is ready.
 
         Raises:
-            ServerError: It ended, or was not ready in time.
+            ServerError: The server ended, or was not ready in time.
             MissingDependencyError: The program is not installed.
         """
         require(self.program, self.program)
@@ -69,7 +69,7 @@ class Server(ABC):
             raise ServerError(f"{self.program} did not start: {self._log.read_text()[-2000:]}")
 
     async def stop(self) -> None:
-        """Terminate it, and kill it if it does not end in time."""
+        """Stop the server with SIGTERM. Kill the server if it does not end in time."""
         process, self._process = self._process, None
         if process is not None:
             process.terminate()

@@ -1,4 +1,4 @@
-"""Snapshots made by hand: VMs and samples without a session."""
+"""Helpers that put VMs and samples into a Snapshot without a session."""
 
 from typing import Any
 
@@ -33,19 +33,19 @@ def vm(number: int = 0, name: str = "vm1", monitor: str = "/run/vm1.qmp") -> Vm:
 def status(
     owner: Vm, state: MonitorState = MonitorState.UP, *, key: object = 0, reason: str = "", package: str = "Debian"
 ) -> MonitorStatus:
-    """Return the status of a VM's monitor; monitors with different keys are different sockets."""
+    """Return the status of a VM's monitor. A different key means a monitor at another socket."""
     monitor = Monitor(owner.monitor, (owner.monitor, key), OPEN)
     return MonitorStatus(monitor, state, reason, owner, Build("7.2.22", package), 5 * SECOND)
 
 
 def poll(snapshot: Snapshot, owner: Vm, collector: str, *replies: Any, at: int = 7) -> None:
-    """Store the samples that a collector makes of these replies."""
+    """Put the samples into a snapshot that a collector makes of these replies."""
     chosen = next(c for c in ALL if c.name == collector)
     snapshot.samples(owner, chosen.families, tuple(chosen.collect(replies)), at * SECOND)
 
 
 def put(snapshot: Snapshot, owner: Vm, family: Family, *samples: tuple[tuple[str, ...], dict[str, Any]]) -> None:
-    """Store a family's samples as they are."""
+    """Put these samples of a family into a snapshot."""
     snapshot.samples(owner, (family,), [Sample(family, labels, values) for labels, values in samples], 7 * SECOND)
 
 
@@ -79,6 +79,6 @@ class OneVmSource:
     def put(
         self, family: Family, at: float, *samples: tuple[tuple[str, ...], dict[str, Any]], owner: Vm | None = None
     ) -> None:
-        """Store a family's samples of a poll at this time, in seconds."""
+        """Put these samples of a family into the snapshot, as of a poll at this time in seconds."""
         polled = [Sample(family, labels, values) for labels, values in samples]
         self.snapshot.samples(owner or vm(), (family,), polled, round(at * SECOND))

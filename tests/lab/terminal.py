@@ -16,11 +16,11 @@ from tests.lab.agent_process import COMMAND
 
 
 class Terminal:
-    """A command on its own pseudo-terminal. It runs as long as the context does.
+    """`qmp-agent` on a pseudo-terminal. As an async context manager, it runs while the block runs.
 
     Attributes:
-        screen: the screen.
-        process: the command, inside the context.
+        screen: the content of the terminal's screen.
+        process: the process of `qmp-agent`, while the block runs.
     """
 
     def __init__(self, *arguments: str, columns: int = 120, rows: int = 30) -> None:
@@ -71,20 +71,20 @@ class Terminal:
         os.killpg(self.process.pid, signal.SIGWINCH)
 
     def type(self, keys: str) -> None:
-        """Press keys."""
+        """Send keys to the terminal."""
         os.write(self._master, keys.encode())
 
-    def row(self, text: str) -> str:
-        """Return the first row that contains a text; empty if there is none."""
+    def find_row(self, text: str) -> str:
+        """Return the first row of the screen that contains a text; empty if no row contains it."""
         return next((row.rstrip() for row in self.screen.display if text in row), "")
 
-    async def shows(self, *texts: str) -> None:
-        """Wait until all texts are on the screen.
+    async def wait_for_texts(self, *texts: str) -> None:
+        """Wait until all these texts are on the screen.
 
         Raises:
-            AssertionError: They do not appear in time.
+            AssertionError: A text does not appear in time.
         """
         try:
-            await until(lambda: all(self.row(text) for text in texts), 60)
+            await until(lambda: all(self.find_row(text) for text in texts), 60)
         except TimeoutError:
             raise AssertionError(f"no {texts} on\n" + "\n".join(self.screen.display)) from None

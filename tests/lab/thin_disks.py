@@ -1,4 +1,4 @@
-"""Thin disks for tests of alerts, with QEMU's threshold slot."""
+"""A model of a thin disk with QEMU's write-threshold slot, for tests of alerts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ def policy(mode: ThresholdMode = ThresholdMode.ARM, *levels: str, hysteresis: fl
 
 @dataclass
 class Disk:
-    """A disk: by default qcow2 on a logical volume of 100 GiB. `write` does what QEMU does."""
+    """A thin disk: by default qcow2 on a logical volume of 100 GiB. `write` behaves like QEMU."""
 
     size: int = 100 * GIB
     offset: int = 0
@@ -40,7 +40,7 @@ class Disk:
     corrupt: bool = False
 
     def write(self, end: int) -> dict[str, Any] | None:
-        """Write up to the offset `end`; return the data of QEMU's event, if the write exceeds the threshold."""
+        """Write up to the offset `end`. Return the data of QEMU's event if the write exceeds the threshold, else None."""
         event = None
         if self.slot and end > self.slot:
             event = {"node-name": self.node, "amount-exceeded": end - self.slot, "write-threshold": self.slot}
@@ -81,12 +81,12 @@ class Disk:
 
 
 def poll_layers(tracker: ThresholdTracker, disk: Disk, now: float = 0.0) -> list[LevelCrossing]:
-    """Pass the current layers to a tracker; return the crossings."""
+    """Pass the disk's present layers to a tracker, and return the levels that were crossed."""
     return list(tracker.on_layers(*disk.layers(), disk.offset, now))
 
 
 def arm(tracker: ThresholdTracker, disk: Disk) -> int:
-    """Set the tracker's next threshold in the disk's slot; return its value, or 0 where there is none."""
+    """Set the tracker's next threshold in the disk's slot. Return the threshold in bytes; 0 if the tracker sets none."""
     threshold = tracker.take_threshold()
     if threshold is None:
         return 0
@@ -96,7 +96,7 @@ def arm(tracker: ThresholdTracker, disk: Disk) -> int:
 
 
 def fire(tracker: ThresholdTracker, event: dict[str, Any] | None) -> list[LevelCrossing]:
-    """Pass a BLOCK_WRITE_THRESHOLD event to a tracker; return the crossings."""
+    """Pass a BLOCK_WRITE_THRESHOLD event to a tracker, and return the levels that were crossed."""
     assert event is not None
     return list(tracker.on_event(event["node-name"], event["write-threshold"], event["amount-exceeded"]))
 

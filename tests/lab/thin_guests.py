@@ -36,11 +36,11 @@ async def run(*command: str) -> str:
     return out.decode().strip()
 
 
-class Loop:
+class LoopDevice:
     """A loop device on a sparse file. It can be extended like a logical volume.
 
     Attributes:
-        path: The device's path, once it is set up.
+        path: The path of the device, while the context is open.
     """
 
     def __init__(self, file: Path, size: int) -> None:
@@ -68,7 +68,7 @@ class Loop:
 
 @contextlib.asynccontextmanager
 async def network_device(socket: Path, size: int) -> AsyncIterator[Mapping[str, Any]]:
-    """Serve a sparse file as a network block device; yield the options of QEMU's driver for it."""
+    """Serve a sparse file as a network block device while the block runs. Yield the options of QEMU's driver for this device."""
     file = socket.with_suffix(".raw")
     with file.open("wb") as image:
         image.truncate(size)
@@ -84,10 +84,10 @@ async def network_device(socket: Path, size: int) -> AsyncIterator[Mapping[str, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThinOptions(GuestOptions):
-    """Options of a thin guest, which writes small blocks.
+    """Options of a guest that writes small blocks to a thin disk.
 
     Attributes:
-        storage: Options of the node under the qcow2 image; None is a file of its own.
+        storage: Options of the block node below the qcow2 node; None for a new file.
     """
 
     kind: GuestKind = GuestKind.WRITER
@@ -96,7 +96,7 @@ class ThinOptions(GuestOptions):
 
 
 class ThinGuest(Guest):
-    """A guest whose `disk0` is the qcow2 node `disk0-format` on the node `disk0-storage` of any driver."""
+    """A guest whose `disk0` is the qcow2 node `disk0-format`. The node below, `disk0-storage`, can have any driver."""
 
     options: ThinOptions
 
@@ -112,8 +112,8 @@ class ThinGuest(Guest):
         return int((await self.nodes())[node]["write_threshold"])
 
 
-def started(folder: Path, name: str = "vm1", *, identity: str | None = None, **options: Any) -> ThinGuest:
-    """Return a thin guest; it runs as an async context manager."""
+def thin_guest(folder: Path, name: str = "vm1", *, identity: str | None = None, **options: Any) -> ThinGuest:
+    """Return a guest with a thin disk. It runs while its async context is open."""
     return ThinGuest(folder, name, ThinOptions(**options), identity=identity)
 
 
@@ -139,12 +139,12 @@ class ListSink:
         """Do nothing."""
 
 
-class Watcher:
+class AlertWatcher:
     """An agent in this process, and the alerts that it emitted.
 
     Attributes:
         app: The agent.
-        url: Its HTTP endpoint.
+        url: The URL of the agent's endpoint.
     """
 
     def __init__(self, folder: Path, *, poll: float = 1.0, resync: float = 300.0, **thresholds: Any) -> None:
@@ -169,7 +169,7 @@ class Watcher:
 
     @property
     def alerts(self) -> list[Data]:
-        """The alert records' data, each with the record's `subject`, `vm` and `severity`, in order."""
+        """The data of all alert records in order. Each also has the record's `subject`, `vm` and `severity`."""
         return [
             record["data"] | {"subject": record.get("subject"), "vm": record["vmname"], "severity": record["severity"]}
             for record in self._sink.records
@@ -177,13 +177,13 @@ class Watcher:
         ]
 
     def event_times(self, *names: str) -> list[float]:
-        """Return the times of the records of these events, in the order in which they left, in seconds since the epoch."""
+        """Return the times of the records of these events, in the order of delivery, in seconds since the epoch."""
         types = {f"qemu.event.{name.lower()}" for name in names}
         records = [record for record in self._sink.records if record["type"] in types]
         return [datetime.fromisoformat(record["time"]).timestamp() for record in records]
 
     def alternates(self) -> bool:
-        """Return whether each alert fired and resolved in turn."""
+        """Return whether the records of each alert are firing and resolved in turn."""
         states: dict[str, str] = {}
         for alert in self.alerts:
             if states.get(alert["fingerprint"], "resolved") == alert["state"]:
@@ -200,10 +200,10 @@ class Watcher:
         ]
 
     async def until(self, level: str, state: str = "firing", timeout: float = 20.0, **data: Any) -> None:  # noqa: ASYNC109
-        """Wait until the alert of this level changed to this state.
+        """Wait until the alert of a level has changed to a state.
 
         Raises:
-            AssertionError: It did not within `timeout` seconds.
+            AssertionError: The alert did not change within `timeout` seconds.
         """
         try:
             await until(lambda: level in self.levels(state, **data), timeout)
@@ -211,7 +211,7 @@ class Watcher:
             raise AssertionError(f"{level} is not {state} within {timeout:g} s: {self.alerts}") from None
 
     def space(self, vm: str, device: str = "disk0") -> Data:
-        """Return a disk's space sample; empty where there is none."""
+        """Return the values of a disk's space sample; empty if there is no sample."""
         for view_vm, view in self.app.snapshot.views():
             if view_vm.name == vm:
                 return dict(view.polls["block_space"].current.get((device,), {})) if "block_space" in view.polls else {}

@@ -23,7 +23,7 @@ HYSTERESIS = 0.02
 
 @dataclass
 class Medium:
-    """The logical volume or file under a node. It keeps what was written when QEMU ends."""
+    """The logical volume or file below a block node. Its data survive the end of QEMU."""
 
     path: str
     size: int
@@ -41,7 +41,7 @@ class Node:
     highest: int = 0
 
     def write(self, end: int) -> dict[str, Any] | None:
-        """Write up to `end`; return the event's data, if the write exceeds the threshold (block/write-threshold.c)."""
+        """Write up to `end`. Return the event's data if the write exceeds the threshold (block/write-threshold.c), else None."""
         event = None
         if self.slot and end > self.slot:
             event = {"node-name": self.name, "amount-exceeded": end - self.slot, "write-threshold": self.slot}
@@ -53,7 +53,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply: the storage at the time of the query. `with_nodes` adds the layers to the counters."""
+    """QEMU's reply to a query of the disk: the state of the storage at that time. With `with_nodes`, it has the layers, too."""
 
     node: Node
     medium: Medium
@@ -61,7 +61,7 @@ class Reply:
 
 
 class Qemu:
-    """One QEMU with one disk: qcow2 on a logical volume, or on a file."""
+    """A QEMU with one disk: qcow2 on a logical volume, or on a file."""
 
     def __init__(self, driver: str, size: int) -> None:
         self.driver = driver
@@ -71,12 +71,12 @@ class Qemu:
         self.nodes = {self.node.name: self.node}
 
     def restart(self) -> None:
-        """Start another process, which opens the image again."""
+        """Replace the QEMU process by a new process that opens the same image."""
         self.node = replace(self.node, slot=0, highest=0)
         self.nodes = {self.node.name: self.node}
 
     def move(self, *, keeps_old: bool) -> None:
-        """Switch to another node: a snapshot keeps the old one; a mirror's pivot copies its data and closes it."""
+        """Switch to another node. A snapshot keeps the old node. The pivot of a mirror copies the old node's data and closes the node."""
         self.nodes_opened += 1
         old = self.node
         end = 0 if keeps_old else old.medium.end
@@ -91,7 +91,7 @@ class Qemu:
         return Reply(replace(self.node), replace(self.node.medium), with_nodes)
 
     def samples(self, reply: Reply) -> list[Sample]:
-        """Return the collectors' samples of a reply."""
+        """Return the samples that the collectors make of a reply."""
         node, medium = reply.node, reply.medium
         offset = {"storage_node": node.name, "storage_write_highest_offset_bytes": node.highest}
         samples = [Sample(BLOCK, (DEVICE,), {"node": "format", **offset})]
@@ -117,7 +117,7 @@ class Qemu:
 
 @dataclass
 class Journal:
-    """Records and state notes on disk, and transactions that are still pending."""
+    """A model of the journal: records and state notes on disk, and transactions that are not committed yet."""
 
     notes: dict[str, Any] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
@@ -127,7 +127,7 @@ class Journal:
         self.pending.append((record, note[0], json.loads(json.dumps(note[1]))))
 
     def commit(self, count: int | None = None) -> list[Record]:
-        """Commit the oldest `count` transactions, or all; return their records."""
+        """Commit the oldest `count` transactions; None commits all. Return their records."""
         done = self.pending[:count]
         del self.pending[: len(done)]
         for _, name, value in done:
@@ -141,7 +141,7 @@ class Journal:
 
 
 class Agent:
-    """The alerting part of an agent, driven in single steps as the app and a session do."""
+    """The part of an agent that handles alerts. A test runs its steps one by one."""
 
     def __init__(self, qemu: Qemu, journal: Journal, mode: ThresholdMode, now: float) -> None:
         self.qemu = qemu
@@ -173,7 +173,7 @@ class Agent:
         self.emit(pending)
 
     def pending_commands(self) -> list[tuple[str, int]]:
-        """Return the thresholds to set, by node; their state note is put into the journal first."""
+        """Return the thresholds to set, by node. Their state note is put into the journal first."""
         commands = self.manager.pending_commands(VM)
         if commands:
             self.journal.put(None, self.manager.notes.note_of_vm(UUID))

@@ -1,7 +1,7 @@
-"""Replies of real QEMUs, stored as files: the default replies of FakeQemu.
+"""Transcripts: the replies of real QEMUs in files. FakeQemu uses them as default replies.
 
-`python -m tests.lab.transcript` captures them from the QEMU of this machine, and from the others that were fetched
-(`tests/lab/qemus.py`). The transcripts of QEMU 2.6, 4.2 and 5.2 were written by hand from their schemas.
+`python -m tests.lab.transcript` captures a transcript from this machine's QEMU and from each downloaded QEMU (`tests/lab/qemus.py`). The
+transcripts of QEMU 2.6, 4.2 and 5.2 were written by hand from QEMU's schemas.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ class Transcript:
 
     Attributes:
         greeting: The first message.
-        exchanges: A list of `{"command", "arguments", "reply"}`, each reply with its `return` or `error`.
+        exchanges: A list of `{"command", "arguments", "reply"}`. A reply has the member `return` or `error`.
     """
 
     greeting: dict[str, Any]
@@ -68,11 +68,11 @@ class Transcript:
 
     @classmethod
     def load(cls, name: str = "qemu-7.2") -> Self:
-        """Load one of the transcripts in tests/golden/transcripts."""
+        """Load a transcript from tests/golden/transcripts."""
         return cls(**json.loads((FOLDER / f"{name}.json").read_text()))
 
     def answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return the reply to this command with these arguments, else with any arguments, else CommandNotFound."""
+        """Return the reply to a command with these arguments; else a reply to this command with any arguments; else CommandNotFound."""
         known = [exchange for exchange in self.exchanges if exchange["command"] == command]
         exact = [exchange for exchange in known if exchange["arguments"] == arguments]
         for exchange in exact or known:
@@ -82,13 +82,13 @@ class Transcript:
 
 
 def transcript_path(greeting: dict[str, Any]) -> Path:
-    """Return the file of the transcript of the QEMU that sent this greeting."""
+    """Return the path of the transcript for the QEMU version in a greeting."""
     version = greeting["QMP"]["version"]["qemu"]
     return FOLDER / f"qemu-{version['major']}.{version['minor']}.json"
 
 
 async def capture(monitor: Path) -> Transcript:
-    """Run every command of a transcript on a free monitor. Paths in the monitor's folder become /images."""
+    """Run every command of a transcript on a monitor that no client holds. In the replies, the monitor's folder becomes /images."""
     reader, writer = await asyncio.open_unix_connection(monitor, limit=1 << 22)
     folder = str(monitor.parent).encode()
 
@@ -113,7 +113,7 @@ async def capture(monitor: Path) -> Transcript:
 
 
 async def main() -> None:
-    """Write the transcripts of all QEMUs that are available."""
+    """Write a transcript for each available QEMU."""
     for release in ("", *OTHER_RELEASES):
         options = GuestOptions(kind=GuestKind.WRITER, binary=find_qemu(release).binary)
         with tempfile.TemporaryDirectory(prefix="qmp-") as folder:

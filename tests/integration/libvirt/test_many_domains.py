@@ -34,7 +34,7 @@ TICK_SECONDS: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class Testbed:
     """A domain with two monitors beside libvirt's; the agent is on one of them.
 
     Attributes:
@@ -77,7 +77,7 @@ class Stage:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage(libvirtd: Libvirtd) -> AsyncIterator[Stage]:
+async def testbed(libvirtd: Libvirtd) -> AsyncIterator[Testbed]:
     monitors = [libvirtd.folder / "lib" / name for name in ("agent.qmp", "other.qmp")]
     options = [option for path in monitors for option in ("-qmp", f"unix:{path},server=on,wait=off")]
     arguments = "".join(f"<qemu:arg value='{option}'/>" for option in options)
@@ -95,23 +95,23 @@ async def stage(libvirtd: Libvirtd) -> AsyncIterator[Stage]:
     folder.mkdir()
     async with AgentProcess(folder, config) as agent:
         await agent.wait_for_record("sample.block", vm=domain.uuid, device=DEVICE)
-        yield Stage(libvirtd, domain, agent, other)
+        yield Testbed(libvirtd, domain, agent, other)
     await other.disconnect()
 
 
 async def test_under_load_all_figures_lie_between_those_of_virsh_and_of_another_qmp_client(
-    stage: Stage,
+    testbed: Testbed,
 ) -> None:
-    first = await stage.virsh()
+    first = await testbed.virsh()
     for _ in range(ROUNDS):
-        before, other_before = await stage.virsh(), await stage.qmp()
-        figures = await stage.agent_figures()
-        other_after, after = await stage.qmp(), await stage.virsh()
+        before, other_before = await testbed.virsh(), await testbed.qmp()
+        figures = await testbed.agent_figures()
+        other_after, after = await testbed.qmp(), await testbed.virsh()
         for name, value in figures.items():
             slack = TICK_SECONDS * 2 if name == "cpu_seconds" else 1e-9 * value
             assert before[name] - slack <= value <= after[name] + slack, name
             if name in other_before:
                 assert other_before[name] - slack <= value <= other_after[name] + slack, name
-    last = await stage.virsh()
+    last = await testbed.virsh()
     for name in ("writes_total", "write_bytes_total", "write_seconds_total", "cpu_seconds"):
         assert last[name] > first[name], f"there was no load: {name} did not rise"

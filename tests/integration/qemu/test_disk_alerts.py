@@ -9,12 +9,12 @@ import pytest
 from agent.cli.demo.guest import until
 from tests.integration.qemu.test_write_thresholds import armed
 from tests.lab.qemus import Qemu
-from tests.lab.thin_guests import MIB, Loop, ThinGuest, ThinOptions, Watcher, make_qcow2, run, started
+from tests.lab.thin_guests import MIB, AlertWatcher, LoopDevice, ThinGuest, ThinOptions, make_qcow2, run, thin_guest
 
 SIZE: Final = 8 * MIB
 VIRTUAL_MIB: Final = 64
 
-needs_loop = pytest.mark.skipif(not Loop.is_available(), reason="only root can make loop devices")
+needs_loop = pytest.mark.skipif(not LoopDevice.is_available(), reason="only root can make loop devices")
 
 
 class LegacyGuest(ThinGuest):
@@ -34,7 +34,7 @@ async def start_mirror(guest: ThinGuest) -> None:
     await guest.command("blockdev-mirror", **job)
 
 
-async def full_disk(agent: Watcher, path: str) -> dict[str, Any]:
+async def full_disk(agent: AlertWatcher, path: str) -> dict[str, Any]:
     """Wait for the alert of a full disk, check what it names, and return it."""
     await until(lambda: [alert for alert in agent.alerts if alert["alert"] == "disk_full"], 180)
     alert = next(alert for alert in agent.alerts if alert["alert"] == "disk_full")
@@ -53,13 +53,13 @@ async def test_a_full_disk_is_named_under_a_mirror_and_at_attach(
     is_mirrored: bool,  # noqa: FBT001 - a table
     is_attached: bool,  # noqa: FBT001 - a table
 ) -> None:
-    async with Loop(folder / "lv.raw", SIZE) as loop:
+    async with LoopDevice(folder / "lv.raw", SIZE) as loop:
         await make_qcow2(loop.path, VIRTUAL_MIB * MIB)
         storage = {"driver": "host_device", "filename": loop.path}
         options: dict[str, Any] = {"disk_mib": VIRTUAL_MIB, "storage": storage, "disk_options": "werror=stop"}
         options |= {"binary": qemu.binary, "write_kib": 63}
-        agent = Watcher(folder, mode="observe", levels=["99%"], poll=0.5)
-        async with started(folder, **options) as guest:
+        agent = AlertWatcher(folder, mode="observe", levels=["99%"], poll=0.5)
+        async with thin_guest(folder, **options) as guest:
             if is_mirrored:
                 await start_mirror(guest)
             if not is_attached:
@@ -74,25 +74,25 @@ async def test_a_full_disk_is_named_under_a_mirror_and_at_attach(
 
 @needs_loop
 async def test_a_full_legacy_drive_is_named_by_its_device(folder: Path, qemu: Qemu) -> None:
-    async with Loop(folder / "lv.raw", SIZE) as loop:
+    async with LoopDevice(folder / "lv.raw", SIZE) as loop:
         await make_qcow2(loop.path, VIRTUAL_MIB * MIB)
         options = ThinOptions(disk_mib=VIRTUAL_MIB, storage={"filename": loop.path}, binary=qemu.binary, write_kib=63)
-        async with LegacyGuest(folder, "vm1", options), Watcher(folder, mode="observe", poll=1) as agent:
+        async with LegacyGuest(folder, "vm1", options), AlertWatcher(folder, mode="observe", poll=1) as agent:
             await full_disk(agent, loop.path)
 
 
 @needs_loop
 async def test_a_nearly_full_disk_is_known_as_such_after_a_power_cycle(folder: Path) -> None:
-    async with Loop(folder / "lv.raw", SIZE) as loop:
+    async with LoopDevice(folder / "lv.raw", SIZE) as loop:
         await make_qcow2(loop.path, VIRTUAL_MIB * MIB)
         storage = {"driver": "host_device", "filename": loop.path}
         options: dict[str, Any] = {"disk_mib": VIRTUAL_MIB, "storage": storage, "disk_options": "werror=stop"}
-        async with Watcher(folder, mode="observe", levels=["50%", "90%"], poll=0.2) as agent:
-            async with started(folder, **options) as guest:
+        async with AlertWatcher(folder, mode="observe", levels=["50%", "90%"], poll=0.2) as agent:
+            async with thin_guest(folder, **options) as guest:
                 await agent.until("90%")
                 used = agent.space(guest.name)["used_bytes"]
             await agent.until("90%", "resolved", resolved_by="vm_gone")
-            async with started(folder, identity=guest.uuid, extra=["-S"], **options) as guest:
+            async with thin_guest(folder, identity=guest.uuid, extra=["-S"], **options) as guest:
                 await until(lambda: agent.levels() == ["50%", "90%"] * 2, 10)
                 disks = {disk["qdev"]: disk for disk in await guest.command("query-blockstats")}
                 (disk,) = [disk for name, disk in disks.items() if "disk0" in name]
@@ -102,7 +102,7 @@ async def test_a_nearly_full_disk_is_known_as_such_after_a_power_cycle(folder: P
 
 
 async def test_an_own_threshold_that_a_commit_exceeds_is_reported(folder: Path) -> None:
-    async with started(folder, disk_mib=24) as guest, Watcher(folder, levels=["20%"], poll=0.2) as agent:
+    async with thin_guest(folder, disk_mib=24) as guest, AlertWatcher(folder, levels=["20%"], poll=0.2) as agent:
         threshold = await armed(agent, guest)
         base = (await guest.nodes())["disk0-storage"]["file"]
         await guest.command(
@@ -121,14 +121,14 @@ async def test_an_own_threshold_that_a_commit_exceeds_is_reported(folder: Path) 
 
 @needs_loop
 async def test_a_commit_without_space_is_a_failed_job(folder: Path) -> None:
-    async with Loop(folder / "lv.raw", SIZE) as loop:
+    async with LoopDevice(folder / "lv.raw", SIZE) as loop:
         await make_qcow2(loop.path, VIRTUAL_MIB * MIB)
         await run("qemu-img", "create", "-q", "-f", "qcow2", "-b", loop.path, "-F", "qcow2", f"{folder}/top.qcow2")
         await run("qemu-io", "-f", "qcow2", "-c", "write 0 16M", f"{folder}/top.qcow2")
         storage = {"driver": "file", "filename": f"{folder}/top.qcow2"}
         async with (
-            started(folder, storage=storage, disk_mib=VIRTUAL_MIB, extra=["-S"]) as guest,
-            Watcher(folder, mode="observe", poll=0.5) as agent,
+            thin_guest(folder, storage=storage, disk_mib=VIRTUAL_MIB, extra=["-S"]) as guest,
+            AlertWatcher(folder, mode="observe", poll=0.5) as agent,
         ):
             await until(lambda: agent.space(guest.name), 10)
             await guest.command("block-commit", job_id="c", device="disk0-format", on_error="report")
@@ -140,7 +140,7 @@ async def test_a_commit_without_space_is_a_failed_job(folder: Path) -> None:
 async def test_a_reset_does_not_resolve_the_alert_of_a_full_disk(folder: Path) -> None:
     no_space = {"event": "write_aio", "iotype": "write", "errno": 28, "once": True}
     options: dict[str, Any] = {"faults": [no_space], "disk_options": "werror=stop", "span_mib": 8}
-    async with Watcher(folder, mode="observe", poll=0.2) as agent, started(folder, **options) as guest:
+    async with AlertWatcher(folder, mode="observe", poll=0.2) as agent, thin_guest(folder, **options) as guest:
         await until(lambda: agent.alerts, 20)
         await guest.command("system_reset")
         await guest.wait_for_event("RESET")

@@ -14,7 +14,7 @@ import pytest
 
 from agent.cli.demo.guest import GuestKind, until
 from tests.lab.qemus import Qemu
-from tests.lab.thin_guests import MIB, Loop, ThinGuest, Watcher, make_qcow2, started
+from tests.lab.thin_guests import MIB, AlertWatcher, LoopDevice, ThinGuest, make_qcow2, thin_guest
 
 ROUNDS: Final = int(os.environ.get("QMP_AGENT_PAUSE_ROUNDS", "3"))
 FIRST_SIZE: Final = 8 * MIB
@@ -27,16 +27,16 @@ async def is_stopped(guest: ThinGuest) -> bool:
     return bool((await guest.command("query-status"))["status"] == "io-error")
 
 
-def full_alerts(agent: Watcher) -> list[dict[str, Any]]:
+def full_alerts(agent: AlertWatcher) -> list[dict[str, Any]]:
     return [alert for alert in agent.alerts if alert["alert"] == "disk_full"]
 
 
-@pytest.mark.skipif(not Loop.is_available(), reason="only root can make loop devices")
+@pytest.mark.skipif(not LoopDevice.is_available(), reason="only root can make loop devices")
 @pytest.mark.timeout(60 + 15 * ROUNDS)
 async def test_no_alert_fires_while_the_guest_runs(folder: Path, qemu: Qemu) -> None:
     delays = random.Random(7)  # the same delays in each run
     disk_mib = (FIRST_SIZE + (ROUNDS + 40) * STEP) // MIB
-    async with Loop(folder / "lv.raw", FIRST_SIZE) as loop:
+    async with LoopDevice(folder / "lv.raw", FIRST_SIZE) as loop:
         await make_qcow2(loop.path, disk_mib * MIB)
         options: dict[str, Any] = {
             "kind": GuestKind.LINUX,
@@ -46,8 +46,8 @@ async def test_no_alert_fires_while_the_guest_runs(folder: Path, qemu: Qemu) -> 
         }
         options |= {"storage": {"driver": "host_device", "filename": loop.path}, "disk_options": "werror=stop"}
         async with (
-            started(folder, disk_mib=disk_mib, **options) as guest,
-            Watcher(folder, mode="observe", levels=["95%"], poll=1) as agent,
+            thin_guest(folder, disk_mib=disk_mib, **options) as guest,
+            AlertWatcher(folder, mode="observe", levels=["95%"], poll=1) as agent,
         ):
             size = FIRST_SIZE
             for _ in range(ROUNDS):

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from agent.cli.demo.guest import until
 from tests.integration.qemu.test_write_thresholds import armed
-from tests.lab.thin_guests import MIB, Watcher, make_qcow2, run, started
+from tests.lab.thin_guests import MIB, AlertWatcher, make_qcow2, run, thin_guest
 
 NO_SPACE: Final = {"event": "write_aio", "iotype": "write", "errno": 28, "once": True}
 
@@ -16,9 +16,9 @@ async def test_a_migration_destination_is_armed_and_repeats_no_level(folder: Pat
     uri = f"unix:{folder}/migration"
     options: dict[str, Any] = {"disk_mib": 32, "storage": shared, "pause_seconds": 0.008}
     async with (
-        Watcher(folder, levels=["5%", "20%", "35%", "50%", "65%"], poll=1) as agent,
-        started(folder, "source", **options) as source,
-        started(folder, "destination", identity=source.uuid, extra=["-incoming", "defer"], **options) as destination,
+        AlertWatcher(folder, levels=["5%", "20%", "35%", "50%", "65%"], poll=1) as agent,
+        thin_guest(folder, "source", **options) as source,
+        thin_guest(folder, "destination", identity=source.uuid, extra=["-incoming", "defer"], **options) as destination,
     ):
         await until(lambda: len(agent.app.snapshot.monitors) == 2, 60)
         await agent.until("20%", vm="source")
@@ -40,12 +40,12 @@ async def test_the_source_of_a_failed_migration_is_still_monitored(folder: Path)
     await make_qcow2(f"{folder}/shared.qcow2", 32 * MIB)
     shared: dict[str, Any] = {"driver": "file", "filename": f"{folder}/shared.qcow2"}
     async with (
-        Watcher(folder, levels=["20%", "35%", "50%"], poll=1) as agent,
-        started(folder, "source", disk_mib=32, storage=shared) as source,
+        AlertWatcher(folder, levels=["20%", "35%", "50%"], poll=1) as agent,
+        thin_guest(folder, "source", disk_mib=32, storage=shared) as source,
     ):
         await armed(agent, source)
         incoming = {"storage": shared, "extra": ["-incoming", "defer"]}
-        async with started(folder, "destination", identity=source.uuid, disk_mib=32, **incoming) as destination:
+        async with thin_guest(folder, "destination", identity=source.uuid, disk_mib=32, **incoming) as destination:
             await until(lambda: len(agent.app.snapshot.monitors) == 2, 60)
             await agent.until("20%", vm="source")
             assert await destination.slot() == 0, "the destination writes nothing yet"
@@ -60,8 +60,8 @@ async def test_unplugging_a_disk_resolves_its_alerts(folder: Path) -> None:
     node = f"driver=qcow2,node-name=disk1-format,file.driver=file,file.node-name=disk1-storage,file.filename={folder}/disk1.qcow2"
     device = ["-device", "virtio-scsi-pci", "-device", "scsi-hd,id=disk1,drive=disk1-format"]
     async with (
-        started(folder, span_mib=1, extra=["-blockdev", node, *device]) as guest,
-        Watcher(folder, levels=["80%"], poll=60) as agent,
+        thin_guest(folder, span_mib=1, extra=["-blockdev", node, *device]) as guest,
+        AlertWatcher(folder, levels=["80%"], poll=60) as agent,
     ):
         await agent.until("80%", subject="disk1", detected_by="level")
         await guest.command("device_del", id="disk1")
@@ -73,7 +73,7 @@ async def test_unplugging_a_disk_resolves_its_alerts(folder: Path) -> None:
 
 async def test_disk_full_is_critical_until_the_guest_resumes(folder: Path) -> None:
     options: dict[str, Any] = {"faults": [NO_SPACE], "disk_options": "werror=stop", "span_mib": 8}
-    async with Watcher(folder, levels=["80%"], poll=60) as agent, started(folder, **options) as guest:
+    async with AlertWatcher(folder, levels=["80%"], poll=60) as agent, thin_guest(folder, **options) as guest:
         await until(lambda: agent.alerts, 60)
         (alert,) = agent.alerts
         assert (alert["alert"], alert["state"], alert["severity"]) == ("disk_full", "firing", "critical")
@@ -86,9 +86,9 @@ async def test_disk_full_is_critical_until_the_guest_resumes(folder: Path) -> No
 
 async def test_a_guest_paused_before_the_agent_attached_is_reported(folder: Path) -> None:
     options: dict[str, Any] = {"faults": [NO_SPACE], "disk_options": "werror=stop", "span_mib": 8}
-    async with started(folder, **options) as guest:
+    async with thin_guest(folder, **options) as guest:
         await guest.wait_for_event("STOP", 20)
-        async with Watcher(folder, levels=["80%"], poll=60) as agent:
+        async with AlertWatcher(folder, levels=["80%"], poll=60) as agent:
             await until(lambda: agent.alerts, 60)
             (alert,) = agent.alerts
             assert (alert["alert"], alert["detected_by"], alert["severity"]) == ("disk_full", "missed", "critical")

@@ -7,14 +7,14 @@ from typing import Any, Final
 import pytest
 
 from agent.cli.demo.guest import until
-from tests.lab.thin_guests import MIB, Loop, ThinGuest, Watcher, make_qcow2, network_device, started
+from tests.lab.thin_guests import MIB, AlertWatcher, LoopDevice, ThinGuest, make_qcow2, network_device, thin_guest
 
 LEVELS: Final = [f"{percent}%" for percent in (5, 20, 35, 50, 65, 80, 95)]
 SIZE: Final = 14 * MIB
 PACE: Final[dict[str, Any]] = {"pause_seconds": 0.004}
 
 
-async def armed(agent: Watcher, guest: ThinGuest, node: str = "disk0-storage") -> int:
+async def armed(agent: AlertWatcher, guest: ThinGuest, node: str = "disk0-storage") -> int:
     """Wait until the agent has set a threshold in QEMU's slot, and return it."""
     value = 0
 
@@ -30,16 +30,18 @@ async def armed(agent: Watcher, guest: ThinGuest, node: str = "disk0-storage") -
 
 async def test_each_level_is_reported_once_under_continuous_writes(folder: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        guests = [await stack.enter_async_context(started(folder, "file", disk_mib=SIZE // MIB, **PACE))]
+        guests = [await stack.enter_async_context(thin_guest(folder, "file", disk_mib=SIZE // MIB, **PACE))]
         nbd = await stack.enter_async_context(network_device(folder / "nbd", SIZE))
         await make_qcow2(f"nbd+unix:///?socket={folder}/nbd", 2 * SIZE)
-        guests.append(await stack.enter_async_context(started(folder, "network", disk_mib=28, storage=nbd, **PACE)))
-        if Loop.is_available():
-            loop = await stack.enter_async_context(Loop(folder / "lv.raw", SIZE))
+        guests.append(await stack.enter_async_context(thin_guest(folder, "network", disk_mib=28, storage=nbd, **PACE)))
+        if LoopDevice.is_available():
+            loop = await stack.enter_async_context(LoopDevice(folder / "lv.raw", SIZE))
             await make_qcow2(loop.path, 2 * SIZE)
             device = {"driver": "host_device", "filename": loop.path}
-            guests.append(await stack.enter_async_context(started(folder, "loop", disk_mib=28, storage=device, **PACE)))
-        agent = await stack.enter_async_context(Watcher(folder, levels=LEVELS, poll=60))
+            guests.append(
+                await stack.enter_async_context(thin_guest(folder, "loop", disk_mib=28, storage=device, **PACE))
+            )
+        agent = await stack.enter_async_context(AlertWatcher(folder, levels=LEVELS, poll=60))
         for guest in guests:
             assert 0 < await armed(agent, guest) <= SIZE
             assert await guest.slot("disk0-format") == 0, "the storage fills, not the format"
@@ -63,8 +65,8 @@ async def test_each_level_is_reported_once_under_continuous_writes(folder: Path)
 
 async def test_observe_mode_detects_levels_by_polls_and_sets_nothing(folder: Path) -> None:
     async with (
-        started(folder, disk_mib=16) as guest,
-        Watcher(folder, mode="observe", levels=LEVELS, poll=0.2) as agent,
+        thin_guest(folder, disk_mib=16) as guest,
+        AlertWatcher(folder, mode="observe", levels=LEVELS, poll=0.2) as agent,
     ):
 
         async def has_level() -> bool:
@@ -78,9 +80,9 @@ async def test_observe_mode_detects_levels_by_polls_and_sets_nothing(folder: Pat
 
 async def test_a_foreign_threshold_stays_and_is_reported_as_foreign(folder: Path) -> None:
     foreign = 6 * MIB + 512
-    async with started(folder, disk_mib=24) as guest:
+    async with thin_guest(folder, disk_mib=24) as guest:
         await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=foreign)
-        async with Watcher(folder, levels=LEVELS, poll=0.2) as agent:
+        async with AlertWatcher(folder, levels=LEVELS, poll=0.2) as agent:
             assert agent.app.alerts.manager.store is not None
 
             async def has_fired() -> bool:
@@ -99,7 +101,7 @@ async def test_a_foreign_threshold_stays_and_is_reported_as_foreign(folder: Path
 
 
 async def test_a_client_that_overwrites_the_threshold_keeps_the_slot(folder: Path) -> None:
-    async with started(folder, disk_mib=24) as guest, Watcher(folder, levels=["50%", "60%"], poll=0.2) as agent:
+    async with thin_guest(folder, disk_mib=24) as guest, AlertWatcher(folder, levels=["50%", "60%"], poll=0.2) as agent:
         await armed(agent, guest)
         await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 40)
         await agent.until("60%")
@@ -109,7 +111,7 @@ async def test_a_client_that_overwrites_the_threshold_keeps_the_slot(folder: Pat
 
 
 async def test_after_a_snapshot_the_new_storage_is_armed(folder: Path) -> None:
-    async with started(folder, disk_mib=12) as guest, Watcher(folder, levels=LEVELS, poll=0.2) as agent:
+    async with thin_guest(folder, disk_mib=12) as guest, AlertWatcher(folder, levels=LEVELS, poll=0.2) as agent:
         await armed(agent, guest)
         await agent.until("20%")
         names = set(await guest.nodes())
@@ -131,8 +133,8 @@ async def test_after_a_snapshot_the_new_storage_is_armed(folder: Path) -> None:
 
 async def test_after_a_mirror_pivot_the_target_is_armed(folder: Path) -> None:
     async with (
-        started(folder, disk_mib=24, pause_seconds=0.01) as guest,
-        Watcher(folder, levels=["10%", "50%", "60%", "95%"], poll=60) as agent,
+        thin_guest(folder, disk_mib=24, pause_seconds=0.01) as guest,
+        AlertWatcher(folder, levels=["10%", "50%", "60%", "95%"], poll=60) as agent,
     ):
         await armed(agent, guest)
         await agent.until("10%")
@@ -151,8 +153,8 @@ async def test_after_a_mirror_pivot_the_target_is_armed(folder: Path) -> None:
 
 async def test_a_resized_disk_has_its_levels_moved_by_the_resync(folder: Path) -> None:
     async with (
-        started(folder, disk_mib=16) as guest,
-        Watcher(folder, levels=["40%", "60%"], poll=60, resync=1) as agent,
+        thin_guest(folder, disk_mib=16) as guest,
+        AlertWatcher(folder, levels=["40%", "60%"], poll=60, resync=1) as agent,
     ):
         await agent.until("40%")
         await guest.command("stop")
@@ -165,14 +167,14 @@ async def test_a_resized_disk_has_its_levels_moved_by_the_resync(folder: Path) -
         assert agent.alternates()
 
 
-@pytest.mark.skipif(not Loop.is_available(), reason="only root can make loop devices")
+@pytest.mark.skipif(not LoopDevice.is_available(), reason="only root can make loop devices")
 async def test_an_extended_device_has_its_levels_moved_by_a_poll(folder: Path) -> None:
-    async with Loop(folder / "lv.raw", 8 * MIB) as loop:
+    async with LoopDevice(folder / "lv.raw", 8 * MIB) as loop:
         await make_qcow2(loop.path, 64 * MIB)
         device = {"driver": "host_device", "filename": loop.path}
         async with (
-            started(folder, disk_mib=64, storage=device, disk_options="werror=stop") as guest,
-            Watcher(folder, levels=["50%", "90%"], poll=0.2) as agent,
+            thin_guest(folder, disk_mib=64, storage=device, disk_options="werror=stop") as guest,
+            AlertWatcher(folder, levels=["50%", "90%"], poll=0.2) as agent,
         ):
             await agent.until("90%")
             await until(lambda: [alert for alert in agent.alerts if alert["alert"] == "disk_full"], 60)

@@ -301,7 +301,7 @@ async def test_a_journal_that_opens_late_does_not_delay_the_start(folder: Path, 
     hanging.hanging = True
     sink = ScriptedSink()
     timings = replace(SHORT_TIMINGS, journal_open=0.05)
-    async with running(make_pipeline(sink, folder, connect=hanging.connect_late, timings=timings)) as pipeline:
+    async with running(make_pipeline(sink, folder, connect=hanging.connect_after_release, timings=timings)) as pipeline:
         pipeline.put(source.next())
         await sink.until(lambda: sink.ids)
         assert not pipeline.events.has_journal

@@ -195,7 +195,7 @@ async def test_a_changed_web_config_is_reloaded_and_an_invalid_one_changes_nothi
         assert "the previous web config stays in use" in endpoint.endpoint.config_error
         assert (await endpoint.get(credentials=alice), await endpoint.get()) == (200, 401)
         endpoint.write({})
-        await endpoint.until(200)
+        await endpoint.wait_for_status(200)
         assert not endpoint.endpoint.config_error
         endpoint.write(tls(certificates) | USERS)
         endpoint.url = endpoint.url.replace("http:", "https:")

@@ -28,8 +28,8 @@ async def test_a_client_that_sends_its_header_byte_by_byte_is_disconnected(folde
     limits = ConnectionLimits(header_seconds=0.2)
     async with (
         RunningEndpoint(folder, limits=limits).open() as endpoint,
-        endpoint.raw() as (silent, _),
-        endpoint.raw() as (reader, writer),
+        endpoint.raw_connection() as (silent, _),
+        endpoint.raw_connection() as (reader, writer),
     ):
 
         async def drip() -> None:
@@ -50,7 +50,7 @@ async def test_a_client_that_sends_its_header_byte_by_byte_is_disconnected(folde
 
 async def test_a_kept_alive_connection_is_served_and_closed_when_idle(folder: Path) -> None:
     limits = ConnectionLimits(header_seconds=0.3, idle_seconds=0.3)
-    async with RunningEndpoint(folder, limits=limits).open() as endpoint, endpoint.raw() as (reader, writer):
+    async with RunningEndpoint(folder, limits=limits).open() as endpoint, endpoint.raw_connection() as (reader, writer):
         for _ in range(5):
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -71,7 +71,7 @@ async def test_a_kept_alive_connection_is_served_and_closed_when_idle(folder: Pa
     ],
 )
 async def test_an_oversized_header_is_refused(folder: Path, header: bytes) -> None:
-    async with RunningEndpoint(folder).open() as endpoint, endpoint.raw() as (reader, writer):
+    async with RunningEndpoint(folder).open() as endpoint, endpoint.raw_connection() as (reader, writer):
         writer.write(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n")
         with contextlib.suppress(ConnectionError):
             async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -82,11 +82,11 @@ async def test_an_oversized_header_is_refused(folder: Path, header: bytes) -> No
 
 async def test_excess_connections_are_refused_until_one_ends(folder: Path) -> None:
     async with RunningEndpoint(folder, limits=ConnectionLimits(connections=10)).open() as endpoint:
-        async with AsyncExitStack() as connections, endpoint.raw() as (first, _):
+        async with AsyncExitStack() as connections, endpoint.raw_connection() as (first, _):
             for _ in range(9):
-                await connections.enter_async_context(endpoint.raw())
+                await connections.enter_async_context(endpoint.raw_connection())
             await until(lambda: endpoint.endpoint.open_connections == 10, TIMEOUT_SECONDS)
-            async with endpoint.raw() as (excess, _):
+            async with endpoint.raw_connection() as (excess, _):
                 assert await closed(excess)
             metrics = SelfMetrics()
             metrics.register(HttpEndpointMetrics(endpoint.endpoint))

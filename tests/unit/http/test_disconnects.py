@@ -53,7 +53,7 @@ async def test_a_reader_that_leaves_a_stream_logs_no_error(
 ) -> None:
     async with RunningEndpoint(folder, timing=TIMING).open() as endpoint:
         endpoint.view.snapshot.status(status(vm()))
-        async with endpoint.raw() as (reader, writer):
+        async with endpoint.raw_connection() as (reader, writer):
             tasks = asyncio.all_tasks()
             await start_stream(reader, writer, path)
             leave(writer)
@@ -72,7 +72,7 @@ async def test_a_reader_that_stops_reading_a_stream_logs_no_error(
 ) -> None:
     limits = ConnectionLimits(read_seconds=0.1)
     async with RunningEndpoint(folder, limits=limits, timing=TIMING).open() as endpoint:
-        async with endpoint.raw() as (reader, writer):
+        async with endpoint.raw_connection() as (reader, writer):
             await start_stream(reader, writer, path)
 
             def is_disconnected() -> bool:
@@ -98,7 +98,7 @@ async def test_a_reader_that_stops_reading_a_stream_logs_no_error(
 async def test_a_malformed_request_logs_no_error(
     folder: Path, caplog: pytest.LogCaptureFixture, request_text: bytes
 ) -> None:
-    async with RunningEndpoint(folder).open() as endpoint, endpoint.raw() as (reader, writer):
+    async with RunningEndpoint(folder).open() as endpoint, endpoint.raw_connection() as (reader, writer):
         writer.write(request_text)
         writer.write_eof()
         async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -128,7 +128,7 @@ async def test_a_failed_tls_handshake_logs_no_error(
     if client_auth:
         tls |= {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": str(certificates.authority)}
     async with RunningEndpoint(folder, {"tls_server_config": tls}).open() as endpoint:
-        async with endpoint.raw() as (reader, writer):
+        async with endpoint.raw_connection() as (reader, writer):
             writer.write(data)
             writer.write_eof()
             async with asyncio.timeout(TIMEOUT_SECONDS):

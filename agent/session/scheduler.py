@@ -13,6 +13,9 @@ SLACK_SECONDS = 0.05
 SPACING_SECONDS = 0.25
 """Minimum time between two polls of one collector because of events."""
 
+MAX_TAKEN_NAMES = 4
+"""Names of polls whose last time is kept although it no longer matters. A longer list costs each VM memory."""
+
 VMS_PER_SLOT = 8
 """Number of VMs that share a slot. The agent's code and data are then in the processor's caches, which saves a third of the CPU time."""
 
@@ -70,13 +73,15 @@ class Schedule:
             now: the current time.
             among: the names to consider; None considers all.
         """
-        names = (name for name, at in self._due_at.items() if at <= now + SLACK_SECONDS)
-        due = sorted((name for name in names if among is None or name in among), key=self._due_at.__getitem__)
+        until = now + SLACK_SECONDS
+        due = [name for name, at in self._due_at.items() if at <= until and (among is None or name in among)]
+        if len(due) > 1:
+            due.sort(key=self._due_at.__getitem__)
         for name in due:
             self._due_at[name] = inf
-        if due:
-            recent = {name: at for name, at in self._taken_at.items() if at > now - SPACING_SECONDS}
-            self._taken_at = recent | dict.fromkeys(due, now)
+            self._taken_at[name] = now
+        if len(self._taken_at) > MAX_TAKEN_NAMES:
+            self._taken_at = {name: at for name, at in self._taken_at.items() if at > now - SPACING_SECONDS}
         return due
 
 

@@ -32,7 +32,7 @@ from agent.app.self_metrics import (
 )
 from agent.app.storage_monitor import StorageMonitor
 from agent.config.model import Config
-from agent.config.reload import Reload
+from agent.config.reload import ConfigReloader
 from agent.delivery.sinks.base import Sink
 from agent.exposition.series_limits import SeriesLimits
 from agent.exposition.snapshot import Snapshot
@@ -66,7 +66,7 @@ class Agent:
             config.host, self.publisher.publish, self.snapshot, interval=config.intervals.storage
         )
         self.metrics = SelfMetrics()
-        self.reload = Reload()
+        self.reload = ConfigReloader()
         self.progress = Progress()
         self.observer = SessionDispatcher(
             self.publisher, self.snapshot, self.alerts, self.storage, self.metrics, self.progress
@@ -134,7 +134,7 @@ class Agent:
         self.health.alertmanager = client
 
     def apply(self, config: Config) -> None:
-        """Apply the sections of a new config that can change while the agent runs: `LIVE` in agent/config/reload.py."""
+        """Apply the sections of a new config that can change while the agent runs: `LIVE_SECTIONS` in agent/config/reload.py."""
         before, self.config = self.config, config
         configure_logging(config.log.level, config.log.format)
         self._context.apply(session_settings(config))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from agent.alerts.alertmanager import AlertmanagerClient
 from agent.app.progress import Progress
 from agent.config.model import Config
-from agent.config.reload import Reload
+from agent.config.reload import ConfigReloader
 from agent.delivery.pipeline import DeliveryPipeline
 from agent.exposition.snapshot import Snapshot
 from agent.http.server import HttpEndpoint
@@ -55,7 +55,7 @@ class AgentHealth:
     config: Callable[[], Config]
     snapshot: Snapshot
     delivery: DeliveryPipeline
-    reload: Reload
+    reload: ConfigReloader
     progress: Progress
     limits: HealthLimits
     supervisors: SupervisorGroup | None = None

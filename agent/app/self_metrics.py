@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from agent import __version__
 from agent.alerts.store import AlertStore
-from agent.config.reload import Reload
+from agent.config.reload import ConfigReloader
 from agent.delivery.pipeline import DeliveryPipeline
 from agent.delivery.queue import RecordQueue
 from agent.exposition.snapshot import Snapshot
@@ -251,7 +251,7 @@ class AlertMetrics(Collector):
 class ConfigReloadMetrics(Collector):
     """The outcome of the latest config reload."""
 
-    def __init__(self, reload: Reload) -> None:
+    def __init__(self, reload: ConfigReloader) -> None:
         self._reload = reload
 
     def collect(self) -> Iterator[Metric]:

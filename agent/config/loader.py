@@ -1,4 +1,4 @@
-"""Reads and validates config files, and reports all problems at once, each with its file, line, key and remedy."""
+"""Reads and validates config files. Reports all problems of a file at once, each with the file, the line, the key and the fix."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from agent.config.model import ENTRY_TYPES, TAG_PREFIX, Config
 DEFAULT_PATH = Path("/etc/qmp-agent/agent.yaml")
 
 Location = tuple[str | int, ...]
-"""The keys and list indices that lead to a value, as pydantic gives them."""
+"""The keys and the list indices that lead to a value, from the root of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class Problem:
 
     Attributes:
         file: the path of the file.
-        line: the line, from 1; 0 if it is unknown.
-        key: the key, such as `kafka.bootstrap_servers[0]`; empty for the file as a whole.
-        text: what is wrong, and what is allowed.
+        line: the number of the line, from 1; 0 if unknown.
+        key: the key, such as `kafka.bootstrap_servers[0]`; empty if the problem is the file as a whole.
+        text: the problem, and a correct value or the fix.
     """
 
     file: str
@@ -35,15 +35,15 @@ class Problem:
     text: str
 
     def __str__(self) -> str:
-        where = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{where}: {self.key}: {self.text}" if self.key else f"{where}: {self.text}"
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.key}: {self.text}" if self.key else f"{place}: {self.text}"
 
 
 class ConfigError(Exception):
-    """A config has problems.
+    """A config file has problems.
 
     Attributes:
-        problems: all of them.
+        problems: all problems of the file.
     """
 
     def __init__(self, problems: Sequence[Problem]) -> None:
@@ -55,10 +55,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def load(path: Path) -> Config:
-    """Read and validate the agent's config.
+    """Read and validate the agent's config file.
 
     Raises:
-        ConfigError: with all problems.
+        ConfigError: the file cannot be read or has problems.
     """
     return read(path, Config)
 
@@ -68,10 +68,10 @@ def read(path: Path, model: type[Model]) -> Model:
 
     Args:
         path: the file.
-        model: the pydantic model of its content.
+        model: the pydantic model of the file's content.
 
     Raises:
-        ConfigError: with all problems.
+        ConfigError: the file cannot be read or has problems.
     """
     name = str(path)
     try:
@@ -88,21 +88,22 @@ def validate(text: str, name: str, model: type[Model]) -> Model:
 
     Args:
         text: the text.
-        name: the name of the file in the problems.
-        model: the pydantic model of its content.
+        name: the file's name to use in problems.
+        model: the pydantic model of the file's content.
 
     Raises:
-        ConfigError: with all problems.
+        ConfigError: the text has problems.
     """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         lines: dict[Location, int] = {}
-        problems = [Problem(name, line, _key(place), "duplicate key") for place, line in _duplicates(node, (), lines)]
+        duplicates = list(_find_duplicates(node, (), lines))
+        problems = [Problem(name, line, _key_text(location), "duplicate key") for location, line in duplicates]
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError([_yaml_problem(name, error)]) from error
+        raise ConfigError([_problem_of_yaml(name, error)]) from error
     except (ArithmeticError, AttributeError, LookupError, RecursionError, ValueError) as error:
-        # PyYAML does not catch these for values that do not fit their type, such as 2024-13-45, and for recursive aliases.
+        # PyYAML raises these errors for invalid values, such as the date 2024-13-45, and for an alias that contains itself.
         raise ConfigError([Problem(name, 0, "", f"is not YAML: {error}")]) from error
     if not isinstance(values, dict):
         text = "should be a mapping; the minimal config is\n\n  monitors:\n    - dial: /run/qemu/*.qmp\n"
@@ -110,63 +111,72 @@ def validate(text: str, name: str, model: type[Model]) -> Model:
     try:
         config = model.model_validate(values)
     except ValidationError as error:
-        problems += [_problem(name, detail, lines, model) for detail in error.errors(include_url=False)]
-        raise ConfigError(sorted(problems, key=lambda p: p.line)) from error
+        problems += [_problem_of_value(name, detail, lines, model) for detail in error.errors(include_url=False)]
+        raise ConfigError(sorted(problems, key=lambda problem: problem.line)) from error
     if problems:
         raise ConfigError(problems)
     return config
 
 
-def _duplicates(node: yaml.Node | None, place: Location, lines: dict[Location, int]) -> Iterator[tuple[Location, int]]:
-    """Yield duplicate keys, which PyYAML would silently accept, and add the line of every key and item to `lines`."""
+def _find_duplicates(
+    node: yaml.Node | None, location: Location, lines: dict[Location, int]
+) -> Iterator[tuple[Location, int]]:
+    """Yield the location and the line of each duplicate key, because PyYAML accepts duplicate keys.
+
+    Args:
+        node: the parsed YAML at the location; None for an empty file.
+        location: the location.
+        lines: receives the line of each key and each list item.
+    """
     if node is None:
         return
-    lines.setdefault(place, node.start_mark.line + 1)
+    lines.setdefault(location, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
-            inner = (*place, str(key.value))
+            inner = (*location, str(key.value))
             if inner in seen:
                 yield inner, key.start_mark.line + 1
             seen.add(inner)
             lines[inner] = key.start_mark.line + 1
-            yield from _duplicates(value, inner, lines)
+            yield from _find_duplicates(value, inner, lines)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            yield from _duplicates(value, (*place, index), lines)
+            yield from _find_duplicates(value, (*location, index), lines)
 
 
-def _yaml_problem(name: str, error: yaml.YAMLError) -> Problem:
+def _problem_of_yaml(name: str, error: yaml.YAMLError) -> Problem:
     mark = getattr(error, "problem_mark", None)
     reason = getattr(error, "problem", None) or str(error)
     return Problem(name, mark.line + 1 if mark else 0, "", f"is not YAML: {reason}")
 
 
-def _key(place: Location) -> str:
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+def _key_text(location: Location) -> str:
+    """Return a location as text, such as `kafka.bootstrap_servers[0]`."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
     return text.removeprefix(".")
 
 
-def _problem(name: str, detail: ErrorDetails, lines: dict[Location, int], model: type[BaseModel]) -> Problem:
-    location = tuple(detail["loc"])
-    place = tuple(part for part in location if not str(part).startswith(TAG_PREFIX))
-    line = next((lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in lines), 0)
-    return Problem(name, line, _key(place), _text(detail, location, model))
+def _problem_of_value(name: str, detail: ErrorDetails, lines: dict[Location, int], model: type[BaseModel]) -> Problem:
+    tagged = tuple(detail["loc"])  # pydantic adds the tag of a monitor entry to the location
+    location = tuple(part for part in tagged if not str(part).startswith(TAG_PREFIX))
+    line = next((lines[location[:n]] for n in range(len(location), -1, -1) if location[:n] in lines), 0)
+    return Problem(name, line, _key_text(location), _problem_text(detail, tagged, model))
 
 
-def _text(detail: ErrorDetails, location: Location, model: type[BaseModel]) -> str:
-    """Return what is wrong, in the terms of the config file instead of pydantic's. A value that may be a secret is left out."""
+def _problem_text(detail: ErrorDetails, location: Location, model: type[BaseModel]) -> str:
+    """Return the text of a problem in the words of the config file instead of pydantic's. A value that may be a secret is omitted."""
     context: dict[str, Any] = detail.get("ctx", {})
     kind, given = detail["type"], detail["input"]
     if kind == "extra_forbidden":
-        key = _key(tuple(part for part in location if isinstance(part, str) and not part.startswith(TAG_PREFIX)))
+        key = _key_text(tuple(part for part in location if isinstance(part, str) and not part.startswith(TAG_PREFIX)))
         if key in RENAMED:
             return f"unknown key; it was renamed to {RENAMED[key]}"
         known = _keys_at(location[:-1], model)
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
         return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; known keys: {', '.join(known)}"
-    text = _TEXTS.get(kind, detail["msg"].removeprefix("Input ")).format(**context)
-    return f"{text}, not {given!r}" if isinstance(given, str | int | float) and not _SECRETS & {*location} else text
+    text = _TEXT_BY_ERROR.get(kind, detail["msg"].removeprefix("Input ")).format(**context)
+    return f"{text}, not {given!r}" if isinstance(given, str | int | float) and not _SECRET_KEYS & {*location} else text
 
 
 RENAMED: Mapping[str, str] = {
@@ -193,11 +203,11 @@ RENAMED: Mapping[str, str] = {
 }
 """The new name of each renamed key, by the old key without list indices."""
 
-_SECRETS = frozenset({"password_file", "key", "key_file", "basic_auth_users", "url"})
-"""Keys whose values an error does not show, because an operator may have written a secret instead of a file's path."""
+_SECRET_KEYS = frozenset({"password_file", "key", "key_file", "basic_auth_users", "url"})
+"""Keys whose values are not shown in problems, because an operator may have written a secret instead of the path of its file."""
 
 
-_TEXTS = {
+_TEXT_BY_ERROR = {
     "missing": "is required",
     "value_error": "{error}",
     "greater_than": "should be more than {gt}",
@@ -213,7 +223,7 @@ _TEXTS = {
 
 
 def _keys_at(location: Location, model: Any) -> list[str]:
-    """Return the known keys of the section at a location."""
+    """Return the known keys of the section at a location; empty if the location is no section."""
     entry_keys: tuple[str, ...] = ()
     for part in location:
         entry_keys = ()
@@ -225,7 +235,7 @@ def _keys_at(location: Location, model: Any) -> list[str]:
 
 
 def sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the sections that a key's type annotation allows."""
+    """Yield the pydantic models of sections in the type annotation of a key."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):

@@ -1,6 +1,6 @@
-"""The config file as types: every key with its default and its description. `agent.config.loader` reads the file.
+"""The sections of the config file as types. Each key has its default and its description. `agent.config.loader` reads the file.
 
-The docstring of a key is its description in config/agent.schema.json.
+The text below a key is the key's description in config/agent.schema.json.
 """
 
 import operator
@@ -23,14 +23,14 @@ from agent.host.libvirt_metadata import LabelsConfig
 from agent.monitors import ENTRIES, DiscovererConfig
 
 TAG_PREFIX = "discoverer:"
-"""Prefix of the tags by which pydantic distinguishes the entries of `monitors`."""
+"""Prefix of the tags by which pydantic distinguishes the types of entries in `monitors`."""
 
 ENTRY_TYPES = {f"{TAG_PREFIX}{entry.key()}": entry for entry in ENTRIES}
-"""The types of the entries of `monitors` by tag."""
+"""The type of each kind of entry in `monitors`, by its tag."""
 
 
-def _tag(entry: object) -> str:
-    """Return the tag of an entry of `monitors` by its keys; the first tag if none of them fits."""
+def _tag_of_entry(entry: object) -> str:
+    """Return the tag of an entry in `monitors`. An entry without a known kind of monitor gets the first tag."""
     keys = entry if isinstance(entry, dict) else getattr(entry, "__dict__", {})
     return next((tag for tag in ENTRY_TYPES if tag.removeprefix(TAG_PREFIX) in keys), next(iter(ENTRY_TYPES)))
 
@@ -39,16 +39,17 @@ if TYPE_CHECKING:
     MonitorConfig = DiscovererConfig
 else:
     MonitorConfig = Annotated[
-        reduce(operator.or_, (Annotated[entry, Tag(tag)] for tag, entry in ENTRY_TYPES.items())), Discriminator(_tag)
+        reduce(operator.or_, (Annotated[entry, Tag(tag)] for tag, entry in ENTRY_TYPES.items())),
+        Discriminator(_tag_of_entry),
     ]
 
 
-def _level(value: str) -> str:
+def _normalize_level(value: str) -> str:
     return parse_level(value).text
 
 
-LevelText = Annotated[str, AfterValidator(_level)]
-"""A threshold level, such as `90%`, `used 100GiB` or `free 2GiB`."""
+LevelText = Annotated[str, AfterValidator(_normalize_level)]
+"""An alert level of a disk, such as `90%`, `used 100GiB` or `free 2GiB`."""
 
 
 class JournalConfig(Section):
@@ -59,9 +60,9 @@ class JournalConfig(Section):
     alerts: Annotated[Bytes, Field(ge=1 << 20)] = 64 << 20
     """Maximum disk space for alerts. Beyond it, the agent drops the oldest alerts, counts them and reports them."""
     events: Annotated[Bytes, Field(ge=1 << 20)] = 512 << 20
-    """The same for events and lifecycle changes."""
+    """Maximum disk space for events and lifecycle changes. Beyond it, the agent drops the oldest ones, counts them and reports them."""
     samples: Annotated[Bytes, Field(ge=1 << 20)] = 256 << 20
-    """The same for samples."""
+    """Maximum disk space for samples. Beyond it, the agent drops the oldest samples, counts them and reports them."""
 
 
 class WebConfig(Section):
@@ -74,18 +75,18 @@ class WebConfig(Section):
 
 
 class IntervalsConfig(Section):
-    """How often the agent polls what QEMU does not report by events."""
+    """Intervals at which the agent polls data that QEMU does not report by events."""
 
     poll: Annotated[Seconds, Field(ge=0.1)] = 10.0
-    """Block statistics, and migrations if QEMU's migration events are off."""
+    """Interval for block statistics and for the kernel's statistics of the VM. Also for migrations if QEMU emits no MIGRATION events."""
     guest_memory: Annotated[Seconds, Field(ge=1)] = 30.0
-    """Memory statistics of the guest's balloon driver."""
+    """Interval for memory statistics of the guest's balloon driver."""
     migration: Annotated[Seconds, Field(ge=0.1)] = 1.0
-    """A running migration."""
+    """Interval for migrations, jobs and memory dumps while they run."""
     kvm: Annotated[Seconds, Field(ge=1)] = 300.0
-    """KVM's statistics."""
+    """Interval for KVM's statistics."""
     resync: Annotated[Seconds, Field(ge=1)] = 300.0
-    """Everything, because an event may have been lost."""
+    """Interval at which the agent polls all data again, because an event may have been lost."""
     storage: Annotated[Seconds, Field(ge=1)] = 30.0
     """The pools under the images. File systems are checked every five seconds at least, and faster near an alert level."""
 
@@ -94,9 +95,9 @@ class TimeoutsConfig(Section):
     """How long the agent waits for QEMU, and for delivery when it stops."""
 
     greeting: PositiveSeconds = 3.0
-    """A monitor that sends no greeting within this time is busy: another client holds it."""
+    """How long the agent waits for a monitor's greeting. If none arrives, the monitor is busy, because another client holds it."""
     response: PositiveSeconds = 5.0
-    """A VM that sends no response within this time is stalled. The agent sends no further command until the response arrives."""
+    """How long the agent waits for a response of QEMU. If none arrives, the VM is stalled, and no command is sent until the response."""
     retry: PositiveSeconds = 30.0
     """Maximum time between two attempts to connect."""
     shutdown: PositiveSeconds = 10.0
@@ -104,40 +105,40 @@ class TimeoutsConfig(Section):
 
 
 class AllowConfig(Section):
-    """Changes that the agent may make to QEMU. It makes none by default."""
+    """Changes to QEMU that the agent may make. By default, it makes none."""
 
     guest_stats_interval: Annotated[Seconds, Field(ge=1, le=3600)] | None = None
-    """Polling interval of the guest's memory statistics to set in QEMU if none is set. Not set when absent."""
+    """Interval at which QEMU polls the guest's memory statistics. The agent sets this interval in a QEMU that has none."""
     libvirt_passthrough: bool = False
-    """Query the QEMUs of libvirt's domains through libvirt for what libvirt does not report. libvirt then marks the domains as tainted."""
+    """Query the QEMUs of libvirt's domains for data that libvirt does not report. libvirt then marks the domains as tainted."""
     migration_events: bool = False
     """Enable QEMU's MIGRATION events, so that short migrations are reported too. libvirt always enables them."""
 
 
 class DiskConfig(Section):
-    """Write thresholds of some disks."""
+    """Another mode or other levels for some disks."""
 
     vm: str = "*"
     """Name or UUID of the VMs; * and ? are wildcards."""
     disk: str = "*"
     """Device id of the disks; * and ? are wildcards."""
     mode: ThresholdMode | None = None
-    """Overrides write_threshold.mode."""
+    """Mode of these disks; by default write_threshold.mode."""
     levels: list[LevelText] | None = None
-    """Overrides write_threshold.levels."""
+    """Levels of these disks; by default write_threshold.levels."""
 
 
 class WriteThresholdConfig(Section):
-    """Alerts before a thin disk is full."""
+    """Alerts when the usage of a thin disk exceeds a level, before the disk is full."""
 
     mode: ThresholdMode = ThresholdMode.OBSERVE
-    """`observe` compares levels at each poll. `arm` also sets QEMU's write thresholds, so that QEMU reports the write itself."""
+    """`off`: no alerts. `observe`: compare levels at each poll. `arm`: also set write thresholds in QEMU, which then reports a write."""
     levels: list[LevelText] = ["80%", "90%", "95%"]
-    """Levels in percent of the disk, bytes used or bytes free, in any order."""
+    """Levels in percent of the disk's size, in bytes used or in bytes free, in any order."""
     hysteresis: Annotated[float, Field(ge=0, le=50)] = 2.0
-    """A level is resolved when usage falls below it by this percentage of the disk's size."""
+    """Percentage of the disk's size by which the usage has to fall below a level before the level's alert is resolved."""
     disks: list[DiskConfig] = []
-    """Overrides for some disks; the first match wins."""
+    """Another mode or other levels for some disks. The first entry that matches a disk applies."""
 
 
 class AlertmanagerConfig(Section):
@@ -155,21 +156,21 @@ class AlertsConfig(Section):
     """Alerts. The agent emits each alert as a record and as a metric."""
 
     write_threshold: WriteThresholdConfig = WriteThresholdConfig()
-    """Alerts before a thin disk is full."""
+    """Alerts when the usage of a thin disk exceeds a level, before the disk is full."""
     alertmanager: AlertmanagerConfig | None = None
-    """Alertmanager to send alerts to."""
+    """Alertmanager that receives the alerts."""
 
 
 class LimitsConfig(Section):
-    """Limits of one VM's series on /metrics, because a guest can choose names in its series.
+    """Limits of one VM's series on /metrics, because a guest can choose some names in them.
 
-    Series beyond a limit are left out and counted. Their records are still emitted, up to 4096 subjects per poll.
+    Series beyond a limit are omitted and counted. Their records are still emitted, for up to 4096 subjects per poll.
     """
 
     series_per_vm: Annotated[int, Field(ge=100, le=1_000_000)] = 5000
-    """Maximum series of one VM's disks, vCPUs, jobs and other subjects together."""
+    """Maximum number of series of one VM's subjects, such as disks, vCPUs and jobs."""
     new_subjects_per_hour: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
-    """Maximum new subjects of one VM within an hour. Without it, names that change at each poll would fill Prometheus."""
+    """Maximum number of new subjects of one VM within an hour. Without this limit, names that change at each poll would fill Prometheus."""
 
 
 class LogConfig(Section):
@@ -195,36 +196,36 @@ class Config(Section):
     journal: JournalConfig = JournalConfig()
     """Stores records on disk until Kafka acknowledges them. Without `kafka`, there is no journal."""
     buffer_memory: Annotated[Bytes, Field(ge=1 << 20)] = 32 << 20
-    """Maximum memory for records that wait for delivery. Records beyond it are on disk only, in the journal."""
+    """Maximum memory for records that wait for delivery. The agent keeps further records only on disk, in the journal."""
     web: WebConfig = WebConfig()
     """The HTTP endpoint."""
     intervals: IntervalsConfig = IntervalsConfig()
-    """How often the agent polls what QEMU does not report by events."""
+    """Intervals at which the agent polls data that QEMU does not report by events."""
     timeouts: TimeoutsConfig = TimeoutsConfig()
     """How long the agent waits for QEMU, and for delivery when it stops."""
     alerts: AlertsConfig = AlertsConfig()
     """Alerts. The agent emits each alert as a record and as a metric."""
     allow: AllowConfig = AllowConfig()
-    """Changes that the agent may make to a QEMU."""
+    """Changes to QEMU that the agent may make. By default, it makes none."""
     labels: LabelsConfig = LabelsConfig()
-    """Labels of qemu_vm_info from libvirt's files."""
+    """Labels of the series qemu_vm_info, from libvirt's XML files."""
     limits: LimitsConfig = LimitsConfig()
-    """Limits of one VM's series on /metrics."""
+    """Limits of one VM's series on /metrics, because a guest can choose some names in them."""
     log: LogConfig = LogConfig()
     """The agent's own log."""
 
     @property
     def sink(self) -> SinkConfig:
-        """The sink of the records; by default JSON lines on standard output."""
+        """The section of the configured sink; by default JSON lines on standard output."""
         return next(iter(self._sinks().values()), self.jsonl)
 
     def _sinks(self) -> dict[str, SinkConfig]:
-        """Return the configured sinks by key."""
+        """Return the sections of the configured sinks, by key."""
         sinks = {"kafka": self.kafka, "jsonl.path": self.jsonl if self.jsonl.path is not None else None}
         return {key: sink for key, sink in sinks.items() if sink is not None}
 
     @model_validator(mode="after")
-    def _one_sink(self) -> "Config":
+    def _check_sections_together(self) -> "Config":
         if len(keys := list(self._sinks())) > 1:
             raise ValueError(f"{' and '.join(keys[:2])} exclude each other: remove one of them")
         if min(self.journal.alerts, self.journal.events, self.journal.samples) < self.buffer_memory:

@@ -1,4 +1,4 @@
-"""Live config reload at SIGHUP. A bad config changes nothing; a good one changes every section that needs no restart."""
+"""Config reload in a running agent, at SIGHUP. A config with problems changes nothing."""
 
 import asyncio
 import logging
@@ -11,23 +11,23 @@ from agent.config.model import Config
 
 _log = logging.getLogger("agent")
 
-LIVE = frozenset({"monitors", "intervals", "timeouts", "alerts", "allow", "labels", "limits", "log"})
-"""Sections that a running agent applies. The others need a restart, because waiting records and open sockets depend on them."""
+LIVE_SECTIONS = frozenset({"monitors", "intervals", "timeouts", "alerts", "allow", "labels", "limits", "log"})
+"""Sections that a running agent applies. Other sections need a restart, because records in the queues and open sockets depend on them."""
 
 
-def merge(running: Config, wanted: Config) -> tuple[Config, list[str]]:
-    """Merge the live sections of a new config into the running one.
+def merge(running: Config, loaded: Config) -> tuple[Config, list[str]]:
+    """Replace the live sections of the running config by those of a newly loaded config.
 
     Returns:
         The config to apply, and the names of the changed sections that need a restart.
     """
-    changed = [name for name in type(wanted).model_fields if getattr(running, name) != getattr(wanted, name)]
-    waiting = [name for name in changed if name not in LIVE]
-    return wanted.model_copy(update={name: getattr(running, name) for name in waiting}), waiting
+    changed = [name for name in type(loaded).model_fields if getattr(running, name) != getattr(loaded, name)]
+    needs_restart = [name for name in changed if name not in LIVE_SECTIONS]
+    return loaded.model_copy(update={name: getattr(running, name) for name in needs_restart}), needs_restart
 
 
 class Reloadable(Protocol):
-    """An agent whose config can change while it runs."""
+    """An agent whose config can change while the agent runs."""
 
     config: Config
 
@@ -35,29 +35,29 @@ class Reloadable(Protocol):
         """Use this config from now on."""
 
 
-class Reload:
-    """Reloads the config on request and keeps the outcome.
+class ConfigReloader:
+    """Reloads the config on request, and keeps the outcome of the last reload.
 
     Attributes:
-        requested: set to request a reload.
-        error: why the last reload failed, or None.
-        waiting: names of the changed sections that need a restart.
+        requested: set this event to request a reload.
+        error: why the last reload failed; None if it succeeded or there was none.
+        needs_restart: names of the changed sections that need a restart.
         loaded_at: when a config was last loaded, in seconds since the epoch.
     """
 
     def __init__(self) -> None:
         self.error: str | None = None
-        self.waiting: list[str] = []
+        self.needs_restart: list[str] = []
         self.loaded_at = time.time()
         self.requested = asyncio.Event()
 
     def warnings(self) -> list[str]:
-        """Return what an operator should know about the last reload."""
+        """Return texts for the operator: why the last reload failed, and which changed sections need a restart."""
         failure = [f"config: reload failed: {self.error}; the previous config stays in use"] if self.error else []
-        return failure + [_needs_restart(name) for name in self.waiting]
+        return failure + [_restart_text(name) for name in self.needs_restart]
 
     async def run(self, agent: Reloadable, read: Callable[[], Config]) -> None:
-        """Serve reload requests until cancelled."""
+        """Reload the config of the agent at each request, until cancelled; `read` reads the config file."""
         while True:
             await self.requested.wait()
             self.requested.clear()
@@ -65,18 +65,18 @@ class Reload:
 
     async def _reload(self, agent: Reloadable, read: Callable[[], Config]) -> None:
         try:
-            wanted = await asyncio.to_thread(read)  # in a thread, because the file's storage may hang
+            loaded = await asyncio.to_thread(read)  # in a thread, because the file's storage may hang
         except ConfigError as error:
             self.error = "; ".join(map(str, error.problems))
             _log.error("config: reload failed: %s; the previous config stays in use", self.error)
             return
-        config, self.waiting = merge(agent.config, wanted)
+        config, self.needs_restart = merge(agent.config, loaded)
         agent.apply(config)
         self.error, self.loaded_at = None, time.time()
         _log.info("config: reloaded")
-        for name in self.waiting:
-            _log.warning("%s", _needs_restart(name))
+        for name in self.needs_restart:
+            _log.warning("%s", _restart_text(name))
 
 
-def _needs_restart(section: str) -> str:
+def _restart_text(section: str) -> str:
     return f"config section {section} has changed: restart the agent to apply it"

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from agent.config.reload import LIVE
+from agent.config.reload import LIVE_SECTIONS
 from tests.lab.markdown import anchors
 
 ROOT = Path(__file__).parents[3]
@@ -57,4 +57,4 @@ def test_the_sections_that_reload_live_are_those_of_the_code() -> None:
     text = (ROOT / "docs/operations.md").read_text()
     match = re.search(r"The sections (.*) take effect at once", text)
     assert match is not None
-    assert set(re.findall(r"`(\w+)`", match[1])) == LIVE
+    assert set(re.findall(r"`(\w+)`", match[1])) == LIVE_SECTIONS

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.monitors.dial import unix
+from agent.monitors.dial import unix_connector
 from agent.qga.client import GuestAgentClient, PeerCheck
 from agent.qga.errors import (
     GuestChannelDeniedError,
@@ -34,7 +34,7 @@ async def guest(folder: Path) -> AsyncIterator[FakeGuestAgent]:
 
 @contextlib.asynccontextmanager
 async def connected(path: Path, check: PeerCheck = lambda _pid: "") -> AsyncIterator[GuestAgentClient]:
-    client = await GuestAgentClient.open(unix(str(path)), deadline=TIMEOUT_SECONDS, check_peer=check)
+    client = await GuestAgentClient.open(unix_connector(str(path)), deadline=TIMEOUT_SECONDS, check_peer=check)
     with contextlib.closing(client):
         yield client
 

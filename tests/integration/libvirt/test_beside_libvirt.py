@@ -10,7 +10,7 @@ import pytest
 
 from agent.cli.demo.guest import until
 from tests.integration.libvirt.conftest import QUICK, AgentOn
-from tests.integration.libvirt.test_domain_lifecycle import attached, state_of
+from tests.integration.libvirt.test_domain_lifecycle import monitor_states, wait_until_attached
 from tests.lab.agent_process import AgentProcess, run_command
 from tests.lab.libvirt import Libvirtd
 
@@ -78,8 +78,8 @@ async def test_passthrough_reports_everything_that_a_dedicated_monitor_reports(
         agent_on({"passthrough": True}) as through,
         AgentProcess(folder, {**QUICK, "monitors": [{"dial": own}]}, name="direct") as direct,
     ):
-        await attached(through, domain)
-        await attached(direct, domain)
+        await wait_until_attached(through, domain)
+        await wait_until_attached(direct, domain)
 
         def same_fields() -> bool:
             return bool(reported_fields(direct, domain.uuid)) and reported_fields(
@@ -102,7 +102,7 @@ async def test_a_threshold_that_another_client_set_over_libvirt_is_kept_and_repo
     await libvirtd.virsh("domblkthreshold", domain.name, "vdb", str(foreign_threshold))
     levels = {"write_threshold": {"mode": "arm", "levels": ["used 1MiB", "used 40MiB"]}}
     async with agent_on(alerts=levels) as agent:
-        await attached(agent, domain)
+        await wait_until_attached(agent, domain)
         alert = await agent.wait_for_record("alert.write_threshold", vm=domain.uuid)
         assert (alert["data"]["device"], alert["data"]["detected_by"]) == ("virtio-disk1", "level")
 
@@ -125,8 +125,8 @@ async def test_a_libvirtd_in_its_own_namespaces_is_reached_through_its_domains_p
     (vm,) = json.loads(result.out)
     socket = f"/proc/{vm['pid']}/root/run/libvirt/libvirt-sock"
     async with agent_on({"libvirt": f"qemu+unix:///system?socket={socket}"}) as agent:
-        await attached(agent, domain)
-        assert await state_of(agent, "#pod") == ["up"]
+        await wait_until_attached(agent, domain)
+        assert await monitor_states(agent, "#pod") == ["up"]
         since = agent.mark()
         await libvirtd.virsh("destroy", domain.name)
         gone: dict[str, Any] = await agent.wait_for_record("vm.gone", vm=domain.uuid, since=since)

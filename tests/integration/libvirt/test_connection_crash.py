@@ -1,4 +1,4 @@
-"""A libvirtd that hangs until keepalive ends all connections with calls in progress: the calls fail, the process does not crash."""
+"""A libvirtd hangs until keepalive ends all connections with calls in progress. The calls fail, and the process does not crash."""
 
 import asyncio
 import signal
@@ -12,7 +12,7 @@ from tests.lab.libvirt_crowd import ANSWERED, ENDED
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_calls_that_keepalive_ended_are_made_again(libvirtd: Libvirtd) -> None:
+async def test_calls_fail_when_keepalive_ends_connections_and_then_succeed_again(libvirtd: Libvirtd) -> None:
     domain = await libvirtd.domain("crowded")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-X", "faulthandler", "-m", "tests.lab.libvirt_crowd", libvirtd.uri, domain.uuid),

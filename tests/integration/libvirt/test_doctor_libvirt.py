@@ -30,7 +30,7 @@ UUIDS: Final = {
     for number, name in enumerate(("free", "held", "nothing", "denied", "tcp", "tcp-held", "calls", "waits", "watched"))
 }
 
-HOLD: Final = """\
+HOLDER_SCRIPT: Final = """\
 import socket, sys
 held = [socket.create_connection(("127.0.0.1", int(a))) if a.isdecimal() else socket.socket(socket.AF_UNIX) for a in sys.argv[1:]]
 for sock, address in zip(held, sys.argv[1:]):
@@ -40,7 +40,7 @@ for sock, address in zip(held, sys.argv[1:]):
 print("held", flush=True)
 sys.stdin.read()
 """
-"""A manager that holds the addresses that it is given."""
+"""A program that stands for a VM manager: it connects to the sockets and ports of its arguments, and stays connected."""
 
 
 VMS: Final = f"doctor{os.getpid()}-"
@@ -48,14 +48,20 @@ VMS: Final = f"doctor{os.getpid()}-"
 
 
 @dataclass(frozen=True, slots=True)
-class Here:
-    """VMs of each kind: those of `UUIDS`, and the libvirtd with its domain `libvirt`."""
+class VmHost:
+    """A host with a VM of each kind: the VMs of `UUIDS`, and a libvirtd with the domain `libvirt`.
+
+    Attributes:
+        folder: the directory with the VMs' sockets.
+        ports: the TCP port of each VM whose monitor is on TCP, by its name.
+        libvirtd: the libvirtd.
+    """
 
     folder: Path
     ports: Mapping[str, int]
     libvirtd: Libvirtd
 
-    def known(self, text: str) -> str:
+    def without_run_details(self, text: str) -> str:
         """Return doctor's output without the parts that differ between runs."""
         for number, (name, port) in enumerate(self.ports.items()):
             text = re.sub(rf"\b{port}\b", f"PORT{number}-{name}", text)
@@ -67,8 +73,10 @@ class Here:
         return re.sub(r"(pid ?\W?) \d+", r"\1 N", text)
 
 
-async def run(stack: AsyncExitStack, *line: str, umask: int = 0, **options: Any) -> asyncio.subprocess.Process:
-    """Start a process that ends with this one."""
+async def start_process(
+    stack: AsyncExitStack, *line: str, umask: int = 0, **options: Any
+) -> asyncio.subprocess.Process:
+    """Start a process that ends when the stack is closed, or when this process ends."""
     process = await asyncio.create_subprocess_exec(
         *("setpriv", "--pdeathsig", "KILL", *line), umask=umask, stdin=asyncio.subprocess.PIPE, **options
     )
@@ -90,17 +98,17 @@ def open_folder() -> Iterator[Path]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def here(libvirtd: Libvirtd, open_folder: Path) -> AsyncIterator[Here]:
+async def vm_host(libvirtd: Libvirtd, open_folder: Path) -> AsyncIterator[VmHost]:
     """A host with a VM of each kind."""
     folder = open_folder
     folder.joinpath("private").mkdir(mode=0o700)
-    here = Here(folder, {"tcp": free_port(), "tcp-held": free_port()}, libvirtd)
+    vm_host = VmHost(folder, {"tcp": free_port(), "tcp-held": free_port()}, libvirtd)
     reconnect = "reconnect=1 -mon chardev=m,mode=control"
     monitors = {
         **{name: f"-qmp unix:{folder}/{name}.qmp,server=on,wait=off" for name in ("free", "held", "watched")},
         "denied": f"-qmp unix:{folder}/private/denied.qmp,server=on,wait=off",
         "nothing": "-monitor none",
-        **{name: f"-qmp tcp:127.0.0.1:{port},server=on,wait=off" for name, port in here.ports.items()},
+        **{name: f"-qmp tcp:127.0.0.1:{port},server=on,wait=off" for name, port in vm_host.ports.items()},
         "calls": f"-chardev socket,id=m,path={folder}/agent.sock,{reconnect}",
         "waits": f"-chardev socket,id=m,path={folder}/absent.sock,{reconnect}",
     }
@@ -109,67 +117,67 @@ async def here(libvirtd: Libvirtd, open_folder: Path) -> AsyncIterator[Here]:
             qemu = (
                 f"qemu-system-x86_64 -name {VMS}{name} -uuid {UUIDS[name]} -S -machine none -nodefaults -display none"
             )
-            await run(stack, *qemu.split(), *options.split(), umask=0o77 if name == "denied" else 0)
+            await start_process(stack, *qemu.split(), *options.split(), umask=0o77 if name == "denied" else 0)
         held = (folder / "held.qmp", folder / "private/denied.qmp", folder / "free.qmp", folder / "watched.qmp")
         await until(lambda: all(path.is_socket() for path in held), 60)
-        (folder / "vm-manager").write_text(HOLD)
-        manager = await run(
+        (folder / "vm-manager").write_text(HOLDER_SCRIPT)
+        manager = await start_process(
             stack,
-            *(sys.executable, f"{folder}/vm-manager", f"{folder}/held.qmp", str(here.ports["tcp-held"])),
+            *(sys.executable, f"{folder}/vm-manager", f"{folder}/held.qmp", str(vm_host.ports["tcp-held"])),
             stdout=asyncio.subprocess.PIPE,
         )
         assert manager.stdout is not None
         async with asyncio.timeout(20):
             assert await manager.stdout.readline() == b"held\n"
         await libvirtd.domain(f"{VMS}libvirt", identity="00000000-0000-4000-8000-00000000000f")
-        yield here
+        yield vm_host
 
 
 async def doctor(*options: str | Path) -> str:
     """Return doctor's output about the VMs of this test."""
-    ended = await run_command("doctor", "--vm", f"{VMS}*", *options)
-    assert (ended.status, ended.log) == (0, "")
-    return ended.out
+    result = await run_command("doctor", "--vm", f"{VMS}*", *options)
+    assert (result.status, result.log) == (0, "")
+    return result.out
 
 
-def config(here: Here, name: str, monitors: Sequence[Mapping[str, Any]]) -> Path:
+def write_config(vm_host: VmHost, name: str, monitors: Sequence[Mapping[str, Any]]) -> Path:
     """Write a config with these monitors only."""
-    path = here.folder / f"{name}.yaml"
+    path = vm_host.folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump({"monitors": [dict(entry) for entry in monitors]}))
     return path
 
 
-async def test_doctor_reports_each_vms_holder_and_the_change_that_it_needs(here: Here) -> None:
-    output = here.known(await doctor("--user", "nobody"))
+async def test_doctor_reports_each_vms_holder_and_the_change_that_it_needs(vm_host: VmHost) -> None:
+    output = vm_host.without_run_details(await doctor("--user", "nobody"))
     assert same_text("doctor.txt", output)
 
 
 async def test_doctor_reports_the_vms_that_a_config_reaches_and_what_blocks_the_others(
-    here: Here, monkeypatch: pytest.MonkeyPatch
+    vm_host: VmHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monitors = [
-        {"dial": f"{here.folder}/*.qmp"},
-        {"dial": f"{here.folder}/private/*.qmp"},
-        {"dial": f"tcp:localhost:{here.ports['tcp']}"},
-        {"listen": f"{here.folder}/agent.sock"},
-        {"libvirt": here.libvirtd.uri},
+        {"dial": f"{vm_host.folder}/*.qmp"},
+        {"dial": f"{vm_host.folder}/private/*.qmp"},
+        {"dial": f"tcp:localhost:{vm_host.ports['tcp']}"},
+        {"listen": f"{vm_host.folder}/agent.sock"},
+        {"libvirt": vm_host.libvirtd.uri},
     ]
-    path = config(here, "whole", monitors)
+    path = write_config(vm_host, "whole", monitors)
     monkeypatch.setattr("tests.lab.agent_process.COMMAND", (str(Path(sys.executable).parent / "qmp-agent"),))
-    watching = [{"dial": f"{here.folder}/watched.qmp"}, {"listen": f"{here.folder}/agent.sock"}]
-    async with AgentProcess(here.folder, {"monitors": watching}) as agent:
+    watching = [{"dial": f"{vm_host.folder}/watched.qmp"}, {"listen": f"{vm_host.folder}/agent.sock"}]
+    async with AgentProcess(vm_host.folder, {"monitors": watching}) as agent:
         for name in ("watched", "calls"):
             await agent.wait_for_record("vm.attached", vm=UUIDS[name])
-        output = here.known(await doctor("--config", path, "--user", "nobody"))
+        output = vm_host.without_run_details(await doctor("--config", path, "--user", "nobody"))
         assert same_text("doctor-configured.txt", output)
 
 
-async def test_doctors_json_has_a_field_for_everything_that_it_reports(here: Here) -> None:
+async def test_doctors_json_has_a_field_for_everything_that_it_reports(vm_host: VmHost) -> None:
     vms = {vm["name"].removeprefix(VMS): vm for vm in json.loads(await doctor("--json", "--user", "root"))}
     assert vms.keys() == {"libvirt", *UUIDS}
     held = vms["held"]
     assert held["monitors"][0] | {"holder_pid": 0} == {
-        "address": f"{here.folder}/held.qmp",
+        "address": f"{vm_host.folder}/held.qmp",
         "state": "held",
         "holder": "vm-manager",
         "holder_pid": 0,
@@ -184,44 +192,44 @@ async def test_doctors_json_has_a_field_for_everything_that_it_reports(here: Her
     assert vms["libvirt"]["monitors"][0]["holder"] == "libvirtd"
 
 
-async def test_the_config_that_doctor_proposes_reaches_the_vms(here: Here) -> None:
+async def test_the_config_that_doctor_proposes_reaches_the_vms(vm_host: VmHost) -> None:
     vms = {vm["name"].removeprefix(VMS): vm for vm in json.loads(await doctor("--json", "--user", "root"))}
-    named = ("free", "tcp", "waits", "denied")
-    lines = [line for name in named for line in vms[name]["steps"] if line.startswith("    - ")]
-    async with AgentProcess(here.folder, yaml.safe_load("\n".join(["monitors:", *lines])), name="named") as agent:
-        for name in named:
+    proposed_names = ("free", "tcp", "waits", "denied")
+    lines = [line for name in proposed_names for line in vms[name]["steps"] if line.startswith("    - ")]
+    async with AgentProcess(vm_host.folder, yaml.safe_load("\n".join(["monitors:", *lines])), name="named") as agent:
+        for name in proposed_names:
             await agent.wait_for_record("vm.attached", vm=vms[name]["uuid"])
 
 
-async def test_the_commands_that_doctor_proposes_give_the_user_access(here: Here) -> None:
-    def denied(text: str) -> dict[str, Any]:
+async def test_the_commands_that_doctor_proposes_give_the_user_access(vm_host: VmHost) -> None:
+    def report_of_denied_vm(text: str) -> dict[str, Any]:
         return next(vm for vm in json.loads(text) if vm["name"] == f"{VMS}denied")
 
-    path = config(here, "denied", [{"dial": f"{here.folder}/private/*.qmp"}])
-    monitor = here.folder / "private" / "denied.qmp"
+    path = write_config(vm_host, "denied", [{"dial": f"{vm_host.folder}/private/*.qmp"}])
+    monitor = vm_host.folder / "private" / "denied.qmp"
     options = ("--config", path, "--user", "nobody", "--json")
-    vm = denied(await doctor(*options))
+    vm = report_of_denied_vm(await doctor(*options))
     assert (vm["state"], vm["steps"][0]) == ("unwatched", "as root:")
     for line in vm["steps"][1:]:
         assert await (await asyncio.create_subprocess_shell(line)).wait() == 0
-    assert denied(await doctor(*options))["state"] == "configured"
+    assert report_of_denied_vm(await doctor(*options))["state"] == "configured"
     assert await may_write(monitor)
 
 
 async def test_a_directory_of_the_agents_group_and_a_group_umask_give_the_user_access(
-    here: Here,
+    vm_host: VmHost,
 ) -> None:
-    folder = here.folder / "shared"
+    folder = vm_host.folder / "shared"
     folder.mkdir()
     for line in (f"chgrp nogroup {folder}", f"chmod 2770 {folder}"):
         assert await (await asyncio.create_subprocess_shell(line)).wait() == 0
     async with AsyncExitStack() as stack:
         monitor = f"unix:{folder}/doctor-shared.qmp,server=on,wait=off"
         qemu = f"qemu-system-x86_64 -name {VMS}shared -S -machine none -nodefaults -display none -qmp {monitor}"
-        await run(stack, *qemu.split(), umask=0o007)
+        await start_process(stack, *qemu.split(), umask=0o007)
         await until((folder / "doctor-shared.qmp").is_socket, 60)
         assert await may_write(folder / "doctor-shared.qmp", "nogroup")
-        path = config(here, "shared", [{"dial": f"{folder}/*.qmp"}])
+        path = write_config(vm_host, "shared", [{"dial": f"{folder}/*.qmp"}])
         output = json.loads(await doctor("--config", path, "--user", "nobody", "--json"))
         assert [vm["state"] for vm in output if vm["name"] == f"{VMS}shared"] == ["configured"]
 

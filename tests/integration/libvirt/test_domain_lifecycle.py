@@ -1,4 +1,4 @@
-"""Life of libvirt's domains, without taints and with them."""
+"""Start, pause, end and restart of libvirt's domains and of libvirtd, and which settings taint a domain."""
 
 import asyncio
 import re
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 EVENT = re.compile(r"event (\w+) at (\d+)\.(\d+) for domain '([^']+)'")
 
 
-async def attached(agent: AgentProcess, domain: Domain, **data: Any) -> int:
-    """Wait until a domain is polled; return the number of records until then."""
+async def wait_until_attached(agent: AgentProcess, domain: Domain, **data: Any) -> int:
+    """Wait until a domain is attached and polled; return the number of records until then."""
     await agent.wait_for_record("vm.attached", vm=domain.uuid, **data)
     await agent.wait_for_record("sample.block", vm=domain.uuid)
     return agent.mark()
 
 
-async def state_of(agent: AgentProcess, name: str) -> list[str]:
+async def monitor_states(agent: AgentProcess, name: str) -> list[str]:
     """Return the states of the monitors whose names end with `name`, from a scrape."""
     series = (await agent.metrics()).matching("qmp_agent_monitor_state")
     return [labels["state"] for labels, value in series if labels["monitor"].endswith(name) and value]
@@ -34,7 +34,7 @@ async def state_of(agent: AgentProcess, name: str) -> list[str]:
 async def test_a_domain_is_started_paused_resumed_and_destroyed(libvirtd: Libvirtd, agent_on: AgentOn) -> None:
     async with agent_on() as agent:
         domain = await libvirtd.domain("mayfly")
-        await attached(agent, domain, reattached=False)
+        await wait_until_attached(agent, domain, reattached=False)
         for change, event, status in (("suspend", "stop", "paused"), ("resume", "resume", "running")):
             since = agent.mark()
             await libvirtd.virsh(change, domain.name)
@@ -59,11 +59,11 @@ async def test_every_event_is_delivered_and_no_domain_is_tainted_by_default(
     async with agent_on(alerts=levels) as agent:
         for domain in domains:
             await libvirtd.virsh("suspend", domain.name)
-            await attached(agent, domain)
+            await wait_until_attached(agent, domain)
             await agent.wait_for_record(
                 "sample.block_layer", vm=domain.uuid, device="virtio-disk1", write_threshold_bytes=0
             )
-        witness = await asyncio.create_subprocess_exec(
+        virsh_monitor = await asyncio.create_subprocess_exec(
             *("virsh", "-q", "-c", libvirtd.uri, "qemu-monitor-event", "--loop", "--timeout", "8"),
             stdout=asyncio.subprocess.PIPE,
         )
@@ -73,15 +73,15 @@ async def test_every_event_is_delivered_and_no_domain_is_tainted_by_default(
         for domain in domains:
             alert = await agent.wait_for_record("alert.write_threshold", vm=domain.uuid)
             assert (alert["data"]["detected_by"], alert["data"]["device"]) == ("event", "virtio-disk1")
-        out, _ = await witness.communicate()
-        witnessed = {(m[4], m[1], int(m[2]) * 10**6 + int(m[3])) for m in EVENT.finditer(out.decode())}
+        out, _ = await virsh_monitor.communicate()
+        virsh_events = {(m[4], m[1], int(m[2]) * 10**6 + int(m[3])) for m in EVENT.finditer(out.decode())}
         reported = {
             (r["vmname"], r["data"]["event"], round(datetime.fromisoformat(r["time"]).timestamp() * 10**6))
             for r in agent.records()
             if r["type"].startswith("qemu.event.")
         }
-    assert {name for _, name, _ in witnessed} >= {"STOP", "RESUME", "RESET"}
-    assert witnessed <= reported
+    assert {name for _, name, _ in virsh_events} >= {"STOP", "RESUME", "RESET"}
+    assert virsh_events <= reported
     for domain in domains:
         assert libvirtd.taints(domain) == []
         assert "tainted" not in await libvirtd.virsh("dominfo", domain.name)
@@ -97,7 +97,7 @@ async def test_passthrough_queries_qemu_and_taints_the_domain(
         agent_on({"passthrough": True}) if where == "entry" else agent_on(allow={"libvirt_passthrough": True})
     )
     async with agent_process as agent:
-        await attached(agent, domain)
+        await wait_until_attached(agent, domain)
         sample = await agent.wait_for_record("sample.block", vm=domain.uuid, device="virtio-disk1")
         await agent.wait_for_record("sample.migration", vm=domain.uuid)
     assert sample["data"].keys() >= {"failed_writes_total", "write_highest_offset_bytes", "idle_seconds"}
@@ -111,20 +111,20 @@ async def test_a_restarted_libvirtd_ends_no_domain_and_does_not_affect_other_vms
     dial = [{"dial": f"{folder}/*.qmp"}, {"libvirt": libvirtd.uri}]
     async with Guest(folder, "beside") as guest, agent_on(monitors=dial) as agent:
         for domain in domains:
-            await attached(agent, domain)
+            await wait_until_attached(agent, domain)
         since = agent.mark()
         await libvirtd.kill()
         for domain in domains:
             detached = await agent.wait_for_record("vm.detached", vm=domain.uuid, since=since)
             assert "libvirt" in detached["data"]["reason"]
-            assert await state_of(agent, f"#{domain.name}") == ["connecting"]
+            assert await monitor_states(agent, f"#{domain.name}") == ["connecting"]
         since_kill = agent.mark()
         await agent.wait_for_record("sample.process", vm=guest.uuid, since=since_kill)
         await libvirtd.start()
         for domain in domains:
             await agent.wait_for_record("vm.attached", vm=domain.uuid, since=since, reattached=True)
             await agent.wait_for_record("sample.block", vm=domain.uuid, since=since_kill)
-            assert await state_of(agent, f"#{domain.name}") == ["up"]
+            assert await monitor_states(agent, f"#{domain.name}") == ["up"]
         assert [*agent.find_records("vm.gone", since=since), *agent.find_records("vm.detached", vm=guest.uuid)] == []
 
 
@@ -140,10 +140,10 @@ async def test_a_domain_with_two_monitors_is_polled_once_over_its_own_monitor(
     assert libvirtd.taints(domain) == ["custom-argv"]  # the cost of its own monitor
     async with agent_on(monitors=[{"libvirt": libvirtd.uri}, {"dial": own}]) as agent:
         await agent.wait_for_record("vm.attached", vm=domain.uuid, monitor=own)
-        since = await attached(agent, domain)
+        since = await wait_until_attached(agent, domain)
 
         async def states_settled() -> bool:
-            return [await state_of(agent, end) for end in (own, "#own")] == [["up"], ["standby"]]
+            return [await monitor_states(agent, end) for end in (own, "#own")] == [["up"], ["standby"]]
 
         await until(states_settled, 60)
         await libvirtd.virsh("suspend", domain.name)

@@ -1,4 +1,4 @@
-"""A domain that leaves its process and continues is not reported as gone."""
+"""A domain that is saved or migrated is reported as migrated, and not as gone."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Recording rules produce the series of Debian's prometheus-libvirt-exporter, on the same domain."""
+"""The recording rules produce the same series as Debian's prometheus-libvirt-exporter for one domain."""
 
 import contextlib
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 FOLDER: Final = Path(__file__).parents[3] / "deploy/prometheus"
 TARGET_LABELS: Final = {"instance", "job", "__name__"}
 
-Named = dict[tuple[str, frozenset[tuple[str, str]]], float]
+SeriesValues = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
-async def scrape_exporter(address: str) -> Named:
+async def scrape_exporter(address: str) -> SeriesValues:
     """Return an exporter's libvirt series; empty while it does not answer."""
     with contextlib.suppress(aiohttp.ClientConnectionError):
         async with aiohttp.ClientSession() as session, session.get(f"http://{address}/metrics") as response:
@@ -39,7 +39,7 @@ async def scrape_exporter(address: str) -> Named:
     return {}
 
 
-async def recorded_series(prometheus: Prometheus) -> Named:
+async def recorded_series(prometheus: Prometheus) -> SeriesValues:
     """Return the series that the rules recorded, without the labels that Prometheus adds to a target."""
     return {
         (
@@ -67,8 +67,8 @@ async def domain(libvirtd: Libvirtd) -> Domain:
     return started
 
 
-SECOND: Final = 1.0
-"""Largest difference of two CPU times: the guest is paused, but QEMU answers."""
+CPU_TIME_TOLERANCE_SECONDS: Final = 1.0
+"""Maximum difference between two CPU times. The guest is paused, but QEMU uses CPU time to answer."""
 
 # libvirt does not report threads: CPU time, vCPUs and taps come from the kernel if the process is known, as for a dialed monitor.
 # QMP does not report libvirt's names of disks: the series have the devices' names.
@@ -93,7 +93,7 @@ OVER_A_MONITOR: Final = OVER_LIBVIRT | {
 DEVICES: Final = {"vda": "virtio-disk0", "vdb": "virtio-disk1"}
 
 
-def select(series: Named, names: set[str], targets: Mapping[str, str]) -> Named:
+def select_series(series: SeriesValues, names: set[str], targets: Mapping[str, str]) -> SeriesValues:
     """Return the series of these names, with the disks renamed by `targets`."""
     return {
         (name, frozenset((k, targets.get(v, v) if k == "target_device" else v) for k, v in labels)): value
@@ -111,12 +111,12 @@ async def test_the_recording_rules_produce_the_series_of_debians_exporter(
     async with AgentProcess(folder, {**QUICK, "monitors": [monitor]}) as agent, exporter(libvirtd) as (address, _):
         rules = FOLDER / "libvirt-names-debian.yml"
         prometheus = await start_prometheus(f"127.0.0.1:{agent.port}", rules=rules, job="qmp-agent")
-        theirs: Named = {}
-        ours: Named = {}
+        theirs: SeriesValues = {}
+        ours: SeriesValues = {}
 
         async def same_names() -> bool:
             nonlocal theirs, ours
-            theirs = select(await scrape_exporter(address), names, targets)
+            theirs = select_series(await scrape_exporter(address), names, targets)
             ours = await recorded_series(prometheus)
             return theirs.keys() <= ours.keys() and {name for name, _ in theirs} == {f"libvirt_{n}" for n in names}
 
@@ -124,14 +124,14 @@ async def test_the_recording_rules_produce_the_series_of_debians_exporter(
             await until(same_names, 30)
         assert theirs.keys() == ours.keys()
     for key, value in theirs.items():
-        assert ours[key] == pytest.approx(value, abs=SECOND if "cpu_time" in key[0] else 0), key
+        assert ours[key] == pytest.approx(value, abs=CPU_TIME_TOLERANCE_SECONDS if "cpu_time" in key[0] else 0), key
     assert ours["libvirt_domain_state_code", frozenset({("domain", "web-3"), ("uuid", domain.uuid)})] == 3
     assert {name.removeprefix("libvirt_") for name, _ in await all_series(libvirtd)} == OVER_LIBVIRT | OVER_A_MONITOR
 
 
-async def all_series(libvirtd: Libvirtd) -> Named:
+async def all_series(libvirtd: Libvirtd) -> SeriesValues:
     """Return all libvirt series of the exporter."""
-    series: Named = {}
+    series: SeriesValues = {}
     async with exporter(libvirtd) as (address, _):
 
         async def has_series() -> bool:

@@ -1,4 +1,4 @@
-"""While a guest writes, the agent's figures lie between those of virsh and of another QMP client, before and after."""
+"""While a guest writes, the agent's figures lie between the figures that virsh and another QMP client read before and after."""
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ DEVICE: Final = "virtio-disk1"
 ROUNDS: Final = 3
 
 # virsh's name, qemu.qmp's, the agent's, and their units in one of the agent's; written by hand, not taken from the agent's table.
-BLOCK: Final = (
+BLOCK_FIGURES: Final = (
     ("block.1.rd.reqs", "rd_operations", "reads_total", 1),
     ("block.1.rd.bytes", "rd_bytes", "read_bytes_total", 1),
     ("block.1.rd.times", "rd_total_time_ns", "read_seconds_total", 1e9),
@@ -28,17 +28,17 @@ BLOCK: Final = (
     ("block.1.fl.reqs", "flush_operations", "flushes_total", 1),
     ("block.1.fl.times", "flush_total_time_ns", "flush_seconds_total", 1e9),
 )
-OF_VM: Final = ("run_delay_seconds_total", "actual_bytes")
+VM_FIGURES: Final = ("run_delay_seconds_total", "actual_bytes")
 TICK_SECONDS: Final = 0.01
 """Resolution of libvirt's CPU times, which it reads in clock ticks."""
 
 
 @dataclass(frozen=True, slots=True)
-class Testbed:
-    """A domain with two monitors beside libvirt's; the agent is on one of them.
+class LoadedDomain:
+    """A domain whose guest writes, with two monitors beside libvirt's: one for the agent, one for another QMP client.
 
     Attributes:
-        other: another QMP client, on the other monitor.
+        other: the other QMP client.
     """
 
     libvirtd: Libvirtd
@@ -46,21 +46,21 @@ class Testbed:
     agent: AgentProcess
     other: QMPClient
 
-    async def virsh(self) -> dict[str, float]:
+    async def virsh_figures(self) -> dict[str, float]:
         """Return virsh's figures, in the agent's names and units."""
         stats = await self.libvirtd.stats(self.domain)
-        return {ours: int(stats[name]) / unit for name, _, ours, unit in BLOCK} | {
+        return {ours: int(stats[name]) / unit for name, _, ours, unit in BLOCK_FIGURES} | {
             "cpu_seconds": int(stats["vcpu.0.time"]) / 1e9,
             "run_delay_seconds_total": int(stats["vcpu.0.delay"]) / 1e9,
             "actual_bytes": int(stats["balloon.current"]) * 1024,
         }
 
-    async def qmp(self) -> dict[str, float]:
+    async def qmp_figures(self) -> dict[str, float]:
         """Return the other client's figures, in the agent's names and units."""
         disks: Any = await self.other.execute("query-blockstats")
         (stats,) = (disk["stats"] for disk in disks if f"/{DEVICE}/" in disk["qdev"])
         balloon: Any = await self.other.execute("query-balloon")
-        return {ours: stats[name] / unit for _, name, ours, unit in BLOCK} | {"actual_bytes": balloon["actual"]}
+        return {ours: stats[name] / unit for _, name, ours, unit in BLOCK_FIGURES} | {"actual_bytes": balloon["actual"]}
 
     async def agent_figures(self) -> dict[str, float]:
         """Return the agent's figures of polls that start from now on."""
@@ -71,13 +71,13 @@ class Testbed:
         vcpu = await self.agent.wait_for_record("sample.vcpu", vm=self.domain.uuid, since=since)
         balloon = await self.agent.wait_for_record("sample.balloon", vm=self.domain.uuid)
         figures: Mapping[str, Any] = block["data"] | vcpu["data"] | balloon["data"]
-        return {name: figures[name] for name in (*(ours for _, _, ours, _ in BLOCK), *OF_VM)} | {
+        return {name: figures[name] for name in (*(ours for _, _, ours, _ in BLOCK_FIGURES), *VM_FIGURES)} | {
             "cpu_seconds": figures["user_seconds_total"] + figures["system_seconds_total"]
         }
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def testbed(libvirtd: Libvirtd) -> AsyncIterator[Testbed]:
+async def loaded_domain(libvirtd: Libvirtd) -> AsyncIterator[LoadedDomain]:
     monitors = [libvirtd.folder / "lib" / name for name in ("agent.qmp", "other.qmp")]
     options = [option for path in monitors for option in ("-qmp", f"unix:{path},server=on,wait=off")]
     arguments = "".join(f"<qemu:arg value='{option}'/>" for option in options)
@@ -95,23 +95,23 @@ async def testbed(libvirtd: Libvirtd) -> AsyncIterator[Testbed]:
     folder.mkdir()
     async with AgentProcess(folder, config) as agent:
         await agent.wait_for_record("sample.block", vm=domain.uuid, device=DEVICE)
-        yield Testbed(libvirtd, domain, agent, other)
+        yield LoadedDomain(libvirtd, domain, agent, other)
     await other.disconnect()
 
 
 async def test_under_load_all_figures_lie_between_those_of_virsh_and_of_another_qmp_client(
-    testbed: Testbed,
+    loaded_domain: LoadedDomain,
 ) -> None:
-    first = await testbed.virsh()
+    first = await loaded_domain.virsh_figures()
     for _ in range(ROUNDS):
-        before, other_before = await testbed.virsh(), await testbed.qmp()
-        figures = await testbed.agent_figures()
-        other_after, after = await testbed.qmp(), await testbed.virsh()
+        before, other_before = await loaded_domain.virsh_figures(), await loaded_domain.qmp_figures()
+        figures = await loaded_domain.agent_figures()
+        other_after, after = await loaded_domain.qmp_figures(), await loaded_domain.virsh_figures()
         for name, value in figures.items():
             slack = TICK_SECONDS * 2 if name == "cpu_seconds" else 1e-9 * value
             assert before[name] - slack <= value <= after[name] + slack, name
             if name in other_before:
                 assert other_before[name] - slack <= value <= other_after[name] + slack, name
-    last = await testbed.virsh()
+    last = await loaded_domain.virsh_figures()
     for name in ("writes_total", "write_bytes_total", "write_seconds_total", "cpu_seconds"):
         assert last[name] > first[name], f"there was no load: {name} did not rise"

@@ -11,7 +11,7 @@ import pytest
 
 from agent.cli.demo.guest import Guest, until
 from tests.integration.libvirt.conftest import AgentOn
-from tests.integration.libvirt.test_domain_lifecycle import attached, state_of
+from tests.integration.libvirt.test_domain_lifecycle import monitor_states, wait_until_attached
 from tests.lab.agent_process import AgentProcess
 from tests.lab.libvirt import Domain, Libvirtd
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @asynccontextmanager
-async def quick_scrapes(agent: AgentProcess) -> AsyncIterator[list[float]]:
+async def scraping_all_the_time(agent: AgentProcess) -> AsyncIterator[list[float]]:
     """Scrape ten times a second while the block runs; yield the durations in seconds."""
     durations: list[float] = []
 
@@ -55,15 +55,15 @@ async def test_domains_with_a_hung_qemu_affect_no_other_domain_and_no_scrape(
     healthy = [await libvirtd.domain(f"healthy{number}") for number in range(2)]
     async with agent_on() as agent:
         for domain in (*hung, *healthy):
-            await attached(agent, domain)
+            await wait_until_attached(agent, domain)
         since = agent.mark()
-        async with quick_scrapes(agent) as durations:
+        async with scraping_all_the_time(agent) as durations:
             for domain in hung:
                 await libvirtd.send_domain(domain, signal.SIGSTOP)
             for domain in hung:
                 stalled = await agent.wait_for_record("vm.stalled", vm=domain.uuid, since=since)
                 assert "libvirt" in stalled["data"]["reason"]
-                assert await state_of(agent, f"#{domain.name}") == ["stalled"]
+                assert await monitor_states(agent, f"#{domain.name}") == ["stalled"]
             for domain in healthy:
                 await wait_for_polls(agent, domain, 6, 10)
             # Events of the healthy domains arrive at once.
@@ -87,9 +87,9 @@ async def test_a_hung_libvirtd_is_reported_and_does_not_affect_other_vms(
     domain = await libvirtd.domain("patient")
     monitors = [{"dial": f"{folder}/*.qmp"}, {"libvirt": libvirtd.uri}]
     async with Guest(folder, "beside") as guest, agent_on(monitors=monitors) as agent:
-        await attached(agent, domain)
+        await wait_until_attached(agent, domain)
         since = agent.mark()
-        async with quick_scrapes(agent) as durations:
+        async with scraping_all_the_time(agent) as durations:
             await libvirtd.send_signal(signal.SIGSTOP)
             try:
                 await agent.wait_for_record("vm.stalled", vm=domain.uuid, since=since)
@@ -97,10 +97,10 @@ async def test_a_hung_libvirtd_is_reported_and_does_not_affect_other_vms(
                 await agent.wait_for_record("vm.detached", vm=domain.uuid, since=since)
 
                 async def is_stalled() -> bool:
-                    return await state_of(agent, "libvirt-sock") == ["stalled"]
+                    return await monitor_states(agent, "libvirt-sock") == ["stalled"]
 
                 await until(is_stalled, 60)
-                assert (await state_of(agent, f"#{domain.name}"))[0] in ("connecting", "stalled")
+                assert (await monitor_states(agent, f"#{domain.name}"))[0] in ("connecting", "stalled")
                 assert len([*agent.find_records("sample.process", vm=guest.uuid, since=since)]) > 20
             finally:
                 await libvirtd.send_signal(signal.SIGCONT)

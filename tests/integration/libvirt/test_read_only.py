@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.integration.libvirt.conftest import AgentOn
-from tests.integration.libvirt.test_domain_lifecycle import attached
+from tests.integration.libvirt.test_domain_lifecycle import wait_until_attached
 from tests.lab.agent_process import run_command
 from tests.lab.hidden_paths import ROOT, hidden_paths, reveal
 from tests.lab.libvirt import Libvirtd
@@ -28,7 +28,7 @@ async def test_a_read_only_connection_reports_figures_lifecycle_and_its_limitati
     domain = await libvirtd.domain(f"ro-{name}")
     levels = {"write_threshold": {"mode": "arm", "levels": ["used 1MiB"]}}
     async with agent_on(entry, alerts=levels, allow={"libvirt_passthrough": True}) as agent:
-        await attached(agent, domain)
+        await wait_until_attached(agent, domain)
         assert LIMITATION in (await agent.get("/overview"))[1]
         await libvirtd.virsh("suspend", domain.name)
         await agent.wait_for_record("sample.runstate", vm=domain.uuid, status="paused")

@@ -1,4 +1,4 @@
-"""Alerts of real disks name the guest's device, the image and its usage: under job filters, with legacy drives and after restarts."""
+"""Alerts of full disks name the guest's device, the image's path and its usage, also under a mirror, with -drive and after restarts."""
 
 import asyncio
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any, Final
 import pytest
 
 from agent.cli.demo.guest import until
-from tests.integration.qemu.test_write_thresholds import armed
+from tests.integration.qemu.test_write_thresholds import wait_until_armed
 from tests.lab.qemus import Qemu
 from tests.lab.thin_guests import MIB, AlertWatcher, LoopDevice, ThinGuest, ThinOptions, make_qcow2, run, thin_guest
 
@@ -17,7 +17,7 @@ VIRTUAL_MIB: Final = 64
 needs_loop = pytest.mark.skipif(not LoopDevice.is_available(), reason="only root can make loop devices")
 
 
-class LegacyGuest(ThinGuest):
+class LegacyDriveGuest(ThinGuest):
     """A guest whose disk is configured by `-drive`: QEMU names the backend `drive0` in events."""
 
     async def _disk(self) -> list[str]:
@@ -34,7 +34,7 @@ async def start_mirror(guest: ThinGuest) -> None:
     await guest.command("blockdev-mirror", **job)
 
 
-async def full_disk(agent: AlertWatcher, path: str) -> dict[str, Any]:
+async def wait_for_full_disk_alert(agent: AlertWatcher, path: str) -> dict[str, Any]:
     """Wait for the alert of a full disk, check what it names, and return it."""
     await until(lambda: [alert for alert in agent.alerts if alert["alert"] == "disk_full"], 180)
     alert = next(alert for alert in agent.alerts if alert["alert"] == "disk_full")
@@ -65,7 +65,7 @@ async def test_a_full_disk_is_named_under_a_mirror_and_at_attach(
             if not is_attached:
                 await guest.wait_for_event("STOP", 180)
             async with agent:
-                alert = await full_disk(agent, loop.path)
+                alert = await wait_for_full_disk_alert(agent, loop.path)
                 assert alert["detected_by"] == ("enospc" if is_attached else "missed")
                 await loop.extend(2 * SIZE)
                 await guest.command("cont")
@@ -77,12 +77,12 @@ async def test_a_full_legacy_drive_is_named_by_its_device(folder: Path, qemu: Qe
     async with LoopDevice(folder / "lv.raw", SIZE) as loop:
         await make_qcow2(loop.path, VIRTUAL_MIB * MIB)
         options = ThinOptions(disk_mib=VIRTUAL_MIB, storage={"filename": loop.path}, binary=qemu.binary, write_kib=63)
-        async with LegacyGuest(folder, "vm1", options), AlertWatcher(folder, mode="observe", poll=1) as agent:
-            await full_disk(agent, loop.path)
+        async with LegacyDriveGuest(folder, "vm1", options), AlertWatcher(folder, mode="observe", poll=1) as agent:
+            await wait_for_full_disk_alert(agent, loop.path)
 
 
 @needs_loop
-async def test_a_nearly_full_disk_is_known_as_such_after_a_power_cycle(folder: Path) -> None:
+async def test_a_nearly_full_disk_fires_its_alerts_again_after_a_power_cycle(folder: Path) -> None:
     async with LoopDevice(folder / "lv.raw", SIZE) as loop:
         await make_qcow2(loop.path, VIRTUAL_MIB * MIB)
         storage = {"driver": "host_device", "filename": loop.path}
@@ -101,9 +101,9 @@ async def test_a_nearly_full_disk_is_known_as_such_after_a_power_cycle(folder: P
         assert agent.alternates()
 
 
-async def test_an_own_threshold_that_a_commit_exceeds_is_reported(folder: Path) -> None:
+async def test_a_commit_that_exceeds_the_agents_threshold_of_a_backing_image_alerts(folder: Path) -> None:
     async with thin_guest(folder, disk_mib=24) as guest, AlertWatcher(folder, levels=["20%"], poll=0.2) as agent:
-        threshold = await armed(agent, guest)
+        threshold = await wait_until_armed(agent, guest)
         base = (await guest.nodes())["disk0-storage"]["file"]
         await guest.command(
             "blockdev-snapshot-sync",
@@ -120,7 +120,7 @@ async def test_an_own_threshold_that_a_commit_exceeds_is_reported(folder: Path) 
 
 
 @needs_loop
-async def test_a_commit_without_space_is_a_failed_job(folder: Path) -> None:
+async def test_a_commit_that_runs_out_of_space_fires_the_alert_of_a_failed_job(folder: Path) -> None:
     async with LoopDevice(folder / "lv.raw", SIZE) as loop:
         await make_qcow2(loop.path, VIRTUAL_MIB * MIB)
         await run("qemu-img", "create", "-q", "-f", "qcow2", "-b", loop.path, "-F", "qcow2", f"{folder}/top.qcow2")

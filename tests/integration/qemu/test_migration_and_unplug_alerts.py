@@ -1,10 +1,10 @@
-"""Alerts of real VMs: migrations, unplugged disks, and disks without space."""
+"""Alerts of VMs that migrate, whose disks are unplugged, or that are paused by a disk without space."""
 
 from pathlib import Path
 from typing import Any, Final
 
 from agent.cli.demo.guest import until
-from tests.integration.qemu.test_write_thresholds import armed
+from tests.integration.qemu.test_write_thresholds import wait_until_armed
 from tests.lab.thin_guests import MIB, AlertWatcher, make_qcow2, run, thin_guest
 
 NO_SPACE: Final = {"event": "write_aio", "iotype": "write", "errno": 28, "once": True}
@@ -28,7 +28,7 @@ async def test_a_migration_destination_is_armed_and_repeats_no_level(folder: Pat
         await source.command("migrate", uri=uri)
         await destination.wait_for_event("RESUME", 20)
         await until(lambda: "armed_threshold_bytes" in agent.space("destination"), 60)
-        assert await armed(agent, destination) > 6 * MIB
+        assert await wait_until_armed(agent, destination) > 6 * MIB
         await source.stop()
         await agent.until("65%", vm="destination", timeout=30)
         assert agent.levels() == ["5%", "20%", "35%", "50%", "65%"]
@@ -43,7 +43,7 @@ async def test_the_source_of_a_failed_migration_is_still_monitored(folder: Path)
         AlertWatcher(folder, levels=["20%", "35%", "50%"], poll=1) as agent,
         thin_guest(folder, "source", disk_mib=32, storage=shared) as source,
     ):
-        await armed(agent, source)
+        await wait_until_armed(agent, source)
         incoming = {"storage": shared, "extra": ["-incoming", "defer"]}
         async with thin_guest(folder, "destination", identity=source.uuid, disk_mib=32, **incoming) as destination:
             await until(lambda: len(agent.app.snapshot.monitors) == 2, 60)

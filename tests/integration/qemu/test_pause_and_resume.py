@@ -1,4 +1,4 @@
-"""A guest that runs out of space again and again, and is resumed at once: no alert fires while it runs.
+"""A guest runs out of space repeatedly, and is resumed each time: no alert fires while the guest runs.
 
 QEMU before 9.2 emits one BLOCK_IO_ERROR for each failed request, and the guest has several requests in flight. The number of rounds is
 `QMP_AGENT_PAUSE_ROUNDS`, by default 3.

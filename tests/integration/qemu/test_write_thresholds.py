@@ -14,7 +14,7 @@ SIZE: Final = 14 * MIB
 PACE: Final[dict[str, Any]] = {"pause_seconds": 0.004}
 
 
-async def armed(agent: AlertWatcher, guest: ThinGuest, node: str = "disk0-storage") -> int:
+async def wait_until_armed(agent: AlertWatcher, guest: ThinGuest, node: str = "disk0-storage") -> int:
     """Wait until the agent has set a threshold in QEMU's slot, and return it."""
     value = 0
 
@@ -43,7 +43,7 @@ async def test_each_level_is_reported_once_under_continuous_writes(folder: Path)
             )
         agent = await stack.enter_async_context(AlertWatcher(folder, levels=LEVELS, poll=60))
         for guest in guests:
-            assert 0 < await armed(agent, guest) <= SIZE
+            assert 0 < await wait_until_armed(agent, guest) <= SIZE
             assert await guest.slot("disk0-format") == 0, "the storage fills, not the format"
         before_arming = {
             alert["fingerprint"] for alert in agent.alerts if alert["detected_by"] == "level"
@@ -78,7 +78,7 @@ async def test_observe_mode_detects_levels_by_polls_and_sets_nothing(folder: Pat
         assert {alert["detected_by"] for alert in agent.alerts} == {"level"}
 
 
-async def test_a_foreign_threshold_stays_and_is_reported_as_foreign(folder: Path) -> None:
+async def test_another_clients_threshold_stays_and_is_reported_as_foreign(folder: Path) -> None:
     foreign = 6 * MIB + 512
     async with thin_guest(folder, disk_mib=24) as guest:
         await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=foreign)
@@ -102,7 +102,7 @@ async def test_a_foreign_threshold_stays_and_is_reported_as_foreign(folder: Path
 
 async def test_a_client_that_overwrites_the_threshold_keeps_the_slot(folder: Path) -> None:
     async with thin_guest(folder, disk_mib=24) as guest, AlertWatcher(folder, levels=["50%", "60%"], poll=0.2) as agent:
-        await armed(agent, guest)
+        await wait_until_armed(agent, guest)
         await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 40)
         await agent.until("60%")
         assert {alert["detected_by"] for alert in agent.alerts} <= {"level", "missed"}
@@ -112,7 +112,7 @@ async def test_a_client_that_overwrites_the_threshold_keeps_the_slot(folder: Pat
 
 async def test_after_a_snapshot_the_new_storage_is_armed(folder: Path) -> None:
     async with thin_guest(folder, disk_mib=12) as guest, AlertWatcher(folder, levels=LEVELS, poll=0.2) as agent:
-        await armed(agent, guest)
+        await wait_until_armed(agent, guest)
         await agent.until("20%")
         names = set(await guest.nodes())
         await guest.command(
@@ -123,7 +123,7 @@ async def test_after_a_snapshot_the_new_storage_is_armed(folder: Path) -> None:
             format="qcow2",
         )
         (storage,) = set(await guest.nodes()) - names - {"overlay"}
-        assert 0 < await armed(agent, guest, storage) < 12 * MIB
+        assert 0 < await wait_until_armed(agent, guest, storage) < 12 * MIB
         await agent.until("20%", "resolved")
         await agent.until("80%", node=storage)
         assert agent.levels(node=storage, detected_by="event")
@@ -136,7 +136,7 @@ async def test_after_a_mirror_pivot_the_target_is_armed(folder: Path) -> None:
         thin_guest(folder, disk_mib=24, pause_seconds=0.01) as guest,
         AlertWatcher(folder, levels=["10%", "50%", "60%", "95%"], poll=60) as agent,
     ):
-        await armed(agent, guest)
+        await wait_until_armed(agent, guest)
         await agent.until("10%")
         await make_qcow2(f"{folder}/target.qcow2", 24 * MIB)
         target = {"driver": "file", "filename": f"{folder}/target.qcow2", "node-name": "target-storage"}
@@ -145,7 +145,7 @@ async def test_after_a_mirror_pivot_the_target_is_armed(folder: Path) -> None:
         await guest.wait_for_event("BLOCK_JOB_READY", 20)
         await guest.command("job-complete", id="m")
         await guest.wait_for_event("BLOCK_JOB_COMPLETED", 20)
-        await armed(agent, guest, "target-storage")
+        await wait_until_armed(agent, guest, "target-storage")
         await agent.until("60%", node="target-storage", detected_by="event", timeout=30)
         assert agent.levels() == ["10%", "50%", "60%"]
         assert agent.levels("resolved") == []
@@ -182,7 +182,7 @@ async def test_an_extended_device_has_its_levels_moved_by_a_poll(folder: Path) -
             await loop.extend(64 * MIB)
             await agent.until("90%", "resolved")
             await agent.until("50%", "resolved")
-            assert await armed(agent, guest) == 32 * MIB
+            assert await wait_until_armed(agent, guest) == 32 * MIB
             await guest.command("cont")
             await agent.until("50%", detected_by="event", level_bytes=32 * MIB, timeout=90)
             assert [alert["state"] for alert in agent.alerts if alert["alert"] == "disk_full"] == ["firing", "resolved"]

@@ -1,4 +1,4 @@
-"""Labels from libvirt's files: only this VM's, sanitized, and none from a missing or malformed file."""
+"""Labels from libvirt's XML files: only the VM's own labels, sanitized. A missing or malformed file has no labels."""
 
 from pathlib import Path
 
@@ -37,11 +37,11 @@ EXPECTED = {
 }
 
 
-def read(*directories: Path, vm: Vm = VM) -> dict[str, str]:
+def read_labels(*directories: Path, vm: Vm = VM) -> dict[str, str]:
     return read_libvirt_labels(vm, LabelsConfig(libvirt_xml_dirs=list(directories)))
 
 
-def put(directory: Path, text: str | bytes) -> Path:
+def write_domain_file(directory: Path, text: str | bytes) -> Path:
     directory.mkdir(exist_ok=True)
     data = text.encode() if isinstance(text, str) else text
     (directory / f"{VM.name}.xml").write_bytes(data)
@@ -50,18 +50,18 @@ def put(directory: Path, text: str | bytes) -> Path:
 
 @pytest.mark.parametrize("text", [NOVA, f"<domstatus state='running' pid='7'>{NOVA}</domstatus>"])
 def test_novas_metadata_is_read_from_defined_and_running_vms(tmp_path: Path, text: str) -> None:
-    assert read(put(tmp_path, text)) == EXPECTED
+    assert read_labels(write_domain_file(tmp_path, text)) == EXPECTED
 
 
 def test_ovirts_metadata_is_read(tmp_path: Path) -> None:
-    assert read(put(tmp_path, OVIRT)) == {"ovirt_cluster_version": "4.7"}
+    assert read_labels(write_domain_file(tmp_path, OVIRT)) == {"ovirt_cluster_version": "4.7"}
 
 
 def test_the_first_directory_with_the_vm_is_read(tmp_path: Path) -> None:
-    other = put(tmp_path / "a", NOVA.replace(VM.uuid.upper(), "another"))
-    empty, own = tmp_path / "none", put(tmp_path / "b", NOVA)
-    assert read(other, empty, own, put(tmp_path / "c", OVIRT)) == EXPECTED
-    assert read(other) == read(empty) == read() == {}
+    other = write_domain_file(tmp_path / "a", NOVA.replace(VM.uuid.upper(), "another"))
+    empty, own = tmp_path / "none", write_domain_file(tmp_path / "b", NOVA)
+    assert read_labels(other, empty, own, write_domain_file(tmp_path / "c", OVIRT)) == EXPECTED
+    assert read_labels(other) == read_labels(empty) == read_labels() == {}
 
 
 ENTITIES = '<!DOCTYPE d [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>'
@@ -83,17 +83,17 @@ ENTITIES = '<!DOCTYPE d [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>'
     ],
 )
 def test_a_malformed_file_gives_no_labels(tmp_path: Path, text: str | bytes) -> None:
-    assert read(put(tmp_path, text)) == {}
+    assert read_labels(write_domain_file(tmp_path, text)) == {}
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "a\0b"])
 def test_a_vm_name_cannot_escape_the_directory(tmp_path: Path, name: str) -> None:
     (tmp_path / "x.xml").write_text(NOVA)
-    assert read(put(tmp_path / "a", NOVA), vm=Vm("host1", VM.uuid, name)) == {}
+    assert read_labels(write_domain_file(tmp_path / "a", NOVA), vm=Vm("host1", VM.uuid, name)) == {}
 
 
 def test_values_are_truncated_and_empty_ones_left_out(tmp_path: Path) -> None:
     long = NOVA.replace("shop", "x" * 1000).replace("web-1", "  ").replace("m1.small", "")
-    labels = read(put(tmp_path, long))
+    labels = read_labels(write_domain_file(tmp_path, long))
     assert labels["nova_project"] == "x" * 128
     assert not {"nova_name", "nova_flavor"} & labels.keys()

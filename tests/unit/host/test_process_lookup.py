@@ -1,4 +1,4 @@
-"""Identification of the QEMU process behind a monitor, and reading of its files."""
+"""Identification of the QEMU process behind a monitor, and reading of the process's files and interfaces."""
 
 import os
 import subprocess
@@ -25,25 +25,25 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
         running.kill()
 
 
-def thread(root: Path, pid: int, tid: int, *, name: str = "qemu-system-x86", ids: str = "") -> None:
-    """Create a thread's files as the kernel has them: in its process's directory and in an unlisted one of its own."""
+def write_thread_files(root: Path, pid: int, tid: int, *, name: str = "qemu-system-x86", ids: str = "") -> None:
+    """Create a thread's files at the kernel's two places: under the directory of its process, and in /proc/TID."""
     for folder in (root / f"proc/{tid}", root / f"proc/{pid}/task/{tid}"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "status").write_text(STATUS.format(name=name, tgid=pid, tid=tid, ids=ids or tid))
         (folder / "stat").write_text(STAT.format(tid=tid))
 
 
-def process(root: Path, pid: int, *tids: int, name: str = "qemu-system-x86") -> None:
+def write_process_files(root: Path, pid: int, *tids: int, name: str = "qemu-system-x86") -> None:
     for tid in (pid, *tids):
-        thread(root, pid, tid, name=name)
+        write_thread_files(root, pid, tid, name=name)
 
 
-def open_descriptors(pid: int) -> int:
+def count_open_descriptors(pid: int) -> int:
     """Return the number of open descriptors of a process."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-def unknown_cause(socket_owner: int | None, threads: list[int], root: Path) -> str:
+def lookup_error(socket_owner: int | None, threads: list[int], root: Path) -> str:
     with pytest.raises(UnknownProcessError) as caught:
         find_process(socket_owner, threads, root)
     return str(caught.value)
@@ -53,15 +53,15 @@ def unknown_cause(socket_owner: int | None, threads: list[int], root: Path) -> s
 
 
 def test_the_process_that_opened_the_socket_and_has_the_threads_is_qemu(tmp_path: Path) -> None:
-    process(tmp_path, 70, 71, 72, name="renamed")
+    write_process_files(tmp_path, 70, 71, 72, name="renamed")
     qemu = find_process(70, [71, 72], tmp_path)
     assert (qemu.process.pid, qemu.threads) == (70, {71: 71, 72: 72})
     qemu.process.close()
 
 
 def test_a_manager_that_opened_the_socket_is_not_taken_for_qemu(tmp_path: Path) -> None:
-    process(tmp_path, 50, name="libvirtd")
-    process(tmp_path, 70, 71, name="qemu-kvm")
+    write_process_files(tmp_path, 50, name="libvirtd")
+    write_process_files(tmp_path, 70, 71, name="qemu-kvm")
     qemu = find_process(50, [71], tmp_path)
     assert qemu.process.pid == 70
     qemu.process.close()
@@ -69,44 +69,44 @@ def test_a_manager_that_opened_the_socket_is_not_taken_for_qemu(tmp_path: Path) 
 
 @pytest.mark.parametrize("threads", [[71], [12, 71]])
 def test_another_process_with_the_same_thread_ids_is_not_qemu(tmp_path: Path, threads: list[int]) -> None:
-    process(tmp_path, 50, name="libvirtd")
-    process(tmp_path, 70, 71, name="postgres")
-    process(tmp_path, 10, 12)
-    assert "process 50 opened" in unknown_cause(50, threads, tmp_path)
+    write_process_files(tmp_path, 50, name="libvirtd")
+    write_process_files(tmp_path, 70, 71, name="postgres")
+    write_process_files(tmp_path, 10, 12)
+    assert "process 50 opened" in lookup_error(50, threads, tmp_path)
 
 
-def test_a_qemu_without_all_of_the_threads_is_not_taken(tmp_path: Path) -> None:
-    process(tmp_path, 50, name="libvirtd")
-    process(tmp_path, 70, 71)
-    assert "no process has the threads" in unknown_cause(50, [71, 72], tmp_path)
+def test_a_process_that_lacks_one_of_the_threads_is_not_qemu(tmp_path: Path) -> None:
+    write_process_files(tmp_path, 50, name="libvirtd")
+    write_process_files(tmp_path, 70, 71)
+    assert "no process has the threads" in lookup_error(50, [71, 72], tmp_path)
 
 
 def test_thread_ids_of_a_pid_namespace_are_translated(tmp_path: Path) -> None:
     for tid, inner in ((70, 1), (71, 5), (72, 6)):
-        thread(tmp_path, 70, tid, ids=f"{tid}\t{inner}")
-    process(tmp_path, 5, 6)  # another process, whose threads have these ids on the host
+        write_thread_files(tmp_path, 70, tid, ids=f"{tid}\t{inner}")
+    write_process_files(tmp_path, 5, 6)  # another process, whose threads have these ids on the host
     qemu = find_process(70, [5, 6], tmp_path)
     assert (qemu.process.pid, qemu.threads) == (70, {5: 71, 6: 72})
     qemu.process.close()
-    process(tmp_path, 50, name="launcher")
-    thread(tmp_path, 5, 5, ids="5\t1")
-    assert "no process has the threads" in unknown_cause(
+    write_process_files(tmp_path, 50, name="launcher")
+    write_thread_files(tmp_path, 5, 5, ids="5\t1")
+    assert "no process has the threads" in lookup_error(
         50, [5, 6], tmp_path
-    )  # the process with these threads is in a namespace itself
+    )  # process 5 has threads with these ids, but it is in a pid namespace
 
 
-def test_without_threads_the_socket_owner_must_have_qemus_name(tmp_path: Path) -> None:
-    process(tmp_path, 50, name="libvirtd")
-    process(tmp_path, 70)
-    assert "no process has the threads" in unknown_cause(50, [], tmp_path)
+def test_without_thread_ids_the_socket_owner_must_have_qemus_name(tmp_path: Path) -> None:
+    write_process_files(tmp_path, 50, name="libvirtd")
+    write_process_files(tmp_path, 70)
+    assert "no process has the threads" in lookup_error(50, [], tmp_path)
     qemu = find_process(70, [], tmp_path)
     assert qemu.process.pid == 70
     qemu.process.close()
 
 
-def test_an_unknown_process_has_a_cause(tmp_path: Path) -> None:
-    assert "not a Unix socket" in unknown_cause(None, [71], tmp_path)
-    assert "process 99" in unknown_cause(99, [71], tmp_path)
+def test_the_error_names_why_a_process_is_unknown(tmp_path: Path) -> None:
+    assert "not a Unix socket" in lookup_error(None, [71], tmp_path)
+    assert "process 99" in lookup_error(99, [71], tmp_path)
 
 
 # --- Files ---
@@ -127,7 +127,7 @@ def test_files_are_read_whole_and_unreadable_ones_are_none(child: subprocess.Pop
         FileReply(files[1], None),
         FileReply(files[2], "1\n"),
         FileReply(files[3], None),
-        FileReply(files[4], str(open_descriptors(child.pid))),
+        FileReply(files[4], str(count_open_descriptors(child.pid))),
     ]
     process.close()
     assert process.read("stat") is None
@@ -163,19 +163,19 @@ def test_a_file_that_the_kernel_returns_in_parts_is_read_whole() -> None:
 
 
 def test_no_descriptor_stays_open(child: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    before = open_descriptors(os.getpid())
+    before = count_open_descriptors(os.getpid())
     process = Process(child.pid)
     process.read_files([FileRequest("stat"), FileRequest("no/such"), FileRequest("fd", count_entries=True)])
     interfaces_of(process, {})
     process.close()
-    unknown_cause(child.pid, [1], Path("/"))
-    unknown_cause(child.pid, [], Path("/"))
-    unknown_cause(child.pid, [1], tmp_path)
-    assert open_descriptors(os.getpid()) == before
+    lookup_error(child.pid, [1], Path("/"))
+    lookup_error(child.pid, [], Path("/"))
+    lookup_error(child.pid, [1], tmp_path)
+    assert count_open_descriptors(os.getpid()) == before
 
 
 def test_the_cgroup_is_the_nearest_ancestor_that_counts_memory(tmp_path: Path) -> None:
-    process(tmp_path, 70, 71)
+    write_process_files(tmp_path, 70, 71)
     scope = "/machine.slice/machine-qemu.scope/libvirt"
     (tmp_path / "proc/70/cgroup").write_text(f"9:memory:/x\n0::{scope}/emulator\n")
     (tmp_path / f"sys/fs/cgroup{scope}/emulator").mkdir(parents=True)
@@ -193,7 +193,7 @@ def test_the_cgroup_is_the_nearest_ancestor_that_counts_memory(tmp_path: Path) -
 # --- Network interfaces ---
 
 
-def descriptor(root: Path, pid: int, number: int, target: str, fdinfo: str = "") -> None:
+def add_descriptor(root: Path, pid: int, number: int, target: str, fdinfo: str = "") -> None:
     for name in ("fd", "fdinfo"):
         (root / f"proc/{pid}/{name}").mkdir(exist_ok=True)
     (root / f"proc/{pid}/fd/{number}").symlink_to(target)
@@ -203,7 +203,7 @@ def descriptor(root: Path, pid: int, number: int, target: str, fdinfo: str = "")
 def test_taps_and_macvtaps_are_found_and_matched_to_network_cards(
     tmp_path: Path,
 ) -> None:
-    process(tmp_path, 70)
+    write_process_files(tmp_path, 70)
     for folder, net in (("70", 1), ("self", 1)):
         (tmp_path / f"proc/{folder}/ns").mkdir(parents=True)
         (tmp_path / f"proc/{folder}/ns/net").symlink_to(f"net:[{net}]")
@@ -215,13 +215,13 @@ def test_taps_and_macvtaps_are_found_and_matched_to_network_cards(
         (tmp_path / f"sys/class/net/{name}").mkdir(parents=True)
         (tmp_path / f"sys/class/net/{name}/ifindex").write_text(f"{index}\n")
         (tmp_path / f"sys/class/net/{name}/address").write_text(f"{address}\n")
-    descriptor(tmp_path, 70, 3, "/dev/net/tun", "iff:\ttap0\n")
-    descriptor(tmp_path, 70, 4, "/dev/net/tun", "iff:\ttap0\n")  # a second queue
-    descriptor(tmp_path, 70, 5, "/dev/tap9")
-    descriptor(tmp_path, 70, 6, "/dev/tap77")
-    descriptor(tmp_path, 70, 7, "/dev/net/tun", "iff:\n")
-    descriptor(tmp_path, 70, 8, "/dev/net/tun", "iff:\t../../etc\n")
-    descriptor(tmp_path, 70, 9, "socket:[5]")
+    add_descriptor(tmp_path, 70, 3, "/dev/net/tun", "iff:\ttap0\n")
+    add_descriptor(tmp_path, 70, 4, "/dev/net/tun", "iff:\ttap0\n")  # a second queue
+    add_descriptor(tmp_path, 70, 5, "/dev/tap9")
+    add_descriptor(tmp_path, 70, 6, "/dev/tap77")
+    add_descriptor(tmp_path, 70, 7, "/dev/net/tun", "iff:\n")
+    add_descriptor(tmp_path, 70, 8, "/dev/net/tun", "iff:\t../../etc\n")
+    add_descriptor(tmp_path, 70, 9, "socket:[5]")
     qemu = Process(70, tmp_path)
     nics = {"52:54:00:00:00:01": {"device": "nic0"}, "52:54:00:00:00:02": {"device": "nic1"}}
     macvtap, tap = interfaces_of(qemu, nics)

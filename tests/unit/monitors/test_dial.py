@@ -1,4 +1,4 @@
-"""Discovery of sockets that appear, disappear and are created again, in directories that need not exist."""
+"""Discovery of sockets that are created, removed and created again, in directories that need not exist."""
 
 import asyncio
 import contextlib
@@ -17,11 +17,11 @@ from tests.lab.machine import free_port
 from tests.lab.scripted_peer import QUIET_SECONDS, TIMEOUT_SECONDS
 
 NEVER = 60.0
-"""Scan interval that no test reaches: what is found earlier, inotify reported."""
+"""A scan interval in seconds that is longer than any test. Sockets that are found in a test are found by inotify."""
 
 
 class Listener:
-    """A listener that keeps the current monitors and all earlier ones."""
+    """A discovery listener that stores the current monitors, and the history of added monitors."""
 
     def __init__(self) -> None:
         self.monitors: dict[tuple[object, ...], Monitor] = {}
@@ -103,7 +103,7 @@ async def test_a_socket_created_between_the_first_scan_and_the_watch_is_found(
         await listener.wait_until(listener.names)
 
 
-async def test_a_socket_moved_in_or_out_is_noticed(folder: Path) -> None:
+async def test_a_socket_moved_into_or_out_of_the_directory_is_reported(folder: Path) -> None:
     (folder / "run").mkdir()
     make_socket(folder / "vm.qmp")
     async with discovering(folder / "run" / "vm.qmp") as listener:

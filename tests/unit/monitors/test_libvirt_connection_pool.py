@@ -1,4 +1,4 @@
-"""Calls to a scripted libvirt: no two share a connection at the same time, even if some hang or fail."""
+"""Calls to a scripted libvirt: no connection has two calls at the same time, even if calls hang or fail."""
 
 import asyncio
 import threading
@@ -25,16 +25,17 @@ def libvirtd() -> ScriptedLibrary:
 
 
 def pool_of(libvirtd: ScriptedLibrary, hung_seconds: float = 60) -> ConnectionPool:
-    """Return a pool in which, even on a busy machine, no call counts as hung by default."""
+    """Return a pool. By default no call counts as hung, even on a busy machine."""
     return ConnectionPool(libvirtd, "test", read_only=False, hung_seconds=hung_seconds)
 
 
-def using(wait: Callable[[], object]) -> Callable[[LibvirtConnection], Any]:
+def call_that_waits(wait: Callable[[], object]) -> Callable[[LibvirtConnection], Any]:
+    """Return a call on a connection that lasts until `wait` returns."""
     return lambda connection: connection.handle().use(wait)
 
 
-async def wait_for_open(libvirtd: ScriptedLibrary, count: int) -> None:
-    """Wait until exactly `count` connections are open."""
+async def wait_for_open_connections(libvirtd: ScriptedLibrary, count: int) -> None:
+    """Wait until exactly `count` connections are open, and check that no connection had two calls at once."""
 
     async def are_open() -> bool:
         return len(libvirtd.open_connections) == count
@@ -47,49 +48,49 @@ async def test_concurrent_calls_have_separate_connections_that_later_calls_reuse
     pool = pool_of(libvirtd)
     barrier = threading.Barrier(MAX_CALLS)
     for _ in range(3):
-        used = await asyncio.gather(*(pool.run(using(lambda: barrier.wait(5))) for _ in range(MAX_CALLS)))
+        used = await asyncio.gather(*(pool.run(call_that_waits(lambda: barrier.wait(5))) for _ in range(MAX_CALLS)))
         assert len(set(used)) == MAX_CALLS
-    await asyncio.gather(*(pool.run(using(lambda: None)) for _ in range(200)))
+    await asyncio.gather(*(pool.run(call_that_waits(lambda: None)) for _ in range(200)))
     assert len(libvirtd.connections) == MAX_CALLS
     pool.retire()
-    await wait_for_open(libvirtd, 0)
+    await wait_for_open_connections(libvirtd, 0)
 
 
 async def test_hung_calls_keep_their_connections_until_they_return(libvirtd: ScriptedLibrary) -> None:
     pool = pool_of(libvirtd, hung_seconds=0.1)
     released = threading.Event()
-    hung = [asyncio.create_task(pool.run(using(lambda: released.wait(20)))) for _ in range(MAX_HUNG)]
+    hung = [asyncio.create_task(pool.run(call_that_waits(lambda: released.wait(20)))) for _ in range(MAX_HUNG)]
 
     async def all_hang() -> bool:
         return pool.hung == MAX_HUNG
 
     await until(all_hang, 60)
-    await asyncio.gather(*(pool.run(using(lambda: None)) for _ in range(20)))
-    await wait_for_open(libvirtd, len(libvirtd.connections))
+    await asyncio.gather(*(pool.run(call_that_waits(lambda: None)) for _ in range(20)))
+    await wait_for_open_connections(libvirtd, len(libvirtd.connections))
     assert MAX_HUNG < len(libvirtd.connections) <= MAX_HUNG + MAX_CALLS
     pool.retire()
-    await wait_for_open(libvirtd, MAX_HUNG)
+    await wait_for_open_connections(libvirtd, MAX_HUNG)
     released.set()
     await asyncio.gather(*hung)
-    await wait_for_open(libvirtd, 0)
+    await wait_for_open_connections(libvirtd, 0)
 
 
 async def test_ended_connections_are_closed_and_replaced(libvirtd: ScriptedLibrary) -> None:
     pool = pool_of(libvirtd)
     barrier = threading.Barrier(MAX_CALLS)
-    await asyncio.gather(*(pool.run(using(lambda: barrier.wait(5))) for _ in range(MAX_CALLS)))
+    await asyncio.gather(*(pool.run(call_that_waits(lambda: barrier.wait(5))) for _ in range(MAX_CALLS)))
 
     def end_connections() -> None:
         for connection in libvirtd.connections:
             connection.up = False
 
     with pytest.raises(TransportLostError):
-        await pool.run(using(end_connections))
-    await asyncio.gather(*(pool.run(using(lambda: barrier.wait(5))) for _ in range(MAX_CALLS)))
-    await wait_for_open(libvirtd, MAX_CALLS)
+        await pool.run(call_that_waits(end_connections))
+    await asyncio.gather(*(pool.run(call_that_waits(lambda: barrier.wait(5))) for _ in range(MAX_CALLS)))
+    await wait_for_open_connections(libvirtd, MAX_CALLS)
     assert len(libvirtd.connections) == 2 * MAX_CALLS
     pool.retire()
-    await wait_for_open(libvirtd, 0)
+    await wait_for_open_connections(libvirtd, 0)
 
 
 async def test_an_event_connection_that_is_closed_while_it_opens_does_not_stay_open(libvirtd: ScriptedLibrary) -> None:
@@ -107,10 +108,10 @@ async def test_an_event_connection_that_is_closed_while_it_opens_does_not_stay_o
     await asyncio.sleep(0.2)
     released.set()
     assert await opening == ((7, 2, 0), True)
-    await wait_for_open(libvirtd, 0)
+    await wait_for_open_connections(libvirtd, 0)
 
 
-async def test_the_event_inbox_keeps_the_order_and_counts_what_it_drops() -> None:
+async def test_the_event_inbox_keeps_the_order_and_counts_dropped_messages() -> None:
     delivered: list[Any] = []
     inbox = EventInbox(delivered.append, lambda dropped: delivered.append(f"{dropped} dropped"))
     for excess in (0, 7, 0):

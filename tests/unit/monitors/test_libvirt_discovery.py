@@ -56,7 +56,7 @@ async def discovering(libvirt: LibvirtDiscoverer) -> AsyncIterator[RecordingList
 
 
 @pytest.mark.parametrize(("code", "kind"), [(-1, TransportLostError), ("ACCESS_DENIED", DeniedError)])
-async def test_opening_a_domain_raises_why_libvirtd_cannot_be_reached(
+async def test_opening_a_domain_raises_the_error_of_the_connection_to_libvirtd(
     code: object, kind: type[QmpError], libvirtd: ScriptedLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_uri: str) -> None:
@@ -75,7 +75,7 @@ async def test_opening_a_domain_raises_why_libvirtd_cannot_be_reached(
     assert len({len(traceback.extract_tb(error.__traceback__)) for error in errors}) == 1, "no traceback grows"
 
 
-async def test_the_wait_between_attempts_grows_until_a_connection_holds(
+async def test_the_wait_between_attempts_to_connect_grows_while_they_fail(
     libvirtd: ScriptedLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An attempt to connect to a hung libvirtd takes longer than the maximum wait, but it does not reset the number of attempts."""

@@ -1,4 +1,4 @@
-"""Commands for a domain: an answer of libvirt that cannot be read costs the commands that need it, and no others."""
+"""Commands for a domain: an unreadable answer of libvirt fails the commands that need this answer, and no others."""
 
 import asyncio
 import threading
@@ -42,13 +42,13 @@ async def results_of(executor: DomainExecutor, *commands: Command) -> list[Any]:
     return await executor.execute(commands)
 
 
-def translating(library: ScriptedLibrary, **domain: Any) -> TranslatingExecutor:
+def translating_executor(library: ScriptedLibrary, **domain: Any) -> TranslatingExecutor:
     library.domains["a"] = ScriptedDomain("a", **{"xml": XML, "stats": STATS} | domain)
     return TranslatingExecutor(daemon_of(library), "a", "vm", lambda: DomainMigrationPhase.NONE)
 
 
-async def test_readable_answers_have_results(library: ScriptedLibrary) -> None:
-    uuid, status, (disk,) = await results_of(translating(library), UUID, STATUS, BLOCKSTATS)
+async def test_libvirts_answers_become_results_of_commands(library: ScriptedLibrary) -> None:
+    uuid, status, (disk,) = await results_of(translating_executor(library), UUID, STATUS, BLOCKSTATS)
     assert uuid == {"UUID": "a"}
     assert status == {"status": "running", "running": True}
     assert disk["stats"] == {"rd_operations": 7}
@@ -58,7 +58,7 @@ async def test_readable_answers_have_results(library: ScriptedLibrary) -> None:
     "xml", ["<domain>", "<!DOCTYPE x><domain/>", UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")]
 )
 async def test_unreadable_xml_fails_the_commands_that_need_devices(library: ScriptedLibrary, xml: Any) -> None:
-    executor = translating(library, xml=xml)
+    executor = translating_executor(library, xml=xml)
     uuid, status, blockstats = await results_of(executor, UUID, STATUS, BLOCKSTATS)
     assert (uuid, status["status"]) == ({"UUID": "a"}, "running")
     assert isinstance(blockstats, UnreadableReplyError)
@@ -75,12 +75,12 @@ async def test_unreadable_xml_fails_the_commands_that_need_devices(library: Scri
 async def test_unreadable_statistics_of_several_groups_are_not_the_fault_of_one_command(
     library: ScriptedLibrary, commands: list[Command], error_type: type[Exception]
 ) -> None:
-    executor = translating(library, stats=UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"))
+    executor = translating_executor(library, stats=UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"))
     assert {type(result) for result in await results_of(executor, *commands)} == {error_type}
 
 
 async def test_refused_statistics_fail_the_commands_that_need_them(library: ScriptedLibrary) -> None:
-    executor = translating(library, stats=ScriptedError("cannot decode the reply", REFUSED))
+    executor = translating_executor(library, stats=ScriptedError("cannot decode the reply", REFUSED))
     uuid, status, capabilities = await results_of(executor, UUID, STATUS, Command("query-migrate-capabilities"))
     assert uuid == {"UUID": "a"}
     assert isinstance(status, CommandError)
@@ -90,7 +90,7 @@ async def test_refused_statistics_fail_the_commands_that_need_them(library: Scri
 @pytest.mark.parametrize("stats", [STATS, ScriptedError("cannot decode the reply", REFUSED)])
 async def test_no_threshold_is_set_where_libvirt_has_not_read_the_slot(library: ScriptedLibrary, stats: Any) -> None:
     threshold = Command("block-set-write-threshold", {"node-name": "libvirt-1-storage", "write-threshold": 1 << 20})
-    executor = translating(library, stats=stats)
+    executor = translating_executor(library, stats=stats)
     (result,) = await results_of(executor, threshold)
     assert isinstance(result, CommandError)
     assert library.domains["a"].thresholds == []

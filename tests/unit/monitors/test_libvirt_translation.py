@@ -1,4 +1,4 @@
-"""Results of QMP commands from libvirt's statistics and XML: the same values as QEMU's, and no value that libvirt does not report."""
+"""Results of QMP commands from libvirt's statistics and XML: QEMU's names and units, and only values that libvirt reports."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -97,7 +97,7 @@ def test_an_image_without_an_index_has_no_node_names() -> None:
 
 
 @pytest.mark.parametrize("chain", ["", BACKING.replace("<backingStore/>", "")])
-def test_the_depth_of_a_chain_is_absent_if_libvirt_does_not_know_its_end(chain: str) -> None:
+def test_the_depth_of_a_backing_chain_is_absent_if_the_xml_lacks_its_end(chain: str) -> None:
     devices = devices_of(disk_xml(chain=chain))
     nodes = translate("query-named-block-nodes", STATS, devices)
     assert nodes
@@ -132,7 +132,7 @@ def test_the_physical_size_is_the_size_of_block_devices_alone(kind: str, source:
         ("query-memory-size-summary", "balloon.maximum"),
     ],
 )
-def test_a_value_that_libvirt_leaves_out_fails_the_command_and_does_not_disable_it(command: str, missing: str) -> None:
+def test_a_missing_value_fails_the_command_without_disabling_its_collector(command: str, missing: str) -> None:
     assert isinstance(translate(command), dict)
     result = translate(command, without(missing))
     assert isinstance(result, CommandError)
@@ -140,7 +140,7 @@ def test_a_value_that_libvirt_leaves_out_fails_the_command_and_does_not_disable_
     assert missing.partition(".")[0] in result.desc
 
 
-def test_guest_statistics_without_a_time_have_none() -> None:
+def test_guest_statistics_lack_the_update_time_if_libvirt_does_not_report_it() -> None:
     snapshot = DomainSnapshot("uuid", "vm", without("balloon.last-update"), devices_of(), {})
     command = Command("qom-get", {"path": "/machine/peripheral/balloon0", "property": "guest-stats"})
     assert qmp_translation.translate(command, snapshot) == {"stats": {"stat-free-memory": 1 << 20}}

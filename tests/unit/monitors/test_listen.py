@@ -1,4 +1,4 @@
-"""Monitors that connect to the agent: admission, limits and cleanup."""
+"""Monitors that connect to the agent: authorisation, limits, and removal of the socket file."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from tests.lab.scripted_peer import TIMEOUT_SECONDS
 
 @contextlib.asynccontextmanager
 async def listening(observer: RecordingObserver, discoverer: ListenDiscoverer) -> AsyncIterator[None]:
-    """Accept and supervise monitors while the block runs."""
+    """Accept connections of monitors and supervise these monitors while the block runs."""
     async with supervised(observer, context=quick_context(greeting_seconds=0.3, response_seconds=5)) as fleet:
         task = asyncio.create_task(discoverer.run(fleet))
         try:
@@ -38,13 +38,13 @@ async def wait_until_listening(discoverer: ListenDiscoverer) -> None:
     async with asyncio.timeout(TIMEOUT_SECONDS):
         while True:
             with contextlib.suppress(OSError):
-                _, writer = await connect(discoverer)
+                _, writer = await connect_to(discoverer)
                 writer.close()
                 return
             await asyncio.sleep(0.01)
 
 
-async def connect(discoverer: ListenDiscoverer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect_to(discoverer: ListenDiscoverer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     if discoverer.address.startswith("tcp:"):
         host, _, port = discoverer.address.removeprefix("tcp:").rpartition(":")
         return await asyncio.open_connection(host, int(port))
@@ -54,7 +54,7 @@ async def connect(discoverer: ListenDiscoverer) -> tuple[asyncio.StreamReader, a
 async def seconds_until_closed(discoverer: ListenDiscoverer) -> float:
     """Connect, send nothing, and return the seconds until the agent closes the connection."""
     start = time.monotonic()
-    reader, writer = await connect(discoverer)
+    reader, writer = await connect_to(discoverer)
     async with asyncio.timeout(TIMEOUT_SECONDS):
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
@@ -90,13 +90,13 @@ async def test_qemus_reconnect_after_a_restart_of_the_agent(start_guest: StartGu
     for name in ("a", "b", "c"):
         await start_guest(name, extra=qemu_arguments(discoverer))
 
-    async def all_three(observer: RecordingObserver) -> None:
+    async def wait_for_three_vms(observer: RecordingObserver) -> None:
         await observer.wait_until(lambda: len(observer.records("vm.attached")) == 3)
 
     for _ in range(2):
         observer = RecordingObserver()
         async with listening(observer, discoverer):
-            await all_three(observer)
+            await wait_for_three_vms(observer)
         assert observer.types("vm").count("vm.detached") == 3
 
 
@@ -215,12 +215,12 @@ async def test_an_unavailable_address_is_logged_once_and_retried(
 ) -> None:
     discoverer = ListenDiscoverer(ListenConfig(listen=str(folder / "none" / "mon")), 0.02)
 
-    async def appear() -> None:
+    async def create_directory() -> None:
         await asyncio.sleep(0.2)
         Path(discoverer.address).parent.mkdir()
 
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(appear())
+        tasks.create_task(create_directory())
         async with listening(RecordingObserver(), discoverer):
             pass
     assert caplog.text.count("cannot listen") == 1
@@ -228,11 +228,11 @@ async def test_an_unavailable_address_is_logged_once_and_retried(
 
 @pytest.fixture
 def tls(folder: Path) -> ListenTlsConfig:
-    made = Certificates.make(folder)
-    shutil.copy(made.authority, folder / "ca-cert.pem")
+    certificates = Certificates.make(folder)
+    shutil.copy(certificates.authority, folder / "ca-cert.pem")
     for kind in ("key", "crt"):
         shutil.copy(folder / f"client.{kind}", folder / f"client-{'key' if kind == 'key' else 'cert'}.pem")
-    return ListenTlsConfig(ca=str(made.authority), certificate=str(made.server))
+    return ListenTlsConfig(ca=str(certificates.authority), certificate=str(certificates.server))
 
 
 def qemu_tls_arguments(discoverer: ListenDiscoverer, folder: Path) -> list[str]:

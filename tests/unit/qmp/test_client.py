@@ -1,4 +1,4 @@
-"""The client after the handshake: a deadline on every step, and reading at all times."""
+"""The client after the handshake: commands with deadlines, probes, the end of a connection, events and floods."""
 
 import asyncio
 import contextlib
@@ -137,7 +137,7 @@ async def test_a_qemu_without_out_of_band_execution_is_not_probed(fake: FakeQemu
 # --- End of a connection ---
 
 
-async def fails(waiting: Coroutine[Any, Any, Any]) -> QmpError:
+async def error_of(waiting: Coroutine[Any, Any, Any]) -> QmpError:
     """Return the error that a call raises."""
     async with asyncio.timeout(TIMEOUT_SECONDS):
         with pytest.raises(QmpError) as caught:
@@ -149,12 +149,12 @@ async def test_a_lost_connection_fails_every_waiter(fake: FakeQemu) -> None:
     fake.hang("query-name")
     fake.hang("query-yank")
     async with connected(fake.path) as client, asyncio.TaskGroup() as tasks:
-        executing = tasks.create_task(fails(client.execute([STATUS, NAME], deadline=TIMEOUT_SECONDS)))
+        executing = tasks.create_task(error_of(client.execute([STATUS, NAME], deadline=TIMEOUT_SECONDS)))
         await fake.wait_for("query-name")
         waiting = [
             executing,
-            tasks.create_task(fails(client.wait_idle())),
-            tasks.create_task(fails(client.probe(deadline=TIMEOUT_SECONDS))),
+            tasks.create_task(error_of(client.wait_idle())),
+            tasks.create_task(error_of(client.probe(deadline=TIMEOUT_SECONDS))),
         ]
         await fake.wait_for("query-yank")
         fake.drop()
@@ -162,7 +162,7 @@ async def test_a_lost_connection_fails_every_waiter(fake: FakeQemu) -> None:
         assert {type(error) for error in errors} == {NotConnectedError}
         assert await client.ended is errors[0]
         assert not await client.probe(deadline=TIMEOUT_SECONDS)
-        assert await fails(client.execute([STATUS], deadline=TIMEOUT_SECONDS)) is errors[0]
+        assert await error_of(client.execute([STATUS], deadline=TIMEOUT_SECONDS)) is errors[0]
 
 
 async def test_an_unreadable_reply_fails_its_command_and_the_connection_stays_up(fake: FakeQemu) -> None:
@@ -288,7 +288,7 @@ async def test_a_stall_names_the_command_that_hangs(fake: FakeQemu) -> None:
 async def test_close_fails_every_waiter(fake: FakeQemu) -> None:
     fake.hang("query-status")
     async with connected(fake.path) as client, asyncio.TaskGroup() as tasks:
-        executing = tasks.create_task(fails(client.execute([STATUS], deadline=TIMEOUT_SECONDS)))
+        executing = tasks.create_task(error_of(client.execute([STATUS], deadline=TIMEOUT_SECONDS)))
         await fake.wait_for("query-status")
         client.close()
         assert "closed by the agent" in str(await executing)
@@ -411,18 +411,18 @@ async def test_a_command_during_a_flood_from_a_closed_peer_loses_no_event(folder
         await writer.drain()
         writer.write(line({"event": "SHUTDOWN"}))
 
-    received, begun = list[str](), asyncio.Event()
+    received, first_event_received = list[str](), asyncio.Event()
 
     def on_event(event: Event) -> None:
         received.append(event.name)
-        begun.set()
+        first_event_received.set()
 
     async with (
         asyncio.timeout(TIMEOUT_SECONDS),
         scripted_peer(folder, talk) as path,
         connected(path, on_event) as client,
     ):
-        await begun.wait()
+        await first_event_received.wait()
         for _ in range(PAUSE_TURNS // 2):
             await asyncio.sleep(0)
         with pytest.raises(QmpError):

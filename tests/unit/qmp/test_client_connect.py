@@ -82,31 +82,31 @@ async def test_a_peer_that_does_not_speak_qmp_is_a_protocol_error(folder: Path) 
 
 
 async def test_a_monitor_that_greets_but_does_not_negotiate_is_stalled(folder: Path) -> None:
-    asked = asyncio.Event()
+    negotiated = asyncio.Event()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(line(HELLO))
         assert await reader.readuntil(b"}}") == b'{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}'
-        asked.set()
+        negotiated.set()
         await reader.read()
 
     async with scripted_peer(folder, talk) as path:
         with pytest.raises(StalledError, match="negotiation"):
             async with connected(path, deadline=0.3):
                 pass
-    assert asked.is_set()
+    assert negotiated.is_set()
 
 
 async def test_a_timeout_closes_the_connection(folder: Path) -> None:
-    left = asyncio.Event()
+    disconnected = asyncio.Event()
 
     async def talk(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         assert await reader.read() == b""
-        left.set()
+        disconnected.set()
 
     async with scripted_peer(folder, talk) as path:
         with pytest.raises(BusyError):
             async with connected(path, deadline=QUIET_SECONDS):
                 pass
         async with asyncio.timeout(TIMEOUT_SECONDS):
-            await left.wait()
+            await disconnected.wait()

@@ -1,4 +1,4 @@
-"""The protocol: the same messages however bytes are cut into chunks, and bounded cost for any bytes."""
+"""The protocol: its messages do not depend on the chunks that bytes arrive in, and any bytes have a bounded cost."""
 
 import contextlib
 import time
@@ -15,8 +15,16 @@ from agent.qmp.protocol import Connection, Event, Greeting, Message, Ready, Repl
 from tests.lab.qmp_bytes import DONE, HELLO, STATUS, cut, line, ready, receive
 
 
-def run(chunks: Iterable[bytes], count: int = 0, bound: int = 1 << 20) -> tuple[list[Message], ProtocolError | None]:
-    """Return the messages of a script and the error that ended it; send `count` commands after the handshake."""
+def receive_chunks(
+    chunks: Iterable[bytes], count: int = 0, bound: int = 1 << 20
+) -> tuple[list[Message], ProtocolError | None]:
+    """Return the messages of a server's bytes, and the error that ended the connection or None.
+
+    Args:
+        chunks: the bytes.
+        count: number of commands to send after the handshake.
+        bound: the size limit of a message in bytes.
+    """
     connection = Connection(AllowList(), bound)
     messages: list[Message] = []
     try:
@@ -34,63 +42,86 @@ def run(chunks: Iterable[bytes], count: int = 0, bound: int = 1 << 20) -> tuple[
 
 # --- Chunks ---
 
-texts = st.text(st.one_of(st.sampled_from('"\\{}[]\n\r\t ,:'), st.characters(exclude_categories=["Cs"])), max_size=12)
-leaves = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, width=32) | texts
-leaves = leaves.filter(lambda value: value not in (float("inf"), float("-inf")))
-values = st.recursive(leaves, lambda v: st.lists(v, max_size=3) | st.dictionaries(texts, v, max_size=3), max_leaves=8)
+any_text = st.text(
+    st.one_of(st.sampled_from('"\\{}[]\n\r\t ,:'), st.characters(exclude_categories=["Cs"])), max_size=12
+)
+json_scalars = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, width=32) | any_text
+)
+json_scalars = json_scalars.filter(lambda value: value not in (float("inf"), float("-inf")))
+json_values = st.recursive(
+    json_scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(any_text, v, max_size=3), max_leaves=8
+)
 events = st.builds(
     lambda name, data: {"timestamp": {"seconds": 5, "microseconds": 7}, "event": name, "data": data},
-    texts,
-    st.dictionaries(texts, values, max_size=3),
+    any_text,
+    st.dictionaries(any_text, json_values, max_size=3),
 )
-replies = st.builds(lambda value: {"return": value}, values) | st.builds(
-    lambda kind, text: {"error": {"class": kind, "desc": text}}, texts, texts
+replies = st.builds(lambda value: {"return": value}, json_values) | st.builds(
+    lambda kind, text: {"error": {"class": kind, "desc": text}}, any_text, any_text
 )
-between = events | st.just({"return": {}, "id": 1}) | st.builds(lambda i: {"return": {}, "id": i}, values)
-indents = st.sampled_from([None, None, 4])
-sizes = st.lists(st.integers(0, 40), max_size=60)
-GARBAGE = (b"\xff\xfe", b"hello", b"}", b"[1]", b"5", b"null", b'"x"', b'{"a":1}', b'{"return":}', b'{"event":"\xc3("}')
+between_replies = events | st.just({"return": {}, "id": 1}) | st.builds(lambda i: {"return": {}, "id": i}, json_values)
+any_indent = st.sampled_from([None, None, 4])
+chunk_sizes = st.lists(st.integers(0, 40), max_size=60)
+NOT_MESSAGES = (
+    b"\xff\xfe",
+    b"hello",
+    b"}",
+    b"[1]",
+    b"5",
+    b"null",
+    b'"x"',
+    b'{"a":1}',
+    b'{"return":}',
+    b'{"event":"\xc3("}',
+)
 
 
 @st.composite
-def scripts(draw: st.DrawFn) -> tuple[list[bytes], int]:
-    """Draw a server's messages as bytes, and the number of replies among them."""
+def server_scripts(draw: st.DrawFn) -> tuple[list[bytes], int]:
+    """Draw a server's messages as bytes, and the number of replies to commands among them."""
     answers = draw(st.lists(replies, max_size=4))
     script: list[Any] = [*draw(st.lists(events, max_size=2)), HELLO, *draw(st.lists(events, max_size=2)), DONE]
     for reply in answers:
-        script += [*draw(st.lists(between, max_size=2)), reply]
-    script += draw(st.lists(between, max_size=2))
-    return [line(message, indent=draw(indents)) for message in script], len(answers)
+        script += [*draw(st.lists(between_replies, max_size=2)), reply]
+    script += draw(st.lists(between_replies, max_size=2))
+    return [line(message, indent=draw(any_indent)) for message in script], len(answers)
 
 
-@given(scripts(), sizes)
-def test_the_messages_do_not_depend_on_the_chunks(script: tuple[list[bytes], int], at: list[int]) -> None:
+@given(server_scripts(), chunk_sizes)
+def test_the_messages_do_not_depend_on_the_chunks(script: tuple[list[bytes], int], cuts: list[int]) -> None:
     parts, count = script
-    whole, error = run([b"".join(parts)], count)
+    whole, error = receive_chunks([b"".join(parts)], count)
     assert error is None
     assert sum(isinstance(message, Reply) for message in whole) == count
-    for chunks in (parts, cut(b"".join(parts), at), [b"".join(parts)[i : i + 1] for i in range(len(b"".join(parts)))]):
-        messages, error = run(chunks, count)
+    for chunks in (
+        parts,
+        cut(b"".join(parts), cuts),
+        [b"".join(parts)[i : i + 1] for i in range(len(b"".join(parts)))],
+    ):
+        messages, error = receive_chunks(chunks, count)
         assert error is None
         assert list(map(repr, messages)) == list(map(repr, whole))
 
 
-@given(scripts(), st.sampled_from(GARBAGE), st.data())
+@given(server_scripts(), st.sampled_from(NOT_MESSAGES), st.data())
 def test_garbage_during_the_handshake_ends_the_connection_after_earlier_messages(
     script: tuple[list[bytes], int], garbage: bytes, data: st.DataObject
 ) -> None:
     parts, count = script
-    ready_at = next(n for n in range(len(parts)) if any(isinstance(m, Ready) for m in run(parts[: n + 1])[0]))
+    ready_at = next(
+        n for n in range(len(parts)) if any(isinstance(m, Ready) for m in receive_chunks(parts[: n + 1])[0])
+    )
     place = data.draw(st.integers(0, ready_at))
-    good, _ = run(parts[:place], count)
+    good, _ = receive_chunks(parts[:place], count)
     damaged = b"".join((*parts[:place], garbage, b"\r\n", *parts[place:]))
-    for chunks in ([damaged], cut(damaged, data.draw(sizes))):
-        messages, error = run(chunks, count)
+    for chunks in ([damaged], cut(damaged, data.draw(chunk_sizes))):
+        messages, error = receive_chunks(chunks, count)
         assert list(map(repr, messages)) == list(map(repr, good))
         assert error is not None
 
 
-soup = st.lists(
+any_bytes = st.lists(
     st.sampled_from([b'"', b"\\", b"{", b"}", b"[", b"]", b"\n", b"\r\n", b":", b",", b" ", b"1", b"\xff", b"\x00"])
     | st.sampled_from([line(HELLO), line(DONE), b'{"event":"A"}', b'"event":"B"', b"null", b'{"return":{}}', b"{\r\n"])
     | st.binary(max_size=4),
@@ -98,12 +129,12 @@ soup = st.lists(
 ).map(b"".join)
 
 
-@given(soup, sizes, st.sampled_from([40, 400]))
+@given(any_bytes, chunk_sizes, st.sampled_from([40, 400]))
 def test_any_bytes_raise_protocol_errors_only_and_do_not_depend_on_chunks(
-    data: bytes, at: list[int], bound: int
+    data: bytes, cuts: list[int], bound: int
 ) -> None:
-    whole, error = run([data], bound=bound)
-    messages, other = run(cut(data, at), bound=bound)
+    whole, error = receive_chunks([data], bound=bound)
+    messages, other = receive_chunks(cut(data, cuts), bound=bound)
     assert list(map(repr, messages)) == list(map(repr, whole))
     assert (other is None) == (error is None)
 

@@ -1,4 +1,4 @@
-"""Messages that cannot be read: each costs the command that it answers, and nothing after it is lost."""
+"""Unreadable messages: each fails the command that it may be the reply to, and later messages are received."""
 
 import tracemalloc
 from collections.abc import Iterable
@@ -21,11 +21,11 @@ NOT_A_NUMBER = b'{"return": {"status": "active", "ram": {"mbps": nan, "total": 1
 LOST_BRACE = b'{"return": {"status": "active", "ram": {"total": 1}}\r\n'
 
 
-def feed(connection: Connection, *chunks: bytes) -> list[Message]:
+def receive_all(connection: Connection, *chunks: bytes) -> list[Message]:
     return [message for chunk in chunks for message in connection.receive(chunk)]
 
 
-def summary(messages: Iterable[Message]) -> list[Any]:
+def summarize(messages: Iterable[Message]) -> list[Any]:
     """Return the messages, with the name of an error's type in place of each failed reply."""
     return [
         type(message.error).__name__ if isinstance(message, Reply) and message.error is not None else message
@@ -63,8 +63,8 @@ def test_an_unreadable_reply_fails_its_own_command_and_nothing_else(reply: bytes
     connection = ready()
     connection.send([STATUS, BLOCK, MIGRATE])
     first, event, third = (line(message, indent=indent) for message in ({"return": 1}, PANIC, {"return": 3}))
-    messages = feed(connection, first + reply + event + third)
-    assert summary(messages) == [Reply(1), FAILED, PANICKED, Reply(3)]
+    messages = receive_all(connection, first + reply + event + third)
+    assert summarize(messages) == [Reply(1), FAILED, PANICKED, Reply(3)]
     assert connection.replies_due == 0
     assert (connection.skipped.unreadable, connection.skipped.oversized) == (1, 0)
     failed = messages[1]
@@ -88,7 +88,7 @@ def test_a_pretty_printed_reply_without_its_end_does_not_swallow_the_next_messag
 ) -> None:
     connection = ready()
     connection.send([BLOCK])
-    assert summary(feed(connection, damaged + line(PANIC, indent=indent) * 2)) == [FAILED, PANICKED, PANICKED]
+    assert summarize(receive_all(connection, damaged + line(PANIC, indent=indent) * 2)) == [FAILED, PANICKED, PANICKED]
     assert connection.skipped.unreadable == 1
 
 
@@ -106,27 +106,27 @@ def test_a_pretty_printed_reply_without_its_end_does_not_swallow_the_next_messag
 def test_an_unreadable_event_is_counted_and_fails_no_command(event: bytes) -> None:
     connection = ready()
     connection.send([STATUS])
-    assert feed(connection, event + line(PANIC) + line({"return": 1})) == [PANICKED, Reply(1)]
+    assert receive_all(connection, event + line(PANIC) + line({"return": 1})) == [PANICKED, Reply(1)]
     assert connection.skipped.unreadable == 1
 
 
 @pytest.mark.parametrize(
     "reply", [b'{"return": [], "id": 1\r\n', b'{"id": 1, "error": }\r\n', b'{"error": 5, "id": 1}\r\n']
 )
-def test_an_unreadable_reply_to_a_probe_counts_as_one_and_fails_no_command(reply: bytes) -> None:
+def test_an_unreadable_reply_to_a_probe_counts_as_its_reply_and_fails_no_command(reply: bytes) -> None:
     connection = ready()
     connection.send([STATUS])
     connection.probe()
-    assert feed(connection, reply + line({"return": 1})) == [ProbeReply(1), Reply(1)]
+    assert receive_all(connection, reply + line({"return": 1})) == [ProbeReply(1), Reply(1)]
     number, _ = connection.probe()
     assert receive(connection, {"return": [], "id": number}) == [ProbeReply(number)]
 
 
-def test_a_reply_that_can_be_the_probes_fails_every_command_and_no_later_one() -> None:
+def test_an_unreadable_reply_without_an_id_fails_all_commands_while_a_probe_is_due() -> None:
     connection = ready()
     connection.send([STATUS])
     connection.probe()
-    assert summary(feed(connection, b'{"return": [], "i\r\n')) == [ProbeReply(1), FAILED]
+    assert summarize(receive_all(connection, b'{"return": [], "i\r\n')) == [ProbeReply(1), FAILED]
     assert connection.mark() == b'{"execute":"query-status","id":2}'
     assert receive(connection, {"return": "status"}, {"return": {}, "id": 2}) == []
     connection.send([BLOCK])
@@ -136,7 +136,7 @@ def test_a_reply_that_can_be_the_probes_fails_every_command_and_no_later_one() -
 def test_an_id_inside_an_unreadable_reply_is_not_taken_for_the_reply_to_a_probe() -> None:
     connection = ready()
     connection.send([STATUS, BLOCK])
-    assert summary(feed(connection, b'{"return": [{"id": 5}}\r\n' + line({"return": 2}))) == [FAILED, Reply(2)]
+    assert summarize(receive_all(connection, b'{"return": [{"id": 5}}\r\n' + line({"return": 2}))) == [FAILED, Reply(2)]
     assert connection.replies_due == 0
 
 
@@ -147,7 +147,7 @@ def test_an_id_inside_an_unreadable_reply_is_not_taken_for_the_reply_to_a_probe(
 def test_messages_without_a_line_end_between_them_leave_no_command_waiting(merged: bytes) -> None:
     connection = ready()
     connection.send([STATUS, BLOCK])
-    assert summary(feed(connection, merged)) == [UNCLEAR, UNCLEAR]
+    assert summarize(receive_all(connection, merged)) == [UNCLEAR, UNCLEAR]
     connection.mark()
     assert receive(connection, {"return": {}, "id": 1}) == []
     connection.send([MIGRATE])
@@ -175,7 +175,7 @@ NOISE = (
 def test_noise_fails_every_pending_command_because_any_reply_can_be_missing(noise: bytes) -> None:
     connection = ready()
     connection.send([STATUS, BLOCK])
-    assert summary(feed(connection, noise + b"\r\n")) == [UNCLEAR, UNCLEAR]
+    assert summarize(receive_all(connection, noise + b"\r\n")) == [UNCLEAR, UNCLEAR]
     assert connection.replies_due == 0
     assert connection.mark() == b'{"execute":"query-status","id":1}'
     assert connection.mark() is None, "one is enough"
@@ -189,7 +189,7 @@ def test_noise_fails_every_pending_command_because_any_reply_can_be_missing(nois
 @pytest.mark.parametrize("noise", NOISE)
 def test_noise_without_a_pending_command_is_only_counted(noise: bytes) -> None:
     connection = ready()
-    assert feed(connection, noise + b"\r\n" + line(PANIC)) == [PANICKED]
+    assert receive_all(connection, noise + b"\r\n" + line(PANIC)) == [PANICKED]
     assert connection.skipped.unreadable == 1
     assert connection.send([STATUS]) == b'{"execute":"query-status"}'
 
@@ -197,9 +197,9 @@ def test_noise_without_a_pending_command_is_only_counted(noise: bytes) -> None:
 def test_noise_before_the_markers_reply_sends_another_marker() -> None:
     connection = ready()
     connection.send([STATUS])
-    assert summary(feed(connection, b"5\r\n")) == [FAILED]
+    assert summarize(receive_all(connection, b"5\r\n")) == [FAILED]
     connection.mark()
-    assert summary(feed(connection, b"5\r\n")) == []
+    assert summarize(receive_all(connection, b"5\r\n")) == []
     assert connection.mark() == b'{"execute":"query-status","id":2}'
     assert receive(connection, {"return": 1}, {"return": {}, "id": 1}) == []
     assert connection.out_of_step, "the reply to the newest marker is still due"
@@ -211,9 +211,9 @@ def test_noise_before_the_markers_reply_sends_another_marker() -> None:
 def test_an_unreadable_reply_to_the_marker_leaves_no_command_waiting() -> None:
     connection = ready()
     connection.send([STATUS])
-    feed(connection, b"5\r\n")
+    receive_all(connection, b"5\r\n")
     connection.mark()
-    assert summary(feed(connection, line({"return": 1}) + b'{"return": {}, "i\r\n')) == []
+    assert summarize(receive_all(connection, line({"return": 1}) + b'{"return": {}, "i\r\n')) == []
     connection.mark()
     assert receive(connection, {"return": {}, "id": 2}) == []
     connection.send([BLOCK])
@@ -223,11 +223,11 @@ def test_an_unreadable_reply_to_the_marker_leaves_no_command_waiting() -> None:
 def test_a_marker_waits_while_qemu_may_hold_seven_commands() -> None:
     connection = ready()
     connection.send([STATUS] * MAX_COMMANDS_IN_FLIGHT)
-    assert summary(feed(connection, b"5\r\n")) == [UNCLEAR] * MAX_COMMANDS_IN_FLIGHT
+    assert summarize(receive_all(connection, b"5\r\n")) == [UNCLEAR] * MAX_COMMANDS_IN_FLIGHT
     assert connection.mark() is None, "the noise may have been no reply"
     receive(connection, {"return": 1})
     assert connection.mark() is not None
-    feed(connection, b"5\r\n")
+    receive_all(connection, b"5\r\n")
     assert connection.mark() is None, "QEMU may hold six commands and the marker"
     receive(connection, {"return": 2})
     assert connection.mark() is not None
@@ -241,7 +241,7 @@ def test_an_unreadable_message_during_the_handshake_ends_the_connection(noise: b
     connection = Connection(AllowList())
     receive(connection, *before)
     with pytest.raises(ProtocolError):
-        feed(connection, noise + b"\r\n")
+        receive_all(connection, noise + b"\r\n")
 
 
 # --- Messages over the size limit ---
@@ -266,10 +266,10 @@ def test_an_oversized_reply_is_skipped_within_bounded_memory(shape: bytes, size:
     data = line({"return": 1}) + shape + line(PANIC) + line({"return": 3})
     messages = []
     for chunk in cut(data, [size] * (len(data) // size)):
-        messages += feed(connection, chunk)
+        messages += receive_all(connection, chunk)
         frames = connection._frames
         assert len(frames._buffer) + len(frames._lines) <= 2 * LIMIT + 2
-    assert summary(messages) == [Reply(1), FAILED, PANICKED, Reply(3)]
+    assert summarize(messages) == [Reply(1), FAILED, PANICKED, Reply(3)]
     assert (connection.skipped.unreadable, connection.skipped.oversized) == (0, 1)
     assert "query-block: the message is longer than 4096 bytes" in str(messages[1].error)  # type: ignore[union-attr]
 
@@ -278,23 +278,23 @@ def test_an_oversized_event_is_skipped_and_the_next_one_is_read() -> None:
     connection = ready(bound=LIMIT)
     connection.send([STATUS])
     long = line({"timestamp": {"seconds": 1, "microseconds": 1}, "event": "X", "data": {"x": "y" * 10_000}})
-    assert feed(connection, long + line(PANIC) + line(DONE)) == [PANICKED, Reply({})]
+    assert receive_all(connection, long + line(PANIC) + line(DONE)) == [PANICKED, Reply({})]
     assert connection.skipped.oversized == 1
 
 
 def test_an_endless_line_takes_bounded_memory_and_fails_no_command_before_its_end() -> None:
     connection = ready(bound=LIMIT)
     connection.send([STATUS])
-    assert feed(connection, b'{"return": "', *[b"x" * 1000] * 1000) == []
+    assert receive_all(connection, b'{"return": "', *[b"x" * 1000] * 1000) == []
     assert len(connection._frames._buffer) == LIMIT + 1
-    assert summary(feed(connection, b'"}\r\n')) == [FAILED]
+    assert summarize(receive_all(connection, b'"}\r\n')) == [FAILED]
 
 
 def test_many_short_lines_take_no_more_memory_than_their_bytes() -> None:
     connection = ready()
     tracemalloc.start()
     try:
-        feed(connection, b"{\r\n", *[b"ab\n" * 10_000] * 40)
+        receive_all(connection, b"{\r\n", *[b"ab\n" * 10_000] * 40)
         assert tracemalloc.get_traced_memory()[0] < 3 << 20
     finally:
         tracemalloc.stop()
@@ -302,12 +302,15 @@ def test_many_short_lines_take_no_more_memory_than_their_bytes() -> None:
 
 # --- Any damage ---
 
-damage = st.sampled_from([TRAILING_COMMA, NOT_A_NUMBER, LOST_BRACE, *(noise + b"\r\n" for noise in NOISE)])
-good = st.sampled_from([PANIC, {"event": "STOP"}, {"event": "RESUME", "data": {"x": '"}{\r\n'}}])
+damaged_messages = st.sampled_from([TRAILING_COMMA, NOT_A_NUMBER, LOST_BRACE, *(noise + b"\r\n" for noise in NOISE)])
+good_messages = st.sampled_from([PANIC, {"event": "STOP"}, {"event": "RESUME", "data": {"x": '"}{\r\n'}}])
 
 
 @given(
-    st.lists(st.tuples(good, st.sampled_from([None, 4])).map(lambda m: line(m[0], indent=m[1])) | damage, max_size=8),
+    st.lists(
+        st.tuples(good_messages, st.sampled_from([None, 4])).map(lambda m: line(m[0], indent=m[1])) | damaged_messages,
+        max_size=8,
+    ),
     st.lists(st.integers(0, 60), max_size=30),
     st.integers(0, 3),
 )
@@ -317,6 +320,6 @@ def test_every_good_event_around_damaged_messages_is_received(parts: list[bytes]
     for chunks in ([b"".join(parts)], cut(b"".join(parts), sizes)):
         connection = ready()
         connection.send([STATUS] * count)
-        results.append(list(map(repr, feed(connection, *chunks))))
+        results.append(list(map(repr, receive_all(connection, *chunks))))
     assert results[0] == results[1]
     assert len([message for message in results[0] if message.startswith("Event(")]) == len(names)

@@ -1,4 +1,4 @@
-"""Grafana dashboards as code; `python -m dashboards` writes their JSON."""
+"""Grafana dashboards as code. `python -m dashboards` writes the JSON files."""
 
 from dashboards.agent import AGENT
 from dashboards.fleet import FLEET

@@ -1,4 +1,4 @@
-"""Write each dashboard's JSON beside the code."""
+"""Writes the JSON of each dashboard to dashboards/."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""Building blocks of the dashboards, on Grafana's own SDK, so that each dashboard is a short table of panels.
+"""Building blocks of the dashboards. They use Grafana's own SDK.
 
-A dashboard has rows of panels; a panel has a title, a unit by Grafana's name, and queries with their legends.
+A dashboard has rows of panels. A panel has a title, a unit in Grafana's words, and PromQL queries with their legends.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ from grafana_foundation_sdk.models.dashboard import (
 from grafana_foundation_sdk.models.dashboard import Panel as PanelModel
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-SOURCE = DataSourceRef(type_val="prometheus", uid="${source}")
+DATA_SOURCE = DataSourceRef(type_val="prometheus", uid="${source}")
 TAGS = ["qemu", "qmp-agent"]
 
 TO_HOST = "/d/qemu-host?var-host=${__field.labels.instance}&${source:queryparam}&${__url_time_range}"
@@ -43,31 +43,31 @@ TO_VM = "/d/qemu-vm?var-uuid=${__field.labels.vm_uuid}&${source:queryparam}&${__
 
 
 def rate(series: str, where: str, by: str = "") -> str:
-    """Return a counter's rate, summed by labels if they are given."""
+    """Return a query for a counter's rate, summed by labels unless `by` is empty."""
     text = f"rate({series}{{{where}}}[$__rate_interval])"
     return f"sum by ({by}) ({text})" if by else text
 
 
 def mean_time(seconds: str, count: str, where: str) -> str:
-    """Return the mean duration of one operation; no value if there was none."""
+    """Return a query for the mean duration of an operation in seconds; no value if there was no operation."""
     return f"{rate(seconds, where)} / ({rate(count, where)} > 0)"
 
 
 # --- Panels ---
 
 Query = tuple[str, str]
-"""An expression and its legend."""
+"""A PromQL expression and its legend."""
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One panel.
+    """A panel.
 
     Attributes:
-        title: its title.
-        queries: the expressions.
-        build: creates the panel without its id and width; all panels of a row have the same width.
-        height: in Grafana's units; a row of numbers has 4.
+        title: the panel's title.
+        queries: the PromQL expressions.
+        build: creates the SDK's builder of the panel, without an id and a width.
+        height: the height in Grafana's units; 4 for panels with one number.
     """
 
     title: str
@@ -77,14 +77,14 @@ class Panel:
 
 
 @dataclass(frozen=True, slots=True)
-class Style:
-    """Appearance of a panel.
+class PanelStyle:
+    """The appearance of a panel.
 
     Attributes:
-        thresholds: lower bound and colour of each range; values below the first are green.
-        empty: text of a panel without values.
-        help: description, shown at the panel's corner.
-        link: URL that a series links to.
+        thresholds: lower bound and colour of each range of values. Values below the first bound are green.
+        empty: the text of a panel that has no values.
+        help: the description, which Grafana shows at the panel's corner.
+        link: the URL that each series links to.
     """
 
     thresholds: Sequence[tuple[float, str]] = ()
@@ -93,8 +93,8 @@ class Style:
     link: str = ""
 
 
-def graph(title: str, unit: str, *queries: Query, **style: Any) -> Panel:
-    """Return a time series panel; `style` are Style's fields."""
+def graph_panel(title: str, unit: str, *queries: Query, **style: Any) -> Panel:
+    """Return a panel with graphs over time. `style` has fields of PanelStyle."""
 
     def build() -> Any:
         panel = timeseries.Panel().fill_opacity(10).span_nulls(60_000.0)  # milliseconds: bridges a missed scrape
@@ -103,22 +103,22 @@ def graph(title: str, unit: str, *queries: Query, **style: Any) -> Panel:
             panel = panel.thresholds_style(common.GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.DASHED))
         return _with_queries(panel, title, unit, queries, appearance)
 
-    appearance = Style(**style)
+    appearance = PanelStyle(**style)
     return Panel(title, [query for query, _ in queries], build)
 
 
-def number(title: str, unit: str, query: str, **style: Any) -> Panel:
+def number_panel(title: str, unit: str, query: str, **style: Any) -> Panel:
     """Return a panel with one large number."""
 
     def build() -> Any:
         panel = stat.Panel().color_scheme(dashboard.FieldColor().mode(FieldColorModeId.THRESHOLDS))
         return _with_queries(panel, title, unit, ((query, title),), appearance)
 
-    appearance = Style(**style)
+    appearance = PanelStyle(**style)
     return Panel(title, [query], build, height=4)
 
 
-def states(title: str, meanings: Mapping[int, tuple[str, str]], *queries: Query, **style: Any) -> Panel:
+def state_timeline_panel(title: str, meanings: Mapping[int, tuple[str, str]], *queries: Query, **style: Any) -> Panel:
     """Return a state timeline with a text and a colour for each value."""
 
     def build() -> Any:
@@ -126,13 +126,13 @@ def states(title: str, meanings: Mapping[int, tuple[str, str]], *queries: Query,
         mappings: list[ValueMapping] = [ValueMap(results)]
         return _with_queries(statetimeline.Panel().mappings(mappings), title, "short", queries, appearance)
 
-    appearance = Style(**style)
+    appearance = PanelStyle(**style)
     return Panel(title, [query for query, _ in queries], build)
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table: its title, unit, query and colour ranges."""
+    """A column of a table: title, unit, query, and the thresholds of colours."""
 
     title: str
     unit: str
@@ -140,22 +140,22 @@ class Column:
     thresholds: Sequence[tuple[float, str]] = ()
 
 
-def rows(title: str, by: Mapping[str, str], *columns: Column, **style: Any) -> Panel:
-    """Return a table of present values.
+def table_panel(title: str, by: Mapping[str, str], *columns: Column, **style: Any) -> Panel:
+    """Return a panel with a table of the present values.
 
     Args:
-        title: its title.
-        by: the labels that identify a row, which each query must have, with their columns' titles; an empty title hides the column.
+        title: the panel's title.
+        by: the labels that identify a row, each with the title of its column; an empty title hides the column. Each query has the labels.
         columns: the columns with values.
-        style: Style's fields; the first label gets the link.
+        style: fields of PanelStyle. The link is on the first label.
     """
 
     def build() -> Any:
-        panel = _with_texts(table.Panel().title(title).datasource(SOURCE), appearance)
+        panel = _with_texts(table.Panel().title(title).datasource(DATA_SOURCE), appearance)
         names = {label: text for label, text in by.items() if text}
         for ref, column in zip(ascii_uppercase, columns, strict=False):
             query = prometheus.Dataquery().expr(column.query).instant().format(PromQueryFormat.TABLE).ref_id(ref)
-            panel = panel.with_target(query.datasource(SOURCE))
+            panel = panel.with_target(query.datasource(DATA_SOURCE))
             names[f"Value #{ref}" if len(columns) > 1 else "Value"] = column.title
             panel = panel.override_by_name(
                 column.title, [DynamicConfigValue("unit", column.unit), *_colour_properties(column)]
@@ -172,7 +172,7 @@ def rows(title: str, by: Mapping[str, str], *columns: Column, **style: Any) -> P
             panel = panel.with_transformation(DataTransformerConfig(step, options=options))
         return panel
 
-    appearance = Style(**style)
+    appearance = PanelStyle(**style)
     return Panel(title, [column.query for column in columns], build)
 
 
@@ -185,21 +185,21 @@ def _colour_properties(column: Column) -> list[DynamicConfigValue]:
     ]
 
 
-def _with_queries(panel: Any, title: str, unit: str, queries: Sequence[Query], appearance: Style) -> Any:
-    """Set what all kinds of panels with series have in common."""
-    panel = _with_texts(panel.title(title).unit(unit).datasource(SOURCE), appearance).thresholds(
+def _with_queries(panel: Any, title: str, unit: str, queries: Sequence[Query], appearance: PanelStyle) -> Any:
+    """Set the title, unit, queries and appearance of a panel."""
+    panel = _with_texts(panel.title(title).unit(unit).datasource(DATA_SOURCE), appearance).thresholds(
         _thresholds(appearance.thresholds)
     )
     if appearance.link:
         panel = panel.data_links([dashboard.DashboardLink("Show").url(appearance.link)])
     for ref, (query, legend) in zip(ascii_uppercase, queries, strict=False):
         target = prometheus.Dataquery().expr(query).legend_format(legend).ref_id(ref)
-        panel = panel.with_target(target.datasource(SOURCE))
+        panel = panel.with_target(target.datasource(DATA_SOURCE))
     return panel
 
 
-def _with_texts(panel: Any, appearance: Style) -> Any:
-    """Set the panel's description and its text for no value, if any: an empty text would replace the default."""
+def _with_texts(panel: Any, appearance: PanelStyle) -> Any:
+    """Set the panel's description and its text for no value. Empty texts are not set, because they would replace Grafana's defaults."""
     panel = panel.description(appearance.help) if appearance.help else panel
     return panel.no_value(appearance.empty) if appearance.empty else panel
 
@@ -212,17 +212,19 @@ def _thresholds(steps: Sequence[tuple[float, str]]) -> dashboard.ThresholdsConfi
 # --- Variables ---
 
 
-def choice(name: str, label: str, query: str, *, many: bool = False, regex: str = "") -> dashboard.QueryVariable:
-    """Return a variable with the values of a query; the default is the first one, or all with `many`."""
-    variable = dashboard.QueryVariable(name).label(label).datasource(SOURCE).query(query)
+def query_variable(
+    name: str, label: str, query: str, *, many: bool = False, regex: str = ""
+) -> dashboard.QueryVariable:
+    """Return a dashboard variable whose values come from a query. The default is the first value; with `many`, all values."""
+    variable = dashboard.QueryVariable(name).label(label).datasource(DATA_SOURCE).query(query)
     variable = variable.refresh(VariableRefresh.ON_TIME_RANGE_CHANGED).sort(VariableSort.ALPHABETICAL_ASC)
     if many:
         variable = variable.multi(multi=True).include_all(include_all=True).all_value(".*")
     return variable.regex(regex) if regex else variable
 
 
-HOSTS = choice("hosts", "Hosts", "label_values(qmp_agent_build_info, instance)", many=True)
-EVERY = 'instance=~"$hosts"'
+HOSTS = query_variable("hosts", "Hosts", "label_values(qmp_agent_build_info, instance)", many=True)
+HOSTS_MATCHER = 'instance=~"$hosts"'
 """Label matcher of the selected hosts."""
 
 
@@ -230,7 +232,7 @@ EVERY = 'instance=~"$hosts"'
 
 
 class _Annotation(AnnotationQuery):
-    """Annotations with the keys of the Prometheus data source, which the SDK lacks."""
+    """An annotation with the keys of the Prometheus data source. The SDK lacks these keys."""
 
     def to_json(self) -> dict[str, object]:
         return super().to_json() | {
@@ -242,7 +244,7 @@ class _Annotation(AnnotationQuery):
 
 class _AnnotationBuilder(Builder[AnnotationQuery]):
     def __init__(self, name: str, colour: str, query: str) -> None:
-        self._annotation = _Annotation(name=name, datasource=SOURCE, icon_color=colour, expr=query)
+        self._annotation = _Annotation(name=name, datasource=DATA_SOURCE, icon_color=colour, expr=query)
 
     def build(self) -> AnnotationQuery:
         return self._annotation
@@ -254,20 +256,20 @@ EVENTS = "|".join(
         *("WATCHDOG", "BLOCK_IO_ERROR", "BLOCK_JOB_.*", "MIGRATION", "DEVICE_DELETED"),
     )
 )
-"""Events that are annotated on graphs: those that change a VM's state."""
+"""Regular expression of the events that graphs show as annotations: those that change a VM's state."""
 
 
 @dataclass(frozen=True)
 class Dashboard:
-    """One dashboard.
+    """A dashboard.
 
     Attributes:
-        uid: identity in links, and name of its file.
-        title: its title.
-        description: its purpose.
-        variables: the selections above the panels.
-        where: label matchers of the selection.
-        rows: panels by row titles.
+        uid: the identity in links, and the name of the JSON file.
+        title: the dashboard's title.
+        description: what the dashboard shows.
+        variables: the drop-down lists above the panels.
+        where: the label matchers of the selected values.
+        rows: the panels of each row, by the row's title.
     """
 
     uid: str
@@ -279,7 +281,7 @@ class Dashboard:
 
     @property
     def annotations(self) -> Mapping[str, tuple[str, str]]:
-        """Colour and query of each annotation, by name. A counter of events begins at its first event."""
+        """Colour and query of each annotation, by name. A counter of events has no value before its first event."""
         events = f'qemu_vm_events_total{{{self.where},event=~"{EVENTS}"}}'
         firing = f"qemu_alert_firing{{{self.where}}}"
         return {
@@ -288,7 +290,7 @@ class Dashboard:
         }
 
     def queries(self) -> Iterator[tuple[str, str]]:
-        """Yield the title and the expression of every query."""
+        """Yield every query: the title of its panel or annotation, and the PromQL expression."""
         for panels in self.rows.values():
             for panel in panels:
                 for query in panel.queries:
@@ -313,12 +315,12 @@ class Dashboard:
         for title, panels in self.rows.items():
             board = board.with_row(dashboard.Row(title).id(next(numbers)))
             for panel in panels:
-                board = board.with_panel(_Placed(panel, 24 // len(panels), next(numbers)))
+                board = board.with_panel(_PlacedPanel(panel, 24 // len(panels), next(numbers)))
         return JSONEncoder(sort_keys=True, indent=2).encode(board.build())
 
 
-class _Placed(Builder[PanelModel]):
-    """A panel with its id and width."""
+class _PlacedPanel(Builder[PanelModel]):
+    """Builds a panel with an id and a width."""
 
     def __init__(self, panel: Panel, width: int, panel_id: int) -> None:
         self._panel = panel.build().id(panel_id).span(width).height(panel.height)

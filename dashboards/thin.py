@@ -1,16 +1,16 @@
-"""Thin disks: used space, growth, time to full, and write thresholds."""
+"""Dashboard of thin disks: used space, growth, time to full, and write thresholds."""
 
-from dashboards.panels import EVERY, HOSTS, TO_VM, Column, Dashboard, graph, number, rows
+from dashboards.panels import HOSTS, HOSTS_MATCHER, TO_VM, Column, Dashboard, graph_panel, number_panel, table_panel
 
 BY = "instance, vm, vm_uuid, device"
 DISK = "{{vm}} {{device}}"
-SHARE = f"qemu_block_space_used_bytes{{{EVERY}}} / qemu_block_space_limit_bytes{{{EVERY}}}"
+SHARE = f"qemu_block_space_used_bytes{{{HOSTS_MATCHER}}} / qemu_block_space_limit_bytes{{{HOSTS_MATCHER}}}"
 HOUR, DAY, WEEK = 3600, 86400, 7 * 86400
 
 
 def by_disk(series: str) -> str:
-    """Return a gauge of each disk with the labels of the table's rows."""
-    return f"max by ({BY}) (qemu_block_space_{series}{{{EVERY}}})"
+    """Return a query for a gauge of each disk, with the labels that identify a row of the table."""
+    return f"max by ({BY}) (qemu_block_space_{series}{{{HOSTS_MATCHER}}})"
 
 
 THIN = Dashboard(
@@ -18,43 +18,43 @@ THIN = Dashboard(
     "QEMU thin disks",
     "Used space, growth and time to full of thin disks, and their write thresholds.",
     (HOSTS,),
-    EVERY,
+    HOSTS_MATCHER,
     {
         "Summary": (
-            number("Thin disks", "short", f"count(qemu_block_space_used_bytes{{{EVERY}}}) or vector(0)"),
-            number(
+            number_panel("Thin disks", "short", f"count(qemu_block_space_used_bytes{{{HOSTS_MATCHER}}}) or vector(0)"),
+            number_panel(
                 "Full within a day",
                 "short",
-                f"count(qemu_block_space_time_to_full_seconds{{{EVERY}}} < {DAY}) or vector(0)",
+                f"count(qemu_block_space_time_to_full_seconds{{{HOSTS_MATCHER}}} < {DAY}) or vector(0)",
                 thresholds=((1, "orange"),),
             ),
-            number(
+            number_panel(
                 "Full within an hour",
                 "short",
-                f"count(qemu_block_space_time_to_full_seconds{{{EVERY}}} < {HOUR}) or vector(0)",
+                f"count(qemu_block_space_time_to_full_seconds{{{HOSTS_MATCHER}}} < {HOUR}) or vector(0)",
                 thresholds=((1, "red"),),
             ),
-            number(
+            number_panel(
                 "Levels exceeded",
                 "short",
-                f"count(qemu_block_space_exceeded_levels{{{EVERY}}} > 0) or vector(0)",
+                f"count(qemu_block_space_exceeded_levels{{{HOSTS_MATCHER}}} > 0) or vector(0)",
                 thresholds=((1, "orange"),),
             ),
-            number(
+            number_panel(
                 "QEMU thresholds set",
                 "short",
-                f"count(qemu_block_space_armed_threshold_bytes{{{EVERY}}}) or vector(0)",
+                f"count(qemu_block_space_armed_threshold_bytes{{{HOSTS_MATCHER}}}) or vector(0)",
                 help="QEMU reports the write that exceeds one (alerts.write_threshold.mode: arm).",
             ),
-            number(
+            number_panel(
                 "Foreign thresholds",
                 "short",
-                f"count(qemu_block_space_threshold_foreign{{{EVERY}}} == 1) or vector(0)",
+                f"count(qemu_block_space_threshold_foreign{{{HOSTS_MATCHER}}} == 1) or vector(0)",
                 help="The agent does not overwrite another client's threshold; it compares levels at each poll instead.",
             ),
         ),
         "Disks": (
-            rows(
+            table_panel(
                 "Disks",
                 {"vm": "VM", "device": "Disk", "instance": "Host", "vm_uuid": ""},
                 Column("Used", "percentunit", f"max by ({BY}) ({SHARE})", ((0, "text"), (0.8, "orange"), (0.9, "red"))),
@@ -71,7 +71,7 @@ THIN = Dashboard(
             ),
         ),
         "Over time": (
-            graph(
+            graph_panel(
                 "Used",
                 "percentunit",
                 (SHARE, DISK),
@@ -79,44 +79,49 @@ THIN = Dashboard(
                 empty="no thin disk",
                 link=TO_VM,
             ),
-            graph("Free", "bytes", (f"qemu_block_space_free_bytes{{{EVERY}}}", DISK), empty="none", link=TO_VM),
+            graph_panel(
+                "Free", "bytes", (f"qemu_block_space_free_bytes{{{HOSTS_MATCHER}}}", DISK), empty="none", link=TO_VM
+            ),
         ),
         "Growth and time to full": (
-            graph(
+            graph_panel(
                 "Growth",
                 "Bps",
-                (f"qemu_block_space_growth_bytes_per_second{{{EVERY}}}", DISK),
+                (f"qemu_block_space_growth_bytes_per_second{{{HOSTS_MATCHER}}}", DISK),
                 help="Over the last ten minutes.",
                 link=TO_VM,
             ),
-            graph(
+            graph_panel(
                 "Time to full",
                 "s",
-                (f"qemu_block_space_time_to_full_seconds{{{EVERY}}}", DISK),
+                (f"qemu_block_space_time_to_full_seconds{{{HOSTS_MATCHER}}}", DISK),
                 empty="no disk is growing",
                 help="At the growth of the last ten minutes.",
                 link=TO_VM,
             ),
         ),
         "Write thresholds": (
-            graph(
+            graph_panel(
                 "Space below the QEMU threshold",
                 "bytes",
-                (f"qemu_block_space_armed_threshold_bytes{{{EVERY}}} - qemu_block_space_used_bytes{{{EVERY}}}", DISK),
+                (
+                    f"qemu_block_space_armed_threshold_bytes{{{HOSTS_MATCHER}}} - qemu_block_space_used_bytes{{{HOSTS_MATCHER}}}",
+                    DISK,
+                ),
                 empty="no threshold set by the agent",
                 link=TO_VM,
             ),
-            graph(
+            graph_panel(
                 "Thresholds of all layers, set by any client",
                 "bytes",
-                (f"qemu_block_layer_write_threshold_bytes{{{EVERY}}} > 0", f"{DISK} {{{{layer}}}}"),
+                (f"qemu_block_layer_write_threshold_bytes{{{HOSTS_MATCHER}}} > 0", f"{DISK} {{{{layer}}}}"),
                 empty="no threshold set",
                 link=TO_VM,
             ),
-            graph(
+            graph_panel(
                 "Exceeded levels",
                 "short",
-                (f"qemu_block_space_exceeded_levels{{{EVERY}}}", DISK),
+                (f"qemu_block_space_exceeded_levels{{{HOSTS_MATCHER}}}", DISK),
                 thresholds=((1, "orange"),),
                 link=TO_VM,
             ),

@@ -1,6 +1,16 @@
-"""One VM, on any host."""
+"""Dashboard of one VM, selected by its UUID on all hosts."""
 
-from dashboards.panels import Column, Dashboard, choice, graph, mean_time, number, rate, rows, states
+from dashboards.panels import (
+    Column,
+    Dashboard,
+    graph_panel,
+    mean_time,
+    number_panel,
+    query_variable,
+    rate,
+    state_timeline_panel,
+    table_panel,
+)
 
 WHERE = 'vm_uuid="$uuid"'
 DISK = "{{device}}"
@@ -8,35 +18,35 @@ NO_TAP = "no tap interface"
 NO_JOB = "no active job"
 
 
-def block(what: str) -> str:
-    """Return the rate of one of the disks' counters."""
-    return rate(f"qemu_block_{what}_total", WHERE)
+def disk_rate(counter: str) -> str:
+    """Return a query for the rate of a disk counter, such as `read_bytes`, for each disk."""
+    return rate(f"qemu_block_{counter}_total", WHERE)
 
 
-def quantile(direction: str) -> str:
-    """Return the 99th percentile of a disk's request latency."""
+def latency_p99(direction: str) -> str:
+    """Return a query for the 99th percentile of the request latency in seconds, for each disk."""
     buckets = rate(f"qemu_block_{direction}_latency_seconds_bucket", WHERE, "instance, device, le")
     return f"histogram_quantile(0.99, {buckets})"
 
 
 def mean_latency(operation: str, plural: str) -> str:
-    """Return the mean duration of one request."""
+    """Return a query for the mean duration of a request in seconds, for each disk."""
     return mean_time(f"qemu_block_{operation}_seconds_total", f"qemu_block_{plural}_total", WHERE)
 
 
 SUMMARY = (
-    states(
+    state_timeline_panel(
         "Responds",
         {0: ("overdue", "red"), 1: ("in time", "green")},
         (f"qemu_vm_up{{{WHERE}}}", "{{instance}}"),
         help="A QMP response is overdue if QEMU hangs, most often on storage.",
     ),
-    states(
+    state_timeline_panel(
         "Running",
         {0: ("not running", "orange"), 1: ("running", "green")},
         (f"qemu_runstate_running{{{WHERE}}}", "{{instance}}"),
     ),
-    rows(
+    table_panel(
         "Identity",
         {
             "vm": "VM",
@@ -53,25 +63,25 @@ SUMMARY = (
             f" * on (instance, vm_uuid) group_left qemu_process_start_timestamp_seconds{{{WHERE}}}) * 1000",
         ),
     ),
-    graph(
+    graph_panel(
         "Alerts firing",
         "short",
         (f"qemu_alert_firing{{{WHERE}}}", "{{device}} {{alert}} {{level}}"),
         empty="none",
     ),
-    number("Run state since", "dateTimeFromNow", f"qemu_runstate_since_timestamp_seconds{{{WHERE}}} * 1000"),
+    number_panel("Run state since", "dateTimeFromNow", f"qemu_runstate_since_timestamp_seconds{{{WHERE}}} * 1000"),
 )
 
 CPU = (
-    graph("vCPUs", "percentunit", (rate("qemu_vcpu_cpu_seconds_total", WHERE), "vCPU {{vcpu}}")),
-    graph(
+    graph_panel("vCPUs", "percentunit", (rate("qemu_vcpu_cpu_seconds_total", WHERE), "vCPU {{vcpu}}")),
+    graph_panel(
         "Steal",
         "percentunit",
         (rate("qemu_vcpu_run_delay_seconds_total", WHERE), "vCPU {{vcpu}}"),
         thresholds=((0.1, "orange"),),
         help="Share of time in which a vCPU was ready to run but had no host CPU.",
     ),
-    graph(
+    graph_panel(
         "I/O threads and main loop",
         "percentunit",
         (rate("qemu_iothread_cpu_seconds_total", WHERE), "{{iothread}}"),
@@ -81,19 +91,19 @@ CPU = (
 )
 
 DISKS = (
-    graph("Read", "Bps", (block("read_bytes"), DISK)),
-    graph("Written", "Bps", (block("write_bytes"), DISK)),
-    graph(
+    graph_panel("Read", "Bps", (disk_rate("read_bytes"), DISK)),
+    graph_panel("Written", "Bps", (disk_rate("write_bytes"), DISK)),
+    graph_panel(
         "Operations",
         "iops",
-        (block("reads"), f"{DISK} reads"),
-        (block("writes"), f"{DISK} writes"),
-        (block("flushes"), f"{DISK} flushes"),
+        (disk_rate("reads"), f"{DISK} reads"),
+        (disk_rate("writes"), f"{DISK} writes"),
+        (disk_rate("flushes"), f"{DISK} flushes"),
     ),
 )
 
 LATENCY = (
-    graph(
+    graph_panel(
         "Request latency, mean",
         "s",
         (mean_latency("read", "reads"), f"{DISK} read"),
@@ -102,24 +112,24 @@ LATENCY = (
         thresholds=((0.1, "orange"),),
         help="As measured by QEMU, from the guest's request to its completion.",
     ),
-    graph(
+    graph_panel(
         "Request latency, 99th percentile",
         "s",
-        (quantile("read"), f"{DISK} read"),
-        (quantile("write"), f"{DISK} write"),
+        (latency_p99("read"), f"{DISK} read"),
+        (latency_p99("write"), f"{DISK} write"),
         thresholds=((0.1, "orange"),),
         empty="no latency histogram is set (block-latency-histogram-set)",
     ),
-    graph(
+    graph_panel(
         "Failed requests",
         "iops",
-        (block("failed_reads"), f"{DISK} reads"),
-        (block("failed_writes"), f"{DISK} writes"),
-        (block("failed_flushes"), f"{DISK} flushes"),
+        (disk_rate("failed_reads"), f"{DISK} reads"),
+        (disk_rate("failed_writes"), f"{DISK} writes"),
+        (disk_rate("failed_flushes"), f"{DISK} flushes"),
         thresholds=((0.001, "red"),),
         help="With werror=stop, QEMU pauses the guest instead, and the request is not counted.",
     ),
-    graph(
+    graph_panel(
         "Free",
         "bytes",
         (f"qemu_block_space_free_bytes{{{WHERE}}}", DISK),
@@ -128,7 +138,7 @@ LATENCY = (
 )
 
 MEMORY = (
-    graph(
+    graph_panel(
         "Guest memory",
         "bytes",
         (f"qemu_memory_base_bytes{{{WHERE}}}", "at start"),
@@ -136,14 +146,14 @@ MEMORY = (
         (f"qemu_guest_memory_available_bytes{{{WHERE}}}", "available in the guest"),
         (f"qemu_guest_memory_disk_cache_bytes{{{WHERE}}}", "disk caches"),
     ),
-    graph(
+    graph_panel(
         "Guest swap",
         "Bps",
         (rate("qemu_guest_memory_swap_in_bytes_total", WHERE), "in"),
         (rate("qemu_guest_memory_swap_out_bytes_total", WHERE), "out"),
         empty="no guest statistics (allow.guest_stats_interval)",
     ),
-    graph(
+    graph_panel(
         "Memory of the QEMU process",
         "bytes",
         (f"qemu_process_resident_bytes{{{WHERE}}}", "resident"),
@@ -151,7 +161,7 @@ MEMORY = (
         (f"qemu_cgroup_memory_bytes{{{WHERE}}}", "cgroup"),
         (f"qemu_cgroup_memory_limit_bytes{{{WHERE}}}", "cgroup limit"),
     ),
-    graph(
+    graph_panel(
         "Major faults",
         "cps",
         (rate("qemu_guest_memory_major_faults_total", WHERE), "guest"),
@@ -160,36 +170,48 @@ MEMORY = (
 )
 
 
-def net(what: str, legend: str) -> tuple[str, str]:
-    """Return the rate of one of the interfaces' counters, with its legend."""
-    return rate(f"qemu_net_{what}_total", WHERE), f"{{{{interface}}}} {legend}"
+def interface_rate(counter: str, legend: str) -> tuple[str, str]:
+    """Return a query for the rate of a counter of network interfaces, such as `receive_bytes`, with its legend."""
+    return rate(f"qemu_net_{counter}_total", WHERE), f"{{{{interface}}}} {legend}"
 
 
 NETWORK = (
-    graph("Traffic", "Bps", net("receive_bytes", "received"), net("transmit_bytes", "sent"), empty=NO_TAP),
-    graph("Packets", "pps", net("receive_packets", "received"), net("transmit_packets", "sent"), empty=NO_TAP),
-    graph(
+    graph_panel(
+        "Traffic",
+        "Bps",
+        interface_rate("receive_bytes", "received"),
+        interface_rate("transmit_bytes", "sent"),
+        empty=NO_TAP,
+    ),
+    graph_panel(
+        "Packets",
+        "pps",
+        interface_rate("receive_packets", "received"),
+        interface_rate("transmit_packets", "sent"),
+        empty=NO_TAP,
+    ),
+    graph_panel(
         "Drops and errors",
         "pps",
-        net("receive_drops", "receive drops"),
-        net("transmit_drops", "transmit drops"),
-        net("receive_errors", "receive errors"),
-        net("transmit_errors", "transmit errors"),
+        interface_rate("receive_drops", "receive drops"),
+        interface_rate("transmit_drops", "transmit drops"),
+        interface_rate("receive_errors", "receive errors"),
+        interface_rate("transmit_errors", "transmit errors"),
         thresholds=((0.001, "orange"),),
         empty=NO_TAP,
     ),
 )
 
 JOBS = (
-    rows(
+    table_panel(
         "Jobs",
         {"job": "Job", "type": "Type", "status": "Status"},
         Column("Active", "short", f"sum by (job, type, status) (qemu_job_status{{{WHERE}}})"),
         empty=NO_JOB,
     ),
-    graph("Progress", "percentunit", (f"qemu_job_progress_ratio{{{WHERE}}}", "{{job}}"), empty=NO_JOB),
-    graph("Speed", "Bps", (f"qemu_job_progress_per_second{{{WHERE}}}", "{{job}}"), empty=NO_JOB),
-    graph("Remaining time", "s", (f"qemu_job_remaining_seconds{{{WHERE}}}", "{{job}}"), empty=NO_JOB),
+    graph_panel("Progress", "percentunit", (f"qemu_job_progress_ratio{{{WHERE}}}", "{{job}}"), empty=NO_JOB),
+    graph_panel("Speed", "Bps", (f"qemu_job_progress_per_second{{{WHERE}}}", "{{job}}"), empty=NO_JOB),
+    graph_panel("Remaining time", "s", (f"qemu_job_remaining_seconds{{{WHERE}}}", "{{job}}"), empty=NO_JOB),
 )
 
 VM = Dashboard(
@@ -197,7 +219,7 @@ VM = Dashboard(
     "QEMU VM",
     "One VM, on any host.",
     (
-        choice(
+        query_variable(
             "uuid",
             "VM",
             "query_result(qemu_vm_info)",

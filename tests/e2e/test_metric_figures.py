@@ -79,7 +79,7 @@ UNKNOWN: Final = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Testbed:
+class Environment:
     linux: Guest
     writer: Guest
     agent: AgentProcess
@@ -102,7 +102,7 @@ async def independent_client(guest: Guest) -> AsyncIterator[QMPClient]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def testbed() -> AsyncIterator[Testbed]:
+async def environment() -> AsyncIterator[Environment]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         folder = Path(path)
 
@@ -127,7 +127,7 @@ async def testbed() -> AsyncIterator[Testbed]:
                 return any(disk["stats"]["flush_operations"] for disk in await linux.command("query-blockstats"))
 
             await asyncio.gather(until(has_flushed, 30), until(writer.count_writes, 30))
-            yield Testbed(linux, writer, agent, prometheus)
+            yield Environment(linux, writer, agent, prometheus)
 
 
 @asynccontextmanager
@@ -140,19 +140,19 @@ async def paused(guest: Guest) -> AsyncIterator[None]:
         await guest.command("cont")
 
 
-async def scrape_of(testbed: Testbed, guest: Guest) -> Scrape:
+async def scrape_of(environment: Environment, guest: Guest) -> Scrape:
     """Return a scrape with values of a poll after the guest was paused."""
     for _ in range(2):  # the first may have been in flight
-        mark = testbed.agent.mark()
-        await testbed.agent.wait_for_record("sample.block", vm=guest.uuid, since=mark, device="disk0")
-    return await testbed.agent.metrics()
+        mark = environment.agent.mark()
+        await environment.agent.wait_for_record("sample.block", vm=guest.uuid, since=mark, device="disk0")
+    return await environment.agent.metrics()
 
 
 @pytest.mark.parametrize("name", ["linux", "writer"])
-async def test_disk_values_equal_qemus_own(testbed: Testbed, name: str) -> None:
-    guest: Guest = getattr(testbed, name)
+async def test_disk_values_equal_qemus_own(environment: Environment, name: str) -> None:
+    guest: Guest = getattr(environment, name)
     async with paused(guest), independent_client(guest) as client:
-        series = await scrape_of(testbed, guest)
+        series = await scrape_of(environment, guest)
         disks: Any = await client.execute("query-blockstats")
         status: Any = await client.execute("query-status")
     names = {disk["qdev"].removeprefix("/machine/peripheral/").removesuffix("/virtio-backend"): disk for disk in disks}
@@ -180,8 +180,8 @@ async def test_disk_values_equal_qemus_own(testbed: Testbed, name: str) -> None:
     assert series.value("qemu_runstate_running", vm_uuid=guest.uuid) == status["running"] == 0
 
 
-async def test_guest_memory_values_equal_qemus_own(testbed: Testbed) -> None:
-    guest = testbed.linux
+async def test_guest_memory_values_equal_qemus_own(environment: Environment) -> None:
+    guest = environment.linux
     await guest.command("balloon", value=BALLOON_BYTES)
 
     async def has_inflated() -> bool:
@@ -199,22 +199,22 @@ async def test_guest_memory_values_equal_qemus_own(testbed: Testbed) -> None:
         labels = {"vm_uuid": guest.uuid}
 
         async def both_match() -> bool:
-            series = await testbed.agent.metrics()
+            series = await environment.agent.metrics()
             exported = [series.value(f"qemu_{name}", **labels) for name in ("balloon_actual_bytes", LAST_UPDATE)]
             return bool(exported == [balloon["actual"], memory["last-update"]])
 
         await until(both_match, 60)
-        series = await testbed.agent.metrics()
+        series = await environment.agent.metrics()
     assert not memory["stats"].keys() - GUEST_MEMORY.keys()
     for key, name in GUEST_MEMORY.items():
         value = memory["stats"].get(key, UNKNOWN)
         assert series.value(f"qemu_guest_memory_{name}", **labels) == (None if value == UNKNOWN else value), key
     assert 0 < memory["stats"]["stat-free-memory"] < memory["stats"]["stat-total-memory"]
-    assert series.matching("qemu_balloon_actual_bytes", vm_uuid=testbed.writer.uuid) == []
+    assert series.matching("qemu_balloon_actual_bytes", vm_uuid=environment.writer.uuid) == []
 
 
-async def test_layer_values_equal_qemus_own(testbed: Testbed) -> None:
-    guest = testbed.linux
+async def test_layer_values_equal_qemus_own(environment: Environment) -> None:
+    guest = environment.linux
     await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 40)
     async with paused(guest), independent_client(guest) as client:
         nodes: Any = await client.execute("query-named-block-nodes", {"flat": True})
@@ -233,7 +233,7 @@ async def test_layer_values_equal_qemus_own(testbed: Testbed) -> None:
         }
 
         async def all_match() -> bool:
-            series = await testbed.agent.metrics()
+            series = await environment.agent.metrics()
             labels = {"vm_uuid": guest.uuid, "device": "disk0"}
             exported = {key: series.value(f"qemu_block_layer_{key[1]}", layer=key[0], **labels) for key in expected}
             return exported == expected
@@ -243,29 +243,29 @@ async def test_layer_values_equal_qemus_own(testbed: Testbed) -> None:
     assert 0 < expected["storage", "allocated_bytes"] < expected["format", "size_bytes"]
 
 
-async def test_an_exceeded_threshold_is_reported_with_qemus_values(testbed: Testbed) -> None:
-    guest = testbed.linux
+async def test_an_exceeded_threshold_is_reported_with_qemus_values(environment: Environment) -> None:
+    guest = environment.linux
     await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 20)
     qemu_event = (await guest.wait_for_event("BLOCK_WRITE_THRESHOLD"))["data"]
-    alert = await testbed.agent.wait_for_record("alert.write_threshold", vm=guest.uuid, state="firing")
+    alert = await environment.agent.wait_for_record("alert.write_threshold", vm=guest.uuid, state="firing")
     assert (alert["subject"], alert["severity"]) == ("disk0", "warning")
     assert alert["data"]["level_bytes"] == qemu_event["write-threshold"]
     assert alert["data"]["exceeded_by_bytes"] == qemu_event["amount-exceeded"]
     assert alert["data"]["layer"] == "storage"
-    series = await testbed.agent.metrics()
+    series = await environment.agent.metrics()
     firing = {"vm_uuid": guest.uuid, "alert": "write_threshold", "device": "disk0", "severity": "warning"}
     assert series.value("qemu_alert_firing", **firing) == 1
 
 
-async def test_promtool_accepts_a_scrape(testbed: Testbed) -> None:
-    assert promtool_check((await testbed.agent.metrics()).text) == []
+async def test_promtool_accepts_a_scrape(environment: Environment) -> None:
+    assert promtool_check((await environment.agent.metrics()).text) == []
 
 
-async def test_prometheus_sees_a_guest_write(testbed: Testbed) -> None:
-    written = f'qemu_block_write_bytes_total{{device="disk0",vm_uuid="{testbed.writer.uuid}"}}'
+async def test_prometheus_sees_a_guest_write(environment: Environment) -> None:
+    written = f'qemu_block_write_bytes_total{{device="disk0",vm_uuid="{environment.writer.uuid}"}}'
 
     async def value(expression: str) -> float:
-        result = await testbed.prometheus.query(expression)
+        result = await environment.prometheus.query(expression)
         return float(result[0]["value"][1]) if result else 0.0
 
     async def is_scraped() -> bool:
@@ -279,7 +279,7 @@ async def test_prometheus_sees_a_guest_write(testbed: Testbed) -> None:
 
     await until(has_risen, 60)
     assert await value("up") == 1
-    (info,) = await testbed.prometheus.query(
+    (info,) = await environment.prometheus.query(
         f"{written} * on (job, instance, vm_uuid) group_left (qemu_version) qemu_vm_info"
     )
     assert info["metric"]["qemu_version"].count(".") == 2

@@ -24,7 +24,7 @@ PHONE: Final = {"width": 320, "height": 640}
 
 
 @dataclass(frozen=True, slots=True)
-class Testbed:
+class Environment:
     """A browser, and an agent with three guests: a writer, a guest with a hostile name, and a Linux."""
 
     browser: Browser
@@ -35,16 +35,16 @@ class Testbed:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def testbed() -> AsyncIterator[Testbed]:
+async def environment() -> AsyncIterator[Environment]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         async with AsyncExitStack() as running:
             agent, writer, hostile, linux = await watch_guests(running, Path(path), HOSTILE)
             browser = await running.enter_async_context(chromium())
-            yield Testbed(browser, agent, writer, hostile, linux)
+            yield Environment(browser, agent, writer, hostile, linux)
 
 
-async def test_the_table_shows_each_vms_state_and_activity(testbed: Testbed) -> None:
-    async with open_page(testbed.browser, testbed.agent.url) as page:
+async def test_the_table_shows_each_vms_state_and_activity(environment: Environment) -> None:
+    async with open_page(environment.browser, environment.agent.url) as page:
         vms = page.get_by_role("table").filter(has=page.get_by_role("columnheader", name="Disk I/O"))
         writer = vms.get_by_role("row").filter(has_text="db-1")
         await expect(writer).to_contain_text("running")
@@ -63,8 +63,8 @@ async def test_the_table_shows_each_vms_state_and_activity(testbed: Testbed) -> 
         await expect(page).to_have_title(re.compile("hv7 · qmp-agent$"))
 
 
-async def test_a_filling_disk_has_a_bar_levels_and_an_alert(testbed: Testbed) -> None:
-    async with open_page(testbed.browser, testbed.agent.url) as page:
+async def test_a_filling_disk_has_a_bar_levels_and_an_alert(environment: Environment) -> None:
+    async with open_page(environment.browser, environment.agent.url) as page:
         disk = page.locator("#disks tbody tr").filter(has_text="db-1")
         await expect(disk.get_by_role("cell").first).to_contain_text(re.compile(r"[\d.]+ (KiB|MiB) of 64 MiB"))
         await expect(disk.get_by_role("list", name="Levels")).to_have_text(re.compile("1%.*99%"))
@@ -74,16 +74,16 @@ async def test_a_filling_disk_has_a_bar_levels_and_an_alert(testbed: Testbed) ->
         await expect(alert).to_contain_text(re.compile("write threshold.*disk0.*level 1% exceeded.*free"))
 
 
-async def test_sections_without_content_are_hidden(testbed: Testbed) -> None:
-    async with open_page(testbed.browser, f"{testbed.agent.url}/#/vm/{testbed.hostile.uuid}") as page:
+async def test_sections_without_content_are_hidden(environment: Environment) -> None:
+    async with open_page(environment.browser, f"{environment.agent.url}/#/vm/{environment.hostile.uuid}") as page:
         await expect(page.get_by_role("heading", name="pwned")).to_be_visible()
         for section in ("#disks", "#activity", "#alerts", "#vms"):
             await expect(page.locator(section)).to_be_hidden()
         await expect(page.locator("#detail .card:visible h3")).to_have_text(["Memory"])  # resident memory
 
 
-async def test_a_hostile_name_is_shown_as_text_everywhere(testbed: Testbed) -> None:
-    async with open_page(testbed.browser, testbed.agent.url) as page:
+async def test_a_hostile_name_is_shown_as_text_everywhere(environment: Environment) -> None:
+    async with open_page(environment.browser, environment.agent.url) as page:
         link = page.get_by_role("link", name=HOSTILE, exact=True)
         await expect(link).to_have_text(HOSTILE)
         await expect(page.locator("#events .who").filter(has_text=HOSTILE).first).to_be_visible()
@@ -94,8 +94,8 @@ async def test_a_hostile_name_is_shown_as_text_everywhere(testbed: Testbed) -> N
         assert await page.locator("main script, main img").count() == 0
 
 
-async def test_the_detail_of_a_vm_has_every_family_and_only_its_own_events(testbed: Testbed) -> None:
-    async with open_page(testbed.browser, testbed.agent.url) as page:
+async def test_the_detail_of_a_vm_has_every_family_and_only_its_own_events(environment: Environment) -> None:
+    async with open_page(environment.browser, environment.agent.url) as page:
         await page.get_by_role("link", name="web-1").first.click()
         await expect(page.get_by_role("heading", level=2, name="web-1")).to_be_visible()
         for title in ("Disks", "Layers", "Balloon", "Memory reported by the guest"):
@@ -113,15 +113,15 @@ async def test_the_detail_of_a_vm_has_every_family_and_only_its_own_events(testb
         await expect(page.locator("#vms")).to_be_visible()
 
 
-async def test_events_arrive_live_and_can_be_filtered_and_paused(testbed: Testbed) -> None:
-    async with open_page(testbed.browser, testbed.agent.url) as page:
+async def test_events_arrive_live_and_can_be_filtered_and_paused(environment: Environment) -> None:
+    async with open_page(environment.browser, environment.agent.url) as page:
         first = page.locator("#events li").first
-        await testbed.writer.command("stop")
+        await environment.writer.command("stop")
         await expect(first).to_contain_text("event · stop")
         await expect(page.locator("#vms tbody tr").filter(has_text="db-1")).to_contain_text("paused")
         pause = page.get_by_role("button", name="Pause")
         await pause.click()
-        await testbed.writer.command("cont")
+        await environment.writer.command("cont")
         await expect(page.get_by_role("button", name="Resume (1 new)")).to_have_attribute("aria-pressed", "true")
         await expect(first).to_contain_text("event · stop")
         await page.get_by_role("button", name="Resume").click()
@@ -137,8 +137,8 @@ async def test_events_arrive_live_and_can_be_filtered_and_paused(testbed: Testbe
         assert set(await page.locator("#events .who").all_inner_texts()) == {"web-1"}
 
 
-async def test_the_vm_table_can_be_sorted_and_filtered(testbed: Testbed) -> None:
-    async with open_page(testbed.browser, testbed.agent.url) as page:
+async def test_the_vm_table_can_be_sorted_and_filtered(environment: Environment) -> None:
+    async with open_page(environment.browser, environment.agent.url) as page:
         names = page.locator("#vms tbody th")
         await expect(names).to_have_text([HOSTILE, "db-1", "web-1"])
         await page.get_by_role("button", name="VM", exact=True).click()
@@ -152,8 +152,8 @@ async def test_the_vm_table_can_be_sorted_and_filtered(testbed: Testbed) -> None
         await expect(page.get_by_text("No VM matches the filter.")).to_be_visible()
 
 
-async def test_the_page_works_with_the_keyboard_alone(testbed: Testbed) -> None:
-    async with open_page(testbed.browser, testbed.agent.url) as page:
+async def test_the_page_works_with_the_keyboard_alone(environment: Environment) -> None:
+    async with open_page(environment.browser, environment.agent.url) as page:
         focused = page.locator(":focus")
         await page.keyboard.press("Tab")
         await expect(focused).to_have_text("Skip to content")
@@ -170,8 +170,8 @@ async def test_the_page_works_with_the_keyboard_alone(testbed: Testbed) -> None:
         await expect(page.locator("#vms")).to_be_visible()
 
 
-async def test_focus_stays_while_values_change(testbed: Testbed) -> None:
-    async with open_page(testbed.browser, testbed.agent.url) as page:
+async def test_focus_stays_while_values_change(environment: Environment) -> None:
+    async with open_page(environment.browser, environment.agent.url) as page:
         link = page.locator("#vms").get_by_role("link", name="db-1")
         await link.focus()
         value = page.locator("#vms tbody tr").filter(has_text="db-1").locator(".more").nth(2)
@@ -180,8 +180,8 @@ async def test_focus_stays_while_values_change(testbed: Testbed) -> None:
         await expect(link).to_be_focused()
 
 
-async def test_landmarks_headers_and_controls_have_names(testbed: Testbed) -> None:
-    async with open_page(testbed.browser, testbed.agent.url) as page:
+async def test_landmarks_headers_and_controls_have_names(environment: Environment) -> None:
+    async with open_page(environment.browser, environment.agent.url) as page:
         for landmark in ("banner", "main", "contentinfo", "navigation"):
             await expect(page.get_by_role(landmark)).to_have_count(1)
         for region in ("Alerts firing", "VMs", "Thin disks", "Events", "Agent"):
@@ -192,9 +192,12 @@ async def test_landmarks_headers_and_controls_have_names(testbed: Testbed) -> No
 
 
 @pytest.mark.parametrize("path", ["", "/#/vm/{}"])
-async def test_a_phone_needs_no_horizontal_scrolling(testbed: Testbed, path: str) -> None:
+async def test_a_phone_needs_no_horizontal_scrolling(environment: Environment, path: str) -> None:
     async with open_page(
-        testbed.browser, testbed.agent.url + path.format(testbed.writer.uuid), viewport=PHONE, has_touch=True
+        environment.browser,
+        environment.agent.url + path.format(environment.writer.uuid),
+        viewport=PHONE,
+        has_touch=True,
     ) as page:
         await expect(page.locator("#disks .fullness").first).to_be_visible()
         assert await page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
@@ -202,10 +205,10 @@ async def test_a_phone_needs_no_horizontal_scrolling(testbed: Testbed, path: str
         await expect(page.locator("#disks").get_by_role("row").nth(1)).to_contain_text("of 64 MiB")
 
 
-async def test_light_and_dark_follow_the_system_and_are_readable(testbed: Testbed) -> None:
+async def test_light_and_dark_follow_the_system_and_are_readable(environment: Environment) -> None:
     backgrounds = []
     for scheme in ("light", "dark"):
-        async with open_page(testbed.browser, testbed.agent.url, color_scheme=scheme) as page:
+        async with open_page(environment.browser, environment.agent.url, color_scheme=scheme) as page:
             colours = "node => [getComputedStyle(node).color, getComputedStyle(node).backgroundColor]"
             foreground, background = (
                 [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
@@ -224,46 +227,46 @@ def luminance(colour: list[float]) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-async def test_a_migration_shows_its_progress_and_remaining_time(testbed: Testbed) -> None:
-    await testbed.linux.command("migrate-set-parameters", max_bandwidth=200_000)
-    await testbed.linux.command("migrate", uri="exec:cat >/dev/null")
+async def test_a_migration_shows_its_progress_and_remaining_time(environment: Environment) -> None:
+    await environment.linux.command("migrate-set-parameters", max_bandwidth=200_000)
+    await environment.linux.command("migrate", uri="exec:cat >/dev/null")
     try:
-        async with open_page(testbed.browser, testbed.agent.url) as page:
+        async with open_page(environment.browser, environment.agent.url) as page:
             migration = page.locator("#activity tbody tr").filter(has_text="web-1")
             await expect(migration).to_contain_text(re.compile(r"migration\s*active.*of .*MiB", re.DOTALL))
             await expect(migration.get_by_role("progressbar")).to_be_visible()
             await expect(migration.get_by_role("cell").last).to_have_text(re.compile(r"\d+ (s|min|h)"))
     finally:
-        await testbed.linux.command("migrate_cancel")
+        await environment.linux.command("migrate_cancel")
 
 
-async def test_a_job_shows_its_progress_and_remaining_time(testbed: Testbed) -> None:
-    await testbed.writer.command("blockdev-add", driver="null-co", node_name="copy", size=64 << 20)
+async def test_a_job_shows_its_progress_and_remaining_time(environment: Environment) -> None:
+    await environment.writer.command("blockdev-add", driver="null-co", node_name="copy", size=64 << 20)
     slow = {"speed": 100_000, "granularity": 1 << 16, "buf_size": 1 << 16}  # takes minutes, in small steps
-    await testbed.writer.command(
+    await environment.writer.command(
         "blockdev-mirror", job_id="copy0", device="disk0-format", target="copy", sync="full", **slow
     )
     try:
-        async with open_page(testbed.browser, testbed.agent.url) as page:
+        async with open_page(environment.browser, environment.agent.url) as page:
             job = page.locator("#activity tbody tr").filter(has_text="db-1")
             await expect(job).to_contain_text(re.compile(r"mirror copy0\s*running\s*[\d.]+ %", re.DOTALL))
             await expect(job.get_by_role("progressbar")).to_be_visible()
             await expect(job.get_by_role("cell").last).to_have_text(re.compile(r"\d+ (s|min|h)"), timeout=20_000)
     finally:
-        await testbed.writer.command("block-job-cancel", device="copy0", force=True)
+        await environment.writer.command("block-job-cancel", device="copy0", force=True)
 
 
-async def test_the_page_reconnects_after_a_restart_of_the_agent(testbed: Testbed) -> None:
-    async with open_page(testbed.browser, testbed.agent.url) as page:
+async def test_the_page_reconnects_after_a_restart_of_the_agent(environment: Environment) -> None:
+    async with open_page(environment.browser, environment.agent.url) as page:
         connection = page.get_by_role("status")
-        await testbed.agent.kill()
+        await environment.agent.kill()
         await expect(connection).to_have_text("the agent does not answer; reconnecting")
         await expect(page.locator("#vms tbody tr")).to_have_count(3)  # the old state stays, dimmed
-        await testbed.agent.start()
+        await environment.agent.start()
         await expect(connection).to_have_text("live", timeout=20_000)
         await expect(page.locator("#vms tbody tr").filter(has_text="db-1")).to_contain_text(
             re.compile(r"W [\d.]+ \wi?B/s")
         )
-        await testbed.writer.command("stop")
-        await testbed.writer.command("cont")
+        await environment.writer.command("stop")
+        await environment.writer.command("cont")
         await expect(page.locator("#events li").first).to_contain_text("event · resume")

@@ -29,7 +29,7 @@ SHIPPED = Path(__file__).parents[2] / "config" / "agent.yaml"
 
 
 @dataclass(frozen=True, slots=True)
-class Testbed:
+class Environment:
     """Two guests, and an agent that watches both. All tests of this module share them."""
 
     writer: Guest
@@ -38,7 +38,7 @@ class Testbed:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def testbed() -> AsyncIterator[Testbed]:
+async def environment() -> AsyncIterator[Environment]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         folder = Path(path)
         async with AsyncExitStack() as running:
@@ -48,7 +48,7 @@ async def testbed() -> AsyncIterator[Testbed]:
             agent = await running.enter_async_context(AgentProcess(folder, config))
             await agent.wait_for_record("sample.block", vm=writer.uuid)
             await agent.wait_for_record("vm.attached", vm=idle.uuid)
-            yield Testbed(writer, idle, agent)
+            yield Environment(writer, idle, agent)
 
 
 # --- check ---
@@ -117,11 +117,11 @@ class Tail:
         self._out = process.stdout
 
     @classmethod
-    async def start(cls, testbed: Testbed, *arguments: str) -> "Tail":
+    async def start(cls, environment: Environment, *arguments: str) -> "Tail":
         """Start `qmp-agent tail`. It prints the records from now on."""
         return cls(
             await asyncio.create_subprocess_exec(
-                *(*COMMAND, "tail", "--config", str(testbed.agent.config), *arguments),
+                *(*COMMAND, "tail", "--config", str(environment.agent.config), *arguments),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
             )
@@ -139,8 +139,8 @@ class Tail:
         return FinishedCommand(self._process.returncode, out.decode(), log.decode())
 
 
-async def test_tail_prints_readable_lines(testbed: Testbed) -> None:
-    tail = await Tail.start(testbed)
+async def test_tail_prints_readable_lines(environment: Environment) -> None:
+    tail = await Tail.start(environment)
     lines = [await tail.line()]
     while not re.search(r" sample\.block +disk0 .*  write=\d.*  writes=\d", lines[-1]):
         lines.append(await tail.line())
@@ -151,13 +151,13 @@ async def test_tail_prints_readable_lines(testbed: Testbed) -> None:
         assert "\x1b" not in line
 
 
-async def test_tail_filters_by_vm_type_and_severity(testbed: Testbed) -> None:
+async def test_tail_filters_by_vm_type_and_severity(environment: Environment) -> None:
     tails = {
-        "vm": await Tail.start(testbed, "--json", "--vm", "idle"),
-        "uuid": await Tail.start(testbed, "--json", "--vm", testbed.idle.uuid),
-        "type": await Tail.start(testbed, "--json", "--type", "event"),
-        "severity": await Tail.start(testbed, "--json", "--severity", "warning"),
-        "sample": await Tail.start(testbed, "--json", "--type", "qemu.sample.block", "--vm", "writer"),
+        "vm": await Tail.start(environment, "--json", "--vm", "idle"),
+        "uuid": await Tail.start(environment, "--json", "--vm", environment.idle.uuid),
+        "type": await Tail.start(environment, "--json", "--type", "event"),
+        "severity": await Tail.start(environment, "--json", "--severity", "warning"),
+        "sample": await Tail.start(environment, "--json", "--type", "qemu.sample.block", "--vm", "writer"),
     }
     assert json.loads(await tails["sample"].line())["type"] == "qemu.sample.block"
     records: dict[str, Any] = {}
@@ -168,25 +168,25 @@ async def test_tail_filters_by_vm_type_and_severity(testbed: Testbed) -> None:
     async with asyncio.TaskGroup() as tasks:
         watching = [tasks.create_task(first(name)) for name in ("vm", "uuid", "type", "severity")]
         while not all(task.done() for task in watching):  # a tail that was not connected yet missed the first
-            await testbed.idle.command("stop")
-            await testbed.idle.wait_for_event("STOP")
-            await testbed.idle.command("cont")
-            await testbed.idle.wait_for_event("RESUME")
-            await testbed.writer.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1)
-            await testbed.writer.wait_for_event("BLOCK_WRITE_THRESHOLD")
+            await environment.idle.command("stop")
+            await environment.idle.wait_for_event("STOP")
+            await environment.idle.command("cont")
+            await environment.idle.wait_for_event("RESUME")
+            await environment.writer.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1)
+            await environment.writer.wait_for_event("BLOCK_WRITE_THRESHOLD")
     schema = validator(json.loads((await run_command("schema", "record")).out))
     for name, tail in tails.items():
         await tail.stop()
         if name in records:
             validate_record(json.dumps(records[name]), schema)
-    assert records["vm"]["vmuuid"] == records["uuid"]["vmuuid"] == testbed.idle.uuid
+    assert records["vm"]["vmuuid"] == records["uuid"]["vmuuid"] == environment.idle.uuid
     assert records["type"]["type"].startswith("qemu.event.")
     assert records["severity"]["severity"] == "warning"
-    assert records["severity"]["vmuuid"] == testbed.writer.uuid
+    assert records["severity"]["vmuuid"] == environment.writer.uuid
 
 
-async def test_tail_exits_quietly_when_its_pipe_is_closed(testbed: Testbed) -> None:
-    tail = shlex.join([*COMMAND, "tail", "--url", testbed.agent.url])
+async def test_tail_exits_quietly_when_its_pipe_is_closed(environment: Environment) -> None:
+    tail = shlex.join([*COMMAND, "tail", "--url", environment.agent.url])
     process = await asyncio.create_subprocess_exec(
         *("bash", "-o", "pipefail", "-c", f"{tail} | head -1"),
         stdout=asyncio.subprocess.PIPE,
@@ -209,13 +209,13 @@ async def test_tail_reports_that_no_agent_answers() -> None:
 # --- run ---
 
 
-async def test_a_second_agent_on_the_same_port_fails_with_one_line(testbed: Testbed) -> None:
-    ended = await run_command("run", "--config", testbed.agent.config)
+async def test_a_second_agent_on_the_same_port_fails_with_one_line(environment: Environment) -> None:
+    ended = await run_command("run", "--config", environment.agent.config)
     assert (ended.status, ended.out) == (1, "")
-    address = testbed.agent.url.removeprefix("http://")
+    address = environment.agent.url.removeprefix("http://")
     assert ended.log.startswith(f"qmp-agent: cannot listen on {address}: ")
     assert ended.log.count("\n") == 1
-    assert (await testbed.agent.get("/healthz"))[0] == 200
+    assert (await environment.agent.get("/healthz"))[0] == 200
 
 
 # --- version, schema and unknown commands ---

@@ -24,7 +24,7 @@ HOSTILE: Final = "evil\x1b[31m\x07\x1b]0;pwned\x07"
 
 
 @dataclass(frozen=True, slots=True)
-class Testbed:
+class Environment:
     """An agent that watches three guests: a writer, a guest with a hostile name, and a Linux."""
 
     agent: AgentProcess
@@ -37,16 +37,16 @@ class Testbed:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def testbed() -> AsyncIterator[Testbed]:
+async def environment() -> AsyncIterator[Environment]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         async with AsyncExitStack() as running:
             agent, writer, _, linux = await watch_guests(running, Path(path), HOSTILE)
             await agent.wait_for_record("alert.write_threshold", vm=writer.uuid)
-            yield Testbed(agent, writer, linux)
+            yield Environment(agent, writer, linux)
 
 
-async def test_every_vm_has_a_row_with_its_rates(testbed: Testbed) -> None:
-    async with testbed.top() as top:
+async def test_every_vm_has_a_row_with_its_rates(environment: Environment) -> None:
+    async with environment.top() as top:
         await top.wait_for_texts("CPU%*", "db-1", "web-1", "evil", "3 VMs", "monitors: 3 up")
         head = top.find_row("CPU%").split()
         assert head == [
@@ -67,14 +67,14 @@ async def test_every_vm_has_a_row_with_its_rates(testbed: Testbed) -> None:
         assert re.search(r" [56]\d(\.\d)?M +\d+[sm] +1$", top.find_row("db-1"))
 
 
-async def test_a_hostile_name_cannot_control_the_terminal(testbed: Testbed) -> None:
-    async with testbed.top() as top:
+async def test_a_hostile_name_cannot_control_the_terminal(environment: Environment) -> None:
+    async with environment.top() as top:
         await top.wait_for_texts("evil\ufffd[31m\ufffd\ufffd]0;pwned\ufffd")
         assert top.screen.title != "pwned"
 
 
-async def test_keys_sort_reverse_and_filter(testbed: Testbed) -> None:
-    async with testbed.top() as top:
+async def test_keys_sort_reverse_and_filter(environment: Environment) -> None:
+    async with environment.top() as top:
         await top.wait_for_texts("db-1")
 
         def order() -> list[str]:
@@ -96,21 +96,21 @@ async def test_keys_sort_reverse_and_filter(testbed: Testbed) -> None:
         await until(lambda: len(order()) == 3, 60)
 
 
-async def test_enter_opens_a_vm_and_escape_goes_back(testbed: Testbed) -> None:
-    async with testbed.top() as top:
+async def test_enter_opens_a_vm_and_escape_goes_back(environment: Environment) -> None:
+    async with environment.top() as top:
         await top.wait_for_texts("db-1")
         top.type("n\x1b[B\x1b[B\x1b[A\x1b[A")
         top.type("\n")
         await top.wait_for_texts(
-            testbed.writer.uuid, "DISK", "disk0", "1% exceeded", "warning: write_threshold disk0 past 1%"
+            environment.writer.uuid, "DISK", "disk0", "1% exceeded", "warning: write_threshold disk0 past 1%"
         )
         await top.wait_for_texts("block disk0", "writes_total=")
         top.type("\x1b")
         await top.wait_for_texts("VM*", "web-1")
 
 
-async def test_columns_follow_the_size_of_the_terminal(testbed: Testbed) -> None:
-    async with testbed.top() as top:
+async def test_columns_follow_the_size_of_the_terminal(environment: Environment) -> None:
+    async with environment.top() as top:
         await top.wait_for_texts("ALERTS")
         top.resize(40, 10)
         await until(lambda: "WR/s" not in "".join(top.screen.display) and top.find_row("db-1"), 60)
@@ -119,26 +119,26 @@ async def test_columns_follow_the_size_of_the_terminal(testbed: Testbed) -> None
         await top.wait_for_texts("ALERTS", "db-1")
 
 
-async def test_q_quits(testbed: Testbed) -> None:
-    async with testbed.top() as top:
+async def test_q_quits(environment: Environment) -> None:
+    async with environment.top() as top:
         await top.wait_for_texts("db-1")
         top.type("q")
         async with asyncio.timeout(60):
             assert await top.process.wait() == 0
 
 
-async def test_top_reports_a_lost_agent_and_reconnects(testbed: Testbed) -> None:
-    async with testbed.top() as top:
+async def test_top_reports_a_lost_agent_and_reconnects(environment: Environment) -> None:
+    async with environment.top() as top:
         await top.wait_for_texts("db-1")
-        await testbed.agent.kill()
+        await environment.agent.kill()
         await top.wait_for_texts("no agent answers at", "db-1")
-        await testbed.agent.start()
+        await environment.agent.start()
         await until(lambda: not top.find_row("no agent answers") and top.find_row("db-1"), 60)
 
 
-async def test_once_prints_a_table(testbed: Testbed) -> None:
-    await until(lambda: has_rates(testbed), 60)
-    ended = await run_command("top", "--once", "--url", testbed.agent.url)
+async def test_once_prints_a_table(environment: Environment) -> None:
+    await until(lambda: has_rates(environment), 60)
+    ended = await run_command("top", "--once", "--url", environment.agent.url)
     assert (ended.status, ended.log) == (0, "")
     head, *rows = ended.out.splitlines()
     assert head.split()[:4] == ["VM", "STATE", "CPU%*", "RD/s"] or head.split()[0] == "VM"
@@ -146,16 +146,16 @@ async def test_once_prints_a_table(testbed: Testbed) -> None:
     assert "\x1b" not in ended.out
 
 
-async def has_rates(testbed: Testbed) -> bool:
-    return '"writes":' in (await testbed.agent.get("/overview"))[1]
+async def has_rates(environment: Environment) -> bool:
+    return '"writes":' in (await environment.agent.get("/overview"))[1]
 
 
-async def test_once_prints_a_vm_and_rejects_an_unknown_name(testbed: Testbed) -> None:
-    by_name = await run_command("top", "--once", "--url", testbed.agent.url, "--vm", "web-1")
+async def test_once_prints_a_vm_and_rejects_an_unknown_name(environment: Environment) -> None:
+    by_name = await run_command("top", "--once", "--url", environment.agent.url, "--vm", "web-1")
     assert by_name.status == 0
-    assert testbed.linux.uuid in by_name.out
+    assert environment.linux.uuid in by_name.out
     assert "balloon" in by_name.out
-    unknown = await run_command("top", "--once", "--url", testbed.agent.url, "--vm", "absent")
+    unknown = await run_command("top", "--once", "--url", environment.agent.url, "--vm", "absent")
     assert (unknown.status, unknown.out, unknown.log) == (1, "", "qmp-agent: the agent watches no VM named absent\n")
 
 

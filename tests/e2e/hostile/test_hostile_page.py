@@ -21,7 +21,7 @@ SCRIPT = "<script>window.pwned=1</script><img src=x onerror=window.pwned=1><svg 
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def testbed() -> AsyncIterator[HostileHost]:
+async def environment() -> AsyncIterator[HostileHost]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
         async with hostile_host(Path(folder), response_timeout="20s") as made:
             evil = FakeQemu(made.monitor)
@@ -39,8 +39,8 @@ async def testbed() -> AsyncIterator[HostileHost]:
                 yield made
 
 
-async def test_the_page_shows_hostile_replies_as_text(testbed: HostileHost) -> None:
-    async with chromium() as browser, open_page(browser, testbed.agent.url) as page:
+async def test_the_page_shows_hostile_replies_as_text(environment: HostileHost) -> None:
+    async with chromium() as browser, open_page(browser, environment.agent.url) as page:
         await expect(page.locator("#events").get_by_text("<script>").first).to_be_attached()
         link = page.locator(f'a[href*="{UUID}"]').first
         await expect(link).to_contain_text("<script>window.pwned=1</script>")
@@ -50,8 +50,8 @@ async def test_the_page_shows_hostile_replies_as_text(testbed: HostileHost) -> N
         assert await page.locator("main script, main img, main svg[onload]").count() == 0
 
 
-async def test_top_shows_hostile_replies_without_terminal_control(testbed: HostileHost) -> None:
-    async with Terminal("top", "--url", testbed.agent.url, "--interval", "300ms", columns=120, rows=30) as top:
+async def test_top_shows_hostile_replies_without_terminal_control(environment: HostileHost) -> None:
+    async with Terminal("top", "--url", environment.agent.url, "--interval", "300ms", columns=120, rows=30) as top:
         await top.wait_for_texts("<script>")
         assert "owned" not in top.screen.title
         assert not [line for line in top.screen.display if "\x1b" in line or "\x07" in line]

@@ -20,7 +20,7 @@ needs_loop = pytest.mark.skipif(not LoopDevice.is_available(), reason="only root
 class LegacyDriveGuest(ThinGuest):
     """A guest whose disk is configured by `-drive`: QEMU names the backend `drive0` in events."""
 
-    async def _disk(self) -> list[str]:
+    async def _disk0_arguments(self) -> list[str]:
         assert self.options.storage is not None
         drive = f"if=none,id=drive0,format=qcow2,werror=stop,file={self.options.storage['filename']}"
         return ["-drive", drive, "-device", "virtio-blk-pci,id=disk0,drive=drive0"]

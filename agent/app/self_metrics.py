@@ -185,7 +185,7 @@ class DeliveryMetrics(Collector):
             "qmp_agent_journal_records_written", "Total number of records written to the journal.", labels=["queue"]
         )
         for queue in self._delivery.queues:
-            written.add_metric([queue.name], queue.journaled)
+            written.add_metric([queue.name], queue.journaling.written)
         yield written
 
 

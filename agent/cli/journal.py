@@ -11,7 +11,7 @@ from agent.common.errors import SubcommandError
 from agent.common.units import format_bytes
 from agent.delivery.journal import recovery, statements
 from agent.delivery.journal.database import JournalDatabase, JournalError, connect_readonly
-from agent.delivery.journal.lock import lock
+from agent.delivery.journal.lock import lock_directory
 from agent.delivery.journal.writer import FILE, UNREPORTED_DROPS
 from agent.delivery.pipeline import QUEUE_NAMES
 from agent.model.record import EncodedRecord
@@ -26,7 +26,7 @@ class JournalToolError(SubcommandError):
 def quarantined_files(directory: Path) -> list[Path]:
     """Return the quarantined files in a journal's directory, oldest first."""
     names = directory.glob(f"{FILE}.damaged-*")
-    return sorted(path for path in names if not path.name.endswith(recovery.LOGS))
+    return sorted(path for path in names if not path.name.endswith(recovery.LOG_SUFFIXES))
 
 
 @contextlib.contextmanager
@@ -62,14 +62,12 @@ def show(directory: Path) -> Iterator[str]:
     with _open_readonly(path) as opened:
         yield f"{path}: {format_bytes(path.stat().st_size)}"
         for queue in QUEUE_NAMES:
-            contents = opened.contents(queue)
+            summary = opened.summarize_rows(queue)
             span = (
-                f", from {_local_time(contents.first_ns)} to {_local_time(contents.last_ns)}"
-                if contents.records
-                else ""
+                f", from {_local_time(summary.first_ns)} to {_local_time(summary.last_ns)}" if summary.records else ""
             )
-            yield f"  {queue}: {contents.records} waiting records, {format_bytes(contents.bytes)}{span}"
-            for kind, count in sorted(contents.types.items()):
+            yield f"  {queue}: {summary.records} waiting records, {format_bytes(summary.bytes)}{span}"
+            for kind, count in sorted(summary.types.items()):
                 yield f"    {count:8} {kind}"
         dead_letters = Counter((record.type, reason) for reason, record in opened.dead_letters())
         yield f"  dead letters: {dead_letters.total()}"
@@ -111,7 +109,7 @@ def export(directory: Path, *, file: str | None, dead_letters: bool) -> Iterator
 def _read_waiting_records(opened: JournalDatabase, queue: str) -> Iterator[EncodedRecord]:
     after = 0
     while True:
-        records, _, last = opened.read(queue, after, 500, 8 << 20)
+        records, _, last = opened.read_records(queue, after, 500, 8 << 20)
         if last == after:
             return
         yield from records
@@ -124,7 +122,7 @@ def _salvage_records(directory: Path, file: str) -> Iterator[EncodedRecord]:
         known = ", ".join(quarantined.name for quarantined in quarantined_files(directory)) or "none"
         raise JournalToolError(f"{file} is not a quarantined file in {directory}; quarantined files: {known}")
     try:
-        for _, records in recovery.salvage(path, QUEUE_NAMES):
+        for _, records in recovery.salvage_records(path, QUEUE_NAMES):
             yield from records
     except JournalError as error:
         raise JournalToolError(f"{path}: {error}") from error
@@ -144,7 +142,7 @@ def replay(directory: Path, *, file: str | None) -> int:
         JournalToolError: an agent uses the journal, or a file cannot be read or written.
     """
     try:
-        lock_descriptor = lock(directory)
+        lock_descriptor = lock_directory(directory)
     except (JournalError, OSError) as error:
         raise JournalToolError(f"{error}; stop the agent first") from error
     try:
@@ -152,7 +150,7 @@ def replay(directory: Path, *, file: str | None) -> int:
         try:
             dead_letters = (record for _, record in opened.dead_letters())
             records = list(dead_letters if file is None else _salvage_records(directory, file))
-            changes = [statements.insert(REPLAY_QUEUE, records, [])]
+            changes = [statements.insert_records(REPLAY_QUEUE, records, [])]
             if file is None:
                 changes.append(statements.delete_dead_letters())
             opened.commit(changes)

@@ -1,35 +1,37 @@
-"""The part of a queue that is only in the journal, and the size of all rows of the queue in the journal. Pure."""
+"""The part of a queue that is only in the journal, and the size of all rows that the queue has in the journal. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from agent.delivery.sizes import QueueContents, QueueSize, size_of
+from agent.delivery.sizes import QueueSize, RowsSummary, total_bytes
 from agent.model.record import EncodedRecord
 
 
 class DiskBacklog:
     """Waiting records that are only on disk: the rows after `after_row`, up to and including `last_row`.
 
-    Row numbers rise in the order of the queue. Rows up to `_done_row` are delivered; the next commit deletes them.
+    Row numbers rise in the order of the queue.
     """
 
     def __init__(self) -> None:
         self.after_row = 0
         self.last_row = 0
-        self.kept_through = 0
-        """Rows up to this one stay in the journal until the next start, because they cannot be read now."""
+        self.skipped_through_row = 0
+        """Rows up to and including this one stay in the journal until the next start, because they cannot be read now."""
         self.waiting = QueueSize()
         """Size of the backlog."""
         self.stored = QueueSize()
         """Size of all rows of the queue in the journal, including delivered rows that are not deleted yet."""
-        self._done_row = 0
+        self._delivered_through_row = 0
+        """Rows up to and including this one are delivered. The next transaction deletes them."""
         self._deletable = QueueSize()
+        """Size of the delivered rows that are not deleted yet."""
 
     def __bool__(self) -> bool:
         return self.last_row > self.after_row
 
     def append(self, record: EncodedRecord) -> None:
-        """Add a journaled record that is removed from memory."""
+        """Add a journaled record, which the caller removes from memory."""
         assert record.row is not None
         if not self:
             self.after_row = record.row - 1
@@ -37,102 +39,102 @@ class DiskBacklog:
         self.waiting.add((record,))
 
     def take(
-        self, records: Sequence[EncodedRecord], corrupt: int, last_read: int
+        self, records: Sequence[EncodedRecord], corrupt: int, last_read_row: int
     ) -> tuple[Sequence[EncodedRecord], int]:
-        """Remove from the backlog the records that were read from its front.
+        """Remove records from the front of the backlog, after they were read from the journal.
 
         Args:
-            records: intact records, in order. Records after the end of the backlog are ignored: they are in memory too.
+            records: the intact records, oldest first. Records after the end of the backlog are ignored, because they are in memory too.
             corrupt: how many rows had a wrong checksum.
-            last_read: the last row that was read.
+            last_read_row: the last row that was read.
 
         Returns:
-            the removed records, and how many records are missing: those that are corrupt, and those whose rows do not exist.
+            the removed records, and the number of lost records: corrupt rows and rows that no longer exist.
         """
         taken = [record for record in records if record.row is not None and record.row <= self.last_row]
-        self.waiting.subtract(len(taken) + corrupt, size_of(taken))
-        missing = corrupt
-        if last_read <= self.after_row or last_read >= self.last_row:  # the end of the backlog
-            missing += self.waiting.records
+        self.waiting.subtract(len(taken) + corrupt, total_bytes(taken))
+        lost = corrupt
+        if last_read_row <= self.after_row or last_read_row >= self.last_row:  # the end of the backlog
+            lost += self.waiting.records
             self.after_row, self.waiting = self.last_row, QueueSize()
         else:
-            self.after_row = last_read
-        return taken, missing
+            self.after_row = last_read_row
+        return taken, lost
 
     def skip(self) -> None:
         """Leave the backlog in the journal until the next start."""
-        self.after_row = self.kept_through = self.last_row
+        self.after_row = self.skipped_through_row = self.last_row
         self.waiting = QueueSize()
 
-    def drop(self, contents: QueueContents, last_row: int) -> None:
-        """Remove the oldest rows: the journal deleted them to make room.
+    def on_trimmed(self, deleted: RowsSummary, last_row: int) -> None:
+        """Remove the oldest rows from the backlog: the journal deleted them to make room.
 
         Args:
-            contents: summary of the deleted rows.
+            deleted: summary of the deleted rows.
             last_row: the last deleted row.
         """
         self.after_row = max(self.after_row, last_row)
-        self.waiting.subtract(contents.records, contents.bytes)
-        self.stored.subtract(contents.records, contents.bytes)
+        self.waiting.subtract(deleted.records, deleted.bytes)
+        self.stored.subtract(deleted.records, deleted.bytes)
 
     def reset(
-        self, contents: QueueContents, last_row: int, copied: Sequence[EncodedRecord], rows: Sequence[int]
+        self, stored: RowsSummary, last_row: int, copied: Sequence[EncodedRecord], copied_rows: Sequence[int]
     ) -> int:
-        """Start with another journal file.
+        """Replace the backlog by the rows of another journal file.
 
         Args:
-            contents: summary of the queue's rows in the file.
+            stored: summary of the queue's rows in the file.
             last_row: the last row of the file.
-            copied: in-flight records that were copied into the file.
-            rows: their rows in the file.
+            copied: records in flight that were copied into the file. They are not part of the backlog.
+            copied_rows: the rows of `copied` in the file.
 
         Returns:
-            how many records of the old backlog are missing from the file.
+            how many records of the old backlog the file lacks.
         """
-        before = self.waiting.records
-        self.stored = QueueSize(contents.records, contents.bytes)
-        self.waiting = QueueSize(contents.records, contents.bytes)
-        self.waiting.subtract(len(copied), size_of(copied))
-        self.after_row = max(rows, default=0)
+        old_records = self.waiting.records
+        self.stored = QueueSize(stored.records, stored.bytes)
+        self.waiting = QueueSize(stored.records, stored.bytes)
+        self.waiting.subtract(len(copied), total_bytes(copied))
+        self.after_row = max(copied_rows, default=0)
         self.last_row = last_row if self.waiting.records else self.after_row
-        self.kept_through = 0
-        self._done_row, self._deletable = 0, QueueSize()
-        return max(0, before - self.waiting.records)
+        self.skipped_through_row = 0
+        self._delivered_through_row, self._deletable = 0, QueueSize()
+        return max(0, old_records - self.waiting.records)
 
     # Deleting rows.
 
     def mark_deletable(self, records: Sequence[EncodedRecord]) -> None:
         """Let the next commit delete the rows of delivered records."""
         if records:
-            self._done_row = max(self._done_row, *(record.row or 0 for record in records))
+            self._delivered_through_row = max(self._delivered_through_row, *(record.row or 0 for record in records))
             self._deletable.add(records)
 
-    def deletion(self) -> "Deletion | None":
-        """Return the rows that the next transaction may delete; None if there are none."""
+    def next_deletion(self) -> "Deletion | None":
+        """Return the delivered rows that the next transaction should delete; None if there are none."""
         if not self._deletable.records:
             return None
-        return Deletion(self.kept_through, self._done_row, replace(self._deletable))
+        return Deletion(self.skipped_through_row, self._delivered_through_row, replace(self._deletable))
 
-    def deleted(self, deletion: "Deletion") -> None:
-        """Subtract the rows of a deletion that was committed."""
+    def on_deleted(self, deletion: "Deletion") -> None:
+        """Subtract the size of delivered rows, after a transaction deleted them."""
         for size in (self.stored, self._deletable):
             size.subtract(deletion.size.records, deletion.size.bytes)
 
-    def excess(self, limit: int) -> int:
-        """Return by how many bytes the rows exceed a limit, without those that can be deleted; 0 or less if they do not exceed it."""
+    def bytes_over(self, limit: int) -> int:
+        """Return how many bytes the queue's rows are over a limit; 0 or negative if they are within it. Delivered rows do not count."""
         return self.stored.bytes - self._deletable.bytes - limit
 
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """Delivered rows of a queue to be deleted.
+    """Delivered rows of a queue that a transaction deletes.
 
     Attributes:
-        after: the row before the first.
-        through: the last row.
-        size: their size.
+        after_row: the row before the first deleted row.
+        last_row: the last deleted row.
+        size: size of the deleted rows.
     """
 
-    after: int
-    through: int
+    after_row: int
+    last_row: int
     size: QueueSize

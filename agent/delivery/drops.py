@@ -1,4 +1,4 @@
-"""Dropped records: counted by queue and reason, logged at a limited rate, and reported downstream. Pure except for the log."""
+"""Dropped records: counted by queue and reason, logged at a limited rate, and reported to consumers in records. Pure except for the log."""
 
 import logging
 from collections.abc import Iterable
@@ -12,10 +12,10 @@ from agent.model.record import EncodedRecord
 
 _log = logging.getLogger(__name__)
 
-LOG_SECONDS = 10.0
+LOG_INTERVAL_SECONDS = 10.0
 """Shortest time between two log lines about dropped records."""
 DROP_REPORT_TYPE = "qemu.agent.records_dropped"
-"""Type of the records that report drops downstream."""
+"""Type of the records that report drops to consumers."""
 
 
 class DropReason(StrEnum):
@@ -38,11 +38,11 @@ class DropReport:
     """Records of one queue that were dropped for one reason since the last report.
 
     Attributes:
-        reason: why.
+        reason: why the records were dropped; a value of `DropReason`.
         queue: name of the queue.
-        records: number of records.
-        first_ns: time of the oldest record, nanoseconds since the epoch; 0 if unknown.
-        last_ns: time of the newest record, nanoseconds since the epoch; 0 if unknown.
+        records: number of dropped records.
+        first_ns: time of the oldest dropped record, nanoseconds since the epoch; 0 if unknown.
+        last_ns: time of the newest dropped record, nanoseconds since the epoch; 0 if unknown.
     """
 
     reason: str
@@ -52,7 +52,7 @@ class DropReport:
     last_ns: int = 0
 
     def add(self, records: int, first_ns: int, last_ns: int) -> None:
-        """Add dropped records."""
+        """Add dropped records; the parameters are the same as those of `DropLedger.add`."""
         self.records += records
         self.first_ns = min(self.first_ns or first_ns, first_ns)
         self.last_ns = max(self.last_ns, last_ns)
@@ -66,7 +66,7 @@ class DropReport:
 
 
 class DropLedger:
-    """All drops: totals since the start, and those that are not reported downstream yet."""
+    """All drops: totals since the start, and the drops that no record has reported to consumers yet."""
 
     def __init__(self) -> None:
         self.totals: dict[tuple[str, str], int] = {}
@@ -75,7 +75,9 @@ class DropLedger:
         self._logged_at = float("-inf")
         self._unlogged = 0
 
-    def __bool__(self) -> bool:
+    @property
+    def has_unreported(self) -> bool:
+        """True if there are drops that no record has reported yet."""
         return bool(self._unreported)
 
     def add(self, queue: str, reason: DropReason, records: int, first_ns: int, last_ns: int, now: float) -> None:
@@ -83,37 +85,41 @@ class DropLedger:
 
         Args:
             queue: name of the queue.
-            reason: why they were dropped.
-            records: how many; 0 is ignored.
-            first_ns: time of the oldest, nanoseconds since the epoch; 0 if unknown.
-            last_ns: time of the newest, nanoseconds since the epoch; 0 if unknown.
-            now: seconds of any monotonic clock, for the rate of log lines.
+            reason: why the records were dropped.
+            records: number of dropped records; 0 is ignored.
+            first_ns: time of the oldest dropped record, nanoseconds since the epoch; 0 if unknown.
+            last_ns: time of the newest dropped record, nanoseconds since the epoch; 0 if unknown.
+            now: the present time of a monotonic clock in seconds; it limits the rate of log lines.
         """
         if not records:
             return
         key = (queue, reason.value)
         self.totals[key] = self.totals.get(key, 0) + records
-        self._merge(DropReport(reason.value, queue, records, first_ns, last_ns))
+        self._merge_unreported(DropReport(reason.value, queue, records, first_ns, last_ns))
         self._unlogged += records
-        if now - self._logged_at >= LOG_SECONDS:
+        if now - self._logged_at >= LOG_INTERVAL_SECONDS:
             _log.warning("queue %s: dropped %d records: %s", queue, self._unlogged, reason.value)
             self._logged_at, self._unlogged = now, 0
 
     def add_records(self, queue: str, reason: DropReason, records: Iterable[EncodedRecord], now: float) -> None:
-        """Count dropped records; see `add`."""
+        """Count dropped records, with the times of the oldest and of the newest; the other parameters are those of `add`."""
         times = [record.time_ns for record in records]
         if times:
             self.add(queue, reason, len(times), min(times), max(times), now)
 
     def unreported(self) -> list[dict[str, Any]]:
-        """Return the unreported drops as JSON values, for the note in the journal."""
+        """Return the unreported drops as JSON values, which the journal stores as a note."""
         return [asdict(report) for report in self._unreported.values()]
 
-    def load(self, note: object) -> None:
-        """Add what `unreported` returned in an earlier run; anything else is ignored."""
+    def load_unreported(self, note: object) -> None:
+        """Add the unreported drops of an earlier run.
+
+        Args:
+            note: what `unreported` returned in that run; a value of another form is ignored.
+        """
         for item in note if isinstance(note, list) else ():
             try:
-                self._merge(DropReport(**item))
+                self._merge_unreported(DropReport(**item))
             except TypeError:
                 continue
 
@@ -121,21 +127,21 @@ class DropLedger:
         """Mark drops as unreported again, because the records that reported them were dropped too.
 
         Args:
-            bodies: bodies of the dropped reports; those that cannot be parsed are ignored.
+            bodies: bodies of the dropped records that reported drops; a body that cannot be parsed is ignored.
         """
         for body in bodies:
             try:
                 data = orjson.loads(body)["data"]
                 first, last = (round(data.get(f"{end}_timestamp_seconds", 0) * 1e9) for end in ("first", "last"))
-                self._merge(DropReport(data["reason"], data["queue"], data["records"], first, last))
+                self._merge_unreported(DropReport(data["reason"], data["queue"], data["records"], first, last))
             except (ValueError, TypeError, KeyError, AttributeError):
                 continue
 
-    def _merge(self, report: DropReport) -> None:
-        known = self._unreported.setdefault((report.queue, report.reason), DropReport(report.reason, report.queue))
-        known.add(report.records, report.first_ns, report.last_ns)
+    def _merge_unreported(self, report: DropReport) -> None:
+        merged = self._unreported.setdefault((report.queue, report.reason), DropReport(report.reason, report.queue))
+        merged.add(report.records, report.first_ns, report.last_ns)
 
     def take_unreported(self) -> list[DropReport]:
-        """Return the unreported drops, and mark them as reported."""
+        """Return the unreported drops, and mark these as reported."""
         reports, self._unreported = list(self._unreported.values()), {}
         return reports

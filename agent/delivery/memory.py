@@ -4,16 +4,16 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from agent.delivery.sizes import size_of
+from agent.delivery.sizes import total_bytes
 from agent.delivery.transitions import FINISHED, WRITE_COMMITTED, WRITE_FAILED, WRITE_STARTED
 from agent.model.record import EncodedRecord, RecordState
 
-WRITE_RECORDS = 20_000
-"""Limit of records in one transaction. It takes about 0.2 s, so reads never wait long. A busy event loop accepts as many in one turn."""
+MAX_TRANSACTION_RECORDS = 20_000
+"""Maximum number of records in one transaction. Writing them takes about 0.2 s, and reads of the journal wait as long."""
 
 
 class MemoryTail:
-    """The newest records of a queue, oldest first."""
+    """The newest records of a queue, from the oldest of them to the newest."""
 
     def __init__(self) -> None:
         self.records: deque[EncodedRecord] = deque()
@@ -25,7 +25,7 @@ class MemoryTail:
     def extend(self, records: Sequence[EncodedRecord]) -> None:
         """Add the newest records, oldest first."""
         self.records.extend(records)
-        self.bytes += size_of(records)
+        self.bytes += total_bytes(records)
 
     def popleft(self) -> EncodedRecord:
         """Remove and return the oldest record."""
@@ -34,10 +34,14 @@ class MemoryTail:
         return record
 
     def remove_first(self, records: Sequence[EncodedRecord]) -> None:
-        """Remove these records, which are the oldest."""
+        """Remove the oldest records.
+
+        Args:
+            records: these records, oldest first.
+        """
         for _ in records:
             self.records.popleft()
-        self.bytes -= size_of(records)
+        self.bytes -= total_bytes(records)
 
     def older_half(self) -> Iterable[EncodedRecord]:
         """Iterate over the older half of the records, rounded up."""
@@ -63,57 +67,63 @@ class MemoryTail:
 
 
 class PendingWrites:
-    """Records in memory that the journal has not written yet, in order; and the records of the transaction that is under way."""
+    """Records in memory that the journal has not written yet: waiting ones, and those of the current transaction."""
 
     def __init__(self) -> None:
         self._waiting: deque[EncodedRecord] = deque()
         self._writing: list[EncodedRecord] = []
 
-    def __bool__(self) -> bool:
+    @property
+    def has_waiting(self) -> bool:
+        """True if records wait for a transaction."""
         return bool(self._waiting)
 
     @property
     def busy(self) -> bool:
-        """True if records wait or are being written."""
+        """True if records wait for a transaction, or if a transaction is under way."""
         return bool(self._waiting or self._writing)
 
     def add(self, record: EncodedRecord) -> None:
         """Add the newest record."""
         self._waiting.append(record)
 
-    def replace(self, records: Iterable[EncodedRecord]) -> None:
-        """Replace the waiting records by these."""
+    def replace_waiting(self, records: Iterable[EncodedRecord]) -> None:
+        """Replace the waiting records by other records, oldest first."""
         self._waiting = deque(records)
 
-    def start(self) -> list[EncodedRecord]:
-        """Start a transaction and return its records; `commit` or `fail` must follow."""
+    def start_transaction(self) -> list[EncodedRecord]:
+        """Start a transaction with the oldest waiting records, and return these. `commit_transaction` or `fail_transaction` must follow."""
         assert not self._writing
-        while self._waiting and len(self._writing) < WRITE_RECORDS:
+        while self._waiting and len(self._writing) < MAX_TRANSACTION_RECORDS:
             record = self._waiting.popleft()
             if not record.done:
                 record.state = WRITE_STARTED[record.state]
                 self._writing.append(record)
         return list(self._writing)
 
-    def commit(self, rows: Sequence[int]) -> list[EncodedRecord]:
-        """Finish the transaction: store in each record its row, and return the records."""
+    def commit_transaction(self, rows: Sequence[int]) -> list[EncodedRecord]:
+        """Finish the transaction after it was committed, and return its records.
+
+        Args:
+            rows: the journal's row of each record of the transaction, in the same order.
+        """
         for record, row in zip(self._writing, rows, strict=True):
             record.row, record.state = row, WRITE_COMMITTED[record.state]
         written, self._writing = self._writing, []
         return written
 
-    def fail(self) -> None:
-        """Finish a transaction that failed: its records wait again, before all others."""
+    def fail_transaction(self) -> None:
+        """Finish the transaction after it failed: its records wait again, before all other waiting records."""
         for record in self._writing:
             record.state = WRITE_FAILED[record.state]
         self._waiting.extendleft(record for record in reversed(self._writing) if not record.done)
         self._writing = []
 
-    def discard_done(self) -> None:
-        """Remove the oldest records, up to the first that is not done."""
+    def discard_done_prefix(self) -> None:
+        """Remove waiting records that are delivered or dropped, from the oldest record up to the first record that is neither."""
         while self._waiting and self._waiting[0].done:
             self._waiting.popleft()
 
-    def discard_dropped(self) -> None:
-        """Remove all records that are done."""
+    def discard_all_done(self) -> None:
+        """Remove all waiting records that are delivered or dropped."""
         self._waiting = deque(record for record in self._waiting if not record.done)

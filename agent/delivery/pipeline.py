@@ -1,4 +1,4 @@
-"""The entry to delivery for the rest of the agent: each record is delivered, or counted as dropped."""
+"""The interface of delivery for the rest of the agent: each record is delivered, or counted as dropped."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,8 @@ from typing import Any
 
 from agent.delivery.drops import DropLedger, DropReason, DropReport
 from agent.delivery.journal.writer import Journal
-from agent.delivery.queue import QueueLimits, RecordQueue
+from agent.delivery.queue import RecordQueue
+from agent.delivery.queue_parts import QueueLimits
 from agent.delivery.sender import send_records
 from agent.delivery.sinks.base import Sink, SinkWithWarnings
 from agent.delivery.sinks.supervisor import SinkSupervisor
@@ -47,8 +48,8 @@ class DeliverySettings:
 class DeliveryPipeline:
     """Three queues, a journal and a sink.
 
-    Alerts have their own queue for two reasons. An alert is sent only after it is journaled, and must not delay events meanwhile.
-    And a flood of events must not delay an alert.
+    Alerts have a queue of their own for two reasons. An alert is sent only after it is journaled, and events must not wait as long.
+    Also, a flood of events must not delay an alert.
     """
 
     def __init__(self, sink: Sink, settings: DeliverySettings, report_drops: Callable[[DropReport], None]) -> None:
@@ -57,7 +58,7 @@ class DeliveryPipeline:
         Args:
             sink: where records go.
             settings: limits and timings.
-            report_drops: makes a record from a drop report and passes it to `put`; called while delivery works.
+            report_drops: makes a record of a drop report and passes the record to `put`; called while delivery works.
         """
         timings = settings.timings
         self.drops = DropLedger()
@@ -78,7 +79,7 @@ class DeliveryPipeline:
             linger_seconds=timings.linger,
         )
         self.queues = (self.alerts, self.events, self.samples)
-        self._queue_of = {"alert": self.alerts, "sample": self.samples}
+        self._queue_by_kind = {"alert": self.alerts, "sample": self.samples}
         self.journal: Journal | None = None
         if settings.directory is not None:
             self.journal = Journal(settings.directory, self.queues, self.drops, timings=timings)
@@ -88,7 +89,7 @@ class DeliveryPipeline:
 
     def put(self, record: EncodedRecord) -> None:
         """Accept a record. Never waits."""
-        self._queue_of.get(record.kind, self.events).put(record)
+        self._queue_by_kind.get(record.kind, self.events).put(record)
 
     def put_samples(self, records: Sequence[EncodedRecord]) -> None:
         """Accept the samples of one poll. Never waits."""
@@ -102,7 +103,7 @@ class DeliveryPipeline:
             seconds: how long to wait at most.
 
         Returns:
-            whether it is on disk.
+            whether the note is on disk in time; False too if there is no journal or if it does not work.
         """
         if self.journal is None or self.journal.error is not None:
             return False
@@ -125,11 +126,11 @@ class DeliveryPipeline:
         silent = max(queue.silent_seconds(now) for queue in self.queues)
         if self.supervisor.error is not None and (self.journal is not None or any(map(len, self.queues))):
             reasons.append(f"nothing is delivered to {sink}: {self.supervisor.error}")
-        elif silent > self.timings.silence:
+        elif silent > self.timings.unready_after:
             reasons.append(f"nothing is delivered to {sink}: it has not answered for {silent:.0f} s")
         if self.journal is not None and self.journal.error is not None:
             reasons.append(f"nothing is journaled: {self.journal.error}")
-        elif self.journal is not None and (silent := self.journal.silent_seconds(now)) > self.timings.silence:
+        elif self.journal is not None and (silent := self.journal.silent_seconds(now)) > self.timings.unready_after:
             reasons.append(f"nothing is journaled: the disk of {self.journal.path} has not answered for {silent:.0f} s")
         return reasons
 
@@ -148,7 +149,7 @@ class DeliveryPipeline:
         """Deliver while the block runs; when it ends, deliver or journal the remaining records.
 
         Args:
-            stop_seconds: how long that may take.
+            stop_seconds: how long the delivery and journaling of the remaining records may take.
         """
         async with asyncio.TaskGroup() as tasks:  # an unexpected exception must end the agent
             journaling = None
@@ -168,13 +169,13 @@ class DeliveryPipeline:
                 try:
                     yield
                 finally:
-                    if not any(map(_has_failed, senders)):  # a failed sender would never empty its queue
+                    if not any(map(_task_has_failed, senders)):  # a failed sender would never empty its queue
                         await self._drain(stop_seconds * 0.7)
             finally:
                 for task in senders:
                     task.cancel()
                 await asyncio.gather(*senders, return_exceptions=True)
-                await self._stop(journaling, stop_seconds * 0.3)
+                await self._journal_remaining(journaling, stop_seconds * 0.3)
 
     async def _drain(self, seconds: float) -> None:
         """Deliver the remaining records while the sink works."""
@@ -186,14 +187,14 @@ class DeliveryPipeline:
                     if not self.supervisor.failing:
                         await queue.drained()
 
-    async def _stop(self, journaling: asyncio.Task[None] | None, seconds: float) -> None:
-        """Journal the remaining records, unless the disk takes too long. Drop those that are not journaled, and close the sink."""
+    async def _journal_remaining(self, journaling: asyncio.Task[None] | None, seconds: float) -> None:
+        """Journal the remaining records, if the disk is fast enough. Drop records that are not journaled. Close the sink."""
         if journaling is not None and self.journal is not None:
             self.journal.stop()
             try:
                 async with asyncio.timeout(seconds):
                     await asyncio.wait({journaling})
-                    await self.journal.finish()
+                    await self.journal.write_remaining()
                     self._drop_remaining()
                     await self.journal.close()
             except TimeoutError:
@@ -202,7 +203,7 @@ class DeliveryPipeline:
                     self.journal.path,
                 )
                 journaling.cancel()
-                self.journal.release()
+                self.journal.release_lock()
         self._drop_remaining()
         await self.supervisor.close()
 
@@ -211,18 +212,18 @@ class DeliveryPipeline:
             queue.drop_remaining()
 
     def _on_sent(self, queue: RecordQueue, rejected: Sequence[EncodedRecord]) -> None:
-        """Store rejected records as dead letters, and report drops, since delivery works."""
+        """Store rejected records as dead letters. Report earlier drops too, because delivery works."""
         if rejected:
             self.drops.add_records(queue.name, DropReason.REJECTED, rejected, time.monotonic())
             if self.journal is not None:
-                self.journal.dead_letter(DropReason.REJECTED.value, rejected)
+                self.journal.store_dead_letters(DropReason.REJECTED.value, rejected)
         reportable = queue is self.events or not len(self.events)  # a report waits in the queue of the events
         now = time.monotonic()
-        if reportable and self.drops and now - self._reported_at >= self.timings.drop_report_interval:
+        if reportable and self.drops.has_unreported and now - self._reported_at >= self.timings.drop_report_interval:
             self._reported_at = now
             for report in self.drops.take_unreported():
                 self._report_drops(report)
 
 
-def _has_failed(task: asyncio.Task[None]) -> bool:
+def _task_has_failed(task: asyncio.Task[None]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)

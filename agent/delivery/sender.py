@@ -23,16 +23,16 @@ async def send_records(
 
     Args:
         queue: the queue.
-        supervisor: sends the batches to the sink.
+        supervisor: sends a batch until the sink has accepted or rejected each record.
         journal: the journal with the queue's backlog; None if there is no journal.
-        on_sent: called after each batch with the queue and the records that the sink rejected.
+        on_sent: called after each batch, with the queue and with the records that the sink rejected.
     """
     batch_bytes = min(BATCH_BYTES, queue.limits.memory // 4)
     while True:
         await queue.wait_nonempty()
         await queue.linger(BATCH_RECORDS, batch_bytes)
         if not queue.in_flight and queue.backlog and journal is not None:
-            await journal.fetch(queue, BATCH_RECORDS, batch_bytes)
+            await journal.fetch_backlog(queue, BATCH_RECORDS, batch_bytes)
         elif not queue.in_flight:
             queue.take_from_memory(BATCH_RECORDS, batch_bytes)
         if queue.in_flight:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from agent.model.record import OVERHEAD_BYTES, EncodedRecord
 
 
-def size_of(records: Sequence[EncodedRecord]) -> int:
-    """Return the bytes that records count against a limit."""
+def total_bytes(records: Sequence[EncodedRecord]) -> int:
+    """Return how many bytes of a queue's limit records take: their bodies and an overhead for each record."""
     return sum([len(record.body) for record in records]) + OVERHEAD_BYTES * len(records)
 
 
@@ -21,29 +21,29 @@ class QueueSize:
     def add(self, records: Sequence[EncodedRecord]) -> None:
         """Add records."""
         self.records += len(records)
-        self.bytes += size_of(records)
+        self.bytes += total_bytes(records)
 
     def subtract(self, records: int, size: int) -> None:
-        """Subtract a number of records and bytes; neither becomes negative."""
+        """Subtract a number of records and a number of bytes. A result below 0 becomes 0."""
         self.records = max(0, self.records - records)
         self.bytes = max(0, self.bytes - size)
 
 
 Body = bytes
-"""The body of a record. In `QueueContents` the name `bytes` is a field, so the type needs another name."""
+"""The body of a record. In `RowsSummary`, `bytes` is the name of a field, so the type needs another name."""
 
 
 @dataclass(slots=True)
-class QueueContents:
-    """A summary of a queue's rows in the journal, or of those deleted from it.
+class RowsSummary:
+    """A summary of rows of one queue in the journal: all of the queue's rows, or the rows that a transaction deleted.
 
     Attributes:
         records: number of records.
-        bytes: their bytes as they count against the limit.
+        bytes: how many bytes of the queue's limit the records take.
         first_ns: time of the oldest record, nanoseconds since the epoch.
         last_ns: time of the newest record, nanoseconds since the epoch.
         types: number of records by type.
-        drop_reports: bodies of the drop reports among deleted records.
+        drop_reports: bodies of the drop reports among the deleted records; empty for rows that were not deleted.
     """
 
     records: int = 0

@@ -7,36 +7,36 @@ from typing import Final
 
 from agent.model.record import RecordState
 
-_Table = dict[RecordState, RecordState]
+_Transitions = dict[RecordState, RecordState]
 
-WRITE_STARTED: Final[_Table] = {RecordState.QUEUED: RecordState.WRITING}
-"""The journal takes the record into a transaction."""
+WRITE_STARTED: Final[_Transitions] = {RecordState.QUEUED: RecordState.WRITING}
+"""A transaction of the journal starts to write the record."""
 
-WRITE_COMMITTED: Final[_Table] = {
+WRITE_COMMITTED: Final[_Transitions] = {
     RecordState.WRITING: RecordState.JOURNALED,
     RecordState.DONE_WHILE_WRITING: RecordState.DONE,
 }
-"""The transaction is on disk."""
+"""The transaction was committed: the record is on disk."""
 
-WRITE_FAILED: Final[_Table] = {
+WRITE_FAILED: Final[_Transitions] = {
     RecordState.WRITING: RecordState.QUEUED,
     RecordState.DONE_WHILE_WRITING: RecordState.DONE,
 }
-"""The transaction is not on disk."""
+"""The transaction was rolled back: the record is not on disk."""
 
-FINISHED: Final[_Table] = {
+FINISHED: Final[_Transitions] = {
     RecordState.QUEUED: RecordState.DONE,
     RecordState.WRITING: RecordState.DONE_WHILE_WRITING,
     RecordState.JOURNALED: RecordState.DONE,
 }
 """The sink acknowledged or rejected the record, or the queue dropped it."""
 
-JOURNAL_REPLACED: Final[_Table] = {
+JOURNAL_REPLACED: Final[_Transitions] = {
     RecordState.QUEUED: RecordState.QUEUED,
     RecordState.JOURNALED: RecordState.QUEUED,
     RecordState.DONE: RecordState.DONE,
 }
-"""A new journal file is in use, which does not have the record."""
+"""The queue uses a new journal file, which does not have the record."""
 
-COPIED: Final[_Table] = {RecordState.QUEUED: RecordState.JOURNALED, RecordState.DONE: RecordState.DONE}
+COPIED: Final[_Transitions] = {RecordState.QUEUED: RecordState.JOURNALED, RecordState.DONE: RecordState.DONE}
 """The record was copied into the new journal file."""

@@ -128,7 +128,7 @@ async def test_a_hanging_sink_fails_readiness_and_does_not_delay_the_end(
         reader = os.open(folder / "pipe", os.O_RDONLY | os.O_NONBLOCK)
         try:
             async with running(folder, **jsonl, **quick) as (app, url):
-                app.publisher.delivery.timings = replace(app.publisher.delivery.timings, silence=0.3)
+                app.publisher.delivery.timings = replace(app.publisher.delivery.timings, unready_after=0.3)
                 await until_answers(f"{url}/readyz", 503, "nothing is delivered to", "it has not answered for")
                 while True:  # so that the sink's thread can end
                     try:

@@ -189,12 +189,14 @@ async def eventually(predicate: Callable[[], object]) -> None:
 
 async def journal_caught_up(queue: RecordQueue) -> None:
     """Wait until the journal has caught up and the queue is within its limits."""
-    await eventually(lambda: queue.tail.bytes <= queue.limits.memory and not queue.excess_bytes)
+    await eventually(lambda: queue.tail.bytes <= queue.limits.memory and not queue.journaling.excess_bytes)
 
 
 def is_journaled(queue: RecordQueue) -> bool:
     """Return whether the journal has all records of a queue."""
-    return queue.has_journal and all(record.row is not None for record in (*queue.in_flight, *queue.tail.records))
+    return queue.journaling.available and all(
+        record.row is not None for record in (*queue.in_flight, *queue.tail.records)
+    )
 
 
 def deduplicated(ids: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
-"""The journal's file: one SQLite database, used from one thread. Every call blocks.
+"""The journal's file: one SQLite database, which one thread uses. Every call blocks.
 
 WAL with synchronous=FULL: once `commit` has returned, its changes survive a power cut (SQLite's documentation of `PRAGMA synchronous`).
-SQLite has no checksums of its pages, so each row carries one. A row with a wrong checksum is counted instead of delivered.
+SQLite has no checksums of its pages, so each row has a checksum. A row with a wrong checksum is counted as dropped, and not delivered.
 """
 
 import contextlib
@@ -13,13 +13,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from agent.delivery.journal.statements import Change, read_notes, record_of
-from agent.delivery.sizes import QueueContents
+from agent.delivery.journal.statements import Change, read_notes, record_from_row
+from agent.delivery.sizes import RowsSummary
 from agent.model.record import OVERHEAD_BYTES, EncodedRecord
 
-VERSION = 1
+FORMAT_VERSION = 1
+"""Version of the tables, in SQLite's user_version."""
 
 Connect = Callable[[Path], sqlite3.Connection]
+"""Opens the database file at a path; tests replace it to make the disk fail."""
 
 _SCHEMA = f"""
 CREATE TABLE records (row INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT NOT NULL, id TEXT NOT NULL, key TEXT NOT NULL,
@@ -28,21 +30,21 @@ CREATE TABLE dead_letters (row INTEGER PRIMARY KEY AUTOINCREMENT, reason TEXT NO
     type TEXT NOT NULL, time_ns INTEGER NOT NULL, crc INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE TABLE notes (name TEXT PRIMARY KEY, version INTEGER NOT NULL, text TEXT NOT NULL);
 CREATE INDEX by_queue ON records (queue, row);
-PRAGMA user_version = {VERSION};
+PRAGMA user_version = {FORMAT_VERSION};
 """
 _READ = "SELECT row, id, key, type, time_ns, crc, body FROM records WHERE queue = ? AND row > ? ORDER BY row"
 _READ_DEAD_LETTERS = "SELECT reason, row, id, key, type, time_ns, crc, body FROM dead_letters ORDER BY row"
 
 
-ERRORS = (sqlite3.Error, OSError, ValueError, TypeError, OverflowError)
-"""Errors of reading and writing a file. Damaged texts and types in the file, or in SQLite's message, cause the last three."""
+DATABASE_ERRORS = (sqlite3.Error, OSError, ValueError, TypeError, OverflowError)
+"""Errors of reading and writing a database. A damaged file can cause the last three: its texts are not UTF-8, or its types are wrong."""
 
 
 class JournalFault(StrEnum):
     """Why the journal's file failed."""
 
     FULL = "full"
-    """The disk is full; there may be room later."""
+    """The disk is full. Writes may succeed later."""
     UNUSABLE = "unusable"
     """The file cannot be opened or written: no such directory, no permission, read-only, locked by another agent."""
     DAMAGED = "damaged"
@@ -50,15 +52,15 @@ class JournalFault(StrEnum):
 
 
 class JournalError(Exception):
-    """The file failed; the current transaction is not in it."""
+    """The journal's file failed. The current transaction was rolled back."""
 
     def __init__(self, fault: JournalFault, text: str) -> None:
         super().__init__(text)
         self.fault = fault
 
 
-def fault_of(error: Exception) -> JournalError:
-    """Convert an error of SQLite by its result code (sqlite.org/rescode.html)."""
+def to_journal_error(error: Exception) -> JournalError:
+    """Return the JournalError for an error of SQLite, according to its result code (sqlite.org/rescode.html)."""
     name = getattr(error, "sqlite_errorname", "") or ""
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR_SHM")):  # SHM: no space for the log's shared-memory file
         return JournalError(JournalFault.FULL, "the disk is full")
@@ -70,12 +72,12 @@ def fault_of(error: Exception) -> JournalError:
 
 
 @contextlib.contextmanager
-def _faults() -> Iterator[None]:
-    """Convert errors of SQLite to JournalError."""
+def _sqlite_errors_converted() -> Iterator[None]:
+    """Raise a JournalError in place of an error of SQLite."""
     try:
         yield
-    except ERRORS as error:
-        raise fault_of(error) from error
+    except DATABASE_ERRORS as error:
+        raise to_journal_error(error) from error
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -83,57 +85,57 @@ def connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=0.0, isolation_level=None, check_same_thread=False)
 
 
-def check_space(error: Exception) -> None:
-    """Check whether a full disk, not a damaged file, caused an error.
+def raise_if_disk_full(error: Exception) -> None:
+    """Raise JournalError if a full disk caused an error of SQLite; a damaged file causes the same kinds of errors.
 
     Raises:
         JournalError: the disk is full.
     """
-    fault = fault_of(error)
-    if fault.fault is JournalFault.FULL:
-        raise fault from error
+    journal_error = to_journal_error(error)
+    if journal_error.fault is JournalFault.FULL:
+        raise journal_error from error
 
 
 def connect_readonly(path: Path) -> sqlite3.Connection:
-    """Open a connection that only reads and creates no file."""
+    """Open a connection that only reads. It creates no file."""
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
 
 
 class JournalDatabase:
-    """An open journal file. Every method raises JournalError when the file fails, and leaves no transaction open."""
+    """An open journal file. Every method raises JournalError if the file fails. No transaction stays open then."""
 
     def __init__(self, path: Path, connect: Connect = connect, *, readonly: bool = False) -> None:
         """Open or create the file.
 
         Args:
             path: the file.
-            connect: opens a connection.
-            readonly: True to change nothing; the file must exist.
+            connect: opens the database.
+            readonly: True to change nothing. The file must exist then.
 
         Raises:
             JournalError: the file cannot be opened, or is not an intact journal.
         """
         self.path = path
         self.identity = ""
-        """Distinguishes this file from another at the same path."""
+        """Random text that distinguishes this file from another file at the same path."""
         self.last_row = 0
-        """The last row when the file was opened or refreshed."""
+        """The last row of the file when it was opened, or at the last call of `refresh_last_row`."""
         self._db: sqlite3.Connection | None = None
         self._file_id: tuple[int, int] | None = None
         try:
             self._db = connect(path)
             if not readonly:
-                self._prepare(self._db)
-            self._check(self._db)
+                self._create_tables(self._db)
+            self._check_format(self._db)
             self._file_id = self._current_file_id()
-        except ERRORS as error:
+        except DATABASE_ERRORS as error:
             self.close()
-            raise fault_of(error) from error
+            raise to_journal_error(error) from error
         except JournalError:
             self.close()
             raise
 
-    def _prepare(self, db: sqlite3.Connection) -> None:
+    def _create_tables(self, db: sqlite3.Connection) -> None:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA journal_size_limit = 16777216")
@@ -141,29 +143,29 @@ class JournalDatabase:
         if version == 0:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             self.path.chmod(0o640)
-        if version in (0, VERSION):
+        if version in (0, FORMAT_VERSION):
             db.execute("INSERT OR IGNORE INTO notes VALUES ('identity', 0, ?)", (json.dumps(secrets.token_hex(8)),))
             db.execute("UPDATE notes SET version = 0 WHERE version > 0")  # versions start at 1 in each run
             db.execute("DELETE FROM notes WHERE text = 'null'")
 
-    def _check(self, db: sqlite3.Connection) -> None:
+    def _check_format(self, db: sqlite3.Connection) -> None:
         (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version != VERSION:
+        if version != FORMAT_VERSION:
             raise JournalError(
-                JournalFault.DAMAGED, f"the journal has format {version}; this agent reads format {VERSION}"
+                JournalFault.DAMAGED, f"the journal has format {version}; this agent reads format {FORMAT_VERSION}"
             )
         (identity,) = db.execute("SELECT text FROM notes WHERE name = 'identity'").fetchone()
         self.identity = str(identity)
-        self._find_last(db)
+        self._read_last_row(db)
 
-    def _find_last(self, db: sqlite3.Connection) -> None:
+    def _read_last_row(self, db: sqlite3.Connection) -> None:
         (last,) = db.execute("SELECT max(row) FROM records").fetchone()
         self.last_row = last or 0
 
-    def refresh(self) -> None:
-        """Read `last_row` again."""
-        with _faults():
-            self._find_last(self._open())
+    def refresh_last_row(self) -> None:
+        """Read `last_row` from the file."""
+        with _sqlite_errors_converted():
+            self._read_last_row(self._connection())
 
     def close(self) -> None:
         """Close the file; SQLite checkpoints the write-ahead log into it."""
@@ -176,20 +178,20 @@ class JournalDatabase:
 
     def commit(self, changes: Iterable[Change]) -> None:
         """Apply changes in one transaction, which is on disk when this returns."""
-        db = self._open()
+        db = self._connection()
         try:
             db.execute("BEGIN IMMEDIATE")
             for change in changes:
                 change(db)
             db.execute("COMMIT")
-        except ERRORS as error:
+        except DATABASE_ERRORS as error:
             self._roll_back(db)
-            raise fault_of(error) from error
+            raise to_journal_error(error) from error
         if self._current_file_id() != self._file_id:
             raise JournalError(JournalFault.DAMAGED, "the file was removed or replaced")
 
     def _current_file_id(self) -> tuple[int, int] | None:
-        """Return device and inode of the file at the path; None if there is none. SQLite goes on writing to a removed file."""
+        """Return device and inode of the file at the path; None if it does not exist. SQLite does not notice that its file was removed."""
         try:
             status = self.path.stat()
         except OSError:
@@ -203,67 +205,72 @@ class JournalDatabase:
         except sqlite3.Error:
             self.close()
 
-    def read(self, queue: str, after: int, max_records: int, max_bytes: int) -> tuple[list[EncodedRecord], int, int]:
-        """Read a queue's oldest records after a row.
+    def read_records(
+        self, queue: str, after_row: int, max_records: int, max_bytes: int
+    ) -> tuple[list[EncodedRecord], int, int]:
+        """Read the oldest records of a queue that follow a row.
 
         Args:
             queue: name of the queue.
-            after: the row.
+            after_row: the row before the first row to read.
             max_records: how many to read at most.
             max_bytes: bytes of bodies to read at most; the first record is read whatever its size.
 
         Returns:
-            the intact records, the number of rows with a wrong checksum, and the last row that was read (`after` if none).
+            the intact records, the number of rows with a wrong checksum, and the last row that was read (`after_row` if no row was read).
         """
         records: list[EncodedRecord] = []
-        corrupt, size, last = 0, 0, after
+        corrupt, size, last_row = 0, 0, after_row
         query = f"{_READ} LIMIT {max_records:d}"
-        with _faults(), contextlib.closing(self._open().execute(query, (queue, after))) as rows:
+        with (
+            _sqlite_errors_converted(),
+            contextlib.closing(self._connection().execute(query, (queue, after_row))) as rows,
+        ):
             for row in rows:
-                if row[0] <= last:
-                    raise JournalError(JournalFault.DAMAGED, f"row {row[0]} follows row {last}")
-                record = record_of(row)
+                if row[0] <= last_row:
+                    raise JournalError(JournalFault.DAMAGED, f"row {row[0]} follows row {last_row}")
+                record = record_from_row(row)
                 if record is not None and records and size + len(record.body) > max_bytes:
                     break
-                last = row[0]
+                last_row = row[0]
                 if record is None:
                     corrupt += 1
                 else:
                     size += len(record.body)
                     records.append(record)
-        return records, corrupt, last
+        return records, corrupt, last_row
 
     def dead_letters(self) -> Iterator[tuple[str, EncodedRecord]]:
-        """Yield the dead letters, each with the reason."""
-        with _faults():
-            for reason, *row in self._open().execute(_READ_DEAD_LETTERS):
-                record = record_of(row)
+        """Yield the reason and the record of each dead letter, oldest first."""
+        with _sqlite_errors_converted():
+            for reason, *row in self._connection().execute(_READ_DEAD_LETTERS):
+                record = record_from_row(row)
                 if record is not None:
                     yield reason, record
 
-    def contents(self, queue: str) -> QueueContents:
+    def summarize_rows(self, queue: str) -> RowsSummary:
         """Return a summary of a queue's rows in the file."""
-        contents = QueueContents()
-        with _faults():
-            rows = self._open().execute(
+        summary = RowsSummary()
+        with _sqlite_errors_converted():
+            rows = self._connection().execute(
                 "SELECT type, count(*), sum(length(body)), min(time_ns), max(time_ns) FROM records WHERE queue = ? GROUP BY type",
                 (queue,),
             )
             for record_type, count, size, first, last in rows:
-                contents.add(str(record_type), count, size + count * OVERHEAD_BYTES, first, last)
-        return contents
+                summary.add(str(record_type), count, size + count * OVERHEAD_BYTES, first, last)
+        return summary
 
     def notes(self) -> dict[str, Any]:
-        """Return the values of the notes, by name; damaged ones are left out."""
-        with _faults():
-            return read_notes(self._open())
+        """Return the values of the notes, by name. Notes that are not valid JSON are left out."""
+        with _sqlite_errors_converted():
+            return read_notes(self._connection())
 
     def checkpoint(self) -> None:
-        """Checkpoint the write-ahead log and restart it: the next writes reuse its space, which helps on a full disk."""
-        with _faults():
-            self._open().execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+        """Checkpoint the write-ahead log and restart it. The next writes reuse its space, so they succeed on a full disk."""
+        with _sqlite_errors_converted():
+            self._connection().execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
 
-    def _open(self) -> sqlite3.Connection:
+    def _connection(self) -> sqlite3.Connection:
         if self._db is None:
             raise JournalError(JournalFault.UNUSABLE, "the journal is closed")
         return self._db

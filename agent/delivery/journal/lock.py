@@ -7,11 +7,11 @@ from pathlib import Path
 from agent.delivery.journal.database import JournalError, JournalFault
 
 
-def lock(directory: Path) -> int:
-    """Lock a directory for this process, and return the file descriptor that holds the lock.
+def lock_directory(directory: Path) -> int:
+    """Lock a journal's directory for this process, and return the file descriptor that holds the lock.
 
     Raises:
-        JournalError: another process holds it.
+        JournalError: another process holds the lock.
         OSError: the directory is not writable.
     """
     descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)

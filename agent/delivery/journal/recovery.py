@@ -1,4 +1,4 @@
-"""Recovery of a damaged journal: quarantines the file, and copies its readable records into a new one. Every call blocks."""
+"""Recovery of a damaged journal: quarantine of its file, and copies of its readable records in a new file. Every call blocks."""
 
 import contextlib
 import math
@@ -13,38 +13,41 @@ from typing import Any, Self
 
 from agent.delivery.journal import statements
 from agent.delivery.journal.database import (
-    ERRORS,
+    DATABASE_ERRORS,
     Connect,
     JournalDatabase,
     JournalError,
     JournalFault,
-    check_space,
     connect_readonly,
+    raise_if_disk_full,
 )
-from agent.delivery.journal.statements import read_notes, record_of
+from agent.delivery.journal.statements import read_notes, record_from_row
 from agent.delivery.queue import RecordQueue
 from agent.model.record import EncodedRecord, StateNote
 
 # NOT INDEXED: the index may be damaged.
-_SALVAGE = "SELECT row, id, key, type, time_ns, crc, body FROM records NOT INDEXED WHERE queue = ? ORDER BY row"
-_INDEXED = "SELECT row FROM records INDEXED BY by_queue WHERE queue = ? ORDER BY row"
+_SELECT_RECORDS = "SELECT row, id, key, type, time_ns, crc, body FROM records NOT INDEXED WHERE queue = ? ORDER BY row"
+_SELECT_INDEXED_ROWS = "SELECT row FROM records INDEXED BY by_queue WHERE queue = ? ORDER BY row"
 
-LOGS = ("-wal", "-shm")
-"""Suffixes of the files that SQLite puts beside a database."""
+LOG_SUFFIXES = ("-wal", "-shm")
+"""Suffixes of the files that SQLite creates beside a database in WAL mode."""
 
-SALVAGE_BEHIND = 100_000
-"""How many records after a damaged page are recovered at most. They are held in memory, because they are read backwards."""
+MAX_BACKWARD_RECORDS = 100_000
+"""Maximum number of records recovered behind a damaged page. They are read backwards, so they are in memory until all are read."""
 
 
-def quarantine(path: Path) -> Path | None:
-    """Rename a damaged file and its log to `<name>.damaged-<milliseconds>`; return the new path, or None if there is no file.
+def quarantine_file(path: Path) -> Path | None:
+    """Rename a damaged journal file and the files that SQLite keeps beside it.
+
+    Returns:
+        the new path, `<name>.damaged-<milliseconds since the epoch>`; None if the file does not exist.
 
     Raises:
-        JournalError: it cannot be renamed.
+        JournalError: the file cannot be renamed.
     """
     renamed = path.with_name(f"{path.name}.damaged-{time.time_ns() // 1_000_000}")
     try:
-        _rename(path, renamed)
+        _rename_with_logs(path, renamed)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -54,65 +57,65 @@ def quarantine(path: Path) -> Path | None:
     return renamed
 
 
-def restore_quarantined(quarantined: Path, path: Path) -> None:
-    """Undo `quarantine`, as far as possible."""
+def undo_quarantine(quarantined: Path, path: Path) -> None:
+    """Move a quarantined file back to `path`, if that is possible."""
     with contextlib.suppress(OSError):
-        for suffix in LOGS:
+        for suffix in LOG_SUFFIXES:
             path.with_name(path.name + suffix).unlink(missing_ok=True)
-        _rename(quarantined, path)
+        _rename_with_logs(quarantined, path)
 
 
-def _rename(path: Path, to: Path) -> None:
+def _rename_with_logs(path: Path, to: Path) -> None:
     path.rename(to)
-    for suffix in LOGS:
+    for suffix in LOG_SUFFIXES:
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + suffix).rename(to.with_name(to.name + suffix))
 
 
-def salvage(path: Path, queues: Sequence[str]) -> Iterator[tuple[str, list[EncodedRecord]]]:
-    """Yield the readable records of a damaged file, queue by queue and in order.
+def salvage_records(path: Path, queues: Sequence[str]) -> Iterator[tuple[str, list[EncodedRecord]]]:
+    """Yield the readable records of a damaged file, oldest first, with the name of their queue.
 
-    It reads forwards up to the damage, then backwards from the end of the file to the damage.
+    It reads each queue forwards up to the damage, and then backwards from the end of the file to the damage.
 
     Raises:
         JournalError: the disk has no space for the files that SQLite needs to read it.
     """
     try:
         db = connect_readonly(path)
-    except ERRORS as error:
-        check_space(error)
+    except DATABASE_ERRORS as error:
+        raise_if_disk_full(error)
         return
     try:
         for queue in queues:
             last = 0
-            for chunk in _chunks(_in_order(_intact(db, _SALVAGE, queue), 1)):
+            for chunk in _split_chunks(_keep_in_order(_read_intact(db, _SELECT_RECORDS, queue), 1)):
                 last = chunk[-1].row or 0
                 yield queue, chunk
-            backwards = _in_order(_intact(db, f"{_SALVAGE} DESC", queue), -1)
-            behind = list(islice(takewhile(partial(_is_after, last), backwards), SALVAGE_BEHIND))
-            if behind:
-                yield queue, behind[::-1]
+            backwards = _keep_in_order(_read_intact(db, f"{_SELECT_RECORDS} DESC", queue), -1)
+            behind_damage = list(islice(takewhile(partial(_is_after_row, last), backwards), MAX_BACKWARD_RECORDS))
+            if behind_damage:
+                yield queue, behind_damage[::-1]
     finally:
         db.close()
 
 
-def count_indexed(path: Path, queue: str) -> int:
-    """Return how many records of a queue the readable part of the index has. The index is in other pages than the records."""
+def count_indexed_records(path: Path, queue: str) -> int:
+    """Return how many rows of a queue the readable part of the index has. The index is in other pages, so it can list lost records."""
     rows = set[int]()
     try:
         with contextlib.closing(connect_readonly(path)) as db:
-            for query in (_INDEXED, f"{_INDEXED} DESC"):
-                with contextlib.suppress(*ERRORS):
+            for query in (_SELECT_INDEXED_ROWS, f"{_SELECT_INDEXED_ROWS} DESC"):
+                with contextlib.suppress(*DATABASE_ERRORS):
                     for (row,) in db.execute(query, (queue,)):
                         if row in rows:
                             break
                         rows.add(row)
-    except ERRORS:
+    except DATABASE_ERRORS:
         return len(rows)
     return len(rows)
 
 
-def salvage_notes(path: Path) -> dict[str, Any]:
+def read_salvageable_notes(path: Path) -> dict[str, Any]:
     """Return the readable notes of a damaged file.
 
     Raises:
@@ -121,24 +124,24 @@ def salvage_notes(path: Path) -> dict[str, Any]:
     try:
         with contextlib.closing(connect_readonly(path)) as db:
             return read_notes(db)
-    except ERRORS as error:
-        check_space(error)
+    except DATABASE_ERRORS as error:
+        raise_if_disk_full(error)
         return {}
 
 
-def _intact(db: sqlite3.Connection, query: str, queue: str) -> Iterator[EncodedRecord]:
-    """Yield a queue's intact records, up to the first read error."""
+def _read_intact(db: sqlite3.Connection, query: str, queue: str) -> Iterator[EncodedRecord]:
+    """Yield the intact records that a query returns for a queue, up to the first read error."""
     try:
         for row in db.execute(query, (queue,)):
-            record = record_of(row)
+            record = record_from_row(row)
             if record is not None:
                 yield record
-    except ERRORS as error:
-        check_space(error)
+    except DATABASE_ERRORS as error:
+        raise_if_disk_full(error)
 
 
-def _in_order(records: Iterator[EncodedRecord], sign: int) -> Iterator[EncodedRecord]:
-    """Yield the records whose rows rise (sign 1) or fall (sign -1), and leave out others: a damaged page may have rows out of order."""
+def _keep_in_order(records: Iterator[EncodedRecord], sign: int) -> Iterator[EncodedRecord]:
+    """Yield the records whose rows rise (sign 1) or fall (sign -1). Leave out others, because a damaged page may have rows out of order."""
     yielded = held = None
     for record in records:
         row = sign * (record.row or 0)
@@ -152,49 +155,55 @@ def _in_order(records: Iterator[EncodedRecord], sign: int) -> Iterator[EncodedRe
         yield held
 
 
-def _is_after(row: int, record: EncodedRecord) -> bool:
+def _is_after_row(row: int, record: EncodedRecord) -> bool:
     return (record.row or 0) > row
 
 
-def _chunks(records: Iterator[EncodedRecord]) -> Iterator[list[EncodedRecord]]:
+def _split_chunks(records: Iterator[EncodedRecord]) -> Iterator[list[EncodedRecord]]:
     while chunk := list(islice(records, 500)):
         yield chunk
 
 
 @dataclass(slots=True)
-class InFlightRows:
-    """A queue's records in flight while its file is replaced: they are the first in the new file.
+class QueueCopyPlan:
+    """The records of one queue that a new journal file gets when it replaces a damaged one: first those in flight, then the backlog.
 
     Attributes:
-        records: the records; for a queue that is not durable, only those that were on disk.
-        after: the row in the old file before the first row of the backlog.
-        through: the last row of the backlog in the old file.
-        rows: the rows of the records in the new file.
+        in_flight: the records in flight; for a queue that is not durable, only those that were in the old file.
+        in_flight_rows: the rows of the records in flight in the new file, once it has them.
+        after_row: the row in the old file before the first row of the backlog.
+        last_row: the last row of the backlog in the old file; infinite if the agent has not read which rows the old file has.
     """
 
-    records: list[EncodedRecord] = field(default_factory=list)
-    after: int = 0
-    through: float = math.inf
-    rows: list[int] = field(default_factory=list)
+    in_flight: list[EncodedRecord] = field(default_factory=list)
+    in_flight_rows: list[int] = field(default_factory=list)
+    after_row: int = 0
+    last_row: float = math.inf
 
     @classmethod
-    def of(cls, queue: RecordQueue, *, known: bool) -> Self:
-        """Return the rows of a queue; `known` says whether the contents of the old file were read."""
+    def for_queue(cls, queue: RecordQueue, *, rows_known: bool) -> Self:
+        """Return the plan for a queue.
+
+        Args:
+            queue: the queue.
+            rows_known: whether the agent has read which rows the old file has.
+        """
         records = [record for record in queue.in_flight if queue.durable or record.row is not None]
-        if not known or queue.backlog.kept_through:
+        if not rows_known or queue.backlog.skipped_through_row:
             return cls(records)
-        return cls(records, queue.backlog.after_row, queue.backlog.last_row)
+        return cls(records, [], queue.backlog.after_row, queue.backlog.last_row)
 
 
 @dataclass(frozen=True, slots=True)
-class Rebuilt:
-    """A file that replaces a damaged one.
+class RebuiltJournal:
+    """A new journal file that replaces a damaged one.
 
     Attributes:
-        quarantined: the new path of the old file; None if it was gone.
+        quarantined: the path to which the damaged file was renamed; None if it did not exist.
         database: the new file.
-        recovered: how many records of the old file are in the new one.
-        lost: how many are not, by queue; only for queues whose contents in the old file were not known.
+        recovered: number of records that were copied from the damaged file.
+        lost: by queue, number of records of the damaged file that could not be copied. It has only the queues whose `QueueCopyPlan` has
+            an infinite `last_row`. The other queues count their lost records themselves.
     """
 
     quarantined: Path | None
@@ -203,42 +212,49 @@ class Rebuilt:
     lost: dict[str, int]
 
 
-def rebuild(path: Path, connect: Connect, in_flight: Mapping[str, InFlightRows]) -> Rebuilt:
-    """Quarantine a file, and make a new one from the records in flight and the readable records of the backlog.
+def rebuild_journal(path: Path, connect: Connect, plans: Mapping[str, QueueCopyPlan]) -> RebuiltJournal:
+    """Quarantine a damaged file, and create a new file with the records in flight and the readable records of the backlog.
+
+    Args:
+        path: path of the damaged file, and then of the new one.
+        connect: opens the new file.
+        plans: what to copy, by queue.
 
     Raises:
-        JournalError: the file cannot be renamed, or the new one cannot be made. The old file is at its path again.
+        JournalError: the damaged file cannot be renamed, or the new file cannot be created. The damaged file is at `path` again.
     """
-    quarantined = quarantine(path)
+    quarantined = quarantine_file(path)
     try:
         database = JournalDatabase(path, connect)
         try:
-            return Rebuilt(quarantined, database, *_refill(database, quarantined, in_flight))
+            return RebuiltJournal(quarantined, database, *_copy_records(database, quarantined, plans))
         except JournalError:
             database.close()
             raise
     except JournalError:
         if quarantined is not None:
-            restore_quarantined(quarantined, path)
+            undo_quarantine(quarantined, path)
         raise
 
 
-def _refill(
-    database: JournalDatabase, quarantined: Path | None, in_flight: Mapping[str, InFlightRows]
+def _copy_records(
+    database: JournalDatabase, quarantined: Path | None, plans: Mapping[str, QueueCopyPlan]
 ) -> tuple[int, dict[str, int]]:
-    """Copy records into a new file; return `recovered` and `lost` of `Rebuilt`."""
-    database.commit([statements.insert(queue, rows.records, rows.rows) for queue, rows in in_flight.items()])
-    recovered = dict.fromkeys(in_flight, 0)
+    """Copy records into a new file; return `recovered` and `lost` of `RebuiltJournal`."""
+    database.commit(
+        [statements.insert_records(queue, plan.in_flight, plan.in_flight_rows) for queue, plan in plans.items()]
+    )
+    recovered = dict.fromkeys(plans, 0)
     lost = {}
     if quarantined is not None:
-        notes = [StateNote(name, value) for name, value in salvage_notes(quarantined).items()]
+        notes = [StateNote(name, value) for name, value in read_salvageable_notes(quarantined).items()]
         database.commit([statements.upsert_note(note) for note in notes])
-        for queue, records in salvage(quarantined, list(in_flight)):
-            after, through = in_flight[queue].after, in_flight[queue].through
-            waiting = [record for record in records if after < (record.row or 0) <= through]
-            recovered[queue] += len(waiting)
-            database.commit([statements.insert(queue, waiting, [])])
-        unknown = [queue for queue, rows in in_flight.items() if rows.through == math.inf]
-        lost = {queue: max(0, count_indexed(quarantined, queue) - recovered[queue]) for queue in unknown}
-    database.refresh()
+        for queue, records in salvage_records(quarantined, list(plans)):
+            plan = plans[queue]
+            backlog = [record for record in records if plan.after_row < (record.row or 0) <= plan.last_row]
+            recovered[queue] += len(backlog)
+            database.commit([statements.insert_records(queue, backlog, [])])
+        unknown = [queue for queue, plan in plans.items() if plan.last_row == math.inf]
+        lost = {queue: max(0, count_indexed_records(quarantined, queue) - recovered[queue]) for queue in unknown}
+    database.refresh_last_row()
     return sum(recovered.values()), lost

@@ -1,4 +1,4 @@
-"""The journal's SQL statements: rows with a checksum for records, and the changes that make up a transaction."""
+"""The journal's SQL statements: rows with a checksum for records, and the changes of a transaction."""
 
 import contextlib
 import json
@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agent.delivery.drops import DROP_REPORT_TYPE
-from agent.delivery.sizes import QueueContents, size_of
+from agent.delivery.sizes import RowsSummary, total_bytes
 from agent.model.record import OVERHEAD_BYTES, EncodedRecord, RecordState, StateNote
 
 
-def record_of(row: Sequence[object]) -> EncodedRecord | None:
-    """Return the record of a row; None if the row differs from what was written."""
+def record_from_row(row: Sequence[object]) -> EncodedRecord | None:
+    """Return the record of a row; None if a column has a wrong type or if the checksum does not match."""
     number, record_id, key, record_type, time_ns, crc, body = row
     if not (isinstance(number, int) and isinstance(time_ns, int) and isinstance(crc, int) and isinstance(body, bytes)):
         return None
@@ -30,7 +30,7 @@ def checksum(record: EncodedRecord) -> int:
 
 
 def read_notes(db: sqlite3.Connection) -> dict[str, Any]:
-    """Return the values of the notes, by name; damaged ones are left out."""
+    """Return the values of the notes, by name. Notes that are not valid JSON are left out."""
     notes: dict[str, Any] = {}
     for name, text in db.execute("SELECT name, text FROM notes WHERE name != 'identity'"):
         with contextlib.suppress(ValueError, TypeError):
@@ -39,34 +39,34 @@ def read_notes(db: sqlite3.Connection) -> dict[str, Any]:
 
 
 Change = Callable[[sqlite3.Connection], None]
-"""A part of a transaction."""
+"""Executes the statements of one change inside a transaction that is already open."""
 
 MAX_STATEMENT_BYTES = 1 << 20
-"""Limit of the bytes bound to a statement with several rows. sqlite3's statement cache keeps them in memory."""
-MAX_ROWS = 64
-"""Rows that one statement writes. Each statement costs time: SQLite's thread releases the GIL and, beside a busy event loop, waits up to
-5 ms to get it back."""
+"""Maximum bytes bound to a statement that writes several rows. The statement cache of the sqlite3 module keeps these bytes in memory."""
+MAX_STATEMENT_ROWS = 64
+"""Maximum number of rows that one statement writes. Few statements are faster, because the journal's thread releases the GIL in each of
+them. While the event loop is busy, the thread waits up to 5 ms to get the GIL back."""
 _INSERT = "INSERT INTO records (queue, id, key, type, time_ns, crc, body) VALUES "
 _ROW = "(?, ?, ?, ?, ?, ?, ?)"
 
 
-def insert(queue: str, records: Sequence[EncodedRecord], rows: list[int]) -> Change:
-    """Append records to a queue, and store their notes.
+def insert_records(queue: str, records: Sequence[EncodedRecord], rows: list[int]) -> Change:
+    """Return a change that appends records to a queue and stores the records' notes.
 
     Args:
         queue: name of the queue.
-        records: in order.
+        records: the records, oldest first.
         rows: receives the row of each record; valid once the transaction is committed.
     """
 
     def change(db: sqlite3.Connection) -> None:
         rows.clear()
-        size = MAX_ROWS
+        size = MAX_STATEMENT_ROWS
         while len(rows) < len(records):
             while size > len(records) - len(rows):
                 size //= 2  # few sizes make few different statements, and each is prepared only once
             chunk = records[len(rows) : len(rows) + size]
-            if size > 1 and size_of(chunk) > MAX_STATEMENT_BYTES:
+            if size > 1 and total_bytes(chunk) > MAX_STATEMENT_BYTES:
                 size, chunk = 1, chunk[:1]
             values = [v for r in chunk for v in (queue, r.id, r.key, r.type, r.time_ns, checksum(r), r.body)]
             last = db.execute(_INSERT + ", ".join([_ROW] * size), values).lastrowid
@@ -79,13 +79,15 @@ def insert(queue: str, records: Sequence[EncodedRecord], rows: list[int]) -> Cha
     return change
 
 
-def delete(queue: str, after: int, through: int) -> Change:
-    """Delete a queue's rows after the row `after`, up to and including the row `through`."""
-    return lambda db: _run(db, "DELETE FROM records WHERE queue = ? AND row > ? AND row <= ?", (queue, after, through))
+def delete_rows(queue: str, after_row: int, last_row: int) -> Change:
+    """Return a change that deletes a queue's rows after `after_row`, up to and including `last_row`."""
+    return lambda db: _execute(
+        db, "DELETE FROM records WHERE queue = ? AND row > ? AND row <= ?", (queue, after_row, last_row)
+    )
 
 
 def insert_dead_letter(reason: str, record: EncodedRecord, limit: int) -> Change:
-    """Add a dead letter, and keep only the newest `limit` dead letters."""
+    """Return a change that adds a dead letter and keeps only the newest `limit` dead letters."""
 
     def change(db: sqlite3.Connection) -> None:
         db.execute(
@@ -97,16 +99,18 @@ def insert_dead_letter(reason: str, record: EncodedRecord, limit: int) -> Change
     return change
 
 
-def drop_oldest(queue: str, size: int, after: int, through: int, dropped: QueueContents, last_row: list[int]) -> Change:
-    """Delete a queue's oldest rows between two rows.
+def delete_oldest_rows(
+    queue: str, size: int, after_row: int, through_row: int, deleted: RowsSummary, last_row: list[int]
+) -> Change:
+    """Return a change that deletes the oldest rows of a queue, within a range of rows.
 
     Args:
         queue: name of the queue.
         size: how many bytes to delete, at least.
-        after: the row before the first that may be deleted.
-        through: the last row that may be deleted.
-        dropped: receives a summary of the deleted rows.
-        last_row: receives the last deleted row, if any.
+        after_row: the row before the first row that may be deleted.
+        through_row: the last row that may be deleted.
+        deleted: receives a summary of the deleted rows.
+        last_row: receives the last deleted row; stays empty if none is deleted.
     """
 
     def change(db: sqlite3.Connection) -> None:
@@ -114,34 +118,34 @@ def drop_oldest(queue: str, size: int, after: int, through: int, dropped: QueueC
             "SELECT row, type, time_ns, length(body), CASE type WHEN ? THEN body END FROM records"
             " WHERE queue = ? AND row > ? AND row <= ? ORDER BY row"
         )
-        rows = db.execute(query, (DROP_REPORT_TYPE, queue, after, through))
+        rows = db.execute(query, (DROP_REPORT_TYPE, queue, after_row, through_row))
         for row, record_type, time_ns, length, drop_report in rows:
-            dropped.add(record_type, 1, length + OVERHEAD_BYTES, time_ns, time_ns)
+            deleted.add(record_type, 1, length + OVERHEAD_BYTES, time_ns, time_ns)
             if drop_report is not None:
-                dropped.drop_reports.append(drop_report)
+                deleted.drop_reports.append(drop_report)
             last_row[:] = [row]
-            if dropped.bytes >= size:
+            if deleted.bytes >= size:
                 break
         rows.close()
         if last_row:
-            delete(queue, after, last_row[0])(db)
+            delete_rows(queue, after_row, last_row[0])(db)
 
     return change
 
 
 def delete_dead_letters() -> Change:
-    """Delete all dead letters."""
-    return lambda db: _run(db, "DELETE FROM dead_letters", ())
+    """Return a change that deletes all dead letters."""
+    return lambda db: _execute(db, "DELETE FROM dead_letters", ())
 
 
 def upsert_note(note: StateNote) -> Change:
-    """Store a note, unless a newer one with its name is stored."""
+    """Return a change that stores a note, if no newer note of the same name is stored."""
     query = (
         "INSERT INTO notes VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
         " SET version = excluded.version, text = excluded.text WHERE excluded.version > version"
     )
-    return lambda db: _run(db, query, (note.name, note.version, json.dumps(note.value)))
+    return lambda db: _execute(db, query, (note.name, note.version, json.dumps(note.value)))
 
 
-def _run(db: sqlite3.Connection, sql: str, values: tuple[object, ...]) -> None:
+def _execute(db: sqlite3.Connection, sql: str, values: tuple[object, ...]) -> None:
     db.execute(sql, values)

@@ -1,8 +1,8 @@
-"""The journal of all queues: opens its file, writes records in groups, reads them back, and handles failures of the disk.
+"""The journal of all queues: opens its file, writes records in transactions, reads records back, and handles failures of the disk.
 
-One thread makes all calls to SQLite. While it commits a transaction, new records wait for the next one: a single event costs one fsync,
-and a thousand events at once cost one fsync too. A damaged file is quarantined, and its readable records are copied into a new file.
-While the disk fails or is full, the queues are in memory only.
+While a transaction is committed, new records wait for the next transaction. So a single event costs one fsync, and a thousand events at
+once cost one fsync too. A damaged file is quarantined, and its readable records are copied into a new file. While the disk fails or is
+full, the queues are in memory only.
 """
 
 import asyncio
@@ -10,18 +10,17 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from agent.delivery.backlog import Deletion
 from agent.delivery.drops import DropLedger, DropReason
 from agent.delivery.journal import recovery, statements
 from agent.delivery.journal.database import Connect, JournalDatabase, JournalError, JournalFault, connect
-from agent.delivery.journal.deletions import Surplus, delete_changes
-from agent.delivery.journal.lock import lock
-from agent.delivery.journal.recovery import InFlightRows
+from agent.delivery.journal.lock import lock_directory
+from agent.delivery.journal.recovery import QueueCopyPlan
+from agent.delivery.journal.thread import JournalThread
+from agent.delivery.journal.transaction import Transaction
 from agent.delivery.queue import RecordQueue
 from agent.delivery.timings import DeliveryTimings
 from agent.model.record import EncodedRecord, StateNote
@@ -30,16 +29,14 @@ _log = logging.getLogger(__name__)
 
 FILE = "journal.db"
 MAX_DEAD_LETTERS = 10_000
-"""The newest dead letters are kept."""
+"""Maximum number of dead letters in the journal. Newer dead letters replace the oldest ones."""
 _NOT_OPENED = "not opened yet"
 UNREPORTED_DROPS = "unreported_drops"
-"""Name of the note with the drops that are not reported downstream yet."""
-
-T = TypeVar("T")
+"""Name of the note with the drops that no record has reported to consumers yet."""
 
 
 class Journal:
-    """One file for several queues. `run` does the work. While the file is not open, the queues are in memory only."""
+    """The journal: one file for all queues. `run` opens it and writes to it."""
 
     def __init__(
         self,
@@ -50,13 +47,22 @@ class Journal:
         timings: DeliveryTimings,
         connect: Connect = connect,
     ) -> None:
+        """Set up the journal.
+
+        Args:
+            directory: the directory of its files; created if it does not exist.
+            queues: the queues whose records it stores.
+            drops: counts the dropped records.
+            timings: waits and deadlines.
+            connect: opens the database file.
+        """
         self.path = directory / FILE
         self.error: str | None = _NOT_OPENED
         """Why nothing is journaled; None while the journal works."""
         self.quarantined = 0
-        """Damaged files that were quarantined since the start."""
+        """Number of damaged files that were quarantined since the start."""
         self.commits = 0
-        """Transactions since the start."""
+        """Number of transactions since the start."""
         self.notes: dict[str, Any] = {}
         """Values of the notes in the file when it was opened, by name."""
         self.opened = asyncio.Event()
@@ -65,67 +71,72 @@ class Journal:
         self._drops = drops
         self._timings = timings
         self._connect = connect
-        self._thread = ThreadPoolExecutor(1, "journal")
+        self._thread = JournalThread(timings.journal_hang, self._on_hang)
         self._database: JournalDatabase | None = None
         self._lock_fd = -1
-        self._dead_letters: list[tuple[str, EncodedRecord]] = []
-        self._notes: list[tuple[StateNote, asyncio.Future[None]]] = []
+        self._dead_letters: list[tuple[str, EncodedRecord]] = []  # that wait for a transaction, with their reasons
+        self._notes: list[tuple[StateNote, asyncio.Future[None]]] = []  # that wait for a transaction
         self._dirty = asyncio.Event()
-        self._stored_drops: object = None
-        self._identity = ""
+        self._stored_drops: object = None  # the unreported drops that the file has
+        self._identity = ""  # of the file that the queues' rows belong to
         self._file_lock = asyncio.Lock()  # one operation on the file at a time, because each changes the queues' rows
         self._read_error: JournalError | None = None
         self._stopping = asyncio.Event()
         self._worked_at = time.monotonic()
-        self._called_at: float | None = None
         for queue in queues:
-            queue.dirty = self._dirty
+            queue.journaling.dirty = self._dirty
 
     def silent_seconds(self, now: float) -> float:
-        """Return how long the current call to the disk has taken, by time.monotonic; 0 if no call is under way."""
-        return now - self._called_at if self._called_at is not None else 0.0
+        """Return how long the current call to the disk has taken; 0 if there is no current call.
 
-    # For the users of the queues.
+        Args:
+            now: the present time, by time.monotonic.
+        """
+        return self._thread.silent_seconds(now)
 
-    def dead_letter(self, reason: str, records: Sequence[EncodedRecord]) -> None:
-        """Store rejected records for the operator."""
+    # For the pipeline and the sender.
+
+    def store_dead_letters(self, reason: str, records: Sequence[EncodedRecord]) -> None:
+        """Store rejected records as dead letters, for the operator."""
         self._dead_letters += [(reason, record) for record in records][: MAX_DEAD_LETTERS - len(self._dead_letters)]
         self._dirty.set()
 
     async def persist_note(self, note: StateNote) -> None:
-        """Store a note and wait until it is on disk. There is no deadline: the caller sets one."""
+        """Store a note and wait until it is on disk, without a deadline."""
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._notes.append((note, stored))
         self._dirty.set()
         await stored
 
-    async def fetch(self, queue: RecordQueue, records: int, size: int) -> None:
-        """Read the oldest records of a queue's backlog and put them in flight. If the file cannot be read now, wait for the next attempt.
+    async def fetch_backlog(self, queue: RecordQueue, max_records: int, max_bytes: int) -> None:
+        """Read the oldest records of a queue's backlog and put them in flight. If the file cannot be read now, return after a wait.
 
-        `run` quarantines a file that is damaged; the backlog then has its readable records. If the file stays unreadable for
-        `read_patience`, the records in memory are delivered now, and those on disk after the next start.
+        If the file is damaged, `run` quarantines it, and the backlog is then what could be recovered. If the file stays unreadable for
+        `skip_backlog_after`, the backlog stays on disk until the next start, and the records in memory are delivered now.
 
         Args:
-            queue: the queue; none of its records is in flight.
-            records: how many to read at most.
-            size: bytes of bodies to read at most.
+            queue: the queue; it has a backlog, and none of its records is in flight.
+            max_records: how many records to read at most.
+            max_bytes: bytes of bodies to read at most; the first record is read whatever its size.
         """
         async with self._file_lock:
             if self._database is not None and self._read_error is None:
-                after = queue.backlog.after_row
+                read_records = self._database.read_records
                 try:
-                    batch = await self._in_thread(self._database.read, queue.name, after, records, size)
+                    batch = await self._thread.call(
+                        read_records, queue.name, queue.backlog.after_row, max_records, max_bytes
+                    )
                 except JournalError as error:
                     self._read_error = error  # `run` handles it
                     self._dirty.set()
                 else:
                     queue.take_from_disk(*batch)
                     return
-        if self._database is None and time.monotonic() - self._worked_at > self._timings.read_patience:
+        if self._database is None and time.monotonic() - self._worked_at > self._timings.skip_backlog_after:
             _log.error(
                 "journal %s: cannot be read: %s; its records stay on disk until the next start", self.path, self.error
             )
-            queue.skip_backlog()
+            queue.journaling.skip_backlog()
             return
         await asyncio.sleep(self._timings.journal_retry)
 
@@ -134,13 +145,13 @@ class Journal:
         self._stopping.set()
         self._dirty.set()
 
-    async def finish(self) -> None:
-        """Write all records in memory when the agent stops, after `run` has returned. If the disk fails, retry once."""
+    async def write_remaining(self) -> None:
+        """Write all records that are in memory, after `run` has returned because the agent stops. If the disk fails, retry once."""
         for _ in range(2):
             if self._database is None:
                 await self._try_to_open()
             for queue in self._queues:
-                queue.write_all()
+                queue.journaling.write_all_later()
             while self._database is not None and await self._write(self._database):
                 if not self._has_writes():
                     return
@@ -150,13 +161,13 @@ class Journal:
         if self._database is not None:
             if self._drops.unreported() != self._stored_drops:
                 await self._write(self._database)
-            await self._in_thread(self._database.close)
+            await self._thread.call(self._database.close)
             self._database = None
-        self.release()
+        self.release_lock()
 
-    def release(self) -> None:
-        """Release the lock, and end the thread once its current call returns."""
-        self._thread.shutdown(wait=False)
+    def release_lock(self) -> None:
+        """Release the lock of the directory, and end the thread after its current call."""
+        self._thread.shutdown()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
@@ -164,7 +175,7 @@ class Journal:
     # Writing.
 
     async def run(self) -> None:
-        """Open the file, then write the queues' records and delete the delivered ones, until `stop`. Cancel it only if the disk hangs."""
+        """Open the file, then write records and delete delivered records until `stop` is called. Cancel this only if the disk hangs."""
         while not self._stopping.is_set():
             async with self._file_lock:
                 if self._database is None:
@@ -172,70 +183,68 @@ class Journal:
                     self.opened.set()
                 elif self._read_error is not None:
                     error, self._read_error = self._read_error, None
-                    await self._handle(error)
+                    await self._handle_failure(error)
             if self._database is None:
-                await self._pause()
+                await self._wait_for_retry()
                 continue
             await self._dirty.wait()
-            if not self._is_urgent():
+            if not self._must_write_now():
                 await self._wait_for_batch()
             self._dirty.clear()
             if self._read_error is None and not await self._write(self._database) and self.error is not None:
-                await self._pause()
+                await self._wait_for_retry()
                 self._dirty.set()
 
-    async def _pause(self) -> None:
-        """Wait before the next attempt to use the disk."""
+    async def _wait_for_retry(self) -> None:
+        """Wait before the next attempt to use the disk; return earlier if the agent stops."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._timings.journal_retry):
                 await self._stopping.wait()
 
     def _has_writes(self) -> bool:
-        return any(queue.has_writes for queue in self._queues) or bool(self._dead_letters or self._notes)
+        return any(queue.journaling.has_writes for queue in self._queues) or bool(self._dead_letters or self._notes)
 
-    def _is_urgent(self) -> bool:
+    def _must_write_now(self) -> bool:
         return self._has_writes() or self._read_error is not None or self._stopping.is_set()
 
     async def _wait_for_batch(self) -> None:
-        """Delay deletions by `delete_delay`, or until there are records to write, so that both share a transaction."""
+        """Wait `delete_delay` before deletions, or until there are records to write: both then share a transaction."""
         self._dirty.clear()
         try:
             async with asyncio.timeout(self._timings.delete_delay):
-                while not self._is_urgent():
+                while not self._must_write_now():
                     await self._dirty.wait()
                     self._dirty.clear()
         except TimeoutError:
             return
 
     async def _write(self, database: JournalDatabase) -> bool:
-        """Commit all waiting writes and deletions in one transaction; return whether it is on disk."""
+        """Commit all waiting writes and deletions in one transaction; return whether the transaction is on disk."""
         async with self._file_lock:
             return await self._write_locked(database)
 
     async def _write_locked(self, database: JournalDatabase) -> bool:
-        rows: dict[str, list[int]] = {queue.name: [] for queue in self._queues}
-        deletions = self._deletions()
-        changes = delete_changes(deletions)
-        changes += [
-            statements.insert(queue.name, records, rows[queue.name])
-            for queue in self._queues
-            if (records := queue.start_write())
-        ]
-        surpluses = [Surplus(queue, size) for queue in self._queues if (size := queue.excess_bytes) > 0]
-        changes += [surplus.change for surplus in surpluses]
+        transaction = Transaction(self._queues)
+        transaction.delete_delivered()
+        transaction.insert_waiting()
+        for queue in self._queues:
+            if (excess := queue.journaling.excess_bytes) > 0:
+                transaction.trim_backlog(queue, excess)
         dead_letters, self._dead_letters = self._dead_letters, []
-        changes += [statements.insert_dead_letter(reason, record, MAX_DEAD_LETTERS) for reason, record in dead_letters]
+        transaction.changes += [
+            statements.insert_dead_letter(reason, record, MAX_DEAD_LETTERS) for reason, record in dead_letters
+        ]
         unreported = self._drops.unreported()
         if unreported != self._stored_drops:
-            changes.append(statements.upsert_note(StateNote(UNREPORTED_DROPS, unreported)))
+            transaction.changes.append(statements.upsert_note(StateNote(UNREPORTED_DROPS, unreported)))
         notes, self._notes = self._notes, []
-        changes += [statements.upsert_note(note) for note, _ in notes]
+        transaction.changes += [statements.upsert_note(note) for note, _ in notes]
         try:
-            await self._in_thread(database.commit, changes)
+            await self._thread.call(database.commit, transaction.changes)
         except JournalError as error:
             self._dead_letters = dead_letters + self._dead_letters
             self._notes = notes + self._notes
-            await self._handle(error)
+            await self._handle_failure(error)
             return False
         self.commits += 1
         self._worked_at = time.monotonic()
@@ -243,61 +252,59 @@ class Journal:
         for _, stored in notes:
             if not stored.done():
                 stored.set_result(None)
-        for surplus in surpluses:
-            surplus.report()
-        for queue in self._queues:
-            queue.write_committed(rows[queue.name], deletions.get(queue.name))
+        transaction.report_committed()
         if self.error is not None:
             self._mark_working()
         return True
 
-    def _deletions(self) -> dict[str, Deletion]:
-        """Return the delivered rows that can be deleted, by queue."""
-        return {queue.name: deletion for queue in self._queues if (deletion := queue.backlog.deletion()) is not None}
-
     # Opening the file, and handling its failures.
 
     async def _try_to_open(self) -> None:
-        """Open the file. If it is damaged, quarantine it and start a new one with its readable records."""
+        """Open the file. If it is damaged, quarantine it and create a new file with its readable records."""
         try:
-            self._lock()
-            opened = await self._in_thread(JournalDatabase, self.path, self._connect)
+            self._lock_directory()
+            opened = await self._thread.call(JournalDatabase, self.path, self._connect)
             if opened.identity == self._identity:
                 self._database = opened
                 self._mark_working()
             else:
-                await self._adopt(opened)
+                await self._use_file(opened)
         except JournalError as error:
-            await self._handle(error)
+            await self._handle_failure(error)
         except OSError as error:
             self._mark_failed(f"{self.path.parent}: {error.strerror}")
 
-    async def _adopt(self, opened: JournalDatabase, in_flight: Mapping[str, InFlightRows] | None = None) -> None:
-        """Use a new or newly opened file, and give its contents to the queues."""
-        contents = [await self._in_thread(opened.contents, queue.name) for queue in self._queues]
-        self.notes = await self._in_thread(opened.notes)
-        self._drops.load(self.notes.pop(UNREPORTED_DROPS, None))
+    async def _use_file(self, opened: JournalDatabase, plans: Mapping[str, QueueCopyPlan] | None = None) -> None:
+        """Use a file that differs from the one before, and report its rows to the queues.
+
+        Args:
+            opened: the file.
+            plans: by queue, what was copied into the file; None if the file was not created by `recovery.rebuild_journal`.
+        """
+        summaries = [await self._thread.call(opened.summarize_rows, queue.name) for queue in self._queues]
+        self.notes = await self._thread.call(opened.notes)
+        self._drops.load_unreported(self.notes.pop(UNREPORTED_DROPS, None))
         self._database, self._identity, self._stored_drops = opened, opened.identity, None
-        for queue, stored in zip(self._queues, contents, strict=True):
-            copied = in_flight[queue.name] if in_flight else InFlightRows()
-            queue.journal_opened(stored, opened.last_row, copied.records, copied.rows)
+        for queue, stored in zip(self._queues, summaries, strict=True):
+            plan = plans[queue.name] if plans else QueueCopyPlan()
+            queue.journaling.on_opened(stored, opened.last_row, plan.in_flight, plan.in_flight_rows)
             if stored.records:
                 _log.info(
                     "journal %s: queue %s has %d records of an earlier run", self.path, queue.name, stored.records
                 )
         self._mark_working()
 
-    def _lock(self) -> None:
-        """Make sure that no other agent uses the directory; the lock ends with the process.
+    def _lock_directory(self) -> None:
+        """Make sure that no other agent uses the directory. The lock ends with the process.
 
         Raises:
-            OSError: the directory cannot be made or written.
-            JournalError: another agent uses it.
+            OSError: the directory cannot be created or written.
+            JournalError: another agent uses the directory.
         """
         if self._lock_fd >= 0:
             return
         self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        self._lock_fd = lock(self.path.parent)
+        self._lock_fd = lock_directory(self.path.parent)
 
     def _mark_working(self) -> None:
         if self.error not in (None, _NOT_OPENED):
@@ -305,17 +312,17 @@ class Journal:
         self.error = None
         self._worked_at = time.monotonic()
         for queue in self._queues:
-            queue.journal_resumed()
+            queue.journaling.on_resumed()
 
     def _mark_failed(self, error: str) -> None:
         if error != self.error:
             _log.error("journal %s; records are kept in memory only", error)
         self.error = error
         for queue in self._queues:
-            queue.write_failed(has_journal=False)
+            queue.journaling.on_failed(available=False)
 
-    async def _handle(self, error: JournalError) -> None:
-        """Handle a failure: make room on a full disk, quarantine a damaged file, and close any other file until the next attempt."""
+    async def _handle_failure(self, error: JournalError) -> None:
+        """Make room on a full disk, or replace a damaged file. After any other failure, close the file until the next attempt."""
         self._mark_failed(f"{self.path}: {error}")
         opened, self._read_error = self._database, None
         if error.fault is JournalFault.FULL and opened is not None:
@@ -323,35 +330,31 @@ class Journal:
             return
         self._database = None
         if opened is not None:
-            await self._in_thread(opened.close)
+            await self._thread.call(opened.close)
         if error.fault is JournalFault.DAMAGED:
-            await self._replace()
+            await self._replace_damaged_file()
 
     async def _make_room(self, opened: JournalDatabase) -> None:
-        """On a full disk, drop a part of the samples, the least valuable records: SQLite reuses their pages in the file."""
-        surpluses = [
-            Surplus(queue, queue.backlog.stored.bytes // 4)
-            for queue in self._queues
-            if not queue.durable and queue.backlog
-        ]
-        deletions = self._deletions()
+        """Drop a quarter of the samples on disk, because they are the least valuable records. SQLite reuses their pages in the file."""
+        transaction = Transaction(self._queues)
+        transaction.delete_delivered()
+        for queue in self._queues:
+            if not queue.durable and queue.backlog:
+                transaction.trim_backlog(queue, queue.backlog.stored.bytes // 4)
         try:
-            await self._in_thread(opened.checkpoint)
-            changes = [*delete_changes(deletions), *(surplus.change for surplus in surpluses)]
-            await self._in_thread(opened.commit, changes)
+            await self._thread.call(opened.checkpoint)
+            await self._thread.call(opened.commit, transaction.changes)
         except JournalError as error:
             _log.debug("journal %s: cannot make room: %s", self.path, error)
             return
-        for surplus in surpluses:
-            surplus.report()
-        for queue in self._queues:
-            queue.write_committed((), deletions.get(queue.name))
+        transaction.report_committed()
 
-    async def _replace(self) -> None:
-        """Quarantine a damaged file, and start a new one with its readable records."""
-        in_flight = {queue.name: InFlightRows.of(queue, known=bool(self._identity)) for queue in self._queues}
+    async def _replace_damaged_file(self) -> None:
+        """Quarantine a damaged file, and use a new file with its readable records."""
+        rows_known = bool(self._identity)
+        plans = {queue.name: QueueCopyPlan.for_queue(queue, rows_known=rows_known) for queue in self._queues}
         try:
-            rebuilt = await self._in_thread(recovery.rebuild, self.path, self._connect, in_flight)
+            rebuilt = await self._thread.call(recovery.rebuild_journal, self.path, self._connect, plans)
         except JournalError as error:
             self._mark_failed(f"{self.path}: {error}")
             return
@@ -366,24 +369,14 @@ class Journal:
         for name, count in rebuilt.lost.items():
             self._drops.add(name, DropReason.CORRUPT, count, 0, 0, time.monotonic())
         try:
-            await self._adopt(rebuilt.database, in_flight)
+            await self._use_file(rebuilt.database, plans)
         except JournalError as error:
             self._mark_failed(f"{self.path}: {error}")
-            await self._in_thread(rebuilt.database.close)
+            await self._thread.call(rebuilt.database.close)
 
-    async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
-        """Make a call to the disk in the journal's thread. While the call takes too long, alerts do not wait for the journal."""
-        self._called_at = time.monotonic()
-        running = asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
-        try:
-            if not (await asyncio.wait({running}, timeout=self._timings.journal_hang))[0]:
-                _log.warning("journal %s: the disk hangs: alerts no longer wait for the journal", self.path)
-                self._set_hangs(hangs=True)
-            return await running
-        finally:
-            self._called_at = None
-            self._set_hangs(hangs=False)
-
-    def _set_hangs(self, *, hangs: bool) -> None:
+    def _on_hang(self, hangs: bool) -> None:  # noqa: FBT001 - a callback's only argument
+        """Let alerts be sent without waiting for the journal while a call to its disk takes too long."""
+        if hangs:
+            _log.warning("journal %s: the disk hangs: alerts no longer wait for the journal", self.path)
         for queue in self._queues:
-            queue.set_journal_hangs(hangs=hangs)
+            queue.journaling.on_hang(hangs=hangs)

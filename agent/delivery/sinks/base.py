@@ -7,10 +7,10 @@ from agent.model.record import EncodedRecord
 
 
 class SinkError(Exception):
-    """A sink cannot deliver now. The caller closes it, opens it again and sends the batch again. The text is for the operator.
+    """A sink cannot deliver now. The caller closes the sink, opens it again and sends the batch again. The text is for the operator.
 
     Attributes:
-        retry_now: whether the caller may retry without a wait.
+        retry_now: whether the caller may retry without a wait, because the sink will send the batch in another way.
     """
 
     def __init__(self, text: str, *, retry_now: bool = False) -> None:
@@ -19,7 +19,7 @@ class SinkError(Exception):
 
 
 class Sink(Protocol):
-    """A destination of records. `SinkSupervisor` opens it, closes it after a failure, and retries."""
+    """A destination of records. `SinkSupervisor` opens the sink, closes it after a failure, and retries."""
 
     name: str
 
@@ -34,14 +34,14 @@ class Sink(Protocol):
         """Deliver a batch.
 
         Returns:
-            the records that the destination will never accept, because of the record itself; all others are delivered.
+            the records that the destination will never accept, because of the record itself. All other records are delivered.
 
         Raises:
-            SinkError: some records may not be delivered. If the batch is sent again, some may be delivered twice.
+            SinkError: some records may not be delivered. If the batch is sent again, some records may be delivered twice.
         """
 
     async def close(self) -> None:
-        """Disconnect. The sink limits how long this takes. Never raises."""
+        """Disconnect within a deadline that the sink sets. Never raises."""
 
 
 @runtime_checkable

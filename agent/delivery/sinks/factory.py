@@ -7,10 +7,10 @@ from agent.delivery.sinks.kafka.config import KafkaConfig
 
 
 def build_sink(config: SinkConfig) -> Sink:
-    """Return the sink for this config: Kafka for a `kafka` section, else JSON lines.
+    """Return the sink for a config: Kafka for a `kafka` section, else JSON lines.
 
     Raises:
-        OSError: a secret is in `$CREDENTIALS_DIRECTORY`, which is not set.
+        OSError: the path of a secret starts with `$CREDENTIALS_DIRECTORY`, which is not set.
     """
     match config:
         case KafkaConfig():

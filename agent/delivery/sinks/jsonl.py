@@ -19,18 +19,20 @@ from agent.delivery.sinks.config import SinkConfig
 from agent.model.record import EncodedRecord
 
 CLOSE_SECONDS = 1.0
-"""How long closing the file waits for a write."""
+"""How long closing the file waits for a write to end."""
 READ_BYTES = 64 * 1024
 """Bytes per read in the search for the last line."""
 MAX_LINE_BYTES = 64 << 20
-"""Upper limit of a record's length."""
+"""Maximum bytes that are read in the search for the start of the last line."""
 
 
 class JsonLinesSink:
-    """Writes one record per line to a file. Rotated files are `<name>.1` and up, the oldest last. Without a path: standard output.
+    """Writes one record per line to a file, or to standard output if there is no path.
 
-    Lines are always whole. If a write fails in the middle of a line, the part of the line is removed; in a pipe, the next write
-    completes it. A record whose line was written is not written again.
+    Rotated files are `<name>.1`, `<name>.2` and so on; `<name>.1` is the newest of them.
+
+    Lines are always whole. If a write to a file fails in the middle of a line, the start of the line is removed. In a pipe, the next
+    write completes the line. A record whose line was written is not written again.
     """
 
     def __init__(self, path: Path | None, rotate_bytes: int = 100 << 20, max_files: int = 5) -> None:
@@ -41,38 +43,38 @@ class JsonLinesSink:
         self._fd = -1
         self._lock = threading.Lock()  # queues send concurrently, and one of them may rotate
         self._written: set[str] = set()  # ids of records whose batch failed after their lines were written
-        self._rest = b""  # the end of a line whose start is in a pipe
-        self._rest_id = ""  # the id of its record
+        self._line_end = b""  # the unwritten end of a line whose start is in a pipe
+        self._line_end_id = ""  # the id of the record of that line
 
     async def open(self) -> None:
-        """Open the file, and repair its last line if a kill of the agent has cut it off.
+        """Open the file. If a kill of the agent left its last line incomplete, repair that line.
 
         Raises:
             SinkError: the file cannot be opened.
         """
-        await self._in_thread(self._open_between_writes)
+        await self._call_in_thread(self._open_between_writes)
 
     async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
-        """Append the batch.
+        """Append a batch. No record is ever rejected.
 
         Raises:
             SinkError: the disk is full, or the reader of standard output has closed it.
         """
-        await self._in_thread(self._write, batch)
+        await self._call_in_thread(self._write, batch)
         return ()
 
     async def close(self) -> None:
-        """Close the file, after another queue's write has ended; a write that hangs is not waited for."""
-        await self._in_thread(self._close_between_writes)
+        """Close the file after another queue's write has ended, or after `CLOSE_SECONDS`."""
+        await self._call_in_thread(self._close_between_writes)
 
-    async def _in_thread(self, call: Callable[..., None], *args: object) -> None:
+    async def _call_in_thread(self, call: Callable[..., None], *args: object) -> None:
         try:
             await asyncio.to_thread(call, *args)
         except OSError as error:
             raise SinkError(f"{self.name}: {error.strerror}") from error
 
     def _open_between_writes(self) -> None:
-        with self._lock:  # the end of a line would be written to the new descriptor
+        with self._lock:  # otherwise a write in progress would continue in the newly opened file
             self._open()
 
     def _close_between_writes(self) -> None:
@@ -88,9 +90,9 @@ class JsonLinesSink:
             self._fd = sys.stdout.fileno()
             return
         self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        if self._rest:  # a new reader of the pipe gets the whole line
-            self._written.discard(self._rest_id)
-            self._rest = b""
+        if self._line_end:  # a new reader of the pipe gets the whole line
+            self._written.discard(self._line_end_id)
+            self._line_end = b""
         try:
             if self._is_file():
                 repair_last_line(self._fd)
@@ -113,7 +115,7 @@ class JsonLinesSink:
             if self._path is not None and os.fstat(self._fd).st_size >= self._rotate_bytes:
                 self._rotate(self._path)
             records = [record for record in batch if record.id not in self._written]
-            lines = self._rest + b"".join(record.body + b"\n" for record in records)
+            lines = self._line_end + b"".join(record.body + b"\n" for record in records)
             view = memoryview(lines)
             try:
                 while view:
@@ -121,36 +123,36 @@ class JsonLinesSink:
             except OSError:
                 self._keep_whole_lines(lines, len(lines) - len(view), records)
                 raise
-            self._rest = b""
+            self._line_end = b""
             self._written.difference_update(record.id for record in batch)
 
     def _keep_whole_lines(self, lines: bytes, written: int, records: Sequence[EncodedRecord]) -> None:
-        """Remove an incomplete last line from the output; if the output is a pipe, store the rest of the line for the next write.
+        """Remove an incomplete last line from a file. If the output is a pipe, store the end of the line for the next write instead.
 
         Args:
-            lines: `_rest` and the lines of the records.
-            written: how many bytes of `lines` are written.
+            lines: what the failed write was to write: `_line_end` and the lines of `records`.
+            written: how many bytes of `lines` were written.
             records: the records.
         """
         whole = lines.rfind(b"\n", 0, written) + 1
         torn = written - whole
         if torn and self._is_file():
-            with contextlib.suppress(OSError):  # then the next open repairs the line
+            with contextlib.suppress(OSError):  # if this fails, the next open repairs the line
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - torn)
                 os.lseek(self._fd, 0, os.SEEK_END)  # standard output may not be open for appending
-            self._rest = b""
+            self._line_end = b""
         elif torn:
-            self._rest = lines[written : lines.index(b"\n", written) + 1]
-            whole = written + len(self._rest)
+            self._line_end = lines[written : lines.index(b"\n", written) + 1]
+            whole = written + len(self._line_end)
         elif written:
-            self._rest = b""
+            self._line_end = b""
         end = len(lines) - sum(len(record.body) + 1 for record in records)
         for record in records:
             end += len(record.body) + 1
             if end > whole:
                 break
             self._written.add(record.id)
-            self._rest_id = record.id
+            self._line_end_id = record.id
 
     def _rotate(self, path: Path) -> None:
         if not self._max_files:
@@ -164,7 +166,7 @@ class JsonLinesSink:
 
 
 def repair_last_line(descriptor: int) -> None:
-    """Make a file end with a whole line: remove a record that was cut off, and add the missing line end to any other line.
+    """Make a file end with a whole line: remove a record that is incomplete, and add the missing line end to any other line.
 
     Args:
         descriptor: a regular file that is open for reading and appending.
@@ -173,7 +175,7 @@ def repair_last_line(descriptor: int) -> None:
         OSError: the file cannot be read, or the disk is full.
     """
     size = os.fstat(descriptor).st_size
-    line = _last_line(descriptor, size)
+    line = _read_last_line(descriptor, size)
     if not line:
         return
     if line.startswith(b"{") and not _is_json(line):
@@ -183,8 +185,8 @@ def repair_last_line(descriptor: int) -> None:
     os.write(descriptor, b"\n")  # a record without its line end, or a line of another program
 
 
-def _last_line(descriptor: int, size: int) -> bytes:
-    """Return the bytes after the last line end of a file of `size` bytes, MAX_LINE_BYTES at most."""
+def _read_last_line(descriptor: int, size: int) -> bytes:
+    """Return the bytes after the last line end of a file of `size` bytes, `MAX_LINE_BYTES` at most."""
     chunks: list[bytes] = []
     start = size
     while start > max(0, size - MAX_LINE_BYTES):

@@ -1,4 +1,4 @@
-"""Supervision of a sink: after a failure it is closed and opened again, with growing waits."""
+"""Supervision of a sink: after a failure, the sink is closed and opened again, with growing waits."""
 
 import asyncio
 import logging
@@ -26,20 +26,20 @@ class SinkState(Enum):
     """Not connected; the next attempt starts after a wait."""
 
 
-_Table = dict[SinkState, SinkState]
+_Transitions = dict[SinkState, SinkState]
 
 # One table for each input. A state that is missing from the table raises KeyError: that is a bug.
-OPEN_STARTED: Final[_Table] = {SinkState.CLOSED: SinkState.OPENING, SinkState.FAILED: SinkState.OPENING}
-OPENED: Final[_Table] = {SinkState.OPENING: SinkState.OPEN}
-OPEN_FAILED: Final[_Table] = {SinkState.OPENING: SinkState.FAILED}
-OPEN_CANCELLED: Final[_Table] = {SinkState.OPENING: SinkState.CLOSED}
-SEND_FAILED: Final[_Table] = {SinkState.OPEN: SinkState.FAILED}
-SEND_INTERRUPTED: Final[_Table] = {SinkState.OPEN: SinkState.CLOSED}
-STOPPED: Final[_Table] = dict.fromkeys(SinkState, SinkState.CLOSED)
+OPEN_STARTED: Final[_Transitions] = {SinkState.CLOSED: SinkState.OPENING, SinkState.FAILED: SinkState.OPENING}
+OPENED: Final[_Transitions] = {SinkState.OPENING: SinkState.OPEN}
+OPEN_FAILED: Final[_Transitions] = {SinkState.OPENING: SinkState.FAILED}
+OPEN_CANCELLED: Final[_Transitions] = {SinkState.OPENING: SinkState.CLOSED}
+SEND_FAILED: Final[_Transitions] = {SinkState.OPEN: SinkState.FAILED}
+SEND_INTERRUPTED: Final[_Transitions] = {SinkState.OPEN: SinkState.CLOSED}
+STOPPED: Final[_Transitions] = dict.fromkeys(SinkState, SinkState.CLOSED)
 
 
 class SinkSupervisor:
-    """Opens a sink when there are records to send, and sends each batch until the sink accepts it. Shared by all queues."""
+    """Opens a sink when there are records to send, and sends each batch until the sink accepts it. All queues share one supervisor."""
 
     def __init__(self, sink: Sink, timings: DeliveryTimings) -> None:
         self.sink = sink
@@ -47,30 +47,29 @@ class SinkSupervisor:
         self.error: str | None = "not connected yet"
         """Why records are not delivered; None while they are."""
         self.delivered = 0
-        """Records delivered since the start."""
+        """Number of records delivered since the start."""
         self.reconnects = 0
-        """Number of failures of an open sink since the start."""
+        """Number of times since the start that an open sink failed and was closed."""
         self._timings = timings
-        self._opening = asyncio.Lock()
-        self._generation = (
-            0  # number of times that the sink was opened: a failure of an earlier connection must not close this one
-        )
+        self._state_lock = asyncio.Lock()
+        # How often the sink was opened: a failure of an earlier connection must not close the current one.
+        self._connection_number = 0
         self._failures = 0
         self._retry_at = float("-inf")
 
     @property
     def failing(self) -> bool:
-        """True if the last attempt failed; False before the first one."""
+        """True if the last attempt to open the sink or to send failed; False before the first attempt."""
         return self._failures > 0
 
     async def deliver(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
-        """Send a batch until the sink accepts it; return the records that it rejects because of the record itself."""
+        """Send a batch until the sink accepts it. Return the records that the sink rejects because of the record itself."""
         while True:
-            generation = await self._ensure_open()
+            connection_number = await self._ensure_open()
             try:
                 rejected = await self.sink.send(batch)
             except SinkError as error:
-                await self._close_failed(error, generation)
+                await self._close_failed(error, connection_number)
                 continue
             self.delivered += len(batch) - len(rejected)
             self._mark_working()
@@ -82,12 +81,12 @@ class SinkSupervisor:
         self._mark_working()
 
     async def _ensure_open(self) -> int:
-        """Retry until the sink is open; return the number of the connection."""
-        async with self._opening:
+        """Try to open the sink until it is open; return the number of the connection."""
+        async with self._state_lock:
             while self.state is not SinkState.OPEN:
                 await asyncio.sleep(max(0.0, self._retry_at - time.monotonic()))
                 await self._try_to_open()
-            return self._generation
+            return self._connection_number
 
     async def _try_to_open(self) -> None:
         self.state = OPEN_STARTED[self.state]
@@ -101,12 +100,12 @@ class SinkSupervisor:
             raise
         else:
             self.state = OPENED[self.state]
-            self._generation += 1
+            self._connection_number += 1
 
-    async def _close_failed(self, error: SinkError, generation: int) -> None:
-        """Close a sink after a failed send, unless a failure of another queue has already closed it."""
-        async with self._opening:
-            if self.state is SinkState.OPEN and generation == self._generation:
+    async def _close_failed(self, error: SinkError, connection_number: int) -> None:
+        """Close the sink after a failed send, if the failed connection is still open: another queue may have closed it."""
+        async with self._state_lock:
+            if self.state is SinkState.OPEN and connection_number == self._connection_number:
                 if error.retry_now:
                     self.state = SEND_INTERRUPTED[self.state]
                 else:
@@ -129,7 +128,7 @@ class SinkSupervisor:
         self._failures += 1
 
     async def close(self) -> None:
-        """Close the sink for good."""
+        """Close the sink when the agent stops."""
         was_open = self.state is SinkState.OPEN
         self.state = STOPPED[self.state]
         if was_open:

@@ -12,8 +12,8 @@ from aiokafka.partitioner import murmur2
 
 from agent.delivery.journal.database import JournalDatabase
 from agent.delivery.journal.writer import FILE
-from agent.delivery.sinks.kafka.config import KafkaCreateConfig, KafkaTopicsConfig, RouteConfig
-from agent.delivery.sinks.kafka.sink import KafkaSink, _hash
+from agent.delivery.sinks.kafka.config import KafkaTopicCreationConfig, KafkaTopicsConfig, TopicRouteConfig
+from agent.delivery.sinks.kafka.sink import KafkaSink, hash_key
 from agent.model.record import Record, RecordEncoder, Vm
 from tests.lab.kafka import KafkaCluster
 from tests.lab.kafka_sink import (
@@ -53,7 +53,7 @@ JAVA_HASHES = {  # org.apache.kafka.common.utils.UtilsTest.testMurmur2
 @pytest.mark.parametrize("key", JAVA_HASHES)
 def test_keys_are_hashed_as_in_kafkas_java_client(key: str) -> None:
     assert int.from_bytes(murmur2(key.encode()).to_bytes(4, "big"), "big", signed=True) == JAVA_HASHES[key]
-    assert _hash(key) == JAVA_HASHES[key] & 0x7FFFFFFF
+    assert hash_key(key) == JAVA_HASHES[key] & 0x7FFFFFFF
 
 
 async def test_records_are_unchanged_in_order_and_in_the_java_clients_partitions(
@@ -72,7 +72,7 @@ async def test_records_are_unchanged_in_order_and_in_the_java_clients_partitions
             assert await sink.send(records[at : at + 500]) == []
     messages = await read_topic(kafka, topic)
     assert {message.key.decode(): message.partition for message in messages} == {
-        vm.key: _hash(vm.key) % 7 for vm in vms
+        vm.key: hash_key(vm.key) % 7 for vm in vms
     }
     for vm in vms:
         mine = [message for message in messages if message.key.decode() == vm.key]
@@ -96,13 +96,15 @@ async def test_record_types_and_routes_select_the_topic(kafka: KafkaCluster) -> 
         "qemu.event.job_status_change": "jobs",
     }
     by_prefix = {"qemu.event.job": names["jobs"], "qemu.sample.block": names["block"], "qemu.": names["events"]}
-    routes = [RouteConfig(type=prefix, topic=topic) for prefix, topic in by_prefix.items()]
+    routes = [TopicRouteConfig(type=prefix, topic=topic) for prefix, topic in by_prefix.items()]
     topics = KafkaTopicsConfig(
         events=names["events"], samples=names["samples"], alerts=names["alerts"], routes=routes[:2]
     )
     source = RecordSource()
     async with open_sink(
-        kafka_config(kafka.bootstrap, topics, create_topics=KafkaCreateConfig(partitions=1, replication_factor=1))
+        kafka_config(
+            kafka.bootstrap, topics, create_topics=KafkaTopicCreationConfig(partitions=1, replication_factor=1)
+        )
     ) as sink:
         assert await sink.send([source.next(kind) for kind in kinds]) == []
     for name, topic in names.items():
@@ -127,7 +129,7 @@ async def test_a_missing_topic_is_reported_and_used_once_it_exists(kafka: KafkaC
 async def test_missing_topics_are_created_with_the_configured_partitions(kafka: KafkaCluster) -> None:
     name = f"test-own-{uuid4()}"
     config = kafka_config(
-        kafka.bootstrap, single_topic(name), create_topics=KafkaCreateConfig(partitions=5, replication_factor=-1)
+        kafka.bootstrap, single_topic(name), create_topics=KafkaTopicCreationConfig(partitions=5, replication_factor=-1)
     )
     sinks = [open_sink(config) for _ in range(3)]
     opens = await asyncio.gather(*(sink.__aenter__() for sink in sinks))  # all of them find it missing
@@ -137,7 +139,7 @@ async def test_missing_topics_are_created_with_the_configured_partitions(kafka: 
         await sink.__aexit__(None, None, None)
     messages = await read_topic(kafka, name)
     assert len(messages) == 30
-    assert {message.partition for message in messages} == {_hash(record.key.decode()) % 5 for record in messages}
+    assert {message.partition for message in messages} == {hash_key(record.key.decode()) % 5 for record in messages}
 
 
 async def test_an_invalid_topic_name_is_reported(kafka: KafkaCluster) -> None:
@@ -145,7 +147,7 @@ async def test_an_invalid_topic_name_is_reported(kafka: KafkaCluster) -> None:
         kafka_config(
             kafka.bootstrap,
             single_topic("not a topic!"),
-            create_topics=KafkaCreateConfig(partitions=1, replication_factor=1),
+            create_topics=KafkaTopicCreationConfig(partitions=1, replication_factor=1),
         )
     )
     assert "not a topic!" in error
@@ -157,7 +159,7 @@ async def test_a_replication_factor_above_the_number_of_brokers_is_reported(kafk
         kafka_config(
             kafka.bootstrap,
             single_topic(f"test-{uuid4()}"),
-            create_topics=KafkaCreateConfig(partitions=1, replication_factor=3),
+            create_topics=KafkaTopicCreationConfig(partitions=1, replication_factor=3),
         )
     )
     assert "replication" in error.lower()

@@ -127,7 +127,7 @@ async def test_a_record_from_the_future_gets_the_time_of_sending(kafka: KafkaClu
 async def test_timestamps_are_tried_again_after_a_while(kafka: KafkaCluster, folder: Path, topic_name: str) -> None:
     await kafka.create_topic(topic_name, config={"message.timestamp.before.max.ms": "3600000"})
     old, new = RecordSource(start_ns=time.time_ns() - TWO_HOURS_NS), RecordSource(run=1, start_ns=time.time_ns())
-    timings = replace(TIMINGS, relearn=0.5)
+    timings = replace(TIMINGS, workaround=0.5)
     async with running(pipeline_to(kafka, topic_name, folder, timings=timings)) as pipeline:
         pipeline.put(old.next())
         await eventually(lambda: pipeline.supervisor.delivered == 1)

@@ -261,7 +261,7 @@ async def test_an_unreadable_backlog_is_skipped_and_delivered_after_the_next_sta
     await leave_undelivered(folder, source, left)
     sink = ScriptedSink()
     sink.gate.clear()
-    timings = replace(SHORT_TIMINGS, read_patience=0.3)
+    timings = replace(SHORT_TIMINGS, skip_backlog_after=0.3)
     async with running(make_pipeline(sink, folder, connect=disk.connect, timings=timings)) as pipeline:
         await sink.until(lambda: sink.ids)
         disk.error_name = "SQLITE_CANTOPEN"

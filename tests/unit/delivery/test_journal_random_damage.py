@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agent.cli.journal import quarantined_files
 from agent.delivery.journal.database import JournalDatabase
-from agent.delivery.journal.statements import delete, insert
+from agent.delivery.journal.statements import delete_rows, insert_records
 from agent.delivery.journal.writer import FILE
 from tests.lab.scripted_sink import (
     EVENT,
@@ -58,9 +58,9 @@ def journal(*, closed: bool) -> Journal:
                 source.padding = "x" * draw.choice((1, 200, 900, 6000))  # the last one needs overflow pages
                 records = [*source.take(draw.randint(1, 12))]
                 bodies[queue] |= {record.id: record.body for record in records}
-                database.commit([insert(queue, records, [])])
+                database.commit([insert_records(queue, records, [])])
             if group == 8:
-                database.commit([delete(queue, 0, 60) for queue in QUEUES])
+                database.commit([delete_rows(queue, 0, 60) for queue in QUEUES])
                 database.checkpoint()
         if closed:
             database.close()

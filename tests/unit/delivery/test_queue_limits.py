@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from agent.delivery.drops import DropLedger, DropReason
-from agent.delivery.queue import QueueLimits, RecordQueue
+from agent.delivery.queue import RecordQueue
+from agent.delivery.queue_parts import QueueLimits
 from agent.model.record import EncodedRecord, RecordState, StateNote
 from tests.lab.faulty_disk import FailingDisk, HangingDisk
 from tests.lab.queue_kinds import DURABLE, MEMORY, SPILLING, QueueKind, journaled_kinds
@@ -68,7 +69,7 @@ async def test_samples_are_not_written_to_disk_while_the_sink_works(folder: Path
                 pipeline.put(record)
             await sink.until(lambda: len(sink.ids) == len(source.ids))
         assert pipeline.journal is not None
-        assert (pipeline.samples.journaled, pipeline.journal.commits) == (0, 0)
+        assert (pipeline.samples.journaling.written, pipeline.journal.commits) == (0, 0)
 
 
 async def test_samples_linger_for_a_batch_and_events_do_not(folder: Path) -> None:
@@ -131,7 +132,7 @@ async def test_samples_spill_to_disk_while_the_sink_is_down_and_keep_their_order
                 pipeline.put(record)
             await sink.until(lambda: deduplicated(sink.ids) == source.ids)
             await eventually(lambda: queue.backlog.stored.records == 0 and queue.backlog.waiting.records == 0)
-        assert 1000 < queue.journaled < len(source.ids), "records that fit into memory are not written"
+        assert 1000 < queue.journaling.written < len(source.ids), "records that fit into memory are not written"
     assert dropped(pipeline) == 0
 
 
@@ -141,7 +142,7 @@ async def test_delivered_records_are_deleted_from_the_journal(folder: Path) -> N
         queue = pipeline.events
         for record in source.take(3000):
             pipeline.put(record)
-        await eventually(lambda: queue.journaled == 3000)
+        await eventually(lambda: queue.journaling.written == 3000)
         assert queue.backlog.stored.records == 3000
         sink.up = True
         await sink.until(lambda: len(sink.ids) == 3000)
@@ -160,9 +161,12 @@ async def test_journaled_records_survive_a_kill(kind: QueueKind, folder: Path) -
             pipeline.put(record)
             await journal_caught_up(queue)
         await eventually(
-            lambda: queue.journaled > 50 and (is_journaled(queue) or not (kind.durable or queue._writes.busy))
+            lambda: (
+                queue.journaling.written > 50
+                and (is_journaled(queue) or not (kind.durable or queue.journaling._pending.busy))
+            )
         )
-        journaled = queue.journaled
+        journaled = queue.journaling.written
         shutil.copytree(folder / "one", folder / "two")  # the files after a kill -9
     if kind.durable:
         assert journaled == 200
@@ -183,7 +187,7 @@ async def test_unreported_drops_survive_a_restart_and_are_reported_once(folder: 
         pipeline.drops.add("samples", DropReason.QUEUE_FULL, 3, START_NS - 10**9, START_NS, 0)
         pipeline.put(RecordSource().next())
         await sink.until(lambda: len(sink.drop_reports) == 2)
-        assert not pipeline.drops
+        assert not pipeline.drops.has_unreported
     reports = [json.loads(record.body) for record in sink.drop_reports]
     assert [(report["subject"], report["severity"], report["data"]) for report in reports] == [
         (
@@ -270,7 +274,7 @@ async def test_alerts_are_delivered_while_the_journals_disk_hangs(folder: Path, 
             pipeline.put(alert())
             await sink.until(lambda: sink.ids == source.ids)
         hanging.release()
-        await eventually(lambda: pipeline.alerts.has_journal)
+        await eventually(lambda: pipeline.alerts.journaling.available)
         sink.up = False
         pipeline.put(alert())
         await eventually(lambda: is_journaled(pipeline.alerts))
@@ -283,7 +287,7 @@ async def test_alerts_are_delivered_while_the_journals_disk_hangs(folder: Path, 
 
 async def test_a_disk_that_hangs_is_reported_until_it_continues(folder: Path, hanging: HangingDisk) -> None:
     sink, source = ScriptedSink(), RecordSource()
-    timings = replace(SHORT_TIMINGS, silence=0.2)
+    timings = replace(SHORT_TIMINGS, unready_after=0.2)
     async with running(make_pipeline(sink, folder, connect=hanging.connect, timings=timings)) as pipeline:
         pipeline.put(source.next())
         await sink.until(lambda: sink.ids)
@@ -304,11 +308,11 @@ async def test_a_journal_that_opens_late_does_not_delay_the_start(folder: Path, 
     async with running(make_pipeline(sink, folder, connect=hanging.connect_after_release, timings=timings)) as pipeline:
         pipeline.put(source.next())
         await sink.until(lambda: sink.ids)
-        assert not pipeline.events.has_journal
+        assert not pipeline.events.journaling.available
         hanging.release()
-        await eventually(lambda: pipeline.events.has_journal)
+        await eventually(lambda: pipeline.events.journaling.available)
         pipeline.put(source.next())
-        await eventually(lambda: pipeline.events.journaled > 0)
+        await eventually(lambda: pipeline.events.journaling.written > 0)
     assert sink.ids == source.ids[1:]
 
 
@@ -374,11 +378,11 @@ async def test_a_slow_disk_costs_no_record_that_a_working_one_would_keep(folder:
         sink.up = False
         hanging.hanging = True
         pipeline.put(source.next())
-        await eventually(lambda: pipeline.events.journal_hangs)
+        await eventually(lambda: pipeline.events.journaling.hangs)
         while pipeline.events.memory_bytes < pipeline.events.limits.memory * 3 // 2:
             pipeline.put(source.next())
         hanging.release()
-        await eventually(lambda: not pipeline.events.journal_hangs)
+        await eventually(lambda: not pipeline.events.journaling.hangs)
         sink.up = True
         await sink.until(lambda: len(sink.ids) == len(source.ids))
     assert pipeline.drops.totals == {}

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from agent.delivery.drops import DropLedger
-from agent.delivery.queue import QueueLimits, RecordQueue
+from agent.delivery.queue import RecordQueue
+from agent.delivery.queue_parts import QueueLimits
 from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.supervisor import SinkState, SinkSupervisor
-from agent.delivery.sizes import QueueContents
+from agent.delivery.sizes import RowsSummary
 from agent.model.record import EncodedRecord, RecordState
 from tests.lab.scripted_sink import SHORT_TIMINGS, RecordSource, ScriptedSink, deduplicated, eventually
 
@@ -36,10 +37,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.open_journal([])
 
     def open_journal(self, copied: list[EncodedRecord]) -> None:
-        contents = QueueContents()
+        contents = RowsSummary()
         for record in self.rows.values():
             contents.add(record.type, 1, record.size, record.time_ns, record.time_ns)
-        self.queue.journal_opened(contents, self.last_row, copied, sorted(self.rows)[: len(copied)])
+        self.queue.journaling.on_opened(contents, self.last_row, copied, sorted(self.rows)[: len(copied)])
 
     def stored(self, record: EncodedRecord, row: int) -> EncodedRecord:
         fields = (record.id, record.key, record.type, record.time_ns, record.body)
@@ -50,41 +51,41 @@ class QueueMachine(RuleBasedStateMachine):
         for record in self.source.take(count):
             self.queue.put(record)
 
-    @precondition(lambda self: self.writing is None and self.queue.has_journal)
+    @precondition(lambda self: self.writing is None and self.queue.journaling.available)
     @rule()
     def start_write(self) -> None:
-        self.deletion = self.queue.backlog.deletion()
-        self.writing = self.queue.start_write()
+        self.deletion = self.queue.backlog.next_deletion()
+        self.writing = self.queue.journaling.start_write()
 
     @precondition(lambda self: self.writing is not None)
     @rule()
     def commit(self) -> None:
         assert self.writing is not None
         if self.deletion is not None:
-            gone = [row for row in self.rows if self.deletion.after < row <= self.deletion.through]
+            gone = [row for row in self.rows if self.deletion.after_row < row <= self.deletion.last_row]
             for row in gone:
                 del self.rows[row]
         rows = range(self.last_row + 1, self.last_row + 1 + len(self.writing))
         self.last_row += len(self.writing)
         self.rows |= {row: self.stored(record, row) for row, record in zip(rows, self.writing, strict=True)}
         self.writing = None
-        self.queue.write_committed(rows, self.deletion)
+        self.queue.journaling.on_committed(rows, self.deletion)
 
     @precondition(lambda self: self.writing is not None)
-    @rule(has_journal=st.booleans())
-    def fail_write(self, *, has_journal: bool) -> None:
+    @rule(available=st.booleans())
+    def fail_write(self, *, available: bool) -> None:
         self.writing = None
-        self.queue.write_failed(has_journal=has_journal)
+        self.queue.journaling.on_failed(available=available)
 
-    @precondition(lambda self: not self.queue.has_journal)
+    @precondition(lambda self: not self.queue.journaling.available)
     @rule()
     def resume_journal(self) -> None:
-        self.queue.journal_resumed()
+        self.queue.journaling.on_resumed()
 
     @precondition(lambda self: self.writing is None)
     @rule()
     def replace_journal(self) -> None:
-        self.queue.write_failed(has_journal=False)
+        self.queue.journaling.on_failed(available=False)
         copied = [record for record in self.queue.in_flight if self.durable or record.row is not None]
         backlog = self.queue.backlog
         waiting = [self.rows[row] for row in sorted(self.rows) if backlog.after_row < row <= backlog.last_row]
@@ -98,7 +99,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 8))
     def take(self, count: int) -> None:
         if self.queue.backlog:
-            if self.queue.has_journal:
+            if self.queue.journaling.available:
                 after = self.queue.backlog.after_row
                 rows = [row for row in sorted(self.rows) if row > after][:count]
                 self.queue.take_from_disk([self.rows[row] for row in rows], 0, rows[-1] if rows else after)
@@ -132,7 +133,7 @@ class QueueMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if self.writing is not None:
             self.commit()
-        self.queue.journal_resumed()
+        self.queue.journaling.on_resumed()
         for _ in range(len(self.source.ids) + 2):
             if self.queue.in_flight:
                 self.ack()

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from agent.delivery.journal.database import JournalDatabase
-from agent.delivery.journal.statements import MAX_ROWS, delete, insert
+from agent.delivery.journal.statements import MAX_STATEMENT_ROWS, delete_rows, insert_records
 from agent.model.record import EncodedRecord, StateNote
 
 
@@ -16,18 +16,18 @@ def make_record(number: int) -> EncodedRecord:
 
 def test_each_record_is_in_the_returned_row_for_any_number_of_records(tmp_path: Path) -> None:
     database, count_before = JournalDatabase(tmp_path / "journal.db"), 0
-    for count in range(2 * MAX_ROWS + 2):
+    for count in range(2 * MAX_STATEMENT_ROWS + 2):
         records = [make_record(count_before + number) for number in range(count)]
         rows: list[int] = []
-        database.commit([insert("samples", [make_record(0)], []), insert("events", records, rows)])
-        read, corrupt, _ = database.read("events", 0, count + 1, 1 << 20)
+        database.commit([insert_records("samples", [make_record(0)], []), insert_records("events", records, rows)])
+        read, corrupt, _ = database.read_records("events", 0, count + 1, 1 << 20)
         assert corrupt == 0
         assert [(e.row, e.id, e.key, e.time_ns, e.body) for e in read] == [
             (row, e.id, e.key, e.time_ns, e.body) for row, e in zip(rows, records, strict=True)
         ]
         notes = database.notes()
         assert all(notes[e.note.name] == e.note.value for e in records if e.note is not None)
-        database.commit([delete("events", 0, rows[-1] if rows else 0)])
+        database.commit([delete_rows("events", 0, rows[-1] if rows else 0)])
         count_before += count
     database.close()
 
@@ -37,7 +37,7 @@ def test_large_bodies_are_unchanged_and_in_their_rows(tmp_path: Path) -> None:
     records = [
         EncodedRecord(f"run-{n}", "vm", "qemu.event.stop", n, bytes([n]) * (300_000 if n % 5 else 2)) for n in range(20)
     ]
-    database.commit([insert("events", records, rows)])
-    read, _, _ = database.read("events", 0, 100, 1 << 30)
+    database.commit([insert_records("events", records, rows)])
+    read, _, _ = database.read_records("events", 0, 100, 1 << 30)
     assert [(e.row, e.body) for e in read] == [(row, e.body) for row, e in zip(rows, records, strict=True)]
     database.close()

@@ -20,8 +20,8 @@ class TlsConfig(Section):
     key: SecretPath | None = None
     """Key of the client certificate, if it is not in the same file."""
 
-    def context(self) -> ssl.SSLContext:
-        """Read the files and return the context.
+    def ssl_context(self) -> ssl.SSLContext:
+        """Read the certificate files, and return a context of the ssl module.
 
         Raises:
             OSError: a file cannot be read, or has no certificate or key; the error names the file.
@@ -72,15 +72,19 @@ class KafkaConnectionConfig(SinkConfig):
     client_id: Annotated[str, StringConstraints(min_length=1, max_length=249)] = "qmp-agent"
     """Client id, for the logs and quotas of the brokers."""
 
-    def options(self) -> dict[str, Any]:
-        """Return keyword arguments for aiokafka's clients.
+    def client_options(self) -> dict[str, Any]:
+        """Return the keyword arguments with which aiokafka's clients connect.
 
         Raises:
             OSError: a certificate or the password file cannot be read.
         """
-        return {"bootstrap_servers": list(self.bootstrap_servers), "client_id": self.client_id, **self.security()}
+        return {
+            "bootstrap_servers": list(self.bootstrap_servers),
+            "client_id": self.client_id,
+            **self.security_options(),
+        }
 
-    def security(self) -> dict[str, Any]:
+    def security_options(self) -> dict[str, Any]:
         """Return aiokafka's keyword arguments for TLS and SASL.
 
         Raises:
@@ -89,7 +93,7 @@ class KafkaConnectionConfig(SinkConfig):
         protocol = f"{'SASL_' if self.sasl else ''}{'SSL' if self.tls else 'PLAINTEXT'}"
         options: dict[str, Any] = {"security_protocol": protocol}
         if self.tls is not None:
-            options["ssl_context"] = self.tls.context()
+            options["ssl_context"] = self.tls.ssl_context()
         if self.sasl is not None:
             options |= {
                 "sasl_mechanism": self.sasl.mechanism,
@@ -110,7 +114,7 @@ class KafkaConnectionConfig(SinkConfig):
             expand_secret_path(path)
 
 
-class RouteConfig(Section):
+class TopicRouteConfig(Section):
     """A topic for some types of records."""
 
     type: Annotated[str, StringConstraints(pattern=r"^qemu\.[a-z_.]*$")]
@@ -128,7 +132,7 @@ class KafkaTopicsConfig(Section):
     """Topic of samples."""
     alerts: Topic = "qemu.alerts"
     """Topic of alerts."""
-    routes: list[RouteConfig] = []
+    routes: list[TopicRouteConfig] = []
     """Topics of some types; the first match wins."""
 
     def topic_for(self, record_type: str) -> str:
@@ -145,7 +149,7 @@ class KafkaTopicsConfig(Section):
         return {self.events, self.samples, self.alerts, *(route.topic for route in self.routes)}
 
 
-class KafkaCreateConfig(Section):
+class KafkaTopicCreationConfig(Section):
     """How missing topics are created."""
 
     partitions: Annotated[int, Field(ge=1, le=100_000)] = 12
@@ -159,7 +163,7 @@ class KafkaConfig(KafkaConnectionConfig):
 
     topics: KafkaTopicsConfig = KafkaTopicsConfig()
     """Topic of each kind of record."""
-    create_topics: KafkaCreateConfig | None = None
+    create_topics: KafkaTopicCreationConfig | None = None
     """Create missing topics. Without it, records wait until the topic exists."""
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "zstd"
     """Compression codec. zstd compresses well and is fast; gzip blocks the agent for about 20 ms per batch."""

@@ -1,4 +1,4 @@
-"""Explains to the operator why the agent cannot use Kafka."""
+"""Explanations for the operator: why the agent cannot use Kafka."""
 
 import asyncio
 import socket
@@ -25,20 +25,30 @@ from agent.delivery.sinks.kafka.config import KafkaConnectionConfig
 from agent.model.record import sanitize
 
 PROBE_SECONDS = 5.0
-"""Deadline of the connection that finds out why aiokafka could not connect."""
+"""Deadline of a test connection, which finds out why aiokafka could not connect."""
 
 
-async def explain(error: BaseException, config: KafkaConnectionConfig, probe_seconds: float = PROBE_SECONDS) -> str:
-    """Return the operator's text for why Kafka cannot be used. Connect to the brokers again if the error lacks the cause."""
+async def explain_error(
+    error: BaseException, config: KafkaConnectionConfig, probe_seconds: float = PROBE_SECONDS
+) -> str:
+    """Return a text for the operator on an error of aiokafka. If the error does not name its cause, connect to the brokers again.
+
+    Args:
+        error: the error.
+        config: how to connect.
+        probe_seconds: deadline of each connection.
+    """
     if isinstance(error, KafkaConnectionError):
-        return await _diagnose(error, config, probe_seconds)
+        return await _explain_connection_failure(error, config, probe_seconds)
     if isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
-    return _describe(error, ", ".join(config.bootstrap_servers), config)
+    return _describe_error(error, ", ".join(config.bootstrap_servers), config)
 
 
-async def _diagnose(error: KafkaConnectionError, config: KafkaConnectionConfig, probe_seconds: float) -> str:
-    """Connect to each bootstrap server, because aiokafka only logs why its own attempts failed."""
+async def _explain_connection_failure(
+    error: KafkaConnectionError, config: KafkaConnectionConfig, probe_seconds: float
+) -> str:
+    """Connect to each bootstrap server, and return why that fails: aiokafka only logs why its own attempts failed."""
     causes = []
     for server in config.bootstrap_servers:
         host, _, port = server.rpartition(":")
@@ -49,17 +59,17 @@ async def _diagnose(error: KafkaConnectionError, config: KafkaConnectionConfig, 
                     int(port),
                     client_id=config.client_id,
                     request_timeout_ms=int(probe_seconds * 1000),
-                    **config.security(),
+                    **config.security_options(),
                 )
             connection.close()
         except Exception as cause:  # noqa: BLE001 - aiokafka raises anything at a server that is not Kafka
-            causes.append(_describe(cause, server, config))
+            causes.append(_describe_error(cause, server, config))
         else:  # the server completes Kafka's handshake, but rejects what follows
-            causes.append(_describe(ConnectionResetError(), server, config))
+            causes.append(_describe_error(ConnectionResetError(), server, config))
     return "; ".join(dict.fromkeys(causes)) or sanitize(f"no broker accepts the connection: {error}", 500)
 
 
-def _describe(error: BaseException, server: str, config: KafkaConnectionConfig) -> str:  # noqa: C901, PLR0911, PLR0912 - a table of errors and texts
+def _describe_error(error: BaseException, server: str, config: KafkaConnectionConfig) -> str:  # noqa: C901, PLR0911, PLR0912 - a table of errors and texts
     user = config.sasl.username if config.sasl is not None else ""
     cause = error.__cause__ if isinstance(error, KafkaConnectionError) and error.__cause__ is not None else error
     match cause:
@@ -86,7 +96,7 @@ def _describe(error: BaseException, server: str, config: KafkaConnectionConfig) 
         case ssl.SSLError():
             return f"TLS with {server} fails: {cause.reason or cause}; check that the port is a TLS listener"
         case ConnectionResetError() | ConnectionAbortedError() | EOFError() | CorrelationIdError():
-            return f"{server} closes the connection or does not speak Kafka's protocol; {_hint(config)}"
+            return f"{server} closes the connection or does not speak Kafka's protocol; {_listener_hint(config)}"
         case socket.gaierror():
             return f"{server}: name resolution fails: {cause.strerror}"
         case ConnectionRefusedError():
@@ -99,8 +109,8 @@ def _describe(error: BaseException, server: str, config: KafkaConnectionConfig) 
             return sanitize(f"{server}: {type(cause).__name__}: {cause}", 500)
 
 
-def _hint(config: KafkaConnectionConfig) -> str:
-    """Return what to check in the config when a server closes connections."""
+def _listener_hint(config: KafkaConnectionConfig) -> str:
+    """Return what the operator should check if a server closes connections."""
     port = "a TLS listener" if config.tls else "a Kafka listener"
     missing = [
         "TLS (kafka.tls)" if config.tls is None else "",

@@ -1,9 +1,9 @@
 """Producers of aiokafka: started with the sink's settings, and discarded after any failure.
 
 An idempotent producer does not recover from a batch that failed for good: its sequence numbers no longer match the broker's, and every
-later batch fails too (aiokafka issue 1017). A producer does not use its bootstrap servers again after all brokers have moved (459). Its
-`stop` waits forever for brokers that are gone (1101). So after any failure, the supervisor closes the sink, opens it with a new producer
-and sends the batch again.
+later batch fails too (aiokafka issue 1017). A producer does not use its bootstrap servers again after all brokers have moved (aiokafka
+issue 459). Its `stop` waits forever for brokers that are gone (aiokafka issue 1101). So after any failure, the supervisor closes the sink,
+opens it with a new producer and sends the batch again.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from aiokafka.errors import KafkaError
 from agent.delivery.sinks.kafka.config import KafkaConfig
 
 BATCH_BYTES = 1024 * 1024
-"""Bytes of records in one Kafka batch before compression. Only one batch per partition is in flight, so small batches limit the rate."""
+"""Maximum bytes of a Kafka batch before compression. Each partition has one batch in flight, so small batches limit the rate."""
 UNCOMPRESSED_BATCH_BYTES = 256 * 1024
-"""The same without compression."""
+"""Maximum bytes of a Kafka batch if batches are not compressed."""
 
 
 async def start_producer(config: KafkaConfig, options: Mapping[str, Any], close_seconds: float) -> AIOKafkaProducer:
-    """Return a connected producer.
+    """Start a producer of aiokafka, and return it when it is connected.
 
     Args:
         config: the sink's config.
@@ -52,8 +52,9 @@ async def start_producer(config: KafkaConfig, options: Mapping[str, Any], close_
 async def discard_producer(producer: AIOKafkaProducer, seconds: float) -> None:
     """End a producer immediately, with its tasks and connections.
 
-    The producer's `stop` waits for brokers that may never reply. Its sender, once cancelled, waits for its requests; they end with an
-    exception that aiokafka 0.14 does not handle. A connection that is closed but not aborted stays open until the broker has read all data.
+    The producer's `stop` waits for brokers that may never reply. When its sender is cancelled, the sender waits for its requests; they end
+    with an exception that aiokafka 0.14 does not handle. A connection that is closed but not aborted stays open until the broker has read
+    all data.
 
     Args:
         producer: the producer.
@@ -61,7 +62,7 @@ async def discard_producer(producer: AIOKafkaProducer, seconds: float) -> None:
     """
     producer._closed = True  # noqa: SLF001 - otherwise it logs a warning when it is garbage-collected
     sender, client, accumulator = producer._sender, producer.client, producer._message_accumulator  # noqa: SLF001
-    tasks = [task for task in asyncio.all_tasks() if _owner(task) in (sender, client)]
+    tasks = [task for task in asyncio.all_tasks() if _task_owner(task) in (sender, client)]
     for task in tasks:
         task.remove_done_callback(sender._fail_all)  # noqa: SLF001
         task.cancel()
@@ -81,7 +82,7 @@ async def discard_producer(producer: AIOKafkaProducer, seconds: float) -> None:
             writer.transport.abort()
 
 
-def _owner(task: "asyncio.Task[Any]") -> object:
-    """Return the object whose method a task runs; None if unknown."""
+def _task_owner(task: "asyncio.Task[Any]") -> object:
+    """Return the object whose method a task runs; None if the task does not run a method."""
     frame = getattr(task.get_coro(), "cr_frame", None)
     return frame.f_locals.get("self") if frame is not None else None

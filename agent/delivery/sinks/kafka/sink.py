@@ -2,14 +2,13 @@
 
 The body is the whole CloudEvent, and the key identifies the VM.
 
-An error that affects every record is an outage: the records wait. Kafka rejects a record because of the record itself only if it is too
-large and other records are not. A timestamp never prevents delivery: if Kafka rejects a record's timestamp, it is sent without one.
+An error that affects every record is an outage: the records wait. A record becomes a dead letter only if Kafka rejects it as too large and
+accepts other records. A timestamp never prevents delivery: if Kafka rejects the timestamp of a record, the record is sent without one.
 """
 
 import asyncio
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,20 +29,21 @@ from aiokafka.partitioner import murmur2
 
 from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.kafka.config import KafkaConfig
-from agent.delivery.sinks.kafka.diagnostics import PROBE_SECONDS, explain
+from agent.delivery.sinks.kafka.diagnostics import PROBE_SECONDS, explain_error
 from agent.delivery.sinks.kafka.producer import discard_producer, start_producer
 from agent.delivery.sinks.kafka.size_limits import SizeLimit, read_max_message_bytes
+from agent.delivery.sinks.kafka.topic_workarounds import TopicWorkarounds
 from agent.model.record import CONTENT_TYPE, EncodedRecord
 
 _log = logging.getLogger(__name__)
 
 HEADERS = [("content-type", f"{CONTENT_TYPE}; charset=UTF-8".encode())]
 
-RECORD_OVERHEAD_BYTES = 512
-"""Approximate bytes that a record's key, headers and framing add to its body."""
+MAX_RECORD_OVERHEAD_BYTES = 512
+"""Upper bound of the bytes that the key, the headers and the framing add to the body of a record."""
 
-OVERHEAD_BYTES = 256
-"""Approximate bytes that headers and framing add to a record's key and body."""
+TYPICAL_OVERHEAD_BYTES = 256
+"""Typical bytes that the headers and the framing add to the key and the body of a record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +52,11 @@ class KafkaTimings:
 
     Attributes:
         open: to connect and read the topics' metadata.
-        acknowledge: for the acknowledgement of a batch, including retries; a producer that takes longer is discarded.
-        check: interval of the checks that the topics exist, while waiting for an acknowledgement.
+        acknowledge: for the acknowledgement of a batch, including retries. A producer that takes longer is discarded.
+        check: time between two checks that the topics exist, while a batch waits for its acknowledgement.
         close: to discard a producer.
-        probe: for the connection that finds out why aiokafka could not connect.
-        relearn: how long a topic gets no timestamps, or smaller batches, after it rejected a timestamp or a batch.
+        probe: for the test connection that finds out why aiokafka could not connect.
+        workaround: how long a topic gets no timestamps after it rejected one, or smaller batches after it rejected one as too large.
     """
 
     open: float = 30.0
@@ -64,19 +64,19 @@ class KafkaTimings:
     check: float = 5.0
     close: float = 3.0
     probe: float = PROBE_SECONDS
-    relearn: float = 600.0
+    workaround: float = 600.0
 
 
 NO_TIMESTAMP = -1
-"""Kafka's value for a record without a timestamp. Brokers accept it regardless of their clocks and limits."""
+"""Kafka's value for a record without a timestamp. Brokers accept this value regardless of their clocks and limits."""
 
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 _RETRY_NOW = (*_TOO_LARGE, InvalidTimestampError)
-"""Errors of a batch after which the next attempt differs: smaller batches, or no timestamps."""
+"""Errors after which the next attempt differs, by smaller batches or by no timestamps. So the retry needs no wait."""
 
 
 class KafkaSink:
-    """A sink whose records are acknowledged by all in-sync replicas, in order for each key."""
+    """Sends records to Kafka. All in-sync replicas acknowledge each record, and the records of a key stay in order."""
 
     def __init__(
         self, config: KafkaConfig, timings: KafkaTimings | None = None, clock: Callable[[], int] = time.time_ns
@@ -93,28 +93,22 @@ class KafkaSink:
         self._timings = timings or KafkaTimings()
         self._producer: AIOKafkaProducer | None = None
         self._clock = clock
-        self._suspects: set[str] = set()  # ids of the records of a rejected batch: one of them is the cause
-        self._too_large: dict[
-            str, int
-        ] = {}  # id and bytes as sent of the records that were rejected alone in this attempt
-        self._oversized: list[
-            tuple[str, int, list[str]]
-        ] = []  # topic, bytes and ids of batches rejected in this attempt
-        self._batch_limits: dict[
-            str, tuple[int, float]
-        ] = {}  # bytes of a topic's batches, and until when by time.monotonic
-        self._smallest: dict[str, EncodedRecord] = {}  # the smallest record of the last batch that a topic accepted
+        self._workarounds = TopicWorkarounds(self._timings.workaround)
+        # The records of the batches in progress, by id:
+        self._suspects: set[str] = set()  # one of them made Kafka reject their batch as too large
+        self._too_large: dict[str, int] = {}  # rejected as too large in a batch of their own, in this attempt, with its bytes
         self._rejected: set[str] = set()
         self._acknowledged: set[str] = set()
-        self._untimestamped: dict[str, float] = {}  # until when a topic gets no timestamps, by time.monotonic
+        # Batches of several records that were rejected as too large in this attempt: topic, bytes, and ids of the records.
+        self._oversized_batches: list[tuple[str, int, list[str]]] = []
+        # By topic: the smallest record of the last batch that the topic accepted.
+        self._smallest_accepted: dict[str, EncodedRecord] = {}
 
     def warnings(self) -> list[str]:
         """Return conditions that the operator should check, although records are delivered."""
-        now = time.monotonic()
         return [
             f"topic {topic} rejects the records' timestamps: records are sent without timestamps: {_TIMESTAMP_HINT}"
-            for topic, until in sorted(self._untimestamped.items())
-            if now < until
+            for topic in self._workarounds.topics_without_timestamps()
         ]
 
     async def open(self) -> None:
@@ -125,7 +119,9 @@ class KafkaSink:
         """
         try:
             async with asyncio.timeout(self._timings.open):
-                options = self._config.options() | {"request_timeout_ms": int(self._config.request_timeout * 1000)}
+                options = self._config.client_options() | {
+                    "request_timeout_ms": int(self._config.request_timeout * 1000)
+                }
                 self._producer = await start_producer(self._config, options, self._timings.close)
                 for topic in sorted(self._config.topics.all()):
                     await self._ensure_topic(self._producer, topic, options)
@@ -134,7 +130,7 @@ class KafkaSink:
             raise
         except Exception as error:  # aiokafka raises anything at a server that is not Kafka
             await self.close()
-            raise SinkError(await explain(error, self._config, self._timings.probe)) from error
+            raise SinkError(await explain_error(error, self._config, self._timings.probe)) from error
         except BaseException:
             await self.close()
             raise
@@ -146,37 +142,37 @@ class KafkaSink:
             return
         create = self._config.create_topics
         if create is None:
-            raise SinkError(_missing(topic))
+            raise SinkError(_missing_topic_error(topic))
         admin = AIOKafkaAdminClient(**options)
         await admin.start()
         try:
             with contextlib.suppress(TopicAlreadyExistsError):
-                new = NewTopic(topic, create.partitions, 1)
-                new.replication_factor = create.replication_factor  # NewTopic's constructor refuses -1
-                response = await admin.create_topics([new])
-                _raise_for(response.topic_errors[0])
+                new_topic = NewTopic(topic, create.partitions, 1)
+                new_topic.replication_factor = create.replication_factor  # NewTopic's constructor refuses -1
+                response = await admin.create_topics([new_topic])
+                _raise_topic_error(response.topic_errors[0])
         finally:
             await admin.close()
         await producer.partitions_for(topic)
 
     async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
-        """Send a batch and wait until Kafka acknowledges it; return the records that Kafka rejects because of the record itself.
+        """Send a batch and wait until Kafka acknowledges it. Return the records that Kafka rejects because of the record itself.
 
         Raises:
-            SinkError: some records are not acknowledged; close this sink and open it again.
+            SinkError: some records are not acknowledged. The caller closes the sink, opens it again and sends the batch again.
         """
         producer = self._producer
         if producer is None:
             raise SinkError("the connection is closed")
-        results = await self._send_all(producer, self._by_partition(producer, batch))
+        results = await self._send_all(producer, self._group_by_partition(producer, batch))
         failures = [result for result in results if isinstance(result, BaseException)]
-        await self._limit_batches()
+        await self._handle_oversized_batches()
         if self._too_large:
-            await self._judge_too_large(producer, batch)
-        # Raise a failure that needs a wait first; the retry after the others is immediate.
+            await self._reject_too_large(producer, batch)
+        # Raise a failure that needs a wait first, because other failures are retried immediately.
         for failure in sorted(failures, key=lambda failure: isinstance(failure, _RETRY_NOW)):
             if isinstance(failure, Exception) and not isinstance(failure, SinkError):
-                text = await explain(failure, self._config, self._timings.probe)
+                text = await explain_error(failure, self._config, self._timings.probe)
                 raise SinkError(text, retry_now=isinstance(failure, _RETRY_NOW)) from failure
             raise failure
         ids = {record.id for record in batch}
@@ -189,13 +185,13 @@ class KafkaSink:
     async def _send_all(
         self, producer: AIOKafkaProducer, partitions: Mapping[tuple[str, int], Sequence[EncodedRecord]]
     ) -> list[BaseException | None]:
-        """Send records to all partitions concurrently; return the failure of each partition, or None.
+        """Send records to all partitions concurrently. Return the failure of each partition; None for a partition without failure.
 
         Raises:
             SinkError: a topic was deleted, or the acknowledgement took too long.
         """
         sending = asyncio.gather(
-            *(self._send_partition(producer, place, records) for place, records in partitions.items()),
+            *(self._send_partition(producer, *partition, records) for partition, records in partitions.items()),
             return_exceptions=True,
         )
         try:
@@ -214,27 +210,27 @@ class KafkaSink:
         return sending.result()
 
     async def _check_topics(self, producer: AIOKafkaProducer, topics: set[str]) -> None:
-        """Raise SinkError if a topic was deleted: aiokafka would wait for the topic forever."""
+        """Raise SinkError if a topic was deleted, because aiokafka would wait for the topic forever."""
         with contextlib.suppress(KafkaError):
             metadata = await producer.client.fetch_all_metadata()
             for topic in topics - metadata.topics(exclude_internal_topics=False):
-                raise SinkError(_missing(topic))
+                raise SinkError(_missing_topic_error(topic))
 
-    async def _limit_batches(self) -> None:
-        """After batches were rejected as too large: make the topic's batches smaller, or send their records one by one."""
-        oversized, self._oversized = self._oversized, []
-        for topic, size, ids in oversized:
-            limit = await read_max_message_bytes(self._config.options(), topic)
+    async def _handle_oversized_batches(self) -> None:
+        """After batches were rejected as too large, make the batches of the topic smaller, or send their records one by one."""
+        oversized_batches, self._oversized_batches = self._oversized_batches, []
+        for topic, size, ids in oversized_batches:
+            limit = await read_max_message_bytes(self._config.client_options(), topic)
             if limit is not None and size > limit:
-                self._batch_limits[topic] = limit, time.monotonic() + self._timings.relearn
+                self._workarounds.limit_batches(topic, limit)
             else:
                 self._suspects.update(ids)
 
-    async def _judge_too_large(self, producer: AIOKafkaProducer, batch: Sequence[EncodedRecord]) -> None:
-        """Decide why Kafka rejected records that each had a batch of their own: they are too large, or their topic's limit is too low.
+    async def _reject_too_large(self, producer: AIOKafkaProducer, batch: Sequence[EncodedRecord]) -> None:
+        """Reject records that Kafka did not accept even in a batch of their own, if the topic accepts other records.
 
         Raises:
-            SinkError: the limit of a topic is too low for any record; records wait until it is raised.
+            SinkError: the limit of a topic is too low for any record; records wait until the limit is raised.
         """
         suspects: dict[str, list[EncodedRecord]] = {}
         for record in batch:
@@ -247,54 +243,53 @@ class KafkaSink:
                 for record in batch
                 if record not in records and self._config.topics.topic_for(record.type) == topic
             ]
-            smallest = min(others, key=_body_bytes, default=self._smallest.get(topic))
+            smallest = min(others, key=_body_bytes, default=self._smallest_accepted.get(topic))
             limit = SizeLimit(
-                await read_max_message_bytes(self._config.options(), topic),
-                _bytes_as_sent(producer, smallest) if smallest is not None else None,
+                await read_max_message_bytes(self._config.client_options(), topic),
+                _single_record_batch_bytes(producer, smallest) if smallest is not None else None,
             )
             for record in records:
-                if not limit.is_fault_of(sizes[record.id]):
+                if not limit.is_record_too_large(sizes[record.id]):
                     raise SinkError(
                         f"topic {topic} rejects even records of {len(record.body)} bytes as too large: "
                         f"raise its max.message.bytes to {self._config.max_message_bytes} or more"
                     )
                 self._rejected.add(record.id)
 
-    def _by_partition(
+    def _group_by_partition(
         self, producer: AIOKafkaProducer, batch: Sequence[EncodedRecord]
     ) -> dict[tuple[str, int], list[EncodedRecord]]:
-        """Return the records that are not sent yet, by topic and partition."""
+        """Return the records of a batch that are not acknowledged or rejected yet, by topic and partition."""
         partitions: dict[tuple[str, int], list[EncodedRecord]] = {}
         routes: dict[tuple[str, str], list[EncodedRecord]] = {}  # one lookup for all records of a type and a VM
-        max_body = self._config.max_message_bytes - RECORD_OVERHEAD_BYTES
+        max_body = self._config.max_message_bytes - MAX_RECORD_OVERHEAD_BYTES
         for record in batch:
             if _body_bytes(record) > max_body:
                 self._rejected.add(record.id)
             if record.id not in self._rejected and record.id not in self._acknowledged:
                 records = routes.get(route := (record.type, record.key))
                 if records is None:
-                    records = routes[route] = partitions.setdefault(self._partition(producer, *route), [])
+                    records = routes[route] = partitions.setdefault(self._choose_partition(producer, *route), [])
                 records.append(record)
         return partitions
 
-    def _partition(self, producer: AIOKafkaProducer, record_type: str, key: str) -> tuple[str, int]:
-        """Return the topic and partition for a type and a key; the partition is the one that Kafka's own clients choose."""
+    def _choose_partition(self, producer: AIOKafkaProducer, record_type: str, key: str) -> tuple[str, int]:
+        """Return the topic of a record type and the partition of a key, which Kafka's Java client would choose too."""
         topic = self._config.topics.topic_for(record_type)
         partitions = producer.client.cluster.partitions_for_topic(topic)
         if not partitions:
-            raise SinkError(_missing(topic))
-        return topic, _hash(key) % len(partitions)
+            raise SinkError(_missing_topic_error(topic))
+        return topic, hash_key(key) % len(partitions)
 
     async def _send_partition(
-        self, producer: AIOKafkaProducer, place: tuple[str, int], records: Sequence[EncodedRecord]
+        self, producer: AIOKafkaProducer, topic: str, partition: int, records: Sequence[EncodedRecord]
     ) -> None:
-        """Send one partition's records, one batch at a time: a batch must not overtake an earlier one that failed."""
-        topic, partition = place
+        """Send the records of one partition, one batch at a time: a batch must not overtake an earlier batch that failed."""
         start = 0
         while start < len(records):
             batch = producer.create_batch()
             latest_ms = self._latest_timestamp(topic)
-            end, size = self._fill(batch, records, start, latest_ms, self._batch_limit(topic))
+            end, size = self._fill_batch(batch, records, start, latest_ms, self._workarounds.max_batch_bytes(topic))
             ids = [record.id for record in records[start:end]]
             try:
                 await (await producer.send_batch(batch, topic, partition=partition))
@@ -302,7 +297,7 @@ class KafkaSink:
                 if len(ids) == 1:
                     self._too_large[ids[0]] = batch.size()
                 else:
-                    self._oversized.append((topic, size, ids))
+                    self._oversized_batches.append((topic, size, ids))
                 raise
             except InvalidTimestampError as error:
                 if latest_ms == NO_TIMESTAMP:
@@ -310,50 +305,43 @@ class KafkaSink:
                 self._stop_timestamps(topic)
                 raise
             self._acknowledged.update(ids)
-            self._smallest[topic] = min(records[start:end], key=_body_bytes)
+            self._smallest_accepted[topic] = min(records[start:end], key=_body_bytes)
             start = end
 
-    def _batch_limit(self, topic: str) -> float:
-        limit, until = self._batch_limits.get(topic, (math.inf, math.inf))
-        return limit if time.monotonic() < until else math.inf
-
     def _latest_timestamp(self, topic: str) -> int:
-        """Return the latest allowed timestamp of a record in milliseconds since the epoch; NO_TIMESTAMP if the topic gets none."""
-        if time.monotonic() < self._untimestamped.get(topic, 0.0):
-            return NO_TIMESTAMP
-        return self._clock() // 1_000_000
+        """Return the latest allowed timestamp of a record, in milliseconds since the epoch; NO_TIMESTAMP if records get no timestamp."""
+        return self._clock() // 1_000_000 if self._workarounds.has_timestamps(topic) else NO_TIMESTAMP
 
     def _stop_timestamps(self, topic: str) -> None:
-        if topic not in self._untimestamped:
+        if self._workarounds.stop_timestamps(topic):
             _log.warning(
                 "%s: topic %s rejects the records' timestamps: records are sent without timestamps: %s",
                 self.name,
                 topic,
                 _TIMESTAMP_HINT,
             )
-        self._untimestamped[topic] = time.monotonic() + self._timings.relearn
 
-    def _fill(
-        self, batch: Any, records: Sequence[EncodedRecord], start: int, latest_ms: int, limit: float
+    def _fill_batch(
+        self, batch: Any, records: Sequence[EncodedRecord], start: int, latest_ms: int, max_bytes: float
     ) -> tuple[int, int]:
-        """Add records to a batch while it has room. A suspect, one that may be too large, gets its own batch.
+        """Add records to a batch while it has room. A record that may be too large gets a batch of its own.
 
         Args:
             batch: aiokafka's batch builder.
             records: the records of the partition.
             start: index of the first record to add.
-            latest_ms: the latest allowed timestamp, as in `_append`.
-            limit: maximum bytes of the batch; the first record is added whatever its size.
+            latest_ms: the latest allowed timestamp, in milliseconds since the epoch; or NO_TIMESTAMP.
+            max_bytes: maximum bytes of the batch; the first record is added whatever its size.
 
         Returns:
-            the index of the first record of the next batch, and the bytes of this one.
+            the index of the first record that is not in the batch, and the bytes of the batch.
         """
         end, size = start, 0
         while end < len(records):
-            more = _body_bytes(records[end]) + len(records[end].key) + OVERHEAD_BYTES
-            if (size and size + more > limit) or not _append(batch, records[end], latest_ms):
+            record_bytes = _body_bytes(records[end]) + len(records[end].key) + TYPICAL_OVERHEAD_BYTES
+            if (size and size + record_bytes > max_bytes) or not _append_record(batch, records[end], latest_ms):
                 break
-            size += more
+            size += record_bytes
             end += 1
             if self._suspects and not self._suspects.isdisjoint(record.id for record in records[end - 1 : end + 1]):
                 break
@@ -372,42 +360,43 @@ _TIMESTAMP_HINT = (
 )
 
 
-def _missing(topic: str) -> str:
+def _missing_topic_error(topic: str) -> str:
     return (
         f"topic {topic} does not exist, or the agent is not authorized to see it: create it, or set kafka.create_topics"
     )
 
 
 @lru_cache(maxsize=16384)
-def _hash(key: str) -> int:
+def hash_key(key: str) -> int:
+    """Return the hash by which Kafka's Java client chooses the partition of a key."""
     return int(murmur2(key.encode())) & 0x7FFFFFFF
 
 
-def _append(batch: Any, record: EncodedRecord, latest_ms: int) -> bool:
-    """Add a record to a batch, if it has room.
+def _append_record(batch: Any, record: EncodedRecord, latest_ms: int) -> bool:
+    """Add a record to a batch; return whether the batch had room for it.
 
-    The timestamp is in milliseconds; aiokafka's docstring is wrong. QEMU may send any time in an event, so the timestamp is limited to
-    the range from 1970 to now.
+    aiokafka's docstring is wrong: the timestamp is in milliseconds. QEMU may send any time in an event, so the timestamp is limited to
+    the range from 1970 to `latest_ms`.
     """
     timestamp = latest_ms
     if latest_ms != NO_TIMESTAMP:
         timestamp = max(0, min(record.time_ns // 1_000_000, latest_ms))
-    added = batch.append(key=record.key.encode(), value=record.body, timestamp=timestamp, headers=HEADERS)
-    return added is not None
+    metadata = batch.append(key=record.key.encode(), value=record.body, timestamp=timestamp, headers=HEADERS)
+    return metadata is not None
 
 
 def _body_bytes(record: EncodedRecord) -> int:
     return len(record.body)
 
 
-def _bytes_as_sent(producer: AIOKafkaProducer, record: EncodedRecord) -> int:
-    """Return the bytes of a batch that has one record alone, compressed as the producer compresses it."""
+def _single_record_batch_bytes(producer: AIOKafkaProducer, record: EncodedRecord) -> int:
+    """Return the bytes of a batch that has only this record, compressed as the producer compresses batches."""
     batch = producer.create_batch()
-    _append(batch, record, NO_TIMESTAMP)
-    return len(batch._build())  # noqa: SLF001 - aiokafka's public `size` is that before the compression
+    _append_record(batch, record, NO_TIMESTAMP)
+    return len(batch._build())  # noqa: SLF001 - aiokafka's public `size` is the size before the compression
 
 
-def _raise_for(topic_error: Sequence[Any]) -> None:
-    """Raise the error of a request to create a topic, if it failed."""
+def _raise_topic_error(topic_error: Sequence[Any]) -> None:
+    """Raise the error in Kafka's response on one topic, if there is an error: code, and from some versions on a text."""
     if topic_error[1]:
         raise for_code(topic_error[1])(topic_error[2] if len(topic_error) > 2 and topic_error[2] else topic_error[0])

@@ -1,4 +1,4 @@
-"""Decides, when Kafka rejects a record as too large, whether the record is too large or the topic's limit is too low."""
+"""Decides what is wrong when Kafka rejects a record as too large: the record, or the topic's limit."""
 
 import asyncio
 import contextlib
@@ -10,33 +10,33 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
-ORDINARY_BYTES = 4096
-"""Most records are smaller."""
+TYPICAL_RECORD_BYTES = 4096
+"""Most records are smaller than this."""
 READ_SECONDS = 5.0
 """Deadline for reading a topic's config."""
 
 
 @dataclass(frozen=True, slots=True)
 class SizeLimit:
-    """The size limit of a topic, and the smallest other record for comparison.
+    """The size limit of a topic, and the smallest other record of the topic for comparison.
+
+    The size of a record is that of a compressed batch that has only this record, with its key, headers and framing.
 
     Attributes:
         max_message_bytes: the topic's max.message.bytes; None if the agent is not authorized to read it.
-        smallest_other: bytes of the smallest other record of the topic, in the batch or acknowledged; None if there is none.
-
-    A record's size is that of a batch that has this record alone, as it is sent: with its key, headers and framing, and compressed.
+        smallest_other: bytes of the smallest other record, in the batch or acknowledged earlier; None if there is no other record.
     """
 
     max_message_bytes: int | None
     smallest_other: int | None
 
-    def is_fault_of(self, size: int) -> bool:
-        """Return whether a record of `size` bytes is itself too large: the topic accepts other records."""
+    def is_record_too_large(self, size: int) -> bool:
+        """Return whether a rejected record of `size` bytes is too large, which means that the topic accepts smaller records."""
         if self.max_message_bytes is not None and size <= self.max_message_bytes:
             return False  # the limit was raised after the rejection
         if self.max_message_bytes is not None and self.smallest_other is not None:
             return self.smallest_other <= self.max_message_bytes
-        return size >= ORDINARY_BYTES
+        return size >= TYPICAL_RECORD_BYTES
 
 
 async def read_max_message_bytes(options: Mapping[str, Any], topic: str) -> int | None:

@@ -1,0 +1,69 @@
+"""One transaction of the journal: its changes, and the reports to the queues after it was committed."""
+
+from collections.abc import Sequence
+
+from agent.delivery.backlog import Deletion
+from agent.delivery.journal import statements
+from agent.delivery.queue import RecordQueue
+from agent.delivery.sizes import RowsSummary
+
+
+class BacklogTrim:
+    """The deletion of the oldest rows of a queue's backlog, which makes room for other records."""
+
+    def __init__(self, queue: RecordQueue, size: int) -> None:
+        """Set up the deletion.
+
+        Args:
+            queue: the queue.
+            size: how many bytes to delete, at least.
+        """
+        self._queue = queue
+        self._deleted = RowsSummary()
+        self._last_row: list[int] = []
+        after_row, self._through_row = queue.journaling.droppable_rows
+        self.change = statements.delete_oldest_rows(
+            queue.name, size, after_row, self._through_row, self._deleted, self._last_row
+        )
+
+    def report_committed(self) -> None:
+        """Report the deleted rows to the queue."""
+        self._queue.journaling.on_trimmed(self._deleted, self._last_row[0] if self._last_row else self._through_row)
+
+
+class Transaction:
+    """The changes of one transaction, for all queues. Add changes, commit `changes`, and call `report_committed` after that."""
+
+    def __init__(self, queues: Sequence[RecordQueue]) -> None:
+        self.changes: list[statements.Change] = []
+        self._queues = queues
+        self._deletions = dict[str, Deletion]()
+        self._rows: dict[str, list[int]] = {queue.name: [] for queue in queues}
+        self._trims: list[BacklogTrim] = []
+
+    def delete_delivered(self) -> None:
+        """Delete the rows of delivered records."""
+        for queue in self._queues:
+            deletion = queue.backlog.next_deletion()
+            if deletion is not None:
+                self._deletions[queue.name] = deletion
+                self.changes.append(statements.delete_rows(queue.name, deletion.after_row, deletion.last_row))
+
+    def insert_waiting(self) -> None:
+        """Insert the records that wait for the journal. If the transaction fails, each queue's `on_failed` must be called."""
+        for queue in self._queues:
+            if records := queue.journaling.start_write():
+                self.changes.append(statements.insert_records(queue.name, records, self._rows[queue.name]))
+
+    def trim_backlog(self, queue: RecordQueue, size: int) -> None:
+        """Delete at least `size` bytes of the oldest rows of a queue's backlog."""
+        trim = BacklogTrim(queue, size)
+        self._trims.append(trim)
+        self.changes.append(trim.change)
+
+    def report_committed(self) -> None:
+        """Report to the queues which rows were inserted and deleted."""
+        for trim in self._trims:
+            trim.report_committed()
+        for queue in self._queues:
+            queue.journaling.on_committed(self._rows[queue.name], self._deletions.get(queue.name))

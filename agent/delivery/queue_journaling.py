@@ -1,0 +1,199 @@
+"""The part of a queue that the journal calls: which records to write, what to delete, and what became of both.
+
+A queue never waits for a disk: the journal fetches the records to write, and reports the result.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from agent.delivery.backlog import Deletion
+from agent.delivery.drops import DropReason
+from agent.delivery.memory import PendingWrites
+from agent.delivery.queue_parts import QueueParts
+from agent.delivery.sizes import RowsSummary
+from agent.delivery.transitions import COPIED, FINISHED, JOURNAL_REPLACED
+from agent.model.record import EncodedRecord, RecordState
+
+
+class QueueJournaling:
+    """Moves the records of one queue between memory and the journal, within the limits of both."""
+
+    def __init__(self, parts: QueueParts) -> None:
+        self.available = False
+        """True while the journal works. Otherwise the queue is in memory only."""
+        self.hangs = False
+        """True while a call to the journal's disk takes too long. Meanwhile, alerts are sent before they are journaled."""
+        self.written = 0
+        """Number of records written to the journal since the start."""
+        self.dirty = asyncio.Event()
+        """Set when the journal has records to write or rows to delete."""
+        self._parts = parts
+        self._pending = PendingWrites()
+
+    # For the queue.
+
+    def write_later(self, record: EncodedRecord) -> None:
+        """Have the journal write a record."""
+        self._pending.add(record)
+        if self.available:
+            self.dirty.set()
+
+    def finish(self, records: Sequence[EncodedRecord]) -> None:
+        """Mark records as done, because the sink acknowledged or rejected them. Have the journal delete their rows."""
+        for record in records:
+            record.state = FINISHED[record.state]
+        self._delete_later([record for record in records if record.row is not None])
+        self._pending.discard_done_prefix()
+
+    def _delete_later(self, journaled: Sequence[EncodedRecord]) -> None:
+        if journaled:
+            self._parts.backlog.mark_deletable(journaled)
+            self.dirty.set()
+
+    def shrink_tail(self) -> None:
+        """If the tail exceeds its limit, remove journaled records from memory, have others journaled, or drop the oldest records."""
+        parts, tail, limit = self._parts, self._parts.tail, self._parts.limits.memory
+        while tail.bytes > limit and tail and tail.records[0].row is not None:
+            parts.backlog.append(tail.popleft())
+        if self.available and not parts.durable and not self._pending.busy and tail.bytes > limit:
+            # Write the batch in flight first: otherwise it would follow the backlog after a restart.
+            for record in (*parts.in_flight, *tail.older_half()):
+                if record.row is None:
+                    self.write_later(record)
+        # A journal that works gets time to catch up. One that hangs must not make the agent's memory grow.
+        limit_before_drop = 2 * limit if self.available else limit
+        if tail.bytes > limit_before_drop:
+            # Drop more than needed: otherwise each new record would drop another one.
+            dropped = tail.drop_oldest(tail.bytes - limit_before_drop + limit // 16)
+            self._pending.discard_all_done()
+            parts.count_dropped(DropReason.JOURNAL_UNAVAILABLE if parts.durable else DropReason.QUEUE_FULL, dropped)
+
+    # For the journal: its file.
+
+    def on_opened(
+        self,
+        stored: RowsSummary,
+        last_row: int,
+        copied: Sequence[EncodedRecord] = (),
+        copied_rows: Sequence[int] = (),
+    ) -> None:
+        """Use the rows of a newly opened journal file as the backlog. The records in memory follow the backlog, and are written again.
+
+        Args:
+            stored: summary of this queue's rows in the file.
+            last_row: the last row of the file.
+            copied: records in flight that were copied into the file when it was created.
+            copied_rows: the rows of `copied` in the file.
+        """
+        parts = self._parts
+        self.available = True
+        for record in parts.records_in_memory():
+            record.row, record.state = None, JOURNAL_REPLACED[record.state]
+        for record, row in zip(copied, copied_rows, strict=True):
+            record.row, record.state = row, COPIED[record.state]
+        parts.count_corrupt(parts.backlog.reset(stored, last_row, copied, copied_rows))
+        self._delete_later([record for record in copied if record.done])
+        unwritten = (record for record in parts.records_in_memory() if record.row is None)
+        self._pending.replace_waiting(unwritten if parts.durable else ())
+        parts.update_events()
+        if self._pending.has_waiting:
+            self.dirty.set()
+
+    def on_resumed(self) -> None:
+        """Use the journal again: its file works again."""
+        self.available = True
+        if self._pending.has_waiting:
+            self.dirty.set()
+
+    def on_hang(self, *, hangs: bool) -> None:
+        """Note whether a call to the journal's disk takes too long.
+
+        The journal is still in use, because a slow disk must not cost records.
+        """
+        self.hangs = hangs
+        if hangs:
+            self._parts.nonempty.set()
+
+    def skip_backlog(self) -> None:
+        """Leave the backlog on disk until the next start, because it cannot be read now. Continue with the records in memory."""
+        self._parts.backlog.skip()
+        self._parts.update_events()
+
+    # For the journal: its transactions.
+
+    @property
+    def has_writes(self) -> bool:
+        """True if the journal has records to write."""
+        return self._pending.has_waiting
+
+    def write_all_later(self) -> None:
+        """Have the journal write all records in memory, even if the queue is not durable: the agent is about to stop."""
+        in_memory = self._parts.records_in_memory()
+        self._pending.replace_waiting(record for record in in_memory if record.state is RecordState.QUEUED)
+
+    def start_write(self) -> list[EncodedRecord]:
+        """Return the records of the next transaction, oldest first. `on_committed` or `on_failed` must follow."""
+        return self._pending.start_transaction()
+
+    @property
+    def excess_bytes(self) -> int:
+        """How many bytes of the backlog the journal should drop; 0 if the queue's rows are within the disk limit.
+
+        It is more than the excess: otherwise each new record would drop another one.
+        """
+        limit = self._parts.limits.disk
+        excess = self._parts.backlog.bytes_over(limit)
+        after_row, last_row = self.droppable_rows
+        return excess + limit // 50 if excess > 0 and last_row > after_row else 0
+
+    @property
+    def droppable_rows(self) -> tuple[int, int]:
+        """The rows of the backlog that are not in flight: the row before the first of them, and the last of them."""
+        backlog = self._parts.backlog
+        return max([backlog.after_row, *(record.row or 0 for record in self._parts.in_flight)]), backlog.last_row
+
+    def on_committed(self, rows: Sequence[int], deletion: Deletion | None) -> None:
+        """Report that the journal committed a transaction.
+
+        Args:
+            rows: the rows of the records that `start_write` returned.
+            deletion: the delivered rows that the transaction deleted; None if it deleted none.
+        """
+        written = self._pending.commit_transaction(rows)
+        self._parts.backlog.stored.add(written)
+        self.written += len(written)
+        if deletion is not None:
+            self._parts.backlog.on_deleted(deletion)
+        self._delete_later([record for record in written if record.done])
+        self._pending.discard_done_prefix()
+        self._shrink_tail_if_full()
+        if self._pending.has_waiting or self.excess_bytes:
+            self.dirty.set()
+        self._parts.nonempty.set()
+
+    def on_failed(self, *, available: bool) -> None:
+        """Report that the journal failed, and that its transaction was rolled back.
+
+        Args:
+            available: whether the journal still works.
+        """
+        self._pending.fail_transaction()
+        self.available = available
+        self._parts.nonempty.set()
+        self._pending.discard_done_prefix()
+        self._shrink_tail_if_full()
+
+    def on_trimmed(self, deleted: RowsSummary, last_row: int) -> None:
+        """Report that the oldest rows of the backlog were deleted, because the limit was reached or the disk was full.
+
+        Args:
+            deleted: summary of the deleted rows.
+            last_row: the last deleted row.
+        """
+        self._parts.backlog.on_trimmed(deleted, last_row)
+        self._parts.update_events()
+        self._parts.count_deleted(deleted)
+
+    def _shrink_tail_if_full(self) -> None:
+        if self._parts.tail.bytes > self._parts.limits.memory:
+            self.shrink_tail()

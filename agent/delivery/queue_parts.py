@@ -1,0 +1,81 @@
+"""The records of a queue. The newest records are in memory; records that do not fit into memory are in the journal."""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from agent.delivery.backlog import DiskBacklog
+from agent.delivery.drops import DROP_REPORT_TYPE, DropLedger, DropReason
+from agent.delivery.memory import MemoryTail
+from agent.delivery.sizes import RowsSummary, total_bytes
+from agent.model.record import EncodedRecord
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How much a queue may hold.
+
+    Attributes:
+        memory: bytes in memory.
+        disk: bytes in the journal.
+    """
+
+    memory: int
+    disk: int
+
+
+class QueueParts:
+    """The three parts of a queue, from the oldest records to the newest: the batch in flight, the backlog on disk, the tail in memory."""
+
+    def __init__(self, name: str, limits: QueueLimits, drops: DropLedger, *, durable: bool) -> None:
+        self.name = name
+        self.limits = limits
+        self.durable = durable
+        """True if the journal stores every record; False if it stores only the records that do not fit into memory."""
+        self.in_flight: Sequence[EncodedRecord] = ()
+        """The batch that the sink is sending. Its records may be in the journal too."""
+        self.backlog = DiskBacklog()
+        self.tail = MemoryTail()
+        self.nonempty = asyncio.Event()
+        """Set when the sender should check whether it can send a record."""
+        self.empty = asyncio.Event()
+        """Set while the queue has no record."""
+        self.empty.set()
+        self._drops = drops
+
+    def __len__(self) -> int:
+        return len(self.in_flight) + self.backlog.waiting.records + len(self.tail)
+
+    def records_in_memory(self) -> Iterator[EncodedRecord]:
+        """Iterate over the records that are in memory, oldest first: the batch in flight and the tail."""
+        return chain(self.in_flight, self.tail.records)
+
+    @property
+    def memory_bytes(self) -> int:
+        """How many bytes of memory the records take."""
+        return self.tail.bytes + total_bytes(self.in_flight)
+
+    def update_events(self) -> None:
+        """Set `nonempty` and `empty` after records were added or removed."""
+        if self.in_flight or self.backlog or self.tail:
+            self.nonempty.set()
+            self.empty.clear()
+        else:
+            self.empty.set()
+
+    def count_dropped(self, reason: DropReason, records: Sequence[EncodedRecord]) -> None:
+        """Count records that were dropped from memory. If drop reports are among them, their drops are reported again."""
+        self._drops.add_records(self.name, reason, records, time.monotonic())
+        self._drops.restore_unreported(record.body for record in records if record.type == DROP_REPORT_TYPE)
+
+    def count_corrupt(self, records: int) -> None:
+        """Count records that cannot be read from the journal."""
+        self._drops.add(self.name, DropReason.CORRUPT, records, 0, 0, time.monotonic())
+
+    def count_deleted(self, deleted: RowsSummary) -> None:
+        """Count records that the journal deleted to make room. If drop reports are among them, their drops are reported again."""
+        times = deleted.first_ns, deleted.last_ns
+        self._drops.add(self.name, DropReason.QUEUE_FULL, deleted.records, *times, time.monotonic())
+        self._drops.restore_unreported(deleted.drop_reports)

@@ -1,0 +1,41 @@
+"""Workarounds for topics that rejected a batch: for some time they get smaller batches, or no timestamps."""
+
+import math
+import time
+
+
+class TopicWorkarounds:
+    """The topics with a workaround, and until when each workaround applies."""
+
+    def __init__(self, seconds: float) -> None:
+        """Set up without workarounds.
+
+        Args:
+            seconds: how long a workaround applies. After that, the sink tries again without the workaround.
+        """
+        self._seconds = seconds
+        self._max_batch_bytes: dict[str, tuple[int, float]] = {}  # with the end of the workaround, by time.monotonic
+        self._without_timestamps: dict[str, float] = {}  # until when, by time.monotonic
+
+    def limit_batches(self, topic: str, max_bytes: int) -> None:
+        """Send a topic batches of at most `max_bytes` bytes."""
+        self._max_batch_bytes[topic] = max_bytes, time.monotonic() + self._seconds
+
+    def max_batch_bytes(self, topic: str) -> float:
+        """Return the maximum bytes of a batch for a topic; infinite if there is no limit."""
+        max_bytes, until = self._max_batch_bytes.get(topic, (math.inf, math.inf))
+        return max_bytes if time.monotonic() < until else math.inf
+
+    def stop_timestamps(self, topic: str) -> bool:
+        """Send a topic no timestamps; return whether this is the first time for the topic."""
+        is_first = topic not in self._without_timestamps
+        self._without_timestamps[topic] = time.monotonic() + self._seconds
+        return is_first
+
+    def has_timestamps(self, topic: str) -> bool:
+        """Return whether records of a topic have timestamps."""
+        return time.monotonic() >= self._without_timestamps.get(topic, 0.0)
+
+    def topics_without_timestamps(self) -> list[str]:
+        """Return the topics whose records have no timestamps, sorted by name."""
+        return [topic for topic in sorted(self._without_timestamps) if not self.has_timestamps(topic)]

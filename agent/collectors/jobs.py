@@ -41,8 +41,8 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 def _to_sample(name: str, job: dict[str, Any]) -> Sample:
     values = _read(job)
-    if (goal := values.get("goal", 0)) > 0 and "progress" in values:
-        values["progress_ratio"] = min(1.0, max(0.0, values["progress"] / goal))
+    if (target := values.get("progress_target", 0)) > 0 and "progress" in values:
+        values["progress_ratio"] = min(1.0, max(0.0, values["progress"] / target))
     job_type = sanitize(as_text(job.get("type")), 64)
     return Sample(JOB, (sanitize(name) or "unknown", job_type or "unknown"), values)
 
@@ -57,10 +57,10 @@ def _derive(before: Poll, now: Poll) -> Sequence[Sample]:
 
 def _rate_fields(before: Sample | None, values: Values, seconds: float) -> Values:
     """Return a job's rate since the last poll, and the remaining time at this rate; `seconds` is the time since the last poll."""
-    if before is None or seconds <= 0 or not {"progress", "goal"} <= values.keys() & before.values.keys():
+    if before is None or seconds <= 0 or not {"progress", "progress_target"} <= values.keys() & before.values.keys():
         return {}
     rate = max(0.0, (values["progress"] - before.values["progress"]) / seconds)
-    remaining = max(0, values["goal"] - values["progress"])
+    remaining = max(0, values["progress_target"] - values["progress"])
     return {"progress_per_second": rate} | ({"remaining_seconds": remaining / rate} if rate > 0 else {})
 
 

@@ -1,4 +1,4 @@
-"""The metrics table's types: field, family of fields, sample. Pure."""
+"""The types of the metrics table: a field, a family of fields, and a sample. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -6,35 +6,35 @@ from enum import StrEnum, auto
 from typing import Any, NamedTuple
 
 Values = dict[str, Any]
-"""A sample's fields: numbers in base units, flags, texts. A value that QEMU did not report is absent."""
+"""A sample's fields by name: numbers in base units, flags, texts. A value that QEMU did not report is absent."""
 
 
 class Kind(StrEnum):
     """The type of a field, which decides how it is exported."""
 
     COUNTER = auto()
-    """A number that never falls during the process's life; a series."""
+    """A number that never falls while the QEMU process runs. It has a series."""
     GAUGE = auto()
-    """A number that rises and falls; a series."""
+    """A number that can rise and fall. It has a series."""
     FLAG = auto()
-    """True or false; a series of 1 or 0."""
+    """True or false. It has a series with the value 1 or 0."""
     STATE = auto()
-    """One value of an enumeration; a series with the value 1 and the enumeration's value in a label with the field's name."""
+    """A value of an enumeration. It has a series with the value 1; the label with the field's name has the enumeration's value."""
     NAME = auto()
-    """An identifier for joins with other series; a series with the value 1 and the identifier in a label with the field's name."""
+    """An identifier for joins with other series. It has a series with the value 1; the label with the field's name has the identifier."""
     HISTOGRAM = auto()
-    """Counts by duration, read from QEMU's BlockLatencyHistogramInfo; a histogram."""
+    """Counts of operations by duration, from QEMU's BlockLatencyHistogramInfo. It has a Prometheus histogram."""
     TEXT = auto()
-    """Text; in records only."""
+    """Text. It is in records only."""
     DETAIL = auto()
-    """JSON as QEMU sent it; in records only."""
+    """JSON as QEMU sent it. It is in records only."""
 
 
 COUNTER, GAUGE, FLAG, STATE, NAME, HISTOGRAM, TEXT, DETAIL = Kind
 
 
 class Unit(StrEnum):
-    """The unit that QEMU or the kernel uses; records and series use seconds, bytes and ratios."""
+    """The unit in which QEMU or the kernel reports a value. Records and series use base units: seconds, bytes and ratios."""
 
     BASE = ""
     NANOSECONDS = "ns"
@@ -45,19 +45,19 @@ class Unit(StrEnum):
     PERCENT = "%"
     TICKS = "clock ticks"
     KIBIBYTES = "kB"
-    """1024 bytes; the kernel's name for it."""
+    """1024 bytes. /proc calls this unit kB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One row: a field of a QMP reply or of a file in /proc or /sys.
+    """One row of the metrics table: a value that the agent reads from a QMP reply or from a file in /proc or /sys.
 
     Attributes:
-        path: the path in the reply's item, separated by dots.
-        name: the name in the record. The series has it too, after the family's prefix. Counters end in `_total`; units are base units.
-        kind: the type, which decides how it is exported.
-        help: the help text; the command and the path are added to it.
-        unit: the unit of the source.
+        path: where the value is: the keys of the reply's object and of its nested objects, separated by dots.
+        name: the name of the value in records. The name of the series is `qemu_<family>_` and this name. Counters end in `_total`.
+        kind: the type of the value, which decides whether and how it has a series.
+        help: the help text. In /metrics, the family's source and the path are added to it.
+        unit: the unit in which QEMU or the kernel reports the value.
     """
 
     path: str
@@ -73,14 +73,14 @@ class Family:
 
     Attributes:
         name: the family's name.
-        source: the QMP command, event or files that it is read from.
+        source: the QMP commands or the files that have the values.
         help: the help text of the family as a whole.
-        labels: the labels of its series in addition to those of the VM, `vm_uuid` and `vm`; a sample has their values in this order.
+        labels: names of the labels that its series have in addition to `vm_uuid` and `vm`; a sample has their values in this order.
         fields: the rows.
-        unavailable: numbers by which QEMU says that a value is unknown.
-        on_change: whether a record is emitted only after a change.
-        host_only: whether it is read from the host. Its samples do not show that QEMU responds.
-        per_host: whether its samples belong to the host, and not to a VM; its series then have no labels of a VM.
+        unavailable: numbers that QEMU sends in place of an unknown value.
+        on_change: whether a record is emitted only if a value has changed since the last record.
+        host_only: whether the values come from the host's kernel. Such a sample does not show that QEMU responds.
+        per_host: whether its samples belong to the host, and not to a VM. Its series then have no labels of a VM.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Family:
     host_only: bool = False
     per_host: bool = False
     type: str = field(init=False)
-    """The type of its samples' records."""
+    """The type of the records of its samples."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "type", f"qemu.sample.{self.name}")
@@ -108,12 +108,12 @@ class Family:
 
 
 class Sample(NamedTuple):
-    """The values of one subject from one poll.
+    """The values of one disk, vCPU, job or other subject in one poll.
 
     Attributes:
         family: the family that the values belong to.
-        labels: the values of the family's labels.
-        values: the fields.
+        labels: the values of the family's labels, which identify the subject; empty for the VM as a whole.
+        values: the fields by name.
     """
 
     family: Family
@@ -122,10 +122,10 @@ class Sample(NamedTuple):
 
     @property
     def subject(self) -> str:
-        """The subject of its record: the first label, or empty for the VM as a whole."""
+        """The `subject` of the sample's record: the value of the first label; empty for the VM as a whole."""
         return self.labels[0] if self.labels else ""
 
     @property
     def data(self) -> Values:
-        """The data of its record: the labels and the fields."""
+        """The `data` of the sample's record: the labels and the fields, by name."""
         return dict(zip(self.family.labels, self.labels, strict=True)) | self.values

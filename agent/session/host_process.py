@@ -119,7 +119,7 @@ class HostProcess:
         except (UnknownProcessError, TimeoutError) as error:
             self.close()
             cause = str(error) or f"the lookup on the host timed out after {HOST_TIMEOUT_SECONDS:g} s"
-            self.about = Sample(ABOUT, (), values | {"process_unknown": cause})
+            self.about = Sample(ABOUT, (), values | {"process_unknown_reason": cause})
             return dataclasses.replace(facts, process=None, vcpus=(), iothreads=(), cgroup=None, interfaces=())
         self.close()
         self._process = qemu.process

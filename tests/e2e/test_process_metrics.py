@@ -120,7 +120,7 @@ async def test_process_and_vcpu_metrics_of_a_busy_guest_match_proc(folder: Path,
         )
         io = dict(line.split(": ") for line in read(f"/proc/{pid}/io").splitlines())
         assert series.value("qemu_process_write_bytes_total", **of) == int(io["write_bytes"])
-        assert series.value("qemu_process_open_files", **of) == len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - a count
+        assert series.value("qemu_process_open_fds", **of) == len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - a count
         started = series.value("qemu_process_start_timestamp_seconds", **of)
         created = os.stat(f"/proc/{pid}").st_ctime  # noqa: PTH116 - of a process that runs
         assert started == pytest.approx(created, abs=60)
@@ -279,7 +279,7 @@ async def test_without_a_known_process_its_metrics_are_off_and_the_reason_is_rep
     async with AgentProcess(folder, {"monitors": [{"dial": address[0]}], "intervals": QUICK}) as agent:
         await agent.wait_for_record("sample.block", vm=guest.uuid)
         record = await agent.wait_for_record("sample.about", vm=guest.uuid)
-        assert record["data"]["process_unknown"].startswith("the monitor is not a Unix socket")
+        assert record["data"]["process_unknown_reason"].startswith("the monitor is not a Unix socket")
         await agent.wait_for_record("sample.block", vm=guest.uuid, since=agent.mark())
         names = (await agent.metrics()).names_of(guest.uuid)
         assert not [name for name in names if name.startswith(("qemu_process_", "qemu_vcpu_", "qemu_net_"))]

@@ -21,7 +21,7 @@ from agent.model.metrics import (
 )
 
 TRANSITIONS = (migration.MIGRATION_ENDED,)
-"""Families of transitions: records `qemu.<name>` without series."""
+"""Families whose records, `qemu.<name>`, report a change that a collector derived from two polls. They have no series."""
 
 _PARTS = (block, block_layers, pool, jobs, migration, memory, kvm, guest, inventory, runstate, host, about)
 

@@ -9,9 +9,19 @@ ABOUT = Family(
     (),
     (
         Field("machine", "machine", TEXT, "Machine type (qom-get: type of /machine)."),
-        Field("accelerator", "accelerator", TEXT, "Accelerator of the vCPUs: kvm, or other (query-kvm)."),
-        Field("pid", "pid", TEXT, "Process id on the host; absent if the process is not known."),
-        Field("process", "process_unknown", TEXT, "Reason why the process is not known; absent if it is known."),
+        Field(
+            "accelerator",
+            "accelerator",
+            TEXT,
+            "Accelerator of the vCPUs: `kvm`, or `other` for any other accelerator (query-kvm).",
+        ),
+        Field("pid", "pid", TEXT, "Process id on the host; absent if the process could not be identified."),
+        Field(
+            "process",
+            "process_unknown_reason",
+            TEXT,
+            "Reason why the process could not be identified; absent if it was identified.",
+        ),
         Field("labels", "labels", Kind.DETAIL, "Metadata from the VM's manager, selected by the config (labels)."),
     ),
     on_change=True,

@@ -10,7 +10,9 @@ BLOCK = Family(
     "I/O statistics of a disk, counted in QEMU's block backend since the device was plugged in; a migration resets them.",
     ("device",),
     (
-        Field("node-name", "node", TEXT, "Node name of the disk's top block node; snapshots and mirrors change it."),
+        Field(
+            "node-name", "node", TEXT, "Node name of the top block node of the disk; snapshots and mirrors change it."
+        ),
         Field("device", "backend", TEXT, "Name of the block backend, if it has one."),
         Field("qdev", "qdev", TEXT, "QOM path or id of the device, as QEMU reports it (QEMU 3.0)."),
         Field(
@@ -92,7 +94,7 @@ BLOCK = Family(
             "stats.failed_wr_operations",
             "failed_writes_total",
             COUNTER,
-            "Total number of failed writes, except those that werror=stop keeps for a retry.",
+            "Total number of failed writes, without the writes that QEMU retries because of werror=stop.",
         ),
         Field("stats.failed_flush_operations", "failed_flushes_total", COUNTER, "Total number of failed flushes."),
         Field(
@@ -141,13 +143,13 @@ BLOCK = Family(
             "stats.account_invalid",
             "account_invalid",
             DETAIL,
-            "Whether invalid operations are included in the idle time.",
+            "Whether the idle time counts invalid operations as accesses.",
         ),
         Field(
             "stats.account_failed",
             "account_failed",
             DETAIL,
-            "Whether failed operations are included in the latencies and the idle time.",
+            "Whether latencies include failed operations and the idle time counts them as accesses.",
         ),
         *(
             Field(
@@ -176,14 +178,14 @@ BLOCK = Family(
             "stats.wr_highest_offset",
             "write_highest_offset_bytes",
             GAUGE,
-            "End of the highest write on the top node since it was opened, in bytes.",
+            "Highest offset written in the top node since the node was opened, in bytes.",
         ),
         Field("parent.node-name", "storage_node", TEXT, "Node name of the storage layer under the top node."),
         Field(
             "parent.stats.wr_highest_offset",
             "storage_write_highest_offset_bytes",
             GAUGE,
-            "End of the highest write on the storage layer since it was opened, in bytes; for a thin volume, its allocated size.",
+            "Highest offset written in the storage layer since it was opened, in bytes; a lower bound of a thin volume's allocated size.",
         ),
         Field(
             "parent.driver-specific.discard-nb-ok",
@@ -227,7 +229,7 @@ BLOCK = Family(
 BLOCK_TIMED = Family(
     "block_timed",
     "query-blockstats",
-    "Latencies of a disk over the last interval, for each of the disk's `stats-intervals`; 0 if there were no requests.",
+    "Latencies of a disk over the last interval, for each interval in its option `stats-intervals`; 0 if there were no requests.",
     ("device", "interval"),
     (
         *(
@@ -255,7 +257,7 @@ BLOCK_TIMED = Family(
 BLOCK_BACKING = Family(
     "block_backing",
     "query-blockstats",
-    "A layer of a disk's backing chain. QEMU counts nothing there except the highest write offset.",
+    "A layer of the backing chain of a disk. QEMU counts nothing in these layers except the highest offset written.",
     ("device", "depth"),
     (
         Field("node-name", "node", TEXT, "Node name of the layer."),
@@ -263,14 +265,14 @@ BLOCK_BACKING = Family(
             "stats.wr_highest_offset",
             "write_highest_offset_bytes",
             GAUGE,
-            "End of the highest write on this layer since it was opened, in bytes.",
+            "Highest offset written in this layer since the layer was opened, in bytes.",
         ),
         Field("parent.node-name", "storage_node", TEXT, "Node name of the storage under this layer."),
         Field(
             "parent.stats.wr_highest_offset",
             "storage_write_highest_offset_bytes",
             GAUGE,
-            "End of the highest write on this layer's storage since it was opened, in bytes.",
+            "Highest offset written in the storage under this layer since the storage was opened, in bytes.",
         ),
     ),
 )
@@ -281,7 +283,7 @@ _DIRECTIONS = (("", "", "reads and writes together"), ("_rd", "read_", "reads"),
 BLOCK_DEVICE = Family(
     "block_device",
     "query-block",
-    "A disk as its device sees it: throttle limits, medium and I/O status.",
+    "The device of a disk: throttle limits, medium and I/O status.",
     ("device",),
     (
         Field("io-status", "io_status", STATE, "I/O status of the device: ok, failed, nospace."),
@@ -293,7 +295,7 @@ BLOCK_DEVICE = Family(
         Field("inserted.group", "throttle_group", TEXT, "Name of the throttle group that shares the limits."),
         Field(
             "inserted.iops_size",
-            "throttle_operation_bytes",
+            "throttle_iops_size_bytes",
             GAUGE,
             "Size in bytes above which one request counts as several operations; absent if every request counts as one.",
         ),
@@ -332,13 +334,13 @@ BLOCK_SPACE = Family(
             "layer",
             "measure",
             TEXT,
-            "`offset`: highest write offset in the block device; `allocated`: allocated size of the image file.",
+            "Measure of the used bytes: `offset` is the highest offset written, `allocated` the allocated size of the image file.",
         ),
         Field(
             "used_bytes",
             "used_bytes",
             GAUGE,
-            "Number of bytes used. With `offset` it is a lower bound, the highest write that QEMU or the agent saw; absent before one.",
+            "Number of bytes used. If the measure is `offset`, it is a lower bound, and absent before the first observed write.",
         ),
         Field("limit_bytes", "limit_bytes", GAUGE, "Number of bytes available in total."),
         Field("free_bytes", "free_bytes", GAUGE, "Number of bytes left."),
@@ -346,21 +348,28 @@ BLOCK_SPACE = Family(
             "growth_bytes_per_second",
             "growth_bytes_per_second",
             GAUGE,
-            "Growth over the last ten minutes in bytes per second.",
+            "Growth of the used bytes over the last ten minutes, in bytes per second.",
         ),
         Field(
             "time_to_full_seconds",
             "time_to_full_seconds",
             GAUGE,
-            "Time until the disk is full at that rate in seconds; absent while it does not grow.",
+            "Time in seconds until the disk is full, at the growth of the last ten minutes; absent while the disk does not grow.",
         ),
-        Field("exceeded_levels", "exceeded_levels", GAUGE, "Number of configured alert levels that are exceeded."),
-        Field("armed_threshold_bytes", "armed_threshold_bytes", GAUGE, "Write threshold that the agent set, in bytes."),
+        Field(
+            "exceeded_levels", "exceeded_levels", GAUGE, "Number of configured alert levels that the used bytes exceed."
+        ),
+        Field(
+            "armed_threshold_bytes",
+            "armed_threshold_bytes",
+            GAUGE,
+            "Write threshold that the agent set on the disk's node, in bytes.",
+        ),
         Field(
             "threshold_foreign",
             "threshold_foreign",
             FLAG,
-            "Whether another client uses the write threshold; the agent does not set it then.",
+            "Whether another client, such as libvirt, uses the write threshold of the disk's node. The agent does not set it then.",
         ),
     ),
 )

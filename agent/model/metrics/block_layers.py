@@ -1,4 +1,4 @@
-"""Layers of the disks of a guest: images, bitmaps and the names of the nodes."""
+"""Layers of the disks of a guest: images, dirty bitmaps, and names of block nodes."""
 
 from agent.model.family import DETAIL, FLAG, GAUGE, NAME, TEXT, Family, Field
 
@@ -12,14 +12,19 @@ BLOCK_LAYER = Family(
         Field("node-name", "node", TEXT, "Node name."),
         Field("drv", "driver", TEXT, "Block driver."),
         Field("file", "path", NAME, "Path or URL of the image."),
-        Field("image.virtual-size", "size_bytes", GAUGE, "Size of the image for the layer above, in bytes."),
+        Field("image.virtual-size", "size_bytes", GAUGE, "Virtual size of the image in bytes."),
         Field(
             "image.actual-size",
             "allocated_bytes",
             GAUGE,
             "Size that the host's file system has allocated for the image, in bytes.",
         ),
-        Field("image.cluster-size", "cluster_bytes", GAUGE, "Size of one cluster, the unit of allocation, in bytes."),
+        Field(
+            "image.cluster-size",
+            "cluster_bytes",
+            GAUGE,
+            "Size of one cluster in bytes; an image is allocated in clusters.",
+        ),
         Field(
             "write_threshold", "write_threshold_bytes", GAUGE, "Write threshold of the node in bytes; 0 if none is set."
         ),
@@ -39,14 +44,14 @@ BLOCK_LAYER = Family(
             "snapshot_list",
             "snapshots",
             DETAIL,
-            "Id, name, creation time and size of the VM state of each internal snapshot; truncated to the last ones.",
+            "Id, name, creation time and size of the VM state of each internal snapshot. A long list is truncated to the last snapshots.",
         ),
         Field("snapshots", "internal_snapshots", GAUGE, "Number of internal snapshots in the image."),
         Field("detect_zeroes", "detect_zeroes", TEXT, "Whether QEMU detects zero writes: off, on or unmap."),
         Field("backing_file_depth", "backing_depth", GAUGE, "Number of layers in the backing chain."),
         Field("cache.direct", "cache_direct", FLAG, "Whether the image bypasses the host's page cache."),
-        Field("cache.writeback", "cache_writeback", FLAG, "Whether writes complete before they are flushed."),
-        Field("cache.no-flush", "cache_no_flush", FLAG, "Whether flushes are ignored."),
+        Field("cache.writeback", "cache_writeback", FLAG, "Whether a write completes before it is flushed to storage."),
+        Field("cache.no-flush", "cache_no_flush", FLAG, "Whether QEMU ignores flushes."),
     ),
     on_change=True,
 )
@@ -54,7 +59,7 @@ BLOCK_LAYER = Family(
 BLOCK_BITMAP = Family(
     "block_bitmap",
     "query-named-block-nodes",
-    "A dirty bitmap on a layer of a disk, used for incremental backups (reported here since QEMU 4.2).",
+    "A dirty bitmap on a layer of a disk, for incremental backups (in query-named-block-nodes since QEMU 4.2).",
     ("device", "layer", "bitmap"),
     (
         Field("count", "dirty_bytes", GAUGE, "Number of bytes written since the bitmap was cleared."),
@@ -62,7 +67,12 @@ BLOCK_BITMAP = Family(
         Field("recording", "recording", FLAG, "Whether the bitmap records writes."),
         Field("busy", "busy", FLAG, "Whether a job or an export uses the bitmap."),
         Field("persistent", "persistent", FLAG, "Whether the bitmap is stored in the image."),
-        Field("inconsistent", "inconsistent", FLAG, "Whether the bitmap was not saved in time and is unusable."),
+        Field(
+            "inconsistent",
+            "inconsistent",
+            FLAG,
+            "Whether the bitmap is unusable, because it was not saved when the image was closed.",
+        ),
     ),
     on_change=True,
 )
@@ -70,8 +80,8 @@ BLOCK_BITMAP = Family(
 BLOCK_NAMES = Family(
     "block_names",
     "query-blockstats and query-named-block-nodes",
-    "Other names of a disk, which QEMU's events contain: QOM path, block backend, and nodes, including filters of jobs.",
+    "Other names of a disk that QEMU's events use: QOM path, block backend, and block nodes, also the filter nodes of jobs.",
     ("device",),
-    (Field("names", "names", DETAIL, "Names that belong to this disk alone."),),
+    (Field("names", "names", DETAIL, "Names of this disk. A name that several disks share is left out."),),
     on_change=True,
 )

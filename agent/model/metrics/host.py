@@ -1,6 +1,6 @@
 """Process, threads, cgroup and network interfaces of a VM, read from the host's kernel; QEMU receives no command for them.
 
-A path names the file and the kernel's field in it; agent/host/procfs.py names the fields of /proc/PID/stat.
+The path of a field is the name of the file and the kernel's name of the field; agent/host/procfs.py names the fields of /proc/PID/stat.
 """
 
 from agent.model.family import COUNTER, DETAIL, GAUGE, STATE, TEXT, Family, Field, Unit
@@ -13,13 +13,13 @@ KB = Unit.KIBIBYTES
 _THREAD = (
     Field("known.thread", "thread", DETAIL, "Thread id on the host."),
     Field(
-        "schedstat.run", "cpu_seconds_total", COUNTER, "Total time that the thread ran on a host CPU in seconds.", NS
+        "schedstat.run", "cpu_seconds_total", COUNTER, "Total time that the thread ran on a host CPU, in seconds.", NS
     ),
     Field(
         "schedstat.delay",
         "run_delay_seconds_total",
         COUNTER,
-        "Total time that the thread was runnable without a host CPU in seconds; the guest sees this as steal time.",
+        "Total time that the thread was ready to run but had no host CPU, in seconds; the guest sees this time as steal.",
         NS,
     ),
     Field(
@@ -36,7 +36,7 @@ _THREAD = (
         "stat.block_io_delay",
         "block_io_delay_seconds_total",
         COUNTER,
-        "Total time that the thread waited for host block devices in seconds; 0 without kernel delay accounting.",
+        "Total time that the thread waited for host block devices, in seconds; 0 if delay accounting is off in the host's kernel.",
         TICKS,
     ),
     Field("stat.processor", "host_cpu", GAUGE, "Number of the host CPU that the thread last ran on."),
@@ -46,7 +46,7 @@ _THREAD = (
 VCPU = Family(
     "vcpu",
     "/proc/PID/task/THREAD",
-    "A vCPU's thread, as the host's scheduler sees it.",
+    "The thread of a vCPU: how the host's kernel schedules it.",
     ("vcpu",),
     (
         *_THREAD,
@@ -71,7 +71,7 @@ VCPU = Family(
 IOTHREAD = Family(
     "iothread",
     "/proc/PID/task/THREAD",
-    "An I/O thread, as the host's scheduler sees it.",
+    "An I/O thread (iothread object): how the host's kernel schedules it.",
     ("iothread",),
     (
         *_THREAD,
@@ -104,7 +104,7 @@ IOTHREAD = Family(
 PROCESS = Family(
     "process",
     "/proc/PID",
-    "A VM's QEMU process. Values cover all its threads together, unless a field names one.",
+    "A VM's QEMU process. Values are of all its threads together, except where the text names the main thread.",
     (),
     (
         Field("known.pid", "pid", DETAIL, "Process id on the host."),
@@ -114,7 +114,7 @@ PROCESS = Family(
             GAUGE,
             "Start time of the process in seconds since the epoch.",
         ),
-        Field("known.cgroup", "cgroup", TEXT, "Path of its cgroup."),
+        Field("known.cgroup", "cgroup", TEXT, "Path of the process's cgroup."),
         Field(
             "stat.user",
             "user_seconds_total",
@@ -138,14 +138,14 @@ PROCESS = Family(
             "schedstat.run",
             "main_loop_cpu_seconds_total",
             COUNTER,
-            "Total time that the main thread ran on a host CPU in seconds.",
+            "Total time that the main thread ran on a host CPU, in seconds.",
             NS,
         ),
         Field(
             "schedstat.delay",
             "main_loop_run_delay_seconds_total",
             COUNTER,
-            "Total time that the main thread was runnable without a host CPU in seconds.",
+            "Total time that the main thread was ready to run but had no host CPU, in seconds.",
             NS,
         ),
         Field(
@@ -161,7 +161,9 @@ PROCESS = Family(
             "Total number of context switches in which the main thread was preempted.",
         ),
         Field("status.VmSize", "virtual_bytes", GAUGE, "Size of the address space in bytes.", KB),
-        Field("status.VmRSS", "resident_bytes", GAUGE, "Size of resident memory in bytes, without huge pages.", KB),
+        Field(
+            "status.VmRSS", "resident_bytes", GAUGE, "Size of resident memory in bytes, huge pages not included.", KB
+        ),
         Field("status.RssAnon", "resident_anonymous_bytes", GAUGE, "Size of resident anonymous memory in bytes.", KB),
         Field("status.RssFile", "resident_file_bytes", GAUGE, "Size of resident file mappings in bytes.", KB),
         Field(
@@ -188,9 +190,9 @@ PROCESS = Family(
             "io.cancelled_write_bytes",
             "cancelled_write_bytes_total",
             COUNTER,
-            "Total number of bytes counted as written but discarded before they reached storage.",
+            "Total number of bytes that `write_bytes_total` counts but that were discarded before they reached storage.",
         ),
-        Field("fd", "open_files", GAUGE, "Number of open file descriptors; absent without permission to count them."),
+        Field("fd", "open_fds", GAUGE, "Number of open file descriptors; absent without permission to count them."),
     ),
     host_only=True,
 )
@@ -198,7 +200,7 @@ PROCESS = Family(
 CGROUP = Family(
     "cgroup",
     "/sys/fs/cgroup",
-    "The cgroup (version 2) of a VM's process, with every process in it. Under libvirt it is the VM's own; elsewhere it may be shared.",
+    "The cgroup (version 2) of a VM's process, with all processes in it. libvirt makes one for each VM; otherwise VMs may share one.",
     (),
     (
         Field("path", "path", TEXT, "Path of the cgroup."),
@@ -214,69 +216,85 @@ CGROUP = Family(
             "memory.events.high",
             "memory_throttled_total",
             COUNTER,
-            "Total number of times that the cgroup was throttled at memory.high.",
+            "Total number of times that the cgroup was throttled because it exceeded memory.high.",
         ),
         Field(
             "memory.events.max",
             "memory_limit_reached_total",
             COUNTER,
-            "Total number of times that the cgroup reached its memory limit.",
+            "Total number of times that the cgroup was about to exceed its memory limit, memory.max.",
         ),
-        Field("memory.events.oom", "oom_total", COUNTER, "Total number of out-of-memory conditions."),
+        Field(
+            "memory.events.oom",
+            "oom_total",
+            COUNTER,
+            "Total number of times that an allocation was about to fail because the cgroup was at its memory limit.",
+        ),
         Field(
             "memory.events.oom_kill",
             "oom_kills_total",
             COUNTER,
-            "Total number of processes that the OOM killer killed.",
+            "Total number of processes of the cgroup that the OOM killer killed.",
         ),
-        Field("cpu.stat.usage_usec", "cpu_seconds_total", COUNTER, "Total CPU time in seconds.", US),
-        Field("cpu.stat.nr_periods", "cpu_periods_total", COUNTER, "Total number of periods of the CPU quota."),
+        Field(
+            "cpu.stat.usage_usec",
+            "cpu_seconds_total",
+            COUNTER,
+            "Total CPU time of all processes of the cgroup in seconds.",
+            US,
+        ),
+        Field(
+            "cpu.stat.nr_periods",
+            "cpu_periods_total",
+            COUNTER,
+            "Total number of periods in which the CPU quota (cpu.max) was enforced.",
+        ),
         Field(
             "cpu.stat.nr_throttled",
             "cpu_throttled_periods_total",
             COUNTER,
-            "Total number of periods in which the cgroup was throttled.",
+            "Total number of periods in which the CPU quota throttled the cgroup.",
         ),
         Field(
             "cpu.stat.throttled_usec",
             "cpu_throttled_seconds_total",
             COUNTER,
-            "Total time that the cgroup was throttled in seconds.",
+            "Total time that the CPU quota throttled the cgroup, in seconds.",
             US,
         ),
         Field(
             "cpu.pressure.some",
-            "cpu_pressure_seconds_total",
+            "pressure_cpu_waiting_seconds_total",
             COUNTER,
-            "Total time that at least one task waited for a CPU in seconds.",
+            "Total time that at least one process of the cgroup waited for a CPU, in seconds (PSI: some).",
             US,
         ),
         Field(
             "memory.pressure.some",
-            "memory_pressure_seconds_total",
+            "pressure_memory_waiting_seconds_total",
             COUNTER,
-            "Total time that at least one task waited for memory in seconds.",
+            "Total time that at least one process of the cgroup waited for memory, in seconds (PSI: some).",
             US,
         ),
         Field(
             "memory.pressure.full",
-            "memory_stall_seconds_total",
+            "pressure_memory_stalled_seconds_total",
             COUNTER,
-            "Total time that all tasks waited for memory in seconds.",
+            "Total time that all processes of the cgroup waited for memory at once, in seconds (PSI: full).",
             US,
         ),
         Field(
             "io.pressure.some",
-            "io_pressure_seconds_total",
+            "pressure_io_waiting_seconds_total",
             COUNTER,
-            "Total time that at least one task waited for I/O in seconds.",
+            "Total time that at least one process of the cgroup waited for I/O, in seconds (PSI: some).",
             US,
         ),
         Field(
             "io.pressure.full",
-            "io_stall_seconds_total",
+            "pressure_io_stalled_seconds_total",
             COUNTER,
-            "Total time that all tasks waited for I/O in seconds.",
+            "Total time that all processes of the cgroup waited for I/O at once, in seconds (PSI: full).",
             US,
         ),
     ),
@@ -286,23 +304,31 @@ CGROUP = Family(
 NET = Family(
     "net",
     "/sys/class/net/INTERFACE/statistics, or /proc/PID/net/dev if the process has its own network namespace",
-    "A tap or macvtap interface of a VM's process, counted by the host and named from the guest's side: `receive` is what the host sends.",
+    "A tap or macvtap interface of a VM's process, counted by the host. `receive` and `transmit` are from the guest's side.",
     ("interface",),
     (
         Field("known.kind", "kind", TEXT, "Type of the interface: tap or macvtap."),
-        Field("known.mac", "mac", TEXT, "MAC address of the guest's device; absent if the device is unknown."),
-        Field("known.device", "device", TEXT, "Id of the guest's device."),
-        Field("known.netdev", "netdev", TEXT, "Id of the device's network backend."),
+        Field(
+            "known.mac",
+            "mac",
+            TEXT,
+            "MAC address of the guest's network device; absent if the agent cannot find the device of the interface.",
+        ),
+        Field("known.device", "device", TEXT, "Id of the guest's network device."),
+        Field("known.netdev", "netdev", TEXT, "Id of the network backend (netdev) of the device."),
         Field("tx_bytes", "receive_bytes_total", COUNTER, "Total number of bytes sent to the guest."),
         Field("tx_packets", "receive_packets_total", COUNTER, "Total number of packets sent to the guest."),
         Field(
-            "tx_errors", "receive_errors_total", COUNTER, "Total number of errors on the host in packets to the guest."
+            "tx_errors",
+            "receive_errors_total",
+            COUNTER,
+            "Total number of packets to the guest that the host failed to send.",
         ),
         Field(
             "tx_dropped",
             "receive_drops_total",
             COUNTER,
-            "Total number of packets to the guest dropped because it did not read them in time.",
+            "Total number of packets to the guest that the host dropped, because the guest did not read them in time.",
         ),
         Field("rx_bytes", "transmit_bytes_total", COUNTER, "Total number of bytes that the guest sent."),
         Field("rx_packets", "transmit_packets_total", COUNTER, "Total number of packets that the guest sent."),
@@ -310,7 +336,7 @@ NET = Family(
             "rx_errors",
             "transmit_errors_total",
             COUNTER,
-            "Total number of errors on the host in packets from the guest.",
+            "Total number of packets from the guest that the host failed to receive.",
         ),
         Field(
             "rx_dropped",

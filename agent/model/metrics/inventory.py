@@ -1,4 +1,4 @@
-"""Devices and displays of a VM; a record is emitted at attach and after a change."""
+"""Devices and displays of a VM. A record is emitted when the VM is attached, and after each change."""
 
 from agent.model.family import DETAIL, GAUGE, TEXT, Family, Field
 
@@ -29,7 +29,7 @@ INVENTORY = Family(
 TPM = Family(
     "tpm",
     "query-tpm",
-    "A TPM.",
+    "A TPM of the guest.",
     ("tpm",),
     (
         Field("model", "model", TEXT, "Model that the guest sees, such as tpm-crb."),
@@ -56,7 +56,7 @@ VNC = Family(
         _CLIENTS,
         Field(
             "who",
-            "connected",
+            "client_list",
             DETAIL,
             "Connected clients: address, and the authenticated user or certificate if there is one.",
         ),
@@ -74,13 +74,18 @@ SPICE = Family(
         Field("host", "address", TEXT, "Address that the display listens on."),
         Field("port", "port", GAUGE, "Port number."),
         Field("tls-port", "tls_port", GAUGE, "Port number for TLS."),
-        Field("mouse-mode", "mouse_mode", TEXT, "Owner of the mouse pointer: client or server."),
+        Field(
+            "mouse-mode",
+            "mouse_mode",
+            TEXT,
+            "Side that determines the position of the mouse pointer: client or server.",
+        ),
         _CLIENTS,
         Field(
             "who",
-            "connected",
+            "client_list",
             DETAIL,
-            "Connected clients: address, types of the channels, and whether all of them use TLS.",
+            "Connected clients: address, types of the client's channels, and whether all of these channels use TLS.",
         ),
     ),
     on_change=True,

@@ -1,6 +1,6 @@
-"""KVM's statistics: a small selection, by their names in Linux.
+"""Some of KVM's statistics, by their names in Linux.
 
-The agent requests only these names. A kernel or an architecture without one of them omits it.
+The agent requests only these statistics. A kernel or an architecture that lacks one of them omits it.
 """
 
 from agent.model.family import COUNTER, GAUGE, Family, Field, Unit
@@ -14,7 +14,12 @@ KVM = Family(
         Field("pages_4k", "pages_4k", GAUGE, "Number of 4 KiB pages mapped for the guest."),
         Field("pages_2m", "pages_2m", GAUGE, "Number of 2 MiB pages mapped for the guest."),
         Field("pages_1g", "pages_1g", GAUGE, "Number of 1 GiB pages mapped for the guest."),
-        Field("remote_tlb_flush", "remote_tlb_flushes_total", COUNTER, "Total number of TLB flushes on all vCPUs."),
+        Field(
+            "remote_tlb_flush",
+            "remote_tlb_flushes_total",
+            COUNTER,
+            "Total number of times that KVM flushed the TLBs of all vCPUs.",
+        ),
     ),
 )
 
@@ -27,7 +32,7 @@ KVM_VCPU = Family(
         Field("exits", "exits_total", COUNTER, "Total number of exits from the guest."),
         Field("io_exits", "io_exits_total", COUNTER, "Total number of exits for port I/O."),
         Field("mmio_exits", "mmio_exits_total", COUNTER, "Total number of exits for memory-mapped I/O."),
-        Field("halt_exits", "halt_exits_total", COUNTER, "Total number of exits because the guest halted."),
+        Field("halt_exits", "halt_exits_total", COUNTER, "Total number of exits because the vCPU halted."),
         Field("signal_exits", "signal_exits_total", COUNTER, "Total number of exits to QEMU for a signal."),
         Field("irq_injections", "irq_injections_total", COUNTER, "Total number of interrupts injected into the guest."),
         Field("hypercalls", "hypercalls_total", COUNTER, "Total number of hypercalls."),

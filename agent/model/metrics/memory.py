@@ -7,14 +7,18 @@ BALLOON = Family(
     "query-balloon",
     "Size of the guest's memory after ballooning.",
     (),
-    (Field("actual", "actual_bytes", GAUGE, "Size of the RAM without the balloon in bytes."),),
+    (
+        Field(
+            "actual", "actual_bytes", GAUGE, "Size of the guest's RAM in bytes, without the part that the balloon took."
+        ),
+    ),
     on_change=True,
 )
 
 GUEST_MEMORY = Family(
     "guest_memory",
     "qom-get guest-stats",
-    "Memory statistics from the guest's balloon driver; only if guest-stats-polling-interval is set.",
+    "Memory statistics that the guest's balloon driver reports; only if guest-stats-polling-interval is set.",
     (),
     (
         Field(
@@ -24,23 +28,28 @@ GUEST_MEMORY = Family(
             "Time of the guest's last update in seconds since the epoch.",
         ),
         Field(
-            "stats.stat-total-memory", "total_bytes", GAUGE, "Size of memory that the guest's kernel manages in bytes."
+            "stats.stat-total-memory",
+            "total_bytes",
+            GAUGE,
+            "Size of the memory that the guest's kernel manages, in bytes.",
         ),
-        Field("stats.stat-free-memory", "free_bytes", GAUGE, "Size of unused memory in bytes."),
+        Field("stats.stat-free-memory", "free_bytes", GAUGE, "Size of the guest's unused memory in bytes."),
         Field(
             "stats.stat-available-memory",
             "available_bytes",
             GAUGE,
-            "Size of memory available without swapping in bytes.",
+            "Size of the memory that the guest can use without swapping, in bytes.",
         ),
         Field(
             "stats.stat-disk-caches",
             "disk_cache_bytes",
             GAUGE,
-            "Size of reclaimable caches in bytes (QEMU 2.12).",
+            "Size of the guest's caches that it can reclaim, in bytes (QEMU 2.12).",
         ),
-        Field("stats.stat-swap-in", "swap_in_bytes_total", COUNTER, "Total number of bytes swapped in."),
-        Field("stats.stat-swap-out", "swap_out_bytes_total", COUNTER, "Total number of bytes swapped out."),
+        Field("stats.stat-swap-in", "swap_in_bytes_total", COUNTER, "Total number of bytes that the guest swapped in."),
+        Field(
+            "stats.stat-swap-out", "swap_out_bytes_total", COUNTER, "Total number of bytes that the guest swapped out."
+        ),
         Field(
             "stats.stat-major-faults", "major_faults_total", COUNTER, "Total number of page faults with disk access."
         ),
@@ -51,13 +60,13 @@ GUEST_MEMORY = Family(
             "stats.stat-htlb-pgalloc",
             "hugetlb_allocations_total",
             COUNTER,
-            "Total number of huge pages allocated (QEMU 3.0).",
+            "Total number of huge pages that the guest allocated (QEMU 3.0).",
         ),
         Field(
             "stats.stat-htlb-pgfail",
             "hugetlb_failures_total",
             COUNTER,
-            "Total number of failed huge page allocations (QEMU 3.0).",
+            "Total number of huge pages that the guest failed to allocate (QEMU 3.0).",
         ),
         Field(
             "stats.stat-oom-kills",
@@ -69,31 +78,31 @@ GUEST_MEMORY = Family(
             "stats.stat-alloc-stalls",
             "allocation_stalls_total",
             COUNTER,
-            "Total number of stalled memory allocations (QEMU 9.2).",
+            "Total number of memory allocations of the guest that had to wait for reclaim (QEMU 9.2).",
         ),
         Field(
             "stats.stat-async-scans",
             "background_scans_total",
             COUNTER,
-            "Total number of pages scanned in the background (QEMU 9.2).",
+            "Total number of pages that the guest scanned for reclaim in the background (QEMU 9.2).",
         ),
         Field(
             "stats.stat-direct-scans",
             "direct_scans_total",
             COUNTER,
-            "Total number of pages scanned by allocations (QEMU 9.2).",
+            "Total number of pages that the guest scanned for reclaim during an allocation (QEMU 9.2).",
         ),
         Field(
             "stats.stat-async-reclaims",
             "background_reclaims_total",
             COUNTER,
-            "Total number of pages reclaimed in the background (QEMU 9.2).",
+            "Total number of pages that the guest reclaimed in the background (QEMU 9.2).",
         ),
         Field(
             "stats.stat-direct-reclaims",
             "direct_reclaims_total",
             COUNTER,
-            "Total number of pages reclaimed by allocations (QEMU 9.2).",
+            "Total number of pages that the guest reclaimed during an allocation (QEMU 9.2).",
         ),
     ),
     unavailable=frozenset({-1, 2**64 - 1}),
@@ -105,8 +114,15 @@ MEMORY = Family(
     "Size of the memory that a VM was given (QEMU 2.11).",
     (),
     (
-        Field("base-memory", "base_bytes", GAUGE, "Size of the memory at the start of the VM in bytes."),
-        Field("plugged-memory", "plugged_bytes", GAUGE, "Size of the memory in unpluggable devices in bytes."),
+        Field(
+            "base-memory", "base_bytes", GAUGE, "Size of the memory that the VM was started with (option -m), in bytes."
+        ),
+        Field(
+            "plugged-memory",
+            "plugged_bytes",
+            GAUGE,
+            "Size of the memory in devices that can be hot-unplugged, in bytes.",
+        ),
     ),
     on_change=True,
 )
@@ -119,17 +135,27 @@ MEMORY_DEVICE = Family(
     (
         Field("type", "kind", TEXT, "Type of the device."),
         Field("data.size", "size_bytes", GAUGE, "Size of the memory that the device gives to the guest, in bytes."),
-        Field("data.requested-size", "requested_bytes", GAUGE, "Requested size in bytes; virtio-mem (QEMU 5.1)."),
+        Field(
+            "data.requested-size",
+            "requested_bytes",
+            GAUGE,
+            "Size that the manager requested in bytes; for virtio-mem only (QEMU 5.1).",
+        ),
         Field(
             "data.max-size",
             "limit_bytes",
             GAUGE,
-            "Maximum size in bytes; virtio-mem (QEMU 5.1) and hv-balloon (QEMU 8.2).",
+            "Maximum size in bytes; for virtio-mem (QEMU 5.1) and hv-balloon (QEMU 8.2) only.",
         ),
-        Field("data.block-size", "block_bytes", GAUGE, "Size of one block in bytes; virtio-mem (QEMU 5.1)."),
+        Field(
+            "data.block-size",
+            "block_bytes",
+            GAUGE,
+            "Size in bytes of the unit in which the device changes its size; for virtio-mem only (QEMU 5.1).",
+        ),
         Field("data.node", "numa_node", GAUGE, "Number of the guest's NUMA node."),
-        Field("address", "address", DETAIL, "Physical address in the guest (addr or memaddr)."),
-        Field("data.slot", "slot", DETAIL, "Number of the slot; DIMMs and NVDIMMs."),
+        Field("address", "address", DETAIL, "Physical address of the memory in the guest (addr or memaddr)."),
+        Field("data.slot", "slot", DETAIL, "Number of the slot; for DIMMs and NVDIMMs only."),
         Field("data.memdev", "backend", TEXT, "QOM path of the memory backend."),
         Field("data.hotplugged", "hotplugged", Kind.FLAG, "Whether the device was hot-plugged."),
     ),
@@ -142,8 +168,8 @@ HV_BALLOON = Family(
     "Memory status of a Windows guest, reported through the Hyper-V balloon (QEMU 8.2).",
     (),
     (
-        Field("committed", "committed_bytes", GAUGE, "Size of committed memory in bytes."),
-        Field("available", "available_bytes", GAUGE, "Size of available memory in bytes."),
+        Field("committed", "committed_bytes", GAUGE, "Size of the guest's committed memory in bytes."),
+        Field("available", "available_bytes", GAUGE, "Size of the guest's available memory in bytes."),
     ),
     on_change=True,
 )
@@ -154,10 +180,10 @@ DIRTY_RATE = Family(
     "Rate at which the guest dirties its memory, if a client measured it with calc-dirty-rate (QEMU 5.2).",
     (),
     (
-        Field("status", "status", STATE, "Status of the measurement: measuring or measured."),
+        Field("status", "status", STATE, "Status of the measurement: `measuring` or `measured`."),
         Field("dirty-rate", "bytes_per_second", GAUGE, "Dirty rate in bytes per second.", Unit.MEBIBYTES),
-        Field("seconds", "measured_seconds", GAUGE, "Duration of the measurement in seconds."),
-        Field("mode", "mode", TEXT, "Method: page-sampling, dirty-ring or dirty-bitmap (QEMU 6.2)."),
+        Field("seconds", "measured_seconds", GAUGE, "Duration of the measurement of the dirty rate in seconds."),
+        Field("mode", "mode", TEXT, "Method of the measurement: page-sampling, dirty-ring or dirty-bitmap (QEMU 6.2)."),
     ),
     on_change=True,
 )
@@ -193,8 +219,8 @@ DUMP = Family(
     (),
     (
         Field("status", "status", STATE, "Status: active, completed or failed."),
-        Field("completed", "written_bytes", GAUGE, "Number of bytes written."),
-        Field("total", "size_bytes", GAUGE, "Total number of bytes to write."),
+        Field("completed", "written_bytes", GAUGE, "Number of bytes of the dump that are written."),
+        Field("total", "size_bytes", GAUGE, "Number of bytes of the whole dump."),
     ),
     on_change=True,
 )

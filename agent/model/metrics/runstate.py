@@ -14,7 +14,7 @@ RUNSTATE = Family(
             "since",
             "since_timestamp_seconds",
             GAUGE,
-            "Time of the first poll with this status, in seconds since the epoch; a status before the attach is not counted.",
+            "Time of the first poll with this status, in seconds since the epoch. The status may have begun before the agent attached.",
         ),
     ),
     on_change=True,

@@ -103,7 +103,7 @@ async def test_a_real_mirror_is_polled_while_it_runs_and_the_layers_after_its_en
         )
     assert len(observer.outcomes("jobs")) == job_polls
     running = [values for values in jobs_of(observer) if values["status"] == "running"]
-    assert all(values["goal"] >= 64 << 20 for values in running)
+    assert all(values["progress_target"] >= 64 << 20 for values in running)
     assert all(values["speed_limit_bytes_per_second"] in (0, 32 << 20) for values in running)
 
 

@@ -25,7 +25,7 @@ def test_a_disk_has_the_duration_of_its_bursts_and_the_size_of_an_operation() ->
     assert {
         "throttle_operations_burst_seconds": 60,
         "throttle_read_bytes_burst_seconds": 5,
-        "throttle_operation_bytes": 4096,
+        "throttle_iops_size_bytes": 4096,
     }.items() <= disk.values.items()
 
 
@@ -85,7 +85,7 @@ def test_a_spice_client_has_its_channels_and_whether_they_use_tls() -> None:
     ]
     (spice,) = collect("spice", {"enabled": True, "channels": channels})
     client = {"host": "192.0.2.1", "port": "5", "channels": ["99", "display", "main"], "tls": False}
-    assert spice.values["connected"] == [client]
+    assert spice.values["client_list"] == [client]
 
 
 def test_a_vnc_display_has_its_websockets_and_the_authentication_of_each_address() -> None:
@@ -99,4 +99,4 @@ def test_a_vnc_display_has_its_websockets_and_the_authentication_of_each_address
         {"host": "::", "port": "5900", "auth": "vencrypt", "vencrypt": "x509-sasl"},
         {"host": "::", "port": "5700", "auth": "sasl", "websocket": True},
     ]
-    assert vnc.values["connected"] == [{"host": "192.0.2.1", "port": "9", "websocket": True}]
+    assert vnc.values["client_list"] == [{"host": "192.0.2.1", "port": "9", "websocket": True}]

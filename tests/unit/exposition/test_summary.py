@@ -70,7 +70,13 @@ def test_a_migration_has_its_progress_and_its_remaining_time() -> None:
 
 
 def test_jobs_have_their_progress(source: OneVmSource) -> None:
-    values = {"status": "running", "progress": 300, "goal": 1000, "progress_ratio": 0.3, "remaining_seconds": 7}
+    values = {
+        "status": "running",
+        "progress": 300,
+        "progress_target": 1000,
+        "progress_ratio": 0.3,
+        "remaining_seconds": 7,
+    }
     source.put(JOB, 12, (("job0", "mirror"), values))
     progress = {"status": "running", "progress_ratio": 0.3, "remaining_seconds": 7}
     assert summary(source)["jobs"] == [{"job": "job0", "type": "mirror", **progress}]

@@ -88,7 +88,7 @@ async def test_an_old_qemus_figures_have_todays_names(old: FakeQemu, version: st
     assert migration["throughput_bytes_per_second"] == 33554432
     assert migration["cpu_throttle_ratio"] == 0.2
     (job,) = (values for (family, *_), values in figures.items() if family == "job")
-    assert (job["progress"], job["goal"], job["progress_ratio"]) == (256 << 20, 1 << 30, 0.25)
+    assert (job["progress"], job["progress_target"], job["progress_ratio"]) == (256 << 20, 1 << 30, 0.25)
     assert figures["about",]["accelerator"] == "kvm"
     assert figures["about",]["machine"].startswith("pc-i440fx-")
     if version == "5.2":

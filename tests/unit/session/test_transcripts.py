@@ -18,7 +18,7 @@ from tests.lab.snapshots import status
 from tests.lab.transcript import FOLDER, Transcript
 
 TRANSCRIPTS: Final = sorted(path.stem for path in FOLDER.glob("*.json"))
-MOVING: Final = {"since_timestamp_seconds", "process_unknown"}
+MOVING: Final = {"since_timestamp_seconds", "process_unknown_reason"}
 """Fields that depend on the time or on the process that plays QEMU."""
 
 

@@ -24,8 +24,9 @@ from agent.collectors import ALL, ALL_FEATURES
 from agent.config.model import Config
 from agent.exposition.prometheus import render
 from agent.exposition.series_limits import SeriesLimits
-from agent.model.events import ROWS, EventRow
-from agent.model.family import Family, Field, Kind, Sample
+from agent.model.event_row import EventRow
+from agent.model.events import ROWS
+from agent.model.family import Family, Field, FieldKind, Sample
 from agent.model.metrics import FAMILIES, TRANSITIONS
 from agent.model.metrics.about import ABOUT
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
@@ -105,11 +106,13 @@ def _family(family: Family) -> str:
 
 def _kind(field: Field) -> str:
     labeled = f"gauge: 1, with the label `{field.name}`"
-    return {Kind.FLAG: "gauge: 1 or 0", Kind.STATE: labeled, Kind.NAME: labeled}.get(field.kind, field.kind.value)
+    return {FieldKind.FLAG: "gauge: 1 or 0", FieldKind.STATE: labeled, FieldKind.NAME: labeled}.get(
+        field.kind, field.kind.value
+    )
 
 
 def _unit(field: Field) -> str:
-    return "" if field.kind in (Kind.FLAG, Kind.STATE, Kind.NAME) else _unit_of(field.name)
+    return "" if field.kind in (FieldKind.FLAG, FieldKind.STATE, FieldKind.NAME) else _unit_of(field.name)
 
 
 def _unit_of(name: str) -> str:

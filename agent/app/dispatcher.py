@@ -52,7 +52,7 @@ class SessionDispatcher:
     def on_event(self, record: Record) -> None:
         """Publish an event and update the snapshot."""
         self._publisher.publish(record)
-        self._snapshot.event(record)
+        self._snapshot.count_event(record)
 
     def on_event_read(self, event: Record) -> None:
         """Update the alerts at once. `on_event` gets repeated events later, coalesced into one record."""
@@ -71,14 +71,14 @@ class SessionDispatcher:
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Publish samples, and update the snapshot and the alerts. On-change families are published only if their values changed."""
-        changed = [s for s in samples if not (s.family.on_change and self._snapshot.values(vm, s) == s.values)]
-        self._snapshot.samples(vm, families, samples, time_ns)
+        changed = [s for s in samples if not (s.family.on_change and self._snapshot.stored_values(vm, s) == s.values)]
+        self._snapshot.replace_samples(vm, families, samples, time_ns)
         if changed:
             self._publisher.publish_samples(vm, changed, time_ns)
         self._storage.on_samples(vm, families, samples)
         if families[0].name.startswith("block"):
             spaces = self._alerts.on_block_samples(vm, families, samples, time_ns)
-            self._snapshot.samples(vm, (BLOCK_SPACE,), spaces, time_ns)
+            self._snapshot.replace_samples(vm, (BLOCK_SPACE,), spaces, time_ns)
         if RUNSTATE in families:
             self._alerts.on_run_state(vm, samples, time_ns)
         if MIGRATION in families:
@@ -90,14 +90,14 @@ class SessionDispatcher:
 
     def on_status(self, status: MonitorStatus) -> None:
         """Update the snapshot and log the new state of a monitor."""
-        self._snapshot.status(status)
+        self._snapshot.update_status(status)
         name = f"{status.vm.name} at {status.monitor.name}" if status.vm else status.monitor.name
         level = _LOG_LEVELS.get(status.state, logging.INFO)
         _log.log(level, "%s: %s%s", name, status.state.value, f": {status.reason}" if status.reason else "")
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
         """Remove a monitor from the snapshot."""
-        self._snapshot.ended(monitor.key)
+        self._snapshot.remove_monitor(monitor.key)
 
     def on_connection_refused(self, address: str, reason: str) -> None:
         """Count a refused connection to a `listen` address."""

@@ -92,8 +92,8 @@ class StorageMonitor:
     def _on_placed(self, vm: Vm, placements: Sequence[Placement]) -> None:
         self.registry.place(vm, placements, time.time())
         samples, time_ns = self.registry.storage_samples(vm), time.time_ns()
-        changed = [sample for sample in samples if self._snapshot.values(vm, sample) != sample.values]
-        self._snapshot.samples(vm, (BLOCK_STORAGE,), samples, time_ns)
+        changed = [sample for sample in samples if self._snapshot.stored_values(vm, sample) != sample.values]
+        self._snapshot.replace_samples(vm, (BLOCK_STORAGE,), samples, time_ns)
         for sample in changed:
             self._publish(Record(BLOCK_STORAGE.type, vm, sample.data, time_ns, sample.subject))
         for usage in self.registry.of_vm(vm):
@@ -172,7 +172,7 @@ class StorageMonitor:
         else:
             usage.error = str(reading)
         sample = usage.sample(now)
-        self._snapshot.host_sample(sample)
+        self._snapshot.replace_host_sample(sample)
         if time.monotonic() - self._published_at.get(key, float("-inf")) >= self.interval - SLACK_SECONDS:
             self._published_at[key] = time.monotonic()
             self._publish(Record(POOL.type, self._vm, sample.data, time.time_ns(), sample.subject))

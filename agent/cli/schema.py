@@ -6,8 +6,9 @@ from agent.alerts.rules import ALERTS
 from agent.alerts.threshold_types import DetectedBy
 from agent.config.model import Config
 from agent.delivery.drops import DropReason
-from agent.model.events import ROWS, Category
-from agent.model.family import Family, Field, Kind
+from agent.model.event_row import Category
+from agent.model.events import ROWS
+from agent.model.family import Family, Field, FieldKind
 from agent.model.metrics import FAMILIES, TRANSITIONS
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.record import Severity
@@ -15,12 +16,12 @@ from agent.model.record import Severity
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _NONEMPTY_TEXT = {"type": "string", "minLength": 1}
 
-_JSON_TYPES: dict[Kind, dict[str, Any]] = {
-    Kind.COUNTER: {"type": "number", "minimum": 0},
-    Kind.GAUGE: {"type": "number"},
-    Kind.FLAG: {"type": "boolean"},
-    Kind.STATE: {"type": "string"},
-    Kind.HISTOGRAM: {
+_JSON_TYPES: dict[FieldKind, dict[str, Any]] = {
+    FieldKind.COUNTER: {"type": "number", "minimum": 0},
+    FieldKind.GAUGE: {"type": "number"},
+    FieldKind.FLAG: {"type": "boolean"},
+    FieldKind.STATE: {"type": "string"},
+    FieldKind.HISTOGRAM: {
         "type": "object",
         "properties": {
             "boundaries_seconds": {"type": "array", "items": {"type": "number", "minimum": 0}},
@@ -30,9 +31,9 @@ _JSON_TYPES: dict[Kind, dict[str, Any]] = {
         "required": ["boundaries_seconds", "counts"],
         "additionalProperties": False,
     },
-    Kind.NAME: {"type": "string"},
-    Kind.TEXT: {"type": "string"},
-    Kind.DETAIL: {},
+    FieldKind.NAME: {"type": "string"},
+    FieldKind.TEXT: {"type": "string"},
+    FieldKind.DETAIL: {},
 }
 
 

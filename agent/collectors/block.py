@@ -12,12 +12,12 @@ from agent.collectors.block_graph import stable_name
 from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_TIMED
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 from agent.qmp.commands import Command
 
-_read_disk = Reader(BLOCK)
-_read_backing = Reader(BLOCK_BACKING)
-_read_timed = Reader(BLOCK_TIMED)
+_read_disk = FieldReader(BLOCK)
+_read_backing = FieldReader(BLOCK_BACKING)
+_read_timed = FieldReader(BLOCK_TIMED)
 
 _HISTOGRAMS = {f"{op}_latency_histogram": f"{op}_total_time_ns" for op in ("rd", "wr", "zone_append", "flush")}
 """The counter with the sum of a latency histogram, by the histogram's name."""

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
-from agent.model.events import device_name
+from agent.model.event_row import device_name
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_DEVICE
 from agent.model.metrics.block_layers import BLOCK_LAYER, BLOCK_NAMES

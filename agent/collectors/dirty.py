@@ -10,11 +10,11 @@ from agent.collectors.base import Collector, Facts, Intervals, Replies, optional
 from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.memory import DIRTY_RATE, VCPU_DIRTY
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 from agent.qmp.commands import Command
 
-_read = Reader(DIRTY_RATE)
-_read_vcpu = Reader(VCPU_DIRTY)
+_read = FieldReader(DIRTY_RATE)
+_read_vcpu = FieldReader(VCPU_DIRTY)
 
 _MAX_VCPUS = 4096
 

@@ -10,12 +10,12 @@ from agent.collectors.base import Collector, Replies, require_type
 from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.inventory import SPICE, VNC
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 from agent.model.record import sanitize
 from agent.qmp.commands import Command
 
-_read_vnc = Reader(VNC)
-_read_spice = Reader(SPICE)
+_read_vnc = FieldReader(VNC)
+_read_spice = FieldReader(SPICE)
 
 _MAX_DISPLAYS = 16
 _MAX_CLIENTS = 48

@@ -9,10 +9,10 @@ from agent.collectors.base import Collector, Replies
 from agent.collectors.block import disks_by_name
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK_DEVICE
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 from agent.qmp.commands import Command
 
-_read = Reader(BLOCK_DEVICE)
+_read = FieldReader(BLOCK_DEVICE)
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:

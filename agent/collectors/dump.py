@@ -6,10 +6,10 @@ from typing import Any
 from agent.collectors.base import Collector, Facts, Intervals, Replies, require_type
 from agent.model.family import Sample
 from agent.model.metrics.memory import DUMP
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 from agent.qmp.commands import Command
 
-_read = Reader(DUMP)
+_read = FieldReader(DUMP)
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:

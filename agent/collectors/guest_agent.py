@@ -12,13 +12,13 @@ from agent.collectors.base import Collector, Facts, Replies, on_event_only, opti
 from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_AGENT
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 from agent.qmp.commands import Command
 
 PORT_NAME = "org.qemu.guest_agent.0"
 """Name of the virtio serial port by which a guest agent finds its channel."""
 
-_read = Reader(GUEST_AGENT)
+_read = FieldReader(GUEST_AGENT)
 
 _LISTENING_SOCKET = re.compile(r"(disconnected:)?unix:(/.*),server(?:=on)?", re.DOTALL)
 """`filename` of a character device on a Unix socket that QEMU listens on (QEMU 2.6 to 11.1)."""

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from agent.collectors.base import Collector, Facts, Intervals, Replies, optional
 from agent.model.family import Sample
 from agent.model.metrics.memory import GUEST_MEMORY
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 from agent.qmp.commands import Command
 
-_read = Reader(GUEST_MEMORY)
+_read = FieldReader(GUEST_MEMORY)
 
 
 def _commands(facts: Facts) -> Sequence[Command]:

@@ -6,10 +6,10 @@ from typing import Any
 from agent.collectors.base import Collector, Replies, on_event_only, optional
 from agent.model.family import Sample
 from agent.model.metrics.memory import HV_BALLOON
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 from agent.qmp.commands import Command
 
-_read = Reader(HV_BALLOON)
+_read = FieldReader(HV_BALLOON)
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:

@@ -7,12 +7,12 @@ from agent.collectors.base import Collector, Facts, Replies, require_type
 from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.inventory import INVENTORY, TPM
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 from agent.model.record import sanitize
 from agent.qmp.commands import Command
 
-_read = Reader(INVENTORY)
-_read_tpm = Reader(TPM)
+_read = FieldReader(INVENTORY)
+_read_tpm = FieldReader(TPM)
 
 MAX_LISTED = 48
 """Maximum number of entries in one list, to keep the record small. The field `pci_devices` has the number of all PCI devices."""

@@ -11,11 +11,11 @@ from agent.collectors.base import Collector, Facts, Intervals, Poll, Replies, on
 from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.jobs import JOB
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 from agent.model.record import sanitize
 from agent.qmp.commands import Command
 
-_read = Reader(JOB)
+_read = FieldReader(JOB)
 
 MAX_JOBS = 256
 

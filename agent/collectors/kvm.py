@@ -12,7 +12,7 @@ from agent.collectors.base import Collector, Facts, Intervals, Replies, require_
 from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Family, Sample, Values
 from agent.model.metrics.kvm import KVM, KVM_VCPU
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 from agent.qmp.commands import Command
 
 
@@ -23,8 +23,8 @@ def _query_stats(target: str, family: Family) -> Command:
 
 # QEMU names the vCPUs of statistics by QOM path. query-cpus-fast has the number of the vCPU at each path.
 _COMMANDS = (_query_stats("vm", KVM), _query_stats("vcpu", KVM_VCPU), Command("query-cpus-fast"))
-_read = Reader(KVM)
-_read_vcpu = Reader(KVM_VCPU)
+_read = FieldReader(KVM)
+_read_vcpu = FieldReader(KVM_VCPU)
 
 _MAX_VCPUS = 4096
 

@@ -7,12 +7,12 @@ from agent.collectors.base import Collector, Replies, require_type
 from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample
 from agent.model.metrics.memory import MEMORY, MEMORY_DEVICE
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 from agent.model.record import sanitize
 from agent.qmp.commands import Command
 
-_read = Reader(MEMORY)
-_read_device = Reader(MEMORY_DEVICE)
+_read = FieldReader(MEMORY)
+_read_device = FieldReader(MEMORY_DEVICE)
 
 _MAX_DEVICES = 256  # QEMU has 256 slots
 

@@ -9,11 +9,11 @@ from typing import Any
 from agent.collectors.base import Collector, Facts, Intervals, Poll, Replies, Transition, require_type
 from agent.model.family import Sample, Values
 from agent.model.metrics.migration import INACTIVE_STATUSES, MIGRATION, MIGRATION_ENDED
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 from agent.model.record import Severity
 from agent.qmp.commands import Command
 
-_read = Reader(MIGRATION)
+_read = FieldReader(MIGRATION)
 
 _OLD_THROTTLE = "x-cpu-throttle-percentage"
 """Name of `cpu-throttle-percentage` in QEMU 2.5 to 2.9."""

@@ -8,10 +8,10 @@ from agent.host.procfs import Numbers, parse_net_dev, parse_single_number
 from agent.host.types import FileReply, FileRequest, Interface
 from agent.model.family import Sample
 from agent.model.metrics.host import NET
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 from agent.model.record import sanitize
 
-_read = Reader(NET)
+_read = FieldReader(NET)
 
 _COUNTERS = [f"{direction}_{what}" for direction in ("rx", "tx") for what in ("bytes", "packets", "errors", "dropped")]
 

@@ -15,14 +15,14 @@ from agent.collectors.block_graph import FILTERS, BlockGraph
 from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.block_layers import BLOCK_BITMAP, BLOCK_LAYER, BLOCK_NAMES
-from agent.model.reader import MAX_DETAIL_BYTES, Reader
+from agent.model.reader import MAX_DETAIL_BYTES, FieldReader
 from agent.model.record import sanitize
 from agent.qmp.commands import Command
 from agent.qmp.errors import UnexpectedReplyError
 
-_read = Reader(BLOCK_LAYER)
-_read_bitmap = Reader(BLOCK_BITMAP)
-_read_names = Reader(BLOCK_NAMES)
+_read = FieldReader(BLOCK_LAYER)
+_read_bitmap = FieldReader(BLOCK_BITMAP)
+_read_names = FieldReader(BLOCK_NAMES)
 
 _QUERY_STATS = Command("query-blockstats")
 

@@ -8,10 +8,10 @@ from agent.host.procfs import family_numbers_parser, group_by_subject, parse_pre
 from agent.host.types import FileReply, FileRequest
 from agent.model.family import Sample
 from agent.model.metrics.host import CGROUP, PROCESS
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 
-_read_process = Reader(PROCESS)
-_read_cgroup = Reader(CGROUP)
+_read_process = FieldReader(PROCESS)
+_read_cgroup = FieldReader(CGROUP)
 
 _CGROUP_PARSERS = {
     "memory.current": parse_single_number,

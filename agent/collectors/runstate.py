@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from agent.collectors.base import Collector, Poll, Replies, on_event_only, require_type
 from agent.model.family import Sample
 from agent.model.metrics.runstate import RUNSTATE
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 from agent.qmp.commands import Command
 
-_read = Reader(RUNSTATE)
+_read = FieldReader(RUNSTATE)
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:

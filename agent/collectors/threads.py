@@ -7,7 +7,7 @@ from agent.host.procfs import group_by_subject
 from agent.host.types import FileRequest, Task
 from agent.model.family import Family, Sample
 from agent.model.metrics.host import IOTHREAD, VCPU
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 
 
 def _files_of_threads(tasks: Sequence[Task]) -> list[FileRequest]:
@@ -16,7 +16,7 @@ def _files_of_threads(tasks: Sequence[Task]) -> list[FileRequest]:
 
 def _collect_family(family: Family) -> Callable[[Replies], Iterable[Sample]]:
     """Return the function that turns replies into samples of this family."""
-    read = Reader(family)
+    read = FieldReader(family)
 
     def collect(replies: Replies) -> Iterable[Sample]:
         for task, files in group_by_subject(replies):

@@ -1,6 +1,6 @@
 """The VMs' series in Prometheus' text format 0.0.4, rendered from the snapshot. Pure.
 
-A subject's labels are rendered once; a scrape joins them with the values. A scrape sends no command to QEMU.
+The labels of a disk or another subject are rendered once; a scrape joins them with the values. A scrape sends no command to QEMU.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,14 +8,14 @@ from functools import cache
 from itertools import accumulate, chain
 
 from agent.exposition.rates import Subjects
-from agent.exposition.snapshot import Snapshot, VmView, escape
-from agent.model.family import Family, Field, Kind, Values
+from agent.exposition.snapshot import Snapshot, VmView, escape_label
+from agent.model.family import Family, Field, FieldKind, Values
 from agent.model.metrics import FAMILIES
 from agent.model.metrics.about import ABOUT
 from agent.session.api import MonitorState
 
-Row = tuple[str, Values]
-"""A subject as its labels in the text format, without braces, and its values."""
+LabeledValues = tuple[str, Values]
+"""A subject's labels in the text format, without braces, and its values by field name."""
 
 
 def render(snapshot: Snapshot) -> str:
@@ -26,7 +26,8 @@ def render(snapshot: Snapshot) -> str:
 def render_chunks(snapshot: Snapshot) -> Iterator[str]:
     """Return the text of all series in chunks.
 
-    All values are those at the time of the call, even if the caller takes long to read the chunks: stored samples are never modified.
+    All values are those at the time of the call, however long the caller takes to read the chunks, because stored samples are never
+    modified.
     """
     views = [view for _, view in snapshot.views()]
     families = [
@@ -37,65 +38,69 @@ def render_chunks(snapshot: Snapshot) -> Iterator[str]:
     samples = (
         text
         for family, subjects in families
-        for text in _render_family(family, [*_rows(family, subjects), *_host_rows(family, host.get(family.name, {}))])
+        for text in _render_family(
+            family, [*_vm_rows(family, subjects), *_host_rows(family, host.get(family.name, {}))]
+        )
     )
-    return chain(_vm_series(views), _monitor_series(snapshot), samples)
+    return chain(_render_vm_metrics(views), _render_monitor_metrics(snapshot), samples)
 
 
-LineRenderer = Callable[[Sequence[Row]], list[str]]
-"""Renders the lines of one metric from all subjects."""
+LineRenderer = Callable[[Sequence[LabeledValues]], list[str]]
+"""Returns the lines of one metric for all subjects."""
 
 
-def _rows(family: Family, subjects_by_vm: list[tuple[VmView, Subjects]]) -> Iterator[Row]:
-    return (row for view, subjects in subjects_by_vm for row in view.labeled(family, subjects))
+def _vm_rows(family: Family, subjects_by_vm: list[tuple[VmView, Subjects]]) -> Iterator[LabeledValues]:
+    return (row for view, subjects in subjects_by_vm for row in view.labeled_values(family, subjects))
 
 
-def _host_rows(family: Family, subjects: Subjects) -> Iterator[Row]:
+def _host_rows(family: Family, subjects: Subjects) -> Iterator[LabeledValues]:
     for labels, values in subjects.items():
-        own = zip(family.labels, labels, strict=True)
-        yield ",".join(f'{name}="{escape(value)}"' for name, value in own), values
+        subject_labels = zip(family.labels, labels, strict=True)
+        yield ",".join(f'{name}="{escape_label(value)}"' for name, value in subject_labels), values
 
 
-def _render_family(family: Family, rows: list[Row]) -> Iterator[str]:
-    for header, render_lines in _metrics_of(family) if rows else ():
+def _render_family(family: Family, rows: list[LabeledValues]) -> Iterator[str]:
+    for header, render_lines in _metrics_of_family(family) if rows else ():
         if lines := render_lines(rows):
             yield header + "".join(lines)
 
 
 @cache
-def _metrics_of(family: Family) -> list[tuple[str, LineRenderer]]:
+def _metrics_of_family(family: Family) -> list[tuple[str, LineRenderer]]:
     """Return the header and the line renderer of each metric of a family. They do not change between scrapes."""
     return [
         (
-            _header(family.series(field), _type(field), f"{field.help} ({family.source}: {field.path})"),
-            _RENDERERS.get(field.kind, _number_lines)(family.series(field), field.name),
+            _render_header(
+                family.series(field), _prometheus_type(field), f"{field.help} ({family.source}: {field.path})"
+            ),
+            _RENDERERS.get(field.kind, _number_renderer)(family.series(field), field.name),
         )
         for field in family.exported_fields()
     ]
 
 
-def _type(field: Field) -> str:
-    return field.kind.value if field.kind in (Kind.COUNTER, Kind.HISTOGRAM) else "gauge"
+def _prometheus_type(field: Field) -> str:
+    return field.kind.value if field.kind in (FieldKind.COUNTER, FieldKind.HISTOGRAM) else "gauge"
 
 
-def _number_lines(name: str, key: str) -> LineRenderer:
+def _number_renderer(name: str, key: str) -> LineRenderer:
     # + makes True 1
     return lambda rows: [f"{name}{{{labels}}} {+values[key]!r}\n" for labels, values in rows if key in values]
 
 
-def _state_lines(name: str, key: str) -> LineRenderer:
+def _state_renderer(name: str, key: str) -> LineRenderer:
     return lambda rows: [
-        f'{name}{{{labels},{key}="{escape(values[key])}"}} 1\n' for labels, values in rows if key in values
+        f'{name}{{{labels},{key}="{escape_label(values[key])}"}} 1\n' for labels, values in rows if key in values
     ]
 
 
-def _histogram_lines(name: str, key: str) -> LineRenderer:
+def _histogram_renderer(name: str, key: str) -> LineRenderer:
     return lambda rows: [
-        line for labels, values in rows if key in values for line in _histogram(name, labels, values[key])
+        line for labels, values in rows if key in values for line in _render_histogram(name, labels, values[key])
     ]
 
 
-def _histogram(name: str, labels: str, value: Values) -> Iterator[str]:
+def _render_histogram(name: str, labels: str, value: Values) -> Iterator[str]:
     counts = list(accumulate(value["counts"]))
     for bound, count in zip((*map(repr, value["boundaries_seconds"]), "+Inf"), counts, strict=True):
         yield f'{name}_bucket{{{labels},le="{bound}"}} {count}\n'
@@ -104,78 +109,85 @@ def _histogram(name: str, labels: str, value: Values) -> Iterator[str]:
     yield f"{name}_count{{{labels}}} {counts[-1]}\n"
 
 
-_RENDERERS = {Kind.STATE: _state_lines, Kind.NAME: _state_lines, Kind.HISTOGRAM: _histogram_lines}
+_RENDERERS = {
+    FieldKind.STATE: _state_renderer,
+    FieldKind.NAME: _state_renderer,
+    FieldKind.HISTOGRAM: _histogram_renderer,
+}
 
 
-def _header(name: str, kind: str, text: str) -> str:
+def _render_header(name: str, kind: str, text: str) -> str:
     text = text.replace("\\", r"\\")
     return f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
 
 
-def _metric(name: str, kind: str, text: str, rows: Iterable[tuple[str, float]]) -> str:
-    """Return a metric's text.
+def _render_metric(name: str, kind: str, text: str, rows: Iterable[tuple[str, float]]) -> str:
+    """Return the text of one metric.
 
     Args:
-        name: its name.
-        kind: its type.
-        text: its help.
+        name: the metric's name.
+        kind: the metric's type, such as `gauge`.
+        text: the help text.
         rows: labels in the text format and value of each series.
     """
-    return _header(name, kind, text) + "".join([f"{name}{{{labels}}} {+value!r}\n" for labels, value in rows])
+    return _render_header(name, kind, text) + "".join([f"{name}{{{labels}}} {+value!r}\n" for labels, value in rows])
 
 
-def _vm_series(views: list[VmView]) -> Iterator[str]:
-    """Yield the series of the sessions' own state."""
+def _render_vm_metrics(views: list[VmView]) -> Iterator[str]:
+    """Yield the metrics of each VM that no family has."""
     if not views:
         return
-    yield _metric(
-        "qemu_vm_info", "gauge", "1 for each attached VM, with labels for joins.", [(_info(view), 1) for view in views]
+    yield _render_metric(
+        "qemu_vm_info",
+        "gauge",
+        "1 for each attached VM; the labels describe the VM.",
+        [(_info_labels(view), 1) for view in views],
     )
     up = [(view.labels, view.status.state is MonitorState.UP) for view in views]
-    yield _metric(
-        "qemu_vm_up", "gauge", "Whether the VM answers in time; 0 is stalled. A VM that is gone has no series.", up
+    yield _render_metric(
+        "qemu_vm_up", "gauge", "1 if the VM answers in time, 0 if it is stalled. A VM that is gone has no series.", up
     )
     dropped = [(view.labels, total) for view in views if (total := view.dropped_subjects.total())]
     if dropped:
-        text = "Number of disks, vCPUs, jobs and other subjects without series, because the VM exceeds its limits (config: limits)."
-        yield _metric("qemu_vm_series_limit_dropped_subjects", "gauge", text, dropped)
+        text = "Number of disks, vCPUs, jobs and other subjects that have no series, because the VM exceeds its limits (config: limits)."
+        yield _render_metric("qemu_vm_series_limit_dropped_subjects", "gauge", text, dropped)
     responses = [(view.labels, view.last_response_ns / 1e9) for view in views if view.last_response_ns]
     if responses:
-        yield _metric(
+        yield _render_metric(
             "qemu_vm_last_response_timestamp_seconds",
             "gauge",
             "Time of the VM's last response, in seconds since the epoch.",
             responses,
         )
     degraded = [
-        (f'{view.labels},collector="{escape(collector)}"', 1) for view in views for collector, _ in view.status.degraded
+        (f'{view.labels},collector="{escape_label(collector)}"', 1)
+        for view in views
+        for collector, _ in view.status.degraded
     ]
     if degraded:
-        text = (
-            "1 for each collector of a VM that is off for a growing time, because its last answers could not be read."
-        )
-        yield _metric("qmp_agent_collector_degraded", "gauge", text, degraded)
+        text = "1 for each collector of a VM that runs less often, because the agent could not read QEMU's last answers to it."
+        yield _render_metric("qmp_agent_collector_degraded", "gauge", text, degraded)
     events = [(f'{view.labels},event="{name}"', count) for view in views for name, count in sorted(view.events.items())]
     if events:
-        text = "Total number of events since the VM was attached; a lower bound, because QEMU coalesces some."
-        yield _metric("qemu_vm_events_total", "counter", text, events)
+        text = "Total number of events since the VM was attached; a lower bound, because QEMU coalesces some events."
+        yield _render_metric("qemu_vm_events_total", "counter", text, events)
 
 
-def _monitor_series(snapshot: Snapshot) -> Iterator[str]:
-    """Yield the state of each monitor, with or without a VM."""
+def _render_monitor_metrics(snapshot: Snapshot) -> Iterator[str]:
+    """Yield the metric of each monitor's state. A monitor need not have a VM."""
     states = [
-        (f'monitor="{escape(status.monitor.name)}",state="{status.state.value}"', 1)
+        (f'monitor="{escape_label(status.monitor.name)}",state="{status.state.value}"', 1)
         for status in snapshot.monitors.values()
     ]
     if states:
-        yield _metric("qmp_agent_monitor_state", "gauge", "1 for each monitor and its present state.", states)
+        yield _render_metric("qmp_agent_monitor_state", "gauge", "1 for each monitor and its present state.", states)
 
 
-def _info(view: VmView) -> str:
+def _info_labels(view: VmView) -> str:
     build = view.status.build
     version, package = (build.version, build.package) if build is not None else ("", "")
     monitor = view.status.vm.monitor if view.status.vm is not None else ""
     about = view.polls[ABOUT.name].current.get((), {}) if ABOUT.name in view.polls else {}
     labels = {"qemu_version": version, "qemu_package": package, "monitor": monitor}
     labels |= {name: about.get(name, "") for name in ("machine", "accelerator", "pid")} | about.get("labels", {})
-    return ",".join((view.labels, *(f'{name}="{escape(value)}"' for name, value in labels.items() if value)))
+    return ",".join((view.labels, *(f'{name}="{escape_label(value)}"' for name, value in labels.items() if value)))

@@ -1,7 +1,7 @@
-"""Rates of counters between a family's last two polls. Pure.
+"""Rates of counters between the last two polls of a family. Pure.
 
-The agent computes rates itself, so that a new page and `qmp-agent top --once` show them at once. It keeps only the previous poll's
-counters, packed as plain numbers. As Python objects they would take a tenth of a VM's memory.
+The agent computes rates itself, so that a new page and `qmp-agent top --once` show them at once. For the previous poll it stores only
+counters, packed as plain numbers, because Python objects would take a tenth of a VM's memory.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from struct import Struct
 
 from agent.model.family import Sample, Values
-from agent.model.reader import Getter, getter
+from agent.model.reader import Getter, make_getter
 
 MIN_INTERVAL_NS = 500_000_000
 """Minimum time between the two polls of a rate, because a rate over a few milliseconds is noise."""
@@ -18,27 +18,29 @@ MAX_LAYOUTS = 1024
 """Maximum number of layouts in the cache that all VMs share."""
 
 Labels = tuple[str, ...]
+"""Values of a family's labels, which identify a subject such as a disk."""
 Subjects = dict[Labels, Values]
+"""The values of each subject in one poll."""
 
 
 class _CounterLayout:
-    """The counters among a subject's values, and their packed form."""
+    """How the counters among a subject's values are packed into bytes, as floating-point numbers."""
 
     def __init__(self, names: Iterable[str]) -> None:
         counters = [name for name in names if name.endswith("_total")]
         self.positions = {name: position for position, name in enumerate(counters)}
         self.packing = Struct(f"{len(counters)}d")
-        self.select: Getter = getter(counters) if counters else tuple
+        self.select: Getter = make_getter(counters) if counters else tuple
 
 
 PackedCounters = tuple[_CounterLayout, bytes]
 
-_NONE: dict[Labels, PackedCounters] = {}
+_NO_COUNTERS: dict[Labels, PackedCounters] = {}
 """Shared empty dict: most families have no counters."""
 
 
 class CounterLayouts:
-    """A bounded cache of layouts by the values' names. A QEMU process keeps the order of its fields."""
+    """A bounded cache of layouts, by the names of the values in the order in which a QEMU process always sends them."""
 
     def __init__(self, max_layouts: int = MAX_LAYOUTS) -> None:
         self._max_layouts = max_layouts
@@ -48,7 +50,7 @@ class CounterLayouts:
         return len(self._layouts)
 
     def pack(self, values: Values) -> PackedCounters | None:
-        """Return the counters among a subject's values; None if it has none."""
+        """Return the counters among a subject's values; None if there are no counters."""
         names = tuple(values)
         layout = self._layouts.get(names)
         if layout is None:
@@ -63,12 +65,12 @@ _SHARED_LAYOUTS = CounterLayouts()
 
 @dataclass(slots=True)
 class PollPair:
-    """A family's last two polls.
+    """The last two polls of one family of a VM.
 
     Attributes:
         time_ns: time of the last poll, nanoseconds since the epoch.
-        current: the last poll's values by labels.
-        previous_ns: time of the previous poll, nanoseconds since the epoch; 0 if there is none.
+        current: the values of each subject in the last poll.
+        previous_ns: time of the poll before the last one, nanoseconds since the epoch; 0 if there is none.
         limits: the series limits that were applied to the last poll.
         layouts: the cache of layouts, shared with other polls.
     """
@@ -78,24 +80,24 @@ class PollPair:
     previous_ns: int = 0
     limits: object = None
     layouts: CounterLayouts = field(default=_SHARED_LAYOUTS, repr=False)
-    _previous: dict[Labels, PackedCounters] = field(default_factory=lambda: _NONE)
+    _previous: dict[Labels, PackedCounters] = field(default_factory=lambda: _NO_COUNTERS)
 
     def is_current(self, samples: Sequence[Sample]) -> bool:
-        """Return whether these are the same sample objects as those of the last poll."""
+        """Return whether the values of these samples are the stored objects of the last poll."""
         return len(samples) == len(self.current) and all(
             self.current.get(sample.labels) is sample.values for sample in samples
         )
 
     def update(self, subjects: Subjects, time_ns: int) -> None:
-        """Store a new poll. If it follows the last poll too soon, rates still start at the previous poll."""
+        """Store a new poll. If it follows the last poll within `MIN_INTERVAL_NS`, rates still start at the poll before that."""
         if time_ns - self.time_ns >= MIN_INTERVAL_NS:
             pack = self.layouts.pack
             counters = {labels: packed for labels, values in self.current.items() if (packed := pack(values))}
-            self.previous_ns, self._previous = self.time_ns, counters or _NONE
+            self.previous_ns, self._previous = self.time_ns, counters or _NO_COUNTERS
         self.time_ns, self.current = time_ns, subjects
 
     def rates(self, labels: Labels, names: Iterable[str]) -> dict[str, float]:
-        """Return the increase per second of a subject's counters, without counters that restarted or that one poll lacks."""
+        """Return the increase per second of a subject's counters. Counters that restarted, or that one of the polls lacks, are left out."""
         values, packed = self.current.get(labels), self._previous.get(labels)
         if values is None or packed is None or self.time_ns <= self.previous_ns:
             return {}
@@ -108,12 +110,12 @@ class PollPair:
                 rates[name] = rise / seconds
         return rates
 
-    def total(self, name: str) -> float | None:
-        """Return the sum of a counter's rates over all subjects; None if no rate is known."""
-        return self.totals((name,)).get(name)
+    def total_rate(self, name: str) -> float | None:
+        """Return the sum of a counter's rates over all subjects; None if no subject has a rate."""
+        return self.total_rates((name,)).get(name)
 
-    def totals(self, names: Collection[str]) -> dict[str, float]:
-        """Return the sum over all subjects of each counter's rates; counters without a known rate are left out."""
+    def total_rates(self, names: Collection[str]) -> dict[str, float]:
+        """Return the sum of each counter's rates over all subjects. A counter is left out if no subject has a rate for it."""
         totals: dict[str, float] = {}
         for labels in self.current:
             for name, rate in self.rates(labels, names).items():

@@ -1,6 +1,6 @@
 """The latest samples of every VM and the state of every monitor, for scrapes and the page. Pure.
 
-All samples of a VM's family are replaced at once. So a reader never sees parts of two polls, and an unplugged disk disappears.
+All samples of one family of a VM are replaced at once. So a reader never gets a mixture of two polls, and an unplugged disk disappears.
 """
 
 from collections import Counter
@@ -23,16 +23,16 @@ class VmView:
     """The present state of one VM; compared by identity.
 
     Attributes:
-        status: its session's state.
-        labels: its own labels in the text format, `vm_uuid="...",vm="..."`.
-        last_response_ns: time of its last response, nanoseconds since the epoch; 0 if there was none.
+        status: the state of the VM's monitor.
+        labels: the VM's labels in Prometheus' text format, `vm_uuid="...",vm="..."`.
+        last_response_ns: time of the VM's last response, nanoseconds since the epoch; 0 if there was none.
         events: number of events by name since the VM was attached.
-        dropped_subjects: by family name, number of subjects without series because of the limits.
-        polls: by family name, the family's last two polls; families that the VM never had are absent.
-        label_texts: by family name, each subject's labels in the text format, built at their first use.
-        history: recent points of the sparklines.
-        revision: number of changes to this state, so that readers can detect a change.
-        limiter: applies the series limits.
+        dropped_subjects: by family name, number of subjects that have no series because the VM exceeds its series limits.
+        polls: by family name, the family's last two polls; a family that never had samples is absent.
+        label_texts: by family name, each subject's labels in Prometheus' text format; each text is built when it is first used.
+        history: the VM's activity at its last polls, for the page's sparklines.
+        revision: number of changes to this state. A reader compares it to detect a change.
+        limiter: applies the series limits to the VM's samples.
     """
 
     status: MonitorStatus
@@ -46,32 +46,33 @@ class VmView:
     revision: int = 0
     limiter: SeriesLimiter = field(default_factory=SeriesLimiter)
 
-    def labeled(self, family: Family, subjects: Subjects) -> Iterator[tuple[str, Values]]:
-        """Yield the labels in the text format and the values of each subject of one poll."""
+    def labeled_values(self, family: Family, subjects: Subjects) -> Iterator[tuple[str, Values]]:
+        """Yield the labels, in Prometheus' text format, and the values of each subject of one poll."""
         texts = self.label_texts.setdefault(family.name, {})
         if len(texts) > 2 * len(subjects) + 8:  # most belong to subjects that are gone
             texts.clear()
         for labels, values in subjects.items():
             text = texts.get(labels)
             if text is None:
-                own = zip(family.labels, labels, strict=True)
-                text = texts[labels] = "".join((self.labels, *(f',{name}="{escape(value)}"' for name, value in own)))
+                subject_labels = zip(family.labels, labels, strict=True)
+                text = "".join((self.labels, *(f',{name}="{escape_label(value)}"' for name, value in subject_labels)))
+                texts[labels] = text
             yield text, values
 
 
-def escape(value: str) -> str:
-    """Return a label's value escaped for the text format."""
+def escape_label(value: str) -> str:
+    """Return a label's value as Prometheus' text format requires it: with escaped backslashes, quotes and line ends."""
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
-def _running(view: VmView) -> object:
-    """Return whether a VM's guest runs; None if that is not known yet."""
+def _is_running(view: VmView) -> object:
+    """Return whether a VM's guest runs; None if the agent has not polled that yet."""
     polls = view.polls.get(RUNSTATE.name)
     return polls.current.get((), {}).get("running") if polls is not None else None
 
 
 class Snapshot:
-    """Written by the sessions and read by the endpoint, all on the event loop, so a reader never sees a partial update."""
+    """The state of all VMs and monitors. Sessions write it and the endpoint reads it, all on the event loop, so no lock is needed."""
 
     def __init__(self, limits: SeriesLimits = DEFAULT_LIMITS) -> None:
         self.limits = limits
@@ -84,17 +85,17 @@ class Snapshot:
     def views(self) -> Iterator[tuple[Vm, VmView]]:
         """Yield the VMs, one for each UUID.
 
-        If several VMs have one UUID (a migration within the host), the first VM is used until it stops running and a later one runs.
-        So a compromised QEMU cannot replace another VM by reporting that VM's UUID.
+        Several VMs have one UUID during a migration within the host. The first of them is used until it stops running and another one
+        runs. So a compromised QEMU cannot replace another VM by reporting that VM's UUID.
         """
         holders: dict[str, VmView] = {}
         for vm, view in self._views.items():
             holder = holders.setdefault(vm.uuid, view)
-            if _running(holder) is False and _running(view):
+            if _is_running(holder) is False and _is_running(view):
                 holders[vm.uuid] = view
         return ((vm, view) for vm, view in self._views.items() if holders[vm.uuid] is view)
 
-    def status(self, status: MonitorStatus) -> None:
+    def update_status(self, status: MonitorStatus) -> None:
         """Store a monitor's new state. A VM that is gone has no series."""
         self.monitors[status.monitor.key] = status
         if status.vm is None:
@@ -103,24 +104,28 @@ class Snapshot:
             view = self._views.get(status.vm)
             if view is None:
                 vm = status.vm
-                self._views[vm] = VmView(status, f'vm_uuid="{vm.uuid}",vm="{escape(vm.name)}"')
+                self._views[vm] = VmView(status, f'vm_uuid="{vm.uuid}",vm="{escape_label(vm.name)}"')
             else:
                 view.status = status
                 view.revision += 1
         elif (view := self._views.get(status.vm)) is not None and view.status.monitor.key == status.monitor.key:
             del self._views[status.vm]
 
-    def ended(self, key: tuple[object, ...]) -> None:
-        """Forget a monitor."""
+    def remove_monitor(self, key: tuple[object, ...]) -> None:
+        """Remove a monitor that is no longer supervised.
+
+        Args:
+            key: the key of the monitor, `Monitor.key`.
+        """
         self.monitors.pop(key, None)
 
-    def samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Replace a VM's samples of these families. Samples identical to the stored ones change nothing.
+    def replace_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
+        """Replace a VM's samples of some families. Sample objects that are already stored change nothing.
 
         Args:
             vm: the VM.
-            families: the polled families; a family without samples has no subjects now.
-            samples: the samples.
+            families: the polled families. If one of them has no samples, the VM has no such subjects now.
+            samples: all samples of these families.
             time_ns: time of the poll, nanoseconds since the epoch.
         """
         view = self._views.get(vm)
@@ -131,13 +136,13 @@ class Snapshot:
         view.revision += 1
         remaining = len(samples)
         for family in families:
-            own = [sample for sample in samples if sample.family is family] if remaining else []
-            remaining -= len(own)
-            self._replace(view, family, own, time_ns)
+            family_samples = [sample for sample in samples if sample.family is family] if remaining else []
+            remaining -= len(family_samples)
+            self._replace_family(view, family, family_samples, time_ns)
         if BLOCK in families and BLOCK.name in view.polls:  # the one family that is part of every poll
             update_history(view.polls, view.history)
 
-    def _replace(self, view: VmView, family: Family, samples: Sequence[Sample], time_ns: int) -> None:
+    def _replace_family(self, view: VmView, family: Family, samples: Sequence[Sample], time_ns: int) -> None:
         """Replace all samples of one family."""
         polls = view.polls.get(family.name)
         if polls is None:
@@ -156,22 +161,22 @@ class Snapshot:
             view.dropped_subjects[family.name] = len(samples) - len(admitted)
         polls.update({sample.labels: sample.values for sample in admitted}, time_ns)
 
-    def host_sample(self, sample: Sample) -> None:
-        """Store the latest sample of a subject of the host. There are few, and no guest chooses their names, so they have no limit."""
+    def replace_host_sample(self, sample: Sample) -> None:
+        """Store the latest sample of a subject of the host, such as a storage pool. No limit applies: no guest chooses their names."""
         self.host.setdefault(sample.family.name, {})[sample.labels] = sample.values
 
     def remove_host_sample(self, family: Family, labels: Labels) -> None:
-        """Remove a subject of the host."""
+        """Remove the sample of a subject that the host no longer has."""
         self.host.get(family.name, {}).pop(labels, None)
 
-    def values(self, vm: Vm, sample: Sample) -> Values | None:
-        """Return the stored values of a sample's subject."""
+    def stored_values(self, vm: Vm, sample: Sample) -> Values | None:
+        """Return the stored values of the subject of a sample; None if no values are stored."""
         view = self._views.get(vm)
         polls = view.polls.get(sample.family.name) if view is not None else None
         return polls.current.get(sample.labels) if polls is not None else None
 
-    def event(self, record: Record) -> None:
-        """Count an event. Unknown events share one name, because the VM's QEMU chooses their names."""
+    def count_event(self, record: Record) -> None:
+        """Count an event of QEMU. All events without a row in the event table count under one name, because QEMU may send any name."""
         view = self._views.get(record.vm)
         if view is not None:
             name = record.data["event"]

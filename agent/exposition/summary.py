@@ -1,6 +1,6 @@
-"""The summary of one VM: the few values that fit on a page and in a terminal. Pure.
+"""The summary of one VM: a few values for the page and the terminal. Pure.
 
-Each value is computed from families that may be absent. An unknown value is None or left out, so that no reader shows an empty box.
+Each value is computed from families that may be absent. An unknown value is None or left out.
 """
 
 from array import array
@@ -13,21 +13,23 @@ from agent.model.family import Values
 from agent.model.metrics.migration import INACTIVE_STATUSES
 
 POINTS = 60
-"""Points in the history of each VM: ten minutes at the default poll interval of ten seconds, 4 KB."""
+"""Maximum number of points in the history of a VM: ten minutes at the default poll interval of ten seconds. They take 4 KB."""
 
 Polls = Mapping[str, PollPair]
-"""Last two polls, by family name."""
+"""The last two polls of each family of a VM, by family name."""
 
 
 class Point(NamedTuple):
-    """A VM's activity between two polls.
+    """A VM's activity between two polls. An unknown value is None.
 
     Attributes:
         time: time of the later poll, seconds since the epoch.
-        cpu: host CPUs that its vCPUs used.
-        read, write: bytes per second.
-        reads, writes: operations per second.
-        memory: bytes in use by the guest's own report, else resident bytes of the process.
+        cpu: number of host CPUs that the vCPUs used.
+        read: bytes per second that the VM read from its disks.
+        write: bytes per second that the VM wrote to its disks.
+        reads: read operations per second.
+        writes: write operations per second.
+        memory: bytes that the guest uses, by its own report; without such a report, resident bytes of the process.
     """
 
     time: float
@@ -40,7 +42,7 @@ class Point(NamedTuple):
 
 
 class History:
-    """The latest points of one VM, oldest first, packed as plain numbers. As objects they would take a quarter of a VM's memory."""
+    """The latest points of one VM, oldest first. Packed as plain numbers: as objects they would take a quarter of a VM's memory."""
 
     def __init__(self) -> None:
         self._numbers = array("d")
@@ -69,10 +71,10 @@ _WIDTH = len(Point._fields)
 
 
 def update_history(polls: Polls, history: History) -> None:
-    """Append a point for the last two polls, unless the history has a point of the same time."""
+    """Append a point for the last two polls, if they are later than the last point by at least `MIN_INTERVAL_NS`."""
     time_ns = polls["block"].time_ns
     if polls["block"].previous_ns and time_ns / 1e9 - history.last_time >= MIN_INTERVAL_NS / 1e9:
-        history.append(point(polls))
+        history.append(latest_point(polls))
 
 
 _COUNTERS = {
@@ -81,25 +83,25 @@ _COUNTERS = {
     "reads": "reads_total",
     "writes": "writes_total",
 }
-"""Counters of a disk's activity, by their short names in the order of `Point`."""
+"""Counters of a disk's activity, by the names and in the order of the attributes of `Point`."""
 
 
-def point(polls: Polls) -> Point:
-    """Return a VM's present activity."""
+def latest_point(polls: Polls) -> Point:
+    """Return a VM's activity between its last two polls."""
     block = polls.get("block") or PollPair()
-    known = memory(polls)
-    used = known.get("used_bytes", known.get("resident_bytes"))
-    read, write, reads, writes = map(block.totals(_COUNTERS.values()).get, _COUNTERS.values())
-    return Point(block.time_ns / 1e9, cpu(polls), read, write, reads, writes, used)
+    sizes = memory_sizes(polls)
+    used = sizes.get("used_bytes", sizes.get("resident_bytes"))
+    read, write, reads, writes = map(block.total_rates(_COUNTERS.values()).get, _COUNTERS.values())
+    return Point(block.time_ns / 1e9, used_cpus(polls), read, write, reads, writes, used)
 
 
-def cpu(polls: Polls) -> float | None:
-    """Return how many host CPUs the VM's vCPUs use."""
-    return polls["vcpu"].total("cpu_seconds_total") if "vcpu" in polls else None
+def used_cpus(polls: Polls) -> float | None:
+    """Return how many host CPUs the VM's vCPUs use; None if that is unknown."""
+    return polls["vcpu"].total_rate("cpu_seconds_total") if "vcpu" in polls else None
 
 
-def memory(polls: Polls) -> dict[str, float]:
-    """Return a VM's memory in bytes: the guest's total, the part that the guest uses, and the process's resident memory, if known."""
+def memory_sizes(polls: Polls) -> dict[str, float]:
+    """Return the known sizes of a VM's memory in bytes: `total_bytes`, `used_bytes` by the guest, `resident_bytes` of the process."""
     guest, balloon, process = (_vm_values(polls, family) for family in ("guest_memory", "balloon", "process"))
     sizes = {"resident_bytes": process["resident_bytes"]} if "resident_bytes" in process else {}
     total = guest.get("total_bytes", balloon.get("actual_bytes"))
@@ -110,8 +112,8 @@ def memory(polls: Polls) -> dict[str, float]:
     return sizes
 
 
-def disks(polls: Polls) -> list[dict[str, Any]]:
-    """Return each disk's rates and, for a thin disk, its space."""
+def summarize_disks(polls: Polls) -> list[dict[str, Any]]:
+    """Return the rates and the size of each disk, and for a thin disk the values of the family `block_space`."""
     block, space, layers = (polls.get(name) or PollPair() for name in ("block", "block_space", "block_layer"))
     disks = []
     for labels in block.current:
@@ -125,8 +127,8 @@ def disks(polls: Polls) -> list[dict[str, Any]]:
     return disks
 
 
-def migration(polls: Polls) -> dict[str, Any] | None:
-    """Return the present or last migration with its progress and remaining time; None if there was none."""
+def summarize_migration(polls: Polls) -> dict[str, Any] | None:
+    """Return the status, progress and remaining time of the present or last migration; None if the VM was never migrated."""
     values = _vm_values(polls, "migration")
     if values.get("status", "none") == "none":
         return None
@@ -138,8 +140,8 @@ def migration(polls: Polls) -> dict[str, Any] | None:
     return result
 
 
-def jobs(polls: Polls) -> list[dict[str, Any]]:
-    """Return the jobs with their progress and remaining time."""
+def summarize_jobs(polls: Polls) -> list[dict[str, Any]]:
+    """Return the status, progress and remaining time of each job."""
     job_polls = polls.get("job") or PollPair()
     names = ("status", "error", "progress_ratio", "remaining_seconds")
     return [
@@ -150,18 +152,18 @@ def jobs(polls: Polls) -> list[dict[str, Any]]:
 
 def summarize(polls: Polls) -> dict[str, Any]:
     """Return the summary of a VM, without unknown values."""
-    now = {name: value for name, value in point(polls)._asdict().items() if value is not None}
+    now = {name: value for name, value in latest_point(polls)._asdict().items() if value is not None}
     parts: dict[str, Any] = {
         "now": now,
-        "memory": memory(polls),
-        "disks": disks(polls),
-        "migration": migration(polls),
-        "jobs": jobs(polls),
+        "memory": memory_sizes(polls),
+        "disks": summarize_disks(polls),
+        "migration": summarize_migration(polls),
+        "jobs": summarize_jobs(polls),
         "vcpus": len(polls["vcpu"].current) if "vcpu" in polls else 0,
     }
     return {name: value for name, value in parts.items() if value} | _vm_values(polls, "runstate")
 
 
 def _vm_values(polls: Polls, family: str) -> Values:
-    """Return the values of a family whose only subject is the VM as a whole."""
+    """Return the values of a family that describes the VM as a whole."""
     return polls[family].current.get((), {}) if family in polls else {}

@@ -12,7 +12,7 @@ import orjson
 from agent.exposition.rates import PollPair
 from agent.exposition.snapshot import Snapshot, VmView
 from agent.exposition.summary import summarize
-from agent.model.family import Family, Kind
+from agent.model.family import Family, FieldKind
 from agent.model.metrics import FAMILIES
 from agent.model.record import Vm, encode_json, sanitize
 
@@ -144,7 +144,7 @@ def vm_detail(vm: Vm, view: VmView) -> dict[str, Any]:
 def _family_detail(family: Family, polls: PollPair) -> dict[str, Any]:
     known = {name for values in polls.current.values() for name in values}
     fields = [field for field in family.fields if field.name in known]
-    counters = [field.name for field in fields if field.kind is Kind.COUNTER]
+    counters = [field.name for field in fields if field.kind is FieldKind.COUNTER]
     return {
         "name": family.name,
         "help": family.help,

@@ -9,7 +9,7 @@ Values = dict[str, Any]
 """A sample's fields by name: numbers in base units, flags, texts. A value that QEMU did not report is absent."""
 
 
-class Kind(StrEnum):
+class FieldKind(StrEnum):
     """The type of a field, which decides how it is exported."""
 
     COUNTER = auto()
@@ -30,7 +30,7 @@ class Kind(StrEnum):
     """JSON as QEMU sent it. It is in records only."""
 
 
-COUNTER, GAUGE, FLAG, STATE, NAME, HISTOGRAM, TEXT, DETAIL = Kind
+COUNTER, GAUGE, FLAG, STATE, NAME, HISTOGRAM, TEXT, DETAIL = FieldKind
 
 
 class Unit(StrEnum):
@@ -62,7 +62,7 @@ class Field:
 
     path: str
     name: str
-    kind: Kind
+    kind: FieldKind
     help: str
     unit: Unit = Unit.BASE
 
@@ -104,7 +104,7 @@ class Family:
 
     def exported_fields(self) -> Iterator[Field]:
         """Yield the fields that have a series."""
-        return (field for field in self.fields if field.kind not in (Kind.TEXT, Kind.DETAIL))
+        return (field for field in self.fields if field.kind not in (FieldKind.TEXT, FieldKind.DETAIL))
 
 
 class Sample(NamedTuple):

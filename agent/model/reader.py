@@ -1,4 +1,4 @@
-"""Readers that extract a family's fields from QMP replies, compiled for each layout of a reply. Pure."""
+"""Readers, which extract the fields of a family from objects in QMP replies. Pure."""
 
 import math
 import os
@@ -9,22 +9,22 @@ from typing import Any, NamedTuple, TypeGuard
 
 import orjson
 
-from agent.model.family import Family, Kind, Unit, Values
+from agent.model.family import Family, FieldKind, Unit, Values
 from agent.model.record import sanitize
 
 ToBase = Callable[[float], float]
-"""Converts a number to its base unit."""
+"""Converts a number from its unit to the base unit, such as milliseconds to seconds."""
 
 Convert = Callable[[Any], Any]
-"""Converts a raw value to the field's value; returns None if the raw value is not valid."""
+"""Converts a value of a QMP reply to a field's value. Returns None if the reply's value is not valid."""
 
 Getter = Callable[[Any], tuple[Any, ...]]
-"""Returns the values of some keys of an object."""
+"""Returns the values of some keys of a JSON object."""
 
 Shape = tuple[str | int, ...]
-"""The keys of an item, then for each nested object its number and its keys."""
+"""The keys of an object. Then, for each nested object: the number of its parent object, and its keys."""
 
-_NUMBERS = frozenset({Kind.COUNTER, Kind.GAUGE})
+_NUMBERS = frozenset({FieldKind.COUNTER, FieldKind.GAUGE})
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 _TO_BASE: Mapping[Unit, ToBase] = {
@@ -41,25 +41,25 @@ _TO_BASE: Mapping[Unit, ToBase] = {
 
 _MAX_LAYOUTS = 256
 _MAX_SHAPE_BYTES = 8192
-"""Largest shape that is cached: a malicious QEMU can send a new one each time. The shape of a disk takes about 5 KB."""
+"""Maximum size of a cached shape, because a malicious QEMU can send new keys at each poll. The shape of a disk takes about 5 KB."""
 _KEY_BYTES = 64
-"""Memory that a key takes in addition to its characters."""
+"""Bytes of memory that a key takes in addition to its characters."""
 _MAX_BOUNDARIES = 64
 MAX_DETAIL_BYTES = 8192
-"""Largest JSON of a DETAIL field; a larger one is omitted."""
+"""Maximum JSON size of a DETAIL field. A larger value is omitted."""
 
 _INTS = {int}
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
-class Row(NamedTuple):
-    """How to read one field.
+class FieldSource(NamedTuple):
+    """Where a field's value is in a QMP reply, and how it is converted.
 
     Attributes:
-        object_index: the reader's number of the object that holds it; 0 is the item itself.
-        key: its key in that object.
+        object_index: the reader's number of the object that has the value. 0 is the outer object; nested objects follow.
+        key: the key of the value in that object.
         name: the field's name.
-        convert: the conversion of its raw value.
+        convert: converts the value.
     """
 
     object_index: int
@@ -68,53 +68,55 @@ class Row(NamedTuple):
     convert: Convert
 
 
-class Layout(NamedTuple):
-    """How to read items of one shape.
+class ObjectLayout(NamedTuple):
+    """How to read objects of one shape. It separates counters and gauges, which are read together, from the other fields.
 
     Attributes:
-        getters: the getters of the whole numbers, each with the number of the object that it reads.
-        names: the names of those numbers, in order.
-        units: those among them that need a conversion to base units.
-        rows: the other fields.
+        getters: for each object with counters or gauges: its number, and a getter of their values.
+        names: the names of the counters and gauges, in the order of the getters.
+        units: the counters and gauges that need a conversion to base units.
+        sources: the sources of the other fields.
     """
 
     getters: list[tuple[int, Getter]]
     names: list[str]
     units: list[tuple[str, ToBase]]
-    rows: list[Row]
+    sources: list[FieldSource]
 
 
-class Reader:
-    """Extracts one family's fields from items of QMP replies. Create one reader per family, and use it for every poll.
+class FieldReader:
+    """Extracts the fields of one family from JSON objects in QMP replies. Each family has one reader, for all VMs and polls.
 
-    A QEMU process always sends the keys of an object in the same order. The reader compiles a layout for each shape that it sees. With it,
-    it reads all whole numbers of an item at once; most polled values are whole numbers.
+    A QEMU process always sends the keys of an object in the same order. So the reader compiles a layout for each order of keys, and reads
+    all counters and gauges of an object at once.
     """
 
     def __init__(self, family: Family) -> None:
         self._unavailable = family.unavailable
         self._objects: dict[tuple[str, ...], int] = {(): 0}
-        # For each nested object: the number of the object that holds it, and its key there.
+        # For each nested object: the number of its parent object, and its key in the parent.
         self._parents: list[tuple[int, str]] = []
-        self._rows = [
-            Row(self._number_object(tuple(parents)), key, field.name, _CONVERTERS[field.kind](_TO_BASE[field.unit]))
+        self._sources = [
+            FieldSource(
+                self._number_object(tuple(parents)), key, field.name, _CONVERTERS[field.kind](_TO_BASE[field.unit])
+            )
             for field in family.fields
             for *parents, key in (field.path.split("."),)
         ]
         numbers = [f for f in family.fields if f.kind in _NUMBERS and not family.unavailable]
         self._numbers = {f.name for f in numbers}
         self._units = {f.name: _TO_BASE[f.unit] for f in numbers if f.unit is not Unit.BASE}
-        self._layouts: dict[Shape, Layout] = {}
+        self._layouts: dict[Shape, ObjectLayout] = {}
 
     def _number_object(self, path: tuple[str, ...]) -> int:
-        """Return the number of the object at `path` inside the item; a new path gets the next number."""
+        """Return the number of the nested object at a path of keys. A new path gets the next number."""
         if path not in self._objects:
             self._parents.append((self._number_object(path[:-1]), path[-1]))
             self._objects[path] = len(self._parents)
         return self._objects[path]
 
     def __call__(self, item: Mapping[str, Any]) -> Values:
-        """Return the fields of an item. Fields that are missing, unavailable or of a wrong type are left out."""
+        """Return the fields of a JSON object by name. Fields that are missing, unavailable or of a wrong type are left out."""
         objects = [item]
         keys: list[str | int] = [*item]
         for parent, key in self._parents:
@@ -122,8 +124,8 @@ class Reader:
             objects.append(nested if isinstance(nested, dict) else _EMPTY)
             keys += (parent, *objects[-1])
         shape = tuple(keys)
-        layout = self._layouts.get(shape) or self._compile(objects, shape)
-        rows = layout.rows
+        layout = self._layouts.get(shape) or self._compile_layout(objects, shape)
+        sources = layout.sources
         values: Values = {}
         numbers: list[Any] = []
         for index, get in layout.getters:
@@ -133,8 +135,8 @@ class Reader:
             for name, to_base in layout.units:
                 values[name] = to_base(values[name])
         elif numbers:
-            rows = self._rows
-        for index, key, name, convert in rows:
+            sources = self._sources
+        for index, key, name, convert in sources:
             raw = objects[index].get(key)
             if raw is not None and not (type(raw) is int and raw in self._unavailable):
                 value = convert(raw)
@@ -142,18 +144,18 @@ class Reader:
                     values[name] = value
         return values
 
-    def _compile(self, objects: Sequence[Mapping[str, Any]], shape: Shape) -> Layout:
-        rows = [row for row in self._rows if row.key in objects[row.object_index]]
+    def _compile_layout(self, objects: Sequence[Mapping[str, Any]], shape: Shape) -> ObjectLayout:
+        present = [source for source in self._sources if source.key in objects[source.object_index]]
         numbers = [
-            [row for row in rows if row.object_index == index and row.name in self._numbers]
+            [source for source in present if source.object_index == index and source.name in self._numbers]
             for index in range(len(objects))
         ]
-        names = [row.name for group in numbers for row in group]
-        layout = Layout(
-            [(index, getter([row.key for row in group])) for index, group in enumerate(numbers) if group],
+        names = [source.name for group in numbers for source in group]
+        layout = ObjectLayout(
+            [(index, make_getter([source.key for source in group])) for index, group in enumerate(numbers) if group],
             names,
             [(name, self._units[name]) for name in names if name in self._units],
-            [row for row in rows if row.name not in self._numbers],
+            [source for source in present if source.name not in self._numbers],
         )
         if len(self._layouts) >= _MAX_LAYOUTS:
             self._layouts.clear()
@@ -162,20 +164,20 @@ class Reader:
         return layout
 
 
-def getter(keys: Sequence[str]) -> Getter:
-    """Return a function that gets a tuple of the values of one or more keys; an `itemgetter` of one key returns no tuple."""
+def make_getter(keys: Sequence[str]) -> Getter:
+    """Return a function that returns the values of one or more keys as a tuple, which an `itemgetter` of one key does not do."""
     first = keys[0]
     return itemgetter(*keys) if len(keys) > 1 else lambda item: (item[first],)
 
 
 def object_at(item: Any, path: tuple[str, ...]) -> Mapping[str, Any] | None:
-    """Return the object at `path` inside `item`; None if there is none."""
+    """Return the nested object at a path of keys; None if a part of the path is missing or not an object."""
     for key in path:
         item = item.get(key) if isinstance(item, dict) else None
     return item if isinstance(item, dict) else None
 
 
-def _number(to_base: ToBase) -> Convert:
+def _number_converter(to_base: ToBase) -> Convert:
     def convert(raw: Any) -> float | None:
         if type(raw) is int:
             return to_base(raw)
@@ -186,34 +188,38 @@ def _number(to_base: ToBase) -> Convert:
     return convert
 
 
-def _counter(to_base: ToBase) -> Convert:
-    number = _number(to_base)
+def _counter_converter(to_base: ToBase) -> Convert:
+    number = _number_converter(to_base)
     return lambda raw: value if (value := number(raw)) is not None and value >= 0 else None
 
 
-def _flag(_: object) -> Convert:
+def _flag_converter(_: object) -> Convert:
     return lambda raw: raw if type(raw) is bool else None
 
 
-def _state(_: object) -> Convert:
+def _state_converter(_: object) -> Convert:
     return lambda raw: sanitize(raw, 64) if type(raw) is str else None
 
 
-def _text(_: object) -> Convert:
+def _text_converter(_: object) -> Convert:
     return lambda raw: sanitize(raw, 1024) if type(raw) is str else None
 
 
-def _histogram(to_base: ToBase) -> Convert:
-    """Return a converter of a histogram.
+def _histogram_converter(to_base: ToBase) -> Convert:
+    """Return a converter of a histogram, which QEMU sends as an object with three keys.
 
-    It has three keys: `boundaries`, the lower bounds of all bins except the first; `bins`, the counts; and `sum`, the total duration.
+    `boundaries` has the lower bounds of all bins except the first. `bins` has the count of each bin. `sum` is the total duration.
     """
 
     def convert(raw: Any) -> Values | None:
         if not isinstance(raw, dict):
             return None
         bounds, counts = raw.get("boundaries"), raw.get("bins")
-        if not (_naturals(bounds) and _naturals(counts) and len(counts) == len(bounds) + 1 <= _MAX_BOUNDARIES + 1):
+        if not (
+            _is_natural_list(bounds)
+            and _is_natural_list(counts)
+            and len(counts) == len(bounds) + 1 <= _MAX_BOUNDARIES + 1
+        ):
             return None
         if sorted(set(bounds)) != bounds:
             return None
@@ -224,21 +230,21 @@ def _histogram(to_base: ToBase) -> Convert:
     return convert
 
 
-def _naturals(raw: Any) -> TypeGuard[list[int]]:
+def _is_natural_list(raw: Any) -> TypeGuard[list[int]]:
     return isinstance(raw, list) and all(type(n) is int and n >= 0 for n in raw)
 
 
-def _detail(_: object) -> Convert:
+def _detail_converter(_: object) -> Convert:
     return lambda raw: raw if type(raw) is bool or len(orjson.dumps(raw)) <= MAX_DETAIL_BYTES else None
 
 
-_CONVERTERS: Mapping[Kind, Callable[[ToBase], Convert]] = {
-    Kind.COUNTER: _counter,
-    Kind.GAUGE: _number,
-    Kind.FLAG: _flag,
-    Kind.STATE: _state,
-    Kind.NAME: _text,
-    Kind.HISTOGRAM: _histogram,
-    Kind.TEXT: _text,
-    Kind.DETAIL: _detail,
+_CONVERTERS: Mapping[FieldKind, Callable[[ToBase], Convert]] = {
+    FieldKind.COUNTER: _counter_converter,
+    FieldKind.GAUGE: _number_converter,
+    FieldKind.FLAG: _flag_converter,
+    FieldKind.STATE: _state_converter,
+    FieldKind.NAME: _text_converter,
+    FieldKind.HISTOGRAM: _histogram_converter,
+    FieldKind.TEXT: _text_converter,
+    FieldKind.DETAIL: _detail_converter,
 }

@@ -1,6 +1,6 @@
-"""Records: every event, sample, alert and lifecycle change as a CloudEvents 1.0 event in JSON structured mode.
+"""Records: each event, sample, alert and lifecycle change is a CloudEvents 1.0 event in JSON structured mode.
 
-A component makes a `Record`. A `RecordEncoder` gives it an id and encodes it once, into the bytes that are delivered.
+A component creates a `Record`. A `RecordEncoder` gives the record an id, and encodes it into the bytes that sinks deliver.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from agent.model.family import Family, Sample
 
 
 class Severity(IntEnum):
-    """Severity of a record, ordered."""
+    """Severity of a record. Severities can be compared: `DEBUG` is the lowest."""
 
     DEBUG = 0
     INFO = 1
@@ -29,18 +29,23 @@ class Severity(IntEnum):
 
     @property
     def label(self) -> str:
-        """The severity as records write it."""
+        """The severity as text, such as `warning`; records have it in this form."""
         return _LABELS[self]
 
 
 _LABELS = [severity.name.lower() for severity in Severity]
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Control characters, which CloudEvents forbids in attributes, and characters that reorder or break a line on a terminal."""
+"""Matches control characters, which CloudEvents forbids in attributes, and characters that reorder or break a line on a terminal."""
 
 
 def sanitize(text: str, limit: int = 255) -> str:
-    """Return text from QEMU without control characters, cut to `limit` characters: safe in attributes, labels and log lines."""
+    """Return text from QEMU that is safe in attributes, labels and log lines.
+
+    Args:
+        text: the text. Control characters in it are replaced by U+FFFD.
+        limit: maximum number of characters; the others are cut off.
+    """
     if text.isascii() and text.isprintable() and len(text) <= limit:
         return text
     return _UNSAFE.sub("\ufffd", text[:limit])
@@ -51,12 +56,12 @@ class Vm:
     """The source of a record: a VM, a monitor whose VM is not known yet, or the agent itself.
 
     Attributes:
-        host: this host's name.
-        uuid: the VM's UUID; the key of its records, which keeps them in order. Empty if the monitor has not reported it yet.
-        name: the VM's name; its UUID if it has none.
-        monitor: the monitor's address, as in the config. An empty address with an empty UUID is the agent itself.
-        key: the partition key, which keeps the source's records in order.
-        json_head: the encoded attributes that all of the source's records begin with.
+        host: the name of this host.
+        uuid: the VM's UUID; empty if the monitor has not reported it yet.
+        name: the VM's name; if the VM has no name, its UUID.
+        monitor: the monitor's address, as in the config. If both the address and the UUID are empty, the source is the agent itself.
+        key: the partition key: the VM's UUID, else the monitor's address, else the host's name. Records with one key stay in order.
+        json_head: the first attributes of the source's records, which are the same in all of them, as the start of a JSON object.
     """
 
     host: str
@@ -69,10 +74,12 @@ class Vm:
 
     def __post_init__(self) -> None:
         key = self.uuid or sanitize(self.monitor) or sanitize(self.host)
-        path = f"/vms/{self.uuid}" if self.uuid else f"/monitors/{_uri(self.monitor)}" if self.monitor else ""
+        path = (
+            f"/vms/{self.uuid}" if self.uuid else f"/monitors/{_percent_encode(self.monitor)}" if self.monitor else ""
+        )
         envelope = {
             "specversion": "1.0",
-            "source": f"/hosts/{_uri(self.host)}{path}",
+            "source": f"/hosts/{_percent_encode(self.host)}{path}",
             "datacontenttype": "application/json",
         }
         envelope |= {"host": sanitize(self.host), "partitionkey": key}
@@ -83,26 +90,26 @@ class Vm:
         object.__setattr__(self, "_hash", hash((self.host, self.uuid, self.name, self.monitor)))
 
     def __hash__(self) -> int:
-        """Return the hash computed at construction: every event and every sample looks up its VM."""
+        """Return the hash, which is computed once because each event and each sample looks up its VM."""
         return self._hash
 
 
-def _uri(text: str) -> str:
+def _percent_encode(text: str) -> str:
     return re.sub(
         r"[^A-Za-z0-9._~-]", lambda m: "".join(f"%{b:02X}" for b in m[0].encode("utf-8", "replace")), text.strip("/")
     )
 
 
 class Record(NamedTuple):
-    """One observation.
+    """An event, a sample, an alert or a lifecycle change, before it is encoded.
 
     Attributes:
         type: `qemu.event.<name>`, `qemu.sample.<family>`, `qemu.alert.<name>`, `qemu.vm.<change>`,
             `qemu.migration.ended` or `qemu.agent.<change>`.
         vm: the source.
-        data: flat; field names and units are those of the metrics.
-        time_ns: nanoseconds since the epoch: for an event, QEMU's time of it; for a sample, the instant before the query was sent.
-        subject: the device, vCPU or job within the VM, or empty.
+        data: the fields, not nested. Names and units are those of the metrics.
+        time_ns: nanoseconds since the epoch. For an event, it is QEMU's timestamp; for a sample, the time just before the query was sent.
+        subject: the device, vCPU or job within the VM; empty for the VM as a whole.
         severity: the severity.
     """
 
@@ -115,32 +122,32 @@ class Record(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The second part of its type: `event`, `sample`, `alert`, `vm`, `migration` or `agent`."""
-        return _kind(self.type)
+        """The second part of the type: `event`, `sample`, `alert`, `vm`, `migration` or `agent`."""
+        return _kind_of_type(self.type)
 
 
 @lru_cache(maxsize=1024)
-def _kind(record_type: str) -> str:
+def _kind_of_type(record_type: str) -> str:
     return record_type.split(".", 2)[1]
 
 
 class RecordState(IntEnum):
-    """The state of a record's delivery."""
+    """The delivery state of a record."""
 
     QUEUED = 0
-    """In memory only."""
+    """The record is in memory only."""
     WRITING = 1
-    """In memory; the journal is writing it."""
+    """The record is in memory, and the journal is writing it."""
     JOURNALED = 2
-    """On disk."""
+    """The record is in the journal."""
     DONE_WHILE_WRITING = 3
-    """Delivered or dropped while the journal is writing it."""
+    """The record was delivered or dropped while the journal was writing it. The journal is still writing it."""
     DONE = 4
-    """Delivered or dropped."""
+    """The record was delivered or dropped."""
 
 
 OVERHEAD_BYTES = 200
-"""Approximate bytes that Python or SQLite uses for a record in addition to its body."""
+"""Approximate bytes that a record takes in memory or in the journal in addition to its body."""
 
 
 _note_versions = itertools.count(1)
@@ -148,12 +155,12 @@ _note_versions = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class StateNote:
-    """A small named value that survives a restart of the agent. If two notes have the same name, the higher version counts.
+    """A small named value that the journal keeps across restarts of the agent. A note replaces notes of the same name with a lower version.
 
     Attributes:
         name: the note's name.
-        value: a JSON value; None deletes the note.
-        version: higher than that of every earlier note of this run.
+        value: a JSON value. None deletes the note.
+        version: higher than the version of every earlier note of this run.
     """
 
     name: str
@@ -163,19 +170,19 @@ class StateNote:
 
 @dataclass(slots=True, eq=False)
 class EncodedRecord:
-    """A record with its id and its bytes, as the record stream and delivery use it.
+    """A record with its id and its encoded body. Delivery and the live record stream use records in this form.
 
     Attributes:
-        id: unique within its source; consumers deduplicate on it.
-        key: the VM's key, which keeps the records of one VM in order.
+        id: unique within the record's source; consumers deduplicate on it.
+        key: the partition key, `Vm.key`.
         type: the record's type.
-        time_ns: when it was observed, nanoseconds since the epoch.
-        body: the CloudEvents JSON, UTF-8.
-        vm: the VM it is about; None for a record that was read from the journal.
-        severity: how urgent it is; INFO for a record that was read from the journal.
-        note: the note that the journal stores in one transaction with the record, before the record is sent.
-        row: its row in the journal; None while it is not in the journal.
-        state: the state of its delivery; `agent.delivery.transitions` has the transitions.
+        time_ns: the record's time, nanoseconds since the epoch.
+        body: the record as CloudEvents JSON in UTF-8.
+        vm: the record's source; None if the record was read from the journal.
+        severity: the record's severity; INFO if the record was read from the journal.
+        note: a note that the journal stores in the same transaction as the record. The record is sent after that. None for most records.
+        row: the record's row in the journal; None while the journal does not have the record.
+        state: the delivery state; `agent.delivery.transitions` has the transitions.
     """
 
     id: str
@@ -191,17 +198,17 @@ class EncodedRecord:
 
     @property
     def kind(self) -> str:
-        """The second word of the type: `event`, `sample`, `alert`, `vm`, `migration` or `agent`."""
-        return _kind(self.type)
+        """The second part of the type, as in `Record.kind`."""
+        return _kind_of_type(self.type)
 
     @property
     def done(self) -> bool:
-        """True if it is delivered or dropped."""
+        """True if the record was delivered or dropped."""
         return self.state >= RecordState.DONE_WHILE_WRITING
 
     @property
     def size(self) -> int:
-        """The bytes that it counts against a limit."""
+        """How many bytes of a queue's limit the record takes."""
         return len(self.body) + OVERHEAD_BYTES
 
 
@@ -210,32 +217,42 @@ CONTENT_TYPE = "application/cloudevents+json"
 
 
 class RecordEncoder:
-    """Numbers and encodes records. Each run of the agent has one encoder."""
+    """Gives records their ids and encodes them. Each run of the agent has one encoder."""
 
     def __init__(self, started_ns: int | None = None) -> None:
-        millis = (time.time_ns() if started_ns is None else started_ns) // 1_000_000
-        self.run = "".join(_BASE32[millis >> shift & 31] for shift in range(45, -1, -5))
-        """First part of every id of this run: its start in milliseconds as ten Crockford base-32 digits. So ids sort by time."""
-        self._sequence = 0
-        self._second = 0, _second(0)
+        """Set up an encoder.
 
-    def _time(self, time_ns: int) -> str:
-        """Return an RFC 3339 timestamp in microseconds. It uses integers only: a float has an error of 200 ns at today's time."""
+        Args:
+            started_ns: when this run of the agent started, nanoseconds since the epoch; None for now.
+        """
+        millis = (time.time_ns() if started_ns is None else started_ns) // 1_000_000
+        self.run_id = "".join(_BASE32[millis >> shift & 31] for shift in range(45, -1, -5))
+        """First part of each id of this run: the start in milliseconds, as ten Crockford base-32 digits. So runs sort by time."""
+        self._sequence = 0
+        self._last_second = 0, _format_second(0)
+
+    def _format_time(self, time_ns: int) -> str:
+        """Return an RFC 3339 timestamp with microseconds. The calculation uses integers, because a float has an error of 200 ns today."""
         seconds, nanos = divmod(time_ns, 1_000_000_000)
-        if seconds != self._second[0]:
-            self._second = seconds, _second(seconds)
+        if seconds != self._last_second[0]:
+            self._last_second = seconds, _format_second(seconds)
         micros = nanos // 1000
-        return f"{self._second[1]}.{micros:06d}Z" if micros else f"{self._second[1]}Z"
+        return f"{self._last_second[1]}.{micros:06d}Z" if micros else f"{self._last_second[1]}Z"
 
     def __call__(self, record: Record, note: StateNote | None = None) -> EncodedRecord:
-        """Return the record encoded with the next id. Sequence numbers have no gaps, so that consumers can detect a loss."""
+        """Encode a record.
+
+        Args:
+            record: the record, which gets the next id. The numbers in ids have no gaps, so that consumers can detect a loss.
+            note: a note that the journal stores together with the record.
+        """
         self._sequence = number = self._sequence + 1
         record_type, vm, data, time_ns, device, severity = record
-        record_id = f"{self.run}-{number}"
+        record_id = f"{self.run_id}-{number}"
         subject = f',"subject":{orjson.dumps(sanitize(device)).decode()}' if device else ""
         # Concatenated by hand: a dict would take three times as long to build and encode.
         middle = (
-            f',"id":"{record_id}","type":{_quoted(record_type)},"time":"{self._time(time_ns)}"'
+            f',"id":"{record_id}","type":{_to_json_string(record_type)},"time":"{self._format_time(time_ns)}"'
             f',"severity":"{_LABELS[severity]}","sequence":"{number}"{subject},"data":'
         )
         body = b"".join((vm.json_head, middle.encode(), encode_json(data), b"}"))
@@ -244,20 +261,20 @@ class RecordEncoder:
     def encode_samples(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> list[EncodedRecord]:
         """Return the records of a VM's samples of one poll, encoded with the next ids.
 
-        The bytes are those that `Record`s of these samples would get; it takes a third of the time.
+        The bodies are the same as those of a `Record` for each sample, in a third of the time.
 
         Args:
             vm: the VM.
             samples: the samples.
             time_ns: time of the poll, nanoseconds since the epoch.
         """
-        run, head, key, number = self.run, vm.json_head, vm.key, self._sequence
+        run_id, head, key, number = self.run_id, vm.json_head, vm.key, self._sequence
         severity = Severity.INFO
-        time_and_severity = f'","time":"{self._time(time_ns)}","severity":"{_LABELS[severity]}","sequence":"'
+        time_and_severity = f'","time":"{self._format_time(time_ns)}","severity":"{_LABELS[severity]}","sequence":"'
         encoded = []
         for family, labels, values in samples:
             number += 1
-            record_id = f"{run}-{number}"
+            record_id = f"{run_id}-{number}"
             attributes = f',"id":"{record_id}","type":"{family.type}{time_and_severity}{number}"'
             subject_and_labels, data = _subject_and_labels(family, labels), encode_json(values)
             separator = b"," if labels and len(data) > len("{}") else b""
@@ -279,20 +296,20 @@ def _subject_and_labels(family: Family, labels: tuple[str, ...]) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _quoted(text: str) -> str:
+def _to_json_string(text: str) -> str:
     return orjson.dumps(text).decode()
 
 
 def encode_json(data: Mapping[str, Any]) -> bytes:
-    """Return JSON of untrusted values. A value that JSON cannot hold is replaced, so that the others are not lost."""
+    """Return untrusted values as JSON. A value that JSON cannot represent is replaced, so that the other values are not lost."""
     try:
         return orjson.dumps(data)
     except TypeError:
-        return orjson.dumps({key: _encodable(value) for key, value in data.items()})
+        return orjson.dumps({key: _to_encodable(value) for key, value in data.items()})
 
 
-def _encodable(value: Any) -> Any:
-    """Return the closest value that JSON can hold; an empty object if the value is nested too deep or has another type."""
+def _to_encodable(value: Any) -> Any:
+    """Return the closest value that JSON can represent. For a value that is nested too deep or has another type, return an empty object."""
     try:
         value = _large_integers_as_floats(value)
         orjson.dumps(value)
@@ -302,7 +319,7 @@ def _encodable(value: Any) -> Any:
 
 
 def _large_integers_as_floats(value: Any) -> Any:
-    """Return the value with each integer beyond 64 bits as a float: a sum of counters can exceed them."""
+    """Return the value with a float in place of each integer that exceeds 64 bits. A sum of counters can exceed 64 bits."""
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
         try:
             return float(value)
@@ -313,6 +330,6 @@ def _large_integers_as_floats(value: Any) -> Any:
     return [_large_integers_as_floats(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _second(seconds: int) -> str:
-    """Return the UTC date and time of a second since the epoch, in ISO 8601 without an offset."""
+def _format_second(seconds: int) -> str:
+    """Return the UTC date and time of a number of seconds since the epoch, in ISO 8601 without an offset."""
     return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()

@@ -10,7 +10,8 @@ from math import inf
 from operator import itemgetter
 from typing import Any
 
-from agent.model.events import EventRow, row_of
+from agent.model.event_row import EventRow
+from agent.model.events import find_event_row
 from agent.model.record import Record, Severity, Vm
 from agent.qmp.protocol import Event
 from agent.session.api import SessionObserver
@@ -91,7 +92,7 @@ class EventHandler:
         self._callback = None  # breaks a reference cycle with the session
 
     def _report_event(self, vm: Vm, event: Event) -> None:
-        row = row_of(event.name)
+        row = find_event_row(event.name)
         time_ns = time.time_ns() if event.time_ns is None else event.time_ns
         record = _to_record(vm, row, event, time_ns)
         if event.name in ORDERED_EVENTS:
@@ -113,7 +114,7 @@ class EventHandler:
                 counts["count"] = group.count
                 counts["first_timestamp_seconds"] = group.first_ns / 1e9
                 counts["last_timestamp_seconds"] = group.last_ns / 1e9
-            row = row_of(group.event.name)
+            row = find_event_row(group.event.name)
             self._observer.on_event(_to_record(vm, row, group.event, group.last_ns, **counts))
 
     def _start_timer(self, vm: Vm) -> None:
@@ -129,7 +130,7 @@ class EventHandler:
 
 
 def _is_severe(event: Event) -> bool:
-    return row_of(event.name).severity_for(event.data) >= Severity.ERROR
+    return find_event_row(event.name).severity_for(event.data) >= Severity.ERROR
 
 
 def _to_record(vm: Vm, row: EventRow, event: Event, time_ns: int, **counts: Any) -> Record:

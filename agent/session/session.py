@@ -12,7 +12,7 @@ from agent.collectors import Facts
 from agent.collectors.block import count_repeated_images
 from agent.collectors.nodes import supports_flat
 from agent.host.qemu_processes import command_line, is_qemu
-from agent.model.events import row_of
+from agent.model.events import find_event_row
 from agent.model.metrics.about import ABOUT
 from agent.model.record import Vm, sanitize
 from agent.monitors import Monitor, MonitorConnection
@@ -186,7 +186,7 @@ class Session:
                 if status != "setup" and poller.facts.receives_events:
                     # The events are enabled. The status `setup` does not prove it, because QEMU 7.2 always emits it on a destination.
                     poller.facts = dataclasses.replace(poller.facts, migration_events=True)
-        names = (*row_of(event.name).invalidates, *thresholds.refreshes_due())
+        names = (*find_event_row(event.name).invalidates, *thresholds.refreshes_due())
         if names:
             # Before the first discovery, an event only makes the discovery due now, because the discovery polls everything.
             self._schedule.demand(names if self._discovered else (DISCOVER,), time.monotonic())

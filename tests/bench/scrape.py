@@ -15,7 +15,7 @@ from agent.collectors import block
 from agent.config.model import Config
 from agent.exposition.prometheus import render
 from agent.http.handlers import create_application
-from agent.model.family import Kind
+from agent.model.family import FieldKind
 from agent.model.metrics.block import BLOCK
 from agent.model.record import Vm
 from agent.monitors import Monitor
@@ -37,7 +37,7 @@ class _ClientCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         views = [(vm, view.polls["block"].current) for vm, view in self._app.snapshot.views()]
         for field in BLOCK.exported_fields():
-            kind = CounterMetricFamily if field.kind is Kind.COUNTER else GaugeMetricFamily
+            kind = CounterMetricFamily if field.kind is FieldKind.COUNTER else GaugeMetricFamily
             family = kind(BLOCK.series(field).removesuffix("_total"), field.help, labels=["vm_uuid", "vm", "device"])
             for vm, subjects in views:
                 for labels, values in subjects.items():
@@ -56,8 +56,8 @@ def _filled_agent() -> tuple[Agent, int]:
             count = render(app.snapshot).count("\nqemu_")
         vm = Vm("host1", str(UUID(int=number + 1)), f"vm{number}", f"/run/vm{number}.qmp")
         monitor = Monitor(vm.monitor, (vm.monitor,), OPEN)
-        app.snapshot.status(MonitorStatus(monitor, MonitorState.UP, "", vm, None, 1))
-        app.snapshot.samples(vm, block.COLLECTOR.families, samples, time.time_ns())
+        app.snapshot.update_status(MonitorStatus(monitor, MonitorState.UP, "", vm, None, 1))
+        app.snapshot.replace_samples(vm, block.COLLECTOR.families, samples, time.time_ns())
         number += 1
     return app, count
 

@@ -36,7 +36,7 @@ async def test_vm_names_are_in_natural_order_everywhere(folder: Path) -> None:
         endpoint.view.health = agent_state  # type: ignore[method-assign]
         for number, name in enumerate(reversed(NAMES)):
             vm = Vm("hv1", f"{number:08}-1111-4111-8111-111111111111", name, f"/run/qmp/{name[:20]}")
-            endpoint.view.snapshot.status(status(vm))
+            endpoint.view.snapshot.update_status(status(vm))
             endpoint.view.broadcaster.publish(endpoint.encode(event(vm, "STOP")))
         async with chromium() as browser, open_page(browser, endpoint.url) as page:
             await expect(page.locator("#vms tbody th")).to_have_text(NAMES)
@@ -50,9 +50,9 @@ async def test_a_collector_that_is_off_is_shown_with_its_cause(folder: Path) -> 
     async with RunningEndpoint(folder).open() as endpoint:
         endpoint.view.health = agent_state  # type: ignore[method-assign]
         healthy, degraded = (Vm("hv1", f"{number}" * 36, f"vm{number}", f"/run/vm{number}.qmp") for number in (1, 2))
-        endpoint.view.snapshot.status(status(healthy))
+        endpoint.view.snapshot.update_status(status(healthy))
         causes = (("block", "not JSON: <b>"), ("nodes", "the answer is too long"))
-        endpoint.view.snapshot.status(replace(status(degraded), degraded=causes))
+        endpoint.view.snapshot.update_status(replace(status(degraded), degraded=causes))
         async with chromium() as browser, open_page(browser, endpoint.url) as page:
             rows = page.locator("#vms tbody tr")
             await expect(rows.nth(0)).not_to_contain_text("off")
@@ -60,5 +60,5 @@ async def test_a_collector_that_is_off_is_shown_with_its_cause(folder: Path) -> 
             await page.get_by_role("link", name="vm2").first.click()
             facts = page.locator("#detail .facts")
             await expect(facts).to_contain_text("block: not JSON: <b>; nodes: the answer is too long")
-            endpoint.view.snapshot.status(status(degraded))
+            endpoint.view.snapshot.update_status(status(degraded))
             await expect(facts).not_to_contain_text("block")

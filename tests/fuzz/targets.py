@@ -19,7 +19,7 @@ from agent.config.model import Config
 from agent.exposition.prometheus import render
 from agent.exposition.snapshot import Snapshot
 from agent.http.web_config import WebConfigFile
-from agent.model.events import row_of
+from agent.model.events import find_event_row
 from agent.model.record import Record, RecordEncoder, Vm
 from agent.monitors import Monitor
 from agent.qmp.commands import Command
@@ -49,7 +49,7 @@ def protocol(data: bytes) -> None:
     assert _receive(stream, size) == whole, "the messages depend on how the bytes are cut"
     for message in whole[0]:
         if isinstance(message, Event):
-            row = row_of(message.name)
+            row = find_event_row(message.name)
             fields = {"event": row.name, "category": row.category.value, "qemu": message.data}
             kind, subject = f"qemu.event.{row.name.lower()}", row.subject_of(message.data)
             _encode(Record(kind, VM, fields, message.time_ns or 0, subject, row.severity_for(message.data)))
@@ -113,8 +113,8 @@ def collectors(data: bytes) -> None:
     assert wait is None or wait > 0
     snapshot = Snapshot()
     monitor = Monitor(vm.monitor, (vm.monitor,), _no_connection)
-    snapshot.status(MonitorStatus(monitor, MonitorState.UP, "", vm, Build("7.2.22", "Debian"), 1))
-    snapshot.samples(vm, collector.families, samples, 10**18)
+    snapshot.update_status(MonitorStatus(monitor, MonitorState.UP, "", vm, Build("7.2.22", "Debian"), 1))
+    snapshot.replace_samples(vm, collector.families, samples, 10**18)
     for sample in samples:
         check_sample(collector.name, sample)
         _encode(Record(f"qemu.sample.{sample.family.name}", vm, sample.data, 10**18, sample.subject))

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from agent.alerts.manager import AlertManager, PendingAlert
 from agent.alerts.threshold_types import ThresholdMode
-from agent.model.events import row_of
+from agent.model.events import find_event_row
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_DEVICE
 from agent.model.metrics.block_layers import BLOCK_LAYER
@@ -125,7 +125,7 @@ class AlertScenario:
 def event_record(name: str, at: float, vm: Vm = VM, **qemu: Any) -> Record:
     """Return the record of an event. The keywords are the event's data."""
     body = {"event": name, "category": "x", "qemu": qemu}
-    return Record(f"qemu.event.{name.lower()}", vm, body, int(at * SECOND), row_of(name).subject_of(qemu))
+    return Record(f"qemu.event.{name.lower()}", vm, body, int(at * SECOND), find_event_row(name).subject_of(qemu))
 
 
 def other_vm(monitor: str) -> Vm:

@@ -41,12 +41,14 @@ def status(
 def poll(snapshot: Snapshot, owner: Vm, collector: str, *replies: Any, at: int = 7) -> None:
     """Put the samples into a snapshot that a collector makes of these replies."""
     chosen = next(c for c in ALL if c.name == collector)
-    snapshot.samples(owner, chosen.families, tuple(chosen.collect(replies)), at * SECOND)
+    snapshot.replace_samples(owner, chosen.families, tuple(chosen.collect(replies)), at * SECOND)
 
 
 def put(snapshot: Snapshot, owner: Vm, family: Family, *samples: tuple[tuple[str, ...], dict[str, Any]]) -> None:
     """Put these samples of a family into a snapshot."""
-    snapshot.samples(owner, (family,), [Sample(family, labels, values) for labels, values in samples], 7 * SECOND)
+    snapshot.replace_samples(
+        owner, (family,), [Sample(family, labels, values) for labels, values in samples], 7 * SECOND
+    )
 
 
 def event(owner: Vm, name: str) -> Record:
@@ -64,7 +66,7 @@ class OneVmSource:
 
     def __init__(self) -> None:
         self.snapshot = Snapshot()
-        self.snapshot.status(status(vm()))
+        self.snapshot.update_status(status(vm()))
         self.error = ""
 
     def health(self) -> dict[str, Any]:
@@ -81,4 +83,4 @@ class OneVmSource:
     ) -> None:
         """Put these samples of a family into the snapshot, as of a poll at this time in seconds."""
         polled = [Sample(family, labels, values) for labels, values in samples]
-        self.snapshot.samples(owner or vm(), (family,), polled, round(at * SECOND))
+        self.snapshot.replace_samples(owner or vm(), (family,), polled, round(at * SECOND))

@@ -1,6 +1,6 @@
 """Identity of a VM, for operators and for joins of series."""
 
-from agent.model.family import TEXT, Family, Field, Kind
+from agent.model.family import TEXT, Family, Field, FieldKind
 
 ABOUT = Family(
     "about",
@@ -22,7 +22,7 @@ ABOUT = Family(
             TEXT,
             "Reason why the process could not be identified; absent if it was identified.",
         ),
-        Field("labels", "labels", Kind.DETAIL, "Metadata from the VM's manager, selected by the config (labels)."),
+        Field("labels", "labels", FieldKind.DETAIL, "Metadata from the VM's manager, selected by the config (labels)."),
     ),
     on_change=True,
     host_only=True,

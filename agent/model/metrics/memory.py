@@ -1,6 +1,6 @@
 """Memory of a guest."""
 
-from agent.model.family import COUNTER, DETAIL, GAUGE, STATE, TEXT, Family, Field, Kind, Unit
+from agent.model.family import COUNTER, DETAIL, GAUGE, STATE, TEXT, Family, Field, FieldKind, Unit
 
 BALLOON = Family(
     "balloon",
@@ -157,7 +157,7 @@ MEMORY_DEVICE = Family(
         Field("address", "address", DETAIL, "Physical address of the memory in the guest (addr or memaddr)."),
         Field("data.slot", "slot", DETAIL, "Number of the slot; for DIMMs and NVDIMMs only."),
         Field("data.memdev", "backend", TEXT, "QOM path of the memory backend."),
-        Field("data.hotplugged", "hotplugged", Kind.FLAG, "Whether the device was hot-plugged."),
+        Field("data.hotplugged", "hotplugged", FieldKind.FLAG, "Whether the device was hot-plugged."),
     ),
     on_change=True,
 )

@@ -19,9 +19,9 @@ def vm(number: int) -> Vm:
 
 async def test_collectors_that_are_off_are_warnings_and_the_agent_stays_ready() -> None:
     agent = an_agent()
-    agent.snapshot.status(status(vm(1)))
+    agent.snapshot.update_status(status(vm(1)))
     assert agent.health.warnings() == []
-    agent.snapshot.status(replace(status(vm(1)), degraded=(("block", "not JSON"), ("nodes", "too long"))))
+    agent.snapshot.update_status(replace(status(vm(1)), degraded=(("block", "not JSON"), ("nodes", "too long"))))
     assert agent.health.warnings() == [
         "vm1: collector block is off: not JSON",
         "vm1: collector nodes is off: too long",
@@ -32,7 +32,7 @@ async def test_collectors_that_are_off_are_warnings_and_the_agent_stays_ready() 
 async def test_the_warnings_about_collectors_are_limited_in_number() -> None:
     agent = an_agent()
     for number in range(20):
-        agent.snapshot.status(replace(status(vm(number)), degraded=(("block", "not JSON"),)))
+        agent.snapshot.update_status(replace(status(vm(number)), degraded=(("block", "not JSON"),)))
     warnings = agent.health.warnings()
     assert len(warnings) == 6
     assert warnings[-1] == "15 more collectors are off"
@@ -43,6 +43,6 @@ async def test_vms_that_run_with_one_uuid_are_one_warning() -> None:
     monitors = ("/run/vm1.qmp", "/run/vm2.qmp")
     for number in (1, 2):
         clone = replace(vm(number), uuid="u")
-        agent.snapshot.status(replace(status(clone), clash=monitors))
+        agent.snapshot.update_status(replace(status(clone), clash=monitors))
     assert agent.health.warnings() == ["UUID clash: /run/vm1.qmp, /run/vm2.qmp: several VMs run with UUID u"]
     assert agent.health.unready_reasons() == []

@@ -16,7 +16,7 @@ from agent.collectors import ALL, Collector, Facts, Intervals
 from agent.collectors.block import count_repeated_images
 from agent.collectors.block_graph import stable_name
 from agent.host.types import FileReply, FileRequest, Interface, Task
-from agent.model.family import Kind, Sample
+from agent.model.family import FieldKind, Sample
 from agent.model.metrics import FAMILIES
 from agent.model.metrics.about import ABOUT
 from agent.model.metrics.block import BLOCK_SPACE
@@ -132,12 +132,12 @@ def check_sample(name: str, sample: Sample) -> None:
     assert len(sample.labels) == len(sample.family.labels)
     assert all(type(label) is str and label for label in sample.labels)
     for field, value in sample.values.items():
-        if kinds[field] in (Kind.COUNTER, Kind.GAUGE):
+        if kinds[field] in (FieldKind.COUNTER, FieldKind.GAUGE):
             assert type(value) in (int, float) and math.isfinite(value)
-        elif kinds[field] is Kind.HISTOGRAM:
+        elif kinds[field] is FieldKind.HISTOGRAM:
             assert len(value["counts"]) == len(value["boundaries_seconds"]) + 1
-        elif kinds[field] is not Kind.DETAIL:
-            assert type(value) is (bool if kinds[field] is Kind.FLAG else str)
+        elif kinds[field] is not FieldKind.DETAIL:
+            assert type(value) is (bool if kinds[field] is FieldKind.FLAG else str)
     assert RecordEncoder()(Record("qemu.sample.x", Vm("h", "u", "n"), sample.data, 0, sample.subject)).body
 
 

@@ -42,15 +42,15 @@ def two_vms() -> Snapshot:
     """Return a VM with samples of many families, and a stalled one with hostile names."""
     snapshot = Snapshot()
     for name, index in (("block", 0), ("migration", 1), ("balloon", 1), ("guest_memory", 0), ("runstate", 0)):
-        snapshot.status(status(vm()))
+        snapshot.update_status(status(vm()))
         poll(snapshot, vm(), name, *map(decoded, CASES[name][index]["replies"]))
     for name in ("STOP", "RESUME", "STOP", "NEVER_HEARD_OF"):
-        snapshot.event(event(vm(), name))
+        snapshot.count_event(event(vm(), name))
     evil = vm(1, HOSTILE, f"/run/{HOSTILE}.qmp")
-    snapshot.status(status(evil, package=HOSTILE))
+    snapshot.update_status(status(evil, package=HOSTILE))
     put(snapshot, evil, BY_NAME["block"], ((HOSTILE,), {"reads_total": 2**64 - 1, "read_seconds_total": 0.1 + 0.2}))
     put(snapshot, evil, BY_NAME["runstate"], ((), {"status": HOSTILE, "running": False}))
-    snapshot.status(status(evil, MonitorState.STALLED))
+    snapshot.update_status(status(evil, MonitorState.STALLED))
     return snapshot
 
 
@@ -87,7 +87,7 @@ def test_every_sample_of_the_golden_files_has_a_series() -> None:
     for name, cases in CASES.items():
         for case in cases:
             snapshot = Snapshot()
-            snapshot.status(status(vm()))
+            snapshot.update_status(status(vm()))
             poll(snapshot, vm(), name, *map(decoded, case["replies"]))
             known = series(snapshot)
             for sample in case["samples"]:
@@ -101,7 +101,7 @@ def test_every_sample_of_the_golden_files_has_a_series() -> None:
 
 def test_a_vm_that_is_gone_has_no_series() -> None:
     snapshot = two_vms()
-    snapshot.status(status(vm(), MonitorState.GONE))
+    snapshot.update_status(status(vm(), MonitorState.GONE))
     assert {own["vm"] for _, labels in series(snapshot) if "vm" in (own := dict(labels))} == {HOSTILE}
 
 
@@ -114,16 +114,16 @@ def test_two_monitors_of_one_vm_export_each_series_once() -> None:
     before = read()
     for monitor in ("/run/b", "/run/c"):
         twin = vm(monitor=monitor)
-        snapshot.status(status(twin))
+        snapshot.update_status(status(twin))
         poll(snapshot, twin, "block", [{"qdev": "disk0", "stats": {"rd_bytes": 9}}])
     assert read() == before
-    snapshot.status(status(vm(), MonitorState.GONE))
+    snapshot.update_status(status(vm(), MonitorState.GONE))
     assert read() == [9]
 
 
 def test_a_field_that_qemu_does_not_report_has_no_series() -> None:
     snapshot = Snapshot()
-    snapshot.status(status(vm()))
+    snapshot.update_status(status(vm()))
     poll(snapshot, vm(), "block", [{"qdev": "a", "stats": {"rd_bytes": 1}}, {"qdev": "b", "stats": {"wr_bytes": 2}}])
     assert [labels["device"] for labels, _ in named(snapshot, "qemu_block_read_bytes_total")] == ["a"]
     assert "unmap" not in render(snapshot)
@@ -131,21 +131,21 @@ def test_a_field_that_qemu_does_not_report_has_no_series() -> None:
 
 def test_each_collector_that_is_off_has_a_series() -> None:
     snapshot = Snapshot()
-    snapshot.status(replace(status(vm()), degraded=(("block", "not JSON"), ('a"b', "too long"))))
+    snapshot.update_status(replace(status(vm()), degraded=(("block", "not JSON"), ('a"b', "too long"))))
     labels = {"vm": "vm1", "vm_uuid": vm().uuid}
     assert named(snapshot, "qmp_agent_collector_degraded") == [
         ({**labels, "collector": "block"}, 1),
         ({**labels, "collector": 'a"b'}, 1),
     ]
     assert promtool_check(render(snapshot)) == []
-    snapshot.status(status(vm()))
+    snapshot.update_status(status(vm()))
     assert named(snapshot, "qmp_agent_collector_degraded") == []
 
 
 @pytest.mark.parametrize("family", BY_NAME)
 def test_every_family_can_be_rendered(family: str) -> None:
     snapshot = Snapshot()
-    snapshot.status(status(vm()))
+    snapshot.update_status(status(vm()))
     known = BY_NAME[family]
     bins = {"boundaries_seconds": [0.1], "counts": [2, 3], "sum_seconds": 5.0}
     by_kind: dict[str, Any] = {"flag": True, "state": "x", "name": "x", "text": "x", "detail": {}, "histogram": bins}
@@ -159,7 +159,7 @@ def test_every_family_can_be_rendered(family: str) -> None:
 
 def test_a_latency_histogram_is_a_prometheus_histogram() -> None:
     snapshot = Snapshot()
-    snapshot.status(status(vm()))
+    snapshot.update_status(status(vm()))
     bins = {"boundaries": [10_000, 1_000_000], "bins": [1, 0, 4]}
     stats = {"wr_latency_histogram": bins, "wr_total_time_ns": 2_500_000_000}
     poll(snapshot, vm(), "block", [{"qdev": "disk0", "stats": stats}])
@@ -182,6 +182,6 @@ names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]) | st.
 def test_any_name_and_any_number_are_parsed_back(name: str, disk: str, value: float) -> None:
     snapshot = Snapshot()
     owner = vm(0, name)
-    snapshot.status(status(owner))
+    snapshot.update_status(status(owner))
     put(snapshot, owner, BY_NAME["block"], ((disk,), {"idle_seconds": value}))
     assert named(snapshot, "qemu_block_idle_seconds") == [({"vm": name, "vm_uuid": owner.uuid, "device": disk}, value)]

@@ -19,7 +19,7 @@ def test_a_new_a_restarted_and_an_absent_counter_have_no_rate() -> None:
     assert polls.rates(("a",), ("x_total",)).get("x_total") is None
     polls.update({("a",): {"x_total": 4}, ("b",): {"x_total": 9}}, 12 * SECOND)
     assert [polls.rates((name,), ("x_total",)).get("x_total") for name in "abc"] == [None, None, None]
-    assert polls.total("x_total") is None
+    assert polls.total_rate("x_total") is None
 
 
 def test_each_counter_of_both_polls_has_a_rate_whatever_other_fields_they_have() -> None:
@@ -29,7 +29,7 @@ def test_each_counter_of_both_polls_has_a_rate_whatever_other_fields_they_have()
     assert polls.rates((), ("x_total", "y_total", "z_total", "w_total")) == {"x_total": 0.75, "y_total": 0}
     polls.update({(): {"z_total": 7}}, 14 * SECOND)
     polls.update({(): {"z_total": 8}}, 16 * SECOND)
-    assert polls.total("z_total") == 0.5
+    assert polls.total_rate("z_total") == 0.5
 
 
 def test_the_cache_of_counter_layouts_is_bounded() -> None:
@@ -52,4 +52,4 @@ def test_a_total_is_the_sum_over_all_subjects_with_a_known_rate() -> None:
     polls = PollPair()
     polls.update({("a",): {"x_total": 0}, ("b",): {"x_total": 0}}, 10 * SECOND)
     polls.update({("a",): {"x_total": 2}, ("b",): {"x_total": 4}, ("c",): {"x_total": 99}}, 12 * SECOND)
-    assert polls.total("x_total") == 3
+    assert polls.total_rate("x_total") == 3

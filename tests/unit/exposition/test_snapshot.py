@@ -8,7 +8,7 @@ import pytest
 from agent.exposition.prometheus import render
 from agent.exposition.series_limits import SeriesLimits
 from agent.exposition.snapshot import Snapshot, VmView
-from agent.model.family import Kind, Sample
+from agent.model.family import FieldKind, Sample
 from agent.model.record import Vm
 from agent.session.api import MonitorState, MonitorStatus
 from tests.lab.snapshots import BY_NAME, SECOND, event, poll, put, status, vm
@@ -29,7 +29,7 @@ def subjects(snapshot: Snapshot, owner: Vm, family: str) -> list[tuple[str, ...]
 def attached(*vms: Vm) -> Snapshot:
     snapshot = Snapshot()
     for known in vms:
-        snapshot.status(status(known))
+        snapshot.update_status(status(known))
     return snapshot
 
 
@@ -63,17 +63,17 @@ def test_a_merged_backing_chain_is_gone_with_the_first_poll_without_it() -> None
 def test_a_detached_vm_has_no_view_and_a_new_one_when_it_is_attached_again(state: MonitorState) -> None:
     snapshot = attached(vm())
     poll(snapshot, vm(), "block", disks("disk0"))
-    snapshot.status(status(vm(), state))
+    snapshot.update_status(status(vm(), state))
     assert list(snapshot.views()) == []
     poll(snapshot, vm(), "block", disks("disk0"))  # too late
-    snapshot.status(status(vm()))
+    snapshot.update_status(status(vm()))
     assert view(snapshot, vm()).polls == {}
 
 
 def test_a_stalled_vm_keeps_its_last_samples() -> None:
     snapshot = attached(vm())
     poll(snapshot, vm(), "block", disks("disk0"))
-    snapshot.status(status(vm(), MonitorState.STALLED, reason="hangs"))
+    snapshot.update_status(status(vm(), MonitorState.STALLED, reason="hangs"))
     assert subjects(snapshot, vm(), "block") == [("disk0",)]
     assert view(snapshot, vm()).status.reason == "hangs"
 
@@ -97,17 +97,17 @@ def test_of_two_vms_with_one_uuid_the_first_is_used_until_only_the_other_runs() 
     assert shown() == ["/run/b", "/run/vm1.qmp"]
     set_running(second, running=False)
     assert shown() == ["/run/a", "/run/vm1.qmp"]
-    snapshot.status(status(first, MonitorState.GONE))
+    snapshot.update_status(status(first, MonitorState.GONE))
     assert shown() == ["/run/b", "/run/vm1.qmp"]
 
 
 def test_monitors_in_every_state_are_known_until_they_end() -> None:
     snapshot = attached(vm())
     busy = MonitorStatus(status(vm(1, monitor="/run/x")).monitor, MonitorState.BUSY, "held", None, None, 0)
-    snapshot.status(busy)
+    snapshot.update_status(busy)
     assert [known.state for known in snapshot.monitors.values()] == [MonitorState.UP, MonitorState.BUSY]
-    snapshot.ended(busy.monitor.key)
-    snapshot.ended(busy.monitor.key)
+    snapshot.remove_monitor(busy.monitor.key)
+    snapshot.remove_monitor(busy.monitor.key)
     assert [known.state for known in snapshot.monitors.values()] == [MonitorState.UP]
     assert len(list(snapshot.views())) == 1
 
@@ -145,8 +145,8 @@ def test_each_field_of_a_subject_counts_as_a_series() -> None:
 
 def test_each_bucket_of_a_histogram_counts_as_a_series() -> None:
     snapshot = attached(vm())
-    family = next(f for f in BY_NAME.values() for field in f.fields if field.kind is Kind.HISTOGRAM and f.labels)
-    field = next(field for field in family.fields if field.kind is Kind.HISTOGRAM)
+    family = next(f for f in BY_NAME.values() for field in f.fields if field.kind is FieldKind.HISTOGRAM and f.labels)
+    field = next(field for field in family.fields if field.kind is FieldKind.HISTOGRAM)
     value = {"boundaries_seconds": [0.1, 1.0], "counts": [1, 2, 3], "sum_seconds": 4.0}
     labels = [tuple(f"{name}{n}" for name in family.labels) for n in range(3)]
     snapshot.limits = SeriesLimits(series_per_vm=11)
@@ -157,8 +157,8 @@ def test_each_bucket_of_a_histogram_counts_as_a_series() -> None:
 
 def test_a_histogram_with_more_bins_than_before_is_limited_again() -> None:
     snapshot = attached(vm())
-    family = next(f for f in BY_NAME.values() for field in f.fields if field.kind is Kind.HISTOGRAM and f.labels)
-    field = next(field for field in family.fields if field.kind is Kind.HISTOGRAM)
+    family = next(f for f in BY_NAME.values() for field in f.fields if field.kind is FieldKind.HISTOGRAM and f.labels)
+    field = next(field for field in family.fields if field.kind is FieldKind.HISTOGRAM)
     labels = [tuple(f"{name}{n}" for name in family.labels) for n in range(2)]
     snapshot.limits = SeriesLimits(series_per_vm=11)
     for bins, admitted in ((3, labels), (7, labels[:1])):
@@ -194,10 +194,12 @@ def test_hundreds_of_thousands_of_names_use_bounded_memory_and_time() -> None:
     for step in range(50):
         samples = [Sample(BLOCK, (f"disk{step * 5000 + n}",), {"reads_total": n}) for n in range(5000)]
         start = time.process_time()
-        snapshot.samples(vm(), (BLOCK,), samples, (10_000 + step) * SECOND)
+        snapshot.replace_samples(vm(), (BLOCK,), samples, (10_000 + step) * SECOND)
         spent += time.process_time() - start
         with_series.update(subjects(snapshot, vm(), "block"))
-    assert len(with_series) == len(view(snapshot, vm()).limiter._departed) == SeriesLimits().new_subjects_per_hour
+    assert (
+        len(with_series) == len(view(snapshot, vm()).limiter._departed_subjects) == SeriesLimits().new_subjects_per_hour
+    )
     assert spent < 2.5  # seconds: 10 us for each name on a busy machine
     assert view(snapshot, vm()).dropped_subjects["block"] == 5000
     put(snapshot, vm(), BLOCK, *(((str(n),), {"reads_total": n}) for n in range(50_000)))
@@ -209,25 +211,25 @@ def test_the_stored_values_of_a_subject_can_be_looked_up() -> None:
     snapshot = attached(vm())
     put(snapshot, vm(), BLOCK, (("d",), {"reads_total": 5}))
     sample = Sample(BLOCK, ("d",), {})
-    assert snapshot.values(vm(), sample) == {"reads_total": 5}
-    assert snapshot.values(vm(), Sample(BLOCK, ("e",), {})) is None
-    assert snapshot.values(vm(), Sample(BALLOON, (), {})) is None
-    assert snapshot.values(vm(1), sample) is None
+    assert snapshot.stored_values(vm(), sample) == {"reads_total": 5}
+    assert snapshot.stored_values(vm(), Sample(BLOCK, ("e",), {})) is None
+    assert snapshot.stored_values(vm(), Sample(BALLOON, (), {})) is None
+    assert snapshot.stored_values(vm(1), sample) is None
 
 
 def test_events_are_counted_by_name_and_unknown_ones_under_one_name() -> None:
     snapshot = attached(vm())
     for name in ("STOP", "STOP", "RESUME", "NEVER_HEARD_OF", "UNKNOWN", "ANOTHER"):
-        snapshot.event(event(vm(), name))
-    snapshot.event(event(vm(1), "STOP"))
+        snapshot.count_event(event(vm(), name))
+    snapshot.count_event(event(vm(1), "STOP"))
     assert view(snapshot, vm()).events == {"STOP": 2, "RESUME": 1, "unknown": 3}
 
 
 def test_a_restarted_qemu_keeps_its_view_when_the_old_connection_ends_later() -> None:
     snapshot = Snapshot()
-    snapshot.status(status(vm(), key="old socket"))
-    snapshot.status(status(vm(), key="new socket"))
-    snapshot.status(status(vm(), MonitorState.GONE, key="old socket"))
+    snapshot.update_status(status(vm(), key="old socket"))
+    snapshot.update_status(status(vm(), key="new socket"))
+    snapshot.update_status(status(vm(), MonitorState.GONE, key="old socket"))
     assert len(list(snapshot.views())) == 1
 
 
@@ -235,11 +237,11 @@ def test_identical_samples_change_nothing_except_in_a_new_view() -> None:
     snapshot = attached(vm())
     families, samples = (BY_NAME["block_space"],), [Sample(BY_NAME["block_space"], ("disk0",), {"used_bytes": 5})]
     for second in (1, 2):
-        snapshot.samples(vm(), families, samples, second * SECOND)
+        snapshot.replace_samples(vm(), families, samples, second * SECOND)
     assert view(snapshot, vm()).polls["block_space"].time_ns == SECOND
-    snapshot.status(status(vm(), MonitorState.GONE))
-    snapshot.status(status(vm()))
-    snapshot.samples(vm(), families, samples, 3 * SECOND)
+    snapshot.update_status(status(vm(), MonitorState.GONE))
+    snapshot.update_status(status(vm()))
+    snapshot.replace_samples(vm(), families, samples, 3 * SECOND)
     assert subjects(snapshot, vm(), "block_space") == [("disk0",)]
 
 
@@ -255,7 +257,7 @@ def test_an_empty_family_has_no_dropped_subjects_any_more() -> None:
 def test_new_limits_apply_to_identical_samples_too() -> None:
     snapshot = attached(vm())
     families, samples = (BY_NAME["block_space"],), [Sample(BY_NAME["block_space"], ("disk0",), {"used_bytes": 5})]
-    snapshot.samples(vm(), families, samples, SECOND)
+    snapshot.replace_samples(vm(), families, samples, SECOND)
     snapshot.limits = SeriesLimits(series_per_vm=0)
-    snapshot.samples(vm(), families, samples, 2 * SECOND)
+    snapshot.replace_samples(vm(), families, samples, 2 * SECOND)
     assert subjects(snapshot, vm(), "block_space") == []

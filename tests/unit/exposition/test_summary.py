@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from agent.exposition.rates import PollPair
-from agent.exposition.summary import POINTS, migration, summarize
+from agent.exposition.summary import POINTS, summarize, summarize_migration
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.host import PROCESS, VCPU
 from agent.model.metrics.jobs import JOB
@@ -60,7 +60,7 @@ def test_a_migration_has_its_progress_and_its_remaining_time() -> None:
     def migrate(**values: Any) -> Any:
         polls = PollPair()
         polls.update({(): values}, SECOND)
-        return migration({MIGRATION.name: polls})
+        return summarize_migration({MIGRATION.name: polls})
 
     assert migrate(status="none") is None
     active = migrate(status="active", ram_remaining_bytes=300, ram_bytes=1000, remaining_seconds=3.0)

@@ -52,7 +52,7 @@ async def test_a_reader_that_leaves_a_stream_logs_no_error(
     folder: Path, caplog: pytest.LogCaptureFixture, path: str, leave: Callable[[asyncio.StreamWriter], None]
 ) -> None:
     async with RunningEndpoint(folder, timing=TIMING).open() as endpoint:
-        endpoint.view.snapshot.status(status(vm()))
+        endpoint.view.snapshot.update_status(status(vm()))
         async with endpoint.raw_connection() as (reader, writer):
             tasks = asyncio.all_tasks()
             await start_stream(reader, writer, path)

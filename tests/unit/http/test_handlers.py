@@ -88,7 +88,7 @@ async def test_only_get_is_allowed(client: Client, method: str) -> None:
 
 
 async def test_a_scrape_has_the_vms_and_the_agents_series_and_is_timed(client: Client, view: FakeView) -> None:
-    view.snapshot.status(status(vm()))
+    view.snapshot.update_status(status(vm()))
     assert await text(client, "/metrics") == render(view.snapshot) + view.render_self_metrics().decode()
     (seconds,) = view.scrapes
     assert 0 < seconds < 1
@@ -103,7 +103,7 @@ async def test_readyz_gives_the_reasons(client: Client, view: FakeView) -> None:
 
 async def test_the_page_is_static_and_refers_only_to_its_own_files(client: Client, view: FakeView) -> None:
     before = await text(client, "/")
-    view.snapshot.status(status(vm(0, "<script>alert(1)</script>")))
+    view.snapshot.update_status(status(vm(0, "<script>alert(1)</script>")))
     assert await text(client, "/") == before
     assert not re.search(r"(https?:)?//|\bon\w+=|style=|<style|<script>", before)
     for name in re.findall(r'(?:src|href)="(page/[^"]+)"', before):
@@ -122,9 +122,9 @@ async def test_only_the_pages_files_are_served(client: Client, path: str) -> Non
 
 
 async def test_the_overview_is_one_json_of_the_whole_host(client: Client, view: FakeView) -> None:
-    view.snapshot.status(status(vm(0, '"><b>')))
+    view.snapshot.update_status(status(vm(0, '"><b>')))
     busy = MonitorStatus(Monitor("/run/vm2.qmp", (2,), OPEN), MonitorState.BUSY, "held by another", None, None, 0)
-    view.snapshot.status(busy)
+    view.snapshot.update_status(busy)
     async with client.get("/overview") as response:
         assert response.content_type == "application/json"
         overview = await response.json()
@@ -139,8 +139,8 @@ async def test_the_overview_is_one_json_of_the_whole_host(client: Client, view: 
 async def test_the_overview_stream_starts_with_everything_and_goes_on_with_changes(
     client: Client, view: FakeView
 ) -> None:
-    view.snapshot.status(status(vm()))
-    view.snapshot.status(status(vm(1, "vm2", "/run/vm2.qmp"), key=1))
+    view.snapshot.update_status(status(vm()))
+    view.snapshot.update_status(status(vm(1, "vm2", "/run/vm2.qmp"), key=1))
     async with client.get("/overview/live") as response, asyncio.timeout(TIMEOUT_SECONDS):
         first = await message(response)
         assert first["vms"].keys() == {vm().uuid, vm(1).uuid}

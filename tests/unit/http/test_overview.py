@@ -49,21 +49,21 @@ def test_a_slow_client_gets_only_the_last_of_several_changes(source: OneVmSource
 def test_a_new_vm_comes_with_its_history_and_a_vm_that_left_is_reported_gone(source: OneVmSource) -> None:
     cursor, other = connect(source), vm(1, "vm2", "/run/vm2.qmp")
     cursor.changes()
-    source.snapshot.status(status(other, key=1))
+    source.snapshot.update_status(status(other, key=1))
     for at in (10, 12, 14):
         source.put(BLOCK, at, (("disk0",), disk_counters(write=at)), owner=other)
     changes = decoded(cursor.changes())
     assert changes["vms"].keys() == {other.uuid}
     assert [point[0] for point in changes["history"][other.uuid]] == [12, 14]
     gone = status(other, key=1)
-    source.snapshot.status(type(gone)(gone.monitor, type(gone.state).GONE, "", other, gone.build, 0))
+    source.snapshot.update_status(type(gone)(gone.monitor, type(gone.state).GONE, "", other, gone.build, 0))
     assert decoded(cursor.changes())["gone"] == [other.uuid]
 
 
 def test_a_vm_has_its_collectors_that_are_off_with_their_causes(source: OneVmSource) -> None:
     cursor = connect(source)
     assert "degraded" not in decoded(cursor.changes())["vms"][vm().uuid]
-    source.snapshot.status(replace(status(vm()), degraded=(("block", "not JSON"),)))
+    source.snapshot.update_status(replace(status(vm()), degraded=(("block", "not JSON"),)))
     assert decoded(cursor.changes())["vms"][vm().uuid]["degraded"] == [{"collector": "block", "cause": "not JSON"}]
 
 

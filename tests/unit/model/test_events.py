@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.collectors import ALL
-from agent.model.events import EVENTS, ROWS, Category, device_name, row_of
+from agent.model.event_row import Category, device_name
+from agent.model.events import EVENTS, ROWS, find_event_row
 from agent.model.record import Severity
 from agent.session.session import THREADS
 from tests.lab import golden_files
@@ -93,7 +94,7 @@ def test_events_invalidate_existing_collectors_only() -> None:
     ],
 )
 def test_severity_depends_on_the_events_data(name: str, data: dict[str, Any], severity: Severity) -> None:
-    assert row_of(name).severity_for(data) is severity
+    assert find_event_row(name).severity_for(data) is severity
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_severity_depends_on_the_events_data(name: str, data: dict[str, Any], se
     ],
 )
 def test_an_events_subject_has_the_name_that_samples_use(name: str, data: dict[str, Any], subject: str) -> None:
-    assert row_of(name).subject_of(data) == subject
+    assert find_event_row(name).subject_of(data) == subject
 
 
 @pytest.mark.parametrize(
@@ -141,13 +142,13 @@ def test_device_name_returns_the_id_of_any_qom_path(qdev: str, name: str) -> Non
 
 
 def test_an_unknown_event_is_passed_through_under_its_own_name() -> None:
-    row = row_of("SOMETHING_NEW_2")
+    row = find_event_row("SOMETHING_NEW_2")
     assert (row.name, row.category, row.invalidates) == ("SOMETHING_NEW_2", Category.UNKNOWN, ())
 
 
 @pytest.mark.parametrize("name", ["", "stop", "A" * 65, "A-B", "A\n", "2A", "É", "A B", '"', "../X", "_X"])
 def test_an_invalid_event_name_becomes_unknown(name: str) -> None:
-    assert row_of(name).name == "UNKNOWN"
+    assert find_event_row(name).name == "UNKNOWN"
 
 
 json = st.recursive(

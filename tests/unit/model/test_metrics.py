@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from agent.model.family import Family, Field, Kind, Sample, Unit
+from agent.model.family import Family, Field, FieldKind, Sample, Unit
 from agent.model.metrics import FAMILIES
 from agent.model.metrics.block import BLOCK
 from agent.model.metrics.memory import GUEST_MEMORY
 from agent.model.metrics.migration import MIGRATION
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 
 ROWS = [pytest.param(family, field, id=family.series(field)) for family in FAMILIES for field in family.fields]
 SERIES = [
@@ -20,7 +20,7 @@ SERIES = [
 
 
 def read(field: Field, raw: Any, *, unavailable: frozenset[int] = frozenset()) -> Any:
-    return Reader(Family("f", "s", "h.", (), (field,), unavailable))({field.path: raw}).get(field.name)
+    return FieldReader(Family("f", "s", "h.", (), (field,), unavailable))({field.path: raw}).get(field.name)
 
 
 @pytest.mark.parametrize(("family", "field"), ROWS)
@@ -33,7 +33,7 @@ def test_a_row_has_a_valid_name_and_a_help_sentence(family: Family, field: Field
 @pytest.mark.parametrize(("family", "field"), SERIES)
 def test_a_series_name_follows_prometheus_rules(family: Family, field: Field) -> None:
     name = family.series(field)
-    assert (field.kind is Kind.COUNTER) == name.endswith("_total")
+    assert (field.kind is FieldKind.COUNTER) == name.endswith("_total")
     assert not re.search(r"_(ns|us|ms|milliseconds|kb|kib|mb|mbps|percent|percentage|count|sum|bucket)(_total)?$", name)
     if field.unit in (Unit.NANOSECONDS, Unit.MICROSECONDS, Unit.MILLISECONDS):
         assert re.search(r"_seconds(_total)?$", name)
@@ -59,7 +59,7 @@ def test_families_have_a_help_sentence_and_valid_labels() -> None:
 
 
 def test_texts_and_details_have_no_series() -> None:
-    assert not {f.kind for family in FAMILIES for f in family.exported_fields()} & {Kind.TEXT, Kind.DETAIL}
+    assert not {f.kind for family in FAMILIES for f in family.exported_fields()} & {FieldKind.TEXT, FieldKind.DETAIL}
 
 
 # --- Reading ---
@@ -81,40 +81,40 @@ def test_texts_and_details_have_no_series() -> None:
     ],
 )
 def test_numbers_are_converted_to_base_units_exactly(unit: Unit, raw: Any, value: Any) -> None:
-    assert read(Field("x", "y", Kind.GAUGE, "H.", unit), raw) == value
+    assert read(Field("x", "y", FieldKind.GAUGE, "H.", unit), raw) == value
 
 
 @pytest.mark.parametrize(
     ("kind", "good", "bad"),
     [
-        (Kind.COUNTER, [0, 1, 1.5], [True, None, "1", [], {}, float("inf"), float("nan")]),
-        (Kind.GAUGE, [0, -1, 1.5], [False, None, "1", [1], {}, float("-inf")]),
-        (Kind.FLAG, [True, False], [0, 1, "true", None, []]),
-        (Kind.STATE, ["running"], [5, None, True, [], {}]),
-        (Kind.TEXT, ["", "x"], [5, None, [], {}]),
-        (Kind.DETAIL, [[1, {"a": None}], "x", 5, False], [None, "x" * 9000]),
+        (FieldKind.COUNTER, [0, 1, 1.5], [True, None, "1", [], {}, float("inf"), float("nan")]),
+        (FieldKind.GAUGE, [0, -1, 1.5], [False, None, "1", [1], {}, float("-inf")]),
+        (FieldKind.FLAG, [True, False], [0, 1, "true", None, []]),
+        (FieldKind.STATE, ["running"], [5, None, True, [], {}]),
+        (FieldKind.TEXT, ["", "x"], [5, None, [], {}]),
+        (FieldKind.DETAIL, [[1, {"a": None}], "x", 5, False], [None, "x" * 9000]),
     ],
 )
-def test_values_of_a_wrong_type_are_omitted(kind: Kind, good: list[Any], bad: list[Any]) -> None:
+def test_values_of_a_wrong_type_are_omitted(kind: FieldKind, good: list[Any], bad: list[Any]) -> None:
     field = Field("x", "y", kind, "H.")
     assert [read(field, raw) for raw in good] == good
     assert [read(field, raw) for raw in bad] == [None] * len(bad)
 
 
 def test_numbers_that_mean_unknown_are_omitted_in_families_that_use_them() -> None:
-    field = Field("x", "y", Kind.GAUGE, "H.")
+    field = Field("x", "y", FieldKind.GAUGE, "H.")
     assert [read(field, raw, unavailable=GUEST_MEMORY.unavailable) for raw in (-1, 2**64 - 1, 0)] == [None, None, 0]
     assert [read(field, raw) for raw in (-1, 2**64 - 1)] == [-1, 2**64 - 1]
     assert BLOCK.unavailable == MIGRATION.unavailable == frozenset()
 
 
 def test_states_and_texts_are_sanitized_and_truncated() -> None:
-    assert read(Field("x", "y", Kind.STATE, "H."), "a\nb" + "x" * 100) == "a\ufffdb" + "x" * 61
-    assert read(Field("x", "y", Kind.TEXT, "H."), "a\u202eb" + "x" * 2000) == "a\ufffdb" + "x" * 1021
+    assert read(Field("x", "y", FieldKind.STATE, "H."), "a\nb" + "x" * 100) == "a\ufffdb" + "x" * 61
+    assert read(Field("x", "y", FieldKind.TEXT, "H."), "a\u202eb" + "x" * 2000) == "a\ufffdb" + "x" * 1021
 
 
 def test_a_path_through_a_non_object_returns_no_value() -> None:
-    reader = Reader(Family("f", "s", "h.", (), (Field("a.b.c", "y", Kind.GAUGE, "H."),)))
+    reader = FieldReader(Family("f", "s", "h.", (), (Field("a.b.c", "y", FieldKind.GAUGE, "H."),)))
     assert reader({"a": {"b": {"c": 1}}}) == {"y": 1}
     items: list[dict[str, Any]] = [
         {},
@@ -137,7 +137,9 @@ def test_a_samples_data_has_its_labels_and_values() -> None:
 
 
 def test_large_shapes_are_not_cached() -> None:
-    reader = Reader(Family("f", "s", "h.", (), (Field("a", "a", Kind.GAUGE, "H."), Field("b", "b", Kind.GAUGE, "H."))))
+    reader = FieldReader(
+        Family("f", "s", "h.", (), (Field("a", "a", FieldKind.GAUGE, "H."), Field("b", "b", FieldKind.GAUGE, "H.")))
+    )
     assert reader({"a": 1, "b": 2}) == {"a": 1, "b": 2}
     assert reader({"a": 1, "b": 2, **{chr(1024 + n): n for n in range(1000)}}) == {"a": 1, "b": 2}
     assert len(reader._layouts) == 1

@@ -52,13 +52,13 @@ def test_sequence_numbers_increase_by_one_over_all_records_of_a_run() -> None:
     other = Vm("host1", "", "", "/run/vm2.qmp")
     events = [encoded(stop(vm), encoder) for vm in (VM, other, VM, VM)]
     assert [event["sequence"] for event in events] == ["1", "2", "3", "4"]
-    assert [event["id"] for event in events] == [f"{encoder.run}-{number}" for number in range(1, 5)]
+    assert [event["id"] for event in events] == [f"{encoder.run_id}-{number}" for number in range(1, 5)]
 
 
 @given(st.integers(0, 2**63), st.integers(1_000_000, 2**62))
 def test_the_ids_of_a_later_run_sort_after_those_of_an_earlier_run(start: int, later: int) -> None:
-    assert RecordEncoder(start).run < RecordEncoder(start + later).run
-    assert len(RecordEncoder(start).run) == 10
+    assert RecordEncoder(start).run_id < RecordEncoder(start + later).run_id
+    assert len(RecordEncoder(start).run_id) == 10
 
 
 # --- Time ---

@@ -115,9 +115,9 @@ async def test_a_flood_is_read_at_once_and_reported_in_few_records_with_exact_co
     for record in records:
         assert schema_violations(RecordEncoder()(record).body) == []
     snapshot = Snapshot()
-    snapshot.status(status(vm()))
+    snapshot.update_status(status(vm()))
     for record in records:
-        snapshot.event(type(record)(record.type, vm(), record.data, record.time_ns))
+        snapshot.count_event(type(record)(record.type, vm(), record.data, record.time_ns))
     assert next(view.events["BLOCK_IO_ERROR"] for _, view in snapshot.views()) == total
 
 

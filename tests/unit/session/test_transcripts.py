@@ -35,8 +35,8 @@ def series_of(observer: RecordingObserver) -> list[str]:
     """Return the series that come from samples."""
     snapshot = Snapshot()
     for vm, families, samples, time_ns in observer.calls_of("on_samples"):
-        snapshot.status(status(vm))
-        snapshot.samples(vm, families, samples, time_ns)
+        snapshot.update_status(status(vm))
+        snapshot.replace_samples(vm, families, samples, time_ns)
     lines = render(snapshot).splitlines()
     series = (line for line in lines if line.startswith("qemu_") and not line.startswith("qemu_vm_"))
     return [line for line in series if "since_timestamp" not in line]

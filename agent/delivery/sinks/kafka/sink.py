@@ -96,7 +96,9 @@ class KafkaSink:
         self._workarounds = TopicWorkarounds(self._timings.workaround)
         # The records of the batches in progress, by id:
         self._suspects: set[str] = set()  # one of them made Kafka reject their batch as too large
-        self._too_large: dict[str, int] = {}  # rejected as too large in a batch of their own, in this attempt, with its bytes
+        self._too_large: dict[
+            str, int
+        ] = {}  # rejected as too large in a batch of their own, in this attempt, with its bytes
         self._rejected: set[str] = set()
         self._acknowledged: set[str] = set()
         # Batches of several records that were rejected as too large in this attempt: topic, bytes, and ids of the records.

@@ -1,0 +1,112 @@
+"""A row of the event table: what the agent makes of one QMP event. Pure."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum, auto
+from typing import Any
+
+from agent.model.reader import object_at
+from agent.model.record import Severity, sanitize
+
+
+class Category(StrEnum):
+    """The part of a VM that an event reports on."""
+
+    RUNSTATE = auto()
+    BLOCK = auto()
+    JOB = auto()
+    MIGRATION = auto()
+    MEMORY = auto()
+    DEVICE = auto()
+    NETWORK = auto()
+    DISPLAY = auto()
+    UNKNOWN = auto()
+
+
+Data = Mapping[str, Any]
+SeverityRule = Severity | Callable[[Data], Severity]
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """One row of the event table.
+
+    Attributes:
+        name: the event's name in QEMU.
+        category: the part of the VM that the event reports on.
+        severity: the severity, or a function that returns the severity for the event's data.
+        help: the help text, one line.
+        subject: paths in the event's data, with dots between keys. The first path with a value has the device or job of the event.
+        invalidates: names of the collectors whose last results the event makes stale; they run again at once. `threads` stands for a
+            new search for the threads and interfaces of the QEMU process.
+        since: the QEMU release that added the event; empty for 2.6 and older.
+        coalesce_by: names of fields in the event's data. Events with equal values in these fields are coalesced into one record. None
+            for an event that is not coalesced.
+        record_type: the type of the event's records.
+        data_head: the first fields in the data of the event's records.
+    """
+
+    name: str
+    category: Category
+    severity: SeverityRule
+    help: str
+    subject: tuple[str, ...] = ()
+    invalidates: tuple[str, ...] = ()
+    since: str = ""
+    coalesce_by: tuple[str, ...] | None = None
+    record_type: str = field(init=False, compare=False)
+    data_head: Mapping[str, str] = field(init=False, compare=False)
+    _paths: tuple[tuple[tuple[str, ...], str], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Computed once per row instead of once per event.
+        object.__setattr__(self, "record_type", f"qemu.event.{self.name.lower()}")
+        object.__setattr__(self, "data_head", {"event": self.name, "category": self.category.value})
+        paths = tuple((tuple(parents), last) for *parents, last in (path.split(".") for path in self.subject))
+        object.__setattr__(self, "_paths", paths)
+
+    def severity_for(self, data: Data) -> Severity:
+        """Return the severity of an event with this data."""
+        return self.severity if isinstance(self.severity, Severity) else self.severity(data)
+
+    def coalesce_key(self, data: Data, fields: Iterable[str]) -> tuple[object, ...]:
+        """Return a key. Events with equal keys are coalesced into one record.
+
+        Args:
+            data: the event's data.
+            fields: names of the fields whose values are part of the key.
+        """
+        values = ((field, data.get(field)) for field in fields)
+        return (self.name, self.subject_of(data), *(v for v in values if isinstance(v[1], str | bool)))
+
+    def subject_of(self, data: Data) -> str:
+        """Return the device or job that an event with this data reports on, by the name that samples use; empty if there is none."""
+        for parents, last in self._paths:
+            parent = object_at(data, parents) if parents else data
+            name = parent.get(last) if parent is not None else None
+            if isinstance(name, str) and name:
+                return sanitize(device_name(name) if name[0] == "/" else name)
+        return ""
+
+
+_LATER_LEGACY_DISK = re.compile(r"legacy\[[1-9][0-9]*\]\Z")
+"""Matches the second and every later disk of a SCSI controller. Only the first disk has the controller's id as its name."""
+
+
+def device_name(qdev: str) -> str:
+    """Return a device's stable name, which is its id.
+
+    `/machine/peripheral/disk0/virtio-backend`, `/machine/peripheral/disk0` and `disk0` are the same device, `disk0`.
+    `/machine/peripheral/usb0/usb0.0/legacy[0]` is the disk inside the device `usb0`, and has the device's name. The name of a device
+    without an id is the distinctive part of its path, such as `device[0]`.
+
+    Args:
+        qdev: the id of a device, or its QOM path.
+    """
+    for root in ("/machine/peripheral/", "/machine/peripheral-anon/"):
+        if qdev.startswith(root):
+            path = qdev.removeprefix(root)
+            device, _, part = path.partition("/")
+            return (path if _LATER_LEGACY_DISK.search(part) else device) or qdev
+    return qdev

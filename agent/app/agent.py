@@ -36,6 +36,10 @@ from agent.config.reload import ConfigReloader
 from agent.delivery.sinks.base import Sink
 from agent.exposition.series_limits import SeriesLimits
 from agent.exposition.snapshot import Snapshot
+from agent.host.pools.libvirt import LibvirtSource, StoragePool
+from agent.host.pools.lvm_thin import LvmThinSource
+from agent.host.pools.report import ReportFile
+from agent.host.pools.zfs import ZfsSource
 from agent.http.web_config import EndpointError
 from agent.runtime.gc import scheduled_collection
 from agent.runtime.logging import configure_logging
@@ -62,8 +66,14 @@ class Agent:
         self.snapshot = Snapshot(SeriesLimits(**config.limits.model_dump()))
         self.publisher = RecordPublisher(config.host, sink or build_sink(config), delivery_settings(config))
         self.alerts = AlertPublisher(config.host, config.alerts.write_threshold, self.publisher)
+        report = ReportFile()
         self.storage = StorageMonitor(
-            config.host, self.publisher.publish, self.snapshot, interval=config.intervals.storage
+            config.host,
+            self.publisher.publish,
+            self.snapshot,
+            sources=(LvmThinSource(report), ZfsSource(report)),
+            fallback=LibvirtSource(self._storage_pools),
+            interval=config.intervals.storage,
         )
         self.metrics = SelfMetrics()
         self.reload = ConfigReloader()
@@ -147,6 +157,9 @@ class Agent:
         self._discovery.set(build_discoverers(config))
         if any(getattr(before, name) != getattr(config, name) for name in ("intervals", "allow", "alerts", "labels")):
             self._supervisors.resync()
+
+    async def _storage_pools(self) -> list[StoragePool]:
+        return await self._discovery.storage_pools()
 
     async def _run_alert_loop(self) -> None:
         while True:

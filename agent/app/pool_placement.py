@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from agent.alerts.pool_usage import Image, Placement, images_of
 from agent.host.image_location import ImageLocator
-from agent.host.pools.base import Pool, PoolSource, UnknownPool
+from agent.host.pools.base import ImageLocation, Pool, PoolSource, UnknownPool
 from agent.model.family import Family, Sample
 from agent.model.metrics.about import ABOUT
 from agent.model.metrics.block_layers import BLOCK_LAYER
@@ -17,19 +17,27 @@ PlacementCallback = Callable[[Vm, Sequence[Placement]], None]
 class PoolPlacement:
     """The images of each VM, and the source of each pool."""
 
-    def __init__(self, locator: ImageLocator, sources: Sequence[PoolSource], on_placed: PlacementCallback) -> None:
+    def __init__(
+        self,
+        locator: ImageLocator,
+        sources: Sequence[PoolSource],
+        on_placed: PlacementCallback,
+        fallback: PoolSource | None = None,
+    ) -> None:
         """Create a placement; `run` it.
 
         Args:
             locator: finds where images are.
             sources: the kinds of pools; the first one that knows an image's storage decides.
             on_placed: called with the pools of a VM's images.
+            fallback: the source for images whose location the agent cannot find, or None.
         """
         self.pids: dict[Vm, int] = {}
         """Process id of each VM, as far as it is known."""
         self._locator = locator
         self._sources = sources
         self._on_placed = on_placed
+        self._fallback = fallback
         self._source_of: dict[str, PoolSource] = {}
         self._images: dict[Vm, Sequence[Image]] = {}
         self._waiting: dict[Vm, None] = {}
@@ -61,6 +69,11 @@ class PoolPlacement:
         for known in (self.pids, self._images, self._waiting):
             known.pop(vm, None)
 
+    def find_again(self) -> None:
+        """Find the pools of all images again, because a source knows other pools now."""
+        self._waiting |= dict.fromkeys(self._images)
+        self._woken.set()
+
     async def run(self) -> None:
         """Find the pools of images that may have changed, until cancelled."""
         while True:
@@ -79,7 +92,7 @@ class PoolPlacement:
             return UnknownPool("the VM may run on another host: run an agent there")
         location = await self._locator.locate(self.pids.get(vm), image.driver, image.path)
         if isinstance(location, UnknownPool):
-            return location
+            return self._find_fallback(image) or location
         for source in self._sources:
             pool = source.find(location)
             if isinstance(pool, Pool):
@@ -87,3 +100,13 @@ class PoolPlacement:
             if pool is not None:
                 return pool
         return UnknownPool("its kind of storage is unknown")
+
+    def _find_fallback(self, image: Image) -> Pool | None:
+        """Return the pool of an image that the agent cannot locate; None if no source knows it."""
+        if self._fallback is None:
+            return None
+        pool = self._fallback.find(ImageLocation(image.driver, image.path))
+        if not isinstance(pool, Pool):
+            return None
+        self._source_of[pool.key] = self._fallback
+        return pool

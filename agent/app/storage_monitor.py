@@ -54,6 +54,7 @@ class StorageMonitor:
         publish: Callable[[Record], None],
         snapshot: Snapshot,
         sources: Sequence[PoolSource] = (),
+        fallback: PoolSource | None = None,
         interval: float = 30.0,
     ) -> None:
         """Create a monitor; `run` it.
@@ -63,6 +64,7 @@ class StorageMonitor:
             publish: publishes a record.
             snapshot: receives the samples of the pools.
             sources: further kinds of pools; they come before file systems and devices.
+            fallback: source for images whose location the agent cannot find, or None.
             interval: seconds between two records of a pool.
         """
         self.registry = PoolRegistry()
@@ -72,7 +74,8 @@ class StorageMonitor:
         self._snapshot = snapshot
         self._reader = FileSystemReader(on_change=self._wake)
         self._sources: tuple[PoolSource, ...] = (*sources, FileSystemSource(self._reader), DeviceSource())
-        self._placement = PoolPlacement(ImageLocator(self._reader), self._sources, self._on_placed)
+        self._fallback = fallback
+        self._placement = PoolPlacement(ImageLocator(self._reader), self._sources, self._on_placed, fallback)
         self._due: dict[str, float] = {}
         self._published_at: dict[str, float] = {}
         self._in_flight: set[str] = set()
@@ -124,8 +127,9 @@ class StorageMonitor:
 
     async def _refresh_sources(self) -> None:
         while True:
-            for source in self._sources:
-                await source.refresh()
+            changed = [await source.refresh() for source in (*self._sources, *filter(None, (self._fallback,)))]
+            if any(changed):
+                self._placement.find_again()
             await asyncio.sleep(self.interval)
 
     def _start_reads(self, tasks: asyncio.TaskGroup) -> None:

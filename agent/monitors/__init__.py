@@ -11,6 +11,7 @@ from agent.monitors.base import (
     Monitor,
     MonitorConnection,
     MonitorPriority,
+    StoragePoolLister,
 )
 from agent.monitors.dial import DialConfig, DialDiscoverer
 from agent.monitors.dial_per_poll import DialPerPollDiscoverer
@@ -38,4 +39,5 @@ __all__ = [
     "Monitor",
     "MonitorConnection",
     "MonitorPriority",
+    "StoragePoolLister",
 ]

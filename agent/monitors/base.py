@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from agent.common.config_types import Section
+from agent.host.pools.libvirt import StoragePool
 from agent.qmp.client import Client, CommandResult, Connect
 from agent.qmp.commands import AllowList, Change, Command
 from agent.qmp.errors import QmpError
@@ -134,6 +135,18 @@ class Discoverer(Protocol):
 
     async def run(self, listener: DiscoveryListener) -> None:
         """Report monitors to `listener` until cancelled."""
+
+
+@runtime_checkable
+class StoragePoolLister(Protocol):
+    """A discoverer whose manager has storage pools."""
+
+    async def storage_pools(self) -> Sequence[StoragePool]:
+        """Return the active storage pools.
+
+        Raises:
+            QmpError: they cannot be listed.
+        """
 
 
 class AllowedChanges(Protocol):

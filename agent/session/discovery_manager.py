@@ -6,7 +6,8 @@ When a config reload removes a discoverer, the agent keeps its connections to th
 import asyncio
 from collections.abc import Mapping
 
-from agent.monitors import Discoverer, Monitor
+from agent.host.pools.libvirt import StoragePool, StoragePoolsError
+from agent.monitors import Discoverer, Monitor, StoragePoolLister
 from agent.qmp.errors import QmpError
 from agent.session.supervisor import SupervisorGroup
 
@@ -46,16 +47,37 @@ class DiscoveryManager:
         self._group = group
         self._tasks = tasks
         self._running: dict[str, tuple[_DiscoveredMonitors, asyncio.Task[None]]] = {}
+        self._discoverers: dict[str, Discoverer] = {}
 
     def set(self, discoverers: Mapping[str, Discoverer]) -> None:
         """Run exactly these discoverers, given by name. A running discoverer whose name is among them keeps running."""
         removed = [self._running.pop(name) for name in self._running.keys() - discoverers.keys()]
         for name in discoverers.keys() - self._running.keys():
             discovered = _DiscoveredMonitors(self._group)
+            self._discoverers[name] = discoverers[name]
             self._running[name] = discovered, self._tasks.create_task(discoverers[name].run(discovered), name=name)
+        self._discoverers = {name: self._discoverers[name] for name in self._running}
         for discovered, task in removed:
             task.cancel()
             self._tasks.create_task(self._dismiss_unshared(discovered), name="dismiss monitors")
+
+    async def storage_pools(self) -> list[StoragePool]:
+        """Return the storage pools of all managers that have some.
+
+        Raises:
+            StoragePoolsError: no manager can be asked.
+        """
+        pools: list[StoragePool] = []
+        errors: list[QmpError] = []
+        for discoverer in list(self._discoverers.values()):
+            if isinstance(discoverer, StoragePoolLister):
+                try:
+                    pools += await discoverer.storage_pools()
+                except QmpError as error:
+                    errors.append(error)
+        if errors and not pools:
+            raise StoragePoolsError(str(errors[0]))
+        return pools
 
     async def _dismiss_unshared(self, removed: _DiscoveredMonitors) -> None:
         """Dismiss the monitors of a removed discoverer that no other discoverer has found."""

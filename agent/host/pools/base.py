@@ -114,8 +114,12 @@ PoolReadings = Mapping[str, PoolReading | PoolReadError]
 class PoolSource(Protocol):
     """One kind of pool: finds the pool of an image, and reads pools."""
 
-    async def refresh(self) -> None:
-        """Update what `find` needs, such as a list of volumes. It has a deadline and does not raise."""
+    async def refresh(self) -> bool:
+        """Update what `find` needs, such as a list of volumes. It has a deadline and does not raise.
+
+        Returns:
+            Whether `find` may return another pool now than before.
+        """
 
     def find(self, image: ImageLocation) -> Pool | UnknownPool | None:
         """Return the pool of an image; None if the image is not on this kind of pool. It does no I/O that can block."""

@@ -10,8 +10,9 @@ from agent.host.pools.base import ImageLocation, Pool, PoolKind, PoolReadError, 
 class DeviceSource:
     """The source of block devices. They come last: a device may belong to a pool of another kind."""
 
-    async def refresh(self) -> None:
+    async def refresh(self) -> bool:
         """Do nothing: `find` needs no list."""
+        return False
 
     def find(self, image: ImageLocation) -> Pool | UnknownPool | None:
         """Return the device of an image."""

@@ -21,8 +21,9 @@ class FileSystemSource:
     def __init__(self, reader: FileSystemReader) -> None:
         self._reader = reader
 
-    async def refresh(self) -> None:
+    async def refresh(self) -> bool:
         """Do nothing: `find` needs no list."""
+        return False
 
     def find(self, image: ImageLocation) -> Pool | UnknownPool | None:
         """Return the file system of an image, or the quota of its directory."""

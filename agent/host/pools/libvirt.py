@@ -7,8 +7,12 @@ which the figures last changed.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
 
 from agent.host.pools.base import (
     ImageLocation,
@@ -22,6 +26,8 @@ from agent.host.pools.base import (
 
 LIST_SECONDS = 5.0
 """Timeout of one read of all pools."""
+FRESH_SECONDS = 10.0
+"""Age up to which a list is used again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +51,18 @@ class StoragePool:
     available: int
 
 
+MAX_DEPTH = 8
+"""Maximum depth of nested options in a file name."""
+
+_NAME_OPTIONS = {"rbd": "pool", "gluster": "volume"}
+"""Option of QEMU's driver that names the storage."""
+
+
 class StoragePoolsError(Exception):
     """libvirt's storage pools cannot be listed. The message is the cause."""
 
 
-ListStoragePools = Callable[[], Awaitable[Sequence[StoragePool]]]
+ListStoragePools = Callable[[], Coroutine[Any, Any, Sequence[StoragePool]]]
 """Returns the active storage pools of all configured libvirtds; raises StoragePoolsError."""
 
 
@@ -66,25 +79,36 @@ class LibvirtSource:
         self._list_pools = list_pools
         self._clock = clock
         self._error: PoolReadError | None = None
+        self._listing: asyncio.Future[Sequence[StoragePool]] | None = None
+        self._listed_at = float("-inf")
         self._pools: dict[str, StoragePool] = {}
         self._changed_at: dict[str, float] = {}
 
-    async def refresh(self) -> None:
-        """List the storage pools. If that fails, keep those of the last list."""
-        try:
-            pools = await asyncio.wait_for(self._list_pools(), LIST_SECONDS)
-        except TimeoutError:
+    async def refresh(self) -> bool:
+        """List the storage pools; return whether there are other pools now. If it fails, keep those of the last list.
+
+        A list that hangs is not requested again while it hangs.
+        """
+        if self._listing is None:
+            self._listing = asyncio.ensure_future(self._list_pools())
+        if not (await asyncio.wait({self._listing}, timeout=LIST_SECONDS))[0]:
             self._error = PoolUnresponsiveError(f"libvirtd did not list its storage pools within {LIST_SECONDS:g} s")
-            return
+            return False
+        listing, self._listing = self._listing, None
+        try:
+            pools = listing.result()
         except StoragePoolsError as error:
             self._error = PoolReadError(str(error))
-            return
+            return False
         now, before = self._clock(), self._pools
-        self._error = None
+        self._error, self._listed_at = None, now
         self._pools = {pool.name: pool for pool in pools}
         self._changed_at = {
             name: self._changed_at.get(name, now) if pool == before.get(name) else now
             for name, pool in self._pools.items()
+        }
+        return {(pool.name, pool.target, pool.source) for pool in before.values()} != {
+            (pool.name, pool.target, pool.source) for pool in pools
         }
 
     def find(self, image: ImageLocation) -> Pool | None:
@@ -105,7 +129,8 @@ class LibvirtSource:
 
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
         """Return libvirt's figures of these pools."""
-        await self.refresh()
+        if self._clock() - self._listed_at > FRESH_SECONDS:
+            await self.refresh()
         return {pool.key: self._reading(pool.name) for pool in pools}
 
     def _reading(self, name: str) -> PoolReading | PoolReadError:
@@ -120,4 +145,32 @@ class LibvirtSource:
 def _contains(pool: StoragePool, image: ImageLocation) -> bool:
     if image.path.startswith("/"):
         return bool(pool.target) and image.path.startswith(f"{pool.target.rstrip('/')}/")
-    return bool(pool.source) and pool.type == image.driver and pool.source in (image.path, image.path.partition("/")[0])
+    return bool(pool.source) and (pool.type, pool.source) == _network_source(image.path)
+
+
+def _network_source(path: str) -> tuple[str, str]:
+    """Return driver and name of the network storage of an image: the pool of RBD, the volume of Gluster. Empty if it is neither.
+
+    Args:
+        path: the file name that QEMU reports, such as `rbd:POOL/IMAGE` or `json:{...}`.
+    """
+    if path.startswith("json:"):
+        try:
+            options = orjson.loads(path[5:])
+        except orjson.JSONDecodeError:
+            return "", ""
+        for _ in range(MAX_DEPTH):
+            if not isinstance(options, dict) or options.get("driver") in _NAME_OPTIONS:
+                break
+            options = options.get("file")
+        if not isinstance(options, dict):
+            return "", ""
+        driver = options.get("driver", "")
+        name = options.get(_NAME_OPTIONS.get(driver, ""))
+        return (driver, name) if isinstance(name, str) else ("", "")
+    scheme, _, rest = path.partition(":")
+    if scheme == "rbd":
+        return "rbd", rest.partition("/")[0]
+    if scheme.partition("+")[0] == "gluster":
+        return "gluster", urlsplit(path).path.lstrip("/").partition("/")[0]
+    return "", ""

@@ -173,9 +173,11 @@ class ReportedSource:
         self._by_device: dict[str, tuple[ReportedPool, ReportedVolume]] = {}
         self._by_name: dict[str, tuple[ReportedPool, ReportedVolume]] = {}
 
-    async def refresh(self) -> None:
-        """Load the report. If it cannot be used, keep the volumes of the last one."""
+    async def refresh(self) -> bool:
+        """Load the report; return whether it has other volumes now. If it cannot be used, keep the volumes of the last one."""
+        before = self._by_name.keys(), self.error is None
         self._load()
+        return (self._by_name.keys(), self.error is None) != before
 
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
         """Return the figures of pools from the report."""

@@ -11,6 +11,7 @@ from math import inf
 from typing import Any
 
 from agent.common.backoff import back_off
+from agent.host.pools.libvirt import StoragePool
 from agent.monitors.base import DiscoveryListener, Monitor, MonitorConnection
 from agent.monitors.libvirt.client_library import LibraryMissingError, load_library
 from agent.monitors.libvirt.connection_pool import ConnectionPool
@@ -19,6 +20,7 @@ from agent.monitors.libvirt.event_connection import EventConnection, Message
 from agent.monitors.libvirt.executors import LibvirtDaemon
 from agent.monitors.libvirt.lifecycle import LifecycleEvent
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
+from agent.monitors.libvirt.storage_pools import list_storage_pools
 from agent.qmp.errors import (
     CommandError,
     DeniedError,
@@ -143,6 +145,15 @@ class LibvirtDiscoverer:
                 events.close()
             attempt = 0 if time.monotonic() - connected_at > self._max_retry_seconds else attempt + 1
             await asyncio.sleep(self._retry_delay(attempt, FIRST_RETRY_SECONDS, self._max_retry_seconds))
+
+    async def storage_pools(self) -> list[StoragePool]:
+        """Return libvirtd's active storage pools. A read-only connection is enough.
+
+        Raises:
+            QmpError: libvirtd cannot be reached, or has no storage pools.
+        """
+        daemon = self._require_daemon()
+        return await daemon.pool.run(lambda connection: list_storage_pools(daemon.api, connection.handle()))
 
     def refresh(self) -> None:
         """Read the list of running domains again, without waiting for the interval."""

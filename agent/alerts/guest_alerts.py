@@ -1,32 +1,155 @@
-"""Alerts about the inside of guests. Pure: it returns records."""
+"""Alerts about the inside of guests. Pure: it returns records.
 
-from collections.abc import Iterator
+The guest agent reports the values, so they are only as true as the guest is. An alert ends by a newer value only, and never because the
+guest agent is lost.
+"""
 
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from agent.alerts.guest_policy import GuestAlertPolicy
+from agent.alerts.levels import resolve_levels
 from agent.alerts.process_state import VmProcessState
-from agent.alerts.rules import GUEST_AGENT_LOST_HELP, GUEST_AGENT_LOST_SECONDS
-from agent.alerts.store import AlertStore
+from agent.alerts.rules import (
+    GUEST_AGENT_LOST_HELP,
+    GUEST_AGENT_LOST_SECONDS,
+    GUEST_CLOCK_HELP,
+    GUEST_FILESYSTEM_HELP,
+    GUEST_FROZEN_HELP,
+)
+from agent.alerts.store import Alert, AlertStore
+from agent.model.family import Family, Sample
+from agent.model.metrics.guest import GUEST_AGENT_SESSION, GUEST_CLOCK, GUEST_FILESYSTEM, GUEST_FREEZE
 from agent.model.record import Record, Severity
+
+FILESYSTEM = "guest_filesystem_space"
+LOST = "guest_agent_lost"
+FROZEN = "guest_frozen"
+CLOCK = "guest_clock_offset"
+
+CLOCK_POLLS = 2
+"""How many polls in a row have to show the offset of a clock. After a pause, a guest needs some time to correct its clock."""
 
 
 class GuestAlerts:
-    """Alerts about the inside of guests, for all VMs."""
+    """Alerts about the inside of guests, for all VMs.
 
-    def __init__(self, store: AlertStore) -> None:
+    Attributes:
+        policy: The limits.
+    """
+
+    def __init__(self, store: AlertStore, policy: GuestAlertPolicy | None = None) -> None:
+        self.policy = policy or GuestAlertPolicy()
         self._store = store
+
+    def _resolve(
+        self, state: VmProcessState, name: str, time_ns: int, reason: str, more: Mapping[str, Any] | None = None
+    ) -> Iterator[Record]:
+        known = self._store.find(state.owner, name)
+        return self._store.resolve([known] if known is not None else [], time_ns, reason, more)
+
+    # The guest agent itself.
 
     def on_channel(self, state: VmProcessState, time_ns: int, *, connected: bool) -> Iterator[Record]:
         """Handle a poll of the guest agent's channel; `connected` says whether the guest has opened it."""
         guest = state.guest
         if connected:
             guest.had_agent, guest.agent_lost_ns = True, 0
-            known = self._store.find(state.owner, "guest_agent_lost")
-            yield from self._store.resolve([known] if known is not None else [], time_ns, "connected")
+            if not guest.agent_silent_ns:
+                yield from self._resolve(state, LOST, time_ns, "connected")
         elif guest.had_agent and not guest.agent_lost_ns:
             guest.agent_lost_ns = time_ns
 
+    def _on_session(self, state: VmProcessState, session: str, time_ns: int) -> Iterator[Record]:
+        """Handle a state of the session with the guest agent."""
+        guest = state.guest
+        if session == "unresponsive":
+            guest.agent_silent_ns = guest.agent_silent_ns or time_ns
+        elif session == "up":
+            guest.agent_silent_ns = 0
+            if not guest.agent_lost_ns:
+                yield from self._resolve(state, LOST, time_ns, "connected")
+        elif session == "absent":
+            guest.agent_silent_ns = 0
+
     def on_tick(self, state: VmProcessState, now_ns: int) -> Iterator[Record]:
         """Fire the alert of a guest agent that has been lost for too long. A reboot of the guest takes less time."""
-        lost_ns = state.guest.agent_lost_ns
+        guest = state.guest
+        lost_ns = guest.agent_lost_ns or guest.agent_silent_ns
         if lost_ns and state.run.running and now_ns - lost_ns >= GUEST_AGENT_LOST_SECONDS * 1e9:
-            data = {"help": GUEST_AGENT_LOST_HELP, "lost_since_timestamp_seconds": lost_ns / 1e9}
-            yield from self._store.fire(state.alert("guest_agent_lost", "", Severity.WARNING, now_ns, data))
+            reason = "closed" if guest.agent_lost_ns else "unresponsive"
+            data = {"help": GUEST_AGENT_LOST_HELP, "reason": reason, "lost_since_timestamp_seconds": lost_ns / 1e9}
+            yield from self._store.fire(state.alert(LOST, "", Severity.WARNING, now_ns, data))
+
+    # What the guest agent reports.
+
+    def on_samples(
+        self, state: VmProcessState, families: Collection[Family], samples: Sequence[Sample], time_ns: int
+    ) -> Iterator[Record]:
+        """Handle all samples of these families."""
+        if GUEST_FILESYSTEM in families:
+            yield from self._on_filesystems(state, samples, time_ns)
+        for sample in samples:
+            if sample.family is GUEST_FREEZE:
+                yield from self._on_freeze(state, time_ns, frozen=sample.values.get("frozen") is True)
+            elif sample.family is GUEST_CLOCK:
+                yield from self._on_clock(state, sample.values, time_ns)
+            elif sample.family is GUEST_AGENT_SESSION:
+                yield from self._on_session(state, str(sample.values.get("state", "")), time_ns)
+
+    def _on_filesystems(self, state: VmProcessState, samples: Sequence[Sample], time_ns: int) -> Iterator[Record]:
+        mounted = {sample.subject: sample for sample in samples if sample.family is GUEST_FILESYSTEM}
+        known = [alert for alert in self._store.of_owner(state.owner) if alert.name == FILESYSTEM]
+        unmounted = [alert for alert in known if alert.subject not in mounted]
+        yield from self._store.resolve(unmounted, time_ns, "unmounted")
+        for mountpoint, sample in mounted.items():
+            firing = {alert.level: alert for alert in known if alert.subject == mountpoint}
+            yield from self._on_filesystem(state, mountpoint, sample, firing, time_ns)
+
+    def _on_filesystem(
+        self, state: VmProcessState, mountpoint: str, sample: Sample, firing: Mapping[str, Alert], time_ns: int
+    ) -> Iterator[Record]:
+        """Fire and resolve the levels of one file system."""
+        used, size = sample.values.get("used_bytes"), sample.values.get("size_bytes")
+        if used is None or not size:
+            return
+        levels = resolve_levels(self.policy.levels(state.vm, mountpoint), size)
+        figures = {"used_bytes": used, "limit_bytes": size, "free_bytes": size - used}
+        gone = [alert for text, alert in firing.items() if text not in {level.text for level in levels}]
+        yield from self._store.resolve(gone, time_ns, "level_gone", figures)
+        _, device, kind = sample.labels
+        for level in levels:
+            if used > level.bytes:
+                severity = Severity.CRITICAL if level is levels[-1] else Severity.WARNING
+                data = {"help": GUEST_FILESYSTEM_HELP, "mountpoint": mountpoint, "device": device, "type": kind}
+                data |= {"level_bytes": level.bytes, **figures}
+                yield from self._store.fire(
+                    state.alert(FILESYSTEM, mountpoint, severity, time_ns, data, level=level.text)
+                )
+            elif level.text in firing and used <= level.bytes - size * self.policy.hysteresis:
+                yield from self._store.resolve([firing[level.text]], time_ns, "space", figures)
+
+    def _on_freeze(self, state: VmProcessState, time_ns: int, *, frozen: bool) -> Iterator[Record]:
+        guest = state.guest
+        if not frozen:
+            guest.frozen_ns = 0
+            yield from self._resolve(state, FROZEN, time_ns, "thawed")
+            return
+        guest.frozen_ns = guest.frozen_ns or time_ns
+        if time_ns - guest.frozen_ns >= self.policy.frozen_seconds * 1e9:
+            data = {"help": GUEST_FROZEN_HELP, "frozen_since_timestamp_seconds": guest.frozen_ns / 1e9}
+            more = {"resolved_by": frozenset({"RESET"})}
+            yield from self._store.fire(state.alert(FROZEN, "", Severity.ERROR, time_ns, data, **more))
+
+    def _on_clock(self, state: VmProcessState, values: Mapping[str, Any], time_ns: int) -> Iterator[Record]:
+        """Fire the alert of a clock that is certainly off, in several polls in a row."""
+        offset, uncertainty = values.get("offset_seconds", 0.0), values.get("uncertainty_seconds", 0.0)
+        figures = {"offset_seconds": offset, "uncertainty_seconds": uncertainty}
+        if abs(offset) - uncertainty <= self.policy.clock_offset_seconds:
+            state.guest.clock_polls = 0
+            yield from self._resolve(state, CLOCK, time_ns, "clock", figures)
+            return
+        state.guest.clock_polls += 1
+        if state.guest.clock_polls >= CLOCK_POLLS:
+            data = {"help": GUEST_CLOCK_HELP, **figures}
+            yield from self._store.fire(state.alert(CLOCK, "", Severity.WARNING, time_ns, data))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from agent.alerts.disk_alerts import DeviceSizeLookup, DiskAlerts, PolicyLookup
 from agent.alerts.event_alerts import HANDLED_EVENTS, EventAlerts
 from agent.alerts.guest_alerts import GuestAlerts
+from agent.alerts.guest_policy import GuestAlertPolicy
 from agent.alerts.highest_writes import HighestWriteStore
 from agent.alerts.levels import ResolvedLevel
 from agent.alerts.notes import AlertNotes, Note
@@ -81,6 +82,10 @@ class AlertManager:
     def set_policy(self, policy_lookup: PolicyLookup) -> None:
         """Use another threshold policy. The policy applies to each disk from its next poll, and this poll is due now."""
         self._disks.set_policy(policy_lookup, self._processes)
+
+    def set_guest_policy(self, policy: GuestAlertPolicy) -> None:
+        """Use other limits inside guests, from the next poll of each guest agent."""
+        self._guests.policy = policy
 
     # Lifecycle.
 
@@ -194,6 +199,13 @@ class AlertManager:
         if state is None:
             return []
         return self._with_notes(self._guests.on_channel(state, time_ns, connected=connected))
+
+    def on_guest_samples(
+        self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
+    ) -> list[PendingAlert]:
+        """Handle all samples of these families, as the guest agent reported them."""
+        state = self._processes.attached(vm)
+        return self._with_notes(self._guests.on_samples(state, families, samples, time_ns)) if state is not None else []
 
     def on_samples(
         self, vm: Vm, samples: Sequence[Sample], now: float, time_ns: int, *, families: Collection[Family] = ()

@@ -21,10 +21,16 @@ class GuestState:
     Attributes:
         had_agent: Whether the guest had opened the channel of its guest agent.
         agent_lost_ns: When the channel was found closed again; 0 if it is open.
+        agent_silent_ns: Since when the guest agent has not responded; 0 if it responds or is not queried.
+        frozen_ns: When the file systems were first found frozen; 0 if they are not.
+        clock_polls: In how many polls in a row the clock was off.
     """
 
     had_agent: bool = False
     agent_lost_ns: int = 0
+    agent_silent_ns: int = 0
+    frozen_ns: int = 0
+    clock_polls: int = 0
 
 
 @dataclass(eq=False, slots=True)

@@ -188,7 +188,10 @@ UUID_CLASH_HELP = "Several running VMs have this UUID; their records and metrics
 
 GUEST_AGENT_LOST_SECONDS = 300.0
 """How long the guest agent of a running guest may be away, such as during a reboot."""
-GUEST_AGENT_LOST_HELP = "The guest agent has closed its channel, and the guest still runs."
+GUEST_AGENT_LOST_HELP = "The guest agent has closed its channel or does not respond, and the guest still runs."
+GUEST_FILESYSTEM_HELP = "A file system in the guest exceeded an alert level."
+GUEST_FROZEN_HELP = "The guest's file systems are frozen for too long, and every write in the guest waits."
+GUEST_CLOCK_HELP = "The guest's clock differs from the host's."
 
 ALERTS: Mapping[str, str] = {
     **{rule.alert: rule.help for rule in (*EVENT_RULES, *RUN_STATE_RULES)},
@@ -196,5 +199,8 @@ ALERTS: Mapping[str, str] = {
     "postcopy_recovery_failed": RECOVERY_FAILED_HELP,
     "uuid_clash": UUID_CLASH_HELP,
     "guest_agent_lost": GUEST_AGENT_LOST_HELP,
+    "guest_filesystem_space": GUEST_FILESYSTEM_HELP,
+    "guest_frozen": GUEST_FROZEN_HELP,
+    "guest_clock_offset": GUEST_CLOCK_HELP,
 }
 """Text of each alert except `write_threshold`, by the alert's name."""

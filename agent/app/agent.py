@@ -18,6 +18,7 @@ from agent.app.builders import (
 )
 from agent.app.dispatcher import SessionDispatcher
 from agent.app.endpoint_view import EndpointView
+from agent.app.guest_dispatcher import GuestDispatcher
 from agent.app.health import AgentHealth, HealthLimits
 from agent.app.progress import Progress
 from agent.app.publisher import RecordPublisher
@@ -36,6 +37,7 @@ from agent.config.reload import ConfigReloader
 from agent.delivery.sinks.base import Sink
 from agent.exposition.series_limits import SeriesLimits
 from agent.exposition.snapshot import Snapshot
+from agent.guest.manager import GuestAgentManager
 from agent.host.pools.libvirt import LibvirtSource, StoragePool
 from agent.host.pools.lvm_thin import LvmThinSource
 from agent.host.pools.report import ReportFile
@@ -65,7 +67,7 @@ class Agent:
         self._limits = limits or HealthLimits()
         self.snapshot = Snapshot(SeriesLimits(**config.limits.model_dump()))
         self.publisher = RecordPublisher(config.host, sink or build_sink(config), delivery_settings(config))
-        self.alerts = AlertPublisher(config.host, config.alerts.write_threshold, self.publisher)
+        self.alerts = AlertPublisher(config.host, config.alerts, self.publisher)
         report = ReportFile()
         self.storage = StorageMonitor(
             config.host,
@@ -78,8 +80,11 @@ class Agent:
         self.metrics = SelfMetrics()
         self.reload = ConfigReloader()
         self.progress = Progress()
+        self.guests = GuestAgentManager(
+            config.guest_agent, GuestDispatcher(self.publisher, self.snapshot, self.alerts, self.metrics)
+        )
         self.observer = SessionDispatcher(
-            self.publisher, self.snapshot, self.alerts, self.storage, self.metrics, self.progress
+            self.publisher, self.snapshot, self.alerts, self.storage, self.metrics, self.progress, self.guests
         )
         self.health = AgentHealth(
             lambda: self.config, self.snapshot, self.publisher.delivery, self.reload, self.progress, self._limits
@@ -123,6 +128,7 @@ class Agent:
     async def _watch(self, read: Callable[[], Config]) -> None:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
+            self.guests.start(tasks)
             self._supervisors = SupervisorGroup(self._context, self.observer, tasks)
             self.health.supervisors = self._supervisors
             self._discovery = DiscoveryManager(self._supervisors, tasks)
@@ -150,12 +156,15 @@ class Agent:
         self._context.apply(session_settings(config))
         self.storage.interval = config.intervals.storage
         self.snapshot.limits = SeriesLimits(**config.limits.model_dump())
-        if before.alerts.write_threshold != config.alerts.write_threshold:
-            self.alerts.set_policy(config.alerts.write_threshold)
+        if before.alerts != config.alerts:
+            self.alerts.set_policy(config.alerts)
+        if before.guest_agent != config.guest_agent:
+            self.guests.apply(config.guest_agent)
         if before.alerts.alertmanager != config.alerts.alertmanager:
             self._restart_alertmanager()
         self._discovery.set(build_discoverers(config))
-        if any(getattr(before, name) != getattr(config, name) for name in ("intervals", "allow", "alerts", "labels")):
+        polled = ("intervals", "allow", "alerts", "labels", "guest_agent")
+        if any(getattr(before, name) != getattr(config, name) for name in polled):
             self._supervisors.resync()
 
     async def _storage_pools(self) -> list[StoragePool]:

@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
 from agent.alerts.manager import AlertManager, PendingAlert
-from agent.app.builders import device_size_of, is_qemu, threshold_policy
+from agent.app.builders import device_size_of, guest_alert_policy, is_qemu, threshold_policy
 from agent.app.publisher import RecordPublisher
-from agent.config.model import WriteThresholdConfig
+from agent.config.model import AlertsConfig
 from agent.model.family import Family, Sample
 from agent.model.metrics.guest import GUEST_AGENT
 from agent.model.metrics.migration import MIGRATION
@@ -35,8 +35,9 @@ class AlertPublisher:
         changed: set when an alert fires or is resolved.
     """
 
-    def __init__(self, host: str, config: WriteThresholdConfig, publisher: RecordPublisher) -> None:
-        self.manager = AlertManager(host, partial(threshold_policy, config), device_size_of, is_qemu)
+    def __init__(self, host: str, config: AlertsConfig, publisher: RecordPublisher) -> None:
+        self.manager = AlertManager(host, partial(threshold_policy, config.write_threshold), device_size_of, is_qemu)
+        self.manager.set_guest_policy(guest_alert_policy(config.guest))
         self.changed = asyncio.Event()
         self._publisher = publisher
 
@@ -44,9 +45,10 @@ class AlertPublisher:
         """Restore the alerts of the previous run from the journal."""
         self.manager.notes.restore(self._publisher.delivery.stored_notes, time.monotonic())
 
-    def set_policy(self, config: WriteThresholdConfig) -> None:
-        """Apply a new config of write thresholds to all disks."""
-        self.manager.set_policy(partial(threshold_policy, config))
+    def set_policy(self, config: AlertsConfig) -> None:
+        """Apply a new config to all disks and guests."""
+        self.manager.set_policy(partial(threshold_policy, config.write_threshold))
+        self.manager.set_guest_policy(guest_alert_policy(config.guest))
 
     def on_event(self, record: Record) -> None:
         """Update the alerts after an event."""
@@ -92,6 +94,10 @@ class AlertPublisher:
         for sample in samples:
             if sample.family is GUEST_AGENT and type(connected := sample.values.get("connected")) is bool:
                 self._publish(self.manager.on_guest_channel(vm, time_ns, connected=connected))
+
+    def on_guest_samples(self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int) -> None:
+        """Update the alerts after a query of a guest agent."""
+        self._publish(self.manager.on_guest_samples(vm, families, samples, time_ns))
 
     async def tick(self) -> None:
         """Update the alerts that depend on time, and store the state notes that are due. Call this about once a second."""

@@ -1,14 +1,16 @@
 """Builds the parts of the agent and their settings from the config."""
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from agent.alerts.levels import parse_level
+from agent.alerts.guest_policy import GuestAlertPolicy
+from agent.alerts.levels import Level, parse_level
 from agent.alerts.threshold_types import ThresholdMode, ThresholdPolicy
 from agent.collectors import Intervals
-from agent.common.config_types import expand_secret_path
+from agent.common.config_types import expand_secret_path, matches_vm
 from agent.common.errors import SubcommandError
-from agent.config.model import Config, WriteThresholdConfig
+from agent.config.model import Config, GuestAlertsConfig, WriteThresholdConfig
 from agent.delivery.pipeline import DeliverySettings
 from agent.delivery.sinks import factory
 from agent.delivery.sinks.base import Sink
@@ -37,13 +39,26 @@ def threshold_policy(config: WriteThresholdConfig, vm: Vm, disk: str) -> Thresho
     """
     mode, levels = config.mode, config.levels
     for entry in config.disks:
-        if fnmatchcase(disk, entry.disk) and (fnmatchcase(vm.name, entry.vm) or fnmatchcase(vm.uuid, entry.vm)):
+        if fnmatchcase(disk, entry.disk) and matches_vm(entry.vm, vm.name, vm.uuid):
             mode = entry.mode or mode
             levels = entry.levels if entry.levels is not None else levels
             break
     if mode is ThresholdMode.ARM and VDSM_DIRECTORY.exists():
         mode = ThresholdMode.OBSERVE
     return ThresholdPolicy(mode, tuple(map(parse_level, levels)), config.hysteresis / 100)
+
+
+def guest_alert_policy(config: GuestAlertsConfig) -> GuestAlertPolicy:
+    """Return the limits of the alerts about the inside of guests."""
+
+    def levels(vm: Vm, mountpoint: str) -> Sequence[Level]:
+        for entry in config.filesystems:
+            if fnmatchcase(mountpoint, entry.mountpoint) and matches_vm(entry.vm, vm.name, vm.uuid):
+                return tuple(map(parse_level, entry.levels))
+        return defaults
+
+    defaults = tuple(map(parse_level, config.levels))
+    return GuestAlertPolicy(levels, config.hysteresis / 100, config.frozen, config.clock_offset)
 
 
 def is_qemu(pid: int) -> bool:

@@ -9,6 +9,7 @@ from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import SelfMetrics
 from agent.app.storage_monitor import StorageMonitor
 from agent.exposition.snapshot import Snapshot
+from agent.guest.manager import GuestAgentManager
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.guest import GUEST_AGENT
@@ -30,6 +31,21 @@ _LOG_LEVELS = {
 }
 
 
+def store_and_publish(
+    snapshot: Snapshot,
+    publisher: RecordPublisher,
+    vm: Vm,
+    families: Sequence[Family],
+    samples: Sequence[Sample],
+    time_ns: int,
+) -> None:
+    """Update the snapshot with the samples of one poll and publish them. On-change families are published only if their values changed."""
+    changed = [s for s in samples if not (s.family.on_change and snapshot.stored_values(vm, s) == s.values)]
+    snapshot.replace_samples(vm, families, samples, time_ns)
+    if changed:
+        publisher.publish_samples(vm, changed, time_ns)
+
+
 class SessionDispatcher:
     """Implements SessionObserver for all sessions of one agent."""
 
@@ -41,6 +57,7 @@ class SessionDispatcher:
         storage: StorageMonitor,
         metrics: SelfMetrics,
         progress: Progress,
+        guests: GuestAgentManager,
     ) -> None:
         self._publisher = publisher
         self._snapshot = snapshot
@@ -48,6 +65,7 @@ class SessionDispatcher:
         self._storage = storage
         self._metrics = metrics
         self._progress = progress
+        self._guests = guests
 
     def on_event(self, record: Record) -> None:
         """Publish an event and update the snapshot."""
@@ -70,12 +88,10 @@ class SessionDispatcher:
         self._publisher.publish(record)
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Publish samples, and update the snapshot and the alerts. On-change families are published only if their values changed."""
-        changed = [s for s in samples if not (s.family.on_change and self._snapshot.stored_values(vm, s) == s.values)]
-        self._snapshot.replace_samples(vm, families, samples, time_ns)
-        if changed:
-            self._publisher.publish_samples(vm, changed, time_ns)
+        """Publish samples, and update the snapshot, the alerts and the session with the guest agent."""
+        store_and_publish(self._snapshot, self._publisher, vm, families, samples, time_ns)
         self._storage.on_samples(vm, families, samples)
+        self._guests.on_samples(vm, families, samples)
         if families[0].name.startswith("block"):
             spaces = self._alerts.on_block_samples(vm, families, samples, time_ns)
             self._snapshot.replace_samples(vm, (BLOCK_SPACE,), spaces, time_ns)
@@ -91,9 +107,17 @@ class SessionDispatcher:
     def on_status(self, status: MonitorStatus) -> None:
         """Update the snapshot and log the new state of a monitor."""
         self._snapshot.update_status(status)
+        if status.vm is not None:
+            self._update_guest(status.vm, status.state)
         name = f"{status.vm.name} at {status.monitor.name}" if status.vm else status.monitor.name
         level = _LOG_LEVELS.get(status.state, logging.INFO)
         _log.log(level, "%s: %s%s", name, status.state.value, f": {status.reason}" if status.reason else "")
+
+    def _update_guest(self, vm: Vm, state: MonitorState) -> None:
+        if state in (MonitorState.UP, MonitorState.STALLED):
+            self._guests.on_responsive(vm, responsive=state is MonitorState.UP)
+        elif not self._snapshot.is_attached(vm):
+            self._guests.on_vm_gone(vm)
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
         """Remove a monitor from the snapshot."""

@@ -45,12 +45,15 @@ class SelfMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.collector_runs: Tally[tuple[str, str]] = Tally()
+        self.guest_commands: Tally[tuple[str, str]] = Tally()
         ProcessCollector(namespace="qmp_agent", registry=self.registry)
         PlatformCollector(registry=self.registry)
         gauge, counter = partial(Gauge, registry=self.registry), partial(Counter, registry=self.registry)
         build = gauge("qmp_agent_build_info", "A constant 1 with the version of the agent as label.", ["version"])
         build.labels(__version__).set(1)
-        self.register(CollectorRunMetrics(self.collector_runs), EventLoopMetrics())
+        self.register(
+            CollectorRunMetrics(self.collector_runs), GuestCommandMetrics(self.guest_commands), EventLoopMetrics()
+        )
         self.response_seconds = Histogram(
             "qmp_agent_qmp_response_seconds",
             "Time in seconds that QEMU took to answer all commands of one write.",
@@ -103,6 +106,24 @@ class CollectorRunMetrics(Collector):
         for labels, count in self._runs.items():
             runs.add_metric(labels, count)
         yield runs
+
+
+class GuestCommandMetrics(Collector):
+    """How many commands were sent to guest agents."""
+
+    def __init__(self, commands: Mapping[tuple[str, str], int]) -> None:
+        self._commands = commands
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the current values."""
+        commands = CounterMetricFamily(
+            "qmp_agent_guest_agent_commands",
+            "Total number of commands to guest agents by outcome: ok, error, timeout, unreadable or lost.",
+            labels=["command", "outcome"],
+        )
+        for labels, count in self._commands.items():
+            commands.add_metric(labels, count)
+        yield commands
 
 
 class EventLoopMetrics(Collector):

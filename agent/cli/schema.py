@@ -185,7 +185,7 @@ _ALERT_FIELDS: dict[str, Any] = {
     "resolved_by": {
         "type": "string",
         "description": "What resolved the alert: an event such as RESUME, running, run_state, space, level_gone, replaced, repaired, "
-        "unplugged, time, migration, migrated, located, uuid_unique, connected or vm_gone.",
+        "unplugged, unmounted, thawed, clock, time, migration, migrated, located, uuid_unique, connected or vm_gone.",
     },
 }
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,11 @@ class Section(BaseModel):
     """A section of the config. Each key is an attribute with its default, followed by its description as a docstring."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, use_attribute_docstrings=True)
+
+
+def matches_vm(pattern: str, name: str, uuid: str) -> bool:
+    """Return whether a pattern with the wildcards * and ? matches a VM's name or its UUID."""
+    return fnmatchcase(name, pattern) or fnmatchcase(uuid, pattern)
 
 
 def _check_host_port(value: str) -> str:

@@ -19,6 +19,7 @@ from agent.common.units import Bytes, Seconds
 from agent.delivery.sinks.config import SinkConfig
 from agent.delivery.sinks.jsonl import JsonLinesConfig
 from agent.delivery.sinks.kafka.config import KafkaConfig
+from agent.guest.config import GuestAgentConfig
 from agent.host.libvirt_metadata import LabelsConfig
 from agent.monitors import ENTRIES, DiscovererConfig
 
@@ -152,11 +153,39 @@ class AlertmanagerConfig(Section):
     """Labels to add to every alert, such as {cluster: eu1}."""
 
 
+class GuestFilesystemConfig(Section):
+    """Levels of some file systems of guests."""
+
+    vm: str = "*"
+    """Name or UUID of the VMs; * and ? are wildcards."""
+    mountpoint: str = "*"
+    """Mountpoint of the file systems in the guest; * and ? are wildcards."""
+    levels: list[LevelText]
+    """Overrides guest.levels; none at all for an empty list."""
+
+
+class GuestAlertsConfig(Section):
+    """Alerts from inside guests. They need `guest_agent.enabled`."""
+
+    levels: list[LevelText] = ["90%", "95%"]
+    """Levels of the guests' file systems in percent of the size, bytes used or bytes free, in any order."""
+    hysteresis: Annotated[float, Field(ge=0, le=50)] = 2.0
+    """A level is resolved when usage falls below it by this percentage of the file system's size."""
+    filesystems: list[GuestFilesystemConfig] = []
+    """Overrides for some file systems; the first match wins."""
+    frozen: PositiveSeconds = 120.0
+    """How long the file systems of a guest may stay frozen, as during a snapshot."""
+    clock_offset: PositiveSeconds = 10.0
+    """How far the guest's clock may be from the host's, in two polls in a row."""
+
+
 class AlertsConfig(Section):
     """Alerts. The agent emits each alert as a record and as a metric."""
 
     write_threshold: WriteThresholdConfig = WriteThresholdConfig()
     """Alerts when the usage of a thin disk exceeds a level, before the disk is full."""
+    guest: GuestAlertsConfig = GuestAlertsConfig()
+    """Alerts from inside guests. They need `guest_agent.enabled`."""
     alertmanager: AlertmanagerConfig | None = None
     """Alertmanager that receives the alerts."""
 
@@ -199,6 +228,8 @@ class Config(Section):
     """Maximum memory for records that wait for delivery. The agent keeps further records only on disk, in the journal."""
     web: WebConfig = WebConfig()
     """The HTTP endpoint."""
+    guest_agent: GuestAgentConfig = GuestAgentConfig()
+    """Queries guest agents, read-only, for what only the guest knows."""
     intervals: IntervalsConfig = IntervalsConfig()
     """Intervals at which the agent polls data that QEMU does not report by events."""
     timeouts: TimeoutsConfig = TimeoutsConfig()

@@ -11,7 +11,9 @@ from agent.config.model import Config
 
 _log = logging.getLogger("agent")
 
-LIVE_SECTIONS = frozenset({"monitors", "intervals", "timeouts", "alerts", "allow", "labels", "limits", "log"})
+LIVE_SECTIONS = frozenset(
+    {"monitors", "guest_agent", "intervals", "timeouts", "alerts", "allow", "labels", "limits", "log"}
+)
 """Sections that a running agent applies. Other sections need a restart, because records in the queues and open sockets depend on them."""
 
 

@@ -159,6 +159,14 @@ def _render_vm_metrics(views: list[VmView]) -> Iterator[str]:
             "Time of the VM's last response, in seconds since the epoch.",
             responses,
         )
+    guest_responses = [(view.labels, view.guest_response_ns / 1e9) for view in views if view.guest_response_ns]
+    if guest_responses:
+        yield _metric(
+            "qemu_guest_agent_last_response_timestamp_seconds",
+            "gauge",
+            "Time of the last values from the VM's guest agent, in seconds since the epoch.",
+            guest_responses,
+        )
     degraded = [
         (f'{view.labels},collector="{escape_label(collector)}"', 1)
         for view in views

@@ -26,6 +26,7 @@ class VmView:
         status: the state of the VM's monitor.
         labels: the VM's labels in Prometheus' text format, `vm_uuid="...",vm="..."`.
         last_response_ns: time of the VM's last response, nanoseconds since the epoch; 0 if there was none.
+        guest_response_ns: time of the last values from the VM's guest agent, nanoseconds since the epoch; 0 if there were none.
         events: number of events by name since the VM was attached.
         dropped_subjects: by family name, number of subjects that have no series because the VM exceeds its series limits.
         polls: by family name, the family's last two polls; a family that never had samples is absent.
@@ -38,6 +39,7 @@ class VmView:
     status: MonitorStatus
     labels: str
     last_response_ns: int = 0
+    guest_response_ns: int = 0
     events: Counter[str] = field(default_factory=Counter)
     dropped_subjects: Counter[str] = field(default_factory=Counter)
     polls: dict[str, PollPair] = field(default_factory=dict)
@@ -111,6 +113,10 @@ class Snapshot:
         elif (view := self._views.get(status.vm)) is not None and view.status.monitor.key == status.monitor.key:
             del self._views[status.vm]
 
+    def is_attached(self, vm: Vm) -> bool:
+        """Return whether a VM is attached."""
+        return vm in self._views
+
     def remove_monitor(self, key: tuple[object, ...]) -> None:
         """Remove a monitor that is no longer supervised.
 
@@ -131,8 +137,10 @@ class Snapshot:
         view = self._views.get(vm)
         if view is None:
             return
-        if not all(family.host_only for family in families):
+        if not all(family.host_only or family.from_guest for family in families):
             view.last_response_ns = time_ns  # the time may go back when the clock is set
+        if samples and any(family.from_guest for family in families):
+            view.guest_response_ns = time_ns
         view.revision += 1
         remaining = len(samples)
         for family in families:

@@ -44,6 +44,7 @@ class Unit(StrEnum):
     MEBIBYTES = "MiB"
     PERCENT = "%"
     TICKS = "clock ticks"
+    SECTORS = "sectors of 512 bytes"
     KIBIBYTES = "kB"
     """1024 bytes. /proc calls this unit kB."""
 
@@ -81,6 +82,7 @@ class Family:
         on_change: whether a record is emitted only if a value has changed since the last record.
         host_only: whether the values come from the host's kernel. Such a sample does not show that QEMU responds.
         per_host: whether its samples belong to the host, and not to a VM. Its series then have no labels of a VM.
+        from_guest: whether the guest reports the values. Such a sample does not show that QEMU responds.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Family:
     on_change: bool = False
     host_only: bool = False
     per_host: bool = False
+    from_guest: bool = False
     type: str = field(init=False)
     """The type of the records of its samples."""
 

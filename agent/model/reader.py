@@ -37,6 +37,7 @@ _TO_BASE: Mapping[Unit, ToBase] = {
     Unit.PERCENT: lambda v: v / 100,
     Unit.TICKS: lambda v: v / _TICKS_PER_SECOND,
     Unit.KIBIBYTES: lambda v: v * 1024,
+    Unit.SECTORS: lambda v: v * 512,
 }
 
 _MAX_LAYOUTS = 256

@@ -69,7 +69,7 @@ class TimingDispatcher(SessionDispatcher):
     """
 
     def __init__(self, app: Agent) -> None:
-        super().__init__(app.publisher, app.snapshot, app.alerts, app.storage, app.metrics, app.progress)
+        super().__init__(app.publisher, app.snapshot, app.alerts, app.storage, app.metrics, app.progress, app.guests)
         self.received: dict[int, int] = {}
 
     def on_event(self, record: Record) -> None:

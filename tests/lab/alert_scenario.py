@@ -7,12 +7,13 @@ from typing import Any, Final
 from agent.alerts.manager import AlertManager, PendingAlert
 from agent.alerts.threshold_types import ThresholdMode
 from agent.model.events import find_event_row
-from agent.model.family import Sample
+from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK, BLOCK_DEVICE
 from agent.model.metrics.block_layers import BLOCK_LAYER
+from agent.model.metrics.guest import GUEST_FILESYSTEM
 from agent.model.metrics.jobs import JOB
 from agent.model.record import Record, Vm
-from tests.lab.thin_disks import HOST, VM, Disk, policy
+from tests.lab.thin_disks import GIB, HOST, VM, Disk, policy
 
 SECOND: Final = 1_000_000_000
 
@@ -89,6 +90,20 @@ class AlertScenario:
     def guest_channel(self, at: float, vm: Vm = VM, *, connected: bool) -> list[Change]:
         """Pass a poll of the guest agent's channel."""
         return self._changes(self.manager.on_guest_channel(vm, int(at * SECOND), connected=connected))
+
+    def guest(self, at: float, family: Family, *samples: Sample, vm: Vm = VM) -> list[Change]:
+        """Pass all samples of a family from a guest agent."""
+        return self._changes(self.manager.on_guest_samples(vm, (family,), samples, int(at * SECOND)))
+
+    def guest_filesystems(self, at: float, vm: Vm = VM, **used_percent: float) -> list[Change]:
+        """Pass file systems of 100 GiB; keywords are their usage in percent, by mountpoint without its slash."""
+        samples = [
+            Sample(
+                GUEST_FILESYSTEM, (f"/{name}", name, "ext4"), {"size_bytes": 100 * GIB, "used_bytes": int(used * GIB)}
+            )
+            for name, used in used_percent.items()
+        ]
+        return self.guest(at, GUEST_FILESYSTEM, *samples, vm=vm)
 
     def io_status(self, at: float, vm: Vm = VM, **devices: str) -> list[Change]:
         """Pass the result of a poll of devices. The keywords are the device's io-status, by device."""

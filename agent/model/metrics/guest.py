@@ -1,6 +1,9 @@
-"""The channel of a guest's agent."""
+"""The inside of a guest: the channel of its guest agent, and what the guest agent reports.
 
-from agent.model.family import FLAG, TEXT, Family, Field
+A guest agent reports whatever its guest's administrator wants it to. None of these values comes from QEMU, except those of the channel.
+"""
+
+from agent.model.family import COUNTER, DETAIL, FLAG, GAUGE, NAME, STATE, TEXT, Family, Field, Unit
 
 GUEST_AGENT = Family(
     "guest_agent",
@@ -19,4 +22,203 @@ GUEST_AGENT = Family(
         Field("client", "client_connected", FLAG, "Whether a client on the host is connected to that socket."),
     ),
     on_change=True,
+)
+
+GUEST_AGENT_SESSION = Family(
+    "guest_agent_session",
+    "guest-info",
+    "The agent's connection to the guest agent, if the config enables it.",
+    (),
+    (
+        Field(
+            "state",
+            "state",
+            STATE,
+            "State: absent, suspended, connecting, up, unresponsive, busy or denied.",
+        ),
+        Field("reason", "reason", TEXT, "Cause of the state."),
+        Field("version", "version", NAME, "Version of the guest agent."),
+        Field("missing", "missing_commands", DETAIL, "Commands that the guest agent lacks or the guest forbids."),
+    ),
+    on_change=True,
+    host_only=True,
+)
+
+GUEST_FILESYSTEM = Family(
+    "guest_filesystem",
+    "guest-get-fsinfo",
+    "A file system that is mounted in the guest, without those that are always full or always empty, such as tmpfs and squashfs.",
+    ("mountpoint", "device", "type"),
+    (
+        Field(
+            "total-bytes",
+            "size_bytes",
+            GAUGE,
+            "Size in bytes without the part that is reserved for root (guest agent 3.0).",
+        ),
+        Field("used-bytes", "used_bytes", GAUGE, "Number of used bytes (guest agent 3.0)."),
+        Field("available-bytes", "available_bytes", GAUGE, "Number of bytes that users can still write."),
+        Field(
+            "total-bytes-privileged",
+            "privileged_size_bytes",
+            GAUGE,
+            "Size in bytes with the part that is reserved for root (guest agent 9.1).",
+        ),
+        Field("disks", "disks", DETAIL, "Disks below the file system: device, serial number and bus."),
+    ),
+    from_guest=True,
+)
+
+GUEST_LOAD = Family(
+    "guest_load",
+    "guest-get-load",
+    "Load average of the guest (guest agent 10.0).",
+    (),
+    (
+        Field("load1m", "average_1m", GAUGE, "Average number of runnable tasks in the last minute."),
+        Field("load5m", "average_5m", GAUGE, "Average number of runnable tasks in the last five minutes."),
+        Field("load15m", "average_15m", GAUGE, "Average number of runnable tasks in the last fifteen minutes."),
+    ),
+    from_guest=True,
+)
+
+
+def _cpu(state: str, text: str) -> Field:
+    help_text = f"Total CPU time of all vCPUs {text}, in seconds (guest agent 7.1)."
+    return Field(state, f"{state}_seconds_total", COUNTER, help_text, Unit.MILLISECONDS)
+
+
+GUEST_CPU = Family(
+    "guest_cpu",
+    "guest-get-cpustats",
+    "CPU time as the guest's kernel counts it, summed over all vCPUs.",
+    (),
+    (
+        Field("cpus", "cpus", GAUGE, "Number of vCPUs that the guest uses."),
+        _cpu("user", "in user mode"),
+        _cpu("nice", "in user mode with low priority"),
+        _cpu("system", "in the kernel"),
+        _cpu("idle", "without work"),
+        _cpu("iowait", "without work while a task waits for storage"),
+        _cpu("irq", "for interrupts"),
+        _cpu("softirq", "for deferred interrupt work"),
+        _cpu("steal", "in which the host ran something else"),
+    ),
+    from_guest=True,
+)
+
+GUEST_DISK = Family(
+    "guest_disk",
+    "guest-get-diskstats",
+    "A block device of the guest, as the guest's kernel counts it (guest agent 7.1).",
+    ("device",),
+    (
+        Field("read-sectors", "read_bytes_total", COUNTER, "Total number of bytes read.", Unit.SECTORS),
+        Field("write-sectors", "write_bytes_total", COUNTER, "Total number of bytes written.", Unit.SECTORS),
+        Field("read-ios", "reads_total", COUNTER, "Total number of reads."),
+        Field("write-ios", "writes_total", COUNTER, "Total number of writes."),
+        Field("read-ticks", "read_seconds_total", COUNTER, "Total time of all reads in seconds.", Unit.MILLISECONDS),
+        Field("write-ticks", "write_seconds_total", COUNTER, "Total time of all writes in seconds.", Unit.MILLISECONDS),
+        Field("total-ticks", "busy_seconds_total", COUNTER, "Total time with a request in seconds.", Unit.MILLISECONDS),
+    ),
+    from_guest=True,
+)
+
+GUEST_OS = Family(
+    "guest_os",
+    "guest-get-osinfo, guest-get-host-name and guest-get-timezone",
+    "Operating system of the guest.",
+    (),
+    (
+        Field("host-name", "hostname", NAME, "Host name (guest agent 2.10)."),
+        Field("pretty-name", "name", NAME, "Name of the operating system (guest agent 2.10)."),
+        Field("kernel-release", "kernel", NAME, "Release of the kernel (guest agent 2.10)."),
+        Field("id", "distribution", TEXT, "Identifier of the distribution, such as debian or mswindows."),
+        Field("version-id", "distribution_version", TEXT, "Version of the distribution."),
+        Field("variant-id", "variant", TEXT, "Variant of the distribution."),
+        Field("kernel-version", "kernel_version", TEXT, "Version text of the kernel."),
+        Field("machine", "machine", TEXT, "Hardware name, such as x86_64."),
+        Field("zone", "timezone", TEXT, "Name of the time zone."),
+        Field("offset", "utc_offset_seconds", GAUGE, "Offset of the guest's time zone from UTC in seconds."),
+    ),
+    on_change=True,
+    from_guest=True,
+)
+
+
+def _traffic(direction: str, verb: str) -> tuple[Field, ...]:
+    short = direction[:2]
+    return (
+        Field(f"statistics.{short}-bytes", f"{short}_bytes_total", COUNTER, f"Total number of bytes {verb}."),
+        Field(f"statistics.{short}-packets", f"{short}_packets_total", COUNTER, f"Total number of packets {verb}."),
+        Field(
+            f"statistics.{short}-errs", f"{short}_errors_total", COUNTER, f"Total number of packets {verb} in error."
+        ),
+        Field(
+            f"statistics.{short}-dropped",
+            f"{short}_dropped_total",
+            COUNTER,
+            f"Total number of packets dropped, {short}.",
+        ),
+    )
+
+
+GUEST_INTERFACE = Family(
+    "guest_interface",
+    "guest-network-get-interfaces",
+    "Traffic of a network interface, as the guest counts it, without the loopback interface (guest agent 2.11).",
+    ("interface",),
+    (*_traffic("rx", "received"), *_traffic("tx", "sent")),
+    from_guest=True,
+)
+
+GUEST_ADDRESS = Family(
+    "guest_address",
+    "guest-network-get-interfaces",
+    "Addresses of a network interface of the guest, without the loopback interface.",
+    ("interface",),
+    (
+        Field("ipv4", "ipv4", NAME, "First IPv4 address."),
+        Field("ipv6", "ipv6", NAME, "First IPv6 address that is not link-local."),
+        Field("hardware-address", "mac", TEXT, "Hardware address."),
+        Field("addresses", "addresses", DETAIL, "All addresses, each with the length of its prefix."),
+    ),
+    on_change=True,
+    from_guest=True,
+)
+
+GUEST_USERS = Family(
+    "guest_users",
+    "guest-get-users",
+    "Users of the guest.",
+    (),
+    (Field("count", "logged_in", GAUGE, "Number of users that are logged in (guest agent 2.10)."),),
+    from_guest=True,
+)
+
+GUEST_FREEZE = Family(
+    "guest_freeze",
+    "guest-fsfreeze-status",
+    "Whether the guest's file systems are frozen, as during a snapshot.",
+    (),
+    (Field("frozen", "frozen", FLAG, "Whether writes to the guest's file systems wait until a thaw."),),
+    on_change=True,
+    from_guest=True,
+)
+
+GUEST_CLOCK = Family(
+    "guest_clock",
+    "guest-get-time",
+    "The guest's clock.",
+    (),
+    (
+        Field("offset", "offset_seconds", GAUGE, "How far the guest's clock is ahead of the host's in seconds."),
+        Field(
+            "uncertainty",
+            "uncertainty_seconds",
+            GAUGE,
+            "Maximum error of the offset in seconds: half of the time that the reply took.",
+        ),
+    ),
+    from_guest=True,
 )

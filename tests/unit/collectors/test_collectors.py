@@ -15,11 +15,13 @@ from agent import collectors
 from agent.collectors import ALL, Collector, Facts, Intervals
 from agent.collectors.block import count_repeated_images
 from agent.collectors.block_graph import stable_name
+from agent.collectors.guest import GUEST_COLLECTORS
 from agent.host.types import FileReply, FileRequest, Interface, Task
 from agent.model.family import FieldKind, Sample
 from agent.model.metrics import FAMILIES
 from agent.model.metrics.about import ABOUT
 from agent.model.metrics.block import BLOCK_SPACE
+from agent.model.metrics.guest import GUEST_AGENT_SESSION
 from agent.model.metrics.memory import BALLOON
 from agent.model.metrics.pool import BLOCK_STORAGE, POOL
 from agent.model.record import Record, RecordEncoder, Vm
@@ -371,4 +373,5 @@ def test_every_collector_is_in_all_and_every_family_has_a_collector() -> None:
     }
     assert written == BY_NAME, "add it to ALL"
     by_hand = {BLOCK_SPACE, ABOUT, BLOCK_STORAGE, POOL}  # made by alerts, at attach and by the storage monitor
+    by_hand |= {GUEST_AGENT_SESSION, *(family for collector in GUEST_COLLECTORS for family in collector.families)}
     assert {family for collector in ALL for family in collector.families} | by_hand == set(FAMILIES)

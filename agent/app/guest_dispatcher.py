@@ -1,0 +1,37 @@
+"""Passes on what sessions with guest agents report: to delivery, the snapshot, the alerts and the agent's own metrics."""
+
+from collections.abc import Sequence
+
+from agent.app.alert_publisher import AlertPublisher
+from agent.app.dispatcher import store_and_publish
+from agent.app.publisher import RecordPublisher
+from agent.app.self_metrics import SelfMetrics
+from agent.exposition.snapshot import Snapshot
+from agent.guest.api import CommandOutcome
+from agent.model.family import Family, Sample
+from agent.model.record import Vm
+
+
+class GuestDispatcher:
+    """Implements GuestObserver for all sessions with guest agents."""
+
+    def __init__(
+        self, publisher: RecordPublisher, snapshot: Snapshot, alerts: AlertPublisher, metrics: SelfMetrics
+    ) -> None:
+        self._publisher = publisher
+        self._snapshot = snapshot
+        self._alerts = alerts
+        self._metrics = metrics
+
+    def on_guest_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
+        """Publish samples, and update the snapshot and the alerts."""
+        store_and_publish(self._snapshot, self._publisher, vm, families, samples, time_ns)
+        self._alerts.on_guest_samples(vm, families, samples, time_ns)
+
+    def on_guest_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
+        """Remove the last values from the snapshot. Alerts keep firing, because what they report may still be so."""
+        self._snapshot.replace_samples(vm, families, (), time_ns)
+
+    def on_guest_command(self, command: str, outcome: CommandOutcome) -> None:
+        """Count a command."""
+        self._metrics.guest_commands[command, outcome.value] += 1

@@ -1,0 +1,22 @@
+"""Collectors of the guest agent: one file for each thing, with its command and a pure function from the reply to samples.
+
+To add a collector, write its file and its family in agent/model/metrics/guest.py, and add it to `GUEST_COLLECTORS`. Its command has to be
+on the list in agent/qga/commands.py, and its interval in agent/guest/config.py.
+"""
+
+from agent.collectors.guest import clock, cpu, disks, filesystems, freeze, load, network, operating_system, users
+from agent.collectors.guest.base import Exchange, GuestCollector
+
+GUEST_COLLECTORS: tuple[GuestCollector, ...] = (
+    freeze.COLLECTOR,  # first: the others run only if the file systems are not frozen
+    filesystems.COLLECTOR,
+    load.COLLECTOR,
+    cpu.COLLECTOR,
+    disks.COLLECTOR,
+    operating_system.COLLECTOR,
+    network.COLLECTOR,
+    users.COLLECTOR,
+    clock.COLLECTOR,
+)
+
+__all__ = ["GUEST_COLLECTORS", "Exchange", "GuestCollector"]

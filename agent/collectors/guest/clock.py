@@ -1,0 +1,27 @@
+"""Offset of the guest's clock from the host's.
+
+The guest reads its clock between the sending of the command and the arrival of the reply. The offset is measured from the middle of
+this time, and its error is at most half of it.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from agent.collectors.guest.base import Exchange, GuestCollector, expect
+from agent.model.family import Sample
+from agent.model.metrics.guest import GUEST_CLOCK
+
+_MAX_NS = 2**63 - 1
+
+
+def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
+    (exchange,) = exchanges
+    guest_ns = expect(exchange, int)
+    if type(guest_ns) is not int or not 0 <= guest_ns <= _MAX_NS:
+        return ()
+    middle_ns, half_ns = (exchange.sent_ns + exchange.received_ns) // 2, (exchange.received_ns - exchange.sent_ns) / 2
+    return (
+        Sample(GUEST_CLOCK, (), {"offset_seconds": (guest_ns - middle_ns) / 1e9, "uncertainty_seconds": half_ns / 1e9}),
+    )
+
+
+COLLECTOR = GuestCollector("clock", (GUEST_CLOCK,), ("guest-get-time",), _collect)

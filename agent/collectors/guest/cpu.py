@@ -1,0 +1,26 @@
+"""CPU time as the guest counts it, summed over its vCPUs, because the host reports each vCPU already."""
+
+from collections.abc import Iterable, Sequence
+
+from agent.collectors.guest.base import Exchange, GuestCollector, expect
+from agent.collectors.untrusted import as_list_of_objects
+from agent.model.family import COUNTER, Sample
+from agent.model.metrics.guest import GUEST_CPU
+from agent.model.reader import Reader
+
+_read = Reader(GUEST_CPU)
+_STATES = [field.path for field in GUEST_CPU.fields if field.kind is COUNTER]
+_MAX_CPUS = 4096
+
+
+def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
+    cpus = as_list_of_objects(expect(exchanges[0], list), _MAX_CPUS)
+    totals: dict[str, int] = {}
+    for state in _STATES:
+        numbers = [cpu.get(state) for cpu in cpus]
+        if numbers and all(type(number) is int and 0 <= number < 1 << 53 for number in numbers):
+            totals[state] = sum(number for number in numbers if number is not None)
+    return (Sample(GUEST_CPU, (), _read({"cpus": len(cpus), **totals})),) if totals else ()
+
+
+COLLECTOR = GuestCollector("cpu", (GUEST_CPU,), ("guest-get-cpustats",), _collect)

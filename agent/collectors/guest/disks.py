@@ -1,0 +1,26 @@
+"""I/O statistics of the guest's block devices, without those that were never used and without loop and RAM devices."""
+
+from collections.abc import Iterable, Sequence
+
+from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, Exchange, GuestCollector, expect
+from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
+from agent.model.family import Sample
+from agent.model.metrics.guest import GUEST_DISK
+from agent.model.reader import Reader
+from agent.model.record import sanitize
+
+_read = Reader(GUEST_DISK)
+_PSEUDO = ("loop", "ram", "zram", "fd")
+
+
+def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
+    samples: dict[str, Sample] = {}
+    for disk in as_list_of_objects(expect(exchanges[0], list)):
+        name = sanitize(as_text(disk.get("name")), MAX_TEXT)
+        values = _read(as_object(disk.get("stats")))
+        if name and not name.startswith(_PSEUDO) and any(values.values()):
+            samples.setdefault(name, Sample(GUEST_DISK, (name,), values))
+    return list(samples.values())[:MAX_SUBJECTS]
+
+
+COLLECTOR = GuestCollector("disks", (GUEST_DISK,), ("guest-get-diskstats",), _collect)

@@ -1,0 +1,83 @@
+"""File systems of the guest. Pure.
+
+One file system can be mounted several times, such as by bind mounts, and then has one sample, with its shortest mountpoint. The guest
+agent names the block device without its directory, so the device and the disks below it identify a file system, and not the mountpoint.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, Exchange, GuestCollector, expect
+from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
+from agent.model.family import Sample, Values
+from agent.model.metrics.guest import GUEST_FILESYSTEM
+from agent.model.reader import Reader
+from agent.model.record import sanitize
+
+_read = Reader(GUEST_FILESYSTEM)
+
+PSEUDO_TYPES = frozenset(
+    {
+        *(
+            "autofs",
+            "cgroup",
+            "cgroup2",
+            "configfs",
+            "debugfs",
+            "devpts",
+            "devtmpfs",
+            "proc",
+            "ramfs",
+            "sysfs",
+            "tmpfs",
+        ),
+        *("cdfs", "cramfs", "erofs", "iso9660", "overlay", "romfs", "squashfs", "udf"),
+    }
+)
+"""Types, in lower case, without storage of their own, or read-only and so always full."""
+
+_MAX_LISTED = 1024
+"""Maximum number of mounts to look at; a container host lists hundreds."""
+_MAX_DISKS = 8
+_MAX_BYTES = 2**63 - 1
+
+
+def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
+    mounts = [_mount(entry) for entry in as_list_of_objects(expect(exchanges[0], list), _MAX_LISTED)]
+    shortest: dict[object, Values] = {}
+    for mount in sorted(filter(None, mounts), key=lambda mount: len(mount["mountpoint"])):
+        shortest.setdefault(mount["identity"], mount)
+    for mount in list(shortest.values())[:MAX_SUBJECTS]:
+        labels = tuple(sanitize(mount[name], MAX_TEXT) for name in ("mountpoint", "name", "type"))
+        yield Sample(GUEST_FILESYSTEM, labels, _read(mount))
+
+
+def _mount(entry: dict[str, Any]) -> Values | None:
+    """Return a mounted file system with a known size; None for any other."""
+    kind, mountpoint, name = (as_text(entry.get(key)) for key in ("type", "mountpoint", "name"))
+    total, used = entry.get("total-bytes"), entry.get("used-bytes")
+    if not mountpoint or not name or kind.lower() in PSEUDO_TYPES:
+        return None
+    if type(total) is not int or type(used) is not int or not 0 <= used <= total <= _MAX_BYTES or not total:
+        return None
+    disks = [_disk(disk) for disk in as_list_of_objects(entry.get("disk"), _MAX_DISKS)]
+    mount = {"mountpoint": mountpoint, "name": name, "type": kind or "unknown", "identity": (name, kind, repr(disks))}
+    mount |= {"total-bytes": total, "used-bytes": used, "available-bytes": total - used}
+    privileged = entry.get("total-bytes-privileged")
+    if type(privileged) is int and total <= privileged <= _MAX_BYTES:
+        mount["total-bytes-privileged"] = privileged
+    return mount | ({"disks": disks} if disks else {})
+
+
+def _disk(disk: dict[str, Any]) -> Values:
+    """Return a disk below a file system, by its device, serial number and bus."""
+    texts = {"device": disk.get("dev"), "serial": disk.get("serial"), "bus": disk.get("bus-type")}
+    pci = as_object(disk.get("pci-controller"))
+    numbers = [pci.get(key) for key in ("domain", "bus", "slot", "function")]
+    values: Values = {name: sanitize(text, MAX_TEXT) for name, text in texts.items() if isinstance(text, str)}
+    if all(type(number) is int and 0 <= number < 1 << 16 for number in numbers):
+        values["pci_address"] = "{:04x}:{:02x}:{:02x}.{:x}".format(*numbers)
+    return values
+
+
+COLLECTOR = GuestCollector("filesystems", (GUEST_FILESYSTEM,), ("guest-get-fsinfo",), _collect)

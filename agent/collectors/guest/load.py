@@ -1,0 +1,18 @@
+"""Load average of the guest."""
+
+from collections.abc import Iterable, Sequence
+
+from agent.collectors.guest.base import Exchange, GuestCollector, expect
+from agent.model.family import Sample
+from agent.model.metrics.guest import GUEST_LOAD
+from agent.model.reader import Reader
+
+_read = Reader(GUEST_LOAD)
+
+
+def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
+    values = {name: load for name, load in _read(expect(exchanges[0], dict)).items() if load >= 0}
+    return (Sample(GUEST_LOAD, (), values),) if values else ()
+
+
+COLLECTOR = GuestCollector("load", (GUEST_LOAD,), ("guest-get-load",), _collect)

@@ -1,0 +1,26 @@
+"""Operating system, host name and time zone of the guest. The guest agent may lack each of the commands."""
+
+from collections.abc import Iterable, Sequence
+
+from agent.collectors.guest.base import MAX_TEXT, Exchange, GuestCollector, value_if_any
+from agent.model.family import Sample
+from agent.model.metrics.guest import GUEST_OS
+from agent.model.reader import Reader
+from agent.model.record import sanitize
+
+_read = Reader(GUEST_OS)
+
+
+def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
+    merged: dict[str, object] = {}
+    for exchange in exchanges:
+        merged |= value_if_any(exchange, dict) or {}
+    values = {
+        name: sanitize(value, MAX_TEXT) if isinstance(value, str) else value for name, value in _read(merged).items()
+    }
+    return (Sample(GUEST_OS, (), values),) if values else ()
+
+
+COLLECTOR = GuestCollector(
+    "os", (GUEST_OS,), ("guest-get-osinfo", "guest-get-host-name", "guest-get-timezone"), _collect
+)

@@ -1,0 +1,87 @@
+"""Config of the guest agents' queries. All of them are off until the operator enables them."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from agent.common.config_types import Section
+from agent.common.units import Seconds
+
+PLACEHOLDERS = ("{name}", "{uuid}", "{monitor}")
+"""Parts of a socket's path that stand for the VM's name, its UUID, and its monitor's file name without the suffix."""
+
+
+def _socket(value: str) -> str:
+    rest = value
+    for placeholder in PLACEHOLDERS:
+        rest = rest.replace(placeholder, "")
+    if not value.startswith("/") or "{" in rest or "}" in rest:
+        raise ValueError(f"should be an absolute path; it may have {', '.join(PLACEHOLDERS)}")
+    return value
+
+
+Interval = Annotated[Seconds, Field(ge=0)]
+
+
+class GuestIntervalsConfig(Section):
+    """How often the agent queries a guest agent; 0 never does."""
+
+    filesystems: Interval = 60.0
+    """File systems."""
+    load: Interval = 60.0
+    """Load average."""
+    cpu: Interval = 60.0
+    """CPU time as the guest counts it."""
+    disks: Interval = 60.0
+    """I/O statistics as the guest counts them."""
+    network: Interval = 60.0
+    """Addresses and traffic of interfaces."""
+    users: Interval = 60.0
+    """Number of users that are logged in."""
+    os: Interval = 600.0
+    """Operating system, host name and time zone."""
+    clock: Interval = 300.0
+    """Offset of the guest's clock."""
+    freeze: Interval = 30.0
+    """Freezes of the file systems, as during a snapshot."""
+
+    def of(self, collector: str) -> float:
+        """Return the interval of a collector in seconds; 0 if it is off."""
+        seconds = {
+            "filesystems": self.filesystems,
+            "load": self.load,
+            "cpu": self.cpu,
+            "disks": self.disks,
+            "network": self.network,
+            "users": self.users,
+            "os": self.os,
+            "clock": self.clock,
+            "freeze": self.freeze,
+        }
+        return seconds[collector]
+
+
+class GuestChannelConfig(Section):
+    """Where the channel of some VMs is, if QEMU does not report it."""
+
+    vm: str = "*"
+    """Name or UUID of the VMs; * and ? are wildcards."""
+    socket: Annotated[str, AfterValidator(_socket)]
+    """Path of the Unix socket. {name} and {uuid} stand for the VM's, {monitor} for the file name of its QMP socket without suffix."""
+
+
+class GuestAgentConfig(Section):
+    """Queries the guest agents (qemu-ga), read-only, for what only the guest knows, such as the usage of its file systems."""
+
+    enabled: bool = False
+    """Query guest agents. A guest agent serves one client: do not enable it for VMs whose manager uses the channel itself."""
+    vms: list[str] = ["*"]
+    """Names or UUIDs of the VMs whose guest agents are queried; * and ? are wildcards."""
+    channels: list[GuestChannelConfig] = []
+    """Sockets of the channels; the first match wins. By default the agent uses the socket that QEMU reports."""
+    timeout: Annotated[Seconds, Field(ge=0.1, le=60)] = 5.0
+    """How long a guest agent may take to answer a command."""
+    retry: Annotated[Seconds, Field(ge=1)] = 300.0
+    """Maximum time between two attempts, while a guest agent does not respond. The first retry follows after ten seconds."""
+    intervals: GuestIntervalsConfig = GuestIntervalsConfig()
+    """How often the agent queries a guest agent."""

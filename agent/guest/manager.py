@@ -1,0 +1,151 @@
+"""Sessions with all guest agents: one task for each VM that the config selects and that has a channel."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+
+from agent.common.config_types import matches_vm
+from agent.guest.api import GuestFacts, GuestObserver
+from agent.guest.channels import ChannelOpener, opener_of
+from agent.guest.config import GuestAgentConfig
+from agent.guest.session import FIRST_RETRY_SECONDS, GuestSession
+from agent.model.family import Family, Sample
+from agent.model.metrics.about import ABOUT
+from agent.model.metrics.guest import GUEST_AGENT
+from agent.model.metrics.migration import INACTIVE_STATUSES, MIGRATION
+from agent.model.metrics.runstate import RUNSTATE
+from agent.model.record import Vm
+
+_log = logging.getLogger(__name__)
+
+MAX_PID = 1 << 31
+BUG_RETRY_SECONDS = 300.0
+
+
+class GuestAgentManager:
+    """Starts and ends the sessions with guest agents, and passes on what is known of their VMs."""
+
+    def __init__(
+        self,
+        config: GuestAgentConfig,
+        observer: GuestObserver,
+        *,
+        spread: Callable[[], float] = random.random,
+        first_retry_seconds: float = FIRST_RETRY_SECONDS,
+    ) -> None:
+        """Create a manager without sessions.
+
+        Args:
+            config: the config.
+            observer: receives the sessions' results.
+            spread: returns a number from 0 to 1, to spread the queries of many VMs.
+            first_retry_seconds: delay before the first retry of a guest agent that does not respond.
+        """
+        self._config = config
+        self._observer = observer
+        self._spread = spread
+        self._first_retry_seconds = first_retry_seconds
+        self._tasks: asyncio.TaskGroup | None = None
+        self._sessions: dict[Vm, GuestSession] = {}
+        self._running: dict[Vm, asyncio.Task[None]] = {}
+        self._facts: dict[Vm, GuestFacts] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Run the sessions in this task group from now on."""
+        self._tasks = tasks
+
+    def apply(self, config: GuestAgentConfig) -> None:
+        """Use another config: all sessions start again, once their VMs are polled again."""
+        self._config = config
+        for vm in list(self._facts):
+            self.on_vm_gone(vm)
+
+    def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample]) -> None:
+        """Handle a poll of the VM, which may be of any family."""
+        reads = [read for family, read in _READS if family in families] if self._config.enabled else []
+        if not reads or not self._selects(vm):
+            return
+        facts = self._facts.setdefault(vm, GuestFacts())
+        for read in reads:
+            read(facts, samples)
+        if GUEST_AGENT in families and facts.connected is not None:
+            self._start(vm, facts, opener_of(vm, self._config))
+        if (session := self._sessions.get(vm)) is not None:
+            session.on_facts()
+
+    def on_responsive(self, vm: Vm, *, responsive: bool) -> None:
+        """Handle a VM whose QEMU responds, or responds no longer."""
+        facts = self._facts.get(vm)
+        if facts is not None and facts.responsive is not responsive:
+            facts.responsive = responsive
+            if (session := self._sessions.get(vm)) is not None:
+                session.on_facts()
+
+    def on_vm_gone(self, vm: Vm) -> None:
+        """End the session with the guest agent of a VM that is no longer attached."""
+        self._facts.pop(vm, None)
+        self._sessions.pop(vm, None)
+        if (task := self._running.pop(vm, None)) is not None:
+            task.cancel()
+
+    def _selects(self, vm: Vm) -> bool:
+        return any(matches_vm(pattern, vm.name, vm.uuid) for pattern in self._config.vms)
+
+    def _start(self, vm: Vm, facts: GuestFacts, opener: ChannelOpener) -> None:
+        """Start the session with a VM's guest agent, unless it runs."""
+        if self._tasks is None or vm in self._sessions:
+            return
+        session = self._sessions[vm] = GuestSession(
+            vm,
+            self._config,
+            opener,
+            self._observer,
+            spread=self._spread,
+            first_retry_seconds=self._first_retry_seconds,
+        )
+        session.facts = facts
+        self._running[vm] = self._tasks.create_task(self._run(vm, session), name=f"guest agent of {vm.name}")
+
+    async def _run(self, vm: Vm, session: GuestSession) -> None:
+        while True:
+            try:
+                await session.run()
+            except Exception:  # noqa: BLE001 - a bug that one guest triggers must not end the sessions with others
+                _log.exception("%s: guest agent: internal error; its session starts again", vm.name)
+                await asyncio.sleep(BUG_RETRY_SECONDS)
+
+
+def _read_channel(facts: GuestFacts, samples: Sequence[Sample]) -> None:
+    """Read the state of the channel. Without a sample the port was unplugged."""
+    values = next((sample.values for sample in samples if sample.family is GUEST_AGENT), {"connected": False})
+    facts.connected = values.get("connected")
+    facts.socket, facts.client_connected = values.get("socket", ""), values.get("client_connected", False)
+
+
+def _read_run_state(facts: GuestFacts, samples: Sequence[Sample]) -> None:
+    values = next((sample.values for sample in samples if sample.family is RUNSTATE), {})
+    facts.running = values.get("running") is True
+
+
+def _read_migration(facts: GuestFacts, samples: Sequence[Sample]) -> None:
+    values = next((sample.values for sample in samples if sample.family is MIGRATION), {})
+    facts.migrating = values.get("status", "none") not in INACTIVE_STATUSES
+
+
+def _read_process(facts: GuestFacts, samples: Sequence[Sample]) -> None:
+    values = next((sample.values for sample in samples if sample.family is ABOUT), {})
+    pid = values.get("pid", "")
+    facts.pid = int(pid) if pid.isdecimal() and int(pid) < MAX_PID else None
+
+
+_READS = (
+    (GUEST_AGENT, _read_channel),
+    (RUNSTATE, _read_run_state),
+    (MIGRATION, _read_migration),
+    (ABOUT, _read_process),
+)
+"""Families of the facts, each with the function that reads them."""

@@ -1,0 +1,318 @@
+"""The session with one guest agent: connects when the guest can answer, queries at intervals, and backs off when there is no answer.
+
+A session is a task of its own. It never waits for the VM's monitor, and the monitor's polls never wait for it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+from agent.collectors.guest import GUEST_COLLECTORS, Exchange, GuestCollector
+from agent.common.backoff import back_off
+from agent.guest.api import CommandOutcome, GuestAgentState, GuestFacts, GuestObserver
+from agent.guest.channels import ChannelOpener, GuestChannel
+from agent.guest.config import GuestAgentConfig
+from agent.guest.schedule import GuestSchedule
+from agent.model.family import Family, Sample
+from agent.model.metrics.guest import GUEST_AGENT_SESSION, GUEST_FREEZE
+from agent.model.record import Vm, sanitize
+from agent.qga.errors import (
+    GuestAgentError,
+    GuestChannelBusyError,
+    GuestChannelDeniedError,
+    GuestCommandError,
+    GuestTimeoutError,
+    UnreadableGuestReplyError,
+)
+
+_log = logging.getLogger(__name__)
+
+FIRST_RETRY_SECONDS = 10.0
+STABLE_SECONDS = 60.0
+"""Time for which a connection has to work before the next failure counts as the first one again."""
+INFO_SECONDS = 600.0
+"""Interval of guest-info: an update of the guest agent, or of its config, changes what is permitted."""
+
+MAX_SAMPLES = 256
+MAX_REASON = 200
+MAX_MISSING = 32
+
+FAMILIES: tuple[Family, ...] = tuple(family for collector in GUEST_COLLECTORS for family in collector.families)
+"""The families of all collectors, which are out of date once the guest agent is lost."""
+
+_STATES: tuple[tuple[type[GuestAgentError], GuestAgentState], ...] = (
+    (GuestChannelDeniedError, GuestAgentState.DENIED),
+    (GuestChannelBusyError, GuestAgentState.BUSY),
+    (GuestAgentError, GuestAgentState.UNRESPONSIVE),
+)
+"""State after an error; the first matching entry decides."""
+
+_OUTCOMES: tuple[tuple[type[GuestAgentError], CommandOutcome], ...] = (
+    (GuestCommandError, CommandOutcome.ERROR),
+    (GuestTimeoutError, CommandOutcome.TIMEOUT),
+    (UnreadableGuestReplyError, CommandOutcome.UNREADABLE),
+    (GuestAgentError, CommandOutcome.LOST),
+)
+
+_MISSING = GuestCommandError("CommandNotFound", "the guest agent lacks the command, or the guest forbids it")
+
+
+class GuestSession:
+    """The session with one VM's guest agent. `run` it as a task, and report each change of `facts` by `on_facts`.
+
+    Attributes:
+        facts: facts about the VM; the owner changes them.
+    """
+
+    def __init__(
+        self,
+        vm: Vm,
+        config: GuestAgentConfig,
+        opener: ChannelOpener,
+        observer: GuestObserver,
+        *,
+        spread: Callable[[], float],
+        first_retry_seconds: float = FIRST_RETRY_SECONDS,
+    ) -> None:
+        """Create a session that is not connected.
+
+        Args:
+            vm: the VM.
+            config: the config.
+            opener: opens the channel.
+            observer: receives samples and outcomes.
+            spread: returns a number from 0 to 1, to spread the queries of many VMs.
+            first_retry_seconds: delay before the first retry.
+        """
+        self.facts = GuestFacts()
+        self._vm = vm
+        self._config = config
+        self._opener = opener
+        self._observer = observer
+        self._spread = spread
+        self._first_retry_seconds = first_retry_seconds
+        self._schedule = GuestSchedule(GUEST_COLLECTORS, config.intervals)
+        self._changed = asyncio.Event()
+        self._state: GuestAgentState | None = None
+        self._reason = ""
+        self._version = ""
+        self._permitted: frozenset[str] = frozenset()
+        self._info_at = 0.0
+        self._frozen = False
+        self._has_values = False
+
+    def on_facts(self) -> None:
+        """Handle a change of `facts`."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Query the guest agent until cancelled."""
+        failures = 0
+        await self._wait(self._spread() * self._first_retry_seconds)
+        while True:
+            await self._wait_until_possible()
+            started = time.monotonic()
+            try:
+                await self._connect()
+            except GuestAgentError as error:
+                if self.facts.obstacle() is None:
+                    failures = failures + 1 if time.monotonic() - started < STABLE_SECONDS else 1
+                    self._on_failure(error)
+                    await self._pause(back_off(failures - 1, self._first_retry_seconds, self._config.retry))
+            else:
+                failures = 0
+
+    async def _wait_until_possible(self) -> None:
+        """Wait until nothing prevents a query."""
+        while (obstacle := self.facts.obstacle()) is not None:
+            state, cause = obstacle
+            if state is GuestAgentState.ABSENT:
+                self._lose_values()
+                self._schedule.restart()
+                self._frozen = False
+            self._set_state(state, cause)
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait before a retry. A guest agent that comes back ends the wait."""
+        until = time.monotonic() + seconds
+        while self.facts.obstacle() is None and (left := until - time.monotonic()) > 0:
+            await self._wait(left)
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait until the facts change, but not longer than this."""
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._changed.wait()
+
+    async def _connect(self) -> None:
+        """Connect, and query until an obstacle appears.
+
+        Raises:
+            GuestAgentError: the channel cannot be opened, or the guest agent does not respond.
+        """
+        if self._state is not GuestAgentState.UNRESPONSIVE:
+            self._set_state(GuestAgentState.CONNECTING)
+        with contextlib.closing(await self._opener(self.facts)) as channel:
+            channel.ended.add_done_callback(lambda _: self._changed.set())
+            try:
+                await self._read_info(channel)
+            except GuestTimeoutError:
+                if self.facts.client_connected:
+                    raise GuestChannelBusyError(
+                        "another client was connected to the channel, and it may be still"
+                    ) from None
+                raise
+            while self.facts.obstacle() is None:
+                await self._run_due(channel)
+                if channel.ended.done():
+                    raise channel.ended.result()
+                if self.facts.obstacle() is None:
+                    await self._wait(self._next_at() - time.monotonic())
+
+    def _next_at(self) -> float:
+        return min(self._schedule.next_at(), self._info_at)
+
+    async def _run_due(self, channel: GuestChannel) -> None:
+        """Run the collectors that are due, one after the other."""
+        if self._info_at <= time.monotonic():
+            await self._read_info(channel)
+        for collector in self._schedule.due(time.monotonic()):
+            if self.facts.obstacle() is not None or channel.ended.done() or self._info_at <= time.monotonic():
+                return
+            if self._frozen and not collector.while_frozen:
+                self._schedule.done(collector.name, time.monotonic())
+            else:
+                await self._run(collector, channel)
+
+    async def _read_info(self, channel: GuestChannel) -> None:
+        """Read the version and the permitted commands. While the file systems are frozen, the guest agent permits few."""
+        info = await self._execute(channel, "guest-info")
+        if isinstance(info, GuestAgentError):
+            raise info
+        version, permitted = info_of(info)
+        self._version, self._permitted = version, permitted
+        self._info_at = time.monotonic() + INFO_SECONDS
+        self._set_state(GuestAgentState.UP)
+
+    async def _run(self, collector: GuestCollector, channel: GuestChannel) -> None:
+        """Run one collector and plan its next run.
+
+        Raises:
+            GuestAgentError: the guest agent does not respond.
+        """
+        name, start = collector.name, time.monotonic()
+        if self._permitted.isdisjoint(collector.commands):
+            self._schedule.done(name, start)
+            return
+        try:
+            exchanges = [await self._exchange(channel, command) for command in collector.commands]
+            samples = tuple(islice(collector.collect(exchanges), MAX_SAMPLES))
+        except GuestCommandError as error:
+            _log.debug("%s: guest agent: %s: %s", self._vm.name, name, sanitize(str(error), MAX_REASON))
+            self._schedule.failed(name, start)
+            self._schedule.demand("freeze", start)  # a freeze makes the guest agent refuse most commands
+            return
+        except UnreadableGuestReplyError as error:
+            _log.warning("%s: guest agent: %s: %s", self._vm.name, name, sanitize(str(error), MAX_REASON))
+            self._schedule.failed(name, start)
+            return
+        except GuestTimeoutError:
+            self._schedule.failed(name, start)
+            raise
+        except Exception:  # noqa: BLE001 - a bug in one collector must not end the session
+            _log.exception("%s: guest agent: %s: internal error", self._vm.name, name)
+            self._schedule.failed(name, start)
+            return
+        self._schedule.done(name, start)
+        self._report(collector.families, samples, exchanges[0].sent_ns)
+
+    def _report(self, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
+        self._has_values = True
+        self._observer.on_guest_samples(self._vm, families, samples, time_ns)
+        if GUEST_FREEZE in families:
+            before, self._frozen = self._frozen, any(sample.values["frozen"] for sample in samples)
+            if before and not self._frozen:
+                self._info_at = 0.0  # the permitted commands have changed
+                self._schedule.restart()
+
+    async def _exchange(self, channel: GuestChannel, command: str) -> Exchange:
+        """Execute one command; its reply may be an error of the guest agent.
+
+        Raises:
+            GuestAgentError: there is no readable reply.
+        """
+        if command not in self._permitted:
+            return Exchange(_MISSING, time.time_ns(), time.time_ns())
+        sent_ns = time.time_ns()
+        value = await self._execute(channel, command)
+        return Exchange(value, sent_ns, time.time_ns())
+
+    async def _execute(self, channel: GuestChannel, command: str) -> Any:
+        """Return a command's value, or the error of the guest agent."""
+        try:
+            value = await channel.execute(command, deadline=self._config.timeout)
+        except GuestAgentError as error:
+            self._observer.on_guest_command(command, _first_match(_OUTCOMES, error))
+            if isinstance(error, GuestCommandError):
+                return error
+            raise
+        self._observer.on_guest_command(command, CommandOutcome.OK)
+        return value
+
+    def _on_failure(self, error: GuestAgentError) -> None:
+        self._lose_values()
+        self._set_state(_first_match(_STATES, error), sanitize(str(error), MAX_REASON))
+
+    def _lose_values(self) -> None:
+        """Report that the last values are out of date."""
+        if self._has_values:
+            self._has_values = False
+            self._observer.on_guest_lost(self._vm, FAMILIES, time.time_ns())
+
+    def _set_state(self, state: GuestAgentState, reason: str = "") -> None:
+        """Report the state; the observer ignores a state that has not changed."""
+        if state is not self._state or reason != self._reason:
+            level = logging.INFO if state is not GuestAgentState.CONNECTING else logging.DEBUG
+            _log.log(level, "%s: guest agent: %s%s", self._vm.name, state.value, f": {reason}" if reason else "")
+        self._state, self._reason = state, reason
+        values: dict[str, Any] = {"state": state.value}
+        if reason:
+            values["reason"] = reason
+        if state is GuestAgentState.UP:
+            values["version"] = self._version
+            values["missing_commands"] = missing_commands(self._schedule.collectors, self._permitted)
+        sample = Sample(GUEST_AGENT_SESSION, (), values)
+        self._observer.on_guest_samples(self._vm, (GUEST_AGENT_SESSION,), (sample,), time.time_ns())
+
+
+def info_of(reply: Any) -> tuple[str, frozenset[str]]:
+    """Return the version, and the names of the permitted commands, from the reply to guest-info.
+
+    Raises:
+        UnreadableGuestReplyError: the reply has another form.
+    """
+    match reply:
+        case {"version": str(version), "supported_commands": list(commands)}:
+            names = (
+                command.get("name")
+                for command in commands
+                if isinstance(command, dict) and command.get("enabled") is True
+            )
+            return sanitize(version, 64), frozenset(name for name in names if isinstance(name, str))
+    raise UnreadableGuestReplyError("the reply to guest-info has neither a version nor a list of commands")
+
+
+def missing_commands(collectors: Iterable[GuestCollector], permitted: frozenset[str]) -> list[str]:
+    """Return the commands that the collectors need and the guest agent does not permit."""
+    return sorted({command for collector in collectors for command in collector.commands} - permitted)[:MAX_MISSING]
+
+
+def _first_match(table: Iterable[tuple[type[GuestAgentError], Any]], error: GuestAgentError) -> Any:
+    return next(value for error_type, value in table if isinstance(error, error_type))

@@ -1,0 +1,135 @@
+"""Helpers for tests of sessions with guest agents: an observer that records all calls, and a manager for the length of a block."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from agent.collectors.guest import GUEST_COLLECTORS
+from agent.guest.api import CommandOutcome
+from agent.guest.config import GuestAgentConfig
+from agent.guest.manager import GuestAgentManager
+from agent.model.family import Family, Sample
+from agent.model.metrics.about import ABOUT
+from agent.model.metrics.guest import GUEST_AGENT, GUEST_AGENT_SESSION
+from agent.model.metrics.migration import MIGRATION
+from agent.model.metrics.runstate import RUNSTATE
+from agent.model.record import Vm
+from tests.lab.scripted_peer import TIMEOUT_SECONDS
+
+VM = Vm("hv7", "5f0c2c9e-1111-4111-8111-111111111111", "web-3", "/run/qemu/web-3.qmp")
+
+RETRY_SECONDS = 0.02
+SHORT = 0.1
+"""A timeout that a test wants to expire."""
+
+
+class RecordingGuestObserver:
+    """A GuestObserver that records all calls.
+
+    Attributes:
+        samples: VM, families and samples of each call, oldest first.
+        lost: the VMs whose values were lost, oldest first.
+        commands: how many commands had each outcome.
+    """
+
+    def __init__(self) -> None:
+        self.samples: list[tuple[Vm, Sequence[Family], Sequence[Sample]]] = []
+        self.lost: list[Vm] = []
+        self.commands: Counter[tuple[str, CommandOutcome]] = Counter()
+        self._changed = asyncio.Event()
+
+    def on_guest_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
+        assert time_ns > 0
+        self.samples.append((vm, families, samples))
+        self._changed.set()
+
+    def on_guest_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
+        assert families
+        assert time_ns > 0
+        self.lost.append(vm)
+        self._changed.set()
+
+    def on_guest_command(self, command: str, outcome: CommandOutcome) -> None:
+        self.commands[command, outcome] += 1
+        self._changed.set()
+
+    def states(self, vm: Vm = VM) -> list[str]:
+        """Return the states of a session, each as often as it was entered."""
+        states: list[str] = []
+        for known, families, samples in self.samples:
+            if known == vm and GUEST_AGENT_SESSION in families and samples[0].values["state"] not in states[-1:]:
+                states.append(samples[0].values["state"])
+        return states
+
+    def last(self, family: Family, vm: Vm = VM) -> dict[tuple[str, ...], dict[str, Any]]:
+        """Return the values of the last report of a family by labels; empty if there was none."""
+        reports = [samples for known, families, samples in self.samples if known == vm and family in families]
+        return {sample.labels: sample.values for sample in reports[-1] if sample.family is family} if reports else {}
+
+    def count(self, family: Family, vm: Vm = VM) -> int:
+        """Return how often a family was reported."""
+        return sum(known == vm and family in families for known, families, _ in self.samples)
+
+    async def wait_until(self, predicate: Callable[[], object]) -> None:
+        """Wait until a condition holds; it is checked after each call."""
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            while not predicate():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def wait_for_state(self, state: str, vm: Vm = VM) -> None:
+        """Wait until the session is in a state."""
+        await self.wait_until(lambda: self.states(vm)[-1:] == [state])
+
+
+def guest_config(**keys: Any) -> GuestAgentConfig:
+    """Return a config that is enabled, with long intervals and timeouts unless the test asks for others."""
+    intervals = {collector.name: 3600 for collector in GUEST_COLLECTORS} | keys.pop("intervals", {})
+    return GuestAgentConfig.model_validate({"enabled": True, "timeout": 60, "intervals": intervals, **keys})
+
+
+@contextlib.asynccontextmanager
+async def managed(observer: RecordingGuestObserver, config: GuestAgentConfig) -> AsyncIterator[GuestAgentManager]:
+    """Run a manager for as long as the block runs."""
+    started: asyncio.Future[GuestAgentManager] = asyncio.get_running_loop().create_future()
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            manager = GuestAgentManager(config, observer, spread=lambda: 0.0, first_retry_seconds=RETRY_SECONDS)
+            manager.start(tasks)
+            started.set_result(manager)
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(run())
+    try:
+        yield await started
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def report_channel(
+    manager: GuestAgentManager, socket: Path | str, vm: Vm = VM, *, connected: bool = True, client: bool = False
+) -> None:
+    """Report a poll of the channel."""
+    values = {"connected": connected, "socket": str(socket), "client_connected": client}
+    manager.on_samples(vm, (GUEST_AGENT,), (Sample(GUEST_AGENT, (), values),))
+
+
+def report_run_state(manager: GuestAgentManager, vm: Vm = VM, *, running: bool) -> None:
+    """Report a poll of the run state."""
+    manager.on_samples(vm, (RUNSTATE,), (Sample(RUNSTATE, (), {"running": running}),))
+
+
+def report_migration(manager: GuestAgentManager, status: str, vm: Vm = VM) -> None:
+    """Report a poll of the migration."""
+    manager.on_samples(vm, (MIGRATION,), (Sample(MIGRATION, (), {"status": status}),))
+
+
+def report_pid(manager: GuestAgentManager, pid: int, vm: Vm = VM) -> None:
+    """Report the VM's process."""
+    manager.on_samples(vm, (ABOUT,), (Sample(ABOUT, (), {"pid": str(pid)}),))

@@ -1,0 +1,301 @@
+"""Sessions with guest agents: when they query, what they report, and that a hostile guest costs only itself."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.guest.api import CommandOutcome
+from agent.guest.manager import GuestAgentManager
+from agent.model.metrics.guest import (
+    GUEST_AGENT_SESSION,
+    GUEST_CPU,
+    GUEST_FILESYSTEM,
+    GUEST_FREEZE,
+    GUEST_INTERFACE,
+    GUEST_LOAD,
+    GUEST_OS,
+)
+from tests.lab.fake_guest_agent import FakeGuestAgent
+from tests.lab.recording_guest_observer import (
+    SHORT,
+    VM,
+    RecordingGuestObserver,
+    guest_config,
+    managed,
+    report_channel,
+    report_migration,
+    report_pid,
+    report_run_state,
+)
+
+FAST = {"filesystems": SHORT, "freeze": SHORT}
+
+
+@pytest.fixture
+async def guest(folder: Path) -> AsyncIterator[FakeGuestAgent]:
+    async with FakeGuestAgent(folder / "vm1.qga") as running:
+        yield running
+
+
+def attach(manager: GuestAgentManager, guest: FakeGuestAgent, **more: Any) -> None:
+    """Report a running VM with a guest agent."""
+    report_pid(manager, os.getpid(), **more)
+    report_run_state(manager, running=True, **more)
+    report_channel(manager, guest.path, **more)
+
+
+async def test_a_guest_agent_is_queried_for_everything_once(guest: FakeGuestAgent) -> None:
+    observer = RecordingGuestObserver()
+    async with managed(observer, guest_config()) as manager:
+        attach(manager, guest)
+        await observer.wait_until(lambda: observer.count(GUEST_OS) and guest.count("guest-get-time"))
+    assert observer.states() == ["connecting", "up"]
+    assert observer.last(GUEST_AGENT_SESSION)[()]["version"].startswith("7.2")
+    assert observer.last(GUEST_AGENT_SESSION)[()]["missing_commands"] == ["guest-get-load"]
+    assert observer.last(GUEST_FILESYSTEM).keys() == {("/", "vda", "ext4")}
+    assert observer.last(GUEST_OS)[()]["hostname"] == "guest1"
+    assert observer.last(GUEST_CPU)[()]["cpus"] == 2
+    assert observer.last(GUEST_INTERFACE).keys() == {("eth0",)}
+    assert observer.count(GUEST_LOAD) == 0
+    names = [request["execute"] for request in guest.requests]
+    assert len(names) == len(set(names)), "each command once"
+    assert names[:3] == ["guest-sync-delimited", "guest-info", "guest-fsfreeze-status"]
+
+
+@pytest.mark.parametrize("config", [guest_config(enabled=False), guest_config(vms=["db-*"])])
+async def test_a_guest_agent_that_the_config_does_not_select_is_left_alone(guest: FakeGuestAgent, config: Any) -> None:
+    observer = RecordingGuestObserver()
+    async with managed(observer, config) as manager:
+        attach(manager, guest)
+        assert len(manager) == 0
+        await asyncio.sleep(0)
+    assert guest.clients == 0
+
+
+@pytest.mark.parametrize("pattern", ["web-*", VM.uuid])
+async def test_a_vm_is_selected_by_its_name_or_uuid(guest: FakeGuestAgent, pattern: str) -> None:
+    observer = RecordingGuestObserver()
+    async with managed(observer, guest_config(vms=[pattern])) as manager:
+        attach(manager, guest)
+        await observer.wait_for_state("up")
+
+
+async def test_no_guest_is_queried_while_it_does_not_run_or_migrates(guest: FakeGuestAgent) -> None:
+    observer = RecordingGuestObserver()
+    async with managed(observer, guest_config(intervals=FAST)) as manager:
+        report_pid(manager, os.getpid())
+        report_channel(manager, guest.path)
+        await observer.wait_for_state("suspended")
+        assert guest.clients == 0
+        report_run_state(manager, running=True)
+        await observer.wait_for_state("up")
+        report_migration(manager, "active")
+        await observer.wait_for_state("suspended")
+        asked = len(guest.requests)
+        report_migration(manager, "active")
+        report_run_state(manager, running=True)
+        await asyncio.sleep(0)
+        assert len(guest.requests) == asked
+        report_migration(manager, "completed")
+        await observer.wait_for_state("up")
+    assert observer.lost == [], "the last values stay"
+
+
+async def test_a_vm_whose_qemu_hangs_is_not_queried(guest: FakeGuestAgent) -> None:
+    observer = RecordingGuestObserver()
+    async with managed(observer, guest_config()) as manager:
+        attach(manager, guest)
+        await observer.wait_for_state("up")
+        manager.on_responsive(VM, responsive=False)
+        await observer.wait_for_state("suspended")
+        manager.on_responsive(VM, responsive=True)
+        await observer.wait_for_state("up")
+
+
+async def test_a_reboot_loses_the_values_and_queries_everything_again(guest: FakeGuestAgent) -> None:
+    observer = RecordingGuestObserver()
+    async with managed(observer, guest_config()) as manager:
+        attach(manager, guest)
+        await observer.wait_until(lambda: observer.count(GUEST_OS))
+        report_channel(manager, guest.path, connected=False)
+        await observer.wait_for_state("absent")
+        assert observer.lost == [VM]
+        report_channel(manager, guest.path)
+        await observer.wait_until(lambda: observer.count(GUEST_OS) == 2)
+
+
+async def test_a_guest_agent_that_does_not_answer_is_unresponsive_until_it_does(guest: FakeGuestAgent) -> None:
+    observer = RecordingGuestObserver()
+    async with managed(observer, guest_config(timeout=SHORT, intervals=FAST, retry=1)) as manager:
+        attach(manager, guest)
+        await observer.wait_until(lambda: observer.count(GUEST_FILESYSTEM))
+        guest.silent = True
+        await observer.wait_for_state("unresponsive")
+        assert observer.lost == [VM]
+        guest.silent = False
+        await observer.wait_for_state("up")
+    assert observer.states()[-2:] == ["unresponsive", "up"], "no connecting between two attempts"
+
+
+async def test_attempts_to_reach_a_silent_guest_agent_become_rare(guest: FakeGuestAgent) -> None:
+    observer = RecordingGuestObserver()
+    guest.silent = True
+    async with managed(observer, guest_config(timeout=SHORT, retry=3600)) as manager:
+        attach(manager, guest)
+        await guest.wait_for("guest-sync-delimited", 4)
+    times = observer.commands["guest-info", CommandOutcome.TIMEOUT]
+    assert times == 3
+    assert set(guest.requests[0]) == {"execute", "arguments"}
+
+
+async def test_one_command_that_hangs_costs_only_its_collector(guest: FakeGuestAgent) -> None:
+    observer = RecordingGuestObserver()
+    guest.raw["guest-get-fsinfo"] = b""
+    async with managed(observer, guest_config(timeout=SHORT, retry=1)) as manager:
+        attach(manager, guest)
+        await observer.wait_until(lambda: observer.count(GUEST_OS))
+    assert guest.count("guest-get-fsinfo") == 1
+    assert observer.count(GUEST_FILESYSTEM) == 0
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"junk\n",
+        b'{"return": 5}\n',
+        b'{"return": [[[]]]}\n',
+        b'{"return": "' + b"x" * (300 << 10) + b'"}\n',
+        b"[" * 2000 + b"\n",
+    ],
+)
+async def test_a_reply_that_cannot_be_read_costs_only_its_collector(guest: FakeGuestAgent, raw: bytes) -> None:
+    observer = RecordingGuestObserver()
+    guest.raw["guest-network-get-interfaces"] = raw
+    async with managed(observer, guest_config()) as manager:
+        attach(manager, guest)
+        await observer.wait_until(lambda: guest.count("guest-get-time"))
+    assert observer.states() == ["connecting", "up"]
+    assert observer.last(GUEST_INTERFACE) == {}
+    assert observer.count(GUEST_FILESYSTEM) == 1
+
+
+async def test_while_file_systems_are_frozen_only_their_state_is_queried(guest: FakeGuestAgent) -> None:
+    observer = RecordingGuestObserver()
+    async with managed(observer, guest_config(intervals=FAST)) as manager:
+        attach(manager, guest)
+        await observer.wait_until(lambda: observer.count(GUEST_FILESYSTEM))
+        guest.replies["guest-fsfreeze-status"] = {"return": "frozen"}
+        await observer.wait_until(lambda: observer.last(GUEST_FREEZE) == {(): {"frozen": True}})
+        asked, polls = guest.count("guest-get-fsinfo"), guest.count("guest-fsfreeze-status")
+        await guest.wait_for("guest-fsfreeze-status", polls + 3)
+        assert guest.count("guest-get-fsinfo") == asked
+        guest.replies["guest-fsfreeze-status"] = {"return": "thawed"}
+        await guest.wait_for("guest-get-fsinfo", asked + 1)
+    assert guest.count("guest-info") == 2, "while frozen, it permits few commands"
+
+
+async def test_a_refused_command_queries_whether_the_file_systems_are_frozen(guest: FakeGuestAgent) -> None:
+    observer = RecordingGuestObserver()
+    error = {"error": {"class": "CommandNotFound", "desc": "disabled: the command is not allowed"}}
+    guest.replies["guest-get-fsinfo"] = error
+    async with managed(observer, guest_config()) as manager:
+        attach(manager, guest)
+        await guest.wait_for("guest-fsfreeze-status", 2)
+    assert guest.count("guest-get-fsinfo") == 1
+
+
+async def test_a_channel_of_another_client_is_busy(guest: FakeGuestAgent) -> None:
+    observer = RecordingGuestObserver()
+    guest.silent = True
+    async with managed(observer, guest_config(timeout=SHORT)) as manager:
+        report_pid(manager, os.getpid())
+        report_run_state(manager, running=True)
+        report_channel(manager, guest.path, client=True)
+        await observer.wait_for_state("busy")
+
+
+async def test_a_socket_of_another_process_gets_no_byte(guest: FakeGuestAgent) -> None:
+    observer = RecordingGuestObserver()
+    async with managed(observer, guest_config()) as manager:
+        report_pid(manager, os.getpid() + 1)
+        report_run_state(manager, running=True)
+        report_channel(manager, guest.path)
+        await observer.wait_for_state("denied")
+    assert guest.requests == []
+
+
+async def test_without_a_known_process_only_a_qemu_is_talked_to(guest: FakeGuestAgent) -> None:
+    observer = RecordingGuestObserver()
+    async with managed(observer, guest_config()) as manager:
+        report_run_state(manager, running=True)
+        report_channel(manager, guest.path)
+        await observer.wait_for_state("denied")
+    assert guest.requests == []
+
+
+async def test_the_config_can_name_the_socket(guest: FakeGuestAgent) -> None:
+    observer = RecordingGuestObserver()
+    channels = [{"vm": "other", "socket": "/none"}, {"socket": f"{guest.path.parent}/{{monitor}}.qga"}]
+    vm = replace(VM, monitor="/run/qemu/vm1.qmp")
+    async with managed(observer, guest_config(channels=channels)) as manager:
+        report_run_state(manager, vm, running=True)
+        report_channel(manager, "", vm)
+        await observer.wait_for_state("up", vm)
+
+
+@pytest.mark.parametrize("name", ["../../etc", ".hidden", "a/b", ""])
+async def test_a_vms_name_cannot_lead_to_another_directory(folder: Path, name: str) -> None:
+    observer = RecordingGuestObserver()
+    vm = replace(VM, name=name)
+    async with managed(observer, guest_config(channels=[{"socket": f"{folder}/{{name}}.qga"}])) as manager:
+        report_run_state(manager, vm, running=True)
+        report_channel(manager, "", vm)
+        await observer.wait_for_state("denied", vm)
+
+
+async def test_the_session_ends_with_its_vm(guest: FakeGuestAgent) -> None:
+    observer = RecordingGuestObserver()
+    async with managed(observer, guest_config()) as manager:
+        attach(manager, guest)
+        await observer.wait_for_state("up")
+        manager.on_vm_gone(VM)
+        assert len(manager) == 0
+        attach(manager, guest)
+        await observer.wait_until(lambda: guest.clients == 2)
+
+
+async def test_a_new_config_starts_the_sessions_again(guest: FakeGuestAgent) -> None:
+    observer = RecordingGuestObserver()
+    async with managed(observer, guest_config(enabled=False)) as manager:
+        attach(manager, guest)
+        manager.apply(guest_config())
+        attach(manager, guest)
+        await observer.wait_for_state("up")
+        manager.apply(guest_config(enabled=False))
+        attach(manager, guest)
+        assert len(manager) == 0
+
+
+async def test_a_bug_that_a_guest_triggers_does_not_end_the_other_sessions(
+    folder: Path, guest: FakeGuestAgent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = replace(VM, uuid="5f0c2c9e-2222-4222-8222-222222222222", name="db-1")
+    observer = RecordingGuestObserver()
+    on_samples = observer.on_guest_samples
+
+    def explode(vm: Any, *arguments: Any) -> None:
+        if vm == VM:
+            raise ZeroDivisionError
+        on_samples(vm, *arguments)
+
+    monkeypatch.setattr(observer, "on_guest_samples", explode)
+    async with FakeGuestAgent(folder / "vm2.qga") as second, managed(observer, guest_config()) as manager:
+        attach(manager, guest)
+        attach(manager, second, vm=other)
+        await observer.wait_for_state("up", other)
+    assert "internal error" in caplog.text

@@ -161,7 +161,7 @@ def _render_vm_metrics(views: list[VmView]) -> Iterator[str]:
         )
     guest_responses = [(view.labels, view.guest_response_ns / 1e9) for view in views if view.guest_response_ns]
     if guest_responses:
-        yield _metric(
+        yield _render_metric(
             "qemu_guest_agent_last_response_timestamp_seconds",
             "gauge",
             "Time of the last values from the VM's guest agent, in seconds since the epoch.",

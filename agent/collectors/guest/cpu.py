@@ -6,9 +6,9 @@ from agent.collectors.guest.base import Exchange, GuestCollector, expect
 from agent.collectors.untrusted import as_list_of_objects
 from agent.model.family import COUNTER, Sample
 from agent.model.metrics.guest import GUEST_CPU
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 
-_read = Reader(GUEST_CPU)
+_read = FieldReader(GUEST_CPU)
 _STATES = [field.path for field in GUEST_CPU.fields if field.kind is COUNTER]
 _MAX_CPUS = 4096
 

@@ -11,10 +11,10 @@ from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, Exchange, GuestC
 from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.guest import GUEST_FILESYSTEM
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 from agent.model.record import sanitize
 
-_read = Reader(GUEST_FILESYSTEM)
+_read = FieldReader(GUEST_FILESYSTEM)
 
 PSEUDO_TYPES = frozenset(
     {

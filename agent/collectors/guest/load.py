@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from agent.collectors.guest.base import Exchange, GuestCollector, expect
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_LOAD
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 
-_read = Reader(GUEST_LOAD)
+_read = FieldReader(GUEST_LOAD)
 
 
 def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:

@@ -8,11 +8,11 @@ from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, Exchange, GuestC
 from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.guest import GUEST_ADDRESS, GUEST_INTERFACE
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 from agent.model.record import sanitize
 
-_read_traffic = Reader(GUEST_INTERFACE)
-_read_addresses = Reader(GUEST_ADDRESS)
+_read_traffic = FieldReader(GUEST_INTERFACE)
+_read_addresses = FieldReader(GUEST_ADDRESS)
 
 _MAX_ADDRESSES = 32
 

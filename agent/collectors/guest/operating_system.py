@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from agent.collectors.guest.base import MAX_TEXT, Exchange, GuestCollector, value_if_any
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_OS
-from agent.model.reader import Reader
+from agent.model.reader import FieldReader
 from agent.model.record import sanitize
 
-_read = Reader(GUEST_OS)
+_read = FieldReader(GUEST_OS)
 
 
 def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:

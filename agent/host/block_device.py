@@ -1,7 +1,9 @@
-"""Current size of a block device, from sysfs. QEMU reports the size that the device had when QEMU opened it.
+"""Number and current size of a block device, from sysfs. QEMU reports the size that the device had when QEMU opened it.
 
 After a logical volume is extended, `query-named-block-nodes` still reports the old size. After a write beyond the old size,
 `query-named-block-nodes` reports the end of this write as the size (seen on 7.2). The volume then always looks full.
+
+The agent's systemd unit hides the nodes in /dev (PrivateDevices). Every process can see the devices in sysfs.
 """
 
 import os
@@ -9,24 +11,74 @@ import stat
 from pathlib import Path
 
 _SECTOR_BYTES = 512
+_SYS = Path("/sys")
+
+_mapper_numbers: dict[str, str] = {}
+"""Last known numbers of the device mapper's devices, by name. Each use checks the name, because the kernel reuses numbers."""
 
 
-def device_size(path: str) -> int | None:
+def device_size(path: str, sys: Path = _SYS) -> int | None:
     """Return the size of a block device in bytes, without opening it.
 
     Args:
         path: the path that QEMU reports. A path outside /dev is ignored, because it may be on a hung mount and block the agent.
+        sys: the /sys directory.
 
     Returns:
         None if the path is ignored, or is not a block device that the agent can see. In a container the agent may see no devices.
+    """
+    number = device_number(path, sys)
+    if not number:
+        return None
+    try:
+        return int((sys / "dev/block" / number / "size").read_text()) * _SECTOR_BYTES or None
+    except (OSError, ValueError):
+        return None
+
+
+def device_number(path: str, sys: Path = _SYS) -> str | None:
+    """Return `major:minor` of a block device; empty if the path is another file, and None if the agent cannot see the device.
+
+    Args:
+        path: a path. Outside /dev it is ignored.
+        sys: the /sys directory.
     """
     if not path.startswith("/dev/") or os.path.normpath(path) != path:
         return None
     try:
         status = Path(path).stat()
-        if not stat.S_ISBLK(status.st_mode):
-            return None
-        number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-        return int(Path("/sys/dev/block", number, "size").read_text()) * _SECTOR_BYTES or None
-    except (OSError, ValueError):
+    except OSError:
+        return _number_by_name(path.removeprefix("/dev/"), sys)
+    if not stat.S_ISBLK(status.st_mode):
+        return ""
+    return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+
+
+def _number_by_name(name: str, sys: Path) -> str | None:
+    """Return the number of a device by its name in /dev; None if sysfs has no such device."""
+    number = _read(sys / "class/block" / name.replace("/", "!") / "dev")
+    if number is not None:
+        return number
+    if name.startswith("mapper/"):
+        return _mapper_number(name.removeprefix("mapper/"), sys)
+    group, slash, volume = name.partition("/")  # of LVM, which doubles hyphens in the device mapper's names
+    return _mapper_number("-".join(part.replace("-", "--") for part in (group, volume)), sys) if slash else None
+
+
+def _mapper_number(name: str, sys: Path) -> str | None:
+    known = _mapper_numbers.get(name)
+    if known is not None and _read(sys / "dev/block" / known / "dm/name") == name:
+        return known
+    _mapper_numbers.pop(name, None)
+    for device in (sys / "class/block").glob("dm-*"):
+        if _read(device / "dm/name") == name and (number := _read(device / "dev")) is not None:
+            _mapper_numbers[name] = number
+            return number
+    return None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
         return None

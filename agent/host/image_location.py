@@ -3,13 +3,13 @@
 import asyncio
 import os
 import re
-import stat
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import orjson
 
+from agent.host.block_device import device_number
 from agent.host.filesystem_reader import FileSystemReader
 from agent.host.mounts import Mount, mount_of, parse_mountinfo
 from agent.host.pools.base import ImageLocation, PoolReadError, PoolUnresponsiveError, UnknownPool
@@ -111,7 +111,7 @@ class ImageLocator:
         local = local_path(driver, path)
         if isinstance(local, UnknownPool):
             return local
-        if local.startswith("/dev/") and (device := await asyncio.to_thread(_device_number, local)) != "":
+        if local.startswith("/dev/") and (device := await asyncio.to_thread(device_number, local)) != "":
             return ImageLocation(driver, local, device=device or "")
         return await self._locate_file(pid, driver, local)
 
@@ -186,14 +186,3 @@ def _own_path(own: tuple[Mount, ...], mount: Mount, path: str) -> str | None:
 
 def _join(directory: str, rest: str) -> str:
     return os.path.normpath(f"{directory.rstrip('/')}/{rest.lstrip('/')}")
-
-
-def _device_number(path: str) -> str | None:
-    """Return `major:minor` of a block device; empty if the path is a file, and None if the agent cannot see the device."""
-    try:
-        status = Path(path).stat()
-    except OSError:
-        return None
-    if not stat.S_ISBLK(status.st_mode):
-        return ""
-    return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"

@@ -25,7 +25,7 @@ from agent.session.identity import Build, identify
 from tests.lab.agent_process import Scrape
 from tests.lab.hostile_host import CONTROL_CHARACTERS
 from tests.lab.record_validation import parse_cloudevent, schema_violations
-from tests.unit.collectors.test_collectors import REAL, anything, paths, replaced
+from tests.unit.collectors.test_collectors import QEMU_REPLIES, any_json, copy_with, paths_in
 
 NO_DEADLINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """The first draw builds a table of all characters, which takes seconds on a machine under load."""
@@ -34,7 +34,7 @@ COLLECTORS = {collector.name: collector for collector in ALL}
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
     ['"', "\\", "\n", 'x="y"} 1\nforged 1', "\x1b[31m", "\u2028", "\x00", "a" * 10_000, "{}", "%s", "../.."]
 )
-hostile = anything | text | st.recursive(text, lambda inner: st.lists(inner, max_size=3), max_leaves=50)
+hostile = any_json | text | st.recursive(text, lambda inner: st.lists(inner, max_size=3), max_leaves=50)
 
 
 class RecordingAgent(Agent):
@@ -83,10 +83,10 @@ async def test_any_value_in_a_field_of_a_reply_gives_well_formed_output(app: Rec
     @given(st.data())
     def holds(data: st.DataObject) -> None:
         app.sent.clear()
-        name, replies = data.draw(st.sampled_from(REAL))
+        name, replies = data.draw(st.sampled_from(QEMU_REPLIES))
         index = data.draw(st.integers(0, len(replies) - 1))
-        place = data.draw(st.sampled_from(list(paths(replies[index]))))
-        mutated = replaced(replies, (index, *place), data.draw(hostile))
+        place = data.draw(st.sampled_from(list(paths_in(replies[index]))))
+        mutated = copy_with(replies, (index, *place), data.draw(hostile))
         collector = COLLECTORS[name]
         with contextlib.suppress(QmpError):
             samples = tuple(collector.collect(mutated))

@@ -1,6 +1,6 @@
-"""Alerts compared with a modelled guest: events and polls are delayed, reordered, lost and repeated; agent and guest restart.
+"""Alerts compared with a model of a guest. Events and polls are delayed, reordered, lost and repeated; the agent and the guest restart.
 
-No alert fires that was never true, and after everything has settled the firing alerts are those that are true.
+An alert fires only for a condition that was true. After all events and polls have arrived, exactly the true alerts fire.
 """
 
 from dataclasses import dataclass, field
@@ -28,10 +28,10 @@ class Guest:
 
     Attributes:
         status: QEMU's RunState.
-        stops_as: The run state that a pending stop leads to: QEMU emits the error's event before it stops the guest.
+        stops_as: The run state after a pending stop; empty if no stop is pending. QEMU emits the error's event before it stops the guest.
         nospace: Whether the device's io-status is nospace.
         events: Events in transit: name, time and data.
-        history: Alert, begin and end of each time that the guest stood; the end is None while it stands.
+        history: Alert, begin and end of each stop of the guest; the end is None while the guest is stopped.
     """
 
     status: str = "running"

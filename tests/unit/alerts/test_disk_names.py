@@ -1,4 +1,4 @@
-"""The disk that an I/O error names: its stable name, its path and its usage, whatever the event calls it."""
+"""The disk in the alert of an I/O error: its device, path and usage, by any name that the event has for the disk."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from agent.model.metrics.block_layers import BLOCK_NAMES
 from tests.lab.alert_scenario import AlertScenario
 from tests.lab.thin_disks import GIB, VM, Disk
 
-FULL = ("disk_full", "disk0", "firing")
+DISK_FULL = ("disk_full", "disk0", "firing")
 DISK = Disk(offset=50 * GIB)
 FIGURES = {"path": "/dev/vg/lv", "used_bytes": 50 * GIB, "limit_bytes": 100 * GIB, "free_bytes": 50 * GIB}
 
@@ -33,7 +33,7 @@ def scenario() -> AlertScenario:
     ],
 )
 def test_an_error_that_names_a_known_node_has_the_disks_figures(scenario: AlertScenario, named: dict[str, Any]) -> None:
-    assert scenario.io_error(10, **named) == [FULL]
+    assert scenario.io_error(10, **named) == [DISK_FULL]
     assert scenario.emitted[-1].data.items() >= FIGURES.items()
     assert scenario.emitted[-1].data["detected_by"] == "enospc"
 
@@ -45,7 +45,7 @@ def test_an_error_that_names_a_backend_or_a_filter_has_the_disks_figures(scenari
     scenario.manager.on_samples(VM, [sample], 2, 2)
     key = "device" if alias.startswith("drive") else "node_name"
     named: dict[str, Any] = {"device": "", key: alias}
-    assert scenario.io_error(10, **named) == [FULL]
+    assert scenario.io_error(10, **named) == [DISK_FULL]
     assert scenario.emitted[-1].data.items() >= FIGURES.items()
 
 
@@ -55,7 +55,7 @@ def test_an_error_under_the_filter_of_a_job_has_the_disks_figures(
 ) -> None:
     names = Sample(BLOCK_NAMES, ("disk0",), {"names": ["#block269", "drive-scsi0"]})
     scenario.manager.on_samples(VM, [names], 2, 2, families=(BLOCK_NAMES,))
-    assert scenario.io_error(10, **named) == [FULL]
+    assert scenario.io_error(10, **named) == [DISK_FULL]
     assert scenario.emitted[-1].data.items() >= FIGURES.items()
     scenario.event("RESUME", 11)
     scenario.manager.on_samples(VM, [], 12, 12, families=(BLOCK_NAMES,))
@@ -67,7 +67,7 @@ def test_an_error_on_an_unknown_node_is_located_by_io_status(scenario: AlertScen
     assert scenario.io_error(10, device="", node_name=node) == []
     assert "drives" in scenario.manager.refreshes_due(VM)
     assert scenario.io_status(9, disk0="nospace") == [], "the poll is older than the error"
-    assert scenario.io_status(11, disk0="nospace", disk1="ok") == [FULL]
+    assert scenario.io_status(11, disk0="nospace", disk1="ok") == [DISK_FULL]
     assert scenario.emitted[-1].data.items() >= FIGURES.items()
     assert scenario.emitted[-1].time_ns == 10 * 10**9
 
@@ -81,7 +81,7 @@ def test_an_error_that_io_status_does_not_locate_is_reported_without_a_disk(scen
 def test_an_error_without_a_disk_is_replaced_when_io_status_arrives_late(scenario: AlertScenario) -> None:
     scenario.run_state("io-error", 10)
     assert scenario.tick(13) == [("io_error_stop", "", "firing")]
-    assert scenario.io_status(14, disk0="nospace") == [("io_error_stop", "", "resolved"), FULL]
+    assert scenario.io_status(14, disk0="nospace") == [("io_error_stop", "", "resolved"), DISK_FULL]
     assert scenario.event("RESUME", 15) == [("disk_full", "disk0", "resolved")]
 
 
@@ -99,7 +99,7 @@ def test_a_full_disk_at_attach_is_located_by_io_status() -> None:
     assert scenario.run_state("io-error", 1) == []
     assert "drives" in scenario.manager.refreshes_due(VM)
     assert scenario.io_status(1, disk0="nospace", disk1="ok") == [], "the disks are not polled yet"
-    assert scenario.disks(1, disk0=DISK) == [FULL]
+    assert scenario.disks(1, disk0=DISK) == [DISK_FULL]
     assert scenario.emitted[-1].data.items() >= FIGURES.items()
     assert scenario.emitted[-1].data["detected_by"] == "missed"
 

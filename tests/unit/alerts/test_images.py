@@ -1,4 +1,4 @@
-"""Known state of disk images: it outlives power cycles, replugging and the agent, and ends with the image."""
+"""State of disk images: it is kept over power cycles, unplugging and restarts of the agent, until another image replaces the image."""
 
 import pytest
 
@@ -11,7 +11,7 @@ LEVEL = ("write_threshold", "disk0")
 CORRUPT = ("image_corrupted", "disk0")
 
 
-def polled(disk: Disk, mode: ThresholdMode = ThresholdMode.OBSERVE) -> AlertScenario:
+def scenario_with_disk(disk: Disk, mode: ThresholdMode = ThresholdMode.OBSERVE) -> AlertScenario:
     """Return a scenario with a polled disk."""
     scenario = AlertScenario(mode)
     scenario.attach(pid=1)
@@ -24,14 +24,14 @@ def polled(disk: Disk, mode: ThresholdMode = ThresholdMode.OBSERVE) -> AlertScen
 
 
 def test_a_usage_that_was_not_measured_is_absent_and_resolves_nothing() -> None:
-    scenario = polled(Disk(offset=0))
+    scenario = scenario_with_disk(Disk(offset=0))
     assert scenario.space().keys().isdisjoint({"used_bytes", "free_bytes", "time_to_full_seconds"})
     assert scenario.space()["limit_bytes"] == 100 * GIB
 
 
 @pytest.mark.parametrize("agent_restarts", [False, True])
 def test_a_full_disk_is_full_after_a_power_cycle(agent_restarts: bool) -> None:  # noqa: FBT001 - a table
-    scenario = polled(Disk(offset=96 * GIB))
+    scenario = scenario_with_disk(Disk(offset=96 * GIB))
     assert LEVEL in scenario.firing()
     scenario.detach(at=10, for_good=True)
     scenario.tick(11)
@@ -44,7 +44,7 @@ def test_a_full_disk_is_full_after_a_power_cycle(agent_restarts: bool) -> None: 
 
 
 def test_a_quick_power_cycle_keeps_the_alerts() -> None:
-    scenario = polled(Disk(offset=96 * GIB))
+    scenario = scenario_with_disk(Disk(offset=96 * GIB))
     scenario.detach(at=10, for_good=True)
     scenario.attach(at=10.5, pid=2)
     assert scenario.disks(11, disk0=Disk(offset=0)) == []
@@ -53,26 +53,26 @@ def test_a_quick_power_cycle_keeps_the_alerts() -> None:
 
 
 def test_a_replugged_disk_has_its_usage() -> None:
-    scenario = polled(Disk(offset=96 * GIB))
+    scenario = scenario_with_disk(Disk(offset=96 * GIB))
     assert scenario.disks(10, disk1=Disk(offset=0, path="/dev/vg/b")) == [(*LEVEL, "resolved")] * 3
     assert scenario.disks(11, disk0=Disk(offset=0)) == [(*LEVEL, "firing")] * 3
 
 
 def test_another_image_at_the_same_path_starts_without_usage() -> None:
-    scenario = polled(Disk(offset=96 * GIB))
+    scenario = scenario_with_disk(Disk(offset=96 * GIB))
     scenario.disks(10, disk1=Disk(offset=0, path="/dev/vg/b"))
     assert scenario.disks(11, disk0=Disk(offset=0, size=200 * GIB)) == []
 
 
 def test_a_replaced_image_resolves_the_levels_of_the_first() -> None:
-    scenario = polled(Disk(offset=96 * GIB))
+    scenario = scenario_with_disk(Disk(offset=96 * GIB))
     assert scenario.disks(10, disk0=Disk(offset=0, path="/dev/vg/b", node="n2")) == [(*LEVEL, "resolved")] * 3
     assert {record.data["resolved_by"] for record in scenario.emitted[-3:]} == {"replaced"}
     assert "used_bytes" not in scenario.space()
 
 
 def test_a_mirror_target_as_full_as_its_source_changes_nothing() -> None:
-    scenario = polled(Disk(offset=85 * GIB))
+    scenario = scenario_with_disk(Disk(offset=85 * GIB))
     assert scenario.disks(10, disk0=Disk(offset=85 * GIB, path="/dev/vg/b", node="n2")) == []
 
 
@@ -100,41 +100,41 @@ def test_invalid_image_notes_are_ignored(note: object) -> None:
 # --- Corrupt images ---
 
 
-def corrupt(scenario: AlertScenario, *, fatal: bool = True) -> None:
+def fire_corrupt_image(scenario: AlertScenario, *, fatal: bool = True) -> None:
     changes = scenario.event("BLOCK_IMAGE_CORRUPTED", 10, device="disk0", node_name="format", fatal=fatal)
     assert changes == [(*CORRUPT, "firing")]
 
 
 def test_a_corrupt_image_resolves_when_its_disk_is_unplugged() -> None:
-    scenario = polled(Disk())
-    corrupt(scenario)
+    scenario = scenario_with_disk(Disk())
+    fire_corrupt_image(scenario)
     assert scenario.disks(11, disk0=Disk(corrupt=True)) == []
     assert scenario.disks(12, disk1=Disk(path="/dev/vg/b")) == [(*CORRUPT, "resolved")]
 
 
 def test_a_corrupt_image_resolves_when_another_image_has_its_place() -> None:
-    scenario = polled(Disk())
-    corrupt(scenario)
+    scenario = scenario_with_disk(Disk())
+    fire_corrupt_image(scenario)
     assert scenario.disks(12, disk0=Disk(path="/dev/vg/b", format_node="f2")) == [(*CORRUPT, "resolved")]
     assert scenario.emitted[-1].data["resolved_by"] == "replaced"
 
 
 @pytest.mark.parametrize("fatal", [True, False])
 def test_a_sound_image_at_the_same_path_resolves_the_corrupt_one(fatal: bool) -> None:  # noqa: FBT001 - a table
-    scenario = polled(Disk())
-    corrupt(scenario, fatal=fatal)
+    scenario = scenario_with_disk(Disk())
+    fire_corrupt_image(scenario, fatal=fatal)
     assert scenario.disks(12, disk0=Disk(format_node="f2")) == [(*CORRUPT, "resolved")]
 
 
 def test_an_image_that_is_not_marked_stays_corrupt_after_an_error_that_was_not_fatal() -> None:
-    scenario = polled(Disk())
-    corrupt(scenario, fatal=False)
+    scenario = scenario_with_disk(Disk())
+    fire_corrupt_image(scenario, fatal=False)
     assert scenario.disks(12, disk0=Disk()) == []
 
 
 def test_a_poll_older_than_the_corruption_resolves_nothing() -> None:
-    scenario = polled(Disk())
-    corrupt(scenario)
+    scenario = scenario_with_disk(Disk())
+    fire_corrupt_image(scenario)
     assert scenario.disks(9, disk0=Disk()) == []
 
 
@@ -142,7 +142,7 @@ def test_a_poll_older_than_the_corruption_resolves_nothing() -> None:
 
 
 def test_an_own_threshold_on_a_backing_image_fires() -> None:
-    scenario = polled(Disk(offset=10 * GIB), ThresholdMode.ARM)
+    scenario = scenario_with_disk(Disk(offset=10 * GIB), ThresholdMode.ARM)
     ((device, command),) = scenario.manager.pending_commands(VM)
     assert command.arguments is not None
     threshold = command.arguments["write-threshold"]
@@ -157,7 +157,7 @@ def test_an_own_threshold_on_a_backing_image_fires() -> None:
 
 
 def test_a_failed_block_job_fires_once_with_its_error() -> None:
-    scenario = polled(Disk())
+    scenario = scenario_with_disk(Disk())
     changes = scenario.event("BLOCK_JOB_COMPLETED", 10, device="job0", type="commit", error="No space left on device")
     assert changes == [("job_failed", "job0", "firing")]
     assert scenario.emitted[-1].data["error"] == "No space left on device"
@@ -167,9 +167,9 @@ def test_a_failed_block_job_fires_once_with_its_error() -> None:
 
 
 def test_a_failed_job_is_detected_by_a_poll() -> None:
-    scenario = polled(Disk())
+    scenario = scenario_with_disk(Disk())
     assert scenario.jobs(10, job0="", job1="Input/output error") == [("job_failed", "job1", "firing")]
 
 
 def test_a_completed_job_fires_nothing() -> None:
-    assert polled(Disk()).event("BLOCK_JOB_COMPLETED", 10, device="job0", type="commit") == []
+    assert scenario_with_disk(Disk()).event("BLOCK_JOB_COMPLETED", 10, device="job0", type="commit") == []

@@ -1,4 +1,4 @@
-"""Alerts of an agent: what fires, what resolves it, what outlives a restart, and which thresholds are set."""
+"""The alert manager: alerts that fire and are resolved, state that is kept over a restart, and thresholds to set."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ from agent.qmp.commands import AllowList, Change, Command
 from tests.lab.record_validation import parse_cloudevent, schema_violations
 from tests.lab.thin_disks import GIB, HOST, VM, Disk, alert_manager, policy, threshold_record
 
-TWIN = Vm(VM.host, VM.uuid, VM.name, "/run/other.qmp")
+VM_AT_OTHER_MONITOR = Vm(VM.host, VM.uuid, VM.name, "/run/other.qmp")
 
 
 def records(pending: list[PendingAlert]) -> list[Record]:
@@ -64,7 +64,7 @@ def send_event(
     return records(manager.on_event(event(name, data or {}, subject, vm), name, 7))
 
 
-def summary(records: list[Record]) -> list[tuple[Any, ...]]:
+def alert_changes(records: list[Record]) -> list[tuple[Any, ...]]:
     return [(r.data["alert"], r.subject, r.data.get("level"), r.data["state"]) for r in records]
 
 
@@ -113,7 +113,9 @@ def test_the_highest_level_is_critical_and_freed_space_resolves() -> None:
     ]
     disk.allocated = GIB
     resolved = poll(manager, disk)
-    assert summary(resolved) == [("write_threshold", "disk0", level, "resolved") for level in ("95%", "90%", "80%")]
+    assert alert_changes(resolved) == [
+        ("write_threshold", "disk0", level, "resolved") for level in ("95%", "90%", "80%")
+    ]
     assert {(r.severity.label, r.data["resolved_by"], r.data["used_bytes"]) for r in resolved} == {
         ("info", "space", GIB)
     }
@@ -128,7 +130,7 @@ def test_a_foreign_threshold_fires_an_alert_that_expires() -> None:
     expected = {"owner": "other", "level": f"threshold {5 * GIB}", "layer": "storage", "exceeded_by_bytes": GIB}
     assert expected.items() <= alert.data.items()
     assert manager.tick(0, 3600 * 10**9) == []
-    assert summary(records(manager.tick(0, 3601 * 10**9))) == [
+    assert alert_changes(records(manager.tick(0, 3601 * 10**9))) == [
         ("write_threshold", "disk0", f"threshold {5 * GIB}", "resolved")
     ]
 
@@ -194,8 +196,8 @@ def test_unplugging_a_disk_resolves_its_alerts() -> None:
     other = [Disk().counter_sample("disk1"), *Disk(node="n2", path="/dev/vg/lv2").layer_samples("disk1")]
     (resolved,) = records(manager.on_samples(VM, other, 1, 10**9)[0])
     assert resolved.data["resolved_by"] == "unplugged"
-    assert summary([resolved]) == [("write_threshold", "disk0", "80%", "resolved")]
-    assert summary(poll(manager, disk)) == [("write_threshold", "disk0", "80%", "firing")]
+    assert alert_changes([resolved]) == [("write_threshold", "disk0", "80%", "resolved")]
+    assert alert_changes(poll(manager, disk)) == [("write_threshold", "disk0", "80%", "firing")]
 
 
 # --- Event rules ---
@@ -219,9 +221,9 @@ def test_unplugging_a_disk_resolves_its_alerts() -> None:
 )
 def test_a_severe_event_fires_its_alert_once(name: str, data: dict[str, Any], alert: str) -> None:
     manager = attached_manager(Disk())
-    assert summary(send_event(manager, name, data, "d")) == [(alert, "d", None, "firing")]
+    assert alert_changes(send_event(manager, name, data, "d")) == [(alert, "d", None, "firing")]
     assert send_event(manager, name, data, "d") == []
-    assert summary(send_event(manager, name, data, "e")) == [(alert, "e", None, "firing")]
+    assert alert_changes(send_event(manager, name, data, "e")) == [(alert, "e", None, "firing")]
 
 
 @pytest.mark.parametrize(("name", "data"), [("STOP", {}), ("BLOCK_IO_ERROR", {"action": "report"}), ("SHUTDOWN", {})])
@@ -236,7 +238,7 @@ def test_resume_resolves_the_pause_of_its_own_vm_only() -> None:
     send_event(manager, "BLOCK_IO_ERROR", {"action": "stop", "nospace": True}, "disk0")
     send_event(manager, "GUEST_PANICKED", {}, vm=other)
     (resolved,) = send_event(manager, "RESUME")
-    assert summary([resolved]) == [("disk_full", "disk0", None, "resolved")]
+    assert alert_changes([resolved]) == [("disk_full", "disk0", None, "resolved")]
     assert resolved.data["resolved_by"] == "RESUME"
     assert len(manager.store) == 1
 
@@ -280,7 +282,7 @@ def test_a_shutdown_resolves_all_alerts_at_once() -> None:
 
 def test_an_old_connection_that_ends_late_resolves_nothing() -> None:
     manager = attached_manager(Disk(offset=81 * GIB))
-    manager.on_attached(TWIN)
+    manager.on_attached(VM_AT_OTHER_MONITOR)
     manager.on_gone(VM, 100, for_good=True)
     assert manager.tick(1000, 0) == []
     assert manager.on_samples(VM, [], 0, 0) == ([], [])
@@ -304,7 +306,7 @@ def test_a_state_note_restores_the_manager() -> None:
     assert second.pending_commands(VM) == []
     assert second.notes.note_of_vm(VM.uuid) == first.notes.note_of_vm(VM.uuid)
     fired = second.on_event(threshold_record(disk.write(91 * GIB)), "BLOCK_WRITE_THRESHOLD", 9)
-    assert summary(records(fired)) == [("write_threshold", "disk0", "90%", "firing")]
+    assert alert_changes(records(fired)) == [("write_threshold", "disk0", "90%", "firing")]
 
 
 def test_a_vm_missing_after_an_agent_restart_counts_as_gone() -> None:
@@ -331,9 +333,9 @@ def test_a_new_policy_applies_at_the_next_poll() -> None:
     manager = attached_manager(disk)
     manager.set_policy(lambda _vm, _disk: policy(ThresholdMode.ARM, "40%"))
     assert manager.refreshes_due(VM) == {"block", "nodes"}
-    assert summary(poll(manager, disk)) == [("write_threshold", "disk0", "40%", "firing")]
+    assert alert_changes(poll(manager, disk)) == [("write_threshold", "disk0", "40%", "firing")]
     manager.set_policy(lambda _vm, _disk: policy(ThresholdMode.ARM, "90%"))
-    assert summary(poll(manager, disk)) == [("write_threshold", "disk0", "40%", "resolved")]
+    assert alert_changes(poll(manager, disk)) == [("write_threshold", "disk0", "40%", "resolved")]
     assert [level.text for level in manager.levels(VM, "disk0")] == ["90%"]
 
 

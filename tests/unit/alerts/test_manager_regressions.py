@@ -1,9 +1,9 @@
-"""Alerts after a reconnect, a replaced disk, a late response, another config, and with a second monitor."""
+"""The alert manager after a reconnect, a replaced disk, a late response and a config change, and with a second monitor."""
 
 from agent.alerts.manager import AWAY_SECONDS
 from agent.alerts.threshold_types import ThresholdMode
 from tests.lab.thin_disks import GIB, VM, Disk, alert_manager
-from tests.unit.alerts.test_manager import TWIN, attached_manager, poll, records, summary
+from tests.unit.alerts.test_manager import VM_AT_OTHER_MONITOR, alert_changes, attached_manager, poll, records
 
 
 def test_a_replugged_disk_reports_its_levels_again() -> None:
@@ -13,7 +13,7 @@ def test_a_replugged_disk_reports_its_levels_again() -> None:
     manager.on_attached(VM)  # exceeded levels are kept over a reconnect
     poll(manager, disk)
     manager.on_samples(VM, Disk(node="n2", path="/dev/vg/lv2").layer_samples("disk1"), 2, 0)  # disk0 is unplugged
-    assert summary(poll(manager, disk)) == [("write_threshold", "disk0", "80%", "firing")]
+    assert alert_changes(poll(manager, disk)) == [("write_threshold", "disk0", "80%", "firing")]
 
 
 def test_a_threshold_set_after_the_timeout_is_still_ours() -> None:
@@ -45,8 +45,8 @@ def test_levels_removed_during_a_restart_are_resolved() -> None:
 def test_the_remaining_monitor_of_a_vm_keeps_its_alerts() -> None:
     disk = Disk(offset=81 * GIB)
     manager = attached_manager(disk)
-    manager.on_attached(TWIN)
-    poll(manager, disk, vm=TWIN)
-    manager.on_gone(TWIN, 100, for_good=False)
+    manager.on_attached(VM_AT_OTHER_MONITOR)
+    poll(manager, disk, vm=VM_AT_OTHER_MONITOR)
+    manager.on_gone(VM_AT_OTHER_MONITOR, 100, for_good=False)
     poll(manager, disk)
     assert records(manager.tick(100 + AWAY_SECONDS, 0)) == []

@@ -1,4 +1,4 @@
-"""Alerts when processes, monitors and the agent start and end."""
+"""The alert manager when VM processes, monitors and the agent start and end."""
 
 import json
 from dataclasses import replace
@@ -14,7 +14,7 @@ from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.record import Record, Severity, Vm
 from tests.lab.threshold_model import HOST, UUID, VM, Agent, Journal, Qemu
 
-TWIN = replace(VM, monitor="/run/other.qmp")
+VM_AT_OTHER_MONITOR = replace(VM, monitor="/run/other.qmp")
 SIZE = 1000
 
 
@@ -38,14 +38,14 @@ def event(name: str, vm: Vm = VM, subject: str = "", time_ns: int = 7, **data: A
 
 
 def send_event(manager: AlertManager, name: str, vm: Vm = VM, subject: str = "", **data: Any) -> list[tuple[str, str]]:
-    return summary(manager.on_event(event(name, vm, subject, **data), name, 7))
+    return alert_changes(manager.on_event(event(name, vm, subject, **data), name, 7))
 
 
-def summary(pending: list[PendingAlert]) -> list[tuple[str, str]]:
+def alert_changes(pending: list[PendingAlert]) -> list[tuple[str, str]]:
     return [(alert.record.data["alert"], alert.record.data["state"]) for alert in pending]
 
 
-def restarted(agent: Agent) -> Agent:
+def agent_of_next_run(agent: Agent) -> Agent:
     """Return the agent of the next run, after everything was committed."""
     agent.journal.commit()
     return new_agent(agent.qemu, agent.journal)
@@ -56,7 +56,7 @@ def vm_notes_due(agent: Agent) -> list[tuple[str, Any]]:
     return [note for note in agent.manager.notes.notes_due() if note[0].startswith(VM_NOTE_PREFIX)]
 
 
-NO_SPACE: dict[str, Any] = {"action": "stop", "nospace": True, "operation": "write"}
+STOPPED_WITHOUT_SPACE: dict[str, Any] = {"action": "stop", "nospace": True, "operation": "write"}
 
 
 # --- State notes ---
@@ -72,7 +72,7 @@ def test_each_record_has_the_state_note_as_of_that_record() -> None:
 
 
 def test_a_note_before_the_first_poll_keeps_restored_disks() -> None:
-    second = restarted(polled_agent(850))
+    second = agent_of_next_run(polled_agent(850))
     second.manager.on_attached(VM)
     (pending,) = second.manager.on_event(event("WATCHDOG", action="none"), "WATCHDOG", 7)
     assert pending.note[1]["processes"][0]["disks"]["disk0"]["exceeded"] == ["80%"]
@@ -92,7 +92,7 @@ def test_the_note_of_a_gone_vm_without_alerts_is_removed() -> None:
 def test_the_note_of_a_vm_that_never_returns_is_removed() -> None:
     agent = polled_agent()
     agent.pending_commands()
-    second = restarted(agent)
+    second = agent_of_next_run(agent)
     assert vm_notes_due(second) == []
     second.manager.tick(AWAY_SECONDS, 0)
     assert vm_notes_due(second) == [(VM_NOTE_PREFIX + UUID, None)]
@@ -100,11 +100,13 @@ def test_the_note_of_a_vm_that_never_returns_is_removed() -> None:
 
 def test_fingerprints_are_stable_over_restarts_and_processes() -> None:
     agent = polled_agent(850)
-    second = restarted(agent)
+    second = agent_of_next_run(agent)
     assert [alert.fingerprint for alert in second.manager.store] == [alert.fingerprint for alert in agent.manager.store]
-    second.manager.on_attached(TWIN)
+    second.manager.on_attached(VM_AT_OTHER_MONITOR)
     second.qemu.node.medium.size = 2 * SIZE
-    second.emit(second.manager.on_samples(TWIN, second.qemu.samples(second.qemu.reply(with_nodes=True)), 1, 1)[0])
+    second.emit(
+        second.manager.on_samples(VM_AT_OTHER_MONITOR, second.qemu.samples(second.qemu.reply(with_nodes=True)), 1, 1)[0]
+    )
     assert second.emitted[0].data["state"] == "resolved"
     assert second.emitted[0].data["fingerprint"] == agent.emitted[0].data["fingerprint"]
 
@@ -146,12 +148,12 @@ def test_an_extended_device_has_the_size_that_the_host_reports() -> None:
 def test_unplugging_the_only_disk_resolves_its_alerts() -> None:
     agent = polled_agent(850)
     pending, spaces = agent.manager.on_samples(VM, [], 1, 1, families=(BLOCK_LAYER,))
-    assert (summary(pending), spaces) == ([("write_threshold", "resolved")], [])
+    assert (alert_changes(pending), spaces) == ([("write_threshold", "resolved")], [])
     assert agent.manager.on_samples(VM, [], 2, 2, families=(BLOCK_LAYER,)) == ([], [])
 
 
 def test_a_disk_unplugged_while_the_agent_was_away_resolves() -> None:
-    second = restarted(polled_agent(850))
+    second = agent_of_next_run(polled_agent(850))
     second.manager.on_attached(VM)
     pending, _ = second.manager.on_samples(VM, [], 1, 1, families=(BLOCK_LAYER,))
     assert [alert.record.data["resolved_by"] for alert in pending] == ["unplugged"]
@@ -164,7 +166,7 @@ def test_a_disk_unplugged_while_the_agent_was_away_resolves() -> None:
 def test_a_panic_outlives_an_agent_restart_until_the_guest_runs() -> None:
     agent = polled_agent()
     agent.emit(agent.manager.on_event(event("GUEST_PANICKED", action="pause"), "GUEST_PANICKED", 7))
-    second = restarted(agent)
+    second = agent_of_next_run(agent)
     second.manager.on_attached(VM)
     assert send_event(second.manager, "STOP") == []
     assert send_event(second.manager, "RESET") == [], "the guest stands still"
@@ -183,19 +185,21 @@ def test_a_watchdog_alert_expires() -> None:
     send_event(manager, "WATCHDOG", action="reset")
     assert send_event(manager, "RESET") == []
     assert manager.tick(0, int(HOUR * 1e9) + 6) == []
-    assert summary(manager.tick(0, int(HOUR * 1e9) + 7)) == [("watchdog", "resolved")]
+    assert alert_changes(manager.tick(0, int(HOUR * 1e9) + 7)) == [("watchdog", "resolved")]
 
 
 def test_disk_full_with_a_node_name_is_reported_by_device() -> None:
     manager = polled_agent(990).manager
-    (pending,) = manager.on_event(event("BLOCK_IO_ERROR", subject="format", **NO_SPACE), "BLOCK_IO_ERROR", 7)
+    (pending,) = manager.on_event(
+        event("BLOCK_IO_ERROR", subject="format", **STOPPED_WITHOUT_SPACE), "BLOCK_IO_ERROR", 7
+    )
     record = pending.record
     assert (record.subject, record.severity, record.data["detected_by"]) == ("disk0", Severity.CRITICAL, "enospc")
     assert record.data["used_bytes"] == 990
 
 
 def test_an_event_without_a_subject_names_no_disk() -> None:
-    second = restarted(polled_agent(850))
+    second = agent_of_next_run(polled_agent(850))
     second.manager.on_attached(VM)
     (pending,) = second.manager.on_event(event("GUEST_PANICKED"), "GUEST_PANICKED", 7)
     assert pending.record.subject == ""
@@ -211,33 +215,35 @@ def test_every_rule_is_at_least_an_error() -> None:
 @pytest.mark.parametrize("is_restarted", [True, False])
 def test_a_guest_found_running_resolves_its_pause(is_restarted: bool) -> None:  # noqa: FBT001
     agent = polled_agent()
-    agent.emit(agent.manager.on_event(event("BLOCK_IO_ERROR", subject="disk0", **NO_SPACE), "BLOCK_IO_ERROR", 7))
+    agent.emit(
+        agent.manager.on_event(event("BLOCK_IO_ERROR", subject="disk0", **STOPPED_WITHOUT_SPACE), "BLOCK_IO_ERROR", 7)
+    )
     if is_restarted:
-        agent = restarted(agent)
+        agent = agent_of_next_run(agent)
     else:
         agent.manager.on_gone(VM, 1, for_good=False)
     agent.manager.on_attached(VM)
-    assert summary(agent.manager.on_run_state(VM, 9, running=True)) == [("disk_full", "resolved")]
+    assert alert_changes(agent.manager.on_run_state(VM, 9, running=True)) == [("disk_full", "resolved")]
 
 
 def test_a_guest_found_paused_stays_firing_until_resume() -> None:
     manager = polled_agent().manager
-    send_event(manager, "BLOCK_IO_ERROR", subject="disk0", **NO_SPACE)
+    send_event(manager, "BLOCK_IO_ERROR", subject="disk0", **STOPPED_WITHOUT_SPACE)
     assert manager.on_run_state(VM, 6, running=True) == [], "the poll is older than the error"
     manager.on_gone(VM, 1, for_good=False)
     manager.on_attached(VM)
     assert manager.on_run_state(VM, 9, running=False, status="io-error") == []
     assert manager.on_run_state(VM, 8, running=True) == [], "the poll is older than the last one"
     assert send_event(manager, "RESUME") == [], "the event is older than the last poll"
-    assert summary(manager.on_event(event("RESUME", time_ns=10), "RESUME", 10)) == [("disk_full", "resolved")]
+    assert alert_changes(manager.on_event(event("RESUME", time_ns=10), "RESUME", 10)) == [("disk_full", "resolved")]
 
 
 def test_an_error_at_attach_outranks_an_older_poll() -> None:
     manager = polled_agent().manager
-    send_event(manager, "BLOCK_IO_ERROR", subject="disk0", **NO_SPACE)
+    send_event(manager, "BLOCK_IO_ERROR", subject="disk0", **STOPPED_WITHOUT_SPACE)
     manager.on_gone(VM, 1, for_good=False)
     manager.on_attached(VM)
-    assert send_event(manager, "BLOCK_IO_ERROR", subject="disk0", **NO_SPACE) == []
+    assert send_event(manager, "BLOCK_IO_ERROR", subject="disk0", **STOPPED_WITHOUT_SPACE) == []
     assert manager.on_run_state(VM, 6, running=True) == [], "the poll is older than the error"
 
 
@@ -245,7 +251,7 @@ def test_a_restarted_vm_keeps_its_disk_levels_only() -> None:
     agent = polled_agent(850)
     send_event(agent.manager, "GUEST_PANICKED", action="pause")
     agent.manager.on_gone(VM, 1, for_good=True)
-    assert summary(agent.manager.on_attached(VM, 9)) == [("guest_panicked", "resolved")]
+    assert alert_changes(agent.manager.on_attached(VM, 9)) == [("guest_panicked", "resolved")]
     assert agent.manager.tick(2, 9) == []
     agent.qemu.restart()
     agent.on_reply(agent.qemu.reply(with_nodes=True), 3.0)
@@ -264,18 +270,22 @@ def test_a_restarted_vm_keeps_its_disk_levels_only() -> None:
 def test_a_missed_pause_is_detected_by_the_run_state(status: str, alert: str | None) -> None:
     manager = polled_agent().manager
     pending = manager.on_run_state(VM, 9, running=False, status=status)
-    assert summary(pending) == ([(alert, "firing")] if alert else [])
+    assert alert_changes(pending) == ([(alert, "firing")] if alert else [])
     assert [alert.record.data["detected_by"] for alert in pending] == ["missed"] * len(pending)
     assert manager.on_run_state(VM, 10, running=False, status=status) == []
     resumed = manager.on_event(event("RESUME", time_ns=11), "RESUME", 11)
-    assert summary(resumed) == ([(alert, "resolved")] if alert else [])
-    assert summary(manager.on_run_state(VM, 12, running=False, status=status)) == ([(alert, "firing")] if alert else [])
+    assert alert_changes(resumed) == ([(alert, "resolved")] if alert else [])
+    assert alert_changes(manager.on_run_state(VM, 12, running=False, status=status)) == (
+        [(alert, "firing")] if alert else []
+    )
 
 
 def test_a_known_pause_is_not_reported_again() -> None:
     agent = polled_agent()
-    agent.emit(agent.manager.on_event(event("BLOCK_IO_ERROR", subject="disk0", **NO_SPACE), "BLOCK_IO_ERROR", 7))
-    second = restarted(agent)
+    agent.emit(
+        agent.manager.on_event(event("BLOCK_IO_ERROR", subject="disk0", **STOPPED_WITHOUT_SPACE), "BLOCK_IO_ERROR", 7)
+    )
+    second = agent_of_next_run(agent)
     second.manager.on_attached(VM)
     assert second.manager.on_run_state(VM, 9, running=False, status="io-error") == []
 
@@ -287,18 +297,23 @@ def test_a_migration_source_is_active_until_it_stops() -> None:
     agent = polled_agent(850)
     manager = agent.manager
     manager.on_run_state(VM, 1, running=True)
-    manager.on_attached(TWIN)
-    manager.on_run_state(TWIN, 1, running=False, status="inmigrate")
-    assert manager.pending_commands(TWIN) == []
-    assert manager.on_samples(TWIN, agent.qemu.samples(agent.qemu.reply(with_nodes=True)), 1, 1) == ([], [])
+    manager.on_attached(VM_AT_OTHER_MONITOR)
+    manager.on_run_state(VM_AT_OTHER_MONITOR, 1, running=False, status="inmigrate")
+    assert manager.pending_commands(VM_AT_OTHER_MONITOR) == []
+    assert manager.on_samples(VM_AT_OTHER_MONITOR, agent.qemu.samples(agent.qemu.reply(with_nodes=True)), 1, 1) == (
+        [],
+        [],
+    )
     assert len(manager.pending_commands(VM)) == 1, "the source writes"
     assert send_event(manager, "STOP") == []
-    assert manager.refreshes_due(TWIN) == set()
-    assert send_event(manager, "RESUME", TWIN) == []
-    assert manager.refreshes_due(TWIN) == {"block", "nodes"}
-    pending, spaces = manager.on_samples(TWIN, agent.qemu.samples(agent.qemu.reply(with_nodes=True)), 1, 1)
+    assert manager.refreshes_due(VM_AT_OTHER_MONITOR) == set()
+    assert send_event(manager, "RESUME", VM_AT_OTHER_MONITOR) == []
+    assert manager.refreshes_due(VM_AT_OTHER_MONITOR) == {"block", "nodes"}
+    pending, spaces = manager.on_samples(
+        VM_AT_OTHER_MONITOR, agent.qemu.samples(agent.qemu.reply(with_nodes=True)), 1, 1
+    )
     assert (pending, spaces[0].values["exceeded_levels"]) == ([], 1)
-    assert len(manager.pending_commands(TWIN)) == 1
+    assert len(manager.pending_commands(VM_AT_OTHER_MONITOR)) == 1
     assert manager.pending_commands(VM) == []
     manager.on_gone(VM, 2, for_good=True)
     assert manager.tick(1000, 0) == []
@@ -306,8 +321,8 @@ def test_a_migration_source_is_active_until_it_stops() -> None:
 
 def test_the_source_of_a_failed_migration_stays_active() -> None:
     agent = polled_agent(850)
-    agent.manager.on_attached(TWIN)
-    agent.manager.on_gone(TWIN, 1, for_good=True)
+    agent.manager.on_attached(VM_AT_OTHER_MONITOR)
+    agent.manager.on_gone(VM_AT_OTHER_MONITOR, 1, for_good=True)
     assert agent.manager.tick(1000, 0) == []
     agent.qemu.node.write(910)
     agent.on_reply(agent.qemu.reply(with_nodes=True), 2.0)
@@ -315,36 +330,36 @@ def test_the_source_of_a_failed_migration_stays_active() -> None:
 
 
 def test_after_a_restart_the_running_process_is_active() -> None:
-    for first, second in ((VM, TWIN), (TWIN, VM)):
-        agent = restarted(polled_agent(850))
+    for first, second in ((VM, VM_AT_OTHER_MONITOR), (VM_AT_OTHER_MONITOR, VM)):
+        agent = agent_of_next_run(polled_agent(850))
         agent.manager.on_attached(first)
         agent.manager.on_attached(second)
         agent.manager.on_run_state(VM, 1, running=False, status="postmigrate")  # the source of a completed migration
-        agent.manager.on_run_state(TWIN, 1, running=True)
+        agent.manager.on_run_state(VM_AT_OTHER_MONITOR, 1, running=True)
         reply = agent.qemu.samples(agent.qemu.reply(with_nodes=True))
         assert agent.manager.on_samples(VM, reply, 1, 1) == ([], [])
-        assert len(agent.manager.on_samples(TWIN, reply, 1, 1)[1]) == 1
+        assert len(agent.manager.on_samples(VM_AT_OTHER_MONITOR, reply, 1, 1)[1]) == 1
 
 
 def test_an_event_from_two_monitors_is_reported_once() -> None:
     agent = polled_agent(100)
-    agent.manager.on_attached(TWIN)
+    agent.manager.on_attached(VM_AT_OTHER_MONITOR)
     ((node, value),) = agent.pending_commands()
     data: dict[str, Any] = {"node-name": node, "write-threshold": value, "amount-exceeded": 5}
-    assert send_event(agent.manager, "BLOCK_WRITE_THRESHOLD", TWIN, **data) == []
+    assert send_event(agent.manager, "BLOCK_WRITE_THRESHOLD", VM_AT_OTHER_MONITOR, **data) == []
     assert send_event(agent.manager, "BLOCK_WRITE_THRESHOLD", VM, **data) == [("write_threshold", "firing")]
-    assert send_event(agent.manager, "BLOCK_WRITE_THRESHOLD", TWIN, **data) == []
+    assert send_event(agent.manager, "BLOCK_WRITE_THRESHOLD", VM_AT_OTHER_MONITOR, **data) == []
 
 
 def test_a_response_for_an_inactive_process_is_ignored() -> None:
     agent = polled_agent(100)
     agent.pending_commands()
     agent.manager.on_run_state(VM, 1, running=False, status="postmigrate")
-    agent.manager.on_attached(TWIN)
-    agent.manager.on_run_state(TWIN, 1, running=True)
-    agent.manager.refreshes_due(TWIN)
+    agent.manager.on_attached(VM_AT_OTHER_MONITOR)
+    agent.manager.on_run_state(VM_AT_OTHER_MONITOR, 1, running=True)
+    agent.manager.refreshes_due(VM_AT_OTHER_MONITOR)
     agent.manager.on_command_done(VM, "disk0", done=False)
-    assert agent.manager.refreshes_due(TWIN) == set()
+    assert agent.manager.refreshes_due(VM_AT_OTHER_MONITOR) == set()
 
 
 # --- Format of the note ---

@@ -1,14 +1,14 @@
-"""Alerts belong to one process: a VM, its predecessor, a migration's two ends, or two VMs with one UUID."""
+"""Alerts of several processes with one UUID: a restarted VM, a migration within the host, and clones. Each process has its own alerts."""
 
 from tests.lab.alert_scenario import AlertScenario, other_vm
 from tests.lab.thin_disks import GIB, VM, Disk
 
 CLONE = other_vm("/run/clone.qmp")
-FULL = ("disk_full", "disk0")
+DISK_FULL = ("disk_full", "disk0")
 
 
-def clones() -> AlertScenario:
-    """Return a scenario in which two VMs with one UUID run, and both were polled after both had begun."""
+def scenario_with_clones() -> AlertScenario:
+    """Return a scenario in which two VMs with one UUID run. Each was polled as running after both had started."""
     scenario = AlertScenario()
     scenario.attach(VM, pid=1)
     scenario.attach(CLONE, pid=2)
@@ -19,7 +19,7 @@ def clones() -> AlertScenario:
 
 
 def test_two_running_vms_with_one_uuid_are_an_alert() -> None:
-    scenario = clones()
+    scenario = scenario_with_clones()
     assert ("uuid_clash", "") in scenario.firing()
     assert scenario.emitted[-1].data["monitors"] == "/run/clone.qmp, /run/vm1.qmp"
     scenario.detach(CLONE, at=6, for_good=True)
@@ -38,7 +38,7 @@ def test_a_clash_is_certain_only_after_both_were_polled_again() -> None:
 
 
 def test_a_clash_outlives_a_restart_of_the_agent() -> None:
-    scenario = clones()
+    scenario = scenario_with_clones()
     scenario.live_pids = {1, 2}
     scenario.restart()
     assert scenario.tick(6) == []
@@ -53,23 +53,23 @@ def test_a_clash_outlives_a_restart_of_the_agent() -> None:
 
 
 def test_the_resume_of_a_clone_resolves_nothing_of_the_other_vm() -> None:
-    scenario = clones()
+    scenario = scenario_with_clones()
     scenario.disks(5, VM, disk0=Disk(offset=50 * GIB, path="/dev/vg/a"))
     scenario.disks(5, CLONE, disk0=Disk(offset=60 * GIB, path="/dev/vg/b"))
-    assert scenario.io_error(10, VM) == [(*FULL, "firing")]
+    assert scenario.io_error(10, VM) == [(*DISK_FULL, "firing")]
     scenario.event("STOP", 10.1, VM)
     assert scenario.event("RESUME", 11, CLONE) == []
     assert scenario.run_state("running", 12, CLONE) == []
-    assert scenario.io_error(13, CLONE) == [(*FULL, "firing")], "each VM has its own alert"
+    assert scenario.io_error(13, CLONE) == [(*DISK_FULL, "firing")], "each VM has its own alert"
     first, second = scenario.emitted[-2:]
     assert (first.data["path"], second.data["path"]) == ("/dev/vg/a", "/dev/vg/b")
     assert first.data["fingerprint"] != second.data["fingerprint"]
-    assert scenario.event("RESUME", 14, VM) == [(*FULL, "resolved")]
-    assert scenario.event("RESUME", 15, CLONE) == [(*FULL, "resolved")]
+    assert scenario.event("RESUME", 14, VM) == [(*DISK_FULL, "resolved")]
+    assert scenario.event("RESUME", 15, CLONE) == [(*DISK_FULL, "resolved")]
 
 
 def test_the_levels_of_a_clones_disk_are_its_own() -> None:
-    scenario = clones()
+    scenario = scenario_with_clones()
     assert scenario.disks(5, VM, disk0=Disk(offset=85 * GIB, path="/dev/vg/a")) == [
         ("write_threshold", "disk0", "firing")
     ]
@@ -78,7 +78,7 @@ def test_the_levels_of_a_clones_disk_are_its_own() -> None:
 
 
 def test_a_paused_clone_hands_nothing_over() -> None:
-    scenario = clones()
+    scenario = scenario_with_clones()
     scenario.disks(5, VM, disk0=Disk(offset=85 * GIB))
     scenario.event("STOP", 10, VM)
     scenario.run_state("paused", 11, VM)
@@ -88,17 +88,17 @@ def test_a_paused_clone_hands_nothing_over() -> None:
 
 
 def test_the_end_of_a_clone_resolves_its_own_alerts_only() -> None:
-    scenario = clones()
+    scenario = scenario_with_clones()
     scenario.io_error(10, VM)
     scenario.event("GUEST_PANICKED", 10, CLONE, action="pause")
     scenario.detach(CLONE, at=11, for_good=True)
     changes = scenario.tick(12)
     assert ("guest_panicked", "", "resolved") in changes
-    assert FULL in scenario.firing()
+    assert DISK_FULL in scenario.firing()
 
 
 def test_the_end_of_the_first_clone_leaves_the_second_its_own_levels() -> None:
-    scenario = clones()
+    scenario = scenario_with_clones()
     scenario.disks(5, VM, disk0=Disk(offset=96 * GIB, path="/dev/vg/a"))
     scenario.disks(5, CLONE, disk0=Disk(offset=81 * GIB, path="/dev/vg/b"))
     assert scenario.detach(VM, at=10, for_good=True).count(("write_threshold", "disk0", "resolved")) == 3
@@ -109,8 +109,8 @@ def test_the_end_of_the_first_clone_leaves_the_second_its_own_levels() -> None:
     assert scenario.space(vm=CLONE)["used_bytes"] == 81 * GIB
 
 
-def test_clones_are_told_apart_after_a_restart_of_the_agent() -> None:
-    scenario = clones()
+def test_clones_are_distinguished_after_a_restart_of_the_agent() -> None:
+    scenario = scenario_with_clones()
     scenario.io_error(10, VM)
     scenario.io_error(11, CLONE)
     scenario.live_pids = {1, 2}
@@ -118,9 +118,9 @@ def test_clones_are_told_apart_after_a_restart_of_the_agent() -> None:
     assert scenario.attach(CLONE, pid=2) == []
     assert scenario.attach(VM, pid=1) == []
     assert scenario.run_state("io-error", 20, VM) == []
-    assert scenario.run_state("running", 21, CLONE) == [(*FULL, "resolved")]
-    assert FULL in scenario.firing()
-    assert scenario.event("RESUME", 22, VM) == [(*FULL, "resolved")]
+    assert scenario.run_state("running", 21, CLONE) == [(*DISK_FULL, "resolved")]
+    assert DISK_FULL in scenario.firing()
+    assert scenario.event("RESUME", 22, VM) == [(*DISK_FULL, "resolved")]
 
 
 def test_another_process_at_the_same_monitor_ends_what_stopped_the_first() -> None:
@@ -129,7 +129,7 @@ def test_another_process_at_the_same_monitor_ends_what_stopped_the_first() -> No
     scenario.disks(1, disk0=Disk(offset=85 * GIB))
     scenario.io_error(10)
     scenario.restart()
-    assert scenario.attach(VM, pid=2, at=20) == [(*FULL, "resolved")]
+    assert scenario.attach(VM, pid=2, at=20) == [(*DISK_FULL, "resolved")]
     assert scenario.disks(21, disk0=Disk(offset=85 * GIB)) == [], "its disk is as full as before"
 
 
@@ -141,7 +141,7 @@ def test_the_same_process_at_another_monitor_keeps_its_alerts() -> None:
     scenario.detach(VM, at=11)
     assert scenario.attach(CLONE, pid=1, at=12) == []
     assert scenario.run_state("io-error", 13, CLONE) == []
-    assert scenario.event("RESUME", 14, CLONE) == [(*FULL, "resolved")]
+    assert scenario.event("RESUME", 14, CLONE) == [(*DISK_FULL, "resolved")]
 
 
 def test_a_migration_within_the_host_is_no_clash() -> None:

@@ -1,4 +1,4 @@
-"""Alerts of guests that stand: they end when the guest runs, and older news never changes them."""
+"""Alerts of stopped guests: they are resolved when the guest runs, and an older event or poll never changes them."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from agent.alerts.rules import EVENT_RULES, RUN_STATE_RULES, RunStateRule
 from tests.lab.alert_scenario import SECOND, AlertScenario, Change, event_record
 from tests.lab.thin_disks import GIB, VM, Disk
 
-FULL = ("disk_full", "disk0")
+DISK_FULL = ("disk_full", "disk0")
 
 
 @pytest.fixture
@@ -25,40 +25,40 @@ def scenario() -> AlertScenario:
 
 
 def test_an_error_older_than_resume_fires_nothing(scenario: AlertScenario) -> None:
-    assert scenario.io_error(10.0) == [(*FULL, "firing")]
+    assert scenario.io_error(10.0) == [(*DISK_FULL, "firing")]
     scenario.event("STOP", 10.1)
-    assert scenario.event("RESUME", 11.0) == [(*FULL, "resolved")]
+    assert scenario.event("RESUME", 11.0) == [(*DISK_FULL, "resolved")]
     assert scenario.io_error(10.05) == [], "one of the requests that failed before the stop"
     assert scenario.firing() == set()
-    assert scenario.io_error(11.5) == [(*FULL, "firing")], "the guest is stopped again"
+    assert scenario.io_error(11.5) == [(*DISK_FULL, "firing")], "the guest is stopped again"
 
 
 def test_a_resume_older_than_the_error_resolves_nothing(scenario: AlertScenario) -> None:
     scenario.io_error(10.0)
     assert scenario.event("RESUME", 9.0) == []
     assert scenario.run_state("running", 9.5) == []
-    assert scenario.firing() == {FULL}
+    assert scenario.firing() == {DISK_FULL}
 
 
 def test_a_repeated_error_outranks_a_delayed_resume(scenario: AlertScenario) -> None:
     scenario.io_error(10.0)
     scenario.io_error(12.0)
     assert scenario.event("RESUME", 11.0) == []
-    assert scenario.event("RESUME", 13.0) == [(*FULL, "resolved")]
+    assert scenario.event("RESUME", 13.0) == [(*DISK_FULL, "resolved")]
 
 
 def test_a_later_poll_of_a_running_guest_resolves_the_pause(scenario: AlertScenario) -> None:
     scenario.io_error(10.0)
     scenario.event("STOP", 10.1)
     assert scenario.run_state("io-error", 10.2) == []
-    assert scenario.run_state("running", 20.0) == [(*FULL, "resolved")], "RESUME was lost"
+    assert scenario.run_state("running", 20.0) == [(*DISK_FULL, "resolved")], "RESUME was lost"
 
 
 def test_a_poll_between_the_error_and_the_stop_resolves_nothing(scenario: AlertScenario) -> None:
     scenario.io_error(10.0)
     assert scenario.run_state("running", 10.001) == [], "QEMU stops the guest after it has emitted the event"
     scenario.event("STOP", 10.002)
-    assert scenario.firing() == {FULL}
+    assert scenario.firing() == {DISK_FULL}
 
 
 def test_a_pause_is_polled_until_it_ends(scenario: AlertScenario) -> None:
@@ -73,8 +73,8 @@ def test_a_reset_does_not_end_what_stops_the_guest(scenario: AlertScenario) -> N
     scenario.event("STOP", 10.1)
     assert scenario.event("RESET", 12.0) == []
     assert scenario.run_state("prelaunch", 12.1) == []
-    assert scenario.firing() == {FULL}
-    assert scenario.event("RESUME", 13.0) == [(*FULL, "resolved")]
+    assert scenario.firing() == {DISK_FULL}
+    assert scenario.event("RESUME", 13.0) == [(*DISK_FULL, "resolved")]
 
 
 def test_thirty_quick_pauses_end_without_an_alert(scenario: AlertScenario) -> None:
@@ -92,7 +92,7 @@ def test_an_event_from_a_clock_that_is_ahead_counts_as_of_now(scenario: AlertSce
     ahead = event_record("BLOCK_IO_ERROR", 4000, action="stop", nospace=True, device="disk0")
     assert len(scenario.manager.on_event(ahead, "BLOCK_IO_ERROR", 10 * SECOND)) == 1
     assert scenario.run_state("io-error", 11) == []
-    assert scenario.run_state("running", 20) == [(*FULL, "resolved")]
+    assert scenario.run_state("running", 20) == [(*DISK_FULL, "resolved")]
 
 
 def test_a_clock_that_is_set_back_keeps_no_alert_for_ever(scenario: AlertScenario) -> None:
@@ -100,10 +100,10 @@ def test_a_clock_that_is_set_back_keeps_no_alert_for_ever(scenario: AlertScenari
     scenario.io_error(4001)
     scenario.run_state("io-error", 4002)
     assert scenario.run_state("io-error", 402) == []
-    assert scenario.event("RESUME", 403) == [(*FULL, "resolved")]
-    assert scenario.io_error(404) == [(*FULL, "firing")]
+    assert scenario.event("RESUME", 403) == [(*DISK_FULL, "resolved")]
+    assert scenario.io_error(404) == [(*DISK_FULL, "firing")]
     scenario.event("STOP", 404.1)
-    assert scenario.run_state("running", 410) == [(*FULL, "resolved")]
+    assert scenario.run_state("running", 410) == [(*DISK_FULL, "resolved")]
 
 
 # --- Run states ---
@@ -112,7 +112,7 @@ def test_a_clock_that_is_set_back_keeps_no_alert_for_ever(scenario: AlertScenari
 @pytest.mark.parametrize("rule", [rule for rule in RUN_STATE_RULES if not rule.seconds], ids=lambda rule: rule.status)
 def test_a_run_state_without_an_event_fires_and_resolves(scenario: AlertScenario, rule: RunStateRule) -> None:
     status = rule.status
-    expected = FULL if status == "io-error" else (rule.alert, "")
+    expected = DISK_FULL if status == "io-error" else (rule.alert, "")
     changes = scenario.run_state(status, 10)
     changes += scenario.io_status(10.5, disk0="nospace")
     assert changes == [(*expected, "firing")]
@@ -144,7 +144,7 @@ def test_every_event_that_stops_a_guest_has_a_rule_for_its_run_state() -> None:
 
 def test_a_guest_that_migrated_while_it_stood_resolves_at_its_source(scenario: AlertScenario) -> None:
     scenario.io_error(10.0)
-    assert scenario.run_state("postmigrate", 20) == [(*FULL, "resolved")]
+    assert scenario.run_state("postmigrate", 20) == [(*DISK_FULL, "resolved")]
 
 
 # --- Postcopy ---
@@ -229,4 +229,4 @@ def test_a_pause_outlives_a_restart_of_the_agent(scenario: AlertScenario) -> Non
     scenario.attach()
     assert scenario.run_state("io-error", 20) == []
     assert scenario.event("RESUME", 15) == [], "older than the poll"
-    assert scenario.run_state("running", 30) == [(*FULL, "resolved")]
+    assert scenario.run_state("running", 30) == [(*DISK_FULL, "resolved")]

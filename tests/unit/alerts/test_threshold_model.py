@@ -1,4 +1,4 @@
-"""Threshold alerts in any order of events, with kills at any step: each level is reported once, and foreign thresholds stay."""
+"""Threshold alerts with steps in any order and kills after any step. Each level is reported once, and foreign thresholds are kept."""
 
 from typing import Any, Final
 

@@ -1,4 +1,4 @@
-"""Track one thin disk: each level is reported once, and foreign thresholds stay."""
+"""The threshold tracker of one thin disk: it reports each level once, and keeps foreign thresholds."""
 
 import pytest
 from hypothesis import given
@@ -275,7 +275,9 @@ def test_a_tracker_ignores_invalid_notes(kept: object) -> None:
 
 
 steps = st.lists(
-    st.tuples(st.sampled_from(["write", "write_event_lost", "poll", "look", "arm", "clear"]), st.integers(1, 100)),
+    st.tuples(
+        st.sampled_from(["write", "write_event_lost", "poll", "poll_layers", "arm", "clear"]), st.integers(1, 100)
+    ),
     max_size=40,
 )
 
@@ -292,7 +294,7 @@ def test_each_exceeded_level_is_reported_once_in_any_order(script: list[tuple[st
                     crossings += fire(tracker, event)
             case "poll" if tracker.on_poll(disk.node, disk.offset, now):
                 crossings += poll_layers(tracker, disk, now)
-            case "look":
+            case "poll_layers":
                 crossings += poll_layers(tracker, disk, now)
             case "arm":
                 arm(tracker, disk)

@@ -1,4 +1,4 @@
-"""Track one disk whose levels, slot or storage change."""
+"""The threshold tracker of a disk whose levels, slot or storage change."""
 
 import json
 
@@ -16,12 +16,16 @@ def new_tracker(*levels: str, mode: ThresholdMode = ThresholdMode.ARM) -> Thresh
     return ThresholdTracker(ThresholdPolicy(mode, tuple(map(parse_level, levels or ("80%", "90%", "95%")))))
 
 
-def device(used: int, limit: int = LIMIT, slot: int = 0, path: str = "/dev/vg/lv") -> tuple[DiskLayer, DiskLayer, int]:
+def disk_on_device(
+    used: int, limit: int = LIMIT, slot: int = 0, path: str = "/dev/vg/lv"
+) -> tuple[DiskLayer, DiskLayer, int]:
     """Return a qcow2 image on a logical volume: its format, its storage, and the highest write offset."""
     return DiskLayer("format", "qcow2", path, 8 * limit), DiskLayer(NODE, "host_device", path, limit, 0, slot), used
 
 
-def file(allocated: int, limit: int = LIMIT, slot: int = 0, path: str = "/a.qcow2") -> tuple[DiskLayer, DiskLayer, int]:
+def disk_in_file(
+    allocated: int, limit: int = LIMIT, slot: int = 0, path: str = "/a.qcow2"
+) -> tuple[DiskLayer, DiskLayer, int]:
     """Return a qcow2 image in a file without holes."""
     return (
         DiskLayer("format", "qcow2", path, limit),
@@ -45,14 +49,14 @@ def arm(tracker: ThresholdTracker) -> int:
     return threshold[1]
 
 
-def restarted(tracker: ThresholdTracker, *levels: str) -> ThresholdTracker:
+def tracker_of_next_run(tracker: ThresholdTracker, *levels: str) -> ThresholdTracker:
     """Return the tracker of the next run, with other levels if given."""
     new = new_tracker(*levels)
     new.restore(json.loads(json.dumps(tracker.to_note())))
     return new
 
 
-LEVEL = DetectedBy.LEVEL
+BY_LEVEL = DetectedBy.LEVEL
 
 
 # --- Levels that change ---
@@ -60,38 +64,38 @@ LEVEL = DetectedBy.LEVEL
 
 def test_levels_are_identified_by_text_when_order_changes() -> None:
     tracker = new_tracker("80%", "used 900")
-    assert poll_layers(tracker, device(850)) == [("80%", True, LEVEL)]
-    assert poll_layers(tracker, device(850, limit=2000)) == [("80%", False, LEVEL)]
-    assert poll_layers(tracker, device(910, limit=2000)) == [("used 900", True, LEVEL)]
+    assert poll_layers(tracker, disk_on_device(850)) == [("80%", True, BY_LEVEL)]
+    assert poll_layers(tracker, disk_on_device(850, limit=2000)) == [("80%", False, BY_LEVEL)]
+    assert poll_layers(tracker, disk_on_device(910, limit=2000)) == [("used 900", True, BY_LEVEL)]
 
 
 def test_removed_levels_are_resolved_and_new_ones_reported() -> None:
     tracker = new_tracker("80%", "90%")
-    assert [text for text, _, _ in poll_layers(tracker, device(920))] == ["80%", "90%"]
-    restored = restarted(tracker, "70%", "90%")
-    assert poll_layers(restored, device(920)) == [("70%", True, LEVEL), ("80%", False, LEVEL)]
+    assert [text for text, _, _ in poll_layers(tracker, disk_on_device(920))] == ["80%", "90%"]
+    restored = tracker_of_next_run(tracker, "70%", "90%")
+    assert poll_layers(restored, disk_on_device(920)) == [("70%", True, BY_LEVEL), ("80%", False, BY_LEVEL)]
 
 
 def test_mode_off_resolves_exceeded_levels() -> None:
     tracker = new_tracker()
-    poll_layers(tracker, device(850))
+    poll_layers(tracker, disk_on_device(850))
     restored = ThresholdTracker(ThresholdPolicy(ThresholdMode.OFF, tracker.policy.levels))
     restored.restore(tracker.to_note())
-    assert poll_layers(restored, device(850)) == [("80%", False, LEVEL)]
+    assert poll_layers(restored, disk_on_device(850)) == [("80%", False, BY_LEVEL)]
 
 
 def test_an_unknown_size_resolves_nothing() -> None:
     tracker = new_tracker()
-    poll_layers(tracker, device(850))
-    assert poll_layers(tracker, device(850, limit=0)) == []
+    poll_layers(tracker, disk_on_device(850))
+    assert poll_layers(tracker, disk_on_device(850, limit=0)) == []
     assert not tracker.on_poll(NODE, 850, 1.0)
-    assert poll_layers(tracker, device(850)) == []
+    assert poll_layers(tracker, disk_on_device(850)) == []
 
 
 def test_hysteresis_does_not_cause_layer_queries() -> None:
     tracker = new_tracker()
-    poll_layers(tracker, device(805))
-    poll_layers(tracker, device(805, limit=1010))
+    poll_layers(tracker, disk_on_device(805))
+    poll_layers(tracker, disk_on_device(805, limit=1010))
     assert (tracker.exceeded_levels, tracker.on_poll(NODE, 805, 1.0)) == (1, False)
 
 
@@ -110,18 +114,20 @@ def test_storage_without_a_format_layer_is_not_armed(driver: str) -> None:
 
 def test_a_thin_file_that_fills_between_polls_is_reported() -> None:
     tracker = new_tracker()
-    assert poll_layers(tracker, file(100)) == []
-    assert [text for text, _, _ in poll_layers(tracker, file(LIMIT + 5))] == ["80%", "90%", "95%"]
+    assert poll_layers(tracker, disk_in_file(100)) == []
+    assert [text for text, _, _ in poll_layers(tracker, disk_in_file(LIMIT + 5))] == ["80%", "90%", "95%"]
 
 
 def test_a_full_file_fires_until_a_preallocated_one_replaces_it() -> None:
     tracker = new_tracker()
-    poll_layers(tracker, file(100))
-    poll_layers(tracker, file(LIMIT))
-    restored = restarted(tracker)
-    assert poll_layers(restored, file(LIMIT)) == []
+    poll_layers(tracker, disk_in_file(100))
+    poll_layers(tracker, disk_in_file(LIMIT))
+    restored = tracker_of_next_run(tracker)
+    assert poll_layers(restored, disk_in_file(LIMIT)) == []
     assert restored.exceeded_levels == 3
-    assert {firing for _, firing, _ in poll_layers(restored, file(LIMIT, path="/preallocated.qcow2"))} == {False}
+    assert {firing for _, firing, _ in poll_layers(restored, disk_in_file(LIMIT, path="/preallocated.qcow2"))} == {
+        False
+    }
     assert restored.exceeded_levels == 0
 
 
@@ -139,7 +145,7 @@ def test_any_unknown_value_in_the_slot_is_foreign(slot: int) -> None:
     assert (tracker.slot.is_foreign, tracker.next_threshold()) == (True, None)
 
 
-@pytest.mark.parametrize("disk", [device, file])
+@pytest.mark.parametrize("disk", [disk_on_device, disk_in_file])
 def test_a_threshold_with_a_lost_response_is_ours(disk: object) -> None:
     assert callable(disk)
     tracker = new_tracker()
@@ -155,18 +161,18 @@ def test_a_threshold_with_a_lost_response_is_ours(disk: object) -> None:
 def test_a_refused_threshold_is_given_up_for_that_node() -> None:
     tracker = new_tracker()
     for _ in range(3):
-        poll_layers(tracker, device(100))
+        poll_layers(tracker, disk_on_device(100))
         arm(tracker)
         tracker.on_command_done(done=False)
-    poll_layers(tracker, device(100))
+    poll_layers(tracker, disk_on_device(100))
     assert tracker.next_threshold() is None
-    form, storage, used = device(100, path="/dev/vg/other")
+    form, storage, used = disk_on_device(100, path="/dev/vg/other")
     storage.node = "other"
     poll_layers(tracker, (form, storage, used))
     assert tracker.next_threshold() is not None
 
 
-@pytest.mark.parametrize("disk", [device, file])
+@pytest.mark.parametrize("disk", [disk_on_device, disk_in_file])
 def test_a_reply_older_than_the_event_keeps_the_slot_ours(disk: object) -> None:
     assert callable(disk)
     tracker = new_tracker()
@@ -183,14 +189,14 @@ def test_a_reply_older_than_the_event_keeps_the_slot_ours(disk: object) -> None:
 
 def test_a_threshold_left_on_a_backing_file_is_still_ours() -> None:
     tracker = new_tracker()
-    poll_layers(tracker, device(100))
+    poll_layers(tracker, disk_on_device(100))
     value = arm(tracker)
     poll_layers(
         tracker, (DiskLayer("format", "qcow2", "/new", 8000), DiskLayer("new", "host_device", "/new", LIMIT), 0)
     )
     assert tracker.slot.owns(NODE, value)
     assert list(tracker.on_event(NODE, value, 5)) == [], "a commit wrote to the old storage"
-    poll_layers(tracker, device(900, slot=value))
+    poll_layers(tracker, disk_on_device(900, slot=value))
     assert (tracker.slot.is_foreign, tracker.slot.threshold) == (False, (NODE, value)), (
         "the old storage is in use again"
     )
@@ -198,12 +204,12 @@ def test_a_threshold_left_on_a_backing_file_is_still_ours() -> None:
 
 def test_a_snapshot_is_not_a_missed_event() -> None:
     tracker = new_tracker()
-    poll_layers(tracker, device(100))
+    poll_layers(tracker, disk_on_device(100))
     arm(tracker)
     crossings = poll_layers(
         tracker, (DiskLayer("format", "qcow2", "/new", 8000), DiskLayer("new", "host_device", "/new", LIMIT), 850)
     )
-    assert crossings == [("80%", True, LEVEL)]
+    assert crossings == [("80%", True, BY_LEVEL)]
 
 
 # --- Files: an event has the write offset, not the allocated bytes ---
@@ -211,20 +217,20 @@ def test_a_snapshot_is_not_a_missed_event() -> None:
 
 def test_a_files_event_reports_no_level_beyond_the_write() -> None:
     tracker = new_tracker()
-    poll_layers(tracker, file(100))
+    poll_layers(tracker, disk_in_file(100))
     value = arm(tracker)
     assert value == 800
-    form, storage, _ = file(805, slot=value)  # the file system preallocates
+    form, storage, _ = disk_in_file(805, slot=value)  # the file system preallocates
     storage.size = 790
-    assert poll_layers(tracker, (form, storage, 790)) == [("80%", True, LEVEL)]
+    assert poll_layers(tracker, (form, storage, 790)) == [("80%", True, BY_LEVEL)]
     assert list(tracker.on_event(NODE, value, 1)) == []
 
 
 def test_a_files_event_after_a_discard_reports_nothing_false() -> None:
     tracker = new_tracker()
-    poll_layers(tracker, file(700))
+    poll_layers(tracker, disk_in_file(700))
     value = arm(tracker)
-    form, storage, _ = file(700, slot=value)
+    form, storage, _ = disk_in_file(700, slot=value)
     storage.allocated = 300  # the guest discarded; the file keeps its length
     poll_layers(tracker, (form, storage, 700))
     assert list(tracker.on_event(NODE, value, 10)) == []
@@ -233,7 +239,7 @@ def test_a_files_event_after_a_discard_reports_nothing_false() -> None:
 def test_a_file_near_the_next_level_is_queried_early() -> None:
     tracker = new_tracker("used 500000", mode=ThresholdMode.OBSERVE)
     limit = 100_000_000
-    poll_layers(tracker, file(499_000, limit))
+    poll_layers(tracker, disk_in_file(499_000, limit))
     assert not tracker.on_poll(NODE, 499_900, 1.0)
     assert tracker.on_poll(NODE, 500_100, 2.0), "well before it has grown by 1 % of its size"
 
@@ -243,30 +249,30 @@ def test_a_file_near_the_next_level_is_queried_early() -> None:
 
 def test_a_note_before_the_first_poll_is_unchanged() -> None:
     tracker = new_tracker()
-    poll_layers(tracker, device(850))
+    poll_layers(tracker, disk_on_device(850))
     arm(tracker)
-    restored = restarted(tracker)
+    restored = tracker_of_next_run(tracker)
     assert restored.to_note() == tracker.to_note()
 
 
 def test_an_event_before_the_first_poll_is_reported_by_it() -> None:
     tracker = new_tracker()
-    poll_layers(tracker, device(100))
+    poll_layers(tracker, disk_on_device(100))
     value = arm(tracker)
-    restored = restarted(tracker)
+    restored = tracker_of_next_run(tracker)
     assert restored.slot.owns(NODE, value)
     assert list(restored.on_event(NODE, value, 5)) == []
-    assert poll_layers(restored, device(805)) == [("80%", True, DetectedBy.MISSED)]
+    assert poll_layers(restored, disk_on_device(805)) == [("80%", True, DetectedBy.MISSED)]
 
 
 def test_a_reopened_image_keeps_its_usage() -> None:
     tracker = new_tracker()
-    poll_layers(tracker, device(850))
-    restored = restarted(tracker)
-    assert poll_layers(restored, device(0)) == []
+    poll_layers(tracker, disk_on_device(850))
+    restored = tracker_of_next_run(tracker)
+    assert poll_layers(restored, disk_on_device(0)) == []
     assert restored.usage.used == 850
-    assert [firing for _, firing, _ in poll_layers(restored, device(0, path="/dev/vg/b"))] == [False]
-    assert poll_layers(restored, device(0)) == [], "an image that returns may be a new one"
+    assert [firing for _, firing, _ in poll_layers(restored, disk_on_device(0, path="/dev/vg/b"))] == [False]
+    assert poll_layers(restored, disk_on_device(0)) == [], "an image that returns may be a new one"
     assert restored.usage.used == 0
 
 
@@ -276,6 +282,6 @@ def test_values_outside_qemus_range_are_not_restored(value: object) -> None:
     tracker.restore(
         {"threshold": [NODE, value], "own_thresholds": {NODE: value}, "highest_write": ["/dev/vg/lv", value]}
     )
-    poll_layers(tracker, device(100))
+    poll_layers(tracker, disk_on_device(100))
     assert (tracker.slot.threshold, tracker.usage.used) == (None, 100)
     assert arm(tracker) == 800

@@ -14,7 +14,7 @@ from tests.lab import golden_files
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.record_validation import parse_cloudevent, schema_violations
 from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
-from tests.unit.collectors.test_collectors import BY_NAME, CASES, decoded
+from tests.unit.collectors.test_collectors import BY_NAME, CASES, decode_reply
 
 VM = Vm("host1", "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1", "vm1", "/run/vm1.qmp")
 ENCODE = RecordEncoder()
@@ -34,7 +34,7 @@ def changed(**attributes: Any) -> list[str]:
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_sample_of_the_golden_files_is_valid(name: str) -> None:
     for case in CASES[name]:
-        for sample in BY_NAME[name].collect(list(map(decoded, case["replies"]))):
+        for sample in BY_NAME[name].collect(list(map(decode_reply, case["replies"]))):
             encoded = body(f"qemu.sample.{sample.family.name}", sample.data)
             assert schema_violations(encoded) == [], case["case"]
             assert parse_cloudevent(encoded).get_data() == json.loads(json.dumps(sample.data))

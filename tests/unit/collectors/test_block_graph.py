@@ -1,4 +1,4 @@
-"""Names of disks: every name that QEMU's events contain leads to the guest's disk, or to none."""
+"""Names of disks: each name that QEMU uses in events identifies the guest's disk, or no disk."""
 
 from typing import Any
 

@@ -34,22 +34,22 @@ CASES = {name: golden_files.load(f"collectors/{name}.json") for name in BY_NAME}
 INTERVALS = Intervals(poll=10, guest_memory=30, migration=1, resync=300)
 
 
-def subject(of: Any) -> Any:
-    """Return the subject of a file from its form in a golden file."""
-    match of:
+def decode_subject(encoded: Any) -> Any:
+    """Return the subject of a file request from its JSON form in a golden file."""
+    match encoded:
         case {"task": number, "name": name, "values": values}:
             return Task(number, name, values)
         case {"interface": name, "values": values, "swapped": directions_swapped, "near": same_netns}:
             return Interface(name, values, directions_swapped, same_netns)
         case list():
-            return tuple(map(subject, of))
-    return of
+            return tuple(map(decode_subject, encoded))
+    return encoded
 
 
-def decoded(reply: dict[str, Any]) -> Any:
-    """Return a golden file's reply as the client or the host reader returns it."""
+def decode_reply(reply: dict[str, Any]) -> Any:
+    """Return a reply in a golden file in the form in which a collector receives it."""
     if "file" in reply:
-        return FileReply(FileRequest(reply["file"], subject(reply["of"])), reply["text"])
+        return FileReply(FileRequest(reply["file"], decode_subject(reply["of"])), reply["text"])
     return reply["return"] if "return" in reply else CommandError(reply["error"]["class"], reply["error"]["desc"])
 
 
@@ -65,7 +65,7 @@ def as_json(samples: list[Sample]) -> list[dict[str, Any]]:
 def test_replies_result_in_the_samples_of_the_golden_file(name: str) -> None:
     cases = CASES[name]
     for case in cases:
-        samples = as_json(collect(name, *map(decoded, case["replies"])))
+        samples = as_json(collect(name, *map(decode_reply, case["replies"])))
         if golden_files.WRITE and samples != case["samples"]:  # the order of keys does not matter
             case["samples"] = samples
         assert samples == case["samples"], case["case"]
@@ -91,30 +91,30 @@ def test_an_error_reply_raises_qemus_error(name: str) -> None:
         collect(name, CommandError("GenericError", "no"))
 
 
-def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the path of every value inside a value."""
+def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of a JSON value and of every value inside it."""
     yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
-        yield from paths(inner, (*path, key))
+        yield from paths_in(inner, (*path, key))
 
 
-def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
-    """Return a copy with another value at a path."""
+def copy_with(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    """Return a copy of a JSON value with another value at a path."""
     if not path:
         return new
     value = copy.copy(value)
-    value[path[0]] = replaced(value[path[0]], path[1:], new)
+    value[path[0]] = copy_with(value[path[0]], path[1:], new)
     return value
 
 
-REAL = [
+QEMU_REPLIES = [
     (name, [reply["return"] for reply in case["replies"]])
     for name, cases in CASES.items()
     for case in cases
     if "wrong" not in case["case"] and all("return" in reply for reply in case["replies"])
 ]
-leaves = (
+scalars = (
     st.none()
     | st.booleans()
     | st.integers(-(2**63), 2**64 - 1)
@@ -122,8 +122,10 @@ leaves = (
     | st.sampled_from([-1, 0, 2**64 - 1, -(2**63), 1e308, -1e308, 5e-324])
     | st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 )
-anything = (
-    leaves | st.lists(leaves, max_size=3) | st.dictionaries(st.sampled_from(["stats", "ram", "x"]), leaves, max_size=2)
+any_json = (
+    scalars
+    | st.lists(scalars, max_size=3)
+    | st.dictionaries(st.sampled_from(["stats", "ram", "x"]), scalars, max_size=2)
 )
 
 
@@ -143,12 +145,14 @@ def check_sample(name: str, sample: Sample) -> None:
     assert RecordEncoder()(Record("qemu.sample.x", Vm("h", "u", "n"), sample.data, 0, sample.subject)).body
 
 
-KERNEL = [(name, case["replies"]) for name, cases in CASES.items() for case in cases if "file" in case["replies"][0]]
+FILE_REPLIES = [
+    (name, case["replies"]) for name, cases in CASES.items() for case in cases if "file" in case["replies"][0]
+]
 
 
 @given(st.data())
 def test_samples_of_any_file_content_have_valid_fields(data: st.DataObject) -> None:
-    name, replies = data.draw(st.sampled_from(KERNEL))
+    name, replies = data.draw(st.sampled_from(FILE_REPLIES))
     which = data.draw(st.integers(0, len(replies) - 1))
     text = replies[which]["text"] or ""
     cut = data.draw(st.integers(0, len(text)))
@@ -157,18 +161,18 @@ def test_samples_of_any_file_content_have_valid_fields(data: st.DataObject) -> N
     )
     damaged = {**replies[which], "text": text[:cut] + junk + text[cut:]}
     for sample in BY_NAME[name].collect(
-        [decoded(reply if at != which else damaged) for at, reply in enumerate(replies)]
+        [decode_reply(reply if at != which else damaged) for at, reply in enumerate(replies)]
     ):
         check_sample(name, sample)
 
 
 @given(st.data())
 def test_samples_of_replies_with_any_replaced_field_have_valid_fields(data: st.DataObject) -> None:
-    name, replies = data.draw(st.sampled_from(REAL))
+    name, replies = data.draw(st.sampled_from(QEMU_REPLIES))
     which = data.draw(st.integers(0, len(replies) - 1))
-    path = data.draw(st.sampled_from(list(paths(replies[which]))))
+    path = data.draw(st.sampled_from(list(paths_in(replies[which]))))
     try:
-        samples = collect(name, *replaced(replies, (which, *path), data.draw(anything)))
+        samples = collect(name, *copy_with(replies, (which, *path), data.draw(any_json)))
     except QmpError:
         return
     BY_NAME[name].topology(samples)
@@ -322,7 +326,7 @@ def test_host_collectors_read_files_at_each_poll_and_send_no_command() -> None:
     assert not [c.name for c in ALL if c.files(Facts("/b", 5))]
 
 
-ALWAYS = {collector.name for collector in ALL if not collector.host_only} - {
+COLLECTORS_OF_ALL_VMS = {collector.name for collector in ALL if not collector.host_only} - {
     "balloon",
     "guest_agent",
     "guest_memory",
@@ -333,15 +337,15 @@ ALWAYS = {collector.name for collector in ALL if not collector.host_only} - {
 @pytest.mark.parametrize(
     ("facts", "applicable"),
     [
-        (Facts(), ALWAYS),
-        (Facts("/b"), {*ALWAYS, "balloon"}),
-        (Facts("/b", 5), {*ALWAYS, "balloon", "guest_memory"}),
-        (Facts(None, 5), ALWAYS),
-        (Facts(hv_balloon=True), {*ALWAYS, "hv_balloon"}),
-        (Facts(guest_agent_port="/machine/peripheral/p0"), {*ALWAYS, "guest_agent"}),
+        (Facts(), COLLECTORS_OF_ALL_VMS),
+        (Facts("/b"), {*COLLECTORS_OF_ALL_VMS, "balloon"}),
+        (Facts("/b", 5), {*COLLECTORS_OF_ALL_VMS, "balloon", "guest_memory"}),
+        (Facts(None, 5), COLLECTORS_OF_ALL_VMS),
+        (Facts(hv_balloon=True), {*COLLECTORS_OF_ALL_VMS, "hv_balloon"}),
+        (Facts(guest_agent_port="/machine/peripheral/p0"), {*COLLECTORS_OF_ALL_VMS, "guest_agent"}),
         (
             Facts(commands=frozenset({"query-status", "query-blockstats"})),
-            ALWAYS - {"dirty", "kvm", "tpm", "vnc", "spice"},
+            COLLECTORS_OF_ALL_VMS - {"dirty", "kvm", "tpm", "vnc", "spice"},
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The config file: good ones load; for a bad one, all problems are reported with line, key and remedy."""
+"""The config loader: a good file loads, and all problems of a bad file are reported with the line, the key and the fix."""
 
 import importlib
 import json
@@ -23,12 +23,12 @@ FOLDER = golden_files.FOLDER / "config"
 MINIMAL: dict[str, Any] = {"monitors": [{"dial": "/run/qemu/*.qmp"}]}
 
 
-def files(end: str) -> list[Any]:
-    return [pytest.param(path, id=path.name) for path in sorted(FOLDER.glob(f"*.{end}.yml"))]
+def config_files(kind: str) -> list[Any]:
+    return [pytest.param(path, id=path.name) for path in sorted(FOLDER.glob(f"*.{kind}.yml"))]
 
 
-def problems(text: str) -> list[str]:
-    """Return the problems of a file with this text."""
+def problems_of(text: str) -> list[str]:
+    """Return the problems of a config file with this text."""
     try:
         validate(text, "f", Config)
     except ConfigError as error:
@@ -36,12 +36,12 @@ def problems(text: str) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("path", files("good"))
+@pytest.mark.parametrize("path", config_files("good"))
 def test_a_good_file_loads(path: Path) -> None:
     assert isinstance(load(path), Config)
 
 
-@pytest.mark.parametrize("path", files("bad"))
+@pytest.mark.parametrize("path", config_files("bad"))
 def test_all_problems_of_a_bad_file_are_reported(path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         validate(path.read_text("utf-8"), path.name, Config)
@@ -102,7 +102,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path, name: str, content: bytes |
 
 
 def test_a_missing_key_is_reported_at_the_line_of_its_section() -> None:
-    assert problems("host: x\n\nkafka: {}\nmonitors: [{}]\n") == [
+    assert problems_of("host: x\n\nkafka: {}\nmonitors: [{}]\n") == [
         "f:3: kafka.bootstrap_servers: is required",
         "f:4: monitors[0].dial: is required",
     ]
@@ -165,7 +165,7 @@ values = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(SECTIONS), values, max_size=5))
 def test_arbitrary_values_raise_only_config_errors(given_values: dict[str, Any]) -> None:
-    for problem in problems(yaml.safe_dump(MINIMAL | given_values, allow_unicode=True)):
+    for problem in problems_of(yaml.safe_dump(MINIMAL | given_values, allow_unicode=True)):
         assert problem.startswith("f")
 
 
@@ -182,7 +182,7 @@ def test_arbitrary_values_raise_only_config_errors(given_values: dict[str, Any])
     ).map("".join)
 )
 def test_arbitrary_text_raises_only_config_errors(text: str) -> None:
-    assert isinstance(problems(text), list)
+    assert isinstance(problems_of(text), list)
 
 
 def test_the_json_schema_accepts_good_files_and_rejects_most_bad_ones() -> None:

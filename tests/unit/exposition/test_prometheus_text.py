@@ -15,7 +15,7 @@ from agent.session.api import MonitorState
 from tests.lab import golden_files
 from tests.lab.prometheus import promtool_check
 from tests.lab.snapshots import BY_NAME, event, poll, put, status, vm
-from tests.unit.collectors.test_collectors import CASES, decoded
+from tests.unit.collectors.test_collectors import CASES, decode_reply
 
 HOSTILE = 'a"b\\c\nd\\n{}=,#\u00e9'
 
@@ -43,7 +43,7 @@ def two_vms() -> Snapshot:
     snapshot = Snapshot()
     for name, index in (("block", 0), ("migration", 1), ("balloon", 1), ("guest_memory", 0), ("runstate", 0)):
         snapshot.update_status(status(vm()))
-        poll(snapshot, vm(), name, *map(decoded, CASES[name][index]["replies"]))
+        poll(snapshot, vm(), name, *map(decode_reply, CASES[name][index]["replies"]))
     for name in ("STOP", "RESUME", "STOP", "NEVER_HEARD_OF"):
         snapshot.count_event(event(vm(), name))
     evil = vm(1, HOSTILE, f"/run/{HOSTILE}.qmp")
@@ -88,7 +88,7 @@ def test_every_sample_of_the_golden_files_has_a_series() -> None:
         for case in cases:
             snapshot = Snapshot()
             snapshot.update_status(status(vm()))
-            poll(snapshot, vm(), name, *map(decoded, case["replies"]))
+            poll(snapshot, vm(), name, *map(decode_reply, case["replies"]))
             known = series(snapshot)
             for sample in case["samples"]:
                 family = BY_NAME[sample["family"]]

@@ -1,4 +1,4 @@
-"""Failing collectors: one answer that cannot be read costs its collector, not the VM."""
+"""Failing collectors: a reply that cannot be read switches off its collector, and no other collector."""
 
 import asyncio
 import time
@@ -26,7 +26,7 @@ def last_status(observer: RecordingObserver) -> MonitorStatus:
     return status
 
 
-def failing(observer: RecordingObserver) -> list[str]:
+def failing_collectors(observer: RecordingObserver) -> list[str]:
     """Return the names of the collectors in the last reported status that fail."""
     return [name for name, _ in last_status(observer).degraded]
 
@@ -77,14 +77,16 @@ async def test_an_unreadable_reply_degrades_the_vm_and_costs_its_collector_only(
     fake.replies[command] = reply
     observer = RecordingObserver()
     async with supervised(observer, fake.path):
-        await observer.wait_until(lambda: observer.calls_of("on_status") and failing(observer) == [collector])
+        await observer.wait_until(
+            lambda: observer.calls_of("on_status") and failing_collectors(observer) == [collector]
+        )
         await observer.wait_for_polls(3, "block")
         assert last_status(observer).state is MonitorState.UP
         fake.emit("GUEST_PANICKED", {"action": "pause"})
         await observer.wait_until(lambda: observer.records("event.guest_panicked"))
-        assert failing(observer) == [collector]
+        assert failing_collectors(observer) == [collector]
         del fake.replies[command]
-        await observer.wait_until(lambda: failing(observer) == [])
+        await observer.wait_until(lambda: failing_collectors(observer) == [])
     assert observer.types("vm") == ["vm.attached", "vm.detached"]
 
 
@@ -94,7 +96,7 @@ async def test_of_a_batch_only_the_collector_at_fault_is_off(fake: FakeQemu, noi
     fake.replies["query-block"] = noise
     observer = RecordingObserver()
     async with supervised(observer, fake.path):
-        await observer.wait_until(lambda: observer.calls_of("on_status") and failing(observer) == ["drives"])
+        await observer.wait_until(lambda: observer.calls_of("on_status") and failing_collectors(observer) == ["drives"])
         await observer.wait_for_polls(3, "block")
         assert {name for status in observer.calls_of("on_status") for name, _ in status.degraded} == {"drives"}
     assert observer.types("vm") == ["vm.attached", "vm.detached"]
@@ -105,7 +107,7 @@ async def test_after_a_protocol_error_only_the_collector_at_fault_is_off(fake: F
     fake.replies["query-block"] = line({"return": []}) + line({"return": []}) * 8
     observer = RecordingObserver()
     async with supervised(observer, fake.path, context=quick_context(max_retry_seconds=0.2)):
-        await observer.wait_until(lambda: observer.calls_of("on_status") and failing(observer) == ["drives"])
+        await observer.wait_until(lambda: observer.calls_of("on_status") and failing_collectors(observer) == ["drives"])
         await observer.wait_for_polls(3, "block")
         assert {name for status in observer.calls_of("on_status") for name, _ in status.degraded} == {"drives"}
 
@@ -128,9 +130,9 @@ async def test_an_error_of_qemu_after_an_unreadable_reply_is_not_polled_again_at
     fake.replies["query-block"] = TRAILING_COMMA
     observer = RecordingObserver()
     async with supervised(observer, fake.path):
-        await observer.wait_until(lambda: observer.calls_of("on_status") and failing(observer) == ["drives"])
+        await observer.wait_until(lambda: observer.calls_of("on_status") and failing_collectors(observer) == ["drives"])
         fake.replies["query-block"] = FakeError()
-        await observer.wait_until(lambda: failing(observer) == [])  # the error can be read
+        await observer.wait_until(lambda: failing_collectors(observer) == [])  # the error can be read
         polls = fake.count("query-block")
         await asyncio.sleep(0.3)
         assert fake.count("query-block") - polls <= 10  # the interval is 0.06 s
@@ -141,7 +143,7 @@ async def test_events_and_resyncs_do_not_poll_a_collector_that_is_off(fake: Fake
     observer = RecordingObserver()
     context = quick_context(intervals=Intervals(poll=30), random=lambda: 0.0)  # a resync is at once
     async with supervised(observer, fake.path, context=context) as group:
-        await observer.wait_until(lambda: observer.calls_of("on_status") and failing(observer))
+        await observer.wait_until(lambda: observer.calls_of("on_status") and failing_collectors(observer))
         polls = fake.count("query-status")
         fake.emit("STOP")
         await observer.wait_until(lambda: observer.records("event.stop"))
@@ -166,7 +168,7 @@ async def test_a_bug_in_a_collector_degrades_the_vm_with_the_exception(fake: Fak
     bug = Collector("bug", (), lambda _: (Command("query-name"),), raise_error)
     observer = RecordingObserver()
     async with supervised(observer, fake.path, context=quick_context(collectors=CollectorIndex([*ALL, bug]))):
-        await observer.wait_until(lambda: observer.calls_of("on_status") and failing(observer))
+        await observer.wait_until(lambda: observer.calls_of("on_status") and failing_collectors(observer))
         assert last_status(observer).degraded == (("bug", "ZeroDivisionError: x"),)
 
 
@@ -176,10 +178,10 @@ async def test_a_failing_collector_without_anything_to_query_any_more_is_not_deg
     observer = RecordingObserver()
     context = quick_context(random=lambda: 0.0, collectors=CollectorIndex([*ALL, collector]))  # a resync is at once
     async with supervised(observer, fake.path, context=context) as group:
-        await observer.wait_until(lambda: observer.calls_of("on_status") and failing(observer) == ["gone"])
+        await observer.wait_until(lambda: observer.calls_of("on_status") and failing_collectors(observer) == ["gone"])
         commands.clear()
         group.resync()
-        await observer.wait_until(lambda: failing(observer) == [])
+        await observer.wait_until(lambda: failing_collectors(observer) == [])
 
 
 @pytest.mark.parametrize("command", ["query-migrate-capabilities", "qom-list", "query-commands", "query-cpus-fast"])
@@ -190,10 +192,12 @@ async def test_an_unreadable_reply_in_discovery_degrades_the_vm_until_the_next_r
     observer = RecordingObserver()
     context = quick_context(random=lambda: 0.0)  # a resync is at once
     async with supervised(observer, fake.path, context=context) as group:
-        await observer.wait_until(lambda: observer.calls_of("on_status") and "discovery" in failing(observer))
+        await observer.wait_until(
+            lambda: observer.calls_of("on_status") and "discovery" in failing_collectors(observer)
+        )
         await observer.wait_for_polls(3)
         assert (context.build_commands == {}) is (command == "query-commands")
         del fake.replies[command]
         group.resync()
-        await observer.wait_until(lambda: "discovery" not in failing(observer))
+        await observer.wait_until(lambda: "discovery" not in failing_collectors(observer))
     assert observer.types("vm") == ["vm.attached", "vm.detached"]

@@ -1,4 +1,4 @@
-"""Coalescing of repeated events: the first is reported at once, the rest are counted, none is lost."""
+"""Coalescing of repeated events: the first event is reported at once, later events are counted, and no event is lost."""
 
 import time
 from typing import Any

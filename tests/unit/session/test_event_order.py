@@ -1,4 +1,4 @@
-"""Order of events: decisions see each event when it is read, and records leave in the order in which things happened."""
+"""Order of events: alerts receive each event when it is read, and records are emitted in the order of the events."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def records(observer: RecordingObserver, callback: str) -> list[tuple[str, int]]
     return [(record.data["event"], record.time_ns) for record in calls]
 
 
-async def test_decisions_see_each_event_of_a_burst_when_it_is_read() -> None:
+async def test_alerts_receive_each_event_of_a_burst_when_it_is_read() -> None:
     observer = RecordingObserver()
     handler = EventHandler(observer)
     handler.attach(VM)

@@ -13,8 +13,8 @@ from agent.session import identity
 
 UUID = "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1"
 NIL = "00000000-0000-0000-0000-000000000000"
-NO = CommandError("GenericError", "no")
-TYPE = {"name": "type", "type": "string"}
+REFUSED = CommandError("GenericError", "no")
+TYPE_PROPERTY = {"name": "type", "type": "string"}
 
 
 def uuid_and_name(
@@ -25,7 +25,7 @@ def uuid_and_name(
     return vm.uuid, vm.name
 
 
-def child(kind: str, name: str = "balloon0") -> dict[str, str]:
+def qom_child(kind: str, name: str = "balloon0") -> dict[str, str]:
     return {"name": name, "type": f"child<{kind}>"}
 
 
@@ -34,7 +34,7 @@ def test_a_vm_has_its_uuid_and_name() -> None:
     assert uuid_and_name({"UUID": UUID.upper()}, {"name": "vm1"}) == (UUID, "vm1")
 
 
-@pytest.mark.parametrize("name_answer", [{}, {"name": ""}, {"name": 5}, {"name": None}, NO, None, []])
+@pytest.mark.parametrize("name_answer", [{}, {"name": ""}, {"name": 5}, {"name": None}, REFUSED, None, []])
 def test_a_vm_without_a_name_is_named_by_its_uuid(name_answer: Any) -> None:
     assert uuid_and_name({"UUID": UUID}, name_answer) == (UUID, UUID)
 
@@ -44,7 +44,7 @@ def test_a_name_is_sanitized_and_truncated() -> None:
 
 
 @pytest.mark.parametrize(
-    "uuid_answer", [{"UUID": NIL}, {"UUID": ""}, {"UUID": "x"}, {"UUID": 5}, {"UUID": None}, {}, NO, None, [UUID]]
+    "uuid_answer", [{"UUID": NIL}, {"UUID": ""}, {"UUID": "x"}, {"UUID": 5}, {"UUID": None}, {}, REFUSED, None, [UUID]]
 )
 def test_a_vm_without_a_uuid_gets_a_stable_and_unique_one(uuid_answer: Any) -> None:
     vm_uuid, name = uuid_and_name(uuid_answer)
@@ -101,19 +101,21 @@ def test_the_build_comes_from_the_greeting(version: tuple[int, int, int], packag
 
 @pytest.mark.parametrize("bus", ["pci", "ccw", "device", "pci-transitional", "pci-non-transitional"])
 def test_a_balloon_is_found_on_any_bus_with_or_without_an_id(bus: str) -> None:
-    balloon = child(f"virtio-balloon-{bus}")
+    balloon = qom_child(f"virtio-balloon-{bus}")
     assert (
-        identity.balloon_path([[], [TYPE, child("virtio-blk-pci", "disk0"), balloon], []])
+        identity.balloon_path([[], [TYPE_PROPERTY, qom_child("virtio-blk-pci", "disk0"), balloon], []])
         == "/machine/peripheral/balloon0"
     )
     anonymous = balloon | {"name": "device[3]"}
-    assert identity.balloon_path([[], [TYPE], [TYPE, anonymous]]) == "/machine/peripheral-anon/device[3]"
+    assert (
+        identity.balloon_path([[], [TYPE_PROPERTY], [TYPE_PROPERTY, anonymous]]) == "/machine/peripheral-anon/device[3]"
+    )
 
 
 @pytest.mark.parametrize(
     "children",
     [
-        NO,
+        REFUSED,
         None,
         {},
         "x",
@@ -125,7 +127,7 @@ def test_a_balloon_is_found_on_any_bus_with_or_without_an_id(bus: str) -> None:
         [{"name": 5, "type": "child<virtio-balloon-pci>"}],
         [{"name": "b", "type": 5}],
         [{"name": "b", "type": "link<virtio-balloon-pci>"}],
-        [child("virtio-net-pci")],
+        [qom_child("virtio-net-pci")],
     ],
 )
 def test_another_device_is_not_a_balloon(children: Any) -> None:
@@ -143,7 +145,7 @@ def test_another_device_is_not_a_balloon(children: Any) -> None:
         ([5, None, []], False),
         ([], False),
         ({}, False),
-        (NO, False),
+        (REFUSED, False),
     ],
 )
 def test_migration_events_are_enabled_only_if_qemu_reports_it(capabilities: Any, on: bool) -> None:  # noqa: FBT001 - the expected result
@@ -151,7 +153,8 @@ def test_migration_events_are_enabled_only_if_qemu_reports_it(capabilities: Any,
 
 
 @pytest.mark.parametrize(
-    ("answer", "seconds"), [(10, 10), (0, 0), (-1, 0), (1 << 40, 0), ("10", 0), (True, 0), (1.5, 0), (None, 0), (NO, 0)]
+    ("answer", "seconds"),
+    [(10, 10), (0, 0), (-1, 0), (1 << 40, 0), ("10", 0), (True, 0), (1.5, 0), (None, 0), (REFUSED, 0)],
 )
 def test_a_stats_interval_is_a_positive_number_of_seconds_or_zero(answer: Any, seconds: int) -> None:
     assert identity.parse_stats_interval(answer) == seconds

@@ -1,4 +1,4 @@
-"""Migration state: a VM that migrates neither ends nor starts with one of its processes."""
+"""Migration state: when a VM migrates, its processes start and end but the VM does not."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ steps: st.SearchStrategy[Step] = st.sampled_from(
 )
 
 
-def handle(state: MigrationState, step: Step) -> bool | None:
+def apply_step(state: MigrationState, step: Step) -> bool | None:
     if isinstance(step, str) and step.isupper():
         state.on_event(step.lower())
         return None
@@ -38,15 +38,15 @@ def handle(state: MigrationState, step: Step) -> bool | None:
     return state.on_sample(Sample(MIGRATION, (), step))
 
 
-def after(*taken: Step) -> tuple[MigrationState, list[bool]]:
+def state_after(*steps_taken: Step) -> tuple[MigrationState, list[bool]]:
     """Return the state of a process that was attached in the first run state, and what it reported of migrations in."""
     state = MigrationState()
-    state.on_attach(str(taken[0]))
-    return state, [observed for step in taken if (observed := handle(state, step)) is not None]
+    state.on_attach(str(steps_taken[0]))
+    return state, [observed for step in steps_taken if (observed := apply_step(state, step)) is not None]
 
 
 @pytest.mark.parametrize(
-    ("taken", "reported"),
+    ("steps_taken", "reported"),
     [
         (["running"], []),
         (["inmigrate"], []),
@@ -59,12 +59,12 @@ def after(*taken: Step) -> tuple[MigrationState, list[bool]]:
         (["running", SENT], []),
     ],
 )
-def test_a_vm_has_migrated_in_when_its_process_leaves_inmigrate(taken: list[Step], reported: list[bool]) -> None:
-    assert after(*taken)[1] == reported
+def test_a_vm_has_migrated_in_when_its_process_leaves_inmigrate(steps_taken: list[Step], reported: list[bool]) -> None:
+    assert state_after(*steps_taken)[1] == reported
 
 
 @pytest.mark.parametrize(
-    ("taken", "away"),
+    ("steps_taken", "away"),
     [
         (["running"], False),
         (["running", "SETUP", "ACTIVE"], False),
@@ -81,18 +81,18 @@ def test_a_vm_has_migrated_in_when_its_process_leaves_inmigrate(taken: list[Step
         (["inmigrate", "running", "postmigrate"], True),
     ],
 )
-def test_a_vm_has_migrated_away_when_its_process_has_sent_it(taken: list[Step], away: bool) -> None:  # noqa: FBT001 - the expected result
-    assert after(*taken)[0].migrated_away(shut_down=False) is away
+def test_a_vm_has_migrated_away_when_its_process_has_sent_it(steps_taken: list[Step], away: bool) -> None:  # noqa: FBT001 - the expected result
+    assert state_after(*steps_taken)[0].migrated_away(shut_down=False) is away
 
 
 def test_a_process_that_is_shut_down_during_the_handover_has_migrated_away() -> None:
-    assert after("running", "finish-migrate")[0].migrated_away(shut_down=True)
-    assert not after("running", "finish-migrate")[0].migrated_away(shut_down=False)
-    assert not after("running")[0].migrated_away(shut_down=True)
+    assert state_after("running", "finish-migrate")[0].migrated_away(shut_down=True)
+    assert not state_after("running", "finish-migrate")[0].migrated_away(shut_down=False)
+    assert not state_after("running")[0].migrated_away(shut_down=True)
 
 
 @pytest.mark.parametrize(
-    ("taken", "role"),
+    ("steps_taken", "role"),
     [
         (["running", "SETUP", "ACTIVE", "FAILED"], "source"),
         (["running", {"status": "none"}, {"status": "failed"}], "source"),  # a running process cannot start to receive
@@ -108,8 +108,8 @@ def test_a_process_that_is_shut_down_during_the_handover_has_migrated_away() -> 
         (["", "SETUP", "FAILED"], None),  # a destination emits `setup` too
     ],
 )
-def test_the_role_in_a_migration_comes_from_what_was_observed(taken: list[Step], role: str | None) -> None:
-    assert after(*taken)[0].role == role
+def test_the_role_in_a_migration_comes_from_what_was_observed(steps_taken: list[Step], role: str | None) -> None:
+    assert state_after(*steps_taken)[0].role == role
 
 
 @pytest.mark.parametrize(("run_state", "role"), [("running", "source"), ("inmigrate", "destination")])
@@ -129,11 +129,11 @@ async def test_a_failed_migration_is_reported_with_the_role_of_its_process(
 
 
 @given(st.lists(steps, max_size=20))
-def test_invariants_hold_on_every_walk_through_the_states(taken: list[Step]) -> None:
+def test_invariants_hold_on_every_walk_through_the_states(steps_taken: list[Step]) -> None:
     state, last_run_state = MigrationState(), ""
-    for step in taken:
+    for step in steps_taken:
         before = state.phase
-        reported = handle(state, step)
+        reported = apply_step(state, step)
         if isinstance(step, str) and step.islower():
             last_run_state = step
         assert state.incoming is (last_run_state == "inmigrate")
@@ -154,9 +154,9 @@ def test_invariants_hold_on_every_walk_through_the_states(taken: list[Step]) -> 
 
 
 @given(st.lists(steps, max_size=20))
-def test_a_migration_sample_reports_at_most_one_migration_in(taken: list[Step]) -> None:
+def test_a_migration_sample_reports_at_most_one_migration_in(steps_taken: list[Step]) -> None:
     state = MigrationState()
-    reports = [handle(state, step) for step in taken]
+    reports = [apply_step(state, step) for step in steps_taken]
     assert reports.count(False) <= 1
 
 

@@ -1,6 +1,6 @@
-"""QEMU 2.6, 4.2 and 5.2, played from transcripts that were written from their schemas.
+"""Sessions with QEMU 2.6, 4.2 and 5.2, replayed from transcripts that were written from the QAPI schemas of these versions.
 
-Commands that a version lacks are never sent. Figures with other names or fewer fields are reported as usual.
+The agent never sends a command that a version lacks. Fields that an old version names differently have the present names in samples.
 """
 
 from collections.abc import AsyncIterator
@@ -17,8 +17,8 @@ from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, supervised
 from tests.lab.transcript import Transcript
 
-DISKS: Final = {"2.6": "drive-virtio-disk0", "4.2": "virtio-disk0", "5.2": "virtio-disk0"}
-OFF: Final = {
+DISK_BY_VERSION: Final = {"2.6": "drive-virtio-disk0", "4.2": "virtio-disk0", "5.2": "virtio-disk0"}
+OFF_COLLECTORS: Final = {
     "2.6": {"memory", "dirty", "hv_balloon", "kvm"},
     "4.2": {"dirty", "hv_balloon", "kvm"},
     "5.2": {"hv_balloon", "kvm"},
@@ -28,7 +28,7 @@ OFF: Final = {
 EVENTS: Final = golden_files.load("events_data.json")
 
 
-@pytest.fixture(params=DISKS)
+@pytest.fixture(params=DISK_BY_VERSION)
 def version(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -57,12 +57,12 @@ async def test_missing_commands_are_never_sent_and_all_others_are_answered(old: 
     has = {c["name"] for c in old.transcript.answer("query-commands", {})["return"]}
     assert {request["execute"] for request in old.requests} <= has
     outcomes = {name for name, outcome in observer.calls_of("on_collector_run") if outcome is not PollOutcome.OK}
-    assert outcomes <= OFF[version]  # each is reported as unsupported once, if it applies at all
+    assert outcomes <= OFF_COLLECTORS[version]  # each is reported as unsupported once, if it applies at all
     assert {kind for kind in observer.types("vm") if "stall" in kind} == set()
 
 
 async def test_an_old_qemus_figures_have_todays_names(old: FakeQemu, version: str) -> None:
-    observer, device = RecordingObserver(), DISKS[version]
+    observer, device = RecordingObserver(), DISK_BY_VERSION[version]
     async with supervised(observer, old.path):
         await observer.wait_until(
             lambda: {("guest_memory",), ("migration",), ("inventory",)} <= last_samples(observer).keys()
@@ -96,13 +96,15 @@ async def test_an_old_qemus_figures_have_todays_names(old: FakeQemu, version: st
 
 
 async def test_check_lists_the_collectors_that_are_off(old: FakeQemu, version: str) -> None:
-    findings = [found.text async for found in check(Config.model_validate({"monitors": [{"dial": str(old.path)}]}))]
+    findings = [finding.text async for finding in check(Config.model_validate({"monitors": [{"dial": str(old.path)}]}))]
     (finding,) = (text for text in findings if text.startswith("QEMU "))
     number, _, rest = finding.partition(": ")
     assert number.startswith(f"QEMU {version}.")
     parts = dict(part.split(" ", 1) for part in rest.split("; "))
     extra = {"vcpu"} if version == "2.6" else set()
-    assert {name for name, text in parts.items() if text.startswith("is off without query-")} == (OFF[version] | extra)
+    assert {name for name, text in parts.items() if text.startswith("is off without query-")} == (
+        OFF_COLLECTORS[version] | extra
+    )
     limited = {name for name, text in parts.items() if text.startswith("is limited without query-")}
     assert limited == {"2.6": {"jobs"}, "4.2": set(), "5.2": {"dirty"}}[version]
 

@@ -1,4 +1,4 @@
-"""Ownership: a VM that several monitors reach is watched over the best one only."""
+"""Ownership: the agent watches a VM that several monitors lead to over the best monitor only."""
 
 import asyncio
 import dataclasses

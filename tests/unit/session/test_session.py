@@ -21,16 +21,16 @@ from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.qmp_bytes import line
 from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
 
-ON = [{"capability": "xbzrle", "state": False}, {"capability": "events", "state": True}]
-BALLOON = [{"name": "type", "type": "string"}, {"name": "balloon0", "type": "child<virtio-balloon-pci>"}]
-POLLING = "guest-stats-polling-interval"
+EVENTS_ENABLED = [{"capability": "xbzrle", "state": False}, {"capability": "events", "state": True}]
+BALLOON_LISTING = [{"name": "type", "type": "string"}, {"name": "balloon0", "type": "child<virtio-balloon-pci>"}]
+STATS_INTERVAL = "guest-stats-polling-interval"
 
 
-def has_balloon(fake: FakeQemu, *, interval: int, stats: Any = None) -> None:
+def give_balloon(fake: FakeQemu, *, interval: int, stats: Any = None) -> None:
     """Give a fake QEMU a balloon with this polling interval."""
     memory = {"last-update": 5, "stats": {"stat-free-memory": 7}} if stats is None else stats
-    fake.replies["qom-list"] = lambda asked: BALLOON if asked["path"] == "/machine/peripheral" else []
-    fake.replies["qom-get"] = lambda asked: {POLLING: interval, "guest-stats": memory, "type": "none-machine"}[
+    fake.replies["qom-list"] = lambda asked: BALLOON_LISTING if asked["path"] == "/machine/peripheral" else []
+    fake.replies["qom-get"] = lambda asked: {STATS_INTERVAL: interval, "guest-stats": memory, "type": "none-machine"}[
         asked["property"]
     ]
     fake.replies["qom-set"] = {}
@@ -60,7 +60,7 @@ def executed(fake: FakeQemu) -> list[str]:
 
 async def test_a_quiet_vm_is_polled_for_block_statistics_only(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    fake.replies["query-migrate-capabilities"] = ON
+    fake.replies["query-migrate-capabilities"] = EVENTS_ENABLED
     async with supervised(observer, fake.path):
         await observer.wait_until(lambda: observer.outcomes("kvm"))
         fake.requests.clear()
@@ -70,8 +70,8 @@ async def test_a_quiet_vm_is_polled_for_block_statistics_only(fake: FakeQemu) ->
 
 async def test_everything_is_polled_once_at_attach(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    fake.replies["query-migrate-capabilities"] = ON
-    has_balloon(fake, interval=7)
+    fake.replies["query-migrate-capabilities"] = EVENTS_ENABLED
+    give_balloon(fake, interval=7)
     async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())):
         await observer.wait_until(lambda: observer.outcomes("kvm"))
     assert executed(fake) == [
@@ -143,7 +143,7 @@ async def test_a_burst_of_events_polls_no_more_often_than_the_spacing(fake: Fake
 
 async def test_the_balloon_size_comes_from_its_event_without_a_command(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    has_balloon(fake, interval=0)
+    give_balloon(fake, interval=0)
     async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())):
         await observer.wait_for_polls(1, "balloon")
         fake.emit("BALLOON_CHANGE", {"actual": 5}, at=9)
@@ -298,7 +298,7 @@ async def test_a_collector_that_raises_affects_no_other_collector_or_vm(
 
 async def test_nothing_is_changed_unless_the_operator_allows_it(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    has_balloon(fake, interval=0)
+    give_balloon(fake, interval=0)
     async with supervised(observer, fake.path):
         await observer.wait_for_polls(3)
     assert not {"qom-set", "migrate-set-capabilities"} & set(executed(fake))
@@ -307,19 +307,19 @@ async def test_nothing_is_changed_unless_the_operator_allows_it(fake: FakeQemu) 
 
 async def test_guest_statistics_are_enabled_if_allowed_and_off(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    has_balloon(fake, interval=0)
+    give_balloon(fake, interval=0)
     async with supervised(
         observer, fake.path, context=quick_context(Change.GUEST_STATS_INTERVAL, guest_stats_seconds=15)
     ):
         await observer.wait_for_polls(1, "guest_memory")
     (change,) = [request["arguments"] for request in fake.requests if request.get("execute") == "qom-set"]
-    assert change == {"path": "/machine/peripheral/balloon0", "property": POLLING, "value": 15}
+    assert change == {"path": "/machine/peripheral/balloon0", "property": STATS_INTERVAL, "value": 15}
     assert "migrate-set-capabilities" not in executed(fake)
 
 
 async def test_an_interval_that_another_client_set_is_kept(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    has_balloon(fake, interval=3)
+    give_balloon(fake, interval=3)
     async with supervised(
         observer, fake.path, context=quick_context(Change.GUEST_STATS_INTERVAL, guest_stats_seconds=15)
     ):
@@ -329,7 +329,7 @@ async def test_an_interval_that_another_client_set_is_kept(fake: FakeQemu) -> No
 
 async def test_guest_statistics_that_cannot_be_enabled_are_not_polled(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    has_balloon(fake, interval=0)
+    give_balloon(fake, interval=0)
     fake.replies["qom-set"] = FakeError()
     async with supervised(observer, fake.path, context=quick_context(Change.GUEST_STATS_INTERVAL)):
         await observer.wait_for_polls(3)
@@ -354,7 +354,7 @@ async def test_migration_is_polled_if_its_events_cannot_be_enabled(fake: FakeQem
     fake.replies["migrate-set-capabilities"] = FakeError("GenericError", "There's a migration process in progress")
     async with supervised(observer, fake.path, context=quick_context(Change.MIGRATION_EVENTS)):
         await observer.wait_for_polls(3, "migration")
-        fake.replies["query-migrate-capabilities"] = ON
+        fake.replies["query-migrate-capabilities"] = EVENTS_ENABLED
         fake.drop()
         await observer.wait_for_polls(3)
     assert fake.count("migrate-set-capabilities") == 1
@@ -365,10 +365,10 @@ async def test_each_resync_discovers_the_features_again(fake: FakeQemu) -> None:
     context = quick_context(intervals=Intervals(poll=0.05, guest_memory=0.05, resync=0.1))
     async with supervised(observer, fake.path, context=context):
         await observer.wait_for_polls(2)
-        has_balloon(fake, interval=5)
+        give_balloon(fake, interval=5)
         await observer.wait_for_polls(2, "balloon")
         assert observer.outcomes("guest_memory")
-        has_balloon(fake, interval=0)
+        give_balloon(fake, interval=0)
         await observer.wait_for_polls(3, "balloon")
         before = len(observer.outcomes("guest_memory"))
         await observer.wait_for_polls(2, "balloon")

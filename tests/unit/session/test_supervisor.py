@@ -1,4 +1,4 @@
-"""Lifecycle of a monitor: attached, busy, stalled, gone and back."""
+"""Lifecycle of a monitor: attached, busy, stalled, gone and attached again."""
 
 import asyncio
 import gc

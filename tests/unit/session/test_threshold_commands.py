@@ -22,31 +22,31 @@ def threshold(node: str, value: int = 5) -> Command:
 
 
 class RecordingController:
-    """A ThresholdController that returns each of its commands once and records the outcomes."""
+    """A ThresholdController that returns each of its commands once, by disk, and records the outcomes."""
 
-    def __init__(self, **controller: Command) -> None:
-        self.open = dict(controller)
-        self.wanted: set[str] = set()
+    def __init__(self, **commands: Command) -> None:
+        self.commands = dict(commands)
+        self.refreshes: set[str] = set()
         self.outcomes: list[tuple[str, bool]] = []
-        self.news = asyncio.Event()
+        self.outcome_added = asyncio.Event()
 
     def refreshes_due(self, vm: Vm) -> set[str]:
         assert vm.uuid == UUID
-        wanted, self.wanted = self.wanted, set()
-        return wanted
+        refreshes, self.refreshes = self.refreshes, set()
+        return refreshes
 
     async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
         assert vm.uuid == UUID
-        controller, self.open = list(self.open.items()), {}
-        return controller
+        commands, self.commands = list(self.commands.items()), {}
+        return commands
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
         assert vm.uuid == UUID
         self.outcomes.append((disk, done))
-        self.news.set()
+        self.outcome_added.set()
 
 
-def sent(fake: FakeQemu) -> list[Any]:
+def nodes_of_commands(fake: FakeQemu) -> list[Any]:
     """Return the nodes whose threshold was set, in order."""
     return [request["arguments"]["node-name"] for request in fake.requests if "threshold" in request.get("execute", "")]
 
@@ -64,16 +64,16 @@ async def test_threshold_commands_run_one_by_one_and_their_outcomes_are_reported
     context = quick_context(Change.WRITE_THRESHOLD, thresholds=controller, intervals=SLOW)
     async with supervised(observer, fake.path, context=context), asyncio.timeout(TIMEOUT_SECONDS):
         while len(controller.outcomes) < 3:
-            controller.news.clear()
-            await controller.news.wait()
-    assert sent(fake) == ["n1", "bad", "n2"]
+            controller.outcome_added.clear()
+            await controller.outcome_added.wait()
+    assert nodes_of_commands(fake) == ["n1", "bad", "n2"]
     assert controller.outcomes == [("a", True), ("b", False), ("c", True)]
     assert observer.types("vm") == ["vm.attached", "vm.detached"]
 
 
 async def test_refreshes_due_after_the_commands_are_polled_at_once(fake: FakeQemu, observer: RecordingObserver) -> None:
     controller = RecordingController()
-    controller.wanted = {"nodes"}
+    controller.refreshes = {"nodes"}
     async with supervised(observer, fake.path, context=quick_context(thresholds=controller, intervals=SLOW)):
         await observer.wait_for_polls(2, "nodes")  # at attach, and because the refresh was due
     assert observer.outcomes("balloon") == []
@@ -83,7 +83,7 @@ async def test_refreshes_due_after_an_event_are_polled_at_once(fake: FakeQemu, o
     controller = RecordingController()
     async with supervised(observer, fake.path, context=quick_context(thresholds=controller, intervals=SLOW)):
         await observer.wait_for_polls(1, "nodes")
-        controller.wanted = {"nodes"}
+        controller.refreshes = {"nodes"}
         fake.emit("BLOCK_WRITE_THRESHOLD", {"node-name": "n1", "write-threshold": 5, "amount-exceeded": 1})
         await observer.wait_for_polls(1, "nodes")
     assert fake.count("query-named-block-nodes") == 2

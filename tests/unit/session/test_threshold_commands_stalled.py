@@ -1,9 +1,9 @@
-"""A stall drops the remaining threshold commands, because the figures behind them are old."""
+"""Threshold commands after a stall are dropped, because they were computed from old samples."""
 
 from agent.qmp.commands import Change
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import STALL_SECONDS, RecordingObserver, quick_context, supervised
-from tests.unit.session.test_threshold_commands import RecordingController, sent, threshold
+from tests.unit.session.test_threshold_commands import RecordingController, nodes_of_commands, threshold
 
 
 async def test_commands_that_remain_after_a_stall_are_dropped(fake: FakeQemu) -> None:
@@ -19,5 +19,5 @@ async def test_commands_that_remain_after_a_stall_are_dropped(fake: FakeQemu) ->
         fake.release("block-set-write-threshold")
         await observer.wait_until(lambda: observer.records("vm.recovered"))
         await observer.wait_for_polls(2)
-    assert sent(fake) == ["n1"]
+    assert nodes_of_commands(fake) == ["n1"]
     assert controller.outcomes == [("a", False), ("b", False)]

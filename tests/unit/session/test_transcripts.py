@@ -18,14 +18,16 @@ from tests.lab.snapshots import status
 from tests.lab.transcript import FOLDER, Transcript
 
 TRANSCRIPTS: Final = sorted(path.stem for path in FOLDER.glob("*.json"))
-MOVING: Final = {"since_timestamp_seconds", "process_unknown_reason"}
-"""Fields that depend on the time or on the process that plays QEMU."""
+VARYING_FIELDS: Final = {"since_timestamp_seconds", "process_unknown_reason"}
+"""Fields that depend on the time or on the process that replays QEMU."""
 
 
 def samples_of(observer: RecordingObserver) -> dict[str, dict[str, Any]]:
     """Return the last sample of each subject."""
     return {
-        " ".join((sample.family.name, *sample.labels)): {k: v for k, v in sample.values.items() if k not in MOVING}
+        " ".join((sample.family.name, *sample.labels)): {
+            k: v for k, v in sample.values.items() if k not in VARYING_FIELDS
+        }
         for _, _, samples, _ in observer.calls_of("on_samples")
         for sample in samples
     }

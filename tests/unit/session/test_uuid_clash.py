@@ -1,4 +1,4 @@
-"""Two VMs that run with one UUID are both watched, and the clash is reported."""
+"""VMs that run with the same UUID: the agent watches all of them, and reports the clash."""
 
 import asyncio
 from pathlib import Path

@@ -14,14 +14,14 @@ from agent.collectors.guest import GUEST_COLLECTORS, Exchange, GuestCollector
 from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT
 from agent.collectors.guest.filesystems import PSEUDO_TYPES
 from agent.guest.config import GuestIntervalsConfig
-from agent.model.family import Kind, Sample
+from agent.model.family import FieldKind, Sample
 from agent.model.metrics.guest import GUEST_ADDRESS, GUEST_CLOCK, GUEST_FILESYSTEM
 from agent.model.record import Record, RecordEncoder, Vm
 from agent.qga.commands import READS
 from agent.qga.errors import GuestAgentError, GuestCommandError, UnreadableGuestReplyError
 from tests.lab import golden_files
 from tests.lab.guest_transcript import load
-from tests.unit.collectors.test_collectors import anything, paths, replaced
+from tests.unit.collectors.test_collectors import any_json, copy_with, paths_in
 
 BY_NAME = {collector.name: collector for collector in GUEST_COLLECTORS}
 SENT_NS = 1_796_022_059_300_000_000
@@ -42,10 +42,10 @@ def check_guest_sample(sample: Sample) -> None:
     assert len(sample.labels) == len(sample.family.labels)
     assert all(type(label) is str and label and len(label) <= MAX_TEXT and "\n" not in label for label in sample.labels)
     for field, value in sample.values.items():
-        if kinds[field] in (Kind.COUNTER, Kind.GAUGE):
+        if kinds[field] in (FieldKind.COUNTER, FieldKind.GAUGE):
             assert type(value) in (int, float)
-        elif kinds[field] is not Kind.DETAIL:
-            assert type(value) is (bool if kinds[field] is Kind.FLAG else str)
+        elif kinds[field] is not FieldKind.DETAIL:
+            assert type(value) is (bool if kinds[field] is FieldKind.FLAG else str)
     assert RecordEncoder()(Record("qemu.sample.x", Vm("h", "u", "n"), sample.data, 0, sample.subject)).body
 
 
@@ -229,9 +229,9 @@ REAL = [
 def test_samples_of_replies_with_any_replaced_part_have_valid_fields(data: st.DataObject) -> None:
     name, replies = data.draw(st.sampled_from(REAL))
     which = data.draw(st.integers(0, len(replies) - 1))
-    path = data.draw(st.sampled_from(list(paths(replies[which]))))
+    path = data.draw(st.sampled_from(list(paths_in(replies[which]))))
     try:
-        samples = collect(name, *replaced(copy.deepcopy(replies), (which, *path), data.draw(anything)))
+        samples = collect(name, *copy_with(copy.deepcopy(replies), (which, *path), data.draw(any_json)))
     except GuestAgentError:
         return
     for sample in samples:

@@ -9,16 +9,16 @@ BIN := $(VENV)/bin
 help:
 	@echo "make demo [FOR=30s] [OUT=FILE] [ALERTMANAGER=URL]   run two small guests and watch them"
 	@echo "make test [T=tests/unit]         run all tests, or those in T"
-	@echo "make flaky [N=20] [T=PATH] [LOAD=8]   run tests N times under load, report each that ever failed"
+	@echo "make flaky [N=20] [T=PATH] [LOAD=8]   run tests N times under load, and report each test that failed"
 	@echo "make chaos [MINUTES=10] [SEED=N] let brokers, agents and disks fail, and check the delivered records"
-	@echo "make soak [MINUTES=60]           run for long with VMs that start, end, hang and send garbage, and check for leaks"
+	@echo "make soak [MINUTES=60]           watch VMs that start, end, hang and send garbage, and check for leaks"
 	@echo "make fuzz [FOR=60] [F=protocol]  fuzz the protocol, the collectors and the config, guided by coverage"
-	@echo "make bench [PARTS=poll] [SHORT=1] [JSON=FILE]   measure cost and latency"
+	@echo "make bench [PARTS=poll] [SHORT=1] [JSON=FILE]   measure the agent's cost and latency"
 	@echo "make bench-check                 fail if a benchmark ratio is worse than its baseline"
 	@echo "make check                       check formatting, lint, imports and types"
 	@echo "make format                      fix formatting, and lint errors that can be fixed automatically"
 	@echo "make generate                    generate schemas, dashboards and references from the code"
-	@echo "make golden                      rewrite the expected results of recorded replies; review the difference"
+	@echo "make golden                      rewrite the golden files of recorded replies; review the difference"
 	@echo "make package                     build a wheel and an sdist in dist/, with a CycloneDX list of components"
 	@echo "make requirements                update the container's dependencies, pinned by hash"
 	@echo "make examples                    rewrite the records in docs/records.md from a real run"
@@ -40,18 +40,18 @@ chaos: lab-test
 soak: lab-test
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED)) --chart soak.svg
 
-# New inputs go to .fuzz; tests/fuzz/__main__.py explains what to do with them.
+# New inputs are stored in .fuzz. tests/fuzz/__main__.py explains how to use them.
 fuzz: $(VENV)/dev
 	$(BIN)/pip install -q --group fuzz
 	for target in $(or $(F),protocol collectors config); do \
 		$(BIN)/python -m tests.fuzz $$target --seconds $(or $(FOR),60) || exit 1; \
 	done
 
-# Cost of a poll, a scrape, an event, a flood and a VM, with a floor or a peer in the same run: docs/performance.md.
+# Measures the cost of a poll, a scrape, an event, a flood and a VM. docs/performance.md explains the results.
 bench: lab-test
 	$(BIN)/python -m tests.bench $(PARTS) $(if $(SHORT),--short) $(if $(JSON),--json $(JSON))
 
-# The ratios with the least noise, compared with their baseline: a minute.
+# Compares the ratios that vary least with their baselines. Takes a minute.
 bench-check: $(VENV)/dev
 	$(BIN)/python -m tests.bench --short --against tests/bench/ratios.json poll scrape
 
@@ -87,13 +87,13 @@ package: $(VENV)/release
 	$(BIN)/python -m hatchling build -d dist
 	$(BIN)/cyclonedx-py requirements deploy/container/requirements.txt --pyproject pyproject.toml --output-reproducible -o dist/qmp-agent.cdx.json
 
-# For the Python of the container's Debian, 3.11. Neither file names an index, so pip uses its configured one.
+# Run this with Python 3.11, which the container's Debian has. The files name no package index, so pip uses the configured index.
 COMPILE := $(BIN)/pip-compile -q --upgrade --generate-hashes --strip-extras --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 requirements: $(VENV)/release
 	$(COMPILE) -o deploy/container/requirements.txt pyproject.toml
 	$(COMPILE) --only-build-deps --build-deps-for wheel -o deploy/container/build-requirements.txt pyproject.toml
 
-# Run this by hand when the page or top has changed, and look at the result.
+# Run this by hand after changes of the page or of `qmp-agent top`, and look at the result.
 shots: lab-test
 	$(BIN)/python -m tests.lab.screenshots
 
@@ -116,7 +116,7 @@ $(VENV)/release: $(VENV)/dev
 	$(BIN)/pip install -q --group release
 	@touch $@
 
-# A fresh Debian has Python without its venv module, and its pip is too old for dependency groups.
+# A new Debian lacks Python's venv module, and its pip is too old for dependency groups.
 $(BIN)/pip:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || tests/lab/install demo
 	$(PYTHON) -m venv $(VENV)

@@ -11,21 +11,18 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from agent import __version__
 from agent.app.agent import run
-from agent.cli.http_client import EndpointCredentials
+from agent.cli import arguments
 from agent.common.config_types import expand_secret_path
 from agent.common.errors import SubcommandError
-from agent.common.units import parse_bytes, parse_seconds
 from agent.config.loader import DEFAULT_PATH, ConfigError, load
-from agent.config.model import AlertmanagerConfig, Config, WebConfig
+from agent.config.model import Config, WebConfig
 from agent.http.web_config import EndpointError, LoadedWebConfig
-from agent.model.record import Severity
 from agent.monitors import DialConfig
 from agent.runtime.logging import configure_logging
 
@@ -34,17 +31,21 @@ THREAD_EXIT_SECONDS = 2.0
 """How long a finished `run` waits for its threads before the process exits."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+Handler = Callable[[argparse.Namespace], int]
+"""Runs a subcommand with its parsed options, and returns the exit status."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the subcommand that the arguments name.
 
     Args:
-        arguments: the arguments after the program's name; None for those of the process.
+        argv: the arguments after the program's name; None for those of the process.
 
     Returns:
         The exit status: 0 after success, 1 after a failure, 2 for a wrong command line or config, 130 after Ctrl-C.
     """
-    parsed = _build_parser().parse_args(arguments)
-    handler: Callable[[argparse.Namespace], int] = parsed.handler
+    parsed = _build_parser().parse_args(argv)
+    handler: Handler = parsed.handler
     try:
         return handler(parsed)
     except ConfigError as error:
@@ -68,181 +69,53 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"qmp-agent {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    _add_config_option(_add_command(commands, "run", _execute_run, "watch the VMs of this host until SIGTERM"))
-
-    command = _add_command(
-        commands,
-        "check",
-        _execute_check,
-        "check the config, then the monitors, the journal, the endpoint and the sink that it names",
-    )
-    _add_config_option(command)
-
-    command.add_argument("--syntax", action="store_true", help="only validate the config")
-
-    command = _add_command(commands, "tail", _execute_tail, "follow the records of the running agent")
-    _add_config_option(command)
-    command.add_argument("--url", help="URL of the agent's endpoint; default: the config's, else http://127.0.0.1:9179")
-    _add_credentials_options(command)
-    command.add_argument("--vm", default="", help="only this VM, by name or UUID")
-    command.add_argument(
-        "--type", default="", help="only record types with this prefix: event, sample.block, alert, vm, ..."
-    )
-    command.add_argument(
-        "--severity",
-        default="debug",
-        choices=[s.label for s in Severity],
-        help="only records of this severity or higher",
-    )
-    command.add_argument("--json", action="store_true", help="print whole records, one per line")
-
-    command = _add_command(commands, "top", _execute_top, "show the VMs of the running agent in the terminal")
-    _add_config_option(command)
-    command.add_argument("--url", help="URL of the agent's endpoint; default: the config's, else http://127.0.0.1:9179")
-    _add_credentials_options(command)
-    command.add_argument(
-        "--interval", type=_parse_duration, default=2.0, metavar="TIME", help="refresh interval, such as 5s"
-    )
-    command.add_argument("--vm", default="", help="start with the details of this VM, by name or UUID")
-    command.add_argument("--once", action="store_true", help="print the table, or with --vm the details, and exit")
-
-    command = _add_command(commands, "journal", _execute_journal, "show, export or replay the records in the journal")
-    _add_config_option(command)
-    command.add_argument("action", nargs="?", choices=("show", "export", "replay"), default="show")
-    command.add_argument(
-        "--dead-letters",
-        action="store_true",
-        help="export the records that Kafka rejected, instead of the waiting records (`replay` always replays these)",
-    )
-    command.add_argument("--file", help="export or replay this quarantined file, named as in the journal's directory")
-
-    _add_standalone_commands(commands)
-    _add_command(commands, "version", _execute_version, "print the version")
+    for name, handler, add_options, text in _subcommands():
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.set_defaults(handler=handler)
+        add_options(command)
     return parser
 
 
-def _add_standalone_commands(commands: Any) -> None:
-    """Add the subcommands that need no running agent."""
-    command = _add_command(
-        commands,
-        "record",
-        _execute_record,
-        "record the QMP traffic of one monitor, for a bug report; secrets are removed",
+def _subcommands() -> tuple[tuple[str, Handler, Callable[[argparse.ArgumentParser], None], str], ...]:
+    """Return the table of subcommands: the name, the function that runs it, the function that adds its options, and its help."""
+    return (
+        ("run", _execute_run, arguments.add_config_option, "watch the VMs of this host until SIGTERM"),
+        (
+            "check",
+            _execute_check,
+            arguments.add_check_options,
+            "check the config, then the monitors, the journal, the endpoint and the sink that it names",
+        ),
+        ("tail", _execute_tail, arguments.add_tail_options, "follow the records of the running agent"),
+        ("top", _execute_top, arguments.add_top_options, "show the VMs of the running agent in the terminal"),
+        (
+            "journal",
+            _execute_journal,
+            arguments.add_journal_options,
+            "show, export or replay the records in the journal",
+        ),
+        (
+            "record",
+            _execute_record,
+            arguments.add_record_options,
+            "record the QMP traffic of one monitor, for a bug report; secrets are removed",
+        ),
+        (
+            "replay",
+            _execute_replay,
+            arguments.add_replay_options,
+            "replay recorded QMP traffic to an agent, and print its records",
+        ),
+        (
+            "doctor",
+            _execute_doctor,
+            arguments.add_doctor_options,
+            "report whether the agent can watch each VM on this host, and which change allows it; run it as root",
+        ),
+        ("schema", _execute_schema, arguments.add_schema_options, "print the JSON schema of records or of the config"),
+        ("demo", _execute_demo, arguments.add_demo_options, "boot two small guests, watch them and provoke events"),
+        ("version", _execute_version, arguments.add_no_options, "print the version"),
     )
-    _add_config_option(command)
-    command.add_argument("monitor", help="path of a socket, or tcp:host:port; no other client may hold it")
-    command.add_argument("file", type=Path, help="output file; only you can read it")
-    command.add_argument(
-        "--duration",
-        dest="seconds",
-        type=_parse_duration,
-        default=60.0,
-        metavar="TIME",
-        help="maximum duration; default: 60s",
-    )
-    command.add_argument(
-        "--max-size",
-        type=_parse_size,
-        default=64 << 20,
-        metavar="SIZE",
-        help="maximum size of the file; default: 64MiB",
-    )
-
-    command = _add_command(
-        commands, "replay", _execute_replay, "replay recorded QMP traffic to an agent, and print its records"
-    )
-    _add_config_option(command)
-    command.add_argument("file", type=Path, help="file from `record`")
-    command.add_argument(
-        "--speed", type=_parse_speed, default=1.0, metavar="N", help="replay N times as fast; default: 1"
-    )
-    command.add_argument(
-        "--listen", default="127.0.0.1:0", metavar="ADDRESS", help="address of the page and /metrics during the replay"
-    )
-
-    command = _add_command(
-        commands,
-        "doctor",
-        _execute_doctor,
-        "report whether the agent can watch each VM on this host, and which change allows it; run it as root",
-    )
-    _add_config_option(command)
-    command.add_argument("--vm", default="*", help="only VMs whose name or UUID matches this pattern")
-    command.add_argument(
-        "--user", help="user whose permissions to check; default: the running agent's user, else qmp-agent"
-    )
-    command.add_argument(
-        "--json", action="store_true", help="print one JSON array; docs/monitors.md describes its fields"
-    )
-
-    command = _add_command(commands, "schema", _execute_schema, "print the JSON schema of records or of the config")
-    command.add_argument("of", choices=("record", "config"))
-
-    command = _add_command(commands, "demo", _execute_demo, "boot two small guests, watch them and provoke events")
-    command.add_argument(
-        "--duration", dest="seconds", type=_parse_duration, metavar="TIME", help="end after this time, such as 30s"
-    )
-    command.add_argument("--output", type=Path, metavar="FILE", help="write every record to this file, one per line")
-    command.add_argument(
-        "--alertmanager", type=_parse_alertmanager_url, metavar="URL", help="send alerts to this Alertmanager"
-    )
-
-
-def _add_command(
-    commands: Any, name: str, handler: Callable[[argparse.Namespace], int], text: str
-) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    command.set_defaults(handler=handler)
-    return command
-
-
-def _add_config_option(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--config", type=Path, default=None, metavar="FILE", help=f"the config file; default: {DEFAULT_PATH}"
-    )
-
-
-def _add_credentials_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--ca", type=Path, metavar="FILE", help="certificate authorities of the endpoint")
-    command.add_argument("--cert", type=Path, metavar="FILE", help="the client's certificate and its key")
-    command.add_argument("--user", default="", help="user name for the endpoint")
-    command.add_argument("--password-file", type=Path, metavar="FILE", help="file whose first line is the password")
-
-
-def _credentials_from(parsed: argparse.Namespace) -> EndpointCredentials:
-    return EndpointCredentials(parsed.ca, parsed.cert, parsed.user, parsed.password_file)
-
-
-def _parse_duration(text: str) -> float:
-    try:
-        return parse_seconds(float(text) if text.isdecimal() else text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _parse_size(text: str) -> int:
-    try:
-        return parse_bytes(int(text) if text.isdecimal() else text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _parse_speed(text: str) -> float:
-    try:
-        speed = float(text)
-    except ValueError:
-        speed = 0.0
-    if not 0 < speed <= 1000:
-        raise argparse.ArgumentTypeError("should be a number of more than 0 and at most 1000")
-    return speed
-
-
-def _parse_alertmanager_url(text: str) -> AlertmanagerConfig:
-    try:
-        return AlertmanagerConfig(url=text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError("should be a URL, such as http://127.0.0.1:9093") from error
 
 
 def _run_loop(main: Coroutine[Any, Any, None]) -> None:
@@ -294,7 +167,7 @@ def _execute_check(parsed: argparse.Namespace) -> int:
 def _execute_tail(parsed: argparse.Namespace) -> int:
     from agent.cli.tail import TailOptions, tail  # noqa: PLC0415 - as above
 
-    url, credentials = _endpoint_url(parsed), _credentials_from(parsed)
+    url, credentials = _endpoint_url(parsed), arguments.credentials_from(parsed)
     _run_loop(tail(TailOptions(url, parsed.vm, parsed.type, parsed.severity, parsed.json, credentials)))
     return 0
 
@@ -302,7 +175,7 @@ def _execute_tail(parsed: argparse.Namespace) -> int:
 def _execute_top(parsed: argparse.Namespace) -> int:
     from agent.cli.top.terminal import TopOptions, print_once, run_top  # noqa: PLC0415 - curses needs a terminal
 
-    options = TopOptions(_endpoint_url(parsed), parsed.interval, parsed.vm, _credentials_from(parsed))
+    options = TopOptions(_endpoint_url(parsed), parsed.interval, parsed.vm, arguments.credentials_from(parsed))
     asyncio.run(print_once(options) if parsed.once else run_top(options))
     return 0
 

@@ -1,4 +1,4 @@
-"""From an event on the wire to alert records: their order, and how they are logged."""
+"""Alert records that an event of QEMU causes: their order, and their log lines."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ NOSPACE = {"device": "", "qom-path": "/machine/peripheral/disk0", "operation": "
 
 @contextlib.asynccontextmanager
 async def monitored(fake: FakeQemu) -> AsyncIterator[ListSink]:
-    """Run an agent that monitors the scripted VM; yield its sink."""
+    """Run an agent that watches the scripted VM while the block runs. Yield the agent's sink."""
     sink = ListSink()
     config = {"monitors": [{"dial": str(fake.path)}], "web": {"listen_address": "127.0.0.1:0"}}
     agent = Agent(Config.model_validate(config), sink)
@@ -29,13 +29,13 @@ async def monitored(fake: FakeQemu) -> AsyncIterator[ListSink]:
 
 
 def events(sink: ListSink) -> list[str]:
-    """Return the events of I/O errors and of the run state, in the order in which their records left."""
+    """Return the events of I/O errors and of the run state, in the order of their records in the sink."""
     names = [record["data"]["event"] for record in sink.records if record["type"].startswith("qemu.event.")]
     return [name for name in names if name in ("BLOCK_IO_ERROR", "STOP", "RESUME")]
 
 
 def states(sink: ListSink) -> list[str]:
-    """Return the states of the alert of a full disk, in order."""
+    """Return the states of the disk_full alert, in order."""
     return [record["data"]["state"] for record in sink.records if record["type"] == "qemu.alert.disk_full"]
 
 

@@ -1,4 +1,4 @@
-"""Log lines of alerts: a warning when one fires, information when it is resolved."""
+"""Log lines of alerts: a warning when an alert fires, information when the alert is resolved."""
 
 import logging
 

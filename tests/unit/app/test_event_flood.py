@@ -1,4 +1,4 @@
-"""More events than the buffer holds: alerts are delivered, and drops are reported."""
+"""A flood of more events than the buffer can hold: alerts are delivered, and dropped events are reported."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ FLOOD = 4000
 
 
 class BlockedSink(ListSink):
-    """A sink that accepts nothing until it is released."""
+    """A sink that accepts no record before a test releases it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Warnings of the agent's health."""
+"""Warnings in the agent's health report."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,7 @@ from agent.model.record import Vm
 from tests.lab.snapshots import status
 
 
-def an_agent() -> Any:
+def scripted_agent() -> Any:
     return Agent(Config.model_validate({"monitors": [{"dial": "/run/*.qmp"}], "host": "hv1"}))
 
 
@@ -18,7 +18,7 @@ def vm(number: int) -> Vm:
 
 
 async def test_collectors_that_are_off_are_warnings_and_the_agent_stays_ready() -> None:
-    agent = an_agent()
+    agent = scripted_agent()
     agent.snapshot.update_status(status(vm(1)))
     assert agent.health.warnings() == []
     agent.snapshot.update_status(replace(status(vm(1)), degraded=(("block", "not JSON"), ("nodes", "too long"))))
@@ -30,7 +30,7 @@ async def test_collectors_that_are_off_are_warnings_and_the_agent_stays_ready() 
 
 
 async def test_the_warnings_about_collectors_are_limited_in_number() -> None:
-    agent = an_agent()
+    agent = scripted_agent()
     for number in range(20):
         agent.snapshot.update_status(replace(status(vm(number)), degraded=(("block", "not JSON"),)))
     warnings = agent.health.warnings()
@@ -39,7 +39,7 @@ async def test_the_warnings_about_collectors_are_limited_in_number() -> None:
 
 
 async def test_vms_that_run_with_one_uuid_are_one_warning() -> None:
-    agent = an_agent()
+    agent = scripted_agent()
     monitors = ("/run/vm1.qmp", "/run/vm2.qmp")
     for number in (1, 2):
         clone = replace(vm(number), uuid="u")

@@ -1,4 +1,4 @@
-"""The capture file, and its replay."""
+"""Capture files: their content, and the replay of a recording."""
 
 import resource
 from math import inf

@@ -1,4 +1,4 @@
-"""The command line: each subcommand is described in its help and in the documentation."""
+"""The command line: each subcommand has a description in its help and in the documentation."""
 
 import argparse
 import re

@@ -1,4 +1,4 @@
-"""The demo's control client matches each reply to its command, whatever else QEMU sends."""
+"""The demo's QMP client matches each reply to its command, and ignores other messages of QEMU."""
 
 import asyncio
 import json
@@ -17,11 +17,11 @@ TIMEOUT_SECONDS = 10.0
 
 
 class FakeMonitor:
-    """The server's end of a socket pair.
+    """A scripted QMP monitor at one end of a socket pair.
 
     Attributes:
-        client: the client's end.
-        answer: returns the messages that answer a request.
+        client: the socket for the client.
+        answer: returns the messages that the monitor sends for a request.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class FakeMonitor:
         self.answer: Callable[[dict[str, Any]], list[Any]] = lambda request: [{"return": {}, "id": request.get("id")}]
 
     async def serve(self, *opening: Any) -> None:
-        """Send the opening messages, then answer requests until the client hangs up."""
+        """Send the opening messages. Then answer requests until the client closes the connection."""
         self._server.setblocking(False)  # noqa: FBT003 - the standard library's signature
         reader, writer = await asyncio.open_unix_connection(sock=self._server)
         writer.writelines(json.dumps(message).encode() + b"\r\n" for message in opening)

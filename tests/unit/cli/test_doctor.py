@@ -1,4 +1,4 @@
-"""Doctor's reports for the command lines of VM managers, on a fake /proc."""
+"""Reports of `qmp-agent doctor` for the command lines of VM managers, in a fake /proc."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""Records as readable lines."""
+"""Formatting of records as readable lines."""
 
 import json
 import os

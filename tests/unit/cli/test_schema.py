@@ -1,4 +1,4 @@
-"""The published schemas accept what the agent emits and reject other records."""
+"""The published schemas accept the agent's records and reject others."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def body(kind: str, data: dict[str, Any]) -> bytes:
 
 
 def changed(**attributes: Any) -> list[str]:
-    """Return the schema violations of a valid record with some attributes changed; None removes one."""
+    """Return the schema violations of a valid record after some attributes were changed. None removes an attribute."""
     event = {**json.loads(ENCODE(STOP).body), **attributes}
     return schema_violations(json.dumps({key: value for key, value in event.items() if value is not None}).encode())
 

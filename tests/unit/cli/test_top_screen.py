@@ -1,4 +1,4 @@
-"""The screen of `top`: layout, order and keys."""
+"""The screen of `qmp-agent top`: layout, order and keys."""
 
 from typing import Any
 

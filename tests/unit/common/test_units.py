@@ -1,4 +1,4 @@
-"""Durations and sizes as a config has them."""
+"""Durations and sizes in the form that the config uses."""
 
 import contextlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""The endpoint's authentication, TLS, addresses, and reloads of its web config."""
+"""Access control of the endpoint: authentication, TLS, addresses, and reloads of the web config."""
 
 import asyncio
 import base64

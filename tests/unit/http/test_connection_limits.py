@@ -1,4 +1,4 @@
-"""Limits of the endpoint's connections: number, header size, header time, idle time and unread responses."""
+"""Limits of the endpoint's connections: their number, the header's size and time, the idle time, and unread responses."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from tests.lab.endpoint import RunningEndpoint
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
 
 
-async def closed(reader: asyncio.StreamReader) -> bool:
+async def wait_until_closed(reader: asyncio.StreamReader) -> bool:
     """Wait until the server closes the connection."""
     with contextlib.suppress(ConnectionError):
         async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -41,8 +41,8 @@ async def test_a_client_that_sends_its_header_byte_by_byte_is_disconnected(folde
 
         dripping = asyncio.create_task(drip())
         begin = time.monotonic()
-        assert await closed(silent)
-        assert await closed(reader)
+        assert await wait_until_closed(silent)
+        assert await wait_until_closed(reader)
         assert time.monotonic() - begin < 60, "the drip takes 100 s"
         dripping.cancel()
         assert await endpoint.get() == 200
@@ -57,7 +57,7 @@ async def test_a_kept_alive_connection_is_served_and_closed_when_idle(folder: Pa
                 assert b"200" in await reader.readuntil(b"\r\n")
                 await reader.readuntil(b"ok\n")
             await asyncio.sleep(0.1)  # longer than header_seconds in total
-        assert await closed(reader)
+        assert await wait_until_closed(reader)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ async def test_excess_connections_are_refused_until_one_ends(folder: Path) -> No
                 await connections.enter_async_context(endpoint.raw_connection())
             await until(lambda: endpoint.endpoint.open_connections == 10, TIMEOUT_SECONDS)
             async with endpoint.raw_connection() as (excess, _):
-                assert await closed(excess)
+                assert await wait_until_closed(excess)
             metrics = SelfMetrics()
             metrics.register(HttpEndpointMetrics(endpoint.endpoint))
             assert b"qmp_agent_http_connections_refused_total 1.0" in metrics.render()

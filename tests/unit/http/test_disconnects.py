@@ -1,4 +1,4 @@
-"""Clients that disconnect or send malformed requests: the endpoint ends their requests and logs no error."""
+"""The endpoint logs no error about clients that disconnect or send malformed requests."""
 
 import asyncio
 import contextlib
@@ -27,12 +27,12 @@ PATHS = ["/records", "/records?recent", "/overview/live", f"/overview/live?vm={v
 
 
 def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return the messages that an operator would see as a problem."""
+    """Return the log messages that look like a problem of the agent."""
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def start_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str) -> None:
-    """Request a stream and read its first byte of content."""
+    """Request a stream, and read the first byte of its content."""
     writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     async with asyncio.timeout(TIMEOUT_SECONDS):
         assert b"200" in await reader.readuntil(b"\r\n")
@@ -41,7 +41,7 @@ async def start_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
 
 
 def change_state(endpoint: RunningEndpoint, size: int) -> None:
-    """Publish a record and change the overview, so that both streams have something to send."""
+    """Publish a record and change the overview. Then both streams send data."""
     endpoint.view.broadcaster.publish(ENCODE(Record("qemu.event.stop", vm(), {"x": "x" * size}, 0)))
     endpoint.view.reasons = [f"{next(NUMBERS)}" + "x" * size]
 

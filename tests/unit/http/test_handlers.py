@@ -1,4 +1,4 @@
-"""The endpoint's pages and streams: content, headers, refusals, and that a guest's name is never markup."""
+"""The endpoint's pages and streams: content, headers and refusals. A guest's name is never markup."""
 
 import asyncio
 import json
@@ -173,7 +173,7 @@ async def message(response: ClientResponse) -> dict[str, Any]:
 
 
 async def stream_ids(client: Client, view: FakeView, query: str, *records: EncodedRecord) -> list[str]:
-    """Return the ids of these records that a stream sends, up to a last record that matches every filter."""
+    """Publish records, and return the ids of those that a stream sends. A last record, which matches every filter, marks the end."""
     last = record("event.~last", severity=Severity.CRITICAL)
     ids: list[str] = []
     async with client.get(f"/records?{query}") as response, asyncio.timeout(TIMEOUT_SECONDS):

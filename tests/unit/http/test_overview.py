@@ -1,4 +1,4 @@
-"""The overview and its cursor: the whole state first, then only the changes."""
+"""A client of the overview gets the whole state first, and then only changes."""
 
 from dataclasses import replace
 from typing import Any
@@ -18,7 +18,7 @@ def source() -> OneVmSource:
     return OneVmSource()
 
 
-def connect(source: OneVmSource) -> OverviewCursor:
+def new_cursor(source: OneVmSource) -> OverviewCursor:
     """Return the cursor of a new client."""
     return OverviewCursor(Overview(source))
 
@@ -28,7 +28,7 @@ def decoded(changes: dict[str, Any] | None) -> Any:
 
 
 def test_a_client_gets_everything_then_the_changes_then_nothing(source: OneVmSource) -> None:
-    cursor = connect(source)
+    cursor = new_cursor(source)
     assert decoded(cursor.changes()).keys() == {"vms", "history", "monitors", "alerts", "agent"}
     assert cursor.changes() is None
     source.put(BALLOON, 10, ((), {"actual_bytes": 100}))
@@ -38,7 +38,7 @@ def test_a_client_gets_everything_then_the_changes_then_nothing(source: OneVmSou
 
 
 def test_a_slow_client_gets_only_the_last_of_several_changes(source: OneVmSource) -> None:
-    cursor = connect(source)
+    cursor = new_cursor(source)
     cursor.changes()
     for size in range(5):
         source.put(BALLOON, 10 + size, ((), {"actual_bytes": size}))
@@ -47,7 +47,7 @@ def test_a_slow_client_gets_only_the_last_of_several_changes(source: OneVmSource
 
 
 def test_a_new_vm_comes_with_its_history_and_a_vm_that_left_is_reported_gone(source: OneVmSource) -> None:
-    cursor, other = connect(source), vm(1, "vm2", "/run/vm2.qmp")
+    cursor, other = new_cursor(source), vm(1, "vm2", "/run/vm2.qmp")
     cursor.changes()
     source.snapshot.update_status(status(other, key=1))
     for at in (10, 12, 14):
@@ -61,7 +61,7 @@ def test_a_new_vm_comes_with_its_history_and_a_vm_that_left_is_reported_gone(sou
 
 
 def test_a_vm_has_its_collectors_that_are_off_with_their_causes(source: OneVmSource) -> None:
-    cursor = connect(source)
+    cursor = new_cursor(source)
     assert "degraded" not in decoded(cursor.changes())["vms"][vm().uuid]
     source.snapshot.update_status(replace(status(vm()), degraded=(("block", "not JSON"),)))
     assert decoded(cursor.changes())["vms"][vm().uuid]["degraded"] == [{"collector": "block", "cause": "not JSON"}]
@@ -70,14 +70,14 @@ def test_a_vm_has_its_collectors_that_are_off_with_their_causes(source: OneVmSou
 def test_a_thin_disk_has_its_levels(source: OneVmSource) -> None:
     source.put(BLOCK, 10, (("disk0",), disk_counters()), (("disk1",), disk_counters()))
     source.put(BLOCK_SPACE, 10, (("disk0",), {"used_bytes": 85, "limit_bytes": 100}))
-    disks = decoded(connect(source).changes())["vms"][vm().uuid]["disks"]
+    disks = decoded(new_cursor(source).changes())["vms"][vm().uuid]["disks"]
     assert [disk.get("levels") for disk in disks] == [[["80%", 80], ["90%", 90]], None]
 
 
 def test_the_detail_of_a_vm_has_every_family_with_the_help_of_its_fields(source: OneVmSource) -> None:
     for at, write in ((10, 0), (12, 200)):
         source.put(BLOCK, at, (("disk0",), disk_counters(write=write) | {"node": "n"}))
-    cursor = connect(source)
+    cursor = new_cursor(source)
     (family,) = decoded(cursor.changes(vm().uuid))["detail"]["families"]
     assert (family["name"], family["labels"], family["source"]) == ("block", ["device"], "query-blockstats")
     fields = {field["name"]: (field["kind"], field["help"]) for field in family["fields"]}
@@ -89,12 +89,12 @@ def test_the_detail_of_a_vm_has_every_family_with_the_help_of_its_fields(source:
     assert (subject["labels"], subject["values"]["node"]) == (["disk0"], "n")
     assert subject["rates"]["write_bytes_total"] == 100
     assert cursor.changes(vm().uuid) is None
-    assert "detail" not in decoded(connect(source).changes())
+    assert "detail" not in decoded(new_cursor(source).changes())
 
 
 def test_figures_beyond_64_bits_do_not_break_the_overview(source: OneVmSource) -> None:
     source.put(GUEST_MEMORY, 10, ((), {"total_bytes": 2**64 - 2, "available_bytes": -(2**63)}))
-    changes = connect(source).changes(vm().uuid)
+    changes = new_cursor(source).changes(vm().uuid)
     assert changes is not None
     overview = orjson.loads(encode_json(changes))["vms"][vm().uuid]
     assert overview["memory"] == {"total_bytes": 2**64 - 2, "used_bytes": float(2**64 - 2 + 2**63)}

@@ -1,4 +1,4 @@
-"""The endpoint's rate limit, on an injected clock."""
+"""The endpoint's rate limit, with an injected clock."""
 
 from functools import partial
 

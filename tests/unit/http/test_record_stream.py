@@ -1,4 +1,4 @@
-"""The record broadcaster: each subscriber gets the records that match, and a slow one delays no other."""
+"""The record broadcaster: each subscriber gets the records that match, and a slow subscriber delays no other."""
 
 import pytest
 
@@ -22,8 +22,8 @@ def record(
     return ENCODE(Record(f"qemu.{kind}", Vm("host1", uuid, name), {}, 0, severity=severity))
 
 
-async def received(subscriber: Subscriber, *records: EncodedRecord) -> list[EncodedRecord]:
-    """Return what a subscriber receives of these records."""
+async def received_records(subscriber: Subscriber, *records: EncodedRecord) -> list[EncodedRecord]:
+    """Publish records, and return those that a subscriber receives."""
     broadcaster, last = RecordBroadcaster(), record("vm.gone", severity=Severity.CRITICAL)
     with broadcaster.subscribe(subscriber):
         for encoded in (*records, last):
@@ -36,29 +36,32 @@ async def received(subscriber: Subscriber, *records: EncodedRecord) -> list[Enco
 
 async def test_a_subscriber_receives_all_records_in_order() -> None:
     records = [record(), record("sample.block"), record(name="vm2", uuid="")]
-    assert await received(Subscriber(), *records) == records
+    assert await received_records(Subscriber(), *records) == records
 
 
 async def test_a_subscriber_may_filter_by_vm_name_or_uuid() -> None:
     mine, other = record(), record(name="vm2", uuid="2" * 36)
-    assert await received(Subscriber(vm="vm1"), mine, other) == [mine]
-    assert await received(Subscriber(vm=UUID), mine, other) == [mine]
-    assert await received(Subscriber(vm="vm"), mine, other) == []
+    assert await received_records(Subscriber(vm="vm1"), mine, other) == [mine]
+    assert await received_records(Subscriber(vm=UUID), mine, other) == [mine]
+    assert await received_records(Subscriber(vm="vm"), mine, other) == []
 
 
 async def test_a_subscriber_may_filter_by_type_prefixes() -> None:
     stop, block, other = record("event.stop"), record("event.block_io_error"), record("sample.block")
-    assert await received(Subscriber(types=("qemu.event.",)), stop, block, other) == [stop, block]
-    assert await received(Subscriber(types=("qemu.event.block",)), stop, block, other) == [block]
-    assert await received(Subscriber(types=("event",)), stop, block, other) == []
-    assert await received(Subscriber(types=("qemu.event.stop", "qemu.sample.")), stop, block, other) == [stop, other]
+    assert await received_records(Subscriber(types=("qemu.event.",)), stop, block, other) == [stop, block]
+    assert await received_records(Subscriber(types=("qemu.event.block",)), stop, block, other) == [block]
+    assert await received_records(Subscriber(types=("event",)), stop, block, other) == []
+    assert await received_records(Subscriber(types=("qemu.event.stop", "qemu.sample.")), stop, block, other) == [
+        stop,
+        other,
+    ]
 
 
 async def test_a_subscriber_may_filter_by_lowest_severity() -> None:
     records = {severity: record(severity=severity) for severity in Severity}
     for lowest in Severity:
         expected = [records[severity] for severity in Severity if severity >= lowest]
-        assert await received(Subscriber(severity=lowest), *records.values()) == expected
+        assert await received_records(Subscriber(severity=lowest), *records.values()) == expected
 
 
 async def test_records_that_a_slow_subscriber_misses_are_counted_and_delay_no_other() -> None:
@@ -105,7 +108,7 @@ async def test_a_subscriber_that_left_receives_nothing() -> None:
     assert subscriber._queue.empty()
 
 
-async def recent(broadcaster: RecordBroadcaster, *, after: str = "") -> list[EncodedRecord]:
+async def received_recent_records(broadcaster: RecordBroadcaster, *, after: str = "") -> list[EncodedRecord]:
     """Return the recent records that a new subscriber receives."""
     with broadcaster.subscribe(subscriber := Subscriber(), recent=True, after=after):
         return [await subscriber.get() for _ in range(subscriber._queue.qsize())]
@@ -115,7 +118,7 @@ async def test_a_new_subscriber_may_receive_recent_records_except_samples() -> N
     broadcaster, stop, sample, resume = RecordBroadcaster(), record(), record("sample.block"), record("event.resume")
     for encoded in (stop, sample, resume):
         broadcaster.publish(encoded)
-    assert await recent(broadcaster) == [stop, resume]
+    assert await received_recent_records(broadcaster) == [stop, resume]
     with broadcaster.subscribe(subscriber := Subscriber()):
         assert subscriber._queue.empty()
 
@@ -124,17 +127,17 @@ async def test_a_reconnecting_subscriber_receives_what_it_missed_or_all_recent_r
     broadcaster, records = RecordBroadcaster(), [record() for _ in range(3)]
     for encoded in records:
         broadcaster.publish(encoded)
-    assert await recent(broadcaster, after=records[1].id) == records[2:]
-    assert await recent(broadcaster, after=records[2].id) == []
-    assert await recent(broadcaster, after="0000000000-7") == records
+    assert await received_recent_records(broadcaster, after=records[1].id) == records[2:]
+    assert await received_recent_records(broadcaster, after=records[2].id) == []
+    assert await received_recent_records(broadcaster, after="0000000000-7") == records
 
 
 async def test_recent_records_are_bounded_in_number_and_bytes() -> None:
     broadcaster, records = RecordBroadcaster(), [record() for _ in range(RECENT_RECORDS + 5)]
     for encoded in records:
         broadcaster.publish(encoded)
-    assert await recent(broadcaster) == records[5:]
+    assert await received_recent_records(broadcaster) == records[5:]
     broadcaster = RecordBroadcaster(recent_bytes=3 * len(records[-1].body))
     for encoded in records:
         broadcaster.publish(encoded)
-    assert await recent(broadcaster) == records[-3:]
+    assert await received_recent_records(broadcaster) == records[-3:]

@@ -1,4 +1,4 @@
-"""Reference cycles are collected on schedule, and the collector's settings are restored at the end."""
+"""The garbage collector runs on schedule, and its settings are restored at the end."""
 
 import asyncio
 import gc

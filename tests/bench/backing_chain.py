@@ -32,7 +32,7 @@ _MAX_REPLY_BYTES: Final = 1 << 26
 class ChainGuest(Guest):
     """A guest that writes to the top of a backing chain of `LAYERS` images."""
 
-    async def _storage(self) -> Mapping[str, Any]:
+    async def _disk0_storage(self) -> Mapping[str, Any]:
         images = [self.folder / f"layer{number}.qcow2" for number in range(LAYERS)]
         await run("qemu-img", "create", "-q", "-f", "qcow2", str(images[0]), SIZE)
         for below, image in itertools.pairwise(images):

@@ -2,8 +2,8 @@
 
 `python -m tools.reference metrics|records|queries` writes one document to standard output.
 
-No table has the series of sessions and of the agent itself. They are scraped from a sample agent that has received one observation of
-each type.
+No table has the series about sessions and about the agent itself. The generator creates an agent, reports one observation of each type
+to it, and scrapes these series from it.
 """
 
 import argparse
@@ -42,11 +42,11 @@ from agent.session.session import THREADS
 EXAMPLES = Path(__file__).parents[1] / "tests/golden/records.jsonl"
 """One record of each type from a real run; `make examples` writes the file."""
 
-_GENERATED = "<!-- Generated from the code by `make generate`; a test fails if it is out of date. -->\n"
+_GENERATED_NOTE = "<!-- Generated from the code by `make generate`; a test fails if it is out of date. -->\n"
 
 _UNITS = {"bytes": "bytes", "seconds": "seconds", "ratio": "ratio", "second": "per second"}
 
-_JOIN = """Every series of a VM has the labels `vm_uuid` and `vm`, in addition to the labels that are listed below.
+_METRICS_INTRO = """Every series of a VM has the labels `vm_uuid` and `vm`, in addition to the labels that are listed below.
 `qemu_vm_info` has all other labels of a VM. Join with it on `instance`, too, because two hosts report the same VM during a migration:
 
     rate(qemu_block_write_bytes_total[5m]) * on (job, instance, vm_uuid) group_left (machine, pid) qemu_vm_info
@@ -55,7 +55,7 @@ A series exists only if QEMU or the host provides the value.
 Fields without a series are in [records](records.md).
 """
 
-_OWN = """## Sessions and the agent itself
+_AGENT_SERIES_INTRO = """## Sessions and the agent itself
 
 The agent's own observations.
 
@@ -63,7 +63,7 @@ The agent's own observations.
 |---|---|---|---|---|
 """
 
-_ENVELOPE = """Every record is a [CloudEvents 1.0](https://cloudevents.io/) event in JSON structured mode;
+_RECORDS_INTRO = """Every record is a [CloudEvents 1.0](https://cloudevents.io/) event in JSON structured mode;
 `config/record.schema.json` is its JSON schema.
 
 - `id` is unique: deduplicate on it.
@@ -75,61 +75,67 @@ The examples are from a real run with QEMU {version}.
 """
 
 
-def metrics() -> str:
-    """Return docs/metrics.md, with one row for each series."""
-    return "\n".join((_GENERATED, "# Metrics\n", _JOIN, *map(_family, FAMILIES), _OWN + "".join(_own())))
+def metrics_document() -> str:
+    """Return the text of docs/metrics.md, with a row for each series."""
+    return "\n".join(
+        (
+            _GENERATED_NOTE,
+            "# Metrics\n",
+            _METRICS_INTRO,
+            *map(_family_section, FAMILIES),
+            _AGENT_SERIES_INTRO + "".join(_agent_series_rows()),
+        )
+    )
 
 
-def _family(family: Family) -> str:
+def _family_section(family: Family) -> str:
     labels = "".join(f"`{name}`, " for name in family.labels).removesuffix(", ")
     where = f"Label{'s' if len(family.labels) > 1 else ''} {labels}. " if labels else ""
     where += "Without the labels of a VM. " if family.per_host else ""
     record = "No separate record: alerts contain it." if family is BLOCK_SPACE else f"Record `{family.type}`."
     change = " Emitted only after a change." if family.on_change else ""
     rows = "".join(
-        f"| `{family.series(field)}` | {_kind(field)} | {_unit(field)} | {_cell(field.help)} | {_source(field)} |\n"
+        f"| `{family.series(field)}` | {_type_cell(field)} | {_unit_cell(field)} | {_escape_cell(field.help)} | {_source_cell(field)} |\n"
         for field in family.exported_fields()
     )
     series = f"\n| series | type | unit | description | field |\n|---|---|---|---|---|\n{rows}" if rows else ""
     record_only = "".join(
-        f"| `{field.name}` | {_cell(field.help)} | {_source(field)} |\n"
+        f"| `{field.name}` | {_escape_cell(field.help)} | {_source_cell(field)} |\n"
         for field in family.fields
         if field not in set(family.exported_fields())
     )
     texts = (
         f"\nIn records only:\n\n| field | description | source |\n|---|---|---|\n{record_only}" if record_only else ""
     )
-    return (
-        f"## {family.name}\n\n{family.help}\n\n{where}Source: {_cell(family.source)}. {record}{change}\n{series}{texts}"
-    )
+    return f"## {family.name}\n\n{family.help}\n\n{where}Source: {_escape_cell(family.source)}. {record}{change}\n{series}{texts}"
 
 
-def _kind(field: Field) -> str:
+def _type_cell(field: Field) -> str:
     labeled = f"gauge: 1, with the label `{field.name}`"
     return {FieldKind.FLAG: "gauge: 1 or 0", FieldKind.STATE: labeled, FieldKind.NAME: labeled}.get(
         field.kind, field.kind.value
     )
 
 
-def _unit(field: Field) -> str:
-    return "" if field.kind in (FieldKind.FLAG, FieldKind.STATE, FieldKind.NAME) else _unit_of(field.name)
+def _unit_cell(field: Field) -> str:
+    return "" if field.kind in (FieldKind.FLAG, FieldKind.STATE, FieldKind.NAME) else _unit_of_series(field.name)
 
 
-def _unit_of(name: str) -> str:
+def _unit_of_series(name: str) -> str:
     return _UNITS.get(name.removesuffix("_total").rpartition("_")[2], "1")
 
 
-def _source(field: Field) -> str:
+def _source_cell(field: Field) -> str:
     return f"`{field.path}`" + (f" in {field.unit.value}" if field.unit.value else "")
 
 
-def _cell(text: str) -> str:
+def _escape_cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _own() -> Iterator[str]:
-    """Yield the rows of the series that belong to no family."""
-    text = asyncio.run(_scrape())
+def _agent_series_rows() -> Iterator[str]:
+    """Yield the rows of the series that belong to no family, from a scrape."""
+    text = asyncio.run(_scrape_sample_agent())
     of_families = {family.series(field) for family in FAMILIES for field in family.exported_fields()}
     for name, help_text in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE):
         kind = re.search(rf"^# TYPE {name} (\w+)$", text, re.MULTILINE)
@@ -137,16 +143,17 @@ def _own() -> Iterator[str]:
             line = re.search(rf"^{name}(?:_bucket|_count|_sum)?{{([^}}]*)}}", text, re.MULTILINE)
             labels = re.findall(r'(\w+)="', line[1]) if line is not None else []
             listed = ", ".join(f"`{label}`" for label in labels if label != "le")
-            yield f"| `{name}` | {kind[1]} | {_unit_of(name) if kind[1] != 'histogram' else 'seconds'} | {listed} | {_cell(help_text)} |\n"
+            unit = _unit_of_series(name) if kind[1] != "histogram" else "seconds"
+            yield f"| `{name}` | {kind[1]} | {unit} | {listed} | {_escape_cell(help_text)} |\n"
 
 
-async def _scrape() -> str:
-    """Return the sample agent's exposition; some series of the agent need a running event loop."""
-    app = _sample_agent()
+async def _scrape_sample_agent() -> str:
+    """Return a scrape of the sample agent. It is a coroutine because some series of the agent need a running event loop."""
+    app = _make_sample_agent()
     return render(app.snapshot) + app.metrics.render().decode()
 
 
-def _sample_agent() -> Agent:
+def _make_sample_agent() -> Agent:
     app = Agent(
         Config.model_validate(
             {"monitors": [{"dial": "/run/vm1.qmp"}], "host": "hv7", "kafka": {"bootstrap_servers": ["kafka:9092"]}}
@@ -156,7 +163,13 @@ def _sample_agent() -> Agent:
     app.snapshot.limits = SeriesLimits(series_per_vm=1)
     app.observer.on_status(
         MonitorStatus(
-            Monitor("/run/vm1.qmp", (), _never), MonitorState.UP, "", vm, Build("0", "0"), now, (("nodes", "not JSON"),)
+            Monitor("/run/vm1.qmp", (), _refuse_connection),
+            MonitorState.UP,
+            "",
+            vm,
+            Build("0", "0"),
+            now,
+            (("nodes", "not JSON"),),
         )
     )
     app.observer.on_samples(vm, (RUNSTATE,), (Sample(RUNSTATE, (), {"running": True}),), now)
@@ -174,53 +187,57 @@ def _sample_agent() -> Agent:
     return app
 
 
-async def _never(*_: Any, **__: Any) -> Any:
-    raise AssertionError("the sample agent connects to no monitor")
+async def _refuse_connection(*_: Any, **__: Any) -> Any:
+    raise AssertionError("the sample agent must not connect to a monitor")
 
 
-def records(examples: Iterable[str]) -> str:
-    """Return docs/records.md, with every type of record and its example if there is one.
+def records_document(examples: Iterable[str]) -> str:
+    """Return the text of docs/records.md, with a section for each type of record.
 
     Args:
-        examples: records as JSON, one for each type.
+        examples: an example record of each type, as JSON. A type without an example gets a section without one.
     """
     by_type = {record["type"]: record for record in map(json.loads, examples)}
     version = next(r["data"]["qemu_version"] for r in by_type.values() if r["type"] == "qemu.vm.attached")
-    parts = [_GENERATED, "# Records\n", _ENVELOPE.format(version=version)]
+    parts = [_GENERATED_NOTE, "# Records\n", _RECORDS_INTRO.format(version=version)]
     parts += [
         "## Lifecycle of a VM\n",
-        *(_type(f"qemu.vm.{name}", text, by_type) for name, text in _CHANGES.items()),
+        *(_record_type_section(f"qemu.vm.{name}", text, by_type) for name, text in _LIFECYCLE_TEXTS.items()),
     ]
     parts += [
         "## Samples\n",
-        *(_type(f.type, f.help, by_type) for f in FAMILIES if f is not BLOCK_SPACE),
+        *(_record_type_section(f.type, f.help, by_type) for f in FAMILIES if f is not BLOCK_SPACE),
     ]
-    parts += [_type(f"qemu.{family.name}", family.help, by_type) for family in TRANSITIONS]
+    parts += [_record_type_section(f"qemu.{family.name}", family.help, by_type) for family in TRANSITIONS]
     parts += [
         "## Alerts\n",
-        _type("qemu.alert.write_threshold", "A thin disk exceeded an alert level, or is below it again.", by_type),
+        _record_type_section(
+            "qemu.alert.write_threshold", "A thin disk exceeded an alert level, or is below it again.", by_type
+        ),
     ]
-    parts += [_type(f"qemu.alert.{alert}", text, by_type) for alert, text in ALERTS.items()]
+    parts += [_record_type_section(f"qemu.alert.{alert}", text, by_type) for alert, text in ALERTS.items()]
     parts += [
         "## The agent\n",
-        _type("qemu.agent.records_dropped", "Number of records that could not be delivered, by reason.", by_type),
+        _record_type_section(
+            "qemu.agent.records_dropped", "Number of records that could not be delivered, by reason.", by_type
+        ),
     ]
-    parts += ["## Events\n", _EVENTS, "".join(map(_event_row, ROWS))]
+    parts += ["## Events\n", _EVENTS_INTRO, "".join(map(_event_row, ROWS))]
     parts += [
-        _type(f"qemu.event.{row.name.lower()}", row.help, by_type)
+        _record_type_section(f"qemu.event.{row.name.lower()}", row.help, by_type)
         for row in ROWS
         if f"qemu.event.{row.name.lower()}" in by_type
     ]
     return "\n".join(parts)
 
 
-_EVENTS = """`data.qemu` is QEMU's own data, complete. An event that is not in this table is passed through with category `unknown`.
+_EVENTS_INTRO = """`data.qemu` is QEMU's own data, complete. An event that is not in this table is passed through with category `unknown`.
 
 | type | category | severity | since QEMU | description |
 |---|---|---|---|---|"""
 
-_CHANGES = {
-    "attached": "The agent attached to a VM, or attached again.",
+_LIFECYCLE_TEXTS = {
+    "attached": "The agent attached to a VM for the first time, or again after it was detached.",
     "detached": "The agent detached from a VM that keeps running.",
     "gone": "A VM ended.",
     "migrated_in": "A VM arrived by migration or was restored from a file; it is not a new VM.",
@@ -229,23 +246,22 @@ _CHANGES = {
     "stalled": "A VM does not respond in time.",
     "recovered": "A VM that was stalled, or whose monitor was busy, responds again.",
 }
-assert _CHANGES.keys() == schema.LIFECYCLE_CHANGES.keys()
+assert _LIFECYCLE_TEXTS.keys() == schema.LIFECYCLE_CHANGES.keys()
 
 
 def _event_row(row: EventRow) -> str:
     severity = row.severity.label if isinstance(row.severity, Severity) else "depends on its data"
-    return (
-        f"| `qemu.event.{row.name.lower()}` | {row.category.value} | {severity} | {row.since} | {_cell(row.help)} |\n"
-    )
+    return f"| `qemu.event.{row.name.lower()}` | {row.category.value} | {severity} | {row.since} | {_escape_cell(row.help)} |\n"
 
 
-def _type(name: str, text: str, by_type: Mapping[str, Any]) -> str:
+def _record_type_section(name: str, text: str, by_type: Mapping[str, Any]) -> str:
     example = by_type.get(name)
     block = f"\n```json\n{json.dumps(example, indent=2, ensure_ascii=False)}\n```\n" if example is not None else ""
     return f"### {name}\n\n{text}\n{block}"
 
 
 _QUERIES_INTRO = """This table lists every `query-*` command of QEMU 2.6 to 11.1, when the agent sends it, and why.
+`(until 5.2)` means that newer QEMUs do not have the command.
 
 - `never`: the agent cannot send the command, whatever the config says. Only `agent/qmp/commands.py` encodes requests, and it refuses
   these.
@@ -293,21 +309,21 @@ _OMITTED = (
 """Command, fields and reason of each field that no record contains."""
 
 
-def queries() -> str:
-    """Return docs/qmp-commands.md, with one row for each query."""
+def queries_document() -> str:
+    """Return the text of docs/qmp-commands.md, with a row for each query."""
     rows, omitted = "".join(map(_query_row, QUERIES)), "".join(f"| `{c}` | {f} | {r} |\n" for c, f, r in _OMITTED)
-    return "\n".join((_GENERATED, "# QMP commands\n", _QUERIES_INTRO + rows, _OMITTED_INTRO + omitted))
+    return "\n".join((_GENERATED_NOTE, "# QMP commands\n", _QUERIES_INTRO + rows, _OMITTED_INTRO + omitted))
 
 
 def _query_row(query: Query) -> str:
     after = (
         ", ".join(f"`{event}`" for event in events_of(query.name)) if query.policy is not QueryPolicy.REFUSED else ""
     )
-    return f"| `{query.name}` | {query.policy.value} | {_cell(query.reason)} | {after} |\n"
+    return f"| `{query.name}` | {query.policy.value} | {_escape_cell(query.reason)} | {after} |\n"
 
 
 def events_of(command: str) -> list[str]:
-    """Return the events after which the agent sends a command."""
+    """Return the names of the events after which the agent sends a command."""
     senders = {c.name for c in ALL if command in (sent.name for sent in c.commands(ALL_FEATURES))}
     if command in (sent.name for sent in host_process.COMMANDS):
         senders.add(THREADS)
@@ -315,9 +331,9 @@ def events_of(command: str) -> list[str]:
 
 
 _DOCUMENTS = {
-    "metrics": metrics,
-    "records": lambda: records(EXAMPLES.read_text("utf-8").splitlines()),
-    "queries": queries,
+    "metrics": metrics_document,
+    "records": lambda: records_document(EXAMPLES.read_text("utf-8").splitlines()),
+    "queries": queries_document,
 }
 
 

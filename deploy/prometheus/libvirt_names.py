@@ -1,6 +1,7 @@
-"""Recording rules that give the agent's series the names of libvirt's exporters: `python -m deploy.prometheus.libvirt_names debian`.
+"""Generator of recording rules that give the agent's series the names of two exporters for libvirt.
 
-Both exporters descend from kumina's and share most names, but not the labels. A Prometheus loads one of the two files.
+`python -m deploy.prometheus.libvirt_names debian|tinkoff` writes a rules file to standard output. Both exporters descend from kumina's
+libvirt-exporter. They share most names of series, but not the labels. So a Prometheus must load only one of the two files.
 """
 
 import argparse
@@ -8,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-VM = ("instance", "job", "vm_uuid")
+VM_LABELS = ("instance", "job", "vm_uuid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +17,11 @@ class Dialect:
     """Metric names and labels of one exporter.
 
     Attributes:
-        exporter: Name of the exporter.
-        vm, disk: Labels of a domain's and a disk's series. An interface has its domain's labels and target_device.
-        state: Name of the series of a domain's state.
-        is_extended: Whether it also has times, sizes and the guest's memory.
+        exporter: name of the exporter.
+        vm: labels of a domain's series. The series of an interface also have the label target_device.
+        disk: labels of a disk's series.
+        state: name of the series with a domain's state.
+        is_extended: whether the exporter also has series with times, sizes and the guest's memory.
     """
 
     exporter: str
@@ -38,7 +40,7 @@ DIALECTS = {
         is_extended=False,
     ),
     "tinkoff": Dialect(
-        "Tinkoff's libvirt-exporter, and inovex' where the two agree",
+        "Tinkoff's libvirt-exporter, and the part of inovex's libvirt-exporter that agrees with it",
         ("domain",),
         ("domain", "target_device"),
         "libvirt_domain_info_vstate",
@@ -52,7 +54,7 @@ _DISK = {
     "write_bytes_total": "qemu_block_write_bytes_total",
     "write_requests_total": "qemu_block_writes_total",
 }
-_DISK_MORE = {
+_EXTENDED_DISK = {
     "read_time_seconds_total": "qemu_block_read_seconds_total",
     "write_time_seconds_total": "qemu_block_write_seconds_total",
     "flush_requests_total": "qemu_block_flushes_total",
@@ -62,19 +64,19 @@ _DISK_MORE = {
     "physicalsize_bytes": 'qemu_block_layer_size_bytes{layer="storage"}',
 }
 _INTERFACE = {
-    f"{way}_{what}_total": f"qemu_net_{way}_{what}_total"
-    for way in ("receive", "transmit")
-    for what in ("bytes", "packets", "errors", "drops")
+    f"{direction}_{counter}_total": f"qemu_net_{direction}_{counter}_total"
+    for direction in ("receive", "transmit")
+    for counter in ("bytes", "packets", "errors", "drops")
 }
-_GIVEN = "(qemu_memory_base_bytes + qemu_memory_plugged_bytes)"
+_GUEST_MEMORY = "(qemu_memory_base_bytes + qemu_memory_plugged_bytes)"
 _VM = {
-    "info_maximum_memory_bytes": _GIVEN,
-    "info_memory_usage_bytes": f"(qemu_balloon_actual_bytes or {_GIVEN})",
+    "info_maximum_memory_bytes": _GUEST_MEMORY,
+    "info_memory_usage_bytes": f"(qemu_balloon_actual_bytes or {_GUEST_MEMORY})",
     "info_virtual_cpus": "count by (instance, job, vm_uuid) (qemu_vcpu_cpu_seconds_total)",
     "info_cpu_time_seconds_total": "(qemu_process_user_seconds_total + qemu_process_system_seconds_total)",
 }
 _TOTAL, _AVAILABLE = "qemu_guest_memory_total_bytes", "qemu_guest_memory_available_bytes"
-_VM_MORE = {
+_EXTENDED_VM = {
     "memory_stats_major_fault_total": "qemu_guest_memory_major_faults_total",
     "memory_stats_minor_fault_total": "qemu_guest_memory_minor_faults_total",
     "memory_stats_unused_bytes": "qemu_guest_memory_free_bytes",
@@ -93,61 +95,69 @@ _STATES = {
     6: "guest-panicked",
     7: "suspended",
 }
-"""virDomainState by QEMU's run states."""
+"""QEMU's run states, as a regular expression, by virDomainState."""
 
 
 def rules(dialect: Dialect) -> Iterator[tuple[str, str]]:
-    """Yield the names and expressions of the rules, in evaluation order."""
-    disk = (*VM, "device")
-    named = _renamed("qemu_vm_up * 0 + 1", vm="domain", vm_uuid="uuid")
-    yield "qemu:libvirt_domain", f"sum by ({', '.join((*VM, *dialect.vm))}) ({named})"
+    """Yield the name and the expression of each rule, in the order of evaluation."""
+    disk = (*VM_LABELS, "device")
+    with_labels = _copy_labels("qemu_vm_up * 0 + 1", vm="domain", vm_uuid="uuid")
+    yield "qemu:libvirt_domain", f"sum by ({', '.join((*VM_LABELS, *dialect.vm))}) ({with_labels})"
     yield "libvirt_up", 'max by (instance, job) (up{job="qmp-agent"})'
     if not dialect.is_extended:
         yield "libvirt_domains_number", "count by (instance, job) (qemu_vm_up)"
     states = " or ".join(f'qemu_runstate_status{{status=~"{words}"}} * {code}' for code, words in _STATES.items())
-    yield dialect.state, _joined(f"({states})", VM, dialect.vm, "qemu:libvirt_domain", "vm", "status")
-    for name, expression in (_VM | (_VM_MORE if dialect.is_extended else {})).items():
-        yield f"libvirt_domain_{name}", _joined(expression, VM, dialect.vm, "qemu:libvirt_domain", "vm")
-    # libvirt's target where the agent gets it from libvirt; otherwise the device id, such as virtio-disk0 for vda.
+    yield dialect.state, _join_labels(f"({states})", VM_LABELS, dialect.vm, "qemu:libvirt_domain", "vm", "status")
+    for name, expression in (_VM | (_EXTENDED_VM if dialect.is_extended else {})).items():
+        yield f"libvirt_domain_{name}", _join_labels(expression, VM_LABELS, dialect.vm, "qemu:libvirt_domain", "vm")
+    # The label target_device is libvirt's target, such as vda, if the agent polls over libvirt. Otherwise it is the device id.
     targets = "(qemu_block_target or on (instance, job, vm_uuid, device) qemu_block_reads_total * 0 + 1)"
-    target = _renamed(_renamed(targets, device="target_device"), target="target_device")
+    target = _copy_labels(_copy_labels(targets, device="target_device"), target="target_device")
     if "source_file" in dialect.disk:
-        path = _renamed('qemu_block_layer_path{layer="storage"}', path="source_file")
+        path = _copy_labels('qemu_block_layer_path{layer="storage"}', path="source_file")
         target = f"{target} * on ({', '.join(disk)}) group_left (source_file) {path}"
-    named = f"{target} * on ({', '.join(VM)}) group_left ({', '.join(dialect.vm)}) qemu:libvirt_domain"
-    yield "qemu:libvirt_disk", f"sum by ({', '.join((*disk, *dialect.disk))}) ({named})"
-    for name, expression in (_DISK | (_DISK_MORE if dialect.is_extended else {})).items():
+    with_labels = f"{target} * on ({', '.join(VM_LABELS)}) group_left ({', '.join(dialect.vm)}) qemu:libvirt_domain"
+    yield "qemu:libvirt_disk", f"sum by ({', '.join((*disk, *dialect.disk))}) ({with_labels})"
+    for name, expression in (_DISK | (_EXTENDED_DISK if dialect.is_extended else {})).items():
         without = ("vm", "device", "layer") if "layer=" in expression else ("vm", "device")
         yield (
             f"libvirt_domain_block_stats_{name}",
-            _joined(expression, disk, dialect.disk, "qemu:libvirt_disk", *without),
+            _join_labels(expression, disk, dialect.disk, "qemu:libvirt_disk", *without),
         )
     for name, expression in _INTERFACE.items():
-        named = _renamed(expression, interface="target_device")
+        with_labels = _copy_labels(expression, interface="target_device")
         yield (
             f"libvirt_domain_interface_stats_{name}",
-            _joined(named, VM, dialect.vm, "qemu:libvirt_domain", "vm", "interface"),
+            _join_labels(with_labels, VM_LABELS, dialect.vm, "qemu:libvirt_domain", "vm", "interface"),
         )
 
 
-def _renamed(expression: str, **labels: str) -> str:
-    """Return an expression that copies labels to other names where they are not empty."""
+def _copy_labels(expression: str, **labels: str) -> str:
+    """Return an expression that copies labels that are not empty. `labels` has the new name by the old name."""
     for old, new in labels.items():
         expression = f'label_replace({expression}, "{new}", "$1", "{old}", "(.+)")'
     return expression
 
 
-def _joined(expression: str, on: tuple[str, ...], labels: tuple[str, ...], by: str, *without: str) -> str:
-    """Return an expression that takes the labels of `by` and drops the agent's own."""
+def _join_labels(expression: str, on: tuple[str, ...], labels: tuple[str, ...], by: str, *without: str) -> str:
+    """Return an expression that adds labels of another series and removes the agent's own labels.
+
+    Args:
+        expression: the series to relabel.
+        on: labels that the two series are matched on.
+        labels: labels to take from the other series.
+        by: the other series.
+        without: labels to remove, in addition to vm_uuid.
+    """
     return f"sum without (vm_uuid, {', '.join(without)}) ({expression} * on ({', '.join(on)}) group_left ({', '.join(labels)}) {by})"
 
 
-def build(name: str) -> str:
+def rules_file(name: str) -> str:
     """Return the rules file of a dialect."""
     dialect = DIALECTS[name]
     lines = [
         "# Generated by `make generate` from deploy/prometheus/libvirt_names.py. Do not edit.",
-        f"# Names and labels of {dialect.exporter}, for its dashboards. Load this file or the other one, not both.",
+        f"# Names and labels of {dialect.exporter}, for its dashboards. Load only one of the libvirt-names files.",
         "groups:",
         f"  - name: libvirt-names-{name}",
         "    rules:",
@@ -160,4 +170,4 @@ def build(name: str) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dialect", choices=DIALECTS)
-    sys.stdout.write(build(parser.parse_args().dialect))
+    sys.stdout.write(rules_file(parser.parse_args().dialect))

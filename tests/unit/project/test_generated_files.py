@@ -37,9 +37,9 @@ def test_a_generated_json_file_is_up_to_date(file: str, generate: Any) -> None:
 @pytest.mark.parametrize(
     ("file", "generate"),
     [
-        ("docs/metrics.md", reference.metrics),
-        ("docs/records.md", lambda: reference.records(reference.EXAMPLES.read_text().splitlines())),
-        ("docs/qmp-commands.md", reference.queries),
+        ("docs/metrics.md", reference.metrics_document),
+        ("docs/records.md", lambda: reference.records_document(reference.EXAMPLES.read_text().splitlines())),
+        ("docs/qmp-commands.md", reference.queries_document),
     ],
 )
 def test_a_generated_document_is_up_to_date(file: str, generate: Callable[[], str]) -> None:

@@ -121,8 +121,8 @@ class GuestAlerts:
         for level in levels:
             if used > level.bytes:
                 severity = Severity.CRITICAL if level is levels[-1] else Severity.WARNING
-                data = {"help": GUEST_FILESYSTEM_HELP, "mountpoint": mountpoint, "device": device, "type": kind}
-                data |= {"level_bytes": level.bytes, **figures}
+                where = {"help": GUEST_FILESYSTEM_HELP, "mountpoint": mountpoint, "device": device, "type": kind}
+                data = {**where, "level_bytes": level.bytes, **figures}
                 yield from self._store.fire(
                     state.alert(FILESYSTEM, mountpoint, severity, time_ns, data, level=level.text)
                 )
@@ -151,5 +151,5 @@ class GuestAlerts:
             return
         state.guest.clock_polls += 1
         if state.guest.clock_polls >= CLOCK_POLLS:
-            data = {"help": GUEST_CLOCK_HELP, **figures}
+            data: dict[str, Any] = {"help": GUEST_CLOCK_HELP, **figures}
             yield from self._store.fire(state.alert(CLOCK, "", Severity.WARNING, time_ns, data))

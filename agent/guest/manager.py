@@ -10,7 +10,7 @@ from agent.guest.api import GuestFacts, GuestObserver
 from agent.guest.channels import ChannelOpener, opener_of
 from agent.guest.config import GuestAgentConfig
 from agent.guest.session import FIRST_RETRY_SECONDS, GuestSession
-from agent.model.family import Family, Sample
+from agent.model.family import Family, Sample, Values
 from agent.model.metrics.about import ABOUT
 from agent.model.metrics.guest import GUEST_AGENT
 from agent.model.metrics.migration import INACTIVE_STATUSES, MIGRATION
@@ -121,7 +121,8 @@ class GuestAgentManager:
 
 def _read_channel(facts: GuestFacts, samples: Sequence[Sample]) -> None:
     """Read the state of the channel. Without a sample the port was unplugged."""
-    values = next((sample.values for sample in samples if sample.family is GUEST_AGENT), {"connected": False})
+    unplugged: Values = {"connected": False}
+    values = next((sample.values for sample in samples if sample.family is GUEST_AGENT), unplugged)
     facts.connected = values.get("connected")
     facts.socket, facts.client_connected = values.get("socket", ""), values.get("client_connected", False)
 

@@ -100,8 +100,8 @@ class FakeGuestAgent:
             elif name == "guest-sync-delimited":
                 writer.write(b"\xff" + reply({"return": request["arguments"]["id"]}))
             else:
-                text = f"The command {name} has not been found"
-                writer.write(reply(self.replies.get(name, {"error": {"class": "CommandNotFound", "desc": text}})))
+                missing = {"error": {"class": "CommandNotFound", "desc": f"The command {name} has not been found"}}
+                writer.write(reply(self.replies.get(name, missing)))
             await writer.drain()
 
 

@@ -61,7 +61,12 @@ def _mount(entry: dict[str, Any]) -> Values | None:
     if type(total) is not int or type(used) is not int or not 0 <= used <= total <= _MAX_BYTES or not total:
         return None
     disks = [_disk(disk) for disk in as_list_of_objects(entry.get("disk"), _MAX_DISKS)]
-    mount = {"mountpoint": mountpoint, "name": name, "type": kind or "unknown", "identity": (name, kind, repr(disks))}
+    mount: Values = {
+        "mountpoint": mountpoint,
+        "name": name,
+        "type": kind or "unknown",
+        "identity": (name, kind, repr(disks)),
+    }
     mount |= {"total-bytes": total, "used-bytes": used, "available-bytes": total - used}
     privileged = entry.get("total-bytes-privileged")
     if type(privileged) is int and total <= privileged <= _MAX_BYTES:
@@ -73,10 +78,12 @@ def _disk(disk: dict[str, Any]) -> Values:
     """Return a disk below a file system, by its device, serial number and bus."""
     texts = {"device": disk.get("dev"), "serial": disk.get("serial"), "bus": disk.get("bus-type")}
     pci = as_object(disk.get("pci-controller"))
-    numbers = [pci.get(key) for key in ("domain", "bus", "slot", "function")]
+    address = [
+        n for key in ("domain", "bus", "slot", "function") if type(n := pci.get(key)) is int and 0 <= n < 1 << 16
+    ]
     values: Values = {name: sanitize(text, MAX_TEXT) for name, text in texts.items() if isinstance(text, str)}
-    if all(type(number) is int and 0 <= number < 1 << 16 for number in numbers):
-        values["pci_address"] = "{:04x}:{:02x}:{:02x}.{:x}".format(*numbers)
+    if len(address) == 4:
+        values["pci_address"] = "{:04x}:{:02x}:{:02x}.{:x}".format(*address)
     return values
 
 

@@ -6,12 +6,14 @@ from typing import Any
 from agent.alerts.disk_usage import DiskUsage
 from agent.alerts.highest_writes import HighestWriteStore
 from agent.alerts.levels import MAX_BYTES
+from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.process_state import EMPTY, VmProcessState
 from agent.alerts.rules import HOUR
 from agent.alerts.space_metrics import space_figures, space_sample
 from agent.alerts.store import AlertStore
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.alerts.threshold_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdPolicy
+from agent.host.pools.base import UnknownPool
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK
 from agent.model.metrics.block_layers import BLOCK_LAYER, BLOCK_NAMES
@@ -28,6 +30,10 @@ DeviceSizeLookup = Callable[[Vm, str], int | None]
 """Returns the current size in bytes of a host block device that a VM uses, given the device's path; None if the size is unknown."""
 
 
+PoolLookup = Callable[[Vm, str, str], PoolUsage | UnknownPool | None]
+"""Returns the pool of the image of a VM's disk, given the device and the image's path; None while the agent looks for it."""
+
+
 class DiskAlerts:
     """Alerts of exceeded levels, write thresholds and corrupt images, for the disks of all VMs."""
 
@@ -37,11 +43,13 @@ class DiskAlerts:
         highest_writes: HighestWriteStore,
         policy_lookup: PolicyLookup,
         size_lookup: DeviceSizeLookup,
+        pool_lookup: PoolLookup,
     ) -> None:
         self._store = store
         self._highest_writes = highest_writes
         self._policy_lookup = policy_lookup
         self._size_lookup = size_lookup
+        self._pool_lookup = pool_lookup
 
     def set_policy(self, policy_lookup: PolicyLookup, states: Iterable[VmProcessState]) -> None:
         """Use another policy. The policy applies to each disk from its next poll, and this poll is due now."""
@@ -114,8 +122,10 @@ class DiskAlerts:
             return
         usage = tracker.usage
         self._set_device_size(state, usage.storage)
+        usage.pool = self._pool_lookup(state.vm, sample.subject, usage.storage.path)
         # A device's growth rate changes at each poll; a file's usage changes only if the guest has written.
         state.space_changed = state.space_changed or usage.measure == "offset" or offset > usage.offset
+        state.space_changed = state.space_changed or usage.limit != tracker.shown_limit
         if tracker.on_poll(node, offset, now):
             state.refreshes |= {"nodes"}
         else:
@@ -144,6 +154,7 @@ class DiskAlerts:
         form, storage = (DiskLayer.from_values(by_layer[layer].values) for layer in ("format", "storage"))
         self._set_device_size(state, storage)
         state.fresh_slots |= {device}
+        tracker.usage.pool = self._pool_lookup(state.vm, device, storage.path)
         offset = max(state.offsets.get(storage.node, 0), self._highest_writes.offset_of(storage.path, form.size))
         crossings = tracker.on_layers(form, storage, offset, now)
         yield from self._report_crossings(state, device, tracker, crossings, time_ns)

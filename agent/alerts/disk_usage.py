@@ -7,8 +7,11 @@ QEMU reports how many bytes the host has allocated for a file. For a block devic
 from array import array
 from dataclasses import dataclass, field
 
+from agent.alerts.image_size import max_file_bytes
 from agent.alerts.levels import MAX_BYTES
-from agent.alerts.threshold_types import DiskLayer, parse_name_and_bytes
+from agent.alerts.pool_usage import PoolUsage
+from agent.alerts.threshold_types import DiskLayer, LimitedBy, parse_name_and_bytes
+from agent.host.pools.base import UnknownPool
 
 GROWTH_SECONDS = 600.0
 """Period over which the growth rate is computed."""
@@ -17,6 +20,9 @@ MAX_GROWTH_POINTS = 64
 
 FILE_DRIVERS = frozenset({"file", "nfs", "ssh", "gluster", "vvfat", "ftp", "ftps", "http", "https"})
 """Storage drivers whose allocated bytes are the usage. The size of such a storage does not limit what can be written to it."""
+
+UNKNOWN_POOL = UnknownPool("")
+"""The pool of a disk without a lookup of pools."""
 
 
 @dataclass(slots=True)
@@ -29,6 +35,7 @@ class DiskUsage:
         offset: The highest known write offset in the storage, in bytes; 0 if no write is known.
         past_nodes: The paths of earlier storage nodes by node name. A snapshot or a completed mirror changes the storage node.
         is_polled: Whether the layers were polled.
+        pool: The pool that the image is on; None while the agent looks for it.
     """
 
     format: DiskLayer = field(default_factory=DiskLayer)
@@ -36,6 +43,7 @@ class DiskUsage:
     offset: int = 0
     past_nodes: dict[str, str] = field(default_factory=dict)
     is_polled: bool = False
+    pool: PoolUsage | UnknownPool | None = UNKNOWN_POOL
     _was_thin: bool = False  # whether the storage had unallocated bytes at any poll
     _layers_offset: int = 0  # the highest write offset and the allocated bytes when the layers were polled last
     _layers_allocated: int = 0
@@ -54,8 +62,52 @@ class DiskUsage:
 
     @property
     def limit(self) -> int:
-        """The usage at which the disk is full, in bytes: a device's size, or the virtual size of a disk in a file; 0 if unknown."""
-        return self.format.size if self.measure == "allocated" else self.storage.size
+        """The usage at which the disk is full, in bytes; 0 if unknown. `limited_by` says what it is."""
+        return self._limit[0]
+
+    @property
+    def limited_by(self) -> LimitedBy:
+        """The first thing that stops the growth of the disk's usage."""
+        return self._limit[1]
+
+    @property
+    def _limit(self) -> tuple[int, LimitedBy]:
+        free = self.pool_free
+        if self.measure == "offset":
+            own, limited_by, reach = self.storage.size, LimitedBy.DEVICE, self.storage.size
+        elif self.can_outgrow_size:
+            own, limited_by, reach = 0, LimitedBy.UNKNOWN, MAX_BYTES
+        else:
+            own, limited_by, reach = self.format.size, LimitedBy.VIRTUAL_SIZE, self._max_file_bytes
+        if free is not None and self.used + free < reach:
+            return self.used + free, LimitedBy.POOL
+        return own, limited_by
+
+    @property
+    def _max_file_bytes(self) -> int:
+        return max_file_bytes(self.format.driver, self.format.size, self.format.cluster)
+
+    @property
+    def can_outgrow_size(self) -> bool:
+        """True if the file can grow beyond the virtual size, or has done so, because the image has or had internal snapshots."""
+        return bool(self.format.snapshots) or self.storage.allocated > self._max_file_bytes
+
+    @property
+    def pool_free(self) -> int | None:
+        """Free bytes of the pool; None if unknown, and for a block device without a pool."""
+        return self.pool.free if isinstance(self.pool, PoolUsage) else None
+
+    @property
+    def is_limit_known(self) -> bool:
+        """False while the agent looks for the pool of a file or has not read it yet."""
+        pool = self.pool
+        is_pending = pool is None or (isinstance(pool, PoolUsage) and pool.reading is None and not pool.error)
+        return self.measure == "offset" or not is_pending
+
+    @property
+    def free(self) -> int:
+        """Bytes left until the disk is full; valid only if `is_measured`."""
+        return max(0, self.limit - self.used)
 
     @property
     def used(self) -> int:
@@ -75,7 +127,7 @@ class DiskUsage:
     @property
     def is_thin(self) -> bool:
         """True if the storage can run out of space. A raw device and a fully allocated file cannot."""
-        if not self.is_polled or not self.limit or self.format.read_only:
+        if not self.is_polled or not self.is_limit_known or not self.limit or self.format.read_only:
             return False
         return self._was_thin if self.measure == "allocated" else not self.is_raw
 
@@ -90,8 +142,10 @@ class DiskUsage:
     @property
     def time_to_full(self) -> float | None:
         """Seconds until the disk is full at the current growth rate; None if the disk does not grow or its growth is unknown."""
+        if self.limited_by is LimitedBy.POOL and isinstance(self.pool, PoolUsage):
+            return self.pool.time_to_full  # others write to the pool too
         rate = self.growth_rate
-        return (self.limit - self.used) / rate if rate and self.limit > self.used else None
+        return self.free / rate if rate and self.free else None
 
     @property
     def written_since_layers(self) -> int:
@@ -130,7 +184,7 @@ class DiskUsage:
         self.format, self.storage, self.is_polled = form, storage, True
         self.offset = self._layers_offset = max(self.offset, offset)
         self._layers_allocated = storage.allocated
-        self._was_thin = self._was_thin or storage.allocated < self.limit
+        self._was_thin = self._was_thin or storage.allocated < form.size or self.can_outgrow_size
         self._add_point(now)
         return bool(path_before) and path_before != storage.path
 

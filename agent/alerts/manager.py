@@ -7,7 +7,8 @@ The journal stores the record and the note in one transaction. So each alert is 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from agent.alerts.disk_alerts import DeviceSizeLookup, DiskAlerts, PolicyLookup
+from agent.alerts.disk_alerts import DeviceSizeLookup, DiskAlerts, PolicyLookup, PoolLookup
+from agent.alerts.disk_usage import UNKNOWN_POOL
 from agent.alerts.event_alerts import HANDLED_EVENTS, EventAlerts
 from agent.alerts.guest_alerts import GuestAlerts
 from agent.alerts.guest_policy import GuestAlertPolicy
@@ -60,6 +61,7 @@ class AlertManager:
         policy_lookup: PolicyLookup,
         size_lookup: DeviceSizeLookup = lambda _vm, _path: None,
         is_alive: ProcessLookup = lambda _pid: False,
+        pool_lookup: PoolLookup = lambda _vm, _device, _path: UNKNOWN_POOL,
     ) -> None:
         """Create a manager without alerts.
 
@@ -68,11 +70,12 @@ class AlertManager:
             policy_lookup: Returns the threshold policy of a VM's disk.
             size_lookup: Returns the size of a block device of the host.
             is_alive: Returns whether the QEMU process with a pid is alive.
+            pool_lookup: Returns the pool of the image of a VM's disk.
         """
         highest_writes = HighestWriteStore()
         self.store = AlertStore()
         self._processes = ProcessRegistry(is_alive)
-        self._disks = DiskAlerts(self.store, highest_writes, policy_lookup, size_lookup)
+        self._disks = DiskAlerts(self.store, highest_writes, policy_lookup, size_lookup, pool_lookup)
         self._run_states = RunStateAlerts(self.store)
         self._events = EventAlerts(self.store, self._disks, self._run_states)
         self._guests = GuestAlerts(self.store)

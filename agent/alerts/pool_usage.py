@@ -17,6 +17,8 @@ MAX_NAMES = 32
 
 MAX_GROWERS = 5
 
+DEVICE_DRIVERS = frozenset({"host_device", "host_cdrom"})
+
 
 @dataclass(frozen=True, slots=True)
 class Image:
@@ -52,7 +54,11 @@ def images_of(layers: Iterable[Sample]) -> list[Image]:
         size, cluster = _number(shape, "size_bytes"), _number(shape, "cluster_bytes")
         allocated = _number(values, "allocated_bytes")
         writable = layer == "storage" and shape.get("read_only") is not True
-        limit = max(max_file_bytes(str(shape.get("driver", "")), size, cluster), allocated) if writable else allocated
+        limit = allocated
+        if values.get("driver") in DEVICE_DRIVERS:
+            limit = _number(values, "size_bytes")
+        elif writable:
+            limit = max(max_file_bytes(str(shape.get("driver", "")), size, cluster), allocated)
         driver, path = str(values.get("driver", "")), str(values.get("path", ""))
         images.append(Image(device, layer, driver, path, size, allocated, limit))
     return images
@@ -97,6 +103,7 @@ class PoolUsage:
         time_to_full: seconds until it is full; None while that is not in sight.
         provisioned: bytes that its images may grow to. An image that several VMs use counts once.
         vm_names: names of the VMs with images on it, sorted.
+        has_levels: whether the config has alert levels for it.
     """
 
     pool: Pool
@@ -113,6 +120,7 @@ class PoolUsage:
     time_to_full: float | None = None
     provisioned: int = 0
     vm_names: Sequence[str] = ()
+    has_levels: bool = False
 
     @property
     def free(self) -> int | None:
@@ -208,26 +216,39 @@ Placement = tuple[Image, Pool | UnknownPool]
 """An image and its pool."""
 
 
+def _place(placement: Placement) -> tuple[str, str, str, str]:
+    image, pool = placement
+    return image.device, image.layer, image.path, pool.key if isinstance(pool, Pool) else pool.reason
+
+
 class PoolRegistry:
     """All pools with images of running VMs, and the pools of each VM's images."""
 
     def __init__(self) -> None:
         self.pools: dict[str, PoolUsage] = {}
         self._placements: dict[Vm, list[Placement]] = {}
+        self._by_disk: dict[tuple[Vm, str], tuple[str, PoolUsage | UnknownPool]] = {}
 
     def __iter__(self) -> Iterator[PoolUsage]:
         return iter(list(self.pools.values()))
 
-    def place(self, vm: Vm, placements: Sequence[Placement], now: float) -> None:
-        """Replace a VM's images and their pools."""
+    def place(self, vm: Vm, placements: Sequence[Placement], now: float) -> bool:
+        """Replace a VM's images and their pools; return whether an image is new, or is on another pool than before."""
+        places_before = set(map(_place, self._placements.get(vm, ())))
         before = self._take_out(vm)
         self._placements[vm] = list(placements)
         for image, pool in placements:
+            place: PoolUsage | UnknownPool
             if isinstance(pool, Pool):
-                usage = self._usage(pool)
-                usage.pool, usage.unused_since = pool, None
-                usage.images[vm, image.device, image.layer] = image
+                place = self._usage(pool)
+                place.pool, place.unused_since = pool, None
+                place.images[vm, image.device, image.layer] = image
+            else:
+                place = pool
+            if image.layer == "storage":
+                self._by_disk[vm, image.device] = image.path, place
         _on_images({*before, *self.of_vm(vm)}, now)
+        return not places_before.issuperset(map(_place, placements))
 
     def remove(self, vm: Vm, now: float) -> None:
         """Remove a VM's images."""
@@ -240,6 +261,7 @@ class PoolRegistry:
     def _take_out(self, vm: Vm) -> list[PoolUsage]:
         usages = self.of_vm(vm)
         for image, _ in self._placements.pop(vm, ()):
+            self._by_disk.pop((vm, image.device), None)
             for usage in usages:
                 usage.images.pop((vm, image.device, image.layer), None)
         return usages
@@ -258,12 +280,10 @@ class PoolRegistry:
         keys = dict.fromkeys(pool.key for _, pool in self._placements.get(vm, ()) if isinstance(pool, Pool))
         return [self.pools[key] for key in keys if key in self.pools]
 
-    def of_image(self, vm: Vm, device: str, path: str) -> PoolUsage | None:
-        """Return the pool of the image that a disk writes to; None if it is unknown."""
-        for image, pool in self._placements.get(vm, ()):
-            if image.device == device and image.layer == "storage":
-                return self.pools.get(pool.key) if image.path == path and isinstance(pool, Pool) else None
-        return None
+    def of_image(self, vm: Vm, device: str, path: str) -> PoolUsage | UnknownPool | None:
+        """Return the pool of the image that a disk writes to; None while the agent looks for it."""
+        known_path, pool = self._by_disk.get((vm, device), ("", None))
+        return pool if known_path == path else None
 
     def storage_samples(self, vm: Vm) -> list[Sample]:
         """Return a VM's BLOCK_STORAGE samples."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 from agent.alerts.disk_usage import DiskUsage
+from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.alerts.threshold_types import ThresholdMode
 from agent.model.family import Sample
@@ -12,9 +13,14 @@ from agent.model.metrics.block import BLOCK_SPACE
 def space_figures(usage: DiskUsage) -> dict[str, Any]:
     """Return a disk's storage node, path and limit, and its usage and growth if they are known."""
     figures: dict[str, Any] = {"node": usage.storage.node, "path": usage.storage.path, "measure": usage.measure}
-    figures["limit_bytes"] = usage.limit
+    if isinstance(usage.pool, PoolUsage):
+        figures["pool"] = usage.pool.name
+    if usage.is_limit_known and usage.limit:
+        figures |= {"limited_by": usage.limited_by.value, "limit_bytes": usage.limit}
     if usage.is_measured:
-        figures |= {"used_bytes": usage.used, "free_bytes": usage.limit - usage.used}
+        figures["used_bytes"] = usage.used
+    if usage.is_measured and "limit_bytes" in figures:
+        figures["free_bytes"] = usage.free
     if usage.growth_rate is not None:
         figures["growth_bytes_per_second"] = round(usage.growth_rate, 1)
     if usage.time_to_full is not None:
@@ -24,6 +30,7 @@ def space_figures(usage: DiskUsage) -> dict[str, Any]:
 
 def space_sample(device: str, tracker: ThresholdTracker) -> Sample | None:
     """Return a disk's usage as a block_space sample; None if the disk cannot run out of space or the policy is off."""
+    tracker.shown_limit = tracker.usage.limit
     if not tracker.usage.is_thin or tracker.policy.mode is ThresholdMode.OFF:
         return None
     values = {key: value for key, value in space_figures(tracker.usage).items() if key not in ("node", "path")}

@@ -12,11 +12,13 @@ from typing import Any
 
 from agent.alerts.disk_usage import DiskUsage
 from agent.alerts.levels import MAX_BYTES, Level, ResolvedLevel, resolve_levels
+from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.threshold_slot import SlotState, Threshold, ThresholdSlot
 from agent.alerts.threshold_types import (
     DetectedBy,
     DiskLayer,
     LevelCrossing,
+    LimitedBy,
     ResolvedReason,
     ThresholdMode,
     ThresholdPolicy,
@@ -36,11 +38,13 @@ class ThresholdTracker:
         policy: The config's policy for the disk.
         usage: The disk's usage.
         slot: The write-threshold slot of the disk's storage node.
+        shown_limit: The limit in the last space sample, in bytes.
     """
 
     policy: ThresholdPolicy
     usage: DiskUsage = field(default_factory=DiskUsage)
     slot: ThresholdSlot = field(default_factory=ThresholdSlot)
+    shown_limit: int = 0
     _exceeded: frozenset[str] = frozenset()
     _levels: tuple[tuple[int, tuple[Level, ...]], tuple[ResolvedLevel, ...]] = (
         (0, ()),
@@ -49,13 +53,26 @@ class ThresholdTracker:
 
     @property
     def levels(self) -> tuple[ResolvedLevel, ...]:
-        """The levels on this disk, the lowest first; none if the policy is off or the disk is not thin."""
+        """The levels on this disk, the lowest first; none if the policy is off or the disk is not thin.
+
+        A share of the size and a number of free bytes are left out in two cases. A file that only the virtual size limits stops growing
+        there, and no write fails. A pool that has levels of its own fires one alert for all disks on it.
+        """
         if self.policy.mode is ThresholdMode.OFF or not self.usage.is_thin:
             return ()
-        key = self.usage.limit, self.policy.levels
+        policy = tuple(level for level in self.policy.levels if level.used is not None or self._is_limit_watched)
+        key = self.usage.limit, policy
         if self._levels[0] != key:
-            self._levels = key, resolve_levels(self.policy.levels, self.usage.limit)
+            self._levels = key, resolve_levels(policy, self.usage.limit)
         return self._levels[1]
+
+    @property
+    def _is_limit_watched(self) -> bool:
+        """True if the disk itself has an alert before it reaches its limit."""
+        usage = self.usage
+        if not isinstance(usage.pool, PoolUsage) or usage.limited_by is LimitedBy.DEVICE:
+            return True
+        return usage.limited_by is LimitedBy.POOL and not usage.pool.has_levels
 
     @property
     def exceeded_levels(self) -> int:
@@ -82,6 +99,8 @@ class ThresholdTracker:
         if usage.measure == "offset":
             return usage.is_measured and any(self._level_changes())
         written = usage.written_since_layers
+        if any(self._level_changes()):  # the limit has changed
+            return True
         if written <= 0:
             return False
         level = self._next_level()
@@ -123,7 +142,9 @@ class ThresholdTracker:
     def _level_changes(self) -> Iterator[tuple[ResolvedLevel, bool]]:
         """Yield the newly exceeded levels with True, the lowest first, and the levels no longer exceeded with False, the highest first."""
         usage = self.usage
-        if not usage.limit or (usage.measure == "offset" and not usage.is_raw and not usage.is_measured):
+        if not usage.is_limit_known or not usage.limit:
+            return
+        if usage.measure == "offset" and not usage.is_raw and not usage.is_measured:
             return  # the usage is unknown
         levels, used, slack = self.levels, usage.used, int(usage.limit * self.policy.hysteresis)
         for level in levels:

@@ -31,6 +31,19 @@ class DetectedBy(StrEnum):
     """A write failed because there was no space."""
 
 
+class LimitedBy(StrEnum):
+    """What limits the bytes that a disk can use: the first thing that stops its growth."""
+
+    DEVICE = "device"
+    """The block device under the image."""
+    VIRTUAL_SIZE = "virtual_size"
+    """The size of the disk itself. When its file has grown so far, it stops growing, and no write fails."""
+    POOL = "pool"
+    """The free space of the pool that the image is on."""
+    UNKNOWN = "unknown"
+    """The image can grow beyond the size of the disk, and its pool is unknown."""
+
+
 class ResolvedReason(StrEnum):
     """Why a level is no longer exceeded."""
 
@@ -39,7 +52,7 @@ class ResolvedReason(StrEnum):
     REPLACED = "replaced"
     """The disk has another image."""
     LEVEL_GONE = "level_gone"
-    """The config no longer has the level, or the disk is too small for it."""
+    """The config no longer has the level, or no write can reach it: the disk is too small, or its pool limits it and has an alert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +104,8 @@ class DiskLayer:
         allocated: Bytes that the host has allocated for the layer.
         write_threshold: The value in the node's threshold slot, in bytes; 0 if it is empty. QEMU reports values above 2^63 as negative.
         read_only: Whether the layer is read-only.
+        cluster: Size of a cluster of the image in bytes; 0 if unknown.
+        snapshots: Number of internal snapshots in the image.
     """
 
     node: str = ""
@@ -100,12 +115,14 @@ class DiskLayer:
     allocated: int = 0
     write_threshold: int = 0
     read_only: bool = False
+    cluster: int = 0
+    snapshots: int = 0
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> "DiskLayer":
         """Create a layer from the values of a BLOCK_LAYER sample."""
 
-        def bytes_in(name: str) -> int:
+        def number(name: str) -> int:
             value = values.get(name, 0)
             return value if type(value) is int and value >= 0 else 0
 
@@ -115,10 +132,12 @@ class DiskLayer:
             node,
             driver,
             path,
-            bytes_in("size_bytes"),
-            bytes_in("allocated_bytes"),
+            number("size_bytes"),
+            number("allocated_bytes"),
             threshold if type(threshold) is int else 0,
             values.get("read_only") is True,
+            number("cluster_bytes"),
+            number("internal_snapshots"),
         )
 
 

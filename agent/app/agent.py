@@ -67,7 +67,6 @@ class Agent:
         self._limits = limits or HealthLimits()
         self.snapshot = Snapshot(SeriesLimits(**config.limits.model_dump()))
         self.publisher = RecordPublisher(config.host, sink or build_sink(config), delivery_settings(config))
-        self.alerts = AlertPublisher(config.host, config.alerts, self.publisher)
         report = ReportFile()
         self.storage = StorageMonitor(
             config.host,
@@ -77,6 +76,7 @@ class Agent:
             fallback=LibvirtSource(self._storage_pools),
             interval=config.intervals.storage,
         )
+        self.alerts = AlertPublisher(config.host, config.alerts, self.publisher, self.storage.registry.of_image)
         self.metrics = SelfMetrics()
         self.reload = ConfigReloader()
         self.progress = Progress()
@@ -101,7 +101,8 @@ class Agent:
         )
         self.watching: asyncio.Task[None]
         """The task that watches VMs. It runs until it is cancelled; it ends earlier only with an error."""
-        self._context = SessionContext(session_settings(config), thresholds=self.alerts)
+        self._context = SessionContext(session_settings(config), thresholds=self.alerts, storage=self.storage.gate)
+        self.storage.gate.demand = self._context.demand
         self._supervisors: SupervisorGroup
         self._discovery: DiscoveryManager
         self._tasks: asyncio.TaskGroup

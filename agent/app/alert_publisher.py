@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
+from agent.alerts.disk_alerts import PoolLookup
 from agent.alerts.manager import AlertManager, PendingAlert
 from agent.app.builders import device_size_of, guest_alert_policy, is_qemu, threshold_policy
 from agent.app.publisher import RecordPublisher
@@ -35,8 +36,10 @@ class AlertPublisher:
         changed: set when an alert fires or is resolved.
     """
 
-    def __init__(self, host: str, config: AlertsConfig, publisher: RecordPublisher) -> None:
-        self.manager = AlertManager(host, partial(threshold_policy, config.write_threshold), device_size_of, is_qemu)
+    def __init__(self, host: str, config: AlertsConfig, publisher: RecordPublisher, pool_lookup: PoolLookup) -> None:
+        self.manager = AlertManager(
+            host, partial(threshold_policy, config.write_threshold), device_size_of, is_qemu, pool_lookup
+        )
         self.manager.set_guest_policy(guest_alert_policy(config.guest))
         self.changed = asyncio.Event()
         self._publisher = publisher

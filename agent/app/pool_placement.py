@@ -1,17 +1,18 @@
 """Finds the pools of the images of all VMs."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from agent.alerts.pool_usage import Image, Placement, images_of
-from agent.host.image_location import ImageLocator
+from agent.host.image_location import ImageLocator, MountTables
 from agent.host.pools.base import ImageLocation, Pool, PoolSource, UnknownPool
 from agent.model.family import Family, Sample
 from agent.model.metrics.about import ABOUT
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.record import Vm
 
-PlacementCallback = Callable[[Vm, Sequence[Placement]], None]
+PlacementCallback = Callable[[Vm, Sequence[Placement], bool], None]
+"""Called with a VM, the pools of its images, and whether they were found before the alerts saw the images."""
 
 
 class PoolPlacement:
@@ -32,14 +33,14 @@ class PoolPlacement:
             on_placed: called with the pools of a VM's images.
             fallback: the source for images whose location the agent cannot find, or None.
         """
-        self.pids: dict[Vm, int] = {}
-        """Process id of each VM, as far as it is known."""
         self._locator = locator
         self._sources = sources
         self._on_placed = on_placed
         self._fallback = fallback
         self._source_of: dict[str, PoolSource] = {}
+        self._pids: dict[Vm, int] = {}
         self._images: dict[Vm, Sequence[Image]] = {}
+        self._mounts: dict[Vm, dict[str, str]] = {}
         self._waiting: dict[Vm, None] = {}
         self._woken = asyncio.Event()
 
@@ -51,22 +52,27 @@ class PoolPlacement:
         """Forget a pool's source."""
         self._source_of.pop(pool.key, None)
 
+    def mounts_of(self, vm: Vm) -> Mapping[str, str] | None:
+        """Return the mounts with images of a VM: a directory on each, by the mount's device; None if the images are unknown."""
+        return self._mounts.get(vm)
+
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample]) -> None:
-        """Handle the samples of one poll of a VM."""
+        """Handle the samples of one poll of a VM. If all directories are known already, the pools are found at once."""
         if ABOUT in families:
             pid = next((sample.values.get("pid") for sample in samples if sample.family is ABOUT), None)
             if isinstance(pid, str) and pid.isdecimal():
-                self.pids[vm] = int(pid)
+                self._pids[vm] = int(pid)
             else:
-                self.pids.pop(vm, None)
+                self._pids.pop(vm, None)
         if BLOCK_LAYER in families:
             self._images[vm] = images_of(sample for sample in samples if sample.family is BLOCK_LAYER)
-            self._waiting[vm] = None
-            self._woken.set()
+            if not self._place_known(vm):
+                self._waiting[vm] = None
+                self._woken.set()
 
     def on_detached(self, vm: Vm) -> None:
         """Handle a VM that is no longer attached."""
-        for known in (self.pids, self._images, self._waiting):
+        for known in (self._pids, self._images, self._mounts, self._waiting):
             known.pop(vm, None)
 
     def find_again(self) -> None:
@@ -82,15 +88,49 @@ class PoolPlacement:
             while self._waiting:
                 vm = next(iter(self._waiting))
                 del self._waiting[vm]
-                images = self._images[vm]
-                placements = [(image, await self._find(vm, image)) for image in images]
-                if self._images.get(vm) is images:  # it may have changed meanwhile
-                    self._on_placed(vm, placements)
+                await self._place(vm)
 
-    async def _find(self, vm: Vm, image: Image) -> Pool | UnknownPool:
-        if vm.monitor.startswith("tcp:"):
-            return UnknownPool("the VM may run on another host: run an agent there")
-        location = await self._locator.locate(self.pids.get(vm), image.driver, image.path)
+    def _place_known(self, vm: Vm) -> bool:
+        tables = self._tables(vm)
+        locations = []
+        for image in self._images[vm]:
+            location = self._locator.known_location(tables, image.driver, image.path)
+            if location is None:
+                return False
+            locations.append(location)
+        self._on_located(vm, self._images[vm], locations, at_once=True)
+        return True
+
+    async def _place(self, vm: Vm) -> None:
+        images, tables = self._images[vm], self._tables(vm)
+        locations = [await self._locator.locate(tables, image.driver, image.path) for image in images]
+        if self._images.get(vm) is images:  # it may have changed meanwhile
+            self._on_located(vm, images, locations)
+
+    def _tables(self, vm: Vm) -> MountTables | None:
+        pid = self._pids.get(vm)
+        return MountTables.of_process(pid) if pid is not None else None
+
+    def _on_located(
+        self,
+        vm: Vm,
+        images: Sequence[Image],
+        locations: Sequence[ImageLocation | UnknownPool],
+        *,
+        at_once: bool = False,
+    ) -> None:
+        is_remote = vm.monitor.startswith("tcp:")
+        remote = UnknownPool("the VM may run on another host: run an agent there")
+        self._mounts[vm] = {
+            location.mount.device: location.directory
+            for location in locations
+            if isinstance(location, ImageLocation) and location.mount is not None
+        }
+        places = zip(images, locations, strict=True)
+        pools = [remote if is_remote else self._find(image, location) for image, location in places]
+        self._on_placed(vm, list(zip(images, pools, strict=True)), at_once)
+
+    def _find(self, image: Image, location: ImageLocation | UnknownPool) -> Pool | UnknownPool:
         if isinstance(location, UnknownPool):
             return self._find_fallback(image) or location
         for source in self._sources:
@@ -110,3 +150,20 @@ class PoolPlacement:
             return None
         self._source_of[pool.key] = self._fallback
         return pool
+
+    async def locate_paths(self, pid: int, paths: Sequence[str]) -> list[ImageLocation]:
+        """Return the locations of files that a process has on its command line; unknown ones are left out."""
+        tables = MountTables.of_process(pid)
+        locations = [await self._locator.locate(tables, "file", path) for path in paths]
+        return [
+            location for location in locations if isinstance(location, ImageLocation) and location.mount is not None
+        ]
+
+    def place_paths(self, vm: Vm, locations: Sequence[ImageLocation]) -> None:
+        """Count a VM whose images are unknown to the pools of these files."""
+        if vm not in self._images:
+            images = [
+                Image(location.path, "storage", location.driver, location.path, 0, 0, 0) for location in locations
+            ]
+            self._on_located(vm, images, locations)
+            del self._mounts[vm]

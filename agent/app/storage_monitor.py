@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from agent.alerts.pool_usage import Placement, PoolRegistry, PoolUsage
 from agent.app.pool_placement import PoolPlacement
+from agent.app.storage_gate import StorageGate
 from agent.exposition.snapshot import Snapshot
 from agent.host.filesystem_reader import FileSystemReader
 from agent.host.image_location import ImageLocator
@@ -21,7 +22,7 @@ from agent.host.pools.base import (
     PoolUnresponsiveError,
 )
 from agent.host.pools.device import DeviceSource
-from agent.host.pools.filesystem import FileSystemSource
+from agent.host.pools.filesystem import FileSystemSource, mount_device
 from agent.model.family import Family, Sample
 from agent.model.metrics.pool import BLOCK_STORAGE, POOL
 from agent.model.record import Record, Vm
@@ -72,10 +73,13 @@ class StorageMonitor:
         self._vm = Vm(host, "", "")
         self._publish = publish
         self._snapshot = snapshot
-        self._reader = FileSystemReader(on_change=self._wake)
-        self._sources: tuple[PoolSource, ...] = (*sources, FileSystemSource(self._reader), DeviceSource())
+        self._reader = FileSystemReader(on_change=self._on_storage_change)
+        self._file_systems = FileSystemSource(self._reader)
         self._fallback = fallback
+        self._sources: tuple[PoolSource, ...] = (*sources, self._file_systems, DeviceSource())
         self._placement = PoolPlacement(ImageLocator(self._reader), self._sources, self._on_placed, fallback)
+        self.gate = StorageGate(self._reader, self._placement)
+        self._late_vms: dict[Vm, None] = {}
         self._due: dict[str, float] = {}
         self._published_at: dict[str, float] = {}
         self._in_flight: set[str] = set()
@@ -90,10 +94,12 @@ class StorageMonitor:
     def on_detached(self, vm: Vm) -> None:
         """Handle a VM that is no longer attached."""
         self._placement.on_detached(vm)
+        self.gate.on_detached(vm)
+        self._late_vms.pop(vm, None)
         self.registry.remove(vm, time.time())
 
-    def _on_placed(self, vm: Vm, placements: Sequence[Placement]) -> None:
-        self.registry.place(vm, placements, time.time())
+    def _on_placed(self, vm: Vm, placements: Sequence[Placement], at_once: bool) -> None:  # noqa: FBT001 - a callback
+        has_moved = self.registry.place(vm, placements, time.time())
         samples, time_ns = self.registry.storage_samples(vm), time.time_ns()
         changed = [sample for sample in samples if self._snapshot.stored_values(vm, sample) != sample.values]
         self._snapshot.replace_samples(vm, (BLOCK_STORAGE,), samples, time_ns)
@@ -101,6 +107,31 @@ class StorageMonitor:
             self._publish(Record(BLOCK_STORAGE.type, vm, sample.data, time_ns, sample.subject))
         for usage in self.registry.of_vm(vm):
             self._due.setdefault(usage.pool.key, time.monotonic())
+            if usage.reading is None and usage.pool.kind is PoolKind.FILESYSTEM:
+                recent = self._file_systems.recent(usage.pool, CHECK_SECONDS)
+                if recent is not None:
+                    self._on_reading(usage, recent)
+        if has_moved and not (at_once and self._is_settled(vm)):
+            self._late_vms[vm] = None
+        self._settle()
+        self._wake()
+
+    def _is_settled(self, vm: Vm) -> bool:
+        """Return whether all pools of a VM were read, as far as they can be."""
+        return all(usage.reading is not None or usage.error for usage in self.registry.of_vm(vm))
+
+    def _settle(self) -> None:
+        """Have the alerts compare the levels of disks whose pools were not known at the last poll of their layers."""
+        for vm in [vm for vm in self._late_vms if self._is_settled(vm)]:
+            del self._late_vms[vm]
+            self.gate.demand(vm, ("nodes",))
+
+    def _on_storage_change(self) -> None:
+        """Handle a file system that does not answer in time, or that answers again: read its pools now."""
+        for usage in self.registry:
+            if usage.silent_since is not None and not self._reader.is_suspect(mount_device(usage.pool)):
+                self._due[usage.pool.key] = time.monotonic()
+        self.gate.on_change()
         self._wake()
 
     # The schedule.
@@ -166,6 +197,7 @@ class StorageMonitor:
         for key, reading in readings.items():
             if (usage := self.registry.pools.get(key)) is not None:
                 self._on_reading(usage, reading)
+        self._settle()
 
     def _on_reading(self, usage: PoolUsage, reading: PoolReading | PoolReadError) -> None:
         now, key = time.time(), usage.pool.key

@@ -3,7 +3,7 @@
 from typing import Any
 
 from agent.alerts.rules import ALERTS
-from agent.alerts.threshold_types import DetectedBy
+from agent.alerts.threshold_types import DetectedBy, LimitedBy
 from agent.config.model import Config
 from agent.delivery.drops import DropReason
 from agent.model.event_row import Category
@@ -211,6 +211,11 @@ _THRESHOLD_ALERT_FIELDS = _ALERT_FIELDS | {
         "enum": ["offset", "allocated"],
         "description": "The compared value: the highest written offset, or the allocated size.",
     },
+    "limited_by": {
+        "enum": [limit.value for limit in LimitedBy],
+        "description": "The first thing that stops the growth of the disk.",
+    },
+    "pool": {"type": "string", "description": "Pool of the image."},
     "level_bytes": {"type": "integer"},
     "exceeded_by_bytes": {"type": "integer"},
     "used_bytes": {"type": "integer"},

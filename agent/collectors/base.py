@@ -184,6 +184,7 @@ class Collector:
         transitions: returns the changes between the previous and the present poll to emit as records.
         from_event: functions that return the samples in an event's data, by the event's name.
         files: returns the files of the host's kernel to read. A collector without commands also runs while QEMU is stalled.
+        waits_for_storage: whether QEMU accesses the storage for the commands. On hung storage, such a command stops the guest.
     """
 
     name: str
@@ -197,6 +198,7 @@ class Collector:
     transitions: Callable[[Poll, Poll], Iterable[Transition]] = _no_transitions
     from_event: Mapping[str, Callable[[Mapping[str, Any]], Iterable[Sample]]] = field(default_factory=dict)
     files: Callable[[Facts], Sequence[FileRequest]] = no_files
+    waits_for_storage: bool = False
 
     def missing_command(self, facts: Facts) -> str:
         """Return the name of the collector's first command that QEMU does not support; empty if QEMU supports all of them."""

@@ -20,4 +20,6 @@ def _collect(replies: Replies) -> Iterable[Sample]:
         yield Sample(BLOCK_DEVICE, (name,), _read(disk))
 
 
-COLLECTOR = Collector("drives", (BLOCK_DEVICE,), lambda _facts: (Command("query-block"),), _collect)
+COLLECTOR = Collector(
+    "drives", (BLOCK_DEVICE,), lambda _facts: (Command("query-block"),), _collect, waits_for_storage=True
+)

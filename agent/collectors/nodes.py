@@ -137,4 +137,4 @@ def _layers_of_disk(nodes: Nodes, disk: dict[str, Any]) -> Iterator[tuple[str, s
             yield f"backing-{depth}", name
 
 
-COLLECTOR = Collector("nodes", (BLOCK_LAYER, BLOCK_BITMAP, BLOCK_NAMES), _commands, _collect)
+COLLECTOR = Collector("nodes", (BLOCK_LAYER, BLOCK_BITMAP, BLOCK_NAMES), _commands, _collect, waits_for_storage=True)

@@ -35,6 +35,9 @@ RETRY_SECONDS = 30.0
 
 MAX_BATCH = 256
 
+MAX_RECENT = 1024
+"""Maximum number of paths whose last figures are kept."""
+
 END_SECONDS = 0.5
 """How long the end of the agent waits for the end of its children."""
 
@@ -102,12 +105,18 @@ class FileSystemReader:
         self._silent_since: dict[str, float] = {}
         self._waiting: dict[str, tuple[Child, asyncio.Task[None]]] = {}
         self._answered_at: dict[str, float] = {}
+        self._figures: dict[str, tuple[float, FileSystemFigures]] = {}
 
     # State of mounts.
 
     def is_suspect(self, mount: str) -> bool:
         """Return whether an answer of this mount is late."""
         return mount in self._silent_since
+
+    @property
+    def suspects(self) -> list[str]:
+        """The mounts whose answers are late."""
+        return list(self._silent_since)
 
     def is_unresponsive(self, mount: str) -> bool:
         """Return whether an answer of this mount is later than the deadline, and not because the child gets no CPU."""
@@ -136,9 +145,19 @@ class FileSystemReader:
         """
         answer = await self._request("statfs", path, mount)
         try:
-            return FileSystemFigures(*map(int, answer.split()))
+            figures = FileSystemFigures(*map(int, answer.split()))
         except (TypeError, ValueError) as error:
             raise PoolReadError(f"{path}: unexpected answer of the child process") from error
+        self._figures.pop(path, None)
+        self._figures[path] = time.monotonic(), figures
+        if len(self._figures) > MAX_RECENT:
+            del self._figures[next(iter(self._figures))]
+        return figures
+
+    def recent(self, path: str, seconds: float) -> FileSystemFigures | None:
+        """Return the figures of the file system of a path if they were read within the last `seconds`."""
+        at, figures = self._figures.get(path, (float("-inf"), None))
+        return figures if time.monotonic() - at <= seconds else None
 
     async def realpath(self, path: str, mount: str) -> str:
         """Return a path without symbolic links; raises as `statvfs`."""

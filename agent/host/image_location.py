@@ -1,11 +1,10 @@
 """Location of an image: the mount or the device that its path leads to, in the mount namespace of its QEMU."""
 
-import asyncio
 import os
 import re
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import orjson
 
@@ -86,69 +85,85 @@ def _file_name(text: str) -> str:
     return f"{driver}:"
 
 
+class MountTables(NamedTuple):
+    """The mounts of a QEMU and of the agent.
+
+    Attributes:
+        pid: the process id of QEMU.
+        theirs: the mounts of QEMU; none if they cannot be read.
+        own: the mounts of the agent.
+    """
+
+    pid: int
+    theirs: tuple[Mount, ...]
+    own: tuple[Mount, ...]
+
+    @classmethod
+    def of_process(cls, pid: int, root: Path = ROOT) -> Self:
+        """Read the tables; `root` is the directory that holds /proc."""
+        return cls(pid, read_mounts(pid, root), read_mounts("self", root))
+
+
 class ImageLocator:
     """Finds where images are. Locations of directories are kept for some minutes."""
 
-    def __init__(self, reader: FileSystemReader, root: Path = ROOT) -> None:
-        """Create a locator.
-
-        Args:
-            reader: answers questions about paths.
-            root: the directory that holds /proc.
-        """
+    def __init__(self, reader: FileSystemReader) -> None:
         self._reader = reader
-        self._root = root
         self._kept: dict[tuple[str, str], tuple[float, _Directory]] = {}
 
-    async def locate(self, pid: int | None, driver: str, path: str) -> ImageLocation | UnknownPool:
-        """Return the location of an image.
+    def known_location(self, tables: MountTables | None, driver: str, path: str) -> ImageLocation | UnknownPool | None:
+        """Return the location of an image if no question to its file system is needed; None if one is.
 
         Args:
-            pid: the process id of its QEMU; None if it is unknown.
+            tables: the mounts of its QEMU; None if its process is unknown.
             driver: the driver of its node.
             path: the file name that QEMU reports.
         """
         local = local_path(driver, path)
         if isinstance(local, UnknownPool):
             return local
-        if local.startswith("/dev/") and (device := await asyncio.to_thread(device_number, local)) != "":
+        if local.startswith("/dev/") and (device := device_number(local)) != "":
             return ImageLocation(driver, local, device=device or "")
-        return await self._locate_file(pid, driver, local)
-
-    async def _locate_file(self, pid: int | None, driver: str, path: str) -> ImageLocation | UnknownPool:
-        if pid is None:
+        if tables is None:
             return UnknownPool("the process of the VM is unknown: `qemu.sample.about` has the reason")
-        directory = os.path.dirname(path)  # noqa: PTH120 - of text
-        mount = mount_of(read_mounts(pid, self._root), directory)
+        mount = mount_of(tables.theirs, _parent(local))
         if mount is None:
-            return UnknownPool(f"the mounts of process {pid} cannot be read")
+            return UnknownPool(f"the mounts of process {tables.pid} cannot be read")
+        kept = self._kept.get((mount.device, _reachable(tables, mount, _parent(local))))
+        if kept is None or time.monotonic() - kept[0] >= KEEP_SECONDS:
+            return None
+        return _location(driver, local, kept[1])
+
+    async def locate(self, tables: MountTables | None, driver: str, path: str) -> ImageLocation | UnknownPool:
+        """Return the location of an image; the arguments are those of `known_location`."""
+        known, local = self.known_location(tables, driver, path), local_path(driver, path)
+        if known is not None or tables is None or isinstance(local, UnknownPool):
+            return known or UnknownPool("the process of the VM is unknown")
+        mount = mount_of(tables.theirs, _parent(local))
+        assert mount is not None
         try:
-            located = await self._locate_directory(pid, mount, directory)
+            return _location(driver, local, await self._locate_directory(tables, mount, _parent(local)))
         except PoolUnresponsiveError:
-            return ImageLocation(driver, path, mount, mount.point)
+            return ImageLocation(driver, local, mount, mount.point)
         except PoolReadError as error:
             return UnknownPool(f"{error}: the agent needs search permission, or the same mount in its container")
-        quota = located.shared if located.is_quota else ""
-        return ImageLocation(driver, path, located.mount, located.shared, quota)
 
-    async def _locate_directory(self, pid: int, mount: Mount, directory: str) -> _Directory:
+    async def _locate_directory(self, tables: MountTables, mount: Mount, directory: str) -> _Directory:
         """Return the mount of a directory, and the directory of its quota.
 
         Raises:
             PoolUnresponsiveError: the file system did not answer.
             PoolReadError: the directory cannot be accessed.
         """
-        own = read_mounts("self", self._root)
-        reachable = _own_path(own, mount, directory)
-        path = f"/proc/{pid}/root{directory}" if reachable is None else reachable
-        kept = self._kept.get((mount.device, path))
-        if kept is not None and time.monotonic() - kept[0] < KEEP_SECONDS:
-            return kept[1]
-        real = await self._reader.realpath(path, mount.device)
-        if reachable is None:
-            found = _Directory(mount, path.removesuffix(directory) + mount.point)
+        path = _reachable(tables, mount, directory)
+        prefix = path.removesuffix(directory) if path.startswith(f"/proc/{tables.pid}/root/") else ""
+        # First the mount itself: if it hangs, the request below would make the directory look like another mount that hangs.
+        await self._reader.statvfs(f"{prefix}{mount.point}" if prefix or path == directory else path, mount.device)
+        real = await self._reader.realpath(path, f"path:{path}")
+        if prefix:
+            found = _Directory(mount, f"{prefix}{mount.point}")
         else:
-            own_mount = mount_of(own, real) or mount
+            own_mount = mount_of(tables.own, real) or mount
             shared = await self._quota_directory(own_mount, real)
             found = _Directory(own_mount, shared, shared != own_mount.point)
         if len(self._kept) >= MAX_KEPT:
@@ -161,7 +176,7 @@ class ImageLocator:
         own = await self._reader.statvfs(directory, mount.device)
         top = directory
         for _ in range(MAX_DEPTH):
-            above = os.path.dirname(top)  # noqa: PTH120 - of text
+            above = _parent(top)
             if top == mount.point or len(above) < len(mount.point):
                 break
             figures = await self._reader.statvfs(above, mount.device)
@@ -169,6 +184,21 @@ class ImageLocator:
                 break
             top = above
         return top
+
+
+def _parent(path: str) -> str:
+    return os.path.dirname(path)  # noqa: PTH120 - of text
+
+
+def _location(driver: str, path: str, directory: _Directory) -> ImageLocation:
+    quota = directory.shared if directory.is_quota else ""
+    return ImageLocation(driver, path, directory.mount, directory.shared, quota)
+
+
+def _reachable(tables: MountTables, mount: Mount, directory: str) -> str:
+    """Return the path by which the agent reaches a directory of QEMU: through QEMU's root if the agent lacks the mount."""
+    own = _own_path(tables.own, mount, directory)
+    return f"/proc/{tables.pid}/root{directory}" if own is None else own
 
 
 def _own_path(own: tuple[Mount, ...], mount: Mount, path: str) -> str | None:

@@ -81,6 +81,8 @@ class PollOutcome(StrEnum):
     ERROR = "error"
     UNSUPPORTED = "unsupported"
     TIMEOUT = "timeout"
+    DEFERRED = "deferred"
+    """The storage of the VM does not answer; the collector runs when it does."""
     TRUNCATED = "truncated"
     """The reply had more subjects, such as disks, than the agent accepts. The agent emits samples of the first ones."""
 
@@ -176,6 +178,20 @@ class ThresholdController(Protocol):
         """Handle the outcome of the command that set a disk's threshold; `done` says whether QEMU confirmed it."""
 
 
+class StorageGate(Protocol):
+    """Knows whether the storage of VMs answers."""
+
+    async def may_query(self, vm: Vm, pid: int | None) -> bool:
+        """Return whether commands that access the storage of this VM may be sent now. It takes a fraction of a second at most.
+
+        After a refusal, `SessionContext.demand` is called when the storage answers again.
+
+        Args:
+            vm: the VM.
+            pid: its process; None if unknown.
+        """
+
+
 class CollectorIndex:
     """Collectors by name and by event.
 
@@ -234,11 +250,13 @@ class SessionContext:
         allow: the commands that may be sent.
         collectors: the collectors that sessions run.
         thresholds: decides which write thresholds to set; None if none are set.
+        storage: decides whether commands that access storage may be sent; None if they always may.
         root: the directory that contains /proc and /sys.
         random: returns a number from 0 to 1, to spread polls over time.
         build_commands: the command names of each known QEMU build; sessions add builds.
         first_polls: spreads the first polls of newly attached VMs over time.
         attached_vms: number of attached VMs; each session adds itself while its VM is attached.
+        demands: functions that make collectors due, given their names, by attached VM.
     """
 
     __slots__ = (
@@ -246,10 +264,12 @@ class SessionContext:
         "attached_vms",
         "build_commands",
         "collectors",
+        "demands",
         "first_polls",
         "random",
         "root",
         "settings",
+        "storage",
         "thresholds",
     )
 
@@ -258,6 +278,7 @@ class SessionContext:
         settings: SessionSettings,
         *,
         thresholds: ThresholdController | None = None,
+        storage: StorageGate | None = None,
         collectors: CollectorIndex = _ALL_COLLECTORS,
         first_polls: Pacer | None = None,
         root: Path = Path("/"),
@@ -267,11 +288,18 @@ class SessionContext:
         self.allow = AllowList(settings.changes)
         self.collectors = collectors
         self.thresholds = thresholds
+        self.storage = storage
         self.root = root
         self.random = random
         self.build_commands: dict[Build, frozenset[str]] = {}
         self.first_polls = first_polls or Pacer(FIRST_POLL_SPACING_SECONDS, FIRST_POLL_MAX_DELAY_SECONDS)
         self.attached_vms = 0
+        self.demands: dict[Vm, Callable[[Sequence[str]], None]] = {}
+
+    def demand(self, vm: Vm, names: Sequence[str]) -> None:
+        """Make collectors of a VM due now. A VM that is not attached is ignored."""
+        if (demand := self.demands.get(vm)) is not None:
+            demand(names)
 
     def apply(self, settings: SessionSettings) -> None:
         """Replace the settings, for attached VMs too."""

@@ -123,7 +123,7 @@ class Poller:
         if not self.facts.receives_events:
             # Another client may use the monitor at the same interval. The jitter avoids that both collide at each poll.
             self._jitter = 0.9 + 0.2 * self._context.random()
-        for batch in self._batches(names):
+        for batch in self._batches(await self._without_hung_storage(names)):
             when = PollTime.now()
             try:
                 replies = await self._executor.execute([command for _, commands in batch for command in commands])
@@ -145,6 +145,18 @@ class Poller:
                 self._observer.on_messages_skipped(self._vm, reason, messages)
             self._handle_batch(batch, replies, when)
         return True
+
+    async def _without_hung_storage(self, names: Iterable[str]) -> Sequence[str]:
+        """Return the collectors to poll now: those that wait for storage are deferred while the VM's storage does not answer."""
+        names, gate = list(names), self._context.storage
+        by_name = self._collectors.by_name
+        waiting = [name for name in names if name in by_name and by_name[name].waits_for_storage]
+        pid = self.facts.process.id if self.facts.process is not None else None
+        if not waiting or gate is None or await gate.may_query(self._vm, pid):
+            return names
+        for name in waiting:
+            self._observer.on_collector_run(name, PollOutcome.DEFERRED)
+        return [name for name in names if name not in waiting]
 
     def _handle_batch(self, batch: Batch[Collector], replies: Sequence[CommandResult], when: PollTime) -> None:
         """Handle the replies to a batch. If an unreadable reply may belong to several collectors, poll each of them alone."""

@@ -163,6 +163,7 @@ class Session:
         self._events.attach(vm, lambda event, time_ns: self._on_event(poller, thresholds, event, time_ns))
         self._client.ended.add_done_callback(lambda _: self._wake())
         self._context.attached_vms += 1
+        self._context.demands[vm] = self._demand
         with contextlib.closing(self._process):
             try:
                 while True:
@@ -171,6 +172,8 @@ class Session:
                     await self._poll_or_wait(poller, thresholds, vm, self._schedule.take_due(time.monotonic()))
             finally:
                 self._context.attached_vms -= 1
+                if self._context.demands.get(vm) == self._demand:  # another session may have attached the same VM
+                    del self._context.demands[vm]
                 self._events.close()
                 self._probe.poller = None  # breaks a reference cycle
 
@@ -188,9 +191,12 @@ class Session:
                     poller.facts = dataclasses.replace(poller.facts, migration_events=True)
         names = (*find_event_row(event.name).invalidates, *thresholds.refreshes_due())
         if names:
-            # Before the first discovery, an event only makes the discovery due now, because the discovery polls everything.
-            self._schedule.demand(names if self._discovered else (DISCOVER,), time.monotonic())
-            self._wake()
+            self._demand(names)
+
+    def _demand(self, names: Sequence[str]) -> None:
+        """Make collectors due now. Before the first discovery, only the discovery is made due, because it polls everything."""
+        self._schedule.demand(names if self._discovered else (DISCOVER,), time.monotonic())
+        self._wake()
 
     async def _poll_or_wait(self, poller: Poller, thresholds: ThresholdWriter, vm: Vm, names: Sequence[str]) -> None:
         """Run what is due, given by names in the schedule. If nothing is due, wait until something is due."""

@@ -137,7 +137,9 @@ async def test_every_query_of_every_panel_has_a_result(
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": "1s", "guest_memory": "1s", "resync": "5s"},
         "allow": {"guest_stats_interval": "1s"},
-        "alerts": {"write_threshold": {"mode": "arm", "levels": ["1%", "20%", "50%", "99%"]}},
+        "alerts": {
+            "write_threshold": {"mode": "arm", "levels": ["used 640KiB", "used 13MiB", "used 32MiB", "used 63MiB"]}
+        },
         "kafka": {"bootstrap_servers": kafka.bootstrap, "topics": topics},
     }
     async with AgentProcess(folder, config) as agent, read_disk(linux):

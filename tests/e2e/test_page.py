@@ -67,11 +67,11 @@ async def test_a_filling_disk_has_a_bar_levels_and_an_alert(environment: Environ
     async with open_page(environment.browser, environment.agent.url) as page:
         disk = page.locator("#disks tbody tr").filter(has_text="db-1")
         await expect(disk.get_by_role("cell").first).to_contain_text(re.compile(r"[\d.]+ (KiB|MiB) of 64 MiB"))
-        await expect(disk.get_by_role("list", name="Levels")).to_have_text(re.compile("1%.*99%"))
-        await expect(disk.locator('.levels [data-exceeded="true"]')).to_have_text("1%")
+        await expect(disk.get_by_role("list", name="Levels")).to_have_text(re.compile("used 640KiB.*used 63MiB"))
+        await expect(disk.locator('.levels [data-exceeded="true"]')).to_have_text("used 640KiB")
         await expect(disk.locator("svg line")).to_have_count(2)
         alert = page.locator("#alerts li").filter(has_text="db-1")
-        await expect(alert).to_contain_text(re.compile("write threshold.*disk0.*level 1% exceeded.*free"))
+        await expect(alert).to_contain_text(re.compile("write threshold.*disk0.*level used 640KiB exceeded.*free"))
 
 
 async def test_sections_without_content_are_hidden(environment: Environment) -> None:

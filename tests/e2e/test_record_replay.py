@@ -77,7 +77,7 @@ async def pauses(guest: Guest) -> None:
 
 async def test_a_replay_gives_the_records_of_the_recording(start_guest: StartGuest, folder: Path) -> None:
     guest = await start_guest("db-1", kind=GuestKind.WRITER)
-    path = config(folder, alerts={"write_threshold": {"mode": "arm", "levels": ["1%", "99%"]}})
+    path = config(folder, alerts={"write_threshold": {"mode": "arm", "levels": ["used 640KiB", "used 63MiB"]}})
     live = await recorded(guest, path, pauses)
     assert {"vm.attached", "event.stop", "event.resume", "alert.write_threshold"} <= set(event_types(live))
     replay = await replayed(folder, path)

@@ -102,7 +102,11 @@ async def test_enter_opens_a_vm_and_escape_goes_back(environment: Environment) -
         top.type("n\x1b[B\x1b[B\x1b[A\x1b[A")
         top.type("\n")
         await top.wait_for_texts(
-            environment.writer.uuid, "DISK", "disk0", "1% exceeded", "warning: write_threshold disk0 past 1%"
+            environment.writer.uuid,
+            "DISK",
+            "disk0",
+            "used 640KiB exceeded",
+            "warning: write_threshold disk0 past used 640KiB",
         )
         await top.wait_for_texts("block disk0", "writes_total=")
         top.type("\x1b")

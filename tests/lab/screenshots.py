@@ -35,13 +35,13 @@ async def take() -> None:
                 "monitors": [{"dial": f"{path}/*.qmp"}],
                 "intervals": {"poll": "1s", "guest_memory": "2s"},
                 "allow": {"guest_stats_interval": "2s"},
-                "alerts": {"write_threshold": {"mode": "arm", "levels": ["50%", "80%", "free 4MiB"]}},
+                "alerts": {"write_threshold": {"mode": "arm", "levels": ["used 32MiB", "used 51MiB", "used 60MiB"]}},
             }
             agent = await running.enter_async_context(AgentProcess(Path(path), config))
             browser = await running.enter_async_context(chromium())
             await guests["web-1"].wait_until_booted()
             await start_backup(guests["build-7"])
-            await agent.wait_for_record("alert.write_threshold", vm="web-1", level="50%", timeout=WORK_SECONDS)
+            await agent.wait_for_record("alert.write_threshold", vm="web-1", level="used 32MiB", timeout=WORK_SECONDS)
             await start_migration(guests["web-1"])
             await guests["db-1"].command("stop")
             await guests["db-1"].command("cont")

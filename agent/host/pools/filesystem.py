@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from agent.host.filesystem_reader import FileSystemReader
+from agent.host.filesystem_reader import FileSystemFigures, FileSystemReader
 from agent.host.pools.base import (
     ImageLocation,
     Pool,
@@ -44,16 +44,24 @@ class FileSystemSource:
 
     async def _read(self, pool: Pool) -> PoolReading | PoolReadError:
         try:
-            figures = await self._reader.statvfs(pool.path, mount_device(pool))
+            return _reading(await self._reader.statvfs(pool.path, mount_device(pool)))
         except PoolReadError as error:
             return error
-        return PoolReading(
-            figures.size_bytes,
-            figures.available_bytes,
-            figures.size_bytes - figures.free_bytes,
-            figures.inodes or None,
-            figures.available_inodes if figures.inodes else None,
-        )
+
+    def recent(self, pool: Pool, seconds: float) -> PoolReading | None:
+        """Return the last figures of a file system if they were read within the last `seconds`."""
+        figures = self._reader.recent(pool.path, seconds)
+        return _reading(figures) if figures is not None else None
+
+
+def _reading(figures: FileSystemFigures) -> PoolReading:
+    return PoolReading(
+        figures.size_bytes,
+        figures.available_bytes,
+        figures.size_bytes - figures.free_bytes,
+        figures.inodes or None,
+        figures.available_inodes if figures.inodes else None,
+    )
 
 
 def mount_device(pool: Pool) -> str:

@@ -342,8 +342,16 @@ BLOCK_SPACE = Family(
             GAUGE,
             "Number of bytes used. If the measure is `offset`, it is a lower bound, and absent before the first observed write.",
         ),
-        Field("limit_bytes", "limit_bytes", GAUGE, "Number of bytes available in total."),
-        Field("free_bytes", "free_bytes", GAUGE, "Number of bytes left."),
+        Field(
+            "limited_by",
+            "limited_by",
+            STATE,
+            "The first thing that stops the growth: `device`; `pool`; `virtual_size`, where a file stops growing and no write fails; or "
+            "`unknown`.",
+        ),
+        Field("pool", "pool", TEXT, "Pool of the image."),
+        Field("limit_bytes", "limit_bytes", GAUGE, "Number of bytes at which that stops it."),
+        Field("free_bytes", "free_bytes", GAUGE, "Number of bytes left until then."),
         Field(
             "growth_bytes_per_second",
             "growth_bytes_per_second",
@@ -354,7 +362,7 @@ BLOCK_SPACE = Family(
             "time_to_full_seconds",
             "time_to_full_seconds",
             GAUGE,
-            "Time in seconds until the disk is full, at the growth of the last ten minutes; absent while the disk does not grow.",
+            "Time in seconds until the limit is reached, with `pool` at the growth of all files on it; absent while it is not in sight.",
         ),
         Field(
             "exceeded_levels", "exceeded_levels", GAUGE, "Number of configured alert levels that the used bytes exceed."

@@ -102,7 +102,7 @@ async def test_a_nearly_full_disk_fires_its_alerts_again_after_a_power_cycle(fol
 
 
 async def test_a_commit_that_exceeds_the_agents_threshold_of_a_backing_image_alerts(folder: Path) -> None:
-    async with thin_guest(folder, disk_mib=24) as guest, AlertWatcher(folder, levels=["20%"], poll=0.2) as agent:
+    async with thin_guest(folder, disk_mib=24) as guest, AlertWatcher(folder, levels=["used 5MiB"], poll=0.2) as agent:
         threshold = await wait_until_armed(agent, guest)
         base = (await guest.nodes())["disk0-storage"]["file"]
         await guest.command(

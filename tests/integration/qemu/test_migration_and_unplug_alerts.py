@@ -16,12 +16,14 @@ async def test_a_migration_destination_is_armed_and_repeats_no_level(folder: Pat
     uri = f"unix:{folder}/migration"
     options: dict[str, Any] = {"disk_mib": 32, "storage": shared, "pause_seconds": 0.008}
     async with (
-        AlertWatcher(folder, levels=["5%", "20%", "35%", "50%", "65%"], poll=1) as agent,
+        AlertWatcher(
+            folder, levels=["used 1638KiB", "used 6553KiB", "used 11468KiB", "used 16384KiB", "used 21299KiB"], poll=1
+        ) as agent,
         thin_guest(folder, "source", **options) as source,
         thin_guest(folder, "destination", identity=source.uuid, extra=["-incoming", "defer"], **options) as destination,
     ):
         await until(lambda: len(agent.app.snapshot.monitors) == 2, 60)
-        await agent.until("20%", vm="source")
+        await agent.until("used 6553KiB", vm="source")
         assert await destination.slot() == 0, "the destination writes nothing yet"
         await source.command("migrate-set-parameters", max_bandwidth=1 << 30)
         await destination.command("migrate-incoming", uri=uri)
@@ -30,8 +32,8 @@ async def test_a_migration_destination_is_armed_and_repeats_no_level(folder: Pat
         await until(lambda: "armed_threshold_bytes" in agent.space("destination"), 60)
         assert await wait_until_armed(agent, destination) > 6 * MIB
         await source.stop()
-        await agent.until("65%", vm="destination", timeout=30)
-        assert agent.levels() == ["5%", "20%", "35%", "50%", "65%"]
+        await agent.until("used 21299KiB", vm="destination", timeout=30)
+        assert agent.levels() == ["used 1638KiB", "used 6553KiB", "used 11468KiB", "used 16384KiB", "used 21299KiB"]
         assert agent.levels(vm="destination", detected_by="event")
         assert agent.levels("resolved") == []
 
@@ -40,17 +42,17 @@ async def test_the_source_of_a_failed_migration_is_still_monitored(folder: Path)
     await make_qcow2(f"{folder}/shared.qcow2", 32 * MIB)
     shared: dict[str, Any] = {"driver": "file", "filename": f"{folder}/shared.qcow2"}
     async with (
-        AlertWatcher(folder, levels=["20%", "35%", "50%"], poll=1) as agent,
+        AlertWatcher(folder, levels=["used 6553KiB", "used 11468KiB", "used 16384KiB"], poll=1) as agent,
         thin_guest(folder, "source", disk_mib=32, storage=shared) as source,
     ):
         await wait_until_armed(agent, source)
         incoming = {"storage": shared, "extra": ["-incoming", "defer"]}
         async with thin_guest(folder, "destination", identity=source.uuid, disk_mib=32, **incoming) as destination:
             await until(lambda: len(agent.app.snapshot.monitors) == 2, 60)
-            await agent.until("20%", vm="source")
+            await agent.until("used 6553KiB", vm="source")
             assert await destination.slot() == 0, "the destination writes nothing yet"
-        await agent.until("50%", vm="source")
-        assert agent.levels() == ["20%", "35%", "50%"]
+        await agent.until("used 16384KiB", vm="source")
+        assert agent.levels() == ["used 6553KiB", "used 11468KiB", "used 16384KiB"]
         assert agent.levels("resolved") == []
 
 
@@ -61,19 +63,19 @@ async def test_unplugging_a_disk_resolves_its_alerts(folder: Path) -> None:
     device = ["-device", "virtio-scsi-pci", "-device", "scsi-hd,id=disk1,drive=disk1-format"]
     async with (
         thin_guest(folder, span_mib=1, extra=["-blockdev", node, *device]) as guest,
-        AlertWatcher(folder, levels=["80%"], poll=60) as agent,
+        AlertWatcher(folder, levels=["used 12MiB"], poll=60) as agent,
     ):
-        await agent.until("80%", subject="disk1", detected_by="level")
+        await agent.until("used 12MiB", subject="disk1", detected_by="level")
         await guest.command("device_del", id="disk1")
         await guest.wait_for_event("DEVICE_DELETED")
-        await agent.until("80%", "resolved", subject="disk1", resolved_by="unplugged")
+        await agent.until("used 12MiB", "resolved", subject="disk1", resolved_by="unplugged")
         assert agent.space(guest.name, "disk1") == {}
         assert agent.space(guest.name, "disk0") != {}
 
 
 async def test_disk_full_is_critical_until_the_guest_resumes(folder: Path) -> None:
     options: dict[str, Any] = {"faults": [NO_SPACE], "disk_options": "werror=stop", "span_mib": 8}
-    async with AlertWatcher(folder, levels=["80%"], poll=60) as agent, thin_guest(folder, **options) as guest:
+    async with AlertWatcher(folder, levels=["used 12MiB"], poll=60) as agent, thin_guest(folder, **options) as guest:
         await until(lambda: agent.alerts, 60)
         (alert,) = agent.alerts
         assert (alert["alert"], alert["state"], alert["severity"]) == ("disk_full", "firing", "critical")
@@ -88,7 +90,7 @@ async def test_a_guest_paused_before_the_agent_attached_is_reported(folder: Path
     options: dict[str, Any] = {"faults": [NO_SPACE], "disk_options": "werror=stop", "span_mib": 8}
     async with thin_guest(folder, **options) as guest:
         await guest.wait_for_event("STOP", 20)
-        async with AlertWatcher(folder, levels=["80%"], poll=60) as agent:
+        async with AlertWatcher(folder, levels=["used 12MiB"], poll=60) as agent:
             await until(lambda: agent.alerts, 60)
             (alert,) = agent.alerts
             assert (alert["alert"], alert["detected_by"], alert["severity"]) == ("disk_full", "missed", "critical")

@@ -9,8 +9,10 @@ import pytest
 from agent.cli.demo.guest import until
 from tests.lab.thin_guests import MIB, AlertWatcher, LoopDevice, ThinGuest, make_qcow2, network_device, thin_guest
 
-LEVELS: Final = [f"{percent}%" for percent in (5, 20, 35, 50, 65, 80, 95)]
 SIZE: Final = 14 * MIB
+LEVELS: Final = [f"used {SIZE * percent // 100 // 1024}KiB" for percent in (5, 20, 35, 50, 65, 80, 95)]
+"""Levels of used bytes: those of a share of the size do not apply to a file with room in its file system."""
+MIRROR_LEVELS: Final = ["used 2MiB", "used 12MiB", "used 14MiB", "used 22MiB"]
 PACE: Final[dict[str, Any]] = {"pause_seconds": 0.004}
 
 
@@ -71,7 +73,7 @@ async def test_observe_mode_detects_levels_by_polls_and_sets_nothing(folder: Pat
 
         async def has_level() -> bool:
             assert await guest.slot() == 0
-            return "35%" in agent.levels()
+            return LEVELS[2] in agent.levels()
 
         await until(has_level, 60)
         assert agent.levels() == LEVELS[: len(agent.levels())]
@@ -95,25 +97,25 @@ async def test_another_clients_threshold_stays_and_is_reported_as_foreign(folder
                 f"threshold {foreign}", owner="other", detected_by="event", layer="storage", subject="disk0"
             )
             assert agent.space(guest.name)["threshold_foreign"] is True
-            await agent.until("35%", owner="agent", detected_by="level")
+            await agent.until(LEVELS[2], owner="agent", detected_by="level")
             assert await guest.slot() == 0, "the slot belongs to the other client for good"
             assert agent.alternates()
 
 
 async def test_a_client_that_overwrites_the_threshold_keeps_the_slot(folder: Path) -> None:
-    async with thin_guest(folder, disk_mib=24) as guest, AlertWatcher(folder, levels=["50%", "60%"], poll=0.2) as agent:
+    async with thin_guest(folder, disk_mib=24) as guest, AlertWatcher(folder, levels=LEVELS[3:5], poll=0.2) as agent:
         await wait_until_armed(agent, guest)
         await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 40)
-        await agent.until("60%")
+        await agent.until(LEVELS[4])
         assert {alert["detected_by"] for alert in agent.alerts} <= {"level", "missed"}
         assert await guest.slot() == 1 << 40
         assert agent.alternates()
 
 
 async def test_after_a_snapshot_the_new_storage_is_armed(folder: Path) -> None:
-    async with thin_guest(folder, disk_mib=12) as guest, AlertWatcher(folder, levels=LEVELS, poll=0.2) as agent:
+    async with thin_guest(folder, disk_mib=14) as guest, AlertWatcher(folder, levels=LEVELS, poll=0.2) as agent:
         await wait_until_armed(agent, guest)
-        await agent.until("20%")
+        await agent.until(LEVELS[1])
         names = set(await guest.nodes())
         await guest.command(
             "blockdev-snapshot-sync",
@@ -123,9 +125,9 @@ async def test_after_a_snapshot_the_new_storage_is_armed(folder: Path) -> None:
             format="qcow2",
         )
         (storage,) = set(await guest.nodes()) - names - {"overlay"}
-        assert 0 < await wait_until_armed(agent, guest, storage) < 12 * MIB
-        await agent.until("20%", "resolved")
-        await agent.until("80%", node=storage)
+        assert 0 < await wait_until_armed(agent, guest, storage) < 14 * MIB
+        await agent.until(LEVELS[1], "resolved")
+        await agent.until(LEVELS[5], node=storage)
         assert agent.levels(node=storage, detected_by="event")
         assert agent.levels(owner="other") == []
         assert agent.alternates()
@@ -134,10 +136,10 @@ async def test_after_a_snapshot_the_new_storage_is_armed(folder: Path) -> None:
 async def test_after_a_mirror_pivot_the_target_is_armed(folder: Path) -> None:
     async with (
         thin_guest(folder, disk_mib=24, pause_seconds=0.01) as guest,
-        AlertWatcher(folder, levels=["10%", "50%", "60%", "95%"], poll=60) as agent,
+        AlertWatcher(folder, levels=MIRROR_LEVELS, poll=60) as agent,
     ):
         await wait_until_armed(agent, guest)
-        await agent.until("10%")
+        await agent.until(MIRROR_LEVELS[0])
         await make_qcow2(f"{folder}/target.qcow2", 24 * MIB)
         target = {"driver": "file", "filename": f"{folder}/target.qcow2", "node-name": "target-storage"}
         await guest.command("blockdev-add", **{"driver": "qcow2", "node-name": "target-format", "file": target})
@@ -146,25 +148,21 @@ async def test_after_a_mirror_pivot_the_target_is_armed(folder: Path) -> None:
         await guest.command("job-complete", id="m")
         await guest.wait_for_event("BLOCK_JOB_COMPLETED", 20)
         await wait_until_armed(agent, guest, "target-storage")
-        await agent.until("60%", node="target-storage", detected_by="event", timeout=30)
-        assert agent.levels() == ["10%", "50%", "60%"]
+        await agent.until(MIRROR_LEVELS[2], node="target-storage", detected_by="event", timeout=30)
+        assert agent.levels() == MIRROR_LEVELS[:3]
         assert agent.levels("resolved") == []
 
 
-async def test_a_resized_disk_has_its_levels_moved_by_the_resync(folder: Path) -> None:
+async def test_a_resized_disk_has_another_limit_after_the_resync(folder: Path) -> None:
     async with (
         thin_guest(folder, disk_mib=16) as guest,
-        AlertWatcher(folder, levels=["40%", "60%"], poll=60, resync=1) as agent,
+        AlertWatcher(folder, levels=["50%"], poll=60, resync=1) as agent,
     ):
-        await agent.until("40%")
-        await guest.command("stop")
+        await until(lambda: agent.space(guest.name).get("limit_bytes") == 16 * MIB, 20)
         await guest.command("block_resize", node_name="disk0-format", size=32 * MIB)
-        await agent.until("40%", "resolved", resolved_by="space")
-        assert agent.space(guest.name)["limit_bytes"] == 32 * MIB
-        await guest.command("cont")
-        await agent.until("40%", level_bytes=32 * MIB * 40 // 100)
-        assert agent.levels() == ["40%", "40%"]
-        assert agent.alternates()
+        await until(lambda: agent.space(guest.name)["limit_bytes"] == 32 * MIB, 20)
+        assert agent.space(guest.name)["limited_by"] == "virtual_size"
+        assert agent.alerts == []
 
 
 @pytest.mark.skipif(not LoopDevice.is_available(), reason="only root can make loop devices")

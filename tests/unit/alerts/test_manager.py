@@ -182,6 +182,7 @@ def test_each_thin_disk_has_a_space_sample() -> None:
     assert space.labels == ("disk0",)
     assert space.values == {
         "measure": "offset",
+        "limited_by": "device",
         "used_bytes": 81 * GIB,
         "limit_bytes": 100 * GIB,
         "free_bytes": 19 * GIB,

@@ -127,4 +127,4 @@ def test_the_storage_samples_join_each_image_to_its_pool() -> None:
     ]
     assert registry.of_image(VM1, "disk0", "/images/a") is registry.pools[IMAGES.key]
     assert registry.of_image(VM1, "disk0", "/images/other") is None
-    assert registry.of_image(VM1, "disk1", "rbd:p/i") is None
+    assert registry.of_image(VM1, "disk1", "rbd:p/i") is unknown

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.host.filesystem_reader import FileSystemReader
-from agent.host.image_location import ImageLocator, local_path, read_mounts
+from agent.host.image_location import ImageLocator, MountTables, local_path, read_mounts
 from agent.host.pools.base import ImageLocation, UnknownPool
 
 
@@ -56,7 +56,7 @@ async def reader() -> AsyncIterator[FileSystemReader]:
 
 
 async def locate(reader: FileSystemReader, path: Path, pid: int | None = None) -> ImageLocation | UnknownPool:
-    return await ImageLocator(reader).locate(pid or os.getpid(), "file", str(path))
+    return await ImageLocator(reader).locate(MountTables.of_process(pid or os.getpid()), "file", str(path))
 
 
 async def test_a_file_is_on_the_mount_of_its_directory(reader: FileSystemReader, tmp_path: Path) -> None:
@@ -92,3 +92,10 @@ async def test_a_process_that_has_ended_has_no_mounts(reader: FileSystemReader) 
     location = await locate(reader, Path("/images/a"), pid=1 << 22)
     assert isinstance(location, UnknownPool)
     assert "cannot be read" in location.reason
+
+
+async def test_a_directory_that_is_known_needs_no_question(reader: FileSystemReader, tmp_path: Path) -> None:
+    locator, tables = ImageLocator(reader), MountTables.of_process(os.getpid())
+    assert locator.known_location(tables, "file", str(tmp_path / "a")) is None
+    location = await locator.locate(tables, "file", str(tmp_path / "a"))
+    assert locator.known_location(tables, "file", str(tmp_path / "a")) == location

@@ -1,0 +1,22 @@
+"""Paths of images on the command line of a QEMU, for use before QEMU itself can be asked. Pure."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+MAX_PATHS = 64
+
+_PATH = re.compile(r'(?:^|[=":])(/[^",]+)')
+_NO_IMAGES = ("/dev/", "/proc/", "/sys/", "/run/", "/usr/")
+
+
+def image_paths(argv: Iterable[str]) -> Sequence[str]:
+    """Return the absolute paths on a command line that may be images: one for each directory.
+
+    Sockets, firmware and devices are left out by their usual directories. Another file does no harm: its directory is checked too.
+    """
+    by_directory: dict[str, str] = {}
+    for argument in argv:
+        for path in _PATH.findall(argument):
+            if not path.startswith(_NO_IMAGES):
+                by_directory.setdefault(path.rpartition("/")[0], path)
+    return list(by_directory.values())[:MAX_PATHS]

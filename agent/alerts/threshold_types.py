@@ -32,7 +32,7 @@ class DetectedBy(StrEnum):
 
 
 class LimitedBy(StrEnum):
-    """What limits the bytes that a disk can use: the first thing that stops its growth."""
+    """The first thing that stops the growth of the bytes that a disk uses."""
 
     DEVICE = "device"
     """The block device under the image."""

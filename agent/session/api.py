@@ -178,7 +178,7 @@ class ThresholdController(Protocol):
         """Handle the outcome of the command that set a disk's threshold; `done` says whether QEMU confirmed it."""
 
 
-class StorageGate(Protocol):
+class StorageController(Protocol):
     """Knows whether the storage of VMs answers."""
 
     async def may_query(self, vm: Vm, pid: int | None) -> bool:
@@ -278,7 +278,7 @@ class SessionContext:
         settings: SessionSettings,
         *,
         thresholds: ThresholdController | None = None,
-        storage: StorageGate | None = None,
+        storage: StorageController | None = None,
         collectors: CollectorIndex = _ALL_COLLECTORS,
         first_polls: Pacer | None = None,
         root: Path = Path("/"),

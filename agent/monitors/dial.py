@@ -25,7 +25,7 @@ from agent.qmp.client import Connect
 _log = logging.getLogger(__name__)
 
 SCAN_SECONDS = 5.0
-SETTLE_SECONDS = 0.02
+SCAN_DELAY_SECONDS = 0.02
 """Delay between a change of the directory and the scan, because a manager that starts many VMs creates many sockets at once."""
 
 _INOTIFY_MASK = Mask.CREATE | Mask.DELETE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.ONLYDIR
@@ -142,7 +142,7 @@ class _DirectoryWatcher:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._inotify.get()
-                await asyncio.sleep(SETTLE_SECONDS)
+                await asyncio.sleep(SCAN_DELAY_SECONDS)
         while self._inotify.sync_get() is not None:
             pass
 

@@ -18,7 +18,7 @@ from agent.qmp.commands import AllowList, Command
 from agent.qmp.errors import BusyError, NotConnectedError, PreemptedError, ProtocolError, QmpError, StalledError
 from agent.qmp.protocol import Greeting, SkippedMessages
 
-STEP_SECONDS = 0.5
+DEFAULT_TIMEOUT_SECONDS = 0.5
 """Default timeout of the greeting, and of the replies. Proxmox's statistics give up after 3 s in the backlog, most of its commands after
 5 s (qemu-server 9.2)."""
 
@@ -32,7 +32,9 @@ QUERY_UUID = Command("query-uuid")
 class DialPerPollDiscoverer(DialDiscoverer):
     """Finds monitors as `DialDiscoverer` does, but connects to them only for each poll."""
 
-    def __init__(self, pattern: str, timeout: float = STEP_SECONDS, scan_seconds: float = SCAN_SECONDS) -> None:
+    def __init__(
+        self, pattern: str, timeout: float = DEFAULT_TIMEOUT_SECONDS, scan_seconds: float = SCAN_SECONDS
+    ) -> None:
         """Create a discoverer.
 
         Args:

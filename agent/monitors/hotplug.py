@@ -26,7 +26,7 @@ from agent.monitors.base import (
     MonitorPriority,
 )
 from agent.monitors.dial import SCAN_SECONDS, unix_connector
-from agent.monitors.dial_per_poll import STEP_SECONDS, DialPerPollDiscoverer
+from agent.monitors.dial_per_poll import DEFAULT_TIMEOUT_SECONDS, DialPerPollDiscoverer
 from agent.qmp.client import Client, Connect
 from agent.qmp.commands import AllowList, Change, Command, add_monitor_commands, remove_monitor_commands
 from agent.qmp.errors import BusyError, CommandError, DeniedError, NotConnectedError, QmpError
@@ -73,7 +73,7 @@ class HotplugDiscoverer(DialPerPollDiscoverer):
         self,
         pattern: str,
         directory: Path,
-        timeout: float = STEP_SECONDS,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
         scan_seconds: float = SCAN_SECONDS,
     ) -> None:
         """Create a discoverer.

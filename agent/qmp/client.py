@@ -49,8 +49,8 @@ PAUSE_TURNS = 16
 READ_TURNS = 2
 """Number of turns of the event loop that are needed to read all data that has arrived."""
 MAX_UNREAD_BYTES = 64 * 1024
-"""Bytes of requests that a peer may leave unread, besides those in the kernel. The agent sends the next command only after a reply, so
-only a hostile peer exceeds it: one that replies without reading."""
+"""Maximum number of bytes of requests that wait in the agent because the peer does not read. The agent sends the next command after a
+reply only, so only a hostile peer that replies without reading exceeds this limit."""
 
 
 class Client(asyncio.Protocol):
@@ -76,7 +76,7 @@ class Client(asyncio.Protocol):
         self._results: list[CommandResult] = []
         self._batch: asyncio.Future[list[CommandResult]] | None = None
         self._in_step: asyncio.Future[None] | None = None
-        """Done when replies can be assigned to commands again; None while they can."""
+        """A future that completes when replies can be assigned to commands again; None while replies can be assigned."""
         self._probe: tuple[int, asyncio.Future[None]] | None = None
         self._pause_turns = (
             0  # turns of the event loop until the held requests are written; reading resumes READ_TURNS earlier
@@ -155,11 +155,11 @@ class Client(asyncio.Protocol):
 
     @property
     def skipped_messages(self) -> SkippedMessages:
-        """Total numbers of skipped messages; the same object as before if none was skipped since."""
+        """Total number of skipped messages by reason. The object changes only when a message is skipped."""
         return self._qmp.skipped
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
-        """Send commands and return their results, in order. QEMU never holds more than `MAX_COMMANDS_IN_FLIGHT` of them.
+        """Send commands and return their results, in order. At most `MAX_COMMANDS_IN_FLIGHT` commands are in QEMU at once.
 
         Raises:
             StalledError: a reply did not arrive within `deadline` seconds, or an earlier reply is still due; see `wait_idle`.
@@ -171,17 +171,17 @@ class Client(asyncio.Protocol):
             raise self.ended.result()
         if len(commands) <= MAX_COMMANDS_IN_FLIGHT and not self._qmp.out_of_step:
             return await self._execute_batch(commands, deadline, deadline)
-        self._qmp.check(commands)
+        self._qmp.check_allowed(commands)
         until = asyncio.get_running_loop().time() + deadline
         results: list[CommandResult] = []
         for start in range(0, len(commands), MAX_COMMANDS_IN_FLIGHT):
-            await self._get_in_step(until, deadline)
+            await self._wait_until_in_step(until, deadline)
             batch = commands[start : start + MAX_COMMANDS_IN_FLIGHT]
             left = max(0.0, until - asyncio.get_running_loop().time())
             results += await self._execute_batch(batch, left, deadline)
         return results
 
-    async def _get_in_step(self, until: float, deadline: float) -> None:
+    async def _wait_until_in_step(self, until: float, deadline: float) -> None:
         """After an unreadable message, wait until replies can be assigned to commands again.
 
         Args:
@@ -189,28 +189,28 @@ class Client(asyncio.Protocol):
             deadline: seconds that the whole call may take, for the error's text.
 
         Raises:
-            StalledError: they cannot be assigned yet.
+            StalledError: replies cannot be assigned when the wait ends.
             QmpError: the connection ended.
         """
         if not self._qmp.out_of_step:
             return
         if self._in_step is None:
             self._in_step = asyncio.get_running_loop().create_future()
-            self._mark()
+            self._send_marker_or_resume()
         try:
             async with asyncio.timeout_at(until):
                 await asyncio.shield(self._in_step)
         except TimeoutError:
             raise StalledError(f"no reply to query-status within {deadline:g} s") from None
 
-    def _mark(self) -> None:
-        """Send a marker if one is due, and wake those that wait for its reply."""
+    def _send_marker_or_resume(self) -> None:
+        """Send the next marker if one is due. If replies can be assigned again, complete `_in_step`."""
         waiting = self._in_step
         if not self._qmp.out_of_step:
             self._in_step = None
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
-        elif (data := self._qmp.mark()) is not None:
+        elif (data := self._qmp.next_marker()) is not None:
             self._write_or_hold(data)
 
     async def _execute_batch(self, commands: Sequence[Command], seconds: float, deadline: float) -> list[CommandResult]:
@@ -222,7 +222,7 @@ class Client(asyncio.Protocol):
             deadline: seconds that the whole call may take, for the error's text.
 
         Raises:
-            QmpError: as `execute` does.
+            QmpError: the errors of `execute`.
         """
         data = self._qmp.send(commands)
         loop = asyncio.get_running_loop()
@@ -324,7 +324,7 @@ class Client(asyncio.Protocol):
             for message in self._qmp.receive(data):
                 self._dispatch_message(message)
             if self._in_step is not None:
-                self._mark()
+                self._send_marker_or_resume()
         except ProtocolError as error:
             self._end(error)
         if self._held_requests:

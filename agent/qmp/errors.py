@@ -10,7 +10,7 @@ class ProtocolError(QmpError):
 
 
 class UnreadRequestsError(QmpError):
-    """The peer replies but does not read its requests."""
+    """The peer sends replies but does not read the agent's requests."""
 
 
 class NotConnectedError(QmpError):
@@ -54,7 +54,7 @@ class UnreadableReplyError(QmpError):
 
 
 class UnclearReplyError(UnreadableReplyError):
-    """An unreadable message that may be the reply to any of several commands. All of them fail, although at most one is at fault."""
+    """The command fails because of an unreadable message that may be the reply to this command or to another one."""
 
 
 class CommandError(QmpError):

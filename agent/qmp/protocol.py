@@ -33,7 +33,8 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Default size limit of a message. query-blockstats takes about 1.5 KB per disk, query-qmp-schema 250 KB (QEMU 11.1)."""
 
 MAX_COMMANDS_IN_FLIGHT = 7
-"""While eight in-band requests wait, QEMU reads nothing from the monitor, not even out-of-band probes (monitor/qmp.c, 4.0 to 11.1)."""
+"""Maximum number of commands in QEMU at once. While eight in-band requests wait, QEMU reads nothing from the monitor, not even out-of-band
+probes (monitor/qmp.c, 4.0 to 11.1)."""
 
 
 class ConnectionState(Enum):
@@ -128,7 +129,7 @@ class Connection:
     Attributes:
         state: the progress of the handshake.
         oob: whether QEMU offers out-of-band execution.
-        skipped: numbers of skipped messages; another object after each skipped message.
+        skipped: numbers of skipped messages. The object changes only when a message is skipped.
         out_of_step: whether replies cannot be assigned to commands. The reply to a marker ends this.
     """
 
@@ -144,8 +145,8 @@ class Connection:
         self._probe = 0
         """Id of the pending probe; 0 if none is pending."""
         self._markers: list[int] = []  # ids of the markers without a reply
-        self._is_marked = False  # whether the newest marker is certainly under way
-        self._held = 0  # maximum number of requests, markers included, that QEMU may hold while out of step
+        self._marker_is_in_flight = False  # whether QEMU certainly has not replied to the newest marker
+        self._requests_in_qemu = 0  # upper bound of the requests in QEMU, markers included, while out of step
 
     @property
     def replies_due(self) -> int:
@@ -196,26 +197,26 @@ class Connection:
         self._pending.extend(batch)
         return data
 
-    def check(self, batch: Sequence[Command]) -> None:
+    def check_allowed(self, batch: Sequence[Command]) -> None:
         """Check that all commands are on the allow-list.
 
         Raises:
-            CommandRefusedError: one of them is not.
+            CommandRefusedError: a command is not on the allow-list.
         """
         self._allow.encode_all(batch)
 
-    def mark(self) -> Request | None:
-        """Return the bytes of a marker; None if none is due.
+    def next_marker(self) -> Request | None:
+        """Return the bytes of a marker; None if no marker is due.
 
-        None is due if replies are in step, or if a marker is under way. While QEMU may hold as many requests as it accepts, a marker
-        waits for another reply.
+        No marker is due while replies can be assigned to commands, or while a marker is in flight. If QEMU may have
+        `MAX_COMMANDS_IN_FLIGHT` requests, a marker is due after the next reply.
         """
-        if not self.out_of_step or self._is_marked or self._held >= MAX_COMMANDS_IN_FLIGHT:
+        if not self.out_of_step or self._marker_is_in_flight or self._requests_in_qemu >= MAX_COMMANDS_IN_FLIGHT:
             return None
         self._last_id += 1
         self._markers.append(self._last_id)
-        self._is_marked = True
-        self._held += 1
+        self._marker_is_in_flight = True
+        self._requests_in_qemu += 1
         return commands.marker_request(self._last_id)
 
     def probe(self) -> tuple[int, Request]:
@@ -245,9 +246,9 @@ class Connection:
             yield ProbeReply(number)
         failed = self._count_affected(kind)
         if failed and kind is MessageKind.UNKNOWN:
-            self.out_of_step, self._held = True, failed
+            self.out_of_step, self._requests_in_qemu = True, failed
         if kind is MessageKind.UNKNOWN:
-            self._is_marked = False  # the message may have been the reply to the marker
+            self._marker_is_in_flight = False  # the message may have been the reply to the marker
         error_type = UnreadableReplyError if failed == 1 else UnclearReplyError
         for _ in range(failed):
             command = self._pending.pop(0)
@@ -290,15 +291,15 @@ class Connection:
             )
         if not isinstance(value, UnreadableMessage):
             raise self._count_malformed(MessageKind.UNKNOWN, "a message that is not an object")
-        self._skip("oversized" if value.oversized else "unreadable")
+        self._count_skipped("oversized" if value.oversized else "unreadable")
         raise _UnreadableError(value.kind, value.reason)
 
     def _count_malformed(self, kind: MessageKind, reason: str) -> _UnreadableError:
         """Count a malformed message, and return the exception to raise."""
-        self._skip("unreadable")
+        self._count_skipped("unreadable")
         return _UnreadableError(kind, reason)
 
-    def _skip(self, reason: str) -> None:
+    def _count_skipped(self, reason: str) -> None:
         self.skipped = self.skipped._replace(**{reason: getattr(self.skipped, reason) + 1})
 
     def _accept_greeting(self, body: Any) -> Greeting:
@@ -333,8 +334,8 @@ class Connection:
         if "id" in value:
             return self._accept_reply_with_id(value["id"])
         if self.out_of_step:
-            self._skip("stray")
-            self._held = max(self._held - 1, len(self._markers))
+            self._count_skipped("stray")
+            self._requests_in_qemu = max(self._requests_in_qemu - 1, len(self._markers))
             return None
         if not self._pending:
             raise ProtocolError("a reply without a command")
@@ -343,7 +344,7 @@ class Connection:
 
     def _accept_reply_with_id(self, number: Any) -> ProbeReply | None:
         if type(number) is not int or not 0 < number <= self._last_id:
-            self._skip("stray")
+            self._count_skipped("stray")
             return None
         if number in self._markers:
             self._accept_marker(number)
@@ -353,9 +354,12 @@ class Connection:
         return ProbeReply(number)
 
     def _accept_marker(self, number: int) -> None:
-        """Handle the reply to a marker. All earlier replies have arrived or are lost. If it is the newest marker, replies are in step."""
+        """Handle the reply to a marker: all earlier replies have arrived or are lost.
+
+        After the reply to the newest marker, replies can be assigned to commands again.
+        """
         self._markers = [marker for marker in self._markers if marker > number]
-        self._held = len(self._markers)
+        self._requests_in_qemu = len(self._markers)
         self.out_of_step = bool(self._markers)
 
     def _accept_event(self, value: dict[str, Any]) -> Event:

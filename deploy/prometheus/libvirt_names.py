@@ -48,13 +48,13 @@ DIALECTS = {
     ),
 }
 
-_DISK = {
+_DISK_SERIES = {
     "read_bytes_total": "qemu_block_read_bytes_total",
     "read_requests_total": "qemu_block_reads_total",
     "write_bytes_total": "qemu_block_write_bytes_total",
     "write_requests_total": "qemu_block_writes_total",
 }
-_EXTENDED_DISK = {
+_EXTENDED_DISK_SERIES = {
     "read_time_seconds_total": "qemu_block_read_seconds_total",
     "write_time_seconds_total": "qemu_block_write_seconds_total",
     "flush_requests_total": "qemu_block_flushes_total",
@@ -63,20 +63,20 @@ _EXTENDED_DISK = {
     "capacity_bytes": 'qemu_block_layer_size_bytes{layer="format"}',
     "physicalsize_bytes": 'qemu_block_layer_size_bytes{layer="storage"}',
 }
-_INTERFACE = {
+_INTERFACE_SERIES = {
     f"{direction}_{counter}_total": f"qemu_net_{direction}_{counter}_total"
     for direction in ("receive", "transmit")
     for counter in ("bytes", "packets", "errors", "drops")
 }
 _GUEST_MEMORY = "(qemu_memory_base_bytes + qemu_memory_plugged_bytes)"
-_VM = {
+_VM_SERIES = {
     "info_maximum_memory_bytes": _GUEST_MEMORY,
     "info_memory_usage_bytes": f"(qemu_balloon_actual_bytes or {_GUEST_MEMORY})",
     "info_virtual_cpus": "count by (instance, job, vm_uuid) (qemu_vcpu_cpu_seconds_total)",
     "info_cpu_time_seconds_total": "(qemu_process_user_seconds_total + qemu_process_system_seconds_total)",
 }
 _TOTAL, _AVAILABLE = "qemu_guest_memory_total_bytes", "qemu_guest_memory_available_bytes"
-_EXTENDED_VM = {
+_EXTENDED_VM_SERIES = {
     "memory_stats_major_fault_total": "qemu_guest_memory_major_faults_total",
     "memory_stats_minor_fault_total": "qemu_guest_memory_minor_faults_total",
     "memory_stats_unused_bytes": "qemu_guest_memory_free_bytes",
@@ -98,7 +98,7 @@ _STATES = {
 """QEMU's run states, as a regular expression, by virDomainState."""
 
 
-def rules(dialect: Dialect) -> Iterator[tuple[str, str]]:
+def generate_rules(dialect: Dialect) -> Iterator[tuple[str, str]]:
     """Yield the name and the expression of each rule, in the order of evaluation."""
     disk = (*VM_LABELS, "device")
     with_labels = _copy_labels("qemu_vm_up * 0 + 1", vm="domain", vm_uuid="uuid")
@@ -108,7 +108,7 @@ def rules(dialect: Dialect) -> Iterator[tuple[str, str]]:
         yield "libvirt_domains_number", "count by (instance, job) (qemu_vm_up)"
     states = " or ".join(f'qemu_runstate_status{{status=~"{words}"}} * {code}' for code, words in _STATES.items())
     yield dialect.state, _join_labels(f"({states})", VM_LABELS, dialect.vm, "qemu:libvirt_domain", "vm", "status")
-    for name, expression in (_VM | (_EXTENDED_VM if dialect.is_extended else {})).items():
+    for name, expression in (_VM_SERIES | (_EXTENDED_VM_SERIES if dialect.is_extended else {})).items():
         yield f"libvirt_domain_{name}", _join_labels(expression, VM_LABELS, dialect.vm, "qemu:libvirt_domain", "vm")
     # The label target_device is libvirt's target, such as vda, if the agent polls over libvirt. Otherwise it is the device id.
     targets = "(qemu_block_target or on (instance, job, vm_uuid, device) qemu_block_reads_total * 0 + 1)"
@@ -118,13 +118,13 @@ def rules(dialect: Dialect) -> Iterator[tuple[str, str]]:
         target = f"{target} * on ({', '.join(disk)}) group_left (source_file) {path}"
     with_labels = f"{target} * on ({', '.join(VM_LABELS)}) group_left ({', '.join(dialect.vm)}) qemu:libvirt_domain"
     yield "qemu:libvirt_disk", f"sum by ({', '.join((*disk, *dialect.disk))}) ({with_labels})"
-    for name, expression in (_DISK | (_EXTENDED_DISK if dialect.is_extended else {})).items():
+    for name, expression in (_DISK_SERIES | (_EXTENDED_DISK_SERIES if dialect.is_extended else {})).items():
         without = ("vm", "device", "layer") if "layer=" in expression else ("vm", "device")
         yield (
             f"libvirt_domain_block_stats_{name}",
             _join_labels(expression, disk, dialect.disk, "qemu:libvirt_disk", *without),
         )
-    for name, expression in _INTERFACE.items():
+    for name, expression in _INTERFACE_SERIES.items():
         with_labels = _copy_labels(expression, interface="target_device")
         yield (
             f"libvirt_domain_interface_stats_{name}",
@@ -162,7 +162,7 @@ def rules_file(name: str) -> str:
         f"  - name: libvirt-names-{name}",
         "    rules:",
     ]
-    for record, expression in rules(dialect):
+    for record, expression in generate_rules(dialect):
         lines += [f"      - record: {record}", "        expr: >-", f"          {expression}"]
     return "\n".join(lines) + "\n"
 

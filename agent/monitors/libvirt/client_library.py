@@ -1,4 +1,4 @@
-"""libvirt's Python library: loading it, single connections, its errors, and threads for its blocking calls."""
+"""libvirt's Python library: loading, single connections, conversion of errors, and threads for blocking calls."""
 
 import asyncio
 import contextlib
@@ -134,7 +134,11 @@ def to_qmp_error(api: Any, error: Any, connection: LibvirtConnection | None = No
     """
     text = error.get_error_message() or str(error)
     if connection is None or connection.lost():
-        return DeniedError(text) if is_denied(api, error) else TransportLostError(f"libvirtd is lost: {text}")
+        return (
+            DeniedError(text)
+            if is_denied(api, error)
+            else TransportLostError(f"the connection to libvirtd failed: {text}")
+        )
     if error.get_error_code() == api.VIR_ERR_NO_DOMAIN:
         return NotConnectedError("libvirt no longer has the domain")
     return CommandError("GenericError", text)

@@ -231,7 +231,7 @@ class LibvirtDiscoverer:
         if self._daemon is not None:
             self._daemon.pool.retire()
             self._daemon = None
-            self.domains.end_all(TransportLostError(str(error)))
+            self.domains.end_all_connections(TransportLostError(str(error)))
 
     def _require_daemon(self) -> LibvirtDaemon:
         """Return the libvirtd.

@@ -88,7 +88,7 @@ class DomainRegistry:
         connection.ended.add_done_callback(lambda _: self._forget_connection(uuid, connection))
         return connection
 
-    def end_all(self, cause: QmpError) -> None:
+    def end_all_connections(self, cause: QmpError) -> None:
         """End the connections to all domains. Their monitors stay, so that sessions reconnect."""
         self._migration_phases.clear()
         for connection in list(self._connections.values()):

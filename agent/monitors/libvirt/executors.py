@@ -16,7 +16,7 @@ from agent.monitors.libvirt.client_library import LibvirtConnection
 from agent.monitors.libvirt.connection_pool import ConnectionPool
 from agent.monitors.libvirt.devices import NO_DEVICES, Devices, parse_devices
 from agent.monitors.libvirt.lifecycle import DomainMigrationPhase
-from agent.monitors.libvirt.qmp_translation import DomainSnapshot, FileSizes, Stats
+from agent.monitors.libvirt.qmp_translation import DomainData, FileSizes, Stats
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import AllowList, Command
@@ -129,10 +129,10 @@ class TranslatingExecutor:
 
     async def execute(self, commands: Sequence[Command]) -> list[CommandResult]:
         """Return the commands' results, in order."""
-        snapshot = await self._fetch_snapshot(commands)
-        return [await self._answer(command, snapshot) for command in commands]
+        data = await self._fetch_domain_data(commands)
+        return [await self._answer(command, data) for command in commands]
 
-    async def _fetch_snapshot(self, commands: Sequence[Command]) -> DomainSnapshot:
+    async def _fetch_domain_data(self, commands: Sequence[Command]) -> DomainData:
         """Fetch only the data that these commands need."""
         stats, stats_error = await self._fetch_stats(commands)
         devices, devices_error = await self._read_devices(commands, stats)
@@ -140,7 +140,7 @@ class TranslatingExecutor:
         if any(command.name == "query-named-block-nodes" for command in commands):
             with contextlib.suppress(CommandError, UnreadableReplyError):  # records then lack the sizes
                 sizes = await self._read_file_sizes(devices)
-        return DomainSnapshot(self._uuid, self._name, stats, devices, sizes, stats_error, devices_error)
+        return DomainData(self._uuid, self._name, stats, devices, sizes, stats_error, devices_error)
 
     async def _fetch_stats(self, commands: Sequence[Command]) -> tuple[Stats, QmpError | None]:
         """Return the statistics that these commands need, or the error that prevents it."""
@@ -175,25 +175,25 @@ class TranslatingExecutor:
             return NO_DEVICES, UnreadableReplyError(f"the domain's XML cannot be read: {error}")
         return devices, None
 
-    async def _answer(self, command: Command, snapshot: DomainSnapshot) -> CommandResult:
+    async def _answer(self, command: Command, data: DomainData) -> CommandResult:
         arguments = command.arguments or {}
         if command.name == "qom-set":
             return await self._apply_change(lambda domain: domain.setMemoryStatsPeriod(arguments["value"], 0))
         if command.name == "block-set-write-threshold":
-            return await self._set_threshold(arguments["node-name"], arguments["write-threshold"], snapshot)
-        result = self._add_migration_state(command, qmp_translation.translate(command, snapshot))
+            return await self._set_threshold(arguments["node-name"], arguments["write-threshold"], data)
+        result = self._add_migration_state(command, qmp_translation.translate(command, data))
         if result is None:
             return CommandError("CommandNotFound", f"libvirt does not report {command.name} without passthrough")
         return result
 
-    async def _set_threshold(self, node: str, threshold: int, snapshot: DomainSnapshot) -> CommandResult:
+    async def _set_threshold(self, node: str, threshold: int, data: DomainData) -> CommandResult:
         """Set the threshold of a storage node. Refuse if libvirt does not report the node's present threshold."""
-        if (error := snapshot.stats_error or snapshot.devices_error) is not None:
+        if (error := data.stats_error or data.devices_error) is not None:
             return error
-        target = snapshot.devices.threshold_target(node)
+        target = data.devices.threshold_target(node)
         if target is None:
             return CommandError("GenericError", f"libvirt has no image for the node {node}")
-        if not qmp_translation.has_threshold_slot(node, snapshot):
+        if not qmp_translation.has_threshold_slot(node, data):
             return CommandError("GenericError", f"libvirt does not report the threshold that the node {node} has now")
         return await self._apply_change(lambda domain: domain.setBlockThreshold(target, threshold))
 

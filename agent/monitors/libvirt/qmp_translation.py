@@ -129,7 +129,7 @@ def _image_stats(stats: Stats) -> dict[tuple[Any, int], dict[str, Any]]:
     return {(entry.get("name"), entry.get("backingIndex", -1)): entry for entry in entries.values()}
 
 
-QEMU_BUSY = "agent.qemu_busy"
+QEMU_BUSY_KEY = "agent.qemu_busy"
 """Key that the agent adds to statistics without block statistics. Its value is True if QEMU was busy with another command."""
 
 
@@ -209,9 +209,9 @@ def _write_threshold(image: Mapping[str, Any]) -> dict[str, Any]:
     return {"write_threshold": 0} if "capacity" in image else {}
 
 
-def has_threshold_slot(node: str, snapshot: "DomainSnapshot") -> bool:
+def has_threshold_slot(node: str, data: "DomainData") -> bool:
     """Return whether libvirt reports the write threshold of a storage node, or that none is set."""
-    nodes = query_named_block_nodes(snapshot.stats, snapshot.devices, {})
+    nodes = query_named_block_nodes(data.stats, data.devices, {})
     return any(entry["node-name"] == node and "write_threshold" in entry for entry in nodes)
 
 
@@ -230,7 +230,7 @@ def _storage_size(image: Mapping[str, Any], layer: ImageLayer, file_size: tuple[
 
 
 @dataclass(frozen=True, slots=True)
-class DomainSnapshot:
+class DomainData:
     """The data of a domain that are converted to results of commands.
 
     Attributes:
@@ -255,36 +255,32 @@ class DomainSnapshot:
 _STATS_INTERVAL_PROPERTY = "guest-stats-polling-interval"
 
 
-def _qom_property(snapshot: DomainSnapshot, arguments: Mapping[str, Any]) -> Any:
+def _qom_property(data: DomainData, arguments: Mapping[str, Any]) -> Any:
     match arguments.get("property"):
         case "guest-stats":
-            return guest_stats(snapshot.stats)
+            return guest_stats(data.stats)
         case name if name == _STATS_INTERVAL_PROPERTY:
-            return snapshot.devices.stats_interval_seconds
+            return data.devices.stats_interval_seconds
     return None
 
 
-def _qom_children(snapshot: DomainSnapshot, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _qom_children(data: DomainData, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the result of qom-list at /machine/peripheral: only the balloon device, because the agent needs no other device."""
-    if arguments.get("path") != "/machine/peripheral" or snapshot.devices.balloon is None:
+    if arguments.get("path") != "/machine/peripheral" or data.devices.balloon is None:
         return []
-    alias, type_ = snapshot.devices.balloon
+    alias, type_ = data.devices.balloon
     return [{"name": alias, "type": f"child<{type_}>"}]
 
 
-_TRANSLATORS: Mapping[str, Callable[[DomainSnapshot, Mapping[str, Any]], Any]] = {
-    "query-uuid": lambda snapshot, _: {"UUID": snapshot.uuid},
-    "query-name": lambda snapshot, _: {"name": snapshot.name},
-    "query-status": lambda snapshot, _: query_status(snapshot.stats),
-    "query-balloon": lambda snapshot, _: (
-        query_balloon(snapshot.stats) if snapshot.devices.balloon is not None else None
-    ),
-    "query-memory-size-summary": lambda snapshot, _: query_memory_size_summary(snapshot.stats, snapshot.devices),
-    "query-memory-devices": lambda snapshot, _: None if snapshot.devices.memory_devices else [],
-    "query-blockstats": lambda snapshot, _: query_blockstats(snapshot.stats, snapshot.devices),
-    "query-named-block-nodes": lambda snapshot, _: query_named_block_nodes(
-        snapshot.stats, snapshot.devices, snapshot.sizes
-    ),
+_TRANSLATORS: Mapping[str, Callable[[DomainData, Mapping[str, Any]], Any]] = {
+    "query-uuid": lambda data, _: {"UUID": data.uuid},
+    "query-name": lambda data, _: {"name": data.name},
+    "query-status": lambda data, _: query_status(data.stats),
+    "query-balloon": lambda data, _: query_balloon(data.stats) if data.devices.balloon is not None else None,
+    "query-memory-size-summary": lambda data, _: query_memory_size_summary(data.stats, data.devices),
+    "query-memory-devices": lambda data, _: None if data.devices.memory_devices else [],
+    "query-blockstats": lambda data, _: query_blockstats(data.stats, data.devices),
+    "query-named-block-nodes": lambda data, _: query_named_block_nodes(data.stats, data.devices, data.sizes),
     # libvirt enables this capability in every QEMU that supports it.
     "query-migrate-capabilities": lambda _snapshot, _: [{"capability": "events", "state": True}],
     "qom-list": _qom_children,
@@ -337,13 +333,13 @@ def needs_devices(command: Command) -> bool:
     return command.name in _NEED_DEVICES
 
 
-def translate(command: Command, snapshot: DomainSnapshot) -> CommandResult:
+def translate(command: Command, data: DomainData) -> CommandResult:
     """Return a command's result; None if libvirt does not report it."""
     translator = _TRANSLATORS.get(command.name)
     if translator is None:
         return None
-    if snapshot.stats_error is not None and _stats_group_of(command) is not None:
-        return snapshot.stats_error
-    if snapshot.devices_error is not None and needs_devices(command):
-        return snapshot.devices_error
-    return translator(snapshot, command.arguments or {})
+    if data.stats_error is not None and _stats_group_of(command) is not None:
+        return data.stats_error
+    if data.devices_error is not None and needs_devices(command):
+        return data.devices_error
+    return translator(data, command.arguments or {})

@@ -55,7 +55,7 @@ class StatsBatcher:
         """
         while True:
             stats = await self._fetch_once(uuid, groups)
-            if not stats.get(qmp_translation.QEMU_BUSY):
+            if not stats.get(qmp_translation.QEMU_BUSY_KEY):
                 return stats
             await asyncio.sleep(RETRY_SECONDS)
 
@@ -130,6 +130,6 @@ class StatsBatcher:
         if qmp_translation.has_block_stats(stats):
             return {}
         try:
-            return {qmp_translation.QEMU_BUSY: domain.controlInfo()[0] != self._api.VIR_DOMAIN_CONTROL_OK}
+            return {qmp_translation.QEMU_BUSY_KEY: domain.controlInfo()[0] != self._api.VIR_DOMAIN_CONTROL_OK}
         except self._api.libvirtError:  # the domain has just ended
             return {}

@@ -127,7 +127,7 @@ def test_an_unreadable_reply_without_an_id_fails_all_commands_while_a_probe_is_d
     connection.send([STATUS])
     connection.probe()
     assert summarize(receive_all(connection, b'{"return": [], "i\r\n')) == [ProbeReply(1), FAILED]
-    assert connection.mark() == b'{"execute":"query-status","id":2}'
+    assert connection.next_marker() == b'{"execute":"query-status","id":2}'
     assert receive(connection, {"return": "status"}, {"return": {}, "id": 2}) == []
     connection.send([BLOCK])
     assert receive(connection, {"return": "block"}) == [Reply("block")]
@@ -148,7 +148,7 @@ def test_messages_without_a_line_end_between_them_leave_no_command_waiting(merge
     connection = ready()
     connection.send([STATUS, BLOCK])
     assert summarize(receive_all(connection, merged)) == [UNCLEAR, UNCLEAR]
-    connection.mark()
+    connection.next_marker()
     assert receive(connection, {"return": {}, "id": 1}) == []
     connection.send([MIGRATE])
     assert receive(connection, {"return": 3}) == [Reply(3)]
@@ -177,11 +177,11 @@ def test_noise_fails_every_pending_command_because_any_reply_can_be_missing(nois
     connection.send([STATUS, BLOCK])
     assert summarize(receive_all(connection, noise + b"\r\n")) == [UNCLEAR, UNCLEAR]
     assert connection.replies_due == 0
-    assert connection.mark() == b'{"execute":"query-status","id":1}'
-    assert connection.mark() is None, "one is enough"
+    assert connection.next_marker() == b'{"execute":"query-status","id":1}'
+    assert connection.next_marker() is None, "one is enough"
     assert receive(connection, {"return": 1}, {"return": 2}, PANIC, {"return": {}, "id": 1}) == [PANICKED]
     assert connection.skipped.stray == 2
-    assert connection.mark() is None
+    assert connection.next_marker() is None
     assert connection.send([MIGRATE]) == b'{"execute":"query-migrate"}'
     assert receive(connection, {"return": 3}) == [Reply(3)]
 
@@ -198,9 +198,9 @@ def test_noise_before_the_markers_reply_sends_another_marker() -> None:
     connection = ready()
     connection.send([STATUS])
     assert summarize(receive_all(connection, b"5\r\n")) == [FAILED]
-    connection.mark()
+    connection.next_marker()
     assert summarize(receive_all(connection, b"5\r\n")) == []
-    assert connection.mark() == b'{"execute":"query-status","id":2}'
+    assert connection.next_marker() == b'{"execute":"query-status","id":2}'
     assert receive(connection, {"return": 1}, {"return": {}, "id": 1}) == []
     assert connection.out_of_step, "the reply to the newest marker is still due"
     assert receive(connection, {"return": {}, "id": 2}) == []
@@ -212,9 +212,9 @@ def test_an_unreadable_reply_to_the_marker_leaves_no_command_waiting() -> None:
     connection = ready()
     connection.send([STATUS])
     receive_all(connection, b"5\r\n")
-    connection.mark()
+    connection.next_marker()
     assert summarize(receive_all(connection, line({"return": 1}) + b'{"return": {}, "i\r\n')) == []
-    connection.mark()
+    connection.next_marker()
     assert receive(connection, {"return": {}, "id": 2}) == []
     connection.send([BLOCK])
     assert receive(connection, {"return": 3}) == [Reply(3)]
@@ -224,13 +224,13 @@ def test_a_marker_waits_while_qemu_may_hold_seven_commands() -> None:
     connection = ready()
     connection.send([STATUS] * MAX_COMMANDS_IN_FLIGHT)
     assert summarize(receive_all(connection, b"5\r\n")) == [UNCLEAR] * MAX_COMMANDS_IN_FLIGHT
-    assert connection.mark() is None, "the noise may have been no reply"
+    assert connection.next_marker() is None, "the noise may have been no reply"
     receive(connection, {"return": 1})
-    assert connection.mark() is not None
+    assert connection.next_marker() is not None
     receive_all(connection, b"5\r\n")
-    assert connection.mark() is None, "QEMU may hold six commands and the marker"
+    assert connection.next_marker() is None, "QEMU may hold six commands and the marker"
     receive(connection, {"return": 2})
-    assert connection.mark() is not None
+    assert connection.next_marker() is not None
     receive(connection, *[{"return": n} for n in range(5)], {"return": {}, "id": 1}, {"return": {}, "id": 2})
     assert not connection.out_of_step
 
